@@ -1,0 +1,51 @@
+"""The exceptions of Fleetune. One tree; each answers "what now?".
+
+    FleetuneError                    anything that Fleetune itself reports, as one readable message
+    ├── InputError        (exit 2)   the same input would fail again: never retried
+    │   ├── SpecError                the job's spec is wrong
+    │   ├── DataError                the data, the model directory or a column is wrong
+    │   ├── StorageError             a URL cannot be read or written
+    │   └── CapacityError            no set of nodes of this cluster can ever hold the gang
+    ├── RunFailed         (exit 1)   training started and failed
+    └── Interrupted       (exit 130) somebody asked the run to stop
+"""
+
+from __future__ import annotations
+
+
+class FleetuneError(Exception):
+    """Base of all errors that are printed as one message, without a traceback."""
+
+    exit_code = 1
+
+
+class InputError(FleetuneError):
+    """What was given is wrong, and would be wrong again: never retried."""
+
+    exit_code = 2
+
+
+class SpecError(InputError):
+    """The spec does not describe a job that can run."""
+
+
+class DataError(InputError):
+    """The data set, tokenizer or model directory does not fit the spec."""
+
+
+class StorageError(InputError):
+    """A path or URL cannot be read or written."""
+
+
+class CapacityError(InputError):
+    """The cluster can never hold the gang that the spec asks for."""
+
+
+class RunFailed(FleetuneError):
+    """Training started and did not succeed. The message names the run's log."""
+
+
+class Interrupted(FleetuneError):
+    """The run was asked to stop before its end."""
+
+    exit_code = 130

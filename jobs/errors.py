@@ -1,0 +1,23 @@
+"""The errors that jobs raise; the tree is drawn in `cluster.errors`."""
+
+from cluster.errors import (
+    CapacityError,
+    DataError,
+    FleetuneError,
+    InputError,
+    Interrupted,
+    RunFailed,
+    SpecError,
+    StorageError,
+)
+
+__all__ = [
+    "CapacityError",
+    "DataError",
+    "FleetuneError",
+    "InputError",
+    "Interrupted",
+    "RunFailed",
+    "SpecError",
+    "StorageError",
+]

@@ -1,0 +1,95 @@
+"""Append-only records on storage that can neither append nor rename: numbered parts, joined by one reader."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from jobs import storage
+
+Record = dict[str, Any]
+
+FIRST_INTERVAL_S = 1.0
+LAST_INTERVAL_S = 30.0
+
+
+class JournalWriter:
+    """Collects records and puts them to the folder as parts `{first:09d}-{writer}.jsonl`.
+
+    A part is written when `interval` seconds have passed since the last one: 1 s at the start of a run, growing with
+    its age to 30 s, so that days of training do not become a million files. A background thread does the writing, so
+    that slow storage never holds up a step.
+    """
+
+    def __init__(self, folder: str, writer: str = "0") -> None:
+        self._folder = folder
+        self._writer = writer
+        self._number = 0
+        self._pending: list[str] = []
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closed = False
+        self._started_at = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name=f"journal-{writer}", daemon=True)
+        self._thread.start()
+
+    def append(self, record: Record) -> None:
+        """Add one record, in order. Never blocks on storage."""
+        line = json.dumps(record, allow_nan=True)
+        with self._lock:
+            self._pending.append(line)
+
+    def flush(self) -> None:
+        """Put what is pending to storage now. Raises StorageError."""
+        with self._lock:
+            lines, self._pending = self._pending, []
+            if not lines:
+                return
+            name = f"{time.time_ns():020d}-{self._number:06d}-{self._writer}.jsonl"
+            self._number += 1
+        try:
+            storage.write_bytes(storage.join(self._folder, name), ("\n".join(lines) + "\n").encode())
+        except BaseException:
+            with self._lock:
+                self._pending = lines + self._pending
+            raise
+
+    def close(self) -> None:
+        """Flush and end the thread."""
+        self._closed = True
+        self._wake.set()
+        self._thread.join()
+        self.flush()
+
+    def _run(self) -> None:
+        while not self._closed:
+            age_s = time.monotonic() - self._started_at
+            self._wake.wait(min(max(age_s / 60.0, FIRST_INTERVAL_S), LAST_INTERVAL_S))
+            try:
+                self.flush()
+            except storage.StorageError:
+                continue  # kept, and tried again with the next part; close() raises it
+
+
+class JournalReader:
+    """Joins the parts of a folder; each call of `new` gives what came since the last."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._seen: set[str] = set()
+
+    def new(self) -> Iterator[Record]:
+        for name in storage.list_names(self._folder):
+            if name in self._seen or not name.endswith(".jsonl"):
+                continue
+            self._seen.add(name)
+            for line in storage.read_bytes(storage.join(self._folder, name)).splitlines():
+                yield json.loads(line)
+
+
+def read_journal(folder: str) -> list[Record]:
+    """All records so far, in the order of their parts."""
+    return list(JournalReader(folder).new())

@@ -1,0 +1,75 @@
+"""How a run ended, and what it said on the way: the values that cross from a run to whoever watches it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from jobs import storage
+from jobs.errors import StorageError
+from jobs.paths import JobPaths
+from jobs.spec import Frozen
+
+OUTCOME_VERSION = 1
+
+
+class Status(StrEnum):
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+EXIT_CODES = {Status.SUCCEEDED: 0, Status.FAILED: 1, Status.INTERRUPTED: 130}
+
+
+class Outcome(Frozen):
+    """The end of one run, written once as outcome.json."""
+
+    version: int = OUTCOME_VERSION
+    status: Status = Field(description="Where it ended.")
+    reason: str | None = Field(None, description="Why, in one readable message; None when it succeeded.")
+    bad_input: bool = Field(False, description="The same spec and data would fail again (exit code 2).")
+    step: int = Field(0, ge=0, description="Last optimizer step that was finished.")
+    metrics: dict[str, float] = Field(default_factory=dict, description="Last train loss and eval_* values.")
+    metrics_before: dict[str, float] = Field(default_factory=dict, description="eval_* before the first step.")
+    model_path: str | None = Field(None, description="The exported model directory.")
+    ended_at: datetime.datetime = Field(description="UTC.")
+
+    @property
+    def exit_code(self) -> int:
+        return 2 if self.bad_input else EXIT_CODES[self.status]
+
+
+class Event(Frozen):
+    """One thing that happened in a run."""
+
+    at: datetime.datetime = Field(description="UTC.")
+    kind: str = Field(description="Short name: phase, evaluated, checkpoint, exported, warning, failed, ended.")
+    message: str = Field(description="One line for people.")
+    data: dict[str, Any] = Field(default_factory=dict, description="The same for programs.")
+
+
+def event(kind: str, message: str, **data: Any) -> Event:
+    return Event(at=datetime.datetime.now(datetime.UTC), kind=kind, message=message, data=data)
+
+
+def write_outcome(paths: JobPaths, outcome: Outcome) -> None:
+    storage.write_bytes(paths.outcome, outcome.model_dump_json(indent=1).encode())
+
+
+def read_outcome(paths: JobPaths) -> Outcome | None:
+    """The outcome of a run, or None while it has none.
+
+    Raises:
+        StorageError: written by a newer release.
+    """
+    if not storage.exists(paths.outcome):
+        return None
+    raw = json.loads(storage.read_bytes(paths.outcome))
+    if raw.get("version", 0) > OUTCOME_VERSION:
+        raise StorageError(f"{paths.outcome} was written by a newer release: upgrade Fleetune to read it")
+    return Outcome.model_validate(raw)

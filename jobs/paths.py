@@ -1,0 +1,115 @@
+"""The one name-giver of everything that a run leaves behind."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import secrets
+from dataclasses import dataclass
+
+from jobs import storage
+
+
+def new_run_name(name: str, now: datetime.datetime) -> str:
+    """`{name}-{UTC date}-{time}-{4 hex digits}`: sorts by time, unique enough to be created without asking."""
+    return f"{name}-{now.astimezone(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+@dataclass(frozen=True)
+class JobPaths:
+    """Names inside one run's directory (a local path or an fsspec URL)."""
+
+    root: str
+
+    @classmethod
+    def of(cls, storage_path: str, run_name: str) -> JobPaths:
+        return cls(storage.join(storage_path, run_name))
+
+    @property
+    def name(self) -> str:
+        return self.root.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def spec(self) -> str:
+        """The resolved spec as JSON: it reruns the same run."""
+        return storage.join(self.root, "spec.json")
+
+    @property
+    def manifest(self) -> str:
+        """What ran where: versions, git revision, hosts, devices, data fingerprint, peak memory."""
+        return storage.join(self.root, "manifest.json")
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, written once."""
+        return storage.join(self.root, "outcome.json")
+
+    @property
+    def events(self) -> str:
+        """Folder of numbered parts: what happened, one object a line."""
+        return storage.join(self.root, "events")
+
+    @property
+    def metrics(self) -> str:
+        """Folder of numbered parts: one object a step."""
+        return storage.join(self.root, "metrics")
+
+    @property
+    def checkpoints(self) -> str:
+        return storage.join(self.root, "checkpoints")
+
+    @property
+    def model(self) -> str:
+        """The exported Hugging Face model directory."""
+        return storage.join(self.root, "model")
+
+    @property
+    def logs(self) -> str:
+        return storage.join(self.root, "logs")
+
+    @property
+    def predictions(self) -> str:
+        """Folder where ranks leave held-out predictions for rank 0, while an evaluation runs."""
+        return storage.join(self.root, "predictions")
+
+    def log(self, who: str) -> str:
+        """The log of `driver` or of `rank-0`, `rank-1` and so on."""
+        return storage.join(self.logs, f"{who}.log")
+
+    def checkpoint(self, step: int) -> str:
+        return storage.join(self.checkpoints, checkpoint_name(step))
+
+    def attempt(self, number: int) -> str:
+        """What was decided for one worker group: the step at which it starts."""
+        return storage.join(self.root, "attempts", f"{number:04d}.json")
+
+    def failure(self, rank: int) -> str:
+        """What one rank failed with; read by the driver and by the other ranks."""
+        return storage.join(self.root, "failures", f"rank-{rank}.json")
+
+    @property
+    def failures(self) -> str:
+        return storage.join(self.root, "failures")
+
+    @property
+    def stop_request(self) -> str:
+        """Appears when somebody asks the run to stop; its content is the reason."""
+        return storage.join(self.root, "stop")
+
+
+_CHECKPOINT = re.compile(r"^step-(\d+)$")
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The step in a checkpoint's name, or None if it is no such name."""
+    match = _CHECKPOINT.match(name)
+    return int(match.group(1)) if match else None
+
+
+def prepared_root(storage_path: str, fingerprint: str) -> str:
+    """Prepared data is shared by all runs with the same fingerprint."""
+    return storage.join(storage_path, "prepared", fingerprint)

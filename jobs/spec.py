@@ -1,0 +1,246 @@
+"""What a job is: the spec, a frozen pydantic model. Light to import; no torch, no ray.
+
+Training arguments carry the names and the meaning that Hugging Face's `TrainingArguments` gives them.
+Whatever can be derived from other fields is derived (see `jobs.planning.batching`), never repeated.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION = 1
+
+Task = Literal["causal-lm", "sequence-classification"]
+DataFormat = Literal["text", "chat", "classification"]
+SchedulerType = Literal["linear", "cosine", "constant_with_warmup", "warmup_stable_decay"]
+
+
+class Frozen(BaseModel):
+    """A value: unknown keys are refused, nothing can be assigned, sequences are tuples."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Columns(Frozen):
+    """The names of the columns (or JSON keys) that the format reads."""
+
+    text: str = Field("text", description="Column with the text, for formats `text` and `classification`.")
+    label: str = Field("label", description="Column with the label, for format `classification`.")
+    messages: str = Field("messages", description="Column with a list of {role, content}, for format `chat`.")
+
+
+class Model(Frozen):
+    """The model to start from."""
+
+    path: str = Field(description="Local directory (relative to the spec's file), hub id, or fsspec URL.", min_length=1)
+    task: Task = Field(description="What the model is trained for: causal-lm or sequence-classification.")
+    num_labels: int | None = Field(
+        None,
+        ge=2,
+        description="Number of classes for sequence-classification; left out, it is the length of data.labels.",
+    )
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="Attention kernel, as transformers names it."
+    )
+
+
+class FullMethod(Frozen):
+    """Full fine-tuning: every parameter is trained."""
+
+    kind: Literal["full"] = Field("full", description="The method's name.")
+
+
+def _method_from_name(value: object) -> object:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Method = Annotated[FullMethod, BeforeValidator(_method_from_name)]
+
+
+class Data(Frozen):
+    """Where the samples come from and how they become rows of tokens."""
+
+    train: str = Field(description="JSONL, CSV or Parquet file (or glob) with the training samples.", min_length=1)
+    eval: str | None = Field(None, description="File (or glob) with the held-out samples.", min_length=1)
+    eval_fraction: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="Share of `train` to hold out when no `eval` is given; split by content, so duplicates stay together.",
+    )
+    format: DataFormat = Field(description="How a record is read: text, chat or classification.")
+    columns: Columns = Field(default_factory=Columns, description="Names of the columns that the format reads.")
+    labels: tuple[str, ...] | None = Field(
+        None, min_length=2, description="Names of the classes in the order of their ids, for classification."
+    )
+    seq_len: int = Field(1024, ge=8, le=1_048_576, description="Longest row in tokens; longer samples are cut.")
+    packing: bool = Field(True, description="Put several short samples in one row (never for classification).")
+
+    @model_validator(mode="after")
+    def _one_source_of_held_out_samples(self) -> Data:
+        if self.eval is not None and self.eval_fraction is not None:
+            raise ValueError("eval and eval_fraction are both given: drop one of them")
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels repeats a name: {list(self.labels)}")
+        return self
+
+
+class Zero(Frozen):
+    """DeepSpeed's ZeRO. Every value is written out; nothing is left on "auto"."""
+
+    stage: Literal[1, 2, 3] = Field(3, description="1 shards the optimizer, 2 also gradients, 3 also parameters.")
+    offload_optimizer: Literal["cpu"] | None = Field(None, description="Keep the optimizer's states in host memory.")
+    offload_param: Literal["cpu"] | None = Field(None, description="Keep the parameters in host memory (stage 3).")
+    reduce_bucket_size: int = Field(50_000_000, ge=1, description="Elements reduced at once.")
+    prefetch_bucket_size: int = Field(50_000_000, ge=0, description="Elements of parameters fetched ahead (stage 3).")
+    param_persistence_threshold: int = Field(
+        100_000, ge=0, description="Parameters of fewer elements than this are never sharded (stage 3)."
+    )
+    max_live_parameters: int = Field(1_000_000_000, ge=1, description="Most gathered elements per device (stage 3).")
+    max_reuse_distance: int = Field(
+        1_000_000_000, ge=0, description="Keep a parameter that is used again within so many elements (stage 3)."
+    )
+
+    @model_validator(mode="after")
+    def _parameters_are_sharded_before_they_are_offloaded(self) -> Zero:
+        if self.offload_param is not None and self.stage != 3:
+            raise ValueError(f"offload_param needs stage 3, but stage is {self.stage}")
+        return self
+
+
+class Train(Frozen):
+    """Training arguments, with Hugging Face's names and meaning."""
+
+    learning_rate: float = Field(2e-5, gt=0.0, le=1.0, description="Peak learning rate.")
+    lr_scheduler_type: SchedulerType = Field("linear", description="Shape of the rate after the warmup.")
+    warmup_ratio: float | None = Field(None, ge=0.0, le=1.0, description="Warmup as a share of all steps.")
+    warmup_steps: float | None = Field(
+        None, ge=0.0, description="Warmup in optimizer steps; below 1 it is a share of all steps, as in transformers 5."
+    )
+    decay_ratio: float = Field(
+        0.1, ge=0.0, le=1.0, description="Share of all steps that decay at the end, for warmup_stable_decay."
+    )
+    num_train_epochs: float | None = Field(None, gt=0.0, description="Passes over the training rows (3 if left out).")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; takes the place of num_train_epochs.")
+    global_batch_size: int | None = Field(
+        None, ge=1, description="Rows per optimizer step over all workers; accumulation is derived from it."
+    )
+    global_batch_tokens: int | None = Field(
+        None, ge=1, description="The same in tokens: global_batch_tokens // data.seq_len rows."
+    )
+    per_device_train_batch_size: int = Field(1, ge=1, description="Rows per worker in one forward pass (micro-batch).")
+    gradient_accumulation_steps: int | None = Field(
+        None, ge=1, description="Forward passes per optimizer step; left out, derived from the global batch."
+    )
+    optim: Literal["adamw_torch"] = Field("adamw_torch", description="The optimizer, as Hugging Face names it.")
+    weight_decay: float = Field(0.0, ge=0.0, lt=1.0, description="Decay of weight matrices; never of norms and biases.")
+    adam_beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW's first beta.")
+    adam_beta2: float = Field(0.999, ge=0.0, lt=1.0, description="AdamW's second beta.")
+    adam_epsilon: float = Field(1e-8, gt=0.0, description="AdamW's epsilon.")
+    max_grad_norm: float = Field(1.0, ge=0.0, description="Gradients are scaled down to this norm; 0 turns it off.")
+    bf16: bool | None = Field(
+        None, description="Compute in bfloat16 with fp32 master weights; left out: where the device has it (GPU)."
+    )
+    fp16: bool = Field(False, description="Compute in float16 with loss scaling, for devices without bfloat16.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    group_by_length: bool = Field(
+        True, description="Put rows of like length in one step where rows are not packed, so that less is padded."
+    )
+    zero: Zero = Field(default_factory=Zero, description="DeepSpeed ZeRO.")
+
+    @model_validator(mode="after")
+    def _nothing_is_said_twice(self) -> Train:
+        for one, other in (
+            ("warmup_ratio", "warmup_steps"),
+            ("num_train_epochs", "max_steps"),
+            ("global_batch_size", "global_batch_tokens"),
+        ):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise ValueError(f"{one} and {other} are both given: drop one of them")
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 are both true: drop one of them")
+        if self.warmup_steps is not None and self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) is neither whole nor below 1")
+        return self
+
+
+class Eval(Frozen):
+    """When and how the held-out samples are scored."""
+
+    metrics: tuple[str, ...] = Field(
+        ("loss",),
+        description="loss, perplexity, accuracy, f1, exact_match, or package.module:function of your own.",
+    )
+    eval_steps: int | None = Field(None, ge=1, description="Evaluate every so many steps, beside the start and the end.")
+    eval_on_start: bool = Field(True, description="Evaluate before the first step.")
+    per_device_eval_batch_size: int = Field(8, ge=1, description="Rows per worker in one forward pass of evaluation.")
+
+
+class Resources(Frozen):
+    """The gang: all workers start together, or none."""
+
+    num_workers: int = Field(1, ge=1, le=65_536, description="Number of workers (processes), one GPU each.")
+    gpus_per_worker: Literal[0, 1] = Field(1, description="1 trains on GPUs; 0 on CPUs, for small models and tests.")
+    cpus_per_worker: int = Field(1, ge=1, description="CPU cores per worker, for Ray's bookkeeping and torch's threads.")
+    accelerator_type: str | None = Field(None, description="Only GPUs of this type, as Ray names it (A100, H100).")
+
+
+class Checkpoint(Frozen):
+    """When the training state is saved."""
+
+    save_steps: int | None = Field(None, ge=1, description="Save every so many steps; left out, only when told to stop.")
+    save_total_limit: int = Field(2, ge=1, description="Keep this many newest checkpoints.")
+
+
+class Spec(Frozen):
+    """A fine-tuning job."""
+
+    version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this schema.")
+    name: str = Field(
+        "run",
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
+        description="Start of the run's name: lower-case letters, digits, '.', '_' and '-'.",
+    )
+    model: Model = Field(description="The model to start from.")
+    method: Method = Field(default_factory=FullMethod, description="How it is trained: full.")
+    data: Data = Field(description="The samples.")
+    train: Train = Field(default_factory=Train, description="Training arguments.")
+    eval: Eval = Field(default_factory=Eval, description="Evaluation.")
+    resources: Resources = Field(default_factory=Resources, description="The gang of workers.")
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="Checkpoints.")
+    storage_path: str = Field(
+        "runs", min_length=1, description="Directory (relative to the spec's file) or fsspec URL that holds the runs."
+    )
+    seed: int = Field(42, ge=0, lt=2**63, description="Seed of the order of rows, of new weights and of dropout.")
+
+    @model_validator(mode="after")
+    def _task_and_format_fit(self) -> Spec:
+        classify = self.model.task == "sequence-classification"
+        if classify != (self.data.format == "classification"):
+            raise ValueError(
+                f"model.task is {self.model.task} but data.format is {self.data.format}: "
+                "sequence-classification goes with classification, causal-lm with text or chat"
+            )
+        if classify and self.num_labels is None:
+            raise ValueError("sequence-classification needs data.labels (the names) or model.num_labels")
+        if classify and self.data.labels and self.model.num_labels not in (None, len(self.data.labels)):
+            raise ValueError(
+                f"model.num_labels is {self.model.num_labels}, but data.labels names {len(self.data.labels)} classes"
+            )
+        if not classify and (self.model.num_labels is not None or self.data.labels is not None):
+            raise ValueError("model.num_labels and data.labels are for sequence-classification only")
+        return self
+
+    @property
+    def num_labels(self) -> int | None:
+        """Number of classes, or None for a language model."""
+        if self.model.num_labels is not None:
+            return self.model.num_labels
+        return len(self.data.labels) if self.data.labels else None
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows hold several samples: sequence classification pools one token a row and cannot be packed."""
+        return self.data.packing and self.model.task == "causal-lm"

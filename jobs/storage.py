@@ -1,0 +1,190 @@
+"""Files at a path or an fsspec URL. A file appears whole or not at all; the rest of the code never opens one by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import tempfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from jobs.errors import StorageError
+
+
+def is_url(path: str) -> bool:
+    """Whether `path` carries a protocol, as s3://bucket/key does."""
+    return "://" in path
+
+
+def is_local(path: str) -> bool:
+    return not is_url(path) or path.startswith("file://")
+
+
+def local_path(path: str) -> str:
+    """The path without file://; only for paths that are local."""
+    return path.removeprefix("file://")
+
+
+def join(base: str, *parts: str) -> str:
+    return posixpath.join(base, *parts)
+
+
+def filesystem(path: str) -> tuple[Any, str]:
+    """The fsspec filesystem of `path` and the path inside it.
+
+    Raises:
+        StorageError: no such protocol, or the library behind it is not installed.
+    """
+    try:
+        return cast(tuple[Any, str], url_to_fs(path))
+    except (ValueError, ImportError, OSError) as error:
+        raise StorageError(f"cannot open {path}: {error}") from error
+
+
+@contextlib.contextmanager
+def _as_storage_error(what: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except FileNotFoundError as error:
+        raise StorageError(f"cannot {what} {path}: no such file") from error
+    except Exception as error:  # object stores raise whatever their client raises
+        raise StorageError(f"cannot {what} {path}: {type(error).__name__}: {error}") from error
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole file. Raises StorageError."""
+    with _as_storage_error("read", path), fsspec.open(path, "rb") as file:
+        return cast(bytes, file.read())
+
+
+def exists(path: str) -> bool:
+    with _as_storage_error("look at", path):
+        fs, inner = filesystem(path)
+        return bool(fs.exists(inner))
+
+
+def is_dir(path: str) -> bool:
+    with _as_storage_error("look at", path):
+        fs, inner = filesystem(path)
+        return bool(fs.isdir(inner))
+
+
+def list_names(path: str) -> list[str]:
+    """Sorted names directly under a directory; empty if there is none."""
+    with _as_storage_error("list", path):
+        fs, inner = filesystem(path)
+        fs.invalidate_cache()
+        try:
+            entries = fs.ls(inner, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted({posixpath.basename(str(entry).rstrip("/")) for entry in entries} - {""})
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Write a file that appears whole or not at all. Raises StorageError."""
+    with _as_storage_error("write", path):
+        if is_local(path):
+            _write_local(local_path(path), content)
+            return
+        fs, inner = filesystem(path)
+        fs.pipe_file(inner, content)  # an object store shows an object only when it is whole
+
+
+def _write_local(path: str, content: bytes) -> None:
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)
+        raise
+
+
+def put_file(local: str, path: str) -> None:
+    """Bring a finished local file to `path`, whole or not at all; the local file may be moved away."""
+    with _as_storage_error("write", path):
+        if is_local(path):
+            target = local_path(path)
+            os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+            with open(local, "rb") as file:
+                os.fsync(file.fileno())
+            _move(local, target)
+            return
+        fs, inner = filesystem(path)
+        fs.put_file(local, inner)
+
+
+def _move(source: str, target: str) -> None:
+    try:
+        os.replace(source, target)
+    except OSError:  # another file system
+        import shutil
+
+        beside = f"{target}.part"
+        shutil.copyfile(source, beside)
+        os.replace(beside, target)
+        os.unlink(source)
+
+
+@contextlib.contextmanager
+def open_read(path: str) -> Iterator[BinaryIO]:
+    """A seekable binary file. Raises StorageError when it cannot be opened."""
+    with _as_storage_error("read", path):
+        file = fsspec.open(path, "rb").open()
+    with file:
+        yield cast(BinaryIO, file)
+
+
+def fetch_dir(path: str, target: str) -> None:
+    """Copy a directory from any URL to a local one."""
+    with _as_storage_error("fetch", path):
+        fs, inner = filesystem(path)
+        os.makedirs(target, exist_ok=True)
+        fs.get(inner.rstrip("/") + "/", target.rstrip("/") + "/", recursive=True)
+
+
+def remove_dir(path: str) -> None:
+    """Remove a directory and what is in it; none there is fine."""
+    with _as_storage_error("remove", path):
+        fs, inner = filesystem(path)
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm(inner, recursive=True)
+
+
+def make_dir(path: str) -> None:
+    with _as_storage_error("create", path):
+        fs, inner = filesystem(path)
+        fs.makedirs(inner, exist_ok=True)
+
+
+def check_writable(path: str) -> None:
+    """Write and remove a small file under `path`.
+
+    Raises:
+        StorageError: with what the storage answered, and what to change.
+    """
+    import uuid
+
+    probe = join(path, f".probe-{uuid.uuid4().hex}")
+    try:
+        write_bytes(probe, b"fleetune")
+        fs, inner = filesystem(probe)
+        fs.rm(inner)
+    except StorageError as error:
+        raise StorageError(f"storage_path {path} is not writable: {error}. Choose a directory or URL you own.") from error
+    except Exception as error:
+        raise StorageError(f"storage_path {path} is not writable: {error}. Choose a directory or URL you own.") from error

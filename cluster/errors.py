@@ -1,13 +1,13 @@
 """The exceptions of Fleetune. One tree; each answers "what now?".
 
-    FleetuneError                    anything that Fleetune itself reports, as one readable message
-    ├── InputError        (exit 2)   the same input would fail again: never retried
-    │   ├── SpecError                the job's spec is wrong
-    │   ├── DataError                the data, the model directory or a column is wrong
-    │   ├── StorageError             a URL cannot be read or written
-    │   └── CapacityError            no set of nodes of this cluster can ever hold the gang
-    ├── RunFailed         (exit 1)   training started and failed
-    └── Interrupted       (exit 130) somebody asked the run to stop
+FleetuneError                    anything that Fleetune itself reports, as one readable message
+├── InputError        (exit 2)   the same input would fail again: never retried
+│   ├── SpecError                the job's spec is wrong
+│   ├── DataError                the data, the model directory or a column is wrong
+│   ├── StorageError             a URL cannot be read or written
+│   └── CapacityError            no set of nodes of this cluster can ever hold the gang
+├── RunFailed         (exit 1)   training started and failed
+└── Interrupted       (exit 130) somebody asked the run to stop
 """
 
 from __future__ import annotations

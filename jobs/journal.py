@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jobs import storage
+from jobs.errors import StorageError
 
 Record = dict[str, Any]
 
@@ -17,7 +18,7 @@ LAST_INTERVAL_S = 30.0
 
 
 class JournalWriter:
-    """Collects records and puts them to the folder as parts `{first:09d}-{writer}.jsonl`.
+    """Collects records and puts them to the folder as parts `{time in ns}-{number}-{writer}.jsonl`.
 
     A part is written when `interval` seconds have passed since the last one: 1 s at the start of a run, growing with
     its age to 30 s, so that days of training do not become a million files. A background thread does the writing, so
@@ -70,15 +71,17 @@ class JournalWriter:
             self._wake.wait(min(max(age_s / 60.0, FIRST_INTERVAL_S), LAST_INTERVAL_S))
             try:
                 self.flush()
-            except storage.StorageError:
+            except StorageError:
                 continue  # kept, and tried again with the next part; close() raises it
 
 
 class JournalReader:
     """Joins the parts of a folder; each call of `new` gives what came since the last."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, skip: str | None = None) -> None:
+        """`skip` names a writer whose parts are passed over."""
         self._folder = folder
+        self._skip = None if skip is None else f"-{skip}.jsonl"
         self._seen: set[str] = set()
 
     def new(self) -> Iterator[Record]:
@@ -86,6 +89,8 @@ class JournalReader:
             if name in self._seen or not name.endswith(".jsonl"):
                 continue
             self._seen.add(name)
+            if self._skip is not None and name.endswith(self._skip):
+                continue
             for line in storage.read_bytes(storage.join(self._folder, name)).splitlines():
                 yield json.loads(line)
 

@@ -6,11 +6,11 @@ Whatever can be derived from other fields is derived (see `jobs.planning.batchin
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 
 Task = Literal["causal-lm", "sequence-classification"]
 DataFormat = Literal["text", "chat", "classification"]
@@ -68,7 +68,7 @@ class Data(Frozen):
         None,
         gt=0.0,
         lt=1.0,
-        description="Share of `train` to hold out when no `eval` is given; split by content, so duplicates stay together.",
+        description="Share of `train` to hold out when no `eval` is given; by content, so duplicates stay together.",
     )
     format: DataFormat = Field(description="How a record is read: text, chat or classification.")
     columns: Columns = Field(default_factory=Columns, description="Names of the columns that the format reads.")
@@ -173,7 +173,9 @@ class Eval(Frozen):
         ("loss",),
         description="loss, perplexity, accuracy, f1, exact_match, or package.module:function of your own.",
     )
-    eval_steps: int | None = Field(None, ge=1, description="Evaluate every so many steps, beside the start and the end.")
+    eval_steps: int | None = Field(
+        None, ge=1, description="Evaluate every so many steps, beside the start and the end."
+    )
     eval_on_start: bool = Field(True, description="Evaluate before the first step.")
     per_device_eval_batch_size: int = Field(8, ge=1, description="Rows per worker in one forward pass of evaluation.")
 
@@ -183,14 +185,18 @@ class Resources(Frozen):
 
     num_workers: int = Field(1, ge=1, le=65_536, description="Number of workers (processes), one GPU each.")
     gpus_per_worker: Literal[0, 1] = Field(1, description="1 trains on GPUs; 0 on CPUs, for small models and tests.")
-    cpus_per_worker: int = Field(1, ge=1, description="CPU cores per worker, for Ray's bookkeeping and torch's threads.")
+    cpus_per_worker: int = Field(
+        1, ge=1, description="CPU cores per worker, for Ray's bookkeeping and torch's threads."
+    )
     accelerator_type: str | None = Field(None, description="Only GPUs of this type, as Ray names it (A100, H100).")
 
 
 class Checkpoint(Frozen):
     """When the training state is saved."""
 
-    save_steps: int | None = Field(None, ge=1, description="Save every so many steps; left out, only when told to stop.")
+    save_steps: int | None = Field(
+        None, ge=1, description="Save every so many steps; left out, only when told to stop."
+    )
     save_total_limit: int = Field(2, ge=1, description="Keep this many newest checkpoints.")
 
 

@@ -1,4 +1,4 @@
-"""Files at a path or an fsspec URL. A file appears whole or not at all; the rest of the code never opens one by hand."""
+"""Files at a path or an fsspec URL. A file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -185,6 +185,10 @@ def check_writable(path: str) -> None:
         fs, inner = filesystem(probe)
         fs.rm(inner)
     except StorageError as error:
-        raise StorageError(f"storage_path {path} is not writable: {error}. Choose a directory or URL you own.") from error
+        raise StorageError(
+            f"storage_path {path} is not writable: {error}. Choose a directory or URL you own."
+        ) from error
     except Exception as error:
-        raise StorageError(f"storage_path {path} is not writable: {error}. Choose a directory or URL you own.") from error
+        raise StorageError(
+            f"storage_path {path} is not writable: {error}. Choose a directory or URL you own."
+        ) from error

@@ -18,7 +18,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -292,4 +292,4 @@ class Prepared:
         return split in self.manifest.splits
 
     def split(self, name: str) -> Split:
-        return Split(self.root, name, cast(SplitManifest, self.manifest.splits[name]))
+        return Split(self.root, name, self.manifest.splits[name])

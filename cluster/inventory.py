@@ -1,0 +1,30 @@
+"""What machines there are. Values only; `cluster.ray_backend` fills them from a living cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine, in Ray's logical resources."""
+
+    node_id: str
+    cpus: int
+    gpus: int = 0
+    accelerator_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """All living machines of a cluster."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def cpus(self) -> int:
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> int:
+        return sum(node.gpus for node in self.nodes)

@@ -1,0 +1,90 @@
+"""The only file of this room that knows Ray: connecting, and what the cluster holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from cluster.errors import CapacityError
+from cluster.inventory import Inventory, Node
+from cluster.placement import check_can_ever_fit
+from cluster.resources import Gang
+from cluster.settings import ray_address, set_default
+
+# Logical CPUs beside the workers' own, for Ray Data's tasks and the Train controller.
+SPARE_CPUS = 2
+# How far CPU workers may share cores on a machine of one's own: enough to try a gang, not enough to choke on.
+MOST_WORKERS_PER_CORE = 4
+
+
+@contextlib.contextmanager
+def connected(address: str | None, gang: Gang) -> Iterator[Inventory]:
+    """Connect to the cluster at `address` (or RAY_ADDRESS), or start a Ray of this machine; leave it at the end.
+
+    Raises:
+        CapacityError: the gang can never fit, or nothing answers at the address.
+    """
+    import ray
+
+    set_default("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    set_default("RAY_TRAIN_V2_ENABLED", "1")
+    set_default("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay where the job's own modules are
+    where = address or ray_address()
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    if where is None:
+        _check_local(gang)
+        cpus = gang.num_workers * gang.cpus_per_worker + SPARE_CPUS
+        options |= {"address": "local", "num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
+    else:
+        options["address"] = where
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise CapacityError(_no_answer(where, error)) from error
+    try:
+        inventory = snapshot()
+        check_can_ever_fit(gang, inventory)
+        yield inventory
+    finally:
+        ray.shutdown()
+
+
+def snapshot() -> Inventory:
+    """The living nodes of the connected cluster, in logical resources."""
+    import ray
+
+    return Inventory(tuple(_node(entry) for entry in ray.nodes() if entry["Alive"]))
+
+
+def _node(entry: dict[str, Any]) -> Node:
+    resources = entry["Resources"]
+    types = [name.removeprefix("accelerator_type:") for name in resources if name.startswith("accelerator_type:")]
+    return Node(
+        node_id=entry["NodeID"],
+        cpus=int(resources.get("CPU", 0)),
+        gpus=int(resources.get("GPU", 0)),
+        accelerator_type=types[0] if types else None,
+    )
+
+
+def _check_local(gang: Gang) -> None:
+    cores = os.cpu_count() or 1
+    if gang.gpus_per_worker:
+        return  # Ray counts the GPUs itself
+    most = cores * MOST_WORKERS_PER_CORE // gang.cpus_per_worker
+    if gang.num_workers > most:
+        raise CapacityError(
+            f"the spec asks for {gang}, but this machine has {cores} cores: the most that it would take on is "
+            f"resources.num_workers: {most}. Give the --address of a larger cluster, or ask for fewer"
+        )
+
+
+def _no_answer(where: str | None, error: Exception) -> str:
+    if where is None:
+        return f"Ray did not start on this machine: {error}"
+    return (
+        f"no Ray cluster answers at {where}: {str(error).splitlines()[0]}. `--address auto` takes the cluster of this "
+        "machine; with token authentication on, set RAY_AUTH_MODE=token and have its token in ~/.ray/auth_token"
+    )

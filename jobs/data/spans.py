@@ -1,0 +1,68 @@
+"""Which characters of a rendered dialogue the assistant wrote, where the chat template does not say so. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+Turn = dict[str, str]
+Span = tuple[int, int]  # characters [start, end) of the rendered dialogue
+Render = Callable[[Sequence[Turn], bool], str]  # (turns, whether to open an assistant turn at the end) -> text
+
+
+class Unrenderable(Exception):  # noqa: N818 - a reason, turned into a bad row
+    """The dialogue cannot be rendered, or the assistant's part of it cannot be told apart."""
+
+
+def assistant_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]) -> tuple[str, list[Span]]:
+    """Render a dialogue and find what the assistant wrote in it.
+
+    Turn i is what the rendering of turns[:i+1] adds to that of turns[:i] with the assistant's header. It reaches to its
+    end token; what a template writes after that (a line break, mostly) is never generated and not part of it.
+
+    Args:
+        ends: the tokenizer's special tokens, of which an end token is one.
+
+    Returns:
+        The rendered dialogue, and a span for each assistant turn.
+
+    Raises:
+        Unrenderable: the template refuses the dialogue, or renders a turn differently when others follow.
+    """
+    whole = _rendered(turns, render, False)
+    spans = []
+    for number, turn in enumerate(turns):
+        if turn["role"] != "assistant":
+            continue
+        after = whole if number + 1 == len(turns) else _rendered(turns[: number + 1], render, False)
+        start = _start(turns, number, after, render)
+        if not whole.startswith(after):
+            raise Unrenderable(f"the chat template renders turn {number + 1} differently when others follow it")
+        spans.append((start, _end(after, start, ends)))
+    return whole, spans
+
+
+def _rendered(turns: Sequence[Turn], render: Render, header: bool) -> str:
+    try:
+        return render(turns, header)
+    except Exception as error:  # a template is a program of its own
+        raise Unrenderable(f"the chat template refuses it: {error}") from error
+
+
+def _start(turns: Sequence[Turn], number: int, after: str, render: Render) -> int:
+    """Where assistant turn `number` starts in `after`, the rendering up to and with it."""
+    if number:
+        before = _rendered(turns[:number], render, True)
+        if not after.startswith(before):
+            raise Unrenderable(f"the chat template does not render turn {number + 1} after what it is asked to follow")
+        return len(before)
+    # No template renders an empty dialogue: the header is what it adds behind this turn when asked for another one.
+    opened = _rendered(turns[:1], render, True)
+    header = opened.removeprefix(after)
+    if not header or header == opened or header not in after:
+        raise Unrenderable("it starts with an assistant turn, whose start the chat template does not show")
+    return after.index(header) + len(header)
+
+
+def _end(text: str, start: int, ends: tuple[str, ...]) -> int:
+    kept = text.rstrip()
+    return len(kept) if len(kept) > start and kept.endswith(ends) else len(text)

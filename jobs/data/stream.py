@@ -1,0 +1,259 @@
+"""The rows of one worker, step by step: one function reads a chunk of steps, two readers call it.
+
+`plain_steps` reads in a thread of this process, `ray_steps` (fed by `OrderedRows`, one Ray Data source per worker) in
+Ray's. Both give the same bytes, since a chunk is a pure function of (prepared data, plan, worker, steps).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.data.order import Order, StepPlan, micro_batches
+from jobs.data.prepared import ROW_SCHEMA, Prepared, Split
+from jobs.planning.batching import Batching, plan_batching
+from jobs.planning.steps import total_steps, warmup_steps
+from jobs.spec import Spec
+
+CHUNK_SCHEMA = pa.schema([("step", pa.int64()), ("micro", pa.int32()), *ROW_SCHEMA])
+_CHUNK_ROWS = 256
+_CHUNKS_PER_TASK = 64
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """What one worker trains on in one step."""
+
+    step: int
+    micros: tuple[Any, ...]  # pyarrow.Table with ROW_SCHEMA for each forward pass; may have no rows
+
+
+@dataclass(frozen=True)
+class Stream:
+    """All that is needed to read one worker's rows; small, and can be sent to another process."""
+
+    prepared_root: str
+    spec: Spec
+    num_workers: int
+    worker: int
+
+    def open(self) -> OpenStream:
+        prepared = Prepared.open(self.prepared_root)
+        split = prepared.split("train")
+        return OpenStream(split, step_plan(self.spec, split), plan_batching(self.spec), self.num_workers, self.worker)
+
+
+def step_plan(spec: Spec, split: Split) -> StepPlan:
+    """The run's plan: its steps, and the rows of each.
+
+    Raises:
+        SpecError: the warmup is longer than the run, which only shows once the rows are counted.
+    """
+    rows = plan_batching(spec).rows
+    steps = total_steps(spec, len(split), rows)
+    warmup_steps(spec.train, steps)
+    by_length = spec.train.group_by_length and not spec.packed
+    epochs = spec.train.num_train_epochs or 3.0
+    end = steps * rows if spec.train.max_steps is not None else min(round(epochs * len(split)), steps * rows)
+    return StepPlan(
+        order=Order(len(split), split.manifest.rows_per_block, spec.seed),
+        rows_per_step=rows,
+        total_steps=steps,
+        total_rows=max(end, 1),
+        lengths=split.index.num_tokens if by_length else None,
+    )
+
+
+@dataclass(frozen=True)
+class OpenStream:
+    """A worker's rows, ready to be read."""
+
+    split: Split
+    plan: StepPlan
+    batching: Batching
+    num_workers: int
+    worker: int
+
+    @property
+    def steps_per_chunk(self) -> int:
+        return max(1, _CHUNK_ROWS * self.num_workers // self.batching.rows)
+
+    def read(self, start: int, stop: int) -> Any:
+        """Rows of this worker for steps start..stop-1.
+
+        Returns:
+            pyarrow.Table with CHUNK_SCHEMA, sorted by (step, micro).
+        """
+        steps, micros, rows = [], [], []
+        for step in range(start, stop):
+            dealt = micro_batches(
+                self.plan.rows_of_step(step), self.batching.per_device, self.batching.accumulation, self.num_workers
+            )[self.worker]
+            for micro, piece in enumerate(dealt):
+                steps += [step] * len(piece)
+                micros += [micro] * len(piece)
+                rows.append(piece)
+        table = self.split.read_rows(np.concatenate(rows))
+        columns = [pa.array(steps, pa.int64()), pa.array(micros, pa.int32()), *table.columns]
+        return pa.Table.from_arrays(columns, schema=CHUNK_SCHEMA)
+
+    def chunks(self, start: int, stop: int) -> Iterator[Any]:
+        for first in range(start, stop, self.steps_per_chunk):
+            yield self.read(first, min(first + self.steps_per_chunk, stop))
+
+
+def split_steps(tables: Iterable[Any], start: int, stop: int, accumulation: int) -> Iterator[StepRows]:
+    """Cut tables with CHUNK_SCHEMA, in order, into steps start..stop-1; a step without rows has empty micro-batches.
+
+    Raises:
+        RuntimeError: a row of another step came than the plan says.
+    """
+    expected = start
+    pending: list[Any] = []  # tables of the step that is not yet complete
+    for table in tables:
+        if table.num_rows == 0:
+            continue
+        steps = table["step"].to_numpy()
+        borders = np.concatenate([[0], np.flatnonzero(np.diff(steps)) + 1, [len(steps)]])
+        for low, high in pairwise(borders):
+            step = int(steps[low])
+            if step < expected:
+                raise RuntimeError(f"the stream gave a row of step {step} where step {expected} was due")
+            while step > expected:
+                yield _step_rows(expected, pending, accumulation)
+                expected, pending = expected + 1, []
+            pending.append(table.slice(low, high - low))
+    for step in range(expected, stop):
+        yield _step_rows(step, pending, accumulation)
+        pending = []
+
+
+def _step_rows(step: int, tables: list[Any], accumulation: int) -> StepRows:
+    if not tables:
+        return StepRows(step, (ROW_SCHEMA.empty_table(),) * accumulation)
+    table = pa.concat_tables(tables)
+    micros = table["micro"].to_numpy()
+    rows = table.select(ROW_SCHEMA.names)
+    cuts = np.searchsorted(micros, np.arange(accumulation + 1))
+    return StepRows(step, tuple(rows.slice(a, b - a) for a, b in pairwise(cuts)))
+
+
+def plain_steps(stream: Stream, start: int) -> Iterator[StepRows]:
+    """Steps from `start` to the end, read ahead by a thread of this process."""
+    opened = stream.open()
+    stop = opened.plan.total_steps
+    return split_steps(_ahead(opened.chunks(start, stop), depth=2), start, stop, opened.batching.accumulation)
+
+
+def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Any]:
+    """Run an iterator in a thread, at most `depth` items ahead. What it raises is raised here."""
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=depth)
+    ended = threading.Event()
+
+    def put(item: tuple[Any, BaseException | None]) -> None:
+        while not ended.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def fill() -> None:
+        try:
+            for table in tables:
+                put((table, None))
+                if ended.is_set():
+                    return
+            put((None, None))
+        except BaseException as error:
+            put((None, error))
+
+    threading.Thread(target=fill, name="read-ahead", daemon=True).start()
+    try:
+        while True:
+            table, error = ready.get()
+            if error is not None:
+                raise error
+            if table is None:
+                return
+            yield table
+    finally:
+        ended.set()
+
+
+def ray_steps(iterator: Any, stream: Stream, start: int) -> Iterator[StepRows]:
+    """Steps from `start` to the end, out of a Ray Data iterator made by `ray_iterators`."""
+    opened = stream.open()
+    tables = iterator.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    return split_steps(tables, start, opened.plan.total_steps, opened.batching.accumulation)
+
+
+def ray_iterators(prepared_root: str, spec: Spec, num_workers: int, start: int) -> list[Any]:
+    """One Ray Data iterator for each worker, of exactly its rows from step `start`, in order.
+
+    Reading takes no CPU from Ray's bookkeeping (`num_cpus=0`): workers may hold every logical CPU, and a read that
+    waits for one would wait for ever. It is bounded by one task a worker instead.
+    """
+    import ray.data
+
+    iterators = []
+    for worker in range(num_workers):
+        source = _ordered_rows(Stream(prepared_root, spec, num_workers, worker), start)
+        dataset = ray.data.read_datasource(
+            source, num_cpus=0, concurrency=1, override_num_blocks=max(len(source.get_read_tasks(1)), 1)
+        )
+        dataset.context.execution_options.preserve_order = True
+        dataset.context.enable_progress_bars = False
+        iterators.append(dataset.iterator())
+    return iterators
+
+
+def _ordered_rows(stream: Stream, start: int) -> Any:
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
+
+    class OrderedRows(Datasource):  # type: ignore[misc]  # ray carries no types
+        """One worker's rows; each task reads the chunks of a range of steps and gives them one by one."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            opened = stream.open()
+            self._stop = opened.plan.total_steps
+            self._steps_per_task = opened.steps_per_chunk * _CHUNKS_PER_TASK
+            self._rows_per_step = -(-opened.batching.rows // stream.num_workers)
+
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None
+
+        def get_read_tasks(
+            self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+        ) -> list[Any]:
+            tasks = []
+            for first in range(start, self._stop, self._steps_per_task):
+                last = min(first + self._steps_per_task, self._stop)
+                meta = BlockMetadata(
+                    num_rows=(last - first) * self._rows_per_step, size_bytes=None, input_files=None, exec_stats=None
+                )
+                tasks.append(ReadTask(_Chunks(stream, first, last), meta, schema=CHUNK_SCHEMA))
+            return tasks
+
+    return OrderedRows()
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """A read task's function: opens the shards where it runs."""
+
+    stream: Stream
+    start: int
+    stop: int
+
+    def __call__(self) -> Iterable[Any]:
+        yield from self.stream.open().chunks(self.start, self.stop)

@@ -1,0 +1,174 @@
+"""YAML and JSON with the line of every value, and without YAML's surprises.
+
+Read as YAML 1.2 reads it: `1e-5` is a number, `no` and `on` are text, `1:30` and `2026-01-01` are text too, and a key
+that is given twice is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from jobs.errors import SpecError
+
+Path = tuple[str | int, ...]
+
+_NULL, _BOOL, _INT, _FLOAT, _STR = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str"))
+_RESOLVERS = (
+    (_NULL, r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    (_BOOL, r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    (_INT, r"[-+]?(?:0|[1-9][0-9_]{0,99})", list("-+0123456789")),
+    (_FLOAT, r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    (_FLOAT, r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own name and shape
+
+
+for _tag, _pattern, _first in _RESOLVERS:
+    _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
+
+
+@dataclass
+class Document:
+    """A parsed spec: plain values, and where each of them stands."""
+
+    value: Any
+    marks: dict[Path, str] = field(default_factory=dict)  # "job.yaml:12" or "--set train.max_steps"
+    problems: list[tuple[str, str]] = field(default_factory=list)  # (mark, message): duplicate keys and the like
+
+    def mark(self, path: Path) -> str:
+        """Where `path` stands, or else the nearest section around it."""
+        return next(self.marks[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.marks)
+
+
+def parse(text: str, source: str) -> Document:
+    """Parse the text of a spec; `source` is the file's name as the user gave it.
+
+    Raises:
+        SpecError: a syntax error, with line and column.
+    """
+    if source.endswith(".json"):
+        return _parse_json(text, source)
+    document = Document(None, {(): source})
+    document.value = _Builder(document, source).build(_compose(text, source), ())
+    return document
+
+
+def parse_value(text: str, source: str) -> Any:
+    """The value of one `--set key=value`."""
+    document = Document(None, {(): source})
+    document.value = _Builder(document, None).build(_compose(text, source), ())
+    if document.problems:
+        raise SpecError(f"{source}: {document.problems[0][1]}")
+    return document.value
+
+
+def _compose(text: str, source: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        raise SpecError(f"{place}: {_readable(error, text)}") from error
+    except yaml.reader.ReaderError as error:
+        raise SpecError(f"{source}: no YAML text: character {error.character!r} at {error.position}") from error
+    except RecursionError as error:
+        raise SpecError(f"{source}: nested too deeply") from error
+
+
+def _readable(error: yaml.MarkedYAMLError, text: str) -> str:
+    problem = str(error.problem)
+    if "'\\t'" in problem:
+        return "a tab cannot indent YAML: use spaces"
+    if "mapping values are not allowed" in problem:
+        return "no YAML: a second ': ' in one line, or wrong indentation (quote values that contain ': ')"
+    if "expected a single document" in problem:
+        return "a second YAML document begins here ('---'): a spec is one document"
+    if "expected <block end>" in problem or "could not find expected ':'" in problem:
+        return f"no YAML: the indentation does not fit the lines above, or a ':' is missing ({problem})"
+    return f"no YAML: {problem}" + (f" {error.context}" if error.context else "")
+
+
+class _Builder:
+    """Turns nodes into plain values and writes down where they stand (`source` None: nowhere)."""
+
+    def __init__(self, document: Document, source: str | None) -> None:
+        self._document = document
+        self._source = source
+        self._open: set[int] = set()
+
+    def build(self, node: yaml.Node | None, path: Path) -> Any:
+        if node is None:
+            return None
+        self._remember(node, path)
+        if id(node) in self._open:
+            return self._problem(node, "an alias that contains itself")
+        self._open.add(id(node))
+        try:
+            return self._value(node, path)
+        finally:
+            self._open.discard(id(node))
+
+    def _value(self, node: yaml.Node, path: Path) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
+        make = _SCALARS.get(node.tag)
+        return make(node.value) if make else self._problem(node, f"the YAML tag {node.tag} has no meaning here")
+
+    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            if key in result:
+                first = self._document.mark((*path, key))
+                self._problem(key_node, f"{dotted((*path, key))} is given twice (first at {first})")
+                continue
+            result[key] = self.build(value_node, (*path, key))
+            self._remember(key_node, (*path, key))
+        return result
+
+    def _remember(self, node: yaml.Node, path: Path) -> None:
+        if self._source is not None and path:
+            self._document.marks[path] = f"{self._source}:{node.start_mark.line + 1}"
+
+    def _problem(self, node: yaml.Node, message: str) -> None:
+        where = f"{self._source}:{node.start_mark.line + 1}" if self._source else ""
+        self._document.problems.append((where, message))
+
+
+def _parse_json(text: str, source: str) -> Document:
+    document = Document(None, {(): source})
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SpecError(f"{source}:{error.lineno}:{error.colno}: no JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise SpecError(f"{source}: nested too deeply") from error
+    with contextlib.suppress(SpecError):  # JSON is YAML, but for tabs and escaped surrogates: then without lines
+        _Builder(document, source).build(_compose(text, source), ())
+    document.value = json.loads(text)
+    return document
+
+
+_SCALARS: dict[str, Callable[[str], Any]] = {
+    _NULL: lambda text: None,
+    _BOOL: lambda text: text.lower() == "true",
+    _INT: lambda text: int(text.replace("_", "")),
+    _FLOAT: lambda text: float(re.sub(r"\.(inf|nan)", r"\1", text.replace("_", "").lower())),
+    _STR: lambda text: text,
+}
+
+
+def dotted(path: Path) -> str:
+    return ".".join(str(part) for part in path)

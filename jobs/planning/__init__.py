@@ -1,0 +1,7 @@
+"""What a job will do, worked out before anything is started. Pure functions of the spec."""
+
+from jobs.planning.batching import Batching, plan_batching
+from jobs.planning.schedule import learning_rate_at
+from jobs.planning.steps import total_steps, warmup_steps
+
+__all__ = ["Batching", "learning_rate_at", "plan_batching", "total_steps", "warmup_steps"]

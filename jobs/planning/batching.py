@@ -1,0 +1,66 @@
+"""How the rows of one optimizer step are spread over workers and forward passes. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs.errors import SpecError
+from jobs.spec import Spec
+
+
+@dataclass(frozen=True)
+class Batching:
+    """The shape of one optimizer step. Where `rows` does not divide, some places of the grid stay empty."""
+
+    rows: int  # of one optimizer step, over all workers
+    per_device: int  # most rows of one worker in one forward pass
+    accumulation: int  # forward passes of each worker per optimizer step
+    num_workers: int
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes of one optimizer step over all workers."""
+        return self.accumulation * self.num_workers
+
+    @property
+    def places(self) -> int:
+        """Rows that the grid of forward passes could hold: `rows` or a little more."""
+        return self.micro_batches * self.per_device
+
+
+def plan_batching(spec: Spec) -> Batching:
+    """Derive what is left out of micro-batch, accumulation, workers and global batch.
+
+    Raises:
+        SpecError: they contradict each other, or there are fewer rows than workers.
+    """
+    train, workers = spec.train, spec.resources.num_workers
+    per_device, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    asked = _global_rows(spec)
+    if asked is None:
+        accumulation = accumulation or 1
+        return Batching(per_device * accumulation * workers, per_device, accumulation, workers)
+    rows, named = asked
+    if rows < workers:
+        raise SpecError(
+            f"{named}, fewer rows than num_workers ({workers}): every worker needs a row of each step. "
+            f"Raise the global batch to {workers} or more, or use {max(rows, 1)} workers"
+        )
+    derived = -(-rows // (per_device * workers))
+    if accumulation is not None and accumulation != derived:
+        raise SpecError(
+            f"per_device_train_batch_size ({per_device}) x gradient_accumulation_steps ({accumulation}) x "
+            f"num_workers ({workers}) = {per_device * accumulation * workers}, but {named}: drop one of them"
+        )
+    return Batching(rows, per_device, derived, workers)
+
+
+def _global_rows(spec: Spec) -> tuple[int, str] | None:
+    """The global batch in rows, and how the spec says it; None where it says nothing."""
+    train, seq_len = spec.train, spec.data.seq_len
+    if train.global_batch_size is not None:
+        return train.global_batch_size, f"global_batch_size is {train.global_batch_size}"
+    if train.global_batch_tokens is not None:
+        rows = train.global_batch_tokens // seq_len
+        return rows, f"global_batch_tokens ({train.global_batch_tokens}) // data.seq_len ({seq_len}) is {rows}"
+    return None

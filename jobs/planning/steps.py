@@ -1,0 +1,43 @@
+"""How many optimizer steps a run has, and how many of them warm up. Pure."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+from jobs.errors import SpecError
+from jobs.spec import Spec, Train
+
+DEFAULT_EPOCHS = 3.0
+
+
+def total_steps(spec: Spec, num_rows: int, rows_per_step: int) -> int:
+    """Optimizer steps of the whole run; the last step of the last epoch may be a short one.
+
+    Args:
+        num_rows: training rows of the prepared data.
+        rows_per_step: global rows of one step, `Batching.rows`.
+    """
+    if spec.train.max_steps is not None:
+        return spec.train.max_steps
+    epochs = spec.train.num_train_epochs or DEFAULT_EPOCHS
+    # The decimal that the user wrote: 0.1 of 30 rows are 3 rows, not 3.0000000000000004 of them.
+    return max(1, math.ceil(Fraction(repr(epochs)) * num_rows / rows_per_step))
+
+
+def warmup_steps(train: Train, total: int) -> int:
+    """Optimizer steps of the warmup, the share of a step rounded up as transformers rounds it.
+
+    Raises:
+        SpecError: the warmup is longer than the run.
+    """
+    if train.warmup_ratio is not None:
+        return math.ceil(total * train.warmup_ratio)
+    if train.warmup_steps is None or train.warmup_steps < 1:
+        return math.ceil(total * (train.warmup_steps or 0.0))
+    if train.warmup_steps > total:
+        raise SpecError(
+            f"warmup_steps ({int(train.warmup_steps)}) is longer than the run of {total} steps: "
+            "lower it, give warmup_ratio instead, or train longer (num_train_epochs, max_steps)"
+        )
+    return int(train.warmup_steps)

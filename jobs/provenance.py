@@ -1,0 +1,52 @@
+"""What a run was made with: versions, git revision, host, devices."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from typing import Any
+
+_PACKAGES = ("fleetune", "torch", "transformers", "deepspeed", "ray", "pyarrow", "fsspec", "safetensors", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the result; packages that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision(folder: str) -> str | None:
+    """The commit of the checkout that `folder` lies in, with `-dirty` when files were changed; None outside of one."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def run_facts() -> dict[str, Any]:
+    """The part of a run's manifest that is known when it starts."""
+    return {
+        "version": 1,
+        "started_at": datetime.datetime.now(datetime.UTC).isoformat(),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "command": sys.argv,
+        "git_revision": git_revision(os.getcwd()),
+        "versions": versions(),
+    }

@@ -1,0 +1,57 @@
+"""Ctrl-C and SIGTERM: the first asks for a checkpoint and an end, the second ends at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from jobs import storage
+from jobs.errors import Interrupted
+from jobs.paths import JobPaths
+from jobs.watch import Announcer
+
+
+class StopSignals:
+    """Holds SIGINT and SIGTERM while its context is open.
+
+    Until `graceful` is set, a signal raises `Interrupted` where the main thread is. From then on the first one leaves
+    the run's stop request, which the gang answers with a checkpoint; the next one raises at the next `check`.
+    """
+
+    def __init__(self, paths: JobPaths, announce: Announcer) -> None:
+        self.graceful = False
+        self._paths, self._announce = paths, announce
+        self._count = 0
+        self._asked = False
+        self._kept: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._kept = {number: signal.signal(number, self._arrived) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._kept.items():
+            signal.signal(number, handler)
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        self._count += 1
+        if not self.graceful:
+            raise Interrupted("interrupted before training began")
+
+    def check(self) -> None:
+        """Act on what has arrived; called by the main thread every so often.
+
+        Raises:
+            Interrupted: on the second signal.
+        """
+        if self._count == 1 and not self._asked:
+            self._asked = True
+            self._announce("stopping", "stopping after a checkpoint of the next step; Ctrl-C again ends at once")
+            storage.write_bytes(self._paths.stop_request, b"signal")
+        if self._count > 1:
+            raise Interrupted("interrupted twice: ended at once, without a checkpoint of the last steps")

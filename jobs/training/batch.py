@@ -1,0 +1,91 @@
+"""From rows to tensors, and from tensors to a loss: a sum over targets, to be divided by the global batch's count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from jobs.data.prepared import IGNORE_INDEX
+from jobs.spec import Task
+
+_EMPTY_TOKENS = 8  # length of the row that stands in where a worker has none
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on the device."""
+
+    inputs: dict[str, torch.Tensor]  # arguments of the model's forward, (rows, tokens) int64 each
+    targets: torch.Tensor  # causal-lm: (rows, tokens), the next token; classification: (rows,). IGNORE_INDEX is none
+
+
+def collate(rows: Any, task: Task, pad_token_id: int, device: torch.device) -> Batch:
+    """Pad rows to the longest and put them on the device.
+
+    Args:
+        rows: pyarrow.Table with ROW_SCHEMA; none at all gives one row without a target.
+    """
+    tokens = [np.asarray(row, dtype=np.int64) for row in _lists(rows, "input_ids")]
+    labels = [np.asarray(row, dtype=np.int64) for row in _lists(rows, "labels")]
+    lengths = [np.asarray(row, dtype=np.int64) for row in _lists(rows, "lengths")]
+    if not tokens:
+        tokens = [np.full(_EMPTY_TOKENS, pad_token_id, dtype=np.int64)]
+        labels = [np.full(_EMPTY_TOKENS if task == "causal-lm" else 1, IGNORE_INDEX, dtype=np.int64)]
+        lengths = [np.array([_EMPTY_TOKENS])]
+    input_ids = _padded(tokens, pad_token_id)
+    if task == "causal-lm":
+        # Without an attention mask, the model keeps packed samples apart by their positions. Padding stands behind
+        # all real tokens, where a causal model never looks.
+        width = input_ids.shape[1]
+        positions = np.stack([_positions(row, width) for row in lengths])
+        shifted = _padded([np.append(row[1:], IGNORE_INDEX) for row in labels], IGNORE_INDEX)
+        inputs = {"input_ids": input_ids, "position_ids": positions}
+        return Batch({name: _tensor(value, device) for name, value in inputs.items()}, _tensor(shifted, device))
+    mask = _padded([np.ones(len(row), dtype=np.int64) for row in tokens], 0)
+    inputs = {"input_ids": input_ids, "attention_mask": mask}
+    targets = np.concatenate(labels)
+    return Batch({name: _tensor(value, device) for name, value in inputs.items()}, _tensor(targets, device))
+
+
+def model_logits(model: torch.nn.Module, batch: Batch, task: Task) -> torch.Tensor:
+    """Logits of the batch: (rows, tokens, vocabulary) for causal-lm, (rows, classes) for classification."""
+    extra = {"use_cache": False} if task == "causal-lm" else {}
+    logits: torch.Tensor = model(**batch.inputs, **extra).logits
+    return logits
+
+
+def loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy summed over the targets, in fp32; 0 with a gradient of 0 where there is none. A scalar."""
+    return functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]).float(), targets.reshape(-1), ignore_index=IGNORE_INDEX, reduction="sum"
+    )
+
+
+def _lists(rows: Any, column: str) -> list[npt.NDArray[np.int32]]:
+    chunk = rows[column].combine_chunks()
+    values, offsets = chunk.values.to_numpy(), chunk.offsets.to_numpy()
+    return [values[low:high] for low, high in pairwise(offsets)]
+
+
+def _padded(rows: list[npt.NDArray[np.int64]], fill: int) -> npt.NDArray[np.int64]:
+    out = np.full((len(rows), max(map(len, rows))), fill, dtype=np.int64)
+    for number, row in enumerate(rows):
+        out[number, : len(row)] = row
+    return out
+
+
+def _positions(lengths: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
+    """Positions that start again at each sample; padding goes on from the last one."""
+    stretched = lengths.copy()
+    stretched[-1] += width - lengths.sum()
+    return np.concatenate([np.arange(length) for length in stretched])
+
+
+def _tensor(array: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)

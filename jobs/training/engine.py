@@ -1,0 +1,147 @@
+"""The DeepSpeed engine: the only file that knows its ways."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from jobs.modeldir import local_model_dir
+from jobs.planning import plan_batching
+from jobs.spec import Spec
+from jobs.training.batch import collate, model_logits
+from jobs.training.export import Weights, export_model, verify_export
+from jobs.training.gang import Gang
+from jobs.training.job import Job
+from jobs.training.model import DTYPES, load_model, parameter_groups
+from jobs.training.zero3 import Precision, deepspeed_config, precision_of
+
+_TAG = "state"
+
+
+def build_engine(spec: Spec, model_dir: str, gang: Gang, pad_token_id: int) -> Engine:
+    """Load the model and wrap it; a call of every rank, inside a joined process group."""
+    deepspeed = import_deepspeed(gang.device)
+    from transformers.integrations import HfDeepSpeedConfig
+
+    deepspeed.init_distributed(dist_backend="nccl" if gang.device.type == "cuda" else "gloo", verbose=False)
+    has_bf16 = gang.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    precision = precision_of(spec.train, has_bf16)
+    config = deepspeed_config(spec, plan_batching(spec), precision)
+    # transformers shards weights while it reads them as long as this object lives.
+    sharding = HfDeepSpeedConfig(config) if spec.train.zero.stage == 3 else None
+    model = load_model(spec, model_dir, precision, pad_token_id)
+    groups = parameter_groups(model, spec.train.weight_decay)
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
+    return Engine(engine, spec, precision, sharding)
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, set to the device before its first import."""
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    import deepspeed.ops
+
+    # An operator for inference only, which would be compiled with gcc for half a minute at the first start.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model in training."""
+
+    module: Any  # deepspeed.DeepSpeedEngine; called like the model
+    spec: Spec
+    precision: Precision
+    _sharding: Any
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's manifest keeps of the engine."""
+        weights = Weights(self.module.module)
+        count = sum(int(getattr(p, "ds_numel", p.numel())) for _, p in weights.parameters)
+        device = self.module.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        return {"parameters": count, "precision": self.precision, "device": name}
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self.module.optimizer.param_groups:
+            group["lr"] = rate
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Gradients of `loss`, which the caller has normalised."""
+        self.module.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> None:
+        """After each forward pass; DeepSpeed updates the weights at the last one of an optimizer step."""
+        self.module.step()
+
+    def grad_norm(self) -> float | None:
+        """2-norm of the last step's gradient over all parameters, before clipping."""
+        norm = self.module.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def save(self, folder: str, client: dict[str, Any]) -> None:
+        """This rank's shards (and rank 0's client state) in DeepSpeed's format."""
+        self.module.save_checkpoint(folder, tag=_TAG, client_state=client, save_latest=False)
+
+    def load(self, folder: str) -> dict[str, Any]:
+        """Weights and optimizer; returns the client state. DeepSpeed's files are pickles, so: a run's own only."""
+        _, client = self.module.load_checkpoint(folder, tag=_TAG)
+        return client or {}
+
+    def export(self, job: Job, gang: Gang, rows: Any, pad_token_id: int) -> float:
+        """Write job.paths.model and read it back; returns the largest difference of logits (see `verify_export`)."""
+        dtype = DTYPES[self.precision]
+        batch = collate(rows, self.spec.model.task, pad_token_id, gang.device)
+
+        @torch.no_grad()
+        def run(model: Any) -> torch.Tensor:
+            model.eval()
+            return model_logits(model, batch, self.spec.model.task)
+
+        living = run(self.module)
+        export_model(self.module, job.paths.model, local_model_dir(job.model), gang.rank, dtype)
+        size = sum(size for _, size in Weights(self.module.module).sizes)
+        load = _Reload(self.spec, self.precision, gang.device, pad_token_id)
+        difference = verify_export(job.paths.model, dtype, size, living, run, load, gang.rank)
+        self.module.train()
+        return difference
+
+
+@dataclass(frozen=True)
+class _Reload:
+    """Reads an exported directory back: sharded over the gang, or whole in this process."""
+
+    spec: Spec
+    precision: Precision
+    device: torch.device
+    pad_token_id: int
+
+    def __call__(self, folder: str, sharded: bool) -> Any:
+        import deepspeed
+        from transformers.integrations import HfDeepSpeedConfig
+        from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+        if not sharded:
+            unset_hf_deepspeed_config()
+            return load_model(self.spec, folder, self.precision, self.pad_token_id).to(self.device)
+        config = deepspeed_config(self.spec, plan_batching(self.spec), self.precision)
+        config = {key: value for key, value in config.items() if key != "optimizer"}
+        sharding = HfDeepSpeedConfig(config)
+        set_hf_deepspeed_config(sharding)
+        model = load_model(self.spec, folder, self.precision, self.pad_token_id)
+        engine, *_ = deepspeed.initialize(model=model, config=config)
+        engine.kept_alive = sharding
+        return engine
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory held so far: the device's on a GPU, else this process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,131 @@
+"""Scoring the held-out rows on the living gang."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from jobs.data.order import shares
+from jobs.data.prepared import IGNORE_INDEX, Split
+from jobs.spec import Spec
+from jobs.training.batch import Batch, collate, loss_sum, model_logits
+from jobs.training.gang import Gang
+from jobs.training.metrics import EvalPrediction, Sums, apply_own, metrics_of, own_functions
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """The held-out rows and what is asked of them."""
+
+    spec: Spec
+    split: Split
+    pad_token_id: int
+
+    @torch.no_grad()
+    def score(self, engine: torch.nn.Module, gang: Gang) -> dict[str, float]:
+        """eval_* of all held-out rows; every rank must call it, and gets the same values.
+
+        Each rank scores its share. A rank whose share is over goes through empty rows with the others, since ZeRO-3
+        gathers every layer from all ranks.
+
+        Raises:
+            DataError: a function of the user's own failed (on all ranks).
+        """
+        own = own_functions(self.spec.eval.metrics)
+        tally, kept = _Tally(self.spec.num_labels or 0), _Kept(bool(own))
+        engine.eval()
+        try:
+            for start, stop in self._rounds(gang):
+                rows = self.split.read_rows(np.arange(start, stop))
+                batch = collate(rows, self.spec.model.task, self.pad_token_id, gang.device)
+                logits = model_logits(engine, batch, self.spec.model.task)
+                tally.add(logits, batch)
+                kept.add(logits, batch)
+        finally:
+            engine.train()
+        metrics = metrics_of(self.spec.eval.metrics, tally.over_all_ranks(gang.device))
+        given = kept.over_all_ranks() if own else None
+        for name, function in own.items():
+            assert given is not None
+            metrics.update(apply_own(name, function, given))
+        return metrics
+
+    def _rounds(self, gang: Gang) -> list[tuple[int, int]]:
+        """This rank's (start, stop) of every round."""
+        return list(shares(len(self.split), self.spec.eval.per_device_eval_batch_size, gang.world_size))[
+            gang.rank :: gang.world_size
+        ]
+
+
+class _Tally:
+    """Counts that add up over batches and over ranks."""
+
+    def __init__(self, num_labels: int) -> None:
+        self._labels = num_labels
+        self._sums = np.zeros(5 + num_labels * num_labels, dtype=np.float64)
+
+    def add(self, logits: torch.Tensor, batch: Batch) -> None:
+        targets = batch.targets
+        best = logits.argmax(-1)
+        real = targets != IGNORE_INDEX
+        hit = (best == targets) & real
+        per_row = real.reshape(len(targets), -1)
+        exact = (hit.reshape(len(targets), -1) | ~per_row).all(-1) & per_row.any(-1)
+        self._sums[0] += float(loss_sum(logits, targets))
+        self._sums[1:5] += [int(real.sum()), int(hit.sum()), int(per_row.any(-1).sum()), int(exact.sum())]
+        if self._labels:
+            cell = (targets[real] * self._labels + best[real]).cpu().numpy()
+            self._sums[5:] += np.bincount(cell, minlength=self._labels**2)
+
+    def over_all_ranks(self, device: torch.device) -> Sums:
+        total = torch.from_numpy(self._sums).to(device)
+        dist.all_reduce(total)
+        values = total.cpu().numpy()
+        loss, (targets, correct, rows, exact) = float(values[0]), (int(value) for value in values[1:5])
+        confusion = values[5:].astype(np.int64).reshape(self._labels, self._labels)
+        return Sums(loss, targets, correct, rows, exact, confusion)
+
+
+class _Kept:
+    """Predictions themselves, for functions of the user's own."""
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted
+        self._pairs: list[tuple[Any, Any]] = []
+
+    def add(self, logits: torch.Tensor, batch: Batch) -> None:
+        if not self._wanted:
+            return
+        causal = batch.targets.dim() == 2
+        predicted = logits.argmax(-1) if causal else logits.float()
+        targets = batch.targets
+        real = (targets != IGNORE_INDEX).reshape(len(targets), -1).any(-1)
+        self._pairs.append((predicted[real].cpu().numpy(), targets[real].cpu().numpy()))
+
+    def over_all_ranks(self) -> EvalPrediction:
+        gathered: list[list[tuple[Any, Any]] | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, self._pairs)
+        # Round by round, rank by rank: the order of the rows in the split.
+        rounds = [pair for pairs in zip(*_filled(gathered), strict=True) for pair in pairs]
+        return EvalPrediction(
+            predictions=_stack([predicted for predicted, _ in rounds]), label_ids=_stack([label for _, label in rounds])
+        )
+
+
+def _filled(gathered: list[Any]) -> list[list[tuple[Any, Any]]]:
+    return [pairs for pairs in gathered if pairs is not None]
+
+
+def _stack(arrays: list[Any]) -> Any:
+    """Concatenate along rows; sequences of unlike length are filled up with IGNORE_INDEX."""
+    arrays = [array for array in arrays if len(array)]
+    if arrays and arrays[0].ndim == 2 and len({array.shape[1] for array in arrays}) > 1:
+        width = max(array.shape[1] for array in arrays)
+        arrays = [
+            np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=IGNORE_INDEX) for array in arrays
+        ]
+    return np.concatenate(arrays)

@@ -1,0 +1,192 @@
+"""Writing the model as a Hugging Face directory, and reading it back before the run may say that it succeeded."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+
+from jobs import storage
+from jobs.errors import RunFailed
+
+MAX_SHARD_BYTES = 2_000_000_000
+# Up to this size of weights, one process reads the exported model back; above, the gang reads it sharded.
+ONE_PROCESS_BYTES = 4_000_000_000
+
+Shapes = list[tuple[str, int]]  # name and size in bytes
+
+
+def plan_shards(sizes: Shapes, max_shard_bytes: int = MAX_SHARD_BYTES) -> list[tuple[str, list[str]]]:
+    """Cut tensors, in order, into files of at most `max_shard_bytes` (a larger tensor has a file of its own). Pure.
+
+    Returns:
+        (file name, tensor names) for each file, named as transformers names them.
+    """
+    shards: list[list[str]] = []
+    room = -1
+    for name, size in sizes:
+        if size > room or not shards:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(name)
+        room -= size
+    if len(shards) == 1:
+        return [("model.safetensors", shards[0])]
+    return [(f"model-{number:05d}-of-{len(shards):05d}.safetensors", names) for number, names in enumerate(shards, 1)]
+
+
+def write_weights(
+    folder: str, sizes: Shapes, tensors: Iterable[tuple[str, torch.Tensor]], max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Write tensors that come in the order of `sizes`; at most one file's worth is in memory.
+
+    Args:
+        folder: local path or URL.
+        tensors: (name, tensor on any device); taken one by one.
+    """
+    from safetensors.torch import save_file
+
+    coming = iter(tensors)
+    placed: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="fleetune-export-") as scratch:
+        for file_name, names in plan_shards(sizes, max_shard_bytes):
+            held = {}
+            for expected in names:
+                name, tensor = next(coming)
+                assert name == expected, (name, expected)
+                held[name] = tensor.detach().to("cpu", copy=True).contiguous()
+                placed[name] = file_name
+            local = os.path.join(scratch, file_name)
+            save_file(held, local, metadata={"format": "pt"})
+            held.clear()
+            storage.put_file(local, storage.join(folder, file_name))
+    if len(set(placed.values())) > 1:
+        index = {"metadata": {"total_size": sum(size for _, size in sizes)}, "weight_map": placed}
+        storage.write_bytes(
+            storage.join(folder, "model.safetensors.index.json"), json.dumps(index, indent=1, sort_keys=True).encode()
+        )
+
+
+def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype) -> None:
+    """Config, generation config and tokenizer beside the weights."""
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory(prefix="fleetune-export-") as scratch:
+        config = type(model.config).from_dict({**model.config.to_dict(), "dtype": str(dtype).removeprefix("torch.")})
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(scratch)
+        if model.can_generate() and model.generation_config is not None:
+            model.generation_config.save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False).save_pretrained(scratch)
+        for name in sorted(os.listdir(scratch)):
+            storage.put_file(os.path.join(scratch, name), storage.join(folder, name))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model's tensors in a fixed order; tied ones once."""
+
+    model: torch.nn.Module
+
+    @property
+    def parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return list(self.model.named_parameters())
+
+    @property
+    def buffers(self) -> list[tuple[str, torch.Tensor]]:
+        saved = set(self.model.state_dict().keys())
+        return [(name, buffer) for name, buffer in self.model.named_buffers() if name in saved]
+
+    @property
+    def sizes(self) -> Shapes:
+        return [(name, _numel(tensor) * tensor.element_size()) for name, tensor in [*self.parameters, *self.buffers]]
+
+    def gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each tensor whole, gathered from all ranks one at a time; every rank must take all of them."""
+        import deepspeed
+
+        for name, parameter in self.parameters:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                yield name, parameter.data
+        yield from self.buffers
+
+
+def _numel(tensor: torch.Tensor) -> int:
+    return int(getattr(tensor, "ds_numel", tensor.numel()))
+
+
+def export_model(engine: Any, folder: str, model_dir: str, rank: int, dtype: torch.dtype) -> None:
+    """Write the living model to `folder`; a call of every rank, of which rank 0 writes."""
+    weights = Weights(engine.module)
+    if rank == 0:
+        write_weights(folder, weights.sizes, weights.gathered())
+        write_config(folder, engine.module, model_dir, dtype)
+    else:
+        for _ in weights.gathered():
+            pass
+    dist.barrier()
+
+
+def check_same_logits(living: torch.Tensor, reloaded: torch.Tensor, dtype: torch.dtype) -> float:
+    """Compare logits of the model in training with those of the one read back; both (rows, ...) on one batch.
+
+    Returns:
+        The largest difference as a share of the largest logit.
+
+    Raises:
+        RunFailed: they differ by more than rounding.
+    """
+    scale = float(living.float().abs().max()) or 1.0
+    difference = float((living.float() - reloaded.float()).abs().max()) / scale
+    allowed = 1e-4 if dtype == torch.float32 else 3e-2
+    if not difference <= allowed:
+        raise RunFailed(
+            f"the exported model does not compute what the trained one does: logits differ by {difference:.2e} of "
+            f"their largest value (allowed {allowed:.0e}). The checkpoint is kept; do not use the exported directory"
+        )
+    return difference
+
+
+def verify_export(
+    folder: str,
+    dtype: torch.dtype,
+    size_bytes: int,
+    living: torch.Tensor,
+    run: Callable[[Any], torch.Tensor],
+    load: Callable[[str, bool], Any],
+    rank: int,
+) -> float:
+    """Read the exported directory back and compare logits; a call of every rank.
+
+    Args:
+        living: logits of the model in training on a fixed batch.
+        run: logits of a given model on the same batch.
+        load: (folder, sharded) -> a model to run; sharded over the gang, or whole in this process.
+
+    Returns:
+        The largest difference, as `check_same_logits` gives it.
+    """
+    sharded = size_bytes > ONE_PROCESS_BYTES
+    verdict: list[Any] = [None]
+    if sharded or rank == 0:
+        with tempfile.TemporaryDirectory(prefix="fleetune-reload-") as scratch:
+            local = folder
+            if not storage.is_local(folder):
+                storage.fetch_dir(folder, scratch)
+                local = scratch
+            try:
+                verdict[0] = check_same_logits(living, run(load(storage.local_path(local), sharded)), dtype)
+            except Exception as error:
+                if sharded:
+                    raise
+                verdict[0] = str(error) or type(error).__name__
+    dist.broadcast_object_list(verdict, src=0)
+    if isinstance(verdict[0], str):
+        raise RunFailed(verdict[0])
+    return cast(float, verdict[0])

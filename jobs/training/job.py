@@ -1,0 +1,22 @@
+"""What a worker is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs.paths import JobPaths
+from jobs.spec import Spec
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run as its workers see it; small, and can be sent to another process."""
+
+    spec: Spec
+    run_root: str
+    prepared_root: str
+    model: str  # as in the spec; each machine brings it to its own disk
+
+    @property
+    def paths(self) -> JobPaths:
+        return JobPaths(self.run_root)

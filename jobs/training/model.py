@@ -1,0 +1,79 @@
+"""Loading a model so that it is sharded as it is read, and the parameter groups of its optimizer."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+import torch
+
+from jobs.spec import Spec
+from jobs.training.zero3 import Precision
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_model(spec: Spec, model_dir: str, precision: Precision, pad_token_id: int) -> torch.nn.Module:
+    """The model, ready for `deepspeed.initialize`.
+
+    While a `HfDeepSpeedConfig` of stage 3 is alive, transformers shards every weight as it reads it. New weights (a
+    classification head) are drawn from the spec's seed on rank 0 and handed to all.
+    """
+    import transformers
+
+    transformers.set_seed(spec.seed % 2**32)
+    model = model_class(spec).from_pretrained(
+        model_dir,
+        dtype=DTYPES[precision],
+        attn_implementation=spec.model.attn_implementation,
+        trust_remote_code=False,
+        use_safetensors=True,
+        **label_arguments(spec),
+    )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = pad_token_id
+    if spec.train.gradient_checkpointing:
+        # The re-entrant form: the other one compares shapes of parameters that ZeRO-3 has sharded again by then.
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.train()
+    return cast(torch.nn.Module, model)
+
+
+@functools.cache
+def _auto_classes() -> dict[str, Any]:
+    import transformers
+
+    return {
+        "causal-lm": transformers.AutoModelForCausalLM,
+        "sequence-classification": transformers.AutoModelForSequenceClassification,
+    }
+
+
+def model_class(spec: Spec) -> Any:
+    """The transformers class for the task."""
+    return _auto_classes()[spec.model.task]
+
+
+def label_arguments(spec: Spec) -> dict[str, Any]:
+    """What `from_pretrained` needs to know of the classes."""
+    if spec.num_labels is None:
+        return {}
+    if spec.data.labels is None:
+        return {"num_labels": spec.num_labels}
+    names = dict(enumerate(spec.data.labels))
+    return {"num_labels": len(names), "id2label": names, "label2id": {name: number for number, name in names.items()}}
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights with two or more dimensions decay; norms and biases (one dimension) do not.
+
+    A sharded parameter is flat; DeepSpeed keeps its real shape in `ds_shape`.
+    """
+    decayed: list[torch.nn.Parameter] = []
+    plain: list[torch.nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            (decayed if len(shape) >= 2 else plain).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

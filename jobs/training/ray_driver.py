@@ -1,0 +1,164 @@
+"""One run on a Ray cluster, seen from its driver: prepare, check, fit, watch."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from cluster.ray_backend import connected
+from cluster.resources import Gang as GangRequest
+from jobs.data.prepare import prepare
+from jobs.data.stream import ray_iterators, step_plan
+from jobs.errors import RunFailed
+from jobs.journal import Record
+from jobs.modeldir import local_model_dir
+from jobs.outcome import Outcome
+from jobs.paths import JobPaths
+from jobs.progress import Progress
+from jobs.provenance import run_facts
+from jobs.record import write_manifest
+from jobs.signals import StopSignals
+from jobs.spec import Spec
+from jobs.training.gang import read_attempt
+from jobs.training.job import Job
+from jobs.training.worker import failures_of, outcome_of, ray_worker
+from jobs.watch import Announcer, Watch
+
+# A dead worker process is started again this often; what the same input would raise again never is (see `worker`).
+MAX_WORKER_FAILURES = 3
+_POLL_S = 0.5
+
+
+def drive_on_ray(spec: Spec, paths: JobPaths, address: str | None, announce: Announcer, progress: Progress) -> Outcome:
+    """Run the job to its outcome.
+
+    Raises:
+        InputError: the data, or the gang, cannot be.
+        RunFailed: the workers died more often than is forgiven.
+        Interrupted: a second Ctrl-C, or one before training began.
+    """
+    facts = run_facts()
+    with StopSignals(paths, announce) as signals:
+        announce("phase", "connecting to Ray", phase="connect")
+        with connected(address, gang_request(spec)) as inventory:
+            facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
+            announce("phase", "preparing the data", phase="prepare")
+            prepared = prepare(
+                spec,
+                local_model_dir(spec.model.path),
+                engine="ray",
+                say=lambda text: announce("phase", text, phase="prepare"),
+            )
+            step_plan(spec, prepared.split("train"))  # refuses a warmup that is longer than the run
+            write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
+            announce("phase", f"starting {gang_request(spec)}", phase="workers")
+            signals.graceful = True
+            result = fit(Job(spec, paths.root, prepared.root, spec.model.path), signals, Watch(paths, progress))
+    outcome = outcome_of(paths, result, failures_of(paths))
+    write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint} | (result or {}).get("facts", {}))
+    return outcome
+
+
+def gang_request(spec: Spec) -> GangRequest:
+    resources = spec.resources
+    return GangRequest(
+        resources.num_workers, resources.cpus_per_worker, resources.gpus_per_worker, resources.accelerator_type
+    )
+
+
+def fit(job: Job, signals: StopSignals, watch: Watch) -> Record | None:
+    """Train on the connected cluster; what rank 0 returned, None where a worker reported a failure.
+
+    `TorchTrainer.fit` runs in a thread: on the main thread it would take Ctrl-C for itself and save nothing.
+
+    Raises:
+        RunFailed: the workers died more often than is forgiven.
+    """
+    done: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            done["result"] = make_trainer(job).fit().return_value
+        except BaseException as error:
+            done["error"] = error
+
+    thread = threading.Thread(target=run, name="fit", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        watch.look()
+        signals.check()
+    watch.look()
+    if "error" in done:
+        raise RunFailed(root_cause(done["error"])) from done["error"]
+    result: Record | None = done["result"]
+    return result
+
+
+def make_trainer(job: Job) -> Any:
+    """The trainer of a job: all that Ray Train is told."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    spec, resources = job.spec, job.spec.resources
+    each = {"CPU": float(resources.cpus_per_worker)}
+    if resources.gpus_per_worker:
+        each["GPU"] = float(resources.gpus_per_worker)
+    return TorchTrainer(
+        ray_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=resources.num_workers,
+            use_gpu=bool(resources.gpus_per_worker),
+            resources_per_worker=each,
+            accelerator_type=resources.accelerator_type,
+        ),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=job.run_root,
+            checkpoint_config=CheckpointConfig(num_to_keep=spec.checkpoint.save_total_limit),
+            failure_config=FailureConfig(
+                max_failures=MAX_WORKER_FAILURES, controller_failure_limit=MAX_WORKER_FAILURES
+            ),
+        ),
+        datasets={"train": _placeholder},
+        dataset_config=ordered_data_config(job),
+    )
+
+
+def _placeholder() -> Any:
+    """Ray Train wants a data set before it asks the data configuration; the rows come from the prepared shards."""
+    import ray.data
+
+    return ray.data.range(1)
+
+
+def ordered_data_config(job: Job) -> Any:
+    """A data configuration that gives every worker exactly its rows, from the step its group starts at.
+
+    Ray Train calls `configure` anew for every worker group, when rank 0 asks for its rows; by then rank 0 has published
+    the start (see `RayGang.steps`).
+    """
+    import ray.train
+
+    class OrderedData(ray.train.DataConfig):  # type: ignore[misc]  # ray carries no types
+        def configure(
+            self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: Any, **_: Any
+        ) -> list[dict[str, Any]]:
+            start = int(read_attempt(job.paths)["start"])
+            return [{"train": rows} for rows in ray_iterators(job.prepared_root, job.spec, world_size, start)]
+
+    return OrderedData()
+
+
+def root_cause(error: BaseException) -> str:
+    """The first worker's last words, without Ray's frames around them."""
+    inner: BaseException = error
+    for failure in getattr(error, "worker_failures", {}).values():
+        inner = failure
+        break
+    inner = getattr(inner, "cause", None) or inner
+    lines = [line for line in str(inner).strip().splitlines() if line.strip()]
+    last = lines[-1] if lines else type(inner).__name__
+    return f"the workers failed {MAX_WORKER_FAILURES + 1} times; the last time: {last}"

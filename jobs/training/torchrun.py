@@ -1,0 +1,122 @@
+"""The same run with no Ray at all: torchrun starts the processes, rank 0 prepares, a plain reader feeds the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import signal
+from typing import Any
+
+import torch.distributed as dist
+
+from cluster.settings import TorchrunWorld
+from jobs.data.prepare import prepare
+from jobs.data.stream import step_plan
+from jobs.modeldir import local_model_dir
+from jobs.outcome import Outcome, Status
+from jobs.paths import JobPaths
+from jobs.planning import plan_batching
+from jobs.progress import PlainProgress, Progress
+from jobs.provenance import run_facts
+from jobs.quiet import redirected_output, user_stream
+from jobs.record import concluded, ending_of, open_run, write_manifest
+from jobs.spec import Spec
+from jobs.training.gang import TorchrunGang, gang_device
+from jobs.training.job import Job
+from jobs.training.loop import train
+from jobs.training.worker import failures_of, guarded, outcome_of
+from jobs.validate import validate
+from jobs.watch import Announcer, Watch
+
+# Other ranks wait this long for rank 0 to prepare the data.
+_PREPARE_TIMEOUT = datetime.timedelta(hours=6)
+
+
+def run_under_torchrun(spec: Spec, world: TorchrunWorld, run_name: str | None) -> Outcome:
+    """One process's part of the run; torchrun's number of processes takes the place of the spec's num_workers.
+
+    Raises:
+        InputError: found by rank 0 before a run directory was made; the other ranks end quietly.
+    """
+    spec = with_workers(spec, world.world_size)
+    device = gang_device(spec.resources.gpus_per_worker, world.local_rank)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PREPARE_TIMEOUT)
+    if world.rank == 0:
+        return _lead(spec, world, run_name, PlainProgress(user_stream()))
+    return _follow(spec, world)
+
+
+def with_workers(spec: Spec, num_workers: int) -> Spec:
+    """The spec on another number of workers.
+
+    Raises:
+        SpecError: its batch cannot be spread over them.
+    """
+    changed = spec.model_copy(update={"resources": spec.resources.model_copy(update={"num_workers": num_workers})})
+    plan_batching(changed)
+    return changed
+
+
+def _lead(spec: Spec, world: TorchrunWorld, run_name: str | None, progress: Progress) -> Outcome:
+    """Rank 0: validate, prepare, tell the others, train, conclude."""
+    told = False
+
+    def tell(job: Job | None) -> None:
+        nonlocal told
+        told = True
+        dist.broadcast_object_list([job], src=0)
+
+    try:
+        warnings = validate(spec)
+        paths = open_run(spec, run_name)
+        with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("rank-0")):
+            announce("phase", f"run {paths.name} in {paths.root}", phase="start", root=paths.root)
+            for warning in warnings:
+                announce("warning", warning)
+            outcome = concluded(paths, lambda: _prepare_and_train(spec, world, paths, announce, progress, tell))
+            announce("ended", ending_of(paths, outcome), status=outcome.status)
+        return outcome
+    finally:
+        if not told:
+            tell(None)
+
+
+def _prepare_and_train(
+    spec: Spec, world: TorchrunWorld, paths: JobPaths, announce: Announcer, progress: Progress, tell: Any
+) -> Outcome:
+    announce("phase", "preparing the data", phase="prepare")
+    prepared = prepare(
+        spec,
+        local_model_dir(spec.model.path),
+        engine="plain",
+        say=lambda text: announce("phase", text, phase="prepare"),
+    )
+    step_plan(spec, prepared.split("train"))  # refuses a warmup that is longer than the run
+    facts = run_facts() | {"data_fingerprint": prepared.manifest.fingerprint}
+    write_manifest(paths, facts)
+    job = Job(spec, paths.root, prepared.root, spec.model.path)
+    tell(job)
+    with Watch(paths, progress).in_background():
+        result = guarded(job, _gang(job, world), train)
+    write_manifest(paths, facts | (result or {}).get("facts", {}))
+    return outcome_of(paths, result, failures_of(paths))
+
+
+def _follow(spec: Spec, world: TorchrunWorld) -> Outcome:
+    """Another rank: hear from rank 0 what to do, and do it."""
+    heard: list[Job | None] = [None]
+    dist.broadcast_object_list(heard, src=0)
+    job = heard[0]
+    ended = datetime.datetime.now(datetime.UTC)
+    if job is None:  # rank 0 says why
+        return Outcome(status=Status.SUCCEEDED, ended_at=ended)
+    with redirected_output(job.paths.log(f"rank-{world.rank}")):
+        guarded(job, _gang(job, world), train)
+    return Outcome(status=Status.SUCCEEDED, ended_at=ended)
+
+
+def _gang(job: Job, world: TorchrunWorld) -> TorchrunGang:
+    gang = TorchrunGang(job.paths, job.spec.resources.gpus_per_worker, job.spec.checkpoint.save_total_limit, world)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, gang.on_signal)
+    return gang

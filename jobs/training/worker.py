@@ -1,0 +1,145 @@
+"""What runs in a worker process: the loop, and what becomes of its errors.
+
+An error that the same input would raise again is *returned*: Ray Train retries whatever is raised. What the loss of a
+peer raises is raised on, so that the gang is healed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from jobs import storage
+from jobs.errors import FleetuneError, InputError
+from jobs.journal import Record
+from jobs.outcome import Outcome, Status
+from jobs.paths import JobPaths
+from jobs.quiet import redirected_output
+from jobs.training.gang import Gang, RayGang
+from jobs.training.job import Job
+from jobs.training.loop import LoopState, train
+
+_PEER_GRACE_S = 15.0
+_SIGNS_OF_A_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe")
+
+
+def ray_worker(config: dict[str, Any]) -> Record | None:
+    """The function that Ray Train calls on every worker. Returns what `guarded` returns."""
+    job: Job = config["job"]
+    import ray.train
+
+    rank = ray.train.get_context().get_world_rank()
+    with redirected_output(job.paths.log(f"rank-{rank}")):
+        return guarded(job, RayGang(job.paths, job.spec.resources.gpus_per_worker), train)
+
+
+def guarded(job: Job, gang: Gang, loop: Callable[[Job, Gang], LoopState]) -> Record | None:
+    """Run the loop; rank 0's result as a record (see `result_of`), None on other ranks and after a failure."""
+    check_storage_is_shared(job.paths)
+    try:
+        state = loop(job, gang)
+    except Exception as error:
+        traceback.print_exc()
+        if is_loss_of_a_peer(error):
+            if not a_peer_reported(job.paths):
+                raise
+            return None
+        record_failure(job.paths, gang.rank, error)
+        leave_gang()
+        return None
+    return result_of(state) if gang.rank == 0 else None
+
+
+def result_of(state: LoopState) -> Record:
+    return {
+        "step": state.step,
+        "stopped": state.stopped,
+        "metrics": {**state.metrics, **({} if state.loss is None else {"loss": state.loss})},
+        "metrics_before": state.metrics_before,
+        "facts": state.facts,
+    }
+
+
+def is_loss_of_a_peer(error: BaseException) -> bool:
+    """Whether an error says that another rank is gone, rather than that something is wrong here."""
+    if isinstance(error, FleetuneError):
+        return False
+    if isinstance(error, (dist.DistNetworkError, dist.DistBackendError, ConnectionError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_A_LOST_PEER)
+
+
+def a_peer_reported(paths: JobPaths) -> bool:
+    """Whether a rank has left a failure: its report is written before its connections close."""
+    deadline = time.monotonic() + _PEER_GRACE_S
+    while time.monotonic() < deadline:
+        if storage.list_names(paths.failures):
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def record_failure(paths: JobPaths, rank: int, error: Exception) -> None:
+    """Leave a failure for the driver and the other ranks."""
+    text = str(error) if isinstance(error, FleetuneError) else f"{type(error).__name__}: {error}"
+    content = {
+        "rank": rank,
+        "reason": text,
+        "bad_input": isinstance(error, InputError),
+        "log": paths.log(f"rank-{rank}"),
+    }
+    storage.write_bytes(paths.failure(rank), json.dumps(content).encode())
+
+
+def leave_gang() -> None:
+    """Close this rank's connections, so that peers that wait for it in a collective find out at once."""
+    with contextlib.suppress(Exception):  # the failure is recorded; nothing here may hide it
+        dist.destroy_process_group()
+
+
+def check_storage_is_shared(paths: JobPaths) -> None:
+    """A worker that cannot see the driver's run directory would train into nowhere.
+
+    Raises:
+        FileNotFoundError: the storage is not common to driver and workers.
+    """
+    if not storage.exists(paths.spec):
+        raise FileNotFoundError(
+            f"host {os.uname().nodename} does not see {paths.spec}, which the driver wrote: storage_path must be the "
+            "same storage on every node (a shared file system, or a URL such as s3://...)"
+        )
+
+
+def failures_of(paths: JobPaths) -> list[Record]:
+    """What ranks failed with, lowest rank first."""
+    return [
+        json.loads(storage.read_bytes(storage.join(paths.failures, name)))
+        for name in storage.list_names(paths.failures)
+    ]
+
+
+def outcome_of(paths: JobPaths, result: Record | None, failures: list[Record]) -> Outcome:
+    """What a run's outcome is, from what its workers left."""
+    import datetime
+
+    now = datetime.datetime.now(datetime.UTC)
+    if failures or result is None:
+        first = failures[0] if failures else {"reason": "the workers ended without a result", "bad_input": False}
+        return Outcome(status=Status.FAILED, reason=first["reason"], bad_input=first["bad_input"], ended_at=now)
+    stopped = result["stopped"]
+    return Outcome(
+        status=Status.INTERRUPTED if stopped else Status.SUCCEEDED,
+        reason=f"stopped on request after step {result['step']}, whose checkpoint is kept" if stopped else None,
+        step=result["step"],
+        metrics=result["metrics"],
+        metrics_before=result["metrics_before"],
+        model_path=None if stopped else paths.model,
+        ended_at=now,
+    )

@@ -1,0 +1,153 @@
+"""Everything that can be found wrong with a job before a worker starts. Light to import; reads files and URLs."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
+from typing import get_args
+
+from jobs import storage
+from jobs.errors import InputError, SpecError
+from jobs.fields import did_you_mean
+from jobs.modeldir import check_model_dir
+from jobs.planning import plan_batching, warmup_steps
+from jobs.spec import Spec, Task
+
+# For which tasks a built-in metric says something.
+BUILTIN_METRICS: dict[str, tuple[Task, ...]] = {
+    "loss": get_args(Task),
+    "accuracy": get_args(Task),
+    "perplexity": ("causal-lm",),
+    "exact_match": ("causal-lm",),
+    "f1": ("sequence-classification",),
+}
+_OWN_METRIC = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+
+
+def validate(spec: Spec) -> list[str]:
+    """Check batch, warmup, metrics, model directory, data and storage.
+
+    Returns:
+        Warnings: what is allowed, and probably not meant.
+
+    Raises:
+        InputError: of the first problem's class, with the messages of all problems, one a line.
+    """
+    problems = [problem for check in _CHECKS if (problem := _problem(check, spec))]
+    if problems:
+        raise type(problems[0])("\n".join(dict.fromkeys(str(problem) for problem in problems))) from problems[0]
+    return list(_warnings(spec))
+
+
+def _problem(check: Callable[[Spec], object], spec: Spec) -> InputError | None:
+    try:
+        check(spec)
+    except InputError as error:
+        return error
+    return None
+
+
+def _check_warmup(spec: Spec) -> None:
+    if spec.train.max_steps is not None:
+        warmup_steps(spec.train, spec.train.max_steps)
+
+
+def check_metrics(spec: Spec) -> None:
+    """Refuse metrics that are not there or say nothing about the task. Raises SpecError."""
+    problems = [problem for name in spec.eval.metrics if (problem := _metric_problem(name, spec.model.task))]
+    if problems:
+        raise SpecError("\n".join(f"eval.metrics: {problem}" for problem in problems))
+
+
+def _metric_problem(name: str, task: Task) -> str | None:
+    if name in BUILTIN_METRICS:
+        tasks = BUILTIN_METRICS[name]
+        return None if task in tasks else f"{name} is for {' and '.join(tasks)}, but model.task is {task}"
+    if _OWN_METRIC.match(name):
+        return _own_metric_problem(*name.split(":"))
+    hint = did_you_mean(name, BUILTIN_METRICS)
+    return f"{name!r} is neither one of {', '.join(BUILTIN_METRICS)} nor package.module:function{hint}"
+
+
+def _own_metric_problem(module: str, function: str) -> str | None:
+    """Look for the module as a worker will, with the working directory on the path, but do not run it."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.util.find_spec(module)
+    except Exception as error:  # the packages around it are imported, and may raise anything
+        return f"cannot find {module}: {type(error).__name__}: {error} (searched from {os.getcwd()})"
+    if found is None:
+        return f"there is no module {module}: it must be installed, or lie under {os.getcwd()}"
+    names = _top_level_names(found)
+    if names is not None and function not in names:
+        return f"{found.origin} has no {function}{did_you_mean(function, names)}"
+    return None
+
+
+def _top_level_names(module: ModuleSpec) -> set[str] | None:
+    """Names that a module's source defines; None where its text does not tell."""
+    if not module.origin or not module.origin.endswith(".py"):
+        return None
+    try:
+        with open(module.origin, "rb") as file:
+            tree = ast.parse(file.read())
+    except (OSError, SyntaxError, ValueError):
+        return None  # the worker's import says it better
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names.update(alias.asname or alias.name for alias in node.names)
+    return None if "*" in names or "__getattr__" in names else names
+
+
+def _check_train_data(spec: Spec) -> None:
+    from jobs.data.formats import check_source
+
+    check_source(spec.data, spec.data.train, spec.num_labels)
+
+
+def _check_eval_data(spec: Spec) -> None:
+    if spec.data.eval is not None:
+        from jobs.data.formats import check_source
+
+        check_source(spec.data, spec.data.eval, spec.num_labels)
+
+
+def _check_storage(spec: Spec) -> None:
+    storage.check_writable(spec.storage_path)
+
+
+_CHECKS: tuple[Callable[[Spec], object], ...] = (
+    plan_batching,
+    _check_warmup,
+    check_metrics,
+    check_model_dir,
+    _check_train_data,
+    _check_eval_data,
+    _check_storage,
+)
+
+
+def _warnings(spec: Spec) -> Iterator[str]:
+    held_out = spec.data.eval is not None or spec.data.eval_fraction is not None
+    asked = [name for name in spec.eval.metrics if name != "loss"]
+    if not held_out and (asked or spec.eval.eval_steps):
+        what = f"eval.metrics asks for {', '.join(asked)}" if asked else "eval.eval_steps is set"
+        yield f"{what}, but there are no held-out samples: give data.eval or data.eval_fraction"
+    train = spec.train
+    if train.lr_scheduler_type == "warmup_stable_decay" and (train.warmup_ratio or 0.0) + train.decay_ratio > 1.0:
+        yield f"warmup_ratio ({train.warmup_ratio}) + decay_ratio ({train.decay_ratio}) > 1: the decay is shortened"
+    if train.max_steps and spec.checkpoint.save_steps and spec.checkpoint.save_steps > train.max_steps:
+        yield f"checkpoint.save_steps ({spec.checkpoint.save_steps}) is more than max_steps ({train.max_steps})"
+    if train.max_steps and spec.eval.eval_steps and spec.eval.eval_steps > train.max_steps:
+        yield f"eval.eval_steps ({spec.eval.eval_steps}) is more than max_steps ({train.max_steps})"

@@ -1,0 +1,226 @@
+"""The command `fleetune`. Light: neither torch nor ray is imported before a run starts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from jobs.errors import FleetuneError, SpecError
+from jobs.load import load_spec
+from jobs.outcome import Event
+from jobs.progress import NoProgress, PlainProgress, Progress
+from jobs.quiet import user_stream
+from jobs.spec import Spec
+from jobs.validate import validate as check
+from orchestrator import runs as run_list
+from orchestrator import show as text
+from orchestrator.settings import read_settings
+
+app = typer.Typer(
+    name="fleetune",
+    help="Full fine-tuning of Hugging Face models on Ray.",
+    epilog="Start here:  fleetune spec  |  fleetune validate job.yaml  |  fleetune run job.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+SpecFile = Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file, or its URL.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one field, e.g. train.learning_rate=1e-5; repeatable."),
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name, or a unique start of it, or path or URL.")]
+Storage = Annotated[
+    str | None,
+    typer.Option("--storage", metavar="PATH", help="Where the runs are [FLEETUNE_STORAGE_PATH, or else ./runs]."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"fleetune {version('fleetune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example:  fleetune run job.yaml --set train.learning_rate=1e-5 --set resources.num_workers=2")
+def run(
+    spec: SpecFile,
+    set_: Set = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="ADDR", help="A Ray cluster, e.g. auto or ray-head:6379 [RAY_ADDRESS]."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Start of the run's name.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
+) -> None:
+    """Train now, and watch. Relative paths in the spec are relative to the spec's file, also with --set."""
+    with _errors():
+        _refuse_dashboard(address, spec)
+        overrides = [*(set_ or []), *([f"name={json.dumps(name)}"] if name is not None else [])]
+        loaded = load_spec(spec, overrides)
+        progress = _Root(_progress(quiet))
+        from jobs.finetune import run_on_ray
+
+        try:
+            outcome = run_on_ray(loaded, address=address, run_name=None, progress=progress)
+        finally:
+            progress.close()
+        typer.echo(text.ending(outcome, progress.root))
+        raise typer.Exit(outcome.exit_code)
+
+
+@app.command(epilog="Example:  fleetune validate job.yaml --set train.global_batch_size=64")
+def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
+    """Check everything that can be checked without a worker, and say what would run."""
+    with _errors():
+        loaded = load_spec(spec, set_ or [])
+        warnings = check(loaded)
+        facts = text.plan(loaded)
+        if json_:
+            typer.echo(json.dumps({"plan": facts, "warnings": warnings, "spec": loaded.model_dump(mode="json")}))
+            return
+        typer.echo(text.table(facts.items()))
+        for warning in warnings:
+            typer.echo(f"warning: {warning}")
+        typer.echo("ok: no problem was found")
+
+
+@app.command(epilog="Example:  fleetune runs --storage s3://bucket/runs")
+def runs(storage: Storage = None, json_: Json = False) -> None:
+    """List the runs under a storage path, newest last."""
+    with _errors():
+        found = run_list.list_runs(_storage(storage))
+        if json_:
+            typer.echo(json.dumps([one.model_dump(mode="json") for one in found]))
+        elif found:
+            typer.echo(text.runs_table(found, run_list.utc_now()))
+        else:
+            typer.echo(f"no runs under {_storage(storage)}")
+
+
+@app.command(epilog="Example:  fleetune show rotten-20261124")
+def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None:
+    """One run: status, metrics, paths, last events, and the end of the log when it failed."""
+    with _errors():
+        details = run_list.describe_run(run_list.find_run(run, _storage(storage)))
+        typer.echo(json.dumps(details.model_dump(mode="json")) if json_ else text.run_page(details))
+
+
+@app.command(epilog="Example:  fleetune export rotten-20261124 --to ./rotten-model")
+def export(
+    run: RunArgument,
+    to: Annotated[str | None, typer.Option("--to", metavar="DIR", help="Where to [the run's own model/].")] = None,
+    storage: Storage = None,
+) -> None:
+    """Write a run's newest checkpoint as a Hugging Face model directory."""
+    with _errors():
+        root = run_list.find_run(run, _storage(storage))
+        from jobs.training.export import export_run
+
+        typer.echo(f"model {export_run(root, to)}")
+
+
+@app.command(epilog="Example:  fleetune spec | less")
+def spec(
+    json_schema: Annotated[bool, typer.Option("--json-schema", help="Print the JSON schema, for editors.")] = False,
+) -> None:
+    """Every field of a spec: type, bounds, default and meaning."""
+    with _errors():
+        typer.echo(json.dumps(Spec.model_json_schema(), indent=1) if json_schema else text.reference())
+
+
+class _Root:
+    """Passes everything on, and remembers where the run is."""
+
+    def __init__(self, inner: Progress) -> None:
+        self._inner = inner
+        self.root: str | None = None
+
+    def event(self, event: Event) -> None:
+        self.root = event.data.get("root", self.root)
+        self._inner.event(event)
+
+    def step(self, record: dict[str, Any]) -> None:
+        self._inner.step(record)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def _progress(quiet: bool) -> Progress:
+    if quiet:
+        return NoProgress()
+    # The run sends this process's stdout to its log; under a test's capture there is no descriptor to copy.
+    stream = user_stream() if sys.stdout is sys.__stdout__ else sys.stdout
+    if stream.isatty():
+        from orchestrator.bar import BarProgress
+
+        return BarProgress(stream)
+    return PlainProgress(stream)
+
+
+def _storage(given: str | None) -> str:
+    return given or read_settings().storage_path
+
+
+def _refuse_dashboard(address: str | None, spec: str) -> None:
+    if address is not None and address.startswith(("http://", "https://")):
+        raise SpecError(
+            f"--address {address} is the dashboard's: it takes jobs, and this command is the driver itself. Either "
+            "give the cluster's own address (auto, or HOST:6379), or submit the driver as a job:\n"
+            f"  ray job submit --address {address} --working-dir . -- python -m jobs.finetune {spec}"
+        )
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """The process's edge: one message for whatever went wrong, and the exit code."""
+    try:
+        yield
+    except FleetuneError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # `fleetune runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise typer.Exit(0) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        _fail(f"unexpected {type(error).__name__}: {error}\nThe traceback is in {_keep_traceback()}", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"error:\n{message}" if "\n" in message else f"error: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def _keep_traceback() -> str:
+    with tempfile.NamedTemporaryFile("w", prefix="fleetune-error-", suffix=".log", delete=False) as file:
+        traceback.print_exc(file=file)
+    return file.name
+
+
+def main() -> None:
+    app(prog_name="fleetune")

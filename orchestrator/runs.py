@@ -1,0 +1,225 @@
+"""The runs under a storage path, read from what they left behind. Never writes; needs no cluster."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import Field
+
+from jobs import storage
+from jobs.errors import FleetuneError, InputError, StorageError
+from jobs.fields import did_you_mean
+from jobs.journal import Record, read_journal
+from jobs.outcome import Outcome, Status, read_outcome
+from jobs.paths import JobPaths
+from jobs.spec import Frozen
+
+SILENT_AFTER_S = 300.0
+LOG_TAIL_BYTES = 4096
+LAST_EVENTS = 10
+
+_RUN_NAME = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
+_PART_NAME = re.compile(r"^(\d{20})-")
+Now = Callable[[], datetime.datetime]
+
+
+class RunSummary(Frozen):
+    """One line of `fleetune runs`."""
+
+    name: str
+    root: str
+    status: str = Field(description="succeeded, failed, interrupted; running; or lost: silent for five minutes.")
+    started_at: datetime.datetime | None
+    silent_s: float | None = Field(description="Seconds since it last wrote something; None when it has ended.")
+    step: int
+    metrics: dict[str, float] = Field(description="Last loss and eval_*.")
+    reason: str | None
+
+
+class RunDetails(Frozen):
+    """What `fleetune show` prints."""
+
+    summary: RunSummary
+    spec: dict[str, Any]
+    total_steps: int | None
+    metrics_before: dict[str, float]
+    last_step: Record | None
+    paths: dict[str, str]
+    events: tuple[Record, ...]
+    log_tail: str | None = Field(description="End of the log that tells most, when the run did not succeed.")
+
+
+def utc_now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def list_runs(storage_path: str, now: Now = utc_now) -> list[RunSummary]:
+    """All runs directly under `storage_path`, newest last.
+
+    Raises:
+        StorageError: the storage path is not there or cannot be read.
+    """
+    if not storage.is_dir(storage_path):
+        raise StorageError(
+            f"no runs: there is no directory {storage_path}. Give --storage, or set FLEETUNE_STORAGE_PATH"
+        )
+    runs = [summarise(JobPaths.of(storage_path, name), now) for name in run_names(storage_path)]
+    return sorted(
+        runs, key=lambda run: (run.started_at or datetime.datetime.min.replace(tzinfo=datetime.UTC), run.name)
+    )
+
+
+def run_names(storage_path: str) -> list[str]:
+    """Names of the directories with a spec.json."""
+    names = [name for name in storage.list_names(storage_path) if name != "prepared" and not name.startswith(".")]
+    return [name for name in names if storage.exists(JobPaths.of(storage_path, name).spec)]
+
+
+def summarise(paths: JobPaths, now: Now = utc_now) -> RunSummary:
+    """One run in a few small reads, however long it is. A run with an unreadable outcome has status `unreadable`."""
+    try:
+        outcome = read_outcome(paths)
+    except (FleetuneError, ValueError) as error:
+        return _summary(paths, "unreadable", None, 0, {}, str(error))
+    if outcome is not None:
+        return _summary(paths, outcome.status, None, outcome.step, outcome.metrics, outcome.reason)
+    last = _last_record(paths.metrics) or {}
+    written_at = max(
+        (at for at in (_newest(paths.events), _newest(paths.metrics), started_at(paths)) if at), default=None
+    )
+    silent_s = max((now() - written_at).total_seconds(), 0.0) if written_at else None
+    status = "running" if silent_s is not None and silent_s <= SILENT_AFTER_S else "lost"
+    return _summary(paths, status, silent_s, int(last.get("step", 0)), _metrics_of(last), None)
+
+
+def _summary(
+    paths: JobPaths, status: str, silent_s: float | None, step: int, metrics: dict[str, float], reason: str | None
+) -> RunSummary:
+    return RunSummary(
+        name=paths.name,
+        root=paths.root,
+        status=status,
+        started_at=started_at(paths),
+        silent_s=silent_s,
+        step=step,
+        metrics=metrics,
+        reason=reason,
+    )
+
+
+def started_at(paths: JobPaths) -> datetime.datetime | None:
+    """From the run's name; None where somebody renamed it."""
+    match = _RUN_NAME.search(paths.name)
+    if not match:
+        return None
+    try:
+        return datetime.datetime.strptime(match.group(1), "%Y%m%d-%H%M%S").replace(tzinfo=datetime.UTC)
+    except ValueError:
+        return None
+
+
+def _parts(folder: str) -> list[str]:
+    return [name for name in storage.list_names(folder) if _PART_NAME.match(name)]
+
+
+def _newest(folder: str) -> datetime.datetime | None:
+    """When the newest part was written, which its name tells (nanoseconds since 1970)."""
+    names = _parts(folder)
+    if not names:
+        return None
+    return datetime.datetime.fromtimestamp(int(names[-1][:20]) / 1e9, datetime.UTC)
+
+
+def _last_record(folder: str) -> Record | None:
+    names = _parts(folder)
+    if not names:
+        return None
+    lines = storage.read_bytes(storage.join(folder, names[-1])).splitlines()
+    return json.loads(lines[-1]) if lines else None
+
+
+def _metrics_of(record: Record) -> dict[str, float]:
+    wanted = {key: value for key, value in record.items() if key == "loss" or key.startswith("eval_")}
+    return {key: float(value) for key, value in wanted.items() if isinstance(value, int | float)}
+
+
+def find_run(run: str, storage_path: str) -> str:
+    """The root of a run, given its path, URL, name or a start of the name that no other run shares.
+
+    Raises:
+        InputError: none or several are meant.
+    """
+    if storage.is_url(run) or os.sep in run or os.path.exists(os.path.join(run, "spec.json")):
+        root = run.rstrip("/") if storage.is_url(run) else os.path.abspath(os.path.expanduser(run))
+        if not storage.exists(JobPaths(root).spec):
+            raise InputError(f"{run} is no run: there is no spec.json in it")
+        return root
+    names = run_names(storage_path) if storage.is_dir(storage_path) else []
+    found = [name for name in names if name == run] or [name for name in names if name.startswith(run)]
+    if len(found) == 1:
+        return JobPaths.of(storage_path, found[0]).root
+    if found:
+        raise InputError(f"{run!r} may mean {len(found)} runs: {_some(found)}. Give more of the name")
+    what = f"the runs there are {_some(names)}" if names else "there are no runs. Give --storage, or the run's path"
+    raise InputError(f"no run {run!r} under {storage_path}{did_you_mean(run, names) or f': {what}'}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[-5:]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def describe_run(root: str, now: Now = utc_now) -> RunDetails:
+    """Everything that `fleetune show` prints.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    paths = JobPaths(root)
+    summary = summarise(paths, now)
+    events = read_journal(paths.events)
+    plans = [event.get("data", {}).get("total_steps") for event in events if event.get("kind") == "plan"]
+    outcome = _outcome(paths)
+    ended_well = summary.status in ("running", Status.SUCCEEDED)
+    return RunDetails(
+        summary=summary,
+        spec=json.loads(storage.read_bytes(paths.spec)),
+        total_steps=plans[-1] if plans else None,
+        metrics_before=outcome.metrics_before if outcome else {},
+        last_step=_last_record(paths.metrics),
+        paths=_paths_of(paths, outcome),
+        events=tuple(events[-LAST_EVENTS:]),
+        log_tail=None if ended_well else log_tail(paths),
+    )
+
+
+def _outcome(paths: JobPaths) -> Outcome | None:
+    try:
+        return read_outcome(paths)
+    except (FleetuneError, ValueError):
+        return None  # summarise says so
+
+
+def _paths_of(paths: JobPaths, outcome: Outcome | None) -> dict[str, str]:
+    found = {"run": paths.root, "spec": paths.spec, "logs": paths.logs, "checkpoints": paths.checkpoints}
+    if outcome and outcome.model_path:
+        found["model"] = outcome.model_path
+    return found
+
+
+def log_tail(paths: JobPaths) -> str | None:
+    """The end of the driver's log, or else of the first rank's."""
+    names = storage.list_names(paths.logs)
+    name = next((name for name in ("driver.log", *names) if name in names), None)
+    if name is None:
+        return None
+    path = storage.join(paths.logs, name)
+    with storage.open_read(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - LOG_TAIL_BYTES, 0))
+        text = file.read().decode(errors="replace")
+    return f"{path}\n{text if size <= LOG_TAIL_BYTES else text.partition(chr(10))[2]}".rstrip()

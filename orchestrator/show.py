@@ -1,0 +1,172 @@
+"""What the commands print for people: plans, runs and the reference of the spec. Text only; decides nothing."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from jobs.fields import section_model, spec_fields
+from jobs.outcome import Outcome
+from jobs.planning import plan_batching
+from jobs.progress import duration
+from jobs.spec import SCHEMA_VERSION, Spec
+from orchestrator.runs import RunDetails, RunSummary
+
+Row = tuple[str, str]
+
+
+def table(rows: Iterable[Row], indent: str = "") -> str:
+    """Two columns."""
+    rows = list(rows)
+    width = max((len(left) for left, _ in rows), default=0)
+    return "\n".join(f"{indent}{left.ljust(width)}  {right}".rstrip() for left, right in rows)
+
+
+def plan(spec: Spec) -> dict[str, str]:
+    """What a spec would run, as far as it can be told without reading the data. Raises SpecError."""
+    train, data, resources = spec.train, spec.data, spec.resources
+    batching = plan_batching(spec)
+    empty = batching.places - batching.rows
+    batch = (
+        f"rows per step = {batching.rows} ({batching.per_device} per worker and pass x {batching.accumulation} "
+        f"accumulation x {batching.num_workers} workers{f', {empty} places empty' if empty else ''})"
+    )
+    held_out = data.eval or (f"{data.eval_fraction:g} of the training samples" if data.eval_fraction else "none")
+    device = f"GPU{f' {resources.accelerator_type}' if resources.accelerator_type else ''}"
+    workers = f"{resources.num_workers} x ({'1 ' + device if resources.gpus_per_worker else 'no GPU'}, "
+    return {
+        "model": f"{spec.model.path} ({spec.model.task}{f', {spec.num_labels} classes' if spec.num_labels else ''})",
+        "method": f"{spec.method.kind} fine-tuning, ZeRO stage {train.zero.stage}",
+        "data": f"{data.train} ({data.format}, {data.seq_len} tokens{', packed' if spec.packed else ''})",
+        "held out": held_out,
+        "batch": batch,
+        "length": f"{train.max_steps} steps" if train.max_steps else f"{train.num_train_epochs or 3:g} epochs",
+        "rate": f"{train.learning_rate:g}, {train.lr_scheduler_type}{_warmup_words(spec)}",
+        "metrics": ", ".join(spec.eval.metrics),
+        "workers": f"{workers}{resources.cpus_per_worker} CPU)",
+        "storage": spec.storage_path,
+    }
+
+
+def _warmup_words(spec: Spec) -> str:
+    ratio, steps = spec.train.warmup_ratio, spec.train.warmup_steps
+    if ratio is None and steps is not None and steps < 1:
+        ratio = steps
+    if ratio:
+        return f", {ratio:.0%} warmup"
+    return f", {steps:g} steps of warmup" if steps else ""
+
+
+def numbers(metrics: Mapping[str, float]) -> str:
+    """`loss 0.4312  accuracy 0.830`."""
+    return "  ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in metrics.items())
+
+
+def ending(outcome: Outcome, root: str | None) -> str:
+    """The last words of `fleetune run`."""
+    rows = [("status", f"{outcome.status} after {outcome.step} steps")]
+    if outcome.reason:
+        rows.append(("reason", outcome.reason))
+    rows += _before_and_after(outcome.metrics_before, outcome.metrics)
+    if outcome.model_path:
+        rows.append(("model", outcome.model_path))
+    if root:
+        rows += [("run", root), ("logs", f"{root}/logs")]
+    return table(rows)
+
+
+def _before_and_after(before: Mapping[str, float], after: Mapping[str, float]) -> list[Row]:
+    evaluated = {name: value for name, value in after.items() if name.startswith("eval_")}
+    rows = [("before", numbers(before)), ("after", numbers(evaluated))]
+    if "loss" in after:
+        rows.append(("train loss", f"{after['loss']:.4g}"))
+    return [row for row in rows if row[1]]
+
+
+def runs_table(runs: list[RunSummary], now: datetime.datetime) -> str:
+    head = ("RUN", "STATUS", "STARTED", "STEP", "METRICS")
+    rows = [head] + [
+        (run.name, _status(run), _ago(run.started_at, now), str(run.step), numbers(run.metrics)) for run in runs
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _status(run: RunSummary) -> str:
+    return f"lost ({duration(run.silent_s)} silent)" if run.status == "lost" and run.silent_s else run.status
+
+
+def _ago(at: datetime.datetime | None, now: datetime.datetime) -> str:
+    if at is None:
+        return "?"
+    seconds = (now - at).total_seconds()
+    return f"{seconds / 86400:.0f} days ago" if seconds > 2 * 86400 else f"{duration(max(seconds, 0))} ago"
+
+
+def run_page(details: RunDetails) -> str:
+    """`fleetune show`."""
+    run, spec = details.summary, details.spec
+    steps = f"{run.step}/{details.total_steps}" if details.total_steps else str(run.step)
+    rows = [("run", run.name), ("status", _status(run))]
+    if run.reason:
+        rows.append(("reason", run.reason))
+    rows += [("model", str(spec.get("model", {}).get("path"))), ("data", str(spec.get("data", {}).get("train")))]
+    rows += [("step", steps), *_before_and_after(details.metrics_before, run.metrics)]
+    rows += [(f"{name} at", path) for name, path in details.paths.items()]
+    parts = [table(rows), "last events:\n" + table((_event_row(event) for event in details.events), "  ")]
+    if details.log_tail:
+        parts.append("end of " + details.log_tail)
+    return "\n\n".join(part for part in parts if not part.endswith("events:\n"))
+
+
+def _event_row(event: Mapping[str, Any]) -> Row:
+    return str(event.get("at", ""))[:19].replace("T", " "), f"{event.get('kind', '')}: {event.get('message', '')}"
+
+
+def reference() -> str:
+    """Every field of the spec, section by section."""
+    lines = [f"Spec, schema version {SCHEMA_VERSION}. (*) marks what must be given.", ""]
+    for name, info in spec_fields().items():
+        depth = "  " * name.count(".")
+        key = name.rpartition(".")[2]
+        if section_model(info):
+            lines.append(f"{depth}{key}:{' (*)' if info.is_required() else ''}  # {info.description}")
+            continue
+        lines.append(f"{depth}{key}: {_facts(info)}")
+        lines.append(f"{depth}    {info.description}")
+    return "\n".join(lines)
+
+
+def _facts(info: FieldInfo) -> str:
+    default = "(*)" if info.is_required() else f"default {_default(info)}"
+    bounds = [
+        f"{sign} {getattr(bound, name)}" for bound in info.metadata for name, sign in _BOUNDS if hasattr(bound, name)
+    ]
+    return "; ".join([_type_name(info.annotation), *bounds, default])
+
+
+def _default(info: FieldInfo) -> str:
+    value = info.get_default(call_default_factory=True, validated_data={})
+    return "none" if value is None else json.dumps(value)
+
+
+def _type_name(annotation: Any) -> str:
+    """The type in words: `whole number`, `one of a, b`, `list of text`."""
+    if get_origin(annotation) is Literal:
+        choices = get_args(annotation)
+        return str(choices[0]) if len(choices) == 1 else "one of " + ", ".join(str(choice) for choice in choices)
+    if get_origin(annotation) is tuple:
+        return f"list of {_type_name(get_args(annotation)[0])}"
+    if type(None) in get_args(annotation):
+        return " or ".join(_type_name(one) for one in get_args(annotation) if one is not type(None))
+    return _TYPE_NAMES.get(annotation, str(annotation))
+
+
+_TYPE_NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+_BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))

@@ -24,7 +24,8 @@ _RESOLVERS = (
     (_NULL, r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     (_BOOL, r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     (_INT, r"[-+]?(?:0|[1-9][0-9_]{0,99})", list("-+0123456789")),
-    (_FLOAT, r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    (_FLOAT, r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    (_FLOAT, r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+", list("-+0123456789")),
     (_FLOAT, r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
 )
 
@@ -91,7 +92,7 @@ def _readable(error: yaml.MarkedYAMLError, text: str) -> str:
         return "a tab cannot indent YAML: use spaces"
     if "mapping values are not allowed" in problem:
         return "no YAML: a second ': ' in one line, or wrong indentation (quote values that contain ': ')"
-    if "expected a single document" in problem:
+    if "another document" in problem:
         return "a second YAML document begins here ('---'): a spec is one document"
     if "expected <block end>" in problem or "could not find expected ':'" in problem:
         return f"no YAML: the indentation does not fit the lines above, or a ':' is missing ({problem})"

@@ -122,6 +122,7 @@ def put_file(local: str, path: str) -> None:
             os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
             with open(local, "rb") as file:
                 os.fsync(file.fileno())
+            os.chmod(local, 0o644)
             _move(local, target)
             return
         fs, inner = filesystem(path)

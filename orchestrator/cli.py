@@ -19,6 +19,7 @@ from jobs.outcome import Event
 from jobs.progress import NoProgress, PlainProgress, Progress
 from jobs.quiet import user_stream
 from jobs.spec import Spec
+from jobs.storage import is_url
 from jobs.validate import validate as check
 from orchestrator import runs as run_list
 from orchestrator import show as text
@@ -92,7 +93,7 @@ def run(
 
 @app.command(epilog="Example:  fleetune validate job.yaml --set train.global_batch_size=64")
 def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
-    """Check everything that can be checked without a worker, and say what would run."""
+    """Check a job without a worker; say what would run."""
     with _errors():
         loaded = load_spec(spec, set_ or [])
         warnings = check(loaded)
@@ -108,11 +109,11 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
 
 @app.command(epilog="Example:  fleetune runs --storage s3://bucket/runs")
 def runs(storage: Storage = None, json_: Json = False) -> None:
-    """List the runs under a storage path, newest last."""
+    """List the runs, newest last."""
     with _errors():
         found = run_list.list_runs(_storage(storage))
         if json_:
-            typer.echo(json.dumps([one.model_dump(mode="json") for one in found]))
+            typer.echo(f"[{', '.join(one.model_dump_json() for one in found)}]")
         elif found:
             typer.echo(text.runs_table(found, run_list.utc_now()))
         else:
@@ -121,10 +122,13 @@ def runs(storage: Storage = None, json_: Json = False) -> None:
 
 @app.command(epilog="Example:  fleetune show rotten-20261124")
 def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None:
-    """One run: status, metrics, paths, last events, and the end of the log when it failed."""
+    """One run: status, metrics, paths, events, log.
+
+    The end of the log is shown when the run failed.
+    """
     with _errors():
         details = run_list.describe_run(run_list.find_run(run, _storage(storage)))
-        typer.echo(json.dumps(details.model_dump(mode="json")) if json_ else text.run_page(details))
+        typer.echo(details.model_dump_json() if json_ else text.run_page(details))
 
 
 @app.command(epilog="Example:  fleetune export rotten-20261124 --to ./rotten-model")
@@ -133,7 +137,10 @@ def export(
     to: Annotated[str | None, typer.Option("--to", metavar="DIR", help="Where to [the run's own model/].")] = None,
     storage: Storage = None,
 ) -> None:
-    """Write a run's newest checkpoint as a Hugging Face model directory."""
+    """Write a run's newest checkpoint as a model.
+
+    That is a directory that Hugging Face's from_pretrained reads.
+    """
     with _errors():
         root = run_list.find_run(run, _storage(storage))
         from jobs.training.export import export_run
@@ -145,7 +152,7 @@ def export(
 def spec(
     json_schema: Annotated[bool, typer.Option("--json-schema", help="Print the JSON schema, for editors.")] = False,
 ) -> None:
-    """Every field of a spec: type, bounds, default and meaning."""
+    """Print every field: type, bounds, default, meaning."""
     with _errors():
         typer.echo(json.dumps(Spec.model_json_schema(), indent=1) if json_schema else text.reference())
 
@@ -181,7 +188,8 @@ def _progress(quiet: bool) -> Progress:
 
 
 def _storage(given: str | None) -> str:
-    return given or read_settings().storage_path
+    path = given or read_settings().storage_path
+    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def _refuse_dashboard(address: str | None, spec: str) -> None:

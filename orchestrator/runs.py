@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from jobs import storage
 from jobs.errors import FleetuneError, InputError, StorageError
@@ -28,7 +28,13 @@ _PART_NAME = re.compile(r"^(\d{20})-")
 Now = Callable[[], datetime.datetime]
 
 
-class RunSummary(Frozen):
+class _Read(Frozen):
+    """What was read, as it is: a loss that is no number any more is what the reader came to see (null in JSON)."""
+
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="null")
+
+
+class RunSummary(_Read):
     """One line of `fleetune runs`."""
 
     name: str
@@ -41,7 +47,7 @@ class RunSummary(Frozen):
     reason: str | None
 
 
-class RunDetails(Frozen):
+class RunDetails(_Read):
     """What `fleetune show` prints."""
 
     summary: RunSummary

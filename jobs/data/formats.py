@@ -56,7 +56,7 @@ class ClassSample:
 Sample = TextSample | ChatSample | ClassSample
 
 
-class _Refused(Exception):  # noqa: N818 - never leaves this module
+class _Refused(Exception):
     def __init__(self, reason: str, fatal: bool = False) -> None:
         super().__init__(reason)
         self.fatal = fatal

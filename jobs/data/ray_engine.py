@@ -23,8 +23,9 @@ from jobs.spec import Data
 # Ray Data gathers small blocks up to this size before it starts a task on them; its own 128 MiB would put a whole file
 # into one task.
 TASK_BYTES = 2**20
-# A fraction, so that a cluster that others fill almost wholly still prepares; never more tasks at once than CPUs.
-CPUS_PER_TASK = 0.5
+# Tokenising takes one CPU; where others leave fewer than two, a fraction, so that it starts at all.
+CPUS_PER_TASK = 1.0
+LEAST_CPUS_PER_TASK = 0.5
 
 
 def spare_cpus() -> float:
@@ -81,6 +82,9 @@ def run_on_ray(work: Work) -> Iterator[Any]:
     context.print_on_execution_start = False
     context.target_max_block_size = TASK_BYTES
     tokens = source.map_batches(
-        functools.partial(_tokenise, work=work), batch_size=None, batch_format="pyarrow", num_cpus=CPUS_PER_TASK
+        functools.partial(_tokenise, work=work),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=CPUS_PER_TASK if spare_cpus() >= 2 * CPUS_PER_TASK else LEAST_CPUS_PER_TASK,
     )
     yield from tokens.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)

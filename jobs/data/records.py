@@ -140,14 +140,20 @@ def _csv(file: str, raw: BinaryIO) -> Iterator[Record | BadRow]:
     csv.field_size_limit(LONGEST_CSV_FIELD)  # global to the process; Python's own limit is 128 Ki characters
     # Undecodable bytes come through as surrogates, so that one bad record does not end the file.
     text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, strict=True)
+    try:
+        yield from _csv_records(file, csv.reader(text, strict=True))
+    finally:
+        text.detach()  # else it closes `raw` behind the back of whoever opened that
+
+
+def _csv_records(file: str, reader: Any) -> Iterator[Record | BadRow]:
     header: list[str] | None = None
     for line, fields in _csv_rows(file, reader):
         if isinstance(fields, BadRow):
             yield fields
         elif header is None:
             header = _header(file, fields)
-        elif fields:
+        else:
             yield _csv_record(file, line, header, fields)
 
 

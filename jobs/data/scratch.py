@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -41,13 +41,20 @@ class Samples:
 
 
 class Scratch:
-    """Appends tables with `blocks.TOKENS_SCHEMA`, bad rows taken out, to files in `folder`."""
+    """Appends tables with `blocks.TOKENS_SCHEMA`, bad rows taken out, to files in `folder`. A context manager."""
 
     def __init__(self, folder: str, name: str) -> None:
         self._paths = [os.path.join(folder, f"{name}-{column}.i32") for column in ("tokens", "labels")]
-        self._files = [open(path, "wb") for path in self._paths]  # noqa: SIM115 - closed by `finish`
+        self._files = [open(path, "wb") for path in self._paths]  # noqa: SIM115 - closed by `__exit__`
         self._lengths: list[list[npt.NDArray[np.int64]]] = [[], []]
         self._content: list[npt.NDArray[np.uint64]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.close()
 
     def append(self, table: Any) -> None:
         self._content.append(table["content"].to_numpy())
@@ -56,9 +63,8 @@ class Scratch:
                 file.write(chunk.flatten().to_numpy().tobytes())
                 lengths.append(np.diff(chunk.offsets.to_numpy()).astype(np.int64))
 
-    def finish(self) -> Samples:
-        for file in self._files:
-            file.close()
+    def samples(self) -> Samples:
+        """All that was appended; only once the files are closed."""
         token_ends, label_ends = map(_ends, self._lengths)
         content = np.concatenate([np.zeros(0, np.uint64), *self._content])
         tokens, labels = map(_mapped, self._paths)

@@ -60,9 +60,9 @@ def tables(work: Work, engine: Engine, say: Say) -> Iterator[Any]:
     """Tables with `blocks.TOKENS_SCHEMA` in source order."""
     if engine == "plain":
         return run_here(work)
-    from jobs.data.ray_engine import CPUS_PER_TASK, run_on_ray, spare_cpus
+    from jobs.data.ray_engine import LEAST_CPUS_PER_TASK, run_on_ray, spare_cpus
 
-    if spare_cpus() < CPUS_PER_TASK:
+    if spare_cpus() < LEAST_CPUS_PER_TASK:
         say("no CPU of the cluster is free: tokenising in the driver")
         return run_here(work)
     return run_on_ray(work)
@@ -74,16 +74,17 @@ def read_source(name: str, work: Work, found: Iterable[Any], folder: str, progre
     Raises:
         DataError: a file cannot be read, a label is no class of the model, or far too many rows are bad.
     """
-    scratch, bad, records = Scratch(folder, name), list[BadRow](), 0
-    for table in found:
-        good = table.filter(pc.is_null(table["reason"]))
-        bad += _bad_rows(table, work.files)
-        records += pc.sum(pc.equal(table["part"], 0)).as_py()
-        scratch.append(good)
-        progress.add(good.num_rows)
-        if len(bad) >= BAD_ROWS_TO_STOP and _too_many(bad, records):
-            break
-    return Source(name, scratch.finish(), records, tuple(bad))
+    bad, records = list[BadRow](), 0
+    with Scratch(folder, name) as scratch:
+        for table in found:
+            good = table.filter(pc.is_null(table["reason"]))
+            bad += _bad_rows(table, work.files)
+            records += pc.sum(pc.equal(table["part"], 0)).as_py()
+            scratch.append(good)
+            progress.add(good.num_rows)
+            if len(bad) >= BAD_ROWS_TO_STOP and _too_many(bad, records):
+                break
+    return Source(name, scratch.samples(), records, tuple(bad))
 
 
 def _bad_rows(table: Any, files: tuple[str, ...]) -> list[BadRow]:

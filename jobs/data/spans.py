@@ -9,7 +9,7 @@ Span = tuple[int, int]  # characters [start, end) of the rendered dialogue
 Render = Callable[[Sequence[Turn], bool], str]  # (turns, whether to open an assistant turn at the end) -> text
 
 
-class Unrenderable(Exception):  # noqa: N818 - a reason, turned into a bad row
+class Unrenderable(Exception):
     """The dialogue cannot be rendered, or the assistant's part of it cannot be told apart."""
 
 

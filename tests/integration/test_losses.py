@@ -1,0 +1,122 @@
+"""What a gang computes under ZeRO-3 is what plain PyTorch computes in one process."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from tests.support import tiny
+from tests.support.gangs import ROOT, Case, case_of, run_gang
+from tests.support.reference import plain_losses
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]:
+    """All small jobs, trained on two workers in one gang and on one worker in another."""
+    folder = tmp_path_factory.mktemp("losses")
+    llama, gpt2, bert = (tiny.save_model(folder / kind, kind) for kind in ("llama", "gpt2", "bert"))
+    text = tiny.write_text(folder / "text.jsonl", 400)
+    labelled = tiny.write_labelled(folder / "labelled.jsonl", 200, 3)
+    batch = {"train__global_batch_size": 8}
+    small = {**batch, "train__max_steps": 6}
+    specs = {
+        "llama": tiny.spec_of(folder, llama, text, train__per_device_train_batch_size=2, **batch),
+        "gpt2": tiny.spec_of(folder, gpt2, text, train__per_device_train_batch_size=4, **batch),
+        "bert": tiny.spec_of(folder, bert, labelled, train__per_device_train_batch_size=4, classify=True, **batch),
+        "unpacked": tiny.spec_of(
+            folder, llama, text, train__per_device_train_batch_size=4, data__packing=False, **small
+        ),
+        "1x4": tiny.spec_of(folder, llama, text, train__per_device_train_batch_size=1, **small),
+        "4x1": tiny.spec_of(folder, llama, text, train__per_device_train_batch_size=4, **small),
+        "7 rows": tiny.spec_of(
+            folder, llama, text, train__per_device_train_batch_size=2, train__global_batch_size=7, train__max_steps=6
+        ),
+        "stage 1": tiny.spec_of(
+            folder, llama, text, train__per_device_train_batch_size=4, train__zero__stage=1, **small
+        ),
+        "stage 2": tiny.spec_of(
+            folder, llama, text, train__per_device_train_batch_size=4, train__zero__stage=2, **small
+        ),
+        "recomputed": tiny.spec_of(
+            folder, llama, text, train__per_device_train_batch_size=4, train__gradient_checkpointing=True, **small
+        ),
+        "bf16": tiny.spec_of(folder, llama, text, train__per_device_train_batch_size=4, train__bf16=True, **small),
+    }
+    on_two = [case_of(folder, name, spec) for name, spec in specs.items()]
+    run_gang(folder, 2, on_two, with_export=frozenset({"llama", "gpt2", "bert", "bf16"}))
+    alone = specs["unpacked"].model_copy(
+        update={"resources": specs["unpacked"].resources.model_copy(update={"num_workers": 1})}
+    )
+    on_one = case_of(folder, "unpacked on one", alone)
+    run_gang(folder, 1, [on_one])
+    yield {case.name: case for case in [*on_two, on_one]}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+def test_zero3_on_two_workers_gives_the_losses_of_plain_pytorch(cases: dict[str, Case], name: str) -> None:
+    case = cases[name]
+    expected = plain_losses(case.spec, case.prepared, STEPS)
+    assert len(expected.loss) == STEPS
+    assert case.record("loss") == pytest.approx(expected.loss, rel=1e-4)
+    assert case.record("grad_norm") == pytest.approx(expected.grad_norm, rel=1e-3)
+    assert case.record("learning_rate") == pytest.approx(expected.learning_rate, rel=1e-9)
+    assert min(expected.loss) < expected.loss[0]
+
+
+def test_accumulating_four_times_one_equals_once_four(cases: dict[str, Case]) -> None:
+    assert cases["1x4"].record("loss") == pytest.approx(cases["4x1"].record("loss"), rel=1e-5)
+    assert cases["1x4"].record("grad_norm") == pytest.approx(cases["4x1"].record("grad_norm"), rel=1e-4)
+
+
+def test_very_uneven_lengths_give_the_same_loss_on_one_and_two_workers(cases: dict[str, Case]) -> None:
+    lengths = cases["unpacked"].prepared.split("train").index.num_tokens
+    assert lengths.max() > 10 * lengths.min()
+    assert cases["unpacked"].record("loss") == pytest.approx(cases["unpacked on one"].record("loss"), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["7 rows", "stage 1", "stage 2", "recomputed", "unpacked"])
+def test_the_way_it_is_run_does_not_change_the_loss(cases: dict[str, Case], name: str) -> None:
+    case = cases[name]
+    expected = plain_losses(case.spec, case.prepared, 6)
+    assert case.record("loss") == pytest.approx(expected.loss, rel=1e-4)
+    assert case.record("grad_norm") == pytest.approx(expected.grad_norm, rel=1e-3)
+
+
+def test_bf16_stays_near_fp32(cases: dict[str, Case]) -> None:
+    loss, exact = cases["bf16"].record("loss"), cases["4x1"].record("loss")
+    assert loss == pytest.approx(exact, rel=2e-2)
+    assert loss != exact
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+def test_exported_model_gives_the_trained_models_logits_in_a_new_process(cases: dict[str, Case], name: str) -> None:
+    case = cases[name]
+    model = pathlib.Path(case.paths.model)
+    code = (
+        "import sys, numpy as np, torch, transformers\n"
+        "from jobs.data.prepared import Prepared\n"
+        "from jobs.training.batch import collate\n"
+        "kind, model, prepared, task, out = sys.argv[1:]\n"
+        "net = getattr(transformers, kind).from_pretrained(model).eval()\n"
+        "rows = Prepared.open(prepared).split('train').read_rows(np.arange(3))\n"
+        "batch = collate(rows, task, 0, torch.device('cpu'))\n"
+        "with torch.no_grad(): np.save(out, net(**batch.inputs, **({'use_cache': False} if task == 'causal-lm' else {})).logits.numpy())\n"
+    )
+    auto = "AutoModelForSequenceClassification" if name == "bert" else "AutoModelForCausalLM"
+    out = case.folder / f"{name}-reloaded.npy"
+    command = [sys.executable, "-c", code, auto, str(model), case.prepared.root, case.spec.model.task, str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    np.testing.assert_allclose(np.load(out), np.load(case.logits_file), rtol=1e-4, atol=1e-5)
+
+
+def test_no_pickle_lies_in_an_exported_model(cases: dict[str, Case]) -> None:
+    names = {path.name for path in pathlib.Path(cases["bf16"].paths.model).iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".pth"))]

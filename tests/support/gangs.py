@@ -1,0 +1,80 @@
+"""Starting gangs of real processes from a test."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.data.prepare import prepare
+from jobs.data.prepared import Prepared
+from jobs.journal import read_journal
+from jobs.load import dump_spec
+from jobs.paths import JobPaths
+from jobs.spec import Spec
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One job of a gang, and where its traces lie."""
+
+    name: str
+    spec: Spec
+    prepared: Prepared
+    folder: pathlib.Path
+
+    @property
+    def paths(self) -> JobPaths:
+        return JobPaths(str(self.folder / self.name))
+
+    @property
+    def logits_file(self) -> pathlib.Path:
+        return self.folder / f"{self.name}.npy"
+
+    def record(self, column: str) -> list[Any]:
+        """One column of the run's metrics."""
+        return [record[column] for record in read_journal(self.paths.metrics)]
+
+
+def case_of(folder: pathlib.Path, name: str, spec: Spec) -> Case:
+    return Case(name, spec, prepare(spec, spec.model.path, engine="plain", say=lambda text: None), folder)
+
+
+def torchrun(num_workers: int, *command: str, env: dict[str, str] | None = None, timeout: float = 500) -> Any:
+    """Run a command under torchrun on loopback; the finished process."""
+    return subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_workers), *command,
+        ],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})},
+        capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
+
+
+def run_gang(
+    folder: pathlib.Path, num_workers: int, cases: list[Case], with_export: frozenset[str] = frozenset()
+) -> None:
+    """Train all cases one after another in one gang."""
+    lines = []
+    for case in cases:
+        spec_file = folder / f"{case.name}.json"
+        spec_file.write_bytes(dump_spec(case.spec))
+        lines.append(
+            {
+                "name": case.name,
+                "spec": str(spec_file),
+                "run_root": case.paths.root,
+                "prepared_root": case.prepared.root,
+                "logits": str(case.logits_file) if case.name in with_export else "",
+            }
+        )
+    listing = folder / f"cases-{num_workers}.json"
+    listing.write_text(json.dumps(lines))
+    done = torchrun(num_workers, str(ROOT / "tests/support/gang_cases.py"), str(listing))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]

@@ -1,0 +1,70 @@
+"""Plain PyTorch in one process: an independent statement of what a run must compute.
+
+Every sample is run alone (no packing, no padding, no accumulation), losses are summed over the targets of the global
+batch and divided once; the optimizer, the clipping and the schedule are torch's and transformers' own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from jobs.data.prepared import Prepared
+from jobs.data.stream import step_plan
+from jobs.planning import warmup_steps
+from jobs.spec import Spec
+
+
+@dataclass(frozen=True)
+class Losses:
+    loss: list[float]
+    grad_norm: list[float]
+    learning_rate: list[float]
+
+
+def samples_of(row: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
+    """(input_ids, labels) of every sample in a prepared row."""
+    if len(row["labels"]) != len(row["input_ids"]):
+        return [(row["input_ids"], row["labels"])]
+    found, start = [], 0
+    for length in row["lengths"]:
+        found.append((row["input_ids"][start : start + length], row["labels"][start : start + length]))
+        start += length
+    return found
+
+
+def plain_losses(spec: Spec, prepared: Prepared, steps: int) -> Losses:
+    import transformers
+
+    classify = spec.model.task == "sequence-classification"
+    auto = transformers.AutoModelForSequenceClassification if classify else transformers.AutoModelForCausalLM
+    model = auto.from_pretrained(spec.model.path, dtype=torch.float32)
+    decay = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decay, "weight_decay": spec.train.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=spec.train.learning_rate)
+    split = prepared.split("train")
+    plan = step_plan(spec, split)
+    schedule = transformers.get_scheduler(
+        spec.train.lr_scheduler_type, optimizer, warmup_steps(spec.train, plan.total_steps), plan.total_steps
+    )
+    out = Losses([], [], [])
+    for step in range(steps):
+        rows = split.read_rows(plan.rows_of_step(step)).to_pylist()
+        sums, count = torch.zeros(()), 0
+        for ids, labels in (sample for row in rows for sample in samples_of(row)):
+            logits = model(input_ids=torch.tensor([ids])).logits[0]
+            targets = torch.tensor(labels) if classify else torch.tensor(labels[1:])
+            scored = logits[None] if classify else logits[:-1]
+            sums = sums + torch.nn.functional.cross_entropy(scored, targets, ignore_index=-100, reduction="sum")
+            count += int((targets != -100).sum())
+        out.learning_rate.append(optimizer.param_groups[0]["lr"])
+        (sums / count).backward()
+        out.grad_norm.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), spec.train.max_grad_norm)))
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        out.loss.append(float(sums.detach()) / count)
+    return out

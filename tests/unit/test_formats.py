@@ -1,0 +1,293 @@
+"""Source files as records, and records as samples. Imports neither ray nor torch nor transformers."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.data.formats import (
+    BadRow,
+    ChatSample,
+    ClassSample,
+    Record,
+    TextSample,
+    check_source,
+    expand,
+    read_records,
+    sample_of,
+)
+from jobs.data.template import has_chat_template
+from jobs.errors import DataError
+from jobs.spec import Data
+
+
+def write(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def data(**fields: Any) -> Data:
+    return Data.model_validate({"train": "x.jsonl", "format": "text", **fields})
+
+
+def sample(value: dict[str, Any], num_labels: int | None = None, **fields: Any) -> Any:
+    return sample_of(Record("f.jsonl", 7, value), data(**fields), num_labels)
+
+
+CLASSES = {"format": "classification", "labels": ("neg", "pos")}
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, jobs.data.formats, jobs.data.template, jobs.data.pack; "
+        "print([m for m in ('torch', 'ray', 'transformers', 'pyarrow') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+def test_glob_gives_sorted_files(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl", "c.csv"):
+        write(tmp_path / name, "")
+    assert expand(f"{tmp_path}/*.jsonl") == (f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl")
+
+
+def test_file_name_with_brackets_is_no_glob(tmp_path: Path) -> None:
+    path = write(tmp_path / "part[1].jsonl", "{}")
+    assert expand(path) == (path,)
+
+
+def test_url_keeps_its_protocol() -> None:
+    import fsspec
+
+    with fsspec.open("memory://bucket/x.jsonl", "wb") as file:
+        file.write(b'{"text": "a"}\n')
+    (found,) = expand("memory://bucket/*.jsonl")
+    assert found.startswith("memory://")
+    assert [row.value for row in read_records(found) if isinstance(row, Record)] == [{"text": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("none*.jsonl", "no file matches"), ("x.txt", r"\.jsonl, \.ndjson, \.csv"), ("sub", "is a directory")],
+)
+def test_what_cannot_be_expanded_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    write(tmp_path / "x.txt", "a")
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(DataError, match=message):
+        expand(f"{tmp_path}/{name}")
+
+
+def test_unknown_protocol_is_refused() -> None:
+    with pytest.raises(DataError, match="cannot look for nosuch://x"):
+        expand("nosuch://x/*.jsonl")
+
+
+def test_jsonl_tells_bad_lines_from_good_ones(tmp_path: Path) -> None:
+    content = b'\xef\xbb\xbf{"text": "a"}\r\n\n{"text": \n[1]\n"x"\n{"text": "\xff"}\n   \n{"text": "z"}'
+    rows = list(read_records(write(tmp_path / "x.jsonl", content)))
+    assert [(row.line, type(row).__name__) for row in rows] == [
+        (1, "Record"),
+        (3, "BadRow"),
+        (4, "BadRow"),
+        (5, "BadRow"),
+        (6, "BadRow"),
+        (8, "Record"),
+    ]
+    reasons = [row.reason for row in rows if isinstance(row, BadRow)]
+    assert [reason.split(":")[0] for reason in reasons[:1]] == ["not JSON"]
+    assert "array" in reasons[1] and "string" in reasons[2] and "UTF-8" in reasons[3]
+
+
+def test_deep_json_is_a_bad_row(tmp_path: Path) -> None:
+    (row,) = read_records(write(tmp_path / "x.jsonl", '{"text":' + "[" * 100_000))
+    assert isinstance(row, BadRow)
+
+
+def test_csv_counts_lines_of_quoted_records(tmp_path: Path) -> None:
+    content = '\ufefftext,label\r\n"two\nlines",1\r\n\r\nshort\r\n"say ""hi"", all",0\r\na,b,c\r\n"x"y,1\r\nlast,1\r\n'
+    rows = list(read_records(write(tmp_path / "x.csv", content)))
+    assert [row.line for row in rows] == [2, 5, 6, 7, 8, 9]
+    assert rows[0] == Record(str(tmp_path / "x.csv"), 2, {"text": "two\nlines", "label": "1"})
+    assert rows[2] == Record(str(tmp_path / "x.csv"), 6, {"text": 'say "hi", all', "label": "0"})
+    reasons = [row.reason for row in rows if isinstance(row, BadRow)]
+    assert reasons[0] == "1 fields, but the header has 2" and reasons[1] == "3 fields, but the header has 2"
+    assert reasons[2].startswith("not CSV")
+
+
+def test_csv_field_of_more_than_pythons_limit_is_read(tmp_path: Path) -> None:
+    (row,) = read_records(write(tmp_path / "x.csv", "text\n" + "word " * 100_000 + "\n"))
+    assert isinstance(row, Record)
+
+
+def test_csv_with_bytes_that_are_not_utf8_loses_that_row_only(tmp_path: Path) -> None:
+    rows = list(read_records(write(tmp_path / "x.csv", b"text\nok\n\xff\xfe\nzo\xc3\xab\n")))
+    assert [type(row) for row in rows] == [Record, BadRow, Record]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [('text\nok\n"never closed\nx\n', r"x\.csv:3: .* never closed"), ("a,a\n1,2\n", "twice")]
+)
+def test_broken_csv_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = write(tmp_path / "x.csv", content)
+    with pytest.raises(DataError, match=message):
+        list(read_records(path))
+
+
+@given(st.lists(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0")), min_size=2, max_size=2)))
+def test_csv_gives_back_what_was_written(table: list[list[str]]) -> None:
+    import csv
+    import io
+    import tempfile
+
+    text = io.StringIO()
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([["a", "b"], *table])
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(read_records(write(Path(folder) / "x.csv", text.getvalue())))
+    assert [list(row.value.values()) for row in rows if isinstance(row, Record)] == table
+
+
+def test_parquet_counts_rows(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.parquet")
+    turns = [[{"role": "user", "content": "hi"}, {"role": "assistant", "content": str(n)}] for n in range(600)]
+    pq.write_table(pa.table({"messages": turns}), path)
+    rows = list(read_records(path))
+    assert [row.line for row in rows] == list(range(1, 601))
+    last = rows[-1]
+    assert isinstance(last, Record)
+    assert sample_of(last, data(format="chat"), None) == ChatSample((("user", "hi"), ("assistant", "599")))
+
+
+def test_gzip_is_read_and_damage_is_refused(tmp_path: Path) -> None:
+    packed = gzip.compress(b'{"text": "a"}\n' * 1000)
+    assert len(list(read_records(write(tmp_path / "x.jsonl.gz", packed)))) == 1000
+    for name, content in (("y.jsonl.gz", packed[:-12]), ("z.csv.gz", b"text\na\n"), ("p.parquet", b"PAR1 not")):
+        path = write(tmp_path / name, content)
+        with pytest.raises(DataError, match=name):
+            list(read_records(path))
+
+
+def test_text_must_be_there_and_be_text() -> None:
+    assert sample({"text": " a "}) == TextSample(" a ")
+    for value, reason in [
+        ({"body": "a"}, "no column 'text'; it has 'body'"),
+        ({"text": None}, "'text' is null"),
+        ({"text": 5}, "'text' is a int, expected text"),
+        ({"text": " \n"}, "'text' is empty"),
+        ({"text": "\ud800"}, "'text' holds half of a surrogate pair, which is no character"),
+    ]:
+        assert sample(value) == BadRow("f.jsonl", 7, reason)
+
+
+@pytest.mark.parametrize(("label", "expected"), [("pos", 1), (" neg ", 0), (1, 1), ("0", 0), (1.0, 1), ("1.0", 1)])
+def test_labels_are_names_or_ids(label: Any, expected: int) -> None:
+    assert sample({"text": "a", "label": label}, 2, **CLASSES) == ClassSample("a", expected)
+
+
+def test_name_of_a_class_wins_over_its_id() -> None:
+    stars = {"format": "classification", "labels": ("1", "2", "3")}
+    for one in (1, "1", 1.0):
+        assert sample({"text": "a", "label": one}, 3, **stars) == ClassSample("a", 0)
+
+
+@pytest.mark.parametrize(
+    ("label", "reason", "fatal"),
+    [
+        ("maybe", r"unknown label 'maybe': data.labels is \['neg', 'pos'\]", True),
+        (2, "label 2 is outside 0 to 1", True),
+        ("-1", "label '-1' is outside 0 to 1", True),
+        (1.5, "label 1.5 is not a whole number", False),
+        ("1.5", "label '1.5' is not a whole number", False),
+        (True, "label is a bool", False),
+        ([1], "label is a list", False),
+        ("", "label is empty", False),
+        (float("nan"), "label is empty", False),
+        (None, "'label' is null", False),
+    ],
+)
+def test_labels_that_are_no_class_are_refused(label: Any, reason: str, fatal: bool) -> None:
+    import re
+
+    row = sample({"text": "a", "label": label}, 2, **CLASSES)
+    assert isinstance(row, BadRow) and row.fatal == fatal
+    assert re.match(reason, row.reason)
+
+
+def test_without_names_only_numbers_are_labels() -> None:
+    row = sample({"text": "a", "label": "pos"}, 2, format="classification")
+    assert isinstance(row, BadRow) and row.fatal and "data.labels" in row.reason
+
+
+TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo", "weight": 1}]
+
+
+def test_chat_is_a_list_of_turns_or_its_json() -> None:
+    expected = ChatSample((("user", "hi"), ("assistant", "yo")))
+    assert sample({"messages": TALK}, format="chat") == expected
+    assert sample({"messages": json.dumps(TALK)}, format="chat") == expected
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([], "at least one turn"),
+        ("hello", "not JSON"),
+        ([*TALK, "x"], "turn 3 is a str"),
+        ([{"from": "human", "value": "hi"}], "turn 1 has no role; it has 'from', 'value'"),
+        ([{"role": "user"}], "turn 1 has no content"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "content of turn 1 is a list"),
+        (TALK[:1], r"no assistant turn.*roles: user"),
+    ],
+)
+def test_chat_without_its_parts_is_refused(messages: Any, reason: str) -> None:
+    import re
+
+    row = sample({"messages": messages}, format="chat")
+    assert isinstance(row, BadRow) and not row.fatal
+    assert re.search(reason, row.reason)
+
+
+def test_check_names_the_columns_and_the_likely_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", "Texts,label\na,1\n")
+    with pytest.raises(DataError, match=r"no column 'text'; it has 'Texts', 'label'\. Did you mean 'Texts'\?"):
+        check_source(data(format="classification"), path, 2)
+
+
+def test_check_stops_at_the_first_wrong_label(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", "text,label\na,1\nb,7\n")
+    with pytest.raises(DataError, match=r"x\.csv:3: label '7' is outside 0 to 1"):
+        check_source(data(format="classification"), path, 2)
+
+
+def test_check_refuses_a_source_without_a_usable_row(tmp_path: Path) -> None:
+    empty = write(tmp_path / "e.jsonl", "\n")
+    with pytest.raises(DataError, match="holds no records"):
+        check_source(data(), empty, None)
+    useless = write(tmp_path / "u.jsonl", '{"text": ""}\n' * 3)
+    with pytest.raises(DataError, match=r"none of the first 3 rows .*\n  .*u\.jsonl:1: 'text' is empty"):
+        check_source(data(), useless, None)
+
+
+def test_check_reads_no_further_than_asked(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", '{"text": "a"}\n' * 10 + '{"text": 1}\n' * 10)
+    check_source(data(), path, None, max_rows=10)
+
+
+def test_chat_template_is_found_wherever_it_is_kept(tmp_path: Path) -> None:
+    assert not has_chat_template(str(tmp_path))
+    config = tmp_path / "tokenizer_config.json"
+    write(config, "{}")
+    assert not has_chat_template(str(tmp_path))
+    write(config, '{"chat_template": "{{ messages }}"}')
+    assert has_chat_template(str(tmp_path))
+    config.unlink()
+    write(tmp_path / "chat_template.jinja", "x")
+    assert has_chat_template(str(tmp_path))

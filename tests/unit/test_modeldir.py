@@ -1,0 +1,175 @@
+"""A directory that cannot be trained from is refused before a worker starts, with what to do."""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from jobs.errors import DataError
+from jobs.modeldir import check_model_dir, check_model_files, local_model_dir, safetensors_problem
+from jobs.spec import Spec
+
+
+def safetensors(path: Path, numbers: int = 4) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4 * numbers)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text("{}")
+    safetensors(folder / "model.safetensors")
+    return folder
+
+
+def problem(folder: Path, chat: bool = False, seq_len: int | None = None) -> str:
+    with pytest.raises(DataError) as caught:
+        check_model_files(str(folder), chat, seq_len)
+    return str(caught.value)
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+def test_whole_directory_is_accepted(folder: Path) -> None:
+    check_model_files(str(folder), chat=False)
+
+
+def test_missing_directory_and_file_are_refused(folder: Path) -> None:
+    assert "no such directory" in problem(folder / "nope")
+    assert "give the directory" in problem(folder / "config.json")
+
+
+def test_config_must_be_there_and_be_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    assert "config.json cannot be read" in problem(folder)
+    (folder / "config.json").unlink()
+    assert "no config.json" in problem(folder)
+
+
+def test_directory_without_weights_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert "there are no weights" in problem(folder)
+    (folder / "m.gguf").touch()
+    assert "GGUF" in problem(folder)
+
+
+def test_pickles_are_not_loaded_and_the_way_out_is_named(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "pickles (pytorch_model.bin)" in problem(folder) and "save_pretrained" in problem(folder)
+
+
+def test_missing_shards_are_counted(folder: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "two.safetensors", "c": "three.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "2 of 3 weight files" in problem(folder) and "three.safetensors" in problem(folder)
+    (folder / "model.safetensors.index.json").write_text("{}")
+    assert "index.json cannot be read" in problem(folder)
+
+
+def test_download_that_was_cut_and_lfs_pointer_are_found(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    for content in (whole[:-1], whole[:5], b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:00"):
+        weights.write_bytes(content)
+        assert "model.safetensors" in problem(folder) and "fetch it again" in problem(folder)
+    weights.write_bytes(struct.pack("<Q", 4) + b"oops")
+    assert safetensors_problem(str(weights)) == "has no readable header: fetch it again"
+
+
+def test_model_with_code_of_its_own_is_refused(folder: Path) -> None:
+    change_config(folder, model_type="mystery", auto_map={"AutoModel": "modeling.Mystery"})
+    assert "trust_remote_code is off" in problem(folder)
+
+
+def test_model_that_transformers_has_too_does_not_need_its_own_code(folder: Path) -> None:
+    change_config(folder, model_type="llama", auto_map={"AutoModel": "modeling.Mine"})
+    check_model_files(str(folder), chat=False)
+
+
+def test_rows_longer_than_learned_positions_are_refused(folder: Path) -> None:
+    change_config(folder, model_type="bert", max_position_embeddings=512)
+    assert "512 positions, but data.seq_len is 1024: set data.seq_len to 512" in problem(folder, seq_len=1024)
+    change_config(folder, model_type="roberta", max_position_embeddings=514, pad_token_id=1)
+    check_model_files(str(folder), chat=False, seq_len=512)
+    assert "512 positions" in problem(folder, seq_len=513)
+    change_config(folder, model_type="llama", max_position_embeddings=512, rope_parameters={"rope_theta": 1e4})
+    check_model_files(str(folder), chat=False, seq_len=1024)
+
+
+def test_directory_without_tokenizer_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").touch()
+    assert "there is no tokenizer" in problem(folder)
+    (folder / "merges.txt").touch()
+    check_model_files(str(folder), chat=False)
+
+
+def test_chat_needs_a_template_wherever_it_is_kept(folder: Path) -> None:
+    assert "no chat template" in problem(folder, chat=True)
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    check_model_files(str(folder), chat=True)
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "chat_template.jinja").touch()
+    check_model_files(str(folder), chat=True)
+
+
+def spec(path: str) -> Spec:
+    return Spec.model_validate(
+        {"model": {"path": path, "task": "causal-lm"}, "data": {"train": "/d", "format": "text"}}
+    )
+
+
+def test_hub_id_is_not_looked_up_and_url_is(folder: Path) -> None:
+    check_model_dir(spec("org/name"))
+    with pytest.raises(DataError, match=r"memory://no/such: there is no config\.json"):
+        check_model_dir(spec("memory://no/such"))
+    check_model_dir(spec(f"file://{folder}"))
+
+
+@pytest.fixture
+def url(folder: Path) -> Any:
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{folder}/", "/models/m/", recursive=True)
+    yield "memory://models/m"
+    memory.rm("/models", recursive=True)
+
+
+def test_local_directory_is_used_where_it_is(folder: Path) -> None:
+    assert local_model_dir(str(folder)) == local_model_dir(f"file://{folder}") == str(folder)
+
+
+def test_model_at_a_url_is_fetched_once_and_again_when_it_changes(url: str, tmp_path: Path) -> None:
+    first = local_model_dir(url, str(tmp_path / "cache"))
+    check_model_files(first, chat=False)
+    (Path(first) / "marker").touch()
+    assert (Path(local_model_dir(url, str(tmp_path / "cache"))) / "marker").exists()
+    fsspec.filesystem("memory").pipe_file("/models/m/added.json", b"{}")
+    assert local_model_dir(url, str(tmp_path / "cache")) != first
+
+
+def test_workers_of_one_machine_share_one_fetch(url: str, tmp_path: Path) -> None:
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.append(local_model_dir(url, str(tmp_path)))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and len(set(found)) == 1
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".part")] == []
+
+
+def test_url_with_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="memory://nothing"):
+        local_model_dir("memory://nothing", str(tmp_path))

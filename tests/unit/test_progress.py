@@ -1,0 +1,141 @@
+"""What is printed while a run goes on: not too much, and never nothing for long."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+
+from jobs.outcome import event
+from jobs.progress import NoProgress, PlainProgress, Progress, duration, step_line
+from orchestrator.bar import BarProgress
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Watched:
+    """A PlainProgress on a clock of its own, and what it printed without the times."""
+
+    def __init__(self) -> None:
+        self.clock, self.stream = Clock(), io.StringIO()
+        self.progress = PlainProgress(self.stream, clock=self.clock, background=False)
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.split(" ", 2)[2] for line in self.stream.getvalue().splitlines()]
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+def record(step: int, **more: Any) -> dict[str, Any]:
+    return {
+        "step": step,
+        "epoch": step / 100,
+        "loss": 0.43117,
+        "learning_rate": 9.13e-5,
+        "tokens_per_s": 1234.4,
+        **more,
+    }
+
+
+def test_step_line_reads_as_documented() -> None:
+    line = step_line(record(40, grad_norm=1.204), 900, 200.4)
+    assert line == "step 40/900  epoch 0.40  loss 0.4312  lr 9.1e-05  grad_norm 1.2  1,234 tokens/s  eta 3m20s"
+
+
+def test_step_line_leaves_out_what_is_not_known() -> None:
+    assert step_line({"step": 3, "loss": float("nan"), "grad_norm": None}, None, None) == "step 3  loss nan"
+
+
+def test_evaluated_values_are_part_of_the_line() -> None:
+    assert step_line({"step": 3, "eval_accuracy": 0.5033}, None, None).endswith("eval_accuracy 0.5033")
+
+
+def test_events_are_printed_at_once_with_utc_time(watched: Watched) -> None:
+    happened = event("warning", "careful")
+    watched.progress.event(happened)
+    assert watched.stream.getvalue() == f"{happened.at:%Y-%m-%d %H:%M:%SZ} careful\n"
+
+
+def test_steps_are_printed_every_ten_seconds_and_always_the_first_and_the_last(watched: Watched) -> None:
+    watched.progress.event(event("plan", "25 steps", total_steps=25))
+    for step in range(1, 26):
+        watched.progress.step(record(step))
+        watched.clock.now_s += 1.0
+    assert [line.split()[1] for line in watched.lines[1:]] == ["1/25", "11/25", "21/25", "25/25"]
+
+
+def test_last_step_of_a_run_that_stops_early_is_printed_once(watched: Watched) -> None:
+    for step in (1, 2, 3):
+        watched.progress.step(record(step))
+    watched.progress.event(event("failed", "out of memory"))
+    watched.progress.close()
+    watched.progress.close()
+    assert [line.split("  ")[0] for line in watched.lines] == ["step 1", "step 3", "out of memory"]
+
+
+def test_time_to_the_end_comes_from_the_clock(watched: Watched) -> None:
+    watched.progress.event(event("plan", "30 steps", total_steps=30))
+    for step in (10, 20):  # resumed at step 9
+        watched.progress.step(record(step))
+        watched.clock.now_s += 20.0
+    assert watched.lines[-1].endswith("eta 20 s")
+
+
+def test_silence_is_broken_after_half_a_minute_with_the_phase(watched: Watched) -> None:
+    watched.progress.event(event("phase", "loading the model"))
+    for _ in range(65):
+        watched.clock.now_s += 1.0
+        watched.progress.sign_of_life()
+    assert watched.lines[1:] == ["still loading the model (30 s)", "still loading the model (1m00s)"]
+
+
+def test_first_phase_is_called_starting_and_steps_are_called_training(watched: Watched) -> None:
+    watched.progress.event(event("phase", "run x in /runs/x", phase="start"))
+    watched.clock.now_s = 30.0
+    watched.progress.sign_of_life()
+    watched.progress.step(record(1))
+    watched.clock.now_s = 75.0
+    watched.progress.sign_of_life()
+    assert watched.lines[1] == "still starting (30 s)" and watched.lines[-1] == "still training (45 s)"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1m00s"), (200, "3m20s"), (7530, "2h05m"), (360000, "100h00m")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("make", [NoProgress, lambda: PlainProgress(io.StringIO()), lambda: BarProgress(io.StringIO())])
+def test_every_progress_takes_every_event_and_closes_twice(make: Any) -> None:
+    progress: Progress = make()
+    for kind in ("phase", "plan", "evaluated", "checkpoint", "exported", "warning", "failed", "ended", "unheard-of"):
+        progress.event(event(kind, f"[bold]{kind}[/x]", total_steps=3))
+        progress.step(record(1))
+        progress.step({"step": 2, "loss": float("nan"), "eval_loss": 1.0})
+    progress.close()
+    progress.close()
+
+
+def test_bar_prints_events_as_they_are_written() -> None:
+    stream = io.StringIO()
+    progress = BarProgress(stream, width=200)
+    progress.event(event("warning", "odd [bold]path[/bold] in /tmp/[x]"))
+    progress.step(record(7))
+    progress.event(event("ended", "succeeded"))
+    progress.close()
+    printed = stream.getvalue()
+    assert "odd [bold]path[/bold] in /tmp/[x]" in printed
+    assert printed.index("step 7") < printed.index("succeeded")

@@ -1,0 +1,167 @@
+"""Runs are listed and described from what they left behind."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from jobs import storage
+from jobs.errors import InputError, StorageError
+from jobs.journal import JournalWriter
+from jobs.outcome import Outcome, Status, event, write_outcome
+from jobs.paths import JobPaths
+from orchestrator.runs import describe_run, find_run, list_runs, summarise, utc_now
+from orchestrator.show import run_page, runs_table
+
+NOW = datetime.datetime(2026, 11, 24, 12, 0, tzinfo=datetime.UTC)
+
+
+def now() -> datetime.datetime:
+    return NOW
+
+
+def make_run(root: str, name: str = "a-20261124-115900-0001") -> JobPaths:
+    paths = JobPaths.of(root, name)
+    storage.write_bytes(paths.spec, json.dumps({"model": {"path": "/m"}, "data": {"train": "/d"}}).encode())
+    return paths
+
+
+def end(paths: JobPaths, status: Status = Status.SUCCEEDED, **more: Any) -> None:
+    write_outcome(paths, Outcome(status=status, ended_at=NOW, **more))
+
+
+def put_part(folder: str, at: datetime.datetime, *records: dict[str, Any]) -> None:
+    name = f"{int(at.timestamp() * 1e9):020d}-000000-0.jsonl"
+    storage.write_bytes(storage.join(folder, name), "".join(json.dumps(one) + "\n" for one in records).encode())
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    if request.param == "local":
+        yield str(tmp_path)
+        return
+    yield "memory://runs"
+    fsspec.filesystem("memory").rm("/runs", recursive=True)
+
+
+def test_ended_run_has_the_status_of_its_outcome(root: str) -> None:
+    paths = make_run(root)
+    end(paths, Status.FAILED, reason="out of memory", step=7, metrics={"loss": 1.5})
+    run = summarise(paths, now)
+    assert (run.status, run.reason, run.step, run.metrics) == ("failed", "out of memory", 7, {"loss": 1.5})
+
+
+def test_run_that_wrote_lately_is_running_and_a_silent_one_is_lost(root: str) -> None:
+    paths = make_run(root)
+    put_part(paths.metrics, NOW - datetime.timedelta(minutes=4), {"step": 3, "loss": 0.5, "learning_rate": 1e-5})
+    run = summarise(paths, now)
+    assert (run.status, run.step, run.metrics, run.silent_s) == ("running", 3, {"loss": 0.5}, 60.0)
+    later = summarise(paths, lambda: NOW + datetime.timedelta(minutes=5))
+    assert (later.status, later.silent_s) == ("lost", 360.0)
+
+
+def test_event_is_a_sign_of_life_too(root: str) -> None:
+    paths = make_run(root, "a-20261124-000000-0001")
+    put_part(paths.events, NOW - datetime.timedelta(minutes=1), {"kind": "phase"})
+    assert summarise(paths, now).status == "running"
+
+
+def test_loss_that_is_no_number_is_shown_and_is_null_in_json(root: str) -> None:
+    paths = make_run(root)
+    put_part(paths.metrics, NOW, {"step": 3, "loss": float("nan")})
+    run = summarise(paths, now)
+    assert "nan" in runs_table([run], NOW) and json.loads(run.model_dump_json())["metrics"] == {"loss": None}
+
+
+def test_what_the_journal_writes_is_what_is_read(root: str) -> None:
+    paths = make_run(root)
+    writer = JournalWriter(paths.metrics)
+    writer.append({"step": 1, "loss": 2.0})
+    writer.append({"step": 2, "loss": 1.0, "eval_accuracy": 0.5})
+    writer.close()
+    run = summarise(paths, utc_now)
+    assert (run.status, run.step, run.metrics) == ("running", 2, {"loss": 1.0, "eval_accuracy": 0.5})
+
+
+def test_runs_are_listed_in_the_order_of_their_start_and_other_folders_are_not(root: str) -> None:
+    for name in ("z-20261124-100000-0001", "a-20261124-110000-0001", "renamed"):
+        end(make_run(root, name))
+    storage.write_bytes(storage.join(root, "prepared", "x", "manifest.json"), b"{}")
+    storage.write_bytes(storage.join(root, "notes.txt"), b"")
+    assert [run.name for run in list_runs(root)] == ["renamed", "z-20261124-100000-0001", "a-20261124-110000-0001"]
+
+
+def test_one_damaged_run_does_not_hide_the_others(root: str) -> None:
+    end(make_run(root, "good-20261124-100000-0001"))
+    storage.write_bytes(make_run(root, "newer-20261124-100001-0001").outcome, b'{"version": 99}')
+    storage.write_bytes(make_run(root, "torn-20261124-100002-0001").outcome, b'{"vers')
+    assert [run.status for run in list_runs(root)] == ["succeeded", "unreadable", "unreadable"]
+
+
+def test_missing_storage_path_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="FLEETUNE_STORAGE_PATH"):
+        list_runs(str(tmp_path / "nope"))
+
+
+def test_run_is_found_by_name_unique_start_and_path(root: str) -> None:
+    first, second = make_run(root, "abc-1"), make_run(root, "abd-2")
+    assert find_run("abc-1", root) == find_run("abc", root) == first.root
+    assert find_run(second.root, "/elsewhere") == second.root
+
+
+def test_exact_name_wins_over_a_longer_one(root: str) -> None:
+    exact = make_run(root, "abc")
+    make_run(root, "abc-2")
+    assert find_run("abc", root) == exact.root
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [("ab", "'ab' may mean 2 runs: abc-1, abd-2"), ("abx-1", "did you mean abc-1"), ("qqqqqqq", "are abc-1, abd-2")],
+)
+def test_run_that_is_not_found_says_what_there_is(root: str, asked: str, expected: str) -> None:
+    make_run(root, "abc-1")
+    make_run(root, "abd-2")
+    with pytest.raises(InputError) as caught:
+        find_run(asked, root)
+    assert expected in str(caught.value)
+
+
+def test_path_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is no run: there is no spec\.json in it"):
+        find_run(str(tmp_path), "/elsewhere")
+
+
+def test_failed_run_is_described_with_events_and_the_end_of_its_log(root: str) -> None:
+    paths = make_run(root)
+    end(paths, Status.FAILED, reason="loss is NaN", step=2, metrics_before={"eval_accuracy": 0.5})
+    events = [event("plan", "9 steps", total_steps=9), *(event("phase", f"p{number}") for number in range(20))]
+    put_part(paths.events, NOW, *(one.model_dump(mode="json") for one in events))
+    storage.write_bytes(paths.log("driver"), b"".join(b"line %d\n" % number for number in range(2000)))
+    page = run_page(describe_run(paths.root, now))
+    for part in ("loss is NaN", "2/9", "accuracy 0.5", "phase: p19", "line 1999", paths.log("driver")):
+        assert part in page
+    assert "p9\n" not in page and "line 999\n" not in page
+
+
+def test_run_that_wrote_nothing_yet_can_be_described(root: str) -> None:
+    details = describe_run(make_run(root).root, now)
+    assert (details.summary.status, details.total_steps, details.log_tail) == ("running", None, None)
+    assert run_page(details)
+
+
+def test_listing_reads_one_part_of_the_metrics_however_many_there_are(tmp_path: Path) -> None:
+    paths = make_run(str(tmp_path))
+    for number in range(2000):
+        Path(paths.metrics).mkdir(exist_ok=True)
+        Path(paths.metrics, f"{number:020d}-000000-0.jsonl").write_text("not json: must not be read\n")
+    put_part(paths.metrics, NOW, {"step": 9})
+    began = time.monotonic()
+    assert summarise(paths, now).step == 9
+    assert time.monotonic() - began < 2.0

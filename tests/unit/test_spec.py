@@ -1,0 +1,91 @@
+"""The spec: every field says what it is, nothing can be assigned, and nothing may contradict itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from jobs.fields import section_model, spec_fields
+from jobs.spec import Spec
+
+
+def values(**sections: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {"model": {"path": "/m", "task": "causal-lm"}, "data": {"train": "/d", "format": "text"}}
+    for name, section in sections.items():
+        base[name] = {**base.get(name, {}), **section} if isinstance(section, dict) else section
+    return base
+
+
+@pytest.mark.parametrize("name", list(spec_fields()))
+def test_field_is_documented_in_one_sentence(name: str) -> None:
+    description = spec_fields()[name].description
+    assert description and description.endswith(".") and "\n" not in description
+
+
+def models() -> list[type[BaseModel]]:
+    return [Spec, *(model for info in spec_fields().values() if (model := section_model(info)))]
+
+
+@pytest.mark.parametrize("model", models())
+def test_section_is_frozen_refuses_unknown_keys_and_holds_no_list(model: type[BaseModel]) -> None:
+    assert model.model_config.get("frozen") and model.model_config.get("extra") == "forbid"
+    assert model.__doc__
+    assert not any("list[" in str(info.annotation) for info in model.model_fields.values())
+
+
+def test_only_model_and_data_must_be_given() -> None:
+    required = {name for name, info in spec_fields().items() if info.is_required()}
+    assert required == {"model", "model.path", "model.task", "data", "data.train", "data.format"}
+
+
+def test_nothing_can_be_assigned() -> None:
+    with pytest.raises(ValidationError):
+        Spec.model_validate(values()).train.learning_rate = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"train": {"warmup_ratio": 0.1, "warmup_steps": 5}}, "warmup_ratio and warmup_steps are both given"),
+        ({"train": {"max_steps": 1, "num_train_epochs": 1}}, "num_train_epochs and max_steps are both given"),
+        ({"train": {"global_batch_size": 1, "global_batch_tokens": 9}}, "both given"),
+        ({"train": {"bf16": True, "fp16": True}}, "bf16 and fp16 are both true"),
+        ({"train": {"warmup_steps": 1.5}}, "neither whole nor below 1"),
+        ({"train": {"zero": {"stage": 2, "offload_param": "cpu"}}}, "offload_param needs stage 3, but stage is 2"),
+        ({"data": {"eval": "/e", "eval_fraction": 0.1}}, "eval and eval_fraction are both given"),
+        ({"data": {"labels": ["a", "b"]}}, "for sequence-classification only"),
+        ({"data": {"format": "classification"}}, "sequence-classification goes with classification"),
+        ({"model": {"task": "sequence-classification"}, "data": {"format": "classification"}}, "needs data.labels"),
+        (
+            {
+                "model": {"task": "sequence-classification", "num_labels": 3},
+                "data": {"format": "classification", "labels": ["a", "b"]},
+            },
+            "model.num_labels is 3, but data.labels names 2",
+        ),
+        (
+            {"model": {"task": "sequence-classification"}, "data": {"format": "classification", "labels": ["a", "a"]}},
+            "labels repeats a name",
+        ),
+    ],
+)
+def test_contradiction_is_refused(sections: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValidationError, match=expected):
+        Spec.model_validate(values(**sections))
+
+
+@pytest.mark.parametrize("name", ["Run", "a b", "", "-a", "a/b", "a" * 64])
+def test_name_that_cannot_be_a_folder_everywhere_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError):
+        Spec.model_validate(values(name=name))
+
+
+def test_number_of_labels_comes_from_their_names() -> None:
+    sections = {
+        "model": {"task": "sequence-classification"},
+        "data": {"format": "classification", "labels": ["a", "b"]},
+    }
+    spec = Spec.model_validate(values(**sections))
+    assert spec.num_labels == 2 and not spec.packed

@@ -1,0 +1,108 @@
+"""Files appear whole or not at all, at a path or a URL, and whatever goes wrong is a StorageError."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from jobs import storage
+from jobs.errors import StorageError
+
+
+@pytest.fixture(params=["local", "file", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    if request.param != "memory":
+        yield str(tmp_path) if request.param == "local" else f"file://{tmp_path}"
+        return
+    yield "memory://storage"
+    if fsspec.filesystem("memory").exists("/storage"):
+        fsspec.filesystem("memory").rm("/storage", recursive=True)
+
+
+def test_what_is_written_is_read(root: str) -> None:
+    path = storage.join(root, "a", "b.bin")
+    storage.write_bytes(path, b"one")
+    storage.write_bytes(path, b"two")
+    assert storage.read_bytes(path) == b"two"
+    assert storage.exists(path) and storage.is_dir(storage.join(root, "a")) and not storage.is_dir(path)
+
+
+def test_names_are_sorted_and_a_missing_directory_has_none(root: str) -> None:
+    for name in ("b", "a", "c/d"):
+        storage.write_bytes(storage.join(root, "dir", name), b"")
+    assert storage.list_names(storage.join(root, "dir")) == ["a", "b", "c"]
+    assert storage.list_names(storage.join(root, "nope")) == []
+
+
+def test_missing_file_is_a_storage_error_that_names_it(root: str) -> None:
+    path = storage.join(root, "nope")
+    with pytest.raises(StorageError, match=f"cannot read {path}"):
+        storage.read_bytes(path)
+    with pytest.raises(StorageError, match=f"cannot read {path}"), storage.open_read(path):
+        pass
+    assert not storage.exists(path)
+
+
+def test_open_file_can_be_searched_from_its_end(root: str) -> None:
+    path = storage.join(root, "x")
+    storage.write_bytes(path, b"0123456789")
+    with storage.open_read(path) as file:
+        file.seek(-3, os.SEEK_END)
+        assert file.read() == b"789"
+
+
+def test_finished_file_is_brought_to_its_place(root: str, tmp_path: Path) -> None:
+    local = tmp_path / "made"
+    local.write_bytes(b"content")
+    storage.put_file(str(local), storage.join(root, "deep", "there"))
+    assert storage.read_bytes(storage.join(root, "deep", "there")) == b"content"
+
+
+def test_directory_is_fetched_with_its_folders(root: str, tmp_path: Path) -> None:
+    for name in ("a", "sub/b"):
+        storage.write_bytes(storage.join(root, "tree", name), name.encode())
+    storage.fetch_dir(storage.join(root, "tree"), str(tmp_path / "copy"))
+    assert (tmp_path / "copy" / "sub" / "b").read_bytes() == b"sub/b" and (tmp_path / "copy" / "a").exists()
+
+
+def test_removed_directory_is_gone_and_removing_none_is_fine(root: str) -> None:
+    storage.write_bytes(storage.join(root, "dir", "a"), b"")
+    storage.remove_dir(storage.join(root, "dir"))
+    storage.remove_dir(storage.join(root, "dir"))
+    assert not storage.exists(storage.join(root, "dir", "a"))
+
+
+def test_probe_of_a_writable_place_leaves_no_file(root: str) -> None:
+    storage.check_writable(storage.join(root, "runs"))
+    assert storage.list_names(storage.join(root, "runs")) == []
+
+
+def test_place_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"is not writable: .* Choose a directory or URL you own"):
+        storage.check_writable(str(tmp_path / "file"))
+
+
+def test_failed_write_leaves_the_old_content_and_nothing_beside(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    with pytest.raises(StorageError):
+        storage.write_bytes(str(path), "no bytes")  # type: ignore[arg-type]
+    assert path.read_bytes() == b"old" and [one.name for one in tmp_path.iterdir()] == ["x"]
+
+
+def test_unknown_protocol_is_a_storage_error() -> None:
+    with pytest.raises(StorageError, match="cannot"):
+        storage.read_bytes("nosuch://bucket/key")
+    with pytest.raises(StorageError):
+        storage.exists("nosuch://bucket/key")
+
+
+def test_urls_and_paths_are_told_apart() -> None:
+    assert storage.is_url("s3://b/k") and storage.is_url("file:///x") and not storage.is_url("/x")
+    assert storage.is_local("file:///x") and storage.is_local("x") and not storage.is_local("s3://b")
+    assert storage.join("s3://b/k", "a", "b") == "s3://b/k/a/b" and storage.local_path("file:///x") == "/x"

@@ -1,0 +1,124 @@
+"""What can be found wrong with a job before a worker starts is found then, all of it at once."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import DataError, InputError, SpecError, StorageError
+from jobs.spec import Spec
+from jobs.validate import check_metrics, validate
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> dict[str, Any]:
+    model = tmp_path / "m"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "llama"}')
+    (model / "tokenizer.json").touch()
+    (model / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")  # whole, though it holds no tensor
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"text": f"row {n}"}) for n in range(3)))
+    return {
+        "model": {"path": str(model), "task": "causal-lm"},
+        "data": {"train": str(tmp_path / "d.jsonl"), "format": "text"},
+        "storage_path": str(tmp_path / "runs"),
+    }
+
+
+def spec(base: dict[str, Any], **sections: Any) -> Spec:
+    merged = {
+        key: {**base.get(key, {}), **value} if isinstance(value, dict) else value for key, value in sections.items()
+    }
+    return Spec.model_validate({**base, **merged})
+
+
+def test_good_job_has_no_problem_and_no_warning(base: dict[str, Any]) -> None:
+    assert validate(spec(base)) == []
+
+
+def test_problems_of_all_kinds_come_at_once(base: dict[str, Any]) -> None:
+    bad = spec(
+        base,
+        train={"global_batch_size": 1, "max_steps": 5, "warmup_steps": 6},
+        resources={"num_workers": 2},
+        model={"path": "/no/model"},
+        data={"train": "/no/data.jsonl"},
+        eval={"metrics": ["losss"]},
+    )
+    with pytest.raises(InputError) as caught:
+        validate(bad)
+    for part in ("fewer rows", "longer than the run of 5", "/no/model", "/no/data.jsonl", "did you mean loss?"):
+        assert part in str(caught.value)
+
+
+def test_one_problem_keeps_its_class(base: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(SpecError):
+        validate(spec(base, train={"global_batch_size": 1}, resources={"num_workers": 2}))
+    with pytest.raises(DataError):
+        validate(spec(base, data={"eval": "/no/eval.jsonl"}))
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="is not writable"):
+        validate(spec(base, storage_path=str(tmp_path / "file")))
+
+
+def test_missing_column_is_refused(base: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="txt"):
+        validate(spec(base, data={"columns": {"text": "txt"}}))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("f1", "f1 is for sequence-classification, but model.task is causal-lm"),
+        ("perplexty", "did you mean perplexity?"),
+        ("my_metric", "nor package.module:function"),
+        ("no_such_module_here:f", "there is no module no_such_module_here"),
+        ("no.such.module:f", "cannot find no.such.module"),
+    ],
+)
+def test_metric_that_is_not_there_is_refused(base: dict[str, Any], name: str, expected: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        check_metrics(spec(base, eval={"metrics": ["loss", name]}))
+    assert expected in str(caught.value)
+
+
+def test_language_metrics_are_refused_for_classification() -> None:
+    values = {
+        "model": {"path": "/m", "task": "sequence-classification"},
+        "data": {"train": "/d", "format": "classification", "labels": ["a", "b"]},
+        "eval": {"metrics": ["loss", "accuracy", "f1", "exact_match", "perplexity"]},
+    }
+    with pytest.raises(SpecError) as caught:
+        check_metrics(Spec.model_validate(values))
+    assert [line.split()[1] for line in str(caught.value).splitlines()] == ["exact_match", "perplexity"]
+
+
+def test_own_metric_is_found_beside_the_working_directory_but_not_run(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics_of_mine.py").write_text("raise SystemExit\ndef good(p): ...\nalso = good\n")
+    monkeypatch.chdir(tmp_path)
+    check_metrics(spec(base, eval={"metrics": ["metrics_of_mine:good", "metrics_of_mine:also"]}))
+    with pytest.raises(SpecError, match=r"metrics_of_mine\.py has no goood; did you mean good\?"):
+        check_metrics(spec(base, eval={"metrics": ["metrics_of_mine:goood"]}))
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"eval": {"metrics": ["loss", "accuracy"]}}, "asks for accuracy, but there are no held-out samples"),
+        ({"eval": {"eval_steps": 5}}, "eval_steps is set, but there are no held-out samples"),
+        ({"train": {"max_steps": 5}, "checkpoint": {"save_steps": 6}}, "save_steps (6) is more than max_steps (5)"),
+        (
+            {"train": {"lr_scheduler_type": "warmup_stable_decay", "warmup_ratio": 0.6, "decay_ratio": 0.6}},
+            "the decay is shortened",
+        ),
+    ],
+)
+def test_allowed_but_odd_is_a_warning(base: dict[str, Any], sections: dict[str, Any], expected: str) -> None:
+    (warning,) = validate(spec(base, **sections))
+    assert expected in warning

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -27,9 +28,16 @@ def ray_address() -> str | None:
     return os.environ.get("RAY_ADDRESS") or None
 
 
-def storage_path() -> str:
-    """FLEETUNE_STORAGE_PATH, where `fleetune runs` looks when it is not told; else ./runs."""
-    return os.environ.get("FLEETUNE_STORAGE_PATH") or os.path.abspath("runs")
+@dataclass(frozen=True)
+class Settings:
+    """What the surroundings say, as opposed to a spec or an option."""
+
+    storage_path: str = "runs"  # where `fleetune runs`, `show` and `export` look when --storage is left out
+
+
+def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+    """FLEETUNE_STORAGE_PATH, or `runs` under the working directory."""
+    return Settings(storage_path=environ.get("FLEETUNE_STORAGE_PATH") or "runs")
 
 
 def set_default(name: str, value: str) -> None:

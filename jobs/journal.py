@@ -18,7 +18,7 @@ LAST_INTERVAL_S = 30.0
 
 
 class JournalWriter:
-    """Collects records and puts them to the folder as parts `{time in ns}-{number}-{writer}.jsonl`.
+    """Collects records and puts them to the folder as parts `{time in ns}-{writer}.jsonl`.
 
     A part is written when `interval` seconds have passed since the last one: 1 s at the start of a run, growing with
     its age to 30 s, so that days of training do not become a million files. A background thread does the writing, so
@@ -28,7 +28,8 @@ class JournalWriter:
     def __init__(self, folder: str, writer: str = "0") -> None:
         self._folder = folder
         self._writer = writer
-        self._number = 0
+        self._part: str | None = None
+        self._writing = threading.Lock()
         self._pending: list[str] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -45,14 +46,19 @@ class JournalWriter:
 
     def flush(self) -> None:
         """Put what is pending to storage now. Raises StorageError."""
+        with self._writing:
+            self._flush()
+
+    def _flush(self) -> None:
         with self._lock:
             lines, self._pending = self._pending, []
             if not lines:
                 return
-            name = f"{time.time_ns():020d}-{self._number:06d}-{self._writer}.jsonl"
-            self._number += 1
+        if self._part is None:  # else the last try failed: the same part, again, so that nothing doubles
+            self._part = f"{time.time_ns():020d}-{self._writer}.jsonl"
         try:
-            storage.write_bytes(storage.join(self._folder, name), ("\n".join(lines) + "\n").encode())
+            storage.write_bytes(storage.join(self._folder, self._part), ("\n".join(lines) + "\n").encode())
+            self._part = None
         except BaseException:
             with self._lock:
                 self._pending = lines + self._pending
@@ -88,11 +94,12 @@ class JournalReader:
         for name in storage.list_names(self._folder):
             if name in self._seen or not name.endswith(".jsonl"):
                 continue
-            self._seen.add(name)
-            if self._skip is not None and name.endswith(self._skip):
-                continue
-            for line in storage.read_bytes(storage.join(self._folder, name)).splitlines():
-                yield json.loads(line)
+            lines = [] if self._passed_over(name) else storage.read_bytes(storage.join(self._folder, name)).splitlines()
+            self._seen.add(name)  # only now: a part that could not be read is tried again
+            yield from map(json.loads, lines)
+
+    def _passed_over(self, name: str) -> bool:
+        return self._skip is not None and name.endswith(self._skip)
 
 
 def read_journal(folder: str) -> list[Record]:

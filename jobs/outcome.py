@@ -7,7 +7,7 @@ import json
 from enum import StrEnum
 from typing import Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from jobs import storage
 from jobs.errors import StorageError
@@ -28,6 +28,9 @@ EXIT_CODES = {Status.SUCCEEDED: 0, Status.FAILED: 1, Status.INTERRUPTED: 130}
 
 class Outcome(Frozen):
     """The end of one run, written once as outcome.json."""
+
+    # A run may end because its loss is no number, and must be able to say so.
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="strings")
 
     version: int = OUTCOME_VERSION
     status: Status = Field(description="Where it ended.")

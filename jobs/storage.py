@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
@@ -66,6 +68,7 @@ def read_bytes(path: str) -> bytes:
 def exists(path: str) -> bool:
     with _as_storage_error("look at", path):
         fs, inner = filesystem(path)
+        fs.invalidate_cache()
         return bool(fs.exists(inner))
 
 
@@ -133,10 +136,12 @@ def _move(source: str, target: str) -> None:
     try:
         os.replace(source, target)
     except OSError:  # another file system
-        import shutil
-
-        beside = f"{target}.part"
-        shutil.copyfile(source, beside)
+        handle, beside = tempfile.mkstemp(dir=os.path.dirname(target) or ".", prefix=".part.")
+        with os.fdopen(handle, "wb") as file, open(source, "rb") as content:
+            shutil.copyfileobj(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)
         os.replace(beside, target)
         os.unlink(source)
 
@@ -178,8 +183,6 @@ def check_writable(path: str) -> None:
     Raises:
         StorageError: with what the storage answered, and what to change.
     """
-    import uuid
-
     probe = join(path, f".probe-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"fleetune")

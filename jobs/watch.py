@@ -15,12 +15,17 @@ from jobs.progress import Progress
 DRIVER = "driver"
 
 
+ALIVE_EVERY_S = 60.0
+
+
 class Announcer:
-    """The driver's own events: shown at once, and kept with the run's."""
+    """The driver's own events: shown at once, and kept with the run's; and a sign of life every minute."""
 
     def __init__(self, paths: JobPaths, progress: Progress) -> None:
         self._journal = JournalWriter(paths.events, DRIVER)
         self._progress = progress
+        self._closed = threading.Event()
+        threading.Thread(target=self._stay_alive, name="alive", daemon=True).start()
 
     def __call__(self, kind: str, message: str, **data: Any) -> None:
         happened = event(kind, message, **data)
@@ -28,7 +33,13 @@ class Announcer:
         self._progress.event(happened)
 
     def close(self) -> None:
+        self._closed.set()
         self._journal.close()
+
+    def _stay_alive(self) -> None:
+        """Whoever lists runs tells a long step from a dead driver by these; they are not shown."""
+        while not self._closed.wait(ALIVE_EVERY_S):
+            self._journal.append(event("alive", "the driver is alive").model_dump(mode="json"))
 
 
 class Watch:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.settings import read_settings
 from jobs.errors import FleetuneError, SpecError
 from jobs.load import load_spec
 from jobs.outcome import Event
@@ -23,7 +24,6 @@ from jobs.storage import is_url
 from jobs.validate import validate as check
 from orchestrator import runs as run_list
 from orchestrator import show as text
-from orchestrator.settings import read_settings
 
 app = typer.Typer(
     name="fleetune",
@@ -143,7 +143,7 @@ def export(
     """
     with _errors():
         root = run_list.find_run(run, _storage(storage))
-        from jobs.training.export import export_run
+        from jobs.training.rebuild import export_run
 
         typer.echo(f"model {export_run(root, to)}")
 

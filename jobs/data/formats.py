@@ -6,7 +6,7 @@ import difflib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,9 +211,3 @@ def _check_rows(path: str, rows: list[Sample | BadRow]) -> None:
 def first_of(bad: list[BadRow], count: int) -> str:
     """The first bad rows, one a line, indented."""
     return "\n".join(f"  {row}" for row in bad[:count])
-
-
-def samples_of(file: str, data: Data, num_labels: int | None) -> Iterator[tuple[int, Sample | BadRow]]:
-    """Every record of a file as (line, sample). Raises DataError."""
-    for row in read_records(file):
-        yield row.line, row if isinstance(row, BadRow) else sample_of(row, data, num_labels)

@@ -19,7 +19,7 @@ from jobs.training.job import Job
 from jobs.training.model import DTYPES, load_model, parameter_groups
 from jobs.training.zero3 import Precision, deepspeed_config, precision_of
 
-_TAG = "state"
+CHECKPOINT_TAG = "state"
 
 
 def build_engine(spec: Spec, model_dir: str, gang: Gang, pad_token_id: int) -> Engine:
@@ -87,11 +87,11 @@ class Engine:
 
     def save(self, folder: str, client: dict[str, Any]) -> None:
         """This rank's shards (and rank 0's client state) in DeepSpeed's format."""
-        self.module.save_checkpoint(folder, tag=_TAG, client_state=client, save_latest=False)
+        self.module.save_checkpoint(folder, tag=CHECKPOINT_TAG, client_state=client, save_latest=False)
 
     def load(self, folder: str) -> dict[str, Any]:
         """Weights and optimizer; returns the client state. DeepSpeed's files are pickles, so: a run's own only."""
-        _, client = self.module.load_checkpoint(folder, tag=_TAG)
+        _, client = self.module.load_checkpoint(folder, tag=CHECKPOINT_TAG)
         return client or {}
 
     def export(self, job: Job, gang: Gang, rows: Any, pad_token_id: int) -> float:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from cluster.ray_backend import connected
 from cluster.resources import Gang as GangRequest
+from jobs import storage
 from jobs.data.prepare import prepare
 from jobs.data.stream import ray_iterators, step_plan
 from jobs.errors import RunFailed
 from jobs.journal import Record
-from jobs.modeldir import local_model_dir
+from jobs.modeldir import check_model_files, local_model_dir
 from jobs.outcome import Outcome
 from jobs.paths import JobPaths
 from jobs.progress import Progress
@@ -27,6 +29,9 @@ from jobs.watch import Announcer, Watch
 # A dead worker process is started again this often; what the same input would raise again never is (see `worker`).
 MAX_WORKER_FAILURES = 3
 _POLL_S = 0.5
+# A rank that has failed leaves the others in a collective that nothing can interrupt. They get this long to end by
+# themselves; then the driver leaves, and Ray ends what belongs to it.
+_FAILURE_GRACE_S = 10.0
 
 
 def drive_on_ray(spec: Spec, paths: JobPaths, address: str | None, announce: Announcer, progress: Progress) -> Outcome:
@@ -43,9 +48,11 @@ def drive_on_ray(spec: Spec, paths: JobPaths, address: str | None, announce: Ann
         with connected(address, gang_request(spec)) as inventory:
             facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
             announce("phase", "preparing the data", phase="prepare")
+            model_dir = local_model_dir(spec.model.path)
+            check_model_files(model_dir, spec.data.format == "chat", spec.data.seq_len)
             prepared = prepare(
                 spec,
-                local_model_dir(spec.model.path),
+                model_dir,
                 engine="ray",
                 say=lambda text: announce("phase", text, phase="prepare"),
             )
@@ -73,6 +80,7 @@ def fit(job: Job, signals: StopSignals, watch: Watch) -> Record | None:
 
     Raises:
         RunFailed: the workers died more often than is forgiven.
+        Interrupted: a second signal.
     """
     done: dict[str, Any] = {}
 
@@ -84,10 +92,15 @@ def fit(job: Job, signals: StopSignals, watch: Watch) -> Record | None:
 
     thread = threading.Thread(target=run, name="fit", daemon=True)
     thread.start()
+    failed_at: float | None = None
     while thread.is_alive():
         thread.join(_POLL_S)
         watch.look()
         signals.check()
+        if failed_at is None and storage.list_names(job.paths.failures):
+            failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() - failed_at > _FAILURE_GRACE_S:
+            return None
     watch.look()
     if "error" in done:
         raise RunFailed(root_cause(done["error"])) from done["error"]

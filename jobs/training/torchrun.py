@@ -12,7 +12,7 @@ import torch.distributed as dist
 from cluster.settings import TorchrunWorld
 from jobs.data.prepare import prepare
 from jobs.data.stream import step_plan
-from jobs.modeldir import local_model_dir
+from jobs.modeldir import check_model_files, local_model_dir
 from jobs.outcome import Outcome, Status
 from jobs.paths import JobPaths
 from jobs.planning import plan_batching
@@ -85,9 +85,11 @@ def _prepare_and_train(
     spec: Spec, world: TorchrunWorld, paths: JobPaths, announce: Announcer, progress: Progress, tell: Any
 ) -> Outcome:
     announce("phase", "preparing the data", phase="prepare")
+    model_dir = local_model_dir(spec.model.path)
+    check_model_files(model_dir, spec.data.format == "chat", spec.data.seq_len)
     prepared = prepare(
         spec,
-        local_model_dir(spec.model.path),
+        model_dir,
         engine="plain",
         say=lambda text: announce("phase", text, phase="prepare"),
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ STEPS = 20
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]:
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     """All small jobs, trained on two workers in one gang and on one worker in another."""
     folder = tmp_path_factory.mktemp("losses")
     llama, gpt2, bert = (tiny.save_model(folder / kind, kind) for kind in ("llama", "gpt2", "bert"))
@@ -56,7 +56,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]
     )
     on_one = case_of(folder, "unpacked on one", alone)
     run_gang(folder, 1, [on_one])
-    yield {case.name: case for case in [*on_two, on_one]}
+    return {case.name: case for case in [*on_two, on_one]}
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
@@ -98,21 +98,12 @@ def test_bf16_stays_near_fp32(cases: dict[str, Case]) -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
 def test_exported_model_gives_the_trained_models_logits_in_a_new_process(cases: dict[str, Case], name: str) -> None:
     case = cases[name]
-    model = pathlib.Path(case.paths.model)
-    code = (
-        "import sys, numpy as np, torch, transformers\n"
-        "from jobs.data.prepared import Prepared\n"
-        "from jobs.training.batch import collate\n"
-        "kind, model, prepared, task, out = sys.argv[1:]\n"
-        "net = getattr(transformers, kind).from_pretrained(model).eval()\n"
-        "rows = Prepared.open(prepared).split('train').read_rows(np.arange(3))\n"
-        "batch = collate(rows, task, 0, torch.device('cpu'))\n"
-        "with torch.no_grad(): np.save(out, net(**batch.inputs, **({'use_cache': False} if task == 'causal-lm' else {})).logits.numpy())\n"
-    )
     auto = "AutoModelForSequenceClassification" if name == "bert" else "AutoModelForCausalLM"
     out = case.folder / f"{name}-reloaded.npy"
-    command = [sys.executable, "-c", code, auto, str(model), case.prepared.root, case.spec.model.task, str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    script = str(ROOT / "tests/support/reload_logits.py")
+    arguments = [auto, case.paths.model, case.prepared.root, case.spec.model.task, str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, script, *arguments], env=environment, check=True, capture_output=True, timeout=120)
     np.testing.assert_allclose(np.load(out), np.load(case.logits_file), rtol=1e-4, atol=1e-5)
 
 

@@ -48,13 +48,11 @@ def case_of(folder: pathlib.Path, name: str, spec: Spec) -> Case:
 
 def torchrun(num_workers: int, *command: str, env: dict[str, str] | None = None, timeout: float = 500) -> Any:
     """Run a command under torchrun on loopback; the finished process."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_workers)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})}
     return subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_workers), *command,
-        ],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})},
-        capture_output=True, text=True, timeout=timeout,
-    )  # fmt: skip
+        [*launcher, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+    )
 
 
 def run_gang(

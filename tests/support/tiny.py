@@ -8,13 +8,14 @@ import random
 from typing import Any
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-WORDS = (
+WORDS = tuple(
     "the a one film story actor scene plot is was feels seems good bad dull bright slow quick very not quite too and but "
-    "with without heart mind laugh tear end start again never always"
-).split()
+    "with without heart mind laugh tear end start again never always".split()  # noqa: SIM905
+)
 
 
 def save_tokenizer(folder: pathlib.Path) -> None:

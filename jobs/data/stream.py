@@ -40,14 +40,13 @@ class Stream:
     """All that is needed to read one worker's rows; small, and can be sent to another process."""
 
     prepared_root: str
-    spec: Spec
-    num_workers: int
+    spec: Spec  # its number of workers is the gang's
     worker: int
 
     def open(self) -> OpenStream:
         prepared = Prepared.open(self.prepared_root)
         split = prepared.split("train")
-        return OpenStream(split, step_plan(self.spec, split), plan_batching(self.spec), self.num_workers, self.worker)
+        return OpenStream(split, step_plan(self.spec, split), plan_batching(self.spec), self.worker)
 
 
 def step_plan(spec: Spec, split: Split) -> StepPlan:
@@ -78,12 +77,11 @@ class OpenStream:
     split: Split
     plan: StepPlan
     batching: Batching
-    num_workers: int
     worker: int
 
     @property
     def steps_per_chunk(self) -> int:
-        return max(1, _CHUNK_ROWS * self.num_workers // self.batching.rows)
+        return max(1, _CHUNK_ROWS * self.batching.num_workers // self.batching.rows)
 
     def read(self, start: int, stop: int) -> Any:
         """Rows of this worker for steps start..stop-1.
@@ -91,10 +89,14 @@ class OpenStream:
         Returns:
             pyarrow.Table with CHUNK_SCHEMA, sorted by (step, micro).
         """
+        shape = self.batching
         steps, micros, rows = [], [], []
         for step in range(start, stop):
             dealt = micro_batches(
-                self.plan.rows_of_step(step), self.batching.per_device, self.batching.accumulation, self.num_workers
+                self.plan.rows_of_step(step),
+                self.batching.per_device,
+                self.batching.accumulation,
+                self.batching.num_workers,
             )[self.worker]
             for micro, piece in enumerate(dealt):
                 steps += [step] * len(piece)
@@ -195,7 +197,7 @@ def ray_steps(iterator: Any, stream: Stream, start: int) -> Iterator[StepRows]:
     return split_steps(tables, start, opened.plan.total_steps, opened.batching.accumulation)
 
 
-def ray_iterators(prepared_root: str, spec: Spec, num_workers: int, start: int) -> list[Any]:
+def ray_iterators(prepared_root: str, spec: Spec, start: int) -> list[Any]:
     """One Ray Data iterator for each worker, of exactly its rows from step `start`, in order.
 
     Reading takes no CPU from Ray's bookkeeping (`num_cpus=0`): workers may hold every logical CPU, and a read that
@@ -204,8 +206,8 @@ def ray_iterators(prepared_root: str, spec: Spec, num_workers: int, start: int) 
     import ray.data
 
     iterators = []
-    for worker in range(num_workers):
-        source = _ordered_rows(Stream(prepared_root, spec, num_workers, worker), start)
+    for worker in range(spec.resources.num_workers):
+        source = _ordered_rows(Stream(prepared_root, spec, worker), start)
         dataset = ray.data.read_datasource(
             source, num_cpus=0, concurrency=1, override_num_blocks=max(len(source.get_read_tasks(1)), 1)
         )
@@ -227,7 +229,7 @@ def _ordered_rows(stream: Stream, start: int) -> Any:
             opened = stream.open()
             self._stop = opened.plan.total_steps
             self._steps_per_task = opened.steps_per_chunk * _CHUNKS_PER_TASK
-            self._rows_per_step = -(-opened.batching.rows // stream.num_workers)
+            self._rows_per_step = -(-opened.batching.rows // opened.batching.num_workers)
 
         def estimate_inmemory_data_size(self) -> int | None:
             return None

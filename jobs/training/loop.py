@@ -211,7 +211,7 @@ def set_up(job: Job, gang: Gang, reporter: Reporter) -> Run:
 
 
 def stream_of(run: Run) -> Stream:
-    return Stream(run.job.prepared_root, run.job.spec, run.gang.world_size, run.gang.rank)
+    return Stream(run.job.prepared_root, run.job.spec, run.gang.rank)
 
 
 def restore(run: Run) -> LoopState:

@@ -160,7 +160,7 @@ def ordered_data_config(job: Job) -> Any:
             self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: Any, **_: Any
         ) -> list[dict[str, Any]]:
             start = int(read_attempt(job.paths)["start"])
-            return [{"train": rows} for rows in ray_iterators(job.prepared_root, job.spec, world_size, start)]
+            return [{"train": rows} for rows in ray_iterators(job.prepared_root, job.spec, start)]
 
     return OrderedData()
 

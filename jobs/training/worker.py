@@ -26,7 +26,7 @@ from jobs.training.gang import Gang, RayGang
 from jobs.training.job import Job
 from jobs.training.loop import LoopState, train
 
-_PEER_GRACE_S = 15.0
+PEER_GRACE_S = 15.0
 _SIGNS_OF_A_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe")
 
 
@@ -78,7 +78,7 @@ def is_loss_of_a_peer(error: BaseException) -> bool:
 
 def a_peer_reported(paths: JobPaths) -> bool:
     """Whether a rank has left a failure: its report is written before its connections close."""
-    deadline = time.monotonic() + _PEER_GRACE_S
+    deadline = time.monotonic() + PEER_GRACE_S
     while time.monotonic() < deadline:
         if storage.list_names(paths.failures):
             return True

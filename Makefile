@@ -1,0 +1,50 @@
+# `make demo` on a fresh clone trains a model; `make test` is what to run before a change is sent.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN_TESTS := $(BIN)/python -m pytest
+
+.PHONY: install demo lint test-unit test test-all bench clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+.venv/.train-installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train]"
+	touch $@
+
+# Fetch a small encoder and real reviews, fine-tune every parameter, classify three sentences with the result.
+demo: .venv/.train-installed
+	$(BIN)/python examples/fetch.py demo
+	$(BIN)/fleetune run examples/reviews.yaml
+	@model=$$(ls -td demo/runs/reviews-*/model | head -1) && \
+	$(BIN)/python examples/classify.py $$model \
+		"A warm, funny and beautifully acted film." \
+		"Two hours of my life that I will never get back." \
+		"It starts slowly, but the ending is worth the wait." && \
+	echo "model: $$model" && echo "run:   $$(dirname $$model)   ($(BIN)/fleetune show $$(dirname $$model))"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-unit: install
+	time $(RUN_TESTS) -q tests/unit
+
+test: lint test-unit
+	$(RUN_TESTS) -m "not slow" --ignore=tests/unit
+
+test-all: lint test-unit
+	$(RUN_TESTS) --ignore=tests/unit
+
+bench: install
+	$(BIN)/python bench/train.py
+
+clean:
+	rm -rf demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,83 @@
+"""Exported files: sharded by a pure plan, written tensor by tensor, compared before they are believed."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.errors import RunFailed
+from jobs.training.export import Weights, check_same_logits, plan_shards, write_config, write_weights
+from tests.support import tiny
+
+
+@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=40), most=st.integers(1, 100))
+def test_shards_hold_every_tensor_once_in_order_and_keep_to_the_bound(sizes: list[int], most: int) -> None:
+    named = [(f"t{number}", size) for number, size in enumerate(sizes)]
+    shards = plan_shards(named, most)
+    assert [name for _, names in shards for name in names] == [name for name, _ in named]
+    of = dict(named)
+    for _, names in shards:
+        assert sum(of[name] for name in names) <= most or len(names) == 1
+    files = [file for file, _ in shards]
+    assert len(set(files)) == len(files)
+    assert files == ["model.safetensors"] or files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+
+
+def test_a_model_written_in_many_files_is_read_back_the_same(tmp_path: pathlib.Path) -> None:
+    source = tiny.save_model(tmp_path / "llama", "llama")
+    model = transformers.AutoModelForCausalLM.from_pretrained(source)
+    weights = Weights(model)
+    out = str(tmp_path / "out")
+    taken: list[str] = []
+
+    def tensors():  # type: ignore[no-untyped-def]
+        for name, tensor in [*weights.parameters, *weights.buffers]:
+            taken.append(name)
+            yield name, tensor
+
+    write_weights(out, weights.sizes, tensors(), max_shard_bytes=20_000)
+    write_config(out, model, str(source), torch.float32)
+    assert len(list(pathlib.Path(out).glob("*.safetensors"))) > 3
+    assert "lm_head.weight" not in taken, "tied weights are written once"
+    index = json.loads((pathlib.Path(out) / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(taken)
+    again = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
+    ids = torch.arange(30)[None]
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model.eval()(ids).logits)
+
+
+def test_at_most_one_file_is_in_memory(tmp_path: pathlib.Path) -> None:
+    """Tensors are asked for one by one; those of a file are let go before the next file's first is taken."""
+    import weakref
+
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def tensors():  # type: ignore[no-untyped-def]
+        nonlocal most
+        for number in range(20):
+            tensor = torch.full((1000,), float(number))
+            alive.append(weakref.ref(tensor))
+            most = max(most, sum(ref() is not None for ref in alive))
+            yield f"t{number}", tensor
+            del tensor
+
+    write_weights(str(tmp_path), [(f"t{number}", 4000) for number in range(20)], tensors(), max_shard_bytes=8000)
+    assert most <= 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_that_differ_by_more_than_rounding_fail_the_run(dtype: torch.dtype) -> None:
+    living = torch.linspace(-3, 3, 100)
+    assert check_same_logits(living, living + 1e-5, dtype) < 1e-4
+    with pytest.raises(RunFailed, match="does not compute what the trained one does"):
+        check_same_logits(living, living + 0.2, dtype)
+    with pytest.raises(RunFailed):
+        check_same_logits(living, torch.full((100,), float("nan")), dtype)

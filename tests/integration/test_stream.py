@@ -1,0 +1,87 @@
+"""Ray Data and the plain reader give the same bytes, and read nothing before the start."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.data.order import micro_batches
+from jobs.data.prepare import prepare
+from jobs.data.prepared import Prepared
+from jobs.data.stream import StepRows, Stream, plain_steps, ray_iterators, ray_steps
+from jobs.spec import Spec
+from tests.support import tiny
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Spec, Prepared]:
+    folder = tmp_path_factory.mktemp("stream")
+    model = tiny.save_model(folder / "llama", "llama")
+    text = tiny.write_text(folder / "text.jsonl", 3000)
+    spec = tiny.spec_of(
+        folder, model, text, data__packing=False, train__global_batch_size=7, train__per_device_train_batch_size=2,
+        train__max_steps=300,
+    )  # fmt: skip
+    return spec, prepare(spec, str(model), engine="plain", say=lambda text: None)
+
+
+def content(steps: list[StepRows]) -> list[Any]:
+    return [(step.step, [micro.to_pydict() for micro in step.micros]) for step in steps]
+
+
+@pytest.mark.parametrize(("num_workers", "start"), [(1, 0), (2, 0), (2, 137), (3, 299)])
+def test_both_readers_give_the_same_rows_from_any_start(
+    job: tuple[Spec, Prepared], local_ray: None, num_workers: int, start: int
+) -> None:
+    spec, prepared = job
+    spec = spec.model_copy(update={"resources": spec.resources.model_copy(update={"num_workers": num_workers})})
+    iterators = ray_iterators(prepared.root, spec, start)
+    seen: list[set[int]] = [set() for _ in range(300)]
+    for worker in range(num_workers):
+        stream = Stream(prepared.root, spec, worker)
+        plain = content(list(plain_steps(stream, start)))
+        assert plain == content(list(ray_steps(iterators[worker], stream, start)))
+        assert [step for step, _ in plain] == list(range(start, 300))
+        for step, micros in plain:
+            for micro in micros:
+                ids = {sample for row in micro["sample_ids"] for sample in row}
+                assert not ids & seen[step]
+                seen[step] |= ids
+    assert all(len(ids) == 7 for ids in seen[start:])
+
+
+def test_rows_are_those_of_the_plan(job: tuple[Spec, Prepared]) -> None:
+    spec, prepared = job
+    stream = Stream(prepared.root, spec, 1)
+    opened = stream.open()
+    for step in list(plain_steps(stream, 0))[:20]:
+        dealt = micro_batches(opened.plan.rows_of_step(step.step), 2, opened.batching.accumulation, 2)[1]
+        for rows, table in zip(dealt, step.micros, strict=True):
+            assert table.equals(prepared.split("train").read_rows(rows))
+
+
+def test_nothing_before_the_start_is_read(job: tuple[Spec, Prepared], monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, prepared = job
+    opened = Stream(prepared.root, spec, 0).open()
+    asked: list[np.ndarray[Any, Any]] = []
+    real = opened.split.read_rows
+    monkeypatch.setattr(opened.split, "read_rows", lambda rows: (asked.append(rows), real(rows))[1])
+    list(opened.chunks(200, 300))
+    planned = np.concatenate([opened.plan.rows_of_step(step) for step in range(200, 300)])
+    assert set(np.concatenate(asked)) <= set(planned)
+    assert 300 < len(np.concatenate(asked)) < 500  # one worker's half of 100 steps of 7
+
+
+def test_damaged_data_is_an_error_and_no_silent_end(job: tuple[Spec, Prepared], tmp_path: pathlib.Path) -> None:
+    import shutil
+
+    from jobs.errors import DataError
+
+    spec, prepared = job
+    shutil.copytree(prepared.root, tmp_path / "copy")
+    (tmp_path / "copy/train/shard-00000.arrow").unlink()
+    with pytest.raises(DataError, match=r"shard-00000\.arrow"):
+        list(plain_steps(Stream(str(tmp_path / "copy"), spec, 0), 0))

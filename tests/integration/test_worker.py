@@ -1,0 +1,85 @@
+"""Which errors of a worker are returned, and which are raised for Ray Train to heal."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from jobs.errors import DataError, RunFailed
+from jobs.outcome import Status
+from jobs.paths import JobPaths
+from jobs.training import worker
+from jobs.training.job import Job
+from jobs.training.loop import LoopState
+from tests.support import tiny
+
+LOST = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:17822")
+
+
+class OneRank:
+    rank = 0
+
+
+@pytest.fixture
+def job(tmp_path: pathlib.Path) -> Job:
+    spec = tiny.spec_of(tmp_path, tmp_path / "model", tmp_path / "text.jsonl")
+    job = Job(spec, str(tmp_path / "run"), "prepared", "model")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/spec.json").write_text("{}")
+    return job
+
+
+def failing(error: Exception) -> Any:
+    def loop(job: Job, gang: Any) -> LoopState:
+        raise error
+
+    return loop
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "bad_input"),
+    [
+        (ValueError("too long"), "ValueError: too long", False),
+        (DataError("label 7 is outside 0..1"), "label 7 is outside 0..1", True),
+        (RunFailed("the loss of step 3 is nan"), "the loss of step 3 is nan", False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "RuntimeError: mat1 and mat2 shapes", False),
+    ],
+)
+def test_what_would_fail_again_is_returned_and_kept(job: Job, error: Exception, reason: str, bad_input: bool) -> None:
+    assert worker.guarded(job, OneRank(), failing(error)) is None  # type: ignore[arg-type]
+    failures = worker.failures_of(job.paths)
+    assert len(failures) == 1 and failures[0]["reason"].startswith(reason)
+    outcome = worker.outcome_of(job.paths, None, failures)
+    assert outcome.status is Status.FAILED and outcome.bad_input == bad_input
+    assert outcome.exit_code == (2 if bad_input else 1)
+
+
+@pytest.mark.parametrize("error", [LOST, dist.DistBackendError("NCCL error"), ConnectionResetError("reset")])
+def test_the_loss_of_a_peer_is_raised(job: Job, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "PEER_GRACE_S", 0.0)
+    with pytest.raises(type(error)):
+        worker.guarded(job, OneRank(), failing(error))  # type: ignore[arg-type]
+    assert not worker.failures_of(job.paths)
+
+
+def test_the_loss_of_a_peer_that_has_reported_is_not_raised(job: Job) -> None:
+    worker.record_failure(job.paths, 1, DataError("bad row"))
+    assert worker.guarded(job, OneRank(), failing(LOST)) is None  # type: ignore[arg-type]
+    assert [failure["rank"] for failure in worker.failures_of(job.paths)] == [1]
+
+
+def test_a_worker_that_does_not_see_the_run_says_that_storage_is_not_shared(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(FileNotFoundError, match="storage_path must be the same storage on every node"):
+        worker.check_storage_is_shared(JobPaths(str(tmp_path / "elsewhere")))
+
+
+def test_a_good_end_is_a_result_on_rank_0(job: Job) -> None:
+    state = LoopState(step=3, loss=0.5, metrics={"eval_loss": 0.4}, metrics_before={"eval_loss": 0.9})
+    result = worker.guarded(job, OneRank(), lambda job, gang: state)  # type: ignore[arg-type]
+    outcome = worker.outcome_of(job.paths, result, [])
+    assert outcome.status is Status.SUCCEEDED and outcome.exit_code == 0 and outcome.step == 3
+    assert outcome.metrics == {"eval_loss": 0.4, "loss": 0.5} and outcome.metrics_before == {"eval_loss": 0.9}
+    assert outcome.model_path == job.paths.model

@@ -1,0 +1,68 @@
+"""Held-out metrics from sums, and people's own functions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.errors import DataError
+from jobs.training.metrics import EvalPrediction, Sums, apply_own, f1_score, metrics_of, own_functions
+
+SUMS = Sums(loss=20.0, targets=10, correct=7, rows=4, exact_rows=1, confusion=np.array([[3, 1], [2, 4]]))
+GIVEN = EvalPrediction(predictions=np.array([[0.1, 0.9], [0.8, 0.2]]), label_ids=np.array([1, 1]))
+
+
+def test_the_loss_is_always_reported_and_the_rest_when_asked() -> None:
+    assert metrics_of(("accuracy",), SUMS) == {"eval_loss": 2.0, "eval_accuracy": 0.7}
+    every = metrics_of(("perplexity", "f1", "exact_match"), SUMS)
+    assert every["eval_perplexity"] == pytest.approx(math.exp(2.0))
+    assert every["eval_exact_match"] == 0.25
+    assert set(every) == {"eval_loss", "eval_perplexity", "eval_f1", "eval_exact_match"}
+
+
+def test_f1_of_two_classes_is_that_of_class_1() -> None:
+    precision, recall = 4 / 5, 4 / 6
+    assert f1_score(SUMS.confusion) == pytest.approx(2 * precision * recall / (precision + recall))
+
+
+def test_f1_of_more_classes_is_the_mean_over_them() -> None:
+    confusion = np.array([[2, 0, 0], [0, 0, 2], [0, 0, 0]])
+    assert f1_score(confusion) == pytest.approx((1.0 + 0.0 + 0.0) / 3)
+    assert f1_score(np.zeros((0, 0), dtype=np.int64)) == 0.0
+
+
+def accuracy(given: Any) -> float:
+    return float((given.predictions.argmax(-1) == given.label_ids).mean())
+
+
+def two_numbers(given: Any) -> dict[str, Any]:
+    return {"a": 1, "eval_b": np.float32(0.5)}
+
+
+def wrong_type(given: Any) -> Any:
+    return "high"
+
+
+def raising(given: Any) -> float:
+    raise KeyError("column")
+
+
+def test_an_own_function_gives_a_number_or_several() -> None:
+    assert apply_own("m:accuracy", accuracy, GIVEN) == {"eval_accuracy": 0.5}
+    assert apply_own("m:two_numbers", two_numbers, GIVEN) == {"eval_a": 1.0, "eval_b": 0.5}
+
+
+@pytest.mark.parametrize(("function", "says"), [(wrong_type, "could not convert"), (raising, "KeyError: 'column'")])
+def test_an_own_function_that_fails_is_named(function: Any, says: str) -> None:
+    with pytest.raises(DataError, match=f"my.module:f failed.*{says}"):
+        apply_own("my.module:f", function, GIVEN)
+
+
+def test_own_functions_are_imported_by_name() -> None:
+    found = own_functions(("loss", "math:sqrt"))
+    assert found == {"math:sqrt": math.sqrt}
+    with pytest.raises(DataError, match="cannot import math:nothing"):
+        own_functions(("math:nothing",))

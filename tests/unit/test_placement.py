@@ -1,0 +1,49 @@
+"""A gang that a cluster can never hold is refused with the numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.errors import CapacityError
+from cluster.inventory import Inventory, Node
+from cluster.placement import check_can_ever_fit, workers_that_fit
+from cluster.resources import Gang
+
+A100S = Inventory(tuple(Node(f"n{number}", cpus=32, gpus=8, accelerator_type="A100") for number in range(2)))
+
+
+@pytest.mark.parametrize(
+    ("gang", "fit"),
+    [
+        (Gang(1, cpus_per_worker=4, gpus_per_worker=1), 8),
+        (Gang(1, cpus_per_worker=16, gpus_per_worker=1), 2),
+        (Gang(1, cpus_per_worker=3), 10),
+        (Gang(1, gpus_per_worker=1, accelerator_type="H100"), 0),
+        (Gang(1, gpus_per_worker=1, accelerator_type="A100"), 8),
+    ],
+)
+def test_a_node_holds_as_many_workers_as_its_scarcest_resource_allows(gang: Gang, fit: int) -> None:
+    assert workers_that_fit(gang, A100S.nodes[0]) == fit
+
+
+def test_a_gang_that_fits_the_empty_cluster_is_let_through() -> None:
+    check_can_ever_fit(Gang(16, cpus_per_worker=4, gpus_per_worker=1), A100S)
+
+
+@pytest.mark.parametrize(
+    ("gang", "says"),
+    [
+        (Gang(17, gpus_per_worker=1), "the most that would fit is resources.num_workers: 16"),
+        (Gang(1, gpus_per_worker=1, accelerator_type="H100"), "its accelerator types are: A100"),
+        (Gang(1, cpus_per_worker=64, gpus_per_worker=1), "not one worker fits"),
+    ],
+)
+def test_a_gang_that_can_never_fit_is_refused_with_what_would(gang: Gang, says: str) -> None:
+    with pytest.raises(CapacityError, match=says) as caught:
+        check_can_ever_fit(gang, A100S)
+    assert "2 node(s) with 64 CPUs and 16 GPUs" in str(caught.value)
+
+
+def test_gpus_on_a_cluster_without_any_are_refused_with_the_way_to_train_on_cpus() -> None:
+    with pytest.raises(CapacityError, match=r"resources\.gpus_per_worker: 0"):
+        check_can_ever_fit(Gang(1, gpus_per_worker=1), Inventory((Node("laptop", cpus=8),)))

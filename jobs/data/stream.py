@@ -92,12 +92,8 @@ class OpenStream:
         shape = self.batching
         steps, micros, rows = [], [], []
         for step in range(start, stop):
-            dealt = micro_batches(
-                self.plan.rows_of_step(step),
-                self.batching.per_device,
-                self.batching.accumulation,
-                self.batching.num_workers,
-            )[self.worker]
+            planned = self.plan.rows_of_step(step)
+            dealt = micro_batches(planned, shape.per_device, shape.accumulation, shape.num_workers)[self.worker]
             for micro, piece in enumerate(dealt):
                 steps += [step] * len(piece)
                 micros += [micro] * len(piece)

@@ -24,8 +24,8 @@ demo: .venv/.train-installed
 	@model=$$(ls -td demo/runs/reviews-*/model | head -1) && \
 	$(BIN)/python examples/classify.py $$model \
 		"A warm, funny and beautifully acted film." \
-		"Two hours of my life that I will never get back." \
-		"It starts slowly, but the ending is worth the wait." && \
+		"A tedious mess that wastes a good cast." \
+		"The plot is thin, but the two leads are a joy to watch." && \
 	echo "model: $$model" && echo "run:   $$(dirname $$model)   ($(BIN)/fleetune show $$(dirname $$model))"
 
 lint: install
@@ -34,7 +34,7 @@ lint: install
 	$(BIN)/mypy
 
 test-unit: install
-	time $(RUN_TESTS) -q tests/unit
+	$(RUN_TESTS) -q --durations=3 tests/unit
 
 test: lint test-unit
 	$(RUN_TESTS) -m "not slow" --ignore=tests/unit

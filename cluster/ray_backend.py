@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from cluster.settings import ray_address, set_default
 SPARE_CPUS = 2
 # How far CPU workers may share cores on a machine of one's own: enough to try a gang, not enough to choke on.
 MOST_WORKERS_PER_CORE = 4
+KNOCK_TIMEOUT_S = 10.0
 
 
 @contextlib.contextmanager
@@ -40,6 +42,7 @@ def connected(address: str | None, gang: Gang) -> Iterator[Inventory]:
     else:
         options["address"] = where
     try:
+        _knock(where)
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise CapacityError(_no_answer(where, error)) from error
@@ -67,6 +70,21 @@ def _node(entry: dict[str, Any]) -> Node:
         gpus=int(resources.get("GPU", 0)),
         accelerator_type=types[0] if types else None,
     )
+
+
+def _knock(address: str | None) -> None:
+    """Ray itself waits for minutes at an address where nobody is.
+
+    Raises:
+        ConnectionError: nothing listens at host:port.
+    """
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_TIMEOUT_S).close()
+    except OSError as error:
+        raise ConnectionError(str(error)) from error
 
 
 def _check_local(gang: Gang) -> None:

@@ -1,0 +1,169 @@
+"""`ray job submit` against a cluster started by `ray start --head`, with token authentication on."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs.journal import read_journal
+from jobs.outcome import Status
+from tests.acceptance.conftest import FLEETUNE, newest_run, outcome_of
+from tests.support.gangs import ROOT
+
+RAY = str(FLEETUNE.with_name("ray"))
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray head on loopback that asks for a token."""
+
+    env: dict[str, str]
+    gcs: str
+    dashboard: str
+
+    def submit(self, project: pathlib.Path, *entry: str) -> Any:
+        """`ray job submit` with the project as working directory; the finished client."""
+        command = [RAY, "job", "submit", "--address", self.dashboard, "--working-dir", str(project), "--", *entry]
+        return subprocess.run(command, env=self.env, cwd=project, capture_output=True, text=True, timeout=400)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    temp = pathlib.Path(f"/tmp/ft-{secrets.token_hex(3)}")  # socket names must stay short
+    env = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_TMPDIR": str(temp),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    gcs, dashboard = free_port(), free_port()
+    start = [
+        RAY, "start", "--head", "--node-ip-address", "127.0.0.1", "--port", str(gcs),
+        "--dashboard-port", str(dashboard), "--num-cpus", "4", "--temp-dir", str(temp), "--block",
+    ]  # fmt: skip
+    head = subprocess.Popen(
+        start, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        _wait_for(dashboard)
+        yield Cluster(env, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}")
+    finally:
+        head.terminate()
+        try:
+            head.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, 9)
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def _wait_for(port: int) -> None:
+    import time
+
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, "the head did not come up"
+            time.sleep(0.5)
+
+
+@pytest.fixture
+def project(workshop: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A user's folder: spec, model, data and a module with a metric; all of it travels with the job."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    shutil.copytree(workshop / "bert", folder / "model")
+    shutil.copy(workshop / "labelled.jsonl", folder)
+    (folder / "my_metrics.py").write_text(
+        "def share_right(given):\n    return (given.predictions.argmax(-1) == given.label_ids).mean()\n"
+    )
+    spec = {
+        "name": "submitted",
+        "model": {"path": "./model", "task": "sequence-classification", "num_labels": 3},
+        "data": {"train": "labelled.jsonl", "format": "classification", "eval_fraction": 0.3, "seq_len": 64},
+        "train": {"max_steps": 4, "global_batch_size": 8, "per_device_train_batch_size": 4, "learning_rate": 1e-3},
+        "eval": {"metrics": ["accuracy", "my_metrics:share_right"]},
+        "resources": {"num_workers": 2, "gpus_per_worker": 0},
+        "storage_path": str(workshop / "runs"),
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(spec))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_submitted_job_trains_evaluates_and_exports(
+    cluster: Cluster, project: pathlib.Path, workshop: pathlib.Path
+) -> None:
+    done = cluster.submit(project, "python", "-m", "jobs.finetune", "job.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    paths = newest_run(workshop)
+    outcome = outcome_of(paths)
+    assert outcome.status is Status.SUCCEEDED and outcome.step == 4
+    assert outcome.metrics["eval_share_right"] == pytest.approx(outcome.metrics["eval_accuracy"])
+    assert len(read_journal(paths.metrics)) == 4
+    assert (pathlib.Path(paths.model) / "model.safetensors").exists()
+    assert "succeeded after 4 steps" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+@pytest.mark.slow
+def test_what_can_never_be_is_refused_at_once_and_fails_the_job(cluster: Cluster, project: pathlib.Path) -> None:
+    entry = ("python", "-m", "jobs.finetune", "job.yaml", "--set")
+    too_many = cluster.submit(project, *entry, "resources.num_workers=9", "--set", "train.global_batch_size=16")
+    assert too_many.returncode != 0
+    assert "the most that would fit is resources.num_workers: 4" in too_many.stdout
+    vanishing = cluster.submit(project, *entry, "storage_path=runs")
+    assert vanishing.returncode != 0
+    assert "storage_path" in vanishing.stdout and "would vanish with it" in vanishing.stdout
+    assert "Traceback" not in too_many.stdout + vanishing.stdout
+
+
+@pytest.mark.slow
+def test_without_the_token_nothing_starts(cluster: Cluster, project: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_text(secrets.token_hex(32))
+    refused = Cluster({**cluster.env, "RAY_AUTH_TOKEN_PATH": str(wrong)}, cluster.gcs, cluster.dashboard).submit(
+        project, "python", "-m", "jobs.finetune", "job.yaml"
+    )
+    assert refused.returncode != 0
+    assert "authentication" in (refused.stdout + refused.stderr).lower()
+
+
+@pytest.mark.slow
+def test_fleetune_run_with_an_address_uses_that_cluster(
+    cluster: Cluster, project: pathlib.Path, workshop: pathlib.Path
+) -> None:
+    command = [str(FLEETUNE), "run", "job.yaml", "--address", cluster.gcs, "--set", "train.max_steps=2"]
+    done = subprocess.run(command, env=cluster.env, cwd=project, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert outcome_of(newest_run(workshop)).step == 2
+    nowhere = [*command[:4], "127.0.0.1:1", *command[5:]]
+    refused = subprocess.run(nowhere, env=cluster.env, cwd=project, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 2
+    assert "no Ray cluster answers at 127.0.0.1:1" in refused.stdout + refused.stderr

@@ -272,7 +272,7 @@ def test_paths_in_the_readme_s_file_tree_exist() -> None:
     assert tree is not None
     missing, folder = [], ""
     for line in tree.group(1).splitlines():
-        entry = line.split("  #")[0].rstrip()
+        entry = line.partition("#")[0].rstrip()
         if not entry.strip():
             continue
         folder = entry if not entry.startswith(" ") else folder

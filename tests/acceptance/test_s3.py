@@ -86,7 +86,8 @@ def test_a_run_lives_wholly_on_an_object_store(
     code = (
         "import json; from jobs import storage; from jobs.journal import read_journal\n"
         f"steps = [record['step'] for record in read_journal('{root}/metrics')]\n"
-        f"print(json.dumps([steps, *(storage.list_names(f'{root}/{{name}}') for name in ('model', 'logs', 'checkpoints'))]))"
+        f"names = [storage.list_names('{root}/' + name) for name in ('model', 'logs', 'checkpoints')]\n"
+        "print(json.dumps([steps, *names]))"
     )
     steps, model, logs, checkpoints = json.loads(_python(store, code))
     assert steps == [1, 2, 3, 4, 5, 6]

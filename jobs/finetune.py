@@ -24,14 +24,14 @@ from jobs.validate import validate
 from jobs.watch import Announcer
 
 
-def run_on_ray(spec: Spec, *, address: str | None = None, run_name: str | None = None, progress: Progress) -> Outcome:
+def run_on_ray(spec: Spec, *, address: str | None = None, progress: Progress) -> Outcome:
     """Validate, prepare, train, evaluate, export; on the cluster at `address`, RAY_ADDRESS, or a Ray of this machine.
 
     Raises:
         InputError: found before a run directory was made. What is found later is the outcome's reason.
     """
     warnings = validate(spec)
-    paths = open_run(spec, run_name)
+    paths = open_run(spec)
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
         announce("phase", f"run {paths.name} in {paths.root}", phase="start", root=paths.root)
         for warning in warnings:
@@ -52,16 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.finetune", description="Run one fine-tuning job.")
     parser.add_argument("spec", help="YAML or JSON file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the spec")
-    parser.add_argument("--name", help="name of the run's directory (made from the spec's name and the time)")
     options = parser.parse_args(arguments)
     try:
         spec = load_spec(options.spec, options.set)
         world = torchrun_world()
         if world is None:
-            return run_on_ray(spec, run_name=options.name, progress=PlainProgress(user_stream())).exit_code
+            return run_on_ray(spec, progress=PlainProgress(user_stream())).exit_code
         from jobs.training.torchrun import run_under_torchrun
 
-        return run_under_torchrun(spec, world, options.name).exit_code
+        return run_under_torchrun(spec, world).exit_code
     except FleetuneError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -67,11 +67,6 @@ class JobPaths:
     def logs(self) -> str:
         return storage.join(self.root, "logs")
 
-    @property
-    def predictions(self) -> str:
-        """Folder where ranks leave held-out predictions for rank 0, while an evaluation runs."""
-        return storage.join(self.root, "predictions")
-
     def log(self, who: str) -> str:
         """The log of `driver` or of `rank-0`, `rank-1` and so on."""
         return storage.join(self.logs, f"{who}.log")

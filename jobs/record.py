@@ -9,17 +9,17 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs import storage
-from jobs.errors import FleetuneError, InputError, Interrupted
+from jobs.errors import FleetuneError, InputError, Interrupted, StorageError
+from jobs.journal import read_journal
 from jobs.load import dump_spec
 from jobs.outcome import Outcome, Status, write_outcome
 from jobs.paths import JobPaths, new_run_name
 from jobs.spec import Spec
 
 
-def open_run(spec: Spec, run_name: str | None) -> JobPaths:
-    """Make the run's directory, with the resolved spec in it."""
-    name = run_name or new_run_name(spec.name, datetime.datetime.now(datetime.UTC))
-    paths = JobPaths.of(spec.storage_path, name)
+def open_run(spec: Spec) -> JobPaths:
+    """Make the run's directory, under a new name, with the resolved spec in it."""
+    paths = JobPaths.of(spec.storage_path, new_run_name(spec.name, datetime.datetime.now(datetime.UTC)))
     storage.write_bytes(paths.spec, dump_spec(spec))
     return paths
 
@@ -33,8 +33,22 @@ def concluded(paths: JobPaths, drive: Callable[[], Outcome]) -> Outcome:
         outcome = outcome_of_error(paths, error)
     except KeyboardInterrupt:
         outcome = outcome_of_error(paths, Interrupted("interrupted"))
+    if outcome.status is not Status.SUCCEEDED and outcome.step == 0:
+        outcome = outcome.model_copy(update=last_record(paths))
     write_outcome(paths, outcome)
     return outcome
+
+
+def last_record(paths: JobPaths) -> dict[str, Any]:
+    """Step and metrics that a run had reached when it failed, as fields of an outcome."""
+    try:
+        records = read_journal(paths.metrics)
+    except StorageError:
+        return {}
+    if not records:
+        return {}
+    known = {name: value for record in records for name, value in record.items() if name.startswith("eval_")}
+    return {"step": records[-1]["step"], "metrics": {**known, "loss": records[-1]["loss"]}}
 
 
 def outcome_of_error(paths: JobPaths, error: Exception) -> Outcome:

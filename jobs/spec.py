@@ -194,9 +194,7 @@ class Resources(Frozen):
 class Checkpoint(Frozen):
     """When the training state is saved."""
 
-    save_steps: int | None = Field(
-        None, ge=1, description="Save every so many steps; left out, only when told to stop."
-    )
+    save_steps: int | None = Field(None, ge=1, description="Save every so many steps, beside the last one.")
     save_total_limit: int = Field(2, ge=1, description="Keep this many newest checkpoints.")
 
 
@@ -237,6 +235,18 @@ class Spec(Frozen):
             )
         if not classify and (self.model.num_labels is not None or self.data.labels is not None):
             raise ValueError("model.num_labels and data.labels are for sequence-classification only")
+        return self
+
+    @model_validator(mode="after")
+    def _flash_attention_keeps_packed_samples_apart(self) -> Spec:
+        """transformers looks for the borders of packed samples in a batch of one row only under this kernel."""
+        rows = max(self.train.per_device_train_batch_size, self.eval.per_device_eval_batch_size)
+        if self.packed and self.model.attn_implementation == "flash_attention_2" and rows > 1:
+            raise ValueError(
+                f"flash_attention_2 keeps packed samples apart only in batches of one row, but the spec has {rows}: "
+                "set train.per_device_train_batch_size and eval.per_device_eval_batch_size to 1 (and a longer "
+                "data.seq_len), or data.packing: false, or model.attn_implementation: sdpa"
+            )
         return self
 
     @property

@@ -84,7 +84,7 @@ def run(
         from jobs.finetune import run_on_ray
 
         try:
-            outcome = run_on_ray(loaded, address=address, run_name=None, progress=progress)
+            outcome = run_on_ray(loaded, address=address, progress=progress)
         finally:
             progress.close()
         typer.echo(text.ending(outcome, progress.root))

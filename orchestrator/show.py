@@ -63,7 +63,8 @@ def _warmup_words(spec: Spec) -> str:
 
 def numbers(metrics: Mapping[str, float]) -> str:
     """`loss 0.4312  accuracy 0.830`."""
-    return "  ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in metrics.items())
+    named = {("train loss" if name == "loss" else name.removeprefix("eval_")): value for name, value in metrics.items()}
+    return "  ".join(f"{name} {value:.4g}" for name, value in named.items())
 
 
 def ending(outcome: Outcome, root: str | None) -> str:

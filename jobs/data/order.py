@@ -1,6 +1,7 @@
 """The order of rows: which rows step s trains on, as a pure function of (prepared data, seed, s).
 
-Never of the number of workers, of restarts or of timing, and nothing is stored: an epoch visits the blocks of the data
+Never of the number of workers, of restarts or of timing (with grouping by length, also of where the run ends, since the
+last group is cut there); and nothing is stored: an epoch visits the blocks of the data
 in a permuted order, and permutes the rows of every window of consecutive blocks. Both permutations are keyed (a Feistel
 network with cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002), so any position can be
 asked for directly. A reader that follows the order goes through the blocks window by window.
@@ -21,7 +22,7 @@ Rows = npt.NDArray[np.int64]
 WINDOW_BLOCKS = 16
 GROUP_STEPS = 32  # rows of like length are gathered from this many steps
 _ROUNDS = 4
-_BLOCKS, _WINDOW, _GROUP = 1, 2, 3  # what a key is for
+_BLOCKS, _WINDOW, _GROUP, MICRO_BATCH = 1, 2, 3, 4  # what a key is for
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -105,7 +106,7 @@ class Order:
         return rows
 
     def _rows_of_epoch(self, epoch: int, offsets: Rows) -> Rows:
-        layout = _epoch_layout(self.num_rows, self.rows_per_block, key(self.seed, epoch, _BLOCKS))
+        layout = _epoch_layout(self.num_rows, self.rows_per_block, key(self.seed, _BLOCKS, epoch))
         window_rows = self.rows_per_block * WINDOW_BLOCKS
         # Windows are cut by block, so the one that holds the short block (if any) is shorter by what that block lacks.
         windows = layout.block_place(offsets) // WINDOW_BLOCKS
@@ -115,7 +116,7 @@ class Order:
             start = layout.start_of_place(int(window) * WINDOW_BLOCKS)
             size = min(layout.start_of_place((int(window) + 1) * WINDOW_BLOCKS), self.num_rows) - start
             assert size <= window_rows
-            shuffled[here] = start + permute(offsets[here] - start, size, key(self.seed, epoch, _WINDOW, int(window)))
+            shuffled[here] = start + permute(offsets[here] - start, size, key(self.seed, _WINDOW, epoch, int(window)))
         places = layout.block_place(shuffled)
         inside = shuffled - layout.starts_of_places(places)
         blocks = permute(places, layout.num_blocks, layout.key)
@@ -195,7 +196,7 @@ class StepPlan:
         assert self.lengths is not None
         rows = self.order.rows_at(np.arange(first * self.rows_per_step, (first + size) * self.rows_per_step))
         by_length = rows[np.argsort(self.lengths[rows], kind="stable")].reshape(size, self.rows_per_step)
-        shuffled: Rows = by_length[permute(np.arange(size), size, key(self.order.seed, first, _GROUP))]
+        shuffled: Rows = by_length[permute(np.arange(size), size, key(self.order.seed, _GROUP, first))]
         return shuffled
 
     def _group_of(self, step: int) -> tuple[int, int] | None:

@@ -291,5 +291,6 @@ class Prepared:
     def has(self, split: str) -> bool:
         return split in self.manifest.splits
 
-    def split(self, name: str) -> Split:
-        return Split(self.root, name, self.manifest.splits[name])
+    def split(self, name: str, cached_blocks: int = 64) -> Split:
+        """Open a split; it keeps up to `cached_blocks` blocks in memory."""
+        return Split(self.root, name, self.manifest.splits[name], cached_blocks)

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.data.order import Order, StepPlan, micro_batches
-from jobs.data.prepared import ROW_SCHEMA, Prepared, Split
+from jobs.data.order import GROUP_STEPS, WINDOW_BLOCKS, Order, Rows, StepPlan, micro_batches
+from jobs.data.prepared import ROW_SCHEMA, ROWS_PER_BLOCK, Prepared, Split
 from jobs.planning.batching import Batching, plan_batching
-from jobs.planning.steps import total_steps, warmup_steps
+from jobs.planning.steps import total_rows, total_steps, warmup_steps
 from jobs.spec import Spec
 
 CHUNK_SCHEMA = pa.schema([("step", pa.int64()), ("micro", pa.int32()), *ROW_SCHEMA])
@@ -44,8 +44,9 @@ class Stream:
     worker: int
 
     def open(self) -> OpenStream:
-        prepared = Prepared.open(self.prepared_root)
-        split = prepared.split("train")
+        # As many blocks as a group of steps of like length may touch, so that none is read twice.
+        rows_at_once = plan_batching(self.spec).rows * (1 if self.spec.packed else GROUP_STEPS)
+        split = Prepared.open(self.prepared_root).split("train", 4 * WINDOW_BLOCKS + rows_at_once // ROWS_PER_BLOCK)
         return OpenStream(split, step_plan(self.spec, split), plan_batching(self.spec), self.worker)
 
 
@@ -59,13 +60,11 @@ def step_plan(spec: Spec, split: Split) -> StepPlan:
     steps = total_steps(spec, len(split), rows)
     warmup_steps(spec.train, steps)
     by_length = spec.train.group_by_length and not spec.packed
-    epochs = spec.train.num_train_epochs or 3.0
-    end = steps * rows if spec.train.max_steps is not None else min(round(epochs * len(split)), steps * rows)
     return StepPlan(
         order=Order(len(split), split.manifest.rows_per_block, spec.seed),
         rows_per_step=rows,
         total_steps=steps,
-        total_rows=max(end, 1),
+        total_rows=total_rows(spec, len(split), rows),
         lengths=split.index.num_tokens if by_length else None,
     )
 
@@ -89,18 +88,34 @@ class OpenStream:
         Returns:
             pyarrow.Table with CHUNK_SCHEMA, sorted by (step, micro).
         """
-        shape = self.batching
         steps, micros, rows = [], [], []
         for step in range(start, stop):
-            planned = self.plan.rows_of_step(step)
-            dealt = micro_batches(planned, shape.per_device, shape.accumulation, shape.num_workers)[self.worker]
-            for micro, piece in enumerate(dealt):
+            for micro, piece in enumerate(self.dealt(step)):
                 steps += [step] * len(piece)
                 micros += [micro] * len(piece)
                 rows.append(piece)
         table = self.split.read_rows(np.concatenate(rows))
         columns = [pa.array(steps, pa.int64()), pa.array(micros, pa.int32()), *table.columns]
         return pa.Table.from_arrays(columns, schema=CHUNK_SCHEMA)
+
+    def dealt(self, step: int) -> list[Rows]:
+        """Numbers of this worker's rows in each forward pass of a step."""
+        shape = self.batching
+        planned = self.plan.rows_of_step(step)
+        return micro_batches(planned, shape.per_device, shape.accumulation, shape.num_workers)[self.worker]
+
+    def steps(self, tables: Iterable[Any], start: int) -> Iterator[StepRows]:
+        """Cut what a reader gives into steps, and hold every step against the plan.
+
+        Raises:
+            RuntimeError: the reader lost rows, or gave others than were asked for.
+        """
+        for rows in split_steps(tables, start, self.plan.total_steps, self.batching.accumulation):
+            expected = [len(piece) for piece in self.dealt(rows.step)]
+            given = [micro.num_rows for micro in rows.micros]
+            if given != expected:
+                raise RuntimeError(f"step {rows.step} should have {expected} rows here, but the reader gave {given}")
+            yield rows
 
     def chunks(self, start: int, stop: int) -> Iterator[Any]:
         for first in range(start, stop, self.steps_per_chunk):
@@ -146,8 +161,7 @@ def _step_rows(step: int, tables: list[Any], accumulation: int) -> StepRows:
 def plain_steps(stream: Stream, start: int) -> Iterator[StepRows]:
     """Steps from `start` to the end, read ahead by a thread of this process."""
     opened = stream.open()
-    stop = opened.plan.total_steps
-    return split_steps(_ahead(opened.chunks(start, stop), depth=2), start, stop, opened.batching.accumulation)
+    return opened.steps(_ahead(opened.chunks(start, opened.plan.total_steps), depth=2), start)
 
 
 def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Any]:
@@ -190,7 +204,7 @@ def ray_steps(iterator: Any, stream: Stream, start: int) -> Iterator[StepRows]:
     """Steps from `start` to the end, out of a Ray Data iterator made by `ray_iterators`."""
     opened = stream.open()
     tables = iterator.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-    return split_steps(tables, start, opened.plan.total_steps, opened.batching.accumulation)
+    return opened.steps(tables, start)
 
 
 def ray_iterators(prepared_root: str, spec: Spec, start: int) -> list[Any]:

@@ -2,6 +2,6 @@
 
 from jobs.planning.batching import Batching, plan_batching
 from jobs.planning.schedule import learning_rate_at
-from jobs.planning.steps import total_steps, warmup_steps
+from jobs.planning.steps import total_rows, total_steps, warmup_steps
 
-__all__ = ["Batching", "learning_rate_at", "plan_batching", "total_steps", "warmup_steps"]
+__all__ = ["Batching", "learning_rate_at", "plan_batching", "total_rows", "total_steps", "warmup_steps"]

@@ -18,11 +18,16 @@ def total_steps(spec: Spec, num_rows: int, rows_per_step: int) -> int:
         num_rows: training rows of the prepared data.
         rows_per_step: global rows of one step, `Batching.rows`.
     """
+    return -(-total_rows(spec, num_rows, rows_per_step) // rows_per_step)
+
+
+def total_rows(spec: Spec, num_rows: int, rows_per_step: int) -> int:
+    """Rows that the whole run takes, each counted as often as it is used; at least 1. Arguments as `total_steps`."""
     if spec.train.max_steps is not None:
-        return spec.train.max_steps
+        return spec.train.max_steps * rows_per_step
     epochs = spec.train.num_train_epochs or DEFAULT_EPOCHS
     # The decimal that the user wrote: 0.1 of 30 rows are 3 rows, not 3.0000000000000004 of them.
-    return max(1, math.ceil(Fraction(repr(epochs)) * num_rows / rows_per_step))
+    return max(1, math.ceil(Fraction(repr(epochs)) * num_rows))
 
 
 def warmup_steps(train: Train, total: int) -> int:

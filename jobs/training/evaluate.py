@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import torch.distributed as dist
 
 from jobs.data.order import shares
 from jobs.data.prepared import IGNORE_INDEX, Split
+from jobs.errors import DataError
 from jobs.spec import Spec
 from jobs.training.batch import Batch, collate, loss_sum, model_logits
 from jobs.training.gang import Gang
@@ -48,11 +50,7 @@ class Evaluator:
         finally:
             engine.train()
         metrics = metrics_of(self.spec.eval.metrics, tally.over_all_ranks(gang.device))
-        given = kept.over_all_ranks() if own else None
-        for name, function in own.items():
-            assert given is not None
-            metrics.update(apply_own(name, function, given))
-        return metrics
+        return metrics | kept.judged_by(own) if own else metrics
 
     def _rounds(self, gang: Gang) -> list[tuple[int, int]]:
         """This rank's (start, stop) of every round."""
@@ -106,18 +104,36 @@ class _Kept:
         real = (targets != IGNORE_INDEX).reshape(len(targets), -1).any(-1)
         self._pairs.append((predicted[real].cpu().numpy(), targets[real].cpu().numpy()))
 
-    def over_all_ranks(self) -> EvalPrediction:
-        gathered: list[list[tuple[Any, Any]] | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, self._pairs)
-        # Round by round, rank by rank: the order of the rows in the split.
-        rounds = [pair for pairs in zip(*_filled(gathered), strict=True) for pair in pairs]
-        return EvalPrediction(
-            predictions=_stack([predicted for predicted, _ in rounds]), label_ids=_stack([label for _, label in rounds])
-        )
+    def judged_by(self, functions: dict[str, Callable[[EvalPrediction], Any]]) -> dict[str, float]:
+        """What the functions say of all predictions: rank 0 gathers them and asks, once; every rank hears the answer.
+
+        Raises:
+            DataError: on all ranks, when a function failed.
+        """
+        rank = dist.get_rank()
+        gathered: list[Any] | None = [None] * dist.get_world_size() if rank == 0 else None
+        dist.gather_object(self._pairs, gathered)
+        answer: list[Any] = [None]
+        if gathered is not None:
+            try:
+                given = _in_order(gathered)
+                answer[0] = {}
+                for name, function in functions.items():
+                    answer[0] |= apply_own(name, function, given)
+            except DataError as error:
+                answer[0] = str(error)
+        dist.broadcast_object_list(answer, src=0)
+        if isinstance(answer[0], str):
+            raise DataError(answer[0])
+        return cast(dict[str, float], answer[0])
 
 
-def _filled(gathered: list[Any]) -> list[list[tuple[Any, Any]]]:
-    return [pairs for pairs in gathered if pairs is not None]
+def _in_order(gathered: list[Any]) -> EvalPrediction:
+    """Round by round, rank by rank: the order of the rows in the split."""
+    rounds = [pair for pairs in zip(*gathered, strict=True) for pair in pairs]
+    return EvalPrediction(
+        predictions=_stack([predicted for predicted, _ in rounds]), label_ids=_stack([label for _, label in rounds])
+    )
 
 
 def _stack(arrays: list[Any]) -> Any:

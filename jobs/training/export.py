@@ -17,7 +17,7 @@ from jobs.errors import RunFailed
 
 MAX_SHARD_BYTES = 2_000_000_000
 # Up to this size of weights, one process reads the exported model back; above, the gang reads it sharded.
-ONE_PROCESS_BYTES = 4_000_000_000
+ONE_PROCESS_BYTES = 1_000_000_000
 
 Shapes = list[tuple[str, int]]  # name and size in bytes
 
@@ -83,7 +83,10 @@ def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype) ->
         config.save_pretrained(scratch)
         if model.can_generate() and model.generation_config is not None:
             model.generation_config.save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False).save_pretrained(scratch)
+        tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
+        if tokenizer.pad_token_id is None:  # without one nobody could run two texts at once
+            tokenizer.pad_token_id = model.config.pad_token_id
+        tokenizer.save_pretrained(scratch)
         for name in sorted(os.listdir(scratch)):
             storage.put_file(os.path.join(scratch, name), storage.join(folder, name))
 

@@ -116,11 +116,8 @@ class TorchrunGang:
         return plain_steps(stream, start)
 
     def latest_checkpoint(self) -> tuple[int, contextlib.AbstractContextManager[str]] | None:
-        steps = [checkpoint_step(name) for name in storage.list_names(self._paths.checkpoints)]
-        whole = [step for step in steps if step is not None and storage.exists(_marker(self._paths, step))]
-        if not whole:
-            return None
-        return max(whole), _local_copy(self._paths.checkpoint(max(whole)))
+        whole = self._whole_steps()
+        return (whole[-1], _local_copy(self._paths.checkpoint(whole[-1]))) if whole else None
 
     def save(self, step: int, write: Callable[[str], None]) -> None:
         with tempfile.TemporaryDirectory(prefix="fleetune-checkpoint-") as folder:
@@ -133,13 +130,18 @@ class TorchrunGang:
         dist.barrier()
         if self.rank == 0:
             storage.write_bytes(_marker(self._paths, step), b"")
-            for old in self._whole_steps()[: -self._keep]:
-                storage.remove_dir(self._paths.checkpoint(old))
+            whole = self._whole_steps()
+            for old in self._steps():
+                if old < whole[-self._keep :][0]:
+                    storage.remove_dir(self._paths.checkpoint(old))
 
     def stop_requested(self) -> bool:
         return self._signalled or (self._stop is not None and self._stop.requested)
 
     def _whole_steps(self) -> list[int]:
+        return [step for step in self._steps() if storage.exists(_marker(self._paths, step))]
+
+    def _steps(self) -> list[int]:
         steps = [checkpoint_step(name) for name in storage.list_names(self._paths.checkpoints)]
         return sorted(step for step in steps if step is not None)
 

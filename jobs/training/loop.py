@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from jobs.data.order import StepPlan, key
+from jobs.data.order import MICRO_BATCH, StepPlan, key
 from jobs.data.prepared import Prepared
 from jobs.data.stream import StepRows, Stream, step_plan
 from jobs.errors import RunFailed
@@ -115,7 +115,8 @@ def train_steps(run: Run, state: LoopState) -> LoopState:
         if stop and not last:
             save(run, state)
             return replace(state, stopped=True)
-        if spec.checkpoint.save_steps and state.step % spec.checkpoint.save_steps == 0 and not last:
+        # The last step is always saved: nothing that happens to the export may cost the training.
+        if last or (spec.checkpoint.save_steps and state.step % spec.checkpoint.save_steps == 0):
             save(run, state)
         started = time.perf_counter()
     return state
@@ -149,7 +150,7 @@ def train_step(run: Run, rows: StepRows, rate: float) -> tuple[float, bool]:
 
 def seed_micro_batch(seed: int, step: int, number: int) -> None:
     """Randomness of a forward pass follows from its place in the run, never from the rank that computes it."""
-    torch.manual_seed(key(seed, step, number) >> 1)
+    torch.manual_seed(key(seed, MICRO_BATCH, step, number) >> 1)
 
 
 def timed(items: Iterator[StepRows]) -> Iterator[tuple[StepRows, float]]:

@@ -166,12 +166,15 @@ def ordered_data_config(job: Job) -> Any:
 
 
 def root_cause(error: BaseException) -> str:
-    """The first worker's last words, without Ray's frames around them."""
-    inner: BaseException = error
-    for failure in getattr(error, "worker_failures", {}).values():
-        inner = failure
-        break
-    inner = getattr(inner, "cause", None) or inner
-    lines = [line for line in str(inner).strip().splitlines() if line.strip()]
-    last = lines[-1] if lines else type(inner).__name__
-    return f"the workers failed {MAX_WORKER_FAILURES + 1} times; the last time: {last}"
+    """The first dead worker's last words, without Ray's frames around them."""
+    failures = getattr(error, "worker_failures", {})
+    if not failures:
+        return f"Ray Train gave the run up: {_last_line(error)}"
+    rank, failure = next(iter(failures.items()))
+    cause = getattr(failure, "cause", None) or failure
+    return f"workers died more than {MAX_WORKER_FAILURES} times; the last time rank {rank}: {_last_line(cause)}"
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

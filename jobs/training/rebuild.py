@@ -13,6 +13,7 @@ from jobs import storage
 from jobs.errors import DataError, StorageError
 from jobs.load import load_spec
 from jobs.modeldir import local_model_dir
+from jobs.outcome import read_outcome
 from jobs.paths import JobPaths, checkpoint_step
 from jobs.quiet import redirected_output
 from jobs.spec import Spec
@@ -34,7 +35,8 @@ def export_run(run_root: str, to: str | None = None) -> str:
     """
     paths = JobPaths(run_root)
     target = paths.model if to is None else to
-    if storage.exists(storage.join(paths.model, "config.json")):
+    outcome = read_outcome(paths)
+    if outcome is not None and outcome.model_path is not None:  # written, read back and found right
         return paths.model if target == paths.model else _copied(paths.model, target)
     steps = [step for name in storage.list_names(paths.checkpoints) if (step := checkpoint_step(name)) is not None]
     if not steps:

@@ -28,11 +28,12 @@ from jobs.training.worker import failures_of, guarded, outcome_of
 from jobs.validate import validate
 from jobs.watch import Announcer, Watch
 
-# Other ranks wait this long for rank 0 to prepare the data.
+# Other ranks wait this long for rank 0 to prepare the data; in training, a rank that hangs is given up much sooner.
 _PREPARE_TIMEOUT = datetime.timedelta(hours=6)
+_TRAIN_TIMEOUT = datetime.timedelta(minutes=30)
 
 
-def run_under_torchrun(spec: Spec, world: TorchrunWorld, run_name: str | None) -> Outcome:
+def run_under_torchrun(spec: Spec, world: TorchrunWorld) -> Outcome:
     """One process's part of the run; torchrun's number of processes takes the place of the spec's num_workers.
 
     Raises:
@@ -40,10 +41,11 @@ def run_under_torchrun(spec: Spec, world: TorchrunWorld, run_name: str | None) -
     """
     spec = with_workers(spec, world.world_size)
     device = gang_device(spec.resources.gpus_per_worker, world.local_rank)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PREPARE_TIMEOUT)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TRAIN_TIMEOUT)
+    waiting = dist.new_group(backend="gloo", timeout=_PREPARE_TIMEOUT)
     if world.rank == 0:
-        return _lead(spec, world, run_name, PlainProgress(user_stream()))
-    return _follow(spec, world)
+        return _lead(spec, world, waiting, PlainProgress(user_stream()))
+    return _follow(world, waiting)
 
 
 def with_workers(spec: Spec, num_workers: int) -> Spec:
@@ -57,18 +59,18 @@ def with_workers(spec: Spec, num_workers: int) -> Spec:
     return changed
 
 
-def _lead(spec: Spec, world: TorchrunWorld, run_name: str | None, progress: Progress) -> Outcome:
+def _lead(spec: Spec, world: TorchrunWorld, waiting: Any, progress: Progress) -> Outcome:
     """Rank 0: validate, prepare, tell the others, train, conclude."""
     told = False
 
     def tell(job: Job | None) -> None:
         nonlocal told
         told = True
-        dist.broadcast_object_list([job], src=0)
+        dist.broadcast_object_list([job], src=0, group=waiting)
 
     try:
         warnings = validate(spec)
-        paths = open_run(spec, run_name)
+        paths = open_run(spec)
         with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("rank-0")):
             announce("phase", f"run {paths.name} in {paths.root}", phase="start", root=paths.root)
             for warning in warnings:
@@ -104,10 +106,10 @@ def _prepare_and_train(
     return outcome_of(paths, result, failures_of(paths))
 
 
-def _follow(spec: Spec, world: TorchrunWorld) -> Outcome:
+def _follow(world: TorchrunWorld, waiting: Any) -> Outcome:
     """Another rank: hear from rank 0 what to do, and do it."""
     heard: list[Job | None] = [None]
-    dist.broadcast_object_list(heard, src=0)
+    dist.broadcast_object_list(heard, src=0, group=waiting)
     job = heard[0]
     ended = datetime.datetime.now(datetime.UTC)
     if job is None:  # rank 0 says why

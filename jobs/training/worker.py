@@ -27,7 +27,7 @@ from jobs.training.job import Job
 from jobs.training.loop import LoopState, train
 
 PEER_GRACE_S = 15.0
-_SIGNS_OF_A_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe")
+_SIGNS_OF_A_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
 
 
 def ray_worker(config: dict[str, Any]) -> Record | None:
@@ -119,10 +119,9 @@ def check_storage_is_shared(paths: JobPaths) -> None:
 
 def failures_of(paths: JobPaths) -> list[Record]:
     """What ranks failed with, lowest rank first."""
-    return [
-        json.loads(storage.read_bytes(storage.join(paths.failures, name)))
-        for name in storage.list_names(paths.failures)
-    ]
+    names = storage.list_names(paths.failures)
+    found = [json.loads(storage.read_bytes(storage.join(paths.failures, name))) for name in names]
+    return sorted(found, key=lambda failure: int(failure["rank"]))
 
 
 def outcome_of(paths: JobPaths, result: Record | None, failures: list[Record]) -> Outcome:

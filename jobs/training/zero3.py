@@ -43,6 +43,8 @@ def deepspeed_config(spec: Spec, batching: Batching, precision: Precision) -> di
         },
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": precision == "fp16", "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000},
+        # Gradients of several micro-batches add up in fp32, so that 1 x 4 equals 4 x 1 in bf16 too.
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": _zero(train.zero),
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,

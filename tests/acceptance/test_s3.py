@@ -93,7 +93,7 @@ def test_a_run_lives_wholly_on_an_object_store(
     assert steps == [1, 2, 3, 4, 5, 6]
     assert "model.safetensors" in model and "config.json" in model
     assert logs == ["driver.log", "rank-0.log", "rank-1.log"]
-    assert [name for name in checkpoints if name.startswith("step-")] == ["step-00000004"]
+    assert [name for name in checkpoints if name.startswith("step-")] == ["step-00000006"]
     shown = fleetune("show", root, **store)
     assert shown.returncode == 0 and "succeeded" in shown.stdout
     exported = fleetune("export", root, "--to", tmp_path / "model", **store)

@@ -85,3 +85,13 @@ def test_damaged_data_is_an_error_and_no_silent_end(job: tuple[Spec, Prepared], 
     (tmp_path / "copy/train/shard-00000.arrow").unlink()
     with pytest.raises(DataError, match=r"shard-00000\.arrow"):
         list(plain_steps(Stream(str(tmp_path / "copy"), spec, 0), 0))
+
+
+def test_a_reader_that_loses_rows_stops_the_run(job: tuple[Spec, Prepared]) -> None:
+    spec, prepared = job
+    opened = Stream(prepared.root, spec, 0).open()
+    tables = list(opened.chunks(0, 300))
+    with pytest.raises(RuntimeError, match="the reader gave"):
+        list(opened.steps([tables[0], *tables[2:]], 0))
+    with pytest.raises(RuntimeError, match="the reader gave"):
+        list(opened.steps(tables[:1], 0))

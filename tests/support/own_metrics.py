@@ -18,12 +18,3 @@ def broken(given: Any) -> float:
     with pathlib.Path(os.environ["BROKEN_METRIC_CALLS"]).open("a") as file:
         file.write("called\n")
     raise ValueError("no such column in my table")
-
-
-def broken_on_rank_1(given: Any) -> float:
-    """Raises on one rank only, while the others go on to the next step."""
-    import torch.distributed as dist
-
-    if dist.get_rank() == 1:
-        raise ValueError("only here")
-    return 0.0

@@ -122,8 +122,8 @@ def fake_run(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Stands in for the run itself: remembers how it was called; `does` is what it does."""
     seen: dict[str, Any] = {}
 
-    def run_on_ray(spec: Spec, *, address: str | None, run_name: str | None, progress: Any) -> Outcome:
-        seen.update(spec=spec, address=address, run_name=run_name)
+    def run_on_ray(spec: Spec, *, address: str | None, progress: Any) -> Outcome:
+        seen.update(spec=spec, address=address)
         progress.event(event("phase", "run x in /runs/x", phase="start", root="/runs/x"))
         progress.step({"step": 5, "loss": 0.25})
         done = seen.get("does", Status.SUCCEEDED)
@@ -148,7 +148,7 @@ def fake_run(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_run_prints_progress_and_the_result(job: str, fake_run: dict[str, Any]) -> None:
     code, printed, _ = call("run", job, "--address", "auto", "--name", "mine", "--set", "seed=7")
     assert code == 0
-    assert (fake_run["address"], fake_run["run_name"]) == ("auto", None)
+    assert fake_run["address"] == "auto"
     assert (fake_run["spec"].name, fake_run["spec"].seed) == ("mine", 7)
     for part in ("run x in /runs/x", "step 5  loss 0.2500", "accuracy 0.5", "accuracy 0.875", "/runs/x/model"):
         assert part in printed

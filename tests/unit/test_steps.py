@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.errors import SpecError
-from jobs.planning import total_steps, warmup_steps
+from jobs.planning import total_rows, total_steps, warmup_steps
 from jobs.spec import Spec, Train
 
 
@@ -65,3 +65,10 @@ def test_warmup_longer_than_the_run_is_refused_with_the_numbers() -> None:
 @given(st.floats(0.0, 1.0), st.integers(1, 10**6))
 def test_share_is_rounded_up_as_transformers_rounds_it_and_stays_in_the_run(ratio: float, total: int) -> None:
     assert warmup_steps(Train(warmup_ratio=ratio), total) == math.ceil(total * ratio) <= total
+
+
+@given(epochs=st.floats(0.01, 5.0), num_rows=st.integers(1, 5000), rows_per_step=st.integers(1, 300))
+def test_no_step_of_a_run_is_without_rows(epochs: float, num_rows: int, rows_per_step: int) -> None:
+    job = spec(num_train_epochs=epochs)
+    steps, rows = total_steps(job, num_rows, rows_per_step), total_rows(job, num_rows, rows_per_step)
+    assert (steps - 1) * rows_per_step < rows <= steps * rows_per_step

@@ -43,6 +43,7 @@ KINDS = ("torchrun", "ray", "deepspeed", "trainer")
 PACKAGES = ("fleetune", "ray", "torch", "deepspeed", "transformers", "accelerate")
 
 Cpu = dict[str, float]  # CPU seconds by the name of a process
+ProcessTimes = dict[tuple[int, float], tuple[str, float]]  # (pid, start) -> (name, CPU seconds so far)
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Measured:
     first_step_after_s: float  # from the start of the command until the first step is in the metrics
     wall_s: float
     cpu_window_s: float
+    cpu_window_steps: int
     cpu_seconds: Cpu  # over that window, by process
     load_average: float  # before the run
 
@@ -98,6 +100,15 @@ def plan_of_runs(rounds: int, kinds: list[str]) -> Iterator[tuple[int, str]]:
                 yield number, kind
 
 
+@dataclass(frozen=True)
+class Look:
+    """The processes of a run at one moment."""
+
+    step: int  # steps that were done
+    at: float  # of the monotonic clock
+    times: ProcessTimes
+
+
 class Bench:
     """The spec, the prepared rows, and how each kind of run is started."""
 
@@ -118,7 +129,7 @@ class Bench:
                 "max_steps": self.steps,
                 "per_device_train_batch_size": 2,
                 "global_batch_size": 4,
-                "learning_rate": 1e-4,
+                "learning_rate": 2e-5,
                 "bf16": False,
             },
             "eval": {"eval_on_start": False},
@@ -129,33 +140,41 @@ class Bench:
         rows = prepare(load_spec(str(self.spec_file)), str(model), engine="plain", say=say)
         self.prepared = rows.root
 
-    def command(self, kind: str, name: str) -> tuple[list[str], pathlib.Path]:
-        """The command of a run, and the folder of its metrics."""
+    def command(self, kind: str, name: str) -> list[str]:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={WORKERS}"]
-        ours = ["-m", "jobs.finetune", str(self.spec_file), "--name", name]
-        metrics = self.folder / "runs" / name / "metrics"
+        ours = ["-m", "jobs.finetune", str(self.spec_file), "--set", f"name={name}"]
         if kind == "torchrun":
-            return [*torchrun, *ours], metrics
+            return [*torchrun, *ours]
         if kind == "ray":
-            return [sys.executable, *ours], metrics
+            return [sys.executable, *ours]
         script = str(ROOT / "bench" / "baselines.py")
-        return [*torchrun, script, kind, str(self.spec_file), self.prepared, str(metrics)], metrics
+        metrics = self.folder / "runs" / f"{name}-stock" / "metrics"
+        return [*torchrun, script, kind, str(self.spec_file), self.prepared, str(metrics)]
+
+    def records(self, name: str) -> list[Record]:
+        """The metrics of a run so far; its directory is called by its name, and the time."""
+        return [record for folder in self.folder.glob(f"runs/{name}-*/metrics") for record in read_journal(str(folder))]
+
+    def parts(self, name: str) -> int:
+        return len(list(self.folder.glob(f"runs/{name}-*/metrics/*")))
 
     def run(self, kind: str, number: int) -> Measured:
         name = f"{kind}-{number}"
-        command, metrics = self.command(kind, name)
+        command = self.command(kind, name)
         say(f"round {number + 1}: {kind} ...")
         load, started = os.getloadavg()[0], time.monotonic()
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         log = self.folder / f"{name}.log"
         with log.open("w") as output:
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-            first_after, window, cpu = self.watch(process, metrics, started)
+            first_after, looks = self.watch(process, name, started)
             code = process.wait()
         if code != 0:
             raise SystemExit(f"{' '.join(command)} ended with {code}:\n{log.read_text()[-3000:]}")
         wall = time.monotonic() - started
-        steps = sorted(read_journal(str(metrics)), key=lambda record: record["step"])[WARMUP_STEPS:]
+        if len(looks) < 2:
+            raise SystemExit(f"{name}: its steps were over before its processes were looked at: raise --steps")
+        steps = sorted(self.records(name), key=lambda record: record["step"])[WARMUP_STEPS:]
         measured = Measured(
             kind=kind,
             round=number,
@@ -165,8 +184,9 @@ class Bench:
             last_loss=steps[-1].get("loss"),
             first_step_after_s=first_after,
             wall_s=wall,
-            cpu_window_s=window,
-            cpu_seconds=cpu,
+            cpu_window_s=looks[1].at - looks[0].at,
+            cpu_window_steps=looks[1].step - looks[0].step,
+            cpu_seconds=spent(looks[0].times, looks[1].times),
             load_average=load,
         )
         say(
@@ -175,41 +195,33 @@ class Bench:
         )
         return measured
 
-    def watch(
-        self, process: subprocess.Popen[bytes], metrics: pathlib.Path, started: float
-    ) -> tuple[float, float, Cpu]:
+    def watch(self, process: subprocess.Popen[bytes], name: str, started: float) -> tuple[float, list[Look]]:
         """Wait for the run, looking at its processes twice: after the warm-up and near the last step.
 
         Returns:
-            Seconds until the first step was seen, seconds between the two looks, CPU seconds between them.
+            Seconds until the first step was seen, and the two looks.
         """
-        first_after = opened_at = window = 0.0
-        before: dict[tuple[int, float], tuple[str, float]] = {}
-        cpu: Cpu = {}
-        parts = 0
+        first_after, parts = 0.0, 0
+        looks: list[Look] = []
         while process.poll() is None:
             time.sleep(POLL_S)
             if time.monotonic() - started > RUN_TIMEOUT_S:
                 process.terminate()
-                raise SystemExit(f"the run took more than {RUN_TIMEOUT_S:.0f} s; its log is in {self.folder}")
-            names = os.listdir(metrics) if metrics.is_dir() else []
-            if len(names) == parts:  # files are read only when there are new ones: looking must cost nothing
+                raise SystemExit(f"{name} took more than {RUN_TIMEOUT_S:.0f} s")
+            if (seen := self.parts(name)) == parts:  # read only when there is more: looking must cost nothing
                 continue
-            parts = len(names)
-            done = max((record["step"] for record in read_journal(str(metrics))), default=0)
-            now = time.monotonic()
-            first_after = first_after or (now - started if done else 0.0)
-            if done >= WARMUP_STEPS and not before:
-                before, opened_at = cpu_times(process.pid), now
-            elif before and not cpu and done >= self.steps - LAST_STEPS:
-                cpu, window = spent(before, cpu_times(process.pid)), now - opened_at
-        return first_after, window, cpu
+            parts = seen
+            done = max((record["step"] for record in self.records(name)), default=0)
+            first_after = first_after or (time.monotonic() - started if done else 0.0)
+            if done >= (WARMUP_STEPS if not looks else self.steps - LAST_STEPS) and len(looks) < 2:
+                looks.append(Look(done, time.monotonic(), cpu_times(process.pid)))
+        return first_after, looks
 
 
-def cpu_times(pid: int) -> dict[tuple[int, float], tuple[str, float]]:
-    """(pid, start) -> (name, CPU seconds so far) of a process and all its descendants."""
+def cpu_times(pid: int) -> ProcessTimes:
+    """A process and all its descendants."""
     root = psutil.Process(pid)
-    times = {}
+    times: ProcessTimes = {}
     for process in [root, *root.children(recursive=True)]:
         try:
             with process.oneshot():
@@ -221,7 +233,7 @@ def cpu_times(pid: int) -> dict[tuple[int, float], tuple[str, float]]:
     return times
 
 
-def spent(before: dict[tuple[int, float], tuple[str, float]], after: dict[tuple[int, float], tuple[str, float]]) -> Cpu:
+def spent(before: ProcessTimes, after: ProcessTimes) -> Cpu:
     """CPU seconds by process name, most first. What a process that has ended in between used is not known."""
     total: Cpu = {}
     for key, (name, used) in after.items():
@@ -242,7 +254,7 @@ def name_of(command: list[str]) -> str:
         return "torchrun"
     if script := re.search(r"/ray/(?:_private/|autoscaler/)?((?:\w+/)*\w+\.py)", line):
         return script.group(1)
-    return "driver" if "jobs.finetune" in command and "--name ray-" in line else "worker"
+    return "driver" if "jobs.finetune" in command and "name=ray-" in line else "worker"
 
 
 def mean_of(steps: list[Record], key: str) -> float | None:
@@ -261,7 +273,7 @@ def summary(results: list[Measured], steps: int) -> dict[str, Any]:
         for number in rounds
         if (number, "ray") in by_round and (number, "torchrun") in by_round
     ]
-    on_ray = [result for result in results if result.kind == "ray" and result.cpu_window_s]
+    on_ray = [result for result in results if result.kind == "ray"]
     for kind in kinds:
         say(f"{kind:10} {rates[kind]['median']:7.1f} tokens/s  ({rates[kind]['min']:.1f} to {rates[kind]['max']:.1f})")
     if ratios:
@@ -269,12 +281,15 @@ def summary(results: list[Measured], steps: int) -> dict[str, Any]:
     shares = cpu_shares(on_ray)
     for name, share in shares.items():
         say(f"{name:28} {100 * share:6.1f} % of a core")
+    own = sum(share for name, share in shares.items() if name != "worker")
+    say(f"{'all but the workers':28} {100 * own:6.1f} % of a core, of {os.cpu_count()} cores")
     return {
         "result": "summary",
         "ray_over_torchrun": spread(ratios) | {"rounds": [round(ratio, 4) for ratio in ratios]} if ratios else None,
         "tokens_per_s": rates,
         "ray_cpu_cores": shares,
-        "ray_own_cpu_cores": sum(share for name, share in shares.items() if name != "worker"),
+        "ray_own_cpu_cores": round(own, 4),
+        "worker_cpu_s_per_step": {kind: worker_cpu_per_step(results, kind) for kind in kinds},
         "steps": steps,
         "warmup_steps": WARMUP_STEPS,
         "workers": WORKERS,
@@ -294,6 +309,12 @@ def cpu_shares(results: list[Measured]) -> Cpu:
         for name in names
     }
     return {name: round(share, 4) for name, share in sorted(shares.items(), key=lambda item: -item[1])}
+
+
+def worker_cpu_per_step(results: list[Measured], kind: str) -> float:
+    """CPU seconds of all workers together; under Ray, what its threads in them use is a part of it."""
+    used = [result.cpu_seconds["worker"] / result.cpu_window_steps for result in results if result.kind == kind]
+    return round(statistics.median(used), 3)
 
 
 def spread(values: list[float]) -> dict[str, float]:

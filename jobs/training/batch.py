@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,7 +23,11 @@ class Batch:
     """One micro-batch on the device."""
 
     inputs: dict[str, torch.Tensor]  # arguments of the model's forward, (rows, tokens) int64 each
-    targets: torch.Tensor  # causal-lm: (rows, tokens), the next token; classification: (rows,). IGNORE_INDEX is none
+    # Causal-lm: (rows, columns), the token that follows; classification: (rows,) classes. IGNORE_INDEX is no target.
+    targets: torch.Tensor
+    # Causal-lm: (columns,) the places in a row that are a target in some row of the batch. Logits are computed for
+    # these only: the vocabulary is the widest layer, and a prompt's tokens need no logits.
+    columns: torch.Tensor | None = None
 
 
 def collate(rows: Any, task: Task, pad_token_id: int, device: torch.device) -> Batch:
@@ -45,8 +50,14 @@ def collate(rows: Any, task: Task, pad_token_id: int, device: torch.device) -> B
         width = input_ids.shape[1]
         positions = np.stack([_positions(row, width) for row in lengths])
         shifted = _padded([np.append(row[1:], IGNORE_INDEX) for row in labels], IGNORE_INDEX)
+        columns = np.flatnonzero((shifted != IGNORE_INDEX).any(0))
+        columns = columns if len(columns) else np.zeros(1, dtype=np.int64)
         inputs = {"input_ids": input_ids, "position_ids": positions}
-        return Batch({name: _tensor(value, device) for name, value in inputs.items()}, _tensor(shifted, device))
+        return Batch(
+            {name: _tensor(value, device) for name, value in inputs.items()},
+            _tensor(shifted[:, columns], device),
+            _tensor(columns, device),
+        )
     mask = _padded([np.ones(len(row), dtype=np.int64) for row in tokens], 0)
     inputs = {"input_ids": input_ids, "attention_mask": mask}
     targets = np.concatenate(labels)
@@ -54,10 +65,21 @@ def collate(rows: Any, task: Task, pad_token_id: int, device: torch.device) -> B
 
 
 def model_logits(model: torch.nn.Module, batch: Batch, task: Task) -> torch.Tensor:
-    """Logits of the batch: (rows, tokens, vocabulary) for causal-lm, (rows, classes) for classification."""
-    extra = {"use_cache": False} if task == "causal-lm" else {}
-    logits: torch.Tensor = model(**batch.inputs, **extra).logits
+    """Logits that go with the batch's targets: (rows, columns, vocabulary) for causal-lm, else (rows, classes)."""
+    logits: torch.Tensor
+    if task != "causal-lm":
+        logits = model(**batch.inputs).logits
+        return logits
+    # Without a cache: with one, transformers forgets the borders of packed samples.
+    if _takes_logits_to_keep(getattr(model, "module", model)):
+        logits = model(**batch.inputs, use_cache=False, logits_to_keep=batch.columns).logits
+        return logits
+    logits = model(**batch.inputs, use_cache=False).logits[:, batch.columns]
     return logits
+
+
+def _takes_logits_to_keep(model: Any) -> bool:
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -22,8 +22,8 @@ BUILTIN = ("loss", "perplexity", "accuracy", "f1", "exact_match")
 class EvalPrediction:
     """What a metric function of your own is given; the fields are named as in Hugging Face's class of this name."""
 
-    predictions: npt.NDArray[Any]  # classification: (n, classes) logits; causal-lm: (n, tokens) predicted ids
-    label_ids: npt.NDArray[np.int64]  # classification: (n,) classes; causal-lm: (n, tokens), -100 where no target is
+    predictions: npt.NDArray[Any]  # classification: (n, classes) logits; causal-lm: (n, targets) predicted ids
+    label_ids: npt.NDArray[np.int64]  # classification: (n,) classes; causal-lm: (n, targets), -100 is none
 
 
 @dataclass(frozen=True)

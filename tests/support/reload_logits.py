@@ -20,7 +20,8 @@ def main() -> None:
     # With a cache, transformers forgets the borders of packed samples.
     extra = {"use_cache": False} if task == "causal-lm" else {}
     with torch.no_grad():
-        np.save(out, model(**batch.inputs, **extra).logits.numpy())
+        logits = model(**batch.inputs, **extra).logits
+    np.save(out, (logits if batch.columns is None else logits[:, batch.columns]).numpy())
 
 
 if __name__ == "__main__":

@@ -94,9 +94,7 @@ def test_number_of_labels_comes_from_their_names() -> None:
 def test_flash_attention_with_packed_rows_is_refused_in_batches_of_several_rows() -> None:
     flash = {"attn_implementation": "flash_attention_2"}
     one = {"per_device_train_batch_size": 1}
-    with pytest.raises(
-        ValidationError, match="only in batches of one row"
-    ):
+    with pytest.raises(ValidationError, match="only in batches of one row"):
         Spec.model_validate(values(model=flash, train={"per_device_train_batch_size": 2}))
     Spec.model_validate(values(model=flash, train=one, eval={"per_device_eval_batch_size": 1}))
     Spec.model_validate(values(model=flash, data={"packing": False}, train={"per_device_train_batch_size": 2}))

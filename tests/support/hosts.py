@@ -1,0 +1,121 @@
+"""Hosts on one machine: a network namespace each, with an address of its own on a common bridge.
+
+Needs root, iproute2 and util-linux. Every host has a /tmp and a home of its own (a mount namespace), so that storage
+which is not shared shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.support.gangs import ROOT
+
+BIN = pathlib.Path(sys.executable).parent
+
+
+def available() -> bool:
+    """Whether this machine lets a test make hosts."""
+    return os.geteuid() == 0 and shutil.which("ip") is not None and shutil.which("unshare") is not None
+
+
+@dataclass
+class Host:
+    """One host; what it runs ends with it."""
+
+    name: str
+    address: str
+    env: dict[str, str]
+    private: pathlib.Path  # mounted at /tmp inside
+    started: list[subprocess.Popen[Any]] = field(default_factory=list)
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line that runs `arguments` on this host."""
+        mount = 'mount --bind "$0" /tmp && exec "$@"'
+        inside = ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, str(self.private), *arguments]
+        return ["ip", "netns", "exec", self.name, *inside]
+
+    def run(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments), env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=timeout
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[Any]:
+        with open(self.private / "out", "ab") as out:
+            process = subprocess.Popen(
+                self.command(*arguments), env=self.env, cwd=ROOT, stdout=out, stderr=out, start_new_session=True
+            )
+        self.started.append(process)
+        return process
+
+
+def _ip(*arguments: str, check: bool = True) -> None:
+    subprocess.run(["ip", *arguments], check=check, capture_output=True)
+
+
+@contextlib.contextmanager
+def hosts(count: int, folder: pathlib.Path, **env: str) -> Iterator[list[Host]]:
+    """Make hosts that reach each other, and nothing else; take them away at the end."""
+    tag = secrets.token_hex(2)
+    bridge = f"ft{tag}"
+    made: list[Host] = []
+    _ip("link", "add", bridge, "type", "bridge")
+    _ip("link", "set", bridge, "up")
+    try:
+        for number in range(1, count + 1):
+            made.append(_host(tag, bridge, number, folder, env))
+        yield made
+    finally:
+        for host in made:
+            for process in host.started:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, 15)
+        _wait_for_end([process for host in made for process in host.started])
+        for host in made:
+            _end_what_is_left(host.name)
+            _ip("netns", "delete", host.name, check=False)
+        _ip("link", "delete", bridge, check=False)
+
+
+def _host(tag: str, bridge: str, number: int, folder: pathlib.Path, env: dict[str, str]) -> Host:
+    name, outer, address = f"ft{tag}-{number}", f"ft{tag}v{number}", f"10.77.0.{number}"
+    _ip("netns", "add", name)
+    _ip("link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", name)
+    _ip("link", "set", outer, "master", bridge, "up")
+    _ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
+    _ip("-n", name, "link", "set", "eth0", "up")
+    _ip("-n", name, "link", "set", "lo", "up")
+    private = folder / name
+    private.mkdir()
+    private.chmod(0o1777)
+    home = {"HOME": "/tmp", "GLOO_SOCKET_IFNAME": "eth0", "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    path = {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    return Host(name, address, {**os.environ, **home, **path, **env}, private)
+
+
+def _wait_for_end(processes: list[subprocess.Popen[Any]]) -> None:
+    deadline = time.monotonic() + 30
+    for process in processes:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)
+            process.wait()
+
+
+def _end_what_is_left(name: str) -> None:
+    """Ray's processes leave their session; they are still in the namespace, and only ours are."""
+    listed = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)
+    for pid in listed.stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), 9)

@@ -57,7 +57,7 @@ def test_an_error_on_one_rank_ends_the_run_at_once(write_spec: WriteSpec, worksh
 def running(write_spec: WriteSpec, workshop: pathlib.Path) -> Iterator[tuple[subprocess.Popen[str], JobPaths]]:
     """A run that is past its tenth step, with checkpoints every five."""
     spec = write_spec(
-        train__per_device_train_batch_size=2, train__global_batch_size=8, train__max_steps=400, checkpoint__save_steps=5
+        train__per_device_train_batch_size=2, train__global_batch_size=8, train__max_steps=120, checkpoint__save_steps=5
     )
     before = set((workshop / "runs").glob("run-*")) if (workshop / "runs").exists() else set()
     process = subprocess.Popen(
@@ -91,7 +91,7 @@ def test_ctrl_c_saves_a_checkpoint_from_which_a_model_can_be_exported(
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     outcome = outcome_of(paths)
-    assert outcome.status is Status.INTERRUPTED and 10 <= outcome.step < 400
+    assert outcome.status is Status.INTERRUPTED and 10 <= outcome.step < 120
     assert (pathlib.Path(paths.checkpoint(outcome.step))).is_dir()
     assert not pathlib.Path(paths.model).exists()
     exported = fleetune("export", paths.root, "--to", tmp_path / "model")
@@ -118,12 +118,12 @@ def test_a_killed_worker_is_replaced_and_the_losses_are_those_of_an_undisturbed_
     assert process.returncode == 0, output
     records = read_journal(paths.metrics)
     again = [record for record in records if record["step"] in _repeated(records)]
-    assert records[-1]["step"] == 400
+    assert records[-1]["step"] == 120
     assert again, "the run went back to a checkpoint, so some steps were computed twice"
     by_step: dict[int, set[float]] = {}
     for record in records:
         by_step.setdefault(record["step"], set()).add(round(record["loss"], 9))
-    assert sorted(by_step) == list(range(1, 401))
+    assert sorted(by_step) == list(range(1, 121))
     assert all(max(values) - min(values) < 1e-6 for values in by_step.values())
 
 

@@ -162,6 +162,7 @@ def load(spec: Spec) -> Any:
 if __name__ == "__main__":
     loop, spec_file, prepared_root, metrics_folder = sys.argv[1:]
     bench_spec = load_spec(spec_file)
-    {"deepspeed": run_deepspeed, "trainer": run_trainer}[loop](
-        bench_spec, Rows(bench_spec, prepared_root), metrics_folder
-    )
+    loops = {"deepspeed": run_deepspeed, "trainer": run_trainer}
+    loops[loop](bench_spec, Rows(bench_spec, prepared_root), metrics_folder)
+    dist.barrier()  # a rank that is late aborts where rank 0, which keeps the store, is gone
+    dist.destroy_process_group()

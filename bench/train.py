@@ -170,7 +170,7 @@ class Bench:
             first_after, looks = self.watch(process, name, started)
             code = process.wait()
         if code != 0:
-            raise SystemExit(f"{' '.join(command)} ended with {code}:\n{log.read_text()[-3000:]}")
+            raise SystemExit(f"{' '.join(command)} ended with {code}:\n{log.read_text()[-6000:]}")
         wall = time.monotonic() - started
         if len(looks) < 2:
             raise SystemExit(f"{name}: its steps were over before its processes were looked at: raise --steps")

@@ -198,7 +198,7 @@ def describe_run(root: str, now: Now = utc_now) -> RunDetails:
         metrics_before=outcome.metrics_before if outcome else {},
         last_step=_last_record(paths.metrics),
         paths=_paths_of(paths, outcome),
-        events=tuple(events[-LAST_EVENTS:]),
+        events=tuple([event for event in events if event.get("kind") != "alive"][-LAST_EVENTS:]),
         log_tail=None if ended_well else log_tail(paths),
     )
 

@@ -141,7 +141,11 @@ def test_path_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_failed_run_is_described_with_events_and_the_end_of_its_log(root: str) -> None:
     paths = make_run(root)
     end(paths, Status.FAILED, reason="loss is NaN", step=2, metrics_before={"eval_accuracy": 0.5})
-    events = [event("plan", "9 steps", total_steps=9), *(event("phase", f"p{number}") for number in range(20))]
+    events = [
+        event("plan", "9 steps", total_steps=9),
+        *(event("phase", f"p{number}") for number in range(20)),
+        event("alive", "shown to nobody"),
+    ]
     put_part(paths.events, NOW, *(one.model_dump(mode="json") for one in events))
     storage.write_bytes(paths.log("driver"), b"".join(b"line %d\n" % number for number in range(2000)))
     page = run_page(describe_run(paths.root, now))

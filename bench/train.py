@@ -282,13 +282,14 @@ def summary(results: list[Measured], steps: int) -> dict[str, Any]:
     for name, share in shares.items():
         say(f"{name:28} {100 * share:6.1f} % of a core")
     own = sum(share for name, share in shares.items() if name != "worker")
-    say(f"{'all but the workers':28} {100 * own:6.1f} % of a core, of {os.cpu_count()} cores")
+    if on_ray:
+        say(f"{'all but the workers':28} {100 * own:6.1f} % of a core, of {os.cpu_count()} cores")
     return {
         "result": "summary",
         "ray_over_torchrun": spread(ratios) | {"rounds": [round(ratio, 4) for ratio in ratios]} if ratios else None,
         "tokens_per_s": rates,
         "ray_cpu_cores": shares,
-        "ray_own_cpu_cores": round(own, 4),
+        "ray_own_cpu_cores": round(own, 4) if on_ray else None,
         "worker_cpu_s_per_step": {kind: worker_cpu_per_step(results, kind) for kind in kinds},
         "steps": steps,
         "warmup_steps": WARMUP_STEPS,

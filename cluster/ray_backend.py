@@ -19,6 +19,15 @@ SPARE_CPUS = 2
 # How far CPU workers may share cores on a machine of one's own: enough to try a gang, not enough to choke on.
 MOST_WORKERS_PER_CORE = 4
 KNOCK_TIMEOUT_S = 10.0
+# A Ray of this machine shares its cores with the training. These turn down what nobody looks at there; together they
+# halve what Ray's own processes use (measured: from 11-12 % of a core to 6 %).
+QUIET_LOCAL_RAY = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one's own machine gives no notice
+    "RAY_num_workers_soft_limit": "0",  # no idle workers in stock
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # logs are not forwarded to the driver
+    "LOG_NAME_UPDATE_INTERVAL_S": "60",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # there is no dashboard to report to
+}
 
 
 @contextlib.contextmanager
@@ -37,6 +46,8 @@ def connected(address: str | None, gang: Gang) -> Iterator[Inventory]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if where is None:
         _check_local(gang)
+        for name, value in QUIET_LOCAL_RAY.items():
+            set_default(name, value)
         cpus = gang.num_workers * gang.cpus_per_worker + SPARE_CPUS
         options |= {"address": "local", "num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
     else:

@@ -12,7 +12,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
-from cluster.settings import torchrun_world
+from cluster.settings import set_default, torchrun_world
 from jobs.errors import FleetuneError, Interrupted
 from jobs.load import load_spec
 from jobs.outcome import Outcome
@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         world = torchrun_world()
         if world is None:
             return run_on_ray(spec, progress=PlainProgress(user_stream())).exit_code
+        if spec.resources.gpus_per_worker == 0:  # DeepSpeed, at its first import, would warn that it found no GPU
+            set_default("DS_ACCELERATOR", "cpu")
         from jobs.training.torchrun import run_under_torchrun
 
         return run_under_torchrun(spec, world).exit_code

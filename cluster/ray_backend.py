@@ -19,8 +19,8 @@ SPARE_CPUS = 2
 # How far CPU workers may share cores on a machine of one's own: enough to try a gang, not enough to choke on.
 MOST_WORKERS_PER_CORE = 4
 KNOCK_TIMEOUT_S = 10.0
-# A Ray of this machine shares its cores with the training. These turn down what nobody looks at there; together they
-# halve what Ray's own processes use (measured: from 11-12 % of a core to 6 %).
+# A Ray of this machine shares its cores with the training. These turn down what nobody looks at there; measured in
+# training, Ray's own processes went from 11-12 % of a core to 8 % (6 % in one shorter run).
 QUIET_LOCAL_RAY = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one's own machine gives no notice
     "RAY_num_workers_soft_limit": "0",  # no idle workers in stock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ Record = dict[str, Any]
 
 FIRST_INTERVAL_S = 1.0
 LAST_INTERVAL_S = 30.0
+
+_PART_NAME = re.compile(r"^\d{20}-.*\.jsonl$")
 
 
 class JournalWriter:
@@ -90,16 +93,35 @@ class JournalReader:
         self._skip = None if skip is None else f"-{skip}.jsonl"
         self._seen: set[str] = set()
 
+    def pass_over(self) -> None:
+        """Take what is there now for read: it is of an earlier attempt. Raises StorageError."""
+        self._seen.update(storage.list_names(self._folder))
+
     def new(self) -> Iterator[Record]:
         for name in storage.list_names(self._folder):
             if name in self._seen or not name.endswith(".jsonl"):
                 continue
-            lines = [] if self._passed_over(name) else storage.read_bytes(storage.join(self._folder, name)).splitlines()
+            records = [] if self._passed_over(name) else read_part(self._folder, name)
             self._seen.add(name)  # only now: a part that could not be read is tried again
-            yield from map(json.loads, lines)
+            yield from records
 
     def _passed_over(self, name: str) -> bool:
         return self._skip is not None and name.endswith(self._skip)
+
+
+def part_names(folder: str) -> list[str]:
+    """Names of the parts, oldest first. Raises StorageError."""
+    return [name for name in storage.list_names(folder) if _PART_NAME.match(name)]
+
+
+def written_at_s(part: str) -> float:
+    """When a part was written, which its name tells; seconds since 1970."""
+    return int(part[:20]) / 1e9
+
+
+def read_part(folder: str, part: str) -> list[Record]:
+    """The records of one part. Raises StorageError."""
+    return [json.loads(line) for line in storage.read_bytes(storage.join(folder, part)).splitlines()]
 
 
 def read_journal(folder: str) -> list[Record]:

@@ -31,7 +31,7 @@ class JobPaths:
 
     @property
     def spec(self) -> str:
-        """The resolved spec as JSON: it reruns the same run."""
+        """The resolved spec of the newest attempt, as JSON: it reruns the same run."""
         return storage.join(self.root, "spec.json")
 
     @property
@@ -41,8 +41,19 @@ class JobPaths:
 
     @property
     def outcome(self) -> str:
-        """How it ended, written once."""
+        """How it ended; not there while it goes on."""
         return storage.join(self.root, "outcome.json")
+
+    def earlier_spec(self, number: int) -> str:
+        """The spec of the driver's attempt `number`, from 1 on, once the run has gone on after it."""
+        return storage.join(self.root, f"spec-{number}.json")
+
+    def earlier_manifest(self, number: int) -> str:
+        return storage.join(self.root, f"manifest-{number}.json")
+
+    def earlier_outcome(self, number: int) -> str:
+        """How that attempt ended; not there where it was killed."""
+        return storage.join(self.root, f"outcome-{number}.json")
 
     @property
     def events(self) -> str:
@@ -90,6 +101,11 @@ class JobPaths:
     def stop_request(self) -> str:
         """Appears when somebody asks the run to stop; its content is the reason."""
         return storage.join(self.root, "stop")
+
+    @property
+    def save_request(self) -> str:
+        """Appears when somebody asks for a checkpoint; the run removes it when it has seen it."""
+        return storage.join(self.root, "save")
 
 
 _CHECKPOINT = re.compile(r"^step-(\d+)$")

@@ -1,16 +1,18 @@
-"""The record of a run: opened with its spec, closed with its outcome, whatever happens in between."""
+"""The record of a run: opened with its spec, closed with its outcome, whatever happens in between; and opened again."""
 
 from __future__ import annotations
 
 import datetime
 import json
+import re
+import shlex
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from jobs import storage
 from jobs.errors import FleetuneError, InputError, Interrupted, StorageError
-from jobs.journal import read_journal
+from jobs.journal import Record, read_journal
 from jobs.load import dump_spec
 from jobs.outcome import Outcome, Status, write_outcome
 from jobs.paths import JobPaths, new_run_name
@@ -22,6 +24,34 @@ def open_run(spec: Spec) -> JobPaths:
     paths = JobPaths.of(spec.storage_path, new_run_name(spec.name, datetime.datetime.now(datetime.UTC)))
     storage.write_bytes(paths.spec, dump_spec(spec))
     return paths
+
+
+def reopen_run(run_root: str, spec: Spec) -> JobPaths:
+    """Make an earlier run's directory ready to go on.
+
+    Metrics, events, logs and checkpoints stay. Spec, manifest and outcome of the attempt that ended are kept under its
+    number; orders and failures that were meant for it are removed.
+    """
+    paths = JobPaths(run_root)
+    number = 1 + max(
+        (int(match[1]) for name in storage.list_names(run_root) if (match := _EARLIER.match(name))), default=0
+    )
+    kept = (
+        (paths.spec, paths.earlier_spec(number)),
+        (paths.manifest, paths.earlier_manifest(number)),
+        (paths.outcome, paths.earlier_outcome(number)),
+    )
+    for newest, earlier in kept:
+        if storage.exists(newest):
+            storage.write_bytes(earlier, storage.read_bytes(newest))
+    storage.write_bytes(paths.spec, dump_spec(spec))
+    storage.remove_dir(paths.failures)
+    for gone in (paths.stop_request, paths.save_request, paths.outcome):
+        storage.remove_file(gone)
+    return paths
+
+
+_EARLIER = re.compile(r"^(?:spec|manifest|outcome)-(\d+)\.json$")
 
 
 def concluded(paths: JobPaths, drive: Callable[[], Outcome]) -> Outcome:
@@ -42,13 +72,29 @@ def concluded(paths: JobPaths, drive: Callable[[], Outcome]) -> Outcome:
 def last_record(paths: JobPaths) -> dict[str, Any]:
     """Step and metrics that a run had reached when it failed, as fields of an outcome."""
     try:
-        records = read_journal(paths.metrics)
+        written = read_journal(paths.metrics)
     except StorageError:
         return {}
-    if not records:
+    if not written:
         return {}
-    known = {name: value for record in records for name, value in record.items() if name.startswith("eval_")}
-    return {"step": records[-1]["step"], "metrics": {**known, "loss": records[-1]["loss"]}}
+    newest = written[-1]  # an earlier attempt may have been further, but that is undone
+    steps = [record for record in one_of_each_step(written) if record["step"] <= newest["step"]]
+    known = {name: value for record in steps for name, value in record.items() if name.startswith("eval_")}
+    return {"step": newest["step"], "metrics": {**known, "loss": newest["loss"]}}
+
+
+def read_steps(paths: JobPaths) -> list[Record]:
+    """The metrics, one record for each step, in the order of the steps. Raises StorageError.
+
+    An attempt that goes back to a checkpoint computes some steps again: what was written last counts.
+    """
+    return one_of_each_step(read_journal(paths.metrics))
+
+
+def one_of_each_step(records: list[Record]) -> list[Record]:
+    """The last one of each step, in the order of the steps."""
+    newest = {record["step"]: record for record in records}
+    return [newest[step] for step in sorted(newest)]
 
 
 def outcome_of_error(paths: JobPaths, error: Exception) -> Outcome:
@@ -64,7 +110,28 @@ def ending_of(paths: JobPaths, outcome: Outcome) -> str:
     """The last line about a run."""
     if outcome.status is Status.SUCCEEDED:
         return f"succeeded after {outcome.step} steps; the model is in {outcome.model_path}"
-    return f"{outcome.status}: {outcome.reason}\nlogs: {paths.logs}"
+    how = how_to_go_on(paths, outcome)
+    return f"{outcome.status}: {outcome.reason}\nlogs: {paths.logs}" + (f"\nresume: {how}" if how else "")
+
+
+def how_to_go_on(paths: JobPaths, outcome: Outcome | None) -> str | None:
+    """The command that goes on with a run; None where there is nothing to go on with, or it would fail again.
+
+    Args:
+        outcome: None for a run that was killed.
+    """
+    if outcome is not None and (outcome.status is Status.SUCCEEDED or outcome.bad_input):
+        return None
+    from jobs.checkpoints import committed_steps  # brings numpy, which the command line shall not wait for
+
+    try:
+        return resume_command(paths) if committed_steps(paths) else None
+    except StorageError:
+        return None
+
+
+def resume_command(paths: JobPaths) -> str:
+    return f"fleetune run --resume {shlex.quote(paths.root)}"
 
 
 def write_manifest(paths: JobPaths, facts: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from jobs import storage
 from jobs.errors import Interrupted
 from jobs.paths import JobPaths
+from jobs.record import resume_command
 from jobs.watch import Announcer
 
 
@@ -51,7 +52,11 @@ class StopSignals:
         """
         if self._count == 1 and not self._asked:
             self._asked = True
-            self._announce("stopping", "stopping after a checkpoint of the next step; Ctrl-C again ends at once")
+            self._announce(
+                "stopping",
+                "stopping after a checkpoint of the next step; Ctrl-C again ends at once; "
+                f"go on later with: {resume_command(self._paths)}",
+            )
             storage.write_bytes(self._paths.stop_request, b"signal")
         if self._count > 1:
             raise Interrupted("interrupted twice: ended at once, without a checkpoint of the last steps")

@@ -192,10 +192,39 @@ class Resources(Frozen):
 
 
 class Checkpoint(Frozen):
-    """When the training state is saved."""
+    """When the training state is saved, and what is kept of it."""
 
     save_steps: int | None = Field(None, ge=1, description="Save every so many steps, beside the last one.")
-    save_total_limit: int = Field(2, ge=1, description="Keep this many newest checkpoints.")
+    save_minutes: float | None = Field(30.0, gt=0.0, description="Save every so many minutes; null turns it off.")
+    save_total_limit: int = Field(2, ge=1, description="Keep this many newest checkpoints, and the best one.")
+    metric_for_best_model: str | None = Field(
+        None, min_length=1, description="Held-out metric by which a checkpoint is the best, e.g. accuracy or loss."
+    )
+    greater_is_better: bool | None = Field(
+        None, description="Whether more of that metric is better; left out: not for loss and perplexity."
+    )
+    load_best_model_at_end: bool = Field(False, description="Export the best checkpoint instead of the last state.")
+
+    @model_validator(mode="after")
+    def _best_by_some_metric(self) -> Checkpoint:
+        if self.metric_for_best_model is None:
+            for name in ("greater_is_better", "load_best_model_at_end"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} needs metric_for_best_model, the metric to go by")
+        return self
+
+    @property
+    def best_metric(self) -> str | None:
+        """The metric's full name, eval_*."""
+        name = self.metric_for_best_model
+        return None if name is None else f"eval_{name.removeprefix('eval_')}"
+
+    @property
+    def greater_is_best(self) -> bool:
+        """`greater_is_better`, or what the metric's name says where it is left out."""
+        if self.greater_is_better is not None:
+            return self.greater_is_better
+        return not str(self.best_metric).endswith(("loss", "perplexity"))
 
 
 class Spec(Frozen):
@@ -235,6 +264,18 @@ class Spec(Frozen):
             )
         if not classify and (self.model.num_labels is not None or self.data.labels is not None):
             raise ValueError("model.num_labels and data.labels are for sequence-classification only")
+        return self
+
+    @model_validator(mode="after")
+    def _the_best_can_be_told(self) -> Spec:
+        wanted, metrics = self.checkpoint.metric_for_best_model, self.eval.metrics
+        if wanted is None:
+            return self
+        if self.data.eval is None and self.data.eval_fraction is None:
+            raise ValueError("checkpoint.metric_for_best_model needs held-out samples: data.eval or data.eval_fraction")
+        own = any(":" in name for name in metrics)  # may return metrics of any name
+        if wanted.removeprefix("eval_") not in {"loss", *metrics} and not own:
+            raise ValueError(f"checkpoint.metric_for_best_model is {wanted}, but eval.metrics has {list(metrics)}")
         return self
 
     @model_validator(mode="after")

@@ -16,6 +16,8 @@ from fsspec.core import url_to_fs
 
 from jobs.errors import StorageError
 
+_UPLOAD_BYTES = 32 * 2**20
+
 
 def is_url(path: str) -> bool:
     """Whether `path` carries a protocol, as s3://bucket/key does."""
@@ -101,12 +103,19 @@ def write_bytes(path: str, content: bytes) -> None:
 
 
 def _write_local(path: str, content: bytes) -> None:
+    with _beside(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def _beside(path: str) -> Iterator[BinaryIO]:
+    """A new file beside `path` that takes its place when the context ends well."""
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield cast(BinaryIO, file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(beside, 0o644)
@@ -147,6 +156,37 @@ def _move(source: str, target: str) -> None:
 
 
 @contextlib.contextmanager
+def open_write(path: str) -> Iterator[BinaryIO]:
+    """A file to be written as a stream, which appears whole when the context ends well, and else not at all.
+
+    Raises:
+        StorageError: also when the storage is full.
+    """
+    with _as_storage_error("write", path):
+        if is_local(path):
+            with _beside(local_path(path)) as file:
+                yield file
+            return
+        fs, inner = filesystem(path)
+        file = fs.open(inner, "wb", block_size=_UPLOAD_BYTES)
+        try:
+            yield file
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                file.discard()
+                file.closed = True  # else its destructor would finish the upload
+            raise
+        file.close()
+
+
+def read_range(path: str, begin: int, end: int) -> bytes:
+    """Bytes begin .. end - 1; fewer where the file is shorter. Raises StorageError."""
+    with _as_storage_error("read", path):
+        fs, inner = filesystem(path)
+        return cast(bytes, fs.cat_file(inner, start=begin, end=end))
+
+
+@contextlib.contextmanager
 def open_read(path: str) -> Iterator[BinaryIO]:
     """A seekable binary file. Raises StorageError when it cannot be opened."""
     with _as_storage_error("read", path):
@@ -169,6 +209,14 @@ def remove_dir(path: str) -> None:
         fs, inner = filesystem(path)
         with contextlib.suppress(FileNotFoundError):
             fs.rm(inner, recursive=True)
+
+
+def remove_file(path: str) -> None:
+    """Remove a file; none there is fine."""
+    with _as_storage_error("remove", path):
+        fs, inner = filesystem(path)
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm_file(inner)
 
 
 def make_dir(path: str) -> None:

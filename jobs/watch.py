@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from typing import Any
 
@@ -13,18 +14,26 @@ from jobs.paths import JobPaths
 from jobs.progress import Progress
 
 DRIVER = "driver"
-
-
+ALIVE = "alive"
 ALIVE_EVERY_S = 60.0
 
 
+def this_driver() -> dict[str, Any]:
+    """Which process this is. Hosts may share a name, and containers a host: `machine` tells them apart."""
+    machine = ""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        machine = f"{file.read().strip()}-{os.stat('/proc/self/ns/pid').st_ino}"
+    return {"host": os.uname().nodename, "machine": machine, "pid": os.getpid()}
+
+
 class Announcer:
-    """The driver's own events: shown at once, and kept with the run's; and a sign of life every minute."""
+    """The driver's own events: shown at once, and kept with the run's; and a sign of life at first and every minute."""
 
     def __init__(self, paths: JobPaths, progress: Progress) -> None:
         self._journal = JournalWriter(paths.events, DRIVER)
         self._progress = progress
         self._closed = threading.Event()
+        self._sign_of_life()
         threading.Thread(target=self._stay_alive, name="alive", daemon=True).start()
 
     def __call__(self, kind: str, message: str, **data: Any) -> None:
@@ -37,18 +46,25 @@ class Announcer:
         self._journal.close()
 
     def _stay_alive(self) -> None:
-        """Whoever lists runs tells a long step from a dead driver by these; they are not shown."""
         while not self._closed.wait(ALIVE_EVERY_S):
-            self._journal.append(event("alive", "the driver is alive").model_dump(mode="json"))
+            self._sign_of_life()
+
+    def _sign_of_life(self) -> None:
+        """Not shown. Tells a long step from a dead driver, and whoever would go on with the run who drives it."""
+        sign = event(ALIVE, "the driver is alive", **this_driver())
+        self._journal.append(sign.model_dump(mode="json"))
 
 
 class Watch:
-    """Passes on what the workers have written since the last look."""
+    """Passes on what the workers have written since the last look; at first, since this was made."""
 
     def __init__(self, paths: JobPaths, progress: Progress) -> None:
         self._events = JournalReader(paths.events, skip=DRIVER)
         self._metrics = JournalReader(paths.metrics)
         self._progress = progress
+        with contextlib.suppress(StorageError):
+            self._events.pass_over()
+            self._metrics.pass_over()
 
     def look(self) -> None:
         """Show what is new; storage that does not answer is asked again at the next look."""

@@ -13,15 +13,16 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.settings import read_settings
+from jobs.begin import load_job
 from jobs.errors import FleetuneError, SpecError
+from jobs.findrun import find_run, storage_root
 from jobs.load import load_spec
 from jobs.outcome import Event
 from jobs.progress import NoProgress, PlainProgress, Progress
 from jobs.quiet import user_stream
 from jobs.spec import Spec
-from jobs.storage import is_url
 from jobs.validate import validate as check
+from orchestrator import orders
 from orchestrator import runs as run_list
 from orchestrator import show as text
 
@@ -64,10 +65,20 @@ def _options(
     pass
 
 
-@app.command(epilog="Example:  fleetune run job.yaml --set train.learning_rate=1e-5 --set resources.num_workers=2")
+@app.command(
+    epilog="Example:  fleetune run job.yaml --set train.learning_rate=1e-5  |  "
+    "fleetune run --resume rotten-20261124 --set resources.num_workers=4"
+)
 def run(
-    spec: SpecFile,
+    spec: Annotated[
+        str | None,
+        typer.Argument(metavar="SPEC", help="YAML or JSON file, or its URL. With --resume, left out: the run's own."),
+    ] = None,
     set_: Set = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with an earlier run, from its newest checkpoint."),
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option("--address", metavar="ADDR", help="A Ray cluster, e.g. auto or ray-head:6379 [RAY_ADDRESS]."),
@@ -77,14 +88,14 @@ def run(
 ) -> None:
     """Train now, and watch. Relative paths in the spec are relative to the spec's file, also with --set."""
     with _errors():
-        _refuse_dashboard(address, spec)
+        _refuse_dashboard(address, [*([spec] if spec else []), *(["--resume", resume] if resume else [])])
         overrides = [*(set_ or []), *([f"name={json.dumps(name)}"] if name is not None else [])]
-        loaded = load_spec(spec, overrides)
+        loaded, root = load_job(spec, overrides, resume)
         progress = _Root(_progress(quiet))
         from jobs.finetune import run_on_ray
 
         try:
-            outcome = run_on_ray(loaded, address=address, progress=progress)
+            outcome = run_on_ray(loaded, address=address, progress=progress, resume=root)
         finally:
             progress.close()
         typer.echo(text.ending(outcome, progress.root))
@@ -111,13 +122,13 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
 def runs(storage: Storage = None, json_: Json = False) -> None:
     """List the runs, newest last."""
     with _errors():
-        found = run_list.list_runs(_storage(storage))
+        found = run_list.list_runs(storage_root(storage))
         if json_:
             typer.echo(f"[{', '.join(one.model_dump_json() for one in found)}]")
         elif found:
             typer.echo(text.runs_table(found, run_list.utc_now()))
         else:
-            typer.echo(f"no runs under {_storage(storage)}")
+            typer.echo(f"no runs under {storage_root(storage)}")
 
 
 @app.command(epilog="Example:  fleetune show rotten-20261124")
@@ -127,8 +138,22 @@ def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None
     The end of the log is shown when the run failed.
     """
     with _errors():
-        details = run_list.describe_run(run_list.find_run(run, _storage(storage)))
+        details = run_list.describe_run(find_run(run, storage_root(storage)))
         typer.echo(details.model_dump_json() if json_ else text.run_page(details))
+
+
+@app.command(epilog="Example:  fleetune stop rotten-20261124")
+def stop(run: RunArgument, storage: Storage = None) -> None:
+    """Have a run save a checkpoint and end."""
+    with _errors():
+        typer.echo(orders.ask_to_stop(find_run(run, storage_root(storage))))
+
+
+@app.command(epilog="Example:  fleetune save rotten-20261124")
+def save(run: RunArgument, storage: Storage = None) -> None:
+    """Have a run save a checkpoint and go on."""
+    with _errors():
+        typer.echo(orders.ask_to_save(find_run(run, storage_root(storage))))
 
 
 @app.command(epilog="Example:  fleetune export rotten-20261124 --to ./rotten-model")
@@ -142,7 +167,7 @@ def export(
     That is a directory that Hugging Face's from_pretrained reads.
     """
     with _errors():
-        root = run_list.find_run(run, _storage(storage))
+        root = find_run(run, storage_root(storage))
         from jobs.training.rebuild import export_run
 
         typer.echo(f"model {export_run(root, to)}")
@@ -187,17 +212,12 @@ def _progress(quiet: bool) -> Progress:
     return PlainProgress(stream)
 
 
-def _storage(given: str | None) -> str:
-    path = given or read_settings().storage_path
-    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
-
-
-def _refuse_dashboard(address: str | None, spec: str) -> None:
+def _refuse_dashboard(address: str | None, arguments: list[str]) -> None:
     if address is not None and address.startswith(("http://", "https://")):
         raise SpecError(
             f"--address {address} is the dashboard's: it takes jobs, and this command is the driver itself. Either "
             "give the cluster's own address (auto, or HOST:6379), or submit the driver as a job:\n"
-            f"  ray job submit --address {address} --working-dir . -- python -m jobs.finetune {spec}"
+            f"  ray job submit --address {address} --working-dir . -- python -m jobs.finetune " + " ".join(arguments)
         )
 
 

@@ -12,11 +12,12 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from jobs import storage
-from jobs.errors import FleetuneError, InputError, StorageError
-from jobs.fields import did_you_mean
-from jobs.journal import Record, read_journal
+from jobs.errors import FleetuneError, StorageError
+from jobs.findrun import run_names
+from jobs.journal import Record, part_names, read_journal, read_part, written_at_s
 from jobs.outcome import Outcome, Status, read_outcome
 from jobs.paths import JobPaths
+from jobs.record import how_to_go_on
 from jobs.spec import Frozen
 
 SILENT_AFTER_S = 300.0
@@ -24,7 +25,6 @@ LOG_TAIL_BYTES = 4096
 LAST_EVENTS = 10
 
 _RUN_NAME = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
-_PART_NAME = re.compile(r"^(\d{20})-")
 Now = Callable[[], datetime.datetime]
 
 
@@ -56,6 +56,7 @@ class RunDetails(_Read):
     metrics_before: dict[str, float]
     last_step: Record | None
     paths: dict[str, str]
+    resume: str | None = Field(description="The command that goes on with a run that has ended early.")
     events: tuple[Record, ...]
     log_tail: str | None = Field(description="End of the log that tells most, when the run did not succeed.")
 
@@ -78,12 +79,6 @@ def list_runs(storage_path: str, now: Now = utc_now) -> list[RunSummary]:
     return sorted(
         runs, key=lambda run: (run.started_at or datetime.datetime.min.replace(tzinfo=datetime.UTC), run.name)
     )
-
-
-def run_names(storage_path: str) -> list[str]:
-    """Names of the directories with a spec.json."""
-    names = [name for name in storage.list_names(storage_path) if name != "prepared" and not name.startswith(".")]
-    return [name for name in names if storage.exists(JobPaths.of(storage_path, name).spec)]
 
 
 def summarise(paths: JobPaths, now: Now = utc_now) -> RunSummary:
@@ -129,54 +124,22 @@ def started_at(paths: JobPaths) -> datetime.datetime | None:
         return None
 
 
-def _parts(folder: str) -> list[str]:
-    return [name for name in storage.list_names(folder) if _PART_NAME.match(name)]
-
-
 def _newest(folder: str) -> datetime.datetime | None:
-    """When the newest part was written, which its name tells (nanoseconds since 1970)."""
-    names = _parts(folder)
-    if not names:
-        return None
-    return datetime.datetime.fromtimestamp(int(names[-1][:20]) / 1e9, datetime.UTC)
+    """When the newest part was written."""
+    names = part_names(folder)
+    return datetime.datetime.fromtimestamp(written_at_s(names[-1]), datetime.UTC) if names else None
 
 
 def _last_record(folder: str) -> Record | None:
-    names = _parts(folder)
-    if not names:
-        return None
-    lines = storage.read_bytes(storage.join(folder, names[-1])).splitlines()
-    return json.loads(lines[-1]) if lines else None
+    """What was written last: where the run is now, even if an earlier attempt was further."""
+    names = part_names(folder)
+    records = read_part(folder, names[-1]) if names else []
+    return records[-1] if records else None
 
 
 def _metrics_of(record: Record) -> dict[str, float]:
     wanted = {key: value for key, value in record.items() if key == "loss" or key.startswith("eval_")}
     return {key: float(value) for key, value in wanted.items() if isinstance(value, int | float)}
-
-
-def find_run(run: str, storage_path: str) -> str:
-    """The root of a run, given its path, URL, name or a start of the name that no other run shares.
-
-    Raises:
-        InputError: none or several are meant.
-    """
-    if storage.is_url(run) or os.sep in run or os.path.exists(os.path.join(run, "spec.json")):
-        root = run.rstrip("/") if storage.is_url(run) else os.path.abspath(os.path.expanduser(run))
-        if not storage.exists(JobPaths(root).spec):
-            raise InputError(f"{run} is no run: there is no spec.json in it")
-        return root
-    names = run_names(storage_path) if storage.is_dir(storage_path) else []
-    found = [name for name in names if name == run] or [name for name in names if name.startswith(run)]
-    if len(found) == 1:
-        return JobPaths.of(storage_path, found[0]).root
-    if found:
-        raise InputError(f"{run!r} may mean {len(found)} runs: {_some(found)}. Give more of the name")
-    what = f"the runs there are {_some(names)}" if names else "there are no runs. Give --storage, or the run's path"
-    raise InputError(f"no run {run!r} under {storage_path}{did_you_mean(run, names) or f': {what}'}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[-5:]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def describe_run(root: str, now: Now = utc_now) -> RunDetails:
@@ -198,6 +161,7 @@ def describe_run(root: str, now: Now = utc_now) -> RunDetails:
         metrics_before=outcome.metrics_before if outcome else {},
         last_step=_last_record(paths.metrics),
         paths=_paths_of(paths, outcome),
+        resume=None if ended_well else how_to_go_on(paths, outcome),
         events=tuple([event for event in events if event.get("kind") != "alive"][-LAST_EVENTS:]),
         log_tail=None if ended_well else log_tail(paths),
     )

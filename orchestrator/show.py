@@ -11,8 +11,10 @@ from pydantic.fields import FieldInfo
 
 from jobs.fields import section_model, spec_fields
 from jobs.outcome import Outcome
+from jobs.paths import JobPaths
 from jobs.planning import plan_batching
 from jobs.progress import duration
+from jobs.record import how_to_go_on
 from jobs.spec import SCHEMA_VERSION, Spec
 from orchestrator.runs import RunDetails, RunSummary
 
@@ -77,6 +79,8 @@ def ending(outcome: Outcome, root: str | None) -> str:
         rows.append(("model", outcome.model_path))
     if root:
         rows += [("run", root), ("logs", f"{root}/logs")]
+        if how := how_to_go_on(JobPaths(root), outcome):
+            rows.append(("resume", how))
     return table(rows)
 
 
@@ -120,6 +124,8 @@ def run_page(details: RunDetails) -> str:
     rows += [("model", str(spec.get("model", {}).get("path"))), ("data", str(spec.get("data", {}).get("train")))]
     rows += [("step", steps), *_before_and_after(details.metrics_before, run.metrics)]
     rows += [(f"{name} at", path) for name, path in details.paths.items()]
+    if details.resume:
+        rows.append(("resume", details.resume))
     parts = [table(rows), "last events:\n" + table((_event_row(event) for event in details.events), "  ")]
     if details.log_tail:
         parts.append("end of " + details.log_tail)

@@ -11,35 +11,50 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
 
 WINDOW_BLOCKS = 16
 GROUP_STEPS = 32  # rows of like length are gathered from this many steps
-_ROUNDS = 4
 _BLOCKS, _WINDOW, _GROUP, MICRO_BATCH = 1, 2, 3, 4  # what a key is for
+_WORD = 0xFFFFFFFFFFFFFFFF
+_PIECE_ROWS = 2**15  # worked on at once: numpy's passes over so few stay in a core's cache
+_GAMMA, _FACTOR_1, _FACTOR_2 = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of 64-bit words."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def mix(words: Words) -> Words:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of 64-bit words, of any shape but ()."""
+    words = words + _GAMMA
+    words ^= words >> _SHIFT_1
+    words *= _FACTOR_1
+    words ^= words >> _SHIFT_2
+    words *= _FACTOR_2
+    words ^= words >> _SHIFT_3
+    return words
 
 
+_ROUND_WORDS = mix(np.arange(4, dtype=np.uint64))  # one for each round of the Feistel network
+
+
+@lru_cache(maxsize=64)
 def key(seed: int, *parts: int) -> int:
     """A 64-bit key from a seed and a few numbers."""
-    word = np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        for part in parts:
-            word = _mix(word ^ _mix(np.array([part & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)))
-    return int(word[0])
+    return int(_keys(seed, *(np.array([part & _WORD], dtype=np.uint64) for part in parts))[0])
+
+
+def _keys(seed: int, *parts: npt.NDArray[Any]) -> Words:
+    """The `key` of each set of parts, whose shapes are broadcast."""
+    word = np.array([seed & _WORD], dtype=np.uint64)
+    for part in parts:
+        word = mix(word ^ mix(part.astype(np.uint64)))
+    return word
 
 
 def permute(values: Rows, size: int, with_key: int) -> Rows:
@@ -53,43 +68,77 @@ def permute(values: Rows, size: int, with_key: int) -> Rows:
     Returns:
         (n,) int64, again in range(size).
     """
-    return _walk(values, size, with_key, forward=True)
+    permuted: Rows = _walk(np.asarray(values)[None], size, np.array([[with_key]], dtype=np.uint64))[0]
+    return permuted
 
 
 def unpermute(values: Rows, size: int, with_key: int) -> Rows:
     """The inverse of `permute`."""
-    return _walk(values, size, with_key, forward=False)
+    values = np.asarray(values)[None]
+    restored: Rows = _walk(values, size, np.array([[with_key]], dtype=np.uint64), forward=False)[0]
+    return restored
 
 
-def _walk(values: Rows, size: int, with_key: int, forward: bool) -> Rows:
-    half_bits = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
-    mask = np.uint64((1 << int(half_bits)) - 1)
-    keys = [np.uint64(key(with_key, number)) for number in range(_ROUNDS)]
-    x = np.asarray(values, dtype=np.uint64).copy()
-    outside = np.ones(len(x), dtype=bool)
-    with np.errstate(over="ignore"):
-        while outside.any():  # walk the cycle until back inside: fewer than 4 turns on average
-            left, right = x[outside] >> half_bits, x[outside] & mask
-            for round_key in keys if forward else reversed(keys):
-                if forward:
-                    left, right = right, left ^ (_mix(right ^ round_key) & mask)
-                else:
-                    left, right = right ^ (_mix(left ^ round_key) & mask), left
-            x[outside] = (left << half_bits) | right
-            outside = x >= np.uint64(size)
-    return x.astype(np.int64)
+def _walk(values: Rows, size: int, with_keys: Words, forward: bool = True) -> Rows:
+    """`permute`, or its inverse, with a key for each line.
+
+    Args:
+        values: (n, m), or (1, m) for the same ones in every line.
+        with_keys: (n, 1).
+
+    Returns:
+        (n, m) int64.
+    """
+    half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    round_keys = mix(with_keys ^ _ROUND_WORDS[:, None, None])
+    x = _feistel(values.astype(np.uint64), half_bits, round_keys, forward)
+    limit = np.uint64(size)
+    lines, columns = np.nonzero(x >= limit)
+    while len(lines):  # walk the cycle until back inside: fewer than 4 turns on average
+        moved = _feistel(x[lines, columns], half_bits, round_keys[:, lines, 0], forward)
+        x[lines, columns] = moved
+        outside = moved >= limit
+        lines, columns = lines[outside], columns[outside]
+    return x.view(np.int64)
+
+
+def _feistel(x: Words, half_bits: int, round_keys: Words, forward: bool) -> Words:
+    half, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    left, right = x >> half, x & mask
+    for round_key in round_keys if forward else round_keys[::-1]:
+        if forward:
+            left, right = right, left ^ (mix(right ^ round_key) & mask)
+        else:
+            left, right = right ^ (mix(left ^ round_key) & mask), left
+    return (left << half) | right
 
 
 @dataclass(frozen=True)
 class Order:
-    """An endless sequence of rows: position p is in epoch p // num_rows; each epoch is a permutation of all rows."""
+    """An endless sequence of rows: position p is in epoch p // num_rows; each epoch is a permutation of all rows.
+
+    Windows are cut by block, and numbered through all epochs. At most one block of the data is short, its last; the
+    window that this comes to lie in is shorter by the rows that it lacks, and so may be the last window of an epoch.
+    """
 
     num_rows: int
     rows_per_block: int
     seed: int
 
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_rows // self.rows_per_block)
+
+    @property
+    def _windows(self) -> int:
+        return -(-self.num_blocks // WINDOW_BLOCKS)
+
+    @property
+    def _missing(self) -> int:
+        return self.num_blocks * self.rows_per_block - self.num_rows
+
     def rows_at(self, positions: Rows) -> Rows:
-        """The row at each position.
+        """The row at each position; quick for positions that lie together.
 
         Args:
             positions: (n,) int64, each at least 0.
@@ -98,63 +147,105 @@ class Order:
             (n,) int64 in range(num_rows).
         """
         positions = np.asarray(positions, dtype=np.int64)
+        if not len(positions):
+            return positions.copy()
+        low, high = int(positions.min()), int(positions.max()) + 1
+        if self._are_few(high - low, len(positions)):
+            return self.rows_between(low, high)[positions - low]
+        windows = self._windows_at(positions)
+        starts = self._starts(windows)
         rows = np.empty_like(positions)
-        epochs, offsets = np.divmod(positions, self.num_rows)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            rows[here] = self._rows_of_epoch(int(epoch), offsets[here])
+        for size, some in _alike(self._starts(windows + 1) - starts, _PIECE_ROWS):
+            inside = (positions - starts)[some, None]
+            rows[some] = self._rows_of_windows(windows[some, None], inside, size)[:, 0]
         return rows
 
-    def _rows_of_epoch(self, epoch: int, offsets: Rows) -> Rows:
-        layout = _epoch_layout(self.num_rows, self.rows_per_block, key(self.seed, _BLOCKS, epoch))
-        window_rows = self.rows_per_block * WINDOW_BLOCKS
-        # Windows are cut by block, so the one that holds the short block (if any) is shorter by what that block lacks.
-        windows = layout.block_place(offsets) // WINDOW_BLOCKS
-        shuffled = np.empty_like(offsets)
-        for window in np.unique(windows):
-            here = windows == window
-            start = layout.start_of_place(int(window) * WINDOW_BLOCKS)
-            size = min(layout.start_of_place((int(window) + 1) * WINDOW_BLOCKS), self.num_rows) - start
-            assert size <= window_rows
-            shuffled[here] = start + permute(offsets[here] - start, size, key(self.seed, _WINDOW, epoch, int(window)))
-        places = layout.block_place(shuffled)
-        inside = shuffled - layout.starts_of_places(places)
-        blocks = permute(places, layout.num_blocks, layout.key)
-        return blocks * self.rows_per_block + inside
+    def rows_between(self, start: int, stop: int) -> Rows:
+        """The rows at positions start..stop-1; (stop - start,) int64. Works whole windows out, even for a few rows."""
+        if start >= stop:
+            return np.empty(0, dtype=np.int64)
+        first, last = self._windows_at(np.array([start, stop - 1]))
+        windows = np.arange(first, last + 1)
+        starts = self._starts(np.arange(first, last + 2))
+        begin, sizes = int(starts[0]), np.diff(starts)
+        rows = np.empty(starts[-1] - begin, dtype=np.int64)
+        for size, some in _alike(sizes, _PIECE_ROWS // int(sizes.max())):
+            inside = np.arange(size)[None]
+            rows[starts[some, None] - begin + inside] = self._rows_of_windows(windows[some, None], inside, size)
+        return rows[start - begin : stop - begin]
 
+    def _rows_of_windows(self, windows: Rows, inside: Rows, size: int) -> Rows:
+        """The rows at places `inside` (n or 1, m) of windows (n, 1) that have `size` rows each; (n, m) int64."""
+        epochs, numbers = np.divmod(windows, self._windows)
+        inside = _walk(inside, size, _keys(key(self.seed, _WINDOW), epochs, numbers))
+        first_places = numbers * WINDOW_BLOCKS
+        inside = self._filled_up(inside, first_places, epochs)
+        places = inside // self.rows_per_block
+        blocks = self._blocks_at(first_places, places, _keys(key(self.seed, _BLOCKS), epochs))
+        return (blocks - places) * self.rows_per_block + inside
 
-@dataclass(frozen=True)
-class _EpochLayout:
-    """One epoch's sequence of blocks, of which the data's last one may be short and comes at `short_place`."""
+    def _blocks_at(self, first_places: Rows, places: Rows, with_keys: Words) -> Rows:
+        """The blocks at `places` (n, m) after the `first_places` (n, 1) of windows, with their epochs' keys."""
+        if places.shape[1] <= WINDOW_BLOCKS:
+            return _walk(first_places + places, self.num_blocks, with_keys)
+        every = np.minimum(first_places + np.arange(WINDOW_BLOCKS), self.num_blocks - 1)
+        blocks = _walk(every, self.num_blocks, with_keys)
+        return np.take_along_axis(blocks, places, axis=1)
 
-    num_blocks: int
-    rows_per_block: int
-    missing: int  # rows that the short block lacks
-    short_place: int
-    key: int
+    def _filled_up(self, inside: Rows, first_places: Rows, epochs: Rows) -> Rows:
+        """Places (n, m) in windows as they were if the short block, where a window has it, were as long as any."""
+        short = self._short_places(epochs) - first_places
+        here = (short >= 0) & (short < WINDOW_BLOCKS)
+        if not here.any():
+            return inside
+        return inside + self._missing * (here & (inside >= (short + 1) * self.rows_per_block - self._missing))
 
-    def start_of_place(self, place: int) -> int:
-        return place * self.rows_per_block - (self.missing if place > self.short_place else 0)
+    def _starts(self, windows: Rows) -> Rows:
+        """Positions at which windows (n,) begin."""
+        epochs, numbers = np.divmod(windows, self._windows)
+        places = numbers * WINDOW_BLOCKS
+        lost = np.where(places > self._short_places(epochs), self._missing, 0)
+        starts: Rows = epochs * self.num_rows + places * self.rows_per_block - lost
+        return starts
 
-    def starts_of_places(self, places: Rows) -> Rows:
-        return places * self.rows_per_block - np.where(places > self.short_place, self.missing, 0)
+    def _windows_at(self, positions: Rows) -> Rows:
+        """Windows in which positions (n,) lie."""
+        epochs, offsets = np.divmod(positions, self.num_rows)
+        behind = offsets >= (self._short_places(epochs) + 1) * self.rows_per_block - self._missing
+        filled_up = offsets + np.where(behind, self._missing, 0)
+        windows: Rows = epochs * self._windows + filled_up // (self.rows_per_block * WINDOW_BLOCKS)
+        return windows
 
-    def block_place(self, offsets: Rows) -> Rows:
-        after_short = self.start_of_place(self.short_place + 1)
-        moved = np.where(offsets >= after_short, offsets + self.missing, offsets)
-        return moved // self.rows_per_block
+    def _short_places(self, epochs: Rows) -> Rows:
+        """Place of the data's last block, the one that may be short, in the sequence of blocks of each epoch."""
+        if not self._missing:
+            return np.zeros_like(epochs)  # no block is short, so this is of no effect
+        if epochs.min() == epochs.max():
+            return np.full_like(epochs, _short_place(self, int(epochs.flat[0])))
+        distinct, which = np.unique(epochs, return_inverse=True)
+        last = np.array([[self.num_blocks - 1]])
+        places = _walk(last, self.num_blocks, _keys(key(self.seed, _BLOCKS), distinct)[:, None], forward=False)[:, 0]
+        return places[which].reshape(epochs.shape)
+
+    def _are_few(self, span: int, wanted: int) -> bool:
+        """Whether the rows of all windows of a span of positions are no more work than the wanted ones singly."""
+        return span + self.rows_per_block * WINDOW_BLOCKS <= 4 * wanted + 4096
 
 
 @lru_cache(maxsize=16)
-def _epoch_layout(num_rows: int, rows_per_block: int, with_key: int) -> _EpochLayout:
-    num_blocks = -(-num_rows // rows_per_block)
-    return _EpochLayout(
-        num_blocks=num_blocks,
-        rows_per_block=rows_per_block,
-        missing=num_blocks * rows_per_block - num_rows,
-        short_place=int(unpermute(np.array([num_blocks - 1]), num_blocks, with_key)[0]),
-        key=with_key,
-    )
+def _short_place(order: Order, epoch: int) -> int:
+    """One epoch's `_short_places`, which a loop over steps asks for again and again."""
+    last = np.array([order.num_blocks - 1])
+    return int(unpermute(last, order.num_blocks, key(order.seed, _BLOCKS, epoch))[0])
+
+
+def _alike(sizes: Rows, at_once: int) -> Iterator[tuple[int, Rows]]:
+    """Sort things by size: yields a size and the numbers of up to `at_once` things (at least one) that have it."""
+    at_once = max(1, at_once)
+    for size in np.unique(sizes):
+        same = np.flatnonzero(sizes == size)
+        for start in range(0, len(same), at_once):
+            yield int(size), same[start : start + at_once]
 
 
 @dataclass(frozen=True)
@@ -179,25 +270,65 @@ class StepPlan:
             raise ValueError(f"step {step} is outside 0..{self.total_steps - 1}")
         group = self._group_of(step) if self.lengths is not None else None
         if group is None:
-            start = step * self.rows_per_step
-            return self.order.rows_at(np.arange(start, min(start + self.rows_per_step, self.total_rows)))
+            return self._in_order(step, step + 1)
         first, size = group
         if self._cache.get("first") != first:
-            self._cache.update(first=first, steps=self._rows_by_length(first, size))
+            group_rows = self._by_length(self._in_order(first, first + size)[None], np.array([first]), size)
+            self._cache.update(first=first, steps=group_rows.reshape(size, self.rows_per_step))
         rows: Rows = self._cache["steps"][step - first]
         return rows
+
+    def rows_of_steps(self, start: int, stop: int) -> Rows:
+        """Rows of steps start..stop-1, one after the other as `rows_of_step` gives them, but much quicker for many.
+
+        Returns:
+            ((stop - start) * rows_per_step,) int64, fewer at the end of the run.
+
+        Raises:
+            ValueError: a step is outside the run.
+        """
+        if not 0 <= start <= stop <= self.total_steps:
+            raise ValueError(f"steps {start}..{stop - 1} are not inside 0..{self.total_steps - 1}")
+        if self.lengths is None or start == stop:
+            return self._in_order(start, stop)
+        firsts, sizes = self._groups(start, stop)
+        low = min([start, *firsts[:1].tolist()])  # of whole groups
+        high = max([stop, *(firsts + sizes)[-1:].tolist()])
+        rows = self._in_order(low, high)
+        for size, some in _alike(sizes, _PIECE_ROWS // (GROUP_STEPS * self.rows_per_step)):
+            places = ((firsts[some] - low) * self.rows_per_step)[:, None] + np.arange(size * self.rows_per_step)
+            rows[places] = self._by_length(rows[places], firsts[some], size)
+        return rows[(start - low) * self.rows_per_step : (stop - low) * self.rows_per_step]
 
     def epoch_of_step(self, step: int) -> float:
         """Passes over the data that are complete when `step` steps are done."""
         return min(step * self.rows_per_step, self.total_rows) / self.order.num_rows
 
-    def _rows_by_length(self, first: int, size: int) -> Rows:
-        """Rows of `size` steps from `first`, of like length within a step; (size, rows_per_step) int64."""
+    def _in_order(self, start: int, stop: int) -> Rows:
+        """What steps start..stop-1 have without grouping."""
+        return self.order.rows_between(start * self.rows_per_step, min(stop * self.rows_per_step, self.total_rows))
+
+    @cached_property
+    def _sort_keys(self) -> npt.NDArray[Any]:
+        """The lengths; as 16-bit numbers, which numpy sorts by radix, if they fit."""
         assert self.lengths is not None
-        rows = self.order.rows_at(np.arange(first * self.rows_per_step, (first + size) * self.rows_per_step))
-        by_length = rows[np.argsort(self.lengths[rows], kind="stable")].reshape(size, self.rows_per_step)
-        shuffled: Rows = by_length[permute(np.arange(size), size, key(self.order.seed, _GROUP, first))]
-        return shuffled
+        fit = self.lengths.min() >= 0 and self.lengths.max() < 2**16
+        return self.lengths.astype(np.uint16) if fit else self.lengths
+
+    def _by_length(self, rows: Rows, firsts: Rows, size: int) -> Rows:
+        """Share the rows of each group of `size` steps out by length.
+
+        Args:
+            rows: (groups, size * rows_per_step).
+            firsts: (groups,) first step of each.
+
+        Returns:
+            The same rows, of like length within a step; the steps of a group are shuffled.
+        """
+        by_length = np.take_along_axis(rows, np.argsort(self._sort_keys[rows], axis=1, kind="stable"), axis=1)
+        shuffled = _walk(np.arange(size)[None], size, _keys(key(self.order.seed, _GROUP), firsts)[:, None])
+        steps = by_length.reshape(len(rows), size, self.rows_per_step)
+        return steps[np.arange(len(rows))[:, None], shuffled].reshape(rows.shape)
 
     def _group_of(self, step: int) -> tuple[int, int] | None:
         """First step and number of steps of the group of `step`, or None for a step that stands alone."""
@@ -209,6 +340,19 @@ class StepPlan:
             return None
         start = first + (step - first) // GROUP_STEPS * GROUP_STEPS
         return start, min(GROUP_STEPS, last - start)
+
+    def _groups(self, start: int, stop: int) -> tuple[Rows, Rows]:
+        """The `_group_of` of all of steps start..stop-1 (at least one), each group once: first steps, sizes."""
+        size, rows = self.order.num_rows, self.rows_per_step
+        epochs = np.arange(start * rows // size, (stop * rows - 1) // size + 1)
+        firsts = -(-epochs * size // rows)
+        lasts = np.minimum((epochs + 1) * size, self.total_rows) // rows
+        counts = np.maximum(-(-(lasts - firsts) // GROUP_STEPS), 0)  # groups of each epoch
+        number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of a group in its epoch
+        starts = np.repeat(firsts, counts) + number * GROUP_STEPS
+        sizes = np.minimum(np.repeat(lasts, counts) - starts, GROUP_STEPS)
+        wanted = (starts < stop) & (starts + sizes > start)
+        return starts[wanted], sizes[wanted]
 
 
 def micro_batches(rows: Rows, per_device: int, accumulation: int, num_workers: int) -> list[list[Rows]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -30,11 +31,12 @@ class Batch:
     columns: torch.Tensor | None = None
 
 
-def collate(rows: Any, task: Task, pad_token_id: int, device: torch.device) -> Batch:
+def collate(rows: Any, task: Task, pad_token_id: int, device: torch.device, unpack: bool = False) -> Batch:
     """Pad rows to the longest and put them on the device.
 
     Args:
         rows: pyarrow.Table with ROW_SCHEMA; none at all gives one row without a target.
+        unpack: Give every sample of a packed row a row of its own. The targets are the same, in the same order.
     """
     tokens = [np.asarray(row, dtype=np.int64) for row in _lists(rows, "input_ids")]
     labels = [np.asarray(row, dtype=np.int64) for row in _lists(rows, "labels")]
@@ -43,25 +45,38 @@ def collate(rows: Any, task: Task, pad_token_id: int, device: torch.device) -> B
         tokens = [np.full(_EMPTY_TOKENS, pad_token_id, dtype=np.int64)]
         labels = [np.full(_EMPTY_TOKENS if task == "causal-lm" else 1, IGNORE_INDEX, dtype=np.int64)]
         lengths = [np.array([_EMPTY_TOKENS])]
-    input_ids = _padded(tokens, pad_token_id)
     if task == "causal-lm":
-        # Without an attention mask, the model keeps packed samples apart by their positions. Padding stands behind
-        # all real tokens, where a causal model never looks.
-        width = input_ids.shape[1]
-        positions = np.stack([_positions(row, width) for row in lengths])
-        shifted = _padded([np.append(row[1:], IGNORE_INDEX) for row in labels], IGNORE_INDEX)
-        columns = np.flatnonzero((shifted != IGNORE_INDEX).any(0))
-        columns = columns if len(columns) else np.zeros(1, dtype=np.int64)
-        inputs = {"input_ids": input_ids, "position_ids": positions}
-        return Batch(
-            {name: _tensor(value, device) for name, value in inputs.items()},
-            _tensor(shifted[:, columns], device),
-            _tensor(columns, device),
-        )
+        if unpack:
+            tokens, labels = _cut(tokens, lengths), _cut(labels, lengths)
+            lengths = [np.array([len(sample)]) for sample in tokens]
+        return _causal_batch(tokens, labels, lengths, pad_token_id, device)
     mask = _padded([np.ones(len(row), dtype=np.int64) for row in tokens], 0)
-    inputs = {"input_ids": input_ids, "attention_mask": mask}
+    inputs = {"input_ids": _padded(tokens, pad_token_id), "attention_mask": mask}
     targets = np.concatenate(labels)
     return Batch({name: _tensor(value, device) for name, value in inputs.items()}, _tensor(targets, device))
+
+
+def _causal_batch(
+    tokens: list[npt.NDArray[np.int64]],
+    labels: list[npt.NDArray[np.int64]],
+    lengths: list[npt.NDArray[np.int64]],
+    pad_token_id: int,
+    device: torch.device,
+) -> Batch:
+    # Without an attention mask, the model keeps packed samples apart by their positions. Padding stands behind
+    # all real tokens, where a causal model never looks.
+    input_ids = _padded(tokens, pad_token_id)
+    width = input_ids.shape[1]
+    positions = np.stack([_positions(row, width) for row in lengths])
+    shifted = _padded([np.append(row[1:], IGNORE_INDEX) for row in labels], IGNORE_INDEX)
+    columns = np.flatnonzero((shifted != IGNORE_INDEX).any(0))
+    columns = columns if len(columns) else np.zeros(1, dtype=np.int64)
+    inputs = {"input_ids": input_ids, "position_ids": positions}
+    return Batch(
+        {name: _tensor(value, device) for name, value in inputs.items()},
+        _tensor(shifted[:, columns], device),
+        _tensor(columns, device),
+    )
 
 
 def model_logits(model: torch.nn.Module, batch: Batch, task: Task) -> torch.Tensor:
@@ -70,16 +85,20 @@ def model_logits(model: torch.nn.Module, batch: Batch, task: Task) -> torch.Tens
     if task != "causal-lm":
         logits = model(**batch.inputs).logits
         return logits
+    known = _arguments(getattr(model, "module", model))
+    # Some models have no place for positions (Bloom, MPT, Mamba): packed samples are one text to them.
+    inputs = {name: value for name, value in batch.inputs.items() if name != "position_ids" or name in known}
     # Without a cache: with one, transformers forgets the borders of packed samples.
-    if _takes_logits_to_keep(getattr(model, "module", model)):
-        logits = model(**batch.inputs, use_cache=False, logits_to_keep=batch.columns).logits
+    if "logits_to_keep" in known:
+        logits = model(**inputs, use_cache=False, logits_to_keep=batch.columns).logits
         return logits
-    logits = model(**batch.inputs, use_cache=False).logits[:, batch.columns]
+    logits = model(**inputs, use_cache=False).logits[:, batch.columns]
     return logits
 
 
-def _takes_logits_to_keep(model: Any) -> bool:
-    return "logits_to_keep" in inspect.signature(model.forward).parameters
+def _arguments(model: Any) -> Collection[str]:
+    """Names of the arguments of the model's forward."""
+    return inspect.signature(model.forward).parameters.keys()
 
 
 def loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -93,6 +112,13 @@ def _lists(rows: Any, column: str) -> list[npt.NDArray[np.int32]]:
     chunk = rows[column].combine_chunks()
     values, offsets = chunk.values.to_numpy(), chunk.offsets.to_numpy()
     return [values[low:high] for low, high in pairwise(offsets)]
+
+
+def _cut(rows: list[npt.NDArray[np.int64]], lengths: list[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.int64]]:
+    """The samples of all rows, in order."""
+    return [
+        sample for row, counts in zip(rows, lengths, strict=True) for sample in np.split(row, np.cumsum(counts)[:-1])
+    ]
 
 
 def _padded(rows: list[npt.NDArray[np.int64]], fill: int) -> npt.NDArray[np.int64]:

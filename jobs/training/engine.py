@@ -6,10 +6,12 @@ import ctypes
 import os
 import resource
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from jobs.errors import RunFailed
 from jobs.modeldir import local_model_dir
 from jobs.planning import plan_batching
 from jobs.spec import Spec
@@ -17,10 +19,11 @@ from jobs.training.batch import collate, model_logits
 from jobs.training.export import Weights, export_model, verify_export
 from jobs.training.gang import Gang
 from jobs.training.job import Job
-from jobs.training.model import DTYPES, load_model, parameter_groups
+from jobs.training.model import DTYPES, load_model, parameter_groups, weight_decay_of
+from jobs.training.partitions import Partitions
 from jobs.training.zero3 import Precision, deepspeed_config, precision_of
 
-CHECKPOINT_TAG = "state"
+_SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # numbers of malloc.h
 
 
@@ -101,14 +104,41 @@ class Engine:
         norm = self.module.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def save(self, folder: str, client: dict[str, Any]) -> None:
-        """This rank's shards (and rank 0's client state) in DeepSpeed's format."""
-        self.module.save_checkpoint(folder, tag=CHECKPOINT_TAG, client_state=client, save_latest=False)
+    @cached_property
+    def partitions(self) -> Partitions:
+        """This rank's part of the state: what a checkpoint keeps."""
+        return Partitions.of(self.module)
 
-    def load(self, folder: str) -> dict[str, Any]:
-        """Weights and optimizer; returns the client state. DeepSpeed's files are pickles, so: a run's own only."""
-        _, client = self.module.load_checkpoint(folder, tag=CHECKPOINT_TAG)
-        return client or {}
+    @property
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """The model's persistent buffers, the same on all ranks."""
+        return dict(Weights(self.module.module).buffers)
+
+    def loss_scaler(self) -> dict[str, float] | None:
+        """State of fp16's dynamic loss scale; None in other precisions."""
+        scaler = self.module.optimizer.loss_scaler if self.precision == "fp16" else None
+        return None if scaler is None else {name: float(getattr(scaler, name)) for name in _SCALER_STATE}
+
+    def load_loss_scaler(self, state: dict[str, float] | None) -> None:
+        for name, value in (state or {}).items():
+            setattr(self.module.optimizer.loss_scaler, name, value if name == "cur_scale" else int(value))
+
+    def check_groups(self, optimizer_step: int) -> None:
+        """Hold the optimizer's settings, parameter by parameter, against the spec.
+
+        Raises:
+            RunFailed: a parameter would be trained with other settings than the spec's, or Adam counts otherwise.
+        """
+        train, shapes = self.spec.train, self.partitions.shapes
+        for name, found in self.partitions.groups().items():
+            expected = {
+                "betas": [train.adam_beta1, train.adam_beta2],
+                "eps": train.adam_epsilon,
+                "weight_decay": weight_decay_of(shapes[name], train.weight_decay),
+                "step": optimizer_step,
+            }
+            if found != expected:
+                raise RunFailed(f"after the checkpoint was read, the optimizer has {found} for {name}, not {expected}")
 
     def export(self, job: Job, gang: Gang, rows: Any, pad_token_id: int) -> float:
         """Write job.paths.model and read it back; returns the largest difference of logits (see `verify_export`)."""

@@ -26,6 +26,7 @@ class Evaluator:
     spec: Spec
     split: Split
     pad_token_id: int
+    unpack: bool = False  # score each sample of a packed row in a row of its own
 
     @torch.no_grad()
     def score(self, engine: torch.nn.Module, gang: Gang) -> dict[str, float]:
@@ -43,7 +44,7 @@ class Evaluator:
         try:
             for start, stop in self._rounds(gang):
                 rows = self.split.read_rows(np.arange(start, stop))
-                batch = collate(rows, self.spec.model.task, self.pad_token_id, gang.device)
+                batch = collate(rows, self.spec.model.task, self.pad_token_id, gang.device, self.unpack)
                 logits = model_logits(engine, batch, self.spec.model.task)
                 tally.add(logits, batch)
                 kept.add(logits, batch)

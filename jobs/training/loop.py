@@ -7,76 +7,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from jobs.data.order import MICRO_BATCH, StepPlan, key
+from jobs.data.chain import row_digests, to_hex
+from jobs.data.order import MICRO_BATCH, key
 from jobs.data.prepared import Prepared
 from jobs.data.stream import StepRows, Stream, step_plan
 from jobs.errors import RunFailed
-from jobs.journal import JournalWriter, Record
+from jobs.journal import Record
 from jobs.modeldir import local_model_dir
-from jobs.outcome import event
-from jobs.paths import JobPaths
-from jobs.planning import Batching, learning_rate_at, plan_batching
+from jobs.planning import learning_rate_at, plan_batching
 from jobs.training.batch import collate, loss_sum, model_logits
+from jobs.training.checkpoint import Checkpointer
 from jobs.training.engine import Engine, build_engine, peak_memory_bytes
 from jobs.training.evaluate import Evaluator
 from jobs.training.gang import Gang
+from jobs.training.isolation import packed_samples_are_isolated
 from jobs.training.job import Job
-
-
-@dataclass(frozen=True)
-class LoopState:
-    """All that a resumed run needs beside weights and optimizer: rows and randomness follow from the step."""
-
-    step: int = 0  # optimizer steps that are done
-    loss: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)  # newest eval_*
-    metrics_before: dict[str, float] = field(default_factory=dict)  # eval_* before the first step
-    stopped: bool = False
-    facts: dict[str, Any] = field(default_factory=dict)  # for the run's manifest
-
-
-class Reporter:
-    """Rank 0's metrics and events; on other ranks, nothing."""
-
-    def __init__(self, paths: JobPaths, rank: int) -> None:
-        self._metrics = JournalWriter(paths.metrics, "rank-0") if rank == 0 else None
-        self._events = JournalWriter(paths.events, "rank-0") if rank == 0 else None
-
-    def event(self, kind: str, message: str, **data: Any) -> None:
-        if self._events is not None:
-            self._events.append(event(kind, message, **data).model_dump(mode="json"))
-
-    def step(self, record: Record) -> None:
-        if self._metrics is not None:
-            self._metrics.append(record)
-
-    def close(self) -> None:
-        for journal in (self._metrics, self._events):
-            if journal is not None:
-                journal.close()
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the loop holds on to while it runs."""
-
-    job: Job
-    gang: Gang
-    engine: Engine
-    plan: StepPlan
-    batching: Batching
-    evaluator: Evaluator | None
-    reporter: Reporter
-    num_targets: np.ndarray[Any, np.dtype[np.int32]]  # of every prepared row
-    num_tokens: np.ndarray[Any, np.dtype[np.int32]]
-    pad_token_id: int
+from jobs.training.report import Reporter
+from jobs.training.restoring import check_step, load_best, restored
+from jobs.training.run import LoopState, Run
+from jobs.training.saving import Heard, digest_of_rows, heard_of, saved_if_due, saying
 
 
 def train(job: Job, gang: Gang) -> LoopState:
@@ -84,10 +40,11 @@ def train(job: Job, gang: Gang) -> LoopState:
     reporter = Reporter(job.paths, gang.rank)
     try:
         run = set_up(job, gang, reporter)
-        state = restore(run)
+        state = restored(run)
         if state.step == 0 and job.spec.eval.eval_on_start:
             state = evaluated(run, state)
-        state = train_steps(run, state)
+        if state.step < run.plan.total_steps:
+            state = train_steps(run, state)
         if not state.stopped:
             finish(run, state)
         return replace(state, facts={**run.engine.facts(), "peak_memory_bytes": most_memory_bytes(gang)})
@@ -102,50 +59,52 @@ def train_steps(run: Run, state: LoopState) -> LoopState:
     started = time.perf_counter()
     for rows, data_wait_s in rows_of_steps:
         rate = learning_rate_at(rows.step, spec.train, plan.total_steps)
-        loss, stop = train_step(run, rows, rate)
-        state = replace(state, step=rows.step + 1, loss=loss)
+        heard = train_step(run, rows, rate)
+        check_step(run, state, heard)
+        state = state.after(heard.loss, heard.digest)
         last = state.step == plan.total_steps
         record = step_record(run, state, rate, data_wait_s, time.perf_counter() - started)
         if last or (spec.eval.eval_steps and state.step % spec.eval.eval_steps == 0):
             state = evaluated(run, state)
             record |= state.metrics
         run.reporter.step(record)
-        if not np.isfinite(loss):
-            raise RunFailed(f"the loss of step {state.step} is {loss}: lower train.learning_rate, or look at the data")
-        if stop and not last:
-            save(run, state)
+        if not np.isfinite(heard.loss):
+            raise RunFailed(
+                f"the loss of step {state.step} is {heard.loss}: lower train.learning_rate, or look at the data"
+            )
+        state = saved_if_due(run, state, heard, last)
+        if heard.stop and not last:
             return replace(state, stopped=True)
-        # The last step is always saved: nothing that happens to the export may cost the training.
-        if last or (spec.checkpoint.save_steps and state.step % spec.checkpoint.save_steps == 0):
-            save(run, state)
         started = time.perf_counter()
     return state
 
 
-def train_step(run: Run, rows: StepRows, rate: float) -> tuple[float, bool]:
+def train_step(run: Run, rows: StepRows, rate: float) -> Heard:
     """One optimizer step.
 
     The gradient is that of the mean loss over all targets of the global batch. DeepSpeed averages over ranks, hence
     the factor world_size; the count is known from the index before anything is computed.
 
     Returns:
-        That mean loss, and whether anybody has asked the run to stop; the same on all ranks.
+        What the step's all-reduce has told every rank alike.
     """
-    gang, engine = run.gang, run.engine
+    gang, engine, spec = run.gang, run.engine, run.job.spec
     targets = max(int(run.num_targets[run.plan.rows_of_step(rows.step)].sum()), 1)
     engine.set_learning_rate(rate)
-    total = torch.zeros(2, dtype=torch.float64, device=gang.device)
-    for number, table in enumerate(rows.micros):
-        seed_micro_batch(run.job.spec.seed, rows.step, number * gang.world_size + gang.rank)
-        batch = collate(table, run.job.spec.model.task, run.pad_token_id, gang.device)
-        loss = loss_sum(model_logits(engine.module, batch, run.job.spec.model.task), batch.targets)
+    loss_here = torch.zeros((), dtype=torch.float64, device=gang.device)
+    digest = 0
+    for turn, table in enumerate(rows.micros):
+        number = turn * gang.world_size + gang.rank
+        seed_micro_batch(spec.seed, rows.step, number)
+        batch = collate(table, spec.model.task, run.pad_token_id, gang.device, run.unpack)
+        loss = loss_sum(model_logits(engine.module, batch, spec.model.task), batch.targets)
         engine.backward(loss * (gang.world_size / targets))
         engine.step()
-        total[0] += loss.detach().double()
-    total[1] = float(gang.stop_requested())
-    dist.all_reduce(total)
-    loss_of_all, stops = total.tolist()
-    return loss_of_all / targets, stops > 0
+        loss_here += loss.detach().double()
+        digest += digest_of_rows(table, number * run.batching.per_device)
+    said = saying(run, loss_here, digest)
+    dist.all_reduce(said)
+    return heard_of(said, targets)
 
 
 def seed_micro_batch(seed: int, step: int, number: int) -> None:
@@ -177,6 +136,7 @@ def step_record(run: Run, state: LoopState, rate: float, data_wait_s: float, ste
         "step_time_s": step_time_s,
         "data_wait_s": data_wait_s,
         "max_memory_bytes": peak_memory_bytes(run.gang.device),
+        "chain": to_hex(state.chain),
     }
 
 
@@ -195,43 +155,45 @@ def set_up(job: Job, gang: Gang, reporter: Reporter) -> Run:
     reporter.event("phase", f"loading the model on {gang.world_size} workers", phase="model")
     engine = build_engine(job.spec, local_model_dir(job.model), gang, pad)
     plan = step_plan(job.spec, split)
-    evaluator = Evaluator(job.spec, prepared.split("eval"), pad) if prepared.has("eval") else None
+    unpack = job.spec.packed and not kept_apart(job, gang, engine, reporter, pad)
     reporter.event("plan", f"training {plan.total_steps} steps", total_steps=plan.total_steps, **engine.facts())
     return Run(
-        job,
-        gang,
-        engine,
-        plan,
-        plan_batching(job.spec),
-        evaluator,
-        reporter,
-        split.index.num_targets,
-        split.index.num_tokens,
-        pad,
+        job=job,
+        gang=gang,
+        engine=engine,
+        checkpoints=Checkpointer(job.paths, engine.partitions, gang, job.spec.checkpoint, reporter),
+        plan=plan,
+        batching=plan_batching(job.spec),
+        evaluator=Evaluator(job.spec, prepared.split("eval"), pad, unpack) if prepared.has("eval") else None,
+        reporter=reporter,
+        num_targets=split.index.num_targets,
+        num_tokens=split.index.num_tokens,
+        row_digests=row_digests(split.index.sample_ids),
+        pad_token_id=pad,
+        unpack=unpack,
+        data_fingerprint=prepared.manifest.fingerprint,
     )
+
+
+def kept_apart(job: Job, gang: Gang, engine: Engine, reporter: Reporter, pad_token_id: int) -> bool:
+    """Whether the model keeps packed samples apart, proved on itself; the same on all ranks, each of which must ask."""
+    spec = job.spec
+    rows = max(spec.train.per_device_train_batch_size, spec.eval.per_device_eval_batch_size)
+    here = packed_samples_are_isolated(engine.module, pad_token_id, gang.device, rows, spec.data.seq_len)
+    leaks = torch.tensor(float(not here), device=gang.device)
+    dist.all_reduce(leaks)
+    if leaks > 0:
+        kind = engine.module.module.config.model_type
+        reporter.event(
+            "warning",
+            f"a model of type {kind} lets packed samples see each other, so every sample is trained in a row of its "
+            "own: the same steps, with more padding and memory (data.packing: false prepares them so)",
+        )
+    return not bool(leaks > 0)
 
 
 def stream_of(run: Run) -> Stream:
     return Stream(run.job.prepared_root, run.job.spec, run.gang.rank)
-
-
-def restore(run: Run) -> LoopState:
-    """The newest checkpoint's state, loaded into the engine; a fresh state where there is none."""
-    newest = run.gang.latest_checkpoint()
-    if newest is None:
-        return LoopState()
-    step, files = newest
-    with files as folder:
-        saved = run.engine.load(folder)
-    run.reporter.event("phase", f"resumed from the checkpoint of step {step}", phase="resumed", step=step)
-    return LoopState(step, saved.get("loss"), saved.get("metrics", {}), saved.get("metrics_before", {}))
-
-
-def save(run: Run, state: LoopState) -> None:
-    """Write a checkpoint; a call of every rank."""
-    client = {"loss": state.loss, "metrics": state.metrics, "metrics_before": state.metrics_before}
-    run.gang.save(state.step, lambda folder: run.engine.save(folder, client))
-    run.reporter.event("checkpoint", f"checkpoint of step {state.step}", step=state.step)
 
 
 def evaluated(run: Run, state: LoopState) -> LoopState:
@@ -243,7 +205,7 @@ def evaluated(run: Run, state: LoopState) -> LoopState:
     when = "before training" if state.step == 0 else f"after step {state.step}"
     run.reporter.event("evaluated", f"{when}: {metric_text(metrics)}", step=state.step, metrics=metrics)
     before = metrics if state.step == 0 else state.metrics_before
-    return replace(state, metrics=metrics, metrics_before=before)
+    return replace(state, metrics=metrics, metrics_before=before, evaluated_at=state.step)
 
 
 def metric_text(metrics: dict[str, float]) -> str:
@@ -254,6 +216,8 @@ def metric_text(metrics: dict[str, float]) -> str:
 
 def finish(run: Run, state: LoopState) -> None:
     """Export the model and read it back."""
+    if run.job.spec.checkpoint.load_best_model_at_end:
+        load_best(run, state)
     run.reporter.event("phase", "exporting the model", phase="export")
     difference = run.engine.export(run.job, run.gang, fixed_rows(run), run.pad_token_id)
     run.reporter.event(

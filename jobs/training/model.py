@@ -64,8 +64,13 @@ def label_arguments(spec: Spec) -> dict[str, Any]:
     return {"num_labels": len(names), "id2label": names, "label2id": {name: number for number, name in names.items()}}
 
 
+def weight_decay_of(shape: tuple[int, ...], weight_decay: float) -> float:
+    """Weights with two or more dimensions decay; norms and biases (one dimension) do not."""
+    return weight_decay if len(shape) >= 2 else 0.0
+
+
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights with two or more dimensions decay; norms and biases (one dimension) do not.
+    """The optimizer's groups: what decays, and what does not.
 
     A sharded parameter is flat; DeepSpeed keeps its real shape in `ds_shape`.
     """
@@ -73,7 +78,7 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     plain: list[torch.nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
-            shape = getattr(parameter, "ds_shape", parameter.shape)
-            (decayed if len(shape) >= 2 else plain).append(parameter)
+            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            (decayed if weight_decay_of(shape, 1.0) else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import threading
 import time
 from typing import Any
@@ -9,11 +11,9 @@ from typing import Any
 from cluster.ray_backend import connected
 from cluster.resources import Gang as GangRequest
 from jobs import storage
-from jobs.data.prepare import prepare
-from jobs.data.stream import ray_iterators, step_plan
-from jobs.errors import RunFailed
+from jobs.data.stream import ray_iterators
+from jobs.errors import RunFailed, StorageError
 from jobs.journal import Record
-from jobs.modeldir import check_model_files, local_model_dir
 from jobs.outcome import Outcome
 from jobs.paths import JobPaths
 from jobs.progress import Progress
@@ -23,6 +23,7 @@ from jobs.signals import StopSignals
 from jobs.spec import Spec
 from jobs.training.gang import read_attempt
 from jobs.training.job import Job
+from jobs.training.ready import ready_data
 from jobs.training.worker import failures_of, outcome_of, ray_worker
 from jobs.watch import Announcer, Watch
 
@@ -47,16 +48,7 @@ def drive_on_ray(spec: Spec, paths: JobPaths, address: str | None, announce: Ann
         announce("phase", "connecting to Ray", phase="connect")
         with connected(address, gang_request(spec)) as inventory:
             facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
-            announce("phase", "preparing the data", phase="prepare")
-            model_dir = local_model_dir(spec.model.path)
-            check_model_files(model_dir, spec.data.format == "chat", spec.data.seq_len)
-            prepared = prepare(
-                spec,
-                model_dir,
-                engine="ray",
-                say=lambda text: announce("phase", text, phase="prepare"),
-            )
-            step_plan(spec, prepared.split("train"))  # refuses a warmup that is longer than the run
+            prepared = ready_data(spec, "ray", announce)
             write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
             announce("phase", f"starting {gang_request(spec)}", phase="workers")
             signals.graceful = True
@@ -84,11 +76,15 @@ def fit(job: Job, signals: StopSignals, watch: Watch) -> Record | None:
     """
     done: dict[str, Any] = {}
 
+    name = f"ray-{secrets.token_hex(4)}"
+
     def run() -> None:
         try:
-            done["result"] = make_trainer(job).fit().return_value
+            done["result"] = make_trainer(job, name).fit().return_value
         except BaseException as error:
             done["error"] = error
+        with contextlib.suppress(StorageError):  # Ray's own notes, of no use to anybody
+            storage.remove_dir(storage.join(job.run_root, name))
 
     thread = threading.Thread(target=run, name="fit", daemon=True)
     thread.start()
@@ -108,12 +104,16 @@ def fit(job: Job, signals: StopSignals, watch: Watch) -> Record | None:
     return result
 
 
-def make_trainer(job: Job) -> Any:
-    """The trainer of a job: all that Ray Train is told."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+def make_trainer(job: Job, name: str) -> Any:
+    """The trainer of a job: all that Ray Train is told.
+
+    Args:
+        name: under which Ray keeps a state of its own, and would go on from one that it finds: a new one each time.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    spec, resources = job.spec, job.spec.resources
+    resources = job.spec.resources
     each = {"CPU": float(resources.cpus_per_worker)}
     if resources.gpus_per_worker:
         each["GPU"] = float(resources.gpus_per_worker)
@@ -128,9 +128,8 @@ def make_trainer(job: Job) -> Any:
             accelerator_type=resources.accelerator_type,
         ),
         run_config=RunConfig(
-            name="checkpoints",
+            name=name,
             storage_path=job.run_root,
-            checkpoint_config=CheckpointConfig(num_to_keep=spec.checkpoint.save_total_limit),
             failure_config=FailureConfig(
                 max_failures=MAX_WORKER_FAILURES, controller_failure_limit=MAX_WORKER_FAILURES
             ),

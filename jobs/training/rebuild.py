@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import cast
 
 import torch
 
 from jobs import storage
-from jobs.errors import DataError, StorageError
+from jobs.checkpoints import Commit, Part, Read, Slice, committed_steps, read_commit, read_parts, read_slices
+from jobs.errors import DataError
 from jobs.load import load_spec
 from jobs.modeldir import local_model_dir
 from jobs.outcome import read_outcome
-from jobs.paths import JobPaths, checkpoint_step
+from jobs.paths import JobPaths
 from jobs.quiet import redirected_output
+from jobs.shardfile import Damaged, as_bytes
 from jobs.spec import Spec
-from jobs.training.engine import CHECKPOINT_TAG, import_deepspeed
+from jobs.training.checkpoint import check_same_model, load_buffers
 from jobs.training.export import Weights, write_config, write_weights
 from jobs.training.model import DTYPES, label_arguments, model_class
+from jobs.training.zero3 import Precision
 
 
 def export_run(run_root: str, to: str | None = None) -> str:
@@ -38,16 +41,21 @@ def export_run(run_root: str, to: str | None = None) -> str:
     outcome = read_outcome(paths)
     if outcome is not None and outcome.model_path is not None:  # written, read back and found right
         return paths.model if target == paths.model else _copied(paths.model, target)
-    steps = [step for name in storage.list_names(paths.checkpoints) if (step := checkpoint_step(name)) is not None]
-    if not steps:
-        raise DataError(f"run {paths.name} has neither a model nor a checkpoint: there is nothing to export")
-    with redirected_output(paths.log("export")), tempfile.TemporaryDirectory(prefix="fleetune-export-") as scratch:
-        folder = paths.checkpoint(max(steps))
-        if not storage.is_local(folder):
-            storage.fetch_dir(folder, scratch)
-            folder = scratch
-        _write(load_spec(paths.spec), _precision(paths), storage.local_path(folder), target)
+    whole = newest_whole(paths)
+    if whole is None:
+        raise DataError(f"run {paths.name} has neither a model nor a whole checkpoint: there is nothing to export")
+    with redirected_output(paths.log("export")):
+        _write(load_spec(paths.spec), paths.checkpoint(whole[0].step), whole[0], whole[1], target)
     return target
+
+
+def newest_whole(paths: JobPaths) -> tuple[Commit, tuple[Part, ...]] | None:
+    """The newest checkpoint that has its marker and its descriptions."""
+    for step in reversed(committed_steps(paths)):
+        with contextlib.suppress(Damaged):
+            commit = read_commit(paths, step)
+            return commit, read_parts(paths, commit)
+    return None
 
 
 def _copied(source: str, target: str) -> str:
@@ -58,32 +66,29 @@ def _copied(source: str, target: str) -> str:
     return target
 
 
-def _precision(paths: JobPaths) -> Any:
-    """What the run computed in, and so what its model is written in; fp32 where the manifest does not say."""
-    try:
-        return json.loads(storage.read_bytes(paths.manifest)).get("precision", "fp32")
-    except StorageError:
-        return "fp32"
-
-
-def _write(spec: Spec, precision: Any, checkpoint: str, target: str) -> None:
-    import_deepspeed(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], target: str) -> None:
     from transformers import AutoConfig
 
-    model_dir, dtype = local_model_dir(spec.model.path), DTYPES[precision]
+    model_dir, dtype = local_model_dir(spec.model.path), DTYPES[cast(Precision, commit.precision)]
     config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False, **label_arguments(spec))
     with torch.device("meta"):
         model = model_class(spec).from_config(config, dtype=dtype)
-    lazy = get_fp32_state_dict_from_zero_checkpoint(checkpoint, tag=CHECKPOINT_TAG, lazy_mode=True)
     weights = Weights(model)
-    missing = [name for name, _ in weights.sizes if name not in lazy]
-    if missing:
-        raise DataError(f"the checkpoint {checkpoint} lacks {', '.join(missing[:5])}: it is of another model")
+    check_same_model(commit, {name: tuple(parameter.shape) for name, parameter in weights.parameters})
+    buffers = {name: torch.empty_like(buffer, device="cpu") for name, buffer in weights.buffers}
+    load_buffers(folder, parts[0], buffers)
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in [*weights.parameters, *weights.buffers]:
-            yield name, lazy[name].contiguous().to(tensor.dtype)
+        for name, parameter in weights.parameters:
+            yield name, _whole(folder, parts, name, parameter).to(parameter.dtype)
+        yield from buffers.items()
 
     write_weights(target, weights.sizes, tensors())
     write_config(target, model, model_dir, dtype)
+
+
+def _whole(folder: str, parts: tuple[Part, ...], name: str, like: torch.Tensor) -> torch.Tensor:
+    """One parameter's fp32 weights out of all ranks' slices, shaped as `like`. Raises Damaged."""
+    tensor = torch.empty(like.numel(), dtype=torch.float32)
+    read_slices(folder, parts, [Read("weight", Slice(name, 0, like.numel()), as_bytes(tensor.numpy()))])
+    return tensor.reshape(like.shape)

@@ -10,22 +10,20 @@ from typing import Any
 import torch.distributed as dist
 
 from cluster.settings import TorchrunWorld
-from jobs.data.prepare import prepare
-from jobs.data.stream import step_plan
-from jobs.modeldir import check_model_files, local_model_dir
+from jobs.begin import begin_run
 from jobs.outcome import Outcome, Status
 from jobs.paths import JobPaths
 from jobs.planning import plan_batching
 from jobs.progress import PlainProgress, Progress
 from jobs.provenance import run_facts
 from jobs.quiet import redirected_output, user_stream
-from jobs.record import concluded, ending_of, open_run, write_manifest
+from jobs.record import concluded, ending_of, write_manifest
 from jobs.spec import Spec
 from jobs.training.gang import TorchrunGang, gang_device
 from jobs.training.job import Job
 from jobs.training.loop import train
+from jobs.training.ready import ready_data
 from jobs.training.worker import failures_of, guarded, outcome_of
-from jobs.validate import validate
 from jobs.watch import Announcer, Watch
 
 # Other ranks wait this long for rank 0 to prepare the data; in training, a rank that hangs is given up much sooner.
@@ -33,18 +31,21 @@ _PREPARE_TIMEOUT = datetime.timedelta(hours=6)
 _TRAIN_TIMEOUT = datetime.timedelta(minutes=30)
 
 
-def run_under_torchrun(spec: Spec, world: TorchrunWorld) -> Outcome:
+def run_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None = None) -> Outcome:
     """One process's part of the run; torchrun's number of processes takes the place of the spec's num_workers.
 
+    Args:
+        resume: root of an earlier run to go on with.
+
     Raises:
-        InputError: found by rank 0 before a run directory was made; the other ranks end quietly.
+        InputError: found by rank 0 before anything was written; the other ranks end quietly.
     """
     spec = with_workers(spec, world.world_size)
     device = gang_device(spec.resources.gpus_per_worker, world.local_rank)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TRAIN_TIMEOUT)
     waiting = dist.new_group(backend="gloo", timeout=_PREPARE_TIMEOUT)
     if world.rank == 0:
-        return _lead(spec, world, waiting, PlainProgress(user_stream()))
+        return _lead(spec, world, resume, waiting, PlainProgress(user_stream()))
     return _follow(world, waiting)
 
 
@@ -59,7 +60,7 @@ def with_workers(spec: Spec, num_workers: int) -> Spec:
     return changed
 
 
-def _lead(spec: Spec, world: TorchrunWorld, waiting: Any, progress: Progress) -> Outcome:
+def _lead(spec: Spec, world: TorchrunWorld, resume: str | None, waiting: Any, progress: Progress) -> Outcome:
     """Rank 0: validate, prepare, tell the others, train, conclude."""
     told = False
 
@@ -69,12 +70,10 @@ def _lead(spec: Spec, world: TorchrunWorld, waiting: Any, progress: Progress) ->
         dist.broadcast_object_list([job], src=0, group=waiting)
 
     try:
-        warnings = validate(spec)
-        paths = open_run(spec)
+        begun = begin_run(spec, resume)
+        paths = begun.paths
         with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("rank-0")):
-            announce("phase", f"run {paths.name} in {paths.root}", phase="start", root=paths.root)
-            for warning in warnings:
-                announce("warning", warning)
+            begun.tell(announce)
             outcome = concluded(paths, lambda: _prepare_and_train(spec, world, paths, announce, progress, tell))
             announce("ended", ending_of(paths, outcome), status=outcome.status)
         return outcome
@@ -86,16 +85,7 @@ def _lead(spec: Spec, world: TorchrunWorld, waiting: Any, progress: Progress) ->
 def _prepare_and_train(
     spec: Spec, world: TorchrunWorld, paths: JobPaths, announce: Announcer, progress: Progress, tell: Any
 ) -> Outcome:
-    announce("phase", "preparing the data", phase="prepare")
-    model_dir = local_model_dir(spec.model.path)
-    check_model_files(model_dir, spec.data.format == "chat", spec.data.seq_len)
-    prepared = prepare(
-        spec,
-        model_dir,
-        engine="plain",
-        say=lambda text: announce("phase", text, phase="prepare"),
-    )
-    step_plan(spec, prepared.split("train"))  # refuses a warmup that is longer than the run
+    prepared = ready_data(spec, "plain", announce)
     facts = run_facts() | {"data_fingerprint": prepared.manifest.fingerprint}
     write_manifest(paths, facts)
     job = Job(spec, paths.root, prepared.root, spec.model.path)
@@ -120,7 +110,7 @@ def _follow(world: TorchrunWorld, waiting: Any) -> Outcome:
 
 
 def _gang(job: Job, world: TorchrunWorld) -> TorchrunGang:
-    gang = TorchrunGang(job.paths, job.spec.resources.gpus_per_worker, job.spec.checkpoint.save_total_limit, world)
+    gang = TorchrunGang(job.paths, job.spec.resources.gpus_per_worker, world)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, gang.on_signal)
     return gang

@@ -24,10 +24,17 @@ from jobs.paths import JobPaths
 from jobs.quiet import redirected_output
 from jobs.training.gang import Gang, RayGang
 from jobs.training.job import Job
-from jobs.training.loop import LoopState, train
+from jobs.training.loop import train
+from jobs.training.run import LoopState
 
 PEER_GRACE_S = 15.0
-_SIGNS_OF_A_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+_SIGNS_OF_A_LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "process group has not been initialized",  # Ray has taken the gang apart under a rank that was still at work
+)
 
 
 def ray_worker(config: dict[str, Any]) -> Record | None:
@@ -42,7 +49,9 @@ def ray_worker(config: dict[str, Any]) -> Record | None:
 
 def guarded(job: Job, gang: Gang, loop: Callable[[Job, Gang], LoopState]) -> Record | None:
     """Run the loop; rank 0's result as a record (see `result_of`), None on other ranks and after a failure."""
-    check_storage_is_shared(job.paths)
+    blind = hosts_that_do_not_see(job.paths)
+    if blind is not None:  # told by the result: a failure file might lie where the driver does not look
+        return {"failure": blind} if gang.rank == 0 else None
     try:
         state = loop(job, gang)
     except Exception as error:
@@ -73,7 +82,7 @@ def is_loss_of_a_peer(error: BaseException) -> bool:
         return False
     if isinstance(error, (dist.DistNetworkError, dist.DistBackendError, ConnectionError)):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_A_LOST_PEER)
+    return isinstance(error, (RuntimeError, ValueError)) and any(sign in str(error) for sign in _SIGNS_OF_A_LOST_PEER)
 
 
 def a_peer_reported(paths: JobPaths) -> bool:
@@ -104,17 +113,19 @@ def leave_gang() -> None:
         dist.destroy_process_group()
 
 
-def check_storage_is_shared(paths: JobPaths) -> None:
-    """A worker that cannot see the driver's run directory would train into nowhere.
-
-    Raises:
-        FileNotFoundError: the storage is not common to driver and workers.
-    """
-    if not storage.exists(paths.spec):
-        raise FileNotFoundError(
-            f"host {os.uname().nodename} does not see {paths.spec}, which the driver wrote: storage_path must be the "
-            "same storage on every node (a shared file system, or a URL such as s3://...)"
-        )
+def hosts_that_do_not_see(paths: JobPaths) -> str | None:
+    """What to say where a worker does not see the run, and so would train into nowhere; a call of all ranks."""
+    seen: list[Any] = [(os.uname().nodename, storage.exists(paths.spec))]
+    if dist.is_initialized():
+        mine, seen = seen[0], [None] * dist.get_world_size()
+        dist.all_gather_object(seen, mine)
+    blind = sorted({host for host, sees in seen if not sees})
+    if not blind:
+        return None
+    return (
+        f"host {', '.join(blind)} does not see {paths.spec}, which the driver wrote: storage_path must be the "
+        "same storage on every node (a shared file system, or a URL such as s3://...)"
+    )
 
 
 def failures_of(paths: JobPaths) -> list[Record]:
@@ -129,8 +140,9 @@ def outcome_of(paths: JobPaths, result: Record | None, failures: list[Record]) -
     import datetime
 
     now = datetime.datetime.now(datetime.UTC)
-    if failures or result is None:
-        first = failures[0] if failures else {"reason": "the workers ended without a result", "bad_input": False}
+    if failures or result is None or "failure" in result:
+        silent = (result or {}).get("failure", "the workers ended without a result")
+        first = failures[0] if failures else {"reason": silent, "bad_input": False}
         return Outcome(status=Status.FAILED, reason=first["reason"], bad_input=first["bad_input"], ended_at=now)
     stopped = result["stopped"]
     return Outcome(

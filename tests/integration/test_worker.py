@@ -10,13 +10,13 @@ import torch.distributed as dist
 
 from jobs.errors import DataError, RunFailed
 from jobs.outcome import Status
-from jobs.paths import JobPaths
 from jobs.training import worker
 from jobs.training.job import Job
-from jobs.training.loop import LoopState
+from jobs.training.run import LoopState
 from tests.support import tiny
 
 LOST = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:17822")
+GONE = ValueError("Default process group has not been initialized, please make sure to call init_process_group.")
 
 
 class OneRank:
@@ -57,7 +57,7 @@ def test_what_would_fail_again_is_returned_and_kept(job: Job, error: Exception, 
     assert outcome.exit_code == (2 if bad_input else 1)
 
 
-@pytest.mark.parametrize("error", [LOST, dist.DistBackendError("NCCL error"), ConnectionResetError("reset")])
+@pytest.mark.parametrize("error", [LOST, GONE, dist.DistBackendError("NCCL error"), ConnectionResetError("reset")])
 def test_the_loss_of_a_peer_is_raised(job: Job, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "PEER_GRACE_S", 0.0)
     with pytest.raises(type(error)):
@@ -71,9 +71,12 @@ def test_the_loss_of_a_peer_that_has_reported_is_not_raised(job: Job) -> None:
     assert [failure["rank"] for failure in worker.failures_of(job.paths)] == [1]
 
 
-def test_a_worker_that_does_not_see_the_run_says_that_storage_is_not_shared(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(FileNotFoundError, match="storage_path must be the same storage on every node"):
-        worker.check_storage_is_shared(JobPaths(str(tmp_path / "elsewhere")))
+def test_a_worker_that_does_not_see_the_run_says_that_storage_is_not_shared(job: Job) -> None:
+    pathlib.Path(job.paths.spec).unlink()
+    result = worker.guarded(job, OneRank(), failing(AssertionError("trained")))  # type: ignore[arg-type]
+    outcome = worker.outcome_of(job.paths, result, worker.failures_of(job.paths))
+    assert outcome.status is Status.FAILED and outcome.exit_code == 1
+    assert "storage_path must be the same storage on every node" in str(outcome.reason)
 
 
 def test_a_good_end_is_a_result_on_rank_0(job: Job) -> None:

@@ -1,7 +1,8 @@
 """Run several small jobs one after another in one gang: `torchrun --nproc_per_node N gang_cases.py CASES.json`.
 
-A case is {"name", "spec" (JSON file), "run_root", "prepared_root", "logits" (file to write, or null)}. The loop is the
-real one; rank 0 leaves the logits of the trained model on the first rows, to be compared by another process.
+A case is {"name", "spec" (JSON file), "run_root", "prepared_root", "logits" (file to write, or null), "stop_at" (step
+after which somebody asks it to stop, or null), "faults" ({step: {fault: whether}}, see `faulty`)}. The loop is the real
+one; rank 0 leaves the logits of the trained model on the first rows, to be compared by another process.
 """
 
 from __future__ import annotations
@@ -10,31 +11,62 @@ import contextlib
 import json
 import pathlib
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from cluster.settings import torchrun_world
+from cluster.settings import TorchrunWorld, torchrun_world
 from jobs.data.prepared import Prepared
+from jobs.data.stream import StepRows, Stream
 from jobs.load import load_spec
+from jobs.paths import JobPaths
 from jobs.training import export, loop
 from jobs.training.batch import collate, model_logits
-from jobs.training.gang import TorchrunGang
+from jobs.training.gang import Orders, TorchrunGang
 from jobs.training.job import Job
+from tests.support.faulty import FaultyFileSystem, register
 
 
-def run_case(case: dict[str, str]) -> None:
+class ScriptedGang(TorchrunGang):
+    """Asked to stop during the step that leads to `stop_at`; faults of the storage begin and end before given steps."""
+
+    def __init__(
+        self, paths: JobPaths, world: TorchrunWorld, stop_at: int | None, faults: dict[str, dict[str, bool]]
+    ) -> None:
+        super().__init__(paths, 0, world)
+        self._stop_at, self._faults = stop_at, faults
+        self._step = 0
+
+    def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
+        for rows in super().steps(stream, start):
+            self._step = rows.step + 1
+            dist.barrier()
+            for fault, on in self._faults.get(str(self._step), {}).items():
+                flag = FaultyFileSystem.control / fault
+                flag.touch() if on else flag.unlink(missing_ok=True)
+            dist.barrier()
+            yield rows
+
+    def orders(self) -> Orders:
+        return Orders(stop=self._stop_at is not None and self._step >= self._stop_at)
+
+
+def run_case(case: dict[str, Any]) -> None:
     world = torchrun_world()
     assert world is not None
     spec = load_spec(case["spec"])
     job = Job(spec, case["run_root"], case["prepared_root"], spec.model.path)
-    gang = TorchrunGang(job.paths, 0, 2, world)
+    gang = ScriptedGang(job.paths, world, case["stop_at"], case["faults"])
     if case["name"] == "gpt2":  # read the export back sharded over the gang, as a large model is
         export.ONE_PROCESS_BYTES = 0
     with contextlib.closing(loop.Reporter(job.paths, gang.rank)) as reporter:
         run = loop.set_up(job, gang, reporter)
-        state = loop.train_steps(run, loop.restore(run))
+        state = loop.restored(run)
+        if state.step < run.plan.total_steps:
+            state = loop.train_steps(run, state)
         if case["logits"]:
             loop.finish(run, state)
             rows = Prepared.open(job.prepared_root).split("train").read_rows(np.arange(3))
@@ -48,7 +80,11 @@ def run_case(case: dict[str, str]) -> None:
 
 def main() -> None:
     dist.init_process_group("gloo")
-    for case in json.loads(pathlib.Path(sys.argv[1]).read_text()):
+    listing = pathlib.Path(sys.argv[1])
+    faults = listing.parent / "now"
+    faults.mkdir(exist_ok=True)
+    register(faults)
+    for case in json.loads(listing.read_text()):
         run_case(case)
     dist.barrier()
 

@@ -7,7 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.data.prepare import prepare
@@ -28,6 +28,8 @@ class Case:
     spec: Spec
     prepared: Prepared
     folder: pathlib.Path
+    stop_at: int | None = None  # somebody asks it to stop after this step
+    faults: dict[int, dict[str, bool]] = field(default_factory=dict)  # before a step: what of the storage fails
 
     @property
     def paths(self) -> JobPaths:
@@ -42,8 +44,8 @@ class Case:
         return [record[column] for record in read_journal(self.paths.metrics)]
 
 
-def case_of(folder: pathlib.Path, name: str, spec: Spec) -> Case:
-    return Case(name, spec, prepare(spec, spec.model.path, engine="plain", say=lambda text: None), folder)
+def case_of(folder: pathlib.Path, name: str, spec: Spec, stop_at: int | None = None) -> Case:
+    return Case(name, spec, prepare(spec, spec.model.path, engine="plain", say=lambda text: None), folder, stop_at)
 
 
 def torchrun(num_workers: int, *command: str, env: dict[str, str] | None = None, timeout: float = 500) -> Any:
@@ -67,9 +69,11 @@ def run_gang(
             {
                 "name": case.name,
                 "spec": str(spec_file),
-                "run_root": case.paths.root,
+                "run_root": f"faulty://{case.paths.root}" if case.faults else case.paths.root,
                 "prepared_root": case.prepared.root,
                 "logits": str(case.logits_file) if case.name in with_export else "",
+                "stop_at": case.stop_at,
+                "faults": case.faults,
             }
         )
     listing = folder / f"cases-{num_workers}.json"

@@ -36,7 +36,7 @@ def save_tokenizer(folder: pathlib.Path) -> None:
 
 
 def save_model(folder: pathlib.Path, kind: str, seed: int = 0, dropout: float = 0.0) -> pathlib.Path:
-    """A model of `kind` (llama, gpt2, bert) with a tokenizer; `dropout` is for gpt2."""
+    """A model of `kind` (llama, gpt2, bloom, bert) with a tokenizer; `dropout` is for gpt2."""
     import torch
     import transformers
 
@@ -66,6 +66,10 @@ def save_model(folder: pathlib.Path, kind: str, seed: int = 0, dropout: float = 
             **vocabulary,
         )
         model = transformers.GPT2LMHeadModel(config)
+    elif kind == "bloom":
+        # Weights of the usual size would leave so little to attention that a leak hardly moves the loss.
+        config = transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2, **vocabulary)
+        model = transformers.BloomForCausalLM(config)
     else:
         config = transformers.BertConfig(
             vocab_size=512,

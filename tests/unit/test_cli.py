@@ -17,15 +17,18 @@ from typer.testing import CliRunner
 import orchestrator.cli as cli
 from cluster.settings import read_settings
 from jobs.errors import DataError, RunFailed
+from jobs.load import dump_spec, load_spec
 from jobs.outcome import Outcome, Status, event
 from jobs.spec import Spec
 
 # Scripts depend on these: whoever changes the list changes CHANGELOG.md too.
 COMMANDS = {
-    "run": {"SPEC", "--set", "--address", "--name", "--quiet"},
+    "run": {"SPEC", "--set", "--resume", "--address", "--name", "--quiet"},
     "validate": {"SPEC", "--set", "--json"},
     "runs": {"--storage", "--json"},
     "show": {"RUN", "--storage", "--json"},
+    "stop": {"RUN", "--storage"},
+    "save": {"RUN", "--storage"},
     "export": {"RUN", "--to", "--storage"},
     "spec": {"--json-schema"},
 }
@@ -122,8 +125,8 @@ def fake_run(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Stands in for the run itself: remembers how it was called; `does` is what it does."""
     seen: dict[str, Any] = {}
 
-    def run_on_ray(spec: Spec, *, address: str | None, progress: Any) -> Outcome:
-        seen.update(spec=spec, address=address)
+    def run_on_ray(spec: Spec, *, address: str | None, progress: Any, resume: str | None) -> Outcome:
+        seen.update(spec=spec, address=address, resume=resume)
         progress.event(event("phase", "run x in /runs/x", phase="start", root="/runs/x"))
         progress.step({"step": 5, "loss": 0.25})
         done = seen.get("does", Status.SUCCEEDED)
@@ -148,7 +151,7 @@ def fake_run(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_run_prints_progress_and_the_result(job: str, fake_run: dict[str, Any]) -> None:
     code, printed, _ = call("run", job, "--address", "auto", "--name", "mine", "--set", "seed=7")
     assert code == 0
-    assert fake_run["address"] == "auto"
+    assert (fake_run["address"], fake_run["resume"]) == ("auto", None)
     assert (fake_run["spec"].name, fake_run["spec"].seed) == ("mine", 7)
     for part in ("run x in /runs/x", "step 5  loss 0.2500", "accuracy 0.5", "accuracy 0.875", "/runs/x/model"):
         assert part in printed
@@ -190,6 +193,38 @@ def test_unexpected_error_is_one_line_and_the_traceback_is_kept(job: str, fake_r
 def test_bad_name_is_refused_before_anything_starts(job: str, fake_run: dict[str, Any]) -> None:
     code, _, errors = call("run", job, "--name", "My Run")
     assert code == 2 and "lower-case letters" in errors and not fake_run
+
+
+def test_run_goes_on_with_its_own_spec_or_with_another(job: str, fake_run: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "abc-1"
+    run.mkdir(parents=True)
+    (run / "spec.json").write_bytes(dump_spec(load_spec(job)))
+    assert call("run", "--resume", str(run), "--set", "resources.num_workers=4")[0] == 0
+    assert (fake_run["resume"], fake_run["spec"].resources.num_workers) == (str(run), 4)
+    assert call("run", job, "--resume", "abc", "--set", "seed=7")[0] == 0
+    assert (fake_run["resume"], fake_run["spec"].seed) == (str(run), 7)
+    code, _, errors = call("run", job, "--resume", "abd-1")
+    assert code == 2 and "did you mean abc-1?" in errors
+
+
+def test_run_without_spec_and_without_run_is_refused(fake_run: dict[str, Any]) -> None:
+    code, _, errors = call("run")
+    assert code == 2 and "--resume RUN" in errors and not fake_run
+
+
+def test_dashboard_s_answer_carries_the_run_to_go_on_with() -> None:
+    _, _, errors = call("run", "--resume", "abc", "--address", "http://head:8265")
+    assert "-- python -m jobs.finetune --resume abc" in errors
+
+
+@pytest.mark.parametrize("order", ["stop", "save"])
+def test_orders_go_to_the_run_that_is_meant(tmp_path: Path, order: str) -> None:
+    (tmp_path / "abc-1").mkdir()
+    (tmp_path / "abc-1" / "spec.json").write_text("{}")
+    code, printed, _ = call(order, "abc", "--storage", str(tmp_path))
+    assert code == 0 and printed.startswith("run abc-1 will save a checkpoint at its next step")
+    assert (tmp_path / "abc-1" / order).exists()
+    assert call(order, "nope", "--storage", str(tmp_path))[0] == 2
 
 
 def test_export_goes_to_the_run_that_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,10 @@ def test_dotted_key_in_the_file_is_explained(tmp_path: Path) -> None:
 
 def test_nonsense_key_lists_what_there_is(tmp_path: Path) -> None:
     (line,) = lines(tmp_path, "checkpoint: {qqq: 1}\n")
-    assert line.endswith("checkpoint has save_steps, save_total_limit")
+    assert line.endswith(
+        "checkpoint has save_steps, save_minutes, save_total_limit, metric_for_best_model, greater_is_better, "
+        "load_best_model_at_end"
+    )
 
 
 def test_key_that_is_a_required_one_under_another_name_is_one_problem(tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ import fsspec
 import pytest
 
 from jobs import storage
+from jobs.checkpoints import commit_path
 from jobs.errors import InputError, StorageError
+from jobs.findrun import find_run
 from jobs.journal import JournalWriter
 from jobs.outcome import Outcome, Status, event, write_outcome
 from jobs.paths import JobPaths
-from orchestrator.runs import describe_run, find_run, list_runs, summarise, utc_now
+from orchestrator.runs import describe_run, list_runs, summarise, utc_now
 from orchestrator.show import run_page, runs_table
 
 NOW = datetime.datetime(2026, 11, 24, 12, 0, tzinfo=datetime.UTC)
@@ -152,6 +154,22 @@ def test_failed_run_is_described_with_events_and_the_end_of_its_log(root: str) -
     for part in ("loss is NaN", "2/9", "accuracy 0.5", "phase: p19", "line 1999", paths.log("driver")):
         assert part in page
     assert "p9\n" not in page and "line 999\n" not in page
+
+
+def test_run_that_was_killed_is_described_with_how_to_go_on(root: str) -> None:
+    paths = make_run(root, "a-20261124-100000-0001")
+    assert "resume" not in run_page(describe_run(paths.root, now))
+    storage.write_bytes(commit_path(paths, 5), b"{}")
+    assert f"fleetune run --resume {paths.root}" in run_page(describe_run(paths.root, now))
+    end(paths)
+    assert "resume" not in run_page(describe_run(paths.root, now))
+
+
+def test_run_that_goes_on_is_where_its_newest_attempt_is(root: str) -> None:
+    paths = make_run(root)
+    put_part(paths.metrics, NOW - datetime.timedelta(minutes=9), {"step": 8, "loss": 1.0}, {"step": 9, "loss": 0.5})
+    put_part(paths.metrics, NOW, {"step": 6, "loss": 1.5})
+    assert (summarise(paths, now).step, describe_run(paths.root, now).last_step) == (6, {"step": 6, "loss": 1.5})
 
 
 def test_run_that_wrote_nothing_yet_can_be_described(root: str) -> None:

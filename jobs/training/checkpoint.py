@@ -1,0 +1,381 @@
+"""Saving the training state behind the step loop, and reading it back on any number of workers.
+
+A save copies this rank's state to host memory, which is all that the loop waits for. A thread then writes the copy and
+describes it; rank 0's thread waits for the descriptions of all ranks and puts the marker. There is one copy: while it
+is being written a rank is `busy`, and the loop puts the next save off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from jobs import storage
+from jobs.checkpoints import (
+    KINDS,
+    Commit,
+    Part,
+    PartEntry,
+    Read,
+    commit_path,
+    committed_steps,
+    entry_of,
+    leftovers,
+    part_stem,
+    read_commit,
+    read_parts,
+    read_slices,
+    saved_steps,
+    to_remove,
+)
+from jobs.errors import DataError, StorageError
+from jobs.paths import JobPaths
+from jobs.shardfile import Damaged, Tensor, Want, as_bytes, read_ranges, write_shard
+from jobs.spec import Checkpoint
+from jobs.training.gang import Gang
+from jobs.training.partitions import Partitions
+from jobs.training.report import Reporter
+
+_POLL_S = (0.05, 1.0)  # rank 0's look for the other ranks' parts: first and longest pause
+_SAY_EVERY_S = 20.0
+_GIVE_UP_S = 1800.0
+_DTYPES = {
+    torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
+    torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+class HostCopy:
+    """Memory of the host for one snapshot of this rank's state; also what a checkpoint is read into."""
+
+    def __init__(self, partitions: Partitions, pinned: bool) -> None:
+        self.flats = {
+            kind: tuple(torch.zeros(flat.numel(), dtype=torch.float32, pin_memory=pinned) for flat in partitions.flats)
+            for kind in KINDS
+        }
+
+    @torch.no_grad()
+    def take(self, state: dict[str, tuple[torch.Tensor, ...]]) -> None:
+        for kind, flats in state.items():
+            for kept, living in zip(self.flats[kind], flats, strict=True):
+                kept.copy_(living.reshape(-1), non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def bytes_of(self, kind: str, flat: int, offset: int, numel: int) -> Any:
+        """A stretch of one flat tensor as bytes, without a copy."""
+        return as_bytes(self.flats[kind][flat].numpy()[offset : offset + numel])
+
+
+@dataclass
+class Writing:
+    """One checkpoint on its way to storage."""
+
+    step: int
+    began_at: float = field(default_factory=time.monotonic)
+    part_done: threading.Event = field(default_factory=threading.Event)
+    done: threading.Event = field(default_factory=threading.Event)
+    abandoned: threading.Event = field(default_factory=threading.Event)
+    error: str | None = None
+
+
+class Checkpointer:
+    """One rank's checkpoints. What says "a call of every rank" must be made by all of them, in the same order."""
+
+    def __init__(
+        self, paths: JobPaths, partitions: Partitions, gang: Gang, rule: Checkpoint, reporter: Reporter
+    ) -> None:
+        """A call of every rank: they agree on the token of this worker group."""
+        self._paths, self._partitions, self._keep = paths, partitions, rule.save_total_limit
+        self._reporter, self._report = reporter, reporter.event
+        self._rank, self._world_size = gang.rank, gang.world_size
+        token = [secrets.token_hex(4)]
+        dist.broadcast_object_list(token, src=0)
+        self._stem = [part_stem(number, gang.world_size, token[0]) for number in range(gang.world_size)]
+        self._host = HostCopy(partitions, pinned=partitions.flats[0].device.type == "cuda")
+        self._writing: Writing | None = None
+        self.last_began_at = time.monotonic()  # of the newest save; at first, of the worker group
+
+    @property
+    def busy(self) -> bool:
+        """Whether this rank is still writing."""
+        return self._writing is not None and not self._writing.done.is_set()
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank's write has failed, and `give_up` has not been called for it."""
+        return self._writing is not None and self._writing.error is not None
+
+    @property
+    def writing_for_s(self) -> float:
+        return time.monotonic() - self._writing.began_at if self._writing is not None else 0.0
+
+    @property
+    def writing_step(self) -> int | None:
+        return self._writing.step if self._writing is not None else None
+
+    def save(self, step: int, fields: dict[str, Any], buffers: dict[str, torch.Tensor]) -> None:
+        """Take the state of `step` and have it written; a call of every rank, none of which may be busy.
+
+        Args:
+            fields: what `Commit` says of the run.
+            buffers: the model's; the same on all ranks, written by rank 0.
+        """
+        assert not self.busy
+        self._host.take(self._partitions.state())
+        fields = {
+            **fields,
+            "optimizer_step": self._partitions.optimizer_step(),
+            "shapes": self._partitions.shapes,
+        }
+        tensors, part = self._part(buffers if self._rank == 0 else {})
+        writing = self._writing = Writing(step)
+        self.last_began_at = writing.began_at
+        threading.Thread(target=self._write, args=(writing, tensors, part, fields), name="checkpoint").start()
+
+    def _part(self, buffers: dict[str, torch.Tensor]) -> tuple[list[Tensor], dict[str, Any]]:
+        tensors = [
+            Tensor(
+                f"{kind}:{piece.slice.parameter}",
+                "F32",
+                (piece.slice.numel,),
+                self._host.bytes_of(kind, piece.flat, piece.offset, piece.slice.numel),
+            )
+            for kind in KINDS
+            for piece in self._partitions.pieces
+        ]
+        described = {}
+        for name, buffer in buffers.items():
+            kept = buffer.detach().to("cpu", copy=True).contiguous()
+            dtype, shape = _DTYPES[kept.dtype], tuple(kept.shape)
+            tensors.append(Tensor(f"buffer:{name}", dtype, shape, kept.reshape(-1).view(torch.uint8).numpy()))
+            described[name] = (dtype, shape)
+        slices = tuple(piece.slice for piece in self._partitions.pieces)
+        return tensors, {"rank": self._rank, "slices": slices, "buffers": described}
+
+    def _write(self, writing: Writing, tensors: list[Tensor], part: dict[str, Any], fields: dict[str, Any]) -> None:
+        """The thread: this rank's part; on rank 0 then the marker, and what is no longer kept goes."""
+        folder, stem = self._paths.checkpoint(writing.step), self._stem[self._rank]
+        try:
+            file = write_shard(folder, f"{stem}.safetensors", tensors)
+            description = Part(file=file, **part).model_dump_json().encode()
+            if not writing.abandoned.is_set():
+                storage.write_bytes(storage.join(folder, f"{stem}.json"), description)
+            writing.part_done.set()
+            if self._rank == 0:
+                self._commit(writing, fields)
+            elif writing.abandoned.is_set():
+                self._remove_own_part(writing.step)
+        except Exception as error:
+            writing.error = str(error) or type(error).__name__
+            self._remove_own_part(writing.step)
+        finally:
+            writing.part_done.set()
+            writing.done.set()
+
+    def _commit(self, writing: Writing, fields: dict[str, Any]) -> None:
+        entries = self._parts_of_all_ranks(writing)
+        if entries is None:
+            self._remove_own_part(writing.step)
+            return
+        size = sum(int(entry[1]) for entry in entries)
+        commit = Commit(
+            step=writing.step,
+            num_workers=self._world_size,
+            parts=tuple(entry for entry, _ in entries),
+            bytes=size,
+            **fields,
+        )
+        self._reporter.flush()  # a run that goes on from here must find the metrics of every step before
+        storage.write_bytes(commit_path(self._paths, writing.step), commit.model_dump_json().encode())
+        took_s = time.monotonic() - writing.began_at
+        self._report(
+            "checkpoint",
+            f"checkpoint of step {writing.step}: {size / 1e6:,.1f} MB in {took_s:.1f} s, behind the training",
+            step=writing.step,
+            bytes=size,
+            seconds=took_s,
+        )
+        self._clean(commit.best.step if commit.best else None)
+
+    def _parts_of_all_ranks(self, writing: Writing) -> list[tuple[PartEntry, int]] | None:
+        """Wait for every rank's description; None when the save was abandoned."""
+        folder = self._paths.checkpoint(writing.step)
+        missing, entries = set(range(self._world_size)), {}
+        pause = _POLL_S[0]
+        while not writing.abandoned.is_set():
+            names = set(storage.list_names(folder))
+            for rank in [rank for rank in missing if f"{self._stem[rank]}.json" in names]:
+                content = storage.read_bytes(storage.join(folder, f"{self._stem[rank]}.json"))
+                entry = entry_of(f"{self._stem[rank]}.json", content)
+                entries[rank] = (entry, Part.model_validate_json(content).file.bytes)
+                missing.discard(rank)
+            if not missing:
+                return [entries[rank] for rank in range(self._world_size)]
+            writing.abandoned.wait(pause)
+            pause = min(pause * 1.5, _POLL_S[1])
+        return None
+
+    def _clean(self, best: int | None) -> None:
+        """Remove what is no longer kept; that it cannot be removed harms nobody."""
+        with contextlib.suppress(StorageError):
+            whole = committed_steps(self._paths)
+            for step in [*to_remove(whole, self._keep, best), *leftovers(saved_steps(self._paths), whole)]:
+                # The marker first: a checkpoint that is half removed must not look whole.
+                storage.remove_file(commit_path(self._paths, step))
+                storage.remove_dir(self._paths.checkpoint(step))
+
+    def _remove_own_part(self, step: int) -> None:
+        for ending in ("json", "safetensors"):
+            with contextlib.suppress(StorageError):
+                storage.remove_file(storage.join(self._paths.checkpoint(step), f"{self._stem[self._rank]}.{ending}"))
+
+    def give_up(self) -> None:
+        """Abandon the write under way, since some rank's has failed, and say why; a call of every rank."""
+        writing = self._writing
+        self._writing = None
+        reasons: list[Any] = [None] * self._world_size
+        dist.all_gather_object(reasons, writing.error if writing is not None else None)
+        if writing is None:
+            return
+        writing.abandoned.set()
+        if writing.part_done.is_set() and writing.done.is_set():
+            self._remove_own_part(writing.step)
+        for rank, reason in enumerate(reasons):
+            if reason is not None:
+                self._report(
+                    "warning",
+                    f"the checkpoint of step {writing.step} could not be written (rank {rank}: {reason}); the one "
+                    "before it is kept, and training goes on",
+                    step=writing.step,
+                )
+                return
+
+    def settle(self) -> bool:
+        """Wait until the write under way, if any, is on storage; whether it is whole. A call of every rank."""
+        writing = self._writing
+        if writing is None:
+            return True
+        self._wait(writing, writing.part_done)
+        reasons: list[Any] = [None] * self._world_size
+        dist.all_gather_object(reasons, writing.error)
+        if any(reasons):
+            self.give_up()
+            return False
+        if self._rank == 0:
+            self._wait(writing, writing.done)
+        verdict = [writing.error]
+        dist.broadcast_object_list(verdict, src=0)
+        if verdict[0] is not None:
+            self.give_up()
+            return False
+        self._writing = None
+        return True
+
+    def _wait(self, writing: Writing, event: threading.Event) -> None:
+        while not event.wait(_SAY_EVERY_S):
+            waited_s = time.monotonic() - writing.began_at
+            if waited_s > _GIVE_UP_S:
+                writing.error = f"the storage did not take it within {waited_s / 60:.0f} minutes"
+                return
+            self._report("phase", f"writing the checkpoint of step {writing.step} ({waited_s:.0f} s)", phase="save")
+
+    def restore(self, only: int | None = None) -> tuple[Commit, tuple[Part, ...]] | None:
+        """Load the newest whole checkpoint (or that of step `only`) into the engine; a call of every rank.
+
+        Returns:
+            Its marker and parts, or None where there is none.
+
+        Raises:
+            DataError: it is of another model.
+        """
+        for step in self._candidates() if only is None else [only]:
+            found, reason = self._described(step)
+            if found is not None:
+                commit, parts = found
+                check_same_model(commit, self._partitions.shapes)
+                reason = self._read(commit, parts)
+                if reason is None:
+                    self._partitions.load(self._host.flats, commit.optimizer_step)
+                    return commit, parts
+            self._report("warning", f"the checkpoint of step {step} is damaged and passed over: {reason}", step=step)
+        return None
+
+    def _candidates(self) -> list[int]:
+        """Steps with a marker, newest first, as rank 0 sees them."""
+        told: list[Any] = [None]
+        if self._rank == 0:
+            whole = committed_steps(self._paths)
+            told[0] = whole[::-1]
+            for step in saved_steps(self._paths):
+                if step not in whole and step > max(whole, default=0):
+                    self._report("warning", f"the checkpoint of step {step} was never finished and is passed over")
+        dist.broadcast_object_list(told, src=0)
+        return list(told[0])
+
+    def _described(self, step: int) -> tuple[tuple[Commit, tuple[Part, ...]] | None, str | None]:
+        """Rank 0's reading of a marker and its parts, told to all; or what is wrong with them."""
+        told: list[Any] = [None, None]
+        if self._rank == 0:
+            try:
+                commit = read_commit(self._paths, step)
+                told[0] = (commit, read_parts(self._paths, commit))
+            except Damaged as error:
+                told[1] = str(error)
+            except StorageError as error:
+                told[1] = error
+        dist.broadcast_object_list(told, src=0)
+        if isinstance(told[1], StorageError):
+            raise told[1]
+        return told[0], told[1]
+
+    def _read(self, commit: Commit, parts: tuple[Part, ...]) -> str | None:
+        """Read this rank's slices into the host copy; what is wrong on any rank, or None on all."""
+        reads = [
+            Read(kind, piece.slice, self._host.bytes_of(kind, piece.flat, piece.offset, piece.slice.numel))
+            for kind in KINDS
+            for piece in self._partitions.pieces
+        ]
+        reason = None
+        try:
+            read_slices(self._paths.checkpoint(commit.step), parts, reads)
+        except Damaged as error:
+            reason = str(error)
+        reasons: list[Any] = [None] * self._world_size
+        dist.all_gather_object(reasons, reason)
+        return next((one for one in reasons if one is not None), None)
+
+
+def check_same_model(commit: Commit, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise DataError where a checkpoint's parameters are not those of the model."""
+    saved = commit.shapes
+    other = [
+        f"{name} {list(saved.get(name, ())) or 'missing'} -> {list(shapes.get(name, ())) or 'missing'}"
+        for name in sorted({*saved, *shapes})
+        if tuple(saved.get(name, (-1,))) != tuple(shapes.get(name, (-1,)))
+    ]
+    if other:
+        raise DataError(
+            f"the checkpoint of step {commit.step} is of another model than model.path: {len(other)} parameters "
+            f"differ, first {'; '.join(other[:3])}"
+        )
+
+
+@torch.no_grad()
+def load_buffers(folder: str, part: Part, buffers: dict[str, torch.Tensor]) -> None:
+    """Read the model's buffers, in place, from rank 0's part. Raises Damaged."""
+    kept = {name: torch.empty_like(buffer, device="cpu") for name, buffer in buffers.items() if name in part.buffers}
+    wants = [
+        Want(part.file.offsets[f"buffer:{name}"], tensor.reshape(-1).view(torch.uint8).numpy())
+        for name, tensor in kept.items()
+    ]
+    read_ranges(folder, part.file, wants)
+    for name, tensor in kept.items():
+        buffers[name].copy_(tensor)

@@ -1,0 +1,115 @@
+"""Whether a model keeps packed samples apart: tried on the living model, as no list of model types is to be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
+from jobs.training.batch import collate, model_logits
+
+_TOKENS = 128  # of a trial row; more would try nothing new
+_ROWS = 2
+_SEED = 0
+# How far a packed sample's logits may be from those of the sample alone, as a share of what tokens differ by. Another
+# order of summation stays below, positions that are off by tens of tokens come near 1.
+_TOLERANCE = {torch.float32: 1e-2, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+def packed_samples_are_isolated(
+    model: torch.nn.Module, pad_token_id: int, device: torch.device, rows: int, seq_len: int = _TOKENS
+) -> bool:
+    """Whether a sample in a packed row gets the logits that it gets alone, whatever stands before it in the row.
+
+    Three forward passes without gradient, in eval mode, over rows of three random samples, collated as in training:
+    as they are; with every token of the first samples changed, which may not move one bit of the other samples'
+    logits; and with a row for each sample, which must give nearly the same logits. A model that says the same of all
+    tokens proves nothing, and counts as not isolated.
+
+    Under ZeRO-3 every rank must call it, with the same arguments: the forward passes gather weights. The verdict is
+    this rank's own; the caller combines them.
+
+    Args:
+        model: A causal-lm of transformers, or the DeepSpeed engine around it.
+        rows: Most rows of a forward pass, training or evaluation; the trial needs no more than two.
+        seq_len: Most tokens of a row, at least 8; the trial needs no more than 128.
+    """
+    config: Any = getattr(model, "module", model).config
+    trial = _trial(int(config.get_text_config().vocab_size), min(seq_len, _TOKENS), min(rows, _ROWS))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            packed = _scored(model, trial.rows, pad_token_id, device)
+            changed = _scored(model, trial.changed, pad_token_id, device)
+            alone = _scored(model, trial.rows, pad_token_id, device, unpack=True)
+    finally:
+        model.train(was_training)
+    return _verdict(packed, changed, alone, torch.from_numpy(trial.first).to(device))
+
+
+def _verdict(packed: torch.Tensor, changed: torch.Tensor, alone: torch.Tensor, first: torch.Tensor) -> bool:
+    """What three times (targets, vocabulary) logits say; `first` tells which targets are of a row's first sample."""
+    unmoved = torch.equal(packed[~first], changed[~first])
+    moved = not torch.equal(packed[first], changed[first])
+    return unmoved and moved and _alike(packed, alone)
+
+
+def _alike(packed: torch.Tensor, alone: torch.Tensor) -> bool:
+    """Whether no target's logits are far off, measured by how much logits differ between targets.
+
+    Not by their size: many models give all tokens the same large offset, in which an error would drown.
+    """
+    tolerance = _TOLERANCE[packed.dtype]
+    rounding = torch.finfo(packed.dtype).eps * alone.float().square().mean().sqrt()
+    signal = (alone.float() - alone.float().mean(0)).square().mean().sqrt()
+    error = (packed.float() - alone.float()).square().mean(1).sqrt().max()
+    return bool(error <= tolerance * signal + rounding)
+
+
+def _scored(
+    model: torch.nn.Module, rows: pa.Table, pad_token_id: int, device: torch.device, unpack: bool = False
+) -> torch.Tensor:
+    """Logits of all targets, sample after sample: (targets, vocabulary)."""
+    batch = collate(rows, "causal-lm", pad_token_id, device, unpack)
+    return model_logits(model, batch, "causal-lm")[batch.targets != IGNORE_INDEX]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Tables with ROW_SCHEMA, of three samples a row; every token but the first of a sample is a target."""
+
+    rows: pa.Table
+    changed: pa.Table  # the same with another token in every place of the first samples
+    first: npt.NDArray[np.bool_]  # (targets,) whether the target is of a first sample
+
+
+def _trial(vocab_size: int, num_tokens: int, num_rows: int) -> _Trial:
+    draw = np.random.default_rng(_SEED)
+    lengths = [_lengths(num_tokens, number) for number in range(num_rows)]
+    rows = [draw.integers(vocab_size, size=sum(row)) for row in lengths]
+    changed = [row.copy() for row in rows]
+    for row, (first, *_) in zip(changed, lengths, strict=True):
+        row[:first] = (row[:first] + draw.integers(1, vocab_size, size=first)) % vocab_size
+    is_first = np.concatenate([np.arange(sum(row) - 3) < row[0] - 1 for row in lengths])
+    return _Trial(_table(rows, lengths), _table(changed, lengths), is_first)
+
+
+def _lengths(num_tokens: int, number: int) -> list[int]:
+    """Tokens of three samples, at least 2 each. The second row has other borders, and padding at its end."""
+    second, third = num_tokens // 4, num_tokens // 3
+    return [num_tokens - second - third - number, second, third]
+
+
+def _table(rows: list[npt.NDArray[np.int64]], lengths: list[list[int]]) -> pa.Table:
+    labels = [row.copy() for row in rows]
+    for row, counts in zip(labels, lengths, strict=True):
+        row[np.cumsum([0, *counts[:-1]])] = IGNORE_INDEX
+    samples = [list(range(len(counts))) for counts in lengths]
+    columns = {"input_ids": rows, "labels": labels, "lengths": lengths, "sample_ids": samples}
+    return pa.table(columns, schema=ROW_SCHEMA)

@@ -1,0 +1,26 @@
+"""What every driver does before workers start: the model's files checked, the data prepared, the plan checked."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jobs.data.prepare import prepare
+from jobs.data.prepared import Prepared
+from jobs.data.stream import step_plan
+from jobs.modeldir import check_model_files, local_model_dir
+from jobs.spec import Spec
+from jobs.watch import Announcer
+
+
+def ready_data(spec: Spec, engine: Literal["plain", "ray"], announce: Announcer) -> Prepared:
+    """The prepared data of a job that can be trained on it.
+
+    Raises:
+        InputError: the model's files or the data are not what the spec says, or the warmup is longer than the run.
+    """
+    announce("phase", "preparing the data", phase="prepare")
+    model_dir = local_model_dir(spec.model.path)
+    check_model_files(model_dir, spec.data.format == "chat", spec.data.seq_len)
+    prepared = prepare(spec, model_dir, engine=engine, say=lambda text: announce("phase", text, phase="prepare"))
+    step_plan(spec, prepared.split("train"))
+    return prepared

@@ -1,0 +1,62 @@
+"""What the loop holds on to: the parts of a run, and the state that goes from step to step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.checkpoints import Best
+from jobs.data.chain import EMPTY_CHAIN, extended
+from jobs.data.order import StepPlan
+from jobs.planning import Batching
+from jobs.training.checkpoint import Checkpointer
+from jobs.training.engine import Engine
+from jobs.training.evaluate import Evaluator
+from jobs.training.gang import Gang
+from jobs.training.job import Job
+from jobs.training.report import Reporter
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """All that a resumed run needs beside weights and optimizer: rows and randomness follow from the step."""
+
+    step: int = 0  # optimizer steps that are done
+    loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)  # newest eval_*
+    metrics_before: dict[str, float] = field(default_factory=dict)  # eval_* before the first step
+    evaluated_at: int | None = None  # step of `metrics`, when this process has measured them
+    best: Best | None = None
+    chain: int = EMPTY_CHAIN  # over the samples of all steps (see `jobs.data.chain`)
+    expected_loss: float | None = None  # of the next step, as an earlier attempt has logged it
+    save_due: bool = False  # a checkpoint has been put off
+    stopped: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)  # for the run's manifest
+
+    def after(self, loss: float, digest: int) -> LoopState:
+        """The state after one more step."""
+        chain = extended(self.chain, digest)
+        return replace(self, step=self.step + 1, loss=loss, chain=chain, expected_loss=None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the loop holds on to while it runs."""
+
+    job: Job
+    gang: Gang
+    engine: Engine
+    checkpoints: Checkpointer
+    plan: StepPlan
+    batching: Batching
+    evaluator: Evaluator | None
+    reporter: Reporter
+    num_targets: npt.NDArray[np.int32]  # of every prepared row
+    num_tokens: npt.NDArray[np.int32]
+    row_digests: npt.NDArray[np.uint64]
+    pad_token_id: int
+    unpack: bool  # the model would let packed samples see each other
+    data_fingerprint: str

@@ -1,0 +1,57 @@
+"""Storage with faults that a test turns on and off: `faulty:///path` is the local path, through fsspec.
+
+While `<CONTROL>/full` exists every write of a tensor file ends in "no space left", after some bytes; while
+`<CONTROL>/stalled` exists every write waits.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
+
+BYTES_BEFORE_FULL = 10_000
+
+
+class FaultyFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec carries no types
+    protocol = "faulty"
+    control = pathlib.Path()
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "auto_mkdir": True})
+
+    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **options: Any) -> Any:
+        if "w" in mode:  # an object store knows no directories
+            pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        faulty = "w" in mode and path.endswith(".safetensors") and "checkpoints" in path
+        opener = FaultyFile if faulty else LocalFileOpener
+        return opener(path, mode, fs=self, **options)
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        return LocalFileSystem._strip_protocol(
+            [one.removeprefix("faulty://") for one in path]
+            if isinstance(path, list)
+            else path.removeprefix("faulty://")
+        )
+
+
+class FaultyFile(LocalFileOpener):  # type: ignore[misc]
+    written = 0
+
+    def write(self, data: Any) -> int:
+        while (FaultyFileSystem.control / "stalled").exists():
+            time.sleep(0.05)
+        FaultyFile.written += len(data)
+        if (FaultyFileSystem.control / "full").exists() and FaultyFile.written > BYTES_BEFORE_FULL:
+            raise OSError(28, "No space left on device")
+        return int(super().write(data))
+
+
+def register(control: pathlib.Path) -> None:
+    """Make `faulty://` known in this process."""
+    FaultyFileSystem.control = control
+    fsspec.register_implementation("faulty", FaultyFileSystem, clobber=True)

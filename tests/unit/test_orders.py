@@ -1,0 +1,52 @@
+"""Orders to a running run are files in its directory; a run that has ended takes none."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs import storage
+from jobs.errors import InputError
+from jobs.outcome import Outcome, Status, write_outcome
+from jobs.paths import JobPaths
+from orchestrator.orders import ask_to_save, ask_to_stop
+
+STARTED = datetime.datetime(2026, 11, 24, 11, 59, tzinfo=datetime.UTC)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> JobPaths:
+    paths = JobPaths(str(tmp_path / "a-20261124-115900-0001"))
+    storage.write_bytes(paths.spec, b"{}")
+    return paths
+
+
+def soon() -> datetime.datetime:
+    return STARTED + datetime.timedelta(seconds=10)
+
+
+def test_stop_leaves_a_request_and_says_how_to_go_on(paths: JobPaths) -> None:
+    said = ask_to_stop(paths.root, soon)
+    assert "at its next step, and end" in said and f"fleetune run --resume {paths.root}" in said
+    assert storage.exists(paths.stop_request) and not storage.exists(paths.save_request)
+
+
+def test_save_leaves_another_request(paths: JobPaths) -> None:
+    assert ask_to_save(paths.root, soon).endswith("at its next step, and go on")
+    assert storage.exists(paths.save_request) and not storage.exists(paths.stop_request)
+
+
+def test_silent_run_is_asked_with_a_doubt(paths: JobPaths) -> None:
+    said = ask_to_save(paths.root, lambda: STARTED + datetime.timedelta(minutes=7))
+    assert "if it is alive: it has been silent for 7m00s" in said
+
+
+@pytest.mark.parametrize("ask", [ask_to_stop, ask_to_save])
+def test_ended_run_is_not_asked(paths: JobPaths, ask: Callable[[str], str]) -> None:
+    write_outcome(paths, Outcome(status=Status.INTERRUPTED, step=4, ended_at=STARTED))
+    with pytest.raises(InputError, match="has ended: interrupted after 4 steps"):
+        ask(paths.root)
+    assert storage.list_names(paths.root) == ["outcome.json", "spec.json"]

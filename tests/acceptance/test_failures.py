@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import signal
@@ -12,11 +13,15 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
+from jobs.checkpoints import committed_steps
 from jobs.journal import read_journal
+from jobs.load import load_spec
 from jobs.outcome import Status
 from jobs.paths import JobPaths
+from jobs.record import read_steps
 from tests.acceptance.conftest import FLEETUNE, environment, fleetune, newest_run, outcome_of
-from tests.support.gangs import ROOT
+from tests.support import tiny
+from tests.support.gangs import ROOT, Case, case_of, run_gang
 
 WriteSpec = Callable[..., pathlib.Path]
 
@@ -53,46 +58,116 @@ def test_an_error_on_one_rank_ends_the_run_at_once(write_spec: WriteSpec, worksh
     assert len(read_journal(newest_run(workshop).metrics)) <= 1
 
 
+STEPS, EPOCH, WARMUP = 300, 100, 100
+
+
 @pytest.fixture
-def running(write_spec: WriteSpec, workshop: pathlib.Path) -> Iterator[tuple[subprocess.Popen[str], JobPaths]]:
-    """A run that is past its tenth step, with checkpoints every five."""
-    spec = write_spec(
-        train__per_device_train_batch_size=2, train__global_batch_size=8, train__max_steps=120, checkpoint__save_steps=5
-    )
+def job(write_spec: WriteSpec, workshop: pathlib.Path) -> pathlib.Path:
+    """Dropout, two groups with different decay, accumulation, clipping; 100 steps of warmup, which are one epoch."""
+    tiny.write_text(workshop / "epoch.jsonl", EPOCH * 8)
+    return write_spec(
+        "gpt2", "epoch.jsonl", data__packing=False, train__global_batch_size=8, train__max_steps=STEPS,
+        train__warmup_ratio=WARMUP / STEPS, train__max_grad_norm=0.5, checkpoint__save_steps=5,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def running(job: pathlib.Path, workshop: pathlib.Path) -> Iterator[tuple[subprocess.Popen[str], JobPaths]]:
+    """A run of the job that has begun."""
     before = set((workshop / "runs").glob("run-*")) if (workshop / "runs").exists() else set()
     process = subprocess.Popen(
-        [str(FLEETUNE), "run", str(spec)], cwd=ROOT, env=environment(), text=True,
+        [str(FLEETUNE), "run", str(job)], cwd=ROOT, env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
+        found: set[pathlib.Path] = set()
         deadline = time.monotonic() + 150
-        while True:
-            found = set((workshop / "runs").glob("run-*")) - before
-            if found and len(read_journal(f"{next(iter(found))}/metrics")) >= 10:
-                break
+        while not (found := set((workshop / "runs").glob("run-*")) - before):
             assert time.monotonic() < deadline and process.poll() is None
-            _wait(0.5)
+            time.sleep(0.2)
         yield process, JobPaths(str(next(iter(found))))
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
-def _wait(seconds: float) -> None:
-    time.sleep(seconds)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[pathlib.Path], Case]:
+    """The same job in one go, with no Ray; computed once."""
+    done: dict[str, Case] = {}
+
+    def case(job: pathlib.Path) -> Case:
+        if not done:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            done["case"] = case_of(folder, "undisturbed", load_spec(str(job)))
+            run_gang(folder, 2, [done["case"]])
+        return done["case"]
+
+    return case
+
+
+def wait_for_step(process: subprocess.Popen[str], paths: JobPaths, step: int) -> None:
+    deadline = time.monotonic() + 200
+    while max((record["step"] for record in read_journal(paths.metrics)), default=0) < step:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"step {step} was not reached"
+        time.sleep(0.2)
+
+
+def starts(paths: JobPaths) -> list[int]:
+    """The step at which each worker group began."""
+    folder = pathlib.Path(paths.attempt(0)).parent
+    return [json.loads(file.read_text())["start"] for file in sorted(folder.iterdir())]
+
+
+def check_same(paths: JobPaths, case: Case, tolerance: float) -> None:
+    """Every step is there, with the undisturbed run's loss, rate and samples."""
+    records = read_steps(paths)
+    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+    assert [record["loss"] for record in records] == pytest.approx(case.record("loss"), abs=tolerance)
+    for same in ("learning_rate", "chain", "tokens"):
+        assert [record[same] for record in records] == case.record(same)
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_a_checkpoint_from_which_a_model_can_be_exported(
-    running: tuple[subprocess.Popen[str], JobPaths], tmp_path: pathlib.Path
+def test_workers_killed_in_the_warmup_and_in_the_second_epoch_are_replaced_and_nothing_changes(
+    running: tuple[subprocess.Popen[str], JobPaths], job: pathlib.Path, undisturbed: Callable[[pathlib.Path], Case]
 ) -> None:
     process, paths = running
+    for step, rank in ((10, 1), (EPOCH + 10, 0)):
+        wait_for_step(process, paths, step)
+        workers = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "RayTrainWorker" in " ".join(child.cmdline())
+        ]
+        assert len(workers) == 2, workers
+        os.kill(workers[rank].pid, signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    first, second, third = starts(paths)
+    assert first == 0 and 5 <= second < WARMUP and EPOCH + 5 <= third < 2 * EPOCH
+    assert output.count("resumed from the checkpoint of step") == 2
+    assert min(record["grad_norm"] for record in read_steps(paths)) > 0.5, "clipping was active"
+    check_same(paths, undisturbed(job), 1e-6)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_checkpoint_that_can_be_exported_and_gone_on_with_on_other_workers(
+    running: tuple[subprocess.Popen[str], JobPaths],
+    job: pathlib.Path,
+    undisturbed: Callable[[pathlib.Path], Case],
+    tmp_path: pathlib.Path,
+) -> None:
+    process, paths = running
+    wait_for_step(process, paths, 10)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
+    assert f"fleetune run --resume {paths.root}" in output
     outcome = outcome_of(paths)
-    assert outcome.status is Status.INTERRUPTED and 10 <= outcome.step < 120
-    assert (pathlib.Path(paths.checkpoint(outcome.step))).is_dir()
+    assert outcome.status is Status.INTERRUPTED and 10 <= outcome.step < STEPS
+    assert committed_steps(paths)[-1] == outcome.step
     assert not pathlib.Path(paths.model).exists()
     exported = fleetune("export", paths.root, "--to", tmp_path / "model")
     assert exported.returncode == 0, exported.stdout + exported.stderr
@@ -100,33 +175,10 @@ def test_ctrl_c_saves_a_checkpoint_from_which_a_model_can_be_exported(
 
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert all(parameter.isfinite().all() for parameter in model.parameters())
-
-
-@pytest.mark.slow
-def test_a_killed_worker_is_replaced_and_the_losses_are_those_of_an_undisturbed_run(
-    running: tuple[subprocess.Popen[str], JobPaths], write_spec: WriteSpec, workshop: pathlib.Path
-) -> None:
-    process, paths = running
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "RayTrainWorker" in " ".join(child.cmdline())
-    ]
-    assert len(workers) == 2, [child.cmdline() for child in psutil.Process(process.pid).children(recursive=True)]
-    os.kill(workers[1].pid, signal.SIGKILL)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    records = read_journal(paths.metrics)
-    again = [record for record in records if record["step"] in _repeated(records)]
-    assert records[-1]["step"] == 120
-    assert again, "the run went back to a checkpoint, so some steps were computed twice"
-    by_step: dict[int, set[float]] = {}
-    for record in records:
-        by_step.setdefault(record["step"], set()).add(round(record["loss"], 9))
-    assert sorted(by_step) == list(range(1, 121))
-    assert all(max(values) - min(values) < 1e-6 for values in by_step.values())
-
-
-def _repeated(records: list[dict[str, float]]) -> set[float]:
-    steps = [record["step"] for record in records]
-    return {step for step in steps if steps.count(step) > 1}
+    refused = fleetune("run", job, "--resume", paths.root, "--set", "train.learning_rate=0.5")
+    assert refused.returncode == 2 and "train.learning_rate: 0.001 -> 0.5" in refused.stderr
+    done = fleetune("run", "--resume", paths.root, "--set", "resources.num_workers=3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"resumed from the checkpoint of step {outcome.step}, written by 2 workers" in done.stdout
+    assert pathlib.Path(paths.model).exists()
+    check_same(paths, undisturbed(job), 1e-4)

@@ -79,4 +79,4 @@ def run_gang(
     listing = folder / f"cases-{num_workers}.json"
     listing.write_text(json.dumps(lines))
     done = torchrun(num_workers, str(ROOT / "tests/support/gang_cases.py"), str(listing))
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-20000:]

@@ -90,10 +90,11 @@ def loop(config: dict[str, Any]) -> list[dict[str, Any]]:
     import torch.distributed as dist
 
     from jobs.paths import JobPaths
-    from jobs.spec import Checkpoint, Spec
+    from jobs.spec import Spec
     from jobs.training.checkpoint import Checkpointer
     from jobs.training.engine import build_engine
     from jobs.training.gang import RayGang
+    from jobs.training.hostcopy import HostCopy
     from jobs.training.report import Reporter
 
     torch.set_num_threads(1)
@@ -109,7 +110,7 @@ def loop(config: dict[str, Any]) -> list[dict[str, Any]]:
     gang = RayGang(paths, 0)
     engine = build_engine(spec, config["model"], gang, 0)
     reporter = Reporter(paths, gang.rank)
-    checkpoints = Checkpointer(paths, engine.partitions, gang, Checkpoint(save_total_limit=1), reporter)
+    checkpoints = Checkpointer(paths, engine.partitions, HostCopy(engine.partitions), gang, 1, reporter)
     tokens = torch.randint(0, 49152, (1, TOKENS), generator=torch.Generator().manual_seed(gang.rank))
 
     def step() -> float:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jobs.data.order import GROUP_STEPS, StepPlan, Words, mix
+from jobs.data.order import GROUP_STEPS, StepPlan
+from jobs.data.permutation import Words, mix
 
 EMPTY_CHAIN = 0x6A09E667F3BCC908  # before the first step; any word but 0, which would not show leading empty steps
 _FACTOR = 6364136223846793005  # Knuth's for MMIX; odd, so that no step's digest is ever multiplied away

@@ -1,10 +1,9 @@
 """The order of rows: which rows step s trains on, as a pure function of (prepared data, seed, s).
 
 Never of the number of workers, of restarts or of timing (with grouping by length, also of where the run ends, since the
-last group is cut there); and nothing is stored: an epoch visits the blocks of the data
-in a permuted order, and permutes the rows of every window of consecutive blocks. Both permutations are keyed (a Feistel
-network with cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002), so any position can be
-asked for directly. A reader that follows the order goes through the blocks window by window.
+last group is cut there); and nothing is stored: an epoch visits the blocks of the data in a permuted order, and
+permutes the rows of every window of consecutive blocks. Both permutations are keyed (see `jobs.data.permutation`), so
+any position can be asked for directly. A reader that follows the order goes through the blocks window by window.
 """
 
 from __future__ import annotations
@@ -17,100 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Rows = npt.NDArray[np.int64]
-Words = npt.NDArray[np.uint64]
+from jobs.data.permutation import Rows, Words, key, keys, unpermute, walk
 
 WINDOW_BLOCKS = 16
 GROUP_STEPS = 32  # rows of like length are gathered from this many steps
 _BLOCKS, _WINDOW, _GROUP, MICRO_BATCH = 1, 2, 3, 4  # what a key is for
-_WORD = 0xFFFFFFFFFFFFFFFF
 _PIECE_ROWS = 2**15  # worked on at once: numpy's passes over so few stay in a core's cache
-_GAMMA, _FACTOR_1, _FACTOR_2 = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-_SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
-
-
-def mix(words: Words) -> Words:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of 64-bit words, of any shape but ()."""
-    words = words + _GAMMA
-    words ^= words >> _SHIFT_1
-    words *= _FACTOR_1
-    words ^= words >> _SHIFT_2
-    words *= _FACTOR_2
-    words ^= words >> _SHIFT_3
-    return words
-
-
-_ROUND_WORDS = mix(np.arange(4, dtype=np.uint64))  # one for each round of the Feistel network
-
-
-@lru_cache(maxsize=64)
-def key(seed: int, *parts: int) -> int:
-    """A 64-bit key from a seed and a few numbers."""
-    return int(_keys(seed, *(np.array([part & _WORD], dtype=np.uint64) for part in parts))[0])
-
-
-def _keys(seed: int, *parts: npt.NDArray[Any]) -> Words:
-    """The `key` of each set of parts, whose shapes are broadcast."""
-    word = np.array([seed & _WORD], dtype=np.uint64)
-    for part in parts:
-        word = mix(word ^ mix(part.astype(np.uint64)))
-    return word
-
-
-def permute(values: Rows, size: int, with_key: int) -> Rows:
-    """Where a keyed permutation of range(size) sends each of `values`.
-
-    Args:
-        values: (n,) numbers in range(size).
-        size: of the domain, at least 1.
-        with_key: another key is another permutation.
-
-    Returns:
-        (n,) int64, again in range(size).
-    """
-    permuted: Rows = _walk(np.asarray(values)[None], size, np.array([[with_key]], dtype=np.uint64))[0]
-    return permuted
-
-
-def unpermute(values: Rows, size: int, with_key: int) -> Rows:
-    """The inverse of `permute`."""
-    values = np.asarray(values)[None]
-    restored: Rows = _walk(values, size, np.array([[with_key]], dtype=np.uint64), forward=False)[0]
-    return restored
-
-
-def _walk(values: Rows, size: int, with_keys: Words, forward: bool = True) -> Rows:
-    """`permute`, or its inverse, with a key for each line.
-
-    Args:
-        values: (n, m), or (1, m) for the same ones in every line.
-        with_keys: (n, 1).
-
-    Returns:
-        (n, m) int64.
-    """
-    half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
-    round_keys = mix(with_keys ^ _ROUND_WORDS[:, None, None])
-    x = _feistel(values.astype(np.uint64), half_bits, round_keys, forward)
-    limit = np.uint64(size)
-    lines, columns = np.nonzero(x >= limit)
-    while len(lines):  # walk the cycle until back inside: fewer than 4 turns on average
-        moved = _feistel(x[lines, columns], half_bits, round_keys[:, lines, 0], forward)
-        x[lines, columns] = moved
-        outside = moved >= limit
-        lines, columns = lines[outside], columns[outside]
-    return x.view(np.int64)
-
-
-def _feistel(x: Words, half_bits: int, round_keys: Words, forward: bool) -> Words:
-    half, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    left, right = x >> half, x & mask
-    for round_key in round_keys if forward else round_keys[::-1]:
-        if forward:
-            left, right = right, left ^ (mix(right ^ round_key) & mask)
-        else:
-            left, right = right ^ (mix(left ^ round_key) & mask), left
-    return (left << half) | right
 
 
 @dataclass(frozen=True)
@@ -177,19 +88,19 @@ class Order:
     def _rows_of_windows(self, windows: Rows, inside: Rows, size: int) -> Rows:
         """The rows at places `inside` (n or 1, m) of windows (n, 1) that have `size` rows each; (n, m) int64."""
         epochs, numbers = np.divmod(windows, self._windows)
-        inside = _walk(inside, size, _keys(key(self.seed, _WINDOW), epochs, numbers))
+        inside = walk(inside, size, keys(key(self.seed, _WINDOW), epochs, numbers))
         first_places = numbers * WINDOW_BLOCKS
         inside = self._filled_up(inside, first_places, epochs)
         places = inside // self.rows_per_block
-        blocks = self._blocks_at(first_places, places, _keys(key(self.seed, _BLOCKS), epochs))
+        blocks = self._blocks_at(first_places, places, keys(key(self.seed, _BLOCKS), epochs))
         return (blocks - places) * self.rows_per_block + inside
 
     def _blocks_at(self, first_places: Rows, places: Rows, with_keys: Words) -> Rows:
         """The blocks at `places` (n, m) after the `first_places` (n, 1) of windows, with their epochs' keys."""
         if places.shape[1] <= WINDOW_BLOCKS:
-            return _walk(first_places + places, self.num_blocks, with_keys)
+            return walk(first_places + places, self.num_blocks, with_keys)
         every = np.minimum(first_places + np.arange(WINDOW_BLOCKS), self.num_blocks - 1)
-        blocks = _walk(every, self.num_blocks, with_keys)
+        blocks = walk(every, self.num_blocks, with_keys)
         return np.take_along_axis(blocks, places, axis=1)
 
     def _filled_up(self, inside: Rows, first_places: Rows, epochs: Rows) -> Rows:
@@ -224,7 +135,7 @@ class Order:
             return np.full_like(epochs, _short_place(self, int(epochs.flat[0])))
         distinct, which = np.unique(epochs, return_inverse=True)
         last = np.array([[self.num_blocks - 1]])
-        places = _walk(last, self.num_blocks, _keys(key(self.seed, _BLOCKS), distinct)[:, None], forward=False)[:, 0]
+        places = walk(last, self.num_blocks, keys(key(self.seed, _BLOCKS), distinct)[:, None], forward=False)[:, 0]
         return places[which].reshape(epochs.shape)
 
     def _are_few(self, span: int, wanted: int) -> bool:
@@ -326,7 +237,7 @@ class StepPlan:
             The same rows, of like length within a step; the steps of a group are shuffled.
         """
         by_length = np.take_along_axis(rows, np.argsort(self._sort_keys[rows], axis=1, kind="stable"), axis=1)
-        shuffled = _walk(np.arange(size)[None], size, _keys(key(self.order.seed, _GROUP), firsts)[:, None])
+        shuffled = walk(np.arange(size)[None], size, keys(key(self.order.seed, _GROUP), firsts)[:, None])
         steps = by_length.reshape(len(rows), size, self.rows_per_step)
         return steps[np.arange(len(rows))[:, None], shuffled].reshape(rows.shape)
 

@@ -11,12 +11,13 @@ batch of `ROWS_PER_BLOCK` rows (the last one of a split may be shorter): the uni
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,8 @@ MANIFEST_VERSION = 1
 ROWS_PER_BLOCK = 64
 BLOCKS_PER_SHARD = 256
 IGNORE_INDEX = -100
+_HELD_BYTES = 512 * 2**20  # most of a split's blocks that are kept, and most that are in hand beside them
+_OPEN_SHARDS = 16
 
 ROW_SCHEMA = pa.schema(
     [
@@ -201,7 +204,11 @@ class SplitIndex:
 
 
 class Split:
-    """Random access to the rows of one split. Opens shards as they are needed; holds a bounded number of blocks."""
+    """Random access to the rows of one split, in bounded memory.
+
+    A block is read into memory, and the last ones are kept. Shards are not mapped: every block that is kept would hold
+    its whole shard in the address space, and a shard that is cut off would end the process with SIGBUS.
+    """
 
     def __init__(self, root: str, name: str, manifest: SplitManifest, cached_blocks: int = 64) -> None:
         self._folder = storage.join(root, name)
@@ -210,6 +217,7 @@ class Split:
         self._cached_blocks = cached_blocks
         self._readers: OrderedDict[int, Any] = OrderedDict()
         self._blocks: OrderedDict[int, Any] = OrderedDict()
+        self._cached_bytes = 0
         self._index: SplitIndex | None = None
 
     def __len__(self) -> int:
@@ -217,9 +225,15 @@ class Split:
 
     @property
     def index(self) -> SplitIndex:
-        """Counts of every row; read once."""
+        """Counts of every row; read once. Local files are mapped: some 20 bytes a row, which a host's workers share.
+
+        Raises:
+            DataError: it is gone or damaged.
+        """
         if self._index is None:
-            table = pa.ipc.open_file(self._open(self.manifest.index.name)).read_all().combine_chunks()
+            name = self.manifest.index.name
+            with self._as_data_error(name):
+                table = pa.ipc.open_file(self._open(name, pa.memory_map)).read_all().combine_chunks()
             self._index = SplitIndex(
                 num_tokens=table["num_tokens"].to_numpy(),
                 num_targets=table["num_targets"].to_numpy(),
@@ -232,44 +246,76 @@ class Split:
 
         Returns:
             pyarrow.Table with ROW_SCHEMA and len(rows) rows.
+
+        Raises:
+            DataError: a shard is gone or damaged.
         """
-        per_block = self.manifest.rows_per_block
-        blocks, inside = np.divmod(np.asarray(rows, dtype=np.int64), per_block)
-        needed, position = np.unique(blocks, return_inverse=True)
+        blocks, inside = np.divmod(np.asarray(rows, dtype=np.int64), self.manifest.rows_per_block)
+        needed, which = np.unique(blocks, return_inverse=True)
         if not len(needed):
             return ROW_SCHEMA.empty_table()
-        batches = [self._block(int(block)) for block in needed]
-        starts = np.concatenate([[0], np.cumsum([batch.num_rows for batch in batches])[:-1]])
-        table = pa.Table.from_batches(batches, schema=ROW_SCHEMA)
-        return table.take(pa.array(starts[position] + inside)).combine_chunks()
+        pieces, places = [], []
+        for first, batches in self._in_hand(needed):
+            here = np.flatnonzero((which >= first) & (which < first + len(batches)))
+            starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+            table = pa.Table.from_batches(batches, schema=ROW_SCHEMA)
+            pieces.append(table.take(pa.array(starts[which[here] - first] + inside[here])))
+            places.append(here)
+        if len(pieces) == 1:
+            return pieces[0].combine_chunks()
+        return pa.concat_tables(pieces).take(pa.array(np.argsort(np.concatenate(places)))).combine_chunks()
+
+    def _in_hand(self, needed: npt.NDArray[np.int64]) -> Iterator[tuple[int, list[Any]]]:
+        """Read blocks, as many at a time as `_HELD_BYTES` has room for: how many were given before, and these."""
+        first, size = 0, 0
+        batches: list[Any] = []
+        for number, block in enumerate(needed):
+            batch = self._block(int(block))
+            if batches and size + batch.nbytes > _HELD_BYTES:
+                yield first, batches
+                first, size, batches = number, 0, []
+            batches.append(batch)
+            size += batch.nbytes
+        if batches:
+            yield first, batches
 
     def _block(self, block: int) -> Any:
         if block in self._blocks:
             self._blocks.move_to_end(block)
             return self._blocks[block]
         shard, inside = divmod(block, self.manifest.blocks_per_shard)
-        batch = self._shard(shard).get_batch(inside)
+        with self._as_data_error(self.manifest.shards[shard].name):
+            batch = self._shard(shard).get_batch(inside)
         self._blocks[block] = batch
-        if len(self._blocks) > self._cached_blocks:
-            self._blocks.popitem(last=False)
+        self._cached_bytes += batch.nbytes
+        while self._blocks and (len(self._blocks) > self._cached_blocks or self._cached_bytes > _HELD_BYTES):
+            self._cached_bytes -= self._blocks.popitem(last=False)[1].nbytes
         return batch
 
     def _shard(self, shard: int) -> Any:
-        if shard not in self._readers:
-            self._readers[shard] = pa.ipc.open_file(self._open(self.manifest.shards[shard].name))
-            if len(self._readers) > 16:
+        if shard in self._readers:
+            self._readers.move_to_end(shard)
+        else:
+            self._readers[shard] = pa.ipc.open_file(self._open(self.manifest.shards[shard].name, pa.OSFile))
+            if len(self._readers) > _OPEN_SHARDS:
                 self._readers.popitem(last=False)
         return self._readers[shard]
 
-    def _open(self, name: str) -> Any:
+    def _open(self, name: str, local: Callable[..., Any]) -> Any:
+        """A file of the split as pyarrow reads it: by `local` where it is one, else through fsspec."""
         path = storage.join(self._folder, name)
         if storage.is_local(path):
-            try:
-                return pa.memory_map(storage.local_path(path), "rb")
-            except OSError as error:
-                raise DataError(f"prepared data is gone or damaged: {path}: {error}. Prepare it again.") from error
+            return local(storage.local_path(path), "rb")
         fs, inner = storage.filesystem(path)
         return pa.PythonFile(fs.open(inner, "rb"), mode="r")
+
+    @contextlib.contextmanager
+    def _as_data_error(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, pa.ArrowInvalid) as error:
+            path = storage.join(self._folder, name)
+            raise DataError(f"prepared data is gone or damaged: {path}: {error}. Prepare it again.") from error
 
 
 @dataclass(frozen=True)
@@ -292,5 +338,5 @@ class Prepared:
         return split in self.manifest.splits
 
     def split(self, name: str, cached_blocks: int = 64) -> Split:
-        """Open a split; it keeps up to `cached_blocks` blocks in memory."""
+        """Open a split; it keeps up to `cached_blocks` blocks in memory, fewer where they are large."""
         return Split(self.root, name, self.manifest.splits[name], cached_blocks)

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.data.order import GROUP_STEPS, WINDOW_BLOCKS, Order, Rows, StepPlan, micro_batches
+from jobs.data.order import GROUP_STEPS, WINDOW_BLOCKS, Order, StepPlan, micro_batches
+from jobs.data.permutation import Rows
 from jobs.data.prepared import ROW_SCHEMA, ROWS_PER_BLOCK, Prepared, Split
 from jobs.planning.batching import Batching, plan_batching
 from jobs.planning.steps import total_rows, total_steps, warmup_steps

@@ -1,4 +1,4 @@
-"""Saving the training state behind the step loop, and reading it back on any number of workers.
+"""Saving the training state behind the step loop.
 
 A save copies this rank's state to host memory, which is all that the loop waits for. A thread then writes the copy and
 describes it; rank 0's thread waits for the descriptions of all ranks and puts the marker. There is one copy: while it
@@ -23,23 +23,19 @@ from jobs.checkpoints import (
     Commit,
     Part,
     PartEntry,
-    Read,
     commit_path,
     committed_steps,
     entry_of,
     leftovers,
     part_stem,
-    read_commit,
-    read_parts,
-    read_slices,
     saved_steps,
     to_remove,
 )
-from jobs.errors import DataError, StorageError
+from jobs.errors import StorageError
 from jobs.paths import JobPaths
-from jobs.shardfile import Damaged, Tensor, Want, as_bytes, read_ranges, write_shard
-from jobs.spec import Checkpoint
+from jobs.shardfile import Tensor, write_shard
 from jobs.training.gang import Gang
+from jobs.training.hostcopy import HostCopy
 from jobs.training.partitions import Partitions
 from jobs.training.report import Reporter
 
@@ -50,28 +46,6 @@ _DTYPES = {
     torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
     torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-
-
-class HostCopy:
-    """Memory of the host for one snapshot of this rank's state; also what a checkpoint is read into."""
-
-    def __init__(self, partitions: Partitions, pinned: bool) -> None:
-        self.flats = {
-            kind: tuple(torch.zeros(flat.numel(), dtype=torch.float32, pin_memory=pinned) for flat in partitions.flats)
-            for kind in KINDS
-        }
-
-    @torch.no_grad()
-    def take(self, state: dict[str, tuple[torch.Tensor, ...]]) -> None:
-        for kind, flats in state.items():
-            for kept, living in zip(self.flats[kind], flats, strict=True):
-                kept.copy_(living.reshape(-1), non_blocking=True)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    def bytes_of(self, kind: str, flat: int, offset: int, numel: int) -> Any:
-        """A stretch of one flat tensor as bytes, without a copy."""
-        return as_bytes(self.flats[kind][flat].numpy()[offset : offset + numel])
 
 
 @dataclass
@@ -90,16 +64,20 @@ class Checkpointer:
     """One rank's checkpoints. What says "a call of every rank" must be made by all of them, in the same order."""
 
     def __init__(
-        self, paths: JobPaths, partitions: Partitions, gang: Gang, rule: Checkpoint, reporter: Reporter
+        self, paths: JobPaths, partitions: Partitions, host: HostCopy, gang: Gang, keep: int, reporter: Reporter
     ) -> None:
-        """A call of every rank: they agree on the token of this worker group."""
-        self._paths, self._partitions, self._keep = paths, partitions, rule.save_total_limit
+        """A call of every rank: they agree on the token of this worker group.
+
+        Args:
+            host: nobody else may write into it while this rank is busy.
+            keep: so many newest checkpoints, beside the best.
+        """
+        self._paths, self._partitions, self._host, self._keep = paths, partitions, host, keep
         self._reporter, self._report = reporter, reporter.event
         self._rank, self._world_size = gang.rank, gang.world_size
         token = [secrets.token_hex(4)]
         dist.broadcast_object_list(token, src=0)
         self._stem = [part_stem(number, gang.world_size, token[0]) for number in range(gang.world_size)]
-        self._host = HostCopy(partitions, pinned=partitions.flats[0].device.type == "cuda")
         self._writing: Writing | None = None
         self.last_began_at = time.monotonic()  # of the newest save; at first, of the worker group
 
@@ -146,7 +124,7 @@ class Checkpointer:
                 f"{kind}:{piece.slice.parameter}",
                 "F32",
                 (piece.slice.numel,),
-                self._host.bytes_of(kind, piece.flat, piece.offset, piece.slice.numel),
+                self._host.bytes_of(kind, piece),
             )
             for kind in KINDS
             for piece in self._partitions.pieces
@@ -286,96 +264,3 @@ class Checkpointer:
                 writing.error = f"the storage did not take it within {waited_s / 60:.0f} minutes"
                 return
             self._report("phase", f"writing the checkpoint of step {writing.step} ({waited_s:.0f} s)", phase="save")
-
-    def restore(self, only: int | None = None) -> tuple[Commit, tuple[Part, ...]] | None:
-        """Load the newest whole checkpoint (or that of step `only`) into the engine; a call of every rank.
-
-        Returns:
-            Its marker and parts, or None where there is none.
-
-        Raises:
-            DataError: it is of another model.
-        """
-        for step in self._candidates() if only is None else [only]:
-            found, reason = self._described(step)
-            if found is not None:
-                commit, parts = found
-                check_same_model(commit, self._partitions.shapes)
-                reason = self._read(commit, parts)
-                if reason is None:
-                    self._partitions.load(self._host.flats, commit.optimizer_step)
-                    return commit, parts
-            self._report("warning", f"the checkpoint of step {step} is damaged and passed over: {reason}", step=step)
-        return None
-
-    def _candidates(self) -> list[int]:
-        """Steps with a marker, newest first, as rank 0 sees them."""
-        told: list[Any] = [None]
-        if self._rank == 0:
-            whole = committed_steps(self._paths)
-            told[0] = whole[::-1]
-            for step in saved_steps(self._paths):
-                if step not in whole and step > max(whole, default=0):
-                    self._report("warning", f"the checkpoint of step {step} was never finished and is passed over")
-        dist.broadcast_object_list(told, src=0)
-        return list(told[0])
-
-    def _described(self, step: int) -> tuple[tuple[Commit, tuple[Part, ...]] | None, str | None]:
-        """Rank 0's reading of a marker and its parts, told to all; or what is wrong with them."""
-        told: list[Any] = [None, None]
-        if self._rank == 0:
-            try:
-                commit = read_commit(self._paths, step)
-                told[0] = (commit, read_parts(self._paths, commit))
-            except Damaged as error:
-                told[1] = str(error)
-            except StorageError as error:
-                told[1] = error
-        dist.broadcast_object_list(told, src=0)
-        if isinstance(told[1], StorageError):
-            raise told[1]
-        return told[0], told[1]
-
-    def _read(self, commit: Commit, parts: tuple[Part, ...]) -> str | None:
-        """Read this rank's slices into the host copy; what is wrong on any rank, or None on all."""
-        reads = [
-            Read(kind, piece.slice, self._host.bytes_of(kind, piece.flat, piece.offset, piece.slice.numel))
-            for kind in KINDS
-            for piece in self._partitions.pieces
-        ]
-        reason = None
-        try:
-            read_slices(self._paths.checkpoint(commit.step), parts, reads)
-        except Damaged as error:
-            reason = str(error)
-        reasons: list[Any] = [None] * self._world_size
-        dist.all_gather_object(reasons, reason)
-        return next((one for one in reasons if one is not None), None)
-
-
-def check_same_model(commit: Commit, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise DataError where a checkpoint's parameters are not those of the model."""
-    saved = commit.shapes
-    other = [
-        f"{name} {list(saved.get(name, ())) or 'missing'} -> {list(shapes.get(name, ())) or 'missing'}"
-        for name in sorted({*saved, *shapes})
-        if tuple(saved.get(name, (-1,))) != tuple(shapes.get(name, (-1,)))
-    ]
-    if other:
-        raise DataError(
-            f"the checkpoint of step {commit.step} is of another model than model.path: {len(other)} parameters "
-            f"differ, first {'; '.join(other[:3])}"
-        )
-
-
-@torch.no_grad()
-def load_buffers(folder: str, part: Part, buffers: dict[str, torch.Tensor]) -> None:
-    """Read the model's buffers, in place, from rank 0's part. Raises Damaged."""
-    kept = {name: torch.empty_like(buffer, device="cpu") for name, buffer in buffers.items() if name in part.buffers}
-    wants = [
-        Want(part.file.offsets[f"buffer:{name}"], tensor.reshape(-1).view(torch.uint8).numpy())
-        for name, tensor in kept.items()
-    ]
-    read_ranges(folder, part.file, wants)
-    for name, tensor in kept.items():
-        buffers[name].copy_(tensor)

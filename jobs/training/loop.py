@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 
 from jobs.data.chain import row_digests, to_hex
-from jobs.data.order import MICRO_BATCH, key
+from jobs.data.order import MICRO_BATCH
+from jobs.data.permutation import key
 from jobs.data.prepared import Prepared
 from jobs.data.stream import StepRows, Stream, step_plan
 from jobs.errors import RunFailed
@@ -24,9 +25,11 @@ from jobs.modeldir import local_model_dir
 from jobs.planning import learning_rate_at, plan_batching
 from jobs.training.batch import collate, loss_sum, model_logits
 from jobs.training.checkpoint import Checkpointer
+from jobs.training.checkpoint_reader import CheckpointReader
 from jobs.training.engine import Engine, build_engine, peak_memory_bytes
 from jobs.training.evaluate import Evaluator
 from jobs.training.gang import Gang
+from jobs.training.hostcopy import HostCopy
 from jobs.training.isolation import packed_samples_are_isolated
 from jobs.training.job import Job
 from jobs.training.report import Reporter
@@ -154,14 +157,17 @@ def set_up(job: Job, gang: Gang, reporter: Reporter) -> Run:
     pad = prepared.manifest.pad_token_id
     reporter.event("phase", f"loading the model on {gang.world_size} workers", phase="model")
     engine = build_engine(job.spec, local_model_dir(job.model), gang, pad)
-    plan = step_plan(job.spec, split)
+    plan, host = step_plan(job.spec, split), HostCopy(engine.partitions)
     unpack = job.spec.packed and not kept_apart(job, gang, engine, reporter, pad)
     reporter.event("plan", f"training {plan.total_steps} steps", total_steps=plan.total_steps, **engine.facts())
     return Run(
         job=job,
         gang=gang,
         engine=engine,
-        checkpoints=Checkpointer(job.paths, engine.partitions, gang, job.spec.checkpoint, reporter),
+        checkpoints=Checkpointer(
+            job.paths, engine.partitions, host, gang, job.spec.checkpoint.save_total_limit, reporter
+        ),
+        reader=CheckpointReader(job.paths, engine.partitions, host, gang.rank, reporter.event),
         plan=plan,
         batching=plan_batching(job.spec),
         evaluator=Evaluator(job.spec, prepared.split("eval"), pad, unpack) if prepared.has("eval") else None,
@@ -186,8 +192,8 @@ def kept_apart(job: Job, gang: Gang, engine: Engine, reporter: Reporter, pad_tok
         kind = engine.module.module.config.model_type
         reporter.event(
             "warning",
-            f"a model of type {kind} lets packed samples see each other, so every sample is trained in a row of its "
-            "own: the same steps, with more padding and memory (data.packing: false prepares them so)",
+            f"it is not proved that a model of type {kind} keeps packed samples apart, so every sample is trained in a "
+            "row of its own: the same steps, with more padding and memory (data.packing: false prepares them so)",
         )
     return not bool(leaks > 0)
 

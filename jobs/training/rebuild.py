@@ -19,7 +19,7 @@ from jobs.paths import JobPaths
 from jobs.quiet import redirected_output
 from jobs.shardfile import Damaged, as_bytes
 from jobs.spec import Spec
-from jobs.training.checkpoint import check_same_model, load_buffers
+from jobs.training.checkpoint_reader import check_same_model, load_buffers
 from jobs.training.export import Weights, write_config, write_weights
 from jobs.training.model import DTYPES, label_arguments, model_class
 from jobs.training.zero3 import Precision

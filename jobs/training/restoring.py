@@ -12,7 +12,7 @@ from jobs.checkpoints import Commit, Part
 from jobs.data.chain import chain_of, from_hex, step_digest
 from jobs.errors import DataError, RunFailed, SpecError, StorageError
 from jobs.record import read_steps
-from jobs.training.checkpoint import load_buffers
+from jobs.training.checkpoint_reader import load_buffers
 from jobs.training.run import LoopState, Run
 from jobs.training.saving import Heard
 
@@ -29,7 +29,7 @@ def restored(run: Run) -> LoopState:
         InputError: the checkpoint is of other data, another model or another precision.
         RunFailed: the order of rows, or the optimizer's settings, are not those of the run.
     """
-    found = run.checkpoints.restore()
+    found = run.reader.restore()
     if found is None:
         return LoopState()
     commit, parts = found
@@ -129,7 +129,7 @@ def load_best(run: Run, state: LoopState) -> None:
     """Bring back the weights of the best score, if they are not those of the state; a call of every rank."""
     if state.best is None or state.best.step == state.step:
         return
-    found = run.checkpoints.restore(only=state.best.step)
+    found = run.reader.restore(only=state.best.step)
     if found is None:
         run.reporter.event("warning", f"the best checkpoint, of step {state.best.step}, is gone: the last is exported")
         return

@@ -13,6 +13,7 @@ from jobs.data.chain import EMPTY_CHAIN, extended
 from jobs.data.order import StepPlan
 from jobs.planning import Batching
 from jobs.training.checkpoint import Checkpointer
+from jobs.training.checkpoint_reader import CheckpointReader
 from jobs.training.engine import Engine
 from jobs.training.evaluate import Evaluator
 from jobs.training.gang import Gang
@@ -50,6 +51,7 @@ class Run:
     gang: Gang
     engine: Engine
     checkpoints: Checkpointer
+    reader: CheckpointReader
     plan: StepPlan
     batching: Batching
     evaluator: Evaluator | None

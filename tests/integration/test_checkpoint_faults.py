@@ -125,5 +125,5 @@ def test_storage_that_stalls_puts_saves_off_and_never_stops_the_training(cases: 
     told = messages(cases["stalled"])
     assert any("checkpoint of step 8 is put off: that of step 4 is still being written" in one for one in told), told
     steps = committed_steps(cases["stalled"].paths)
-    assert steps[-2:] == [12, 16] or 12 in steps
+    assert steps[-1] == STEPS and any(10 <= step < STEPS for step in steps), "saves went on once it was well again"
     assert losses(cases["stalled"]) == losses(cases["undisturbed"])

@@ -21,14 +21,14 @@ from jobs.journal import read_journal
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
 
-FIRST_STOP, SECOND_STOP, STEPS = 3, 14, 22
+FIRST_STOP, SECOND_STOP, STEPS = 3, 14, 26
 
 
 def spec_for(folder: pathlib.Path, workshop: pathlib.Path, **changes: Any) -> Any:
     return tiny.spec_of(
         folder, workshop / "gpt2", workshop / "text.jsonl",
         **{
-            "data__packing": False, "train__max_steps": STEPS, "train__warmup_ratio": 0.25, "train__weight_decay": 0.1,
+            "data__packing": False, "train__max_steps": STEPS, "train__warmup_ratio": 0.2, "train__weight_decay": 0.1,
             "train__max_grad_norm": 0.5, "train__global_batch_size": 8, "train__per_device_train_batch_size": 2,
             "train__learning_rate": 2e-3, "eval__eval_on_start": False,
             **changes,
@@ -105,7 +105,7 @@ def test_two_interruptions_change_nothing(runs: Runs) -> None:
 
 @pytest.mark.parametrize("other", ["on_one", "on_three", "other_zero"])
 def test_another_number_of_workers_or_zero_stage_goes_on_alike(runs: Runs, other: str) -> None:
-    """Ten steps at least are left after the second stop, less two: all of them are compared."""
+    """Twelve steps are left after the second stop."""
     case = getattr(runs, other)
     assert by_step(case, "loss") == pytest.approx(by_step(runs.undisturbed, "loss"), abs=1e-4)
     assert by_step(case, "grad_norm") == pytest.approx(by_step(runs.undisturbed, "grad_norm"), rel=2e-3)

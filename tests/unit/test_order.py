@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jobs.data.order import Order, Rows, StepPlan, key, micro_batches, permute, shares, unpermute
+from jobs.data.order import Order, StepPlan, micro_batches, shares
+from jobs.data.permutation import Rows, key, permute, unpermute
 
 SIZES = st.integers(1, 5000)
 SEEDS = st.integers(0, 2**63 - 1)

@@ -146,10 +146,13 @@ def read_parts(paths: JobPaths, commit: Commit) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def to_remove(whole: Sequence[int], limit: int, best: int | None) -> list[int]:
-    """Whole checkpoints that are no longer kept: all but the newest `limit` and the best. Pure."""
-    kept = {*sorted(whole)[-limit:], best}
-    return [step for step in sorted(whole) if step not in kept]
+def to_remove(whole: Sequence[int], limit: int, best: int | None, step: int) -> list[int]:
+    """Checkpoints that are no longer kept once that of `step` is there: all but the newest `limit` and the best. Pure.
+
+    Those of later steps do not count, and are left alone: a run that went back behind them found them damaged.
+    """
+    passed = sorted(one for one in whole if one <= step)
+    return [one for one in passed[:-limit] if one != best]
 
 
 def leftovers(saved: Sequence[int], whole: Sequence[int]) -> list[int]:

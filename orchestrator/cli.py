@@ -170,7 +170,7 @@ def export(
         root = find_run(run, storage_root(storage))
         from jobs.training.rebuild import export_run
 
-        typer.echo(f"model {export_run(root, to)}")
+        typer.echo(f"model {export_run(root, to, say=typer.echo)}")
 
 
 @app.command(epilog="Example:  fleetune spec | less")

@@ -41,7 +41,7 @@ from jobs.training.report import Reporter
 
 _POLL_S = (0.05, 1.0)  # rank 0's look for the other ranks' parts: first and longest pause
 _SAY_EVERY_S = 20.0
-_GIVE_UP_S = 1800.0
+_GIVE_UP_S = 1200.0  # less than the half an hour that the other ranks wait in a collective
 _DTYPES = {
     torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
     torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
@@ -116,7 +116,8 @@ class Checkpointer:
         tensors, part = self._part(buffers if self._rank == 0 else {})
         writing = self._writing = Writing(step)
         self.last_began_at = writing.began_at
-        threading.Thread(target=self._write, args=(writing, tensors, part, fields), name="checkpoint").start()
+        arguments = (writing, tensors, part, fields)
+        threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True).start()
 
     def _part(self, buffers: dict[str, torch.Tensor]) -> tuple[list[Tensor], dict[str, Any]]:
         tensors = [
@@ -181,7 +182,7 @@ class Checkpointer:
             bytes=size,
             seconds=took_s,
         )
-        self._clean(commit.best.step if commit.best else None)
+        self._clean(commit)
 
     def _parts_of_all_ranks(self, writing: Writing) -> list[tuple[PartEntry, int]] | None:
         """Wait for every rank's description; None when the save was abandoned."""
@@ -201,11 +202,13 @@ class Checkpointer:
             pause = min(pause * 1.5, _POLL_S[1])
         return None
 
-    def _clean(self, best: int | None) -> None:
+    def _clean(self, commit: Commit) -> None:
         """Remove what is no longer kept; that it cannot be removed harms nobody."""
+        best = commit.best.step if commit.best else None
         with contextlib.suppress(StorageError):
             whole = committed_steps(self._paths)
-            for step in [*to_remove(whole, self._keep, best), *leftovers(saved_steps(self._paths), whole)]:
+            gone = to_remove(whole, self._keep, best, commit.step)
+            for step in [*gone, *leftovers(saved_steps(self._paths), whole)]:
                 # The marker first: a checkpoint that is half removed must not look whole.
                 storage.remove_file(commit_path(self._paths, step))
                 storage.remove_dir(self._paths.checkpoint(step))
@@ -256,6 +259,11 @@ class Checkpointer:
             return False
         self._writing = None
         return True
+
+    def finish(self, within_s: float) -> None:
+        """Let this rank's write under way, if any, end before the process does; for an end by an error."""
+        if self._writing is not None:
+            self._writing.done.wait(within_s)
 
     def _wait(self, writing: Writing, event: threading.Event) -> None:
         while not event.wait(_SAY_EVERY_S):

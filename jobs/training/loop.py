@@ -37,10 +37,13 @@ from jobs.training.restoring import check_step, load_best, restored
 from jobs.training.run import LoopState, Run
 from jobs.training.saving import Heard, digest_of_rows, heard_of, saved_if_due, saying
 
+_LAST_WRITE_S = 60.0  # after an error, for the checkpoint that is being written
+
 
 def train(job: Job, gang: Gang) -> LoopState:
     """Train, from the newest checkpoint if there is one, to the end or until told to stop; export at the end."""
     reporter = Reporter(job.paths, gang.rank)
+    run = None
     try:
         run = set_up(job, gang, reporter)
         state = restored(run)
@@ -52,6 +55,8 @@ def train(job: Job, gang: Gang) -> LoopState:
             finish(run, state)
         return replace(state, facts={**run.engine.facts(), "peak_memory_bytes": most_memory_bytes(gang)})
     finally:
+        if run is not None:
+            run.checkpoints.finish(_LAST_WRITE_S)
         reporter.close()
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
@@ -25,8 +24,8 @@ from jobs.training.model import DTYPES, label_arguments, model_class
 from jobs.training.zero3 import Precision
 
 
-def export_run(run_root: str, to: str | None = None) -> str:
-    """Bring a run's model to `to` or its own model/: a copy where it has one, else out of its newest checkpoint.
+def export_run(run_root: str, to: str | None = None, say: Callable[[str], None] = print) -> str:
+    """Bring a run's model to `to` or its own model/: a copy where it has one, else out of its newest whole checkpoint.
 
     One process reads the checkpoint, tensor by tensor; at most one output file is in memory.
 
@@ -41,21 +40,17 @@ def export_run(run_root: str, to: str | None = None) -> str:
     outcome = read_outcome(paths)
     if outcome is not None and outcome.model_path is not None:  # written, read back and found right
         return paths.model if target == paths.model else _copied(paths.model, target)
-    whole = newest_whole(paths)
-    if whole is None:
-        raise DataError(f"run {paths.name} has neither a model nor a whole checkpoint: there is nothing to export")
-    with redirected_output(paths.log("export")):
-        _write(load_spec(paths.spec), paths.checkpoint(whole[0].step), whole[0], whole[1], target)
-    return target
-
-
-def newest_whole(paths: JobPaths) -> tuple[Commit, tuple[Part, ...]] | None:
-    """The newest checkpoint that has its marker and its descriptions."""
     for step in reversed(committed_steps(paths)):
-        with contextlib.suppress(Damaged):
+        try:
             commit = read_commit(paths, step)
-            return commit, read_parts(paths, commit)
-    return None
+            with redirected_output(paths.log("export")):
+                _write(load_spec(paths.spec), paths.checkpoint(step), commit, read_parts(paths, commit), target)
+        except Damaged as error:
+            say(f"the checkpoint of step {step} is damaged and passed over: {error}")
+        else:
+            say(f"out of the checkpoint of step {step}")
+            return target
+    raise DataError(f"run {paths.name} has neither a model nor a whole checkpoint: there is nothing to export")
 
 
 def _copied(source: str, target: str) -> str:

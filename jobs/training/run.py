@@ -34,13 +34,14 @@ class LoopState:
     chain: int = EMPTY_CHAIN  # over the samples of all steps (see `jobs.data.chain`)
     expected_loss: float | None = None  # of the next step, as an earlier attempt has logged it
     save_due: bool = False  # a checkpoint has been put off
+    kept: bool = False  # the checkpoint of this step is whole
     stopped: bool = False
     facts: dict[str, Any] = field(default_factory=dict)  # for the run's manifest
 
     def after(self, loss: float, digest: int) -> LoopState:
         """The state after one more step."""
         chain = extended(self.chain, digest)
-        return replace(self, step=self.step + 1, loss=loss, chain=chain, expected_loss=None)
+        return replace(self, step=self.step + 1, loss=loss, chain=chain, expected_loss=None, kept=False)
 
 
 @dataclass(frozen=True)

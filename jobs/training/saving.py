@@ -67,7 +67,7 @@ def saved_if_due(run: Run, state: LoopState, heard: Heard, last: bool) -> LoopSt
         state = replace(state, save_due=False)
         save(run, state)
         if last or heard.stop:
-            run.checkpoints.settle()
+            state = replace(state, kept=run.checkpoints.settle())
         return state
     due = state.save_due or heard.save or (every is not None and state.step % every == 0)
     if due and (heard.busy and not heard.failed):

@@ -44,9 +44,14 @@ def run_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None = No
     device = gang_device(spec.resources.gpus_per_worker, world.local_rank)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TRAIN_TIMEOUT)
     waiting = dist.new_group(backend="gloo", timeout=_PREPARE_TIMEOUT)
-    if world.rank == 0:
-        return _lead(spec, world, resume, waiting, PlainProgress(user_stream()))
-    return _follow(world, waiting)
+    try:
+        if world.rank == 0:
+            return _lead(spec, world, resume, waiting, PlainProgress(user_stream()))
+        return _follow(world, waiting)
+    finally:
+        # Before the interpreter ends: gloo's threads may hold tensors, whose end needs an interpreter (pytorch#179291).
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def with_workers(spec: Spec, num_workers: int) -> Spec:

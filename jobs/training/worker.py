@@ -70,6 +70,7 @@ def result_of(state: LoopState) -> Record:
     return {
         "step": state.step,
         "stopped": state.stopped,
+        "kept": state.kept,
         "metrics": {**state.metrics, **({} if state.loss is None else {"loss": state.loss})},
         "metrics_before": state.metrics_before,
         "facts": state.facts,
@@ -145,9 +146,14 @@ def outcome_of(paths: JobPaths, result: Record | None, failures: list[Record]) -
         first = failures[0] if failures else {"reason": silent, "bad_input": False}
         return Outcome(status=Status.FAILED, reason=first["reason"], bad_input=first["bad_input"], ended_at=now)
     stopped = result["stopped"]
+    rest = (
+        "whose checkpoint is kept"
+        if result["kept"]
+        else "whose checkpoint could not be written; the one before is kept"
+    )
     return Outcome(
         status=Status.INTERRUPTED if stopped else Status.SUCCEEDED,
-        reason=f"stopped on request after step {result['step']}, whose checkpoint is kept" if stopped else None,
+        reason=f"stopped on request after step {result['step']}, {rest}" if stopped else None,
         step=result["step"],
         metrics=result["metrics"],
         metrics_before=result["metrics_before"],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -14,8 +16,9 @@ from typing import Any
 import pytest
 
 from jobs.load import load_spec
-from tests.acceptance.conftest import fleetune
+from tests.acceptance.conftest import FLEETUNE, environment, fleetune
 from tests.acceptance.test_job_submit import free_port
+from tests.support.gangs import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +54,6 @@ def upload(env: dict[str, str], source: pathlib.Path, target: str) -> None:
 
 
 def _python(env: dict[str, str], code: str) -> str:
-    from tests.acceptance.conftest import environment
-
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(**env), capture_output=True, text=True, timeout=120, check=True
     )
@@ -69,7 +70,7 @@ def test_a_run_lives_wholly_on_an_object_store(
         "name": "lake",
         "model": {"path": "s3://lake/models/bert", "task": "sequence-classification", "num_labels": 3},
         "data": {"train": "s3://lake/data/*.jsonl", "format": "classification", "eval_fraction": 0.3, "seq_len": 64},
-        "train": {"max_steps": 6, "global_batch_size": 8, "per_device_train_batch_size": 4},
+        "train": {"max_steps": 200, "global_batch_size": 8, "per_device_train_batch_size": 4},
         "eval": {"metrics": ["accuracy"]},
         "checkpoint": {"save_steps": 2, "save_total_limit": 1},
         "resources": {"num_workers": 2, "gpus_per_worker": 0},
@@ -78,8 +79,26 @@ def test_a_run_lives_wholly_on_an_object_store(
     file = tmp_path / "job.json"
     file.write_text(json.dumps(spec))
     store = {**store, "HOME": str(tmp_path)}  # nothing of another run lies in the cache of models
-    done = fleetune("run", file, **store)
+    process = subprocess.Popen(
+        [str(FLEETUNE), "run", str(file)], cwd=ROOT, env=environment(**store), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        seen = ""
+        assert process.stdout is not None
+        for line in process.stdout:
+            seen += line
+            if "checkpoint of step 2:" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        seen += process.communicate(timeout=120)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 130, seen
+    (command,) = {line.split("fleetune ", 1)[1] for line in seen.splitlines() if line.strip().startswith("resume: ")}
+    done = fleetune(*shlex.split(command), "--set", "resources.num_workers=1", **store)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "written by 2 workers" in done.stdout
     listed = json.loads(fleetune("runs", "--storage", "s3://lake/runs", "--json", **store).stdout)
     assert [run["status"] for run in listed] == ["succeeded"]
     root = f"s3://lake/runs/{listed[0]['name']}"
@@ -90,10 +109,10 @@ def test_a_run_lives_wholly_on_an_object_store(
         "print(json.dumps([steps, *names]))"
     )
     steps, model, logs, checkpoints = json.loads(_python(store, code))
-    assert steps == [1, 2, 3, 4, 5, 6]
+    assert steps == list(range(1, 201))
     assert "model.safetensors" in model and "config.json" in model
     assert logs == ["driver.log", "rank-0.log", "rank-1.log"]
-    assert [name for name in checkpoints if name.startswith("step-")] == ["step-00000006"]
+    assert [name for name in checkpoints if name.startswith("step-")] == ["step-00000200"]
     shown = fleetune("show", root, **store)
     assert shown.returncode == 0 and "succeeded" in shown.stdout
     exported = fleetune("export", root, "--to", tmp_path / "model", **store)

@@ -7,11 +7,14 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from jobs.checkpoints import committed_steps
+from jobs.checkpoints import Read, Slice, committed_steps, read_commit, read_parts, read_slices
 from jobs.journal import read_journal
 from jobs.paths import JobPaths
+from jobs.shardfile import as_bytes
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
 
@@ -65,7 +68,17 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     undisturbed, stopped = case_of(folder, "undisturbed", spec), case_of(folder, "stopped", spec, STOPPED)
     full = dataclasses.replace(undisturbed, name="full", faults={8: {"full": True}, 10: {"full": False}})
     stalled = dataclasses.replace(undisturbed, name="stalled", faults={4: {"stalled": True}, 10: {"stalled": False}})
-    run_gang(folder, 2, [undisturbed, stopped, full, stalled])
+    # What is called best is the highest loss, so that it is not that of the last step.
+    rule = {
+        "save_total_limit": 1, "metric_for_best_model": "loss", "greater_is_better": True,
+        "load_best_model_at_end": True,
+    }  # fmt: skip
+    best_spec = tiny.spec_of(
+        folder, model, text, train__max_steps=STEPS, train__global_batch_size=4, data__eval_fraction=0.2,
+        eval__eval_on_start=False, eval__eval_steps=2, checkpoint=rule,
+    )  # fmt: skip
+    best = case_of(folder, "best", best_spec)
+    run_gang(folder, 2, [undisturbed, stopped, full, stalled, best], with_export=frozenset({"best"}))
     damaged = []
     for damage, _ in DAMAGES:
         shutil.copytree(stopped.paths.root, folder / damage.__name__)
@@ -76,7 +89,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         flip_a_byte(pathlib.Path(JobPaths(str(folder / "all-gone")).checkpoint(step)))
     damaged.append(dataclasses.replace(stopped, name="all-gone", stop_at=None))
     run_gang(folder, 2, damaged)
-    return {case.name: case for case in [undisturbed, stopped, full, stalled, *damaged]}
+    return {case.name: case for case in [undisturbed, stopped, full, stalled, best, *damaged]}
 
 
 def losses(case: Case) -> list[float]:
@@ -127,3 +140,24 @@ def test_storage_that_stalls_puts_saves_off_and_never_stops_the_training(cases: 
     steps = committed_steps(cases["stalled"].paths)
     assert steps[-1] == STEPS and any(10 <= step < STEPS for step in steps), "saves went on once it was well again"
     assert losses(cases["stalled"]) == losses(cases["undisturbed"])
+
+
+def test_the_best_checkpoint_is_kept_and_exported(cases: dict[str, Case]) -> None:
+    case = cases["best"]
+    scores = {one["step"]: one["eval_loss"] for one in read_journal(case.paths.metrics) if "eval_loss" in one}
+    assert sorted(scores) == list(range(2, STEPS + 1, 2))
+    best = max(scores, key=lambda step: scores[step])
+    assert best < STEPS and committed_steps(case.paths) == [best, STEPS]
+    assert any(f"taking the best checkpoint, of step {best}" in one for one in messages(case))
+    commit = read_commit(case.paths, STEPS)
+    assert commit.best is not None and (commit.best.step, commit.best.score) == (best, scores[best])
+    exported = load_file(f"{case.paths.model}/model.safetensors")
+    kept = read_commit(case.paths, best)
+    parts = read_parts(case.paths, kept)
+    assert set(kept.shapes) <= set(exported)
+    for name, shape in kept.shapes.items():
+        weights = np.zeros(shape, dtype=np.float32)
+        read_slices(
+            case.paths.checkpoint(best), parts, [Read("weight", Slice(name, 0, weights.size), as_bytes(weights))]
+        )
+        assert np.array_equal(weights, exported[name]), name

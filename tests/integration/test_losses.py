@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from jobs.journal import read_journal
 from tests.support import tiny
 from tests.support.gangs import ROOT, Case, case_of, run_gang
 from tests.support.reference import plain_losses
@@ -21,7 +22,7 @@ STEPS = 20
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     """All small jobs, trained on two workers in one gang and on one worker in another."""
     folder = tmp_path_factory.mktemp("losses")
-    llama, gpt2, bert = (tiny.save_model(folder / kind, kind) for kind in ("llama", "gpt2", "bert"))
+    llama, gpt2, bert, bloom = (tiny.save_model(folder / kind, kind) for kind in ("llama", "gpt2", "bert", "bloom"))
     text = tiny.write_text(folder / "text.jsonl", 400)
     labelled = tiny.write_labelled(folder / "labelled.jsonl", 200, 3)
     batch = {"train__global_batch_size": 8}
@@ -46,6 +47,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         ),
         "recomputed": tiny.spec_of(
             folder, llama, text, train__per_device_train_batch_size=4, train__gradient_checkpointing=True, **small
+        ),
+        "bloom": tiny.spec_of(
+            folder, bloom, text, train__per_device_train_batch_size=4, model__attn_implementation="eager", **small
         ),
         "bf16": tiny.spec_of(folder, llama, text, train__per_device_train_batch_size=4, train__bf16=True, **small),
     }
@@ -81,12 +85,23 @@ def test_very_uneven_lengths_give_the_same_loss_on_one_and_two_workers(cases: di
     assert cases["unpacked"].record("loss") == pytest.approx(cases["unpacked on one"].record("loss"), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["7 rows", "stage 1", "stage 2", "recomputed", "unpacked"])
+@pytest.mark.parametrize("name", ["7 rows", "stage 1", "stage 2", "recomputed", "unpacked", "bloom"])
 def test_the_way_it_is_run_does_not_change_the_loss(cases: dict[str, Case], name: str) -> None:
     case = cases[name]
     expected = plain_losses(case.spec, case.prepared, 6)
     assert case.record("loss") == pytest.approx(expected.loss, rel=1e-4)
     assert case.record("grad_norm") == pytest.approx(expected.grad_norm, rel=1e-3)
+
+
+def test_a_model_that_would_mix_packed_samples_trains_them_apart_and_says_so(cases: dict[str, Case]) -> None:
+    """Bloom takes no positions. That its losses are right all the same is shown above."""
+    said = {
+        name: [event["message"] for event in read_journal(cases[name].paths.events) if event["kind"] == "warning"]
+        for name in ("bloom", "llama", "gpt2")
+    }
+    assert any("not proved that a model of type bloom keeps packed samples apart" in one for one in said["bloom"])
+    assert cases["bloom"].prepared.split("train").manifest.samples > len(cases["bloom"].prepared.split("train"))
+    assert said["llama"] == said["gpt2"] == []
 
 
 def test_bf16_stays_near_fp32(cases: dict[str, Case]) -> None:

@@ -62,6 +62,17 @@ class Runs:
     on_one: Case
     on_three: Case
     other_zero: Case
+    kinds: dict[str, tuple[Case, Case]]  # undisturbed, interrupted
+
+
+KINDS = {
+    "bf16": {"train__bf16": True},
+    "bf16 in stage 1": {"train__bf16": True, "train__zero__stage": 1},
+    "stage 2": {"train__zero__stage": 2},
+    "packed": {"data__packing": True},
+    "nothing persistent": {"train__zero__param_persistence_threshold": 0},
+}
+KIND_STEPS, KIND_STOP = 10, 5
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +83,23 @@ def runs(workshop: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Ru
     undisturbed = case_of(folder, "undisturbed", spec)
     interrupted = case_of(folder, "interrupted", spec, FIRST_STOP)
     again = dataclasses.replace(interrupted, stop_at=SECOND_STOP)
-    run_gang(folder, 2, [undisturbed, interrupted])
+    kinds = {}
+    for kind, changes in KINDS.items():
+        other = spec_for(folder, workshop, train__max_steps=KIND_STEPS, **changes)
+        kinds[kind] = (case_of(folder, kind, other), case_of(folder, f"{kind}, interrupted", other, KIND_STOP))
+    stopped = [case for _, case in kinds.values()]
+    run_gang(folder, 2, [undisturbed, interrupted, *[case for case, _ in kinds.values()], *stopped])
     run_gang(folder, 2, [again])
     on_one, on_three = on(interrupted, "on_one"), on(interrupted, "on_three")
     on_one = dataclasses.replace(on_one, spec=workers(spec, 1))
     on_three = dataclasses.replace(on_three, spec=workers(spec, 3))
     stage_1 = workers(spec, 2, zero=spec.train.zero.model_copy(update={"stage": 1}))
     other_zero = dataclasses.replace(on(interrupted, "other_zero"), spec=stage_1)
-    run_gang(folder, 2, [dataclasses.replace(interrupted, stop_at=None), other_zero])
+    going_on = [dataclasses.replace(case, stop_at=None) for case in [interrupted, *stopped]]
+    run_gang(folder, 2, [*going_on, other_zero])
     run_gang(folder, 1, [on_one])
     run_gang(folder, 3, [on_three])
-    return Runs(undisturbed, interrupted, on_one, on_three, other_zero)
+    return Runs(undisturbed, interrupted, on_one, on_three, other_zero, kinds)
 
 
 def by_step(case: Case, column: str) -> list[Any]:
@@ -101,6 +118,14 @@ def test_two_interruptions_change_nothing(runs: Runs) -> None:
     assert by_step(runs.interrupted, "loss") == pytest.approx(by_step(runs.undisturbed, "loss"), abs=1e-6)
     assert by_step(runs.interrupted, "grad_norm") == pytest.approx(by_step(runs.undisturbed, "grad_norm"), rel=1e-5)
     assert by_step(runs.interrupted, "learning_rate") == by_step(runs.undisturbed, "learning_rate")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_engine_comes_back_as_it_was(runs: Runs, kind: str) -> None:
+    undisturbed, interrupted = runs.kinds[kind]
+    assert KIND_STOP in committed_steps(interrupted.paths)
+    for column in ("loss", "grad_norm"):
+        assert interrupted.record(column) == pytest.approx(undisturbed.record(column), rel=1e-6), column
 
 
 @pytest.mark.parametrize("other", ["on_one", "on_three", "other_zero"])

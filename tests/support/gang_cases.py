@@ -87,6 +87,7 @@ def main() -> None:
     for case in json.loads(listing.read_text()):
         run_case(case)
     dist.barrier()
+    dist.destroy_process_group()  # see jobs.training.torchrun
 
 
 if __name__ == "__main__":

@@ -207,10 +207,16 @@ def test_a_newer_format_is_refused_by_name(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_newest_and_the_best_are_kept() -> None:
-    assert to_remove([10, 20, 30, 40], 2, None) == [10, 20]
-    assert to_remove([10, 20, 30, 40], 2, 10) == [20]
-    assert to_remove([10, 20], 2, 10) == []
-    assert to_remove([], 2, None) == []
+    assert to_remove([10, 20, 30, 40], 2, None, 40) == [10, 20]
+    assert to_remove([10, 20, 30, 40], 2, 10, 40) == [20]
+    assert to_remove([10, 20], 2, 10, 20) == []
+    assert to_remove([], 2, None, 0) == []
+
+
+def test_what_was_passed_over_never_costs_a_new_checkpoint_its_place() -> None:
+    assert to_remove([5, 100], 1, None, 5) == []
+    assert to_remove([5, 10, 100], 1, None, 10) == [5]
+    assert to_remove([95, 100, 105], 1, None, 105) == [95, 100]
 
 
 def test_what_was_never_finished_goes_once_something_newer_is_whole() -> None:

@@ -15,6 +15,7 @@ Lines for people go to stderr, one JSON object for each result to stdout, the su
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import multiprocessing
@@ -23,6 +24,7 @@ import pathlib
 import platform
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -219,7 +221,13 @@ def read_plainly(reading: Reading) -> None:
 
 def plain_worker(reading: Reading, worker: int) -> None:
     asked = time.perf_counter()
-    read(reading, worker, plain_steps(reading.of(worker), reading.start), asked)
+    steps: Any = plain_steps(reading.of(worker), reading.start)
+    with contextlib.closing(steps):
+        read(reading, worker, steps, asked)
+    del steps
+    for thread in threading.enumerate():  # one that is still in pyarrow as Python ends would abort the process
+        if thread.name == "read-ahead":
+            thread.join()
 
 
 def read(reading: Reading, worker: int, steps: Iterator[StepRows], asked: float) -> None:

@@ -101,9 +101,14 @@ class TorchrunGang:
         return replace(heard, stop=heard.stop or self._signalled)
 
 
+def count_attempts(paths: JobPaths) -> int:
+    """Worker groups that have begun to train so far."""
+    return len(storage.list_names(os.path.dirname(paths.attempt(0))))
+
+
 def write_attempt(paths: JobPaths, start: int, world_size: int) -> None:
     """Publish at which step this worker group starts."""
-    number = len(storage.list_names(os.path.dirname(paths.attempt(0)))) + 1
+    number = count_attempts(paths) + 1
     storage.write_bytes(paths.attempt(number), json.dumps({"start": start, "num_workers": world_size}).encode())
 
 

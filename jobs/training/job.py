@@ -16,6 +16,7 @@ class Job:
     run_root: str
     prepared_root: str
     model: str  # as in the spec; each machine brings it to its own disk
+    earlier_attempts: int = 0  # worker groups that this run had before its driver started
 
     @property
     def paths(self) -> JobPaths:

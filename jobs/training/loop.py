@@ -28,7 +28,7 @@ from jobs.training.checkpoint import Checkpointer
 from jobs.training.checkpoint_reader import CheckpointReader
 from jobs.training.engine import Engine, build_engine, peak_memory_bytes
 from jobs.training.evaluate import Evaluator
-from jobs.training.gang import Gang
+from jobs.training.gang import Gang, count_attempts
 from jobs.training.hostcopy import HostCopy
 from jobs.training.isolation import packed_samples_are_isolated
 from jobs.training.job import Job
@@ -160,6 +160,9 @@ def set_up(job: Job, gang: Gang, reporter: Reporter) -> Run:
     prepared = Prepared.open(job.prepared_root)
     split = prepared.split("train")
     pad = prepared.manifest.pad_token_id
+    lost = count_attempts(job.paths) - job.earlier_attempts if gang.rank == 0 else 0
+    if lost > 0:  # only under Ray, which starts lost workers again
+        reporter.event("warning", f"workers were lost and are started again ({lost} so far)", lost=lost)
     reporter.event("phase", f"loading the model on {gang.world_size} workers", phase="model")
     engine = build_engine(job.spec, local_model_dir(job.model), gang, pad)
     plan, host = step_plan(job.spec, split), HostCopy(engine.partitions)

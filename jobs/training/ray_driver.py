@@ -21,7 +21,7 @@ from jobs.provenance import run_facts
 from jobs.record import write_manifest
 from jobs.signals import StopSignals
 from jobs.spec import Spec
-from jobs.training.gang import read_attempt
+from jobs.training.gang import count_attempts, read_attempt
 from jobs.training.job import Job
 from jobs.training.ready import ready_data
 from jobs.training.worker import failures_of, outcome_of, ray_worker
@@ -52,7 +52,8 @@ def drive_on_ray(spec: Spec, paths: JobPaths, address: str | None, announce: Ann
             write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
             announce("phase", f"starting {gang_request(spec)}", phase="workers")
             signals.graceful = True
-            result = fit(Job(spec, paths.root, prepared.root, spec.model.path), signals, Watch(paths, progress))
+            job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths))
+            result = fit(job, signals, Watch(paths, progress))
     outcome = outcome_of(paths, result, failures_of(paths))
     write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint} | (result or {}).get("facts", {}))
     return outcome

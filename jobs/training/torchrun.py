@@ -19,7 +19,7 @@ from jobs.provenance import run_facts
 from jobs.quiet import redirected_output, user_stream
 from jobs.record import concluded, ending_of, write_manifest
 from jobs.spec import Spec
-from jobs.training.gang import TorchrunGang, gang_device
+from jobs.training.gang import TorchrunGang, count_attempts, gang_device
 from jobs.training.job import Job
 from jobs.training.loop import train
 from jobs.training.ready import ready_data
@@ -93,7 +93,7 @@ def _prepare_and_train(
     prepared = ready_data(spec, "plain", announce)
     facts = run_facts() | {"data_fingerprint": prepared.manifest.fingerprint}
     write_manifest(paths, facts)
-    job = Job(spec, paths.root, prepared.root, spec.model.path)
+    job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths))
     tell(job)
     with Watch(paths, progress).in_background():
         result = guarded(job, _gang(job, world), train)

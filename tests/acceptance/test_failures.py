@@ -148,6 +148,7 @@ def test_workers_killed_in_the_warmup_and_in_the_second_epoch_are_replaced_and_n
     first, second, third = starts(paths)
     assert first == 0 and 5 <= second < WARMUP and EPOCH + 5 <= third < 2 * EPOCH
     assert output.count("resumed from the checkpoint of step") == 2
+    assert "workers were lost and are started again (2 so far)" in output
     assert min(record["grad_norm"] for record in read_steps(paths)) > 0.5, "clipping was active"
     check_same(paths, undisturbed(job), 1e-6)
 

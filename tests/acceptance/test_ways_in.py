@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import pathlib
+import subprocess
 from collections.abc import Callable
 
 import pytest
 
+from jobs.checkpoints import committed_steps
+from jobs.data.chain import chain_of, from_hex, row_digests
+from jobs.data.prepared import Prepared
+from jobs.data.stream import step_plan
 from jobs.journal import read_journal
 from jobs.load import load_spec
-from tests.acceptance.conftest import fleetune, newest_run, outcome_of
-from tests.support.gangs import torchrun
+from jobs.outcome import Status
+from jobs.paths import prepared_root
+from jobs.record import read_steps
+from tests.acceptance.conftest import FLEETUNE, environment, fleetune, newest_run, outcome_of
+from tests.support.gangs import ROOT, torchrun
 
 WriteSpec = Callable[..., pathlib.Path]
 
@@ -68,3 +76,47 @@ def test_a_run_leaves_all_that_is_needed_to_understand_and_repeat_it(
     assert shown.returncode == 0 and "succeeded" in shown.stdout
     listed = json.loads(fleetune("runs", "--storage", workshop / "runs", "--json").stdout)
     assert paths.name in {entry["name"] for entry in listed}
+
+
+@pytest.mark.slow
+def test_a_run_that_ray_began_goes_on_under_torchrun_and_saves_when_asked(
+    write_spec: WriteSpec, workshop: pathlib.Path
+) -> None:
+    spec = write_spec(
+        "gpt2", data__packing=False, train__global_batch_size=8, train__max_steps=160, train__max_grad_norm=0.5
+    )
+    before = set((workshop / "runs").glob("run-*")) if (workshop / "runs").exists() else set()
+    process = subprocess.Popen(
+        [str(FLEETUNE), "run", str(spec)], cwd=ROOT, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        seen, saved_once = "", False
+        assert process.stdout is not None
+        for line in process.stdout:
+            seen += line
+            if "/160" in line and "step" in line and "checkpoint" not in line and not saved_once:
+                saved_once = True
+                (root,) = set((workshop / "runs").glob("run-*")) - before
+                assert fleetune("save", root).returncode == 0
+            if "checkpoint of step" in line:
+                assert fleetune("stop", root).returncode == 0
+                break
+        seen += process.communicate(timeout=120)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 130, seen
+    paths = newest_run(workshop)
+    saved, stopped = committed_steps(paths)
+    assert 0 < saved < stopped < 160
+    done = torchrun(3, "-m", "jobs.finetune", "--resume", paths.root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"resumed from the checkpoint of step {stopped}, written by 2 workers" in done.stdout
+    assert "were lost" not in done.stdout
+    assert outcome_of(paths).status is Status.SUCCEEDED
+    records = read_steps(paths)
+    assert [record["step"] for record in records] == list(range(1, 161))
+    split = Prepared.open(prepared_root(str(workshop / "runs"), json.loads(
+        pathlib.Path(paths.manifest).read_text())["data_fingerprint"])).split("train")  # fmt: skip
+    plan = step_plan(load_spec(paths.spec), split)
+    assert from_hex(records[-1]["chain"]) == chain_of(plan, row_digests(split.index.sample_ids), 160)

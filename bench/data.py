@@ -6,7 +6,8 @@ Three things are measured, all of them with the project's own stream and its own
 
 * rate: rows/s that each of 1, 2 and 3 workers gets who do nothing but take them, through Ray Data in a gang and from
   the plain reader, by windows of time, after what was read ahead is used up;
-* late: the same from a late step to the end of a run, on data whose other shards do not exist;
+* early, late: the first steps of a run that has no more, and as many at the end of a long one, on data whose other
+  shards do not exist; every row is compared with the plan;
 * training: the wait for rows as a share of the steps of bench/train.py.
 
 Lines for people go to stderr, one JSON object for each result to stdout, the summary last.
@@ -52,10 +53,10 @@ from jobs.spec import Spec
 TOKENS = 512
 ROWS_PER_STEP, PER_DEVICE = 24, 4  # the same for 1, 2 and 3 workers
 TOTAL_STEPS = 1_000_000
-LATE_STEPS = 400  # before the end
+FEW_STEPS = 400  # of which `early` and `late` are
 WINDOW_S = 2.0
 SKIPPED = 0.5  # of the windows, at the beginning
-WAYS = ("ray", "plain")
+WAYS, KINDS = ("ray", "plain"), ("rate", "early", "late")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Reading:
     stream: Stream  # of worker 0
     run_root: str
     start: int
-    seconds: float  # at most
+    seconds: float | None  # of reading; None is to the end, every row compared with the plan
 
     @property
     def workers(self) -> int:
@@ -86,7 +87,7 @@ def main() -> None:
         for number in range(options.rounds):
             for workers in options.workers:
                 for way in options.ways:
-                    for kind in ("rate", "late"):
+                    for kind in KINDS:
                         results.append(bench.measure(kind, way, workers, number))
                         emit(results[-1])
         if not options.no_training:
@@ -113,7 +114,7 @@ def arguments() -> argparse.Namespace:
         options.steps = train.WARMUP_STEPS + train.LAST_STEPS + 5
     if options.seconds < 4 * WINDOW_S:
         parser.error(f"--seconds {options.seconds} is too short: the rows read ahead would count for much")
-    if options.rows < 4 * LATE_STEPS * ROWS_PER_STEP // 2:
+    if options.rows < 4 * FEW_STEPS * ROWS_PER_STEP // 2:
         parser.error(f"--rows {options.rows} leaves few shards that the late steps do not need")
     return options
 
@@ -126,8 +127,8 @@ class Bench:
         say(f"writing {rows:,} rows of {TOKENS} tokens ...")
         write_data(folder / "all", rows, blocks_per_shard=256)
         # A shard for each block, of which only those are there that the late steps need.
-        plan = Stream(str(folder / "all"), spec_of(1), 0).open().plan
-        self.late_start = TOTAL_STEPS - LATE_STEPS
+        plan = Stream(str(folder / "all"), spec_of(1, TOTAL_STEPS), 0).open().plan
+        self.late_start = TOTAL_STEPS - FEW_STEPS
         late = np.unique(plan.rows_of_steps(self.late_start, TOTAL_STEPS) // ROWS_PER_BLOCK)
         self.shards, self.late_shards = -(-rows // ROWS_PER_BLOCK), len(late)
         write_data(folder / "late", rows, blocks_per_shard=1, only=late)
@@ -136,10 +137,12 @@ class Bench:
         """One gang, from start to end."""
         root = self.folder / f"{kind}-{way}-{workers}-{number}"
         root.mkdir()
-        late = kind == "late"
-        stream = Stream(str(self.folder / ("late" if late else "all")), spec_of(workers), 0)
+        spec = spec_of(workers, FEW_STEPS if kind == "early" else TOTAL_STEPS)
         reading = Reading(
-            stream, str(root), self.late_start if late else 0, 10 * self.seconds if late else self.seconds
+            stream=Stream(str(self.folder / ("late" if kind == "late" else "all")), spec, 0),
+            run_root=str(root),
+            start=self.late_start if kind == "late" else 0,
+            seconds=self.seconds if kind == "rate" else None,
         )
         load = os.getloadavg()[0]
         (read_on_ray if way == "ray" else read_plainly)(reading)
@@ -149,14 +152,15 @@ class Bench:
             "first_rows_s": [round(answer["first_rows_s"], 4) for answer in answers],
             "load_average": load,
         }  # fmt: skip
-        if late:
-            result |= {"shards": self.shards, "shards_there": self.late_shards}
-            result["rows_as_planned"] = all(answer["as_planned"] for answer in answers)
-            say(f"late, {way}, {workers} workers: first rows of step {reading.start:,} after {first_s(result):.2f} s")
-        else:
+        if kind == "rate":
             result["windows_rows_per_s"] = [[round(rate) for rate in answer["rates"]] for answer in answers]
             result["rows_per_s"] = [round(steady(answer["rates"])) for answer in answers]
-            say(f"rate, {way}, {workers} workers: {result['rows_per_s']} rows/s, first after {first_s(result):.2f} s")
+        else:
+            result["rows_as_planned"] = all(answer["as_planned"] for answer in answers)
+        if kind == "late":
+            result |= {"shards": self.shards, "shards_there": self.late_shards}
+        rates = f"{result['rows_per_s']} rows/s, " if kind == "rate" else ""
+        say(f"{kind}, {way}, {workers} workers: {rates}first rows after {first_s(result):.2f} s")
         return result
 
 
@@ -235,25 +239,24 @@ def read(reading: Reading, worker: int, steps: Iterator[StepRows], asked: float)
     first = next(steps)
     seen = [sample_ids(first)]
     began = time.perf_counter()
-    late = reading.start > 0
     rates: list[float] = []
     rows, opened = 0, began
     for step in steps:
         for micro in step.micros:
             int(micro["input_ids"].chunk(0).flatten().to_numpy().sum())
             rows += micro.num_rows
-        if late:
+        if reading.seconds is None:
             seen.append(sample_ids(step))
         now = time.perf_counter()
         if now - opened >= WINDOW_S:
             rates.append(rows / (now - opened))
             rows, opened = 0, now
-        if now - began >= reading.seconds:
+        if reading.seconds is not None and now - began >= reading.seconds:
             break
     answer = {"first_rows_s": began - asked, "rates": rates}
-    if late:
-        opened_stream = reading.of(worker).open()
-        planned = [np.concatenate(opened_stream.dealt(step)) for step in range(reading.start, TOTAL_STEPS)]
+    if reading.seconds is None:
+        stream = reading.of(worker).open()
+        planned = [np.concatenate(stream.dealt(step)) for step in range(reading.start, stream.plan.total_steps)]
         answer["as_planned"] = np.concatenate(seen).tolist() == np.concatenate(planned).tolist()
     reading.answer(worker).write_text(json.dumps(answer))
 
@@ -282,16 +285,15 @@ def waits_of_training(folder: pathlib.Path, options: argparse.Namespace) -> Iter
                 "longest_wait_s": max(record["data_wait_s"] for record in later),
                 "first_wait_s": records[0]["data_wait_s"], "load_average": load,
             }  # fmt: skip
-            say(f"training, {kind}: waited {waited:.4f} s of {took:.1f} s for rows, {100 * waited / took:.3f} %")
 
 
-def spec_of(workers: int) -> Spec:
+def spec_of(workers: int, steps: int) -> Spec:
     return Spec.model_validate(
         {
             "model": {"path": "none", "task": "causal-lm"},
             "data": {"train": "none", "format": "text", "seq_len": TOKENS},
             "train": {
-                "max_steps": TOTAL_STEPS,
+                "max_steps": steps,
                 "global_batch_size": ROWS_PER_STEP,
                 "per_device_train_batch_size": PER_DEVICE,
             },
@@ -352,49 +354,37 @@ def write_file(path: pathlib.Path, schema: Any, batches: list[list[Any]]) -> Non
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Over all rounds: rows/s of the slowest worker, seconds to the slowest worker's first rows, share of waiting."""
-    found: dict[str, Any] = {"result": "summary"}
-    for way in WAYS:
-        for workers in (1, 2, 3):
-            of_kind = {
-                kind: [
-                    one
-                    for one in results
-                    if one["result"] == kind and one.get("workers") == workers and one["way"] == way
-                ]
-                for kind in ("rate", "late")
-            }
-            if not of_kind["rate"]:
-                continue
-            slowest = spread([min(one["rows_per_s"]) for one in of_kind["rate"]])
-            firsts = {kind: spread([first_s(one) for one in ones]) for kind, ones in of_kind.items()}
-            found[f"{way}-{workers}"] = {
-                "rows_per_s_per_worker": slowest,
-                "tokens_per_s_per_worker": round(slowest["median"] * TOKENS),
-                "first_rows_s": firsts["rate"],
-                "first_rows_of_late_step_s": firsts["late"],
-            }
-            say(
-                f"{way:9} {workers} workers: {slowest['median']:9,.0f} rows/s each, first rows after "
-                f"{firsts['rate']['median']:.2f} s, of a late step {firsts['late']['median']:.2f} s"
-            )
-    shares = {
-        way: spread([one["share"] for one in results if one["result"] == "training" and one["way"] == way])
-        for way in ("ray", "torchrun")
-        if any(one["result"] == "training" for one in results)
-    }
-    for way, share in shares.items():
-        say(f"{way:9} waiting for rows: {100 * share['median']:.3f} % of the step")
+    """Over all rounds: rows/s and first rows of each gang's slowest worker, and the share of waiting in training."""
+    gangs = sorted({(one["way"], one["workers"]) for one in results if one["result"] == "rate"})
+    shares: dict[str, list[float]] = {}
+    for one in results:
+        if one["result"] == "training":
+            shares.setdefault(one["way"], []).append(one["share"])
+            say(f"training, {one['way']}: waiting for rows is {100 * one['share']:.3f} % of the steps")
     return {
-        **found,
-        "rows_of_late_steps_as_planned": all(one["rows_as_planned"] for one in results if one["result"] == "late"),
-        "share_of_waiting_in_training": shares,
+        "result": "summary",
+        **{f"{way}-{workers}": of_gang(results, way, workers) for way, workers in gangs},
+        "rows_as_planned": all(one["rows_as_planned"] for one in results if one["result"] in ("early", "late")),
+        "share_of_waiting_in_training": {way: spread(found) for way, found in shares.items()},
         "target_share": 0.01,
         "tokens": TOKENS,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in (*train.PACKAGES, "pyarrow")},
         "load_average_before_max": max(one["load_average"] for one in results),
+    }
+
+
+def of_gang(results: list[dict[str, Any]], way: str, workers: int) -> dict[str, Any]:
+    mine = [one for one in results if one["way"] == way and one.get("workers") == workers]
+    rate = spread([min(one["rows_per_s"]) for one in mine if one["result"] == "rate"])
+    firsts = {kind: spread([first_s(one) for one in mine if one["result"] == kind]) for kind in KINDS}
+    shown = ", ".join(f"{kind} {first['median']:.2f} s" for kind, first in firsts.items())
+    say(f"{way:9} {workers} workers: {rate['median']:9,.0f} rows/s each; first rows: {shown}")
+    return {
+        "rows_per_s_per_worker": rate,
+        "tokens_per_s_per_worker": round(rate["median"] * TOKENS),
+        "first_rows_s": firsts,
     }
 
 

@@ -20,16 +20,22 @@ class CheckpointReader:
     """One rank's view of the checkpoints that are there."""
 
     def __init__(
-        self, paths: JobPaths, partitions: Partitions, host: HostCopy, rank: int, report: Callable[..., None]
+        self,
+        paths: JobPaths,
+        partitions: Partitions,
+        buffers: dict[str, torch.Tensor],
+        host: HostCopy,
+        rank: int,
+        report: Callable[..., None],
     ) -> None:
-        self._paths, self._partitions, self._host = paths, partitions, host
+        self._paths, self._partitions, self._buffers, self._host = paths, partitions, buffers, host
         self._rank, self._report = rank, report
 
-    def restore(self, only: int | None = None) -> tuple[Commit, tuple[Part, ...]] | None:
+    def restore(self, only: int | None = None) -> Commit | None:
         """Load the newest whole checkpoint (or that of step `only`) into the engine; a call of every rank.
 
         Returns:
-            Its marker and parts, or None where there is none.
+            Its marker, or None where there is none.
 
         Raises:
             DataError: it is of another model.
@@ -39,10 +45,13 @@ class CheckpointReader:
             if found is not None:
                 commit, parts = found
                 check_same_model(commit, self._partitions.shapes)
-                reason = self._read(commit, parts)
+                reason, buffers = self._read(commit, parts)
                 if reason is None:
                     self._partitions.load(self._host.flats, commit.optimizer_step)
-                    return commit, parts
+                    with torch.no_grad():
+                        for name, buffer in buffers.items():
+                            self._buffers[name].copy_(buffer)
+                    return commit
             self._report("warning", f"the checkpoint of step {step} is damaged and passed over: {reason}", step=step)
         return None
 
@@ -74,16 +83,23 @@ class CheckpointReader:
             raise told[1]
         return told[0], told[1]
 
-    def _read(self, commit: Commit, parts: tuple[Part, ...]) -> str | None:
-        """Read this rank's slices into the host copy; what is wrong on any rank, or None on all."""
+    def _read(self, commit: Commit, parts: tuple[Part, ...]) -> tuple[str | None, dict[str, torch.Tensor]]:
+        """Read this rank's slices into the host copy, and the buffers.
+
+        Returns:
+            What is wrong on any rank, or None on all; and the buffers.
+        """
+        folder = self._paths.checkpoint(commit.step)
+        buffers: dict[str, torch.Tensor] = {}
         reason = None
         try:
-            read_slices(self._paths.checkpoint(commit.step), parts, self._host.reads())
+            read_slices(folder, parts, self._host.reads())
+            buffers = read_buffers(folder, parts[0], self._buffers)
         except Damaged as error:
             reason = str(error)
         reasons: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(reasons, reason)
-        return next((one for one in reasons if one is not None), None)
+        return next((one for one in reasons if one is not None), None), buffers
 
 
 def check_same_model(commit: Commit, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -101,14 +117,14 @@ def check_same_model(commit: Commit, shapes: dict[str, tuple[int, ...]]) -> None
         )
 
 
-@torch.no_grad()
-def load_buffers(folder: str, part: Part, buffers: dict[str, torch.Tensor]) -> None:
-    """Read the model's buffers, in place, from rank 0's part. Raises Damaged."""
-    kept = {name: torch.empty_like(buffer, device="cpu") for name, buffer in buffers.items() if name in part.buffers}
+def read_buffers(folder: str, part: Part, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The model's buffers out of rank 0's part, shaped as `like`, on the host. Raises Damaged."""
+    kept = {
+        name: torch.empty(buffer.shape, dtype=buffer.dtype) for name, buffer in like.items() if name in part.buffers
+    }
     wants = [
         Want(part.file.offsets[f"buffer:{name}"], tensor.reshape(-1).view(torch.uint8).numpy())
         for name, tensor in kept.items()
     ]
     read_ranges(folder, part.file, wants)
-    for name, tensor in kept.items():
-        buffers[name].copy_(tensor)
+    return kept

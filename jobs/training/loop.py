@@ -175,7 +175,7 @@ def set_up(job: Job, gang: Gang, reporter: Reporter) -> Run:
         checkpoints=Checkpointer(
             job.paths, engine.partitions, host, gang, job.spec.checkpoint.save_total_limit, reporter
         ),
-        reader=CheckpointReader(job.paths, engine.partitions, host, gang.rank, reporter.event),
+        reader=CheckpointReader(job.paths, engine.partitions, engine.buffers, host, gang.rank, reporter.event),
         plan=plan,
         batching=plan_batching(job.spec),
         evaluator=Evaluator(job.spec, prepared.split("eval"), pad, unpack) if prepared.has("eval") else None,

@@ -18,7 +18,7 @@ from jobs.paths import JobPaths
 from jobs.quiet import redirected_output
 from jobs.shardfile import Damaged, as_bytes
 from jobs.spec import Spec
-from jobs.training.checkpoint_reader import check_same_model, load_buffers
+from jobs.training.checkpoint_reader import check_same_model, read_buffers
 from jobs.training.export import Weights, write_config, write_weights
 from jobs.training.model import DTYPES, label_arguments, model_class
 from jobs.training.zero3 import Precision
@@ -70,8 +70,7 @@ def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], tar
         model = model_class(spec).from_config(config, dtype=dtype)
     weights = Weights(model)
     check_same_model(commit, {name: tuple(parameter.shape) for name, parameter in weights.parameters})
-    buffers = {name: torch.empty_like(buffer, device="cpu") for name, buffer in weights.buffers}
-    load_buffers(folder, parts[0], buffers)
+    buffers = read_buffers(folder, parts[0], dict(weights.buffers))
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for name, parameter in weights.parameters:

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from jobs.checkpoints import Commit, Part
+from jobs.checkpoints import Commit
 from jobs.data.chain import chain_of, from_hex, step_digest
 from jobs.errors import DataError, RunFailed, SpecError, StorageError
 from jobs.record import read_steps
-from jobs.training.checkpoint_reader import load_buffers
 from jobs.training.run import LoopState, Run
 from jobs.training.saving import Heard
 
@@ -29,13 +28,12 @@ def restored(run: Run) -> LoopState:
         InputError: the checkpoint is of other data, another model or another precision.
         RunFailed: the order of rows, or the optimizer's settings, are not those of the run.
     """
-    found = run.reader.restore()
-    if found is None:
+    commit = run.reader.restore()
+    if commit is None:
         return LoopState()
-    commit, parts = found
     check_precision(run, commit)
     check_data(run, commit)
-    take_rest(run, commit, parts)
+    run.engine.load_loss_scaler(commit.loss_scaler)
     run.engine.check_groups(commit.optimizer_step)
     run.reporter.event(
         "phase",
@@ -56,12 +54,6 @@ def state_of(commit: Commit, expected_loss: float | None = None) -> LoopState:
         chain=from_hex(commit.chain),
         expected_loss=expected_loss,
     )
-
-
-def take_rest(run: Run, commit: Commit, parts: tuple[Part, ...]) -> None:
-    """What a checkpoint holds beside the partitions: buffers and the loss scale."""
-    load_buffers(run.job.paths.checkpoint(commit.step), parts[0], run.engine.buffers)
-    run.engine.load_loss_scaler(commit.loss_scaler)
 
 
 def check_precision(run: Run, commit: Commit) -> None:
@@ -129,9 +121,7 @@ def load_best(run: Run, state: LoopState) -> None:
     """Bring back the weights of the best score, if they are not those of the state; a call of every rank."""
     if state.best is None or state.best.step == state.step:
         return
-    found = run.reader.restore(only=state.best.step)
-    if found is None:
+    if run.reader.restore(only=state.best.step) is None:
         run.reporter.event("warning", f"the best checkpoint, of step {state.best.step}, is gone: the last is exported")
         return
-    take_rest(run, *found)
     run.reporter.event("phase", f"taking the best checkpoint, of step {state.best.step}", phase="best")

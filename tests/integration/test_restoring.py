@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
-from jobs.checkpoints import Best, Commit
+from jobs.checkpoints import Best, Commit, Part
 from jobs.data.chain import chain_of, step_digest, to_hex
 from jobs.data.order import Order, StepPlan
 from jobs.errors import DataError, RunFailed, SpecError
 from jobs.journal import JournalWriter
 from jobs.paths import JobPaths
+from jobs.shardfile import write_shard
 from jobs.spec import Checkpoint
 from jobs.training import restoring
 from jobs.training.checkpoint_reader import check_same_model
@@ -176,3 +178,25 @@ def test_a_sum_of_digests_survives_the_all_reduce() -> None:
 
     parts = [2**64 - 1, 2**63 + 12345, 987654321987654321, 2**32 - 1]
     assert heard_of(sum(map(told, parts[1:]), told(parts[0])), 1).digest == sum(parts) % 2**64
+
+
+def test_buffers_of_every_kind_come_back(tmp_path: pathlib.Path) -> None:
+    from jobs.training.checkpoint import Checkpointer
+    from jobs.training.checkpoint_reader import read_buffers
+
+    buffers = {
+        "mean": torch.randn(3, 2),
+        "count": torch.tensor(7),
+        "half": torch.randn(5).bfloat16(),
+        "mask": torch.tensor([True, False]),
+    }
+    partitions: Any = SimpleNamespace(pieces=())
+    gang: Any = SimpleNamespace(rank=0, world_size=1)
+    reporter: Any = SimpleNamespace(event=lambda *told, **data: None)
+    host: Any = SimpleNamespace()
+    checkpoints = Checkpointer(JobPaths(str(tmp_path)), partitions, host, gang, 1, reporter)
+    tensors, described = checkpoints._part(buffers)
+    part = Part(file=write_shard(str(tmp_path), "a.safetensors", tensors), **described)
+    back = read_buffers(str(tmp_path), part, buffers)
+    assert all(torch.equal(back[name], buffers[name]) for name in buffers) and set(back) == set(buffers)
+    assert set(load_file(tmp_path / "a.safetensors")) == {f"buffer:{name}" for name in buffers}

@@ -231,7 +231,7 @@ def test_export_goes_to_the_run_that_is_meant(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "abc-1").mkdir()
     (tmp_path / "abc-1" / "spec.json").write_text("{}")
     module = types.ModuleType("jobs.training.rebuild")
-    module.export_run = lambda root, to: f"{root} -> {to}"  # type: ignore[attr-defined]
+    module.export_run = lambda root, to, say: f"{root} -> {to}"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "jobs.training.rebuild", module)
     code, printed, _ = call("export", "abc", "--to", "/out", "--storage", str(tmp_path))
     assert (code, printed) == (0, f"model {tmp_path}/abc-1 -> /out\n")

@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs import storage
 from jobs.errors import FleetuneError, InputError, Interrupted, StorageError
-from jobs.journal import Record, read_journal
+from jobs.journal import Record, part_names, read_journal, read_part
 from jobs.load import dump_spec
 from jobs.outcome import Outcome, Status, write_outcome
 from jobs.paths import JobPaths, new_run_name
@@ -89,6 +89,21 @@ def read_steps(paths: JobPaths) -> list[Record]:
     An attempt that goes back to a checkpoint computes some steps again: what was written last counts.
     """
     return one_of_each_step(read_journal(paths.metrics))
+
+
+def logged_loss(paths: JobPaths, step: int) -> float | None:
+    """The loss that was logged last for a step which is the next to be done; None where none got so far.
+
+    Looks from the end only as far as that step may be: a long past costs nothing. Raises StorageError.
+    """
+    for name in reversed(part_names(paths.metrics)):
+        records = read_part(paths.metrics, name)
+        for record in reversed(records):
+            if record["step"] == step:
+                return float(record["loss"])
+        if all(record["step"] < step for record in records):
+            return None
+    return None
 
 
 def one_of_each_step(records: list[Record]) -> list[Record]:

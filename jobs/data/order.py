@@ -19,6 +19,7 @@ import numpy.typing as npt
 from jobs.data.permutation import Rows, Words, key, keys, unpermute, walk
 
 WINDOW_BLOCKS = 16
+_SPAN_STEPS, _SPANS = 32, 8  # worked out at once for `rows_of_step`, and how many of them are kept
 GROUP_STEPS = 32  # rows of like length are gathered from this many steps
 _BLOCKS, _WINDOW, _GROUP, MICRO_BATCH = 1, 2, 3, 4  # what a key is for
 _PIECE_ROWS = 2**15  # worked on at once: numpy's passes over so few stay in a core's cache
@@ -173,21 +174,22 @@ class StepPlan:
     total_steps: int
     total_rows: int  # positions that the whole run takes
     lengths: npt.NDArray[np.int32] | None = field(default=None, compare=False)
-    _cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # the last group asked for
+    # Rows of the spans of steps asked for last, by first step. Two threads may ask: nothing in it is ever changed.
+    _cache: dict[int, Rows] = field(default_factory=dict, compare=False, repr=False)
 
     def rows_of_step(self, step: int) -> Rows:
         """Rows of step `step` (0-based) over all workers; (rows_per_step,) int64, fewer at the end of the run."""
         if not 0 <= step < self.total_steps:
             raise ValueError(f"step {step} is outside 0..{self.total_steps - 1}")
-        group = self._group_of(step) if self.lengths is not None else None
-        if group is None:
-            return self._in_order(step, step + 1)
-        first, size = group
-        if self._cache.get("first") != first:
-            group_rows = self._by_length(self._in_order(first, first + size)[None], np.array([first]), size)
-            self._cache.update(first=first, steps=group_rows.reshape(size, self.rows_per_step))
-        rows: Rows = self._cache["steps"][step - first]
-        return rows
+        first = step // _SPAN_STEPS * _SPAN_STEPS
+        rows = self._cache.get(first)
+        if rows is None:
+            rows = self.rows_of_steps(first, min(first + _SPAN_STEPS, self.total_steps))
+            if len(self._cache) >= _SPANS:
+                self._cache.clear()
+            self._cache[first] = rows
+        start = (step - first) * self.rows_per_step
+        return rows[start : start + self.rows_per_step]
 
     def rows_of_steps(self, start: int, stop: int) -> Rows:
         """Rows of steps start..stop-1, one after the other as `rows_of_step` gives them, but much quicker for many.
@@ -241,19 +243,11 @@ class StepPlan:
         steps = by_length.reshape(len(rows), size, self.rows_per_step)
         return steps[np.arange(len(rows))[:, None], shuffled].reshape(rows.shape)
 
-    def _group_of(self, step: int) -> tuple[int, int] | None:
-        """First step and number of steps of the group of `step`, or None for a step that stands alone."""
-        size, rows = self.order.num_rows, self.rows_per_step
-        epoch = step * rows // size
-        first = -(-epoch * size // rows)  # first and last (exclusive) step that lie wholly inside this epoch
-        last = min((epoch + 1) * size, self.total_rows) // rows
-        if not first <= step < last:
-            return None
-        start = first + (step - first) // GROUP_STEPS * GROUP_STEPS
-        return start, min(GROUP_STEPS, last - start)
-
     def _groups(self, start: int, stop: int) -> tuple[Rows, Rows]:
-        """The `_group_of` of all of steps start..stop-1 (at least one), each group once: first steps, sizes."""
+        """The groups that steps start..stop-1 (at least one) belong to, each once: first steps, sizes.
+
+        A step across a border of epochs belongs to none.
+        """
         size, rows = self.order.num_rows, self.rows_per_step
         epochs = np.arange(start * rows // size, (stop * rows - 1) // size + 1)
         firsts = -(-epochs * size // rows)

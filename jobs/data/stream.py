@@ -25,7 +25,10 @@ from jobs.spec import Spec
 
 CHUNK_SCHEMA = pa.schema([("step", pa.int64()), ("micro", pa.int32()), *ROW_SCHEMA])
 _CHUNK_ROWS = 256
+# A task gives its chunks one by one, so many steps in one cost no memory; but each task costs Ray time at the start.
 _CHUNKS_PER_TASK = 64
+_MOST_TASKS = 32
+_JOIN_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,8 @@ def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Any]:
         except BaseException as error:
             put((None, error))
 
-    threading.Thread(target=fill, name="read-ahead", daemon=True).start()
+    thread = threading.Thread(target=fill, name="read-ahead", daemon=True)
+    thread.start()
     try:
         while True:
             table, error = ready.get()
@@ -199,6 +203,7 @@ def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Any]:
             yield table
     finally:
         ended.set()
+        thread.join(_JOIN_S)  # a process that ends while a thread is inside pyarrow is aborted
 
 
 def ray_steps(iterator: Any, stream: Stream, start: int) -> Iterator[StepRows]:
@@ -239,7 +244,8 @@ def _ordered_rows(stream: Stream, start: int) -> Any:
             super().__init__()
             opened = stream.open()
             self._stop = opened.plan.total_steps
-            self._steps_per_task = opened.steps_per_chunk * _CHUNKS_PER_TASK
+            chunks = -(-max(self._stop - start, 1) // opened.steps_per_chunk)
+            self._steps_per_task = opened.steps_per_chunk * max(_CHUNKS_PER_TASK, -(-chunks // _MOST_TASKS))
             self._rows_per_step = -(-opened.batching.rows // opened.batching.num_workers)
 
         def estimate_inmemory_data_size(self) -> int | None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from jobs.checkpoints import Commit
 from jobs.data.chain import chain_of, from_hex, step_digest
 from jobs.errors import DataError, RunFailed, SpecError, StorageError
-from jobs.record import read_steps
+from jobs.record import logged_loss
 from jobs.training.run import LoopState, Run
 from jobs.training.saving import Heard
 
@@ -41,7 +41,7 @@ def restored(run: Run) -> LoopState:
         phase="resumed",
         step=commit.step,
     )
-    return state_of(commit, logged_loss(run, commit.step + 1))
+    return state_of(commit, expected_loss(run, commit.step + 1))
 
 
 def state_of(commit: Commit, expected_loss: float | None = None) -> LoopState:
@@ -89,14 +89,15 @@ def check_data(run: Run, commit: Commit) -> None:
         )
 
 
-def logged_loss(run: Run, step: int) -> float | None:
+def expected_loss(run: Run, step: int) -> float | None:
     """The loss that an earlier attempt has logged for a step, where it got so far; rank 0 tells all."""
     told: list[Any] = [None]
     if run.gang.rank == 0:
         with contextlib.suppress(StorageError):
-            told[0] = next((one["loss"] for one in read_steps(run.job.paths) if one["step"] == step), None)
+            told[0] = logged_loss(run.job.paths, step)
     dist.broadcast_object_list(told, src=0)
-    return None if told[0] is None else float(told[0])
+    loss: float | None = told[0]
+    return loss
 
 
 def check_step(run: Run, state: LoopState, heard: Heard) -> None:

@@ -117,7 +117,7 @@ def test_the_first_loss_after_a_resume_is_held_against_the_log(
         journal.append({"step": step, "loss": logged})
     journal.close()
     run = run_of(tmp_path, precision)
-    state = restoring.state_of(commit(), restoring.logged_loss(run, 21))
+    state = restoring.state_of(commit(), restoring.expected_loss(run, 21))
     assert state.expected_loss == 2.0 and state.step == 20
     if good:
         restoring.check_step(run, state, heard(loss, planned_digest(20)))
@@ -125,7 +125,7 @@ def test_the_first_loss_after_a_resume_is_held_against_the_log(
     else:
         with pytest.raises(RunFailed, match=r"the log of the run has 2\.000000"):
             restoring.check_step(run, state, heard(loss, planned_digest(20)))
-    assert restoring.logged_loss(run, 22) is None
+    assert restoring.expected_loss(run, 22) is None
 
 
 @pytest.mark.parametrize(("setting", "value"), [("weight_decay", 0.0), ("betas", [0.9, 0.9]), ("step", 19)])
@@ -200,3 +200,27 @@ def test_buffers_of_every_kind_come_back(tmp_path: pathlib.Path) -> None:
     back = read_buffers(str(tmp_path), part, buffers)
     assert all(torch.equal(back[name], buffers[name]) for name in buffers) and set(back) == set(buffers)
     assert set(load_file(tmp_path / "a.safetensors")) == {f"buffer:{name}" for name in buffers}
+
+
+def test_the_log_is_read_from_its_end_only_as_far_as_needed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs import record
+
+    paths = JobPaths(str(tmp_path))
+    for first in range(1, 100, 10):
+        journal = JournalWriter(paths.metrics)
+        for step in range(first, first + 10):
+            journal.append({"step": step, "loss": float(step)})
+        journal.close()
+    read: list[str] = []
+    real = record.read_part
+
+    def counting(folder: str, name: str) -> Any:
+        read.append(name)
+        return real(folder, name)
+
+    monkeypatch.setattr(record, "read_part", counting)
+    assert record.logged_loss(paths, 101) is None and len(read) == 1
+    assert record.logged_loss(paths, 95) == 95.0 and len(read) == 2
+    assert record.logged_loss(paths, 75) == 75.0 and len(read) == 5

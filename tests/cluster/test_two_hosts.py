@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -48,16 +48,14 @@ def cluster() -> Iterator[Cluster]:
     try:
         with hosts(2, shared, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token)) as (head, worker):
             ray = str(BIN / "ray")
-            head.start(
-                ray, "start", "--head", "--node-ip-address", head.address, "--port", "6379", "--num-cpus", "2",
-                "--include-dashboard", "false", "--block",
+            _keep_up(
+                head, lambda: _answers(head), ray, "start", "--head", "--node-ip-address", head.address, "--port",
+                "6379", "--num-cpus", "2", "--include-dashboard", "false", "--block",
             )  # fmt: skip
-            _until(lambda: _answers(head))
-            worker.start(
-                ray, "start", "--address", f"{head.address}:6379", "--node-ip-address", worker.address,
-                "--num-cpus", "2", "--block",
+            _keep_up(
+                worker, lambda: _nodes(head) == 2, ray, "start", "--address", f"{head.address}:6379",
+                "--node-ip-address", worker.address, "--num-cpus", "2", "--block",
             )  # fmt: skip
-            _until(lambda: _nodes(head) == 2)
             yield Cluster(head, worker, shared)
     finally:
         shutil.rmtree(shared, ignore_errors=True)
@@ -77,11 +75,15 @@ def _nodes(head: Host) -> int:
     return int(found[-1].split()[1]) if found else 0
 
 
-def _until(reached: object, seconds: float = 120) -> None:
-    assert callable(reached)
-    deadline = time.monotonic() + seconds
+def _keep_up(host: Host, reached: Callable[[], bool], *command: str) -> None:
+    """Start a node, and again if it gives up: on a busy machine Ray's own time-outs may be too short."""
+    process = host.start(*command)
+    deadline = time.monotonic() + 240
     while not reached():
-        assert time.monotonic() < deadline, "the cluster did not come up"
+        told = (host.private / "out").read_text()[-3000:]
+        assert time.monotonic() < deadline, f"{host.name} did not come up: {told}"
+        if process.poll() is not None:
+            process = host.start(*command)
         time.sleep(1)
 
 

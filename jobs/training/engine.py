@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: the only file that knows its ways."""
+"""The DeepSpeed engine. Its ways are known here, in `partitions`, `zero3` and `export`, and nowhere else."""
 
 from __future__ import annotations
 

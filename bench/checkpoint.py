@@ -121,7 +121,14 @@ def loop(config: dict[str, Any]) -> list[dict[str, Any]]:
         return time.perf_counter() - began
 
     def ours(number: int) -> None:
-        fields = {"precision": "fp32", "loss": 0.0, "metrics": {}, "metrics_before": {}, "chain": "0" * 16}
+        fields = {
+            "precision": "fp32",
+            "per_device_train_batch_size": 1,
+            "loss": 0.0,
+            "metrics": {},
+            "metrics_before": {},
+            "chain": "0" * 16,
+        }
         checkpoints.save(number, {**fields, "data_fingerprint": "none"}, engine.buffers)
 
     def deepspeed(number: int) -> None:

@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from jobs import storage
 from jobs.errors import StorageError
@@ -67,9 +67,13 @@ class Best(Frozen):
 class Commit(Frozen):
     """The marker: everything of a checkpoint but its tensors."""
 
+    # A metric of somebody's own may be no number, which must not cost the checkpoint.
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="strings")
+
     version: int = FORMAT_VERSION
     step: int = Field(description="Optimizer steps that are done.")
     num_workers: int
+    per_device_train_batch_size: int = Field(description="Dropout is drawn for each micro-batch, and so follows this.")
     parts: tuple[PartEntry, ...] = Field(description="One for each rank, in order.")
     shapes: dict[str, tuple[int, ...]] = Field(description="Every trained parameter, in the model's order.")
     bytes: int = Field(description="Of all tensor files.")

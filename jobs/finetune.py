@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -65,7 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             set_default("DS_ACCELERATOR", "cpu")
         from jobs.training.torchrun import run_under_torchrun
 
-        return run_under_torchrun(spec, world, resume).exit_code
+        code = run_under_torchrun(spec, world, resume).exit_code
+        # Everything is closed. gloo's threads may still hold tensors, whose end aborts a process in which the
+        # interpreter is ending (pytorch#179291), also after the groups were destroyed.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     except FleetuneError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

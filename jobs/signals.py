@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
 from jobs import storage
-from jobs.errors import Interrupted
+from jobs.errors import Interrupted, StorageError
 from jobs.paths import JobPaths
 from jobs.record import resume_command
 from jobs.watch import Announcer
@@ -51,12 +52,13 @@ class StopSignals:
             Interrupted: on the second signal.
         """
         if self._count == 1 and not self._asked:
-            self._asked = True
-            self._announce(
-                "stopping",
-                "stopping after a checkpoint of the next step; Ctrl-C again ends at once; "
-                f"go on later with: {resume_command(self._paths)}",
-            )
-            storage.write_bytes(self._paths.stop_request, b"signal")
+            with contextlib.suppress(StorageError):  # tried again at the next check
+                storage.write_bytes(self._paths.stop_request, b"signal")
+                self._asked = True
+                self._announce(
+                    "stopping",
+                    "stopping after a checkpoint of the next step; Ctrl-C again ends at once; "
+                    f"go on later with: {resume_command(self._paths)}",
+                )
         if self._count > 1:
             raise Interrupted("interrupted twice: ended at once, without a checkpoint of the last steps")

@@ -171,12 +171,12 @@ def open_write(path: str) -> Iterator[BinaryIO]:
         file = fs.open(inner, "wb", block_size=_UPLOAD_BYTES)
         try:
             yield file
+            file.close()
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is the one to tell
                 file.discard()
                 file.closed = True  # else its destructor would finish the upload
             raise
-        file.close()
 
 
 def read_range(path: str, begin: int, end: int) -> bytes:

@@ -154,6 +154,8 @@ class Checkpointer:
                 self._remove_own_part(writing.step)
         except Exception as error:
             writing.error = str(error) or type(error).__name__
+            if self._rank == 0:  # it may be there in spite of the error, as after a time-out of an object store
+                self._remove_marker(writing.step)
             self._remove_own_part(writing.step)
         finally:
             writing.part_done.set()
@@ -174,6 +176,10 @@ class Checkpointer:
         )
         self._reporter.flush()  # a run that goes on from here must find the metrics of every step before
         storage.write_bytes(commit_path(self._paths, writing.step), commit.model_dump_json().encode())
+        if writing.abandoned.is_set():  # meanwhile: other ranks' parts may be gone
+            self._remove_marker(writing.step)
+            self._remove_own_part(writing.step)
+            return
         took_s = time.monotonic() - writing.began_at
         self._report(
             "checkpoint",
@@ -212,6 +218,10 @@ class Checkpointer:
                 # The marker first: a checkpoint that is half removed must not look whole.
                 storage.remove_file(commit_path(self._paths, step))
                 storage.remove_dir(self._paths.checkpoint(step))
+
+    def _remove_marker(self, step: int) -> None:
+        with contextlib.suppress(StorageError):
+            storage.remove_file(commit_path(self._paths, step))
 
     def _remove_own_part(self, step: int) -> None:
         for ending in ("json", "safetensors"):

@@ -128,7 +128,9 @@ class OrderWatch:
         threading.Thread(target=self._run, name="orders", daemon=True).start()
 
     def orders(self) -> Orders:
-        save, self._save = self._save, False
+        save = self._save
+        if save:  # else an order that comes just now would be lost
+            self._save = False
         return Orders(self._stop, save)
 
     def _run(self) -> None:

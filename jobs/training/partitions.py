@@ -107,6 +107,8 @@ class Partitions:
         """Bring the fp32 weights to the tensors that the model computes with, as DeepSpeed does after a load."""
         zero = self.engine.optimizer
         if hasattr(zero, "fp32_partitioned_groups_flat"):
+            # After a forward pass without a backward one, gathered weights linger: they would be read instead of these.
+            zero.parameter_offload.partition_all_parameters()
             for number, flat in enumerate(self.flats):
                 zero.fp16_partitioned_groups_flat[number].data.copy_(flat.data)
                 zero._unflatten_partitioned_parameters(number)

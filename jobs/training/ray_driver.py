@@ -94,8 +94,9 @@ def fit(job: Job, signals: StopSignals, watch: Watch) -> Record | None:
         thread.join(_POLL_S)
         watch.look()
         signals.check()
-        if failed_at is None and storage.list_names(job.paths.failures):
-            failed_at = time.monotonic()
+        if failed_at is None:
+            with contextlib.suppress(StorageError):  # asked again at the next look
+                failed_at = time.monotonic() if storage.list_names(job.paths.failures) else None
         if failed_at is not None and time.monotonic() - failed_at > _FAILURE_GRACE_S:
             return None
     watch.look()

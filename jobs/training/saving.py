@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,19 +57,18 @@ def saved_if_due(run: Run, state: LoopState, heard: Heard, last: bool) -> LoopSt
     """Save the state now, later, or not at all; a call of every rank.
 
     While the last checkpoint is still being written, another one is put off. The last step's, that of an end on
-    request and that of a best score are not: the loop waits.
+    request and that of a best score are not: for them, the loop waits until they are whole.
     """
     if heard.failed:
         run.checkpoints.give_up()
     every = run.job.spec.checkpoint.save_steps
-    state = replace(state, best=best_of(run.job.spec.checkpoint, state))
-    if last or heard.stop or (state.best is not None and state.best.step == state.step):
+    best = best_of(run.job.spec.checkpoint, state)
+    if last or heard.stop or (best is not None and best.step == state.step):
         run.checkpoints.settle()
-        state = replace(state, save_due=False)
-        save(run, state)
-        if last or heard.stop:
-            state = replace(state, kept=run.checkpoints.settle())
-        return state
+        save(run, replace(state, best=best))
+        kept = run.checkpoints.settle()
+        # A best score whose checkpoint could not be written must not cost the checkpoint of the one before.
+        return replace(state, best=best if kept else state.best, save_due=False, kept=kept)
     due = state.save_due or heard.save or (every is not None and state.step % every == 0)
     if due and (heard.busy and not heard.failed):
         if not state.save_due:
@@ -92,6 +92,8 @@ def best_of(rule: Checkpoint, state: LoopState) -> Best | None:
     if metric is None or state.evaluated_at != state.step or metric not in state.metrics:
         return best
     score = state.metrics[metric]
+    if not math.isfinite(score):
+        return best
     if best is None or (score > best.score if rule.greater_is_best else score < best.score):
         return Best(metric=metric, greater_is_better=rule.greater_is_best, step=state.step, score=score)
     return best
@@ -100,6 +102,7 @@ def best_of(rule: Checkpoint, state: LoopState) -> Best | None:
 def save(run: Run, state: LoopState) -> None:
     """Begin a checkpoint of the state; a call of every rank."""
     fields = {
+        "per_device_train_batch_size": run.batching.per_device,
         "precision": run.engine.precision,
         "loss_scaler": run.engine.loss_scaler(),
         "loss": state.loss,

@@ -54,7 +54,8 @@ def commit(**changes: Any) -> Commit:
     values = {
         "step": 20, "num_workers": 2, "parts": (), "shapes": {"w": (4, 2), "b": (4,)}, "bytes": 1,
         "optimizer_step": 20, "precision": "fp32", "loss": 1.0, "metrics": {}, "metrics_before": {},
-        "chain": to_hex(chain_of(PLAN, DIGESTS, 20)), "data_fingerprint": "f", **changes,
+        "chain": to_hex(chain_of(PLAN, DIGESTS, 20)), "data_fingerprint": "f",
+        "per_device_train_batch_size": 1, **changes,
     }  # fmt: skip
     return Commit.model_validate(values)
 
@@ -224,3 +225,11 @@ def test_the_log_is_read_from_its_end_only_as_far_as_needed(
     assert record.logged_loss(paths, 101) is None and len(read) == 1
     assert record.logged_loss(paths, 95) == 95.0 and len(read) == 2
     assert record.logged_loss(paths, 75) == 75.0 and len(read) == 5
+
+
+def test_a_metric_that_is_no_number_does_not_cost_the_checkpoint() -> None:
+    kept = commit(metrics={"eval_own": float("nan"), "eval_loss": float("inf")})
+    back = Commit.model_validate_json(kept.model_dump_json())
+    assert np.isnan(back.metrics["eval_own"]) and back.metrics["eval_loss"] == float("inf")
+    state = LoopState(step=3, metrics={"eval_loss": float("nan")}, evaluated_at=3)
+    assert best_of(Checkpoint(metric_for_best_model="loss"), state) is None

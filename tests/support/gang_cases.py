@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -87,7 +88,10 @@ def main() -> None:
     for case in json.loads(listing.read_text()):
         run_case(case)
     dist.barrier()
-    dist.destroy_process_group()  # see jobs.training.torchrun
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # see jobs.finetune
 
 
 if __name__ == "__main__":

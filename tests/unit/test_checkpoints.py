@@ -164,7 +164,8 @@ def commit_of(paths: JobPaths, step: int, *parts: Part) -> Commit:
         entries.append(entry_of(f"{part.rank}.json", content))
     return Commit(
         step=step, num_workers=len(parts), parts=tuple(entries), shapes={}, bytes=1, optimizer_step=step,
-        precision="fp32", loss=1.0, metrics={}, metrics_before={}, chain="0" * 16, data_fingerprint="f",
+        precision="fp32", per_device_train_batch_size=1,
+        loss=1.0, metrics={}, metrics_before={}, chain="0" * 16, data_fingerprint="f",
     )  # fmt: skip
 
 

@@ -24,8 +24,15 @@ def main() -> None:
     if int(limit):
         resource.setrlimit(resource.RLIMIT_AS, (int(limit), int(limit)))
     sys.argv = [program, *arguments]
+    leave = os._exit
+
+    def write_and_leave(code: int) -> None:
+        pathlib.Path(folder, f"{os.getpid()}.json").write_text(json.dumps(taken()))
+        leave(code)
+
+    os._exit = write_and_leave  # type: ignore[assignment]  # how gang_cases ends
     runpy.run_path(program, run_name="__main__")
-    pathlib.Path(folder, f"{os.getpid()}.json").write_text(json.dumps(taken()))
+    write_and_leave(0)
 
 
 if __name__ == "__main__":

@@ -86,91 +86,103 @@ def make_model(folder: pathlib.Path, layers: int) -> pathlib.Path:
 
 def loop(config: dict[str, Any]) -> list[dict[str, Any]]:
     """The function of every worker; what rank 0 returns counts."""
-    import torch
-    import torch.distributed as dist
+    saver = Saver(config)
+    for _ in range(3):
+        saver.step()
+    results = []
+    for number in range(1, 2 * config["rounds"] + 1):
+        results.append(saver.measured("fleetune" if number % 2 else "deepspeed+report", number, config["after"]))
+        print(results[-1], file=sys.stderr)
+    return results
 
-    from jobs.paths import JobPaths
-    from jobs.spec import Spec
-    from jobs.training.checkpoint import Checkpointer
-    from jobs.training.engine import build_engine
-    from jobs.training.gang import RayGang
-    from jobs.training.hostcopy import HostCopy
-    from jobs.training.report import Reporter
 
-    torch.set_num_threads(1)
-    paths = JobPaths(config["root"])
-    spec = Spec.model_validate(
-        {
-            "model": {"path": config["model"], "task": "causal-lm"},
-            "data": {"train": "none", "format": "text", "seq_len": TOKENS},
-            "train": {"bf16": False, "learning_rate": 1e-5},
-            "resources": {"num_workers": WORKERS, "gpus_per_worker": 0},
-        }
-    )
-    gang = RayGang(paths, 0)
-    engine = build_engine(spec, config["model"], gang, 0)
-    reporter = Reporter(paths, gang.rank)
-    checkpoints = Checkpointer(paths, engine.partitions, HostCopy(engine.partitions), gang, 1, reporter)
-    tokens = torch.randint(0, 49152, (1, TOKENS), generator=torch.Generator().manual_seed(gang.rank))
+class Saver:
+    """One worker's engine, and both ways to save it."""
 
-    def step() -> float:
+    def __init__(self, config: dict[str, Any]) -> None:
+        import torch
+
+        from jobs.paths import JobPaths
+        from jobs.spec import Spec
+        from jobs.training.checkpoint import Checkpointer
+        from jobs.training.engine import build_engine
+        from jobs.training.gang import RayGang
+        from jobs.training.hostcopy import HostCopy
+        from jobs.training.report import Reporter
+
+        torch.set_num_threads(1)
+        paths = JobPaths(config["root"])
+        spec = Spec.model_validate(
+            {
+                "model": {"path": config["model"], "task": "causal-lm"},
+                "data": {"train": "none", "format": "text", "seq_len": TOKENS},
+                "train": {"bf16": False, "learning_rate": 1e-5},
+                "resources": {"num_workers": WORKERS, "gpus_per_worker": 0},
+            }
+        )
+        gang = RayGang(paths, 0)
+        self.engine = build_engine(spec, config["model"], gang, 0)
+        partitions = self.engine.partitions
+        self.checkpoints = Checkpointer(paths, partitions, HostCopy(partitions), gang, 1, Reporter(paths, gang.rank))
+        self.scratch = pathlib.Path(config["root"]).parent
+        self.state_mb = 3 * 4 * sum(flat.numel() for flat in partitions.flats) * WORKERS / 1e6
+        self.tokens = torch.randint(0, 49152, (1, TOKENS), generator=torch.Generator().manual_seed(gang.rank))
+        self.ways = {"fleetune": self.fleetune, "deepspeed+report": self.deepspeed}
+
+    def step(self) -> float:
+        """Seconds of one training step of all workers."""
+        import torch.distributed as dist
+
         began = time.perf_counter()
-        engine.backward(engine.module(input_ids=tokens, labels=tokens, use_cache=False).loss)
-        engine.step()
+        self.engine.backward(self.engine.module(input_ids=self.tokens, labels=self.tokens, use_cache=False).loss)
+        self.engine.step()
         dist.barrier()
         return time.perf_counter() - began
 
-    def ours(number: int) -> None:
+    def fleetune(self, number: int) -> None:
         fields = {
-            "precision": "fp32",
-            "per_device_train_batch_size": 1,
-            "loss": 0.0,
-            "metrics": {},
-            "metrics_before": {},
-            "chain": "0" * 16,
-        }
-        checkpoints.save(number, {**fields, "data_fingerprint": "none"}, engine.buffers)
+            "per_device_train_batch_size": 1, "precision": "fp32", "loss": 0.0, "metrics": {}, "metrics_before": {},
+            "chain": "0" * 16, "data_fingerprint": "none",
+        }  # fmt: skip
+        self.checkpoints.save(number, fields, self.engine.buffers)
 
-    def deepspeed(number: int) -> None:
+    def deepspeed(self, number: int) -> None:
         import ray.train
 
-        with tempfile.TemporaryDirectory(dir=pathlib.Path(config["root"]).parent) as scratch:
-            engine.module.save_checkpoint(scratch, tag="state", save_latest=False)
+        with tempfile.TemporaryDirectory(dir=self.scratch) as scratch:
+            self.engine.module.save_checkpoint(scratch, tag="state", save_latest=False)
             ray.train.report({"step": number}, checkpoint=ray.train.Checkpoint.from_directory(scratch))
 
-    def writing() -> bool:
-        busy = torch.tensor(float(checkpoints.busy))
+    def writing(self) -> bool:
+        """Whether any worker is still writing."""
+        import torch
+        import torch.distributed as dist
+
+        busy = torch.tensor(float(self.checkpoints.busy))
         dist.all_reduce(busy)
         return bool(busy > 0)
 
-    for _ in range(3):
-        step()
-    results = []
-    for number in range(1, 2 * config["rounds"] + 1):
-        way = ours if number % 2 else deepspeed
-        quiet = statistics.median([step() for _ in range(QUIET_STEPS)])
+    def measured(self, way: str, number: int, after: int) -> dict[str, Any]:
+        """One save, with the steps before and after it."""
+        import torch.distributed as dist
+
+        quiet = statistics.median([self.step() for _ in range(QUIET_STEPS)])
         dist.barrier()
         began = time.perf_counter()
-        way(number)
+        self.ways[way](number)
         dist.barrier()
         call_s = time.perf_counter() - began
-        later = [step() for _ in range(config["after"])]
-        while writing() and len(later) < 200:
-            later.append(step())
-        over = time.perf_counter() - began
-        if way is ours:
-            assert checkpoints.settle()
-        results.append(
-            {
-                "result": "save", "way": "fleetune" if way is ours else "deepspeed+report",
-                "quiet_step_s": quiet, "call_s": call_s, "later_steps": len(later),
-                "slower_steps_s": sum(later) - quiet * len(later),
-                "blocked_s": call_s + sum(later) - quiet * len(later), "watched_s": over,
-                "state_mb": 3 * 4 * sum(flat.numel() for flat in engine.partitions.flats) * WORKERS / 1e6,
-            }
-        )  # fmt: skip
-        print(results[-1], file=sys.stderr)
-    return results
+        later = [self.step() for _ in range(after)]
+        while self.writing() and len(later) < 200:
+            later.append(self.step())
+        watched_s = time.perf_counter() - began
+        assert self.checkpoints.settle(), "a checkpoint could not be written"
+        slower_s = sum(later) - quiet * len(later)
+        return {
+            "result": "save", "way": way, "quiet_step_s": quiet, "call_s": call_s, "later_steps": len(later),
+            "slower_steps_s": slower_s, "blocked_s": call_s + slower_s, "watched_s": watched_s,
+            "state_mb": self.state_mb,
+        }  # fmt: skip
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def find_run(run: str, storage_path: str) -> str:
     what = (
         f"the runs there are {_some(names)}"
         if names
-        else "there are no runs. Give the run's path, or say where the runs are: --storage, or FLEETUNE_STORAGE_PATH"
+        else "there are no runs. Give the run's path, or say where the runs are (FLEETUNE_STORAGE_PATH)"
     )
     raise InputError(f"no run {run!r} under {storage_path}{did_you_mean(run, names) or f': {what}'}")
 

@@ -154,8 +154,6 @@ class Checkpointer:
                 self._remove_own_part(writing.step)
         except Exception as error:
             writing.error = str(error) or type(error).__name__
-            if self._rank == 0:  # it may be there in spite of the error, as after a time-out of an object store
-                self._remove_marker(writing.step)
             self._remove_own_part(writing.step)
         finally:
             writing.part_done.set()
@@ -175,7 +173,11 @@ class Checkpointer:
             **fields,
         )
         self._reporter.flush()  # a run that goes on from here must find the metrics of every step before
-        storage.write_bytes(commit_path(self._paths, writing.step), commit.model_dump_json().encode())
+        try:
+            storage.write_bytes(commit_path(self._paths, writing.step), commit.model_dump_json().encode())
+        except StorageError:  # an object store may have taken it all the same
+            self._remove_marker(writing.step)
+            raise
         if writing.abandoned.is_set():  # meanwhile: other ranks' parts may be gone
             self._remove_marker(writing.step)
             self._remove_own_part(writing.step)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -60,6 +61,24 @@ def fleetune(*arguments: str | pathlib.Path, timeout: float = 400, **extra: str)
         text=True,
         timeout=timeout,
     )
+
+
+@contextlib.contextmanager
+def started(spec: pathlib.Path, **extra: str) -> Iterator[subprocess.Popen[str]]:
+    """`fleetune run SPEC` going on; its stdout and stderr are one stream of lines. Killed at the end of the context."""
+    process = subprocess.Popen(
+        [str(FLEETUNE), "run", str(spec)], cwd=ROOT, env=environment(**extra), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def runs_in(workshop: pathlib.Path) -> set[pathlib.Path]:
+    return set((workshop / "runs").glob("run-*"))
 
 
 def newest_run(workshop: pathlib.Path) -> JobPaths:

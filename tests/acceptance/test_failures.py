@@ -19,9 +19,9 @@ from jobs.load import load_spec
 from jobs.outcome import Status
 from jobs.paths import JobPaths
 from jobs.record import read_steps
-from tests.acceptance.conftest import FLEETUNE, environment, fleetune, newest_run, outcome_of
+from tests.acceptance.conftest import fleetune, newest_run, outcome_of, runs_in, started
 from tests.support import tiny
-from tests.support.gangs import ROOT, Case, case_of, run_gang
+from tests.support.gangs import Case, case_of, run_gang
 
 WriteSpec = Callable[..., pathlib.Path]
 
@@ -74,21 +74,13 @@ def job(write_spec: WriteSpec, workshop: pathlib.Path) -> pathlib.Path:
 @pytest.fixture
 def running(job: pathlib.Path, workshop: pathlib.Path) -> Iterator[tuple[subprocess.Popen[str], JobPaths]]:
     """A run of the job that has begun."""
-    before = set((workshop / "runs").glob("run-*")) if (workshop / "runs").exists() else set()
-    process = subprocess.Popen(
-        [str(FLEETUNE), "run", str(job)], cwd=ROOT, env=environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        found: set[pathlib.Path] = set()
+    before = runs_in(workshop)
+    with started(job) as process:
         deadline = time.monotonic() + 150
-        while not (found := set((workshop / "runs").glob("run-*")) - before):
+        while not (found := runs_in(workshop) - before):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.2)
         yield process, JobPaths(str(next(iter(found))))
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 
 from jobs.load import load_spec
-from tests.acceptance.conftest import FLEETUNE, environment, fleetune
+from tests.acceptance.conftest import environment, fleetune, started
 from tests.acceptance.test_job_submit import free_port
-from tests.support.gangs import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +78,7 @@ def test_a_run_lives_wholly_on_an_object_store(
     file = tmp_path / "job.json"
     file.write_text(json.dumps(spec))
     store = {**store, "HOME": str(tmp_path)}  # nothing of another run lies in the cache of models
-    process = subprocess.Popen(
-        [str(FLEETUNE), "run", str(file)], cwd=ROOT, env=environment(**store), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
+    with started(file, **store) as process:
         seen = ""
         assert process.stdout is not None
         for line in process.stdout:
@@ -92,8 +87,6 @@ def test_a_run_lives_wholly_on_an_object_store(
                 process.send_signal(signal.SIGINT)
                 break
         seen += process.communicate(timeout=120)[0]
-    finally:
-        process.kill()
     assert process.returncode == 130, seen
     (command,) = {line.split("fleetune ", 1)[1] for line in seen.splitlines() if line.strip().startswith("resume: ")}
     done = fleetune(*shlex.split(command), "--set", "resources.num_workers=1", **store)

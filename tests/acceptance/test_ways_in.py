@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import subprocess
 from collections.abc import Callable
 
 import pytest
@@ -18,8 +17,8 @@ from jobs.load import load_spec
 from jobs.outcome import Status
 from jobs.paths import prepared_root
 from jobs.record import read_steps
-from tests.acceptance.conftest import FLEETUNE, environment, fleetune, newest_run, outcome_of
-from tests.support.gangs import ROOT, torchrun
+from tests.acceptance.conftest import fleetune, newest_run, outcome_of, runs_in, started
+from tests.support.gangs import torchrun
 
 WriteSpec = Callable[..., pathlib.Path]
 
@@ -85,26 +84,20 @@ def test_a_run_that_ray_began_goes_on_under_torchrun_and_saves_when_asked(
     spec = write_spec(
         "gpt2", data__packing=False, train__global_batch_size=8, train__max_steps=160, train__max_grad_norm=0.5
     )
-    before = set((workshop / "runs").glob("run-*")) if (workshop / "runs").exists() else set()
-    process = subprocess.Popen(
-        [str(FLEETUNE), "run", str(spec)], cwd=ROOT, env=environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
+    before = runs_in(workshop)
+    with started(spec) as process:
         seen, saved_once = "", False
         assert process.stdout is not None
         for line in process.stdout:
             seen += line
             if "/160" in line and "step" in line and "checkpoint" not in line and not saved_once:
                 saved_once = True
-                (root,) = set((workshop / "runs").glob("run-*")) - before
+                (root,) = runs_in(workshop) - before
                 assert fleetune("save", root).returncode == 0
             if "checkpoint of step" in line:
                 assert fleetune("stop", root).returncode == 0
                 break
         seen += process.communicate(timeout=120)[0]
-    finally:
-        process.kill()
     assert process.returncode == 130, seen
     paths = newest_run(workshop)
     saved, stopped = committed_steps(paths)

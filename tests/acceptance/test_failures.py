@@ -175,3 +175,25 @@ def test_ctrl_c_leaves_a_checkpoint_that_can_be_exported_and_gone_on_with_on_oth
     assert f"resumed from the checkpoint of step {outcome.step}, written by 2 workers" in done.stdout
     assert pathlib.Path(paths.model).exists()
     check_same(paths, undisturbed(job), 1e-4)
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_at_once(write_spec: WriteSpec, workshop: pathlib.Path) -> None:
+    """Both at once: before the next step's all-reduce can have answered the first."""
+    spec = write_spec("gpt2", train__max_steps=5000, train__global_batch_size=8, checkpoint__save_minutes=0.1)
+    with started(spec) as process:
+        assert process.stdout is not None
+        seen = ""
+        for line in process.stdout:
+            seen += line
+            if "checkpoint of step" in line:  # by the clock: the spec has no save_steps
+                break
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)  # two signals that wait together are one
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        seen += process.communicate(timeout=60)[0]
+    assert process.returncode == 130, seen
+    assert time.monotonic() - began < 30
+    assert "Traceback" not in seen
+    assert outcome_of(newest_run(workshop)).status is Status.INTERRUPTED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from jobs.training import restoring
 from jobs.training.checkpoint_reader import check_same_model
 from jobs.training.engine import Engine
 from jobs.training.run import LoopState
-from jobs.training.saving import Heard, best_of
+from jobs.training.saving import Heard, best_of, heard_of, saying
 from tests.support import tiny
 
 PLAN = StepPlan(Order(100, 64, 7), 8, 30, 240)
@@ -165,20 +166,30 @@ def test_the_best_is_what_the_spec_calls_best() -> None:
     assert best_of(Checkpoint(), state) is None
 
 
+def told(rank: int = 1, digest: int = 0, since_save_s: float = 0.0, **rule: Any) -> torch.Tensor:
+    """What one rank says in a step's all-reduce."""
+    orders = SimpleNamespace(stop=False, save=False)
+    run: Any = SimpleNamespace(
+        gang=SimpleNamespace(rank=rank, orders=lambda: orders),
+        job=SimpleNamespace(spec=SimpleNamespace(checkpoint=Checkpoint(**rule))),
+        checkpoints=SimpleNamespace(last_began_at=time.monotonic() - since_save_s, busy=False, failed=False),
+    )
+    return saying(run, torch.zeros((), dtype=torch.float64), digest)
+
+
 def test_a_sum_of_digests_survives_the_all_reduce() -> None:
-    from jobs.training.saving import heard_of, saying
-
-    def told(digest: int) -> torch.Tensor:
-        orders = SimpleNamespace(stop=False, save=False)
-        run = SimpleNamespace(
-            gang=SimpleNamespace(rank=1, orders=lambda: orders),
-            job=SimpleNamespace(spec=SimpleNamespace(checkpoint=Checkpoint())),
-            checkpoints=SimpleNamespace(last_began_at=0.0, busy=False, failed=False),
-        )
-        return saying(run, torch.zeros((), dtype=torch.float64), digest)  # type: ignore[arg-type]
-
     parts = [2**64 - 1, 2**63 + 12345, 987654321987654321, 2**32 - 1]
-    assert heard_of(sum(map(told, parts[1:]), told(parts[0])), 1).digest == sum(parts) % 2**64
+    said = torch.stack([told(digest=part) for part in parts]).sum(0)
+    assert heard_of(said, 1).digest == sum(parts) % 2**64
+
+
+def test_a_checkpoint_is_due_by_the_clock_of_rank_0() -> None:
+    def due(rank: int, since_save_s: float, minutes: float | None) -> bool:
+        return heard_of(told(rank, since_save_s=since_save_s, save_minutes=minutes), 1).save
+
+    assert due(0, 61, 1) and due(0, 1900, 30)
+    assert not due(0, 59, 1) and not due(0, 1e9, None)
+    assert not due(1, 61, 1), "another rank's clock might differ"
 
 
 def test_buffers_of_every_kind_come_back(tmp_path: pathlib.Path) -> None:

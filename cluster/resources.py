@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+def workers(number: int) -> str:
+    """`1 worker`, `2 workers`."""
+    return f"{number} worker" if number == 1 else f"{number} workers"
+
+
 @dataclass(frozen=True)
 class Gang:
     """Workers that start together or not at all."""
@@ -18,4 +23,4 @@ class Gang:
         each = f"{self.cpus_per_worker} CPU"
         if self.gpus_per_worker:
             each += f" and {self.gpus_per_worker} {self.accelerator_type or ''} GPU".replace("  ", " ")
-        return f"{self.num_workers} workers of {each}"
+        return f"{workers(self.num_workers)} of {each}"

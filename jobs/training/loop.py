@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from cluster.resources import workers
 from jobs.data.chain import row_digests, to_hex
 from jobs.data.order import MICRO_BATCH
 from jobs.data.permutation import key
@@ -163,7 +164,7 @@ def set_up(job: Job, gang: Gang, reporter: Reporter) -> Run:
     lost = count_attempts(job.paths) - job.earlier_attempts if gang.rank == 0 else 0
     if lost > 0:  # only under Ray, which starts lost workers again
         reporter.event("warning", f"workers were lost and are started again ({lost} so far)", lost=lost)
-    reporter.event("phase", f"loading the model on {gang.world_size} workers", phase="model")
+    reporter.event("phase", f"loading the model on {workers(gang.world_size)}", phase="model")
     engine = build_engine(job.spec, local_model_dir(job.model), gang, pad)
     plan, host = step_plan(job.spec, split), HostCopy(engine.partitions)
     unpack = job.spec.packed and not kept_apart(job, gang, engine, reporter, pad)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from cluster.resources import workers
 from jobs.checkpoints import Commit
 from jobs.data.chain import chain_of, from_hex, step_digest
 from jobs.errors import DataError, RunFailed, SpecError, StorageError
@@ -37,7 +38,7 @@ def restored(run: Run) -> LoopState:
     run.engine.check_groups(commit.optimizer_step)
     run.reporter.event(
         "phase",
-        f"resumed from the checkpoint of step {commit.step}, written by {commit.num_workers} workers",
+        f"resumed from the checkpoint of step {commit.step}, written by {workers(commit.num_workers)}",
         phase="resumed",
         step=commit.step,
     )

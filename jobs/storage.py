@@ -9,12 +9,20 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 import fsspec
 from fsspec.core import url_to_fs
 
+from jobs.directfile import DirectFile
 from jobs.errors import StorageError
+
+
+class Writable(Protocol):
+    """What `open_write` gives."""
+
+    def write(self, data: Any, /) -> int: ...
+
 
 _UPLOAD_BYTES = 32 * 2**20
 
@@ -156,16 +164,18 @@ def _move(source: str, target: str) -> None:
 
 
 @contextlib.contextmanager
-def open_write(path: str) -> Iterator[BinaryIO]:
-    """A file to be written as a stream, which appears whole when the context ends well, and else not at all.
+def open_write(path: str) -> Iterator[Writable]:
+    """A large file to be written as a stream, which appears whole when the context ends well, and else not at all.
 
     Raises:
         StorageError: also when the storage is full.
     """
     with _as_storage_error("write", path):
         if is_local(path):
-            with _beside(local_path(path)) as file:
-                yield file
+            with _beside(local_path(path)) as local:
+                direct = DirectFile(local.fileno())
+                yield direct
+                direct.finish()
             return
         fs, inner = filesystem(path)
         file = fs.open(inner, "wb", block_size=_UPLOAD_BYTES)

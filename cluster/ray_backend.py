@@ -31,8 +31,11 @@ QUIET_LOCAL_RAY = {
 
 
 @contextlib.contextmanager
-def connected(address: str | None, gang: Gang) -> Iterator[Inventory]:
+def connected(address: str | None, gang: Gang | None) -> Iterator[Inventory]:
     """Connect to the cluster at `address` (or RAY_ADDRESS), or start a Ray of this machine; leave it at the end.
+
+    Args:
+        gang: what will run on it; None for tasks alone, which take what CPUs there are.
 
     Raises:
         CapacityError: the gang can never fit, or nothing answers at the address.
@@ -45,10 +48,11 @@ def connected(address: str | None, gang: Gang) -> Iterator[Inventory]:
     where = address or ray_address()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if where is None:
-        _check_local(gang)
+        if gang is not None:
+            _check_local(gang)
         for name, value in QUIET_LOCAL_RAY.items():
             set_default(name, value)
-        cpus = gang.num_workers * gang.cpus_per_worker + SPARE_CPUS
+        cpus = gang.num_workers * gang.cpus_per_worker + SPARE_CPUS if gang is not None else 0
         options |= {"address": "local", "num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
     else:
         options["address"] = where
@@ -59,7 +63,8 @@ def connected(address: str | None, gang: Gang) -> Iterator[Inventory]:
         raise CapacityError(_no_answer(where, error)) from error
     try:
         inventory = snapshot()
-        check_can_ever_fit(gang, inventory)
+        if gang is not None:
+            check_can_ever_fit(gang, inventory)
         yield inventory
     finally:
         ray.shutdown()

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from jobs import storage
 from jobs.errors import SpecError, StorageError
 from jobs.fields import ABSENT, did_you_mean, keys_of, section_model, spec_fields, unknown_key
 from jobs.marks import Document, Path, dotted, parse, parse_value
-from jobs.spec import SCHEMA_VERSION, Spec
+from jobs.spec import SCHEMA_VERSION, Columns, Source, Spec
 
 # Where Ray unpacks what `ray job submit --working-dir` ships; it is deleted some time after the job.
 RAY_PACKAGE = "/runtime_resources/working_dir_files/"
@@ -143,8 +144,10 @@ def _validate(document: Document, problems: list[tuple[str, str]], meant: set[st
 
 def _reworded(name: str, kind: str, context: dict[str, Any], value: Any) -> str:
     """The message of one of pydantic's errors, in words for people who never heard of it."""
-    info = spec_fields().get(name)
+    info = spec_fields().get(name) or _field_of_a_source(name)
     about = (info.description or "") if info else ""
+    if kind == "extra_forbidden":
+        return _unknown_key_of_a_source(name)
     if kind == "missing":
         needs = [key for key in keys_of(name) if spec_fields()[f"{name}.{key}"].is_required()]
         return f"is missing. {about}" + (f" It needs {' and '.join(needs)}." if needs else "")
@@ -160,6 +163,17 @@ def _reworded(name: str, kind: str, context: dict[str, Any], value: Any) -> str:
         return f"{_shown(value, '')} does not fit. {about}"
     text = _MUST_BE.get(kind)
     return f"must be {text.format(**context)}, but is {_shown(value)}" if text else f"{kind}: {_shown(value)}. {about}"
+
+
+def _field_of_a_source(name: str) -> FieldInfo | None:
+    """The field that is meant by data.train.0.weight and the like."""
+    return {**Columns.model_fields, **Source.model_fields}.get(name.rpartition(".")[2])
+
+
+def _unknown_key_of_a_source(name: str) -> str:
+    section, _, key = name.rpartition(".")
+    keys = (Columns if section.endswith("columns") else Source).model_fields
+    return f"unknown key{did_you_mean(key, keys) or '; a source has ' + ', '.join(keys)}"
 
 
 _MUST_BE = {
@@ -201,10 +215,16 @@ def _with_absolute_paths(spec: Spec, path: str) -> Spec:
             f"storage_path {spec.storage_path} lies in the package that Ray unpacked for this job, and would vanish "
             "with it: give a directory that every node sees, or a URL, as --set storage_path=/shared/runs"
         )
-    data = {"train": _absolute(spec.data.train, base), "eval": spec.data.eval and _absolute(spec.data.eval, base)}
+    data = {name: _absolute_sources(getattr(spec.data, name), base) for name in ("train", "eval")}
     model = {"path": _model_path(spec.model.path, base)}
     update = {"storage_path": root, "data": spec.data.model_copy(update=data)}
     return spec.model_copy(update={**update, "model": spec.model.model_copy(update=model)})
+
+
+def _absolute_sources(sources: tuple[Source, ...] | None, base: str) -> tuple[Source, ...] | None:
+    if sources is None:
+        return None
+    return tuple(source.model_copy(update={"path": _absolute(source.path, base)}) for source in sources)
 
 
 def _absolute(path: str, base: str) -> str:

@@ -37,7 +37,7 @@ def check_model_dir(spec: Spec) -> None:
     Raises:
         DataError: all that is wrong with it.
     """
-    path, chat = spec.model.path, spec.data.format == "chat"
+    path, chat = spec.model.path, "chat" in spec.data.formats
     if storage.is_local(path):
         local = storage.local_path(path)
         if os.path.isabs(local):  # anything else that is no URL is a hub id: see `jobs.load`

@@ -124,3 +124,8 @@ def checkpoint_step(name: str) -> int | None:
 def prepared_root(storage_path: str, fingerprint: str) -> str:
     """Prepared data is shared by all runs with the same fingerprint."""
     return storage.join(storage_path, "prepared", fingerprint)
+
+
+def check_folder(storage_path: str, fingerprint: str) -> str:
+    """What `fleetune data check` leaves behind; not a run, so it lies with the prepared data."""
+    return storage.join(storage_path, "prepared", "checks", fingerprint)

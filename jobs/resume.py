@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from jobs import storage
+from jobs.dataspec import Source, source_words
 from jobs.errors import InputError, SpecError
 from jobs.fields import section_model, spec_fields
 from jobs.journal import Record, part_names, read_part, written_at_s
@@ -17,13 +18,14 @@ from jobs.outcome import Outcome, Status, read_outcome
 from jobs.paths import JobPaths
 from jobs.planning import plan_batching
 from jobs.spec import Spec
-from jobs.watch import ALIVE, DRIVER, this_driver
+from jobs.watch import ALIVE, DRIVER, process_lives, this_driver
 
 # How a run is computed, saved and measured, a field or a whole section. Every other field is what is computed.
 MAY_CHANGE: Final = frozenset(
     {
         "name",
         "storage_path",
+        "data.max_bad_fraction",
         "resources",
         "checkpoint",
         "eval",
@@ -66,10 +68,17 @@ def differences(before: Spec, now: Spec) -> list[str]:
 def _changed_fields(before: Spec, now: Spec) -> Iterator[str]:
     for name in leaf_fields():
         old, new = (functools.reduce(getattr, name.split("."), spec) for spec in (before, now))
-        moved = name in MAY_MOVE and (old is None) == (new is None)
+        moved = name in MAY_MOVE and _unmoved(old) == _unmoved(new)
         said = name in MAY_BE_SAID and old is None
         if old != new and not moved and not said and not may_change(name):
             yield f"{name}: {_shown(old)} -> {_shown(new)}"
+
+
+def _unmoved(value: Any) -> Any:
+    """What a path or sources are beside the places where they lie."""
+    if isinstance(value, tuple):
+        return tuple(source.model_copy(update={"path": ""}) for source in value)
+    return value is None
 
 
 def _changed_rows(before: Spec, now: Spec) -> Iterator[str]:
@@ -81,6 +90,9 @@ def _changed_rows(before: Spec, now: Spec) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, tuple) and all(isinstance(one, Source) for one in value):
+        value = [source_words(one) for one in value]
+        return ", ".join(value)
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -128,7 +140,7 @@ def _check_not_driven(paths: JobPaths, now_s: float) -> None:
     driver, here = _driver_of(paths, fresh), this_driver()
     stop = f"fleetune stop {paths.root}"
     if driver is not None and (driver["host"], driver.get("machine")) == (here["host"], here["machine"]):
-        if _lives(driver["pid"]):
+        if process_lives(driver["pid"]):
             raise InputError(
                 f"run {paths.name} is still going on: process {driver['pid']} of this host drives it. "
                 f"To stop it: {stop}"
@@ -152,12 +164,3 @@ def _driver_of(paths: JobPaths, parts: list[str]) -> Record | None:
             if record.get("kind") == ALIVE and "pid" in data:
                 return data
     return None
-
-
-def _lives(pid: int) -> bool:
-    """Whether there is such a process. One that has ended, and waits for its parent to notice, is none."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except (FileNotFoundError, ProcessLookupError):
-        return False

@@ -8,27 +8,31 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from jobs.dataspec import Columns, Data, Source
+from jobs.frozen import Frozen
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Checkpoint",
+    "Columns",
+    "Data",
+    "Eval",
+    "Frozen",
+    "Model",
+    "Resources",
+    "Source",
+    "Spec",
+    "Task",
+    "Train",
+    "Zero",
+]
 
 SCHEMA_VERSION: Final = 1
 
 Task = Literal["causal-lm", "sequence-classification"]
-DataFormat = Literal["text", "chat", "classification"]
 SchedulerType = Literal["linear", "cosine", "constant_with_warmup", "warmup_stable_decay"]
-
-
-class Frozen(BaseModel):
-    """A value: unknown keys are refused, nothing can be assigned, sequences are tuples."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Columns(Frozen):
-    """The names of the columns (or JSON keys) that the format reads."""
-
-    text: str = Field("text", description="Column with the text, for formats `text` and `classification`.")
-    label: str = Field("label", description="Column with the label, for format `classification`.")
-    messages: str = Field("messages", description="Column with a list of {role, content}, for format `chat`.")
 
 
 class Model(Frozen):
@@ -57,34 +61,6 @@ def _method_from_name(value: object) -> object:
 
 
 Method = Annotated[FullMethod, BeforeValidator(_method_from_name)]
-
-
-class Data(Frozen):
-    """Where the samples come from and how they become rows of tokens."""
-
-    train: str = Field(description="JSONL, CSV or Parquet file (or glob) with the training samples.", min_length=1)
-    eval: str | None = Field(None, description="File (or glob) with the held-out samples.", min_length=1)
-    eval_fraction: float | None = Field(
-        None,
-        gt=0.0,
-        lt=1.0,
-        description="Share of `train` to hold out when no `eval` is given; by content, so duplicates stay together.",
-    )
-    format: DataFormat = Field(description="How a record is read: text, chat or classification.")
-    columns: Columns = Field(default_factory=Columns, description="Names of the columns that the format reads.")
-    labels: tuple[str, ...] | None = Field(
-        None, min_length=2, description="Names of the classes in the order of their ids, for classification."
-    )
-    seq_len: int = Field(1024, ge=8, le=1_048_576, description="Longest row in tokens; longer samples are cut.")
-    packing: bool = Field(True, description="Put several short samples in one row (never for classification).")
-
-    @model_validator(mode="after")
-    def _one_source_of_held_out_samples(self) -> Data:
-        if self.eval is not None and self.eval_fraction is not None:
-            raise ValueError("eval and eval_fraction are both given: drop one of them")
-        if self.labels is not None and len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels repeats a name: {list(self.labels)}")
-        return self
 
 
 class Zero(Frozen):
@@ -251,11 +227,12 @@ class Spec(Frozen):
     @model_validator(mode="after")
     def _task_and_format_fit(self) -> Spec:
         classify = self.model.task == "sequence-classification"
-        if classify != (self.data.format == "classification"):
-            raise ValueError(
-                f"model.task is {self.model.task} but data.format is {self.data.format}: "
-                "sequence-classification goes with classification, causal-lm with text or chat"
-            )
+        for name in sorted(self.data.formats):
+            if ":" not in name and classify != (name == "classification"):
+                raise ValueError(
+                    f"model.task is {self.model.task} but data.format is {name}: sequence-classification goes with "
+                    "classification, causal-lm with text, chat, prompt-completion or instruction"
+                )
         if classify and self.num_labels is None:
             raise ValueError("sequence-classification needs data.labels (the names) or model.num_labels")
         if classify and self.data.labels and self.model.num_labels not in (None, len(self.data.labels)):
@@ -271,7 +248,7 @@ class Spec(Frozen):
         wanted, metrics = self.checkpoint.metric_for_best_model, self.eval.metrics
         if wanted is None:
             return self
-        if self.data.eval is None and self.data.eval_fraction is None:
+        if not self.data.has_eval:
             raise ValueError("checkpoint.metric_for_best_model needs held-out samples: data.eval or data.eval_fraction")
         own = any(":" in name for name in metrics)  # may return metrics of any name
         if wanted.removeprefix("eval_") not in {"loss", *metrics} and not own:

@@ -82,6 +82,13 @@ def exists(path: str) -> bool:
         return bool(fs.exists(inner))
 
 
+def size(path: str) -> int:
+    """Bytes of a file. Raises StorageError."""
+    with _as_storage_error("look at", path):
+        fs, inner = filesystem(path)
+        return int(fs.size(inner))
+
+
 def is_dir(path: str) -> bool:
     with _as_storage_error("look at", path):
         fs, inner = filesystem(path)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from typing import get_args
 
 from jobs import storage
+from jobs.dataspec import OWN_FUNCTION, Source
 from jobs.errors import InputError, SpecError
 from jobs.fields import did_you_mean
 from jobs.modeldir import check_model_dir
@@ -26,7 +27,6 @@ BUILTIN_METRICS: dict[str, tuple[Task, ...]] = {
     "exact_match": ("causal-lm",),
     "f1": ("sequence-classification",),
 }
-_OWN_METRIC = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 
 
 def validate(spec: Spec) -> list[str]:
@@ -38,15 +38,18 @@ def validate(spec: Spec) -> list[str]:
     Raises:
         InputError: of the first problem's class, with the messages of all problems, one a line.
     """
-    problems = [problem for check in _CHECKS if (problem := _problem(check, spec))]
-    if problems:
-        raise type(problems[0])("\n".join(dict.fromkeys(str(problem) for problem in problems))) from problems[0]
+    _raise_all([problem for check in _CHECKS if (problem := _problem(functools.partial(check, spec)))])
     return list(_warnings(spec))
 
 
-def _problem(check: Callable[[Spec], object], spec: Spec) -> InputError | None:
+def _raise_all(problems: list[InputError]) -> None:
+    if problems:
+        raise type(problems[0])("\n".join(dict.fromkeys(str(problem) for problem in problems))) from problems[0]
+
+
+def _problem(check: Callable[[], object]) -> InputError | None:
     try:
-        check(spec)
+        check()
     except InputError as error:
         return error
     return None
@@ -68,14 +71,15 @@ def _metric_problem(name: str, task: Task) -> str | None:
     if name in BUILTIN_METRICS:
         tasks = BUILTIN_METRICS[name]
         return None if task in tasks else f"{name} is for {' and '.join(tasks)}, but model.task is {task}"
-    if _OWN_METRIC.match(name):
-        return _own_metric_problem(*name.split(":"))
+    if OWN_FUNCTION.match(name):
+        return own_function_problem(name)
     hint = did_you_mean(name, BUILTIN_METRICS)
     return f"{name!r} is neither one of {', '.join(BUILTIN_METRICS)} nor package.module:function{hint}"
 
 
-def _own_metric_problem(module: str, function: str) -> str | None:
-    """Look for the module as a worker will, with the working directory on the path, but do not run it."""
+def own_function_problem(name: str) -> str | None:
+    """Look for package.module:function as a worker will, the working directory on the path, but do not run it."""
+    module, _, function = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -111,16 +115,27 @@ def _top_level_names(module: ModuleSpec) -> set[str] | None:
 
 
 def _check_train_data(spec: Spec) -> None:
-    from jobs.data.formats import check_source
-
-    check_source(spec.data, spec.data.train, spec.num_labels)
+    _check_sources(spec, spec.data.train)
 
 
 def _check_eval_data(spec: Spec) -> None:
-    if spec.data.eval is not None:
-        from jobs.data.formats import check_source
+    _check_sources(spec, spec.data.eval or ())
 
-        check_source(spec.data, spec.data.eval, spec.num_labels)
+
+def _check_sources(spec: Spec, sources: tuple[Source, ...]) -> None:
+    from jobs.data.formats import Reading, check_source
+
+    checks = [functools.partial(check_source, Reading.of(spec, source), source.path) for source in sources]
+    problems = map(_problem, checks)
+    _raise_all([problem for problem in problems if problem])
+
+
+def _check_formats(spec: Spec) -> None:
+    """Functions of the user's own are looked for, not run: only workers import them."""
+    own = sorted(name for name in spec.data.formats if OWN_FUNCTION.match(name))
+    problems = [f"data.format: {problem}" for name in own if (problem := own_function_problem(name))]
+    if problems:
+        raise SpecError("\n".join(problems))
 
 
 def _check_storage(spec: Spec) -> None:
@@ -132,6 +147,7 @@ _CHECKS: tuple[Callable[[Spec], object], ...] = (
     _check_warmup,
     check_metrics,
     check_model_dir,
+    _check_formats,
     _check_train_data,
     _check_eval_data,
     _check_storage,
@@ -139,7 +155,7 @@ _CHECKS: tuple[Callable[[Spec], object], ...] = (
 
 
 def _warnings(spec: Spec) -> Iterator[str]:
-    held_out = spec.data.eval is not None or spec.data.eval_fraction is not None
+    held_out = spec.data.has_eval
     asked = [name for name in spec.eval.metrics if name != "loss"]
     if not held_out and (asked or spec.eval.eval_steps):
         what = f"eval.metrics asks for {', '.join(asked)}" if asked else "eval.eval_steps is set"

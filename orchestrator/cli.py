@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import sys
-import tempfile
-import traceback
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
 from jobs.begin import load_job
-from jobs.errors import FleetuneError, SpecError
+from jobs.errors import SpecError
 from jobs.findrun import find_run, storage_root
 from jobs.load import load_spec
 from jobs.outcome import Event
-from jobs.progress import NoProgress, PlainProgress, Progress
-from jobs.quiet import user_stream
+from jobs.progress import Progress
 from jobs.spec import Spec
 from jobs.validate import validate as check
-from orchestrator import orders
+from orchestrator import datacli, orders
 from orchestrator import runs as run_list
 from orchestrator import show as text
+from orchestrator.edge import Json, Set, SpecFile, edge, progress_of
 
 app = typer.Typer(
     name="fleetune",
@@ -37,17 +31,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-SpecFile = Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file, or its URL.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one field, e.g. train.learning_rate=1e-5; repeatable."),
-]
+app.add_typer(datacli.app)
+
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name, or a unique start of it, or path or URL.")]
 Storage = Annotated[
     str | None,
     typer.Option("--storage", metavar="PATH", help="Where the runs are [FLEETUNE_STORAGE_PATH, or else ./runs]."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def _version(wanted: bool) -> None:
@@ -87,11 +77,11 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
 ) -> None:
     """Train now, and watch. Relative paths in the spec are relative to the spec's file, also with --set."""
-    with _errors():
+    with edge():
         _refuse_dashboard(address, [*([spec] if spec else []), *(["--resume", resume] if resume else [])])
         overrides = [*(set_ or []), *([f"name={json.dumps(name)}"] if name is not None else [])]
         loaded, root = load_job(spec, overrides, resume)
-        progress = _Root(_progress(quiet))
+        progress = _Root(progress_of(quiet))
         from jobs.finetune import run_on_ray
 
         try:
@@ -105,7 +95,7 @@ def run(
 @app.command(epilog="Example:  fleetune validate job.yaml --set train.global_batch_size=64")
 def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
     """Check a job without a worker; say what would run."""
-    with _errors():
+    with edge():
         loaded = load_spec(spec, set_ or [])
         warnings = check(loaded)
         facts = text.plan(loaded)
@@ -121,7 +111,7 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
 @app.command(epilog="Example:  fleetune runs --storage s3://bucket/runs")
 def runs(storage: Storage = None, json_: Json = False) -> None:
     """List the runs, newest last."""
-    with _errors():
+    with edge():
         found = run_list.list_runs(storage_root(storage))
         if json_:
             typer.echo(f"[{', '.join(one.model_dump_json() for one in found)}]")
@@ -137,7 +127,7 @@ def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None
 
     The end of the log is shown when the run failed.
     """
-    with _errors():
+    with edge():
         details = run_list.describe_run(find_run(run, storage_root(storage)))
         typer.echo(details.model_dump_json() if json_ else text.run_page(details))
 
@@ -145,14 +135,14 @@ def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None
 @app.command(epilog="Example:  fleetune stop rotten-20261124")
 def stop(run: RunArgument, storage: Storage = None) -> None:
     """Have a run save a checkpoint and end."""
-    with _errors():
+    with edge():
         typer.echo(orders.ask_to_stop(find_run(run, storage_root(storage))))
 
 
 @app.command(epilog="Example:  fleetune save rotten-20261124")
 def save(run: RunArgument, storage: Storage = None) -> None:
     """Have a run save a checkpoint and go on."""
-    with _errors():
+    with edge():
         typer.echo(orders.ask_to_save(find_run(run, storage_root(storage))))
 
 
@@ -166,7 +156,7 @@ def export(
 
     That is a directory that Hugging Face's from_pretrained reads.
     """
-    with _errors():
+    with edge():
         root = find_run(run, storage_root(storage))
         from jobs.training.rebuild import export_run
 
@@ -178,7 +168,7 @@ def spec(
     json_schema: Annotated[bool, typer.Option("--json-schema", help="Print the JSON schema, for editors.")] = False,
 ) -> None:
     """Print every field: type, bounds, default, meaning."""
-    with _errors():
+    with edge():
         typer.echo(json.dumps(Spec.model_json_schema(), indent=1) if json_schema else text.reference())
 
 
@@ -200,18 +190,6 @@ class _Root:
         self._inner.close()
 
 
-def _progress(quiet: bool) -> Progress:
-    if quiet:
-        return NoProgress()
-    # The run sends this process's stdout to its log; under a test's capture there is no descriptor to copy.
-    stream = user_stream() if sys.stdout is sys.__stdout__ else sys.stdout
-    if stream.isatty():
-        from orchestrator.bar import BarProgress
-
-        return BarProgress(stream)
-    return PlainProgress(stream)
-
-
 def _refuse_dashboard(address: str | None, arguments: list[str]) -> None:
     if address is not None and address.startswith(("http://", "https://")):
         raise SpecError(
@@ -219,35 +197,6 @@ def _refuse_dashboard(address: str | None, arguments: list[str]) -> None:
             "give the cluster's own address (auto, or HOST:6379), or submit the driver as a job:\n"
             f"  ray job submit --address {address} --working-dir . -- python -m jobs.finetune " + " ".join(arguments)
         )
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """The process's edge: one message for whatever went wrong, and the exit code."""
-    try:
-        yield
-    except FleetuneError as error:
-        _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-    except BrokenPipeError:  # `fleetune runs | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        raise typer.Exit(0) from None
-    except (typer.Exit, typer.Abort):
-        raise
-    except Exception as error:
-        _fail(f"unexpected {type(error).__name__}: {error}\nThe traceback is in {_keep_traceback()}", 1)
-
-
-def _fail(message: str, code: int) -> None:
-    typer.echo(f"error:\n{message}" if "\n" in message else f"error: {message}", err=True)
-    raise typer.Exit(code)
-
-
-def _keep_traceback() -> str:
-    with tempfile.NamedTemporaryFile("w", prefix="fleetune-error-", suffix=".log", delete=False) as file:
-        traceback.print_exc(file=file)
-    return file.name
 
 
 def main() -> None:

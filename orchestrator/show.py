@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
+import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from jobs.dataspec import Source, source_words
 from jobs.fields import section_model, spec_fields
 from jobs.outcome import Outcome
 from jobs.paths import JobPaths
@@ -37,13 +40,16 @@ def plan(spec: Spec) -> dict[str, str]:
         f"rows per step = {batching.rows} ({batching.per_device} per worker and pass x {batching.accumulation} "
         f"accumulation x {batching.num_workers} workers{f', {empty} places empty' if empty else ''})"
     )
-    held_out = data.eval or (f"{data.eval_fraction:g} of the training samples" if data.eval_fraction else "none")
+    packed = ", packed" if spec.packed else ""
+    held_out = f"{data.eval_fraction:g} of the training samples" if data.eval_fraction else "none"
+    if data.eval:
+        held_out = sources_words(data.eval)
     device = f"GPU{f' {resources.accelerator_type}' if resources.accelerator_type else ''}"
     workers = f"{resources.num_workers} x ({'1 ' + device if resources.gpus_per_worker else 'no GPU'}, "
     return {
         "model": f"{spec.model.path} ({spec.model.task}{f', {spec.num_labels} classes' if spec.num_labels else ''})",
         "method": f"{spec.method.kind} fine-tuning, ZeRO stage {train.zero.stage}",
-        "data": f"{data.train} ({data.format}, {data.seq_len} tokens{', packed' if spec.packed else ''})",
+        "data": f"{sources_words(data.train)} ({data.format}, {data.seq_len} tokens{packed})",
         "held out": held_out,
         "batch": batch,
         "length": f"{train.max_steps} steps" if train.max_steps else f"{train.num_train_epochs or 3:g} epochs",
@@ -52,6 +58,34 @@ def plan(spec: Spec) -> dict[str, str]:
         "workers": f"{workers}{resources.cpus_per_worker} CPU)",
         "storage": spec.storage_path,
     }
+
+
+def sources_words(sources: Iterable[Source]) -> str:
+    return ", ".join(map(source_words, sources))
+
+
+def prepared_page(facts: Mapping[str, Any], spec: Spec) -> str:
+    """What `fleetune data prepare` says at its end."""
+    rows = [("prepared at", str(facts["root"])), ("records", f"{facts['records']:,}")]
+    if facts["bad_rows"]:
+        rows.append(("set aside", f"{facts['bad_rows']:,} bad rows, listed in bad_rows.jsonl of their source"))
+    for name in ("train", "eval"):
+        if name in facts:
+            counts = facts[name]
+            density = counts["tokens"] / (counts["rows"] * spec.data.seq_len)
+            filled = f", {density:.1%} full" if spec.packed else ""
+            said = f"{counts['samples']:,} samples in {counts['rows']:,} rows{filled}"
+            rows.append((name, f"{said}, {counts['tokens']:,} tokens, {counts['targets']:,} targets"))
+    return table(rows)
+
+
+def is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def terminal_width() -> int:
+    """Columns of the terminal; 100 where there is none."""
+    return shutil.get_terminal_size((100, 24)).columns if is_terminal() else 100
 
 
 def _warmup_words(spec: Spec) -> str:
@@ -121,7 +155,7 @@ def run_page(details: RunDetails) -> str:
     rows = [("run", run.name), ("status", _status(run))]
     if run.reason:
         rows.append(("reason", run.reason))
-    rows += [("model", str(spec.get("model", {}).get("path"))), ("data", str(spec.get("data", {}).get("train")))]
+    rows += [("model", str(spec.get("model", {}).get("path"))), ("data", _data_of(spec))]
     rows += [("step", steps), *_before_and_after(details.metrics_before, run.metrics)]
     rows += [(f"{name} at", path) for name, path in details.paths.items()]
     if details.resume:
@@ -130,6 +164,14 @@ def run_page(details: RunDetails) -> str:
     if details.log_tail:
         parts.append("end of " + details.log_tail)
     return "\n\n".join(part for part in parts if not part.endswith("events:\n"))
+
+
+def _data_of(spec: Mapping[str, Any]) -> str:
+    """Where the samples came from, out of a spec.json of any release."""
+    train = spec.get("data", {}).get("train")
+    if isinstance(train, list):
+        return ", ".join(str(one.get("path")) if isinstance(one, dict) else str(one) for one in train)
+    return str(train)
 
 
 def _event_row(event: Mapping[str, Any]) -> Row:
@@ -168,6 +210,8 @@ def _type_name(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         choices = get_args(annotation)
         return str(choices[0]) if len(choices) == 1 else "one of " + ", ".join(str(choice) for choice in choices)
+    if get_origin(annotation) is Annotated:
+        return _type_name(get_args(annotation)[0])
     if get_origin(annotation) is tuple:
         return f"list of {_type_name(get_args(annotation)[0])}"
     if type(None) in get_args(annotation):
@@ -175,5 +219,5 @@ def _type_name(annotation: Any) -> str:
     return _TYPE_NAMES.get(annotation, str(annotation))
 
 
-_TYPE_NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+_TYPE_NAMES = {Source: "sources", str: "text", int: "whole number", float: "number", bool: "true or false"}
 _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))

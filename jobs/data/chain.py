@@ -88,15 +88,15 @@ def chain_of(plan: StepPlan, digests: Words, steps: int) -> int:
     What extending `EMPTY_CHAIN` by the `step_digest` of one step after another gives, as a polynomial in the factor.
 
     Args:
-        digests: (num_rows,) uint64, of all rows of the data; see `row_digests`.
+        digests: (all_rows,) uint64, of all rows of the data; see `row_digests`.
 
     Raises:
         ValueError: there are fewer steps in the plan, or other rows than digests.
     """
     if not 0 <= steps <= plan.total_steps:
         raise ValueError(f"there is no chain of {steps} steps in a run of {plan.total_steps}")
-    if len(digests) != plan.order.num_rows:
-        raise ValueError(f"{len(digests)} digests were given for {plan.order.num_rows} rows")
+    if len(digests) != plan.order.all_rows:
+        raise ValueError(f"{len(digests)} digests were given for {plan.order.all_rows} rows")
     per_step = plan.rows_per_step
     full = min(steps, plan.total_rows // per_step)  # the others are the short last step, if it is asked for
     at_once = max(GROUP_STEPS, _PIECE_ROWS // per_step)  # fewer would work the same groups out again and again

@@ -6,18 +6,22 @@ import difflib
 import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.data.records import BadRow, Record, expand, is_unicode, read_records
+from jobs.dataspec import Columns, Source
 from jobs.errors import DataError
-from jobs.spec import Data
+from jobs.spec import Spec
 
 __all__ = [
     "BadRow",
     "ChatSample",
     "ClassSample",
+    "InstructionSample",
+    "PairSample",
+    "Reading",
     "Record",
     "Sample",
     "TextSample",
@@ -27,8 +31,18 @@ __all__ = [
     "sample_of",
 ]
 
-CHECKED_FILES = 8  # of a glob; `validate` must answer in seconds, also on an object store
+CHECKED_FILES = 8  # of a source; `validate` must answer in seconds, also on an object store
 _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")  # with ".0", as pandas writes whole numbers in a column that has gaps
+# The columns that a format cannot do without, by their names in the spec.
+REQUIRED_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "text": ("text",),
+    "chat": ("messages",),
+    "prompt-completion": ("prompt", "completion"),
+    "instruction": ("instruction", "output"),
+    "classification": ("text", "label"),
+}
+# ShareGPT's names of the two who talk, and its keys.
+_OTHER_ROLES = {"human": "user", "gpt": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,23 @@ class ChatSample:
 
 
 @dataclass(frozen=True)
+class PairSample:
+    """What is given, and what is learned to follow it; joined as they are."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class InstructionSample:
+    """A task, what it is about (may be empty), and the answer."""
+
+    instruction: str
+    input: str
+    output: str
+
+
+@dataclass(frozen=True)
 class ClassSample:
     """A text and the id of its class."""
 
@@ -53,7 +84,32 @@ class ClassSample:
     label: int
 
 
-Sample = TextSample | ChatSample | ClassSample
+Sample = TextSample | ChatSample | PairSample | InstructionSample | ClassSample
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the records of one source are read; small, and can be sent to another process."""
+
+    format: str
+    columns: Columns
+    labels: tuple[str, ...] | None = None
+    num_labels: int | None = None
+
+    @classmethod
+    def of(cls, spec: Spec, source: Source) -> Reading:
+        data = spec.data
+        return cls(data.format_of(source), data.columns_of(source), data.labels, spec.num_labels)
+
+    @property
+    def own(self) -> bool:
+        """Whether a function of the user's own reads the records."""
+        return ":" in self.format
+
+    @property
+    def required(self) -> tuple[tuple[str, str], ...]:
+        """The columns that must be there: the name in the spec, and the name in the file."""
+        return tuple((role, getattr(self.columns, role)) for role in REQUIRED_COLUMNS.get(self.format, ()))
 
 
 class _Refused(Exception):
@@ -62,21 +118,50 @@ class _Refused(Exception):
         self.fatal = fatal
 
 
-def sample_of(record: Record, data: Data, num_labels: int | None) -> Sample | BadRow:
-    """Read a record as the spec's format says.
+def sample_of(record: Record, reading: Reading) -> Sample | BadRow:
+    """Read a record as one of the built-in formats says.
 
     Returns:
         BadRow with the reason if the record cannot be used; it is fatal when its label is no class of the model.
     """
     try:
-        if data.format == "chat":
-            return ChatSample(_messages(_cell(record, data.columns.messages)))
-        text = _text(record, data.columns.text)
-        if data.format == "text":
-            return TextSample(text)
-        return ClassSample(text, _label(_cell(record, data.columns.label), data, num_labels))
+        return _READERS[reading.format](record, reading)
     except _Refused as refused:
         return BadRow(record.file, record.line, str(refused), fatal=refused.fatal)
+
+
+def _read_text(record: Record, reading: Reading) -> Sample:
+    return TextSample(_text(record, reading.columns.text))
+
+
+def _read_chat(record: Record, reading: Reading) -> Sample:
+    return ChatSample(_messages(_cell(record, reading.columns.messages)))
+
+
+def _read_pair(record: Record, reading: Reading) -> Sample:
+    prompt = _text(record, reading.columns.prompt, may_be_empty=True)
+    return PairSample(prompt, _text(record, reading.columns.completion))
+
+
+def _read_instruction(record: Record, reading: Reading) -> Sample:
+    columns = reading.columns
+    about = record.value.get(columns.input)
+    given = "" if about is None else _text(record, columns.input, may_be_empty=True)
+    return InstructionSample(_text(record, columns.instruction), given, _text(record, columns.output))
+
+
+def _read_class(record: Record, reading: Reading) -> Sample:
+    text = _text(record, reading.columns.text)
+    return ClassSample(text, _label(_cell(record, reading.columns.label), reading))
+
+
+_READERS: Mapping[str, Callable[[Record, Reading], Sample]] = {
+    "text": _read_text,
+    "chat": _read_chat,
+    "prompt-completion": _read_pair,
+    "instruction": _read_instruction,
+    "classification": _read_class,
+}
 
 
 def _cell(record: Record, column: str) -> Any:
@@ -88,41 +173,42 @@ def _cell(record: Record, column: str) -> Any:
     return value
 
 
-def _text(record: Record, column: str) -> str:
+def _text(record: Record, column: str, may_be_empty: bool = False) -> str:
     value = _cell(record, column)
     if not isinstance(value, str):
         raise _Refused(f"{column!r} is a {type(value).__name__}, expected text")
-    if not value.strip():
+    if not may_be_empty and not value.strip():
         raise _Refused(f"{column!r} is empty")
     if not is_unicode(value):
         raise _Refused(f"{column!r} holds half of a surrogate pair, which is no character")
     return value
 
 
-def _label(value: Any, data: Data, num_labels: int | None) -> int:
+def _label(value: Any, reading: Reading) -> int:
     """A name wins over a number, so that star ratings may be named "1" to "5"."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise _Refused(f"label is a {type(value).__name__}, expected a class name or a whole number")
     name = str(value).strip()
     if _INTEGER.fullmatch(name):
-        name = name if data.labels and name in data.labels else str(int(name.partition(".")[0]))
-    if data.labels and name in data.labels:
-        return data.labels.index(name)
+        name = name if reading.labels and name in reading.labels else str(int(name.partition(".")[0]))
+    if reading.labels and name in reading.labels:
+        return reading.labels.index(name)
     if not name or name == "nan":
         raise _Refused("label is empty")
     if not _INTEGER.fullmatch(name):
-        raise _not_a_class(value, data)
+        raise _not_a_class(value, reading)
+    num_labels = reading.num_labels
     if int(name) < 0 or (num_labels is not None and int(name) >= num_labels):
         top = "" if num_labels is None else f" to {num_labels - 1}"
         raise _Refused(f"label {value!r} is outside 0{top}: correct it, or set model.num_labels or data.labels", True)
     return int(name)
 
 
-def _not_a_class(value: Any, data: Data) -> _Refused:
+def _not_a_class(value: Any, reading: Reading) -> _Refused:
     if isinstance(value, float) or re.fullmatch(r"[+-]?\d*\.\d+", str(value).strip()):
         return _Refused(f"label {value!r} is not a whole number")
-    if data.labels:
-        return _Refused(f"unknown label {value!r}: data.labels is {list(data.labels)}", True)
+    if reading.labels:
+        return _Refused(f"unknown label {value!r}: data.labels is {list(reading.labels)}", True)
     what = "give the names of the classes, in the order of their ids, in data.labels"
     return _Refused(f"unknown label {value!r}: {what}", True)
 
@@ -150,6 +236,8 @@ def _decoded(value: Any) -> Any:
 def _turn(number: int, turn: Any) -> tuple[str, str]:
     if not isinstance(turn, dict):
         raise _Refused(f"turn {number} is a {type(turn).__name__}, expected {{role, content}}")
+    if "role" not in turn and "from" in turn:  # as ShareGPT has it
+        turn = {"role": _OTHER_ROLES.get(str(turn["from"]), turn["from"]), "content": turn.get("value")}
     for key in ("role", "content"):
         if key not in turn:
             raise _Refused(f"turn {number} has no {key}; it has {', '.join(map(repr, turn)) or 'no keys'}")
@@ -160,11 +248,11 @@ def _turn(number: int, turn: Any) -> tuple[str, str]:
     return turn["role"], turn["content"]
 
 
-def check_source(data: Data, path: str, num_labels: int | None, max_rows: int = 200) -> None:
-    """Look at the first rows of a source, before anything starts.
+def check_source(reading: Reading, path: str, max_rows: int = 200) -> None:
+    """Look at the first rows of a source, before anything starts. Functions of the user's own are not run.
 
     Args:
-        path: file, glob or URL, as in data.train.
+        path: file, directory, glob or URL, as in data.train.
         max_rows: how many records are read, over the first CHECKED_FILES files.
 
     Raises:
@@ -173,23 +261,27 @@ def check_source(data: Data, path: str, num_labels: int | None, max_rows: int = 
     """
     files = expand(path)[:CHECKED_FILES]
     share = -(-max_rows // len(files))
-    rows = [row for file in files for row in itertools.islice(read_records(file), share)]
-    if not rows:
+    rows = {file: list(itertools.islice(read_records(file), share)) for file in files}
+    if not any(rows.values()):
         raise DataError(f"{path} holds no records: give data.train and data.eval files with at least one")
-    _check_columns(data, path, [row for row in rows if isinstance(row, Record)])
-    _check_rows(path, [row if isinstance(row, BadRow) else sample_of(row, data, num_labels) for row in rows])
+    if reading.own:
+        return
+    for file, found in rows.items():
+        _check_columns(reading, file, [row for row in found if isinstance(row, Record)])
+    every = list(itertools.chain.from_iterable(rows.values()))
+    _check_rows(path, [row if isinstance(row, BadRow) else sample_of(row, reading) for row in every])
 
 
-def _check_columns(data: Data, path: str, records: list[Record]) -> None:
+def _check_columns(reading: Reading, file: str, records: list[Record]) -> None:
     if not records:
         return
     present = tuple(dict.fromkeys(itertools.chain.from_iterable(record.value for record in records)))
-    for role in {"text": ("text",), "chat": ("messages",), "classification": ("text", "label")}[data.format]:
-        column = getattr(data.columns, role)
+    for role, column in reading.required:
         if column not in present:
             raise DataError(
-                f"{path} has no column {column!r}; it has {', '.join(map(repr, present)) or 'none'}."
-                f"{_did_you_mean(column, present)} Set data.columns.{role} to the column with the {role}."
+                f"{file} has no column {column!r}; it has {', '.join(map(repr, present)) or 'none'}."
+                f"{_did_you_mean(column, present)} Set data.columns.{role} to the column with the {role} (files whose "
+                "columns differ are sources of their own: give each its columns in data.train)."
             )
 
 
@@ -209,5 +301,9 @@ def _check_rows(path: str, rows: list[Sample | BadRow]) -> None:
 
 
 def first_of(bad: list[BadRow], count: int) -> str:
-    """The first bad rows, one a line, indented."""
-    return "\n".join(f"  {row}" for row in bad[:count])
+    """The first bad rows, indented; of reasons that are long (tracebacks), the first one whole."""
+    lines = []
+    for number, row in enumerate(bad[:count]):
+        text = str(row) if number == 0 else str(row).partition("\n")[0]
+        lines.append("  " + text.replace("\n", "\n      "))
+    return "\n".join(lines)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,25 @@ _BLOCKS, _WINDOW, _GROUP, MICRO_BATCH = 1, 2, 3, 4  # what a key is for
 _PIECE_ROWS = 2**15  # worked on at once: numpy's passes over so few stay in a core's cache
 
 
+class RowOrder(Protocol):
+    """What a `StepPlan` takes its rows from: `Order`, or a mixture of several (see `jobs.data.mixture`)."""
+
+    @property
+    def num_rows(self) -> int:
+        """Positions of an epoch."""
+
+    @property
+    def all_rows(self) -> int:
+        """Rows that the data has; all rows of the order are in range(all_rows)."""
+
+    @property
+    def seed(self) -> int: ...
+
+    def rows_at(self, positions: Rows) -> Rows: ...
+
+    def rows_between(self, start: int, stop: int) -> Rows: ...
+
+
 @dataclass(frozen=True)
 class Order:
     """An endless sequence of rows: position p is in epoch p // num_rows; each epoch is a permutation of all rows.
@@ -36,6 +55,10 @@ class Order:
     num_rows: int
     rows_per_block: int
     seed: int
+
+    @property
+    def all_rows(self) -> int:
+        return self.num_rows
 
     @property
     def num_blocks(self) -> int:
@@ -144,7 +167,7 @@ class Order:
         return span + self.rows_per_block * WINDOW_BLOCKS <= 4 * wanted + 4096
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)  # one order a section of a mixture, so room for many
 def _short_place(order: Order, epoch: int) -> int:
     """One epoch's `_short_places`, which a loop over steps asks for again and again."""
     last = np.array([order.num_blocks - 1])
@@ -169,7 +192,7 @@ class StepPlan:
     by length, so that less is padded; a step that lies across a border of epochs stays as it is.
     """
 
-    order: Order
+    order: RowOrder
     rows_per_step: int
     total_steps: int
     total_rows: int  # positions that the whole run takes

@@ -1,36 +1,37 @@
 """The layout of prepared data: Arrow shards of fixed-size blocks, an index, and a manifest that is written last.
 
-    prepared/<fingerprint>/manifest.json     exists only when everything else does
-    prepared/<fingerprint>/train/shard-00000.arrow, ..., index.arrow
-    prepared/<fingerprint>/eval/...
-    prepared/<fingerprint>/bad_rows.jsonl    records that were set aside, with file, line and reason
+    prepared/<fingerprint of a source>/manifest.json     exists only when everything else does
+    prepared/<fingerprint of a source>/rows/shard-00000.arrow, ..., index.arrow
+    prepared/<fingerprint of a source>/held_out/...      where a share of it is held out
+    prepared/<fingerprint of a source>/bad_rows.jsonl    records that were set aside, with file, line and reason
+    prepared/<fingerprint of a job's data>/manifest.json which sources are its `train`, and which its `eval`
 
-A *row* is what the model sees at one place of a batch: one sample, or several packed ones. A *block* is an Arrow record
-batch of `ROWS_PER_BLOCK` rows (the last one of a split may be shorter): the unit that is read at once.
+Each source is prepared once, whichever jobs use it, and however they mix it with others. A *row* is what the model
+sees at one place of a batch: one sample, or several packed ones. A *block* is an Arrow record batch of
+`ROWS_PER_BLOCK` rows (the last one of a split may be shorter): the unit that is read at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
-import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import Field
+import pyarrow.compute as pc
+from pydantic import BeforeValidator, Field
 
 from jobs import storage
-from jobs.errors import DataError
-from jobs.spec import Frozen
+from jobs.errors import DataError, StorageError
+from jobs.frozen import Frozen
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+SOURCE_ID_BITS = 40  # ids of samples are told apart by the number of their source above these bits
 ROWS_PER_BLOCK = 64
 BLOCKS_PER_SHARD = 256
 IGNORE_INDEX = -100
@@ -44,7 +45,7 @@ ROW_SCHEMA = pa.schema(
         # first token of a sample, which nothing predicts). Classification: one class id.
         ("labels", pa.list_(pa.int32())),
         ("lengths", pa.list_(pa.int32())),  # tokens of each sample in the row; they add up to len(input_ids)
-        ("sample_ids", pa.list_(pa.int64())),  # number of each sample in the source, before the shuffle
+        ("sample_ids", pa.list_(pa.int64())),  # number of each sample in its source, before the shuffle
     ]
 )
 INDEX_SCHEMA = pa.schema(
@@ -61,8 +62,9 @@ class FileEntry(Frozen):
 
 
 class SplitManifest(Frozen):
-    """What one split holds."""
+    """What one split of one source holds."""
 
+    folder: str | None = Field(None, description="Under the directory of all prepared data; else the split's name.")
     rows: int = Field(ge=0)
     samples: int = Field(ge=0)
     tokens: int = Field(ge=0)
@@ -74,99 +76,25 @@ class SplitManifest(Frozen):
     index: FileEntry
 
 
+def _one_or_several(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: (split,) if isinstance(split, dict | SplitManifest) else split for name, split in value.items()}
+    return value
+
+
 class Manifest(Frozen):
     """What a prepared directory holds, and from what it was made."""
 
     version: int = MANIFEST_VERSION
     fingerprint: str
     made_from: dict[str, Any] = Field(description="What the fingerprint was taken over.")
-    splits: dict[str, SplitManifest]
+    splits: Annotated[dict[str, tuple[SplitManifest, ...]], BeforeValidator(_one_or_several)] = Field(
+        description="By name, a part for each source; one alone stands for itself."
+    )
+    records: int = 0
     bad_rows: int = 0
     pad_token_id: int
     versions: dict[str, str]
-
-
-def count_targets(labels: npt.NDArray[np.int32], causal: bool) -> int:
-    """Number of targets in one row: 1 for classification, else the labels that are not IGNORE_INDEX."""
-    return int(np.count_nonzero(labels != IGNORE_INDEX)) if causal else 1
-
-
-class SplitWriter:
-    """Writes rows, in the order given, as shards. One block is in memory at a time."""
-
-    def __init__(self, root: str, split: str, causal: bool) -> None:
-        self._folder = storage.join(root, split)
-        self._causal = causal
-        self._scratch = tempfile.TemporaryDirectory(prefix="fleetune-prepare-")
-        self._pending: list[dict[str, Any]] = []
-        self._shards: list[FileEntry] = []
-        self._open: tuple[str, Any] | None = None
-        self._blocks_in_shard = 0
-        self._num_tokens: list[int] = []
-        self._num_targets: list[int] = []
-        self._sample_ids: list[list[int]] = []
-
-    def write(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Append rows; each is a dict with the columns of ROW_SCHEMA."""
-        for row in rows:
-            self._num_tokens.append(len(row["input_ids"]))
-            self._num_targets.append(count_targets(np.asarray(row["labels"], dtype=np.int32), self._causal))
-            self._sample_ids.append(list(row["sample_ids"]))
-            self._pending.append(row)
-            if len(self._pending) == ROWS_PER_BLOCK:
-                self._write_block()
-
-    def close(self) -> SplitManifest:
-        """Write what is pending and the index; the split's part of the manifest."""
-        if self._pending:
-            self._write_block()
-        self._finish_shard()
-        index = pa.table(
-            {"num_tokens": self._num_tokens, "num_targets": self._num_targets, "sample_ids": self._sample_ids},
-            schema=INDEX_SCHEMA,
-        )
-        local = os.path.join(self._scratch.name, "index.arrow")
-        with pa.OSFile(local, "wb") as sink, pa.ipc.new_file(sink, INDEX_SCHEMA) as writer:
-            writer.write_table(index)
-        entry = self._upload(local, "index.arrow")
-        self._scratch.cleanup()
-        return SplitManifest(
-            rows=len(self._num_tokens),
-            samples=sum(map(len, self._sample_ids)),
-            tokens=sum(self._num_tokens),
-            targets=sum(self._num_targets),
-            longest_row=max(self._num_tokens, default=0),
-            shards=tuple(self._shards),
-            index=entry,
-        )
-
-    def _write_block(self) -> None:
-        if self._open is None:
-            local = os.path.join(self._scratch.name, f"shard-{len(self._shards):05d}.arrow")
-            self._open = (local, pa.ipc.new_file(local, ROW_SCHEMA))
-        self._open[1].write_batch(pa.RecordBatch.from_pylist(self._pending, schema=ROW_SCHEMA))
-        self._pending = []
-        self._blocks_in_shard += 1
-        if self._blocks_in_shard == BLOCKS_PER_SHARD:
-            self._finish_shard()
-
-    def _finish_shard(self) -> None:
-        if self._open is None:
-            return
-        local, writer = self._open
-        writer.close()
-        self._shards.append(self._upload(local, os.path.basename(local)))
-        self._open, self._blocks_in_shard = None, 0
-
-    def _upload(self, local: str, name: str) -> FileEntry:
-        digest, size = _sha256(local), os.path.getsize(local)
-        storage.put_file(local, storage.join(self._folder, name))
-        return FileEntry(name=name, bytes=size, sha256=digest)
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def manifest_path(root: str) -> str:
@@ -203,43 +131,41 @@ class SplitIndex:
     sample_ids: Any  # ListArray of int64, one list a row
 
 
-class Split:
-    """Random access to the rows of one split, in bounded memory.
+class Section:
+    """Random access to the rows that a split has from one source, in bounded memory.
 
     A block is read into memory, and the last ones are kept. Shards are not mapped: every block that is kept would hold
     its whole shard in the address space, and a shard that is cut off would end the process with SIGBUS.
     """
 
-    def __init__(self, root: str, name: str, manifest: SplitManifest, cached_blocks: int = 64) -> None:
-        self._folder = storage.join(root, name)
-        self.name = name
+    def __init__(self, folder: str, number: int, manifest: SplitManifest, cached_blocks: int) -> None:
+        self._folder = folder
+        self._first_id = number << SOURCE_ID_BITS
         self.manifest = manifest
         self._cached_blocks = cached_blocks
         self._readers: OrderedDict[int, Any] = OrderedDict()
         self._blocks: OrderedDict[int, Any] = OrderedDict()
         self._cached_bytes = 0
-        self._index: SplitIndex | None = None
 
-    def __len__(self) -> int:
-        return self.manifest.rows
+    def read_index(self) -> SplitIndex:
+        """Raises DataError: it is gone or damaged."""
+        name = self.manifest.index.name
+        with self._as_data_error(name):
+            table = pa.ipc.open_file(self._open(name, pa.memory_map)).read_all().combine_chunks()
+        ids = table["sample_ids"].chunk(0) if table.num_rows else pa.array([], pa.list_(pa.int64()))
+        return SplitIndex(
+            num_tokens=table["num_tokens"].to_numpy(),
+            num_targets=table["num_targets"].to_numpy(),
+            sample_ids=self._numbered(ids),
+        )
 
-    @property
-    def index(self) -> SplitIndex:
-        """Counts of every row; read once. Local files are mapped: some 20 bytes a row, which a host's workers share.
-
-        Raises:
-            DataError: it is gone or damaged.
-        """
-        if self._index is None:
-            name = self.manifest.index.name
-            with self._as_data_error(name):
-                table = pa.ipc.open_file(self._open(name, pa.memory_map)).read_all().combine_chunks()
-            self._index = SplitIndex(
-                num_tokens=table["num_tokens"].to_numpy(),
-                num_targets=table["num_targets"].to_numpy(),
-                sample_ids=table["sample_ids"].chunk(0) if table.num_rows else pa.array([], pa.list_(pa.int64())),
-            )
-        return self._index
+    def _numbered(self, ids: Any) -> Any:
+        """Ids that no other source has; those of the first one are as they are."""
+        if not self._first_id:
+            return ids
+        values = pc.add(ids.flatten(), pa.scalar(self._first_id, pa.int64()))
+        offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(ids).to_numpy(), dtype=np.int32)])
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
     def read_rows(self, rows: npt.NDArray[np.int64]) -> Any:
         """The rows with these numbers, in this order.
@@ -261,9 +187,13 @@ class Split:
             table = pa.Table.from_batches(batches, schema=ROW_SCHEMA)
             pieces.append(table.take(pa.array(starts[which[here] - first] + inside[here])))
             places.append(here)
-        if len(pieces) == 1:
-            return pieces[0].combine_chunks()
-        return pa.concat_tables(pieces).take(pa.array(np.argsort(np.concatenate(places)))).combine_chunks()
+        return self._renumbered(_in_order(pieces, places))
+
+    def _renumbered(self, table: Any) -> Any:
+        if not self._first_id:
+            return table
+        place = table.schema.get_field_index("sample_ids")
+        return table.set_column(place, "sample_ids", self._numbered(table["sample_ids"].combine_chunks()))
 
     def _in_hand(self, needed: npt.NDArray[np.int64]) -> Iterator[tuple[int, list[Any]]]:
         """Read blocks, as many at a time as `_HELD_BYTES` has room for: how many were given before, and these."""
@@ -318,9 +248,81 @@ class Split:
             raise DataError(f"prepared data is gone or damaged: {path}: {error}. Prepare it again.") from error
 
 
+def _in_order(pieces: list[Any], places: list[npt.NDArray[np.int64]]) -> Any:
+    """Tables as one, whose rows stand where `places` says."""
+    if len(pieces) == 1:
+        return pieces[0].combine_chunks()
+    return pa.concat_tables(pieces).take(pa.array(np.argsort(np.concatenate(places)))).combine_chunks()
+
+
+class Split:
+    """Random access to the rows of one split: those of its first source, then those of the next one, and so on."""
+
+    def __init__(self, name: str, sections: tuple[Section, ...]) -> None:
+        self.name = name
+        self._sections = sections
+        self._index: SplitIndex | None = None
+        self._starts = np.cumsum([0, *self.rows_of_sources])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def rows_of_sources(self) -> tuple[int, ...]:
+        """How many rows come from each source."""
+        return tuple(section.manifest.rows for section in self._sections)
+
+    @property
+    def rows_per_block(self) -> int:
+        return self._sections[0].manifest.rows_per_block
+
+    @property
+    def index(self) -> SplitIndex:
+        """Counts of every row; read once.
+
+        Local files of a split with one source are mapped: some 20 bytes a row, which a host's workers share. With
+        several sources it is a copy.
+
+        Raises:
+            DataError: it is gone or damaged.
+        """
+        if self._index is None:
+            found = [section.read_index() for section in self._sections]
+            self._index = found[0] if len(found) == 1 else _joined(found)
+        return self._index
+
+    def read_rows(self, rows: npt.NDArray[np.int64]) -> Any:
+        """The rows with these numbers, in this order.
+
+        Returns:
+            pyarrow.Table with ROW_SCHEMA and len(rows) rows.
+
+        Raises:
+            DataError: a shard is gone or damaged.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(self._sections) == 1:
+            return self._sections[0].read_rows(rows)
+        owners = np.searchsorted(self._starts, rows, side="right") - 1
+        pieces, places = [], []
+        for owner in np.unique(owners):
+            here = np.flatnonzero(owners == owner)
+            pieces.append(self._sections[owner].read_rows(rows[here] - self._starts[owner]))
+            places.append(here)
+        return _in_order(pieces, places) if pieces else ROW_SCHEMA.empty_table()
+
+
+def _joined(indexes: list[SplitIndex]) -> SplitIndex:
+    return SplitIndex(
+        num_tokens=np.concatenate([one.num_tokens for one in indexes]),
+        num_targets=np.concatenate([one.num_targets for one in indexes]),
+        sample_ids=pa.concat_arrays([one.sample_ids for one in indexes]),
+    )
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared directory, opened."""
+    """A prepared directory, opened: of a job's data, or of one source."""
 
     root: str
     manifest: Manifest
@@ -338,5 +340,32 @@ class Prepared:
         return split in self.manifest.splits
 
     def split(self, name: str, cached_blocks: int = 64) -> Split:
-        """Open a split; it keeps up to `cached_blocks` blocks in memory, fewer where they are large."""
-        return Split(self.root, name, self.manifest.splits[name], cached_blocks)
+        """Open a split; it keeps up to `cached_blocks` blocks of each source in memory, fewer where they are large."""
+        sections = (
+            Section(self._folder(name, manifest), number, manifest, cached_blocks)
+            for number, manifest in enumerate(self.manifest.splits[name])
+        )
+        return Split(name, tuple(sections))
+
+    def _folder(self, split: str, manifest: SplitManifest) -> str:
+        if manifest.folder is None:
+            return storage.join(self.root, split)
+        return storage.join(self.root.rstrip("/").rpartition("/")[0], manifest.folder)
+
+
+@contextlib.contextmanager
+def read_buffer(path: str) -> Iterator[Any]:
+    """A file as pyarrow reads it, whole in memory unless it is local.
+
+    Raises:
+        StorageError: it cannot be read.
+        DataError: what is in it is damaged.
+    """
+    local = storage.is_local(path)
+    try:
+        with pa.memory_map(storage.local_path(path)) if local else pa.BufferReader(storage.read_bytes(path)) as source:
+            yield source
+    except FileNotFoundError as error:
+        raise StorageError(f"cannot read {path}: no such file") from error
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path} is damaged: {error}. Remove it, and prepare again.") from error

@@ -1,6 +1,7 @@
-"""Preparation on a Ray cluster: one read task per file, tokenising tasks behind it, tables back in source order.
+"""Preparation on a Ray cluster: one read task per file, tokenising tasks behind it, results back in source order.
 
-Nothing here decides anything about rows: `jobs.data.blocks` does, as it does without Ray.
+Nothing here decides anything about rows: `jobs.data.chunks` does, as it does without Ray. Ray Data holds the readers
+back while the tasks behind them are busy, so what is in flight is a few chunks for each CPU.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from jobs.data.blocks import Work, read_blocks, tokens_of
-from jobs.spec import Data
+from jobs.data.chunks import Work, read_chunks
+from jobs.data.engines import Task, Todo
 
 # Ray Data gathers small blocks up to this size before it starts a task on them; its own 128 MiB would put a whole file
 # into one task.
@@ -33,12 +34,12 @@ def spare_cpus() -> float:
     return float(ray.available_resources().get("CPU", 0.0))
 
 
-class RecordsSource(Datasource):  # type: ignore[misc]  # ray is untyped
-    """One read task per file; a row is a pickled `Block`, so that records of any shape share one Arrow schema."""
+class ChunksSource(Datasource):  # type: ignore[misc]  # ray is untyped
+    """One read task per file; a row is a pickled `Chunk`, so that records of any shape share one Arrow schema."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, todo: Todo) -> None:
         super().__init__()
-        self._work = work
+        self._work, self._todo = work, todo
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -46,45 +47,45 @@ class RecordsSource(Datasource):  # type: ignore[misc]  # ray is untyped
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[Any]:
-        work = self._work
         tasks = []
-        for number, path in enumerate(work.files):
+        for file, skip in self._todo.items():
+            path = self._work.files[file]
             metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=[path], exec_stats=None)
-            tasks.append(ReadTask(functools.partial(_read, number, path, work.data, work.num_labels), metadata))
+            tasks.append(ReadTask(functools.partial(_read, file, self._work, skip), metadata))
         return tasks
 
 
-def _read(number: int, path: str, data: Data, num_labels: int | None) -> Iterator[Any]:
-    for block in read_blocks(number, path, data, num_labels):
-        yield pa.table({"block": pa.array([pickle.dumps(block)], pa.large_binary())})
+def _read(file: int, work: Work, skip: frozenset[int]) -> Iterator[Any]:
+    for chunk in read_chunks(file, work, skip):
+        yield pa.table({"chunk": pa.array([pickle.dumps(chunk)], pa.large_binary())})
 
 
-def _tokenise(batch: Any, work: Work) -> Iterator[Any]:
+def _apply(batch: Any, task: Task) -> Iterator[Any]:
     # Ray counts one CPU for this task; the tokenizer's own threads would take them all.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for pickled in batch["block"]:
-        yield tokens_of(pickle.loads(pickled.as_py()), work)
+    for pickled in batch["chunk"]:
+        yield task(pickle.loads(pickled.as_py()))
 
 
-def run_on_ray(work: Work) -> Iterator[Any]:
-    """The Ray engine; `ray.init` was called. Yields tables with TOKENS_SCHEMA in the order that `run_here` gives.
+def run_on_ray(task: Task, work: Work, todo: Todo) -> Iterator[Any]:
+    """The Ray engine; `ray.init` was called. Yields the tables that `task` makes, in the order of the plain engine.
 
     Reading holds no CPU, so that it cannot starve the tokenising behind it; and as the two ask for different resources,
     Ray Data does not fuse them, so that one large file is tokenised by many tasks.
     """
-    readers = min(len(work.files), max(2, int(ray.cluster_resources().get("CPU", 2)) // 2))
+    readers = min(len(todo), max(2, int(ray.cluster_resources().get("CPU", 2)) // 2))
     source = ray.data.read_datasource(
-        RecordsSource(work), num_cpus=0, concurrency=readers, override_num_blocks=len(work.files)
+        ChunksSource(work, todo), num_cpus=0, concurrency=readers, override_num_blocks=len(todo)
     )
     context = source.context
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = TASK_BYTES
-    tokens = source.map_batches(
-        functools.partial(_tokenise, work=work),
+    results = source.map_batches(
+        functools.partial(_apply, task=task),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=CPUS_PER_TASK if spare_cpus() >= 2 * CPUS_PER_TASK else LEAST_CPUS_PER_TASK,
     )
-    yield from tokens.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+    yield from results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)

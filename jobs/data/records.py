@@ -1,4 +1,7 @@
-"""Source files as streams of records: JSONL, CSV and Parquet, from a path or an fsspec URL. Light to import."""
+"""Source files as streams of records: JSON lines, CSV, Parquet and Arrow, from a path or an fsspec URL.
+
+Light to import.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,44 @@ import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from jobs import storage
+from jobs.data.datasets_dir import arrow_batches, files_in, parquet_batches, values_of
+from jobs.data.stamp import info_of, stamp
 from jobs.errors import DataError, StorageError
 
-TEXT_SUFFIXES = (".jsonl", ".ndjson", ".csv")
-SUPPORTED = (*TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES), ".parquet")
-PARQUET_ROWS = 256
+__all__ = [
+    "SUPPORTED",
+    "BadRow",
+    "Record",
+    "RecordReader",
+    "expand",
+    "is_unicode",
+    "read_records",
+    "stamp",
+    "suffix_of",
+]
+
+TEXT_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".json")
+SUPPORTED = (*TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES), ".parquet", ".arrow")
 # A missing closing quote would otherwise pull the rest of the file into one field. In characters.
 LONGEST_CSV_FIELD = 64 * 2**20
+# Likewise a file without line ends, as minified JSON. In bytes.
+LONGEST_LINE = 256 * 2**20
+_BLOCK = 64 * 2**10  # bytes read at a time, and looked at before a file is taken as text
 _BOM = b"\xef\xbb\xbf"
+_FOREIGN = (  # first bytes of what is no UTF-8 text, and what to do
+    (b"\x1f\x8b", "is gzip-compressed: let its name end in .gz"),
+    (b"\x28\xb5\x2f\xfd", "is zstd-compressed: decompress it"),
+    (b"PK\x03\x04", "is a zip archive, as .xlsx is: extract or export it"),
+    (b"PAR1", "is a Parquet file: let its name end in .parquet"),
+    (b"ARROW1", "is an Arrow file: let its name end in .arrow"),
+    (b"\xff\xfe\0\0", "is encoded as UTF-32: convert it, as: iconv -f UTF-32 -t UTF-8 old > new"),
+    (b"\0\0\xfe\xff", "is encoded as UTF-32: convert it, as: iconv -f UTF-32 -t UTF-8 old > new"),
+    (b"\xff\xfe", "is encoded as UTF-16: convert it, as: iconv -f UTF-16 -t UTF-8 old > new"),
+    (b"\xfe\xff", "is encoded as UTF-16: convert it, as: iconv -f UTF-16 -t UTF-8 old > new"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,25 +93,34 @@ def suffix_of(path: str) -> str:
 
 
 def expand(pattern: str) -> tuple[str, ...]:
-    """The files that a path, glob or fsspec URL names, sorted; local ones as absolute paths.
+    """The files that a path, directory, glob or fsspec URL names; local ones as absolute paths.
+
+    They are sorted; a directory means what `datasets` saved there, else all supported files under it except those whose
+    name, or a directory's on the way, begins with "." or "_".
 
     Raises:
-        DataError: no file matches, it is a directory, or an ending is not supported.
+        DataError: no file matches, a directory holds none that is supported, or an ending is not supported.
     """
     try:
         fs, inner = storage.filesystem(pattern)
+        fs.invalidate_cache()
+        if not fs.isfile(inner) and fs.isdir(inner):
+            return files_in(_path(fs, inner, pattern), SUPPORTED)
         names = _matches(fs, inner)
-        folder = not names and fs.isdir(inner)
+    except DataError:
+        raise
     except Exception as error:  # object stores raise whatever their client raises
         raise DataError(f"cannot look for {pattern}: {type(error).__name__}: {error}") from error
-    if folder:
-        raise DataError(f"{pattern} is a directory: name the files in it, as {pattern.rstrip('/')}/*.jsonl")
     if not names:
         raise DataError(f"no file matches {pattern} (looked for {inner}): check the path in data.train and data.eval")
-    files = tuple(sorted(names if storage.is_local(pattern) else map(fs.unstrip_protocol, names)))
+    files = tuple(sorted(_path(fs, name, pattern) for name in names))
     for file in files:
         suffix_of(file)
     return files
+
+
+def _path(fs: Any, name: str, pattern: str) -> str:
+    return name if storage.is_local(pattern) else str(fs.unstrip_protocol(name))
 
 
 def _matches(fs: Any, inner: str) -> list[str]:
@@ -93,27 +132,123 @@ def _matches(fs: Any, inner: str) -> list[str]:
 
 
 def read_records(file: str) -> Iterator[Record | BadRow]:
-    """Stream the records of one file; empty lines are skipped.
+    """Stream the records of one file; empty lines are skipped. Raises DataError, as RecordReader does."""
+    yield from RecordReader(file)
+
+
+@dataclass
+class _Progress:
+    """Bytes of a file, as stored, that were read so far."""
+
+    done: int = 0
+
+
+class RecordReader:
+    """The records of one file, as a stream that tells how far it is; empty lines are skipped. To be iterated once.
 
     Raises:
-        DataError: the file cannot be read, or is damaged so that what follows is lost.
+        DataError: the ending is not supported, or there is no such file; while iterating: the file cannot be read, is
+            something else than its name says, or is damaged so that what follows is lost.
     """
-    suffix = suffix_of(file)
-    try:
-        with storage.open_read(file) as raw:
-            if suffix == ".parquet":
-                yield from _parquet(file, raw)
-                return
-            plain = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if suffix.endswith(".gz") else raw
-            yield from (_csv if suffix.startswith(".csv") else _jsonl)(file, plain)
-    except StorageError as error:
-        raise DataError(str(error)) from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot read {file}: {type(error).__name__}: {error}") from error
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self._suffix = suffix_of(file)
+        # Bytes, as stored; 0 where the store does not tell.
+        self.size = int(info_of(file, fresh=False).get("size") or 0)
+        self._progress = _Progress()
+
+    @property
+    def position(self) -> int:
+        """Bytes of the file, as stored, that were read so far, at most `size`; up to some blocks ahead of the rows."""
+        return min(self._progress.done, self.size)
+
+    def __iter__(self) -> Iterator[Record | BadRow]:
+        line = 0
+        try:
+            with storage.open_read(self.file) as raw:
+                for row in self._rows(raw):
+                    line = row.line
+                    yield row
+        except StorageError as error:
+            raise DataError(str(error)) from error
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(self._lost(line, error)) from error
+        self._progress.done = self.size
+
+    def _rows(self, raw: BinaryIO) -> Iterator[Record | BadRow]:
+        if self._suffix in (".parquet", ".arrow"):
+            batches = parquet_batches if self._suffix == ".parquet" else arrow_batches
+            return _table_rows(self.file, batches(raw, self.size), self._progress)
+        source: Any = _Counted(raw, self._progress)
+        if self._suffix.endswith(".gz"):
+            source = gzip.GzipFile(fileobj=source, mode="rb")
+        lines = io.BufferedReader(source, _BLOCK)
+        head = lines.peek(_BLOCK)
+        _check_head(self.file, head)
+        if self._suffix.startswith(".csv"):
+            return _csv(self.file, lines)
+        _check_json(self.file, head, strict=self._suffix in (".json", ".json.gz"))
+        return _jsonl(self.file, lines)
+
+    def _lost(self, line: int, error: Exception) -> str:
+        what = f"cannot read {self.file} after line {line}, at byte {self.position} of {self.size}: {error}"
+        if isinstance(error, gzip.BadGzipFile) and not line:
+            return f"{what}. If it is not compressed, let its name end without .gz; else copy or write it again."
+        return f"{what}. Copy or write the file again."
+
+
+class _Counted(io.RawIOBase):
+    """A file whose reading is counted. It leaves the file open."""
+
+    def __init__(self, raw: BinaryIO, progress: _Progress) -> None:
+        self._raw, self._progress = raw, progress
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._raw.read(len(buffer))
+        except OSError:
+            raise
+        except Exception as error:  # object stores raise whatever their client raises
+            raise OSError(f"{type(error).__name__}: {error}") from error
+        buffer[: len(data)] = data
+        self._progress.done += len(data)
+        return len(data)
+
+
+def _check_head(file: str, head: bytes) -> None:
+    """Refuse what is no UTF-8 text at all, rather than report each line of it."""
+    for begin, what in _FOREIGN:
+        if head.startswith(begin):
+            raise DataError(f"{file} {what}")
+    for name, zeros, others in (("UTF-16LE", head[1:8:2], head[0:8:2]), ("UTF-16BE", head[0:8:2], head[1:8:2])):
+        if len(zeros) == 4 and not any(zeros) and all(others):
+            raise DataError(f"{file} is encoded as {name}: convert it, as: iconv -f {name} -t UTF-8 old > new")
+
+
+def _check_json(file: str, head: bytes, strict: bool) -> None:
+    """Refuse a document over several lines; if `strict`, whatever does not begin with an object in one line."""
+    first, end, rest = head.removeprefix(_BOM).lstrip().partition(b"\n")
+    first = first.strip()
+    seen = _json_record(file, 1, first) if end or len(head) < _BLOCK else None
+    if first.startswith(b"["):  # one bad line among others is no reason to refuse the file
+        document = not rest.strip() or seen is None or (isinstance(seen, BadRow) and seen.reason.startswith("not"))
+    else:
+        document = first == b"{" or (strict and bool(first) and isinstance(seen, BadRow))
+    if document:
+        raise DataError(
+            f"{file} begins with {first[:20].decode(errors='replace')!r}, but a JSON object in each line is expected: "
+            "convert an array, as: jq -c '.[]' old.json > new.jsonl; objects over several lines, as: jq -c . old > new"
+        )
 
 
 def _jsonl(file: str, lines: BinaryIO) -> Iterator[Record | BadRow]:
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), start=1):
+        if len(line) > LONGEST_LINE:
+            raise DataError(f"{file}:{number}: a line of over {LONGEST_LINE} bytes: write one object a line")
         content = (line.removeprefix(_BOM) if number == 1 else line).strip()
         if content:
             yield _json_record(file, number, content)
@@ -136,23 +271,16 @@ def _json_name(value: object) -> str:
     return names.get(type(value), "number")
 
 
-def _csv(file: str, raw: BinaryIO) -> Iterator[Record | BadRow]:
+def _csv(file: str, lines: BinaryIO) -> Iterator[Record | BadRow]:
     csv.field_size_limit(LONGEST_CSV_FIELD)  # global to the process; Python's own limit is 128 Ki characters
     # Undecodable bytes come through as surrogates, so that one bad record does not end the file.
-    text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    try:
-        yield from _csv_records(file, csv.reader(text, strict=True))
-    finally:
-        text.detach()  # else it closes `raw` behind the back of whoever opened that
-
-
-def _csv_records(file: str, reader: Any) -> Iterator[Record | BadRow]:
+    text = io.TextIOWrapper(lines, encoding="utf-8-sig", errors="surrogateescape", newline="")
     header: list[str] | None = None
-    for line, fields in _csv_rows(file, reader):
-        if isinstance(fields, BadRow):
-            yield fields
-        elif header is None:
+    for line, fields in _csv_rows(file, csv.reader(text, strict=True)):
+        if header is None:
             header = _header(file, fields)
+        elif isinstance(fields, BadRow):
+            yield fields
         else:
             yield _csv_record(file, line, header, fields)
 
@@ -173,30 +301,55 @@ def _csv_rows(file: str, reader: Any) -> Iterator[tuple[int, list[str] | BadRow]
             yield line, fields
 
 
-def _header(file: str, fields: list[str]) -> list[str]:
+def _header(file: str, fields: list[str] | BadRow) -> list[str]:
+    if isinstance(fields, BadRow):
+        raise DataError(f"{fields}: correct the header, which names the columns")
+    if problem := _not_text(fields):
+        raise DataError(f"{file}: the header is {problem}: convert the file to UTF-8")
+    if not any(map(str.strip, fields)):
+        raise DataError(f"{file}: the header is empty: name the columns in the first line")
+    for delimiter, name in ((";", "';'"), ("\t", "tabs")):
+        if len(fields) == 1 and delimiter in fields[0]:
+            convert = f"csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={delimiter!r}))"
+            raise DataError(
+                f"{file}: the header is one column, {fields[0]!r}: is it separated by {name}? Convert it to commas, "
+                f'as: python -c "import csv, sys; {convert}" < old.csv > new.csv'
+            )
     twice = sorted({name for name in fields if fields.count(name) > 1})
     if twice:
-        raise DataError(f"{file}: the header names a column twice: {', '.join(map(repr, twice))}")
+        raise DataError(f"{file}: the header names a column twice: {', '.join(map(repr, twice))}: rename one")
     return fields
 
 
 def _csv_record(file: str, line: int, header: list[str], fields: list[str]) -> Record | BadRow:
     if len(fields) != len(header):
         return BadRow(file, line, f"{len(fields)} fields, but the header has {len(header)}")
-    if not all(map(is_unicode, fields)):
-        return BadRow(file, line, "not UTF-8")
+    if problem := _not_text(fields):
+        return BadRow(file, line, problem)
     return Record(file, line, dict(zip(header, fields, strict=True)))
 
 
-def _parquet(file: str, raw: BinaryIO) -> Iterator[Record]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _not_text(fields: list[str]) -> str | None:
+    if not all(map(is_unicode, fields)):
+        return "not UTF-8"
+    if any("\0" in one for one in fields):  # what a crash leaves of blocks that were not yet written
+        return "not text: it holds NUL bytes"
+    return None
 
+
+def _table_rows(file: str, batches: Iterator[tuple[Any, int]], progress: _Progress) -> Iterator[Record | BadRow]:
     line = 0
     try:
-        for batch in pq.ParquetFile(raw).iter_batches(batch_size=PARQUET_ROWS):
-            for value in batch.to_pylist():
+        for batch, done in batches:
+            names = batch.schema.names
+            if len(set(names)) < len(names):
+                raise DataError(f"{file} has two columns of one name, among {', '.join(map(repr, names))}: rename one")
+            for value in values_of(batch):
                 line += 1
-                yield Record(file, line, value)
-    except pa.ArrowException as error:
-        raise DataError(f"cannot read {file} after row {line}: {error}") from error
+                yield Record(file, line, value) if isinstance(value, dict) else BadRow(file, line, value)
+            progress.done = done
+    except DataError:
+        raise
+    except Exception as error:  # object stores raise whatever their client raises, and so does pyarrow
+        what = f"cannot read {file} after row {line}: {type(error).__name__}: {error}"
+        raise DataError(f"{what}. Copy or write the file again.") from error

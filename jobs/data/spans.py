@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 Turn = dict[str, str]
 Span = tuple[int, int]  # characters [start, end) of the rendered dialogue
@@ -66,3 +70,37 @@ def _start(turns: Sequence[Turn], number: int, after: str, render: Render) -> in
 def _end(text: str, start: int, ends: tuple[str, ...]) -> int:
     kept = text.rstrip()
     return len(kept) if len(kept) > start and kept.endswith(ends) else len(text)
+
+
+def target_tokens(encoding: Any, tokens: int, spans: Sequence[Span]) -> npt.NDArray[np.bool_]:
+    """Which tokens cover at least one character of a span; (tokens,) bool.
+
+    Args:
+        encoding: a `tokenizers.Encoding`. It is asked for the borders of the spans only: to list the characters of all
+            tokens takes longer than everything else here.
+    """
+    inside = np.zeros(tokens, dtype=bool)
+    for low, high in spans:
+        first = _token_at(encoding, low, high)
+        if first is None:
+            continue
+        last = next(
+            place for char in range(high - 1, low - 1, -1) if (place := encoding.char_to_token(char)) is not None
+        )
+        while last + 1 < tokens and _covers(encoding.token_to_chars(last + 1), low, high):
+            last += 1  # one character may be several tokens, of which the first was found
+        inside[first : last + 1] = True
+    return inside
+
+
+def _token_at(encoding: Any, low: int, high: int) -> int | None:
+    """The first token of the characters low..high-1; a tokenizer may leave out some, or all of them."""
+    for char in range(low, high):
+        place: int | None = encoding.char_to_token(char)
+        if place is not None:
+            return place
+    return None
+
+
+def _covers(chars: tuple[int, int] | None, low: int, high: int) -> bool:
+    return chars is not None and chars[0] < high and chars[1] > low and chars[1] > chars[0]

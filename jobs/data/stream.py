@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.data.order import GROUP_STEPS, WINDOW_BLOCKS, Order, StepPlan, micro_batches
+from jobs.data.mixture import MixedSection, Mixture
+from jobs.data.order import GROUP_STEPS, WINDOW_BLOCKS, Order, RowOrder, StepPlan, micro_batches
 from jobs.data.permutation import Rows
 from jobs.data.prepared import ROW_SCHEMA, ROWS_PER_BLOCK, Prepared, Split
+from jobs.errors import SpecError
 from jobs.planning.batching import Batching, plan_batching
 from jobs.planning.steps import total_rows, total_steps, warmup_steps
 from jobs.spec import Spec
@@ -58,19 +60,50 @@ def step_plan(spec: Spec, split: Split) -> StepPlan:
     """The run's plan: its steps, and the rows of each.
 
     Raises:
-        SpecError: the warmup is longer than the run, which only shows once the rows are counted.
+        SpecError: the warmup is longer than the run, or sources are used up before its end, which only shows once the
+            rows are counted.
     """
-    rows = plan_batching(spec).rows
-    steps = total_steps(spec, len(split), rows)
+    rows, order = plan_batching(spec).rows, row_order(spec, split)
+    steps = total_steps(spec, order.num_rows, rows)
     warmup_steps(spec.train, steps)
     by_length = spec.train.group_by_length and not spec.packed
+    taken = total_rows(spec, order.num_rows, rows)
+    if isinstance(order, Mixture):
+        _check_mixture(spec, order, taken)
     return StepPlan(
-        order=Order(len(split), split.manifest.rows_per_block, spec.seed),
+        order=order,
         rows_per_step=rows,
         total_steps=steps,
-        total_rows=total_rows(spec, len(split), rows),
+        total_rows=taken,
         lengths=split.index.num_tokens if by_length else None,
     )
+
+
+def row_order(spec: Spec, split: Split) -> RowOrder:
+    """All rows once an epoch; or, where the sources have weights, rows of each source in its share."""
+    if not spec.data.mixed:
+        return Order(len(split), split.rows_per_block, spec.seed)
+    sections = (
+        MixedSection(rows, source.weight or 1.0, source.max_epochs)
+        for source, rows in zip(spec.data.train, split.rows_of_sources, strict=True)
+    )
+    return Mixture(tuple(sections), split.rows_per_block, spec.seed)
+
+
+def _check_mixture(spec: Spec, order: Mixture, rows: int) -> None:
+    """Raises SpecError where the limits of the sources leave too few rows, or one of them out."""
+    for number in order.left_out:
+        source = spec.data.train[number]
+        raise SpecError(
+            f"data.train[{number}] ({source.path}): max_epochs {source.max_epochs} of {order.sections[number].rows} "
+            "rows is less than its weight takes at the very start, so it would never be used: raise it, or lower weight"
+        )
+    if order.num_positions is not None and order.num_positions < rows:
+        raise SpecError(
+            f"the run needs {rows:,} rows, but the max_epochs of all sources in data.train allow "
+            f"{order.num_positions:,}: take max_epochs away from one of them, or train for fewer steps (max_steps, "
+            "num_train_epochs)"
+        )
 
 
 @dataclass(frozen=True)

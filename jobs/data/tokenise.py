@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from jobs.data.formats import ChatSample, ClassSample, Sample, TextSample
+from jobs.data.formats import ChatSample, ClassSample, InstructionSample, PairSample, Sample, TextSample
 from jobs.data.prepared import IGNORE_INDEX
-from jobs.data.spans import Span, Unrenderable, assistant_spans
+from jobs.data.spans import Span, Unrenderable, assistant_spans, target_tokens
 from jobs.data.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Result", "TokenRow", "load_tokenizer", "tokenise"]
 
 Ints = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
+LossOn = Literal["completion", "all"]
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\b")
 
 
@@ -28,23 +31,33 @@ class TokenRow(TypedDict):
 
     input_ids: Ints  # (tokens,), at most seq_len
     labels: Ints  # causal-lm: (tokens,), not shifted, IGNORE_INDEX where no target; classification: (1,), the class
+    cut: int  # tokens of the sample that seq_len had no room for; 0 where a text was cut into pieces
 
 
 Result = list[TokenRow] | str  # the rows of one sample, or why it cannot be used
 
 
-def tokenise(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, seq_len: int) -> list[Result]:
-    """Turn samples of one kind into rows of at most `seq_len` tokens.
+def tokenise(
+    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn = "completion"
+) -> list[Result]:
+    """Turn samples into rows of at most `seq_len` tokens.
+
+    Args:
+        loss_on: "completion" takes what the assistant or the completion says, with its end token, for targets; "all"
+            every token. A plain text always has all.
 
     Returns:
         For each sample its rows (several only where a long text is cut), or the reason why it has none.
     """
-    if not samples:
-        return []
-    return _WAYS[type(samples[0])](samples, tokenizer, seq_len)
+    results: list[Result] = []
+    for kind, same in itertools.groupby(samples, type):
+        results += _WAYS[kind](tuple(same), tokenizer, seq_len, loss_on)
+    return results
 
 
-def _text_rows(samples: Sequence[TextSample], tokenizer: PreTrainedTokenizerBase, seq_len: int) -> list[Result]:
+def _text_rows(
+    samples: Sequence[TextSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
+) -> list[Result]:
     eos = tokenizer.eos_token_id
     encoded = tokenizer([sample.text for sample in samples], return_attention_mask=False, verbose=False)["input_ids"]
     results: list[Result] = []
@@ -65,33 +78,106 @@ def _pieces(ids: Ints, seq_len: int) -> list[Ints]:
     return np.split(ids, cuts)
 
 
-def _causal(ids: Ints, labels: Ints) -> TokenRow:
+def _causal(ids: Ints, labels: Ints, cut: int = 0) -> TokenRow:
     labels = labels.copy()
     labels[:1] = IGNORE_INDEX  # nothing comes before it in the sample; in a packed row, only another sample
-    return {"input_ids": ids, "labels": labels}
+    return {"input_ids": ids, "labels": labels, "cut": cut}
 
 
-def _class_rows(samples: Sequence[ClassSample], tokenizer: PreTrainedTokenizerBase, seq_len: int) -> list[Result]:
-    texts = [sample.text for sample in samples]
-    encoded = tokenizer(texts, truncation=True, max_length=seq_len, return_attention_mask=False)["input_ids"]
+def _class_rows(
+    samples: Sequence[ClassSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
+) -> list[Result]:
+    encoded = tokenizer([sample.text for sample in samples], return_attention_mask=False, verbose=False)["input_ids"]
+    long = [number for number, ids in enumerate(encoded) if len(ids) > seq_len]
+    texts = [samples[number].text for number in long]
+    # A cut sequence keeps the special tokens at both of its ends, so the tokenizer itself must cut it.
+    kept = (
+        tokenizer(texts, truncation=True, max_length=seq_len, return_attention_mask=False)["input_ids"] if long else []
+    )
+    shorter = dict(zip(long, kept, strict=True))
     results: list[Result] = []
-    for sample, ids in zip(samples, encoded, strict=True):
-        row: TokenRow = {"input_ids": np.asarray(ids, np.int32), "labels": np.asarray([sample.label], np.int32)}
+    for number, sample in enumerate(samples):
+        ids = shorter.get(number, encoded[number])
+        row: TokenRow = {
+            "input_ids": np.asarray(ids, np.int32),
+            "labels": np.asarray([sample.label], np.int32),
+            "cut": len(encoded[number]) - len(ids),
+        }
         results.append([row] if len(ids) else "no token is left of the text")
     return results
 
 
-def _chat_rows(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase, seq_len: int) -> list[Result]:
+def _pair_rows(
+    samples: Sequence[PairSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
+) -> list[Result]:
+    """Prompt and completion are one text, so that tokens are those of generation; the completion ends with eos."""
+    eos = tokenizer.eos_token_id
+    results: list[Result] = []
+    encodings = _encode([sample.prompt + sample.completion for sample in samples], tokenizer, True)
+    for sample, encoding in zip(samples, encodings, strict=True):
+        ids = np.asarray(encoding.ids, dtype=np.int32)
+        target = target_tokens(encoding, len(ids), [(len(sample.prompt), len(sample.prompt) + len(sample.completion))])
+        if eos is not None and (not len(ids) or ids[-1] != eos):
+            ids, target = np.append(ids, np.int32(eos)), np.append(target, True)
+        elif eos is not None:
+            target[-1] = True
+        results.append(_targeted(ids, target, seq_len, loss_on, "the completion"))
+    return results
+
+
+def _instruction_rows(
+    samples: Sequence[InstructionSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
+) -> list[Result]:
+    """As a dialogue of two turns where the tokenizer has a chat template, else as plain text under headings."""
+    if tokenizer.chat_template:
+        turns = [(("user", _task(sample)), ("assistant", sample.output)) for sample in samples]
+        return _chat_rows([ChatSample(one) for one in turns], tokenizer, seq_len, loss_on)
+    pairs = [PairSample(_headed(sample), sample.output) for sample in samples]
+    return _pair_rows(pairs, tokenizer, seq_len, loss_on)
+
+
+def _task(sample: InstructionSample) -> str:
+    return f"{sample.instruction}\n\n{sample.input}" if sample.input.strip() else sample.instruction
+
+
+def _headed(sample: InstructionSample) -> str:
+    given = f"### Input:\n{sample.input}\n\n" if sample.input.strip() else ""
+    return f"### Instruction:\n{sample.instruction}\n\n{given}### Response:\n"
+
+
+def _chat_rows(
+    samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
+) -> list[Result]:
+    if not tokenizer.chat_template:  # only where a function of the user's own gives dialogues; else refused before
+        return ["it is a dialogue, but the tokenizer has no chat template"] * len(samples)
     template = tokenizer.get_chat_template()
     marked = bool(_GENERATION_BLOCK.search(template))
-    return list((_marked_chats if marked else _rendered_chats)(samples, tokenizer, seq_len))
+    tokenised = (_marked_chats if marked else _rendered_chats)(samples, tokenizer)
+    return [
+        found if isinstance(found, str) else _targeted(*found, seq_len, loss_on, "the assistant") for found in tokenised
+    ]
+
+
+def _targeted(ids: Ints, target: Mask, seq_len: int, loss_on: LossOn, whose: str) -> Result:
+    if loss_on == "all":
+        target = np.ones(len(ids), dtype=bool)
+    labels = np.where(target, ids, IGNORE_INDEX).astype(np.int32)
+    row = _causal(ids[:seq_len], labels[:seq_len], max(len(ids) - seq_len, 0))
+    if np.any(row["labels"] != IGNORE_INDEX):
+        return [row]
+    if np.any(labels[1:] != IGNORE_INDEX):
+        return f"no token of {whose} is left after data.seq_len ({seq_len}) has cut its {len(ids)} tokens: raise it"
+    return f"there is no token of {whose} to learn"
 
 
 def _turns(sample: ChatSample) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in sample.messages]
 
 
-def _marked_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase, seq_len: int) -> Iterator[Result]:
+Tokenised = tuple[Ints, Mask] | str  # all tokens of a dialogue and which are the assistant's; or why it has none
+
+
+def _marked_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenised]:
     """The template itself says which tokens are generated."""
     for sample in samples:
         try:
@@ -101,12 +187,10 @@ def _marked_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerB
         except Exception as error:  # the template is a program of its own
             yield f"the chat template refuses it: {error}"
             continue
-        yield _chat_row(encoded["input_ids"], np.asarray(encoded["assistant_masks"], dtype=bool), seq_len)
+        yield np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["assistant_masks"], dtype=bool)
 
 
-def _rendered_chats(
-    samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase, seq_len: int
-) -> Iterator[Result]:
+def _rendered_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenised]:
     """Which characters are the assistant's follows from rendering the dialogue turn by turn."""
 
     def render(messages: Sequence[dict[str, str]], prompt: bool) -> str:
@@ -114,14 +198,14 @@ def _rendered_chats(
 
     ends = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
     rendered = [_rendered(_turns(sample), render, ends) for sample in samples]
-    texts = [found[0] for found in rendered if not isinstance(found, str)]
-    encoded = _encode(texts, tokenizer)
+    # The template writes special tokens itself, so none are added.
+    encoded = iter(_encode([found[0] for found in rendered if not isinstance(found, str)], tokenizer, False))
     for found in rendered:
         if isinstance(found, str):
             yield found
         else:
-            ids, offsets = next(encoded)
-            yield _chat_row(ids, _inside(offsets, found[1]), seq_len)
+            encoding = next(encoded)
+            yield np.asarray(encoding.ids, np.int32), target_tokens(encoding, len(encoding.ids), found[1])
 
 
 def _rendered(
@@ -133,35 +217,21 @@ def _rendered(
         return str(error)
 
 
-def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], Any]]:
+def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, special: bool) -> Iterable[Any]:
+    """Encodings of the tokenizers library, which tell the token of a character without listing those of all."""
     if not texts:
-        return iter(())
-    # The template writes special tokens itself, so none are added.
-    found = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return zip(found["input_ids"], found["offset_mapping"], strict=True)
+        return []
+    backend: Any = tokenizer.backend_tokenizer
+    backend.no_truncation()  # an earlier call of the tokenizer may have left it on
+    backend.no_padding()
+    found: Iterable[Any] = backend.encode_batch(texts, add_special_tokens=special)
+    return found
 
 
-def _inside(offsets: Sequence[tuple[int, int]], spans: list[Span]) -> npt.NDArray[np.bool_]:
-    """Which tokens cover at least one character of a span. A token without characters belongs to none."""
-    start, end = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
-    inside = np.zeros(len(start), dtype=bool)
-    for low, high in spans:
-        inside |= (end > low) & (start < high) & (end > start)
-    return inside
-
-
-def _chat_row(ids: Sequence[int], target: npt.NDArray[np.bool_], seq_len: int) -> Result:
-    tokens = np.asarray(ids, dtype=np.int32)
-    row = _causal(tokens[:seq_len], np.where(target, tokens, IGNORE_INDEX).astype(np.int32)[:seq_len])
-    if np.any(row["labels"] != IGNORE_INDEX):
-        return [row]
-    if target.any():
-        return f"no assistant token among the first {seq_len} of {len(tokens)}: raise data.seq_len"
-    return "the chat template writes no assistant token"
-
-
-_WAYS: dict[type, Callable[[Any, Any, int], list[Result]]] = {
+_WAYS: dict[type, Callable[[Any, Any, int, LossOn], list[Result]]] = {
     TextSample: _text_rows,
     ChatSample: _chat_rows,
+    PairSample: _pair_rows,
+    InstructionSample: _instruction_rows,
     ClassSample: _class_rows,
 }

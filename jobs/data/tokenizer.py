@@ -124,14 +124,12 @@ def _from_dir(folder: str, source: str) -> PreTrainedTokenizerBase:
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, data_format: str, model_dir: str) -> None:
     """Refuse a tokenizer that `tokenise` cannot use for the format. Raises DataError."""
-    if data_format != "chat":
-        return
-    if not tokenizer.chat_template:
+    if data_format == "chat" and not tokenizer.chat_template:
         raise no_chat_template(model_dir)
-    if not tokenizer.is_fast:
+    if data_format not in ("text", "classification") and not tokenizer.is_fast:
         raise DataError(
-            f"data.format is chat, but the tokenizer in {model_dir} has no tokenizer.json: only those tell which "
-            "characters a token covers, which is how the assistant's tokens are found. Convert it to a fast one."
+            f"data.format is {data_format}, but the tokenizer in {model_dir} has no tokenizer.json: only those tell "
+            "which characters a token covers, which is how the targets are found. Convert it to a fast one."
         )
 
 

@@ -81,10 +81,11 @@ def test_damaged_data_is_an_error_and_no_silent_end(job: tuple[Spec, Prepared], 
     from jobs.errors import DataError
 
     spec, prepared = job
-    shutil.copytree(prepared.root, tmp_path / "copy")
-    (tmp_path / "copy/train/shard-00000.arrow").unlink()
+    root = pathlib.Path(prepared.root)
+    shutil.copytree(root.parent, tmp_path / "copy")
+    next((tmp_path / "copy").glob("*/rows/shard-00000.arrow")).unlink()
     with pytest.raises(DataError, match=r"shard-00000\.arrow"):
-        list(plain_steps(Stream(str(tmp_path / "copy"), spec, 0), 0))
+        list(plain_steps(Stream(str(tmp_path / "copy" / root.name), spec, 0), 0))
 
 
 def test_a_reader_that_loses_rows_stops_the_run(job: tuple[Spec, Prepared]) -> None:

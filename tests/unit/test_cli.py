@@ -101,7 +101,7 @@ def test_validate_in_json_carries_plan_warnings_and_the_resolved_spec(job: str) 
     code, printed, _ = call("validate", job, "--json", "--set", "eval.metrics=[accuracy]")
     answer = json.loads(printed)
     assert code == 0 and "held-out" in answer["warnings"][0]
-    assert Spec.model_validate(answer["spec"]).data.train == str(Path(job).parent / "d.csv")
+    assert Spec.model_validate(answer["spec"]).data.train[0].path == str(Path(job).parent / "d.csv")
 
 
 def test_bad_spec_is_one_message_on_stderr_and_exit_code_2(job: str) -> None:

@@ -17,6 +17,7 @@ from jobs.data.formats import (
     BadRow,
     ChatSample,
     ClassSample,
+    Reading,
     Record,
     TextSample,
     check_source,
@@ -26,7 +27,7 @@ from jobs.data.formats import (
 )
 from jobs.data.template import has_chat_template
 from jobs.errors import DataError
-from jobs.spec import Data
+from jobs.spec import Columns
 
 
 def write(path: Path, content: str | bytes) -> str:
@@ -34,12 +35,13 @@ def write(path: Path, content: str | bytes) -> str:
     return str(path)
 
 
-def data(**fields: Any) -> Data:
-    return Data.model_validate({"train": "x.jsonl", "format": "text", **fields})
+def reading(format: str = "text", num_labels: int | None = None, **fields: Any) -> Reading:
+    columns = Columns.model_validate(fields.pop("columns", {}))
+    return Reading(format, columns, fields.pop("labels", None), num_labels)
 
 
 def sample(value: dict[str, Any], num_labels: int | None = None, **fields: Any) -> Any:
-    return sample_of(Record("f.jsonl", 7, value), data(**fields), num_labels)
+    return sample_of(Record("f.jsonl", 7, value), reading(num_labels=num_labels, **fields))
 
 
 CLASSES = {"format": "classification", "labels": ("neg", "pos")}
@@ -77,7 +79,7 @@ def test_url_keeps_its_protocol() -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("none*.jsonl", "no file matches"), ("x.txt", r"\.jsonl, \.ndjson, \.csv"), ("sub", "is a directory")],
+    [("none*.jsonl", "no file matches"), ("x.txt", r"\.jsonl, \.ndjson, \.csv"), ("sub", "holds no data")],
 )
 def test_what_cannot_be_expanded_is_refused(tmp_path: Path, name: str, message: str) -> None:
     write(tmp_path / "x.txt", "a")
@@ -163,7 +165,7 @@ def test_parquet_counts_rows(tmp_path: Path) -> None:
     assert [row.line for row in rows] == list(range(1, 601))
     last = rows[-1]
     assert isinstance(last, Record)
-    assert sample_of(last, data(format="chat"), None) == ChatSample((("user", "hi"), ("assistant", "599")))
+    assert sample_of(last, reading("chat")) == ChatSample((("user", "hi"), ("assistant", "599")))
 
 
 def test_gzip_is_read_and_damage_is_refused(tmp_path: Path) -> None:
@@ -241,7 +243,7 @@ def test_chat_is_a_list_of_turns_or_its_json() -> None:
         ([], "at least one turn"),
         ("hello", "not JSON"),
         ([*TALK, "x"], "turn 3 is a str"),
-        ([{"from": "human", "value": "hi"}], "turn 1 has no role; it has 'from', 'value'"),
+        ([{"speaker": "human", "value": "hi"}], "turn 1 has no role; it has 'speaker', 'value'"),
         ([{"role": "user"}], "turn 1 has no content"),
         ([{"role": "user", "content": [{"type": "text"}]}], "content of turn 1 is a list"),
         (TALK[:1], r"no assistant turn.*roles: user"),
@@ -258,27 +260,27 @@ def test_chat_without_its_parts_is_refused(messages: Any, reason: str) -> None:
 def test_check_names_the_columns_and_the_likely_one(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", "Texts,label\na,1\n")
     with pytest.raises(DataError, match=r"no column 'text'; it has 'Texts', 'label'\. Did you mean 'Texts'\?"):
-        check_source(data(format="classification"), path, 2)
+        check_source(reading("classification", 2), path)
 
 
 def test_check_stops_at_the_first_wrong_label(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", "text,label\na,1\nb,7\n")
     with pytest.raises(DataError, match=r"x\.csv:3: label '7' is outside 0 to 1"):
-        check_source(data(format="classification"), path, 2)
+        check_source(reading("classification", 2), path)
 
 
 def test_check_refuses_a_source_without_a_usable_row(tmp_path: Path) -> None:
     empty = write(tmp_path / "e.jsonl", "\n")
     with pytest.raises(DataError, match="holds no records"):
-        check_source(data(), empty, None)
+        check_source(reading(), empty)
     useless = write(tmp_path / "u.jsonl", '{"text": ""}\n' * 3)
     with pytest.raises(DataError, match=r"none of the first 3 rows .*\n  .*u\.jsonl:1: 'text' is empty"):
-        check_source(data(), useless, None)
+        check_source(reading(), useless)
 
 
 def test_check_reads_no_further_than_asked(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", '{"text": "a"}\n' * 10 + '{"text": 1}\n' * 10)
-    check_source(data(), path, None, max_rows=10)
+    check_source(reading(), path, max_rows=10)
 
 
 def test_chat_template_is_found_wherever_it_is_kept(tmp_path: Path) -> None:

@@ -211,15 +211,15 @@ def test_newer_version_is_refused_by_name_and_alone(tmp_path: Path) -> None:
 
 def test_relative_paths_are_relative_to_the_file_and_urls_stay(tmp_path: Path) -> None:
     spec = load_spec(write(tmp_path, GOOD), ["data.eval=../e.jsonl", "storage_path=s3://b/runs"])
-    assert spec.model.path == str(tmp_path / "m") and spec.data.train == str(tmp_path / "d.jsonl")
-    assert spec.data.eval == str(tmp_path.parent / "e.jsonl") and spec.storage_path == "s3://b/runs"
+    assert spec.model.path == str(tmp_path / "m") and spec.data.train[0].path == str(tmp_path / "d.jsonl")
+    assert spec.data.eval[0].path == str(tmp_path.parent / "e.jsonl") and spec.storage_path == "s3://b/runs"
     assert load_spec(write(tmp_path, GOOD)).storage_path == str(tmp_path / "runs")
 
 
 def test_spec_given_by_a_relative_name_yields_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, GOOD)
     monkeypatch.chdir(tmp_path)
-    assert load_spec("job.yaml").data.train == str(tmp_path / "d.jsonl")
+    assert load_spec("job.yaml").data.train[0].path == str(tmp_path / "d.jsonl")
 
 
 @pytest.mark.parametrize(

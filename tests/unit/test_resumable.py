@@ -32,7 +32,9 @@ from jobs.watch import ALIVE, Announcer, Watch, this_driver
 REFUSED = {
     "version", "seed", "method.kind", "model.task", "model.num_labels", "model.attn_implementation",
     "data.eval_fraction", "data.format", "data.columns.text", "data.columns.label", "data.columns.messages",
-    "data.labels", "data.seq_len", "data.packing", "train.learning_rate", "train.lr_scheduler_type",
+    "data.columns.prompt", "data.columns.completion", "data.columns.instruction", "data.columns.input",
+    "data.columns.output", "data.loss_on", "data.labels", "data.seq_len", "data.packing",
+    "train.learning_rate", "train.lr_scheduler_type",
     "train.warmup_ratio", "train.warmup_steps", "train.decay_ratio", "train.num_train_epochs", "train.max_steps",
     "train.optim", "train.weight_decay", "train.adam_beta1", "train.adam_beta2", "train.adam_epsilon",
     "train.max_grad_norm", "train.bf16", "train.fp16", "train.group_by_length",

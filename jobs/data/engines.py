@@ -1,0 +1,31 @@
+"""Where chunks are worked on: in this process, or by Ray Data's tasks. Both give the same tables in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+from jobs.data.chunks import Chunk, Work, read_chunks
+from jobs.data.progress import Say
+
+Engine = Literal["plain", "ray"]
+Task = Callable[[Chunk], Any]  # a pure function of a chunk that gives a pyarrow.Table; can be sent to another process
+Todo = Mapping[int, frozenset[int]]  # numbers of files, and of their chunks that are to be left out
+
+
+def run(task: Task, work: Work, todo: Todo, engine: Engine, say: Say) -> Iterator[Any]:
+    """The tables that `task` makes of all chunks that are to be done, in source order."""
+    if engine == "plain" or not todo:
+        return _run_here(task, work, todo)
+    from jobs.data.ray_engine import LEAST_CPUS_PER_TASK, run_on_ray, spare_cpus
+
+    if spare_cpus() < LEAST_CPUS_PER_TASK:
+        say("no CPU of the cluster is free: tokenising in the driver")
+        return _run_here(task, work, todo)
+    return run_on_ray(task, work, todo)
+
+
+def _run_here(task: Task, work: Work, todo: Todo) -> Iterator[Any]:
+    for file, skip in todo.items():
+        for chunk in read_chunks(file, work, skip):
+            yield task(chunk)

@@ -1,0 +1,121 @@
+"""What `fleetune data` does, from a spec to its result. Light to import: libraries are loaded once there is work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
+
+from cluster.ray_backend import connected
+from cluster.settings import set_default
+from jobs import storage
+from jobs.dataspec import OWN_FUNCTION
+from jobs.errors import FleetuneError, SpecError
+from jobs.outcome import event
+from jobs.paths import prepared_root
+from jobs.progress import Progress
+from jobs.quiet import redirected_output
+from jobs.spec import Spec
+from jobs.validate import own_function_problem
+
+if TYPE_CHECKING:
+    from jobs.data.check import Checked
+    from jobs.data.prepared import Prepared
+    from jobs.data.samples import ShownRow
+
+# Less than this is done in a few seconds by this process alone, before a Ray of this machine would have started.
+SMALL_BYTES = 16 * 2**20
+
+Say = Callable[[str], None]
+
+
+def prepare_data(spec: Spec, address: str | None, progress: Progress) -> Prepared:
+    """Prepare the data of a spec on the cluster at `address`, or on this machine; or find it prepared.
+
+    Raises:
+        InputError: the spec, the data or the storage does not fit.
+    """
+    _check_functions(spec)
+    with _working(spec, address, progress) as (engine, model_dir, say):
+        from jobs.data.prepare import prepare
+
+        return prepare(spec, model_dir, engine=engine, say=say)
+
+
+def check_data(spec: Spec, address: str | None, progress: Progress) -> Checked:
+    """Look at all samples. Raises as `prepare_data`; what is wrong with the samples is in the report."""
+    _check_functions(spec)
+    with _working(spec, address, progress) as (engine, model_dir, say):
+        from jobs.data.check import check
+
+        return check(spec, model_dir, engine=engine, say=say)
+
+
+def show_data(spec: Spec, count: int, split: Literal["train", "eval"], start: int) -> list[ShownRow]:
+    """`count` rows from number `start` on: of the prepared data if there is some, else of the first samples."""
+    _check_functions(spec)
+    with _quietly():
+        from jobs.data.samples import shown_rows
+
+        return shown_rows(spec, _model_dir(spec), count, split, start)
+
+
+def _check_functions(spec: Spec) -> None:
+    problems = [own_function_problem(name) for name in sorted(spec.data.formats) if OWN_FUNCTION.match(name)]
+    if found := [problem for problem in problems if problem]:
+        raise SpecError("\n".join(f"data.format: {problem}" for problem in found))
+
+
+@contextlib.contextmanager
+def _working(spec: Spec, address: str | None, progress: Progress) -> Iterator[tuple[Literal["plain", "ray"], str, Say]]:
+    """An engine that is ready, the model's directory, and a way to tell how it goes."""
+
+    def say(text: str) -> None:
+        progress.event(event("phase", text, phase="prepare"))
+
+    storage.check_writable(prepared_root(spec.storage_path, ""))
+    with _quietly():
+        model_dir = _model_dir(spec)
+        if address is None and _size(spec) <= SMALL_BYTES:
+            yield "plain", model_dir, say
+            return
+        say("connecting to Ray")
+        with connected(address, None):
+            yield "ray", model_dir, say
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """What libraries have to say goes to a file, which is named where something unexpected is raised."""
+    set_default("DS_ACCELERATOR", "cpu")
+    with tempfile.NamedTemporaryFile(prefix="fleetune-data-", suffix=".log", delete=False) as file:
+        log = file.name
+    try:
+        with redirected_output(log):
+            yield
+    except FleetuneError:
+        os.unlink(log)
+        raise
+    except Exception as error:
+        error.add_note(f"what the libraries said is in {log}")
+        raise
+    else:
+        os.unlink(log)
+
+
+def _model_dir(spec: Spec) -> str:
+    from jobs.modeldir import check_model_files, local_model_dir
+
+    model_dir = local_model_dir(spec.model.path)
+    check_model_files(model_dir, "chat" in spec.data.formats, spec.data.seq_len)
+    return model_dir
+
+
+def _size(spec: Spec) -> int:
+    """Bytes of all source files. Raises DataError."""
+    from jobs.data.records import expand
+
+    sources = (*spec.data.train, *(spec.data.eval or ()))
+    return sum(storage.size(file) for source in sources for file in expand(source.path))

@@ -1,0 +1,108 @@
+"""The commands `fleetune data ...`: look at the data of a spec, and prepare it, before a GPU is held."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+import typer
+
+from jobs import storage
+from jobs.datacmd import check_data, prepare_data, show_data
+from jobs.load import load_spec
+from orchestrator import show as text
+from orchestrator.datapage import page
+from orchestrator.edge import Json, Set, SpecFile, edge, progress_of
+
+app = typer.Typer(
+    name="data",
+    help="Check, prepare and show the data of a spec, before a GPU is held.",
+    epilog="Start here:  fleetune data check job.yaml  |  fleetune data show job.yaml --n 3",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Address = Annotated[
+    str | None,
+    typer.Option("--address", metavar="ADDR", help="A Ray cluster, e.g. auto or ray-head:6379 [RAY_ADDRESS]."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the result only.")]
+
+
+@app.command(epilog="Example:  fleetune data check job.yaml --html report.html")
+def check(
+    spec: SpecFile,
+    set_: Set = None,
+    address: Address = None,
+    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Where to write the page.")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look at every sample, and say what is wrong.
+
+    Exits with 2 where `prepare` would refuse the data. The page and the list of bad rows are left beside the prepared
+    data.
+    """
+    with edge():
+        loaded = load_spec(spec, set_ or [])
+        progress = progress_of(quiet or json_)
+        try:
+            checked = check_data(loaded, address, progress)
+        finally:
+            progress.close()
+        from orchestrator.datahtml import html as html_page
+
+        report = checked.report
+        where = html or storage.join(checked.folder, "report.html")
+        storage.write_bytes(where, html_page(report).encode())
+        storage.write_bytes(storage.join(checked.folder, "report.json"), report.model_dump_json(indent=1).encode())
+        typer.echo(report.model_dump_json() if json_ else page(report, html=where, width=text.terminal_width()))
+        raise typer.Exit(2 if report.verdict == "errors" else 0)
+
+
+@app.command(epilog="Example:  fleetune data prepare job.yaml --address auto")
+def prepare(
+    spec: SpecFile, set_: Set = None, address: Address = None, json_: Json = False, quiet: Quiet = False
+) -> None:
+    """Tokenise, shuffle and pack, once for all runs.
+
+    What an interrupted prepare has done is kept: the same command goes on from there. A run prepares its data itself
+    where nobody has.
+    """
+    with edge():
+        loaded = load_spec(spec, set_ or [])
+        progress = progress_of(quiet or json_)
+        try:
+            prepared = prepare_data(loaded, address, progress)
+        finally:
+            progress.close()
+        manifest = prepared.manifest
+        facts: dict[str, Any] = {"root": prepared.root, "fingerprint": manifest.fingerprint}
+        facts |= {"records": manifest.records, "bad_rows": manifest.bad_rows}
+        for name, parts in manifest.splits.items():
+            counts = ("rows", "samples", "tokens", "targets", "longest_row")
+            facts[name] = {
+                count: (max if count == "longest_row" else sum)(getattr(part, count) for part in parts)
+                for count in counts
+            }
+        typer.echo(json.dumps(facts) if json_ else text.prepared_page(facts, loaded))
+
+
+@app.command(epilog="Example:  fleetune data show job.yaml --n 3 --split eval")
+def show(
+    spec: SpecFile,
+    set_: Set = None,
+    n: Annotated[int, typer.Option("--n", min=1, max=1000, help="How many rows.")] = 5,
+    start: Annotated[int, typer.Option("--from", min=0, help="Number of the first one.")] = 0,
+    split: Annotated[Literal["train", "eval"], typer.Option("--split", help="Which rows.")] = "train",
+    json_: Json = False,
+) -> None:
+    """Print rows as the model will see them.
+
+    Text, tokens, which of them are targets, and where samples meet in a packed row. Nothing needs to be prepared.
+    """
+    with edge():
+        rows = show_data(load_spec(spec, set_ or []), n, split, start)
+        from orchestrator.rowpage import rows_json, rows_page
+
+        typer.echo(rows_json(rows) if json_ else rows_page(rows, colour=text.is_terminal()))

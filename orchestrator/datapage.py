@@ -1,0 +1,392 @@
+"""What `fleetune data check` prints: a DataReport as plain text, the verdict first. Decides nothing."""
+
+from __future__ import annotations
+
+import bisect
+import datetime
+import itertools
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from jobs.data.report import DataReport, Example, Finding, LabelCount, Packing, SourceReport
+from orchestrator.svg import Bins, bin_words, compact, many, percent, size
+
+NARROWEST = 60
+SEVERITIES = ("error", "warning", "note")
+ROLES = ("train", "eval")
+SOURCE_HEAD = ("source", "path", "format", "files", "size", "records", "bad", "samples", "tokens", "cut", "weight")
+SOURCE_WORDS = ("source", "path", "format")  # columns of words; the others are numbers
+
+_EXAMPLES, _SOURCES, _LONGEST, _BINS = 3, 12, 5, 14
+_MOST_FREQUENT, _RAREST = 8, 4
+_BAR = 32  # cells, at most
+_NUMBERS = ("records", "bad", "samples", "tokens", "cut")
+_HIDDEN = ((), ("format",), ("format", "files", "size", "weight"), ("format", "files", "size", "weight", *_NUMBERS[:2]))
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_NEWLINES = {"\n": "↵", "\u2028": "↵", "\u2029": "↵", "\t": " "}
+_JOINERS = "\u200c\u200d"  # parts of words in some scripts, and of emoji
+
+
+def page(report: DataReport, width: int = 100, html: str | None = None) -> str:
+    """Lines of at most `width` cells (60 or more), but for the paths at the end: those are there to be copied.
+
+    Args:
+        html: where the page with all examples was written, if it was.
+    """
+    width = max(width, NARROWEST)
+    names = short_names(report)
+    sections = (
+        wrapped(verdict(report), width),
+        _totals(report),
+        _sources(report.sources, width),
+        _findings(report, names, width),
+        _lengths(report, width),
+        _labels(report.labels, width),
+        _longest(report, names, width),
+        [packing_words(report.packing)] if report.packing else [],
+    )
+    ends = (("bad rows", report.bad_rows_file), ("page", html))
+    fitting = [[shortened(line, width) for line in section] for section in sections]
+    files = [f"{name.ljust(8)}  {shown(path)}" for name, path in ends if path]
+    return "\n\n".join("\n".join(section) for section in [*fitting, files] if section)
+
+
+# --- words
+
+
+def verdict(report: DataReport) -> str:
+    """The first line: what a user who reads no further must know."""
+    counts = Counter[str](finding.severity for finding in report.findings)
+    found = ", ".join(many(counts[name], name) for name in SEVERITIES if counts[name])
+    if report.blocked:
+        return f"errors: prepare would stop: {report.blocked}"
+    if report.verdict == "errors":
+        return f"{found or 'errors'}; prepare would go on without what it cannot use"
+    if report.verdict == "warnings":
+        return found or "warnings"
+    return "ok: no problem was found" + (f" ({found})" if found else "")
+
+
+def total_rows(report: DataReport) -> list[tuple[str, str]]:
+    """Name and words of each total."""
+    at = report.created_at.astimezone(datetime.UTC)
+    split = f"{report.train_samples:,} train, {report.eval_samples:,} eval"
+    rows = [
+        ("data", f"{report.name}, checked {at:%Y-%m-%d %H:%M} UTC, fingerprint {report.fingerprint[:16]}"),
+        ("samples", f"{report.samples:,} of {many(report.records, 'record')}: {split}"),
+    ]
+    if bad := sum(source.bad for source in report.sources):
+        share = percent(bad, sum(source.records for source in report.sources))
+        rows.append(("bad", f"{many(bad, 'record')} ({share}; {100 * report.max_bad_fraction:g} % is allowed)"))
+    if report.tokens:
+        cut = sum(source.cut_tokens for source in report.sources)
+        more = f", after {many(cut, 'token')} were cut at seq_len {report.seq_len:,}" if cut else ""
+        rows.append(("tokens", f"{report.tokens:,}{more}"))
+        rows.append(("targets", f"{report.targets:,} ({percent(report.targets, report.tokens)} of the tokens)"))
+    if 0 < report.near_duplicates_looked_at < report.samples:
+        of = f"{report.near_duplicates_looked_at:,} of {many(report.samples, 'sample')}"
+        rows.append(("compared", f"{of}, for near-duplicates"))
+    return rows
+
+
+def source_rows(sources: Sequence[SourceReport], number: Callable[[int], str] = "{:,}".format) -> list[list[str]]:
+    """Cells in the order of SOURCE_HEAD."""
+    roles = Counter(_role(source) for source in sources)
+    return [
+        [
+            _role(source) if roles[_role(source)] == 1 else source.where.removeprefix("data."),
+            source.path,
+            source.format,
+            number(source.files),
+            size(source.bytes),
+            *map(number, (source.records, source.bad, source.samples, source.tokens, source.cut_samples)),
+            "" if source.weight is None else f"{source.weight:g}",
+        ]
+        for source in sources
+    ]
+
+
+def _role(source: SourceReport) -> str:
+    return source.where.removeprefix("data.").partition("[")[0]
+
+
+def share_words(finding: Finding) -> str:
+    """`1,204 of 80,000 records (1.5 %)`; empty where nothing was counted."""
+    if not finding.of:
+        return many(finding.count, "record") if finding.count else ""
+    return f"{finding.count:,} of {many(finding.of, 'record')} ({percent(finding.count, finding.of)})"
+
+
+def by_severity(findings: Iterable[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def place_words(example: Example, names: Mapping[str, str], kind: str, width: int) -> str:
+    """`file:line`, and for what repeats another record `file:line = other:line`; about `width` cells at most."""
+    if example.other_file is None:
+        return shortened_within(location(example.file, example.line, names), width)
+    both = ((example.file, example.line), (example.other_file, example.other_line or 0))
+    each = [shortened_within(location(file, line, names), width // 2) for file, line in both]
+    return ("{} ≈ {}" if "near" in kind else "{} = {}").format(*each)
+
+
+def location(file: str, line: int, names: Mapping[str, str]) -> str:
+    return f"{names.get(file, file)}:{line}" if line else names.get(file, file)
+
+
+def packing_words(packing: Packing) -> str:
+    full = f"{percent(packing.density)} full"
+    if packing.packed:
+        return f"packed: {many(packing.rows, 'row')} of {packing.seq_len:,}, {full}"
+    rows = f"{many(packing.rows, 'row')} of at most {packing.seq_len:,}"
+    return f"not packed: {rows}, padded to the longest of their batch: {full}"
+
+
+def short_names(report: DataReport) -> dict[str, str]:
+    """Of each file that is named, as much of the end of its path as tells it from the others."""
+    files = {sample.file for sample in report.longest}
+    for finding in report.findings:
+        for example in finding.examples:
+            files |= {example.file} | ({example.other_file} if example.other_file else set())
+    parts = {file: file.split("/") for file in files}
+    ends = {file: ["/".join(of[-count:]) for count in range(1, len(of) + 1)] for file, of in parts.items()}
+    seen = Counter(itertools.chain.from_iterable(ends.values()))
+    return {file: next((end for end in options if seen[end] == 1), file) for file, options in ends.items()}
+
+
+# --- text that fits
+
+
+def shown(text: str) -> str:
+    """The text on one line; what would act on a terminal, or hide in it, is spelled out."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_shown, text.replace("\r\n", "\n")))
+
+
+def _shown(character: str) -> str:
+    if character in _NEWLINES:
+        return _NEWLINES[character]
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in _JOINERS:
+        return f"\\x{ord(character):02x}" if ord(character) < 256 else f"\\u{ord(character):04x}"
+    return character
+
+
+def cells(text: str) -> int:
+    """How many places a terminal gives to a text."""
+    return len(text) if text.isascii() else sum(map(_cells, text))
+
+
+def _cells(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf") and character != "\ufe0f":
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def shortened(text: str, width: int) -> str:
+    """The beginning, and an ellipsis where something is missing."""
+    begin = shown(text[: 4 * width])
+    if len(text) <= 4 * width and cells(begin) <= width:
+        return begin
+    return _beginning(begin, width - 1).rstrip() + "…"
+
+
+def shortened_within(text: str, width: int) -> str:
+    """The beginning and the end, for paths."""
+    whole = shown(text)
+    if cells(whole) <= width:
+        return whole
+    end = _beginning(whole[::-1], (width - 1) * 2 // 3)[::-1]
+    return f"{_beginning(whole, width - 1 - cells(end))}…{end}"
+
+
+def _beginning(text: str, width: int) -> str:
+    ends = itertools.accumulate(map(_cells, text))
+    return text[: next((index for index, end in enumerate(ends) if end > width), len(text))]
+
+
+def wrapped(text: str, width: int, first: str = "", indent: str = "") -> list[str]:
+    """Lines of whole words; a word that is too long is broken."""
+    lines, line, empty = list[str](), first, True
+    for word in re.split(r" +(?!%)", shown(text).strip()):
+        if not empty and cells(line) + 1 + cells(word) > width:
+            lines, line, empty = [*lines, line], indent, True
+        line, empty = line + ("" if empty else " ") + word, False
+        while cells(line) > width:
+            begin = _beginning(line, width)
+            lines, line = [*lines, begin], indent + line[len(begin) :]
+    return [*lines, line]
+
+
+def _padded(text: str, width: int, right: bool = False) -> str:
+    gap = " " * (width - cells(text))
+    return gap + text if right else text + gap
+
+
+def _columns(rows: Sequence[Sequence[str]], words: int = 1, indent: str = "") -> list[str]:
+    """Columns, the first `words` of them to the left and the rest to the right."""
+    widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
+    return [
+        (indent + "  ".join(_padded(cell, widths[at], at >= words) for at, cell in enumerate(row))).rstrip()
+        for row in rows
+    ]
+
+
+# --- sections
+
+
+def _totals(report: DataReport) -> list[str]:
+    return _columns([(name, shown(text)) for name, text in total_rows(report)], words=2)
+
+
+def _sources(sources: Sequence[SourceReport], width: int) -> list[str]:
+    if not sources:
+        return []
+    more = [f"… and {many(len(sources) - _SOURCES, 'more source')}"] if len(sources) > _SOURCES else []
+    variants = itertools.product(_HIDDEN, ("{:,}".format, compact))
+    tables = (_source_lines(source_rows(sources[:_SOURCES], number), hidden, width) for hidden, number in variants)
+    return [*next(filter(None, tables)), *more]
+
+
+def _source_lines(rows: list[list[str]], hidden: tuple[str, ...], width: int) -> list[str]:
+    """Empty if too little of the paths would be seen."""
+    table = [
+        list(SOURCE_HEAD),
+        *([shortened(row[0], 14), row[1], shortened_within(row[2], 18), *row[3:]] for row in rows),
+    ]
+    kept = [at for at, name in enumerate(SOURCE_HEAD) if name not in hidden and any(row[at] for row in table[1:])]
+    room = width - sum(max(cells(row[at]) for row in table) + 2 for at in kept if at != 1)
+    if room < min(max(cells(shown(row[1])) for row in rows), 16):
+        return []
+    lines = [[shortened_within(row[at], room) if at == 1 else row[at] for at in kept] for row in table]
+    return _columns(lines, sum(SOURCE_HEAD[at] in SOURCE_WORDS for at in kept))
+
+
+def _findings(report: DataReport, names: Mapping[str, str], width: int) -> list[str]:
+    return [line for finding in by_severity(report.findings) for line in _finding(finding, names, width)]
+
+
+def _finding(finding: Finding, names: Mapping[str, str], width: int) -> list[str]:
+    indent = " " * 9
+    share = share_words(finding)
+    title = finding.title + (f": {share}" if share else "")
+    lines = wrapped(title, width, finding.severity.ljust(9), indent)
+    if finding.advice:
+        lines += wrapped(finding.advice, width, indent, indent)
+    examples = finding.examples[:_EXAMPLES]
+    places = [place_words(one, names, finding.kind, width // 2) for one in examples]
+    room = width - 13 - max(map(cells, places), default=0)
+    texts = [shortened(one.text, max(room, 1)) for one in examples]
+    return lines + _columns(list(zip(places, texts, strict=True)), 2, indent + "  ")
+
+
+def _lengths(report: DataReport, width: int) -> list[str]:
+    found = bins_by_role(report)
+    if not found:
+        return []
+    beside = len(found) == 2 and width >= 80
+    each = (width - 4) // 2 if beside else width
+    blocks = [_histogram(role, bins, report.seq_len, each) for role, bins in found.items()]
+    lines = _beside(blocks, each) if beside else [line for block in blocks for line in block]
+    return [*lines, *_quantiles(report)]
+
+
+def _histogram(role: str, bins: Bins, seq_len: int, width: int) -> list[str]:
+    bins = bins.merged(_BINS, seq_len)
+    edges, counts = bins.edges, bins.counts
+    labels = [bin_words(low, high) for low, high in itertools.pairwise(edges)]
+    highest, label_width = max(counts), max(map(len, labels))
+    room = min(width - label_width - 4 - len(f"{highest:,}"), _BAR)
+    lines = [
+        f"{label.rjust(label_width)}  {bar(count / highest, room)}  {f'{count:,}' if count else ''}".rstrip()
+        for label, count in zip(labels, counts, strict=True)
+    ]
+    at = bisect.bisect_left(edges[:-1], seq_len)
+    within = " (within the row above)" if at and edges[at - 1] < seq_len < edges[at] else ""
+    return [f"tokens per sample, {role}", *lines[:at], f"╌╌╌ seq_len {seq_len:,}{within} ╌╌╌", *lines[at:]]
+
+
+def bins_by_role(report: DataReport) -> dict[str, Bins]:
+    """Without the roles that have no samples."""
+    every = {role: Bins(hist.edges, hist.counts).filled() for role, hist in report.lengths.items()}
+    return {role: bins for role, bins in every.items() if bins.counts}
+
+
+def bar(share: float, width: int) -> str:
+    """What is there is seen, however little it is."""
+    eighths = max(round(share * width * 8), 1) if share else 0
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
+def _beside(blocks: Sequence[list[str]], each: int) -> list[str]:
+    left, right = blocks
+    pairs = itertools.zip_longest(left, right, fillvalue="")
+    return [f"{_padded(one, each)}    {other}".rstrip() for one, other in pairs]
+
+
+def _quantiles(report: DataReport) -> list[str]:
+    rows = quantile_rows(report)
+    return ["", *_columns(rows)] if rows else []
+
+
+def quantile_rows(report: DataReport) -> list[list[str]]:
+    """The head and a row for each role; empty where there is nothing."""
+    found = {role: values for role, values in report.length_quantiles.items() if values}
+    names = list(dict.fromkeys(name for values in found.values() for name in values))
+    rows = [
+        [role, *(f"{values[name]:,.0f}" if name in values else "" for name in names)] for role, values in found.items()
+    ]
+    return [["tokens", *names], *rows] if rows else []
+
+
+def label_totals(labels: Iterable[LabelCount]) -> dict[str, int]:
+    """The splits that have labels, and how many."""
+    totals = {role: sum(getattr(label, role) for label in labels) for role in ROLES}
+    return {role: total for role, total in totals.items() if total}
+
+
+def by_frequency(labels: Iterable[LabelCount]) -> list[LabelCount]:
+    return sorted(labels, key=lambda label: (-label.train, -label.eval))
+
+
+def _labels(labels: Sequence[LabelCount], width: int) -> list[str]:
+    totals = label_totals(labels)
+    if not totals:
+        return []
+    left_out = len(labels) - _MOST_FREQUENT - _RAREST
+    if left_out > 4:
+        ordered = by_frequency(labels)
+        lines = _label_lines([*ordered[:_MOST_FREQUENT], *ordered[-_RAREST:]], totals, width)
+        return [*lines[:-_RAREST], f"… {many(left_out, 'label')} between these …", *lines[-_RAREST:]]
+    return _label_lines(labels, totals, width)
+
+
+def _label_lines(labels: Sequence[LabelCount], totals: Mapping[str, int], width: int) -> list[str]:
+    """A bar is as long as the label's share of its split, so that splits compare."""
+    shares = [{role: getattr(label, role) / total for role, total in totals.items()} for label in labels]
+    highest = max(max(share.values()) for share in shares)
+    names = [shortened(label.label, 24) for label in labels]
+    rows = [["label", *totals]]
+    numbers = {role: len(f"{total:,}") for role, total in totals.items()}
+    longest = max(cells(name) for name in names)
+    room = min((width - longest) // len(totals) - max(numbers.values()) - 14, _BAR)
+    for name, label, share in zip(names, labels, shares, strict=True):
+        cell = [
+            f"{getattr(label, role):>{numbers[role]},}  {percent(share[role]):>8}  {bar(share[role] / highest, room)}"
+            for role in totals
+        ]
+        rows.append([name, *cell])
+    return _columns(rows, len(rows[0]))
+
+
+def _longest(report: DataReport, names: Mapping[str, str], width: int) -> list[str]:
+    samples = report.longest[:_LONGEST]
+    places = [shortened_within(location(one.file, one.line, names), width // 2) for one in samples]
+    digits = max((len(f"{one.tokens:,}") for one in samples), default=0)
+    rows = [
+        (f"{one.tokens:{digits},}", place, shortened(one.text, width))
+        for one, place in zip(samples, places, strict=True)
+    ]
+    return ["longest samples, in tokens", *_columns(rows, 3)] if rows else []

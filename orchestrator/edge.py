@@ -1,0 +1,67 @@
+"""What all commands share: options, how progress is shown, and the edge, where errors become messages."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from jobs.errors import FleetuneError
+from jobs.progress import NoProgress, PlainProgress, Progress
+from jobs.quiet import user_stream
+
+SpecFile = Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file, or its URL.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one field, e.g. train.learning_rate=1e-5; repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def progress_of(quiet: bool) -> Progress:
+    """A bar on a terminal, lines elsewhere, or nothing."""
+    if quiet:
+        return NoProgress()
+    # The run sends this process's stdout to its log; under a test's capture there is no descriptor to copy.
+    stream = user_stream() if sys.stdout is sys.__stdout__ else sys.stdout
+    if stream.isatty():
+        from orchestrator.bar import BarProgress
+
+        return BarProgress(stream)
+    return PlainProgress(stream)
+
+
+@contextlib.contextmanager
+def edge() -> Iterator[None]:
+    """One message for whatever went wrong, and the exit code."""
+    try:
+        yield
+    except FleetuneError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # `fleetune runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise typer.Exit(0) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+        _fail(f"unexpected {type(error).__name__}: {error}{notes}\nThe traceback is in {_keep_traceback()}", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"error:\n{message}" if "\n" in message else f"error: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def _keep_traceback() -> str:
+    with tempfile.NamedTemporaryFile("w", prefix="fleetune-error-", suffix=".log", delete=False) as file:
+        traceback.print_exc(file=file)
+    return file.name

@@ -29,14 +29,14 @@ h1 { font-size: 22px; margin: 0 0 2px; overflow-wrap: anywhere; }
 h2 { font-size: 16px; margin: 30px 0 10px; }
 h3 { font-size: 13px; margin: 0 0 8px; font-weight: 600; color: var(--soft); }
 p { margin: 0 0 8px; }
-.soft { color: var(--soft); font-size: 13px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 14px 16px; }
 .verdict { font-size: 17px; font-weight: 600; margin: 16px 0; border-left: 5px solid; overflow-wrap: anywhere; }
 .verdict.ok { border-left-color: var(--ok); } .verdict.warnings { border-left-color: var(--warning); }
 .verdict.errors { border-left-color: var(--error); }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 14px;
   align-items: start; }
-.scroll { overflow-x: auto; } .scroll svg.plot { min-width: 440px; } .card + .card, .plots + .card { margin-top: 14px; } .plots .card { margin: 0; }
+.scroll { overflow-x: auto; } .scroll svg.plot { min-width: 440px; }
+.card + .card, .plots + .card { margin-top: 14px; } .plots .card { margin: 0; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { text-align: start; vertical-align: top; padding: 5px 16px 5px 0; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
@@ -44,7 +44,7 @@ th.number, td.number { text-align: right; white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; } tr:last-child > td { border-bottom: 0; }
 td.where { white-space: nowrap; width: 1%; font: 12.5px/1.6 ui-monospace, monospace; }
 td.path { overflow-wrap: anywhere; font: 12.5px/1.6 ui-monospace, monospace; min-width: 180px; }
-td.text { overflow-wrap: anywhere; min-width: 220px; }
+td.text { overflow-wrap: anywhere; min-width: 160px; }
 table.facts { width: auto; } table.facts td { border: 0; padding: 1px 20px 1px 0; overflow-wrap: anywhere; }
 table.facts td:first-child { color: var(--soft); white-space: nowrap; }
 .finding { margin-bottom: 10px; border-left: 4px solid var(--line); }
@@ -187,7 +187,9 @@ def _length_plot(role: str, bins: svg.Bins, seq_len: int) -> str:
 
 
 def _quantiles(report: DataReport) -> str:
-    head, *rows = words.quantile_rows(report) or [[]]
+    if not (table := words.quantile_rows(report)):
+        return ""
+    head, *rows = table
     lines = [_cell(row[0]) + "".join(_cell(cell, "number") for cell in row[1:]) for row in rows]
     return _card(_table(head, lines, len(head) - 1))
 
@@ -256,7 +258,7 @@ def _label_table(labels: Sequence[LabelCount], totals: Mapping[str, int]) -> str
 
 def _longest(report: DataReport, names: Mapping[str, str]) -> str:
     rows = [
-        _cell(f"{one.tokens:,}", "number")
+        _cell(f"{one.tokens:,}")
         + _cell(words.location(one.file, one.line, names), "where", one.file)
         + _cell(one.text, "text")
         for one in report.longest

@@ -169,8 +169,10 @@ def shown(text: str) -> str:
 def _shown(character: str) -> str:
     if character in _NEWLINES:
         return _NEWLINES[character]
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in _JOINERS:
-        return f"\\x{ord(character):02x}" if ord(character) < 256 else f"\\u{ord(character):04x}"
+    code = ord(character)
+    no_character = code & 0xFFFE == 0xFFFE  # and no XML may hold it
+    if no_character or (unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in _JOINERS):
+        return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
     return character
 
 

@@ -15,7 +15,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --plot-text: #a3a9b3; --plot-line: #353a43; --plot-mark: #ff8a80; --plot-0: #6f9ff0; --plot-1: #f0b060; }
 }
-svg.plot { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif; }
+svg.plot { display: block; width: 100%; max-width: 680px; height: auto; font: 12px system-ui, sans-serif; }
 svg.plot text { fill: var(--plot-text); }
 svg.plot .grid { stroke: var(--plot-line); stroke-width: 1; }
 svg.plot .axis { stroke: var(--plot-text); stroke-width: 1; }

@@ -5,8 +5,9 @@ which use of that section it is, is worked out for any position directly. Nothin
 the pieces asked for, and nothing is stored but a handful of numbers.
 
 The positions are cut into short cycles. Each cycle has as many rows of every section as its share says, rounded so
-that the error never adds up, and a keyed permutation scatters them over the cycle. The uses of a section go through
-endless permuted epochs of its own.
+that the error never adds up (often none, where a share is tiny), and a keyed permutation scatters them over the cycle.
+Cycles stay short so that what is read next lies together: only within a cycle are a section's uses out of order. The
+uses of a section go through endless permuted epochs of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from heapq import heapify, heappop, heappush
 from itertools import accumulate
 
 import numpy as np
@@ -79,26 +81,45 @@ class _Phase:
 
     @cached_property
     def cycle(self) -> int:
-        """Positions of a cycle: 1/share or more of each section, as the counts in a cycle might else be negative.
+        """Positions of a cycle: a power of four, for which the permutation never has to walk.
 
-        A power of four, for which the permutation never has to walk. With one section there is nothing to mix.
+        With one section there is nothing to mix.
         """
         if len(self.shares) == 1:
             return 1
         cycle = _MIN_CYCLE
-        while cycle * min(self.shares) < _ALL:
+        while cycle < len(self.shares):
             cycle *= 4
         return cycle
 
     @cached_property
-    def _bounds(self) -> Rows:
-        """Shares summed up from the first section to each; (sections,)."""
-        return np.cumsum(self.shares, dtype=np.int64)
+    def _splits(self) -> tuple[tuple[int, int, int, int], ...]:
+        """How all is split between two parts again and again, down to the sections: a Huffman tree, from the root.
+
+        Each split is (first part, its share, second part, share of both); both together have the number of the second.
+        The lightest are put together first, so that a rounding error higher up is halved further down.
+        """
+        heap = [(share, number) for number, share in enumerate(self.shares)]
+        heapify(heap)
+        splits = []
+        while len(heap) > 1:
+            (light, first), (heavy, second) = heappop(heap), heappop(heap)
+            heappush(heap, (light + heavy, second))
+            splits.append((first, light, second, light + heavy))
+        return tuple(reversed(splits))
 
     def counts(self, cycles: int) -> tuple[int, ...]:
-        """Uses of each section in the first `cycles` cycles: within 1 of its share."""
-        bounds = [(cycles * self.cycle * bound + _ALL // 2) >> _SHARE_BITS for bound in accumulate(self.shares)]
-        return tuple(high - low for low, high in zip([0, *bounds], bounds, strict=False))
+        """Uses of each section in the first `cycles` cycles: within 2 of its share."""
+        return tuple(self._counts(np.array([cycles]))[0].tolist())
+
+    def _counts(self, cycles: Rows) -> Rows:
+        counts = np.empty((len(self.shares), len(cycles)), dtype=np.int64)
+        counts[self._splits[0][2] if self._splits else 0] = cycles * self.cycle
+        for first, share, second, both in self._splits:
+            wholes, parts = np.divmod(counts[second], both)
+            counts[first] = wholes * share + (2 * parts * share + both) // (2 * both)
+            counts[second] -= counts[first]
+        return counts.T
 
     def uses(self, cycles: Rows, inside: Rows) -> tuple[Rows, Rows]:
         """What the places `inside` (n or 1, m) of cycles (n,) take.
@@ -110,10 +131,10 @@ class _Phase:
             uses = cycles[:, None] + inside + self.used[0]
             return np.zeros_like(uses), uses
         places = walk(inside, self.cycle, keys(self.seed, cycles)[:, None])
-        before = self._rounded(cycles)
-        ends = self._rounded(cycles + 1) - before  # of the slices of a cycle that belong to each section
-        sizes = np.diff(ends, axis=1, prepend=0)
-        shifts = np.diff(before, axis=1, prepend=0) + self.used - (ends - sizes)  # from place to use
+        before = self._counts(cycles)
+        sizes = self._counts(cycles + 1) - before
+        ends = np.cumsum(sizes, axis=1)  # of the slices of a cycle that belong to each section
+        shifts = before + self.used - (ends - sizes)  # from place to use
         lines = np.arange(len(cycles))[:, None]
         slices = _slices(places + lines * self.cycle, ends + lines * self.cycle, sizes)
         return slices - lines * len(self.shares), places + shifts.ravel()[slices]
@@ -139,12 +160,6 @@ class _Phase:
             for into, values in zip((numbers, uses), some, strict=True):
                 into[low - start : high - start] = values.ravel()[low - begin : high - begin]
         return numbers, uses
-
-    def _rounded(self, cycles: Rows) -> Rows:
-        """Rows that the sections up to each have had before cycles (n,), all together; (n, sections)."""
-        wholes, parts = np.divmod(cycles[:, None] * self.cycle, _ALL)  # one product would overflow at 2**43
-        rounded: Rows = wholes * self._bounds + ((parts * self._bounds + _ALL // 2) >> _SHARE_BITS)
-        return rounded
 
 
 @dataclass(frozen=True)
@@ -184,7 +199,12 @@ class Mixture:
     @cached_property
     def left_out(self) -> tuple[int, ...]:
         """Numbers of the sections that never take part, because their limit is too low."""
-        taken = {number for phase in self._phases for number in phase.sections}
+        taken = {
+            number
+            for phase in self._phases
+            for number, count in zip(phase.sections, phase.counts(phase.cycles or 0), strict=True)
+            if count or phase.cycles is None
+        }
         return tuple(number for number in range(len(self.sections)) if number not in taken)
 
     def rows_at(self, positions: Rows) -> Rows:
@@ -333,7 +353,7 @@ def _cycles_that_fit(phase: _Phase, place: int, limit: int | None) -> int | None
     if limit is None:
         return None
     left = limit - phase.used[place]
-    more_than_fit = range(1, left + 2)  # a cycle has one use at least on average, and none more than one too few
+    more_than_fit = range(1, (left + 3) * _ALL)  # of any share
     return bisect_right(more_than_fit, left, key=lambda cycles: phase.counts(cycles)[place])
 
 

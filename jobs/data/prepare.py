@@ -50,7 +50,7 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> Prepared
         versions=next(iter(sources.values())).manifest.versions,
     )
     write_manifest(root, manifest)
-    say(f"prepared {_summary(manifest, spec)} ({progress.rate():,.0f} samples/s)")
+    say(f"prepared {progress.overall()}: {_summary(manifest, spec)}")
     return Prepared.open(root)
 
 

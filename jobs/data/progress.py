@@ -24,38 +24,49 @@ class Progress:
         self._started_at = self._said_at = clock()
         self._samples = 0
         self._positions: dict[tuple[str, int], int] = {}
-        self._kept = 0  # bytes that an earlier prepare has read
+        # What was done, and when, once the first chunk was: before that, workers start, which tells nothing of the rest.
+        self._first: tuple[float, int, int] | None = None
 
     def keep(self, positions: Iterable[tuple[tuple[str, int], int]]) -> None:
         """What is done already: bytes of files, by source and number."""
         for key, position in positions:
             self._positions[key] = max(self._positions.get(key, 0), position)
-        self._kept = sum(self._positions.values())
 
     def add(self, key: tuple[str, int], position: int, samples: int) -> None:
         """So many more samples; the file `key` is read up to `position`."""
         self._samples += samples
         self._positions[key] = max(self._positions.get(key, 0), position)
         now = self._clock()
+        if self._first is None:
+            self._first = (now, self._samples, self._done)
         if now - self._said_at >= SAY_EVERY_S:
             self._said_at = now
             self._say(self.so_far())
 
+    @property
+    def _done(self) -> int:
+        return sum(self._positions.values())
+
     def so_far(self) -> str:
-        """`12,288 samples, 2,040/s, 34 % of 45.2 MB, eta 1m05s`."""
-        elapsed = max(self._clock() - self._started_at, 1e-9)
-        done = sum(self._positions.values())
-        text = f"tokenised {self._samples:,} samples, {self._samples / elapsed:,.0f}/s"
-        if done >= self._total:
+        """`tokenised 12,288 samples, 2,040/s, 34 % of 45.2 MB, eta 1m05s`."""
+        text = f"tokenised {self._samples:,} samples"
+        first_at, samples, done = self._first or (self._clock(), 0, 0)
+        elapsed = self._clock() - first_at
+        if elapsed > 0:
+            text += f", {(self._samples - samples) / elapsed:,.0f}/s"
+        if self._done >= self._total:
             return text
-        rate = (done - self._kept) / elapsed
-        eta = f", eta {duration((self._total - done) / rate)}" if rate > 0 else ""
-        return f"{text}, {done / self._total:.0%} of {_bytes(self._total)}{eta}"
+        text += f", {self._done / self._total:.0%} of {size_words(self._total)}"
+        rate = (self._done - done) / elapsed if elapsed > 0 else 0.0
+        return text + (f", eta {duration((self._total - self._done) / rate)}" if rate > 0 else "")
 
-    def rate(self) -> float:
-        """Samples a second so far."""
-        return self._samples / max(self._clock() - self._started_at, 1e-9)
+    def overall(self) -> str:
+        """`12,288 samples in 8 s`."""
+        return f"{self._samples:,} samples in {duration(self._clock() - self._started_at)}"
 
 
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+def size_words(count: int) -> str:
+    """`45.2 MB`, `1.3 GB`, `312 kB`."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from jobs.data.chunks import Work, read_chunks
 from jobs.data.engines import Task, Todo
+from jobs.data.tokenizer import TokenizerFiles
 
 # Ray Data gathers small blocks up to this size before it starts a task on them; its own 128 MiB would put a whole file
 # into one task.
@@ -39,7 +41,8 @@ class ChunksSource(Datasource):  # type: ignore[misc]  # ray is untyped
 
     def __init__(self, work: Work, todo: Todo) -> None:
         super().__init__()
-        self._work, self._todo = work, todo
+        # Readers need no tokenizer, and Ray Data cannot take a partial for a read task of over a megabyte.
+        self._work, self._todo = replace(work, tokenizer=TokenizerFiles("", ())), todo
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -60,11 +63,17 @@ def _read(file: int, work: Work, skip: frozenset[int]) -> Iterator[Any]:
         yield pa.table({"chunk": pa.array([pickle.dumps(chunk)], pa.large_binary())})
 
 
-def _apply(batch: Any, task: Task) -> Iterator[Any]:
-    # Ray counts one CPU for this task; the tokenizer's own threads would take them all.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for pickled in batch["chunk"]:
-        yield task(pickle.loads(pickled.as_py()))
+def _applied(task: Task) -> Callable[[Any], Iterator[Any]]:
+    """The task as a function of Ray Data's batches. It holds a tokenizer, so it goes to the object store, once."""
+    stored = ray.put(task)
+
+    def tokenise(batch: Any) -> Iterator[Any]:
+        # Ray counts one CPU for this task; the tokenizer's own threads would take them all.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        for pickled in batch["chunk"]:
+            yield ray.get(stored)(pickle.loads(pickled.as_py()))
+
+    return tokenise
 
 
 def run_on_ray(task: Task, work: Work, todo: Todo) -> Iterator[Any]:
@@ -83,7 +92,7 @@ def run_on_ray(task: Task, work: Work, todo: Todo) -> Iterator[Any]:
     context.print_on_execution_start = False
     context.target_max_block_size = TASK_BYTES
     results = source.map_batches(
-        functools.partial(_apply, task=task),
+        _applied(task),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=CPUS_PER_TASK if spare_cpus() >= 2 * CPUS_PER_TASK else LEAST_CPUS_PER_TASK,

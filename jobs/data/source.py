@@ -18,7 +18,7 @@ from jobs.data.formats import BadRow, first_of
 from jobs.data.lease import Lease
 from jobs.data.parts import PartIndex, missing, read_index, remove_parts, store_part, stored_parts
 from jobs.data.prepared import Manifest, Prepared, SplitManifest, write_manifest
-from jobs.data.progress import Progress, Say
+from jobs.data.progress import Progress, Say, size_words
 from jobs.data.tokenizer import pad_token_id
 from jobs.errors import DataError, StorageError
 
@@ -93,6 +93,9 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
         kept = [read_index(job.root, name) for name in there]
         progress.keep(((job.where, part.name.file), part.position) for part in kept)
         say(f"going on with {job.where}: {sum(len(part.num_tokens) for part in kept):,} samples are tokenised already")
+    if todo:
+        files = "1 file" if len(todo) == 1 else f"{len(todo):,} files"
+        say(f"tokenising {job.where}: {files}, {size_words(sum(job.sizes[file] for file in todo))}")
     bad, records = 0, 0
     for table in run(functools.partial(store_part, work=job.work, root=job.root), job.work, todo, engine, say):
         for facts in table.to_pylist():

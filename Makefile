@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN_TESTS := $(BIN)/python -m pytest
 
-.PHONY: install demo lint test-unit test test-all bench clean
+.PHONY: install demo demo-lm lint test-unit test test-all bench clean
 
 install: .venv/.installed
 
@@ -26,6 +26,22 @@ demo: .venv/.train-installed
 		"A warm, funny and beautifully acted film." \
 		"A tedious mess that wastes a good cast." \
 		"The plot is thin, but the two leads are a joy to watch." && \
+	echo "model: $$model" && echo "run:   $$(dirname $$model)   ($(BIN)/fleetune show $$(dirname $$model))"
+
+.venv/.gguf-installed: .venv/.train-installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt gguf
+	touch $@
+
+# The same with a language model (135M) and small talk: one question, which no dialogue has, answered before and after.
+demo-lm: QUESTION := Do you sleep at night?
+demo-lm: .venv/.gguf-installed
+	$(BIN)/python examples/fetch.py demo --lm
+	@before=$$($(BIN)/python examples/answer.py demo/smollm2 "$(QUESTION)") && \
+	echo "question: $(QUESTION)" && echo "before:   $$before" && \
+	$(BIN)/fleetune run examples/dialogues.yaml && \
+	model=$$(ls -td demo/runs/dialogues-*/model | head -1) && \
+	after=$$($(BIN)/python examples/answer.py $$model "$(QUESTION)") && \
+	echo "question: $(QUESTION)" && echo "before:   $$before" && echo "after:    $$after" && \
 	echo "model: $$model" && echo "run:   $$(dirname $$model)   ($(BIN)/fleetune show $$(dirname $$model))"
 
 lint: install

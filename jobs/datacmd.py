@@ -106,11 +106,10 @@ def _quietly() -> Iterator[None]:
 
 
 def _model_dir(spec: Spec) -> str:
-    from jobs.modeldir import check_model_files, local_model_dir
+    """Only the tokenizer is needed: data may be prepared where the weights are not."""
+    from jobs.modeldir import tokenizer_dir
 
-    model_dir = local_model_dir(spec.model.path)
-    check_model_files(model_dir, "chat" in spec.data.formats, spec.data.seq_len)
-    return model_dir
+    return tokenizer_dir(spec.model.path, "chat" in spec.data.formats)
 
 
 def _size(spec: Spec) -> int:

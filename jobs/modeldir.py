@@ -28,7 +28,8 @@ TOKENIZER_FILES = (
 )
 _POSITIONS_START_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_TOKENIZER = ["*.json", "*.txt", "*.model", "*.jinja"]
+_WANTED = [*_TOKENIZER, "*.safetensors"]
 
 
 def check_model_dir(spec: Spec) -> None:
@@ -232,13 +233,31 @@ def _fetch(url: str, target: str) -> None:
         raise
 
 
-def _from_hub(name: str) -> str:
+def tokenizer_dir(path: str, chat: bool) -> str:
+    """Where the tokenizer of `model.path` can be read: a directory or URL. Weights are neither fetched nor looked at.
+
+    Raises:
+        DataError: there is none, or it has no chat template where `chat` asks for one.
+    """
+    if not storage.is_local(path):
+        return path
+    local = storage.local_path(path)
+    if not os.path.isdir(local):
+        if os.path.isabs(local):
+            raise DataError(f"model.path {local}: no such directory")
+        local = _from_hub(path, _TOKENIZER)
+    if problems := tokenizer_problems(local, chat):
+        raise DataError("\n".join(f"model.path {local}: {problem}" for problem in problems))
+    return local
+
+
+def _from_hub(name: str, wanted: list[str] = _WANTED) -> str:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise DataError(f"model.path {name} is on the hub, and huggingface_hub is not installed here") from error
     try:
-        return snapshot_download(name, allow_patterns=_WANTED)
+        return snapshot_download(name, allow_patterns=wanted)
     except Exception as error:  # network, authentication, no such repository, disk full: all end here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         raise DataError(

@@ -25,6 +25,7 @@ from jobs.data.formats import (
     TextSample,
     sample_of,
 )
+from jobs.data.owncode import OwnCode
 from jobs.data.ownformat import own_samples
 from jobs.data.records import BadRow, Record, RecordReader
 from jobs.data.stamp import stamp
@@ -35,6 +36,7 @@ from jobs.errors import DataError
 RECORDS_PER_CHUNK = 4096
 CHARS_PER_CHUNK = 2**21  # of text, so that a chunk's memory is bounded whatever the length of its records
 RECORDS_AT_ONCE = 256  # to the tokenizer
+_LINES_BETWEEN_LOOKS = 4096  # whether the file has changed
 
 TOKENS_SCHEMA = pa.schema(
     [
@@ -59,6 +61,7 @@ class Work:
     seq_len: int
     loss_on: LossOn
     tokenizer: TokenizerFiles
+    code: OwnCode | None = None  # where a function of the user's own reads the records
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,17 @@ class _Reader:
         try:
             self._records = RecordReader(self._path)
             for row in self._records:
+                if row.line % _LINES_BETWEEN_LOOKS == 0 and self._changed():
+                    break  # it may grow as quickly as it is read
                 yield row.line, row if self._reading.own or isinstance(row, BadRow) else sample_of(row, self._reading)
-            problem = "" if stamp(self._path) == self._stamp else _CHANGED.format(self._path)
+            problem = _CHANGED.format(self._path) if self._changed() else ""
         except DataError as error:
             problem = str(error)
         if problem:
             yield 0, BadRow(self._path, 0, problem, fatal=True)
+
+    def _changed(self) -> bool:
+        return stamp(self._path) != self._stamp
 
 
 _CHANGED = (
@@ -137,8 +145,10 @@ def _chars(row: Sample | BadRow | Record) -> int:
 def samples_of(chunk: Chunk, work: Work) -> Iterator[tuple[int, Sample | BadRow]]:
     """The chunk's samples with their lines; here functions of the user's own are run."""
     for line, row in chunk.rows:
-        if isinstance(row, Record):
-            yield from ((line, sample) for sample in own_samples(row, work.reading))
+        if isinstance(row, Record) and work.code is not None:
+            yield from ((line, sample) for sample in own_samples(row, work.reading, work.code))
+        elif isinstance(row, Record):
+            raise ValueError(f"{work.reading.format} reads the records, but its code did not come with the work")
         else:
             yield line, row
 

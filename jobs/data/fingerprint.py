@@ -12,7 +12,7 @@ from typing import Any
 from jobs import storage
 from jobs.data.chunks import Work
 from jobs.data.formats import REQUIRED_COLUMNS, Reading
-from jobs.data.ownformat import digest_of_code
+from jobs.data.owncode import read_code
 from jobs.data.records import expand
 from jobs.data.stamp import stamp
 from jobs.data.tokenizer import TokenizerFiles, read_tokenizer
@@ -89,11 +89,12 @@ def _source_job(
     if sum(sizes) > _SAY_BYTES and storage.is_local(source.path):
         say(f"reading {where} ({sum(sizes) / 1e9:.1f} GB) for its fingerprint")
     fraction = data.eval_fraction if where.startswith("data.train") else None
+    code = read_code(reading.format) if reading.own else None
     made_from = {
         "prepare_version": PREPARE_VERSION,
         "files": [_file(path) for path in files],
         "format": reading.format,
-        "code": digest_of_code(reading.format) if reading.own else None,
+        "code": None if code is None else code.digest,
         "columns": _columns(reading),
         "labels": None if data.labels is None else list(data.labels),
         "num_labels": spec.num_labels,
@@ -107,7 +108,7 @@ def _source_job(
     return SourceJob(
         where=where,
         path=source.path,
-        work=Work(files, stamps, reading, data.seq_len, data.loss_on, tokenizer),
+        work=Work(files, stamps, reading, data.seq_len, data.loss_on, tokenizer, code),
         sizes=sizes,
         fingerprint=digest,
         made_from=made_from,

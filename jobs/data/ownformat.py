@@ -7,29 +7,23 @@ record out. A sample is a dict with the keys of a built-in format: `messages`; `
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib
-import importlib.util
-import os
-import sys
 import traceback
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from jobs.data.formats import REQUIRED_COLUMNS, Reading, Sample, sample_of
+from jobs.data.owncode import OwnCode, Unusable, function_of
 from jobs.data.records import BadRow, Record
 from jobs.dataspec import Columns
 
 _FRAMES = 4  # of a traceback, the innermost
 
 
-def own_samples(record: Record, reading: Reading) -> list[Sample | BadRow]:
+def own_samples(record: Record, reading: Reading, code: OwnCode) -> list[Sample | BadRow]:
     """What the user's function makes of one record; BadRow where it raised, a fatal one where it is unusable."""
     try:
-        function = _imported(reading.format)
-    except _Unusable as error:
+        function = function_of(code)
+    except Unusable as error:
         return [BadRow(record.file, record.line, str(error), fatal=True)]
     try:
         made = function(dict(record.value))
@@ -66,56 +60,8 @@ def _expected(reading: Reading) -> str:
     return "'messages', or 'prompt' and 'completion', or 'instruction' and 'output', or 'text'"
 
 
-class _Unusable(Exception):
-    pass
-
-
-@functools.cache
-def _imported(name: str) -> Callable[[dict[str, Any]], Any]:
-    module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a module is a program of its own
-        raise _Unusable(
-            f"data.format {name} cannot be imported on a worker: {type(error).__name__}: {error} (searched from "
-            f"{os.getcwd()}). It must be installed on every node, or lie in the job's working directory"
-        ) from error
-    if not callable(found):
-        raise _Unusable(f"data.format {name} is a {type(found).__name__}, not a function")
-    return found  # type: ignore[no-any-return]
-
-
 def _raised(name: str, error: Exception) -> str:
     """One line on what was raised, then the innermost frames."""
     frames = traceback.extract_tb(error.__traceback__)[1:][-_FRAMES:]
     lines = "".join(traceback.format_list(frames)).rstrip()
     return f"{name} raised {type(error).__name__}: {error}" + (f"\n{lines}" if lines else "")
-
-
-def digest_of_code(name: str) -> str | None:
-    """sha256 over the Python files of the function's top-level module or package; None where it has none.
-
-    Nothing is imported. What that code imports from elsewhere is not covered.
-    """
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    top = name.partition(":")[0].partition(".")[0]
-    spec = importlib.util.find_spec(top)
-    if spec is None:
-        return None
-    digest = hashlib.sha256()
-    for path in _files_of(spec.origin, list(spec.submodule_search_locations or ())):
-        with open(path, "rb") as file:
-            digest.update(os.path.basename(path).encode() + b"\0" + file.read())
-    return digest.hexdigest()
-
-
-def _files_of(origin: str | None, folders: list[str]) -> Iterator[str]:
-    if not folders and origin is not None and origin.endswith(".py"):
-        yield origin
-    for folder in folders:
-        for root, inner, names in os.walk(folder):
-            inner.sort()
-            yield from (os.path.join(root, name) for name in sorted(names) if name.endswith(".py"))

@@ -24,7 +24,7 @@ class Progress:
         self._started_at = self._said_at = clock()
         self._samples = 0
         self._positions: dict[tuple[str, int], int] = {}
-        # What was done, and when, once the first chunk was: before that, workers start, which tells nothing of the rest.
+        # When the first chunk was done, and what was by then: before that workers start, which says nothing of the rest.
         self._first: tuple[float, int, int] | None = None
 
     def keep(self, positions: Iterable[tuple[tuple[str, int], int]]) -> None:
@@ -52,12 +52,12 @@ class Progress:
         text = f"tokenised {self._samples:,} samples"
         first_at, samples, done = self._first or (self._clock(), 0, 0)
         elapsed = self._clock() - first_at
-        if elapsed > 0:
+        if elapsed > 0.5:
             text += f", {(self._samples - samples) / elapsed:,.0f}/s"
         if self._done >= self._total:
             return text
         text += f", {self._done / self._total:.0%} of {size_words(self._total)}"
-        rate = (self._done - done) / elapsed if elapsed > 0 else 0.0
+        rate = (self._done - done) / elapsed if elapsed > 0.5 else 0.0
         return text + (f", eta {duration((self._total - self._done) / rate)}" if rate > 0 else "")
 
     def overall(self) -> str:

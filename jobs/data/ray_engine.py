@@ -42,7 +42,7 @@ class ChunksSource(Datasource):  # type: ignore[misc]  # ray is untyped
     def __init__(self, work: Work, todo: Todo) -> None:
         super().__init__()
         # Readers need no tokenizer, and Ray Data cannot take a partial for a read task of over a megabyte.
-        self._work, self._todo = replace(work, tokenizer=TokenizerFiles("", ())), todo
+        self._work, self._todo = replace(work, tokenizer=TokenizerFiles("", ()), code=None), todo
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pathlib
 import shlex
@@ -10,14 +11,17 @@ import subprocess
 import sys
 import time
 import urllib.request
+import xml.etree.ElementTree
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from jobs.load import load_spec
-from tests.acceptance.conftest import environment, fleetune, started
+from tests.acceptance.conftest import FLEETUNE, environment, fleetune, started
 from tests.acceptance.test_job_submit import free_port
+from tests.support import tiny
+from tests.support.gangs import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +54,25 @@ def store() -> Iterator[dict[str, str]]:
 
 def upload(env: dict[str, str], source: pathlib.Path, target: str) -> None:
     _python(env, f"import fsspec; fsspec.filesystem('s3').put({str(source)!r}, {target!r}, recursive=True)")
+
+
+def objects(env: dict[str, str], prefix: str) -> list[str]:
+    """Names of the objects of `lake` that begin with `prefix`, asked of the store itself."""
+    with urllib.request.urlopen(f"{env['AWS_ENDPOINT_URL']}/lake?list-type=2&prefix={prefix}", timeout=30) as answer:
+        listed = xml.etree.ElementTree.parse(answer)
+    assert listed.findtext("{*}IsTruncated") == "false"
+    return sorted(str(key.text) for key in listed.iterfind("{*}Contents/{*}Key"))
+
+
+def digests(env: dict[str, str], prefix: str) -> dict[str, str]:
+    """What these objects hold, by what follows the prefix in their names."""
+    code = (
+        "import fsspec, hashlib, json; fs = fsspec.filesystem('s3')\n"
+        f"found = {{name: hashlib.sha256(fs.cat_file(name)).hexdigest() for name in fs.find('lake/{prefix}')}}\n"
+        "print(json.dumps(found))"
+    )
+    found = json.loads(_python(env, code))
+    return {name.partition(prefix)[2]: digest for name, digest in found.items()}
 
 
 def _python(env: dict[str, str], code: str) -> str:
@@ -127,3 +150,125 @@ def test_an_unreadable_url_is_told_before_anything_starts(store: dict[str, str],
     done = fleetune("validate", file, timeout=60, **store)
     assert done.returncode == 2
     assert "s3://no-such-bucket/text.jsonl" in done.stderr and "Traceback" not in done.stderr
+
+
+RECORDS_PER_FILE = 6000  # two chunks
+
+
+def records(seed: int) -> bytes:
+    texts = tiny.sentences(RECORDS_PER_FILE, seed, longest=12)
+    return "".join(json.dumps({"text": f"{number} {text}"}) + "\n" for number, text in enumerate(texts)).encode()
+
+
+@pytest.fixture(scope="module")
+def sources(store: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A glob of two compressed files and a directory of two files in `lake`."""
+    text = tmp_path_factory.mktemp("sources") / "text"
+    (text / "folder" / "inner").mkdir(parents=True)
+    for number in range(2):
+        (text / f"a-{number}.jsonl.gz").write_bytes(gzip.compress(records(number), mtime=0))
+    (text / "folder" / "b.jsonl").write_bytes(records(2))
+    (text / "folder" / "inner" / "c.jsonl").write_bytes(records(3))
+    (text / "folder" / "_hidden.jsonl").write_bytes(b"not to be read")
+    upload(store, text, "lake/text")
+    return ["s3://lake/text/a-*.jsonl.gz", "s3://lake/text/folder"]
+
+
+def text_spec(file: pathlib.Path, workshop: pathlib.Path, sources: list[str], storage: str) -> pathlib.Path:
+    spec = {
+        "name": "prepared",
+        "model": {"path": str(workshop / "llama"), "task": "causal-lm"},
+        "data": {"train": sources, "format": "text", "seq_len": 64, "eval_fraction": 0.1},
+        "resources": {"gpus_per_worker": 0},
+        "storage_path": storage,
+    }
+    file.write_text(json.dumps(spec))
+    return file
+
+
+def prepared(env: dict[str, str], spec: pathlib.Path) -> dict[str, Any]:
+    done = fleetune("data", "prepare", spec, "--json", **env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    store: dict[str, str], workshop: pathlib.Path, sources: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What `data prepare` says of an undisturbed one under s3://lake/calm."""
+    file = tmp_path_factory.mktemp("calm") / "job.json"
+    return prepared(store, text_spec(file, workshop, sources, "s3://lake/calm"))
+
+
+def killed_after_a_part(env: dict[str, str], spec: pathlib.Path, prefix: str) -> list[str]:
+    """Kill `fleetune data prepare` once a part is stored; the parts that are there."""
+    command = [str(FLEETUNE), "data", "prepare", str(spec), "--quiet"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment(**env), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not any("/parts/" in name for name in objects(env, prefix)):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    return [name for name in objects(env, prefix) if "/parts/" in name]
+
+
+@pytest.mark.slow
+def test_prepare_on_an_object_store_reads_globs_and_directories(
+    store: dict[str, str], undisturbed: dict[str, Any]
+) -> None:
+    assert (undisturbed["records"], undisturbed["bad_rows"]) == (4 * RECORDS_PER_FILE, 0)
+    assert undisturbed["train"]["samples"] + undisturbed["eval"]["samples"] == 4 * RECORDS_PER_FILE
+    names = objects(store, "calm/")
+    assert undisturbed["root"] == f"s3://lake/calm/prepared/{undisturbed['fingerprint']}"
+    assert sum(name.endswith("/manifest.json") for name in names) == 3  # two sources, and what they are together
+    assert not [name for name in names if "/parts/" in name or name.endswith("preparing.json")]
+
+
+@pytest.mark.slow
+def test_killed_prepare_goes_on_and_ends_as_an_undisturbed_one(
+    store: dict[str, str],
+    workshop: pathlib.Path,
+    sources: list[str],
+    undisturbed: dict[str, Any],
+    tmp_path: pathlib.Path,
+) -> None:
+    spec = text_spec(tmp_path / "job.json", workshop, sources, "s3://lake/killed")
+    parts = killed_after_a_part(store, spec, "killed/")
+    assert 1 <= len(parts) < 8
+    assert not [name for name in objects(store, "killed/") if name.endswith("/manifest.json")]
+    done = fleetune("data", "prepare", spec, **store)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "going on with data.train[0]: " in done.stderr + done.stdout
+    assert digests(store, "killed/") == digests(store, "calm/")
+    again = prepared(store, spec)
+    assert again | {"root": undisturbed["root"]} == undisturbed
+
+
+@pytest.mark.slow
+def test_changed_object_is_prepared_again_and_its_neighbours_are_not(
+    store: dict[str, str],
+    workshop: pathlib.Path,
+    sources: list[str],
+    undisturbed: dict[str, Any],
+    tmp_path: pathlib.Path,
+) -> None:
+    spec = text_spec(tmp_path / "job.json", workshop, sources, "s3://lake/calm")
+    before = digests(store, "calm/")
+    whole, other = tmp_path / "whole.jsonl", tmp_path / "other.jsonl"
+    whole.write_bytes(records(3))
+    other.write_bytes(records(3).replace(b"0 ", b"9 ", 1))  # as long as before
+    upload(store, other, "lake/text/folder/inner/c.jsonl")
+    try:
+        changed = prepared(store, spec)
+    finally:
+        upload(store, whole, "lake/text/folder/inner/c.jsonl")
+    assert changed["fingerprint"] != undisturbed["fingerprint"] and changed["records"] == undisturbed["records"]
+    after = digests(store, "calm/")
+    assert before.items() <= after.items()
+    assert sum(name.endswith("/manifest.json") for name in after) == 5  # the changed source, and what they are together
+    assert prepared(store, spec) == undisturbed  # equal content has an equal ETag

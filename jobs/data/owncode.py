@@ -1,0 +1,143 @@
+"""The code of a user's function: found without being imported, fingerprinted, and sent along to workers.
+
+A worker on another host need not have the job's working directory: the Python files of the function's top-level module
+or package go with the work. What those import from elsewhere in the working directory, `ray job submit` ships.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from typing import Any
+
+_MOST_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """package.module:function and the files that it is in; small, and can be sent to another process."""
+
+    name: str
+    root: str  # the directory on the path in which its top-level module lies
+    files: tuple[tuple[str, bytes], ...]  # (path under root, content); none where it is installed on every node
+
+    @functools.cached_property
+    def digest(self) -> str:
+        digest = hashlib.sha256(self.name.encode())
+        for path, content in self.files:
+            digest.update(path.encode() + b"\0" + hashlib.sha256(content).digest())
+        return digest.hexdigest()
+
+    @property
+    def top(self) -> str:
+        return self.name.partition(":")[0].partition(".")[0]
+
+
+class Unusable(Exception):
+    """There is no such function where it was looked for."""
+
+
+def read_code(name: str) -> OwnCode:
+    """The code of package.module:function, as it would be imported from the working directory. Nothing is run.
+
+    Where the module is not found the code is empty, and workers will say so.
+    """
+    code = OwnCode(name, os.getcwd(), ())
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    importlib.invalidate_caches()
+    spec = PathFinder.find_spec(code.top)  # not importlib.util's, which trusts what was imported before
+    if spec is None:
+        return code
+    folders = list(spec.submodule_search_locations or ())
+    if folders:
+        root = os.path.dirname(folders[0])
+        paths = sorted(_python_files(folders[0]))
+    elif spec.origin is not None and spec.origin.endswith(".py"):
+        root, paths = os.path.dirname(spec.origin), [spec.origin]
+    else:
+        return code
+    files = []
+    for path in paths:
+        with open(path, "rb") as file:
+            files.append((os.path.relpath(path, root), file.read()))
+    if sum(len(content) for _, content in files) > _MOST_BYTES:
+        files = files[:0]
+    return OwnCode(name, root, tuple(files))
+
+
+def _python_files(folder: str) -> Iterator[str]:
+    for root, inner, names in os.walk(folder):
+        inner[:] = sorted(name for name in inner if name != "__pycache__")
+        yield from (os.path.join(root, name) for name in names if name.endswith(".py"))
+
+
+def function_of(code: OwnCode) -> Callable[[dict[str, Any]], Any]:
+    """The function itself, imported once per process. Raises Unusable."""
+    key = (code.name, code.digest)
+    if key not in _IMPORTED:
+        _IMPORTED[key] = _import(code)
+    return _IMPORTED[key]
+
+
+_IMPORTED: dict[tuple[str, str], Callable[[dict[str, Any]], Any]] = {}
+
+
+def _import(code: OwnCode) -> Callable[[dict[str, Any]], Any]:
+    root = code.root if _lies_in(code, code.root) else _unpacked(code)
+    module, _, function = code.name.partition(":")
+    _forget_others(code, root)
+    if root in sys.path:
+        sys.path.remove(root)
+    sys.path.insert(0, root)
+    importlib.invalidate_caches()
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # a module is a program of its own
+        raise Unusable(
+            f"data.format {code.name} cannot be imported on a worker: {type(error).__name__}: {error} (searched from "
+            f"{root}). It, and what it imports, must be installed on every node, or lie in the job's working directory"
+        ) from error
+    if not callable(found):
+        raise Unusable(f"data.format {code.name} is a {type(found).__name__}, not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def _lies_in(code: OwnCode, root: str) -> bool:
+    """Whether the very files are there, as on the driver's host and on shared storage."""
+    for path, content in code.files:
+        try:
+            with open(os.path.join(root, path), "rb") as file:
+                if file.read() != content:
+                    return False
+        except OSError:
+            return False
+    return True
+
+
+def _unpacked(code: OwnCode) -> str:
+    root = tempfile.mkdtemp(prefix="fleetune-code-")  # stays as long as the process, which imports from it at any time
+    for path, content in code.files:
+        target = os.path.join(root, path)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with open(target, "wb") as file:
+            file.write(content)
+    return root
+
+
+def _forget_others(code: OwnCode, root: str) -> None:
+    """A process may have imported another state of the same module before, or another module of that name."""
+    loaded = getattr(sys.modules.get(code.top), "__file__", None)
+    if not code.files or loaded is None:
+        return
+    elsewhere = not os.path.abspath(loaded).startswith(os.path.join(os.path.abspath(root), ""))
+    if elsewhere or any(name == code.name for name, _ in _IMPORTED):
+        for name in [name for name in sys.modules if name == code.top or name.startswith(f"{code.top}.")]:
+            del sys.modules[name]

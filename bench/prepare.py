@@ -191,7 +191,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", help="folder for scratch files; the system's own if left out")
     options = parser.parse_args()
     if options.smoke:
-        options.rounds, options.rows, options.memory, options.seq_lens = 1, 2_000, [1, 2], []
+        options.rounds, options.rows, options.memory, options.seq_lens = 1, 2_000, [1], []
     if options.processes > (cpus := len(os.sched_getaffinity(0))):
         parser.error(f"--processes {options.processes}, but this machine gives {cpus} CPUs")
     return options
@@ -316,8 +316,7 @@ class Family:
 
     def end(self) -> list[psutil.Process]:
         """Wait for all to end; those that do not are killed, and given."""
-        self._process.kill()  # where it was interrupted; else it has ended
-        self._process.wait()
+        self._process.terminate()  # where it was interrupted; else it has ended, and this does nothing
         until = time.monotonic() + END_TIMEOUT_S
         while (left := [process for process in self._cpu_s if lives(process)]) and time.monotonic() < until:
             time.sleep(LOOK_EVERY_S)

@@ -51,7 +51,8 @@ def connected(address: str | None, gang: Gang | None) -> Iterator[Inventory]:
         if gang is not None:
             _check_local(gang)
         for name, value in QUIET_LOCAL_RAY.items():
-            set_default(name, value)
+            if gang is not None or name != "RAY_num_workers_soft_limit":  # tasks want workers in stock
+                set_default(name, value)
         cpus = gang.num_workers * gang.cpus_per_worker + SPARE_CPUS if gang is not None else 0
         options |= {"address": "local", "num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
     else:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from jobs.data.prepared import Prepared
     from jobs.data.samples import ShownRow
 
-# Less than this is done in a few seconds by this process alone, before a Ray of this machine would have started.
-SMALL_BYTES = 16 * 2**20
+# So little is done by this process alone, with the tokenizer's own threads, about as soon as by a Ray of this machine.
+SMALL_BYTES = 64 * 2**20
 
 Say = Callable[[str], None]
 

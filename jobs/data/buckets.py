@@ -15,6 +15,7 @@ from jobs.data.splitwriter import scratch_errors
 
 Ints = npt.NDArray[np.int32]
 HELD_BYTES = 64 * 2**20
+_LONG = 32  # values of a slice on average, from which on slices are copied one by one
 
 
 class Buckets:
@@ -59,5 +60,8 @@ class Buckets:
 def gathered(values: Ints, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Ints:
     """values[starts[0]:starts[0] + lengths[0]], and so on, one after the other."""
     total = int(lengths.sum())
+    if total > _LONG * len(lengths):  # fewer slices than it costs to work out the place of every value
+        slices = [values[a:b] for a, b in zip(starts.tolist(), (starts + lengths).tolist(), strict=True)]
+        return np.concatenate([values[:0], *slices])
     shifts = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
     return values[shifts + np.arange(total)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import functools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import storage
-from jobs.data.engines import Engine, run
+from jobs.data.engines import Engine, run, started
 from jobs.data.facts import FACTS_SCHEMA, facts_of
 from jobs.data.findings import EVAL, ROLES, TRAIN, Facts, findings_of, label_counts, label_name
 from jobs.data.fingerprint import SourceJob, fingerprint_of_jobs, source_jobs
@@ -49,10 +48,12 @@ def check(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> Checked:
     tokenizer = read_tokenizer(model_dir)
     jobs = source_jobs(spec, tokenizer, say)
     every = [job for of_role in jobs.values() for job in of_role]
+    workers = started(engine)
     for data_format in sorted({job.work.reading.format for job in every}):
         check_tokenizer(tokenizer.load(), data_format, model_dir)
     progress = Progress(say, sum(sum(job.sizes) for job in every))
     tables = [_facts(job, engine, progress, say) for job in every]
+    del workers
     digest, _ = fingerprint_of_jobs(jobs)
     facts = _joined(spec, every, tables)
     say(f"comparing {len(facts.good):,} samples")
@@ -65,7 +66,7 @@ def _facts(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> Any:
     """The facts of one source, in source order."""
     todo = {file: frozenset[int]() for file in range(len(job.work.files))}
     tables = [FACTS_SCHEMA.empty_table()]
-    for table in run(functools.partial(facts_of, work=job.work), job.work, todo, engine, say):
+    for table in run(facts_of, job.work, todo, engine, say):
         position, file = table["position"][0].as_py(), table["file"][0].as_py()
         real = table.filter(pc.greater_equal(table["line"], 0))
         progress.add((job.where, file), position, real.num_rows)

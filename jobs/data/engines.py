@@ -9,8 +9,17 @@ from jobs.data.chunks import Chunk, Work, read_chunks
 from jobs.data.progress import Say
 
 Engine = Literal["plain", "ray"]
-Task = Callable[[Chunk], Any]  # a pure function of a chunk that gives a pyarrow.Table; can be sent to another process
+Task = Callable[[Chunk, Work], Any]  # gives a pyarrow.Table, pure; can be sent to another process
 Todo = Mapping[int, frozenset[int]]  # numbers of files, and of their chunks that are to be left out
+
+
+def started(engine: Engine) -> object:
+    """Have the engine's workers start, to be called before the tokenizer is loaded; to be kept until they are used."""
+    if engine == "plain":
+        return None
+    from jobs.data.ray_engine import warm_up
+
+    return warm_up()
 
 
 def run(task: Task, work: Work, todo: Todo, engine: Engine, say: Say) -> Iterator[Any]:
@@ -28,4 +37,4 @@ def run(task: Task, work: Work, todo: Todo, engine: Engine, say: Say) -> Iterato
 def _run_here(task: Task, work: Work, todo: Todo) -> Iterator[Any]:
     for file, skip in todo.items():
         for chunk in read_chunks(file, work, skip):
-            yield task(chunk)
+            yield task(chunk, work)

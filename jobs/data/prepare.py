@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.data.engines import Engine
+from jobs.data.engines import Engine, started
 from jobs.data.fingerprint import PREPARE_VERSION, SourceJob, fingerprint, fingerprint_of_jobs, source_jobs
 from jobs.data.prepared import Manifest, Prepared, SplitManifest, write_manifest
 from jobs.data.progress import Progress, Say
@@ -32,11 +32,13 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> Prepared
     root = prepared_root(spec.storage_path, digest)
     found = Prepared.find(root)
     every = [job for of_role in jobs.values() for job in of_role]
+    new = [job for job in every if Prepared.find(job.root) is None]
+    workers = started(engine) if new else None
     for data_format in sorted({job.work.reading.format for job in every}):
         check_tokenizer(tokenizer.load(), data_format, model_dir)
-    new = [job for job in every if Prepared.find(job.root) is None]
     progress = Progress(say, sum(sum(job.sizes) for job in new))
     sources = {job.where: prepare_source(job, engine, progress, say) for job in every}
+    del workers
     if found is not None and not new:
         say(f"data is prepared already: {root}")
         return found

@@ -24,7 +24,7 @@ class Progress:
         self._started_at = self._said_at = clock()
         self._samples = 0
         self._positions: dict[tuple[str, int], int] = {}
-        # When the first chunk was done, and what was by then: before that workers start, which says nothing of the rest.
+        # When the first chunk was done, and what was by then; before that, workers start.
         self._first: tuple[float, int, int] | None = None
 
     def keep(self, positions: Iterable[tuple[tuple[str, int], int]]) -> None:

@@ -31,6 +31,20 @@ CPUS_PER_TASK = 1.0
 LEAST_CPUS_PER_TASK = 0.5
 
 
+def warm_up() -> list[Any]:
+    """Have workers start and import what tokenising needs, while the driver is still at it.
+
+    Each takes a CPU for some seconds, so Ray starts one for every free CPU. What is returned must be kept as long.
+    """
+    imports = ray.remote(num_cpus=CPUS_PER_TASK, max_retries=0)(_import_libraries)
+    return [imports.remote() for _ in range(int(spare_cpus() // CPUS_PER_TASK))]
+
+
+def _import_libraries() -> None:
+
+    import jobs.data.parts  # noqa: F401
+
+
 def spare_cpus() -> float:
     """CPUs that nobody holds now. Without any, tasks would wait in silence."""
     return float(ray.available_resources().get("CPU", 0.0))
@@ -63,17 +77,28 @@ def _read(file: int, work: Work, skip: frozenset[int]) -> Iterator[Any]:
         yield pa.table({"chunk": pa.array([pickle.dumps(chunk)], pa.large_binary())})
 
 
-def _applied(task: Task) -> Callable[[Any], Iterator[Any]]:
-    """The task as a function of Ray Data's batches. It holds a tokenizer, so it goes to the object store, once."""
-    stored = ray.put(task)
+def _applied(task: Task, work: Work) -> Callable[[Any], Iterator[Any]]:
+    """The task as a function of Ray Data's batches. Its tokenizer is large, so it goes to the object store, once."""
+    stored = ray.put((task, replace(work, tokenizer=work.tokenizer.for_workers())))
 
     def tokenise(batch: Any) -> Iterator[Any]:
         # Ray counts one CPU for this task; the tokenizer's own threads would take them all.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        here, with_work = _taken_up(stored)
         for pickled in batch["chunk"]:
-            yield ray.get(stored)(pickle.loads(pickled.as_py()))
+            yield here(pickle.loads(pickled.as_py()), with_work)
 
     return tokenise
+
+
+def _taken_up(stored: Any) -> tuple[Task, Work]:
+    """What was put into the object store, unpickled once per process."""
+    if stored.hex() not in _TAKEN_UP:
+        _TAKEN_UP[stored.hex()] = ray.get(stored)
+    return _TAKEN_UP[stored.hex()]
+
+
+_TAKEN_UP: dict[str, tuple[Task, Work]] = {}
 
 
 def run_on_ray(task: Task, work: Work, todo: Todo) -> Iterator[Any]:
@@ -92,7 +117,7 @@ def run_on_ray(task: Task, work: Work, todo: Todo) -> Iterator[Any]:
     context.print_on_execution_start = False
     context.target_max_block_size = TASK_BYTES
     results = source.map_batches(
-        _applied(task),
+        _applied(task, work),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=CPUS_PER_TASK if spare_cpus() >= 2 * CPUS_PER_TASK else LEAST_CPUS_PER_TASK,

@@ -97,7 +97,7 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
         files = "1 file" if len(todo) == 1 else f"{len(todo):,} files"
         say(f"tokenising {job.where}: {files}, {size_words(sum(job.sizes[file] for file in todo))}")
     bad, records = 0, 0
-    for table in run(functools.partial(store_part, work=job.work, root=job.root), job.work, todo, engine, say):
+    for table in run(functools.partial(store_part, root=job.root), job.work, todo, engine, say):
         for facts in table.to_pylist():
             if facts["fatal"] is not None:
                 raise DataError(_fatal(job, facts["file"], facts["fatal_line"], facts["fatal"]))

@@ -119,6 +119,10 @@ def test_weights_are_for_all_sources_of_train_or_for_none(tmp_path: Path, data: 
             [(8, "columns.txt: unknown key; did you mean text?")],
         ),
         ("  train:\n    path: a\n    weight: 0\n", [(7, "weight: must be greater than 0.0, but is 0")]),
+        (
+            "  train: [{path: a, columns: {txt: b}}]\n",
+            [(5, "data.train.0.columns.txt: unknown key; did you mean text?")],
+        ),
         ("  train: [{weight: 1}]\n", [(5, "data.train.0.path: is missing.")]),
         ("  train: [{path: a, weight: x}]\n", [(5, 'data.train.0.weight: must be a number, but is the text "x"')]),
         ("  train: [{path: a, weight: true}]\n", [(5, "data.train.0.weight: must be a number, but is true")]),

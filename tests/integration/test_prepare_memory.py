@@ -1,0 +1,90 @@
+"""Preparation keeps within a bound of memory that its source exceeds several times."""
+
+import json
+import pathlib
+import random
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from jobs.data.prepared import Prepared
+from jobs.load import dump_spec
+from tests.support.gangs import ROOT
+from tests.support.textdata import text_spec
+
+# Over the whole tree of processes; some 400 MB of it are the interpreter and the libraries.
+BOUND_BYTES = 640 * 10**6
+SOURCE_BYTES = 2 * 10**9
+WORDS = [f"word{number:04d}" + "x" * 40 for number in range(1000)]  # long, so that much text is tokenised quickly
+
+PREPARE = """
+import sys
+from jobs.data.prepare import prepare
+from jobs.load import load_spec
+
+spec = load_spec(sys.argv[1])
+print(prepare(spec, spec.model.path, engine="plain", say=lambda line: None).root)
+"""
+
+
+@pytest.fixture
+def word_tokenizer(tmp_path: pathlib.Path) -> str:
+    vocabulary = {word: number for number, word in enumerate(["<unk>", "</s>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = tmp_path / "tokenizer"
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", pad_token="</s>"
+    ).save_pretrained(str(folder))
+    return str(folder)
+
+
+def write_source(path: pathlib.Path, size: int) -> int:
+    """Lines of 5,000 to 30,000 bytes, drawn from a few hundred; how many there are."""
+    draw = random.Random(0)
+    lines = [
+        json.dumps({"text": " ".join(draw.choices(WORDS, k=draw.randint(100, 600)))}).encode() + b"\n"
+        for _ in range(400)
+    ]
+    written = rows = 0
+    with path.open("wb") as file:
+        while written < size:
+            written += file.write(draw.choice(lines))
+            rows += 1
+    return rows
+
+
+def memory_of_tree(process: psutil.Process) -> int:
+    """What the process and all its descendants hold, shared pages counted once."""
+    total = 0
+    for one in [process, *process.children(recursive=True)]:
+        try:
+            total += one.memory_full_info().pss
+        except psutil.Error:
+            continue
+    return total
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_whatever_the_size_of_the_source(tmp_path: pathlib.Path, word_tokenizer: str) -> None:
+    rows = write_source(tmp_path / "large.jsonl", SOURCE_BYTES)
+    spec = text_spec(tmp_path / "out", word_tokenizer, str(tmp_path / "large.jsonl"), seq_len=2048)
+    (tmp_path / "job.json").write_bytes(dump_spec(spec))
+    process = subprocess.Popen(
+        [sys.executable, "-c", PREPARE, str(tmp_path / "job.json")], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, memory_of_tree(psutil.Process(process.pid)))
+        time.sleep(0.1)
+    assert process.returncode == 0
+    (train,) = Prepared.open(process.communicate()[0].strip()).manifest.splits["train"]
+    assert train.samples == rows and train.tokens / (train.rows * 2048) > 0.98
+    assert 8 * train.tokens > 2 * 10**8  # what is written is no trifle either
+    print(f"peak {peak / 1e6:.0f} MB for a source of {SOURCE_BYTES / 1e6:.0f} MB, {train.tokens:,} tokens")
+    assert peak < BOUND_BYTES

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,12 +185,17 @@ def content_hash(sample: Sample) -> int:
 def said(sample: Sample) -> str:
     """All that a sample says, as one text that no other sample has."""
     if isinstance(sample, ChatSample):
-        return json.dumps(sample.messages)
+        return _spelt(itertools.chain.from_iterable(sample.messages))
     if isinstance(sample, PairSample):
-        return json.dumps([sample.prompt, sample.completion])
+        return _spelt((sample.prompt, sample.completion))
     if isinstance(sample, InstructionSample):
-        return json.dumps([sample.instruction, sample.input, sample.output])
+        return _spelt((sample.instruction, sample.input, sample.output))
     return sample.text
+
+
+def _spelt(texts: Iterable[str]) -> str:
+    """Texts as one, from which they could be told apart again."""
+    return "".join(f"{len(text)}:{text}" for text in texts)
 
 
 class _Lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,47 @@ Render = Callable[[Sequence[Turn], bool], str]  # (turns, whether to open an ass
 
 class Unrenderable(Exception):
     """The dialogue cannot be rendered, or the assistant's part of it cannot be told apart."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a template writes around every answer: opening it, and after its last character."""
+
+    header: str
+    end: str
+
+
+def frame_of(render: Render, ends: tuple[str, ...]) -> Frame | None:
+    """The frame of a template, from a dialogue of two turns; None where it has none that could be told apart."""
+    question, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    try:
+        whole, [(start, stop)] = assistant_spans([question, answer], render, ends)
+        header = _rendered([question], render, True).removeprefix(_rendered([question], render, False))
+    except Unrenderable:
+        return None
+    end = whole[start + 1 : stop]
+    framed = whole[:start].endswith(header) and whole[start] == "a" and end.endswith(ends)
+    return Frame(header, end) if header and end and framed else None
+
+
+def framed_spans(turns: Sequence[Turn], render: Render, frame: Frame) -> tuple[str, list[Span]] | None:
+    """What `assistant_spans` gives, from one rendering; None where the frame does not tell.
+
+    Raises:
+        Unrenderable: the template refuses the dialogue.
+    """
+    whole = _rendered(turns, render, False)
+    answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+    if turns[0]["role"] == "assistant" or whole.count(frame.header) != len(answers):
+        return None
+    spans, place = [], 0
+    for answer in answers:
+        start = whole.index(frame.header, place) + len(frame.header)
+        place = start + len(answer) + len(frame.end)
+        if whole[start:place] != answer + frame.end:
+            return None
+        spans.append((start, place))
+    return whole, spans
 
 
 def assistant_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]) -> tuple[str, list[Span]]:

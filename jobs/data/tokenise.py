@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from jobs.data.formats import ChatSample, ClassSample, InstructionSample, PairSample, Sample, TextSample
 from jobs.data.prepared import IGNORE_INDEX
-from jobs.data.spans import Span, Unrenderable, assistant_spans, target_tokens
+from jobs.data.spans import Frame, Span, Unrenderable, assistant_spans, frame_of, framed_spans, target_tokens
 from jobs.data.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -197,7 +197,8 @@ def _rendered_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenize
         return cast(str, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
 
     ends = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
-    rendered = [_rendered(_turns(sample), render, ends) for sample in samples]
+    frame = frame_of(render, ends)
+    rendered = [_rendered(_turns(sample), render, ends, frame) for sample in samples]
     # The template writes special tokens itself, so none are added.
     encoded = iter(_encode([found[0] for found in rendered if not isinstance(found, str)], tokenizer, False))
     for found in rendered:
@@ -209,10 +210,13 @@ def _rendered_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenize
 
 
 def _rendered(
-    turns: list[dict[str, str]], render: Callable[[Sequence[dict[str, str]], bool], str], ends: tuple[str, ...]
+    turns: list[dict[str, str]],
+    render: Callable[[Sequence[dict[str, str]], bool], str],
+    ends: tuple[str, ...],
+    frame: Frame | None,
 ) -> tuple[str, list[Span]] | str:
     try:
-        return assistant_spans(turns, render, ends)
+        return (framed_spans(turns, render, frame) if frame else None) or assistant_spans(turns, render, ends)
     except Unrenderable as error:
         return str(error)
 

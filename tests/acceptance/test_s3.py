@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import pathlib
@@ -152,7 +153,7 @@ def test_an_unreadable_url_is_told_before_anything_starts(store: dict[str, str],
     assert "s3://no-such-bucket/text.jsonl" in done.stderr and "Traceback" not in done.stderr
 
 
-RECORDS_PER_FILE = 6000  # two chunks
+RECORDS_PER_FILE = 9000  # three chunks
 
 
 def records(seed: int) -> bytes:
@@ -202,19 +203,19 @@ def undisturbed(
     return prepared(store, text_spec(file, workshop, sources, "s3://lake/calm"))
 
 
-def killed_after_a_part(env: dict[str, str], spec: pathlib.Path, prefix: str) -> list[str]:
-    """Kill `fleetune data prepare` once a part is stored; the parts that are there."""
-    command = [str(FLEETUNE), "data", "prepare", str(spec), "--quiet"]
+@contextlib.contextmanager
+def preparing(env: dict[str, str], spec: pathlib.Path, prefix: str) -> Iterator[subprocess.Popen[str]]:
+    """`fleetune data prepare` going on, with a part stored already. Killed at the end of the context."""
+    command = [str(FLEETUNE), "data", "prepare", str(spec), "--json"]
     with subprocess.Popen(command, cwd=ROOT, env=environment(**env), stdout=subprocess.PIPE, text=True) as process:
         try:
             deadline = time.monotonic() + 120
             while not any("/parts/" in name for name in objects(env, prefix)):
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.02)
+            yield process
         finally:
             process.kill()
-    assert process.returncode == -signal.SIGKILL
-    return [name for name in objects(env, prefix) if "/parts/" in name]
 
 
 @pytest.mark.slow
@@ -238,8 +239,10 @@ def test_killed_prepare_goes_on_and_ends_as_an_undisturbed_one(
     tmp_path: pathlib.Path,
 ) -> None:
     spec = text_spec(tmp_path / "job.json", workshop, sources, "s3://lake/killed")
-    parts = killed_after_a_part(store, spec, "killed/")
-    assert 1 <= len(parts) < 8
+    with preparing(store, spec, "killed/") as process:
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert 1 <= len([name for name in objects(store, "killed/") if "/parts/" in name]) < 12
     assert not [name for name in objects(store, "killed/") if name.endswith("/manifest.json")]
     done = fleetune("data", "prepare", spec, **store)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -247,6 +250,28 @@ def test_killed_prepare_goes_on_and_ends_as_an_undisturbed_one(
     assert digests(store, "killed/") == digests(store, "calm/")
     again = prepared(store, spec)
     assert again | {"root": undisturbed["root"]} == undisturbed
+
+
+@pytest.mark.slow
+def test_prepare_that_stood_still_undoes_nothing_of_the_one_that_took_over(
+    store: dict[str, str],
+    workshop: pathlib.Path,
+    sources: list[str],
+    undisturbed: dict[str, Any],
+    tmp_path: pathlib.Path,
+) -> None:
+    spec = text_spec(tmp_path / "job.json", workshop, sources, "s3://lake/stood")
+    with preparing(store, spec, "stood/") as process:
+        process.send_signal(signal.SIGSTOP)
+        (lease,) = [name for name in objects(store, "stood/") if name.endswith("preparing.json")]
+        _python(store, f"import fsspec; fsspec.filesystem('s3').rm('lake/{lease}')")  # as if nobody had it any more
+        other = prepared(store, spec)
+        assert other | {"root": undisturbed["root"]} == undisturbed
+        process.send_signal(signal.SIGCONT)
+        said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0 and json.loads(said) == other
+    finished = {name: digest for name, digest in digests(store, "stood/").items() if "/parts/" not in name}
+    assert finished == digests(store, "calm/")
 
 
 @pytest.mark.slow

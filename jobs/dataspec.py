@@ -6,13 +6,26 @@ import difflib
 import re
 from typing import Annotated, Final, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from jobs.frozen import Frozen
 
 BuiltinFormat = Literal["text", "chat", "prompt-completion", "instruction", "classification"]
 BUILTIN_FORMATS: Final[tuple[str, ...]] = get_args(BuiltinFormat)
-OWN_FUNCTION: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+OWN_FUNCTION: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")
+
+
+def _known_format(name: str) -> str:
+    if name not in BUILTIN_FORMATS and not OWN_FUNCTION.match(name):
+        near = difflib.get_close_matches(name.lower().replace("_", "-"), BUILTIN_FORMATS, n=1, cutoff=0.6)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(
+            f"must be one of {', '.join(BUILTIN_FORMATS)}, or package.module:function, but is {name!r}{hint}"
+        )
+    return name
+
+
+Format = Annotated[str, AfterValidator(_known_format)]
 
 
 class Columns(Frozen):
@@ -38,7 +51,7 @@ class Source(Frozen):
     max_epochs: float | None = Field(
         None, gt=0.0, description="Most passes over this source in the whole run; then the others go on without it."
     )
-    format: str | None = Field(None, description="How its records are read; left out, as data.format says.")
+    format: Format | None = Field(None, description="How its records are read; left out, as data.format says.")
     columns: Columns | None = Field(None, description="Names of its columns; left out, as data.columns says.")
 
 
@@ -68,7 +81,7 @@ class Data(Frozen):
         lt=1.0,
         description="Share of `train` to hold out when no `eval` is given; by content, so duplicates stay together.",
     )
-    format: str = Field(
+    format: Format = Field(
         description="How a record is read: text, chat, prompt-completion, instruction, classification, or "
         "package.module:function of your own."
     )
@@ -106,13 +119,6 @@ class Data(Frozen):
             raise ValueError("eval: weight and max_epochs are for train: every held-out sample is scored once")
         return self
 
-    @model_validator(mode="after")
-    def _formats_are_known(self) -> Data:
-        for name in {self.format, *(self.format_of(source) for source in (*self.train, *(self.eval or ())))}:
-            if name not in BUILTIN_FORMATS and not OWN_FUNCTION.match(name):
-                raise ValueError(_unknown_format(name))
-        return self
-
     @property
     def mixed(self) -> bool:
         """Whether training draws from the sources by weight; else every sample comes once an epoch."""
@@ -135,15 +141,10 @@ class Data(Frozen):
         return frozenset(self.format_of(source) for source in (*self.train, *(self.eval or ())))
 
 
-def _unknown_format(name: str) -> str:
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), BUILTIN_FORMATS, n=1, cutoff=0.6)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"format must be one of {', '.join(BUILTIN_FORMATS)}, or package.module:function, but is {name!r}{hint}"
-
-
 def source_words(source: Source) -> str:
     """`general.jsonl (weight 0.2, max_epochs 2)`."""
     said = source.model_dump(exclude_none=True, exclude={"path", "columns"})
     changed = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in said.items()]
-    changed += ["own columns"] if source.columns else []
+    columns = source.columns.model_dump(exclude_defaults=True) if source.columns else {}
+    changed += [f"columns.{role} {column}" for role, column in columns.items()]
     return source.path + (f" ({', '.join(changed)})" if changed else "")

@@ -134,12 +134,22 @@ def _validate(document: Document, problems: list[tuple[str, str]], meant: set[st
         return Spec.model_validate_json(json.dumps(document.value), strict=True)
     except ValidationError as error:
         for one in error.errors(include_url=False):
-            name = dotted(one["loc"])
+            place = _as_written(document, one["loc"])
+            name = dotted(place)
             if one["type"] == "missing" and name in meant:
                 continue  # said already: the key is there under another name
             message = _reworded(name, one["type"], one.get("ctx", {}), one["input"])
-            problems.append((document.mark(one["loc"]), f"{name}: {message}" if name else message))
+            problems.append((document.mark(place), f"{name}: {message}" if name else message))
     return None
+
+
+def _as_written(document: Document, place: Path) -> Path:
+    """A source that stands alone is written without the list that it is checked as."""
+    head, rest = place[:2], place[2:]
+    if rest[:1] == (0,) and head in (("data", "train"), ("data", "eval")):
+        written = document.value["data"][head[1]]
+        return place if isinstance(written, list) else (*head, *rest[1:])
+    return place
 
 
 def _reworded(name: str, kind: str, context: dict[str, Any], value: Any) -> str:
@@ -158,7 +168,8 @@ def _reworded(name: str, kind: str, context: dict[str, Any], value: Any) -> str:
         hint = ABSENT.get(str(value)) or did_you_mean(str(value), re.split(r", | or ", choices)).removeprefix("; ")
         return f"must be {choices}, but is {_shown(value, '')}" + (f"; {hint}" if hint else "")
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return f"must be a section with keys of its own ({', '.join(keys_of(name))}), but is {_shown(value)}"
+        keys = keys_of(name) or (Columns if name.endswith("columns") else Source).model_fields
+        return f"must be a section with keys of its own ({', '.join(keys)}), but is {_shown(value)}"
     if kind == "string_pattern_mismatch":
         return f"{_shown(value, '')} does not fit. {about}"
     text = _MUST_BE.get(kind)

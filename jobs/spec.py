@@ -227,10 +227,13 @@ class Spec(Frozen):
     @model_validator(mode="after")
     def _task_and_format_fit(self) -> Spec:
         classify = self.model.task == "sequence-classification"
-        for name in sorted(self.data.formats):
+        every = [(role, source) for role in ("train", "eval") for source in getattr(self.data, role) or ()]
+        for role, source in every:
+            name = self.data.format_of(source)
             if ":" not in name and classify != (name == "classification"):
+                what = "data.format" if source.format is None else f"the format of {source.path} in data.{role}"
                 raise ValueError(
-                    f"model.task is {self.model.task} but data.format is {name}: sequence-classification goes with "
+                    f"model.task is {self.model.task} but {what} is {name}: sequence-classification goes with "
                     "classification, causal-lm with text, chat, prompt-completion or instruction"
                 )
         if classify and self.num_labels is None:

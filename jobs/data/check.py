@@ -17,11 +17,13 @@ from jobs.data.engines import Engine, run, started
 from jobs.data.facts import FACTS_SCHEMA, facts_of
 from jobs.data.findings import EVAL, ROLES, TRAIN, Facts, findings_of, label_counts, label_name
 from jobs.data.fingerprint import SourceJob, fingerprint_of_jobs, source_jobs
-from jobs.data.pack import pack
+from jobs.data.order import GROUP_STEPS
+from jobs.data.pack import pack, shuffle
 from jobs.data.progress import Progress, Say
 from jobs.data.report import DataReport, Histogram, LabelCount, LongSample, Packing, SourceReport
 from jobs.data.tokenizer import check_tokenizer, read_tokenizer
 from jobs.paths import check_folder
+from jobs.planning import plan_batching
 from jobs.spec import Spec
 
 LONGEST = 5
@@ -165,7 +167,6 @@ def _source(spec: Spec, job: SourceJob, facts: Facts, number: int) -> SourceRepo
     good = facts.good[facts.source[facts.good] == number]
     records = int((facts.source == number).sum())
     tokens, cut = facts.numbers("tokens")[good], facts.numbers("cut")[good]
-    of_train = [source for source in spec.data.train if source.path == job.path and job.where.startswith("data.train")]
     return SourceReport(
         where=job.where,
         path=job.path,
@@ -179,7 +180,7 @@ def _source(spec: Spec, job: SourceJob, facts: Facts, number: int) -> SourceRepo
         targets=int(facts.numbers("targets")[good].sum()),
         cut_samples=int((cut > 0).sum()),
         cut_tokens=int(cut.sum()),
-        weight=of_train[0].weight if of_train else None,
+        weight=spec.data.train[number].weight if number < len(spec.data.train) else None,  # those of train come first
     )
 
 
@@ -232,10 +233,23 @@ def _packing(spec: Spec, facts: Facts) -> Packing | None:
         return None
     lengths = facts.table["lengths"].combine_chunks().take(rows).flatten().to_numpy()
     seq_len = spec.data.seq_len
-    count = len(pack(lengths, seq_len)) if spec.packed else len(lengths)
-    return Packing(
-        packed=spec.packed,
-        rows=count,
-        seq_len=seq_len,
-        density=float(lengths.sum() / (count * (seq_len if spec.packed else lengths.max()))),
-    )
+    if spec.packed:
+        count = len(pack(lengths, seq_len))
+        return Packing(packed=True, rows=count, seq_len=seq_len, density=float(lengths.sum() / (count * seq_len)))
+    padded = _padded(lengths, spec)
+    return Packing(packed=False, rows=len(lengths), seq_len=seq_len, density=float(lengths.sum() / padded))
+
+
+def _padded(lengths: npt.NDArray[np.int32], spec: Spec) -> int:
+    """Tokens of all forward passes of an epoch with their padding, about as training puts rows together."""
+    batching = plan_batching(spec)
+    shuffled = lengths[shuffle(len(lengths), "padding")]
+    group = batching.rows * (GROUP_STEPS if spec.train.group_by_length else 1)
+    total = 0
+    for start in range(0, len(shuffled), group):
+        some = shuffled[start : start + group]
+        some = np.sort(some) if spec.train.group_by_length else some
+        for place in range(0, len(some), batching.per_device):
+            rows = some[place : place + batching.per_device]
+            total += len(rows) * int(rows.max())
+    return total

@@ -29,15 +29,16 @@ TASK_BYTES = 2**20
 # Tokenising takes one CPU; where others leave fewer than two, a fraction, so that it starts at all.
 CPUS_PER_TASK = 1.0
 LEAST_CPUS_PER_TASK = 0.5
+MOST_WARMED_UP = 64
 
 
 def warm_up() -> list[Any]:
     """Have workers start and import what tokenising needs, while the driver is still at it.
 
-    Each takes a CPU for some seconds, so Ray starts one for every free CPU. What is returned must be kept as long.
+    One for every free CPU, up to a number that is soon started. What is returned must be kept as long.
     """
-    imports = ray.remote(num_cpus=CPUS_PER_TASK, max_retries=0)(_import_libraries)
-    return [imports.remote() for _ in range(int(spare_cpus() // CPUS_PER_TASK))]
+    imports = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy="SPREAD")(_import_libraries)
+    return [imports.remote() for _ in range(min(int(spare_cpus()), MOST_WARMED_UP))]
 
 
 def _import_libraries() -> None:

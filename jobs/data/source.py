@@ -54,7 +54,10 @@ def prepare_source(job: SourceJob, engine: Engine, progress: Progress, say: Say)
 def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> None:
     try:
         _tokenise(job, engine, progress, say)
-        parts = [read_index(job.root, name) for name in stored_parts(job.root)]
+        names = stored_parts(job.root)
+        if missing(names, len(job.work.files)):  # this process stood still; another took over, and removed them
+            raise StorageError(f"parts of {job.where} are gone from {job.root}: prepare it again")
+        parts = [read_index(job.root, name) for name in names]
         bad, records = _bad_rows(job, parts), sum(part.records for part in parts)
         _write_bad_rows(job, bad)
         _check_bad(job, len(bad), records, bad)

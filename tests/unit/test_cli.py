@@ -31,6 +31,9 @@ COMMANDS = {
     "save": {"RUN", "--storage"},
     "export": {"RUN", "--to", "--storage"},
     "spec": {"--json-schema"},
+    "data check": {"SPEC", "--set", "--address", "--html", "--json", "--quiet"},
+    "data prepare": {"SPEC", "--set", "--address", "--json", "--quiet"},
+    "data show": {"SPEC", "--set", "--n", "--from", "--split", "--json"},
 }
 SPEC = """\
 model: {path: ./m, task: sequence-classification}
@@ -56,6 +59,15 @@ def call(*arguments: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+def commands_of(group: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """All commands by their full names, those of groups within the group too."""
+    found = []
+    for name, command in group.commands.items():
+        inner = getattr(command, "commands", None)
+        found += commands_of(command, f"{prefix}{name} ") if inner else [(f"{prefix}{name}", command)]
+    return found
+
+
 def test_commands_and_options_are_the_frozen_ones() -> None:
     group: Any = typer.main.get_command(cli.app)
     found = {
@@ -63,7 +75,7 @@ def test_commands_and_options_are_the_frozen_ones() -> None:
             parameter.metavar if parameter.param_type_name == "argument" else parameter.opts[0]
             for parameter in command.params
         }
-        for name, command in group.commands.items()
+        for name, command in commands_of(group)
     }
     assert found == COMMANDS
     assert {parameter.opts[0] for parameter in group.params} == {"--version"}
@@ -71,7 +83,7 @@ def test_commands_and_options_are_the_frozen_ones() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command_has_an_example(command: str) -> None:
-    code, printed, _ = call(command, "--help")
+    code, printed, _ = call(*command.split(), "--help")
     assert code == 0 and f"Example:  fleetune {command}" in printed
 
 

@@ -21,7 +21,7 @@ from jobs.data.prepared import INDEX_SCHEMA, ROW_SCHEMA, ROWS_PER_BLOCK, SplitMa
 from jobs.data.splitwriter import ShardWriter
 
 Numbers = npt.NDArray[np.int64]
-BUCKET_TOKENS = 2**22  # 32 MiB of tokens and labels; a block of rows is never cut
+BUCKET_TOKENS = 2**21  # 16 MiB of tokens and labels; a block of rows is never cut
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from jobs.data.splitwriter import scratch_errors
 
 Ints = npt.NDArray[np.int32]
-HELD_BYTES = 64 * 2**20
+HELD_BYTES = 32 * 2**20
 _LONG = 32  # values of a slice on average, from which on slices are copied one by one
 
 

@@ -1,8 +1,8 @@
 """One who prepares, and others who wait: a lease in a file of the prepared directory, on any storage.
 
-It saves work and guards nothing: whoever prepares writes the same bytes, so two who hold it at once do no harm. A
-holder that lives rewrites the file every few seconds; one whose file has not changed for a while, by the clock of the
-one who waits, is taken for dead.
+It saves work and guards nothing: whoever prepares writes the same bytes, and goes on only with all parts, so two who
+hold it at once do no harm. A holder that lives rewrites the file every few seconds; one whose file has not changed for
+a while, by the clock of the one who waits, is taken for dead.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ app = typer.Typer(
     epilog="Start here:  fleetune data check job.yaml  |  fleetune data show job.yaml --n 3",
     no_args_is_help=True,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
 Address = Annotated[

@@ -100,7 +100,7 @@ def test_a_model_that_would_mix_packed_samples_trains_them_apart_and_says_so(cas
         for name in ("bloom", "llama", "gpt2")
     }
     assert any("not proved that a model of type bloom keeps packed samples apart" in one for one in said["bloom"])
-    assert cases["bloom"].prepared.split("train").manifest.samples > len(cases["bloom"].prepared.split("train"))
+    assert cases["bloom"].prepared.manifest.splits["train"][0].samples > len(cases["bloom"].prepared.split("train"))
     assert said["llama"] == said["gpt2"] == []
 
 

@@ -160,7 +160,7 @@ def test_workers_train_on_more_data_than_their_address_space_can_hold(tmp_path: 
     limit = usual["mapped"] + MARGIN_BYTES
     shards = -(-int(limit / LIMIT_SHARE) // (ROWS_PER_SHARD * TOKENS * 8))
     much = make_data(tmp_path / "much", shards, BLOCKS_PER_SHARD)
-    assert sum(shard.bytes for shard in much.split("train").manifest.shards) > limit / LIMIT_SHARE
+    assert sum(shard.bytes for shard in much.manifest.splits["train"][0].shards) > limit / LIMIT_SHARE
 
     everything_mapped = [sys.executable, *limited(limit, tmp_path, "map_all.py"), str(tmp_path / "much/train")]
     refused = subprocess.run(everything_mapped, cwd=ROOT, capture_output=True, text=True, timeout=100)

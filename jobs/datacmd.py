@@ -101,6 +101,9 @@ def _quietly() -> Iterator[None]:
     except Exception as error:
         error.add_note(f"what the libraries said is in {log}")
         raise
+    except BaseException:  # Ctrl-C
+        os.unlink(log)
+        raise
     else:
         os.unlink(log)
 

@@ -64,19 +64,21 @@ def check(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> Checked:
     return Checked(_report(spec, every, facts, digest, bad_rows), folder)
 
 
-def _facts(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> Any:
-    """The facts of one source, in source order."""
+def _facts(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> tuple[Any, int]:
+    """The facts of one source, in source order; and how many records it has."""
     todo = {file: frozenset[int]() for file in range(len(job.work.files))}
-    tables = [FACTS_SCHEMA.empty_table()]
+    tables, records = [FACTS_SCHEMA.empty_table()], 0
     for table in run(facts_of, job.work, todo, engine, say):
         position, file = table["position"][0].as_py(), table["file"][0].as_py()
+        records += pc.sum(table["records"]).as_py()
         real = table.filter(pc.greater_equal(table["line"], 0))
         progress.add((job.where, file), position, real.num_rows)
         tables.append(real)
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables), records
 
 
-def _joined(spec: Spec, jobs: list[SourceJob], tables: list[Any]) -> Facts:
+def _joined(spec: Spec, jobs: list[SourceJob], found: list[tuple[Any, int]]) -> Facts:
+    tables = [one for one, _ in found]
     table = pa.concat_tables(tables).combine_chunks()
     source = np.repeat(np.arange(len(tables), dtype=np.int32), [one.num_rows for one in tables])
     of_eval = np.array([job.where.startswith("data.eval") for job in jobs], dtype=bool)
@@ -87,6 +89,7 @@ def _joined(spec: Spec, jobs: list[SourceJob], tables: list[Any]) -> Facts:
     return Facts(
         table=table,
         source=source,
+        records=tuple(records for _, records in found),
         role=np.where(held, EVAL, TRAIN).astype(np.int8),
         files=tuple(job.work.files for job in jobs),
         labels=spec.data.labels,
@@ -119,7 +122,7 @@ def _report(spec: Spec, jobs: list[SourceJob], facts: Facts, digest: str, bad_ro
         verdict="errors" if blocked else "warnings" if grave else "ok",
         blocked=blocked,
         sources=tuple(_source(spec, job, facts, number) for number, job in enumerate(jobs)),
-        records=len(facts),
+        records=sum(facts.records),
         samples=len(facts.good),
         train_samples=int((role == TRAIN).sum()),
         eval_samples=int((role == EVAL).sum()),
@@ -152,20 +155,25 @@ def _blocked(spec: Spec, jobs: list[SourceJob], facts: Facts) -> str | None:
         reason = facts.table["reason"][int(fatal[0])].as_py().partition("\n")[0]
         return f"{where.file}:{where.line}: {reason}" if where.line else reason
     for number, job in enumerate(jobs):
-        bad, records = int((facts.source[facts.bad] == number).sum()), int((facts.source == number).sum())
+        bad, records = int((facts.source[facts.bad] == number).sum()), facts.records[number]
         if bad > spec.data.max_bad_fraction * records:
             return (
                 f"{bad:,} of {records:,} records of {job.where} cannot be used, more than data.max_bad_fraction "
                 f"({spec.data.max_bad_fraction:g})"
             )
-        if bad == records:
+        role = facts.role[facts.good[facts.source[facts.good] == number]]
+        if not len(role):
             return f"{job.where} ({job.path}) has no sample"
+        if job.eval_fraction is not None and len(set(role.tolist())) < 2:
+            which = "eval" if role[0] == TRAIN else "train"
+            return (
+                f"data.eval_fraction ({job.eval_fraction}) of {len(role)} samples of {job.path} leaves none for {which}"
+            )
     return None
 
 
 def _source(spec: Spec, job: SourceJob, facts: Facts, number: int) -> SourceReport:
     good = facts.good[facts.source[facts.good] == number]
-    records = int((facts.source == number).sum())
     tokens, cut = facts.numbers("tokens")[good], facts.numbers("cut")[good]
     return SourceReport(
         where=job.where,
@@ -173,8 +181,8 @@ def _source(spec: Spec, job: SourceJob, facts: Facts, number: int) -> SourceRepo
         format=job.work.reading.format,
         files=len(job.work.files),
         bytes=sum(job.sizes),
-        records=records,
-        bad=records - len(good),
+        records=facts.records[number],
+        bad=int((facts.source[facts.bad] == number).sum()),
         samples=len(good),
         tokens=int(tokens.sum() - cut.sum()),
         targets=int(facts.numbers("targets")[good].sum()),

@@ -9,12 +9,15 @@ import numpy as np
 import numpy.typing as npt
 from datasketch import LeanMinHash, MinHashLSH
 
+from jobs.data.permutation import mix
+
 Numbers = npt.NDArray[np.int64]
 
 SIMILAR = 0.8  # share of sets of words that two samples have in common (Jaccard), from which on they are near
 # 16 bands of 8 find 95 of 100 pairs at SIMILAR, and all but one of 10,000 at 0.9.
 _BANDS, _ROWS = 16, 8
-MOST_COMPARED = 100_000  # about 50 us each
+_MOST_CANDIDATES = 50  # that share a band with a sample; templates share theirs with thousands
+MOST_COMPARED = 100_000
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,17 @@ def chosen_to_compare(content: npt.NDArray[np.uint64], has_signature: npt.NDArra
     _, firsts = np.unique(content, return_index=True)
     firsts = np.sort(firsts[has_signature[firsts]])
     if len(firsts) > MOST_COMPARED:
-        firsts = np.sort(firsts[np.argsort(content[firsts], kind="stable")[:MOST_COMPARED]])
+        # Not by the hash itself, whose lowest values are those of the samples that are held out.
+        drawn = mix(content[firsts])
+        firsts = np.sort(firsts[np.argsort(drawn, kind="stable")[:MOST_COMPARED]])
     return firsts.astype(np.int64)
 
 
 def near_duplicates(samples: Numbers, signatures: Sequence[npt.NDArray[np.uint32]]) -> Pairs:
     """Every sample that is nearly an earlier one, with the one that it is most like.
+
+    One that is near an earlier one stands for nothing further: a thousand copies are compared with the first of them,
+    and not with each other, or templates would take quadratic time.
 
     Args:
         samples: (n,) numbers of samples, ascending.
@@ -59,9 +67,11 @@ def near_duplicates(samples: Numbers, signatures: Sequence[npt.NDArray[np.uint32
     with index.insertion_session() as session:
         for place, values in enumerate(signatures):
             hashed = LeanMinHash(seed=1, hashvalues=values, scheme="affine32")
-            likeness = [(float(np.mean(signatures[other] == values)), -other) for other in index.query(hashed)]
+            near = sorted(index.query(hashed))[:_MOST_CANDIDATES]
+            likeness = [(float(np.mean(signatures[other] == values)), -other) for other in near]
             if likeness and (best := max(likeness))[0] >= SIMILAR:
                 later.append(samples[place])
                 earlier.append(samples[-best[1]])
+                continue
             session.insert(place, hashed, check_duplication=False)
     return Pairs(np.array(later, np.int64), np.array(earlier, np.int64))

@@ -29,6 +29,7 @@ FACTS_SCHEMA = pa.schema(
         ("file", pa.int32()),
         ("line", pa.int64()),
         ("position", pa.int64()),  # bytes of the file that were read by then
+        ("records", pa.int64()),  # of the chunk, in its first row; null in the others
         ("reason", pa.string()),  # why the record cannot be used; null for a sample
         ("fatal", pa.bool_()),
         ("text", pa.string()),  # how it begins
@@ -60,8 +61,9 @@ def facts_of(chunk: Chunk, work: Work) -> Any:
     while some := list(itertools.islice(samples, RECORDS_AT_ONCE)):
         for (line, sample), result in tokenised(some, work):
             rows.append({"file": chunk.file, "line": line, "position": chunk.position, **_facts(sample, result)})
-    if not rows:  # so that the file counts as read
+    if not rows:  # so that the chunk counts as read
         rows.append({"file": chunk.file, "line": -1, "position": chunk.position})
+    rows[0]["records"] = len(chunk.rows)
     return pa.Table.from_pylist(rows, schema=FACTS_SCHEMA)
 
 

@@ -30,6 +30,7 @@ class Facts:
 
     table: Any
     source: npt.NDArray[np.int32]  # number of the source
+    records: tuple[int, ...]  # of each source; a function may make none or several samples of one
     role: npt.NDArray[np.int8]  # TRAIN or EVAL
     files: tuple[tuple[str, ...], ...]  # of each source
     labels: tuple[str, ...] | None
@@ -107,7 +108,7 @@ def _bad(facts: Facts) -> Iterator[Finding]:
             severity="error",
             title=kind,
             count=len(rows),
-            of=len(facts),
+            of=sum(facts.records),
             advice=advice,
             examples=examples,
         )

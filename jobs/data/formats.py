@@ -31,6 +31,7 @@ __all__ = [
     "sample_of",
 ]
 
+_NAMES_SHOWN = 20
 CHECKED_FILES = 8  # of a source; `validate` must answer in seconds, also on an object store
 _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")  # with ".0", as pandas writes whole numbers in a column that has gaps
 # The columns that a format cannot do without, by their names in the spec.
@@ -164,9 +165,22 @@ _READERS: Mapping[str, Callable[[Record, Reading], Sample]] = {
 }
 
 
+def _names(columns: Iterable[str]) -> str:
+    """The first column names, quoted; a file may have thousands."""
+    every = [repr(name) for name in columns]
+    more = [f"and {len(every) - _NAMES_SHOWN:,} more"] if len(every) > _NAMES_SHOWN else []
+    return ", ".join(every[:_NAMES_SHOWN] + more) or "none"
+
+
+def _short(value: Any) -> str:
+    """A label as it is written in a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _cell(record: Record, column: str) -> Any:
     if column not in record.value:
-        raise _Refused(f"no column {column!r}; it has {', '.join(map(repr, record.value)) or 'none'}")
+        raise _Refused(f"no column {column!r}; it has {_names(record.value)}")
     value = record.value[column]
     if value is None:
         raise _Refused(f"{column!r} is null")
@@ -200,17 +214,19 @@ def _label(value: Any, reading: Reading) -> int:
     num_labels = reading.num_labels
     if int(name) < 0 or (num_labels is not None and int(name) >= num_labels):
         top = "" if num_labels is None else f" to {num_labels - 1}"
-        raise _Refused(f"label {value!r} is outside 0{top}: correct it, or set model.num_labels or data.labels", True)
+        raise _Refused(
+            f"label {_short(value)} is outside 0{top}: correct it, or set model.num_labels or data.labels", True
+        )
     return int(name)
 
 
 def _not_a_class(value: Any, reading: Reading) -> _Refused:
     if isinstance(value, float) or re.fullmatch(r"[+-]?\d*\.\d+", str(value).strip()):
-        return _Refused(f"label {value!r} is not a whole number")
+        return _Refused(f"label {_short(value)} is not a whole number")
     if reading.labels:
-        return _Refused(f"unknown label {value!r}: data.labels is {list(reading.labels)}", True)
+        return _Refused(f"unknown label {_short(value)}: data.labels is {list(reading.labels)}", True)
     what = "give the names of the classes, in the order of their ids, in data.labels"
-    return _Refused(f"unknown label {value!r}: {what}", True)
+    return _Refused(f"unknown label {_short(value)}: {what}", True)
 
 
 def _messages(value: Any) -> tuple[tuple[str, str], ...]:
@@ -279,7 +295,7 @@ def _check_columns(reading: Reading, file: str, records: list[Record]) -> None:
     for role, column in reading.required:
         if column not in present:
             raise DataError(
-                f"{file} has no column {column!r}; it has {', '.join(map(repr, present)) or 'none'}."
+                f"{file} has no column {column!r}; it has {_names(present)}."
                 f"{_did_you_mean(column, present)} Set data.columns.{role} to the column with the {role} (files whose "
                 "columns differ are sources of their own: give each its columns in data.train)."
             )

@@ -100,7 +100,7 @@ def _import(code: OwnCode) -> Callable[[dict[str, Any]], Any]:
     importlib.invalidate_caches()
     try:
         found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a module is a program of its own
+    except (Exception, SystemExit) as error:  # a module is a program of its own, and may be a script that ends
         raise Unusable(
             f"data.format {code.name} cannot be imported on a worker: {type(error).__name__}: {error} (searched from "
             f"{root}). It, and what it imports, must be installed on every node, or lie in the job's working directory"

@@ -27,7 +27,7 @@ def own_samples(record: Record, reading: Reading, code: OwnCode) -> list[Sample 
         return [BadRow(record.file, record.line, str(error), fatal=True)]
     try:
         made = function(dict(record.value))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # which would end this process as if all were well
         return [BadRow(record.file, record.line, _raised(reading.format, error))]
     if made is None:
         return []
@@ -60,7 +60,7 @@ def _expected(reading: Reading) -> str:
     return "'messages', or 'prompt' and 'completion', or 'instruction' and 'output', or 'text'"
 
 
-def _raised(name: str, error: Exception) -> str:
+def _raised(name: str, error: BaseException) -> str:
     """One line on what was raised, then the innermost frames."""
     frames = traceback.extract_tb(error.__traceback__)[1:][-_FRAMES:]
     lines = "".join(traceback.format_list(frames)).rstrip()

@@ -21,7 +21,7 @@ from jobs.data.chunks import Chunk, Work, tokens_of
 from jobs.data.prepared import IGNORE_INDEX, read_buffer
 from jobs.errors import StorageError
 
-_NAME = re.compile(r"^(\d{5})-(\d{6})(-end)?\.parquet$")
+_NAME = re.compile(r"^(\d{5,})-(\d{6,})(-end)?\.parquet$")
 _INDEX_COLUMNS = ("line", "part", "reason", "fatal", "content", "num_tokens", "num_targets")
 
 FACTS_SCHEMA = pa.schema(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import posixpath
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -113,13 +114,25 @@ def read_manifest(root: str) -> Manifest:
         DataError: it was written by a newer release, or is not a manifest.
         StorageError: there is none.
     """
-    raw = json.loads(storage.read_bytes(manifest_path(root)))
+    content = storage.read_bytes(manifest_path(root))
+    try:
+        raw = dict(json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise _damaged(root, error) from error
     if raw.get("version", 0) > MANIFEST_VERSION:
         raise DataError(
             f"{root} was prepared by a newer release (manifest version {raw['version']}, this one reads "
             f"{MANIFEST_VERSION}): upgrade Fleetune"
         )
-    return Manifest.model_validate(raw)
+    try:
+        return Manifest.model_validate(raw)
+    except ValueError as error:  # pydantic's, too
+        raise _damaged(root, error) from error
+
+
+def _damaged(root: str, error: Exception) -> DataError:
+    what = str(error).splitlines()[0]
+    return DataError(f"{manifest_path(root)} is damaged: {what}. Remove {root}, and prepare again")
 
 
 @dataclass(frozen=True)
@@ -245,7 +258,10 @@ class Section:
             yield
         except (OSError, pa.ArrowInvalid) as error:
             path = storage.join(self._folder, name)
-            raise DataError(f"prepared data is gone or damaged: {path}: {error}. Prepare it again.") from error
+            raise DataError(
+                f"prepared data is gone or damaged: {path}: {error}. Remove {posixpath.dirname(self._folder)}, and "
+                "prepare again"
+            ) from error
 
 
 def _in_order(pieces: list[Any], places: list[npt.NDArray[np.int64]]) -> Any:
@@ -335,6 +351,19 @@ class Prepared:
     def find(cls, root: str) -> Prepared | None:
         """The prepared directory, or None where there is none or it is not finished."""
         return cls.open(root) if storage.exists(manifest_path(root)) else None
+
+    def missing_files(self) -> list[str]:
+        """Files of the splits that are gone, or not as long as the manifest says. Raises StorageError."""
+        wrong = []
+        for name, parts in self.manifest.splits.items():
+            for part in parts:
+                folder = self._folder(name, part)
+                there = set(storage.list_names(folder))
+                for entry in (*part.shards, part.index):
+                    path = storage.join(folder, entry.name)
+                    if entry.name not in there or storage.size(path) != entry.bytes:
+                        wrong.append(path)
+        return wrong
 
     def has(self, split: str) -> bool:
         return split in self.manifest.splits

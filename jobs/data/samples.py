@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from jobs.data.chunks import Chunk, content_hash, read_chunks, samples_of, tokenised
+from jobs.data.chunks import RECORDS_AT_ONCE, content_hash, read_chunks, samples_of, tokenised
 from jobs.data.fingerprint import SourceJob, fingerprint_of_jobs, source_jobs
 from jobs.data.formats import first_of
 from jobs.data.pack import one_a_row, pack
@@ -62,7 +63,8 @@ def shown_rows(spec: Spec, model_dir: str, count: int, split: Literal["train", "
     else:
         table = _first_rows(spec, jobs, split)[start : start + count]
     if not table:
-        raise DataError(f"there is no row {start} in {split}: there are fewer")
+        few = "" if prepared else " among those that are looked at before the data is prepared (fleetune data prepare)"
+        raise DataError(f"there is no row {start} in {split}{few}: give a smaller --from")
     decode = _Decoder(files.load())
     return [
         ShownRow(start + place, tuple(_samples(row, decode, spec)), prepared is not None)
@@ -78,17 +80,20 @@ def _first_rows(spec: Spec, jobs: dict[str, list[SourceJob]], split: str) -> lis
         some = _first_samples(job, spec, split, bad)
         found += [{**sample, "sample_ids": [sample["number"] + (number << 40)]} for sample in some]
     if not found:
-        raise DataError(f"none of the first records of data.{split} can be used:\n{first_of(bad, 3)}")
+        reasons = f": none can be used\n{first_of(bad, 3)}" if bad else ""
+        raise DataError(f"data.{split} has no sample to show{reasons}")
     lengths = [len(sample["input_ids"]) for sample in found]
     rows = pack(lengths, spec.data.seq_len) if spec.packed else one_a_row(len(found))
     return [_row([found[place] for place in places]) for places in np.split(rows.samples, rows.ends[:-1])]
 
 
 def _first_samples(job: SourceJob, spec: Spec, split: str, bad: list[BadRow]) -> list[dict[str, Any]]:
-    chunk = next(read_chunks(0, job.work), None)
-    samples = itertools.islice(samples_of(chunk or Chunk(0, 0, (), 0), job.work), ENOUGH)
-    found = []
-    for (line, sample), result in tokenised(list(samples), job.work):
+    chunks = (chunk for file in range(len(job.work.files)) for chunk in read_chunks(file, job.work))
+    samples = (sample for chunk in chunks for sample in samples_of(chunk, job.work))
+    found = list[dict[str, Any]]()
+    for (line, sample), result in _tokenised(samples, job):
+        if len(found) >= ENOUGH:
+            break
         if isinstance(sample, BadRow) or isinstance(result, str):
             bad.append(sample if isinstance(sample, BadRow) else BadRow(job.work.files[0], line, str(result)))
             continue
@@ -97,6 +102,11 @@ def _first_samples(job: SourceJob, spec: Spec, split: str, bad: list[BadRow]) ->
             continue
         found += [{"input_ids": row["input_ids"], "labels": row["labels"], "number": line} for row in result]
     return found
+
+
+def _tokenised(samples: Iterator[Any], job: SourceJob) -> Iterator[Any]:
+    while some := list(itertools.islice(samples, RECORDS_AT_ONCE)):
+        yield from tokenised(some, job.work)
 
 
 def _row(samples: list[dict[str, Any]]) -> dict[str, Any]:

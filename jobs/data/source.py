@@ -38,6 +38,7 @@ def prepare_source(job: SourceJob, engine: Engine, progress: Progress, say: Say)
         DataError: a file cannot be read, changes while it is read, does not fit the spec, or has too many bad rows.
         StorageError: the storage cannot be written, or is full.
     """
+    _set_damaged_aside(job, say)
     lease = Lease(storage.join(job.root, "preparing.json"), say)
     try:
         with lease.held_unless(lambda: Prepared.find(job.root) is not None) as held:
@@ -51,18 +52,32 @@ def prepare_source(job: SourceJob, engine: Engine, progress: Progress, say: Say)
     return prepared
 
 
+def _set_damaged_aside(job: SourceJob, say: Say) -> None:
+    """Files may have been cut or removed since: what is not as the manifest says counts as not prepared."""
+    found = Prepared.find(job.root)
+    if found is None or not (wrong := found.missing_files()):
+        return
+    say(f"prepared data of {job.where} is damaged ({wrong[0]} is gone, or of another size): preparing it again")
+    storage.remove_dir(job.root)
+
+
 def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> None:
     try:
         _tokenise(job, engine, progress, say)
         names = stored_parts(job.root)
-        if missing(names, len(job.work.files)):  # this process stood still; another took over, and removed them
-            raise StorageError(f"parts of {job.where} are gone from {job.root}: prepare it again")
+        if missing(names, len(job.work.files)):  # or this process stood still; another took over, and removed them
+            raise StorageError(
+                f"parts of {job.where} that workers have stored are not in {job.root}: storage_path must be the same "
+                "storage on every node (and if somebody has just removed them: prepare again)"
+            )
         parts = [read_index(job.root, name) for name in names]
         bad, records = _bad_rows(job, parts), sum(part.records for part in parts)
         _write_bad_rows(job, bad)
         _check_bad(job, len(bad), records, bad)
         every = Samples.of(parts, job.causal)
         plans = _plans(job, every)
+    except _TooManyBad:
+        raise  # another max_bad_fraction would let the same parts pass
     except DataError:
         remove_parts(job.root)  # the same source would fail again
         raise
@@ -99,7 +114,7 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
     if todo:
         files = "1 file" if len(todo) == 1 else f"{len(todo):,} files"
         say(f"tokenising {job.where}: {files}, {size_words(sum(job.sizes[file] for file in todo))}")
-    bad, records = 0, 0
+    bad, records, read = 0, 0, dict[int, int]()
     for table in run(functools.partial(store_part, root=job.root), job.work, todo, engine, say):
         for facts in table.to_pylist():
             if facts["fatal"] is not None:
@@ -108,10 +123,15 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
                 raise StorageError(f"{facts['error']}. What is tokenised is kept: the next prepare goes on from there")
             progress.add((job.where, facts["file"]), facts["position"], facts["samples"])
             bad, records = bad + facts["bad"], records + facts["records"]
-        if bad >= BAD_ROWS_TO_STOP and bad > job.max_bad_fraction * records:
-            found = _bad_rows(job, [read_index(job.root, name) for name in stored_parts(job.root)])
+            read[facts["file"]] = facts["position"]
+        expected = (
+            records * sum(job.sizes) / max(sum(read.values()), 1)
+        )  # in all, if what follows is like what was read
+        if bad >= BAD_ROWS_TO_STOP and bad > 2 * job.max_bad_fraction * expected:
+            parts = [read_index(job.root, name) for name in stored_parts(job.root)]
+            found = _bad_rows(job, parts)
             _write_bad_rows(job, found)
-            _check_bad(job, bad, records, found)
+            _check_bad(job, len(found), sum(part.records for part in parts), found)
 
 
 def _fatal(job: SourceJob, file: int, line: int, reason: str) -> str:
@@ -132,13 +152,17 @@ def bad_rows_path(root: str) -> str:
     return storage.join(root, "bad_rows.jsonl")
 
 
+class _TooManyBad(DataError):
+    """More records were set aside than may be."""
+
+
 def _check_bad(job: SourceJob, bad: int, records: int, rows: Iterable[BadRow]) -> None:
     """Raises DataError if too many records were set aside."""
     if bad <= job.max_bad_fraction * records:
         return
     path = bad_rows_path(job.root)
     shown = list(itertools.islice(rows, BAD_ROWS_SHOWN)) or _read_bad_rows(path)
-    raise DataError(
+    raise _TooManyBad(
         f"{bad:,} of {records:,} rows ({bad / records:.1%}) of {job.where} cannot be used, and at most "
         f"{job.max_bad_fraction:.0%} may be set aside (data.max_bad_fraction). Correct the data, data.format or "
         f"data.columns. The first ones (all: {path}):\n" + first_of(shown, BAD_ROWS_SHOWN)

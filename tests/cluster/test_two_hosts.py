@@ -115,7 +115,8 @@ def test_a_gang_trains_across_two_hosts(cluster: Cluster) -> None:
 def test_storage_that_is_not_shared_is_named(cluster: Cluster) -> None:
     """Each host's /tmp is its own: the worker on the other host cannot see the run."""
     done = cluster.fleetune("run", _spec(cluster, "/tmp/not-shared"))
-    assert done.returncode == 1, done.stdout + done.stderr
+    # A worker of the gang finds out, or before it the driver, where a part was tokenised on the other host.
+    assert done.returncode in (1, 2), done.stdout + done.stderr
     assert "the same storage on every node" in " ".join((done.stdout + done.stderr).split())
     assert "Traceback" not in done.stdout + done.stderr
 

@@ -3,12 +3,15 @@
 import gzip
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jobs.data.check import check
+from jobs.data.duplicates import MOST_COMPARED, chosen_to_compare
 from jobs.data.report import DataReport, Finding
 from jobs.spec import Spec
 from tests.integration.test_prepare import model_dir, quiet  # noqa: F401 - a fixture
@@ -225,3 +228,27 @@ def test_both_engines_report_the_same(local_ray: None, tmp_path: Path, model_dir
     }
     assert report.train_samples + report.eval_samples == 1197 and report.packing is not None
     assert sum(report.lengths["train"].counts) == report.train_samples
+
+
+def test_templates_are_compared_in_time_that_grows_with_their_number(tmp_path: Path, model_dir: str) -> None:  # noqa: F811
+    """Each is near to all others; compared two by two, 6,000 would take a minute and more."""
+    letter = "dear customer we have received your order and will send it to you within three working days number"
+    rows = [{"text": f"{letter} {number}."} for number in range(6_000)]
+    began = time.monotonic()
+    report = report_of(tmp_path, model_dir, "causal-lm", train=jsonl(tmp_path / "t.jsonl", rows), format="text")
+    assert found(report, "near-duplicates").count > 5_900
+    assert time.monotonic() - began < 30
+
+
+def test_those_that_are_compared_are_of_both_sides_of_a_split() -> None:
+    content = np.random.default_rng(0).integers(0, 2**64, 3 * MOST_COMPARED, dtype=np.uint64)
+    chosen = chosen_to_compare(content, np.ones(len(content), bool))
+    held_out = content[chosen] < np.uint64(2**64 // 10)
+    assert len(chosen) == MOST_COMPARED and 0.09 < held_out.mean() < 0.11
+
+
+def test_a_split_that_would_be_empty_is_told(tmp_path: Path, model_dir: str) -> None:  # noqa: F811
+    draw = random.Random(7)
+    path = jsonl(tmp_path / "t.jsonl", [{"text": sentence(draw)} for _ in range(30)])
+    report = report_of(tmp_path, model_dir, "causal-lm", train=path, format="text", eval_fraction=0.0001)
+    assert report.verdict == "errors" and "leaves none for eval" in str(report.blocked)

@@ -49,6 +49,9 @@ def half(row):
 def talk(row):
     return {"messages": [{"role": "user", "content": "say"}, {"role": "assistant", "content": row["text"]}]}
 
+def leaves(row):
+    raise SystemExit(0)
+
 not_a_function = 3
 """
 
@@ -143,6 +146,7 @@ def test_a_function_that_always_raises_stops_the_job_with_row_and_traceback(
 @pytest.mark.parametrize(
     ("function", "message"),
     [
+        ("leaves", r"200 of 200 rows .*\n.*t\.jsonl:1: .*:leaves raised SystemExit: 0"),
         ("number", r"t\.jsonl:1: .*:number returned a int, expected a dict, a list of dicts, or None"),
         ("wrong_keys", r"t\.jsonl:1: .*:wrong_keys returned keys \['txt'\], expected 'messages', or 'prompt'"),
         ("half", r"200 of 200 rows .*\n.*t\.jsonl:1: .*:half returned: 'text' is null"),

@@ -269,3 +269,37 @@ def test_rows_of_several_sources_are_told_apart(model_dir: str, tmp_path: pathli
     assert split.index.sample_ids.to_pylist() == rows["sample_ids"].to_pylist()[::-1]
     assert [len(row) for row in rows["input_ids"].to_pylist()] == split.index.num_tokens[::-1].tolist()
     assert json.dumps(split.rows_of_sources).count(",") == 2
+
+
+def test_what_was_damaged_since_is_prepared_again(model_dir: str, tmp_path: pathlib.Path) -> None:  # noqa: F811
+    spec = text_spec(tmp_path / "out", model_dir, write_texts(tmp_path / "t.jsonl", 300))
+    root = source_root(prepare(spec, model_dir, engine="plain", say=quiet), "train")
+    whole = digests(root)
+    os.truncate(pathlib.Path(root) / "rows/shard-00000.arrow", 100)
+    said: list[str] = []
+    prepare(spec, model_dir, engine="plain", say=said.append)
+    assert any("prepared data of data.train is damaged" in line for line in said)
+    assert digests(root) == whole
+    (pathlib.Path(root) / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match=r"manifest\.json is damaged: .*Remove .*, and prepare again"):
+        prepare(spec, model_dir, engine="plain", say=quiet)
+
+
+def test_bad_rows_at_the_head_of_a_file_do_not_stop_it_if_they_are_few_in_all(
+    model_dir: str,  # noqa: F811
+    tmp_path: pathlib.Path,
+) -> None:
+    path = write_texts(tmp_path / "t.jsonl", 30_000)
+    whole = pathlib.Path(path).read_bytes()
+    bad = b'{"text": "", "more": "as long as the other rows, so that all are alike"}\n'
+    pathlib.Path(path).write_bytes(bad * 1_200 + whole)
+    spec = text_spec(tmp_path / "out", model_dir, path, max_bad_fraction=0.04)
+    assert prepare(spec, model_dir, engine="plain", say=quiet).manifest.bad_rows == 1_200
+    strict = text_spec(tmp_path / "out2", model_dir, path, max_bad_fraction=0.01)
+    with pytest.raises(DataError, match=r"rows .* of data\.train cannot be used"):
+        prepare(strict, model_dir, engine="plain", say=quiet)
+    # What is tokenised is kept: the next prepare may allow more.
+    said: list[str] = []
+    more = text_spec(tmp_path / "out2", model_dir, path, max_bad_fraction=0.04)
+    prepare(more, model_dir, engine="plain", say=said.append)
+    assert any("going on with data.train" in line for line in said)

@@ -40,8 +40,12 @@ def prepare_data(spec: Spec, address: str | None, progress: Progress) -> Prepare
     _check_functions(spec)
     with _working(spec, address, progress) as (engine, model_dir, say):
         from jobs.data.prepare import prepare
+        from jobs.data.stream import step_plan
 
-        return prepare(spec, model_dir, engine=engine, say=say)
+        prepared = prepare(spec, model_dir, engine=engine, say=say)
+        if spec.data.mixed:  # whether max_epochs leaves enough shows once the rows are counted
+            step_plan(spec, prepared.split("train"))
+        return prepared
 
 
 def check_data(spec: Spec, address: str | None, progress: Progress) -> Checked:

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,13 @@ class Cluster:
     def submit(self, project: pathlib.Path, *entry: str) -> Any:
         """`ray job submit` with the project as working directory; the finished client."""
         command = [RAY, "job", "submit", "--address", self.dashboard, "--working-dir", str(project), "--", *entry]
-        return subprocess.run(command, env=self.env, cwd=project, capture_output=True, text=True, timeout=400)
+        deadline = time.monotonic() + 120
+        while True:
+            done = subprocess.run(command, env=self.env, cwd=project, capture_output=True, text=True, timeout=400)
+            starting = "No available agent to submit job" in done.stdout + done.stderr  # Ray's, on a busy machine
+            if not starting or time.monotonic() > deadline:
+                return done
+            time.sleep(2)
 
 
 def free_port() -> int:

@@ -18,7 +18,7 @@ from jobs.validate import validate as check
 from orchestrator import datacli, orders
 from orchestrator import runs as run_list
 from orchestrator import show as text
-from orchestrator.edge import Json, Set, SpecFile, edge, progress_of
+from orchestrator.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
 
 app = typer.Typer(
     name="fleetune",
@@ -69,12 +69,9 @@ def run(
         str | None,
         typer.Option("--resume", metavar="RUN", help="Go on with an earlier run, from its newest checkpoint."),
     ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option("--address", metavar="ADDR", help="A Ray cluster, e.g. auto or ray-head:6379 [RAY_ADDRESS]."),
-    ] = None,
+    address: Address = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Start of the run's name.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train now, and watch. Relative paths in the spec are relative to the spec's file, also with --set."""
     with edge():

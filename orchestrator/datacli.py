@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from typing import Annotated, Any, Literal
 
 import typer
@@ -12,7 +13,7 @@ from jobs.datacmd import check_data, prepare_data, show_data
 from jobs.load import load_spec
 from orchestrator import show as text
 from orchestrator.datapage import page
-from orchestrator.edge import Json, Set, SpecFile, edge, progress_of
+from orchestrator.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
 
 app = typer.Typer(
     name="data",
@@ -22,12 +23,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-
-Address = Annotated[
-    str | None,
-    typer.Option("--address", metavar="ADDR", help="A Ray cluster, e.g. auto or ray-head:6379 [RAY_ADDRESS]."),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print the result only.")]
 
 
 @app.command(epilog="Example:  fleetune data check job.yaml --html report.html")
@@ -46,11 +41,8 @@ def check(
     """
     with edge():
         loaded = load_spec(spec, set_ or [])
-        progress = progress_of(quiet or json_)
-        try:
+        with closing(progress_of(quiet or json_)) as progress:
             checked = check_data(loaded, address, progress)
-        finally:
-            progress.close()
         from orchestrator.datahtml import html as html_page
 
         report = checked.report
@@ -72,11 +64,8 @@ def prepare(
     """
     with edge():
         loaded = load_spec(spec, set_ or [])
-        progress = progress_of(quiet or json_)
-        try:
+        with closing(progress_of(quiet or json_)) as progress:
             prepared = prepare_data(loaded, address, progress)
-        finally:
-            progress.close()
         manifest = prepared.manifest
         facts: dict[str, Any] = {"root": prepared.root, "fingerprint": manifest.fingerprint}
         facts |= {"records": manifest.records, "bad_rows": manifest.bad_rows}

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 _TARGET, _OFF = "\x1b[7m", "\x1b[0m"
 _OPEN, _CLOSE = "\u00ab", "\u00bb"
-_NUMBER_BITS = 40  # of a sample's id; above them is the number of its source
 TOKENS_SHOWN = 24
 
 
@@ -39,10 +38,9 @@ def _row(row: ShownRow, colour: bool) -> str:
 
 
 def _sample(place: int, sample: ShownSample, colour: bool) -> str:
-    source, number = divmod(sample.number, 1 << _NUMBER_BITS)
-    of = f" of source {source}" if source else ""
+    of = f" of source {sample.source}" if sample.source else ""
     label = f", label {sample.label}" if sample.label is not None else ""
-    head = f"-- sample {place} (number {number}{of}): {len(sample.tokens):,} tokens{label}"
+    head = f"-- sample {place} (number {sample.number}{of}): {len(sample.tokens):,} tokens{label}"
     return "\n".join([head, _text(sample, colour), f"   ids: {_ids(sample)}"])
 
 

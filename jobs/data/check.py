@@ -13,15 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import storage
+from jobs.data.chunks import held_out
 from jobs.data.engines import Engine, run, started
 from jobs.data.facts import FACTS_SCHEMA, facts_of
 from jobs.data.findings import EVAL, ROLES, TRAIN, Facts, findings_of, label_counts, label_name
-from jobs.data.fingerprint import SourceJob, fingerprint_of_jobs, source_jobs
+from jobs.data.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
 from jobs.data.order import GROUP_STEPS
 from jobs.data.pack import pack, shuffle
 from jobs.data.progress import Progress, Say
 from jobs.data.report import DataReport, Histogram, LabelCount, LongSample, Packing, SourceReport
-from jobs.data.tokenizer import check_tokenizer, read_tokenizer
+from jobs.data.tokenizer import read_tokenizer
 from jobs.paths import check_folder
 from jobs.planning import plan_batching
 from jobs.spec import Spec
@@ -51,8 +52,7 @@ def check(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> Checked:
     jobs = source_jobs(spec, tokenizer, say)
     every = [job for of_role in jobs.values() for job in of_role]
     workers = started(engine)
-    for data_format in sorted({job.work.reading.format for job in every}):
-        check_tokenizer(tokenizer.load(), data_format, model_dir)
+    check_formats(every, tokenizer, model_dir)
     progress = Progress(say, sum(sum(job.sizes) for job in every))
     tables = [_facts(job, engine, progress, say) for job in every]
     del workers
@@ -84,8 +84,7 @@ def _joined(spec: Spec, jobs: list[SourceJob], found: list[tuple[Any, int]]) -> 
     of_eval = np.array([job.where.startswith("data.eval") for job in jobs], dtype=bool)
     held = of_eval[source] if len(source) else np.zeros(0, bool)
     if spec.data.eval_fraction is not None:
-        content = pc.fill_null(table["content"], 0).to_numpy()
-        held = content < np.uint64(int(spec.data.eval_fraction * 2**64))
+        held = held_out(pc.fill_null(table["content"], 0).to_numpy(), spec.data.eval_fraction)
     return Facts(
         table=table,
         source=source,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from jobs.data.formats import (
@@ -180,6 +181,14 @@ def tokenised(
 def content_hash(sample: Sample) -> int:
     """64 bits over what a sample says. Without the label, so that a text never lies on both sides of a split."""
     return int.from_bytes(hashlib.blake2b(said(sample).encode(), digest_size=8).digest(), "little")
+
+
+def held_out(content: npt.NDArray[np.uint64], fraction: float | None) -> npt.NDArray[np.bool_]:
+    """Which samples lie on the held-out side of a split, by what they say; (samples,)."""
+    if fraction is None:
+        return np.zeros(len(content), dtype=bool)
+    below: npt.NDArray[np.bool_] = content < np.uint64(int(fraction * 2**64))
+    return below
 
 
 def said(sample: Sample) -> str:

@@ -14,10 +14,9 @@ from jobs.data.chunks import Work
 from jobs.data.formats import REQUIRED_COLUMNS, Reading
 from jobs.data.owncode import read_code
 from jobs.data.records import expand
-from jobs.data.stamp import stamp
-from jobs.data.tokenizer import TokenizerFiles, read_tokenizer
+from jobs.data.stamp import info_of, stamp
+from jobs.data.tokenizer import TokenizerFiles, check_tokenizer, read_tokenizer
 from jobs.dataspec import Source
-from jobs.errors import DataError
 from jobs.paths import prepared_root
 from jobs.spec import Spec
 
@@ -73,6 +72,12 @@ def source_jobs(
         ]
         for role, sources in roles.items()
     }
+
+
+def check_formats(jobs: list[SourceJob], tokenizer: TokenizerFiles, model_dir: str) -> None:
+    """Refuse a tokenizer that cannot be used for the format of some source; loads it. Raises DataError."""
+    for data_format in sorted({job.work.reading.format for job in jobs}):
+        check_tokenizer(tokenizer.load(), data_format, model_dir)
 
 
 def _named(role: str, number: int, count: int) -> str:
@@ -133,11 +138,7 @@ def _digest(value: dict[str, Any]) -> str:
 def _file(path: str) -> dict[str, Any]:
     if storage.is_local(path):
         return {"name": posixpath.basename(path), **_content(path)}
-    fs, inner = storage.filesystem(path)
-    try:
-        info = fs.info(inner)
-    except Exception as error:  # object stores raise whatever their client raises
-        raise DataError(f"cannot look at {path}: {type(error).__name__}: {error}") from error
+    info = info_of(path, fresh=False)
     for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated"):
         if info.get(key):
             return {"name": path, "bytes": info.get("size"), "version": str(info[key])}

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from jobs.data.engines import Engine, started
-from jobs.data.fingerprint import PREPARE_VERSION, SourceJob, fingerprint, fingerprint_of_jobs, source_jobs
+from jobs.data.fingerprint import (
+    PREPARE_VERSION,
+    SourceJob,
+    check_formats,
+    fingerprint,
+    fingerprint_of_jobs,
+    source_jobs,
+)
 from jobs.data.prepared import Manifest, Prepared, SplitManifest, write_manifest
 from jobs.data.progress import Progress, Say
 from jobs.data.source import HELD_OUT, ROWS, prepare_source
-from jobs.data.tokenizer import check_tokenizer, read_tokenizer
+from jobs.data.tokenizer import read_tokenizer
 from jobs.paths import prepared_root
 from jobs.spec import Spec
 
@@ -34,8 +41,7 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> Prepared
     every = [job for of_role in jobs.values() for job in of_role]
     new = [job for job in every if Prepared.find(job.root) is None]
     workers = started(engine) if new else None
-    for data_format in sorted({job.work.reading.format for job in every}):
-        check_tokenizer(tokenizer.load(), data_format, model_dir)
+    check_formats(every, tokenizer, model_dir)
     progress = Progress(say, sum(sum(job.sizes) for job in new))
     sources = {job.where: prepare_source(job, engine, progress, say) for job in every}
     del workers

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jobs.data.chunks import RECORDS_AT_ONCE, content_hash, read_chunks, samples_of, tokenised
-from jobs.data.fingerprint import SourceJob, fingerprint_of_jobs, source_jobs
+from jobs.data.chunks import RECORDS_AT_ONCE, content_hash, held_out, read_chunks, samples_of, tokenised
+from jobs.data.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
 from jobs.data.formats import first_of
 from jobs.data.pack import one_a_row, pack
-from jobs.data.prepared import IGNORE_INDEX, Prepared
+from jobs.data.prepared import IGNORE_INDEX, SOURCE_ID_BITS, Prepared
 from jobs.data.records import BadRow
-from jobs.data.tokenizer import check_tokenizer, read_tokenizer
+from jobs.data.tokenizer import read_tokenizer
 from jobs.errors import DataError
 from jobs.paths import prepared_root
 from jobs.spec import Spec
@@ -27,7 +27,8 @@ ENOUGH = 2048  # samples of each source that are looked at where nothing is prep
 class ShownSample:
     """One sample of a row."""
 
-    number: int  # in its source
+    source: int  # number of its source
+    number: int  # in the source: of the sample, or of its line where nothing is prepared
     tokens: tuple[int, ...]
     pieces: tuple[str, ...]  # the text of each token; joined, the sample's text
     targets: tuple[bool, ...]  # which tokens are targets; all False for a class
@@ -51,8 +52,7 @@ def shown_rows(spec: Spec, model_dir: str, count: int, split: Literal["train", "
     """
     files = read_tokenizer(model_dir)
     jobs = source_jobs(spec, files)
-    for data_format in sorted({job.work.reading.format for of_role in jobs.values() for job in of_role}):
-        check_tokenizer(files.load(), data_format, model_dir)
+    check_formats([job for of_role in jobs.values() for job in of_role], files, model_dir)
     if split == "eval" and not spec.data.has_eval:
         raise DataError("there are no held-out samples: give data.eval or data.eval_fraction")
     digest, _ = fingerprint_of_jobs(jobs)
@@ -77,8 +77,8 @@ def _first_rows(spec: Spec, jobs: dict[str, list[SourceJob]], split: str) -> lis
     found, bad = list[dict[str, Any]](), list[BadRow]()
     of_split = jobs.get(split) or jobs["train"]
     for number, job in enumerate(of_split):
-        some = _first_samples(job, spec, split, bad)
-        found += [{**sample, "sample_ids": [sample["number"] + (number << 40)]} for sample in some]
+        some = _first_samples(job, split, bad)
+        found += [{**sample, "sample_ids": [sample["number"] + (number << SOURCE_ID_BITS)]} for sample in some]
     if not found:
         reasons = f": none can be used\n{first_of(bad, 3)}" if bad else ""
         raise DataError(f"data.{split} has no sample to show{reasons}")
@@ -87,26 +87,27 @@ def _first_rows(spec: Spec, jobs: dict[str, list[SourceJob]], split: str) -> lis
     return [_row([found[place] for place in places]) for places in np.split(rows.samples, rows.ends[:-1])]
 
 
-def _first_samples(job: SourceJob, spec: Spec, split: str, bad: list[BadRow]) -> list[dict[str, Any]]:
-    chunks = (chunk for file in range(len(job.work.files)) for chunk in read_chunks(file, job.work))
-    samples = (sample for chunk in chunks for sample in samples_of(chunk, job.work))
+def _first_samples(job: SourceJob, split: str, bad: list[BadRow]) -> list[dict[str, Any]]:
+    """Rows of the first samples of one source that are in the split; what cannot be used joins `bad`."""
     found = list[dict[str, Any]]()
-    for (line, sample), result in _tokenised(samples, job):
+    for path, (line, sample), result in _tokenised(job):
         if len(found) >= ENOUGH:
             break
         if isinstance(sample, BadRow) or isinstance(result, str):
-            bad.append(sample if isinstance(sample, BadRow) else BadRow(job.work.files[0], line, str(result)))
+            bad.append(sample if isinstance(sample, BadRow) else BadRow(path, line, str(result)))
             continue
-        held = job.eval_fraction is not None and content_hash(sample) < int(job.eval_fraction * 2**64)
-        if job.eval_fraction is not None and held != (split == "eval"):
-            continue
-        found += [{"input_ids": row["input_ids"], "labels": row["labels"], "number": line} for row in result]
+        (held,) = held_out(np.array([content_hash(sample)], np.uint64), job.eval_fraction)
+        if job.eval_fraction is None or held == (split == "eval"):
+            found += [{"input_ids": row["input_ids"], "labels": row["labels"], "number": line} for row in result]
     return found
 
 
-def _tokenised(samples: Iterator[Any], job: SourceJob) -> Iterator[Any]:
-    while some := list(itertools.islice(samples, RECORDS_AT_ONCE)):
-        yield from tokenised(some, job.work)
+def _tokenised(job: SourceJob) -> Iterator[Any]:
+    """All samples of a source: (file, (line, sample), rows or why there are none)."""
+    for file, path in enumerate(job.work.files):
+        samples = (sample for chunk in read_chunks(file, job.work) for sample in samples_of(chunk, job.work))
+        while some := list(itertools.islice(samples, RECORDS_AT_ONCE)):
+            yield from ((path, *one) for one in tokenised(some, job.work))
 
 
 def _row(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -123,8 +124,10 @@ def _samples(row: dict[str, Any], decode: _Decoder, spec: Spec) -> Any:
     for end, length, number in zip(np.cumsum(row["lengths"]), row["lengths"], row["sample_ids"], strict=True):
         tokens = row["input_ids"][end - length : end]
         labels = row["labels"][end - length : end] if causal else [IGNORE_INDEX] * length
+        source, inside = divmod(number, 1 << SOURCE_ID_BITS)
         yield ShownSample(
-            number=number,
+            source=source,
+            number=inside,
             tokens=tuple(tokens),
             pieces=decode.pieces(tokens),
             targets=tuple(label != IGNORE_INDEX for label in labels),

@@ -12,12 +12,13 @@ import numpy as np
 
 from jobs import storage
 from jobs.data.assemble import Samples, SplitPlan, write_splits
+from jobs.data.chunks import held_out
 from jobs.data.engines import Engine, run
 from jobs.data.fingerprint import SourceJob
 from jobs.data.formats import BadRow, first_of
 from jobs.data.lease import Lease
 from jobs.data.parts import PartIndex, missing, read_index, remove_parts, store_part, stored_parts
-from jobs.data.prepared import Manifest, Prepared, SplitManifest, write_manifest
+from jobs.data.prepared import Manifest, Prepared, SplitManifest, manifest_path, write_manifest
 from jobs.data.progress import Progress, Say, size_words
 from jobs.data.tokenizer import pad_token_id
 from jobs.errors import DataError, StorageError
@@ -38,27 +39,35 @@ def prepare_source(job: SourceJob, engine: Engine, progress: Progress, say: Say)
         DataError: a file cannot be read, changes while it is read, does not fit the spec, or has too many bad rows.
         StorageError: the storage cannot be written, or is full.
     """
-    _set_damaged_aside(job, say)
     lease = Lease(storage.join(job.root, "preparing.json"), say)
     try:
-        with lease.held_unless(lambda: Prepared.find(job.root) is not None) as held:
+        with lease.held_unless(lambda: _is_whole(job)) as held:
             if held:
+                _set_damaged_aside(job, say)
                 _prepare(job, engine, progress, say)
     except StorageError:
-        if Prepared.find(job.root) is None:  # else somebody was quicker, and has tidied up
+        if not _is_whole(job):  # else somebody was quicker, and has tidied up
             raise
     prepared = Prepared.open(job.root)
     _check_bad(job, prepared.manifest.bad_rows, prepared.manifest.records, ())
     return prepared
 
 
-def _set_damaged_aside(job: SourceJob, say: Say) -> None:
-    """Files may have been cut or removed since: what is not as the manifest says counts as not prepared."""
+def _is_whole(job: SourceJob) -> bool:
+    """Whether it is prepared, and all files are still there: some may have been cut or removed since."""
     found = Prepared.find(job.root)
-    if found is None or not (wrong := found.missing_files()):
-        return
-    say(f"prepared data of {job.where} is damaged ({wrong[0]} is gone, or of another size): preparing it again")
-    storage.remove_dir(job.root)
+    return found is not None and not found.missing_files()
+
+
+def _set_damaged_aside(job: SourceJob, say: Say) -> None:
+    """Called by who holds the lease: what is there, but is not whole, counts as not prepared."""
+    found = Prepared.find(job.root)
+    if found is not None:
+        wrong = found.missing_files()
+        say(f"prepared data of {job.where} is damaged ({wrong[0]} is gone, or of another size): preparing it again")
+        storage.remove_file(manifest_path(job.root))
+        for split in (ROWS, HELD_OUT):
+            storage.remove_dir(storage.join(job.root, split))
 
 
 def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> None:
@@ -124,9 +133,7 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
             progress.add((job.where, facts["file"]), facts["position"], facts["samples"])
             bad, records = bad + facts["bad"], records + facts["records"]
             read[facts["file"]] = facts["position"]
-        expected = (
-            records * sum(job.sizes) / max(sum(read.values()), 1)
-        )  # in all, if what follows is like what was read
+        expected = records * sum(job.sizes) / max(sum(read.values()), 1)  # if what follows is like what was read
         if bad >= BAD_ROWS_TO_STOP and bad > 2 * job.max_bad_fraction * expected:
             parts = [read_index(job.root, name) for name in stored_parts(job.root)]
             found = _bad_rows(job, parts)
@@ -177,7 +184,7 @@ def _read_bad_rows(path: str) -> list[BadRow]:
 def _plans(job: SourceJob, every: Samples) -> list[SplitPlan]:
     members = {ROWS: np.arange(len(every))}
     if job.eval_fraction is not None:
-        held = every.content < np.uint64(int(job.eval_fraction * 2**64))
+        held = held_out(every.content, job.eval_fraction)
         members = {ROWS: np.flatnonzero(~held), HELD_OUT: np.flatnonzero(held)}
     for name, numbers in members.items():
         if not len(numbers):

@@ -1,0 +1,1 @@
+"""A queue's history run again: on another cluster, under another policy, by the functions that run the live queue."""

@@ -5,6 +5,7 @@ FleetuneError                    anything that Fleetune itself reports, as one r
 │   ├── SpecError                the job's spec is wrong
 │   ├── DataError                the data, the model directory or a column is wrong
 │   ├── StorageError             a URL cannot be read or written
+│   ├── TraceError               a trace of jobs cannot be simulated as it is
 │   └── CapacityError            no set of nodes of this cluster can ever hold the gang
 ├── RunFailed         (exit 1)   training started and failed
 └── Interrupted       (exit 130) somebody asked the run to stop
@@ -35,6 +36,10 @@ class DataError(InputError):
 
 class StorageError(InputError):
     """A path or URL cannot be read or written."""
+
+
+class TraceError(InputError):
+    """A trace of jobs is no such file, or has rows that no cluster could run."""
 
 
 class CapacityError(InputError):

@@ -13,6 +13,9 @@ class Node:
     cpus: int
     gpus: int = 0
     accelerator_type: str | None = None
+    usable: bool = True  # False: cordoned, draining or suspected; nothing new is put there
+    foreign_gpus: int = 0  # held by somebody else than Fleetune
+    foreign_cpus: int = 0
 
 
 @dataclass(frozen=True)

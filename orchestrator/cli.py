@@ -15,7 +15,7 @@ from jobs.outcome import Event
 from jobs.progress import Progress
 from jobs.spec import Spec
 from jobs.validate import validate as check
-from orchestrator import datacli, orders
+from orchestrator import datacli, orders, simulatecli
 from orchestrator import runs as run_list
 from orchestrator import show as text
 from orchestrator.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
@@ -167,6 +167,9 @@ def spec(
     """Print every field: type, bounds, default, meaning."""
     with edge():
         typer.echo(json.dumps(Spec.model_json_schema(), indent=1) if json_schema else text.reference())
+
+
+app.command(epilog=simulatecli.EPILOG)(simulatecli.simulate)
 
 
 class _Root:

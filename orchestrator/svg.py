@@ -32,7 +32,7 @@ svg.plot .s1 { fill: var(--plot-1); }
 """
 LABEL_CELLS = 24  # characters of a label that bar_chart has room for; wide ones count twice
 
-_WIDTH = 560.0
+WIDTH = 560.0
 _SMALLEST_BAR = 1.5  # pixels: what is there is seen, however little it is
 _BAR_HEIGHT, _ROW_GAP = 14.0, 10.0
 
@@ -166,7 +166,7 @@ def figure(height: float, body: str, title: str) -> str:
         body,
         xmlns="http://www.w3.org/2000/svg",
         class_="plot",
-        viewBox=f"0 0 {_WIDTH:g} {height:g}",
+        viewBox=f"0 0 {WIDTH:g} {height:g}",
         role="img",
         aria_label=title,
     )
@@ -186,11 +186,11 @@ def histogram(
     edges, counts = bins.edges, bins.counts
     if not counts:
         return ""
-    left, right, top, bottom = 62.0, _WIDTH - 14, 26.0, 214.0
+    left, right, top, bottom = 62.0, WIDTH - 14, 26.0, 214.0
     place = even_bins(edges, left, right)
-    highest = _up_to_tick(max(counts) or 1, whole=True)
+    highest = up_to_tick(max(counts) or 1, whole=True)
     per_unit = (bottom - top) / highest
-    parts = [_y_axis(highest, left, right, top, bottom, y_label)]
+    parts = [y_axis(highest, left, right, top, bottom, y_label)]
     width = (right - left) / len(counts)
     gap = min(1.0, width / 5)
     for index, (count, tip) in enumerate(zip(counts, tips, strict=True)):
@@ -199,8 +199,8 @@ def histogram(
         shape = {"x": x + gap / 2, "width": width - gap}
         hit = element("rect", class_="hit", x=x, y=top, width=width, height=bottom - top)
         bar = element("rect", class_=f"bar s{series}", y=bottom - tall, height=tall, **shape)
-        parts.append(_datum(tip, hit + bar))
-    parts.append(_x_axis(_ticks_of(edges), place, left, right, bottom, x_label))
+        parts.append(datum(tip, hit + bar))
+    parts.append(x_axis(_ticks_of(edges), place, left, right, bottom, x_label))
     if mark:
         parts.append(_mark(mark, edges[-1], place(mark.at), top, bottom))
     return figure(bottom + 42, "".join(parts), title)
@@ -210,15 +210,15 @@ def bar_chart(rows: Sequence[BarRow], *, title: str, x_label: str, number: Calla
     """Lying bars, those of one row below each other. Empty text where there are none."""
     if not rows:
         return ""
-    left, right, top = 168.0, _WIDTH - 74, 6.0
-    highest = _up_to_tick(max((value for row in rows for value in row.values), default=0) or 1)
+    left, right, top = 168.0, WIDTH - 74, 6.0
+    highest = up_to_tick(max((value for row in rows for value in row.values), default=0) or 1)
     place = even_bins((0.0, highest), left, right)
     row_height = max(len(row.values) for row in rows) * _BAR_HEIGHT + _ROW_GAP
     bottom = top + len(rows) * row_height
     ticks = nice_ticks(0, highest)
     parts = [element("line", class_="grid", x1=place(at), x2=place(at), y1=top, y2=bottom) for at in ticks]
     parts += [_bar_row(row, top + index * row_height, row_height, place) for index, row in enumerate(rows)]
-    parts.append(_x_axis(ticks, place, left, right, bottom, x_label, number))
+    parts.append(x_axis(ticks, place, left, right, bottom, x_label, number))
     return figure(bottom + 42, "".join(parts), title)
 
 
@@ -228,7 +228,7 @@ def legend(names: Sequence[str]) -> str:
     return f'<p class="legend">{" ".join(items)}</p>'
 
 
-def _up_to_tick(value: float, whole: bool = False) -> float:
+def up_to_tick(value: float, whole: bool = False) -> float:
     step = nice_step(value, 5)
     step = max(step, 1.0) if whole else step
     return step * math.ceil(value / step - 1e-9)
@@ -242,27 +242,27 @@ def _ticks_of(edges: Sequence[float]) -> list[float]:
     return list(edges[:: math.ceil(len(spans) / 9)])
 
 
-def _datum(tip: str, shapes: str) -> str:
+def datum(tip: str, shapes: str) -> str:
     return element("g", element("title", escape(tip)) + shapes, class_="datum")
 
 
-def _text(text: str, x: float, y: float, anchor: str = "middle", **more: str | float) -> str:
+def plot_text(text: str, x: float, y: float, anchor: str = "middle", **more: str | float) -> str:
     return element("text", escape(text) or " ", x=x, y=y, text_anchor=anchor, **more)
 
 
-def _y_axis(highest: float, left: float, right: float, top: float, bottom: float, label: str) -> str:
+def y_axis(highest: float, left: float, right: float, top: float, bottom: float, label: str) -> str:
     parts = []
     for tick in nice_ticks(0, highest, 5, whole=True):
         y = bottom - tick / highest * (bottom - top)
         parts += [
             element("line", class_="grid", x1=left, x2=right, y1=y, y2=y),
-            _text(compact(tick), left - 6, y + 4, "end"),
+            plot_text(compact(tick), left - 6, y + 4, "end"),
         ]
     middle = (top + bottom) / 2
-    return "".join(parts) + _text(label, 14, middle, transform=f"rotate(-90 14 {middle:g})")
+    return "".join(parts) + plot_text(label, 14, middle, transform=f"rotate(-90 14 {middle:g})")
 
 
-def _x_axis(
+def x_axis(
     ticks: Sequence[float],
     place: Callable[[float], float],
     left: float,
@@ -276,27 +276,27 @@ def _x_axis(
         x = place(tick)
         parts += [
             element("line", class_="axis", x1=x, x2=x, y1=bottom, y2=bottom + 4),
-            _text(number(tick), x, bottom + 17),
+            plot_text(number(tick), x, bottom + 17),
         ]
-    return "".join(parts) + _text(label, (left + right) / 2, bottom + 35)
+    return "".join(parts) + plot_text(label, (left + right) / 2, bottom + 35)
 
 
 def _mark(mark: Mark, last: float, x: float, top: float, bottom: float) -> str:
     """A value past the end of the axis is marked at its end, with an arrow."""
-    on_the_left = x < _WIDTH / 2
+    on_the_left = x < WIDTH / 2
     label = f"{mark.label} →" if mark.at > last else mark.label
     line = element("line", class_="mark", x1=x, x2=x, y1=top - 8, y2=bottom)
     anchor, aside = ("start", 5) if on_the_left else ("end", -5)
-    return line + _text(label, x + aside, top - 10, anchor, class_="mark-label")
+    return line + plot_text(label, x + aside, top - 10, anchor, class_="mark-label")
 
 
 def _bar_row(row: BarRow, y: float, height: float, place: Callable[[float], float]) -> str:
     left = place(0)
-    parts = [_text(row.label, left - 8, y + height / 2 + 4, "end")]
+    parts = [plot_text(row.label, left - 8, y + height / 2 + 4, "end")]
     y += (height - len(row.values) * _BAR_HEIGHT) / 2
     for series, (value, words, tip) in enumerate(zip(row.values, row.words, row.tips, strict=True)):
         long = max(place(value) - left, _SMALLEST_BAR) if value else 0.0
         top = y + series * _BAR_HEIGHT
         bar = element("rect", class_=f"bar s{series}", x=left, y=top + 1, width=long, height=_BAR_HEIGHT - 2)
-        parts.append(_datum(tip, bar + _text(words, left + long + 5, top + _BAR_HEIGHT - 3, "start")))
+        parts.append(datum(tip, bar + plot_text(words, left + long + 5, top + _BAR_HEIGHT - 3, "start")))
     return "".join(parts)

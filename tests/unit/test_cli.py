@@ -31,10 +31,14 @@ COMMANDS = {
     "save": {"RUN", "--storage"},
     "export": {"RUN", "--to", "--storage"},
     "spec": {"--json-schema"},
+    "simulate": {
+        "TRACE", "--nodes", "--gpus-per-node", "--policy", "--what-if-nodes", "--jitter", "--preemption-cost-s",
+        "--failures-per-node-day", "--schedule", "--report", "--json", "--quiet",
+    },
     "data check": {"SPEC", "--set", "--address", "--html", "--json", "--quiet"},
     "data prepare": {"SPEC", "--set", "--address", "--json", "--quiet"},
     "data show": {"SPEC", "--set", "--n", "--from", "--split", "--json"},
-}
+}  # fmt: skip
 SPEC = """\
 model: {path: ./m, task: sequence-classification}
 data: {train: d.csv, format: classification, labels: [neg, pos]}

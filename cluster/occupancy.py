@@ -1,0 +1,121 @@
+"""Who holds what on which machine, at one moment. Values only.
+
+A node's slots are its GPUs, or its CPUs where it has no GPU. Gangs that need no GPU take CPUs of GPU nodes and no slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.inventory import Inventory, Node
+from cluster.resources import Gang
+
+# What a slot holds that no job holds. They count from the end of an array that is looked up by slot.
+FREE, ABSENT, FOREIGN = -1, -2, -3
+
+Placement = tuple[tuple[int, int], ...]  # (node, workers' slots there), nodes by their number
+
+
+def slots_of(node: Node) -> int:
+    return node.gpus or node.cpus
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """The nodes of a cluster and the jobs on them.
+
+    Attributes:
+        names: of the nodes; all other attributes count nodes in this order.
+        slots: int32 [nodes, slots of the largest]; the row of the job that holds the slot, or FREE, ABSENT (the node is
+            smaller) or FOREIGN (taken by somebody else).
+        sizes: int32 [nodes]; slots of each.
+        cpus_free: int32 [nodes]; CPUs that nobody holds.
+        kinds: int32 [nodes]; index into `types`.
+        types: accelerator types; None for nodes without GPU or of unknown type.
+        has_gpus: bool [nodes].
+        usable: bool [nodes]; False where nothing new may be put (cordoned, draining, suspected).
+    """
+
+    names: tuple[str, ...]
+    slots: NDArray[np.int32]
+    sizes: NDArray[np.int32]
+    cpus_free: NDArray[np.int32]
+    kinds: NDArray[np.int32]
+    types: tuple[str | None, ...]
+    has_gpus: NDArray[np.bool_]
+    usable: NDArray[np.bool_]
+
+    @staticmethod
+    def of(inventory: Inventory, held: Iterable[tuple[int, Gang, Placement]] = ()) -> Occupancy:
+        """An inventory with what jobs hold on it: (row of the job, its gang, where it is)."""
+        nodes = inventory.nodes
+        sizes = np.array([slots_of(node) for node in nodes], np.int32)
+        slots = np.full((len(nodes), max(sizes, default=0)), ABSENT, np.int32)
+        slots[np.arange(slots.shape[1]) < sizes[:, None]] = FREE
+        types = tuple(dict.fromkeys(node.accelerator_type for node in nodes))
+        occupancy = Occupancy(
+            names=tuple(node.node_id for node in nodes),
+            slots=slots,
+            sizes=sizes,
+            cpus_free=np.array([node.cpus for node in nodes], np.int32),
+            kinds=np.array([types.index(node.accelerator_type) for node in nodes], np.int32),
+            types=types,
+            has_gpus=np.array([node.gpus > 0 for node in nodes], bool),
+            usable=np.array([node.usable for node in nodes], bool),
+        )
+        for index, node in enumerate(nodes):
+            occupancy.take(index, FOREIGN, min(node.foreign_gpus or 0, node.gpus), node.foreign_cpus)
+        for row, gang, placement in held:
+            occupancy.hold(row, gang, placement)
+        return occupancy
+
+    def copy(self) -> Occupancy:
+        """With slots and CPUs of its own, to be changed while a plan is made."""
+        return Occupancy(
+            self.names,
+            self.slots.copy(),
+            self.sizes,
+            self.cpus_free.copy(),
+            self.kinds,
+            self.types,
+            self.has_gpus,
+            self.usable,
+        )
+
+    def take(self, node: int, row: int, slots: int, cpus: int) -> None:
+        """Give the first free slots of a node to a row."""
+        if slots:
+            line = self.slots[node]
+            free = np.flatnonzero(line == FREE)[:slots]
+            if len(free) < slots:
+                raise ValueError(f"{self.names[node]} has {len(free)} free slots, not {slots}")
+            line[free] = row
+        self.cpus_free[node] -= cpus
+
+    def hold(self, row: int, gang: Gang, placement: Placement) -> None:
+        for node, workers in placement:
+            slots = self.slots_for(gang, node, workers)
+            self.take(node, row, slots, workers * gang.cpus_per_worker)
+
+    def release(self, row: int, gang: Gang, placement: Placement) -> None:
+        for node, workers in placement:
+            line = self.slots[node]
+            line[line == row] = FREE
+            self.cpus_free[node] += workers * gang.cpus_per_worker
+
+    def slots_for(self, gang: Gang, node: int, workers: int) -> int:
+        """Slots that so many workers of the gang hold on a node."""
+        if gang.gpus_per_worker:
+            return workers * gang.gpus_per_worker
+        return 0 if self.has_gpus[node] else workers * gang.cpus_per_worker
+
+
+def placement_of(row: int, gang: Gang, occupancy: Occupancy) -> Placement:
+    """Where a row's slots are. Empty for a gang that holds none."""
+    nodes, slots = np.unique(np.nonzero(occupancy.slots == row)[0], return_counts=True)
+    per_worker = gang.gpus_per_worker or gang.cpus_per_worker
+    return tuple((node, held // per_worker) for node, held in zip(nodes.tolist(), slots.tolist(), strict=True))

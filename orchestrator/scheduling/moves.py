@@ -1,0 +1,104 @@
+"""Moving what is small, so that a gang gets a node of its own: defragmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.free import FreeSlots
+from cluster.occupancy import FREE, Occupancy, Placement, placement_of
+from cluster.resources import Gang
+from orchestrator.scheduling.policy import Policy
+from orchestrator.scheduling.table import JobTable
+from orchestrator.scheduling.victims import Victims
+
+_TRIED = 3  # nodes
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Jobs to interrupt, where each of them starts again, and where the gang goes."""
+
+    victims: tuple[int, ...]
+    elsewhere: tuple[tuple[int, Placement], ...]
+    placement: Placement
+
+
+def moves_for(
+    row: int,
+    gang: Gang,
+    jobs: JobTable,
+    cluster: Occupancy,
+    victims: Victims,
+    policy: Policy,
+    free_slots: int,
+    barred: NDArray[np.bool_] | None,
+) -> Moved | None:
+    """The cheapest way to give a gang one node by moving others off it to slots that are free now.
+
+    None where there is none, or where it costs more than `move_worth_s` of the gang's own GPUs.
+    """
+    size = int(jobs.size[row])
+    if size < 2 or free_slots < size or policy.move_worth_s <= 0 or not gang.gpus_per_worker:
+        return None
+    most = policy.move_worth_s * size
+    options = sorted(
+        option
+        for node in _nodes_for(gang, size, cluster, barred)
+        if (option := _option(node, size, jobs, cluster, victims))
+    )
+    for cost, node, on_node in options[:_TRIED]:
+        moved = _try(gang, node, on_node, jobs, cluster) if cost <= most else None
+        if moved is not None:
+            return moved
+    return None
+
+
+def _nodes_for(gang: Gang, size: int, cluster: Occupancy, barred: NDArray[np.bool_] | None) -> list[int]:
+    free = (cluster.slots == FREE).sum(axis=1)
+    fits = cluster.usable & cluster.has_gpus & (cluster.sizes >= size) & (free > 0)
+    if gang.accelerator_type is not None:
+        kinds = [kind for kind, name in enumerate(cluster.types) if name == gang.accelerator_type]
+        fits = fits & np.isin(cluster.kinds, kinds)
+    found: list[int] = np.flatnonzero(fits if barred is None else fits & ~barred).tolist()
+    return found
+
+
+def _option(
+    node: int, size: int, jobs: JobTable, cluster: Occupancy, victims: Victims
+) -> tuple[float, int, tuple[int, ...]] | None:
+    """(cost in GPU-seconds, node, jobs): the cheapest jobs on a node that make room, the smallest first."""
+    line = cluster.slots[node]
+    need = size - int((line == FREE).sum())
+    chosen: list[int] = []
+    cost = 0.0
+    rows = [row for row in dict.fromkeys(line[line >= 0].tolist()) if victims.may_go(row)]
+    for row in sorted(rows, key=lambda row: (float(jobs.size[row]), float(jobs.interruption_cost_s[row]), row)):
+        if need <= 0:
+            break
+        chosen.append(row)
+        need -= int((line == row).sum())
+        cost += float(jobs.size[row] * jobs.interruption_cost_s[row])
+    return (cost, node, tuple(chosen)) if need <= 0 and chosen else None
+
+
+def _try(gang: Gang, node: int, on_node: Sequence[int], jobs: JobTable, cluster: Occupancy) -> Moved | None:
+    """Whether all of them find a place elsewhere."""
+    after = cluster.copy()
+    for row in on_node:
+        after.release(row, jobs.gang_of(row), placement_of(row, jobs.gang_of(row), after))
+    if after.cpus_free[node] < gang.num_workers * gang.cpus_per_worker:
+        return None
+    free = FreeSlots(after)
+    placement = ((node, gang.num_workers),)
+    free.take(gang, placement)
+    elsewhere: list[tuple[int, Placement]] = []
+    for row in sorted(on_node, key=lambda row: (-float(jobs.size[row]), row)):
+        place = free.place(jobs.gang_of(row))
+        if place is None or any(other == node for other, _ in place):
+            return None
+        elsewhere.append((row, place))
+    return Moved(tuple(on_node), tuple(elsewhere), placement)

@@ -1,0 +1,99 @@
+"""By which rules the queue is ordered. One value; the plain policies exist to be compared with."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cluster.errors import InputError
+
+
+class Order(StrEnum):
+    """What orders the jobs of one priority class; of equals the one that was submitted first."""
+
+    SUBMITTED = "submitted"
+    ATTAINED = "attained"  # little GPU time so far before much: two levels
+    SHARE = "share"  # the tenant that has used the least of its share
+    EXPECTED = "expected"  # the least expected remaining time, weighted by share; a part for those who wait longest
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Attributes (times in seconds):
+
+    backfill: jobs may pass a gang that does not fit yet, if they do not delay it.
+    preemption: whether jobs that allow it are interrupted for others.
+    untold_s: what is expected of a job whose run has measured nothing yet, so that each new one gets its first minutes.
+    size_exponent: expected time is divided by GPUs to this power: the larger a gang, the fewer its chances.
+    share_exponent: how much a tenant's use over its share weighs; `share_bound` bounds the ratio to both sides.
+    share_half_life_s: after so long, used GPU time counts half.
+    lane_share: the part of the cluster that is for the jobs that have waited longest...
+    lane_after_s: ...of those that have waited for so long.
+    lane_expected_s: such a job competes as if it were expected to take no more than this.
+    lane_stay: the wait of a running job counts so many times, so that two do not take turns.
+    most_wait_s: a job that has waited this long goes before all others of its class.
+    margin: a job is interrupted only if it is expected to take this many times as long as the one that takes its place...
+    cost_margin: ...and this many times what the interruption costs.
+    protected_s: no interruption in the first minutes of an attempt; it grows by as much again every `protected_growth`.
+    most_interruptions: of one job.
+    attained_level_s: GPU-seconds that tell the two levels of ATTAINED apart.
+    most_preempting: gangs that one plan makes room for by interrupting others; the next plan goes on.
+    move_worth_s: a gang is worth moving others if all of it costs less than so many seconds of its own GPUs.
+    """
+
+    name: str
+    order: Order
+    backfill: bool = True
+    preemption: bool = False
+    untold_s: float = 900.0
+    size_exponent: float = 1.0
+    share_exponent: float = 0.5
+    share_bound: float = 8.0
+    share_half_life_s: float = 86_400.0
+    lane_share: float = 0.0
+    lane_after_s: float = 6 * 3600.0
+    lane_expected_s: float = 4 * 3600.0
+    lane_stay: float = 1.1
+    most_wait_s: float = 7 * 86_400.0
+    margin: float = 2.0
+    cost_margin: float = 1.0
+    protected_s: float = 600.0
+    protected_growth: int = 25
+    most_interruptions: int = 100
+    attained_level_s: float = 6400.0
+    most_preempting: int = 64
+    move_worth_s: float = 600.0
+
+
+DEFAULT = Policy("default", Order.EXPECTED, preemption=True, lane_share=0.35)
+
+POLICIES: Mapping[str, Policy] = {
+    policy.name: policy
+    for policy in (
+        Policy("fifo", Order.SUBMITTED, backfill=False),
+        Policy("easy", Order.SUBMITTED),
+        Policy(
+            "las",
+            Order.ATTAINED,
+            preemption=True,
+            margin=1.0,
+            cost_margin=0.0,
+            protected_s=0.0,
+            most_interruptions=1_000_000,
+            move_worth_s=0.0,
+        ),
+        Policy("fair", Order.SHARE),
+        DEFAULT,
+    )
+}
+
+
+def policy_named(name: str) -> Policy:
+    """Raises InputError, with the nearest name, where there is none."""
+    if name in POLICIES:
+        return POLICIES[name]
+    near = difflib.get_close_matches(name.lower(), POLICIES, n=1, cutoff=0.4)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    raise InputError(f"there is no policy {name!r}: {guess}the policies are {', '.join(POLICIES)}")

@@ -1,0 +1,89 @@
+"""All that a plan may look at: the jobs, the machines, the tenants, and what time it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.occupancy import Occupancy
+from orchestrator.scheduling.table import Floats, JobTable, State
+
+Quota = tuple[tuple[str | None, int], ...]  # (accelerator type, or None for all together; GPUs)
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """Who shares the cluster.
+
+    Attributes:
+        weight: its share of the cluster, against the weights of the others.
+        guaranteed: GPUs that it gets back at once, by type. What it leaves idle is lent.
+        limit: GPUs that it never holds more of, by type.
+    """
+
+    name: str
+    weight: float = 1.0
+    guaranteed: Quota = ()
+    limit: Quota = ()
+
+
+@dataclass(frozen=True)
+class Window:
+    """Maintenance: from `start_s` to `end_s` these nodes run nothing. None: all nodes."""
+
+    start_s: float
+    end_s: float
+    nodes: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One moment.
+
+    Attributes:
+        now_s: on the clock of all times in `jobs`.
+        used_s: [tenants]; GPU-seconds that each has used, decayed (`Policy.share_half_life_s`).
+    """
+
+    now_s: float
+    jobs: JobTable
+    cluster: Occupancy
+    tenants: tuple[Tenant, ...]
+    used_s: Floats
+    windows: tuple[Window, ...] = ()
+    _weights: Floats = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_weights", np.array([tenant.weight for tenant in self.tenants], float))
+
+    @property
+    def weights(self) -> Floats:
+        return self._weights
+
+    @property
+    def waiting(self) -> NDArray[np.bool_]:
+        return self.jobs.state == State.WAITING
+
+    @property
+    def running(self) -> NDArray[np.bool_]:
+        return self.jobs.state == State.RUNNING
+
+    def left_s(self) -> Floats:
+        """[rows]; how long each job runs at most as far as anybody knows: measured, else declared, else inf."""
+        jobs = self.jobs
+        return np.where(np.isnan(jobs.remaining_s), jobs.most_left_s, jobs.remaining_s)
+
+    def until_s(self) -> list[float] | None:
+        """[nodes]; when the next maintenance begins, -inf where there is one; None if none is planned."""
+        ahead = [window for window in self.windows if window.end_s > self.now_s]
+        if not ahead:
+            return None
+        until = [math.inf] * len(self.cluster.names)
+        for window in ahead:
+            start = window.start_s if window.start_s > self.now_s else -math.inf
+            for node in range(len(until)) if window.nodes is None else window.nodes:
+                until[node] = min(until[node], start)
+        return until

@@ -1,0 +1,122 @@
+"""Where each job stands: its class, and its index within the class; the lower goes first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.scheduling.policy import Order, Policy
+from orchestrator.scheduling.quota import entitled_rows
+from orchestrator.scheduling.snapshot import Snapshot
+from orchestrator.scheduling.table import Floats, Rows, State
+
+_LEAST_S = 60.0  # nothing is expected to take less
+_STEP = 1e-6  # keeps the jobs of the lane in order
+
+
+@dataclass(frozen=True)
+class Standing:
+    """All arrays are [rows].
+
+    Attributes:
+        index: within the class; in seconds for Order.EXPECTED.
+        level: the class. That of a job which has waited too long is the highest.
+        entitled: within its tenant's guarantee; None where nobody has one.
+        lane: among those that have waited longest.
+        waited_s: for GPUs, in all.
+    """
+
+    index: Floats
+    level: NDArray[np.int32]
+    entitled: NDArray[np.bool_] | None
+    lane: NDArray[np.bool_] | None
+    waited_s: Floats
+
+    def order(self, rows: Rows, submitted_s: Floats) -> Rows:
+        """Rows by who goes first."""
+        keys: tuple[NDArray[np.generic], ...] = (submitted_s[rows], self.index[rows], -self.level[rows])
+        if self.entitled is not None:
+            keys = (*keys, ~self.entitled[rows])
+        return rows[np.lexsort(keys)]
+
+
+def standing(snapshot: Snapshot, policy: Policy) -> Standing:
+    jobs = snapshot.jobs
+    waited = jobs.waited_s + np.where(snapshot.waiting, snapshot.now_s - jobs.waiting_since_s, 0.0)
+    index = _INDICES[policy.order](snapshot, policy)
+    level, lane = jobs.priority, None
+    if policy.lane_share > 0:
+        rows = _longest_waiting(snapshot, policy, waited)
+        if len(rows):
+            index[rows] = np.minimum(index[rows], policy.lane_expected_s) * (1 + _STEP * np.arange(len(rows)))
+            lane = np.zeros(jobs.rows, bool)
+            lane[rows] = True
+            level = _raised(jobs.priority, rows[waited[rows] > policy.most_wait_s])
+    return Standing(index, level, entitled_rows(snapshot, index, level), lane, waited)
+
+
+def shares(snapshot: Snapshot, policy: Policy) -> Floats:
+    """[tenants]; use over share against the mean of those who have jobs, to the power of `share_exponent`."""
+    over = snapshot.used_s / snapshot.weights
+    active = np.zeros(len(over), bool)
+    active[snapshot.jobs.tenant[snapshot.jobs.state != State.NOBODY]] = True
+    mean = over[active].mean() if active.any() else 0.0
+    if not mean > 0:
+        return np.ones(len(over))
+    ratio = np.clip(over / mean, 1 / policy.share_bound, policy.share_bound)
+    powered: Floats = ratio**policy.share_exponent
+    return powered
+
+
+def _by_submission(snapshot: Snapshot, policy: Policy) -> Floats:
+    return np.zeros(snapshot.jobs.rows)
+
+
+def _by_attained(snapshot: Snapshot, policy: Policy) -> Floats:
+    jobs = snapshot.jobs
+    attained = jobs.attained_s + np.where(snapshot.running, snapshot.now_s - jobs.started_s, 0.0)
+    levels: Floats = (attained * jobs.size >= policy.attained_level_s).astype(float)
+    return levels
+
+
+def _by_share(snapshot: Snapshot, policy: Policy) -> Floats:
+    over: Floats = (snapshot.used_s / snapshot.weights)[snapshot.jobs.tenant]
+    return over
+
+
+def _by_expected(snapshot: Snapshot, policy: Policy) -> Floats:
+    """Shortest remaining time first, with what runs measure; see docs/decisions/0015 for weights and lane."""
+    jobs = snapshot.jobs
+    told = np.where(np.isnan(jobs.remaining_s), np.minimum(jobs.most_left_s, policy.untold_s), jobs.remaining_s)
+    weighted: Floats = np.maximum(told, _LEAST_S) * shares(snapshot, policy)[jobs.tenant]
+    return weighted / jobs.size**policy.size_exponent
+
+
+_INDICES = {
+    Order.SUBMITTED: _by_submission,
+    Order.ATTAINED: _by_attained,
+    Order.SHARE: _by_share,
+    Order.EXPECTED: _by_expected,
+}
+
+
+def _longest_waiting(snapshot: Snapshot, policy: Policy, waited_s: Floats) -> Rows:
+    """Those who share the lane, the longest waiting first. The first is there however large it is."""
+    jobs = snapshot.jobs
+    running = snapshot.running
+    rows = np.flatnonzero((waited_s > policy.lane_after_s) & (running | snapshot.waiting))
+    if not len(rows):
+        return rows
+    by_wait = rows[np.argsort(-(waited_s[rows] * np.where(running[rows], policy.lane_stay, 1.0)), kind="stable")]
+    before = np.cumsum(jobs.size[by_wait]) - jobs.size[by_wait]
+    return by_wait[before < policy.lane_share * snapshot.cluster.sizes.sum()]
+
+
+def _raised(priority: NDArray[np.int32], rows: Rows) -> NDArray[np.int32]:
+    if not len(rows):
+        return priority
+    raised = priority.copy()
+    raised[rows] = priority.max()
+    return raised

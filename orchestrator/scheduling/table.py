@@ -1,0 +1,139 @@
+"""The jobs that wait or run, as columns: what a plan is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.resources import Gang
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.intp]
+
+
+class State(IntEnum):
+    NOBODY = 0  # the row is free
+    WAITING = 1
+    RUNNING = 2
+    HELD = 3  # waits for something else than GPUs: a job before it, a time, its owner
+
+
+# name -> (type, what a row without a job has)
+_COLUMNS: dict[str, tuple[type, float]] = {
+    "state": (np.int8, State.NOBODY),
+    "tenant": (np.int32, 0),
+    "priority": (np.int32, 0),
+    "gang": (np.int32, 0),
+    "size": (np.float64, 1.0),
+    "submitted_s": (np.float64, 0.0),
+    "waiting_since_s": (np.float64, 0.0),
+    "waited_s": (np.float64, 0.0),
+    "started_s": (np.float64, 0.0),
+    "attained_s": (np.float64, 0.0),
+    "remaining_s": (np.float64, np.nan),
+    "most_left_s": (np.float64, np.inf),
+    "preemptible": (np.bool_, False),
+    "interruptions": (np.int32, 0),
+    "interruption_cost_s": (np.float64, 0.0),
+}
+
+
+@dataclass
+class JobTable:
+    """One row for each job that has not ended, and spare rows. A job keeps its row; times are seconds of one clock.
+
+    Attributes:
+        gangs: the distinct gangs; `gang` counts in it.
+        state: a State.
+        tenant: its number in the snapshot's tenants.
+        priority: the higher class goes first.
+        size: slots that the gang holds: its GPUs, or CPUs where it needs no GPU.
+        submitted_s: when it was submitted.
+        waiting_since_s: since when it waits for GPUs; of a WAITING job.
+        waited_s: for how long it has waited before, between attempts.
+        started_s: when it got its nodes; of a RUNNING job.
+        attained_s: for how long it has run in earlier attempts.
+        remaining_s: running time that is left as the run measures it (steps left x step time); NaN where nobody knows.
+        most_left_s: running time that its max_runtime_s leaves; inf where it has none.
+        preemptible: whether it may be interrupted.
+        interruptions: how often it has been.
+        interruption_cost_s: what an interruption now would cost: saving, starting again, work since the newest checkpoint.
+    """
+
+    gangs: list[Gang] = field(default_factory=list)
+    state: NDArray[np.int8] = field(init=False)
+    tenant: NDArray[np.int32] = field(init=False)
+    priority: NDArray[np.int32] = field(init=False)
+    gang: NDArray[np.int32] = field(init=False)
+    size: Floats = field(init=False)
+    submitted_s: Floats = field(init=False)
+    waiting_since_s: Floats = field(init=False)
+    waited_s: Floats = field(init=False)
+    started_s: Floats = field(init=False)
+    attained_s: Floats = field(init=False)
+    remaining_s: Floats = field(init=False)
+    most_left_s: Floats = field(init=False)
+    preemptible: NDArray[np.bool_] = field(init=False)
+    interruptions: NDArray[np.int32] = field(init=False)
+    interruption_cost_s: Floats = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, (kind, nothing) in _COLUMNS.items():
+            setattr(self, name, np.full(0, nothing, kind))
+        self._spare: list[int] = []
+        self._codes: dict[Gang, int] = {gang: code for code, gang in enumerate(self.gangs)}
+
+    @property
+    def rows(self) -> int:
+        return len(self.state)
+
+    def code(self, gang: Gang) -> int:
+        """The number of a gang, a new one where it has none."""
+        code = self._codes.setdefault(gang, len(self.gangs))
+        if code == len(self.gangs):
+            self.gangs.append(gang)
+        return code
+
+    def add(self, gang: Gang, **values: float) -> int:
+        """A row for a job. What is not given is as in a row without a job."""
+        if not self._spare:
+            self._grow()
+        row = self._spare.pop()
+        self.gang[row] = self.code(gang)
+        self.size[row] = gang.num_workers * (gang.gpus_per_worker or gang.cpus_per_worker)
+        for name, value in values.items():
+            getattr(self, name)[row] = value
+        return row
+
+    def remove(self, row: int) -> None:
+        for name, (_, nothing) in _COLUMNS.items():
+            getattr(self, name)[row] = nothing
+        self._spare.append(row)
+
+    def fill(self, columns: dict[str, NDArray[np.generic]]) -> None:
+        """All rows at once: columns of one length; those not given are as in a row without a job."""
+        length = len(next(iter(columns.values())))
+        for name, (kind, nothing) in _COLUMNS.items():
+            given = columns.get(name)
+            setattr(self, name, np.full(length, nothing, kind) if given is None else np.asarray(given, kind))
+        self._spare = []
+
+    def gang_of(self, row: int) -> Gang:
+        return self.gangs[self.gang[row]]
+
+    def copy(self) -> JobTable:
+        """Another table with the same jobs in the same rows."""
+        other = JobTable(list(self.gangs))
+        for name in _COLUMNS:
+            setattr(other, name, getattr(self, name).copy())
+        other._spare = list(self._spare)
+        return other
+
+    def _grow(self) -> None:
+        before = self.rows
+        for name, (kind, nothing) in _COLUMNS.items():
+            setattr(self, name, np.concatenate([getattr(self, name), np.full(max(before, 64), nothing, kind)]))
+        self._spare = list(range(self.rows - 1, before - 1, -1))

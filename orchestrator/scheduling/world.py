@@ -1,0 +1,191 @@
+"""A cluster and its queue, carried forward in time by the scheduler's own plans.
+
+The simulator runs traces through it, and `forecast` the queue of now. It knows how long each job really takes; the plans do
+not: they see what a run would have measured.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cluster.occupancy import Occupancy, Placement
+from cluster.resources import Gang
+from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Start
+from orchestrator.scheduling.plan import plan
+from orchestrator.scheduling.policy import Policy
+from orchestrator.scheduling.snapshot import Snapshot, Tenant, Window
+from orchestrator.scheduling.table import JobTable, State
+
+TICK_S = 300.0  # while something waits, the queue is looked at so often even if nothing happens
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One uninterrupted run of a job that has ended. cause None: the job is finished."""
+
+    row: int
+    start_s: float
+    end_s: float
+    placement: Placement
+    cause: Cause | None
+    lost_s: float = 0.0
+    node_failed: bool = False
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What runs know of their remaining time.
+
+    after_s: only after so much running. 0: always.
+    exact: as it is, instead of times the job's own error.
+    """
+
+    after_s: float = 600.0
+    exact: bool = False
+
+
+class World:
+    """Time stands still but in `advance`. Rows are those of `jobs`."""
+
+    def __init__(
+        self,
+        cluster: Occupancy,
+        tenants: Sequence[Tenant],
+        policy: Policy,
+        measuring: Measuring,
+        on_end: Callable[[Attempt], None],
+        windows: tuple[Window, ...] = (),
+    ) -> None:
+        self.now_s = 0.0
+        self.jobs = JobTable()
+        self.cluster, self.tenants, self.policy = cluster, tuple(tenants), policy
+        self.passes = 0
+        self._measuring, self._on_end, self._windows = measuring, on_end, windows
+        self._used_s = np.zeros(len(self.tenants))
+        self._in_use = np.zeros(len(self.tenants))  # GPUs
+        self._used_at_s = 0.0
+        self._left_s = np.zeros(0)  # [rows]; true running time left when the attempt began, or now if it waits
+        self._error = np.ones(0)  # [rows]; measured over true
+        self._where: dict[int, Placement] = {}
+        self._ends: list[tuple[float, int, float]] = []  # heap: end, row, start
+        self._waiting = 0
+
+    def submit(self, gang: Gang, work_s: float, error: float = 1.0, **values: float) -> int:
+        """A job that takes `work_s` of running arrives now. Its row."""
+        row = self.jobs.add(
+            gang, state=State.WAITING, submitted_s=self.now_s, waiting_since_s=self.now_s, preemptible=True, **values
+        )
+        self._remember(row, work_s, error)
+        self._waiting += 1
+        return row
+
+    @property
+    def next_event_s(self) -> float:
+        """When the next running job ends, or the queue is to be looked at again; inf: nothing will ever happen."""
+        end = self._ends[0][0] if self._ends else math.inf
+        return min(end, self.now_s + TICK_S) if self._waiting and self._ends else end
+
+    @property
+    def running(self) -> int:
+        return len(self._where)
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting
+
+    def advance(self, to_s: float) -> None:
+        """Let the time pass, and end the jobs that are done by then, at their own times."""
+        while self._ends and self._ends[0][0] <= to_s:
+            end_s, row, start_s = heapq.heappop(self._ends)
+            if row in self._where and self.jobs.started_s[row] == start_s and self.jobs.state[row] == State.RUNNING:
+                self._pass_time(end_s)
+                self._leave(row, None, 0.0)
+                self.jobs.remove(row)
+        self._pass_time(to_s)
+
+    def decide(self) -> Plan:
+        """Ask the scheduler, and do what it says."""
+        made = plan(self.snapshot(), self.policy)
+        self.passes += 1
+        started = {one.row for one in made.decisions if isinstance(one, Start)} if made.decisions else set()
+        for decision in made.decisions:
+            if isinstance(decision, Start):
+                self._begin(decision.row, decision.placement)
+            else:
+                self._interrupt(decision, decision.row in started)
+        return made
+
+    def snapshot(self) -> Snapshot:
+        jobs = self.jobs
+        running = jobs.state == State.RUNNING
+        elapsed = np.where(running, self.now_s - jobs.started_s, 0.0)
+        left = self._left_s[: jobs.rows] - elapsed
+        if self._measuring.exact:
+            jobs.remaining_s = left
+        else:
+            told = jobs.attained_s + elapsed >= self._measuring.after_s
+            jobs.remaining_s = np.where(told, left * self._error[: jobs.rows], np.nan)
+        return Snapshot(self.now_s, jobs, self.cluster, self.tenants, self._used_s, self._windows)
+
+    def fail(self, node: int, checkpoint_every_s: float) -> None:
+        """A node dies: what ran there loses the work since its newest checkpoint, and waits again."""
+        self.cluster.usable[node] = False
+        for row in [row for row, placement in self._where.items() if any(one == node for one, _ in placement)]:
+            elapsed = self.now_s - float(self.jobs.started_s[row])
+            lost = elapsed % checkpoint_every_s + float(self.jobs.interruption_cost_s[row])
+            self._stop(row, Cause.PREEMPTED, lost, node_failed=True)
+
+    def repair(self, node: int) -> None:
+        self.cluster.usable[node] = True
+
+    def _pass_time(self, to_s: float) -> None:
+        """Use decays, and what is in use is added (to first order within the step)."""
+        step = to_s - self._used_at_s
+        if step > 0:
+            self._used_s = (self._used_s + self._in_use * step) * 0.5 ** (step / self.policy.share_half_life_s)
+            self._used_at_s = to_s
+        self.now_s = max(self.now_s, to_s)
+
+    def _remember(self, row: int, work_s: float, error: float) -> None:
+        if row >= len(self._left_s):
+            more = self.jobs.rows - len(self._left_s)
+            self._left_s = np.concatenate([self._left_s, np.zeros(more)])
+            self._error = np.concatenate([self._error, np.ones(more)])
+        self._left_s[row], self._error[row] = work_s, error
+
+    def _begin(self, row: int, placement: Placement) -> None:
+        jobs = self.jobs
+        self.cluster.hold(row, jobs.gang_of(row), placement)
+        self._where[row] = placement
+        self._in_use[jobs.tenant[row]] += jobs.size[row]
+        jobs.waited_s[row] += self.now_s - jobs.waiting_since_s[row]
+        jobs.state[row], jobs.started_s[row] = State.RUNNING, self.now_s
+        self._waiting -= 1
+        heapq.heappush(self._ends, (self.now_s + float(self._left_s[row]), row, self.now_s))
+
+    def _interrupt(self, decision: Interrupt, moved: bool) -> None:
+        cause = Cause.MOVED if moved else decision.cause
+        self._stop(decision.row, cause, float(self.jobs.interruption_cost_s[decision.row]), node_failed=False)
+
+    def _stop(self, row: int, cause: Cause, lost_s: float, node_failed: bool) -> None:
+        jobs = self.jobs
+        elapsed = self.now_s - float(jobs.started_s[row])
+        self._leave(row, cause, lost_s, node_failed)
+        jobs.attained_s[row] += elapsed
+        self._left_s[row] += lost_s - elapsed
+        jobs.interruptions[row] += 1
+        jobs.state[row], jobs.waiting_since_s[row] = State.WAITING, self.now_s
+        self._waiting += 1
+
+    def _leave(self, row: int, cause: Cause | None, lost_s: float, node_failed: bool = False) -> None:
+        """Free the nodes, and say what has ended."""
+        jobs = self.jobs
+        placement = self._where.pop(row)
+        self.cluster.release(row, jobs.gang_of(row), placement)
+        self._in_use[jobs.tenant[row]] -= jobs.size[row]
+        self._on_end(Attempt(row, float(jobs.started_s[row]), self.now_s, placement, cause, lost_s, node_failed))

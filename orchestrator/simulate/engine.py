@@ -1,0 +1,128 @@
+"""A trace run through the scheduler: arrivals, failures and ends in the order of time, one plan after each instant."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from cluster.inventory import Inventory, Node
+from cluster.occupancy import Occupancy
+from cluster.resources import Gang
+from orchestrator.scheduling.decisions import Cause
+from orchestrator.scheduling.policy import Order, Policy, policy_named
+from orchestrator.scheduling.snapshot import Tenant
+from orchestrator.scheduling.world import Attempt, Measuring, World
+from orchestrator.simulate.values import Ended, Setup, Simulated, Stretch, TraceJob
+
+_JITTER_S = 10.0
+_SAY_EVERY = 500  # passes
+# The plain policies are told how long everything takes, as schedulers with exact limits would be.
+_TOLD_EVERYTHING = (Order.SUBMITTED, Order.SHARE)
+
+
+def simulate(
+    jobs: Sequence[TraceJob],
+    setup: Setup,
+    progress: Callable[[float], None] | None = None,
+    policy: Policy | None = None,
+) -> Simulated:
+    """Run a trace to its end.
+
+    Args:
+        progress: gets the share of jobs that have ended, now and then.
+        policy: instead of the one that the setup names.
+    """
+    return _Run(jobs, setup, policy or policy_named(setup.policy), progress).run()
+
+
+class _Run:
+    def __init__(
+        self, jobs: Sequence[TraceJob], setup: Setup, policy: Policy, progress: Callable[[float], None] | None
+    ) -> None:
+        self._jobs, self._setup, self._progress = tuple(jobs), setup, progress
+        self._tenants = {name: number for number, name in enumerate(dict.fromkeys(job.tenant for job in jobs))}
+        size = setup.gpus_per_node
+        inventory = Inventory(tuple(Node(f"node-{number}", cpus=size, gpus=size) for number in range(setup.nodes)))
+        self._world = World(
+            Occupancy.of(inventory),
+            [Tenant(name) for name in self._tenants],
+            policy,
+            Measuring(setup.measured_after_s, exact=policy.order in _TOLD_EVERYTHING),
+            self._ended,
+        )
+        self._random = random.Random(setup.jitter)
+        self._job_of: dict[int, int] = {}  # row of the world -> row of the trace
+        self._stretches: list[Stretch] = []
+        self._finished = 0
+        self._failures: list[tuple[float, int, bool]] = []  # heap: when, node, whether it comes back then
+
+    def run(self) -> Simulated:
+        began = time.perf_counter()
+        arrivals = self._arrivals()
+        self._plan_failures()
+        world, at = self._world, 0
+        while self._finished < len(self._jobs):
+            next_arrival = arrivals[at][0] if at < len(arrivals) else math.inf
+            next_failure = self._failures[0][0] if self._failures else math.inf
+            now = min(next_arrival, next_failure, world.next_event_s)
+            world.advance(now)
+            while self._failures and self._failures[0][0] <= now:
+                self._fail_or_repair()
+            while at < len(arrivals) and arrivals[at][0] <= now:
+                self._submit(arrivals[at][1])
+                at += 1
+            if world.waiting:
+                world.decide()
+            if self._progress is not None and world.passes % _SAY_EVERY == 0:
+                self._progress(self._finished / len(self._jobs))
+        return Simulated(
+            self._jobs, tuple(self._stretches), self._setup, time.perf_counter() - began, world.passes
+        )
+
+    def _arrivals(self) -> list[tuple[float, int]]:
+        late = self._late()
+        return sorted((job.submit_s + next(late), row) for row, job in enumerate(self._jobs))
+
+    def _late(self) -> Iterator[float]:
+        while True:
+            yield self._random.uniform(0, _JITTER_S) if self._setup.jitter else 0.0
+
+    def _submit(self, number: int) -> None:
+        job, setup = self._jobs[number], self._setup
+        row = self._world.submit(
+            Gang(job.num_gpus, 1, 1),
+            job.duration_s,
+            math.exp(self._random.gauss(0.0, setup.noise)) if setup.noise else 1.0,
+            tenant=self._tenants[job.tenant],
+            priority=job.priority,
+            interruption_cost_s=setup.preemption_cost_s,
+        )
+        self._job_of[row] = number
+
+    def _ended(self, attempt: Attempt) -> None:
+        ended = {None: Ended.FINISHED, Cause.MOVED: Ended.MOVED}.get(attempt.cause, Ended.PREEMPTED)
+        if attempt.node_failed:
+            ended = Ended.NODE_FAILED
+        self._finished += ended is Ended.FINISHED
+        job = self._job_of[attempt.row]
+        self._stretches.append(
+            Stretch(job, attempt.start_s, attempt.end_s, attempt.placement, ended, attempt.lost_s)
+        )
+
+    def _plan_failures(self) -> None:
+        rate = self._setup.failures_per_node_day
+        for node in range(self._setup.nodes) if rate else ():
+            heapq.heappush(self._failures, (self._random.expovariate(rate) * 86_400.0, node, False))
+
+    def _fail_or_repair(self) -> None:
+        at_s, node, comes_back = heapq.heappop(self._failures)
+        if comes_back:
+            self._world.repair(node)
+            again = at_s + self._random.expovariate(self._setup.failures_per_node_day) * 86_400.0
+        else:
+            self._world.fail(node, self._setup.checkpoint_every_s)
+            again = at_s + self._setup.repair_s
+        heapq.heappush(self._failures, (again, node, not comes_back))

@@ -1,0 +1,214 @@
+"""What a simulation comes to: its figures, those of its tenants, and the GPUs in use and waiting over time."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.simulate.values import Ended, Simulated
+
+BIG_GANG = 8  # GPUs and more
+SHORTEST_S = 60.0  # a shorter job's slowdown is counted as if it had run so long
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of one simulation, over all its jobs. Times in seconds.
+
+    A job's completion time (jct) runs from its submission in the trace to its end; its wait is the part of that in
+    which it made no headway, so interruptions and their cost count. Its bounded slowdown is jct over duration, where a
+    duration below 60 s counts as 60 s, and at least 1.
+    """
+
+    policy: str
+    mean_jct_s: float
+    median_jct_s: float
+    p90_jct_s: float
+    p99_jct_s: float
+    mean_wait_s: float
+    mean_bounded_slowdown: float
+    utilisation: float  # 0..1: GPUs in use between the first and the last submission, over the cluster's
+    jain: float  # 1/tenants..1: Jain's index of the tenants' mean bounded slowdowns, each counted once; 1 is even
+    longest_wait_s: float
+    preemptions: int  # stretches that the scheduler ended, to run the job later or elsewhere
+    most_preemptions_of_a_job: int
+    lost_gpu_share: float  # GPU-seconds that interruptions added, over those of the trace
+    slowdown_of_big_gangs: float | None  # mean bounded slowdown of gangs of 8 GPUs or more; None without any
+    makespan_s: float  # from the first submission to the last completion
+    wall_s: float  # how long simulating took
+
+    def as_dict(self) -> dict[str, str | float | int | None]:
+        """By name, in the order above."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TenantFigures:
+    """One tenant's part of a simulation."""
+
+    tenant: str
+    jobs: int
+    gpu_s: float  # GPU-seconds held, lost work included
+    mean_wait_s: float
+    longest_wait_s: float
+    mean_bounded_slowdown: float
+
+
+@dataclass(frozen=True)
+class OverTime:
+    """Mean numbers of GPUs between `edges_s`, which count from the first submission.
+
+    `in_use` and `waiting` have a row for each tenant, named by `tenants`, and a column for each span between edges.
+    """
+
+    edges_s: Floats
+    tenants: tuple[str, ...]
+    in_use: Floats
+    waiting: Floats
+
+
+def figures(simulated: Simulated) -> Figures:
+    """The figures of a simulation of at least one job, all of which have finished."""
+    arrays = _Arrays(simulated)
+    slowdown, big = arrays.slowdown, arrays.gpus >= BIG_GANG
+    per_job = np.bincount(arrays.job[arrays.preempted], minlength=len(arrays.gpus))
+    median, p90, p99 = np.percentile(arrays.jct, (50, 90, 99))
+    work = float((arrays.duration * arrays.gpus).sum())
+    return Figures(
+        policy=simulated.setup.policy,
+        mean_jct_s=float(arrays.jct.mean()),
+        median_jct_s=float(median),
+        p90_jct_s=float(p90),
+        p99_jct_s=float(p99),
+        mean_wait_s=float(arrays.wait.mean()),
+        mean_bounded_slowdown=float(slowdown.mean()),
+        utilisation=_utilisation(arrays, simulated.setup.nodes * simulated.setup.gpus_per_node),
+        jain=_jain(arrays.mean_by_tenant(slowdown)),
+        longest_wait_s=float(arrays.wait.max()),
+        preemptions=int(per_job.sum()),
+        most_preemptions_of_a_job=int(per_job.max()),
+        lost_gpu_share=float((arrays.lost * arrays.held).sum()) / work,
+        slowdown_of_big_gangs=float(slowdown[big].mean()) if big.any() else None,
+        makespan_s=float(arrays.end.max() - arrays.submit.min()),
+        wall_s=float(simulated.wall_s),
+    )
+
+
+def tenant_figures(simulated: Simulated) -> tuple[TenantFigures, ...]:
+    """One for each tenant, the one with the most GPU-seconds first."""
+    arrays = _Arrays(simulated)
+    gpu_s = _by_tenant(arrays, (arrays.end - arrays.start) * arrays.held)
+    waits, slowdowns = arrays.mean_by_tenant(arrays.wait), arrays.mean_by_tenant(arrays.slowdown)
+    longest = np.zeros(len(arrays.tenants))
+    np.maximum.at(longest, arrays.tenant, arrays.wait)
+    counts = np.bincount(arrays.tenant)
+    return tuple(
+        TenantFigures(
+            tenant=arrays.tenants[at],
+            jobs=int(counts[at]),
+            gpu_s=float(gpu_s[at]),
+            mean_wait_s=float(waits[at]),
+            longest_wait_s=float(longest[at]),
+            mean_bounded_slowdown=float(slowdowns[at]),
+        )
+        for at in np.argsort(-gpu_s, kind="stable")
+    )
+
+
+def over_time(simulated: Simulated, spans: int) -> OverTime:
+    """GPUs in use, and GPUs that submitted jobs wait for, in so many equal spans of the whole simulation."""
+    arrays = _Arrays(simulated)
+    zero = arrays.submit.min()
+    edges = np.linspace(0.0, arrays.end.max() - zero, spans + 1)
+    order = np.lexsort((arrays.start, arrays.job))
+    job, start, end = arrays.job[order], arrays.start[order] - zero, arrays.end[order] - zero
+    since = np.empty_like(end)  # when the wait before each stretch began
+    since[1:] = end[:-1]
+    first = np.r_[True, job[1:] != job[:-1]]
+    since[first] = arrays.submit[job[first]] - zero
+    gpus, tenant = arrays.gpus[job], arrays.tenant[job]
+    return OverTime(
+        edges_s=edges,
+        tenants=tuple(arrays.tenants),
+        in_use=_means(edges, start, end, gpus, tenant, len(arrays.tenants)),
+        waiting=_means(edges, since, start, gpus, tenant, len(arrays.tenants)),
+    )
+
+
+class _Arrays:
+    """The columns of a simulation: those of jobs by row of the trace, those of stretches by stretch."""
+
+    def __init__(self, simulated: Simulated) -> None:
+        jobs, stretches = simulated.jobs, simulated.stretches
+        self.submit: Floats = np.array([job.submit_s for job in jobs], dtype=float)
+        self.duration: Floats = np.array([job.duration_s for job in jobs], dtype=float)
+        self.gpus: Ints = np.array([job.num_gpus for job in jobs], dtype=np.int64)
+        numbers = {name: at for at, name in enumerate(dict.fromkeys(job.tenant for job in jobs))}
+        self.tenants = list(numbers)
+        self.tenant: Ints = np.array([numbers[job.tenant] for job in jobs], dtype=np.int64)
+
+        self.job: Ints = np.array([one.job for one in stretches], dtype=np.int64)
+        self.start: Floats = np.array([one.start_s for one in stretches], dtype=float)
+        self.end: Floats = np.array([one.end_s for one in stretches], dtype=float)
+        self.lost: Floats = np.array([one.lost_s for one in stretches], dtype=float)
+        preempted = (Ended.PREEMPTED, Ended.MOVED)
+        self.preempted = np.array([one.ended in preempted for one in stretches], dtype=bool)
+        self.held: Ints = self.gpus[self.job]  # GPUs of each stretch
+
+        completion = np.full(len(jobs), -np.inf)
+        np.maximum.at(completion, self.job, self.end)
+        self.jct: Floats = completion - self.submit
+        # What is below 0 is rounding: no job runs shorter than its duration.
+        self.wait: Floats = np.maximum(self.jct - self.duration, 0.0)
+        self.slowdown: Floats = np.maximum(self.jct / np.maximum(self.duration, SHORTEST_S), 1.0)
+
+    def mean_by_tenant(self, values: Floats) -> Floats:
+        """Means over each tenant's jobs; `values` has one for each job."""
+        totals: Floats = np.bincount(self.tenant, weights=values).astype(np.float64)
+        return totals / np.bincount(self.tenant)
+
+
+def _by_tenant(arrays: _Arrays, values: Floats) -> Floats:
+    """Sums over each tenant's stretches; `values` has one for each stretch."""
+    totals = np.bincount(arrays.tenant[arrays.job], weights=values, minlength=len(arrays.tenants))
+    return totals.astype(np.float64)
+
+
+def _utilisation(arrays: _Arrays, gpus: int) -> float:
+    """0 where the first submission is the last one too."""
+    first, last = arrays.submit.min(), arrays.submit.max()
+    if last <= first:
+        return 0.0
+    within = np.clip(arrays.end, first, last) - np.clip(arrays.start, first, last)
+    return float((within * arrays.held).sum() / (gpus * (last - first)))
+
+
+def _jain(values: Floats) -> float:
+    return float(values.sum() ** 2 / (len(values) * (values**2).sum()))
+
+
+def _means(edges: Floats, start: Floats, end: Floats, weight: Ints, row: Ints, rows: int) -> Floats:
+    """Mean over each span between edges of the weights whose interval [start, end) is on; shape (rows, spans)."""
+    sums = np.zeros((rows, len(edges)))
+    for at in range(rows):
+        its = row == at
+        sums[at] = _ramp(edges, start[its], weight[its]) - _ramp(edges, end[its], weight[its])
+    widths = np.diff(edges)
+    means: Floats = np.divide(np.diff(sums, axis=1), widths, out=np.zeros((rows, len(widths))), where=widths > 0)
+    return np.maximum(means, 0.0)
+
+
+def _ramp(edges: Floats, begin: Floats, weight: Ints) -> Floats:
+    """At each edge, the sum of weight x seconds since begin, over what has begun."""
+    order = np.argsort(begin)
+    begin, weight = begin[order], weight[order]
+    weights = np.r_[0, np.cumsum(weight)]
+    moments = np.r_[0.0, np.cumsum(weight * begin)]
+    begun = np.searchsorted(begin, edges, side="right")
+    sums: Floats = edges * weights[begun] - moments[begun]
+    return sums

@@ -1,0 +1,126 @@
+"""Simulations as one HTML page: figures, GPUs in use and waiting over time, and tenants. Decides nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from orchestrator import htmlpage, svg, svgarea
+from orchestrator.datapage import shortened
+from orchestrator.simulate.figures import Floats, OverTime, TenantFigures, figures, over_time, tenant_figures
+from orchestrator.simulate.page import circumstances, cluster_words, figure_rows, plain, times
+from orchestrator.simulate.values import Simulated
+
+_SPANS = 168  # columns of a plot: an hour each in a week
+_NAMED = svgarea.MOST_SERIES - 1  # tenants with a colour of their own
+_TENANTS_SHOWN = 100
+_NAME_CELLS = 24
+_UNITS = ((3 * 86400.0, 86400.0, "days"), (2 * 3600.0, 3600.0, "hours"), (0.0, 60.0, "minutes"))  # from, seconds, name
+_DEFINITIONS = (
+    "Completion time runs from submission to end; all of it in which a job makes no headway is waiting, interruptions "
+    "and their cost included. Slowdown is completion time over run time, at least 1, where a run time below 60 s "
+    "counts as 60 s. Jain's index is 1 where all tenants' mean slowdowns are alike."
+)
+_STYLE = """
+.legend span { display: inline-block; white-space: nowrap; }
+.figures table { width: auto; } .figures th, .figures td { padding-right: 32px; }
+.definitions { margin-top: 10px; max-width: 760px; color: var(--soft); font-size: 13px; }
+"""
+_TENANT_HEAD = ("tenant", "jobs", "GPU-hours", "mean wait", "longest wait", "mean slowdown")
+
+
+def report(simulations: Sequence[tuple[str, Simulated]]) -> str:
+    """The whole page, for simulations of one trace by their names; it parses as XML too."""
+    first = simulations[0][1]
+    clusters = " and ".join(cluster_words(simulated.setup) for _, simulated in simulations)
+    title = f"Simulation: {clusters}, policy {first.setup.policy}"
+    colours = {one.tenant: at for at, one in enumerate(tenant_figures(first)[:_NAMED])}
+    facts = "".join(f"<tr>{htmlpage.cell(name)}{htmlpage.cell(text)}</tr>\n" for name, text in _facts(simulations))
+    body = [
+        f"<h1>{htmlpage.shown(title)}</h1>\n",
+        f'<div class="card scroll"><table class="facts"><tbody>\n{facts}</tbody></table></div>\n',
+        htmlpage.section("Figures", _figures(simulations), f'<p class="definitions">{_DEFINITIONS}</p>\n'),
+        *(_sections(name if len(simulations) > 1 else "", one, colours) for name, one in simulations),
+    ]
+    return htmlpage.document(htmlpage.shown(title), "".join(body), svgarea.STYLE + _STYLE)
+
+
+def _facts(simulations: Sequence[tuple[str, Simulated]]) -> list[tuple[str, str]]:
+    """What all have in common; of the clusters, each."""
+    clusters = [("cluster", cluster_words(simulated.setup)) for _, simulated in simulations]
+    return [pair for one in circumstances(simulations[0][1]) for pair in (clusters if one[0] == "cluster" else [one])]
+
+
+def _figures(simulations: Sequence[tuple[str, Simulated]]) -> str:
+    rows = figure_rows([figures(simulated) for _, simulated in simulations])
+    head = ["", *(name for name, _ in simulations), *(["change"] if len(simulations) == 2 else [])]
+    lines = [htmlpage.cell(label) + "".join(htmlpage.cell(cell, "number") for cell in cells) for label, *cells in rows]
+    return f'<div class="figures">{htmlpage.card(htmlpage.table(head, lines, len(head) - 1))}</div>\n'
+
+
+def _sections(name: str, simulated: Simulated, colours: dict[str, int]) -> str:
+    """Plots and tenants of one simulation; `name` is empty where there is only one."""
+    suffix = f", {htmlpage.shown(name)}" if name else ""
+    course = over_time(simulated, _SPANS)
+    gpus = simulated.setup.nodes * simulated.setup.gpus_per_node
+    limit = svg.Mark(float(gpus), f"{svg.many(gpus, 'GPU')} in all")
+    plots = (
+        _plot("GPUs in use", "GPUs", course, course.in_use, colours, limit),
+        _plot("GPUs that jobs wait for", "GPUs", course, course.waiting, colours, None),
+    )
+    grid = f'<div class="plots">{"".join(map(htmlpage.card, plots))}</div>\n'
+    return htmlpage.section(f"Over time{suffix}", grid) + htmlpage.section(f"Tenants{suffix}", _tenants(simulated))
+
+
+def _plot(
+    title: str, unit: str, course: OverTime, gpus: Floats, colours: dict[str, int], limit: svg.Mark | None
+) -> str:
+    _, unit_s, unit_name = next(one for one in _UNITS if course.edges_s[-1] >= one[0])
+    edges = [float(edge) / unit_s for edge in course.edges_s]
+    areas = _areas(course.tenants, gpus, colours)
+    plot = svgarea.stacked_area(
+        edges,
+        areas,
+        title=title,
+        x_label=f"{unit_name} since the first submission",
+        y_label=unit,
+        tips=[_tip(areas, at, *span, unit_name) for at, span in enumerate(itertools.pairwise(edges))],
+        limit=limit,
+    )
+    return f"<h3>{title}</h3>{svgarea.legend(areas)}{plot}"
+
+
+def _areas(tenants: Sequence[str], gpus: Floats, colours: dict[str, int]) -> list[svgarea.Area]:
+    """The largest tenants in the order of their colours, and the others together in the last colour."""
+    rows = {tenant: gpus[at] for at, tenant in enumerate(tenants)}
+    areas = [
+        svgarea.Area(shortened(tenant, _NAME_CELLS), tuple(rows[tenant].tolist()), colour)
+        for tenant, colour in colours.items()
+    ]
+    others = [row for tenant, row in rows.items() if tenant not in colours]
+    if others:
+        total = tuple(float(sum(values)) for values in zip(*others, strict=True))
+        areas.append(svgarea.Area(svg.many(len(others), "other"), total, svgarea.MOST_SERIES - 1))
+    return areas
+
+
+def _tip(areas: Sequence[svgarea.Area], at: int, begin: float, end: float, unit: str) -> str:
+    parts = [f"{area.name} {area.values[at]:,.1f}" for area in reversed(areas) if area.values[at] >= 0.05]
+    total = sum(area.values[at] for area in areas)
+    return f"{begin:.1f} to {end:.1f} {unit}: {total:,.1f} GPUs" + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _tenants(simulated: Simulated) -> str:
+    tenants = tenant_figures(simulated)
+    waits = times([one.mean_wait_s for one in tenants])
+    longest = times([one.longest_wait_s for one in tenants])
+    rows = [_tenant(one, *words) for one, *words in zip(tenants[:_TENANTS_SHOWN], waits, longest, strict=False)]
+    left_out = len(tenants) - len(rows)
+    more = f"<p>and {svg.many(left_out, 'other')} with less GPU time</p>" if left_out else ""
+    return htmlpage.card(htmlpage.table(_TENANT_HEAD, rows, len(_TENANT_HEAD) - 1) + more)
+
+
+def _tenant(one: TenantFigures, wait: str, longest: str) -> str:
+    hours, slowdown = plain([one.gpu_s / 3600, one.mean_bounded_slowdown])
+    cells = (f"{one.jobs:,}", hours, wait, longest, slowdown)
+    return htmlpage.cell(one.tenant, "text") + "".join(htmlpage.cell(cell, "number") for cell in cells)

@@ -1,0 +1,164 @@
+"""Reads a trace: the CSV file of the jobs that once were submitted to a cluster. All bad rows are told at once."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+
+from cluster.errors import StorageError, TraceError
+from jobs import storage
+from orchestrator.datapage import shortened
+from orchestrator.simulate.values import TraceJob
+from orchestrator.svg import grouped
+
+COLUMNS = ("submit_s", "duration_s", "num_gpus", "tenant")  # must be there; priority may be
+
+_TOLD = 5  # bad rows, by line
+_LATEST_S = 1e11  # 3,000 years; today in milliseconds since 1970 is beyond
+_CELL = 40  # characters of a value that a message has room for
+_FORMAT = f"A trace is a CSV file whose first line names the columns {', '.join(COLUMNS)} and, if wanted, priority."
+
+_Row = tuple[int, Mapping[str, str]]
+
+
+def read_trace(path: str, most_gpus: int | None) -> tuple[TraceJob, ...]:
+    """The jobs of a CSV file or URL, gzipped or not, in the order of its rows.
+
+    Args:
+        path: columns submit_s and duration_s in seconds, num_gpus, tenant and, if there, priority (0 where empty), in
+            any order; others are ignored.
+        most_gpus: GPUs of the cluster, which no gang may exceed; None checks none.
+
+    Raises:
+        TraceError: the file is missing, is no such CSV or has no jobs; or rows are bad, of which the first 5 are named.
+    """
+    jobs, bad = list[TraceJob](), list[str]()
+    last: tuple[int, float] | None = None  # line and submit_s of the row before
+    for line, fields in _rows(path):
+        reader = _Reader(fields)
+        job = reader.job(most_gpus)
+        submit_s = job.submit_s
+        if last and submit_s < last[1]:
+            reader.reasons.append(f"submitted at {submit_s:g} s, before line {last[0]} ({last[1]:g} s)")
+        last = last if math.isnan(submit_s) else (line, submit_s)
+        jobs.append(job)
+        bad += [f"line {line}: {'; '.join(reader.reasons)}"] if reader.reasons else []
+    if bad:
+        raise TraceError(_bad_rows(path, bad))
+    if not jobs:
+        raise TraceError(f"{path} has no jobs: below its first line there must be a line for each job")
+    return tuple(jobs)
+
+
+class _Reader:
+    """Turns the fields of one row into a job; `reasons` says what is wrong with them."""
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        self._fields = fields
+        self.reasons = [fields[""]] if "" in fields else []
+
+    def job(self, most_gpus: int | None) -> TraceJob:
+        """NaN and 0 stand for what cannot be read."""
+        if self.reasons:
+            return TraceJob(math.nan, math.nan, 0, "")
+        submit_s, duration_s = self._time("submit_s"), self._time("duration_s")
+        if duration_s == 0:
+            self.reasons.append("duration_s must be above 0")
+        tenant = self._fields["tenant"].strip()
+        if not tenant:
+            self.reasons.append("tenant is empty")
+        priority = self._whole("priority") if self._fields.get("priority", "").strip() else 0
+        return TraceJob(submit_s, duration_s, self._gpus(most_gpus), tenant, priority)
+
+    def _time(self, name: str) -> float:
+        value = self._number(name)
+        least = "at least 0" if name == "submit_s" else "above 0"
+        if value < 0:
+            self.reasons.append(f"{name} must be {least}, and is {value:g}")
+        if value > _LATEST_S:
+            self.reasons.append(f"{name} {value:g} is more than {_LATEST_S:g} s; are these milliseconds?")
+        return value
+
+    def _gpus(self, most_gpus: int | None) -> int:
+        gpus = self._whole("num_gpus", least=1)
+        if most_gpus is not None and gpus > most_gpus:
+            self.reasons.append(f"asks for {grouped(gpus)} GPUs, the cluster has {most_gpus:,}")
+        return gpus
+
+    def _whole(self, name: str, least: int | None = None) -> int:
+        value = self._number(name)
+        if math.isnan(value):
+            return 0
+        if value.is_integer() and (least is None or value >= least):
+            return int(value)
+        wanted = "a whole number" if least is None else f"a whole number of at least {least}"
+        self.reasons.append(f"{name} must be {wanted}, and is {value:g}")
+        return 0
+
+    def _number(self, name: str) -> float:
+        text = self._fields[name].strip()
+        try:
+            value = float(text) if "_" not in text else math.nan
+        except ValueError:
+            value = math.nan
+        if math.isfinite(value):
+            return value
+        self.reasons.append(f"{name} is {f'no number: {shortened(text, _CELL)}' if text else 'empty'}")
+        return math.nan
+
+
+def _rows(path: str) -> Iterator[_Row]:
+    """Line number and fields by name of each row; a row of another length has only a field "", which says so."""
+    reader = csv.reader(io.StringIO(_text(path), newline=""))
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        _check_header(path, names)
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(names):
+                yield reader.line_num, {"": f"has {len(cells)} fields, the first line has {len(names)}"}
+            else:
+                yield reader.line_num, dict(zip(names, cells, strict=True))
+    except csv.Error as error:
+        raise TraceError(f"{path} is no CSV file: line {reader.line_num}: {error}. {_FORMAT}") from error
+
+
+def _check_header(path: str, names: Sequence[str]) -> None:
+    if not any(names):
+        raise TraceError(f"{path} is empty or begins with an empty line. {_FORMAT}")
+    if missing := [name for name in COLUMNS if name not in names]:
+        found = ", ".join(shortened(name, _CELL) for name in names[:20])
+        column = "column" if len(missing) == 1 else "columns"
+        raise TraceError(f"{path} lacks the {column} {', '.join(missing)}; found: {found}. {_FORMAT}")
+    if twice := [name for name in (*COLUMNS, "priority") if names.count(name) > 1]:
+        raise TraceError(f"{path} has more than one column {twice[0]}: leave one of them")
+
+
+def _text(path: str) -> str:
+    try:
+        content = storage.read_bytes(path)
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+        text = content.decode("utf-8-sig")
+    except StorageError as error:
+        raise TraceError(f"no trace to simulate: {error}. Give the path or URL of one. {_FORMAT}") from error
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+        raise TraceError(f"{path} is no text file: {error}. {_FORMAT}") from error
+    if "\0" in text:
+        raise TraceError(f"{path} is no text file: it holds zero bytes. {_FORMAT}")
+    return text
+
+
+def _bad_rows(path: str, bad: Sequence[str]) -> str:
+    count = "1 bad row" if len(bad) == 1 else f"{len(bad):,} bad rows"
+    lines = [f"{path} has {count}, and nothing was simulated:", *(f"  {one}" for one in bad[:_TOLD])]
+    if len(bad) > _TOLD:
+        lines.append(f"  and {len(bad) - _TOLD:,} more")
+    if any(", before line " in one for one in bad):
+        lines.append("Sorting the rows by submit_s mends their order.")
+    return "\n".join(lines)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -30,21 +31,24 @@ class FreeSlots:
         self._of = occupancy
         self.free: list[int] = ((occupancy.slots == FREE).sum(axis=1) * occupancy.usable).tolist()
         self._cpus: list[int] = occupancy.cpus_free.tolist()
-        self._sizes: list[int] = occupancy.sizes.tolist()
-        self._kinds: list[int] = occupancy.kinds.tolist()
-        self._gpu: list[bool] = occupancy.has_gpus.tolist()
+        self._sizes, self._kinds, self._gpu = occupancy.lists
         self.until_s: list[float] = list(until_s) if until_s is not None else [math.inf] * len(self.free)
         self.promises: list[float] = sorted({at for at in self.until_s if at < math.inf}) if until_s is not None else []
         self.total = sum(self.free)
-        self._largest: dict[int, int] = {}  # slots of the largest usable node, by kind
-        for kind, size, usable in zip(self._kinds, self._sizes, occupancy.usable.tolist(), strict=True):
-            if usable and size > self._largest.get(kind, 0):
-                self._largest[kind] = size
         # Heaps of nodes; an entry whose node has changed since is stale.
         self._zones: dict[_Zone, dict[_Level, list[int]]] = {}
         for node, free in enumerate(self.free):
             if free:
                 self._enter(node)
+
+    @cached_property
+    def _largest(self) -> dict[int, int]:
+        """Slots of the largest usable node, by kind."""
+        largest: dict[int, int] = {}
+        for kind, size, usable in zip(self._kinds, self._sizes, self._of.usable.tolist(), strict=True):
+            if usable and size > largest.get(kind, 0):
+                largest[kind] = size
+        return largest
 
     def place(self, gang: Gang, ends_s: float = math.inf) -> Placement | None:
         """Take slots for a gang that is gone at `ends_s`; None where it does not fit now."""

@@ -5,8 +5,10 @@ A node's slots are its GPUs, or its CPUs where it has no GPU. Gangs that need no
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,16 +77,19 @@ class Occupancy:
 
     def copy(self) -> Occupancy:
         """With slots and CPUs of its own, to be changed while a plan is made."""
-        return Occupancy(
-            self.names,
-            self.slots.copy(),
-            self.sizes,
-            self.cpus_free.copy(),
-            self.kinds,
-            self.types,
-            self.has_gpus,
-            self.usable,
-        )
+        other = object.__new__(Occupancy)
+        other.__dict__.update(self.__dict__, slots=self.slots.copy(), cpus_free=self.cpus_free.copy())
+        return other
+
+    @cached_property
+    def total(self) -> int:
+        """Slots of all nodes."""
+        return int(self.sizes.sum())
+
+    @cached_property
+    def lists(self) -> tuple[list[int], list[int], list[bool]]:
+        """Sizes, kinds and has_gpus as lists, for those who go through the nodes one by one."""
+        return self.sizes.tolist(), self.kinds.tolist(), self.has_gpus.tolist()
 
     def take(self, node: int, row: int, slots: int, cpus: int) -> None:
         """Give the first free slots of a node to a row."""
@@ -116,6 +121,6 @@ class Occupancy:
 
 def placement_of(row: int, gang: Gang, occupancy: Occupancy) -> Placement:
     """Where a row's slots are. Empty for a gang that holds none."""
-    nodes, slots = np.unique(np.nonzero(occupancy.slots == row)[0], return_counts=True)
+    held = Counter(np.nonzero(occupancy.slots == row)[0].tolist())
     per_worker = gang.gpus_per_worker or gang.cpus_per_worker
-    return tuple((node, held // per_worker) for node, held in zip(nodes.tolist(), slots.tolist(), strict=True))
+    return tuple((node, slots // per_worker) for node, slots in held.items())

@@ -44,27 +44,28 @@ def moves_for(
     size = int(jobs.size[row])
     if size < 2 or free_slots < size or policy.move_worth_s <= 0 or not gang.gpus_per_worker:
         return None
-    most = policy.move_worth_s * size
-    options = sorted(
-        option
-        for node in _nodes_for(gang, size, cluster, barred)
-        if (option := _option(node, size, jobs, cluster, victims))
-    )
-    for cost, node, on_node in options[:_TRIED]:
-        moved = _try(gang, node, on_node, jobs, cluster) if cost <= most else None
+    options = (_option(node, size, jobs, cluster, victims) for node in _nodes_for(gang, size, cluster, victims, barred))
+    for cost, node, on_node in sorted(option for option in options if option is not None):
+        if cost > policy.move_worth_s * size:
+            return None
+        moved = _try(gang, node, on_node, jobs, cluster)
         if moved is not None:
             return moved
     return None
 
 
-def _nodes_for(gang: Gang, size: int, cluster: Occupancy, barred: NDArray[np.bool_] | None) -> list[int]:
+def _nodes_for(
+    gang: Gang, size: int, cluster: Occupancy, victims: Victims, barred: NDArray[np.bool_] | None
+) -> list[int]:
+    """The nodes where the fewest slots have to be cleared, of those where that many can be."""
     free = (cluster.slots == FREE).sum(axis=1)
-    fits = cluster.usable & cluster.has_gpus & (cluster.sizes >= size) & (free > 0)
+    fits = cluster.usable & cluster.has_gpus & (free > 0) & (free + victims.slots_that_may_go() >= size)
     if gang.accelerator_type is not None:
         kinds = [kind for kind, name in enumerate(cluster.types) if name == gang.accelerator_type]
         fits = fits & np.isin(cluster.kinds, kinds)
-    found: list[int] = np.flatnonzero(fits if barred is None else fits & ~barred).tolist()
-    return found
+    nodes = np.flatnonzero(fits if barred is None else fits & ~barred)
+    nearest: list[int] = nodes[np.argsort(-free[nodes], kind="stable")[:_TRIED]].tolist()
+    return nearest
 
 
 def _option(

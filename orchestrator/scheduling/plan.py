@@ -104,7 +104,7 @@ class _Pass:
 
     def _ends_s(self, rows: Rows) -> Floats:
         """[rows]; by when they are gone if need be: at the end of their time, or when they may be interrupted."""
-        ends: Floats = self._snapshot.now_s + self._snapshot.left_s()[rows]
+        ends: Floats = self._snapshot.now_s + self._snapshot.left_s[rows]
         if self._policy.preemption:
             may_go = self._jobs.preemptible[rows] & (self._jobs.interruptions[rows] < self._policy.most_interruptions)
             if self._reservation is not None:
@@ -183,7 +183,7 @@ class _Pass:
 
     def _released_s(self, row: int) -> Floats:
         """[rows]; when each job gives its slots back for this one: at its end, or when it may be interrupted."""
-        ends: Floats = self._snapshot.now_s + self._snapshot.left_s()
+        ends: Floats = self._snapshot.now_s + self._snapshot.left_s
         if self._policy.preemption:
             index, level = self._standing.index, self._standing.level
             yields = (self._victims.worth > self._policy.margin * index[row]) & (level == level[row])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cluster.occupancy import Occupancy
-from orchestrator.scheduling.table import Floats, JobTable, State
+from orchestrator.scheduling.table import RUNNING, WAITING, Floats, JobTable
 
 Quota = tuple[tuple[str | None, int], ...]  # (accelerator type, or None for all together; GPUs)
 
@@ -54,23 +55,23 @@ class Snapshot:
     tenants: tuple[Tenant, ...]
     used_s: Floats
     windows: tuple[Window, ...] = ()
-    _weights: Floats = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_weights", np.array([tenant.weight for tenant in self.tenants], float))
-
-    @property
+    @cached_property
     def weights(self) -> Floats:
-        return self._weights
+        """[tenants]"""
+        return np.array([tenant.weight for tenant in self.tenants], float)
 
-    @property
+    @cached_property
     def waiting(self) -> NDArray[np.bool_]:
-        return self.jobs.state == State.WAITING
+        """[rows]"""
+        return np.equal(self.jobs.state, WAITING)
 
-    @property
+    @cached_property
     def running(self) -> NDArray[np.bool_]:
-        return self.jobs.state == State.RUNNING
+        """[rows]"""
+        return np.equal(self.jobs.state, RUNNING)
 
+    @cached_property
     def left_s(self) -> Floats:
         """[rows]; how long each job runs at most as far as anybody knows: measured, else declared, else inf."""
         jobs = self.jobs

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from orchestrator.scheduling.policy import Order, Policy
 from orchestrator.scheduling.quota import entitled_rows
 from orchestrator.scheduling.snapshot import Snapshot
-from orchestrator.scheduling.table import Floats, Rows, State
+from orchestrator.scheduling.table import NOBODY, Floats, Rows
 
 _LEAST_S = 60.0  # nothing is expected to take less
 _STEP = 1e-6  # keeps the jobs of the lane in order
@@ -60,13 +60,14 @@ def standing(snapshot: Snapshot, policy: Policy) -> Standing:
 def shares(snapshot: Snapshot, policy: Policy) -> Floats:
     """[tenants]; use over share against the mean of those who have jobs, to the power of `share_exponent`."""
     over = snapshot.used_s / snapshot.weights
-    active = np.zeros(len(over), bool)
-    active[snapshot.jobs.tenant[snapshot.jobs.state != State.NOBODY]] = True
-    mean = over[active].mean() if active.any() else 0.0
-    if not mean > 0:
+    jobs = snapshot.jobs
+    active = np.bincount(jobs.tenant[jobs.state != NOBODY], minlength=len(over)) > 0
+    total = float(over[active].sum())
+    if not total > 0:
         return np.ones(len(over))
-    ratio = np.clip(over / mean, 1 / policy.share_bound, policy.share_bound)
-    powered: Floats = ratio**policy.share_exponent
+    ratio = over * (int(active.sum()) / total)
+    bounded: Floats = np.maximum(np.minimum(ratio, policy.share_bound), 1 / policy.share_bound)
+    powered: Floats = bounded**policy.share_exponent
     return powered
 
 
@@ -110,8 +111,9 @@ def _longest_waiting(snapshot: Snapshot, policy: Policy, waited_s: Floats) -> Ro
     if not len(rows):
         return rows
     by_wait = rows[np.argsort(-(waited_s[rows] * np.where(running[rows], policy.lane_stay, 1.0)), kind="stable")]
-    before = np.cumsum(jobs.size[by_wait]) - jobs.size[by_wait]
-    return by_wait[before < policy.lane_share * snapshot.cluster.sizes.sum()]
+    sizes = jobs.size[by_wait]
+    first: Rows = by_wait[np.cumsum(sizes) - sizes < policy.lane_share * snapshot.cluster.total]
+    return first
 
 
 def _raised(priority: NDArray[np.int32], rows: Rows) -> NDArray[np.int32]:

@@ -21,6 +21,9 @@ class State(IntEnum):
     HELD = 3  # waits for something else than GPUs: a job before it, a time, its owner
 
 
+# As plain numbers: looking up a member of an enumeration takes longer than comparing a column.
+NOBODY, WAITING, RUNNING, HELD = (int(state) for state in State)
+
 # name -> (type, what a row without a job has)
 _COLUMNS: dict[str, tuple[type, float]] = {
     "state": (np.int8, State.NOBODY),
@@ -122,7 +125,7 @@ class JobTable:
         self._spare = []
 
     def gang_of(self, row: int) -> Gang:
-        return self.gangs[self.gang[row]]
+        return self.gangs[int(self.gang[row])]
 
     def copy(self) -> JobTable:
         """Another table with the same jobs in the same rows."""

@@ -60,6 +60,10 @@ class Victims:
     def may_go(self, row: int) -> bool:
         return bool(self._free_to_go[row])
 
+    def slots_that_may_go(self) -> NDArray[np.intp]:
+        """[nodes]; slots of jobs that may be interrupted now."""
+        return np.concatenate([self._free_to_go, [False, False, False]])[self._cluster.slots].sum(axis=1)
+
     def room_for(self, row: int, gang: Gang, barred: NDArray[np.bool_] | None = None) -> Room | None:
         """The cheapest room for a job that waits; None where none is worth its cost.
 

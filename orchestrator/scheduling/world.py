@@ -19,7 +19,7 @@ from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Start
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.snapshot import Snapshot, Tenant, Window
-from orchestrator.scheduling.table import JobTable, State
+from orchestrator.scheduling.table import RUNNING, WAITING, JobTable
 
 TICK_S = 300.0  # while something waits, the queue is looked at so often even if nothing happens
 
@@ -78,7 +78,7 @@ class World:
     def submit(self, gang: Gang, work_s: float, error: float = 1.0, **values: float) -> int:
         """A job that takes `work_s` of running arrives now. Its row."""
         row = self.jobs.add(
-            gang, state=State.WAITING, submitted_s=self.now_s, waiting_since_s=self.now_s, preemptible=True, **values
+            gang, state=WAITING, submitted_s=self.now_s, waiting_since_s=self.now_s, preemptible=True, **values
         )
         self._remember(row, work_s, error)
         self._waiting += 1
@@ -102,7 +102,7 @@ class World:
         """Let the time pass, and end the jobs that are done by then, at their own times."""
         while self._ends and self._ends[0][0] <= to_s:
             end_s, row, start_s = heapq.heappop(self._ends)
-            if row in self._where and self.jobs.started_s[row] == start_s and self.jobs.state[row] == State.RUNNING:
+            if row in self._where and self.jobs.started_s[row] == start_s and self.jobs.state[row] == RUNNING:
                 self._pass_time(end_s)
                 self._leave(row, None, 0.0)
                 self.jobs.remove(row)
@@ -122,7 +122,7 @@ class World:
 
     def snapshot(self) -> Snapshot:
         jobs = self.jobs
-        running = jobs.state == State.RUNNING
+        running = jobs.state == RUNNING
         elapsed = np.where(running, self.now_s - jobs.started_s, 0.0)
         left = self._left_s[: jobs.rows] - elapsed
         if self._measuring.exact:
@@ -164,7 +164,7 @@ class World:
         self._where[row] = placement
         self._in_use[jobs.tenant[row]] += jobs.size[row]
         jobs.waited_s[row] += self.now_s - jobs.waiting_since_s[row]
-        jobs.state[row], jobs.started_s[row] = State.RUNNING, self.now_s
+        jobs.state[row], jobs.started_s[row] = RUNNING, self.now_s
         self._waiting -= 1
         heapq.heappush(self._ends, (self.now_s + float(self._left_s[row]), row, self.now_s))
 
@@ -179,7 +179,7 @@ class World:
         jobs.attained_s[row] += elapsed
         self._left_s[row] += lost_s - elapsed
         jobs.interruptions[row] += 1
-        jobs.state[row], jobs.waiting_since_s[row] = State.WAITING, self.now_s
+        jobs.state[row], jobs.waiting_since_s[row] = WAITING, self.now_s
         self._waiting += 1
 
     def _leave(self, row: int, cause: Cause | None, lost_s: float, node_failed: bool = False) -> None:

@@ -78,9 +78,7 @@ class _Run:
                 world.decide()
             if self._progress is not None and world.passes % _SAY_EVERY == 0:
                 self._progress(self._finished / len(self._jobs))
-        return Simulated(
-            self._jobs, tuple(self._stretches), self._setup, time.perf_counter() - began, world.passes
-        )
+        return Simulated(self._jobs, tuple(self._stretches), self._setup, time.perf_counter() - began, world.passes)
 
     def _arrivals(self) -> list[tuple[float, int]]:
         late = self._late()
@@ -108,9 +106,7 @@ class _Run:
             ended = Ended.NODE_FAILED
         self._finished += ended is Ended.FINISHED
         job = self._job_of[attempt.row]
-        self._stretches.append(
-            Stretch(job, attempt.start_s, attempt.end_s, attempt.placement, ended, attempt.lost_s)
-        )
+        self._stretches.append(Stretch(job, attempt.start_s, attempt.end_s, attempt.placement, ended, attempt.lost_s))
 
     def _plan_failures(self) -> None:
         rate = self._setup.failures_per_node_day

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from cluster.occupancy import FREE, Occupancy, Placement
+from cluster.occupancy import Occupancy, Placement
 from cluster.resources import Gang
 
 _Zone = tuple[bool, int, float]  # has GPUs, kind, promised from
@@ -29,17 +29,24 @@ class FreeSlots:
 
     def __init__(self, occupancy: Occupancy, until_s: Sequence[float] | None = None) -> None:
         self._of = occupancy
-        self.free: list[int] = ((occupancy.slots == FREE).sum(axis=1) * occupancy.usable).tolist()
+        now_free = occupancy.free * occupancy.usable
+        self.free: list[int] = now_free.tolist()
         self._cpus: list[int] = occupancy.cpus_free.tolist()
         self._sizes, self._kinds, self._gpu = occupancy.lists
         self.until_s: list[float] = list(until_s) if until_s is not None else [math.inf] * len(self.free)
         self.promises: list[float] = sorted({at for at in self.until_s if at < math.inf}) if until_s is not None else []
-        self.total = sum(self.free)
+        self.total = 0
+        self._with_free = [0] * (occupancy.slots.shape[1] + 1)  # nodes by free slots
+        self._highest = 0  # no node has more free slots
         # Heaps of nodes; an entry whose node has changed since is stale.
         self._zones: dict[_Zone, dict[_Level, list[int]]] = {}
-        for node, free in enumerate(self.free):
-            if free:
-                self._enter(node)
+        for node in now_free.nonzero()[0].tolist():
+            free = self.free[node]
+            self.total += free
+            self._with_free[free] += 1
+            if free > self._highest:
+                self._highest = free
+            self._enter(node)
 
     @cached_property
     def _largest(self) -> dict[int, int]:
@@ -78,7 +85,10 @@ class FreeSlots:
         self._cpus[node] -= -workers * gang.cpus_per_worker
         slots = self._of.slots_for(gang, node, workers)
         if slots and self._of.usable[node]:
+            self._with_free[self.free[node]] -= 1
             self.free[node] += slots
+            self._with_free[self.free[node]] += 1
+            self._highest = max(self._highest, self.free[node])
             self.total += slots
             if self.free[node]:
                 self._enter(node)
@@ -90,24 +100,38 @@ class FreeSlots:
         return self.free[node], self.free[node] == self._sizes[node]
 
     def _enter(self, node: int) -> None:
-        heapq.heappush(self._zones.setdefault(self._zone(node), {}).setdefault(self._level(node), []), node)
+        levels = self._zones.setdefault((self._gpu[node], self._kinds[node], self.until_s[node]), {})
+        free = self.free[node]
+        heapq.heappush(levels.setdefault((free, free == self._sizes[node]), []), node)
 
     def _find(self, gang: Gang, ends_s: float) -> Placement | None:
         if not gang.gpus_per_worker:
             return self._find_by_cpus(gang, ends_s)
+        slots = gang.num_workers * gang.gpus_per_worker
+        on_one_only = slots <= self._of.smallest
+        if slots > (self._most_on_one() if on_one_only else self.total):
+            return None
         zones = self._zones_for(gang, ends_s)
         node = self._best_node(zones, gang, gang.num_workers)
         if node is not None:
             return ((node, gang.num_workers),)
+        if on_one_only:
+            return None
         by_kind: dict[int, list[_Zone]] = {}
         for zone in zones:
-            if gang.num_workers * gang.gpus_per_worker > self._largest.get(zone[1], 0):
+            if slots > self._largest.get(zone[1], 0):
                 by_kind.setdefault(zone[1], []).append(zone)
         for same_kind in by_kind.values():
             placement = self._whole_nodes(same_kind, gang)
             if placement is not None:
                 return placement
         return None
+
+    def _most_on_one(self) -> int:
+        """Free slots of the node with the most."""
+        while self._highest and not self._with_free[self._highest]:
+            self._highest -= 1
+        return self._highest
 
     def _zones_for(self, gang: Gang, ends_s: float) -> list[_Zone]:
         """Those the gang may use, the ones that are promised soonest first: they are of use to few."""

@@ -35,6 +35,7 @@ class Occupancy:
         slots: int32 [nodes, slots of the largest]; the row of the job that holds the slot, or FREE, ABSENT (the node is
             smaller) or FOREIGN (taken by somebody else).
         sizes: int32 [nodes]; slots of each.
+        free: int32 [nodes]; free slots of each, as in `slots`.
         cpus_free: int32 [nodes]; CPUs that nobody holds.
         kinds: int32 [nodes]; index into `types`.
         types: accelerator types; None for nodes without GPU or of unknown type.
@@ -45,6 +46,7 @@ class Occupancy:
     names: tuple[str, ...]
     slots: NDArray[np.int32]
     sizes: NDArray[np.int32]
+    free: NDArray[np.int32]
     cpus_free: NDArray[np.int32]
     kinds: NDArray[np.int32]
     types: tuple[str | None, ...]
@@ -63,6 +65,7 @@ class Occupancy:
             names=tuple(node.node_id for node in nodes),
             slots=slots,
             sizes=sizes,
+            free=sizes.copy(),
             cpus_free=np.array([node.cpus for node in nodes], np.int32),
             kinds=np.array([types.index(node.accelerator_type) for node in nodes], np.int32),
             types=types,
@@ -78,13 +81,19 @@ class Occupancy:
     def copy(self) -> Occupancy:
         """With slots and CPUs of its own, to be changed while a plan is made."""
         other = object.__new__(Occupancy)
-        other.__dict__.update(self.__dict__, slots=self.slots.copy(), cpus_free=self.cpus_free.copy())
+        own = {"slots": self.slots.copy(), "free": self.free.copy(), "cpus_free": self.cpus_free.copy()}
+        other.__dict__.update(self.__dict__, **own)
         return other
 
     @cached_property
     def total(self) -> int:
         """Slots of all nodes."""
         return int(self.sizes.sum())
+
+    @cached_property
+    def smallest(self) -> int:
+        """Slots of the smallest node."""
+        return int(self.sizes.min(initial=0))
 
     @cached_property
     def lists(self) -> tuple[list[int], list[int], list[bool]]:
@@ -95,10 +104,11 @@ class Occupancy:
         """Give the first free slots of a node to a row."""
         if slots:
             line = self.slots[node]
-            free = np.flatnonzero(line == FREE)[:slots]
+            free = (line == FREE).nonzero()[0][:slots]
             if len(free) < slots:
                 raise ValueError(f"{self.names[node]} has {len(free)} free slots, not {slots}")
             line[free] = row
+            self.free[node] -= slots
         self.cpus_free[node] -= cpus
 
     def hold(self, row: int, gang: Gang, placement: Placement) -> None:
@@ -110,6 +120,7 @@ class Occupancy:
         for node, workers in placement:
             line = self.slots[node]
             line[line == row] = FREE
+            self.free[node] += self.slots_for(gang, node, workers)
             self.cpus_free[node] += workers * gang.cpus_per_worker
 
     def slots_for(self, gang: Gang, node: int, workers: int) -> int:

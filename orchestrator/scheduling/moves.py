@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.free import FreeSlots
-from cluster.occupancy import FREE, Occupancy, Placement, placement_of
+from cluster.occupancy import Occupancy, Placement, placement_of
 from cluster.resources import Gang
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.table import JobTable
@@ -58,12 +58,12 @@ def _nodes_for(
     gang: Gang, size: int, cluster: Occupancy, victims: Victims, barred: NDArray[np.bool_] | None
 ) -> list[int]:
     """The nodes where the fewest slots have to be cleared, of those where that many can be."""
-    free = (cluster.slots == FREE).sum(axis=1)
+    free = cluster.free
     fits = cluster.usable & cluster.has_gpus & (free > 0) & (free + victims.slots_that_may_go() >= size)
     if gang.accelerator_type is not None:
         kinds = [kind for kind, name in enumerate(cluster.types) if name == gang.accelerator_type]
         fits = fits & np.isin(cluster.kinds, kinds)
-    nodes = np.flatnonzero(fits if barred is None else fits & ~barred)
+    nodes = (fits if barred is None else fits & ~barred).nonzero()[0]
     nearest: list[int] = nodes[np.argsort(-free[nodes], kind="stable")[:_TRIED]].tolist()
     return nearest
 
@@ -73,7 +73,7 @@ def _option(
 ) -> tuple[float, int, tuple[int, ...]] | None:
     """(cost in GPU-seconds, node, jobs): the cheapest jobs on a node that make room, the smallest first."""
     line = cluster.slots[node]
-    need = size - int((line == FREE).sum())
+    need = size - int(cluster.free[node])
     chosen: list[int] = []
     cost = 0.0
     rows = [row for row in dict.fromkeys(line[line >= 0].tolist()) if victims.may_go(row)]

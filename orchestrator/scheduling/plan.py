@@ -26,7 +26,7 @@ from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.scheduling.quota import Limits
 from orchestrator.scheduling.reserve import reserve
 from orchestrator.scheduling.snapshot import Snapshot
-from orchestrator.scheduling.standing import standing
+from orchestrator.scheduling.standing import Standing, standing
 from orchestrator.scheduling.table import Floats, Rows
 from orchestrator.scheduling.victims import Victims
 
@@ -43,7 +43,6 @@ def plan(snapshot: Snapshot, policy: Policy = DEFAULT) -> Plan:
 class _Pass:
     def __init__(self, snapshot: Snapshot, policy: Policy) -> None:
         self._snapshot, self._policy, self._jobs = snapshot, policy, snapshot.jobs
-        self._standing = standing(snapshot, policy)
         self._cluster = snapshot.cluster.copy()
         self._free = FreeSlots(self._cluster, snapshot.until_s())
         self._limits = Limits(snapshot)
@@ -54,13 +53,17 @@ class _Pass:
         self._no_room: set[int] = set()  # keys of what can get nothing any more
 
     @cached_property
+    def _standing(self) -> Standing:
+        return standing(self._snapshot, self._policy)
+
+    @cached_property
     def _victims(self) -> Victims:
         return Victims(self._snapshot, self._standing, self._cluster, self._policy)
 
     def run(self) -> Plan:
         if self._snapshot.windows:
             self._clear_for_maintenance()
-        waiting = np.flatnonzero(self._snapshot.waiting)
+        waiting = self._snapshot.waiting.nonzero()[0]
         started = self._go_through(waiting, self._policy.preemption)
         if self._interrupted:  # they may fit elsewhere, and others into what is left over
             self._no_room.clear()
@@ -70,14 +73,15 @@ class _Pass:
 
     def _go_through(self, rows: Rows, preempt: bool) -> set[int]:
         """The rows that were started."""
-        order = self._standing.order(rows, self._jobs.submitted_s)
+        order = self._standing.order(rows, self._jobs.submitted_s) if len(rows) > 1 else rows
         started: set[int] = set()
-        queue, keys = order.tolist(), self._keys(order)
+        queue = order.tolist()
+        keys, ends_s = self._keys(order)
         distinct, promises = len(set(keys)), self._free.promises
         for at, row in enumerate(queue):
             if keys[at] in self._no_room:
                 continue
-            if self._start(row, preempt):
+            if self._start(row, ends_s[at] if ends_s else math.inf, preempt):
                 started.add(row)
                 continue
             if not self._policy.backfill:
@@ -85,7 +89,8 @@ class _Pass:
             self._reserve(row)
             if self._free.promises != promises:
                 self._no_room.clear()
-                promises, keys = self._free.promises, self._keys(order)
+                promises = self._free.promises
+                keys, ends_s = self._keys(order)
                 distinct = len(set(keys))
             if int(self._jobs.tenant[row]) not in self._limits.tenants:
                 self._no_room.add(keys[at])
@@ -93,14 +98,16 @@ class _Pass:
                 break
         return started
 
-    def _keys(self, rows: Rows) -> list[int]:
-        """[rows]; jobs with one key ask for the same slots, and for nodes that are promised to others equally late."""
+    def _keys(self, rows: Rows) -> tuple[list[int], list[float]]:
+        """Keys and ends of jobs; no ends where nothing is promised to anybody.
+
+        Jobs with one key ask for the same slots, on nodes that are promised to others equally late.
+        """
         codes = self._jobs.gang[rows].astype(np.int64) * _PROMISES
         if not self._free.promises:
-            keys: list[int] = codes.tolist()
-        else:
-            keys = (codes + np.searchsorted(self._free.promises, self._ends_s(rows), side="left")).tolist()
-        return keys
+            return codes.tolist(), []
+        ends_s = self._ends_s(rows)
+        return (codes + np.searchsorted(self._free.promises, ends_s, side="left")).tolist(), ends_s.tolist()
 
     def _ends_s(self, rows: Rows) -> Floats:
         """[rows]; by when they are gone if need be: at the end of their time, or when they may be interrupted."""
@@ -114,9 +121,8 @@ class _Pass:
             ends = np.where(may_go, np.minimum(ends, self._snapshot.now_s + self._policy.protected_s), ends)
         return ends
 
-    def _start(self, row: int, preempt: bool) -> bool:
+    def _start(self, row: int, ends_s: float, preempt: bool) -> bool:
         for gang in self._limits.gangs(self._jobs, row):
-            ends_s = float(self._ends_s(np.array([row]))[0]) if self._free.promises else math.inf
             placement = self._free.place(gang, ends_s)
             if placement is not None:
                 self._put(row, placement)

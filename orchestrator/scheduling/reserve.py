@@ -29,7 +29,7 @@ def reserve(row: int, gang: Gang, cluster: Occupancy, released_s: Floats, now_s:
     per_worker = gang.gpus_per_worker or gang.cpus_per_worker
     size = gang.num_workers * per_worker
     by_time = np.sort(times, axis=1)
-    one = np.flatnonzero(fits & (cluster.sizes >= size))
+    one = (fits & (cluster.sizes >= size)).nonzero()[0]
     if len(one):
         at = by_time[one, size - 1]
         unknown = np.isinf(by_time[one, :size]).sum(axis=1)
@@ -41,7 +41,7 @@ def reserve(row: int, gang: Gang, cluster: Occupancy, released_s: Floats, now_s:
 def _whole_nodes(
     row: int, gang: Gang, cluster: Occupancy, by_time: Floats, fits: np.ndarray, per_worker: int, now_s: float
 ) -> Reservation | None:
-    rows = np.flatnonzero(fits & (cluster.sizes >= per_worker))
+    rows = (fits & (cluster.sizes >= per_worker)).nonzero()[0]
     whole = by_time[rows, cluster.sizes[rows] - 1]
     unknown = np.array([np.isinf(by_time[node, : cluster.sizes[node]]).sum() for node in rows])
     found = []

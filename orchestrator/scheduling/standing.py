@@ -107,7 +107,7 @@ def _longest_waiting(snapshot: Snapshot, policy: Policy, waited_s: Floats) -> Ro
     """Those who share the lane, the longest waiting first. The first is there however large it is."""
     jobs = snapshot.jobs
     running = snapshot.running
-    rows = np.flatnonzero((waited_s > policy.lane_after_s) & (running | snapshot.waiting))
+    rows = ((waited_s > policy.lane_after_s) & (running | snapshot.waiting)).nonzero()[0]
     if not len(rows):
         return rows
     by_wait = rows[np.argsort(-(waited_s[rows] * np.where(running[rows], policy.lane_stay, 1.0)), kind="stable")]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.occupancy import ABSENT, FREE, Occupancy, Placement
+from cluster.occupancy import ABSENT, Occupancy, Placement
 from cluster.resources import Gang
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.snapshot import Snapshot
@@ -107,7 +107,7 @@ class Victims:
 
     def _on_one_node(self, row: int, gang: Gang, open_slots: NDArray[np.bool_], harm: Floats) -> Room | None:
         size = int(self._jobs.size[row])
-        nodes = np.flatnonzero(open_slots.sum(axis=1) >= size)
+        nodes = (open_slots.sum(axis=1) >= size).nonzero()[0]
         if not len(nodes):
             return None
         cost = np.sort(harm[nodes], axis=1)[:, :size].sum(axis=1)
@@ -125,7 +125,7 @@ class Victims:
         """Nodes of one kind that can be emptied, the cheapest first, and one for the rest."""
         per_worker = gang.gpus_per_worker or gang.cpus_per_worker
         cluster = self._cluster
-        whole = np.flatnonzero((open_slots.sum(axis=1) == cluster.sizes) & (cluster.sizes >= per_worker))
+        whole = ((open_slots.sum(axis=1) == cluster.sizes) & (cluster.sizes >= per_worker)).nonzero()[0]
         cost = np.where(cluster.slots[whole] == ABSENT, 0.0, harm[whole]).sum(axis=1)
         order = whole[np.lexsort((whole, cost, -cluster.sizes[whole]))]
         rooms = []
@@ -162,7 +162,7 @@ class Victims:
         is enough.
         """
         line = self._cluster.slots[node]
-        need = size - int((line == FREE).sum())
+        need = size - int(self._cluster.free[node])
         held: dict[int, int] = {}
         for holder in line[open_slots[node] & (line >= 0)].tolist():
             held[holder] = held.get(holder, 0) + 1

@@ -51,11 +51,9 @@ class FreeSlots:
     @cached_property
     def _largest(self) -> dict[int, int]:
         """Slots of the largest usable node, by kind."""
-        largest: dict[int, int] = {}
-        for kind, size, usable in zip(self._kinds, self._sizes, self._of.usable.tolist(), strict=True):
-            if usable and size > largest.get(kind, 0):
-                largest[kind] = size
-        return largest
+        of = self._of
+        usable = np.where(of.usable, of.sizes, 0)
+        return {kind: int(usable[of.kinds == kind].max(initial=0)) for kind in range(len(of.types))}
 
     def place(self, gang: Gang, ends_s: float = math.inf) -> Placement | None:
         """Take slots for a gang that is gone at `ends_s`; None where it does not fit now."""

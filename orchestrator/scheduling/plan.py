@@ -3,10 +3,10 @@
 The queue is gone through once, in the order of `standing`:
 
 1. A gang that fits the free slots starts.
-2. One that does not may take the place of others, where that is worth what it costs (`victims`), or have small ones moved
-   (`moves`).
-3. The first one that can do neither gets a reservation (`reserve`); whoever comes after it starts only if it is gone by then
-   or on other nodes.
+2. One that does not may take the place of others, where that is worth what it costs (`victims`), or have small ones
+   moved (`moves`).
+3. The first one that can do neither gets a reservation (`reserve`); whoever comes after it starts only if it is gone by
+   then, or on other nodes.
 """
 
 from __future__ import annotations

@@ -21,34 +21,36 @@ class Order(StrEnum):
 
 @dataclass(frozen=True)
 class Policy:
-    """Attributes (times in seconds):
+    """The numbers of the rules; times are in seconds.
 
-    backfill: jobs may pass a gang that does not fit yet, if they do not delay it.
-    preemption: whether jobs that allow it are interrupted for others.
-    untold_s: what is expected of a job whose run has measured nothing yet, so that each new one gets its first minutes.
-    size_exponent: expected time is divided by GPUs to this power: the larger a gang, the fewer its chances.
-    share_exponent: how much a tenant's use over its share weighs; `share_bound` bounds the ratio to both sides.
-    share_half_life_s: after so long, used GPU time counts half.
-    lane_share: the part of the cluster that is for the jobs that have waited longest...
-    lane_after_s: ...of those that have waited for so long.
-    lane_expected_s: such a job competes as if it were expected to take no more than this.
-    lane_stay: the wait of a running job counts so many times, so that two do not take turns.
-    most_wait_s: a job that has waited this long goes before all others of its class.
-    margin: a job is interrupted only if it is expected to take this many times as long as the one that takes its place...
-    cost_margin: ...and this many times what the interruption costs.
-    protected_s: no interruption in the first minutes of an attempt; it grows by as much again every `protected_growth`.
-    most_interruptions: of one job.
-    attained_level_s: GPU-seconds that tell the two levels of ATTAINED apart.
-    most_preempting: gangs that one plan makes room for by interrupting others; the next plan goes on.
-    move_worth_s: a gang is worth moving others if all of it costs less than so many seconds of its own GPUs.
+    Attributes:
+        backfill: jobs may pass a gang that does not fit yet, if they do not delay it.
+        preemption: whether jobs that allow it are interrupted for others.
+        untold_s: what is expected of a run that has measured nothing yet: each new one gets its first minutes.
+        size_exponent: expected time is divided by the gang's slots to this power, since large gangs have few chances.
+        share_exponent: how much a tenant's use over its share weighs; `share_bound` bounds it to both sides.
+        share_half_life_s: after so long, used GPU time counts half.
+        lane_share: the part of the cluster that is for the jobs that have waited longest,
+        lane_after_s: of those that have waited for so long.
+        lane_expected_s: such a job competes as if it were expected to take no more than this.
+        lane_stay: the wait of a running job counts so many times there, so that two do not take turns.
+        most_wait_s: a job of the lane that has waited this long goes before all others, of whatever class.
+        margin: a job is interrupted only if its index is so many times that of the one that takes its place,
+        cost_margin: and so many times what the interruption costs on top.
+        protected_s: no interruption in the first minutes of an attempt.
+        protected_growth: after so many interruptions that time has doubled, after twice as many tripled.
+        most_interruptions: of one job.
+        attained_level_s: GPU-seconds that tell the two levels of Order.ATTAINED apart.
+        most_preempting: gangs that one plan makes room for by interrupting others; the next plan goes on.
+        move_worth_s: others are moved for a gang if it costs less than so many seconds of the gang's own GPUs.
     """
 
     name: str
     order: Order
     backfill: bool = True
     preemption: bool = False
-    untold_s: float = 900.0
-    size_exponent: float = 1.0
+    untold_s: float = 1800.0
+    size_exponent: float = 1.2
     share_exponent: float = 0.5
     share_bound: float = 8.0
     share_half_life_s: float = 86_400.0
@@ -57,7 +59,7 @@ class Policy:
     lane_expected_s: float = 4 * 3600.0
     lane_stay: float = 1.1
     most_wait_s: float = 7 * 86_400.0
-    margin: float = 2.0
+    margin: float = 2.5
     cost_margin: float = 1.0
     protected_s: float = 600.0
     protected_growth: int = 25

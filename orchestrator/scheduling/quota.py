@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from cluster.occupancy import Occupancy
 from cluster.resources import Gang
 from orchestrator.scheduling.snapshot import Quota, Snapshot
-from orchestrator.scheduling.table import Floats, JobTable, State
+from orchestrator.scheduling.table import Floats, JobTable
 
 _Used = dict[str | None, float]  # accelerator type -> GPUs; None: of all types
 

@@ -63,7 +63,8 @@ class JobTable:
         most_left_s: running time that its max_runtime_s leaves; inf where it has none.
         preemptible: whether it may be interrupted.
         interruptions: how often it has been.
-        interruption_cost_s: what an interruption now would cost: saving, starting again, work since the newest checkpoint.
+        interruption_cost_s: what an interruption now would cost: saving, starting again, and the work since the newest
+            checkpoint where none can be saved.
     """
 
     gangs: list[Gang] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """Whom to interrupt, so that a gang gets its nodes: the least loss that makes room.
 
-Everything is looked up by slot: a node's slots, sorted by what freeing each would cost, say what any number of slots on that
-node costs, for all nodes at once. The few cheapest nodes are then looked at job by job.
+Everything is looked up by slot: a node's slots, sorted by what freeing each would cost, say what any number of slots on
+that node costs, for all nodes at once. The few cheapest nodes are then looked at job by job.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Victims:
 
     def slots_that_may_go(self) -> NDArray[np.intp]:
         """[nodes]; slots of jobs that may be interrupted now."""
-        return np.concatenate([self._free_to_go, [False, False, False]])[self._cluster.slots].sum(axis=1)
+        slots: NDArray[np.intp] = np.append(self._free_to_go, (False, False, False))[self._cluster.slots].sum(axis=1)
+        return slots
 
     def room_for(self, row: int, gang: Gang, barred: NDArray[np.bool_] | None = None) -> Room | None:
         """The cheapest room for a job that waits; None where none is worth its cost.

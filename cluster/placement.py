@@ -1,4 +1,4 @@
-"""Where a gang fits. Pure functions of an inventory."""
+"""Whether a cluster could hold a gang at all. Pure functions of an inventory; `cluster.free` finds the place."""
 
 from __future__ import annotations
 
@@ -11,8 +11,22 @@ def workers_that_fit(gang: Gang, node: Node) -> int:
     """Workers of the gang that one empty node holds."""
     if gang.accelerator_type is not None and node.accelerator_type != gang.accelerator_type:
         return 0
-    by_cpu = node.cpus // gang.cpus_per_worker
-    return min(by_cpu, node.gpus // gang.gpus_per_worker) if gang.gpus_per_worker else by_cpu
+    by_gpu = node.gpus // gang.gpus_per_worker if gang.gpus_per_worker else gang.num_workers
+    return min(by_gpu, node.cpus // gang.cpus_per_worker) if gang.cpus_per_worker else by_gpu
+
+
+def largest_gang(gang: Gang, inventory: Inventory) -> int:
+    """Workers of the largest such gang that the empty cluster holds, on nodes of one accelerator type."""
+    if not gang.gpus_per_worker:
+        return sum(workers_that_fit(gang, node) for node in inventory.nodes)
+    types = {node.accelerator_type for node in inventory.nodes}
+    return max(
+        (
+            sum(workers_that_fit(gang, node) for node in inventory.nodes if node.accelerator_type == one)
+            for one in types
+        ),
+        default=0,
+    )
 
 
 def check_can_ever_fit(gang: Gang, inventory: Inventory) -> None:
@@ -21,7 +35,7 @@ def check_can_ever_fit(gang: Gang, inventory: Inventory) -> None:
     Raises:
         CapacityError: with the numbers, and the largest gang that would fit.
     """
-    largest = sum(workers_that_fit(gang, node) for node in inventory.nodes)
+    largest = largest_gang(gang, inventory)
     if largest >= gang.num_workers:
         return
     advice = f"the most that would fit is resources.num_workers: {largest}" if largest else "not one worker fits"

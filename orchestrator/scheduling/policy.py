@@ -65,7 +65,7 @@ class Policy:
     protected_growth: int = 25
     most_interruptions: int = 100
     attained_level_s: float = 6400.0
-    most_preempting: int = 64
+    most_preempting: int = 32
     move_worth_s: float = 600.0
 
 

@@ -100,7 +100,7 @@ class Victims:
 
     def _unfit(self, gang: Gang, barred: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
         cluster = self._cluster
-        unfit = ~cluster.usable | (cluster.has_gpus != (gang.gpus_per_worker > 0))
+        unfit: NDArray[np.bool_] = ~cluster.usable | (cluster.has_gpus != (gang.gpus_per_worker > 0))
         if gang.accelerator_type is not None:
             fits = [kind for kind, name in enumerate(cluster.types) if name == gang.accelerator_type]
             unfit |= ~np.isin(cluster.kinds, fits)

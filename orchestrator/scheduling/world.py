@@ -1,6 +1,6 @@
 """A cluster and its queue, carried forward in time by the scheduler's own plans.
 
-The simulator runs traces through it, and `forecast` the queue of now. It knows how long each job really takes; the plans do
+The simulator runs traces through it, and `forecast` the queue of now. It knows how long each job really takes; plans do
 not: they see what a run would have measured.
 """
 
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.occupancy import Occupancy, Placement
+from cluster.occupancy import Occupancy, Placement, placement_of
 from cluster.resources import Gang
 from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Start
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.snapshot import Snapshot, Tenant, Window
-from orchestrator.scheduling.table import RUNNING, WAITING, JobTable
+from orchestrator.scheduling.table import RUNNING, WAITING, Floats, JobTable
 
 TICK_S = 300.0  # while something waits, the queue is looked at so often even if nothing happens
 
@@ -74,6 +74,28 @@ class World:
         self._where: dict[int, Placement] = {}
         self._ends: list[tuple[float, int, float]] = []  # heap: end, row, start
         self._waiting = 0
+
+    @staticmethod
+    def of(
+        snapshot: Snapshot, policy: Policy, left_s: Floats, measuring: Measuring, on_end: Callable[[Attempt], None]
+    ) -> World:
+        """A world that goes on from a snapshot, which is not changed.
+
+        Args:
+            left_s: [rows]; running time that each job is taken to have left.
+        """
+        world = World(snapshot.cluster.copy(), snapshot.tenants, policy, measuring, on_end, snapshot.windows)
+        jobs = world.jobs = snapshot.jobs.copy()
+        world.now_s = world._used_at_s = snapshot.now_s
+        world._used_s = snapshot.used_s.copy()
+        elapsed = np.where(snapshot.running, snapshot.now_s - jobs.started_s, 0.0)
+        world._left_s, world._error = left_s + elapsed, np.ones(jobs.rows)
+        world._waiting = int(snapshot.waiting.sum())
+        for row in snapshot.running.nonzero()[0].tolist():
+            world._where[row] = placement_of(row, jobs.gang_of(row), world.cluster)
+            world._in_use[jobs.tenant[row]] += jobs.size[row]
+            heapq.heappush(world._ends, (snapshot.now_s + float(left_s[row]), row, float(jobs.started_s[row])))
+        return world
 
     def submit(self, gang: Gang, work_s: float, error: float = 1.0, **values: float) -> int:
         """A job that takes `work_s` of running arrives now. Its row."""

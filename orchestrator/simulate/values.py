@@ -30,8 +30,8 @@ class Ended(StrEnum):
 class Stretch:
     """One uninterrupted run of a job.
 
-    `lost_s` is what the interruption at its end added to the job's remaining work: what an interruption costs and, where a
-    node failed, the work since the newest checkpoint. 0 where the job finished.
+    `lost_s` is what the interruption at its end added to the job's remaining work: what an interruption costs and,
+    where a node failed, the work since the newest checkpoint. 0 where the job finished.
     """
 
     job: int  # 0-based row of the trace

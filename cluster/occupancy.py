@@ -78,6 +78,14 @@ class Occupancy:
         occupancy.hold_all(held)
         return occupancy
 
+    def fits(self, gang: Gang) -> NDArray[np.bool_]:
+        """[nodes]; usable nodes of the gang's type, with GPUs exactly if it needs some."""
+        fits: NDArray[np.bool_] = self.usable & (self.has_gpus == (gang.gpus_per_worker > 0))
+        if gang.accelerator_type is None:
+            return fits
+        kinds = [kind for kind, name in enumerate(self.types) if name == gang.accelerator_type]
+        return fits & np.isin(self.kinds, kinds)
+
     def copy(self) -> Occupancy:
         """With slots and CPUs of its own, to be changed while a plan is made."""
         other = object.__new__(Occupancy)

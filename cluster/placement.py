@@ -11,8 +11,8 @@ def workers_that_fit(gang: Gang, node: Node) -> int:
     """Workers of the gang that one empty node holds."""
     if gang.accelerator_type is not None and node.accelerator_type != gang.accelerator_type:
         return 0
-    by_gpu = node.gpus // gang.gpus_per_worker if gang.gpus_per_worker else gang.num_workers
-    return min(by_gpu, node.cpus // gang.cpus_per_worker) if gang.cpus_per_worker else by_gpu
+    by_cpu = node.cpus // gang.cpus_per_worker
+    return min(by_cpu, node.gpus // gang.gpus_per_worker) if gang.gpus_per_worker else by_cpu
 
 
 def largest_gang(gang: Gang, inventory: Inventory) -> int:

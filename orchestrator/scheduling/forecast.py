@@ -1,7 +1,7 @@
 """When jobs that wait will start: the queue is run forward by the functions that plan it.
 
-Nobody knows what is still to be submitted, nor how long jobs run that have measured nothing. So a forecast is a range: the
-same queue with all remaining times shorter, as they are, and longer.
+Nobody knows what is still to be submitted, nor how long jobs run that have measured nothing. So a forecast is a range:
+the same queue with all remaining times shorter, as they are, and longer.
 """
 
 from __future__ import annotations

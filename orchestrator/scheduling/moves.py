@@ -59,10 +59,7 @@ def _nodes_for(
 ) -> list[int]:
     """The nodes where the fewest slots have to be cleared, of those where that many can be."""
     free = cluster.free
-    fits = cluster.usable & cluster.has_gpus & (free > 0) & (free + victims.slots_that_may_go() >= size)
-    if gang.accelerator_type is not None:
-        kinds = [kind for kind, name in enumerate(cluster.types) if name == gang.accelerator_type]
-        fits = fits & np.isin(cluster.kinds, kinds)
+    fits = cluster.fits(gang) & (free > 0) & (free + victims.slots_that_may_go() >= size)
     nodes = (fits if barred is None else fits & ~barred).nonzero()[0]
     nearest: list[int] = nodes[np.argsort(-free[nodes], kind="stable")[:_TRIED]].tolist()
     return nearest

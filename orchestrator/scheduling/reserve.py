@@ -22,10 +22,7 @@ def reserve(row: int, gang: Gang, cluster: Occupancy, released_s: Floats, now_s:
         released_s: [rows]; when each running job gives its slots back; inf where nobody knows.
     """
     times = np.concatenate([released_s, [math.inf, math.inf, now_s]])[cluster.slots]  # FOREIGN, ABSENT, FREE
-    fits = cluster.usable & (cluster.has_gpus == (gang.gpus_per_worker > 0))
-    if gang.accelerator_type is not None:
-        kinds = [kind for kind, name in enumerate(cluster.types) if name == gang.accelerator_type]
-        fits = fits & np.isin(cluster.kinds, kinds)
+    fits = cluster.fits(gang)
     per_worker = gang.gpus_per_worker or gang.cpus_per_worker
     size = gang.num_workers * per_worker
     by_time = np.sort(times, axis=1)

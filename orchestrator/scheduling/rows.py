@@ -11,7 +11,7 @@ from cluster.inventory import Inventory
 from cluster.occupancy import Occupancy
 from cluster.resources import Gang
 from orchestrator.scheduling.snapshot import Snapshot, Tenant, Window
-from orchestrator.scheduling.table import RUNNING, JobTable
+from orchestrator.scheduling.table import RUNNING, JobTable, slots_of
 
 # What a row has, in this order. Times are seconds of the store's clock, None where nobody knows or there is none.
 ROW = (
@@ -85,4 +85,4 @@ def _codes(jobs: JobTable, columns: Sequence[Sequence[Any]]) -> np.ndarray[Any, 
 
 
 def _sizes(jobs: JobTable) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.array([gang.num_workers * (gang.gpus_per_worker or gang.cpus_per_worker) for gang in jobs.gangs], float)
+    return np.array([slots_of(gang) for gang in jobs.gangs], float)

@@ -44,7 +44,7 @@ class Standing:
 
 def standing(snapshot: Snapshot, policy: Policy) -> Standing:
     jobs = snapshot.jobs
-    waited = jobs.waited_s + np.where(snapshot.waiting, snapshot.now_s - jobs.waiting_since_s, 0.0)
+    waited = jobs.waited_s + (snapshot.now_s - jobs.waiting_since_s) * snapshot.waiting
     index = _INDICES[policy.order](snapshot, policy)
     level, lane = jobs.priority, None
     if policy.lane_share > 0:
@@ -92,7 +92,7 @@ def _by_expected(snapshot: Snapshot, policy: Policy) -> Floats:
     jobs = snapshot.jobs
     told = np.where(np.isnan(jobs.remaining_s), np.minimum(jobs.most_left_s, policy.untold_s), jobs.remaining_s)
     weighted: Floats = np.maximum(told, _LEAST_S) * shares(snapshot, policy)[jobs.tenant]
-    return weighted / jobs.size**policy.size_exponent
+    return weighted / jobs.powered_sizes(policy.size_exponent)
 
 
 _INDICES = {

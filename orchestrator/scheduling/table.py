@@ -14,6 +14,11 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
 
 
+def slots_of(gang: Gang) -> int:
+    """GPUs of a gang, or CPUs where it needs no GPU."""
+    return gang.num_workers * (gang.gpus_per_worker or gang.cpus_per_worker)
+
+
 class State(IntEnum):
     NOBODY = 0  # the row is free
     WAITING = 1
@@ -101,13 +106,19 @@ class JobTable:
             self.gangs.append(gang)
         return code
 
+    def powered_sizes(self, exponent: float) -> Floats:
+        """[rows]; `size` to a power. There are few distinct gangs, and powers are slow."""
+        sizes = np.array([slots_of(gang) for gang in self.gangs] or [1], float)
+        powered: Floats = (sizes**exponent)[self.gang]
+        return powered
+
     def add(self, gang: Gang, **values: float) -> int:
         """A row for a job. What is not given is as in a row without a job."""
         if not self._spare:
             self._grow()
         row = self._spare.pop()
         self.gang[row] = self.code(gang)
-        self.size[row] = gang.num_workers * (gang.gpus_per_worker or gang.cpus_per_worker)
+        self.size[row] = slots_of(gang)
         for name, value in values.items():
             getattr(self, name)[row] = value
         return row

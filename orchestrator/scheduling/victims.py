@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.occupancy import ABSENT, Occupancy, Placement
+from cluster.occupancy import Occupancy, Placement
 from cluster.resources import Gang
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.snapshot import Snapshot
@@ -22,6 +22,8 @@ from orchestrator.scheduling.table import Floats
 _ALWAYS = 1e300  # a victim whatever it is expected to take
 _NEVER = -np.inf
 _LOOKED_AT = 4  # nodes, job by job
+# For slots that are FOREIGN, ABSENT or FREE, which count from the end.
+_NOBODYS_VALUE, _NOBODYS_HARM = (_NEVER, _NEVER, np.inf), (np.inf, 0.0, 0.0)
 _CHANCE_S = 180.0  # bounds what is lost by interrupting a job that would soon have ended
 
 
@@ -43,14 +45,16 @@ class Victims:
         pause = policy.protected_s * (1.0 + jobs.interruptions / policy.protected_growth)
         self.protected_until_s: Floats = jobs.started_s + pause
         self.worth: Floats = standing.index - policy.cost_margin * (
-            jobs.interruption_cost_s / jobs.size**policy.size_exponent
+            jobs.interruption_cost_s / jobs.powered_sizes(policy.size_exponent)
         )
         self._free_to_go = self.movable & (snapshot.now_s >= self.protected_until_s - 1e-6)
         self._value = np.where(self._free_to_go, self.worth, _NEVER)
+        self._fits: dict[tuple[bool, str | None], NDArray[np.bool_]] = {}
         self._one_class = bool((standing.level == standing.level[:1]).all()) and standing.entitled is None
         self._best = float(self._value.max(initial=_NEVER))
         # What stopping a job costs, for each of its slots: its own loss, and that of one which was about to end.
-        self._harm: Floats = jobs.interruption_cost_s + 3600.0 * 3600.0 / (np.maximum(standing.index, 0.0) + _CHANCE_S)
+        harm = jobs.interruption_cost_s + 3600.0 * 3600.0 / (np.maximum(standing.index, 0.0) + _CHANCE_S)
+        self._harm: Floats = np.concatenate([harm, _NOBODYS_HARM])
 
     def gone(self, row: int) -> None:
         """This job is interrupted already, or was started by this plan."""
@@ -75,15 +79,11 @@ class Victims:
         if value is self._value and self._best <= threshold:
             return None
         slots = self._cluster.slots
-        by_slot = np.concatenate([value, [_NEVER, _NEVER, np.inf]])[slots]  # FOREIGN, ABSENT, FREE count from the end
-        unfit = self._unfit(gang, barred)
-        by_slot[unfit] = _NEVER
-        open_slots = by_slot > threshold
-        harm = np.concatenate([self._harm, [0.0, 0.0, 0.0]])[slots]
-        harm[~open_slots] = np.inf
-        if self._jobs.size[row] <= self._cluster.sizes[~unfit].max(initial=0):
-            return self._on_one_node(row, gang, open_slots, harm)
-        return self._on_whole_nodes(gang, open_slots, harm)
+        fits = self._fitting(gang) if barred is None else self._fitting(gang) & ~barred
+        open_slots = (np.concatenate([value, _NOBODYS_VALUE])[slots] > threshold) & fits[:, None]
+        if self._jobs.size[row] <= self._cluster.sizes[fits].max(initial=0):
+            return self._on_one_node(row, gang, open_slots)
+        return self._on_whole_nodes(gang, open_slots)
 
     def _values_for(self, row: int) -> Floats:
         """[rows]; the worth of each victim for this job: what a lower class runs always is, a higher class never."""
@@ -98,20 +98,20 @@ class Victims:
                 value = np.where(~entitled & ~own, _ALWAYS, value)
         return np.where(self._free_to_go, value, _NEVER)
 
-    def _unfit(self, gang: Gang, barred: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-        cluster = self._cluster
-        unfit: NDArray[np.bool_] = ~cluster.usable | (cluster.has_gpus != (gang.gpus_per_worker > 0))
-        if gang.accelerator_type is not None:
-            fits = [kind for kind, name in enumerate(cluster.types) if name == gang.accelerator_type]
-            unfit |= ~np.isin(cluster.kinds, fits)
-        return unfit if barred is None else unfit | barred
+    def _fitting(self, gang: Gang) -> NDArray[np.bool_]:
+        """[nodes]; where such a gang may be put."""
+        key = (gang.gpus_per_worker > 0, gang.accelerator_type)
+        if key not in self._fits:
+            self._fits[key] = self._cluster.fits(gang)
+        return self._fits[key]
 
-    def _on_one_node(self, row: int, gang: Gang, open_slots: NDArray[np.bool_], harm: Floats) -> Room | None:
+    def _on_one_node(self, row: int, gang: Gang, open_slots: NDArray[np.bool_]) -> Room | None:
         size = int(self._jobs.size[row])
         nodes = (open_slots.sum(axis=1) >= size).nonzero()[0]
         if not len(nodes):
             return None
-        cost = np.sort(harm[nodes], axis=1)[:, :size].sum(axis=1)
+        harm = np.where(open_slots[nodes], self._harm[self._cluster.slots[nodes]], np.inf)
+        cost = np.sort(harm, axis=1)[:, :size].sum(axis=1)
         rooms = []
         for node in nodes[np.argsort(cost, kind="stable")[:_LOOKED_AT]].tolist():
             victims = self._on(node, size, open_slots)
@@ -122,12 +122,12 @@ class Victims:
         _, node, victims = min(rooms)
         return Room(victims, ((node, gang.num_workers),))
 
-    def _on_whole_nodes(self, gang: Gang, open_slots: NDArray[np.bool_], harm: Floats) -> Room | None:
+    def _on_whole_nodes(self, gang: Gang, open_slots: NDArray[np.bool_]) -> Room | None:
         """Nodes of one kind that can be emptied, the cheapest first, and one for the rest."""
         per_worker = gang.gpus_per_worker or gang.cpus_per_worker
         cluster = self._cluster
         whole = ((open_slots.sum(axis=1) == cluster.sizes) & (cluster.sizes >= per_worker)).nonzero()[0]
-        cost = np.where(cluster.slots[whole] == ABSENT, 0.0, harm[whole]).sum(axis=1)
+        cost = self._harm[cluster.slots[whole]].sum(axis=1)
         order = whole[np.lexsort((whole, cost, -cluster.sizes[whole]))]
         rooms = []
         for kind in np.unique(cluster.kinds[whole]).tolist():

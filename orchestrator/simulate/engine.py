@@ -14,6 +14,7 @@ from cluster.resources import Gang
 from orchestrator.scheduling.decisions import Cause
 from orchestrator.scheduling.policy import Order, Policy, policy_named
 from orchestrator.scheduling.snapshot import Tenant
+from orchestrator.scheduling.table import WAITING
 from orchestrator.scheduling.world import Attempt, Measuring, World
 from orchestrator.simulate.values import Ended, Setup, Simulated, Stretch, TraceJob
 
@@ -22,27 +23,37 @@ _SAY_EVERY = 500  # passes
 # The plain policies are told how long everything takes, as schedulers with exact limits would be.
 _TOLD_EVERYTHING = (Order.SUBMITTED, Order.SHARE)
 
+OnWait = Callable[[World, int, int], None]
+
 
 def simulate(
     jobs: Sequence[TraceJob],
     setup: Setup,
     progress: Callable[[float], None] | None = None,
     policy: Policy | None = None,
+    on_wait: OnWait | None = None,
 ) -> Simulated:
     """Run a trace to its end.
 
     Args:
         progress: gets the share of jobs that have ended, now and then.
         policy: instead of the one that the setup names.
+        on_wait: gets the world, the row in it and the row of the trace of each job that does not start as it arrives,
+            after that pass. It may look, and change nothing.
     """
-    return _Run(jobs, setup, policy or policy_named(setup.policy), progress).run()
+    return _Run(jobs, setup, policy or policy_named(setup.policy), progress, on_wait).run()
 
 
 class _Run:
     def __init__(
-        self, jobs: Sequence[TraceJob], setup: Setup, policy: Policy, progress: Callable[[float], None] | None
+        self,
+        jobs: Sequence[TraceJob],
+        setup: Setup,
+        policy: Policy,
+        progress: Callable[[float], None] | None,
+        on_wait: OnWait | None,
     ) -> None:
-        self._jobs, self._setup, self._progress = tuple(jobs), setup, progress
+        self._jobs, self._setup, self._progress, self._on_wait = tuple(jobs), setup, progress, on_wait
         self._tenants = {name: number for number, name in enumerate(dict.fromkeys(job.tenant for job in jobs))}
         size = setup.gpus_per_node
         inventory = Inventory(tuple(Node(f"node-{number}", cpus=size, gpus=size) for number in range(setup.nodes)))
@@ -71,11 +82,14 @@ class _Run:
             world.advance(now)
             while self._failures and self._failures[0][0] <= now:
                 self._fail_or_repair()
+            arrived = list[int]()
             while at < len(arrivals) and arrivals[at][0] <= now:
-                self._submit(arrivals[at][1])
+                arrived.append(self._submit(arrivals[at][1]))
                 at += 1
             if world.waiting:
                 world.decide()
+            if self._on_wait is not None:
+                self._say_who_waits(self._on_wait, arrived)
             if self._progress is not None and world.passes % _SAY_EVERY == 0:
                 self._progress(self._finished / len(self._jobs))
         return Simulated(self._jobs, tuple(self._stretches), self._setup, time.perf_counter() - began, world.passes)
@@ -88,7 +102,13 @@ class _Run:
         while True:
             yield self._random.uniform(0, _JITTER_S) if self._setup.jitter else 0.0
 
-    def _submit(self, number: int) -> None:
+    def _say_who_waits(self, on_wait: OnWait, arrived: Sequence[int]) -> None:
+        for row in arrived:
+            if self._world.jobs.state[row] == WAITING:
+                on_wait(self._world, row, self._job_of[row])
+
+    def _submit(self, number: int) -> int:
+        """The job's row in the world."""
         job, setup = self._jobs[number], self._setup
         row = self._world.submit(
             Gang(job.num_gpus, 1, 1),
@@ -99,6 +119,7 @@ class _Run:
             interruption_cost_s=setup.preemption_cost_s,
         )
         self._job_of[row] = number
+        return row
 
     def _ended(self, attempt: Attempt) -> None:
         ended = {None: Ended.FINISHED, Cause.MOVED: Ended.MOVED}.get(attempt.cause, Ended.PREEMPTED)

@@ -1,0 +1,161 @@
+"""Why a job waits: what it asks for, what is free, who holds the rest, what stands before it, when it may start."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from cluster.free import FreeSlots
+from cluster.occupancy import FOREIGN
+from cluster.resources import Gang
+from orchestrator.scheduling.forecast import Expected, ends_s, expected_starts
+from orchestrator.scheduling.policy import Policy
+from orchestrator.scheduling.quota import Limits
+from orchestrator.scheduling.reserve import reserve
+from orchestrator.scheduling.snapshot import Snapshot
+from orchestrator.scheduling.standing import Standing, standing
+from orchestrator.scheduling.table import HELD, RUNNING, WAITING
+
+
+class Before(StrEnum):
+    """Why another job goes first."""
+
+    GUARANTEE = "within its tenant's guarantee"
+    PRIORITY = "a higher priority"
+    WAITED = "has waited longest"
+    INDEX = "expected to take less, for its size and its tenant's share"
+    SUBMITTED = "submitted earlier"
+
+
+class Obstacle(StrEnum):
+    """What keeps the job from starting now."""
+
+    NONE = "nothing: it starts with the next pass"
+    RUNS = "it runs already"
+    HELD = "it waits for something else than GPUs"
+    LIMIT = "its tenant's limit is reached"
+    FULL = "too few GPUs are free"
+    SCATTERED = "enough GPUs are free, but not together"
+    PROMISED = "what is free is reserved for another job, or for maintenance"
+    BEHIND = "jobs before it take what is free"
+
+
+@dataclass(frozen=True)
+class NodeUse:
+    """One node as the job sees it."""
+
+    node: int
+    size: int  # slots
+    free: int
+    usable: bool
+    foreign: int  # slots held outside Fleetune
+    holders: tuple[tuple[int, int, float | None], ...]  # row, slots there, when it ends; None: nobody knows
+
+
+@dataclass(frozen=True)
+class Why:
+    """All that can be said of one job. Rows and nodes are the snapshot's; times are on its clock."""
+
+    row: int
+    gang: Gang
+    obstacle: Obstacle
+    waited_s: float
+    free: int  # slots of fitting nodes
+    most_on_one: int  # of those, on one node
+    nodes: tuple[NodeUse, ...]  # fitting ones
+    before: tuple[tuple[int, Before], ...]  # who goes first, and why
+    room_at_s: float | None  # when it would have room if nobody went before it; None: nobody knows
+    room_on: tuple[int, ...]
+    expected: Expected | None
+
+
+def why(snapshot: Snapshot, policy: Policy, row: int, typical_s: float) -> Why:
+    """Explain one job of a snapshot.
+
+    Args:
+        typical_s: running time of a job that has neither measured nor declared one.
+    """
+    stands = standing(snapshot, policy)
+    gang = snapshot.jobs.gang_of(row)
+    nodes = _nodes(snapshot, gang)
+    waits = snapshot.jobs.state[row] == WAITING
+    before = _before(snapshot, stands, row) if waits else ()
+    room_at_s, room_on = _room(snapshot, row, gang) if waits else (None, ())
+    usable = [node for node in nodes if node.usable]
+    free, most = sum(node.free for node in usable), max((node.free for node in usable), default=0)
+    return Why(
+        row=row,
+        gang=gang,
+        obstacle=_obstacle(snapshot, row, gang, free, bool(before)),
+        waited_s=float(stands.waited_s[row]),
+        free=free,
+        most_on_one=most,
+        nodes=nodes,
+        before=before,
+        room_at_s=room_at_s,
+        room_on=room_on,
+        expected=expected_starts(snapshot, policy, [row], typical_s)[row] if waits else None,
+    )
+
+
+def _nodes(snapshot: Snapshot, gang: Gang) -> tuple[NodeUse, ...]:
+    cluster, ends = snapshot.cluster, ends_s(snapshot)
+    found = []
+    for node in range(len(cluster.names)):
+        right_type = gang.accelerator_type in (None, cluster.types[cluster.kinds[node]])
+        if not right_type or (gang.gpus_per_worker and not cluster.has_gpus[node]):
+            continue
+        line = cluster.slots[node]
+        rows, counts = np.unique(line[line >= 0], return_counts=True)
+        holders = tuple(
+            (row, count, float(ends[row]) if math.isfinite(ends[row]) else None)
+            for row, count in zip(rows.tolist(), counts.tolist(), strict=True)
+        )
+        foreign = int((line == FOREIGN).sum())
+        size, free, usable = int(cluster.sizes[node]), int(cluster.free[node]), bool(cluster.usable[node])
+        found.append(NodeUse(node, size, free, usable, foreign, holders))
+    return tuple(found)
+
+
+def _before(snapshot: Snapshot, stands: Standing, row: int) -> tuple[tuple[int, Before], ...]:
+    order = stands.order(snapshot.waiting.nonzero()[0], snapshot.jobs.submitted_s).tolist()
+    return tuple((other, _reason(stands, other, row)) for other in order[: order.index(row)])
+
+
+def _reason(stands: Standing, other: int, row: int) -> Before:
+    if stands.entitled is not None and stands.entitled[other] > stands.entitled[row]:
+        return Before.GUARANTEE
+    if stands.level[other] > stands.level[row]:
+        return Before.PRIORITY
+    if stands.index[other] < stands.index[row]:
+        return Before.WAITED if stands.lane is not None and stands.lane[other] else Before.INDEX
+    return Before.SUBMITTED
+
+
+def _room(snapshot: Snapshot, row: int, gang: Gang) -> tuple[float | None, tuple[int, ...]]:
+    ends = ends_s(snapshot)
+    found = reserve(row, gang, snapshot.cluster, ends, snapshot.now_s)
+    if found is None:
+        return None, ()
+    slots = snapshot.cluster.slots[list(found.nodes)]
+    known = np.isfinite(ends[slots[slots >= 0]]).all() and not (slots == FOREIGN).any()
+    return (found.at_s if known or found.at_s > snapshot.now_s else None), found.nodes
+
+
+def _obstacle(snapshot: Snapshot, row: int, gang: Gang, free: int, behind: bool) -> Obstacle:
+    state, size = int(snapshot.jobs.state[row]), int(snapshot.jobs.size[row])
+    if state in (RUNNING, HELD):
+        return Obstacle.RUNS if state == RUNNING else Obstacle.HELD
+    if not Limits(snapshot).gangs(snapshot.jobs, row):
+        return Obstacle.LIMIT
+    if free < size:
+        return Obstacle.FULL
+    if FreeSlots(snapshot.cluster).place(gang) is None:
+        return Obstacle.SCATTERED
+    ends = snapshot.now_s + float(snapshot.left_s[row])
+    if FreeSlots(snapshot.cluster, snapshot.until_s()).place(gang, ends) is None:
+        return Obstacle.PROMISED
+    return Obstacle.BEHIND if behind else Obstacle.NONE

@@ -1,0 +1,95 @@
+"""What `why` found, in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from orchestrator.scheduling.forecast import Expected
+from orchestrator.scheduling.snapshot import Snapshot
+from orchestrator.scheduling.why import Before, NodeUse, Obstacle, Why
+
+_SHOWN = 5
+
+
+def why_text(found: Why, snapshot: Snapshot, names: Sequence[str]) -> str:
+    """Some ten lines.
+
+    Args:
+        names: of the jobs, by row.
+    """
+    lines = [f"{names[found.row]} asks for {found.gang}: {found.obstacle}"]
+    if found.obstacle is Obstacle.RUNS:
+        return lines[0]
+    lines.append(f"it has waited for {span(found.waited_s)}")
+    lines.append(_free_words(found))
+    lines += [_node_words(node, snapshot, names) for node in _telling(found)[:_SHOWN]]
+    if found.before:
+        lines.append(_before_words(found, names))
+    if found.room_on:
+        lines.append(_room_words(found, snapshot))
+    if found.expected is not None:
+        lines.append(expected_words(found.expected))
+    return "\n".join(lines)
+
+
+def span(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
+
+
+def expected_words(expected: Expected) -> str:
+    if expected.start_s is None or expected.earliest_s is None:
+        return "expected start: not within the next weeks, as things are"
+    if expected.start_s == 0 and expected.latest_s == 0:
+        return "expected start: now"
+    latest = "or later" if expected.latest_s is None else f"to {span(expected.latest_s)}"
+    return f"expected start: in {span(expected.start_s)} (from {span(expected.earliest_s)} {latest})"
+
+
+def _free_words(found: Why) -> str:
+    usable = sum(node.usable for node in found.nodes)
+    unit = "GPUs" if found.gang.gpus_per_worker else "CPUs"
+    foreign = sum(node.foreign for node in found.nodes)
+    outside = f"; {foreign} are held outside Fleetune" if foreign else ""
+    return f"{found.free} {unit} are free on {usable} fitting nodes, {found.most_on_one} of them on one node{outside}"
+
+
+def _telling(found: Why) -> list[NodeUse]:
+    """The nodes it waits for, then those with the most free slots."""
+    rest = sorted((node for node in found.nodes if node.node not in found.room_on), key=lambda node: -node.free)
+    return [node for node in found.nodes if node.node in found.room_on] + rest
+
+
+def _node_words(node: NodeUse, snapshot: Snapshot, names: Sequence[str]) -> str:
+    held = [f"{names[row]} {slots} {_until(ends, snapshot.now_s)}" for row, slots, ends in node.holders[:_SHOWN]]
+    more = len(node.holders) - _SHOWN
+    held += [f"{more} more"] if more > 0 else []
+    held += [f"{node.foreign} outside Fleetune"] if node.foreign else []
+    state = "" if node.usable else " (takes nothing new)"
+    return f"  {snapshot.cluster.names[node.node]}{state}: {node.free} of {node.size} free; " + (
+        ", ".join(held) or "nobody there"
+    )
+
+
+def _until(ends: float | None, now_s: float) -> str:
+    return "until nobody knows when" if ends is None else f"for about {span(max(ends - now_s, 0.0))}"
+
+
+def _before_words(found: Why, names: Sequence[str]) -> str:
+    counts = Counter(reason for _, reason in found.before)
+    reasons = ", ".join(f"{counts[reason]} {reason}" for reason in Before if counts[reason])
+    first = ", ".join(names[row] for row, _ in found.before[:_SHOWN])
+    return f"{len(found.before)} before it ({reasons}): {first}" + (", ..." if len(found.before) > _SHOWN else "")
+
+
+def _room_words(found: Why, snapshot: Snapshot) -> str:
+    nodes = ", ".join(snapshot.cluster.names[node] for node in found.room_on[:_SHOWN])
+    nodes += ", ..." if len(found.room_on) > _SHOWN else ""
+    if found.room_at_s is None:
+        return f"if nobody went before it, it would wait for {nodes}, where nobody knows when the jobs end"
+    return f"if nobody went before it, it would have room on {nodes} in {span(found.room_at_s - snapshot.now_s)}"

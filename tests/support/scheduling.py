@@ -1,0 +1,326 @@
+"""Snapshots in few words, a plan carried out, and what a plan may never do.
+
+Nothing here asks the scheduler: what is checked is written down a second time, from the rules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from cluster.inventory import Inventory, Node
+from cluster.occupancy import Occupancy, Placement
+from cluster.resources import Gang
+from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Start
+from orchestrator.scheduling.policy import Policy
+from orchestrator.scheduling.snapshot import Snapshot, Tenant, Window
+from orchestrator.scheduling.table import HELD, RUNNING, WAITING, JobTable
+
+NOW_S = 10_000_000.0
+HOUR = 3600.0
+_SOON = 1e-6
+
+ONE_TENANT = (Tenant("a"),)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a snapshot. It waits, unless it says on which nodes it runs: {node: workers}."""
+
+    name: str
+    gpus: int = 1
+    on: Mapping[int, int] = field(default_factory=dict)
+    held: bool = False
+    tenant: int = 0
+    priority: int = 0
+    left_s: float = math.nan  # measured
+    most_left_s: float = math.inf  # declared
+    preemptible: bool = True
+    submitted_s: float | None = None  # None: in the order of the list
+    waiting_s: float = 0.0  # for how long it waits now
+    waited_s: float = 0.0  # for how long it waited before
+    running_s: float = 100 * HOUR  # for how long it runs now
+    attained_s: float = 0.0
+    interruptions: int = 0
+    cost_s: float = 0.0
+    type: str | None = None
+    cpus: int = 1  # of each worker
+    gpus_per_worker: int = 1
+
+    @property
+    def gang(self) -> Gang:
+        workers = self.gpus // self.gpus_per_worker if self.gpus_per_worker else self.gpus
+        return Gang(workers, self.cpus, self.gpus_per_worker, self.type)
+
+
+def nodes(*sizes: int, type: str | None = None, cpus: int = 96, **more: int | bool) -> list[Node]:
+    """Nodes of one type; a size of 0 is a node without GPU."""
+    return [Node("", cpus, size, type if size else None, **more) for size in sizes]  # type: ignore[arg-type]
+
+
+def cluster(machines: Sequence[Node], jobs: Sequence[Job] = ()) -> Occupancy:
+    """The machines with those of the jobs that run on them."""
+    named = [replace(node, node_id=f"node-{number}") for number, node in enumerate(machines)]
+    held = [(row, job.gang, tuple(sorted(job.on.items()))) for row, job in enumerate(jobs) if job.on]
+    return Occupancy.of(Inventory(tuple(named)), held)
+
+
+def queue(jobs: Sequence[Job], now_s: float = NOW_S) -> JobTable:
+    """A table whose rows are the jobs, in their order."""
+    gangs = list(dict.fromkeys(job.gang for job in jobs))
+    table = JobTable(gangs)
+    columns = {
+        "state": [HELD if job.held else RUNNING if job.on else WAITING for job in jobs],
+        "gang": [gangs.index(job.gang) for job in jobs],
+        "size": [job.gang.num_workers * (job.gang.gpus_per_worker or job.cpus) for job in jobs],
+        "submitted_s": [row - 1000.0 if job.submitted_s is None else job.submitted_s for row, job in enumerate(jobs)],
+        "waiting_since_s": [now_s - job.waiting_s for job in jobs],
+        "started_s": [now_s - job.running_s if job.on else 0.0 for job in jobs],
+        "remaining_s": [job.left_s for job in jobs],
+        "interruption_cost_s": [job.cost_s for job in jobs],
+    }
+    same = ["tenant", "priority", "waited_s", "attained_s", "most_left_s", "preemptible", "interruptions"]
+    columns |= {name: [getattr(job, name) for job in jobs] for name in same}
+    table.fill({name: np.array(values) for name, values in columns.items()})
+    return table
+
+
+def snapshot(
+    machines: Sequence[Node],
+    jobs: Sequence[Job],
+    tenants: Sequence[Tenant] = ONE_TENANT,
+    used_s: Sequence[float] | None = None,
+    windows: Sequence[Window] = (),
+    now_s: float = NOW_S,
+) -> Snapshot:
+    """One moment of the jobs on the machines."""
+    used = np.zeros(len(tenants)) if used_s is None else np.array(used_s, float)
+    return Snapshot(now_s, queue(jobs, now_s), cluster(machines, jobs), tuple(tenants), used, tuple(windows))
+
+
+def said(plan: Plan, jobs: Sequence[Job]) -> list[str]:
+    """A plan in words: `stop small`, `start big on 0`; with workers where a gang is on several nodes."""
+    return [
+        f"stop {jobs[one.row].name}" if isinstance(one, Interrupt) else f"start {jobs[one.row].name} on {_where(one)}"
+        for one in plan.decisions
+    ]
+
+
+def _where(start: Start) -> str:
+    if len(start.placement) == 1:
+        return str(start.placement[0][0])
+    return " ".join(f"{node}:{workers}" for node, workers in start.placement)
+
+
+def carry_out(before: Snapshot, plan: Plan, later_s: float = 0.0) -> Snapshot:
+    """The snapshot after its plan was carried out, and so much later; what an interruption loses is to be redone."""
+    jobs, machines, now_s = before.jobs.copy(), before.cluster.copy(), before.now_s
+    where: dict[int, Placement] = {}
+    for one in plan.decisions:
+        row, gang = one.row, jobs.gang_of(one.row)
+        if isinstance(one, Start):
+            machines.hold(row, gang, one.placement)
+            where[row] = one.placement
+            jobs.waited_s[row] += now_s - jobs.waiting_since_s[row]
+            jobs.state[row], jobs.started_s[row] = RUNNING, now_s
+        else:
+            machines.release(row, gang, where.get(row) or placement_in(before, row))
+            jobs.attained_s[row] += now_s - jobs.started_s[row]
+            jobs.remaining_s[row] += jobs.interruption_cost_s[row]
+            jobs.interruptions[row] += 1
+            jobs.state[row], jobs.waiting_since_s[row] = WAITING, now_s
+    running = jobs.state == RUNNING
+    jobs.remaining_s[running] -= later_s
+    jobs.most_left_s[running] -= later_s
+    return replace(before, now_s=now_s + later_s, jobs=jobs, cluster=machines)
+
+
+def placement_in(before: Snapshot, row: int) -> Placement:
+    """Where a running job holds slots."""
+    gang = before.jobs.gang_of(row)
+    each = gang.gpus_per_worker or gang.cpus_per_worker
+    held = Counter(node for node, line in enumerate(before.cluster.slots.tolist()) for one in line if one == row)
+    return tuple((node, slots // each) for node, slots in sorted(held.items()))
+
+
+def violations(before: Snapshot, plan: Plan, policy: Policy) -> list[str]:
+    """What a plan does against the rules, in words."""
+    return _Checker(before, policy).check(plan)
+
+
+class _Checker:
+    """Carries a plan out on plain lists, and notes what breaks a rule."""
+
+    def __init__(self, before: Snapshot, policy: Policy) -> None:
+        of = before.cluster
+        self.before, self.jobs, self.policy = before, before.jobs, policy
+        self.free = [line.count(-1) for line in of.slots.tolist()]
+        self.cpus = of.cpus_free.tolist()
+        self.state = self.jobs.state.tolist()
+        self.where = {row: placement_in(before, row) for row, state in enumerate(self.state) if state == RUNNING}
+        self.stopped: set[int] = set()
+        self.started: set[int] = set()
+        self.wrong: list[str] = []
+
+    def say(self, row: int, what: str) -> None:
+        self.wrong.append(f"job {row} {what}")
+
+    def check(self, plan: Plan) -> list[str]:
+        for one in plan.decisions:
+            if isinstance(one, Interrupt):
+                self.interrupt(one, plan)
+            else:
+                self.start(one)
+        return self.wrong
+
+    def interrupt(self, one: Interrupt, plan: Plan) -> None:
+        row = one.row
+        if self.state[row] != RUNNING or row in self.started or row in self.stopped:
+            self.say(row, "is interrupted but did not run before")
+            return
+        self.may_be_interrupted(one, plan)
+        self.state[row] = WAITING
+        self.stopped.add(row)
+        self.change(row, self.where.pop(row), 1)
+
+    def may_be_interrupted(self, one: Interrupt, plan: Plan) -> None:
+        jobs, policy, row = self.jobs, self.policy, one.row
+        if not jobs.preemptible[row]:
+            self.say(row, "is interrupted and is not preemptible")
+        if one.cause is Cause.MAINTENANCE:
+            if not any(self.closed(node) for node, _ in self.where[row]):
+                self.say(row, "is interrupted for maintenance where there is none")
+            return
+        if not policy.preemption:
+            self.say(row, "is interrupted without preemption")
+        if jobs.interruptions[row] >= policy.most_interruptions:
+            self.say(row, "is interrupted too often")
+        pause = policy.protected_s * (1 + jobs.interruptions[row] / policy.protected_growth)
+        if self.before.now_s < jobs.started_s[row] + pause - _SOON:
+            self.say(row, "is interrupted while it is protected")
+        starts = {other.row: other for other in plan.decisions if isinstance(other, Start)}
+        if one.for_row not in starts:
+            self.say(row, "is interrupted for nobody who starts")
+        elif one.cause is Cause.MOVED:
+            if row not in starts:
+                self.say(row, "is moved to nowhere")
+        elif one.cause is Cause.RECLAIMED:
+            self.is_owed(one.for_row, row, starts[one.for_row])
+        elif jobs.priority[row] > jobs.priority[one.for_row] and not self.waits_too_long(one.for_row):
+            self.say(row, "is interrupted for a lower class")
+
+    def waits_too_long(self, row: int) -> bool:
+        waited = self.jobs.waited_s[row] + self.before.now_s - self.jobs.waiting_since_s[row]
+        return bool(waited > self.policy.most_wait_s)
+
+    def is_owed(self, row: int, victim: int, start: Start) -> None:
+        """Whether what runs of the tenant leaves room for the job within its guarantee."""
+        tenant = int(self.jobs.tenant[row])
+        if tenant == self.jobs.tenant[victim]:
+            self.say(victim, "is reclaimed by its own tenant")
+        kind = self.kind_of(start.placement)
+        for key, most in self.before.tenants[tenant].guaranteed:
+            if key in (kind, None) and self.size(row) <= most:
+                return
+        self.say(victim, "is reclaimed for what is not guaranteed")
+
+    def start(self, one: Start) -> None:
+        row = one.row
+        if self.state[row] != WAITING or row in self.started:
+            self.say(row, "is started but does not wait")
+            return
+        gang = self.jobs.gang_of(row)
+        if sum(workers for _, workers in one.placement) != gang.num_workers or any(n < 1 for _, n in one.placement):
+            self.say(row, "is not started as a whole")
+        if len({node for node, _ in one.placement}) != len(one.placement):
+            self.say(row, "is on a node twice")
+        self.nodes_are_right(row, gang, one.placement)
+        self.within_limit(row, one.placement)
+        self.state[row] = RUNNING
+        self.started.add(row)
+        self.where[row] = one.placement
+        self.change(row, one.placement, -1)
+
+    def nodes_are_right(self, row: int, gang: Gang, placement: Placement) -> None:
+        of = self.before.cluster
+        for node, workers in placement:
+            if not of.usable[node]:
+                self.say(row, f"is started on node {node}, which is not usable")
+            if gang.gpus_per_worker and not of.has_gpus[node]:
+                self.say(row, f"is started on node {node}, which has no GPU")
+            if self.slots(gang, node, workers) > self.free[node] or workers * gang.cpus_per_worker > self.cpus[node]:
+                self.say(row, f"does not fit on node {node}")
+            self.ends_before_maintenance(row, node)
+        kinds = {of.types[of.kinds[node]] for node, _ in placement}
+        if len(kinds) > 1 or (gang.accelerator_type is not None and kinds != {gang.accelerator_type}):
+            self.say(row, f"is started on nodes of {kinds}")
+        if len(placement) > 1:
+            self.spans_whole_nodes(row, gang, placement)
+
+    def spans_whole_nodes(self, row: int, gang: Gang, placement: Placement) -> None:
+        of = self.before.cluster
+        kind = of.kinds[placement[0][0]]
+        for node in range(len(of.names)):
+            if of.usable[node] and of.kinds[node] == kind and self.fit_empty(gang, node) >= gang.num_workers:
+                self.say(row, f"spans nodes and would fit node {node}")
+                break
+        if sum(self.free[node] < of.sizes[node] for node, _ in placement) > 1:
+            self.say(row, "shares more than one of its nodes")
+        if sum(workers < min(self.fit_empty(gang, node), gang.num_workers) for node, workers in placement) > 1:
+            self.say(row, "leaves room on more than one of its nodes")
+
+    def fit_empty(self, gang: Gang, node: int) -> int:
+        """Workers that the node holds if it is empty, as far as its slots go."""
+        return int(self.before.cluster.sizes[node]) // (gang.gpus_per_worker or gang.cpus_per_worker)
+
+    def closed(self, node: int) -> bool:
+        now_s = self.before.now_s
+        return any(
+            one.start_s <= now_s < one.end_s for one in self.before.windows if one.nodes is None or node in one.nodes
+        )
+
+    def ends_before_maintenance(self, row: int, node: int) -> None:
+        """A job that can be interrupted needs its protected time only."""
+        if self.closed(node):
+            self.say(row, f"is started on node {node} during its maintenance")
+        left = self.jobs.remaining_s[row]
+        left = self.jobs.most_left_s[row] if math.isnan(left) else left
+        if self.policy.preemption and self.jobs.preemptible[row]:
+            left = min(left, self.policy.protected_s)
+        for one in self.before.windows:
+            mine = one.nodes is None or node in one.nodes
+            if mine and one.end_s > self.before.now_s and self.before.now_s + left > one.start_s + _SOON:
+                self.say(row, f"is not gone from node {node} when its maintenance begins")
+
+    def within_limit(self, row: int, placement: Placement) -> None:
+        tenant, kind = int(self.jobs.tenant[row]), self.kind_of(placement)
+        for key, most in self.before.tenants[tenant].limit if self.jobs.gang_of(row).gpus_per_worker else ():
+            if key in (kind, None) and self.held(tenant, key) + self.size(row) > most:
+                self.say(row, f"is started above its tenant's limit of {most}")
+
+    def held(self, tenant: int, key: str | None) -> float:
+        """GPUs of a tenant, of one type or of all."""
+        rows = [row for row in self.where if self.jobs.tenant[row] == tenant and self.jobs.gang_of(row).gpus_per_worker]
+        return sum(self.size(row) for row in rows if key is None or self.kind_of(self.where[row]) == key)
+
+    def kind_of(self, placement: Placement) -> str | None:
+        of = self.before.cluster
+        return of.types[of.kinds[placement[0][0]]]
+
+    def size(self, row: int) -> float:
+        return float(self.jobs.size[row])
+
+    def slots(self, gang: Gang, node: int, workers: int) -> int:
+        if gang.gpus_per_worker:
+            return workers * gang.gpus_per_worker
+        return 0 if self.before.cluster.has_gpus[node] else workers * gang.cpus_per_worker
+
+    def change(self, row: int, placement: Placement, sign: int) -> None:
+        gang = self.jobs.gang_of(row)
+        for node, workers in placement:
+            self.free[node] += sign * self.slots(gang, node, workers)
+            self.cpus[node] += sign * workers * gang.cpus_per_worker

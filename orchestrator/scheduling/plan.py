@@ -84,7 +84,7 @@ class _Pass:
             if self._start(row, ends_s[at] if ends_s else math.inf, preempt):
                 started.add(row)
                 continue
-            if not self._policy.backfill:
+            if not self._policy.backfill or self._nothing_left(row, preempt):
                 break
             self._reserve(row)
             if self._free.promises != promises:
@@ -97,6 +97,16 @@ class _Pass:
             if len(self._no_room) >= distinct:
                 break
         return started
+
+    def _nothing_left(self, row: int, preempt: bool) -> bool:
+        """Whether neither this job nor one that stands behind it can get anything: no slot is free, nobody yields."""
+        if self._free.total or self._may_need_no_slot:
+            return False
+        return not preempt or self._victims.nobody_yields_to(row)
+
+    @cached_property
+    def _may_need_no_slot(self) -> bool:
+        return any(not gang.gpus_per_worker for gang in self._jobs.gangs)
 
     def _keys(self, rows: Rows) -> tuple[list[int], list[float]]:
         """Keys and ends of jobs; no ends where nothing is promised to anybody.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from orchestrator.scheduling.policy import Order, Policy
 from orchestrator.scheduling.quota import entitled_rows
 from orchestrator.scheduling.snapshot import Snapshot
-from orchestrator.scheduling.table import NOBODY, Floats, Rows
+from orchestrator.scheduling.table import Floats, Rows
 
 _LEAST_S = 60.0  # nothing is expected to take less
 _STEP = 1e-6  # keeps the jobs of the lane in order
@@ -61,8 +61,8 @@ def shares(snapshot: Snapshot, policy: Policy) -> Floats:
     """[tenants]; use over share against the mean of those who have jobs, to the power of `share_exponent`."""
     over = snapshot.used_s / snapshot.weights
     jobs = snapshot.jobs
-    active = np.bincount(jobs.tenant[jobs.state != NOBODY], minlength=len(over)) > 0
-    total = float(over[active].sum())
+    active = np.bincount(jobs.tenant, jobs.state, len(over)) > 0  # State.NOBODY is 0
+    total = float(over @ active)
     if not total > 0:
         return np.ones(len(over))
     ratio = over * (int(active.sum()) / total)

@@ -64,6 +64,10 @@ class Victims:
     def may_go(self, row: int) -> bool:
         return bool(self._free_to_go[row])
 
+    def nobody_yields_to(self, row: int) -> bool:
+        """Whether no job would make room for this one, nor for any that stands behind it."""
+        return self._one_class and self._best <= self._policy.margin * float(self._standing.index[row])
+
     def slots_that_may_go(self) -> NDArray[np.intp]:
         """[nodes]; slots of jobs that may be interrupted now."""
         slots: NDArray[np.intp] = np.append(self._free_to_go, (False, False, False))[self._cluster.slots].sum(axis=1)
@@ -75,9 +79,9 @@ class Victims:
         Args:
             barred: [nodes]; where it may not go.
         """
-        value, threshold = self._values_for(row), self._policy.margin * float(self._standing.index[row])
-        if value is self._value and self._best <= threshold:
+        if self.nobody_yields_to(row):
             return None
+        value, threshold = self._values_for(row), self._policy.margin * float(self._standing.index[row])
         slots = self._cluster.slots
         fits = self._fitting(gang) if barred is None else self._fitting(gang) & ~barred
         open_slots = (np.concatenate([value, _NOBODYS_VALUE])[slots] > threshold) & fits[:, None]

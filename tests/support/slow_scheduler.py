@@ -1,0 +1,389 @@
+"""The scheduler a second time: slow, obvious, and written from the rules alone.
+
+Only for policies without preemption is this a whole plan. With it there is `rooms`: all that may be interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import chain, combinations
+
+from cluster.occupancy import Placement
+from cluster.resources import Gang
+from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Reservation, Start
+from orchestrator.scheduling.policy import Order, Policy
+from orchestrator.scheduling.snapshot import Snapshot
+from orchestrator.scheduling.table import NOBODY, RUNNING, WAITING
+from tests.support.scheduling import placement_in
+
+
+@dataclass
+class Machine:
+    """A node, and how it changes while a plan is made. until_s: from when on it is somebody else's."""
+
+    number: int
+    type: str | None
+    has_gpus: bool
+    usable: bool
+    size: int
+    free: int
+    cpus: int
+    until_s: float
+    holders: list[int]  # of each slot; the row of a job, -1 free, -3 foreign
+
+    @property
+    def idle(self) -> bool:
+        return self.free == self.size
+
+
+def machines_of(snapshot: Snapshot) -> list[Machine]:
+    of, found = snapshot.cluster, []
+    for node in range(len(of.names)):
+        holders = [one for one in of.slots[node].tolist() if one != -2]
+        until_s = math.inf
+        for window in snapshot.windows:
+            if window.end_s > snapshot.now_s and (window.nodes is None or node in window.nodes):
+                until_s = min(until_s, window.start_s if window.start_s > snapshot.now_s else -math.inf)
+        found.append(
+            Machine(
+                node,
+                of.types[of.kinds[node]],
+                bool(of.has_gpus[node]),
+                bool(of.usable[node]),
+                len(holders),
+                holders.count(-1),
+                int(of.cpus_free[node]),
+                until_s,
+                holders,
+            )
+        )
+    return found
+
+
+class Standings:
+    """Who goes first: the entitled, then by class, then by index, then by submission."""
+
+    def __init__(self, snapshot: Snapshot, policy: Policy) -> None:
+        self.snapshot, self.policy, self.jobs = snapshot, policy, snapshot.jobs
+        self.rows = [row for row, state in enumerate(self.jobs.state.tolist()) if state in (WAITING, RUNNING)]
+        self.waited = {row: self._waited(row) for row in self.rows}
+        self.index = {row: self._index(row) for row in self.rows}
+        self.level = {row: int(self.jobs.priority[row]) for row in self.rows}
+        self.lane = self._lane() if policy.lane_share > 0 else []
+        highest = max(self.level.values(), default=0)
+        for place, row in enumerate(self.lane):
+            self.index[row] = min(self.index[row], policy.lane_expected_s) * (1 + 1e-6 * place)
+            if self.waited[row] > policy.most_wait_s:
+                self.level[row] = highest + 1
+        self.entitled = self._entitled()
+
+    def order(self, rows: list[int]) -> list[int]:
+        return sorted(rows, key=lambda row: (row not in self.entitled, *self._key(row)))
+
+    def _key(self, row: int) -> tuple[float, float, float]:
+        return -self.level[row], self.index[row], float(self.jobs.submitted_s[row])
+
+    def _waited(self, row: int) -> float:
+        now = self.snapshot.now_s - self.jobs.waiting_since_s[row] if self.jobs.state[row] == WAITING else 0.0
+        return float(self.jobs.waited_s[row] + now)
+
+    def _index(self, row: int) -> float:
+        jobs, policy = self.jobs, self.policy
+        over = {number: self.snapshot.used_s[number] / one.weight for number, one in enumerate(self.snapshot.tenants)}
+        tenant, size = int(jobs.tenant[row]), float(jobs.size[row])
+        if policy.order is Order.SHARE:
+            return float(over[tenant])
+        if policy.order is Order.ATTAINED:
+            running = self.snapshot.now_s - jobs.started_s[row] if jobs.state[row] == RUNNING else 0.0
+            return float((jobs.attained_s[row] + running) * size >= policy.attained_level_s)
+        if policy.order is Order.SUBMITTED:
+            return 0.0
+        expected = float(jobs.remaining_s[row])
+        if math.isnan(expected):
+            expected = min(float(jobs.most_left_s[row]), policy.untold_s)
+        return max(expected, 60.0) * self._share(over, tenant) / size**policy.size_exponent
+
+    def _share(self, over: dict[int, float], tenant: int) -> float:
+        """Use over weight, against the mean of the tenants who have jobs."""
+        jobs = self.jobs
+        active = {int(jobs.tenant[row]) for row in range(jobs.rows) if jobs.state[row] != NOBODY}
+        total = sum(over[one] for one in active)
+        if total == 0:
+            return 1.0
+        bound = self.policy.share_bound
+        ratio = min(max(over[tenant] / (total / len(active)), 1 / bound), bound)
+        return float(ratio**self.policy.share_exponent)
+
+    def _lane(self) -> list[int]:
+        """Those who have waited longest, as long as the lane is not full before them."""
+
+        def counts(row: int) -> float:
+            return self.waited[row] * (self.policy.lane_stay if self.jobs.state[row] == RUNNING else 1.0)
+
+        long = [row for row in self.rows if self.waited[row] > self.policy.lane_after_s]
+        lane: list[int] = []
+        taken = 0.0
+        for row in sorted(long, key=lambda row: (-counts(row), float(self.jobs.submitted_s[row]))):
+            if taken >= self.policy.lane_share * sum(self.snapshot.cluster.sizes.tolist()):
+                break
+            lane.append(row)
+            taken += float(self.jobs.size[row])
+        return lane
+
+    def _entitled(self) -> set[int]:
+        """What runs first, then what waits, each by standing, as long as the guarantee lasts."""
+        entitled: set[int] = set()
+        cluster = self.snapshot.cluster
+        for tenant, one in enumerate(self.snapshot.tenants):
+            left = dict(one.guaranteed)
+            mine = [row for row in self.rows if self.jobs.tenant[row] == tenant]
+            for row in sorted(mine, key=lambda row: (self.jobs.state[row] != RUNNING, *self._key(row))):
+                gang, size = self.jobs.gang_of(row), float(self.jobs.size[row])
+                if not gang.gpus_per_worker:
+                    continue
+                types = [gang.accelerator_type] if gang.accelerator_type else list(cluster.types)
+                if self.jobs.state[row] == RUNNING:
+                    types = [cluster.types[cluster.kinds[placement_in(self.snapshot, row)[0][0]]]]
+                keys = [key for key in [*[one for one in types if one], None] if left.get(key, 0) >= size]
+                if keys:
+                    left[keys[0]] -= int(size)
+                    entitled.add(row)
+        return entitled
+
+
+def place(machines: list[Machine], gang: Gang, ends_s: float = math.inf) -> Placement | None:
+    """Where a gang goes: best fit on one node, or whole nodes where it is larger than any."""
+    if not gang.gpus_per_worker:
+        return _place_by_cpus(machines, gang, ends_s)
+    wanted = [one for one in machines if one.usable and one.has_gpus and gang.accelerator_type in (None, one.type)]
+    open_ones = [one for one in wanted if one.until_s >= ends_s]
+    best = _best(open_ones, gang, gang.num_workers)
+    if best is not None:
+        return ((best.number, gang.num_workers),)
+    types = list(dict.fromkeys(one.type for one in machines))
+    soonest = {kind: min(one.until_s for one in open_ones if one.type == kind) for kind in {o.type for o in open_ones}}
+    for kind in sorted(soonest, key=lambda kind: (soonest[kind], types.index(kind))):
+        if all(one.size // gang.gpus_per_worker < gang.num_workers for one in wanted if one.type == kind):
+            placement = _whole(sorted_whole([one for one in open_ones if one.type == kind]), gang)
+            if placement is not None:
+                return placement
+    return None
+
+
+def sorted_whole(machines: list[Machine]) -> list[Machine]:
+    return sorted(machines, key=lambda one: (-one.size, one.until_s, one.number))
+
+
+def _best(machines: list[Machine], gang: Gang, workers: int) -> Machine | None:
+    """The least free slots that suffice; of equals one in use, then the lowest."""
+    slots, cpus = workers * gang.gpus_per_worker, workers * gang.cpus_per_worker
+    fits = [one for one in machines if one.free >= slots and one.cpus >= cpus]
+    return min(fits, key=lambda one: (one.free, one.idle, one.number), default=None)
+
+
+def _whole(machines: list[Machine], gang: Gang) -> Placement | None:
+    chosen: list[tuple[int, int]] = []
+    left = gang.num_workers
+    for one in machines:
+        each = min(one.size // gang.gpus_per_worker, one.cpus // gang.cpus_per_worker)
+        if one.idle and each > left:
+            break
+        if one.idle and each:
+            chosen.append((one.number, each))
+            left -= each
+        if not left:
+            return tuple(chosen)
+    last = _best([one for one in machines if one.number not in dict(chosen)], gang, left)
+    return (*chosen, (last.number, left)) if chosen and last is not None else None
+
+
+def _place_by_cpus(machines: list[Machine], gang: Gang, ends_s: float) -> Placement | None:
+    need = gang.num_workers * gang.cpus_per_worker
+    open_ones = [
+        one for one in machines if one.usable and one.until_s >= ends_s and gang.accelerator_type in (None, one.type)
+    ]
+    fits = [one for one in open_ones if one.cpus >= need and (one.has_gpus or one.free >= need)]
+    if fits:
+        return ((min(fits, key=lambda one: (one.has_gpus, one.cpus, one.number)).number, gang.num_workers),)
+    chosen: list[tuple[int, int]] = []
+    left = gang.num_workers
+    for one in sorted(open_ones, key=lambda one: (-one.size, one.number)):
+        workers = min(one.cpus // gang.cpus_per_worker, left)
+        if not one.has_gpus and one.idle and workers:
+            chosen.append((one.number, workers))
+            left -= workers
+        if not left:
+            return tuple(chosen)
+    return None
+
+
+def slow_plan(snapshot: Snapshot, policy: Policy) -> Plan:
+    """One pass over the queue, for a policy without preemption."""
+    return _SlowPass(snapshot, policy).run()
+
+
+class _SlowPass:
+    def __init__(self, snapshot: Snapshot, policy: Policy) -> None:
+        self.snapshot, self.policy, self.jobs = snapshot, policy, snapshot.jobs
+        self.machines = machines_of(snapshot)
+        self.standings = Standings(snapshot, policy)
+        self.running = [row for row in self.standings.rows if self.jobs.state[row] == RUNNING]
+        self.where = {row: placement_in(snapshot, row) for row in self.running}
+        self.decisions: list[Interrupt | Start] = []
+        self.reservation: Reservation | None = None
+
+    def run(self) -> Plan:
+        stopped = [row for row in self.running if self.jobs.preemptible[row] and self.is_on_closed(row)]
+        for row in stopped:
+            self.stop(row)
+        waiting = [row for row in self.standings.rows if self.jobs.state[row] == WAITING]
+        self.go_through(waiting)
+        if stopped:
+            self.go_through([row for row in waiting if row not in self.where] + stopped)
+        return Plan(tuple(self.decisions), self.reservation)
+
+    def is_on_closed(self, row: int) -> bool:
+        return any(self.machines[node].until_s == -math.inf for node, _ in self.where[row])
+
+    def stop(self, row: int) -> None:
+        for one in self.machines:
+            held = one.holders.count(row)
+            one.holders = [-1 if holder == row else holder for holder in one.holders]
+            one.free += held
+        for node, workers in self.where.pop(row):
+            self.machines[node].cpus += workers * self.jobs.gang_of(row).cpus_per_worker
+        self.decisions.append(Interrupt(row, Cause.MAINTENANCE, None))
+
+    def go_through(self, rows: list[int]) -> None:
+        for row in self.standings.order(rows):
+            placement = self.placement_for(row)
+            if placement is not None:
+                self.start(row, placement)
+            elif not self.policy.backfill:
+                return
+            elif self.reservation is None and any(one.usable and one.free for one in self.machines):
+                self.reserve(row)
+
+    def placement_for(self, row: int) -> Placement | None:
+        for gang in self.forms(row):
+            placement = place(self.machines, gang, self.end_of(row))
+            if placement is not None:
+                return placement
+        return None
+
+    def end_of(self, row: int) -> float:
+        left = float(self.jobs.remaining_s[row])
+        return self.snapshot.now_s + (float(self.jobs.most_left_s[row]) if math.isnan(left) else left)
+
+    def forms(self, row: int) -> list[Gang]:
+        """The gang, bound to the types that its tenant's limit leaves where it does not leave all."""
+        gang = self.jobs.gang_of(row)
+        types = [gang.accelerator_type] if gang.accelerator_type else list(self.snapshot.cluster.types)
+        allowed = [kind for kind in types if self.within_limit(row, kind)]
+        if len(allowed) == len(types) or not gang.gpus_per_worker:
+            return [gang]
+        return [Gang(gang.num_workers, gang.cpus_per_worker, gang.gpus_per_worker, kind) for kind in allowed if kind]
+
+    def within_limit(self, row: int, kind: str | None) -> bool:
+        tenant = int(self.jobs.tenant[row])
+        for key, most in self.snapshot.tenants[tenant].limit:
+            held = sum(
+                float(self.jobs.size[other])
+                for other, placement in self.where.items()
+                if self.jobs.tenant[other] == tenant
+                and self.jobs.gang_of(other).gpus_per_worker
+                and key in (None, self.machines[placement[0][0]].type)
+            )
+            if key in (None, kind) and held + float(self.jobs.size[row]) > most:
+                return False
+        return True
+
+    def start(self, row: int, placement: Placement) -> None:
+        gang = self.jobs.gang_of(row)
+        for node, workers in placement:
+            one = self.machines[node]
+            slots = workers * (gang.gpus_per_worker or (0 if one.has_gpus else gang.cpus_per_worker))
+            for _ in range(slots):
+                one.holders[one.holders.index(-1)] = row
+            one.free -= slots
+            one.cpus -= workers * gang.cpus_per_worker
+        self.where[row] = placement
+        self.decisions.append(Start(row, placement))
+
+    def reserve(self, row: int) -> None:
+        """The earliest nodes; of equals those with the fewest slots whose end nobody knows, then the lowest."""
+        gang = self.jobs.gang_of(row)
+        each = gang.gpus_per_worker or gang.cpus_per_worker
+        fit = [
+            one
+            for one in self.machines
+            if one.usable
+            and one.has_gpus == (gang.gpus_per_worker > 0)
+            and gang.accelerator_type in (None, one.type)
+            and one.size >= each
+        ]
+        need = gang.num_workers * each
+        large = [one for one in fit if one.size >= need]
+        if large:
+            best = min(large, key=lambda one: (*self.free_at(one, need), one.number))
+            self.promise(row, [best], self.free_at(best, need)[0])
+            return
+        types = list(self.snapshot.cluster.types)
+        found = []
+        for kind in {one.type for one in fit}:
+            mine = sorted((o for o in fit if o.type == kind), key=lambda o: (*self.free_at(o, o.size), o.number))
+            chosen: list[Machine] = []
+            while mine and sum(one.size // each for one in chosen) < gang.num_workers:
+                chosen.append(mine.pop(0))
+            if sum(one.size // each for one in chosen) >= gang.num_workers:
+                found.append((max(self.free_at(one, one.size)[0] for one in chosen), types.index(kind), chosen))
+        if found:
+            at_s, _, chosen = min(found, key=lambda one: one[:2])
+            self.promise(row, chosen, at_s)
+
+    def free_at(self, one: Machine, slots: int) -> tuple[float, int]:
+        """When so many slots of a node are free, and for how many of them nobody knows."""
+        ends = [-math.inf if row == -1 else math.inf if row < 0 else self.end_of(row) for row in one.holders]
+        known = sorted(max(end, self.snapshot.now_s) if end == -math.inf else end for end in ends if end < math.inf)
+        return (known[slots - 1], 0) if len(known) >= slots else (math.inf, slots - len(known))
+
+    def promise(self, row: int, chosen: list[Machine], at_s: float) -> None:
+        at_s = max(at_s, self.snapshot.now_s) if at_s < math.inf else self.snapshot.now_s
+        self.reservation = Reservation(row, tuple(one.number for one in chosen), at_s)
+        for one in chosen:
+            one.until_s = min(one.until_s, at_s)
+
+
+def may_be_victim(snapshot: Snapshot, policy: Policy, standings: Standings, victim: int, row: int) -> bool:
+    """Whether the rules allow that a running job is interrupted for one that waits."""
+    jobs, size = snapshot.jobs, float(snapshot.jobs.size[victim])
+    pause = policy.protected_s * (1 + jobs.interruptions[victim] / policy.protected_growth)
+    if not jobs.preemptible[victim] or jobs.interruptions[victim] >= policy.most_interruptions:
+        return False
+    if snapshot.now_s < jobs.started_s[victim] + pause:
+        return False
+    if jobs.tenant[victim] != jobs.tenant[row]:
+        if victim in standings.entitled:
+            return False
+        if row in standings.entitled:
+            return True
+    if standings.level[victim] != standings.level[row]:
+        return standings.level[victim] < standings.level[row]
+    cost = policy.cost_margin * float(jobs.interruption_cost_s[victim]) / size**policy.size_exponent
+    return standings.index[victim] - cost > policy.margin * standings.index[row]
+
+
+def rooms(snapshot: Snapshot, policy: Policy, row: int) -> dict[int, list[frozenset[int]]]:
+    """For each node all sets of jobs whose interruption lets a gang fit there; nodes without any are left out."""
+    standings, gang, size = Standings(snapshot, policy), snapshot.jobs.gang_of(row), int(snapshot.jobs.size[row])
+    found: dict[int, list[frozenset[int]]] = {}
+    for one in machines_of(snapshot):
+        if not (one.usable and one.has_gpus and gang.accelerator_type in (None, one.type)):
+            continue
+        on_it = sorted({holder for holder in one.holders if holder >= 0})
+        victims = [victim for victim in on_it if may_be_victim(snapshot, policy, standings, victim, row)]
+        for chosen in chain.from_iterable(combinations(victims, number) for number in range(len(victims) + 1)):
+            if one.free + sum(one.holders.count(victim) for victim in chosen) >= size:
+                found.setdefault(one.number, []).append(frozenset(chosen))
+    return found

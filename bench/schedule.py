@@ -3,14 +3,15 @@
     python bench/schedule.py [--queued 1000 3000 10000 30000 100000] [--nodes 100 300 1000] [--rounds 5]
                              [--plot FILE.svg] [--smoke]
 
-`steady`: a full cluster at rest, of whose jobs 1 % have just ended. `cold`: an empty cluster. `unsettled`: a full cluster
-whose queue has never been looked at. Lines for people go to stderr, one JSON object for each size and case to stdout, the
-summary last.
+`steady`: a full cluster at rest, of whose jobs 1 % have just ended. `cold`: an empty cluster. `unsettled`: a full
+cluster whose queue has never been looked at. Lines for people go to stderr, one JSON object for each size and case to
+stdout, the summary last.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -39,7 +40,7 @@ Job = dict[str, Any]  # by the names of ROW
 Rows = list[tuple[Any, ...]]
 
 GPUS_PER_NODE = 8
-GANGS = {1: 80, 2: 7, 4: 5, 8: 5, 16: 1.5, 32: 1, 64: 0.5}  # GPUs of a gang -> how many of a hundred have so many
+GANGS = {1: 90, 2: 4, 4: 3, 8: 2, 16: 0.6, 32: 0.3, 64: 0.1}  # GPUs of a gang -> how many of a hundred have so many
 PRIORITIES = {0: 80, 5: 15, -5: 5}
 TENANTS = tuple(Tenant(f"tenant-{number}", weight=1.0 + number % 4) for number in range(20))
 USED_S = {tenant.name: 1e5 * (1 + number) for number, tenant in enumerate(TENANTS)}
@@ -60,12 +61,7 @@ def main() -> None:
     for nodes in options.nodes:
         for queued in options.queued:
             for result in Bench(queued, nodes).results(options.rounds):
-                total, parts = result["total_ms"], (result["rows_ms"]["median"], result["plan_ms"]["median"])
-                say(
-                    f"{queued:,} queued on {nodes:,} nodes, {result['case']}: {total['median']:.1f} ms"
-                    f" ({parts[0]:.1f} rows, {parts[1]:.1f} plan; worst {total['worst']:.1f}),"
-                    f" {result['decisions']:,} decisions"
-                )
+                say(", ".join(f"{name} {value}" for name, value in result.items()))
                 emit(result)
                 results.append(result)
     if options.plot:
@@ -111,7 +107,10 @@ class Bench:
         for case in CASES:
             jobs = {"cold": self.queue, "unsettled": self.unsettled, "steady": self.settled}[case]()
             each = [self.some_ended(jobs) if case == "steady" else jobs for _ in range(rounds)]
+            gc.collect()
+            gc.freeze()  # what this script holds on to would be gone through with the rows
             passes = [self.timed(rows_of(some)) for some in (each[0], *each)][1:]  # the first is not counted
+            gc.unfreeze()
             yield {
                 "result": "pass",
                 "case": case,
@@ -152,30 +151,26 @@ class Bench:
         return self.queue() + self.full()
 
     def settled(self) -> list[Job]:
-        """A full cluster whose queue has been looked at until there is nothing left to do, with the same number waiting.
+        """A full cluster whose queue has been looked at until there was nothing left to do.
 
-        The best of a longer queue are put on an empty cluster, run for a while, and the rest is gone over again.
+        The best of a longer queue are put on it, run for a while, and the rest is gone over again. Of those that wait
+        then, as many are kept as are wanted.
         """
         more = self.queue() + [waiting_job(self.queued + at, self.random) for at in range(GPUS_PER_NODE * self.nodes)]
-        begun = [
-            running(job, job["placement"], self.random) if job["state"] == RUNNING else job
-            for job in self.at_rest(more)
-        ]
+        begun = [running(job, job["placement"], self.random) if job["placement"] else job for job in self.at_rest(more)]
         jobs = self.at_rest(begun)
         surplus = sum(job["state"] == WAITING for job in jobs) - self.queued
-        left_out = set(self.random.sample([at for at, job in enumerate(jobs) if job["state"] == WAITING], surplus))
-        return [job for at, job in enumerate(jobs) if at not in left_out]
+        return self.without(jobs, WAITING, surplus)
 
-    def at_rest(self, jobs: Sequence[Job]) -> list[Job]:
+    def at_rest(self, before: Sequence[Job]) -> list[Job]:
         """The same jobs, after plans have been made and carried out until one decides nothing."""
-        snapshot = self.snapshot(rows_of(jobs))
+        jobs = [dict(job) for job in before]
         left_s = np.array([job["left_s"] for job in jobs])
-        world = World.of(snapshot, DEFAULT, left_s, Measuring(), nothing)
-        jobs = [dict(job) for job in jobs]
+        world = World.of(self.snapshot(rows_of(jobs)), DEFAULT, left_s, Measuring(), nothing)
         for _ in range(MOST_PASSES):
             made = world.decide()
             if not made.decisions:
-                return list(jobs)
+                return jobs
             self.carry_out(made, jobs)
         raise SystemExit(f"{self.queued:,} queued on {self.nodes:,} nodes do not come to rest")
 
@@ -186,13 +181,18 @@ class Bench:
                 named = tuple((self.inventory.nodes[node].node_id, workers) for node, workers in decision.placement)
                 job |= {"state": RUNNING, "started_s": NOW_S, "placement": named}
             else:
-                job |= {"state": WAITING, "placement": None, "waiting_since_s": NOW_S, "attained_s": 3600.0}
+                job |= {"state": WAITING, "placement": None, "waiting_since_s": NOW_S}
+                job["attained_s"] += NOW_S - job["started_s"]
                 job["interruptions"] += 1
 
     def some_ended(self, jobs: Sequence[Job]) -> list[Job]:
-        running_jobs = [at for at, job in enumerate(jobs) if job["state"] == RUNNING]
-        ended = set(self.random.sample(running_jobs, max(1, round(ENDED_SHARE * len(running_jobs)))))
-        return [job for at, job in enumerate(jobs) if at not in ended]
+        count = sum(job["state"] == RUNNING for job in jobs)
+        return self.without(jobs, RUNNING, max(1, round(ENDED_SHARE * count)))
+
+    def without(self, jobs: Sequence[Job], state: int, count: int) -> list[Job]:
+        """Without so many of those in a state, drawn by lot."""
+        gone = set(self.random.sample([at for at, job in enumerate(jobs) if job["state"] == state], count))
+        return [job for at, job in enumerate(jobs) if at not in gone]
 
 
 def waiting_job(number: int, seeded: random.Random) -> Job:
@@ -225,8 +225,8 @@ def waiting_job(number: int, seeded: random.Random) -> Job:
 
 
 def running(job: Job, placement: Any, seeded: random.Random) -> Job:
-    """The job as it is after it has run for between a minute and a day; what it measures by then, it knows."""
-    ran_s = 60.0 + seeded.random() * DAY_S
+    """The job after it has run for between ten minutes and a day. It knows by then what it measures."""
+    ran_s = 600.0 + seeded.random() * DAY_S
     started = {"state": RUNNING, "started_s": NOW_S - ran_s, "placement": placement, "waiting_since_s": NOW_S - ran_s}
     return {**job, **started, "submitted_s": NOW_S - ran_s - DAY_S, "remaining_s": job["left_s"]}
 

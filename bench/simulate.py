@@ -3,15 +3,14 @@
     python bench/simulate.py TRACE [--nodes 64 48] [--gpus-per-node 8] [--runs 3] [--policies default easy las fair]
                              [--variants window forecast ...] [--forecasts 150] [--processes N] [--smoke]
 
-Each run moves every submission by up to 10 s, since ties decide a lot. Lines for people go to stderr, one JSON object for
-each cluster and variant to stdout, the summary last.
+Each run moves every submission by up to 10 s, since ties decide a lot. Lines for people go to stderr, one JSON object
+for each cluster and variant to stdout, the summary last.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import math
 import os
 import platform
 import statistics
@@ -28,7 +27,7 @@ from orchestrator.scheduling.forecast import Expected, expected_starts
 from orchestrator.scheduling.policy import POLICIES
 from orchestrator.scheduling.world import World
 from orchestrator.simulate.engine import simulate
-from orchestrator.simulate.figures import BIG_GANG, Figures, figures
+from orchestrator.simulate.figures import Figures, figures
 from orchestrator.simulate.trace import read_trace
 from orchestrator.simulate.values import Setup, Simulated, TraceJob
 
@@ -36,13 +35,14 @@ Answer = dict[str, Any]
 
 VARIANTS = ("window", "preemption_300s", "times_wrong_50", "gangs_x4", "policy", "forecast")
 CHANGES: Mapping[str, Answer] = {"preemption_300s": {"preemption_cost_s": 300.0}, "times_wrong_50": {"noise": 0.5}}
-LARGER = 4
+LARGER, GPUS_PER_NODE = 4, 8
 HOUR_S = 3600.0
+BIG = "slowdown_of_big_gangs"  # of 8 GPUs and more
 # name -> (the simulator's own name, in how many of its units, what is made of several runs)
 FIGURES = {
     "mean_jct_h": ("mean_jct_s", HOUR_S, statistics.mean),
     "p99_jct_h": ("p99_jct_s", HOUR_S, statistics.mean),
-    "slowdown_of_big_gangs": ("slowdown_of_big_gangs", 1.0, statistics.mean),
+    BIG: ("slowdown_of_big_gangs", 1.0, statistics.mean),
     "lost_gpu_share": ("lost_gpu_share", 1.0, statistics.mean),
     "utilisation": ("utilisation", 1.0, statistics.mean),
     "jain": ("jain", 1.0, min),
@@ -51,7 +51,7 @@ FIGURES = {
     "most_preemptions_of_a_job": ("most_preemptions_of_a_job", 1.0, max),
     "wall_s": ("wall_s", 1.0, statistics.mean),
 }
-_TARGET_NAMES = ("mean_jct_h", "p99_jct_h", "jain", "longest_wait_h", "slowdown_of_big_gangs", "lost_gpu_share")
+_TARGET_NAMES = ("mean_jct_h", "p99_jct_h", "jain", "longest_wait_h", BIG, "lost_gpu_share")
 # For the window by nodes of 8 GPUs: at most these, but at least this Jain's index.
 TARGETS: Mapping[int, Mapping[str, float]] = {
     64: dict(zip(_TARGET_NAMES, (2.35, 42.0, 0.98, 30.0, 1.1, 0.003), strict=True)),
@@ -83,22 +83,21 @@ class Line:
 def main() -> None:
     from train import emit, say
 
-    options = arguments()
-    jobs, load = trace(options.trace, options.jobs), os.getloadavg()[0]
-    results = list[Answer]()
+    options, results = arguments(), list[Answer]()
+    load = os.getloadavg()[0]
     with ProcessPoolExecutor(options.processes, initializer=begin, initargs=(options.trace, options.jobs)) as pool:
         for result in measured(pool, options):
             say(", ".join(f"{name} {value}" for name, value in result.items() if name != "target"))
             emit(result)
             results.append(result)
-    emit(summary(results, options, jobs) | {"load_average_at_start": load})
+    emit(summary(results, options) | {"load_average_at_start": load})
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", metavar="TRACE", help="CSV file as `fleetune simulate` reads it")
     parser.add_argument("--nodes", type=int, nargs="+", default=[64, 48])
-    parser.add_argument("--gpus-per-node", type=int, default=8)
+    parser.add_argument("--gpus-per-node", type=int, default=GPUS_PER_NODE)
     parser.add_argument("--runs", type=int, default=3, help="of each variant, jittered; policies are run once")
     parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=["default", "easy", "las", "fair"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
@@ -106,44 +105,39 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="runs at a time")
     parser.add_argument("--smoke", action="store_true", help=f"one run of {SMOKE_JOBS} jobs on {SMOKE_NODES} nodes")
     options = parser.parse_args()
-    options.jobs = SMOKE_JOBS if options.smoke else None
     if options.smoke:
         options.nodes, options.runs, options.forecasts = [SMOKE_NODES], 1, 10
     try:
-        read_trace(options.trace, min(options.nodes) * options.gpus_per_node)
+        options.jobs = len(read_trace(options.trace, min(options.nodes) * options.gpus_per_node))
     except InputError as error:
         parser.error(str(error))
+    options.jobs = min(options.jobs, SMOKE_JOBS) if options.smoke else options.jobs
     return options
-
-
-def trace(path: str, first: int | None) -> tuple[TraceJob, ...]:
-    return read_trace(path, None)[:first]
 
 
 _JOBS: tuple[TraceJob, ...] = ()  # of a process of the pool
 
 
-def begin(path: str, first: int | None) -> None:
+def begin(path: str, count: int) -> None:
     global _JOBS
-    _JOBS = trace(path, first)
+    _JOBS = read_trace(path, None)[:count]
 
 
 def measured(pool: ProcessPoolExecutor, options: argparse.Namespace) -> Iterator[Answer]:
     """The results in their order. Runs are independent, and each is made once, whoever needs it."""
     lines = [line for nodes in options.nodes for line in lines_of(nodes, options)]
     runs = {case: pool.submit(run, case) for line in lines for case in (*line.cases, *line.easy)}
-    asked = [(nodes, options.gpus_per_node, options.forecasts) for nodes in options.nodes]
-    forecasts = [pool.submit(forecast, *one) for one in asked if "forecast" in options.variants]
+    asked = [Setup(nodes, options.gpus_per_node, jitter=1) for nodes in options.nodes if "forecast" in options.variants]
+    forecasts = [pool.submit(forecast, setup, options.forecasts) for setup in asked]
     for line in lines:
         yield answer(line, runs) | {"processes": options.processes}
-    for one in forecasts:
-        yield one.result()
+    yield from (one.result() for one in forecasts)
 
 
 def lines_of(nodes: int, options: argparse.Namespace) -> Iterator[Line]:
     def cases(larger: int = 1, **changes: Any) -> tuple[Case, ...]:
-        setup = replace(Setup(nodes, options.gpus_per_node), **changes)
-        return tuple(Case(replace(setup, jitter=number + 1), larger) for number in range(options.runs))
+        setups = (Setup(nodes, options.gpus_per_node, jitter=at + 1, **changes) for at in range(options.runs))
+        return tuple(Case(setup, larger) for setup in setups)
 
     for variant in options.variants:
         if variant == "policy":
@@ -171,9 +165,9 @@ def answer(line: Line, runs: Mapping[Case, Future[Figures]]) -> Answer:
     facts |= {"runs": len(line.cases)} | found
     if line.easy:
         under_easy = together([runs[case].result() for case in line.easy])
-        facts["easy"] = {name: under_easy[name] for name in ("mean_jct_h", "slowdown_of_big_gangs", "utilisation")}
-        facts["met"] = no_worse(found, under_easy)
-    if line.variant == "window" and setup.gpus_per_node == BIG_GANG and setup.nodes in TARGETS:
+        facts["easy"] = {name: under_easy[name] for name in ("mean_jct_h", BIG, "utilisation")}
+        facts["met"] = against({BIG: under_easy[BIG]}, found)[BIG]["met"]
+    if line.variant == "window" and setup.gpus_per_node == GPUS_PER_NODE and setup.nodes in TARGETS:
         facts["target"] = against(TARGETS[setup.nodes], found)
     return facts
 
@@ -187,16 +181,14 @@ def together(runs: Sequence[Figures]) -> Answer:
     return found
 
 
-def no_worse(found: Answer, under_easy: Answer) -> bool:
-    ours, theirs = found["slowdown_of_big_gangs"], under_easy["slowdown_of_big_gangs"]
-    return ours is None or bool(ours <= theirs)
-
-
 def against(targets: Mapping[str, float], found: Answer) -> Answer:
-    return {
-        name: {"target": target, "met": found[name] >= target if name == "jain" else found[name] <= target}
-        for name, target in targets.items()
-    }
+    return {name: {"target": target, "met": met(name, found[name], target)} for name, target in targets.items()}
+
+
+def met(name: str, value: float | None, target: float | None) -> bool | None:
+    if value is None or target is None:
+        return None
+    return value >= target if name == "jain" else value <= target
 
 
 @dataclass(frozen=True)
@@ -206,6 +198,9 @@ class Said:
     expected: Expected
     as_before_s: float  # how long the last jobs that had to wait did so
     took_s: float
+
+    def holds(self, wait_s: float) -> bool:
+        return self.expected.earliest_s <= wait_s <= self.expected.latest_s
 
 
 class Past:
@@ -233,13 +228,9 @@ class Past:
         return float(last.mean()) if len(last) else 0.0
 
 
-def forecast(nodes: int, gpus_per_node: int, about: int) -> Answer:
-    return forecasts_of(_JOBS, Setup(nodes, gpus_per_node, jitter=1), about)
-
-
-def forecasts_of(jobs: Sequence[TraceJob], setup: Setup, about: int) -> Answer:
+def forecast(setup: Setup, about: int, jobs: Sequence[TraceJob] = ()) -> Answer:
     """Run the trace, then run it again and ask for every k-th job that has to wait; both must come to the same."""
-    waited: dict[int, float] = {}  # job -> arrival
+    jobs, waited = jobs or _JOBS, dict[int, float]()  # the latter: arrivals by job
     before = simulate(jobs, setup, on_wait=lambda world, _, job: waited.update({job: world.now_s}))
     past, said = Past(before, waited), dict[int, Said]()
     every = max(1, round(len(waited) / about))
@@ -264,44 +255,44 @@ def forecast_now(world: World, row: int, past: Past) -> Said:
 def errors(said: Mapping[int, Said], waits_s: Mapping[int, float]) -> Answer:
     """Of the forecasts that name a start, beside those of the waits before; minutes."""
     told = {job: one for job, one in said.items() if one.expected.start_s is not None}
-    off = [((one.expected.start_s or 0.0) - waits_s[job]) / 60 for job, one in told.items()]
+    off = [(one.expected.start_s - waits_s[job]) / 60 for job, one in told.items()]
     before = [abs(one.as_before_s - waits_s[job]) / 60 for job, one in told.items()]
     closed = [job for job, one in told.items() if one.expected.latest_s is not None]
     return {
         "made": len(said),
         "none": len(said) - len(told),
-        "mean_wait_min": middle(statistics.mean, [waits_s[job] / 60 for job in told]),
-        "mean_error_min": middle(statistics.mean, [abs(one) for one in off]),
-        "median_error_min": middle(statistics.median, [abs(one) for one in off]),
-        "mean_too_late_min": middle(statistics.mean, off),  # below 0: starts are said to come sooner than they do
-        "within_share": middle(statistics.mean, [within(said[job].expected, waits_s[job]) for job in closed]),
+        "mean_wait_min": made_of(statistics.mean, [waits_s[job] / 60 for job in told]),
+        "mean_error_min": made_of(statistics.mean, [abs(one) for one in off]),
+        "median_error_min": made_of(statistics.median, [abs(one) for one in off]),
+        "mean_too_late_min": made_of(statistics.mean, off),  # below 0: starts are said to come sooner than they do
+        "within_share": made_of(statistics.mean, [said[job].holds(waits_s[job]) for job in closed]),
         "without_latest": len(told) - len(closed),
-        "as_before_mean_error_min": middle(statistics.mean, before),
-        "as_before_median_error_min": middle(statistics.median, before),
-        "took_s": middle(statistics.median, [one.took_s for one in said.values()]),
-        "took_s_max": middle(max, [one.took_s for one in said.values()]),
+        "as_before_mean_error_min": made_of(statistics.mean, before),
+        "as_before_median_error_min": made_of(statistics.median, before),
+        "took_s": made_of(statistics.median, [one.took_s for one in said.values()]),
+        "took_s_max": made_of(max, [one.took_s for one in said.values()]),
     }
 
 
-def within(expected: Expected, wait_s: float) -> bool:
-    return (expected.earliest_s or 0.0) <= wait_s <= (math.inf if expected.latest_s is None else expected.latest_s)
-
-
-def middle(of: Any, values: Sequence[float]) -> float | None:
+def made_of(of: Any, values: Sequence[float]) -> float | None:
     return round(float(of(values)), 4) if values else None
 
 
-def summary(results: Sequence[Answer], options: argparse.Namespace, jobs: Sequence[TraceJob]) -> Answer:
+def summary(results: Sequence[Answer], options: argparse.Namespace) -> Answer:
     return {
         "result": "summary",
-        "targets_met": {str(one["nodes"]): met(one["target"]) for one in results if "target" in one},
-        "larger_gangs_no_worse_than_easy": {str(one["nodes"]): one["met"] for one in results if "easy" in one},
+        "targets_missed": {
+            one["nodes"]: [name for name, target in one["target"].items() if not target["met"]]
+            for one in results
+            if "target" in one
+        },
+        "larger_gangs_no_worse_than_easy": {one["nodes"]: one["met"] for one in results if "easy" in one},
         "forecast_mean_error_min": {
-            str(one["nodes"]): {"said": one["mean_error_min"], "as_before": one["as_before_mean_error_min"]}
+            one["nodes"]: {"said": one["mean_error_min"], "as_before": one["as_before_mean_error_min"]}
             for one in results
             if one["result"] == "forecast"
         },
-        "jobs": len(jobs),
+        "jobs": options.jobs,
         "gpus_per_node": options.gpus_per_node,
         "runs": options.runs,
         "processes": options.processes,  # so many runs at a time, and wall_s is of runs beside each other
@@ -309,10 +300,6 @@ def summary(results: Sequence[Answer], options: argparse.Namespace, jobs: Sequen
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
     }
-
-
-def met(target: Answer) -> dict[str, bool]:
-    return {name: one["met"] for name, one in target.items()}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from cluster.inventory import Inventory
 from cluster.occupancy import Occupancy
 from cluster.resources import Gang
 from orchestrator.scheduling.snapshot import Snapshot, Tenant, Window
-from orchestrator.scheduling.table import RUNNING, JobTable, slots_of
+from orchestrator.scheduling.table import HELD, RUNNING, WAITING, Floats, JobTable
 
 # What a row has, in this order. Times are seconds of the store's clock, None where nobody knows or there is none.
 ROW = (
@@ -26,6 +26,7 @@ ROW = (
     "submitted_s",
     "waiting_since_s",
     "waited_s",
+    "not_before_s",
     "started_s",
     "attained_s",
     "remaining_s",
@@ -34,9 +35,22 @@ ROW = (
     "interruptions",
     "interruption_cost_s",
     "placement",  # of a running job: ((node id, workers), ...)
+    "after",  # ids of jobs that must have ended before
 )
-_GANG = slice(3, 7)
-_AS_THEY_ARE = (2, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17)
+_GANG = ("num_workers", "cpus_per_worker", "gpus_per_worker", "accelerator_type")
+_AS_THEY_ARE = (
+    "priority",
+    "state",
+    "submitted_s",
+    "waiting_since_s",
+    "waited_s",
+    "started_s",
+    "attained_s",
+    "remaining_s",
+    "preemptible",
+    "interruptions",
+    "interruption_cost_s",
+)
 
 
 def snapshot_of(
@@ -59,21 +73,38 @@ def snapshot_of(
     number = {tenant.name: index for index, tenant in enumerate(tenants)}
     node_of = {node.node_id: index for index, node in enumerate(inventory.nodes)}
     jobs = JobTable()
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(ROW)
-    codes = _codes(jobs, columns[_GANG])
-    most = np.array(columns[14], float)
-    most[np.isnan(most)] = np.inf
+    column = dict(zip(ROW, zip(*rows, strict=True) if rows else [()] * len(ROW), strict=True))
+    codes = _codes(jobs, [column[name] for name in _GANG])
     jobs.fill(
-        {ROW[index]: np.array(columns[index], float) for index in _AS_THEY_ARE}
-        | {"tenant": np.array([number[name] for name in columns[1]], np.int32), "most_left_s": most}
-        | {"gang": codes, "size": _sizes(jobs)[codes] if len(codes) else np.zeros(0)}
+        {name: np.array(column[name], float) for name in _AS_THEY_ARE}
+        | {"tenant": np.array([number[name] for name in column["tenant"]], np.int32)}
+        | {"most_left_s": _or(column["most_left_s"], np.inf), "not_before_s": _or(column["not_before_s"], -np.inf)}
+        | {"gang": codes, "size": jobs.sizes()[codes]}
     )
+    np.maximum(jobs.waiting_since_s, jobs.not_before_s, out=jobs.waiting_since_s)
+    parents = _parents(column["job_id"], column["after"])
+    jobs.state[[row for row in parents if jobs.state[row] == WAITING]] = HELD
     held = [
-        (row, jobs.gang_of(row), tuple((node_of[node], workers) for node, workers in columns[18][row]))
+        (row, jobs.gang_of(row), tuple((node_of[node], workers) for node, workers in column["placement"][row]))
         for row in (jobs.state == RUNNING).nonzero()[0].tolist()
     ]
     used = np.array([used_s.get(tenant.name, 0.0) for tenant in tenants])
-    return Snapshot(now_s, jobs, Occupancy.of(inventory, held), tuple(tenants), used, windows)
+    return Snapshot(now_s, jobs, Occupancy.of(inventory, held), tuple(tenants), used, windows, parents)
+
+
+def _or(values: Sequence[float | None], nothing: float) -> Floats:
+    """As an array, with `nothing` for None."""
+    given = np.array(values, float)
+    given[np.isnan(given)] = nothing
+    return given
+
+
+def _parents(ids: Sequence[str], after: Sequence[Sequence[str] | None]) -> dict[int, tuple[int, ...]]:
+    """Those that have not ended, of the jobs that wait for some."""
+    waits = [row for row, parents in enumerate(after) if parents]
+    row_of = {job_id: row for row, job_id in enumerate(ids)} if waits else {}
+    found = ((row, tuple(row_of[one] for one in after[row] or () if one in row_of)) for row in waits)
+    return {row: parents for row, parents in found if parents}
 
 
 def _codes(jobs: JobTable, columns: Sequence[Sequence[Any]]) -> np.ndarray[Any, np.dtype[np.int32]]:
@@ -82,7 +113,3 @@ def _codes(jobs: JobTable, columns: Sequence[Sequence[Any]]) -> np.ndarray[Any, 
     for shape in codes:
         jobs.code(Gang(*shape))
     return np.array(numbered, np.int32)
-
-
-def _sizes(jobs: JobTable) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.array([slots_of(gang) for gang in jobs.gangs], float)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -47,6 +48,7 @@ class Snapshot:
     Attributes:
         now_s: on the clock of all times in `jobs`.
         used_s: [tenants]; GPU-seconds that each has used, decayed (`Policy.share_half_life_s`).
+        parents: of HELD jobs, the rows of those that must end before.
     """
 
     now_s: float
@@ -55,6 +57,7 @@ class Snapshot:
     tenants: tuple[Tenant, ...]
     used_s: Floats
     windows: tuple[Window, ...] = ()
+    parents: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @cached_property
     def weights(self) -> Floats:
@@ -63,8 +66,8 @@ class Snapshot:
 
     @cached_property
     def waiting(self) -> NDArray[np.bool_]:
-        """[rows]"""
-        return np.equal(self.jobs.state, WAITING)
+        """[rows]; jobs that could start if there was room."""
+        return np.equal(self.jobs.state, WAITING) & (self.jobs.not_before_s <= self.now_s)
 
     @cached_property
     def running(self) -> NDArray[np.bool_]:

@@ -23,7 +23,7 @@ class State(IntEnum):
     NOBODY = 0  # the row is free
     WAITING = 1
     RUNNING = 2
-    HELD = 3  # waits for something else than GPUs: a job before it, a time, its owner
+    HELD = 3  # waits for something else than GPUs: another job, or its owner
 
 
 # As plain numbers: looking up a member of an enumeration takes longer than comparing a column.
@@ -39,6 +39,7 @@ _COLUMNS: dict[str, tuple[type, float]] = {
     "submitted_s": (np.float64, 0.0),
     "waiting_since_s": (np.float64, 0.0),
     "waited_s": (np.float64, 0.0),
+    "not_before_s": (np.float64, -np.inf),
     "started_s": (np.float64, 0.0),
     "attained_s": (np.float64, 0.0),
     "remaining_s": (np.float64, np.nan),
@@ -62,6 +63,7 @@ class JobTable:
         submitted_s: when it was submitted.
         waiting_since_s: since when it waits for GPUs; of a WAITING job.
         waited_s: for how long it has waited before, between attempts.
+        not_before_s: it may not start earlier.
         started_s: when it got its nodes; of a RUNNING job.
         attained_s: for how long it has run in earlier attempts.
         remaining_s: running time that is left as the run measures it (steps left x step time); NaN where nobody knows.
@@ -81,6 +83,7 @@ class JobTable:
     submitted_s: Floats = field(init=False)
     waiting_since_s: Floats = field(init=False)
     waited_s: Floats = field(init=False)
+    not_before_s: Floats = field(init=False)
     started_s: Floats = field(init=False)
     attained_s: Floats = field(init=False)
     remaining_s: Floats = field(init=False)
@@ -108,9 +111,12 @@ class JobTable:
 
     def powered_sizes(self, exponent: float) -> Floats:
         """[rows]; `size` to a power. There are few distinct gangs, and powers are slow."""
-        sizes = np.array([slots_of(gang) for gang in self.gangs] or [1], float)
-        powered: Floats = (sizes**exponent)[self.gang]
+        powered: Floats = (self.sizes() ** exponent)[self.gang]
         return powered
+
+    def sizes(self) -> Floats:
+        """[gangs]; slots of each."""
+        return np.array([slots_of(gang) for gang in self.gangs] or [1], float)
 
     def add(self, gang: Gang, **values: float) -> int:
         """A row for a job. What is not given is as in a row without a job."""

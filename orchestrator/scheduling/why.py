@@ -17,7 +17,7 @@ from orchestrator.scheduling.quota import Limits
 from orchestrator.scheduling.reserve import reserve
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.standing import Standing, standing
-from orchestrator.scheduling.table import HELD, RUNNING, WAITING
+from orchestrator.scheduling.table import HELD, RUNNING
 
 
 class Before(StrEnum):
@@ -35,7 +35,9 @@ class Obstacle(StrEnum):
 
     NONE = "nothing: it starts with the next pass"
     RUNS = "it runs already"
-    HELD = "it waits for something else than GPUs"
+    HELD = "it is held by its owner"
+    AFTER = "it waits for the end of other jobs"
+    EARLY = "it may not start yet"
     LIMIT = "its tenant's limit is reached"
     FULL = "too few GPUs are free"
     SCATTERED = "enough GPUs are free, but not together"
@@ -63,6 +65,8 @@ class Why:
     gang: Gang
     obstacle: Obstacle
     waited_s: float
+    after: tuple[int, ...]  # jobs that must end before
+    not_before_s: float  # -inf: at any time
     free: int  # slots of fitting nodes
     most_on_one: int  # of those, on one node
     nodes: tuple[NodeUse, ...]  # fitting ones
@@ -81,7 +85,7 @@ def why(snapshot: Snapshot, policy: Policy, row: int, typical_s: float) -> Why:
     stands = standing(snapshot, policy)
     gang = snapshot.jobs.gang_of(row)
     nodes = _nodes(snapshot, gang)
-    waits = snapshot.jobs.state[row] == WAITING
+    waits = bool(snapshot.waiting[row])
     before = _before(snapshot, stands, row) if waits else ()
     room_at_s, room_on = _room(snapshot, row, gang) if waits else (None, ())
     usable = [node for node in nodes if node.usable]
@@ -91,6 +95,8 @@ def why(snapshot: Snapshot, policy: Policy, row: int, typical_s: float) -> Why:
         gang=gang,
         obstacle=_obstacle(snapshot, row, gang, free, bool(before)),
         waited_s=float(stands.waited_s[row]),
+        after=snapshot.parents.get(row, ()),
+        not_before_s=float(snapshot.jobs.not_before_s[row]),
         free=free,
         most_on_one=most,
         nodes=nodes,
@@ -147,8 +153,12 @@ def _room(snapshot: Snapshot, row: int, gang: Gang) -> tuple[float | None, tuple
 
 def _obstacle(snapshot: Snapshot, row: int, gang: Gang, free: int, behind: bool) -> Obstacle:
     state, size = int(snapshot.jobs.state[row]), int(snapshot.jobs.size[row])
-    if state in (RUNNING, HELD):
-        return Obstacle.RUNS if state == RUNNING else Obstacle.HELD
+    if state == RUNNING:
+        return Obstacle.RUNS
+    if state == HELD:
+        return Obstacle.AFTER if row in snapshot.parents else Obstacle.HELD
+    if not snapshot.waiting[row]:
+        return Obstacle.EARLY
     if not Limits(snapshot).gangs(snapshot.jobs, row):
         return Obstacle.LIMIT
     if free < size:

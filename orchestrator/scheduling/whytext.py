@@ -21,7 +21,12 @@ def why_text(found: Why, snapshot: Snapshot, names: Sequence[str]) -> str:
     lines = [f"{names[found.row]} asks for {found.gang}: {found.obstacle}"]
     if found.obstacle is Obstacle.RUNS:
         return lines[0]
-    lines.append(f"it has waited for {span(found.waited_s)}")
+    if found.after:
+        lines.append("first must end: " + ", ".join(names[row] for row in found.after))
+    if found.not_before_s > snapshot.now_s:
+        lines.append(f"it may start in {span(found.not_before_s - snapshot.now_s)}")
+    if found.waited_s > 0:
+        lines.append(f"it has waited for {span(found.waited_s)}")
     lines.append(_free_words(found))
     lines += [_node_words(node, snapshot, names) for node in _telling(found)[:_SHOWN]]
     if found.before:

@@ -109,8 +109,10 @@ class World:
     @property
     def next_event_s(self) -> float:
         """When the next running job ends, or the queue is to be looked at again; inf: nothing will ever happen."""
-        end = self._ends[0][0] if self._ends else math.inf
-        return min(end, self.now_s + TICK_S) if self._waiting and self._ends else end
+        if self._ends:
+            return min(self._ends[0][0], self.now_s + TICK_S) if self._waiting else self._ends[0][0]
+        later = self.jobs.not_before_s[(self.jobs.state == WAITING) & (self.jobs.not_before_s > self.now_s)]
+        return float(later.min(initial=math.inf))
 
     @property
     def running(self) -> int:

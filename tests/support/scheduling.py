@@ -220,8 +220,6 @@ class _Checker:
     def is_owed(self, row: int, victim: int, start: Start) -> None:
         """Whether what runs of the tenant leaves room for the job within its guarantee."""
         tenant = int(self.jobs.tenant[row])
-        if tenant == self.jobs.tenant[victim]:
-            self.say(victim, "is reclaimed by its own tenant")
         kind = self.kind_of(start.placement)
         for key, most in self.before.tenants[tenant].guaranteed:
             if key in (kind, None) and self.size(row) <= most:
@@ -270,7 +268,8 @@ class _Checker:
                 break
         if sum(self.free[node] < of.sizes[node] for node, _ in placement) > 1:
             self.say(row, "shares more than one of its nodes")
-        if sum(workers < min(self.fit_empty(gang, node), gang.num_workers) for node, workers in placement) > 1:
+        room = {node: min(self.fit_empty(gang, node), self.cpus[node] // gang.cpus_per_worker) for node, _ in placement}
+        if sum(workers < room[node] for node, workers in placement) > 1:
             self.say(row, "leaves room on more than one of its nodes")
 
     def fit_empty(self, gang: Gang, node: int) -> int:

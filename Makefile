@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN_TESTS := $(BIN)/python -m pytest
 
-.PHONY: install demo demo-lm lint test-unit test test-all bench clean
+.PHONY: install demo demo-lm lint test-unit test test-all bench bench-scheduling clean
 
 install: .venv/.installed
 
@@ -60,6 +60,10 @@ test-all: lint test-unit
 
 bench: install
 	$(BIN)/python bench/train.py
+
+bench-scheduling: install
+	$(BIN)/python bench/schedule.py
+	$(BIN)/python bench/simulate.py $(or $(TRACE),$(error name a trace: make $@ TRACE=FILE.csv))
 
 clean:
 	rm -rf demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

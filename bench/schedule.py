@@ -33,7 +33,7 @@ from orchestrator.scheduling.policy import DEFAULT
 from orchestrator.scheduling.rows import ROW, snapshot_of
 from orchestrator.scheduling.snapshot import Snapshot, Tenant
 from orchestrator.scheduling.table import RUNNING, WAITING
-from orchestrator.scheduling.world import Attempt, Measuring, World
+from orchestrator.scheduling.world import Measuring, World
 
 Answer = dict[str, Any]
 Job = dict[str, Any]  # by the names of ROW
@@ -48,7 +48,6 @@ NOW_S = 1_000_000.0
 DAY_S = 86_400.0
 ENDED_SHARE = 0.01
 MOST_PASSES = 1000  # until a cluster must be at rest
-CASES = ("cold", "unsettled", "steady")
 TARGETS_MS = {(10_000, 1000): 50.0, (100_000, 1000): 500.0}  # (queued, nodes) -> a steady pass
 PACKAGES = ("fleetune", "numpy")
 
@@ -98,14 +97,12 @@ class Bench:
     def __init__(self, queued: int, nodes: int) -> None:
         self.queued, self.nodes = queued, nodes
         self.random = random.Random(f"{queued} {nodes}")
-        names = [f"node-{number:04d}" for number in range(nodes)]
-        self.inventory = Inventory(
-            tuple(Node(name, cpus=8 * GPUS_PER_NODE, gpus=GPUS_PER_NODE, accelerator_type="A100") for name in names)
-        )
+        sizes = {"cpus": 8 * GPUS_PER_NODE, "gpus": GPUS_PER_NODE, "accelerator_type": "A100"}
+        self.inventory = Inventory(tuple(Node(f"node-{number:04d}", **sizes) for number in range(nodes)))
 
     def results(self, rounds: int) -> Iterator[Answer]:
-        for case in CASES:
-            jobs = {"cold": self.queue, "unsettled": self.unsettled, "steady": self.settled}[case]()
+        for case, make in (("cold", self.queue), ("unsettled", self.unsettled), ("steady", self.settled)):
+            jobs = make()
             each = [self.some_ended(jobs) if case == "steady" else jobs for _ in range(rounds)]
             gc.collect()
             gc.freeze()  # what this script holds on to would be gone through with the rows
@@ -166,7 +163,7 @@ class Bench:
         """The same jobs, after plans have been made and carried out until one decides nothing."""
         jobs = [dict(job) for job in before]
         left_s = np.array([job["left_s"] for job in jobs])
-        world = World.of(self.snapshot(rows_of(jobs)), DEFAULT, left_s, Measuring(), nothing)
+        world = World.of(self.snapshot(rows_of(jobs)), DEFAULT, left_s, Measuring(), lambda _: None)
         for _ in range(MOST_PASSES):
             made = world.decide()
             if not made.decisions:
@@ -212,6 +209,7 @@ def waiting_job(number: int, seeded: random.Random) -> Job:
         "submitted_s": since_s - (7200.0 if has_run else 0.0),
         "waiting_since_s": since_s,
         "waited_s": 1800.0 if has_run else 0.0,
+        "not_before_s": None,
         "started_s": None,
         "attained_s": 3600.0 if has_run else 0.0,
         "remaining_s": left_s if has_run else None,
@@ -220,6 +218,7 @@ def waiting_job(number: int, seeded: random.Random) -> Job:
         "interruptions": int(has_run),
         "interruption_cost_s": 60.0,
         "placement": None,
+        "after": None,
         "left_s": left_s,  # no column: what it will really take
     }
 
@@ -249,10 +248,6 @@ def first_fit(free: list[int], gpus: int) -> Placement:
 def rows_of(jobs: Sequence[Job]) -> Rows:
     """As a cursor gives them."""
     return [tuple(job[name] for name in ROW) for job in jobs]
-
-
-def nothing(attempt: Attempt) -> None:
-    pass
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:

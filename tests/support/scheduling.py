@@ -263,7 +263,8 @@ class _Checker:
         of = self.before.cluster
         kind = of.kinds[placement[0][0]]
         for node in range(len(of.names)):
-            if of.usable[node] and of.kinds[node] == kind and self.fit_empty(gang, node) >= gang.num_workers:
+            same = gang.gpus_per_worker and of.usable[node] and of.kinds[node] == kind
+            if same and self.fit_empty(gang, node) >= gang.num_workers:
                 self.say(row, f"spans nodes and would fit node {node}")
                 break
         if sum(self.free[node] < of.sizes[node] for node, _ in placement) > 1:

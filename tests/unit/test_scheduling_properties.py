@@ -161,3 +161,112 @@ def test_no_plan_breaks_a_rule_with_maintenance_and_quotas_of_types(one: Drawn, 
 def test_without_preemption_a_plan_is_that_of_the_slow_scheduler(one: Drawn, policy: Policy) -> None:
     before = one.snapshot()
     assert plan(before, policy) == slow_plan(before, policy)
+
+
+@few
+@given(drawn(by_type=True, windows=True), st.sampled_from([*PLAIN, *PREEMPTING]))
+def test_planning_twice_gives_the_same_plan_and_changes_nothing(one: Drawn, policy: Policy) -> None:
+    before, untouched = one.snapshot(), one.snapshot()
+    assert plan(before, policy) == plan(before, policy)
+    for name, column in vars(untouched.jobs).items():
+        np.testing.assert_equal(getattr(before.jobs, name), column)
+    for name in ("slots", "free", "cpus_free", "usable"):
+        np.testing.assert_array_equal(getattr(before.cluster, name), getattr(untouched.cluster, name))
+
+
+def renumbered(made: Plan, names: Sequence[int]) -> tuple[set[object], object]:
+    """The decisions and the reservation, by the jobs' names instead of their rows."""
+    decisions: set[object] = set()
+    for one in made.decisions:
+        if isinstance(one, Start):
+            decisions.add((names[one.row], one.placement))
+        else:
+            decisions.add((names[one.row], one.cause, None if one.for_row is None else names[one.for_row]))
+    kept = made.reservation
+    return decisions, kept and (names[kept.row], kept.nodes, kept.at_s)
+
+
+@many
+@given(drawn(by_type=True, windows=True), st.sampled_from([*PLAIN, *PREEMPTING]), st.randoms(use_true_random=False))
+def test_a_plan_does_not_depend_on_the_numbering_of_rows(one: Drawn, policy: Policy, chance: random.Random) -> None:
+    order = list(range(len(one.jobs)))
+    made = plan(one.snapshot(), policy)
+    if any(isinstance(stop, Interrupt) and stop.cause is not Cause.MAINTENANCE for stop in made.decisions):
+        return  # see test_scheduling_rules.py: of two equal victims the lower row goes
+    chance.shuffle(order)
+    assert renumbered(plan(one.snapshot(order), policy), order) == renumbered(made, range(len(order)))
+
+
+@many
+@given(drawn(by_type=True, windows=True), st.sampled_from(PLAIN), st.sampled_from([0.0, 5.0]))
+def test_without_preemption_nothing_is_left_for_a_second_plan(one: Drawn, policy: Policy, later_s: float) -> None:
+    before = one.snapshot()
+    after = carry_out(before, plan(before, policy), later_s)
+    assert decided(plan(after, policy)) == []
+
+
+@many
+@given(drawn(), st.sampled_from(PREEMPTING[::2]), st.sampled_from([0.0, 5.0]))
+def test_a_second_plan_undoes_nothing_of_the_first(one: Drawn, policy: Policy, later_s: float) -> None:
+    before = one.snapshot()
+    first = plan(before, policy)
+    second = plan(carry_out(before, first, later_s), policy)
+    started = {start.row for start in first.decisions if isinstance(start, Start)}
+    stopped = {stop.row for stop in second.decisions if isinstance(stop, Interrupt)}
+    assert not started & stopped
+
+
+@many
+@given(drawn(by_type=True), st.sampled_from([*PLAIN, *PREEMPTING]))
+def test_the_order_of_the_queue_is_that_of_the_slow_scheduler(one: Drawn, policy: Policy) -> None:
+    before = one.snapshot()
+    slow, fast = Standings(before, policy), standing(before, policy)
+    rows = np.flatnonzero(before.jobs.state == WAITING)
+    assert fast.order(rows, before.jobs.submitted_s).tolist() == slow.order(rows.tolist())
+    assert np.flatnonzero(fast.lane).tolist() == sorted(slow.lane) if fast.lane is not None else not slow.lane
+    np.testing.assert_allclose([fast.index[row] for row in slow.rows], [slow.index[row] for row in slow.rows])
+    if fast.entitled is not None:
+        assert set(np.flatnonzero(fast.entitled).tolist()) == slow.entitled
+
+
+@many
+@given(
+    drawn(), st.lists(st.tuples(st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16]), st.sampled_from([1, 1, 2])), max_size=6)
+)
+def test_gangs_are_placed_as_by_the_slow_scheduler(one: Drawn, gangs: list[tuple[int, int]]) -> None:
+    before = one.snapshot()
+    free, machines, types = FreeSlots(before.cluster), machines_of(before), before.cluster.types
+    for number, (workers, each) in enumerate(gangs):
+        gang = Gang(workers, 1, each, types[0] if number % 2 else None)
+        placement = free.place(gang)
+        assert placement == place(machines, gang)
+        for node, share in placement or ():
+            machines[node].free -= share * each
+            machines[node].cpus -= share
+
+
+def is_larger_than_a_node(before: Snapshot, gang: Gang) -> bool:
+    fits = [one for one in machines_of(before) if one.usable and one.has_gpus]
+    sizes = [one.size for one in fits if gang.accelerator_type in (None, one.type)]
+    return gang.num_workers * gang.gpus_per_worker > max(sizes, default=0)
+
+
+@many
+@given(drawn(tight_cpus=False), st.sampled_from(PREEMPTING))
+def test_room_is_found_exactly_where_the_rules_allow_it_and_nobody_is_interrupted_needlessly(
+    one: Drawn, policy: Policy
+) -> None:
+    before = one.snapshot()
+    standings, victims = Standings(before, policy), Victims(before, standing(before, policy), before.cluster, policy)
+    for row in np.flatnonzero(before.jobs.state == WAITING).tolist():
+        gang = before.jobs.gang_of(row)
+        possible = rooms(before, policy, row)
+        if not gang.gpus_per_worker or is_larger_than_a_node(before, gang):
+            continue
+        found = victims.room_for(row, gang)
+        assert (found is not None) == bool(possible)
+        if found is not None:
+            chosen, ((node, workers),) = set(found.victims), found.placement
+            assert workers == gang.num_workers and chosen in possible[node]
+            assert not any(chosen > other for other in possible[node])
+            assert all(may_be_victim(before, policy, standings, victim, row) for victim in chosen)

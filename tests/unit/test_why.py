@@ -1,0 +1,116 @@
+"""What is said of a job that waits."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from orchestrator.scheduling.forecast import expected_starts
+from orchestrator.scheduling.policy import DEFAULT
+from orchestrator.scheduling.snapshot import Tenant, Window
+from orchestrator.scheduling.why import Before, Obstacle, why
+from orchestrator.scheduling.whytext import why_text
+from tests.support.scheduling import HOUR, NOW_S, Job, nodes, snapshot
+
+TYPICAL_S = 1800.0
+NOT_INTERRUPTED = dataclasses.replace(DEFAULT, preemption=False)
+
+
+def explain(machines, jobs, policy=NOT_INTERRUPTED, row=-1, **more):  # type: ignore[no-untyped-def]
+    moment = snapshot(machines, jobs, **more)
+    found = why(moment, policy, row % len(jobs), TYPICAL_S)
+    return found, why_text(found, moment, [job.name for job in jobs])
+
+
+def test_who_holds_the_nodes_and_until_when_and_when_it_will_start() -> None:
+    jobs = [Job("long", 8, {0: 8}, left_s=5 * HOUR), Job("short", 8, {1: 8}, left_s=HOUR), Job("mine", 8)]
+    found, text = explain(nodes(8, 8), jobs)
+    assert found.obstacle is Obstacle.FULL and found.free == 0 and found.room_on == (1,)
+    assert found.room_at_s == NOW_S + HOUR
+    assert found.expected is not None and found.expected.start_s == pytest.approx(HOUR)
+    assert found.expected.earliest_s == pytest.approx(0.6 * HOUR)
+    assert found.expected.latest_s == pytest.approx(1.6 * HOUR)
+    assert "node-1: 0 of 8 free; short 8 for about 60 min" in text
+    assert "expected start: in 60 min (from 36 min to 1.6 h)" in text
+
+
+def test_free_gpus_that_are_not_together_are_called_scattered() -> None:
+    jobs = [Job("a", 4, {0: 4}), Job("b", 4, {1: 4}), Job("mine", 8)]
+    found, text = explain(nodes(8, 8), jobs)
+    assert found.obstacle is Obstacle.SCATTERED and (found.free, found.most_on_one) == (8, 4)
+    assert "where nobody knows when the jobs end" in text
+
+
+def test_each_of_those_before_it_has_its_reason() -> None:
+    tenants = (Tenant("a"), Tenant("g", guaranteed=((None, 1),)))
+    jobs = [
+        Job("busy", 2, {0: 2}, left_s=HOUR),
+        Job("owner", 1, tenant=1, left_s=9 * HOUR),
+        Job("urgent", 1, priority=5, left_s=9 * HOUR),
+        Job("patient", 1, left_s=90 * HOUR, waited_s=50 * HOUR),
+        Job("quick", 1, left_s=600.0),
+        Job("earlier", 1, left_s=5 * HOUR),
+        Job("mine", 1, left_s=5 * HOUR),
+    ]
+    found, text = explain(nodes(2), jobs, tenants=tenants)
+    assert {jobs[row].name: reason for row, reason in found.before} == {
+        "owner": Before.GUARANTEE,
+        "urgent": Before.PRIORITY,
+        "patient": Before.WAITED,
+        "quick": Before.INDEX,
+        "earlier": Before.SUBMITTED,
+    }
+    assert "5 before it (1 within its tenant's guarantee, 1 a higher priority" in text
+
+
+def test_a_limit_a_window_a_holder_and_a_time_are_named() -> None:
+    capped = (Tenant("a", limit=((None, 2),)),)
+    found, _ = explain(nodes(8), [Job("running", 2, {0: 2}), Job("mine", 1)], tenants=capped)
+    assert found.obstacle is Obstacle.LIMIT
+    soon = (Window(NOW_S + HOUR, NOW_S + 2 * HOUR),)
+    found, _ = explain(nodes(8), [Job("mine", 1, left_s=3 * HOUR)], windows=soon)
+    assert found.obstacle is Obstacle.PROMISED
+    found, text = explain(nodes(8), [Job("mine", 1, held=True)])
+    assert found.obstacle is Obstacle.HELD and found.expected is None and "expected" not in text
+    moment = snapshot(nodes(8), [Job("mine", 1)])
+    moment.jobs.not_before_s[0] = NOW_S + 2 * HOUR
+    assert "it may start in 2.0 h" in why_text(why(moment, DEFAULT, 0, TYPICAL_S), moment, ["mine"])
+
+
+def test_what_is_held_outside_is_counted_and_said() -> None:
+    found, text = explain(nodes(8, foreign_gpus=6), [Job("mine", 4)])
+    assert found.obstacle is Obstacle.FULL and found.free == 2
+    assert "6 are held outside Fleetune" in text and "6 outside Fleetune" in text
+
+
+def test_a_job_that_runs_or_starts_now_is_told_so() -> None:
+    found, text = explain(nodes(8), [Job("mine", 4)])
+    assert found.obstacle is Obstacle.NONE and text.endswith("expected start: now")
+    found, text = explain(nodes(8), [Job("mine", 4, {0: 4})])
+    assert found.obstacle is Obstacle.RUNS and text.count("\n") == 0
+
+
+def test_a_start_that_never_comes_is_not_made_up() -> None:
+    jobs = [Job("other", 4, {0: 4}, left_s=HOUR), Job("mine", 8)]
+    moment = snapshot(nodes(8, usable=False), jobs)
+    assert expected_starts(moment, DEFAULT, [1], TYPICAL_S)[1].start_s is None
+    _, text = explain(nodes(8, usable=False), jobs)
+    assert "not within the next weeks" in text and "(takes nothing new)" in text
+
+
+def test_asking_changes_nothing() -> None:
+    jobs = [Job("long", 8, {0: 8}, left_s=5 * HOUR), Job("mine", 8), Job("next", 2)]
+    moment = snapshot(nodes(8, 8), jobs)
+    table, slots = moment.jobs.copy(), moment.cluster.slots.copy()
+    why(moment, DEFAULT, 1, TYPICAL_S)
+    assert (moment.cluster.slots == slots).all()
+    assert (moment.jobs.state == table.state).all() and (moment.jobs.waited_s == table.waited_s).all()
+
+
+def test_a_job_that_may_start_later_is_expected_then() -> None:
+    moment = snapshot(nodes(8), [Job("mine", 1)])
+    moment.jobs.not_before_s[0] = NOW_S + 2 * HOUR
+    assert expected_starts(moment, DEFAULT, [0], TYPICAL_S)[0].start_s == pytest.approx(2 * HOUR)
+    assert math.isinf(moment.jobs.most_left_s[0])

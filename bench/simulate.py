@@ -55,8 +55,7 @@ TARGETED_JOBS = 26_936
 TARGETED = ("mean_jct_h", "p99_jct_h", "jain", "longest_wait_h", BIG, "lost_gpu_share")
 TARGETS = {64: (2.35, 42.0, 0.98, 30.0, 1.1, 0.003), 48: (2.80, 53.0, 0.97, 118.0, 1.4, 0.004)}
 SMOKE_JOBS, SMOKE_NODES = 400, 6
-UNKNOWN_S, KNOWN_FROM = 1800.0, 20  # what a job typically takes before so many have finished
-LAST_WAITS = 50
+UNKNOWN_S, KNOWN_FROM, LAST_WAITS = 1800.0, 20, 50  # what a job typically takes before so many have finished
 PACKAGES = ("fleetune", "numpy")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cluster.occupancy import Occupancy, Placement
 from cluster.resources import Gang
@@ -35,6 +36,7 @@ class FreeSlots:
         self._sizes, self._kinds, self._gpu = occupancy.lists
         self.until_s: list[float] = list(until_s) if until_s is not None else [math.inf] * len(self.free)
         self.promises: list[float] = sorted({at for at in self.until_s if at < math.inf}) if until_s is not None else []
+        self._until_array: NDArray[np.float64] | None = None
         self.total = 0
         self._with_free = [0] * (occupancy.slots.shape[1] + 1)  # nodes by free slots
         self._highest = 0  # no node has more free slots
@@ -78,6 +80,14 @@ class FreeSlots:
             if self.free[node]:
                 self._enter(node)
         self.promises = sorted({at for at in self.until_s if at < math.inf})
+        self._until_array = None
+
+    def promised_before(self, ends_s: float) -> NDArray[np.bool_]:
+        """[nodes]; those that are somebody else's before then."""
+        if self._until_array is None:
+            self._until_array = np.array(self.until_s)
+        promised: NDArray[np.bool_] = self._until_array < ends_s
+        return promised
 
     def _change(self, node: int, gang: Gang, workers: int) -> None:
         self._cpus[node] -= -workers * gang.cpus_per_worker

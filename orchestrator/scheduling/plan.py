@@ -77,7 +77,7 @@ class _Pass:
         started: set[int] = set()
         queue = order.tolist()
         keys, ends_s = self._keys(order)
-        distinct, promises = len(set(keys)), self._free.promises
+        distinct = len(set(keys))
         for at, row in enumerate(queue):
             if keys[at] in self._no_room:
                 continue
@@ -86,16 +86,15 @@ class _Pass:
                 continue
             if not self._policy.backfill or self._nothing_left(row, preempt):
                 break
-            self._reserve(row)
-            if self._free.promises != promises:
-                self._no_room.clear()
-                promises = self._free.promises
+            free_to_take = int(self._jobs.tenant[row]) not in self._limits.tenants
+            if free_to_take:
+                self._no_room.add(keys[at])
+                if len(self._no_room) >= distinct:
+                    break
+            if self._reserve(row):
                 keys, ends_s = self._keys(order)
                 distinct = len(set(keys))
-            if int(self._jobs.tenant[row]) not in self._limits.tenants:
-                self._no_room.add(keys[at])
-            if len(self._no_room) >= distinct:
-                break
+                self._no_room = {keys[at]} if free_to_take else set()
         return started
 
     def _nothing_left(self, row: int, preempt: bool) -> bool:
@@ -147,7 +146,7 @@ class _Pass:
         self._decisions.append(Start(row, placement))
 
     def _make_room(self, row: int, gang: Gang, ends_s: float) -> bool:
-        barred = np.array(self._free.until_s) < ends_s if self._free.promises else None
+        barred = self._free.promised_before(ends_s) if self._free.promises else None
         room = self._victims.room_for(row, gang, barred)
         if room is not None:
             for victim in room.victims:
@@ -188,14 +187,16 @@ class _Pass:
         entitled = self._standing.entitled
         return Cause.RECLAIMED if entitled is not None and entitled[row] > entitled[victim] else Cause.PREEMPTED
 
-    def _reserve(self, row: int) -> None:
+    def _reserve(self, row: int) -> bool:
         """For the first that must wait. Where nothing is free there is nothing to keep others from."""
         if self._reservation is not None or not self._free.total:
-            return
+            return False
         released = self._released_s(row)
         self._reservation = reserve(row, self._jobs.gang_of(row), self._cluster, released, self._snapshot.now_s)
-        if self._reservation is not None:
-            self._free.promise(self._reservation.nodes, self._reservation.at_s)
+        if self._reservation is None:
+            return False
+        self._free.promise(self._reservation.nodes, self._reservation.at_s)
+        return True
 
     def _released_s(self, row: int) -> Floats:
         """[rows]; when each job gives its slots back for this one: at its end, or when it may be interrupted."""

@@ -11,7 +11,7 @@ from orchestrator.scheduling.forecast import Expected
 from orchestrator.simulate.trace import read_trace
 from orchestrator.simulate.values import Setup
 
-JOBS = read_trace(str(Path(__file__).parents[1] / "support" / "trace_extract.csv"), None)[:150]
+JOBS = read_trace(str(Path(__file__).parents[1] / "support" / "trace_extract.csv"), None)[:100]
 CROWDED = Setup(nodes=2, jitter=1)
 
 

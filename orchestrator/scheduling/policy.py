@@ -56,7 +56,7 @@ class Policy:
     share_half_life_s: float = 86_400.0
     lane_share: float = 0.0
     lane_after_s: float = 6 * 3600.0
-    lane_expected_s: float = 4 * 3600.0
+    lane_expected_s: float = 3.5 * 3600.0
     lane_stay: float = 1.1
     most_wait_s: float = 7 * 86_400.0
     margin: float = 2.5

@@ -45,19 +45,9 @@ def machines_of(snapshot: Snapshot) -> list[Machine]:
         for window in snapshot.windows:
             if window.end_s > snapshot.now_s and (window.nodes is None or node in window.nodes):
                 until_s = min(until_s, window.start_s if window.start_s > snapshot.now_s else -math.inf)
-        found.append(
-            Machine(
-                node,
-                of.types[of.kinds[node]],
-                bool(of.has_gpus[node]),
-                bool(of.usable[node]),
-                len(holders),
-                holders.count(-1),
-                int(of.cpus_free[node]),
-                until_s,
-                holders,
-            )
-        )
+        kind, gpus, usable = of.types[of.kinds[node]], bool(of.has_gpus[node]), bool(of.usable[node])
+        free, cpus = holders.count(-1), int(of.cpus_free[node])
+        found.append(Machine(node, kind, gpus, usable, len(holders), free, cpus, until_s, holders))
     return found
 
 
@@ -165,14 +155,10 @@ def place(machines: list[Machine], gang: Gang, ends_s: float = math.inf) -> Plac
     soonest = {kind: min(one.until_s for one in open_ones if one.type == kind) for kind in {o.type for o in open_ones}}
     for kind in sorted(soonest, key=lambda kind: (soonest[kind], types.index(kind))):
         if all(one.size // gang.gpus_per_worker < gang.num_workers for one in wanted if one.type == kind):
-            placement = _whole(sorted_whole([one for one in open_ones if one.type == kind]), gang)
+            placement = _whole([one for one in open_ones if one.type == kind], gang)
             if placement is not None:
                 return placement
     return None
-
-
-def sorted_whole(machines: list[Machine]) -> list[Machine]:
-    return sorted(machines, key=lambda one: (-one.size, one.until_s, one.number))
 
 
 def _best(machines: list[Machine], gang: Gang, workers: int) -> Machine | None:
@@ -183,9 +169,10 @@ def _best(machines: list[Machine], gang: Gang, workers: int) -> Machine | None:
 
 
 def _whole(machines: list[Machine], gang: Gang) -> Placement | None:
+    """The largest wholly free nodes, and one that may be shared for the last workers."""
     chosen: list[tuple[int, int]] = []
     left = gang.num_workers
-    for one in machines:
+    for one in sorted(machines, key=lambda one: (-one.size, one.until_s, one.number)):
         each = min(one.size // gang.gpus_per_worker, one.cpus // gang.cpus_per_worker)
         if one.idle and each > left:
             break

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,7 @@ from orchestrator.scheduling.snapshot import Snapshot, Tenant, Window
 from orchestrator.scheduling.standing import standing
 from orchestrator.scheduling.table import WAITING
 from orchestrator.scheduling.victims import Victims
-from tests.support.scheduling import HOUR, NOW_S, Job, carry_out, snapshot, violations
+from tests.support.scheduling import HOUR, NOW_S, Job, carry_out, nodes, said, snapshot, violations
 from tests.support.slow_scheduler import Standings, machines_of, may_be_victim, place, rooms, slow_plan
 
 PATIENT = replace(DEFAULT, name="without preemption", preemption=False)
@@ -308,3 +309,49 @@ def test_room_is_found_exactly_where_the_rules_allow_it_and_nobody_is_interrupte
             assert workers == gang.num_workers and chosen in possible[node]
             assert not any(chosen > other for other in possible[node])
             assert all(may_be_victim(before, policy, standings, victim, row) for victim in chosen)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the lane and victims._on: of equals the lower row")
+@pytest.mark.parametrize("lane", [True, False])
+def test_of_equals_it_is_not_the_number_of_the_row_that_decides(lane: bool) -> None:
+    def first_of(jobs: Sequence[Job]) -> str:
+        return said(plan(snapshot(nodes(8), jobs)), jobs)[0]
+
+    old = {"gpus": 8, "waiting_s": 10 * HOUR, "left_s": 500 * HOUR}
+    jobs = [Job("x", submitted_s=0.0, **old), Job("y", submitted_s=1.0, **old)]  # type: ignore[arg-type]
+    if not lane:
+        jobs = [
+            Job(name, 3, on={0: 3}, left_s=left, submitted_s=left)
+            for name, left in (("x", 500 * HOUR), ("y", 600 * HOUR))
+        ]
+        jobs += [Job("z", 2, on={0: 2}, preemptible=False), Job("short", 2, left_s=60.0)]
+    assert first_of(jobs) == first_of([jobs[1], jobs[0], *jobs[2:]])
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="plan.run: who is interrupted makes room in the next plan"
+)
+def test_a_second_plan_finds_nothing_to_do() -> None:
+    jobs = [Job("x", 4, type="A", left_s=60.0), Job("y", 4, on={0: 4}, left_s=5 * HOUR)]
+    before = snapshot(nodes(4, type="A") + nodes(4, type="B"), [*jobs, Job("z", 4, on={1: 4}, left_s=500 * HOUR)])
+    assert plan(carry_out(before, plan(before)), DEFAULT).decisions == ()
+
+
+@pytest.mark.parametrize(
+    ("decisions", "wrong"),
+    [
+        ([Start(1, ((0, 8),))], "does not fit"),
+        ([Start(1, ((1, 4), (2, 4)))], "spans nodes"),
+        ([Start(1, ((1, 7),))], "not started as a whole"),
+        ([Interrupt(0, Cause.PREEMPTED, 1)], "interrupted for nobody"),
+        ([Interrupt(0, Cause.PREEMPTED, 1), Start(1, ((0, 8),))], "lower class"),
+        ([Interrupt(1, Cause.PREEMPTED, 1)], "did not run"),
+        ([Start(2, ((2, 1),))], "limit"),
+        ([Start(0, ((2, 1),))], "does not wait"),
+    ],
+)
+def test_the_checker_sees_what_is_wrong(decisions: list[Start | Interrupt], wrong: str) -> None:
+    tenants = (Tenant("a"), Tenant("b", limit=((None, 0),)))
+    jobs = [Job("high", 1, on={0: 1}, priority=1), Job("gang", 8), Job("limited", 1, tenant=1)]
+    found = violations(snapshot(nodes(8, 8, 8), jobs, tenants), Plan(tuple(decisions)), DEFAULT)
+    assert any(wrong in what for what in found)

@@ -41,6 +41,7 @@ class Job:
     most_left_s: float = math.inf  # declared
     preemptible: bool = True
     submitted_s: float | None = None  # None: in the order of the list
+    not_before_s: float = -math.inf
     waiting_s: float = 0.0  # for how long it waits now
     waited_s: float = 0.0  # for how long it waited before
     running_s: float = 100 * HOUR  # for how long it runs now
@@ -83,7 +84,16 @@ def queue(jobs: Sequence[Job], now_s: float = NOW_S) -> JobTable:
         "remaining_s": [job.left_s for job in jobs],
         "interruption_cost_s": [job.cost_s for job in jobs],
     }
-    same = ["tenant", "priority", "waited_s", "attained_s", "most_left_s", "preemptible", "interruptions"]
+    same = [
+        "tenant",
+        "priority",
+        "waited_s",
+        "attained_s",
+        "most_left_s",
+        "not_before_s",
+        "preemptible",
+        "interruptions",
+    ]
     columns |= {name: [getattr(job, name) for job in jobs] for name in same}
     table.fill({name: np.array(values) for name, values in columns.items()})
     return table
@@ -231,6 +241,8 @@ class _Checker:
         if self.state[row] != WAITING or row in self.started:
             self.say(row, "is started but does not wait")
             return
+        if self.jobs.not_before_s[row] > self.before.now_s:
+            self.say(row, "is started too early")
         gang = self.jobs.gang_of(row)
         if sum(workers for _, workers in one.placement) != gang.num_workers or any(n < 1 for _, n in one.placement):
             self.say(row, "is not started as a whole")

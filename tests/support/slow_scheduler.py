@@ -56,7 +56,10 @@ class Standings:
 
     def __init__(self, snapshot: Snapshot, policy: Policy) -> None:
         self.snapshot, self.policy, self.jobs = snapshot, policy, snapshot.jobs
-        self.rows = [row for row, state in enumerate(self.jobs.state.tolist()) if state in (WAITING, RUNNING)]
+        early = [one > snapshot.now_s for one in self.jobs.not_before_s.tolist()]
+        self.running = [row for row, state in enumerate(self.jobs.state.tolist()) if state == RUNNING]
+        self.waiting = [row for row, state in enumerate(self.jobs.state) if state == WAITING and not early[row]]
+        self.rows = self.running + self.waiting
         self.waited = {row: self._waited(row) for row in self.rows}
         self.index = {row: self._index(row) for row in self.rows}
         self.level = {row: int(self.jobs.priority[row]) for row in self.rows}
@@ -215,7 +218,7 @@ class _SlowPass:
         self.snapshot, self.policy, self.jobs = snapshot, policy, snapshot.jobs
         self.machines = machines_of(snapshot)
         self.standings = Standings(snapshot, policy)
-        self.running = [row for row in self.standings.rows if self.jobs.state[row] == RUNNING]
+        self.running = self.standings.running
         self.where = {row: placement_in(snapshot, row) for row in self.running}
         self.decisions: list[Interrupt | Start] = []
         self.reservation: Reservation | None = None
@@ -224,10 +227,9 @@ class _SlowPass:
         stopped = [row for row in self.running if self.jobs.preemptible[row] and self.is_on_closed(row)]
         for row in stopped:
             self.stop(row)
-        waiting = [row for row in self.standings.rows if self.jobs.state[row] == WAITING]
-        self.go_through(waiting)
+        self.go_through(self.standings.waiting)
         if stopped:
-            self.go_through([row for row in waiting if row not in self.where] + stopped)
+            self.go_through([row for row in self.standings.waiting if row not in self.where] + stopped)
         return Plan(tuple(self.decisions), self.reservation)
 
     def is_on_closed(self, row: int) -> bool:

@@ -71,8 +71,11 @@ def test_nothing_is_put_on_cordoned_nodes_nor_on_gpus_and_cpus_that_others_hold(
     assert decided(nodes(8, cpus=8), [Job("a", 2, cpus=3), Job("b", 1, cpus=3)]) == ["start a on 0"]
 
 
-def test_held_jobs_are_not_started() -> None:
-    assert decided(nodes(8), [Job("later", 8, held=True), Job("now", 8, left_s=LONG)]) == ["start now on 0"]
+def test_held_jobs_and_those_of_later_are_not_started() -> None:
+    jobs = [Job("held", 8, held=True), Job("later", 8, not_before_s=NOW_S + 1), Job("now", 8, left_s=LONG)]
+    assert decided(nodes(8), jobs) == ["start now on 0"]
+    jobs[1] = replace(jobs[1], not_before_s=NOW_S)
+    assert decided(nodes(8), jobs) == ["start later on 0"]
 
 
 # The order of the queue
@@ -335,7 +338,8 @@ BROKEN = {
     "free._find: a gang that fits no node by its CPUs": (
         nodes(8, 8, cpus=32), [Job("gang", 4, cpus=16)], ["start gang on 0:2 1:2"], DEFAULT, {}),
     "victims.room_for: spans nodes if the one it fits is reserved": (
-        nodes(8, 4, 4), [stays("x", 4, 0, left_s=HOUR), Job("first", 8, priority=1), FIXED], [], DEFAULT, {}),
+        nodes(8, 4, 4), [stays("x", 4, 0, left_s=HOUR), Job("first", 8, priority=1, left_s=60.0), FIXED],
+        [], DEFAULT, {}),
     "victims._emptied: interrupts one more than is needed": (
         nodes(8, 8, 4),
         [Job("a", 10, on={0: 8, 1: 2}, left_s=5 * HOUR), Job("b", 6, on={1: 6}, left_s=LONG), Job("gang", 10)],
@@ -354,7 +358,7 @@ BROKEN = {
         nodes(8, 8), [Job("high", 8, on={1: 8}, priority=1), Job("low", 8)],
         ["stop high", "start high on 0"], DEFAULT, {"windows": closed(1)}),
     "plan._ends_s: those often interrupted are protected for longer": (
-        nodes(8), [stays("x", 7, 0, left_s=700.0), Job("gang", 8, priority=1), Job("small", left_s=LONG, interruptions=50)],
+        nodes(8), [stays("x", 7, 0, left_s=700.0), Job("gang", 8, priority=1), Job("s", left_s=LONG, interruptions=50)],
         [], DEFAULT, {}),
     "plan._ends_s: those that cost much are never worth it": (
         nodes(8), [stays("x", 7, 0, left_s=700.0), Job("gang", 8, left_s=HOUR), Job("small", left_s=LONG, cost_s=LONG)],

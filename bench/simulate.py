@@ -55,7 +55,7 @@ TARGETED_JOBS = 26_936
 TARGETED = ("mean_jct_h", "p99_jct_h", "jain", "longest_wait_h", BIG, "lost_gpu_share")
 TARGETS = {64: (2.35, 42.0, 0.98, 30.0, 1.1, 0.003), 48: (2.80, 53.0, 0.97, 118.0, 1.4, 0.004)}
 SMOKE_JOBS, SMOKE_NODES = 400, 6
-UNKNOWN_S, KNOWN_FROM, LAST_WAITS = 1800.0, 20, 50  # what a job typically takes before so many have finished
+LAST_RUNS, LAST_WAITS = 500, 50  # what is known of the jobs that have finished, and of those that had to wait
 PACKAGES = ("fleetune", "numpy")
 
 
@@ -214,10 +214,12 @@ class Past:
         waits = sorted((self.start_s[job], self.start_s[job] - arrival_s) for job, arrival_s in waited.items())
         self._starts_s, self._waits_s = np.array(waits).reshape(-1, 2).T
 
-    def typical_s(self, now_s: float) -> float:
-        """Median running time of the jobs that have finished."""
-        finished = self._durations_s[self._ends_s <= now_s]
-        return UNKNOWN_S if len(finished) < KNOWN_FROM else float(np.median(finished))
+    def ran_s(self, now_s: float) -> list[float]:
+        """Run times of the jobs that finished last."""
+        finished = (self._ends_s <= now_s).nonzero()[0]
+        last = finished[np.argsort(self._ends_s[finished], kind="stable")[-LAST_RUNS:]]
+        found: list[float] = self._durations_s[last].tolist()
+        return found
 
     def last_waits_s(self, now_s: float) -> float:
         """Mean wait for the first start of the last ones that had to wait."""
@@ -235,8 +237,8 @@ def forecast(setup: Setup, about: int, jobs: Sequence[TraceJob] = ()) -> Answer:
 
     def ask(world: World, row: int, job: int) -> None:
         if job in chosen:
-            began, typical_s = time.perf_counter(), past.typical_s(world.now_s)
-            expected = expected_starts(world.snapshot(), world.policy, [row], typical_s)[row]
+            ran_s, began = past.ran_s(world.now_s), time.perf_counter()
+            expected = expected_starts(world.snapshot(), world.policy, [row], ran_s)[row]
             said[job] = Said(expected, past.last_waits_s(world.now_s), time.perf_counter() - began)
 
     if simulate(jobs, setup, on_wait=ask).stretches != before.stretches:

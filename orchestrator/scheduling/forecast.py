@@ -1,12 +1,13 @@
 """When jobs that wait will start: the queue is run forward by the functions that plan it.
 
-Nobody knows what is still to be submitted, nor how long jobs run that have measured nothing. So a forecast is a range:
-the same queue with all remaining times shorter, as they are, and longer.
+Nobody knows what is still to be submitted, nor how long jobs run that have measured nothing: these are taken to be spread
+as the jobs that ended lately were. So a forecast is a range: the same queue with all remaining times shorter, as they are,
+and longer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +19,12 @@ from orchestrator.scheduling.table import RUNNING, Floats
 from orchestrator.scheduling.world import Attempt, Measuring, World
 
 SHORTER, LONGER = 0.6, 1.6  # times the remaining times
+EARLIER, LATER = 0.9, 1.5  # times the starts that come of that: nobody knows who is still to come
+USUAL_S = (120.0, 600.0, 1800.0, 3600.0, 14_400.0)  # run times where nothing has ended yet
 _MOST_PASSES = 5000
 _LEAST_S = 60.0
+_TICK_S, _TICK_SHARE = 30.0, 0.05  # the queue is looked at less often the further ahead it is
+_GOLDEN = 0.6180339887498949  # multiples of it, less their whole parts, are spread evenly however many there are
 
 
 @dataclass(frozen=True)
@@ -32,25 +37,31 @@ class Expected:
 
 
 def expected_starts(
-    snapshot: Snapshot, policy: Policy, rows: Collection[int], typical_s: float, horizon_s: float = 30 * 86_400.0
+    snapshot: Snapshot, policy: Policy, rows: Collection[int], ran_s: Sequence[float], horizon_s: float = 30 * 86_400.0
 ) -> dict[int, Expected]:
     """When these waiting jobs are expected to get their nodes.
 
     Args:
-        typical_s: running time that a job is taken to have if nobody has measured or declared anything.
+        ran_s: run times of some jobs that have ended lately; USUAL_S where there are none.
         horizon_s: how far to look ahead.
     """
+    left_s = _left_s(snapshot, ran_s or USUAL_S)
     early, likely, late = (
-        _starts(snapshot, policy, frozenset(rows), _left_s(snapshot, typical_s) * factor, horizon_s)
-        for factor in (SHORTER, 1.0, LONGER)
+        _starts(snapshot, policy, frozenset(rows), left_s * factor, horizon_s) for factor in (SHORTER, 1.0, LONGER)
     )
     return {row: _range(early.get(row), likely.get(row), late.get(row)) for row in rows}
 
 
-def _left_s(snapshot: Snapshot, typical_s: float) -> Floats:
-    """[rows]; measured; else what is typical, if that is less than what was declared."""
+def _left_s(snapshot: Snapshot, ran_s: Sequence[float]) -> Floats:
+    """[rows]; as measured; else what jobs had left that had run as long, each job another one of them."""
     jobs = snapshot.jobs
-    told: Floats = np.where(np.isnan(jobs.remaining_s), np.minimum(jobs.most_left_s, typical_s), jobs.remaining_s)
+    past = np.sort(np.array(ran_s, float))
+    done = jobs.attained_s + (snapshot.now_s - jobs.started_s) * snapshot.running
+    from_ = np.searchsorted(past, done, side="right")
+    draw = (np.arange(jobs.rows) * _GOLDEN + 0.5) % 1.0
+    like = past[np.minimum((from_ + draw * (len(past) - from_)).astype(int), len(past) - 1)]
+    guess = np.where(from_ < len(past), like - done, done)  # longer than any: as long again
+    told: Floats = np.where(np.isnan(jobs.remaining_s), np.minimum(jobs.most_left_s, guess), jobs.remaining_s)
     return np.maximum(told, _LEAST_S)
 
 
@@ -60,13 +71,14 @@ def _starts(
     found: dict[int, float] = {}
     world = World.of(snapshot, policy, left_s, Measuring(), _nothing)
     for _ in range(_MOST_PASSES):
+        ahead_s = world.now_s - snapshot.now_s
         for decision in world.decide().decisions:
             if isinstance(decision, Start) and decision.row in wanted:
-                found.setdefault(decision.row, world.now_s - snapshot.now_s)
-        ahead_s = world.next_event_s
-        if len(found) == len(wanted) or ahead_s > snapshot.now_s + horizon_s:
+                found.setdefault(decision.row, ahead_s)
+        world.tick_s = max(_TICK_S, _TICK_SHARE * ahead_s)
+        if len(found) == len(wanted) or world.next_event_s > snapshot.now_s + horizon_s:
             break
-        world.advance(ahead_s)
+        world.advance(world.next_event_s)
     return found
 
 
@@ -78,7 +90,8 @@ def _range(early: float | None, likely: float | None, late: float | None) -> Exp
     """Longer times of others can also bring a start forward: the range holds all that was seen."""
     seen = [at for at in (early, likely, late) if at is not None]
     unknown = late is None
-    return Expected(likely, min(seen, default=None), None if unknown or not seen else max(seen))
+    earliest, latest = (EARLIER * min(seen), LATER * max(seen)) if seen else (None, None)
+    return Expected(likely, earliest, None if unknown else latest)
 
 
 def ends_s(snapshot: Snapshot) -> Floats:

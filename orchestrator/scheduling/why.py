@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -76,11 +77,11 @@ class Why:
     expected: Expected | None
 
 
-def why(snapshot: Snapshot, policy: Policy, row: int, typical_s: float) -> Why:
+def why(snapshot: Snapshot, policy: Policy, row: int, ran_s: Sequence[float] = ()) -> Why:
     """Explain one job of a snapshot.
 
     Args:
-        typical_s: running time of a job that has neither measured nor declared one.
+        ran_s: run times of some jobs that have ended lately, for the expected start.
     """
     stands = standing(snapshot, policy)
     gang = snapshot.jobs.gang_of(row)
@@ -103,7 +104,7 @@ def why(snapshot: Snapshot, policy: Policy, row: int, typical_s: float) -> Why:
         before=before,
         room_at_s=room_at_s,
         room_on=room_on,
-        expected=expected_starts(snapshot, policy, [row], typical_s)[row] if waits else None,
+        expected=expected_starts(snapshot, policy, [row], ran_s)[row] if waits else None,
     )
 
 

@@ -64,7 +64,7 @@ class World:
         self.now_s = 0.0
         self.jobs = JobTable()
         self.cluster, self.tenants, self.policy = cluster, tuple(tenants), policy
-        self.passes = 0
+        self.passes, self.tick_s = 0, TICK_S
         self._measuring, self._on_end, self._windows = measuring, on_end, windows
         self._used_s = np.zeros(len(self.tenants))
         self._in_use = np.zeros(len(self.tenants))  # GPUs
@@ -110,7 +110,7 @@ class World:
     def next_event_s(self) -> float:
         """When the next running job ends, or the queue is to be looked at again; inf: nothing will ever happen."""
         if self._ends:
-            return min(self._ends[0][0], self.now_s + TICK_S) if self._waiting else self._ends[0][0]
+            return min(self._ends[0][0], self.now_s + self.tick_s) if self._waiting else self._ends[0][0]
         later = self.jobs.not_before_s[(self.jobs.state == WAITING) & (self.jobs.not_before_s > self.now_s)]
         return float(later.min(initial=math.inf))
 

@@ -14,13 +14,13 @@ from orchestrator.scheduling.why import Before, Obstacle, why
 from orchestrator.scheduling.whytext import why_text
 from tests.support.scheduling import HOUR, NOW_S, Job, nodes, snapshot
 
-TYPICAL_S = 1800.0
+RAN_S = (1800.0,)
 NOT_INTERRUPTED = dataclasses.replace(DEFAULT, preemption=False)
 
 
 def explain(machines, jobs, policy=NOT_INTERRUPTED, row=-1, **more):  # type: ignore[no-untyped-def]
     moment = snapshot(machines, jobs, **more)
-    found = why(moment, policy, row % len(jobs), TYPICAL_S)
+    found = why(moment, policy, row % len(jobs), RAN_S)
     return found, why_text(found, moment, [job.name for job in jobs])
 
 
@@ -30,10 +30,10 @@ def test_who_holds_the_nodes_and_until_when_and_when_it_will_start() -> None:
     assert found.obstacle is Obstacle.FULL and found.free == 0 and found.room_on == (1,)
     assert found.room_at_s == NOW_S + HOUR
     assert found.expected is not None and found.expected.start_s == pytest.approx(HOUR)
-    assert found.expected.earliest_s == pytest.approx(0.6 * HOUR)
-    assert found.expected.latest_s == pytest.approx(1.6 * HOUR)
+    assert found.expected.earliest_s == pytest.approx(0.9 * 0.6 * HOUR)
+    assert found.expected.latest_s == pytest.approx(1.5 * 1.6 * HOUR)
     assert "node-1: 0 of 8 free; short 8 for about 60 min" in text
-    assert "expected start: in 60 min (from 36 min to 1.6 h)" in text
+    assert "expected start: in 60 min (from 32 min to 2.4 h)" in text
 
 
 def test_free_gpus_that_are_not_together_are_called_scattered() -> None:
@@ -76,7 +76,7 @@ def test_a_limit_a_window_a_holder_and_a_time_are_named() -> None:
     assert found.obstacle is Obstacle.HELD and found.expected is None and "expected" not in text
     moment = snapshot(nodes(8), [Job("mine", 1)])
     moment.jobs.not_before_s[0] = NOW_S + 2 * HOUR
-    assert "it may start in 2.0 h" in why_text(why(moment, DEFAULT, 0, TYPICAL_S), moment, ["mine"])
+    assert "it may start in 2.0 h" in why_text(why(moment, DEFAULT, 0, RAN_S), moment, ["mine"])
 
 
 def test_what_is_held_outside_is_counted_and_said() -> None:
@@ -95,7 +95,7 @@ def test_a_job_that_runs_or_starts_now_is_told_so() -> None:
 def test_a_start_that_never_comes_is_not_made_up() -> None:
     jobs = [Job("other", 4, {0: 4}, left_s=HOUR), Job("mine", 8)]
     moment = snapshot(nodes(8, usable=False), jobs)
-    assert expected_starts(moment, DEFAULT, [1], TYPICAL_S)[1].start_s is None
+    assert expected_starts(moment, DEFAULT, [1], RAN_S)[1].start_s is None
     _, text = explain(nodes(8, usable=False), jobs)
     assert "not within the next weeks" in text and "(takes nothing new)" in text
 
@@ -104,7 +104,7 @@ def test_asking_changes_nothing() -> None:
     jobs = [Job("long", 8, {0: 8}, left_s=5 * HOUR), Job("mine", 8), Job("next", 2)]
     moment = snapshot(nodes(8, 8), jobs)
     table, slots = moment.jobs.copy(), moment.cluster.slots.copy()
-    why(moment, DEFAULT, 1, TYPICAL_S)
+    why(moment, DEFAULT, 1, RAN_S)
     assert (moment.cluster.slots == slots).all()
     assert (moment.jobs.state == table.state).all() and (moment.jobs.waited_s == table.waited_s).all()
 
@@ -112,5 +112,5 @@ def test_asking_changes_nothing() -> None:
 def test_a_job_that_may_start_later_is_expected_then() -> None:
     moment = snapshot(nodes(8), [Job("mine", 1)])
     moment.jobs.not_before_s[0] = NOW_S + 2 * HOUR
-    assert expected_starts(moment, DEFAULT, [0], TYPICAL_S)[0].start_s == pytest.approx(2 * HOUR)
+    assert expected_starts(moment, DEFAULT, [0], RAN_S)[0].start_s == pytest.approx(2 * HOUR)
     assert math.isinf(moment.jobs.most_left_s[0])

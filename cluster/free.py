@@ -1,8 +1,8 @@
 """Where the free slots of a cluster are, for placing many gangs one after the other.
 
 A gang goes on one node where all its workers fit; the node with the fewest slots left over takes it, so that whole
-nodes stay free. A larger gang takes wholly free nodes of one accelerator type, and for its last workers a node that may
-be shared.
+nodes stay free. A gang that fits no node takes wholly free nodes of one accelerator type, and for its last workers a
+node that may be shared.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,25 +18,44 @@ from numpy.typing import NDArray
 from cluster.occupancy import Occupancy, Placement
 from cluster.resources import Gang
 
-_Zone = tuple[bool, int, float]  # has GPUs, kind, promised from
+_Zone = tuple[int, float, float]  # kind, reserved from, closes at
 _Level = tuple[int, bool]  # free slots, wholly free: of nodes with as many free slots, one in use comes first
 
 
-class FreeSlots:
-    """The free slots of the usable nodes of one occupancy. Lives for one plan; the occupancy itself is not changed.
+@dataclass(frozen=True)
+class Terms:
+    """What a gang may be asked for, beside its workers.
 
-    A node may be promised to somebody from a time on (`promise`): then only gangs that are gone by then are put there.
+    Attributes:
+        yields_s: when it is gone from nodes that are reserved for another; inf: when nobody knows.
+        leaves_s: when it is gone from nodes that close for maintenance.
+        kinds: of nodes that it may go to; None: all.
     """
 
-    def __init__(self, occupancy: Occupancy, until_s: Sequence[float] | None = None) -> None:
+    yields_s: float = math.inf
+    leaves_s: float = math.inf
+    kinds: frozenset[int] | None = None
+
+
+ANYWHERE = Terms()
+
+
+class FreeSlots:
+    """The free slots of the usable nodes of one occupancy. Lives for one plan; the occupancy itself is not changed."""
+
+    def __init__(self, occupancy: Occupancy, closes_s: Sequence[float] | None = None) -> None:
+        """`closes_s`: [nodes]; when each is closed for maintenance; -inf: it is."""
         self._of = occupancy
         now_free = occupancy.free * occupancy.usable
         self.free: list[int] = now_free.tolist()
         self._cpus: list[int] = occupancy.cpus_free.tolist()
         self._sizes, self._kinds, self._gpu = occupancy.lists
-        self.until_s: list[float] = list(until_s) if until_s is not None else [math.inf] * len(self.free)
-        self.promises: list[float] = sorted({at for at in self.until_s if at < math.inf}) if until_s is not None else []
-        self._until_array: NDArray[np.float64] | None = None
+        self._reserved_s = [math.inf] * len(self.free)
+        self._closes_s = self._reserved_s if closes_s is None else list(closes_s)
+        # Distinct times that not everybody can keep to, in their order.
+        self.reservations: list[float] = []
+        self.closings: list[float] = sorted({at for at in closes_s or () if at < math.inf})
+        self._reserved_array = self._closes_array = np.array(self._closes_s if closes_s is not None else ())
         self.total = 0
         self._with_free = [0] * (occupancy.slots.shape[1] + 1)  # nodes by free slots
         self._highest = 0  # no node has more free slots
@@ -50,16 +69,16 @@ class FreeSlots:
                 self._highest = free
             self._enter(node)
 
-    @cached_property
-    def _largest(self) -> dict[int, int]:
-        """Slots of the largest usable node, by kind."""
-        of = self._of
-        usable = np.where(of.usable, of.sizes, 0)
-        return {kind: int(usable[of.kinds == kind].max(initial=0)) for kind in range(len(of.types))}
+    def after(self, occupancy: Occupancy) -> FreeSlots:
+        """Of another occupancy of the same nodes, with the same reservations and closings."""
+        other = FreeSlots(occupancy, self._closes_s if self.closings else None)
+        for at_s in self.reservations:
+            other.reserve([node for node, reserved in enumerate(self._reserved_s) if reserved == at_s], at_s)
+        return other
 
-    def place(self, gang: Gang, ends_s: float = math.inf) -> Placement | None:
-        """Take slots for a gang that is gone at `ends_s`; None where it does not fit now."""
-        placement = self._find(gang, ends_s)
+    def place(self, gang: Gang, terms: Terms = ANYWHERE) -> Placement | None:
+        """Take slots for a gang; None where it does not fit now."""
+        placement = self._find(gang, terms) if gang.gpus_per_worker else self._find_by_cpus(gang, terms)
         if placement is not None:
             self.take(gang, placement)
         return placement
@@ -73,24 +92,32 @@ class FreeSlots:
         for node, workers in placement:
             self._change(node, gang, workers)
 
-    def promise(self, nodes: Iterable[int], until_s: float) -> None:
-        """From `until_s` on these nodes are somebody's."""
+    def reserve(self, nodes: Iterable[int], at_s: float) -> None:
+        """From `at_s` on these nodes are somebody's."""
+        if not self.reservations:
+            self._reserved_s = list(self._reserved_s)
         for node in nodes:
-            self.until_s[node] = min(self.until_s[node], until_s)
+            self._reserved_s[node] = min(self._reserved_s[node], at_s)
             if self.free[node]:
                 self._enter(node)
-        self.promises = sorted({at for at in self.until_s if at < math.inf})
-        self._until_array = None
+        self.reservations = sorted({at for at in self._reserved_s if at < math.inf})
+        self._reserved_array = np.array(self._reserved_s)
 
-    def promised_before(self, ends_s: float) -> NDArray[np.bool_]:
-        """[nodes]; those that are somebody else's before then."""
-        if self._until_array is None:
-            self._until_array = np.array(self.until_s)
-        promised: NDArray[np.bool_] = self._until_array < ends_s
-        return promised
+    def closed_to(self, terms: Terms) -> NDArray[np.bool_] | None:
+        """[nodes]; where a gang with such terms may not go; None: it may go everywhere."""
+        closed = None
+        if self.reservations:
+            closed = self._reserved_array < terms.yields_s
+        if self.closings:
+            closes = self._closes_array < terms.leaves_s
+            closed = closes if closed is None else closed | closes
+        if terms.kinds is not None:
+            other = ~np.isin(self._of.kinds, list(terms.kinds))
+            closed = other if closed is None else closed | other
+        return closed
 
     def _change(self, node: int, gang: Gang, workers: int) -> None:
-        self._cpus[node] -= -workers * gang.cpus_per_worker
+        self._cpus[node] += workers * gang.cpus_per_worker
         slots = self._of.slots_for(gang, node, workers)
         if slots and self._of.usable[node]:
             self._with_free[self.free[node]] -= 1
@@ -102,38 +129,32 @@ class FreeSlots:
                 self._enter(node)
 
     def _zone(self, node: int) -> _Zone:
-        return self._gpu[node], self._kinds[node], self.until_s[node]
+        return self._kinds[node], self._reserved_s[node], self._closes_s[node]
 
     def _level(self, node: int) -> _Level:
         return self.free[node], self.free[node] == self._sizes[node]
 
     def _enter(self, node: int) -> None:
-        levels = self._zones.setdefault((self._gpu[node], self._kinds[node], self.until_s[node]), {})
+        levels = self._zones.setdefault((self._kinds[node], self._reserved_s[node], self._closes_s[node]), {})
         free = self.free[node]
         heapq.heappush(levels.setdefault((free, free == self._sizes[node]), []), node)
 
-    def _find(self, gang: Gang, ends_s: float) -> Placement | None:
-        if not gang.gpus_per_worker:
-            return self._find_by_cpus(gang, ends_s)
+    def _find(self, gang: Gang, terms: Terms) -> Placement | None:
         slots = gang.num_workers * gang.gpus_per_worker
-        on_one_only = slots <= self._of.smallest
-        if slots > (self._most_on_one() if on_one_only else self.total):
+        fits_every = self._of.fits_every_node(gang)
+        if slots > (self._most_on_one() if fits_every else self.total):
             return None
-        zones = self._zones_for(gang, ends_s)
+        zones = self._zones_for(gang, terms)
         node = self._best_node(zones, gang, gang.num_workers)
         if node is not None:
             return ((node, gang.num_workers),)
-        if on_one_only:
+        if fits_every:
             return None
         by_kind: dict[int, list[_Zone]] = {}
         for zone in zones:
-            if slots > self._largest.get(zone[1], 0):
-                by_kind.setdefault(zone[1], []).append(zone)
-        for same_kind in by_kind.values():
-            placement = self._whole_nodes(same_kind, gang)
-            if placement is not None:
-                return placement
-        return None
+            by_kind.setdefault(zone[0], []).append(zone)
+        spanning = (self._whole_nodes(by_kind[kind], gang) for kind in by_kind if self._of.spans_nodes(gang, kind))
+        return next((placement for placement in spanning if placement is not None), None)
 
     def _most_on_one(self) -> int:
         """Free slots of the node with the most."""
@@ -141,16 +162,18 @@ class FreeSlots:
             self._highest -= 1
         return self._highest
 
-    def _zones_for(self, gang: Gang, ends_s: float) -> list[_Zone]:
-        """Those the gang may use, the ones that are promised soonest first: they are of use to few."""
-        types, wanted = self._of.types, gang.accelerator_type
-        gpus = gang.gpus_per_worker > 0
+    def _zones_for(self, gang: Gang, terms: Terms) -> list[_Zone]:
+        """Those the gang may use, the ones that are spoken for soonest first: they are of use to few."""
+        fits = self._of.kinds_for(gang)
         found = [
             zone
             for zone in self._zones
-            if zone[0] == gpus and zone[2] >= ends_s and (wanted is None or types[zone[1]] == wanted)
+            if zone[0] in fits
+            and zone[1] >= terms.yields_s
+            and zone[2] >= terms.leaves_s
+            and (terms.kinds is None or zone[0] in terms.kinds)
         ]
-        return sorted(found, key=lambda zone: (zone[2], zone[1])) if len(found) > 1 else found
+        return sorted(found, key=lambda zone: (*zone[1:], zone[0])) if len(found) > 1 else found
 
     def _best_node(self, zones: Sequence[_Zone], gang: Gang, workers: int, avoid: Sequence[int] = ()) -> int | None:
         """The node with the fewest free slots that holds so many workers; of equals one in use, then the lowest."""
@@ -172,8 +195,8 @@ class FreeSlots:
         """Wholly free nodes, the largest first, and one that may be shared for the rest."""
         chosen: list[tuple[int, int]] = []
         left = gang.num_workers
-        levels = sorted((-level[0], zone, level) for zone in zones for level in self._zones[zone] if level[1])
-        for node in (node for _, zone, level in levels for node in self._nodes(zone, level)):
+        levels = sorted((-level[0], zone[1:], level, zone) for zone in zones for level in self._zones[zone] if level[1])
+        for node in (node for *_, level, zone in levels for node in self._nodes(zone, level)):
             each = min(self._sizes[node] // gang.gpus_per_worker, self._fits_cpus(gang, node))
             if each > left:
                 break
@@ -185,24 +208,24 @@ class FreeSlots:
         last = self._best_node(zones, gang, left, [node for node, _ in chosen])
         return (*chosen, (last, left)) if chosen and last is not None else None
 
-    def _find_by_cpus(self, gang: Gang, ends_s: float) -> Placement | None:
+    def _find_by_cpus(self, gang: Gang, terms: Terms) -> Placement | None:
         """One node where it fits, without GPUs if there is one; else wholly free nodes without GPUs."""
         need = gang.num_workers * gang.cpus_per_worker
+        closed = self.closed_to(terms)
+        usable = self._of.usable if closed is None else self._of.usable & ~closed
+        open_nodes = [node for node in usable.nonzero()[0].tolist() if self._kinds[node] in self._of.kinds_for(gang)]
         fits = [
             (self._gpu[node], self._cpus[node], node)
-            for node in np.flatnonzero(self._of.usable).tolist()
-            if self._cpus[node] >= need
-            and self.until_s[node] >= ends_s
-            and (self._gpu[node] or self.free[node] >= need)
-            and gang.accelerator_type in (None, self._of.types[self._kinds[node]])
+            for node in open_nodes
+            if self._cpus[node] >= need and (self._gpu[node] or self.free[node] >= need)
         ]
         if fits:
             return ((min(fits)[2], gang.num_workers),)
         chosen: list[tuple[int, int]] = []
         left = gang.num_workers
-        for node in sorted(range(len(self.free)), key=lambda node: (-self._sizes[node], node)):
-            whole = self.free[node] == self._sizes[node] and not self._gpu[node] and self.until_s[node] >= ends_s
-            workers = min(self._fits_cpus(gang, node), left) if whole and self.free[node] else 0
+        for node in sorted(open_nodes, key=lambda node: (-self._sizes[node], node)):
+            whole = self.free[node] == self._sizes[node] and not self._gpu[node] and self.free[node]
+            workers = min(self._fits_cpus(gang, node), left) if whole else 0
             if workers:
                 chosen.append((node, workers))
                 left -= workers

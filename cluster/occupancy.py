@@ -26,6 +26,10 @@ def slots_of(node: Node) -> int:
     return node.gpus or node.cpus
 
 
+def _kind_of(node: Node) -> tuple[str | None, bool]:
+    return (node.accelerator_type, True) if node.gpus else (None, False)
+
+
 @dataclass(frozen=True)
 class Occupancy:
     """The nodes of a cluster and the jobs on them.
@@ -37,8 +41,9 @@ class Occupancy:
         sizes: int32 [nodes]; slots of each.
         free: int32 [nodes]; free slots of each, as in `slots`.
         cpus_free: int32 [nodes]; CPUs that nobody holds.
-        kinds: int32 [nodes]; index into `types`.
-        types: accelerator types; None for nodes without GPU or of unknown type.
+        cpus: int32 [nodes]; CPUs of each, whoever holds them.
+        kinds: int32 [nodes]; index into `types`. Nodes with GPUs and nodes without are never of one kind.
+        types: the accelerator type of each kind; None for nodes without GPU, and where it is unknown.
         has_gpus: bool [nodes].
         usable: bool [nodes]; False where nothing new may be put (cordoned, draining, suspected).
     """
@@ -47,6 +52,7 @@ class Occupancy:
     slots: NDArray[np.int32]
     sizes: NDArray[np.int32]
     free: NDArray[np.int32]
+    cpus: NDArray[np.int32]
     cpus_free: NDArray[np.int32]
     kinds: NDArray[np.int32]
     types: tuple[str | None, ...]
@@ -60,15 +66,17 @@ class Occupancy:
         sizes = np.array([slots_of(node) for node in nodes], np.int32)
         slots = np.full((len(nodes), max(sizes, default=0)), ABSENT, np.int32)
         slots[np.arange(slots.shape[1]) < sizes[:, None]] = FREE
-        types = tuple(dict.fromkeys(node.accelerator_type for node in nodes))
+        kinds = {kind: number for number, kind in enumerate(dict.fromkeys(map(_kind_of, nodes)))}
+        cpus = np.array([node.cpus for node in nodes], np.int32)
         occupancy = Occupancy(
             names=tuple(node.node_id for node in nodes),
             slots=slots,
             sizes=sizes,
             free=sizes.copy(),
-            cpus_free=np.array([node.cpus for node in nodes], np.int32),
-            kinds=np.array([types.index(node.accelerator_type) for node in nodes], np.int32),
-            types=types,
+            cpus=cpus,
+            cpus_free=cpus.copy(),
+            kinds=np.array([kinds[_kind_of(node)] for node in nodes], np.int32),
+            types=tuple(accelerator_type for accelerator_type, _ in kinds),
             has_gpus=np.array([node.gpus > 0 for node in nodes], bool),
             usable=np.array([node.usable for node in nodes], bool),
         )
@@ -81,10 +89,7 @@ class Occupancy:
     def fits(self, gang: Gang) -> NDArray[np.bool_]:
         """[nodes]; usable nodes of the gang's type, with GPUs exactly if it needs some."""
         fits: NDArray[np.bool_] = self.usable & (self.has_gpus == (gang.gpus_per_worker > 0))
-        if gang.accelerator_type is None:
-            return fits
-        kinds = [kind for kind, name in enumerate(self.types) if name == gang.accelerator_type]
-        return fits & np.isin(self.kinds, kinds)
+        return fits if gang.accelerator_type is None else fits & np.isin(self.kinds, list(self.kinds_for(gang)))
 
     def copy(self) -> Occupancy:
         """With slots and CPUs of its own, to be changed while a plan is made."""
@@ -98,10 +103,38 @@ class Occupancy:
         """Slots of all nodes."""
         return int(self.sizes.sum())
 
+    def kinds_for(self, gang: Gang) -> frozenset[int]:
+        """Kinds of nodes that may hold workers of a gang: a GPU of its type, if it needs any."""
+        key = (gang.gpus_per_worker > 0, gang.accelerator_type)
+        if key not in self._kinds_for:
+            pairs = set(zip(self.kinds.tolist(), self.has_gpus.tolist(), strict=True))
+            self._kinds_for[key] = frozenset(
+                kind for kind, gpus in pairs if (gpus or not key[0]) and key[1] in (None, self.types[kind])
+            )
+        return self._kinds_for[key]
+
     @cached_property
-    def smallest(self) -> int:
-        """Slots of the smallest node."""
-        return int(self.sizes.min(initial=0))
+    def _kinds_for(self) -> dict[tuple[bool, str | None], frozenset[int]]:
+        return {}
+
+    def spans_nodes(self, gang: Gang, kind: int) -> bool:
+        """Whether no usable node of the kind, if it was empty, could hold the whole gang."""
+        mine = self.usable & (self.kinds == kind)
+        per_worker = gang.gpus_per_worker or gang.cpus_per_worker
+        workers = np.minimum(self.sizes[mine] // per_worker, self.cpus[mine] // max(gang.cpus_per_worker, 1))
+        return bool((workers < gang.num_workers).all())
+
+    def fits_every_node(self, gang: Gang) -> bool:
+        """Whether each node with GPUs, if it was empty, could hold the whole gang."""
+        slots, cpus = self._smallest
+        return gang.num_workers * gang.gpus_per_worker <= slots and gang.num_workers * gang.cpus_per_worker <= cpus
+
+    @cached_property
+    def _smallest(self) -> tuple[int, int]:
+        """The fewest slots and the fewest CPUs of a node with GPUs."""
+        if not self.has_gpus.any():
+            return 0, 0
+        return int(self.sizes[self.has_gpus].min()), int(self.cpus[self.has_gpus].min())
 
     @cached_property
     def lists(self) -> tuple[list[int], list[int], list[bool]]:

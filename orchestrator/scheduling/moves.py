@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.free import FreeSlots
+from cluster.free import FreeSlots, Terms
 from cluster.occupancy import Occupancy, Placement, placement_of
 from cluster.resources import Gang
 from orchestrator.scheduling.policy import Policy
@@ -32,35 +32,37 @@ def moves_for(
     gang: Gang,
     jobs: JobTable,
     cluster: Occupancy,
+    free: FreeSlots,
     victims: Victims,
     policy: Policy,
-    free_slots: int,
-    barred: NDArray[np.bool_] | None,
+    terms: Terms,
 ) -> Moved | None:
     """The cheapest way to give a gang one node by moving others off it to slots that are free now.
 
-    None where there is none, or where it costs more than `move_worth_s` of the gang's own GPUs.
+    None where there is none, or where it costs more than `move_worth_s` of the gang's own GPUs. Jobs are moved only to
+    nodes of the kind that they are on, and to none that is reserved or about to close.
     """
     size = int(jobs.size[row])
-    if size < 2 or free_slots < size or policy.move_worth_s <= 0 or not gang.gpus_per_worker:
+    if size < 2 or free.total < size or policy.move_worth_s <= 0 or not gang.gpus_per_worker:
         return None
-    options = (_option(node, size, jobs, cluster, victims) for node in _nodes_for(gang, size, cluster, victims, barred))
+    nodes = _nodes_for(gang, size, cluster, victims, free.closed_to(terms))
+    options = (_option(node, size, jobs, cluster, victims) for node in nodes)
     for cost, node, on_node in sorted(option for option in options if option is not None):
         if cost > policy.move_worth_s * size:
             return None
-        moved = _try(gang, node, on_node, jobs, cluster)
+        moved = _try(gang, node, on_node, jobs, cluster, free)
         if moved is not None:
             return moved
     return None
 
 
 def _nodes_for(
-    gang: Gang, size: int, cluster: Occupancy, victims: Victims, barred: NDArray[np.bool_] | None
+    gang: Gang, size: int, cluster: Occupancy, victims: Victims, closed: NDArray[np.bool_] | None
 ) -> list[int]:
     """The nodes where the fewest slots have to be cleared, of those where that many can be."""
     free = cluster.free
-    fits = cluster.fits(gang) & (free > 0) & (free + victims.slots_that_may_go() >= size)
-    nodes = (fits if barred is None else fits & ~barred).nonzero()[0]
+    fits = cluster.fits(gang) & (free > 0) & (free + victims.slots_that_may_go(cluster) >= size)
+    nodes = (fits if closed is None else fits & ~closed).nonzero()[0]
     nearest: list[int] = nodes[np.argsort(-free[nodes], kind="stable")[:_TRIED]].tolist()
     return nearest
 
@@ -74,28 +76,34 @@ def _option(
     chosen: list[int] = []
     cost = 0.0
     rows = [row for row in dict.fromkeys(line[line >= 0].tolist()) if victims.may_go(row)]
-    for row in sorted(rows, key=lambda row: (float(jobs.size[row]), float(jobs.interruption_cost_s[row]), row)):
+    costs = jobs.interruption_cost_s
+    for row in sorted(
+        rows, key=lambda row: (float(jobs.size[row]), float(costs[row]), float(jobs.submitted_s[row]), row)
+    ):
         if need <= 0:
             break
         chosen.append(row)
         need -= int((line == row).sum())
-        cost += float(jobs.size[row] * jobs.interruption_cost_s[row])
+        cost += float(jobs.size[row] * costs[row])
     return (cost, node, tuple(chosen)) if need <= 0 and chosen else None
 
 
-def _try(gang: Gang, node: int, on_node: Sequence[int], jobs: JobTable, cluster: Occupancy) -> Moved | None:
+def _try(
+    gang: Gang, node: int, on_node: Sequence[int], jobs: JobTable, cluster: Occupancy, free: FreeSlots
+) -> Moved | None:
     """Whether all of them find a place elsewhere."""
     after = cluster.copy()
     for row in on_node:
         after.release(row, jobs.gang_of(row), placement_of(row, jobs.gang_of(row), after))
     if after.cpus_free[node] < gang.num_workers * gang.cpus_per_worker:
         return None
-    free = FreeSlots(after)
+    left = free.after(after)
     placement = ((node, gang.num_workers),)
-    free.take(gang, placement)
+    left.take(gang, placement)
+    same_kind = Terms(kinds=frozenset({int(cluster.kinds[node])}))
     elsewhere: list[tuple[int, Placement]] = []
-    for row in sorted(on_node, key=lambda row: (-float(jobs.size[row]), row)):
-        place = free.place(jobs.gang_of(row))
+    for row in sorted(on_node, key=lambda row: (-float(jobs.size[row]), float(jobs.submitted_s[row]), row)):
+        place = left.place(jobs.gang_of(row), same_kind)
         if place is None or any(other == node for other, _ in place):
             return None
         elsewhere.append((row, place))

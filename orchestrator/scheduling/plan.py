@@ -3,7 +3,7 @@
 The queue is gone through once, in the order of `standing`:
 
 1. A gang that fits the free slots starts.
-2. One that does not may take the place of others, where that is worth what it costs (`victims`), or have small ones
+2. One that does not may take the place of others (`room`), where they make way for it (`victims`), or have small ones
    moved (`moves`).
 3. The first one that can do neither gets a reservation (`reserve`); whoever comes after it starts only if it is gone by
    then, or on other nodes.
@@ -11,13 +11,12 @@ The queue is gone through once, in the order of `standing`:
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cluster.free import FreeSlots
+from cluster.free import ANYWHERE, FreeSlots, Terms
 from cluster.occupancy import Placement, placement_of
 from cluster.resources import Gang
 from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Reservation, Start
@@ -25,12 +24,13 @@ from orchestrator.scheduling.moves import moves_for
 from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.scheduling.quota import Limits
 from orchestrator.scheduling.reserve import reserve
+from orchestrator.scheduling.room import room_for
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.standing import Standing, standing
 from orchestrator.scheduling.table import Floats, Rows
 from orchestrator.scheduling.victims import Victims
 
-_PROMISES = 1 << 20  # more than there are promises
+_TIMES = 1 << 12  # more than there are distinct reservations or closings
 
 
 def plan(snapshot: Snapshot, policy: Policy = DEFAULT) -> Plan:
@@ -44,11 +44,11 @@ class _Pass:
     def __init__(self, snapshot: Snapshot, policy: Policy) -> None:
         self._snapshot, self._policy, self._jobs = snapshot, policy, snapshot.jobs
         self._cluster = snapshot.cluster.copy()
-        self._free = FreeSlots(self._cluster, snapshot.until_s())
+        self._free = FreeSlots(self._cluster, snapshot.closes_s())
         self._limits = Limits(snapshot)
         self._decisions: list[Interrupt | Start] = []
         self._reservation: Reservation | None = None
-        self._interrupted: list[int] = []
+        self._interrupted: list[int] = []  # and not started again
         self._made_room = 0
         self._no_room: set[int] = set()  # keys of what can get nothing any more
 
@@ -58,114 +58,139 @@ class _Pass:
 
     @cached_property
     def _victims(self) -> Victims:
-        return Victims(self._snapshot, self._standing, self._cluster, self._policy)
+        return Victims(self._snapshot, self._standing, self._policy)
 
     def run(self) -> Plan:
-        if self._snapshot.windows:
-            self._clear_for_maintenance()
         waiting = self._snapshot.waiting.nonzero()[0]
-        started = self._go_through(waiting, self._policy.preemption)
-        if self._interrupted:  # they may fit elsewhere, and others into what is left over
+        if self._free.closings:
+            self._clear_for_maintenance()
+            waiting = np.append(waiting, self._interrupted).astype(np.intp)
+        while len(waiting):
+            before = len(self._decisions)
+            self._interrupted = []
+            started = self._go_through(waiting)
+            if not self._interrupted or len(self._decisions) == before:
+                break
+            # They may fit elsewhere or make others yield, and others may fit into what is left over.
             self._no_room.clear()
-            rest = [row for row in waiting.tolist() if row not in started]
-            self._go_through(np.array(rest + self._interrupted, np.intp), preempt=False)
+            waiting = np.array([row for row in waiting.tolist() if row not in started] + self._interrupted, np.intp)
         return Plan(tuple(self._decisions), self._reservation)
 
-    def _go_through(self, rows: Rows, preempt: bool) -> set[int]:
+    def _go_through(self, rows: Rows) -> set[int]:
         """The rows that were started."""
         order = self._standing.order(rows, self._jobs.submitted_s) if len(rows) > 1 else rows
         started: set[int] = set()
-        queue = order.tolist()
-        keys, ends_s = self._keys(order)
+        queue, keys, terms = order.tolist(), *self._keys(order)
         distinct = len(set(keys))
         for at, row in enumerate(queue):
             if keys[at] in self._no_room:
                 continue
-            if self._start(row, ends_s[at] if ends_s else math.inf, preempt):
+            if self._start(row, terms[at] if terms else ANYWHERE):
                 started.add(row)
                 continue
-            if not self._policy.backfill or self._nothing_left(row, preempt):
+            if not self._policy.backfill or self._nothing_left(row):
                 break
-            free_to_take = int(self._jobs.tenant[row]) not in self._limits.tenants
-            if free_to_take:
-                self._no_room.add(keys[at])
-                if len(self._no_room) >= distinct:
-                    break
+            self._no_room.add(keys[at])
+            if len(self._no_room) >= distinct:
+                break
             if self._reserve(row):
-                keys, ends_s = self._keys(order)
+                keys, terms = self._keys(order)
                 distinct = len(set(keys))
-                self._no_room = {keys[at]} if free_to_take else set()
+                self._no_room = {keys[at]}
         return started
 
-    def _nothing_left(self, row: int, preempt: bool) -> bool:
+    def _nothing_left(self, row: int) -> bool:
         """Whether neither this job nor one that stands behind it can get anything: no slot is free, nobody yields."""
         if self._free.total or self._may_need_no_slot:
             return False
-        return not preempt or self._victims.nobody_yields_to(row)
+        return not self._policy.preemption or self._victims.nobody_yields_to(row)
 
     @cached_property
     def _may_need_no_slot(self) -> bool:
         return any(not gang.gpus_per_worker for gang in self._jobs.gangs)
 
-    def _keys(self, rows: Rows) -> tuple[list[int], list[float]]:
-        """Keys and ends of jobs; no ends where nothing is promised to anybody.
+    def _keys(self, rows: Rows) -> tuple[list[int], list[Terms]]:
+        """Keys and terms of jobs; no terms where nothing is reserved and no node closes.
 
-        Jobs with one key ask for the same slots, on nodes that are promised to others equally late.
+        Jobs with one key ask for the same slots on the same nodes, and the first of them goes before the others: what
+        it does not get they do not get either.
         """
-        codes = self._jobs.gang[rows].astype(np.int64) * _PROMISES
-        if not self._free.promises:
+        codes = self._jobs.gang[rows].astype(np.int64)
+        if self._limits or self._standing_is_by_tenant:
+            codes = codes * len(self._snapshot.tenants) + self._jobs.tenant[rows]
+        if self._standing_is_by_tenant:
+            codes = codes * 2 + [self._standing.is_entitled(row) for row in rows.tolist()]
+        if not (self._free.reservations or self._free.closings):
             return codes.tolist(), []
-        ends_s = self._ends_s(rows)
-        return (codes + np.searchsorted(self._free.promises, ends_s, side="left")).tolist(), ends_s.tolist()
+        yields_s, leaves_s = self._yields_s(rows), self._leaves_s(rows)
+        codes = codes * _TIMES + np.searchsorted(self._free.reservations, yields_s, side="left")
+        codes = codes * _TIMES + np.searchsorted(self._free.closings, leaves_s, side="left")
+        return codes.tolist(), [Terms(*both) for both in zip(yields_s.tolist(), leaves_s.tolist(), strict=True)]
 
-    def _ends_s(self, rows: Rows) -> Floats:
-        """[rows]; by when they are gone if need be: at the end of their time, or when they may be interrupted."""
+    @cached_property
+    def _standing_is_by_tenant(self) -> bool:
+        return any(tenant.guaranteed for tenant in self._snapshot.tenants)
+
+    def _yields_s(self, rows: Rows) -> Floats:
+        """[rows]; when each would be gone from nodes reserved for another: at its end, or when it would make way."""
         ends: Floats = self._snapshot.now_s + self._snapshot.left_s[rows]
+        if self._reservation is None:
+            return ends
+        holder = self._reservation.row
         if self._policy.preemption:
             may_go = self._jobs.preemptible[rows] & (self._jobs.interruptions[rows] < self._policy.most_interruptions)
-            if self._reservation is not None:
-                holder = self._reservation.row
-                worth = self._standing.index[rows] > self._policy.margin * self._standing.index[holder]
-                may_go &= worth | (self._standing.level[rows] < self._standing.level[holder])
-            ends = np.where(may_go, np.minimum(ends, self._snapshot.now_s + self._policy.protected_s), ends)
+            may_go &= self._victims.stands_behind(rows, holder)
+            pauses = self._snapshot.now_s + self._victims.pause_s[rows]
+            ends = np.where(may_go, np.minimum(ends, pauses), ends)
+        ends[rows == holder] = self._snapshot.now_s
         return ends
 
-    def _start(self, row: int, ends_s: float, preempt: bool) -> bool:
-        for gang in self._limits.gangs(self._jobs, row):
-            placement = self._free.place(gang, ends_s)
-            if placement is not None:
-                self._put(row, placement)
-                return True
-            if preempt and self._made_room < self._policy.most_preempting and self._make_room(row, gang, ends_s):
-                return True
-        return False
+    def _leaves_s(self, rows: Rows) -> Floats:
+        """[rows]; when each is gone from nodes that close: at its end, or in some minutes if it may be interrupted."""
+        ends: Floats = self._snapshot.now_s + self._snapshot.left_s[rows]
+        soon = np.minimum(ends, self._snapshot.now_s + self._policy.protected_s)
+        return np.where(self._jobs.preemptible[rows], soon, ends)
+
+    def _start(self, row: int, terms: Terms) -> bool:
+        gang = self._jobs.gang_of(row)
+        kinds = self._limits.kinds(self._jobs, row) if self._limits else None
+        if kinds is not None:
+            if not kinds:
+                return False
+            terms = replace(terms, kinds=kinds)
+        placement = self._free.place(gang, terms)
+        if placement is not None:
+            self._put(row, placement)
+            return True
+        if not self._policy.preemption or self._made_room >= self._policy.most_preempting:
+            return False
+        return self._make_room(row, gang, terms)
 
     def _put(self, row: int, placement: Placement) -> None:
         self._cluster.hold(row, self._jobs.gang_of(row), placement)
         self._limits.take(self._jobs, row, int(self._cluster.kinds[placement[0][0]]))
         self._decisions.append(Start(row, placement))
 
-    def _make_room(self, row: int, gang: Gang, ends_s: float) -> bool:
-        barred = self._free.promised_before(ends_s) if self._free.promises else None
-        room = self._victims.room_for(row, gang, barred)
+    def _make_room(self, row: int, gang: Gang, terms: Terms) -> bool:
+        room = room_for(row, gang, self._jobs, self._cluster, self._victims, self._free.closed_to(terms))
         if room is not None:
             for victim in room.victims:
                 self._interrupt(victim, self._cause(row, victim), row)
+                self._interrupted.append(victim)
             self._free.take(gang, room.placement)
             self._put(row, room.placement)
-        elif not self._move(row, gang, barred):
+        elif not self._move(row, gang, terms):
             return False
         self._made_room += 1
         self._no_room.clear()  # more may have come free than was needed
         return True
 
-    def _move(self, row: int, gang: Gang, barred: NDArray[np.bool_] | None) -> bool:
-        moved = moves_for(row, gang, self._jobs, self._cluster, self._victims, self._policy, self._free.total, barred)
+    def _move(self, row: int, gang: Gang, terms: Terms) -> bool:
+        moved = moves_for(row, gang, self._jobs, self._cluster, self._free, self._victims, self._policy, terms)
         if moved is None:
             return False
         for victim in moved.victims:
             self._interrupt(victim, Cause.MOVED, row)
-            self._interrupted.remove(victim)
         self._free.take(gang, moved.placement)
         self._put(row, moved.placement)
         for victim, placement in moved.elsewhere:
@@ -180,38 +205,36 @@ class _Pass:
         self._free.give(gang, placement)
         self._limits.take(self._jobs, row, int(self._cluster.kinds[placement[0][0]]), sign=-1)
         self._victims.gone(row)
-        self._interrupted.append(row)
         self._decisions.append(Interrupt(row, cause, for_row))
 
     def _cause(self, row: int, victim: int) -> Cause:
-        entitled = self._standing.entitled
-        return Cause.RECLAIMED if entitled is not None and entitled[row] > entitled[victim] else Cause.PREEMPTED
+        lent = self._standing.is_entitled(row) and not self._standing.is_entitled(victim)
+        return Cause.RECLAIMED if lent and self._jobs.tenant[row] != self._jobs.tenant[victim] else Cause.PREEMPTED
 
     def _reserve(self, row: int) -> bool:
         """For the first that must wait. Where nothing is free there is nothing to keep others from."""
-        if self._reservation is not None or not self._free.total:
+        if self._reservation is not None or not (self._free.total or self._may_need_no_slot):
             return False
-        released = self._released_s(row)
-        self._reservation = reserve(row, self._jobs.gang_of(row), self._cluster, released, self._snapshot.now_s)
+        gang, now_s = self._jobs.gang_of(row), self._snapshot.now_s
+        kinds = self._limits.kinds(self._jobs, row) if self._limits else None
+        if kinds is not None and not kinds:  # what it waits for is its tenant's limit
+            return False
+        released_s: Floats = now_s + self._snapshot.left_s
+        if self._policy.preemption:
+            released_s = np.minimum(released_s, self._victims.yields_s(row))
+        closed = self._free.closed_to(Terms(leaves_s=float(self._leaves_s(np.array([row]))[0]), kinds=kinds))
+        open_nodes = self._cluster.fits(gang) if closed is None else self._cluster.fits(gang) & ~closed
+        self._reservation = reserve(row, gang, self._cluster, released_s, now_s, open_nodes)
         if self._reservation is None:
             return False
-        self._free.promise(self._reservation.nodes, self._reservation.at_s)
+        self._free.reserve(self._reservation.nodes, self._reservation.at_s)
         return True
-
-    def _released_s(self, row: int) -> Floats:
-        """[rows]; when each job gives its slots back for this one: at its end, or when it may be interrupted."""
-        ends: Floats = self._snapshot.now_s + self._snapshot.left_s
-        if self._policy.preemption:
-            index, level = self._standing.index, self._standing.level
-            yields = (self._victims.worth > self._policy.margin * index[row]) & (level == level[row])
-            yields = self._victims.movable & (yields | (level < level[row]))
-            ends = np.where(yields, np.minimum(ends, self._victims.protected_until_s), ends)
-        return ends
 
     def _clear_for_maintenance(self) -> None:
         """Interrupt what may be interrupted on nodes whose maintenance has begun."""
-        closed = np.isneginf(self._free.until_s)
-        on_them = np.unique(self._cluster.slots[closed])
+        closes_s = self._snapshot.closes_s()
+        on_them = np.unique(self._cluster.slots[np.isneginf(np.array(closes_s))])
         for row in on_them[on_them >= 0].tolist():
             if self._snapshot.running[row] and self._jobs.preemptible[row]:
                 self._interrupt(row, Cause.MAINTENANCE, None)
+                self._interrupted.append(row)

@@ -1,34 +1,50 @@
-"""What a tenant is guaranteed, and what it may hold at most."""
+"""What a tenant is guaranteed, and what it may hold at most. Both are of GPUs."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cluster.occupancy import Occupancy
-from cluster.resources import Gang
 from orchestrator.scheduling.snapshot import Quota, Snapshot
 from orchestrator.scheduling.table import Floats, JobTable
+
+NOT_ENTITLED, ENTITLED_ANYWHERE = -2, -1  # else the kind of node that a job is entitled to
 
 _Used = dict[str | None, float]  # accelerator type -> GPUs; None: of all types
 
 
-def entitled_rows(snapshot: Snapshot, index: Floats, level: NDArray[np.int32]) -> NDArray[np.bool_] | None:
-    """[rows]; jobs within their tenant's guarantee: first what runs, then what waits, each by standing."""
+def entitlements(snapshot: Snapshot, index: Floats, level: NDArray[np.int32]) -> NDArray[np.int32] | None:
+    """[rows]; which jobs are within their tenant's guarantee, and on which kind of nodes; None: nobody has a guarantee.
+
+    A tenant's higher classes come first; of a class what runs, then what waits, by standing.
+    """
     guaranteed = [number for number, tenant in enumerate(snapshot.tenants) if tenant.guaranteed]
     if not guaranteed:
         return None
-    jobs = snapshot.jobs
-    kinds = kinds_of_rows(jobs, snapshot.cluster)
-    entitled = np.zeros(jobs.rows, bool)
-    active = np.flatnonzero((snapshot.running | snapshot.waiting) & np.isin(jobs.tenant, guaranteed))
-    order = active[np.lexsort((jobs.submitted_s[active], index[active], -level[active], ~snapshot.running[active]))]
+    jobs, cluster = snapshot.jobs, snapshot.cluster
+    kinds = kinds_of_rows(jobs, cluster)
+    found = np.full(jobs.rows, NOT_ENTITLED, np.int32)
+    active = ((snapshot.running | snapshot.waiting) & np.isin(jobs.tenant, guaranteed)).nonzero()[0]
+    order = active[np.lexsort((jobs.submitted_s[active], index[active], ~snapshot.running[active], -level[active]))]
     used: dict[int, _Used] = {tenant: {} for tenant in guaranteed}
     for row in order.tolist():
-        tenant = int(jobs.tenant[row])
-        types = _types_of(jobs.gang_of(row), kinds[row], snapshot.cluster)
-        entitled[row] = _fits_one(snapshot.tenants[tenant].guaranteed, used[tenant], types, float(jobs.size[row]))
-    return entitled
+        gang, tenant = jobs.gang_of(row), int(jobs.tenant[row])
+        if gang.gpus_per_worker:
+            on = [int(kinds[row])] if kinds[row] >= 0 else sorted(cluster.kinds_for(gang))
+            quota = dict(snapshot.tenants[tenant].guaranteed)
+            found[row] = _claim(quota, used[tenant], on, cluster, float(jobs.size[row]))
+    return found
+
+
+def kinds_of_rows(jobs: JobTable, cluster: Occupancy) -> NDArray[np.int32]:
+    """[rows]; the kind of the nodes that each job is on; -1 where it is on none."""
+    kinds = np.full(jobs.rows, -1, np.int32)
+    nodes, places = (cluster.slots >= 0).nonzero()
+    kinds[cluster.slots[nodes, places]] = cluster.kinds[nodes]
+    return kinds
 
 
 class Limits:
@@ -40,31 +56,24 @@ class Limits:
         self._used: dict[int, _Used] = {number: {} for number in self._limits}
         if self._limits:
             kinds = kinds_of_rows(snapshot.jobs, snapshot.cluster)
-            for row in np.flatnonzero(snapshot.running).tolist():
+            for row in snapshot.running.nonzero()[0].tolist():
                 self.take(snapshot.jobs, row, int(kinds[row]))
 
-    @property
-    def tenants(self) -> frozenset[int]:
-        return frozenset(self._limits)
+    def __bool__(self) -> bool:
+        return bool(self._limits)
 
-    def gangs(self, jobs: JobTable, row: int) -> list[Gang]:
-        """The gang in the forms that its tenant's limit allows: itself, of certain types only, or none."""
-        gang, tenant = jobs.gang_of(row), int(jobs.tenant[row])
-        limit = self._limits.get(tenant)
-        if limit is None:
-            return [gang]
-        used, size = self._used[tenant], float(jobs.size[row])
-        if gang.gpus_per_worker == 0:
-            return [gang]
-        types = self._cluster.types if gang.accelerator_type is None else (gang.accelerator_type,)
-        allowed = [kind for kind in types if _within(limit, used, kind, size)]
-        if len(allowed) == len(types):
-            return [gang]
-        return [
-            Gang(gang.num_workers, gang.cpus_per_worker, gang.gpus_per_worker, kind)
-            for kind in allowed
-            if kind is not None
-        ]
+    def kinds(self, jobs: JobTable, row: int) -> frozenset[int] | None:
+        """Kinds of nodes that its tenant's limit lets the job go to; None: all."""
+        tenant = int(jobs.tenant[row])
+        if tenant not in self._limits:
+            return None
+        gang = jobs.gang_of(row)
+        if not gang.gpus_per_worker:
+            return None
+        limit, used, size = self._limits[tenant], self._used[tenant], float(jobs.size[row])
+        fits = self._cluster.kinds_for(gang)
+        allowed = frozenset(kind for kind in fits if _within(limit, used, self._cluster.types[kind], size))
+        return None if allowed == fits else allowed
 
     def take(self, jobs: JobTable, row: int, kind: int, sign: int = 1) -> None:
         """Count a job that is put on nodes of a kind; with sign -1 one that is stopped there."""
@@ -75,31 +84,14 @@ class Limits:
                 used[key] = used.get(key, 0.0) + sign * float(jobs.size[row])
 
 
-def kinds_of_rows(jobs: JobTable, cluster: Occupancy) -> NDArray[np.int32]:
-    """[rows]; the kind of the nodes that each job is on; -1 where it is on none."""
-    kinds = np.full(jobs.rows, -1, np.int32)
-    nodes, places = np.nonzero(cluster.slots >= 0)
-    kinds[cluster.slots[nodes, places]] = cluster.kinds[nodes]
-    return kinds
-
-
-def _types_of(gang: Gang, kind: int, cluster: Occupancy) -> tuple[str | None, ...]:
-    """The types that a job is on, or may be put on."""
-    if gang.gpus_per_worker == 0:
-        return ()
-    if kind >= 0:
-        return (cluster.types[kind],)
-    return (gang.accelerator_type,) if gang.accelerator_type is not None else cluster.types
-
-
-def _fits_one(guaranteed: Quota, used: _Used, types: tuple[str | None, ...], size: float) -> bool:
-    """Whether one of the types has room within the guarantee, and if so, take it."""
-    quota = dict(guaranteed)
-    for key in [*(kind for kind in types if kind is not None), *([None] if types else [])]:
+def _claim(quota: dict[str | None, int], used: _Used, kinds: Iterable[int], cluster: Occupancy, size: float) -> int:
+    """Take what a guarantee has room for, of a certain type first."""
+    named = [(cluster.types[kind], kind) for kind in kinds if cluster.types[kind] is not None]
+    for key, entitled in [*named, (None, ENTITLED_ANYWHERE)]:
         if key in quota and used.get(key, 0.0) + size <= quota[key]:
             used[key] = used.get(key, 0.0) + size
-            return True
-    return False
+            return entitled
+    return NOT_ENTITLED
 
 
 def _within(limit: Quota, used: _Used, kind: str | None, size: float) -> bool:

@@ -5,56 +5,63 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cluster.occupancy import Occupancy
 from cluster.resources import Gang
 from orchestrator.scheduling.decisions import Reservation
-from orchestrator.scheduling.table import Floats
+from orchestrator.scheduling.table import Floats, Rows
 
 
-def reserve(row: int, gang: Gang, cluster: Occupancy, released_s: Floats, now_s: float) -> Reservation | None:
+def reserve(
+    row: int, gang: Gang, cluster: Occupancy, released_s: Floats, now_s: float, open_nodes: NDArray[np.bool_]
+) -> Reservation | None:
     """The earliest nodes for a gang, as far as anybody knows when those who hold them end.
 
     Where nobody knows, these are the nodes with the fewest such jobs, from now on: what has no known end must not be
-    put there. None where no nodes could ever hold it.
+    put there. None where no nodes could hold it.
 
     Args:
         released_s: [rows]; when each running job gives its slots back; inf where nobody knows.
+        open_nodes: [nodes]; where it may go.
     """
     times = np.concatenate([released_s, [math.inf, math.inf, now_s]])[cluster.slots]  # FOREIGN, ABSENT, FREE
-    fits = cluster.fits(gang)
-    per_worker = gang.gpus_per_worker or gang.cpus_per_worker
-    size = gang.num_workers * per_worker
     by_time = np.sort(times, axis=1)
-    one = (fits & (cluster.sizes >= size)).nonzero()[0]
-    if len(one):
-        at = by_time[one, size - 1]
-        unknown = np.isinf(by_time[one, :size]).sum(axis=1)
-        best = np.lexsort((one, unknown, at))[0]
-        return Reservation(row, (int(one[best]),), _when(float(at[best]), now_s))
-    return _whole_nodes(row, gang, cluster, by_time, fits, per_worker, now_s)
+    per_worker = gang.gpus_per_worker or gang.cpus_per_worker
+    most = np.minimum(cluster.sizes // per_worker, cluster.cpus // max(gang.cpus_per_worker, 1))
+    found = []
+    for kind in sorted(cluster.kinds_for(gang)):
+        nodes = (open_nodes & (cluster.kinds == kind) & (most > 0)).nonzero()[0]
+        if cluster.spans_nodes(gang, kind):
+            option = _whole_nodes(nodes, gang, cluster, by_time, most)
+        else:
+            option = _one_node(nodes[most[nodes] >= gang.num_workers], gang.num_workers * per_worker, by_time)
+        found += [option] if option is not None else []
+    if not found:
+        return None
+    at_s, _, where = min(found)
+    return Reservation(row, where, max(at_s, now_s) if math.isfinite(at_s) else now_s)
+
+
+def _one_node(nodes: Rows, size: int, by_time: Floats) -> tuple[float, int, tuple[int, ...]] | None:
+    """(when, slots whose end nobody knows, nodes)"""
+    if not len(nodes):
+        return None
+    at_s = by_time[nodes, size - 1]
+    unknown = np.isinf(by_time[nodes, :size]).sum(axis=1)
+    best = np.lexsort((nodes, unknown, at_s))[0]
+    return float(at_s[best]), int(unknown[best]), (int(nodes[best]),)
 
 
 def _whole_nodes(
-    row: int, gang: Gang, cluster: Occupancy, by_time: Floats, fits: np.ndarray, per_worker: int, now_s: float
-) -> Reservation | None:
-    rows = (fits & (cluster.sizes >= per_worker)).nonzero()[0]
-    whole = by_time[rows, cluster.sizes[rows] - 1]
-    unknown = np.array([np.isinf(by_time[node, : cluster.sizes[node]]).sum() for node in rows])
-    found = []
-    for kind in np.unique(cluster.kinds[rows]).tolist():
-        mine = cluster.kinds[rows] == kind
-        order = rows[mine][np.lexsort((rows[mine], unknown[mine], whole[mine]))]
-        workers = np.cumsum(cluster.sizes[order] // per_worker)
-        if len(workers) and workers[-1] >= gang.num_workers:
-            nodes = order[: int(np.searchsorted(workers, gang.num_workers)) + 1]
-            at = max(float(by_time[node, cluster.sizes[node] - 1]) for node in nodes)
-            found.append((at, kind, tuple(nodes.tolist())))
-    if not found:
+    nodes: Rows, gang: Gang, cluster: Occupancy, by_time: Floats, most: NDArray[np.int32]
+) -> tuple[float, int, tuple[int, ...]] | None:
+    """The same for nodes that have to be free altogether."""
+    whole_s = by_time[nodes, cluster.sizes[nodes] - 1]
+    unknown = np.array([np.isinf(by_time[node, : cluster.sizes[node]]).sum() for node in nodes])
+    order = np.lexsort((nodes, unknown, whole_s))
+    workers = np.cumsum(most[nodes[order]])
+    if not len(workers) or workers[-1] < gang.num_workers:
         return None
-    at, _, nodes = min(found)
-    return Reservation(row, nodes, _when(at, now_s))
-
-
-def _when(at_s: float, now_s: float) -> float:
-    return max(at_s, now_s) if math.isfinite(at_s) else now_s
+    chosen = order[: int(np.searchsorted(workers, gang.num_workers)) + 1]
+    return float(whole_s[chosen].max()), int(unknown[chosen].sum()), tuple(nodes[chosen].tolist())

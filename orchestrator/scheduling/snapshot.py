@@ -80,7 +80,7 @@ class Snapshot:
         jobs = self.jobs
         return np.where(np.isnan(jobs.remaining_s), jobs.most_left_s, jobs.remaining_s)
 
-    def until_s(self) -> list[float] | None:
+    def closes_s(self) -> list[float] | None:
         """[nodes]; when the next maintenance begins, -inf where there is one; None if none is planned."""
         ahead = [window for window in self.windows if window.end_s > self.now_s]
         if not ahead:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.scheduling.policy import Order, Policy
-from orchestrator.scheduling.quota import entitled_rows
+from orchestrator.scheduling.quota import NOT_ENTITLED, entitlements
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.table import Floats, Rows
 
@@ -22,23 +22,26 @@ class Standing:
 
     Attributes:
         index: within the class; in seconds for Order.EXPECTED.
-        level: the class. That of a job which has waited too long is the highest.
-        entitled: within its tenant's guarantee; None where nobody has one.
+        level: the class. A job that has waited too long stands above all.
+        entitlement: the kind of nodes that its tenant's guarantee is of (see `quota`); None where nobody has one.
         lane: among those that have waited longest.
         waited_s: for GPUs, in all.
     """
 
     index: Floats
     level: NDArray[np.int32]
-    entitled: NDArray[np.bool_] | None
+    entitlement: NDArray[np.int32] | None
     lane: NDArray[np.bool_] | None
     waited_s: Floats
+
+    def is_entitled(self, row: int) -> bool:
+        return self.entitlement is not None and bool(self.entitlement[row] != NOT_ENTITLED)
 
     def order(self, rows: Rows, submitted_s: Floats) -> Rows:
         """Rows by who goes first."""
         keys: tuple[NDArray[np.generic], ...] = (submitted_s[rows], self.index[rows], -self.level[rows])
-        if self.entitled is not None:
-            keys = (*keys, ~self.entitled[rows])
+        if self.entitlement is not None:
+            keys = (*keys, self.entitlement[rows] == NOT_ENTITLED)
         return rows[np.lexsort(keys)]
 
 
@@ -54,7 +57,7 @@ def standing(snapshot: Snapshot, policy: Policy) -> Standing:
             lane = np.zeros(jobs.rows, bool)
             lane[rows] = True
             level = _raised(jobs.priority, rows[waited[rows] > policy.most_wait_s])
-    return Standing(index, level, entitled_rows(snapshot, index, level), lane, waited)
+    return Standing(index, level, entitlements(snapshot, index, level), lane, waited)
 
 
 def shares(snapshot: Snapshot, policy: Policy) -> Floats:
@@ -110,7 +113,8 @@ def _longest_waiting(snapshot: Snapshot, policy: Policy, waited_s: Floats) -> Ro
     rows = ((waited_s > policy.lane_after_s) & (running | snapshot.waiting)).nonzero()[0]
     if not len(rows):
         return rows
-    by_wait = rows[np.argsort(-(waited_s[rows] * np.where(running[rows], policy.lane_stay, 1.0)), kind="stable")]
+    counted = waited_s[rows] * np.where(running[rows], policy.lane_stay, 1.0)
+    by_wait = rows[np.lexsort((jobs.submitted_s[rows], -counted))]
     sizes = jobs.size[by_wait]
     first: Rows = by_wait[np.cumsum(sizes) - sizes < policy.lane_share * snapshot.cluster.total]
     return first
@@ -120,5 +124,5 @@ def _raised(priority: NDArray[np.int32], rows: Rows) -> NDArray[np.int32]:
     if not len(rows):
         return priority
     raised = priority.copy()
-    raised[rows] = priority.max()
+    raised[rows] = priority.max() + 1
     return raised

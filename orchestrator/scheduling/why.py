@@ -9,7 +9,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from cluster.free import FreeSlots
+from cluster.free import FreeSlots, Terms
 from cluster.occupancy import FOREIGN
 from cluster.resources import Gang
 from orchestrator.scheduling.forecast import Expected, ends_s, expected_starts
@@ -133,7 +133,7 @@ def _before(snapshot: Snapshot, stands: Standing, row: int) -> tuple[tuple[int, 
 
 
 def _reason(stands: Standing, other: int, row: int) -> Before:
-    if stands.entitled is not None and stands.entitled[other] > stands.entitled[row]:
+    if stands.is_entitled(other) and not stands.is_entitled(row):
         return Before.GUARANTEE
     if stands.level[other] > stands.level[row]:
         return Before.PRIORITY
@@ -144,7 +144,7 @@ def _reason(stands: Standing, other: int, row: int) -> Before:
 
 def _room(snapshot: Snapshot, row: int, gang: Gang) -> tuple[float | None, tuple[int, ...]]:
     ends = ends_s(snapshot)
-    found = reserve(row, gang, snapshot.cluster, ends, snapshot.now_s)
+    found = reserve(row, gang, snapshot.cluster, ends, snapshot.now_s, snapshot.cluster.fits(gang))
     if found is None:
         return None, ()
     slots = snapshot.cluster.slots[list(found.nodes)]
@@ -160,13 +160,14 @@ def _obstacle(snapshot: Snapshot, row: int, gang: Gang, free: int, behind: bool)
         return Obstacle.AFTER if row in snapshot.parents else Obstacle.HELD
     if not snapshot.waiting[row]:
         return Obstacle.EARLY
-    if not Limits(snapshot).gangs(snapshot.jobs, row):
+    kinds = Limits(snapshot).kinds(snapshot.jobs, row)
+    if kinds is not None and not kinds:
         return Obstacle.LIMIT
     if free < size:
         return Obstacle.FULL
     if FreeSlots(snapshot.cluster).place(gang) is None:
         return Obstacle.SCATTERED
     ends = snapshot.now_s + float(snapshot.left_s[row])
-    if FreeSlots(snapshot.cluster, snapshot.until_s()).place(gang, ends) is None:
+    if FreeSlots(snapshot.cluster, snapshot.closes_s()).place(gang, Terms(leaves_s=ends, kinds=kinds)) is None:
         return Obstacle.PROMISED
     return Obstacle.BEHIND if behind else Obstacle.NONE

@@ -107,7 +107,9 @@ class _Draw:
         chance, own = self.chance, number * 1.37
         by_cpu = self.maybe(0.08)
         each = 0 if by_cpu else chance.choice([1, 1, 1, 1, 2])
-        left = math.nan if self.maybe(0.2) else chance.choice([60.0, 600.0, HOUR, 10 * HOUR, 100 * HOUR]) + own
+        left = (
+            math.nan if self.maybe(0.2) else chance.choice([60.0, 600.0, HOUR, 2 * HOUR, 10 * HOUR, 100 * HOUR]) + own
+        )
         made = Job(
             str(number),
             gpus=max(1, each) * chance.choice([1, 1, 2, 2, 3, 4, 4, 6, 8, 8, 12, 16]),

@@ -19,7 +19,7 @@ from orchestrator.scheduling.victims import Victims
 
 _LOOKED_AT = 4  # nodes, job by job
 # For slots that are FOREIGN, ABSENT or FREE, which count from the end.
-_NOBODY_YIELDS, _NOBODYS_HARM = (False, False, True), (np.inf, 0.0, 0.0)
+_NOBODY_YIELDS = np.array([False, False, True])
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,11 @@ def room_for(
     """
     if victims.nobody_yields_to(row):
         return None
+    open_jobs = victims.open_to(row)
+    if int(cluster.free.sum()) + float(jobs.size @ open_jobs) < jobs.size[row]:
+        return None
     fits = cluster.fits(gang) if closed is None else cluster.fits(gang) & ~closed
-    open_slots = np.append(victims.open_to(row), _NOBODY_YIELDS)[cluster.slots] & fits[:, None]
+    open_slots = np.concatenate((open_jobs, _NOBODY_YIELDS))[cluster.slots] & fits[:, None]
     search = _Search(gang, jobs, cluster, victims, open_slots)
     if cluster.fits_every_node(gang):
         return search.on_one_node(None)
@@ -73,7 +76,7 @@ class _Search:
         """Nodes that can be emptied, the largest first, of those the cheapest; and one for the rest."""
         cluster, left = self._cluster, self._gang.num_workers
         whole = ((self._open.sum(axis=1) == cluster.sizes) & (cluster.sizes >= self._per_worker) & among).nonzero()[0]
-        cost = np.append(self._victims.harm, _NOBODYS_HARM)[cluster.slots[whole]].sum(axis=1)
+        cost = self._victims.harm_by_slot[cluster.slots[whole]].sum(axis=1)
         placement: list[tuple[int, int]] = []
         stopped: dict[int, None] = {}
         for node in whole[np.lexsort((whole, cost, -cluster.sizes[whole]))].tolist():
@@ -97,7 +100,7 @@ class _Search:
         return Room(tuple(stopped), tuple(placement))
 
     def cost(self, rows: Sequence[int]) -> float:
-        return sum(float(self._victims.harm[row] * self._jobs.size[row]) for row in rows)
+        return sum(float(self._victims.harm_by_slot[row] * self._jobs.size[row]) for row in rows)
 
     def _cheapest(self, nodes: Rows, workers: int, stopped: Sequence[int]) -> tuple[int, tuple[int, ...]] | None:
         """(node, victims) for so many workers on one node, where some jobs are stopped in any case."""
@@ -117,8 +120,10 @@ class _Search:
 
     def _harm(self, nodes: Rows, stopped: Sequence[int]) -> Floats:
         """[nodes, slots]; what freeing each slot costs; inf where its holder does not make way."""
-        harm = np.append(self._victims.harm, _NOBODYS_HARM)
-        harm[list(stopped)] = 0.0
+        harm = self._victims.harm_by_slot
+        if stopped:
+            harm = harm.copy()
+            harm[list(stopped)] = 0.0
         by_slot: Floats = np.where(self._open[nodes], harm[self._cluster.slots[nodes]], np.inf)
         return by_slot
 
@@ -154,8 +159,8 @@ class _Search:
         return -float(self._victims.worth[row]), float(self._jobs.submitted_s[row]), row
 
     def _left_over(self, node: int, rows: Sequence[int], stopped: Sequence[int]) -> int:
-        line = self._cluster.slots[node]
-        return int(self._cluster.free[node]) + int(np.isin(line, (*rows, *stopped)).sum())
+        gone = {*rows, *stopped}
+        return int(self._cluster.free[node]) + sum(row in gone for row in self._cluster.slots[node].tolist())
 
     def _cpus_for(self, node: int) -> int:
         """Workers that the CPUs of a node are enough for, once all that hold slots there are stopped."""
@@ -167,9 +172,9 @@ class _Search:
 
     def _cpus_with(self, node: int, stopped: Sequence[int]) -> int:
         """CPUs that are free once these are stopped."""
-        free, line = int(self._cluster.cpus_free[node]), self._cluster.slots[node]
+        free, line = int(self._cluster.cpus_free[node]), self._cluster.slots[node].tolist()
         for row in stopped:
             held = self._jobs.gang_of(row)
             per_worker = held.gpus_per_worker or held.cpus_per_worker
-            free += int((line == row).sum()) // per_worker * held.cpus_per_worker
+            free += line.count(row) // per_worker * held.cpus_per_worker
         return free

@@ -14,6 +14,7 @@ from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.standing import Standing
 from orchestrator.scheduling.table import Floats
 
+_NOBODYS_HARM = (np.inf, 0.0, 0.0)
 _CHANCE_S = 180.0  # bounds what is lost by interrupting a job that would soon have ended
 
 
@@ -26,7 +27,8 @@ class Victims:
         pause_s: [rows]; how long each attempt is left alone.
         worth: [rows]; the index that counts against others: that of the job, less what its interruption costs.
         movable: [rows]; running jobs that allow it, and were not interrupted too often.
-        harm: [rows]; what stopping a job costs, for each of its slots: its own loss, and that of one about to end.
+        harm_by_slot: [rows + 3]; what stopping a job costs, for each of its slots: its own loss, and that of one which
+            is about to end. At the end those of slots that are FOREIGN, ABSENT or FREE.
     """
 
     def __init__(self, snapshot: Snapshot, standing: Standing, policy: Policy) -> None:
@@ -37,7 +39,8 @@ class Victims:
         self.worth: Floats = standing.index - policy.cost_margin * (
             jobs.interruption_cost_s / jobs.powered_sizes(policy.size_exponent)
         )
-        self.harm: Floats = jobs.interruption_cost_s + 3600.0 * 3600.0 / (np.maximum(standing.index, 0.0) + _CHANCE_S)
+        harm = jobs.interruption_cost_s + 3600.0 * 3600.0 / (np.maximum(standing.index, 0.0) + _CHANCE_S)
+        self.harm_by_slot: Floats = np.concatenate((harm, _NOBODYS_HARM))
         self._may_go = self.movable & (snapshot.now_s >= jobs.started_s + self.pause_s - 1e-6)
         self._one_class = standing.entitlement is None and bool((standing.level == standing.level[:1]).all())
         self._best = float(np.where(self._may_go, self.worth, -np.inf).max(initial=-np.inf))
@@ -65,7 +68,8 @@ class Victims:
 
     def stands_behind(self, rows: NDArray[np.intp], row: int) -> NDArray[np.bool_]:
         """[rows]; which of some waiting jobs would make way for another one once they run."""
-        return self._yields_to(row)[rows]
+        behind: NDArray[np.bool_] = self._yields_to(row)[rows]
+        return behind
 
     def slots_that_may_go(self, cluster: Occupancy) -> NDArray[np.intp]:
         """[nodes]; slots of jobs that may be interrupted now."""
@@ -93,7 +97,8 @@ class Victims:
             return np.logical_and(yields, ~entitled)
         own = self._jobs.tenant == self._jobs.tenant[row]
         lent = ~entitled if entitlement[row] < 0 else ~entitled & (self._kinds == entitlement[row])
-        return np.logical_or(yields & (~entitled | own), lent)
+        found: NDArray[np.bool_] = np.logical_or(yields & (~entitled | own), lent)
+        return found
 
     @cached_property
     def _kinds(self) -> NDArray[np.int32]:

@@ -20,7 +20,8 @@ svg.plot text { fill: var(--plot-text); }
 svg.plot .grid { stroke: var(--plot-line); stroke-width: 1; }
 svg.plot .axis { stroke: var(--plot-text); stroke-width: 1; }
 svg.plot .mark { stroke: var(--plot-mark); stroke-width: 1.5; stroke-dasharray: 5 3; }
-svg.plot text.mark-label { fill: var(--plot-mark); font-weight: 600; }
+svg.plot text.mark-label { fill: var(--plot-mark); font-weight: 600; paint-order: stroke; stroke: var(--card, #fff);
+  stroke-width: 4px; }
 svg.plot .hit { fill: transparent; }
 svg.plot g.datum:hover .bar { opacity: 0.7; }
 svg.plot .s0 { fill: var(--plot-0); }

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.errors import CapacityError
 from cluster.occupancy import Occupancy
-from orchestrator.scheduling.snapshot import Quota, Snapshot
+from cluster.resources import Gang
+from orchestrator.scheduling.snapshot import Quota, Snapshot, Tenant
 from orchestrator.scheduling.table import Floats, JobTable
 
 NOT_ENTITLED, ENTITLED_ANYWHERE = -2, -1  # else the kind of node that a job is entitled to
@@ -96,3 +98,21 @@ def _claim(quota: dict[str | None, int], used: _Used, kinds: Iterable[int], clus
 
 def _within(limit: Quota, used: _Used, kind: str | None, size: float) -> bool:
     return all(used.get(key, 0.0) + size <= most for key, most in limit if key is None or key == kind)
+
+
+def check_within_limit(gang: Gang, tenant: Tenant) -> None:
+    """Refuse a gang that its tenant's limit would never let start.
+
+    Raises:
+        CapacityError: with the limit, and the largest gang that would start.
+    """
+    for kind, most in tenant.limit:
+        concerns = gang.gpus_per_worker and kind in (None, gang.accelerator_type)  # one without a type may go elsewhere
+        if not concerns or gang.num_workers * gang.gpus_per_worker <= most:
+            continue
+        of_kind = f"{kind} GPUs" if kind is not None else "GPUs"
+        largest = most // gang.gpus_per_worker
+        advice = f"the most that would start is resources.num_workers: {largest}" if largest else "not one worker fits"
+        raise CapacityError(
+            f"the spec asks for {gang}, but tenant {tenant.name!r} may hold at most {most} {of_kind} at once; {advice}"
+        )

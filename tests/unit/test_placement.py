@@ -8,6 +8,8 @@ from cluster.errors import CapacityError
 from cluster.inventory import Inventory, Node
 from cluster.placement import check_can_ever_fit, workers_that_fit
 from cluster.resources import Gang
+from orchestrator.scheduling.quota import check_within_limit
+from orchestrator.scheduling.snapshot import Quota, Tenant
 
 A100S = Inventory(tuple(Node(f"n{number}", cpus=32, gpus=8, accelerator_type="A100") for number in range(2)))
 
@@ -47,3 +49,28 @@ def test_a_gang_that_can_never_fit_is_refused_with_what_would(gang: Gang, says: 
 def test_gpus_on_a_cluster_without_any_are_refused_with_the_way_to_train_on_cpus() -> None:
     with pytest.raises(CapacityError, match=r"resources\.gpus_per_worker: 0"):
         check_can_ever_fit(Gang(1, gpus_per_worker=1), Inventory((Node("laptop", cpus=8),)))
+
+
+@pytest.mark.parametrize(
+    ("gang", "limit", "says"),
+    [
+        (Gang(9, gpus_per_worker=1), ((None, 8),), "at most 8 GPUs at once; the most that would start is .*workers: 8"),
+        (Gang(3, gpus_per_worker=4, accelerator_type="A100"), (("A100", 9),), "at most 9 A100 GPUs .*workers: 2"),
+        (Gang(1, gpus_per_worker=4), ((None, 2),), "not one worker fits"),
+    ],
+)
+def test_a_gang_above_its_tenant_s_limit_is_refused(gang: Gang, limit: Quota, says: str) -> None:
+    with pytest.raises(CapacityError, match=says):
+        check_within_limit(gang, Tenant("vision", limit=limit))
+
+
+@pytest.mark.parametrize("limit", [((None, 8),), (("A100", 4), (None, 8)), (("H100", 0),)])
+def test_a_gang_within_its_tenant_s_limit_or_of_another_type_is_let_through(limit: Quota) -> None:
+    check_within_limit(Gang(8, gpus_per_worker=1), Tenant("vision", limit=limit))
+    check_within_limit(Gang(64), Tenant("vision", limit=limit))
+
+
+def test_one_gang_is_on_nodes_of_one_accelerator_type() -> None:
+    mixed = Inventory((Node("a", 32, 8, "A100"), Node("b", 32, 4, "H100")))
+    with pytest.raises(CapacityError, match=r"the most that would fit is resources\.num_workers: 8"):
+        check_can_ever_fit(Gang(12, gpus_per_worker=1), mixed)

@@ -94,6 +94,8 @@ class Occupancy:
     def copy(self) -> Occupancy:
         """With slots and CPUs of its own, to be changed while a plan is made."""
         other = object.__new__(Occupancy)
+        # What is derived of the nodes alone is derived once, here, and shared by all copies.
+        _ = self.lists, self.total, self._smallest, self._kinds_for
         own = {"slots": self.slots.copy(), "free": self.free.copy(), "cpus_free": self.cpus_free.copy()}
         other.__dict__.update(self.__dict__, **own)
         return other

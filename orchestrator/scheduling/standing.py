@@ -26,6 +26,7 @@ class Standing:
         entitlement: the kind of nodes that its tenant's guarantee is of (see `quota`); None where nobody has one.
         lane: among those that have waited longest.
         waited_s: for GPUs, in all.
+        weight: of its size; the index of Order.EXPECTED is time over this.
     """
 
     index: Floats
@@ -33,6 +34,7 @@ class Standing:
     entitlement: NDArray[np.int32] | None
     lane: NDArray[np.bool_] | None
     waited_s: Floats
+    weight: Floats
 
     def is_entitled(self, row: int) -> bool:
         return self.entitlement is not None and bool(self.entitlement[row] != NOT_ENTITLED)
@@ -48,7 +50,8 @@ class Standing:
 def standing(snapshot: Snapshot, policy: Policy) -> Standing:
     jobs = snapshot.jobs
     waited = jobs.waited_s + (snapshot.now_s - jobs.waiting_since_s) * snapshot.waiting
-    index = _INDICES[policy.order](snapshot, policy)
+    weight = jobs.powered_sizes(policy.size_exponent)
+    index = _INDICES[policy.order](snapshot, policy, weight)
     level, lane = jobs.priority, None
     if policy.lane_share > 0:
         rows = _longest_waiting(snapshot, policy, waited)
@@ -57,7 +60,7 @@ def standing(snapshot: Snapshot, policy: Policy) -> Standing:
             lane = np.zeros(jobs.rows, bool)
             lane[rows] = True
             level = _raised(jobs.priority, rows[waited[rows] > policy.most_wait_s])
-    return Standing(index, level, entitlements(snapshot, index, level), lane, waited)
+    return Standing(index, level, entitlements(snapshot, index, level), lane, waited, weight)
 
 
 def shares(snapshot: Snapshot, policy: Policy) -> Floats:
@@ -74,28 +77,28 @@ def shares(snapshot: Snapshot, policy: Policy) -> Floats:
     return powered
 
 
-def _by_submission(snapshot: Snapshot, policy: Policy) -> Floats:
+def _by_submission(snapshot: Snapshot, policy: Policy, weight: Floats) -> Floats:
     return np.zeros(snapshot.jobs.rows)
 
 
-def _by_attained(snapshot: Snapshot, policy: Policy) -> Floats:
+def _by_attained(snapshot: Snapshot, policy: Policy, weight: Floats) -> Floats:
     jobs = snapshot.jobs
     attained = jobs.attained_s + np.where(snapshot.running, snapshot.now_s - jobs.started_s, 0.0)
     levels: Floats = (attained * jobs.size >= policy.attained_level_s).astype(float)
     return levels
 
 
-def _by_share(snapshot: Snapshot, policy: Policy) -> Floats:
+def _by_share(snapshot: Snapshot, policy: Policy, weight: Floats) -> Floats:
     over: Floats = (snapshot.used_s / snapshot.weights)[snapshot.jobs.tenant]
     return over
 
 
-def _by_expected(snapshot: Snapshot, policy: Policy) -> Floats:
+def _by_expected(snapshot: Snapshot, policy: Policy, weight: Floats) -> Floats:
     """Shortest remaining time first, with what runs measure; see docs/decisions/0015 for weights and lane."""
     jobs = snapshot.jobs
     told = np.where(np.isnan(jobs.remaining_s), np.minimum(jobs.most_left_s, policy.untold_s), jobs.remaining_s)
     weighted: Floats = np.maximum(told, _LEAST_S) * shares(snapshot, policy)[jobs.tenant]
-    return weighted / jobs.powered_sizes(policy.size_exponent)
+    return weighted / weight
 
 
 _INDICES = {

@@ -36,9 +36,7 @@ class Victims:
         self._snapshot, self._standing, self._policy = snapshot, standing, policy
         self.pause_s: Floats = policy.protected_s * (1.0 + jobs.interruptions / policy.protected_growth)
         self.movable = snapshot.running & jobs.preemptible & (jobs.interruptions < policy.most_interruptions)
-        self.worth: Floats = standing.index - policy.cost_margin * (
-            jobs.interruption_cost_s / jobs.powered_sizes(policy.size_exponent)
-        )
+        self.worth: Floats = standing.index - policy.cost_margin * (jobs.interruption_cost_s / standing.weight)
         harm = jobs.interruption_cost_s + 3600.0 * 3600.0 / (np.maximum(standing.index, 0.0) + _CHANCE_S)
         self.harm_by_slot: Floats = np.concatenate((harm, _NOBODYS_HARM))
         self._may_go = self.movable & (snapshot.now_s >= jobs.started_s + self.pause_s - 1e-6)

@@ -157,6 +157,38 @@ def placement_in(before: Snapshot, row: int) -> Placement:
     return tuple((node, slots // each) for node, slots in sorted(held.items()))
 
 
+def type_of(before: Snapshot, row: int) -> str | None:
+    """The type of the nodes that a running job is on."""
+    of = before.cluster
+    return of.types[of.kinds[placement_in(before, row)[0][0]]]
+
+
+@dataclass
+class Machine:
+    """A node, and how it changes while a plan is made. reserved_s: from when on it is somebody else's."""
+
+    number: int
+    type: str | None
+    has_gpus: bool
+    usable: bool
+    size: int
+    free: int
+    cpus: int  # free
+    all_cpus: int
+    closes_s: float
+    holders: list[int]  # of each slot; the row of a job, -1 free, -3 foreign
+    reserved_s: float = math.inf
+
+    @property
+    def idle(self) -> bool:
+        return self.free == self.size
+
+    def holds_empty(self, gang: Gang) -> int:
+        """Workers of a gang that it holds when nobody else is there."""
+        by_cpu = self.all_cpus // gang.cpus_per_worker
+        return min(by_cpu, self.size // (gang.gpus_per_worker or gang.cpus_per_worker))
+
+
 def violations(before: Snapshot, plan: Plan, policy: Policy) -> list[str]:
     """What a plan does against the rules, in words."""
     return _Checker(before, policy).check(plan)
@@ -219,22 +251,21 @@ class _Checker:
             if row not in starts:
                 self.say(row, "is moved to nowhere")
         elif one.cause is Cause.RECLAIMED:
-            self.is_owed(one.for_row, row, starts[one.for_row])
-        elif jobs.priority[row] > jobs.priority[one.for_row] and not self.waits_too_long(one.for_row):
+            if not self.is_owed(one.for_row, row):
+                self.say(row, "is reclaimed for what is not guaranteed")
+        elif jobs.priority[row] > jobs.priority[one.for_row] and not self.goes_first(one.for_row, row):
             self.say(row, "is interrupted for a lower class")
 
-    def waits_too_long(self, row: int) -> bool:
+    def goes_first(self, row: int, victim: int) -> bool:
+        """Whatever its class: within its tenant's guarantee before others of the tenant, or after too long a wait."""
         waited = self.jobs.waited_s[row] + self.before.now_s - self.jobs.waiting_since_s[row]
-        return bool(waited > self.policy.most_wait_s)
+        owed = self.jobs.tenant[row] == self.jobs.tenant[victim] and self.is_owed(row, victim)
+        return bool(waited > self.policy.most_wait_s) or owed
 
-    def is_owed(self, row: int, victim: int, start: Start) -> None:
-        """Whether what runs of the tenant leaves room for the job within its guarantee."""
-        tenant = int(self.jobs.tenant[row])
-        kind = self.kind_of(start.placement)
-        for key, most in self.before.tenants[tenant].guaranteed:
-            if key in (kind, None) and self.size(row) <= most:
-                return
-        self.say(victim, "is reclaimed for what is not guaranteed")
+    def is_owed(self, row: int, victim: int) -> bool:
+        """Whether the job's tenant is guaranteed as much, of any type or of that which the victim is on."""
+        kind, guaranteed = self.kind_of(self.where[victim]), self.before.tenants[int(self.jobs.tenant[row])].guaranteed
+        return any(key in (kind, None) and self.size(row) <= most for key, most in guaranteed)
 
     def start(self, one: Start) -> None:
         row = one.row
@@ -265,8 +296,8 @@ class _Checker:
             if self.slots(gang, node, workers) > self.free[node] or workers * gang.cpus_per_worker > self.cpus[node]:
                 self.say(row, f"does not fit on node {node}")
             self.ends_before_maintenance(row, node)
-        kinds = {of.types[of.kinds[node]] for node, _ in placement}
-        if len(kinds) > 1 or (gang.accelerator_type is not None and kinds != {gang.accelerator_type}):
+        kinds = {of.kinds[node] for node, _ in placement}
+        if len(kinds) > 1 or gang.accelerator_type not in (None, self.kind_of(placement)):
             self.say(row, f"is started on nodes of {kinds}")
         if len(placement) > 1:
             self.spans_whole_nodes(row, gang, placement)
@@ -286,8 +317,10 @@ class _Checker:
             self.say(row, "leaves room on more than one of its nodes")
 
     def fit_empty(self, gang: Gang, node: int) -> int:
-        """Workers that the node holds if it is empty, as far as its slots go."""
-        return int(self.before.cluster.sizes[node]) // (gang.gpus_per_worker or gang.cpus_per_worker)
+        """Workers that the node holds if it is empty."""
+        of = self.before.cluster
+        slots = int(of.sizes[node]) // (gang.gpus_per_worker or gang.cpus_per_worker)
+        return min(slots, int(of.cpus[node]) // gang.cpus_per_worker)
 
     def closed(self, node: int) -> bool:
         now_s = self.before.now_s
@@ -301,7 +334,7 @@ class _Checker:
             self.say(row, f"is started on node {node} during its maintenance")
         left = self.jobs.remaining_s[row]
         left = self.jobs.most_left_s[row] if math.isnan(left) else left
-        if self.policy.preemption and self.jobs.preemptible[row]:
+        if self.jobs.preemptible[row]:
             left = min(left, self.policy.protected_s)
         for one in self.before.windows:
             mine = one.nodes is None or node in one.nodes

@@ -6,7 +6,7 @@ Only for policies without preemption is this a whole plan. With it there is `roo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
 from itertools import chain, combinations
 
 from cluster.occupancy import Placement
@@ -15,39 +15,20 @@ from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Reservatio
 from orchestrator.scheduling.policy import Order, Policy
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.table import NOBODY, RUNNING, WAITING
-from tests.support.scheduling import placement_in
-
-
-@dataclass
-class Machine:
-    """A node, and how it changes while a plan is made. until_s: from when on it is somebody else's."""
-
-    number: int
-    type: str | None
-    has_gpus: bool
-    usable: bool
-    size: int
-    free: int
-    cpus: int
-    until_s: float
-    holders: list[int]  # of each slot; the row of a job, -1 free, -3 foreign
-
-    @property
-    def idle(self) -> bool:
-        return self.free == self.size
+from tests.support.scheduling import Machine, placement_in, type_of
 
 
 def machines_of(snapshot: Snapshot) -> list[Machine]:
     of, found = snapshot.cluster, []
     for node in range(len(of.names)):
         holders = [one for one in of.slots[node].tolist() if one != -2]
-        until_s = math.inf
+        closes_s = math.inf
         for window in snapshot.windows:
             if window.end_s > snapshot.now_s and (window.nodes is None or node in window.nodes):
-                until_s = min(until_s, window.start_s if window.start_s > snapshot.now_s else -math.inf)
+                closes_s = min(closes_s, window.start_s if window.start_s > snapshot.now_s else -math.inf)
         kind, gpus, usable = of.types[of.kinds[node]], bool(of.has_gpus[node]), bool(of.usable[node])
-        free, cpus = holders.count(-1), int(of.cpus_free[node])
-        found.append(Machine(node, kind, gpus, usable, len(holders), free, cpus, until_s, holders))
+        free, cpus, every = holders.count(-1), int(of.cpus_free[node]), int(of.cpus[node])
+        found.append(Machine(node, kind, gpus, usable, len(holders), free, cpus, every, closes_s, holders))
     return found
 
 
@@ -124,44 +105,59 @@ class Standings:
             taken += float(self.jobs.size[row])
         return lane
 
-    def _entitled(self) -> set[int]:
-        """What runs first, then what waits, each by standing, as long as the guarantee lasts."""
-        entitled: set[int] = set()
+    def _entitled(self) -> dict[int, str | None]:
+        """By class, of a class what runs first, by standing, as long as the guarantee lasts: of which type it is."""
+        entitled: dict[int, str | None] = {}
         cluster = self.snapshot.cluster
         for tenant, one in enumerate(self.snapshot.tenants):
             left = dict(one.guaranteed)
             mine = [row for row in self.rows if self.jobs.tenant[row] == tenant]
-            for row in sorted(mine, key=lambda row: (self.jobs.state[row] != RUNNING, *self._key(row))):
+            for row in sorted(mine, key=lambda row: (-self.level[row], row not in self.running, *self._key(row))):
                 gang, size = self.jobs.gang_of(row), float(self.jobs.size[row])
                 if not gang.gpus_per_worker:
                     continue
                 types = [gang.accelerator_type] if gang.accelerator_type else list(cluster.types)
-                if self.jobs.state[row] == RUNNING:
-                    types = [cluster.types[cluster.kinds[placement_in(self.snapshot, row)[0][0]]]]
+                if row in self.running:
+                    types = [type_of(self.snapshot, row)]
+                types = [one for one in types if one in cluster.types]
                 keys = [key for key in [*[one for one in types if one], None] if left.get(key, 0) >= size]
                 if keys:
                     left[keys[0]] -= int(size)
-                    entitled.add(row)
+                    entitled[row] = keys[0]
         return entitled
 
 
-def place(machines: list[Machine], gang: Gang, ends_s: float = math.inf) -> Placement | None:
-    """Where a gang goes: best fit on one node, or whole nodes where it is larger than any."""
+def place(
+    machines: list[Machine],
+    gang: Gang,
+    yields_s: float = math.inf,
+    leaves_s: float = math.inf,
+    allowed: Collection[str | None] | None = None,
+) -> Placement | None:
+    """Where a gang goes: best fit on one node, or whole nodes of a type where it is larger than any."""
+    wanted = [one for one in machines if one.usable and gang.accelerator_type in (None, one.type)]
+    open_ones = [one for one in wanted if one.reserved_s >= yields_s and one.closes_s >= leaves_s]
     if not gang.gpus_per_worker:
-        return _place_by_cpus(machines, gang, ends_s)
-    wanted = [one for one in machines if one.usable and one.has_gpus and gang.accelerator_type in (None, one.type)]
-    open_ones = [one for one in wanted if one.until_s >= ends_s]
+        return _place_by_cpus(open_ones, gang)
+    open_ones = [one for one in open_ones if one.has_gpus and (allowed is None or one.type in allowed)]
     best = _best(open_ones, gang, gang.num_workers)
     if best is not None:
         return ((best.number, gang.num_workers),)
-    types = list(dict.fromkeys(one.type for one in machines))
-    soonest = {kind: min(one.until_s for one in open_ones if one.type == kind) for kind in {o.type for o in open_ones}}
+    types = [one.type for one in machines if one.has_gpus]
+    soonest: dict[str | None, tuple[float, float]] = {}
+    for one in open_ones:
+        soonest[one.type] = min(soonest.get(one.type, (math.inf, math.inf)), (one.reserved_s, one.closes_s))
     for kind in sorted(soonest, key=lambda kind: (soonest[kind], types.index(kind))):
-        if all(one.size // gang.gpus_per_worker < gang.num_workers for one in wanted if one.type == kind):
+        if spans([one for one in wanted if one.has_gpus and one.type == kind], gang):
             placement = _whole([one for one in open_ones if one.type == kind], gang)
             if placement is not None:
                 return placement
     return None
+
+
+def spans(machines: list[Machine], gang: Gang) -> bool:
+    """Whether a gang is larger than each of these nodes."""
+    return all(one.holds_empty(gang) < gang.num_workers for one in machines)
 
 
 def _best(machines: list[Machine], gang: Gang, workers: int) -> Machine | None:
@@ -175,7 +171,7 @@ def _whole(machines: list[Machine], gang: Gang) -> Placement | None:
     """The largest wholly free nodes, and one that may be shared for the last workers."""
     chosen: list[tuple[int, int]] = []
     left = gang.num_workers
-    for one in sorted(machines, key=lambda one: (-one.size, one.until_s, one.number)):
+    for one in sorted(machines, key=lambda one: (-one.size, one.reserved_s, one.closes_s, one.number)):
         each = min(one.size // gang.gpus_per_worker, one.cpus // gang.cpus_per_worker)
         if one.idle and each > left:
             break
@@ -188,11 +184,8 @@ def _whole(machines: list[Machine], gang: Gang) -> Placement | None:
     return (*chosen, (last.number, left)) if chosen and last is not None else None
 
 
-def _place_by_cpus(machines: list[Machine], gang: Gang, ends_s: float) -> Placement | None:
+def _place_by_cpus(open_ones: list[Machine], gang: Gang) -> Placement | None:
     need = gang.num_workers * gang.cpus_per_worker
-    open_ones = [
-        one for one in machines if one.usable and one.until_s >= ends_s and gang.accelerator_type in (None, one.type)
-    ]
     fits = [one for one in open_ones if one.cpus >= need and (one.has_gpus or one.free >= need)]
     if fits:
         return ((min(fits, key=lambda one: (one.has_gpus, one.cpus, one.number)).number, gang.num_workers),)
@@ -227,13 +220,11 @@ class _SlowPass:
         stopped = [row for row in self.running if self.jobs.preemptible[row] and self.is_on_closed(row)]
         for row in stopped:
             self.stop(row)
-        self.go_through(self.standings.waiting)
-        if stopped:
-            self.go_through([row for row in self.standings.waiting if row not in self.where] + stopped)
+        self.go_through(self.standings.waiting + stopped)
         return Plan(tuple(self.decisions), self.reservation)
 
     def is_on_closed(self, row: int) -> bool:
-        return any(self.machines[node].until_s == -math.inf for node, _ in self.where[row])
+        return any(self.machines[node].closes_s == -math.inf for node, _ in self.where[row])
 
     def stop(self, row: int) -> None:
         for one in self.machines:
@@ -251,28 +242,26 @@ class _SlowPass:
                 self.start(row, placement)
             elif not self.policy.backfill:
                 return
-            elif self.reservation is None and any(one.usable and one.free for one in self.machines):
+            elif self.reservation is None:
                 self.reserve(row)
 
     def placement_for(self, row: int) -> Placement | None:
-        for gang in self.forms(row):
-            placement = place(self.machines, gang, self.end_of(row))
-            if placement is not None:
-                return placement
-        return None
+        return place(self.machines, self.jobs.gang_of(row), self.end_of(row), self.leaves_s(row), self.allowed(row))
 
     def end_of(self, row: int) -> float:
         left = float(self.jobs.remaining_s[row])
         return self.snapshot.now_s + (float(self.jobs.most_left_s[row]) if math.isnan(left) else left)
 
-    def forms(self, row: int) -> list[Gang]:
-        """The gang, bound to the types that its tenant's limit leaves where it does not leave all."""
-        gang = self.jobs.gang_of(row)
-        types = [gang.accelerator_type] if gang.accelerator_type else list(self.snapshot.cluster.types)
-        allowed = [kind for kind in types if self.within_limit(row, kind)]
-        if len(allowed) == len(types) or not gang.gpus_per_worker:
-            return [gang]
-        return [Gang(gang.num_workers, gang.cpus_per_worker, gang.gpus_per_worker, kind) for kind in allowed if kind]
+    def leaves_s(self, row: int) -> float:
+        """A job that may be interrupted needs its protected time only."""
+        soon = self.snapshot.now_s + self.policy.protected_s
+        return min(self.end_of(row), soon) if self.jobs.preemptible[row] else self.end_of(row)
+
+    def allowed(self, row: int) -> list[str | None] | None:
+        """Types that the tenant's limit leaves."""
+        if not self.jobs.gang_of(row).gpus_per_worker:
+            return None
+        return [kind for kind in self.snapshot.cluster.types if self.within_limit(row, kind)]
 
     def within_limit(self, row: int, kind: str | None) -> bool:
         tenant = int(self.jobs.tenant[row])
@@ -302,46 +291,48 @@ class _SlowPass:
 
     def reserve(self, row: int) -> None:
         """The earliest nodes; of equals those with the fewest slots whose end nobody knows, then the lowest."""
-        gang = self.jobs.gang_of(row)
-        each = gang.gpus_per_worker or gang.cpus_per_worker
+        gang, allowed = self.jobs.gang_of(row), self.allowed(row)
         fit = [
             one
             for one in self.machines
             if one.usable
             and one.has_gpus == (gang.gpus_per_worker > 0)
             and gang.accelerator_type in (None, one.type)
-            and one.size >= each
+            and one.holds_empty(gang) > 0
         ]
-        need = gang.num_workers * each
-        large = [one for one in fit if one.size >= need]
-        if large:
-            best = min(large, key=lambda one: (*self.free_at(one, need), one.number))
-            self.promise(row, [best], self.free_at(best, need)[0])
-            return
-        types = list(self.snapshot.cluster.types)
         found = []
         for kind in {one.type for one in fit}:
-            mine = sorted((o for o in fit if o.type == kind), key=lambda o: (*self.free_at(o, o.size), o.number))
-            chosen: list[Machine] = []
-            while mine and sum(one.size // each for one in chosen) < gang.num_workers:
-                chosen.append(mine.pop(0))
-            if sum(one.size // each for one in chosen) >= gang.num_workers:
-                found.append((max(self.free_at(one, one.size)[0] for one in chosen), types.index(kind), chosen))
+            same = [one for one in fit if one.type == kind]
+            mine = [one for one in same if one.closes_s >= self.leaves_s(row) and (allowed is None or kind in allowed)]
+            nodes = self.whole_nodes(mine, gang) if spans(same, gang) else self.one_node(mine, gang)
+            found += [nodes] if nodes is not None else []
         if found:
-            at_s, _, chosen = min(found, key=lambda one: one[:2])
-            self.promise(row, chosen, at_s)
+            at_s, _, chosen = min(found)
+            at_s = max(at_s, self.snapshot.now_s) if at_s < math.inf else self.snapshot.now_s
+            self.reservation = Reservation(row, chosen, at_s)
+            for node in chosen:
+                self.machines[node].reserved_s = at_s
+
+    def one_node(self, mine: list[Machine], gang: Gang) -> tuple[float, int, tuple[int, ...]] | None:
+        need = gang.num_workers * (gang.gpus_per_worker or gang.cpus_per_worker)
+        large = [one for one in mine if one.holds_empty(gang) >= gang.num_workers]
+        return min(((*self.free_at(one, need), (one.number,)) for one in large), default=None)
+
+    def whole_nodes(self, mine: list[Machine], gang: Gang) -> tuple[float, int, tuple[int, ...]] | None:
+        chosen: list[Machine] = []
+        for one in sorted(mine, key=lambda one: (*self.free_at(one, one.size), one.number)):
+            if sum(one.holds_empty(gang) for one in chosen) < gang.num_workers:
+                chosen.append(one)
+        if sum(one.holds_empty(gang) for one in chosen) < gang.num_workers:
+            return None
+        whole = [self.free_at(one, one.size) for one in chosen]
+        return max(at for at, _ in whole), sum(unknown for _, unknown in whole), tuple(one.number for one in chosen)
 
     def free_at(self, one: Machine, slots: int) -> tuple[float, int]:
         """When so many slots of a node are free, and for how many of them nobody knows."""
         ends = [-math.inf if row == -1 else math.inf if row < 0 else self.end_of(row) for row in one.holders]
         known = sorted(max(end, self.snapshot.now_s) if end == -math.inf else end for end in ends if end < math.inf)
         return (known[slots - 1], 0) if len(known) >= slots else (math.inf, slots - len(known))
-
-    def promise(self, row: int, chosen: list[Machine], at_s: float) -> None:
-        at_s = max(at_s, self.snapshot.now_s) if at_s < math.inf else self.snapshot.now_s
-        self.reservation = Reservation(row, tuple(one.number for one in chosen), at_s)
-        for one in chosen:
-            one.until_s = min(one.until_s, at_s)
 
 
 def may_be_victim(snapshot: Snapshot, policy: Policy, standings: Standings, victim: int, row: int) -> bool:
@@ -350,22 +341,22 @@ def may_be_victim(snapshot: Snapshot, policy: Policy, standings: Standings, vict
     pause = policy.protected_s * (1 + jobs.interruptions[victim] / policy.protected_growth)
     if not jobs.preemptible[victim] or jobs.interruptions[victim] >= policy.most_interruptions:
         return False
-    if snapshot.now_s < jobs.started_s[victim] + pause:
+    if snapshot.now_s < jobs.started_s[victim] + pause - 1e-6:
         return False
-    if jobs.tenant[victim] != jobs.tenant[row]:
-        if victim in standings.entitled:
+    if victim in standings.entitled:
+        if row not in standings.entitled or jobs.tenant[victim] != jobs.tenant[row]:
             return False
-        if row in standings.entitled:
-            return True
+    elif row in standings.entitled and standings.entitled[row] in (None, type_of(snapshot, victim)):
+        return True
     if standings.level[victim] != standings.level[row]:
         return standings.level[victim] < standings.level[row]
     cost = policy.cost_margin * float(jobs.interruption_cost_s[victim]) / size**policy.size_exponent
     return standings.index[victim] - cost > policy.margin * standings.index[row]
 
 
-def rooms(snapshot: Snapshot, policy: Policy, row: int) -> dict[int, list[frozenset[int]]]:
+def rooms(snapshot: Snapshot, policy: Policy, standings: Standings, row: int) -> dict[int, list[frozenset[int]]]:
     """For each node all sets of jobs whose interruption lets a gang fit there; nodes without any are left out."""
-    standings, gang, size = Standings(snapshot, policy), snapshot.jobs.gang_of(row), int(snapshot.jobs.size[row])
+    gang, size = snapshot.jobs.gang_of(row), int(snapshot.jobs.size[row])
     found: dict[int, list[frozenset[int]]] = {}
     for one in machines_of(snapshot):
         if not (one.usable and one.has_gpus and gang.accelerator_type in (None, one.type)):

@@ -31,6 +31,7 @@ from orchestrator.scheduling.table import Floats, Rows
 from orchestrator.scheduling.victims import Victims
 
 _TIMES = 1 << 12  # more than there are distinct reservations or closings
+_NOWHERE: frozenset[int] = frozenset()
 
 
 def plan(snapshot: Snapshot, policy: Policy = DEFAULT) -> Plan:
@@ -73,6 +74,7 @@ class _Pass:
                 break
             # They may fit elsewhere or make others yield, and others may fit into what is left over.
             self._no_room.clear()
+            self._free, self._reservation = FreeSlots(self._cluster, self._snapshot.closes_s()), None
             waiting = np.array([row for row in waiting.tolist() if row not in started] + self._interrupted, np.intp)
         return Plan(tuple(self._decisions), self._reservation)
 
@@ -82,8 +84,12 @@ class _Pass:
         started: set[int] = set()
         queue, keys, terms = order.tolist(), *self._keys(order)
         distinct = len(set(keys))
+        at_limit: set[int] = set()  # tenants of which a job waits for their limit: their later ones do not pass it
         for at, row in enumerate(queue):
-            if keys[at] in self._no_room:
+            if keys[at] in self._no_room or (at_limit and int(self._jobs.tenant[row]) in at_limit):
+                continue
+            if self._limits and self._limits.kinds(self._jobs, row) == _NOWHERE:
+                at_limit.add(int(self._jobs.tenant[row]))
                 continue
             if self._start(row, terms[at] if terms else ANYWHERE):
                 started.add(row)
@@ -153,11 +159,8 @@ class _Pass:
 
     def _start(self, row: int, terms: Terms) -> bool:
         gang = self._jobs.gang_of(row)
-        kinds = self._limits.kinds(self._jobs, row) if self._limits else None
-        if kinds is not None:
-            if not kinds:
-                return False
-            terms = replace(terms, kinds=kinds)
+        if self._limits:
+            terms = replace(terms, kinds=self._limits.kinds(self._jobs, row))
         placement = self._free.place(gang, terms)
         if placement is not None:
             self._put(row, placement)
@@ -208,8 +211,7 @@ class _Pass:
         self._decisions.append(Interrupt(row, cause, for_row))
 
     def _cause(self, row: int, victim: int) -> Cause:
-        lent = self._standing.is_entitled(row) and not self._standing.is_entitled(victim)
-        return Cause.RECLAIMED if lent and self._jobs.tenant[row] != self._jobs.tenant[victim] else Cause.PREEMPTED
+        return Cause.RECLAIMED if self._victims.is_reclaimed(victim, row) else Cause.PREEMPTED
 
     def _reserve(self, row: int) -> bool:
         """For the first that must wait. Where nothing is free there is nothing to keep others from."""
@@ -217,8 +219,6 @@ class _Pass:
             return False
         gang, now_s = self._jobs.gang_of(row), self._snapshot.now_s
         kinds = self._limits.kinds(self._jobs, row) if self._limits else None
-        if kinds is not None and not kinds:  # what it waits for is its tenant's limit
-            return False
         released_s: Floats = now_s + self._snapshot.left_s
         if self._policy.preemption:
             released_s = np.minimum(released_s, self._victims.yields_s(row))

@@ -21,7 +21,7 @@ _Used = dict[str | None, float]  # accelerator type -> GPUs; None: of all types
 def entitlements(snapshot: Snapshot, index: Floats, level: NDArray[np.int32]) -> NDArray[np.int32] | None:
     """[rows]; which jobs are within their tenant's guarantee, and on which kind of nodes; None: nobody has a guarantee.
 
-    A tenant's higher classes come first; of a class what runs, then what waits, by standing.
+    A tenant's higher classes come first; of a class what runs, the longest first, then what waits, by standing.
     """
     guaranteed = [number for number, tenant in enumerate(snapshot.tenants) if tenant.guaranteed]
     if not guaranteed:
@@ -30,7 +30,9 @@ def entitlements(snapshot: Snapshot, index: Floats, level: NDArray[np.int32]) ->
     kinds = kinds_of_rows(jobs, cluster)
     found = np.full(jobs.rows, NOT_ENTITLED, np.int32)
     active = ((snapshot.running | snapshot.waiting) & np.isin(jobs.tenant, guaranteed)).nonzero()[0]
-    order = active[np.lexsort((jobs.submitted_s[active], index[active], ~snapshot.running[active], -level[active]))]
+    runs = snapshot.running[active]
+    by = np.where(runs, jobs.started_s[active], index[active])
+    order = active[np.lexsort((jobs.submitted_s[active], by, ~runs, -level[active]))]
     used: dict[int, _Used] = {tenant: {} for tenant in guaranteed}
     for row in order.tolist():
         gang, tenant = jobs.gang_of(row), int(jobs.tenant[row])

@@ -76,16 +76,16 @@ class _Search:
         """Nodes that can be emptied, the largest first, of those the cheapest; and one for the rest."""
         cluster, left = self._cluster, self._gang.num_workers
         whole = ((self._open.sum(axis=1) == cluster.sizes) & (cluster.sizes >= self._per_worker) & among).nonzero()[0]
-        cost = self._victims.harm_by_slot[cluster.slots[whole]].sum(axis=1)
+        on = {node: dict.fromkeys(row for row in cluster.slots[node].tolist() if row >= 0) for node in whole.tolist()}
         placement: list[tuple[int, int]] = []
         stopped: dict[int, None] = {}
-        for node in whole[np.lexsort((whole, cost, -cluster.sizes[whole]))].tolist():
+        for node in sorted(on, key=lambda node: (-int(cluster.sizes[node]), self.cost(tuple(on[node])), node)):
             each = min(int(cluster.sizes[node]) // self._per_worker, self._cpus_for(node))
             if each > left or not left:
                 break
             if each:
                 placement.append((node, each))
-                stopped |= dict.fromkeys(row for row in cluster.slots[node].tolist() if row >= 0)
+                stopped |= on[node]
                 left -= each
         if not placement:
             return None

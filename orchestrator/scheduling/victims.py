@@ -55,6 +55,14 @@ class Victims:
         found: NDArray[np.bool_] = self._yields_to(row) & self._may_go
         return found
 
+    def is_reclaimed(self, victim: int, row: int) -> bool:
+        """Whether what a job has is lent, and this one's tenant is its owner."""
+        entitlement, tenant = self._standing.entitlement, self._jobs.tenant
+        if entitlement is None or entitlement[row] == NOT_ENTITLED or tenant[row] == tenant[victim]:
+            return False
+        of_kind = entitlement[row] < 0 or entitlement[row] == self._kinds[victim]
+        return bool(of_kind and entitlement[victim] == NOT_ENTITLED)
+
     def yields_s(self, row: int) -> Floats:
         """[rows]; from when on each running job would make way for this one; inf: never."""
         pauses: Floats = np.where(self._yields_to(row) & self.movable, self._jobs.started_s + self.pause_s, np.inf)

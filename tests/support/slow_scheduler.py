@@ -105,14 +105,18 @@ class Standings:
             taken += float(self.jobs.size[row])
         return lane
 
+    def _claim(self, row: int) -> tuple[float, float, int]:
+        by = self.jobs.started_s[row] if row in self.running else self.index[row]
+        return float(by), float(self.jobs.submitted_s[row]), row
+
     def _entitled(self) -> dict[int, str | None]:
-        """By class, of a class what runs first, by standing, as long as the guarantee lasts: of which type it is."""
+        """By class, of a class what runs (longest first), then by standing, until the guarantee is used: its type."""
         entitled: dict[int, str | None] = {}
         cluster = self.snapshot.cluster
         for tenant, one in enumerate(self.snapshot.tenants):
             left = dict(one.guaranteed)
             mine = [row for row in self.rows if self.jobs.tenant[row] == tenant]
-            for row in sorted(mine, key=lambda row: (-self.level[row], row not in self.running, *self._key(row))):
+            for row in sorted(mine, key=lambda row: (-self.level[row], row not in self.running, *self._claim(row))):
                 gang, size = self.jobs.gang_of(row), float(self.jobs.size[row])
                 if not gang.gpus_per_worker:
                     continue
@@ -236,7 +240,12 @@ class _SlowPass:
         self.decisions.append(Interrupt(row, Cause.MAINTENANCE, None))
 
     def go_through(self, rows: list[int]) -> None:
+        at_limit: set[int] = set()
         for row in self.standings.order(rows):
+            tenant = int(self.jobs.tenant[row])
+            if tenant in at_limit or self.is_stopped_by_its_limit(row):
+                at_limit.add(tenant)  # nobody passes an own job that waits for the limit of both
+                continue
             placement = self.placement_for(row)
             if placement is not None:
                 self.start(row, placement)
@@ -262,6 +271,12 @@ class _SlowPass:
         if not self.jobs.gang_of(row).gpus_per_worker:
             return None
         return [kind for kind in self.snapshot.cluster.types if self.within_limit(row, kind)]
+
+    def is_stopped_by_its_limit(self, row: int) -> bool:
+        gang = self.jobs.gang_of(row)
+        machines = [one for one in self.machines if one.has_gpus and gang.accelerator_type in (None, one.type)]
+        types = {one.type for one in machines}
+        return bool(types and gang.gpus_per_worker) and not any(self.within_limit(row, kind) for kind in types)
 
     def within_limit(self, row: int, kind: str | None) -> bool:
         tenant = int(self.jobs.tenant[row])

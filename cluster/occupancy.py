@@ -92,11 +92,11 @@ class Occupancy:
         return fits if gang.accelerator_type is None else fits & np.isin(self.kinds, list(self.kinds_for(gang)))
 
     def copy(self) -> Occupancy:
-        """With slots and CPUs of its own, to be changed while a plan is made."""
+        """With slots, CPUs and `usable` of its own, to be changed while a plan is made."""
         other = object.__new__(Occupancy)
         # What is derived of the nodes alone is derived once, here, and shared by all copies.
         _ = self.lists, self.total, self._smallest, self._kinds_for
-        own = {"slots": self.slots.copy(), "free": self.free.copy(), "cpus_free": self.cpus_free.copy()}
+        own = {name: getattr(self, name).copy() for name in ("slots", "free", "cpus_free", "usable")}
         other.__dict__.update(self.__dict__, **own)
         return other
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
@@ -17,6 +18,8 @@ from orchestrator.edge import Json, Quiet, edge
 from orchestrator.simulate.values import Setup, Simulated, TraceJob
 
 Report = Callable[[float], None]
+
+_MOST_NODES, _MOST_GPUS_OF_A_NODE = 100_000, 1024
 
 EPILOG = (
     "Example:  fleetune simulate trace.csv --nodes 64 --what-if-nodes 48 --report page.html  |  "
@@ -86,6 +89,9 @@ def check_setup(setup: Setup, what_if_nodes: int | None) -> None:
         if value < 1:
             without = "GPUs" if name == "--gpus-per-node" else "nodes"
             raise InputError(f"{name} must be at least 1: a cluster without {without} runs nothing")
+        most = _MOST_GPUS_OF_A_NODE if name == "--gpus-per-node" else _MOST_NODES
+        if value > most:
+            raise InputError(f"{name} must be at most {most:,}, and is {value:,}")
     amounts = (
         ("--jitter", float(setup.jitter), "it is a seed, and 0 leaves the trace as it is"),
         ("--preemption-cost-s", setup.preemption_cost_s, "an interruption saves no work"),
@@ -100,12 +106,19 @@ def check_setup(setup: Setup, what_if_nodes: int | None) -> None:
 
 
 def check_targets(trace: str, schedule: str | None, report: str | None) -> None:
-    """Raises InputError where one file would take the place of another."""
+    """Raises InputError where one file would take the place of another, or cannot be a file."""
     for name, target in (("--schedule", schedule), ("--report", report)):
-        if target == trace:
+        if target is not None and ("://" not in target) and (not os.path.basename(target) or os.path.isdir(target)):
+            raise InputError(f"{name} {target!r} is not the name of a file: give one")
+        if target is not None and _same(target, trace):
             raise InputError(f"{name} {target} is the trace itself: give another file")
-    if schedule is not None and schedule == report:
+    if schedule is not None and report is not None and _same(schedule, report):
         raise InputError(f"--schedule and --report are both {report}: give two files")
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two paths or URLs are of one file, however they are spelt."""
+    return one == other or ("://" not in one + other and os.path.realpath(one) == os.path.realpath(other))
 
 
 def as_json(simulations: Sequence[tuple[str, Simulated]]) -> str:

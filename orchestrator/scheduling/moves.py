@@ -16,6 +16,7 @@ from orchestrator.scheduling.table import JobTable
 from orchestrator.scheduling.victims import Victims
 
 _TRIED = 3  # nodes
+_NOBODYS = np.array([False, False, False])  # slots that no job holds
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ def moves_for(
     size = int(jobs.size[row])
     if size < 2 or free.total < size or policy.move_worth_s <= 0 or not gang.gpus_per_worker:
         return None
-    nodes = _nodes_for(gang, size, cluster, victims, free.closed_to(terms))
-    options = (_option(node, size, jobs, cluster, victims) for node in nodes)
+    movable = victims.movable_for(row)
+    nodes = _nodes_for(gang, size, cluster, movable, free.closed_to(terms))
+    options = (_option(node, size, jobs, cluster, movable) for node in nodes)
     for cost, node, on_node in sorted(option for option in options if option is not None):
         if cost > policy.move_worth_s * size:
             return None
@@ -57,34 +59,36 @@ def moves_for(
 
 
 def _nodes_for(
-    gang: Gang, size: int, cluster: Occupancy, victims: Victims, closed: NDArray[np.bool_] | None
+    gang: Gang, size: int, cluster: Occupancy, movable: NDArray[np.bool_], closed: NDArray[np.bool_] | None
 ) -> list[int]:
     """The nodes where the fewest slots have to be cleared, of those where that many can be."""
     free = cluster.free
-    fits = cluster.fits(gang) & (free > 0) & (free + victims.slots_that_may_go(cluster) >= size)
+    to_clear = np.concatenate((movable, _NOBODYS))[cluster.slots].sum(axis=1)
+    fits = cluster.fits(gang) & (free > 0) & (free + to_clear >= size)
     nodes = (fits if closed is None else fits & ~closed).nonzero()[0]
     nearest: list[int] = nodes[np.argsort(-free[nodes], kind="stable")[:_TRIED]].tolist()
     return nearest
 
 
 def _option(
-    node: int, size: int, jobs: JobTable, cluster: Occupancy, victims: Victims
+    node: int, size: int, jobs: JobTable, cluster: Occupancy, movable: NDArray[np.bool_]
 ) -> tuple[float, int, tuple[int, ...]] | None:
-    """(cost in GPU-seconds, node, jobs): the cheapest jobs on a node that make room, the smallest first."""
+    """(cost in GPU-seconds, node, jobs): the cheapest jobs on a node that make room, small ones first, and no more."""
     line = cluster.slots[node]
     need = size - int(cluster.free[node])
-    chosen: list[int] = []
-    cost = 0.0
-    rows = [row for row in dict.fromkeys(line[line >= 0].tolist()) if victims.may_go(row)]
-    costs = jobs.interruption_cost_s
+    held = {row: int((line == row).sum()) for row in dict.fromkeys(line[line >= 0].tolist()) if movable[row]}
+    costs, chosen = jobs.interruption_cost_s, list[int]()
     for row in sorted(
-        rows, key=lambda row: (float(jobs.size[row]), float(costs[row]), float(jobs.submitted_s[row]), row)
+        held, key=lambda row: (float(jobs.size[row]), float(costs[row]), float(jobs.submitted_s[row]), row)
     ):
-        if need <= 0:
-            break
-        chosen.append(row)
-        need -= int((line == row).sum())
-        cost += float(jobs.size[row] * costs[row])
+        if need > 0:
+            chosen.append(row)
+            need -= held[row]
+    for row in list(chosen):  # what the last one frees may have made others needless
+        if held[row] <= -need:
+            chosen.remove(row)
+            need += held[row]
+    cost = sum(float(jobs.size[row] * costs[row]) for row in chosen)
     return (cost, node, tuple(chosen)) if need <= 0 and chosen else None
 
 

@@ -22,7 +22,7 @@ from cluster.resources import Gang
 from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Reservation, Start
 from orchestrator.scheduling.moves import moves_for
 from orchestrator.scheduling.policy import DEFAULT, Policy
-from orchestrator.scheduling.quota import Limits
+from orchestrator.scheduling.quota import NOWHERE, Limits
 from orchestrator.scheduling.reserve import reserve
 from orchestrator.scheduling.room import room_for
 from orchestrator.scheduling.snapshot import Snapshot
@@ -31,7 +31,6 @@ from orchestrator.scheduling.table import Floats, Rows
 from orchestrator.scheduling.victims import Victims
 
 _TIMES = 1 << 12  # more than there are distinct reservations or closings
-_NOWHERE: frozenset[int] = frozenset()
 
 
 def plan(snapshot: Snapshot, policy: Policy = DEFAULT) -> Plan:
@@ -88,7 +87,7 @@ class _Pass:
         for at, row in enumerate(queue):
             if keys[at] in self._no_room or (at_limit and int(self._jobs.tenant[row]) in at_limit):
                 continue
-            if self._limits and self._limits.kinds(self._jobs, row) == _NOWHERE:
+            if self._limits and self._limits.kinds(self._jobs, row) == NOWHERE:
                 at_limit.add(int(self._jobs.tenant[row]))
                 continue
             if self._start(row, terms[at] if terms else ANYWHERE):
@@ -128,7 +127,7 @@ class _Pass:
             codes = codes * 2 + [self._standing.is_entitled(row) for row in rows.tolist()]
         if not (self._free.reservations or self._free.closings):
             return codes.tolist(), []
-        yields_s, leaves_s = self._yields_s(rows), self._leaves_s(rows)
+        yields_s, leaves_s = self._yields_s(rows), self._snapshot.leaves_s(rows, self._policy.protected_s)
         codes = codes * _TIMES + np.searchsorted(self._free.reservations, yields_s, side="left")
         codes = codes * _TIMES + np.searchsorted(self._free.closings, leaves_s, side="left")
         return codes.tolist(), [Terms(*both) for both in zip(yields_s.tolist(), leaves_s.tolist(), strict=True)]
@@ -150,12 +149,6 @@ class _Pass:
             ends = np.where(may_go, np.minimum(ends, pauses), ends)
         ends[rows == holder] = self._snapshot.now_s
         return ends
-
-    def _leaves_s(self, rows: Rows) -> Floats:
-        """[rows]; when each is gone from nodes that close: at its end, or in some minutes if it may be interrupted."""
-        ends: Floats = self._snapshot.now_s + self._snapshot.left_s[rows]
-        soon = np.minimum(ends, self._snapshot.now_s + self._policy.protected_s)
-        return np.where(self._jobs.preemptible[rows], soon, ends)
 
     def _start(self, row: int, terms: Terms) -> bool:
         gang = self._jobs.gang_of(row)
@@ -222,7 +215,8 @@ class _Pass:
         released_s: Floats = now_s + self._snapshot.left_s
         if self._policy.preemption:
             released_s = np.minimum(released_s, self._victims.yields_s(row))
-        closed = self._free.closed_to(Terms(leaves_s=float(self._leaves_s(np.array([row]))[0]), kinds=kinds))
+        leaves_s = float(self._snapshot.leaves_s(np.array([row]), self._policy.protected_s)[0])
+        closed = self._free.closed_to(Terms(leaves_s=leaves_s, kinds=kinds))
         open_nodes = self._cluster.fits(gang) if closed is None else self._cluster.fits(gang) & ~closed
         self._reservation = reserve(row, gang, self._cluster, released_s, now_s, open_nodes)
         if self._reservation is None:

@@ -32,9 +32,10 @@ class Policy:
         share_half_life_s: after so long, used GPU time counts half.
         lane_share: the part of the cluster that is for the jobs that have waited longest,
         lane_after_s: of those that have waited for so long.
-        lane_expected_s: such a job competes as if it were expected to take no more than this.
+        lane_expected_s: the index of such a job is at most that of a job of one GPU, of a tenant at its share, that is
+            expected to take this.
         lane_stay: the wait of a running job counts so many times there, so that two do not take turns.
-        most_wait_s: a job of the lane that has waited this long goes before all others, of whatever class.
+        most_wait_s: a job of the lane that has waited this long goes before all classes; guarantees still go first.
         margin: a job is interrupted only if its index is so many times that of the one that takes its place,
         cost_margin: and so many times what the interruption costs on top.
         protected_s: no interruption in the first minutes of an attempt.

@@ -11,9 +11,10 @@ from cluster.errors import CapacityError
 from cluster.occupancy import Occupancy
 from cluster.resources import Gang
 from orchestrator.scheduling.snapshot import Quota, Snapshot, Tenant
-from orchestrator.scheduling.table import Floats, JobTable
+from orchestrator.scheduling.table import Floats, JobTable, Rows
 
 NOT_ENTITLED, ENTITLED_ANYWHERE = -2, -1  # else the kind of node that a job is entitled to
+NOWHERE: frozenset[int] = frozenset()  # no kind of nodes
 
 _Used = dict[str | None, float]  # accelerator type -> GPUs; None: of all types
 
@@ -78,6 +79,13 @@ class Limits:
         fits = self._cluster.kinds_for(gang)
         allowed = frozenset(kind for kind in fits if _within(limit, used, self._cluster.types[kind], size))
         return None if allowed == fits else allowed
+
+    def stopped(self, jobs: JobTable, rows: Rows) -> NDArray[np.bool_]:
+        """[rows]; which waiting jobs are larger than what their tenant may still take, on any kind of nodes."""
+        codes = jobs.gang[rows].astype(np.int64) * (jobs.tenant.max(initial=0) + 1) + jobs.tenant[rows]
+        _, first, which = np.unique(codes, return_index=True, return_inverse=True)
+        found: NDArray[np.bool_] = np.array([self.kinds(jobs, row) == NOWHERE for row in rows[first].tolist()], bool)
+        return found[which]
 
     def take(self, jobs: JobTable, row: int, kind: int, sign: int = 1) -> None:
         """Count a job that is put on nodes of a kind; with sign -1 one that is stopped there."""

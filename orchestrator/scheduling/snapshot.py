@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.occupancy import Occupancy
-from orchestrator.scheduling.table import RUNNING, WAITING, Floats, JobTable
+from orchestrator.scheduling.table import RUNNING, WAITING, Floats, JobTable, Rows
 
 Quota = tuple[tuple[str | None, int], ...]  # (accelerator type, or None for all together; GPUs)
 
@@ -30,6 +30,10 @@ class Tenant:
     weight: float = 1.0
     guaranteed: Quota = ()
     limit: Quota = ()
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise ValueError(f"the weight of tenant {self.name!r} must be above 0, and is {self.weight}")
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,11 @@ class Snapshot:
         """[rows]; how long each job runs at most as far as anybody knows: measured, else declared, else inf."""
         jobs = self.jobs
         return np.where(np.isnan(jobs.remaining_s), jobs.most_left_s, jobs.remaining_s)
+
+    def leaves_s(self, rows: Rows, protected_s: float) -> Floats:
+        """[rows]; when each is gone from nodes that close: at its end, or in some minutes if it may be interrupted."""
+        ends: Floats = self.now_s + self.left_s[rows]
+        return np.where(self.jobs.preemptible[rows], np.minimum(ends, self.now_s + protected_s), ends)
 
     def closes_s(self) -> list[float] | None:
         """[nodes]; when the next maintenance begins, -inf where there is one; None if none is planned."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.scheduling.policy import Order, Policy
-from orchestrator.scheduling.quota import NOT_ENTITLED, entitlements
+from orchestrator.scheduling.quota import NOT_ENTITLED, Limits, entitlements
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.table import Floats, Rows
 
@@ -110,10 +110,15 @@ _INDICES = {
 
 
 def _longest_waiting(snapshot: Snapshot, policy: Policy, waited_s: Floats) -> Rows:
-    """Those who share the lane, the longest waiting first. The first is there however large it is."""
+    """Those who share the lane, the longest waiting first. The first is there however large it is.
+
+    Who waits for the limit of its tenant is not, since it would only keep others out.
+    """
     jobs = snapshot.jobs
     running = snapshot.running
     rows = ((waited_s > policy.lane_after_s) & (running | snapshot.waiting)).nonzero()[0]
+    if len(rows) and (limits := Limits(snapshot)):
+        rows = rows[running[rows] | ~limits.stopped(jobs, rows)]
     if not len(rows):
         return rows
     counted = waited_s[rows] * np.where(running[rows], policy.lane_stay, 1.0)

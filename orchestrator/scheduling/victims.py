@@ -7,7 +7,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.occupancy import Occupancy
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.quota import NOT_ENTITLED, kinds_of_rows
 from orchestrator.scheduling.snapshot import Snapshot
@@ -47,8 +46,15 @@ class Victims:
         """This job is interrupted already, or was started by this plan."""
         self._may_go[row] = False
 
-    def may_go(self, row: int) -> bool:
-        return bool(self._may_go[row])
+    def movable_for(self, row: int) -> NDArray[np.bool_]:
+        """[rows]; jobs that may be moved for this one: of no higher class, nor within a guarantee if it is not."""
+        found: NDArray[np.bool_] = self._may_go
+        if self._one_class:
+            return found
+        found = found & (self._standing.level <= self._standing.level[row])
+        if self._standing.entitlement is not None and not self._standing.is_entitled(row):
+            found = found & (self._standing.entitlement == NOT_ENTITLED)
+        return found
 
     def open_to(self, row: int) -> NDArray[np.bool_]:
         """[rows]; jobs that may be interrupted now, for this one."""
@@ -76,11 +82,6 @@ class Victims:
         """[rows]; which of some waiting jobs would make way for another one once they run."""
         behind: NDArray[np.bool_] = self._yields_to(row)[rows]
         return behind
-
-    def slots_that_may_go(self, cluster: Occupancy) -> NDArray[np.intp]:
-        """[nodes]; slots of jobs that may be interrupted now."""
-        slots: NDArray[np.intp] = np.append(self._may_go, (False, False, False))[cluster.slots].sum(axis=1)
-        return slots
 
     def _threshold(self, row: int) -> float:
         return self._policy.margin * float(self._standing.index[row])

@@ -40,8 +40,8 @@ class Obstacle(StrEnum):
     AFTER = "it waits for the end of other jobs"
     EARLY = "it may not start yet"
     LIMIT = "its tenant's limit is reached"
-    FULL = "too few GPUs are free"
-    SCATTERED = "enough GPUs are free, but not together"
+    FULL = "too little is free"
+    SCATTERED = "enough is free, but not together"
     PROMISED = "what is free is reserved for another job, or for maintenance"
     BEHIND = "jobs before it take what is free"
 
@@ -51,7 +51,7 @@ class NodeUse:
     """One node as the job sees it."""
 
     node: int
-    size: int  # slots
+    size: int  # GPUs, or CPUs for a gang that needs no GPU
     free: int
     usable: bool
     foreign: int  # slots held outside Fleetune
@@ -94,7 +94,7 @@ def why(snapshot: Snapshot, policy: Policy, row: int, ran_s: Sequence[float] = (
     return Why(
         row=row,
         gang=gang,
-        obstacle=_obstacle(snapshot, row, gang, free, bool(before)),
+        obstacle=_obstacle(snapshot, policy, row, gang, free, bool(before)),
         waited_s=float(stands.waited_s[row]),
         after=snapshot.parents.get(row, ()),
         not_before_s=float(snapshot.jobs.not_before_s[row]),
@@ -123,6 +123,8 @@ def _nodes(snapshot: Snapshot, gang: Gang) -> tuple[NodeUse, ...]:
         )
         foreign = int((line == FOREIGN).sum())
         size, free, usable = int(cluster.sizes[node]), int(cluster.free[node]), bool(cluster.usable[node])
+        if not gang.gpus_per_worker:
+            size, free = int(cluster.cpus[node]), int(cluster.cpus_free[node])
         found.append(NodeUse(node, size, free, usable, foreign, holders))
     return tuple(found)
 
@@ -152,7 +154,7 @@ def _room(snapshot: Snapshot, row: int, gang: Gang) -> tuple[float | None, tuple
     return (found.at_s if known or found.at_s > snapshot.now_s else None), found.nodes
 
 
-def _obstacle(snapshot: Snapshot, row: int, gang: Gang, free: int, behind: bool) -> Obstacle:
+def _obstacle(snapshot: Snapshot, policy: Policy, row: int, gang: Gang, free: int, behind: bool) -> Obstacle:
     state, size = int(snapshot.jobs.state[row]), int(snapshot.jobs.size[row])
     if state == RUNNING:
         return Obstacle.RUNS
@@ -167,7 +169,7 @@ def _obstacle(snapshot: Snapshot, row: int, gang: Gang, free: int, behind: bool)
         return Obstacle.FULL
     if FreeSlots(snapshot.cluster).place(gang) is None:
         return Obstacle.SCATTERED
-    ends = snapshot.now_s + float(snapshot.left_s[row])
-    if FreeSlots(snapshot.cluster, snapshot.closes_s()).place(gang, Terms(leaves_s=ends, kinds=kinds)) is None:
+    leaves_s = float(snapshot.leaves_s(np.array([row]), policy.protected_s)[0])
+    if FreeSlots(snapshot.cluster, snapshot.closes_s()).place(gang, Terms(leaves_s=leaves_s, kinds=kinds)) is None:
         return Obstacle.PROMISED
     return Obstacle.BEHIND if behind else Obstacle.NONE

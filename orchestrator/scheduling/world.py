@@ -90,7 +90,7 @@ class World:
         world._used_s = snapshot.used_s.copy()
         elapsed = np.where(snapshot.running, snapshot.now_s - jobs.started_s, 0.0)
         world._left_s, world._error = left_s + elapsed, np.ones(jobs.rows)
-        world._waiting = int(snapshot.waiting.sum())
+        world._waiting = int((jobs.state == WAITING).sum())
         for row in snapshot.running.nonzero()[0].tolist():
             world._where[row] = placement_of(row, jobs.gang_of(row), world.cluster)
             world._in_use[jobs.tenant[row]] += jobs.size[row]
@@ -109,10 +109,14 @@ class World:
     @property
     def next_event_s(self) -> float:
         """When the next running job ends, or the queue is to be looked at again; inf: nothing will ever happen."""
+        end = self._ends[0][0] if self._ends else math.inf
+        if not self._waiting:
+            return end
         if self._ends:
-            return min(self._ends[0][0], self.now_s + self.tick_s) if self._waiting else self._ends[0][0]
-        later = self.jobs.not_before_s[(self.jobs.state == WAITING) & (self.jobs.not_before_s > self.now_s)]
-        return float(later.min(initial=math.inf))
+            return min(end, self.now_s + self.tick_s)
+        later = self.jobs.not_before_s[self.jobs.state == WAITING].tolist()
+        later += [at for window in self._windows for at in (window.start_s, window.end_s)]
+        return min((at for at in later if at > self.now_s), default=math.inf)
 
     @property
     def running(self) -> int:

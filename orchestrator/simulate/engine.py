@@ -6,8 +6,10 @@ import heapq
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
+from cluster.errors import InputError
 from cluster.inventory import Inventory, Node
 from cluster.occupancy import Occupancy
 from cluster.resources import Gang
@@ -20,6 +22,7 @@ from orchestrator.simulate.values import Ended, Setup, Simulated, Stretch, Trace
 
 _JITTER_S = 10.0
 _SAY_EVERY = 500  # passes
+_MOST_FAILURES = 10_000  # of one job
 # The plain policies are told how long everything takes, as schedulers with exact limits would be.
 _TOLD_EVERYTHING = (Order.SUBMITTED, Order.SHARE)
 
@@ -64,10 +67,12 @@ class _Run:
             Measuring(setup.measured_after_s, exact=policy.order in _TOLD_EVERYTHING),
             self._ended,
         )
-        self._random = random.Random(setup.jitter)
+        # One for each, so that two clusters see the same jobs.
+        self._late, self._error, self._failing = (random.Random(3 * setup.jitter + number) for number in range(3))
         self._job_of: dict[int, int] = {}  # row of the world -> row of the trace
         self._stretches: list[Stretch] = []
         self._finished = 0
+        self._failed = Counter[int]()
         self._failures: list[tuple[float, int, bool]] = []  # heap: when, node, whether it comes back then
 
     def run(self) -> Simulated:
@@ -95,12 +100,8 @@ class _Run:
         return Simulated(self._jobs, tuple(self._stretches), self._setup, time.perf_counter() - began, world.passes)
 
     def _arrivals(self) -> list[tuple[float, int]]:
-        late = self._late()
-        return sorted((job.submit_s + next(late), row) for row, job in enumerate(self._jobs))
-
-    def _late(self) -> Iterator[float]:
-        while True:
-            yield self._random.uniform(0, _JITTER_S) if self._setup.jitter else 0.0
+        most_s = _JITTER_S if self._setup.jitter else 0.0
+        return sorted((job.submit_s + self._late.uniform(0, most_s), row) for row, job in enumerate(self._jobs))
 
     def _say_who_waits(self, on_wait: OnWait, arrived: Sequence[int]) -> None:
         for row in arrived:
@@ -113,7 +114,7 @@ class _Run:
         row = self._world.submit(
             Gang(job.num_gpus, 1, 1),
             job.duration_s,
-            math.exp(self._random.gauss(0.0, setup.noise)) if setup.noise else 1.0,
+            math.exp(self._error.gauss(0.0, setup.noise)),
             tenant=self._tenants[job.tenant],
             priority=job.priority,
             interruption_cost_s=setup.preemption_cost_s,
@@ -127,18 +128,30 @@ class _Run:
             ended = Ended.NODE_FAILED
         self._finished += ended is Ended.FINISHED
         job = self._job_of[attempt.row]
+        self._refuse_if_it_never_ends(job, ended)
         self._stretches.append(Stretch(job, attempt.start_s, attempt.end_s, attempt.placement, ended, attempt.lost_s))
+
+    def _refuse_if_it_never_ends(self, job: int, ended: Ended) -> None:
+        if ended is Ended.NODE_FAILED:
+            self._failed[job] += 1
+            if self._failed[job] > _MOST_FAILURES:
+                gpus, takes_s = self._jobs[job].num_gpus, self._jobs[job].duration_s
+                raise InputError(
+                    f"row {job} of the trace ({gpus} GPUs for {takes_s:g} s) was interrupted by failing nodes "
+                    f"{_MOST_FAILURES:,} times and is not at its end: nodes fail too often"
+                )
 
     def _plan_failures(self) -> None:
         rate = self._setup.failures_per_node_day
-        for node in range(self._setup.nodes) if rate else ():
-            heapq.heappush(self._failures, (self._random.expovariate(rate) * 86_400.0, node, False))
+        for node in range(self._setup.nodes) if rate and self._jobs else ():
+            at_s = self._jobs[0].submit_s + self._failing.expovariate(rate) * 86_400.0
+            heapq.heappush(self._failures, (at_s, node, False))
 
     def _fail_or_repair(self) -> None:
         at_s, node, comes_back = heapq.heappop(self._failures)
         if comes_back:
             self._world.repair(node)
-            again = at_s + self._random.expovariate(self._setup.failures_per_node_day) * 86_400.0
+            again = at_s + self._failing.expovariate(self._setup.failures_per_node_day) * 86_400.0
         else:
             self._world.fail(node, self._setup.checkpoint_every_s)
             again = at_s + self._setup.repair_s

@@ -18,7 +18,9 @@ from orchestrator.svg import grouped
 COLUMNS = ("submit_s", "duration_s", "num_gpus", "tenant")  # must be there; priority may be
 
 _TOLD = 5  # bad rows, by line
-_LATEST_S = 1e11  # 3,000 years; today in milliseconds since 1970 is beyond
+# 3,000 years, so that today in milliseconds since 1970 is beyond; ten years.
+_MOST_S = {"submit_s": 1e11, "duration_s": 3.2e8}
+_MOST_PRIORITY = 1_000_000_000
 _CELL = 40  # characters of a value that a message has room for
 _FORMAT = f"A trace is a CSV file whose first line names the columns {', '.join(COLUMNS)} and, if wanted, priority."
 
@@ -72,6 +74,8 @@ class _Reader:
         if not tenant:
             self.reasons.append("tenant is empty")
         priority = self._whole("priority") if self._fields.get("priority", "").strip() else 0
+        if abs(priority) > _MOST_PRIORITY:
+            self.reasons.append(f"priority {priority:g} is not within {_MOST_PRIORITY:,} of 0")
         return TraceJob(submit_s, duration_s, self._gpus(most_gpus), tenant, priority)
 
     def _time(self, name: str) -> float:
@@ -79,14 +83,15 @@ class _Reader:
         least = "at least 0" if name == "submit_s" else "above 0"
         if value < 0:
             self.reasons.append(f"{name} must be {least}, and is {value:g}")
-        if value > _LATEST_S:
-            self.reasons.append(f"{name} {value:g} is more than {_LATEST_S:g} s; are these milliseconds?")
+        if value > _MOST_S[name]:
+            self.reasons.append(f"{name} {value:g} is more than {_MOST_S[name]:g} s; are these milliseconds?")
         return value
 
     def _gpus(self, most_gpus: int | None) -> int:
         gpus = self._whole("num_gpus", least=1)
         if most_gpus is not None and gpus > most_gpus:
-            self.reasons.append(f"asks for {grouped(gpus)} GPUs, the cluster has {most_gpus:,}")
+            asked = grouped(gpus) if gpus < 10**15 else f"{gpus:g}"
+            self.reasons.append(f"asks for {asked} GPUs, the cluster has {most_gpus:,}")
         return gpus
 
     def _whole(self, name: str, least: int | None = None) -> int:

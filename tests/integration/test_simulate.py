@@ -60,7 +60,7 @@ def test_without_interruptions_allowed_nobody_is_interrupted() -> None:
 
 def test_a_failing_node_costs_the_work_since_the_newest_checkpoint_and_loses_no_job() -> None:
     jobs = tuple(TraceJob(0.0, 20_000.0, 8, "a") for _ in range(4))
-    setup = Setup(nodes=2, policy="fifo", failures_per_node_day=4.0, preemption_cost_s=50.0, checkpoint_every_s=600.0)
+    setup = Setup(nodes=2, policy="fifo", failures_per_node_day=20.0, preemption_cost_s=50.0, checkpoint_every_s=600.0)
     found = simulate(jobs, setup)
     failed = [one for one in found.stretches if one.ended is Ended.NODE_FAILED]
     assert failed and all(one.lost_s == pytest.approx(50.0 + (one.end_s - one.start_s) % 600.0) for one in failed)

@@ -6,7 +6,7 @@ Only for policies without preemption is this a whole plan. With it there is `roo
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from itertools import chain, combinations
 
 from cluster.occupancy import Placement
@@ -95,7 +95,9 @@ class Standings:
         def counts(row: int) -> float:
             return self.waited[row] * (self.policy.lane_stay if self.jobs.state[row] == RUNNING else 1.0)
 
+        where = {row: placement_in(self.snapshot, row) for row in self.running}
         long = [row for row in self.rows if self.waited[row] > self.policy.lane_after_s]
+        long = [row for row in long if row in where or not is_stopped_by_its_limit(self.snapshot, where, row)]
         lane: list[int] = []
         taken = 0.0
         for row in sorted(long, key=lambda row: (-counts(row), float(self.jobs.submitted_s[row]))):
@@ -129,6 +131,31 @@ class Standings:
                     left[keys[0]] -= int(size)
                     entitled[row] = keys[0]
         return entitled
+
+
+def is_stopped_by_its_limit(snapshot: Snapshot, where: Mapping[int, Placement], row: int) -> bool:
+    """Whether its tenant may take no more of any type of GPU that it could use. `where` has the jobs that run."""
+    gang = snapshot.jobs.gang_of(row)
+    machines = [one for one in machines_of(snapshot) if one.has_gpus and gang.accelerator_type in (None, one.type)]
+    types = {one.type for one in machines}
+    allowed = [kind for kind in types if is_within_limit(snapshot, where, row, kind)]
+    return bool(types and gang.gpus_per_worker) and not allowed
+
+
+def is_within_limit(snapshot: Snapshot, where: Mapping[int, Placement], row: int, kind: str | None) -> bool:
+    jobs, machines = snapshot.jobs, machines_of(snapshot)
+    tenant = int(jobs.tenant[row])
+    for key, most in snapshot.tenants[tenant].limit:
+        held = sum(
+            float(jobs.size[other])
+            for other, placement in where.items()
+            if jobs.tenant[other] == tenant
+            and jobs.gang_of(other).gpus_per_worker
+            and key in (None, machines[placement[0][0]].type)
+        )
+        if key in (None, kind) and held + float(jobs.size[row]) > most:
+            return False
+    return True
 
 
 def place(
@@ -273,24 +300,10 @@ class _SlowPass:
         return [kind for kind in self.snapshot.cluster.types if self.within_limit(row, kind)]
 
     def is_stopped_by_its_limit(self, row: int) -> bool:
-        gang = self.jobs.gang_of(row)
-        machines = [one for one in self.machines if one.has_gpus and gang.accelerator_type in (None, one.type)]
-        types = {one.type for one in machines}
-        return bool(types and gang.gpus_per_worker) and not any(self.within_limit(row, kind) for kind in types)
+        return is_stopped_by_its_limit(self.snapshot, self.where, row)
 
     def within_limit(self, row: int, kind: str | None) -> bool:
-        tenant = int(self.jobs.tenant[row])
-        for key, most in self.snapshot.tenants[tenant].limit:
-            held = sum(
-                float(self.jobs.size[other])
-                for other, placement in self.where.items()
-                if self.jobs.tenant[other] == tenant
-                and self.jobs.gang_of(other).gpus_per_worker
-                and key in (None, self.machines[placement[0][0]].type)
-            )
-            if key in (None, kind) and held + float(self.jobs.size[row]) > most:
-                return False
-        return True
+        return is_within_limit(self.snapshot, self.where, row, kind)
 
     def start(self, row: int, placement: Placement) -> None:
         gang = self.jobs.gang_of(row)

@@ -13,6 +13,7 @@ from orchestrator.scheduling.decisions import Cause, Interrupt, Start
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, POLICIES, Policy
 from orchestrator.scheduling.snapshot import Tenant, Window
+from orchestrator.scheduling.standing import standing
 from orchestrator.scheduling.table import RUNNING
 from orchestrator.scheduling.world import TICK_S, Attempt, Measuring, World
 from tests.support.scheduling import HOUR, NOW_S, Job, carry_out, cluster, nodes, said, snapshot
@@ -279,6 +280,16 @@ def test_a_stream_of_short_jobs_keeps_nobody_waiting_for_ever(policy: Policy, ca
     policy = replace(policy, lane_after_s=600.0, most_wait_s=5000.0)
     bound_s = policy.most_wait_s + TICK_S + 1000.0
     assert start_s(policy, case, 1000.0, bound_s) <= bound_s
+
+
+def test_who_waits_for_a_limit_keeps_nobody_out_of_the_lane() -> None:
+    tenants = (Tenant("a", limit=((None, 2),)), Tenant("b"))
+    stopped = [Job(f"stopped {number}", 2, waiting_s=100 * HOUR) for number in range(3)]
+    jobs = [Job("holds", 2, {0: 2}), *stopped, Job("long", 1, tenant=1, waiting_s=50 * HOUR, left_s=90 * HOUR)]
+    stands = standing(snapshot(nodes(8), jobs, tenants=tenants), DEFAULT)
+    assert stands.lane is not None and stands.lane.nonzero()[0].tolist() == [4]
+    stands = standing(snapshot(nodes(8), jobs, tenants=(Tenant("a"), Tenant("b"))), DEFAULT)
+    assert stands.lane is not None and stands.lane.nonzero()[0].tolist() == [1, 2]
 
 
 def test_weights_of_three_to_one_share_gpu_time_three_to_one() -> None:

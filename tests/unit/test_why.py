@@ -70,7 +70,7 @@ def test_a_limit_a_window_a_holder_and_a_time_are_named() -> None:
     found, _ = explain(nodes(8), [Job("running", 2, {0: 2}), Job("mine", 1)], tenants=capped)
     assert found.obstacle is Obstacle.LIMIT
     soon = (Window(NOW_S + HOUR, NOW_S + 2 * HOUR),)
-    found, _ = explain(nodes(8), [Job("mine", 1, left_s=3 * HOUR)], windows=soon)
+    found, _ = explain(nodes(8), [Job("mine", 1, left_s=3 * HOUR, preemptible=False)], windows=soon)
     assert found.obstacle is Obstacle.PROMISED
     found, text = explain(nodes(8), [Job("mine", 1, held=True)])
     assert found.obstacle is Obstacle.HELD and found.expected is None and "expected" not in text

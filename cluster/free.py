@@ -59,8 +59,9 @@ class FreeSlots:
         self.total = 0
         self._with_free = [0] * (occupancy.slots.shape[1] + 1)  # nodes by free slots
         self._highest = 0  # no node has more free slots
-        # Heaps of nodes; an entry whose node has changed since is stale.
+        # Heaps of nodes. An entry whose node has gone to another heap since is stale.
         self._zones: dict[_Zone, dict[_Level, list[int]]] = {}
+        self._heap_of: list[list[int] | None] = [None] * len(self.free)
         for node in now_free.nonzero()[0].tolist():
             free = self.free[node]
             self.total += free
@@ -111,7 +112,7 @@ class FreeSlots:
         if self.closings:
             closes = self._closes_array < terms.leaves_s
             closed = closes if closed is None else closed | closes
-        if terms.kinds is not None:
+        if terms.kinds is not None and len(terms.kinds) < len(self._of.types):
             other = ~np.isin(self._of.kinds, list(terms.kinds))
             closed = other if closed is None else closed | other
         return closed
@@ -125,19 +126,15 @@ class FreeSlots:
             self._with_free[self.free[node]] += 1
             self._highest = max(self._highest, self.free[node])
             self.total += slots
+            self._heap_of[node] = None
             if self.free[node]:
                 self._enter(node)
-
-    def _zone(self, node: int) -> _Zone:
-        return self._kinds[node], self._reserved_s[node], self._closes_s[node]
-
-    def _level(self, node: int) -> _Level:
-        return self.free[node], self.free[node] == self._sizes[node]
 
     def _enter(self, node: int) -> None:
         levels = self._zones.setdefault((self._kinds[node], self._reserved_s[node], self._closes_s[node]), {})
         free = self.free[node]
-        heapq.heappush(levels.setdefault((free, free == self._sizes[node]), []), node)
+        heap = self._heap_of[node] = levels.setdefault((free, free == self._sizes[node]), [])
+        heapq.heappush(heap, node)
 
     def _find(self, gang: Gang, terms: Terms) -> Placement | None:
         slots = gang.num_workers * gang.gpus_per_worker
@@ -184,12 +181,27 @@ class FreeSlots:
             for level in sorted(level for level in levels if level[0] >= slots):
                 if best is not None and level > best[0]:
                     break
-                fits = (node for node in self._nodes(zone, level) if self._cpus[node] >= cpus and node not in avoid)
-                node = next(fits, None)
+                node = self._lowest(levels, level, cpus, avoid)
                 if node is not None:
                     best = min(best, (level, node)) if best is not None else (level, node)
                     break
         return best[1] if best is not None else None
+
+    def _lowest(self, levels: dict[_Level, list[int]], level: _Level, cpus: int, avoid: Sequence[int]) -> int | None:
+        """The lowest node of a level with so many CPUs."""
+        heap, passed, found = levels[level], list[int](), None
+        while heap and found is None:
+            if self._heap_of[heap[0]] is not heap:
+                heapq.heappop(heap)
+            elif self._cpus[heap[0]] >= cpus and heap[0] not in avoid:
+                found = heap[0]
+            else:
+                passed.append(heapq.heappop(heap))
+        for node in passed:
+            heapq.heappush(heap, node)
+        if not heap:
+            del levels[level]
+        return found
 
     def _whole_nodes(self, zones: Sequence[_Zone], gang: Gang) -> Placement | None:
         """Wholly free nodes, the largest first, and one that may be shared for the rest."""
@@ -243,7 +255,7 @@ class FreeSlots:
         try:
             while heap:
                 node = heapq.heappop(heap)
-                if self._level(node) == level and self._zone(node) == zone and (not seen or seen[-1] != node):
+                if self._heap_of[node] is heap and (not seen or seen[-1] != node):
                     seen.append(node)
                     yield node
         finally:

@@ -198,6 +198,6 @@ class Occupancy:
 
 def placement_of(row: int, gang: Gang, occupancy: Occupancy) -> Placement:
     """Where a row's slots are. Empty for a gang that holds none."""
-    held = Counter(np.nonzero(occupancy.slots == row)[0].tolist())
+    held = Counter((occupancy.slots == row).nonzero()[0].tolist())
     per_worker = gang.gpus_per_worker or gang.cpus_per_worker
     return tuple((node, slots // per_worker) for node, slots in held.items())

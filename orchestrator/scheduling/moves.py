@@ -66,7 +66,7 @@ def _nodes_for(
     to_clear = np.concatenate((movable, _NOBODYS))[cluster.slots].sum(axis=1)
     fits = cluster.fits(gang) & (free > 0) & (free + to_clear >= size)
     nodes = (fits if closed is None else fits & ~closed).nonzero()[0]
-    nearest: list[int] = nodes[np.argsort(-free[nodes], kind="stable")[:_TRIED]].tolist()
+    nearest: list[int] = nodes[(-free[nodes]).argsort(kind="stable")[:_TRIED]].tolist()
     return nearest
 
 
@@ -96,6 +96,9 @@ def _try(
     gang: Gang, node: int, on_node: Sequence[int], jobs: JobTable, cluster: Occupancy, free: FreeSlots
 ) -> Moved | None:
     """Whether all of them find a place elsewhere."""
+    same_kind = Terms(kinds=frozenset({int(cluster.kinds[node])}))
+    if not _may_go_elsewhere(node, on_node, jobs, cluster, free, same_kind):
+        return None
     after = cluster.copy()
     for row in on_node:
         after.release(row, jobs.gang_of(row), placement_of(row, jobs.gang_of(row), after))
@@ -104,7 +107,6 @@ def _try(
     left = free.after(after)
     placement = ((node, gang.num_workers),)
     left.take(gang, placement)
-    same_kind = Terms(kinds=frozenset({int(cluster.kinds[node])}))
     elsewhere: list[tuple[int, Placement]] = []
     for row in sorted(on_node, key=lambda row: (-float(jobs.size[row]), float(jobs.submitted_s[row]), row)):
         place = left.place(jobs.gang_of(row), same_kind)
@@ -112,3 +114,17 @@ def _try(
             return None
         elsewhere.append((row, place))
     return Moved(tuple(on_node), tuple(elsewhere), placement)
+
+
+def _may_go_elsewhere(
+    node: int, on_node: Sequence[int], jobs: JobTable, cluster: Occupancy, free: FreeSlots, terms: Terms
+) -> bool:
+    """Whether enough slots are free on other nodes, and on one of them for the largest."""
+    elsewhere = np.array(free.free)
+    elsewhere[node] = 0
+    closed = free.closed_to(terms)
+    if closed is not None:
+        elsewhere[closed] = 0
+    sizes = jobs.size[list(on_node)]
+    on_one = all(cluster.fits_every_node(jobs.gang_of(row)) for row in on_node)
+    return bool(elsewhere.sum() >= sizes.sum() and (elsewhere.max() >= sizes.max() or not on_one))

@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from cluster.free import ANYWHERE, FreeSlots, Terms
-from cluster.occupancy import Placement, placement_of
+from cluster.occupancy import Occupancy, Placement, placement_of
 from cluster.resources import Gang
 from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Reservation, Start
 from orchestrator.scheduling.moves import moves_for
@@ -30,6 +30,7 @@ from orchestrator.scheduling.standing import Standing, standing
 from orchestrator.scheduling.table import Floats, Rows
 from orchestrator.scheduling.victims import Victims
 
+_FEW = 8  # holding more is quicker all at once
 _TIMES = 1 << 12  # more than there are distinct reservations or closings
 
 
@@ -43,14 +44,28 @@ def plan(snapshot: Snapshot, policy: Policy = DEFAULT) -> Plan:
 class _Pass:
     def __init__(self, snapshot: Snapshot, policy: Policy) -> None:
         self._snapshot, self._policy, self._jobs = snapshot, policy, snapshot.jobs
-        self._cluster = snapshot.cluster.copy()
-        self._free = FreeSlots(self._cluster, snapshot.closes_s())
+        self._free = FreeSlots(snapshot.cluster, snapshot.closes_s())
+        self._changed: Occupancy | None = None
+        self._held: list[tuple[int, Gang, Placement]] = []  # started, and not yet in `_changed`
         self._limits = Limits(snapshot)
         self._decisions: list[Interrupt | Start] = []
         self._reservation: Reservation | None = None
         self._interrupted: list[int] = []  # and not started again
         self._made_room = 0
         self._no_room: set[int] = set()  # keys of what can get nothing any more
+
+    @property
+    def _cluster(self) -> Occupancy:
+        """Who holds what after the decisions so far. Most plans never ask."""
+        if self._changed is None:
+            self._changed = self._snapshot.cluster.copy()
+        if len(self._held) > _FEW:
+            self._changed.hold_all(self._held)
+        else:
+            for row, gang, placement in self._held:
+                self._changed.hold(row, gang, placement)
+        self._held = []
+        return self._changed
 
     @cached_property
     def _standing(self) -> Standing:
@@ -69,7 +84,7 @@ class _Pass:
             before = len(self._decisions)
             self._interrupted = []
             started = self._go_through(waiting)
-            if not self._interrupted or len(self._decisions) == before:
+            if not self._interrupted or len(self._decisions) == before or self._nothing_left_for_them:
                 break
             # They may fit elsewhere or make others yield, and others may fit into what is left over.
             self._no_room.clear()
@@ -81,7 +96,8 @@ class _Pass:
         """The rows that were started."""
         order = self._standing.order(rows, self._jobs.submitted_s) if len(rows) > 1 else rows
         started: set[int] = set()
-        queue, keys, terms = order.tolist(), *self._keys(order)
+        queue = order.tolist()
+        keys, yields_s, leaves_s = self._keys(order)
         distinct = len(set(keys))
         at_limit: set[int] = set()  # tenants of which a job waits for their limit: their later ones do not pass it
         for at, row in enumerate(queue):
@@ -90,7 +106,7 @@ class _Pass:
             if self._limits and self._limits.kinds(self._jobs, row) == NOWHERE:
                 at_limit.add(int(self._jobs.tenant[row]))
                 continue
-            if self._start(row, terms[at] if terms else ANYWHERE):
+            if self._start(row, Terms(yields_s[at], leaves_s[at]) if yields_s else ANYWHERE):
                 started.add(row)
                 continue
             if not self._policy.backfill or self._nothing_left(row):
@@ -99,7 +115,7 @@ class _Pass:
             if len(self._no_room) >= distinct:
                 break
             if self._reserve(row):
-                keys, terms = self._keys(order)
+                keys, yields_s, leaves_s = self._keys(order)
                 distinct = len(set(keys))
                 self._no_room = {keys[at]}
         return started
@@ -110,12 +126,19 @@ class _Pass:
             return False
         return not self._policy.preemption or self._victims.nobody_yields_to(row)
 
+    @property
+    def _nothing_left_for_them(self) -> bool:
+        """Whether going through the queue again finds nothing: all slots are held, and who was stopped stops nobody."""
+        if self._free.total or self._reservation is not None or self._limits or self._may_need_no_slot:
+            return False
+        return all(self._victims.nobody_yields_to(row) for row in self._interrupted)
+
     @cached_property
     def _may_need_no_slot(self) -> bool:
         return any(not gang.gpus_per_worker for gang in self._jobs.gangs)
 
-    def _keys(self, rows: Rows) -> tuple[list[int], list[Terms]]:
-        """Keys and terms of jobs; no terms where nothing is reserved and no node closes.
+    def _keys(self, rows: Rows) -> tuple[list[int], list[float], list[float]]:
+        """Keys of jobs, and their terms: yields_s and leaves_s; none where nothing is reserved and no node closes.
 
         Jobs with one key ask for the same slots on the same nodes, and the first of them goes before the others: what
         it does not get they do not get either.
@@ -126,11 +149,11 @@ class _Pass:
         if self._standing_is_by_tenant:
             codes = codes * 2 + [self._standing.is_entitled(row) for row in rows.tolist()]
         if not (self._free.reservations or self._free.closings):
-            return codes.tolist(), []
+            return codes.tolist(), [], []
         yields_s, leaves_s = self._yields_s(rows), self._snapshot.leaves_s(rows, self._policy.protected_s)
         codes = codes * _TIMES + np.searchsorted(self._free.reservations, yields_s, side="left")
         codes = codes * _TIMES + np.searchsorted(self._free.closings, leaves_s, side="left")
-        return codes.tolist(), [Terms(*both) for both in zip(yields_s.tolist(), leaves_s.tolist(), strict=True)]
+        return codes.tolist(), yields_s.tolist(), leaves_s.tolist()
 
     @cached_property
     def _standing_is_by_tenant(self) -> bool:
@@ -163,8 +186,9 @@ class _Pass:
         return self._make_room(row, gang, terms)
 
     def _put(self, row: int, placement: Placement) -> None:
-        self._cluster.hold(row, self._jobs.gang_of(row), placement)
-        self._limits.take(self._jobs, row, int(self._cluster.kinds[placement[0][0]]))
+        self._held.append((row, self._jobs.gang_of(row), placement))
+        if self._limits:
+            self._limits.take(self._jobs, row, int(self._snapshot.cluster.kinds[placement[0][0]]))
         self._decisions.append(Start(row, placement))
 
     def _make_room(self, row: int, gang: Gang, terms: Terms) -> bool:
@@ -196,10 +220,11 @@ class _Pass:
 
     def _interrupt(self, row: int, cause: Cause, for_row: int | None) -> None:
         gang = self._jobs.gang_of(row)
-        placement = placement_of(row, gang, self._cluster)
-        self._cluster.release(row, gang, placement)
+        cluster = self._cluster
+        placement = placement_of(row, gang, cluster)
+        cluster.release(row, gang, placement)
         self._free.give(gang, placement)
-        self._limits.take(self._jobs, row, int(self._cluster.kinds[placement[0][0]]), sign=-1)
+        self._limits.take(self._jobs, row, int(cluster.kinds[placement[0][0]]), sign=-1)
         self._victims.gone(row)
         self._decisions.append(Interrupt(row, cause, for_row))
 
@@ -210,15 +235,16 @@ class _Pass:
         """For the first that must wait. Where nothing is free there is nothing to keep others from."""
         if self._reservation is not None or not (self._free.total or self._may_need_no_slot):
             return False
-        gang, now_s = self._jobs.gang_of(row), self._snapshot.now_s
+        gang, now_s, cluster = self._jobs.gang_of(row), self._snapshot.now_s, self._cluster
         kinds = self._limits.kinds(self._jobs, row) if self._limits else None
         released_s: Floats = now_s + self._snapshot.left_s
         if self._policy.preemption:
             released_s = np.minimum(released_s, self._victims.yields_s(row))
         leaves_s = float(self._snapshot.leaves_s(np.array([row]), self._policy.protected_s)[0])
         closed = self._free.closed_to(Terms(leaves_s=leaves_s, kinds=kinds))
-        open_nodes = self._cluster.fits(gang) if closed is None else self._cluster.fits(gang) & ~closed
-        self._reservation = reserve(row, gang, self._cluster, released_s, now_s, open_nodes)
+        fits = cluster.fits(gang)
+        open_nodes = fits if closed is None else fits & ~closed
+        self._reservation = reserve(row, gang, cluster, released_s, now_s, open_nodes)
         if self._reservation is None:
             return False
         self._free.reserve(self._reservation.nodes, self._reservation.at_s)

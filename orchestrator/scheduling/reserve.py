@@ -25,8 +25,8 @@ def reserve(
         released_s: [rows]; when each running job gives its slots back; inf where nobody knows.
         open_nodes: [nodes]; where it may go.
     """
-    times = np.concatenate([released_s, [math.inf, math.inf, now_s]])[cluster.slots]  # FOREIGN, ABSENT, FREE
-    by_time = np.sort(times, axis=1)
+    by_time = np.concatenate((released_s, (math.inf, math.inf, now_s)))[cluster.slots]  # FOREIGN, ABSENT, FREE
+    by_time.sort(axis=1)
     per_worker = gang.gpus_per_worker or gang.cpus_per_worker
     most = np.minimum(cluster.sizes // per_worker, cluster.cpus // max(gang.cpus_per_worker, 1))
     found = []
@@ -57,10 +57,12 @@ def _whole_nodes(
     nodes: Rows, gang: Gang, cluster: Occupancy, by_time: Floats, most: NDArray[np.int32]
 ) -> tuple[float, int, tuple[int, ...]] | None:
     """The same for nodes that have to be free altogether."""
-    whole_s = by_time[nodes, cluster.sizes[nodes] - 1]
-    unknown = np.array([np.isinf(by_time[node, : cluster.sizes[node]]).sum() for node in nodes])
+    sizes = cluster.sizes[nodes]
+    whole_s = by_time[nodes, sizes - 1]
+    absent = by_time.shape[1] - sizes  # these are at the end of each line, and inf too
+    unknown = np.isinf(by_time[nodes]).sum(axis=1) - absent
     order = np.lexsort((nodes, unknown, whole_s))
-    workers = np.cumsum(most[nodes[order]])
+    workers = most[nodes[order]].cumsum()
     if not len(workers) or workers[-1] < gang.num_workers:
         return None
     chosen = order[: int(np.searchsorted(workers, gang.num_workers)) + 1]

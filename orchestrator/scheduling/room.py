@@ -76,16 +76,15 @@ class _Search:
         """Nodes that can be emptied, the largest first, of those the cheapest; and one for the rest."""
         cluster, left = self._cluster, self._gang.num_workers
         whole = ((self._open.sum(axis=1) == cluster.sizes) & (cluster.sizes >= self._per_worker) & among).nonzero()[0]
-        on = {node: dict.fromkeys(row for row in cluster.slots[node].tolist() if row >= 0) for node in whole.tolist()}
         placement: list[tuple[int, int]] = []
         stopped: dict[int, None] = {}
-        for node in sorted(on, key=lambda node: (-int(cluster.sizes[node]), self.cost(tuple(on[node])), node)):
+        for node in whole[np.lexsort((self._cost_of_all_on(whole), -cluster.sizes[whole]))].tolist():
             each = min(int(cluster.sizes[node]) // self._per_worker, self._cpus_for(node))
             if each > left or not left:
                 break
             if each:
                 placement.append((node, each))
-                stopped |= on[node]
+                stopped |= dict.fromkeys(row for row in cluster.slots[node].tolist() if row >= 0)
                 left -= each
         if not placement:
             return None
@@ -102,15 +101,28 @@ class _Search:
     def cost(self, rows: Sequence[int]) -> float:
         return sum(float(self._victims.harm_by_slot[row] * self._jobs.size[row]) for row in rows)
 
+    def _cost_of_all_on(self, nodes: Rows) -> Floats:
+        """[nodes]; `cost` of all jobs on each."""
+        lines = np.sort(self._cluster.slots[nodes], axis=1)
+        again = np.zeros(lines.shape, bool)
+        again[:, 1:] = lines[:, 1:] == lines[:, :-1]
+        costs = np.append(self._victims.harm_by_slot[: self._jobs.rows] * self._jobs.size, (0.0, 0.0, 0.0))
+        by_job = np.where(again, 0.0, costs[lines])
+        cost: Floats = by_job.sum(axis=1)
+        return cost
+
     def _cheapest(self, nodes: Rows, workers: int, stopped: Sequence[int]) -> tuple[int, tuple[int, ...]] | None:
         """(node, victims) for so many workers on one node, where some jobs are stopped in any case."""
+        if not len(nodes):
+            return None
         size = workers * self._per_worker
-        harm = np.sort(self._harm(nodes, stopped), axis=1)[:, :size]
-        cost = harm.sum(axis=1) if harm.shape[1] >= size else np.full(len(nodes), np.inf)
+        harm = self._harm(nodes, stopped)
+        harm.sort(axis=1)
+        cost = harm[:, :size].sum(axis=1) if harm.shape[1] >= size else np.full(len(nodes), np.inf)
         options = []
-        for at in np.argsort(cost, kind="stable")[:_LOOKED_AT].tolist():
+        for at in cost.argsort(kind="stable")[:_LOOKED_AT].tolist():
             node = int(nodes[at])
-            rows = self._on(node, size, stopped) if np.isfinite(cost[at]) else None
+            rows = self._on(node, size, stopped) if cost[at] < np.inf else None
             if rows is not None and self._cpus_suffice(node, workers, (*stopped, *rows)):
                 options.append((self.cost(rows), self._left_over(node, rows, stopped), node, rows))
         if not options:

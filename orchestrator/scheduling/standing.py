@@ -124,7 +124,7 @@ def _longest_waiting(snapshot: Snapshot, policy: Policy, waited_s: Floats) -> Ro
     counted = waited_s[rows] * np.where(running[rows], policy.lane_stay, 1.0)
     by_wait = rows[np.lexsort((jobs.submitted_s[rows], -counted))]
     sizes = jobs.size[by_wait]
-    first: Rows = by_wait[np.cumsum(sizes) - sizes < policy.lane_share * snapshot.cluster.total]
+    first: Rows = by_wait[sizes.cumsum() - sizes < policy.lane_share * snapshot.cluster.total]
     return first
 
 

@@ -96,6 +96,7 @@ class JobTable:
         for name, (kind, nothing) in _COLUMNS.items():
             setattr(self, name, np.full(0, nothing, kind))
         self._spare: list[int] = []
+        self._powered: dict[float, Floats] = {}  # exponent -> [gangs]
         self._codes: dict[Gang, int] = {gang: code for code, gang in enumerate(self.gangs)}
 
     @property
@@ -111,7 +112,10 @@ class JobTable:
 
     def powered_sizes(self, exponent: float) -> Floats:
         """[rows]; `size` to a power. There are few distinct gangs, and powers are slow."""
-        powered: Floats = (self.sizes() ** exponent)[self.gang]
+        known = self._powered.get(exponent)
+        if known is None or len(known) != len(self.gangs):
+            known = self._powered[exponent] = self.sizes() ** exponent
+        powered: Floats = known[self.gang]
         return powered
 
     def sizes(self) -> Floats:

@@ -151,7 +151,7 @@ class World:
     def snapshot(self) -> Snapshot:
         jobs = self.jobs
         running = jobs.state == RUNNING
-        elapsed = np.where(running, self.now_s - jobs.started_s, 0.0)
+        elapsed = (self.now_s - jobs.started_s) * running
         left = self._left_s[: jobs.rows] - elapsed
         if self._measuring.exact:
             jobs.remaining_s = left

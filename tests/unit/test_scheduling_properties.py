@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
@@ -175,8 +175,8 @@ def test_without_preemption_a_plan_is_that_of_the_slow_scheduler(one: Drawn, pol
 def test_planning_twice_gives_the_same_plan_and_changes_nothing(one: Drawn, policy: Policy) -> None:
     before, untouched = one.snapshot(), one.snapshot()
     assert plan(before, policy) == plan(before, policy)
-    for name, column in vars(untouched.jobs).items():
-        np.testing.assert_equal(getattr(before.jobs, name), column)
+    for field in fields(untouched.jobs):
+        np.testing.assert_equal(getattr(before.jobs, field.name), getattr(untouched.jobs, field.name))
     for name in ("slots", "free", "cpus_free", "usable"):
         np.testing.assert_array_equal(getattr(before.cluster, name), getattr(untouched.cluster, name))
 

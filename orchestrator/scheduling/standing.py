@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +37,19 @@ class Standing:
     waited_s: Floats
     weight: Floats
 
+    @cached_property
+    def one_class(self) -> bool:
+        """Whether the index alone tells who goes first."""
+        return self.entitlement is None and bool((self.level == self.level[:1]).all())
+
     def is_entitled(self, row: int) -> bool:
         return self.entitlement is not None and bool(self.entitlement[row] != NOT_ENTITLED)
 
     def order(self, rows: Rows, submitted_s: Floats) -> Rows:
         """Rows by who goes first."""
-        keys: tuple[NDArray[np.generic], ...] = (submitted_s[rows], self.index[rows], -self.level[rows])
+        keys: tuple[NDArray[np.generic], ...] = (submitted_s[rows], self.index[rows])
+        if not self.one_class:
+            keys = (*keys, -self.level[rows])
         if self.entitlement is not None:
             keys = (*keys, self.entitlement[rows] == NOT_ENTITLED)
         return rows[np.lexsort(keys)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -25,6 +26,8 @@ class State(IntEnum):
     RUNNING = 2
     HELD = 3  # waits for something else than GPUs: another job, or its owner
 
+
+_LEAST_ROWS, _LOOK_EVERY = 64, 64
 
 # As plain numbers: looking up a member of an enumeration takes longer than comparing a column.
 NOBODY, WAITING, RUNNING, HELD = (int(state) for state in State)
@@ -95,7 +98,8 @@ class JobTable:
     def __post_init__(self) -> None:
         for name, (kind, nothing) in _COLUMNS.items():
             setattr(self, name, np.full(0, nothing, kind))
-        self._spare: list[int] = []
+        self._spare: list[int] = []  # heap
+        self._removed = 0
         self._powered: dict[float, Floats] = {}  # exponent -> [gangs]
         self._codes: dict[Gang, int] = {gang: code for code, gang in enumerate(self.gangs)}
 
@@ -126,7 +130,7 @@ class JobTable:
         """A row for a job. What is not given is as in a row without a job."""
         if not self._spare:
             self._grow()
-        row = self._spare.pop()
+        row = heapq.heappop(self._spare)  # the lowest, so that the table can be cut at its end
         self.gang[row] = self.code(gang)
         self.size[row] = slots_of(gang)
         for name, value in values.items():
@@ -136,7 +140,10 @@ class JobTable:
     def remove(self, row: int) -> None:
         for name, (_, nothing) in _COLUMNS.items():
             getattr(self, name)[row] = nothing
-        self._spare.append(row)
+        heapq.heappush(self._spare, row)
+        self._removed += 1
+        if self._removed % _LOOK_EVERY == 0:
+            self._cut()
 
     def fill(self, columns: dict[str, NDArray[np.generic]]) -> None:
         """All rows at once: columns of one length; those not given are as in a row without a job."""
@@ -160,5 +167,16 @@ class JobTable:
     def _grow(self) -> None:
         before = self.rows
         for name, (kind, nothing) in _COLUMNS.items():
-            setattr(self, name, np.concatenate([getattr(self, name), np.full(max(before, 64), nothing, kind)]))
-        self._spare = list(range(self.rows - 1, before - 1, -1))
+            more = np.full(max(before // 4, _LEAST_ROWS), nothing, kind)
+            setattr(self, name, np.concatenate((getattr(self, name), more)))
+        self._spare = list(range(before, self.rows))
+
+    def _cut(self) -> None:
+        """Give up the rows at the end if many have no job: a plan goes through all rows many times."""
+        used = self.state.nonzero()[0]
+        rows = (int(used[-1]) if len(used) else 0) + _LEAST_ROWS
+        if rows < 0.75 * self.rows:
+            for name in _COLUMNS:
+                setattr(self, name, getattr(self, name)[:rows].copy())
+            self._spare = [row for row in self._spare if row < rows]
+            heapq.heapify(self._spare)

@@ -39,7 +39,7 @@ class Victims:
         harm = jobs.interruption_cost_s + 3600.0 * 3600.0 / (np.maximum(standing.index, 0.0) + _CHANCE_S)
         self.harm_by_slot: Floats = np.concatenate((harm, _NOBODYS_HARM))
         self._may_go = self.movable & (snapshot.now_s + 1e-6 >= jobs.started_s + self.pause_s)
-        self._one_class = standing.entitlement is None and bool((standing.level == standing.level[:1]).all())
+        self._one_class = standing.one_class
         self._best = float(np.where(self._may_go, self.worth, -np.inf).max(initial=-np.inf))
 
     def gone(self, row: int) -> None:

@@ -180,7 +180,7 @@ class World:
         self.now_s = max(self.now_s, to_s)
 
     def _remember(self, row: int, work_s: float, error: float) -> None:
-        if row >= len(self._left_s):
+        if self.jobs.rows > len(self._left_s):
             more = self.jobs.rows - len(self._left_s)
             self._left_s = np.concatenate([self._left_s, np.zeros(more)])
             self._error = np.concatenate([self._error, np.ones(more)])

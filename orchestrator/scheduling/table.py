@@ -167,7 +167,7 @@ class JobTable:
     def _grow(self) -> None:
         before = self.rows
         for name, (kind, nothing) in _COLUMNS.items():
-            more = np.full(max(before // 4, _LEAST_ROWS), nothing, kind)
+            more: NDArray[np.generic] = np.full(max(before // 4, _LEAST_ROWS), nothing, kind)
             setattr(self, name, np.concatenate((getattr(self, name), more)))
         self._spare = list(range(before, self.rows))
 

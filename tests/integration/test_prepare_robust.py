@@ -1,5 +1,6 @@
 """Prepare under adverse circumstances: killed, started twice at once, files that change, disks that are full."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -42,6 +43,15 @@ def started(spec: Spec, folder: pathlib.Path, name: str) -> subprocess.Popen[str
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def written_at(prepared: pathlib.Path) -> dict[str, int]:
+    """When each part was written. The parts of one that is done are removed, maybe while they are looked at."""
+    found: dict[str, int] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for path in prepared.glob("*/parts/*.parquet"):
+            found[path.name] = path.stat().st_mtime_ns
+    return found
 
 
 def killed_once(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
@@ -90,9 +100,9 @@ def test_killed_while_tokenising_and_started_again_gives_the_same_bytes(
     parts = tmp_path / "out" / "prepared"
     for least in (2, 6, 11):  # killed three times, each time further on
         process = started(spec, tmp_path, "job")
-        killed_once(process, lambda least=least: len(list(parts.glob("*/parts/*.parquet"))) >= least)  # type: ignore[misc]
+        killed_once(process, lambda least=least: len(written_at(parts)) >= least)  # type: ignore[misc]
         assert not list(parts.glob("*/manifest.json"))
-    kept = {path.name: path.stat().st_mtime_ns for path in parts.glob("*/parts/*.parquet")}
+    kept = written_at(parts)
     said = ended(started(spec, tmp_path, "job"))
     assert "going on with data.train" in said and len(kept) >= 11
     prepared = prepare(spec, model_dir, engine="plain", say=quiet)
@@ -106,16 +116,12 @@ def test_parts_of_a_killed_prepare_are_not_made_again(
 ) -> None:
     spec = text_spec(tmp_path / "out", model_dir, texts)
     parts = tmp_path / "out" / "prepared"
-    killed_once(started(spec, tmp_path, "job"), lambda: len(list(parts.glob("*/parts/*.parquet"))) >= 4)
-    kept = {path.name: path.stat().st_mtime_ns for path in parts.glob("*/parts/*.parquet")}
+    killed_once(started(spec, tmp_path, "job"), lambda: len(written_at(parts)) >= 4)
+    kept = written_at(parts)
     process = started(spec, tmp_path, "job")
     seen: dict[str, int] = {}
     while process.poll() is None:
-        for path in parts.glob("*/parts/*.parquet"):
-            try:
-                seen[path.name] = path.stat().st_mtime_ns
-            except FileNotFoundError:
-                continue
+        seen |= written_at(parts)
     ended(process)
     assert len(seen) > len(kept) and {name: seen[name] for name in kept} == kept
 
@@ -159,9 +165,9 @@ def test_one_who_waits_goes_on_for_one_who_is_killed(
     second: list[subprocess.Popen[str]] = []
 
     def both_are_there() -> bool:
-        if len(list(folder.glob("*/parts/*.parquet"))) >= 2 and not second:
+        if len(written_at(folder)) >= 2 and not second:
             second.append(started(spec, tmp_path, "second"))
-        return len(list(folder.glob("*/parts/*.parquet"))) >= 5
+        return len(written_at(folder)) >= 5
 
     killed_once(first, both_are_there)
     assert "going on with data.train" in ended(second[0])

@@ -6,8 +6,11 @@ FleetuneError                    anything that Fleetune itself reports, as one r
 │   ├── DataError                the data, the model directory or a column is wrong
 │   ├── StorageError             a URL cannot be read or written
 │   ├── TraceError               a trace of jobs cannot be simulated as it is
-│   └── CapacityError            no set of nodes of this cluster can ever hold the gang
+│   ├── CapacityError            no set of nodes of this cluster can ever hold the gang
+│   └── LaunchRefused            a program can never start on these machines
 ├── RunFailed         (exit 1)   training started and failed
+├── BackendUnreachable           the machines do not answer now; tried again later
+├── Fenced                       a newer caller has been there: this one must not act any more
 └── Interrupted       (exit 130) somebody asked the run to stop
 """
 
@@ -44,6 +47,18 @@ class TraceError(InputError):
 
 class CapacityError(InputError):
     """The cluster can never hold the gang that the spec asks for."""
+
+
+class LaunchRefused(InputError):
+    """A program can never start on these machines as it is."""
+
+
+class BackendUnreachable(FleetuneError):
+    """The machines do not answer now; nothing is known of what was asked of them."""
+
+
+class Fenced(FleetuneError):
+    """A newer caller has been there: this one must not act any more."""
 
 
 class RunFailed(FleetuneError):

@@ -43,3 +43,8 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
 def set_default(name: str, value: str) -> None:
     """Set a variable that a library reads, unless the user has set it."""
     os.environ.setdefault(name, value)
+
+
+def with_environment(added: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment and more: what a program of this machine is started with."""
+    return {**os.environ, **added}

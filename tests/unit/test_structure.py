@@ -21,7 +21,7 @@ MAY_IMPORT = {"cluster": (), "jobs": ("cluster",), "orchestrator": ("cluster", "
 # Where a package that is slow to import may be named at all. The light half runs on a laptop that has none of them.
 TRAINING = ("jobs/data/", "jobs/training/")
 HOMES = {
-    "ray": (*TRAINING, "cluster/ray_backend.py"),
+    "ray": (*TRAINING, "cluster/ray_backend.py", "cluster/ray_jobs.py"),
     "torch": TRAINING,
     "deepspeed": TRAINING,
     "transformers": TRAINING,
@@ -30,7 +30,14 @@ HOMES = {
     "pyarrow": TRAINING,
     "huggingface_hub": (*TRAINING, "jobs/modeldir.py"),
 }
-LIGHT_MODULES = ("orchestrator.cli", "jobs.load", "jobs.validate", "jobs.finetune", "cluster.ray_backend")
+LIGHT_MODULES = (
+    "orchestrator.cli",
+    "jobs.load",
+    "jobs.validate",
+    "jobs.finetune",
+    "cluster.ray_backend",
+    "cluster.ray_jobs",
+)
 READS_THE_ENVIRONMENT = "cluster/settings.py"
 MAY_SET_THE_ENVIRONMENT = ("jobs/training/engine.py", "jobs/data/ray_engine.py")
 MOST_LINES = 400

@@ -1,0 +1,219 @@
+"""The inside of the queue: submitting against raw SQLite, admissions on a made-up cluster, restart, pages, memory.
+
+    python bench/queue.py [--jobs 100000] [--smoke]
+
+Without HTTP, which comes with the server. Lines for people go to stderr, one JSON object for each result to stdout.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":  # else the standard library's own `queue` could not be found beside this file
+    sys.path.pop(0)
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import resource
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cluster.backend import Launch
+from cluster.inventory import Inventory, Node
+from cluster.resources import Gang
+from cluster.testing import FakeBackend, FakeClock, FakeCluster
+from orchestrator.queue.controller import Controller
+from orchestrator.queue.leading import Leading
+from orchestrator.queue.records import Job, NewJob
+from orchestrator.queue.states import State
+from orchestrator.queue.store import Filter, Store
+from orchestrator.scheduling.snapshot import Tenant
+from orchestrator.store import open_store
+
+Answer = dict[str, Any]
+
+NODES, GPUS_PER_NODE = 64, 8
+SPEC = '{"kind": "command", "command": ["python", "-m", "something"], "padding": "' + 2000 * "x" + '"}'
+BULK = 1000
+RAW = """
+CREATE TABLE jobs (number INTEGER PRIMARY KEY, job_id TEXT UNIQUE, tenant TEXT, state TEXT, spec TEXT);
+CREATE TABLE events (number INTEGER PRIMARY KEY, job_id TEXT, message TEXT);
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=100_000, help="in the store, for pages; half of them for a restart")
+    parser.add_argument("--smoke", action="store_true", help="small sizes: does it run at all?")
+    options = parser.parse_args()
+    jobs = 2000 if options.smoke else options.jobs
+    with tempfile.TemporaryDirectory() as folder:
+        for result in results(Path(folder), jobs, rounds=1 if options.smoke else 5):
+            print(", ".join(f"{name} {value}" for name, value in result.items()), file=sys.stderr, flush=True)
+            print(json.dumps(result), flush=True)
+    print(json.dumps({"result": "machine", "cores": os.cpu_count(), "python": platform.python_version()}), flush=True)
+
+
+def results(folder: Path, jobs: int, rounds: int) -> Iterator[Answer]:
+    yield submitting(folder, rounds)
+    yield admissions(folder / "admissions.db", jobs // 20)
+    yield from of_many(folder / "many.db", jobs)
+    yield memory(folder / "memory.db", jobs // 10)
+
+
+def submitting(folder: Path, rounds: int) -> Answer:
+    """Jobs/s, one by one and in bulk, in turns with a raw connection that inserts a row and an event a job."""
+    found: dict[str, list[float]] = {"store": [], "raw": [], "store_bulk": [], "raw_bulk": []}
+    for number in range(rounds):
+        store, raw = opened(str(folder / f"store-{number}.db")), raw_database(folder / f"raw-{number}.db")
+        with contextlib.closing(store), contextlib.closing(raw):
+            for name, act in (("store", partial(submit, store)), ("raw", partial(insert, raw))):
+                found[name].append(rate(300, partial(act, 1)))
+                found[f"{name}_bulk"].append(BULK * rate(3, partial(act, BULK)))
+    ratios = {
+        name: round(statistics.median(a / b for a, b in zip(found[ours], found[raw_one], strict=True)), 3)
+        for name, ours, raw_one in (("one_by_one", "store", "raw"), ("in_bulk", "store_bulk", "raw_bulk"))
+    }
+    rates = {f"{name}_jobs_per_s": round(statistics.median(values)) for name, values in found.items()}
+    return {"result": "submitting", **rates, **{f"{name}_of_raw": ratio for name, ratio in ratios.items()}}
+
+
+def admissions(path: Path, jobs: int) -> Answer:
+    """Gangs that were admitted a second, store and made-up cluster included, while a queue of so many is worked off."""
+    with world(str(path)) as (store, clock, server):
+        for _ in range(0, jobs, BULK):
+            submit(store, min(BULK, jobs))
+        began, passes = time.perf_counter(), 0
+        while store.count().get(State.QUEUED, 0):
+            clock.advance(1.0)
+            server.step()
+            passes += 1
+        took_s = time.perf_counter() - began
+        admitted = len(store.leases())
+    return {"result": "admissions", "queued": jobs, "admitted_per_s": round(admitted / took_s), "passes": passes}
+
+
+def of_many(path: Path, jobs: int) -> Iterator[Answer]:
+    with contextlib.closing(opened(str(path))) as store:
+        for _ in range(0, jobs, BULK):
+            submit(store, min(BULK, jobs))
+        last = store.jobs(limit=1)[0].number
+        pages = {
+            "newest": lambda: store.jobs(limit=100),
+            "in_the_middle": lambda: store.jobs(before=last // 2, limit=100),
+            "of_a_state": lambda: store.jobs(Filter(states=(State.QUEUED,)), before=last // 2),
+            "of_a_tenant": lambda: store.jobs(Filter(tenant="a"), before=last // 2),
+            "by_name": lambda: store.jobs(Filter(name=store.jobs(limit=1)[0].job_id[:8])),
+            "none_found": lambda: store.jobs(Filter(states=(State.FAILED,))),
+            "counts": lambda: store.count(),
+        }
+        yield {"result": "pages", "jobs": jobs} | {f"{name}_ms": milliseconds(page) for name, page in pages.items()}
+    half = path.with_name("half.db")
+    with contextlib.closing(opened(str(half))) as store:
+        for _ in range(0, jobs // 2, BULK):
+            submit(store, min(BULK, jobs // 2))
+    began = time.perf_counter()
+    with world(str(half)) as (_, _, server):
+        server.step()
+        took_s = time.perf_counter() - began
+    yield {"result": "restart", "jobs": jobs // 2, "first_pass_after_s": round(took_s, 3)}
+
+
+def memory(path: Path, jobs: int) -> Answer:
+    """Resident memory after a tenth of the jobs and after all of them, each of which comes and goes."""
+    with world(str(path)) as (store, clock, server):
+        marks = []
+        for done in range(10):
+            store.submit([new() for _ in range(jobs // 10)], clock())
+            while store.count().keys() - {State.SUCCEEDED}:
+                clock.advance(30.0)
+                server.step()
+            if done in (1, 9):
+                marks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return {"result": "memory", "jobs": jobs, "after_a_fifth_mib": round(marks[0]), "after_all_mib": round(marks[1])}
+
+
+class Time:
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+
+    def now_s(self) -> float:
+        return self._clock()
+
+    def steady_s(self) -> float:
+        return self._clock()
+
+
+@contextlib.contextmanager
+def world(url: str) -> Iterator[tuple[Store, FakeClock, Controller]]:
+    clock = FakeClock(1_000_000.0)
+    nodes = Inventory(tuple(Node(f"n{number}", 64, GPUS_PER_NODE) for number in range(NODES)))
+    backend = FakeBackend(FakeCluster(nodes, clock))
+    backend.script("*", runs_s=2.0)
+    with contextlib.closing(opened(url)) as store:
+        leading = Leading(store, Time(clock), "bench", "http://bench", 3600.0)
+        yield store, clock, Controller(store, backend, Time(clock), leading, launch_of)
+
+
+def launch_of(job: Job, spec: str) -> Launch:
+    return Launch(job.submission, ("python", "-m", "something"))
+
+
+def opened(url: str) -> Store:
+    store = open_store(url)
+    store.put_tenant(Tenant("a"), 1.0)
+    return store
+
+
+def new() -> NewJob:
+    return NewJob("job", "command", "a", SPEC, Gang(1, 1, 1), "bench")
+
+
+def raw_database(path: Path) -> sqlite3.Connection:
+    raw = sqlite3.connect(path, isolation_level=None)
+    raw.executescript(f"PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; {RAW}")
+    return raw
+
+
+_INSERTED = iter(range(10**9))
+
+
+def submit(store: Store, jobs: int) -> None:
+    store.submit([new() for _ in range(jobs)], 1.0)
+
+
+def insert(raw: sqlite3.Connection, jobs: int) -> None:
+    """What any store must do at least: a row and an event for each, in one transaction."""
+    ids = [f"job-{next(_INSERTED)}" for _ in range(jobs)]
+    raw.execute("BEGIN IMMEDIATE")
+    raw.executemany(
+        "INSERT INTO jobs (job_id, tenant, state, spec) VALUES (?, 'a', 'queued', ?)", [(one, SPEC) for one in ids]
+    )
+    raw.executemany("INSERT INTO events (job_id, message) VALUES (?, 'submitted')", [(one,) for one in ids])
+    raw.execute("COMMIT")
+
+
+def rate(times: int, act: Callable[[], object]) -> float:
+    """How often a second."""
+    began = time.perf_counter()
+    for _ in range(times):
+        act()
+    return times / (time.perf_counter() - began)
+
+
+def milliseconds(act: Callable[[], object]) -> float:
+    act()
+    return round(1000.0 / rate(5, act), 2)
+
+
+if __name__ == "__main__":
+    main()

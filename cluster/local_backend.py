@@ -1,0 +1,271 @@
+"""Programs on this machine, without Ray: every submission is a folder, and whoever has the folders can go on.
+
+Nothing is kept in this process, which may be killed at any moment. A start first takes the name, by a folder that
+appears whole under it, and then starts a supervisor (`cluster.local_supervisor`). From before the name is taken, a lock
+in that folder is held by the starter and then by the supervisor. The kernel lets go of it when both are gone, so a
+submission that has not ended and whose lock is free does not run, and is LOST; nobody has to guess from numbers of
+processes or from times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster import local_supervisor as files
+from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_launch
+from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
+from cluster.inventory import Inventory
+from cluster.settings import with_environment
+from cluster.this_machine import this_machine
+
+_LAST_BREATH_S = 2.0  # how long killed processes may take to go
+
+
+class LocalBackend:
+    """See `cluster.backend.Backend`. Any number of processes may use one folder at once.
+
+    The folder must be on a disk of this machine, and is readable by its owner alone.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], inventory: Inventory | None = None) -> None:
+        """`inventory`: None: this machine as it is."""
+        self._folder = Path(folder).absolute()
+        self._inventory = inventory
+        with self._answering():
+            for path in (self._folder, self._known, self._forgotten):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._folder.chmod(0o700)
+
+    def inventory(self) -> Inventory:
+        with self._answering():
+            os.stat(self._known)
+            if self._inventory is None:
+                self._inventory = Inventory((this_machine(),))
+            return self._inventory
+
+    def fence(self, fence: int) -> None:
+        with self._answering(), self._locked():
+            self._check_fence(fence)
+
+    def start(self, launch: Launch, fence: int) -> None:
+        with self._answering():
+            environment = with_environment(launch.environment)
+            with self._locked():
+                self._check_fence(fence)
+                if self._find(launch.submission) is not None:
+                    return
+                check_launch(launch)
+                _check_startable(launch, environment)
+                lock, environment[files.TOKEN_VARIABLE] = self._take(launch)
+            try:
+                _supervise(self._known / launch.submission, lock, environment)
+            finally:
+                os.close(lock)
+
+    def submissions(self) -> Sequence[Submission]:
+        with self._answering():
+            return [state for folder in sorted(self._known.iterdir()) if (state := self._state(folder)) is not None]
+
+    def stop(self, submission: str, *, hard: bool = False) -> None:
+        with self._answering():
+            state, folder = self._state(self._known / submission), self._known / submission
+            if state is None or state.ended:
+                return
+            stop = folder / files.STOP
+            if hard or not stop.exists():
+                files.write_whole(stop, files.HARD if hard else files.SOFT)
+            _signal(_read(folder / files.SUPERVISOR))
+
+    def forget(self, submissions: Sequence[str]) -> None:
+        with self._answering():
+            for name in submissions:
+                state = self._state(self._known / name)
+                if state is not None and state.ended:
+                    with contextlib.suppress(FileNotFoundError):  # another process was faster
+                        (self._known / name).rename(self._forgotten / name)
+
+    def output(self, submission: str, after: int = 0) -> bytes:
+        with self._answering():
+            os.stat(self._known)
+            folder = self._find(submission)
+            if folder is None or not (folder / files.OUTPUT).exists():
+                return b""
+            with open(folder / files.OUTPUT, "rb") as file:
+                file.seek(after)
+                return file.read(MAX_OUTPUT_BYTES)
+
+    def close(self) -> None:
+        pass
+
+    @property
+    def _known(self) -> Path:
+        return self._folder / "submissions"
+
+    @property
+    def _forgotten(self) -> Path:
+        return self._folder / "forgotten"
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise BackendUnreachable(
+                f"the folder of the local backend, {self._folder}, cannot be used: {error}. See that it is there, "
+                "belongs to this user and has room"
+            ) from error
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One start at a time; the kernel lets go of the lock of a process that is killed."""
+        lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _check_fence(self, fence: int) -> None:
+        path = self._folder / "fence"
+        highest = int(path.read_text()) if path.exists() else fence
+        if fence < highest:
+            raise Fenced(f"caller {fence} may not start programs any more: caller {highest} has been here")
+        if fence > highest or not path.exists():
+            files.write_whole(path, str(fence))
+
+    def _find(self, name: str) -> Path | None:
+        places = [parent / name for parent in (self._known, self._forgotten)]
+        return next((folder for folder in places if (folder / files.LAUNCH).exists()), None)
+
+    def _take(self, launch: Launch) -> tuple[int, str]:
+        """Its lock, held, and its token. Made aside and renamed: a name is taken whole, or not at all."""
+        token, new = uuid.uuid4().hex, self._folder / "new"
+        shutil.rmtree(new, ignore_errors=True)  # of a starter that was killed
+        (new / "work").mkdir(mode=0o700, parents=True)
+        folder = self._known / launch.submission
+        content = {
+            "command": launch.command,
+            "working_dir": launch.working_dir or str(folder / "work"),
+            "metadata": dict(launch.metadata),
+            "token": token,
+            "taken_at_s": time.time(),
+        }
+        files.write_whole(new / files.LAUNCH, json.dumps(content))  # without the environment: it may hold secrets
+        lock = os.open(new / files.LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        new.rename(folder)
+        return lock, token
+
+    def _state(self, folder: Path) -> Submission | None:
+        """None: not known, or forgotten, be it by another process and just now."""
+        os.stat(self._known)
+        try:
+            return _state(folder)
+        except FileNotFoundError:
+            return None
+
+
+def _state(folder: Path) -> Submission:
+    name, end = folder.name, _read(folder / files.END)
+    if end is None and _is_held(folder / files.LOCK):
+        return Submission(name, Phase.RUNNING if (folder / files.PROGRAM).exists() else Phase.PENDING)
+    # Looked at again: it may have ended between the two looks.
+    end = end or _read(folder / files.END) or _bury(folder)
+    if end is None:
+        return Submission(name, Phase.RUNNING, message="its supervisor is gone, and its processes do not end")
+    return Submission(name, _ended(end), end["exit_code"], end["message"])
+
+
+def _check_startable(launch: Launch, environment: dict[str, str]) -> None:
+    where, program = launch.working_dir, launch.command[0]
+    if where is not None and not os.path.isdir(where):
+        raise LaunchRefused(f"{launch.submission} cannot start: its working_dir {where} is no folder of this machine")
+    # Without a working_dir it would start in an empty folder, where a path that is not absolute leads nowhere.
+    path = os.path.join(where or "/nowhere", program) if "/" in program else program
+    if shutil.which(path, path=environment.get("PATH")) is None:
+        raise LaunchRefused(f"{launch.submission} cannot start: there is no program {program} on this machine's PATH")
+
+
+def _supervise(folder: Path, lock: int, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-I", "-S", files.__file__, str(folder)]
+    with open(folder / "supervisor.log", "ab") as log:
+        subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(lock,),
+            start_new_session=True,
+            check=False,  # one that does not come up leaves the lock free, and the submission LOST
+        )
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether the starter or the supervisor lives. Shared, so that two who look are not in each other's way."""
+    with open(lock, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _bury(folder: Path) -> dict[str, Any] | None:
+    """End what is left of a submission without a supervisor, and write down that it is lost; None: something stays."""
+    token = json.loads((folder / files.LAUNCH).read_text())["token"]
+    deadline = time.monotonic() + _LAST_BREATH_S
+    while files.kill(files.marked(token)):
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.01)
+    started = (folder / files.PROGRAM).exists()
+    message = "its supervisor is gone: killed, or the machine was restarted" if started else "it was never started"
+    end = {"exit_code": None, "stopped": False, "lost": True, "message": message}
+    files.write_whole(folder / files.END, json.dumps(end))
+    return end
+
+
+def _ended(end: dict[str, Any]) -> Phase:
+    if end["lost"]:
+        return Phase.LOST
+    if end["stopped"]:
+        return Phase.STOPPED
+    return Phase.SUCCEEDED if end["exit_code"] == 0 else Phase.FAILED
+
+
+def _signal(process: dict[str, Any] | None) -> None:
+    """Have a supervisor look at what is wanted, if it still is the process that was written down."""
+    if process is None:
+        return  # it looks by itself once it is up
+    try:
+        handle = os.pidfd_open(process["pid"])
+    except ProcessLookupError:
+        return
+    try:
+        if files.identity(process["pid"]) == process:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGTERM)
+    finally:
+        os.close(handle)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        read: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    return read

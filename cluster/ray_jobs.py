@@ -1,0 +1,272 @@
+"""Programs as jobs of a Ray cluster, through its dashboard alone: the caller is no driver, and holds no connection.
+
+What Ray does not have is made of what it has:
+
+* Fence: Ray's key-value store is open to those alone who reach the GCS. So the fence is kept where every caller can
+  see it, in the metadata of jobs; a new caller leaves a job of its own that does nothing. A start that was under way
+  when the newer caller came may still have its effect, which that caller sees in `submissions`.
+* Hard stop: Ray asks once, and ends the processes that it then knew of after RAY_JOB_STOP_WAIT_TIME_S. So a second
+  job on the same node ends whatever has the submission's name in its environment.
+* Forgetting: a deleted job's name would be free again. So what is forgotten is a note of this process, and a new caller
+  forgets again.
+
+Names stay taken as long as the cluster's head lives. Where one that was started is no longer listed, the cluster has
+been made anew, and nothing of it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from cluster.backend import ENDED_PHASES, Launch, Phase, Submission, check_launch
+from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
+from cluster.inventory import Inventory
+from cluster.ray_nodes import inventory_of, use_from_status, use_from_summary
+from cluster.ray_output import WRITE_MARK, program_output
+
+FENCE_KEY, KIND_KEY = "fleetune.fence", "fleetune.kind"
+PROGRAM, FENCE, HARD_STOP = "program", "fence", "hard-stop"
+NAME_VARIABLE = "FLEETUNE_SUBMISSION"
+
+_PHASES = {
+    "PENDING": Phase.PENDING,
+    "RUNNING": Phase.RUNNING,
+    "SUCCEEDED": Phase.SUCCEEDED,
+    "FAILED": Phase.FAILED,
+    "STOPPED": Phase.STOPPED,
+}
+# How Ray says that it has lost a job, as opposed to a job that has failed.
+_LOST_TYPES = frozenset(
+    f"JOB_SUPERVISOR_ACTOR_{what}"
+    for what in ("START_TIMEOUT", "START_FAILURE", "UNSCHEDULABLE", "UNKNOWN_FAILURE", "DIED")
+)
+_LONGEST_MESSAGE = 500
+_MOST_NODES = 10_000  # what Ray's state API gives at most; by itself it gives 100
+
+Use = Mapping[str, tuple[float, float]]  # CPUs and GPUs, by node id
+
+
+def _nothing() -> Use:
+    return {}
+
+
+class RayJobsBackend:
+    """See `cluster.backend.Backend`. Ray runs the programs on the head node, unless it was told otherwise."""
+
+    def __init__(
+        self,
+        dashboard: str,
+        *,
+        token: str | None = None,
+        own_use: Callable[[], Use] = _nothing,
+        grace_s: int = 3600,
+        timeout_s: float = 20.0,
+    ) -> None:
+        """
+        Args:
+            dashboard: `http://host:8265`.
+            token: of the cluster; None: Ray finds it by RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH.
+            own_use: what Fleetune itself holds on each node; the rest of what Ray says is used is foreign.
+            grace_s: after a soft stop, Ray ends the program by itself when so long has passed.
+            timeout_s: of one answer of the dashboard.
+        """
+        self._dashboard, self._token, self._timeout_s = dashboard.rstrip("/"), token, timeout_s
+        self._own_use, self._grace_s = own_use, grace_s
+        self._forgotten: set[str] = set()
+        self._connected: Any = None
+
+    def inventory(self) -> Inventory:
+        with self._asking() as client:
+            nodes = _json(client, f"/api/v0/nodes?detail=1&limit={_MOST_NODES}")["result"]["result"]
+            use = use_from_status(_json(client, "/api/cluster_status"))
+            if use is None:  # the newer autoscaler publishes it elsewhere, with much else
+                use = use_from_summary(_json(client, "/nodes?view=summary"))
+        return inventory_of(nodes, use, self._own_use())
+
+    def fence(self, fence: int) -> None:
+        with self._asking() as client:
+            self._check_fence(client, fence, client.list_jobs())
+
+    def start(self, launch: Launch, fence: int) -> None:
+        with self._asking() as client:
+            jobs = {job.submission_id: job for job in client.list_jobs() if job.submission_id}
+            self._check_fence(client, fence, jobs.values())
+            if launch.submission in jobs:
+                _check_ours(launch.submission, jobs[launch.submission])
+                return
+            check_launch(launch)
+            self._submit(client, launch, fence)
+
+    def submissions(self) -> Sequence[Submission]:
+        with self._asking() as client:
+            jobs = [job for job in client.list_jobs() if _kind(job) == PROGRAM]
+        return [submission_of(job) for job in jobs if job.submission_id not in self._forgotten]
+
+    def stop(self, submission: str, *, hard: bool = False) -> None:
+        with self._asking() as client:
+            job = self._program(client, submission)
+            if job is None or submission_of(job).ended:
+                return
+            client.stop_job(submission)
+            if hard and job.driver_node_id is not None:  # None: it has not started, and Ray has been told
+                self._end_hard(client, submission, job.driver_node_id)
+
+    def forget(self, submissions: Sequence[str]) -> None:
+        known = {one.submission for one in self.submissions() if one.ended}
+        self._forgotten |= known.intersection(submissions)
+
+    def output(self, submission: str, after: int = 0) -> bytes:
+        with self._asking() as client:
+            job = self._program(client, submission)
+            if job is None or job.driver_node_id is None:
+                return b""
+            file = f"node_id={job.driver_node_id}&filename=job-driver-{submission}.log"
+            answer = client._do_request("GET", f"/api/v0/logs/file?{file}&lines=-1", stream=True)
+            with contextlib.closing(answer):
+                if answer.status_code != 200:  # the node is gone, or nothing has been written
+                    return b""
+                rays_line = f"Running entrypoint for job {submission}: {job.entrypoint}\n".encode()
+                return program_output(answer.iter_content(1 << 16), rays_line, after)
+
+    def close(self) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[Any]:
+        """The client. Whatever the dashboard says that is no answer becomes BackendUnreachable."""
+        try:
+            if self._connected is None:
+                self._connected = _client(self._dashboard, self._token, self._timeout_s)
+            yield self._connected
+        except (OSError, RuntimeError) as error:  # requests' own errors are OSErrors, Ray's are RuntimeErrors
+            raise BackendUnreachable(
+                f"the Ray dashboard at {self._dashboard} gives no answer that helps: {_one_line(str(error))}. See that "
+                "the cluster is up; with token authentication on, set RAY_AUTH_MODE=token and have its token in "
+                "~/.ray/auth_token"
+            ) from error
+
+    def _check_fence(self, client: Any, fence: int, jobs: Any) -> None:
+        highest = max((int(job.metadata[FENCE_KEY]) for job in jobs if _kind(job) is not None), default=None)
+        if highest is not None and fence < highest:
+            raise Fenced(f"caller {fence} may not start programs any more: caller {highest} has been here")
+        if highest is None or fence > highest:
+            with contextlib.suppress(RuntimeError):  # another thread of this caller was faster; or Ray says so below
+                client.submit_job(
+                    entrypoint="true", submission_id=f"fleetune-fence-{fence}", metadata=_metadata(FENCE, fence)
+                )
+
+    def _submit(self, client: Any, launch: Launch, fence: int) -> None:
+        environment = {**launch.environment, "RAY_JOB_STOP_WAIT_TIME_S": str(self._grace_s)}
+        runtime_env: dict[str, Any] = {"env_vars": environment}
+        if launch.working_dir is not None:
+            runtime_env["working_dir"] = launch.working_dir
+        # `exec`: signals and the exit code are the program's own. Its name is in the environment of the program and of
+        # what it starts, but not of Ray's own processes, which a hard stop must leave alone.
+        program = shlex.join((f"{NAME_VARIABLE}={launch.submission}", *launch.command))
+        try:
+            client.submit_job(
+                entrypoint=f"{WRITE_MARK}; exec env {program}",
+                submission_id=launch.submission,
+                runtime_env=runtime_env,
+                metadata={**launch.metadata, **_metadata(PROGRAM, fence)},
+            )
+        except ValueError as error:  # before anything was sent
+            raise LaunchRefused(f"{launch.submission} cannot start on Ray: {error}") from error
+        except RuntimeError:
+            job = _job(client, launch.submission)
+            if job is None:
+                raise
+            _check_ours(launch.submission, job)  # somebody was faster, or Ray took it and did not say so
+
+    def _program(self, client: Any, submission: str) -> Any:
+        job = _job(client, submission)
+        return job if job is not None and _kind(job) == PROGRAM else None
+
+    def _end_hard(self, client: Any, submission: str, node_id: str) -> None:
+        prefix = f"{submission}.{HARD_STOP}-"
+        running = (job for job in client.list_jobs() if (job.submission_id or "").startswith(prefix))
+        if any(_PHASES[job.status.value] not in ENDED_PHASES for job in running):
+            return
+        wanted = shlex.quote(f"{NAME_VARIABLE}={submission}")
+        # Twice, because a process may start another one while the first look goes on.
+        look = f"grep -lzxF {wanted} /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3 | xargs -r kill -9 2>/dev/null"
+        client.submit_job(
+            entrypoint=f"{look}; sleep 0.2; {look}; true",
+            submission_id=f"{prefix}{time.time_ns()}",
+            metadata=_metadata(HARD_STOP, 0),
+            entrypoint_label_selector={"ray.io/node-id": node_id},
+        )
+
+
+def submission_of(job: Any) -> Submission:
+    """What one of Ray's JobDetails says."""
+    name, phase = job.submission_id, _PHASES[job.status.value]
+    if phase is not Phase.FAILED:
+        return Submission(name, phase, job.driver_exit_code)
+    if job.error_type in _LOST_TYPES:
+        return Submission(name, Phase.LOST, message=_one_line(job.message or ""))
+    # Of a program that ran, Ray's message is the end of its output.
+    message = "" if job.driver_exit_code is not None else _one_line(job.message or "")
+    return Submission(name, phase, job.driver_exit_code, message)
+
+
+def _one_line(text: str) -> str:
+    """What an error says; of a traceback, its last line."""
+    lines = text.strip().splitlines() or [""]
+    return lines[-1 if "Traceback" in text else 0][:_LONGEST_MESSAGE]
+
+
+def _metadata(kind: str, fence: int) -> dict[str, str]:
+    return {KIND_KEY: kind, FENCE_KEY: str(fence)}
+
+
+def _kind(job: Any) -> str | None:
+    """None: it is somebody else's."""
+    kind: str | None = (job.metadata or {}).get(KIND_KEY) if job.submission_id else None
+    return kind
+
+
+def _check_ours(submission: str, job: Any) -> None:
+    if _kind(job) != PROGRAM:
+        raise LaunchRefused(
+            f"{submission} cannot start: somebody else has a job of that name on this Ray cluster. Give it another name"
+        )
+
+
+def _job(client: Any, submission: str) -> Any:
+    """Ray's JobDetails; None where it knows no such job."""
+    answer = client._do_request("GET", f"/api/jobs/{submission}")
+    if answer.status_code == 404:
+        return None
+    return client.get_job_info(submission)
+
+
+def _json(client: Any, path: str) -> Any:
+    answer = client._do_request("GET", path)
+    if answer.status_code != 200:
+        raise RuntimeError(f"status {answer.status_code} for {path}: {answer.text[:_LONGEST_MESSAGE]}")
+    return answer.json()["data"]
+
+
+def _client(dashboard: str, token: str | None, timeout_s: float) -> Any:
+    """Ray's own client, with two habits less: it waits for ever, and prefers RAY_ADDRESS to the address it is given."""
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    class TimelyClient(JobSubmissionClient):  # type: ignore[misc]
+        def __init__(self) -> None:
+            headers = {"Authorization": f"Bearer {token}"} if token else None
+            # Not JobSubmissionClient's own, which looks for the address, and may wait for a GCS that is not there.
+            super(JobSubmissionClient, self).__init__(dashboard, headers=headers)
+
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            try:
+                return super()._do_request(method, endpoint, **{"timeout": timeout_s, **options})
+            except AuthenticationError as error:
+                raise ConnectionError(str(error)) from error
+
+    return TimelyClient()

@@ -1,0 +1,78 @@
+"""From what Ray's dashboard says of its nodes to an inventory. Pure functions of its JSON answers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cluster.inventory import Inventory, Node
+
+Use = Mapping[str, tuple[float, float]]  # CPUs and GPUs, by node id
+
+_NO_USE = (0.0, 0.0)
+_TYPE = "accelerator_type:"
+_LINE = re.compile(
+    r"^([\d.]+)/[\d.]+ (CPU|GPU)(?: \(([\d.]+) used of ([\d.]+) reserved in placement groups\))?", re.MULTILINE
+)
+_ROUNDING = 1e-4  # Ray counts in ten-thousandths
+
+
+def inventory_of(nodes: Iterable[Mapping[str, Any]], use: Use, own: Use) -> Inventory:
+    """
+    Args:
+        nodes: of `/api/v0/nodes?detail=1`.
+        use: of all; a node that is missing has only just come, and is not used before it is known what runs there.
+        own: the part of it that is Fleetune's.
+    """
+    return Inventory(
+        tuple(
+            _node(node, use.get(node["node_id"]), own.get(node["node_id"], _NO_USE))
+            for node in sorted(nodes, key=lambda node: str(node["node_id"]))
+            if node["state"] == "ALIVE"
+        )
+    )
+
+
+def use_from_status(answer: Mapping[str, Any]) -> Use | None:
+    """Of `/api/cluster_status`; None where the cluster's autoscaler does not publish it there. Up to 5 s old."""
+    report = (answer.get("clusterStatus") or {}).get("loadMetricsReport")
+    if not report:
+        return None
+    return {
+        node_id: (float(used.get("CPU", (0, 0))[0]), float(used.get("GPU", (0, 0))[0]))
+        for node_id, used in report["usageByNode"].items()
+    }
+
+
+def use_from_summary(answer: Mapping[str, Any]) -> Use:
+    """Of `/nodes?view=summary`, where it is text for people."""
+    return {node_id: _use_of(text) for node_id, text in answer["nodeLogicalResources"].items()}
+
+
+def _use_of(text: str) -> tuple[float, float]:
+    """Room that a placement group holds and does not use is taken, too; the text leaves it out."""
+    used = {"CPU": 0.0, "GPU": 0.0}
+    for busy, resource, of_reserved, reserved in _LINE.findall(text):
+        used[resource] = float(busy) + (float(reserved) - float(of_reserved) if reserved else 0.0)
+    return used["CPU"], used["GPU"]
+
+
+def _node(node: Mapping[str, Any], use: tuple[float, float] | None, own: tuple[float, float]) -> Node:
+    total = node["resources_total"]
+    foreign = [_whole(all_ - ours) for all_, ours in zip(use or _NO_USE, own, strict=True)]
+    return Node(
+        node_id=node["node_id"],
+        cpus=int(total.get("CPU", 0)),
+        gpus=int(total.get("GPU", 0)),
+        accelerator_type=next((name.removeprefix(_TYPE) for name in total if name.startswith(_TYPE)), None),
+        usable=use is not None,
+        foreign_cpus=foreign[0],
+        foreign_gpus=foreign[1],
+    )
+
+
+def _whole(amount: float) -> int:
+    """A GPU of which somebody holds a part is theirs. What Fleetune holds and Ray does not know yet counts as none."""
+    return max(0, math.ceil(amount - _ROUNDING))

@@ -1,0 +1,33 @@
+"""A cluster that is made up, for tests: see `FakeBackend`. Ships with the package, so that others can test against it.
+
+    clock = FakeClock()
+    backend = FakeBackend(FakeCluster(nodes("n1", "n2", gpus=8), clock))
+    backend.script("tuning-*", runs_s=600, exit_code=1)
+    backend.start(Launch("tuning-1", ("python", "-m", "anything"), metadata={"gpus": "n1=4 n2=4"}), fence=1)
+    clock.advance(60)
+    backend.lose_node("n2")
+    assert not double_runs(backend.history())
+
+`python -m cluster.testing serve --socket PATH` keeps such a cluster in a process of its own, so that the one that uses
+it can be killed; `ServedCluster(PATH)` takes the place of `FakeCluster`. `served()` does both.
+"""
+
+from cluster.testing.clock import FakeClock
+from cluster.testing.fakebackend import FakeBackend
+from cluster.testing.fakecluster import FakeCluster, nodes
+from cluster.testing.history import Run, double_runs, most_gpus
+from cluster.testing.script import Script
+from cluster.testing.serving import ServedCluster, served
+
+__all__ = [
+    "FakeBackend",
+    "FakeClock",
+    "FakeCluster",
+    "Run",
+    "Script",
+    "ServedCluster",
+    "double_runs",
+    "most_gpus",
+    "nodes",
+    "served",
+]

@@ -1,0 +1,126 @@
+"""`FakeBackend`: a backend whose machines are made up, with the levers that tests pull."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from cluster.backend import Launch, Submission
+from cluster.inventory import Inventory, Node
+from cluster.testing.fakecluster import FakeCluster
+from cluster.testing.history import Run
+from cluster.testing.script import NEVER, Script
+
+
+class Asked(Protocol):
+    """A fake cluster, in this process or in one of its own."""
+
+    def ask(self, call: str, *arguments: Any) -> Any: ...
+
+
+class FakeBackend:
+    """See `cluster.backend.Backend`. Several backends on one cluster are several callers."""
+
+    def __init__(self, cluster: Asked | None = None) -> None:
+        """`cluster`: None: one of its own, with one node."""
+        self._cluster = cluster or FakeCluster()
+
+    def inventory(self) -> Inventory:
+        inventory: Inventory = self._cluster.ask("inventory")
+        return inventory
+
+    def fence(self, fence: int) -> None:
+        self._cluster.ask("fence", fence)
+
+    def start(self, launch: Launch, fence: int) -> None:
+        self._cluster.ask("start", launch, fence)
+
+    def submissions(self) -> Sequence[Submission]:
+        submissions: Sequence[Submission] = self._cluster.ask("submissions")
+        return submissions
+
+    def stop(self, submission: str, *, hard: bool = False) -> None:
+        self._cluster.ask("stop", submission, hard)
+
+    def forget(self, submissions: Sequence[str]) -> None:
+        self._cluster.ask("forget", tuple(submissions))
+
+    def output(self, submission: str, after: int = 0) -> bytes:
+        output: bytes = self._cluster.ask("output", submission, after)
+        return output
+
+    def close(self) -> None:
+        pass
+
+    # Scripts: what programs do. They hold for programs that are started afterwards; newer ones go first.
+
+    def script(self, pattern: str, **what: Any) -> None:
+        """Fields of `Script` for submissions whose name matches, as in a shell: `tuning-*`."""
+        self._cluster.ask("add_script", pattern, Script(**what))
+
+    def script_by(self, rule: Callable[[Launch], Script | None]) -> None:
+        """A rule that looks at the launch, and may say None. Not for a cluster in another process."""
+        self._cluster.ask("add_rule", rule)
+
+    def fail(self, pattern: str, exit_code: int = 1, after_s: float = 1.0) -> None:
+        self.script(pattern, exit_code=exit_code, runs_s=after_s)
+
+    def never_start(self, pattern: str) -> None:
+        self.script(pattern, starts_after_s=NEVER)
+
+    def ignore_soft_stop(self, pattern: str) -> None:
+        self.script(pattern, stops_after_s=NEVER)
+
+    def refuse(self, pattern: str, why: str = "there is no such program") -> None:
+        self.script(pattern, refused=why)
+
+    # The world.
+
+    def lose_node(self, node_id: str) -> None:
+        """It is no longer listed, and the programs that hold GPUs of it are LOST."""
+        self._cluster.ask("lose_node", node_id)
+
+    def add_node(self, node_id: str, cpus: int = 64, gpus: int = 8, accelerator_type: str | None = "H100") -> None:
+        self._cluster.ask("put_node", Node(node_id, cpus, gpus, accelerator_type if gpus else None))
+
+    def change_node(self, node_id: str, **changes: Any) -> None:
+        """Fields of `Node`: `usable=False`, `foreign_gpus=2`."""
+        self._cluster.ask("change_node", node_id, changes)
+
+    def lose(self, submission: str) -> None:
+        """One program is LOST, whatever it was to do."""
+        self._cluster.ask("lose", submission)
+
+    @contextlib.contextmanager
+    def unreachable(self) -> Iterator[None]:
+        """The machines hear nothing. Programs go on."""
+        with self._reached(hears=False, answers=False):
+            yield
+
+    @contextlib.contextmanager
+    def answers_lost(self) -> Iterator[None]:
+        """The machines hear and do what they are asked, and their answers do not come back."""
+        with self._reached(hears=True, answers=False):
+            yield
+
+    def now(self) -> float:
+        """The cluster's own time."""
+        now_s: float = self._cluster.ask("now")
+        return now_s
+
+    def advance(self, seconds: float) -> None:
+        self._cluster.ask("advance", seconds)
+
+    def history(self) -> tuple[Run, ...]:
+        """All that have ever run, forgotten ones too."""
+        history: tuple[Run, ...] = self._cluster.ask("history")
+        return history
+
+    @contextlib.contextmanager
+    def _reached(self, hears: bool, answers: bool) -> Iterator[None]:
+        self._cluster.ask("reach", hears, answers)
+        try:
+            yield
+        finally:
+            self._cluster.ask("reach", True, True)

@@ -1,0 +1,197 @@
+"""The machines behind `FakeBackend`: what was started there, what it does, and how they break."""
+
+from __future__ import annotations
+
+import fnmatch
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_launch
+from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
+from cluster.inventory import Inventory, Node
+from cluster.testing.clock import FakeClock
+from cluster.testing.history import Run
+from cluster.testing.script import NEVER, Script
+
+KILLED = -9
+ASKED_OF_MACHINES = frozenset({"inventory", "fence", "start", "submissions", "stop", "forget", "output"})
+
+
+def nodes(*names: str, cpus: int = 64, gpus: int = 8, accelerator_type: str | None = "H100") -> Inventory:
+    """Nodes that are all alike; without GPUs they have no accelerator type."""
+    return Inventory(tuple(Node(name, cpus, gpus, accelerator_type if gpus else None) for name in names))
+
+
+def gpus_of(launch: Launch) -> Mapping[str, int]:
+    """What its metadata says that it holds: `gpus` is "n1=4 n2=4"."""
+    pairs = (pair.partition("=") for pair in launch.metadata.get("gpus", "").split())
+    return {node: int(gpus) for node, _, gpus in pairs}
+
+
+@dataclass
+class _Program:
+    """Its whole life is known from its start on, and is changed by what happens to it."""
+
+    launch: Launch
+    fence: int
+    script: Script
+    starts_s: float
+    ends_s: float
+    end: Phase
+    exit_code: int | None
+    message: str
+    gpus: Mapping[str, int]
+    listed: bool = True
+
+    def phase(self, now_s: float) -> Phase:
+        if now_s >= self.ends_s:
+            return self.end
+        return Phase.RUNNING if now_s >= self.starts_s else Phase.PENDING
+
+    def end_at(self, at_s: float, end: Phase, exit_code: int | None, message: str = "") -> None:
+        """End it earlier than it would by itself. One that has not started by then never does."""
+        if at_s <= self.ends_s:
+            self.ends_s, self.end, self.exit_code, self.message = at_s, end, exit_code, message
+            self.starts_s = self.starts_s if self.starts_s <= at_s else NEVER
+
+
+class FakeCluster:
+    """Thread-safe. All of it is reached through `ask`, which knows when the machines do not answer."""
+
+    def __init__(
+        self,
+        inventory: Inventory | None = None,
+        clock: FakeClock | None = None,
+        gpus_of: Callable[[Launch], Mapping[str, int]] = gpus_of,
+    ) -> None:
+        """`inventory`: None: one node, n1, with 8 GPUs. `gpus_of`: what a program holds on each node."""
+        self.clock = clock or FakeClock()
+        self._nodes = {node.node_id: node for node in (inventory or nodes("n1")).nodes}
+        self._gpus_of = gpus_of
+        self._programs: dict[str, _Program] = {}
+        self._scripts: list[Callable[[Launch], Script | None]] = []
+        self._fence: int | None = None
+        self._answers, self._hears = True, True
+        self._lock = threading.RLock()
+
+    def ask(self, call: str, *arguments: Any) -> Any:
+        """One of the methods below.
+
+        Raises:
+            BackendUnreachable: as the test wants it; then the call may have had its effect, or not.
+        """
+        with self._lock:
+            asks_machines = call in ASKED_OF_MACHINES
+            if asks_machines and not self._hears:
+                raise BackendUnreachable("the fake cluster is unreachable")
+            answer = getattr(self, call)(*arguments)
+            if asks_machines and not self._answers:
+                raise BackendUnreachable("the answer of the fake cluster was lost")
+            return answer
+
+    def inventory(self) -> Inventory:
+        return Inventory(tuple(self._nodes.values()))
+
+    def fence(self, fence: int) -> None:
+        if self._fence is not None and fence < self._fence:
+            raise Fenced(f"caller {fence} may not start programs any more: caller {self._fence} has been here")
+        self._fence = fence
+
+    def start(self, launch: Launch, fence: int) -> None:
+        self.fence(fence)
+        if launch.submission in self._programs:
+            return
+        check_launch(launch)
+        script = self._script_of(launch)
+        if script.refused is not None:
+            raise LaunchRefused(script.refused)
+        starts_s = self.clock() + script.starts_after_s
+        end = Phase.FAILED if script.exit_code else Phase.SUCCEEDED
+        self._programs[launch.submission] = _Program(
+            launch, fence, script, starts_s, starts_s + script.runs_s, end, script.exit_code, script.message,
+            self._gpus_of(launch),
+        )  # fmt: skip
+
+    def submissions(self) -> Sequence[Submission]:
+        now_s = self.clock()
+        return [self._submission(program, now_s) for program in self._programs.values() if program.listed]
+
+    def stop(self, submission: str, hard: bool) -> None:
+        program, now_s = self._programs.get(submission), self.clock()
+        if program is None or now_s >= program.ends_s:
+            return
+        if program.phase(now_s) is Phase.PENDING:
+            program.end_at(now_s, Phase.STOPPED, None)
+        elif hard:
+            program.end_at(now_s, Phase.STOPPED, KILLED)
+        elif program.end is not Phase.STOPPED:  # asked for the first time
+            program.end = Phase.STOPPED  # also if it is done before it listens
+            program.end_at(now_s + program.script.stops_after_s, Phase.STOPPED, program.script.stopped_exit_code)
+
+    def forget(self, submissions: Sequence[str]) -> None:
+        for name in submissions:
+            program = self._programs.get(name)
+            if program is not None and self.clock() >= program.ends_s:
+                program.listed = False
+
+    def output(self, submission: str, after: int) -> bytes:
+        program = self._programs.get(submission)
+        if program is None or program.starts_s > self.clock():
+            return b""
+        return program.script.output[after : after + MAX_OUTPUT_BYTES]
+
+    # What follows is for tests: they are answered at all times.
+
+    def add_script(self, pattern: str, script: Script) -> None:
+        self.add_rule(lambda launch: script if fnmatch.fnmatchcase(launch.submission, pattern) else None)
+
+    def add_rule(self, rule: Callable[[Launch], Script | None]) -> None:
+        """Asked of each program that is started; the newest rule that has an answer counts."""
+        self._scripts.insert(0, rule)
+
+    def lose_node(self, node_id: str) -> None:
+        del self._nodes[node_id]
+        now_s = self.clock()
+        for program in self._programs.values():
+            if node_id in program.gpus and now_s < program.ends_s:
+                program.end_at(now_s, Phase.LOST, None, f"node {node_id} is gone")
+
+    def put_node(self, node: Node) -> None:
+        self._nodes[node.node_id] = node
+
+    def change_node(self, node_id: str, changes: Mapping[str, Any]) -> None:
+        self._nodes[node_id] = replace(self._nodes[node_id], **changes)
+
+    def lose(self, submission: str) -> None:
+        self._programs[submission].end_at(self.clock(), Phase.LOST, None, "lost, because the test wants it")
+
+    def reach(self, hears: bool, answers: bool) -> None:
+        self._hears, self._answers = hears, answers
+
+    def now(self) -> float:
+        return self.clock()
+
+    def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    def history(self) -> tuple[Run, ...]:
+        """All that have run, forgotten ones too."""
+        now_s = self.clock()
+        return tuple(self._run(program, now_s) for program in self._programs.values() if program.starts_s <= now_s)
+
+    def _script_of(self, launch: Launch) -> Script:
+        return next((script for rule in self._scripts if (script := rule(launch)) is not None), Script())
+
+    def _submission(self, program: _Program, now_s: float) -> Submission:
+        name, phase = program.launch.submission, program.phase(now_s)
+        if now_s < program.ends_s:
+            return Submission(name, phase)
+        return Submission(name, phase, program.exit_code, program.message)
+
+    def _run(self, program: _Program, now_s: float) -> Run:
+        ended_s = program.ends_s if program.ends_s <= now_s else None
+        return Run(
+            program.launch.submission, program.fence, program.starts_s, ended_s, program.phase(now_s), program.gpus
+        )

@@ -1,0 +1,35 @@
+"""This machine as a node, for the local backend."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+
+from cluster.inventory import Node
+
+_GPU_LINE = re.compile(r"GPU \d+: (.+?) \(UUID")
+_GPU_MODEL = re.compile(r"\w+\s+((?:[A-Z]+\s+)*[A-Z0-9]*\d[A-Z0-9]*)")  # as Ray reads it: "NVIDIA H100 80GB" is "H100"
+_ASK_GPUS_S = 20.0
+
+
+def this_machine() -> Node:
+    """What this process may use of the machine. GPUs are asked of nvidia-smi, where there is one."""
+    gpus = _gpu_names()
+    return Node(os.uname().nodename, len(os.sched_getaffinity(0)), len(gpus), _model(gpus[0]) if gpus else None)
+
+
+def _gpu_names() -> list[str]:
+    if shutil.which("nvidia-smi"):
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            command = ["nvidia-smi", "-L"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_GPUS_S, check=True)
+            return _GPU_LINE.findall(done.stdout)
+    return []
+
+
+def _model(name: str) -> str | None:
+    model = _GPU_MODEL.match(name)
+    return model.group(1).replace(" ", "-") if model else None

@@ -1,0 +1,268 @@
+"""Carries the queue forward: looks at store and machines, decides by pure functions, writes, and only then acts.
+
+Whatever is to be done to the machines follows from the states of the jobs alone: a STARTING job whose driver is not
+there is started, a STOPPING one whose driver is there is stopped. So a server that was killed anywhere in a pass leaves
+nothing that the next pass, its own or another server's, would not do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from cluster.backend import Backend, Launch, Submission
+from cluster.errors import BackendUnreachable, Fenced, FleetuneError, LaunchRefused
+from cluster.inventory import Inventory
+from orchestrator.queue.book import Book
+from orchestrator.queue.clock import Clock
+from orchestrator.queue.errors import NotLeader, StoreBroken, UnknownJob
+from orchestrator.queue.leading import Leading
+from orchestrator.queue.ledger import Cluster, Promises, kept, orders, snapshot
+from orchestrator.queue.records import Job, Move, NodeOrder, NodeRule
+from orchestrator.queue.rules import Seen, next_move
+from orchestrator.queue.shares import Shares, counts_since_s, used_of
+from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
+from orchestrator.queue.store import Store
+from orchestrator.scheduling.plan import plan
+from orchestrator.scheduling.policy import DEFAULT, Policy
+
+LaunchOf = Callable[[Job, str], Launch]  # from a job and its spec
+_ROUNDS = 4  # steps of one job in one pass: running, stopping, queued
+
+
+@dataclass(frozen=True)
+class Timing:
+    """All in seconds.
+
+    Attributes:
+        grace_s: from a soft stop to a hard one, and from each hard one to the next.
+        slow_s: a job that takes longer than this to stop does not count as leaving.
+        pending_s: a driver that has not come up by then is started again.
+        absent_s: a node that is not seen for so long is lost.
+        doubt_s: a start that was not answered may still happen for so long.
+    """
+
+    grace_s: float = 120.0
+    slow_s: float = 180.0
+    pending_s: float = 600.0
+    absent_s: float = 10.0
+    doubt_s: float = 60.0
+
+
+class Controller:
+    """One pass is `step`. Not for several threads."""
+
+    def __init__(
+        self,
+        store: Store,
+        backend: Backend,
+        clock: Clock,
+        leading: Leading,
+        launch_of: LaunchOf,
+        policy: Policy = DEFAULT,
+        timing: Timing = Timing(),
+    ) -> None:
+        self._store, self._backend, self._clock, self._leading = store, backend, clock, leading
+        self._launch_of, self._policy, self._timing = launch_of, policy, timing
+        self._term: _Term | None = None
+
+    def step(self) -> bool:
+        """Look, decide, write, act. Whether this server leads.
+
+        Raises:
+            StoreBroken, BackendUnreachable: nothing is lost; the next pass goes on.
+        """
+        if not self._leading.renew():
+            self._term = None
+            return False
+        try:
+            if self._term is None or self._term.epoch != self._leading.epoch:
+                self._term = _Term(self, self._leading.epoch)
+            self._term.step()
+        except (NotLeader, Fenced):
+            self._term = None
+            return False
+        return True
+
+
+class _Term:
+    """What one leadership knows. Times are of the steady clock unless they say otherwise."""
+
+    def __init__(self, of: Controller, epoch: int) -> None:
+        self.epoch = epoch
+        self._of, self._store, self._backend, self._timing = of, of._store, of._backend, of._timing
+        self._backend.fence(epoch)  # from now on no earlier server starts anything
+        self._book = Book(self._store)
+        self._book.read()
+        now_s, half_life_s = of._clock.now_s(), of._policy.share_half_life_s
+        leases = self._store.leases(since_s=counts_since_s(now_s, half_life_s))
+        self._shares = Shares(used_of(leases, now_s, half_life_s), now_s, half_life_s)
+        self._promises: Promises = {}
+        self._refused: dict[str, str] = {}
+        self._doubtful: dict[str, float] = {}  # submission -> until when
+        self._asked: dict[str, float] = {}  # submission -> when it was told to stop for the first time
+        self._hard: dict[str, float] = {}  # and hard, for the last time
+        self._seen_nodes = {node: self._steady_s for job in self._book.jobs for node, _ in job.placement}
+        # Nobody knows any more for whom these stop: nobody else is stopped before they have.
+        self._inherited = {job.submission for job in self._book.jobs if job.state is State.STOPPING}
+
+    @property
+    def _steady_s(self) -> float:
+        return self._of._clock.steady_s()
+
+    def step(self) -> None:
+        self._book.read()
+        inventory, rules = self._backend.inventory(), self._store.node_rules()
+        seen = self._look(inventory, rules)
+        self._go_on()
+        self._settle(seen)
+        self._admit(inventory, rules, seen.now_s)
+        self._act(seen)
+
+    def _go_on(self) -> None:
+        """Before anything that only the leader may do. Raises NotLeader."""
+        self._of._leading.go_on(self.epoch)
+
+    def _look(self, inventory: Inventory, rules: Sequence[NodeRule]) -> Seen:
+        steady_s, present = self._steady_s, {node.node_id for node in inventory.nodes}
+        self._seen_nodes |= dict.fromkeys(present, steady_s)
+        for node in [node for node, at_s in self._seen_nodes.items() if steady_s - at_s > self._timing.absent_s]:
+            del self._seen_nodes[node]
+        return Seen(
+            self._of._clock.now_s(),
+            {one.submission: one for one in self._backend.submissions()},
+            doubtful=frozenset(name for name, until_s in self._doubtful.items() if steady_s < until_s),
+            nodes=frozenset(self._seen_nodes),
+            absent=frozenset(self._seen_nodes.keys() - present),
+            draining=frozenset(rule.node_id for rule in rules if rule.order is NodeOrder.DRAIN),
+            failed=self._book.failed,
+            refused=self._refused,
+            most_pending_s=self._timing.pending_s,
+        )
+
+    def _settle(self, seen: Seen) -> None:
+        """Take every job as far as what was seen lets it go."""
+        for _ in range(_ROUNDS):
+            moves = [move for job in self._book.jobs if (move := next_move(job, seen)) is not None]
+            if not moves:
+                return
+            self._write(moves, seen.now_s)
+
+    def _admit(self, inventory: Inventory, rules: Sequence[NodeRule], now_s: float) -> None:
+        """Plan, and do what can be done at once."""
+        jobs = self._book.jobs
+        slow = self._slow(jobs)
+        self._inherited &= {job.submission for job in jobs if job.state is State.STOPPING and job.job_id not in slow}
+        cluster = Cluster(
+            inventory,
+            tuple(self._store.tenants()),
+            self._shares.advance(jobs, now_s),
+            closed=frozenset(rule.node_id for rule in rules),
+            slow=slow,
+        )
+        self._promises = kept(jobs, self._promises, cluster)
+        if not any(job.state is State.QUEUED and job.wanted is Wanted.RUN for job in jobs):
+            return
+        policy = replace(self._of._policy, preemption=False) if self._inherited else self._of._policy
+        made = plan(snapshot(jobs, self._promises, cluster, now_s), policy)
+        found = orders(jobs, made, self._promises, cluster)
+        self._write(found.moves, now_s)
+        self._promises = found.promises
+
+    def _slow(self, jobs: Sequence[Job]) -> frozenset[str]:
+        steady_s = self._steady_s
+        return frozenset(
+            job.job_id
+            for job in jobs
+            if job.state is State.STOPPING
+            and steady_s - self._asked.get(job.submission, steady_s) > self._timing.slow_s
+        )
+
+    def _write(self, moves: Sequence[Move], now_s: float) -> None:
+        if moves:
+            self._go_on()
+            self._book.note(self._store.move(self.epoch, moves, now_s))
+
+    def _act(self, seen: Seen) -> None:
+        """Stop and start what the jobs' states ask for. One that gets no answer holds up no other.
+
+        Raises:
+            BackendUnreachable: of the first that got none, at the end.
+        """
+        jobs = [job for job in self._book.jobs if job.state in HOLDS_A_LEASE]
+        current = {job.submission for job in jobs}
+        there = {name: one for name, one in seen.submissions.items() if not one.ended}
+        tasks: list[Callable[[], None]] = []
+        tasks += [partial(self._stop, job.submission) for job in jobs if self._is_to_stop(job, there)]
+        tasks += [partial(self._start, job) for job in jobs if self._is_to_start(job, seen)]
+        tasks.append(partial(self._clear_away, [one for name, one in seen.submissions.items() if name not in current]))
+        self._forget_all_but(current)
+        unanswered: BackendUnreachable | None = None
+        for task in tasks:
+            self._go_on()
+            try:
+                task()
+            except BackendUnreachable as error:
+                unanswered = unanswered or error
+        if unanswered is not None:
+            raise unanswered
+
+    def _is_to_stop(self, job: Job, there: Mapping[str, Submission]) -> bool:
+        return job.state is State.STOPPING and job.submission in there
+
+    def _is_to_start(self, job: Job, seen: Seen) -> bool:
+        known = job.submission in seen.submissions or job.submission in self._refused
+        return job.state is State.STARTING and not known
+
+    def _start(self, job: Job) -> None:
+        try:
+            launch = self._of._launch_of(job, self._store.spec(job.job_id))
+        except (StoreBroken, BackendUnreachable):
+            raise
+        except FleetuneError as error:
+            self._refused[job.submission] = str(error)
+            return
+        try:
+            self._backend.start(launch, self.epoch)
+        except LaunchRefused as error:
+            self._refused[job.submission] = str(error)
+        except BackendUnreachable:
+            self._doubtful[job.submission] = self._steady_s + self._timing.doubt_s
+            raise
+
+    def _stop(self, submission: str) -> None:
+        """Softly at first, and once; hard when its grace is over, and again."""
+        steady_s, grace_s = self._steady_s, self._timing.grace_s
+        if submission not in self._asked:
+            self._backend.stop(submission)
+            self._asked[submission] = steady_s
+        elif steady_s - self._hard.get(submission, self._asked[submission]) > grace_s:
+            self._backend.stop(submission, hard=True)
+            self._hard[submission] = steady_s
+
+    def _clear_away(self, strays: Sequence[Submission]) -> None:
+        """Drivers of attempts that are over: what still runs is ended, the rest forgotten.
+
+        The store is asked, since a leader that was frozen knows less than it thinks. What it has never heard of is
+        left alone: another queue may use the same machines.
+        """
+        over = [one for one in strays if self._is_over(one.submission)]
+        for one in over:
+            if not one.ended:
+                self._backend.stop(one.submission, hard=True)
+        if ended := [one.submission for one in over if one.ended]:
+            self._backend.forget(ended)
+
+    def _is_over(self, submission: str) -> bool:
+        try:
+            job = self._store.job(submission.rpartition("-")[0])
+        except UnknownJob:
+            return False
+        return not (job.state in HOLDS_A_LEASE and job.submission == submission)
+
+    def _forget_all_but(self, current: set[str]) -> None:
+        """What is known of submissions that are over."""
+        for known in (self._refused, self._doubtful, self._asked, self._hard):
+            for name in known.keys() - current:
+                del known[name]

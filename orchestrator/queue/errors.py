@@ -1,0 +1,61 @@
+"""What the queue refuses. Branches of the tree in `cluster.errors`; each says with which HTTP status it is answered."""
+
+from __future__ import annotations
+
+from cluster.errors import FleetuneError, InputError
+
+
+class QueueError(InputError):
+    """What was asked cannot be done."""
+
+    status = 400
+
+
+class UnknownJob(QueueError):
+    status = 404
+
+
+class UnknownTenant(QueueError):
+    status = 404
+
+
+class UnknownNode(QueueError):
+    status = 404
+
+
+class UnknownToken(QueueError):
+    status = 404
+
+
+class JobEnded(QueueError):
+    """It is too late for that."""
+
+    status = 409
+
+
+class NotEnded(QueueError):
+    """It is too early for that."""
+
+    status = 409
+
+
+class KeyReused(QueueError):
+    """One idempotency key, two contents."""
+
+    status = 409
+
+
+class NameTaken(QueueError):
+    status = 409
+
+
+class NotLeader(FleetuneError):
+    """Another server leads: this one's decision came too late, and nothing was written."""
+
+    status = 503
+
+
+class StoreBroken(FleetuneError):
+    """The store cannot be read or written now; nothing was written. Tried again later."""
+
+    status = 503

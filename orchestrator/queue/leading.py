@@ -1,0 +1,85 @@
+"""Who may move jobs: one server at a time."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from orchestrator.queue.clock import Clock
+from orchestrator.queue.errors import NotLeader
+from orchestrator.queue.records import Leadership
+from orchestrator.queue.store import Store
+
+
+@dataclass
+class _Watched:
+    """Another one's leadership, and since when it has looked the same, on the steady clock."""
+
+    leadership: Leadership
+    since_s: float
+
+
+class Leading:
+    """Takes the leadership where nobody has it, and keeps it. Not for several threads.
+
+    A leader that has not renewed its right in time must not act, whatever it was about to do: the steady clock goes on
+    while a process is frozen.
+    """
+
+    def __init__(self, store: Store, clock: Clock, holder: str, url: str, term_s: float = 15.0) -> None:
+        self._store, self._clock, self._url, self._term_s = store, clock, url, term_s
+        self._holder = f"{holder}-{secrets.token_hex(4)}"  # a server that is started again is another one
+        self._mine: Leadership | None = None
+        self._until_s = 0.0  # on the steady clock
+        self._other: _Watched | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Raises NotLeader, also where the right has run out by now."""
+        if self._mine is None or self._clock.steady_s() >= self._until_s:
+            raise NotLeader("this server does not lead any more: another one may")
+        return self._mine.epoch
+
+    def renew(self) -> bool:
+        """Whether this server leads. Writes only where there is something to take, or a third of the term is over."""
+        steady_s = self._clock.steady_s()
+        if self._mine is not None and steady_s < self._until_s - self._term_s * 2 / 3:
+            return True
+        now_s = max(self._clock.now_s(), self._silent_since_s(steady_s), self._later_s())
+        self._mine = self._store.lead(self._holder, self._url, now_s, self._term_s)
+        self._until_s = steady_s + self._term_s
+        if self._mine is not None:
+            self._other = None
+        return self._mine is not None
+
+    def go_on(self, epoch: int) -> None:
+        """Before anything is done that only the leader may do: prolong the right if need be.
+
+        Raises:
+            NotLeader: the leadership with this epoch is over, also if this server leads again.
+        """
+        self.renew()
+        if self.epoch != epoch:
+            raise NotLeader("this server led before and leads again: what it had seen is no longer so")
+
+    def resign(self) -> None:
+        if self._mine is not None:
+            self._mine = None
+            self._store.resign(self._holder)
+
+    def _later_s(self) -> float:
+        """So that each renewal shows, also while this clock is held where it would go backwards."""
+        return 0.0 if self._mine is None else self._mine.expires_s - self._term_s + 1e-3
+
+    def _silent_since_s(self, steady_s: float) -> float:
+        """A time at which the other one's right has run out, if it has not been renewed for a whole term.
+
+        Clocks differ, and may be set back: what counts is that nothing was written for so long.
+        """
+        other = self._store.leader()
+        if other is None or other.holder == self._holder:
+            return 0.0
+        if self._other is None or self._other.leadership != other:
+            self._other = _Watched(other, steady_s)
+        silent = steady_s - self._other.since_s > self._term_s
+        return other.expires_s + 1e-3 if silent else 0.0

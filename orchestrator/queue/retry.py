@@ -1,0 +1,71 @@
+"""Where a job lands once it has stopped, and how long it pauses before it may start again. Pure functions.
+
+What stopped it decides, and each reason has a budget of its own: a job that was preempted fifty times has lost nothing
+of what a failing node may cost it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cluster.backend import Phase, Submission
+from orchestrator.queue.records import Job
+from orchestrator.queue.states import Reason, State
+
+# How often a job goes back to the queue for a reason; None: as often as it takes.
+BUDGETS: Mapping[Reason, int | None] = {
+    Reason.PREEMPTED: None,
+    Reason.RECLAIMED: None,
+    Reason.MOVED: None,
+    Reason.MAINTENANCE: None,
+    Reason.DRAINED: None,
+    Reason.PAUSED: None,
+    Reason.NODE_LOST: 20,
+    Reason.DRIVER_LOST: 5,
+    Reason.NOT_STARTED: 5,
+}
+_ENDS = {
+    Reason.CANCELLED: State.CANCELLED,
+    Reason.TIMED_OUT: State.FAILED,
+    Reason.BAD_INPUT: State.FAILED,
+    Reason.RUN_FAILED: State.FAILED,
+}
+_BACKS_OFF = (Reason.DRIVER_LOST, Reason.NOT_STARTED)
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 600.0
+
+BAD_INPUT_EXIT, INTERRUPTED_EXIT = 2, 130
+
+
+def landing(job: Job) -> tuple[State, str]:
+    """Where a STOPPING job goes now that it has stopped, and one line on why if there is more to say.
+
+    Raises:
+        KeyError: its reason is none of stopping.
+    """
+    if job.reason in _ENDS:
+        return _ENDS[job.reason], job.message
+    budget, spent = BUDGETS[job.reason], job.retries.get(job.reason, 0)
+    if budget is None or spent < budget:
+        return State.QUEUED, job.message
+    return State.FAILED, f"{job.message or job.reason.value}; this was tried again {budget} times before"
+
+
+def may_start_at_s(job: Job) -> float:
+    """From when on a QUEUED job may start, for its own sake: what failed at once is not started at once again."""
+    earliest = job.not_before_s if job.not_before_s is not None else 0.0
+    if job.reason in _BACKS_OFF:
+        pause_s = _FIRST_PAUSE_S * 2.0 ** (job.retries.get(job.reason, 1) - 1)
+        return max(earliest, job.waiting_since_s + min(pause_s, _LONGEST_PAUSE_S))
+    return earliest
+
+
+def why_ended(submission: Submission) -> tuple[Reason, str]:
+    """What the end of a driver that nobody has stopped says of its job."""
+    text = submission.message
+    if submission.phase is Phase.SUCCEEDED:
+        return Reason.FINISHED, text
+    if submission.exit_code == BAD_INPUT_EXIT:
+        return Reason.BAD_INPUT, text or "the driver says that its input is wrong: see the log"
+    if submission.phase is Phase.FAILED and submission.exit_code is not None and submission.exit_code > 0:
+        return Reason.RUN_FAILED, text or f"the driver ended with exit code {submission.exit_code}: see the log"
+    return Reason.DRIVER_LOST, text or "the driver is gone without an outcome"

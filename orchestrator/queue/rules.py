@@ -1,0 +1,144 @@
+"""What becomes of one job, from what is seen of it: a table with one function for each state. Nothing here acts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from cluster.backend import Phase, Submission
+from orchestrator.queue.records import Job, Move
+from orchestrator.queue.retry import landing, why_ended
+from orchestrator.queue.states import Reason, State, Wanted
+
+_STOPS: Mapping[Wanted, tuple[Reason, str]] = {
+    Wanted.CANCEL: (Reason.CANCELLED, "cancelled"),
+    Wanted.PAUSE: (Reason.PAUSED, "paused"),
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of the machines and of other jobs, at one moment.
+
+    Attributes:
+        submissions: by name; one that is missing does not run, and never will unless it is among the doubtful.
+        doubtful: names that were asked to start without an answer: they may still appear.
+        nodes: ids of those that live; None: nobody could say.
+        absent: ids of those that are counted as living, and were not seen this time.
+        draining: ids of nodes that are to be left.
+        failed: jobs that have failed or were cancelled, with a word on it.
+        refused: submissions that can never start, and why.
+        most_pending_s: a driver that has not come up by then is stopped, and started again.
+    """
+
+    now_s: float
+    submissions: Mapping[str, Submission]
+    doubtful: frozenset[str] = frozenset()
+    nodes: frozenset[str] | None = None
+    absent: frozenset[str] = frozenset()
+    draining: frozenset[str] = frozenset()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    most_pending_s: float = 600.0
+
+
+def next_move(job: Job, seen: Seen) -> Move | None:
+    """The next step of a job, apart from its start; None: it stays where it is."""
+    return _BY_STATE[job.state](job, seen)
+
+
+def _queued(job: Job, seen: Seen) -> Move | None:
+    if job.wanted is Wanted.CANCEL:
+        return _move(job, State.CANCELLED, Reason.CANCELLED, "cancelled")
+    for parent in job.after:
+        if parent in seen.failed:
+            return _move(
+                job, State.FAILED, Reason.PARENT_FAILED, f"{parent}, which it waits for, {seen.failed[parent]}"
+            )
+    return None
+
+
+def _starting(job: Job, seen: Seen) -> Move | None:
+    submission = seen.submissions.get(job.submission)
+    if submission is not None and submission.phase is Phase.RUNNING and job.wanted is Wanted.RUN:
+        return _move(job, State.RUNNING, Reason.ANSWERED)
+    if job.submission in seen.refused:
+        return _move(job, State.STOPPING, Reason.BAD_INPUT, seen.refused[job.submission])
+    if submission is not None:
+        return _running(job, seen) or _too_late(job, seen)
+    return _on_lost_nodes(job, seen) or _told_to_stop(job, seen) or _too_late(job, seen)
+
+
+def _too_late(job: Job, seen: Seen) -> Move | None:
+    pending_s = seen.now_s - (job.started_s if job.started_s is not None else seen.now_s)
+    if pending_s <= seen.most_pending_s:
+        return None
+    return _move(job, State.STOPPING, Reason.NOT_STARTED, f"its driver did not come up in {pending_s:.0f} s")
+
+
+def _running(job: Job, seen: Seen) -> Move | None:
+    submission = seen.submissions.get(job.submission)
+    if submission is not None and submission.phase is Phase.SUCCEEDED:
+        return _move(job, State.SUCCEEDED, Reason.FINISHED, submission.message)
+    if (lost := _on_lost_nodes(job, seen)) is not None:
+        return lost
+    if submission is None or submission.ended:
+        reason, text = why_ended(submission or Submission(job.submission, Phase.LOST))
+        if reason is Reason.DRIVER_LOST and any(node in seen.absent for node, _ in job.placement):
+            reason = Reason.NODE_LOST
+        return _move(job, State.STOPPING, reason, text)
+    return _told_to_stop(job, seen)
+
+
+def _told_to_stop(job: Job, seen: Seen) -> Move | None:
+    if job.wanted in _STOPS:
+        return _move(job, State.STOPPING, *_STOPS[job.wanted])
+    ran_s = job.attained_s + seen.now_s - (job.started_s if job.started_s is not None else seen.now_s)
+    if job.max_runtime_s is not None and ran_s > job.max_runtime_s:
+        text = f"it has run for {ran_s:.0f} s, and its max_runtime_s is {job.max_runtime_s:.0f}"
+        return _move(job, State.STOPPING, Reason.TIMED_OUT, text)
+    draining = sorted({node for node, _ in job.placement} & seen.draining)
+    if draining and job.preemptible:
+        return _move(job, State.STOPPING, Reason.DRAINED, f"{draining[0]} is to be left")
+    return None
+
+
+def _stopping(job: Job, seen: Seen) -> Move | None:
+    submission = seen.submissions.get(job.submission)
+    if submission is None and job.submission in seen.doubtful:
+        return None
+    if submission is not None and not submission.ended:
+        return None
+    if submission is not None and submission.phase is Phase.SUCCEEDED:
+        return _move(job, State.SUCCEEDED, Reason.FINISHED, "it had finished before it was stopped")
+    if job.wanted is Wanted.CANCEL:
+        return _move(job, State.CANCELLED, Reason.CANCELLED, "cancelled")
+    state, text = landing(job)
+    return _move(job, state, job.reason, text)
+
+
+def _ended(job: Job, seen: Seen) -> Move | None:
+    return None
+
+
+_BY_STATE: Mapping[State, Callable[[Job, Seen], Move | None]] = {
+    State.QUEUED: _queued,
+    State.STARTING: _starting,
+    State.RUNNING: _running,
+    State.STOPPING: _stopping,
+    State.SUCCEEDED: _ended,
+    State.FAILED: _ended,
+    State.CANCELLED: _ended,
+}
+
+
+def _on_lost_nodes(job: Job, seen: Seen) -> Move | None:
+    lost = sorted({node for node, _ in job.placement} - seen.nodes) if seen.nodes is not None else []
+    if not lost:
+        return None
+    text = f"{', '.join(lost)} {'is' if len(lost) == 1 else 'are'} gone"
+    return _move(job, State.STOPPING, Reason.NODE_LOST, text)
+
+
+def _move(job: Job, to: State, reason: Reason, message: str = "") -> Move:
+    return Move(job.job_id, job.state, job.attempt, to, reason, message)

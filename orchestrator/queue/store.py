@@ -1,0 +1,183 @@
+"""What keeps the queue: the contract of every store.
+
+One store may be used by several processes at once. Whatever returns has been written durably; whatever raises has
+written nothing. Each call is one transaction. Readers see whole transactions only. (One thing nobody can promise: if a
+database server goes away while it commits, StoreBroken is raised for what it may have written. Moves and keys make it
+safe to try again.)
+
+Who moves jobs holds the leadership, and says its epoch with every write that depends on it. A store refuses the write
+if somebody else has led since: a server that was frozen and wakes up late can do no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from orchestrator.queue.records import (
+    Job,
+    Leadership,
+    Lease,
+    Measured,
+    Move,
+    NewJob,
+    NodeRule,
+    QueueEvent,
+    Token,
+)
+from orchestrator.queue.states import State, Wanted
+from orchestrator.scheduling.snapshot import Tenant
+
+
+@dataclass(frozen=True)
+class SubmissionKey:
+    """Given by a client, so that it can send again: the same key and content give the same jobs.
+
+    Attributes:
+        scope: whose key it is; keys of others are other keys.
+        digest: of the content.
+    """
+
+    scope: str
+    key: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which jobs. Empty: all; what is given must hold together."""
+
+    tenant: str | None = None
+    states: tuple[State, ...] = ()
+    name: str | None = None  # start of a job's id
+
+
+@dataclass(frozen=True)
+class Change:
+    """What somebody asks of a job; None: as before."""
+
+    wanted: Wanted | None = None
+    priority: int | None = None
+
+
+class Store(Protocol):
+    """All times are given: a store has no clock. Lists are in the order of submission unless they say otherwise."""
+
+    def close(self) -> None: ...
+
+    # Jobs, for everybody
+
+    def submit(self, jobs: Sequence[NewJob], now_s: float, key: SubmissionKey | None = None) -> tuple[Job, ...]:
+        """All of them, QUEUED, or none.
+
+        Raises:
+            UnknownJob: a parent does not exist.
+            UnknownTenant: nobody made it.
+            KeyReused: the key was used for something else.
+        """
+
+    def job(self, job_id: str) -> Job:
+        """Raises UnknownJob, with the ids that it is the start of."""
+
+    def spec(self, job_id: str) -> str:
+        """Raises UnknownJob."""
+
+    def jobs(self, which: Filter = ..., *, before: int | None = None, limit: int = 100) -> list[Job]:
+        """A page, the newest first: those whose number is below `before`."""
+
+    def count(self, which: Filter = ...) -> dict[State, int]:
+        """By state; states without a job are left out."""
+
+    def ask(self, job_id: str, change: Change, now_s: float, by: str) -> Job:
+        """Note what is wanted of a job, with an event.
+
+        Raises:
+            UnknownJob: there is none.
+            JobEnded: it is too late.
+        """
+
+    def retry(self, job_id: str, now_s: float, by: str) -> Job:
+        """Put a job that has FAILED or was CANCELLED back into the queue, with fresh budgets of retries.
+
+        Raises:
+            UnknownJob: there is none.
+            NotEnded: it has not ended.
+            JobEnded: it has succeeded.
+        """
+
+    # Jobs, for the leader
+
+    def changes(self, after: int, limit: int = 10_000) -> list[Job]:
+        """Jobs whose `changed` is above, in that order. With 0 first, those that have ended are left out."""
+
+    def move(self, epoch: int, moves: Sequence[Move], now_s: float) -> list[Job]:
+        """Do what still can be done, each with an event; the jobs that were moved, as they are now.
+
+        A move is passed over if its job is in another state or attempt by now. One that MAY_GO_TO does not have is an
+        error of the caller (ValueError), and so is a placement without STARTING, or STARTING without one. Moves of one
+        job follow each other. The job's columns follow:
+        out of QUEUED: `waited_s` grows;
+        to STARTING: `attempt` is one more, a lease is opened, `placement` and `started_s` are set;
+        from a state that holds a lease to one that does not: the lease is closed, `attained_s` grows, `placement` and
+        `started_s` are cleared;
+        to QUEUED: `waiting_since_s` is now; to an end: `ended_s` is;
+        from STOPPING to QUEUED: `retries[reason]` is one more, and `interruptions` if the scheduler did it; PAUSED
+        counts as neither.
+
+        Raises:
+            NotLeader: somebody has led since.
+        """
+
+    def measure(self, measured: Sequence[Measured], now_s: float) -> None:
+        """Note what drivers say. Passed over where the attempt is not the newest, or the job has ended.
+
+        Metrics are added to those that are known by other names. Durations that are no finite numbers say nothing.
+        """
+
+    # Leases, events
+
+    def leases(self, *, held: bool = False, since_s: float = 0.0) -> list[Lease]:
+        """Those that are held, or those that were held at some time since, in the order of granting."""
+
+    def add_events(self, events: Sequence[QueueEvent]) -> None: ...
+
+    def events(self, job_id: str | None = None, *, after: int = 0, limit: int = 1000) -> list[QueueEvent]:
+        """Oldest first; of one job, or of all and of the cluster."""
+
+    # Leadership
+
+    def lead(self, holder: str, url: str, now_s: float, for_s: float) -> Leadership | None:
+        """Take the leadership or prolong one's own; None while another one's has not expired."""
+
+    def leader(self) -> Leadership | None:
+        """Whoever was the last, expired or not."""
+
+    def resign(self, holder: str) -> None:
+        """End one's own leadership now."""
+
+    # What the cluster is to know
+
+    def tenants(self) -> list[Tenant]: ...
+
+    def put_tenant(self, tenant: Tenant, now_s: float) -> None:
+        """Make or change one."""
+
+    def node_rules(self) -> list[NodeRule]: ...
+
+    def put_node_rule(self, rule: NodeRule) -> None:
+        """In place of the one before; NodeOrder.USE takes it away."""
+
+    def tokens(self) -> list[Token]: ...
+
+    def add_token(self, token: Token) -> None:
+        """Raises NameTaken."""
+
+    def revoke_token(self, name: str, now_s: float) -> None:
+        """Raises UnknownToken."""
+
+    # Small things by name: the cluster's id, the newest time that was seen
+
+    def facts(self) -> Mapping[str, str]: ...
+
+    def put_facts(self, facts: Mapping[str, str]) -> None: ...

@@ -1,0 +1,28 @@
+"""The store of the queue, on SQLite and PostgreSQL. Needs the group `serve`; its contract does not."""
+
+from __future__ import annotations
+
+from orchestrator.queue.errors import QueueError
+from orchestrator.queue.store import Store
+
+__all__ = ["open_store"]
+
+
+def open_store(url: str) -> Store:
+    """Open a store, make it if it is not there, and bring its schema up to date.
+
+    Args:
+        url: a path, `sqlite:///path`, `sqlite://` (in memory, gone with the process), or
+            `postgresql://user:password@host:port/database`.
+
+    Raises:
+        QueueError: it is no such place, somebody else's, written by a newer release, or the packages are missing.
+        StoreBroken: it does not answer now.
+    """
+    try:
+        from orchestrator.store.engine import open_database
+        from orchestrator.store.sqlstore import SqlStore
+
+        return SqlStore(open_database(url))
+    except ModuleNotFoundError as error:
+        raise QueueError(f"a store needs {error.name}: pip install 'fleetune[serve]'") from error

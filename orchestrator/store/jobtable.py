@@ -1,0 +1,123 @@
+"""Single jobs: looked up, asked for something, put back, measured."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, select, update
+
+from orchestrator.queue.errors import JobEnded, NotEnded, UnknownJob
+from orchestrator.queue.records import Job, Measured, QueueEvent
+from orchestrator.queue.states import ENDED, State
+from orchestrator.queue.store import Change, Filter
+from orchestrator.store import history, pages, steps
+from orchestrator.store.numbers import take
+from orchestrator.store.rows import ASKED, JOB_COLUMNS, MEASURED, MOVED, Values, job_of, values_of
+from orchestrator.store.schema import JOBS, SPECS
+
+_BATCH = 1000  # parameters of one statement; both databases take more than 30,000
+_TAIL = 8  # characters of an id that may be wrong
+_BY_ID = select(*JOB_COLUMNS).where(JOBS.c.job_id == bindparam("job_id"))
+_BY_IDS = select(*JOB_COLUMNS).where(JOBS.c.job_id.in_(bindparam("job_ids", expanding=True)))
+_SPEC = select(SPECS.c.spec).join(JOBS, JOBS.c.number == SPECS.c.number).where(JOBS.c.job_id == bindparam("job_id"))
+_WRITE = update(JOBS).where(JOBS.c.number == bindparam("of"))
+
+
+def find(connection: Connection, job_id: str) -> Job | None:
+    row = connection.execute(_BY_ID, {"job_id": job_id}).one_or_none()
+    return None if row is None else job_of(row)
+
+
+def get(connection: Connection, job_id: str) -> Job:
+    """Raises UnknownJob."""
+    job = find(connection, job_id)
+    if job is None:
+        raise unknown(connection, job_id)
+    return job
+
+
+def get_all(connection: Connection, job_ids: Iterable[str]) -> dict[str, Job]:
+    """Those that there are."""
+    wanted = list(dict.fromkeys(job_ids))
+    batches = (wanted[start : start + _BATCH] for start in range(0, len(wanted), _BATCH))
+    rows = (row for batch in batches for row in connection.execute(_BY_IDS, {"job_ids": batch}))
+    return {job.job_id: job for job in map(job_of, rows)}
+
+
+def spec(connection: Connection, job_id: str) -> str:
+    """Raises UnknownJob."""
+    found = connection.execute(_SPEC, {"job_id": job_id}).scalar_one_or_none()
+    if found is None:
+        raise unknown(connection, job_id)
+    return str(found)
+
+
+def unknown(connection: Connection, job_id: str) -> UnknownJob:
+    """The error, with the ids that were perhaps meant: those it is the start of, or else those that begin like it."""
+    for length in range(len(job_id), max(len(job_id) - _TAIL, 0), -1):
+        alike = [job.job_id for job in pages.page(connection, Filter(name=job_id[:length]), None, 50)]
+        near = alike[:3] if length == len(job_id) else difflib.get_close_matches(job_id, alike, n=3, cutoff=0.7)
+        if near:
+            return UnknownJob(f"there is no job {job_id!r}: did you mean {', '.join(near)}?")
+    return UnknownJob(f"there is no job {job_id!r}")
+
+
+def ask(connection: Connection, job_id: str, change: Change, now_s: float, by: str) -> Job:
+    numbers = take(connection, changes=1, events=1)
+    job = get(connection, job_id)
+    if job.state in ENDED:
+        raise JobEnded(f"job {job_id} has ended: it is {job.state}")
+    job = steps.asked(job, change, numbers.change + 1)
+    write(connection, [job], ASKED)
+    history.add(connection, [_asked(job_id, change, now_s, by)], numbers.event)
+    return job
+
+
+def _asked(job_id: str, change: Change, now_s: float, by: str) -> QueueEvent:
+    data: dict[str, Any] = {"by": by}
+    said = []
+    if change.wanted is not None:
+        data["wanted"] = change.wanted
+        said.append(change.wanted.value)
+    if change.priority is not None:
+        data["priority"] = change.priority
+        said.append(f"priority {change.priority}")
+    return QueueEvent(now_s, "asked", f"{by} asks: {', '.join(said) or 'nothing'}", job_id, data)
+
+
+def retry(connection: Connection, job_id: str, now_s: float, by: str) -> Job:
+    numbers = take(connection, changes=1, events=1)
+    job = get(connection, job_id)
+    if job.state not in ENDED:
+        raise NotEnded(f"job {job_id} has not ended: it is {job.state}")
+    if job.state is State.SUCCEEDED:
+        raise JobEnded(f"job {job_id} has succeeded: submit it again to run it again")
+    job = steps.retried(job, by, now_s, numbers.change + 1)
+    write(connection, [job], MOVED)
+    data = {"reason": job.reason, "by": by}
+    history.add(connection, [QueueEvent(now_s, job.state, job.message, job_id, data)], numbers.event)
+    return job
+
+
+def measure(connection: Connection, said: Sequence[Measured]) -> None:
+    numbers = take(connection, changes=len(said))
+    jobs = get_all(connection, (one.job_id for one in said))
+    changed: dict[str, Job] = {}
+    for place, one in enumerate(said, 1):
+        job = steps.measured(jobs[one.job_id], one, numbers.change + place) if one.job_id in jobs else None
+        if job is not None:
+            jobs[job.job_id] = changed[job.job_id] = job
+    write(connection, changed.values(), MEASURED)
+
+
+def write(connection: Connection, jobs: Iterable[Job], columns: tuple[str, ...]) -> None:
+    """These columns of these rows."""
+    if rows := [_written(job, columns) for job in jobs]:
+        connection.execute(_WRITE, rows)
+
+
+def _written(job: Job, columns: tuple[str, ...]) -> Values:
+    values = values_of(job)
+    return {"of": job.number, **{name: values[name] for name in columns}}

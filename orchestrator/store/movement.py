@@ -1,0 +1,73 @@
+"""Moves of jobs, with their leases and events: a handful of statements, however many jobs there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from orchestrator.queue.records import Job, Lease, Move, QueueEvent
+from orchestrator.queue.states import HOLDS_A_LEASE, State
+from orchestrator.store import history, jobtable, steps
+from orchestrator.store.numbers import take_as_leader
+from orchestrator.store.rows import LEASE_COLUMNS, MOVED, Values, dumped, lease_of
+from orchestrator.store.schema import JOBS, LEASES
+
+_GRANT = insert(LEASES)
+_RELEASE = (
+    update(LEASES)
+    .where(LEASES.c.job == bindparam("of_job"), LEASES.c.attempt == bindparam("of_attempt"))
+    .values(released_s=bindparam("at_s"))
+)
+_LEASES = select(*LEASE_COLUMNS).join(JOBS, JOBS.c.number == LEASES.c.job).order_by(LEASES.c.number)
+_HELD = _LEASES.where(LEASES.c.released_s.is_(None))
+_SINCE = _LEASES.where(LEASES.c.released_s.is_(None) | (LEASES.c.released_s >= bindparam("since_s")))
+
+
+def move(connection: Connection, epoch: int, moves: Sequence[Move], now_s: float) -> list[Job]:
+    """Raises NotLeader."""
+    numbers = take_as_leader(connection, epoch, changes=len(moves), events=len(moves))
+    now = jobtable.get_all(connection, (one.job_id for one in moves))
+    moved: dict[str, Job] = {}
+    granted: list[Values] = []
+    released: list[Values] = []
+    happened: list[QueueEvent] = []
+    for place, one in enumerate(moves, 1):
+        before = now.get(one.job_id)
+        after = steps.moved(before, one, now_s, numbers.change + place) if before else None
+        if before is None or after is None:
+            continue
+        if one.to is State.STARTING:
+            granted.append(_grant(after, now_s))
+        if before.state in HOLDS_A_LEASE and after.state not in HOLDS_A_LEASE:
+            released.append(_release(before, now_s))
+        happened.append(_event(after, now_s))
+        now[one.job_id] = moved[one.job_id] = after
+    jobtable.write(connection, moved.values(), MOVED)
+    for statement, rows in ((_GRANT, granted), (_RELEASE, released)):
+        if rows:
+            connection.execute(statement, rows)
+    history.add(connection, happened, numbers.event)
+    return list(moved.values())
+
+
+def _grant(job: Job, now_s: float) -> Values:
+    lease = {"number": job.changed, "job": job.number, "attempt": job.attempt}
+    return {**lease, "placement": dumped(job.placement), "granted_s": now_s, "released_s": None}
+
+
+def _release(job: Job, now_s: float) -> Values:
+    started_s = now_s if job.started_s is None else job.started_s
+    return {"of_job": job.number, "of_attempt": job.attempt, "at_s": max(now_s, started_s)}
+
+
+def _event(job: Job, now_s: float) -> QueueEvent:
+    data = {"reason": job.reason, "attempt": job.attempt}
+    if job.placement and job.state is State.STARTING:
+        data["placement"] = job.placement
+    return QueueEvent(now_s, job.state, job.message or job.reason.replace("-", " "), job.job_id, data)
+
+
+def leases(connection: Connection, held: bool, since_s: float) -> list[Lease]:
+    rows = connection.execute(_HELD) if held else connection.execute(_SINCE, {"since_s": since_s})
+    return [lease_of(row) for row in rows]

@@ -1,0 +1,75 @@
+"""What the cluster is to know: tenants, orders on nodes, tokens, small facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from orchestrator.queue.errors import NameTaken, UnknownToken
+from orchestrator.queue.records import NodeOrder, NodeRule, Token
+from orchestrator.scheduling.snapshot import Tenant
+from orchestrator.store.numbers import take
+from orchestrator.store.rows import node_rule_of, tenant_of, tenant_values, token_of
+from orchestrator.store.schema import FACTS, NODE_RULES, TENANTS, TOKENS
+
+_TENANTS = select(TENANTS).order_by(TENANTS.c.number)
+_NODE_RULES = select(NODE_RULES).order_by(NODE_RULES.c.number)
+_TOKENS = select(TOKENS).order_by(TOKENS.c.number)
+
+
+def tenants(connection: Connection) -> list[Tenant]:
+    return [tenant_of(row) for row in connection.execute(_TENANTS)]
+
+
+def put_tenant(connection: Connection, tenant: Tenant, now_s: float) -> None:
+    numbers = take(connection, changes=1)
+    values = {**tenant_values(tenant), "changed_s": now_s}
+    known = connection.execute(update(TENANTS).where(TENANTS.c.name == tenant.name).values(values)).rowcount
+    if not known:
+        connection.execute(insert(TENANTS), {**values, "number": numbers.change + 1})
+
+
+def node_rules(connection: Connection) -> list[NodeRule]:
+    return [node_rule_of(row) for row in connection.execute(_NODE_RULES)]
+
+
+def put_node_rule(connection: Connection, rule: NodeRule) -> None:
+    numbers = take(connection, changes=1)
+    connection.execute(delete(NODE_RULES).where(NODE_RULES.c.node_id == rule.node_id))
+    if rule.order is not NodeOrder.USE:
+        given = {"node_id": rule.node_id, "number": numbers.change + 1, "order": rule.order.value, "by": rule.by}
+        connection.execute(insert(NODE_RULES), {**given, "reason": rule.reason, "since_s": rule.since_s})
+
+
+def tokens(connection: Connection) -> list[Token]:
+    return [token_of(row) for row in connection.execute(_TOKENS)]
+
+
+def add_token(connection: Connection, token: Token) -> None:
+    numbers = take(connection, changes=1)
+    if connection.execute(select(TOKENS.c.name).where(TOKENS.c.name == token.name)).first():
+        raise NameTaken(f"there is, or was, a token {token.name!r}: give this one another name")
+    given = {"name": token.name, "number": numbers.change + 1, "digest": token.digest, "role": token.role.value}
+    more = {"tenant": token.tenant, "created_s": token.created_s, "revoked_s": token.revoked_s}
+    connection.execute(insert(TOKENS), {**given, **more})
+
+
+def revoke_token(connection: Connection, name: str, now_s: float) -> None:
+    take(connection)
+    row = connection.execute(select(TOKENS.c.revoked_s).where(TOKENS.c.name == name)).one_or_none()
+    if row is None:
+        raise UnknownToken(f"there is no token {name!r}")
+    if row.revoked_s is None:
+        connection.execute(update(TOKENS).where(TOKENS.c.name == name).values(revoked_s=now_s))
+
+
+def facts(connection: Connection) -> Mapping[str, str]:
+    return {str(name): str(value) for name, value in connection.execute(select(FACTS.c.name, FACTS.c.value))}
+
+
+def put_facts(connection: Connection, given: Mapping[str, str]) -> None:
+    take(connection)
+    connection.execute(delete(FACTS).where(FACTS.c.name.in_(list(given))))
+    if given:
+        connection.execute(insert(FACTS), [{"name": name, "value": value} for name, value in given.items()])

@@ -1,0 +1,195 @@
+"""Records to rows and back."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Column
+
+from cluster.resources import Gang
+from orchestrator.queue.records import Job, Lease, NodeOrder, NodePlaces, NodeRule, QueueEvent, Role, Token
+from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.scheduling.snapshot import Quota, Tenant
+from orchestrator.store.schema import JOBS, LEASES
+
+Values = dict[str, Any]  # by column
+
+# In the order in which `job_of` takes them apart.
+JOB_COLUMNS: tuple[Column[Any], ...] = tuple(JOBS.c)
+GANG_COLUMNS = (JOBS.c.num_workers, JOBS.c.cpus_per_worker, JOBS.c.gpus_per_worker, JOBS.c.accelerator_type)
+LEASE_COLUMNS = (
+    JOBS.c.job_id,
+    LEASES.c.attempt,
+    JOBS.c.tenant,
+    *GANG_COLUMNS,
+    LEASES.c.placement,
+    LEASES.c.granted_s,
+    LEASES.c.released_s,
+)
+MEASURED = ("run", "step", "total_steps", "remaining_s", "interruption_cost_s", "metrics", "changed")
+ASKED = ("wanted", "priority", "changed")
+MOVED = (
+    "wanted",
+    "state",
+    "reason",
+    "message",
+    "attempt",
+    "placement",
+    "waiting_since_s",
+    "waited_s",
+    "started_s",
+    "attained_s",
+    "ended_s",
+    "interruptions",
+    "retries",
+    "changed",
+)
+
+_STATES: Mapping[str, State] = {state.value: state for state in State}
+_REASONS: Mapping[str, Reason] = {reason.value: reason for reason in Reason}
+_WANTED: Mapping[str, Wanted] = {wanted.value: wanted for wanted in Wanted}
+_gang = functools.lru_cache(maxsize=4096)(Gang)  # most jobs share a few
+
+
+def dumped(value: Any) -> str:
+    """JSON in ASCII, '' for what is empty. Numbers that are none are kept, as Python's NaN and Infinity."""
+    return json.dumps(value, separators=(",", ":"), default=str) if value else ""
+
+
+def plain(text: str) -> str:
+    """Text for people, without what a database would refuse: NUL, and halves of characters."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+def job_of(row: Sequence[Any]) -> Job:
+    """From JOB_COLUMNS. By position: there are fifty thousand of them at the start of a server."""
+    return Job(
+        row[1],
+        row[0],
+        row[2],
+        row[3],
+        row[4],
+        row[5],
+        _gang(row[6], row[7], row[8], row[9]),
+        row[10],
+        tuple(json.loads(row[11])) if row[11] else (),
+        row[12],
+        row[13],
+        row[14],
+        row[15],
+        _WANTED[row[16]],
+        _STATES[row[17]],
+        _REASONS[row[18]],
+        row[19],
+        row[20],
+        _places(row[21]),
+        row[22],
+        row[23],
+        row[24],
+        row[25],
+        row[26],
+        row[27],
+        row[28],
+        row[29],
+        {Reason(name): count for name, count in json.loads(row[30]).items()} if row[30] else {},
+        row[31],
+        row[32],
+        row[33],
+        json.loads(row[34]) if row[34] else {},
+        row[35],
+    )
+
+
+def values_of(job: Job) -> Values:
+    """Of all columns of the job's row."""
+    gang = job.gang
+    return {
+        "number": job.number,
+        "job_id": job.job_id,
+        "name": job.name,
+        "kind": job.kind,
+        "tenant": job.tenant,
+        "submitted_by": job.submitted_by,
+        "num_workers": gang.num_workers,
+        "cpus_per_worker": gang.cpus_per_worker,
+        "gpus_per_worker": gang.gpus_per_worker,
+        "accelerator_type": gang.accelerator_type,
+        "priority": job.priority,
+        "after": dumped(job.after),
+        "not_before_s": job.not_before_s,
+        "max_runtime_s": job.max_runtime_s,
+        "preemptible": job.preemptible,
+        "submitted_s": job.submitted_s,
+        "wanted": job.wanted.value,
+        "state": job.state.value,
+        "reason": job.reason.value,
+        "message": job.message,
+        "attempt": job.attempt,
+        "placement": dumped(job.placement),
+        "waiting_since_s": job.waiting_since_s,
+        "waited_s": job.waited_s,
+        "started_s": job.started_s,
+        "attained_s": job.attained_s,
+        "ended_s": job.ended_s,
+        "remaining_s": job.remaining_s,
+        "interruptions": job.interruptions,
+        "interruption_cost_s": job.interruption_cost_s,
+        "retries": dumped(job.retries),
+        "run": job.run,
+        "step": job.step,
+        "total_steps": job.total_steps,
+        "metrics": dumped(job.metrics),
+        "changed": job.changed,
+    }
+
+
+def _places(text: str) -> NodePlaces:
+    return tuple((node, workers) for node, workers in json.loads(text)) if text else ()
+
+
+def lease_of(row: Sequence[Any]) -> Lease:
+    """From LEASE_COLUMNS."""
+    job_id, attempt, tenant, *gang, placement, granted_s, released_s = row
+    return Lease(job_id, attempt, tenant, _gang(*gang), _places(placement), granted_s, released_s)
+
+
+def event_values(event: QueueEvent, number: int) -> Values:
+    return {
+        "number": number,
+        "at_s": event.at_s,
+        "kind": str(event.kind),
+        "message": plain(event.message),
+        "job_id": event.job_id,
+        "data": dumped(event.data),
+    }
+
+
+def event_of(row: Any) -> QueueEvent:
+    data = json.loads(row.data) if row.data else {}
+    return QueueEvent(row.at_s, row.kind, row.message, row.job_id, data, row.number)
+
+
+def tenant_values(tenant: Tenant) -> Values:
+    limits = {"guaranteed": dumped(tenant.guaranteed), "limit": dumped(tenant.limit)}
+    return {"name": tenant.name, "weight": tenant.weight, **limits}
+
+
+def tenant_of(row: Any) -> Tenant:
+    return Tenant(row.name, row.weight, _quota(row.guaranteed), _quota(row.limit))
+
+
+def _quota(text: str) -> Quota:
+    return tuple((kind, gpus) for kind, gpus in json.loads(text)) if text else ()
+
+
+def token_of(row: Any) -> Token:
+    return Token(row.name, row.digest, Role(row.role), row.tenant, row.created_s, row.revoked_s)
+
+
+def node_rule_of(row: Any) -> NodeRule:
+    return NodeRule(row.node_id, NodeOrder(row.order), row.by, row.reason, row.since_s)

@@ -1,0 +1,176 @@
+"""The tables, as of the newest revision. `migrations` makes them; a test holds the two against each other.
+
+What has structure is JSON in TEXT, which both databases have, and '' where it is empty: most rows have none, and
+nothing is parsed for them. No row is ever removed but node rules and facts.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+REVISION = "0001"  # the newest one of `migrations/versions`
+VERSION_TABLE = "fleetune_schema"
+
+METADATA = MetaData()
+BIG = BigInteger().with_variant(Integer, "sqlite")  # only an INTEGER key is the row's own number in SQLite
+ID = Text().with_variant(Text(collation="C"), "postgresql")  # ordered by bytes, so that a prefix is a range
+
+# One row. Every write begins by taking its numbers here, and so holds this row until it has committed: writers go one
+# after the other, numbers are committed in their order, and whoever reads up to a number has missed none below it.
+QUEUE = Table(
+    "queue",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("last_change", BigInteger, nullable=False),
+    Column("last_job", BigInteger, nullable=False),
+    Column("last_event", BigInteger, nullable=False),
+    # who leads; the epoch is 0 and the others are NULL until somebody has
+    Column("epoch", BigInteger, nullable=False),
+    Column("holder", Text),
+    Column("url", Text),
+    Column("expires_s", Double),
+)
+
+TENANTS = Table(
+    "tenants",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("weight", Double, nullable=False),
+    Column("guaranteed", Text, nullable=False),
+    Column("limit", Text, nullable=False),
+    Column("changed_s", Double, nullable=False),
+)
+
+JOBS = Table(
+    "jobs",
+    METADATA,
+    Column("number", BIG, primary_key=True, autoincrement=False),
+    Column("job_id", ID, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("tenant", Text, ForeignKey("tenants.name"), nullable=False),
+    Column("submitted_by", Text, nullable=False),
+    Column("num_workers", Integer, nullable=False),
+    Column("cpus_per_worker", Integer, nullable=False),
+    Column("gpus_per_worker", Integer, nullable=False),
+    Column("accelerator_type", Text),
+    Column("priority", BigInteger, nullable=False),
+    Column("after", Text, nullable=False),
+    Column("not_before_s", Double),
+    Column("max_runtime_s", Double),
+    Column("preemptible", Boolean, nullable=False),
+    Column("submitted_s", Double, nullable=False),
+    Column("wanted", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("placement", Text, nullable=False),
+    Column("waiting_since_s", Double, nullable=False),
+    Column("waited_s", Double, nullable=False),
+    Column("started_s", Double),
+    Column("attained_s", Double, nullable=False),
+    Column("ended_s", Double),
+    Column("remaining_s", Double),
+    Column("interruptions", Integer, nullable=False),
+    Column("interruption_cost_s", Double, nullable=False),
+    Column("retries", Text, nullable=False),
+    Column("run", Text),
+    Column("step", BigInteger, nullable=False),
+    Column("total_steps", BigInteger),
+    Column("metrics", Text, nullable=False),
+    Column("changed", BigInteger, nullable=False),
+    Index("jobs_by_id", "job_id", unique=True, postgresql_include=["number"]),
+    Index("jobs_by_change", "changed", unique=True),
+    # Pages and counts are read from these two alone; the id is in them for those that are filtered by its start.
+    Index("jobs_by_state", "state", "number", "job_id"),
+    Index("jobs_by_tenant", "tenant", "state", "number", "job_id"),
+)
+
+# Apart from the jobs, whose rows are read and rewritten all the time.
+SPECS = Table(
+    "specs",
+    METADATA,
+    Column("number", BIG, ForeignKey("jobs.number"), primary_key=True, autoincrement=False),
+    Column("spec", Text, nullable=False),
+)
+
+KEYS = Table(
+    "keys",
+    METADATA,
+    Column("scope", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("first_job", BigInteger, nullable=False),  # the jobs of one submission have consecutive numbers
+    Column("jobs", Integer, nullable=False),
+    Column("created_s", Double, nullable=False),
+)
+
+LEASES = Table(
+    "leases",
+    METADATA,
+    # `jobs.changed` of the grant: clocks may go backwards, and it does not
+    Column("number", BIG, primary_key=True, autoincrement=False),
+    Column("job", BigInteger, ForeignKey("jobs.number"), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("placement", Text, nullable=False),
+    Column("granted_s", Double, nullable=False),
+    Column("released_s", Double),
+    UniqueConstraint("job", "attempt", name="leases_by_attempt"),
+    Index("leases_by_release", "released_s"),
+)
+
+EVENTS = Table(
+    "events",
+    METADATA,
+    Column("number", BIG, primary_key=True, autoincrement=False),
+    Column("at_s", Double, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("job_id", Text),
+    Column("data", Text, nullable=False),
+    Index("events_by_job", "job_id", "number"),
+)
+
+NODE_RULES = Table(
+    "node_rules",
+    METADATA,
+    Column("node_id", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("order", Text, nullable=False),
+    Column("by", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("since_s", Double, nullable=False),
+)
+
+TOKENS = Table(
+    "tokens",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("tenant", Text),
+    Column("created_s", Double, nullable=False),
+    Column("revoked_s", Double),
+)
+
+FACTS = Table(
+    "facts",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)

@@ -1,0 +1,147 @@
+"""The store on SQL: each method is one transaction. What it promises is in `orchestrator.queue.store`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from orchestrator.queue.records import (
+    Job,
+    Leadership,
+    Lease,
+    Measured,
+    Move,
+    NewJob,
+    NodeRule,
+    QueueEvent,
+    Token,
+)
+from orchestrator.queue.states import State
+from orchestrator.queue.store import Change, Filter, SubmissionKey
+from orchestrator.scheduling.snapshot import Tenant
+from orchestrator.store import history, jobtable, movement, numbers, pages, registry, steps
+from orchestrator.store.database import Database
+from orchestrator.store.submissions import Draw, Submission, Submissions, draw
+
+_ALL = Filter()
+
+
+class SqlStore:
+    """Used by many threads at once, and its database by many processes."""
+
+    def __init__(self, database: Database, drawn: Draw = draw) -> None:
+        self._database, self._submissions = database, Submissions(database, drawn)
+
+    def close(self) -> None:
+        self._database.close()
+
+    # Jobs, for everybody
+
+    def submit(self, jobs: Sequence[NewJob], now_s: float, key: SubmissionKey | None = None) -> tuple[Job, ...]:
+        return self._submissions.submit(Submission(jobs, now_s, key))
+
+    def job(self, job_id: str) -> Job:
+        with self._database.read() as connection:
+            return jobtable.get(connection, job_id)
+
+    def spec(self, job_id: str) -> str:
+        with self._database.read() as connection:
+            return jobtable.spec(connection, job_id)
+
+    def jobs(self, which: Filter = _ALL, *, before: int | None = None, limit: int = 100) -> list[Job]:
+        with self._database.read() as connection:
+            return pages.page(connection, which, before, limit)
+
+    def count(self, which: Filter = _ALL) -> dict[State, int]:
+        with self._database.read() as connection:
+            return pages.count(connection, which)
+
+    def ask(self, job_id: str, change: Change, now_s: float, by: str) -> Job:
+        with self._database.write() as connection:
+            return jobtable.ask(connection, job_id, change, now_s, by)
+
+    def retry(self, job_id: str, now_s: float, by: str) -> Job:
+        with self._database.write() as connection:
+            return jobtable.retry(connection, job_id, now_s, by)
+
+    # Jobs, for the leader
+
+    def changes(self, after: int, limit: int = 10_000) -> list[Job]:
+        with self._database.read() as connection:
+            return pages.changes(connection, after, limit)
+
+    def move(self, epoch: int, moves: Sequence[Move], now_s: float) -> list[Job]:
+        steps.check(moves)
+        with self._database.write() as connection:
+            return movement.move(connection, epoch, moves, now_s)
+
+    def measure(self, measured: Sequence[Measured], now_s: float) -> None:
+        with self._database.write() as connection:
+            jobtable.measure(connection, measured)
+
+    # Leases, events
+
+    def leases(self, *, held: bool = False, since_s: float = 0.0) -> list[Lease]:
+        with self._database.read() as connection:
+            return movement.leases(connection, held, since_s)
+
+    def add_events(self, events: Sequence[QueueEvent]) -> None:
+        with self._database.write() as connection:
+            history.add_new(connection, events)
+
+    def events(self, job_id: str | None = None, *, after: int = 0, limit: int = 1000) -> list[QueueEvent]:
+        with self._database.read() as connection:
+            return history.after(connection, job_id, after, limit)
+
+    # Leadership
+
+    def lead(self, holder: str, url: str, now_s: float, for_s: float) -> Leadership | None:
+        with self._database.write() as connection:
+            return numbers.lead(connection, holder, url, now_s, for_s)
+
+    def leader(self) -> Leadership | None:
+        with self._database.read() as connection:
+            return numbers.leader(connection)
+
+    def resign(self, holder: str) -> None:
+        with self._database.write() as connection:
+            numbers.resign(connection, holder)
+
+    # What the cluster is to know
+
+    def tenants(self) -> list[Tenant]:
+        with self._database.read() as connection:
+            return registry.tenants(connection)
+
+    def put_tenant(self, tenant: Tenant, now_s: float) -> None:
+        with self._database.write() as connection:
+            registry.put_tenant(connection, tenant, now_s)
+
+    def node_rules(self) -> list[NodeRule]:
+        with self._database.read() as connection:
+            return registry.node_rules(connection)
+
+    def put_node_rule(self, rule: NodeRule) -> None:
+        with self._database.write() as connection:
+            registry.put_node_rule(connection, rule)
+
+    def tokens(self) -> list[Token]:
+        with self._database.read() as connection:
+            return registry.tokens(connection)
+
+    def add_token(self, token: Token) -> None:
+        with self._database.write() as connection:
+            registry.add_token(connection, token)
+
+    def revoke_token(self, name: str, now_s: float) -> None:
+        with self._database.write() as connection:
+            registry.revoke_token(connection, name, now_s)
+
+    # Small things by name
+
+    def facts(self) -> Mapping[str, str]:
+        with self._database.read() as connection:
+            return registry.facts(connection)
+
+    def put_facts(self, facts: Mapping[str, str]) -> None:
+        with self._database.write() as connection:
+            registry.put_facts(connection, facts)

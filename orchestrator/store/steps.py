@@ -1,0 +1,145 @@
+"""What becomes of a job's columns with each write. Pure functions; whoever calls has the row, and nobody else has.
+
+A clock may go backwards: what has been waited or held for never shrinks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.queue.records import Job, Measured, Move, NewJob
+from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, MAY_GO_TO, Reason, State, Wanted
+from orchestrator.queue.store import Change
+from orchestrator.store.rows import plain
+
+BY_THE_SCHEDULER = frozenset({Reason.PREEMPTED, Reason.RECLAIMED, Reason.MOVED, Reason.MAINTENANCE})
+
+
+def check(moves: Sequence[Move]) -> None:
+    """Raises ValueError for a move that no job can make."""
+    for move in moves:
+        if move.to not in MAY_GO_TO[move.expect]:
+            raise ValueError(f"job {move.job_id} may not go from {move.expect} to {move.to}")
+        if bool(move.placement) is not (move.to is State.STARTING):
+            raise ValueError(f"job {move.job_id}: a placement goes with a move to starting, and with no other")
+
+
+def submitted(new: NewJob, job_id: str, number: int, now_s: float, changed: int) -> Job:
+    return Job(
+        job_id=job_id,
+        number=number,
+        name=new.name,
+        kind=new.kind,
+        tenant=new.tenant,
+        submitted_by=new.submitted_by,
+        gang=new.gang,
+        priority=new.priority,
+        after=new.after,
+        not_before_s=new.not_before_s,
+        max_runtime_s=new.max_runtime_s,
+        preemptible=new.preemptible,
+        submitted_s=now_s,
+        wanted=Wanted.RUN,
+        state=State.QUEUED,
+        reason=Reason.SUBMITTED,
+        message="",
+        attempt=0,
+        placement=(),
+        waiting_since_s=now_s,
+        waited_s=0.0,
+        started_s=None,
+        attained_s=0.0,
+        ended_s=None,
+        remaining_s=None,
+        interruptions=0,
+        interruption_cost_s=0.0,
+        retries={},
+        run=None,
+        step=0,
+        total_steps=None,
+        metrics={},
+        changed=changed,
+    )
+
+
+def moved(job: Job, move: Move, now_s: float, changed: int) -> Job | None:
+    """None: the job is not where the move expects it."""
+    if job.state is not move.expect or job.attempt != move.attempt:
+        return None
+    follows = {**_leaving(job, move, now_s), **_arriving(job, move, now_s)}
+    return replace(job, state=move.to, reason=move.reason, message=plain(move.message), changed=changed, **follows)
+
+
+def _leaving(job: Job, move: Move, now_s: float) -> dict[str, Any]:
+    if job.state is State.QUEUED:
+        return {"waited_s": job.waited_s + max(now_s - job.waiting_since_s, 0.0)}
+    if job.state in HOLDS_A_LEASE and move.to not in HOLDS_A_LEASE:
+        held_s = max(now_s - job.started_s, 0.0) if job.started_s is not None else 0.0
+        return {"placement": (), "started_s": None, "attained_s": job.attained_s + held_s}
+    return {}
+
+
+def _arriving(job: Job, move: Move, now_s: float) -> dict[str, Any]:
+    if move.to is State.STARTING:
+        return {"attempt": job.attempt + 1, "placement": move.placement, "started_s": now_s}
+    if move.to in ENDED:
+        return {"ended_s": now_s}
+    return {"waiting_since_s": now_s, **_counted(job, move.reason)} if move.to is State.QUEUED else {}
+
+
+def _counted(job: Job, reason: Reason) -> dict[str, Any]:
+    if reason is Reason.PAUSED:
+        return {}
+    retries = {**job.retries, reason: job.retries.get(reason, 0) + 1}
+    return {"retries": retries, "interruptions": job.interruptions + (reason in BY_THE_SCHEDULER)}
+
+
+def asked(job: Job, change: Change, changed: int) -> Job:
+    return replace(
+        job,
+        wanted=job.wanted if change.wanted is None else change.wanted,
+        priority=job.priority if change.priority is None else change.priority,
+        changed=changed,
+    )
+
+
+def retried(job: Job, by: str, now_s: float, changed: int) -> Job:
+    return replace(
+        job,
+        state=State.QUEUED,
+        reason=Reason.RETRIED,
+        message=plain(f"retried by {by}"),
+        wanted=Wanted.RUN,
+        waiting_since_s=now_s,
+        ended_s=None,
+        retries={},
+        changed=changed,
+    )
+
+
+def measured(job: Job, said: Measured, changed: int) -> Job | None:
+    """None: it is of an attempt before, or too late, or nothing new. Durations that are no numbers say nothing."""
+    if job.attempt != said.attempt or job.state in ENDED:
+        return None
+    news: Mapping[str, Any] = {
+        "run": None if said.run is None else plain(said.run),
+        "step": said.step,
+        "total_steps": said.total_steps,
+        "remaining_s": _finite(said.remaining_s),
+        "interruption_cost_s": _finite(said.interruption_cost_s),
+        "metrics": None if said.metrics is None else {**job.metrics, **_numbers(said.metrics)},
+    }
+    news = {name: value for name, value in news.items() if value is not None and value != getattr(job, name)}
+    return replace(job, changed=changed, **news) if news else None
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Also of the kinds that JSON does not know, as NumPy's."""
+    return {name: float(value) for name, value in metrics.items()}

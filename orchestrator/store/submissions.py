@@ -1,0 +1,185 @@
+"""Submission: ids, keys, and what a new job must not refer to."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, bindparam, exc, insert, select
+
+from jobs.fields import did_you_mean
+from orchestrator.queue.errors import KeyReused, StoreBroken, UnknownJob, UnknownTenant
+from orchestrator.queue.records import Job, NewJob, QueueEvent
+from orchestrator.queue.states import State
+from orchestrator.queue.store import SubmissionKey
+from orchestrator.store import history, jobtable, steps
+from orchestrator.store.database import Database
+from orchestrator.store.gathering import Call, Gathering
+from orchestrator.store.numbers import Numbers, take
+from orchestrator.store.rows import JOB_COLUMNS, Values, job_of, plain, values_of
+from orchestrator.store.schema import JOBS, KEYS, SPECS, TENANTS
+
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # without i, l, o (1, 1, 0) and u
+_CHARACTERS = 6
+_TRIES = 20
+
+Draw = Callable[[], str]
+Jobs = tuple[Job, ...]
+
+_ADD_JOBS, _ADD_SPECS, _ADD_KEY = insert(JOBS), insert(SPECS), insert(KEYS)
+_KEY = select(KEYS.c.digest, KEYS.c.first_job, KEYS.c.jobs).where(
+    KEYS.c.scope == bindparam("scope"), KEYS.c.key == bindparam("key")
+)
+_NUMBERED = (
+    select(*JOB_COLUMNS).where(JOBS.c.number.between(bindparam("first"), bindparam("last"))).order_by(JOBS.c.number)
+)
+_TENANTS = select(TENANTS.c.name)
+
+
+class _SameAgain(Exception):
+    """The key is known: nothing is to be written."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self.jobs = jobs
+
+
+def draw() -> str:
+    """The end of an id; one of a thousand million."""
+    number = secrets.randbits(5 * _CHARACTERS)
+    return "".join(ALPHABET[number >> 5 * place & 31] for place in range(_CHARACTERS))
+
+
+@dataclass(frozen=True)
+class Submission:
+    jobs: Sequence[NewJob]
+    now_s: float
+    key: SubmissionKey | None
+
+
+class Submissions:
+    """Those of threads that come at once are written together."""
+
+    def __init__(self, database: Database, drawn: Draw = draw) -> None:
+        self._database, self._drawn = database, drawn
+        self._gathering = Gathering[Submission, Jobs](self._carry_out)
+
+    def submit(self, submission: Submission) -> Jobs:
+        return self._gathering.ask(submission) if submission.jobs else ()
+
+    def _carry_out(self, calls: list[Call[Submission, Jobs]]) -> None:
+        if len(calls) > 1 and self._together(calls):
+            return
+        for call in calls:
+            try:
+                call.answer = self._alone(call.question)
+            except Exception as error:  # its caller's to see; the others must not suffer
+                call.error = error
+
+    def _together(self, calls: list[Call[Submission, Jobs]]) -> bool:
+        """False, with nothing written: one of them is refused, or has been there before. Raises StoreBroken."""
+        try:
+            with self._database.write() as connection:
+                answers = _add(connection, [call.question for call in calls], self._drawn)
+        except StoreBroken:
+            raise
+        except Exception:
+            return False
+        for call, answer in zip(calls, answers, strict=True):
+            call.answer = answer
+        return True
+
+    def _alone(self, submission: Submission) -> Jobs:
+        """That the tenant of a single job exists and its id is new is left to the database: four statements do."""
+        for _ in range(_TRIES):
+            try:
+                with self._database.write() as connection:
+                    (jobs,) = _add(connection, [submission], self._drawn)
+                    return jobs
+            except _SameAgain as known:
+                return known.jobs
+            except exc.IntegrityError as error:
+                cause = error
+                with self._database.read() as connection:
+                    _check_tenants(connection, submission.jobs)
+        raise StoreBroken(f"no new ids were found in {_TRIES} tries: {cause.orig}") from cause
+
+
+def _add(connection: Connection, submissions: Sequence[Submission], drawn: Draw) -> list[Jobs]:
+    """Raises _SameAgain, QueueError, or IntegrityError where one tenant, id or key is not what it should be."""
+    new = [job for submission in submissions for job in submission.jobs]
+    numbers = take(connection, changes=len(new), jobs=len(new), events=len(new))
+    for submission in submissions:
+        _check_key(connection, submission)
+    _check_parents(connection, new)
+    names = iter(_new_ids(connection, new, drawn))
+    places = itertools.count(1)
+    made = [
+        tuple(_made(job, next(names), next(places), numbers, submission.now_s) for job in submission.jobs)
+        for submission in submissions
+    ]
+    jobs = [job for some in made for job in some]
+    connection.execute(_ADD_JOBS, [values_of(job) for job in jobs])
+    specs = [{"number": job.number, "spec": one.spec} for job, one in zip(jobs, new, strict=True)]
+    connection.execute(_ADD_SPECS, specs)
+    history.add(connection, [_event(job) for job in jobs], numbers.event)
+    if keys := [_key_values(one, some) for one, some in zip(submissions, made, strict=True) if one.key]:
+        connection.execute(_ADD_KEY, keys)
+    return made
+
+
+def _new_ids(connection: Connection, new: Sequence[NewJob], drawn: Draw) -> list[str]:
+    ids = [f"{one.name}-{drawn()}" for one in new]
+    if len(new) == 1:
+        return ids
+    _check_tenants(connection, new)
+    for _ in range(_TRIES):
+        taken = set(jobtable.get_all(connection, ids))
+        if not taken and len(set(ids)) == len(ids):
+            return ids
+        for place, job_id in enumerate(ids):
+            ids[place] = f"{new[place].name}-{drawn()}" if job_id in taken else job_id
+            taken.add(job_id)
+    raise StoreBroken(f"no new ids were found in {_TRIES} tries")
+
+
+def _made(new: NewJob, job_id: str, place: int, numbers: Numbers, now_s: float) -> Job:
+    return steps.submitted(new, job_id, numbers.job + place, now_s, numbers.change + place)
+
+
+def _event(job: Job) -> QueueEvent:
+    return QueueEvent(job.submitted_s, State.QUEUED, plain(f"submitted by {job.submitted_by}"), job.job_id)
+
+
+def _check_key(connection: Connection, submission: Submission) -> None:
+    key = submission.key
+    row = key and connection.execute(_KEY, {"scope": key.scope, "key": key.key}).one_or_none()
+    if not key or not row:
+        return
+    if row.digest != key.digest:
+        raise KeyReused(f"the key {key.key!r} was used for another submission: give each submission a key of its own")
+    given = {"first": row.first_job, "last": row.first_job + row.jobs - 1}
+    raise _SameAgain(tuple(job_of(one) for one in connection.execute(_NUMBERED, given)))
+
+
+def _key_values(submission: Submission, made: Jobs) -> Values:
+    key = submission.key
+    assert key is not None
+    given = {"scope": key.scope, "key": key.key, "digest": key.digest}
+    return {**given, "first_job": made[0].number, "jobs": len(made), "created_s": submission.now_s}
+
+
+def _check_parents(connection: Connection, new: Sequence[NewJob]) -> None:
+    parents = [parent for one in new for parent in one.after]
+    if not parents:
+        return
+    known = jobtable.get_all(connection, parents)
+    if missing := [parent for parent in parents if parent not in known]:
+        raise UnknownJob(f"{jobtable.unknown(connection, missing[0])} It is named in `after`")
+
+
+def _check_tenants(connection: Connection, new: Sequence[NewJob]) -> None:
+    known = {str(name) for name in connection.execute(_TENANTS).scalars()}
+    if missing := [one.tenant for one in new if one.tenant not in known]:
+        raise UnknownTenant(f"there is no tenant {missing[0]!r}{did_you_mean(missing[0], known)}")

@@ -1,0 +1,110 @@
+"""What only Ray's jobs can show: others on the same cluster, tokens, and a supervisor that is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.backend import Launch, Phase
+from cluster.errors import BackendUnreachable, LaunchRefused
+from cluster.ray_jobs import RayJobsBackend
+from tests.support.backends import Machines, Program, machines
+from tests.support.processes import processes_with, wait_for
+from tests.support.raycluster import RayHead, ray_head
+
+pytestmark = pytest.mark.slow
+
+HOLDS_TWO_CPUS = """
+import time, ray
+from ray.util.placement_group import placement_group
+ray.init()
+ray.get(placement_group([{"CPU": 2}]).ready())
+time.sleep(1000)
+"""
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[RayHead]:
+    with ray_head() as head:
+        yield head
+
+
+@pytest.fixture
+def opened(head: RayHead, tmp_path: pathlib.Path) -> Iterator[Machines]:
+    with machines("ray", tmp_path, head) as made:
+        yield made
+
+
+def test_a_program_whose_supervisor_is_killed_is_lost(opened: Machines) -> None:
+    launch = opened.started(opened.launch("a", Program(forever=True)))
+    (supervisor,) = [
+        pid
+        for pid in processes_with(f"FLEETUNE_TEST={opened.mark}")
+        if b"JobSupervisor" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(supervisor, signal.SIGKILL)
+    end = opened.ended(launch)
+    assert end.phase is Phase.LOST and "died" in end.message
+
+
+def test_somebody_else_s_job_is_not_listed_not_stopped_and_keeps_its_name(opened: Machines, head: RayHead) -> None:
+    mine = opened.launch("a")
+    with _rays_own_client(head) as client:
+        client.submit_job(entrypoint="sleep 1000", submission_id=mine.submission)
+        assert opened.state(mine) is None
+        with pytest.raises(LaunchRefused, match="somebody else has a job of that name"):
+            opened.backend.start(mine, opened.fence)
+        opened.backend.stop(mine.submission, hard=True)
+        wait_for(lambda: client.get_job_status(mine.submission).value == "RUNNING", "it runs", 60)
+        client.stop_job(mine.submission)
+        wait_for(lambda: client.get_job_status(mine.submission).is_terminal(), "it has ended", 60)
+
+
+def test_what_is_used_and_not_ours_is_foreign(opened: Machines, head: RayHead) -> None:
+    launch = opened.command("a", sys.executable, "-c", HOLDS_TWO_CPUS)
+    opened.backend.start(launch, opened.fence)
+    opened.wait_for(lambda: [node.foreign_cpus for node in opened.backend.inventory().nodes] == [2], "it holds 2 CPUs")
+    (node,) = opened.backend.inventory().nodes
+    assert node.cpus == 4 and node.usable
+    for own, foreign in ((1, 1), (2, 0), (3, 0)):
+        use = {node.node_id: (own, 0)}
+        backend = RayJobsBackend(head.dashboard, token=head.token, own_use=lambda use=use: use)
+        assert [node.foreign_cpus for node in backend.inventory().nodes] == [foreign]
+
+
+def test_a_working_dir_travels_with_the_job_and_one_that_is_not_there_is_refused(opened: Machines) -> None:
+    (opened.traces / "sent").mkdir()
+    (opened.traces / "sent" / "letter").write_text("hello")
+    launch = Launch(f"{opened.prefix}a", ("cat", "letter"), working_dir=str(opened.traces / "sent"))
+    opened.backend.start(launch, opened.fence)
+    assert opened.ended(launch).exit_code == 0
+    opened.wait_for(lambda: opened.backend.output(launch.submission), "its output is there")
+    assert opened.backend.output(launch.submission) == b"hello"
+    gone = Launch(f"{opened.prefix}b", ("true",), working_dir=str(opened.traces / "gone"))
+    with pytest.raises(LaunchRefused, match="gone"):
+        opened.backend.start(gone, opened.fence)
+    assert opened.state(gone) is None
+
+
+def test_without_the_right_token_the_cluster_does_not_answer_and_the_error_says_so(head: RayHead) -> None:
+    for token in (None, "wrong"):
+        with pytest.raises(BackendUnreachable, match="Authentication"):
+            RayJobsBackend(head.dashboard, token=token).submissions()
+
+
+def test_the_given_address_counts_whatever_ray_s_variables_say(head: RayHead, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert RayJobsBackend(head.dashboard, token=head.token).inventory().nodes
+
+
+@contextlib.contextmanager
+def _rays_own_client(head: RayHead):
+    from ray.job_submission import JobSubmissionClient
+
+    yield JobSubmissionClient(head.dashboard, headers={"Authorization": f"Bearer {head.token}"})

@@ -1,0 +1,74 @@
+"""What a store keeps beside the jobs: events, tenants, orders on nodes, tokens, facts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.queue.errors import NameTaken, UnknownToken
+from orchestrator.queue.records import NodeOrder, NodeRule, QueueEvent, Role, Token
+from orchestrator.queue.store import Store
+from orchestrator.scheduling.snapshot import Tenant
+from tests.support.stores import START_S, submit
+
+TOKEN = Token("anna", "ab12", Role.MEMBER, "a", START_S)
+
+
+def test_events_are_given_numbers_and_read_in_their_order(store: Store) -> None:
+    job = submit(store)
+    told = [
+        QueueEvent(START_S + 2.0, "node", "n0 is gone", data={"node": "n0", "gpus": [1, None], "x": float("inf")}),
+        QueueEvent(START_S + 1.0, "note", "a line", job.job_id),
+    ]
+    store.add_events(told)
+    store.add_events([])
+    first, *rest = store.events()
+    assert [replace(event, number=0) for event in rest] == told
+    assert first.number < rest[0].number < rest[1].number
+    assert store.events(job.job_id) == [first, rest[1]]
+    assert store.events(after=first.number, limit=1) == [rest[0]]
+    assert store.events(job.job_id, after=rest[1].number) == []
+    assert store.events("gone") == []
+
+
+def test_tenants_are_made_and_changed_in_place(store: Store) -> None:
+    rich = Tenant("rich", 2.5, ((None, 8), ("H100", 4)), (("H100", 16),))
+    store.put_tenant(rich, START_S)
+    assert store.tenants() == [Tenant("a"), Tenant("b"), rich]
+    store.put_tenant(replace(rich, name="a"), START_S - 5.0)
+    assert store.tenants() == [replace(rich, name="a"), Tenant("b"), rich]
+
+
+def test_an_order_on_a_node_takes_the_place_of_the_one_before(store: Store) -> None:
+    cordon = NodeRule("n0", NodeOrder.CORDON, "anna", "noisy fan", START_S)
+    drain = NodeRule("n1", NodeOrder.DRAIN, "anna", "", START_S + 1.0)
+    for rule in (cordon, drain):
+        store.put_node_rule(rule)
+    assert store.node_rules() == [cordon, drain]
+    store.put_node_rule(replace(cordon, order=NodeOrder.DRAIN))
+    assert store.node_rules() == [drain, replace(cordon, order=NodeOrder.DRAIN)]
+    for node_id in ("n1", "n1", "n2"):
+        store.put_node_rule(NodeRule(node_id, NodeOrder.USE, "anna", "", START_S))
+    assert [rule.node_id for rule in store.node_rules()] == ["n0"]
+
+
+def test_tokens_have_names_that_are_never_used_again(store: Store) -> None:
+    admin = Token("root", "cd34", Role.ADMIN, None, START_S)
+    for token in (TOKEN, admin):
+        store.add_token(token)
+    store.revoke_token("anna", START_S + 1.0)
+    store.revoke_token("anna", START_S + 2.0)
+    assert store.tokens() == [replace(TOKEN, revoked_s=START_S + 1.0), admin]
+    with pytest.raises(NameTaken, match="a token 'anna'"):
+        store.add_token(replace(TOKEN, digest="ef56"))
+    with pytest.raises(UnknownToken, match="there is no token 'bert'"):
+        store.revoke_token("bert", START_S)
+
+
+def test_facts_are_kept_by_name(store: Store) -> None:
+    assert store.facts() == {}
+    store.put_facts({"cluster": "x", "clock": "1"})
+    store.put_facts({"clock": "2"})
+    store.put_facts({})
+    assert store.facts() == {"cluster": "x", "clock": "2"}

@@ -1,0 +1,145 @@
+"""Servers as real processes on one SQLite file and a made-up cluster in a process of its own: killed, and frozen."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cluster.backend import Phase
+from cluster.resources import Gang
+from cluster.testing import FakeBackend, double_runs, most_gpus, served
+from orchestrator.queue.errors import JobEnded
+from orchestrator.queue.records import NewJob
+from orchestrator.queue.states import ENDED, State, Wanted
+from orchestrator.queue.store import Change, Store
+from orchestrator.scheduling.snapshot import Tenant
+from orchestrator.store import open_store
+from tests.support.queueservers import TERM_S, Servers, servers
+from tests.support.queueworld import new
+
+
+@dataclass
+class World:
+    store: Store
+    backend: FakeBackend
+    servers: Servers
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    store = open_store(str(tmp_path / "queue.db"))
+    for tenant in "ab":
+        store.put_tenant(Tenant(tenant), time.time())
+    with (
+        contextlib.closing(store),
+        served(tmp_path, "--nodes", "3", "--rate", "1.0", "--runs-s", "0.2") as backend,
+        servers(tmp_path / "queue.db", tmp_path / "cluster") as found,
+    ):
+        yield World(store, backend, found)
+
+
+def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_server_killed_a_hundred_times_in_a_run_of_200_jobs_loses_none_and_runs_none_twice(world: World) -> None:
+    chance = random.Random(7)
+    world.backend.script("fails-*", runs_s=0.1, exit_code=1)
+    world.backend.script("slow-*", runs_s=1.0, stops_after_s=0.1)
+    world.backend.script("late-*", runs_s=0.1, starts_after_s=0.1)
+    ids: list[str] = []
+    for _ in range(100):
+        name, gpus = chance.choice(("fast", "fast", "fails", "slow", "late")), chance.choice((1, 1, 2, 4, 8, 12))
+        jobs = [new(name, gpus, chance.choice("ab"), priority=chance.choice((0, 0, 5))) for _ in range(2)]
+        ids += [job.job_id for job in world.store.submit(jobs, time.time())]
+        if chance.random() < 0.2:
+            with contextlib.suppress(JobEnded):
+                world.store.ask(chance.choice(ids), Change(wanted=Wanted.CANCEL), time.time(), "test")
+        pid = world.servers.start()
+        time.sleep(TERM_S + chance.uniform(0.0, 0.25))  # it leads after a term, and is killed anywhere in a pass
+        world.servers.send(pid, signal.SIGKILL)
+    assert any(world.store.job(job_id).state not in ENDED for job_id in ids)
+    world.servers.start()
+    until(lambda: all(world.store.job(job_id).state in ENDED for job_id in ids), 120.0)
+    history = world.backend.history()
+    assert not double_runs(history) and max(most_gpus(history).values()) <= 8
+    assert not world.store.leases(held=True)
+    until(lambda: not world.backend.submissions())
+    for job_id in ids:
+        job = world.store.job(job_id)
+        last = [run for run in history if run.submission.startswith(f"{job_id}-")][-1:]
+        ends = {State.SUCCEEDED: [Phase.SUCCEEDED], State.FAILED: [Phase.FAILED]}
+        assert job.state is State.CANCELLED or [run.phase for run in last] == ends[job.state]
+    assert {world.store.job(job_id).state for job_id in ids} == ENDED
+
+
+def test_a_server_frozen_for_longer_than_its_term_is_refused_when_it_wakes_up(world: World) -> None:
+    world.backend.script("*", runs_s=0.5)
+    first = world.servers.start()
+    until(lambda: world.store.leader() is not None)
+    leader = world.store.leader()
+    assert leader is not None and leader.holder.startswith("server-1-")
+    ids = [job.job_id for job in world.store.submit([new("job", 8) for _ in range(12)], time.time())]
+    until(lambda: len(world.backend.history()) > 0)
+    world.servers.send(first, signal.SIGSTOP)
+    world.servers.start()
+    until(lambda: getattr(world.store.leader(), "holder", "").startswith("server-2-"))
+    world.servers.send(first, signal.SIGCONT)
+    until(lambda: all(world.store.job(job_id).state in ENDED for job_id in ids))
+    history = world.backend.history()
+    assert not double_runs(history) and max(most_gpus(history).values()) <= 8
+    assert {world.store.job(job_id).state for job_id in ids} == {State.SUCCEEDED} and len(history) == 12
+    assert {run.fence for run in history} == {1, 2}
+    last = world.store.leader()
+    assert last is not None and last.holder.startswith("server-2-") and last.epoch == 2
+
+
+PROGRAM = """
+exec 9> {folder}/{name}.lock
+flock --nonblock 9 || echo twice >> {folder}/twice
+echo begun >> {folder}/{name}
+sleep {seconds}
+echo ended >> {folder}/{name}
+exit {code}
+"""
+
+
+def test_a_server_killed_ten_times_over_twenty_real_processes_loses_none_and_runs_none_twice(tmp_path: Path) -> None:
+    chance = random.Random(3)
+    folder, work = tmp_path / "machine", tmp_path / "work"
+    folder.mkdir()
+    work.mkdir()
+    store = open_store(str(tmp_path / "queue.db"))
+    store.put_tenant(Tenant("a"), time.time())
+    codes = [0 if number % 5 else 1 for number in range(20)]
+    jobs = []
+    for number, code in enumerate(codes):
+        program = PROGRAM.format(folder=work, name=number, seconds=chance.choice((0, 1)), code=code)
+        jobs.append(NewJob("real", "command", "a", program, Gang(chance.choice((1, 2, 4)), 1, 1), "test"))
+    with contextlib.closing(store), servers(tmp_path / "queue.db", folder) as found:
+        ids = [job.job_id for job in store.submit(jobs, time.time())]
+        for _ in range(10):
+            pid = found.start()
+            time.sleep(TERM_S + chance.uniform(0.0, 0.3))
+            found.send(pid, signal.SIGKILL)
+        found.start()
+        until(lambda: all(store.job(job_id).state in ENDED for job_id in ids), 120.0)
+        assert not store.leases(held=True)
+        assert [store.job(job_id).state for job_id in ids] == [
+            State.FAILED if code else State.SUCCEEDED for code in codes
+        ]
+        # A server that is killed inside a start may leave a program that never ran, and is tried once more.
+        assert max(store.job(job_id).attempt for job_id in ids) <= 2
+    assert not (work / "twice").exists()
+    assert [(work / str(number)).read_text().split() for number in range(20)] == [["begun", "ended"]] * 20

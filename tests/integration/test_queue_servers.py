@@ -1,0 +1,208 @@
+"""Servers that come and go, on a made-up cluster: killed at any call, frozen, and with clocks that are wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from typing import Any
+
+from cluster.backend import Launch, Phase
+from cluster.testing import FakeBackend, Script
+from orchestrator.queue.errors import JobEnded
+from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.store import Change
+from tests.support.queueworld import START_S, TERM_S, QueueWorld, new
+
+
+def test_a_second_server_waits_and_takes_over_what_the_first_has_begun() -> None:
+    world = QueueWorld(4)
+    ids = world.submit(*[new(f"job{number}", 2) for number in range(4)])
+    second = world.another("second")
+    world.passes(3)
+    assert not second.step()
+    started = {run.submission for run in world.backend.history()}
+    world.clock.advance(TERM_S + 1.0)  # the first is gone
+    assert second.step() and not world.server.step()
+    assert {run.submission for run in world.backend.history()} == started
+    world.server = second
+    world.until_all_end()
+    assert set(world.states(*ids)) == {State.SUCCEEDED} and all(world.job(job_id).attempt == 1 for job_id in ids)
+
+
+def test_a_server_that_was_frozen_in_the_middle_of_a_pass_neither_writes_nor_starts() -> None:
+    world = QueueWorld(4)
+    world.passes(1)
+    frozen, second = world.server, world.another("second")
+    (job_id,) = world.submit(new("job", 4))
+    inventory = world.backend.inventory
+
+    def freeze() -> object:  # the frozen one has read the queue, and goes on only when another one leads
+        world.backend.inventory = inventory  # type: ignore[method-assign]
+        world.clock.advance(TERM_S + 1.0)
+        assert second.step()
+        world.backend.stop(world.job(job_id).submission, hard=True)
+        return inventory()
+
+    world.backend.inventory = freeze  # type: ignore[method-assign, assignment]
+    assert not frozen.step()
+    assert [run.fence for run in world.backend.history()] == [2]
+    assert world.job(job_id).attempt == 1
+
+
+def test_a_server_that_was_frozen_before_a_start_does_not_start_a_job_that_has_ended_since() -> None:
+    world = QueueWorld(4)
+    second = world.another("second")
+    (job_id,) = world.submit(new("job", 4))
+
+    class Freezes(FakeBackend):
+        """Frozen right before its first start, while another server sees the job cancelled before it ever ran."""
+
+        def start(self, launch: Launch, fence: int) -> None:
+            world.store.ask(job_id, Change(wanted=Wanted.CANCEL), world.clock(), "test")
+            world.clock.advance(TERM_S + 1.0)
+            assert second.step() and world.states(job_id) == [State.CANCELLED]
+            super().start(launch, fence)
+
+    first = world.another("first", backend=Freezes(world.cluster))
+    assert not first.step()
+    assert not world.backend.history() and world.states(job_id) == [State.CANCELLED]
+
+
+def test_a_leader_whose_clock_was_set_back_is_followed_after_one_term() -> None:
+    world = QueueWorld(4)
+    world.passes(1)
+    leader = world.store.leader()
+    assert leader is not None and leader.expires_s > START_S
+    world.store.lead(leader.holder, "x", world.clock() + 86_400.0, TERM_S)  # as if its clock had run a day ahead
+    second = world.another("second")
+    assert not second.step()
+    world.clock.advance(TERM_S - 1.0)
+    assert not second.step()
+    world.clock.advance(2.0)
+    assert second.step()
+
+
+def test_a_new_leader_stops_nobody_while_those_of_the_last_one_still_stop() -> None:
+    world = QueueWorld(2, 2)
+    world.backend.script("*", runs_s=5000.0, stops_after_s=20.0)
+    low = world.submit(new("low", 2), new("low", 2))
+    world.passes(2)
+    world.clock.advance(700.0)
+    world.passes(1)
+    (high,) = world.submit(new("high", 2, priority=5))
+    world.passes(2)
+    assert sorted(world.states(*low)) == [State.RUNNING, State.STOPPING]
+    second = world.another("second")
+    world.clock.advance(TERM_S + 1.0)
+    world.server = second
+    world.passes(2)
+    assert State.RUNNING in world.states(*low)
+    world.passes(10)
+    assert world.states(high) == [State.RUNNING] and sorted(world.states(*low)) == [State.QUEUED, State.RUNNING]
+
+
+class Killed(BaseException):
+    """The server's process is gone, before or after what it was about to do."""
+
+
+class Mortal:
+    """Passes calls on, until one of them is the last."""
+
+    def __init__(self, inner: Any, left: list[int], before: bool) -> None:
+        self._inner, self._left, self._before = inner, left, before
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._inner, name)
+
+        def call(*arguments: Any, **more: Any) -> Any:
+            self._left[0] -= 1
+            if self._left[0] == 0 and self._before:
+                raise Killed
+            answer = method(*arguments, **more)
+            if self._left[0] == 0:
+                raise Killed
+            return answer
+
+        return call
+
+
+def test_a_server_killed_at_a_hundred_moments_loses_nothing_and_runs_nothing_twice() -> None:
+    chance = random.Random(5)
+    world = QueueWorld(8, 8, 4)
+    world.backend.script_by(
+        lambda launch: Script(
+            runs_s=chance.choice((0.0, 5.0, 60.0, 900.0)),
+            exit_code=chance.choice((0, 0, 0, 0, 1)),
+            starts_after_s=chance.choice((0.0, 0.0, 3.0)),
+            stops_after_s=chance.choice((0.0, 10.0)),
+        )
+    )
+    ids: list[str] = []
+    for kill in range(100):
+        ids += world.submit(
+            *[
+                new(
+                    f"job{number}",
+                    chance.choice((1, 1, 2, 4, 8, 12)),
+                    chance.choice("ab"),
+                    priority=chance.choice((0, 0, 5)),
+                )
+                for number in range(2)
+            ]
+        )
+        if chance.random() < 0.2:
+            wanted = chance.choice((Wanted.CANCEL, Wanted.PAUSE))
+            with contextlib.suppress(JobEnded):
+                world.store.ask(chance.choice(ids), Change(wanted=wanted), world.clock(), "test")
+        left, before = [chance.randrange(1, 60)], chance.random() < 0.5
+        store, backend = Mortal(world.store, left, before), Mortal(world.backend, left, before)
+        world.server = world.another(f"server{kill}", store, backend)
+        with contextlib.suppress(Killed):
+            while True:
+                world.passes(1, chance.choice((0.5, 5.0, 30.0)))
+        world.check()
+        world.clock.advance(TERM_S + 1.0)
+    for job_id in ids:
+        if world.job(job_id).wanted is Wanted.PAUSE:
+            with contextlib.suppress(JobEnded):
+                world.store.ask(job_id, Change(wanted=Wanted.RUN), world.clock(), "test")
+    world.server = world.another("last")
+    world.until_all_end(each_s=20.0)
+    assert len(ids) == 200 and not world.store.leases(held=True)
+    for job_id in ids:
+        job = world.job(job_id)
+        mine = [run for run in world.backend.history() if run.submission.startswith(f"{job_id}-")]
+        assert job.state in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+        assert len(mine) == job.attempt  # none was granted in vain, and none ran but those
+        assert job.state is State.CANCELLED or mine[-1].phase is (
+            Phase.SUCCEEDED if job.state is State.SUCCEEDED else Phase.FAILED
+        )
+
+
+def test_what_a_server_had_seen_before_another_one_led_is_not_acted_on_when_it_leads_again() -> None:
+    world = QueueWorld(4)
+    second = world.another("second")
+    (job_id,) = world.submit(new("job", 4))
+
+    class Freezes(FakeBackend):
+        """Frozen right before a start; meanwhile the job is cancelled, another one runs, and the second leader dies."""
+
+        def submissions(self) -> Any:
+            found = super().submissions()
+            if not world.store.leases():
+                return found
+            world.store.ask(job_id, Change(wanted=Wanted.CANCEL), world.clock(), "test")
+            for _ in range(2):
+                world.clock.advance(TERM_S + 1.0)
+                second.step()
+            world.submit(new("other", 4))
+            second.step()
+            world.clock.advance(TERM_S + 1.0)
+            return found
+
+    first = world.another("first", backend=Freezes(world.cluster))
+    first.step()
+    world.clock.advance(1.0)
+    first.step()
+    world.check()
+    assert all(job_id not in run.submission for run in world.backend.history() if run.ended_s is None)

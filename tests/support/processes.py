@@ -1,0 +1,50 @@
+"""Looking at the processes of this machine from a test, and waiting for something to come true."""
+
+from __future__ import annotations
+
+import pathlib
+import socket
+import time
+from collections.abc import Callable
+
+POLL_S = 0.01
+
+
+def processes_with(variable: str) -> list[int]:
+    """Processes that have NAME=VALUE in the environment they were started with."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if variable.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:  # gone meanwhile
+            continue
+    return found
+
+
+def process_lives(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def pause() -> None:
+    time.sleep(POLL_S)
+
+
+def wait_for(
+    true: Callable[[], object], what: str, within_s: float = 20.0, between: Callable[[], None] = pause
+) -> None:
+    """Returns once it is true. `between`: done between two looks, where waiting alone would not help."""
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline, f"after {within_s} s it is still not true that {what}"
+        between()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,64 @@
+"""Jobs of a queue, as short as tests need them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from cluster.inventory import Inventory, Node
+from cluster.resources import Gang
+from orchestrator.queue.records import Job, NodePlaces
+from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State, Wanted
+
+NOW_S = 1_000_000.0
+
+_BLANK = Job(
+    job_id="job",
+    number=1,
+    name="job",
+    kind="command",
+    tenant="a",
+    submitted_by="test",
+    gang=Gang(1, 1, 1),
+    priority=0,
+    after=(),
+    not_before_s=None,
+    max_runtime_s=None,
+    preemptible=True,
+    submitted_s=NOW_S - 3600.0,
+    wanted=Wanted.RUN,
+    state=State.QUEUED,
+    reason=Reason.SUBMITTED,
+    message="",
+    attempt=0,
+    placement=(),
+    waiting_since_s=NOW_S - 3600.0,
+    waited_s=0.0,
+    started_s=None,
+    attained_s=0.0,
+    ended_s=None,
+    remaining_s=None,
+    interruptions=0,
+    interruption_cost_s=0.0,
+    retries={},
+    run=None,
+    step=0,
+    total_steps=None,
+    metrics={},
+    changed=1,
+)
+
+
+def job(job_id: str = "job", state: State = State.QUEUED, gpus: int = 1, on: NodePlaces = (), **changes: Any) -> Job:
+    """One GPU for each worker. What holds a lease has held it for an hour (STARTING: a minute), on n0 unless said."""
+    if state in HOLDS_A_LEASE:
+        since_s = NOW_S - (60.0 if state is State.STARTING else 3600.0)
+        changes = {"attempt": 1, "started_s": since_s, "placement": on or (("n0", gpus),)} | changes
+    if state is State.STOPPING:
+        changes = {"reason": Reason.PREEMPTED} | changes
+    return replace(_BLANK, job_id=job_id, name=job_id, state=state, gang=Gang(gpus, 1, 1), **changes)
+
+
+def inventory(*gpus: int) -> Inventory:
+    """Nodes n0, n1, ... with so many GPUs."""
+    return Inventory(tuple(Node(f"n{number}", cpus=64, gpus=size) for number, size in enumerate(gpus)))

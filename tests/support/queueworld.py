@@ -1,0 +1,107 @@
+"""A queue on a made-up cluster: store, backend, and as many servers as a test wants, on one clock that it moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.backend import Backend, Launch
+from cluster.inventory import Inventory, Node
+from cluster.resources import Gang
+from cluster.testing import FakeBackend, FakeClock, FakeCluster, double_runs, most_gpus
+from orchestrator.queue.controller import Controller, LaunchOf, Timing
+from orchestrator.queue.leading import Leading
+from orchestrator.queue.records import Job, NewJob
+from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
+from orchestrator.queue.store import Store
+from orchestrator.scheduling.snapshot import Tenant
+from orchestrator.store import open_store
+
+START_S = 1_000_000.0
+TERM_S = 15.0
+TENANTS = (Tenant("a"), Tenant("b"))
+
+
+class Time:
+    """Clock of the servers: the test's."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+
+    def now_s(self) -> float:
+        return self._clock()
+
+    def steady_s(self) -> float:
+        return self._clock()
+
+
+def launch_of(job: Job, spec: str) -> Launch:
+    gpus = " ".join(f"{node}={workers * job.gang.gpus_per_worker}" for node, workers in job.placement)
+    return Launch(job.submission, ("python", "-m", "something"), metadata={"gpus": gpus})
+
+
+def new(name: str, gpus: int = 1, tenant: str = "a", **more: Any) -> NewJob:
+    return NewJob(name, "command", tenant, "{}", Gang(gpus, 1, 1), "test", **more)
+
+
+class QueueWorld:
+    """`gpus` of each node; tenants a and b."""
+
+    def __init__(
+        self, *gpus: int, url: str = "sqlite://", tenants: Sequence[Tenant] = (Tenant("a"), Tenant("b"))
+    ) -> None:
+        self.clock = FakeClock(START_S)
+        nodes = Inventory(tuple(Node(f"n{number}", cpus=64, gpus=size) for number, size in enumerate(gpus)))
+        self.cluster = FakeCluster(nodes, self.clock)
+        self.backend = FakeBackend(self.cluster)
+        self.store: Store = open_store(url)
+        for tenant in tenants:
+            self.store.put_tenant(tenant, START_S)
+        self.server = self.another()
+
+    def another(
+        self,
+        name: str = "first",
+        store: Store | None = None,
+        backend: Backend | None = None,
+        launch: LaunchOf = launch_of,
+    ) -> Controller:
+        """A server of its own, on the same store and machines, or on what stands before them."""
+        time, store = Time(self.clock), store or self.store
+        leading = Leading(store, time, name, f"http://{name}", TERM_S)
+        timing = Timing(grace_s=30.0, slow_s=60.0, absent_s=2.0, doubt_s=20.0)
+        return Controller(store, backend or self.backend, time, leading, launch, timing=timing)
+
+    def submit(self, *jobs: NewJob) -> list[str]:
+        return [job.job_id for job in self.store.submit(jobs, self.clock())]
+
+    def job(self, job_id: str) -> Job:
+        return self.store.job(job_id)
+
+    def states(self, *ids: str) -> list[State]:
+        return [self.job(job_id).state for job_id in ids]
+
+    def passes(self, number: int = 1, each_s: float = 1.0) -> None:
+        """Time goes on, and then the server looks."""
+        for _ in range(number):
+            self.clock.advance(each_s)
+            self.server.step()
+            self.check()
+
+    def until_all_end(self, each_s: float = 5.0, most: int = 2000) -> None:
+        for _ in range(most):
+            if all(job.state in ENDED for job in self.store.jobs(limit=10_000)):
+                return
+            self.passes(1, each_s)
+        raise AssertionError([job for job in self.store.jobs(limit=10_000) if job.state not in ENDED])
+
+    def check(self) -> None:
+        """What must hold at all times."""
+        history = self.backend.history()
+        assert not double_runs(history)
+        sizes = {node.node_id: node.gpus for node in self.backend.inventory().nodes}
+        most = most_gpus(history)
+        assert all(most[node] <= sizes.get(node, most[node]) for node in most), (most, sizes)
+        held = {(lease.job_id, lease.attempt) for lease in self.store.leases(held=True)}
+        jobs = self.store.jobs(limit=10_000)
+        assert held == {(job.job_id, job.attempt) for job in jobs if job.state in HOLDS_A_LEASE}

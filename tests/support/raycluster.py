@@ -1,0 +1,96 @@
+"""A Ray head of a test's own, with token authentication on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tests.support.processes import free_port, processes_with
+
+RAY = pathlib.Path(sys.executable).with_name("ray")
+COMES_UP_S, ENDS_S = 90.0, 30.0
+
+
+@dataclass(frozen=True)
+class RayHead:
+    dashboard: str
+    gcs: str
+    token: str
+    temp: pathlib.Path
+
+
+@contextlib.contextmanager
+def ray_head(num_cpus: int = 4, **environment: str) -> Iterator[RayHead]:
+    """Up and answering; at the end nothing of it is left, whatever it has started."""
+    temp = pathlib.Path(f"/tmp/ft-{secrets.token_hex(3)}")  # socket names must stay short
+    temp.mkdir(mode=0o700)
+    token, gcs, dashboard = secrets.token_hex(32), free_port(), free_port()
+    (temp / "token").write_text(token)
+    (temp / "token").chmod(0o600)
+    env = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(temp / "token"),
+        "RAY_TMPDIR": str(temp / "ray"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        **environment,
+    }
+    command = [
+        str(RAY), "start", "--head", "--node-ip-address", "127.0.0.1", "--port", str(gcs), "--dashboard-port",
+        str(dashboard), "--dashboard-agent-listen-port", str(free_port()), "--num-cpus", str(num_cpus),
+        "--temp-dir", str(temp / "ray"), "--block",
+    ]  # fmt: skip
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=env, start_new_session=True, **quiet)
+    head = RayHead(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", token, temp)
+    try:
+        _wait_until_up(head, process)
+        yield head
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(ENDS_S)
+        _end_what_is_left(temp)
+        process.wait(ENDS_S)
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def _wait_until_up(head: RayHead, process: subprocess.Popen[Any]) -> None:
+    """Until it knows its node, and could take a job."""
+    request = urllib.request.Request(
+        f"{head.dashboard}/api/v0/nodes?detail=1", headers={"Authorization": f"Bearer {head.token}"}
+    )
+    deadline = time.monotonic() + COMES_UP_S
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                if b'"ALIVE"' in answer.read():
+                    return
+        except (OSError, urllib.error.URLError):
+            assert process.poll() is None, "the head has ended"
+        assert time.monotonic() < deadline, "the head did not come up"
+        time.sleep(0.2)
+
+
+def _end_what_is_left(temp: pathlib.Path) -> None:
+    """All processes of the head have its folder in their environment."""
+    mark = f"RAY_TMPDIR={temp / 'ray'}"
+    deadline = time.monotonic() + ENDS_S
+    while left := processes_with(mark):
+        assert time.monotonic() < deadline, f"these do not end: {left}"
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)

@@ -1,0 +1,153 @@
+"""From jobs to a plan and back: what counts as held, who gets a lease, who gets a promise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cluster.inventory import Inventory
+from cluster.resources import Gang
+from orchestrator.queue.ledger import Cluster, Orders, Promises, kept, orders, snapshot
+from orchestrator.queue.records import Job, Lease
+from orchestrator.queue.shares import Shares, used_of
+from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.scheduling.plan import plan
+from orchestrator.scheduling.snapshot import Tenant
+from tests.support.queue import NOW_S, inventory, job
+
+A = (Tenant("a"),)
+
+
+def decided(jobs: list[Job], promises: Promises, cluster: Cluster) -> Orders:
+    return orders(jobs, plan(snapshot(jobs, promises, cluster, NOW_S)), promises, cluster)
+
+
+def said(found: Orders) -> list[str]:
+    return [f"{move.job_id} {move.expect} -> {move.to} {dict(move.placement) or ''}".strip() for move in found.moves]
+
+
+def test_a_gang_that_fits_gets_a_lease_on_nodes_that_are_free() -> None:
+    jobs = [job("runs", State.RUNNING, 2), job("waits", gpus=2)]
+    found = decided(jobs, {}, Cluster(inventory(4), A))
+    assert said(found) == ["waits queued -> starting {'n0': 2}"] and found.promises == {}
+
+
+def test_what_is_to_start_in_the_place_of_others_waits_until_they_have_left() -> None:
+    low, high = job("low", State.RUNNING, 4), job("high", gpus=4, priority=5)
+    cluster = Cluster(inventory(4), A)
+    found = decided([low, high], {}, cluster)
+    assert said(found) == ["low running -> stopping"]
+    assert found.moves[0].reason is Reason.PREEMPTED and "high goes first" in found.moves[0].message
+    assert found.promises == {"high": (("n0", 4),)}
+    stopping = job("low", State.STOPPING, 4)
+    again = decided([stopping, high], found.promises, cluster)
+    assert again == Orders((), found.promises)
+    back = job("low", reason=Reason.PREEMPTED, gpus=4)
+    last = decided([back, high], found.promises, cluster)
+    assert said(last) == ["high queued -> starting {'n0': 4}"] and last.promises == {}
+
+
+def test_nobody_slips_into_what_is_promised_and_what_is_left_over_is_given_away() -> None:
+    stopping, high = job("low", State.STOPPING, 2), job("high", gpus=2, priority=5)
+    jobs = [stopping, high, job("late", gpus=2), job("later", gpus=1)]
+    found = decided(jobs, {"high": (("n0", 2),)}, Cluster(inventory(4), A))
+    # Two GPUs are free in fact: the promise is kept with them, and "late" gets those that are being left.
+    assert said(found) == ["high queued -> starting {'n0': 2}"]
+    assert found.promises == {"late": (("n0", 2),)}
+
+
+def test_a_job_that_does_not_stop_keeps_its_nodes_and_promises_on_them_are_off() -> None:
+    jobs = [job("stuck", State.STOPPING, 4), job("high", gpus=4, priority=5)]
+    promises = {"high": (("n0", 4),)}
+    slow = Cluster(inventory(4, 4), A, slow=frozenset({"stuck"}))
+    assert kept(jobs, promises, Cluster(inventory(4, 4), A)) == promises
+    assert kept(jobs, promises, slow) == {}
+    assert said(decided(jobs, {}, slow)) == ["high queued -> starting {'n1': 4}"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"wanted": Wanted.CANCEL}, {"wanted": Wanted.PAUSE}, {"state": State.STARTING}],
+)
+def test_a_promise_ends_with_the_wish(changed: dict[str, object]) -> None:
+    one = job("high", **{"state": State.QUEUED, **changed})  # type: ignore[arg-type]
+    assert kept([one], {"high": (("n0", 1),)}, Cluster(inventory(4), A)) == {}
+
+
+def test_a_promise_ends_with_its_node() -> None:
+    one, promises = job("high"), {"high": (("n1", 1),)}
+    assert kept([one], promises, Cluster(inventory(4, 4), A)) == promises
+    assert kept([one], promises, Cluster(inventory(4), A)) == {}
+    assert kept([one], promises, Cluster(inventory(4, 4), A, closed=frozenset({"n1"}))) == {}
+
+
+def test_a_job_that_is_moved_keeps_its_promise_while_it_stops() -> None:
+    moved = job("small", State.STOPPING, 1, reason=Reason.MOVED)
+    promises = {"small": (("n1", 1),)}
+    assert kept([moved], promises, Cluster(inventory(4, 4), A)) == promises
+    assert decided([moved], promises, Cluster(inventory(4, 4), A)) == Orders((), promises)
+    back = job("small", reason=Reason.MOVED)
+    assert said(decided([back], promises, Cluster(inventory(4, 4), A))) == ["small queued -> starting {'n1': 1}"]
+
+
+def test_what_pauses_or_waits_for_others_or_for_a_time_is_not_started() -> None:
+    parent = job("parent", State.RUNNING, 1)
+    jobs = [
+        parent,
+        job("paused", wanted=Wanted.PAUSE),
+        job("child", after=("parent",)),
+        job("early", not_before_s=NOW_S + 60.0),
+        job("failed", reason=Reason.DRIVER_LOST, retries={Reason.DRIVER_LOST: 1}, waiting_since_s=NOW_S - 1.0),
+    ]
+    assert decided(jobs, {}, Cluster(inventory(8), A)) == Orders((), {})
+    assert said(decided(jobs[1:], {}, Cluster(inventory(8), A))) == ["child queued -> starting {'n0': 1}"]
+
+
+def test_a_closed_node_and_one_that_is_gone_get_nothing() -> None:
+    jobs = [job("on lost", State.STOPPING, 1, on=(("n9", 1),), reason=Reason.NODE_LOST), job("waits", gpus=2)]
+    found = decided(jobs, {}, Cluster(inventory(4, 4), A, closed=frozenset({"n0"})))
+    assert said(found) == ["waits queued -> starting {'n1': 2}"]
+
+
+def test_a_limit_holds_also_against_jobs_that_are_still_stopping() -> None:
+    capped = (Tenant("a", limit=((None, 4),)),)
+    jobs = [job("leaves", State.STOPPING, 4), job("next", gpus=4)]
+    found = decided(jobs, {}, Cluster(inventory(8), capped))
+    assert found.moves == () and set(found.promises) == {"next"}
+
+
+def test_gpus_held_by_others_are_not_given_away() -> None:
+    taken = Inventory((replace(inventory(4).nodes[0], foreign_gpus=3),))
+    assert decided([job("waits", gpus=2)], {}, Cluster(taken, A)) == Orders((), {})
+    assert said(decided([job("waits", gpus=1)], {}, Cluster(taken, A))) == ["waits queued -> starting {'n0': 1}"]
+
+
+def test_decayed_use_is_the_same_in_closed_form_and_step_by_step() -> None:
+    half_life_s, start_s = 3600.0, NOW_S - 7200.0
+    lease = Lease("x", 1, "a", Gang(4, 1, 1), (("n0", 4),), start_s, None)
+    closed = used_of([lease], NOW_S, half_life_s)["a"]
+    shares = Shares({}, start_s, half_life_s)
+    used: dict[str, float] = {}
+    for step in range(1, 7201):
+        used = dict(shares.advance([job("x", State.RUNNING, 4)], start_s + step))
+    assert used["a"] == pytest.approx(closed, rel=1e-3)
+    assert closed == pytest.approx(4 * 3600.0 / 0.693147 * 0.75, rel=1e-3)
+    assert used_of([Lease("x", 1, "a", Gang(1), (), NOW_S + 5.0, None)], NOW_S, half_life_s) == {}
+
+
+def test_a_promise_that_can_not_be_kept_any_more_is_dropped() -> None:
+    one, promises = job("high", gpus=4), {"high": (("n0", 4),)}
+    capped = (Tenant("a", limit=((None, 3),)),)
+    shrunk = Inventory((replace(inventory(4).nodes[0], foreign_cpus=62),))
+    assert kept([one], promises, Cluster(inventory(4), A)) == promises
+    assert kept([one], promises, Cluster(inventory(4), capped)) == {}
+    assert kept([one], promises, Cluster(shrunk, A)) == {}
+    assert kept([one, job("runs", State.RUNNING, 1)], promises, Cluster(inventory(4), A)) == {}
+
+
+@pytest.mark.parametrize(("gpus", "foreign"), [(2, 0), (4, 1), (8, 7)])
+def test_a_node_that_shrinks_under_a_job_and_one_that_others_crowd_do_not_end_the_plan(gpus: int, foreign: int) -> None:
+    nodes = Inventory((replace(inventory(gpus).nodes[0], foreign_gpus=foreign), *inventory(1, 4).nodes[1:]))
+    jobs = [job("runs", State.RUNNING, 4), job("waits", gpus=2)]
+    assert said(decided(jobs, {}, Cluster(nodes, A))) == ["waits queued -> starting {'n1': 2}"]

@@ -14,7 +14,7 @@ from orchestrator.queue.shares import Shares, used_of
 from orchestrator.queue.states import Reason, State, Wanted
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.snapshot import Tenant
-from tests.support.queue import NOW_S, inventory, job
+from tests.support.queuejobs import NOW_S, inventory, job
 
 A = (Tenant("a"),)
 

@@ -12,7 +12,7 @@ from orchestrator.queue.records import Job
 from orchestrator.queue.retry import BUDGETS, landing, may_start_at_s, why_ended
 from orchestrator.queue.rules import Seen, next_move
 from orchestrator.queue.states import ENDED, MAY_GO_TO, Reason, State, Wanted
-from tests.support.queue import NOW_S, job
+from tests.support.queuejobs import NOW_S, job
 
 
 def seen(*submissions: Submission, **more: Any) -> Seen:

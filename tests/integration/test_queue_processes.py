@@ -69,7 +69,6 @@ def test_a_server_killed_a_hundred_times_in_a_run_of_200_jobs_loses_none_and_run
         pid = world.servers.start()
         time.sleep(TERM_S + chance.uniform(0.0, 0.25))  # it leads after a term, and is killed anywhere in a pass
         world.servers.send(pid, signal.SIGKILL)
-    assert any(world.store.job(job_id).state not in ENDED for job_id in ids)
     world.servers.start()
     until(lambda: all(world.store.job(job_id).state in ENDED for job_id in ids), 120.0)
     history = world.backend.history()

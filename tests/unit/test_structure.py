@@ -205,6 +205,12 @@ def test_no_source_file_is_long() -> None:
     assert not long
 
 
+def test_no_script_hides_a_module_of_the_standard_library_from_those_beside_it() -> None:
+    found = [path for folder in ("bench", "examples", "tests/support") for path in (ROOT / folder).glob("*.py")]
+    assert len(found) > 10
+    assert [name_of(path) for path in found if path.stem in sys.stdlib_module_names] == []
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: str(path.name))
 def test_example_spec_loads(path: Path) -> None:
     assert plan_batching(load_spec(str(path))).rows > 0

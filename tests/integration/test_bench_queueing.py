@@ -1,4 +1,4 @@
-"""bench/queue.py runs as a script, beside a module of the standard library of the same name."""
+"""bench/queueing.py runs as a script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_benchmark_of_the_queue_prints_a_line_for_each_result() -> None:
-    command = [sys.executable, "bench/queue.py", "--smoke"]
+    command = [sys.executable, "bench/queueing.py", "--smoke"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["result"] for line in lines] == ["submitting", "admissions", "pages", "restart", "memory", "machine"]

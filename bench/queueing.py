@@ -1,16 +1,11 @@
 """The inside of the queue: submitting against raw SQLite, admissions on a made-up cluster, restart, pages, memory.
 
-    python bench/queue.py [--jobs 100000] [--smoke]
+    python bench/queueing.py [--jobs 100000] [--smoke]
 
 Without HTTP, which comes with the server. Lines for people go to stderr, one JSON object for each result to stdout.
 """
 
 from __future__ import annotations
-
-import sys
-
-if __name__ == "__main__":  # else the standard library's own `queue` could not be found beside this file
-    sys.path.pop(0)
 
 import argparse
 import contextlib
@@ -20,6 +15,7 @@ import platform
 import resource
 import sqlite3
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator

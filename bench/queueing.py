@@ -138,17 +138,6 @@ def memory(path: Path, jobs: int) -> Answer:
     return {"result": "memory", "jobs": jobs, "after_a_fifth_mib": round(marks[0]), "after_all_mib": round(marks[1])}
 
 
-class Time:
-    def __init__(self, clock: FakeClock) -> None:
-        self._clock = clock
-
-    def now_s(self) -> float:
-        return self._clock()
-
-    def steady_s(self) -> float:
-        return self._clock()
-
-
 @contextlib.contextmanager
 def world(url: str) -> Iterator[tuple[Store, FakeClock, Controller]]:
     clock = FakeClock(1_000_000.0)
@@ -156,8 +145,8 @@ def world(url: str) -> Iterator[tuple[Store, FakeClock, Controller]]:
     backend = FakeBackend(FakeCluster(nodes, clock))
     backend.script("*", runs_s=2.0)
     with contextlib.closing(opened(url)) as store:
-        leading = Leading(store, Time(clock), "bench", "http://bench", 3600.0)
-        yield store, clock, Controller(store, backend, Time(clock), leading, launch_of)
+        leading = Leading(store, clock, "bench", "http://bench", 3600.0)
+        yield store, clock, Controller(store, backend, clock, leading, launch_of)
 
 
 def launch_of(job: Job, spec: str) -> Launch:

@@ -15,6 +15,13 @@ class FakeClock:
     def __call__(self) -> float:
         return self._now_s + (time.monotonic() - self._began_s) * self._rate
 
+    def now_s(self) -> float:
+        """As a clock of the queue."""
+        return self()
+
+    def steady_s(self) -> float:
+        return self()
+
     def advance(self, seconds: float) -> None:
         if seconds < 0:
             raise ValueError(f"time does not go back: {seconds} s")

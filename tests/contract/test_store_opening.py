@@ -139,8 +139,10 @@ def test_a_fresh_file_that_somebody_else_is_at_is_waited_for(tmp_path: Path) -> 
     other.execute("BEGIN IMMEDIATE")
     timer = threading.Timer(0.3, lambda: other.execute("COMMIT"))
     timer.start()
-    open_store(str(path)).close()
+    store = open_store(str(path))
     timer.join()
+    assert store.tenants() == []
+    store.close()
     other.close()
 
 

@@ -7,46 +7,13 @@ from typing import Any
 
 from cluster.inventory import Inventory, Node
 from cluster.resources import Gang
-from orchestrator.queue.records import Job, NodePlaces
-from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State, Wanted
+from orchestrator.queue.records import Job, NewJob, NodePlaces
+from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State
+from orchestrator.store.steps import submitted
 
 NOW_S = 1_000_000.0
 
-_BLANK = Job(
-    job_id="job",
-    number=1,
-    name="job",
-    kind="command",
-    tenant="a",
-    submitted_by="test",
-    gang=Gang(1, 1, 1),
-    priority=0,
-    after=(),
-    not_before_s=None,
-    max_runtime_s=None,
-    preemptible=True,
-    submitted_s=NOW_S - 3600.0,
-    wanted=Wanted.RUN,
-    state=State.QUEUED,
-    reason=Reason.SUBMITTED,
-    message="",
-    attempt=0,
-    placement=(),
-    waiting_since_s=NOW_S - 3600.0,
-    waited_s=0.0,
-    started_s=None,
-    attained_s=0.0,
-    ended_s=None,
-    remaining_s=None,
-    interruptions=0,
-    interruption_cost_s=0.0,
-    retries={},
-    run=None,
-    step=0,
-    total_steps=None,
-    metrics={},
-    changed=1,
-)
+_BLANK = submitted(NewJob("job", "command", "a", "{}", Gang(1, 1, 1), "test"), "job", 1, NOW_S - 3600.0, changed=1)
 
 
 def job(job_id: str = "job", state: State = State.QUEUED, gpus: int = 1, on: NodePlaces = (), **changes: Any) -> Job:

@@ -22,19 +22,6 @@ TERM_S = 15.0
 TENANTS = (Tenant("a"), Tenant("b"))
 
 
-class Time:
-    """Clock of the servers: the test's."""
-
-    def __init__(self, clock: FakeClock) -> None:
-        self._clock = clock
-
-    def now_s(self) -> float:
-        return self._clock()
-
-    def steady_s(self) -> float:
-        return self._clock()
-
-
 def launch_of(job: Job, spec: str) -> Launch:
     gpus = " ".join(f"{node}={workers * job.gang.gpus_per_worker}" for node, workers in job.placement)
     return Launch(job.submission, ("python", "-m", "something"), metadata={"gpus": gpus})
@@ -67,10 +54,10 @@ class QueueWorld:
         launch: LaunchOf = launch_of,
     ) -> Controller:
         """A server of its own, on the same store and machines, or on what stands before them."""
-        time, store = Time(self.clock), store or self.store
-        leading = Leading(store, time, name, f"http://{name}", TERM_S)
+        store = store or self.store
+        leading = Leading(store, self.clock, name, f"http://{name}", TERM_S)
         timing = Timing(grace_s=30.0, slow_s=60.0, absent_s=2.0, doubt_s=20.0)
-        return Controller(store, backend or self.backend, time, leading, launch, timing=timing)
+        return Controller(store, backend or self.backend, self.clock, leading, launch, timing=timing)
 
     def submit(self, *jobs: NewJob) -> list[str]:
         return [job.job_id for job in self.store.submit(jobs, self.clock())]

@@ -29,6 +29,13 @@ HOMES = {
     "safetensors": TRAINING,
     "pyarrow": TRAINING,
     "huggingface_hub": (*TRAINING, "jobs/modeldir.py"),
+    "fastapi": ("orchestrator/server/",),
+    "starlette": ("orchestrator/server/",),
+    "uvicorn": ("orchestrator/server/",),
+    "prometheus_client": ("orchestrator/server/",),
+    "sqlalchemy": ("orchestrator/store/",),
+    "alembic": ("orchestrator/store/",),
+    "pandas": (*TRAINING, "orchestrator/handle.py"),
 }
 LIGHT_MODULES = (
     "orchestrator.cli",

@@ -1,0 +1,91 @@
+"""What a job's driver and the server say to each other: frozen messages, as JSON over HTTP.
+
+A driver begins with `Register`, and gets back what it is to run. From then on it sends a `Beat` every so often, and is
+answered with an order. Whatever a beat says is the newest known, not what has changed: one that is lost costs nothing.
+
+    POST /v1/driver/register   Register -> Registered
+    POST /v1/driver/beat       Beat -> Answer
+
+The driver shows the token of its attempt (`Authorization: Bearer ...`). Statuses: 401, the token is not of this
+attempt; 410, the attempt is over; 422, a message that is none, or of a newer version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+WIRE_VERSION: Final = 1
+
+
+class Message(BaseModel):
+    """Unknown keys are passed over, so that a newer server may say more."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=True)
+
+    version: Literal[1] = WIRE_VERSION
+
+
+class Order(StrEnum):
+    GO_ON = "go-on"
+    STOP = "stop"  # save, end, and exit with 130
+    LEAVE = "leave"  # the attempt is over, and another one may run: end at once, and write nothing more
+
+
+class Register(Message):
+    job_id: str
+    attempt: int = Field(ge=1)
+    host: str = ""
+    pid: int = 0
+
+
+class Registered(Message):
+    """What the attempt is to run.
+
+    Attributes:
+        kind: of the spec: finetune, command.
+        spec: resolved: what it says of other runs (`run:NAME`) is a path or URL by now.
+        run: root of the run that an earlier attempt has begun; None: there was none.
+        placement: (node id, workers there), of the lease; in order, ranks follow from it.
+        engine: what runs the workers.
+        parents: roots of the runs of the jobs that it comes after, by job; those that have none are left out.
+        secrets: variables of the environment, by name.
+    """
+
+    kind: str
+    spec: dict[str, Any]
+    run: str | None = None
+    placement: tuple[tuple[str, int], ...]
+    engine: Literal["ray", "local"]
+    parents: Mapping[str, str] = Field(default_factory=dict)
+    secrets: Mapping[str, str] = Field(default_factory=dict)
+    beat_every_s: float = Field(10.0, gt=0.0)
+    order: Order = Order.GO_ON
+
+
+class Beat(Message):
+    """What the driver knows by now. None: nothing new.
+
+    Attributes:
+        run: root of the run that it writes.
+        remaining_s: running time left, as measured.
+        interruption_cost_s: what it would cost to stop now: work since the newest checkpoint, and starting again.
+        metrics: newest by name.
+    """
+
+    job_id: str
+    attempt: int = Field(ge=1)
+    run: str | None = None
+    step: int | None = Field(None, ge=0)
+    total_steps: int | None = Field(None, ge=0)
+    remaining_s: float | None = None
+    interruption_cost_s: float | None = None
+    metrics: Mapping[str, float] = Field(default_factory=dict)
+
+
+class Answer(Message):
+    order: Order
+    reason: str = ""

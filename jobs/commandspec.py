@@ -1,0 +1,43 @@
+"""A job that runs a program of the user's own on a gang: evaluation, generation, preparation. Light to import."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from jobs.frozen import Frozen
+from jobs.queuespec import Queue, VariableName
+from jobs.spec import SCHEMA_VERSION
+
+Word = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=100_000)]
+
+
+class CommandResources(Frozen):
+    """The gang: as many processes, all of which start together, or none."""
+
+    num_workers: int = Field(1, ge=1, le=65_536, description="Number of processes of the program.")
+    gpus_per_worker: int = Field(0, ge=0, le=1024, description="GPUs that each of them sees.")
+    cpus_per_worker: int = Field(1, ge=1, le=65_536, description="CPU cores for each of them.")
+    accelerator_type: str | None = Field(None, description="Only GPUs of this type, as Ray names it (A100, H100).")
+
+
+class CommandSpec(Frozen):
+    """A program on a gang. With several workers each process gets RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR."""
+
+    version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this schema.")
+    kind: Literal["command"] = Field(description="command.")
+    name: str = Field(
+        "command",
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
+        description="Start of the job's name: lower-case letters, digits, '.', '_' and '-'.",
+    )
+    command: tuple[Word, ...] = Field(
+        min_length=1, description="Program and arguments, as a list: there is no shell between."
+    )
+    working_dir: str | None = Field(
+        None, min_length=1, description="Directory in which it runs (relative to the spec's file)."
+    )
+    env: dict[VariableName, Word] = Field(default_factory=dict, description="Variables that are added.")
+    resources: CommandResources = Field(default_factory=CommandResources, description="The gang.")
+    queue: Queue = Field(default_factory=Queue, description="What it asks of the queue.")

@@ -1,0 +1,335 @@
+"""What the server answers and is asked, over HTTP: shared by the server, the SDK and the command line.
+
+Times are seconds since 1970 (UTC). Whatever is refused is answered with `Problem`, and one of these statuses: 400 what
+was asked cannot be done; 401 no token, or one that is not known; 403 a token that may not do that; 404 there is no such
+thing; 409 it is too late or too early for that, or the name is taken; 413 too large; 422 what was sent has the wrong
+shape; 429 too many at once; 503 tried again later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from orchestrator.queue.records import Job
+from orchestrator.queue.states import Reason, State, Wanted
+
+API_VERSION: Final = "1"
+MOST_JOBS: Final = 10_000  # of one submission
+MOST_BYTES: Final = 64 << 20  # of one body
+MOST_PAGE: Final = 1000
+
+
+class Sent(BaseModel):
+    """What a client sends: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Told(BaseModel):
+    """What the server answers: unknown keys are passed over, so that a newer server may say more."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=True, ser_json_inf_nan="null")
+
+
+class Problem(Told):
+    """Why it was refused, and what to do.
+
+    Attributes:
+        error: name of the exception's class (`UnknownJob`, `SpecError`, ...).
+        message: for people.
+    """
+
+    error: str
+    message: str
+
+
+class Submission(Sent):
+    """Jobs to be queued: all of them, or none.
+
+    Attributes:
+        specs: resolved, with a section `queue`; paths are absolute.
+        key: given by the client, so that it can send again: the same key and specs give the same jobs.
+        client: whose end takes these jobs along (an embedded orchestrator's clients); None: they outlive it.
+    """
+
+    specs: tuple[dict[str, Any], ...] = Field(min_length=1, max_length=MOST_JOBS)
+    key: str | None = Field(None, min_length=1, max_length=200)
+    client: str | None = Field(None, min_length=1, max_length=200)
+
+
+class JobView(Told):
+    """A job, as everybody sees it who may.
+
+    Attributes:
+        placement: (node, workers there) of its lease; empty while it holds none.
+        heard_s: when its driver was last heard of.
+        run: root of the run that it writes; for a command None.
+        metrics: last known, by name.
+        changed: grows with each change of the job; see `GET /v1/changes`.
+    """
+
+    job_id: str
+    number: int
+    name: str
+    kind: str
+    tenant: str
+    submitted_by: str
+    num_workers: int
+    cpus_per_worker: int
+    gpus_per_worker: int
+    accelerator_type: str | None
+    priority: int
+    after: tuple[str, ...]
+    max_runtime_s: float | None
+    preemptible: bool
+    submitted_s: float
+    wanted: Wanted
+    state: State
+    reason: Reason
+    message: str
+    attempt: int
+    placement: tuple[tuple[str, int], ...]
+    waited_s: float
+    started_s: float | None
+    attained_s: float
+    ended_s: float | None
+    remaining_s: float | None
+    interruptions: int
+    heard_s: float | None
+    run: str | None
+    step: int
+    total_steps: int | None
+    metrics: Mapping[str, float | None]
+    changed: int
+
+    @classmethod
+    def of(cls, job: Job, now_s: float, heard_s: float | None = None) -> JobView:
+        waits_s = now_s - job.waiting_since_s if job.state is State.QUEUED else 0.0
+        gang = job.gang
+        return cls(
+            job_id=job.job_id,
+            number=job.number,
+            name=job.name,
+            kind=job.kind,
+            tenant=job.tenant,
+            submitted_by=job.submitted_by,
+            num_workers=gang.num_workers,
+            cpus_per_worker=gang.cpus_per_worker,
+            gpus_per_worker=gang.gpus_per_worker,
+            accelerator_type=gang.accelerator_type,
+            priority=job.priority,
+            after=job.after,
+            max_runtime_s=job.max_runtime_s,
+            preemptible=job.preemptible,
+            submitted_s=job.submitted_s,
+            wanted=job.wanted,
+            state=job.state,
+            reason=job.reason,
+            message=job.message,
+            attempt=job.attempt,
+            placement=job.placement,
+            waited_s=job.waited_s + max(waits_s, 0.0),
+            started_s=job.started_s,
+            attained_s=job.attained_s,
+            ended_s=job.ended_s,
+            remaining_s=job.remaining_s,
+            interruptions=job.interruptions,
+            heard_s=heard_s,
+            run=job.run,
+            step=job.step,
+            total_steps=job.total_steps,
+            metrics=dict(job.metrics),
+            changed=job.changed,
+        )
+
+
+class JobPage(Told):
+    """Newest first. `next`: what to give as `before` for the page after this one; None: this was the last."""
+
+    jobs: tuple[JobView, ...]
+    next: int | None
+
+
+class Changes(Told):
+    """Jobs that have changed, in that order; `last`: what to give as `after` the next time."""
+
+    jobs: tuple[JobView, ...]
+    last: int
+
+
+class Counts(Told):
+    states: Mapping[State, int]
+
+
+class Priority(Sent):
+    priority: int = Field(ge=-1000, le=1000)
+
+
+class EventView(Told):
+    number: int
+    at_s: float
+    kind: str
+    message: str
+    job_id: str | None
+
+
+class Events(Told):
+    events: tuple[EventView, ...]
+
+
+class WhyView(Told):
+    """Why a job is where it is. Starts are seconds since 1970; None: nobody can say."""
+
+    text: str
+    expected_start_s: float | None
+    earliest_start_s: float | None
+    latest_start_s: float | None
+
+
+class LogSources(Told):
+    """`output`: what its newest attempt has written to its terminal; `driver`, `rank-0`, ...: the logs of its run."""
+
+    sources: tuple[str, ...]
+
+
+class LogPart(Told):
+    """Text from a byte on, whole lines where there are any.
+
+    Attributes:
+        next: the byte to go on from.
+        ended: nothing more will come.
+    """
+
+    text: str
+    next: int
+    ended: bool
+
+
+class MetricsPart(Told):
+    """The records of a run's journal of metrics, in the order of steps; `next`: what to give as `after`."""
+
+    records: tuple[dict[str, Any], ...]
+    next: int
+
+
+class NodeView(Told):
+    """A machine. `order`: use, cordon or drain; `held`: (job, workers there)."""
+
+    node_id: str
+    cpus: int
+    gpus: int
+    accelerator_type: str | None
+    usable: bool
+    foreign_cpus: int
+    foreign_gpus: int
+    order: str
+    by: str
+    reason: str
+    since_s: float | None
+    held: tuple[tuple[str, int], ...]
+
+
+class Nodes(Told):
+    nodes: tuple[NodeView, ...]
+
+
+class NodeOrderSent(Sent):
+    order: Literal["use", "cordon", "drain"]
+    reason: str = Field("", max_length=500)
+
+
+class QuotaSent(Sent):
+    """GPUs of one type; None: of all types together."""
+
+    accelerator_type: str | None = Field(None, min_length=1, max_length=100)
+    gpus: int = Field(ge=0, le=1_000_000)
+
+
+class TenantSent(Sent):
+    """All of a tenant's settings."""
+
+    weight: float = Field(1.0, gt=0.0, le=1_000_000.0)
+    guaranteed: tuple[QuotaSent, ...] = Field((), max_length=100)
+    limit: tuple[QuotaSent, ...] = Field((), max_length=100)
+
+
+class QuotaView(Told):
+    accelerator_type: str | None
+    gpus: int
+
+
+class TenantView(Told):
+    name: str
+    weight: float
+    guaranteed: tuple[QuotaView, ...]
+    limit: tuple[QuotaView, ...]
+    running: int
+    queued: int
+    gpus: int = Field(description="Held now.")
+
+
+class Tenants(Told):
+    tenants: tuple[TenantView, ...]
+
+
+class UsageRow(Told):
+    """What a tenant has held in one month (UTC), `2026-11`."""
+
+    month: str
+    tenant: str
+    gpu_hours: float
+    cpu_hours: float = Field(description="Of gangs without GPUs.")
+    jobs: int = Field(description="That have held a lease in it.")
+
+
+class Usage(Told):
+    rows: tuple[UsageRow, ...]
+
+
+class TokenSent(Sent):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")
+    role: Literal["admin", "member", "viewer"]
+    tenant: str | None = Field(None, min_length=1, max_length=100)
+
+
+class TokenView(Told):
+    name: str
+    role: str
+    tenant: str | None
+    created_s: float
+    revoked_s: float | None
+
+
+class Tokens(Told):
+    tokens: tuple[TokenView, ...]
+
+
+class NewToken(Told):
+    """The only time that it is shown."""
+
+    name: str
+    token: str
+
+
+class Me(Told):
+    """Who the token is of. Without tokens everybody is an admin."""
+
+    name: str
+    role: str
+    tenant: str | None
+    tokens_needed: bool
+
+
+class Server(Told):
+    """`machine`: which one the server runs on, so that a client can tell whether it is the same."""
+
+    version: str
+    api: str
+    leads: bool
+    leader_url: str | None
+    engine: Literal["ray", "local", "fake"]
+    machine: str
+    shared: tuple[str, ...] = Field(description="Folders that all machines see.")

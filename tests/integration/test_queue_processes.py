@@ -23,6 +23,7 @@ from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.store import open_store
 from tests.support.queueservers import TERM_S, Servers, servers
 from tests.support.queueworld import new
+from tests.support.raycluster import ray_head
 
 
 @dataclass
@@ -115,9 +116,22 @@ exit {code}
 
 
 def test_a_server_killed_ten_times_over_twenty_real_processes_loses_none_and_runs_none_twice(tmp_path: Path) -> None:
-    chance = random.Random(3)
-    folder, work = tmp_path / "machine", tmp_path / "work"
+    folder = tmp_path / "machine"
     folder.mkdir()
+    kill_ten_times(tmp_path, folder, gpus=1, between_s=(TERM_S, TERM_S + 0.3))
+
+
+@pytest.mark.slow
+def test_a_server_killed_ten_times_over_twenty_jobs_of_a_real_ray_loses_none_and_runs_none_twice(
+    tmp_path: Path,
+) -> None:
+    with ray_head(num_cpus=8) as head:
+        kill_ten_times(tmp_path, f"{head.dashboard} {head.token}", gpus=0, between_s=(1.0, 4.0))
+
+
+def kill_ten_times(tmp_path: Path, where: Path | str, gpus: int, between_s: tuple[float, float]) -> None:
+    """Twenty programs that say when they begin and end, and that two of one name overlap; every fifth of them fails."""
+    chance, work = random.Random(3), tmp_path / "work"
     work.mkdir()
     store = open_store(str(tmp_path / "queue.db"))
     store.put_tenant(Tenant("a"), time.time())
@@ -125,15 +139,15 @@ def test_a_server_killed_ten_times_over_twenty_real_processes_loses_none_and_run
     jobs = []
     for number, code in enumerate(codes):
         program = PROGRAM.format(folder=work, name=number, seconds=chance.choice((0, 1)), code=code)
-        jobs.append(NewJob("real", "command", "a", program, Gang(chance.choice((1, 2, 4)), 1, 1), "test"))
-    with contextlib.closing(store), servers(tmp_path / "queue.db", folder) as found:
+        jobs.append(NewJob("real", "command", "a", program, Gang(chance.choice((1, 2, 4)), 1, gpus), "test"))
+    with contextlib.closing(store), servers(tmp_path / "queue.db", where) as found:
         ids = [job.job_id for job in store.submit(jobs, time.time())]
         for _ in range(10):
             pid = found.start()
-            time.sleep(TERM_S + chance.uniform(0.0, 0.3))
+            time.sleep(chance.uniform(*between_s))
             found.send(pid, signal.SIGKILL)
         found.start()
-        until(lambda: all(store.job(job_id).state in ENDED for job_id in ids), 120.0)
+        until(lambda: all(store.job(job_id).state in ENDED for job_id in ids), 240.0)
         assert not store.leases(held=True)
         assert [store.job(job_id).state for job_id in ids] == [
             State.FAILED if code else State.SUCCEEDED for code in codes

@@ -18,6 +18,7 @@ from pathlib import Path
 from cluster.backend import Backend, Launch
 from cluster.inventory import Inventory, Node
 from cluster.local_backend import LocalBackend
+from cluster.ray_jobs import RayJobsBackend
 from cluster.testing import FakeBackend, ServedCluster
 from orchestrator.queue.clock import SystemClock
 from orchestrator.queue.controller import Controller, Timing
@@ -32,7 +33,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def machines(where: str) -> Backend:
-    """A made-up cluster at a socket, or this machine with a folder, which plays two nodes of 4 GPUs."""
+    """A made-up cluster at a socket; a dashboard of Ray and its token; or this machine with a folder, as two nodes."""
+    if where.startswith("http"):
+        dashboard, token = where.split()
+        return RayJobsBackend(dashboard, token=token)
     path = Path(where)
     if path.is_dir():
         return LocalBackend(path, Inventory((Node("n1", cpus=8, gpus=4), Node("n2", cpus=8, gpus=4))))
@@ -95,7 +99,7 @@ class Servers:
 
 
 @contextlib.contextmanager
-def servers(store_path: Path, where: Path) -> Iterator[Servers]:
+def servers(store_path: Path, where: Path | str) -> Iterator[Servers]:
     command = [sys.executable, "-m", "tests.support.queueservers", str(store_path), str(where)]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     found = Servers(process)

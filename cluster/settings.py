@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -48,3 +52,74 @@ def set_default(name: str, value: str) -> None:
 def with_environment(added: Mapping[str, str]) -> dict[str, str]:
     """This process's environment and more: what a program of this machine is started with."""
     return {**os.environ, **added}
+
+
+SECRET_PREFIX = "FLEETUNE_SECRET_"
+
+
+def fleetune_home(environ: Mapping[str, str] = os.environ) -> Path:
+    """FLEETUNE_HOME, or ~/.fleetune: the token, and what a server of this machine and its clients keep."""
+    return Path(environ.get("FLEETUNE_HOME") or "~/.fleetune").expanduser().absolute()
+
+
+def server_url(environ: Mapping[str, str] = os.environ) -> str | None:
+    """FLEETUNE_URL, of the queue's server; None where it is not set."""
+    return environ.get("FLEETUNE_URL") or None
+
+
+def server_token(environ: Mapping[str, str] = os.environ) -> str | None:
+    """FLEETUNE_TOKEN, or what the file `token` of FLEETUNE_HOME has; None where there is neither.
+
+    Raises:
+        InputError: others may read that file.
+    """
+    if token := environ.get("FLEETUNE_TOKEN", "").strip():
+        return token
+    path = fleetune_home(environ) / "token"
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & 0o077:
+                raise InputError(f"{path} may be read by others (mode {mode:04o}): chmod 600 {path}")
+            return file.read(1000).strip() or None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def server_secrets(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What a server may give to jobs that name it: NAME for each FLEETUNE_SECRET_NAME."""
+    return {
+        name.removeprefix(SECRET_PREFIX): value
+        for name, value in environ.items()
+        if name.startswith(SECRET_PREFIX) and name != SECRET_PREFIX
+    }
+
+
+@dataclass(frozen=True)
+class DriverPlace:
+    """Which attempt of which job a driver is, and the server that it belongs to."""
+
+    url: str
+    job_id: str
+    attempt: int
+    token: str
+
+    def environment(self) -> dict[str, str]:
+        """What the driver is started with; `driver_place` reads it."""
+        return {
+            "FLEETUNE_URL": self.url,
+            "FLEETUNE_JOB": self.job_id,
+            "FLEETUNE_ATTEMPT": str(self.attempt),
+            "FLEETUNE_DRIVER_TOKEN": self.token,
+        }
+
+
+def driver_place(environ: Mapping[str, str] = os.environ) -> DriverPlace | None:
+    """Where this process is the driver of a queued job, from the variables that it was started with; else None."""
+    values = [environ.get(f"FLEETUNE_{name}", "") for name in ("URL", "JOB", "ATTEMPT", "DRIVER_TOKEN")]
+    url, job_id, attempt, token = values
+    if not all(values) or not attempt.isdecimal() or int(attempt) < 1:
+        return None
+    return DriverPlace(url, job_id, int(attempt), token)

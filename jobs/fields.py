@@ -1,4 +1,4 @@
-"""The spec's fields by their dotted names, and what a wrong name may have meant."""
+"""The fields of a spec, of either kind, by their dotted names, and what a wrong name may have meant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from collections.abc import Iterable, Mapping
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from jobs.commandspec import CommandSpec
+from jobs.queuespec import Kind
 from jobs.spec import Spec
+
+SPEC_MODELS: Mapping[Kind, type[BaseModel]] = {"finetune": Spec, "command": CommandSpec}
 
 # What other tools call it, anywhere or in one section. The left side is compared without regard to case, '-' and '_'.
 ALIASES: Mapping[str, str] = {
@@ -126,6 +130,35 @@ ALIASES: Mapping[str, str] = {
     "job_name": "name",
     "random_seed": "seed",
     "schema_version": "version",
+    "cwd": "working_dir",
+    "workdir": "working_dir",
+    "prio": "queue.priority",
+    "team": "queue.tenant",
+    "account": "queue.tenant",
+    "depends_on": "queue.after",
+    "dependencies": "queue.after",
+    "timeout": "queue.max_runtime_s",
+    "time_limit": "queue.max_runtime_s",
+    "max_time": "queue.max_runtime_s",
+    "webhook": "queue.on_end",
+    "type": "kind",
+}
+# In a spec of kind command these mean something else, or nothing.
+COMMAND_ALIASES: Mapping[str, str] = {
+    "cmd": "command",
+    "entrypoint": "command",
+    "program": "command",
+    "script": "command",
+    "args": "command",
+    "arguments": "command",
+    "environment": "env",
+    "env_vars": "env",
+    "variables": "env",
+    "gpus": "resources.gpus_per_worker",
+    "num_gpus": "resources.gpus_per_worker",
+    "n_gpus": "resources.gpus_per_worker",
+    "processes": "resources.num_workers",
+    "num_processes": "resources.num_workers",
 }
 # Wanted elsewhere, and not offered here.
 ABSENT: Mapping[str, str] = {
@@ -139,9 +172,9 @@ ABSENT: Mapping[str, str] = {
 
 
 @functools.cache
-def spec_fields() -> Mapping[str, FieldInfo]:
+def spec_fields(kind: Kind = "finetune") -> Mapping[str, FieldInfo]:
     """Every field by its dotted name, in the order of the spec: `train`, `train.learning_rate`, and so on."""
-    return dict(_walk(Spec, ""))
+    return dict(_walk(SPEC_MODELS[kind], ""))
 
 
 def _walk(model: type[BaseModel], prefix: str) -> Iterable[tuple[str, FieldInfo]]:
@@ -157,10 +190,11 @@ def section_model(info: FieldInfo) -> type[BaseModel] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
-def keys_of(section: str) -> list[str]:
+def keys_of(section: str, kind: Kind = "finetune") -> list[str]:
     """Names of the fields directly under a section ("" for the top level)."""
     prefix = f"{section}." if section else ""
-    return [name[len(prefix) :] for name in spec_fields() if name.startswith(prefix) and "." not in name[len(prefix) :]]
+    names = [name[len(prefix) :] for name in spec_fields(kind) if name.startswith(prefix)]
+    return [name for name in names if "." not in name]
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -169,36 +203,47 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def unknown_key(section: str, key: str) -> tuple[str, str | None]:
+def unknown_key(section: str, key: str, kind: Kind = "finetune") -> tuple[str, str | None]:
     """What to say about a key that the section does not have, and the field that was probably meant."""
+    fields = spec_fields(kind)
+    if other := _other_kind(section, key, kind):
+        return f"unknown key: it is for kind: {other}, and this spec is of kind {kind}", None
     if reason := ABSENT.get(key):
         return f"unknown key: {reason}", None
-    if target := _alias(f"{section}.{key}") or (None if _homes(key) else _alias(key)):
+    if target := _alias(f"{section}.{key}", kind) or (None if homes_of(key, kind) else _alias(key, kind)):
         home, _, name = target.rpartition(".")
         return (f"unknown key; it is called {name} here" if home == section else f"unknown key; use {target}"), target
     here = f"{section}.{key}" if section else key
-    if here in spec_fields():
+    if here in fields:
         home, _, name = here.rpartition(".")
         return f"no dots in the file: write {name} indented under {home}: (dots are for --set)", here
-    if homes := _homes(key):
+    if homes := homes_of(key, kind):
         places = " or ".join(home.rpartition(".")[0] or "the top level" for home in homes)
         return f"belongs under {places}", homes[0] if len(homes) == 1 else None
-    near = difflib.get_close_matches(_plain(key), {_plain(name): name for name in keys_of(section)}, n=1, cutoff=0.7)
+    near = difflib.get_close_matches(_plain(key), {_plain(name) for name in keys_of(section, kind)}, n=1, cutoff=0.7)
     if near:
-        name = next(name for name in keys_of(section) if _plain(name) == near[0])
+        name = next(name for name in keys_of(section, kind) if _plain(name) == near[0])
         return f"unknown key; did you mean {name}?", f"{section}.{name}" if section else name
-    if guess := did_you_mean(key, [name for name in spec_fields() if name.count(".") != section.count(".")]):
+    if guess := did_you_mean(key, [name for name in fields if name.count(".") != section.count(".")]):
         return f"unknown key{guess}", None
-    return f"unknown key; {section or 'the spec'} has {', '.join(keys_of(section))}", None
+    return f"unknown key; {section or 'the spec'} has {', '.join(keys_of(section, kind))}", None
 
 
-def _homes(key: str) -> list[str]:
-    """Fields of this very name in other sections."""
-    return [name for name in spec_fields() if name.rpartition(".")[2] == key]
+def homes_of(key: str, kind: Kind = "finetune") -> list[str]:
+    """Fields of this very name, in whatever section."""
+    return [name for name in spec_fields(kind) if name.rpartition(".")[2] == key]
 
 
-def _alias(key: str) -> str | None:
-    return next((target for alias, target in ALIASES.items() if _plain(alias) == _plain(key)), None)
+def _other_kind(section: str, key: str, kind: Kind) -> Kind | None:
+    """The kind of spec that has such a section or value at the top, if this one has it nowhere."""
+    others = (other for other in SPEC_MODELS if other != kind and key in keys_of("", other))
+    return None if section or homes_of(key, kind) else next(others, None)
+
+
+def _alias(key: str, kind: Kind) -> str | None:
+    aliases = {**ALIASES, **COMMAND_ALIASES} if kind == "command" else ALIASES
+    target = next((target for alias, target in aliases.items() if _plain(alias) == _plain(key)), None)
+    return target if target in spec_fields(kind) else None
 
 
 def _plain(name: str) -> str:

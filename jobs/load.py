@@ -1,55 +1,110 @@
-"""From a file and `--set` to a Spec, or to one message that names every mistake and its line."""
+"""From a file and `--set` to a spec of either kind, or to one message that names every mistake and its line."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from jobs import storage
+from jobs.commandspec import CommandSpec
 from jobs.errors import SpecError, StorageError
-from jobs.fields import ABSENT, did_you_mean, keys_of, section_model, spec_fields, unknown_key
+from jobs.fields import SPEC_MODELS, did_you_mean, keys_of, section_model, unknown_key
 from jobs.marks import Document, Path, dotted, parse, parse_value
-from jobs.spec import SCHEMA_VERSION, Columns, Source, Spec
+from jobs.mistakes import KEY, reworded, shown
+from jobs.queuespec import Kind
+from jobs.runref import is_run_reference
+from jobs.spec import SCHEMA_VERSION, Source, Spec
 
 # Where Ray unpacks what `ray job submit --working-dir` ships; it is deleted some time after the job.
 RAY_PACKAGE = "/runtime_resources/working_dir_files/"
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _SET = "--set"
 
+AnySpec = Spec | CommandSpec
+
 
 def load_spec(path: str, overrides: Sequence[str] = ()) -> Spec:
-    """Read a spec from YAML or JSON; relative paths in it become absolute, relative to the file.
+    """Read a spec that trains, from YAML or JSON; relative paths in it become absolute, relative to the file.
 
     Args:
         path: local path or fsspec URL.
         overrides: `train.learning_rate=1e-5` and so on; the value is YAML.
 
     Raises:
-        SpecError: with all mistakes at once, one a line as `file:line: key: what is wrong`.
+        SpecError: with all mistakes at once, one a line as `file:line: key: what is wrong`; or it is of another kind.
     """
+    spec = load_job_spec(path, overrides)
+    if isinstance(spec, CommandSpec):
+        raise SpecError(
+            f"{path} is of kind command, and nothing is trained with it here. Commands go to the queue: "
+            f"fleetune submit {path}"
+        )
+    return spec
+
+
+def load_job_spec(path: str, overrides: Sequence[str] = ()) -> AnySpec:
+    """The same for a spec of any kind. Raises SpecError."""
     document = parse(_text(path), path)
     if not isinstance(document.value, dict):
         what = "is empty" if document.value is None else "is no mapping of keys to values"
         raise SpecError(f"{path}: {what}: a spec needs model and data. `fleetune spec` prints every field")
     for override in overrides:
         _override(document, override)
+    return _with_absolute_paths(_checked(document), path)
+
+
+def spec_of(value: Mapping[str, Any]) -> AnySpec:
+    """The spec out of its own JSON, as `dump_spec` writes it; paths stay as they are.
+
+    Raises:
+        SpecError: with all mistakes at once, one a line as `key: what is wrong`.
+    """
+    try:
+        copied = json.loads(json.dumps(dict(value)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError(f"a spec is a mapping of keys to values, as JSON has them: {error}") from error
+    return _checked(Document(copied, {(): ""}))
+
+
+def _checked(document: Document) -> AnySpec:
+    """Raises SpecError."""
     _check_version(document)
+    kind = _kind_of(document)
     problems = list(document.problems)
-    meant = {target for target in _drop_unknown_keys(document, problems) if target}
-    spec = _validate(document, problems, meant)
+    meant = {target for target in _drop_unknown_keys(document, kind, problems) if target}
+    spec = _validate(document, kind, problems, meant)
     if problems or spec is None:
-        raise SpecError("\n".join(f"{mark}: {message}" for mark, message in sorted(problems, key=_line)))
-    return _with_absolute_paths(spec, path)
+        raise SpecError("\n".join(_said(*problem) for problem in sorted(problems, key=_line)))
+    return spec
 
 
-def dump_spec(spec: Spec) -> bytes:
-    """The resolved spec as JSON; `load_spec` of it gives an equal Spec."""
+def _said(mark: str, message: str) -> str:
+    return f"{mark}: {message}" if mark else message
+
+
+def _kind_of(document: Document) -> Kind:
+    """Without it, nothing else of a spec can be judged. Raises SpecError."""
+    values = document.value
+    named = values.get("kind", "finetune")
+    if "kind" not in values and "command" in values and "model" not in values:
+        raise SpecError(
+            _said(document.mark(("command",)), "kind: is missing: a spec with a command says kind: command")
+        )
+    for kind in SPEC_MODELS:
+        if named == kind:
+            return kind
+    hint = did_you_mean(str(named), SPEC_MODELS)
+    message = f"kind: must be {' or '.join(SPEC_MODELS)}, but is {shown(named, '')}{hint}"
+    raise SpecError(_said(document.mark(("kind",)), message))
+
+
+def dump_spec(spec: AnySpec) -> bytes:
+    """The resolved spec as JSON; `load_job_spec` of it gives an equal one."""
     return spec.model_dump_json(indent=1).encode() + b"\n"
 
 
@@ -100,17 +155,15 @@ def _override(document: Document, text: str) -> None:
 def _check_version(document: Document) -> None:
     version = document.value.get("version", SCHEMA_VERSION)
     if isinstance(version, int | float) and version > SCHEMA_VERSION:
-        raise SpecError(
-            f"{document.mark(('version',))}: written for schema version {version}; "
-            f"this release reads {SCHEMA_VERSION}: upgrade Fleetune"
-        )
+        what = f"written for schema version {version}; this release reads {SCHEMA_VERSION}: upgrade Fleetune"
+        raise SpecError(_said(document.mark(("version",)), what))
 
 
-def _drop_unknown_keys(document: Document, problems: list[tuple[str, str]]) -> Iterator[str | None]:
+def _drop_unknown_keys(document: Document, kind: Kind, problems: list[tuple[str, str]]) -> Iterator[str | None]:
     """Report and remove keys that no section has; yields the fields that were probably meant."""
-    for section, values in list(_sections(document.value, Spec, ())):
-        for key in [key for key in values if key not in keys_of(dotted(section))]:
-            message, target = unknown_key(dotted(section), key)
+    for section, values in list(_sections(document.value, SPEC_MODELS[kind], ())):
+        for key in [key for key in values if key not in keys_of(dotted(section), kind)]:
+            message, target = unknown_key(dotted(section), key, kind)
             problems.append((document.mark((*section, key)), f"{dotted((*section, key))}: {message}"))
             del values[key]
             yield target
@@ -129,16 +182,17 @@ def _sections(values: dict[str, Any], model: type[BaseModel], path: Path) -> Ite
             yield from _sections(values[name], inner, (*path, name))
 
 
-def _validate(document: Document, problems: list[tuple[str, str]], meant: set[str]) -> Spec | None:
+def _validate(document: Document, kind: Kind, problems: list[tuple[str, str]], meant: set[str]) -> AnySpec | None:
     try:
-        return Spec.model_validate_json(json.dumps(document.value), strict=True)
+        return SPEC_MODELS[kind].model_validate_json(json.dumps(document.value), strict=True)  # type: ignore[return-value]
     except ValidationError as error:
         for one in error.errors(include_url=False):
             place = _as_written(document, one["loc"])
             name = dotted(place)
             if one["type"] == "missing" and name in meant:
                 continue  # said already: the key is there under another name
-            message = _reworded(name, one["type"], one.get("ctx", {}), one["input"])
+            message = reworded(kind, name, one["type"], one.get("ctx", {}), one["input"])
+            name = name.removesuffix(f".{KEY}")
             problems.append((document.mark(place), f"{name}: {message}" if name else message))
     return None
 
@@ -152,74 +206,20 @@ def _as_written(document: Document, place: Path) -> Path:
     return place
 
 
-def _reworded(name: str, kind: str, context: dict[str, Any], value: Any) -> str:
-    """The message of one of pydantic's errors, in words for people who never heard of it."""
-    info = spec_fields().get(name) or _field_of_a_source(name)
-    about = (info.description or "") if info else ""
-    if kind == "extra_forbidden":
-        return _unknown_key_of_a_source(name)
-    if kind == "missing":
-        needs = [key for key in keys_of(name) if spec_fields()[f"{name}.{key}"].is_required()]
-        return f"is missing. {about}" + (f" It needs {' and '.join(needs)}." if needs else "")
-    if kind == "value_error":
-        return str(context["error"])
-    if kind == "literal_error":
-        choices = str(context["expected"]).replace("'", "")
-        hint = ABSENT.get(str(value)) or did_you_mean(str(value), re.split(r", | or ", choices)).removeprefix("; ")
-        return f"must be {choices}, but is {_shown(value, '')}" + (f"; {hint}" if hint else "")
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
-        keys = keys_of(name) or (Columns if name.endswith("columns") else Source).model_fields
-        return f"must be a section with keys of its own ({', '.join(keys)}), but is {_shown(value)}"
-    if kind == "string_pattern_mismatch":
-        return f"{_shown(value, '')} does not fit. {about}"
-    text = _MUST_BE.get(kind)
-    return f"must be {text.format(**context)}, but is {_shown(value)}" if text else f"{kind}: {_shown(value)}. {about}"
-
-
-def _field_of_a_source(name: str) -> FieldInfo | None:
-    """The field that is meant by data.train.0.weight and the like."""
-    return {**Columns.model_fields, **Source.model_fields}.get(name.rpartition(".")[2])
-
-
-def _unknown_key_of_a_source(name: str) -> str:
-    section, _, key = name.rpartition(".")
-    keys = (Columns if section.endswith("columns") else Source).model_fields
-    return f"unknown key{did_you_mean(key, keys) or '; a source has ' + ', '.join(keys)}"
-
-
-_MUST_BE = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text (in quotes)",
-    "tuple_type": "a list (in square brackets)",
-    "too_short": "a list of {min_length} or more",
-    "string_too_short": "some text",
-    "finite_number": "a finite number",
-    "greater_than": "greater than {gt}",
-    "greater_than_equal": "{ge} or more",
-    "less_than": "less than {lt}",
-    "less_than_equal": "{le} or less",
-}
-
-
-def _shown(value: Any, kind: str = "the text ") -> str:
-    if value is None:
-        return "empty"
-    if isinstance(value, str):
-        return f'{kind}"{value}"' if value.strip() else "empty"
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def _line(problem: tuple[str, str]) -> tuple[str, int]:
     source, _, line = problem[0].rpartition(":")
     return (source, int(line)) if line.isdigit() else (problem[0], 0)
 
 
-def _with_absolute_paths(spec: Spec, path: str) -> Spec:
+def _with_absolute_paths(spec: AnySpec, path: str) -> AnySpec:
     base = os.path.dirname(path) if storage.is_url(path) else os.path.dirname(os.path.abspath(path))
+    working_dir = None if spec.working_dir is None else _absolute(spec.working_dir, base)
+    if working_dir is not None and storage.is_url(working_dir):
+        raise SpecError(
+            f"working_dir: {working_dir} is a URL, and programs run in directories: give one that nodes see"
+        )
+    if isinstance(spec, CommandSpec):
+        return spec.model_copy(update={"working_dir": working_dir})
     root = _absolute(spec.storage_path, base)
     if RAY_PACKAGE in root:
         raise SpecError(
@@ -228,7 +228,7 @@ def _with_absolute_paths(spec: Spec, path: str) -> Spec:
         )
     data = {name: _absolute_sources(getattr(spec.data, name), base) for name in ("train", "eval")}
     model = {"path": _model_path(spec.model.path, base)}
-    update = {"storage_path": root, "data": spec.data.model_copy(update=data)}
+    update = {"storage_path": root, "working_dir": working_dir, "data": spec.data.model_copy(update=data)}
     return spec.model_copy(update={**update, "model": spec.model.model_copy(update=model)})
 
 
@@ -248,6 +248,8 @@ def _absolute(path: str, base: str) -> str:
 
 
 def _model_path(path: str, base: str) -> str:
-    """A directory becomes absolute; what is none, and looks like one of the hub's names, stays."""
+    """A directory becomes absolute; what is none, and looks like one of the hub's names, stays, and so does a run."""
+    if is_run_reference(path):
+        return path
     local = path.startswith(("./", "../", "/", "~")) or path in (".", "..") or not _HUB_ID.match(path)
     return _absolute(path, base) if local or os.path.isdir(os.path.join(base, path)) else path

@@ -35,9 +35,7 @@ class Queue(Frozen):
     """What a job asks of the queue."""
 
     tenant: str | None = Field(None, min_length=1, description="Whose job it is; left out, the tenant of the token.")
-    priority: int = Field(
-        0, ge=-MOST_PRIORITY, le=MOST_PRIORITY, description="Higher ones go first; -1000 to 1000 (class by class)."
-    )
+    priority: int = Field(0, ge=-MOST_PRIORITY, le=MOST_PRIORITY, description="Higher ones go first; -1000 to 1000.")
     after: tuple[str, ...] = Field((), max_length=1000, description="Jobs that must have succeeded before.")
     max_runtime_s: float | None = Field(
         None, gt=0.0, description="Most seconds of all attempts together; then it fails."

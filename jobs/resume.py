@@ -25,6 +25,8 @@ MAY_CHANGE: Final = frozenset(
     {
         "name",
         "storage_path",
+        "working_dir",
+        "queue",
         "data.max_bad_fraction",
         "resources",
         "checkpoint",

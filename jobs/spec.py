@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from jobs.dataspec import Columns, Data, Source
 from jobs.frozen import Frozen
+from jobs.queuespec import Queue
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -21,6 +22,7 @@ __all__ = [
     "Eval",
     "Frozen",
     "Model",
+    "Queue",
     "Resources",
     "Source",
     "Spec",
@@ -38,7 +40,10 @@ SchedulerType = Literal["linear", "cosine", "constant_with_warmup", "warmup_stab
 class Model(Frozen):
     """The model to start from."""
 
-    path: str = Field(description="Local directory (relative to the spec's file), hub id, or fsspec URL.", min_length=1)
+    path: str = Field(
+        min_length=1,
+        description="Local directory (relative to the spec's file), hub id, fsspec URL, or run:NAME, a run's model.",
+    )
     task: Task = Field(description="What the model is trained for: causal-lm or sequence-classification.")
     num_labels: int | None = Field(
         None,
@@ -207,6 +212,9 @@ class Spec(Frozen):
     """A fine-tuning job."""
 
     version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this schema.")
+    kind: Literal["finetune"] = Field(
+        "finetune", description="finetune; the other kind, command, has fields of its own."
+    )
     name: str = Field(
         "run",
         pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
@@ -223,6 +231,12 @@ class Spec(Frozen):
         "runs", min_length=1, description="Directory (relative to the spec's file) or fsspec URL that holds the runs."
     )
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of the order of rows, of new weights and of dropout.")
+    working_dir: str | None = Field(
+        None,
+        min_length=1,
+        description="Directory (relative to the spec's file) that has modules of your own; every node must see it.",
+    )
+    queue: Queue = Field(default_factory=Queue, description="What it asks of the queue.")
 
     @model_validator(mode="after")
     def _task_and_format_fit(self) -> Spec:

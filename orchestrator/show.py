@@ -17,6 +17,7 @@ from jobs.outcome import Outcome
 from jobs.paths import JobPaths
 from jobs.planning import plan_batching
 from jobs.progress import duration
+from jobs.queuespec import Kind, OnEnd
 from jobs.record import how_to_go_on
 from jobs.spec import SCHEMA_VERSION, Spec
 from orchestrator.runs import RunDetails, RunSummary
@@ -178,10 +179,10 @@ def _event_row(event: Mapping[str, Any]) -> Row:
     return str(event.get("at", ""))[:19].replace("T", " "), f"{event.get('kind', '')}: {event.get('message', '')}"
 
 
-def reference() -> str:
-    """Every field of the spec, section by section."""
-    lines = [f"Spec, schema version {SCHEMA_VERSION}. (*) marks what must be given.", ""]
-    for name, info in spec_fields().items():
+def reference(kind: Kind = "finetune") -> str:
+    """Every field of a spec of that kind, section by section."""
+    lines = [f"Spec of kind {kind}, schema version {SCHEMA_VERSION}. (*) marks what must be given.", ""]
+    for name, info in spec_fields(kind).items():
         depth = "  " * name.count(".")
         key = name.rpartition(".")[2]
         if section_model(info):
@@ -214,10 +215,19 @@ def _type_name(annotation: Any) -> str:
         return _type_name(get_args(annotation)[0])
     if get_origin(annotation) is tuple:
         return f"list of {_type_name(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return "names with text"
     if type(None) in get_args(annotation):
         return " or ".join(_type_name(one) for one in get_args(annotation) if one is not type(None))
     return _TYPE_NAMES.get(annotation, str(annotation))
 
 
-_TYPE_NAMES = {Source: "sources", str: "text", int: "whole number", float: "number", bool: "true or false"}
+_TYPE_NAMES = {
+    Source: "sources",
+    OnEnd: "webhook or command",
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+}
 _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))

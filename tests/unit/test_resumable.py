@@ -30,7 +30,7 @@ from jobs.watch import ALIVE, Announcer, Watch, this_driver
 
 # What is computed. Whoever adds a field to the spec decides here: it is refused unless `jobs.resume` lists it.
 REFUSED = {
-    "version", "seed", "method.kind", "model.task", "model.num_labels", "model.attn_implementation",
+    "version", "kind", "seed", "method.kind", "model.task", "model.num_labels", "model.attn_implementation",
     "data.eval_fraction", "data.format", "data.columns.text", "data.columns.label", "data.columns.messages",
     "data.columns.prompt", "data.columns.completion", "data.columns.instruction", "data.columns.input",
     "data.columns.output", "data.loss_on", "data.labels", "data.seq_len", "data.packing",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -41,3 +42,9 @@ class CommandSpec(Frozen):
     env: dict[VariableName, Word] = Field(default_factory=dict, description="Variables that are added.")
     resources: CommandResources = Field(default_factory=CommandResources, description="The gang.")
     queue: Queue = Field(default_factory=Queue, description="What it asks of the queue.")
+
+    def vary(self, fields: Mapping[str, Iterable[Any]] | None = None, /, **named: Iterable[Any]) -> list[CommandSpec]:
+        """All combinations of some fields' values, as in `vary({"env.SHARD": ["0", "1"]})` (see `jobs.vary`)."""
+        from jobs.vary import vary  # it is about specs of all kinds
+
+        return vary(self, {**(fields or {}), **named})

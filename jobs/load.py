@@ -55,7 +55,7 @@ def load_job_spec(path: str, overrides: Sequence[str] = ()) -> AnySpec:
         raise SpecError(f"{path}: {what}: a spec needs model and data. `fleetune spec` prints every field")
     for override in overrides:
         _override(document, override)
-    return _with_absolute_paths(_checked(document), path)
+    return with_absolute_paths(_checked(document), path)
 
 
 def spec_of(value: Mapping[str, Any]) -> AnySpec:
@@ -211,7 +211,8 @@ def _line(problem: tuple[str, str]) -> tuple[str, int]:
     return (source, int(line)) if line.isdigit() else (problem[0], 0)
 
 
-def _with_absolute_paths(spec: AnySpec, path: str) -> AnySpec:
+def with_absolute_paths(spec: AnySpec, path: str) -> AnySpec:
+    """Its paths, relative to a spec's file at `path`. Raises SpecError."""
     base = os.path.dirname(path) if storage.is_url(path) else os.path.dirname(os.path.abspath(path))
     working_dir = None if spec.working_dir is None else _absolute(spec.working_dir, base)
     if working_dir is not None and storage.is_url(working_dir):

@@ -6,7 +6,8 @@ Whatever can be derived from other fields is derived (see `jobs.planning.batchin
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -283,6 +284,12 @@ class Spec(Frozen):
                 "data.seq_len), or data.packing: false, or model.attn_implementation: sdpa"
             )
         return self
+
+    def vary(self, fields: Mapping[str, Iterable[Any]] | None = None, /, **named: Iterable[Any]) -> list[Spec]:
+        """All combinations of some fields' values, as in `vary(learning_rate=[1e-5, 2e-5])` (see `jobs.vary`)."""
+        from jobs.vary import vary  # it is about specs of all kinds
+
+        return vary(self, {**(fields or {}), **named})
 
     @property
     def num_labels(self) -> int | None:

@@ -49,6 +49,30 @@ class NameTaken(QueueError):
     status = 409
 
 
+class ParentFailed(QueueError):
+    """What it is to wait for has failed, or was cancelled."""
+
+    status = 409
+
+
+class Forbidden(QueueError):
+    """Who asks may not do that."""
+
+    status = 403
+
+
+class NotYourAttempt(QueueError):
+    """The token of a driver that is not of this attempt."""
+
+    status = 401
+
+
+class AttemptOver(QueueError):
+    """Another attempt of the job may run by now: this one must not go on."""
+
+    status = 410
+
+
 class NotLeader(FleetuneError):
     """Another server leads: this one's decision came too late, and nothing was written."""
 

@@ -1,0 +1,78 @@
+"""What drivers say, written together: two thousand of them speak every ten seconds, and a write waits for the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import replace
+
+from cluster.errors import FleetuneError
+from orchestrator.queue.clock import Clock
+from orchestrator.queue.records import Measured
+from orchestrator.queue.store import Store
+
+_EVERY_S = 1.0
+
+
+class Beats:
+    """Collects, and writes once a second from a thread that lives only while there is something to write.
+
+    What is not written because the process or the store fails costs nothing: the next beat says it again.
+    """
+
+    def __init__(self, store: Store, clock: Clock, every_s: float = _EVERY_S) -> None:
+        self._store, self._clock, self._every_s = store, clock, every_s
+        self._pending: dict[tuple[str, int], Measured] = {}
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def note(self, said: Measured) -> None:
+        """To be written soon. What was said before and is not said again stays."""
+        key = said.job_id, said.attempt
+        with self._lock:
+            before = self._pending.get(key)
+            self._pending[key] = said if before is None else _newer(before, said)
+            if self._thread is None and not self._closed.is_set():
+                self._thread = threading.Thread(target=self._run, name="beats", daemon=True)
+                self._thread.start()
+
+    def flush(self) -> None:
+        """Write what there is now. Raises what the store raises; then it is lost."""
+        with self._writing:
+            with self._lock:
+                said, self._pending = list(self._pending.values()), {}
+            if said:
+                self._store.measure(said, self._clock.now_s())
+
+    def close(self) -> None:
+        """Write what there is, and end the thread."""
+        self._closed.set()
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+        self._flush_quietly()
+
+    def _run(self) -> None:
+        while True:
+            self._closed.wait(self._every_s)
+            self._flush_quietly()
+            with self._lock:
+                if self._closed.is_set() or not self._pending:
+                    self._thread = None
+                    return
+
+    def _flush_quietly(self) -> None:
+        with contextlib.suppress(FleetuneError):  # the next beats say it again
+            self.flush()
+
+
+def _newer(before: Measured, said: Measured) -> Measured:
+    metrics = {**(before.metrics or {}), **(said.metrics or {})}
+    news = {
+        name: value
+        for name in ("run", "step", "total_steps", "remaining_s", "interruption_cost_s")
+        if (value := getattr(said, name)) is not None
+    }
+    return replace(before, **news, metrics=metrics or None)

@@ -1,0 +1,55 @@
+"""Who asks, and what that one may see and touch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.queue.errors import Forbidden
+from orchestrator.queue.records import Role, Token
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Somebody with a token, or anybody where none is needed.
+
+    Attributes:
+        tenant: None: of all (an admin, or a viewer of everything).
+    """
+
+    name: str
+    role: Role
+    tenant: str | None = None
+
+    @classmethod
+    def of(cls, token: Token) -> Caller:
+        return cls(token.name, token.role, token.tenant)
+
+    @property
+    def is_admin(self) -> bool:
+        return self.role is Role.ADMIN
+
+    def may_see(self, tenant: str) -> bool:
+        """Whether it may know of the tenant's jobs."""
+        if self.is_admin or tenant == self.tenant:
+            return True
+        return self.role is Role.VIEWER and self.tenant is None
+
+    def may_touch(self, tenant: str) -> bool:
+        """Whether it may submit for the tenant, and move its jobs."""
+        return self.is_admin or (self.role is Role.MEMBER and tenant == self.tenant)
+
+    def check_may_touch(self, tenant: str) -> None:
+        """Raises Forbidden."""
+        if self.may_touch(tenant):
+            return
+        if self.role is Role.VIEWER:
+            raise Forbidden(f"{self.name} may look, and change nothing: ask an admin for a token with the role member")
+        raise Forbidden(f"{self.name} is of tenant {self.tenant!r}, and may not act for {tenant!r}: ask an admin")
+
+    def check_is_admin(self) -> None:
+        """Raises Forbidden."""
+        if not self.is_admin:
+            raise Forbidden(f"{self.name} is no admin (its role is {self.role}): ask one to do this")
+
+
+ANYBODY = Caller("local", Role.ADMIN)

@@ -1,0 +1,33 @@
+"""How the driver of an attempt is started."""
+
+from __future__ import annotations
+
+from cluster.backend import Launch
+from cluster.settings import DriverPlace
+from orchestrator.queue.controller import LaunchOf
+from orchestrator.queue.records import Job
+from orchestrator.service.driverkey import attempt_token
+from orchestrator.service.surroundings import Surroundings
+
+__all__ = ["attempt_token", "launch_of"]
+
+
+def launch_of(surroundings: Surroundings) -> LaunchOf:
+    """Every driver is `python -m jobs.drive`, and asks the server for all the rest. Raises StoreBroken, when called."""
+
+    def launch(job: Job, spec: str) -> Launch:
+        token = attempt_token(surroundings.driver_key.value(), job.job_id, job.attempt)
+        place = DriverPlace(surroundings.url, job.job_id, job.attempt, token)
+        return Launch(
+            job.submission,
+            (*surroundings.python, "-m", "jobs.drive"),
+            environment=place.environment(),
+            metadata={"job": job.job_id, "tenant": job.tenant, "gpus": _gpus(job)},
+        )
+
+    return launch
+
+
+def _gpus(job: Job) -> str:
+    """`n1=4 n2=4`."""
+    return " ".join(f"{node}={workers * job.gang.gpus_per_worker}" for node, workers in job.placement)

@@ -1,0 +1,51 @@
+"""The machines as they were a moment ago: asking them takes a while, and may fail."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from cluster.backend import Backend
+from cluster.errors import BackendUnreachable
+from cluster.inventory import Inventory
+
+_KEPT_S = 3.0
+_SILENT_S = 3.0  # after a failure, nobody waits for the machines again for so long
+
+
+class Machines:
+    """For many threads: one of them asks, the others take what is known."""
+
+    def __init__(self, backend: Backend, kept_s: float = _KEPT_S) -> None:
+        self._backend, self._kept_s = backend, kept_s
+        self._lock = threading.Lock()
+        self._known: Inventory | None = None
+        self._until_s = 0.0
+        self._failed: BackendUnreachable | None = None
+
+    def inventory(self) -> Inventory:
+        """A few seconds old at most. Raises BackendUnreachable."""
+        with self._lock:
+            if time.monotonic() >= self._until_s:
+                self._ask()
+            if self._failed is not None:
+                raise BackendUnreachable(str(self._failed)) from self._failed
+            assert self._known is not None
+            return self._known
+
+    def last_known(self) -> Inventory | None:
+        """The newest there is, however old; None where the machines have never answered."""
+        try:
+            return self.inventory()
+        except BackendUnreachable:
+            return self._known
+
+    def _ask(self) -> None:
+        try:
+            known = self._backend.inventory()
+        except BackendUnreachable as error:
+            self._failed, self._until_s = error, time.monotonic() + _SILENT_S
+            return
+        self._failed, self._until_s = None, time.monotonic() + self._kept_s
+        if known != self._known:  # so that what was found out about it holds on
+            self._known = known

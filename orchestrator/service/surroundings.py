@@ -1,0 +1,66 @@
+"""What the service works with: given once, by whoever starts a server."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from cluster.backend import Backend
+from orchestrator.queue.clock import Clock
+from orchestrator.queue.store import Store
+from orchestrator.scheduling.policy import DEFAULT, Policy
+from orchestrator.service.beats import Beats
+from orchestrator.service.driverkey import DriverKey
+from orchestrator.service.machines import Machines
+
+Engine = Literal["ray", "local", "fake"]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Used by many threads at once. `close` when the server ends.
+
+    Attributes:
+        engine: what runs the workers of jobs.
+        url: under which drivers reach the server.
+        shared: folders that the server's machine and all workers see under the same path.
+        one_machine: the server and all workers see the same files.
+        secrets: what jobs may be given, by name.
+        python: how Python is started where drivers run.
+    """
+
+    store: Store
+    backend: Backend
+    clock: Clock
+    policy: Policy = DEFAULT
+    engine: Engine = "local"
+    url: str = ""
+    shared: tuple[str, ...] = ()
+    one_machine: bool = False
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    python: tuple[str, ...] = (sys.executable,)
+
+    def __post_init__(self) -> None:
+        _ = self.machines, self.beats, self.driver_key  # made now: later, two threads may both make one
+
+    @cached_property
+    def machines(self) -> Machines:
+        """The inventory as it was a moment ago."""
+        return Machines(self.backend)
+
+    @cached_property
+    def beats(self) -> Beats:
+        """What drivers have said, and is not written yet."""
+        return Beats(self.store, self.clock)
+
+    @cached_property
+    def driver_key(self) -> DriverKey:
+        """By which the tokens of attempts are made."""
+        return DriverKey(self.store)
+
+    def close(self) -> None:
+        """Write what is not written yet. The store and the backend stay open."""
+        self.beats.close()

@@ -1,1 +1,47 @@
-"""The decisions and the ways in: the command line, and (later) the queue, the server and the SDK."""
+"""The decisions and the ways in: the queue and its server, the command line, and the SDK, which this module offers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cluster.errors import FleetuneError
+    from jobs.load import load_job_spec, load_spec
+    from orchestrator.client import Client
+    from orchestrator.handle import JobHandle
+    from orchestrator.result import JobCancelled, JobFailed, Result
+
+__all__ = [
+    "Client",
+    "FleetuneError",
+    "JobCancelled",
+    "JobFailed",
+    "JobHandle",
+    "Result",
+    "load_job_spec",
+    "load_spec",
+]
+
+# Imported when they are asked for: `import orchestrator` stays light for all that lies under it.
+_HOMES = {
+    "Client": "orchestrator.client",
+    "FleetuneError": "cluster.errors",
+    "JobCancelled": "orchestrator.result",
+    "JobFailed": "orchestrator.result",
+    "JobHandle": "orchestrator.handle",
+    "Result": "orchestrator.result",
+    "load_job_spec": "jobs.load",
+    "load_spec": "jobs.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

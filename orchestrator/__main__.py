@@ -1,0 +1,5 @@
+"""`python -m orchestrator` is `fleetune`."""
+
+from orchestrator.cli import main
+
+main()

@@ -1,0 +1,256 @@
+"""The queue from a script: submit, wait, look.
+
+with Client() as client:
+    runs = client.submit_many(load_spec("job.yaml").vary(learning_rate=[1e-5, 2e-5]))
+    for run in client.as_completed(runs):
+        print(run.name, run.result().metrics["eval_loss"])
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Final, Literal
+from urllib.parse import quote
+
+from cluster.settings import fleetune_home, server_token, server_url
+from jobs.commandspec import CommandSpec
+from jobs.errors import InputError
+from jobs.load import load_job_spec
+from jobs.spec import Spec
+from orchestrator.api import (
+    MOST_PAGE,
+    Changes,
+    JobPage,
+    JobView,
+    NodeView,
+    Server,
+    Submission,
+    Tenants,
+    TenantView,
+    Usage,
+    UsageRow,
+    WhyView,
+)
+from orchestrator.api import Nodes as NodesTold
+from orchestrator.connection import Connection
+from orchestrator.discovery import TOKEN_FROM
+from orchestrator.embedded import Presence, embedded_url
+from orchestrator.handle import FIRST_POLL_S, LONGEST_POLL_S, JobHandle
+from orchestrator.queue.states import ENDED, State
+
+AnySpec = Spec | CommandSpec
+Job = JobHandle | str  # a job, or its id
+StateName = Literal["queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled"]
+
+PER_REQUEST: Final = 1000
+PAGE: Final = 500
+
+
+class Client:
+    """May be used by several threads at once.
+
+    Args:
+        url: of the server; left out: FLEETUNE_URL, or else a server of this machine, which is started where none lives.
+        token: left out: FLEETUNE_TOKEN, or the file token of FLEETUNE_HOME.
+        detach: jobs go on after the end of this script. With a server of this machine they otherwise end with it;
+            those of a server by URL always go on.
+
+    Raises:
+        InputError: the URL or the token is none.
+        NotStarted: the server of this machine does not come up.
+    """
+
+    def __init__(self, url: str | None = None, token: str | None = None, *, detach: bool = False) -> None:
+        where, home = url or server_url(), fleetune_home()
+        token_from = TOKEN_FROM if token is None else "that was given"
+        token = server_token() if token is None else token
+        embedded = where is None
+        self._connection = Connection(embedded_url(home) if where is None else where, token, token_from=token_from)
+        self._presence = Presence(home) if embedded and not detach else None
+
+    @property
+    def url(self) -> str:
+        return self._connection.url
+
+    def close(self) -> None:
+        """Jobs that were not to outlive this client are cancelled by their server."""
+        if self._presence is not None:
+            self._presence.end()
+        self._connection.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Submitting
+
+    def submit(
+        self,
+        spec: AnySpec | str | os.PathLike[str],
+        *,
+        tenant: str | None = None,
+        priority: int | None = None,
+        after: Iterable[Job] = (),
+        key: str | None = None,
+    ) -> JobHandle:
+        """Queue one job.
+
+        Args:
+            spec: or the path or URL of its file.
+            tenant, priority, after: in place of what the spec's section `queue` says; `after` is added to it.
+            key: the same key and spec give the same job, also from another process. Left out, each call is a new job.
+
+        Raises:
+            SpecError: the spec is wrong, or names files that the server's workers cannot read.
+            KeyReused: the key was used for something else.
+        """
+        asked = self._asked([spec], tenant, priority, after)
+        return self._send(asked, key or uuid.uuid4().hex)[0]
+
+    def submit_many(
+        self,
+        specs: Iterable[AnySpec | str | os.PathLike[str]],
+        *,
+        tenant: str | None = None,
+        priority: int | None = None,
+        after: Iterable[Job] = (),
+        key: str | None = None,
+    ) -> list[JobHandle]:
+        """Queue several, in their order. Each thousand of them is queued whole, or not at all."""
+        asked, key = self._asked(specs, tenant, priority, after), key or uuid.uuid4().hex
+        parts = [asked[start : start + PER_REQUEST] for start in range(0, len(asked), PER_REQUEST)]
+        return [handle for number, part in enumerate(parts) for handle in self._send(part, f"{key}-{number}")]
+
+    def _asked(
+        self,
+        specs: Iterable[AnySpec | str | os.PathLike[str]],
+        tenant: str | None,
+        priority: int | None,
+        after: Iterable[Job],
+    ) -> list[dict[str, Any]]:
+        if isinstance(specs, Spec | CommandSpec | str):
+            raise InputError("submit_many takes a list of specs; submit takes one")
+        if isinstance(after, str | JobHandle):
+            after = (after,)
+        parents = tuple(map(_id_of, after))
+        return [asking(_loaded(spec), tenant, priority, parents) for spec in specs]
+
+    def _send(self, specs: Sequence[dict[str, Any]], key: str) -> list[JobHandle]:
+        client = None if self._presence is None else self._presence.client
+        body = Submission(specs=tuple(specs), key=key, client=client)
+        page = self._connection.post("/v1/jobs", JobPage, body, again=True)
+        return [JobHandle(self._connection, view) for view in page.jobs]
+
+    # Waiting
+
+    def as_completed(self, handles: Iterable[JobHandle], timeout_s: float | None = None) -> Iterator[JobHandle]:
+        """Each handle once its job has ended, whichever way, in that order. One request asks for all of them.
+
+        Raises:
+            TimeoutError: some have not ended yet; they go on.
+        """
+        waiting = {handle.id: handle for handle in handles}
+        until_s = None if timeout_s is None else time.monotonic() + timeout_s
+        yield from _ended(waiting)
+        after = min((handle.view.changed for handle in waiting.values()), default=0)
+        pause_s = FIRST_POLL_S
+        while waiting:
+            told = self._connection.get("/v1/changes", Changes, {"after": after, "limit": MOST_PAGE})
+            for view in told.jobs:
+                if view.job_id in waiting:
+                    waiting[view.job_id].learn(view)
+            if told.last < after:  # another store than before: are they still there?
+                for handle in waiting.values():
+                    handle.refresh()
+            after = told.last
+            ended = list(_ended(waiting))
+            yield from ended
+            if waiting and len(told.jobs) < MOST_PAGE:
+                pause_s = _sleep(FIRST_POLL_S if ended else pause_s, until_s, len(waiting))
+
+    def wait(self, handles: Iterable[JobHandle], timeout_s: float | None = None) -> list[JobHandle]:
+        """All of them, in their order, once all have ended. Raises TimeoutError."""
+        handles = list(handles)
+        for _ in self.as_completed(handles, timeout_s):
+            pass
+        return handles
+
+    # Looking
+
+    def job(self, job_id: str) -> JobHandle:
+        """By its id. Raises UnknownJob."""
+        return JobHandle(self._connection, self._connection.get(f"/v1/jobs/{quote(job_id, safe='')}", JobView))
+
+    def jobs(
+        self,
+        tenant: str | None = None,
+        states: Iterable[State | StateName] = (),
+        name: str | None = None,
+    ) -> Iterator[JobHandle]:
+        """The newest first; `name` is the start of an id."""
+        wanted = [State(state).value for state in states]
+        before: int | None = None
+        while True:
+            asked = {"tenant": tenant, "state": wanted or None, "name": name, "before": before, "limit": PAGE}
+            page = self._connection.get("/v1/jobs", JobPage, asked)
+            yield from (JobHandle(self._connection, view) for view in page.jobs)
+            if page.next is None:
+                return
+            before = page.next
+
+    def why(self, job: Job) -> WhyView:
+        return self._connection.get(f"/v1/jobs/{quote(_id_of(job), safe='')}/why", WhyView)
+
+    def nodes(self) -> tuple[NodeView, ...]:
+        return self._connection.get("/v1/nodes", NodesTold).nodes
+
+    def tenants(self) -> tuple[TenantView, ...]:
+        return self._connection.get("/v1/tenants", Tenants).tenants
+
+    def usage(self, month: str | None = None, tenant: str | None = None) -> tuple[UsageRow, ...]:
+        """`month`: as 2026-11; left out: all of them."""
+        return self._connection.get("/v1/usage", Usage, {"month": month, "tenant": tenant}).rows
+
+    def server(self) -> Server:
+        return self._connection.get("/v1/server", Server)
+
+
+def asking(spec: AnySpec, tenant: str | None, priority: int | None, after: tuple[str, ...]) -> dict[str, Any]:
+    """A spec as it is sent, with what is asked for on the way."""
+    given: dict[str, Any] = {"after": tuple(dict.fromkeys((*spec.queue.after, *after)))}
+    given |= {name: value for name, value in (("tenant", tenant), ("priority", priority)) if value is not None}
+    queue = type(spec.queue).model_validate({**spec.queue.model_dump(), **given})
+    return spec.model_copy(update={"queue": queue}).model_dump(mode="json")
+
+
+def _loaded(spec: AnySpec | str | os.PathLike[str]) -> AnySpec:
+    return spec if isinstance(spec, Spec | CommandSpec) else load_job_spec(os.fspath(spec))
+
+
+def _id_of(job: Job) -> str:
+    return job.id if isinstance(job, JobHandle) else job
+
+
+def _ended(waiting: dict[str, JobHandle]) -> Iterator[JobHandle]:
+    """Takes out those that have ended, as far as is known."""
+    for handle in [handle for handle in waiting.values() if handle.view.state in ENDED]:
+        yield waiting.pop(handle.id)
+
+
+def _sleep(pause_s: float, until_s: float | None, count: int) -> float:
+    """The pause after this one. Raises TimeoutError."""
+    if until_s is not None:
+        left_s = until_s - time.monotonic()
+        if left_s <= 0.0:
+            raise TimeoutError(f"{count} jobs have not ended yet, and go on")
+        pause_s = min(pause_s, left_s)
+    time.sleep(pause_s)
+    return min(pause_s * 1.2, LONGEST_POLL_S)

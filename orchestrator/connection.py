@@ -1,0 +1,245 @@
+"""One server, over HTTP: what may be sent again is, and whatever goes wrong becomes a readable exception."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+import cluster.errors
+import orchestrator.queue.errors
+from cluster.errors import FleetuneError, InputError
+from orchestrator.api import Problem
+
+CONNECT_S: Final = 5.0
+ANSWER_S: Final = 60.0
+PATIENCE_S: Final = 60.0  # for a server that has answered before, or says that it will soon
+FIRST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 3.0
+LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+
+# Nothing has reached the server, so that anything may be sent again.
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+ToldT = TypeVar("ToldT", bound=BaseModel)
+Params = Mapping[str, "str | int | float | list[str] | None"]
+
+
+class NoServer(FleetuneError):
+    """Nothing answers there, or not any more."""
+
+
+class NotAServer(FleetuneError):
+    """Something answers there, and it is no server of this kind."""
+
+
+class TokenRefused(FleetuneError):
+    """The server does not know the token, or it may not do that."""
+
+
+class ServerError(FleetuneError):
+    """The server failed, or says something that this release does not know."""
+
+
+class Connection:
+    """May be used by several threads at once.
+
+    Args:
+        token: sent with each request; None: none.
+        token_from: where the token is from, for messages.
+        patience_s: for how long a request is sent again that may be. A server that has never answered is not waited
+            for: nobody wants to wait for one that was never started.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        token_from: str = "that was given",
+        patience_s: float = PATIENCE_S,
+        answer_s: float = ANSWER_S,
+        transport: httpx.BaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.url = checked_url(url)
+        self._token, self._token_from = token, token_from
+        self._patience_s, self._clock, self._sleep = patience_s, clock, sleep
+        self._has_answered = False
+        headers = {"User-Agent": f"fleetune/{version('fleetune')}"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {_checked_token(token, token_from)}"
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers=headers,
+            timeout=httpx.Timeout(answer_s, connect=min(CONNECT_S, answer_s)),
+            transport=transport,
+            # No proxy stands between a machine and itself; and without https there is nothing to be verified.
+            trust_env=urlsplit(self.url).hostname not in LOOPBACK,
+            verify=self.url.startswith("https:"),
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def get(self, path: str, answer: type[ToldT], params: Params | None = None) -> ToldT:
+        return self._ask("GET", path, answer, params=params, again=True)
+
+    def post(self, path: str, answer: type[ToldT], body: BaseModel | None = None, *, again: bool = False) -> ToldT:
+        """`again`: the server tells a second one from the first, by a key."""
+        return self._ask("POST", path, answer, body=body, again=again)
+
+    def put(self, path: str, answer: type[ToldT], body: BaseModel) -> ToldT:
+        return self._ask("PUT", path, answer, body=body, again=True)
+
+    def delete(self, path: str, answer: type[ToldT]) -> ToldT:
+        return self._ask("DELETE", path, answer, again=False)
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        answer: type[ToldT],
+        *,
+        params: Params | None = None,
+        body: BaseModel | None = None,
+        again: bool,
+    ) -> ToldT:
+        """Raises what the server says, NoServer, NotAServer, TokenRefused or ServerError."""
+        content = None if body is None else body.model_dump_json().encode()
+        request = self._http.build_request(
+            method,
+            path,
+            params={name: value for name, value in (params or {}).items() if value is not None},
+            content=content,
+            headers={} if content is None else {"Content-Type": "application/json"},
+        )
+        return self._read(self._send(request, again), answer)
+
+    def _send(self, request: httpx.Request, again: bool) -> httpx.Response:
+        until_s = self._clock() + self._patience_s
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                response = self._http.send(request)
+            except httpx.TransportError as error:
+                waits = (again and self._has_answered) or (isinstance(error, _NOT_SENT) and self._has_answered)
+                if not waits or self._clock() + pause_s > until_s:
+                    raise self._no_server(error) from error
+            except httpx.InvalidURL as error:
+                raise InputError(f"{self.url} is no URL: {error}") from error
+            else:
+                if response.status_code not in (429, 503) or self._clock() + pause_s > until_s:
+                    return response
+                self._has_answered = True
+            self._sleep(pause_s * random.uniform(0.8, 1.2))
+            pause_s = min(pause_s * 2.0, LONGEST_PAUSE_S)
+
+    def _read(self, response: httpx.Response, answer: type[ToldT]) -> ToldT:
+        if response.is_success:
+            try:
+                told = answer.model_validate_json(response.content)
+            except ValidationError as error:
+                raise self._strange(response, error) from error
+            self._has_answered = True
+            return told
+        try:
+            problem = Problem.model_validate_json(response.content)
+        except ValidationError as error:
+            raise self._strange(response, error) from error
+        self._has_answered = True
+        raise self._error_of(response.status_code, problem)
+
+    def _error_of(self, status: int, problem: Problem) -> FleetuneError:
+        if status in (401, 403):
+            return TokenRefused(f"{problem.message} ({self._token_words()})")
+        kind = _KINDS.get(problem.error)
+        if kind is not None:
+            return kind(problem.message)
+        return (InputError if 400 <= status < 500 else ServerError)(problem.message)
+
+    def _token_words(self) -> str:
+        if self._token is None:
+            return (
+                "no token was sent: set FLEETUNE_TOKEN, or write it to the file token of FLEETUNE_HOME; an "
+                "administrator makes one with: fleetune tokens add NAME --role member --tenant TENANT"
+            )
+        return f"sent was the token {self._token[:7]}... {self._token_from}, to {self.url}"
+
+    def _no_server(self, error: httpx.TransportError) -> NoServer:
+        if self._has_answered:
+            return NoServer(
+                f"the server at {self.url} does not answer any more ({_cause(error)}). What it was asked for may have "
+                "been done or not: `fleetune queue` tells. Jobs that run go on without it"
+            )
+        if isinstance(error, httpx.TimeoutException):
+            what = f"no server answers at {self.url} in time ({_cause(error)})"
+        elif isinstance(error, httpx.ConnectError):
+            what = f"no server answers at {self.url} ({_cause(error)})"
+        else:
+            what = f"what answers at {self.url} is no server of Fleetune ({_cause(error)})"
+        return NoServer(f"{what}: start one with `fleetune serve`, or say which with --url or FLEETUNE_URL")
+
+    def _strange(self, response: httpx.Response, error: ValidationError) -> FleetuneError:
+        kind = response.headers.get("content-type", "no type").partition(";")[0]
+        if kind == "application/json" and self._has_answered:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            return ServerError(
+                f"the server at {self.url} says something that this release (fleetune {version('fleetune')}) does not "
+                f"know ({response.request.url.path}: {where}: {first['msg']}): upgrade the older one of the two"
+            )
+        start = " ".join(response.text[:200].split())[:60]
+        moved = f", to {response.headers['location']}" if response.is_redirect else ""
+        return NotAServer(
+            f"what answers at {self.url} is no server of Fleetune: it said {response.status_code} ({kind}){moved}"
+            f"{f': {start}' if start else ''}. Say which server with --url or FLEETUNE_URL"
+        )
+
+
+def checked_url(url: str) -> str:
+    """Without a slash at its end. Raises InputError."""
+    parts = urlsplit(url)
+    try:
+        port_is_one = parts.port is None or parts.port > 0
+    except ValueError:
+        port_is_one = False
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_one or parts.query or parts.fragment:
+        hint = f"; did you mean http://{url}?" if "://" not in url and url else ""
+        raise InputError(f"{url!r} is no URL of a server, as http://127.0.0.1:8400 is{hint}")
+    return url.rstrip("/")
+
+
+def _checked_token(token: str, token_from: str) -> str:
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise InputError(f"the token {token_from} is none: it has characters that no token has, or is empty")
+    return token
+
+
+def _cause(error: httpx.TransportError) -> str:
+    """In a few words, without what httpx wraps around them."""
+    text = str(error)
+    if "refused" in text:
+        return "connection refused"
+    if "Name or service" in text or "name resolution" in text or "nodename" in text:
+        return "there is no host of that name"
+    if isinstance(error, httpx.ConnectTimeout):
+        return "timed out"
+    if isinstance(error, httpx.TimeoutException):
+        return "it took too long to answer"
+    return text or type(error).__name__
+
+
+def _kinds_in(*modules: Any) -> dict[str, type[FleetuneError]]:
+    named = [value for module in modules for value in vars(module).values()]
+    return {one.__name__: one for one in named if isinstance(one, type) and issubclass(one, FleetuneError)}
+
+
+_KINDS = _kinds_in(cluster.errors, orchestrator.queue.errors)

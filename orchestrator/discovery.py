@@ -1,0 +1,79 @@
+"""Which server is meant: the one that is named, the one that lives on this machine, or the usual address."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cluster.settings import fleetune_home, server_token, server_url
+from orchestrator.connection import ANSWER_S, PATIENCE_S, Connection
+
+USUAL_URL: Final = "http://127.0.0.1:8400"
+TOKEN_FROM: Final = "of FLEETUNE_TOKEN or the file token of FLEETUNE_HOME"
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """What a server of this machine has left of itself, in the file server.json."""
+
+    url: str
+    pid: int
+
+    @property
+    def lives(self) -> bool:
+        """Whether there is such a process: it may be another one by now, so the server is to be asked too."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except (PermissionError, OverflowError):
+            return True
+        return True
+
+
+def local_server(home: Path) -> LocalServer | None:
+    """None where there is no server, or what it has left cannot be read."""
+    try:
+        left = json.loads((home / "server.json").read_bytes())
+        found = LocalServer(str(left["url"]), int(left["pid"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return found if found.pid > 0 and found.lives else None
+
+
+def url_of(given: str | None) -> str:
+    """As given, or else by FLEETUNE_URL, or else the server of this machine."""
+    if url := given or server_url():
+        return url
+    found = local_server(fleetune_home())
+    return USUAL_URL if found is None else found.url
+
+
+def connect(
+    url: str | None = None,
+    token: str | None = None,
+    *,
+    patience_s: float = PATIENCE_S,
+    answer_s: float = ANSWER_S,
+) -> Connection:
+    """A connection to the server that is meant. Nothing is sent yet.
+
+    Raises:
+        InputError: the URL is none, or the token's file may be read by others.
+    """
+    where, token_from = url_of(url), "that was given"
+    if token is None:
+        token, token_from = server_token(), TOKEN_FROM
+    return Connection(where, token, token_from=token_from, patience_s=patience_s, answer_s=answer_s)
+
+
+@contextlib.contextmanager
+def connected(url: str | None, patience_s: float = PATIENCE_S) -> Iterator[Connection]:
+    """The same, closed at the end."""
+    with contextlib.closing(connect(url, patience_s=patience_s)) as connection:
+        yield connection

@@ -107,6 +107,11 @@ class JobPaths:
         """Appears when somebody asks for a checkpoint; the run removes it when it has seen it."""
         return storage.join(self.root, "save")
 
+    @property
+    def removing(self) -> str:
+        """Appears when the whole run is to go, before its spec does, and goes last: what is left can be told."""
+        return storage.join(self.root, "removing.json")
+
 
 _CHECKPOINT = re.compile(r"^step-(\d+)$")
 

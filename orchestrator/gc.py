@@ -1,0 +1,182 @@
+"""What `fleetune gc` removes: decided from values alone. Pure: no clock, no disk, no network.
+
+Two bounds: an age, and a size of everything together. What is older goes; where the rest is still too large, more goes
+until it fits, in this order, oldest first:
+
+1. prepared data that nobody uses (where that was asked for): it can be made again;
+2. checkpoints of runs that have succeeded: their model stays;
+3. checkpoints of runs that have ended otherwise: what they have logged stays;
+4. whole runs.
+
+Without a bound nothing goes, but what is left of an earlier removal that was cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final
+
+from orchestrator.gcvalues import (
+    Bounds,
+    Found,
+    GcPlan,
+    Goes,
+    Held,
+    PreparedFacts,
+    PreparedVerdict,
+    RunFacts,
+    RunVerdict,
+)
+
+ALIVE_S: Final = 86_400.0  # what was written to within a day is left alone
+SLACK_S: Final = 600.0  # what a run may still write after its outcome; clocks of hosts differ, too
+
+
+def plan_gc(found: Found, bounds: Bounds, now_s: float, held: Held | None = None) -> GcPlan:
+    """What goes under these bounds, and why what stays does."""
+    runs = tuple(sorted(found.runs, key=lambda run: (run.since_s, run.name)))
+    stay = reasons_to_stay(runs, bounds, now_s, held or Held())
+    taken, shared = _Taken(found, stay), _Shared(found, runs, bounds, now_s)
+    if bounds.older_than_s is not None:
+        _by_age(taken, runs, shared, bounds, now_s - bounds.older_than_s)
+    if bounds.most_size is not None:
+        _by_size(taken, runs, shared, bounds)
+    return GcPlan(
+        tuple(RunVerdict(run, *taken.runs.get(run.name, (Goes.NOTHING, stay.why(run.name)))) for run in runs),
+        tuple(_prepared_verdict(one, taken, shared) for one in shared.every),
+        found.leftovers if bounds.any else (),
+        found.size,
+        bounds.most_size,
+    )
+
+
+def reasons_to_stay(runs: tuple[RunFacts, ...], bounds: Bounds, now_s: float, held: Held) -> Held:
+    """Why runs stay, wholly or but for their checkpoints. `runs`: oldest first."""
+    alive = {run.name: why for run in runs if (why := why_alive(run, now_s))}
+    last = runs[-bounds.keep_last :] if bounds.keep_last else ()
+    models = {run.starts_from: f"{run.name} starts from it" for run in runs if run.starts_from and run.name in alive}
+    return Held(
+        {**{run.name: f"one of the last {bounds.keep_last}" for run in last}, **held.wholly, **alive},
+        {**models, **held.models},
+    )
+
+
+def why_alive(run: RunFacts, now_s: float) -> str | None:
+    """Why somebody may still be at work on a run; None where nobody is."""
+    silent_s = now_s - max(run.since_s, run.touched_s)
+    if run.status == "running":
+        return "running"
+    if run.status == "unreadable":
+        return "its outcome cannot be read"
+    if not run.ended and silent_s < ALIVE_S:
+        return "heard of within the last day"
+    if run.ended and run.touched_s > run.since_s + SLACK_S and silent_s < ALIVE_S:
+        return "written to within the last day, after its end"
+    return None
+
+
+class _Taken:
+    """What goes so far, and the bytes that are left."""
+
+    def __init__(self, found: Found, stay: Held) -> None:
+        self._stay = stay
+        self.left = found.size - sum(one.size for one in found.leftovers)
+        self.runs: dict[str, tuple[Goes, str]] = {}
+        self.prepared: dict[str, str] = {}
+
+    def take(self, run: RunFacts, goes: Goes, why: str) -> None:
+        """As much of a run as may go, if that is more than goes already."""
+        before = self.runs.get(run.name, (Goes.NOTHING, ""))[0]
+        if run.name in self._stay.wholly or before is Goes.RUN:
+            return
+        if goes is Goes.CHECKPOINTS or run.name in self._stay.models:
+            if not run.checkpoint_size or before is Goes.CHECKPOINTS:
+                return
+            goes = Goes.CHECKPOINTS
+        self.left -= run.size_of(goes) - run.size_of(before)
+        self.runs[run.name] = (goes, why)
+
+    def take_prepared(self, one: PreparedFacts, why: str) -> None:
+        if one.name not in self.prepared:
+            self.left -= one.size
+            self.prepared[one.name] = why
+
+    def is_gone(self, run: str) -> bool:
+        return self.runs.get(run, (Goes.NOTHING, ""))[0] is Goes.RUN
+
+
+class _Shared:
+    """Prepared data, oldest first, and who needs it."""
+
+    def __init__(self, found: Found, runs: tuple[RunFacts, ...], bounds: Bounds, now_s: float) -> None:
+        self.every = tuple(sorted(found.prepared, key=lambda one: (one.touched_s, one.name)))
+        self._asked_for, self._now_s = bounds.prepared, now_s
+        parts = {one.name: one.sources for one in found.prepared}
+        self.touched_s = {one.name: one.touched_s for one in found.prepared}
+        for one in found.prepared:  # sources are as young as what is made of them
+            for source in one.sources & self.touched_s.keys():
+                self.touched_s[source] = max(self.touched_s[source], one.touched_s)
+        self._users: dict[str, list[str]] = {}
+        for run in runs:
+            for name in {run.prepared, *parts.get(run.prepared or "", ())} - {None}:
+                self._users.setdefault(str(name), []).append(run.name)
+        self._unknown = next(
+            (run.name for run in runs if run.prepared is None and not run.ended and why_alive(run, now_s)), None
+        )
+
+    def unused(self, taken: _Taken) -> Iterator[PreparedFacts]:
+        """What may go, as the decisions about runs stand now."""
+        return (one for one in self.every if self.why_kept(one, taken) is None)
+
+    def freed_by(self, run: str, taken: _Taken) -> Iterator[PreparedFacts]:
+        """What may go because this run does."""
+        return (one for one in self.every if run in self._users.get(one.name, ()) and not self.why_kept(one, taken))
+
+    def why_kept(self, one: PreparedFacts, taken: _Taken) -> str | None:
+        users = [run for run in self._users.get(one.name, ()) if not taken.is_gone(run)]
+        if users:
+            return f"used by {users[-1]}" + (f" and {len(users) - 1} more" if len(users) > 1 else "")
+        if one.lease_s is not None and self._now_s - one.lease_s < ALIVE_S:
+            return "somebody prepares it"
+        if self._now_s - self.touched_s[one.name] < ALIVE_S:
+            return "written within the last day"
+        if self._unknown is not None:
+            return f"{self._unknown} may be about to use it"
+        return None if self._asked_for else "no run uses it: --prepared would let it go"
+
+
+def _by_age(taken: _Taken, runs: tuple[RunFacts, ...], shared: _Shared, bounds: Bounds, before_s: float) -> None:
+    for run in runs:
+        if run.since_s < before_s:
+            taken.take(run, Goes.CHECKPOINTS if bounds.checkpoints_only else Goes.RUN, "older than the bound")
+    for one in shared.unused(taken):
+        if shared.touched_s[one.name] < before_s:
+            taken.take_prepared(one, "older than the bound, and no run uses it")
+
+
+def _by_size(taken: _Taken, runs: tuple[RunFacts, ...], shared: _Shared, bounds: Bounds) -> None:
+    assert bounds.most_size is not None
+    for step in _steps(taken, runs, shared, bounds):
+        if taken.left <= bounds.most_size:
+            return
+        step()
+
+
+def _steps(taken: _Taken, runs: tuple[RunFacts, ...], shared: _Shared, bounds: Bounds) -> Iterator[Callable[[], None]]:
+    """What may go to make room, in the order that is told above."""
+    why, unused = "the oldest, until the size fits", "no run uses it, and the size does not fit"
+    for one in shared.unused(taken):
+        yield partial(taken.take_prepared, one, unused)
+    for run in sorted(runs, key=lambda run: run.status != "succeeded"):
+        yield partial(taken.take, run, Goes.CHECKPOINTS, why)
+    for run in () if bounds.checkpoints_only else runs:
+        yield partial(taken.take, run, Goes.RUN, why)
+        for one in shared.freed_by(run.name, taken):
+            yield partial(taken.take_prepared, one, unused)
+
+
+def _prepared_verdict(one: PreparedFacts, taken: _Taken, shared: _Shared) -> PreparedVerdict:
+    if one.name in taken.prepared:
+        return PreparedVerdict(one, True, taken.prepared[one.name])
+    return PreparedVerdict(one, False, shared.why_kept(one, taken) or "newer than the bound")

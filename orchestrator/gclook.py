@@ -1,0 +1,174 @@
+"""What there is under a storage path, for `fleetune gc`: one listing, and some small files of runs. Never writes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from jobs import storage
+from jobs.errors import FleetuneError, StorageError
+from jobs.journal import written_at_s
+from jobs.listing import Listed, listing
+from jobs.outcome import Outcome, read_outcome
+from jobs.paths import JobPaths, prepared_root
+from orchestrator.gcvalues import Found, Leftover, PreparedFacts, RunFacts
+from orchestrator.runs import SILENT_AFTER_S, started_at
+
+INSIDE: Final = JobPaths("")  # names as they are in a listing of a run
+MANIFEST, LEASE = "manifest.json", "preparing.json"  # of prepared data; see `jobs.data.source`
+
+_READERS = 8
+_PREPARED = prepared_root("", "").rstrip("/")
+_FINGERPRINT = re.compile(r"^[0-9a-f]{16,64}$")
+_JOURNAL = re.compile(r"^(?:events|metrics)/(\d{20}-[^/]*\.jsonl)$")
+
+Files = Sequence[Listed]
+Item = TypeVar("Item")
+Fact = TypeVar("Fact")
+
+
+def look(storage_path: str, now_s: float) -> Found:
+    """Everything under a storage path.
+
+    Raises:
+        StorageError: it is not there, or cannot be read.
+    """
+    if not storage.is_dir(storage_path):
+        raise StorageError(f"there is no directory {storage_path}. Give --storage, or set FLEETUNE_STORAGE_PATH")
+    folders = _by_folder(listing(storage_path))
+    prepared, strange = _prepared_folders(folders.pop(_PREPARED, []))
+    runs = {name: files for name, files in folders.items() if _holds(files, INSIDE.spec) and not name.startswith(".")}
+    left = {name: files for name, files in folders.items() if name not in runs and _holds(files, INSIDE.removing)}
+    others = [files for name, files in folders.items() if name not in runs and name not in left]
+    return Found(
+        _at_once(partial(_run_of, storage_path, now_s, runs.keys()), sorted(runs.items())),
+        _at_once(partial(_prepared_of, storage_path, now_s), sorted(prepared.items())),
+        tuple(Leftover(name, size_of(files)) for name, files in sorted(left.items())),
+        sum(map(size_of, [*others, strange])),
+    )
+
+
+def _at_once(read: Callable[[Item], Fact], items: Iterable[Item]) -> tuple[Fact, ...]:
+    with ThreadPoolExecutor(_READERS) as pool:
+        return tuple(pool.map(read, items))
+
+
+def _by_folder(files: Iterable[Listed]) -> dict[str, list[Listed]]:
+    """The files of each folder, under the names that they have in it; those in none are under an empty name."""
+    folders: dict[str, list[Listed]] = defaultdict(list)
+    for file in files:
+        folder, slash, inner = file.name.partition("/")
+        folders[folder if slash else ""].append(Listed(inner or file.name, file.size, file.modified_s))
+    return folders
+
+
+def size_of(files: Files) -> int:
+    return sum(file.size for file in files)
+
+
+def _holds(files: Files, name: str) -> bool:
+    return any(file.name == name for file in files)
+
+
+def touched_s(files: Files, unknown_s: float) -> float:
+    """When something was written last; `unknown_s` where the storage does not tell."""
+    return max((file.modified_s for file in files if file.modified_s is not None), default=unknown_s)
+
+
+def _run_of(storage_path: str, now_s: float, runs: Collection[str], named: tuple[str, Files]) -> RunFacts:
+    """A run, from the listing of its directory. What the storage tells no time of counts as written now."""
+    name, files = named
+    paths = JobPaths.of(storage_path, name)
+    written_s = touched_s(files, now_s)
+    status, since_s = _status(paths, files, written_s, now_s)
+    return RunFacts(
+        name=paths.name,
+        status=status,
+        since_s=since_s,
+        touched_s=written_s,
+        size=size_of(files),
+        checkpoint_size=size_of([file for file in files if file.name.startswith(INSIDE.checkpoints + "/")]),
+        prepared=_fingerprint_of(paths) if _holds(files, INSIDE.manifest) else None,
+        starts_from=run_named_by(_model_path(paths), runs),
+    )
+
+
+def _status(paths: JobPaths, files: Files, written_s: float, now_s: float) -> tuple[str, float]:
+    """As `orchestrator.runs.summarise` says it, and since when."""
+    outcome: Outcome | None = None
+    if _holds(files, INSIDE.outcome):
+        try:
+            outcome = read_outcome(paths)
+        except (FleetuneError, ValueError):
+            return "unreadable", written_s
+    if outcome is not None:
+        return outcome.status, outcome.ended_at.timestamp()
+    journal = (written_at_s(match[1]) for file in files if (match := _JOURNAL.match(file.name)))
+    started = started_at(paths)
+    heard_s = max([written_s, *journal, *([started.timestamp()] if started else [])])
+    return "running" if now_s - heard_s <= SILENT_AFTER_S else "lost", heard_s
+
+
+def _fingerprint_of(paths: JobPaths) -> str | None:
+    found = _read_json(paths.manifest).get("data_fingerprint")
+    return found if isinstance(found, str) else None
+
+
+def _model_path(paths: JobPaths) -> str:
+    model = _read_json(paths.spec).get("model")
+    return str(model.get("path")) if isinstance(model, dict) else ""
+
+
+def run_named_by(path: str, runs: Collection[str]) -> str | None:
+    """The run that a model's path lies in, however the path to it is spelt; also for `run:NAME`. None: in none."""
+    return next((part for part in path.removeprefix("run:").split("/") if part in runs), None)
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        found = json.loads(storage.read_bytes(path))
+    except (StorageError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _prepared_folders(files: Iterable[Listed]) -> tuple[dict[str, list[Listed]], list[Listed]]:
+    """The directories of prepared data and of reports, by name; and what is neither."""
+    known: dict[str, list[Listed]] = defaultdict(list)
+    strange: list[Listed] = []
+    for file in files:
+        folder, _, inner = file.name.partition("/")
+        if folder == "checks":
+            report, _, inner = inner.partition("/")
+            folder = f"checks/{report}"
+        if inner and _FINGERPRINT.match(folder.removeprefix("checks/")):
+            known[folder].append(Listed(inner, file.size, file.modified_s))
+        else:
+            strange.append(file)
+    return known, strange
+
+
+def _prepared_of(storage_path: str, now_s: float, named: tuple[str, Files]) -> PreparedFacts:
+    name, files = named
+    root = prepared_root(storage_path, name)
+    beats = [file for file in files if file.name == LEASE]
+    sources = _sources_of(root) if _holds(files, MANIFEST) else frozenset()
+    lease_s = touched_s(beats, now_s) if beats else None
+    return PreparedFacts(name, touched_s(files, now_s), size_of(files), sources - {name}, lease_s)
+
+
+def _sources_of(root: str) -> frozenset[str]:
+    """The directories that the splits of a job's data lie in."""
+    splits = _read_json(storage.join(root, MANIFEST)).get("splits")
+    parts = [part for of_name in (splits.values() if isinstance(splits, dict) else ()) for part in _listed(of_name)]
+    folders = (part.get("folder") for part in parts if isinstance(part, dict))
+    return frozenset(folder.partition("/")[0] for folder in folders if isinstance(folder, str))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

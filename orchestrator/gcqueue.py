@@ -1,0 +1,103 @@
+"""Which runs the queue still needs: those of its jobs that have not ended, and those whose models these start from."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final
+
+from pydantic import RootModel
+
+from cluster.settings import fleetune_home, server_url
+from jobs.errors import FleetuneError
+from orchestrator.api import MOST_PAGE, JobPage, JobView, Me
+from orchestrator.connection import Connection
+from orchestrator.discovery import connect
+from orchestrator.gclook import run_named_by
+from orchestrator.gcvalues import Held
+from orchestrator.queue.states import ENDED, State
+
+PATIENCE_S: Final = 10.0
+
+_READERS = 8
+_OTHERWISE = "Jobs of the queue may need runs that look ended: give --no-server if you know that they do not"
+
+
+class QueueSilent(FleetuneError):
+    """The queue's server cannot tell which runs its jobs need."""
+
+
+class _AnySpec(RootModel[dict[str, Any]]):
+    pass
+
+
+def expected_server() -> str | None:
+    """URL of the server that there should be: FLEETUNE_URL, or the one that has left its address in FLEETUNE_HOME.
+
+    Also of one that was killed: its store still has its jobs.
+    """
+    if url := server_url():
+        return url
+    try:
+        left = json.loads((fleetune_home() / "server.json").read_bytes())
+        return str(left["url"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def needed_by_queue(url: str, runs: Collection[str], patience_s: float = PATIENCE_S) -> Held:
+    """Of these runs, those that jobs of the queue still need.
+
+    Raises:
+        QueueSilent: the server does not answer, or does not show all jobs.
+    """
+    try:
+        with contextlib.closing(connect(url, patience_s=patience_s)) as server:
+            me = server.get("/v1/me", Me)
+            if me.role != "admin" and me.tenant is not None:
+                raise QueueSilent(
+                    f"the token of {me.name} shows jobs of tenant {me.tenant} only: give an admin's in FLEETUNE_TOKEN. "
+                    + _OTHERWISE
+                )
+            jobs = list(_unfinished(server))
+            return held_by(jobs, _specs(server, jobs), runs)
+    except QueueSilent:
+        raise
+    except FleetuneError as error:
+        raise QueueSilent(f"{error}. {_OTHERWISE}") from error
+
+
+def held_by(jobs: Collection[JobView], specs: Mapping[str, Any], runs: Collection[str]) -> Held:
+    """What jobs that have not ended need; `specs`: by job id. Pure."""
+    wholly = {run: f"job {job.job_id} has not ended" for job in jobs if (run := run_named_by(job.run or "", runs))}
+    starts = {job: run for job, spec in specs.items() if (run := run_named_by(_model_path(spec), runs))}
+    return Held(wholly, {run: f"job {job} starts from it" for job, run in starts.items()})
+
+
+def _model_path(spec: Any) -> str:
+    model = spec.get("model") if isinstance(spec, dict) else None
+    return str(model.get("path", "")) if isinstance(model, dict) else ""
+
+
+def _unfinished(server: Connection) -> Iterator[JobView]:
+    states = [str(state) for state in State if state not in ENDED]
+    before = None
+    while True:
+        page = server.get("/v1/jobs", JobPage, {"state": states, "limit": MOST_PAGE, "before": before})
+        yield from page.jobs
+        before = page.next
+        if before is None:
+            return
+
+
+def _specs(server: Connection, jobs: Collection[JobView]) -> dict[str, Any]:
+    ids = [job.job_id for job in jobs if job.kind == "finetune"]
+    with ThreadPoolExecutor(_READERS) as pool:
+        return dict(zip(ids, pool.map(partial(_spec, server), ids), strict=True))
+
+
+def _spec(server: Connection, job_id: str) -> Any:
+    return server.get(f"/v1/jobs/{job_id}/spec", _AnySpec).root

@@ -1,0 +1,167 @@
+"""What `fleetune gc` finds, is asked for, and decides; times are seconds since 1970, sizes are bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Goes(StrEnum):
+    """How much of a run goes."""
+
+    NOTHING = "nothing"
+    CHECKPOINTS = "checkpoints"
+    RUN = "run"
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run, as its files tell.
+
+    Attributes:
+        status: as `fleetune runs` says it.
+        since_s: when it ended, or else when it was last heard of.
+        touched_s: when something in it was written last.
+        size, checkpoint_size: of all its files, and of those under checkpoints/.
+        prepared: fingerprint of the data that it was trained on; None while it is not known.
+        starts_from: the run whose model it starts from, where that is one of these.
+    """
+
+    name: str
+    status: str
+    since_s: float
+    touched_s: float
+    size: int
+    checkpoint_size: int
+    prepared: str | None = None
+    starts_from: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ("succeeded", "failed", "interrupted")
+
+    def size_of(self, goes: Goes) -> int:
+        """Of as much of it."""
+        return {Goes.NOTHING: 0, Goes.CHECKPOINTS: self.checkpoint_size, Goes.RUN: self.size}[goes]
+
+
+@dataclass(frozen=True)
+class PreparedFacts:
+    """A directory of prepared data, or a report about data.
+
+    Attributes:
+        sources: fingerprints of the directories that this one is made of.
+        lease_s: when somebody who prepares it gave the last sign of life.
+    """
+
+    name: str
+    touched_s: float
+    size: int
+    sources: frozenset[str] = frozenset()
+    lease_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A run that an earlier `gc` has begun to remove: it has no spec any more."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything under a storage path. `other_size`: of what is none of these, and never touched."""
+
+    runs: tuple[RunFacts, ...]
+    prepared: tuple[PreparedFacts, ...] = ()
+    leftovers: tuple[Leftover, ...] = ()
+    other_size: int = 0
+
+    @property
+    def size(self) -> int:
+        """Of everything that is counted: runs and prepared data."""
+        return (
+            sum(run.size for run in self.runs)
+            + sum(one.size for one in self.prepared)
+            + sum(one.size for one in self.leftovers)
+        )
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What was asked for. `keep_last`: the newest runs, which stay as they are; no bound by itself."""
+
+    older_than_s: float | None = None
+    most_size: int | None = None
+    keep_last: int = 0
+    checkpoints_only: bool = False
+    prepared: bool = False
+
+    @property
+    def any(self) -> bool:
+        return self.older_than_s is not None or self.most_size is not None
+
+
+@dataclass(frozen=True)
+class Held:
+    """What others need, by the name of the run, and why.
+
+    Attributes:
+        wholly: nothing of these goes.
+        models: these stay, but for their checkpoints.
+    """
+
+    wholly: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
+
+    def why(self, run: str) -> str:
+        return self.wholly.get(run) or self.models.get(run) or ""
+
+
+@dataclass(frozen=True)
+class RunVerdict:
+    run: RunFacts
+    goes: Goes
+    why: str
+
+    @property
+    def freed(self) -> int:
+        return self.run.size_of(self.goes)
+
+
+@dataclass(frozen=True)
+class PreparedVerdict:
+    prepared: PreparedFacts
+    goes: bool
+    why: str
+
+    @property
+    def freed(self) -> int:
+        return self.prepared.size if self.goes else 0
+
+
+@dataclass(frozen=True)
+class GcPlan:
+    """What goes and what stays, oldest first."""
+
+    runs: tuple[RunVerdict, ...]
+    prepared: tuple[PreparedVerdict, ...]
+    leftovers: tuple[Leftover, ...]
+    size: int
+    most_size: int | None
+
+    @property
+    def freed(self) -> int:
+        runs, prepared = sum(run.freed for run in self.runs), sum(one.freed for one in self.prepared)
+        return runs + prepared + sum(one.size for one in self.leftovers)
+
+    @property
+    def left(self) -> int:
+        return self.size - self.freed
+
+    @property
+    def over(self) -> int:
+        """Bytes by which what is left is still too large."""
+        return max(self.left - self.most_size, 0) if self.most_size is not None else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cluster.errors import CapacityError
@@ -13,12 +13,14 @@ from cluster.inventory import Inventory, Node
 from cluster.placement import check_can_ever_fit
 from cluster.resources import Gang
 from cluster.settings import ray_address, set_default
+from cluster.workplace import Workplace
 
 # Logical CPUs beside the workers' own, for Ray Data's tasks and the Train controller.
 SPARE_CPUS = 2
 # How far CPU workers may share cores on a machine of one's own: enough to try a gang, not enough to choke on.
 MOST_WORKERS_PER_CORE = 4
 KNOCK_TIMEOUT_S = 10.0
+NODE_LABEL = "ray.io/node-id"  # which every node has
 # A Ray of this machine shares its cores with the training. These turn down what nobody looks at there; measured in
 # training, Ray's own processes went from 11-12 % of a core to 8 % (6 % in one shorter run).
 QUIET_LOCAL_RAY = {
@@ -31,11 +33,12 @@ QUIET_LOCAL_RAY = {
 
 
 @contextlib.contextmanager
-def connected(address: str | None, gang: Gang | None) -> Iterator[Inventory]:
+def connected(address: str | None, gang: Gang | None, workplace: Workplace | None = None) -> Iterator[Inventory]:
     """Connect to the cluster at `address` (or RAY_ADDRESS), or start a Ray of this machine; leave it at the end.
 
     Args:
         gang: what will run on it; None for tasks alone, which take what CPUs there are.
+        workplace: what every worker process enters before anything else.
 
     Raises:
         CapacityError: the gang can never fit, or nothing answers at the address.
@@ -57,6 +60,8 @@ def connected(address: str | None, gang: Gang | None) -> Iterator[Inventory]:
         options |= {"address": "local", "num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
     else:
         options["address"] = where
+    if workplace is not None and not workplace.is_anywhere:
+        options["runtime_env"] = {"worker_process_setup_hook": _entering(workplace)}
     try:
         _knock(where)
         ray.init(**options)
@@ -69,6 +74,16 @@ def connected(address: str | None, gang: Gang | None) -> Iterator[Inventory]:
         yield inventory
     finally:
         ray.shutdown()
+
+
+def _entering(workplace: Workplace) -> Callable[[], None]:
+    """A function goes to the workers as bytes. Variables of a runtime environment stand in Ray's logs and dashboard."""
+
+    def enter_workplace() -> None:
+        with contextlib.suppress(OSError):  # a node without the directory is told of by the worker itself
+            workplace.enter()
+
+    return enter_workplace
 
 
 def snapshot() -> Inventory:

@@ -49,6 +49,11 @@ def set_default(name: str, value: str) -> None:
     os.environ.setdefault(name, value)
 
 
+def add_to_environment(added: Mapping[str, str]) -> None:
+    """Set variables of this process, and of what it starts."""
+    os.environ.update(added)
+
+
 def with_environment(added: Mapping[str, str]) -> dict[str, str]:
     """This process's environment and more: what a program of this machine is started with."""
     return {**os.environ, **added}

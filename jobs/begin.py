@@ -11,6 +11,7 @@ from jobs.load import load_spec
 from jobs.paths import JobPaths
 from jobs.record import open_run, reopen_run
 from jobs.resume import check_resumable
+from jobs.runref import with_model_of_run
 from jobs.spec import Spec
 from jobs.validate import validate
 from jobs.watch import Announcer
@@ -41,8 +42,9 @@ def load_job(path: str | None, overrides: Sequence[str], resume: str | None) -> 
 
 @dataclass(frozen=True)
 class Begun:
-    """A run whose directory is open."""
+    """A run whose directory is open, with its spec as it is in there."""
 
+    spec: Spec
     paths: JobPaths
     warnings: tuple[str, ...]
     resumed: bool
@@ -73,5 +75,6 @@ def begin_run(spec: Spec, resume: str | None = None) -> Begun:
     if resume is not None:
         check_resumable(JobPaths(resume), spec)
     warnings = validate(spec)
+    spec = with_model_of_run(spec)
     paths = open_run(spec) if resume is None else reopen_run(resume, spec)
-    return Begun(paths, tuple(warnings), resume is not None)
+    return Begun(spec, paths, tuple(warnings), resume is not None)

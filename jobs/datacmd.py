@@ -17,8 +17,9 @@ from jobs.outcome import event
 from jobs.paths import prepared_root
 from jobs.progress import Progress
 from jobs.quiet import redirected_output
+from jobs.runref import with_model_of_run
 from jobs.spec import Spec
-from jobs.validate import own_function_problem
+from jobs.validate import enter_working_dir, own_function_problem
 
 if TYPE_CHECKING:
     from jobs.data.check import Checked
@@ -67,6 +68,7 @@ def show_data(spec: Spec, count: int, split: Literal["train", "eval"], start: in
 
 
 def _check_functions(spec: Spec) -> None:
+    enter_working_dir(spec)
     problems = [own_function_problem(name) for name in sorted(spec.data.formats) if OWN_FUNCTION.match(name)]
     if found := [problem for problem in problems if problem]:
         raise SpecError("\n".join(f"data.format: {problem}" for problem in found))
@@ -116,7 +118,7 @@ def _model_dir(spec: Spec) -> str:
     """Only the tokenizer is needed: data may be prepared where the weights are not."""
     from jobs.modeldir import tokenizer_dir
 
-    return tokenizer_dir(spec.model.path, "chat" in spec.data.formats)
+    return tokenizer_dir(with_model_of_run(spec).model.path, "chat" in spec.data.formats)
 
 
 def _size(spec: Spec) -> int:

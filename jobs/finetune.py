@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cluster.settings import set_default, torchrun_world
 from jobs.begin import begin_run, load_job
@@ -26,11 +26,21 @@ from jobs.spec import Spec
 from jobs.watch import Announcer
 
 
-def run_on_ray(spec: Spec, *, address: str | None = None, progress: Progress, resume: str | None = None) -> Outcome:
+def run_on_ray(
+    spec: Spec,
+    *,
+    address: str | None = None,
+    progress: Progress,
+    resume: str | None = None,
+    variables: Mapping[str, str] | None = None,
+    places: Sequence[str] | None = None,
+) -> Outcome:
     """Validate, prepare, train, evaluate, export; on the cluster at `address`, RAY_ADDRESS, or a Ray of this machine.
 
     Args:
         resume: root of an earlier run to go on with, from its newest checkpoint.
+        variables: of the workers' environment; told to nobody else.
+        places: id of the node of each worker; None: wherever Ray finds room.
 
     Raises:
         InputError: found before anything was written. What is found later is the outcome's reason.
@@ -43,7 +53,7 @@ def run_on_ray(spec: Spec, *, address: str | None = None, progress: Progress, re
         def drive() -> Outcome:
             from jobs.training.ray_driver import drive_on_ray
 
-            return drive_on_ray(spec, paths, address, announce, progress)
+            return drive_on_ray(begun.spec, paths, address, announce, progress, variables=variables, places=places)
 
         outcome = concluded(paths, drive)
         announce("ended", ending_of(paths, outcome), status=outcome.status)

@@ -17,7 +17,7 @@ from jobs.fields import SPEC_MODELS, did_you_mean, keys_of, section_model, unkno
 from jobs.marks import Document, Path, dotted, parse, parse_value
 from jobs.mistakes import KEY, reworded, shown
 from jobs.queuespec import Kind
-from jobs.runref import is_run_reference
+from jobs.runref import run_named
 from jobs.spec import SCHEMA_VERSION, Source, Spec
 
 # Where Ray unpacks what `ray job submit --working-dir` ships; it is deleted some time after the job.
@@ -250,7 +250,7 @@ def _absolute(path: str, base: str) -> str:
 
 def _model_path(path: str, base: str) -> str:
     """A directory becomes absolute; what is none, and looks like one of the hub's names, stays, and so does a run."""
-    if is_run_reference(path):
+    if run_named(path) is not None:
         return path
     local = path.startswith(("./", "../", "/", "~")) or path in (".", "..") or not _HUB_ID.match(path)
     return _absolute(path, base) if local or os.path.isdir(os.path.join(base, path)) else path

@@ -6,10 +6,11 @@ Whatever can be derived from other fields is derived (see `jobs.planning.batchin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from jobs.dataspec import Columns, Data, Source
 from jobs.frozen import Frozen
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Final = 1
+RUN_REFERENCE: Final = re.compile(r"run:([A-Za-z0-9_][A-Za-z0-9._-]*)\Z")
 
 Task = Literal["causal-lm", "sequence-classification"]
 SchedulerType = Literal["linear", "cosine", "constant_with_warmup", "warmup_stable_decay"]
@@ -54,6 +56,15 @@ class Model(Frozen):
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         "sdpa", description="Attention kernel, as transformers names it."
     )
+
+    @field_validator("path")
+    @classmethod
+    def _a_run_has_a_name(cls, path: str) -> str:
+        if path.startswith("run:") and not RUN_REFERENCE.match(path):
+            raise ValueError(
+                f"{path!r}: after run: comes the name of a run or job; a path to a model goes without run:"
+            )
+        return path
 
 
 class FullMethod(Frozen):

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from typing import get_args
 
+from cluster.workplace import Workplace
 from jobs import storage
 from jobs.dataspec import OWN_FUNCTION, Source
 from jobs.errors import InputError, SpecError
 from jobs.fields import did_you_mean
 from jobs.modeldir import check_model_dir
 from jobs.planning import plan_batching, warmup_steps
+from jobs.runref import with_model_of_run
 from jobs.spec import Spec, Task
 
 # For which tasks a built-in metric says something.
@@ -30,7 +32,7 @@ BUILTIN_METRICS: dict[str, tuple[Task, ...]] = {
 
 
 def validate(spec: Spec) -> list[str]:
-    """Check batch, warmup, metrics, model directory, data and storage.
+    """Check batch, warmup, metrics, model directory, data and storage; this process goes to the spec's working_dir.
 
     Returns:
         Warnings: what is allowed, and probably not meant.
@@ -53,6 +55,20 @@ def _problem(check: Callable[[], object]) -> InputError | None:
     except InputError as error:
         return error
     return None
+
+
+def enter_working_dir(spec: Spec) -> None:
+    """Go where the job's own modules are. Raises SpecError."""
+    try:
+        Workplace(spec.working_dir).enter()
+    except OSError as error:
+        raise SpecError(
+            f"working_dir {spec.working_dir}: {error.strerror}: give a directory that every node sees"
+        ) from error
+
+
+def _check_model(spec: Spec) -> None:
+    check_model_dir(with_model_of_run(spec))
 
 
 def _check_warmup(spec: Spec) -> None:
@@ -143,10 +159,11 @@ def _check_storage(spec: Spec) -> None:
 
 
 _CHECKS: tuple[Callable[[Spec], object], ...] = (
+    enter_working_dir,  # first: functions are looked for from there
     plan_batching,
     _check_warmup,
     check_metrics,
-    check_model_dir,
+    _check_model,
     _check_formats,
     _check_train_data,
     _check_eval_data,

@@ -6,10 +6,13 @@ import contextlib
 import secrets
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.ray_backend import connected
+from cluster.inventory import Inventory
+from cluster.ray_backend import NODE_LABEL, connected
 from cluster.resources import Gang as GangRequest
+from cluster.workplace import Workplace
 from jobs import storage
 from jobs.data.stream import ray_iterators
 from jobs.errors import RunFailed, StorageError
@@ -35,8 +38,21 @@ _POLL_S = 0.5
 _FAILURE_GRACE_S = 10.0
 
 
-def drive_on_ray(spec: Spec, paths: JobPaths, address: str | None, announce: Announcer, progress: Progress) -> Outcome:
+def drive_on_ray(
+    spec: Spec,
+    paths: JobPaths,
+    address: str | None,
+    announce: Announcer,
+    progress: Progress,
+    *,
+    variables: Mapping[str, str] | None = None,
+    places: Sequence[str] | None = None,
+) -> Outcome:
     """Run the job to its outcome.
+
+    Args:
+        variables: of the environment of all processes that work for it; told to nobody else.
+        places: the node of each worker; None: wherever Ray finds room.
 
     Raises:
         InputError: the data, or the gang, cannot be.
@@ -44,16 +60,18 @@ def drive_on_ray(spec: Spec, paths: JobPaths, address: str | None, announce: Ann
         Interrupted: a second Ctrl-C, or one before training began.
     """
     facts = run_facts()
+    workplace = Workplace(spec.working_dir, variables or {})
     with StopSignals(paths, announce) as signals:
         announce("phase", "connecting to Ray", phase="connect")
-        with connected(address, gang_request(spec)) as inventory:
+        with connected(address, gang_request(spec), workplace) as inventory:
+            check_places(places, inventory)
             facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
             prepared = ready_data(spec, "ray", announce)
             write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
             announce("phase", f"starting {gang_request(spec)}", phase="workers")
             signals.graceful = True
             job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths))
-            result = fit(job, signals, Watch(paths, progress))
+            result = fit(job, signals, Watch(paths, progress), places)
     outcome = outcome_of(paths, result, failures_of(paths))
     write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint} | (result or {}).get("facts", {}))
     return outcome
@@ -66,7 +84,14 @@ def gang_request(spec: Spec) -> GangRequest:
     )
 
 
-def fit(job: Job, signals: StopSignals, watch: Watch) -> Record | None:
+def check_places(places: Sequence[str] | None, inventory: Inventory) -> None:
+    """Ray would wait for ever for a node that is not there. Raises RunFailed: another lease may be better."""
+    gone = sorted(set(places or ()) - {node.node_id for node in inventory.nodes})
+    if gone:
+        raise RunFailed(f"these nodes of the lease are not in the Ray cluster any more: {', '.join(gone)}")
+
+
+def fit(job: Job, signals: StopSignals, watch: Watch, places: Sequence[str] | None = None) -> Record | None:
     """Train on the connected cluster; what rank 0 returned, None where a worker reported a failure.
 
     `TorchTrainer.fit` runs in a thread: on the main thread it would take Ctrl-C for itself and save nothing.
@@ -81,7 +106,7 @@ def fit(job: Job, signals: StopSignals, watch: Watch) -> Record | None:
 
     def run() -> None:
         try:
-            done["result"] = make_trainer(job, name).fit().return_value
+            done["result"] = make_trainer(job, name, places).fit().return_value
         except BaseException as error:
             done["error"] = error
         with contextlib.suppress(StorageError):  # Ray's own notes, of no use to anybody
@@ -106,11 +131,12 @@ def fit(job: Job, signals: StopSignals, watch: Watch) -> Record | None:
     return result
 
 
-def make_trainer(job: Job, name: str) -> Any:
+def make_trainer(job: Job, name: str, places: Sequence[str] | None = None) -> Any:
     """The trainer of a job: all that Ray Train is told.
 
     Args:
         name: under which Ray keeps a state of its own, and would go on from one that it finds: a new one each time.
+        places: the node of each worker.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -128,6 +154,7 @@ def make_trainer(job: Job, name: str) -> Any:
             use_gpu=bool(resources.gpus_per_worker),
             resources_per_worker=each,
             accelerator_type=resources.accelerator_type,
+            label_selector=[{NODE_LABEL: place} for place in places] if places is not None else None,
         ),
         run_config=RunConfig(
             name=name,

@@ -24,6 +24,7 @@ from jobs.training.job import Job
 from jobs.training.loop import train
 from jobs.training.ready import ready_data
 from jobs.training.worker import failures_of, guarded, outcome_of
+from jobs.validate import enter_working_dir
 from jobs.watch import Announcer, Watch
 
 # Other ranks wait this long for rank 0 to prepare the data; in training, a rank that hangs is given up much sooner.
@@ -79,7 +80,7 @@ def _lead(spec: Spec, world: TorchrunWorld, resume: str | None, waiting: Any, pr
         paths = begun.paths
         with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("rank-0")):
             begun.tell(announce)
-            outcome = concluded(paths, lambda: _prepare_and_train(spec, world, paths, announce, progress, tell))
+            outcome = concluded(paths, lambda: _prepare_and_train(begun.spec, world, paths, announce, progress, tell))
             announce("ended", ending_of(paths, outcome), status=outcome.status)
         return outcome
     finally:
@@ -109,6 +110,7 @@ def _follow(world: TorchrunWorld, waiting: Any) -> Outcome:
     ended = datetime.datetime.now(datetime.UTC)
     if job is None:  # rank 0 says why
         return Outcome(status=Status.SUCCEEDED, ended_at=ended)
+    enter_working_dir(job.spec)
     with redirected_output(job.paths.log(f"rank-{world.rank}")):
         guarded(job, _gang(job, world), train)
     return Outcome(status=Status.SUCCEEDED, ended_at=ended)

@@ -49,7 +49,7 @@ def ray_worker(config: dict[str, Any]) -> Record | None:
 
 def guarded(job: Job, gang: Gang, loop: Callable[[Job, Gang], LoopState]) -> Record | None:
     """Run the loop; rank 0's result as a record (see `result_of`), None on other ranks and after a failure."""
-    blind = hosts_that_do_not_see(job.paths)
+    blind = hosts_that_do_not_see(job.paths, job.spec.working_dir)
     if blind is not None:  # told by the result: a failure file might lie where the driver does not look
         return {"failure": blind} if gang.rank == 0 else None
     try:
@@ -114,19 +114,23 @@ def leave_gang() -> None:
         dist.destroy_process_group()
 
 
-def hosts_that_do_not_see(paths: JobPaths) -> str | None:
+def hosts_that_do_not_see(paths: JobPaths, working_dir: str | None = None) -> str | None:
     """What to say where a worker does not see the run, and so would train into nowhere; a call of all ranks."""
-    seen: list[Any] = [(os.uname().nodename, storage.exists(paths.spec))]
+    lacks_dir = working_dir is not None and not os.path.isdir(working_dir)
+    seen: list[Any] = [(os.uname().nodename, storage.exists(paths.spec), lacks_dir)]
     if dist.is_initialized():
         mine, seen = seen[0], [None] * dist.get_world_size()
         dist.all_gather_object(seen, mine)
-    blind = sorted({host for host, sees in seen if not sees})
-    if not blind:
-        return None
-    return (
-        f"host {', '.join(blind)} does not see {paths.spec}, which the driver wrote: storage_path must be the "
-        "same storage on every node (a shared file system, or a URL such as s3://...)"
-    )
+    blind = sorted({host for host, sees, _ in seen if not sees})
+    without = sorted({host for host, _, lacks in seen if lacks})
+    if blind:
+        return (
+            f"host {', '.join(blind)} does not see {paths.spec}, which the driver wrote: storage_path must be the "
+            "same storage on every node (a shared file system, or a URL such as s3://...)"
+        )
+    if without:
+        return f"host {', '.join(without)} has no directory {working_dir}: working_dir must be seen by every node"
+    return None
 
 
 def failures_of(paths: JobPaths) -> list[Record]:

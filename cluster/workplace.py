@@ -1,0 +1,39 @@
+"""What a job's own code finds around it, in the driver and in every worker: its directory and its variables."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cluster.settings import add_to_environment
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """
+    Attributes:
+        working_dir: where the code runs, and finds modules; None: where the process is.
+        variables: of the environment. They may be secret, and are shown nowhere.
+    """
+
+    working_dir: str | None = None
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_anywhere(self) -> bool:
+        return self.working_dir is None and not self.variables
+
+    def enter(self) -> None:
+        """Make this process one of that place.
+
+        Raises:
+            OSError: there is no such directory. The variables are set.
+        """
+        add_to_environment(self.variables)
+        if self.working_dir is None:
+            return
+        os.chdir(self.working_dir)
+        if self.working_dir not in sys.path:
+            sys.path.insert(0, self.working_dir)

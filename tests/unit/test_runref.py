@@ -1,0 +1,105 @@
+"""`model.path: run:NAME` and `working_dir`, from the spec to the moment before a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import storage
+from jobs.begin import begin_run
+from jobs.errors import DataError, InputError, SpecError
+from jobs.load import load_spec, spec_of
+from jobs.runref import run_named, with_model_of_run
+from jobs.spec import Spec
+from jobs.validate import validate
+
+
+def save_model(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer.json").touch()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+
+
+def make_run(root: Path, name: str, *, exported: bool) -> Path:
+    run = root / "runs" / name
+    run.mkdir(parents=True)
+    (run / "spec.json").write_text("{}")
+    if exported:
+        save_model(run / "model")
+    return run
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"text": f"row {n}"}) for n in range(3)))
+    return {
+        "model": {"path": "run:first", "task": "causal-lm"},
+        "data": {"train": str(tmp_path / "d.jsonl"), "format": "text"},
+        "storage_path": str(tmp_path / "runs"),
+    }
+
+
+def spec(values: dict[str, Any], **changes: Any) -> Spec:
+    made = spec_of({**values, **changes})
+    assert isinstance(made, Spec)
+    return made
+
+
+def test_a_run_s_name_stays_as_it_is_until_the_run_begins(values: dict[str, Any], tmp_path: Path) -> None:
+    run = make_run(tmp_path, "first-20261124-101010-abcd", exported=True)
+    (tmp_path / "job.json").write_text(json.dumps(values))
+    loaded = load_spec(str(tmp_path / "job.json"))
+    assert loaded.model.path == "run:first"
+    begun = begin_run(loaded)
+    assert begun.spec.model.path == str(run / "model")
+    assert load_spec(begun.paths.spec).model.path == str(run / "model")
+
+
+def test_a_run_without_a_model_says_how_to_export_one(values: dict[str, Any], tmp_path: Path) -> None:
+    run = make_run(tmp_path, "first-1", exported=False)
+    with pytest.raises(DataError, match=f"run first-1 has no model.*`fleetune export {run}`"):
+        with_model_of_run(spec(values))
+    with pytest.raises(DataError, match="has no model"):
+        validate(spec(values))
+
+
+def test_a_run_that_is_not_there_and_other_problems_come_at_once(values: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        validate(spec(values, eval={"metrics": ["losss"]}, working_dir=str(tmp_path / "gone")))
+    for part in ("no run 'first'", "did you mean loss?", f"working_dir {tmp_path / 'gone'}: No such file"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["run:", "run:a/b", "run:../a", "run:-a", "run:a b", "run://host/a", "run:a\n"])
+def test_what_is_no_name_is_refused_when_the_spec_is_read(values: dict[str, Any], path: str) -> None:
+    with pytest.raises(SpecError, match="after run: comes the name of a run or job"):
+        spec({**values, "model": {"path": path, "task": "causal-lm"}})
+
+
+@pytest.mark.parametrize("path", ["/m", "org/name", "s3://b/run:x", "./run:x", "runs"])
+def test_no_other_path_is_taken_for_a_run(path: str) -> None:
+    assert run_named(path) is None
+    assert run_named("run:name") == "name" and not storage.is_url("run:name")
+
+
+def test_modules_of_the_working_dir_are_found(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # and back, at the end
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    make_run(tmp_path, "first-1", exported=True)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "metrics_of_mine.py").write_text("def score(predictions, label_ids):\n    return 1.0\n")
+    wanted = {"eval": {"metrics": ["metrics_of_mine:score"]}}
+    with pytest.raises(SpecError, match="no module metrics_of_mine"):
+        validate(spec(values, **wanted))
+    validate(spec(values, **wanted, working_dir=str(mine)))
+    assert os.getcwd() == str(mine) and sys.path[0] == str(mine)

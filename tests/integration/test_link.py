@@ -1,0 +1,180 @@
+"""A driver's link to its server, over real sockets, through everything that may be wrong with the server."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cluster.settings import DriverPlace
+from cluster.wire import Order, Registered
+from jobs import link as module
+from jobs.link import AttemptOver, HttpLink, NotUnderstood
+from tests.support.processes import free_port, wait_for
+from tests.support.wireserver import ATTEMPT, JOB, TOKEN, WireServer, wire_server
+
+RUNS = Registered(
+    kind="command", spec={"kind": "command", "command": ["x"]}, placement=(("n1", 1),), engine="local",
+    secrets={"KEY": "planted"},
+)  # fmt: skip
+EVERY_S = 0.05
+
+
+class Told:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.orders: list[Order] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def order(self, order: Order, reason: str) -> None:
+        self.orders.append(order)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def server() -> Iterator[WireServer]:
+    with wire_server(RUNS) as server:
+        yield server
+
+
+def open_link(server: WireServer, told: Told) -> HttpLink:
+    link = HttpLink(server.place, told.say)
+    assert link.register() == RUNS
+    link.start(EVERY_S, told.order)
+    return link
+
+
+def test_a_driver_that_comes_before_its_server_waits_for_it_and_says_so_once(told: Told) -> None:
+    port = free_port()
+    link, got = HttpLink(DriverPlace(f"http://127.0.0.1:{port}", JOB, ATTEMPT, TOKEN), told.say), list[Registered]()
+    waiting = threading.Thread(target=lambda: got.append(link.register()), daemon=True)
+    waiting.start()
+    wait_for(lambda: told.lines, "it says that it waits")
+    with wire_server(RUNS, port) as server:
+        waiting.join(20)
+        assert got == [RUNS] and server.requests[0].job_id == JOB
+    assert len(told.lines) == 1 and f"waiting for the server at http://127.0.0.1:{port}" in told.lines[0]
+
+
+def test_beats_carry_the_newest_that_is_known_and_nothing_that_is_no_number(server: WireServer, told: Told) -> None:
+    link = open_link(server, told)
+    link.tell(step=3, total_steps=9, metrics={"loss": 2.0, "eval_loss": float("nan"), "chain": "ab"})
+    link.tell(step=4, metrics={"lr": 0.5}, remaining_s=float("inf"), run="/runs/a")
+    wait_for(lambda: server.newest.step == 4, "the beat has come")
+    beat = server.newest
+    assert (beat.run, beat.total_steps, beat.remaining_s, beat.metrics) == (
+        "/runs/a",
+        9,
+        None,
+        {"loss": 2.0, "lr": 0.5},
+    )
+    link.close()
+
+
+def test_the_last_beat_is_sent_at_the_end_and_none_after_it(server: WireServer, told: Told) -> None:
+    link = HttpLink(server.place, told.say)
+    link.register()
+    link.start(1000.0, told.order)
+    link.tell(step=7)
+    link.close()
+    assert [beat.step for beat in server.beats] == [7]
+    assert not told.orders
+
+
+def test_a_run_s_root_is_told_at_once(server: WireServer, told: Told) -> None:
+    link = HttpLink(server.place, told.say)
+    link.register()
+    link.start(1000.0, told.order)
+    link.tell(run="/runs/a")
+    wait_for(lambda: server.newest.run == "/runs/a", "the root is known", 5)
+    link.close()
+
+
+@pytest.mark.parametrize("way", ["silent", "500", "garbage"])
+def test_a_server_that_gives_no_answer_is_told_the_newest_later_and_it_is_said_twice_in_all(
+    server: WireServer, told: Told, way: str
+) -> None:
+    link = open_link(server, told)
+    server.wait_for_beats()
+    server.silent, server.status = way == "silent", {"500": 500, "garbage": 418}.get(way)
+    wait_for(lambda: told.lines, "it is noticed")
+    link.tell(step=11)
+    time.sleep(EVERY_S * 6)  # several beats are lost
+    assert len(told.lines) == 1 and "the job goes on without it" in told.lines[0]
+    server.silent, server.status = False, None
+    wait_for(lambda: server.newest.step == 11, "the newest has come")
+    wait_for(lambda: len(told.lines) == 2, "it is said that it answers again")
+    assert "answers again" in told.lines[1] and not told.orders
+    link.close()
+
+
+def test_a_server_that_keeps_connections_open_holds_up_nobody(
+    server: WireServer, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = open_link(server, told)
+    server.wait_for_beats()
+    server.hangs.set()
+    time.sleep(EVERY_S * 3)
+    began = time.monotonic()
+    link.tell(step=1)
+    assert time.monotonic() - began < 0.5
+    link.close()
+    assert time.monotonic() - began < module._LAST_BEAT_S + 3
+
+
+def test_an_order_is_heard_once_and_leave_after_stop(server: WireServer, told: Told) -> None:
+    link = open_link(server, told)
+    server.order = Order.STOP
+    wait_for(lambda: told.orders == [Order.STOP], "the order is heard")
+    server.wait_for_beats(3)
+    server.order = Order.LEAVE
+    wait_for(lambda: told.orders == [Order.STOP, Order.LEAVE], "the next one is heard")
+    link.close()
+
+
+@pytest.mark.parametrize("status", [401, 410])
+def test_an_attempt_that_is_over_is_an_order_to_leave(server: WireServer, told: Told, status: int) -> None:
+    link = open_link(server, told)
+    server.status = status
+    wait_for(lambda: told.orders == [Order.LEAVE], "it is heard")
+    link.close()
+    with pytest.raises(AttemptOver, match=f"attempt 1 of job job-1 is over: the test says {status}"):
+        HttpLink(server.place, told.say).register()
+
+
+def test_a_server_of_another_release_is_not_waited_for(server: WireServer, told: Told) -> None:
+    server.status = 422
+    with pytest.raises(NotUnderstood, match="does not understand this driver: the test says 422"):
+        HttpLink(server.place, told.say).register()
+
+
+def test_secrets_are_in_no_line_and_no_message(server: WireServer, told: Told) -> None:
+    server.raw = {"version": 7, "secrets": {"KEY": "planted"}, "spec": "planted", "kind": ["planted"]}
+    with pytest.raises(NotUnderstood, match="is of another release") as caught:
+        HttpLink(server.place, told.say).register()
+    assert "planted" not in str(caught.value) and TOKEN not in str(caught.value)
+
+
+def test_what_a_listener_raises_ends_no_job(server: WireServer) -> None:
+    def say(line: str) -> None: ...
+
+    def bad(**_: Any) -> None: ...
+
+    link = HttpLink(server.place, say)
+    link.register()
+    link.start(EVERY_S, lambda order, reason: bad())
+    server.order = Order.STOP
+    server.wait_for_beats(3)
+    link.tell(step="nonsense", unknown=object(), metrics={"a": None})
+    link.tell(step=5)
+    server.wait_for_beats(2)
+    link.close()

@@ -1,0 +1,105 @@
+"""A small server that speaks `cluster.wire`, and does what a test tells it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.settings import DriverPlace
+from cluster.wire import Answer, Beat, Order, Register, Registered
+from tests.support.processes import wait_for
+
+TOKEN = "the-attempt-s-own-token"
+JOB, ATTEMPT = "job-1", 1
+
+
+@dataclass
+class WireServer:
+    """
+    Attributes:
+        registered: what a driver is told to run.
+        order: what beats are answered with.
+        status: of every answer, if not 200.
+        raw: what a driver that registers is answered with instead.
+        silent: connections are cut without an answer.
+        hangs: connections are kept without an answer, until this is taken back.
+    """
+
+    registered: Registered
+    order: Order = Order.GO_ON
+    status: int | None = None
+    raw: dict[str, Any] | None = None
+    silent: bool = False
+    hangs: threading.Event = field(default_factory=threading.Event)
+    port: int = 0
+    requests: list[Register | Beat] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def place(self) -> DriverPlace:
+        return DriverPlace(f"http://127.0.0.1:{self.port}", JOB, ATTEMPT, TOKEN)
+
+    @property
+    def beats(self) -> list[Beat]:
+        return [one for one in self.requests if isinstance(one, Beat)]
+
+    @property
+    def newest(self) -> Beat:
+        return self.beats[-1] if self.beats else Beat(job_id=JOB, attempt=ATTEMPT)
+
+    def wait_for_beats(self, more: int = 1, within_s: float = 30.0) -> None:
+        have = len(self.beats)
+        wait_for(lambda: len(self.beats) >= have + more, f"{more} more beats have come", within_s)
+
+
+@contextlib.contextmanager
+def wire_server(registered: Registered, port: int = 0) -> Iterator[WireServer]:
+    server = WireServer(registered)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            while server.hangs.is_set() and not server.ended.wait(0.02):
+                pass
+            if server.silent:
+                return
+            if self.headers["Authorization"] != f"Bearer {TOKEN}":
+                self._answer(401, {"error": "Unauthorized", "message": "not the token of this attempt"})
+                return
+            if server.status is not None:
+                self._answer(server.status, {"error": "X", "message": f"the test says {server.status}"})
+                return
+            if self.path == "/v1/driver/register":
+                server.requests.append(Register.model_validate_json(body))
+                self._answer(200, server.raw or server.registered.model_dump(mode="json"))
+            else:
+                server.requests.append(Beat.model_validate_json(body))
+                self._answer(200, Answer(order=server.order, reason="the test").model_dump(mode="json"))
+
+        def _answer(self, status: int, value: Any) -> None:
+            content = json.dumps(value).encode()
+            with contextlib.suppress(OSError):  # whoever asked has gone
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    listening = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    listening.daemon_threads = True
+    server.port = listening.server_port
+    thread = threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.ended.set()
+        listening.shutdown()
+        listening.server_close()
+        thread.join()

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 from cluster.inventory import Node
 
@@ -19,6 +20,12 @@ def this_machine() -> Node:
     """What this process may use of the machine. GPUs are asked of nvidia-smi, where there is one."""
     gpus = _gpu_names()
     return Node(os.uname().nodename, len(os.sched_getaffinity(0)), len(gpus), _model(gpus[0]) if gpus else None)
+
+
+def machine_name() -> str:
+    """The same for all processes of one machine until it is started again, and for none of another one."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{os.uname().nodename} {boot.read_text()[:13]}" if boot.exists() else os.uname().nodename
 
 
 def _gpu_names() -> list[str]:

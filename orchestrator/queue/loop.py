@@ -5,16 +5,22 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable
+from typing import Protocol
 
 from cluster.errors import BackendUnreachable
-from orchestrator.queue.controller import Controller
 from orchestrator.queue.errors import StoreBroken
 
 EVERY_S = 1.0
 
 
+class Steps(Protocol):
+    """A controller, or what stands before one."""
+
+    def step(self) -> bool: ...
+
+
 def run_passes(
-    controller: Controller,
+    controller: Steps,
     stop: threading.Event,
     wake: threading.Event,
     say: Callable[[str], None],

@@ -1,0 +1,182 @@
+"""`fleetune serve` and `fleetune tokens`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from jobs.errors import InputError
+from orchestrator.api import NewToken, Tokens, TokenSent, TokenView
+from orchestrator.discovery import connected
+from orchestrator.edge import Json, edge
+
+if TYPE_CHECKING:
+    from orchestrator.queue.store import Store
+
+SERVE_EPILOG = (
+    "Examples:  fleetune serve  |  fleetune serve --address auto  |  "
+    "fleetune serve --host 0.0.0.0 --store postgresql://queue@db/queue --shared /mnt/data"
+)
+StoreUrl = Annotated[
+    str | None,
+    typer.Option("--store", metavar="URL", help="Path or URL of the queue's store, without a server in between."),
+]
+ServerUrl = Annotated[
+    str | None, typer.Option("--url", metavar="URL", help="Of the server [FLEETUNE_URL, or the one of this machine].")
+]
+TokenName = Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; for lists and events.")]
+
+tokens = typer.Typer(
+    name="tokens",
+    help="Who may use the server. With --store, on the store itself: for the first token.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+def serve(
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store", metavar="URL", help="Path of a SQLite file, or postgresql://... [queue.db in FLEETUNE_HOME]."
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", metavar="RAY", help="Ray's dashboard, as http://head:8265; auto: of this machine [no Ray]."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", metavar="H", help="Address to listen on; others than loopback need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8400,
+    url: Annotated[
+        str | None, typer.Option("--url", metavar="URL", help="How drivers reach this server [from --host and --port].")
+    ] = None,
+    shared: Annotated[
+        list[str] | None,
+        typer.Option("--shared", metavar="PATH", help="Folder that all machines see under this path; repeatable."),
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option("--python", metavar="PATH", help="Python that starts drivers, where they run.")
+    ] = None,
+    embedded: Annotated[bool, typer.Option("--embedded", hidden=True, help="End with the last client.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="A line for each request, too.")] = False,
+) -> None:
+    """Run the queue: takes jobs over HTTP, and starts, watches and stops them."""
+    with edge():
+        try:
+            from orchestrator.server.process import Options, serve
+        except ModuleNotFoundError as error:
+            raise InputError(f"a server needs {error.name}: pip install 'fleetune[serve]'") from error
+        serve(
+            Options(
+                store=store,
+                address=address,
+                host=host,
+                port=port,
+                url=url,
+                shared=tuple(shared or ()),
+                python=python,
+                embedded=embedded,
+                verbose=verbose,
+            )
+        )
+
+
+@tokens.command(epilog="Example:  fleetune tokens add anna --role member --tenant vision")
+def add(
+    name: TokenName,
+    role: Annotated[Literal["admin", "member", "viewer"], typer.Option("--role", help="What it may do.")] = "member",
+    tenant: Annotated[str | None, typer.Option("--tenant", metavar="T", help="Whose jobs; of a member.")] = None,
+    store: StoreUrl = None,
+    url: ServerUrl = None,
+    json_: Json = False,
+) -> None:
+    """Make a token. It is printed once, and kept nowhere."""
+    with edge():
+        try:
+            sent = TokenSent(name=name, role=role, tenant=tenant)
+        except ValueError as error:
+            raise InputError(f"{name!r} cannot be a token's name: use letters, digits, '.', '_', '@', '-'") from error
+        made = NewToken(name=name, token=_added(sent, store, url))
+        if json_:
+            typer.echo(made.model_dump_json())
+            return
+        typer.echo(made.token)
+        typer.echo(
+            f"{name} sets FLEETUNE_TOKEN to it, or writes it to ~/.fleetune/token. It is not shown again", err=True
+        )
+
+
+@tokens.command(name="list", epilog="Example:  fleetune tokens list --json")
+def list_(store: StoreUrl = None, url: ServerUrl = None, json_: Json = False) -> None:
+    """All tokens there are and were."""
+    with edge():
+        found = _listed(store, url)
+        if json_:
+            typer.echo(json.dumps([token.model_dump(mode="json") for token in found]))
+        elif not found:
+            typer.echo("no tokens: on the server's own machine everybody is an admin, and nobody gets in elsewhere")
+        else:
+            typer.echo(_table(found))
+
+
+@tokens.command(epilog="Example:  fleetune tokens revoke anna")
+def revoke(name: TokenName, store: StoreUrl = None, url: ServerUrl = None) -> None:
+    """Have a token open nothing any more, within a second or two. Its name stays taken."""
+    with edge():
+        if store is not None:
+            with _opened(store) as opened:
+                opened.revoke_token(name, time.time())
+        else:
+            with connected(url) as connection:
+                connection.delete(f"/v1/tokens/{name}", TokenView)
+        typer.echo(f"{name} is revoked")
+
+
+def _added(sent: TokenSent, store: str | None, url: str | None) -> str:
+    if store is None:
+        with connected(url) as connection:
+            return connection.post("/v1/tokens", NewToken, sent).token
+    with _opened(store) as opened:
+        from orchestrator.queue.records import Role
+        from orchestrator.server.tokenrules import add
+
+        return add(opened, sent.name, Role(sent.role), sent.tenant, time.time())
+
+
+def _listed(store: str | None, url: str | None) -> list[TokenView]:
+    if store is None:
+        with connected(url) as connection:
+            return list(connection.get("/v1/tokens", Tokens).tokens)
+    with _opened(store) as opened:
+        from orchestrator.server.tokenrules import view
+
+        return [view(token) for token in opened.tokens()]
+
+
+@contextlib.contextmanager
+def _opened(url: str) -> Iterator[Store]:
+    from orchestrator.store import open_store
+
+    with contextlib.closing(open_store(url)) as store:
+        yield store
+
+
+def _table(found: list[TokenView]) -> str:
+    rows = [("NAME", "ROLE", "TENANT", "MADE", "REVOKED")]
+    rows += [(one.name, one.role, one.tenant or "all", _day(one.created_s), _day(one.revoked_s)) for one in found]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _day(at_s: float | None) -> str:
+    return "" if at_s is None else time.strftime("%Y-%m-%d", time.gmtime(at_s))

@@ -1,0 +1,72 @@
+"""The app: all routes, and how they are documented."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.types import ASGIApp
+
+from orchestrator.server import (
+    driverroutes,
+    healthroutes,
+    jobroutes,
+    logroutes,
+    noderoutes,
+    tenantroutes,
+    tokenroutes,
+)
+from orchestrator.server.body import StrictRoute
+from orchestrator.server.gate import DRIVER, OPEN, Gate
+from orchestrator.server.problems import handle
+from orchestrator.server.serving import Serving
+
+_ABOUT = """
+Jobs of a shared GPU cluster: submitted, watched, and moved.
+
+* All answers are JSON; what is refused is answered with `Problem`, which says what to do.
+* Times are seconds since 1970 (UTC).
+* A token goes into the header `Authorization: Bearer ...`. A server of this machine alone may do without.
+* What belongs to other tenants is answered like what does not exist.
+"""
+_ROUTES = (jobroutes, logroutes, noderoutes, tenantroutes, tokenroutes, driverroutes, healthroutes)
+
+
+def make_app(serving: Serving, say: Callable[[str], None]) -> ASGIApp:
+    """`say`: where faults of the server itself are told, with their tracebacks."""
+    return Gate(make_routes(serving, say), serving.tokens, serving.scrub, serving.meters, say)
+
+
+def make_routes(serving: Serving, say: Callable[[str], None]) -> FastAPI:
+    """Without what stands before them."""
+    app = FastAPI(
+        title="Fleetune",
+        description=_ABOUT,
+        version=serving.version,
+        docs_url=None,  # their scripts come from elsewhere, and would run with the rights of whoever looks
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.router.route_class = StrictRoute
+    for one in _ROUTES:
+        router = one.routes(serving)
+        app.include_router(router)
+    handle(app, serving.scrub, say)
+    app.openapi = lambda: _documented(app)  # type: ignore[method-assign]
+    return app
+
+
+def _documented(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes["token"] = {"type": "http", "scheme": "bearer", "description": "Made by `fleetune tokens add`."}
+        schemes["attempt"] = {"type": "http", "scheme": "bearer", "description": "Of one attempt of a job."}
+        for path, operations in schema["paths"].items():
+            if path not in OPEN:
+                for operation in operations.values():
+                    operation["security"] = [{"attempt" if path.startswith(DRIVER) else "token": []}]
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,115 @@
+"""What every request passes before its body is read: who asks, and how large it is. After it: what is counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+from anyio import to_thread
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cluster.errors import FleetuneError
+from orchestrator.api import MOST_BYTES
+from orchestrator.server.auth import Tokens, bearer, check_at_home
+from orchestrator.server.metrics import Meters
+from orchestrator.server.problems import answer_to, route_of, unexpected
+from orchestrator.server.scrub import Scrubber
+
+OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})  # without a token
+DRIVER = "/v1/driver/"  # with the token of an attempt, which the route checks
+MOST_BYTES_OF_DRIVER = 4 << 20
+CALLER = "fleetune.caller"
+
+Asked = MutableMapping[str, Any]
+
+
+class Gate:
+    """Stands before the app. Whatever happens inside, something readable is answered."""
+
+    def __init__(
+        self, app: ASGIApp, tokens: Tokens, scrub: Scrubber, meters: Meters, say: Callable[[str], None]
+    ) -> None:
+        self._app, self._tokens, self._scrub, self._meters, self._say = app, tokens, scrub, meters, say
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began_s, status = time.perf_counter(), 500
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._pass(scope, receive, sending)
+        finally:
+            self._meters.asked(scope["method"], route_of(scope), status, time.perf_counter() - began_s)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        refused: Response | None = None
+        try:
+            headers = Headers(scope=scope)
+            await self._let_in(scope, headers)
+            most = MOST_BYTES_OF_DRIVER if scope["path"].startswith(DRIVER) else MOST_BYTES
+            check_length(headers, most)
+            await self._app(scope, limited(receive, most), sending)
+        except FleetuneError as error:
+            refused = answer_to(error, self._scrub)
+        except Exception as error:  # the app has answered it by now, if it could
+            refused = None if started else unexpected(scope, error, self._say)
+        if refused is not None and not started:
+            await refused(scope, receive, send)
+
+    async def _let_in(self, scope: Scope, headers: Headers) -> None:
+        """Raises NoToken, Forbidden or StoreBroken."""
+        path = scope["path"]
+        if path in OPEN or path.startswith(DRIVER):
+            return
+        if not self._tokens.fresh:
+            await to_thread.run_sync(self._tokens.read)
+        if not self._tokens.needed:
+            check_at_home(headers)
+        scope[CALLER] = self._tokens.caller(bearer(headers))
+
+
+class TooLarge(FleetuneError):
+    status = 413
+
+
+def check_length(headers: Headers, most: int) -> None:
+    """What the body is said to have; `limited` counts what it has. Raises TooLarge."""
+    said = headers.get("content-length", "")
+    if said.isdecimal() and int(said[:20]) > most:
+        raise _too_large(most)
+
+
+def limited(receive: Receive, most: int) -> Receive:
+    got = 0
+
+    async def receiving() -> Message:
+        nonlocal got
+        message = await receive()
+        got += len(message.get("body", b""))
+        if got > most:
+            raise HTTPException(413, str(_too_large(most)))  # one that passes through FastAPI
+        return message
+
+    return receiving
+
+
+def _too_large(most: int) -> TooLarge:
+    return TooLarge(f"a body may have {most:,} bytes here: send less at once")

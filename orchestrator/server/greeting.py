@@ -1,0 +1,68 @@
+"""What a server says of itself when it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from cluster.errors import BackendUnreachable
+from cluster.inventory import Inventory
+from orchestrator.service.surroundings import Surroundings
+
+
+@dataclass(frozen=True)
+class Facts:
+    """For the greeting.
+
+    Attributes:
+        store, machines: labels.
+        url: for people here.
+        named: in FLEETUNE_HOME, where clients of this machine find it by themselves.
+    """
+
+    store: str
+    machines: str
+    url: str
+    tokens_needed: bool
+    named: bool
+    open_to_others: bool
+
+
+def lines(around: Surroundings, facts: Facts) -> Sequence[str]:
+    try:
+        machines = f"{facts.machines}: {_size(around.machines.inventory())}"
+    except BackendUnreachable as error:
+        machines = f"{facts.machines}, which do not answer yet: {error}"
+    found = [
+        f"Fleetune {version('fleetune')}",
+        f"  store     {facts.store}",
+        f"  machines  {machines}",
+        f"  address   {facts.url}{f' (drivers: {around.url})' if around.url != facts.url else ''}",
+        f"  tokens    {_tokens(facts)}",
+    ]
+    found += [f"  secrets   {', '.join(sorted(around.secrets))}"] if around.secrets else []
+    return [*found, "", *_next(facts)]
+
+
+def _size(inventory: Inventory) -> str:
+    nodes = inventory.nodes
+    kinds = sorted({node.accelerator_type for node in nodes if node.accelerator_type})
+    gpus = f"{inventory.gpus} GPUs" + (f" ({', '.join(kinds)})" if kinds else "")
+    return f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}, {inventory.cpus} CPUs, {gpus}"
+
+
+def _tokens(facts: Facts) -> str:
+    if not facts.tokens_needed:
+        return "none are needed: every program of this machine may do everything"
+    clear = "; they are sent unencrypted: keep to a network that you trust, or put https before it"
+    return f"needed (FLEETUNE_TOKEN){clear if facts.open_to_others else ''}"
+
+
+def _next(facts: Facts) -> list[str]:
+    where = "" if facts.named or facts.url.endswith("127.0.0.1:8400") else f"FLEETUNE_URL={facts.url} "
+    return [
+        f"Next:  {where}fleetune submit job.yaml  |  {where}fleetune queue",
+        "Ctrl-C stops the server; jobs go on.",
+        "",
+    ]

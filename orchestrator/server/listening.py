@@ -1,0 +1,79 @@
+"""The address of a server: taken before anything else is done, and how others reach it."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from urllib.parse import urlsplit
+
+from cluster.errors import InputError
+
+_WAITING = 2048
+_WILDCARDS = ("0.0.0.0", "::", "")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """
+    Args:
+        port: 0: any that is free.
+
+    Raises:
+        InputError: it is taken, or no address of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise InputError(f"--host {host} is no address: {error.strerror}") from error
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(_WAITING)
+    except OSError as error:
+        sock.close()
+        raise InputError(_why(error, host, port)) from error
+    sock.set_inheritable(False)
+    return sock
+
+
+def _why(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} of {host} is in use, perhaps by another server: give another one with --port (0: any)"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"--host {host} is no address of this machine: give one that is, or 0.0.0.0 for all of them"
+    if error.errno == errno.EACCES:
+        return f"port {port} needs more rights than this user has: give one above 1023 with --port"
+    return f"port {port} of {host} cannot be used: {error.strerror}"
+
+
+def url_here(sock: socket.socket) -> str:
+    """For programs of this machine."""
+    host, port = sock.getsockname()[:2]
+    return _url("127.0.0.1" if host in _WILDCARDS else host, port)
+
+
+def url_for_drivers(sock: socket.socket, given: str | None) -> str:
+    """`given`, or what others may reach this machine by. Raises InputError: that is no URL."""
+    if given is not None:
+        parts = urlsplit(given)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError(f"--url {given} is no URL, as http://head:8400 is")
+        return given.rstrip("/")
+    host, port = sock.getsockname()[:2]
+    return _url(_outward() if host in _WILDCARDS else host, port)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _outward() -> str:
+    """The address by which this machine speaks to others; nothing is sent."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))  # an address that is nobody's
+            return str(probe.getsockname()[0])
+    except OSError:
+        return "127.0.0.1"

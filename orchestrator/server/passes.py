@@ -1,0 +1,117 @@
+"""The controller's passes as a server runs them: measured, told, and with what follows a pass."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from cluster.errors import BackendUnreachable
+from orchestrator.queue.controller import Controller
+from orchestrator.queue.errors import NotLeader, StoreBroken
+from orchestrator.queue.leading import Leading
+from orchestrator.queue.loop import run_passes
+from orchestrator.server.metrics import Meters
+from orchestrator.server.news import News
+
+NEWEST = "newest_s"  # the fact of the store that the clock goes by after a restart
+_NOTE_EVERY_S = 60.0
+_SHORTEST_GAP_S = 0.05
+_REST = 4.0  # times as long as a pass took, nothing is done: submissions in a row do not each bring one about
+_ENDS_WITHIN_S = 5.0
+
+Follow = Callable[[], object]
+
+
+class Passes:
+    """Runs in a thread of its own, between `start` and `end`."""
+
+    def __init__(
+        self,
+        controller: Controller,
+        leading: Leading,
+        news: News,
+        meters: Meters,
+        say: Callable[[str], None],
+        after: Sequence[Follow],
+    ) -> None:
+        """`after`: what the leader does after each pass."""
+        self._controller, self._leading, self._news = controller, leading, news
+        self._meters, self._say, self._after = meters, say, after
+        self._stop, self._wake = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="passes", daemon=True)
+        self._led = False
+        self._rest_until_s = 0.0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def end(self) -> bool:
+        """Whether the pass that was going on has ended."""
+        self._stop.set()
+        self._wake.set()
+        self._thread.join(_ENDS_WITHIN_S)
+        return not self._thread.is_alive()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def leads(self) -> bool:
+        """As of now: a right that was not renewed in time has run out."""
+        try:
+            return self._leading.epoch > 0
+        except NotLeader:
+            return False
+
+    def step(self) -> bool:
+        self._stop.wait(max(self._rest_until_s - time.monotonic(), 0.0))
+        began_s = time.monotonic()
+        try:
+            return self._step()
+        except StoreBroken:
+            self._meters.store_errors.inc()
+            raise
+        except BackendUnreachable:
+            self._meters.backend_errors.inc()
+            raise
+        finally:
+            took_s = time.monotonic() - began_s
+            self._meters.passes.observe(took_s)
+            self._rest_until_s = time.monotonic() + min(max(_REST * took_s, _SHORTEST_GAP_S), 1.0)
+
+    def _step(self) -> bool:
+        leads = self._controller.step()
+        self._note(leads)
+        with contextlib.suppress(StoreBroken):  # of which the next pass tells
+            self._news.tell()
+        failed: Exception | None = None
+        for follow in self._after if leads else ():
+            try:
+                follow()
+            except Exception as error:  # one that fails holds up no other
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return leads
+
+    def _note(self, leads: bool) -> None:
+        if leads != self._led:
+            self._say("this server leads: it starts and stops jobs" if leads else "this server does not lead any more")
+        self._led = leads
+        self._meters.leads.set(leads)
+
+    def _run(self) -> None:
+        run_passes(self, self._stop, self._wake, self._say)
+
+
+class Minute:
+    """Does something about once a minute, whenever it is called."""
+
+    def __init__(self, act: Follow, every_s: float = _NOTE_EVERY_S) -> None:
+        self._act, self._every_s, self._next_s = act, every_s, 0.0
+
+    def __call__(self) -> None:
+        if time.monotonic() >= self._next_s:
+            self._act()
+            self._next_s = time.monotonic() + self._every_s

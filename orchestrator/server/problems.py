@@ -1,0 +1,126 @@
+"""From whatever went wrong to what is answered: `api.Problem` and a status."""
+
+from __future__ import annotations
+
+import secrets
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cluster.errors import BackendUnreachable, FleetuneError, InputError
+from orchestrator.api import Problem
+from orchestrator.queue.errors import NotLeader, StoreBroken
+from orchestrator.server.scrub import Scrubber
+
+_AGAIN_S = 2
+_MOST_SHOWN = 10
+_NAMES: Mapping[int, str] = {400: "BadRequest", 404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
+
+
+class TooMany(FleetuneError):
+    """Too many ask for the same slow thing at once."""
+
+    status = 429
+
+
+def status_of(error: FleetuneError) -> int:
+    given = getattr(error, "status", None)
+    if isinstance(given, int):
+        return given
+    if isinstance(error, NotLeader | StoreBroken | BackendUnreachable):
+        return 503
+    return 400 if isinstance(error, InputError) else 500
+
+
+def answer(error: str, message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    more = dict(headers or {})
+    if status in (429, 503):
+        more["Retry-After"] = str(_AGAIN_S)
+    if status == 401:
+        more["WWW-Authenticate"] = "Bearer"
+    body = Problem(error=error, message=message).model_dump_json()
+    return Response(body, status, more, media_type="application/json")
+
+
+def answer_to(error: FleetuneError, scrub: Scrubber) -> Response:
+    return answer(type(error).__name__, scrub.text(str(error)), status_of(error))
+
+
+def handle(app: FastAPI, scrub: Scrubber, say: Callable[[str], None]) -> None:
+    """Have all errors of an app answered. `say`: where tracebacks of our own faults go."""
+
+    async def known(_: Request, error: Exception) -> Response:
+        assert isinstance(error, FleetuneError)
+        if status_of(error) >= 500 and not isinstance(error, StoreBroken | BackendUnreachable | NotLeader):
+            say(f"{type(error).__name__}: {error}")
+        return answer_to(error, scrub)
+
+    async def shape(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return answer("WrongShape", scrub.text(shape_message(error.errors())), 422)
+
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        name = _NAMES.get(error.status_code, "HTTPError")
+        return answer(name, scrub.text(_http_message(error)), error.status_code, error.headers)
+
+    async def fault(request: Request, error: Exception) -> Response:
+        return unexpected(request.scope, error, say)
+
+    app.add_exception_handler(FleetuneError, known)
+    app.add_exception_handler(RequestValidationError, shape)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, fault)
+
+
+def unexpected(scope: Mapping[str, Any], error: Exception, say: Callable[[str], None]) -> Response:
+    """A fault of ours: all of it in the server's log, and nothing of it in the answer."""
+    number = secrets.token_hex(4)
+    say(f"error {number} of {scope.get('method')} {route_of(scope)}:\n{''.join(traceback.format_exception(error))}")
+    return answer("ServerError", f"the server has failed; its log says more: look there for {number}", 500)
+
+
+def route_of(scope: Mapping[str, Any]) -> str:
+    """As it was declared, so that there are few different ones."""
+    return str(getattr(scope.get("route"), "path", "(none)"))
+
+
+def shape_message(errors: Sequence[Any]) -> str:
+    """Where, and what; never what was sent, which may be a secret."""
+    lines = [_line(error) for error in errors[:_MOST_SHOWN]]
+    if len(errors) > _MOST_SHOWN:
+        lines.append(f"and {len(errors) - _MOST_SHOWN} more")
+    return lines[0] if len(lines) == 1 else "\n".join(lines)
+
+
+def _line(error: Any) -> str:
+    if error["type"] == "json_invalid":
+        return f"the body is no JSON: {error['ctx']['error']}"
+    return f"{_place(error['loc'])}: {_lower(str(error['msg']))}"
+
+
+def _place(place: Sequence[int | str]) -> str:
+    text = ""
+    for part in place:
+        text += f"[{part}]" if isinstance(part, int) and text else f"{'.' if text else ''}{str(part)[:100]}"
+    return text or "the body"
+
+
+def _lower(message: str) -> str:
+    """Pydantic's words, without those of the value that some of them quote."""
+    head = message.removeprefix("Value error, ")
+    return head[:1].lower() + head[1:300]
+
+
+def _http_message(error: HTTPException) -> str:
+    if error.status_code == 404:
+        return "there is nothing at this path: GET /openapi.json lists what there is"
+    if error.status_code == 405:
+        return "this path takes other methods: GET /openapi.json lists them"
+    return str(error.detail)

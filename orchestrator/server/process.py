@@ -1,0 +1,212 @@
+"""`fleetune serve` as a process: put together, started, and ended in order."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from os import getpid
+from pathlib import Path
+
+import uvicorn
+
+from cluster.errors import InputError
+from cluster.settings import fleetune_home, server_secrets
+from cluster.this_machine import machine_name
+from orchestrator.queue.clock import SystemClock
+from orchestrator.queue.controller import Controller
+from orchestrator.queue.errors import StoreBroken
+from orchestrator.queue.leading import Leading
+from orchestrator.queue.store import Store
+from orchestrator.scheduling.snapshot import Tenant
+from orchestrator.server import greeting
+from orchestrator.server.app import make_app
+from orchestrator.server.auth import Tokens, is_loopback
+from orchestrator.server.embedding import Embedding
+from orchestrator.server.listening import listen, url_for_drivers, url_here
+from orchestrator.server.machines import Place, machines
+from orchestrator.server.metrics import Cluster, Meters
+from orchestrator.server.news import News
+from orchestrator.server.output import Output
+from orchestrator.server.passes import NEWEST, Minute, Passes
+from orchestrator.server.record import Record, locked, make_home, write_record
+from orchestrator.server.scrub import Scrubber
+from orchestrator.server.serving import Serving
+from orchestrator.server.tokenrules import has_admin
+from orchestrator.service import clients, followups
+from orchestrator.service.explain import Explainer
+from orchestrator.service.launching import launch_of
+from orchestrator.service.surroundings import Surroundings
+from orchestrator.store import open_store
+
+TENANT = "default"  # there from the start, so that a first submission works
+_SWITCH_S = 5e-4  # a pass computes for up to a second, and no request is to wait 5 ms for each of its turns
+_ENDS_WITHIN_S = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of `fleetune serve`; None: left out."""
+
+    store: str | None = None
+    address: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8400
+    url: str | None = None
+    shared: tuple[str, ...] = ()
+    python: str | None = None
+    embedded: bool = False
+    verbose: bool = False
+
+
+def serve(options: Options) -> None:
+    """Until SIGTERM or SIGINT.
+
+    Raises:
+        InputError, StoreBroken, BackendUnreachable: it cannot start.
+    """
+    home, secrets = fleetune_home(), server_secrets()
+    make_home(home)
+    output = Output(Scrubber(secrets.values()), options.verbose)
+    output.take_logs()
+    with contextlib.ExitStack() as stack:
+        if options.store is None:
+            stack.enter_context(locked(home))
+        sock = stack.enter_context(contextlib.closing(listen(options.host, options.port)))
+        store = stack.enter_context(_opened(options, home))
+        place = machines(options.address, store, home)
+        stack.callback(place.backend.close)
+        around = _surroundings(options, store, place, url_for_drivers(sock, options.url), secrets)
+        stack.callback(around.close)
+        _Server(options, around, place, sock, home, output).run()
+
+
+@contextlib.contextmanager
+def _opened(options: Options, home: Path) -> Iterator[Store]:
+    store = open_store(options.store if options.store is not None else str(home / "queue.db"))
+    try:
+        if not is_loopback(options.host) and not has_admin(store):
+            url = options.store if options.store is not None and "@" not in options.store else "URL"
+            where = f" --store {url}" if options.store is not None else f" --store {home / 'queue.db'}"
+            raise InputError(
+                f"on {options.host} anybody could reach this server, and it has no admin's token yet. Make one first:\n"
+                f"  fleetune tokens add NAME --role admin{where}"
+            )
+        if TENANT not in {tenant.name for tenant in store.tenants()}:
+            store.put_tenant(Tenant(TENANT), SystemClock().now_s())
+        yield store
+    finally:
+        store.close()
+
+
+def _surroundings(options: Options, store: Store, place: Place, url: str, secrets: dict[str, str]) -> Surroundings:
+    return Surroundings(
+        store=store,
+        backend=place.backend,
+        clock=SystemClock(float(store.facts().get(NEWEST, "0"))),
+        engine=place.engine,
+        url=url,
+        shared=tuple(str(Path(folder).absolute()) for folder in options.shared),
+        one_machine=place.one_machine,
+        secrets=secrets,
+        python=(options.python or (sys.executable if place.same_machine else "python3"),),
+    )
+
+
+class _Server:
+    """All that lives as long as the process does."""
+
+    def __init__(
+        self, options: Options, around: Surroundings, place: Place, sock: socket.socket, home: Path, output: Output
+    ) -> None:
+        self._options, self._around, self._place = options, around, place
+        self._sock, self._home, self._output = sock, home, output
+        self._meters = Meters()
+        self._tokens = Tokens(around.store, always=not is_loopback(options.host))
+        self._leading = Leading(around.store, around.clock, socket.gethostname(), around.url)
+        self._passes = self._make_passes()
+        self._http = self._make_http()
+
+    def run(self) -> None:
+        self._tokens.read()
+        self._output.greet(greeting.lines(self._around, self._facts()))
+        if self._options.store is None:
+            write_record(self._home, Record(url_here(self._sock), getpid(), version("fleetune")))
+        sys.setswitchinterval(_SWITCH_S)
+        self._passes.start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)  # uvicorn takes them, and raises them again once it has ended
+        try:
+            self._http.run(sockets=[self._sock])
+        finally:
+            self._passes.end()
+            with contextlib.suppress(StoreBroken):
+                self._leading.resign()
+            self._output.say("stopped; jobs go on")
+
+    def _make_passes(self) -> Passes:
+        around, say = self._around, self._output.say
+        controller = Controller(
+            around.store, around.backend, around.clock, self._leading, launch_of(around), around.policy
+        )
+        news = News(around.store, self._meters, say)
+        return Passes(controller, self._leading, news, self._meters, say, self._after_each_pass())
+
+    def _after_each_pass(self) -> list[Callable[[], object]]:
+        around, store = self._around, self._around.store
+        after: list[Callable[[], object]] = [
+            partial(followups.follow_up, around),
+            Minute(lambda: store.put_facts({NEWEST: repr(around.clock.now_s())})),
+        ]
+        # Also without --embedded: a script may use a server that was there before it.
+        after.append(partial(clients.cancel_what_the_gone_left, around, self._home))
+        if self._options.embedded:
+            after.append(Embedding(store, self._home, self._end))
+        return after
+
+    def _make_http(self) -> uvicorn.Server:
+        around, meters, output = self._around, self._meters, self._output
+        meters.registry.register(Cluster(around.store, around.machines.inventory, around.clock.now_s))
+        serving = Serving(
+            surroundings=around,
+            tokens=self._tokens,
+            scrub=output.scrub,
+            meters=meters,
+            explainer=Explainer(around),
+            wake=self._passes.wake,
+            leads=self._passes.leads,
+            version=version("fleetune"),
+            machine=machine_name(),
+        )
+        return uvicorn.Server(
+            uvicorn.Config(
+                make_app(serving, output.say),
+                log_config=None,
+                access_log=self._options.verbose,
+                proxy_headers=False,
+                server_header=False,
+                lifespan="off",
+                ws="none",
+                timeout_graceful_shutdown=_ENDS_WITHIN_S,
+            )
+        )
+
+    def _end(self) -> None:
+        self._http.should_exit = True
+
+    def _facts(self) -> greeting.Facts:
+        options = self._options
+        store = options.store if options.store is not None else str(self._home / "queue.db")
+        return greeting.Facts(
+            store=store,
+            machines=self._place.label,
+            url=url_here(self._sock),
+            tokens_needed=self._tokens.needed,
+            named=options.store is None,
+            open_to_others=not is_loopback(options.host),
+        )

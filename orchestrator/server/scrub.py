@@ -1,0 +1,73 @@
+"""Takes secrets out of text that somebody will see: logs, events, messages, what the server itself prints."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import quote
+
+HIDDEN = "***"
+_SHORTEST = 4  # characters; of shorter ones too much would be hidden that is none
+_OWN_TOKEN = re.compile(r"\bft_[A-Za-z0-9_-]{20,}")
+_PASSWORD = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@'\"]*):[^\s@]+@")
+_BEARER = re.compile(r"(\bBearer\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
+_LOOKS_SECRET = re.compile(
+    r"secret|token|passw|passphrase|credential|private|(?:^|_)(?:key|pwd|auth|dsn)(?:$|_)|api_?key|access_?key", re.I
+)
+
+
+class Scrubber:
+    """Knows the values that must not be shown. Thread-safe."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        known = {form for secret in secrets if len(secret) >= _SHORTEST for form in _forms(secret)}
+        self._known = tuple(sorted(known, key=len, reverse=True))  # one may be part of another
+
+    def text(self, text: str) -> str:
+        for secret in self._known:
+            if secret in text:
+                text = text.replace(secret, HIDDEN)
+        if "ft_" in text:
+            text = _OWN_TOKEN.sub(HIDDEN, text)
+        if "://" in text and "@" in text:
+            text = _PASSWORD.sub(rf"\1:{HIDDEN}@", text)
+        return _BEARER.sub(rf"\1{HIDDEN}", text) if "earer" in text.casefold() else text
+
+    def value(self, value: Any) -> Any:
+        """All texts in a value as JSON has them."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, dict):
+            return {self.text(str(key)): self.value(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.value(inner) for inner in value]
+        return value
+
+    def and_also(self, secrets: Iterable[str]) -> Scrubber:
+        """One that hides these, too."""
+        more = Scrubber()
+        more._known = tuple(sorted({*self._known, *secrets}, key=len, reverse=True))
+        return more
+
+
+def without_secrets(spec: Any, inside: bool = False) -> Any:
+    """A spec without the values of variables whose names look secret, in whatever section `env` they stand."""
+    if isinstance(spec, list | tuple):
+        return [without_secrets(one) for one in spec]
+    if not isinstance(spec, dict):
+        return spec
+    return {
+        name: HIDDEN
+        if inside and isinstance(value, str) and value and _LOOKS_SECRET.search(name)
+        else without_secrets(value, inside=name in ("env", "environment", "env_vars"))
+        for name, value in spec.items()
+    }
+
+
+def _forms(secret: str) -> set[str]:
+    """As it is, and as it stands in JSON, in Python's quotes and in a URL; of one with several lines, each of them."""
+    written = {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1]}
+    lines = {line for line in map(str.strip, secret.splitlines()) if len(line) > _SHORTEST * 2}
+    return {secret, secret.strip(), *written, quote(secret, safe=""), *lines}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from orchestrator.queue.errors import UnknownJob
 from orchestrator.queue.records import Job
@@ -21,12 +22,12 @@ class Book:
         self._jobs: dict[str, Job] = {}
         self._children: dict[str, set[str]] = {}  # parent -> those that wait for it
         self._failed: dict[str, str] = {}
-        self._succeeded: set[str] = set()
+        self._succeeded: dict[str, float] = {}  # parent -> when it ended
         self._seen = 0
 
     @property
     def jobs(self) -> list[Job]:
-        """In the order in which they became known."""
+        """In the order in which they became known; since their last parent has ended, as far as they come after any."""
         return list(self._jobs.values())
 
     @property
@@ -60,6 +61,7 @@ class Book:
                 self._failed.pop(job.job_id, None)
                 for parent in job.after:
                     self._children.setdefault(parent, set()).add(job.job_id)
+                    self._note_success(parent, (job.job_id,))
 
     def _take_out(self, job: Job) -> None:
         self._jobs.pop(job.job_id, None)
@@ -70,7 +72,7 @@ class Book:
             if not waiting:
                 self._children.pop(parent, None)
                 self._failed.pop(parent, None)
-                self._succeeded.discard(parent)
+                self._succeeded.pop(parent, None)
 
     def _note_end(self, job: Job) -> None:
         if job.job_id not in self._children:
@@ -78,12 +80,21 @@ class Book:
         if job.state in _WORDS:
             self._failed[job.job_id] = _WORDS[job.state]
         elif job.state is State.SUCCEEDED:
-            self._succeeded.add(job.job_id)
+            self._succeeded[job.job_id] = job.ended_s or 0.0
+            self._note_success(job.job_id, self._children[job.job_id])
+
+    def _note_success(self, parent: str, children: Iterable[str]) -> None:
+        """The time before a parent has ended is no waiting for nodes."""
+        ended_s = self._succeeded.get(parent, 0.0)
+        for child in children:
+            job = self._jobs.get(child)
+            if job is not None and job.waiting_since_s < ended_s:
+                self._jobs[child] = replace(job, waiting_since_s=ended_s)
 
     def _ask_for_parents(self, jobs: Iterable[Job]) -> None:
         """Those that ended before anybody looked."""
         parents = {parent for job in jobs for parent in job.after if job.job_id in self._jobs}
-        for parent in sorted(parents - self._jobs.keys() - self._failed.keys() - self._succeeded):
+        for parent in sorted(parents - self._jobs.keys() - self._failed.keys() - self._succeeded.keys()):
             try:
                 self._note_end(self._store.job(parent))
             except UnknownJob:

@@ -22,6 +22,8 @@ class NewJob:
         after: ids of jobs that must have succeeded before.
         not_before_s: it may not start earlier.
         max_runtime_s: of all attempts together.
+        on_end: what is to be submitted once it has ended (`jobs.queuespec.OnEnd` as JSON); '': nothing.
+        client: with whose end it is cancelled; None: it outlives whoever has submitted it.
     """
 
     name: str
@@ -35,6 +37,8 @@ class NewJob:
     not_before_s: float | None = None
     max_runtime_s: float | None = None
     preemptible: bool = True
+    on_end: str = ""
+    client: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,8 @@ class Job:
         message: one line for people on the reason.
         attempt: the newest, counted from 1; 0: there was none. Every lease is of one attempt.
         placement: of its lease; empty while it holds none.
-        waiting_since_s: since when it is QUEUED; of a QUEUED job.
+        waiting_since_s: since when it is QUEUED, or was last paused or let go on; of a QUEUED job. See
+            `retry.waits_s`.
         waited_s: in the queue before, between attempts.
         started_s: when its lease was granted; of a job that holds one.
         attained_s: for how long it has held leases in earlier attempts.
@@ -56,7 +61,11 @@ class Job:
         retries: how often it went back to the queue for each reason.
         run: root of the run that it writes, a path or URL.
         metrics: last known, by name.
-        changed: number of the store's newest change of this row.
+        changed: number of the store's newest change of this row. A mere sign of life, and what is done for `on_end`,
+            do not count as one.
+        on_end, client: see NewJob.
+        followed: `changed` of the end that was followed by what `on_end` says; 0: none was.
+        heard_s: when the driver of its newest attempt was last heard of.
     """
 
     job_id: str
@@ -92,6 +101,10 @@ class Job:
     total_steps: int | None
     metrics: Mapping[str, float]
     changed: int
+    on_end: str = ""
+    followed: int = 0
+    heard_s: float | None = None
+    client: str | None = None
 
     @property
     def submission(self) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cluster.backend import Phase, Submission
+from cluster.wire import TRY_AGAIN_EXIT
 from orchestrator.queue.records import Job
-from orchestrator.queue.states import Reason, State
+from orchestrator.queue.states import Reason, State, Wanted
 
 # How often a job goes back to the queue for a reason; None: as often as it takes.
 BUDGETS: Mapping[Reason, int | None] = {
@@ -59,6 +60,16 @@ def may_start_at_s(job: Job) -> float:
     return earliest
 
 
+def waits_s(job: Job, now_s: float, parents_ended_s: float = 0.0) -> float:
+    """For how long a QUEUED job has waited for nodes since it was last put there; 0 for any other.
+
+    A pause of its owner's is no waiting, nor is the time before it may start at all.
+    """
+    if job.state is not State.QUEUED or job.wanted is Wanted.PAUSE:
+        return 0.0
+    return max(now_s - max(job.waiting_since_s, may_start_at_s(job), parents_ended_s), 0.0)
+
+
 def why_ended(submission: Submission) -> tuple[Reason, str]:
     """What the end of a driver that nobody has stopped says of its job."""
     text = submission.message
@@ -66,6 +77,8 @@ def why_ended(submission: Submission) -> tuple[Reason, str]:
         return Reason.FINISHED, text
     if submission.exit_code == BAD_INPUT_EXIT:
         return Reason.BAD_INPUT, text or "the driver says that its input is wrong: see the log"
+    if submission.exit_code == TRY_AGAIN_EXIT:
+        return Reason.DRIVER_LOST, text or "the driver says that the machines failed it: see the log"
     if submission.phase is Phase.FAILED and submission.exit_code is not None and submission.exit_code > 0:
         return Reason.RUN_FAILED, text or f"the driver ended with exit code {submission.exit_code}: see the log"
     return Reason.DRIVER_LOST, text or "the driver is gone without an outcome"

@@ -77,6 +77,9 @@ class Store(Protocol):
             KeyReused: the key was used for something else.
         """
 
+    def submitted(self, key: SubmissionKey) -> tuple[Job, ...] | None:
+        """What was submitted with a key, as it is now; None: nothing was. Raises KeyReused."""
+
     def job(self, job_id: str) -> Job:
         """Raises UnknownJob, with the ids that it is the start of."""
 
@@ -90,7 +93,7 @@ class Store(Protocol):
         """By state; states without a job are left out."""
 
     def ask(self, job_id: str, change: Change, now_s: float, by: str) -> Job:
-        """Note what is wanted of a job, with an event.
+        """Note what is wanted of a job, with an event. A QUEUED one that is paused does not wait.
 
         Raises:
             UnknownJob: there is none.
@@ -117,8 +120,9 @@ class Store(Protocol):
         A move is passed over if its job is in another state or attempt by now. One that MAY_GO_TO does not have is an
         error of the caller (ValueError), and so is a placement without STARTING, or STARTING without one. Moves of one
         job follow each other. The job's columns follow:
-        out of QUEUED: `waited_s` grows;
-        to STARTING: `attempt` is one more, a lease is opened, `placement` and `started_s` are set;
+        out of QUEUED: `waited_s` grows by `retry.waits_s`, less what went by before its last parent had ended;
+        to STARTING: `attempt` is one more, a lease is opened, `placement` and `started_s` are set, and nobody has
+        heard of its driver;
         from a state that holds a lease to one that does not: the lease is closed, `attained_s` grows, `placement` and
         `started_s` are cleared;
         to QUEUED: `waiting_since_s` is now; to an end: `ended_s` is;
@@ -130,10 +134,21 @@ class Store(Protocol):
         """
 
     def measure(self, measured: Sequence[Measured], now_s: float) -> None:
-        """Note what drivers say. Passed over where the attempt is not the newest, or the job has ended.
+        """Note what drivers say, and that they were heard. Passed over where the attempt is not the newest, or the job
+        has ended.
 
         Metrics are added to those that are known by other names. Durations that are no finite numbers say nothing.
+        `changed` grows only where something else than `heard_s` is new.
         """
+
+    def followups_due(self, limit: int = 100) -> list[Job]:
+        """Jobs with an `on_end` that have ended, and whose end nobody has noted as followed."""
+
+    def followed(self, job: Job) -> None:
+        """Note that this end of the job was followed. If it has been put back since, its next end is another one."""
+
+    def of_clients(self) -> list[Job]:
+        """Jobs of clients that have not ended."""
 
     # Leases, events
 
@@ -180,4 +195,5 @@ class Store(Protocol):
 
     def facts(self) -> Mapping[str, str]: ...
 
-    def put_facts(self, facts: Mapping[str, str]) -> None: ...
+    def put_facts(self, facts: Mapping[str, str], *, keep: bool = False) -> None:
+        """`keep`: those that are there already stay as they are."""

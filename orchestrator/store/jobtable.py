@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, literal_column, select, text, update
 
 from orchestrator.queue.errors import JobEnded, NotEnded, UnknownJob
 from orchestrator.queue.records import Job, Measured, QueueEvent
@@ -14,14 +14,23 @@ from orchestrator.queue.states import ENDED, State
 from orchestrator.queue.store import Change, Filter
 from orchestrator.store import history, pages, steps
 from orchestrator.store.numbers import take
-from orchestrator.store.rows import ASKED, JOB_COLUMNS, MEASURED, MOVED, Values, job_of, values_of
-from orchestrator.store.schema import JOBS, SPECS
+from orchestrator.store.rows import ASKED, HEARD, JOB_COLUMNS, MEASURED, MOVED, Values, job_of, values_of
+from orchestrator.store.schema import ENDED_UNFOLLOWED, JOBS, OF_A_CLIENT, SPECS
 
 _BATCH = 1000  # parameters of one statement; both databases take more than 30,000
 _TAIL = 8  # characters of an id that may be wrong
 _BY_ID = select(*JOB_COLUMNS).where(JOBS.c.job_id == bindparam("job_id"))
 _BY_IDS = select(*JOB_COLUMNS).where(JOBS.c.job_id.in_(bindparam("job_ids", expanding=True)))
 _SPEC = select(SPECS.c.spec).join(JOBS, JOBS.c.number == SPECS.c.number).where(JOBS.c.job_id == bindparam("job_id"))
+_NUMBER = JOBS.c.number + literal_column("0")  # an expression, so that no planner walks through all jobs for it
+_UNFOLLOWED = (
+    select(*JOB_COLUMNS)
+    .where(text(ENDED_UNFOLLOWED), JOBS.c.followed >= 0)  # the range has SQLite take the index
+    .order_by(_NUMBER)
+    .limit(bindparam("limit"))
+)
+_FOLLOWED = update(JOBS).where(JOBS.c.number == bindparam("of")).values(followed=bindparam("end"))
+_OF_CLIENTS = select(*JOB_COLUMNS).where(text(OF_A_CLIENT)).order_by(_NUMBER)
 _WRITE = update(JOBS).where(JOBS.c.number == bindparam("of"))
 
 
@@ -69,7 +78,7 @@ def ask(connection: Connection, job_id: str, change: Change, now_s: float, by: s
     job = get(connection, job_id)
     if job.state in ENDED:
         raise JobEnded(f"job {job_id} has ended: it is {job.state}")
-    job = steps.asked(job, change, numbers.change + 1)
+    job = steps.asked(job, change, now_s, numbers.change + 1, parents_ended_s(connection, [job]).get(job_id, 0.0))
     write(connection, [job], ASKED)
     history.add(connection, [_asked(job_id, change, now_s, by)], numbers.event)
     return job
@@ -101,15 +110,37 @@ def retry(connection: Connection, job_id: str, now_s: float, by: str) -> Job:
     return job
 
 
-def measure(connection: Connection, said: Sequence[Measured]) -> None:
+def measure(connection: Connection, said: Sequence[Measured], now_s: float) -> None:
     numbers = take(connection, changes=len(said))
     jobs = get_all(connection, (one.job_id for one in said))
-    changed: dict[str, Job] = {}
+    heard: dict[str, Job] = {}
     for place, one in enumerate(said, 1):
-        job = steps.measured(jobs[one.job_id], one, numbers.change + place) if one.job_id in jobs else None
+        job = steps.measured(jobs[one.job_id], one, now_s, numbers.change + place) if one.job_id in jobs else None
         if job is not None:
-            jobs[job.job_id] = changed[job.job_id] = job
-    write(connection, changed.values(), MEASURED)
+            jobs[job.job_id] = heard[job.job_id] = job
+    write(connection, [job for job in heard.values() if job.changed > numbers.change], MEASURED)
+    write(connection, [job for job in heard.values() if job.changed <= numbers.change], HEARD)
+
+
+def parents_ended_s(connection: Connection, jobs: Iterable[Job]) -> dict[str, float]:
+    """When the last of a job's parents ended that have; by job, those that come after none are left out."""
+    waiting = [job for job in jobs if job.state is State.QUEUED and job.after]
+    parents = get_all(connection, (parent for job in waiting for parent in job.after)) if waiting else {}
+    ended_s = {parent.job_id: parent.ended_s for parent in parents.values() if parent.ended_s is not None}
+    return {job.job_id: max((ended_s.get(parent, 0.0) for parent in job.after), default=0.0) for job in waiting}
+
+
+def followups_due(connection: Connection, limit: int) -> list[Job]:
+    return [job_of(row) for row in connection.execute(_UNFOLLOWED, {"limit": limit})]
+
+
+def followed(connection: Connection, job: Job) -> None:
+    take(connection)
+    connection.execute(_FOLLOWED, {"of": job.number, "end": job.changed})
+
+
+def of_clients(connection: Connection) -> list[Job]:
+    return [job_of(row) for row in connection.execute(_OF_CLIENTS)]
 
 
 def write(connection: Connection, jobs: Iterable[Job], columns: tuple[str, ...]) -> None:

@@ -28,14 +28,17 @@ def move(connection: Connection, epoch: int, moves: Sequence[Move], now_s: float
     """Raises NotLeader."""
     numbers = take_as_leader(connection, epoch, changes=len(moves), events=len(moves))
     now = jobtable.get_all(connection, (one.job_id for one in moves))
+    parents_ended_s = jobtable.parents_ended_s(connection, now.values())
     moved: dict[str, Job] = {}
     granted: list[Values] = []
     released: list[Values] = []
     happened: list[QueueEvent] = []
     for place, one in enumerate(moves, 1):
         before = now.get(one.job_id)
-        after = steps.moved(before, one, now_s, numbers.change + place) if before else None
-        if before is None or after is None:
+        if before is None:
+            continue
+        after = steps.moved(before, one, now_s, numbers.change + place, parents_ended_s.get(one.job_id, 0.0))
+        if after is None:
             continue
         if one.to is State.STARTING:
             granted.append(_grant(after, now_s))

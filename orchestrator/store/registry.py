@@ -68,8 +68,11 @@ def facts(connection: Connection) -> Mapping[str, str]:
     return {str(name): str(value) for name, value in connection.execute(select(FACTS.c.name, FACTS.c.value))}
 
 
-def put_facts(connection: Connection, given: Mapping[str, str]) -> None:
+def put_facts(connection: Connection, given: Mapping[str, str], keep: bool) -> None:
     take(connection)
+    if keep:
+        there = facts(connection)
+        given = {name: value for name, value in given.items() if name not in there}
     connection.execute(delete(FACTS).where(FACTS.c.name.in_(list(given))))
     if given:
         connection.execute(insert(FACTS), [{"name": name, "value": value} for name, value in given.items()])

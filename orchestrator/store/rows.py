@@ -29,8 +29,9 @@ LEASE_COLUMNS = (
     LEASES.c.granted_s,
     LEASES.c.released_s,
 )
-MEASURED = ("run", "step", "total_steps", "remaining_s", "interruption_cost_s", "metrics", "changed")
-ASKED = ("wanted", "priority", "changed")
+MEASURED = ("run", "step", "total_steps", "remaining_s", "interruption_cost_s", "metrics", "heard_s", "changed")
+HEARD = ("heard_s",)
+ASKED = ("wanted", "priority", "waiting_since_s", "waited_s", "changed")
 MOVED = (
     "wanted",
     "state",
@@ -45,6 +46,7 @@ MOVED = (
     "ended_s",
     "interruptions",
     "retries",
+    "heard_s",
     "changed",
 )
 
@@ -102,6 +104,10 @@ def job_of(row: Sequence[Any]) -> Job:
         row[33],
         json.loads(row[34]) if row[34] else {},
         row[35],
+        row[36],
+        row[37],
+        row[38],
+        row[39],
     )
 
 
@@ -145,6 +151,10 @@ def values_of(job: Job) -> Values:
         "total_steps": job.total_steps,
         "metrics": dumped(job.metrics),
         "changed": job.changed,
+        "on_end": job.on_end,
+        "followed": job.followed,
+        "heard_s": job.heard_s,
+        "client": job.client,
     }
 
 

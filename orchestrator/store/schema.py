@@ -18,14 +18,19 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
-REVISION = "0001"  # the newest one of `migrations/versions`
+REVISION = "0002"  # the newest one of `migrations/versions`
 VERSION_TABLE = "fleetune_schema"
 
 METADATA = MetaData()
 BIG = BigInteger().with_variant(Integer, "sqlite")  # only an INTEGER key is the row's own number in SQLite
 ID = Text().with_variant(Text(collation="C"), "postgresql")  # ordered by bytes, so that a prefix is a range
+
+# Conditions of partial indices. SQLite takes such an index only where a statement has the same words.
+ENDED_UNFOLLOWED = "on_end <> '' AND followed <> changed AND ended_s IS NOT NULL"
+OF_A_CLIENT = "client > '' AND ended_s IS NULL"
 
 # One row. Every write begins by taking its numbers here, and so holds this row until it has committed: writers go one
 # after the other, numbers are committed in their order, and whoever reads up to a number has missed none below it.
@@ -93,11 +98,17 @@ JOBS = Table(
     Column("total_steps", BigInteger),
     Column("metrics", Text, nullable=False),
     Column("changed", BigInteger, nullable=False),
+    Column("on_end", Text, nullable=False, server_default=text("''")),
+    Column("followed", BigInteger, nullable=False, server_default="0"),  # `changed` of the end that was followed
+    Column("heard_s", Double),
+    Column("client", Text),
     Index("jobs_by_id", "job_id", unique=True, postgresql_include=["number"]),
     Index("jobs_by_change", "changed", unique=True),
     # Pages and counts are read from these two alone; the id is in them for those that are filtered by its start.
     Index("jobs_by_state", "state", "number", "job_id"),
     Index("jobs_by_tenant", "tenant", "state", "number", "job_id"),
+    Index("jobs_unfollowed", "followed", sqlite_where=text(ENDED_UNFOLLOWED), postgresql_where=text(ENDED_UNFOLLOWED)),
+    Index("jobs_of_clients", "client", sqlite_where=text(OF_A_CLIENT), postgresql_where=text(OF_A_CLIENT)),
 )
 
 # Apart from the jobs, whose rows are read and rewritten all the time.

@@ -39,6 +39,9 @@ class SqlStore:
     def submit(self, jobs: Sequence[NewJob], now_s: float, key: SubmissionKey | None = None) -> tuple[Job, ...]:
         return self._submissions.submit(Submission(jobs, now_s, key))
 
+    def submitted(self, key: SubmissionKey) -> tuple[Job, ...] | None:
+        return self._submissions.known(key)
+
     def job(self, job_id: str) -> Job:
         with self._database.read() as connection:
             return jobtable.get(connection, job_id)
@@ -76,7 +79,19 @@ class SqlStore:
 
     def measure(self, measured: Sequence[Measured], now_s: float) -> None:
         with self._database.write() as connection:
-            jobtable.measure(connection, measured)
+            jobtable.measure(connection, measured, now_s)
+
+    def followups_due(self, limit: int = 100) -> list[Job]:
+        with self._database.read() as connection:
+            return jobtable.followups_due(connection, limit)
+
+    def followed(self, job: Job) -> None:
+        with self._database.write() as connection:
+            jobtable.followed(connection, job)
+
+    def of_clients(self) -> list[Job]:
+        with self._database.read() as connection:
+            return jobtable.of_clients(connection)
 
     # Leases, events
 
@@ -142,6 +157,6 @@ class SqlStore:
         with self._database.read() as connection:
             return registry.facts(connection)
 
-    def put_facts(self, facts: Mapping[str, str]) -> None:
+    def put_facts(self, facts: Mapping[str, str], *, keep: bool = False) -> None:
         with self._database.write() as connection:
-            registry.put_facts(connection, facts)
+            registry.put_facts(connection, facts, keep)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.queue.records import Job, Measured, Move, NewJob
+from orchestrator.queue.retry import waits_s
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, MAY_GO_TO, Reason, State, Wanted
 from orchestrator.queue.store import Change
 from orchestrator.store.rows import plain
@@ -62,20 +63,22 @@ def submitted(new: NewJob, job_id: str, number: int, now_s: float, changed: int)
         total_steps=None,
         metrics={},
         changed=changed,
+        on_end=new.on_end,
+        client=new.client,
     )
 
 
-def moved(job: Job, move: Move, now_s: float, changed: int) -> Job | None:
+def moved(job: Job, move: Move, now_s: float, changed: int, parents_ended_s: float = 0.0) -> Job | None:
     """None: the job is not where the move expects it."""
     if job.state is not move.expect or job.attempt != move.attempt:
         return None
-    follows = {**_leaving(job, move, now_s), **_arriving(job, move, now_s)}
+    follows = {**_leaving(job, move, now_s, parents_ended_s), **_arriving(job, move, now_s)}
     return replace(job, state=move.to, reason=move.reason, message=plain(move.message), changed=changed, **follows)
 
 
-def _leaving(job: Job, move: Move, now_s: float) -> dict[str, Any]:
+def _leaving(job: Job, move: Move, now_s: float, parents_ended_s: float) -> dict[str, Any]:
     if job.state is State.QUEUED:
-        return {"waited_s": job.waited_s + max(now_s - job.waiting_since_s, 0.0)}
+        return {"waited_s": job.waited_s + waits_s(job, now_s, parents_ended_s)}
     if job.state in HOLDS_A_LEASE and move.to not in HOLDS_A_LEASE:
         held_s = max(now_s - job.started_s, 0.0) if job.started_s is not None else 0.0
         return {"placement": (), "started_s": None, "attained_s": job.attained_s + held_s}
@@ -84,7 +87,7 @@ def _leaving(job: Job, move: Move, now_s: float) -> dict[str, Any]:
 
 def _arriving(job: Job, move: Move, now_s: float) -> dict[str, Any]:
     if move.to is State.STARTING:
-        return {"attempt": job.attempt + 1, "placement": move.placement, "started_s": now_s}
+        return {"attempt": job.attempt + 1, "placement": move.placement, "started_s": now_s, "heard_s": None}
     if move.to in ENDED:
         return {"ended_s": now_s}
     return {"waiting_since_s": now_s, **_counted(job, move.reason)} if move.to is State.QUEUED else {}
@@ -97,13 +100,13 @@ def _counted(job: Job, reason: Reason) -> dict[str, Any]:
     return {"retries": retries, "interruptions": job.interruptions + (reason in BY_THE_SCHEDULER)}
 
 
-def asked(job: Job, change: Change, changed: int) -> Job:
-    return replace(
-        job,
-        wanted=job.wanted if change.wanted is None else change.wanted,
-        priority=job.priority if change.priority is None else change.priority,
-        changed=changed,
-    )
+def asked(job: Job, change: Change, now_s: float, changed: int, parents_ended_s: float = 0.0) -> Job:
+    wanted = job.wanted if change.wanted is None else change.wanted
+    follows: dict[str, Any] = {}
+    if job.state is State.QUEUED and wanted is not job.wanted:
+        follows = {"waited_s": job.waited_s + waits_s(job, now_s, parents_ended_s), "waiting_since_s": now_s}
+    priority = job.priority if change.priority is None else change.priority
+    return replace(job, wanted=wanted, priority=priority, changed=changed, **follows)
 
 
 def retried(job: Job, by: str, now_s: float, changed: int) -> Job:
@@ -120,8 +123,11 @@ def retried(job: Job, by: str, now_s: float, changed: int) -> Job:
     )
 
 
-def measured(job: Job, said: Measured, changed: int) -> Job | None:
-    """None: it is of an attempt before, or too late, or nothing new. Durations that are no numbers say nothing."""
+def measured(job: Job, said: Measured, now_s: float, changed: int) -> Job | None:
+    """None: it is of an attempt before, or too late. Durations that are no numbers say nothing.
+
+    `changed` stays where nothing else is new than that its driver was heard.
+    """
     if job.attempt != said.attempt or job.state in ENDED:
         return None
     news: Mapping[str, Any] = {
@@ -133,7 +139,8 @@ def measured(job: Job, said: Measured, changed: int) -> Job | None:
         "metrics": None if said.metrics is None else {**job.metrics, **_numbers(said.metrics)},
     }
     news = {name: value for name, value in news.items() if value is not None and value != getattr(job, name)}
-    return replace(job, changed=changed, **news) if news else None
+    heard_s = now_s if job.heard_s is None else max(job.heard_s, now_s)
+    return replace(job, heard_s=heard_s, changed=changed if news else job.changed, **news)
 
 
 def _finite(value: float | None) -> float | None:

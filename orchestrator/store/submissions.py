@@ -68,6 +68,11 @@ class Submissions:
     def submit(self, submission: Submission) -> Jobs:
         return self._gathering.ask(submission) if submission.jobs else ()
 
+    def known(self, key: SubmissionKey) -> Jobs | None:
+        """What was submitted with it. Raises KeyReused."""
+        with self._database.read() as connection:
+            return _of_key(connection, key)
+
     def _carry_out(self, calls: list[Call[Submission, Jobs]]) -> None:
         if len(calls) > 1 and self._together(calls):
             return
@@ -153,14 +158,20 @@ def _event(job: Job) -> QueueEvent:
 
 
 def _check_key(connection: Connection, submission: Submission) -> None:
-    key = submission.key
-    row = key and connection.execute(_KEY, {"scope": key.scope, "key": key.key}).one_or_none()
-    if not key or not row:
-        return
+    """Raises _SameAgain, KeyReused."""
+    jobs = _of_key(connection, submission.key) if submission.key is not None else None
+    if jobs is not None:
+        raise _SameAgain(jobs)
+
+
+def _of_key(connection: Connection, key: SubmissionKey) -> Jobs | None:
+    row = connection.execute(_KEY, {"scope": key.scope, "key": key.key}).one_or_none()
+    if row is None:
+        return None
     if row.digest != key.digest:
         raise KeyReused(f"the key {key.key!r} was used for another submission: give each submission a key of its own")
     given = {"first": row.first_job, "last": row.first_job + row.jobs - 1}
-    raise _SameAgain(tuple(job_of(one) for one in connection.execute(_NUMBERED, given)))
+    return tuple(job_of(one) for one in connection.execute(_NUMBERED, given))
 
 
 def _key_values(submission: Submission, made: Jobs) -> Values:

@@ -36,6 +36,7 @@ class Model:
     wanted: Wanted = Wanted.RUN
     priority: int = 0
     attempt: int = 0
+    reason: Reason = Reason.SUBMITTED
     since_s: float = START_S
     waited_s: float = 0.0
     attained_s: float = 0.0
@@ -45,9 +46,15 @@ class Model:
     leases: list[tuple[float, float | None]] = field(default_factory=list)
     events: list[str] = field(default_factory=lambda: ["queued"])
 
+    def wait(self, now_s: float) -> None:
+        """What it has waited for so far counts. A pause does not, be it its owner's or one after a failure."""
+        if self.state is State.QUEUED and self.wanted is not Wanted.PAUSE:
+            failed = self.reason in (Reason.DRIVER_LOST, Reason.NOT_STARTED)
+            pause_s = min(10.0 * 2 ** (self.retries[self.reason] - 1), 600.0) if failed else 0.0
+            self.waited_s += max(now_s - self.since_s - pause_s, 0.0)
+
     def move(self, to: State, reason: Reason, now_s: float) -> None:
-        if self.state is State.QUEUED:
-            self.waited_s += max(now_s - self.since_s, 0.0)
+        self.wait(now_s)
         if to is State.STARTING:
             self.attempt += 1
             self.leases.append((now_s, None))
@@ -60,7 +67,7 @@ class Model:
             if reason is not Reason.PAUSED:
                 self.retries[reason] = self.retries.get(reason, 0) + 1
             self.interruptions += reason in ("preempted", "reclaimed", "moved", "maintenance")
-        self.state = to
+        self.state, self.reason = to, reason
         self.events.append(to)
 
     def agrees(self, job: Job) -> bool:
@@ -110,6 +117,9 @@ def _ask(store: Store, model: Model, now_s: float, wanted: Wanted, priority: int
         assert model.state in ENDED
         return
     assert model.state not in ENDED
+    if model.state is State.QUEUED and wanted not in (None, model.wanted):
+        model.wait(now_s)
+        model.since_s = now_s
     model.wanted, model.priority = wanted, model.priority if priority is None else priority
     model.events.append("asked")
 
@@ -122,6 +132,7 @@ def _retry(store: Store, model: Model, now_s: float) -> None:
         return
     assert model.state in (State.FAILED, State.CANCELLED)
     model.state, model.wanted, model.since_s, model.retries = State.QUEUED, Wanted.RUN, now_s, {}
+    model.reason = Reason.RETRIED
     model.events.append("queued")
 
 

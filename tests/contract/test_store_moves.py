@@ -193,7 +193,7 @@ def test_what_a_driver_says_too_late_is_passed_over(store: Store) -> None:
     first = go(store, first, *RUN)
     second = go(store, submit(store), *RUN, State.SUCCEEDED)
     said = [Measured(first.job_id, 1, step=5), Measured(second.job_id, 1, step=5), Measured("gone", 1, step=5)]
-    store.measure([*said, Measured(first.job_id, 2)], START_S)
+    store.measure(said, START_S)
     assert store.job(first.job_id) == first
     assert store.job(second.job_id) == second
     store.measure([], START_S)

@@ -169,7 +169,14 @@ def test_migrations_make_the_tables_that_the_store_works_with(shared_url: str) -
         options = {"version_table": VERSION_TABLE, "compare_server_default": True}
         assert compare_metadata(MigrationContext.configure(connection, opts=options), METADATA) == []
         differences = {table.name: {index.name for index in table.indexes} for table in METADATA.sorted_tables}
-    assert differences["jobs"] == {"jobs_by_id", "jobs_by_change", "jobs_by_state", "jobs_by_tenant"}
+    assert differences["jobs"] == {
+        "jobs_by_id",
+        "jobs_by_change",
+        "jobs_by_state",
+        "jobs_by_tenant",
+        "jobs_unfollowed",
+        "jobs_of_clients",
+    }
     assert ScriptDirectory(str(SCRIPTS)).get_current_head() == REVISION
     database.close()
 

@@ -78,6 +78,8 @@ def test_pages_counts_and_changes_are_read_from_indices(watched: tuple[SqlStore,
         store.ask(job.job_id, Change(priority=1), START_S, "anna")
         store.leases(held=True)
         store.events(job.job_id)
+        store.followups_due()
+        store.of_clients()
     plans = {
         line
         for statement, parameters in statements
@@ -87,7 +89,8 @@ def test_pages_counts_and_changes_are_read_from_indices(watched: tuple[SqlStore,
     # An index that is scanned as a whole must at least be one that holds all that is asked for.
     scans = {line for line in plans if line.startswith("SCAN") and "COVERING INDEX" not in line}
     assert {line.split()[1] for line in scans} & set(METADATA.tables) <= {"queue"}
-    assert any("jobs_by_change (changed>?)" in line for line in plans)
+    for name in ("jobs_by_change (changed>?)", "jobs_unfollowed", "jobs_of_clients"):
+        assert any(name in line for line in plans), name
 
 
 def _plan(engine: Engine, statement: str, parameters: Any) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.queue.records import Job
+from orchestrator.queue.retry import waits_s
 from orchestrator.queue.states import Reason, State, Wanted
 
 API_VERSION: Final = "1"
@@ -106,8 +107,7 @@ class JobView(Told):
     changed: int
 
     @classmethod
-    def of(cls, job: Job, now_s: float, heard_s: float | None = None) -> JobView:
-        waits_s = now_s - job.waiting_since_s if job.state is State.QUEUED else 0.0
+    def of(cls, job: Job, now_s: float) -> JobView:
         gang = job.gang
         return cls(
             job_id=job.job_id,
@@ -131,13 +131,13 @@ class JobView(Told):
             message=job.message,
             attempt=job.attempt,
             placement=job.placement,
-            waited_s=job.waited_s + max(waits_s, 0.0),
+            waited_s=job.waited_s + waits_s(job, now_s),
             started_s=job.started_s,
             attained_s=job.attained_s,
             ended_s=job.ended_s,
             remaining_s=job.remaining_s,
             interruptions=job.interruptions,
-            heard_s=heard_s,
+            heard_s=job.heard_s,
             run=job.run,
             step=job.step,
             total_steps=job.total_steps,
@@ -177,7 +177,10 @@ class EventView(Told):
 
 
 class Events(Told):
+    """`last`: what to give as `after` the next time; others' events may lie between."""
+
     events: tuple[EventView, ...]
+    last: int = 0
 
 
 class WhyView(Told):

@@ -35,6 +35,11 @@ class CutFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec carries no
         pathlib.Path(self._strip_protocol(path)).parent.mkdir(parents=True, exist_ok=True)
         super().pipe_file(path, value, **options)
 
+    def put_file(self, lpath: str, rpath: str, **options: Any) -> None:
+        self._changes(rpath)
+        pathlib.Path(self._strip_protocol(rpath)).parent.mkdir(parents=True, exist_ok=True)
+        super().put_file(lpath, rpath, **options)
+
     def rm_file(self, path: str) -> None:
         self._changes(path)
         super().rm_file(path)

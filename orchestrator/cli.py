@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.completion import completion_init  # type: ignore[attr-defined]
 
 from jobs.begin import load_job
 from jobs.errors import SpecError
+from jobs.fields import SPEC_MODELS
 from jobs.findrun import find_run, storage_root
 from jobs.load import load_spec
 from jobs.outcome import Event
 from jobs.progress import Progress
-from jobs.spec import Spec
 from jobs.validate import validate as check
-from orchestrator import datacli, orders, simulatecli
+from orchestrator import (
+    clustercli,
+    completing,
+    datacli,
+    gccli,
+    ordercli,
+    orders,
+    queuecli,
+    servecli,
+    simulatecli,
+    submitcli,
+    uploadcli,
+)
 from orchestrator import runs as run_list
 from orchestrator import show as text
 from orchestrator.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
+from orchestrator.helpgroups import Grouped
+from orchestrator.queueoptions import CLUSTER, QUEUE, YOURS
 
 app = typer.Typer(
     name="fleetune",
+    cls=Grouped,
     help="Full fine-tuning of Hugging Face models on Ray.",
-    epilog="Start here:  fleetune spec  |  fleetune validate job.yaml  |  fleetune run job.yaml",
+    epilog="Start here:  fleetune run job.yaml  |  fleetune serve, and then  fleetune submit job.yaml",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-
-app.add_typer(datacli.app)
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name, or a unique start of it, or path or URL.")]
 Storage = Annotated[
@@ -56,8 +70,9 @@ def _options(
 
 
 @app.command(
+    rich_help_panel=YOURS,
     epilog="Example:  fleetune run job.yaml --set train.learning_rate=1e-5  |  "
-    "fleetune run --resume rotten-20261124 --set resources.num_workers=4"
+    "fleetune run --resume rotten-20261124 --set resources.num_workers=4",
 )
 def run(
     spec: Annotated[
@@ -89,7 +104,7 @@ def run(
         raise typer.Exit(outcome.exit_code)
 
 
-@app.command(epilog="Example:  fleetune validate job.yaml --set train.global_batch_size=64")
+@app.command(rich_help_panel=YOURS, epilog="Example:  fleetune validate job.yaml --set train.global_batch_size=64")
 def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
     """Check a job without a worker; say what would run."""
     with edge():
@@ -105,7 +120,7 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
         typer.echo("ok: no problem was found")
 
 
-@app.command(epilog="Example:  fleetune runs --storage s3://bucket/runs")
+@app.command(rich_help_panel=YOURS, epilog="Example:  fleetune runs --storage s3://bucket/runs")
 def runs(storage: Storage = None, json_: Json = False) -> None:
     """List the runs, newest last."""
     with edge():
@@ -118,7 +133,7 @@ def runs(storage: Storage = None, json_: Json = False) -> None:
             typer.echo(f"no runs under {storage_root(storage)}")
 
 
-@app.command(epilog="Example:  fleetune show rotten-20261124")
+@app.command(rich_help_panel=YOURS, epilog="Example:  fleetune show rotten-20261124")
 def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None:
     """One run: status, metrics, paths, events, log.
 
@@ -129,21 +144,21 @@ def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None
         typer.echo(details.model_dump_json() if json_ else text.run_page(details))
 
 
-@app.command(epilog="Example:  fleetune stop rotten-20261124")
+@app.command(rich_help_panel=YOURS, epilog="Example:  fleetune stop rotten-20261124")
 def stop(run: RunArgument, storage: Storage = None) -> None:
     """Have a run save a checkpoint and end."""
     with edge():
         typer.echo(orders.ask_to_stop(find_run(run, storage_root(storage))))
 
 
-@app.command(epilog="Example:  fleetune save rotten-20261124")
+@app.command(rich_help_panel=YOURS, epilog="Example:  fleetune save rotten-20261124")
 def save(run: RunArgument, storage: Storage = None) -> None:
     """Have a run save a checkpoint and go on."""
     with edge():
         typer.echo(orders.ask_to_save(find_run(run, storage_root(storage))))
 
 
-@app.command(epilog="Example:  fleetune export rotten-20261124 --to ./rotten-model")
+@app.command(rich_help_panel=YOURS, epilog="Example:  fleetune export rotten-20261124 --to ./rotten-model")
 def export(
     run: RunArgument,
     to: Annotated[str | None, typer.Option("--to", metavar="DIR", help="Where to [the run's own model/].")] = None,
@@ -160,16 +175,49 @@ def export(
         typer.echo(f"model {export_run(root, to, say=typer.echo)}")
 
 
-@app.command(epilog="Example:  fleetune spec | less")
+@app.command(rich_help_panel=YOURS, epilog="Example:  fleetune spec | less  |  fleetune spec --kind command")
 def spec(
+    kind: Annotated[Literal["finetune", "command"], typer.Option("--kind", help="Of which kind of job.")] = "finetune",
     json_schema: Annotated[bool, typer.Option("--json-schema", help="Print the JSON schema, for editors.")] = False,
 ) -> None:
     """Print every field: type, bounds, default, meaning."""
     with edge():
-        typer.echo(json.dumps(Spec.model_json_schema(), indent=1) if json_schema else text.reference())
+        schema = SPEC_MODELS[kind].model_json_schema()
+        typer.echo(json.dumps(schema, indent=1) if json_schema else text.reference(kind))
 
 
-app.command(epilog=simulatecli.EPILOG)(simulatecli.simulate)
+def _add(command: Any, panel: str, *examples: str) -> None:
+    """One of the commands that have files of their own."""
+    epilog = "Example:  " + "  |  ".join(f"fleetune {example}" for example in examples)
+    app.command(rich_help_panel=panel, epilog=epilog)(command)
+
+
+app.add_typer(datacli.app, rich_help_panel=YOURS)
+app.command(rich_help_panel=YOURS, epilog=uploadcli.EPILOG)(uploadcli.upload)
+app.command(rich_help_panel=YOURS, epilog=gccli.EPILOG)(gccli.gc)
+app.command(rich_help_panel=QUEUE, epilog=submitcli.EPILOG)(submitcli.submit)
+_add(queuecli.queue, QUEUE, "queue", "queue --all --tenant vision --json")
+_add(queuecli.status, QUEUE, "status rotten-k3f9")
+_add(queuecli.logs, QUEUE, "logs rotten-k3f9 -f", "logs rotten-k3f9 --source rank-0 --tail 50")
+_add(queuecli.why, QUEUE, "why rotten-k3f9")
+_add(ordercli.cancel, QUEUE, "cancel rotten-k3f9 rotten-p2x7")
+_add(ordercli.pause, QUEUE, "pause rotten-k3f9")
+_add(ordercli.resume, QUEUE, "resume rotten-k3f9")
+_add(ordercli.retry, QUEUE, "retry rotten-k3f9")
+_add(ordercli.priority, QUEUE, "priority rotten-k3f9 --to 10")
+_add(
+    servecli.serve, CLUSTER, "serve", "serve --address auto", "serve --host 0.0.0.0 --store postgresql://queue@db/queue"
+)
+app.add_typer(servecli.tokens, rich_help_panel=CLUSTER)
+_add(clustercli.nodes, CLUSTER, "nodes")
+_add(clustercli.cordon, CLUSTER, 'cordon 3f9a --reason "fan is loud"')
+_add(clustercli.uncordon, CLUSTER, "uncordon 3f9a")
+_add(clustercli.drain, CLUSTER, 'drain 3f9a --reason "new driver at noon"')
+app.add_typer(clustercli.tenants, rich_help_panel=CLUSTER)
+_add(clustercli.usage, CLUSTER, "usage --month 2026-11")
+_add(clustercli.events, CLUSTER, "events -f", "events --job rotten-k3f9")
+app.command(rich_help_panel=CLUSTER, epilog=simulatecli.EPILOG)(simulatecli.simulate)
+_add(completing.completion, CLUSTER, "completion bash >> ~/.bashrc")
 
 
 class _Root:
@@ -200,4 +248,5 @@ def _refuse_dashboard(address: str | None, arguments: list[str]) -> None:
 
 
 def main() -> None:
+    completion_init()  # shells ask by variables of the environment
     app(prog_name="fleetune")

@@ -157,24 +157,7 @@ class Client:
         Raises:
             TimeoutError: some have not ended yet; they go on.
         """
-        waiting = {handle.id: handle for handle in handles}
-        until_s = None if timeout_s is None else time.monotonic() + timeout_s
-        yield from _ended(waiting)
-        after = min((handle.view.changed for handle in waiting.values()), default=0)
-        pause_s = FIRST_POLL_S
-        while waiting:
-            told = self._connection.get("/v1/changes", Changes, {"after": after, "limit": MOST_PAGE})
-            for view in told.jobs:
-                if view.job_id in waiting:
-                    waiting[view.job_id].learn(view)
-            if told.last < after:  # another store than before: are they still there?
-                for handle in waiting.values():
-                    handle.refresh()
-            after = told.last
-            ended = list(_ended(waiting))
-            yield from ended
-            if waiting and len(told.jobs) < MOST_PAGE:
-                pause_s = _sleep(FIRST_POLL_S if ended else pause_s, until_s, len(waiting))
+        return completed(self._connection, handles, timeout_s)
 
     def wait(self, handles: Iterable[JobHandle], timeout_s: float | None = None) -> list[JobHandle]:
         """All of them, in their order, once all have ended. Raises TimeoutError."""
@@ -221,6 +204,30 @@ class Client:
 
     def server(self) -> Server:
         return self._connection.get("/v1/server", Server)
+
+
+def completed(
+    connection: Connection, handles: Iterable[JobHandle], timeout_s: float | None = None
+) -> Iterator[JobHandle]:
+    """As `Client.as_completed`."""
+    waiting = {handle.id: handle for handle in handles}
+    until_s = None if timeout_s is None else time.monotonic() + timeout_s
+    yield from _ended(waiting)
+    after = min((handle.view.changed for handle in waiting.values()), default=0)
+    pause_s = FIRST_POLL_S
+    while waiting:
+        told = connection.get("/v1/changes", Changes, {"after": after, "limit": MOST_PAGE})
+        for view in told.jobs:
+            if view.job_id in waiting:
+                waiting[view.job_id].learn(view)
+        if told.last < after:  # another store than before: are they still there?
+            for handle in waiting.values():
+                handle.refresh()
+        after = told.last
+        ended = list(_ended(waiting))
+        yield from ended
+        if waiting and len(told.jobs) < MOST_PAGE:
+            pause_s = _sleep(FIRST_POLL_S if ended else pause_s, until_s, len(waiting))
 
 
 def asking(spec: AnySpec, tenant: str | None, priority: int | None, after: tuple[str, ...]) -> dict[str, Any]:

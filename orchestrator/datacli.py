@@ -17,7 +17,7 @@ from orchestrator.edge import Address, Json, Quiet, Set, SpecFile, edge, progres
 
 app = typer.Typer(
     name="data",
-    help="Check, prepare and show the data of a spec, before a GPU is held.",
+    help="Check, prepare and show the data of a spec.",
     epilog="Start here:  fleetune data check job.yaml  |  fleetune data show job.yaml --n 3",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -1,0 +1,191 @@
+"""The commands that look at the cluster and set it up: nodes, cordon, uncordon, drain, tenants, usage, events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from orchestrator.completing import job_ids, node_ids
+from orchestrator.edge import Json, edge
+from orchestrator.queueoptions import PATIENCE_S, Url, width
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+NodeIds = Annotated[
+    list[str],
+    typer.Argument(metavar="NODE...", help="Ids, or unique starts.", autocompletion=node_ids, show_default=False),
+]
+WhyNode = Annotated[str, typer.Option("--reason", metavar="TEXT", help="What others will see beside the node.")]
+Quotas = list[str] | None
+FOLLOW_S = 1.0
+
+
+def nodes(json_: Json = False, url: Url = None) -> None:
+    """List the machines, and who holds them."""
+    with edge():
+        from orchestrator.api import Nodes
+        from orchestrator.clusterpage import nodes_page
+        from orchestrator.discovery import connected
+
+        with connected(url, PATIENCE_S) as server:
+            told = server.get("/v1/nodes", Nodes)
+        typer.echo(_listed(told.nodes) if json_ else nodes_page(told.nodes, width()))
+
+
+def cordon(nodes: NodeIds, reason: WhyNode = "", json_: Json = False, url: Url = None) -> None:
+    """Put nothing new on machines. What runs there goes on."""
+    _order(nodes, "cordon", reason, json_, url)
+
+
+def uncordon(nodes: NodeIds, json_: Json = False, url: Url = None) -> None:
+    """Use machines again, after cordon or drain."""
+    _order(nodes, "use", "", json_, url)
+
+
+def drain(nodes: NodeIds, reason: WhyNode = "", json_: Json = False, url: Url = None) -> None:
+    """Empty machines. Jobs there save and go elsewhere."""
+    _order(nodes, "drain", reason, json_, url)
+
+
+def _order(
+    given: list[str], order: Literal["use", "cordon", "drain"], reason: str, as_json: bool, url: str | None
+) -> None:
+    with edge():
+        from urllib.parse import quote
+
+        from orchestrator.api import NodeOrderSent, Nodes, NodeView
+        from orchestrator.clusterpage import nodes_page
+        from orchestrator.discovery import connected
+        from orchestrator.jobref import find_node
+
+        with connected(url, PATIENCE_S) as server:
+            known = server.get("/v1/nodes", Nodes)
+            meant = [find_node(known, one) for one in dict.fromkeys(given)]  # all of them, before any is changed
+            sent = NodeOrderSent(order=order, reason=reason[:500])
+            done = [server.put(f"/v1/nodes/{quote(one.node_id, safe='')}", NodeView, sent) for one in meant]
+        typer.echo(_listed(done) if as_json else nodes_page(done, width()))
+
+
+tenants = typer.Typer(
+    name="tenants",
+    help="List tenants, and set their shares.",
+    epilog="Example:  fleetune tenants  |  fleetune tenants set vision --weight 2 --limit 16",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+@tenants.callback()
+def _tenants(context: typer.Context, json_: Json = False, url: Url = None) -> None:
+    if context.invoked_subcommand is None:
+        tenants_list(json_, url)
+
+
+@tenants.command("list", epilog="Example:  fleetune tenants list --json")
+def tenants_list(json_: Json = False, url: Url = None) -> None:
+    """List tenants: shares, limits, what they hold."""
+    with edge():
+        from orchestrator.api import Tenants
+        from orchestrator.clusterpage import tenants_page
+        from orchestrator.discovery import connected
+
+        with connected(url, PATIENCE_S) as server:
+            told = server.get("/v1/tenants", Tenants)
+        typer.echo(_listed(told.tenants) if json_ else tenants_page(told.tenants, width()))
+
+
+@tenants.command("set", epilog="Example:  fleetune tenants set vision --weight 2 --guaranteed A100=8 --limit 16")
+def tenants_set(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Made where there is none.", show_default=False)],
+    weight: Annotated[
+        float | None, typer.Option("--weight", metavar="W", help="Share beside the others, e.g. 2 for twice as much.")
+    ] = None,
+    guaranteed: Annotated[
+        Quotas, typer.Option("--guaranteed", metavar="[TYPE=]N", help="GPUs it can always claim; repeatable, or none.")
+    ] = None,
+    limit: Annotated[
+        Quotas, typer.Option("--limit", metavar="[TYPE=]N", help="GPUs it may hold at most; repeatable, or none.")
+    ] = None,
+    json_: Json = False,
+    url: Url = None,
+) -> None:
+    """Make a tenant, or change its settings; those left out stay."""
+    with edge():
+        from urllib.parse import quote
+
+        from orchestrator.api import Tenants, TenantView
+        from orchestrator.clusterpage import tenants_page
+        from orchestrator.discovery import connected
+        from orchestrator.tenantsettings import check_name, settings
+
+        check_name(name)
+        with connected(url, PATIENCE_S) as server:
+            known = {one.name: one for one in server.get("/v1/tenants", Tenants).tenants}
+            sent = settings(known.get(name), weight, guaranteed, limit)
+            told = server.put(f"/v1/tenants/{quote(name, safe='')}", TenantView, sent)
+        typer.echo(told.model_dump_json() if json_ else tenants_page([told], width()))
+
+
+def usage(
+    month: Annotated[
+        str | None, typer.Option("--month", metavar="YYYY-MM", help="Only that month (UTC) [all of them].")
+    ] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Only this tenant's.")] = None,
+    json_: Json = False,
+    url: Url = None,
+) -> None:
+    """GPU-hours of tenants, by month."""
+    with edge():
+        import re
+
+        from jobs.errors import InputError
+        from orchestrator.api import Usage
+        from orchestrator.clusterpage import usage_page
+        from orchestrator.discovery import connected
+
+        if month is not None and not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", month):
+            raise InputError(f"--month {month!r} is no month, as 2026-11 is")
+        with connected(url, PATIENCE_S) as server:
+            told = server.get("/v1/usage", Usage, {"month": month, "tenant": tenant})
+        typer.echo(_listed(told.rows) if json_ else usage_page(told.rows, width()))
+
+
+def events(
+    job: Annotated[
+        str | None, typer.Option("--job", metavar="JOB", help="Only this job's.", autocompletion=job_ids)
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=0, max=10_000, help="Most of the newest.")] = 50,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")] = False,
+    json_: Json = False,
+    url: Url = None,
+) -> None:
+    """What has happened: to jobs, nodes and servers.
+
+    With --json one object a line.
+    """
+    with edge():
+        from orchestrator.clusterpage import event_line
+        from orchestrator.discovery import connected
+        from orchestrator.eventreading import EventReader
+        from orchestrator.jobref import find_job, job_path
+
+        with connected(url, PATIENCE_S) as server:
+            path = "/v1/events" if job is None else f"{job_path(find_job(server, job).job_id)}/events"
+            reader = EventReader(server, path)
+            shown = reader.newest(limit)
+            while True:
+                for one in shown:
+                    typer.echo(one.model_dump_json() if json_ else event_line(one))
+                if not follow:
+                    return
+                time.sleep(FOLLOW_S)
+                shown = reader.new()
+
+
+def _listed(values: Iterable[BaseModel]) -> str:
+    return f"[{', '.join(value.model_dump_json() for value in values)}]"

@@ -1,0 +1,82 @@
+"""What the queue's commands print of machines, tenants and events. Text only; asks nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from orchestrator.api import EventView, NodeView, QuotaView, TenantView, UsageRow
+from orchestrator.queuepage import at_words
+from orchestrator.tables import columns, cut
+
+LONGEST_NODE: Final = 16  # characters; Ray's ids have 56, and the start of one is enough for every command
+
+
+def nodes_page(nodes: Sequence[NodeView], width: int | None) -> str:
+    head = ("NODE", "STATE", "GPUS", "TYPE", "CPUS", "OUTSIDE", "HELD BY", "REASON")
+    rows = [
+        (
+            node.node_id if width is None else cut(node.node_id, LONGEST_NODE),
+            node_state(node),
+            str(node.gpus) if node.gpus else "",
+            node.accelerator_type or "",
+            str(node.cpus),
+            _outside(node),
+            ", ".join(f"{job} ({workers})" for job, workers in node.held),
+            f"{node.reason} ({node.by})" if node.reason else "",
+        )
+        for node in nodes
+    ]
+    if not rows:
+        return "the cluster has no machines"
+    return columns(head, rows, width, ("OUTSIDE", "TYPE", "CPUS"))
+
+
+def node_state(node: NodeView) -> str:
+    if node.order == "drain":
+        return "drains" if node.held else "drained"
+    if node.order == "cordon":
+        return "cordoned"
+    return "in use" if node.usable else "not usable"
+
+
+def _outside(node: NodeView) -> str:
+    """What others than the queue hold there."""
+    counts = ((node.foreign_gpus, "GPU"), (node.foreign_cpus, "CPU"))
+    return ", ".join(f"{count} {what}" for count, what in counts if count)
+
+
+def tenants_page(tenants: Sequence[TenantView], width: int | None) -> str:
+    head = ("TENANT", "WEIGHT", "GUARANTEED", "LIMIT", "RUNNING", "QUEUED", "GPUS HELD")
+    rows = [
+        (
+            one.name,
+            f"{one.weight:g}",
+            quota_words(one.guaranteed),
+            quota_words(one.limit),
+            str(one.running),
+            str(one.queued),
+            str(one.gpus),
+        )
+        for one in tenants
+    ]
+    return columns(head, rows, width) if rows else "there are no tenants: fleetune tenants set NAME makes one"
+
+
+def quota_words(quotas: Sequence[QuotaView]) -> str:
+    """`8 A100, 16`."""
+    return ", ".join(f"{one.gpus} {one.accelerator_type}" if one.accelerator_type else str(one.gpus) for one in quotas)
+
+
+def usage_page(rows: Sequence[UsageRow], width: int | None) -> str:
+    head = ("MONTH", "TENANT", "GPU-HOURS", "CPU-HOURS", "JOBS")
+    shown = [(row.month, row.tenant, f"{row.gpu_hours:,.2f}", f"{row.cpu_hours:,.2f}", str(row.jobs)) for row in rows]
+    if not shown:
+        return "nothing was used"
+    gpu, cpu = sum(row.gpu_hours for row in rows), sum(row.cpu_hours for row in rows)
+    total = ("together", "", f"{gpu:,.2f}", f"{cpu:,.2f}", "")
+    return columns(head, [*shown, total] if len(shown) > 1 else shown, width)
+
+
+def event_line(event: EventView) -> str:
+    return "  ".join(filter(None, (at_words(event.at_s), event.job_id or "cluster", event.message or event.kind)))

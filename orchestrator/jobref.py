@@ -1,0 +1,63 @@
+"""Which job or node is meant, given its id or a start of it that no other shares."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import quote
+
+from jobs.errors import InputError
+from jobs.fields import did_you_mean
+from orchestrator.api import JobPage, JobView, Nodes, NodeView
+from orchestrator.connection import Connection
+from orchestrator.queue.errors import UnknownJob, UnknownNode
+
+NAMED: Final = 5  # of those that may be meant
+_ID = re.compile(r"^[A-Za-z0-9._-]{1,200}$")
+
+
+def job_path(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def find_job(connection: Connection, given: str) -> JobView:
+    """
+    Raises:
+        UnknownJob: none is meant, with what may have been.
+        InputError: several are.
+    """
+    if not _ID.match(given):
+        raise UnknownJob(f"no job has an id like {given!r}: `fleetune queue --all` lists them")
+    try:
+        return connection.get(job_path(given), JobView)
+    except UnknownJob as error:
+        page = connection.get("/v1/jobs", JobPage, {"name": given, "limit": NAMED + 1})
+        if not page.jobs:
+            raise UnknownJob(_unknown(connection, given, str(error))) from None
+    if len(page.jobs) == 1 and page.next is None:
+        return page.jobs[0]
+    names = ", ".join(job.job_id for job in page.jobs[:NAMED])
+    more = " and more" if len(page.jobs) > NAMED or page.next is not None else ""
+    raise InputError(f"{given!r} may mean several jobs: {names}{more}. Give more of the id")
+
+
+def _unknown(connection: Connection, given: str, said: str) -> str:
+    """The server's words, or the newest jobs' ids where one looks like it."""
+    if "did you mean" in said:
+        return said
+    newest = connection.get("/v1/jobs", JobPage, {"limit": 200})
+    hint = did_you_mean(given, [job.job_id for job in newest.jobs])
+    return f"there is no job {given!r}{hint or ': `fleetune queue --all` lists them'}"
+
+
+def find_node(nodes: Nodes, given: str) -> NodeView:
+    """Raises UnknownNode, or InputError where several are meant."""
+    found = [one for one in nodes.nodes if one.node_id == given]
+    found = found or [one for one in nodes.nodes if given and one.node_id.startswith(given)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"{given!r} may mean {len(found)} nodes. Give more of the id")
+    ids = [one.node_id for one in nodes.nodes]
+    hint = did_you_mean(given, ids) or f": there are {', '.join(ids[:NAMED])}{' and more' if len(ids) > NAMED else ''}"
+    raise UnknownNode(f"there is no node {given!r}{hint if ids else ': the cluster has no machines'}")

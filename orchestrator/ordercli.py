@@ -1,0 +1,115 @@
+"""The commands that ask something of jobs: cancel, pause, resume, retry, priority."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.edge import Json, edge
+from orchestrator.queueoptions import PATIENCE_S, JobIds, Url
+
+if TYPE_CHECKING:
+    from orchestrator.api import JobView
+    from orchestrator.connection import Connection
+
+Order = Callable[["Connection", str], "JobView"]
+
+
+def cancel(jobs: JobIds, json_: Json = False, url: Url = None) -> None:
+    """Have jobs end. What runs saves no checkpoint before.
+
+    Jobs that come after them will fail.
+    """
+    _ask_all(jobs, _posted("cancel"), json_, url)
+
+
+def pause(jobs: JobIds, json_: Json = False, url: Url = None) -> None:
+    """Have jobs save, leave what they hold, and wait for `resume`."""
+    _ask_all(jobs, _posted("pause"), json_, url)
+
+
+def resume(jobs: JobIds, json_: Json = False, url: Url = None) -> None:
+    """Have paused jobs go on, from their newest checkpoints."""
+    _ask_all(jobs, _posted("resume"), json_, url)
+
+
+def retry(jobs: JobIds, json_: Json = False, url: Url = None) -> None:
+    """Queue jobs again that have failed or were cancelled."""
+    _ask_all(jobs, _posted("retry"), json_, url)
+
+
+def priority(
+    jobs: JobIds,
+    to: Annotated[int, typer.Option("--to", metavar="N", help="-1000 to 1000; higher ones go first.")],
+    json_: Json = False,
+    url: Url = None,
+) -> None:
+    """Change the priority of jobs."""
+
+    def put(server: Connection, path: str) -> JobView:
+        from jobs.errors import InputError
+        from jobs.queuespec import MOST_PRIORITY
+        from orchestrator.api import JobView, Priority
+
+        if not -MOST_PRIORITY <= to <= MOST_PRIORITY:
+            raise InputError(f"--to {to} is out of range: a priority is {-MOST_PRIORITY} to {MOST_PRIORITY}")
+        return server.put(f"{path}/priority", JobView, Priority(priority=to))
+
+    _ask_all(jobs, put, json_, url)
+
+
+def _posted(what: str) -> Order:
+    def post(server: Connection, path: str) -> JobView:
+        from orchestrator.api import JobView
+
+        return server.post(f"{path}/{what}", JobView)
+
+    return post
+
+
+def _ask_all(given: list[str], order: Order, as_json: bool, url: str | None) -> None:
+    """Each job on a line; one that refuses does not keep the others from being asked."""
+    with edge():
+        from jobs.errors import FleetuneError
+        from orchestrator.discovery import connected
+        from orchestrator.jobref import find_job, job_path
+
+        done, worst = list["JobView"](), 0
+        with connected(url, PATIENCE_S) as server:
+            for one in dict.fromkeys(given):
+                try:
+                    view = order(server, job_path(find_job(server, one).job_id))
+                except FleetuneError as error:
+                    if _concerns_all(error):
+                        raise
+                    typer.echo(f"error: {error}", err=True)
+                    worst = max(worst, error.exit_code)
+                    continue
+                done.append(view)
+                if not as_json:
+                    typer.echo(f"{view.job_id}  {_said(view)}")
+        if as_json:
+            typer.echo(f"[{', '.join(view.model_dump_json() for view in done)}]")
+        raise typer.Exit(worst)
+
+
+def _concerns_all(error: Exception) -> bool:
+    from orchestrator.connection import NoServer, NotAServer, TokenRefused
+
+    return isinstance(error, NoServer | NotAServer | TokenRefused)
+
+
+def _said(view: JobView) -> str:
+    """Where it is, and what it was asked for if it is not there yet."""
+    from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Wanted
+
+    words = {Wanted.CANCEL: "is to end", Wanted.PAUSE: "is to pause"}
+    if view.state in ENDED:
+        return str(view.state)
+    if view.state in HOLDS_A_LEASE and view.wanted in words:
+        return f"{words[view.wanted]} ({view.state})"
+    if view.wanted is Wanted.PAUSE:
+        return "paused"
+    return f"{words.get(view.wanted, str(view.state))}{f', priority {view.priority}' if view.priority else ''}"

@@ -1,0 +1,170 @@
+"""The commands that look at the queue: queue, status, logs, why."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from orchestrator.edge import Json, edge
+from orchestrator.queueoptions import PATIENCE_S, JobId, Url, width
+
+if TYPE_CHECKING:
+    from orchestrator.api import EventView, JobView, WhyView
+    from orchestrator.connection import Connection
+
+EXPLAINED: Final = 3  # of those that wait first, when they are expected to start
+LOOKED_AT: Final = 10_000
+LAST_EVENTS: Final = 10
+STATES: Final = ("queued", "starting", "running", "stopping")
+
+
+def queue(
+    all_: Annotated[bool, typer.Option("--all", help="Also jobs that have ended.")] = False,
+    state: Annotated[
+        list[str] | None,
+        typer.Option("--state", metavar="STATE", help="Only these: queued, running, failed, ...; repeatable."),
+    ] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Only this tenant's.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=LOOKED_AT, help="Most jobs that are shown.")] = 50,
+    json_: Json = False,
+    url: Url = None,
+) -> None:
+    """List what runs, and what waits, in order.
+
+    TIME is how long a job has run or waited, or how long ago it ended. NEXT is when it is expected to start or end,
+    or how it ended.
+    """
+    with edge():
+        from orchestrator.api import Counts
+        from orchestrator.discovery import connected
+        from orchestrator.queuepage import in_order, queue_page
+
+        wanted = _states(state)
+        with connected(url, PATIENCE_S) as server:
+            jobs = in_order(_jobs(server, wanted or ([] if all_ else list(STATES)), tenant, limit))[:limit]
+            if json_:
+                typer.echo(f"[{', '.join(job.model_dump_json() for job in jobs)}]")
+                return
+            counts = server.get("/v1/counts", Counts, {"tenant": tenant}).states
+            typer.echo(queue_page(jobs, counts, _whys(server, jobs), time.time(), width()))
+
+
+def status(job: JobId, json_: Json = False, url: Url = None) -> None:
+    """One job: where it is and why, step, metrics, events."""
+    with edge():
+        from orchestrator.discovery import connected
+        from orchestrator.jobref import find_job
+        from orchestrator.queue.states import State
+        from orchestrator.queuepage import status_page
+
+        with connected(url, PATIENCE_S) as server:
+            found = find_job(server, job)
+            events = _events(server, found.job_id)
+            if json_:
+                told = found.model_dump(mode="json") | {"events": [one.model_dump(mode="json") for one in events]}
+                typer.echo(json.dumps(told))
+                return
+            why = _whys(server, [found]).get(found.job_id) if found.state is State.QUEUED else None
+            typer.echo(status_page(found, why, events, time.time()))
+
+
+def logs(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job has ended.")] = False,
+    source: Annotated[
+        str | None, typer.Option("--source", metavar="NAME", help="One log: driver, rank-0, output, ...")
+    ] = None,
+    tail: Annotated[int | None, typer.Option("--tail", min=0, help="Only so many lines of the end of each.")] = None,
+    json_: Json = False,
+    url: Url = None,
+) -> None:
+    """Print a job's logs, those of all ranks.
+
+    Each line has the log that it is of before it, unless --source asks for one. With -f across all attempts, until
+    the job has ended.
+    """
+    with edge():
+        from orchestrator.discovery import connected
+        from orchestrator.jobref import find_job
+        from orchestrator.logpage import print_logs
+
+        with connected(url) as server:
+            print_logs(server, find_job(server, job), follow=follow, source=source, tail=tail, as_json=json_)
+
+
+def why(job: JobId, json_: Json = False, url: Url = None) -> None:
+    """Say why a job waits, and when it may start."""
+    with edge():
+        from orchestrator.api import WhyView
+        from orchestrator.discovery import connected
+        from orchestrator.jobref import find_job, job_path
+        from orchestrator.queuepage import why_page
+
+        with connected(url, PATIENCE_S) as server:
+            found = find_job(server, job)
+            told = server.get(f"{job_path(found.job_id)}/why", WhyView)
+            typer.echo(told.model_dump_json() if json_ else why_page(told, time.time()))
+
+
+def _states(given: list[str] | None) -> list[str]:
+    """Raises InputError."""
+    from jobs.errors import InputError
+    from jobs.fields import did_you_mean
+    from orchestrator.queue.states import State
+
+    names = [part.strip().lower() for one in given or () for part in one.split(",")]
+    for name in names:
+        if name not in list(State):
+            hint = did_you_mean(name, list(State)) or f": there are {', '.join(State)}"
+            raise InputError(f"--state {name!r} is no state{hint}")
+    return names
+
+
+def _jobs(server: Connection, states: list[str], tenant: str | None, limit: int) -> list[JobView]:
+    """Those to choose from: what waits longest is on the last page, so all pages are looked at where it counts."""
+    from orchestrator.api import MOST_PAGE, JobPage
+    from orchestrator.queue.states import ENDED
+
+    ended_only = bool(states) and all(state in ENDED for state in states)
+    most = limit if ended_only else LOOKED_AT
+    found: list[JobView] = []
+    before: int | None = None
+    while len(found) < most:
+        asked = {"state": states or None, "tenant": tenant, "before": before, "limit": min(most, MOST_PAGE)}
+        page = server.get("/v1/jobs", JobPage, asked)
+        found += page.jobs
+        if page.next is None:
+            break
+        before = page.next
+    return found
+
+
+def _whys(server: Connection, jobs: list[JobView]) -> dict[str, WhyView]:
+    """Of the first that wait; of none if the server cannot say now."""
+    from jobs.errors import FleetuneError
+    from orchestrator.api import WhyView
+    from orchestrator.jobref import job_path
+    from orchestrator.queue.states import State, Wanted
+
+    waiting = [job for job in jobs if job.state is State.QUEUED and job.wanted is Wanted.RUN]
+    try:
+        return {job.job_id: server.get(f"{job_path(job.job_id)}/why", WhyView) for job in waiting[:EXPLAINED]}
+    except FleetuneError:
+        return {}
+
+
+def _events(server: Connection, job_id: str) -> list[EventView]:
+    from orchestrator.api import MOST_PAGE, Events
+    from orchestrator.jobref import job_path
+
+    found: list[EventView] = []
+    after = 0
+    while True:
+        page = server.get(f"{job_path(job_id)}/events", Events, {"after": after, "limit": MOST_PAGE}).events
+        found = [*found, *page][-LAST_EVENTS:]
+        if len(page) < MOST_PAGE:
+            return found
+        after = page[-1].number

@@ -1,0 +1,187 @@
+"""What the queue's commands print of jobs. Text only; asks nothing."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from jobs.progress import duration
+from orchestrator.api import EventView, JobView, WhyView
+from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Reason, State, Wanted
+from orchestrator.show import numbers, table
+from orchestrator.tables import columns
+
+QUEUE_HEAD: Final = ("JOB", "STATE", "TENANT", "PRIO", "SIZE", "TIME", "STEP", "NEXT")
+DAY_S: Final = 86_400.0
+
+
+def queue_page(
+    jobs: Sequence[JobView],
+    counts: Mapping[State, int],
+    whys: Mapping[str, WhyView],
+    now_s: float,
+    width: int | None,
+) -> str:
+    """`jobs` in the order in which they are shown; `whys` by job, of those that were asked for."""
+    prioritised, several = any(job.priority for job in jobs), len({job.tenant for job in jobs}) > 1
+    rows = [
+        (
+            job.job_id,
+            _state(job),
+            job.tenant if several or width is None else "",
+            str(job.priority) if prioritised else "",
+            size_words(job),
+            _time(job, now_s),
+            steps(job),
+            _next(job, whys.get(job.job_id), now_s),
+        )
+        for job in jobs
+    ]
+    body = [columns(QUEUE_HEAD, rows, width, ("PRIO", "TENANT", "SIZE", "STEP"))] if rows else []
+    return "\n".join([*body, _totals(jobs, counts)])
+
+
+def in_order(jobs: Sequence[JobView]) -> list[JobView]:
+    """What runs first, as it was started; then what waits, by priority and submission; then what has ended."""
+
+    def key(job: JobView) -> tuple[int, float, float]:
+        if job.state in HOLDS_A_LEASE:
+            return 0, job.started_s or 0.0, job.number
+        if job.state is State.QUEUED:
+            return (1 if job.wanted is Wanted.RUN else 2), -job.priority, job.number
+        return 3, -(job.ended_s or 0.0), job.number
+
+    return sorted(jobs, key=key)
+
+
+def _totals(jobs: Sequence[JobView], counts: Mapping[State, int]) -> str:
+    shown = {state: sum(job.state is state for job in jobs) for state in State}
+    parts = []
+    for state in State:
+        count = counts.get(state, 0)
+        if count and (state not in ENDED or shown[state]):
+            parts.append(f"{count:,} {state}{f' ({shown[state]:,} shown)' if shown[state] < count else ''}")
+    if parts:
+        return ", ".join(parts)
+    return "no job waits or runs. fleetune submit job.yaml queues one; fleetune queue --all lists what has ended"
+
+
+def _state(job: JobView) -> str:
+    if job.state is State.QUEUED and job.wanted is Wanted.PAUSE:
+        return "paused"
+    if job.state is State.RUNNING and job.wanted is not Wanted.RUN:
+        return "stopping"
+    return str(job.state)
+
+
+def size_words(job: JobView) -> str:
+    """`4 x 1 H100`, `2 x 8 GPU`, `1 x 2 CPU`."""
+    if job.gpus_per_worker:
+        return f"{job.num_workers} x {job.gpus_per_worker} {job.accelerator_type or 'GPU'}"
+    return f"{job.num_workers} x {job.cpus_per_worker} CPU"
+
+
+def _time(job: JobView, now_s: float) -> str:
+    """Running for, waiting for, or since its end."""
+    if job.state in ENDED:
+        return f"{long_duration(now_s - job.ended_s)} ago" if job.ended_s is not None else ""
+    if job.state is State.QUEUED:
+        return long_duration(job.waited_s)
+    return long_duration(now_s - job.started_s) if job.started_s is not None else ""
+
+
+def steps(job: JobView) -> str:
+    if job.total_steps:
+        return f"{job.step}/{job.total_steps}"
+    return str(job.step) if job.step else ""
+
+
+def _next(job: JobView, why: WhyView | None, now_s: float) -> str:
+    """What is to be expected of it, or how it ended."""
+    if job.state in ENDED:
+        return job.message if job.state is not State.SUCCEEDED and job.message else metrics_words(job)
+    if job.state in HOLDS_A_LEASE:
+        if job.state is State.RUNNING and job.remaining_s is not None:
+            return f"ends in {long_duration(job.remaining_s)}"
+        return job.message if job.state is State.STOPPING else ""
+    if job.wanted is Wanted.PAUSE:
+        return f"fleetune resume {job.job_id}"
+    if why is not None and why.expected_start_s is not None:
+        return f"starts in about {long_duration(max(why.expected_start_s - now_s, 0.0))}"
+    if job.reason not in (Reason.SUBMITTED, Reason.RETRIED):
+        return str(job.message or job.reason)
+    return f"after {', '.join(job.after)}" if job.after else ""
+
+
+def metrics_words(job: JobView) -> str:
+    known = {name: value for name, value in job.metrics.items() if value is not None}
+    telling = {name: value for name, value in known.items() if name == "loss" or name.startswith("eval_")}
+    return numbers(telling or dict(list(known.items())[:6]))
+
+
+def long_duration(seconds: float) -> str:
+    return f"{seconds / DAY_S:.1f} days" if seconds >= 2 * DAY_S else duration(max(seconds, 0.0))
+
+
+def at_words(at_s: float | None) -> str:
+    """In the time of this machine; empty for None."""
+    return "" if at_s is None else f"{datetime.datetime.fromtimestamp(at_s):%Y-%m-%d %H:%M:%S}"
+
+
+def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], now_s: float) -> str:
+    """`fleetune status`. `events`: the last ones."""
+    state = _state(job)
+    told = f"{state} ({job.reason})" if str(job.reason) not in (state, "answered", "finished") else state
+    rows = [
+        ("job", job.job_id),
+        ("state", f"{told}{f': {job.message}' if job.message else ''}"),
+        ("kind", job.kind),
+        ("size", size_words(job)),
+        ("tenant", f"{job.tenant} (submitted by {job.submitted_by})"),
+        ("priority", str(job.priority)),
+        ("after", ", ".join(job.after)),
+        ("submitted", at_words(job.submitted_s)),
+        ("waited", long_duration(job.waited_s)),
+        ("runs since", at_words(job.started_s)),
+        ("on", ", ".join(f"{node} ({workers})" for node, workers in job.placement)),
+        ("attempt", _attempts(job)),
+        ("ended", at_words(job.ended_s)),
+        ("step", steps(job)),
+        ("metrics", metrics_words(job)),
+        ("time left", "" if job.remaining_s is None or job.state in ENDED else long_duration(job.remaining_s)),
+        ("limit", "" if job.max_runtime_s is None else f"{long_duration(job.max_runtime_s)} of running"),
+        ("heard of", _heard(job, now_s)),
+        ("run", job.run or ""),
+        ("logs", f"fleetune logs {job.job_id}{'' if job.state in ENDED else ' -f'}" if job.attempt else ""),
+        ("again", f"fleetune retry {job.job_id}" if job.state in (State.FAILED, State.CANCELLED) else ""),
+    ]
+    parts = [table(row for row in rows if row[1])]
+    if why is not None:
+        parts.append(why_page(why, now_s))
+    if events:
+        parts.append("last events:\n" + table(((at_words(one.at_s), one.message or one.kind) for one in events), "  "))
+    return "\n\n".join(parts)
+
+
+def _attempts(job: JobView) -> str:
+    if job.attempt < 1:
+        return ""
+    more = f", interrupted {job.interruptions} times" if job.interruptions > 1 else ", interrupted once"
+    return f"{job.attempt}{more if job.interruptions else ''}"
+
+
+def _heard(job: JobView, now_s: float) -> str:
+    if job.heard_s is None or job.state not in HOLDS_A_LEASE:
+        return ""
+    return f"{long_duration(now_s - job.heard_s)} ago"
+
+
+def why_page(why: WhyView, now_s: float) -> str:
+    if why.expected_start_s is None:
+        return why.text
+    at = f"{at_words(why.expected_start_s)} (in {long_duration(why.expected_start_s - now_s)})"
+    between = ""
+    if why.earliest_start_s is not None and why.latest_start_s is not None:
+        between = f", between {at_words(why.earliest_start_s)} and {at_words(why.latest_start_s)}"
+    return f"{why.text}\nexpected start: {at}{between}"

@@ -1,0 +1,123 @@
+"""From files to queued jobs, and to their ends, as `fleetune submit` does it."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from jobs import storage
+from jobs.commandspec import CommandSpec
+from jobs.errors import FleetuneError, InputError
+from jobs.load import load_job_spec
+from jobs.queuespec import MOST_PRIORITY
+from jobs.runref import run_named
+from jobs.spec import Spec
+from jobs.validate import validate
+from orchestrator.api import MOST_JOBS, JobPage, JobView, Server, Submission
+from orchestrator.client import asking, completed
+from orchestrator.connection import Connection
+from orchestrator.handle import JobHandle
+from orchestrator.jobref import find_job
+from orchestrator.logpage import print_logs
+from orchestrator.queue.states import State
+from orchestrator.queuepage import metrics_words, size_words
+
+Say = Callable[[str], None]
+AGAIN: Final = "The jobs go on: `fleetune cancel` ends them"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of `fleetune submit`."""
+
+    specs: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+    tenant: str | None = None
+    priority: int | None = None
+    after: tuple[str, ...] = ()
+    key: str | None = None
+    check: bool = True
+    follow: bool = False
+
+
+def submit_all(server: Connection, asked: Asked, say: Say) -> list[JobView]:
+    """All of them, or none.
+
+    Raises:
+        InputError: an option is wrong, or a spec, or a job that it comes after is not there.
+    """
+    _check_options(asked)
+    specs = [load_job_spec(path, asked.overrides) for path in asked.specs]
+    told = server.get("/v1/server", Server)
+    if asked.check:
+        _check(specs, asked.specs, told, say)
+    parents = tuple(find_job(server, job).job_id for job in asked.after)
+    bodies: list[dict[str, Any]] = [asking(spec, asked.tenant, asked.priority, parents) for spec in specs]
+    body = Submission(specs=tuple(bodies), key=asked.key or uuid.uuid4().hex)
+    jobs = list(server.post("/v1/jobs", JobPage, body, again=True).jobs)
+    for job in jobs:
+        after = f", after {', '.join(job.after)}" if job.after else ""
+        say(f"{job.state} {job.job_id} ({job.kind}, {size_words(job)}, tenant {job.tenant}{after})")
+    return jobs
+
+
+def _check_options(asked: Asked) -> None:
+    if asked.follow and len(asked.specs) > 1:
+        raise InputError("--follow prints the logs of one job: give one SPEC, or --wait")
+    if len(asked.specs) > MOST_JOBS:
+        raise InputError(f"{len(asked.specs):,} specs are too many at once: at most {MOST_JOBS:,}")
+    if asked.priority is not None and not -MOST_PRIORITY <= asked.priority <= MOST_PRIORITY:
+        raise InputError(f"--priority {asked.priority} is out of range: {-MOST_PRIORITY} to {MOST_PRIORITY}")
+    if asked.key is not None and not 1 <= len(asked.key) <= 200:
+        raise InputError("--key has 1 to 200 characters")
+    if asked.tenant == "":
+        raise InputError("--tenant is empty: leave it out, or give a name")
+
+
+def _check(specs: Sequence[Spec | CommandSpec], paths: Sequence[str], told: Server, say: Say) -> None:
+    """What `fleetune validate` finds, where model and data are here. Raises InputError."""
+    for spec, path in zip(specs, paths, strict=True):
+        if isinstance(spec, Spec) and _is_here(spec):
+            for warning in validate(spec):
+                say(f"warning: {path}: {warning}" if len(paths) > 1 else f"warning: {warning}")
+
+
+def _is_here(spec: Spec) -> bool:
+    """Whether all that it names can be looked at from here; a cluster's own folders cannot."""
+    if run_named(spec.model.path) is not None:
+        return False
+    named = [spec.model.path, *(source.path for source in (*spec.data.train, *(spec.data.eval or ())))]
+    local = [storage.local_path(path) for path in named if storage.is_local(path)]
+    folder = os.path.dirname(storage.local_path(spec.storage_path)) if storage.is_local(spec.storage_path) else "."
+    return all(map(os.path.exists, local)) and os.path.isdir(folder)
+
+
+def wait_for(server: Connection, jobs: Sequence[JobView], *, follow: bool, as_json: bool, say: Say) -> list[JobView]:
+    """Their ends, in the order of submission; each is said as it comes."""
+    try:
+        if follow:
+            ended = [print_logs(server, jobs[0], follow=True, source=None, tail=None, as_json=as_json)]
+            say(_end(ended[0], server))
+            return ended
+        handles = [JobHandle(server, job) for job in jobs]
+        for handle in completed(server, handles):
+            say(_end(handle.view, server))
+        return [handle.view for handle in handles]
+    except KeyboardInterrupt:
+        say(AGAIN)
+        raise
+
+
+def _end(job: JobView, server: Connection) -> str:
+    if job.state is State.SUCCEEDED:
+        metrics = metrics_words(job)
+        return f"{job.job_id} succeeded{f'  {metrics}' if metrics else ''}{f'  run {job.run}' if job.run else ''}"
+    if job.state is State.CANCELLED:
+        return f"{job.job_id} was cancelled"
+    try:
+        return str(JobHandle(server, job).exception())
+    except FleetuneError as error:
+        return f"{job.job_id} {job.state}: {job.message} ({error})"

@@ -1,0 +1,42 @@
+"""Tables for people: as wide as the terminal at most, and plain columns where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+GAP = "  "
+
+
+def columns(
+    head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None, droppable: Sequence[str] = ()
+) -> str:
+    """Columns without a value in any row are left out.
+
+    Args:
+        width: None: as wide as it gets.
+        droppable: heads of columns that are left out where the table is too wide, the first of them first. If that
+            is not enough, the last column is cut.
+    """
+    kept = [at for at in range(len(head)) if any(row[at] for row in rows)] or list(range(len(head)))
+    for name in droppable:
+        if width is None or _width(head, rows, kept) <= width:
+            break
+        kept = [at for at in kept if head[at] != name]
+    lines = [_line([row[at] for at in kept], _widths(head, rows, kept)) for row in (head, *rows)]
+    return "\n".join(lines if width is None else [cut(line, width) for line in lines])
+
+
+def cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: max(width - 1, 0)]}…"
+
+
+def _widths(head: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence[int]) -> list[int]:
+    return [max(len(row[at]) for row in (head, *rows)) for at in kept]
+
+
+def _width(head: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence[int]) -> int:
+    return sum(_widths(head, rows, kept)) + len(GAP) * (len(kept) - 1)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return GAP.join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()

@@ -1,0 +1,97 @@
+"""Who asks, and from where."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.queue.errors import Forbidden
+from orchestrator.queue.records import Role, Token
+from orchestrator.server import auth
+from orchestrator.service.caller import ANYBODY
+from orchestrator.store import open_store
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.9.9.9", "::1", "[::1]", "a.localhost"])
+def test_loopback_by_any_name(host: str) -> None:
+    assert auth.is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "10.0.0.1", "example.org", "localhost.example.org", "", "::", "127.1.evil"]
+)
+def test_what_is_not_loopback(host: str) -> None:
+    assert not auth.is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "localhost:8400"},
+        {"host": "127.0.0.1:8400", "origin": "http://127.0.0.1:8400"},
+        {"host": "[::1]:8400"},
+    ],
+)
+def test_programs_of_this_machine_may_ask_without_a_token(headers: dict[str, str]) -> None:
+    auth.check_at_home(headers)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"host": ""},
+        {"host": "evil.example:8400"},
+        {"host": "[::1"},
+        {"host": "localhost@evil.example"},
+        {"host": "localhost:8400", "origin": "http://evil.example"},
+        {"host": "localhost:8400", "origin": "null"},
+        {"host": "localhost:8400", "origin": "http://localhost:3000"},
+    ],
+)
+def test_pages_of_other_sites_may_not(headers: dict[str, str]) -> None:
+    with pytest.raises(Forbidden):
+        auth.check_at_home(headers)
+
+
+def test_without_tokens_everybody_is_an_admin_unless_one_is_always_needed() -> None:
+    store = open_store("sqlite://")
+    at_home, abroad = auth.Tokens(store), auth.Tokens(store, always=True)
+    at_home.read()
+    abroad.read()
+    assert at_home.caller(None) is ANYBODY
+    with pytest.raises(auth.NoToken):
+        abroad.caller(None)
+    store.close()
+
+
+def test_a_token_is_known_by_its_digest_until_it_is_revoked() -> None:
+    store, token = open_store("sqlite://"), auth.new_token()
+    store.add_token(Token("anna", auth.digest_of(token), Role.MEMBER, "a", 1.0))
+    tokens = auth.Tokens(store)
+    tokens.read()
+    found = tokens.caller(token)
+    assert (found.name, found.role, found.tenant) == ("anna", Role.MEMBER, "a")
+    for wrong in (None, "", token[:-1], token + "x", auth.digest_of(token), "\udcff"):
+        with pytest.raises(auth.NoToken):
+            tokens.caller(wrong)
+    store.revoke_token("anna", 2.0)
+    tokens.forget()
+    assert not tokens.fresh
+    tokens.read()
+    assert tokens.caller(None) is ANYBODY
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("header", "token"),
+    [
+        ("Bearer abc", "abc"),
+        ("bearer  abc ", "abc"),
+        ("Basic abc", None),
+        ("Bearer", None),
+        ("", None),
+        ("Bearer ", None),
+    ],
+)
+def test_the_token_of_a_header(header: str, token: str | None) -> None:
+    assert auth.bearer({"authorization": header}) == token

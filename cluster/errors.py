@@ -9,6 +9,7 @@ FleetuneError                    anything that Fleetune itself reports, as one r
 │   ├── CapacityError            no set of nodes of this cluster can ever hold the gang
 │   └── LaunchRefused            a program can never start on these machines
 ├── RunFailed         (exit 1)   training started and failed
+├── MachinesFailed    (exit 75)  a node or the cluster is gone: the same may succeed elsewhere
 ├── BackendUnreachable           the machines do not answer now; tried again later
 ├── Fenced                       a newer caller has been there: this one must not act any more
 └── Interrupted       (exit 130) somebody asked the run to stop
@@ -63,6 +64,12 @@ class Fenced(FleetuneError):
 
 class RunFailed(FleetuneError):
     """Training started and did not succeed. The message names the run's log."""
+
+
+class MachinesFailed(FleetuneError):
+    """A node or the cluster is gone. A queue tries the job again, elsewhere."""
+
+    exit_code = 75
 
 
 class Interrupted(FleetuneError):

@@ -18,10 +18,12 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.errors import MachinesFailed
+
 WIRE_VERSION: Final = 1
 # How a driver ends where it is not the job's fault (its node or the cluster was gone): the job is tried again. Beside
 # it: 0 succeeded, 1 failed, 2 bad input, 130 stopped.
-TRY_AGAIN_EXIT: Final = 75
+TRY_AGAIN_EXIT: Final = MachinesFailed.exit_code
 
 
 class Message(BaseModel):

@@ -63,17 +63,18 @@ class Begun:
             announce("warning", warning)
 
 
-def begin_run(spec: Spec, resume: str | None = None) -> Begun:
+def begin_run(spec: Spec, resume: str | None = None, *, alone: bool = False) -> Begun:
     """Check everything that can be checked before a worker starts, and open the run's directory.
 
     Args:
         resume: root of the run to go on with.
+        alone: the caller knows that nobody drives that run any more.
 
     Raises:
         InputError: nothing was written.
     """
     if resume is not None:
-        check_resumable(JobPaths(resume), spec)
+        check_resumable(JobPaths(resume), spec, alone=alone)
     warnings = validate(spec)
     spec = with_model_of_run(spec)
     paths = open_run(spec) if resume is None else reopen_run(resume, spec)

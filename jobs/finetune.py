@@ -13,9 +13,10 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from cluster.settings import set_default, torchrun_world
+from jobs.assignment import Assignment
 from jobs.begin import begin_run, load_job
 from jobs.errors import FleetuneError, Interrupted
 from jobs.outcome import Outcome
@@ -32,20 +33,18 @@ def run_on_ray(
     address: str | None = None,
     progress: Progress,
     resume: str | None = None,
-    variables: Mapping[str, str] | None = None,
-    places: Sequence[str] | None = None,
+    assignment: Assignment | None = None,
 ) -> Outcome:
     """Validate, prepare, train, evaluate, export; on the cluster at `address`, RAY_ADDRESS, or a Ray of this machine.
 
     Args:
         resume: root of an earlier run to go on with, from its newest checkpoint.
-        variables: of the workers' environment; told to nobody else.
-        places: id of the node of each worker; None: wherever Ray finds room.
+        assignment: of a queue; None: somebody runs it by hand.
 
     Raises:
         InputError: found before anything was written. What is found later is the outcome's reason.
     """
-    begun = begin_run(spec, resume)
+    begun = begin_run(spec, resume, alone=assignment is not None)
     paths = begun.paths
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
         begun.tell(announce)
@@ -53,7 +52,7 @@ def run_on_ray(
         def drive() -> Outcome:
             from jobs.training.ray_driver import drive_on_ray
 
-            return drive_on_ray(begun.spec, paths, address, announce, progress, variables=variables, places=places)
+            return drive_on_ray(begun.spec, paths, address, announce, progress, assignment)
 
         outcome = concluded(paths, drive)
         announce("ended", ending_of(paths, outcome), status=outcome.status)

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from cluster.settings import DriverPlace
 from cluster.wire import Answer, Beat, Message, Order, Register, Registered
-from jobs.errors import FleetuneError
+from jobs.errors import FleetuneError, InputError, MachinesFailed
 
 Say = Callable[[str], None]
 OnOrder = Callable[[Order, str], None]
@@ -41,8 +41,12 @@ class AttemptOver(FleetuneError):
     exit_code = 130
 
 
-class NotUnderstood(FleetuneError):
-    """The server is of a release that speaks otherwise."""
+class NotUnderstood(MachinesFailed):
+    """The server is of a release that speaks otherwise, and may be upgraded just now."""
+
+
+class Refused(InputError):
+    """The server has nothing that this attempt could run."""
 
 
 class NoAnswer(Exception):
@@ -87,6 +91,7 @@ class HttpLink:
         Raises:
             AttemptOver: another attempt has taken its place.
             NotUnderstood: the server speaks otherwise.
+            Refused: what the job names is not there any more.
         """
         message = Register(
             job_id=self._place.job_id, attempt=self._place.attempt, host=os.uname().nodename, pid=os.getpid()
@@ -158,7 +163,7 @@ class HttpLink:
         return self._post("beat", beat, Answer, _LAST_BEAT_S if self._closing.is_set() else _ANSWER_S)
 
     def _post(self, what: str, message: Message, reply: type[Reply], timeout_s: float = _ANSWER_S) -> Reply:
-        """Raises AttemptOver, NotUnderstood, NoAnswer."""
+        """Raises AttemptOver, NotUnderstood, Refused, NoAnswer."""
         try:
             status, content = self._request(f"/v1/driver/{what}", message.model_dump_json().encode(), timeout_s)
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -167,6 +172,8 @@ class HttpLink:
             raise AttemptOver(f"attempt {self._place.attempt} of job {self._place.job_id} is over: {_detail(content)}")
         if status == 422:
             raise NotUnderstood(f"the server at {self._place.url} does not understand this driver: {_detail(content)}")
+        if status == 400:
+            raise Refused(_detail(content))
         if status != 200:
             raise NoAnswer(f"status {status}: {_detail(content)}")
         try:
@@ -193,7 +200,7 @@ def _detail(content: bytes) -> str:
     """What an answer says is wrong, in one short line."""
     try:
         value = json.loads(content)
-        text = str(value.get("detail") or value.get("message") or value) if isinstance(value, dict) else str(value)
+        text = str(value.get("message") or value.get("detail") or value) if isinstance(value, dict) else str(value)
     except ValueError:
         text = content.decode(errors="replace")
     return " ".join(text.split())[:300] or "no reason given"

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from jobs import storage
-from jobs.errors import StorageError
+from jobs.errors import MachinesFailed, StorageError
 from jobs.paths import JobPaths
 from jobs.spec import Frozen
 
@@ -36,6 +36,7 @@ class Outcome(Frozen):
     status: Status = Field(description="Where it ended.")
     reason: str | None = Field(None, description="Why, in one readable message; None when it succeeded.")
     bad_input: bool = Field(False, description="The same spec and data would fail again (exit code 2).")
+    lost: bool = Field(False, description="The machines failed it: it may succeed on others (exit code 75).")
     step: int = Field(0, ge=0, description="Last optimizer step that was finished.")
     metrics: dict[str, float] = Field(default_factory=dict, description="Last train loss and eval_* values.")
     metrics_before: dict[str, float] = Field(default_factory=dict, description="eval_* before the first step.")
@@ -44,6 +45,8 @@ class Outcome(Frozen):
 
     @property
     def exit_code(self) -> int:
+        if self.lost:
+            return MachinesFailed.exit_code
         return 2 if self.bad_input else EXIT_CODES[self.status]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs import storage
-from jobs.errors import FleetuneError, InputError, Interrupted, StorageError
+from jobs.errors import FleetuneError, InputError, Interrupted, MachinesFailed, StorageError
 from jobs.journal import Record, part_names, read_journal, read_part
 from jobs.load import dump_spec
 from jobs.outcome import Outcome, Status, write_outcome
@@ -118,7 +118,8 @@ def outcome_of_error(paths: JobPaths, error: Exception) -> Outcome:
         return Outcome(status=Status.INTERRUPTED, reason=str(error), ended_at=now)
     known = isinstance(error, FleetuneError)
     reason = str(error) if known else f"{type(error).__name__}: {error}"
-    return Outcome(status=Status.FAILED, reason=reason, bad_input=isinstance(error, InputError), ended_at=now)
+    bad_input, lost = isinstance(error, InputError), isinstance(error, MachinesFailed)
+    return Outcome(status=Status.FAILED, reason=reason, bad_input=bad_input, lost=lost, ended_at=now)
 
 
 def ending_of(paths: JobPaths, outcome: Outcome) -> str:

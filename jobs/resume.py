@@ -98,11 +98,12 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def check_resumable(paths: JobPaths, now: Spec, clock: Callable[[], float] = time.time) -> Spec:
+def check_resumable(paths: JobPaths, now: Spec, clock: Callable[[], float] = time.time, *, alone: bool = False) -> Spec:
     """The spec that the run had so far, which may go on as `now`.
 
     Args:
         clock: seconds since 1970.
+        alone: the caller knows that nobody drives the run any more.
 
     Raises:
         SpecError: the new spec is of another run; all that differs, one a line.
@@ -111,9 +112,9 @@ def check_resumable(paths: JobPaths, now: Spec, clock: Callable[[], float] = tim
     if not storage.exists(paths.spec):
         raise InputError(f"{paths.root} is no run: there is no spec.json in it")
     outcome = read_outcome(paths)
-    if outcome is None:
+    if outcome is None and not alone:
         _check_not_driven(paths, clock())
-    elif outcome.status is Status.SUCCEEDED:
+    if outcome is not None and outcome.status is Status.SUCCEEDED:
         raise InputError(_has_succeeded(paths, outcome))
     before = load_spec(paths.spec)
     changed = differences(before, now)

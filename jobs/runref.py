@@ -17,6 +17,10 @@ def run_named(path: str) -> str | None:
     return match[1] if match else None
 
 
+def is_run_reference(path: str) -> bool:
+    return run_named(path) is not None
+
+
 def with_model_of_run(spec: Spec) -> Spec:
     """The spec with the model's own path in the place of `run:NAME`, which is looked for under its storage_path.
 

@@ -22,9 +22,10 @@ class StopSignals:
     the run's stop request, which the gang answers with a checkpoint; the next one raises at the next `check`.
     """
 
-    def __init__(self, paths: JobPaths, announce: Announcer) -> None:
+    def __init__(self, paths: JobPaths, announce: Announcer, *, patient: bool = False) -> None:
+        """`patient`: more signals mean no more than the first, as a queue and its machines may both send one."""
         self.graceful = False
-        self._paths, self._announce = paths, announce
+        self._paths, self._announce, self._patient = paths, announce, patient
         self._count = 0
         self._asked = False
         self._kept: dict[int, Any] = {}
@@ -41,7 +42,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
-        self._count += 1
+        self._count = 1 if self._patient else self._count + 1
         if not self.graceful:
             raise Interrupted("interrupted before training began")
 

@@ -6,16 +6,17 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cluster.inventory import Inventory
-from cluster.ray_backend import NODE_LABEL, connected
+from cluster.ray_backend import NODE_LABEL, connected, snapshot
 from cluster.resources import Gang as GangRequest
 from cluster.workplace import Workplace
 from jobs import storage
+from jobs.assignment import Assignment
 from jobs.data.stream import ray_iterators
-from jobs.errors import RunFailed, StorageError
+from jobs.errors import CapacityError, MachinesFailed, RunFailed, StorageError
 from jobs.journal import Record
 from jobs.outcome import Outcome
 from jobs.paths import JobPaths
@@ -33,6 +34,7 @@ from jobs.watch import Announcer, Watch
 # A dead worker process is started again this often; what the same input would raise again never is (see `worker`).
 MAX_WORKER_FAILURES = 3
 _POLL_S = 0.5
+_LOOK_AT_NODES_S = 5.0
 # A rank that has failed leaves the others in a collective that nothing can interrupt. They get this long to end by
 # themselves; then the driver leaves, and Ray ends what belongs to it.
 _FAILURE_GRACE_S = 10.0
@@ -44,37 +46,45 @@ def drive_on_ray(
     address: str | None,
     announce: Announcer,
     progress: Progress,
-    *,
-    variables: Mapping[str, str] | None = None,
-    places: Sequence[str] | None = None,
+    assignment: Assignment | None = None,
 ) -> Outcome:
     """Run the job to its outcome.
-
-    Args:
-        variables: of the environment of all processes that work for it; told to nobody else.
-        places: the node of each worker; None: wherever Ray finds room.
 
     Raises:
         InputError: the data, or the gang, cannot be.
         RunFailed: the workers died more often than is forgiven.
+        MachinesFailed: a node of the assignment is gone, or its cluster.
         Interrupted: a second Ctrl-C, or one before training began.
     """
+    given = assignment or Assignment()
     facts = run_facts()
-    workplace = Workplace(spec.working_dir, variables or {})
-    with StopSignals(paths, announce) as signals:
+    with StopSignals(paths, announce, patient=assignment is not None) as signals:
         announce("phase", "connecting to Ray", phase="connect")
-        with connected(address, gang_request(spec), workplace) as inventory:
-            check_places(places, inventory)
+        with _connected(spec, address, assignment) as inventory:
             facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
             prepared = ready_data(spec, "ray", announce)
             write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
             announce("phase", f"starting {gang_request(spec)}", phase="workers")
             signals.graceful = True
             job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths))
-            result = fit(job, signals, Watch(paths, progress), places)
+            result = fit(job, signals, Watch(paths, progress), given.places)
     outcome = outcome_of(paths, result, failures_of(paths))
     write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint} | (result or {}).get("facts", {}))
     return outcome
+
+
+@contextlib.contextmanager
+def _connected(spec: Spec, address: str | None, assignment: Assignment | None) -> Iterator[Inventory]:
+    """A queue has seen that the gang fits: where it does not any more, the machines have changed."""
+    workplace = Workplace(spec.working_dir, assignment.variables if assignment else {})
+    try:
+        with connected(address, gang_request(spec), workplace) as inventory:
+            check_places(assignment.places if assignment else None, inventory)
+            yield inventory
+    except CapacityError as error:
+        if assignment is None or assignment.places is None:
+            raise
+        raise MachinesFailed(f"the nodes of this attempt cannot be had any more: {error}") from error
 
 
 def gang_request(spec: Spec) -> GangRequest:
@@ -85,10 +95,10 @@ def gang_request(spec: Spec) -> GangRequest:
 
 
 def check_places(places: Sequence[str] | None, inventory: Inventory) -> None:
-    """Ray would wait for ever for a node that is not there. Raises RunFailed: another lease may be better."""
+    """Ray would wait for ever for a node that is not there. Raises MachinesFailed."""
     gone = sorted(set(places or ()) - {node.node_id for node in inventory.nodes})
     if gone:
-        raise RunFailed(f"these nodes of the lease are not in the Ray cluster any more: {', '.join(gone)}")
+        raise MachinesFailed(f"nodes of this attempt are not in the Ray cluster any more: {', '.join(gone)}")
 
 
 def fit(job: Job, signals: StopSignals, watch: Watch, places: Sequence[str] | None = None) -> Record | None:
@@ -98,6 +108,7 @@ def fit(job: Job, signals: StopSignals, watch: Watch, places: Sequence[str] | No
 
     Raises:
         RunFailed: the workers died more often than is forgiven.
+        MachinesFailed: one of `places` is gone, and so the gang cannot be healed.
         Interrupted: a second signal.
     """
     done: dict[str, Any] = {}
@@ -115,10 +126,14 @@ def fit(job: Job, signals: StopSignals, watch: Watch, places: Sequence[str] | No
     thread = threading.Thread(target=run, name="fit", daemon=True)
     thread.start()
     failed_at: float | None = None
+    looked_at = time.monotonic()
     while thread.is_alive():
         thread.join(_POLL_S)
         watch.look()
         signals.check()
+        if places is not None and time.monotonic() - looked_at > _LOOK_AT_NODES_S:
+            check_places(places, snapshot())
+            looked_at = time.monotonic()
         if failed_at is None:
             with contextlib.suppress(StorageError):  # asked again at the next look
                 failed_at = time.monotonic() if storage.list_names(job.paths.failures) else None

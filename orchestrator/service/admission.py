@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from orchestrator.queue.records import NewJob
+from cluster.errors import BackendUnreachable, CapacityError, InputError, SpecError
+from cluster.placement import check_can_ever_fit
+from cluster.resources import Gang
+from jobs.commandspec import CommandSpec
+from jobs.fields import did_you_mean
+from jobs.queuespec import Queue
+from jobs.runref import run_named
+from jobs.spec import Spec
+from orchestrator.queue.errors import Forbidden, QueueError, UnknownTenant
+from orchestrator.queue.records import Job, NewJob
+from orchestrator.queue.states import State
+from orchestrator.scheduling.quota import check_within_limit
+from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.service.caller import Caller
+from orchestrator.service.clients import check_client
+from orchestrator.service.parents import Parents
+from orchestrator.service.problems import Problems
+from orchestrator.service.readable import Readable
+from orchestrator.service.specs import checked
 from orchestrator.service.surroundings import Surroundings
+
+DEFAULT_TENANT = "default"
 
 
 def admit(
@@ -24,4 +43,163 @@ def admit(
             ParentFailed, ...), or QueueError where several things are.
         StoreBroken: tried again later.
     """
-    raise NotImplementedError
+    if client is not None:
+        check_client(client)
+    problems, admission = Problems(len(specs)), _Admission(surroundings, specs, caller)
+    jobs = []
+    for number, value in enumerate(specs, 1):
+        try:
+            spec = checked(value)
+        except SpecError as error:
+            problems.add(number, error)
+            continue
+        wrong = list(admission.problems(spec))
+        for one in wrong:
+            problems.add(number, one)
+        if not wrong:
+            jobs.append(admission.job(spec, client))
+    problems.check()
+    return jobs
+
+
+class _Admission:
+    """One submission: what was found for one of its specs holds for the others."""
+
+    def __init__(self, surroundings: Surroundings, specs: Sequence[Mapping[str, Any]], caller: Caller) -> None:
+        self._surroundings, self._caller = surroundings, caller
+        self._tenants = {tenant.name: tenant for tenant in surroundings.store.tenants()}
+        self._readable = Readable(surroundings.shared, surroundings.one_machine)
+        names = frozenset(name for value in specs if isinstance(name := value.get("name"), str))
+        self._parents = Parents(surroundings.store, caller, names)
+        self._fits: dict[Gang, CapacityError | None] = {}
+        self._tenant_of: dict[str | None, Tenant | QueueError] = {}
+        self._on_end: dict[Queue, str] = {}
+
+    def problems(self, spec: Spec | CommandSpec) -> Iterator[InputError]:
+        tenant = self._tenant(spec.queue.tenant)
+        if isinstance(tenant, QueueError):
+            yield tenant
+        else:
+            yield from self._capacity(gang_of(spec), tenant)
+        yield from self._wrong_parents(spec, tenant)
+        yield from self._readable.problems(spec)
+        for name in spec.queue.secrets:
+            if name not in self._surroundings.secrets:
+                yield QueueError(
+                    f"queue.secrets: the server has no secret {name}: whoever starts it sets "
+                    f"FLEETUNE_SECRET_{name} in its environment"
+                )
+
+    def job(self, spec: Spec | CommandSpec, client: str | None) -> NewJob:
+        """Of a spec that has no problems."""
+        queue, after = spec.queue, [parent.job_id for parent in self._named_parents(spec)]
+        source = self._source(spec)
+        if source is not None and isinstance(spec, Spec):
+            after += [source.job_id] if source.state is not State.SUCCEEDED else []
+            model = spec.model.model_copy(update={"path": f"run:{source.job_id}"})
+            spec = spec.model_copy(update={"model": model})
+        tenant = self._tenant(queue.tenant)
+        assert isinstance(tenant, Tenant)
+        return NewJob(
+            name=spec.name,
+            kind=spec.kind,
+            tenant=tenant.name,
+            spec=spec.model_dump_json(),
+            gang=gang_of(spec),
+            submitted_by=self._caller.name,
+            priority=queue.priority,
+            after=tuple(dict.fromkeys(after)),
+            max_runtime_s=queue.max_runtime_s,
+            preemptible=spec.kind == "finetune" if queue.preemptible is None else queue.preemptible,
+            on_end="" if queue.on_end is None else queue.on_end.model_dump_json(exclude_none=True),
+            client=client,
+        )
+
+    def _tenant(self, asked: str | None) -> Tenant | QueueError:
+        if asked not in self._tenant_of:
+            try:
+                self._tenant_of[asked] = self._find_tenant(asked)
+            except QueueError as error:
+                self._tenant_of[asked] = error
+        return self._tenant_of[asked]
+
+    def _find_tenant(self, asked: str | None) -> Tenant:
+        """Raises Forbidden, UnknownTenant, QueueError."""
+        caller, known = self._caller, self._tenants
+        name = asked if asked is not None else caller.tenant
+        if name is None:
+            name = self._usual_tenant()
+        caller.check_may_touch(name)
+        if name not in known:
+            some = ", ".join(sorted(known)[:20]) or "there are none yet: fleetune tenants put NAME makes one"
+            raise UnknownTenant(f"there is no tenant {name!r}{did_you_mean(name, known) or f': {some}'}")
+        return known[name]
+
+    def _usual_tenant(self) -> str:
+        """Of who is of none. Raises QueueError."""
+        if self._caller.role != "admin":
+            raise Forbidden(f"{self._caller.name} has no tenant, and may submit nothing: ask an admin")
+        if DEFAULT_TENANT in self._tenants:
+            return DEFAULT_TENANT
+        if len(self._tenants) == 1:
+            return next(iter(self._tenants))
+        if not self._tenants:
+            raise UnknownTenant("there are no tenants yet: make one first")
+        raise QueueError(f"queue.tenant: say whose job it is: {', '.join(sorted(self._tenants)[:20])}")
+
+    def _capacity(self, gang: Gang, tenant: Tenant) -> Iterator[CapacityError]:
+        if gang not in self._fits:
+            self._fits[gang] = self._too_large(gang)
+        if (error := self._fits[gang]) is not None:
+            yield error
+        if tenant.limit:
+            try:
+                check_within_limit(gang, tenant)
+            except CapacityError as error:
+                yield error
+
+    def _too_large(self, gang: Gang) -> CapacityError | None:
+        """Machines that do not answer may be large enough: whoever asks why it waits will be told."""
+        try:
+            inventory = self._surroundings.machines.inventory()
+        except BackendUnreachable:
+            return None
+        try:
+            check_can_ever_fit(gang, inventory)
+        except CapacityError as error:
+            return error
+        return None
+
+    def _wrong_parents(self, spec: Spec | CommandSpec, tenant: Tenant | QueueError) -> Iterator[QueueError]:
+        for reference in spec.queue.after:
+            try:
+                self._parents.find(reference, "queue.after", spec.name)
+            except QueueError as error:
+                yield error
+        try:
+            source = self._source(spec)
+        except QueueError as error:
+            yield error
+            return
+        if source is None or isinstance(tenant, QueueError):
+            return
+        if source.tenant != tenant.name:
+            yield Forbidden(
+                f"model.path: {source.job_id} is of tenant {source.tenant!r}, and its model is not for jobs of "
+                f"{tenant.name!r}: give the model's path"
+            )
+        elif source.kind != "finetune":
+            yield QueueError(f"model.path: {source.job_id} is a {source.kind}, and exports no model: give a path")
+
+    def _named_parents(self, spec: Spec | CommandSpec) -> list[Job]:
+        return [self._parents.find(reference, "queue.after", spec.name) for reference in spec.queue.after]
+
+    def _source(self, spec: Spec | CommandSpec) -> Job | None:
+        """The job whose model is trained on. Raises QueueError."""
+        name = run_named(spec.model.path) if isinstance(spec, Spec) else None
+        return None if name is None else self._parents.find(name, "model.path", spec.name)
+
+
+def gang_of(spec: Spec | CommandSpec) -> Gang:
+    resources = spec.resources
+    return Gang(resources.num_workers, resources.cpus_per_worker, resources.gpus_per_worker, resources.accelerator_type)

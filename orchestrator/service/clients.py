@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import re
 from pathlib import Path
 
+from orchestrator.queue.errors import JobEnded, QueueError
+from orchestrator.queue.states import Wanted
+from orchestrator.queue.store import Change
 from orchestrator.service.surroundings import Surroundings
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_BY = "the end of its client"
+
+
+def check_client(client: str) -> None:
+    """Raises QueueError: it cannot be the name of a file."""
+    if not _NAME.fullmatch(client):
+        raise QueueError("client: a client's name has letters, digits, '_' and '-', at most 100 of them")
 
 
 def cancel_what_the_gone_left(surroundings: Surroundings, home: Path) -> int:
@@ -19,4 +34,33 @@ def cancel_what_the_gone_left(surroundings: Surroundings, home: Path) -> int:
     Raises:
         StoreBroken: nothing is lost; the next call goes on.
     """
-    raise NotImplementedError
+    jobs = [job for job in surroundings.store.of_clients() if job.wanted is not Wanted.CANCEL]
+    lives = {client: is_alive(home, client) for client in {job.client for job in jobs if job.client is not None}}
+    asked = 0
+    for job in jobs:
+        if job.client is not None and not lives[job.client]:
+            try:
+                surroundings.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), surroundings.clock.now_s(), _BY)
+            except JobEnded:
+                continue
+            asked += 1
+    return asked
+
+
+def is_alive(home: Path, client: str) -> bool:
+    """Whether a process holds the client's lock. Where nobody can say, it lives."""
+    if not _NAME.fullmatch(client):
+        return True
+    try:
+        descriptor = os.open(home / "clients" / f"{client}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

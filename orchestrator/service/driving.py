@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from cluster.wire import Answer, Beat, Register, Registered
+import json
+from typing import Any, Literal
+
+from cluster.wire import Answer, Beat, Order, Register, Registered
+from jobs.paths import JobPaths
+from jobs.runref import run_named
+from orchestrator.queue.errors import AttemptOver, NotYourAttempt, QueueError, UnknownJob
+from orchestrator.queue.records import Job, Measured
+from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
+from orchestrator.service.runroots import is_its_run
 from orchestrator.service.surroundings import Surroundings
+
+_ASKED = {Wanted.CANCEL: "it is to be cancelled", Wanted.PAUSE: "it is to be paused"}
 
 
 def check_attempt(surroundings: Surroundings, token: str, message: Register | Beat) -> None:
@@ -12,7 +23,11 @@ def check_attempt(surroundings: Surroundings, token: str, message: Register | Be
     Raises:
         NotYourAttempt: the token is not of the attempt that the message names (401).
     """
-    raise NotImplementedError
+    if not surroundings.driver_key.fits(token, message.job_id, message.attempt):
+        raise NotYourAttempt(
+            f"this token is not of attempt {message.attempt} of {message.job_id}: a driver shows the "
+            "FLEETUNE_DRIVER_TOKEN that it was started with"
+        )
 
 
 def register(surroundings: Surroundings, message: Register) -> Registered:
@@ -22,9 +37,112 @@ def register(surroundings: Surroundings, message: Register) -> Registered:
         AttemptOver: it is not the newest, or has ended (410).
         QueueError: a secret or a model that the spec names is not there any more (400).
     """
-    raise NotImplementedError
+    job = _current(surroundings, message)
+    if job is None:
+        raise AttemptOver(f"attempt {message.attempt} of {message.job_id} is over: end this driver")
+    spec = json.loads(surroundings.store.spec(job.job_id))
+    parents = _parents(surroundings, job)
+    surroundings.beats.note(Measured(job.job_id, job.attempt))
+    order, _ = _order(job)
+    return Registered(
+        kind=job.kind,
+        spec=_with_model(surroundings, job, spec),
+        run=job.run,
+        placement=job.placement,
+        engine=_engine(surroundings),
+        parents={parent.job_id: parent.run for parent in parents if parent.run is not None},
+        secrets=_secrets(surroundings, spec),
+        order=order,
+    )
 
 
 def beat(surroundings: Surroundings, message: Beat) -> Answer:
-    """Note what it says; an attempt that is over is answered with Order.LEAVE. Raises NotYourAttempt, StoreBroken."""
-    raise NotImplementedError
+    """Note what it says; an attempt that is over is answered with Order.LEAVE. Raises QueueError, StoreBroken."""
+    job = _current(surroundings, message)
+    if job is None:
+        return Answer(order=Order.LEAVE, reason="the attempt is over, and another one may run")
+    if message.run is not None and message.run != job.run:
+        _check_run(surroundings, job, message.run)
+    said = Measured(
+        job.job_id,
+        job.attempt,
+        run=message.run,
+        step=message.step,
+        total_steps=message.total_steps,
+        remaining_s=message.remaining_s,
+        interruption_cost_s=message.interruption_cost_s,
+        metrics=message.metrics or None,
+    )
+    surroundings.beats.note(said)
+    if message.run is not None and message.run != job.run:
+        surroundings.beats.flush()  # where it writes must outlive this server: the next attempt goes on there
+    order, reason = _order(job)
+    return Answer(order=order, reason=reason)
+
+
+def _current(surroundings: Surroundings, message: Register | Beat) -> Job | None:
+    """None: the attempt is over."""
+    try:
+        job = surroundings.store.job(message.job_id)
+    except UnknownJob:  # its rows were removed
+        return None
+    return job if job.attempt == message.attempt and job.state in HOLDS_A_LEASE else None
+
+
+def _order(job: Job) -> tuple[Order, str]:
+    if job.wanted in _ASKED:
+        return Order.STOP, _ASKED[job.wanted]
+    if job.state is State.STOPPING:
+        return Order.STOP, job.message or job.reason.value
+    return Order.GO_ON, ""
+
+
+def _engine(surroundings: Surroundings) -> Literal["ray", "local"]:
+    return "ray" if surroundings.engine == "ray" else "local"
+
+
+def _parents(surroundings: Surroundings, job: Job) -> list[Job]:
+    """Those of its own tenant that are still known."""
+    found = []
+    for parent in job.after:
+        try:
+            known = surroundings.store.job(parent)
+        except UnknownJob:
+            continue
+        found += [known] if known.tenant == job.tenant else []
+    return found
+
+
+def _with_model(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> dict[str, Any]:
+    """`run:JOB` becomes the directory of the model that the job has exported. Raises QueueError."""
+    model = spec.get("model")
+    path = model.get("path") if isinstance(model, dict) else None
+    name = run_named(path) if isinstance(path, str) else None
+    if not isinstance(model, dict) or name is None:
+        return spec
+    try:
+        source = surroundings.store.job(name)
+    except UnknownJob:
+        source = None
+    if source is None or source.tenant != job.tenant or source.run is None:
+        raise QueueError(f"model.path is {path}, and that job has left no run: give the model's path instead")
+    return {**spec, "model": {**model, "path": JobPaths(source.run).model}}
+
+
+def _secrets(surroundings: Surroundings, spec: dict[str, Any]) -> dict[str, str]:
+    """Raises QueueError."""
+    names = (spec.get("queue") or {}).get("secrets") or ()
+    missing = [name for name in names if name not in surroundings.secrets]
+    if missing:
+        raise QueueError(
+            f"queue.secrets names {missing[0]}, and the server has none of that name now: start it with "
+            f"FLEETUNE_SECRET_{missing[0]}"
+        )
+    return {name: surroundings.secrets[name] for name in names}
+
+
+def _check_run(surroundings: Surroundings, job: Job, run: str) -> None:
+    """What a driver says is its run is read by the server later on. Raises QueueError."""
+    storage_path = json.loads(surroundings.store.spec(job.job_id)).get("storage_path")
+    if not is_its_run(run, storage_path):
+        raise QueueError(f"{run} is no run of {job.job_id}: a run is a directory directly under its storage_path")

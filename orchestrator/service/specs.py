@@ -1,0 +1,39 @@
+"""From what was sent to specs: quick for what is right, and with all mistakes for what is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from cluster.errors import SpecError
+from jobs.commandspec import CommandSpec
+from jobs.load import spec_of
+from jobs.spec import SCHEMA_VERSION, Spec
+
+_MODELS: Mapping[Any, type[Spec] | type[CommandSpec]] = {"finetune": Spec, "command": CommandSpec}
+
+
+def checked(value: Mapping[str, Any]) -> Spec | CommandSpec:
+    """Raises SpecError, with all mistakes, one a line."""
+    check_version(value)
+    kind = value.get("kind", "finetune")
+    model = _MODELS.get(kind) if isinstance(kind, str) else None
+    if model is not None:
+        try:
+            return model.model_validate_json(json.dumps(value), strict=True)
+        except (ValidationError, ValueError, TypeError, RecursionError):
+            pass  # said below, in words for people
+    return spec_of(value)
+
+
+def check_version(value: Mapping[str, Any]) -> None:
+    """Raises SpecError for a spec from the future."""
+    version = value.get("version", SCHEMA_VERSION)
+    if isinstance(version, int | float) and version > SCHEMA_VERSION:
+        raise SpecError(
+            f"version: written for schema version {str(version)[:40]}; this server reads {SCHEMA_VERSION}: upgrade the "
+            "server"
+        )

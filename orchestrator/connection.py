@@ -131,15 +131,15 @@ class Connection:
                 response = self._http.send(request)
             except httpx.TransportError as error:
                 waits = (again and self._has_answered) or (isinstance(error, _NOT_SENT) and self._has_answered)
-                if not waits or self._clock() + pause_s > until_s:
+                if not waits or self._clock() >= until_s:
                     raise self._no_server(error) from error
             except httpx.InvalidURL as error:
                 raise InputError(f"{self.url} is no URL: {error}") from error
             else:
-                if response.status_code not in (429, 503) or self._clock() + pause_s > until_s:
+                if response.status_code not in (429, 503) or self._clock() >= until_s:
                     return response
                 self._has_answered = True
-            self._sleep(pause_s * random.uniform(0.8, 1.2))
+            self._sleep(min(pause_s * random.uniform(0.8, 1.2), max(until_s - self._clock(), 0.0)))
             pause_s = min(pause_s * 2.0, LONGEST_PAUSE_S)
 
     def _read(self, response: httpx.Response, answer: type[ToldT]) -> ToldT:

@@ -1,0 +1,169 @@
+"""What goes wrong between a client and a server, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain, repeat
+
+import httpx
+import pytest
+
+from cluster.errors import CapacityError, FleetuneError, InputError
+from orchestrator.api import JobPage, Me, Priority, Problem
+from orchestrator.connection import Connection, NoServer, NotAServer, ServerError, TokenRefused, checked_url
+from orchestrator.queue.errors import JobEnded, UnknownJob
+
+ME = {"name": "anna", "role": "member", "tenant": "vision", "tokens_needed": True}
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+class Talk:
+    """A connection to odd servers, and what has passed."""
+
+    def __init__(self, *answers: httpx.Response | Exception, token: str | None = None, patience_s: float = 5.0) -> None:
+        self.requests: list[httpx.Request] = []
+        self.slept_s = 0.0
+        self._answers = chain(answers, repeat(answers[-1]))
+        self.connection = Connection(
+            "http://127.0.0.1:1",
+            token,
+            token_from="of FLEETUNE_TOKEN",
+            patience_s=patience_s,
+            transport=httpx.MockTransport(self._answer),
+            clock=lambda: self.slept_s,
+            sleep=self._sleep,
+        )
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        answer = next(self._answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _sleep(self, seconds: float) -> None:
+        self.slept_s += seconds
+
+    def me(self) -> Me:
+        return self.connection.get("/v1/me", Me)
+
+
+def problem(status: int, error: str, message: str = "because") -> httpx.Response:
+    return httpx.Response(status, json=Problem(error=error, message=message).model_dump())
+
+
+def ok() -> httpx.Response:
+    return httpx.Response(200, json=ME)
+
+
+REFUSED = httpx.ConnectError("[Errno 111] Connection refused")
+CUT = httpx.RemoteProtocolError("Server disconnected without sending a response.")
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "expected"),
+    [
+        (404, "UnknownJob", UnknownJob),
+        (409, "JobEnded", JobEnded),
+        (400, "CapacityError", CapacityError),
+        (422, "WrongShape", InputError),
+        (500, "ServerError", ServerError),
+        (500, "SomethingOfANewerRelease", FleetuneError),
+    ],
+)
+def test_a_problem_becomes_the_exception_of_its_name(status: int, error: str, expected: type[FleetuneError]) -> None:
+    with pytest.raises(expected, match="^because$"):
+        Talk(problem(status, error)).me()
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_token_is_named_but_not_shown(status: int) -> None:
+    with pytest.raises(TokenRefused, match="because") as caught:
+        Talk(problem(status, "NoToken"), token="ft_" + "x" * 43).me()
+    assert (
+        "ft_xxxx..." in str(caught.value) and "FLEETUNE_TOKEN" in str(caught.value) and "x" * 9 not in str(caught.value)
+    )
+
+
+def test_without_a_token_it_is_said_how_to_get_one() -> None:
+    with pytest.raises(TokenRefused, match="fleetune tokens add NAME"):
+        Talk(problem(401, "NoToken")).me()
+
+
+def test_a_server_that_was_never_there_is_not_waited_for() -> None:
+    talk = Talk(REFUSED)
+    with pytest.raises(NoServer, match="no server answers at http://127.0.0.1:1 .connection refused.: start one with"):
+        talk.me()
+    assert (len(talk.requests), talk.slept_s) == (1, 0.0)
+
+
+def test_a_server_that_starts_again_is_waited_for() -> None:
+    talk = Talk(ok(), REFUSED, CUT, problem(503, "NotLeader"), ok())
+    talk.me()
+    assert talk.me().name == "anna" and len(talk.requests) == 5 and talk.slept_s > 0.2
+
+
+def test_waiting_has_an_end() -> None:
+    talk = Talk(ok(), REFUSED)
+    talk.me()
+    with pytest.raises(NoServer, match="does not answer any more"):
+        talk.me()
+    assert 4.0 < talk.slept_s < 9.0
+
+
+def test_not_yet_ready_is_waited_for_and_then_said() -> None:
+    talk = Talk(problem(503, "NotLeader", "nobody leads"))
+    with pytest.raises(FleetuneError, match="nobody leads"):
+        talk.me()
+    assert len(talk.requests) > 3
+
+
+def test_what_may_have_been_done_is_sent_again_only_with_a_key() -> None:
+    talk = Talk(ok(), httpx.ReadTimeout("timed out"), httpx.Response(201, json={"jobs": [], "next": None}))
+    talk.me()
+    with pytest.raises(NoServer, match="may have been done or not"):
+        talk.connection.post("/v1/jobs/a/cancel", Me)
+    talk = Talk(ok(), httpx.ReadTimeout("timed out"), httpx.Response(201, json={"jobs": [], "next": None}))
+    talk.me()
+    assert talk.connection.post("/v1/jobs", JobPage, Priority(priority=1), again=True).jobs == ()
+    assert talk.requests[1].content == talk.requests[2].content
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, html="<html><h1>It works!</h1></html>"),
+        httpx.Response(404, html="<html>nginx</html>"),
+        httpx.Response(200, json={"version": "7.10", "tagline": "You know, for search"}),
+        httpx.Response(200, json=[1, 2]),
+        httpx.Response(200, content=b"\x00\xff\xfe"),
+        httpx.Response(302, headers={"location": "https://login.example.org/"}),
+        httpx.Response(204),
+    ],
+)
+def test_something_else_that_answers_is_told_from_a_server(answer: httpx.Response) -> None:
+    with pytest.raises(NotAServer, match=f"no server of Fleetune: it said {answer.status_code} ") as caught:
+        Talk(answer).me()
+    assert "--url" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_more_than_is_known_is_passed_over_and_less_is_said_by_name() -> None:
+    talk = Talk(httpx.Response(200, json=ME | {"mood": "fine"}), httpx.Response(200, json={"name": "anna"}))
+    assert talk.me().name == "anna"
+    with pytest.raises(ServerError, match=r"/v1/me: role: .*upgrade the older one"):
+        talk.me()
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8400", "", "ftp://host", "http://", "http://h:99999", "http://h?x=1", "http://h:x"]
+)
+def test_what_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(InputError, match="is no URL of a server"):
+        checked_url(url)
+    assert checked_url("https://queue.example.org/fleetune/") == "https://queue.example.org/fleetune"
+
+
+@pytest.mark.parametrize("token", ["", "ft x", "ft_\n", "ft_é"])
+def test_a_token_that_cannot_be_one_is_refused(token: str) -> None:
+    with pytest.raises(InputError, match="the token of FLEETUNE_TOKEN is none"):
+        Talk(ok(), token=token)

@@ -1,0 +1,155 @@
+"""What the queue's commands print."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.api import EventView, JobView, NodeView, QuotaView, TenantView, UsageRow, WhyView
+from orchestrator.clusterpage import event_line, nodes_page, tenants_page, usage_page
+from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queuepage import in_order, queue_page, status_page, why_page
+from orchestrator.tables import columns
+
+NOW_S = 1_800_000_000.0
+
+
+def job(job_id: str, state: State = State.QUEUED, **changes: Any) -> JobView:
+    facts: dict[str, Any] = {
+        "job_id": job_id, "number": 1, "name": "job", "kind": "finetune", "tenant": "vision", "submitted_by": "anna",
+        "num_workers": 4, "cpus_per_worker": 2, "gpus_per_worker": 1, "accelerator_type": None, "priority": 0,
+        "after": (), "max_runtime_s": None, "preemptible": True, "submitted_s": NOW_S - 600.0, "wanted": Wanted.RUN,
+        "state": state, "reason": Reason.SUBMITTED, "message": "", "attempt": 0, "placement": (), "waited_s": 125.0,
+        "started_s": None, "attained_s": 0.0, "ended_s": None, "remaining_s": None, "interruptions": 0, "heard_s": None,
+        "run": None, "step": 0, "total_steps": None, "metrics": {}, "changed": 1,
+    }  # fmt: skip
+    return JobView(**facts | changes)
+
+
+def running(job_id: str, **changes: Any) -> JobView:
+    facts: dict[str, Any] = {"reason": Reason.ANSWERED, "attempt": 1, "started_s": NOW_S - 3720.0, "step": 40}
+    return job(job_id, State.RUNNING, **facts | {"total_steps": 900, "remaining_s": 200.0} | changes)
+
+
+def why(**changes: Any) -> WhyView:
+    facts = {"text": "it waits", "expected_start_s": NOW_S + 90.0, "earliest_start_s": None, "latest_start_s": None}
+    return WhyView.model_validate(facts | changes)
+
+
+def test_what_runs_comes_first_and_what_waits_by_priority_and_number() -> None:
+    jobs = [
+        job("late", number=5),
+        job("ended", State.FAILED, ended_s=NOW_S),
+        job("urgent", number=9, priority=5),
+        running("second", started_s=2.0),
+        job("first", number=4),
+        job("paused", number=1, wanted=Wanted.PAUSE),
+        running("old", started_s=1.0),
+    ]
+    assert [one.job_id for one in in_order(jobs)] == ["old", "second", "urgent", "first", "late", "paused", "ended"]
+
+
+def test_the_queue_says_of_each_job_what_is_next() -> None:
+    jobs = [
+        running("runs-1"),
+        job("waits-1", after=("runs-1",)),
+        job("waits-2"),
+        job("paused-1", wanted=Wanted.PAUSE),
+        job("back-1", reason=Reason.NODE_LOST, message="node n1 was lost", step=40, total_steps=900),
+        job("bad-1", State.FAILED, reason=Reason.RUN_FAILED, message="out of memory", ended_s=NOW_S - 60.0),
+        job("good-1", State.SUCCEEDED, metrics={"loss": 0.25, "eval_loss": 0.5}, ended_s=NOW_S - 3 * 86400.0),
+    ]
+    page = queue_page(jobs, {State.QUEUED: 4, State.RUNNING: 1, State.FAILED: 7}, {"waits-2": why()}, NOW_S, None)
+    lines = {line.split()[0]: line for line in page.splitlines()}
+    assert "1h02m" in lines["runs-1"] and "40/900" in lines["runs-1"] and lines["runs-1"].endswith("ends in 3m20s")
+    assert lines["waits-1"].endswith("after runs-1") and "2m05s" in lines["waits-1"] and "4 x 1 GPU" in lines["waits-1"]
+    assert lines["waits-2"].endswith("starts in about 1m30s")
+    assert lines["paused-1"].endswith("fleetune resume paused-1") and " paused " in lines["paused-1"]
+    assert lines["back-1"].endswith("node n1 was lost") and "40/900" in lines["back-1"]
+    assert lines["bad-1"].endswith("out of memory") and "1m00s ago" in lines["bad-1"]
+    assert lines["good-1"].endswith("train loss 0.25  loss 0.5") and "3.0 days ago" in lines["good-1"]
+    assert page.splitlines()[-1] == "4 queued, 1 running, 7 failed (1 shown)"
+
+
+def test_an_empty_queue_says_how_to_fill_it() -> None:
+    assert "fleetune submit job.yaml" in queue_page([], {State.FAILED: 3}, {}, NOW_S, None)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_tables_fit_the_terminal_and_never_lose_the_first_column(width: int) -> None:
+    jobs = [running(f"a-rather-long-name-{number}", tenant=f"team-{number}", priority=number) for number in range(3)]
+    page = queue_page(jobs, {State.RUNNING: 3}, {}, NOW_S, width)
+    assert max(map(len, page.splitlines())) <= width
+    assert all(one.job_id in page for one in jobs)
+
+
+def test_columns_without_values_are_left_out() -> None:
+    assert columns(("A", "B", "C"), [("1", "", "3")]) == "A  C\n1  3"
+    assert columns(("A", "B"), []) == "A  B"
+
+
+def test_the_page_of_a_job_has_what_is_known_and_nothing_else() -> None:
+    events = [EventView(number=1, at_s=NOW_S, kind="submitted", message="submitted by anna", job_id="a-1")]
+    page = status_page(job("a-1", priority=7, after=("b-1",)), why(), events, NOW_S)
+    for part in (
+        "queued (submitted)",
+        "vision (submitted by anna)",
+        "b-1",
+        "it waits",
+        "in 1m30s",
+        "submitted by anna",
+    ):
+        assert part in page
+    assert "attempt" not in page and "ended" not in page
+    page = status_page(running("a-1", placement=(("n1", 4),), interruptions=2, attempt=3), None, (), NOW_S)
+    for part in ("state      running\n", "n1 (4)", "3, interrupted 2 times", "fleetune logs a-1 -f", "3m20s"):
+        assert part in page
+    failed = job("a-1", State.FAILED, reason=Reason.TIMED_OUT, message="ran for too long", ended_s=NOW_S)
+    assert "failed (timed-out): ran for too long" in status_page(failed, None, (), NOW_S)
+
+
+def test_numbers_that_are_none_do_not_break_a_page() -> None:
+    page = status_page(running("a-1", metrics={"loss": None, "eval_loss": 2.0}), None, (), NOW_S)
+    assert "loss 2" in page
+
+
+def test_an_expected_start_has_its_bounds() -> None:
+    page = why_page(why(earliest_start_s=NOW_S, latest_start_s=NOW_S + 200.0), NOW_S)
+    assert "(in 1m30s), between " in page
+    assert why_page(why(expected_start_s=None), NOW_S) == "it waits"
+
+
+def node(node_id: str, **changes: Any) -> NodeView:
+    facts: dict[str, Any] = {
+        "node_id": node_id, "cpus": 64, "gpus": 8, "accelerator_type": "H100", "usable": True, "foreign_cpus": 0,
+        "foreign_gpus": 0, "order": "use", "by": "", "reason": "", "since_s": None, "held": (),
+    }  # fmt: skip
+    return NodeView(**facts | changes)
+
+
+def test_nodes_are_shown_with_their_holders_and_orders() -> None:
+    page = nodes_page(
+        [
+            node("n1", held=(("a-1", 4),), foreign_gpus=2),
+            node("n2" + "f" * 60, order="drain", reason="fan", by="anna"),
+            node("n3", usable=False),
+        ],
+        100,
+    )
+    assert "a-1 (4)" in page and "2 GPU" in page and "drained" in page and "fan (anna)" in page and "not usable" in page
+    assert max(map(len, page.splitlines())) <= 100
+
+
+def test_tenants_usage_and_events_are_lines() -> None:
+    limit = (QuotaView(accelerator_type="A100", gpus=8), QuotaView(accelerator_type=None, gpus=16))
+    tenant = TenantView(name="vision", weight=2.0, guaranteed=(), limit=limit, running=1, queued=2, gpus=4)
+    assert "8 A100, 16" in tenants_page([tenant], None)
+    rows = [
+        UsageRow(month=month, tenant="vision", gpu_hours=1234.5, cpu_hours=0.25, jobs=3)
+        for month in ("2026-10", "2026-11")
+    ]
+    assert usage_page(rows, None).splitlines()[-1].split() == ["together", "2,469.00", "0.50"]
+    assert usage_page([], None) == "nothing was used"
+    event = EventView(number=1, at_s=NOW_S, kind="moved", message="running", job_id=None)
+    assert event_line(event).endswith("  cluster  running")

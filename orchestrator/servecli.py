@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from jobs.errors import InputError
-from orchestrator.api import NewToken, Tokens, TokenSent, TokenView
-from orchestrator.discovery import connected
 from orchestrator.edge import Json, edge
 
 if TYPE_CHECKING:
+    from orchestrator.api import TokenSent, TokenView
     from orchestrator.queue.store import Store
 
 SERVE_EPILOG = (
@@ -70,7 +69,7 @@ def serve(
     embedded: Annotated[bool, typer.Option("--embedded", hidden=True, help="End with the last client.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="A line for each request, too.")] = False,
 ) -> None:
-    """Run the queue: takes jobs over HTTP, and starts, watches and stops them."""
+    """Run the queue's server: take jobs, start and watch them."""
     with edge():
         try:
             from orchestrator.server.process import Options, serve
@@ -102,6 +101,8 @@ def add(
 ) -> None:
     """Make a token. It is printed once, and kept nowhere."""
     with edge():
+        from orchestrator.api import NewToken, TokenSent
+
         try:
             sent = TokenSent(name=name, role=role, tenant=tenant)
         except ValueError as error:
@@ -137,6 +138,9 @@ def revoke(name: TokenName, store: StoreUrl = None, url: ServerUrl = None) -> No
             with _opened(store) as opened:
                 opened.revoke_token(name, time.time())
         else:
+            from orchestrator.api import TokenView
+            from orchestrator.discovery import connected
+
             with connected(url) as connection:
                 connection.delete(f"/v1/tokens/{name}", TokenView)
         typer.echo(f"{name} is revoked")
@@ -144,6 +148,9 @@ def revoke(name: TokenName, store: StoreUrl = None, url: ServerUrl = None) -> No
 
 def _added(sent: TokenSent, store: str | None, url: str | None) -> str:
     if store is None:
+        from orchestrator.api import NewToken
+        from orchestrator.discovery import connected
+
         with connected(url) as connection:
             return connection.post("/v1/tokens", NewToken, sent).token
     with _opened(store) as opened:
@@ -155,6 +162,9 @@ def _added(sent: TokenSent, store: str | None, url: str | None) -> str:
 
 def _listed(store: str | None, url: str | None) -> list[TokenView]:
     if store is None:
+        from orchestrator.api import Tokens
+        from orchestrator.discovery import connected
+
         with connected(url) as connection:
             return list(connection.get("/v1/tokens", Tokens).tokens)
     with _opened(store) as opened:

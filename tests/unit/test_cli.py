@@ -30,7 +30,40 @@ COMMANDS = {
     "stop": {"RUN", "--storage"},
     "save": {"RUN", "--storage"},
     "export": {"RUN", "--to", "--storage"},
-    "spec": {"--json-schema"},
+    "spec": {"--kind", "--json-schema"},
+    "upload": {"PATH", "URL", "--replace", "--json", "--quiet"},
+    "gc": {
+        "--storage", "--older-than", "--max-size", "--keep-last", "--checkpoints-only", "--prepared", "--no-server",
+        "--dry-run", "--json",
+    },
+    "submit": {
+        "SPEC...", "--set", "--tenant", "--priority", "--after", "--key", "--check", "--wait", "--follow", "--json",
+        "--url",
+    },
+    "queue": {"--all", "--state", "--tenant", "--limit", "--json", "--url"},
+    "status": {"JOB", "--json", "--url"},
+    "logs": {"JOB", "-f", "--source", "--tail", "--json", "--url"},
+    "why": {"JOB", "--json", "--url"},
+    "cancel": {"JOB...", "--json", "--url"},
+    "pause": {"JOB...", "--json", "--url"},
+    "resume": {"JOB...", "--json", "--url"},
+    "retry": {"JOB...", "--json", "--url"},
+    "priority": {"JOB...", "--to", "--json", "--url"},
+    "serve": {
+        "--store", "--address", "--host", "--port", "--url", "--shared", "--python", "--embedded", "--verbose",
+    },
+    "tokens add": {"NAME", "--role", "--tenant", "--store", "--url", "--json"},
+    "tokens list": {"--store", "--url", "--json"},
+    "tokens revoke": {"NAME", "--store", "--url"},
+    "nodes": {"--json", "--url"},
+    "cordon": {"NODE...", "--reason", "--json", "--url"},
+    "uncordon": {"NODE...", "--json", "--url"},
+    "drain": {"NODE...", "--reason", "--json", "--url"},
+    "tenants list": {"--json", "--url"},
+    "tenants set": {"NAME", "--weight", "--guaranteed", "--limit", "--json", "--url"},
+    "usage": {"--month", "--tenant", "--json", "--url"},
+    "events": {"--job", "--limit", "-f", "--json", "--url"},
+    "completion": {"SHELL"},
     "simulate": {
         "TRACE", "--nodes", "--gpus-per-node", "--policy", "--what-if-nodes", "--jitter", "--preemption-cost-s",
         "--failures-per-node-day", "--schedule", "--report", "--json", "--quiet",
@@ -91,9 +124,11 @@ def test_help_of_every_command_has_an_example(command: str) -> None:
     assert code == 0 and f"Example:  fleetune {command}" in printed
 
 
-def test_help_fits_a_line_for_every_command() -> None:
+def test_help_has_groups_and_fits_a_line_for_every_command() -> None:
     code, printed, _ = call("--help")
-    assert code == 0 and "..." not in printed.partition("Commands:")[2]
+    listed = printed.partition("Runs of your own:")[2]
+    assert code == 0 and listed.index("The queue:") < listed.index("\n  submit ") < listed.index("The cluster:")
+    assert "..." not in listed and "Commands:" not in printed
 
 
 def test_version_is_printed() -> None:
@@ -101,7 +136,7 @@ def test_version_is_printed() -> None:
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:
-    heavy = "{'torch', 'ray', 'transformers', 'deepspeed', 'pyarrow', 'numpy', 'rich'}"
+    heavy = "{'torch', 'ray', 'transformers', 'deepspeed', 'pyarrow', 'numpy', 'rich', 'httpx', 'orchestrator.api'}"
     code = f"import sys, orchestrator.cli; sys.exit(', '.join({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr.strip() == ""
 

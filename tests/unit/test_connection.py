@@ -72,7 +72,7 @@ CUT = httpx.RemoteProtocolError("Server disconnected without sending a response.
     ],
 )
 def test_a_problem_becomes_the_exception_of_its_name(status: int, error: str, expected: type[FleetuneError]) -> None:
-    with pytest.raises(expected, match="^because$"):
+    with pytest.raises(expected, match=r"^because$"):
         Talk(problem(status, error)).me()
 
 
@@ -92,7 +92,7 @@ def test_without_a_token_it_is_said_how_to_get_one() -> None:
 
 def test_a_server_that_was_never_there_is_not_waited_for() -> None:
     talk = Talk(REFUSED)
-    with pytest.raises(NoServer, match="no server answers at http://127.0.0.1:1 .connection refused.: start one with"):
+    with pytest.raises(NoServer, match=r"no server answers at http://127.0.0.1:1 \(connection refused\): start"):
         talk.me()
     assert (len(talk.requests), talk.slept_s) == (1, 0.0)
 
@@ -108,7 +108,7 @@ def test_waiting_has_an_end() -> None:
     talk.me()
     with pytest.raises(NoServer, match="does not answer any more"):
         talk.me()
-    assert 4.0 < talk.slept_s < 9.0
+    assert talk.slept_s == pytest.approx(5.0)
 
 
 def test_not_yet_ready_is_waited_for_and_then_said() -> None:

@@ -103,7 +103,7 @@ def test_the_page_of_a_job_has_what_is_known_and_nothing_else() -> None:
         assert part in page
     assert "attempt" not in page and "ended" not in page
     page = status_page(running("a-1", placement=(("n1", 4),), interruptions=2, attempt=3), None, (), NOW_S)
-    for part in ("state      running\n", "n1 (4)", "3, interrupted 2 times", "fleetune logs a-1 -f", "3m20s"):
+    for part in ("state       running\n", "n1 (4)", "3, interrupted 2 times", "fleetune logs a-1 -f", "3m20s"):
         assert part in page
     failed = job("a-1", State.FAILED, reason=Reason.TIMED_OUT, message="ran for too long", ended_s=NOW_S)
     assert "failed (timed-out): ran for too long" in status_page(failed, None, (), NOW_S)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SERVE_EPILOG = (
     "Examples:  fleetune serve  |  fleetune serve --address auto  |  "
-    "fleetune serve --host 0.0.0.0 --store postgresql://queue@db/queue --shared /mnt/data"
+    "fleetune serve --host 0.0.0.0 --store postgresql://queue@db/queue --shared /shared"
 )
 StoreUrl = Annotated[
     str | None,

@@ -1,8 +1,8 @@
-"""The inside of the queue: submitting against raw SQLite, admissions on a made-up cluster, restart, pages, memory.
+"""The queue: submitting against raw SQLite, with and without HTTP; admissions, restart, pages, memory.
 
     python bench/queueing.py [--jobs 100000] [--smoke]
 
-Without HTTP, which comes with the server. Lines for people go to stderr, one JSON object for each result to stdout.
+Machines are made up. Lines for people go to stderr, one JSON object for each result to stdout.
 """
 
 from __future__ import annotations
@@ -13,20 +13,25 @@ import json
 import os
 import platform
 import resource
+import socket
 import sqlite3
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from cluster.backend import Launch
 from cluster.inventory import Inventory, Node
 from cluster.resources import Gang
-from cluster.testing import FakeBackend, FakeClock, FakeCluster
+from cluster.testing import FakeBackend, FakeClock, FakeCluster, served
 from orchestrator.queue.controller import Controller
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.records import Job, NewJob
@@ -38,8 +43,11 @@ from orchestrator.store import open_store
 Answer = dict[str, Any]
 
 NODES, GPUS_PER_NODE = 64, 8
-SPEC = '{"kind": "command", "command": ["python", "-m", "something"], "padding": "' + 2000 * "x" + '"}'
-BULK = 1000
+SENT: Answer = {"kind": "command", "name": "job", "command": ["python", "-m", "something", 2000 * "x"]}
+SENT |= {"resources": {"gpus_per_worker": 1}}
+SPEC = json.dumps(SENT)
+BULK, CLIENTS = 1000, 8
+UP_WITHIN_S = 60.0
 RAW = """
 CREATE TABLE jobs (number INTEGER PRIMARY KEY, job_id TEXT UNIQUE, tenant TEXT, state TEXT, spec TEXT);
 CREATE TABLE events (number INTEGER PRIMARY KEY, job_id TEXT, message TEXT);
@@ -61,6 +69,7 @@ def main() -> None:
 
 def results(folder: Path, jobs: int, rounds: int) -> Iterator[Answer]:
     yield submitting(folder, rounds)
+    yield submitting_over_http(folder / "http", rounds)
     yield admissions(folder / "admissions.db", jobs // 20)
     yield from of_many(folder / "many.db", jobs)
     yield memory(folder / "memory.db", jobs // 10)
@@ -75,12 +84,87 @@ def submitting(folder: Path, rounds: int) -> Answer:
             for name, act in (("store", partial(submit, store)), ("raw", partial(insert, raw))):
                 found[name].append(rate(300, partial(act, 1)))
                 found[f"{name}_bulk"].append(BULK * rate(3, partial(act, BULK)))
-    ratios = {
-        name: round(statistics.median(a / b for a, b in zip(found[ours], found[raw_one], strict=True)), 3)
-        for name, ours, raw_one in (("one_by_one", "store", "raw"), ("in_bulk", "store_bulk", "raw_bulk"))
-    }
+    pairs = (("one_by_one", "store", "raw"), ("in_bulk", "store_bulk", "raw_bulk"))
+    return {"result": "submitting", **medians(found), **ratios(found, pairs)}
+
+
+def submitting_over_http(folder: Path, rounds: int) -> Answer:
+    """The same to a server that is a process of its own, by one client, and one by one by several at once."""
+    found: dict[str, list[float]] = {"http": [], "raw": [], "http_at_once": [], "http_bulk": [], "raw_bulk": []}
+    with server(folder) as client, contextlib.closing(raw_database(folder / "raw.db")) as raw:
+        for number in range(rounds):
+            post(client, [SENT])
+            found["http"].append(rate(300, partial(post, client, [SENT])))
+            found["raw"].append(rate(300, partial(insert, raw, 1)))
+            found["http_at_once"].append(at_once(client, 75 * CLIENTS))
+            # Searches are like that: all the same but for a word.
+            bulk = [SENT | {"name": f"job-{number}", "env": {"TRIAL": str(trial)}} for trial in range(BULK)]
+            found["http_bulk"].append(BULK * rate(3, partial(post, client, bulk)))
+            found["raw_bulk"].append(BULK * rate(3, partial(insert, raw, BULK)))
     rates = {f"{name}_jobs_per_s": round(statistics.median(values)) for name, values in found.items()}
-    return {"result": "submitting", **rates, **{f"{name}_of_raw": ratio for name, ratio in ratios.items()}}
+    pairs = (("one_by_one", "http", "raw"), ("at_once", "http_at_once", "raw"), ("in_bulk", "http_bulk", "raw_bulk"))
+    return {
+        "result": "submitting_over_http",
+        **rates,
+        **{f"{n}_of_raw": ratio(found[a], found[b]) for n, a, b in pairs},
+    }
+
+
+def medians(rates: dict[str, list[float]]) -> Answer:
+    return {f"{name}_jobs_per_s": round(statistics.median(values)) for name, values in rates.items()}
+
+
+def ratios(rates: dict[str, list[float]], pairs: Iterable[tuple[str, str, str]]) -> Answer:
+    """Of rounds, so that a machine whose speed varies does not tell."""
+    found = {name: [a / b for a, b in zip(rates[ours], rates[raw], strict=True)] for name, ours, raw in pairs}
+    return {f"{name}_of_raw": round(statistics.median(values), 3) for name, values in found.items()}
+
+
+def post(client: httpx.Client, specs: list[Answer]) -> None:
+    answer = client.post("/v1/jobs", json={"specs": specs})
+    assert answer.status_code == 201, answer.text
+
+
+def at_once(client: httpx.Client, jobs: int) -> float:
+    """Jobs/s by some clients, each of which sends one after the other."""
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        began = time.perf_counter()
+        for _ in pool.map(lambda _: post(client, [SENT]), range(jobs)):
+            pass
+        return jobs / (time.perf_counter() - began)
+
+
+@contextlib.contextmanager
+def server(folder: Path) -> Iterator[httpx.Client]:
+    """A `fleetune serve` of its own, whose machines are made up and full."""
+    folder.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    with served(folder, "--nodes", "2", "--rate", "1.0", "--runs-s", "1000000"):
+        command = [sys.executable, "-c", "from orchestrator.cli import main; main()", "serve"]
+        command += ["--store", str(folder / "queue.db"), "--port", url.rpartition(":")[2]]
+        command += ["--address", f"fake:{folder / 'cluster'}"]
+        environment, log = {**os.environ, "FLEETUNE_HOME": str(folder)}, folder / "log"
+        with open(log, "wb") as output:
+            process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        try:
+            with httpx.Client(base_url=url, timeout=60.0) as client:
+                until_ready(client, process, log)
+                yield client
+        finally:
+            process.terminate()
+            process.wait(30.0)
+
+
+def until_ready(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + UP_WITHIN_S
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            if client.get("/readyz").status_code == 200:
+                return
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"the server did not come up:\n{log.read_text()}")
+        time.sleep(0.05)
 
 
 def admissions(path: Path, jobs: int) -> Answer:

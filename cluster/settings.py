@@ -54,6 +54,17 @@ def add_to_environment(added: Mapping[str, str]) -> None:
     os.environ.update(added)
 
 
+def take_out(name: str) -> None:
+    """Unset a variable of this process, so that what it starts does not see it."""
+    os.environ.pop(name, None)
+
+
+def visible_gpus(environ: Mapping[str, str] = os.environ) -> tuple[str, ...] | None:
+    """What CUDA_VISIBLE_DEVICES leaves to this process; None where it is not set."""
+    value = environ.get("CUDA_VISIBLE_DEVICES")
+    return None if value is None else tuple(one.strip() for one in value.split(",") if one.strip())
+
+
 def with_environment(added: Mapping[str, str]) -> dict[str, str]:
     """This process's environment and more: what a program of this machine is started with."""
     return {**os.environ, **added}
@@ -102,6 +113,9 @@ def server_secrets(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     }
 
 
+DRIVER_TOKEN = "FLEETUNE_DRIVER_TOKEN"
+
+
 @dataclass(frozen=True)
 class DriverPlace:
     """Which attempt of which job a driver is, and the server that it belongs to."""
@@ -117,7 +131,7 @@ class DriverPlace:
             "FLEETUNE_URL": self.url,
             "FLEETUNE_JOB": self.job_id,
             "FLEETUNE_ATTEMPT": str(self.attempt),
-            "FLEETUNE_DRIVER_TOKEN": self.token,
+            DRIVER_TOKEN: self.token,
         }
 
 
@@ -128,3 +142,17 @@ def driver_place(environ: Mapping[str, str] = os.environ) -> DriverPlace | None:
     if not all(values) or not attempt.isdecimal() or int(attempt) < 1:
         return None
     return DriverPlace(url, job_id, int(attempt), token)
+
+
+@dataclass(frozen=True)
+class WebhookOrder:
+    """What `jobs.webhook` is to send, and where to."""
+
+    url: str
+    body: str
+
+
+def webhook_order(environ: Mapping[str, str] = os.environ) -> WebhookOrder | None:
+    """FLEETUNE_WEBHOOK_URL and FLEETUNE_WEBHOOK_BODY (JSON); None where one of them is not set."""
+    url, body = environ.get("FLEETUNE_WEBHOOK_URL"), environ.get("FLEETUNE_WEBHOOK_BODY")
+    return None if not url or not body else WebhookOrder(url, body)

@@ -23,6 +23,7 @@ class Book:
         self._children: dict[str, set[str]] = {}  # parent -> those that wait for it
         self._failed: dict[str, str] = {}
         self._succeeded: dict[str, float] = {}  # parent -> when it ended
+        self._unasked: list[Job] = []  # whose parents are to be looked at, also where the store broke in between
         self._seen = 0
 
     @property
@@ -43,9 +44,11 @@ class Book:
         found: list[Job] = []
         while page := self._store.changes(self._seen, _PAGE if self._seen else _ALL):
             self._seen = page[-1].changed
+            self.note(page)
+            self._unasked += page
             found += page
-        self.note(found)
-        self._ask_for_parents(found)
+        self._ask_for_parents(self._unasked)
+        self._unasked = []
         return found
 
     def note(self, jobs: Iterable[Job]) -> None:

@@ -27,6 +27,12 @@ class UnknownToken(QueueError):
     status = 404
 
 
+class UnknownSource(QueueError):
+    """A job has no log of that name."""
+
+    status = 404
+
+
 class JobEnded(QueueError):
     """It is too late for that."""
 

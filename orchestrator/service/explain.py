@@ -2,16 +2,58 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from cluster.errors import CapacityError
+from cluster.inventory import Inventory
+from cluster.placement import check_can_ever_fit
 from orchestrator.api import WhyView
+from orchestrator.queue.book import Book
+from orchestrator.queue.ledger import Cluster, snapshot
+from orchestrator.queue.records import Job
+from orchestrator.queue.shares import Shares, counts_since_s, used_of
+from orchestrator.queue.states import ENDED, State, Wanted
+from orchestrator.queue.store import Filter
+from orchestrator.scheduling.snapshot import Snapshot, Tenant
+from orchestrator.scheduling.why import why
+from orchestrator.scheduling.whytext import why_text
+from orchestrator.service import storytext
 from orchestrator.service.caller import ANYBODY, Caller
 from orchestrator.service.surroundings import Surroundings
+
+_KEPT_S = 5.0
+_ANSWERS_KEPT = 1000
+_ENDED_LATELY = 200
+_SHARES_KEPT_S = 60.0
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """The queue as it was a few seconds ago."""
+
+    snapshot: Snapshot
+    jobs: tuple[Job, ...]
+    row_of: dict[str, int]
+    ran_s: tuple[float, ...]
+    tenants: dict[str, Tenant]
+    inventory: Inventory
 
 
 class Explainer:
     """For many threads. Keeps what it has found for a few seconds."""
 
-    def __init__(self, surroundings: Surroundings) -> None:
-        self._surroundings = surroundings
+    def __init__(self, surroundings: Surroundings, kept_s: float = _KEPT_S) -> None:
+        self._surroundings, self._kept_s = surroundings, kept_s
+        self._lock = threading.Lock()  # one of them looks, the others wait for what it finds
+        self._book = Book(surroundings.store)
+        self._moment: _Moment | None = None
+        self._until_s = 0.0
+        self._shares: Shares | None = None
+        self._shares_until_s = 0.0
+        self._answers: OrderedDict[tuple[str, int, str | None], WhyView] = OrderedDict()
 
     def why(self, job_id: str, caller: Caller = ANYBODY) -> WhyView:
         """Jobs that the caller may not see are not named.
@@ -19,4 +61,110 @@ class Explainer:
         Raises:
             UnknownJob, StoreBroken.
         """
-        raise NotImplementedError
+        store, now_s = self._surroundings.store, self._surroundings.clock.now_s()
+        job = store.job(job_id)
+        if job.state in ENDED:
+            return _said(storytext.ended(job, now_s))
+        if job.state is not State.QUEUED:
+            return _said(storytext.holding(job, now_s))
+        if job.wanted is not Wanted.RUN:
+            return _said(storytext.not_wanted(job, now_s))
+        if waits := self._waits_for(job, caller):
+            return _said(waits)
+        return self._of_the_queue(job, caller)
+
+    def _waits_for(self, job: Job, caller: Caller) -> str | None:
+        """For which jobs, and how these are."""
+        if not job.after:
+            return None
+        store = self._surroundings.store
+        parents = [
+            parent for one in job.after for parent in store.jobs(Filter(name=one), limit=3) if parent.job_id == one
+        ]
+        left = [parent for parent in parents if parent.state is not State.SUCCEEDED]
+        if not left:
+            return None
+        return storytext.waits_for(job, left, [_name(parent, caller) for parent in left])
+
+    def _of_the_queue(self, job: Job, caller: Caller) -> WhyView:
+        whose = None if caller.tenant is None or caller.is_admin else caller.tenant
+        with self._lock:
+            moment = self._now()
+            key = (job.job_id, job.changed, whose)
+            if (known := self._answers.get(key)) is not None:
+                return known
+            found = self._explained(job, caller, moment)
+            self._answers[key] = found
+            while len(self._answers) > _ANSWERS_KEPT:
+                self._answers.popitem(last=False)
+            return found
+
+    def _explained(self, job: Job, caller: Caller, moment: _Moment | None) -> WhyView:
+        if moment is None:
+            return _said(f"{job.job_id} waits: the machines do not answer, and nothing is started until they do")
+        row = moment.row_of.get(job.job_id)
+        if row is None:
+            return _said(f"{job.job_id} is new in the queue: ask again in a few seconds")
+        try:
+            check_can_ever_fit(job.gang, moment.inventory)
+        except CapacityError as error:
+            return _said(f"{job.job_id} waits for machines that are not there: {error}")
+        found = why(moment.snapshot, self._surroundings.policy, row, moment.ran_s)
+        names = [_name(one, caller) for one in moment.jobs]
+        text = why_text(found, moment.snapshot, names)
+        if limit := storytext.limit(found, moment.tenants.get(job.tenant)):
+            text += f"\n{limit}"
+        expected, now_s = found.expected, moment.snapshot.now_s
+        if expected is None:
+            return _said(text)
+        starts = (expected.start_s, expected.earliest_s, expected.latest_s)
+        start, earliest, latest = (None if at is None else now_s + at for at in starts)
+        return WhyView(text=text, expected_start_s=start, earliest_start_s=earliest, latest_start_s=latest)
+
+    def _now(self) -> _Moment | None:
+        """None: the machines have never answered."""
+        if time.monotonic() >= self._until_s:
+            self._moment = self._look()
+            self._answers.clear()
+            self._until_s = time.monotonic() + self._kept_s
+        return self._moment
+
+    def _look(self) -> _Moment | None:
+        store, now_s = self._surroundings.store, self._surroundings.clock.now_s()
+        inventory = self._surroundings.machines.last_known()
+        if inventory is None:
+            return None
+        self._book.read()
+        jobs, tenants, rules = tuple(self._book.jobs), tuple(store.tenants()), store.node_rules()
+        cluster = Cluster(
+            inventory,
+            tenants,
+            self._shares_now(now_s).advance(jobs, now_s),
+            closed=frozenset(rule.node_id for rule in rules),
+        )
+        ended = store.jobs(Filter(states=(State.SUCCEEDED, State.FAILED)), limit=_ENDED_LATELY)
+        return _Moment(
+            snapshot(jobs, {}, cluster, now_s),
+            jobs,
+            {job.job_id: row for row, job in enumerate(jobs)},
+            tuple(job.attained_s for job in ended if job.attained_s > 0),
+            {tenant.name: tenant for tenant in tenants},
+            inventory,
+        )
+
+    def _shares_now(self, now_s: float) -> Shares:
+        """Read anew once in a while: in between, they are carried forward."""
+        if self._shares is None or time.monotonic() >= self._shares_until_s:
+            half_life_s = self._surroundings.policy.share_half_life_s
+            leases = self._surroundings.store.leases(since_s=counts_since_s(now_s, half_life_s))
+            self._shares = Shares(used_of(leases, now_s, half_life_s), now_s, half_life_s)
+            self._shares_until_s = time.monotonic() + _SHARES_KEPT_S
+        return self._shares
+
+
+def _name(job: Job, caller: Caller) -> str:
+    return job.job_id if caller.may_see(job.tenant) else f"a job of tenant {job.tenant}"
+
+
+def _said(text: str) -> WhyView:
+    return WhyView(text=text, expected_start_s=None, earliest_start_s=None, latest_start_s=None)

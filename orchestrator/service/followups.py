@@ -2,13 +2,79 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+from cluster.resources import Gang
+from jobs.commandspec import CommandSpec
+from orchestrator.queue.errors import QueueError
+from orchestrator.queue.records import Job, NewJob, QueueEvent
+from orchestrator.queue.store import SubmissionKey
 from orchestrator.service.surroundings import Surroundings
 
+_SCOPE = "fleetune"
+_LONGEST_NAME, _END = 63, "-on-end"
+_LONGEST_MESSAGE = 10_000
 
-def follow_up(surroundings: Surroundings, most: int = 100) -> int:
+
+def follow_up(surroundings: Surroundings, most: int = 50) -> int:
     """Called by the leader after each pass; how many were submitted. May be called twice for the same end.
 
     Raises:
         StoreBroken: nothing is lost; the next call goes on.
     """
-    raise NotImplementedError
+    due = surroundings.store.followups_due(most)
+    for job in due:
+        try:
+            _submit(surroundings, job)
+        except (ValueError, LookupError, TypeError, QueueError) as error:  # it would be so again, and hold up others
+            said = " ".join(f"what is to follow its end cannot be submitted: {error}".split())[:_LONGEST_MESSAGE]
+            surroundings.store.add_events([QueueEvent(surroundings.clock.now_s(), "on-end", said, job.job_id)])
+        surroundings.store.followed(job)
+    return len(due)
+
+
+def _submit(surroundings: Surroundings, job: Job) -> None:
+    new = follower(job, json.loads(surroundings.store.spec(job.job_id)), surroundings.python)
+    # `changed` names this end: a job that is put back ends once more.
+    key = SubmissionKey(_SCOPE, f"on-end-{job.job_id}-{job.changed}", job.on_end)
+    surroundings.store.submit([new], surroundings.clock.now_s(), key)
+
+
+def follower(job: Job, spec: dict[str, Any], python: tuple[str, ...]) -> NewJob:
+    """The job that follows one that has ended; with nothing that follows itself."""
+    on_end = json.loads(job.on_end)
+    command, environment = on_end.get("command"), _told(job)
+    if command is None:
+        command = (*python, "-m", "jobs.webhook")
+        environment |= {"FLEETUNE_WEBHOOK_URL": on_end["webhook"], "FLEETUNE_WEBHOOK_BODY": json.dumps(_body(job))}
+    queue = spec.get("queue") or {}
+    made = CommandSpec(
+        kind="command",
+        name=job.name[: _LONGEST_NAME - len(_END)] + _END,
+        command=tuple(command),
+        working_dir=spec.get("working_dir"),
+        env=environment,
+        queue={"tenant": job.tenant, "priority": job.priority, "secrets": tuple(queue.get("secrets") or ())},
+    )
+    return NewJob(
+        name=made.name,
+        kind=made.kind,
+        tenant=job.tenant,
+        spec=made.model_dump_json(),
+        gang=Gang(1, 1, 0),
+        submitted_by=job.submitted_by,
+        priority=job.priority,
+        preemptible=False,
+    )
+
+
+def _told(job: Job) -> dict[str, str]:
+    """Variables of its environment."""
+    return {f"FLEETUNE_ENDED_{name.upper()}": "" if value is None else str(value) for name, value in _body(job).items()}
+
+
+def _body(job: Job) -> dict[str, Any]:
+    message = job.message.replace("\0", " ")[:_LONGEST_MESSAGE]
+    facts = {"job": job.job_id, "state": job.state.value, "reason": job.reason.value, "message": message}
+    return {**facts, "run": job.run, "name": job.name, "tenant": job.tenant, "attempt": job.attempt}

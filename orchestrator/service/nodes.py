@@ -2,16 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from cluster.inventory import Node
+from jobs.fields import did_you_mean
 from orchestrator.api import NodeOrderSent, Nodes, NodeView
+from orchestrator.queue.errors import UnknownNode
+from orchestrator.queue.records import Lease, NodeOrder, NodeRule, QueueEvent
 from orchestrator.service.caller import ANYBODY, Caller
 from orchestrator.service.surroundings import Surroundings
 
+_DONE = {NodeOrder.USE: "is in use again", NodeOrder.CORDON: "takes nothing new", NodeOrder.DRAIN: "is to be left"}
+
 
 def nodes(surroundings: Surroundings, caller: Caller = ANYBODY) -> Nodes:
-    """Jobs that the caller may not see are `a job of TENANT`. Raises BackendUnreachable, StoreBroken."""
-    raise NotImplementedError
+    """Also those that are gone and of which something was ordered, so that the order can be taken back.
+
+    Jobs that the caller may not see are `a job of TENANT`. Raises BackendUnreachable, StoreBroken.
+    """
+    there = {node.node_id: node for node in surroundings.machines.inventory().nodes}
+    rules = {rule.node_id: rule for rule in surroundings.store.node_rules()}
+    held = _held(surroundings.store.leases(held=True), caller)
+    names = [*there, *(name for name in rules if name not in there)]
+    return Nodes(nodes=tuple(_view(name, there.get(name), rules.get(name), held) for name in names))
 
 
 def order(surroundings: Surroundings, node_id: str, sent: NodeOrderSent, caller: Caller) -> NodeView:
     """Raises UnknownNode, Forbidden (of who is no admin), BackendUnreachable, StoreBroken."""
-    raise NotImplementedError
+    caller.check_is_admin()
+    known = [node.node_id for node in nodes(surroundings).nodes]
+    if node_id not in known:
+        some = f": there are {', '.join(known[:20])}" if known else ": there are none"
+        raise UnknownNode(f"there is no node {node_id!r}{did_you_mean(node_id, known) or some}")
+    now_s, what = surroundings.clock.now_s(), NodeOrder(sent.order)
+    surroundings.store.put_node_rule(NodeRule(node_id, what, caller.name, sent.reason, now_s))
+    said = f"{node_id} {_DONE[what]}: {caller.name} orders it" + (f" ({sent.reason})" if sent.reason else "")
+    data = {"node": node_id, "by": caller.name}
+    surroundings.store.add_events([QueueEvent(now_s, what.value, said, data=data)])
+    found = {node.node_id: node for node in nodes(surroundings).nodes}
+    # An order to use a node that is gone takes it off the list.
+    return found.get(node_id) or _view(node_id, None, None, {})
+
+
+def _held(leases: Sequence[Lease], caller: Caller) -> Mapping[str, list[tuple[str, int]]]:
+    held: dict[str, list[tuple[str, int]]] = {}
+    for lease in leases:
+        name = lease.job_id if caller.may_see(lease.tenant) else f"a job of {lease.tenant}"
+        for node, workers in lease.placement:
+            held.setdefault(node, []).append((name, workers))
+    return held
+
+
+def _view(
+    name: str, node: Node | None, rule: NodeRule | None, held: Mapping[str, Sequence[tuple[str, int]]]
+) -> NodeView:
+    return NodeView(
+        node_id=name,
+        cpus=node.cpus if node else 0,
+        gpus=node.gpus if node else 0,
+        accelerator_type=node.accelerator_type if node else None,
+        usable=node is not None and node.usable and rule is None,
+        foreign_cpus=node.foreign_cpus if node else 0,
+        foreign_gpus=node.foreign_gpus if node else 0,
+        order=(rule.order if rule else NodeOrder.USE).value,
+        by=rule.by if rule else "",
+        reason=rule.reason if rule else "",
+        since_s=rule.since_s if rule else None,
+        held=tuple(held.get(name, ())),
+    )

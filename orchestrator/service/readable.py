@@ -1,4 +1,4 @@
-"""Whether the workers of a cluster will see the paths that a spec names: those of one machine mean nothing to others."""
+"""Whether the workers of a cluster will see the paths that a spec names: those of one machine are no others'."""
 
 from __future__ import annotations
 

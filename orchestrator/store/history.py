@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, bindparam, insert, select
+from sqlalchemy import Connection, bindparam, select
 
 from orchestrator.queue.records import QueueEvent
+from orchestrator.store import bulk
 from orchestrator.store.numbers import take
 from orchestrator.store.rows import event_of, event_values
 from orchestrator.store.schema import EVENTS
 
-_ADD = insert(EVENTS)
 _AFTER = select(EVENTS).where(EVENTS.c.number > bindparam("after")).order_by(EVENTS.c.number).limit(bindparam("limit"))
 _OF_JOB = _AFTER.where(EVENTS.c.job_id == bindparam("job_id"))
 
 
 def add(connection: Connection, events: Sequence[QueueEvent], newest: int) -> None:
     """`newest`: the number of the event before; the transaction has taken those that follow."""
-    if events:
-        connection.execute(_ADD, [event_values(event, newest + place) for place, event in enumerate(events, 1)])
+    bulk.add(connection, EVENTS, [event_values(event, newest + place) for place, event in enumerate(events, 1)])
 
 
 def add_new(connection: Connection, events: Sequence[QueueEvent]) -> None:

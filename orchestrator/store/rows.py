@@ -112,7 +112,7 @@ def job_of(row: Sequence[Any]) -> Job:
 
 
 def values_of(job: Job) -> Values:
-    """Of all columns of the job's row."""
+    """Of all columns of the job's row, in their order. `_value_`: what `value` looks up, without the look-up."""
     gang = job.gang
     return {
         "number": job.number,
@@ -131,9 +131,9 @@ def values_of(job: Job) -> Values:
         "max_runtime_s": job.max_runtime_s,
         "preemptible": job.preemptible,
         "submitted_s": job.submitted_s,
-        "wanted": job.wanted.value,
-        "state": job.state.value,
-        "reason": job.reason.value,
+        "wanted": job.wanted._value_,
+        "state": job.state._value_,
+        "reason": job.reason._value_,
         "message": job.message,
         "attempt": job.attempt,
         "placement": dumped(job.placement),

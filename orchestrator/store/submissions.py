@@ -14,7 +14,7 @@ from orchestrator.queue.errors import KeyReused, StoreBroken, UnknownJob, Unknow
 from orchestrator.queue.records import Job, NewJob, QueueEvent
 from orchestrator.queue.states import State
 from orchestrator.queue.store import SubmissionKey
-from orchestrator.store import history, jobtable, steps
+from orchestrator.store import bulk, history, jobtable, steps
 from orchestrator.store.database import Database
 from orchestrator.store.gathering import Call, Gathering
 from orchestrator.store.numbers import Numbers, take
@@ -22,13 +22,13 @@ from orchestrator.store.rows import JOB_COLUMNS, Values, job_of, plain, values_o
 from orchestrator.store.schema import JOBS, KEYS, SPECS, TENANTS
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # without i, l, o (1, 1, 0) and u
-_CHARACTERS = 6
+_PAIRS = [one + other for one in ALPHABET for other in ALPHABET]
 _TRIES = 20
 
 Draw = Callable[[], str]
 Jobs = tuple[Job, ...]
 
-_ADD_JOBS, _ADD_SPECS, _ADD_KEY = insert(JOBS), insert(SPECS), insert(KEYS)
+_ADD_KEY = insert(KEYS)
 _KEY = select(KEYS.c.digest, KEYS.c.first_job, KEYS.c.jobs).where(
     KEYS.c.scope == bindparam("scope"), KEYS.c.key == bindparam("key")
 )
@@ -47,8 +47,8 @@ class _SameAgain(Exception):
 
 def draw() -> str:
     """The end of an id; one of a thousand million."""
-    number = secrets.randbits(5 * _CHARACTERS)
-    return "".join(ALPHABET[number >> 5 * place & 31] for place in range(_CHARACTERS))
+    number = secrets.randbits(30)
+    return f"{_PAIRS[number & 1023]}{_PAIRS[number >> 10 & 1023]}{_PAIRS[number >> 20]}"
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ def _add(connection: Connection, submissions: Sequence[Submission], drawn: Draw)
         for submission in submissions
     ]
     jobs = [job for some in made for job in some]
-    connection.execute(_ADD_JOBS, [values_of(job) for job in jobs])
+    bulk.add(connection, JOBS, [values_of(job) for job in jobs])
     specs = [{"number": job.number, "spec": one.spec} for job, one in zip(jobs, new, strict=True)]
-    connection.execute(_ADD_SPECS, specs)
+    bulk.add(connection, SPECS, specs)
     history.add(connection, [_event(job) for job in jobs], numbers.event)
     if keys := [_key_values(one, some) for one, some in zip(submissions, made, strict=True) if one.key]:
         connection.execute(_ADD_KEY, keys)

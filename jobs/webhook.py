@@ -1,0 +1,72 @@
+"""Tells a URL of a job's end: `python -m jobs.webhook`, with what is to be sent in its environment."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import httpx
+
+from cluster.settings import WebhookOrder, webhook_order
+
+TRIES = 3
+TIMEOUT_S = 20.0
+_PAUSE_S = 5.0
+_SHOWN = 300
+
+
+def send(order: WebhookOrder, sleep: Callable[[float], None] = time.sleep) -> str | None:
+    """Post the JSON, and again where nobody answers or the answer is that of a server in trouble.
+
+    Returns:
+        What went wrong in the end; None: it was taken.
+    """
+    said = ""
+    for number in range(TRIES):
+        if number:
+            sleep(_PAUSE_S * number)
+        said, final = _try(order)
+        if not said:
+            return None
+        if final:
+            break
+    return said
+
+
+def _try(order: WebhookOrder) -> tuple[str, bool]:
+    """What went wrong, '' for nothing, and whether it would again. The URL's end is not said: it may hold a secret."""
+    headers = {"Content-Type": "application/json", "User-Agent": "fleetune"}
+    try:
+        answer = httpx.post(order.url, content=order.body, headers=headers, timeout=TIMEOUT_S, follow_redirects=False)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return f"{_place(order.url)} cannot be reached: {type(error).__name__}: {error}"[:_SHOWN], False
+    if answer.is_success:
+        return "", True
+    text = " ".join(answer.text.split())[:_SHOWN]
+    final = answer.status_code < 500 and answer.status_code != 429
+    return f"{_place(order.url)} answers {answer.status_code}{': ' + text if text else ''}", final
+
+
+def _place(url: str) -> str:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return "the webhook's URL"
+    return f"{parsed.scheme}://{parsed.host}"
+
+
+def main() -> int:
+    order = webhook_order()
+    if order is None:
+        print("there is nothing to send: FLEETUNE_WEBHOOK_URL and FLEETUNE_WEBHOOK_BODY are not set", file=sys.stderr)
+        return 2
+    said = send(order)
+    if said is not None:
+        print(f"the end of the job could not be told: {said}. See queue.on_end.webhook", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,11 +10,12 @@ import contextlib
 import os
 import pathlib
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,12 +37,14 @@ class Host:
     address: str
     env: dict[str, str]
     private: pathlib.Path  # mounted at /tmp inside
+    settled: str = "true"  # shell commands with which its own view of the file system, and its name, are made
     started: list[subprocess.Popen[Any]] = field(default_factory=list)
 
     def command(self, *arguments: str) -> list[str]:
         """The command line that runs `arguments` on this host."""
-        mount = 'mount --bind "$0" /tmp && exec "$@"'
-        inside = ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, str(self.private), *arguments]
+        mount = f'{self.settled} && mount --bind "$0" /tmp && exec "$@"'
+        own = ["unshare", "--mount", "--uts", "--propagation", "private"]
+        inside = [*own, "sh", "-c", mount, str(self.private), *arguments]
         return ["ip", "netns", "exec", self.name, *inside]
 
     def run(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -56,6 +59,28 @@ class Host:
             )
         self.started.append(process)
         return process
+
+
+def name_hosts(made: Mapping[str, Host], folder: pathlib.Path) -> None:
+    """From now on the hosts have these names, by which they find each other."""
+    names = "".join(f"{host.address} {name}\n" for name, host in made.items())
+    (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
+    for name, host in made.items():
+        own = f"hostname {shlex.quote(name)} && mount --bind {shlex.quote(str(folder / 'hosts'))} /etc/hosts"
+        host.settled = f"{host.settled} && {own}"
+
+
+def hide(host: Host, folder: pathlib.Path) -> None:
+    """From now on the host sees an empty folder there."""
+    host.settled = f"{host.settled} && mount -t tmpfs none {shlex.quote(str(folder))}"
+
+
+def mount_at(host: Host, folder: pathlib.Path, place: pathlib.PurePosixPath) -> None:
+    """From now on the host sees a folder at a path of two parts, whose first one exists; nothing else is below that."""
+    host.settled = (
+        f"{host.settled} && exec 3< {shlex.quote(str(folder))} && mount -t tmpfs none {place.parent} "
+        f"&& mkdir {place} && mount --bind /proc/self/fd/3 {place} && exec 3<&-"
+    )
 
 
 def _ip(*arguments: str, check: bool = True) -> None:

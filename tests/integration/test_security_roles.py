@@ -1,0 +1,254 @@
+"""Who may do what: every route of the server, asked by everybody."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from orchestrator.service.driverkey import attempt_token
+from orchestrator.store import open_store
+from tests.support.processes import wait_for
+from tests.support.server import Server, server, spec
+
+NOBODY = ("none", "wrong", "attempt")
+PEOPLE = ("viewer", "viewer-a", "viewer-b", "member-a", "member-b", "admin")
+EVERYBODY = (*NOBODY, *PEOPLE)
+OK = 200  # or what else is no refusal
+
+# What each is answered about a job of tenant a, in the order of PEOPLE.
+ANYBODY = (OK, OK, OK, OK, OK, OK)
+READS_A = (OK, OK, 404, OK, 404, OK)
+MOVES_A = (403, 403, 403, OK, 404, OK)
+SENDS_A = (403, 403, 403, OK, 403, OK)
+ADMIN = (403, 403, 403, 403, 403, OK)
+
+PEOPLES: dict[str, tuple[int, ...]] = {
+    "POST /v1/jobs": SENDS_A,
+    "GET /v1/jobs": ANYBODY,
+    "GET /v1/counts": ANYBODY,
+    "GET /v1/changes": ANYBODY,
+    "GET /v1/jobs/{job_id}": READS_A,
+    "GET /v1/jobs/{job_id}/spec": READS_A,
+    "GET /v1/jobs/{job_id}/events": READS_A,
+    "GET /v1/jobs/{job_id}/why": READS_A,
+    "GET /v1/jobs/{job_id}/logs": READS_A,
+    "GET /v1/jobs/{job_id}/logs/{source}": READS_A,
+    "GET /v1/jobs/{job_id}/metrics": READS_A,
+    "POST /v1/jobs/{job_id}/cancel": MOVES_A,
+    "POST /v1/jobs/{job_id}/pause": MOVES_A,
+    "POST /v1/jobs/{job_id}/resume": MOVES_A,
+    "POST /v1/jobs/{job_id}/retry": MOVES_A,
+    "PUT /v1/jobs/{job_id}/priority": MOVES_A,
+    "GET /v1/events": ANYBODY,
+    "GET /v1/nodes": ANYBODY,
+    "PUT /v1/nodes/{node_id}": ADMIN,
+    "GET /v1/tenants": ANYBODY,
+    "PUT /v1/tenants/{tenant}": ADMIN,
+    "GET /v1/usage": ANYBODY,
+    "GET /v1/tokens": ADMIN,
+    "POST /v1/tokens": ADMIN,
+    "DELETE /v1/tokens/{name}": ADMIN,
+    "GET /v1/server": ANYBODY,
+    "GET /v1/me": ANYBODY,
+    "GET /metrics": ANYBODY,
+}
+DRIVERS = ("POST /v1/driver/register", "POST /v1/driver/beat")
+OPEN = ("GET /healthz", "GET /readyz")
+ROUTES = (*PEOPLES, *DRIVERS, *OPEN)
+_names = (f"made-{number}" for number in itertools.count())
+
+
+@dataclass(frozen=True)
+class World:
+    """`job`: one of tenant a that runs, on its first attempt."""
+
+    server: Server
+    tokens: dict[str, str | None]
+    job: str
+
+    def client(self, who: str) -> httpx.Client:
+        return self.server.client(self.tokens[who])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with server(tmp_path_factory.mktemp("roles")) as found:
+        with found.client() as client:
+            for tenant in ("a", "b"):
+                client.put(f"/v1/tenants/{tenant}", json={}).raise_for_status()
+            sent = client.post("/v1/jobs", json={"specs": [running()]}).raise_for_status().json()["jobs"][0]["job_id"]
+            wait_for(lambda: client.get(f"/v1/jobs/{sent}").json()["state"] == "running", "it runs")
+        tokens: dict[str, str | None] = {"none": None, "wrong": "ft_" + "x" * 43, "admin": found.token("root", "admin")}
+        with found.client(tokens["admin"]) as admin:
+            for role, tenant in (("viewer", None), *itertools.product(("viewer", "member"), ("a", "b"))):
+                name = f"{role}-{tenant}" if tenant else role
+                made = admin.post("/v1/tokens", json={"name": name, "role": role, "tenant": tenant})
+                tokens[name] = made.raise_for_status().json()["token"]
+        store = open_store(found.store)
+        tokens["attempt"] = attempt_token(store.facts()["driver_key"], sent, 1)
+        store.close()
+        with found.client() as client:
+            wait_for(lambda: client.get("/v1/me").status_code == 401, "tokens are needed")
+        yield World(found, tokens, sent)
+
+
+def running() -> dict[str, Any]:
+    return spec("of-a", queue={"tenant": "a"})
+
+
+def body_of(route: str, job: str) -> dict[str, Any] | None:
+    return {
+        "POST /v1/jobs": {"specs": [spec("more", gpus=8, queue={"tenant": "a"})]},
+        "PUT /v1/jobs/{job_id}/priority": {"priority": 1},
+        "PUT /v1/nodes/{node_id}": {"order": "use"},
+        "PUT /v1/tenants/{tenant}": {},
+        "POST /v1/tokens": {"name": next(_names), "role": "viewer"},
+        "POST /v1/driver/register": {"job_id": job, "attempt": 1},
+        "POST /v1/driver/beat": {"job_id": job, "attempt": 1},
+    }.get(route)
+
+
+def ask(world: World, who: str, route: str, job: str) -> httpx.Response:
+    method, _, path = route.partition(" ")
+    filled = path.format(job_id=job, source="output", node_id="n1", tenant="a", name=made_token(world, route))
+    with world.client(who) as client:
+        return client.request(method, filled, json=body_of(route, job))
+
+
+def made_token(world: World, route: str) -> str:
+    """One that may be revoked."""
+    if not route.startswith("DELETE"):
+        return ""
+    name = next(_names)
+    with world.client("admin") as client:
+        client.post("/v1/tokens", json={"name": name, "role": "viewer"}).raise_for_status()
+    return name
+
+
+def status(answer: httpx.Response) -> int:
+    """OK, or the status of a refusal. That a job cannot do a thing now is none, nor that it has not written yet."""
+    if answer.status_code < 300 or answer.status_code == 409:
+        return OK
+    if answer.status_code == 404 and answer.json()["error"] == "UnknownSource":
+        return OK
+    return answer.status_code
+
+
+def expected(route: str, who: str) -> int:
+    if route in OPEN:
+        return OK
+    if route in DRIVERS:
+        return OK if who == "attempt" else 401
+    return PEOPLES[route][PEOPLE.index(who)] if who in PEOPLE else 401
+
+
+def job_for(world: World, route: str) -> str:
+    """The one that runs, or, for what changes it, one that waits."""
+    if "{job_id}" not in route or route.startswith("GET"):
+        return world.job
+    with world.client("admin") as client:
+        sent = client.post("/v1/jobs", json={"specs": [spec("moved", gpus=8, queue={"tenant": "a"})]})
+        return str(sent.raise_for_status().json()["jobs"][0]["job_id"])
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_everybody_is_answered_as_the_table_says(world: World, route: str) -> None:
+    found = {who: status(ask(world, who, route, job_for(world, route))) for who in EVERYBODY}
+    assert found == {who: expected(route, who) for who in EVERYBODY}
+
+
+def test_the_table_has_every_route_of_the_server(world: World) -> None:
+    with world.client("none") as client:
+        paths = client.get("/openapi.json").json()["paths"]
+    assert {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods} == set(ROUTES)
+
+
+@pytest.mark.parametrize("path", ["", "/spec", "/events", "/why", "/logs", "/logs/output", "/metrics"])
+def test_others_jobs_look_like_jobs_that_are_not_there(world: World, path: str) -> None:
+    there, not_there = world.job, world.job[:-1] + ("x" if world.job[-1] != "x" else "y")
+    with world.client("member-b") as client:
+        answers = [client.get(f"/v1/jobs/{job_id}{path}") for job_id in (there, not_there)]
+        assert [answer.status_code for answer in answers] == [404, 404]
+        first, second = (
+            answer.text.replace(job_id, "ID") for answer, job_id in zip(answers, (there, not_there), strict=True)
+        )
+        assert first == second
+        assert client.get(f"/v1/jobs/{there[:-2]}{path}").text.count(there) == 0
+
+
+def test_others_are_in_no_list(world: World) -> None:
+    with world.client("member-b") as client:
+        mine = client.post("/v1/jobs", json={"specs": [spec("of-b", queue={"tenant": "b"})]}).raise_for_status()
+        own = mine.json()["jobs"][0]["job_id"]
+        began = client.get("/v1/changes").json()["last"]
+        assert {one["tenant"] for one in client.get("/v1/jobs").json()["jobs"]} == {"b"}
+        for query in ("tenant=a", f"name={world.job}", "tenant=nobody"):
+            assert client.get(f"/v1/jobs?{query}").json()["jobs"] == []
+        assert client.get("/v1/counts?tenant=a").json() == {"states": {}}
+        assert sum(client.get("/v1/counts").json()["states"].values()) == len(client.get("/v1/jobs").json()["jobs"])
+        assert client.get("/v1/usage?tenant=a").json() == {"rows": []}
+        assert {row["tenant"] for row in client.get("/v1/usage").json()["rows"]} <= {"b"}
+        assert [one["name"] for one in client.get("/v1/tenants").json()["tenants"]] == ["b"]
+        assert world.job not in client.get("/v1/events").text
+        assert own in client.get("/v1/events").text
+        assert world.job not in client.get("/v1/nodes").text
+        assert 'tenant="a"' not in client.get("/metrics").text
+        with world.client("admin") as admin:
+            admin.put(f"/v1/jobs/{world.job}/priority", json={"priority": 3}).raise_for_status()
+        told = client.get(f"/v1/changes?after={began}").json()
+        assert told["last"] > began
+        assert world.job not in [one["job_id"] for one in told["jobs"]]
+
+
+def test_no_hint_of_others_is_in_what_a_submission_is_refused_with(world: World) -> None:
+    with world.client("member-b") as client:
+        for wrong in ({"tenant": "b", "after": [world.job[:-1]]}, {"tenant": "b", "after": [world.job]}):
+            answer = client.post("/v1/jobs", json={"specs": [spec("hint", queue=wrong)]})
+            assert answer.status_code in (400, 403, 404)
+            assert "did you mean" not in answer.text
+        near, far = (
+            client.post("/v1/jobs", json={"specs": [spec("hint", queue={"tenant": tenant})]}) for tenant in ("a", "zzz")
+        )
+        assert near.status_code == far.status_code == 403
+        assert near.text.replace("'a'", "T") == far.text.replace("'zzz'", "T")
+
+
+def test_the_token_of_one_attempt_opens_no_other(world: World) -> None:
+    with world.client("attempt") as client:
+        for job_id, attempt in ((world.job, 2), ("other-job", 1), (world.job + "-1", 1)):
+            answer = client.post("/v1/driver/beat", json={"job_id": job_id, "attempt": attempt})
+            assert answer.status_code == 401
+        assert client.post("/v1/driver/register", json={"job_id": world.job, "attempt": 0}).status_code == 422
+
+
+def test_a_revoked_token_opens_nothing_within_two_seconds(world: World) -> None:
+    with world.client("admin") as admin:
+        token = admin.post("/v1/tokens", json={"name": "gone", "role": "viewer"}).raise_for_status().json()["token"]
+        with world.server.client(token) as client:
+            assert client.get("/v1/me").json()["name"] == "gone"
+            done = world.server.run("tokens", "revoke", "gone", "--store", world.server.store)  # beside the server
+            assert done.returncode == 0
+            wait_for(lambda: client.get("/v1/me").status_code == 401, "it opens nothing", within_s=2.0)
+        assert token not in admin.get("/v1/tokens").text
+
+
+def test_the_last_admin_cannot_be_revoked_by_mistake(world: World) -> None:
+    with world.client("admin") as admin:
+        answer = admin.delete("/v1/tokens/root")
+        assert answer.status_code == 409
+        assert admin.get("/v1/me").status_code == 200
+
+
+def test_a_refusal_says_how_to_ask(world: World) -> None:
+    with world.client("none") as client:
+        answer = client.get("/v1/jobs")
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert "FLEETUNE_TOKEN" in answer.json()["message"]
+        # Nobody without a token learns which paths there are, or has a body read.
+        assert client.get("/v1/nothing").status_code == 401
+        assert client.post("/v1/jobs", content=b"{" * 100).status_code == 401

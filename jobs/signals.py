@@ -15,6 +15,9 @@ from jobs.record import resume_command
 from jobs.watch import Announcer
 
 
+_HELD = (signal.SIGINT, signal.SIGTERM)
+
+
 class StopSignals:
     """Holds SIGINT and SIGTERM while its context is open.
 
@@ -32,8 +35,14 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._kept = {number: signal.signal(number, self._arrived) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._kept = {number: signal.getsignal(number) for number in _HELD}
+        self.hold()
         return self
+
+    def hold(self) -> None:
+        """Once more after `ray.init`, which takes SIGTERM for itself, in Python and below it."""
+        for number in self._kept:
+            signal.signal(number, self._arrived)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -61,6 +61,7 @@ def drive_on_ray(
     with StopSignals(paths, announce, patient=assignment is not None) as signals:
         announce("phase", "connecting to Ray", phase="connect")
         with _connected(spec, address, assignment) as inventory:
+            signals.hold()
             facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
             prepared = ready_data(spec, "ray", announce)
             write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})

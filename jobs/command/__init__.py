@@ -1,0 +1,1 @@
+"""A gang of processes of a program of the user's own."""

@@ -1,0 +1,114 @@
+"""`python -m jobs.drive`: the driver of one attempt of a queued job. Started by a queue's machines, not by hand.
+
+It asks the server what to run, and until it is told so it is light. Exit codes: 0 succeeded, 1 failed, 2 bad input,
+75 the machines failed it, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from types import FrameType
+
+from cluster.local_supervisor import descendants, kill
+from cluster.settings import DRIVER_TOKEN, driver_place, take_out
+from cluster.wire import Order, Registered
+from jobs.errors import FleetuneError, InputError, Interrupted
+from jobs.link import HttpLink
+
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+def main() -> int:
+    """Run the attempt; the exit code."""
+    place = driver_place()
+    if place is None:
+        print(
+            "error: python -m jobs.drive is how a queue starts its jobs, and FLEETUNE_URL, FLEETUNE_JOB, "
+            "FLEETUNE_ATTEMPT and FLEETUNE_DRIVER_TOKEN say which. By hand: fleetune run SPEC, or fleetune submit SPEC",
+            file=sys.stderr,
+        )
+        return InputError.exit_code
+    take_out(DRIVER_TOKEN)
+    say = Teller()
+    link = HttpLink(place, say)
+    try:
+        with _stopping():
+            registered = link.register()
+            if registered.order is not Order.GO_ON:
+                raise Interrupted(f"the server says: {registered.order}")
+            link.start(registered.beat_every_s, obey)
+            return run(registered, link, say)
+    except FleetuneError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        return FleetuneError.exit_code
+    finally:
+        with contextlib.suppress(Interrupted):
+            link.close()
+
+
+def run(registered: Registered, link: HttpLink, say: Teller) -> int:
+    """What is imported here is what the kind of job needs. Raises FleetuneError."""
+    if registered.kind == "command":
+        from jobs.command.drive import drive_command
+
+        return drive_command(registered, say)
+    from jobs.drivetraining import drive_training
+
+    return drive_training(registered, link, say.stream, say)
+
+
+class Teller:
+    """Lines for people, to where this process's output goes now, wherever it goes later."""
+
+    def __init__(self) -> None:
+        self.stream = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
+
+    def __call__(self, text: str) -> None:
+        print(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%SZ} {text}", file=self.stream, flush=True)
+
+
+def obey(order: Order, reason: str) -> None:
+    """STOP is what SIGTERM is. LEAVE: another attempt may run, and nothing more may be written."""
+    if order is Order.STOP:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+    while kill([pid for pid in descendants(os.getpid()) if _runs(pid)]):
+        pass
+    os._exit(Interrupted.exit_code)
+
+
+def _runs(pid: int) -> bool:
+    """A child that has ended stays until its parent asks for it."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Whoever asks for the end before there is anything to save gets it at once."""
+
+    def arrived(number: int, frame: FrameType | None) -> None:
+        raise Interrupted("asked to end while there was nothing to save")
+
+    kept = {number: signal.signal(number, arrived) for number in _STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

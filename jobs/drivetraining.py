@@ -1,0 +1,88 @@
+"""One attempt of a queued job that trains."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TextIO
+
+from cluster.ray_backend import THIS_MACHINE
+from cluster.settings import add_to_environment, ray_address, visible_gpus
+from cluster.this_machine import this_machine
+from cluster.wire import Registered
+from jobs import storage
+from jobs.assignment import Assignment
+from jobs.errors import MachinesFailed, SpecError
+from jobs.finetune import run_on_ray
+from jobs.link import Link, Say
+from jobs.load import spec_of
+from jobs.localgpus import held_gpus
+from jobs.outcome import Status, read_outcome
+from jobs.paths import JobPaths
+from jobs.progress import PlainProgress
+from jobs.spec import Spec
+from jobs.telling import Telling
+
+
+def drive_training(registered: Registered, link: Link, stream: TextIO, say: Say) -> int:
+    """Begin the job's run, or go on with it; the exit code.
+
+    Raises:
+        FleetuneError: found before anything was written.
+    """
+    spec = spec_of(registered.spec)
+    if not isinstance(spec, Spec):
+        raise SpecError(f"the server says that the job trains, but its spec is of kind {spec.kind}")
+    if registered.run is not None and has_succeeded(registered.run):
+        say(f"its run has succeeded in an earlier attempt: {registered.run}")
+        link.tell(run=registered.run)
+        return 0
+    add_to_environment(registered.secrets)
+    local = registered.engine == "local"
+    places = None if local else places_of(registered, spec.resources.num_workers)
+    progress = Telling(PlainProgress(stream), link)
+    with contextlib.closing(progress), local_gpus(_gpus(spec) if local else 0, say):
+        return run_on_ray(
+            spec,
+            address=THIS_MACHINE if local else ray_address() or "auto",
+            progress=progress,
+            resume=resumable(registered.run),
+            assignment=Assignment(places, registered.secrets),
+        ).exit_code
+
+
+def has_succeeded(run: str) -> bool:
+    outcome = read_outcome(JobPaths(run))
+    return outcome is not None and outcome.status is Status.SUCCEEDED
+
+
+def resumable(run: str | None) -> str | None:
+    """The run of an earlier attempt; None where it left nothing to go on with."""
+    return run if run is not None and storage.exists(JobPaths(run).spec) else None
+
+
+def places_of(registered: Registered, num_workers: int) -> tuple[str, ...]:
+    """The node of each worker, in the order of the lease. Raises MachinesFailed."""
+    places = tuple(node for node, workers in registered.placement for _ in range(workers))
+    if len(places) != num_workers:
+        raise MachinesFailed(f"the lease has room for {len(places)} workers, and the job has {num_workers}")
+    return places
+
+
+@contextlib.contextmanager
+def local_gpus(count: int, say: Say) -> Iterator[tuple[str, ...]]:
+    """GPUs of this machine that are nobody else's, as long as this lasts, and the only ones that this process sees.
+
+    Raises:
+        MachinesFailed: others hold them.
+    """
+    seen = visible_gpus()
+    gpus = seen if seen is not None or count == 0 else [str(index) for index in range(this_machine().gpus)]
+    with held_gpus(count, gpus or (), say=say) as taken:
+        if taken:
+            add_to_environment({"CUDA_VISIBLE_DEVICES": ",".join(taken)})
+        yield taken
+
+
+def _gpus(spec: Spec) -> int:
+    return spec.resources.num_workers * spec.resources.gpus_per_worker

@@ -1,0 +1,87 @@
+"""Which GPUs of this machine a driver takes, where no cluster hands them out: by locks that go with the process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from jobs.errors import MachinesFailed
+
+_WAIT_S, _POLL_S = 60.0, 0.2
+
+
+def lock_folder() -> Path:
+    """One for all users of the machine."""
+    return Path(tempfile.gettempdir()) / "fleetune-gpus"
+
+
+@contextlib.contextmanager
+def held_gpus(
+    count: int,
+    gpus: Sequence[str],
+    folder: Path | None = None,
+    wait_s: float = _WAIT_S,
+    say: Callable[[str], None] = print,
+) -> Iterator[tuple[str, ...]]:
+    """`count` of the GPUs that no other driver holds, in the order given; held until the context ends.
+
+    Whoever held them before may take a moment to end.
+
+    Args:
+        gpus: as CUDA_VISIBLE_DEVICES names them: numbers, or UUIDs.
+
+    Raises:
+        MachinesFailed: there were not enough free ones for `wait_s`.
+    """
+    if count == 0:
+        yield ()
+        return
+    folder = folder or lock_folder()
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+        folder.chmod(0o1777)
+    deadline, said = time.monotonic() + wait_s, False
+    while True:
+        with contextlib.ExitStack() as held:
+            taken = _take(count, gpus, folder, held)
+            if len(taken) == count:
+                yield taken
+                return
+        if time.monotonic() > deadline:
+            raise MachinesFailed(
+                f"{count} GPUs are wanted, and other jobs hold all but {len(taken)} of the {len(gpus)} of this machine "
+                f"(their locks are in {folder})"
+            )
+        if not said:
+            said = True
+            say(f"waiting for {count} GPUs: {len(taken)} of {len(gpus)} are free")
+        time.sleep(_POLL_S)
+
+
+def _take(count: int, gpus: Sequence[str], folder: Path, held: contextlib.ExitStack) -> tuple[str, ...]:
+    """As many as are free, up to `count`; no waiting, so that two who take some each cannot block one another."""
+    taken: list[str] = []
+    for gpu in gpus:
+        if len(taken) == count:
+            break
+        lock = _open(folder / f"{gpu}.lock")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        held.callback(os.close, lock)
+        taken.append(gpu)
+    return tuple(taken)
+
+
+def _open(path: Path) -> int:
+    """Another user may have made it; to lock it, reading is enough."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDONLY, 0o644))
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)

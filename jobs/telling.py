@@ -1,0 +1,65 @@
+"""From a run's progress to the newest that its driver knows: how far, how long still, what an interruption costs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from jobs.link import Link
+from jobs.outcome import Event
+from jobs.progress import Clock, Pace, Progress
+
+# Of a step's record, what people want to see of a job from far.
+_METRICS = ("loss", "learning_rate", "grad_norm", "epoch", "tokens_per_s")
+
+
+class Telling:
+    """A Progress that passes everything on, and tells the link."""
+
+    def __init__(self, inner: Progress, link: Link, clock: Clock = time.monotonic) -> None:
+        self._inner, self._link, self._clock = inner, link, clock
+        self._pace = Pace(clock)
+        self._began = clock()
+        self._startup_s: float | None = None  # from here to the end of the first step
+        self._saved = 0  # the step that a checkpoint holds
+        self._step, self._step_s = 0, 0.0
+
+    def event(self, event: Event) -> None:
+        self._inner.event(event)
+        data = event.data
+        if event.kind == "phase" and "root" in data:
+            self._link.tell(run=data["root"])
+        elif data.get("phase") == "workers":
+            self._began = self._clock()  # preparing the data is done once
+        elif event.kind == "plan" and "total_steps" in data:
+            self._pace.total = data["total_steps"]
+            self._link.tell(total_steps=data["total_steps"])
+        elif (event.kind == "checkpoint" or data.get("phase") == "resumed") and "step" in data:
+            self._saved = max(self._saved, data["step"])
+            self._step = max(self._step, self._saved)
+            self._link.tell(step=self._step, interruption_cost_s=self.interruption_cost_s())
+        elif event.kind == "evaluated":
+            self._link.tell(metrics=data.get("metrics", {}))
+
+    def step(self, record: dict[str, Any]) -> None:
+        self._inner.step(record)
+        if self._startup_s is None:
+            self._startup_s = self._clock() - self._began
+        self._step, self._step_s = int(record["step"]), float(record.get("step_time_s", self._step_s))
+        metrics = {name: value for name, value in record.items() if name in _METRICS or name.startswith("eval_")}
+        known: dict[str, Any] = {"step": self._step, "metrics": metrics}
+        eta_s = self._pace.eta_s(record)
+        if eta_s is not None:
+            known["remaining_s"] = eta_s
+        self._link.tell(**known, interruption_cost_s=self.interruption_cost_s())
+
+    def interruption_cost_s(self) -> float:
+        """Steps that no checkpoint holds would be done again, after starting as slowly as this time.
+
+        A run that is *asked* to stop saves first; this is what it costs where it cannot.
+        """
+        startup_s = self._startup_s if self._startup_s is not None else self._clock() - self._began
+        return startup_s + max(self._step - self._saved, 0) * self._step_s
+
+    def close(self) -> None:
+        self._inner.close()

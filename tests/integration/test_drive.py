@@ -1,0 +1,188 @@
+"""The driver of a queued job that trains, as a process, with a server that may be silent, or want it to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cluster.settings import DriverPlace
+from cluster.wire import Order, Registered
+from jobs.checkpoints import committed_steps
+from jobs.load import dump_spec
+from jobs.outcome import Status, read_outcome
+from jobs.paths import JobPaths
+from jobs.record import read_steps
+from tests.support import tiny
+from tests.support.drivers import Driver, driver, registered, rss_mb
+from tests.support.processes import free_port, processes_with, wait_for
+from tests.support.wireserver import ATTEMPT, JOB, TOKEN, WireServer, wire_server
+
+NOTHING = Registered(kind="finetune", spec={}, placement=(("n1", 1),), engine="local")
+SECRET = "a-planted-value-9c1"
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("drive")
+    tiny.save_model(folder / "llama", "llama")
+    tiny.write_text(folder / "text.jsonl", 400)
+    return folder
+
+
+def spec(workshop: pathlib.Path, **changes: Any) -> dict[str, Any]:
+    made = tiny.spec_of(workshop / "runs", workshop / "llama", workshop / "text.jsonl", **changes)
+    return json.loads(dump_spec(made))
+
+
+@pytest.fixture
+def server() -> Iterator[WireServer]:
+    with wire_server(NOTHING) as server:
+        yield server
+
+
+def run_of(server: WireServer) -> JobPaths:
+    wait_for(lambda: server.newest.run, "the server knows the run", 60)
+    assert server.newest.run is not None
+    return JobPaths(server.newest.run)
+
+
+def trains(server: WireServer, driving: Driver, step: int = 2) -> None:
+    wait_for(
+        lambda: (server.newest.step or 0) >= step or driving.process.poll() is not None, f"step {step} is told", 120
+    )
+    assert driving.process.poll() is None, driving.output
+
+
+def test_a_driver_that_waits_for_its_server_is_small_and_ends_when_it_is_told_to() -> None:
+    place = DriverPlace(f"http://127.0.0.1:{free_port()}", JOB, ATTEMPT, TOKEN)
+    with driver(WireServer(NOTHING, port=int(place.url.rpartition(":")[2]))) as waiting:
+        waiting.wait_for("waiting for the server")
+        assert rss_mb(waiting.process.pid) < 60
+        waiting.process.send_signal(signal.SIGTERM)
+        assert waiting.ended(10) == 130
+    assert TOKEN not in waiting.output
+
+
+def test_a_driver_that_nobody_has_given_a_job_says_what_to_do(server: WireServer) -> None:
+    with driver(server, FLEETUNE_JOB="") as lost:
+        assert lost.ended() == 2
+    assert "fleetune run SPEC, or fleetune submit SPEC" in lost.output
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"), [(410, 130, "is over"), (422, 75, "does not understand"), (400, 2, "the test says 400")]
+)
+def test_a_driver_that_is_not_wanted_ends(server: WireServer, status: int, code: int, said: str) -> None:
+    server.status = status
+    with driver(server) as unwanted:
+        assert unwanted.ended() == code
+    assert said in unwanted.output
+
+
+def test_a_spec_that_is_none_and_an_order_that_comes_first_end_the_driver(server: WireServer) -> None:
+    with driver(server) as wrong:
+        assert wrong.ended() == 2
+    assert "error: model: is missing" in wrong.output
+    server.registered = NOTHING.model_copy(update={"order": Order.STOP})
+    with driver(server) as late:
+        assert late.ended() == 130
+
+
+@pytest.mark.slow
+def test_a_job_trains_and_its_server_hears_of_it_through_a_long_silence(
+    server: WireServer, workshop: pathlib.Path
+) -> None:
+    wanted = spec(workshop, train__max_steps=40, data__eval_fraction=0.2, queue__secrets=["PLANTED"])
+    server.registered = registered(wanted, secrets={"PLANTED": SECRET})
+    with driver(server) as training:
+        trains(server, training)
+        paths, before = run_of(server), len(server.beats)
+        server.silent = True
+        training.wait_for("goes on without it")
+        wait_for(lambda: len(read_steps(paths)) >= 20, "it trains on", 60)
+        assert len(server.beats) == before
+        server.silent = False
+        assert training.ended() == 0, training.output
+    beat = server.newest
+    assert (beat.step, beat.total_steps, beat.run) == (40, 40, paths.root)
+    assert {"loss", "learning_rate", "eval_loss"} <= set(beat.metrics) and beat.remaining_s == 0
+    assert beat.interruption_cost_s is not None and 0 < beat.interruption_cost_s < 120
+    assert training.output.count("goes on without it") == 1
+    outcome = read_outcome(paths)
+    assert outcome is not None and outcome.status is Status.SUCCEEDED and outcome.metrics["eval_loss"] > 0
+    assert SECRET not in training.output and not _files_with(paths, SECRET)
+    assert not processes_with(f"FLEETUNE_DRIVER_TOKEN={TOKEN}")
+
+
+def _files_with(paths: JobPaths, text: str) -> list[str]:
+    files = [path for path in pathlib.Path(paths.root).rglob("*") if path.is_file()]
+    return [str(path) for path in files if text.encode() in path.read_bytes()]
+
+
+@pytest.mark.slow
+def test_a_job_that_is_told_to_stop_saves_and_the_next_attempt_goes_on_in_the_same_run(
+    server: WireServer, workshop: pathlib.Path
+) -> None:
+    server.registered = registered(spec(workshop, train__max_steps=2000))
+    with driver(server) as first:
+        trains(server, first)
+        paths = run_of(server)
+        server.order = Order.STOP
+        first.process.send_signal(signal.SIGTERM)  # the machines say the same, and that is no impatience
+        assert first.ended() == 130, first.output
+    (saved,) = committed_steps(paths)
+    outcome = read_outcome(paths)
+    assert outcome is not None and outcome.status is Status.INTERRUPTED and outcome.step == saved
+    server.order = Order.GO_ON
+    server.requests.clear()
+    server.registered = registered(spec(workshop, train__max_steps=2000), run=paths.root)
+    with driver(server) as second:
+        wait_for(lambda: (server.newest.step or 0) > saved + 1, "it goes on", 120)
+        assert server.newest.run == paths.root
+        server.order = Order.STOP
+        assert second.ended() == 130, second.output
+    assert [record["step"] for record in read_steps(paths)][:saved] == list(range(1, saved + 1))
+
+
+@pytest.mark.slow
+def test_a_job_that_is_told_to_leave_ends_at_once_and_what_was_killed_goes_on_at_once(
+    server: WireServer, workshop: pathlib.Path
+) -> None:
+    server.registered = registered(spec(workshop, train__max_steps=2000, checkpoint__save_steps=1))
+    with driver(server) as first:
+        trains(server, first, 3)
+        paths = run_of(server)
+        server.order = Order.LEAVE
+        assert first.ended(20) == 130
+        assert read_outcome(paths) is None
+        assert not [pid for pid in processes_with(f"FLEETUNE_JOB={JOB}") if pid != os.getpid()]
+    server.order = Order.GO_ON
+    server.requests.clear()
+    server.registered = registered(spec(workshop, train__max_steps=2000), run=paths.root)
+    with driver(server) as second:
+        wait_for(lambda: (server.newest.step or 0) > 1 and server.newest.run == paths.root, "it goes on", 120)
+        second.process.send_signal(signal.SIGTERM)
+        assert second.ended() == 130, second.output
+    assert read_outcome(paths) is not None
+
+
+@pytest.mark.slow
+def test_a_run_that_has_succeeded_is_not_run_again_and_one_that_left_nothing_begins_anew(
+    server: WireServer, workshop: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    wanted = spec(workshop, train__max_steps=2)
+    server.registered = registered(wanted, run=str(tmp_path / "never-begun"))
+    with driver(server) as first:
+        assert first.ended() == 0, first.output
+    paths = run_of(server)
+    assert pathlib.Path(paths.root).parent == workshop / "runs"
+    server.registered = registered(wanted, run=paths.root)
+    with driver(server) as second:
+        assert second.ended(20) == 0, second.output
+    assert "has succeeded in an earlier attempt" in second.output and server.newest.run == paths.root

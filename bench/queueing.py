@@ -101,13 +101,8 @@ def submitting_over_http(folder: Path, rounds: int) -> Answer:
             bulk = [SENT | {"name": f"job-{number}", "env": {"TRIAL": str(trial)}} for trial in range(BULK)]
             found["http_bulk"].append(BULK * rate(3, partial(post, client, bulk)))
             found["raw_bulk"].append(BULK * rate(3, partial(insert, raw, BULK)))
-    rates = {f"{name}_jobs_per_s": round(statistics.median(values)) for name, values in found.items()}
     pairs = (("one_by_one", "http", "raw"), ("at_once", "http_at_once", "raw"), ("in_bulk", "http_bulk", "raw_bulk"))
-    return {
-        "result": "submitting_over_http",
-        **rates,
-        **{f"{n}_of_raw": ratio(found[a], found[b]) for n, a, b in pairs},
-    }
+    return {"result": "submitting_over_http", **medians(found), **ratios(found, pairs)}
 
 
 def medians(rates: dict[str, list[float]]) -> Answer:

@@ -161,11 +161,11 @@ def test_the_page_leads_to_a_finished_job(machines: Machines) -> None:
 
 
 def _check_ray(machines: Machines, said: str) -> None:
-    assert "0.0/4.0 CPU" in said, said
+    awaited(lambda: "0.0/4.0 CPU" in machines.run("head", "ray status"), lambda: said)
     mode = machines.run("worker-1", "stat -c %a ~/.ray/auth_token; ls /srv/fleetune")
     assert mode.split() == ["600", "data", "models"]
-    ask = "unset RAY_AUTH_MODE; HOME=/nowhere ray job list --address http://head:8265 2>&1 || true"
-    assert "Unauthenticated" in machines.run("head", ask) or "401" in machines.run("head", ask)
+    without = "import urllib.request as u; u.urlopen('http://127.0.0.1:8265/api/jobs/', timeout=20)"
+    assert "401" in machines.run("head", f'python -c "{without}" 2>&1 || true')
 
 
 def _check_first_job(machines: Machines, said: str) -> None:
@@ -177,15 +177,12 @@ def _check_first_job(machines: Machines, said: str) -> None:
     assert outcome is not None and outcome.status is Status.SUCCEEDED
     assert [record["step"] for record in read_journal(str(root / "metrics"))] == [1, 2, 3, 4, 5]
     assert (root / "model/model.safetensors").exists()
-    placed = [line for line in (root / "spec.json").read_text().splitlines() if "num_workers" in line]
-    assert placed and json.loads((root / "manifest.json").read_text())["nodes"] == 3
-    hosts_of_workers = {name for name in ("worker-1", "worker-2") if _has_run_a_worker(machines, name)}
-    assert hosts_of_workers == {"worker-1", "worker-2"}
+    assert [name for name in NAMES if _has_run_a_worker(machines, name)] == ["worker-1", "worker-2"]
 
 
 def _has_run_a_worker(machines: Machines, name: str) -> bool:
-    logs = machines.by_name[name].private / "ray/session_latest/logs"
-    return any(b"RayTrainWorker" in file.read_bytes() for file in logs.glob("*.log"))
+    logs = (machines.by_name[name].private / "ray").glob("session_2*/logs/worker-*")
+    return any(b"RayTrainWorker" in file.read_bytes() for file in logs)
 
 
 def _check_drained(machines: Machines, said: str) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from cluster.local_supervisor import descendants, kill
-from cluster.settings import DRIVER_TOKEN, driver_place, take_out
+from cluster.settings import DRIVER_TOKEN, DriverPlace, driver_place, take_out
 from cluster.wire import Order, Registered
 from jobs.errors import FleetuneError, InputError, Interrupted
 from jobs.link import HttpLink
@@ -43,7 +43,7 @@ def main() -> int:
             if registered.order is not Order.GO_ON:
                 raise Interrupted(f"the server says: {registered.order}")
             link.start(registered.beat_every_s, obey)
-            return run(registered, link, say)
+            return run(registered, place, link, say)
     except FleetuneError as error:
         say(f"error: {error}")
         return error.exit_code
@@ -55,12 +55,12 @@ def main() -> int:
             link.close()
 
 
-def run(registered: Registered, link: HttpLink, say: Teller) -> int:
+def run(registered: Registered, place: DriverPlace, link: HttpLink, say: Teller) -> int:
     """What is imported here is what the kind of job needs. Raises FleetuneError."""
     if registered.kind == "command":
         from jobs.command.drive import drive_command
 
-        return drive_command(registered, say)
+        return drive_command(registered, place, say.stream.fileno(), say)
     from jobs.drivetraining import drive_training
 
     return drive_training(registered, link, say.stream, say)

@@ -1,0 +1,177 @@
+"""The processes of a gang on the nodes of a Ray cluster: one actor for each, all in one placement group."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from cluster.ray_backend import NODE_LABEL, connected, snapshot
+from jobs.command.member import Member
+from jobs.command.places import Place
+from jobs.commandspec import CommandSpec
+from jobs.errors import CapacityError, MachinesFailed, SpecError
+
+_PLACED_S: Final = 300.0  # so long may whoever was there before take to go
+_LOOK_S, _ANSWER_S, _GONE_S = 2.0, 120.0, 15.0
+
+
+class RayProcess:
+    """One process, seen from the driver."""
+
+    def __init__(self, actor: Any, node: str) -> None:
+        self._actor, self._node = actor, node
+
+    def read(self, wait_s: float) -> tuple[bytes, int | None]:
+        output: tuple[bytes, int | None] = self.ask("read", wait_s)
+        return output
+
+    def stop(self, *, hard: bool = False) -> None:
+        self.ask("stop", hard)
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """Raises MachinesFailed."""
+        import ray
+
+        try:
+            return ray.get(getattr(self._actor, method).remote(*arguments), timeout=_ANSWER_S)
+        except ray.exceptions.RayError as error:
+            why = str(error).strip().splitlines() or [type(error).__name__]
+            raise MachinesFailed(f"a process on node {self._node} is lost: {why[0]}") from error
+
+
+class Host:
+    """In a worker of Ray: the program as a child of it. Made an actor of by `_actors`."""
+
+    def __init__(self) -> None:
+        self._member = Member()
+
+    def address(self) -> tuple[str, int]:
+        """Where a process of this node may listen."""
+        import ray
+
+        from jobs.command.local_gang import free_port
+
+        return ray.util.get_node_ip_address(), free_port("")
+
+    def start(
+        self,
+        spec: CommandSpec,
+        place: Place,
+        master: tuple[str, int],
+        variables: Mapping[str, str],
+    ) -> str | None:
+        import os
+
+        import ray
+
+        from cluster.settings import with_environment
+        from jobs.command.places import environment_of_program, variables_of
+
+        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        environment = environment_of_program(with_environment({}), {**variables, **variables_of(place, master, gpus)})
+        return self._member.start(spec.command, environment, spec.working_dir or os.getcwd())
+
+    def read(self, wait_s: float) -> tuple[bytes, int | None]:
+        return self._member.read(wait_s)
+
+    def stop(self, hard: bool) -> None:
+        self._member.stop(hard=hard)
+
+    def close(self) -> None:
+        self._member.close()
+
+
+@contextlib.contextmanager
+def ray_gang(
+    spec: CommandSpec,
+    places: Sequence[Place],
+    variables: Mapping[str, str],
+    address: str,
+    check: Callable[[], None],
+) -> Iterator[list[RayProcess]]:
+    """All of them, started; neither they nor anything on Ray is left when the context has ended.
+
+    Args:
+        variables: of the programs; they go to the actors alone.
+        check: called while this waits; what it raises ends the wait.
+
+    Raises:
+        SpecError: the program cannot be started.
+        MachinesFailed: the nodes are not there any more, or have no room.
+    """
+    try:
+        with connected(address, None), _placed(spec, places, check) as group, _actors(spec, places, group) as processes:
+            master = processes[0].ask("address")
+            for process, place in zip(processes, places, strict=True):
+                if problem := process.ask("start", spec, place, master, variables):
+                    raise SpecError(problem)
+            yield processes
+    except CapacityError as error:
+        raise MachinesFailed(str(error)) from error
+
+
+@contextlib.contextmanager
+def _placed(spec: CommandSpec, places: Sequence[Place], check: Callable[[], None]) -> Iterator[Any]:
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    resources = spec.resources
+    bundle: dict[str, float] = {"CPU": float(resources.cpus_per_worker)}
+    if resources.gpus_per_worker:
+        bundle["GPU"] = float(resources.gpus_per_worker)
+    group = placement_group(
+        [dict(bundle) for _ in places],
+        strategy="PACK",
+        bundle_label_selector=[{NODE_LABEL: place.node} for place in places],
+    )
+    try:
+        _wait_until_placed(group, places, check)
+        yield group
+    finally:
+        remove_placement_group(group)
+        _wait_until_gone(group)
+
+
+def _wait_until_placed(group: Any, places: Sequence[Place], check: Callable[[], None]) -> None:
+    deadline = time.monotonic() + _PLACED_S
+    while not group.wait(_LOOK_S):
+        check()
+        gone = sorted({place.node for place in places} - {node.node_id for node in snapshot().nodes})
+        if gone:
+            raise MachinesFailed(f"nodes of this attempt are not in the Ray cluster any more: {', '.join(gone)}")
+        if time.monotonic() > deadline:
+            raise MachinesFailed(f"the nodes of this attempt had no room for it within {_PLACED_S:.0f} s")
+
+
+def _wait_until_gone(group: Any) -> None:
+    """Ray removes it without haste; the next job shall find the room."""
+    from ray.util.placement_group import placement_group_table
+
+    deadline = time.monotonic() + _GONE_S
+    while placement_group_table(group).get("state") not in (None, "REMOVED") and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _actors(spec: CommandSpec, places: Sequence[Place], group: Any) -> Iterator[list[RayProcess]]:
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    resources = spec.resources
+    kind = ray.remote(Host).options(
+        num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_concurrency=3, max_restarts=0
+    )
+    actors = [
+        kind.options(
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place.rank)
+        ).remote()
+        for place in places
+    ]
+    try:
+        yield [RayProcess(actor, place.node) for actor, place in zip(actors, places, strict=True)]
+    finally:
+        closed = [actor.close.remote() for actor in actors]
+        ray.wait(closed, num_returns=len(closed), timeout=_GONE_S)
+        for actor in actors:
+            ray.kill(actor)

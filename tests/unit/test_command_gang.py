@@ -1,0 +1,120 @@
+"""Places, exit codes and output of a gang of processes: what needs no process."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.wire import Registered
+from jobs.command.output import LONGEST_LINE, Log
+from jobs.command.places import (
+    environment_of_program,
+    exit_code_of,
+    how_it_ended,
+    places_of,
+    variables_of,
+    variables_of_job,
+)
+from jobs.commandspec import CommandSpec
+from jobs.errors import MachinesFailed
+
+
+def written(outputs: list[bytes], *, world_size: int = 2, secrets: tuple[str, ...] = ()) -> bytes:
+    into = list[bytes]()
+    lines = Log(into.append, secrets).of(1, world_size)
+    for output in outputs:
+        lines(output)
+    lines.end()
+    return b"".join(into)
+
+
+def test_ranks_follow_the_lease_and_those_of_one_node_are_together() -> None:
+    places = places_of((("b", 2), ("a", 1), ("b", 1)), 4)
+    assert [(place.rank, place.node, place.local_rank, place.node_rank) for place in places] == [
+        (0, "b", 0, 0), (1, "b", 1, 0), (2, "b", 2, 0), (3, "a", 0, 1),
+    ]  # fmt: skip
+    assert {place.world_size for place in places} == {4} and places[3].local_world_size == 1
+
+
+def test_a_lease_for_another_gang_is_no_place_to_start() -> None:
+    with pytest.raises(MachinesFailed, match="room for 3 processes, and the job has 2"):
+        places_of((("a", 3),), 2)
+
+
+def test_a_process_is_told_its_place_and_its_gpus() -> None:
+    place = places_of((("a", 1), ("b", 2)), 3)[2]
+    assert variables_of(place, ("10.0.0.1", 1234), ["3", "5"]) == {
+        "RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "NODE_RANK": "1",
+        "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234", "CUDA_VISIBLE_DEVICES": "3,5",
+    }  # fmt: skip
+
+
+def test_what_the_queue_says_goes_before_what_the_spec_says_and_the_driver_s_token_stays_with_it() -> None:
+    spec = CommandSpec(kind="command", command=("x",), env={"A": "spec", "FLEETUNE_JOB": "spec", "B": "spec"})
+    registered = Registered(
+        kind="command", spec={}, placement=(), engine="local", secrets={"B": "s"}, parents={"p": "/r/p", "q": "/r/q"}
+    )
+    told = variables_of_job(spec, registered, "job-1", 3)
+    assert (told["A"], told["B"], told["FLEETUNE_JOB"], told["FLEETUNE_ATTEMPT"]) == ("spec", "s", "job-1", "3")
+    assert told["FLEETUNE_PARENT_RUN"] == "/r/p" and json.loads(told["FLEETUNE_PARENT_RUNS"]) == registered.parents
+    around = {"FLEETUNE_DRIVER_TOKEN": "t", "RAY_JOB_CONFIG_JSON_ENV_VAR": "{}", "PATH": "/bin", "A": "around"}
+    assert environment_of_program(around, told) == {**told, "PATH": "/bin"}
+    alone = variables_of_job(spec, registered.model_copy(update={"parents": {}}), "job-1", 3)
+    assert "FLEETUNE_PARENT_RUN" not in alone and alone["FLEETUNE_PARENT_RUNS"] == "{}"
+
+
+@pytest.mark.parametrize(
+    ("code", "driver"),
+    [(0, 0), (1, 1), (3, 3), (125, 125), (2, 1), (75, 1), (126, 1), (127, 1), (130, 1), (255, 1), (-9, 1), (-15, 1)],
+)
+def test_no_program_can_say_what_only_a_driver_says(code: int, driver: int) -> None:
+    assert exit_code_of(code) == driver
+    assert str(abs(code)) in how_it_ended(code)
+
+
+def test_lines_are_whole_and_say_whose_they_are() -> None:
+    assert written([b"a\nb", b"c\r\n\n10%\r20%\rdone"]) == b"[1] a\n[1] bc\n[1] 10%\n[1] 20%\n[1] done\n"
+    assert written([b"a\nb"], world_size=1) == b"a\nb\n"
+
+
+def test_a_line_that_does_not_end_is_cut_and_not_kept() -> None:
+    into = list[bytes]()
+    lines = Log(into.append, ()).of(0, 2)
+    for _ in range(100):
+        lines(b"x" * 10_000)
+    assert sum(map(len, into)) > 990_000 and max(len(line) for line in b"".join(into).split(b"\n")) <= LONGEST_LINE + 4
+
+
+@given(
+    secret=st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), min_size=4, max_size=40).filter(
+        lambda secret: "*" not in secret and "x" not in secret
+    ),
+    before=st.integers(0, 2 * LONGEST_LINE),
+    cuts=st.lists(st.integers(0, 3 * LONGEST_LINE), max_size=6),
+)
+def test_a_secret_is_hidden_wherever_the_output_is_cut(secret: str, before: int, cuts: list[int]) -> None:
+    whole = b"x" * before + secret.encode() + b"x" * LONGEST_LINE + b"\n" + secret.encode()
+    edges = sorted({0, len(whole), *(cut for cut in cuts if cut < len(whole))})
+    outputs = [whole[begin:end] for begin, end in itertools.pairwise(edges)]
+    out = written(outputs, secrets=(secret, "other")).replace(b"\n[1] ", b"").replace(b"[1] ", b"")
+    assert secret.encode() not in out and out.count(b"x") == before + LONGEST_LINE
+
+
+def test_secrets_of_several_lines_and_within_one_another_are_hidden_and_very_short_ones_are_not() -> None:
+    secrets = ("line-one\nline-two", "abcd", "abcdef", "no", "")
+    assert written([b"line-one line-two abcdef abcd no\n"], secrets=secrets) == b"[1] *** *** *** *** no\n"
+
+
+def test_a_log_that_nobody_reads_is_written_by_one_process_at_a_time() -> None:
+    into: list[Any] = []
+    log = Log(into.append, ())
+    one, two = log.of(0, 2), log.of(1, 2)
+    one(b"a")
+    two(b"b\n")
+    one(b"a\n")
+    assert into == [b"[1] b\n", b"[0] aa\n"]

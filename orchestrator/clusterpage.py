@@ -7,7 +7,7 @@ from typing import Final
 
 from orchestrator.api import EventView, NodeView, QuotaView, TenantView, UsageRow
 from orchestrator.queuepage import at_words
-from orchestrator.tables import columns, cut
+from orchestrator.tables import columns, cut, plain
 
 LONGEST_NODE: Final = 16  # characters; Ray's ids have 56, and the start of one is enough for every command
 
@@ -79,4 +79,6 @@ def usage_page(rows: Sequence[UsageRow], width: int | None) -> str:
 
 
 def event_line(event: EventView) -> str:
-    return "  ".join(filter(None, (at_words(event.at_s), event.job_id or "cluster", event.message or event.kind)))
+    return "  ".join(
+        filter(None, (at_words(event.at_s), event.job_id or "cluster", plain(event.message or event.kind)))
+    )

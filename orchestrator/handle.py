@@ -123,7 +123,7 @@ class JobHandle:
         source, log = "", ""
         if view.attempt:
             try:
-                source, log = telling_end(self._connection, self.id)
+                source, log = telling_end(self._connection, view)
             except FleetuneError as error:
                 source, log = "not readable", str(error)
         return JobFailed(view.job_id, view.reason, view.message, log, source)

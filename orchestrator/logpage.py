@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 
@@ -13,7 +14,14 @@ from orchestrator.connection import Connection
 from orchestrator.jobref import job_path
 from orchestrator.logreading import LogLine, LogReader, followed
 from orchestrator.queue.states import ENDED
-from orchestrator.queuepage import size_words
+
+# Escape sequences other than colours; then all that is no character of a text.
+_CONTROL = re.compile(
+    r"\x1b\[[0-9;:?]*[ -/]*[@-ln-~]"  # that moves, erases, asks
+    r"|\x1b[\]PX^_].*?(?:\x07|\x1b\\|$)"  # titles, clipboards
+    r"|\x1b(?!\[[0-9;]*m)"
+    r"|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f\x80-\x9f]"
+)
 
 
 def print_logs(
@@ -39,8 +47,9 @@ def print_logs(
             printed = True
             _print(line, source, as_json)
     if not printed and not as_json:
-        what = "it has ended without writing any" if last.state in ENDED else f"it is {last.state}, {size_words(last)}"
-        typer.echo(f"job {job.job_id} has no {f'log {source}' if source else 'logs'} yet: {what}", err=True)
+        which = f"log {source}" if source else "logs"
+        yet = "" if last.state in ENDED else f" yet: it is {last.state}"
+        typer.echo(f"job {job.job_id} has no {which}{yet}", err=True)
     return last
 
 
@@ -63,4 +72,14 @@ def _print(line: LogLine, source: str | None, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"source": line.source, "text": line.text}))
     else:
-        typer.echo(line.text if source else str(line))
+        text = printable(line.text)
+        typer.echo(text if source else f"{line.source} | {text}")
+
+
+def printable(text: str) -> str:
+    """As a terminal would leave it: of a line that was drawn several times the last, and nothing that moves elsewhere.
+
+    A log may hold anything. Colours are left in it.
+    """
+    drawn = next((part for part in reversed(text.split("\r")) if part), "")
+    return _CONTROL.sub("", drawn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,8 +20,8 @@ OUTPUT: Final = "output"  # of the newest attempt: it begins anew with each
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 1.0
 TAIL_LINES: Final = 20
-# Where an error is told best, the best first.
-_TELLING: Final = ("driver", "rank-0", OUTPUT)
+_ATTEMPT = re.compile(rf"^{OUTPUT}(-[0-9]+)?$")
+_LATER = re.compile(rf"^(rank-[0-9]+|{OUTPUT}-[0-9]+)$")  # may still come
 
 
 @dataclass(frozen=True)
@@ -44,34 +45,40 @@ class LogReader:
         self._path = f"/v1/jobs/{quote(job_id, safe='')}/logs"
         self._next: dict[str, int] = {}
         self._begun: dict[str, str] = {}  # lines without an end so far
-        self._attempt: int | None = None
-
-    def sources(self) -> tuple[str, ...]:
-        """
-        Raises:
-            InputError: the one that is asked for is none of them, and others are there.
-        """
-        found = self._connection.get(self._path, LogSources).sources
-        if self._source is None:
-            return found
-        if found and self._source not in found and not self._source.startswith("rank-"):
-            hint = did_you_mean(self._source, found) or f": there are {', '.join(found)}"
-            raise InputError(f"the job has no log {self._source!r}{hint}")
-        return (self._source,) if self._source in found else ()
+        self._ended: set[str] = set()
+        self._first_attempt: int | None = None
 
     def new(self, attempt: int) -> Iterator[LogLine]:
-        """What is there and was not given yet. `attempt`: the job's newest."""
-        if self._attempt is not None and attempt != self._attempt:
-            yield from self._ends(OUTPUT)
-            self._next.pop(OUTPUT, None)
-        self._attempt = attempt
-        for source in self.sources():
-            yield from self._of(source)
+        """What is there and was not given yet. `attempt`: the job's newest.
+
+        Raises:
+            InputError: it has logs, and not the one that is asked for.
+        """
+        if self._first_attempt is None:
+            self._first_attempt = attempt
+        for source in self._sources(attempt):
+            if source not in self._ended:
+                yield from self._of(source)
 
     def rest(self) -> Iterator[LogLine]:
         """Lines whose ends have not come."""
         for source in tuple(self._begun):
-            yield from self._ends(source)
+            yield LogLine(_shown(source), self._begun.pop(source))
+
+    def _sources(self, attempt: int) -> list[str]:
+        """The outputs of attempts by their numbers, oldest first, then the logs of the run."""
+        found = self._connection.get(self._path, LogSources).sources
+        outputs = [f"{OUTPUT}-{number}" for number in range(1, attempt + 1)]
+        every = [*outputs, *(one for one in found if not _ATTEMPT.match(one))]
+        if self._source is None:
+            return every
+        if self._source == OUTPUT:  # the newest, and those that come later
+            return outputs[max((self._first_attempt or 1) - 1, 0) :]
+        if self._source not in every and len(every) > len(outputs) and not _LATER.match(self._source):
+            known = (OUTPUT, *every)
+            hint = did_you_mean(self._source, known) or f": there are {', '.join(known)}"
+            raise InputError(f"the job has no log {self._source!r}{hint}")
+        return [self._source] if self._source in every else []
 
     def _of(self, source: str) -> Iterator[LogLine]:
         while True:
@@ -81,13 +88,16 @@ class LogReader:
             *lines, begun = (self._begun.pop(source, "") + part.text).split("\n")
             if begun:
                 self._begun[source] = begun
-            yield from (LogLine(source, line.rstrip("\r")) for line in lines)
-            if part.next <= after:
+            yield from (LogLine(_shown(source), line.rstrip("\r")) for line in lines)
+            if part.ended:
+                self._ended.add(source)
+            if part.ended or part.next <= after:
                 return
 
-    def _ends(self, source: str) -> Iterator[LogLine]:
-        if begun := self._begun.pop(source, ""):
-            yield LogLine(source, begun)
+
+def _shown(source: str) -> str:
+    """Most jobs have one attempt only."""
+    return OUTPUT if source == f"{OUTPUT}-1" else source
 
 
 def followed(reader: LogReader, look: Callable[[], JobView]) -> Iterator[LogLine]:
@@ -105,13 +115,17 @@ def followed(reader: LogReader, look: Callable[[], JobView]) -> Iterator[LogLine
         time.sleep(pause_s)
 
 
-def telling_end(connection: Connection, job_id: str, lines: int = TAIL_LINES) -> tuple[str, str]:
-    """The log that tells most of an end, and its last lines; two empty texts where nothing was written."""
-    found = LogReader(connection, job_id).sources()
-    order = [*(one for one in _TELLING if one in found), *(one for one in found if one not in _TELLING)]
-    for source in order:
-        reader = LogReader(connection, job_id, source)
-        last = deque((line.text for line in reader.new(0)), maxlen=lines)
+def telling_end(connection: Connection, job: JobView, lines: int = TAIL_LINES) -> tuple[str, str]:
+    """The log that tells most of an end, and its last lines; two empty texts where nothing was written.
+
+    A run's driver says in its output how it ended; so does a command, whose ranks all write there.
+    """
+    for source in (OUTPUT, "driver", "rank-0"):
+        reader = LogReader(connection, job.job_id, source)
+        try:
+            last = deque((line.text for line in reader.new(job.attempt)), maxlen=lines)
+        except InputError:
+            continue
         last.extend(line.text for line in reader.rest())
         if text := "\n".join(last).strip("\n"):
             return source, text

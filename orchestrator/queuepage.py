@@ -10,7 +10,7 @@ from jobs.progress import duration
 from orchestrator.api import EventView, JobView, WhyView
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Reason, State, Wanted
 from orchestrator.show import numbers, table
-from orchestrator.tables import columns
+from orchestrator.tables import columns, plain
 
 QUEUE_HEAD: Final = ("JOB", "STATE", "TENANT", "PRIO", "SIZE", "TIME", "STEP", "NEXT")
 DAY_S: Final = 86_400.0
@@ -132,10 +132,11 @@ def at_words(at_s: float | None) -> str:
 def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], now_s: float) -> str:
     """`fleetune status`. `events`: the last ones."""
     state = _state(job)
+    message = "\n".join(map(plain, job.message.splitlines()))
     told = f"{state} ({job.reason})" if str(job.reason) not in (state, "answered", "finished") else state
     rows = [
         ("job", job.job_id),
-        ("state", f"{told}{f': {job.message}' if job.message else ''}"),
+        ("state", f"{told}{f': {message}' if message else ''}"),
         ("kind", job.kind),
         ("size", size_words(job)),
         ("tenant", f"{job.tenant} (submitted by {job.submitted_by})"),
@@ -160,7 +161,9 @@ def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], 
     if why is not None:
         parts.append(why_page(why, now_s))
     if events:
-        parts.append("last events:\n" + table(((at_words(one.at_s), one.message or one.kind) for one in events), "  "))
+        parts.append(
+            "last events:\n" + table(((at_words(one.at_s), plain(one.message or one.kind)) for one in events), "  ")
+        )
     return "\n\n".join(parts)
 
 

@@ -17,6 +17,7 @@ def columns(
         droppable: heads of columns that are left out where the table is too wide, the first of them first. If that
             is not enough, the last column is cut.
     """
+    rows = [tuple(map(plain, row)) for row in rows]
     kept = [at for at in range(len(head)) if any(row[at] for row in rows)] or list(range(len(head)))
     for name in droppable:
         if width is None or _width(head, rows, kept) <= width:
@@ -24,6 +25,11 @@ def columns(
         kept = [at for at in kept if head[at] != name]
     lines = [_line([row[at] for at in kept], _widths(head, rows, kept)) for row in (head, *rows)]
     return "\n".join(lines if width is None else [cut(line, width) for line in lines])
+
+
+def plain(text: str) -> str:
+    """One line, and nothing that a terminal would take for an order."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else " " for one in text)
 
 
 def cut(text: str, width: int) -> str:

@@ -39,7 +39,9 @@ def _try(order: WebhookOrder) -> tuple[str, bool]:
     headers = {"Content-Type": "application/json", "User-Agent": "fleetune"}
     try:
         answer = httpx.post(order.url, content=order.body, headers=headers, timeout=TIMEOUT_S, follow_redirects=False)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+        return f"{_place(order.url)} is no URL that something can be sent to", True
+    except httpx.HTTPError as error:
         return f"{_place(order.url)} cannot be reached: {type(error).__name__}: {error}"[:_SHOWN], False
     if answer.is_success:
         return "", True

@@ -52,6 +52,26 @@ def expected_starts(
     return {row: _range(early.get(row), likely.get(row), late.get(row)) for row in rows}
 
 
+def rough_start(snapshot: Snapshot, before: Sequence[int], ran_s: Sequence[float]) -> Expected:
+    """The same of a job far back in a long queue, from the work before it alone.
+
+    All of it, shared out over the cluster, would be done some time after the job has started: by then, what still runs
+    has half of E[t^2] / E[t] left, as what is met of intervals at a random moment has.
+
+    Args:
+        before: rows of the waiting jobs that go first.
+    """
+    left_s = _left_s(snapshot, ran_s or USUAL_S)
+    rows = np.concatenate((snapshot.running.nonzero()[0], np.array(before, np.intp)))
+    slots = float(snapshot.cluster.sizes[snapshot.cluster.usable].sum())
+    if not slots:
+        return Expected(None, None, None)
+    work = left_s[rows] * snapshot.jobs.size[rows]
+    still_runs_s = float((work * left_s[rows]).sum() / (2.0 * work.sum())) if len(rows) else 0.0
+    start_s = max(float(work.sum()) / slots - still_runs_s, 0.0)
+    return Expected(start_s, EARLIER * SHORTER * start_s, LATER * LONGER * start_s)
+
+
 def _left_s(snapshot: Snapshot, ran_s: Sequence[float]) -> Floats:
     """[rows]; as measured; else what jobs had left that had run as long, each job another one of them."""
     jobs = snapshot.jobs

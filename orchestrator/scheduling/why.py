@@ -77,11 +77,12 @@ class Why:
     expected: Expected | None
 
 
-def why(snapshot: Snapshot, policy: Policy, row: int, ran_s: Sequence[float] = ()) -> Why:
+def why(snapshot: Snapshot, policy: Policy, row: int, ran_s: Sequence[float] = (), *, expects: bool = True) -> Why:
     """Explain one job of a snapshot.
 
     Args:
         ran_s: run times of some jobs that have ended lately, for the expected start.
+        expects: whether to look for the expected start, which takes long in a long queue.
     """
     stands = standing(snapshot, policy)
     gang = snapshot.jobs.gang_of(row)
@@ -104,7 +105,7 @@ def why(snapshot: Snapshot, policy: Policy, row: int, ran_s: Sequence[float] = (
         before=before,
         room_at_s=room_at_s,
         room_on=room_on,
-        expected=expected_starts(snapshot, policy, [row], ran_s)[row] if waits else None,
+        expected=expected_starts(snapshot, policy, [row], ran_s)[row] if waits and expects else None,
     )
 
 

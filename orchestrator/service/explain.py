@@ -5,10 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cluster.errors import CapacityError
-from cluster.inventory import Inventory
+from cluster.errors import BackendUnreachable, CapacityError
 from cluster.placement import check_can_ever_fit
 from orchestrator.api import WhyView
 from orchestrator.queue.book import Book
@@ -17,8 +16,9 @@ from orchestrator.queue.records import Job
 from orchestrator.queue.shares import Shares, counts_since_s, used_of
 from orchestrator.queue.states import ENDED, State, Wanted
 from orchestrator.queue.store import Filter
+from orchestrator.scheduling.forecast import Expected, expected_starts, rough_start
 from orchestrator.scheduling.snapshot import Snapshot, Tenant
-from orchestrator.scheduling.why import why
+from orchestrator.scheduling.why import Why, why
 from orchestrator.scheduling.whytext import why_text
 from orchestrator.service import storytext
 from orchestrator.service.caller import ANYBODY, Caller
@@ -28,6 +28,7 @@ _KEPT_S = 5.0
 _ANSWERS_KEPT = 1000
 _ENDED_LATELY = 200
 _SHARES_KEPT_S = 60.0
+_RUN_FORWARD = 100  # jobs before one, at most, for which the queue is run forward
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class _Moment:
     row_of: dict[str, int]
     ran_s: tuple[float, ...]
     tenants: dict[str, Tenant]
-    inventory: Inventory
+    cluster: Cluster
+    silent: bool
 
 
 class Explainer:
@@ -106,12 +108,16 @@ class Explainer:
         if row is None:
             return _said(f"{job.job_id} is new in the queue: ask again in a few seconds")
         try:
-            check_can_ever_fit(job.gang, moment.inventory)
+            check_can_ever_fit(job.gang, moment.cluster.inventory)
         except CapacityError as error:
             return _said(f"{job.job_id} waits for machines that are not there: {error}")
-        found = why(moment.snapshot, self._surroundings.policy, row, moment.ran_s)
+        found = why(moment.snapshot, self._surroundings.policy, row, moment.ran_s, expects=False)
+        if moment.snapshot.waiting[row]:
+            found = replace(found, expected=self._expected(moment, found))
         names = [_name(one, caller) for one in moment.jobs]
         text = why_text(found, moment.snapshot, names)
+        if moment.silent:
+            text += "\nthe machines do not answer now: nothing is started until they do"
         if limit := storytext.limit(found, moment.tenants.get(job.tenant)):
             text += f"\n{limit}"
         expected, now_s = found.expected, moment.snapshot.now_s
@@ -120,6 +126,17 @@ class Explainer:
         starts = (expected.start_s, expected.earliest_s, expected.latest_s)
         start, earliest, latest = (None if at is None else now_s + at for at in starts)
         return WhyView(text=text, expected_start_s=start, earliest_start_s=earliest, latest_start_s=latest)
+
+    def _expected(self, moment: _Moment, found: Why) -> Expected:
+        """Near the head of the queue by running it forward, without those behind; further back roughly."""
+        before = [row for row, _ in found.before]
+        if len(before) > _RUN_FORWARD:
+            return rough_start(moment.snapshot, before, moment.ran_s)
+        rows = [*moment.snapshot.running.nonzero()[0].tolist(), *before, found.row]
+        jobs = [moment.jobs[row] for row in rows]
+        part = snapshot(jobs, {}, moment.cluster, moment.snapshot.now_s)
+        row = len(rows) - 1
+        return expected_starts(part, self._surroundings.policy, [row], moment.ran_s)[row]
 
     def _now(self) -> _Moment | None:
         """None: the machines have never answered."""
@@ -131,9 +148,14 @@ class Explainer:
 
     def _look(self) -> _Moment | None:
         store, now_s = self._surroundings.store, self._surroundings.clock.now_s()
-        inventory = self._surroundings.machines.last_known()
-        if inventory is None:
-            return None
+        machines = self._surroundings.machines
+        try:
+            inventory, silent = machines.inventory(), False
+        except BackendUnreachable:
+            known = machines.last_known()
+            if known is None:
+                return None
+            inventory, silent = known, True
         self._book.read()
         jobs, tenants, rules = tuple(self._book.jobs), tuple(store.tenants()), store.node_rules()
         cluster = Cluster(
@@ -141,6 +163,7 @@ class Explainer:
             tenants,
             self._shares_now(now_s).advance(jobs, now_s),
             closed=frozenset(rule.node_id for rule in rules),
+            slow=frozenset(job.job_id for job in jobs if job.state is State.STOPPING),  # they are still there
         )
         ended = store.jobs(Filter(states=(State.SUCCEEDED, State.FAILED)), limit=_ENDED_LATELY)
         return _Moment(
@@ -149,7 +172,8 @@ class Explainer:
             {job.job_id: row for row, job in enumerate(jobs)},
             tuple(job.attained_s for job in ended if job.attained_s > 0),
             {tenant.name: tenant for tenant in tenants},
-            inventory,
+            cluster,
+            silent,
         )
 
     def _shares_now(self, now_s: float) -> Shares:

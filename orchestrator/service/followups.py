@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster.resources import Gang
 from jobs.commandspec import CommandSpec
+from jobs.queuespec import OnEnd, Queue
 from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Job, NewJob, QueueEvent
 from orchestrator.queue.store import SubmissionKey
@@ -43,19 +44,17 @@ def _submit(surroundings: Surroundings, job: Job) -> None:
 
 def follower(job: Job, spec: dict[str, Any], python: tuple[str, ...]) -> NewJob:
     """The job that follows one that has ended; with nothing that follows itself."""
-    on_end = json.loads(job.on_end)
-    command, environment = on_end.get("command"), _told(job)
-    if command is None:
-        command = (*python, "-m", "jobs.webhook")
-        environment |= {"FLEETUNE_WEBHOOK_URL": on_end["webhook"], "FLEETUNE_WEBHOOK_BODY": json.dumps(_body(job))}
-    queue = spec.get("queue") or {}
+    on_end, environment, queue = OnEnd.model_validate_json(job.on_end), _told(job), spec.get("queue") or {}
+    command = on_end.command or (*python, "-m", "jobs.webhook")
+    if on_end.webhook is not None:
+        environment |= {"FLEETUNE_WEBHOOK_URL": on_end.webhook, "FLEETUNE_WEBHOOK_BODY": json.dumps(_body(job))}
     made = CommandSpec(
         kind="command",
         name=job.name[: _LONGEST_NAME - len(_END)] + _END,
-        command=tuple(command),
+        command=command,
         working_dir=spec.get("working_dir"),
         env=environment,
-        queue={"tenant": job.tenant, "priority": job.priority, "secrets": tuple(queue.get("secrets") or ())},
+        queue=Queue(tenant=job.tenant, priority=job.priority, secrets=tuple(queue.get("secrets") or ())),
     )
     return NewJob(
         name=made.name,

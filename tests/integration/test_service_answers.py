@@ -1,0 +1,230 @@
+"""Reasons, nodes and tenants, on a made-up cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from orchestrator.api import NodeOrderSent, QuotaSent, TenantSent
+from orchestrator.queue.errors import Forbidden, QueueError, UnknownJob, UnknownNode
+from orchestrator.queue.records import Job, Measured
+from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.store import Change
+from orchestrator.scheduling.forecast import rough_start
+from orchestrator.scheduling.policy import DEFAULT
+from orchestrator.scheduling.snapshot import Tenant
+from orchestrator.scheduling.why import why
+from orchestrator.service import nodes, tenants
+from orchestrator.service.explain import Explainer
+from tests.support.queueworld import START_S, new
+from tests.support.service import ANNA, ANYBODY, BERT, ServiceWorld, command, queue
+from tests.support.stores import go
+
+
+@pytest.fixture
+def world() -> Iterator[ServiceWorld]:
+    made = ServiceWorld(4, 4)
+    made.backend.script("*", runs_s=1e9)
+    yield made
+    made.close()
+
+
+def gpus(number: int, name: str = "job", **asks: Any) -> dict[str, Any]:
+    return command(name, resources={"num_workers": number, "gpus_per_worker": 1}, **queue(**asks))
+
+
+def submitted(world: ServiceWorld, spec: Any, by: Any = ANNA, passes: int = 2) -> Job:
+    (job,) = world.admit(spec, by=by)
+    world.passes(passes)
+    return world.job(job.job_id)
+
+
+def text(world: ServiceWorld, job: Job, by: Any = ANYBODY) -> str:
+    return Explainer(world.around).why(job.job_id, by).text
+
+
+def test_who_holds_what_a_job_waits_for_is_named_to_those_who_may_know(world: ServiceWorld) -> None:
+    first = submitted(world, gpus(8, "first"))
+    waits = submitted(world, gpus(2, "waits"), by=BERT)
+    assert f"{first.job_id} 4 until nobody knows when" in text(world, waits)
+    said = text(world, waits, BERT)
+    assert said.splitlines()[0] == f"{waits.job_id} asks for 2 workers of 1 CPU and 1 GPU: too little is free"
+    assert "a job of tenant a 4" in said
+    assert first.job_id not in said
+
+
+def test_an_expected_start_is_a_time(world: ServiceWorld) -> None:
+    first = submitted(world, gpus(8, "first"))
+    world.store.measure([Measured(first.job_id, 1, remaining_s=600.0)], world.clock())
+    waits = submitted(world, gpus(2, "waits"))
+    found = Explainer(world.around).why(waits.job_id)
+    assert found.expected_start_s == pytest.approx(world.clock() + 600.0, abs=60.0)
+    assert found.earliest_start_s is not None
+    assert found.latest_start_s is not None
+    assert found.earliest_start_s <= found.expected_start_s <= found.latest_start_s
+
+
+def test_a_job_that_runs_says_where_since_and_how_far(world: ServiceWorld) -> None:
+    job = submitted(world, gpus(6))
+    world.store.measure([Measured(job.job_id, 1, step=30, total_steps=90, remaining_s=7200.0)], world.clock())
+    world.clock.advance(60.0)
+    assert text(world, job).splitlines() == [
+        f"{job.job_id} runs on n0 (4), n1 (2), since 61 s".replace("61 s", "1 min"),
+        "step 30 of 90",
+        "about 2.0 h remain, as it measures",
+        "its driver was heard 1 min ago",
+    ]
+
+
+def test_what_keeps_a_job_besides_nodes_is_said(world: ServiceWorld) -> None:
+    parent = submitted(world, gpus(8, "parent"))
+    child = submitted(world, command("child", **queue(after=[parent.job_id])))
+    assert text(world, child).splitlines() == [
+        f"{child.job_id} waits for another job:",
+        f"  {parent.job_id} is running",
+    ]
+    paused = submitted(world, gpus(1, "paused"))
+    world.store.ask(paused.job_id, Change(wanted=Wanted.PAUSE), world.clock(), "anna")
+    world.clock.advance(120.0)
+    said = text(world, paused)
+    assert said == f"{paused.job_id} is paused by its owner, since 2 min\nto do: fleetune resume {paused.job_id}"
+    world.store.ask(parent.job_id, Change(wanted=Wanted.CANCEL), world.clock(), "anna")
+    assert "its owner wants it to cancel" in text(world, parent)
+
+
+def test_the_limit_of_a_tenant_is_said_with_its_numbers(world: ServiceWorld) -> None:
+    submitted(world, gpus(2, "first"))
+    world.store.put_tenant(Tenant("a", limit=((None, 2),)), START_S)
+    waits = submitted(world, gpus(2, "waits"))
+    said = text(world, waits)
+    assert "its tenant's limit is reached" in said
+    assert "tenant a may hold 2 GPUs at once" in said
+
+
+def test_an_end_says_how_and_what_to_do(world: ServiceWorld) -> None:
+    job = submitted(world, gpus(1))
+    world.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), world.clock(), "anna")
+    world.passes(3)
+    lines = text(world, job).splitlines()
+    assert lines[0].startswith(f"{job.job_id} has been cancelled")
+    assert lines[1].startswith("it was started once and ran for")
+    assert lines[2] == f"to do: fleetune retry {job.job_id} puts it back into the queue"
+    with pytest.raises(UnknownJob):
+        Explainer(world.around).why("nothing")
+
+
+def test_machines_that_went_and_machines_that_are_silent_are_told_apart(world: ServiceWorld) -> None:
+    waits = submitted(world, gpus(8, "waits"), passes=0)
+    with world.backend.unreachable():
+        world.around.machines._until_s = 0.0
+        assert "the machines do not answer" in text(world, waits)
+    world.around.machines._until_s = 0.0
+    world.backend.lose_node("n1")
+    assert "waits for machines that are not there: the spec asks for 8 workers" in text(world, waits)
+
+
+def test_every_state_has_its_words(world: ServiceWorld) -> None:
+    (job,) = world.store.submit([new("job")], START_S)
+    ways = (State.STARTING, State.RUNNING, State.STOPPING, State.FAILED)
+    for to in ways:
+        job = go(world.store, job, to, now_s=world.clock())
+        assert job.job_id in text(world, job)
+
+
+def test_a_long_queue_is_explained_quickly(world: ServiceWorld) -> None:
+    jobs = world.store.submit([new(f"job{number % 9}", gpus=1 + number % 8) for number in range(5000)], START_S)
+    world.passes(1)
+    explainer = Explainer(world.around)
+    explainer.why(jobs[-1].job_id)
+    began = time.perf_counter()
+    for job in jobs[-5:]:
+        assert explainer.why(job.job_id).expected_start_s is not None
+    assert (time.perf_counter() - began) / 5 < 1.0  # much less; the machine may be busy
+
+
+# Nodes and tenants
+
+
+def test_nodes_are_listed_with_what_is_there(world: ServiceWorld) -> None:
+    job = submitted(world, gpus(6))
+    first, second = nodes.nodes(world.around).nodes
+    assert (first.node_id, first.gpus, first.usable, first.order, first.held) == (
+        "n0", 4, True, "use", ((job.job_id, 4),),
+    )  # fmt: skip
+    assert second.held == ((job.job_id, 2),)
+    assert nodes.nodes(world.around, BERT).nodes[0].held == (("a job of a", 4),)
+
+
+def test_an_order_on_a_node_is_noted_and_taken_back_also_when_it_is_gone(world: ServiceWorld) -> None:
+    sent = NodeOrderSent(order="drain", reason="new disk")
+    view = nodes.order(world.around, "n0", sent, ANYBODY)
+    assert (view.order, view.by, view.reason, view.usable) == ("drain", "local", "new disk", False)
+    assert [event.message for event in world.store.events()] == ["n0 is to be left: local orders it (new disk)"]
+    with pytest.raises(UnknownNode, match="there is no node 'n7': there are n0, n1"):
+        nodes.order(world.around, "n7", sent, ANYBODY)
+    with pytest.raises(Forbidden):
+        nodes.order(world.around, "n0", sent, ANNA)
+    world.backend.lose_node("n0")
+    world.around.machines._until_s = 0.0
+    assert [(node.node_id, node.cpus) for node in nodes.nodes(world.around).nodes] == [("n1", 64), ("n0", 0)]
+    assert nodes.order(world.around, "n0", NodeOrderSent(order="use"), ANYBODY).order == "use"
+    assert [node.node_id for node in nodes.nodes(world.around).nodes] == ["n1"]
+
+
+def test_a_tenant_is_made_and_changed(world: ServiceWorld) -> None:
+    submitted(world, gpus(6))
+    submitted(world, gpus(6))
+    one = tenants.tenants(world.around).tenants[0]
+    assert (one.name, one.running, one.queued, one.gpus) == ("a", 1, 1, 6)
+    sent = TenantSent(
+        weight=2.0, guaranteed=(QuotaSent(gpus=900),), limit=(QuotaSent(accelerator_type="H100", gpus=0),)
+    )
+    made = tenants.put(world.around, "new", sent)
+    assert (made.weight, made.guaranteed[0].gpus, made.limit[0].gpus) == (2.0, 900, 0)
+    assert world.store.tenants()[-1] == Tenant("new", 2.0, ((None, 900),), (("H100", 0),))
+
+
+@pytest.mark.parametrize(
+    ("guaranteed", "limit", "words"),
+    [
+        ({None: 4}, {None: 3}, "is guaranteed 4 of GPUs of all types, and its limit is 3"),
+        ({"A100": 4}, {"A100": 3}, "is guaranteed 4 of A100 GPUs, and its limit is 3"),
+        ({"A100": 2, "H100": 2}, {None: 3}, "is guaranteed 4 of GPUs of all types, and its limit is 3"),
+    ],
+)
+def test_a_limit_below_a_guarantee_is_refused(world: ServiceWorld, guaranteed: Any, limit: Any, words: str) -> None:
+    given = {
+        what: tuple(QuotaSent(accelerator_type=kind, gpus=most) for kind, most in quota.items())
+        for what, quota in (("guaranteed", guaranteed), ("limit", limit))
+    }
+    with pytest.raises(QueueError, match=words):
+        tenants.put(world.around, "a", TenantSent(**given))
+
+
+def test_a_tenant_has_a_plain_name_and_each_type_once(world: ServiceWorld) -> None:
+    for name in ("", "a/b", "../x", "a b", "\0", "x" * 101, "-x"):
+        with pytest.raises(QueueError, match="is no name for a tenant"):
+            tenants.put(world.around, name, TenantSent())
+    twice = (QuotaSent(gpus=1), QuotaSent(gpus=2))
+    with pytest.raises(QueueError, match="limit names GPUs of all types twice"):
+        tenants.put(world.around, "a", TenantSent(limit=twice))
+    assert replace(ANNA, tenant="b").may_touch("b")
+
+
+def test_far_back_in_a_queue_the_start_is_about_what_running_it_forward_gives(world: ServiceWorld) -> None:
+    jobs = world.store.submit([new(f"job{number}", gpus=1 + number % 4) for number in range(80)], START_S)
+    world.passes(2)
+    explainer = Explainer(world.around)
+    for place in (-1, -20):
+        explainer.why(jobs[place].job_id)
+        moment = explainer._moment
+        assert moment is not None
+        found = why(moment.snapshot, DEFAULT, moment.row_of[jobs[place].job_id])
+        assert found.expected is not None
+        assert found.expected.start_s is not None
+        rough = rough_start(moment.snapshot, [row for row, _ in found.before], ())
+        assert rough.start_s == pytest.approx(found.expected.start_s, rel=0.5)

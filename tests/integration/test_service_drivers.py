@@ -1,0 +1,277 @@
+"""What drivers are told and say, what follows an end, and clients that are gone, on a made-up cluster."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.settings import driver_place
+from cluster.wire import Beat, Order, Register
+from orchestrator.queue.errors import AttemptOver, NotYourAttempt, QueueError, StoreBroken
+from orchestrator.queue.records import Job, Measured
+from orchestrator.queue.states import ENDED, State, Wanted
+from orchestrator.queue.store import Change
+from orchestrator.service import clients, driving, followups
+from orchestrator.service.beats import Beats
+from orchestrator.service.driverkey import DriverKey
+from orchestrator.service.launching import attempt_token, launch_of
+from orchestrator.service.surroundings import Surroundings
+from orchestrator.store import open_store
+from tests.support.queueworld import START_S, new
+from tests.support.service import ANNA, ServiceWorld, command, finetune, queue
+from tests.support.stores import at_once, go
+
+RUN = "s3://bucket/runs/train-1"
+
+
+@pytest.fixture
+def world() -> Iterator[ServiceWorld]:
+    made = ServiceWorld(4, 4, secrets={"TOKEN": "hidden", "OTHER": "hidden too"})
+    made.backend.script("*", runs_s=1e9)
+    yield made
+    made.close()
+
+
+def started(world: ServiceWorld, spec: Any) -> Job:
+    (job,) = world.admit(spec)
+    world.passes(2)
+    job = world.job(job.job_id)
+    assert job.state is State.RUNNING
+    return job
+
+
+def said(job: Job, **more: Any) -> Beat:
+    return Beat(job_id=job.job_id, attempt=job.attempt, **more)
+
+
+def came_up(job: Job) -> Register:
+    return Register(job_id=job.job_id, attempt=job.attempt)
+
+
+def test_a_driver_is_started_with_the_token_of_its_attempt(world: ServiceWorld) -> None:
+    job = started(world, command(resources={"gpus_per_worker": 1}))
+    launch = launch_of(world.around)(job, "{}")
+    assert launch.command == ("python", "-m", "jobs.drive")
+    assert launch.metadata == {"job": job.job_id, "tenant": "a", "gpus": "n0=1"}
+    place = driver_place(launch.environment)
+    assert place is not None
+    assert (place.url, place.job_id, place.attempt) == ("http://server", job.job_id, 1)
+    driving.check_attempt(world.around, place.token, came_up(job))
+    for token in ("", place.token[:-1], place.token.upper(), attempt_token("", job.job_id, 1), "\udfff"):
+        with pytest.raises(NotYourAttempt, match="FLEETUNE_DRIVER_TOKEN"):
+            driving.check_attempt(world.around, token, said(job))
+    with pytest.raises(NotYourAttempt):
+        driving.check_attempt(world.around, place.token, Beat(job_id=job.job_id, attempt=2))
+
+
+def test_servers_of_one_store_agree_on_the_key(tmp_path: Path) -> None:
+    stores = [open_store(f"{tmp_path}/x.db") for _ in range(4)]
+    keys = at_once(*(DriverKey(store).value for store in stores))
+    assert len(set(keys)) == 1
+    assert len(keys[0]) == 64
+    for store in stores:
+        store.close()
+
+
+def test_a_driver_learns_what_it_is_to_run(world: ServiceWorld) -> None:
+    job = started(world, command(resources={"num_workers": 6, "gpus_per_worker": 1}, **queue(secrets=["TOKEN"])))
+    told = driving.register(world.around, came_up(job))
+    assert (told.kind, told.engine, told.order, told.run) == ("command", "local", Order.GO_ON, None)
+    assert told.placement == job.placement
+    assert dict(told.secrets) == {"TOKEN": "hidden"}
+    assert told.spec["command"] == ["python", "-m", "evaluate"]
+    world.around.beats.flush()
+    assert world.job(job.job_id).heard_s == world.clock()
+
+
+def test_the_model_of_a_parent_is_a_path_by_then(world: ServiceWorld) -> None:
+    world.backend.script("train-*", runs_s=5.0)
+    parent = started(world, finetune())
+    driving.beat(world.around, said(parent, run=RUN))
+    world.passes(6)
+    child = started(world, finetune(f"run:{parent.job_id}", name="more", **queue(after=[parent.job_id])))
+    told = driving.register(world.around, came_up(child))
+    assert told.spec["model"]["path"] == f"{RUN}/model"
+    assert dict(told.parents) == {parent.job_id: RUN}
+
+
+def test_a_run_is_told_to_the_next_attempt_also_if_the_server_dies_at_once(world: ServiceWorld) -> None:
+    job = started(world, finetune())
+    driving.beat(world.around, said(job, run=RUN))
+    assert world.job(job.job_id).run == RUN  # and nothing was flushed
+    world.backend.lose(job.submission)
+    world.passes(30)
+    again = world.job(job.job_id)
+    assert again.attempt == 2
+    assert driving.register(world.around, came_up(again)).run == RUN
+
+
+@pytest.mark.parametrize("run", ["/etc", "s3://bucket/runs/../secret", "s3://bucket/runs", "s3://other/runs/train-1"])
+def test_a_driver_cannot_have_the_server_read_elsewhere(world: ServiceWorld, run: str) -> None:
+    job = started(world, finetune())
+    with pytest.raises(QueueError, match="is no run of"):
+        driving.beat(world.around, said(job, run=run))
+    assert world.job(job.job_id).run is None
+    other = started(world, command("other"))
+    with pytest.raises(QueueError, match="is no run of"):
+        driving.beat(world.around, said(other, run=RUN))
+
+
+@pytest.mark.parametrize("wanted", [Wanted.PAUSE, Wanted.CANCEL])
+def test_a_driver_is_told_to_stop_as_soon_as_its_owner_wants_it(world: ServiceWorld, wanted: Wanted) -> None:
+    job = started(world, command())
+    assert driving.beat(world.around, said(job)).order is Order.GO_ON
+    world.store.ask(job.job_id, Change(wanted=wanted), world.clock(), "anna")
+    assert driving.beat(world.around, said(job)).order is Order.STOP
+    assert driving.register(world.around, came_up(job)).order is Order.STOP
+    world.passes(3)
+    answer = driving.beat(world.around, said(job))
+    assert (answer.order, answer.reason) == (Order.LEAVE, "the attempt is over, and another one may run")
+
+
+def test_an_attempt_that_is_over_is_told_to_leave(world: ServiceWorld) -> None:
+    job = started(world, command())
+    world.backend.lose(job.submission)
+    world.passes(30)
+    assert world.job(job.job_id).attempt == 2
+    assert driving.beat(world.around, said(job, step=5)).order is Order.LEAVE
+    with pytest.raises(AttemptOver):
+        driving.register(world.around, came_up(job))
+    assert driving.beat(world.around, Beat(job_id="never-there", attempt=1)).order is Order.LEAVE
+    world.around.beats.flush()
+    assert world.job(job.job_id).step == 0
+
+
+def test_what_drivers_say_is_written_together_and_the_newest_wins() -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.calls: list[list[Measured]] = []
+            self.written = threading.Event()
+
+        def measure(self, said: list[Measured], now_s: float) -> None:
+            self.calls.append(said)
+            self.written.set()
+            if len(self.calls) == 2:
+                raise StoreBroken("gone for a while")
+
+    world, store = ServiceWorld(1), Counting()
+    beats = Beats(store, world.clock, every_s=0.05)  # type: ignore[arg-type]
+    for step in range(50):
+        for number in range(100):
+            beats.note(Measured(f"job-{number}", 1, step=step, metrics={f"m{step}": 1.0}))
+    assert store.written.wait(10.0)
+    beats.note(Measured("job-1", 1, step=77))
+    beats.close()
+    told = [one for call in store.calls for one in call]
+    assert len(told) <= 400
+    newest = {one.job_id: one.step for one in told}
+    assert newest == {f"job-{number}": 77 if number == 1 else 49 for number in range(100)}
+    beats.note(Measured("job-1", 1))  # after the end: kept, and no thread is left
+    assert threading.active_count() < 20
+    world.close()
+
+
+def test_a_secret_that_the_server_has_no_more_is_named(world: ServiceWorld) -> None:
+    job = started(world, command(**queue(secrets=["OTHER"])))
+    less = Surroundings(world.store, world.backend, world.clock, secrets={"TOKEN": "hidden"})
+    with pytest.raises(QueueError, match="start it with FLEETUNE_SECRET_OTHER") as caught:
+        driving.register(less, came_up(job))
+    assert "hidden" not in str(caught.value)
+
+
+# What follows an end
+
+
+def test_the_end_of_a_job_is_followed_once_by_a_small_job(world: ServiceWorld) -> None:
+    on_end = {"command": ["notify", "--me"]}
+    (job,) = world.admit(command("e" * 63, working_dir="/tmp", **queue(on_end=on_end, priority=4, secrets=["TOKEN"])))
+    world.passes(2)
+    assert followups.follow_up(world.around) == 0
+    world.backend.lose(world.job(job.job_id).submission)
+    world.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), world.clock(), "anna")
+    world.passes(4)
+    assert world.job(job.job_id).state is State.CANCELLED
+    assert [followups.follow_up(world.around) for _ in range(3)] == [1, 0, 0]
+    follower, _ = world.store.jobs()
+    assert (follower.name, follower.tenant, follower.submitted_by) == ("e" * 56 + "-on-end", "a", "anna")
+    assert (follower.priority, follower.preemptible, follower.on_end) == (4, False, "")
+    assert str(follower.gang) == "1 worker of 1 CPU"
+    spec = json.loads(world.store.spec(follower.job_id))
+    assert (spec["command"], spec["working_dir"]) == (["notify", "--me"], "/tmp")
+    assert spec["queue"]["secrets"] == ["TOKEN"]
+    assert spec["env"]["FLEETUNE_ENDED_JOB"] == job.job_id
+    assert (spec["env"]["FLEETUNE_ENDED_STATE"], spec["env"]["FLEETUNE_ENDED_RUN"]) == ("cancelled", "")
+
+
+def test_a_webhook_is_a_job_that_sends(world: ServiceWorld) -> None:
+    (job,) = world.admit(command(**queue(on_end={"webhook": "https://example.org/hook"})))
+    go(world.store, job, State.CANCELLED, now_s=world.clock())
+    assert followups.follow_up(world.around) == 1
+    follower, _ = world.store.jobs()
+    spec = json.loads(world.store.spec(follower.job_id))
+    assert spec["command"] == ["python", "-m", "jobs.webhook"]
+    assert spec["env"]["FLEETUNE_WEBHOOK_URL"] == "https://example.org/hook"
+    body = json.loads(spec["env"]["FLEETUNE_WEBHOOK_BODY"])
+    assert (body["job"], body["state"], body["name"], body["run"]) == (job.job_id, "cancelled", "job", None)
+
+
+def test_a_server_that_dies_between_submitting_and_noting_does_not_submit_twice(world: ServiceWorld) -> None:
+    (job,) = world.admit(command(**queue(on_end={"command": ["x"]})))
+    ended = go(world.store, job, State.CANCELLED, now_s=world.clock())
+    followups._submit(world.around, ended)
+    assert followups.follow_up(world.around) == 1
+    assert len(world.store.jobs()) == 2
+
+
+def test_each_end_is_followed_also_without_a_new_attempt(world: ServiceWorld) -> None:
+    (job,) = world.admit(command(**queue(on_end={"command": ["x"]})))
+    for _ in range(3):
+        job = go(world.store, job, State.CANCELLED, now_s=world.clock())
+        assert followups.follow_up(world.around) == 1
+        job = world.store.retry(job.job_id, world.clock(), "anna")
+    assert len(world.store.jobs()) == 4
+
+
+def test_what_cannot_follow_holds_nobody_up(world: ServiceWorld) -> None:
+    bad = [new("bad", on_end=text) for text in ("{}", "[]", "no json", '{"command": ["\\u0000"]}', '{"command": []}')]
+    world.store.submit([*bad, new("good", on_end='{"command": ["x"]}')], START_S)
+    for job in world.store.jobs():
+        go(world.store, job, State.CANCELLED, now_s=START_S)
+    assert followups.follow_up(world.around) == 6
+    assert followups.follow_up(world.around) == 0
+    assert [job.name for job in world.store.jobs() if job.state not in ENDED] == ["good-on-end"]
+    said = [event.message for event in world.store.events() if event.kind == "on-end"]
+    assert len(said) == 5
+
+
+# Clients
+
+
+def test_jobs_of_a_client_that_is_gone_are_cancelled(world: ServiceWorld, tmp_path: Path) -> None:
+    (tmp_path / "clients").mkdir()
+    path = tmp_path / "clients" / "12-ab.lock"
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (job,), (free,) = world.admit(command(), client="12-ab"), world.admit(command())
+        assert clients.cancel_what_the_gone_left(world.around, tmp_path) == 0
+    assert clients.cancel_what_the_gone_left(world.around, tmp_path) == 1
+    assert clients.cancel_what_the_gone_left(world.around, tmp_path) == 0
+    assert [world.job(one.job_id).wanted for one in (job, free)] == [Wanted.CANCEL, Wanted.RUN]
+    (other,) = world.admit(command(), client="never-there")
+    assert clients.cancel_what_the_gone_left(world.around, tmp_path) == 1
+    world.passes(2)
+    assert world.states(job.job_id, other.job_id, free.job_id) == [State.CANCELLED, State.CANCELLED, State.RUNNING]
+
+
+def test_who_cannot_be_looked_at_lives(tmp_path: Path) -> None:
+    (tmp_path / "clients").mkdir()
+    (tmp_path / "clients" / "link.lock").symlink_to("/dev/zero")
+    assert clients.is_alive(tmp_path, "link")
+    assert clients.is_alive(tmp_path, "../x")
+    assert ANNA.may_see("a")

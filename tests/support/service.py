@@ -1,0 +1,51 @@
+"""The service core on a made-up cluster: what it works with, and specs as clients send them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.queue.records import Job, Role
+from orchestrator.service.admission import admit
+from orchestrator.service.caller import ANYBODY, Caller
+from orchestrator.service.launching import launch_of
+from orchestrator.service.surroundings import Surroundings
+from tests.support.queueworld import QueueWorld
+
+ANNA, BERT, VERA = Caller("anna", Role.MEMBER, "a"), Caller("bert", Role.MEMBER, "b"), Caller("vera", Role.VIEWER, "a")
+
+
+class ServiceWorld(QueueWorld):
+    """A queue, and the service around it. Tenants a and b; drivers are those of the service."""
+
+    def __init__(self, *gpus: int, url: str = "sqlite://", **around: Any) -> None:
+        super().__init__(*gpus, url=url)
+        given: dict[str, Any] = {"one_machine": True, "engine": "fake", "url": "http://server", "python": ("python",)}
+        self.around = Surroundings(self.store, self.backend, self.clock, **{**given, **around})
+        self.server = self.another(launch=launch_of(self.around))
+
+    def admit(self, *specs: Mapping[str, Any], by: Caller = ANNA, client: str | None = None) -> list[Job]:
+        """Let in and submitted."""
+        return list(self.store.submit(admit(self.around, specs, by, client), self.clock()))
+
+    def close(self) -> None:
+        self.around.close()
+        self.store.close()
+
+
+def command(name: str = "job", **more: Any) -> dict[str, Any]:
+    return {"kind": "command", "name": name, "command": ["python", "-m", "evaluate"], **more}
+
+
+def queue(**asks: Any) -> dict[str, Any]:
+    return {"queue": asks}
+
+
+def finetune(
+    model: str = "org/model", data: str | Sequence[str] = "s3://bucket/data.jsonl", **more: Any
+) -> dict[str, Any]:
+    spec = {"model": {"path": model, "task": "causal-lm"}, "data": {"train": data, "format": "text"}}
+    return {**spec, "name": "train", "storage_path": "s3://bucket/runs", **more}
+
+
+__all__ = ["ANNA", "ANYBODY", "BERT", "VERA", "ServiceWorld", "command", "finetune", "queue"]

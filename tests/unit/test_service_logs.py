@@ -1,0 +1,165 @@
+"""Parts of logs and of metrics: whole lines, whole characters, nothing twice, nothing lost, nothing of others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.backend import Launch
+from cluster.testing import FakeBackend, FakeClock, FakeCluster
+from orchestrator.queue.errors import UnknownSource
+from orchestrator.queue.records import Job
+from orchestrator.queue.states import State
+from orchestrator.service import logs
+from orchestrator.service.runroots import is_its_run
+from orchestrator.service.surroundings import Surroundings
+from tests.support.queuejobs import job
+
+
+class NoStore:
+    """Logs need none."""
+
+
+def around(backend: FakeBackend | None = None) -> Surroundings:
+    clock = FakeClock()
+    return Surroundings(NoStore(), backend or FakeBackend(FakeCluster(clock=clock)), clock)  # type: ignore[arg-type]
+
+
+def with_log(folder: Path, content: bytes, name: str = "driver.log", state: State = State.RUNNING) -> Job:
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    (folder / "logs" / name).write_bytes(content)
+    return replace(job(state=state), run=str(folder), attempt=1)
+
+
+def whole(surroundings: Surroundings, of: Job, source: str = "driver") -> tuple[str, int]:
+    """All of a log, and in how many parts."""
+    text, after = "", 0
+    for number in range(1, 10_000):
+        part = logs.part(surroundings, of, source, after)
+        text, before, after = text + part.text, after, part.next
+        if part.ended:
+            return text, number
+        assert after > before
+    raise AssertionError("it does not end")
+
+
+def test_the_logs_of_a_run_and_the_output_of_each_attempt_are_sources(tmp_path: Path) -> None:
+    for name in ("rank-0.log", "notes.txt", ".hidden.log", "a b.log"):
+        of = with_log(tmp_path, b"", name)
+    (tmp_path / "logs" / "driver.log").write_text("")
+    assert logs.sources(around(), replace(of, attempt=3)).sources == (
+        "output", "output-1", "output-2", "driver", "rank-0",
+    )  # fmt: skip
+    assert logs.sources(around(), replace(of, run=None, attempt=0)).sources == ()
+
+
+def test_a_part_ends_with_a_line_while_more_may_come(tmp_path: Path) -> None:
+    of = with_log(tmp_path, b"erste\nzweite, hal")
+    part = logs.part(around(), of, "driver", 0)
+    assert (part.text, part.next, part.ended) == ("erste\n", 6, False)
+    part = logs.part(around(), replace(of, state=State.SUCCEEDED), "driver", 6)
+    assert (part.text, part.next, part.ended) == ("zweite, hal", 17, True)
+
+
+@pytest.mark.parametrize("unit", ["x" * 79 + "\n", "ä€😀" * 30_000 + "\n", "😀", "\n", "é" * 7])
+def test_all_parts_together_are_the_log(tmp_path: Path, unit: str) -> None:
+    text = unit * (700_000 // len(unit.encode()) + 1)
+    of = with_log(tmp_path, text.encode(), state=State.FAILED)
+    found, parts = whole(around(), of)
+    assert found == text
+    assert 3 <= parts <= 5 + len(text.encode()) // 100_000
+
+
+def test_bytes_that_are_no_text_are_shown_as_such(tmp_path: Path) -> None:
+    of = with_log(tmp_path, b"\xff\xfe\x80" * 3 + b"\xf0\x9f", state=State.FAILED)
+    found, _ = whole(around(), of)
+    assert set(found) == {"\N{REPLACEMENT CHARACTER}"}
+
+
+def test_half_a_character_waits_for_its_other_half(tmp_path: Path) -> None:
+    of = with_log(tmp_path, "aé".encode()[:-1])
+    part = logs.part(around(), of, "driver", 0)
+    assert (part.text, part.next) == ("a", 1)
+
+
+def test_behind_the_end_there_is_nothing_yet(tmp_path: Path) -> None:
+    of = with_log(tmp_path, b"short\n")
+    part = logs.part(around(), of, "driver", 10**12)
+    assert (part.text, part.next, part.ended) == ("", 10**12, False)
+
+
+@pytest.mark.parametrize(
+    "source", ["../secret", "..", "secret", "driver.log", "", "/etc/passwd", "rank-0/../../secret", "output-2", "out\0"]
+)
+def test_nothing_but_a_listed_log_is_read(tmp_path: Path, source: str) -> None:
+    of = with_log(tmp_path / "run", b"x")
+    (tmp_path / "secret.log").write_text("secret")
+    (tmp_path / "run" / "secret.log").write_text("secret")
+    with pytest.raises(UnknownSource):
+        logs.part(around(), of, source, 0)
+
+
+def test_a_link_out_of_the_run_is_not_followed(tmp_path: Path) -> None:
+    of = with_log(tmp_path / "run", b"x")
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "run" / "logs" / "evil.log").symlink_to(tmp_path / "secret")
+    with pytest.raises(UnknownSource, match="is a link to somewhere else"):
+        logs.part(around(), of, "evil", 0)
+
+
+def test_the_output_of_an_attempt_is_read_from_the_backend() -> None:
+    backend = FakeBackend()
+    backend.script("*", output=b"one\ntwo\n")
+    backend.start(Launch("job-1", ("true",)), 1)
+    backend.advance(1000.0)
+    of = replace(job(state=State.RUNNING), attempt=2)
+    part = logs.part(around(backend), of, "output-1", 4)
+    assert (part.text, part.next, part.ended) == ("two\n", 8, True)
+    part = logs.part(around(backend), of, "output", 0)
+    assert (part.text, part.ended) == ("", False)
+
+
+def test_metrics_are_counted_over_all_parts(tmp_path: Path) -> None:
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    for part in range(30):
+        lines = [json.dumps({"step": 100 * part + at, "loss": float("nan")}) for at in range(100)]
+        (folder / f"{part:020d}-0.jsonl").write_text("\n".join(lines) + "\n")
+    of = replace(job(state=State.RUNNING), run=str(tmp_path))
+    found, after = [], 0
+    while (part := logs.metrics(around(), of, after)).records:
+        assert len(part.records) <= 1000
+        found += part.records
+        after = part.next
+    assert [record["step"] for record in found] == list(range(3000))
+    assert found[0]["loss"] is None
+    assert logs.metrics(around(), of, 2950).records[0]["step"] == 2950
+    assert logs.metrics(around(), replace(of, run=None), 5).next == 5
+
+
+@pytest.mark.parametrize(
+    ("run", "storage_path", "fine"),
+    [
+        ("/runs/train-1", "/runs", True),
+        ("/runs/train-1/", "/runs/", True),
+        ("s3://bucket/runs/train-1", "s3://bucket/runs/", True),
+        ("file:///runs/train-1", "/runs", True),
+        ("/runs/../etc", "/runs", False),
+        ("/runs/..", "/runs", False),
+        ("/runs", "/runs", False),
+        ("/runs/a/b", "/runs", False),
+        ("/etc", "/runs", False),
+        ("/runs/prepared", "/runs", False),
+        ("s3://other/runs/x", "s3://bucket/runs", False),
+        ("s3://bucket/runs/../x", "s3://bucket/runs", False),
+        ("/runs/x", "s3://bucket/runs", False),
+        ("/runs/x", None, False),
+        ("", "/runs", False),
+        ("/runs/x\0", "/runs", False),
+    ],
+)
+def test_a_run_lies_directly_under_its_storage_path(run: str, storage_path: str | None, fine: bool) -> None:
+    assert is_its_run(run, storage_path) is fine

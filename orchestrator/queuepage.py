@@ -133,10 +133,10 @@ def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], 
     """`fleetune status`. `events`: the last ones."""
     state = _state(job)
     message = "\n".join(map(plain, job.message.splitlines()))
-    told = f"{state} ({job.reason})" if str(job.reason) not in (state, "answered", "finished") else state
+    named = f"{state} ({job.reason})" if str(job.reason) not in (state, "answered", "finished") else state
     rows = [
         ("job", job.job_id),
-        ("state", f"{told}{f': {message}' if message else ''}"),
+        ("state", f"{named}{f': {message}' if message else ''}"),
         ("kind", job.kind),
         ("size", size_words(job)),
         ("tenant", f"{job.tenant} (submitted by {job.submitted_by})"),

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cluster.errors import CapacityError
+from cluster.errors import CapacityError, MachinesFailed
 from cluster.inventory import Inventory, Node
 from cluster.placement import check_can_ever_fit
 from cluster.resources import Gang
@@ -93,6 +93,20 @@ def snapshot() -> Inventory:
     import ray
 
     return Inventory(tuple(_node(entry) for entry in ray.nodes() if entry["Alive"]))
+
+
+def address_of(node_id: str) -> str:
+    """Where the others reach a living node of the connected cluster. What the node itself would guess may be another.
+
+    Raises:
+        MachinesFailed: it is gone.
+    """
+    import ray
+
+    for entry in ray.nodes():
+        if entry["NodeID"] == node_id and entry["Alive"]:
+            return str(entry["NodeManagerAddress"])
+    raise MachinesFailed(f"node {node_id} is not in the Ray cluster any more")
 
 
 def _node(entry: dict[str, Any]) -> Node:

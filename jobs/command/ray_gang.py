@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from cluster.ray_backend import NODE_LABEL, connected, snapshot
+from cluster.ray_backend import NODE_LABEL, address_of, connected, snapshot
 from jobs.command.member import Member
 from jobs.command.places import Place
 from jobs.commandspec import CommandSpec
@@ -47,13 +47,10 @@ class Host:
     def __init__(self) -> None:
         self._member = Member()
 
-    def address(self) -> tuple[str, int]:
-        """Where a process of this node may listen."""
-        import ray
-
+    def free_port(self) -> int:
         from jobs.command.local_gang import free_port
 
-        return ray.util.get_node_ip_address(), free_port("")
+        return free_port("")
 
     def start(
         self,
@@ -103,7 +100,7 @@ def ray_gang(
     """
     try:
         with connected(address, None), _placed(spec, places, check) as group, _actors(spec, places, group) as processes:
-            master = processes[0].ask("address")
+            master = (address_of(places[0].node), processes[0].ask("free_port"))
             for process, place in zip(processes, places, strict=True):
                 if problem := process.ask("start", spec, place, master, variables):
                     raise SpecError(problem)
@@ -158,13 +155,14 @@ def _actors(spec: CommandSpec, places: Sequence[Place], group: Any) -> Iterator[
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    resources = spec.resources
-    kind = ray.remote(Host).options(
-        num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_concurrency=3, max_restarts=0
-    )
+    resources, kind = spec.resources, ray.remote(Host)
     actors = [
         kind.options(
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place.rank)
+            num_cpus=resources.cpus_per_worker,
+            num_gpus=resources.gpus_per_worker,
+            max_concurrency=3,  # one reads, one stops
+            max_restarts=0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place.rank),
         ).remote()
         for place in places
     ]

@@ -43,6 +43,7 @@ LIGHT_MODULES = (
     "jobs.load",
     "jobs.validate",
     "jobs.finetune",
+    "jobs.drive",
     "cluster.ray_backend",
     "cluster.ray_jobs",
 )

@@ -1,0 +1,79 @@
+"""What a driver's server hears of a run's progress."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.outcome import event
+from jobs.progress import NoProgress
+from jobs.telling import Telling
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.known: dict[str, Any] = {}
+
+    def tell(self, **known: Any) -> None:
+        self.known |= known
+
+    def close(self) -> None: ...
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def telling() -> tuple[Telling, Heard, Clock]:
+    heard, clock = Heard(), Clock()
+    return Telling(NoProgress(), heard, clock), heard, clock
+
+
+def step(number: int, **more: Any) -> dict[str, Any]:
+    return {"step": number, "loss": 2.0, "step_time_s": 3.0, "chain": "ab", "max_memory_bytes": 1, **more}
+
+
+def test_the_run_and_its_length_are_told_as_soon_as_they_are_known() -> None:
+    told, heard, _ = telling()
+    told.event(event("phase", "run a in /runs/a", phase="start", root="/runs/a", resumed=False))
+    assert heard.known == {"run": "/runs/a"}
+    told.event(event("plan", "training 9 steps", total_steps=9))
+    assert heard.known["total_steps"] == 9
+
+
+def test_what_is_left_is_measured_and_metrics_are_those_for_people() -> None:
+    told, heard, clock = telling()
+    told.event(event("plan", "", total_steps=10))
+    for number in range(1, 5):
+        clock.now_s += 2.0
+        told.step(step(number, learning_rate=0.5))
+    assert heard.known["step"] == 4 and heard.known["remaining_s"] == 12.0
+    assert heard.known["metrics"] == {"loss": 2.0, "learning_rate": 0.5}
+    told.event(event("evaluated", "", step=4, metrics={"eval_loss": 1.5}))
+    assert heard.known["metrics"] == {"eval_loss": 1.5}
+
+
+def test_an_interruption_costs_the_start_and_the_steps_that_no_checkpoint_holds() -> None:
+    told, heard, clock = telling()
+    clock.now_s = 500.0  # preparing the data, which is done once
+    told.event(event("phase", "starting 2 workers", phase="workers"))
+    clock.now_s += 20.0
+    told.step(step(1))
+    assert heard.known["interruption_cost_s"] == 20.0 + 3.0
+    told.step(step(2))
+    told.step(step(3))
+    assert heard.known["interruption_cost_s"] == 20.0 + 9.0
+    told.event(event("checkpoint", "", step=2))
+    assert heard.known["interruption_cost_s"] == 20.0 + 3.0
+
+
+def test_a_run_that_goes_on_has_lost_nothing_yet() -> None:
+    told, heard, clock = telling()
+    told.event(event("phase", "starting", phase="workers"))
+    clock.now_s = 7.0
+    told.event(event("phase", "resumed", phase="resumed", step=100))
+    assert heard.known["step"] == 100 and heard.known["interruption_cost_s"] == 7.0
+    told.step(step(101))
+    assert heard.known["interruption_cost_s"] == 7.0 + 3.0

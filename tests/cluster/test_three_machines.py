@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import shutil
@@ -177,6 +178,10 @@ def _check_first_job(machines: Machines, said: str) -> None:
     assert outcome is not None and outcome.status is Status.SUCCEEDED
     assert [record["step"] for record in read_journal(str(root / "metrics"))] == [1, 2, 3, 4, 5]
     assert (root / "model/model.safetensors").exists()
+    other = machines.run(
+        "laptop", "FLEETUNE_URL=http://head:8400 fleetune submit job.yaml --set data.train=/mine 2>&1 || true"
+    )
+    assert "/mine" in other and "fleetune upload" in other and "/srv/fleetune" in other, other
     assert [name for name in NAMES if _has_run_a_worker(machines, name)] == ["worker-1", "worker-2"]
 
 
@@ -190,7 +195,8 @@ def _check_drained(machines: Machines, said: str) -> None:
 
 
 def _check_waits(machines: Machines, said: str) -> None:
-    assert machines.jobs()["second"]["state"] == "queued" and "2" in said, said
+    assert machines.jobs()["second"]["state"] == "queued"
+    assert "takes nothing new" in said and "2 workers of 2 CPU" in said, said
 
 
 def _check_goes_on(machines: Machines, said: str) -> None:
@@ -208,11 +214,16 @@ def _check_goes_on(machines: Machines, said: str) -> None:
 
 def _check_backup(machines: Machines, said: str) -> None:
     (file,) = (machines.shared / "backups").iterdir()
-    with sqlite3.connect(file) as store:
+    assert file.stat().st_mode & 0o077 == 0
+    with contextlib.closing(sqlite3.connect(file)) as store:
         assert store.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert store.execute("SELECT count(*) FROM jobs").fetchone() == (2,)
 
 
 def _check_gc(machines: Machines, said: str) -> None:
     assert "first-" in said and "nothing was removed" in said, said
-    assert len(list((machines.shared / "runs").glob("*/spec.json"))) == 2
+    for goes, left in (("--checkpoints-only", 2), ("", 0)):  # the server is asked, and knows that both jobs have ended
+        machines.run("head", f"fleetune gc --storage {STORAGE}/runs --older-than 0s {goes}")
+        assert list((machines.shared / "runs").glob("*/checkpoints/*")) == []
+        assert len(list((machines.shared / "runs").glob("*/spec.json"))) == left
+        assert len(list((machines.shared / "runs").glob("*/model/model.safetensors"))) == left

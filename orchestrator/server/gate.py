@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
+import anyio
 from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -16,7 +17,7 @@ from cluster.errors import FleetuneError
 from orchestrator.api import MOST_BYTES
 from orchestrator.server.auth import Tokens, bearer, check_at_home
 from orchestrator.server.metrics import Meters
-from orchestrator.server.problems import answer_to, route_of, unexpected
+from orchestrator.server.problems import TOLD, answer_to, route_of, unexpected
 from orchestrator.server.scrub import Scrubber
 
 OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})  # without a token
@@ -34,45 +35,39 @@ class Gate:
         self, app: ASGIApp, tokens: Tokens, scrub: Scrubber, meters: Meters, say: Callable[[str], None]
     ) -> None:
         self._app, self._tokens, self._scrub, self._meters, self._say = app, tokens, scrub, meters, say
+        self._reading = anyio.CapacityLimiter(4)  # threads of its own: who asks is known also when others wait
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began_s, status = time.perf_counter(), 500
+        began_s, status = time.perf_counter(), 0
 
         async def sending(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            status = message.get("status", status)
             await send(message)
 
         try:
-            await self._pass(scope, receive, sending)
+            refused = await self._pass(scope, receive, sending)
+            if refused is not None and not status:
+                await refused(scope, receive, sending)
         finally:
-            self._meters.asked(scope["method"], route_of(scope), status, time.perf_counter() - began_s)
+            self._meters.asked(scope["method"], route_of(scope), status or 500, time.perf_counter() - began_s)
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def sending(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        refused: Response | None = None
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
+        """What is answered instead."""
         try:
             headers = Headers(scope=scope)
             await self._let_in(scope, headers)
             most = MOST_BYTES_OF_DRIVER if scope["path"].startswith(DRIVER) else MOST_BYTES
             check_length(headers, most)
-            await self._app(scope, limited(receive, most), sending)
+            await self._app(scope, limited(receive, most), send)
         except FleetuneError as error:
-            refused = answer_to(error, self._scrub)
-        except Exception as error:  # the app has answered it by now, if it could
-            refused = None if started else unexpected(scope, error, self._say)
-        if refused is not None and not started:
-            await refused(scope, receive, send)
+            return answer_to(error, self._scrub)
+        except Exception as error:
+            return None if TOLD in scope else unexpected(scope, error, self._say)
+        return None
 
     async def _let_in(self, scope: Scope, headers: Headers) -> None:
         """Raises NoToken, Forbidden or StoreBroken."""
@@ -80,7 +75,7 @@ class Gate:
         if path in OPEN or path.startswith(DRIVER):
             return
         if not self._tokens.fresh:
-            await to_thread.run_sync(self._tokens.read)
+            await to_thread.run_sync(self._tokens.read, limiter=self._reading)
         if not self._tokens.needed:
             check_at_home(headers)
         scope[CALLER] = self._tokens.caller(bearer(headers))

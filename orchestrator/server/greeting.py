@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -9,6 +10,8 @@ from importlib.metadata import version
 from cluster.errors import BackendUnreachable
 from cluster.inventory import Inventory
 from orchestrator.service.surroundings import Surroundings
+
+_AHEAD_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ def lines(around: Surroundings, facts: Facts) -> Sequence[str]:
         f"  tokens    {_tokens(facts)}",
     ]
     found += [f"  secrets   {', '.join(sorted(around.secrets))}"] if around.secrets else []
+    ahead_s = around.clock.now_s() - time.time()
+    if ahead_s > _AHEAD_S:
+        found.append(
+            f"  clock     {ahead_s:.0f} s behind what the store has seen: time stands still until it is set right"
+        )
     return [*found, "", *_next(facts)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,6 +18,7 @@ from orchestrator.api import Problem
 from orchestrator.queue.errors import NotLeader, StoreBroken
 from orchestrator.server.scrub import Scrubber
 
+TOLD = "fleetune.told"  # in the scope: its fault is in the log
 _AGAIN_S = 2
 _MOST_SHOWN = 10
 _NAMES: Mapping[int, str] = {400: "BadRequest", 404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
@@ -76,12 +77,13 @@ def handle(app: FastAPI, scrub: Scrubber, say: Callable[[str], None]) -> None:
     app.add_exception_handler(FleetuneError, known)
     app.add_exception_handler(RequestValidationError, shape)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, fault)
+    app.add_exception_handler(Exception, fault)  # it is raised again afterwards
 
 
-def unexpected(scope: Mapping[str, Any], error: Exception, say: Callable[[str], None]) -> Response:
+def unexpected(scope: MutableMapping[str, Any], error: Exception, say: Callable[[str], None]) -> Response:
     """A fault of ours: all of it in the server's log, and nothing of it in the answer."""
     number = secrets.token_hex(4)
+    scope[TOLD] = True
     say(f"error {number} of {scope.get('method')} {route_of(scope)}:\n{''.join(traceback.format_exception(error))}")
     return answer("ServerError", f"the server has failed; its log says more: look there for {number}", 500)
 

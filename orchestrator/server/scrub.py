@@ -11,7 +11,8 @@ from urllib.parse import quote
 HIDDEN = "***"
 _SHORTEST = 4  # characters; of shorter ones too much would be hidden that is none
 _OWN_TOKEN = re.compile(r"\bft_[A-Za-z0-9_-]{20,}")
-_PASSWORD = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@'\"]*):[^\s@]+@")
+# Of bounded length, so that no text takes long.
+_PASSWORD = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]{0,20}://[^\s/:@'\"]{0,100}):[^\s@]{1,200}@")
 _BEARER = re.compile(r"(\bBearer\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _LOOKS_SECRET = re.compile(
     r"secret|token|passw|passphrase|credential|private|(?:^|_)(?:key|pwd|auth|dsn)(?:$|_)|api_?key|access_?key", re.I

@@ -242,10 +242,27 @@ def test_the_newest_time_is_kept_over_a_restart(made_up: Server) -> None:
     store.put_facts({"newest_s": repr(ahead_s)})  # as if the machine's clock had gone back since
     store.close()
     made_up.start()
+    assert "s behind what the store has seen" in made_up.log
     with made_up.client() as client:
         (job_id,) = submit(client, spec())
         assert client.get(f"/v1/jobs/{job_id}").json()["submitted_s"] >= ahead_s
         wait_for(lambda: state(client, job_id) == "running", "it is started all the same")
+
+
+@pytest.mark.slow
+def test_a_command_runs_on_this_machine_from_submission_to_its_log(tmp_path: Path) -> None:
+    secret = "a-secret-of-the-server"
+    with server(tmp_path, local=True, secrets={"GREETING": secret}) as found, found.client() as client:
+        greet = spec("greet", gpus=0, command=["sh", "-c", "echo hello $GREETING"], queue={"secrets": ["GREETING"]})
+        (job_id,) = submit(client, greet)
+        wait_for(lambda: state(client, job_id) in ("succeeded", "failed"), "it has ended", within_s=60.0)
+        logs = {
+            source: client.get(f"/v1/jobs/{job_id}/logs/{source}").json()["text"]
+            for source in client.get(f"/v1/jobs/{job_id}/logs").json()["sources"]
+        }
+        assert state(client, job_id) == "succeeded", logs
+        assert any("hello ***" in text for text in logs.values()), logs
+        assert secret not in str(logs) + found.log
 
 
 @pytest.mark.slow

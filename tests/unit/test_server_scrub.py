@@ -68,7 +68,7 @@ def test_values_of_variables_whose_names_look_secret_are_left_out_of_specs() -> 
         "name": "token-job",
         "env": {
             "HF_TOKEN": HIDDEN,
-            "AWS_SECRET_ACCESS_KEY": HIDDEN,
+            "AWS_SECRET_KEY": HIDDEN,
             "DB_PASSWORD": HIDDEN,
             "EPOCHS": "3",
             "MONKEY": "d",

@@ -12,6 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal
 from urllib.parse import quote
@@ -68,9 +69,15 @@ class Client:
         where, home = url or server_url(), fleetune_home()
         token_from = TOKEN_FROM if token is None else "that was given"
         token = server_token() if token is None else token
-        embedded = where is None
-        self._connection = Connection(embedded_url(home) if where is None else where, token, token_from=token_from)
-        self._presence = Presence(home) if embedded and not detach else None
+        # Before the server is looked for: it stays as long as somebody is there.
+        self._presence = Presence(home) if where is None else None
+        self._ends_jobs = not detach
+        find = None if where is not None else partial(embedded_url, home)
+        try:
+            self._connection = Connection(where or embedded_url(home), token, token_from=token_from, find=find)
+        except BaseException:
+            self._end_presence()
+            raise
 
     @property
     def url(self) -> str:
@@ -78,9 +85,12 @@ class Client:
 
     def close(self) -> None:
         """Jobs that were not to outlive this client are cancelled by their server."""
+        self._end_presence()
+        self._connection.close()
+
+    def _end_presence(self) -> None:
         if self._presence is not None:
             self._presence.end()
-        self._connection.close()
 
     def __enter__(self) -> Client:
         return self
@@ -144,7 +154,7 @@ class Client:
         return [asking(_loaded(spec), tenant, priority, parents) for spec in specs]
 
     def _send(self, specs: Sequence[dict[str, Any]], key: str) -> list[JobHandle]:
-        client = None if self._presence is None else self._presence.client
+        client = self._presence.client if self._presence is not None and self._ends_jobs else None
         body = Submission(specs=tuple(specs), key=key, client=client)
         page = self._connection.post("/v1/jobs", JobPage, body, again=True)
         return [JobHandle(self._connection, view) for view in page.jobs]

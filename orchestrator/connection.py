@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -39,7 +40,7 @@ class NotAServer(FleetuneError):
     """Something answers there, and it is no server of this kind."""
 
 
-class TokenRefused(FleetuneError):
+class TokenRefused(InputError):
     """The server does not know the token, or it may not do that."""
 
 
@@ -53,6 +54,7 @@ class Connection:
     Args:
         token: sent with each request; None: none.
         token_from: where the token is from, for messages.
+        find: the URL of the server by now, once it does not answer any more; it may be another one that has started.
         patience_s: for how long a request is sent again that may be. A server that has never answered is not waited
             for: nobody wants to wait for one that was never started.
     """
@@ -65,6 +67,7 @@ class Connection:
         token_from: str = "that was given",
         patience_s: float = PATIENCE_S,
         answer_s: float = ANSWER_S,
+        find: Callable[[], str] | None = None,
         transport: httpx.BaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -72,6 +75,7 @@ class Connection:
         self.url = checked_url(url)
         self._token, self._token_from = token, token_from
         self._patience_s, self._clock, self._sleep = patience_s, clock, sleep
+        self._find = find
         self._has_answered = False
         headers = {"User-Agent": f"fleetune/{version('fleetune')}"}
         if token is not None:
@@ -114,7 +118,8 @@ class Connection:
     ) -> ToldT:
         """Raises what the server says, NoServer, NotAServer, TokenRefused or ServerError."""
         content = None if body is None else body.model_dump_json().encode()
-        request = self._http.build_request(
+        request = partial(
+            self._http.build_request,
             method,
             path,
             params={name: value for name, value in (params or {}).items() if value is not None},
@@ -123,16 +128,19 @@ class Connection:
         )
         return self._read(self._send(request, again), answer)
 
-    def _send(self, request: httpx.Request, again: bool) -> httpx.Response:
+    def _send(self, request: Callable[[], httpx.Request], again: bool) -> httpx.Response:
         until_s = self._clock() + self._patience_s
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                response = self._http.send(request)
+                response = self._http.send(request())
             except httpx.TransportError as error:
                 waits = (again and self._has_answered) or (isinstance(error, _NOT_SENT) and self._has_answered)
                 if not waits or self._clock() >= until_s:
                     raise self._no_server(error) from error
+                if self._find is not None and isinstance(error, _NOT_SENT):
+                    self.url = self._find()
+                    self._http.base_url = httpx.URL(self.url)
             except httpx.InvalidURL as error:
                 raise InputError(f"{self.url} is no URL: {error}") from error
             else:

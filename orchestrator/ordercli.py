@@ -57,7 +57,7 @@ def priority(
             raise InputError(f"--to {to} is out of range: a priority is {-MOST_PRIORITY} to {MOST_PRIORITY}")
         return server.put(f"{path}/priority", JobView, Priority(priority=to))
 
-    _ask_all(jobs, put, json_, url)
+    _ask_all(jobs, put, json_, url, lambda view: f"{_said(view)}, priority {view.priority}")
 
 
 def _posted(what: str) -> Order:
@@ -69,7 +69,9 @@ def _posted(what: str) -> Order:
     return post
 
 
-def _ask_all(given: list[str], order: Order, as_json: bool, url: str | None) -> None:
+def _ask_all(
+    given: list[str], order: Order, as_json: bool, url: str | None, said: Callable[[JobView], str] | None = None
+) -> None:
     """Each job on a line; one that refuses does not keep the others from being asked."""
     with edge():
         from jobs.errors import FleetuneError
@@ -89,7 +91,7 @@ def _ask_all(given: list[str], order: Order, as_json: bool, url: str | None) -> 
                     continue
                 done.append(view)
                 if not as_json:
-                    typer.echo(f"{view.job_id}  {_said(view)}")
+                    typer.echo(f"{view.job_id}  {(said or _said)(view)}")
         if as_json:
             typer.echo(f"[{', '.join(view.model_dump_json() for view in done)}]")
         raise typer.Exit(worst)
@@ -112,4 +114,4 @@ def _said(view: JobView) -> str:
         return f"{words[view.wanted]} ({view.state})"
     if view.wanted is Wanted.PAUSE:
         return "paused"
-    return f"{words.get(view.wanted, str(view.state))}{f', priority {view.priority}' if view.priority else ''}"
+    return words.get(view.wanted, str(view.state))

@@ -1,0 +1,276 @@
+"""The commands of the queue against a real server and processes of this machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from tests.support.gangs import ROOT
+from tests.support.processes import free_port, wait_for
+from tests.support.server import Server, server
+
+SLEEPS = 'kind: command\nname: sleeps\ncommand: [sleep, "300"]\n'
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with server(tmp_path_factory.mktemp("server"), local=True) as found:
+        yield found
+
+
+class Shell:
+    """Calls `fleetune` as a user of that server."""
+
+    def __init__(self, here: Server, folder: Path) -> None:
+        self.url, self.folder = here.url, folder
+        self._environment = {"FLEETUNE_URL": here.url, "FLEETUNE_HOME": str(folder / "home"), "FLEETUNE_TOKEN": ""}
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, arguments, env=self._environment)
+        return result.exit_code, result.stdout, result.stderr
+
+    def good(self, *arguments: str) -> str:
+        code, printed, errors = self(*arguments)
+        assert code == 0, errors
+        return printed
+
+    def file(self, text: str, name: str = "job.yaml") -> str:
+        (self.folder / name).write_text(text)
+        return str(self.folder / name)
+
+    def command(self, script: str, name: str = "does", more: str = "") -> str:
+        return self.file(
+            f"kind: command\nname: {name}\ncommand: [sh, -c, {json.dumps(script)}]\n{more}", f"{name}.yaml"
+        )
+
+    def state(self, job: str) -> str:
+        return str(json.loads(self.good("status", job, "--json"))["state"])
+
+    def sleeping(self) -> str:
+        job = self.good("submit", self.file(SLEEPS)).strip()
+        wait_for(lambda: self.state(job) == "running", "it runs")
+        return job
+
+
+@pytest.fixture
+def fleetune(here: Server, tmp_path: Path) -> Iterator[Shell]:
+    shell = Shell(here, tmp_path)
+    yield shell
+    left = [job["job_id"] for job in json.loads(shell.good("queue", "--json"))]
+    if left:
+        shell("cancel", *left)
+        wait_for(lambda: json.loads(shell.good("queue", "--json")) == [], "nothing is left", 40.0)
+
+
+def test_submit_prints_the_id_and_says_on_stderr_what_becomes_of_it(fleetune: Shell) -> None:
+    code, printed, errors = fleetune("submit", fleetune.command("echo hi"), "--wait")
+    assert code == 0 and printed.startswith("does-") and len(printed.split()) == 1
+    job = printed.strip()
+    assert f"queued {job} (command, 1 x 1 CPU, tenant default)" in errors and f"{job} succeeded" in errors
+    assert f"{job}  succeeded" in fleetune.good("queue", "--all")
+    assert "no job waits or runs" in fleetune.good("queue")
+    page = fleetune.good("status", job)
+    assert "succeeded" in page and "submitted by local" in page and f"fleetune logs {job}" in page
+
+
+def test_follow_prints_all_ranks_to_the_end_and_logs_says_it_again(fleetune: Shell) -> None:
+    spec = fleetune.command("echo begin $RANK; sleep 1; echo end $RANK", more="resources: {num_workers: 2}\n")
+    code, printed, _ = fleetune("submit", spec, "--follow")
+    job, *lines = printed.splitlines()
+    assert code == 0
+    assert sorted(line.rpartition("] ")[2] for line in lines) == ["begin 0", "begin 1", "end 0", "end 1"]
+    assert all(line.startswith("output | ") for line in lines)
+    assert fleetune.good("logs", job, "-f").splitlines() == lines
+    assert len(fleetune.good("logs", job, "--tail", "1", "--source", "output").splitlines()) == 1
+    told = [json.loads(line) for line in fleetune.good("logs", job, "--json").splitlines()]
+    assert {one["source"] for one in told} == {"output"} and len(told) == 4
+
+
+@pytest.mark.parametrize(("script", "expected"), [("echo the reason >&2; exit 3", 1), ("kill -9 $$", 1)])
+def test_a_job_that_fails_says_why_and_the_exit_code_does(fleetune: Shell, script: str, expected: int) -> None:
+    code, printed, errors = fleetune("submit", fleetune.command(script), "--wait")
+    job = printed.strip()
+    assert code == expected
+    assert f"job {job} failed" in errors and f"fleetune retry {job}" in errors and f"fleetune logs {job}" in errors
+    if "reason" in script:
+        assert "the reason" in errors
+
+
+def test_a_cancelled_job_ends_the_wait_with_130(fleetune: Shell, here: Server) -> None:
+    spec = fleetune.file(SLEEPS)
+    command = [sys.executable, "-m", "orchestrator", "submit", spec, "--wait", "--url", here.url]
+    waits = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert waits.stdout is not None
+    job = waits.stdout.readline().strip()
+    wait_for(lambda: fleetune.state(job) == "running", "it runs")
+    assert "is to end" in fleetune.good("cancel", job)
+    _, errors = waits.communicate(timeout=40)
+    assert waits.returncode == 130 and "was cancelled" in errors
+
+
+def test_a_chain_runs_in_order_and_a_failed_parent_takes_its_children_along(fleetune: Shell) -> None:
+    first = fleetune.good("submit", fleetune.command("sleep 1; exit 4", "first")).strip()
+    second = fleetune.good("submit", fleetune.command("true", "second"), "--after", first[:7]).strip()
+    assert f"after {first}" in fleetune.good("queue") or fleetune.state(second) == "failed"
+    wait_for(lambda: fleetune.state(second) == "failed", "the child fails too")
+    assert "parent-failed" in fleetune.good("status", second)
+    code, _, errors = fleetune("submit", fleetune.command("true", "third"), "--after", first)
+    assert code == 2 and first in errors and "failed" in errors
+
+
+def test_several_jobs_are_asked_and_each_that_refuses_says_so(fleetune: Shell) -> None:
+    ended = fleetune.good("submit", fleetune.command("true"), "--wait").strip()
+    runs = fleetune.sleeping()
+    code, printed, errors = fleetune("cancel", ended, "nothing-like-it", runs)
+    assert code == 2 and printed.splitlines() == [f"{runs}  is to end (running)"]
+    assert len(errors.splitlines()) == 2 and ended in errors and "nothing-like-it" in errors
+
+
+def test_pause_resume_retry_and_priority(fleetune: Shell) -> None:
+    job = fleetune.sleeping()
+    assert fleetune.good("pause", job)
+    wait_for(lambda: f"fleetune resume {job}" in fleetune.good("queue"), "it is paused")
+    assert "priority 7" in fleetune.good("priority", job, "--to", "7")
+    fleetune.good("resume", job)
+    wait_for(lambda: fleetune.state(job) == "running", "it runs again")
+    fleetune.good("cancel", job)
+    wait_for(lambda: fleetune.state(job) == "cancelled", "it ends")
+    assert "queued" in fleetune.good("retry", job)
+    code, _, errors = fleetune("retry", job)
+    assert code == 2 and "has not ended" in errors
+    code, _, errors = fleetune("priority", job, "--to", "1001")
+    assert code == 2 and "-1000 to 1000" in errors
+
+
+def test_a_start_of_an_id_is_enough_where_it_means_one_job(fleetune: Shell) -> None:
+    one = fleetune.good("submit", fleetune.command("true", "unique-name"), "--wait").strip()
+    assert one in fleetune.good("status", "unique-n")
+    fleetune.good("submit", fleetune.command("true", "unique-name"), "--wait")
+    code, _, errors = fleetune("status", "unique-n")
+    assert code == 2 and "may mean several jobs" in errors and one in errors
+    code, _, errors = fleetune("status", one[:-1] + "!")
+    assert code == 2 and "no job has an id like" in errors
+    code, _, errors = fleetune("status", "uniqe-name")
+    assert code == 2 and "there is no job 'uniqe-name'" in errors and "did you mean unique-name-" in errors
+
+
+def test_one_key_gives_one_job(fleetune: Shell) -> None:
+    spec = fleetune.command("true")
+    first = fleetune.good("submit", spec, "--key", "monday")
+    assert fleetune.good("submit", spec, "--key", "monday") == first
+    code, _, errors = fleetune("submit", fleetune.command("false"), "--key", "monday")
+    assert code == 2 and "monday" in errors
+
+
+def test_why_says_what_a_job_waits_for(fleetune: Shell) -> None:
+    paused = fleetune.sleeping()
+    fleetune.good("cordon", *(node["node_id"] for node in json.loads(fleetune.good("nodes", "--json"))))
+    try:
+        waits = fleetune.good("submit", fleetune.command("true", "waits")).strip()
+        text = fleetune.good("why", waits)
+        assert waits in text and len(text) > 30
+        assert json.loads(fleetune.good("why", waits, "--json"))["text"]
+        assert paused in fleetune.good("queue").splitlines()[1]
+    finally:
+        fleetune.good("uncordon", *(node["node_id"] for node in json.loads(fleetune.good("nodes", "--json"))))
+    wait_for(lambda: fleetune.state(waits) == "succeeded", "it runs")
+
+
+def test_nodes_are_put_aside_with_a_reason_and_used_again(fleetune: Shell) -> None:
+    node = json.loads(fleetune.good("nodes", "--json"))[0]["node_id"]
+    assert "cordoned" in fleetune.good("cordon", node[:2], "--reason", "fan is loud")
+    assert "fan is loud" in fleetune.good("nodes")
+    assert "drained" in fleetune.good("drain", node)
+    assert "in use" in fleetune.good("uncordon", node)
+    code, _, errors = fleetune("drain", "no-such-node")
+    assert code == 2 and "there is no node 'no-such-node'" in errors
+
+
+def test_tenants_are_made_and_changed_in_part(fleetune: Shell) -> None:
+    assert "vision" in fleetune.good("tenants", "set", "vision", "--weight", "2", "--limit", "A100=8")
+    fleetune.good("tenants", "set", "vision", "--guaranteed", "4")
+    told = {one["name"]: one for one in json.loads(fleetune.good("tenants", "--json"))}
+    assert (told["vision"]["weight"], told["vision"]["guaranteed"][0]["gpus"]) == (2.0, 4)
+    assert told["vision"]["limit"] == [{"accelerator_type": "A100", "gpus": 8}]
+    assert "8 A100" in fleetune.good("tenants", "list")
+    job = fleetune.good("submit", fleetune.command("true"), "--tenant", "vision", "--wait").strip()
+    assert "vision" in fleetune.good("status", job)
+    code, _, errors = fleetune("submit", fleetune.command("true"), "--tenant", "visoin")
+    assert code == 2 and "visoin" in errors
+
+
+def test_usage_and_events_tell_what_has_been(fleetune: Shell) -> None:
+    job = fleetune.good("submit", fleetune.command("true"), "--wait").strip()
+    assert any(row["jobs"] for row in json.loads(fleetune.good("usage", "--json")))
+    assert "TENANT" in fleetune.good("usage") and "nothing was used" in fleetune.good("usage", "--month", "1999-01")
+    code, _, errors = fleetune("usage", "--month", "May")
+    assert code == 2 and "as 2026-11 is" in errors
+    lines = fleetune.good("events", "--limit", "3").splitlines()
+    assert len(lines) == 3 and job in lines[-1]
+    of_job = [json.loads(line) for line in fleetune.good("events", "--job", job, "--json").splitlines()]
+    assert of_job[0]["message"].startswith("submitted") and {one["job_id"] for one in of_job} == {job}
+    assert fleetune.good("events", "--limit", "0") == ""
+
+
+BAD: list[tuple[str, Callable[[Shell], list[str]], str]] = [
+    ("no such file", lambda shell: ["submit", "gone.yaml"], "gone.yaml"),
+    ("a schema of the future", lambda shell: ["submit", shell.file(SLEEPS + "version: 2\n")], "upgrade"),
+    ("an unknown key", lambda shell: ["submit", shell.file(SLEEPS + "gpus: 2\n")], "resources.gpus_per_worker"),
+    ("a priority out of range", lambda shell: ["submit", shell.file(SLEEPS), "--priority", "1001"], "out of range"),
+    ("a priority in the file", lambda shell: ["submit", shell.file(SLEEPS + "queue: {priority: -1001}\n")], "-1000"),
+    ("an unknown parent", lambda shell: ["submit", shell.file(SLEEPS), "--after", "gone-123456"], "gone-123456"),
+    ("too many GPUs", lambda shell: ["submit", shell.file(SLEEPS + "resources: {gpus_per_worker: 64}\n")], "GPU"),
+    (
+        "a folder that is not there",
+        lambda shell: ["submit", shell.file(SLEEPS + "working_dir: /no/such\n")],
+        "/no/such",
+    ),
+    ("an unknown secret", lambda shell: ["submit", shell.file(SLEEPS + "queue: {secrets: [GONE]}\n")], "GONE"),
+    ("an empty key", lambda shell: ["submit", shell.file(SLEEPS), "--key", ""], "--key"),
+    ("two to follow", lambda shell: ["submit", shell.file(SLEEPS), shell.file(SLEEPS), "--follow"], "--follow"),
+    ("an unknown state", lambda shell: ["queue", "--state", "runing"], "did you mean running?"),
+    ("an unknown log", lambda shell: ["why", "gone-123456"], "there is no job 'gone-123456'"),
+    ("no quota", lambda shell: ["tenants", "set", "x", "--limit", "many"], "--limit"),
+    ("no tenant's name", lambda shell: ["tenants", "set", "a b"], "tenant's name"),
+    ("no URL", lambda shell: ["queue", "--url", "localhost:8400"], "did you mean http://localhost:8400?"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_bad_input_is_one_clear_message_and_exit_code_2(
+    fleetune: Shell, arguments: Callable[[Shell], list[str]], said: str
+) -> None:
+    code, printed, errors = fleetune(*arguments(fleetune))
+    assert code == 2, (printed, errors)
+    assert said in errors and "Traceback" not in errors and "unexpected" not in errors
+    assert json.loads(fleetune.good("queue", "--json")) == []
+
+
+def test_a_server_that_is_not_there_is_said_with_its_url_and_what_to_start(fleetune: Shell) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    for command in (["queue"], ["submit", fleetune.file(SLEEPS)], ["cancel", "a-1"], ["nodes"], ["events"]):
+        code, _, errors = fleetune(*command, "--url", url)
+        assert code == 1 and url in errors and "fleetune serve" in errors and len(errors.splitlines()) == 1
+
+
+def test_completion_knows_the_jobs_and_is_silent_without_a_server(fleetune: Shell) -> None:
+    job = fleetune.good("submit", fleetune.command("true", "completes"), "--wait").strip()
+
+    def offered(url: str) -> str:
+        asked = {"_FLEETUNE_COMPLETE": "complete_bash", "COMP_WORDS": "fleetune status compl", "COMP_CWORD": "2"}
+        command = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
+        done = subprocess.run(command, cwd=ROOT, env={**asked, "FLEETUNE_URL": url}, capture_output=True, text=True)
+        assert done.stderr == ""
+        return done.stdout.strip()
+
+    assert offered(fleetune.url) == job
+    assert offered(f"http://127.0.0.1:{free_port()}") == ""
+    for shell in ("bash", "zsh", "fish"):
+        assert "_FLEETUNE_COMPLETE" in fleetune.good("completion", shell)

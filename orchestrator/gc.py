@@ -90,10 +90,10 @@ class _Taken:
         before = self.runs.get(run.name, (Goes.NOTHING, ""))[0]
         if run.name in self._stay.wholly or before is Goes.RUN:
             return
-        if goes is Goes.CHECKPOINTS or run.name in self._stay.models:
-            if not run.checkpoint_size or before is Goes.CHECKPOINTS:
-                return
-            goes = Goes.CHECKPOINTS
+        if goes is Goes.RUN and run.name in self._stay.models:
+            goes, why = Goes.CHECKPOINTS, f"{why}; the rest stays: {self._stay.models[run.name]}"
+        if goes is Goes.CHECKPOINTS and (before is goes or not run.checkpoint_size):
+            return
         self.left -= run.size_of(goes) - run.size_of(before)
         self.runs[run.name] = (goes, why)
 

@@ -125,8 +125,8 @@ def _model_path(paths: JobPaths) -> str:
 
 
 def run_named_by(path: str, runs: Collection[str]) -> str | None:
-    """The run that a model's path lies in, however the path to it is spelt; also for `run:NAME`. None: in none."""
-    return next((part for part in path.removeprefix("run:").split("/") if part in runs), None)
+    """The run that a model's path lies in, however the path to it is spelt. None: in none of these."""
+    return next((part for part in path.split("/") if part in runs), None)
 
 
 def _read_json(path: str) -> dict[str, Any]:

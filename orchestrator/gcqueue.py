@@ -13,11 +13,13 @@ from pydantic import RootModel
 
 from cluster.settings import fleetune_home, server_url
 from jobs.errors import FleetuneError
+from jobs.runref import run_named
 from orchestrator.api import MOST_PAGE, JobPage, JobView, Me
 from orchestrator.connection import Connection
 from orchestrator.discovery import connect
 from orchestrator.gclook import run_named_by
 from orchestrator.gcvalues import Held
+from orchestrator.jobref import job_path
 from orchestrator.queue.states import ENDED, State
 
 PATIENCE_S: Final = 10.0
@@ -63,23 +65,18 @@ def needed_by_queue(url: str, runs: Collection[str], patience_s: float = PATIENC
                     + _OTHERWISE
                 )
             jobs = list(_unfinished(server))
-            return held_by(jobs, _specs(server, jobs), runs)
+            return held_by(jobs, _models(server, jobs), runs)
     except QueueSilent:
         raise
     except FleetuneError as error:
         raise QueueSilent(f"{error}. {_OTHERWISE}") from error
 
 
-def held_by(jobs: Collection[JobView], specs: Mapping[str, Any], runs: Collection[str]) -> Held:
-    """What jobs that have not ended need; `specs`: by job id. Pure."""
+def held_by(jobs: Collection[JobView], models: Mapping[str, str], runs: Collection[str]) -> Held:
+    """What jobs that have not ended need; `models`: the path that each starts from, by job id. Pure."""
     wholly = {run: f"job {job.job_id} has not ended" for job in jobs if (run := run_named_by(job.run or "", runs))}
-    starts = {job: run for job, spec in specs.items() if (run := run_named_by(_model_path(spec), runs))}
+    starts = {job: run for job, path in models.items() if (run := run_named_by(path, runs))}
     return Held(wholly, {run: f"job {job} starts from it" for job, run in starts.items()})
-
-
-def _model_path(spec: Any) -> str:
-    model = spec.get("model") if isinstance(spec, dict) else None
-    return str(model.get("path", "")) if isinstance(model, dict) else ""
 
 
 def _unfinished(server: Connection) -> Iterator[JobView]:
@@ -93,11 +90,17 @@ def _unfinished(server: Connection) -> Iterator[JobView]:
             return
 
 
-def _specs(server: Connection, jobs: Collection[JobView]) -> dict[str, Any]:
+def _models(server: Connection, jobs: Collection[JobView]) -> dict[str, str]:
     ids = [job.job_id for job in jobs if job.kind == "finetune"]
     with ThreadPoolExecutor(_READERS) as pool:
-        return dict(zip(ids, pool.map(partial(_spec, server), ids), strict=True))
+        return dict(zip(ids, pool.map(partial(_model, server), ids), strict=True))
 
 
-def _spec(server: Connection, job_id: str) -> Any:
-    return server.get(f"/v1/jobs/{job_id}/spec", _AnySpec).root
+def _model(server: Connection, job_id: str) -> str:
+    """Path of the model; where it is that of another job, which may have ended, of that job's run."""
+    model = server.get(f"{job_path(job_id)}/spec", _AnySpec).root.get("model")
+    path = str(model.get("path", "")) if isinstance(model, dict) else ""
+    parent = run_named(path)
+    if parent is None:
+        return path
+    return server.get(job_path(parent), JobView).run or ""

@@ -295,14 +295,19 @@ def job(**facts: Any) -> dict[str, Any]:
 
 
 def test_what_jobs_of_the_queue_need_stays(root: str) -> None:
-    owned, parent, other = make_run(root, "owned", 40), make_run(root, "parent", 40), make_run(root, "other", 40)
-    jobs = {"jobs": [job(run=f"/elsewhere/{owned.name}")], "next": None}
-    spec = {"model": {"path": storage.join(parent.model)}}
-    with queue(me=ME, jobs=jobs, **{"jobs/j-1/spec": spec}) as url:
+    owned, parent, before, other = (make_run(root, name, 40) for name in ("owned", "parent", "before", "other"))
+    jobs = {"jobs": [job(run=f"/elsewhere/{owned.name}"), job(job_id="j-2")], "next": None}
+    answers = {
+        "jobs/j-1/spec": {"model": {"path": storage.join(parent.model)}},
+        "jobs/j-2/spec": {"model": {"path": "run:j-0"}},
+        "jobs/j-0": job(job_id="j-0", state="succeeded", run=before.root),
+    }
+    with queue(me=ME, jobs=jobs, **answers) as url:
         done = fleetune_gc(root, "--older-than", "30d", FLEETUNE_URL=url)
-    assert done.exit_code == 0 and run_names(root) == sorted([owned.name, parent.name]), done.output
-    assert "job j-1 has not ended" in done.output
-    assert committed_steps(owned) == [10, 20] and committed_steps(parent) == [] and not storage.exists(other.root)
+    assert done.exit_code == 0 and run_names(root) == sorted([owned.name, parent.name, before.name]), done.output
+    assert "job j-1 has not ended" in done.output and "job j-2 starts from it" in done.output
+    assert committed_steps(owned) == [10, 20] and committed_steps(parent) == [] == committed_steps(before)
+    assert not storage.exists(other.root)
 
 
 def test_without_an_answer_of_the_queue_nothing_goes_unless_that_is_said(root: str, tmp_path: pathlib.Path) -> None:
@@ -328,6 +333,7 @@ def test_without_an_answer_of_the_queue_nothing_goes_unless_that_is_said(root: s
         {"me": ME},
         {"me": ME, "jobs": {"jobs": [job()], "next": None}},  # but no spec
         {"me": ["strange"]},
+        {"me": ME, "jobs": {"jobs": [job()], "next": None}, "jobs/j-1/spec": {"model": {"path": "run:gone-1"}}},
     ],
 )
 def test_a_server_that_does_not_tell_everything_is_as_none(root: str, answers: dict[str, Any]) -> None:

@@ -7,11 +7,14 @@ import pathlib
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from cluster.backend import Launch, Phase
+from cluster.ray_jobs import RayJobsBackend
 from cluster.wire import Order, Registered
 from jobs.load import dump_spec
 from jobs.paths import JobPaths
@@ -63,7 +66,7 @@ def command(program: str, num_workers: int, **fields: Any) -> dict[str, Any]:
 
 def nothing_stays(nodes: Nodes) -> None:
     wait_for(lambda: not left_on_ray(nodes.head), "nothing is left on Ray", 30)
-    assert not processes_with(f"FLEETUNE_JOB={JOB}")
+    wait_for(lambda: not processes_with(f"FLEETUNE_JOB={JOB}"), "no process is left", 10)
 
 
 def test_processes_run_on_the_nodes_of_their_lease_in_its_order(nodes: Nodes, server: WireServer) -> None:
@@ -142,6 +145,38 @@ def test_a_gang_trains_on_the_nodes_of_its_lease_with_its_secrets_and_its_workin
     assert {text.split()[2] for text in said.values()} == {str(mine)}
     manifest = json.loads(pathlib.Path(JobPaths(str(server.newest.run)).manifest).read_text())
     assert len(manifest["workers"]) == 2 if "workers" in manifest else manifest
+    nothing_stays(nodes)
+
+
+def test_a_driver_that_is_a_job_of_the_cluster_drives_as_any_other(
+    nodes: Nodes, server: WireServer, tmp_path: pathlib.Path
+) -> None:
+    """As the server starts it: what Ray gives a job's driver, and what the driver asks of Ray, must go together."""
+    backend = RayJobsBackend(nodes.head.dashboard, token=nodes.head.token)
+    tiny.save_model(tmp_path / "llama", "llama")
+    tiny.write_text(tmp_path / "text.jsonl", 200)
+    made = tiny.spec_of(tmp_path / "runs", tmp_path / "llama", tmp_path / "text.jsonl", train__max_steps=2)
+    trains = registered(
+        json.loads(dump_spec(made)), engine="ray", placement=on(nodes, ("b", 1), ("a", 1)), secrets={"KEY": SECRET}
+    )
+    says = registered(
+        command(SAYS_WHERE, 2), engine="ray", placement=on(nodes, ("c", 1), ("b", 1)), secrets={"KEY": SECRET}
+    )
+    for number, wanted in enumerate((says, trains), 1):
+        server.registered = wanted
+        words = (sys.executable, "-m", "jobs.drive")
+        launch = Launch(f"{tmp_path.name}-{number}", words, environment=server.place.environment())
+        backend.start(launch, 1)
+
+        def ended(name: str = launch.submission) -> bool:
+            return any(one.submission == name and one.ended for one in backend.submissions())
+
+        wait_for(ended, "it has ended", 240, lambda: time.sleep(0.5))
+        (end,) = (one for one in backend.submissions() if one.submission == launch.submission)
+        output = backend.output(launch.submission).decode()
+        assert (end.phase, end.exit_code) == (Phase.SUCCEEDED, 0), output
+        assert SECRET not in output
+    assert server.newest.step == 2
     nothing_stays(nodes)
 
 

@@ -55,6 +55,7 @@ def test_a_driver_that_runs_and_ends_well_takes_its_job_through() -> None:
     [
         (Phase.FAILED, 2, Reason.BAD_INPUT),
         (Phase.FAILED, 1, Reason.RUN_FAILED),
+        (Phase.FAILED, 75, Reason.DRIVER_LOST),
         (Phase.FAILED, -9, Reason.DRIVER_LOST),
         (Phase.FAILED, None, Reason.DRIVER_LOST),
         (Phase.LOST, None, Reason.DRIVER_LOST),

@@ -117,10 +117,13 @@ class _Shared:
         for one in found.prepared:  # sources are as young as what is made of them
             for source in one.sources & self.touched_s.keys():
                 self.touched_s[source] = max(self.touched_s[source], one.touched_s)
-        self._users: dict[str, list[str]] = {}
+        self._users: dict[str, list[str]] = {}  # oldest first
+        self._used_by: dict[str, list[PreparedFacts]] = {}
+        by_name = {one.name: one for one in found.prepared}
         for run in runs:
-            for name in {run.prepared, *parts.get(run.prepared or "", ())} - {None}:
-                self._users.setdefault(str(name), []).append(run.name)
+            for name in sorted({run.prepared, *parts.get(run.prepared or "", ())} & by_name.keys()):
+                self._users.setdefault(name, []).append(run.name)
+                self._used_by.setdefault(run.name, []).append(by_name[name])
         self._unknown = next(
             (run.name for run in runs if run.prepared is None and not run.ended and why_alive(run, now_s)), None
         )
@@ -131,12 +134,12 @@ class _Shared:
 
     def freed_by(self, run: str, taken: _Taken) -> Iterator[PreparedFacts]:
         """What may go because this run does."""
-        return (one for one in self.every if run in self._users.get(one.name, ()) and not self.why_kept(one, taken))
+        return (one for one in self._used_by.get(run, ()) if self.why_kept(one, taken) is None)
 
     def why_kept(self, one: PreparedFacts, taken: _Taken) -> str | None:
-        users = [run for run in self._users.get(one.name, ()) if not taken.is_gone(run)]
-        if users:
-            return f"used by {users[-1]}" + (f" and {len(users) - 1} more" if len(users) > 1 else "")
+        users = self._users.get(one.name, ())
+        if user := next((run for run in reversed(users) if not taken.is_gone(run)), None):  # the newest go last
+            return f"used by {user}" + (" and others" if len(users) > 1 else "")
         if one.lease_s is not None and self._now_s - one.lease_s < ALIVE_S:
             return "somebody prepares it"
         if self._now_s - self.touched_s[one.name] < ALIVE_S:

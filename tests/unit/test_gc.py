@@ -232,7 +232,7 @@ def after(found: Found, plan: GcPlan) -> Found:
     return Found(runs, sets, () if plan.leftovers else found.leftovers)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(founds, bounds_of_all_kinds, held_ones)
 def test_whatever_is_asked_for_the_living_and_the_held_stay(found: Found, bounds: Bounds, held: Held) -> None:
     plan = plan_gc(found, bounds, NOW, held)
@@ -253,7 +253,7 @@ def test_whatever_is_asked_for_the_living_and_the_held_stay(found: Found, bounds
     assert bounds.prepared or not any(one.goes for one in plan.prepared)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(founds, bounds_of_all_kinds, held_ones)
 def test_the_sums_are_right_and_a_second_time_has_nothing_to_do(found: Found, bounds: Bounds, held: Held) -> None:
     plan = plan_gc(found, bounds, NOW, held)
@@ -263,7 +263,7 @@ def test_the_sums_are_right_and_a_second_time_has_nothing_to_do(found: Found, bo
     assert again.freed == 0 or bounds.keep_last  # fewer runs: others are the last ones
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(founds, st.integers(0, 600), st.integers(0, 600), held_ones, st.booleans())
 def test_more_room_never_costs_more(found: Found, one: int, other: int, held: Held, prepared: bool) -> None:
     less, more = sorted((one, other))

@@ -42,11 +42,10 @@ class Meters:
         self._children: dict[tuple[str, str, int], Any] = {}
 
     def asked(self, method: str, route: str, status: int, seconds: float) -> None:
-        key = (method, route, status)
+        key = (method if method in _METHODS else "other", route, status)  # few different ones, whatever is sent
         child = self._children.get(key)
         if child is None:  # looking a child up by its labels takes longer than counting
-            label = method if method in _METHODS else "other"
-            child = self._children[key] = self._requests.labels(label, route, str(status))
+            child = self._children[key] = self._requests.labels(*key)
         child.observe(seconds)
 
     def text(self) -> bytes:

@@ -58,6 +58,8 @@ def plan_upload(path: str, url: str, *, replace: bool = False) -> Upload:
         InputError: there is nothing to upload, or something else is at its place.
         StorageError: the place cannot be looked at.
     """
+    if not path or not url:
+        raise InputError(f"the {'URL' if path else 'PATH'} is empty: is a variable not set?")
     local = os.path.abspath(os.path.expanduser(storage.local_path(path)))
     if storage.is_url(path) and not storage.is_local(path):
         raise InputError(f"{path} is a URL already: workers read it as it is")

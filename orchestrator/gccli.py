@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.errors import InputError
 from jobs.findrun import storage_root
 from orchestrator.edge import Json, edge
 from orchestrator.gcvalues import Bounds, Found, Held
@@ -64,6 +65,8 @@ def gc(
             checkpoints_only,
             prepared,
         )
+        if storage == "":
+            raise InputError("--storage is empty: is a variable not set?")
         root, now_s = storage_root(storage), time.time()
         found = look(root, now_s)
         plan = plan_gc(found, bounds, now_s, _held(found) if bounds.any and not no_server else Held())

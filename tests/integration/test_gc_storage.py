@@ -251,7 +251,8 @@ def test_bad_bounds_are_refused(root: str, options: list[str], words: str) -> No
     assert done.exit_code == 2 and words in done.output
 
 
-def test_a_storage_path_that_is_not_there_is_refused(tmp_path: pathlib.Path) -> None:
+def test_a_storage_path_that_is_empty_or_not_there_is_refused(tmp_path: pathlib.Path) -> None:
+    assert "--storage is empty" in fleetune_gc("", "--older-than", "1d").output
     done = fleetune_gc(str(tmp_path / "gone"), "--older-than", "1d")
     assert done.exit_code == 2 and "there is no directory" in done.output
 

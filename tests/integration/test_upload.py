@@ -178,6 +178,7 @@ def test_what_cannot_be_uploaded_is_refused(model: pathlib.Path, tmp_path: pathl
         done = fleetune_upload(tmp_path / path, place)
         assert done.exit_code == 2 and words in done.output, (path, place, done.output)
     assert fleetune_upload("s3://bucket/x", there).exit_code == 2
+    assert "PATH is empty" in fleetune_upload("", there).output and "URL is empty" in fleetune_upload(loop, "").output
     assert not there.exists()
 
 

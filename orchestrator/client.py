@@ -20,7 +20,7 @@ from urllib.parse import quote
 from cluster.settings import fleetune_home, server_token, server_url
 from jobs.commandspec import CommandSpec
 from jobs.errors import InputError
-from jobs.load import load_job_spec
+from jobs.load import load_job_spec, spec_of
 from jobs.spec import Spec
 from orchestrator.api import (
     MOST_PAGE,
@@ -241,11 +241,13 @@ def completed(
 
 
 def asking(spec: AnySpec, tenant: str | None, priority: int | None, after: tuple[str, ...]) -> dict[str, Any]:
-    """A spec as it is sent, with what is asked for on the way."""
-    given: dict[str, Any] = {"after": tuple(dict.fromkeys((*spec.queue.after, *after)))}
-    given |= {name: value for name, value in (("tenant", tenant), ("priority", priority)) if value is not None}
-    queue = type(spec.queue).model_validate({**spec.queue.model_dump(), **given})
-    return spec.model_copy(update={"queue": queue}).model_dump(mode="json")
+    """A spec as it is sent, with what is asked for on the way. Raises SpecError."""
+    sent: dict[str, Any] = spec.model_dump(mode="json")
+    asked = {"tenant": tenant, "priority": priority, "after": [*dict.fromkeys((*spec.queue.after, *after))] or None}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if not given:
+        return sent
+    return spec_of(sent | {"queue": sent["queue"] | given}).model_dump(mode="json")
 
 
 def _loaded(spec: AnySpec | str | os.PathLike[str]) -> AnySpec:

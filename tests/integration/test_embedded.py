@@ -1,0 +1,172 @@
+"""A server that scripts bring along: one for all of them, and whose jobs end with whom."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.discovery import local_server
+from tests.support.gangs import ROOT
+from tests.support.processes import process_lives, wait_for
+
+SUBMITS = """
+import sys, time
+from orchestrator import Client, load_job_spec
+client = Client(detach={detach})
+run = client.submit("{spec}")
+print(run.id, client.url, flush=True)
+{then}
+"""
+Script = subprocess.Popen[str]
+SLEEPS = 'kind: command\nname: sleeps\ncommand: [sleep, "{seconds}"]\n'
+
+
+class Home:
+    """A FLEETUNE_HOME of its own, and scripts that use it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.folder = folder / "home", folder
+        self.scripts: list[Script] = []
+
+    def environment(self) -> dict[str, str]:
+        own = {name: value for name, value in os.environ.items() if not name.startswith("FLEETUNE_")}
+        return own | {"FLEETUNE_HOME": str(self.path), "PYTHONPATH": str(ROOT)}
+
+    def script(
+        self, detach: bool = False, then: str = "time.sleep(300)", seconds: float = 300
+    ) -> subprocess.Popen[str]:
+        spec = self.folder / f"sleeps-{seconds}.yaml"
+        spec.write_text(SLEEPS.format(seconds=seconds))
+        code = SUBMITS.format(detach=detach, spec=spec, then=then)
+        found = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=self.folder,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.scripts.append(found)
+        return found
+
+    def fleetune(self, *arguments: str) -> str:
+        command = [sys.executable, "-m", "orchestrator", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=self.environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def state(self, job: str) -> str:
+        return str(json.loads(self.fleetune("status", job, "--json"))["state"])
+
+    def end(self) -> None:
+        for script in self.scripts:
+            script.kill()
+            script.communicate()
+        if (found := local_server(self.path)) is not None:
+            left = [job["job_id"] for job in json.loads(self.fleetune("queue", "--json"))]
+            if left:
+                self.fleetune("cancel", *left)
+                wait_for(lambda: json.loads(self.fleetune("queue", "--json")) == [], "nothing is left", 40.0)
+            os.kill(found.pid, signal.SIGTERM)
+            wait_for(lambda: not process_lives(found.pid), "the server ends")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    found = Home(tmp_path)
+    yield found
+    found.end()
+
+
+def submitted(script: Script) -> tuple[str, str]:
+    assert script.stdout is not None and script.stderr is not None
+    line = script.stdout.readline().split()
+    assert len(line) == 2, script.stderr.read()
+    return line[0], line[1]
+
+
+def test_jobs_end_with_a_script_that_was_killed_and_go_on_where_it_said_so(home: Home) -> None:
+    ends, url = submitted(script := home.script())
+    stays, same = submitted(other := home.script(detach=True))
+    assert url == same
+    for job in (ends, stays):
+        wait_for(lambda job=job: home.state(job) == "running", "it runs")  # type: ignore[misc]
+    for killed in (script, other):
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    wait_for(lambda: home.state(ends) == "cancelled", "it ends with its script", 30.0)
+    assert "the end of its client" in home.fleetune("events", "--job", ends)
+    assert home.state(stays) == "running"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("then", ["", "client.close()", "raise SystemExit(3)", "import os; os._exit(0)"])
+def test_every_end_of_a_script_ends_its_jobs(home: Home, then: str) -> None:
+    job, _ = submitted(script := home.script(then=then))
+    script.communicate(timeout=30)
+    wait_for(lambda: home.state(job) == "cancelled", "it ends with its script", 30.0)
+
+
+@pytest.mark.slow
+def test_scripts_that_start_at_once_share_one_server(home: Home) -> None:
+    scripts = [home.script(then="run.result(60)", seconds=0.2) for _ in range(4)]
+    told = [submitted(script) for script in scripts]
+    assert len({url for _, url in told}) == 1 and len({job for job, _ in told}) == 4
+    for script in scripts:
+        _, errors = script.communicate(timeout=90)
+        assert script.returncode == 0, errors
+    assert (home.path / "serve.log").read_text().count("Fleetune ") == 1
+
+
+@pytest.mark.slow
+def test_a_server_that_nobody_needs_any_more_ends(home: Home) -> None:
+    submitted(script := home.script(then="run.result(60)", seconds=0.2))
+    found = local_server(home.path)
+    assert found is not None
+    script.communicate(timeout=60)
+    wait_for(lambda: not process_lives(found.pid), "it ends", 40.0)
+    assert local_server(home.path) is None
+
+
+@pytest.mark.slow
+def test_a_script_outlives_its_server_and_finds_the_next(home: Home) -> None:
+    job, url = submitted(script := home.script(then="print(run.result(120).state, client.url, flush=True)", seconds=3))
+    found = local_server(home.path)
+    assert found is not None
+    wait_for(lambda: home.state(job) == "running", "it runs")
+    os.kill(found.pid, signal.SIGKILL)
+    printed, errors = script.communicate(timeout=120)
+    assert script.returncode == 0, errors
+    assert printed.split()[0] == "succeeded" and printed.split()[1] != url
+
+
+def test_a_server_that_was_started_by_hand_is_used(home: Home) -> None:
+    with open(home.folder / "log", "wb") as log:
+        command = [sys.executable, "-m", "orchestrator", "serve", "--port", "0"]
+        by_hand = subprocess.Popen(command, cwd=ROOT, env=home.environment(), stdout=log, stderr=log)
+    wait_for(lambda: local_server(home.path) is not None, "it is there")
+    found = local_server(home.path)
+    assert found is not None and found.pid == by_hand.pid
+    _, url = submitted(home.script(then="run.result(60)", seconds=0.2))
+    assert url == found.url and not (home.path / "serve.log").exists()
+    home.end()
+    by_hand.wait()
+
+
+def test_a_server_that_does_not_come_up_is_said_with_the_end_of_its_log(home: Home) -> None:
+    home.path.mkdir(mode=0o700)
+    (home.path / "queue.db").write_bytes(b"this is no database at all, whatever its name says" * 100)
+    began_s = time.monotonic()
+    script = home.script()
+    printed, errors = script.communicate(timeout=100)
+    assert script.returncode == 1 and printed == "" and time.monotonic() - began_s < 60.0
+    assert "NotStarted: the server of this machine did not start (exit code" in errors
+    assert str(home.path / "serve.log") in errors and "queue.db" in errors.rpartition("NotStarted")[2]

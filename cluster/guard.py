@@ -1,8 +1,10 @@
 """Stands around one program: whatever the program has started ends with it, and all of it ends with whoever asked.
 
-`python -I -S guard.py STATUS PROGRAM ARGUMENT...`: nothing but the standard library, so that it is up at once. STATUS
-is the number of a descriptor that is told how the start went: nothing, or why there is no program. SIGTERM is passed on
-to the program and its group; SIGUSR1 ends everything. The exit code, or the signal, is the program's own.
+`python -I -S guard.py STATUS CONTROL PROGRAM ARGUMENT...`: nothing but the standard library, so that it is up at once.
+STATUS and CONTROL are descriptors. STATUS gets b"+" once the program runs, or b"-" and why it cannot; and in the end
+the exit code, -N for signal N. CONTROL takes orders of one byte, TERM and KILL; its end is KILL, too, and by that the
+kernel tells that whoever held it is gone. The guard is nobody's child: Ray kills the children of a worker that ends,
+and would leave those of the guard.
 """
 
 from __future__ import annotations
@@ -10,57 +12,69 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import resource
+import select
 import signal
 import subprocess
 import sys
+import time
 
-TERM, KILL = signal.SIGTERM, signal.SIGUSR1
+TERM, KILL = b"T", b"K"
+STARTED, NOT_STARTED = b"+", b"-"
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_HEARD = {TERM, KILL, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
-_NOT_STARTED = 127
 _KILL_AGAIN_S = 0.02
 
 
-def main(status: int, command: list[str]) -> None:
-    asked_by = os.getppid()
+def main(status: int, control: int, command: list[str]) -> None:
+    if os.fork():
+        os._exit(0)
     libc = ctypes.CDLL(None, use_errno=True)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans of the program become children of this process
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGHUP, 0, 0, 0)
-    if os.getppid() != asked_by:
-        os._exit(_NOT_STARTED)
+    woken = _woken_by_children()
+
+    def in_the_program() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # should the guard itself be killed
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
     try:
-        program = subprocess.Popen(command, start_new_session=True, preexec_fn=_unblock)
+        program = subprocess.Popen(command, start_new_session=True, preexec_fn=in_the_program)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        os.write(status, (getattr(error, "strerror", None) or str(error)).encode()[:1000])
-        os._exit(_NOT_STARTED)
-    os.close(status)
-    _end_as(_wait(program.pid))
+        os.write(status, NOT_STARTED + (getattr(error, "strerror", None) or str(error)).encode()[:1000])
+        os._exit(1)
+    os.write(status, STARTED)
+    ended = _wait(program.pid, control, woken)
+    _kill_the_rest()
+    with contextlib.suppress(BrokenPipeError):
+        os.write(status, str(os.waitstatus_to_exitcode(ended)).encode())
+    os._exit(0)
 
 
-def _unblock() -> None:
-    for number in _HEARD:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
+def _woken_by_children() -> int:
+    """A descriptor that has something to read when a child has ended."""
+    reads, writes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    return reads
 
 
-def _wait(program: int) -> int:
-    """Its status, as waitpid gives it; when it is there, nothing that the program has started is left."""
+def _wait(program: int, control: int, woken: int) -> int:
+    """Until it has ended; its status, as waitpid gives it."""
+    listening = [control, woken]
     while True:
-        heard = signal.sigwait(_HEARD)
-        if heard == signal.SIGCHLD:
+        ready, _, _ = select.select(listening, [], [])
+        if woken in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(woken, 4096)
             ended = _reap()
             if program in ended:
-                _kill_the_rest()
                 return ended[program]
-        elif heard == TERM:
+        if control in ready:
+            order = os.read(control, 1)
+            if not order:
+                listening = [woken]
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(program, signal.SIGTERM)
-        else:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(program, signal.SIGKILL)
+                os.killpg(program, signal.SIGTERM if order == TERM else signal.SIGKILL)
 
 
 def _reap() -> dict[int, int]:
@@ -76,7 +90,7 @@ def _kill_the_rest() -> None:
         for pid in children:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        signal.sigtimedwait({signal.SIGCHLD}, _KILL_AGAIN_S)
+        time.sleep(_KILL_AGAIN_S)
         _reap()
 
 
@@ -86,16 +100,5 @@ def _children() -> list[int]:
         return [int(pid) for pid in file.read().split()]
 
 
-def _end_as(status: int) -> None:
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if number != signal.SIGKILL:
-            signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
-        os.kill(os.getpid(), number)
-    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from cluster.errors import CapacityError, MachinesFailed
@@ -20,6 +21,8 @@ SPARE_CPUS = 2
 # How far CPU workers may share cores on a machine of one's own: enough to try a gang, not enough to choke on.
 MOST_WORKERS_PER_CORE = 4
 KNOCK_TIMEOUT_S = 10.0
+PLACED_WITHIN_S = 300.0  # so long may whoever was there before take to go
+_LOOK_S, _REMOVED_WITHIN_S = 2.0, 15.0
 THIS_MACHINE = "local"
 NODE_LABEL = "ray.io/node-id"  # which every node has
 # A Ray of this machine shares its cores with the training. These turn down what nobody looks at there; measured in
@@ -93,6 +96,51 @@ def snapshot() -> Inventory:
     import ray
 
     return Inventory(tuple(_node(entry) for entry in ray.nodes() if entry["Alive"]))
+
+
+@contextlib.contextmanager
+def held_places(gang: Gang, nodes: Sequence[str], check: Callable[[], None]) -> Iterator[Any]:
+    """A placement group with room for each worker on its node; removed when the context ends.
+
+    Args:
+        nodes: id of the node of each worker.
+        check: called while this waits; what it raises ends the wait.
+
+    Raises:
+        MachinesFailed: a node is gone, or has no room.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    each = {"CPU": float(gang.cpus_per_worker)} | ({"GPU": float(gang.gpus_per_worker)} if gang.gpus_per_worker else {})
+    selectors = [{NODE_LABEL: node} for node in nodes]
+    group = placement_group([dict(each) for _ in nodes], strategy="PACK", bundle_label_selector=selectors)
+    try:
+        deadline = time.monotonic() + PLACED_WITHIN_S
+        while not group.wait(_LOOK_S):
+            check()
+            check_alive(nodes, snapshot())
+            if time.monotonic() > deadline:
+                raise MachinesFailed(f"the nodes of this attempt had no room for {gang} in {PLACED_WITHIN_S:.0f} s")
+        yield group
+    finally:
+        remove_placement_group(group)
+        _wait_until_removed(group)
+
+
+def check_alive(nodes: Iterable[str], inventory: Inventory) -> None:
+    """Ray would wait for ever for a node that is not there. Raises MachinesFailed."""
+    gone = sorted(set(nodes) - {node.node_id for node in inventory.nodes})
+    if gone:
+        raise MachinesFailed(f"nodes of this attempt are not in the Ray cluster any more: {', '.join(gone)}")
+
+
+def _wait_until_removed(group: Any) -> None:
+    """Ray removes it without haste; the next one shall find the room."""
+    from ray.util.placement_group import placement_group_table
+
+    deadline = time.monotonic() + _REMOVED_WITHIN_S
+    while placement_group_table(group).get("state") not in (None, "REMOVED") and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def address_of(node_id: str) -> str:

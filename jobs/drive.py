@@ -11,6 +11,7 @@ import datetime
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from types import FrameType
@@ -21,6 +22,7 @@ from cluster.wire import Order, Registered
 from jobs.errors import FleetuneError, InputError, Interrupted
 from jobs.link import HttpLink
 
+_RAY_COMES_UP_S = 60.0
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -47,12 +49,13 @@ def main() -> int:
     except FleetuneError as error:
         say(f"error: {error}")
         return error.exit_code
+    except SystemExit:  # SIGTERM, while ray.init had it
+        return Interrupted.exit_code
     except Exception:
         traceback.print_exc()
         return FleetuneError.exit_code
     finally:
-        with contextlib.suppress(Interrupted):
-            link.close()
+        link.close()
 
 
 def run(registered: Registered, place: DriverPlace, link: HttpLink, say: Teller) -> int:
@@ -79,11 +82,19 @@ class Teller:
 def obey(order: Order, reason: str) -> None:
     """STOP is what SIGTERM is. LEAVE: another attempt may run, and nothing more may be written."""
     if order is Order.STOP:
+        deadline = time.monotonic() + _RAY_COMES_UP_S
+        while _ray_has_sigterm() and time.monotonic() < deadline:
+            time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGTERM)
         return
     while kill([pid for pid in descendants(os.getpid()) if _runs(pid)]):
         pass
     os._exit(Interrupted.exit_code)
+
+
+def _ray_has_sigterm() -> bool:
+    """While `ray.init` is at work, SIGTERM ends the process, and not as it should."""
+    return getattr(signal.getsignal(signal.SIGTERM), "__module__", "").startswith("ray.")
 
 
 def _runs(pid: int) -> bool:
@@ -102,12 +113,13 @@ def _stopping() -> Iterator[None]:
     def arrived(number: int, frame: FrameType | None) -> None:
         raise Interrupted("asked to end while there was nothing to save")
 
-    kept = {number: signal.signal(number, arrived) for number in _STOPS}
+    for number in _STOPS:
+        signal.signal(number, arrived)
     try:
         yield
     finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+        for number in _STOPS:  # how it ended is settled
+            signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

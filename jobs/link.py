@@ -134,7 +134,7 @@ class HttpLink:
             last = self._closing.is_set()
             self._wake.clear()
             order, reason = self._beat()
-            if order is not self._order:
+            if order is not self._order and not last:
                 self._order = order
                 if order is not Order.GO_ON:
                     self._say(f"the server says: {order}{f' ({reason})' if reason else ''}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -15,47 +16,52 @@ from cluster import guard
 
 MOST_HELD_BYTES: Final = 1 << 20  # the program waits, when so much of what it wrote has not been read yet
 _CHUNK_BYTES = 1 << 16
-_LAST_OUTPUT_S = 10.0
 
 
 class Member:
-    """Used by two threads: one reads, one may stop it. Started by a thread that lives as long as the program may."""
+    """Used by two threads: one reads, one may stop it. The program ends at the latest with this process."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
         self._output = bytearray()
         self._changed = threading.Condition()
-        self._drained = self._closed = False
-        self._reader = threading.Thread(target=self._read, name="output", daemon=True)
+        self._closed = False
+        self._exit_code: int | None = None
+        self._control: int | None = None
+        self._reader: threading.Thread | None = None
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], working_dir: str | None) -> str | None:
         """Start the program; None, or why it cannot be started here."""
         if problem := cannot_start(command, environment, working_dir):
             return problem
-        reads, writes = os.pipe()
-        started = [sys.executable, "-I", "-S", guard.__file__, str(writes), *command]
+        (output, for_output), (status, for_status), (for_control, control) = os.pipe(), os.pipe(), os.pipe()
+        ours, theirs = (output, status, control), (for_output, for_status, for_control)
+        words = [sys.executable, "-I", "-S", guard.__file__, str(for_status), str(for_control), *command]
         try:
-            self._process = subprocess.Popen(
-                started,
+            subprocess.run(
+                words,
                 cwd=working_dir,
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(writes,),
-                bufsize=0,
+                stdout=for_output,
+                stderr=for_output,
+                pass_fds=(for_status, for_control),
                 start_new_session=True,  # whoever signals this process's group shall not reach the program twice
+                check=False,
             )
+            said = ""
         except OSError as error:  # arguments of more bytes than a system takes
-            os.close(reads)
-            return f"{command[0]} cannot be started on {os.uname().nodename}: {error.strerror}"
+            said = error.strerror or str(error)
         finally:
-            os.close(writes)
-        with open(reads, "rb") as status:
-            said = status.read()
-        if said:
-            self.close()
-            return f"{command[0]} cannot be started on {os.uname().nodename}: {said.decode(errors='replace')}"
+            for descriptor in theirs:
+                os.close(descriptor)
+        heard = b"" if said else os.read(status, 1)
+        if heard != guard.STARTED:
+            said = said or os.read(status, _CHUNK_BYTES).decode(errors="replace") or "its guard was killed"
+            for descriptor in ours:
+                os.close(descriptor)
+            return f"{command[0]} cannot be started on {os.uname().nodename}: {said}"
+        self._control = control
+        self._reader = threading.Thread(target=self._read, args=(output, status), name="output", daemon=True)
         self._reader.start()
         return None
 
@@ -64,46 +70,41 @@ class Member:
 
         Waits for up to `wait_s` for one of the two.
         """
-        assert self._process is not None
         with self._changed:
-            self._changed.wait_for(lambda: self._output or self._drained, wait_s)
+            self._changed.wait_for(lambda: self._output or self._exit_code is not None, wait_s)
             output = bytes(self._output)
             self._output.clear()
             self._changed.notify_all()
-            drained = self._drained
-        return output, self._process.wait() if drained and not output else None
+            return output, None if output else self._exit_code
 
     def stop(self, *, hard: bool = False) -> None:
         """Ask it to end; hard: end it, with whatever it has started."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(guard.KILL if hard else guard.TERM)
+        with self._changed:
+            if self._control is not None:
+                with contextlib.suppress(BrokenPipeError):  # it has ended
+                    os.write(self._control, guard.KILL if hard else guard.TERM)
 
     def close(self) -> None:
         """Nothing of it runs afterwards."""
-        if self._process is None:
-            return
-        self.stop(hard=True)
-        self._process.wait()
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if self._reader.ident is not None:
+            control, self._control = self._control, None
+        if control is not None:
+            os.close(control)
+        if self._reader is not None:
             self._reader.join()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
 
-    def _read(self) -> None:
-        assert self._process is not None and self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
-        while chunk := os.read(descriptor, _CHUNK_BYTES):
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or len(self._output) < MOST_HELD_BYTES)
-                self._output += b"" if self._closed else chunk
-                self._changed.notify_all()
-        self._process.wait()
+    def _read(self, output: int, status: int) -> None:
+        with open(output, "rb", buffering=0) as written, open(status, "rb") as said:
+            while chunk := written.read(_CHUNK_BYTES):
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed or len(self._output) < MOST_HELD_BYTES)
+                    self._output += b"" if self._closed else chunk
+                    self._changed.notify_all()
+            code = said.read()  # nothing: the guard was killed, and the program with it
         with self._changed:
-            self._drained = True
+            self._exit_code = int(code) if code else -signal.SIGKILL
             self._changed.notify_all()
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from cluster.ray_backend import NODE_LABEL, address_of, connected, snapshot
+from cluster.ray_backend import address_of, connected, held_places
+from cluster.resources import Gang
 from jobs.command.member import Member
 from jobs.command.places import Place
 from jobs.commandspec import CommandSpec
 from jobs.errors import CapacityError, MachinesFailed, SpecError
 
-_PLACED_S: Final = 300.0  # so long may whoever was there before take to go
-_LOOK_S, _ANSWER_S, _GONE_S = 2.0, 120.0, 15.0
+_ANSWER_S: Final = 120.0
+_END_S: Final = 15.0
 
 
 class RayProcess:
@@ -99,7 +99,12 @@ def ray_gang(
         MachinesFailed: the nodes are not there any more, or have no room.
     """
     try:
-        with connected(address, None), _placed(spec, places, check) as group, _actors(spec, places, group) as processes:
+        nodes, gang = [place.node for place in places], gang_of(spec)
+        with (
+            connected(address, None),
+            held_places(gang, nodes, check) as group,
+            _actors(spec, places, group) as processes,
+        ):
             master = (address_of(places[0].node), processes[0].ask("free_port"))
             for process, place in zip(processes, places, strict=True):
                 if problem := process.ask("start", spec, place, master, variables):
@@ -109,45 +114,9 @@ def ray_gang(
         raise MachinesFailed(str(error)) from error
 
 
-@contextlib.contextmanager
-def _placed(spec: CommandSpec, places: Sequence[Place], check: Callable[[], None]) -> Iterator[Any]:
-    from ray.util.placement_group import placement_group, remove_placement_group
-
+def gang_of(spec: CommandSpec) -> Gang:
     resources = spec.resources
-    bundle: dict[str, float] = {"CPU": float(resources.cpus_per_worker)}
-    if resources.gpus_per_worker:
-        bundle["GPU"] = float(resources.gpus_per_worker)
-    group = placement_group(
-        [dict(bundle) for _ in places],
-        strategy="PACK",
-        bundle_label_selector=[{NODE_LABEL: place.node} for place in places],
-    )
-    try:
-        _wait_until_placed(group, places, check)
-        yield group
-    finally:
-        remove_placement_group(group)
-        _wait_until_gone(group)
-
-
-def _wait_until_placed(group: Any, places: Sequence[Place], check: Callable[[], None]) -> None:
-    deadline = time.monotonic() + _PLACED_S
-    while not group.wait(_LOOK_S):
-        check()
-        gone = sorted({place.node for place in places} - {node.node_id for node in snapshot().nodes})
-        if gone:
-            raise MachinesFailed(f"nodes of this attempt are not in the Ray cluster any more: {', '.join(gone)}")
-        if time.monotonic() > deadline:
-            raise MachinesFailed(f"the nodes of this attempt had no room for it within {_PLACED_S:.0f} s")
-
-
-def _wait_until_gone(group: Any) -> None:
-    """Ray removes it without haste; the next job shall find the room."""
-    from ray.util.placement_group import placement_group_table
-
-    deadline = time.monotonic() + _GONE_S
-    while placement_group_table(group).get("state") not in (None, "REMOVED") and time.monotonic() < deadline:
-        time.sleep(0.05)
+    return Gang(resources.num_workers, resources.cpus_per_worker, resources.gpus_per_worker, resources.accelerator_type)
 
 
 @contextlib.contextmanager
@@ -170,6 +139,6 @@ def _actors(spec: CommandSpec, places: Sequence[Place], group: Any) -> Iterator[
         yield [RayProcess(actor, place.node) for actor, place in zip(actors, places, strict=True)]
     finally:
         closed = [actor.close.remote() for actor in actors]
-        ray.wait(closed, num_returns=len(closed), timeout=_GONE_S)
+        ray.wait(closed, num_returns=len(closed), timeout=_END_S)
         for actor in actors:
             ray.kill(actor)

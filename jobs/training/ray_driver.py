@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cluster.inventory import Inventory
-from cluster.ray_backend import NODE_LABEL, connected, snapshot
+from cluster.ray_backend import NODE_LABEL, check_alive, connected, held_places, snapshot
 from cluster.resources import Gang as GangRequest
 from cluster.workplace import Workplace
 from jobs import storage
@@ -66,6 +66,9 @@ def drive_on_ray(
             prepared = ready_data(spec, "ray", announce)
             write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
             announce("phase", f"starting {gang_request(spec)}", phase="workers")
+            if given.places is not None:  # Ray Train would wait for ever for a node that is gone, or has no room
+                with held_places(gang_request(spec), given.places, lambda: None):
+                    pass
             signals.graceful = True
             job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths))
             result = fit(job, signals, Watch(paths, progress), given.places)
@@ -80,7 +83,6 @@ def _connected(spec: Spec, address: str | None, assignment: Assignment | None) -
     workplace = Workplace(spec.working_dir, assignment.variables if assignment else {})
     try:
         with connected(address, gang_request(spec), workplace) as inventory:
-            check_places(assignment.places if assignment else None, inventory)
             yield inventory
     except CapacityError as error:
         if assignment is None or assignment.places is None:
@@ -93,13 +95,6 @@ def gang_request(spec: Spec) -> GangRequest:
     return GangRequest(
         resources.num_workers, resources.cpus_per_worker, resources.gpus_per_worker, resources.accelerator_type
     )
-
-
-def check_places(places: Sequence[str] | None, inventory: Inventory) -> None:
-    """Ray would wait for ever for a node that is not there. Raises MachinesFailed."""
-    gone = sorted(set(places or ()) - {node.node_id for node in inventory.nodes})
-    if gone:
-        raise MachinesFailed(f"nodes of this attempt are not in the Ray cluster any more: {', '.join(gone)}")
 
 
 def fit(job: Job, signals: StopSignals, watch: Watch, places: Sequence[str] | None = None) -> Record | None:
@@ -133,7 +128,7 @@ def fit(job: Job, signals: StopSignals, watch: Watch, places: Sequence[str] | No
         watch.look()
         signals.check()
         if places is not None and time.monotonic() - looked_at > _LOOK_AT_NODES_S:
-            check_places(places, snapshot())
+            check_alive(places, snapshot())
             looked_at = time.monotonic()
         if failed_at is None:
             with contextlib.suppress(StorageError):  # asked again at the next look
@@ -142,6 +137,7 @@ def fit(job: Job, signals: StopSignals, watch: Watch, places: Sequence[str] | No
             return None
     watch.look()
     if "error" in done:
+        check_alive(places or (), snapshot())
         raise RunFailed(root_cause(done["error"])) from done["error"]
     result: Record | None = done["result"]
     return result

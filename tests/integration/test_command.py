@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
-from cluster.local_supervisor import descendants
 from cluster.wire import Order, Registered
 from jobs.command.member import MOST_HELD_BYTES, Member
 from tests.support.drivers import driver, registered, rss_mb
-from tests.support.processes import process_lives, processes_with, wait_for
+from tests.support.processes import processes_with, wait_for
 from tests.support.wireserver import JOB, TOKEN, WireServer, wire_server
 
 NOTHING = Registered(kind="command", spec={}, placement=(("n1", 1),), engine="local")
@@ -218,13 +217,23 @@ def test_a_member_says_how_it_ended_and_hands_on_the_last_of_its_output() -> Non
 
 
 def test_a_closed_member_leaves_nothing(tmp_path: pathlib.Path) -> None:
-    before = set(descendants(os.getpid()))
-    member = Member()
+    member, mark = Member(), f"FLEETUNE_TEST={tmp_path}"
     script = tmp_path / "tree.sh"
     script.write_text("#!/bin/sh\ntrap '' TERM\n(setsid sleep 1000 &)\nsleep 1000 & sleep 1000\n")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    assert member.start(["./tree.sh"], dict(os.environ), str(tmp_path)) is None
-    wait_for(lambda: len(set(descendants(os.getpid())) - before) >= 4, "its tree has grown")
-    grown = set(descendants(os.getpid())) - before
+    environment = {**os.environ, "FLEETUNE_TEST": str(tmp_path)}
+    assert member.start(["./tree.sh"], environment, str(tmp_path)) is None
+    wait_for(lambda: len(processes_with(mark)) >= 5, "its tree has grown")
     member.close()
-    assert not [pid for pid in grown if process_lives(pid)]
+    assert not processes_with(mark)
+
+
+def test_a_program_whose_guard_is_killed_is_killed_too(tmp_path: pathlib.Path) -> None:
+    member, mark = Member(), f"FLEETUNE_TEST={tmp_path}"
+    environment = {**os.environ, "FLEETUNE_TEST": str(tmp_path)}
+    assert member.start(["sleep", "1000"], environment, None) is None
+    (guard,) = [pid for pid in processes_with(mark) if b"guard.py" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(guard, signal.SIGKILL)
+    assert member.read(10.0) == (b"", -signal.SIGKILL)
+    member.close()
+    wait_for(lambda: not processes_with(mark), "it has ended", 5)

@@ -101,12 +101,11 @@ def why(job: JobId, json_: Json = False, url: Url = None) -> None:
         from orchestrator.api import WhyView
         from orchestrator.discovery import connected
         from orchestrator.jobref import find_job, job_path
-        from orchestrator.queuepage import why_page
 
         with connected(url, PATIENCE_S) as server:
             found = find_job(server, job)
             told = server.get(f"{job_path(found.job_id)}/why", WhyView)
-            typer.echo(told.model_dump_json() if json_ else why_page(told, time.time()))
+            typer.echo(told.model_dump_json() if json_ else told.text)
 
 
 def _states(given: list[str] | None) -> list[str]:

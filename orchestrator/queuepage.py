@@ -159,7 +159,7 @@ def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], 
     ]
     parts = [table(row for row in rows if row[1])]
     if why is not None:
-        parts.append(why_page(why, now_s))
+        parts.append(why.text)
     if events:
         parts.append(
             "last events:\n" + table(((at_words(one.at_s), plain(one.message or one.kind)) for one in events), "  ")
@@ -178,13 +178,3 @@ def _heard(job: JobView, now_s: float) -> str:
     if job.heard_s is None or job.state not in HOLDS_A_LEASE:
         return ""
     return f"{long_duration(now_s - job.heard_s)} ago"
-
-
-def why_page(why: WhyView, now_s: float) -> str:
-    if why.expected_start_s is None:
-        return why.text
-    at = f"{at_words(why.expected_start_s)} (in {long_duration(why.expected_start_s - now_s)})"
-    between = ""
-    if why.earliest_start_s is not None and why.latest_start_s is not None:
-        between = f", between {at_words(why.earliest_start_s)} and {at_words(why.latest_start_s)}"
-    return f"{why.text}\nexpected start: {at}{between}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
-GAP = "  "
+GAP: Final = "  "
+LEAST_LAST: Final = 20
 
 
 def columns(
@@ -14,8 +16,8 @@ def columns(
 
     Args:
         width: None: as wide as it gets.
-        droppable: heads of columns that are left out where the table is too wide, the first of them first. If that
-            is not enough, the last column is cut.
+        droppable: heads of columns that are left out where the table is too wide, the first of them first. The last
+            column is cut before, down to LEAST_LAST characters, and after.
     """
     rows = [tuple(map(plain, row)) for row in rows]
     kept = [at for at in range(len(head)) if any(row[at] for row in rows)] or list(range(len(head)))
@@ -41,7 +43,9 @@ def _widths(head: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence[i
 
 
 def _width(head: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence[int]) -> int:
-    return sum(_widths(head, rows, kept)) + len(GAP) * (len(kept) - 1)
+    """The least."""
+    *others, last = _widths(head, rows, kept)
+    return sum(others) + min(last, LEAST_LAST) + len(GAP) * len(others)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

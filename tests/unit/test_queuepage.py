@@ -9,7 +9,7 @@ import pytest
 from orchestrator.api import EventView, JobView, NodeView, QuotaView, TenantView, UsageRow, WhyView
 from orchestrator.clusterpage import event_line, nodes_page, tenants_page, usage_page
 from orchestrator.queue.states import Reason, State, Wanted
-from orchestrator.queuepage import in_order, queue_page, status_page, why_page
+from orchestrator.queuepage import in_order, queue_page, status_page
 from orchestrator.tables import columns
 
 NOW_S = 1_800_000_000.0
@@ -97,7 +97,6 @@ def test_the_page_of_a_job_has_what_is_known_and_nothing_else() -> None:
         "vision (submitted by anna)",
         "b-1",
         "it waits",
-        "in 1m30s",
         "submitted by anna",
     ):
         assert part in page
@@ -112,12 +111,6 @@ def test_the_page_of_a_job_has_what_is_known_and_nothing_else() -> None:
 def test_numbers_that_are_none_do_not_break_a_page() -> None:
     page = status_page(running("a-1", metrics={"loss": None, "eval_loss": 2.0}), None, (), NOW_S)
     assert "loss 2" in page
-
-
-def test_an_expected_start_has_its_bounds() -> None:
-    page = why_page(why(earliest_start_s=NOW_S, latest_start_s=NOW_S + 200.0), NOW_S)
-    assert "(in 1m30s), between " in page
-    assert why_page(why(expected_start_s=None), NOW_S) == "it waits"
 
 
 def node(node_id: str, **changes: Any) -> NodeView:

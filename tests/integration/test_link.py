@@ -147,7 +147,7 @@ def test_an_attempt_that_is_over_is_an_order_to_leave(server: WireServer, told: 
     server.status = status
     wait_for(lambda: told.orders == [Order.LEAVE], "it is heard")
     link.close()
-    with pytest.raises(AttemptOver, match=f"attempt 1 of job job-1 is over: the test says {status}"):
+    with pytest.raises(AttemptOver, match=f"attempt 1 of job {JOB} is over: the test says {status}"):
         HttpLink(server.place, told.say).register()
 
 

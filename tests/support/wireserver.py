@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from cluster.wire import Answer, Beat, Order, Register, Registered
 from tests.support.processes import wait_for
 
 TOKEN = "the-attempt-s-own-token"
-JOB, ATTEMPT = "job-1", 1
+JOB, ATTEMPT = f"job-{os.getpid()}", 1  # other tests may run beside this one
 
 
 @dataclass

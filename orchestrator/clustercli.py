@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 NodeIds = Annotated[
     list[str],
-    typer.Argument(metavar="NODE...", help="Ids, or unique starts.", autocompletion=node_ids, show_default=False),
+    typer.Argument(metavar="NODE", help="Ids, or unique starts.", autocompletion=node_ids, show_default=False),
 ]
 WhyNode = Annotated[str, typer.Option("--reason", metavar="TEXT", help="What others will see beside the node.")]
 Quotas = list[str] | None

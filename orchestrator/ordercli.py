@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,7 +19,7 @@ Order = Callable[["Connection", str], "JobView"]
 
 
 def cancel(jobs: JobIds, json_: Json = False, url: Url = None) -> None:
-    """Have jobs end. What runs saves no checkpoint before.
+    """Have jobs end, those that run and those that wait.
 
     Jobs that come after them will fail.
     """
@@ -78,23 +79,30 @@ def _ask_all(
         from orchestrator.discovery import connected
         from orchestrator.jobref import find_job, job_path
 
-        done, worst = list["JobView"](), 0
+        codes = [0]
+
+        def tried(ask: Callable[[], JobView]) -> JobView | None:
+            try:
+                return ask()
+            except FleetuneError as error:
+                if _concerns_all(error):
+                    raise
+                typer.echo(f"error: {error}", err=True)
+                codes.append(error.exit_code)
+                return None
+
         with connected(url, PATIENCE_S) as server:
-            for one in dict.fromkeys(given):
-                try:
-                    view = order(server, job_path(find_job(server, one).job_id))
-                except FleetuneError as error:
-                    if _concerns_all(error):
-                        raise
-                    typer.echo(f"error: {error}", err=True)
-                    worst = max(worst, error.exit_code)
-                    continue
-                done.append(view)
-                if not as_json:
-                    typer.echo(f"{view.job_id}  {(said or _said)(view)}")
+            found = [tried(partial(find_job, server, one)) for one in given]
+            meant = {view.number: view.job_id for view in found if view is not None}
+            # Parents have the lower numbers: a child that is queued again before its parent would fail again.
+            views = [tried(partial(order, server, job_path(meant[number]))) for number in sorted(meant)]
+        done = [view for view in views if view is not None]
         if as_json:
             typer.echo(f"[{', '.join(view.model_dump_json() for view in done)}]")
-        raise typer.Exit(worst)
+        else:
+            for view in done:
+                typer.echo(f"{view.job_id}  {(said or _said)(view)}")
+        raise typer.Exit(max(codes))
 
 
 def _concerns_all(error: Exception) -> bool:

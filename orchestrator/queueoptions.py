@@ -25,7 +25,7 @@ JobId = Annotated[
 ]
 JobIds = Annotated[
     list[str],
-    typer.Argument(metavar="JOB...", help="Ids, or unique starts.", autocompletion=job_ids, show_default=False),
+    typer.Argument(metavar="JOB", help="Ids, or unique starts.", autocompletion=job_ids, show_default=False),
 ]
 
 

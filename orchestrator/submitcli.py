@@ -21,7 +21,7 @@ EPILOG = (
 
 def submit(
     specs: Annotated[
-        list[str], typer.Argument(metavar="SPEC...", help="YAML or JSON files, or URLs.", show_default=False)
+        list[str], typer.Argument(metavar="SPEC", help="YAML or JSON files, or URLs.", show_default=False)
     ],
     set_: Set = None,
     tenant: Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Whose job it is.")] = None,

@@ -17,8 +17,8 @@ from orchestrator.server.news import News
 
 NEWEST = "newest_s"  # the fact of the store that the clock goes by after a restart
 _NOTE_EVERY_S = 60.0
-_SHORTEST_GAP_S = 0.05
-_REST = 4.0  # times as long as a pass took, nothing is done: submissions in a row do not each bring one about
+_SHORTEST_GAP_S = 0.1
+_REST = 9.0  # times as long as a pass took, nothing is done: submissions in a row do not each bring one about
 _ENDS_WITHIN_S = 5.0
 
 Follow = Callable[[], object]

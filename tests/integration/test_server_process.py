@@ -164,6 +164,7 @@ def test_slow_logs_hold_up_nobody_who_asks_for_something_else(made_up: Server) -
                 one.result()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served_is_refused_in_one_message(tmp_path: Path) -> None:
     found = Server(tmp_path)
     (tmp_path / "text").write_text("no database " * 100)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.load import load_spec
+from jobs.commandspec import CommandSpec
+from jobs.load import load_job_spec
 from jobs.planning import plan_batching
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -222,7 +223,8 @@ def test_no_script_hides_a_module_of_the_standard_library_from_those_beside_it()
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: str(path.name))
 def test_example_spec_loads(path: Path) -> None:
-    assert plan_batching(load_spec(str(path))).rows > 0
+    spec = load_job_spec(str(path))
+    assert spec.command if isinstance(spec, CommandSpec) else plan_batching(spec).rows > 0
 
 
 def test_there_are_example_specs() -> None:

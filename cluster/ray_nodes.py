@@ -70,6 +70,7 @@ def _node(node: Mapping[str, Any], use: tuple[float, float] | None, own: tuple[f
         usable=use is not None,
         foreign_cpus=foreign[0],
         foreign_gpus=foreign[1],
+        name=str(node.get("node_name") or node.get("node_ip") or ""),
     )
 
 

@@ -14,7 +14,6 @@ from jobs.paths import JobPaths
 from jobs.record import resume_command
 from jobs.watch import Announcer
 
-
 _HELD = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -65,7 +65,8 @@ class JobView(Told):
     """A job, as everybody sees it who may.
 
     Attributes:
-        placement: (node, workers there) of its lease; empty while it holds none.
+        placement: (node id, workers there) of its lease; empty while it holds none.
+        on: the same with what people call the nodes.
         heard_s: when its driver was last heard of.
         run: root of the run that it writes; for a command None.
         metrics: last known, by name.
@@ -93,6 +94,7 @@ class JobView(Told):
     message: str
     attempt: int
     placement: tuple[tuple[str, int], ...]
+    on: tuple[tuple[str, int], ...] = ()
     waited_s: float
     started_s: float | None
     attained_s: float
@@ -219,9 +221,10 @@ class MetricsPart(Told):
 
 
 class NodeView(Told):
-    """A machine. `order`: use, cordon or drain; `held`: (job, workers there)."""
+    """A machine. `name`: what people call it. `order`: use, cordon or drain; `held`: (job, workers there)."""
 
     node_id: str
+    name: str = ""
     cpus: int
     gpus: int
     accelerator_type: str | None

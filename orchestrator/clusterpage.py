@@ -16,7 +16,7 @@ def nodes_page(nodes: Sequence[NodeView], width: int | None) -> str:
     head = ("NODE", "STATE", "GPUS", "TYPE", "CPUS", "OUTSIDE", "HELD BY", "REASON")
     rows = [
         (
-            node.node_id if width is None else cut(node.node_id, LONGEST_NODE),
+            _called(node, width),
             node_state(node),
             str(node.gpus) if node.gpus else "",
             node.accelerator_type or "",
@@ -30,6 +30,12 @@ def nodes_page(nodes: Sequence[NodeView], width: int | None) -> str:
     if not rows:
         return "the cluster has no machines"
     return columns(head, rows, width, ("OUTSIDE", "TYPE", "CPUS"))
+
+
+def _called(node: NodeView, width: int | None) -> str:
+    if node.name and node.name != node.node_id:
+        return node.name
+    return node.node_id if width is None else cut(node.node_id, LONGEST_NODE)
 
 
 def node_state(node: NodeView) -> str:

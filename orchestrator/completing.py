@@ -30,7 +30,7 @@ def node_ids(incomplete: str) -> list[str]:
         from orchestrator.discovery import connect
 
         nodes = connect(patience_s=0.0, answer_s=QUICK_S).get("/v1/nodes", Nodes).nodes
-        return [node.node_id for node in nodes if node.node_id.startswith(incomplete)]
+        return [name for node in nodes if (name := node.name or node.node_id).startswith(incomplete)]
     except Exception:
         return []
 

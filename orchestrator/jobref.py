@@ -51,13 +51,13 @@ def _unknown(connection: Connection, given: str, said: str) -> str:
 
 
 def find_node(nodes: Nodes, given: str) -> NodeView:
-    """Raises UnknownNode, or InputError where several are meant."""
-    found = [one for one in nodes.nodes if one.node_id == given]
+    """By name or id. Raises UnknownNode, or InputError where several are meant."""
+    found = [one for one in nodes.nodes if given in (one.node_id, one.name)]
     found = found or [one for one in nodes.nodes if given and one.node_id.startswith(given)]
     if len(found) == 1:
         return found[0]
     if found:
         raise InputError(f"{given!r} may mean {len(found)} nodes. Give more of the id")
-    ids = [one.node_id for one in nodes.nodes]
+    ids = [one.name or one.node_id for one in nodes.nodes]
     hint = did_you_mean(given, ids) or f": there are {', '.join(ids[:NAMED])}{' and more' if len(ids) > NAMED else ''}"
     raise UnknownNode(f"there is no node {given!r}{hint if ids else ': the cluster has no machines'}")

@@ -129,8 +129,8 @@ def at_words(at_s: float | None) -> str:
     return "" if at_s is None else f"{datetime.datetime.fromtimestamp(at_s):%Y-%m-%d %H:%M:%S}"
 
 
-def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], now_s: float) -> str:
-    """`fleetune status`. `events`: the last ones."""
+def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], now_s: float, log_end: str = "") -> str:
+    """`fleetune status`. `events`: the last ones; `log_end`: of a job that has failed."""
     state = _state(job)
     message = "\n".join(map(plain, job.message.splitlines()))
     named = f"{state} ({job.reason})" if str(job.reason) not in (state, "answered", "finished") else state
@@ -145,7 +145,7 @@ def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], 
         ("submitted", at_words(job.submitted_s)),
         ("waited", long_duration(job.waited_s)),
         ("runs since", at_words(job.started_s)),
-        ("on", ", ".join(f"{node} ({workers})" for node, workers in job.placement)),
+        ("on", ", ".join(f"{node} ({workers})" for node, workers in job.on or job.placement)),
         ("attempt", _attempts(job)),
         ("ended", at_words(job.ended_s)),
         ("step", steps(job)),
@@ -164,6 +164,8 @@ def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], 
         parts.append(
             "last events:\n" + table(((at_words(one.at_s), plain(one.message or one.kind)) for one in events), "  ")
         )
+    if log_end:
+        parts.append(log_end)
     return "\n\n".join(parts)
 
 

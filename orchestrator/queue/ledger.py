@@ -173,13 +173,13 @@ def _stop(job: Job, decision: Interrupt, jobs: Sequence[Job]) -> Move:
 
 def _grants(jobs: Sequence[Job], wanted: Promises, cluster: Cluster) -> list[Move]:
     """Leases for those whose nodes are free in fact."""
-    free = _Free(jobs, cluster)
+    free, labels = _Free(jobs, cluster), cluster.inventory.labels
     job_of = {job.job_id: job for job in jobs}
     found = []
     for job_id, places in wanted.items():
         job = job_of[job_id]
         if job.state is State.QUEUED and free.take(job, places):
-            where = ", ".join(node for node, _ in places)
+            where = ", ".join(labels.get(node, node) for node, _ in places)
             found.append(Move(job_id, job.state, job.attempt, State.STARTING, Reason.GRANTED, f"on {where}", places))
     return found
 

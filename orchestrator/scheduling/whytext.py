@@ -12,11 +12,12 @@ from orchestrator.scheduling.why import Before, NodeUse, Obstacle, Why
 _SHOWN = 5
 
 
-def why_text(found: Why, snapshot: Snapshot, names: Sequence[str]) -> str:
+def why_text(found: Why, snapshot: Snapshot, names: Sequence[str], nodes: Sequence[str] | None = None) -> str:
     """Some ten lines.
 
     Args:
         names: of the jobs, by row.
+        nodes: what people call the machines, in the snapshot's order; None: their ids.
     """
     lines = [f"{names[found.row]} asks for {found.gang}: {found.obstacle}"]
     if found.obstacle is Obstacle.RUNS:
@@ -28,11 +29,12 @@ def why_text(found: Why, snapshot: Snapshot, names: Sequence[str]) -> str:
     if found.waited_s > 0:
         lines.append(f"it has waited for {span(found.waited_s)}")
     lines.append(_free_words(found))
-    lines += [_node_words(node, snapshot, names) for node in _telling(found)[:_SHOWN]]
+    called = snapshot.cluster.names if nodes is None else nodes
+    lines += [_node_words(node, snapshot, names, called) for node in _telling(found)[:_SHOWN]]
     if found.before:
         lines.append(_before_words(found, names))
     if found.room_on:
-        lines.append(_room_words(found, snapshot))
+        lines.append(_room_words(found, snapshot, called))
     if found.expected is not None:
         lines.append(expected_words(found.expected))
     return "\n".join(lines)
@@ -70,15 +72,13 @@ def _telling(found: Why) -> list[NodeUse]:
     return [node for node in found.nodes if node.node in found.room_on] + rest
 
 
-def _node_words(node: NodeUse, snapshot: Snapshot, names: Sequence[str]) -> str:
+def _node_words(node: NodeUse, snapshot: Snapshot, names: Sequence[str], nodes: Sequence[str]) -> str:
     held = [f"{names[row]} {slots} {_until(ends, snapshot.now_s)}" for row, slots, ends in node.holders[:_SHOWN]]
     more = len(node.holders) - _SHOWN
     held += [f"{more} more"] if more > 0 else []
     held += [f"{node.foreign} outside Fleetune"] if node.foreign else []
     state = "" if node.usable else " (takes nothing new)"
-    return f"  {snapshot.cluster.names[node.node]}{state}: {node.free} of {node.size} free; " + (
-        ", ".join(held) or "nobody there"
-    )
+    return f"  {nodes[node.node]}{state}: {node.free} of {node.size} free; " + (", ".join(held) or "nobody there")
 
 
 def _until(ends: float | None, now_s: float) -> str:
@@ -92,8 +92,8 @@ def _before_words(found: Why, names: Sequence[str]) -> str:
     return f"{len(found.before)} before it ({reasons}): {first}" + (", ..." if len(found.before) > _SHOWN else "")
 
 
-def _room_words(found: Why, snapshot: Snapshot) -> str:
-    nodes = ", ".join(snapshot.cluster.names[node] for node in found.room_on[:_SHOWN])
+def _room_words(found: Why, snapshot: Snapshot, called: Sequence[str]) -> str:
+    nodes = ", ".join(called[node] for node in found.room_on[:_SHOWN])
     nodes += ", ..." if len(found.room_on) > _SHOWN else ""
     if found.room_at_s is None:
         return f"if nobody went before it, it would wait for {nodes}, where nobody knows when the jobs end"

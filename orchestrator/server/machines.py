@@ -24,7 +24,7 @@ class Place:
     Attributes:
         label: for people.
         same_machine: drivers are started on the server's own machine.
-        one_machine: the workers too, all of them.
+        one_machine: the workers too, all of them; on Ray, as long as it has one node.
     """
 
     backend: Backend
@@ -63,7 +63,7 @@ def _ray(dashboard: str, store: Store, found: bool) -> Place:
         from cluster.ray_jobs import RayJobsBackend
 
         backend = RayJobsBackend(dashboard, own_use=lambda: held_by_node(store))
-        nodes = backend.inventory().nodes
+        backend.inventory()
     except ModuleNotFoundError as error:
         raise InputError(f"jobs on Ray need {error.name}: pip install 'fleetune[train]'") from error
     except BackendUnreachable as error:
@@ -72,7 +72,7 @@ def _ray(dashboard: str, store: Store, found: bool) -> Place:
         )
         raise BackendUnreachable(f"{error}{start}") from error
     here = is_loopback(parts.hostname)
-    return Place(backend, "ray", f"Ray at {dashboard}", here, here and len(nodes) == 1)
+    return Place(backend, "ray", f"Ray at {dashboard}", here, here)
 
 
 def held_by_node(store: Store) -> Mapping[str, tuple[float, float]]:

@@ -110,8 +110,13 @@ class Serving:
 
     def view(self, job: Job) -> api.JobView:
         view = api.JobView.of(job, self.now_s())
-        message = self.scrub.text(view.message)
-        return view if message == view.message else view.model_copy(update={"message": message})
+        more: dict[str, Any] = {}
+        if (message := self.scrub.text(view.message)) != view.message:
+            more["message"] = message
+        if view.placement:
+            label = self.surroundings.machines.label
+            more["on"] = tuple((label(node), workers) for node, workers in view.placement)
+        return view.model_copy(update=more) if more else view
 
     def views(self, jobs: list[Job] | tuple[Job, ...]) -> tuple[api.JobView, ...]:
         return tuple(map(self.view, jobs))

@@ -68,7 +68,7 @@ class _Admission:
     def __init__(self, surroundings: Surroundings, specs: Sequence[Mapping[str, Any]], caller: Caller) -> None:
         self._surroundings, self._caller = surroundings, caller
         self._tenants = {tenant.name: tenant for tenant in surroundings.store.tenants()}
-        self._readable = Readable(surroundings.shared, surroundings.one_machine)
+        self._readable = Readable(surroundings.shared, surroundings.shares_files)
         names = frozenset(name for value in specs if isinstance(name := value.get("name"), str))
         self._parents = Parents(surroundings.store, caller, names)
         self._fits: dict[Gang, CapacityError | None] = {}

@@ -68,7 +68,7 @@ class Explainer:
         if job.state in ENDED:
             return _said(storytext.ended(job, now_s))
         if job.state is not State.QUEUED:
-            return _said(storytext.holding(job, now_s))
+            return _said(storytext.holding(job, now_s, self._surroundings.machines.label))
         if job.wanted is not Wanted.RUN:
             return _said(storytext.not_wanted(job, now_s))
         if waits := self._waits_for(job, caller):
@@ -115,7 +115,9 @@ class Explainer:
         if moment.snapshot.waiting[row]:
             found = replace(found, expected=self._expected(moment, found))
         names = [_name(one, caller) for one in moment.jobs]
-        text = why_text(found, moment.snapshot, names)
+        labels = moment.cluster.inventory.labels
+        called = [labels.get(node, node) for node in moment.snapshot.cluster.names]
+        text = why_text(found, moment.snapshot, names, called)
         if moment.silent:
             text += "\nthe machines do not answer now: nothing is started until they do"
         if limit := storytext.limit(found, moment.tenants.get(job.tenant)):

@@ -20,6 +20,7 @@ class Machines:
         self._backend, self._kept_s = backend, kept_s
         self._lock = threading.Lock()
         self._known: Inventory | None = None
+        self._labels: dict[str, str] = {}
         self._until_s = 0.0
         self._failed: BackendUnreachable | None = None
 
@@ -40,6 +41,10 @@ class Machines:
         except BackendUnreachable:
             return self._known
 
+    def label(self, node_id: str) -> str:
+        """What people call a node, as far as is known without asking."""
+        return self._labels.get(node_id, node_id)
+
     def _ask(self) -> None:
         try:
             known = self._backend.inventory()
@@ -48,4 +53,4 @@ class Machines:
             return
         self._failed, self._until_s = None, time.monotonic() + self._kept_s
         if known != self._known:  # so that what was found out about it holds on
-            self._known = known
+            self._known, self._labels = known, known.labels

@@ -20,11 +20,14 @@ def nodes(surroundings: Surroundings, caller: Caller = ANYBODY) -> Nodes:
 
     Jobs that the caller may not see are `a job of TENANT`. Raises BackendUnreachable, StoreBroken.
     """
-    there = {node.node_id: node for node in surroundings.machines.inventory().nodes}
+    inventory = surroundings.machines.inventory()
+    there, labels = {node.node_id: node for node in inventory.nodes}, inventory.labels
     rules = {rule.node_id: rule for rule in surroundings.store.node_rules()}
     held = _held(surroundings.store.leases(held=True), caller)
     names = [*there, *(name for name in rules if name not in there)]
-    return Nodes(nodes=tuple(_view(name, there.get(name), rules.get(name), held) for name in names))
+    return Nodes(
+        nodes=tuple(_view(name, there.get(name), rules.get(name), held, labels.get(name, name)) for name in names)
+    )
 
 
 def order(surroundings: Surroundings, node_id: str, sent: NodeOrderSent, caller: Caller) -> NodeView:
@@ -36,12 +39,13 @@ def order(surroundings: Surroundings, node_id: str, sent: NodeOrderSent, caller:
         raise UnknownNode(f"there is no node {node_id!r}{did_you_mean(node_id, known) or some}")
     now_s, what = surroundings.clock.now_s(), NodeOrder(sent.order)
     surroundings.store.put_node_rule(NodeRule(node_id, what, caller.name, sent.reason, now_s))
-    said = f"{node_id} {_DONE[what]}: {caller.name} orders it" + (f" ({sent.reason})" if sent.reason else "")
+    said = f"{surroundings.machines.label(node_id)} {_DONE[what]}: {caller.name} orders it"
+    said += f" ({sent.reason})" if sent.reason else ""
     data = {"node": node_id, "by": caller.name}
     surroundings.store.add_events([QueueEvent(now_s, what.value, said, data=data)])
     found = {node.node_id: node for node in nodes(surroundings).nodes}
     # An order to use a node that is gone takes it off the list.
-    return found.get(node_id) or _view(node_id, None, None, {})
+    return found.get(node_id) or _view(node_id, None, None, {}, node_id)
 
 
 def _held(leases: Sequence[Lease], caller: Caller) -> Mapping[str, list[tuple[str, int]]]:
@@ -54,10 +58,15 @@ def _held(leases: Sequence[Lease], caller: Caller) -> Mapping[str, list[tuple[st
 
 
 def _view(
-    name: str, node: Node | None, rule: NodeRule | None, held: Mapping[str, Sequence[tuple[str, int]]]
+    node_id: str,
+    node: Node | None,
+    rule: NodeRule | None,
+    held: Mapping[str, Sequence[tuple[str, int]]],
+    label: str,
 ) -> NodeView:
     return NodeView(
-        node_id=name,
+        node_id=node_id,
+        name=label,
         cpus=node.cpus if node else 0,
         gpus=node.gpus if node else 0,
         accelerator_type=node.accelerator_type if node else None,
@@ -68,5 +77,5 @@ def _view(
         by=rule.by if rule else "",
         reason=rule.reason if rule else "",
         since_s=rule.since_s if rule else None,
-        held=tuple(held.get(name, ())),
+        held=tuple(held.get(node_id, ())),
     )

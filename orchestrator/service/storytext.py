@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import Reason, State, Wanted
@@ -39,9 +39,9 @@ def ended(job: Job, now_s: float) -> str:
 _ENDED = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.CANCELLED: "been cancelled"}
 
 
-def holding(job: Job, now_s: float) -> str:
+def holding(job: Job, now_s: float, label: Callable[[str], str]) -> str:
     """Of a job that holds a lease."""
-    where = ", ".join(f"{node} ({workers})" for node, workers in job.placement)
+    where = ", ".join(f"{label(node)} ({workers})" for node, workers in job.placement)
     for_s = now_s - (job.started_s if job.started_s is not None else now_s)
     lines = [f"{job.job_id} {_HOLDS[job.state]} on {where}, since {span(max(for_s, 0.0))}"]
     if job.state is State.STOPPING:

@@ -27,7 +27,7 @@ class Surroundings:
         engine: what runs the workers of jobs.
         url: under which drivers reach the server.
         shared: folders that the server's machine and all workers see under the same path.
-        one_machine: the server and all workers see the same files.
+        one_machine: the server and all workers see the same files; on Ray, as long as it has one node.
         secrets: what jobs may be given, by name.
         python: how Python is started where drivers run.
     """
@@ -50,6 +50,12 @@ class Surroundings:
     def machines(self) -> Machines:
         """The inventory as it was a moment ago."""
         return Machines(self.backend)
+
+    @property
+    def shares_files(self) -> bool:
+        """Whether the workers see all files that the server sees, as far as is known now."""
+        known = self.machines.last_known() if self.one_machine and self.engine == "ray" else None
+        return self.one_machine and (known is None or len(known.nodes) <= 1)
 
     @cached_property
     def beats(self) -> Beats:

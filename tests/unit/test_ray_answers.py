@@ -125,3 +125,8 @@ def test_no_more_of_a_log_is_read_than_is_wanted() -> None:
     read = iter([b"\x1e\n", *[b"x" * 1000] * 3000])
     assert program_output(read, RAYS_LINE, 5000) == b"x" * MAX_OUTPUT_BYTES
     assert len(list(read)) > 1900
+
+
+def test_nodes_are_called_by_their_names_where_these_tell_them_apart() -> None:
+    nodes = (Node("a1", 1, name="one"), Node("b2", 1, name="two"), Node("c3", 1, name="two"), Node("d4", 1))
+    assert Inventory(nodes).labels == {"a1": "one", "b2": "b2", "c3": "c3", "d4": "d4"}

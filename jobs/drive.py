@@ -123,4 +123,9 @@ def _stopping() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is closed and told. A thread that waits in Ray's own code for a gang that is lost would end the process by a
+    # signal while the interpreter ends.
+    os._exit(code)

@@ -84,7 +84,7 @@ def ask(head: RayHead, path: str) -> list[dict[str, object]]:
 
 
 def left_on_ray(head: RayHead) -> list[str]:
-    """Placement groups and actors of jobs that are still there."""
+    """Placement groups and actors of jobs that are still there, but for those of Ray itself, which stay for good."""
     groups = [str(one["state"]) for one in ask(head, "/api/v0/placement_groups?detail=1") if one["state"] != "REMOVED"]
     actors = [str(one["class_name"]) for one in ask(head, "/api/v0/actors?detail=1") if one["state"] != "DEAD"]
-    return groups + actors
+    return groups + [name for name in actors if not name.startswith("_") and name != "PlacementGroupCleaner"]

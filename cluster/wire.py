@@ -79,6 +79,7 @@ class Beat(Message):
         remaining_s: running time left, as measured.
         interruption_cost_s: what it would cost to stop now: work since the newest checkpoint, and starting again.
         metrics: newest by name.
+        last: the driver is about to end, and is answered once all it has said is kept for good.
     """
 
     job_id: str
@@ -89,6 +90,7 @@ class Beat(Message):
     remaining_s: float | None = None
     interruption_cost_s: float | None = None
     metrics: Mapping[str, float] = Field(default_factory=dict)
+    last: bool = False
 
 
 class Answer(Message):

@@ -159,8 +159,9 @@ class HttpLink:
     def _send(self) -> Answer:
         with self._lock:
             known = dict(self._known)
-        beat = Beat(job_id=self._place.job_id, attempt=self._place.attempt, **known)
-        return self._post("beat", beat, Answer, _LAST_BEAT_S if self._closing.is_set() else _ANSWER_S)
+        last = self._closing.is_set()
+        beat = Beat(job_id=self._place.job_id, attempt=self._place.attempt, last=last, **known)
+        return self._post("beat", beat, Answer, _LAST_BEAT_S if last else _ANSWER_S)
 
     def _post(self, what: str, message: Message, reply: type[Reply], timeout_s: float = _ANSWER_S) -> Reply:
         """Raises AttemptOver, NotUnderstood, Refused, NoAnswer."""

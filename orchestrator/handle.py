@@ -6,12 +6,14 @@ import datetime
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
+from jobs import storage
 from jobs.errors import FleetuneError
+from jobs.outcome import Outcome, read_outcome
 from jobs.paths import JobPaths
 from orchestrator.api import JobView, MetricsPart, WhyView
 from orchestrator.connection import Connection
@@ -98,14 +100,16 @@ class JobHandle:
         if error is not None:
             raise error
         view = self.view
+        paths = None if view.run is None else JobPaths(view.run)
+        outcome = _outcome(paths)
         return Result(
             job_id=view.job_id,
             name=view.name,
             state=view.state,
             message=view.message,
-            step=view.step,
-            metrics={name: math.nan if value is None else value for name, value in view.metrics.items()},
-            paths=None if view.run is None else JobPaths(view.run),
+            step=view.step if outcome is None else outcome.step,
+            metrics=_numbers(view.metrics) if outcome is None else _numbers(view.metrics) | outcome.metrics,
+            paths=paths,
         )
 
     def exception(self, timeout_s: float | None = None) -> JobFailed | None:
@@ -237,3 +241,17 @@ class JobHandle:
         with self._lock:
             view, age_s = self._view, time.monotonic() - self._seen_s
         return view if view.state in ENDED or age_s < FRESH_S else self.refresh()
+
+
+def _numbers(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
+
+
+def _outcome(paths: JobPaths | None) -> Outcome | None:
+    """Where this machine sees the run: a driver may have ended while no server was there to be told."""
+    if paths is None or not storage.is_local(paths.root):
+        return None
+    try:
+        return read_outcome(paths)
+    except (FleetuneError, ValueError):
+        return None

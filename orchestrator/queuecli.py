@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 EXPLAINED: Final = 3  # of those that wait first, when they are expected to start
 LOOKED_AT: Final = 10_000
 LAST_EVENTS: Final = 10
+LOG_LINES: Final = 10
 STATES: Final = ("queued", "starting", "running", "stopping")
 
 
@@ -68,7 +69,7 @@ def status(job: JobId, json_: Json = False, url: Url = None) -> None:
                 typer.echo(json.dumps(told))
                 return
             why = _whys(server, [found]).get(found.job_id) if found.state is State.QUEUED else None
-            typer.echo(status_page(found, why, events, time.time()))
+            typer.echo(status_page(found, why, events, time.time(), _log_end(server, found)))
 
 
 def logs(
@@ -153,6 +154,22 @@ def _whys(server: Connection, jobs: list[JobView]) -> dict[str, WhyView]:
         return {job.job_id: server.get(f"{job_path(job.job_id)}/why", WhyView) for job in waiting[:EXPLAINED]}
     except FleetuneError:
         return {}
+
+
+def _log_end(server: Connection, job: JobView) -> str:
+    """Of a job that has failed, where its log can be read."""
+    from jobs.errors import FleetuneError
+    from orchestrator.logpage import printable
+    from orchestrator.logreading import telling_end
+    from orchestrator.queue.states import State
+
+    if job.state is not State.FAILED or not job.attempt:
+        return ""
+    try:
+        source, text = telling_end(server, job, LOG_LINES)
+    except FleetuneError as error:
+        return f"the log cannot be read: {error}"
+    return "\n".join([f"end of {source}:", *(f"  {printable(line)}" for line in text.splitlines())]) if text else ""
 
 
 def _events(server: Connection, job_id: str) -> list[EventView]:

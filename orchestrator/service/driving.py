@@ -74,8 +74,10 @@ def beat(surroundings: Surroundings, message: Beat) -> Answer:
         metrics=message.metrics or None,
     )
     surroundings.beats.note(said)
-    if message.run is not None and message.run != job.run:
-        surroundings.beats.flush()  # where it writes must outlive this server: the next attempt goes on there
+    # Where it writes must outlive this server: the next attempt goes on there. And once it is seen to have ended,
+    # nothing that it has said is taken any more.
+    if message.last or (message.run is not None and message.run != job.run):
+        surroundings.beats.flush()
     order, reason = _order(job)
     return Answer(order=order, reason=reason)
 

@@ -123,6 +123,12 @@ def test_a_driver_cannot_have_the_server_read_elsewhere(world: ServiceWorld, run
         driving.beat(world.around, said(other, run=RUN))
 
 
+def test_what_a_driver_says_last_is_kept_before_it_is_answered(world: ServiceWorld) -> None:
+    job = started(world, command())
+    driving.beat(world.around, said(job, step=20, metrics={"eval_loss": 0.5}, last=True))
+    assert (world.job(job.job_id).step, world.job(job.job_id).metrics) == (20, {"eval_loss": 0.5})
+
+
 @pytest.mark.parametrize("wanted", [Wanted.PAUSE, Wanted.CANCEL])
 def test_a_driver_is_told_to_stop_as_soon_as_its_owner_wants_it(world: ServiceWorld, wanted: Wanted) -> None:
     job = started(world, command())

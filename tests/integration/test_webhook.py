@@ -86,9 +86,7 @@ def test_what_is_refused_is_not_sent_again(hook: Hook) -> None:
 
 
 def test_nobody_there_is_said_in_one_line_and_without_the_urls_secrets() -> None:
-    environment = with_environment(
-        {"FLEETUNE_WEBHOOK_URL": "http://[::1/?token=sekret", "FLEETUNE_WEBHOOK_BODY": "{}"}
-    )
+    environment = with_environment({"FLEETUNE_WEBHOOK_URL": "http://[::1/?token=sekret", "FLEETUNE_WEBHOOK_BODY": "{}"})
     command = [sys.executable, "-m", "jobs.webhook"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1

@@ -94,7 +94,7 @@ def test_when_one_fails_the_others_are_ended_and_the_driver_ends_as_it_did(serve
     with driver(server) as running:
         assert running.ended() == 7, running.output
         assert nothing_is_left()
-    assert time.monotonic() - began < 12
+    assert time.monotonic() - began < 60
     assert "process 1 ended with exit code 7; SIGTERM to 2 processes" in running.output
 
 
@@ -140,7 +140,7 @@ def test_sigterm_reaches_the_programs_once_and_they_may_save(server: WireServer)
         running.wait_for("[1] up")
         server.order = Order.STOP
         running.process.send_signal(signal.SIGTERM)
-        assert running.ended(20) == 130, running.output
+        assert running.ended(120) == 130, running.output
     assert running.output.count("saved") == 2 and nothing_is_left()
 
 
@@ -149,8 +149,8 @@ def test_leave_ends_everything_at_once(server: WireServer) -> None:
     with driver(server) as running:
         running.wait_for("[1] up")
         server.order = Order.LEAVE
-        assert running.ended(5) == 130
-        wait_for(nothing_is_left, "all have ended", 5)
+        assert running.ended(30) == 130
+        wait_for(nothing_is_left, "all have ended", 30)
 
 
 def test_a_driver_that_is_killed_takes_everything_with_it(server: WireServer) -> None:
@@ -158,7 +158,7 @@ def test_a_driver_that_is_killed_takes_everything_with_it(server: WireServer) ->
     with driver(server) as running:
         running.wait_for("[1] up")
         running.process.kill()
-        wait_for(nothing_is_left, "all have ended", 5)
+        wait_for(nothing_is_left, "all have ended", 30)
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_a_program_that_does_not_listen_is_killed_after_its_grace(server: WireSe
     program = f"import os, sys, time\nif os.environ['RANK'] == '0':\n    time.sleep(1)\n    sys.exit(3)\n{IGNORES}"
     server.registered = registered(command(program, 2))
     with driver(server) as running:
-        assert running.ended(30) == 3, running.output
+        assert running.ended(120) == 3, running.output
         assert nothing_is_left()
     assert "SIGKILL to the process" in running.output
 
@@ -174,7 +174,7 @@ def test_a_program_that_does_not_listen_is_killed_after_its_grace(server: WireSe
 def test_what_a_program_leaves_behind_ends_with_it(server: WireServer) -> None:
     server.registered = registered(command(LEAVES_ORPHANS))
     with driver(server) as running:
-        assert running.ended(20) == 0, running.output
+        assert running.ended(120) == 0, running.output
         assert nothing_is_left()
 
 

@@ -47,14 +47,14 @@ def server() -> Iterator[WireServer]:
 
 
 def run_of(server: WireServer) -> JobPaths:
-    wait_for(lambda: server.newest.run, "the server knows the run", 60)
+    wait_for(lambda: server.newest.run, "the server knows the run", 240)
     assert server.newest.run is not None
     return JobPaths(server.newest.run)
 
 
 def trains(server: WireServer, driving: Driver, step: int = 2) -> None:
     wait_for(
-        lambda: (server.newest.step or 0) >= step or driving.process.poll() is not None, f"step {step} is told", 120
+        lambda: (server.newest.step or 0) >= step or driving.process.poll() is not None, f"step {step} is told", 300
     )
     assert driving.process.poll() is None, driving.output
 
@@ -105,14 +105,14 @@ def test_a_job_trains_and_its_server_hears_of_it_through_a_long_silence(
         paths, before = run_of(server), len(server.beats)
         server.silent = True
         training.wait_for("goes on without it")
-        wait_for(lambda: len(read_steps(paths)) >= 20, "it trains on", 60)
+        wait_for(lambda: len(read_steps(paths)) >= 20, "it trains on", 240)
         assert len(server.beats) == before
         server.silent = False
         assert training.ended() == 0, training.output
     beat = server.newest
     assert (beat.step, beat.total_steps, beat.run) == (40, 40, paths.root)
     assert {"loss", "learning_rate", "eval_loss"} <= set(beat.metrics) and beat.remaining_s == 0
-    assert beat.interruption_cost_s is not None and 0 < beat.interruption_cost_s < 120
+    assert beat.interruption_cost_s is not None and 0 < beat.interruption_cost_s < 600
     assert training.output.count("goes on without it") == 1
     outcome = read_outcome(paths)
     assert outcome is not None and outcome.status is Status.SUCCEEDED and outcome.metrics["eval_loss"] > 0
@@ -143,7 +143,7 @@ def test_a_job_that_is_told_to_stop_saves_and_the_next_attempt_goes_on_in_the_sa
     server.requests.clear()
     server.registered = registered(spec(workshop, train__max_steps=2000), run=paths.root)
     with driver(server) as second:
-        wait_for(lambda: (server.newest.step or 0) > saved + 1, "it goes on", 120)
+        wait_for(lambda: (server.newest.step or 0) > saved + 1, "it goes on", 300)
         assert server.newest.run == paths.root
         server.order = Order.STOP
         assert second.ended() == 130, second.output
@@ -159,14 +159,14 @@ def test_a_job_that_is_told_to_leave_ends_at_once_and_what_was_killed_goes_on_at
         trains(server, first, 3)
         paths = run_of(server)
         server.order = Order.LEAVE
-        assert first.ended(20) == 130
+        assert first.ended(60) == 130
         assert read_outcome(paths) is None
         assert not [pid for pid in processes_with(f"FLEETUNE_JOB={JOB}") if pid != os.getpid()]
     server.order = Order.GO_ON
     server.requests.clear()
     server.registered = registered(spec(workshop, train__max_steps=2000), run=paths.root)
     with driver(server) as second:
-        wait_for(lambda: (server.newest.step or 0) > 1 and server.newest.run == paths.root, "it goes on", 120)
+        wait_for(lambda: (server.newest.step or 0) > 1 and server.newest.run == paths.root, "it goes on", 300)
         second.process.send_signal(signal.SIGTERM)
         assert second.ended() == 130, second.output
     assert read_outcome(paths) is not None
@@ -184,5 +184,5 @@ def test_a_run_that_has_succeeded_is_not_run_again_and_one_that_left_nothing_beg
     assert pathlib.Path(paths.root).parent == workshop / "runs"
     server.registered = registered(wanted, run=paths.root)
     with driver(server) as second:
-        assert second.ended(20) == 0, second.output
+        assert second.ended() == 0, second.output
     assert "has succeeded in an earlier attempt" in second.output and server.newest.run == paths.root

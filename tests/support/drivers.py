@@ -38,7 +38,7 @@ class Driver:
     def output(self) -> str:
         return "\n".join(self.lines)
 
-    def ended(self, within_s: float = 120.0) -> int:
+    def ended(self, within_s: float = 400.0) -> int:
         code = self.process.wait(within_s)
         self._reader.join(10)
         return code
@@ -48,7 +48,7 @@ class Driver:
         assert self.process.stdout is not None
         self.process.stdout.close()
 
-    def wait_for(self, text: str, within_s: float = 60.0) -> None:
+    def wait_for(self, text: str, within_s: float = 240.0) -> None:
         try:
             wait_for(lambda: text in self.output or self.process.poll() is not None, f"it writes {text!r}", within_s)
         finally:

@@ -28,7 +28,7 @@ from cluster.inventory import Inventory
 from cluster.ray_nodes import inventory_of, use_from_status, use_from_summary
 from cluster.ray_output import WRITE_MARK, program_output
 
-FENCE_KEY, KIND_KEY = "fleetune.fence", "fleetune.kind"
+FENCE_KEY, KIND_KEY, QUEUE_KEY = "fleetune.fence", "fleetune.kind", "fleetune.queue"
 PROGRAM, FENCE, HARD_STOP = "program", "fence", "hard-stop"
 NAME_VARIABLE = "FLEETUNE_SUBMISSION"
 
@@ -62,6 +62,7 @@ class RayJobsBackend:
         dashboard: str,
         *,
         token: str | None = None,
+        queue: str = "",
         own_use: Callable[[], Use] = _nothing,
         grace_s: int = 3600,
         timeout_s: float = 20.0,
@@ -70,11 +71,13 @@ class RayJobsBackend:
         Args:
             dashboard: `http://host:8265`.
             token: of the cluster; None: Ray finds it by RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH.
+            queue: whose programs and callers these are: other queues of one cluster see nothing of them.
             own_use: what Fleetune itself holds on each node; the rest of what Ray says is used is foreign.
             grace_s: after a soft stop, Ray ends the program by itself when so long has passed.
             timeout_s: of one answer of the dashboard.
         """
         self._dashboard, self._token, self._timeout_s = dashboard.rstrip("/"), token, timeout_s
+        self._queue = queue
         self._own_use, self._grace_s = own_use, grace_s
         self._forgotten: set[str] = set()
         self._connected: Any = None
@@ -96,14 +99,14 @@ class RayJobsBackend:
             jobs = {job.submission_id: job for job in client.list_jobs() if job.submission_id}
             self._check_fence(client, fence, jobs.values())
             if launch.submission in jobs:
-                _check_ours(launch.submission, jobs[launch.submission])
+                self._check_ours(launch.submission, jobs[launch.submission])
                 return
             check_launch(launch)
             self._submit(client, launch, fence)
 
     def submissions(self) -> Sequence[Submission]:
         with self._asking() as client:
-            jobs = [job for job in client.list_jobs() if _kind(job) == PROGRAM]
+            jobs = [job for job in client.list_jobs() if self._kind(job) == PROGRAM]
         return [submission_of(job) for job in jobs if job.submission_id not in self._forgotten]
 
     def stop(self, submission: str, *, hard: bool = False) -> None:
@@ -150,13 +153,16 @@ class RayJobsBackend:
             ) from error
 
     def _check_fence(self, client: Any, fence: int, jobs: Any) -> None:
-        highest = max((int(job.metadata[FENCE_KEY]) for job in jobs if _kind(job) is not None), default=None)
+        seen = (_fence_of(job) for job in jobs if self._kind(job) is not None)
+        highest = max((one for one in seen if one is not None), default=None)
         if highest is not None and fence < highest:
             raise Fenced(f"caller {fence} may not start programs any more: caller {highest} has been here")
         if highest is None or fence > highest:
             with contextlib.suppress(RuntimeError):  # another thread of this caller was faster; or Ray says so below
                 client.submit_job(
-                    entrypoint="true", submission_id=f"fleetune-fence-{fence}", metadata=_metadata(FENCE, fence)
+                    entrypoint="true",
+                    submission_id="-".join(filter(None, ("fleetune-fence", self._queue, str(fence)))),
+                    metadata=self._metadata(FENCE, fence),
                 )
 
     def _submit(self, client: Any, launch: Launch, fence: int) -> None:
@@ -172,7 +178,7 @@ class RayJobsBackend:
                 entrypoint=f"{WRITE_MARK}; exec env {program}",
                 submission_id=launch.submission,
                 runtime_env=runtime_env,
-                metadata={**launch.metadata, **_metadata(PROGRAM, fence)},
+                metadata={**launch.metadata, **self._metadata(PROGRAM, fence)},
             )
         except ValueError as error:  # before anything was sent
             raise LaunchRefused(f"{launch.submission} cannot start on Ray: {error}") from error
@@ -180,11 +186,27 @@ class RayJobsBackend:
             job = _job(client, launch.submission)
             if job is None:
                 raise
-            _check_ours(launch.submission, job)  # somebody was faster, or Ray took it and did not say so
+            self._check_ours(launch.submission, job)  # somebody was faster, or Ray took it and did not say so
 
     def _program(self, client: Any, submission: str) -> Any:
         job = _job(client, submission)
-        return job if job is not None and _kind(job) == PROGRAM else None
+        return job if job is not None and self._kind(job) == PROGRAM else None
+
+    def _metadata(self, kind: str, fence: int) -> dict[str, str]:
+        return {KIND_KEY: kind, FENCE_KEY: str(fence), QUEUE_KEY: self._queue}
+
+    def _kind(self, job: Any) -> str | None:
+        """None: it is somebody else's."""
+        said = (job.metadata or {}) if job.submission_id else {}
+        kind: str | None = said.get(KIND_KEY)
+        return kind if said.get(QUEUE_KEY, "") == self._queue else None
+
+    def _check_ours(self, submission: str, job: Any) -> None:
+        if self._kind(job) != PROGRAM:
+            raise LaunchRefused(
+                f"{submission} cannot start: somebody else has a job of that name on this Ray cluster. Give it another "
+                "name"
+            )
 
     def _end_hard(self, client: Any, submission: str, node_id: str) -> None:
         prefix = f"{submission}.{HARD_STOP}-"
@@ -197,7 +219,7 @@ class RayJobsBackend:
         client.submit_job(
             entrypoint=f"{look}; sleep 0.2; {look}; true",
             submission_id=f"{prefix}{time.time_ns()}",
-            metadata=_metadata(HARD_STOP, 0),
+            metadata=self._metadata(HARD_STOP, 0),
             entrypoint_label_selector={"ray.io/node-id": node_id},
         )
 
@@ -220,21 +242,10 @@ def _one_line(text: str) -> str:
     return lines[-1 if "Traceback" in text else 0][:_LONGEST_MESSAGE]
 
 
-def _metadata(kind: str, fence: int) -> dict[str, str]:
-    return {KIND_KEY: kind, FENCE_KEY: str(fence)}
-
-
-def _kind(job: Any) -> str | None:
-    """None: it is somebody else's."""
-    kind: str | None = (job.metadata or {}).get(KIND_KEY) if job.submission_id else None
-    return kind
-
-
-def _check_ours(submission: str, job: Any) -> None:
-    if _kind(job) != PROGRAM:
-        raise LaunchRefused(
-            f"{submission} cannot start: somebody else has a job of that name on this Ray cluster. Give it another name"
-        )
+def _fence_of(job: Any) -> int | None:
+    """None: whoever has written it there is no caller of a queue."""
+    text = str(job.metadata.get(FENCE_KEY, ""))
+    return int(text) if text.isdecimal() and len(text) < 19 else None
 
 
 def _job(client: Any, submission: str) -> Any:

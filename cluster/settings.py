@@ -66,11 +66,16 @@ def visible_gpus(environ: Mapping[str, str] = os.environ) -> tuple[str, ...] | N
 
 
 def with_environment(added: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment and more: what a program of this machine is started with."""
-    return {**os.environ, **added}
+    """This process's environment and more: what a program of this machine is started with.
+
+    What a server keeps for itself and for jobs that name it stays behind.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_KEPT_BACK)}
+    return {**kept, **added}
 
 
 SECRET_PREFIX = "FLEETUNE_SECRET_"
+_KEPT_BACK = (SECRET_PREFIX, "FLEETUNE_TOKEN")
 
 
 def fleetune_home(environ: Mapping[str, str] = os.environ) -> Path:

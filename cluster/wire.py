@@ -16,11 +16,13 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cluster.errors import MachinesFailed
 
 WIRE_VERSION: Final = 1
+MOST_STEPS: Final = 2**53
+MOST_METRICS, LONGEST_METRIC = 200, 100  # of one job; characters of a name
 # How a driver ends where it is not the job's fault (its node or the cluster was gone): the job is tried again. Beside
 # it: 0 succeeded, 1 failed, 2 bad input, 130 stopped.
 TRY_AGAIN_EXIT: Final = MachinesFailed.exit_code
@@ -53,7 +55,7 @@ class Registered(Message):
     Attributes:
         kind: of the spec: finetune, command.
         spec: resolved: what it says of other runs (`run:NAME`) is a path or URL by now.
-        run: root of the run that an earlier attempt has begun; None: there was none.
+        run: root of the run, which an earlier attempt may have begun; None: the job writes none.
         placement: (node id, workers there), of the lease; in order, ranks follow from it.
         engine: what runs the workers.
         parents: roots of the runs of the jobs that it comes after, by job; those that have none are left out.
@@ -75,7 +77,7 @@ class Beat(Message):
     """What the driver knows by now. None: nothing new.
 
     Attributes:
-        run: root of the run that it writes.
+        run: root of the run that it writes; no other one than it was told.
         remaining_s: running time left, as measured.
         interruption_cost_s: what it would cost to stop now: work since the newest checkpoint, and starting again.
         metrics: newest by name.
@@ -85,12 +87,19 @@ class Beat(Message):
     job_id: str
     attempt: int = Field(ge=1)
     run: str | None = None
-    step: int | None = Field(None, ge=0)
-    total_steps: int | None = Field(None, ge=0)
+    step: int | None = Field(None, ge=0, le=MOST_STEPS)
+    total_steps: int | None = Field(None, ge=0, le=MOST_STEPS)
     remaining_s: float | None = None
     interruption_cost_s: float | None = None
     metrics: Mapping[str, float] = Field(default_factory=dict)
     last: bool = False
+
+    @field_validator("metrics")
+    @classmethod
+    def _few(cls, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """What is more than that is passed over: training does not end for it."""
+        fitting = [(name, value) for name, value in metrics.items() if len(name) <= LONGEST_METRIC]
+        return dict(fitting[:MOST_METRICS])
 
 
 class Answer(Message):

@@ -63,12 +63,13 @@ class Begun:
             announce("warning", warning)
 
 
-def begin_run(spec: Spec, resume: str | None = None, *, alone: bool = False) -> Begun:
+def begin_run(spec: Spec, resume: str | None = None, *, alone: bool = False, root: str | None = None) -> Begun:
     """Check everything that can be checked before a worker starts, and open the run's directory.
 
     Args:
         resume: root of the run to go on with.
         alone: the caller knows that nobody drives that run any more.
+        root: of a new run; None: under a new name.
 
     Raises:
         InputError: nothing was written.
@@ -77,5 +78,5 @@ def begin_run(spec: Spec, resume: str | None = None, *, alone: bool = False) -> 
         check_resumable(JobPaths(resume), spec, alone=alone)
     warnings = validate(spec)
     spec = with_model_of_run(spec)
-    paths = open_run(spec) if resume is None else reopen_run(resume, spec)
+    paths = open_run(spec, root) if resume is None else reopen_run(resume, spec)
     return Begun(spec, paths, tuple(warnings), resume is not None)

@@ -12,7 +12,7 @@ from cluster.this_machine import this_machine
 from cluster.wire import Registered
 from jobs import storage
 from jobs.assignment import Assignment
-from jobs.errors import MachinesFailed, SpecError
+from jobs.errors import MachinesFailed, SpecError, StorageError
 from jobs.finetune import run_on_ray
 from jobs.link import Link, Say
 from jobs.load import spec_of
@@ -33,7 +33,8 @@ def drive_training(registered: Registered, link: Link, stream: TextIO, say: Say)
     spec = spec_of(registered.spec)
     if not isinstance(spec, Spec):
         raise SpecError(f"the server says that the job trains, but its spec is of kind {spec.kind}")
-    if registered.run is not None and has_succeeded(registered.run):
+    succeeded, resume = run_so_far(registered.run)
+    if succeeded:
         say(f"its run has succeeded in an earlier attempt: {registered.run}")
         link.tell(run=registered.run)
         return 0
@@ -46,9 +47,21 @@ def drive_training(registered: Registered, link: Link, stream: TextIO, say: Say)
             spec,
             address=THIS_MACHINE if local else ray_address() or "auto",
             progress=progress,
-            resume=resumable(registered.run),
-            assignment=Assignment(places, registered.secrets),
+            resume=resume,
+            assignment=Assignment(places, registered.secrets, registered.run),
         ).exit_code
+
+
+def run_so_far(run: str | None) -> tuple[bool, str | None]:
+    """Whether the run has succeeded, and where to go on with it; None: it is to begin.
+
+    Raises:
+        MachinesFailed: the storage does not say. It did when the job was submitted, or will say the same again.
+    """
+    try:
+        return (run is not None and has_succeeded(run)), resumable(run)
+    except StorageError as error:
+        raise MachinesFailed(f"what there is of the run cannot be seen now: {error}") from error
 
 
 def has_succeeded(run: str) -> bool:

@@ -44,7 +44,8 @@ def run_on_ray(
     Raises:
         InputError: found before anything was written. What is found later is the outcome's reason.
     """
-    begun = begin_run(spec, resume, alone=assignment is not None)
+    root = assignment.run if assignment is not None else None
+    begun = begin_run(spec, resume, alone=assignment is not None, root=root)
     paths = begun.paths
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
         begun.tell(announce)

@@ -109,9 +109,13 @@ class JournalReader:
         return self._skip is not None and name.endswith(self._skip)
 
 
+def is_part(name: str) -> bool:
+    return _PART_NAME.match(name) is not None
+
+
 def part_names(folder: str) -> list[str]:
     """Names of the parts, oldest first. Raises StorageError."""
-    return [name for name in storage.list_names(folder) if _PART_NAME.match(name)]
+    return [name for name in storage.list_names(folder) if is_part(name)]
 
 
 def written_at_s(part: str) -> float:

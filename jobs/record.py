@@ -19,9 +19,12 @@ from jobs.paths import JobPaths, new_run_name
 from jobs.spec import Spec
 
 
-def open_run(spec: Spec) -> JobPaths:
-    """Make the run's directory, under a new name, with the resolved spec in it."""
-    paths = JobPaths.of(spec.storage_path, new_run_name(spec.name, datetime.datetime.now(datetime.UTC)))
+def open_run(spec: Spec, root: str | None = None) -> JobPaths:
+    """Make the run's directory, under a new name unless its root is given, with the resolved spec in it."""
+    if root is None:
+        paths = JobPaths.of(spec.storage_path, new_run_name(spec.name, datetime.datetime.now(datetime.UTC)))
+    else:
+        paths = JobPaths(root)
     storage.write_bytes(paths.spec, dump_spec(spec))
     return paths
 

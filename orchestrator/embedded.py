@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -22,6 +23,7 @@ READY_S: Final = 120.0
 POLL_S: Final = 0.1
 OTHERS_S: Final = 5.0  # from the end of our own server to the address of the one that was faster
 TAIL_BYTES: Final = 3000
+LEFT_S: Final = 3600.0
 
 
 class NotStarted(FleetuneError):
@@ -38,7 +40,7 @@ def embedded_url(home: Path, ready_s: float = READY_S) -> str:
         NotStarted: it did not come up, with the end of its log.
     """
     until_s = time.monotonic() + ready_s
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make(home)
     with _alone(home / "embedded.lock", until_s):
         return _living(home) or _started(home, until_s)
 
@@ -131,13 +133,47 @@ class Presence:
 
     def __init__(self, home: Path) -> None:
         self.client = f"{os.getpid()}-{secrets.token_hex(8)}"
-        folder = home / "clients"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(home)
+        folder = _make(home / "clients")
+        self._path = folder / f"{self.client}.lock"
         # No file object: one that is collected early would let go of the lock.
-        self._descriptor: int | None = os.open(folder / f"{self.client}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self._descriptor: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        _sweep(folder)
 
     def end(self) -> None:
+        """A file that is gone says the same as one that nobody holds."""
         if self._descriptor is not None:
+            self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes have left that were killed; nothing so young that its lock may not be there yet."""
+    for path in folder.glob("*.lock"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFT_S and _is_free(path):
+                path.unlink()
+
+
+def _is_free(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return _locked(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make(folder: Path) -> Path:
+    """Raises NotStarted."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise NotStarted(
+            f"no server can be brought along: {folder} cannot be used ({error.strerror}). Set FLEETUNE_HOME to a "
+            "folder of your own, or FLEETUNE_URL to a server"
+        ) from error
+    return folder

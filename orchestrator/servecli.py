@@ -66,6 +66,12 @@ def serve(
     python: Annotated[
         str | None, typer.Option("--python", metavar="PATH", help="Python that starts drivers, where they run.")
     ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over", help="The store was brought back from a backup: take its machines from the state after it."
+        ),
+    ] = False,
     embedded: Annotated[bool, typer.Option("--embedded", hidden=True, help="End with the last client.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="A line for each request, too.")] = False,
 ) -> None:
@@ -84,6 +90,7 @@ def serve(
                 url=url,
                 shared=tuple(shared or ()),
                 python=python,
+                take_over=take_over,
                 embedded=embedded,
                 verbose=verbose,
             )

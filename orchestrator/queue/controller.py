@@ -62,9 +62,16 @@ class Controller:
         launch_of: LaunchOf,
         policy: Policy = DEFAULT,
         timing: Timing = Timing(),
+        takes_over: bool = False,
     ) -> None:
+        """
+        Args:
+            takes_over: machines that a newer state of the store has used are used all the same. Only where that state
+                is gone for good, as after the store was brought back from a backup.
+        """
         self._store, self._backend, self._clock, self._leading = store, backend, clock, leading
         self._launch_of, self._policy, self._timing = launch_of, policy, timing
+        self._takes_over = takes_over
         self._term: _Term | None = None
 
     def step(self) -> bool:
@@ -72,6 +79,7 @@ class Controller:
 
         Raises:
             StoreBroken, BackendUnreachable: nothing is lost; the next pass goes on.
+            Fenced: this server leads, but the machines know of a newer leader.
         """
         if not self._leading.renew():
             self._term = None
@@ -80,10 +88,26 @@ class Controller:
             if self._term is None or self._term.epoch != self._leading.epoch:
                 self._term = _Term(self, self._leading.epoch)
             self._term.step()
-        except (NotLeader, Fenced):
+        except NotLeader:
             self._term = None
             return False
+        except Fenced:
+            return self._refused()
         return True
+
+    def _refused(self) -> bool:
+        """By the machines. If somebody leads by now, it is theirs to act; else somebody is to hear of it."""
+        self._term = None
+        if self._takes_over:
+            self._leading.resign()  # the next epoch is larger
+            return False
+        if not self._leading.still_leads():
+            return False
+        raise Fenced(
+            "the machines know of a newer leader of this queue than its store does, and start nothing for this server. "
+            "Is there a second server with a copy of this store? End it. Was the store brought back from a backup? "
+            "Then start this server with --take-over"
+        )
 
 
 class _Term:

@@ -28,7 +28,8 @@ class Leading:
 
     def __init__(self, store: Store, clock: Clock, holder: str, url: str, term_s: float = 15.0) -> None:
         self._store, self._clock, self._url, self._term_s = store, clock, url, term_s
-        self._holder = f"{holder}-{secrets.token_hex(4)}"  # a server that is started again is another one
+        self._name = holder
+        self._holder = self._new_holder()  # a server that is started again is another one
         self._mine: Leadership | None = None
         self._until_s = 0.0  # on the steady clock
         self._other: _Watched | None = None
@@ -52,6 +53,11 @@ class Leading:
             self._other = None
         return self._mine is not None
 
+    def still_leads(self) -> bool:
+        """As the store has it, whatever was renewed here."""
+        leader = self._store.leader()
+        return leader is not None and leader.holder == self._holder
+
     def go_on(self, epoch: int) -> None:
         """Before anything is done that only the leader may do: prolong the right if need be.
 
@@ -66,6 +72,10 @@ class Leading:
         if self._mine is not None:
             self._mine = None
             self._store.resign(self._holder)
+            self._holder = self._new_holder()  # whoever leads again does so with a new epoch
+
+    def _new_holder(self) -> str:
+        return f"{self._name}-{secrets.token_hex(4)}"
 
     def _later_s(self) -> float:
         """So that each renewal shows, also while this clock is held where it would go backwards."""

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from typing import Protocol
 
-from cluster.errors import BackendUnreachable
+from cluster.errors import BackendUnreachable, Fenced
 from orchestrator.queue.errors import StoreBroken
 
 EVERY_S = 1.0
@@ -35,7 +35,7 @@ def run_passes(
         try:
             controller.step()
         except Exception as error:  # a fault of ours must not end the queue for everybody
-            known = isinstance(error, StoreBroken | BackendUnreachable)
+            known = isinstance(error, StoreBroken | BackendUnreachable | Fenced)
             text = str(error) if known else "".join(traceback.format_exception(error))
             if text != trouble:
                 trouble = text

@@ -79,6 +79,11 @@ def why_ended(submission: Submission) -> tuple[Reason, str]:
         return Reason.BAD_INPUT, text or "the driver says that its input is wrong: see the log"
     if submission.exit_code == TRY_AGAIN_EXIT:
         return Reason.DRIVER_LOST, text or "the driver says that the machines failed it: see the log"
+    if submission.exit_code == INTERRUPTED_EXIT:
+        return (
+            Reason.DRIVER_LOST,
+            text or "the driver was told to end, as when a machine goes down",
+        )
     if submission.phase is Phase.FAILED and submission.exit_code is not None and submission.exit_code > 0:
         return Reason.RUN_FAILED, text or f"the driver ended with exit code {submission.exit_code}: see the log"
     return Reason.DRIVER_LOST, text or "the driver is gone without an outcome"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from cluster.backend import Phase, Submission
 from orchestrator.queue.records import Job, Move
-from orchestrator.queue.retry import landing, why_ended
+from orchestrator.queue.retry import INTERRUPTED_EXIT, landing, why_ended
 from orchestrator.queue.states import Reason, State, Wanted
 
 _STOPS: Mapping[Wanted, tuple[Reason, str]] = {
@@ -83,6 +83,8 @@ def _running(job: Job, seen: Seen) -> Move | None:
     if (lost := _on_lost_nodes(job, seen)) is not None:
         return lost
     if submission is None or submission.ended:
+        if submission is not None and submission.exit_code == INTERRUPTED_EXIT and job.wanted in _STOPS:
+            return _move(job, State.STOPPING, *_STOPS[job.wanted])  # the driver was told so before this pass
         reason, text = why_ended(submission or Submission(job.submission, Phase.LOST))
         if reason is Reason.DRIVER_LOST and any(node in seen.absent for node, _ in job.placement):
             reason = Reason.NODE_LOST

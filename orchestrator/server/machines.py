@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from orchestrator.server.auth import is_loopback
 from orchestrator.service.surroundings import Engine
 
 _DASHBOARD = "http://127.0.0.1:8265"
+_QUEUE = "queue_id"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def machines(address: str | None, store: Store, home: Path) -> Place:
     if address is None:
         from cluster.local_backend import LocalBackend
 
-        return Place(LocalBackend(home / "local"), "local", "this machine, without Ray", True, True)
+        return Place(LocalBackend(home / "local" / queue_id(store)), "local", "this machine, without Ray", True, True)
     if address.startswith("fake:"):
         from cluster.testing import FakeBackend, ServedCluster
 
@@ -62,7 +64,7 @@ def _ray(dashboard: str, store: Store, found: bool) -> Place:
     try:
         from cluster.ray_jobs import RayJobsBackend
 
-        backend = RayJobsBackend(dashboard, own_use=lambda: held_by_node(store))
+        backend = RayJobsBackend(dashboard, queue=queue_id(store), own_use=lambda: held_by_node(store))
         backend.inventory()
     except ModuleNotFoundError as error:
         raise InputError(f"jobs on Ray need {error.name}: pip install 'fleetune[train]'") from error
@@ -73,6 +75,15 @@ def _ray(dashboard: str, store: Store, found: bool) -> Place:
         raise BackendUnreachable(f"{error}{start}") from error
     here = is_loopback(parts.hostname)
     return Place(backend, "ray", f"Ray at {dashboard}", here, here)
+
+
+def queue_id(store: Store) -> str:
+    """By which machines tell this queue from others. Raises StoreBroken."""
+    known = store.facts().get(_QUEUE)
+    if known is None:
+        store.put_facts({_QUEUE: secrets.token_hex(4)}, keep=True)  # another server may be faster
+        known = store.facts()[_QUEUE]
+    return known
 
 
 def held_by_node(store: Store) -> Mapping[str, tuple[float, float]]:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from cluster.errors import BackendUnreachable
+from cluster.errors import BackendUnreachable, Fenced
 from orchestrator.queue.controller import Controller
 from orchestrator.queue.errors import NotLeader, StoreBroken
 from orchestrator.queue.leading import Leading
@@ -41,7 +41,7 @@ class Passes:
         self._meters, self._say, self._after = meters, say, after
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="passes", daemon=True)
-        self._led = False
+        self._led = self._fenced = False
         self._rest_until_s = 0.0
 
     def start(self) -> None:
@@ -60,7 +60,7 @@ class Passes:
     def leads(self) -> bool:
         """As of now: a right that was not renewed in time has run out."""
         try:
-            return self._leading.epoch > 0
+            return self._leading.epoch > 0 and not self._fenced
         except NotLeader:
             return False
 
@@ -72,6 +72,10 @@ class Passes:
         except StoreBroken:
             self._meters.store_errors.inc()
             raise
+        except Fenced:
+            self._fenced = True
+            self._note(False)
+            raise
         except BackendUnreachable:
             self._meters.backend_errors.inc()
             raise
@@ -82,6 +86,7 @@ class Passes:
 
     def _step(self) -> bool:
         leads = self._controller.step()
+        self._fenced = False
         self._note(leads)
         with contextlib.suppress(StoreBroken):  # of which the next pass tells
             self._news.tell()

@@ -60,6 +60,7 @@ class Options:
     url: str | None = None
     shared: tuple[str, ...] = ()
     python: str | None = None
+    take_over: bool = False
     embedded: bool = False
     verbose: bool = False
 
@@ -152,7 +153,13 @@ class _Server:
     def _make_passes(self) -> Passes:
         around, say = self._around, self._output.say
         controller = Controller(
-            around.store, around.backend, around.clock, self._leading, launch_of(around), around.policy
+            around.store,
+            around.backend,
+            around.clock,
+            self._leading,
+            launch_of(around),
+            around.policy,
+            takes_over=self._options.take_over,
         )
         news = News(around.store, self._meters, say)
         return Passes(controller, self._leading, news, self._meters, say, self._after_each_pass())

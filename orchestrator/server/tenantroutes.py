@@ -11,6 +11,7 @@ from orchestrator import api
 from orchestrator.server.serving import Admin, Asker, Serving, answer, problems
 from orchestrator.server.serving import router as made
 from orchestrator.service import tenants as service
+from orchestrator.service.usage import month_begins_s
 from orchestrator.service.usage import usage as usage_of
 
 TenantName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")]
@@ -50,7 +51,8 @@ def routes(serving: Serving) -> APIRouter:
             return answer(api.Usage(rows=()))
 
         def added() -> api.Usage:
-            return usage_of(serving.store.leases(), serving.now_s(), month, tenant or caller.tenant)
+            since_s = 0.0 if month is None else month_begins_s(month)
+            return usage_of(serving.store.leases(since_s=since_s), serving.now_s(), month, tenant or caller.tenant)
 
         return answer(await serving.slow.run(added))
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from cluster.errors import FleetuneError
 from orchestrator.queue.clock import Clock
+from orchestrator.queue.errors import StoreBroken
 from orchestrator.queue.records import Measured
 from orchestrator.queue.store import Store
 
@@ -44,7 +45,21 @@ class Beats:
             with self._lock:
                 said, self._pending = list(self._pending.values()), {}
             if said:
-                self._store.measure(said, self._clock.now_s())
+                self._write(said)
+
+    def _write(self, said: list[Measured]) -> None:
+        """What the store does not take of one driver costs no other one its own."""
+        now_s = self._clock.now_s()
+        try:
+            self._store.measure(said, now_s)
+        except StoreBroken:
+            raise
+        except Exception:
+            if len(said) == 1:
+                raise
+            for one in said:
+                with contextlib.suppress(Exception):
+                    self._store.measure([one], now_s)
 
     def close(self) -> None:
         """Write what there is, and end the thread."""

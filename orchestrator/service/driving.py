@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Any, Literal
 
 from cluster.wire import Answer, Beat, Order, Register, Registered
-from jobs.paths import JobPaths
+from jobs.paths import JobPaths, new_run_name
 from jobs.runref import run_named
 from orchestrator.queue.errors import AttemptOver, NotYourAttempt, QueueError, UnknownJob
 from orchestrator.queue.records import Job, Measured
 from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
-from orchestrator.service.runroots import is_its_run
 from orchestrator.service.surroundings import Surroundings
 
 _ASKED = {Wanted.CANCEL: "it is to be cancelled", Wanted.PAUSE: "it is to be paused"}
@@ -41,13 +41,14 @@ def register(surroundings: Surroundings, message: Register) -> Registered:
     if job is None:
         raise AttemptOver(f"attempt {message.attempt} of {message.job_id} is over: end this driver")
     spec = json.loads(surroundings.store.spec(job.job_id))
+    run = _run(surroundings, job, spec)
     parents = _parents(surroundings, job)
     surroundings.beats.note(Measured(job.job_id, job.attempt))
     order, _ = _order(job)
     return Registered(
         kind=job.kind,
         spec=_with_model(surroundings, job, spec),
-        run=job.run,
+        run=run,
         placement=job.placement,
         engine=_engine(surroundings),
         parents={parent.job_id: parent.run for parent in parents if parent.run is not None},
@@ -62,11 +63,10 @@ def beat(surroundings: Surroundings, message: Beat) -> Answer:
     if job is None:
         return Answer(order=Order.LEAVE, reason="the attempt is over, and another one may run")
     if message.run is not None and message.run != job.run:
-        _check_run(surroundings, job, message.run)
+        raise QueueError(f"{message.run[:200]} is not the run of {job.job_id}: that is {job.run}")
     said = Measured(
         job.job_id,
         job.attempt,
-        run=message.run,
         step=message.step,
         total_steps=message.total_steps,
         remaining_s=message.remaining_s,
@@ -74,9 +74,7 @@ def beat(surroundings: Surroundings, message: Beat) -> Answer:
         metrics=message.metrics or None,
     )
     surroundings.beats.note(said)
-    # Where it writes must outlive this server: the next attempt goes on there. And once it is seen to have ended,
-    # nothing that it has said is taken any more.
-    if message.last or (message.run is not None and message.run != job.run):
+    if message.last:  # once it is seen to have ended, nothing that it has said is taken any more
         surroundings.beats.flush()
     order, reason = _order(job)
     return Answer(order=order, reason=reason)
@@ -143,8 +141,15 @@ def _secrets(surroundings: Surroundings, spec: dict[str, Any]) -> dict[str, str]
     return {name: surroundings.secrets[name] for name in names}
 
 
-def _check_run(surroundings: Surroundings, job: Job, run: str) -> None:
-    """What a driver says is its run is read by the server later on. Raises QueueError."""
-    storage_path = json.loads(surroundings.store.spec(job.job_id)).get("storage_path")
-    if not is_its_run(run, storage_path):
-        raise QueueError(f"{run} is no run of {job.job_id}: a run is a directory directly under its storage_path")
+def _run(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> str | None:
+    """Where a job that trains writes: the same in all its attempts, and known before anything is written there.
+
+    The server reads there on behalf of people, so no driver can choose it.
+    """
+    if job.run is not None or job.kind != "finetune":
+        return job.run
+    now_s = surroundings.clock.now_s()
+    name = new_run_name(job.name, datetime.datetime.fromtimestamp(now_s, datetime.UTC))
+    root = JobPaths.of(spec["storage_path"], name).root
+    surroundings.store.measure([Measured(job.job_id, job.attempt, run=root)], now_s)
+    return surroundings.store.job(job.job_id).run  # somebody may have been faster

@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 
 from cluster.backend import MAX_OUTPUT_BYTES
-from jobs import storage
 from jobs.fields import did_you_mean
-from jobs.paths import JobPaths
 from orchestrator.api import LogPart, LogSources, MetricsPart
 from orchestrator.queue.errors import UnknownSource
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE
+from orchestrator.service import runfiles
 from orchestrator.service.runmetrics import records
-from orchestrator.service.runroots import is_within
 from orchestrator.service.surroundings import Surroundings
 
 PART_BYTES = 256 << 10
-OUTPUT = "output"
+OUTPUT, LOGS = "output", "logs"
 _OUTPUT_OF = re.compile(r"output-([1-9][0-9]{0,8})")
 _LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})\.log")
 
@@ -46,15 +44,15 @@ def part(surroundings: Surroundings, job: Job, source: str, after: int) -> LogPa
         submission, over = f"{job.job_id}-{attempt}", attempt < job.attempt or job.state not in HOLDS_A_LEASE
         # Asked for after the state was read: what is written until its end is in it.
         return _cut(surroundings.backend.output(submission, after), after, over, MAX_OUTPUT_BYTES)
-    path = _path(job, source)
-    return _cut(_read(path, after), after, job.state in ENDED, PART_BYTES)
+    content = runfiles.read(_run_of(job, source), LOGS, f"{source}.log", after, PART_BYTES + 1)
+    return _cut(content, after, job.state in ENDED, PART_BYTES)
 
 
 def metrics(surroundings: Surroundings, job: Job, after: int) -> MetricsPart:
     """Records from number `after` on, up to 1,000. A command has none. Raises StorageError."""
     if job.run is None:
         return MetricsPart(records=(), next=max(after, 0))
-    found = records(JobPaths(job.run).metrics, max(after, 0))
+    found = records(job.run, max(after, 0))
     return MetricsPart(records=found, next=max(after, 0) + len(found))
 
 
@@ -77,29 +75,16 @@ def _known(job: Job, source: str, attempt: int) -> int:
 def _logs(job: Job) -> list[str]:
     if job.run is None:
         return []
-    names = storage.list_names(JobPaths(job.run).logs)
-    return [match[1] for name in names if (match := _LOG.fullmatch(name))]
+    return [match[1] for name in runfiles.names(job.run, LOGS) if (match := _LOG.fullmatch(name))]
 
 
-def _path(job: Job, source: str) -> str:
-    """Of a log that is in the listing of the run's own folder; nothing else is ever read. Raises UnknownSource."""
+def _run_of(job: Job, source: str) -> str:
+    """The run that has this log in the listing of its folder; nothing else is ever read. Raises UnknownSource."""
     known = _logs(job)
     if source not in known or job.run is None:
         some = did_you_mean(source, known) or f": there are {', '.join([OUTPUT, *known][:20])}"
         raise UnknownSource(f"job {job.job_id} has no log {source[:100]!r}{some}")
-    paths = JobPaths(job.run)
-    path = paths.log(source)
-    if storage.is_local(path) and not is_within(storage.local_path(path), storage.local_path(paths.logs)):
-        raise UnknownSource(f"the log {source!r} of job {job.job_id} is a link to somewhere else")
-    return path
-
-
-def _read(path: str, after: int) -> bytes:
-    """Raises StorageError."""
-    if not storage.is_local(path):
-        size = storage.size(path)  # object stores take it for a mistake to ask for what lies behind the end
-        return storage.read_range(path, after, min(after + PART_BYTES + 1, size)) if after < size else b""
-    return storage.read_range(path, after, after + PART_BYTES + 1)
+    return job.run
 
 
 def _cut(content: bytes, after: int, over: bool, most: int) -> LogPart:

@@ -10,24 +10,27 @@ from typing import Any
 
 from cluster.errors import StorageError
 from jobs import journal
+from orchestrator.service import runfiles
 
+FOLDER = "metrics"
 MOST_RECORDS = 1000
+LARGEST_PART = 64 << 20  # bytes
 _PARTS_KEPT = 100_000
 
-_sizes: OrderedDict[tuple[str, str], int] = OrderedDict()  # (folder, part) -> records; a part never changes
+_sizes: OrderedDict[tuple[str, str], int] = OrderedDict()  # (run, part) -> records; a part never changes
 _lock = threading.Lock()
 
 
-def records(folder: str, after: int, most: int = MOST_RECORDS) -> tuple[dict[str, Any], ...]:
+def records(run: str, after: int, most: int = MOST_RECORDS) -> tuple[dict[str, Any], ...]:
     """Numbers that are none are None. Raises StorageError."""
     found: list[dict[str, Any]] = []
     skip = after
-    for part in journal.part_names(folder):
-        size = _known(folder, part)
+    for part in filter(journal.is_part, runfiles.names(run, FOLDER)):
+        size = _known(run, part)
         if size is not None and size <= skip:
             skip -= size
             continue
-        content = _read(folder, part)
+        content = _read(run, part)
         found += content[skip:]
         skip = max(skip - len(content), 0)
         if len(found) >= most:
@@ -35,21 +38,25 @@ def records(folder: str, after: int, most: int = MOST_RECORDS) -> tuple[dict[str
     return tuple(_finite(one) for one in found[:most])
 
 
-def _read(folder: str, part: str) -> list[dict[str, Any]]:
+def _read(run: str, part: str) -> list[dict[str, Any]]:
+    content = runfiles.read(run, FOLDER, part, 0, LARGEST_PART + 1)
+    if len(content) > LARGEST_PART:
+        raise StorageError(f"{part} of the metrics of {run} is larger than any part that a run writes")
     try:
-        content = [one for one in journal.read_part(folder, part) if isinstance(one, dict)]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StorageError(f"{folder}/{part} is damaged: {error}") from error
+        lines = [json.loads(line) for line in content.splitlines()]
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise StorageError(f"{part} of the metrics of {run} is damaged: {error}") from error
+    found = [one for one in lines if isinstance(one, dict)]
     with _lock:
-        _sizes[folder, part] = len(content)
+        _sizes[run, part] = len(found)
         while len(_sizes) > _PARTS_KEPT:
             _sizes.popitem(last=False)
-    return content
+    return found
 
 
-def _known(folder: str, part: str) -> int | None:
+def _known(run: str, part: str) -> int | None:
     with _lock:
-        return _sizes.get((folder, part))
+        return _sizes.get((run, part))
 
 
 def _finite(value: Any) -> Any:

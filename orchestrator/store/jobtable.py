@@ -104,7 +104,7 @@ def retry(connection: Connection, job_id: str, now_s: float, by: str) -> Job:
     if job.state is State.SUCCEEDED:
         raise JobEnded(f"job {job_id} has succeeded: submit it again to run it again")
     job = steps.retried(job, by, now_s, numbers.change + 1)
-    write(connection, [job], MOVED)
+    write(connection, [job], (*MOVED, "client"))
     data = {"reason": job.reason, "by": by}
     history.add(connection, [QueueEvent(now_s, job.state, job.message, job_id, data)], numbers.event)
     return job

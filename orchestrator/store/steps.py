@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from cluster.wire import MOST_METRICS
 from orchestrator.queue.records import Job, Measured, Move, NewJob
 from orchestrator.queue.retry import waits_s
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, MAY_GO_TO, Reason, State, Wanted
@@ -117,6 +118,8 @@ def retried(job: Job, by: str, now_s: float, changed: int) -> Job:
         message=plain(f"retried by {by}"),
         wanted=Wanted.RUN,
         waiting_since_s=now_s,
+        attained_s=0.0,  # max_runtime_s begins anew
+        client=None,  # whoever retries a job wants it, also if the script that has submitted it is gone
         ended_s=None,
         retries={},
         changed=changed,
@@ -136,11 +139,17 @@ def measured(job: Job, said: Measured, now_s: float, changed: int) -> Job | None
         "total_steps": said.total_steps,
         "remaining_s": _finite(said.remaining_s),
         "interruption_cost_s": _finite(said.interruption_cost_s),
-        "metrics": None if said.metrics is None else {**job.metrics, **_numbers(said.metrics)},
+        "metrics": None if said.metrics is None else _merged(job.metrics, said.metrics),
     }
     news = {name: value for name, value in news.items() if value is not None and value != getattr(job, name)}
     heard_s = now_s if job.heard_s is None else max(job.heard_s, now_s)
     return replace(job, heard_s=heard_s, changed=changed if news else job.changed, **news)
+
+
+def _merged(known: Mapping[str, float], said: Mapping[str, float]) -> dict[str, float]:
+    """The names that were said last stay, where there are too many."""
+    merged = {name: value for name, value in known.items() if name not in said} | _numbers(said)
+    return dict(list(merged.items())[-MOST_METRICS:])
 
 
 def _finite(value: float | None) -> float | None:

@@ -108,3 +108,16 @@ def _rays_own_client(head: RayHead):
     from ray.job_submission import JobSubmissionClient
 
     yield JobSubmissionClient(head.dashboard, headers={"Authorization": f"Bearer {head.token}"})
+
+
+def test_what_strangers_and_other_queues_leave_on_the_cluster_stops_nobody(opened: Machines, head: RayHead) -> None:
+    with _rays_own_client(head) as client:
+        for number, metadata in enumerate(({"fleetune.kind": "program"}, {"fleetune.kind": "fence", "x": "1"})):
+            name = f"{opened.prefix}stranger-{number}"
+            client.submit_job(entrypoint="true", submission_id=name, metadata={**metadata, "fleetune.fence": "many"})
+    other = RayJobsBackend(head.dashboard, token=head.token, queue="other")
+    other.fence(10**9)
+    launch = opened.launch("a")
+    opened.backend.start(launch, opened.fence)
+    assert opened.ended(launch).exit_code == 0
+    assert launch.submission not in {one.submission for one in other.submissions()}

@@ -6,7 +6,10 @@ import contextlib
 import random
 from typing import Any
 
+import pytest
+
 from cluster.backend import Launch, Phase
+from cluster.errors import Fenced
 from cluster.testing import FakeBackend, Script
 from orchestrator.queue.errors import JobEnded
 from orchestrator.queue.states import State, Wanted
@@ -206,3 +209,18 @@ def test_what_a_server_had_seen_before_another_one_led_is_not_acted_on_when_it_l
     first.step()
     world.check()
     assert all(job_id not in run.submission for run in world.backend.history() if run.ended_s is None)
+
+
+def test_a_store_of_an_older_state_says_that_the_machines_know_better_and_takes_over_only_when_told() -> None:
+    world = QueueWorld(4)
+    world.backend.fence(3)  # of leaders that this store has never heard of
+    (job_id,) = world.submit(new("job", 4))
+    world.clock.advance(1.0)
+    with pytest.raises(Fenced, match="--take-over"):
+        world.server.step()
+    assert not world.backend.history() and world.states(job_id) == [State.QUEUED]
+    world.clock.advance(TERM_S + 1.0)
+    world.server = world.another("told", takes_over=True)
+    world.until_all_end()
+    assert world.states(job_id) == [State.SUCCEEDED]
+    assert [run.fence for run in world.backend.history()] == [3]

@@ -93,34 +93,54 @@ def test_a_driver_learns_what_it_is_to_run(world: ServiceWorld) -> None:
 def test_the_model_of_a_parent_is_a_path_by_then(world: ServiceWorld) -> None:
     world.backend.script("train-*", runs_s=5.0)
     parent = started(world, finetune())
-    driving.beat(world.around, said(parent, run=RUN))
+    run = driving.register(world.around, came_up(parent)).run
+    assert run is not None
     world.passes(6)
     child = started(world, finetune(f"run:{parent.job_id}", name="more", **queue(after=[parent.job_id])))
     told = driving.register(world.around, came_up(child))
-    assert told.spec["model"]["path"] == f"{RUN}/model"
-    assert dict(told.parents) == {parent.job_id: RUN}
+    assert told.spec["model"]["path"] == f"{run}/model"
+    assert dict(told.parents) == {parent.job_id: run}
 
 
-def test_a_run_is_told_to_the_next_attempt_also_if_the_server_dies_at_once(world: ServiceWorld) -> None:
+def test_a_run_has_its_place_before_it_begins_and_keeps_it_in_all_attempts(world: ServiceWorld) -> None:
     job = started(world, finetune())
-    driving.beat(world.around, said(job, run=RUN))
-    assert world.job(job.job_id).run == RUN  # and nothing was flushed
+    run = driving.register(world.around, came_up(job)).run
+    assert run is not None and run.startswith("s3://bucket/runs/train-")
+    assert driving.register(world.around, came_up(job)).run == run  # an answer that was lost
+    assert world.job(job.job_id).run == run  # and nothing was flushed
+    driving.beat(world.around, said(job, run=run))
     world.backend.lose(job.submission)
     world.passes(30)
     again = world.job(job.job_id)
     assert again.attempt == 2
-    assert driving.register(world.around, came_up(again)).run == RUN
+    assert driving.register(world.around, came_up(again)).run == run
 
 
 @pytest.mark.parametrize("run", ["/etc", "s3://bucket/runs/../secret", "s3://bucket/runs", "s3://other/runs/train-1"])
 def test_a_driver_cannot_have_the_server_read_elsewhere(world: ServiceWorld, run: str) -> None:
     job = started(world, finetune())
-    with pytest.raises(QueueError, match="is no run of"):
+    its_own = driving.register(world.around, came_up(job)).run
+    with pytest.raises(QueueError, match="is not the run of"):
         driving.beat(world.around, said(job, run=run))
-    assert world.job(job.job_id).run is None
+    assert world.job(job.job_id).run == its_own
     other = started(world, command("other"))
-    with pytest.raises(QueueError, match="is no run of"):
-        driving.beat(world.around, said(other, run=RUN))
+    with pytest.raises(QueueError, match="is not the run of"):
+        driving.beat(world.around, said(other, run=its_own))
+
+
+def test_what_one_driver_says_and_no_store_takes_costs_no_other_one_its_own(world: ServiceWorld) -> None:
+    job, other = started(world, command()), started(world, command("other"))
+    beats = world.around.beats
+    beats.note(Measured(other.job_id, 1, step=2**63))
+    beats.note(Measured(job.job_id, 1, step=7))
+    beats.flush()
+    assert world.job(job.job_id).step == 7
+    many = {f"metric-{number}": 1.0 for number in range(1000)} | {"x" * 101: 1.0}
+    driving.beat(world.around, said(job, metrics=many))
+    driving.beat(world.around, said(job, metrics={f"other-{number}": 1.0 for number in range(150)}))
+    beats.flush()
+    names = world.job(job.job_id).metrics
+    assert len(names) == 200 and "other-149" in names and "x" * 101 not in names
 
 
 def test_what_a_driver_says_last_is_kept_before_it_is_answered(world: ServiceWorld) -> None:

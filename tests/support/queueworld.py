@@ -52,12 +52,14 @@ class QueueWorld:
         store: Store | None = None,
         backend: Backend | None = None,
         launch: LaunchOf = launch_of,
+        takes_over: bool = False,
     ) -> Controller:
         """A server of its own, on the same store and machines, or on what stands before them."""
         store = store or self.store
         leading = Leading(store, self.clock, name, f"http://{name}", TERM_S)
         timing = Timing(grace_s=30.0, slow_s=60.0, absent_s=2.0, doubt_s=20.0)
-        return Controller(store, backend or self.backend, self.clock, leading, launch, timing=timing)
+        machines = backend or self.backend
+        return Controller(store, machines, self.clock, leading, launch, timing=timing, takes_over=takes_over)
 
     def submit(self, *jobs: NewJob) -> list[str]:
         return [job.job_id for job in self.store.submit(jobs, self.clock())]

@@ -60,6 +60,7 @@ def test_a_driver_that_runs_and_ends_well_takes_its_job_through() -> None:
         (Phase.FAILED, None, Reason.DRIVER_LOST),
         (Phase.LOST, None, Reason.DRIVER_LOST),
         (Phase.STOPPED, 130, Reason.DRIVER_LOST),
+        (Phase.FAILED, 130, Reason.DRIVER_LOST),
     ],
 )
 def test_how_a_driver_ended_says_why_its_job_stops(phase: Phase, code: int | None, reason: Reason) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.backend import Launch
+from cluster.errors import StorageError
 from cluster.testing import FakeBackend, FakeClock, FakeCluster
 from orchestrator.queue.errors import UnknownSource
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import State
 from orchestrator.service import logs
-from orchestrator.service.runroots import is_its_run
 from orchestrator.service.surroundings import Surroundings
 from tests.support.queuejobs import job
 
@@ -106,7 +107,7 @@ def test_a_link_out_of_the_run_is_not_followed(tmp_path: Path) -> None:
     of = with_log(tmp_path / "run", b"x")
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "run" / "logs" / "evil.log").symlink_to(tmp_path / "secret")
-    with pytest.raises(UnknownSource, match="is a link to somewhere else"):
+    with pytest.raises(StorageError, match="cannot read"):
         logs.part(around(), of, "evil", 0)
 
 
@@ -140,26 +141,38 @@ def test_metrics_are_counted_over_all_parts(tmp_path: Path) -> None:
     assert logs.metrics(around(), replace(of, run=None), 5).next == 5
 
 
-@pytest.mark.parametrize(
-    ("run", "storage_path", "fine"),
-    [
-        ("/runs/train-1", "/runs", True),
-        ("/runs/train-1/", "/runs/", True),
-        ("s3://bucket/runs/train-1", "s3://bucket/runs/", True),
-        ("file:///runs/train-1", "/runs", True),
-        ("/runs/../etc", "/runs", False),
-        ("/runs/..", "/runs", False),
-        ("/runs", "/runs", False),
-        ("/runs/a/b", "/runs", False),
-        ("/etc", "/runs", False),
-        ("/runs/prepared", "/runs", False),
-        ("s3://other/runs/x", "s3://bucket/runs", False),
-        ("s3://bucket/runs/../x", "s3://bucket/runs", False),
-        ("/runs/x", "s3://bucket/runs", False),
-        ("/runs/x", None, False),
-        ("", "/runs", False),
-        ("/runs/x\0", "/runs", False),
-    ],
-)
-def test_a_run_lies_directly_under_its_storage_path(run: str, storage_path: str | None, fine: bool) -> None:
-    assert is_its_run(run, storage_path) is fine
+def test_whatever_lies_in_a_run_in_the_place_of_a_file_is_not_read(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir()
+    (private / "driver.log").write_text("private")
+    record = json.dumps({"step": 1, "private": True})
+    (private / f"{0:020d}-0.jsonl").write_text(record)
+    runs = tmp_path / "runs"
+    linked, strange, large = runs / "linked", runs / "strange", runs / "large"
+    for run in (linked, strange / "logs", strange / "metrics", large / "metrics"):
+        run.mkdir(parents=True)
+    (linked / "logs").symlink_to(private)
+    (linked / "metrics").symlink_to(private)
+    (runs / "all").symlink_to(linked)
+    os.mkfifo(strange / "logs" / "driver.log")
+    (strange / "metrics" / f"{0:020d}-0.jsonl").symlink_to("/dev/zero")
+    with open(large / "metrics" / f"{0:020d}-0.jsonl", "wb") as file:
+        file.truncate(700 << 20)
+    for run in (linked, runs / "all"):
+        of = replace(job(state=State.RUNNING), run=str(run), attempt=1)
+        assert logs.sources(around(), of).sources == ("output",)
+        assert logs.metrics(around(), of, 0).records == ()
+    of = replace(job(state=State.RUNNING), run=str(strange), attempt=1)
+    with pytest.raises(StorageError, match="is no file"):
+        logs.part(around(), of, "driver", 0)
+    with pytest.raises(StorageError, match="cannot read"):
+        logs.metrics(around(), of, 0)
+    with pytest.raises(StorageError, match="larger than any part"):
+        logs.metrics(around(), replace(of, run=str(large)), 0)
+
+
+def test_the_folder_of_runs_may_be_reached_by_a_link(tmp_path: Path) -> None:
+    with_log(tmp_path / "disk" / "run", b"a line\n")
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    of = replace(job(state=State.RUNNING), run=str(tmp_path / "runs" / "run"), attempt=1)
+    assert logs.part(around(), of, "driver", 0).text == "a line\n"

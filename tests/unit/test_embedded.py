@@ -1,0 +1,47 @@
+"""What scripts leave in FLEETUNE_HOME to say that they live."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator.discovery import local_server
+from orchestrator.embedded import LEFT_S, NotStarted, Presence, embedded_url
+
+
+def locks(home: Path) -> set[str]:
+    return {path.stem for path in (home / "clients").glob("*.lock")}
+
+
+def test_a_script_takes_its_lock_away_and_what_killed_ones_have_left_long_ago(tmp_path: Path) -> None:
+    one = Presence(tmp_path)
+    for name, age_s in (("young", LEFT_S / 2), ("old", LEFT_S * 2)):
+        left = tmp_path / "clients" / f"{name}.lock"
+        left.touch()
+        os.utime(left, (left.stat().st_atime - age_s, left.stat().st_mtime - age_s))
+    old_but_held = tmp_path / "clients" / f"{one.client}.lock"
+    os.utime(old_but_held, (0, 0))
+    other = Presence(tmp_path)
+    assert locks(tmp_path) == {one.client, other.client, "young"}
+    one.end()
+    one.end()
+    assert locks(tmp_path) == {other.client, "young"}
+    other.end()
+
+
+def test_a_home_that_is_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "home").touch()
+    with pytest.raises(NotStarted, match="Set FLEETUNE_HOME"):
+        Presence(tmp_path / "home")
+    with pytest.raises(NotStarted, match="Set FLEETUNE_HOME"):
+        embedded_url(tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    "left", ["", "{}", "[]", '{"url": "http://h", "pid": "x"}', '{"url": "http://h", "pid": -1}', "\0"]
+)
+def test_a_record_that_is_none_is_no_server(tmp_path: Path, left: str) -> None:
+    (tmp_path / "server.json").write_text(left)
+    assert local_server(tmp_path) is None

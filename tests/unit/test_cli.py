@@ -50,7 +50,8 @@ COMMANDS = {
     "retry": {"JOB", "--json", "--url"},
     "priority": {"JOB", "--to", "--json", "--url"},
     "serve": {
-        "--store", "--address", "--host", "--port", "--url", "--shared", "--python", "--take-over", "--embedded", "--verbose",
+        "--store", "--address", "--host", "--port", "--url", "--shared",
+        "--python", "--take-over", "--embedded", "--verbose",
     },
     "tokens add": {"NAME", "--role", "--tenant", "--store", "--url", "--json"},
     "tokens list": {"--store", "--url", "--json"},

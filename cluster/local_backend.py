@@ -27,6 +27,7 @@ from cluster import local_supervisor as files
 from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_launch
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
 from cluster.inventory import Inventory
+from cluster.lastwords import TAIL_BYTES, last_words
 from cluster.settings import with_environment
 from cluster.this_machine import this_machine
 
@@ -185,7 +186,17 @@ def _state(folder: Path) -> Submission:
     end = end or _read(folder / files.END) or _bury(folder)
     if end is None:
         return Submission(name, Phase.RUNNING, message="its supervisor is gone, and its processes do not end")
-    return Submission(name, _ended(end), end["exit_code"], end["message"])
+    phase, message = _ended(end), end["message"]
+    if phase is Phase.FAILED and not message:
+        message = _last_words(folder / files.OUTPUT)
+    return Submission(name, phase, end["exit_code"], message)
+
+
+def _last_words(output: Path) -> str:
+    with contextlib.suppress(OSError), open(output, "rb") as file:
+        file.seek(max(os.fstat(file.fileno()).st_size - TAIL_BYTES, 0))
+        return last_words(file.read(TAIL_BYTES).decode("utf-8", "replace"))
+    return ""
 
 
 def _check_startable(launch: Launch, environment: dict[str, str]) -> None:

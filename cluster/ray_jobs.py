@@ -25,6 +25,7 @@ from typing import Any
 from cluster.backend import ENDED_PHASES, Launch, Phase, Submission, check_launch
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
 from cluster.inventory import Inventory
+from cluster.lastwords import TAIL_BYTES, last_words
 from cluster.ray_nodes import inventory_of, use_from_status, use_from_summary
 from cluster.ray_output import WRITE_MARK, program_output
 
@@ -232,7 +233,8 @@ def submission_of(job: Any) -> Submission:
     if job.error_type in _LOST_TYPES:
         return Submission(name, Phase.LOST, message=_one_line(job.message or ""))
     # Of a program that ran, Ray's message is the end of its output.
-    message = "" if job.driver_exit_code is not None else _one_line(job.message or "")
+    text = job.message or ""
+    message = last_words(text[-TAIL_BYTES:]) if job.driver_exit_code is not None else _one_line(text)
     return Submission(name, phase, job.driver_exit_code, message)
 
 

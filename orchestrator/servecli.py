@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -160,7 +161,7 @@ def _added(sent: TokenSent, store: str | None, url: str | None) -> str:
 
         with connected(url) as connection:
             return connection.post("/v1/tokens", NewToken, sent).token
-    with _opened(store) as opened:
+    with _opened(store, new=True) as opened:
         from orchestrator.queue.records import Role
         from orchestrator.server.tokenrules import add
 
@@ -181,9 +182,12 @@ def _listed(store: str | None, url: str | None) -> list[TokenView]:
 
 
 @contextlib.contextmanager
-def _opened(url: str) -> Iterator[Store]:
+def _opened(url: str, new: bool = False) -> Iterator[Store]:
+    """`new`: one that is not there is made."""
     from orchestrator.store import open_store
 
+    if not new and "://" not in url and not os.path.exists(url):
+        raise InputError(f"there is no store at {url}: give the path of the server's")
     with contextlib.closing(open_store(url)) as store:
         yield store
 

@@ -11,6 +11,7 @@ import json
 import os
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,8 @@ def guarded(job: Job, gang: Gang, loop: Callable[[Job, Gang], LoopState]) -> Rec
     blind = hosts_that_do_not_see(job.paths, job.spec.working_dir)
     if blind is not None:  # told by the result: a failure file might lie where the driver does not look
         return {"failure": blind} if gang.rank == 0 else None
+    # DeepSpeed's own calls, again and again: of no use to whoever reads the log.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     try:
         state = loop(job, gang)
     except Exception as error:

@@ -28,6 +28,7 @@ from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
 
 LaunchOf = Callable[[Job, str], Launch]  # from a job and its spec
+_LABELS_KEPT = 1000  # of nodes that are gone: jobs may still be told of them
 _ROUNDS = 4  # steps of one job in one pass: running, stopping, queued
 
 
@@ -127,6 +128,7 @@ class _Term:
         self._doubtful: dict[str, float] = {}  # submission -> until when
         self._asked: dict[str, float] = {}  # submission -> when it was told to stop for the first time
         self._hard: dict[str, float] = {}  # and hard, for the last time
+        self._labels: dict[str, str] = {}
         self._seen_nodes = {node: self._steady_s for job in self._book.jobs for node, _ in job.placement}
         # Nobody knows any more for whom these stop: nobody else is stopped before they have.
         self._inherited = {job.submission for job in self._book.jobs if job.state is State.STOPPING}
@@ -151,14 +153,18 @@ class _Term:
     def _look(self, inventory: Inventory, rules: Sequence[NodeRule]) -> Seen:
         steady_s, present = self._steady_s, {node.node_id for node in inventory.nodes}
         self._seen_nodes |= dict.fromkeys(present, steady_s)
+        self._labels |= inventory.labels
         for node in [node for node, at_s in self._seen_nodes.items() if steady_s - at_s > self._timing.absent_s]:
             del self._seen_nodes[node]
+        if len(self._labels) > 2 * len(present) + _LABELS_KEPT:  # nodes come and go, each with a new id
+            self._labels = dict(inventory.labels)
         return Seen(
             self._of._clock.now_s(),
             {one.submission: one for one in self._backend.submissions()},
             doubtful=frozenset(name for name, until_s in self._doubtful.items() if steady_s < until_s),
             nodes=frozenset(self._seen_nodes),
             absent=frozenset(self._seen_nodes.keys() - present),
+            labels=self._labels,
             draining=frozenset(rule.node_id for rule in rules if rule.order is NodeOrder.DRAIN),
             failed=self._book.failed,
             refused=self._refused,

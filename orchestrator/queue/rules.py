@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cluster.backend import Phase, Submission
@@ -26,6 +26,7 @@ class Seen:
         nodes: ids of those that live; None: nobody could say.
         absent: ids of those that are counted as living, and were not seen this time.
         draining: ids of nodes that are to be left.
+        labels: what people call nodes, by id.
         failed: jobs that have failed or were cancelled, with a word on it.
         refused: submissions that can never start, and why.
         most_pending_s: a driver that has not come up by then is stopped, and started again.
@@ -40,6 +41,10 @@ class Seen:
     failed: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     most_pending_s: float = 600.0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def called(self, nodes: Iterable[str]) -> list[str]:
+        return sorted(self.labels.get(node, node) for node in nodes)
 
 
 def next_move(job: Job, seen: Seen) -> Move | None:
@@ -99,7 +104,7 @@ def _told_to_stop(job: Job, seen: Seen) -> Move | None:
     if job.max_runtime_s is not None and ran_s > job.max_runtime_s:
         text = f"it has run for {ran_s:.0f} s, and its max_runtime_s is {job.max_runtime_s:.0f}"
         return _move(job, State.STOPPING, Reason.TIMED_OUT, text)
-    draining = sorted({node for node, _ in job.placement} & seen.draining)
+    draining = seen.called({node for node, _ in job.placement} & seen.draining)
     if draining and job.preemptible:
         return _move(job, State.STOPPING, Reason.DRAINED, f"{draining[0]} is to be left")
     return None
@@ -135,7 +140,7 @@ _BY_STATE: Mapping[State, Callable[[Job, Seen], Move | None]] = {
 
 
 def _on_lost_nodes(job: Job, seen: Seen) -> Move | None:
-    lost = sorted({node for node, _ in job.placement} - seen.nodes) if seen.nodes is not None else []
+    lost = seen.called({node for node, _ in job.placement} - seen.nodes) if seen.nodes is not None else []
     if not lost:
         return None
     text = f"{', '.join(lost)} {'is' if len(lost) == 1 else 'are'} gone"

@@ -40,6 +40,7 @@ class Obstacle(StrEnum):
     AFTER = "it waits for the end of other jobs"
     EARLY = "it may not start yet"
     LIMIT = "its tenant's limit is reached"
+    CLOSED = "the machines that have room take nothing new"
     FULL = "too little is free"
     SCATTERED = "enough is free, but not together"
     PROMISED = "what is free is reserved for another job, or for maintenance"
@@ -91,11 +92,12 @@ def why(snapshot: Snapshot, policy: Policy, row: int, ran_s: Sequence[float] = (
     before = _before(snapshot, stands, row) if waits else ()
     room_at_s, room_on = _room(snapshot, row, gang) if waits else (None, ())
     usable = [node for node in nodes if node.usable]
+    closed = sum(node.free for node in nodes if not node.usable)
     free, most = sum(node.free for node in usable), max((node.free for node in usable), default=0)
     return Why(
         row=row,
         gang=gang,
-        obstacle=_obstacle(snapshot, policy, row, gang, free, bool(before)),
+        obstacle=_obstacle(snapshot, policy, row, gang, free, closed, bool(before)),
         waited_s=float(stands.waited_s[row]),
         after=snapshot.parents.get(row, ()),
         not_before_s=float(snapshot.jobs.not_before_s[row]),
@@ -155,7 +157,9 @@ def _room(snapshot: Snapshot, row: int, gang: Gang) -> tuple[float | None, tuple
     return (found.at_s if known or found.at_s > snapshot.now_s else None), found.nodes
 
 
-def _obstacle(snapshot: Snapshot, policy: Policy, row: int, gang: Gang, free: int, behind: bool) -> Obstacle:
+def _obstacle(
+    snapshot: Snapshot, policy: Policy, row: int, gang: Gang, free: int, closed: int, behind: bool
+) -> Obstacle:
     state, size = int(snapshot.jobs.state[row]), int(snapshot.jobs.size[row])
     if state == RUNNING:
         return Obstacle.RUNS
@@ -167,7 +171,7 @@ def _obstacle(snapshot: Snapshot, policy: Policy, row: int, gang: Gang, free: in
     if kinds is not None and not kinds:
         return Obstacle.LIMIT
     if free < size:
-        return Obstacle.FULL
+        return Obstacle.CLOSED if free + closed >= size else Obstacle.FULL
     if FreeSlots(snapshot.cluster).place(gang) is None:
         return Obstacle.SCATTERED
     leaves_s = float(snapshot.leaves_s(np.array([row]), policy.protected_s)[0])

@@ -71,6 +71,9 @@ def serve(options: Options) -> None:
     Raises:
         InputError, StoreBroken, BackendUnreachable: it cannot start.
     """
+    for folder in options.shared:
+        if not Path(folder).is_dir():
+            raise InputError(f"--shared {folder}: there is no such folder on this machine, which must see it, too")
     home, secrets = fleetune_home(), server_secrets()
     make_home(home)
     output = Output(Scrubber(secrets.values()), options.verbose)

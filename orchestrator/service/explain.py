@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from cluster.errors import BackendUnreachable, CapacityError
@@ -12,7 +13,7 @@ from cluster.placement import check_can_ever_fit
 from orchestrator.api import WhyView
 from orchestrator.queue.book import Book
 from orchestrator.queue.ledger import Cluster, snapshot
-from orchestrator.queue.records import Job
+from orchestrator.queue.records import Job, NodeRule
 from orchestrator.queue.shares import Shares, counts_since_s, used_of
 from orchestrator.queue.states import ENDED, State, Wanted
 from orchestrator.queue.store import Filter
@@ -42,6 +43,7 @@ class _Moment:
     tenants: dict[str, Tenant]
     cluster: Cluster
     silent: bool
+    rules: Mapping[str, NodeRule]
 
 
 class Explainer:
@@ -120,6 +122,8 @@ class Explainer:
         text = why_text(found, moment.snapshot, names, called)
         if moment.silent:
             text += "\nthe machines do not answer now: nothing is started until they do"
+        if closed := storytext.closed(found, moment.snapshot.cluster.names, moment.rules, called):
+            text += f"\n{closed}"
         if limit := storytext.limit(found, moment.tenants.get(job.tenant)):
             text += f"\n{limit}"
         expected, now_s = found.expected, moment.snapshot.now_s
@@ -176,6 +180,7 @@ class Explainer:
             {tenant.name: tenant for tenant in tenants},
             cluster,
             silent,
+            {rule.node_id: rule for rule in rules},
         )
 
     def _shares_now(self, now_s: float) -> Shares:

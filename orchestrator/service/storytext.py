@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from orchestrator.queue.records import Job
+from orchestrator.queue.records import Job, NodeOrder, NodeRule
 from orchestrator.queue.states import Reason, State, Wanted
 from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.scheduling.why import Obstacle, Why
@@ -94,3 +94,15 @@ def limit(found: Why, tenant: Tenant | None) -> str:
         return ""
     most = ", ".join(f"{gpus} {'GPUs' if kind is None else f'{kind} GPUs'}" for kind, gpus in tenant.limit)
     return f"tenant {tenant.name} may hold {most} at once: it starts when its other jobs have given some back"
+
+
+def closed(found: Why, ids: Sequence[str], rules: Mapping[str, NodeRule], called: Sequence[str]) -> str:
+    """Which of the machines that it could use take nothing new, by whose order, and what takes that back."""
+    lines = []
+    for use in found.nodes:
+        rule = rules.get(ids[use.node])
+        if rule is not None:
+            what = "cordoned" if rule.order is NodeOrder.CORDON else "being drained"
+            name, reason = called[use.node], f" ({rule.reason})" if rule.reason else ""
+            lines.append(f"{name} is {what} by {rule.by}{reason}: fleetune uncordon {name}")
+    return "\n".join(lines[:_SHOWN])

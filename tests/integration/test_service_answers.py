@@ -135,6 +135,14 @@ def test_every_state_has_its_words(world: ServiceWorld) -> None:
         assert job.job_id in text(world, job)
 
 
+def test_machines_that_take_nothing_new_are_named_with_what_takes_that_back(world: ServiceWorld) -> None:
+    nodes.order(world.around, "n0", NodeOrderSent(order="cordon", reason="fan is loud"), ANYBODY)
+    nodes.order(world.around, "n1", NodeOrderSent(order="drain"), ANYBODY)
+    said = text(world, submitted(world, gpus(1)))
+    assert "the machines that have room take nothing new" in said
+    assert "n0 is cordoned by local (fan is loud): fleetune uncordon n0" in said
+
+
 def test_a_long_queue_is_explained_quickly(world: ServiceWorld) -> None:
     jobs = world.store.submit([new(f"job{number % 9}", gpus=1 + number % 8) for number in range(5000)], START_S)
     world.passes(1)

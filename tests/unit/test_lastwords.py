@@ -1,0 +1,21 @@
+"""What a driver has said of its own failure is what people are told."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.lastwords import last_words
+
+
+@pytest.mark.parametrize(
+    ("tail", "said"),
+    [
+        ("2026-11-25 14:00:00Z error: there is no program x on the PATH\n", "there is no program x on the PATH"),
+        ("error: first\nwords\nerror: last\n[0] goodbye\n", "last"),
+        ("it is no error: at all\n[1] error: of the user's own program\nerror: \n", ""),
+        ("", ""),
+        ("error: " + "x" * 9000, "x" * 500),
+    ],
+)
+def test_the_last_error_of_the_driver_itself_is_what_it_has_said(tail: str, said: str) -> None:
+    assert last_words(tail) == said

@@ -166,8 +166,10 @@ class Connection:
         raise self._error_of(response.status_code, problem)
 
     def _error_of(self, status: int, problem: Problem) -> FleetuneError:
-        if status in (401, 403):
+        if status == 401:
             return TokenRefused(f"{problem.message} ({self._token_words()})")
+        if status == 403:
+            return TokenRefused(problem.message)
         kind = _KINDS.get(problem.error)
         if kind is not None:
             return kind(problem.message)
@@ -175,10 +177,7 @@ class Connection:
 
     def _token_words(self) -> str:
         if self._token is None:
-            return (
-                "no token was sent: set FLEETUNE_TOKEN, or write it to the file token of FLEETUNE_HOME; an "
-                "administrator makes one with: fleetune tokens add NAME --role member --tenant TENANT"
-            )
+            return "an admin makes one: fleetune tokens add NAME --role member --tenant TENANT"
         return f"sent was the token {self._token[:7]}... {self._token_from}, to {self.url}"
 
     def _no_server(self, error: httpx.TransportError) -> NoServer:

@@ -14,12 +14,12 @@ from orchestrator.queueoptions import PATIENCE_S, JobId, Url, width
 if TYPE_CHECKING:
     from orchestrator.api import EventView, JobView, WhyView
     from orchestrator.connection import Connection
+    from orchestrator.queue.states import State
 
 EXPLAINED: Final = 3  # of those that wait first, when they are expected to start
-LOOKED_AT: Final = 10_000
+MOST_SHOWN: Final = 10_000
 LAST_EVENTS: Final = 10
 LOG_LINES: Final = 10
-STATES: Final = ("queued", "starting", "running", "stopping")
 
 
 def queue(
@@ -29,7 +29,7 @@ def queue(
         typer.Option("--state", metavar="STATE", help="Only these: queued, running, failed, ...; repeatable."),
     ] = None,
     tenant: Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Only this tenant's.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=LOOKED_AT, help="Most jobs that are shown.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=MOST_SHOWN, help="Most jobs that are shown.")] = 50,
     json_: Json = False,
     url: Url = None,
 ) -> None:
@@ -39,18 +39,22 @@ def queue(
     or how it ended.
     """
     with edge():
-        from orchestrator.api import Counts
         from orchestrator.discovery import connected
+        from orchestrator.queue.states import ENDED, State
         from orchestrator.queuepage import in_order, queue_page
+        from orchestrator.queuereading import QueueReader
 
-        wanted = _states(state)
+        asked = _states(state)
+        states = asked or [one for one in State if all_ or one not in ENDED]
         with connected(url, PATIENCE_S) as server:
-            jobs = in_order(_jobs(server, wanted or ([] if all_ else list(STATES)), tenant, limit))[:limit]
+            reader = QueueReader(server, tenant)
+            counts = reader.counts()
+            jobs = in_order(reader.jobs(states, counts, limit))[:limit]
             if json_:
                 typer.echo(f"[{', '.join(job.model_dump_json() for job in jobs)}]")
                 return
-            counts = server.get("/v1/counts", Counts, {"tenant": tenant}).states
-            typer.echo(queue_page(jobs, counts, _whys(server, jobs), time.time(), width()))
+            told = {one: count for one, count in counts.items() if one in asked} if asked else counts
+            typer.echo(queue_page(jobs, told, _whys(server, jobs), time.time(), width(), asked))
 
 
 def status(job: JobId, json_: Json = False, url: Url = None) -> None:
@@ -109,7 +113,7 @@ def why(job: JobId, json_: Json = False, url: Url = None) -> None:
             typer.echo(told.model_dump_json() if json_ else told.text)
 
 
-def _states(given: list[str] | None) -> list[str]:
+def _states(given: list[str] | None) -> list[State]:
     """Raises InputError."""
     from jobs.errors import InputError
     from jobs.fields import did_you_mean
@@ -120,26 +124,7 @@ def _states(given: list[str] | None) -> list[str]:
         if name not in list(State):
             hint = did_you_mean(name, list(State)) or f": there are {', '.join(State)}"
             raise InputError(f"--state {name!r} is no state{hint}")
-    return names
-
-
-def _jobs(server: Connection, states: list[str], tenant: str | None, limit: int) -> list[JobView]:
-    """Those to choose from: what waits longest is on the last page, so all pages are looked at where it counts."""
-    from orchestrator.api import MOST_PAGE, JobPage
-    from orchestrator.queue.states import ENDED
-
-    ended_only = bool(states) and all(state in ENDED for state in states)
-    most = limit if ended_only else LOOKED_AT
-    found: list[JobView] = []
-    before: int | None = None
-    while len(found) < most:
-        asked = {"state": states or None, "tenant": tenant, "before": before, "limit": min(most, MOST_PAGE)}
-        page = server.get("/v1/jobs", JobPage, asked)
-        found += page.jobs
-        if page.next is None:
-            break
-        before = page.next
-    return found
+    return [State(name) for name in dict.fromkeys(names)]
 
 
 def _whys(server: Connection, jobs: list[JobView]) -> dict[str, WhyView]:

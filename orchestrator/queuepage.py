@@ -22,8 +22,9 @@ def queue_page(
     whys: Mapping[str, WhyView],
     now_s: float,
     width: int | None,
+    asked: Sequence[State] = (),
 ) -> str:
-    """`jobs` in the order in which they are shown; `whys` by job, of those that were asked for."""
+    """`jobs` in the order in which they are shown; `whys` by job; `asked`: the only states that were asked for."""
     prioritised, several = any(job.priority for job in jobs), len({job.tenant for job in jobs}) > 1
     rows = [
         (
@@ -39,7 +40,7 @@ def queue_page(
         for job in jobs
     ]
     body = [columns(QUEUE_HEAD, rows, width, ("PRIO", "TENANT", "SIZE", "STEP"))] if rows else []
-    return "\n".join([*body, _totals(jobs, counts)])
+    return "\n".join([*body, _totals(jobs, counts, asked)])
 
 
 def in_order(jobs: Sequence[JobView]) -> list[JobView]:
@@ -55,7 +56,7 @@ def in_order(jobs: Sequence[JobView]) -> list[JobView]:
     return sorted(jobs, key=key)
 
 
-def _totals(jobs: Sequence[JobView], counts: Mapping[State, int]) -> str:
+def _totals(jobs: Sequence[JobView], counts: Mapping[State, int], asked: Sequence[State]) -> str:
     shown = {state: sum(job.state is state for job in jobs) for state in State}
     parts = []
     for state in State:
@@ -64,6 +65,8 @@ def _totals(jobs: Sequence[JobView], counts: Mapping[State, int]) -> str:
             parts.append(f"{count:,} {state}{f' ({shown[state]:,} shown)' if shown[state] < count else ''}")
     if parts:
         return ", ".join(parts)
+    if asked:
+        return f"no job is {' or '.join(asked)}"
     return "no job waits or runs. fleetune submit job.yaml queues one; fleetune queue --all lists what has ended"
 
 

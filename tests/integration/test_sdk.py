@@ -18,6 +18,8 @@ from orchestrator import Client, JobCancelled, JobFailed
 from orchestrator.connection import NoServer
 from orchestrator.queue.errors import JobEnded, KeyReused, UnknownJob, UnknownTenant
 from orchestrator.queue.states import State
+from orchestrator.queuepage import in_order
+from orchestrator.queuereading import QueueReader
 from tests.support.processes import free_port, wait_for
 from tests.support.server import Server, server
 
@@ -91,6 +93,9 @@ def test_many_are_queued_in_their_order_in_few_requests(client: Client) -> None:
     assert len({run.id for run in runs}) == 1100
     listed = [run.id for run in client.jobs(name="many-")]
     assert listed == [run.id for run in reversed(runs)]
+    reader = QueueReader(client._connection, None, looked_at=50)
+    oldest = in_order(reader.jobs([State.QUEUED], reader.counts(), 0))
+    assert len(oldest) >= 1000 and oldest[0].number == min(run.view.number for run in client.jobs(states=["queued"]))
     for run in runs[2:]:
         run.cancel()
     assert len(client.wait(runs, timeout_s=120.0)) == 1100

@@ -321,7 +321,7 @@ class NewToken(Told):
 
 
 class Me(Told):
-    """Who the token is of. Without tokens everybody is an admin."""
+    """Who the token is of. Without tokens whoever gets in is an admin."""
 
     name: str
     role: str

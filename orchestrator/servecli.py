@@ -133,7 +133,9 @@ def list_(store: StoreUrl = None, url: ServerUrl = None, json_: Json = False) ->
         if json_:
             typer.echo(json.dumps([token.model_dump(mode="json") for token in found]))
         elif not found:
-            typer.echo("no tokens: on the server's own machine everybody is an admin, and nobody gets in elsewhere")
+            typer.echo(
+                "no tokens: the server lets in its own user's programs on its machine, and nobody else"
+            )
         else:
             typer.echo(_table(found))
 

@@ -20,6 +20,7 @@ from orchestrator.server import (
 )
 from orchestrator.server.body import StrictRoute
 from orchestrator.server.gate import DRIVER, OPEN, Gate
+from orchestrator.server.peer import Neighbours
 from orchestrator.server.problems import handle
 from orchestrator.server.serving import Serving
 
@@ -36,7 +37,7 @@ _ROUTES = (jobroutes, logroutes, noderoutes, tenantroutes, tokenroutes, driverro
 
 def make_app(serving: Serving, say: Callable[[str], None]) -> ASGIApp:
     """`say`: where faults of the server itself are told, with their tracebacks."""
-    return Gate(make_routes(serving, say), serving.tokens, serving.scrub, serving.meters, say)
+    return Gate(make_routes(serving, say), serving.tokens, serving.scrub, serving.meters, say, Neighbours().check)
 
 
 def make_routes(serving: Serving, say: Callable[[str], None]) -> FastAPI:

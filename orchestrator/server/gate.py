@@ -32,9 +32,17 @@ class Gate:
     """Stands before the app. Whatever happens inside, something readable is answered."""
 
     def __init__(
-        self, app: ASGIApp, tokens: Tokens, scrub: Scrubber, meters: Meters, say: Callable[[str], None]
+        self,
+        app: ASGIApp,
+        tokens: Tokens,
+        scrub: Scrubber,
+        meters: Meters,
+        say: Callable[[str], None],
+        check_peer: Callable[[Scope], None],
     ) -> None:
+        """`check_peer`: raises where nobody shows a token and the program at the other end may not ask without one."""
         self._app, self._tokens, self._scrub, self._meters, self._say = app, tokens, scrub, meters, say
+        self._check_peer = check_peer
         self._reading = anyio.CapacityLimiter(4)  # threads of its own: who asks is known also when others wait
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,6 +86,7 @@ class Gate:
             await to_thread.run_sync(self._tokens.read, limiter=self._reading)
         if not self._tokens.needed:
             check_at_home(headers)
+            self._check_peer(scope)
         scope[CALLER] = self._tokens.caller(bearer(headers))
 
 

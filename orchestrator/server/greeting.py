@@ -62,7 +62,7 @@ def _size(inventory: Inventory) -> str:
 
 def _tokens(facts: Facts) -> str:
     if not facts.tokens_needed:
-        return "none are needed: every program of this machine may do everything"
+        return "none are needed: your own programs on this machine may do everything, and no others"
     clear = "; they are sent unencrypted: keep to a network that you trust, or put https before it"
     return f"needed (FLEETUNE_TOKEN){clear if facts.open_to_others else ''}"
 

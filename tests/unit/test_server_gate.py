@@ -35,7 +35,7 @@ def ask(fails: Callable[[], Any], within: bool = True) -> tuple[int, dict[str, s
     async def broken(*_: Any) -> None:
         fails()
 
-    gate = Gate(routes if within else broken, Tokens(store), scrub, Meters(), log.append)
+    gate = Gate(routes if within else broken, Tokens(store), scrub, Meters(), log.append, lambda scope: None)
     scope = {
         "type": "http",
         "method": "GET",

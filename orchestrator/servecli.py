@@ -133,9 +133,7 @@ def list_(store: StoreUrl = None, url: ServerUrl = None, json_: Json = False) ->
         if json_:
             typer.echo(json.dumps([token.model_dump(mode="json") for token in found]))
         elif not found:
-            typer.echo(
-                "no tokens: the server lets in its own user's programs on its machine, and nobody else"
-            )
+            typer.echo("no tokens: the server lets in its own user's programs on its machine, and nobody else")
         else:
             typer.echo(_table(found))
 

@@ -14,7 +14,7 @@ from orchestrator.connection import Connection
 from orchestrator.handle import JobHandle
 from orchestrator.queue.states import State
 from orchestrator.result import JobCancelled
-from tests.unit.test_queuepage import job
+from tests.support.jobviews import job
 
 
 def handle(**changes: object) -> JobHandle:

@@ -36,6 +36,11 @@ class Book:
         """Jobs that others wait for in vain, with a word on it."""
         return self._failed
 
+    @property
+    def newest(self) -> int:
+        """Number of the newest change that is known."""
+        return self._seen
+
     def get(self, job_id: str) -> Job | None:
         return self._jobs.get(job_id)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from cluster.backend import Backend, Launch, Submission
 from cluster.errors import BackendUnreachable, Fenced, FleetuneError, LaunchRefused
@@ -20,6 +21,7 @@ from orchestrator.queue.errors import NotLeader, StoreBroken, UnknownJob
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.ledger import Cluster, Promises, kept, orders, snapshot
 from orchestrator.queue.records import Job, Move, NodeOrder, NodeRule
+from orchestrator.queue.retry import may_start_at_s
 from orchestrator.queue.rules import Seen, next_move
 from orchestrator.queue.shares import Shares, counts_since_s, used_of
 from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
@@ -41,6 +43,7 @@ class Timing:
         slow_s: a job that takes longer than this to stop does not count as leaving.
         pending_s: a driver that has not come up by then is started again.
         absent_s: a node that is not seen for so long is lost.
+        replan_s: where nothing has changed, it is planned anew only when so long has passed.
         doubt_s: a start that was not answered may still happen for so long.
     """
 
@@ -49,6 +52,7 @@ class Timing:
     pending_s: float = 600.0
     absent_s: float = 10.0
     doubt_s: float = 60.0
+    replan_s: float = 15.0
 
 
 class Controller:
@@ -124,6 +128,8 @@ class _Term:
         leases = self._store.leases(since_s=counts_since_s(now_s, half_life_s))
         self._shares = Shares(used_of(leases, now_s, half_life_s), now_s, half_life_s)
         self._promises: Promises = {}
+        self._planned: Any = None  # what the last plan was made from
+        self._plan_again_s = 0.0
         self._refused: dict[str, str] = {}
         self._doubtful: dict[str, float] = {}  # submission -> until when
         self._asked: dict[str, float] = {}  # submission -> when it was told to stop for the first time
@@ -192,13 +198,19 @@ class _Term:
             slow=slow,
         )
         self._promises = kept(jobs, self._promises, cluster)
-        if not any(job.state is State.QUEUED and job.wanted is Wanted.RUN for job in jobs):
+        looked_at = (self._book.newest, inventory, tuple(rules), cluster.tenants, slow, bool(self._inherited))
+        waits = [job for job in jobs if job.state is State.QUEUED and job.wanted is Wanted.RUN]
+        if not waits or (looked_at == self._planned and now_s < self._plan_again_s):
             return
         policy = replace(self._of._policy, preemption=False) if self._inherited else self._of._policy
         made = plan(snapshot(jobs, self._promises, cluster, now_s), policy)
         found = orders(jobs, made, self._promises, cluster)
         self._write(found.moves, now_s)
         self._promises = found.promises
+        # Nothing has changed since: only time goes by, which moves a waiting queue slowly.
+        self._planned = looked_at
+        later_s = [at_s for job in waits if (at_s := may_start_at_s(job)) > now_s]
+        self._plan_again_s = min([now_s + self._timing.replan_s, *later_s])
 
     def _slow(self, jobs: Sequence[Job]) -> frozenset[str]:
         steady_s = self._steady_s

@@ -175,6 +175,7 @@ class _Server:
         ]
         # Also without --embedded: a script may use a server that was there before it.
         after.append(partial(clients.cancel_what_the_gone_left, around, self._home))
+        after.append(Minute(partial(clients.forget_the_gone, around, self._home)))
         if self._options.embedded:
             after.append(Embedding(store, self._home, self._end))
         return after

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
+import time
 from pathlib import Path
 
 from orchestrator.queue.errors import JobEnded, QueueError
@@ -14,6 +16,7 @@ from orchestrator.service.surroundings import Surroundings
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _BY = "the end of its client"
+_NEW_S = 3600.0
 
 
 def check_client(client: str) -> None:
@@ -45,6 +48,16 @@ def cancel_what_the_gone_left(surroundings: Surroundings, home: Path) -> int:
                 continue
             asked += 1
     return asked
+
+
+def forget_the_gone(surroundings: Surroundings, home: Path) -> None:
+    """Remove the files of clients that are gone and have left nothing. Raises StoreBroken."""
+    needed = {job.client for job in surroundings.store.of_clients()}
+    for path in sorted((home / "clients").glob("*.lock")):
+        with contextlib.suppress(OSError):
+            old = time.time() - path.stat().st_mtime > _NEW_S  # one that is new may be about to be locked
+            if old and path.stem not in needed and not is_alive(home, path.stem):
+                path.unlink()
 
 
 def is_alive(home: Path, client: str) -> bool:

@@ -257,3 +257,12 @@ def refuses_poison(job: Job, spec: str) -> Launch:
     if job.name == "poison":
         raise SpecError("the spec has no command")
     return launch_of(job, spec)
+
+
+def test_a_queue_in_which_nothing_changes_is_looked_at_in_time_for_what_time_alone_brings() -> None:
+    world = QueueWorld(4)
+    (job_id,) = world.submit(new("later", not_before_s=world.clock.now_s() + 10.0))
+    world.passes(9)
+    assert world.states(job_id) == [State.QUEUED]
+    world.passes(2)
+    assert world.states(job_id) != [State.QUEUED]

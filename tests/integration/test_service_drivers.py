@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -301,3 +302,17 @@ def test_who_cannot_be_looked_at_lives(tmp_path: Path) -> None:
     assert clients.is_alive(tmp_path, "link")
     assert clients.is_alive(tmp_path, "../x")
     assert ANNA.may_see("a")
+
+
+def test_files_of_clients_that_are_gone_and_left_nothing_are_removed(world: ServiceWorld, tmp_path: Path) -> None:
+    folder = tmp_path / "clients"
+    folder.mkdir()
+    for name in ("old", "new", "held", "needed"):
+        (folder / f"{name}.lock").touch()
+    for name in ("old", "held", "needed"):
+        os.utime(folder / f"{name}.lock", (1.0, 1.0))
+    world.admit(command(), client="needed")
+    with open(folder / "held.lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        clients.forget_the_gone(world.around, tmp_path)
+    assert sorted(path.stem for path in folder.iterdir()) == ["held", "needed", "new"]

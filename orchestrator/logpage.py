@@ -14,6 +14,7 @@ from orchestrator.connection import Connection
 from orchestrator.jobref import job_path
 from orchestrator.logreading import LogLine, LogReader, followed
 from orchestrator.queue.states import ENDED
+from orchestrator.waiting import WaitingNews
 
 # Escape sequences other than colours; then all that is no character of a text.
 _CONTROL = re.compile(
@@ -29,10 +30,12 @@ def print_logs(
 ) -> JobView:
     """The job as it was last seen; with `follow`, it has ended. Raises InputError: it has no such log."""
     last, printed = job, False
+    news = WaitingNews(connection, lambda text: typer.echo(text, err=True))
 
     def look() -> JobView:
         nonlocal last
         last = connection.get(job_path(job.job_id), JobView)
+        news.look(last)
         return last
 
     reader = LogReader(connection, job.job_id, source)

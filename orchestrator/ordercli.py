@@ -27,12 +27,20 @@ def cancel(jobs: JobIds, json_: Json = False, url: Url = None) -> None:
 
 
 def pause(jobs: JobIds, json_: Json = False, url: Url = None) -> None:
-    """Have jobs save, leave what they hold, and wait for `resume`."""
-    _ask_all(jobs, _posted("pause"), json_, url)
+    """Have jobs save, leave what they hold, and wait for `resume`.
+
+    A job that trains goes on from there. A command saves nothing by itself: it begins anew.
+    """
+
+    def said(view: JobView) -> str:
+        again = "; resumed, a command begins anew" if view.kind == "command" and view.attempt else ""
+        return f"{_said(view)}{again}"
+
+    _ask_all(jobs, _posted("pause"), json_, url, said)
 
 
 def resume(jobs: JobIds, json_: Json = False, url: Url = None) -> None:
-    """Have paused jobs go on, from their newest checkpoints."""
+    """Have paused jobs go on: training from its newest checkpoint."""
     _ask_all(jobs, _posted("resume"), json_, url)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from jobs.errors import FleetuneError, Interrupted
 from jobs.paths import JobPaths
+from orchestrator.queue.advice import advice
 from orchestrator.queue.states import Reason, State
 
 
@@ -41,8 +42,9 @@ class JobFailed(FleetuneError):
         parts = [f"job {job_id} failed ({reason}){f': {message}' if message else ''}"]
         if log:
             parts.append(f"The end of its log ({source}):\n{log}")
-        parts.append(f"All of it: fleetune logs {job_id}. To try again: fleetune retry {job_id}")
-        super().__init__("\n".join(parts))
+        parts.append(f"All of it: fleetune logs {job_id}" if log else "")
+        parts.append(f"To do: {advice(reason, job_id)}")
+        super().__init__("\n".join(filter(None, parts)))
 
 
 class JobCancelled(Interrupted):

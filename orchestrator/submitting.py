@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import uuid
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from orchestrator.queue.states import State
 from orchestrator.queuepage import metrics_words, size_words
 
 Say = Callable[[str], None]
-AGAIN: Final = "The jobs go on: `fleetune cancel` ends them"
+NAMED: Final = 5
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,36 @@ def _check_options(asked: Asked) -> None:
 def _check(specs: Sequence[Spec | CommandSpec], paths: Sequence[str], told: Server, say: Say) -> None:
     """What `fleetune validate` finds, where model and data are here. Raises InputError."""
     for spec, path in zip(specs, paths, strict=True):
+        if isinstance(spec, Spec) and (meant := _meant(spec.model.path, path)):
+            say(f"warning: {path}: model.path {spec.model.path} is taken for a model of the hub; {meant}")
         if isinstance(spec, Spec) and _is_here(spec):
             for warning in validate(spec):
                 say(f"warning: {path}: {warning}" if len(paths) > 1 else f"warning: {warning}")
+
+
+def _meant(model: str, path: str) -> str:
+    """A directory beside the spec that has nearly this name; a hint, or nothing."""
+    base = "" if storage.is_url(path) else os.path.dirname(os.path.abspath(path))
+    if not base or not storage.is_local(model) or os.path.isabs(model):
+        return ""
+    folder, name = os.path.split(model)
+    try:
+        near = [
+            os.path.join(one, two) if folder else two
+            for one in _alike(base, folder)
+            for two in _alike(os.path.join(base, one), name)
+        ]
+    except OSError:
+        return ""
+    return f"did you mean ./{near[0]}?" if near else ""
+
+
+def _alike(folder: str, name: str) -> list[str]:
+    """Directories with nearly this name. Raises OSError."""
+    if not name:
+        return [""]
+    names = [one for one in os.listdir(folder) if os.path.isdir(os.path.join(folder, one))]
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.8)
 
 
 def _is_here(spec: Spec) -> bool:
@@ -103,11 +131,16 @@ def wait_for(server: Connection, jobs: Sequence[JobView], *, follow: bool, as_js
             say(_end(ended[0], server))
             return ended
         handles = [JobHandle(server, job) for job in jobs]
+        say(f"waiting for {'its end' if len(jobs) == 1 else 'their ends'}; meanwhile: fleetune queue")
         for handle in completed(server, handles):
             say(_end(handle.view, server))
         return [handle.view for handle in handles]
     except KeyboardInterrupt:
-        say(AGAIN)
+        ids = " ".join(job.job_id for job in jobs[:NAMED]) + (" ..." if len(jobs) > NAMED else "")
+        say(
+            f"{'it goes' if len(jobs) == 1 else 'they go'} on. To watch: fleetune logs {jobs[0].job_id} -f; "
+            f"to end: fleetune cancel {ids}"
+        )
         raise
 
 

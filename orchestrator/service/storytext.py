@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from orchestrator.queue.advice import advice
 from orchestrator.queue.records import Job, NodeOrder, NodeRule
-from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queue.states import State, Wanted
 from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.scheduling.why import Obstacle, Why
 from orchestrator.scheduling.whytext import span
 
 _SHOWN = 10
-_TO_DO = {
-    Reason.BAD_INPUT: "correct the spec and submit it again",
-    Reason.RUN_FAILED: "see its log (fleetune logs {job}); fleetune retry {job} runs it again",
-    Reason.TIMED_OUT: "give it a larger max_runtime_s, and submit it again; or fleetune retry {job}",
-    Reason.PARENT_FAILED: "retry that one first, and then this one (fleetune retry {job})",
-    Reason.CANCELLED: "fleetune retry {job} puts it back into the queue",
-}
-_USUAL_TO_DO = "see its log (fleetune logs {job}); fleetune retry {job} puts it back into the queue"
 
 
 def ended(job: Job, now_s: float) -> str:
@@ -30,7 +23,7 @@ def ended(job: Job, now_s: float) -> str:
     else:
         lines.append("it was never started")
     if job.state is not State.SUCCEEDED:
-        lines.append("to do: " + _TO_DO.get(job.reason, _USUAL_TO_DO).format(job=job.job_id))
+        lines.append(f"to do: {advice(job.reason, job.job_id)}")
     elif job.run is not None:
         lines.append(f"its run is {job.run}")
     return "\n".join(lines)

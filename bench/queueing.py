@@ -136,7 +136,7 @@ def server(folder: Path) -> Iterator[httpx.Client]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
     with served(folder, "--nodes", "2", "--rate", "1.0", "--runs-s", "1000000"):
-        command = [sys.executable, "-c", "from orchestrator.cli import main; main()", "serve"]
+        command = [sys.executable, "-c", "from orchestrator.cli.app import main; main()", "serve"]
         command += ["--store", str(folder / "queue.db"), "--port", url.rpartition(":")[2]]
         command += ["--address", f"fake:{folder / 'cluster'}"]
         environment, log = {**os.environ, "FLEETUNE_HOME": str(folder)}, folder / "log"

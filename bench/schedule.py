@@ -26,7 +26,7 @@ import numpy as np
 
 from cluster.inventory import Inventory, Node
 from cluster.occupancy import Placement
-from orchestrator import svg
+from orchestrator.pages import svg
 from orchestrator.scheduling.decisions import Plan, Start
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import DEFAULT

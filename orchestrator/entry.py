@@ -5,7 +5,7 @@ import sys
 
 def main() -> None:
     try:
-        from orchestrator.cli import main as run
+        from orchestrator.cli.app import main as run
 
         run()
     except KeyboardInterrupt:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from orchestrator.pages.svg import many, percent
 from orchestrator.simulate.figures import Figures
 from orchestrator.simulate.values import Setup, Simulated
-from orchestrator.svg import many, percent
 
 _MINUS, _NOTHING = "−", "–"
 _UNITS = ((3600.0, "h"), (60.0, "min"), (0.0, "s"))

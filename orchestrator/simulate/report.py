@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from orchestrator import htmlpage, svg, svgarea
-from orchestrator.datapage import shortened
+from orchestrator.pages import html as htmlpage
+from orchestrator.pages import svg, svgarea
+from orchestrator.pages.data import shortened
 from orchestrator.simulate.figures import Floats, OverTime, TenantFigures, figures, over_time, tenant_figures
 from orchestrator.simulate.page import circumstances, cluster_words, figure_rows, plain, times
 from orchestrator.simulate.values import Simulated

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from cluster.errors import StorageError, TraceError
 from jobs import storage
-from orchestrator.datapage import shortened
+from orchestrator.pages.data import shortened
+from orchestrator.pages.svg import grouped
 from orchestrator.simulate.values import TraceJob
-from orchestrator.svg import grouped
 
 COLUMNS = ("submit_s", "duration_s", "num_gpus", "tenant")  # must be there; priority may be
 

@@ -27,11 +27,11 @@ from jobs.listing import listing
 from jobs.outcome import Outcome, Status, write_outcome
 from jobs.paths import JobPaths, prepared_root
 from orchestrator.api import JobView
-from orchestrator.gc import plan_gc
-from orchestrator.gcact import carry_out
-from orchestrator.gccli import gc
-from orchestrator.gclook import look
-from orchestrator.gcvalues import Bounds, Goes
+from orchestrator.cli.gc import gc
+from orchestrator.gc.act import carry_out
+from orchestrator.gc.look import look
+from orchestrator.gc.plan import plan_gc
+from orchestrator.gc.values import Bounds, Goes
 from tests.support.cutstorage import Cut, changes
 from tests.support.processes import free_port
 

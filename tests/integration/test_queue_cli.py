@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from orchestrator.cli import app
+from orchestrator.cli.app import app
 from tests.support.gangs import ROOT
 from tests.support.processes import free_port, wait_for
 from tests.support.server import Server, server
@@ -265,7 +265,7 @@ def test_completion_knows_the_jobs_and_is_silent_without_a_server(fleetune: Shel
 
     def offered(url: str) -> str:
         asked = {"_FLEETUNE_COMPLETE": "complete_bash", "COMP_WORDS": "fleetune status compl", "COMP_CWORD": "2"}
-        command = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
+        command = [sys.executable, "-c", "from orchestrator.cli.app import main; main()"]
         done = subprocess.run(command, cwd=ROOT, env={**asked, "FLEETUNE_URL": url}, capture_output=True, text=True)
         assert done.stderr == ""
         return done.stdout.strip()

@@ -16,9 +16,9 @@ from cluster.errors import SpecError
 from jobs.commandspec import CommandSpec
 from orchestrator import Client, JobCancelled, JobFailed
 from orchestrator.connection import NoServer
+from orchestrator.pages.queue import in_order
 from orchestrator.queue.errors import JobEnded, KeyReused, UnknownJob, UnknownTenant
 from orchestrator.queue.states import State
-from orchestrator.queuepage import in_order
 from orchestrator.queuereading import QueueReader
 from tests.support.processes import free_port, wait_for
 from tests.support.server import Server, server

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import orchestrator.cli as cli
+import orchestrator.cli.app as cli
 from orchestrator.scheduling.policy import DEFAULT, POLICIES
 from orchestrator.simulate.engine import simulate
 from orchestrator.simulate.figures import figures

@@ -18,8 +18,8 @@ from jobs.errors import InputError, StorageError
 from jobs.listing import listing
 from jobs.upload import upload
 from jobs.uploadplan import plan_upload
-from orchestrator.uploadcli import Progress
-from orchestrator.uploadcli import upload as command
+from orchestrator.cli.upload import Progress
+from orchestrator.cli.upload import upload as command
 from tests.support.cutstorage import Cut, changes
 
 APP = typer.Typer(pretty_exceptions_enable=False)

@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import orchestrator.cli as cli
+import orchestrator.cli.app as cli
 from cluster.settings import read_settings
 from jobs.errors import DataError, RunFailed
 from jobs.load import dump_spec, load_spec
@@ -138,7 +138,7 @@ def test_version_is_printed() -> None:
 
 def test_the_command_line_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'ray', 'transformers', 'deepspeed', 'pyarrow', 'numpy', 'rich', 'httpx', 'orchestrator.api'}"
-    code = f"import sys, orchestrator.cli; sys.exit(', '.join({heavy} & set(sys.modules)))"
+    code = f"import sys, orchestrator.cli.app; sys.exit(', '.join({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr.strip() == ""
 
 

@@ -14,7 +14,7 @@ from jobs.errors import SpecError
 from jobs.fields import COMMAND_ALIASES, section_model, spec_fields
 from jobs.load import dump_spec, load_job_spec, load_spec, spec_of
 from jobs.spec import Spec
-from orchestrator import show
+from orchestrator.pages import show
 
 GOOD = """\
 kind: command

@@ -12,9 +12,10 @@ import pytest
 from rich.cells import cell_len
 
 from jobs.data.report import DataReport, Example, Finding, Histogram, LabelCount, LongSample, Packing, SourceReport
-from orchestrator import datapage, svg
-from orchestrator.datahtml import html
-from orchestrator.datapage import page
+from orchestrator.pages import data as datapage
+from orchestrator.pages import svg
+from orchestrator.pages.data import page
+from orchestrator.pages.datahtml import html
 
 NOW = datetime.datetime(2026, 11, 24, 12, 5, tzinfo=datetime.UTC)
 SVG = "{http://www.w3.org/2000/svg}"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import orchestrator.cli as cli
+import orchestrator.cli.app as cli
 from jobs.dataspec import BUILTIN_FORMATS, Columns, Source, source_words
 from jobs.errors import SpecError
 from jobs.fields import spec_fields

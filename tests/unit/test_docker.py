@@ -157,7 +157,7 @@ def test_services_share_the_data_have_few_rights_and_are_reached_from_this_machi
 def test_options_of_the_server_are_options_of_fleetune_serve() -> None:
     from typer.main import get_command
 
-    from orchestrator.cli import app
+    from orchestrator.cli.app import app
 
     command = get_command(app).commands["serve"]  # type: ignore[attr-defined]
     known = {name for parameter in command.params for name in parameter.opts}

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.errors import InputError
-from orchestrator.gc import plan_gc
-from orchestrator.gcpage import age_s, size_bytes, size_words
-from orchestrator.gcvalues import Bounds, Found, GcPlan, Goes, Held, Leftover, PreparedFacts, RunFacts
+from orchestrator.gc.plan import plan_gc
+from orchestrator.gc.values import Bounds, Found, GcPlan, Goes, Held, Leftover, PreparedFacts, RunFacts
+from orchestrator.pages.gc import age_s, size_bytes, size_words
 
 DAY, NOW = 86_400.0, 1_000 * 86_400.0
 

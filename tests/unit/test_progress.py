@@ -9,7 +9,7 @@ import pytest
 
 from jobs.outcome import event
 from jobs.progress import NoProgress, PlainProgress, Progress, duration, step_line
-from orchestrator.bar import BarProgress
+from orchestrator.cli.bar import BarProgress
 
 
 class Clock:

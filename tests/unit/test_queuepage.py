@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from orchestrator.api import EventView, JobView, NodeView, QuotaView, TenantView, UsageRow, WhyView
-from orchestrator.clusterpage import event_line, nodes_page, tenants_page, usage_page
+from orchestrator.pages.cluster import event_line, nodes_page, tenants_page, usage_page
+from orchestrator.pages.queue import in_order, queue_page, status_page
+from orchestrator.pages.tables import columns
 from orchestrator.queue.states import Reason, State, Wanted
-from orchestrator.queuepage import in_order, queue_page, status_page
-from orchestrator.tables import columns
 from tests.support.jobviews import NOW_S, job
 
 

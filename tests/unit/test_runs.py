@@ -18,8 +18,8 @@ from jobs.findrun import find_run
 from jobs.journal import JournalWriter
 from jobs.outcome import Outcome, Status, event, write_outcome
 from jobs.paths import JobPaths
+from orchestrator.pages.show import run_page, runs_table
 from orchestrator.runs import describe_run, list_runs, summarise, utc_now
-from orchestrator.show import run_page, runs_table
 
 NOW = datetime.datetime(2026, 11, 24, 12, 0, tzinfo=datetime.UTC)
 

@@ -11,12 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.errors import InputError
-from orchestrator import cli, svg, svgarea
+from orchestrator.cli import app as cli
+from orchestrator.cli.simulate import as_json, check_setup, check_targets, shown_progress
+from orchestrator.pages import svg, svgarea
 from orchestrator.simulate.figures import figures
 from orchestrator.simulate.page import headline, page
 from orchestrator.simulate.report import report
 from orchestrator.simulate.values import Ended, Setup, Simulated, Stretch, TraceJob
-from orchestrator.simulatecli import as_json, check_setup, check_targets, shown_progress
 
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = "<script>alert('x')</script> & \x1b[31m"

@@ -40,7 +40,7 @@ HOMES = {
     "pandas": (*TRAINING, "orchestrator/handle.py"),
 }
 LIGHT_MODULES = (
-    "orchestrator.cli",
+    "orchestrator.cli.app",
     "jobs.load",
     "jobs.validate",
     "jobs.finetune",
@@ -144,7 +144,7 @@ def test_imports_follow_the_arrows(room: str) -> None:
 
 def test_arrow_check_sees_wrong_and_relative_imports() -> None:
     assert arrow_problems("cluster", "from jobs.spec import Spec")
-    assert arrow_problems("jobs", "def f():\n    import orchestrator.cli")
+    assert arrow_problems("jobs", "def f():\n    import orchestrator.cli.app")
     assert arrow_problems("jobs", "from ..orchestrator import cli")
     assert not arrow_problems("orchestrator", "import jobs.spec\nfrom cluster import errors")
 

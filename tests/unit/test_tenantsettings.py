@@ -6,7 +6,7 @@ import pytest
 
 from jobs.errors import InputError
 from orchestrator.api import QuotaSent, QuotaView, TenantView
-from orchestrator.tenantsettings import check_name, quotas, settings
+from orchestrator.cli.tenantsettings import check_name, quotas, settings
 
 NOW = TenantView(
     name="vision",

@@ -10,8 +10,8 @@ from jobs.errors import FleetuneError
 from orchestrator.api import JobView, WhyView
 from orchestrator.connection import Connection
 from orchestrator.jobref import job_path
+from orchestrator.pages.queue import long_duration
 from orchestrator.queue.states import HOLDS_A_LEASE, State
-from orchestrator.queuepage import long_duration
 
 FIRST_S, EVERY_S = 1.5, 15.0
 _STARTS: Final = "expected start: "

@@ -36,7 +36,7 @@ def progress_of(quiet: bool) -> Progress:
     # The run sends this process's stdout to its log; under a test's capture there is no descriptor to copy.
     stream = user_stream() if sys.stdout is sys.__stdout__ else sys.stdout
     if stream.isatty():
-        from orchestrator.bar import BarProgress
+        from orchestrator.cli.bar import BarProgress
 
         return BarProgress(stream)
     return PlainProgress(stream)

@@ -17,8 +17,8 @@ from jobs.runref import run_named
 from orchestrator.api import MOST_PAGE, JobPage, JobView, Me
 from orchestrator.connection import Connection
 from orchestrator.discovery import connect
-from orchestrator.gclook import run_named_by
-from orchestrator.gcvalues import Held
+from orchestrator.gc.look import run_named_by
+from orchestrator.gc.values import Held
 from orchestrator.jobref import job_path
 from orchestrator.queue.states import ENDED, State
 

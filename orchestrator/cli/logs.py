@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 import typer
 
 from orchestrator.api import JobView
+from orchestrator.cli.waiting import WaitingNews
 from orchestrator.connection import Connection
 from orchestrator.jobref import job_path
 from orchestrator.logreading import LogLine, LogReader, followed
 from orchestrator.queue.states import ENDED
-from orchestrator.waiting import WaitingNews
 
 # Escape sequences other than colours; then all that is no character of a text.
 _CONTROL = re.compile(

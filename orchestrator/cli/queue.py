@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from orchestrator.edge import Json, edge
-from orchestrator.queueoptions import PATIENCE_S, JobId, Url, width
+from orchestrator.cli.edge import Json, edge
+from orchestrator.cli.options import PATIENCE_S, JobId, Url, width
 
 if TYPE_CHECKING:
     from orchestrator.api import EventView, JobView, WhyView
@@ -40,8 +40,8 @@ def queue(
     """
     with edge():
         from orchestrator.discovery import connected
+        from orchestrator.pages.queue import in_order, queue_page
         from orchestrator.queue.states import ENDED, State
-        from orchestrator.queuepage import in_order, queue_page
         from orchestrator.queuereading import QueueReader
 
         asked = _states(state)
@@ -62,8 +62,8 @@ def status(job: JobId, json_: Json = False, url: Url = None) -> None:
     with edge():
         from orchestrator.discovery import connected
         from orchestrator.jobref import find_job
+        from orchestrator.pages.queue import status_page
         from orchestrator.queue.states import State
-        from orchestrator.queuepage import status_page
 
         with connected(url, PATIENCE_S) as server:
             found = find_job(server, job)
@@ -92,9 +92,9 @@ def logs(
     the job has ended.
     """
     with edge():
+        from orchestrator.cli.logs import print_logs
         from orchestrator.discovery import connected
         from orchestrator.jobref import find_job
-        from orchestrator.logpage import print_logs
 
         with connected(url) as server:
             print_logs(server, find_job(server, job), follow=follow, source=source, tail=tail, as_json=json_)
@@ -144,7 +144,7 @@ def _whys(server: Connection, jobs: list[JobView]) -> dict[str, WhyView]:
 def _log_end(server: Connection, job: JobView) -> str:
     """Of a job that has failed, where its log can be read."""
     from jobs.errors import FleetuneError
-    from orchestrator.logpage import printable
+    from orchestrator.cli.logs import printable
     from orchestrator.logreading import telling_end
     from orchestrator.queue.states import State
 

@@ -18,13 +18,13 @@ from jobs.runref import run_named
 from jobs.spec import Spec
 from jobs.validate import validate
 from orchestrator.api import MOST_JOBS, JobPage, JobView, Server, Submission
+from orchestrator.cli.logs import print_logs
 from orchestrator.client import asking, completed
 from orchestrator.connection import Connection
 from orchestrator.handle import JobHandle
 from orchestrator.jobref import find_job
-from orchestrator.logpage import print_logs
+from orchestrator.pages.queue import metrics_words, size_words
 from orchestrator.queue.states import State
-from orchestrator.queuepage import metrics_words, size_words
 
 Say = Callable[[str], None]
 NAMED: Final = 5

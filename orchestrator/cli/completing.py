@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from orchestrator.edge import edge
+from orchestrator.cli.edge import edge
 
 QUICK_S = 0.8  # a shell waits for this at every Tab
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from orchestrator import datapage, svg
+from orchestrator.pages import data as datapage
+from orchestrator.pages import svg
 
 # Should a text from outside ever get past the escaping, it still cannot run or load anything.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"

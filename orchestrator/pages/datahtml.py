@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from jobs.data.report import DataReport, Example, Finding, LabelCount
-from orchestrator import datapage as words
-from orchestrator import htmlpage, svg
+from orchestrator.pages import data as words
+from orchestrator.pages import html as htmlpage
+from orchestrator.pages import svg
 
 _PLOTTED = 40  # bars; one for each
 _ROWS_SHOWN = 20

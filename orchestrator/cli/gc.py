@@ -9,8 +9,8 @@ import typer
 
 from jobs.errors import InputError
 from jobs.findrun import storage_root
-from orchestrator.edge import Json, edge
-from orchestrator.gcvalues import Bounds, Found, Held
+from orchestrator.cli.edge import Json, edge
+from orchestrator.gc.values import Bounds, Found, Held
 
 EPILOG = (
     "Example:  fleetune gc --storage s3://bucket/runs --older-than 30d --keep-last 20 --dry-run  |  "
@@ -53,10 +53,10 @@ def gc(
     with its whole run only.
     """
     with edge():
-        from orchestrator import gcpage
-        from orchestrator.gc import plan_gc
-        from orchestrator.gcact import carry_out
-        from orchestrator.gclook import look
+        from orchestrator.gc.act import carry_out
+        from orchestrator.gc.look import look
+        from orchestrator.gc.plan import plan_gc
+        from orchestrator.pages import gc as gcpage
 
         bounds = Bounds(
             gcpage.age_s(older_than) if older_than is not None else None,
@@ -84,7 +84,7 @@ def gc(
 
 
 def _held(found: Found) -> Held:
-    from orchestrator.gcqueue import expected_server, needed_by_queue
+    from orchestrator.gc.needed import expected_server, needed_by_queue
 
     url = expected_server()
     return needed_by_queue(url, {run.name for run in found.runs}) if url else Held()

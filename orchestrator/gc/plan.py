@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
-from orchestrator.gcvalues import (
+from orchestrator.gc.values import (
     Bounds,
     Found,
     GcPlan,

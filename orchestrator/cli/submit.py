@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.completing import job_ids
-from orchestrator.edge import Json, Set, edge
-from orchestrator.queueoptions import PATIENCE_S, Url
+from orchestrator.cli.completing import job_ids
+from orchestrator.cli.edge import Json, Set, edge
+from orchestrator.cli.options import PATIENCE_S, Url
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView
@@ -50,8 +50,8 @@ def submit(
     it would fail again, 130 if one was cancelled.
     """
     with edge():
+        from orchestrator.cli.submitting import Asked, submit_all, wait_for
         from orchestrator.discovery import connected
-        from orchestrator.submitting import Asked, submit_all, wait_for
 
         asked = Asked(tuple(specs), tuple(set_ or ()), tenant, priority, tuple(after or ()), key, check, follow)
         with connected(url, PATIENCE_S) as server:

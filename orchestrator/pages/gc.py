@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from jobs.errors import InputError
 from jobs.progress import duration
-from orchestrator.gcact import Removed
-from orchestrator.gcvalues import Bounds, Found, GcPlan, Goes
+from orchestrator.gc.act import Removed
+from orchestrator.gc.values import Bounds, Found, GcPlan, Goes
 
 _AGE = re.compile(r"^([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h|d|w)$")
 _AGE_S: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from orchestrator.completing import job_ids, node_ids
-from orchestrator.edge import Json, edge
-from orchestrator.queueoptions import PATIENCE_S, Url, width
+from orchestrator.cli.completing import job_ids, node_ids
+from orchestrator.cli.edge import Json, edge
+from orchestrator.cli.options import PATIENCE_S, Url, width
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -28,8 +28,8 @@ def nodes(json_: Json = False, url: Url = None) -> None:
     """List the machines, and who holds them."""
     with edge():
         from orchestrator.api import Nodes
-        from orchestrator.clusterpage import nodes_page
         from orchestrator.discovery import connected
+        from orchestrator.pages.cluster import nodes_page
 
         with connected(url, PATIENCE_S) as server:
             told = server.get("/v1/nodes", Nodes)
@@ -58,9 +58,9 @@ def _order(
         from urllib.parse import quote
 
         from orchestrator.api import NodeOrderSent, Nodes, NodeView
-        from orchestrator.clusterpage import nodes_page
         from orchestrator.discovery import connected
         from orchestrator.jobref import find_node
+        from orchestrator.pages.cluster import nodes_page
 
         with connected(url, PATIENCE_S) as server:
             known = server.get("/v1/nodes", Nodes)
@@ -91,8 +91,8 @@ def tenants_list(json_: Json = False, url: Url = None) -> None:
     """List tenants: shares, limits, what they hold."""
     with edge():
         from orchestrator.api import Tenants
-        from orchestrator.clusterpage import tenants_page
         from orchestrator.discovery import connected
+        from orchestrator.pages.cluster import tenants_page
 
         with connected(url, PATIENCE_S) as server:
             told = server.get("/v1/tenants", Tenants)
@@ -119,9 +119,9 @@ def tenants_set(
         from urllib.parse import quote
 
         from orchestrator.api import Tenants, TenantView
-        from orchestrator.clusterpage import tenants_page
+        from orchestrator.cli.tenantsettings import check_name, settings
         from orchestrator.discovery import connected
-        from orchestrator.tenantsettings import check_name, settings
+        from orchestrator.pages.cluster import tenants_page
 
         check_name(name)
         with connected(url, PATIENCE_S) as server:
@@ -145,8 +145,8 @@ def usage(
 
         from jobs.errors import InputError
         from orchestrator.api import Usage
-        from orchestrator.clusterpage import usage_page
         from orchestrator.discovery import connected
+        from orchestrator.pages.cluster import usage_page
 
         if month is not None and not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", month):
             raise InputError(f"--month {month!r} is no month, as 2026-11 is")
@@ -169,10 +169,10 @@ def events(
     With --json one object a line.
     """
     with edge():
-        from orchestrator.clusterpage import event_line
         from orchestrator.discovery import connected
         from orchestrator.eventreading import EventReader
         from orchestrator.jobref import find_job, job_path
+        from orchestrator.pages.cluster import event_line
 
         with connected(url, PATIENCE_S) as server:
             path = "/v1/events" if job is None else f"{job_path(find_job(server, job).job_id)}/events"

@@ -16,24 +16,22 @@ from jobs.load import load_spec
 from jobs.outcome import Event
 from jobs.progress import Progress
 from jobs.validate import validate as check
-from orchestrator import (
-    clustercli,
-    completing,
-    datacli,
-    gccli,
-    ordercli,
-    orders,
-    queuecli,
-    servecli,
-    simulatecli,
-    submitcli,
-    uploadcli,
-)
+from orchestrator import orders
 from orchestrator import runs as run_list
-from orchestrator import show as text
-from orchestrator.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
-from orchestrator.helpgroups import Grouped
-from orchestrator.queueoptions import CLUSTER, QUEUE, YOURS
+from orchestrator.cli import cluster as clustercli
+from orchestrator.cli import completing
+from orchestrator.cli import data as datacli
+from orchestrator.cli import gc as gccli
+from orchestrator.cli import orders as ordercli
+from orchestrator.cli import queue as queuecli
+from orchestrator.cli import serve as servecli
+from orchestrator.cli import simulate as simulatecli
+from orchestrator.cli import submit as submitcli
+from orchestrator.cli import upload as uploadcli
+from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
+from orchestrator.cli.helpgroups import Grouped
+from orchestrator.cli.options import CLUSTER, QUEUE, YOURS
+from orchestrator.pages import show as text
 
 app = typer.Typer(
     name="fleetune",

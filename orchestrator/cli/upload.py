@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import typer
 
 from jobs.progress import duration
-from orchestrator.edge import Json, Quiet, edge
+from orchestrator.cli.edge import Json, Quiet, edge
 
 EPILOG = "Example:  fleetune upload ./llama s3://bucket/models/llama  |  fleetune upload train.jsonl /shared/data/"
 
@@ -89,7 +89,7 @@ class Progress:
             self._write("\n")
 
     def _tell(self, now_s: float) -> None:
-        from orchestrator.gcpage import size_words
+        from orchestrator.pages.gc import size_words
 
         rate = self._sent / max(now_s - self._began_s, 1e-9)
         left = f", {duration((self._total - self._sent) / rate)} left" if rate else ""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from orchestrator import svg
+from orchestrator.pages import svg
 
 # Neighbours are told apart by those who see no red or no green, also by how light they are; the last one is grey.
 STYLE = """

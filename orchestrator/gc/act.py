@@ -19,8 +19,8 @@ from jobs.errors import FleetuneError, StorageError
 from jobs.findrun import run_names
 from jobs.listing import listing
 from jobs.paths import JobPaths, prepared_root
-from orchestrator.gclook import MANIFEST, size_of, touched_s
-from orchestrator.gcvalues import GcPlan, Goes, PreparedFacts, RunFacts, RunVerdict
+from orchestrator.gc.look import MANIFEST, size_of, touched_s
+from orchestrator.gc.values import GcPlan, Goes, PreparedFacts, RunFacts, RunVerdict
 
 _TRIES: Final = 5
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from jobs.errors import InputError
-from orchestrator.edge import Json, edge
+from orchestrator.cli.edge import Json, edge
 
 if TYPE_CHECKING:
     from orchestrator.api import TokenSent, TokenView

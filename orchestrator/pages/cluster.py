@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from orchestrator.api import EventView, NodeView, QuotaView, TenantView, UsageRow
-from orchestrator.queuepage import at_words
-from orchestrator.tables import columns, cut, plain
+from orchestrator.pages.queue import at_words
+from orchestrator.pages.tables import columns, cut, plain
 
 LONGEST_NODE: Final = 16  # characters; Ray's ids have 56, and the start of one is enough for every command
 

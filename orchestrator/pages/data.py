@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from jobs.data.report import DataReport, Example, Finding, LabelCount, Packing, SourceReport
-from orchestrator.svg import Bins, bin_words, compact, many, percent, size
+from orchestrator.pages.svg import Bins, bin_words, compact, many, percent, size
 
 NARROWEST = 60
 SEVERITIES = ("error", "warning", "note")

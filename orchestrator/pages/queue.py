@@ -8,9 +8,9 @@ from typing import Final
 
 from jobs.progress import duration
 from orchestrator.api import EventView, JobView, WhyView
+from orchestrator.pages.show import numbers, table
+from orchestrator.pages.tables import columns, plain
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Reason, State, Wanted
-from orchestrator.show import numbers, table
-from orchestrator.tables import columns, plain
 
 QUEUE_HEAD: Final = ("JOB", "STATE", "TENANT", "PRIO", "SIZE", "TIME", "STEP", "NEXT")
 DAY_S: Final = 86_400.0

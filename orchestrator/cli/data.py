@@ -11,9 +11,9 @@ import typer
 from jobs import storage
 from jobs.datacmd import check_data, prepare_data, show_data
 from jobs.load import load_spec
-from orchestrator import show as text
-from orchestrator.datapage import page
-from orchestrator.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
+from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
+from orchestrator.pages import show as text
+from orchestrator.pages.data import page
 
 app = typer.Typer(
     name="data",
@@ -43,7 +43,7 @@ def check(
         loaded = load_spec(spec, set_ or [])
         with closing(progress_of(quiet or json_)) as progress:
             checked = check_data(loaded, address, progress)
-        from orchestrator.datahtml import html as html_page
+        from orchestrator.pages.datahtml import html as html_page
 
         report = checked.report
         where = html or storage.join(checked.folder, "report.html")
@@ -93,6 +93,6 @@ def show(
     """
     with edge():
         rows = show_data(load_spec(spec, set_ or []), n, split, start)
-        from orchestrator.rowpage import rows_json, rows_page
+        from orchestrator.pages.rows import rows_json, rows_page
 
         typer.echo(rows_json(rows) if json_ else rows_page(rows, colour=text.is_terminal()))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.edge import Json, edge
-from orchestrator.queueoptions import PATIENCE_S, JobIds, Url
+from orchestrator.cli.edge import Json, edge
+from orchestrator.cli.options import PATIENCE_S, JobIds, Url
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView

@@ -16,7 +16,7 @@ from jobs.journal import written_at_s
 from jobs.listing import Listed, listing
 from jobs.outcome import Outcome, read_outcome
 from jobs.paths import JobPaths, prepared_root
-from orchestrator.gcvalues import Found, Leftover, PreparedFacts, RunFacts
+from orchestrator.gc.values import Found, Leftover, PreparedFacts, RunFacts
 from orchestrator.runs import SILENT_AFTER_S, started_at
 
 INSIDE: Final = JobPaths("")  # names as they are in a listing of a run

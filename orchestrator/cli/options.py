@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from orchestrator.completing import job_ids
+from orchestrator.cli.completing import job_ids
 
 YOURS: Final = "Runs of your own"
 QUEUE: Final = "The queue"

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from cluster.errors import InputError
-from orchestrator.edge import Json, Quiet, edge
+from orchestrator.cli.edge import Json, Quiet, edge
 from orchestrator.simulate.values import Setup, Simulated, TraceJob
 
 Report = Callable[[float], None]

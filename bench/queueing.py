@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from cluster.backend import Launch
 from cluster.inventory import Inventory, Node
 from cluster.resources import Gang
 from cluster.testing import FakeBackend, FakeClock, FakeCluster, served
+from jobs.commandspec import CommandSpec
+from orchestrator import Client
 from orchestrator.queue.controller import Controller
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.records import Job, NewJob
@@ -89,19 +92,26 @@ def submitting(folder: Path, rounds: int) -> Answer:
 
 
 def submitting_over_http(folder: Path, rounds: int) -> Answer:
-    """The same to a server that is a process of its own, by one client, and one by one by several at once."""
-    found: dict[str, list[float]] = {"http": [], "raw": [], "http_at_once": [], "http_bulk": [], "raw_bulk": []}
-    with server(folder) as client, contextlib.closing(raw_database(folder / "raw.db")) as raw:
+    """The same to a server that is a process of its own: by one client, by several at once, and by our own SDK.
+
+    The client is the standard library's: what it takes is hardly seen beside what the server does.
+    """
+    names = ("http", "raw", "http_at_once", "sdk", "http_bulk", "raw_bulk")
+    found: dict[str, list[float]] = {name: [] for name in names}
+    with server(folder) as url, contextlib.closing(raw_database(folder / "raw.db")) as raw, Client(url) as sdk:
+        http, spec = sender(url), CommandSpec.model_validate(SENT)
         for number in range(rounds):
-            post(client, [SENT])
-            found["http"].append(rate(300, partial(post, client, [SENT])))
+            post(http, [SENT])
+            found["http"].append(rate(300, partial(post, http, [SENT])))
             found["raw"].append(rate(300, partial(insert, raw, 1)))
-            found["http_at_once"].append(at_once(client, 75 * CLIENTS))
+            found["http_at_once"].append(at_once(url, 75))
+            found["sdk"].append(rate(300, partial(sdk.submit, spec)))
             # Searches are like that: all the same but for a word.
             bulk = [SENT | {"name": f"job-{number}", "env": {"TRIAL": str(trial)}} for trial in range(BULK)]
-            found["http_bulk"].append(BULK * rate(3, partial(post, client, bulk)))
+            found["http_bulk"].append(BULK * rate(3, partial(post, http, bulk)))
             found["raw_bulk"].append(BULK * rate(3, partial(insert, raw, BULK)))
-    pairs = (("one_by_one", "http", "raw"), ("at_once", "http_at_once", "raw"), ("in_bulk", "http_bulk", "raw_bulk"))
+    pairs = (("one_by_one", "http", "raw"), ("at_once", "http_at_once", "raw"), ("by_sdk", "sdk", "raw"))
+    pairs += (("in_bulk", "http_bulk", "raw_bulk"),)
     return {"result": "submitting_over_http", **medians(found), **ratios(found, pairs)}
 
 
@@ -115,23 +125,37 @@ def ratios(rates: dict[str, list[float]], pairs: Iterable[tuple[str, str, str]])
     return {f"{name}_of_raw": round(statistics.median(values), 3) for name, values in found.items()}
 
 
-def post(client: httpx.Client, specs: list[Answer]) -> None:
-    answer = client.post("/v1/jobs", json={"specs": specs})
-    assert answer.status_code == 201, answer.text
+def sender(url: str) -> HTTPConnection:
+    connection = HTTPConnection(url.removeprefix("http://"), timeout=60.0)
+    connection.connect()
+    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
 
 
-def at_once(client: httpx.Client, jobs: int) -> float:
-    """Jobs/s by some clients, each of which sends one after the other."""
+def post(http: HTTPConnection, specs: list[Answer]) -> None:
+    http.request("POST", "/v1/jobs", json.dumps({"specs": specs}), {"Content-Type": "application/json"})
+    answer = http.getresponse()
+    text = answer.read()
+    assert answer.status == 201, text
+
+
+def at_once(url: str, jobs: int) -> float:
+    """Jobs/s by some clients, each of which sends so many, one after the other."""
+
+    def send(http: HTTPConnection) -> None:
+        for _ in range(jobs):
+            post(http, [SENT])
+
+    connections = [sender(url) for _ in range(CLIENTS)]
     with ThreadPoolExecutor(CLIENTS) as pool:
         began = time.perf_counter()
-        for _ in pool.map(lambda _: post(client, [SENT]), range(jobs)):
-            pass
-        return jobs / (time.perf_counter() - began)
+        list(pool.map(send, connections))
+        return CLIENTS * jobs / (time.perf_counter() - began)
 
 
 @contextlib.contextmanager
-def server(folder: Path) -> Iterator[httpx.Client]:
-    """A `fleetune serve` of its own, whose machines are made up and full."""
+def server(folder: Path) -> Iterator[str]:
+    """The URL of a `fleetune serve` of its own, whose machines are made up and full."""
     folder.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as probe:
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -143,19 +167,18 @@ def server(folder: Path) -> Iterator[httpx.Client]:
         with open(log, "wb") as output:
             process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
-            with httpx.Client(base_url=url, timeout=60.0) as client:
-                until_ready(client, process, log)
-                yield client
+            until_ready(url, process, log)
+            yield url
         finally:
             process.terminate()
             process.wait(30.0)
 
 
-def until_ready(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+def until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + UP_WITHIN_S
     while True:
         with contextlib.suppress(httpx.TransportError):
-            if client.get("/readyz").status_code == 200:
+            if httpx.get(f"{url}/readyz").status_code == 200:
                 return
         if process.poll() is not None or time.monotonic() > deadline:
             raise SystemExit(f"the server did not come up:\n{log.read_text()}")

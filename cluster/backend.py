@@ -41,6 +41,8 @@ class Launch:
         environment: added to what the backend's programs have anyway.
         working_dir: None: a folder of the backend's own.
         metadata: for people who look at the backend itself.
+        like: a program that somebody else has started there. This one runs in that one's environment (packages,
+            variables, working directory), where the backend still knows it.
     """
 
     submission: str
@@ -48,6 +50,7 @@ class Launch:
     environment: Mapping[str, str] = field(default_factory=dict)
     working_dir: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    like: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,9 @@ class Backend(Protocol):
 
     def output(self, submission: str, after: int = 0) -> bytes:
         """What it has written to stdout and stderr, from a byte on, up to 1 MiB; empty where nothing is known."""
+
+    def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
+        """Which of these programs, that others have started there, are known to have ended."""
 
     def close(self) -> None:
         """Let go of the backend; what runs goes on."""

@@ -107,6 +107,9 @@ class LocalBackend:
                 file.seek(after)
                 return file.read(MAX_OUTPUT_BYTES)
 
+    def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
+        return frozenset()
+
     def close(self) -> None:
         pass
 

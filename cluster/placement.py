@@ -40,7 +40,7 @@ def check_can_ever_fit(gang: Gang, inventory: Inventory) -> None:
         return
     advice = f"the most that would fit is resources.num_workers: {largest}" if largest else "not one worker fits"
     if not largest and gang.gpus_per_worker and not inventory.gpus:
-        advice = "there is no GPU at all: set resources.gpus_per_worker: 0 to train on CPUs, or give another --address"
+        advice = "there is no GPU at all: set resources.gpus_per_worker: 0 to use CPUs, or take a cluster with GPUs"
     elif not largest and gang.accelerator_type is not None:
         types = sorted({node.accelerator_type for node in inventory.nodes if node.accelerator_type})
         advice = f"its accelerator types are: {', '.join(types) or 'none'}"

@@ -46,6 +46,8 @@ _LOST_TYPES = frozenset(
     for what in ("START_TIMEOUT", "START_FAILURE", "UNSCHEDULABLE", "UNKNOWN_FAILURE", "DIED")
 )
 _LONGEST_MESSAGE = 500
+_PYTHONS = frozenset({"pip", "uv", "conda"})  # what gives a job a Python of its own, as `python`
+_OURS = "FLEETUNE_"
 _MOST_NODES = 10_000  # what Ray's state API gives at most; by itself it gives 100
 
 Use = Mapping[str, tuple[float, float]]  # CPUs and GPUs, by node id
@@ -136,6 +138,19 @@ class RayJobsBackend:
                 rays_line = f"Running entrypoint for job {submission}: {job.entrypoint}\n".encode()
                 return program_output(answer.iter_content(1 << 16), rays_line, after)
 
+    def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
+        with self._asking() as client:
+            known = {job.submission_id: _PHASES[job.status.value] for job in client.list_jobs() if job.submission_id}
+        return frozenset(program for program in programs if known.get(program) in ENDED_PHASES)
+
+    def session(self) -> str:
+        """The name of the cluster's session: another one after the head was started anew. Raises BackendUnreachable."""
+        with self._asking() as client:
+            answer = client._do_request("GET", "/api/version")
+            if answer.status_code != 200:
+                raise RuntimeError(f"status {answer.status_code} for /api/version")
+            return str(answer.json().get("session_name", ""))
+
     def close(self) -> None:
         pass
 
@@ -167,13 +182,15 @@ class RayJobsBackend:
                 )
 
     def _submit(self, client: Any, launch: Launch, fence: int) -> None:
-        environment = {**launch.environment, "RAY_JOB_STOP_WAIT_TIME_S": str(self._grace_s)}
-        runtime_env: dict[str, Any] = {"env_vars": environment}
+        runtime_env = environment_like(_job(client, launch.like) if launch.like is not None else None)
+        own = {**launch.environment, "RAY_JOB_STOP_WAIT_TIME_S": str(self._grace_s)}
+        runtime_env["env_vars"] = runtime_env.get("env_vars", {}) | own
         if launch.working_dir is not None:
             runtime_env["working_dir"] = launch.working_dir
+        words = launch.command if not _PYTHONS & runtime_env.keys() else ("python", *launch.command[1:])
         # `exec`: signals and the exit code are the program's own. Its name is in the environment of the program and of
         # what it starts, but not of Ray's own processes, which a hard stop must leave alone.
-        program = shlex.join((f"{NAME_VARIABLE}={launch.submission}", *launch.command))
+        program = shlex.join((f"{NAME_VARIABLE}={launch.submission}", *words))
         try:
             client.submit_job(
                 entrypoint=f"{WRITE_MARK}; exec env {program}",
@@ -223,6 +240,13 @@ class RayJobsBackend:
             metadata=self._metadata(HARD_STOP, 0),
             entrypoint_label_selector={"ray.io/node-id": node_id},
         )
+
+
+def environment_like(job: Any) -> dict[str, Any]:
+    """The runtime environment of one of Ray's JobDetails, for another job; without what names its own server."""
+    found = dict((job.runtime_env if job is not None else None) or {})
+    variables = dict(found.get("env_vars") or {})
+    return {**found, "env_vars": {name: value for name, value in variables.items() if not name.startswith(_OURS)}}
 
 
 def submission_of(job: Any) -> Submission:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Mapping
@@ -147,6 +148,26 @@ def driver_place(environ: Mapping[str, str] = os.environ) -> DriverPlace | None:
     if not all(values) or not attempt.isdecimal() or int(attempt) < 1:
         return None
     return DriverPlace(url, job_id, int(attempt), token)
+
+
+RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+@dataclass(frozen=True)
+class RayJob:
+    """Which submitted job of a Ray cluster this process is the driver of, and what was said of it at submission."""
+
+    submission: str
+    metadata: Mapping[str, str]
+
+
+def ray_job(environ: Mapping[str, str] = os.environ) -> RayJob | None:
+    """From the variable that Ray starts drivers of submitted jobs with; None: this process is none."""
+    try:
+        metadata = json.loads(environ.get(RAY_JOB, ""))["metadata"]
+        return RayJob(str(metadata["job_submission_id"]), {str(key): str(value) for key, value in metadata.items()})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 @dataclass(frozen=True)

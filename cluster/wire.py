@@ -6,6 +6,14 @@ answered with an order. Whatever a beat says is the newest known, not what has c
     POST /v1/driver/register   Register -> Registered
     POST /v1/driver/beat       Beat -> Answer
 
+Somebody else's program, which `ray job submit` has started and which finds that the cluster has an orchestrator, is a
+guest: it asks to be queued, and looks at what becomes of its job, whose attempts are started like all others. It shows
+the token of its user, where the server asks for one.
+
+    POST /v1/guest/join        Join -> Joined
+    POST /v1/guest/look        Look -> Looked
+    POST /v1/guest/leave       Leave -> Looked
+
 The driver shows the token of its attempt (`Authorization: Bearer ...`). Statuses: 401, the token is not of this
 attempt; 410, the attempt is over; 422, a message that is none, or of a newer version.
 """
@@ -21,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from cluster.errors import MachinesFailed
 
 WIRE_VERSION: Final = 1
+RAY_PACKAGE: Final = "/runtime_resources/working_dir_files/"  # of a session, where Ray unpacks --working-dir
 MOST_STEPS: Final = 2**53
 MOST_METRICS, LONGEST_METRIC = 200, 100  # of one job; characters of a name
 # How a driver ends where it is not the job's fault (its node or the cluster was gone): the job is tried again. Beside
@@ -105,3 +114,67 @@ class Beat(Message):
 class Answer(Message):
     order: Order
     reason: str = ""
+
+
+class Join(Message):
+    """A guest asks for its job to be queued. Sent again, it is answered with the same job.
+
+    Attributes:
+        key: drawn by the guest: what makes a repetition one.
+        submission: Ray's name of the guest. Its attempts run in the same environment (packages, variables, working
+            directory), and with its end the job is cancelled.
+        spec: resolved.
+        package: the folder that Ray has unpacked for the guest, and unpacks for its attempts on every node.
+    """
+
+    key: str = Field(min_length=1, max_length=100)
+    submission: str = Field(min_length=1, max_length=200)
+    spec: dict[str, Any]
+    package: str | None = Field(None, max_length=4000)
+
+    @field_validator("package")
+    @classmethod
+    def _of_ray(cls, package: str | None) -> str | None:
+        if package is not None and (not package.startswith("/") or RAY_PACKAGE not in package):
+            raise ValueError(f"must be a folder below {RAY_PACKAGE}")
+        return package
+
+
+class Joined(Message):
+    job_id: str
+    look_every_s: float = Field(5.0, gt=0.0)
+
+
+class Look(Message):
+    """
+    Attributes:
+        attempt, after: of the output that is known by now: which attempt's, and how many bytes of it.
+    """
+
+    job_id: str
+    attempt: int = Field(0, ge=0)
+    after: int = Field(0, ge=0)
+
+
+class Looked(Message):
+    """
+    Attributes:
+        words: how it is with the job, in one line; empty while it trains.
+        output: what the attempt that was named has written since, or the next one where that has ended.
+        attempt, after: for the next look.
+        more: there is more to be had at once.
+        exit_code: of a job that has ended; None: it has not.
+    """
+
+    words: str = ""
+    output: str = ""
+    attempt: int = 0
+    after: int = 0
+    more: bool = False
+    exit_code: int | None = None
+
+
+class Leave(Message):
+    """The guest is about to end: its job is not wanted any more."""
+
+    job_id: str

@@ -7,7 +7,6 @@ It asks the server what to run, and until it is told so it is light. Exit codes:
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ from cluster.settings import DRIVER_TOKEN, DriverPlace, driver_place, take_out
 from cluster.wire import Order, Registered
 from jobs.errors import FleetuneError, InputError, Interrupted
 from jobs.link import HttpLink
+from jobs.teller import Teller
 
 _RAY_COMES_UP_S = 60.0
 _STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -67,16 +67,6 @@ def run(registered: Registered, place: DriverPlace, link: HttpLink, say: Teller)
     from jobs.drivetraining import drive_training
 
     return drive_training(registered, link, say.stream, say)
-
-
-class Teller:
-    """Lines for people, to where this process's output goes now, wherever it goes later."""
-
-    def __init__(self) -> None:
-        self.stream = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
-
-    def __call__(self, text: str) -> None:
-        print(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%SZ} {text}", file=self.stream, flush=True)
 
 
 def obey(order: Order, reason: str) -> None:

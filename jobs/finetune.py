@@ -1,7 +1,8 @@
 """`python -m jobs.finetune SPEC.yaml`: one fine-tuning run, on Ray, or without it where torchrun starts the processes.
 
 fleetune run SPEC                                                   a Ray of this machine, or --address
-ray job submit --working-dir . -- python -m jobs.finetune SPEC      the driver on a cluster's head
+ray job submit --working-dir . -- python -m jobs.finetune SPEC      the driver on a cluster's head; it queues where
+                                                                    the cluster has an orchestrator
 torchrun --nproc_per_node N -m jobs.finetune SPEC                   no Ray at all
 
 With --resume RUN an earlier run goes on in its own directory, whichever way it was started.
@@ -15,15 +16,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cluster.settings import set_default, torchrun_world
+from cluster.sessionrecord import SessionRecord
+from cluster.settings import RayJob, set_default, torchrun_world
 from jobs.assignment import Assignment
 from jobs.begin import begin_run, load_job
-from jobs.errors import FleetuneError, Interrupted
+from jobs.errors import FleetuneError, Interrupted, SpecError
+from jobs.guest import WITHOUT, host_of_this_program, run_as_guest
 from jobs.outcome import Outcome
 from jobs.progress import PlainProgress, Progress
 from jobs.quiet import redirected_output, user_stream
 from jobs.record import concluded, ending_of
 from jobs.spec import Spec
+from jobs.teller import Teller
 from jobs.watch import Announcer
 
 
@@ -71,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spec, resume = load_job(options.spec, options.set, options.resume)
         world = torchrun_world()
         if world is None:
+            if (host := host_of_this_program()) is not None:
+                return _as_guest(spec, resume, *host)
             return run_on_ray(spec, progress=PlainProgress(user_stream()), resume=resume).exit_code
         if spec.resources.gpus_per_worker == 0:  # DeepSpeed, at its first import, would warn that it found no GPU
             set_default("DS_ACCELERATOR", "cpu")
@@ -87,6 +93,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return Interrupted.exit_code
+
+
+def _as_guest(spec: Spec, resume: str | None, job: RayJob, record: SessionRecord) -> int:
+    """Raises FleetuneError."""
+    if resume is not None:
+        raise SpecError(
+            f"this cluster has an orchestrator ({record.url}), whose jobs go on by themselves, and --resume goes round "
+            "it. Start from what the run has learnt (model.path: run:NAME, or its model's path), or, to go round the "
+            f"queue with what is free, submit it with the variable FLEETUNE_URL={WITHOUT}"
+        )
+    return run_as_guest(spec, job, record, Teller())
 
 
 if __name__ == "__main__":

@@ -5,33 +5,25 @@ Nothing of it ever reaches the training: a server that does not answer is told t
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
 import math
 import os
 import random
 import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol, TypeVar
-
-from pydantic import ValidationError
+from typing import Any, Final, Protocol
 
 from cluster.settings import DriverPlace
 from cluster.wire import Answer, Beat, Message, Order, Register, Registered
-from jobs.errors import FleetuneError, InputError, MachinesFailed
+from jobs.errors import FleetuneError
+from jobs.wirecall import ANSWER_S, NoAnswer, Refused, Reply, Server
 
 Say = Callable[[str], None]
 OnOrder = Callable[[Order, str], None]
-Reply = TypeVar("Reply", bound=Message)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _SAYS_EVERY_S = 60.0
-_ANSWER_S: Final = 20.0  # of one request
 _LAST_BEAT_S: Final = 5.0
-_MOST_BYTES: Final = 32 << 20
 _OVER: Final = (401, 410)
 
 
@@ -39,18 +31,6 @@ class AttemptOver(FleetuneError):
     """The server does not know this attempt any more, or has another one: nothing more may be done for it."""
 
     exit_code = 130
-
-
-class NotUnderstood(MachinesFailed):
-    """The server is of a release that speaks otherwise, and may be upgraded just now."""
-
-
-class Refused(InputError):
-    """The server has nothing that this attempt could run."""
-
-
-class NoAnswer(Exception):
-    """Nothing that helps came back; asked again later."""
 
 
 class Link(Protocol):
@@ -77,7 +57,7 @@ class HttpLink:
     def __init__(self, place: DriverPlace, say: Say) -> None:
         """`say`: tells people, a line at a time."""
         self._place, self._say = place, say
-        self._url = urllib.parse.urlsplit(place.url)
+        self._server = Server(place.url, place.token)
         self._lock = threading.Lock()
         self._known: dict[str, Any] = {}
         self._wake, self._closing = threading.Event(), threading.Event()
@@ -161,50 +141,19 @@ class HttpLink:
             known = dict(self._known)
         last = self._closing.is_set()
         beat = Beat(job_id=self._place.job_id, attempt=self._place.attempt, last=last, **known)
-        return self._post("beat", beat, Answer, _LAST_BEAT_S if last else _ANSWER_S)
+        return self._post("beat", beat, Answer, _LAST_BEAT_S if last else ANSWER_S)
 
-    def _post(self, what: str, message: Message, reply: type[Reply], timeout_s: float = _ANSWER_S) -> Reply:
+    def _post(self, what: str, message: Message, reply: type[Reply], timeout_s: float = ANSWER_S) -> Reply:
         """Raises AttemptOver, NotUnderstood, Refused, NoAnswer."""
         try:
-            status, content = self._request(f"/v1/driver/{what}", message.model_dump_json().encode(), timeout_s)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise NoAnswer(str(error) or type(error).__name__) from error
-        if status in _OVER:
-            raise AttemptOver(f"attempt {self._place.attempt} of job {self._place.job_id} is over: {_detail(content)}")
-        if status == 422:
-            raise NotUnderstood(f"the server at {self._place.url} does not understand this driver: {_detail(content)}")
-        if status == 400:
-            raise Refused(_detail(content))
-        if status != 200:
-            raise NoAnswer(f"status {status}: {_detail(content)}")
-        try:
-            return reply.model_validate_json(content)
-        except ValidationError as error:
-            mistakes = "; ".join(f"{one['loc']}: {one['msg']}" for one in error.errors(include_input=False)[:3])
-            raise NotUnderstood(
-                f"what the server at {self._place.url} answers is of another release: {mistakes}"
-            ) from None
-
-    def _request(self, path: str, body: bytes, timeout_s: float) -> tuple[int, bytes]:
-        """A connection of its own each time: what is between may cut one that is idle. No proxy, no redirect."""
-        secure = self._url.scheme == "https"
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = kind(self._url.hostname or "", self._url.port, timeout=timeout_s)
-        headers = {"Authorization": f"Bearer {self._place.token}", "Content-Type": "application/json"}
-        with contextlib.closing(connection):
-            connection.request("POST", self._url.path.rstrip("/") + path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read(_MOST_BYTES)
-
-
-def _detail(content: bytes) -> str:
-    """What an answer says is wrong, in one short line."""
-    try:
-        value = json.loads(content)
-        text = str(value.get("message") or value.get("detail") or value) if isinstance(value, dict) else str(value)
-    except ValueError:
-        text = content.decode(errors="replace")
-    return " ".join(text.split())[:300] or "no reason given"
+            return self._server.post(f"/v1/driver/{what}", message, reply, timeout_s)
+        except Refused as error:
+            if error.answered in _OVER:
+                known = f"attempt {self._place.attempt} of job {self._place.job_id}"
+                raise AttemptOver(f"{known} is over: {error}") from error
+            if error.answered != 400:  # of whatever stands between
+                raise NoAnswer(f"status {error.answered}: {error}") from error
+            raise
 
 
 def _finite(metrics: Mapping[str, Any]) -> dict[str, float]:

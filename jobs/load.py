@@ -6,10 +6,12 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from cluster.wire import RAY_PACKAGE
 from jobs import storage
 from jobs.commandspec import CommandSpec
 from jobs.errors import SpecError, StorageError
@@ -20,8 +22,6 @@ from jobs.queuespec import Kind
 from jobs.runref import run_named
 from jobs.spec import SCHEMA_VERSION, Source, Spec
 
-# Where Ray unpacks what `ray job submit --working-dir` ships; it is deleted some time after the job.
-RAY_PACKAGE = "/runtime_resources/working_dir_files/"
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _SET = "--set"
 
@@ -49,13 +49,27 @@ def load_spec(path: str, overrides: Sequence[str] = ()) -> Spec:
 
 def load_job_spec(path: str, overrides: Sequence[str] = ()) -> AnySpec:
     """The same for a spec of any kind. Raises SpecError."""
+    return load_marked(path, overrides).spec
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A spec, and where its fields are written (`job.yaml:12`, or `--set`), by their dotted names."""
+
+    spec: AnySpec
+    marks: Mapping[str, str]
+
+
+def load_marked(path: str, overrides: Sequence[str] = ()) -> Loaded:
+    """The same, for whoever has more to say of its fields. Raises SpecError."""
     document = parse(_text(path), path)
     if not isinstance(document.value, dict):
         what = "is empty" if document.value is None else "is no mapping of keys to values"
         raise SpecError(f"{path}: {what}: a spec needs model and data. `fleetune spec` prints every field")
     for override in overrides:
         _override(document, override)
-    return with_absolute_paths(_checked(document), path)
+    spec = with_absolute_paths(_checked(document), path)
+    return Loaded(spec, {dotted(place): mark for place, mark in document.marks.items() if place})
 
 
 def spec_of(value: Mapping[str, Any]) -> AnySpec:
@@ -222,7 +236,7 @@ def with_absolute_paths(spec: AnySpec, path: str) -> AnySpec:
     if isinstance(spec, CommandSpec):
         return spec.model_copy(update={"working_dir": working_dir})
     root = _absolute(spec.storage_path, base)
-    if RAY_PACKAGE in root:
+    if RAY_PACKAGE in root:  # it is deleted some time after the job
         raise SpecError(
             f"storage_path {spec.storage_path} lies in the package that Ray unpacked for this job, and would vanish "
             "with it: give a directory that every node sees, or a URL, as --set storage_path=/shared/runs"

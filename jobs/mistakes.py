@@ -51,8 +51,14 @@ def reworded(kind: Kind, name: str, mistake: str, context: Mapping[str, Any], va
         if "\0" in str(value):
             return "has a zero byte in it, which no program can be given"
         return f"{shown(value, '')} does not fit. {about}"
+    text = must_be(mistake, context)
+    return f"must be {text}, but is {shown(value)}" if text else f"{mistake}: {shown(value)}. {about}"
+
+
+def must_be(mistake: str, context: Mapping[str, Any]) -> str | None:
+    """What is allowed, after `must be`; None for a mistake that needs other words."""
     text = _MUST_BE.get(mistake)
-    return f"must be {text.format(**context)}, but is {shown(value)}" if text else f"{mistake}: {shown(value)}. {about}"
+    return None if text is None else text.format(**context)
 
 
 def _about(kind: Kind, name: str) -> str:

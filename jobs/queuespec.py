@@ -4,14 +4,38 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from jobs.frozen import Frozen
 
 MOST_PRIORITY: Final = 1000
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 
-VariableName = Annotated[str, Field(pattern=VARIABLE)]
+# What each process of a command is told of itself (`jobs.command.places`), in whose place nothing else can stand.
+SET_FOR_PROGRAMS: Final = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "NODE_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "CUDA_VISIBLE_DEVICES",
+)
+OWN: Final = "FLEETUNE_"
+_OF_FOLLOWERS: Final = ("FLEETUNE_ENDED_", "FLEETUNE_WEBHOOK_")  # in the specs that the queue makes for `on_end`
+
+
+def _is_free(name: str) -> str:
+    if name in SET_FOR_PROGRAMS or (name.startswith(OWN) and not name.startswith(_OF_FOLLOWERS)):
+        raise ValueError(
+            f"Fleetune sets {name} itself: take another name (its own are {', '.join(SET_FOR_PROGRAMS)}, and all that "
+            f"begin with {OWN})"
+        )
+    return name
+
+
+VariableName = Annotated[str, Field(pattern=VARIABLE), AfterValidator(_is_free)]
 
 
 class OnEnd(Frozen):

@@ -46,7 +46,8 @@ def vary(spec: AnyOne, fields: Mapping[str, Iterable[Any]]) -> list[AnyOne]:
     """
     values = _values_by_field(spec.kind, fields)
     combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
-    base, problems, made = spec.model_dump(mode="json"), dict[str, None](), []
+    # Without warnings: what was put into a copy is checked here, and may be a dictionary for a section.
+    base, problems, made = spec.model_dump(mode="json", warnings=False), dict[str, None](), []
     for changes in combinations:
         try:
             made.append(_changed(base, changes))

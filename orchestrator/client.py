@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
-from cluster.settings import fleetune_home, server_token, server_url
+from cluster.settings import fleetune_home, server_url
 from jobs.commandspec import CommandSpec
-from jobs.errors import InputError
-from jobs.load import load_job_spec, spec_of
+from jobs.errors import InputError, SpecError
+from jobs.load import AnySpec
 from jobs.spec import Spec
 from orchestrator.api import (
     MOST_PAGE,
@@ -38,12 +38,13 @@ from orchestrator.api import (
 )
 from orchestrator.api import Nodes as NodesTold
 from orchestrator.connection import Connection
-from orchestrator.discovery import TOKEN_FROM
+from orchestrator.discovery import token_here
 from orchestrator.embedded import Presence, embedded_url
 from orchestrator.handle import FIRST_POLL_S, LONGEST_POLL_S, JobHandle
 from orchestrator.queue.states import ENDED, State
+from orchestrator.service.specs import checked
+from orchestrator.specnames import Named, named, of_one, with_names
 
-AnySpec = Spec | CommandSpec
 Job = JobHandle | str  # a job, or its id
 StateName = Literal["queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled"]
 
@@ -67,8 +68,7 @@ class Client:
 
     def __init__(self, url: str | None = None, token: str | None = None, *, detach: bool = False) -> None:
         where, home = url or server_url(), fleetune_home()
-        token_from = TOKEN_FROM if token is None else "that was given"
-        token = server_token() if token is None else token
+        token, token_from = token_here(token)
         # Before the server is looked for: it stays as long as somebody is there.
         self._presence = Presence(home) if where is None else None
         self._ends_jobs = not detach
@@ -122,8 +122,7 @@ class Client:
             SpecError: the spec is wrong, or names files that the server's workers cannot read.
             KeyReused: the key was used for something else.
         """
-        asked = self._asked([spec], tenant, priority, after)
-        return self._send(asked, key or uuid.uuid4().hex)[0]
+        return self._send(self._asked([spec], tenant, priority, after), key or uuid.uuid4().hex)[0]
 
     def submit_many(
         self,
@@ -145,19 +144,21 @@ class Client:
         tenant: str | None,
         priority: int | None,
         after: Iterable[Job],
-    ) -> list[dict[str, Any]]:
+    ) -> list[tuple[Named, dict[str, Any]]]:
+        """Each as it is sent, beside what its author calls it."""
         if isinstance(specs, Spec | CommandSpec | str):
             raise InputError("submit_many takes a list of specs; submit takes one")
         if isinstance(after, str | JobHandle):
             after = (after,)
         parents = tuple(map(_id_of, after))
-        return [asking(_loaded(spec), tenant, priority, parents) for spec in specs]
+        found = named(list(specs))
+        return list(zip(found, asking(found, tenant, priority, parents), strict=True))
 
-    def _send(self, specs: Sequence[dict[str, Any]], key: str) -> list[JobHandle]:
+    def _send(self, asked: Sequence[tuple[Named, dict[str, Any]]], key: str) -> list[JobHandle]:
         client = self._presence.client if self._presence is not None and self._ends_jobs else None
-        body = Submission(specs=tuple(specs), key=key, client=client)
-        page = self._connection.post("/v1/jobs", JobPage, body, again=True)
-        return [JobHandle(self._connection, view) for view in page.jobs]
+        body = Submission(specs=tuple(sent for _, sent in asked), key=key, client=client)
+        jobs = submitted(self._connection, body, [one for one, _ in asked])
+        return [JobHandle(self._connection, view) for view in jobs]
 
     # Waiting
 
@@ -240,18 +241,38 @@ def completed(
             pause_s = _sleep(FIRST_POLL_S if ended else pause_s, until_s, len(waiting))
 
 
-def asking(spec: AnySpec, tenant: str | None, priority: int | None, after: tuple[str, ...]) -> dict[str, Any]:
-    """A spec as it is sent, with what is asked for on the way. Raises SpecError."""
-    sent: dict[str, Any] = spec.model_dump(mode="json")
-    asked = {"tenant": tenant, "priority": priority, "after": [*dict.fromkeys((*spec.queue.after, *after))] or None}
+def submitted(connection: Connection, body: Submission, specs: Sequence[Named]) -> tuple[JobView, ...]:
+    """Submit; what is wrong is said of `specs` by their names. Raises what the server says."""
+    try:
+        return connection.post("/v1/jobs", JobPage, body, again=True).jobs
+    except InputError as error:
+        raise with_names(error, specs) from error
+
+
+def asking(
+    specs: Sequence[Named], tenant: str | None, priority: int | None, after: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Specs as they are sent, with what is asked for on the way. Raises SpecError: the mistakes of all of them."""
+    found, wrong = list[dict[str, Any]](), dict[str, None]()
+    for one in specs:
+        try:
+            found.append(_asking(one.spec, tenant, priority, after))
+        except SpecError as error:
+            said = of_one(error, one) if len(specs) > 1 else error
+            wrong |= dict.fromkeys(str(said).splitlines())
+    if wrong:
+        raise SpecError("\n".join(wrong))
+    return found
+
+
+def _asking(spec: AnySpec, tenant: str | None, priority: int | None, after: tuple[str, ...]) -> dict[str, Any]:
+    """Checked once more: `model_copy(update=...)` takes anything, a dictionary for a section too. Raises SpecError."""
+    sent: dict[str, Any] = spec.model_dump(mode="json", warnings=False)
+    sent = checked(sent).model_dump(mode="json")
+    queue = sent["queue"]
+    asked = {"tenant": tenant, "priority": priority, "after": [*dict.fromkeys((*queue["after"], *after))] or None}
     given = {name: value for name, value in asked.items() if value is not None}
-    if not given:
-        return sent
-    return spec_of(sent | {"queue": sent["queue"] | given}).model_dump(mode="json")
-
-
-def _loaded(spec: AnySpec | str | os.PathLike[str]) -> AnySpec:
-    return spec if isinstance(spec, Spec | CommandSpec) else load_job_spec(os.fspath(spec))
+    return checked(sent | {"queue": queue | given}).model_dump(mode="json") if given else sent
 
 
 def _id_of(job: Job) -> str:

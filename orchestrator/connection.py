@@ -178,13 +178,14 @@ class Connection:
     def _token_words(self) -> str:
         if self._token is None:
             return "an admin makes one: fleetune tokens add NAME --role member --tenant TENANT"
-        return f"sent was the token {self._token[:7]}... {self._token_from}, to {self.url}"
+        return f"sent to {self.url} was the token {self._token[:7]}... {self._token_from}: put the new one there"
 
     def _no_server(self, error: httpx.TransportError) -> NoServer:
         if self._has_answered:
             return NoServer(
                 f"the server at {self.url} does not answer any more ({_cause(error)}). What it was asked for may have "
-                "been done or not: `fleetune queue` tells. Jobs that run go on without it"
+                "been done or not: once it runs again (`fleetune serve`), `fleetune queue` tells. Jobs that run go on "
+                "without it"
             )
         if isinstance(error, httpx.TimeoutException):
             what = f"no server answers at {self.url} in time ({_cause(error)})"

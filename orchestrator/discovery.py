@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cluster.errors import InputError
 from cluster.settings import fleetune_home, server_token, server_url
 from orchestrator.connection import ANSWER_S, PATIENCE_S, Connection
 
 USUAL_URL: Final = "http://127.0.0.1:8400"
-TOKEN_FROM: Final = "of FLEETUNE_TOKEN or the file token of FLEETUNE_HOME"
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,22 @@ def url_of(given: str | None) -> str:
     return USUAL_URL if found is None else found.url
 
 
+def token_here(given: str | None = None) -> tuple[str | None, str]:
+    """The token to be sent, and where it is from, for messages. None: there is none.
+
+    Raises:
+        InputError: others may read the token's file.
+    """
+    if given is not None:
+        return given, "that was given"
+    token, home = server_token(), fleetune_home()
+    try:
+        in_file = server_token({"FLEETUNE_HOME": str(home)})
+    except InputError:  # the variable goes first, and the file was not looked at
+        in_file = None
+    return token, f"of the file {home / 'token'}" if token == in_file else "of FLEETUNE_TOKEN"
+
+
 def connect(
     url: str | None = None,
     token: str | None = None,
@@ -66,10 +82,8 @@ def connect(
     Raises:
         InputError: the URL is none, or the token's file may be read by others.
     """
-    where, token_from = url_of(url), "that was given"
-    if token is None:
-        token, token_from = server_token(), TOKEN_FROM
-    return Connection(where, token, token_from=token_from, patience_s=patience_s, answer_s=answer_s)
+    token, token_from = token_here(token)
+    return Connection(url_of(url), token, token_from=token_from, patience_s=patience_s, answer_s=answer_s)
 
 
 @contextlib.contextmanager

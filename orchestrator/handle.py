@@ -21,6 +21,7 @@ from orchestrator.logreading import LogLine, LogReader, followed, telling_end
 from orchestrator.queue.errors import JobEnded
 from orchestrator.queue.states import ENDED, Reason, State
 from orchestrator.result import JobCancelled, JobFailed, Result
+from orchestrator.retrying import retry
 
 if TYPE_CHECKING:
     import pandas
@@ -226,8 +227,12 @@ class JobHandle:
         self._order("resume")
 
     def retry(self) -> None:
-        """Queue it again after it has failed or was cancelled."""
-        self._order("retry")
+        """Queue it again after it has failed or was cancelled.
+
+        Raises:
+            ParentFailed: a job that it comes after has failed: that one is to be retried before.
+        """
+        self.learn(retry(self._connection, self._fresh()))
 
     @property
     def _path(self) -> str:

@@ -1,4 +1,4 @@
-"""Which job or node is meant, given its id or a start of it that no other shares."""
+"""Which job or node is meant, given its id or a start of it that no other shares; and which tenant, by its name."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 from jobs.errors import InputError
 from jobs.fields import did_you_mean
-from orchestrator.api import JobPage, JobView, Nodes, NodeView
+from orchestrator.api import JobPage, JobView, Nodes, NodeView, Tenants
 from orchestrator.connection import Connection
-from orchestrator.queue.errors import UnknownJob, UnknownNode
+from orchestrator.queue.errors import UnknownJob, UnknownNode, UnknownTenant
 
 NAMED: Final = 5  # of those that may be meant
 _ID = re.compile(r"^[A-Za-z0-9._-]{1,200}$")
@@ -61,3 +61,14 @@ def find_node(nodes: Nodes, given: str) -> NodeView:
     ids = [one.name or one.node_id for one in nodes.nodes]
     hint = did_you_mean(given, ids) or f": there are {', '.join(ids[:NAMED])}{' and more' if len(ids) > NAMED else ''}"
     raise UnknownNode(f"there is no node {given!r}{hint if ids else ': the cluster has no machines'}")
+
+
+def find_tenant(connection: Connection, given: str) -> str:
+    """Raises UnknownTenant, with the same words for what is not there and for what is others'."""
+    known = [one.name for one in connection.get("/v1/tenants", Tenants).tenants]
+    if given in known:
+        return given
+    more = " and more" if len(known) > NAMED else ""
+    some = f": there are {', '.join(known[:NAMED])}{more}" if len(known) > 1 else ""
+    some = f": there is {known[0]}" if len(known) == 1 else some
+    raise UnknownTenant(f"there is no tenant {given!r}{did_you_mean(given, known) or some}")

@@ -50,6 +50,9 @@ class FakeBackend:
         output: bytes = self._cluster.ask("output", submission, after)
         return output
 
+    def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
+        return frozenset(self._cluster.ask("ended_elsewhere", tuple(programs)))
+
     def close(self) -> None:
         pass
 
@@ -91,6 +94,10 @@ class FakeBackend:
     def lose(self, submission: str) -> None:
         """One program is LOST, whatever it was to do."""
         self._cluster.ask("lose", submission)
+
+    def end_elsewhere(self, program: str) -> None:
+        """A program of somebody else has ended."""
+        self._cluster.ask("end_elsewhere", program)
 
     @contextlib.contextmanager
     def unreachable(self) -> Iterator[None]:

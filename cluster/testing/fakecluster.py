@@ -16,7 +16,9 @@ from cluster.testing.history import Run
 from cluster.testing.script import NEVER, Script
 
 KILLED = -9
-ASKED_OF_MACHINES = frozenset({"inventory", "fence", "start", "submissions", "stop", "forget", "output"})
+ASKED_OF_MACHINES = frozenset({"inventory", "fence", "start", "submissions", "stop", "forget", "output"}) | {
+    "ended_elsewhere"
+}
 
 
 def nodes(*names: str, cpus: int = 64, gpus: int = 8, accelerator_type: str | None = "H100") -> Inventory:
@@ -72,6 +74,7 @@ class FakeCluster:
         self._gpus_of = gpus_of
         self._programs: dict[str, _Program] = {}
         self._scripts: list[Callable[[Launch], Script | None]] = []
+        self._ended_elsewhere: set[str] = set()
         self._fence: int | None = None
         self._answers, self._hears = True, True
         self._lock = threading.RLock()
@@ -98,6 +101,12 @@ class FakeCluster:
         if self._fence is not None and fence < self._fence:
             raise Fenced(f"caller {fence} may not start programs any more: caller {self._fence} has been here")
         self._fence = fence
+
+    def ended_elsewhere(self, programs: Sequence[str]) -> list[str]:
+        return sorted(self._ended_elsewhere.intersection(programs))
+
+    def end_elsewhere(self, program: str) -> None:
+        self._ended_elsewhere.add(program)
 
     def start(self, launch: Launch, fence: int) -> None:
         self.fence(fence)

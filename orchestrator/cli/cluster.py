@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from orchestrator.cli.completing import job_ids, node_ids
+from orchestrator.cli.completing import ANY, node_ids, tenant_names
 from orchestrator.cli.edge import Json, edge
-from orchestrator.cli.options import PATIENCE_S, Url, width
+from orchestrator.cli.options import PATIENCE_S, OneTenant, Url, width
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -101,7 +101,12 @@ def tenants_list(json_: Json = False, url: Url = None) -> None:
 
 @tenants.command("set", epilog="Example:  fleetune tenants set vision --weight 2 --guaranteed A100=8 --limit 16")
 def tenants_set(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Made where there is none.", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="Made where there is none.", autocompletion=tenant_names, show_default=False
+        ),
+    ],
     weight: Annotated[
         float | None, typer.Option("--weight", metavar="W", help="Share beside the others, e.g. 2 for twice as much.")
     ] = None,
@@ -135,7 +140,7 @@ def usage(
     month: Annotated[
         str | None, typer.Option("--month", metavar="YYYY-MM", help="Only that month (UTC) [all of them].")
     ] = None,
-    tenant: Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Only this tenant's.")] = None,
+    tenant: OneTenant = None,
     json_: Json = False,
     url: Url = None,
 ) -> None:
@@ -146,18 +151,20 @@ def usage(
         from jobs.errors import InputError
         from orchestrator.api import Usage
         from orchestrator.discovery import connected
+        from orchestrator.jobref import find_tenant
         from orchestrator.pages.cluster import usage_page
 
         if month is not None and not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", month):
             raise InputError(f"--month {month!r} is no month, as 2026-11 is")
         with connected(url, PATIENCE_S) as server:
-            told = server.get("/v1/usage", Usage, {"month": month, "tenant": tenant})
+            whose = None if tenant is None else find_tenant(server, tenant)
+            told = server.get("/v1/usage", Usage, {"month": month, "tenant": whose})
         typer.echo(_listed(told.rows) if json_ else usage_page(told.rows, width()))
 
 
 def events(
     job: Annotated[
-        str | None, typer.Option("--job", metavar="JOB", help="Only this job's.", autocompletion=job_ids)
+        str | None, typer.Option("--job", metavar="JOB", help="Only this job's.", autocompletion=ANY)
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=0, max=10_000, help="Most of the newest.")] = 50,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")] = False,
@@ -168,19 +175,19 @@ def events(
 
     With --json one object a line.
     """
-    with edge():
+    with edge(0 if follow else None):
         from orchestrator.discovery import connected
         from orchestrator.eventreading import EventReader
         from orchestrator.jobref import find_job, job_path
-        from orchestrator.pages.cluster import event_line
+        from orchestrator.pages.events import event_lines
 
         with connected(url, PATIENCE_S) as server:
             path = "/v1/events" if job is None else f"{job_path(find_job(server, job).job_id)}/events"
             reader = EventReader(server, path)
             shown = reader.newest(limit)
             while True:
-                for one in shown:
-                    typer.echo(one.model_dump_json() if json_ else event_line(one))
+                for line in (one.model_dump_json() for one in shown) if json_ else event_lines(shown):
+                    typer.echo(line)
                 if not follow:
                     return
                 time.sleep(FOLLOW_S)

@@ -1,25 +1,58 @@
-"""Completion of the command line: the shells' scripts, and the ids of jobs, which the server knows."""
+"""Completion of the command line: the shells' scripts, and what the server knows: ids, names, logs."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from orchestrator.cli.edge import edge
 
+if TYPE_CHECKING:
+    from orchestrator.api import JobView
+    from orchestrator.connection import Connection
+
 QUICK_S = 0.8  # a shell waits for this at every Tab
+OFFERED = 50
+
+Offers = Callable[[typer.Context, str], list[str]]
+Where = Callable[["JobView"], bool]
 
 
-def job_ids(incomplete: str) -> list[str]:
-    """Newest first; nothing where anything goes wrong."""
+def jobs_that(states: Collection[str] = (), where: Where | None = None) -> Offers:
+    """Ids of jobs that a command can do something with, the newest first; nothing where anything goes wrong.
+
+    Args:
+        states: only of jobs in these; none: in all.
+        where: and of which this is true.
+    """
+
+    def offered(context: typer.Context, incomplete: str) -> list[str]:
+        typed = context.params.get("jobs") or ()
+        return [one for one in _job_ids(incomplete, states, where) if one not in typed]
+
+    return offered
+
+
+UNFINISHED = ("queued", "starting", "running", "stopping")
+ANY = jobs_that()
+TO_CANCEL = jobs_that(UNFINISHED, lambda job: job.wanted != "cancel")
+TO_PAUSE = jobs_that(UNFINISHED, lambda job: job.wanted == "run")
+TO_RESUME = jobs_that(UNFINISHED, lambda job: job.wanted == "pause")
+TO_RETRY = jobs_that(("failed", "cancelled"))
+NOT_ENDED = jobs_that(UNFINISHED)
+TO_COME_AFTER = jobs_that((*UNFINISHED, "succeeded"), lambda job: job.wanted != "cancel")
+
+
+def _job_ids(incomplete: str, states: Collection[str], where: Where | None) -> list[str]:
     try:
-        from orchestrator.api import JobPage
-        from orchestrator.discovery import connect
+        from orchestrator.api import MOST_PAGE, JobPage
 
-        connection = connect(patience_s=0.0, answer_s=QUICK_S)
-        page = connection.get("/v1/jobs", JobPage, {"name": incomplete or None, "limit": 50})
-        return [job.job_id for job in page.jobs]
+        limit = OFFERED if where is None else MOST_PAGE
+        asked = {"name": incomplete or None, "state": list(states) or None, "limit": limit}
+        page = _server().get("/v1/jobs", JobPage, asked)
+        return [job.job_id for job in page.jobs if where is None or where(job)][:OFFERED]
     except Exception:
         return []
 
@@ -27,12 +60,52 @@ def job_ids(incomplete: str) -> list[str]:
 def node_ids(incomplete: str) -> list[str]:
     try:
         from orchestrator.api import Nodes
-        from orchestrator.discovery import connect
 
-        nodes = connect(patience_s=0.0, answer_s=QUICK_S).get("/v1/nodes", Nodes).nodes
+        nodes = _server().get("/v1/nodes", Nodes).nodes
         return [name for node in nodes if (name := node.name or node.node_id).startswith(incomplete)]
     except Exception:
         return []
+
+
+def tenant_names(incomplete: str) -> list[str]:
+    """Those that one may see."""
+    try:
+        from orchestrator.api import Tenants
+
+        known = _server().get("/v1/tenants", Tenants).tenants
+        return [one.name for one in known if one.name.startswith(incomplete)]
+    except Exception:
+        return []
+
+
+def state_names(incomplete: str) -> list[str]:
+    """Of several with commas between, the last."""
+    from orchestrator.queue.states import State
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{state}" for state in State if state.startswith(last)]
+
+
+def sources(context: typer.Context, incomplete: str) -> list[str]:
+    """The logs of the job that was typed before."""
+    try:
+        from orchestrator.api import LogSources
+        from orchestrator.jobref import find_job, job_path
+        from orchestrator.logreading import OUTPUT
+
+        server = _server()
+        # Behind an option whose value is still to come, arguments are only found among the rest.
+        job = find_job(server, context.params.get("job") or context.args[0])
+        found = server.get(f"{job_path(job.job_id)}/logs", LogSources).sources
+        return [one for one in dict.fromkeys((OUTPUT, *found)) if one.startswith(incomplete)]
+    except Exception:
+        return []
+
+
+def _server() -> Connection:
+    from orchestrator.discovery import connect
+
+    return connect(patience_s=0.0, answer_s=QUICK_S)
 
 
 def completion(

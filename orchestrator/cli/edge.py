@@ -43,13 +43,20 @@ def progress_of(quiet: bool) -> Progress:
 
 
 @contextlib.contextmanager
-def edge() -> Iterator[None]:
-    """One message for whatever went wrong, and the exit code."""
+def edge(until_interrupted: int | None = None) -> Iterator[None]:
+    """One message for whatever went wrong, and the exit code.
+
+    Args:
+        until_interrupted: the exit code after Ctrl-C of a command that goes on until then: nothing is said. None: one
+            that it interrupts, which is said, with 130.
+    """
     try:
         yield
     except FleetuneError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
+        if until_interrupted is not None:
+            raise typer.Exit(until_interrupted) from None
         _fail("interrupted", 130)
     except BrokenPipeError:  # `fleetune runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sys
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
-from orchestrator.cli.completing import job_ids
+from orchestrator.cli import completing
 
 YOURS: Final = "Runs of your own"
 QUEUE: Final = "The queue"
@@ -21,12 +21,20 @@ Url = Annotated[
     typer.Option("--url", metavar="URL", help="The server [FLEETUNE_URL, or else the server of this machine]."),
 ]
 JobId = Annotated[
-    str, typer.Argument(metavar="JOB", help="Id, or a unique start of it.", autocompletion=job_ids, show_default=False)
+    str,
+    typer.Argument(
+        metavar="JOB", help="Id, or a unique start of it.", autocompletion=completing.ANY, show_default=False
+    ),
 ]
-JobIds = Annotated[
-    list[str],
-    typer.Argument(metavar="JOB", help="Ids, or unique starts.", autocompletion=job_ids, show_default=False),
+OneTenant = Annotated[
+    str | None,
+    typer.Option("--tenant", metavar="NAME", help="Only this tenant's.", autocompletion=completing.tenant_names),
 ]
+
+
+def job_ids(offered: completing.Offers) -> Any:
+    """An argument of one id or more. `offered`: what is completed."""
+    return typer.Argument(metavar="JOB", help="Ids, or unique starts.", autocompletion=offered, show_default=False)
 
 
 def width() -> int | None:

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli import completing
 from orchestrator.cli.edge import Json, edge
-from orchestrator.cli.options import PATIENCE_S, JobIds, Url
+from orchestrator.cli.options import PATIENCE_S, Url, job_ids
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView
     from orchestrator.connection import Connection
 
-Order = Callable[["Connection", str], "JobView"]
+Order = Callable[["Connection", "JobView"], "JobView"]
 
 
-def cancel(jobs: JobIds, json_: Json = False, url: Url = None) -> None:
+def cancel(jobs: Annotated[list[str], job_ids(completing.TO_CANCEL)], json_: Json = False, url: Url = None) -> None:
     """Have jobs end, those that run and those that wait.
 
     Jobs that come after them will fail.
@@ -26,7 +27,7 @@ def cancel(jobs: JobIds, json_: Json = False, url: Url = None) -> None:
     _ask_all(jobs, _posted("cancel"), json_, url)
 
 
-def pause(jobs: JobIds, json_: Json = False, url: Url = None) -> None:
+def pause(jobs: Annotated[list[str], job_ids(completing.TO_PAUSE)], json_: Json = False, url: Url = None) -> None:
     """Have jobs save, leave what they hold, and wait for `resume`.
 
     A job that trains goes on from there. A command saves nothing by itself: it begins anew.
@@ -39,41 +40,52 @@ def pause(jobs: JobIds, json_: Json = False, url: Url = None) -> None:
     _ask_all(jobs, _posted("pause"), json_, url, said)
 
 
-def resume(jobs: JobIds, json_: Json = False, url: Url = None) -> None:
+def resume(jobs: Annotated[list[str], job_ids(completing.TO_RESUME)], json_: Json = False, url: Url = None) -> None:
     """Have paused jobs go on: training from its newest checkpoint."""
     _ask_all(jobs, _posted("resume"), json_, url)
 
 
-def retry(jobs: JobIds, json_: Json = False, url: Url = None) -> None:
-    """Queue jobs again that have failed or were cancelled."""
-    _ask_all(jobs, _posted("retry"), json_, url)
+def retry(jobs: Annotated[list[str], job_ids(completing.TO_RETRY)], json_: Json = False, url: Url = None) -> None:
+    """Queue jobs again that have failed or were cancelled.
+
+    A job that comes after one that has failed would fail again: give both.
+    """
+
+    def retried(server: Connection, job: JobView) -> JobView:
+        from orchestrator import retrying
+
+        return retrying.retry(server, job)
+
+    _ask_all(jobs, retried, json_, url)
 
 
 def priority(
-    jobs: JobIds,
+    jobs: Annotated[list[str], job_ids(completing.NOT_ENDED)],
     to: Annotated[int, typer.Option("--to", metavar="N", help="-1000 to 1000; higher ones go first.")],
     json_: Json = False,
     url: Url = None,
 ) -> None:
     """Change the priority of jobs."""
 
-    def put(server: Connection, path: str) -> JobView:
+    def put(server: Connection, job: JobView) -> JobView:
         from jobs.errors import InputError
         from jobs.queuespec import MOST_PRIORITY
         from orchestrator.api import JobView, Priority
+        from orchestrator.jobref import job_path
 
         if not -MOST_PRIORITY <= to <= MOST_PRIORITY:
             raise InputError(f"--to {to} is out of range: a priority is {-MOST_PRIORITY} to {MOST_PRIORITY}")
-        return server.put(f"{path}/priority", JobView, Priority(priority=to))
+        return server.put(f"{job_path(job.job_id)}/priority", JobView, Priority(priority=to))
 
     _ask_all(jobs, put, json_, url, lambda view: f"{_said(view)}, priority {view.priority}")
 
 
 def _posted(what: str) -> Order:
-    def post(server: Connection, path: str) -> JobView:
+    def post(server: Connection, job: JobView) -> JobView:
         from orchestrator.api import JobView
+        from orchestrator.jobref import job_path
 
-        return server.post(f"{path}/{what}", JobView)
+        return server.post(f"{job_path(job.job_id)}/{what}", JobView)
 
     return post
 
@@ -85,7 +97,7 @@ def _ask_all(
     with edge():
         from jobs.errors import FleetuneError
         from orchestrator.discovery import connected
-        from orchestrator.jobref import find_job, job_path
+        from orchestrator.jobref import find_job
 
         codes = [0]
 
@@ -101,9 +113,9 @@ def _ask_all(
 
         with connected(url, PATIENCE_S) as server:
             found = [tried(partial(find_job, server, one)) for one in given]
-            meant = {view.number: view.job_id for view in found if view is not None}
+            meant = {view.number: view for view in found if view is not None}
             # Parents have the lower numbers: a child that is queued again before its parent would fail again.
-            views = [tried(partial(order, server, job_path(meant[number]))) for number in sorted(meant)]
+            views = [tried(partial(order, server, meant[number])) for number in sorted(meant)]
         done = [view for view in views if view is not None]
         if as_json:
             typer.echo(f"[{', '.join(view.model_dump_json() for view in done)}]")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from orchestrator.cli import completing
 from orchestrator.cli.edge import Json, edge
-from orchestrator.cli.options import PATIENCE_S, JobId, Url, width
+from orchestrator.cli.options import PATIENCE_S, JobId, OneTenant, Url, width
 
 if TYPE_CHECKING:
     from orchestrator.api import EventView, JobView, WhyView
@@ -26,9 +27,14 @@ def queue(
     all_: Annotated[bool, typer.Option("--all", help="Also jobs that have ended.")] = False,
     state: Annotated[
         list[str] | None,
-        typer.Option("--state", metavar="STATE", help="Only these: queued, running, failed, ...; repeatable."),
+        typer.Option(
+            "--state",
+            metavar="STATE",
+            help="Only these: queued, running, failed, ...; repeatable.",
+            autocompletion=completing.state_names,
+        ),
     ] = None,
-    tenant: Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Only this tenant's.")] = None,
+    tenant: OneTenant = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=MOST_SHOWN, help="Most jobs that are shown.")] = 50,
     json_: Json = False,
     url: Url = None,
@@ -40,6 +46,7 @@ def queue(
     """
     with edge():
         from orchestrator.discovery import connected
+        from orchestrator.jobref import find_tenant
         from orchestrator.pages.queue import in_order, queue_page
         from orchestrator.queue.states import ENDED, State
         from orchestrator.queuereading import QueueReader
@@ -47,7 +54,7 @@ def queue(
         asked = _states(state)
         states = asked or [one for one in State if all_ or one not in ENDED]
         with connected(url, PATIENCE_S) as server:
-            reader = QueueReader(server, tenant)
+            reader = QueueReader(server, tenant if tenant is None else find_tenant(server, tenant))
             counts = reader.counts()
             jobs = in_order(reader.jobs(states, counts, limit))[:limit]
             if json_:
@@ -80,7 +87,13 @@ def logs(
     job: JobId,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job has ended.")] = False,
     source: Annotated[
-        str | None, typer.Option("--source", metavar="NAME", help="One log: driver, rank-0, output, ...")
+        str | None,
+        typer.Option(
+            "--source",
+            metavar="NAME",
+            help="One log: driver, rank-0, output, ...",
+            autocompletion=completing.sources,
+        ),
     ] = None,
     tail: Annotated[int | None, typer.Option("--tail", min=0, help="Only so many lines of the end of each.")] = None,
     json_: Json = False,
@@ -91,7 +104,7 @@ def logs(
     Each line has the log that it is of before it, unless --source asks for one. With -f across all attempts, until
     the job has ended.
     """
-    with edge():
+    with edge(130 if follow else None):
         from orchestrator.cli.logs import print_logs
         from orchestrator.discovery import connected
         from orchestrator.jobref import find_job

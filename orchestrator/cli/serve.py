@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from jobs.errors import InputError
+from orchestrator.cli import completing
 from orchestrator.cli.edge import Json, edge
+from orchestrator.pages.times import day
 
 if TYPE_CHECKING:
     from orchestrator.api import TokenSent, TokenView
@@ -67,6 +69,15 @@ def serve(
     python: Annotated[
         str | None, typer.Option("--python", metavar="PATH", help="Python that starts drivers, where they run.")
     ] = None,
+    protected: Annotated[
+        float,
+        typer.Option(
+            "--protected-s",
+            metavar="S",
+            min=0.0,
+            help="No attempt is interrupted for another job in its first S seconds.",
+        ),
+    ] = 600.0,
     take_over: Annotated[
         bool,
         typer.Option(
@@ -78,6 +89,7 @@ def serve(
 ) -> None:
     """Run the queue's server: take jobs, start and watch them."""
     with edge():
+        typer.echo("fleetune serve: starting ...", err=True)  # what follows is imported for seconds
         try:
             from orchestrator.server.process import Options, serve
         except ModuleNotFoundError as error:
@@ -91,6 +103,7 @@ def serve(
                 url=url,
                 shared=tuple(shared or ()),
                 python=python,
+                protected_s=protected,
                 take_over=take_over,
                 embedded=embedded,
                 verbose=verbose,
@@ -102,7 +115,10 @@ def serve(
 def add(
     name: TokenName,
     role: Annotated[Literal["admin", "member", "viewer"], typer.Option("--role", help="What it may do.")] = "member",
-    tenant: Annotated[str | None, typer.Option("--tenant", metavar="T", help="Whose jobs; of a member.")] = None,
+    tenant: Annotated[
+        str | None,
+        typer.Option("--tenant", metavar="T", help="Whose jobs; of a member.", autocompletion=completing.tenant_names),
+    ] = None,
     store: StoreUrl = None,
     url: ServerUrl = None,
     json_: Json = False,
@@ -194,10 +210,6 @@ def _opened(url: str, new: bool = False) -> Iterator[Store]:
 
 def _table(found: list[TokenView]) -> str:
     rows = [("NAME", "ROLE", "TENANT", "MADE", "REVOKED")]
-    rows += [(one.name, one.role, one.tenant or "all", _day(one.created_s), _day(one.revoked_s)) for one in found]
+    rows += [(one.name, one.role, one.tenant or "all", day(one.created_s), day(one.revoked_s)) for one in found]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _day(at_s: float | None) -> str:
-    return "" if at_s is None else time.strftime("%Y-%m-%d", time.gmtime(at_s))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.completing import job_ids
+from orchestrator.cli import completing
 from orchestrator.cli.edge import Json, Set, edge
 from orchestrator.cli.options import PATIENCE_S, Url
 
@@ -24,14 +24,20 @@ def submit(
         list[str], typer.Argument(metavar="SPEC", help="YAML or JSON files, or URLs.", show_default=False)
     ],
     set_: Set = None,
-    tenant: Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Whose job it is.")] = None,
+    tenant: Annotated[
+        str | None,
+        typer.Option("--tenant", metavar="NAME", help="Whose job it is.", autocompletion=completing.tenant_names),
+    ] = None,
     priority: Annotated[
         int | None, typer.Option("--priority", metavar="N", help="-1000 to 1000; higher ones go first [0].")
     ] = None,
     after: Annotated[
         list[str] | None,
         typer.Option(
-            "--after", metavar="JOB", help="Only once this job has succeeded; repeatable.", autocompletion=job_ids
+            "--after",
+            metavar="JOB",
+            help="Only once this job has succeeded; repeatable.",
+            autocompletion=completing.TO_COME_AFTER,
         ),
     ] = None,
     key: Annotated[

@@ -7,24 +7,23 @@ import os
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from jobs import storage
-from jobs.commandspec import CommandSpec
 from jobs.errors import FleetuneError, InputError
-from jobs.load import load_job_spec
 from jobs.queuespec import MOST_PRIORITY
 from jobs.runref import run_named
 from jobs.spec import Spec
 from jobs.validate import validate
-from orchestrator.api import MOST_JOBS, JobPage, JobView, Server, Submission
+from orchestrator.api import MOST_JOBS, JobView, Server, Submission
 from orchestrator.cli.logs import print_logs
-from orchestrator.client import asking, completed
+from orchestrator.client import asking, completed, submitted
 from orchestrator.connection import Connection
 from orchestrator.handle import JobHandle
 from orchestrator.jobref import find_job
 from orchestrator.pages.queue import metrics_words, size_words
 from orchestrator.queue.states import State
+from orchestrator.specnames import Named, named, of_one
 
 Say = Callable[[str], None]
 NAMED: Final = 5
@@ -51,14 +50,14 @@ def submit_all(server: Connection, asked: Asked, say: Say) -> list[JobView]:
         InputError: an option is wrong, or a spec, or a job that it comes after is not there.
     """
     _check_options(asked)
-    specs = [load_job_spec(path, asked.overrides) for path in asked.specs]
+    specs = named(asked.specs, asked.overrides)
     told = server.get("/v1/server", Server)
     if asked.check:
-        _check(specs, asked.specs, told, say)
+        _check(specs, told, say)
     parents = tuple(find_job(server, job).job_id for job in asked.after)
-    bodies: list[dict[str, Any]] = [asking(spec, asked.tenant, asked.priority, parents) for spec in specs]
+    bodies = asking(specs, asked.tenant, asked.priority, parents)
     body = Submission(specs=tuple(bodies), key=asked.key or uuid.uuid4().hex)
-    jobs = list(server.post("/v1/jobs", JobPage, body, again=True).jobs)
+    jobs = list(submitted(server, body, specs))
     for job in jobs:
         after = f", after {', '.join(job.after)}" if job.after else ""
         say(f"{job.state} {job.job_id} ({job.kind}, {size_words(job)}, tenant {job.tenant}{after})")
@@ -78,14 +77,27 @@ def _check_options(asked: Asked) -> None:
         raise InputError("--tenant is empty: leave it out, or give a name")
 
 
-def _check(specs: Sequence[Spec | CommandSpec], paths: Sequence[str], told: Server, say: Say) -> None:
+def _check(specs: Sequence[Named], told: Server, say: Say) -> None:
     """What `fleetune validate` finds, where model and data are here. Raises InputError."""
-    for spec, path in zip(specs, paths, strict=True):
+    several = len(specs) > 1
+    for one in specs:
+        spec, path = one.spec, one.name
         if isinstance(spec, Spec) and (meant := _meant(spec.model.path, path)):
             say(f"warning: {path}: model.path {spec.model.path} is taken for a model of the hub; {meant}")
         if isinstance(spec, Spec) and _is_here(spec):
-            for warning in validate(spec):
-                say(f"warning: {path}: {warning}" if len(paths) > 1 else f"warning: {warning}")
+            for warning in _warnings(one, several):
+                say(f"warning: {path}: {warning}" if several else f"warning: {warning}")
+
+
+def _warnings(one: Named, several: bool) -> list[str]:
+    """Raises InputError."""
+    assert isinstance(one.spec, Spec)
+    try:
+        return validate(one.spec)
+    except InputError as error:
+        if several:
+            raise of_one(error, one) from error
+        raise
 
 
 def _meant(model: str, path: str) -> str:

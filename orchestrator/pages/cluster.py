@@ -1,13 +1,12 @@
-"""What the queue's commands print of machines, tenants and events. Text only; asks nothing."""
+"""What the queue's commands print of machines and tenants. Text only; asks nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
 
-from orchestrator.api import EventView, NodeView, QuotaView, TenantView, UsageRow
-from orchestrator.pages.queue import at_words
-from orchestrator.pages.tables import columns, cut, plain
+from orchestrator.api import NodeView, QuotaView, TenantView, UsageRow
+from orchestrator.pages.tables import columns, cut
 
 LONGEST_NODE: Final = 16  # characters; Ray's ids have 56, and the start of one is enough for every command
 
@@ -82,9 +81,3 @@ def usage_page(rows: Sequence[UsageRow], width: int | None) -> str:
     gpu, cpu = sum(row.gpu_hours for row in rows), sum(row.cpu_hours for row in rows)
     total = ("together", "", f"{gpu:,.2f}", f"{cpu:,.2f}", "")
     return columns(head, [*shown, total] if len(shown) > 1 else shown, width)
-
-
-def event_line(event: EventView) -> str:
-    return "  ".join(
-        filter(None, (at_words(event.at_s), event.job_id or "cluster", plain(event.message or event.kind)))
-    )

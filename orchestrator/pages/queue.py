@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 from jobs.progress import duration
 from orchestrator.api import EventView, JobView, WhyView
+from orchestrator.pages.events import event_rows
 from orchestrator.pages.show import numbers, table
 from orchestrator.pages.tables import columns, plain
+from orchestrator.pages.times import at_words
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Reason, State, Wanted
+from orchestrator.queue.words import telling
 
 QUEUE_HEAD: Final = ("JOB", "STATE", "TENANT", "PRIO", "SIZE", "TIME", "STEP", "NEXT")
 DAY_S: Final = 86_400.0
@@ -127,16 +129,11 @@ def long_duration(seconds: float) -> str:
     return f"{seconds / DAY_S:.1f} days" if seconds >= 2 * DAY_S else duration(max(seconds, 0.0))
 
 
-def at_words(at_s: float | None) -> str:
-    """In the time of this machine; empty for None."""
-    return "" if at_s is None else f"{datetime.datetime.fromtimestamp(at_s):%Y-%m-%d %H:%M:%S}"
-
-
 def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], now_s: float, log_end: str = "") -> str:
     """`fleetune status`. `events`: the last ones; `log_end`: of a job that has failed."""
     state = _state(job)
-    message = "\n".join(map(plain, job.message.splitlines()))
-    named = f"{state} ({job.reason})" if str(job.reason) not in (state, "answered", "finished") else state
+    message = "\n".join(map(plain, telling(state, job.message).splitlines()))
+    named = f"{state} ({job.reason})" if telling(state, job.reason) else state
     rows = [
         ("job", job.job_id),
         ("state", f"{named}{f': {message}' if message else ''}"),
@@ -158,15 +155,14 @@ def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], 
         ("heard of", _heard(job, now_s)),
         ("run", job.run or ""),
         ("logs", f"fleetune logs {job.job_id}{'' if job.state in ENDED else ' -f'}" if job.attempt else ""),
+        ("go on", f"fleetune resume {job.job_id}" if state == "paused" else ""),
         ("again", f"fleetune retry {job.job_id}" if job.state in (State.FAILED, State.CANCELLED) else ""),
     ]
     parts = [table(row for row in rows if row[1])]
     if why is not None:
         parts.append(why.text)
     if events:
-        parts.append(
-            "last events:\n" + table(((at_words(one.at_s), plain(one.message or one.kind)) for one in events), "  ")
-        )
+        parts.append("last events:\n" + table(((at, what) for at, _, what in event_rows(events)), "  "))
     if log_end:
         parts.append(log_end)
     return "\n\n".join(parts)

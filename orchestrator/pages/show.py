@@ -20,6 +20,7 @@ from jobs.progress import duration
 from jobs.queuespec import Kind, OnEnd
 from jobs.record import how_to_go_on
 from jobs.spec import SCHEMA_VERSION, Spec
+from orchestrator.pages.times import when_written
 from orchestrator.runs import RunDetails, RunSummary
 
 Row = tuple[str, str]
@@ -176,7 +177,7 @@ def _data_of(spec: Mapping[str, Any]) -> str:
 
 
 def _event_row(event: Mapping[str, Any]) -> Row:
-    return str(event.get("at", ""))[:19].replace("T", " "), f"{event.get('kind', '')}: {event.get('message', '')}"
+    return when_written(str(event.get("at", ""))), f"{event.get('kind', '')}: {event.get('message', '')}"
 
 
 def reference(kind: Kind = "finetune") -> str:

@@ -106,7 +106,7 @@ def _told_to_stop(job: Job, seen: Seen) -> Move | None:
         return _move(job, State.STOPPING, Reason.TIMED_OUT, text)
     draining = seen.called({node for node, _ in job.placement} & seen.draining)
     if draining and job.preemptible:
-        return _move(job, State.STOPPING, Reason.DRAINED, f"{draining[0]} is to be left")
+        return _move(job, State.STOPPING, Reason.DRAINED, f"{draining[0]} is being drained")
     return None
 
 

@@ -34,9 +34,9 @@ class Before(StrEnum):
 class Obstacle(StrEnum):
     """What keeps the job from starting now."""
 
-    NONE = "nothing: it starts with the next pass"
+    NONE = "nothing keeps it, and it starts within seconds"
     RUNS = "it runs already"
-    HELD = "it is held by its owner"
+    HELD = "it is paused"
     AFTER = "it waits for the end of other jobs"
     EARLY = "it may not start yet"
     LIMIT = "its tenant's limit is reached"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from orchestrator.scheduling.forecast import Expected
 from orchestrator.scheduling.snapshot import Snapshot
@@ -36,8 +37,29 @@ def why_text(found: Why, snapshot: Snapshot, names: Sequence[str], nodes: Sequen
     if found.room_on:
         lines.append(_room_words(found, snapshot, called))
     if found.expected is not None:
-        lines.append(expected_words(found.expected))
+        lines.append(expected_words(found.expected, known=_ends_are_known(found)))
     return "\n".join(lines)
+
+
+def to_do(found: Why, name: str) -> str:
+    """What whoever has submitted it can do; '' where there is nothing to say. `name`: of the job."""
+    what = _TO_DO.get(found.obstacle, "")
+    if found.before and found.obstacle in (Obstacle.FULL, Obstacle.SCATTERED, Obstacle.PROMISED, Obstacle.BEHIND):
+        what += "; sooner, with a higher priority: fleetune priority {job} --to N"
+    return f"to do: {what.format(job=name)}" if what else ""
+
+
+_BY_ITSELF = "nothing: it starts by itself"
+_TO_DO: Final[Mapping[Obstacle, str]] = {
+    Obstacle.HELD: "fleetune resume {job} lets it go on",
+    Obstacle.EARLY: _BY_ITSELF,
+    Obstacle.LIMIT: "nothing, or ask an admin for a higher limit (fleetune tenants set)",
+    Obstacle.CLOSED: "ask an admin when they take something again; fleetune nodes says who has closed them, and why",
+    Obstacle.FULL: _BY_ITSELF,
+    Obstacle.SCATTERED: _BY_ITSELF,
+    Obstacle.PROMISED: _BY_ITSELF,
+    Obstacle.BEHIND: _BY_ITSELF,
+}
 
 
 def span(seconds: float) -> str:
@@ -49,21 +71,31 @@ def span(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
 
 
-def expected_words(expected: Expected) -> str:
+def expected_words(expected: Expected, known: bool = True) -> str:
+    """`known`: whether it is known for how long those jobs run that hold the nodes."""
     if expected.start_s is None or expected.earliest_s is None:
         return "expected start: not within the next weeks, as things are"
     if expected.start_s == 0 and expected.latest_s == 0:
         return "expected start: now"
     latest = "or later" if expected.latest_s is None else f"to {span(expected.latest_s)}"
-    return f"expected start: in {span(expected.start_s)} (from {span(expected.earliest_s)} {latest})"
+    guess = "" if known else ", if the jobs there take as long as others did lately"
+    return f"expected start: in {span(expected.start_s)} (from {span(expected.earliest_s)} {latest}){guess}"
+
+
+def _ends_are_known(found: Why) -> bool:
+    return all(ends is not None for node in found.nodes for _, _, ends in node.holders)
 
 
 def _free_words(found: Why) -> str:
     usable = sum(node.usable for node in found.nodes)
+    if not usable:
+        return "no node that it could use takes anything new"
     unit = "GPUs" if found.gang.gpus_per_worker else "CPUs"
+    where = "the 1 node" if usable == 1 else f"the {usable} nodes"
+    most = f", {found.most_on_one} of them on one node" if usable > 1 and found.free else ""
     foreign = sum(node.foreign for node in found.nodes)
     outside = f"; {foreign} are held outside Fleetune" if foreign else ""
-    return f"{found.free} {unit} are free on {usable} fitting nodes, {found.most_on_one} of them on one node{outside}"
+    return f"{found.free} {unit} are free on {where} that it could use{most}{outside}"
 
 
 def _telling(found: Why) -> list[NodeUse]:
@@ -73,28 +105,33 @@ def _telling(found: Why) -> list[NodeUse]:
 
 
 def _node_words(node: NodeUse, snapshot: Snapshot, names: Sequence[str], nodes: Sequence[str]) -> str:
-    held = [f"{names[row]} {slots} {_until(ends, snapshot.now_s)}" for row, slots, ends in node.holders[:_SHOWN]]
+    held = [f"{names[row]} has {slots}{_until(ends, snapshot.now_s)}" for row, slots, ends in node.holders[:_SHOWN]]
     more = len(node.holders) - _SHOWN
-    held += [f"{more} more"] if more > 0 else []
+    held += [f"{more} more jobs"] if more > 0 else []
     held += [f"{node.foreign} outside Fleetune"] if node.foreign else []
     state = "" if node.usable else " (takes nothing new)"
     return f"  {nodes[node.node]}{state}: {node.free} of {node.size} free; " + (", ".join(held) or "nobody there")
 
 
 def _until(ends: float | None, now_s: float) -> str:
-    return "until nobody knows when" if ends is None else f"for about {span(max(ends - now_s, 0.0))}"
+    return " (end unknown)" if ends is None else f" for about {span(max(ends - now_s, 0.0))} more"
 
 
 def _before_words(found: Why, names: Sequence[str]) -> str:
     counts = Counter(reason for _, reason in found.before)
-    reasons = ", ".join(f"{counts[reason]} {reason}" for reason in Before if counts[reason])
-    first = ", ".join(names[row] for row, _ in found.before[:_SHOWN])
-    return f"{len(found.before)} before it ({reasons}): {first}" + (", ..." if len(found.before) > _SHOWN else "")
+    first = ", ".join(names[row] for row, _ in found.before[:_SHOWN]) + (", ..." if len(found.before) > _SHOWN else "")
+    if len(counts) == 1:
+        reasons = next(iter(counts)).value
+    else:
+        reasons = ", ".join(f"{counts[reason]}: {reason}" for reason in Before if counts[reason])
+    many = "1 job goes" if len(found.before) == 1 else f"{len(found.before)} jobs go"
+    return f"{many} before it ({reasons}): {first}"
 
 
 def _room_words(found: Why, snapshot: Snapshot, called: Sequence[str]) -> str:
     nodes = ", ".join(called[node] for node in found.room_on[:_SHOWN])
     nodes += ", ..." if len(found.room_on) > _SHOWN else ""
+    others = "if nobody went before it, it" if found.before else "it"
     if found.room_at_s is None:
-        return f"if nobody went before it, it would wait for {nodes}, where nobody knows when the jobs end"
-    return f"if nobody went before it, it would have room on {nodes} in {span(found.room_at_s - snapshot.now_s)}"
+        return f"{others} would start on {nodes} once the jobs there end, and these do not say when"
+    return f"{others} would have room on {nodes} in {span(found.room_at_s - snapshot.now_s)}"

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from orchestrator.server import (
     driverroutes,
+    guestroutes,
     healthroutes,
     jobroutes,
     logroutes,
@@ -32,7 +33,7 @@ Jobs of a shared GPU cluster: submitted, watched, and moved.
 * A token goes into the header `Authorization: Bearer ...`. A server of this machine alone may do without.
 * What belongs to other tenants is answered like what does not exist.
 """
-_ROUTES = (jobroutes, logroutes, noderoutes, tenantroutes, tokenroutes, driverroutes, healthroutes)
+_ROUTES = (jobroutes, logroutes, noderoutes, tenantroutes, tokenroutes, driverroutes, guestroutes, healthroutes)
 
 
 def make_app(serving: Serving, say: Callable[[str], None]) -> ASGIApp:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -36,6 +36,7 @@ from orchestrator.server.serving import (
 )
 from orchestrator.service.admission import admit
 from orchestrator.service.caller import Caller
+from orchestrator.service.clients import check_client
 
 _MOST_LOOKED_AT = 20  # pages of changes for one answer
 
@@ -61,17 +62,27 @@ def _submitting(router: APIRouter, serving: Serving) -> None:
     )
     def submit(sent: api.Submission, caller: Writer) -> Response:
         """Sent again with the same `key`, it answers with the jobs that are there already."""
-        jobs = _submitted(serving, sent, caller)
+        if sent.client is not None:
+            check_client(sent.client)
+        digest = digest_of(sent.specs)
+        key = None if sent.key is None else SubmissionKey(caller.name, sent.key, digest)
+        jobs = submitted(serving, sent.specs, caller, key, sent.client)
         serving.meters.submitted.inc(len(jobs))
         serving.wake()
         return answer(api.JobPage(jobs=serving.views(jobs), next=None), 201)
 
 
-def _submitted(serving: Serving, sent: api.Submission, caller: Caller) -> tuple[Job, ...]:
-    digest = digest_of(sent.specs)
-    key = None if sent.key is None else SubmissionKey(caller.name, sent.key, digest)
+def submitted(
+    serving: Serving,
+    specs: Sequence[Mapping[str, Any]],
+    caller: Caller,
+    key: SubmissionKey | None,
+    client: str | None,
+    packages: Sequence[str] = (),
+) -> tuple[Job, ...]:
+    """`packages`: folders that are unpacked wherever these jobs run."""
     try:
-        new = admit(serving.surroundings, sent.specs, caller, sent.client)
+        new = admit(serving.surroundings, specs, caller, client, packages)
         return serving.store.submit(new, serving.now_s(), key)
     except FleetuneError as error:
         # What was taken once is answered again, also if it would not be taken any more.

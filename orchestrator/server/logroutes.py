@@ -8,15 +8,14 @@ from fastapi import APIRouter, Path
 from starlette.responses import Response
 
 from orchestrator import api
-from orchestrator.queue.records import Job, QueueEvent
+from orchestrator.queue.records import QueueEvent
 from orchestrator.server.ownership import Ownership
 from orchestrator.server.serving import After, Asker, JobId, Limit, Serving, answer, problems
 from orchestrator.server.serving import router as made
+from orchestrator.server.tokens import tokens_of
 from orchestrator.service import logs
-from orchestrator.service.driverkey import attempt_token
 
 _PAGE, _MOST_PAGES = 1000, 50  # of events, for one answer
-_MOST_ATTEMPTS = 100
 
 Source = Annotated[str, Path(max_length=300, description="One of `GET /v1/jobs/{job_id}/logs`.")]
 
@@ -109,7 +108,7 @@ def _logs(router: APIRouter, serving: Serving) -> None:
         def read() -> api.LogPart:
             job = serving.job(job_id, caller)
             found = logs.part(around, job, source, after)
-            scrub = serving.scrub.and_also(_tokens_of(serving, job))
+            scrub = serving.scrub.and_also(tokens_of(serving, job))
             return found.model_copy(update={"text": scrub.text(found.text)})
 
         return answer(await serving.slow.run(read))
@@ -126,9 +125,3 @@ def _logs(router: APIRouter, serving: Serving) -> None:
             return found.model_copy(update={"records": tuple(map(serving.scrub.value, found.records))})
 
         return answer(await serving.slow.run(read))
-
-
-def _tokens_of(serving: Serving, job: Job) -> list[str]:
-    """Those that its drivers were started with."""
-    key, attempts = serving.surroundings.driver_key.value(), range(max(job.attempt - _MOST_ATTEMPTS, 0), job.attempt)
-    return [attempt_token(key, job.job_id, attempt + 1) for attempt in attempts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ class Place:
         label: for people.
         same_machine: drivers are started on the server's own machine.
         one_machine: the workers too, all of them; on Ray, as long as it has one node.
+        session: the name of the Ray session, now; None: there is no Ray, or its head is elsewhere.
     """
 
     backend: Backend
@@ -34,6 +35,7 @@ class Place:
     label: str
     same_machine: bool
     one_machine: bool
+    session: Callable[[], str] | None = None
 
 
 def machines(address: str | None, store: Store, home: Path) -> Place:
@@ -74,7 +76,7 @@ def _ray(dashboard: str, store: Store, found: bool) -> Place:
         )
         raise BackendUnreachable(f"{error}{start}") from error
     here = is_loopback(parts.hostname)
-    return Place(backend, "ray", f"Ray at {dashboard}", here, here)
+    return Place(backend, "ray", f"Ray at {dashboard}", here, here, backend.session if here else None)
 
 
 def queue_id(store: Store) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from orchestrator.queue.records import QueueEvent
 from orchestrator.queue.states import ENDED, State
 from orchestrator.queue.store import Store
+from orchestrator.queue.words import telling
 from orchestrator.server.lookups import last_event
 from orchestrator.server.metrics import Meters
 
@@ -52,6 +53,7 @@ def lines_of(events: Sequence[QueueEvent]) -> list[str]:
 
 
 def _line(event: QueueEvent) -> str:
-    about = f"{event.job_id}: " if event.job_id is not None else ""
-    message = f" ({event.message})" if event.message and event.job_id is not None else event.message
-    return f"{about}{event.kind if event.job_id is not None else ''}{message}"
+    if event.job_id is None:
+        return event.message
+    message = telling(event.kind, event.message)
+    return f"{event.job_id}: {event.kind}{f' ({message})' if message else ''}"

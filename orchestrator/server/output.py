@@ -20,7 +20,7 @@ class Output:
 
     def say(self, text: str) -> None:
         """With the time (UTC)."""
-        self._write(f"{time.strftime('%H:%M:%S', time.gmtime())} {self.scrub.text(text)}")
+        self._write(f"{time.strftime('%H:%M:%SZ', time.gmtime())} {self.scrub.text(text)}")
 
     def greet(self, lines: Sequence[str]) -> None:
         self._write(self.scrub.text("\n".join(lines)))

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from cluster.errors import BackendUnreachable, FleetuneError, InputError
+from jobs.mistakes import must_be, shown
 from orchestrator.api import Problem
 from orchestrator.queue.errors import NotLeader, StoreBroken
 from orchestrator.server.scrub import Scrubber
@@ -21,6 +22,24 @@ from orchestrator.server.scrub import Scrubber
 TOLD = "fleetune.told"  # in the scope: its fault is in the log
 _AGAIN_S = 2
 _MOST_SHOWN = 10
+_SAID: Mapping[str, str] = {
+    "missing": "is missing",
+    "extra_forbidden": "there is no such key: GET /openapi.json lists those that there are",
+}
+_MUST_BE: Mapping[str, str] = {  # beside those of specs
+    "literal_error": "{expected}",
+    "enum": "{expected}",
+    "string_pattern_mismatch": "text of the form {pattern}",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object with keys",
+    "mapping_type": "an object with keys",
+    "model_type": "an object with keys",
+    "model_attributes_type": "an object with keys",
+}
 _NAMES: Mapping[int, str] = {400: "BadRequest", 404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
 
 
@@ -94,7 +113,7 @@ def route_of(scope: Mapping[str, Any]) -> str:
 
 
 def shape_message(errors: Sequence[Any]) -> str:
-    """Where, and what; never what was sent, which may be a secret."""
+    """Where, what is allowed, and what was given; of a text in a body, which may be a secret, only that it is one."""
     lines = [_line(error) for error in errors[:_MOST_SHOWN]]
     if len(errors) > _MOST_SHOWN:
         lines.append(f"and {len(errors) - _MOST_SHOWN} more")
@@ -104,7 +123,28 @@ def shape_message(errors: Sequence[Any]) -> str:
 def _line(error: Any) -> str:
     if error["type"] == "json_invalid":
         return f"the body is no JSON: {error['ctx']['error']}"
-    return f"{_place(error['loc'])}: {_lower(str(error['msg']))}"
+    return f"{_place(error['loc'])}: {_wrong(str(error['type']), error.get('ctx') or {}, error)}"
+
+
+def _wrong(mistake: str, context: Mapping[str, Any], error: Any) -> str:
+    if mistake in _SAID:
+        return _SAID[mistake]
+    allowed = must_be(mistake, context) or _MUST_BE.get(mistake, "").format(**context)
+    if not allowed or "input" not in error:  # a mistake that we have found ourselves says enough
+        return _lower(str(error["msg"]))
+    given = _given(error["input"], error["loc"])
+    return f"must be {allowed}{f', but is {given}' if given else ''}"
+
+
+def _given(value: Any, place: Sequence[int | str]) -> str:
+    """As it may be shown."""
+    if isinstance(value, str) and place[:1] == ("body",):
+        return f"a text of {len(value):,} characters" if value else "empty"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value):,}"
+    if isinstance(value, str | bool | int | float) or value is None:
+        return shown(value, "")
+    return "an object" if isinstance(value, Mapping) else ""
 
 
 def _place(place: Sequence[int | str]) -> str:

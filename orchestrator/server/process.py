@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from os import getpid
@@ -16,6 +17,7 @@ from pathlib import Path
 import uvicorn
 
 from cluster.errors import InputError
+from cluster.sessionrecord import SessionRecord
 from cluster.settings import fleetune_home, server_secrets
 from cluster.this_machine import machine_name
 from orchestrator.queue.clock import SystemClock
@@ -23,13 +25,15 @@ from orchestrator.queue.controller import Controller
 from orchestrator.queue.errors import StoreBroken
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.store import Store
+from orchestrator.scheduling.policy import DEFAULT
 from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.server import greeting
+from orchestrator.server.announcing import Announcing
 from orchestrator.server.app import make_app
 from orchestrator.server.auth import Tokens, is_loopback
 from orchestrator.server.embedding import Embedding
 from orchestrator.server.listening import listen, url_for_drivers, url_here
-from orchestrator.server.machines import Place, machines
+from orchestrator.server.machines import Place, machines, queue_id
 from orchestrator.server.metrics import Cluster, Meters
 from orchestrator.server.news import News
 from orchestrator.server.output import Output
@@ -47,6 +51,7 @@ from orchestrator.store import open_store
 TENANT = "default"  # there from the start, so that a first submission works
 _SWITCH_S = 5e-4  # a pass computes for up to a second, and no request is to wait 5 ms for each of its turns
 _ENDS_WITHIN_S = 3
+_GUESTS_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Options:
     url: str | None = None
     shared: tuple[str, ...] = ()
     python: str | None = None
+    protected_s: float = DEFAULT.protected_s
     take_over: bool = False
     embedded: bool = False
     verbose: bool = False
@@ -85,9 +91,19 @@ def serve(options: Options) -> None:
         store = stack.enter_context(_opened(options, home))
         place = machines(options.address, store, home)
         stack.callback(place.backend.close)
+        _check_python(options.python, place)
         around = _surroundings(options, store, place, url_for_drivers(sock, options.url), secrets)
         stack.callback(around.close)
         _Server(options, around, place, sock, home, output).run()
+
+
+def _check_python(given: str | None, place: Place) -> None:
+    """Where jobs run without Ray; of other machines nobody knows what they have. Raises InputError."""
+    if given is not None and place.engine == "local" and shutil.which(given) is None:
+        raise InputError(
+            f"--python {given}: there is no such program on this machine. Give the path of a Python that has Fleetune, "
+            "or leave it out: then drivers are started with the server's own"
+        )
 
 
 @contextlib.contextmanager
@@ -113,6 +129,7 @@ def _surroundings(options: Options, store: Store, place: Place, url: str, secret
         store=store,
         backend=place.backend,
         clock=SystemClock(float(store.facts().get(NEWEST, "0"))),
+        policy=replace(DEFAULT, protected_s=options.protected_s),
         engine=place.engine,
         url=url,
         shared=tuple(str(Path(folder).absolute()) for folder in options.shared),
@@ -176,6 +193,10 @@ class _Server:
         # Also without --embedded: a script may use a server that was there before it.
         after.append(partial(clients.cancel_what_the_gone_left, around, self._home))
         after.append(Minute(partial(clients.forget_the_gone, around, self._home)))
+        if self._place.session is not None:
+            record = SessionRecord(around.url, queue_id(store))
+            after.append(Minute(Announcing(self._place.session, record, self._output.say), _GUESTS_EVERY_S))
+        after.append(Minute(partial(clients.cancel_what_guests_left, around), _GUESTS_EVERY_S))
         if self._options.embedded:
             after.append(Embedding(store, self._home, self._end))
         return after

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jobs.fields import did_you_mean
 from orchestrator import api
 from orchestrator.queue.errors import NameTaken, QueueError, UnknownTenant
 from orchestrator.queue.records import Role, Token
@@ -30,11 +31,15 @@ def add(store: Store, name: str, role: Role, tenant: str | None, now_s: float) -
 
 def _check(store: Store, name: str, role: Role, tenant: str | None) -> None:
     if role is Role.ADMIN and tenant is not None:
-        raise QueueError("an admin acts for all tenants: leave the tenant out, or make it a member")
+        raise QueueError("an admin acts for all tenants: leave --tenant out, or say --role member")
     if role is Role.MEMBER and tenant is None:
-        raise QueueError("a member needs a tenant: say whose jobs it may touch")
+        raise QueueError(
+            "a member belongs to a tenant: say to which with --tenant NAME. `fleetune tenants` lists them, and "
+            "`fleetune tenants set NAME` makes one"
+        )
     if tenant is not None and tenant not in {one.name for one in store.tenants()}:
-        raise UnknownTenant(f"there is no tenant {tenant!r}: make it first")
+        hint = did_you_mean(tenant, [one.name for one in store.tenants()])
+        raise UnknownTenant(f"there is no tenant {tenant!r}{hint or f': fleetune tenants set {tenant} makes it'}")
     known = store.tokens()
     if any(token.name == name for token in known):
         raise NameTaken(f"there is, or was, a token {name!r}: give this one another name")

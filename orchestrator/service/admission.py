@@ -19,7 +19,6 @@ from orchestrator.queue.states import State
 from orchestrator.scheduling.quota import check_within_limit
 from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.service.caller import Caller
-from orchestrator.service.clients import check_client
 from orchestrator.service.parents import Parents
 from orchestrator.service.problems import Problems
 from orchestrator.service.readable import Readable
@@ -30,22 +29,25 @@ DEFAULT_TENANT = "default"
 
 
 def admit(
-    surroundings: Surroundings, specs: Sequence[Mapping[str, Any]], caller: Caller, client: str | None = None
+    surroundings: Surroundings,
+    specs: Sequence[Mapping[str, Any]],
+    caller: Caller,
+    client: str | None = None,
+    packages: Sequence[str] = (),
 ) -> list[NewJob]:
     """Jobs in the order of the specs, to be given to `Store.submit`. Nothing is written here.
 
     Args:
         specs: JSON, resolved by the client.
-        client: `orchestrator.api.Submission.client`.
+        client: with whose end they are cancelled.
+        packages: folders that their workers see, whatever machine they run on.
 
     Raises:
         InputError: of the class of what is wrong (SpecError, CapacityError, Forbidden, UnknownTenant, UnknownJob,
             ParentFailed, ...), or QueueError where several things are.
         StoreBroken: tried again later.
     """
-    if client is not None:
-        check_client(client)
-    problems, admission = Problems(len(specs)), _Admission(surroundings, specs, caller)
+    problems, admission = Problems(len(specs)), _Admission(surroundings, specs, caller, packages)
     jobs = []
     for number, value in enumerate(specs, 1):
         try:
@@ -65,10 +67,16 @@ def admit(
 class _Admission:
     """One submission: what was found for one of its specs holds for the others."""
 
-    def __init__(self, surroundings: Surroundings, specs: Sequence[Mapping[str, Any]], caller: Caller) -> None:
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        specs: Sequence[Mapping[str, Any]],
+        caller: Caller,
+        packages: Sequence[str],
+    ) -> None:
         self._surroundings, self._caller = surroundings, caller
         self._tenants = {tenant.name: tenant for tenant in surroundings.store.tenants()}
-        self._readable = Readable(surroundings.shared, surroundings.shares_files)
+        self._readable = Readable(surroundings.shared, surroundings.shares_files, packages)
         names = frozenset(name for value in specs if isinstance(name := value.get("name"), str))
         self._parents = Parents(surroundings.store, caller, names)
         self._fits: dict[Gang, CapacityError | None] = {}
@@ -131,7 +139,11 @@ class _Admission:
             name = self._usual_tenant()
         caller.check_may_touch(name)
         if name not in known:
-            some = ", ".join(sorted(known)[:20]) or "there are none yet: fleetune tenants put NAME makes one"
+            some = (
+                f"there are {', '.join(sorted(known)[:20])}"
+                if known
+                else "there are none yet: fleetune tenants set NAME"
+            )
             raise UnknownTenant(f"there is no tenant {name!r}{did_you_mean(name, known) or f': {some}'}")
         return known[name]
 

@@ -7,15 +7,19 @@ import fcntl
 import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.queue.errors import JobEnded, QueueError
+from orchestrator.queue.records import Job
 from orchestrator.queue.states import Wanted
 from orchestrator.queue.store import Change
+from orchestrator.service.guests import guest_of
 from orchestrator.service.surroundings import Surroundings
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _BY = "the end of its client"
+_BY_GUEST = "the end of its ray job"
 _NEW_S = 3600.0
 
 
@@ -37,15 +41,31 @@ def cancel_what_the_gone_left(surroundings: Surroundings, home: Path) -> int:
     Raises:
         StoreBroken: nothing is lost; the next call goes on.
     """
-    jobs = [job for job in surroundings.store.of_clients() if job.wanted is not Wanted.CANCEL]
+    jobs = [job for job in surroundings.store.of_clients() if job.wanted is not Wanted.CANCEL and guest_of(job) is None]
     lives = {client: is_alive(home, client) for client in {job.client for job in jobs if job.client is not None}}
+    return _cancel(surroundings, [job for job in jobs if job.client is not None and not lives[job.client]], _BY)
+
+
+def cancel_what_guests_left(surroundings: Surroundings) -> int:
+    """The same for programs that Ray has started and says have ended. One that Ray does not know any more, as after the
+    head was started anew, has not been ended by anybody: its jobs go on.
+
+    Raises:
+        StoreBroken, BackendUnreachable: nothing is lost; the next call goes on.
+    """
+    jobs = [job for job in surroundings.store.of_clients() if job.wanted is not Wanted.CANCEL]
+    guests = {job.job_id: guest for job in jobs if (guest := guest_of(job)) is not None}
+    if not guests:
+        return 0
+    ended = surroundings.backend.ended_elsewhere(sorted(set(guests.values())))
+    return _cancel(surroundings, [job for job in jobs if guests.get(job.job_id) in ended], _BY_GUEST)
+
+
+def _cancel(surroundings: Surroundings, jobs: Sequence[Job], by: str) -> int:
     asked = 0
     for job in jobs:
-        if job.client is not None and not lives[job.client]:
-            try:
-                surroundings.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), surroundings.clock.now_s(), _BY)
-            except JobEnded:
-                continue
+        with contextlib.suppress(JobEnded):
+            surroundings.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), surroundings.clock.now_s(), by)
             asked += 1
     return asked
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -20,12 +21,13 @@ from orchestrator.queue.store import Filter
 from orchestrator.scheduling.forecast import Expected, expected_starts, rough_start
 from orchestrator.scheduling.snapshot import Snapshot, Tenant
 from orchestrator.scheduling.why import Why, why
-from orchestrator.scheduling.whytext import why_text
+from orchestrator.scheduling.whytext import to_do, why_text
 from orchestrator.service import storytext
 from orchestrator.service.caller import ANYBODY, Caller
 from orchestrator.service.surroundings import Surroundings
 
 _KEPT_S = 5.0
+_NEW_KEPT_S = 0.5  # for a job that is not in it
 _ANSWERS_KEPT = 1000
 _ENDED_LATELY = 200
 _SHARES_KEPT_S = 60.0
@@ -54,7 +56,7 @@ class Explainer:
         self._lock = threading.Lock()  # one of them looks, the others wait for what it finds
         self._book = Book(surroundings.store)
         self._moment: _Moment | None = None
-        self._until_s = 0.0
+        self._looked_s = -math.inf
         self._shares: Shares | None = None
         self._shares_until_s = 0.0
         self._answers: OrderedDict[tuple[str, int, str | None], WhyView] = OrderedDict()
@@ -94,6 +96,8 @@ class Explainer:
         whose = None if caller.tenant is None or caller.is_admin else caller.tenant
         with self._lock:
             moment = self._now()
+            if moment is not None and job.job_id not in moment.row_of:  # it has only just come
+                moment = self._now(_NEW_KEPT_S)
             key = (job.job_id, job.changed, whose)
             if (known := self._answers.get(key)) is not None:
                 return known
@@ -105,27 +109,35 @@ class Explainer:
 
     def _explained(self, job: Job, caller: Caller, moment: _Moment | None) -> WhyView:
         if moment is None:
-            return _said(f"{job.job_id} waits: the machines do not answer, and nothing is started until they do")
+            return _said(
+                f"{job.job_id} waits: the machines do not answer, and nothing is started until they do\n"
+                "to do: nothing, if they come back; ask whoever keeps them"
+            )
         row = moment.row_of.get(job.job_id)
         if row is None:
             return _said(f"{job.job_id} is new in the queue: ask again in a few seconds")
         try:
             check_can_ever_fit(job.gang, moment.cluster.inventory)
         except CapacityError as error:
-            return _said(f"{job.job_id} waits for machines that are not there: {error}")
+            return _said(
+                f"{job.job_id} waits for machines that are not there: {error}\nto do: wait until there are; or "
+                f"fleetune cancel {job.job_id}, and submit it again with less"
+            )
         found = why(moment.snapshot, self._surroundings.policy, row, moment.ran_s, expects=False)
         if moment.snapshot.waiting[row]:
             found = replace(found, expected=self._expected(moment, found))
         names = [_name(one, caller) for one in moment.jobs]
         labels = moment.cluster.inventory.labels
         called = [labels.get(node, node) for node in moment.snapshot.cluster.names]
-        text = why_text(found, moment.snapshot, names, called)
-        if moment.silent:
-            text += "\nthe machines do not answer now: nothing is started until they do"
-        if closed := storytext.closed(found, moment.snapshot.cluster.names, moment.rules, called):
-            text += f"\n{closed}"
-        if limit := storytext.limit(found, moment.tenants.get(job.tenant)):
-            text += f"\n{limit}"
+        lines = [
+            why_text(found, moment.snapshot, names, called),
+            storytext.put_back(job),
+            "the machines do not answer now: nothing is started until they do" if moment.silent else "",
+            storytext.closed(found, moment.snapshot.cluster.names, moment.rules, called),
+            storytext.limit(found, moment.tenants.get(job.tenant)),
+            to_do(found, job.job_id),
+        ]
+        text = "\n".join(filter(None, lines))
         expected, now_s = found.expected, moment.snapshot.now_s
         if expected is None:
             return _said(text)
@@ -144,12 +156,12 @@ class Explainer:
         row = len(rows) - 1
         return expected_starts(part, self._surroundings.policy, [row], moment.ran_s)[row]
 
-    def _now(self) -> _Moment | None:
+    def _now(self, kept_s: float | None = None) -> _Moment | None:
         """None: the machines have never answered."""
-        if time.monotonic() >= self._until_s:
+        if time.monotonic() >= self._looked_s + (self._kept_s if kept_s is None else min(kept_s, self._kept_s)):
             self._moment = self._look()
             self._answers.clear()
-            self._until_s = time.monotonic() + self._kept_s
+            self._looked_s = time.monotonic()
         return self._moment
 
     def _look(self) -> _Moment | None:

@@ -7,6 +7,7 @@ from cluster.settings import DriverPlace
 from orchestrator.queue.controller import LaunchOf
 from orchestrator.queue.records import Job
 from orchestrator.service.driverkey import attempt_token
+from orchestrator.service.guests import guest_of
 from orchestrator.service.surroundings import Surroundings
 
 __all__ = ["attempt_token", "launch_of"]
@@ -22,6 +23,7 @@ def launch_of(surroundings: Surroundings) -> LaunchOf:
             job.submission,
             (*surroundings.python, "-m", "jobs.drive"),
             environment=place.environment(),
+            like=guest_of(job),
             metadata={"job": job.job_id, "tenant": job.tenant, "gpus": _gpus(job)},
         )
 

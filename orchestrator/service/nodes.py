@@ -12,7 +12,11 @@ from orchestrator.queue.records import Lease, NodeOrder, NodeRule, QueueEvent
 from orchestrator.service.caller import ANYBODY, Caller
 from orchestrator.service.surroundings import Surroundings
 
-_DONE = {NodeOrder.USE: "is in use again", NodeOrder.CORDON: "takes nothing new", NodeOrder.DRAIN: "is to be left"}
+_DONE = {
+    NodeOrder.USE: "is used again",
+    NodeOrder.CORDON: "takes nothing new",
+    NodeOrder.DRAIN: "is drained: what runs there goes elsewhere",
+}
 
 
 def nodes(surroundings: Surroundings, caller: Caller = ANYBODY) -> Nodes:
@@ -39,7 +43,7 @@ def order(surroundings: Surroundings, node_id: str, sent: NodeOrderSent, caller:
         raise UnknownNode(f"there is no node {node_id!r}{did_you_mean(node_id, known) or some}")
     now_s, what = surroundings.clock.now_s(), NodeOrder(sent.order)
     surroundings.store.put_node_rule(NodeRule(node_id, what, caller.name, sent.reason, now_s))
-    said = f"{surroundings.machines.label(node_id)} {_DONE[what]}: {caller.name} orders it"
+    said = f"{surroundings.machines.label(node_id)} {_DONE[what]}, by order of {caller.name}"
     said += f" ({sent.reason})" if sent.reason else ""
     data = {"node": node_id, "by": caller.name}
     surroundings.store.add_events([QueueEvent(now_s, what.value, said, data=data)])

@@ -6,7 +6,7 @@ import glob
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from cluster.errors import InputError
 from jobs import storage
@@ -26,8 +26,10 @@ class NotReadable(InputError):
 class Readable:
     """Remembers what it has found, for one submission."""
 
-    def __init__(self, shared: tuple[str, ...], one_machine: bool) -> None:
+    def __init__(self, shared: tuple[str, ...], one_machine: bool, packages: Sequence[str] = ()) -> None:
+        """`packages`: folders that Ray unpacks wherever the job runs; what is written there is lost."""
         self._shared = tuple(os.path.normpath(root) for root in shared)
+        self._packages = tuple(os.path.normpath(root) for root in packages)
         self._one_machine = one_machine
         self._known: dict[tuple[str, str, bool], str | None] = {}
 
@@ -51,7 +53,9 @@ class Readable:
         if not os.path.isabs(path):
             return f"{given} is no absolute path, and where it begins is not known here: give all of it, or a URL"
         path = os.path.normpath(path)
-        root = next((root for root in self._shared if path == root or path.startswith(root.rstrip("/") + "/")), None)
+        if not is_written and _root_of(path, self._packages) is not None:
+            return _is_not_there(field, path) if os.path.isdir(os.path.dirname(path)) else None
+        root = _root_of(path, self._shared)
         if root is None and not self._one_machine:
             return self._elsewhere(field, given)
         if root is not None and not self._one_machine and not os.path.isdir(root):
@@ -67,6 +71,10 @@ class Readable:
             f"{path} is a path of one machine, and the workers run on others, which cannot read it. Upload it, as "
             f"`fleetune upload {shlex.quote(path)} s3://BUCKET/FOLDER`, and give that URL.{seen}"
         )
+
+
+def _root_of(path: str, roots: Sequence[str]) -> str | None:
+    return next((root for root in roots if path == root or path.startswith(root.rstrip("/") + "/")), None)
 
 
 def named_paths(spec: Spec | CommandSpec) -> Iterator[tuple[str, str, bool]]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from cluster.resources import workers
 from orchestrator.queue.advice import advice
 from orchestrator.queue.records import Job, NodeOrder, NodeRule
-from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.retry import BUDGETS
+from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State, Wanted
+from orchestrator.queue.words import does, telling
 from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.scheduling.why import Obstacle, Why
 from orchestrator.scheduling.whytext import span
@@ -16,7 +19,8 @@ _SHOWN = 10
 
 def ended(job: Job, now_s: float) -> str:
     ago = "" if job.ended_s is None else f" {span(max(now_s - job.ended_s, 0.0))} ago"
-    lines = [f"{job.job_id} has {_ENDED[job.state]}{ago}" + (f": {job.message}" if job.message else "")]
+    more = telling(job.state, job.message)
+    lines = [f"{job.job_id} {_ENDED[job.state]}{ago}{f': {more}' if more else ''}"]
     if job.attempt:
         times = "once" if job.attempt == 1 else f"{job.attempt} times"
         lines.append(f"it was started {times} and ran for {span(job.attained_s)} in all")
@@ -29,40 +33,68 @@ def ended(job: Job, now_s: float) -> str:
     return "\n".join(lines)
 
 
-_ENDED = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.CANCELLED: "been cancelled"}
+_ENDED = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.CANCELLED: "was cancelled"}
 
 
 def holding(job: Job, now_s: float, label: Callable[[str], str]) -> str:
     """Of a job that holds a lease."""
-    where = ", ".join(f"{label(node)} ({workers})" for node, workers in job.placement)
+    where = ", ".join(f"{label(node)} ({workers(count)})" for node, count in job.placement)
     for_s = now_s - (job.started_s if job.started_s is not None else now_s)
-    lines = [f"{job.job_id} {_HOLDS[job.state]} on {where}, since {span(max(for_s, 0.0))}"]
+    lines = [f"{job.job_id} {does(job.state)} on {where}; it has been there for {span(max(for_s, 0.0))}"]
     if job.state is State.STOPPING:
-        lines.append(f"it was told to stop: {job.message or job.reason.value}")
+        lines += [f"why it stops: {job.message or job.reason.value}", _after_the_stop(job)]
     elif job.wanted is not Wanted.RUN:
-        lines.append(f"its owner wants it to {job.wanted.value}: it will be told with the next pass")
+        lines.append(f"it was asked to {_ASKED[job.wanted]}, and is told so within seconds")
     if job.total_steps:
         lines.append(f"step {job.step} of {job.total_steps}")
     elif job.step:
         lines.append(f"step {job.step}")
-    if job.remaining_s is not None and job.state is not State.STOPPING:
-        lines.append(f"about {span(max(job.remaining_s, 0.0))} remain, as it measures")
+    if job.state is not State.STOPPING:
+        lines += _until_its_end(job, for_s)
     if job.heard_s is not None:
-        lines.append(f"its driver was heard {span(max(now_s - job.heard_s, 0.0))} ago")
+        lines.append(f"it was last heard of {span(max(now_s - job.heard_s, 0.0))} ago")
     elif job.state is State.STARTING:
-        lines.append("its driver has not answered yet")
+        lines.append("its program is being started, and has not answered yet")
+    if job.state is State.RUNNING:
+        lines.append(f"to watch it: fleetune logs {job.job_id} -f")
     return "\n".join(lines)
 
 
-_HOLDS = {State.STARTING: "is starting", State.RUNNING: "runs", State.STOPPING: "is stopping"}
+_ASKED = {Wanted.CANCEL: "end", Wanted.PAUSE: "pause"}
+
+
+def _until_its_end(job: Job, for_s: float) -> list[str]:
+    """When a job that runs is expected to end."""
+    lines = []
+    if job.remaining_s is not None:
+        lines.append(f"it is expected to end in about {span(max(job.remaining_s, 0.0))}, as it measures")
+    elif job.state is State.RUNNING:
+        what = "a command does not say" if job.kind == "command" else "it has not measured yet"
+        lines.append(f"{what} how long it will take")
+    if job.max_runtime_s is not None:
+        left_s = max(job.max_runtime_s - job.attained_s - for_s, 0.0)
+        lines.append(f"it may run for {span(left_s)} more (max_runtime_s)")
+    return lines
+
+
+def _after_the_stop(job: Job) -> str:
+    """Where a STOPPING job goes, as far as that is known."""
+    if job.wanted is Wanted.CANCEL:
+        return "it will be cancelled once its program has ended"
+    if job.wanted is Wanted.PAUSE:
+        return f"then it is paused, until somebody says: fleetune resume {job.job_id}"
+    if job.reason in BUDGETS:
+        how = "goes on from its newest checkpoint" if job.kind == "finetune" else "begins anew"
+        return f"then it goes back into the queue by itself, and {how}"
+    return "it ends with that"
 
 
 def not_wanted(job: Job, now_s: float) -> str:
     """Of a QUEUED job that its owner does not want to run."""
     if job.wanted is Wanted.PAUSE:
         since = span(max(now_s - job.waiting_since_s, 0.0))
-        return f"{job.job_id} is paused by its owner, since {since}\nto do: fleetune resume {job.job_id}"
-    return f"{job.job_id} is to be cancelled, and will be with the next pass"
+        return f"{job.job_id} has been paused for {since}, by order\nto do: fleetune resume {job.job_id} lets it go on"
+    return f"{job.job_id} was asked to end, and will be cancelled within seconds"
 
 
 def waits_for(job: Job, parents: Sequence[Job], names: Sequence[str]) -> str:
@@ -71,14 +103,38 @@ def waits_for(job: Job, parents: Sequence[Job], names: Sequence[str]) -> str:
         parents: those that have not succeeded.
         names: by which the caller may know them.
     """
-    lines = [f"{job.job_id} waits for {'another job' if len(parents) == 1 else f'{len(parents)} other jobs'}:"]
-    for parent, name in list(zip(parents, names, strict=True))[:_SHOWN]:
-        left = "" if parent.remaining_s is None else f", about {span(max(parent.remaining_s, 0.0))} remain"
-        paused = " (paused)" if parent.wanted is Wanted.PAUSE else ""
-        lines.append(f"  {name} is {parent.state.value}{paused}{left}")
-    if len(parents) > _SHOWN:
-        lines.append(f"  and {len(parents) - _SHOWN} more")
+    told = [f"{name}, which {_how_it_is(parent)}" for parent, name in zip(parents, names, strict=True)]
+    if len(told) == 1:
+        lines = [f"{job.job_id} starts after {told[0]}"]
+    else:
+        lines = [f"{job.job_id} starts after {len(told)} other jobs:", *(f"  {one}" for one in told[:_SHOWN])]
+        lines += [f"  and {len(told) - _SHOWN} more"] if len(told) > _SHOWN else []
+    it = "it" if len(told) == 1 else "each of them"
+    lines.append(f"it waits until {it} has succeeded, and then for nodes; if one fails, this one fails, too")
+    named = [(parent, name) for parent, name in zip(parents, names, strict=True) if parent.job_id == name]
+    paused = [name for parent, name in named if parent.wanted is Wanted.PAUSE]
+    waits = [name for parent, name in named if parent.state is State.QUEUED and parent.wanted is Wanted.RUN]
+    if paused:
+        lines.append(f"to do: fleetune resume {' '.join(paused[:_SHOWN])}")
+    elif waits:
+        lines.append(f"to do: nothing; what it waits for in turn: fleetune why {waits[0]}")
+    else:
+        lines.append("to do: nothing; it starts by itself")
     return "\n".join(lines)
+
+
+def _how_it_is(parent: Job) -> str:
+    left = "" if parent.remaining_s is None else f" and ends in about {span(max(parent.remaining_s, 0.0))}"
+    return does(parent.state, parent.wanted) + (left if parent.state in HOLDS_A_LEASE else "")
+
+
+def put_back(job: Job) -> str:
+    """Why a job that has run before waits again; '' for any other."""
+    if not job.attempt or job.reason in (Reason.SUBMITTED, Reason.RETRIED):
+        return ""
+    if job.reason is Reason.PAUSED:
+        return "it was paused, and is to go on"
+    return f"it has run before, and was put back: {job.message or job.reason.value.replace('-', ' ')}"
 
 
 def limit(found: Why, tenant: Tenant | None) -> str:

@@ -12,6 +12,7 @@ from orchestrator.queue.errors import JobEnded, NotEnded, UnknownJob
 from orchestrator.queue.records import Job, Measured, QueueEvent
 from orchestrator.queue.states import ENDED, State
 from orchestrator.queue.store import Change, Filter
+from orchestrator.queue.words import HAS_ENDED
 from orchestrator.store import history, pages, steps
 from orchestrator.store.numbers import take
 from orchestrator.store.rows import ASKED, HEARD, JOB_COLUMNS, MEASURED, MOVED, Values, job_of, values_of
@@ -77,7 +78,7 @@ def ask(connection: Connection, job_id: str, change: Change, now_s: float, by: s
     numbers = take(connection, changes=1, events=1)
     job = get(connection, job_id)
     if job.state in ENDED:
-        raise JobEnded(f"job {job_id} has ended: it is {job.state}")
+        raise JobEnded(f"job {job_id} {HAS_ENDED[job.state]}: it is too late for that")
     job = steps.asked(job, change, now_s, numbers.change + 1, parents_ended_s(connection, [job]).get(job_id, 0.0))
     write(connection, [job], ASKED)
     history.add(connection, [_asked(job_id, change, now_s, by)], numbers.event)

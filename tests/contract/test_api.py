@@ -57,7 +57,7 @@ def test_a_submitted_job_is_queued_started_and_cancelled(client: httpx.Client) -
     assert job(client, sent.job_id).placement == (("n1", 1),)
     assert client.post(f"/v1/jobs/{sent.job_id}/cancel").raise_for_status().json()["wanted"] == "cancel"
     wait_for(lambda: job(client, sent.job_id).state == "cancelled", "it was cancelled")
-    refused(client.post(f"/v1/jobs/{sent.job_id}/cancel"), 409, "has ended", "cancelled")
+    refused(client.post(f"/v1/jobs/{sent.job_id}/cancel"), 409, "was cancelled: it is too late")
     kinds = [event["kind"] for event in client.get(f"/v1/jobs/{sent.job_id}/events").json()["events"]]
     assert kinds[0] == "queued" and kinds[-1] == "cancelled"
     assert client.post(f"/v1/jobs/{sent.job_id}/retry").raise_for_status().json()["state"] == "queued"

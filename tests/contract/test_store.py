@@ -172,7 +172,7 @@ def test_what_is_asked_is_noted_with_an_event(store: Store) -> None:
 
 def test_it_is_too_late_to_ask_anything_of_a_job_that_has_ended(store: Store) -> None:
     job = go(store, submit(store), *RUN, State.SUCCEEDED)
-    with pytest.raises(JobEnded, match="has ended: it is succeeded"):
+    with pytest.raises(JobEnded, match="has succeeded: it is too late for that"):
         store.ask(job.job_id, Change(wanted=Wanted.CANCEL), START_S, "bert")
     with pytest.raises(UnknownJob):
         store.ask("gone", Change(priority=1), START_S, "bert")

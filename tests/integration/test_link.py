@@ -12,7 +12,8 @@ import pytest
 from cluster.settings import DriverPlace
 from cluster.wire import Order, Registered
 from jobs import link as module
-from jobs.link import AttemptOver, HttpLink, NotUnderstood
+from jobs.link import AttemptOver, HttpLink
+from jobs.wirecall import NotUnderstood
 from tests.support.processes import free_port, wait_for
 from tests.support.wireserver import ATTEMPT, JOB, TOKEN, WireServer, wire_server
 

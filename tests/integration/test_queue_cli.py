@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -30,10 +31,14 @@ class Shell:
 
     def __init__(self, here: Server, folder: Path) -> None:
         self.url, self.folder = here.url, folder
-        self._environment = {"FLEETUNE_URL": here.url, "FLEETUNE_HOME": str(folder / "home"), "FLEETUNE_TOKEN": ""}
+        self.token = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"FLEETUNE_URL": self.url, "FLEETUNE_HOME": str(self.folder / "home"), "FLEETUNE_TOKEN": self.token}
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        result = CliRunner().invoke(app, arguments, env=self._environment)
+        result = CliRunner().invoke(app, arguments, env=self.environment)
         return result.exit_code, result.stdout, result.stderr
 
     def good(self, *arguments: str) -> str:
@@ -123,14 +128,27 @@ def test_a_chain_runs_in_order_and_a_failed_parent_takes_its_children_along(flee
     assert "parent-failed" in fleetune.good("status", second)
     code, _, errors = fleetune("submit", fleetune.command("true", "third"), "--after", first)
     assert code == 2 and first in errors and "failed" in errors
+    code, printed, errors = fleetune("retry", second)
+    assert (code, printed) == (2, "") and "it would fail at once" in errors
+    assert f"{first}, which it comes after, has failed" in errors and f"fleetune retry {first} {second}" in errors
+    assert fleetune.state(second) == "failed"
+    assert fleetune.good("retry", second, first).split() == [first, "queued", second, "queued"]
+    wait_for(lambda: fleetune.state(second) == "failed", "the child fails once more")
+    lines = fleetune.good("events", "--job", first).splitlines()
+    assert [line.partition(f"Z  {first}  ")[2].partition(":")[0] for line in lines[:4]] == [
+        "submitted by local", lines[1].partition(f"{first}  ")[2], "runs", "has failed",
+    ]  # fmt: skip
+    assert " starts on " in lines[1] and sum("exit code 4" in line for line in lines) == 2
 
 
 def test_several_jobs_are_asked_and_each_that_refuses_says_so(fleetune: Shell) -> None:
     ended = fleetune.good("submit", fleetune.command("true"), "--wait").strip()
     runs = fleetune.sleeping()
-    code, printed, errors = fleetune("cancel", ended, "nothing-like-it", runs)
+    code, printed, errors = fleetune("cancel", ended, "nothing-like-it", runs, "nor!this")
     assert code == 2 and printed.splitlines() == [f"{runs}  is to end (running)"]
-    assert len(errors.splitlines()) == 2 and ended in errors and "nothing-like-it" in errors
+    assert len(errors.splitlines()) == 3 and all(one in errors for one in (ended, "nothing-like-it", "nor!this"))
+    code, printed, errors = fleetune("cancel", "zzz", "yyy")
+    assert (code, printed, len(errors.splitlines())) == (2, "", 2) and "'zzz'" in errors and "'yyy'" in errors
 
 
 def test_pause_resume_retry_and_priority(fleetune: Shell) -> None:
@@ -202,8 +220,35 @@ def test_tenants_are_made_and_changed_in_part(fleetune: Shell) -> None:
     assert "8 A100" in fleetune.good("tenants", "list")
     job = fleetune.good("submit", fleetune.command("true"), "--tenant", "vision", "--wait").strip()
     assert "vision" in fleetune.good("status", job)
-    code, _, errors = fleetune("submit", fleetune.command("true"), "--tenant", "visoin")
-    assert code == 2 and "visoin" in errors
+    for command in (["submit", fleetune.command("true")], ["queue"], ["usage"]):
+        code, printed, errors = fleetune(*command, "--tenant", "visoin")
+        assert (code, printed) == (2, "") and "there is no tenant 'visoin'; did you mean vision?" in errors
+    assert job in fleetune.good("queue", "--all", "--tenant", "vision")
+    code, _, errors = fleetune("usage", "--tenant", "zzz")
+    assert code == 2 and "there is no tenant 'zzz': there are default, vision" in errors
+
+
+def test_a_member_is_told_the_same_of_tenants_that_are_others_and_that_are_not_there(tmp_path: Path) -> None:
+    with server(tmp_path, local=True) as own:
+        root = own.token("root", "admin")
+        shell = Shell(own, tmp_path)
+        shell.token = root
+        for name in ("vision", "speech"):
+            shell.good("tenants", "set", name)
+        code, _, errors = shell("tokens", "add", "anna", "--role", "member")
+        assert code == 2 and "--tenant NAME" in errors and "fleetune tenants set NAME" in errors
+        code, _, errors = shell("tokens", "add", "anna", "--tenant", "visio")
+        assert code == 2 and "did you mean vision?" in errors
+        shell.token = shell.good("tokens", "add", "anna", "--tenant", "vision").strip()
+        for command in ("queue", "usage"):
+            said = {shell(command, "--tenant", other) for other in ("speech", "zzz")}
+            assert {(code, errors.replace("speech", "X").replace("zzz", "X")) for code, _, errors in said} == {
+                (2, "error: there is no tenant 'X': there is vision\n")
+            }
+            shell.good(command, "--tenant", "vision")
+        shell.token = "ft_wrong"
+        code, _, errors = shell("queue")
+        assert code == 2 and "ask an admin" in errors and "ft_wron... of FLEETUNE_TOKEN: put the new one" in errors
 
 
 def test_usage_and_events_tell_what_has_been(fleetune: Shell) -> None:
@@ -217,6 +262,42 @@ def test_usage_and_events_tell_what_has_been(fleetune: Shell) -> None:
     of_job = [json.loads(line) for line in fleetune.good("events", "--job", job, "--json").splitlines()]
     assert of_job[0]["message"].startswith("submitted") and {one["job_id"] for one in of_job} == {job}
     assert fleetune.good("events", "--limit", "0") == ""
+
+
+@pytest.mark.parametrize(("command", "code"), [("events", 0), ("logs", 130)])
+def test_ctrl_c_ends_what_is_followed_without_a_word(fleetune: Shell, command: str, code: int) -> None:
+    job = fleetune.good("submit", fleetune.command("echo begun; sleep 300", "follows")).strip()
+    wait_for(lambda: "begun" in fleetune.good("logs", job), "it writes")
+    typed = [command, "-f", *([job] if command == "logs" else ["--job", job])]
+    follows = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", *typed, "--url", fleetune.url],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert follows.stdout is not None and follows.stdout.readline()
+    follows.send_signal(signal.SIGINT)
+    _, errors = follows.communicate(timeout=20)
+    assert (follows.returncode, errors) == (code, "")
+
+
+def test_what_is_wrong_with_several_specs_is_said_of_their_files(fleetune: Shell) -> None:
+    good = fleetune.command("true", "good")
+    away = fleetune.command("true", "away", "working_dir: /no/such\n")
+    lost = fleetune.command("true", "lost", "queue:\n  after: [gone-123456]\n")
+    code, printed, errors = fleetune("submit", good, away, lost)
+    assert (code, printed) == (2, "")
+    assert f"{away}:4: working_dir: /no/such" in errors and f"{lost}:5: queue.after: " in errors
+    assert "spec 2" not in errors and "spec 3" not in errors and good not in errors
+    code, _, errors = fleetune("submit", fleetune.file("kind: comand\n"), good, fleetune.file("[]", "list.yaml"))
+    assert code == 2 and "job.yaml:1: kind: " in errors and "list.yaml: " in errors
+
+
+def test_a_server_whose_python_is_not_there_does_not_start_and_says_at_once_that_it_is_at_it(
+    here: Server, tmp_path: Path
+) -> None:
+    done = here.run("serve", "--port", "0", "--python", "/no/such", "--store", str(tmp_path / "queue.db"))
+    first, second = done.stderr.splitlines()
+    assert done.returncode == 2 and done.stdout == "" and first == "fleetune serve: starting ..."
+    assert second.startswith("error: --python /no/such: there is no such program on this machine")
 
 
 BAD: list[tuple[str, Callable[[Shell], list[str]], str]] = [
@@ -260,17 +341,34 @@ def test_a_server_that_is_not_there_is_said_with_its_url_and_what_to_start(fleet
         assert code == 1 and url in errors and "fleetune serve" in errors and len(errors.splitlines()) == 1
 
 
-def test_completion_knows_the_jobs_and_is_silent_without_a_server(fleetune: Shell) -> None:
-    job = fleetune.good("submit", fleetune.command("true", "completes"), "--wait").strip()
+def test_completion_offers_what_a_command_can_act_on_and_is_silent_without_a_server(fleetune: Shell) -> None:
+    ended = fleetune.good("submit", fleetune.command("true", "completes"), "--wait").strip()
+    failed = fleetune("submit", fleetune.command("false", "completely"), "--wait")[1].strip()
+    runs = fleetune.good("submit", fleetune.command("sleep 300", "complete")).strip()
+    paused = fleetune.good("submit", fleetune.command("true", "compl"), "--after", runs).strip()
+    fleetune.good("pause", paused)
+    wait_for(lambda: fleetune.state(runs) == "running", "it runs")
 
-    def offered(url: str) -> str:
-        asked = {"_FLEETUNE_COMPLETE": "complete_bash", "COMP_WORDS": "fleetune status compl", "COMP_CWORD": "2"}
+    def offered(typed: str, url: str = fleetune.url) -> set[str]:
+        asked = {
+            "_FLEETUNE_COMPLETE": "complete_bash",
+            "COMP_WORDS": f"fleetune {typed}",
+            "COMP_CWORD": str(len(typed.split(" "))),
+        }
         command = [sys.executable, "-c", "from orchestrator.cli.app import main; main()"]
         done = subprocess.run(command, cwd=ROOT, env={**asked, "FLEETUNE_URL": url}, capture_output=True, text=True)
         assert done.stderr == ""
-        return done.stdout.strip()
+        return set(done.stdout.split())
 
-    assert offered(fleetune.url) == job
-    assert offered(f"http://127.0.0.1:{free_port()}") == ""
+    assert offered("status compl") == {ended, failed, runs, paused}
+    assert offered("cancel compl") == {runs, paused} and offered(f"cancel {runs} compl") == {paused}
+    assert offered("pause compl") == {runs}
+    assert offered("resume compl") == {paused}
+    assert failed in offered("retry compl") and ended not in offered("retry compl")
+    assert offered("submit x.yaml --after compl") == {ended, runs, paused}
+    assert offered("queue --state run") == {"running"} and offered("queue --state failed,can") == {"failed,cancelled"}
+    assert offered("usage --tenant def") == {"default"}
+    assert offered(f"logs {runs} --source out") == {"output"} and offered("logs gone --source out") == set()
+    assert offered("status compl", f"http://127.0.0.1:{free_port()}") == set()
     for shell in ("bash", "zsh", "fish"):
         assert "_FLEETUNE_COMPLETE" in fleetune.good("completion", shell)

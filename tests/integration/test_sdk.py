@@ -17,7 +17,7 @@ from jobs.commandspec import CommandSpec
 from orchestrator import Client, JobCancelled, JobFailed
 from orchestrator.connection import NoServer
 from orchestrator.pages.queue import in_order
-from orchestrator.queue.errors import JobEnded, KeyReused, UnknownJob, UnknownTenant
+from orchestrator.queue.errors import JobEnded, KeyReused, ParentFailed, UnknownJob, UnknownTenant
 from orchestrator.queue.states import State
 from orchestrator.queuereading import QueueReader
 from tests.support.processes import free_port, wait_for
@@ -133,6 +133,30 @@ def test_the_queue_is_looked_at(client: Client) -> None:
 def test_what_cannot_be_is_refused(client: Client, asked: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         client.submit(does("true"), **asked)
+
+
+def test_what_is_wrong_is_said_of_the_file_or_the_name_of_a_spec(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "lost.yaml"
+    path.write_text("kind: command\nname: lost\ncommand: [echo]\nqueue: {after: [gone-123456]}\n")
+    with pytest.raises(UnknownJob) as caught:
+        client.submit_many([does("true"), path, does("true", "third").model_copy(update={"queue": {"after": ["b-1"]}})])
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith(f"{path}:4: queue.after: ") and lines[1].startswith("spec 3 (third): queue.after: ")
+    assert len(lines) == 2
+
+
+def test_a_job_whose_parents_have_failed_is_not_retried_before_them(client: Client) -> None:
+    first = client.submit(does("sleep 300", "first"))
+    second = client.submit(does("true", "second"), after=[first])
+    third = client.submit(does("true", "third"), after=[second])
+    first.cancel()
+    client.wait([first, second, third], timeout_s=60.0)
+    with pytest.raises(ParentFailed, match=f"fleetune retry {first.id} {second.id} {third.id}$"):
+        third.retry()
+    assert third.state is State.FAILED
+    for run in (first, second, third):
+        run.retry()
+    assert third.view.state is State.QUEUED
 
 
 def test_what_is_not_there_or_too_late_has_its_own_exception(client: Client) -> None:

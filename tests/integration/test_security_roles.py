@@ -56,6 +56,9 @@ PEOPLES: dict[str, tuple[int, ...]] = {
     "GET /v1/server": ANYBODY,
     "GET /v1/me": ANYBODY,
     "GET /metrics": ANYBODY,
+    "POST /v1/guest/join": SENDS_A,
+    "POST /v1/guest/look": READS_A,
+    "POST /v1/guest/leave": MOVES_A,
 }
 DRIVERS = ("POST /v1/driver/register", "POST /v1/driver/beat")
 OPEN = ("GET /healthz", "GET /readyz")
@@ -108,6 +111,13 @@ def body_of(route: str, job: str) -> dict[str, Any] | None:
         "PUT /v1/nodes/{node_id}": {"order": "use"},
         "PUT /v1/tenants/{tenant}": {},
         "POST /v1/tokens": {"name": next(_names), "role": "viewer"},
+        "POST /v1/guest/join": {
+            "key": next(_names),
+            "submission": "raysubmit_1",
+            "spec": spec("guest", gpus=8, queue={"tenant": "a"}),
+        },
+        "POST /v1/guest/look": {"job_id": job},
+        "POST /v1/guest/leave": {"job_id": job},
         "POST /v1/driver/register": {"job_id": job, "attempt": 1},
         "POST /v1/driver/beat": {"job_id": job, "attempt": 1},
     }.get(route)
@@ -149,7 +159,7 @@ def expected(route: str, who: str) -> int:
 
 def job_for(world: World, route: str) -> str:
     """The one that runs, or, for what changes it, one that waits."""
-    if "{job_id}" not in route or route.startswith("GET"):
+    if route != "POST /v1/guest/leave" and ("{job_id}" not in route or route.startswith("GET")):
         return world.job
     with world.client("admin") as client:
         sent = client.post("/v1/jobs", json={"specs": [spec("moved", gpus=8, queue={"tenant": "a"})]})

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.api import NodeOrderSent, QuotaSent, TenantSent
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownJob, UnknownNode
 from orchestrator.queue.records import Job, Measured
-from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.states import Reason, State, Wanted
 from orchestrator.queue.store import Change
 from orchestrator.scheduling.forecast import rough_start
 from orchestrator.scheduling.policy import DEFAULT
@@ -50,10 +50,10 @@ def text(world: ServiceWorld, job: Job, by: Any = ANYBODY) -> str:
 def test_who_holds_what_a_job_waits_for_is_named_to_those_who_may_know(world: ServiceWorld) -> None:
     first = submitted(world, gpus(8, "first"))
     waits = submitted(world, gpus(2, "waits"), by=BERT)
-    assert f"{first.job_id} 4 until nobody knows when" in text(world, waits)
+    assert f"{first.job_id} has 4 (end unknown)" in text(world, waits)
     said = text(world, waits, BERT)
     assert said.splitlines()[0] == f"{waits.job_id} asks for 2 workers of 1 CPU and 1 GPU: too little is free"
-    assert "a job of tenant a 4" in said
+    assert "a job of tenant a has 4" in said
     assert first.job_id not in said
 
 
@@ -73,10 +73,11 @@ def test_a_job_that_runs_says_where_since_and_how_far(world: ServiceWorld) -> No
     world.store.measure([Measured(job.job_id, 1, step=30, total_steps=90, remaining_s=7200.0)], world.clock())
     world.clock.advance(60.0)
     assert text(world, job).splitlines() == [
-        f"{job.job_id} runs on n0 (4), n1 (2), since 61 s".replace("61 s", "1 min"),
+        f"{job.job_id} runs on n0 (4 workers), n1 (2 workers); it has been there for 1 min",
         "step 30 of 90",
-        "about 2.0 h remain, as it measures",
-        "its driver was heard 1 min ago",
+        "it is expected to end in about 2.0 h, as it measures",
+        "it was last heard of 1 min ago",
+        f"to watch it: fleetune logs {job.job_id} -f",
     ]
 
 
@@ -84,16 +85,29 @@ def test_what_keeps_a_job_besides_nodes_is_said(world: ServiceWorld) -> None:
     parent = submitted(world, gpus(8, "parent"))
     child = submitted(world, command("child", **queue(after=[parent.job_id])))
     assert text(world, child).splitlines() == [
-        f"{child.job_id} waits for another job:",
-        f"  {parent.job_id} is running",
+        f"{child.job_id} starts after {parent.job_id}, which runs",
+        "it waits until it has succeeded, and then for nodes; if one fails, this one fails, too",
+        "to do: nothing; it starts by itself",
     ]
     paused = submitted(world, gpus(1, "paused"))
     world.store.ask(paused.job_id, Change(wanted=Wanted.PAUSE), world.clock(), "anna")
     world.clock.advance(120.0)
     said = text(world, paused)
-    assert said == f"{paused.job_id} is paused by its owner, since 2 min\nto do: fleetune resume {paused.job_id}"
+    assert said.splitlines() == [
+        f"{paused.job_id} has been paused for 2 min, by order",
+        f"to do: fleetune resume {paused.job_id} lets it go on",
+    ]
+    last = submitted(world, command("last", **queue(after=[paused.job_id, parent.job_id, child.job_id])))
+    assert text(world, last).splitlines() == [
+        f"{last.job_id} starts after 3 other jobs:",
+        f"  {paused.job_id}, which is paused",
+        f"  {parent.job_id}, which runs",
+        f"  {child.job_id}, which waits in the queue",
+        "it waits until each of them has succeeded, and then for nodes; if one fails, this one fails, too",
+        f"to do: fleetune resume {paused.job_id}",
+    ]
     world.store.ask(parent.job_id, Change(wanted=Wanted.CANCEL), world.clock(), "anna")
-    assert "its owner wants it to cancel" in text(world, parent)
+    assert "it was asked to end, and is told so within seconds" in text(world, parent)
 
 
 def test_the_limit_of_a_tenant_is_said_with_its_numbers(world: ServiceWorld) -> None:
@@ -110,7 +124,7 @@ def test_an_end_says_how_and_what_to_do(world: ServiceWorld) -> None:
     world.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), world.clock(), "anna")
     world.passes(3)
     lines = text(world, job).splitlines()
-    assert lines[0].startswith(f"{job.job_id} has been cancelled")
+    assert lines[0].startswith(f"{job.job_id} was cancelled")
     assert lines[1].startswith("it was started once and ran for")
     assert lines[2] == f"to do: fleetune retry {job.job_id} puts it back into the queue"
     with pytest.raises(UnknownJob):
@@ -133,6 +147,23 @@ def test_every_state_has_its_words(world: ServiceWorld) -> None:
     for to in ways:
         job = go(world.store, job, to, now_s=world.clock())
         assert job.job_id in text(world, job)
+
+
+def test_a_job_that_stops_says_why_and_where_it_goes_and_one_that_was_put_back_says_why(world: ServiceWorld) -> None:
+    lost, failed = world.store.submit([replace(new("lost"), kind="finetune"), new("failed")], START_S)
+    lost = go(world.store, lost, State.STARTING, now_s=world.clock())
+    assert "its program is being started, and has not answered yet" in text(world, lost)
+    lost = go(world.store, lost, State.RUNNING, now_s=world.clock())
+    assert "it has not measured yet how long it will take" in text(world, lost)
+    lost = go(world.store, lost, State.STOPPING, now_s=world.clock(), reason=Reason.NODE_LOST)
+    said = text(world, lost).splitlines()
+    assert said[1].startswith("why it stops: ")
+    assert said[2] == "then it goes back into the queue by itself, and goes on from its newest checkpoint"
+    lost = go(world.store, lost, State.QUEUED, now_s=world.clock(), reason=Reason.NODE_LOST)
+    assert "it has run before, and was put back: " in text(world, lost)
+    ways = (State.STARTING, State.RUNNING, State.STOPPING)
+    failed = go(world.store, failed, *ways, now_s=world.clock(), reason=Reason.RUN_FAILED)
+    assert "it ends with that" in text(world, failed)
 
 
 def test_machines_that_take_nothing_new_are_named_with_what_takes_that_back(world: ServiceWorld) -> None:
@@ -171,7 +202,9 @@ def test_an_order_on_a_node_is_noted_and_taken_back_also_when_it_is_gone(world: 
     sent = NodeOrderSent(order="drain", reason="new disk")
     view = nodes.order(world.around, "n0", sent, ANYBODY)
     assert (view.order, view.by, view.reason, view.usable) == ("drain", "local", "new disk", False)
-    assert [event.message for event in world.store.events()] == ["n0 is to be left: local orders it (new disk)"]
+    assert [event.message for event in world.store.events()] == [
+        "n0 is drained: what runs there goes elsewhere, by order of local (new disk)"
+    ]
     with pytest.raises(UnknownNode, match="there is no node 'n7': there are n0, n1"):
         nodes.order(world.around, "n7", sent, ANYBODY)
     with pytest.raises(Forbidden):

@@ -20,6 +20,7 @@ from jobs.errors import DataError, RunFailed
 from jobs.load import dump_spec, load_spec
 from jobs.outcome import Outcome, Status, event
 from jobs.spec import Spec
+from orchestrator.cli.edge import edge
 
 # Scripts depend on these: whoever changes the list changes CHANGELOG.md too.
 COMMANDS = {
@@ -51,7 +52,7 @@ COMMANDS = {
     "priority": {"JOB", "--to", "--json", "--url"},
     "serve": {
         "--store", "--address", "--host", "--port", "--url", "--shared",
-        "--python", "--take-over", "--embedded", "--verbose",
+        "--python", "--protected-s", "--take-over", "--embedded", "--verbose",
     },
     "tokens add": {"NAME", "--role", "--tenant", "--store", "--url", "--json"},
     "tokens list": {"--store", "--url", "--json"},
@@ -95,6 +96,16 @@ def job(tmp_path: Path) -> str:
 def call(*arguments: str) -> tuple[int, str, str]:
     result = CliRunner().invoke(cli.app, arguments)
     return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(("code", "said"), [(None, "error: interrupted\n"), (0, ""), (130, "")])
+def test_ctrl_c_is_the_usual_end_of_what_goes_on_until_then(
+    code: int | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as caught, edge(code):
+        raise KeyboardInterrupt
+    assert caught.value.exit_code == (130 if code is None else code)
+    assert capsys.readouterr().err == said
 
 
 def commands_of(group: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -22,6 +22,7 @@ from jobs.command.places import (
 )
 from jobs.commandspec import CommandSpec
 from jobs.errors import MachinesFailed
+from jobs.queuespec import OWN, SET_FOR_PROGRAMS
 
 
 def written(outputs: list[bytes], *, world_size: int = 2, secrets: tuple[str, ...] = ()) -> bytes:
@@ -48,14 +49,15 @@ def test_a_lease_for_another_gang_is_no_place_to_start() -> None:
 
 def test_a_process_is_told_its_place_and_its_gpus() -> None:
     place = places_of((("a", 1), ("b", 2)), 3)[2]
+    assert tuple(variables_of(place, ("10.0.0.1", 1234), ())) == SET_FOR_PROGRAMS
     assert variables_of(place, ("10.0.0.1", 1234), ["3", "5"]) == {
         "RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "NODE_RANK": "1",
         "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234", "CUDA_VISIBLE_DEVICES": "3,5",
     }  # fmt: skip
 
 
-def test_what_the_queue_says_goes_before_what_the_spec_says_and_the_driver_s_token_stays_with_it() -> None:
-    spec = CommandSpec(kind="command", command=("x",), env={"A": "spec", "FLEETUNE_JOB": "spec", "B": "spec"})
+def test_a_secret_goes_before_what_the_spec_says_and_the_driver_s_token_stays_with_it() -> None:
+    spec = CommandSpec(kind="command", command=("x",), env={"A": "spec", "B": "spec"})
     registered = Registered(
         kind="command", spec={}, placement=(), engine="local", secrets={"B": "s"}, parents={"p": "/r/p", "q": "/r/q"}
     )
@@ -66,6 +68,7 @@ def test_what_the_queue_says_goes_before_what_the_spec_says_and_the_driver_s_tok
     assert environment_of_program(around, told) == {**told, "PATH": "/bin"}
     alone = variables_of_job(spec, registered.model_copy(update={"parents": {}}), "job-1", 3)
     assert "FLEETUNE_PARENT_RUN" not in alone and alone["FLEETUNE_PARENT_RUNS"] == "{}"
+    assert all(name.startswith(OWN) for name in alone.keys() - {"A", "B", "PYTHONUNBUFFERED"})
 
 
 @pytest.mark.parametrize(

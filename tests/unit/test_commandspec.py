@@ -104,6 +104,12 @@ def test_a_command_without_a_kind_is_told_to_say_it(tmp_path: Path) -> None:
         ("queue: {on_end: x}\n", "must be a section with keys of its own (webhook, command)"),
         ("queue: {priority: 5000}\n", "queue.priority: must be 1000 or less, but is 5000"),
         ('env: {A: "x\\0y"}\n', "env.A: has a zero byte in it"),
+        (
+            'env: {RANK: "0"}\n',
+            "job.yaml:4: env.RANK: Fleetune sets RANK itself: take another name (its own are RANK, ",
+        ),
+        ("env: {FLEETUNE_JOB: mine}\n", "env.FLEETUNE_JOB: Fleetune sets FLEETUNE_JOB itself: take another name"),
+        ("queue: {secrets: [MASTER_ADDR]}\n", "queue.secrets.0: Fleetune sets MASTER_ADDR itself"),
     ],
 )
 def test_mistakes_are_said_in_plain_words(tmp_path: Path, addition: str, expected: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain, repeat
+from pathlib import Path
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from cluster.errors import CapacityError, FleetuneError, InputError
 from orchestrator.api import JobPage, Me, Priority, Problem
 from orchestrator.connection import Connection, NoServer, NotAServer, ServerError, TokenRefused, checked_url
+from orchestrator.discovery import token_here
 from orchestrator.queue.errors import JobEnded, UnknownJob
 
 ME = {"name": "anna", "role": "member", "tenant": "vision", "tokens_needed": True}
@@ -80,8 +82,23 @@ def test_a_refused_token_is_named_but_not_shown() -> None:
     with pytest.raises(TokenRefused, match="because") as caught:
         Talk(problem(401, "NoToken"), token="ft_" + "x" * 43).me()
     assert (
-        "ft_xxxx..." in str(caught.value) and "FLEETUNE_TOKEN" in str(caught.value) and "x" * 9 not in str(caught.value)
+        "ft_xxxx... of FLEETUNE_TOKEN: put the new one there" in str(caught.value)
+        and "http://127.0.0.1:1" in str(caught.value)
+        and "x" * 9 not in str(caught.value)
     )
+
+
+def test_a_token_s_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEETUNE_HOME", str(tmp_path))
+    monkeypatch.setenv("FLEETUNE_TOKEN", "")
+    assert token_here()[0] is None and token_here("ft_mine") == ("ft_mine", "that was given")
+    (tmp_path / "token").write_text("ft_file\n")
+    (tmp_path / "token").chmod(0o600)
+    assert token_here() == ("ft_file", f"of the file {tmp_path}/token")
+    monkeypatch.setenv("FLEETUNE_TOKEN", "ft_variable")
+    assert token_here() == ("ft_variable", "of FLEETUNE_TOKEN")
+    (tmp_path / "token").chmod(0o644)
+    assert token_here() == ("ft_variable", "of FLEETUNE_TOKEN")
 
 
 def test_without_a_token_it_is_said_how_to_get_one() -> None:

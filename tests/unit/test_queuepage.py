@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from orchestrator.api import EventView, JobView, NodeView, QuotaView, TenantView, UsageRow, WhyView
-from orchestrator.pages.cluster import event_line, nodes_page, tenants_page, usage_page
+from orchestrator.pages.cluster import nodes_page, tenants_page, usage_page
+from orchestrator.pages.events import event_lines
 from orchestrator.pages.queue import in_order, queue_page, status_page
 from orchestrator.pages.tables import columns
+from orchestrator.pages.times import at_words, day, when_written
 from orchestrator.queue.states import Reason, State, Wanted
 from tests.support.jobviews import NOW_S, job
 
@@ -91,6 +93,11 @@ def test_the_page_of_a_job_has_what_is_known_and_nothing_else() -> None:
     page = status_page(running("a-1", placement=(("n1", 4),), interruptions=2, attempt=3), None, (), NOW_S)
     for part in ("state       running\n", "n1 (4)", "3, interrupted 2 times", "fleetune logs a-1 -f", "3m20s"):
         assert part in page
+    starting = job("a-1", State.STARTING, reason=Reason.GRANTED, message="on n1", attempt=1)
+    assert "state      starting: on n1\n" in status_page(starting, None, (), NOW_S)
+    paused = job("a-1", wanted=Wanted.PAUSE, reason=Reason.PAUSED, message="paused")
+    page = status_page(paused, None, (), NOW_S)
+    assert "state      paused\n" in page and "go on      fleetune resume a-1" in page
     failed = job("a-1", State.FAILED, reason=Reason.TIMED_OUT, message="ran for too long", ended_s=NOW_S)
     assert "failed (timed-out): ran for too long" in status_page(failed, None, (), NOW_S)
 
@@ -132,4 +139,53 @@ def test_tenants_usage_and_events_are_lines() -> None:
     assert usage_page(rows, None).splitlines()[-1].split() == ["together", "2,469.00", "0.50"]
     assert usage_page([], None) == "nothing was used"
     event = EventView(number=1, at_s=NOW_S, kind="moved", message="running", job_id=None)
-    assert event_line(event).endswith("  cluster  running")
+    assert event_lines([event]) == ["2027-01-15 08:00:00Z  cluster  running"]
+
+
+def event(kind: str, message: str, at_s: float = NOW_S, job_id: str | None = "a-1") -> EventView:
+    return EventView(number=1, at_s=at_s, kind=kind, message=message, job_id=job_id)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "said"),
+    [
+        ("queued", "submitted by anna", "submitted by anna"),
+        ("queued", "retried by anna", "retried by anna"),
+        ("queued", "node n1 is gone", "is back in the queue: node n1 is gone"),
+        ("queued", "paused", "is paused"),
+        ("starting", "on n1, n2", "starts on n1, n2"),
+        ("running", "answered", "runs"),
+        ("stopping", "paused", "is pausing"),
+        ("stopping", "preempted: b-2 goes first", "is stopping: preempted: b-2 goes first"),
+        ("succeeded", "finished", "has succeeded"),
+        ("failed", "out of memory", "has failed: out of memory"),
+        ("cancelled", "cancelled", "was cancelled"),
+        ("asked", "anna asks: cancel", "anna asked it to end"),
+        ("asked", "anna asks: pause", "anna asked it to pause"),
+        ("asked", "anna asks: run, priority 9", "anna lets it go on and gave it priority 9"),
+        ("on-end", "what is to follow", "what is to follow"),
+    ],
+)
+def test_every_event_has_a_subject_and_a_verb(kind: str, message: str, said: str) -> None:
+    (line,) = event_lines([event(kind, message)])
+    assert line == f"2027-01-15 08:00:00Z  a-1  {said}"
+
+
+def test_an_end_that_a_program_came_to_by_itself_is_one_event() -> None:
+    end = [event("stopping", "exit code 3"), event("failed", "exit code 3")]
+    others = [event("stopping", "exit code 3", job_id="b-1"), event("stopping", "cancelled", NOW_S - 2.0)]
+    lines = event_lines([*others, *end])
+    assert [line.partition("Z  ")[2] for line in lines] == [
+        "b-1  is stopping: exit code 3",
+        "a-1  is ending, as it was asked to",
+        "a-1  has failed: exit code 3",
+    ]
+
+
+def test_moments_are_in_utc_and_say_so() -> None:
+    assert at_words(NOW_S) == "2027-01-15 08:00:00Z" and at_words(None) == "" and day(NOW_S) == "2027-01-15"
+    assert when_written("2026-11-24T13:00:00.25+01:00") == "2026-11-24 12:00:00Z"
+    assert when_written("2026-11-24T12:00:00Z") == when_written("2026-11-24T12:00:00") == "2026-11-24 12:00:00Z"
+    assert when_written("long ago") == "long ago" and when_written("") == ""
+    ended = job("a-1", State.FAILED, ended_s=NOW_S)
+    assert "ended      2027-01-15 08:00:00Z" in status_page(ended, None, (), NOW_S)

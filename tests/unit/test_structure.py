@@ -23,7 +23,13 @@ MAY_IMPORT = {"cluster": (), "jobs": ("cluster",), "orchestrator": ("cluster", "
 TRAINING = ("jobs/data/", "jobs/training/")
 SERVING = ("orchestrator/server/", "orchestrator/store/")
 HOMES = {
-    "ray": (*TRAINING, "cluster/ray_backend.py", "cluster/ray_jobs.py", "jobs/command/ray_gang.py"),
+    "ray": (
+        *TRAINING,
+        "cluster/ray_backend.py",
+        "cluster/ray_jobs.py",
+        "cluster/ray_store.py",
+        "jobs/command/ray_gang.py",
+    ),
     "torch": TRAINING,
     "deepspeed": TRAINING,
     "transformers": TRAINING,

@@ -11,7 +11,7 @@ from orchestrator.scheduling.forecast import expected_starts
 from orchestrator.scheduling.policy import DEFAULT
 from orchestrator.scheduling.snapshot import Tenant, Window
 from orchestrator.scheduling.why import Before, Obstacle, why
-from orchestrator.scheduling.whytext import why_text
+from orchestrator.scheduling.whytext import to_do, why_text
 from tests.support.scheduling import HOUR, NOW_S, Job, nodes, snapshot
 
 RAN_S = (1800.0,)
@@ -32,15 +32,19 @@ def test_who_holds_the_nodes_and_until_when_and_when_it_will_start() -> None:
     assert found.expected is not None and found.expected.start_s == pytest.approx(HOUR)
     assert found.expected.earliest_s == pytest.approx(0.9 * 0.6 * HOUR)
     assert found.expected.latest_s == pytest.approx(1.5 * 1.6 * HOUR)
-    assert "node-1: 0 of 8 free; short 8 for about 60 min" in text
-    assert "expected start: in 60 min (from 32 min to 2.4 h)" in text
+    assert "node-1: 0 of 8 free; short has 8 for about 60 min more" in text
+    assert text.endswith("expected start: in 60 min (from 32 min to 2.4 h)")
+    assert "\nit would have room on node-1 in 60 min\n" in text  # nobody goes before it
+    assert to_do(found, "mine") == "to do: nothing: it starts by itself"
 
 
 def test_free_gpus_that_are_not_together_are_called_scattered() -> None:
     jobs = [Job("a", 4, {0: 4}), Job("b", 4, {1: 4}), Job("mine", 8)]
     found, text = explain(nodes(8, 8), jobs)
     assert found.obstacle is Obstacle.SCATTERED and (found.free, found.most_on_one) == (8, 4)
-    assert "where nobody knows when the jobs end" in text
+    assert "a has 4 (end unknown)" in text
+    assert "it would start on node-0 once the jobs there end, and these do not say when" in text
+    assert text.endswith(", if the jobs there take as long as others did lately")
 
 
 def test_each_of_those_before_it_has_its_reason() -> None:
@@ -62,7 +66,8 @@ def test_each_of_those_before_it_has_its_reason() -> None:
         "quick": Before.INDEX,
         "earlier": Before.SUBMITTED,
     }
-    assert "5 before it (1 within its tenant's guarantee, 1 a higher priority" in text
+    assert "5 jobs go before it (1: within its tenant's guarantee, 1: a higher priority" in text
+    assert to_do(found, "mine").endswith("with a higher priority: fleetune priority mine --to N")
 
 
 def test_a_limit_a_window_a_holder_and_a_time_are_named() -> None:
@@ -74,6 +79,7 @@ def test_a_limit_a_window_a_holder_and_a_time_are_named() -> None:
     assert found.obstacle is Obstacle.PROMISED
     found, text = explain(nodes(8), [Job("mine", 1, held=True)])
     assert found.obstacle is Obstacle.HELD and found.expected is None and "expected" not in text
+    assert to_do(found, "mine") == "to do: fleetune resume mine lets it go on"
     moment = snapshot(nodes(8), [Job("mine", 1)])
     moment.jobs.not_before_s[0] = NOW_S + 2 * HOUR
     assert "it may start in 2.0 h" in why_text(why(moment, DEFAULT, 0, RAN_S), moment, ["mine"])
@@ -88,6 +94,7 @@ def test_what_is_held_outside_is_counted_and_said() -> None:
 def test_a_job_that_runs_or_starts_now_is_told_so() -> None:
     found, text = explain(nodes(8), [Job("mine", 4)])
     assert found.obstacle is Obstacle.NONE and text.endswith("expected start: now")
+    assert "nothing keeps it, and it starts within seconds" in text and to_do(found, "mine") == ""
     found, text = explain(nodes(8), [Job("mine", 4, {0: 4})])
     assert found.obstacle is Obstacle.RUNS and text.count("\n") == 0
 
@@ -98,6 +105,7 @@ def test_a_start_that_never_comes_is_not_made_up() -> None:
     assert expected_starts(moment, DEFAULT, [1], RAN_S)[1].start_s is None
     _, text = explain(nodes(8, usable=False), jobs)
     assert "not within the next weeks" in text and "(takes nothing new)" in text
+    assert "no node that it could use takes anything new" in text
 
 
 def test_asking_changes_nothing() -> None:

@@ -1,0 +1,62 @@
+"""Which Ray a process of this machine belongs to, read from the kernel's list of processes; ray is not imported."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROGRAM = b"/raylet"
+
+
+@dataclass(frozen=True)
+class Raylet:
+    """One node of a Ray cluster, as its raylet was started.
+
+    Attributes:
+        session: its session directory.
+        gcs: host:port of the cluster's head service.
+        is_head: whether this is the cluster's head node.
+    """
+
+    session: Path
+    gcs: str
+    is_head: bool
+
+
+def raylet_above(pid: int) -> Raylet | None:
+    """The raylet that a process descends from; that of the driver of a submitted job, as Ray starts it."""
+    while pid > 1:
+        if (found := _raylet(pid)) is not None:
+            return found
+        pid = _parent(pid)
+    return None
+
+
+def raylet_of_session(name: str) -> Raylet | None:
+    """The one of a session, of those that run on this machine; the head's where there are several."""
+    pids = [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdecimal()]
+    found = [one for pid in pids if (one := _raylet(pid)) is not None and one.session.name == name]
+    return max(found, key=lambda one: one.is_head, default=None)
+
+
+def _raylet(pid: int) -> Raylet | None:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:  # it has ended
+        return None
+    return raylet_of([word.decode("utf-8", "replace") for word in words]) if words[0].endswith(_PROGRAM) else None
+
+
+def raylet_of(words: list[str]) -> Raylet | None:
+    """From the words of its command line."""
+    given = dict(word.removeprefix("--").partition("=")[::2] for word in words[1:] if word.startswith("--"))
+    session, gcs = given.get("session_dir"), given.get("gcs-address")
+    return Raylet(Path(session), gcs, "head" in given) if session and gcs else None
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0

@@ -1,0 +1,100 @@
+"""Which orchestrator a Ray cluster has: a file in the session directory of its head, with a copy in Ray's own store.
+
+Whoever submits with `ray job submit` knows nothing of Fleetune's server. Their driver finds the record, and queues.
+The record lives as long as the cluster does, also while no server is up: a driver that finds it waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from cluster.errors import MachinesFailed, StorageError
+from cluster.raylets import Raylet
+
+FILE: Final = "fleetune.json"
+_STORE_ANSWERS_S = 60.0
+_LONGEST = 10_000
+
+
+@dataclass(frozen=True)
+class SessionRecord:
+    """
+    Attributes:
+        url: under which drivers reach the server.
+        queue: the id of its queue.
+    """
+
+    url: str
+    queue: str
+
+
+def write_record(raylet: Raylet, record: SessionRecord) -> None:
+    """For drivers of this machine; `ask_store` writes the copy for those of other nodes.
+
+    Raises:
+        StorageError: the session directory is not to be written to.
+    """
+    text, new = json.dumps(asdict(record)), raylet.session / f"{FILE}.{secrets.token_hex(4)}"
+    try:
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "w") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(text)
+        new.replace(raylet.session / FILE)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise StorageError(f"{raylet.session} cannot be written to: {error.strerror}") from error
+
+
+def read_record(raylet: Raylet) -> SessionRecord | None:
+    """None: the cluster has no orchestrator, and never had one.
+
+    Raises:
+        MachinesFailed: Ray does not say.
+    """
+    found = _read_file(raylet)
+    if found is not None or raylet.is_head:
+        return found
+    return _parsed(ask_store(raylet.gcs))
+
+
+def ask_store(gcs: str, write: SessionRecord | None = None) -> str:
+    """What Ray's key-value store has, after it was given `write`; ''. By a process of its own: ray is large.
+
+    Raises:
+        MachinesFailed: it does not answer.
+    """
+    words = [sys.executable, "-m", "cluster.ray_store", gcs, *([json.dumps(asdict(write))] if write else [])]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_STORE_ANSWERS_S, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        raise MachinesFailed(f"Ray at {gcs} has not answered for {_STORE_ANSWERS_S:.0f} s") from None
+    if done.returncode != 0:
+        raise MachinesFailed(f"Ray at {gcs} does not answer: {(done.stderr.strip().splitlines() or ['?'])[-1][:300]}")
+    return done.stdout.strip()
+
+
+def _read_file(raylet: Raylet) -> SessionRecord | None:
+    """Everybody may write to a session directory: whose file it is decides. What others have put there is nothing."""
+    try:
+        descriptor = os.open(raylet.session / FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, encoding="utf-8", errors="replace") as file:
+            trusted = {0, os.getuid(), raylet.session.stat().st_uid}
+            return _parsed(file.read(_LONGEST)) if os.fstat(file.fileno()).st_uid in trusted else None
+    except OSError:
+        return None
+
+
+def _parsed(text: str) -> SessionRecord | None:
+    try:
+        value = json.loads(text) if text else {}
+        return SessionRecord(str(value["url"]), str(value["queue"]))
+    except (ValueError, KeyError, TypeError):
+        return None

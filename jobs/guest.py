@@ -1,0 +1,190 @@
+"""What `ray job submit -- python -m jobs.finetune SPEC` does on a cluster that has an orchestrator: it queues.
+
+The program that Ray has started stays, small, for as long as the job does: it shows what the job's attempts write, ends
+as the job ends, and takes the job with it when it is stopped. Training is done by attempts, which the orchestrator
+starts in this program's own environment, and starts again after whatever has interrupted them.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from types import FrameType
+from typing import Final, TypeVar
+
+from cluster.ray_jobs import KIND_KEY
+from cluster.raylets import raylet_above
+from cluster.sessionrecord import SessionRecord, read_record
+from cluster.settings import RayJob, ray_job, server_token, server_url
+from cluster.wire import RAY_PACKAGE, Join, Joined, Leave, Look, Looked
+from jobs.errors import InputError, Interrupted, SpecError
+from jobs.runref import run_named
+from jobs.spec import Spec
+from jobs.validate import validate
+from jobs.wirecall import NoAnswer, NotUnderstood, Refused, Server
+
+WITHOUT: Final = "none"  # FLEETUNE_URL, of who wants to go round the queue
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
+_SAYS_EVERY_S = 60.0
+_LEAVES_WITHIN_S = 2.0  # Ray kills what has not ended 3 s after it was told to
+_MAY_CHANGE: Final = (401, 403)  # tokens are made anew now and then
+
+Answer = TypeVar("Answer")
+Say = Callable[[str], None]
+
+
+class Uninvited(InputError):
+    """The orchestrator does not take this job."""
+
+
+def host_of_this_program() -> tuple[RayJob, SessionRecord] | None:
+    """The submitted job that this program is, and the cluster's orchestrator; None where it is to run at once.
+
+    Raises:
+        MachinesFailed: Ray does not say whether it has one.
+    """
+    job, url = ray_job(), server_url()
+    if job is None or KIND_KEY in job.metadata or url == WITHOUT:  # what the orchestrator itself has started has room
+        return None
+    if url is not None:
+        return job, SessionRecord(url, "")
+    raylet = raylet_above(os.getpid())
+    record = read_record(raylet) if raylet is not None else None
+    return None if record is None else (job, record)
+
+
+def run_as_guest(spec: Spec, job: RayJob, record: SessionRecord, say: Say) -> int:
+    """Queue the job and stay until it ends; its exit code.
+
+    Raises:
+        InputError: it is not taken.
+        Interrupted: this program was asked to end, and the job with it.
+    """
+    if run_named(spec.model.path) is None:  # else there is nothing to look at yet
+        for warning in validate(spec):
+            say(f"warning: {warning}")
+    guest = _Guest(Server(record.url, server_token()), say)
+    message = Join(
+        key=uuid.uuid4().hex,
+        submission=job.submission,
+        spec=queued(spec, job).model_dump(mode="json"),
+        package=package_of(os.getcwd()),
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupted)
+    joined = guest.join(message)
+    say(f"queued as {joined.job_id} by the orchestrator of this cluster, {record.url}: fleetune why {joined.job_id}")
+    try:
+        return guest.stay(joined)
+    except Interrupted:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        guest.leave(joined.job_id)
+        raise
+
+
+def queued(spec: Spec, job: RayJob) -> Spec:
+    """With the tenant and the priority that the submission names (`--metadata-json`). Raises SpecError."""
+    update: dict[str, str | int] = {}
+    if tenant := job.metadata.get("tenant"):
+        update["tenant"] = tenant
+    if (given := job.metadata.get("priority")) is not None:
+        try:
+            update["priority"] = int(given)
+        except ValueError:
+            raise SpecError(f"the job's metadata says priority {given!r}: give a whole number") from None
+    return spec.model_copy(update={"queue": spec.queue.model_copy(update=update)})
+
+
+def package_of(folder: str) -> str | None:
+    """That of which a working directory is part, into which Ray has unpacked what `--working-dir` ships."""
+    before, found, name = folder.partition(RAY_PACKAGE)
+    return f"{before}{found}{name.partition('/')[0]}" if found else None
+
+
+class _Guest:
+    def __init__(self, server: Server, say: Say) -> None:
+        self._server, self._say = server, say
+        self._silent_since_s: float | None = None
+        self._said_s = 0.0
+
+    def join(self, message: Join) -> Joined:
+        """Waits for as long as it takes. Raises Uninvited."""
+
+        def once() -> Joined:
+            try:
+                return self._server.post("/v1/guest/join", message, Joined)
+            except Refused as error:
+                raise Uninvited(
+                    f"the orchestrator of this cluster, {self._server.url}, does not take this job: {error}"
+                ) from error
+
+        return self._patiently(once, "nothing is started before it does")
+
+    def stay(self, joined: Joined) -> int:
+        """Show what the job writes until it has ended. Raises Uninvited."""
+        look, words = Look(job_id=joined.job_id), ""
+        while True:
+            told = self._patiently(lambda at=look: self._look(at), "the job goes on meanwhile")  # type: ignore[misc]
+            sys.stdout.write(told.output)
+            sys.stdout.flush()
+            if told.words != words:
+                words = told.words
+                if words:
+                    self._say(words)
+            look = Look(job_id=joined.job_id, attempt=told.attempt, after=told.after)
+            if told.more:
+                continue
+            if told.exit_code is not None:
+                return told.exit_code
+            time.sleep(joined.look_every_s * random.uniform(0.8, 1.2))
+
+    def leave(self, job_id: str) -> None:
+        """If it is not heard, Ray's word that this program has ended is."""
+        try:
+            self._server.post("/v1/guest/leave", Leave(job_id=job_id), Looked, _LEAVES_WITHIN_S)
+        except (NoAnswer, NotUnderstood, Refused) as error:
+            self._say(f"the orchestrator was not told ({error}); it will see that this program has ended")
+
+    def _look(self, look: Look) -> Looked:
+        try:
+            return self._server.post("/v1/guest/look", look, Looked)
+        except Refused as error:
+            if error.answered in _MAY_CHANGE:
+                raise NoAnswer(str(error)) from error
+            raise Uninvited(f"the orchestrator does not know {look.job_id} any more: {error}") from error
+
+    def _patiently(self, ask: Callable[[], Answer], meanwhile: str) -> Answer:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                answer = ask()
+            except (NoAnswer, NotUnderstood) as error:
+                self._tell(error, meanwhile)
+            else:
+                if self._silent_since_s is not None:
+                    self._silent_since_s = None
+                    self._say("the orchestrator answers again")
+                return answer
+            time.sleep(pause_s * random.uniform(0.7, 1.3))
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    def _tell(self, error: Exception, meanwhile: str) -> None:
+        now_s = time.monotonic()
+        if self._silent_since_s is None:
+            self._silent_since_s, self._said_s = now_s, now_s - _SAYS_EVERY_S
+        if now_s - self._said_s >= _SAYS_EVERY_S:
+            self._said_s = now_s
+            self._say(
+                f"the orchestrator of this cluster, {self._server.url}, does not answer "
+                f"({now_s - self._silent_since_s:.0f} s so far); {meanwhile}: {error}"
+            )
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    raise Interrupted("this program was asked to end: its job is cancelled")

@@ -1,0 +1,16 @@
+"""Lines of a driver for people."""
+
+from __future__ import annotations
+
+import datetime
+import os
+
+
+class Teller:
+    """Lines for people, to where this process's output goes now, wherever it goes later."""
+
+    def __init__(self) -> None:
+        self.stream = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
+
+    def __call__(self, text: str) -> None:
+        print(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%SZ} {text}", file=self.stream, flush=True)

@@ -1,0 +1,93 @@
+"""One message of `cluster.wire` sent to a server, and its answer. Light, for programs that wait."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import urllib.parse
+from typing import Final, TypeVar
+
+from pydantic import ValidationError
+
+from cluster.wire import Message
+from jobs.errors import InputError, MachinesFailed
+
+Reply = TypeVar("Reply", bound=Message)
+
+ANSWER_S: Final = 20.0  # of one request
+_MOST_BYTES: Final = 32 << 20
+
+
+class NoAnswer(Exception):
+    """Nothing that helps came back; asked again later."""
+
+
+class NotUnderstood(MachinesFailed):
+    """The server is of a release that speaks otherwise, and may be upgraded just now."""
+
+
+class Refused(InputError):
+    """The server will not have it, and will say the same again.
+
+    Attributes:
+        answered: the status of the answer.
+    """
+
+    def __init__(self, message: str, answered: int) -> None:
+        super().__init__(message)
+        self.answered = answered
+
+
+class Server:
+    """Where messages go, and what shows who sends them."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        self.url, self._token = url, token
+        self._parts = urllib.parse.urlsplit(url)
+
+    def post(self, path: str, message: Message, reply: type[Reply], timeout_s: float = ANSWER_S) -> Reply:
+        """
+        Raises:
+            Refused: a status that a repetition would not change; 4xx, but for those below.
+            NotUnderstood: message or answer are of another release.
+            NoAnswer: anything else.
+        """
+        try:
+            status, content = self._request(path, message.model_dump_json().encode(), timeout_s)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise NoAnswer(str(error) or type(error).__name__) from error
+        if status == 422:
+            raise NotUnderstood(f"the server at {self.url} does not understand this program: {_detail(content)}")
+        if 400 <= status < 500 and status not in (408, 425, 429):
+            raise Refused(_detail(content), status)
+        if status // 100 != 2:
+            raise NoAnswer(f"status {status}: {_detail(content)}")
+        try:
+            return reply.model_validate_json(content)
+        except ValidationError as error:
+            mistakes = "; ".join(f"{one['loc']}: {one['msg']}" for one in error.errors(include_input=False)[:3])
+            raise NotUnderstood(f"what the server at {self.url} answers is of another release: {mistakes}") from None
+
+    def _request(self, path: str, body: bytes, timeout_s: float) -> tuple[int, bytes]:
+        """A connection of its own each time: what is between may cut one that is idle. No proxy, no redirect."""
+        secure = self._parts.scheme == "https"
+        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        connection = kind(self._parts.hostname or "", self._parts.port, timeout=timeout_s)
+        headers = {"Content-Type": "application/json"}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
+        with contextlib.closing(connection):
+            connection.request("POST", self._parts.path.rstrip("/") + path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read(_MOST_BYTES)
+
+
+def _detail(content: bytes) -> str:
+    """What an answer says is wrong, in one short line."""
+    try:
+        value = json.loads(content)
+        text = str(value.get("message") or value.get("detail") or value) if isinstance(value, dict) else str(value)
+    except ValueError:
+        text = content.decode(errors="replace")
+    return " ".join(text.split())[:300] or "no reason given"

@@ -1,0 +1,83 @@
+"""States and events of jobs in words for people: the same wherever they are read. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from orchestrator.queue.states import Reason, State, Wanted
+
+HAS_ENDED: Final[Mapping[State, str]] = {
+    State.SUCCEEDED: "has succeeded",
+    State.FAILED: "has failed",
+    State.CANCELLED: "was cancelled",
+}
+_DOES: Final[Mapping[State, str]] = {
+    State.QUEUED: "waits in the queue",
+    State.STARTING: "is starting",
+    State.RUNNING: "runs",
+    State.STOPPING: "is stopping",
+    **HAS_ENDED,
+}
+_ASKED_OF_IT: Final[Mapping[str, str]] = {
+    Wanted.CANCEL.value: "asked it to end",
+    Wanted.PAUSE.value: "asked it to pause",
+    Wanted.RUN.value: "lets it go on",
+}
+_STOPS: Final[Mapping[str, str]] = {"cancelled": "is ending, as it was asked to", "paused": "is pausing"}
+_SAY_NOTHING: Final = frozenset({Reason.ANSWERED.value, Reason.FINISHED.value, Reason.GRANTED.value})
+_ASKS: Final = re.compile(r"(.+) asks: (.+)", re.DOTALL)
+
+
+def does(state: State, wanted: Wanted = Wanted.RUN) -> str:
+    """What a job does, after its name: `runs`, `is paused`, `has failed`."""
+    if state is State.QUEUED and wanted is Wanted.PAUSE:
+        return "is paused"
+    return _DOES[state]
+
+
+def telling(kind: str, message: str) -> str:
+    """The message of an event, or nothing where it says no more than its kind does."""
+    return "" if message in _SAY_NOTHING or message == kind else message
+
+
+def happened(kind: str, message: str) -> str:
+    """An event, after the name of its job.
+
+    Args:
+        kind, message: as `records.QueueEvent` has them.
+    """
+    if kind == "asked":
+        return _asked(message)
+    if kind not in list(State):
+        return message or kind
+    state, more = State(kind), telling(kind, message)
+    if state is State.QUEUED:
+        return _put_into_the_queue(more)
+    if state is State.STARTING:
+        return f"starts {more}" if more.startswith("on ") else "starts" + (f": {more}" if more else "")
+    if state is State.STOPPING and more in _STOPS:
+        return _STOPS[more]
+    return _DOES[state] + (f": {more}" if more else "")
+
+
+def _put_into_the_queue(message: str) -> str:
+    if not message or message.startswith(("submitted by ", "retried by ")):
+        return message or _DOES[State.QUEUED]
+    return "is paused" if message == Reason.PAUSED else f"is back in the queue: {message}"
+
+
+def _asked(message: str) -> str:
+    """Out of `anna asks: cancel`."""
+    found = _ASKS.fullmatch(message)
+    if found is None:
+        return message
+    who, what = found.groups()
+    return f"{who} {' and '.join(map(_one_asked, what.split(', ')))}"
+
+
+def _one_asked(what: str) -> str:
+    if what.startswith("priority "):
+        return f"gave it {what}"
+    return _ASKED_OF_IT.get(what, f"asked it for {what}")

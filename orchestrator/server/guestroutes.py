@@ -1,0 +1,81 @@
+"""What programs that `ray job submit` has started ask, and are told; see `cluster.wire`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from cluster.wire import Join, Joined, Leave, Look, Looked
+from orchestrator.queue.errors import JobEnded
+from orchestrator.queue.records import Job
+from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
+from orchestrator.queue.store import Change, SubmissionKey
+from orchestrator.server.jobroutes import digest_of, submitted
+from orchestrator.server.serving import Asker, Serving, Writer, answer, problems
+from orchestrator.server.serving import router as made
+from orchestrator.server.tokens import tokens_of
+from orchestrator.service.caller import Caller
+from orchestrator.service.guests import client_of, look
+
+
+def routes(serving: Serving) -> APIRouter:
+    router = made("guests", "/v1/guest")
+    around = serving.surroundings
+
+    @router.post(
+        "/join",
+        status_code=201,
+        response_model=Joined,
+        responses=problems(400, 401, 403, 404, 409, 413, 422),
+        summary="A program that Ray has started asks for its job to be queued",
+    )
+    def join(sent: Join, caller: Writer) -> Response:
+        key = SubmissionKey(caller.name, f"{client_of(sent.submission)}:{sent.key}", digest_of([sent.spec]))
+        packages = () if sent.package is None else (sent.package,)
+        (job,) = submitted(serving, [sent.spec], caller, key, client_of(sent.submission), packages)
+        serving.meters.submitted.inc()
+        serving.wake()
+        return answer(Joined(job_id=job.job_id), 201)
+
+    @router.post(
+        "/look",
+        response_model=Looked,
+        responses=problems(401, 404, 413, 422, 429),
+        summary="What its job has written since, and how it is",
+    )
+    async def looked(sent: Look, caller: Asker) -> Response:
+        def read() -> Looked:
+            job = serving.job(sent.job_id, caller)
+            told = look(around, job, sent.attempt, sent.after)
+            scrub = serving.scrub.and_also(tokens_of(serving, job))
+            words = _words(serving, job, caller)
+            return told.model_copy(update={"output": scrub.text(told.output), "words": scrub.text(words)})
+
+        return answer(await serving.slow.run(read))
+
+    @router.post(
+        "/leave",
+        response_model=Looked,
+        responses=problems(401, 403, 404, 413, 422),
+        summary="It is about to end: its job is not wanted any more",
+    )
+    def leave(sent: Leave, caller: Writer) -> Response:
+        serving.job(sent.job_id, caller)
+        try:
+            serving.store.ask(sent.job_id, Change(wanted=Wanted.CANCEL), serving.now_s(), f"{caller.name} (ray job)")
+            serving.wake()
+        except JobEnded:
+            pass
+        return answer(Looked())
+
+    return router
+
+
+def _words(serving: Serving, job: Job, caller: Caller) -> str:
+    """One line; nothing of a job that runs, which speaks for itself."""
+    if job.state is State.RUNNING:
+        return ""
+    lines = serving.explainer.why(job.job_id, caller).text.splitlines()
+    if job.state is State.QUEUED or job.state in HOLDS_A_LEASE:
+        return lines[0].partition("; it has been there for ")[0]
+    return "; ".join(lines)

@@ -1,0 +1,56 @@
+"""Programs of others on the cluster that have asked to be queued; the messages are in `cluster.wire`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from cluster.wire import Looked
+from orchestrator.queue.records import Job
+from orchestrator.queue.states import ENDED, Reason, State
+from orchestrator.service import logs
+from orchestrator.service.surroundings import Surroundings
+
+_PREFIX: Final = "ray:"  # what no other client's name may begin with
+_EXIT_CODES: Final[Mapping[State, int]] = {State.SUCCEEDED: 0, State.FAILED: 1, State.CANCELLED: 130}
+_BAD_INPUT: Final = 2
+
+
+def client_of(submission: str) -> str:
+    """The client that a guest is: its jobs end with it."""
+    return f"{_PREFIX}{submission}"
+
+
+def guest_of(job: Job) -> str | None:
+    """The name under which Ray knows the guest whose job it is; None: it is nobody's."""
+    return job.client.removeprefix(_PREFIX) if job.client is not None and job.client.startswith(_PREFIX) else None
+
+
+def look(surroundings: Surroundings, job: Job, attempt: int, after: int) -> Looked:
+    """What its attempts have written since, one after the other. `words` are left to the caller.
+
+    Raises:
+        BackendUnreachable: the output cannot be read now.
+    """
+    attempt, after = (attempt, after) if attempt else (min(job.attempt, 1), 0)
+    exit_code = exit_code_of(job)
+    if not attempt:
+        return Looked(exit_code=exit_code)
+    part = logs.part(surroundings, job, f"{logs.OUTPUT}-{min(attempt, job.attempt)}", after)
+    if part.ended and attempt < job.attempt:
+        return Looked(output=part.text, attempt=attempt + 1, more=True)
+    is_all = part.ended or part.next - after < logs.PART_BYTES // 2
+    return Looked(
+        output=part.text,
+        attempt=attempt,
+        after=part.next,
+        more=not is_all,
+        exit_code=exit_code if part.ended else None,
+    )
+
+
+def exit_code_of(job: Job) -> int | None:
+    """With which a program ends whose job this is; None: it has not ended."""
+    if job.state not in ENDED:
+        return None
+    return _BAD_INPUT if job.state is State.FAILED and job.reason is Reason.BAD_INPUT else _EXIT_CODES[job.state]

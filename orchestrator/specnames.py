@@ -1,0 +1,74 @@
+"""The specs of a submission by the names that people have for them: the server can only count them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from jobs.commandspec import CommandSpec
+from jobs.errors import InputError, SpecError
+from jobs.load import AnySpec, load_marked
+from jobs.spec import Spec
+
+_NUMBERED: Final = re.compile(r"spec ([0-9]+): (.*)")  # as `service.problems` writes it
+_OF_A_FIELD: Final = re.compile(r"([a-z_][\w.]*): ")
+
+
+@dataclass(frozen=True)
+class Named:
+    """
+    Attributes:
+        name: its file; or else its place in the submission.
+        marks: where its fields are written (`job.yaml:12`), by their dotted names.
+    """
+
+    spec: AnySpec
+    name: str
+    marks: Mapping[str, str] = field(default_factory=dict)
+
+
+def named(given: Sequence[AnySpec | str | os.PathLike[str]], overrides: Sequence[str] = ()) -> list[Named]:
+    """Specs, and what files have; `overrides` are for those in files. Raises SpecError: the mistakes of all of them."""
+    found, wrong = list[Named](), dict[str, None]()
+    for number, one in enumerate(given, 1):
+        if isinstance(one, Spec | CommandSpec):
+            found.append(Named(one, f"spec {number} ({one.name})"))
+            continue
+        path = os.fspath(one)
+        try:
+            loaded = load_marked(path, overrides)
+        except SpecError as error:
+            wrong |= dict.fromkeys(str(error).splitlines())  # of a wrong option once
+        else:
+            found.append(Named(loaded.spec, path, loaded.marks))
+    if wrong:
+        raise SpecError("\n".join(wrong))
+    return found
+
+
+def with_names(error: InputError, specs: Sequence[Named]) -> InputError:
+    """What the server says of a submission, with names and lines where it has numbers and fields."""
+    return type(error)("\n".join(_line(line, specs) for line in str(error).splitlines()))
+
+
+def of_one(error: InputError, spec: Named) -> InputError:
+    """What is wrong with this one of several."""
+    return type(error)("\n".join(f"{_mark(spec, line) or spec.name}: {line}" for line in str(error).splitlines()))
+
+
+def _line(line: str, specs: Sequence[Named]) -> str:
+    match = _NUMBERED.fullmatch(line)
+    if match is not None and 1 <= int(match[1]) <= len(specs):
+        one, said = specs[int(match[1]) - 1], match[2]
+        return f"{_mark(one, said) or one.name}: {said}"
+    mark = _mark(specs[0], line) if len(specs) == 1 else None
+    return f"{mark}: {line}" if mark else line
+
+
+def _mark(spec: Named, said: str) -> str | None:
+    """Where the field is written that this is about."""
+    match = _OF_A_FIELD.match(said)
+    return spec.marks.get(match[1]) if match is not None else None

@@ -1,0 +1,65 @@
+"""What is wrong with a submission is said of files and lines, though the server can only count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import CapacityError, SpecError
+from jobs.commandspec import CommandSpec
+from orchestrator.client import asking
+from orchestrator.queue.errors import UnknownJob
+from orchestrator.specnames import Named, named, of_one, with_names
+
+ONE = CommandSpec(kind="command", name="one", command=("true",))
+
+
+def write(folder: Path, name: str, more: str = "") -> str:
+    (folder / name).write_text(f"kind: command\nname: {name[0]}\ncommand: [echo]\n{more}")
+    return str(folder / name)
+
+
+def test_numbers_become_files_and_fields_become_lines(tmp_path: Path) -> None:
+    a, b = write(tmp_path, "a.yaml"), write(tmp_path, "b.yaml", "queue:\n  after: [gone]\n")
+    specs = named([a, b, ONE])
+    error = UnknownJob("spec 2: queue.after: there is no job 'gone'\nspec 1: it is too large\nspec 3: bad\nand 2 more")
+    renamed = with_names(error, specs)
+    assert type(renamed) is UnknownJob
+    assert str(renamed).splitlines() == [
+        f"{b}:5: queue.after: there is no job 'gone'",
+        f"{a}: it is too large",
+        "spec 3 (one): bad",
+        "and 2 more",
+    ]
+
+
+def test_of_one_file_the_line_is_named_and_of_what_concerns_no_field_nothing(tmp_path: Path) -> None:
+    specs = named([write(tmp_path, "b.yaml", "working_dir: x\n")], ["queue.tenant=x"])
+    said = str(with_names(CapacityError("working_dir: not there\nqueue.tenant: none\nit is too large"), specs))
+    assert said.splitlines() == [
+        f"{tmp_path}/b.yaml:4: working_dir: not there",
+        "--set: queue.tenant: none",
+        "it is too large",
+    ]
+    assert str(of_one(SpecError("it is too large"), specs[0])) == f"{tmp_path}/b.yaml: it is too large"
+    assert str(with_names(SpecError("spec 7: beyond"), [Named(ONE, "x")])) == "spec 7: beyond"
+
+
+def test_the_mistakes_of_all_files_come_at_once(tmp_path: Path) -> None:
+    wrong = [write(tmp_path, "a.yaml", "gpus: 1\n"), write(tmp_path, "b.yaml"), write(tmp_path, "c.yaml", "cwd: .\n")]
+    with pytest.raises(SpecError) as caught:
+        named([*wrong, str(tmp_path / "gone.yaml")])
+    lines = str(caught.value).splitlines()
+    assert [line.partition(": ")[0] for line in lines[:2]] == [f"{wrong[0]}:4", f"{wrong[2]}:4"]
+    assert "gone.yaml" in lines[2] and len(lines) == 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_copy_with_a_dictionary_for_a_section_is_checked_and_sent_whole() -> None:
+    copy = ONE.model_copy(update={"queue": {"after": ["a-1"], "priority": 3}})
+    (sent,) = asking(named([copy]), "vision", None, ("b-2",))
+    assert (sent["queue"]["tenant"], sent["queue"]["priority"], sent["queue"]["after"]) == ("vision", 3, ["a-1", "b-2"])
+    assert copy.vary({"resources.num_workers": [1, 2]})[1].queue.priority == 3
+    with pytest.raises(SpecError, match=r"^spec 2 \(one\): queue.priority: must be 1000 or less, but is 5000$"):
+        asking(named([ONE, ONE.model_copy(update={"queue": {"priority": 5000}})]), None, None, ())

@@ -26,13 +26,14 @@ from jobs.findrun import run_names
 from jobs.listing import listing
 from jobs.outcome import Outcome, Status, write_outcome
 from jobs.paths import JobPaths, prepared_root
-from orchestrator.api import JobView
 from orchestrator.cli.gc import gc
 from orchestrator.gc.act import carry_out
 from orchestrator.gc.look import look
 from orchestrator.gc.plan import plan_gc
 from orchestrator.gc.values import Bounds, Goes
+from orchestrator.queue.states import State
 from tests.support.cutstorage import Cut, changes
+from tests.support.jobviews import job as job_view
 from tests.support.processes import free_port
 
 DAY = 86_400.0
@@ -286,13 +287,8 @@ def queue(**answers: Any) -> Iterator[str]:
 ME = {"name": "a", "role": "admin", "tenant": None, "tokens_needed": True}
 
 
-def job(**facts: Any) -> dict[str, Any]:
-    empty = dict.fromkeys(JobView.model_fields)
-    numbers = ("number", "num_workers", "cpus_per_worker", "gpus_per_worker", "priority", "submitted_s", "attempt")
-    more = ("waited_s", "attained_s", "interruptions", "step", "changed")
-    known = {**empty, **dict.fromkeys((*numbers, *more), 0), "after": [], "placement": [], "metrics": {}}
-    words = {"job_id": "j-1", "name": "j", "kind": "finetune", "tenant": "t", "submitted_by": "a", "message": ""}
-    return {**known, **words, "preemptible": True, "wanted": "run", "state": "queued", "reason": "preempted", **facts}
+def job(job_id: str = "j-1", state: State = State.QUEUED, **facts: Any) -> dict[str, Any]:
+    return job_view(job_id, state, **facts).model_dump(mode="json")
 
 
 def test_what_jobs_of_the_queue_need_stays(root: str) -> None:
@@ -301,7 +297,7 @@ def test_what_jobs_of_the_queue_need_stays(root: str) -> None:
     answers = {
         "jobs/j-1/spec": {"model": {"path": storage.join(parent.model)}},
         "jobs/j-2/spec": {"model": {"path": "run:j-0"}},
-        "jobs/j-0": job(job_id="j-0", state="succeeded", run=before.root),
+        "jobs/j-0": job(job_id="j-0", state=State.SUCCEEDED, run=before.root),
     }
     with queue(me=ME, jobs=jobs, **answers) as url:
         done = fleetune_gc(root, "--older-than", "30d", FLEETUNE_URL=url)

@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import time
+import urllib.parse
 import uuid
 from collections.abc import Callable
 from types import FrameType
@@ -31,6 +32,7 @@ from jobs.wirecall import NoAnswer, NotUnderstood, Refused, Server
 WITHOUT: Final = "none"  # FLEETUNE_URL, of who wants to go round the queue
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _SAYS_EVERY_S = 60.0
+_HERE: Final = ("localhost", "127.0.0.1", "::1")
 _LEAVES_WITHIN_S = 2.0  # Ray kills what has not ended 3 s after it was told to
 _MAY_CHANGE: Final = (401, 403)  # tokens are made anew now and then
 
@@ -47,6 +49,7 @@ def host_of_this_program() -> tuple[RayJob, SessionRecord] | None:
 
     Raises:
         MachinesFailed: Ray does not say whether it has one.
+        Uninvited: it has one, which cannot be reached from here.
     """
     job, url = ray_job(), server_url()
     if job is None or KIND_KEY in job.metadata or url == WITHOUT:  # what the orchestrator itself has started has room
@@ -55,7 +58,15 @@ def host_of_this_program() -> tuple[RayJob, SessionRecord] | None:
         return job, SessionRecord(url, "")
     raylet = raylet_above(os.getpid())
     record = read_record(raylet) if raylet is not None else None
-    return None if record is None else (job, record)
+    if raylet is None or record is None:
+        return None
+    if not raylet.is_head and urllib.parse.urlsplit(record.url).hostname in _HERE:
+        raise Uninvited(
+            "this program runs on another node than the head, where the orchestrator of this cluster listens for its "
+            f"own machine alone ({record.url}). Submit without --entrypoint-num-cpus and the like, which put a driver "
+            "anywhere; or have the orchestrator started with --host 0.0.0.0, or with --url and a proxy"
+        )
+    return job, record
 
 
 def run_as_guest(spec: Spec, job: RayJob, record: SessionRecord, say: Say) -> int:

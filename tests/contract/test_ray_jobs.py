@@ -41,14 +41,15 @@ def opened(head: RayHead, tmp_path: pathlib.Path) -> Iterator[Machines]:
         yield made
 
 
+def supervisors(opened: Machines) -> list[int]:
+    found = processes_with(f"FLEETUNE_TEST={opened.mark}")
+    return [pid for pid in found if b"JobSupervisor" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
 def test_a_program_whose_supervisor_is_killed_is_lost(opened: Machines) -> None:
     launch = opened.started(opened.launch("a", Program(forever=True)))
-    (supervisor,) = [
-        pid
-        for pid in processes_with(f"FLEETUNE_TEST={opened.mark}")
-        if b"JobSupervisor" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
-    os.kill(supervisor, signal.SIGKILL)
+    wait_for(lambda: len(supervisors(opened)) == 1, "there is one: what it forks has its name for a moment")
+    os.kill(supervisors(opened)[0], signal.SIGKILL)
     end = opened.ended(launch)
     assert end.phase is Phase.LOST and "died" in end.message
 

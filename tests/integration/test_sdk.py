@@ -110,6 +110,7 @@ def test_logs_are_followed_to_the_end(client: Client) -> None:
 
 def test_the_queue_is_looked_at(client: Client) -> None:
     parent = client.submit(does("sleep 300", "parent"))
+    wait_for(lambda: client.job(parent.id).state is not State.QUEUED, "it is started")
     child = client.submit(does("true", "child"), after=[parent], priority=3)
     assert child.view.after == (parent.id,) and child.view.priority == 3
     assert client.job(child.id).state is State.QUEUED and parent.id in client.why(child).text

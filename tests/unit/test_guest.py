@@ -13,6 +13,7 @@ from cluster.ray_jobs import KIND_KEY, environment_like
 from cluster.raylets import Raylet, raylet_of
 from cluster.sessionrecord import FILE, SessionRecord, read_record, write_record
 from cluster.settings import RAY_JOB, RayJob, ray_job
+from jobs import guest
 from jobs.errors import SpecError
 from jobs.guest import host_of_this_program, package_of, queued
 from jobs.load import spec_of
@@ -62,6 +63,20 @@ def test_without_a_raylet_above_it_there_is_no_orchestrator(monkeypatch: pytest.
     monkeypatch.delenv("FLEETUNE_URL", raising=False)
     ray_says(monkeypatch)
     assert host_of_this_program() is None
+
+
+def test_an_orchestrator_that_only_the_head_can_reach_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FLEETUNE_URL", raising=False)
+    ray_says(monkeypatch)
+    found = {"record": SessionRecord("http://127.0.0.1:8400", "q"), "raylet": Raylet(Path("/tmp"), "gcs", False)}
+    monkeypatch.setattr(guest, "raylet_above", lambda pid: found["raylet"])
+    monkeypatch.setattr(guest, "read_record", lambda raylet: found["record"])
+    with pytest.raises(guest.Uninvited, match=r"another node than the head.*--host 0\.0\.0\.0"):
+        host_of_this_program()
+    found["raylet"] = Raylet(Path("/tmp"), "gcs", True)
+    assert host_of_this_program() == (RayJob("raysubmit_1", {"job_submission_id": "raysubmit_1"}), found["record"])
+    found |= {"record": SessionRecord("http://head:8400", "q"), "raylet": Raylet(Path("/tmp"), "gcs", False)}
+    assert host_of_this_program() is not None
 
 
 def test_a_raylet_is_known_by_its_command_line() -> None:

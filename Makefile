@@ -56,7 +56,7 @@ test: lint test-unit
 	$(RUN_TESTS) -m "not slow" --ignore=tests/unit
 
 test-all: lint test-unit
-	$(RUN_TESTS) --ignore=tests/unit
+	$(RUN_TESTS) --durations=25 --ignore=tests/unit
 
 bench: install
 	$(BIN)/python bench/train.py

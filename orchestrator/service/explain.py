@@ -14,6 +14,7 @@ from cluster.placement import check_can_ever_fit
 from orchestrator.api import WhyView
 from orchestrator.queue.book import Book
 from orchestrator.queue.ledger import Cluster, snapshot
+from orchestrator.queue.noderules import rules_by_node
 from orchestrator.queue.records import Job, NodeRule
 from orchestrator.queue.shares import Shares, counts_since_s, used_of
 from orchestrator.queue.states import ENDED, State, Wanted
@@ -175,12 +176,13 @@ class Explainer:
                 return None
             inventory, silent = known, True
         self._book.read()
-        jobs, tenants, rules = tuple(self._book.jobs), tuple(store.tenants()), store.node_rules()
+        jobs, tenants = tuple(self._book.jobs), tuple(store.tenants())
+        rules = rules_by_node(store.node_rules(), inventory.labels)
         cluster = Cluster(
             inventory,
             tenants,
             self._shares_now(now_s).advance(jobs, now_s),
-            closed=frozenset(rule.node_id for rule in rules),
+            closed=frozenset(rules),
             slow=frozenset(job.job_id for job in jobs if job.state is State.STOPPING),  # they are still there
         )
         ended = store.jobs(Filter(states=(State.SUCCEEDED, State.FAILED)), limit=_ENDED_LATELY)
@@ -192,7 +194,7 @@ class Explainer:
             {tenant.name: tenant for tenant in tenants},
             cluster,
             silent,
-            {rule.node_id: rule for rule in rules},
+            rules,
         )
 
     def _shares_now(self, now_s: float) -> Shares:

@@ -8,6 +8,7 @@ from cluster.inventory import Node
 from jobs.fields import did_you_mean
 from orchestrator.api import NodeOrderSent, Nodes, NodeView
 from orchestrator.queue.errors import UnknownNode
+from orchestrator.queue.noderules import rules_by_node
 from orchestrator.queue.records import Lease, NodeOrder, NodeRule, QueueEvent
 from orchestrator.service.caller import ANYBODY, Caller
 from orchestrator.service.surroundings import Surroundings
@@ -26,7 +27,10 @@ def nodes(surroundings: Surroundings, caller: Caller = ANYBODY) -> Nodes:
     """
     inventory = surroundings.machines.inventory()
     there, labels = {node.node_id: node for node in inventory.nodes}, inventory.labels
-    rules = {rule.node_id: rule for rule in surroundings.store.node_rules()}
+    given = surroundings.store.node_rules()
+    rules = rules_by_node(given, labels)
+    met = {rule.node_id for rule in rules.values()}
+    rules |= {rule.node_id: rule for rule in given if rule.node_id not in met}  # of nodes that are gone
     held = _held(surroundings.store.leases(held=True), caller)
     names = [*there, *(name for name in rules if name not in there)]
     return Nodes(
@@ -42,8 +46,11 @@ def order(surroundings: Surroundings, node_id: str, sent: NodeOrderSent, caller:
         some = f": there are {', '.join(known[:20])}" if known else ": there are none"
         raise UnknownNode(f"there is no node {node_id!r}{did_you_mean(node_id, known) or some}")
     now_s, what = surroundings.clock.now_s(), NodeOrder(sent.order)
-    surroundings.store.put_node_rule(NodeRule(node_id, what, caller.name, sent.reason, now_s))
-    said = f"{surroundings.machines.label(node_id)} {_DONE[what]}, by order of {caller.name}"
+    label = surroundings.machines.label(node_id)
+    if label != node_id:  # one that was given by an id, of this machine as it is now, gives way
+        surroundings.store.put_node_rule(NodeRule(node_id, NodeOrder.USE, caller.name, sent.reason, now_s))
+    surroundings.store.put_node_rule(NodeRule(label, what, caller.name, sent.reason, now_s))
+    said = f"{label} {_DONE[what]}, by order of {caller.name}"
     said += f" ({sent.reason})" if sent.reason else ""
     data = {"node": node_id, "by": caller.name}
     surroundings.store.add_events([QueueEvent(now_s, what.value, said, data=data)])

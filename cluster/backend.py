@@ -72,6 +72,14 @@ class Submission:
         return self.phase in ENDED_PHASES
 
 
+@dataclass(frozen=True)
+class Other:
+    """A program that somebody else runs: its name there, and what it is."""
+
+    name: str
+    what: str
+
+
 class Backend(Protocol):
     """All calls may raise BackendUnreachable: the machines do not answer, and nothing is known of what was asked."""
 
@@ -110,6 +118,9 @@ class Backend(Protocol):
 
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         """Which of these programs, that others have started there, are known to have ended."""
+
+    def others(self) -> Sequence[Other]:
+        """Programs that others than Fleetune run there, as far as the backend knows of them."""
 
     def close(self) -> None:
         """Let go of the backend; what runs goes on."""

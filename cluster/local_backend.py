@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import local_supervisor as files
-from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_launch
+from cluster.backend import MAX_OUTPUT_BYTES, Launch, Other, Phase, Submission, check_launch
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
 from cluster.inventory import Inventory
 from cluster.lastwords import TAIL_BYTES, last_words
@@ -109,6 +109,9 @@ class LocalBackend:
 
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         return frozenset()
+
+    def others(self) -> Sequence[Other]:
+        return ()
 
     def close(self) -> None:
         pass

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from cluster.backend import ENDED_PHASES, Launch, Phase, Submission, check_launch
+from cluster.backend import ENDED_PHASES, Launch, Other, Phase, Submission, check_launch
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
 from cluster.inventory import Inventory
 from cluster.lastwords import TAIL_BYTES, last_words
@@ -46,6 +46,7 @@ _LOST_TYPES = frozenset(
     for what in ("START_TIMEOUT", "START_FAILURE", "UNSCHEDULABLE", "UNKNOWN_FAILURE", "DIED")
 )
 _LONGEST_MESSAGE = 500
+_LONGEST_ENTRY = 80
 _PYTHONS = frozenset({"pip", "uv", "conda"})  # what gives a job a Python of its own, as `python`
 _OURS = "FLEETUNE_"
 _MOST_NODES = 10_000  # what Ray's state API gives at most; by itself it gives 100
@@ -142,6 +143,16 @@ class RayJobsBackend:
         with self._asking() as client:
             known = {job.submission_id: _PHASES[job.status.value] for job in client.list_jobs() if job.submission_id}
         return frozenset(program for program in programs if known.get(program) in ENDED_PHASES)
+
+    def others(self) -> Sequence[Other]:
+        """All jobs of the cluster that run, but for ours; drivers without a submission go by their job's id."""
+        with self._asking() as client:
+            jobs = [job for job in client.list_jobs() if _PHASES[job.status.value] is Phase.RUNNING]
+        return [
+            Other(job.submission_id or f"job {job.job_id}", _one_line(job.entrypoint or "")[:_LONGEST_ENTRY])
+            for job in jobs
+            if QUEUE_KEY not in (job.metadata or {})
+        ]
 
     def session(self) -> str:
         """The name of the cluster's session: another one after the head was started anew. Raises BackendUnreachable."""

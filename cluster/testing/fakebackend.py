@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from cluster.backend import Launch, Submission
+from cluster.backend import Launch, Other, Submission
 from cluster.inventory import Inventory, Node
 from cluster.testing.fakecluster import FakeCluster
 from cluster.testing.history import Run
@@ -53,6 +53,9 @@ class FakeBackend:
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         return frozenset(self._cluster.ask("ended_elsewhere", tuple(programs)))
 
+    def others(self) -> Sequence[Other]:
+        return [Other(*one) for one in self._cluster.ask("others")]
+
     def close(self) -> None:
         pass
 
@@ -94,6 +97,10 @@ class FakeBackend:
     def lose(self, submission: str) -> None:
         """One program is LOST, whatever it was to do."""
         self._cluster.ask("lose", submission)
+
+    def run_elsewhere(self, program: str, what: str) -> None:
+        """Somebody else runs a program."""
+        self._cluster.ask("run_elsewhere", program, what)
 
     def end_elsewhere(self, program: str) -> None:
         """A program of somebody else has ended."""

@@ -17,7 +17,8 @@ from cluster.testing.script import NEVER, Script
 
 KILLED = -9
 ASKED_OF_MACHINES = frozenset({"inventory", "fence", "start", "submissions", "stop", "forget", "output"}) | {
-    "ended_elsewhere"
+    "ended_elsewhere",
+    "others",
 }
 
 
@@ -74,6 +75,7 @@ class FakeCluster:
         self._gpus_of = gpus_of
         self._programs: dict[str, _Program] = {}
         self._scripts: list[Callable[[Launch], Script | None]] = []
+        self._elsewhere: dict[str, str] = {}
         self._ended_elsewhere: set[str] = set()
         self._fence: int | None = None
         self._answers, self._hears = True, True
@@ -104,6 +106,12 @@ class FakeCluster:
 
     def ended_elsewhere(self, programs: Sequence[str]) -> list[str]:
         return sorted(self._ended_elsewhere.intersection(programs))
+
+    def others(self) -> list[tuple[str, str]]:
+        return [(name, what) for name, what in self._elsewhere.items() if name not in self._ended_elsewhere]
+
+    def run_elsewhere(self, program: str, what: str) -> None:
+        self._elsewhere[program] = what
 
     def end_elsewhere(self, program: str) -> None:
         self._ended_elsewhere.add(program)

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from cluster.backend import Other
 from cluster.errors import BackendUnreachable, CapacityError
 from cluster.placement import check_can_ever_fit
 from orchestrator.api import WhyView
@@ -25,6 +26,7 @@ from orchestrator.scheduling.why import Why, why
 from orchestrator.scheduling.whytext import to_do, why_text
 from orchestrator.service import storytext
 from orchestrator.service.caller import ANYBODY, Caller
+from orchestrator.service.guests import guest_of
 from orchestrator.service.surroundings import Surroundings
 
 _KEPT_S = 5.0
@@ -135,6 +137,7 @@ class Explainer:
             storytext.put_back(job),
             "the machines do not answer now: nothing is started until they do" if moment.silent else "",
             storytext.closed(found, moment.snapshot.cluster.names, moment.rules, called),
+            storytext.outside(found, self._others(moment) if _is_foreign(found) else ()),
             storytext.limit(found, moment.tenants.get(job.tenant)),
             to_do(found, job.job_id),
         ]
@@ -145,6 +148,11 @@ class Explainer:
         starts = (expected.start_s, expected.earliest_s, expected.latest_s)
         start, earliest, latest = (None if at is None else now_s + at for at in starts)
         return WhyView(text=text, expected_start_s=start, earliest_start_s=earliest, latest_start_s=latest)
+
+    def _others(self, moment: _Moment) -> list[Other]:
+        """Programs that may hold what is held outside Fleetune; guests of the queue hold nothing."""
+        guests = {guest_of(job) for job in moment.jobs}
+        return [other for other in self._surroundings.machines.others() if other.name not in guests]
 
     def _expected(self, moment: _Moment, found: Why) -> Expected:
         """Near the head of the queue by running it forward, without those behind; further back roughly."""
@@ -213,3 +221,7 @@ def _name(job: Job, caller: Caller) -> str:
 
 def _said(text: str) -> WhyView:
     return WhyView(text=text, expected_start_s=None, earliest_start_s=None, latest_start_s=None)
+
+
+def _is_foreign(found: Why) -> bool:
+    return any(node.foreign for node in found.nodes)

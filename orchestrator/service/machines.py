@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
-from cluster.backend import Backend
+from cluster.backend import Backend, Other
 from cluster.errors import BackendUnreachable
 from cluster.inventory import Inventory
 
 _KEPT_S = 3.0
+_OTHERS_KEPT_S = 15.0
 _SILENT_S = 3.0  # after a failure, nobody waits for the machines again for so long
 
 
@@ -22,6 +24,8 @@ class Machines:
         self._known: Inventory | None = None
         self._labels: dict[str, str] = {}
         self._until_s = 0.0
+        self._others: tuple[Other, ...] = ()
+        self._others_until_s = 0.0
         self._failed: BackendUnreachable | None = None
 
     def inventory(self) -> Inventory:
@@ -44,6 +48,15 @@ class Machines:
     def label(self, node_id: str) -> str:
         """What people call a node, as far as is known without asking."""
         return self._labels.get(node_id, node_id)
+
+    def others(self) -> tuple[Other, ...]:
+        """What others than Fleetune run there, some seconds old; nothing where the machines do not say."""
+        with self._lock:
+            if time.monotonic() >= self._others_until_s:
+                with contextlib.suppress(BackendUnreachable):
+                    self._others = tuple(self._backend.others())
+                self._others_until_s = time.monotonic() + _OTHERS_KEPT_S
+            return self._others
 
     def _ask(self) -> None:
         try:

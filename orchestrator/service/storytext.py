@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from cluster.backend import Other
 from cluster.resources import workers
 from orchestrator.queue.advice import advice
 from orchestrator.queue.records import Job, NodeOrder, NodeRule
@@ -15,6 +16,7 @@ from orchestrator.scheduling.why import Obstacle, Why
 from orchestrator.scheduling.whytext import span
 
 _SHOWN = 10
+_OUTSIDE_SHOWN = 3
 
 
 def ended(job: Job, now_s: float) -> str:
@@ -135,6 +137,15 @@ def put_back(job: Job) -> str:
     if job.reason is Reason.PAUSED:
         return "it was paused, and is to go on"
     return f"it has run before, and was put back: {job.message or job.reason.value.replace('-', ' ')}"
+
+
+def outside(found: Why, others: Sequence[Other]) -> str:
+    """Who may hold what is held outside Fleetune; '' where nothing is, or nobody says."""
+    if not others or not any(node.foreign for node in found.nodes):
+        return ""
+    told = [f"{one.name} ({one.what})" if one.what else one.name for one in others[:_OUTSIDE_SHOWN]]
+    more = f", and {len(others) - _OUTSIDE_SHOWN} more" if len(others) > _OUTSIDE_SHOWN else ""
+    return f"outside Fleetune run: {', '.join(told)}{more}"
 
 
 def limit(found: Why, tenant: Tenant | None) -> str:

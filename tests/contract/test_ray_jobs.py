@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.backend import Launch, Phase
+from cluster.backend import Launch, Other, Phase
 from cluster.errors import BackendUnreachable, LaunchRefused
 from cluster.ray_jobs import RayJobsBackend
 from tests.support.backends import Machines, Program, machines
@@ -73,6 +73,14 @@ def test_what_is_used_and_not_ours_is_foreign(opened: Machines, head: RayHead) -
     opened.wait_for(lambda: [node.foreign_cpus for node in opened.backend.inventory().nodes] == [2], "it holds 2 CPUs")
     (node,) = opened.backend.inventory().nodes
     assert node.cpus == 4 and node.usable
+    assert opened.backend.others() == []  # our own program has taken them
+    with _rays_own_client(head) as client:
+        client.submit_job(entrypoint="sleep 1000", submission_id="somebody")
+        wait_for(lambda: opened.backend.others() == [Other("somebody", "sleep 1000")], "it is named", 60.0)
+        assert opened.backend.ended_elsewhere(["somebody", "nobody"]) == frozenset()
+        client.stop_job("somebody")
+        wait_for(lambda: opened.backend.ended_elsewhere(["somebody", "nobody"]) == {"somebody"}, "it has ended", 60.0)
+        assert opened.backend.others() == []
     for own, foreign in ((1, 1), (2, 0), (3, 0)):
         use = {node.node_id: (own, 0)}
         backend = RayJobsBackend(head.dashboard, token=head.token, own_use=lambda use=use: use)

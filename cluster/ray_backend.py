@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cluster.errors import CapacityError, MachinesFailed
@@ -132,6 +133,17 @@ def check_alive(nodes: Iterable[str], inventory: Inventory) -> None:
     gone = sorted(set(nodes) - {node.node_id for node in inventory.nodes})
     if gone:
         raise MachinesFailed(f"nodes of this attempt are not in the Ray cluster any more: {', '.join(gone)}")
+
+
+def leaving_nodes() -> Mapping[str, float]:
+    """Nodes of the connected cluster that Ray drains, and when they go at the latest: seconds since 1970, or inf."""
+    from ray._private.state import state  # as Ray Train does it; there is no public way
+
+    try:
+        found = state.get_draining_nodes()
+    except Exception:  # the head does not answer: asked again a little later
+        return {}
+    return {node: until_ms / 1000.0 if until_ms else math.inf for node, until_ms in found.items()}
 
 
 def _wait_until_removed(group: Any) -> None:

@@ -90,6 +90,7 @@ class Beat(Message):
         remaining_s: running time left, as measured.
         interruption_cost_s: what it would cost to stop now: work since the newest checkpoint, and starting again.
         metrics: newest by name.
+        draining: nodes of its placement that Ray is about to take away.
         last: the driver is about to end, and is answered once all it has said is kept for good.
     """
 
@@ -101,6 +102,7 @@ class Beat(Message):
     remaining_s: float | None = None
     interruption_cost_s: float | None = None
     metrics: Mapping[str, float] = Field(default_factory=dict)
+    draining: tuple[str, ...] = Field((), max_length=1000)
     last: bool = False
 
     @field_validator("metrics")

@@ -24,6 +24,7 @@ OnOrder = Callable[[Order, str], None]
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _SAYS_EVERY_S = 60.0
 _LAST_BEAT_S: Final = 5.0
+_HURRIES_S: Final = 1.0
 _OVER: Final = (401, 410)
 
 
@@ -64,6 +65,7 @@ class HttpLink:
         self._thread: threading.Thread | None = None
         self._silent = False
         self._order = Order.GO_ON
+        self._hurries = False  # its nodes are taken away, and it waits for an order
 
     def register(self) -> Registered:
         """What is to be run. Waits for as long as it takes until the server says so.
@@ -96,9 +98,10 @@ class HttpLink:
     def tell(self, **known: Any) -> None:
         with self._lock:
             metrics = {**self._known.get("metrics", {}), **_finite(known.pop("metrics", {}))}
-            self._known |= {name: value for name, value in known.items() if _is_number_or_text(value)}
+            self._known |= {name: value for name, value in known.items() if _may_be_told(value)}
             self._known["metrics"] = metrics
-        if "run" in known:
+            self._hurries = self._hurries or bool(self._known.get("draining"))
+        if "run" in known or "draining" in known:
             self._wake.set()
 
     def close(self) -> None:
@@ -110,7 +113,8 @@ class HttpLink:
     def _run(self, every_s: float, on_order: OnOrder) -> None:
         last = False
         while not last:
-            self._wake.wait(every_s * random.uniform(0.8, 1.2))
+            hurries = self._hurries and self._order is Order.GO_ON
+            self._wake.wait((min(every_s, _HURRIES_S) if hurries else every_s) * random.uniform(0.8, 1.2))
             last = self._closing.is_set()
             self._wake.clear()
             order, reason = self._beat()
@@ -162,5 +166,7 @@ def _finite(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
 
 
-def _is_number_or_text(value: Any) -> bool:
+def _may_be_told(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(isinstance(one, str) for one in value)
     return isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))

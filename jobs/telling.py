@@ -38,6 +38,8 @@ class Telling:
             self._saved = max(self._saved, data["step"])
             self._step = max(self._step, self._saved)
             self._link.tell(step=self._step, interruption_cost_s=self.interruption_cost_s())
+        elif event.kind == "draining":
+            self._link.tell(draining=tuple(data.get("nodes", ())))
         elif event.kind == "evaluated":
             self._link.tell(metrics=data.get("metrics", {}))
 

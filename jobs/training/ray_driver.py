@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cluster.inventory import Inventory
-from cluster.ray_backend import NODE_LABEL, check_alive, connected, held_places, snapshot
+from cluster.ray_backend import NODE_LABEL, check_alive, connected, held_places, leaving_nodes, snapshot
 from cluster.resources import Gang as GangRequest
 from cluster.workplace import Workplace
 from jobs import storage
@@ -25,6 +25,7 @@ from jobs.provenance import run_facts
 from jobs.record import write_manifest
 from jobs.signals import StopSignals
 from jobs.spec import Spec
+from jobs.training.draining import Draining
 from jobs.training.gang import count_attempts, read_attempt
 from jobs.training.job import Job
 from jobs.training.ready import ready_data
@@ -71,7 +72,8 @@ def drive_on_ray(
                     pass
             signals.graceful = True
             job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths))
-            result = fit(job, signals, Watch(paths, progress), given.places)
+            draining = Draining(paths, announce, given.places)
+            result = fit(job, signals, Watch(paths, progress), draining, given.places)
     outcome = outcome_of(paths, result, failures_of(paths))
     write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint} | (result or {}).get("facts", {}))
     return outcome
@@ -97,7 +99,9 @@ def gang_request(spec: Spec) -> GangRequest:
     )
 
 
-def fit(job: Job, signals: StopSignals, watch: Watch, places: Sequence[str] | None = None) -> Record | None:
+def fit(
+    job: Job, signals: StopSignals, watch: Watch, draining: Draining, places: Sequence[str] | None = None
+) -> Record | None:
     """Train on the connected cluster; what rank 0 returned, None where a worker reported a failure.
 
     `TorchTrainer.fit` runs in a thread: on the main thread it would take Ctrl-C for itself and save nothing.
@@ -127,8 +131,10 @@ def fit(job: Job, signals: StopSignals, watch: Watch, places: Sequence[str] | No
         thread.join(_POLL_S)
         watch.look()
         signals.check()
-        if places is not None and time.monotonic() - looked_at > _LOOK_AT_NODES_S:
-            check_alive(places, snapshot())
+        if time.monotonic() - looked_at > _LOOK_AT_NODES_S:
+            draining.look(leaving_nodes())
+            if places is not None:
+                check_alive(places, snapshot())
             looked_at = time.monotonic()
         if failed_at is None:
             with contextlib.suppress(StorageError):  # asked again at the next look

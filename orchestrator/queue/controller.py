@@ -21,13 +21,13 @@ from orchestrator.queue.errors import NotLeader, StoreBroken, UnknownJob
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.ledger import Cluster, Promises, kept, orders, snapshot
 from orchestrator.queue.noderules import rules_by_node
-from orchestrator.queue.records import Job, Move, NodeOrder, NodeRule, QueueEvent
+from orchestrator.queue.nodewatch import NodeWatch
+from orchestrator.queue.records import Job, Move, NodeOrder, NodeRule
 from orchestrator.queue.retry import may_start_at_s
 from orchestrator.queue.rules import Seen, next_move
 from orchestrator.queue.shares import Shares, counts_since_s, used_of
 from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
 from orchestrator.queue.store import Store
-from orchestrator.queue.suspicion import BY, FACT, Incident, dumped, incident_of, loaded, suspects
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
 
@@ -137,7 +137,7 @@ class _Term:
         self._asked: dict[str, float] = {}  # submission -> when it was told to stop for the first time
         self._hard: dict[str, float] = {}  # and hard, for the last time
         self._labels: dict[str, str] = {}
-        self._incidents = loaded(self._store.facts().get(FACT, ""))
+        self._watch = NodeWatch(self._store, self._go_on)
         self._seen_nodes = {node: self._steady_s for job in self._book.jobs for node, _ in job.placement}
         # Nobody knows any more for whom these stop: nobody else is stopped before they have.
         self._inherited = {job.submission for job in self._book.jobs if job.state is State.STOPPING}
@@ -148,12 +148,13 @@ class _Term:
 
     def step(self) -> None:
         self._book.read()
-        inventory = self._backend.inventory()
-        rules = rules_by_node(self._store.node_rules(), inventory.labels)
+        inventory, given = self._backend.inventory(), self._store.node_rules()
+        rules = rules_by_node(given, inventory.labels)
         seen = self._look(inventory, rules)
         self._go_on()
+        self._watch.forget_what_is_over(given, self._seen_nodes)
         self._settle(seen)
-        self._suspect(inventory, rules, seen.now_s)
+        self._watch.suspect(inventory, rules, seen.now_s)
         self._admit(inventory, rules, seen.now_s)
         self._act(seen)
 
@@ -188,42 +189,8 @@ class _Term:
             moves = [move for job in self._book.jobs if (move := next_move(job, seen)) is not None]
             if not moves:
                 return
-            self._note_incidents(moves, seen)
+            self._watch.note(self._book.jobs, moves, seen)
             self._write(moves, seen.now_s)
-
-    def _note_incidents(self, moves: Sequence[Move], seen: Seen) -> None:
-        jobs, known = {job.job_id: job for job in self._book.jobs}, len(self._incidents)
-        for move in moves:
-            job = jobs[move.job_id]
-            held = [node for node, _ in job.placement]
-            gone = [node for node in held if node in seen.absent or node not in self._seen_nodes]
-            driver = seen.submissions.get(job.submission)
-            code = None if driver is None else driver.exit_code
-            found = incident_of(job, move, seen.called(gone), seen.called(held), code, seen.now_s)
-            self._incidents += [found] if found is not None else []
-        if len(self._incidents) > known:
-            self._keep_incidents(self._incidents, seen.now_s)
-
-    def _keep_incidents(self, incidents: list[Incident], now_s: float) -> None:
-        """Those who lead later are to know of them."""
-        self._go_on()
-        text = dumped(incidents, now_s)
-        self._store.put_facts({FACT: text})
-        self._incidents = loaded(text)
-
-    def _suspect(self, inventory: Inventory, rules: Mapping[str, NodeRule], now_s: float) -> None:
-        """Have nodes that fail again and again take nothing new; never the last one. What was known is forgotten then:
-        once somebody lets such a node work again, it begins anew."""
-        labels, closed = inventory.labels, {inventory.labels[node] for node in rules}
-        for node, evidence in suspects(self._incidents, len(inventory.nodes), now_s).items():
-            others = [one for one in inventory.nodes if one.usable and labels[one.node_id] not in closed | {node}]
-            if node in closed or not others:
-                continue
-            self._go_on()
-            self._store.put_node_rule(NodeRule(node, NodeOrder.CORDON, BY, evidence, now_s))
-            said = f"{node} takes nothing new, since it {evidence}"
-            self._store.add_events([QueueEvent(now_s, NodeOrder.CORDON.value, said, data={"node": node, "by": BY})])
-            self._keep_incidents([one for one in self._incidents if node not in one.nodes], now_s)
 
     def _admit(self, inventory: Inventory, rules: Mapping[str, NodeRule], now_s: float) -> None:
         """Plan, and do what can be done at once."""

@@ -39,6 +39,8 @@ def routes(serving: Serving) -> APIRouter:
     def beat(sent: Beat, request: Request) -> Response:
         _check(serving, request, sent)
         told = driving.beat(around, sent)
+        if sent.draining:
+            serving.wake()
         serving.meters.beats.inc()
         return answer(told)
 

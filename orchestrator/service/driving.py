@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from cluster.wire import Answer, Beat, Order, Register, Registered
 from jobs.paths import JobPaths, new_run_name
 from jobs.runref import run_named
 from orchestrator.queue.errors import AttemptOver, NotYourAttempt, QueueError, UnknownJob
-from orchestrator.queue.records import Job, Measured
+from orchestrator.queue.noderules import taken_by_ray
+from orchestrator.queue.records import Job, Measured, QueueEvent
 from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
 from orchestrator.service.surroundings import Surroundings
 
@@ -74,10 +76,22 @@ def beat(surroundings: Surroundings, message: Beat) -> Answer:
         metrics=message.metrics or None,
     )
     surroundings.beats.note(said)
+    if message.draining:
+        _note_draining(surroundings, job, message.draining)
     if message.last:  # once it is seen to have ended, nothing that it has said is taken any more
         surroundings.beats.flush()
     order, reason = _order(job)
     return Answer(order=order, reason=reason)
+
+
+def _note_draining(surroundings: Surroundings, job: Job, draining: Sequence[str]) -> None:
+    """The queue does not see it by itself. What runs there is then told to leave, as if somebody drained the node."""
+    store, now_s = surroundings.store, surroundings.clock.now_s()
+    known = {rule.node_id for rule in store.node_rules()}
+    for node in {node for node, _ in job.placement}.intersection(draining) - known:
+        store.put_node_rule(taken_by_ray(node, now_s))
+        said = f"Ray is about to take {surroundings.machines.label(node)} away: what runs there goes elsewhere"
+        store.add_events([QueueEvent(now_s, "drain", said, data={"node": node, "by": "ray"})])
 
 
 def _current(surroundings: Surroundings, message: Register | Beat) -> Job | None:

@@ -66,6 +66,25 @@ def test_a_driver_that_comes_before_its_server_waits_for_it_and_says_so_once(tol
     assert len(told.lines) == 1 and f"waiting for the server at http://127.0.0.1:{port}" in told.lines[0]
 
 
+def test_a_driver_whose_nodes_are_taken_away_asks_often_until_it_is_told_to_leave(
+    server: WireServer, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_HURRIES_S", 0.05)
+    link = HttpLink(server.place, told.say)
+    link.register()
+    link.start(1000.0, told.order)
+    link.tell(draining=("n1",))
+    wait_for(lambda: len(server.beats) > 5, "it asks again and again")
+    assert server.newest.draining == ("n1",)
+    server.order = Order.STOP
+    wait_for(lambda: told.orders == [Order.STOP], "it is told")
+    time.sleep(0.2)
+    known = len(server.beats)
+    time.sleep(0.3)
+    assert len(server.beats) == known
+    link.close()
+
+
 def test_beats_carry_the_newest_that_is_known_and_nothing_that_is_no_number(server: WireServer, told: Told) -> None:
     link = open_link(server, told)
     link.tell(step=3, total_steps=9, metrics={"loss": 2.0, "eval_loss": float("nan"), "chain": "ab"})
@@ -154,7 +173,7 @@ def test_an_attempt_that_is_over_is_an_order_to_leave(server: WireServer, told: 
 
 def test_a_server_of_another_release_is_not_waited_for(server: WireServer, told: Told) -> None:
     server.status = 422
-    with pytest.raises(NotUnderstood, match="does not understand this driver: the test says 422"):
+    with pytest.raises(NotUnderstood, match="does not understand this program: the test says 422"):
         HttpLink(server.place, told.say).register()
 
 

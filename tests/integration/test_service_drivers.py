@@ -15,8 +15,8 @@ import pytest
 from cluster.settings import driver_place
 from cluster.wire import Beat, Order, Register
 from orchestrator.queue.errors import AttemptOver, NotYourAttempt, QueueError, StoreBroken
-from orchestrator.queue.records import Job, Measured
-from orchestrator.queue.states import ENDED, State, Wanted
+from orchestrator.queue.records import Job, Measured, NodeOrder
+from orchestrator.queue.states import ENDED, Reason, State, Wanted
 from orchestrator.queue.store import Change
 from orchestrator.service import clients, driving, followups
 from orchestrator.service.beats import Beats
@@ -316,3 +316,24 @@ def test_files_of_clients_that_are_gone_and_left_nothing_are_removed(world: Serv
         fcntl.flock(file, fcntl.LOCK_EX)
         clients.forget_the_gone(world.around, tmp_path)
     assert sorted(path.stem for path in folder.iterdir()) == ["held", "needed", "new"]
+
+
+def test_a_job_whose_node_ray_takes_away_leaves_it_and_goes_on_elsewhere(world: ServiceWorld) -> None:
+    job = started(world, command(resources={"gpus_per_worker": 1}, **queue(preemptible=True)))
+    (node, _), *_ = job.placement
+    (other,) = {one.node_id for one in world.backend.inventory().nodes} - {node}
+    assert driving.beat(world.around, said(job, draining=(other,))).order is Order.GO_ON
+    assert world.store.node_rules() == []  # it may speak of its own nodes only
+    driving.beat(world.around, said(job, draining=(node,)))
+    driving.beat(world.around, said(job, draining=(node,)))
+    (rule,) = world.store.node_rules()
+    assert (rule.node_id, rule.order, rule.by) == (node, NodeOrder.DRAIN, "ray")
+    world.passes(1)
+    assert driving.beat(world.around, said(job, draining=(node,))).order is Order.STOP
+    world.passes(5)
+    moved = world.job(job.job_id)
+    assert moved.state is State.RUNNING and moved.placement[0][0] == other and moved.retries == {Reason.DRAINED: 1}
+    world.backend.lose_node(node)
+    world.passes(4)
+    assert world.store.node_rules() == []  # what Ray has done is over
+    assert sum("Ray is about to take" in event.message for event in world.store.events()) == 1

@@ -43,6 +43,7 @@ class Launch:
         metadata: for people who look at the backend itself.
         like: a program that somebody else has started there. This one runs in that one's environment (packages,
             variables, working directory), where the backend still knows it.
+        like_digest: `cluster.wire.digest_of_environment` of that one: another one of its name is not meant.
     """
 
     submission: str
@@ -51,6 +52,7 @@ class Launch:
     working_dir: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     like: str | None = None
+    like_digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from cluster.backend import ENDED_PHASES, Launch, Other, Phase, Submission, check_launch
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
@@ -28,6 +29,7 @@ from cluster.inventory import Inventory
 from cluster.lastwords import TAIL_BYTES, last_words
 from cluster.ray_nodes import inventory_of, use_from_status, use_from_summary
 from cluster.ray_output import WRITE_MARK, program_output
+from cluster.wire import digest_of_environment
 
 FENCE_KEY, KIND_KEY, QUEUE_KEY = "fleetune.fence", "fleetune.kind", "fleetune.queue"
 PROGRAM, FENCE, HARD_STOP = "program", "fence", "hard-stop"
@@ -193,7 +195,7 @@ class RayJobsBackend:
                 )
 
     def _submit(self, client: Any, launch: Launch, fence: int) -> None:
-        runtime_env = environment_like(_job(client, launch.like) if launch.like is not None else None)
+        runtime_env = self._like(client, launch)
         own = {**launch.environment, "RAY_JOB_STOP_WAIT_TIME_S": str(self._grace_s)}
         runtime_env["env_vars"] = runtime_env.get("env_vars", {}) | own
         if launch.working_dir is not None:
@@ -216,6 +218,16 @@ class RayJobsBackend:
             if job is None:
                 raise
             self._check_ours(launch.submission, job)  # somebody was faster, or Ray took it and did not say so
+
+    def _like(self, client: Any, launch: Launch) -> dict[str, Any]:
+        """Raises LaunchRefused."""
+        job = _job(client, launch.like) if launch.like is not None else None
+        if job is not None and digest_of_environment(job.runtime_env or {}) != launch.like_digest:
+            raise LaunchRefused(
+                f"{launch.submission} cannot start: Ray's job {launch.like} is not the one that has asked for it. "
+                "Submit it again"
+            )
+        return environment_like(job)
 
     def _program(self, client: Any, submission: str) -> Any:
         job = _job(client, submission)
@@ -286,11 +298,13 @@ def _fence_of(job: Any) -> int | None:
 
 
 def _job(client: Any, submission: str) -> Any:
-    """Ray's JobDetails; None where it knows no such job."""
-    answer = client._do_request("GET", f"/api/jobs/{submission}")
+    """Ray's JobDetails; None where it knows no such submission."""
+    name = quote(submission, safe="")
+    answer = client._do_request("GET", f"/api/jobs/{name}")
     if answer.status_code == 404:
         return None
-    return client.get_job_info(submission)
+    job = client.get_job_info(name)
+    return job if job.submission_id == submission else None  # Ray's own ids of jobs lead here, too
 
 
 def _json(client: Any, path: str) -> Any:

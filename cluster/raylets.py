@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +36,14 @@ def raylet_above(pid: int) -> Raylet | None:
 
 def raylet_of_session(name: str) -> Raylet | None:
     """The one of a session, of those that run on this machine; the head's where there are several."""
-    pids = [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdecimal()]
-    found = [one for pid in pids if (one := _raylet(pid)) is not None and one.session.name == name]
-    return max(found, key=lambda one: one.is_head, default=None)
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal() and (one := _raylet(int(entry.name))) is not None and one.session.name == name:
+            with contextlib.suppress(OSError):
+                found.append((one, entry.stat().st_uid))
+    # Anybody may start a program that looks like one: those of root and of this user go before.
+    own = [one for one, user in found if user in (0, os.getuid())]
+    return max(own or [one for one, _ in found], key=lambda one: one.is_head, default=None)
 
 
 def _raylet(pid: int) -> Raylet | None:

@@ -6,8 +6,9 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cluster.errors import InputError
 
@@ -159,13 +160,15 @@ class RayJob:
 
     submission: str
     metadata: Mapping[str, str]
+    runtime_env: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 def ray_job(environ: Mapping[str, str] = os.environ) -> RayJob | None:
     """From the variable that Ray starts drivers of submitted jobs with; None: this process is none."""
     try:
-        metadata = json.loads(environ.get(RAY_JOB, ""))["metadata"]
-        return RayJob(str(metadata["job_submission_id"]), {str(key): str(value) for key, value in metadata.items()})
+        given = json.loads(environ.get(RAY_JOB, ""))
+        metadata = {str(key): str(value) for key, value in given["metadata"].items()}
+        return RayJob(metadata["job_submission_id"], metadata, dict(given.get("runtime_env") or {}))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -20,6 +20,9 @@ attempt; 410, the attempt is over; 422, a message that is none, or of a newer ve
 
 from __future__ import annotations
 
+import hashlib
+import json
+import posixpath
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, Literal
@@ -29,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from cluster.errors import MachinesFailed
 
 WIRE_VERSION: Final = 1
+SUBMISSION: Final = r"^[A-Za-z0-9._-]{1,200}$"  # of a guest, as it may stand in a URL
 RAY_PACKAGE: Final = "/runtime_resources/working_dir_files/"  # of a session, where Ray unpacks --working-dir
 MOST_STEPS: Final = 2**53
 MOST_METRICS, LONGEST_METRIC = 200, 100  # of one job; characters of a name
@@ -118,27 +122,43 @@ class Answer(Message):
     reason: str = ""
 
 
+def digest_of_environment(runtime_env: Mapping[str, Any]) -> str:
+    """Of those parts of a Ray job's runtime environment that not everybody is to have: variables and working directory.
+
+    Ray writes other parts (packages) differently in different places.
+    """
+    private = {name: runtime_env.get(name) or None for name in ("env_vars", "working_dir")}
+    return hashlib.sha256(json.dumps(private, sort_keys=True).encode()).hexdigest()[:16]
+
+
 class Join(Message):
     """A guest asks for its job to be queued. Sent again, it is answered with the same job.
 
     Attributes:
         key: drawn by the guest: what makes a repetition one.
+        queue: of the orchestrator that it has found; '': whichever answers.
         submission: Ray's name of the guest. Its attempts run in the same environment (packages, variables, working
             directory), and with its end the job is cancelled.
+        environment: `digest_of_environment` of the guest's own, which shows that it is the one that it names.
         spec: resolved.
         package: the folder that Ray has unpacked for the guest, and unpacks for its attempts on every node.
     """
 
     key: str = Field(min_length=1, max_length=100)
-    submission: str = Field(min_length=1, max_length=200)
+    queue: str = Field("", max_length=100)
+    submission: str = Field(pattern=SUBMISSION)
+    environment: str = Field(pattern=r"^[0-9a-f]{16}$")
     spec: dict[str, Any]
     package: str | None = Field(None, max_length=4000)
 
     @field_validator("package")
     @classmethod
     def _of_ray(cls, package: str | None) -> str | None:
-        if package is not None and (not package.startswith("/") or RAY_PACKAGE not in package):
-            raise ValueError(f"must be a folder below {RAY_PACKAGE}")
+        if package is None:
+            return None
+        _, found, name = package.partition(RAY_PACKAGE)
+        if posixpath.normpath(package) != package or not package.startswith("/") or not found or "/" in name:
+            raise ValueError(f"must be a folder of {RAY_PACKAGE}")
         return package
 
 
@@ -150,10 +170,12 @@ class Joined(Message):
 class Look(Message):
     """
     Attributes:
+        queue: see Join.
         attempt, after: of the output that is known by now: which attempt's, and how many bytes of it.
     """
 
     job_id: str
+    queue: str = Field("", max_length=100)
     attempt: int = Field(0, ge=0)
     after: int = Field(0, ge=0)
 

@@ -7,8 +7,10 @@ starts in this program's own environment, and starts again after whatever has in
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -22,19 +24,19 @@ from cluster.ray_jobs import KIND_KEY
 from cluster.raylets import raylet_above
 from cluster.sessionrecord import SessionRecord, read_record
 from cluster.settings import RayJob, ray_job, server_token, server_url
-from cluster.wire import RAY_PACKAGE, Join, Joined, Leave, Look, Looked
-from jobs.errors import InputError, Interrupted, SpecError
+from cluster.wire import RAY_PACKAGE, SUBMISSION, Join, Joined, Leave, Look, Looked, digest_of_environment
+from jobs.errors import FleetuneError, InputError, Interrupted, SpecError
 from jobs.runref import run_named
 from jobs.spec import Spec
 from jobs.validate import validate
-from jobs.wirecall import NoAnswer, NotUnderstood, Refused, Server
+from jobs.wirecall import NoAnswer, NotUnderstood, Refused, Server, check_url
 
 WITHOUT: Final = "none"  # FLEETUNE_URL, of who wants to go round the queue
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _SAYS_EVERY_S = 60.0
 _HERE: Final = ("localhost", "127.0.0.1", "::1")
 _LEAVES_WITHIN_S = 2.0  # Ray kills what has not ended 3 s after it was told to
-_MAY_CHANGE: Final = (401, 403)  # tokens are made anew now and then
+_UNKNOWN: Final = "UnknownJob"
 
 Answer = TypeVar("Answer")
 Say = Callable[[str], None]
@@ -49,17 +51,19 @@ def host_of_this_program() -> tuple[RayJob, SessionRecord] | None:
 
     Raises:
         MachinesFailed: Ray does not say whether it has one.
-        Uninvited: it has one, which cannot be reached from here.
+        InputError: it has one, which cannot be reached from here; or FLEETUNE_URL is none.
     """
     job, url = ray_job(), server_url()
-    if job is None or KIND_KEY in job.metadata or url == WITHOUT:  # what the orchestrator itself has started has room
+    if job is None or KIND_KEY in job.metadata or (url or "").lower() == WITHOUT:  # what the queue has started has room
         return None
     if url is not None:
+        check_url(url)
         return job, SessionRecord(url, "")
     raylet = raylet_above(os.getpid())
     record = read_record(raylet) if raylet is not None else None
     if raylet is None or record is None:
         return None
+    check_url(record.url)
     if not raylet.is_head and urllib.parse.urlsplit(record.url).hostname in _HERE:
         raise Uninvited(
             "this program runs on another node than the head, where the orchestrator of this cluster listens for its "
@@ -76,20 +80,28 @@ def run_as_guest(spec: Spec, job: RayJob, record: SessionRecord, say: Say) -> in
         InputError: it is not taken.
         Interrupted: this program was asked to end, and the job with it.
     """
+    if not re.fullmatch(SUBMISSION, job.submission):
+        raise Uninvited(
+            f"Ray's job {job.submission!r} cannot be queued: give it a --submission-id of letters, digits, '.', '_' "
+            "and '-', at most 200 of them"
+        )
+    package = package_of(os.getcwd())  # before `validate`, which goes to the spec's own directory
     if run_named(spec.model.path) is None:  # else there is nothing to look at yet
         for warning in validate(spec):
             say(f"warning: {warning}")
-    guest = _Guest(Server(record.url, server_token()), say)
+    guest = _Guest(record, say)
     message = Join(
         key=uuid.uuid4().hex,
+        queue=record.queue,
         submission=job.submission,
+        environment=digest_of_environment(job.runtime_env),
         spec=queued(spec, job).model_dump(mode="json"),
-        package=package_of(os.getcwd()),
+        package=package,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupted)
     joined = guest.join(message)
-    say(f"queued as {joined.job_id} by the orchestrator of this cluster, {record.url}: fleetune why {joined.job_id}")
+    say(f"queued as {joined.job_id} by the orchestrator of this cluster, {guest.url}: fleetune why {joined.job_id}")
     try:
         return guest.stay(joined)
     except Interrupted:
@@ -119,10 +131,15 @@ def package_of(folder: str) -> str | None:
 
 
 class _Guest:
-    def __init__(self, server: Server, say: Say) -> None:
-        self._server, self._say = server, say
+    def __init__(self, record: SessionRecord, say: Say) -> None:
+        self._record, self._say = record, say
+        self._server = Server(record.url, server_token())
         self._silent_since_s: float | None = None
         self._said_s = 0.0
+
+    @property
+    def url(self) -> str:
+        return self._server.url
 
     def join(self, message: Join) -> Joined:
         """Waits for as long as it takes. Raises Uninvited."""
@@ -131,15 +148,17 @@ class _Guest:
             try:
                 return self._server.post("/v1/guest/join", message, Joined)
             except Refused as error:
+                if not error.error:  # of something that stands before the server
+                    raise NoAnswer(f"status {error.answered}: {error}") from error
                 raise Uninvited(
-                    f"the orchestrator of this cluster, {self._server.url}, does not take this job: {error}"
+                    f"the orchestrator of this cluster, {self.url}, does not take this job: {error}"
                 ) from error
 
         return self._patiently(once, "nothing is started before it does")
 
     def stay(self, joined: Joined) -> int:
         """Show what the job writes until it has ended. Raises Uninvited."""
-        look, words = Look(job_id=joined.job_id), ""
+        look, words = Look(job_id=joined.job_id, queue=self._record.queue), ""
         while True:
             told = self._patiently(lambda at=look: self._look(at), "the job goes on meanwhile")  # type: ignore[misc]
             sys.stdout.write(told.output)
@@ -148,7 +167,7 @@ class _Guest:
                 words = told.words
                 if words:
                     self._say(words)
-            look = Look(job_id=joined.job_id, attempt=told.attempt, after=told.after)
+            look = look.model_copy(update={"attempt": told.attempt, "after": told.after})
             if told.more:
                 continue
             if told.exit_code is not None:
@@ -163,12 +182,13 @@ class _Guest:
             self._say(f"the orchestrator was not told ({error}); it will see that this program has ended")
 
     def _look(self, look: Look) -> Looked:
+        """Whatever else is answered, the job may train well: it must not end for that."""
         try:
             return self._server.post("/v1/guest/look", look, Looked)
         except Refused as error:
-            if error.answered in _MAY_CHANGE:
-                raise NoAnswer(str(error)) from error
-            raise Uninvited(f"the orchestrator does not know {look.job_id} any more: {error}") from error
+            if error.error == _UNKNOWN:
+                raise Uninvited(f"the orchestrator does not know {look.job_id} any more: {error}") from error
+            raise NoAnswer(f"status {error.answered}: {error}") from error
 
     def _patiently(self, ask: Callable[[], Answer], meanwhile: str) -> Answer:
         pause_s = _FIRST_PAUSE_S
@@ -176,7 +196,8 @@ class _Guest:
             try:
                 answer = ask()
             except (NoAnswer, NotUnderstood) as error:
-                self._tell(error, meanwhile)
+                if self._tell(error, meanwhile):
+                    self._look_for_it_again()
             else:
                 if self._silent_since_s is not None:
                     self._silent_since_s = None
@@ -185,16 +206,30 @@ class _Guest:
             time.sleep(pause_s * random.uniform(0.7, 1.3))
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
-    def _tell(self, error: Exception, meanwhile: str) -> None:
+    def _tell(self, error: Exception, meanwhile: str) -> bool:
+        """Once a minute; whether it was told."""
         now_s = time.monotonic()
         if self._silent_since_s is None:
             self._silent_since_s, self._said_s = now_s, now_s - _SAYS_EVERY_S
-        if now_s - self._said_s >= _SAYS_EVERY_S:
-            self._said_s = now_s
-            self._say(
-                f"the orchestrator of this cluster, {self._server.url}, does not answer "
-                f"({now_s - self._silent_since_s:.0f} s so far); {meanwhile}: {error}"
-            )
+        if now_s - self._said_s < _SAYS_EVERY_S:
+            return False
+        self._said_s = now_s
+        self._say(
+            f"the orchestrator of this cluster, {self.url}, gives no answer that helps "
+            f"({now_s - self._silent_since_s:.0f} s so far); {meanwhile}: {error}"
+        )
+        return True
+
+    def _look_for_it_again(self) -> None:
+        """It may have moved, and tokens are made anew now and then."""
+        url = self.url
+        with contextlib.suppress(FleetuneError):
+            if self._record.queue and (raylet := raylet_above(os.getpid())) is not None:
+                found = read_record(raylet)
+                if found is not None and found.queue == self._record.queue:
+                    check_url(found.url)
+                    url = found.url
+            self._server = Server(url, server_token())
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:

@@ -32,11 +32,12 @@ class Refused(InputError):
 
     Attributes:
         answered: the status of the answer.
+        error: what the server calls it; '': it was not the server who answered, but something that stands before it.
     """
 
-    def __init__(self, message: str, answered: int) -> None:
+    def __init__(self, message: str, answered: int, error: str = "") -> None:
         super().__init__(message)
-        self.answered = answered
+        self.answered, self.error = answered, error
 
 
 class Server:
@@ -60,7 +61,7 @@ class Server:
         if status == 422:
             raise NotUnderstood(f"the server at {self.url} does not understand this program: {_detail(content)}")
         if 400 <= status < 500 and status not in (408, 425, 429):
-            raise Refused(_detail(content), status)
+            raise Refused(_detail(content), status, _error_of(content))
         if status // 100 != 2:
             raise NoAnswer(f"status {status}: {_detail(content)}")
         try:
@@ -81,6 +82,26 @@ class Server:
             connection.request("POST", self._parts.path.rstrip("/") + path, body, headers)
             answer = connection.getresponse()
             return answer.status, answer.read(_MOST_BYTES)
+
+
+def check_url(url: str) -> None:
+    """Raises InputError."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        right = False
+    if not right:
+        raise InputError(f"{url} is no URL of a server, as http://head:8400 is")
+
+
+def _error_of(content: bytes) -> str:
+    """Of `orchestrator.api.Problem`."""
+    try:
+        value = json.loads(content)
+        return str(value["error"]) if isinstance(value["message"], str) else ""
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _detail(content: bytes) -> str:

@@ -149,12 +149,12 @@ class _Term:
     def step(self) -> None:
         self._book.read()
         inventory, given = self._backend.inventory(), self._store.node_rules()
-        rules = rules_by_node(given, inventory.labels)
+        rules = rules_by_node(given, inventory.nodes)
         seen = self._look(inventory, rules)
         self._go_on()
-        self._watch.forget_what_is_over(given, self._seen_nodes)
+        self._watch.look(inventory, given, self._seen_nodes, seen.now_s)
         self._settle(seen)
-        self._watch.suspect(inventory, rules, seen.now_s)
+        self._watch.suspect(inventory, given, seen.now_s)
         self._admit(inventory, rules, seen.now_s)
         self._act(seen)
 
@@ -237,7 +237,7 @@ class _Term:
         """Stop and start what the jobs' states ask for. One that gets no answer holds up no other.
 
         Raises:
-            BackendUnreachable: of the first that got none, at the end.
+            BackendUnreachable, or what else the first that failed did, at the end.
         """
         jobs = [job for job in self._book.jobs if job.state in HOLDS_A_LEASE]
         current = {job.submission for job in jobs}
@@ -247,15 +247,17 @@ class _Term:
         tasks += [partial(self._start, job) for job in jobs if self._is_to_start(job, seen)]
         tasks.append(partial(self._clear_away, [one for name, one in seen.submissions.items() if name not in current]))
         self._forget_all_but(current)
-        unanswered: BackendUnreachable | None = None
+        failed: Exception | None = None
         for task in tasks:
             self._go_on()
             try:
                 task()
-            except BackendUnreachable as error:
-                unanswered = unanswered or error
-        if unanswered is not None:
-            raise unanswered
+            except (NotLeader, Fenced, StoreBroken):
+                raise
+            except Exception as error:  # also a fault of ours
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def _is_to_stop(self, job: Job, there: Mapping[str, Submission]) -> bool:
         return job.state is State.STOPPING and job.submission in there

@@ -6,11 +6,23 @@ back, and an order holds until it is taken back.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable
 
+from cluster.inventory import Node
 from orchestrator.queue.records import NodeOrder, NodeRule
 
 _RAY, _TAKEN = "ray", "Ray is about to take it away"
+
+
+def rules_by_node(rules: Iterable[NodeRule], nodes: Iterable[Node]) -> dict[str, NodeRule]:
+    """The order of each node that has one, by its id; where there are two, the one that empties the node."""
+    named = {rule.node_id: rule for rule in rules}
+    found = {}
+    for node in nodes:
+        given = [named[name] for name in (node.name, node.node_id) if name in named]
+        if given:
+            found[node.node_id] = max(given, key=lambda rule: rule.order is NodeOrder.DRAIN)
+    return found
 
 
 def taken_by_ray(node_id: str, now_s: float) -> NodeRule:
@@ -21,14 +33,3 @@ def taken_by_ray(node_id: str, now_s: float) -> NodeRule:
 def is_over(rule: NodeRule, lives: Container[str]) -> bool:
     """Whether Ray has done what such a rule says. `lives`: ids of the nodes that are there, or may be."""
     return (rule.by, rule.reason) == (_RAY, _TAKEN) and rule.node_id not in lives
-
-
-def rules_by_node(rules: Iterable[NodeRule], labels: Mapping[str, str]) -> dict[str, NodeRule]:
-    """The order of each node that has one, by its id.
-
-    Args:
-        labels: what people call each node, by id (`Inventory.labels`).
-    """
-    named = {rule.node_id: rule for rule in rules}
-    found = {node: named.get(label) or named.get(node) for node, label in labels.items()}
-    return {node: rule for node, rule in found.items() if rule is not None}

@@ -1,10 +1,13 @@
 """Nodes that fail again and again: what counts against one, and when it is enough. Values and pure functions.
 
-A node is known by its name where it has one: Ray gives a machine a new id each time it comes back.
+What counts is that a node was gone under a job. That a driver blames its machines does not: it cannot tell them from
+storage that does not answer. A node is known by its name where it has one: Ray gives a machine a new id each time it
+comes back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 from collections import defaultdict
@@ -12,100 +15,70 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from cluster.wire import TRY_AGAIN_EXIT
 from orchestrator.queue.records import Job, Move
 from orchestrator.queue.states import Reason, State
 
 BY: Final = "fleetune"  # whose order it is
 WITHIN_S: Final = 24 * 3600.0
-ENOUGH: Final = 3.0
-_AT_ONCE_S: Final = 120.0  # what hits many nodes within so long is the fault of none of them
+ENOUGH: Final = 3
+AT_ONCE_S: Final = 120.0  # a node that is gone under several jobs within so long has failed once
+FACT: Final = "incidents"  # of the store
 _TOLD: Final = 5
 _MOST_KEPT: Final = 1000
-FACT: Final = "incidents"  # of the store
 
 
 @dataclass(frozen=True)
 class Incident:
-    """An attempt that ended for the sake of a machine.
-
-    Attributes:
-        nodes: names of those that may be to blame: the ones that were gone, or all of its lease.
-        certain: they were gone, and not only among those of the lease.
-    """
+    """An attempt whose nodes were gone; `nodes`: their names."""
 
     at_s: float
     nodes: tuple[str, ...]
     attempt: str
-    certain: bool
-    what: str
 
 
-def incident_of(
-    job: Job, move: Move, gone: Sequence[str], held: Sequence[str], exit_code: int | None, now_s: float
-) -> Incident | None:
-    """What a move says of machines; None: nothing.
-
-    Args:
-        gone, held: names of the nodes of the job's lease that do not live any more, and of all.
-        exit_code: of its driver, where that has ended.
-    """
-    if move.to is not State.STOPPING:
-        return None
-    if move.reason in (Reason.NODE_LOST, Reason.DRIVER_LOST) and gone:
-        return Incident(now_s, tuple(gone), job.submission, True, "it was gone")
-    if move.reason is Reason.DRIVER_LOST and exit_code == TRY_AGAIN_EXIT and held:
-        return Incident(now_s, tuple(held), job.submission, False, "the machines failed it")
-    return None
+def incident_of(job: Job, move: Move, gone: Sequence[str], now_s: float) -> Incident | None:
+    """What a move says of machines; None: nothing. `gone`: names of the job's nodes that do not live any more."""
+    stops = move.to is State.STOPPING and move.reason in (Reason.NODE_LOST, Reason.DRIVER_LOST)
+    return Incident(now_s, tuple(gone), job.submission) if stops and gone else None
 
 
-def dumped(incidents: Sequence[Incident], now_s: float) -> str:
-    """For a store: those that still count."""
-    lately = [asdict(one) for one in incidents if now_s - one.at_s <= WITHIN_S]
-    return json.dumps(lately[-_MOST_KEPT:], separators=(",", ":"))
+def is_an_outage(gone: int, nodes: int) -> bool:
+    """Whether so many are gone at about the same time that it is the fault of none of them. `nodes`: with those."""
+    return gone * 2 > nodes
+
+
+def added(incidents: Sequence[Incident], found: Iterable[Incident], now_s: float) -> list[Incident]:
+    """Those that still count, each attempt once."""
+    known = {one.attempt for one in incidents}
+    every = [*incidents, *(one for one in found if one.attempt not in known)]
+    return [one for one in every if now_s - one.at_s <= WITHIN_S][-_MOST_KEPT:]
+
+
+def suspects(incidents: Iterable[Incident], now_s: float) -> Mapping[str, str]:
+    """Nodes that have failed often enough, and the evidence, in one line each."""
+    against: dict[str, list[float]] = defaultdict(list)
+    for one in sorted(incidents, key=lambda one: one.at_s):
+        for node in one.nodes if now_s - one.at_s <= WITHIN_S else ():
+            if not against[node] or one.at_s - against[node][-1] > AT_ONCE_S:
+                against[node].append(one.at_s)
+    return {node: _evidence(times) for node, times in against.items() if len(times) >= ENOUGH}
+
+
+def dumped(incidents: Sequence[Incident]) -> str:
+    """For a store."""
+    return json.dumps([asdict(one) for one in incidents], separators=(",", ":"))
 
 
 def loaded(text: str) -> list[Incident]:
-    return [Incident(**{**one, "nodes": tuple(one["nodes"])}) for one in json.loads(text or "[]")]
+    """What another release has written, and this one does not know, is passed over."""
+    found = []
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        for one in json.loads(text or "[]"):
+            found.append(Incident(float(one["at_s"]), tuple(map(str, one["nodes"])), str(one["attempt"])))
+    return found
 
 
-def suspects(incidents: Iterable[Incident], nodes: int, now_s: float) -> Mapping[str, str]:
-    """Nodes that have failed often enough, and the evidence, in one line each.
-
-    One that was gone counts 1 each time, however many jobs it took along; one of several that may be to blame counts
-    its part. What hits more than half of all nodes at once says nothing of any of them.
-
-    Args:
-        nodes: how many there are.
-    """
-    lately = [one for one in incidents if now_s - one.at_s <= WITHIN_S]
-    against: dict[str, list[tuple[Incident, float]]] = defaultdict(list)
-    for one in lately:
-        if len(_hit_at(lately, one.at_s)) * 2 > max(nodes, 2):
-            continue
-        for node in one.nodes:
-            if not (one.certain and any(is_same(one, other) for other, _ in against[node])):
-                against[node].append((one, 1.0 if one.certain else 1.0 / len(one.nodes)))
-    return {
-        node: _evidence([one for one, _ in found])
-        for node, found in against.items()
-        if sum(weight for _, weight in found) >= ENOUGH
-    }
-
-
-def is_same(one: Incident, other: Incident) -> bool:
-    """Whether both are one failure of a machine, which took several jobs along."""
-    return one.certain and other.certain and abs(one.at_s - other.at_s) <= _AT_ONCE_S
-
-
-def _hit_at(incidents: Sequence[Incident], at_s: float) -> set[str]:
-    return {node for one in incidents if abs(one.at_s - at_s) <= _AT_ONCE_S for node in one.nodes}
-
-
-def _evidence(found: Sequence[Incident]) -> str:
-    told = [f"{one.what} under {one.attempt} at {_clock(one.at_s)}" for one in found[-_TOLD:]]
-    return f"failed {len(found)} times within a day: {', '.join(told)}"
-
-
-def _clock(at_s: float) -> str:
-    return f"{datetime.datetime.fromtimestamp(at_s, datetime.UTC):%H:%MZ}"
+def _evidence(times: Sequence[float]) -> str:
+    """Of whose jobs, is for those who may know."""
+    told = [f"{datetime.datetime.fromtimestamp(at_s, datetime.UTC):%H:%MZ}" for at_s in times[-_TOLD:]]
+    return f"was gone under jobs {len(times)} times within a day: at {', '.join(told)}"

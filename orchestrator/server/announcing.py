@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
+
+import httpx
 
 from cluster.errors import MachinesFailed, StorageError
 from cluster.raylets import Raylet, raylet_of_session
 from cluster.sessionrecord import SessionRecord, ask_store, read_record, write_record
+
+_AT_ONCE = "what is submitted with `ray job submit` finds no queue, and starts at once"
+_ANSWERS_S = 2.0
 
 
 class Announcing:
@@ -17,32 +23,54 @@ class Announcing:
         """`session`: the name of the cluster's, now. Raises BackendUnreachable."""
         self._session, self._record, self._say = session, record, say
         self._said = ""
+        self._copied = ""  # of the session in whose cluster the copy is
+        self._copying: threading.Thread | None = None
 
     def __call__(self) -> None:
         """Raises BackendUnreachable."""
         raylet = raylet_of_session(self._session())
-        if raylet is None or not raylet.is_head:
-            self._tell(
-                "the head of the Ray cluster does not run on this machine, or its processes cannot be seen from here: "
-                "what is submitted with `ray job submit` finds no queue, and starts at once"
-            )
-        elif read_record(raylet) != self._record:
+        if (hindrance := self._hindrance(raylet)) or raylet is None:
+            self._tell(f"{hindrance}: {_AT_ONCE}")
+            return
+        if read_record(raylet) != self._record:
             try:
                 write_record(raylet, self._record)
             except StorageError as error:
-                self._tell(f"what is submitted with `ray job submit` finds no queue, and starts at once: {error}")
+                self._tell(f"{error}: {_AT_ONCE}")
                 return
-            self._tell(f"`ray job submit` queues from now on (Ray's {raylet.session.name})")
-            threading.Thread(target=self._copy, args=(raylet,), name="record", daemon=True).start()
+        self._tell(f"`ray job submit` queues from now on (Ray's {raylet.session.name})")
+        if self._copied != raylet.session.name and (self._copying is None or not self._copying.is_alive()):
+            self._copying = threading.Thread(target=self._copy, args=(raylet,), name="record", daemon=True)
+            self._copying.start()
+
+    def _hindrance(self, raylet: Raylet | None) -> str:
+        """Why drivers cannot be told; '' where they can."""
+        if raylet is None or not raylet.is_head:
+            return "the head of the Ray cluster does not run on this machine, or its processes cannot be seen from here"
+        owner = raylet.session.stat().st_uid
+        if os.getuid() not in (0, owner):
+            return f"Ray runs as user {owner}, whose drivers do not believe this server's user: run it as that one"
+        known = read_record(raylet)
+        if known is not None and known.queue != self._record.queue and _answers(known.url):
+            return f"this cluster has the orchestrator at {known.url}, and `ray job submit` goes there, not here"
+        return ""
 
     def _copy(self, raylet: Raylet) -> None:
         """For drivers on other nodes; it takes seconds."""
         try:
             ask_store(raylet.gcs, self._record)
+            self._copied = raylet.session.name
         except MachinesFailed as error:
-            self._say(f"drivers on other nodes than the head will find no queue: {error}")
+            self._tell(f"drivers on other nodes than the head will find no queue: {error}")
 
     def _tell(self, text: str) -> None:
         if text != self._said:
             self._said = text
             self._say(text)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz", timeout=_ANSWERS_S, trust_env=False).status_code == 200
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False

@@ -5,11 +5,13 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from cluster.errors import FleetuneError
 from cluster.wire import Join, Joined, Leave, Look, Looked
-from orchestrator.queue.errors import JobEnded
+from orchestrator.queue.errors import JobEnded, QueueError
 from orchestrator.queue.records import Job
-from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
+from orchestrator.queue.states import ENDED, State, Wanted
 from orchestrator.queue.store import Change, SubmissionKey
+from orchestrator.server.identity import queue_id
 from orchestrator.server.jobroutes import digest_of, submitted
 from orchestrator.server.serving import Asker, Serving, Writer, answer, problems
 from orchestrator.server.serving import router as made
@@ -30,9 +32,13 @@ def routes(serving: Serving) -> APIRouter:
         summary="A program that Ray has started asks for its job to be queued",
     )
     def join(sent: Join, caller: Writer) -> Response:
-        key = SubmissionKey(caller.name, f"{client_of(sent.submission)}:{sent.key}", digest_of([sent.spec]))
+        _check_queue(serving, sent.queue)
+        if around.engine == "local" or sent.spec.get("kind", "finetune") != "finetune":
+            raise QueueError("a guest trains on the Ray cluster that has started it, and this server's jobs do not")
+        client = client_of(sent.submission, sent.environment)
+        key = SubmissionKey(caller.name, f"{client}:{sent.key}", digest_of([sent.spec]))
         packages = () if sent.package is None else (sent.package,)
-        (job,) = submitted(serving, [sent.spec], caller, key, client_of(sent.submission), packages)
+        (job,) = submitted(serving, [sent.spec], caller, key, client, packages)
         serving.meters.submitted.inc()
         serving.wake()
         return answer(Joined(job_id=job.job_id), 201)
@@ -45,6 +51,7 @@ def routes(serving: Serving) -> APIRouter:
     )
     async def looked(sent: Look, caller: Asker) -> Response:
         def read() -> Looked:
+            _check_queue(serving, sent.queue)
             job = serving.job(sent.job_id, caller)
             told = look(around, job, sent.attempt, sent.after)
             scrub = serving.scrub.and_also(tokens_of(serving, job))
@@ -71,11 +78,25 @@ def routes(serving: Serving) -> APIRouter:
     return router
 
 
+class OtherQueue(FleetuneError):
+    """The guest has found the record of another server. It asks again, and looks there again."""
+
+    status = 503
+
+
+def _check_queue(serving: Serving, queue: str) -> None:
+    """Raises OtherQueue, StoreBroken."""
+    if queue and queue != queue_id(serving.store):
+        raise OtherQueue("this server is not the one of the queue that is meant")
+
+
 def _words(serving: Serving, job: Job, caller: Caller) -> str:
     """One line; nothing of a job that runs, which speaks for itself."""
     if job.state is State.RUNNING:
         return ""
     lines = serving.explainer.why(job.job_id, caller).text.splitlines()
-    if job.state is State.QUEUED or job.state in HOLDS_A_LEASE:
-        return lines[0].partition("; it has been there for ")[0]
-    return "; ".join(lines)
+    if job.state in ENDED:
+        lines = [line for line in lines if not line.startswith("to do: ")]
+        again = ["to do: submit it again with ray job submit"] if job.state is not State.SUCCEEDED else []
+        return "; ".join([*lines, *again])
+    return lines[0].partition("; it has been there for ")[0]

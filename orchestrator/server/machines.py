@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from cluster.backend import Backend
 from cluster.errors import BackendUnreachable, InputError
 from orchestrator.queue.store import Store
 from orchestrator.server.auth import is_loopback
+from orchestrator.server.identity import queue_id
 from orchestrator.service.surroundings import Engine
 
 _DASHBOARD = "http://127.0.0.1:8265"
-_QUEUE = "queue_id"
 
 
 @dataclass(frozen=True)
@@ -77,15 +76,6 @@ def _ray(dashboard: str, store: Store, found: bool) -> Place:
         raise BackendUnreachable(f"{error}{start}") from error
     here = is_loopback(parts.hostname)
     return Place(backend, "ray", f"Ray at {dashboard}", here, here, backend.session if here else None)
-
-
-def queue_id(store: Store) -> str:
-    """By which machines tell this queue from others. Raises StoreBroken."""
-    known = store.facts().get(_QUEUE)
-    if known is None:
-        store.put_facts({_QUEUE: secrets.token_hex(4)}, keep=True)  # another server may be faster
-        known = store.facts()[_QUEUE]
-    return known
 
 
 def held_by_node(store: Store) -> Mapping[str, tuple[float, float]]:

@@ -32,8 +32,9 @@ from orchestrator.server.announcing import Announcing
 from orchestrator.server.app import make_app
 from orchestrator.server.auth import Tokens, is_loopback
 from orchestrator.server.embedding import Embedding
+from orchestrator.server.identity import queue_id
 from orchestrator.server.listening import listen, url_for_drivers, url_here
-from orchestrator.server.machines import Place, machines, queue_id
+from orchestrator.server.machines import Place, machines
 from orchestrator.server.metrics import Cluster, Meters
 from orchestrator.server.news import News
 from orchestrator.server.output import Output

@@ -76,7 +76,7 @@ def beat(surroundings: Surroundings, message: Beat) -> Answer:
         metrics=message.metrics or None,
     )
     surroundings.beats.note(said)
-    if message.draining:
+    if message.draining and surroundings.engine != "local":  # nothing else takes nodes away
         _note_draining(surroundings, job, message.draining)
     if message.last:  # once it is seen to have ended, nothing that it has said is taken any more
         surroundings.beats.flush()

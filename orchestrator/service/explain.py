@@ -185,7 +185,7 @@ class Explainer:
             inventory, silent = known, True
         self._book.read()
         jobs, tenants = tuple(self._book.jobs), tuple(store.tenants())
-        rules = rules_by_node(store.node_rules(), inventory.labels)
+        rules = rules_by_node(store.node_rules(), inventory.nodes)
         cluster = Cluster(
             inventory,
             tenants,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from cluster.wire import Looked
+from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, Reason, State
 from orchestrator.service import logs
@@ -16,14 +17,32 @@ _EXIT_CODES: Final[Mapping[State, int]] = {State.SUCCEEDED: 0, State.FAILED: 1, 
 _BAD_INPUT: Final = 2
 
 
-def client_of(submission: str) -> str:
-    """The client that a guest is: its jobs end with it."""
-    return f"{_PREFIX}{submission}"
+def client_of(submission: str, environment: str) -> str:
+    """The client that a guest is: its jobs end with it. `environment`: the digest of the guest's own."""
+    return f"{_PREFIX}{submission}:{environment}"
 
 
 def guest_of(job: Job) -> str | None:
     """The name under which Ray knows the guest whose job it is; None: it is nobody's."""
-    return job.client.removeprefix(_PREFIX) if job.client is not None and job.client.startswith(_PREFIX) else None
+    return job.client.split(":")[1] if job.client is not None and job.client.startswith(_PREFIX) else None
+
+
+def environment_of(job: Job) -> str:
+    """The digest of the guest's environment; '' without a guest."""
+    return job.client.rpartition(":")[2] if job.client is not None and guest_of(job) is not None else ""
+
+
+def check_retry(job: Job) -> None:
+    """Raises GuestGone."""
+    if guest_of(job) is not None:
+        raise GuestGone(
+            f"{job.job_id} came by `ray job submit`, and ran in the environment of that program, which has ended: "
+            "submit it again that way"
+        )
+
+
+class GuestGone(QueueError):
+    status = 409
 
 
 def look(surroundings: Surroundings, job: Job, attempt: int, after: int) -> Looked:

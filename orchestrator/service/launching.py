@@ -7,7 +7,7 @@ from cluster.settings import DriverPlace
 from orchestrator.queue.controller import LaunchOf
 from orchestrator.queue.records import Job
 from orchestrator.service.driverkey import attempt_token
-from orchestrator.service.guests import guest_of
+from orchestrator.service.guests import environment_of, guest_of
 from orchestrator.service.surroundings import Surroundings
 
 __all__ = ["attempt_token", "launch_of"]
@@ -24,6 +24,7 @@ def launch_of(surroundings: Surroundings) -> LaunchOf:
             (*surroundings.python, "-m", "jobs.drive"),
             environment=place.environment(),
             like=guest_of(job),
+            like_digest=environment_of(job),
             metadata={"job": job.job_id, "tenant": job.tenant, "gpus": _gpus(job)},
         )
 

@@ -20,7 +20,7 @@ class Machines:
 
     def __init__(self, backend: Backend, kept_s: float = _KEPT_S) -> None:
         self._backend, self._kept_s = backend, kept_s
-        self._lock = threading.Lock()
+        self._lock, self._others_lock = threading.Lock(), threading.Lock()
         self._known: Inventory | None = None
         self._labels: dict[str, str] = {}
         self._until_s = 0.0
@@ -51,7 +51,7 @@ class Machines:
 
     def others(self) -> tuple[Other, ...]:
         """What others than Fleetune run there, some seconds old; nothing where the machines do not say."""
-        with self._lock:
+        with self._others_lock:
             if time.monotonic() >= self._others_until_s:
                 with contextlib.suppress(BackendUnreachable):
                     self._others = tuple(self._backend.others())

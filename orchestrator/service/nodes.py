@@ -28,7 +28,7 @@ def nodes(surroundings: Surroundings, caller: Caller = ANYBODY) -> Nodes:
     inventory = surroundings.machines.inventory()
     there, labels = {node.node_id: node for node in inventory.nodes}, inventory.labels
     given = surroundings.store.node_rules()
-    rules = rules_by_node(given, labels)
+    rules = rules_by_node(given, inventory.nodes)
     met = {rule.node_id for rule in rules.values()}
     rules |= {rule.node_id: rule for rule in given if rule.node_id not in met}  # of nodes that are gone
     held = _held(surroundings.store.leases(held=True), caller)

@@ -143,7 +143,7 @@ def outside(found: Why, others: Sequence[Other]) -> str:
     """Who may hold what is held outside Fleetune; '' where nothing is, or nobody says."""
     if not others or not any(node.foreign for node in found.nodes):
         return ""
-    told = [f"{one.name} ({one.what})" if one.what else one.name for one in others[:_OUTSIDE_SHOWN]]
+    told = [one.name for one in others[:_OUTSIDE_SHOWN]]  # what they were started with may be secret
     more = f", and {len(others) - _OUTSIDE_SHOWN} more" if len(others) > _OUTSIDE_SHOWN else ""
     return f"outside Fleetune run: {', '.join(told)}{more}"
 

@@ -18,6 +18,7 @@ import pytest
 
 from cluster.settings import RAY_JOB
 from cluster.testing import FakeBackend
+from cluster.wire import digest_of_environment
 from tests.support import tiny
 from tests.support.gangs import ROOT
 from tests.support.processes import wait_for
@@ -160,7 +161,7 @@ def test_when_ray_says_that_it_has_ended_its_job_is_cancelled(queue: Server, sta
 def test_a_server_that_goes_and_comes_back_is_waited_for(queue: Server, start: Start) -> None:
     queue.kill()
     guest = start("raysubmit_a")
-    guest.says("does not answer (0 s so far); nothing is started before it does")
+    guest.says("gives no answer that helps (0 s so far); nothing is started before it does")
     queue.start()
     guest.says("the orchestrator answers again")
     guest.says("queued as guest-")
@@ -207,12 +208,26 @@ def test_with_tokens_the_token_decides_and_metadata_chooses_among_its_tenants(qu
 def test_a_repetition_is_answered_with_the_same_job_and_a_package_is_one_of_ray_s(queue: Server, project: Path) -> None:
     spec = json.loads((project / "job.json").read_text())
     spec["model"]["path"], spec["data"]["train"] = str(project / "model"), str(project / "labelled.jsonl")
-    sent = {"key": "k", "submission": "raysubmit_a", "spec": spec}
+    sent = {"key": "k", "submission": "raysubmit_a", "spec": spec, "environment": digest_of_environment({})}
     with queue.client() as client:
         first, second = (client.post("/v1/guest/join", json=sent) for _ in range(2))
         assert first.status_code == second.status_code == 201 and first.json() == second.json()
         refused: httpx.Response = client.post("/v1/guest/join", json={**sent, "key": "l", "package": "/etc"})
         assert refused.status_code == 422 and "package" in refused.text
+        for wrong in (
+            {"package": "/tmp/ray/s/runtime_resources/working_dir_files/../../../.."},
+            {"submission": "?x"},
+            {"submission": "a/logs"},
+            {"environment": "x"},
+        ):
+            assert client.post("/v1/guest/join", json={**sent, "key": "l", **wrong}).status_code == 422
+        command = {"kind": "command", "name": "c", "command": ["env"]}
+        assert client.post("/v1/guest/join", json={**sent, "key": "l", "spec": command}).status_code == 400
+        assert client.post("/v1/guest/join", json={**sent, "key": "l", "queue": "another"}).status_code == 503
+        assert client.post(f"/v1/jobs/{first.json()['job_id']}/cancel").status_code == 200
+        wait_for(lambda: only(queue)["state"] == "cancelled", "it is cancelled")
+        retry = client.post(f"/v1/jobs/{first.json()['job_id']}/retry")
+        assert retry.status_code == 409 and "submit it again that way" in retry.text
         assert client.post("/v1/guest/look", json={"job_id": "nobody"}).status_code == 404
         assert client.post("/v1/guest/leave", json={"job_id": "nobody"}).status_code == 404
     assert len(jobs(queue)) == 1

@@ -63,6 +63,13 @@ PEOPLES: dict[str, tuple[int, ...]] = {
 DRIVERS = ("POST /v1/driver/register", "POST /v1/driver/beat")
 OPEN = ("GET /healthz", "GET /readyz")
 ROUTES = (*PEOPLES, *DRIVERS, *OPEN)
+GUEST = {
+    "name": "guest",
+    "model": {"path": "org/model", "task": "causal-lm"},
+    "data": {"train": "s3://bucket/data.jsonl", "format": "text"},
+    "storage_path": "s3://bucket/runs",
+    "queue": {"tenant": "a"},
+}
 _names = (f"made-{number}" for number in itertools.count())
 
 
@@ -114,7 +121,8 @@ def body_of(route: str, job: str) -> dict[str, Any] | None:
         "POST /v1/guest/join": {
             "key": next(_names),
             "submission": "raysubmit_1",
-            "spec": spec("guest", gpus=8, queue={"tenant": "a"}),
+            "environment": "0123456789abcdef",
+            "spec": GUEST,
         },
         "POST /v1/guest/look": {"job_id": job},
         "POST /v1/guest/leave": {"job_id": job},

@@ -47,12 +47,17 @@ def test_a_node_that_was_lost_three_times_gets_nothing_new_and_why_says_so() -> 
     break_down(world, world.backend, "gpu-1", 1)
     (rule,) = world.store.node_rules()
     assert (rule.node_id, rule.order, rule.by) == ("gpu-1", NodeOrder.CORDON, BY)
-    assert rule.reason.startswith("failed 3 times within a day: it was gone under ")
+    assert rule.reason.startswith("was gone under jobs 3 times within a day: at ")
     waits = [job for job in world.store.jobs() if job.state is State.QUEUED]
     assert len(waits) == 1  # the two other nodes are taken
     said = Explainer(world.around).why(waits[0].job_id).text
-    assert "gpu-1 is cordoned by fleetune (failed 3 times within a day" in said and "fleetune uncordon gpu-1" in said
-    assert any("gpu-1 takes nothing new, since it failed 3 times" in event.message for event in world.store.events())
+    assert (
+        "gpu-1 is cordoned by fleetune (was gone under jobs 3 times within a day" in said
+        and "fleetune uncordon gpu-1" in said
+    )
+    assert any(
+        "gpu-1 takes nothing new: it was gone under jobs 3 times" in event.message for event in world.store.events()
+    )
 
     # Whoever lets it work again is believed: what was known is forgotten.
     (view,) = [node for node in nodes.nodes(world.around).nodes if node.name == "gpu-1"]

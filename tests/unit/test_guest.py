@@ -13,8 +13,9 @@ from cluster.ray_jobs import KIND_KEY, environment_like
 from cluster.raylets import Raylet, raylet_of
 from cluster.sessionrecord import FILE, SessionRecord, read_record, write_record
 from cluster.settings import RAY_JOB, RayJob, ray_job
+from cluster.wire import digest_of_environment
 from jobs import guest
-from jobs.errors import SpecError
+from jobs.errors import InputError, SpecError
 from jobs.guest import host_of_this_program, package_of, queued
 from jobs.load import spec_of
 from jobs.spec import Spec
@@ -52,11 +53,19 @@ def test_only_somebody_s_own_submitted_job_is_a_guest(monkeypatch: pytest.Monkey
     ray_says(monkeypatch)
     found = host_of_this_program()
     assert found is not None and found[0].submission == "raysubmit_1" and found[1].url == "http://head:8400"
-    monkeypatch.setenv("FLEETUNE_URL", "none")
+    monkeypatch.setenv("FLEETUNE_URL", "None")
     assert host_of_this_program() is None  # around the queue
     monkeypatch.setenv("FLEETUNE_URL", "http://head:8400")
     ray_says(monkeypatch, **{KIND_KEY: "program"})
     assert host_of_this_program() is None  # within a job of the orchestrator, whose room it has
+
+
+@pytest.mark.parametrize("url", ["head:8400", "http://", "http://head:abc", "http://[x", "ftp://head"])
+def test_a_url_that_is_none_is_said_at_once(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    ray_says(monkeypatch)
+    monkeypatch.setenv("FLEETUNE_URL", url)
+    with pytest.raises(InputError, match="is no URL of a server"):
+        host_of_this_program()
 
 
 def test_without_a_raylet_above_it_there_is_no_orchestrator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,3 +146,12 @@ def test_attempts_run_in_the_guest_s_environment_without_what_names_its_server()
     given = {"pip": ["a"], "working_dir": "gcs://p.zip", "env_vars": {"A": "1", "FLEETUNE_TOKEN": "t"}}
     assert environment_like(SimpleNamespace(runtime_env=given)) == {**given, "env_vars": {"A": "1"}}
     assert environment_like(SimpleNamespace(runtime_env=None)) == environment_like(None) == {"env_vars": {}}
+
+
+def test_a_guest_is_known_by_what_not_everybody_knows_of_it() -> None:
+    ours = {"env_vars": {"KEY": "secret"}, "working_dir": "gcs://p.zip", "pip": ["a"]}
+    rays = {"working_dir": "gcs://p.zip", "env_vars": {"KEY": "secret"}, "pip": {"packages": ["a"], "pip_check": False}}
+    assert digest_of_environment(ours) == digest_of_environment(rays)
+    for other in ({}, {"working_dir": "gcs://p.zip"}, {**ours, "env_vars": {"KEY": "guess"}}):
+        assert digest_of_environment(other) != digest_of_environment(ours)
+    assert digest_of_environment({}) == digest_of_environment({"env_vars": {}, "working_dir": None})

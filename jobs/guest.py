@@ -37,6 +37,7 @@ _SAYS_EVERY_S = 60.0
 _HERE: Final = ("localhost", "127.0.0.1", "::1")
 _LEAVES_WITHIN_S = 2.0  # Ray kills what has not ended 3 s after it was told to
 _UNKNOWN: Final = "UnknownJob"
+_OTHER: Final = "OtherQueue"
 
 Answer = TypeVar("Answer")
 Say = Callable[[str], None]
@@ -148,7 +149,7 @@ class _Guest:
             try:
                 return self._server.post("/v1/guest/join", message, Joined)
             except Refused as error:
-                if not error.error:  # of something that stands before the server
+                if error.error in ("", _OTHER):  # of something that stands before the server, or of another one
                     raise NoAnswer(f"status {error.answered}: {error}") from error
                 raise Uninvited(
                     f"the orchestrator of this cluster, {self.url}, does not take this job: {error}"

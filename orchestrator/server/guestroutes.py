@@ -46,7 +46,7 @@ def routes(serving: Serving) -> APIRouter:
     @router.post(
         "/look",
         response_model=Looked,
-        responses=problems(401, 404, 413, 422, 429),
+        responses=problems(401, 404, 409, 413, 422, 429),
         summary="What its job has written since, and how it is",
     )
     async def looked(sent: Look, caller: Asker) -> Response:
@@ -81,7 +81,7 @@ def routes(serving: Serving) -> APIRouter:
 class OtherQueue(FleetuneError):
     """The guest has found the record of another server. It asks again, and looks there again."""
 
-    status = 503
+    status = 409
 
 
 def _check_queue(serving: Serving, queue: str) -> None:

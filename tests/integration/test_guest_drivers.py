@@ -223,7 +223,7 @@ def test_a_repetition_is_answered_with_the_same_job_and_a_package_is_one_of_ray_
             assert client.post("/v1/guest/join", json={**sent, "key": "l", **wrong}).status_code == 422
         command = {"kind": "command", "name": "c", "command": ["env"]}
         assert client.post("/v1/guest/join", json={**sent, "key": "l", "spec": command}).status_code == 400
-        assert client.post("/v1/guest/join", json={**sent, "key": "l", "queue": "another"}).status_code == 503
+        assert client.post("/v1/guest/join", json={**sent, "key": "l", "queue": "another"}).status_code == 409
         assert client.post(f"/v1/jobs/{first.json()['job_id']}/cancel").status_code == 200
         wait_for(lambda: only(queue)["state"] == "cancelled", "it is cancelled")
         retry = client.post(f"/v1/jobs/{first.json()['job_id']}/retry")

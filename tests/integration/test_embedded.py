@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -73,7 +74,8 @@ class Home:
         if (found := local_server(self.path)) is not None:
             left = [job["job_id"] for job in json.loads(self.fleetune("queue", "--json"))]
             if left:
-                self.fleetune("cancel", *left)
+                with contextlib.suppress(AssertionError):  # the end of its script may have ended it meanwhile
+                    self.fleetune("cancel", *left)
                 wait_for(lambda: json.loads(self.fleetune("queue", "--json")) == [], "nothing is left", 40.0)
             os.kill(found.pid, signal.SIGTERM)
             wait_for(lambda: not process_lives(found.pid), "the server ends")

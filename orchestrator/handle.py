@@ -21,7 +21,6 @@ from orchestrator.logreading import LogLine, LogReader, followed, telling_end
 from orchestrator.queue.errors import JobEnded
 from orchestrator.queue.states import ENDED, Reason, State
 from orchestrator.result import JobCancelled, JobFailed, Result
-from orchestrator.retrying import retry
 
 if TYPE_CHECKING:
     import pandas
@@ -232,7 +231,7 @@ class JobHandle:
         Raises:
             ParentFailed: a job that it comes after has failed: that one is to be retried before.
         """
-        self.learn(retry(self._connection, self._fresh()))
+        self._order("retry")
 
     @property
     def _path(self) -> str:

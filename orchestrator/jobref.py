@@ -68,7 +68,4 @@ def find_tenant(connection: Connection, given: str) -> str:
     known = [one.name for one in connection.get("/v1/tenants", Tenants).tenants]
     if given in known:
         return given
-    more = " and more" if len(known) > NAMED else ""
-    some = f": there are {', '.join(known[:NAMED])}{more}" if len(known) > 1 else ""
-    some = f": there is {known[0]}" if len(known) == 1 else some
-    raise UnknownTenant(f"there is no tenant {given!r}{did_you_mean(given, known) or some}")
+    raise UnknownTenant.among(given, known)

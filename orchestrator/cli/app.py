@@ -29,11 +29,11 @@ from orchestrator.cli import simulate as simulatecli
 from orchestrator.cli import submit as submitcli
 from orchestrator.cli import upload as uploadcli
 from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
-from orchestrator.cli.helpgroups import Grouped
+from orchestrator.cli.helpgroups import Grouped, command_group
 from orchestrator.cli.options import CLUSTER, QUEUE, YOURS
 from orchestrator.pages import show as text
 
-app = typer.Typer(
+app = command_group(
     name="fleetune",
     cls=Grouped,
     help="Full fine-tuning of Hugging Face models on Ray.",
@@ -41,8 +41,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name, or a unique start of it, or path or URL.")]

@@ -10,6 +10,7 @@ import typer
 
 from orchestrator.cli.completing import ANY, node_ids, tenant_names
 from orchestrator.cli.edge import Json, edge
+from orchestrator.cli.helpgroups import command_group
 from orchestrator.cli.options import PATIENCE_S, OneTenant, Url, width
 
 if TYPE_CHECKING:
@@ -70,13 +71,11 @@ def _order(
         typer.echo(_listed(done) if as_json else nodes_page(done, width()))
 
 
-tenants = typer.Typer(
+tenants = command_group(
     name="tenants",
     help="List tenants, and set their shares.",
     epilog="Example:  fleetune tenants  |  fleetune tenants set vision --weight 2 --limit 16",
     invoke_without_command=True,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
 

@@ -12,16 +12,15 @@ from jobs import storage
 from jobs.datacmd import check_data, prepare_data, show_data
 from jobs.load import load_spec
 from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
+from orchestrator.cli.helpgroups import command_group
 from orchestrator.pages import show as text
 from orchestrator.pages.data import page
 
-app = typer.Typer(
+app = command_group(
     name="data",
     help="Check, prepare and show the data of a spec.",
     epilog="Start here:  fleetune data check job.yaml  |  fleetune data show job.yaml --n 3",
     no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
 

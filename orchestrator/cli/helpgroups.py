@@ -1,10 +1,17 @@
-"""`fleetune --help` with the commands in groups, as plain text."""
+"""The help of `fleetune` and its groups of commands, as plain text."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import typer
 import typer.core
+
+
+def command_group(**options: Any) -> typer.Typer:
+    """With help that looks the same for all groups of commands. `options`: of `typer.Typer`."""
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    return typer.Typer(rich_markup_mode=None, context_settings=settings, **options)
 
 
 class Grouped(typer.core.TyperGroup):

@@ -50,13 +50,7 @@ def retry(jobs: Annotated[list[str], job_ids(completing.TO_RETRY)], json_: Json 
 
     A job that comes after one that has failed would fail again: give both.
     """
-
-    def retried(server: Connection, job: JobView) -> JobView:
-        from orchestrator import retrying
-
-        return retrying.retry(server, job)
-
-    _ask_all(jobs, retried, json_, url)
+    _ask_all(jobs, _posted("retry"), json_, url)
 
 
 def priority(

@@ -14,6 +14,7 @@ import typer
 from jobs.errors import InputError
 from orchestrator.cli import completing
 from orchestrator.cli.edge import Json, edge
+from orchestrator.cli.helpgroups import command_group
 from orchestrator.pages.times import day
 
 if TYPE_CHECKING:
@@ -33,12 +34,10 @@ ServerUrl = Annotated[
 ]
 TokenName = Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; for lists and events.")]
 
-tokens = typer.Typer(
+tokens = command_group(
     name="tokens",
     help="Who may use the server. With --store, on the store itself: for the first token.",
     no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from cluster.errors import FleetuneError, InputError
+from jobs.fields import did_you_mean
+
+_NAMED = 5
 
 
 class QueueError(InputError):
@@ -17,6 +22,13 @@ class UnknownJob(QueueError):
 
 class UnknownTenant(QueueError):
     status = 404
+
+    @classmethod
+    def among(cls, name: str, known: Collection[str]) -> UnknownTenant:
+        """With the one that was probably meant, or else some of those that there are."""
+        some = ", ".join(sorted(known)[:_NAMED]) + (" and more" if len(known) > _NAMED else "")
+        there = f"there {'is' if len(known) == 1 else 'are'} {some}" if known else "fleetune tenants set NAME makes one"
+        return cls(f"there is no tenant {name!r}{did_you_mean(name, known) or f': {there}'}")
 
 
 class UnknownNode(QueueError):

@@ -11,11 +11,11 @@ from orchestrator.queue.errors import JobEnded, QueueError
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, State, Wanted
 from orchestrator.queue.store import Change, SubmissionKey
+from orchestrator.server.attempttokens import tokens_of
 from orchestrator.server.identity import queue_id
 from orchestrator.server.jobroutes import digest_of, submitted
 from orchestrator.server.serving import Asker, Serving, Writer, answer, problems
 from orchestrator.server.serving import router as made
-from orchestrator.server.tokens import tokens_of
 from orchestrator.service.caller import Caller
 from orchestrator.service.guests import client_of, look
 

@@ -37,7 +37,7 @@ from orchestrator.server.serving import (
 from orchestrator.service.admission import admit
 from orchestrator.service.caller import Caller
 from orchestrator.service.clients import check_client
-from orchestrator.service.guests import check_retry
+from orchestrator.service.retrying import check_retry
 
 _MOST_LOOKED_AT = 20  # pages of changes for one answer
 
@@ -202,7 +202,7 @@ def _asking(router: APIRouter, serving: Serving) -> None:
 
     @router.post(**documented("retry", "Queue it again, after it has failed or was cancelled"))
     def retry(job_id: JobId, caller: Writer) -> Response:
-        check_retry(serving.job(job_id, caller))
+        check_retry(serving.store, serving.job(job_id, caller), caller)
         job = serving.store.retry(job_id, serving.now_s(), caller.name)
         serving.wake()
         return answer(serving.view(job))

@@ -9,10 +9,10 @@ from starlette.responses import Response
 
 from orchestrator import api
 from orchestrator.queue.records import QueueEvent
+from orchestrator.server.attempttokens import tokens_of
 from orchestrator.server.ownership import Ownership
 from orchestrator.server.serving import After, Asker, JobId, Limit, Serving, answer, problems
 from orchestrator.server.serving import router as made
-from orchestrator.server.tokens import tokens_of
 from orchestrator.service import logs
 
 _PAGE, _MOST_PAGES = 1000, 50  # of events, for one answer

@@ -9,7 +9,6 @@ from cluster.errors import BackendUnreachable, CapacityError, InputError, SpecEr
 from cluster.placement import check_can_ever_fit
 from cluster.resources import Gang
 from jobs.commandspec import CommandSpec
-from jobs.fields import did_you_mean
 from jobs.queuespec import Queue
 from jobs.runref import run_named
 from jobs.spec import Spec
@@ -139,12 +138,7 @@ class _Admission:
             name = self._usual_tenant()
         caller.check_may_touch(name)
         if name not in known:
-            some = (
-                f"there are {', '.join(sorted(known)[:20])}"
-                if known
-                else "there are none yet: fleetune tenants set NAME"
-            )
-            raise UnknownTenant(f"there is no tenant {name!r}{did_you_mean(name, known) or f': {some}'}")
+            raise UnknownTenant.among(name, known)
         return known[name]
 
     def _usual_tenant(self) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Final
 
 from cluster.wire import Looked
-from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, Reason, State
 from orchestrator.service import logs
@@ -30,19 +29,6 @@ def guest_of(job: Job) -> str | None:
 def environment_of(job: Job) -> str:
     """The digest of the guest's environment; '' without a guest."""
     return job.client.rpartition(":")[2] if job.client is not None and guest_of(job) is not None else ""
-
-
-def check_retry(job: Job) -> None:
-    """Raises GuestGone."""
-    if guest_of(job) is not None:
-        raise GuestGone(
-            f"{job.job_id} came by `ray job submit`, and ran in the environment of that program, which has ended: "
-            "submit it again that way"
-        )
-
-
-class GuestGone(QueueError):
-    status = 409
 
 
 def look(surroundings: Surroundings, job: Job, attempt: int, after: int) -> Looked:

@@ -6,9 +6,9 @@ from orchestrator.queue.errors import ParentFailed, QueueError, UnknownJob
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Filter, Store
+from orchestrator.queue.words import HAS_ENDED
 from orchestrator.service.caller import Caller
 
-_WORDS = {State.FAILED: "has failed", State.CANCELLED: "was cancelled"}
 _SHOWN = 3
 
 
@@ -42,9 +42,9 @@ class Parents:
         found = self._known[reference]
         if isinstance(found, QueueError):
             raise type(found)(f"{field}: {found}")
-        if found.state in _WORDS:
+        if found.state in (State.FAILED, State.CANCELLED):
             raise ParentFailed(
-                f"{field}: {found.job_id} {_WORDS[found.state]}: retry it first (fleetune retry {found.job_id})"
+                f"{field}: {found.job_id} {HAS_ENDED[found.state]}: retry it first (fleetune retry {found.job_id})"
             )
         return found
 

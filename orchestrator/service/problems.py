@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from cluster.errors import InputError
 from orchestrator.queue.errors import QueueError
 
-_SHOWN = 20
+_MOST_LINES, _LONGEST_LINE, _MOST_CHARACTERS = 50, 1_000, 8_000
 
 
 class Problems:
@@ -23,14 +25,26 @@ class Problems:
         """Raises what there is: an error of the one class that all are of, or else a QueueError."""
         if not self._found:
             return
-        lines = [self._line(number, error) for number, error in self._found[:_SHOWN]]
-        if len(self._found) > _SHOWN:
-            lines.append(f"and {len(self._found) - _SHOWN} more")
+        lines = list(self._lines())
+        told = _fitting(lines)
+        if len(lines) > len(told):
+            told.append(f"and {len(lines) - len(told):,} more")
         kinds = {type(error) for _, error in self._found}
         kind = kinds.pop() if len(kinds) == 1 else QueueError
-        raise kind("\n".join(lines))
+        raise kind("\n".join(told))
 
-    def _line(self, number: int, error: InputError) -> str:
-        if not self._several:
-            return str(error)
-        return "\n".join(f"spec {number}: {line}" for line in str(error).splitlines())
+    def _lines(self) -> Iterator[str]:
+        for number, error in self._found:
+            for line in str(error).splitlines():
+                yield f"spec {number}: {line}" if self._several else line
+
+
+def _fitting(lines: Sequence[str]) -> list[str]:
+    """The first of them, as many as a reader takes in: a message of ten thousand wrong specs helps nobody."""
+    told: list[str] = []
+    for line in lines[:_MOST_LINES]:
+        line = line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
+        if told and sum(map(len, told)) + len(line) > _MOST_CHARACTERS:
+            break
+        told.append(line)
+    return told

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, exc, insert, select
 
-from jobs.fields import did_you_mean
 from orchestrator.queue.errors import KeyReused, StoreBroken, UnknownJob, UnknownTenant
 from orchestrator.queue.records import Job, NewJob, QueueEvent
 from orchestrator.queue.states import State
@@ -193,4 +192,4 @@ def _check_parents(connection: Connection, new: Sequence[NewJob]) -> None:
 def _check_tenants(connection: Connection, new: Sequence[NewJob]) -> None:
     known = {str(name) for name in connection.execute(_TENANTS).scalars()}
     if missing := [one.tenant for one in new if one.tenant not in known]:
-        raise UnknownTenant(f"there is no tenant {missing[0]!r}{did_you_mean(missing[0], known)}")
+        raise UnknownTenant.among(missing[0], known)

@@ -18,9 +18,9 @@ from cluster.sessionrecord import read_record
 from jobs.journal import read_journal
 from jobs.outcome import Status, read_outcome
 from jobs.paths import JobPaths
-from tests.support import tiny
 from tests.support.gangs import ROOT
-from tests.support.processes import wait_for
+from tests.support.processes import Talker, wait_for
+from tests.support.projects import make_project
 from tests.support.raycluster import RAY, RayHead, ray_head
 from tests.support.server import Server
 
@@ -49,65 +49,31 @@ def queue(head: RayHead, tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A user's folder, all of which travels with the job: model, data, a metric of its own."""
-    folder = tmp_path / "project"
-    folder.mkdir()
-    tiny.save_model(folder / "model", "bert")
-    tiny.write_labelled(folder / "labelled.jsonl", 200, 3)
-    (folder / "my_metrics.py").write_text(
-        "def share_right(given):\n    return (given.predictions.argmax(-1) == given.label_ids).mean()\n"
-    )
-    spec = {
-        "name": "guest",
-        "model": {"path": "./model", "task": "sequence-classification", "num_labels": 3},
-        "data": {"train": "labelled.jsonl", "format": "classification", "eval_fraction": 0.3, "seq_len": 64},
-        "train": {"max_steps": STEPS, "global_batch_size": 8, "per_device_train_batch_size": 4},
-        "eval": {"metrics": ["accuracy", "my_metrics:share_right"]},
-        "resources": {"num_workers": 2, "gpus_per_worker": 0},
-        "storage_path": str(tmp_path / "runs"),
-    }
-    (folder / "job.json").write_text(json.dumps(spec))
-    return folder
+    return make_project(tmp_path / "project", tmp_path / "runs", max_steps=STEPS)
 
 
-class Submitted:
-    """One `ray job submit` that goes on; `output` is what its user sees."""
+class Submitted(Talker):
+    """One `ray job submit` that goes on; `output` is what its user sees. Killed, it leaves the job to Ray."""
 
     def __init__(self, head: RayHead, project: Path, name: str, *options: str, **metadata: str) -> None:
-        self.name, self._head, self._log = name, head, project.parent / f"{name}.log"
-        words = ["job", "submit", "--address", head.dashboard, "--submission-id", name, "--working-dir", str(project)]
-        words += ["--metadata-json", json.dumps(metadata), "--"]
-        with open(self._log, "wb") as log:
-            self._process = self._ray(*words, "python", "-m", "jobs.finetune", "job.json", *options, log=log)
-
-    @property
-    def output(self) -> str:
-        return self._log.read_text()
-
-    def says(self, text: str, within_s: float = 180.0) -> None:
-        wait_for(lambda: text in self.output or self._process.poll() is not None, f"it says {text!r}", within_s)
-        assert text in self.output, self.output
-
-    def ends(self, within_s: float = 300.0) -> int:
-        return self._process.wait(within_s)
-
-    def kill(self) -> None:
-        """Its command only: the job is Ray's."""
-        self._process.kill()
-        self._process.wait()
+        self._name, self._head = name, head
+        words = ["--submission-id", name, "--working-dir", str(project), "--metadata-json", json.dumps(metadata), "--"]
+        entry = ["python", "-m", "jobs.finetune", "job.yaml", *options]
+        super().__init__(self._ray("submit", *words, *entry), project.parent / f"{name}.log", env=environment(head))
 
     def stop(self) -> None:
-        self._ray("job", "stop", "--address", self._head.dashboard, self.name, log=subprocess.DEVNULL).wait(60.0)
-
-    def _ray(self, *words: str, log: Any) -> subprocess.Popen[bytes]:
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._head.temp / "token")}
-        return subprocess.Popen(
-            [str(RAY), *words],
-            env={**os.environ, **own, "PATH": PATH},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+        done = subprocess.run(
+            self._ray("stop", self._name), env=environment(self._head), capture_output=True, timeout=60
         )
+        assert done.returncode == 0, done.stderr
+
+    def _ray(self, what: str, *words: str) -> list[str]:
+        return [str(RAY), "job", what, "--address", self._head.dashboard, *words]
+
+
+def environment(head: RayHead) -> dict[str, str]:
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.temp / "token")}
+    return {**os.environ, **own, "PATH": PATH}
 
 
 @pytest.fixture
@@ -134,15 +100,15 @@ def test_one_makes_way_for_another_and_goes_on_as_if_undisturbed(
     wait_for(lambda: (found := read_record(elsewhere)) is not None and found.url == queue.url, "it is copied", 60.0)
 
     first = submit("patient")
-    first.says("step 1/")
+    first.says("step 1/", 180.0)
     waits = submit("waits", "--set", "train.max_steps=4", priority="-1")
-    waits.says("too little is free")
+    waits.says("too little is free", 180.0)
     waits.stop()
-    waits.ends()
+    waits.ends(300.0)
     assert "was stopped" in waits.output and "its job is cancelled" in waits.output
     time.sleep(PROTECTED_S)
     urgent = submit("urgent", "--set", "train.max_steps=4", priority="9")
-    assert urgent.ends() == 0, urgent.output
+    assert urgent.ends(300.0) == 0, urgent.output
     assert "succeeded after 4 steps" in urgent.output and "Traceback" not in urgent.output
     (made_way,) = [job for job in listed(queue) if job["priority"] == 9]
     outcome = read_outcome(JobPaths(made_way["run"]))
@@ -157,10 +123,10 @@ def test_one_makes_way_for_another_and_goes_on_as_if_undisturbed(
     first.stop()
     records = read_journal(paths.metrics)
     assert [record["step"] for record in records] == list(range(1, len(records) + 1))  # none was computed twice
-    assert first.ends() == 0 and "Traceback" not in first.output
+    assert first.ends(300.0) == 0 and "Traceback" not in first.output
 
     undisturbed = submit("undisturbed")
-    undisturbed.says("step 1/")
+    undisturbed.says("step 1/", 180.0)
     (again,) = [job for job in listed(queue) if job["state"] == "running"]
     whole = JobPaths(again["run"])
     wait_for(lambda: len(read_journal(whole.metrics)) >= interrupted_at + FURTHER, "it is as far", 180.0)

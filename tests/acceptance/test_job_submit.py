@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import pathlib
 import secrets
-import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import yaml
 
 from jobs.journal import read_journal
 from jobs.outcome import Status
 from tests.acceptance.conftest import FLEETUNE, newest_run, outcome_of
 from tests.support.gangs import ROOT
-
-RAY = str(FLEETUNE.with_name("ray"))
+from tests.support.projects import make_project
+from tests.support.raycluster import RAY, ray_head
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Cluster:
 
     def submit(self, project: pathlib.Path, *entry: str) -> Any:
         """`ray job submit` with the project as working directory; the finished client."""
-        command = [RAY, "job", "submit", "--address", self.dashboard, "--working-dir", str(project), "--", *entry]
+        command = [str(RAY), "job", "submit", "--address", self.dashboard, "--working-dir", str(project), "--", *entry]
         deadline = time.monotonic() + 120
         while True:
             done = subprocess.run(command, env=self.env, cwd=project, capture_output=True, text=True, timeout=400)
@@ -45,82 +42,17 @@ class Cluster:
             time.sleep(2)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("cluster")
-    token = folder / "token"
-    token.write_text(secrets.token_hex(32))
-    token.chmod(0o600)
-    temp = pathlib.Path(f"/tmp/ft-{secrets.token_hex(3)}")  # socket names must stay short
-    env = {
-        **os.environ,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_TMPDIR": str(temp),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-    }
-    gcs, dashboard = free_port(), free_port()
-    start = [
-        RAY, "start", "--head", "--node-ip-address", "127.0.0.1", "--port", str(gcs),
-        "--dashboard-port", str(dashboard), "--num-cpus", "4", "--temp-dir", str(temp), "--block",
-    ]  # fmt: skip
-    head = subprocess.Popen(
-        start, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        _wait_for(dashboard)
-        yield Cluster(env, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}")
-    finally:
-        head.terminate()
-        try:
-            head.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, 9)
-        shutil.rmtree(temp, ignore_errors=True)
-
-
-def _wait_for(port: int) -> None:
-    import time
-
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline, "the head did not come up"
-            time.sleep(0.5)
+def cluster() -> Iterator[Cluster]:
+    python = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"  # where `python` is the one that runs this
+    with ray_head(num_cpus=4, PYTHONPATH=str(ROOT), PATH=python) as head:
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.temp / "token")}
+        yield Cluster({**os.environ, **own, "PYTHONPATH": str(ROOT)}, head.gcs, head.dashboard)
 
 
 @pytest.fixture
 def project(workshop: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """A user's folder: spec, model, data and a module with a metric; all of it travels with the job."""
-    folder = tmp_path / "project"
-    folder.mkdir()
-    shutil.copytree(workshop / "bert", folder / "model")
-    shutil.copy(workshop / "labelled.jsonl", folder)
-    (folder / "my_metrics.py").write_text(
-        "def share_right(given):\n    return (given.predictions.argmax(-1) == given.label_ids).mean()\n"
-    )
-    spec = {
-        "name": "submitted",
-        "model": {"path": "./model", "task": "sequence-classification", "num_labels": 3},
-        "data": {"train": "labelled.jsonl", "format": "classification", "eval_fraction": 0.3, "seq_len": 64},
-        "train": {"max_steps": 4, "global_batch_size": 8, "per_device_train_batch_size": 4, "learning_rate": 1e-3},
-        "eval": {"metrics": ["accuracy", "my_metrics:share_right"]},
-        "resources": {"num_workers": 2, "gpus_per_worker": 0},
-        "storage_path": str(workshop / "runs"),
-    }
-    (folder / "job.yaml").write_text(yaml.safe_dump(spec))
-    return folder
+    return make_project(tmp_path / "project", workshop / "runs", learning_rate=1e-3)
 
 
 @pytest.mark.slow

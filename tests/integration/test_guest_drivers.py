@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from cluster.testing import FakeBackend
 from cluster.wire import digest_of_environment
 from tests.support import tiny
 from tests.support.gangs import ROOT
-from tests.support.processes import wait_for
+from tests.support.processes import Talker, wait_for
 from tests.support.server import Server, server
 
 MOST_MB, MOST_OF_A_CORE = 60, 0.01
@@ -51,38 +50,14 @@ def queue(tmp_path: Path) -> Iterator[Server]:
         yield made
 
 
-class Guest:
+class Guest(Talker):
     """One driver; `output` is what `ray job logs` would show."""
 
     def __init__(self, project: Path, url: str, name: str, *options: str, **more: Any) -> None:
         said = {"metadata": {"job_submission_id": name, **more.pop("metadata", {})}}
-        environment = {**os.environ, RAY_JOB: json.dumps(said), "FLEETUNE_URL": url, "FLEETUNE_HOME": str(project)}
-        self._log = project / f"{name}.log"
+        own = {RAY_JOB: json.dumps(said), "FLEETUNE_URL": url, "FLEETUNE_HOME": str(project), "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "jobs.finetune", "job.json", *options]
-        with open(self._log, "wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=project,
-                env={**environment, "PYTHONPATH": str(ROOT), **more},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    @property
-    def output(self) -> str:
-        return self._log.read_text()
-
-    def says(self, text: str, within_s: float = 60.0) -> None:
-        wait_for(lambda: text in self.output or self.process.poll() is not None, f"it says {text!r}", within_s)
-        assert text in self.output, self.output
-
-    def ends(self, within_s: float = 60.0) -> int:
-        return self.process.wait(within_s)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        super().__init__(command, project / f"{name}.log", cwd=project, env={**os.environ, **own, **more})
 
 
 Start = Callable[..., Guest]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pathlib
 import socket
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 POLL_S = 0.01
 
@@ -48,3 +50,28 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+class Talker:
+    """A program that goes on, and what it has written so far."""
+
+    def __init__(self, command: Sequence[str], log: pathlib.Path, **options: Any) -> None:
+        """`options`: of Popen."""
+        self._log = log
+        with open(log, "wb") as file:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, **options)
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def says(self, text: str, within_s: float = 60.0) -> None:
+        wait_for(lambda: text in self.output or self.process.poll() is not None, f"it says {text!r}", within_s)
+        assert text in self.output, self.output
+
+    def ends(self, within_s: float = 60.0) -> int:
+        return self.process.wait(within_s)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()

@@ -20,9 +20,9 @@ import pytest
 
 from jobs.load import load_spec
 from tests.acceptance.conftest import FLEETUNE, environment, fleetune, started
-from tests.acceptance.test_job_submit import free_port
 from tests.support import tiny
 from tests.support.gangs import ROOT
+from tests.support.processes import free_port
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from cluster.errors import InputError
 from orchestrator.queue.errors import QueueError
 
-_MOST_LINES, _LONGEST_LINE, _MOST_CHARACTERS = 50, 1_000, 8_000
+_MOST_LINES, _LONGEST_LINE, _MOST_CHARACTERS = 20, 1_000, 8_000
 
 
 class Problems:

@@ -180,12 +180,13 @@ def read_on_ray(reading: Reading) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from cluster.ray_backend import connected
+    from jobs.planning import gang_of
     from jobs.training.job import Job
-    from jobs.training.ray_driver import gang_request, ordered_data_config
+    from jobs.training.ray_driver import ordered_data_config
 
     spec = reading.stream.spec
     job = Job(spec, reading.run_root, reading.stream.prepared_root, spec.model.path)
-    with connected(None, gang_request(spec)):
+    with connected(None, gang_of(spec)):
         TorchTrainer(
             ray_worker,
             train_loop_config={"reading": reading},

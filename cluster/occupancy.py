@@ -196,6 +196,10 @@ class Occupancy:
         return 0 if self.has_gpus[node] else workers * gang.cpus_per_worker
 
 
+def workers_in(placement: Iterable[tuple[object, int]]) -> int:
+    return sum(workers for _, workers in placement)
+
+
 def placement_of(row: int, gang: Gang, occupancy: Occupancy) -> Placement:
     """Where a row's slots are. Empty for a gang that holds none."""
     held = Counter((occupancy.slots == row).nonzero()[0].tolist())

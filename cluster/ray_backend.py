@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cluster.errors import CapacityError, MachinesFailed
@@ -97,6 +98,18 @@ def snapshot() -> Inventory:
     import ray
 
     return Inventory(tuple(_node(entry) for entry in ray.nodes() if entry["Alive"]))
+
+
+def free_now() -> Inventory:
+    """The same with what nobody holds at this moment, as far as the head knows."""
+    from ray._private.state import available_resources_per_node  # there is no public way
+
+    free = available_resources_per_node()
+    return Inventory(tuple(_left(node, free.get(node.node_id, {})) for node in snapshot().nodes))
+
+
+def _left(node: Node, free: Mapping[str, float]) -> Node:
+    return replace(node, cpus=int(free.get("CPU", 0)), gpus=int(free.get("GPU", 0)))
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TextIO
 
+from cluster.occupancy import workers_in
 from cluster.ray_backend import THIS_MACHINE
 from cluster.settings import add_to_environment, ray_address, visible_gpus
 from cluster.this_machine import this_machine
@@ -19,6 +20,7 @@ from jobs.load import spec_of
 from jobs.localgpus import held_gpus
 from jobs.outcome import Status, read_outcome
 from jobs.paths import JobPaths
+from jobs.planning import with_workers
 from jobs.progress import PlainProgress
 from jobs.spec import Spec
 from jobs.telling import Telling
@@ -40,6 +42,8 @@ def drive_training(registered: Registered, link: Link, stream: TextIO, say: Say)
         return 0
     add_to_environment(registered.secrets)
     local = registered.engine == "local"
+    if spec.resources.min_workers is not None:
+        spec = with_workers(spec, workers_in(registered.placement))
     places = None if local else places_of(registered, spec.resources.num_workers)
     progress = Telling(PlainProgress(stream), link)
     with contextlib.closing(progress), local_gpus(_gpus(spec) if local else 0, say):

@@ -6,6 +6,7 @@ Whatever can be derived from other fields is derived (see `jobs.planning.batchin
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal
@@ -176,12 +177,41 @@ class Eval(Frozen):
 class Resources(Frozen):
     """The gang: all workers start together, or none."""
 
-    num_workers: int = Field(1, ge=1, le=65_536, description="Number of workers (processes), one GPU each.")
+    num_workers: int = Field(
+        1,
+        ge=1,
+        le=65_536,
+        description="Number of workers (processes), one GPU each; {min: N, max: N}: as many as there is room for.",
+    )
+    min_workers: int | None = Field(
+        None, ge=1, le=65_536, description="The same as num_workers.min: the fewest, where num_workers is the most."
+    )
     gpus_per_worker: Literal[0, 1] = Field(1, description="1 trains on GPUs; 0 on CPUs, for small models and tests.")
     cpus_per_worker: int = Field(
         1, ge=1, description="CPU cores per worker, for Ray's bookkeeping and torch's threads."
     )
     accelerator_type: str | None = Field(None, description="Only GPUs of this type, as Ray names it (A100, H100).")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_min_to_max(cls, value: object) -> object:
+        given = value.get("num_workers") if isinstance(value, Mapping) else None
+        if not (isinstance(value, Mapping) and isinstance(given, Mapping) and given.keys() == {"min", "max"}):
+            return value
+        return {**value, "num_workers": given["max"], "min_workers": given["min"]}
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _one_number_or_two(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        raise ValueError(f"must be a whole number, or {{min: N, max: N}}, but is {json.dumps(value)[:60]}")
+
+    @model_validator(mode="after")
+    def _the_least_is_not_more_than_the_most(self) -> Resources:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"num_workers is from {self.min_workers} to {self.num_workers}: min is the smaller one")
+        return self
 
 
 class Checkpoint(Frozen):

@@ -17,7 +17,7 @@ from jobs.dataspec import OWN_FUNCTION, Source
 from jobs.errors import InputError, SpecError
 from jobs.fields import did_you_mean
 from jobs.modeldir import check_model_dir
-from jobs.planning import plan_batching, warmup_steps
+from jobs.planning import plan_batching, warmup_steps, worker_numbers
 from jobs.runref import with_model_of_run
 from jobs.spec import Spec, Task
 
@@ -161,6 +161,7 @@ def _check_storage(spec: Spec) -> None:
 _CHECKS: tuple[Callable[[Spec], object], ...] = (
     enter_working_dir,  # first: functions are looked for from there
     plan_batching,
+    worker_numbers,
     _check_warmup,
     check_metrics,
     _check_model,

@@ -67,6 +67,8 @@ class JobView(Told):
     Attributes:
         placement: (node id, workers there) of its lease; empty while it holds none.
         on: the same with what people call the nodes.
+        num_workers: that it has or has had last; of one that waits, the least that it starts with.
+        sizes: numbers of workers that it can go on with, ascending; empty: with no other than `num_workers`.
         heard_s: when its driver was last heard of.
         run: root of the run that it writes; for a command None.
         metrics: last known, by name.
@@ -107,6 +109,7 @@ class JobView(Told):
     total_steps: int | None
     metrics: Mapping[str, float | None]
     changed: int
+    sizes: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, job: Job, now_s: float) -> JobView:
@@ -145,6 +148,7 @@ class JobView(Told):
             total_steps=job.total_steps,
             metrics=dict(job.metrics),
             changed=job.changed,
+            sizes=job.sizes,
         )
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from cluster.ray_backend import address_of, connected, held_places
-from cluster.resources import Gang
 from jobs.command.member import Member
 from jobs.command.places import Place
 from jobs.commandspec import CommandSpec
 from jobs.errors import CapacityError, MachinesFailed, SpecError
+from jobs.planning import gang_of
 
 _ANSWER_S: Final = 120.0
 _END_S: Final = 15.0
@@ -112,11 +112,6 @@ def ray_gang(
             yield processes
     except CapacityError as error:
         raise MachinesFailed(str(error)) from error
-
-
-def gang_of(spec: CommandSpec) -> Gang:
-    resources = spec.resources
-    return Gang(resources.num_workers, resources.cpus_per_worker, resources.gpus_per_worker, resources.accelerator_type)
 
 
 @contextlib.contextmanager

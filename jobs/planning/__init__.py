@@ -1,7 +1,19 @@
 """What a job will do, worked out before anything is started. Pure functions of the spec."""
 
 from jobs.planning.batching import Batching, plan_batching
+from jobs.planning.elastic import gang_of, most_workers, with_workers, worker_numbers
 from jobs.planning.schedule import learning_rate_at
 from jobs.planning.steps import total_rows, total_steps, warmup_steps
 
-__all__ = ["Batching", "learning_rate_at", "plan_batching", "total_rows", "total_steps", "warmup_steps"]
+__all__ = [
+    "Batching",
+    "gang_of",
+    "learning_rate_at",
+    "most_workers",
+    "plan_batching",
+    "total_rows",
+    "total_steps",
+    "warmup_steps",
+    "with_workers",
+    "worker_numbers",
+]

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cluster.inventory import Inventory
-from cluster.ray_backend import NODE_LABEL, check_alive, connected, held_places, leaving_nodes, snapshot
-from cluster.resources import Gang as GangRequest
+from cluster.ray_backend import NODE_LABEL, check_alive, connected, free_now, held_places, leaving_nodes, snapshot
 from cluster.workplace import Workplace
 from jobs import storage
 from jobs.assignment import Assignment
@@ -20,6 +19,7 @@ from jobs.errors import CapacityError, MachinesFailed, RunFailed, StorageError
 from jobs.journal import Record
 from jobs.outcome import Outcome
 from jobs.paths import JobPaths
+from jobs.planning import gang_of, most_workers, with_workers, worker_numbers
 from jobs.progress import Progress
 from jobs.provenance import run_facts
 from jobs.record import write_manifest
@@ -63,12 +63,14 @@ def drive_on_ray(
         announce("phase", "connecting to Ray", phase="connect")
         with _connected(spec, address, assignment) as inventory:
             signals.hold()
+            if spec.resources.min_workers is not None:
+                spec = with_workers(spec, most_workers(spec, free_now()))
             facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
             prepared = ready_data(spec, "ray", announce)
             write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
-            announce("phase", f"starting {gang_request(spec)}", phase="workers")
+            announce("phase", f"starting {gang_of(spec)}", phase="workers")
             if given.places is not None:  # Ray Train would wait for ever for a node that is gone, or has no room
-                with held_places(gang_request(spec), given.places, lambda: None):
+                with held_places(gang_of(spec), given.places, lambda: None):
                     pass
             signals.graceful = True
             job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths))
@@ -84,19 +86,12 @@ def _connected(spec: Spec, address: str | None, assignment: Assignment | None) -
     """A queue has seen that the gang fits: where it does not any more, the machines have changed."""
     workplace = Workplace(spec.working_dir, assignment.variables if assignment else {})
     try:
-        with connected(address, gang_request(spec), workplace) as inventory:
+        with connected(address, gang_of(with_workers(spec, worker_numbers(spec)[0])), workplace) as inventory:
             yield inventory
     except CapacityError as error:
         if assignment is None or assignment.places is None:
             raise
         raise MachinesFailed(f"the nodes of this attempt cannot be had any more: {error}") from error
-
-
-def gang_request(spec: Spec) -> GangRequest:
-    resources = spec.resources
-    return GangRequest(
-        resources.num_workers, resources.cpus_per_worker, resources.gpus_per_worker, resources.accelerator_type
-    )
 
 
 def fit(

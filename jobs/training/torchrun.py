@@ -13,7 +13,7 @@ from cluster.settings import TorchrunWorld
 from jobs.begin import begin_run
 from jobs.outcome import Outcome, Status
 from jobs.paths import JobPaths
-from jobs.planning import plan_batching
+from jobs.planning import with_workers
 from jobs.progress import PlainProgress, Progress
 from jobs.provenance import run_facts
 from jobs.quiet import redirected_output, user_stream
@@ -53,17 +53,6 @@ def run_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None = No
         # Before the interpreter ends: gloo's threads may hold tensors, whose end needs an interpreter (pytorch#179291).
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def with_workers(spec: Spec, num_workers: int) -> Spec:
-    """The spec on another number of workers.
-
-    Raises:
-        SpecError: its batch cannot be spread over them.
-    """
-    changed = spec.model_copy(update={"resources": spec.resources.model_copy(update={"num_workers": num_workers})})
-    plan_batching(changed)
-    return changed
 
 
 def _lead(spec: Spec, world: TorchrunWorld, resume: str | None, waiting: Any, progress: Progress) -> Outcome:

@@ -81,10 +81,11 @@ def _state(job: JobView) -> str:
 
 
 def size_words(job: JobView) -> str:
-    """`4 x 1 H100`, `2 x 8 GPU`, `1 x 2 CPU`."""
+    """`4 x 1 H100`, `2 x 8 GPU`, `1 x 2 CPU`; `2-8 x 1 GPU` of one that waits and could have any of these."""
+    workers = f"{job.sizes[0]}-{job.sizes[-1]}" if job.sizes and job.state is State.QUEUED else str(job.num_workers)
     if job.gpus_per_worker:
-        return f"{job.num_workers} x {job.gpus_per_worker} {job.accelerator_type or 'GPU'}"
-    return f"{job.num_workers} x {job.cpus_per_worker} CPU"
+        return f"{workers} x {job.gpus_per_worker} {job.accelerator_type or 'GPU'}"
+    return f"{workers} x {job.cpus_per_worker} CPU"
 
 
 def _time(job: JobView, now_s: float) -> str:

@@ -207,7 +207,8 @@ class _Term:
         self._promises = kept(jobs, self._promises, cluster)
         looked_at = (self._book.newest, inventory, tuple(rules.items()), cluster.tenants, slow, bool(self._inherited))
         waits = [job for job in jobs if job.state is State.QUEUED and job.wanted is Wanted.RUN]
-        if not waits or (looked_at == self._planned and now_s < self._plan_again_s):
+        nothing = not waits and not any(job.sizes and job.state is State.RUNNING for job in jobs)
+        if nothing or (looked_at == self._planned and now_s < self._plan_again_s):
             return
         policy = replace(self._of._policy, preemption=False) if self._inherited else self._of._policy
         made = plan(snapshot(jobs, self._promises, cluster, now_s), policy)

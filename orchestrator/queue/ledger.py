@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.inventory import Inventory, Node
+from cluster.occupancy import Placement, workers_in
+from cluster.resources import workers as counted
 from orchestrator.queue.records import Job, Move, NodePlaces
 from orchestrator.queue.retry import may_start_at_s
 from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State, Wanted
@@ -28,7 +30,10 @@ _REASONS: Mapping[Cause, Reason] = {
     Cause.RECLAIMED: Reason.RECLAIMED,
     Cause.MOVED: Reason.MOVED,
     Cause.MAINTENANCE: Reason.MAINTENANCE,
+    Cause.RESIZED: Reason.RESIZED,
 }
+
+_GO_ON_AT_ONCE = (Reason.MOVED, Reason.RESIZED)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def snapshot(jobs: Sequence[Job], promises: Promises, cluster: Cluster, now_s: f
         for node, workers in nodes:
             held[node] += workers * (job.gang.gpus_per_worker if of[node].gpus else job.gang.cpus_per_worker)
     inventory = Inventory(tuple(_as_held(node, held[node.node_id], cluster) for node in cluster.inventory.nodes))
-    rows = [_row(job, nodes, now_s) for job, nodes in zip(jobs, places, strict=True)]
+    rows = [_row(job, nodes, promises.get(job.job_id, ()), now_s) for job, nodes in zip(jobs, places, strict=True)]
     return snapshot_of(rows, inventory, cluster.tenants, cluster.used_s, now_s, cluster.windows)
 
 
@@ -83,14 +88,11 @@ def _as_held(node: Node, held: int, cluster: Cluster) -> Node:
 def orders(jobs: Sequence[Job], plan: Plan, promises: Promises, cluster: Cluster) -> Orders:
     """What a plan means for the jobs that it was made from, in the same order."""
     names = [node.node_id for node in cluster.inventory.nodes]
-    stops: list[Move] = []
+    starts = {one.row: one.placement for one in plan.decisions if isinstance(one, Start)}
+    stops = [_stop(one, jobs, starts) for one in plan.decisions if isinstance(one, Interrupt)]
     wanted = dict(promises)
-    for decision in plan.decisions:
-        job = jobs[decision.row]
-        if isinstance(decision, Start):
-            wanted[job.job_id] = tuple((names[node], workers) for node, workers in decision.placement)
-        else:
-            stops.append(_stop(job, decision, jobs))
+    for row, placement in starts.items():
+        wanted[jobs[row].job_id] = tuple((names[node], workers) for node, workers in placement)
     grants = _grants(jobs, wanted, cluster)
     granted = {move.job_id for move in grants}
     return Orders((*stops, *grants), {job_id: places for job_id, places in wanted.items() if job_id not in granted})
@@ -112,7 +114,7 @@ def kept(jobs: Iterable[Job], promises: Promises, cluster: Cluster) -> Promises:
 
 def _waits(job: Job, cluster: Cluster) -> bool:
     """Whether a promise is of use to it."""
-    moved = job.state is State.STOPPING and job.reason is Reason.MOVED and job.job_id not in cluster.slow
+    moved = job.state is State.STOPPING and job.reason in _GO_ON_AT_ONCE and job.job_id not in cluster.slow
     return job.wanted is Wanted.RUN and (job.state is State.QUEUED or moved)
 
 
@@ -128,7 +130,7 @@ def _nodes_of(job: Job, promises: Promises, cluster: Cluster, living: Container[
     return tuple(place for place in job.placement if place[0] in living) if _holds(job, cluster) else ()
 
 
-def _row(job: Job, nodes: NodePlaces, now_s: float) -> tuple[Any, ...]:
+def _row(job: Job, nodes: NodePlaces, promised: NodePlaces, now_s: float) -> tuple[Any, ...]:
     """As `orchestrator.scheduling.rows.ROW` has it."""
     runs = job.state in (State.STARTING, State.RUNNING)
     since_s = job.started_s if runs and job.started_s is not None else now_s
@@ -137,7 +139,7 @@ def _row(job: Job, nodes: NodePlaces, now_s: float) -> tuple[Any, ...]:
         job.job_id,
         job.tenant,
         job.priority,
-        job.gang.num_workers,
+        workers_in(promised) or job.gang.num_workers,
         job.gang.cpus_per_worker,
         job.gang.gpus_per_worker,
         job.gang.accelerator_type,
@@ -155,6 +157,7 @@ def _row(job: Job, nodes: NodePlaces, now_s: float) -> tuple[Any, ...]:
         job.interruption_cost_s,
         nodes,
         job.after,
+        job.sizes,
     )
 
 
@@ -164,11 +167,12 @@ def _state(job: Job, nodes: NodePlaces) -> int:
     return table.WAITING if job.state is State.QUEUED and job.wanted is Wanted.RUN else table.HELD
 
 
-def _stop(job: Job, decision: Interrupt, jobs: Sequence[Job]) -> Move:
+def _stop(decision: Interrupt, jobs: Sequence[Job], starts: Mapping[int, Placement]) -> Move:
+    job, what = jobs[decision.row], decision.cause.value
+    if decision.cause is Cause.RESIZED:
+        what = f"goes on with {counted(workers_in(starts[decision.row]))} instead of {job.gang.num_workers}"
     first = "" if decision.for_row is None else f": {jobs[decision.for_row].job_id} goes first"
-    return Move(
-        job.job_id, job.state, job.attempt, State.STOPPING, _REASONS[decision.cause], f"{decision.cause.value}{first}"
-    )
+    return Move(job.job_id, job.state, job.attempt, State.STOPPING, _REASONS[decision.cause], f"{what}{first}")
 
 
 def _grants(jobs: Sequence[Job], wanted: Promises, cluster: Cluster) -> list[Move]:
@@ -204,7 +208,7 @@ class _Free:
         for node, workers in places:
             if self._gpus[node] < workers * gang.gpus_per_worker or self._cpus[node] < workers * gang.cpus_per_worker:
                 return False
-        size, kind = gang.num_workers * gang.gpus_per_worker, self._type_of.get(places[0][0])
+        size, kind = workers_in(places) * gang.gpus_per_worker, self._type_of.get(places[0][0])
         for key, most in self._limits.get(job.tenant, ()) if size else ():
             if key in (None, kind) and self._used[job.tenant, key] + size > most:
                 return False

@@ -24,6 +24,8 @@ class NewJob:
         max_runtime_s: of all attempts together.
         on_end: what is to be submitted once it has ended (`jobs.queuespec.OnEnd` as JSON); '': nothing.
         client: with whose end it is cancelled; None: it outlives whoever has submitted it.
+        sizes: numbers of workers that it can go on with, ascending, the first of them its gang's; empty: only with
+            those of its gang.
     """
 
     name: str
@@ -39,6 +41,7 @@ class NewJob:
     preemptible: bool = True
     on_end: str = ""
     client: str | None = None
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Job:
 
     Attributes:
         number: 1, 2, ... in the order of submission.
+        gang: what it holds or has held last; of one that waits, the least that it starts with.
         message: one line for people on the reason.
         attempt: the newest, counted from 1; 0: there was none. Every lease is of one attempt.
         placement: of its lease; empty while it holds none.
@@ -63,7 +67,7 @@ class Job:
         metrics: last known, by name.
         changed: number of the store's newest change of this row. A mere sign of life, and what is done for `on_end`,
             do not count as one.
-        on_end, client: see NewJob.
+        on_end, client, sizes: see NewJob.
         followed: `changed` of the end that was followed by what `on_end` says; 0: none was.
         heard_s: when the driver of its newest attempt was last heard of.
     """
@@ -105,6 +109,7 @@ class Job:
     followed: int = 0
     heard_s: float | None = None
     client: str | None = None
+    sizes: tuple[int, ...] = ()
 
     @property
     def submission(self) -> str:

@@ -19,6 +19,7 @@ BUDGETS: Mapping[Reason, int | None] = {
     Reason.RECLAIMED: None,
     Reason.MOVED: None,
     Reason.MAINTENANCE: None,
+    Reason.RESIZED: None,
     Reason.DRAINED: None,
     Reason.PAUSED: None,
     Reason.NODE_LOST: 20,

@@ -55,6 +55,7 @@ class Reason(StrEnum):
     RECLAIMED = "reclaimed"
     MOVED = "moved"
     MAINTENANCE = "maintenance"
+    RESIZED = "resized"  # it goes on with fewer workers or with more
     DRAINED = "drained"
     PAUSED = "paused"
     NODE_LOST = "node-lost"

@@ -15,6 +15,7 @@ class Cause(StrEnum):
     RECLAIMED = "reclaimed"  # what it had was lent, and its owner wants it back
     MOVED = "moved"  # makes whole nodes; it starts elsewhere at once
     MAINTENANCE = "maintenance"  # its nodes are about to be serviced
+    RESIZED = "resized"  # it goes on at once with fewer workers, for another, or with more
 
 
 @dataclass(frozen=True)

@@ -4,26 +4,31 @@ The queue is gone through once, in the order of `standing`:
 
 1. A gang that fits the free slots starts.
 2. One that does not may take the place of others (`room`), where they make way for it (`victims`), or have small ones
-   moved (`moves`).
+   go on with fewer workers (`resize`) or be moved (`moves`).
 3. The first one that can do neither gets a reservation (`reserve`); whoever comes after it starts only if it is gone by
    then, or on other nodes.
+
+What is left over goes to elastic jobs, which start with as many workers as they can have, and to running ones that it
+is worth while for if nobody waits any more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 
 from cluster.free import ANYWHERE, FreeSlots, Terms
-from cluster.occupancy import Occupancy, Placement, placement_of
+from cluster.occupancy import Occupancy, Placement, placement_of, workers_in
 from cluster.resources import Gang
 from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Reservation, Start
-from orchestrator.scheduling.moves import moves_for
+from orchestrator.scheduling.moves import Moved, moves_for
 from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.scheduling.quota import NOWHERE, Limits
 from orchestrator.scheduling.reserve import reserve
+from orchestrator.scheduling.resize import is_worth_growing, shrink_for, shrinkable
 from orchestrator.scheduling.room import room_for
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.standing import Standing, standing
@@ -36,7 +41,7 @@ _TIMES = 1 << 12  # more than there are distinct reservations or closings
 
 def plan(snapshot: Snapshot, policy: Policy = DEFAULT) -> Plan:
     """What is to be done now. The snapshot is not changed."""
-    if not snapshot.waiting.any() and not snapshot.windows:
+    if not snapshot.waiting.any() and not snapshot.windows and not snapshot.sizes:
         return Plan(())
     return _Pass(snapshot, policy).run()
 
@@ -44,6 +49,7 @@ def plan(snapshot: Snapshot, policy: Policy = DEFAULT) -> Plan:
 class _Pass:
     def __init__(self, snapshot: Snapshot, policy: Policy) -> None:
         self._snapshot, self._policy, self._jobs = snapshot, policy, snapshot.jobs
+        self._sizes = snapshot.sizes
         self._free = FreeSlots(snapshot.cluster, snapshot.closes_s())
         self._changed: Occupancy | None = None
         self._held: list[tuple[int, Gang, Placement]] = []  # started, and not yet in `_changed`
@@ -90,6 +96,8 @@ class _Pass:
             self._no_room.clear()
             self._free, self._reservation = FreeSlots(self._cluster, self._snapshot.closes_s()), None
             waiting = np.array([row for row in waiting.tolist() if row not in started] + self._interrupted, np.intp)
+        if self._sizes:
+            self._grow()
         return Plan(tuple(self._decisions), self._reservation)
 
     def _go_through(self, rows: Rows) -> set[int]:
@@ -124,14 +132,17 @@ class _Pass:
         """Whether neither this job nor one that stands behind it can get anything: no slot is free, nobody yields."""
         if self._free.total or self._may_need_no_slot:
             return False
-        return not self._policy.preemption or self._victims.nobody_yields_to(row)
+        return not self._policy.preemption or (self._victims.nobody_yields_to(row) and not self._shrinkable(row))
 
     @property
     def _nothing_left_for_them(self) -> bool:
         """Whether going through the queue again finds nothing: all slots are held, and who was stopped stops nobody."""
         if self._free.total or self._reservation is not None or self._limits or self._may_need_no_slot:
             return False
-        return all(self._victims.nobody_yields_to(row) for row in self._interrupted)
+        return not any(not self._victims.nobody_yields_to(row) or self._shrinkable(row) for row in self._interrupted)
+
+    def _shrinkable(self, row: int) -> bool:
+        return bool(self._sizes and shrinkable(row, self._jobs, self._sizes, self._victims))
 
     @cached_property
     def _may_need_no_slot(self) -> bool:
@@ -183,7 +194,7 @@ class _Pass:
             return True
         if not self._policy.preemption or self._made_room >= self._policy.most_preempting:
             return False
-        return self._make_room(row, gang, terms)
+        return self._shrink(row, gang, terms) or self._make_room(row, gang, terms)
 
     def _put(self, row: int, placement: Placement) -> None:
         self._held.append((row, self._jobs.gang_of(row), placement))
@@ -207,16 +218,86 @@ class _Pass:
 
     def _move(self, row: int, gang: Gang, terms: Terms) -> bool:
         moved = moves_for(row, gang, self._jobs, self._cluster, self._free, self._victims, self._policy, terms)
+        if moved is not None:
+            self._rearrange(row, gang, moved, Cause.MOVED)
+        return moved is not None
+
+    def _shrink(self, row: int, gang: Gang, terms: Terms) -> bool:
+        if not self._sizes:
+            return False
+        moved = shrink_for(
+            row, gang, self._jobs, self._sizes, self._cluster, self._free, self._victims, self._policy, terms
+        )
         if moved is None:
             return False
+        self._rearrange(row, gang, moved, Cause.RESIZED)
+        self._made_room += 1
+        self._no_room.clear()
+        return True
+
+    def _rearrange(self, row: int, gang: Gang, moved: Moved, cause: Cause) -> None:
         for victim in moved.victims:
-            self._interrupt(victim, Cause.MOVED, row)
+            self._interrupt(victim, cause, row)
         self._free.take(gang, moved.placement)
         self._put(row, moved.placement)
         for victim, placement in moved.elsewhere:
-            self._free.take(self._jobs.gang_of(victim), placement)
+            self._free.take(self._with_workers(victim, workers_in(placement)), placement)
             self._put(victim, placement)
-        return True
+
+    def _with_workers(self, row: int, num_workers: int) -> Gang:
+        """The gang of a job that gets so many. The snapshot's own table stays as it is."""
+        gang = self._jobs.gang_of(row)
+        if gang.num_workers == num_workers:
+            return gang
+        if self._jobs is self._snapshot.jobs:
+            self._jobs = self._jobs.copy()
+        return self._jobs.resize(row, num_workers)
+
+    def _grow(self) -> None:
+        """Give what is left over to elastic jobs: first to those that start, then to those that run."""
+        for start in [one for one in self._decisions if isinstance(one, Start) and one.row in self._sizes]:
+            at = self._decisions.index(start)
+            del self._decisions[at]
+            if not self._put_larger(start.row, start.placement):
+                self._decisions.insert(at, start)
+        started = {one.row for one in self._decisions if isinstance(one, Start)}
+        if not self._policy.preemption or self._somebody_waits(started):
+            return
+        for row in self._victims.may_grow(self._sizes):
+            at, placement = len(self._decisions), placement_of(row, self._jobs.gang_of(row), self._cluster)
+            if self._put_larger(row, placement, runs=True):
+                self._decisions.insert(at, Interrupt(row, Cause.RESIZED, None))
+
+    def _somebody_waits(self, started: Container[int]) -> bool:
+        """For what a larger gang would take: not for the limit of the own tenant."""
+        rows = self._snapshot.waiting.nonzero()[0].tolist()
+        rows += [one.row for one in self._decisions if isinstance(one, Interrupt)]
+        return any(
+            row not in started and not (self._limits and self._limits.kinds(self._jobs, row) == NOWHERE) for row in rows
+        )
+
+    def _put_larger(self, row: int, placement: Placement, runs: bool = False) -> bool:
+        """Place a job anew with as many workers as it can get, if these are more; else all stays as it was."""
+        gang, kind = self._jobs.gang_of(row), int(self._snapshot.cluster.kinds[placement[0][0]])
+        self._cluster.release(row, gang, placement)
+        self._free.give(gang, placement)
+        self._limits.take(self._jobs, row, kind, sign=-1)
+        _, yields_s, leaves_s = self._keys(np.array([row], np.intp))
+        terms = Terms(yields_s[0], leaves_s[0]) if yields_s else ANYWHERE
+        for size in [size for size in reversed(self._sizes[row]) if size > gang.num_workers]:
+            if runs and not is_worth_growing(row, size, self._snapshot, self._policy):
+                break
+            larger = self._with_workers(row, size)
+            kinds = self._limits.kinds(self._jobs, row) if self._limits else None
+            found = self._free.place(larger, replace(terms, kinds=kinds))
+            if found is not None:
+                self._put(row, found)
+                return True
+        self._with_workers(row, gang.num_workers)
+        self._free.take(gang, placement)
+        self._cluster.hold(row, gang, placement)
+        self._limits.take(self._jobs, row, kind)
+        return False
 
     def _interrupt(self, row: int, cause: Cause, for_row: int | None) -> None:
         gang = self._jobs.gang_of(row)
@@ -226,6 +307,8 @@ class _Pass:
         self._free.give(gang, placement)
         self._limits.take(self._jobs, row, int(cluster.kinds[placement[0][0]]), sign=-1)
         self._victims.gone(row)
+        if row in self._sizes:
+            self._with_workers(row, self._sizes[row][0])
         self._decisions.append(Interrupt(row, cause, for_row))
 
     def _cause(self, row: int, victim: int) -> Cause:

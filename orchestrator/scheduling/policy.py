@@ -43,7 +43,9 @@ class Policy:
         most_interruptions: of one job.
         attained_level_s: GPU-seconds that tell the two levels of Order.ATTAINED apart.
         most_preempting: gangs that one plan makes room for by interrupting others; the next plan goes on.
-        move_worth_s: others are moved for a gang if it costs less than so many seconds of the gang's own GPUs.
+        move_worth_s: others are moved, or go on with fewer workers, for a gang if it costs less than so many seconds of
+            the gang's own GPUs.
+        grow_worth: a running job gets more workers if that ends it earlier by so many times what it costs.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Policy:
     attained_level_s: float = 6400.0
     most_preempting: int = 32
     move_worth_s: float = 600.0
+    grow_worth: float = 2.0
 
 
 DEFAULT = Policy("default", Order.EXPECTED, preemption=True, lane_share=0.35)

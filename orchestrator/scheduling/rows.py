@@ -36,6 +36,7 @@ ROW = (
     "interruption_cost_s",
     "placement",  # of a running job: ((node id, workers), ...)
     "after",  # ids of jobs that must have ended before
+    "sizes",  # numbers of workers that it can have, ascending; None: only the one
 )
 _GANG = ("num_workers", "cpus_per_worker", "gpus_per_worker", "accelerator_type")
 _AS_THEY_ARE = (
@@ -89,7 +90,8 @@ def snapshot_of(
         for row in (jobs.state == RUNNING).nonzero()[0].tolist()
     ]
     used = np.array([used_s.get(tenant.name, 0.0) for tenant in tenants])
-    return Snapshot(now_s, jobs, Occupancy.of(inventory, held), tuple(tenants), used, windows, parents)
+    sizes = {row: tuple(given) for row, given in enumerate(column["sizes"]) if given and len(given) > 1}
+    return Snapshot(now_s, jobs, Occupancy.of(inventory, held), tuple(tenants), used, windows, parents, sizes)
 
 
 def _or(values: Sequence[float | None], nothing: float) -> Floats:

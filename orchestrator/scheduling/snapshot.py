@@ -53,6 +53,8 @@ class Snapshot:
         now_s: on the clock of all times in `jobs`.
         used_s: [tenants]; GPU-seconds that each has used, decayed (`Policy.share_half_life_s`).
         parents: of HELD jobs, the rows of those that must end before.
+        sizes: of elastic jobs, the numbers of workers that they can have, ascending. A waiting one is in `jobs` with
+            the fewest, a running one with those that it has.
     """
 
     now_s: float
@@ -62,6 +64,7 @@ class Snapshot:
     used_s: Floats
     windows: tuple[Window, ...] = ()
     parents: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    sizes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @cached_property
     def weights(self) -> Floats:

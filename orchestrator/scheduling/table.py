@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
@@ -155,6 +155,12 @@ class JobTable:
 
     def gang_of(self, row: int) -> Gang:
         return self.gangs[int(self.gang[row])]
+
+    def resize(self, row: int, num_workers: int) -> Gang:
+        """Give a job so many workers; its gang then."""
+        gang = replace(self.gang_of(row), num_workers=num_workers)
+        self.gang[row], self.size[row] = self.code(gang), slots_of(gang)
+        return gang
 
     def copy(self) -> JobTable:
         """Another table with the same jobs in the same rows."""

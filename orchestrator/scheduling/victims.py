@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 
 import numpy as np
@@ -55,6 +56,12 @@ class Victims:
         if self._standing.entitlement is not None and not self._standing.is_entitled(row):
             found = found & (self._standing.entitlement == NOT_ENTITLED)
         return found
+
+    def may_grow(self, rows: Iterable[int]) -> list[int]:
+        """Of these, those that may be interrupted now, the first in the queue's order first."""
+        index, submitted_s = self._standing.index, self._jobs.submitted_s
+        may = [row for row in rows if self._may_go[row]]
+        return sorted(may, key=lambda row: (float(index[row]), float(submitted_s[row]), row))
 
     def open_to(self, row: int) -> NDArray[np.bool_]:
         """[rows]; jobs that may be interrupted now, for this one."""

@@ -20,7 +20,7 @@ def why_text(found: Why, snapshot: Snapshot, names: Sequence[str], nodes: Sequen
         names: of the jobs, by row.
         nodes: what people call the machines, in the snapshot's order; None: their ids.
     """
-    lines = [f"{names[found.row]} asks for {found.gang}: {found.obstacle}"]
+    lines = [f"{names[found.row]} asks for {_asks(found, snapshot)}: {found.obstacle}"]
     if found.obstacle is Obstacle.RUNS:
         return lines[0]
     if found.after:
@@ -39,6 +39,13 @@ def why_text(found: Why, snapshot: Snapshot, names: Sequence[str], nodes: Sequen
     if found.expected is not None:
         lines.append(expected_words(found.expected, known=_ends_are_known(found)))
     return "\n".join(lines)
+
+
+def _asks(found: Why, snapshot: Snapshot) -> str:
+    """Of one that is elastic and waits, also how many workers it would take."""
+    sizes = snapshot.sizes.get(found.row)
+    more = f" (up to {sizes[-1]})" if sizes and found.obstacle is not Obstacle.RUNS else ""
+    return f"{found.gang}{more}"
 
 
 def to_do(found: Why, name: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.occupancy import Occupancy, Placement, placement_of
+from cluster.occupancy import Occupancy, Placement, placement_of, workers_in
 from cluster.resources import Gang
 from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Start
 from orchestrator.scheduling.plan import plan
@@ -71,6 +71,7 @@ class World:
         self._used_at_s = 0.0
         self._left_s = np.zeros(0)  # [rows]; true running time left when the attempt began, or now if it waits
         self._error = np.ones(0)  # [rows]; measured over true
+        self._sizes: dict[int, tuple[int, ...]] = {}  # of elastic jobs
         self._where: dict[int, Placement] = {}
         self._ends: list[tuple[float, int, float]] = []  # heap: end, row, start
         self._waiting = 0
@@ -86,6 +87,7 @@ class World:
         """
         world = World(snapshot.cluster.copy(), snapshot.tenants, policy, measuring, on_end, snapshot.windows)
         jobs = world.jobs = snapshot.jobs.copy()
+        world._sizes = dict(snapshot.sizes)
         world.now_s = world._used_at_s = snapshot.now_s
         world._used_s = snapshot.used_s.copy()
         elapsed = np.where(snapshot.running, snapshot.now_s - jobs.started_s, 0.0)
@@ -134,6 +136,7 @@ class World:
                 self._pass_time(end_s)
                 self._leave(row, None, 0.0)
                 self.jobs.remove(row)
+                self._sizes.pop(row, None)
         self._pass_time(to_s)
 
     def decide(self) -> Plan:
@@ -158,7 +161,7 @@ class World:
         else:
             told = jobs.attained_s + elapsed >= self._measuring.after_s
             jobs.remaining_s = np.where(told, left * self._error[: jobs.rows], np.nan)
-        return Snapshot(self.now_s, jobs, self.cluster, self.tenants, self._used_s, self._windows)
+        return Snapshot(self.now_s, jobs, self.cluster, self.tenants, self._used_s, self._windows, sizes=self._sizes)
 
     def fail(self, node: int, checkpoint_every_s: float) -> None:
         """A node dies: what ran there loses the work since its newest checkpoint, and waits again."""
@@ -188,6 +191,7 @@ class World:
 
     def _begin(self, row: int, placement: Placement) -> None:
         jobs = self.jobs
+        self._resize(row, workers_in(placement))
         self.cluster.hold(row, jobs.gang_of(row), placement)
         self._where[row] = placement
         self._in_use[jobs.tenant[row]] += jobs.size[row]
@@ -206,9 +210,18 @@ class World:
         self._leave(row, cause, lost_s, node_failed)
         jobs.attained_s[row] += elapsed
         self._left_s[row] += lost_s - elapsed
+        if row in self._sizes:
+            self._resize(row, self._sizes[row][0])
         jobs.interruptions[row] += 1
         jobs.state[row], jobs.waiting_since_s[row] = WAITING, self.now_s
         self._waiting += 1
+
+    def _resize(self, row: int, num_workers: int) -> None:
+        """An elastic job that waits: with twice the workers it is taken to need half the time."""
+        before = self.jobs.gang_of(row).num_workers
+        if num_workers != before:
+            self.jobs.resize(row, num_workers)
+            self._left_s[row] *= before / num_workers
 
     def _leave(self, row: int, cause: Cause | None, lost_s: float, node_failed: bool = False) -> None:
         """Free the nodes, and say what has ended."""

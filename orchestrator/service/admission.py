@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cluster.errors import BackendUnreachable, CapacityError, InputError, SpecError
 from cluster.placement import check_can_ever_fit
 from cluster.resources import Gang
 from jobs.commandspec import CommandSpec
+from jobs.planning import gang_of, worker_numbers
 from jobs.queuespec import Queue
 from jobs.runref import run_named
 from jobs.spec import Spec
@@ -87,7 +89,10 @@ class _Admission:
         if isinstance(tenant, QueueError):
             yield tenant
         else:
-            yield from self._capacity(gang_of(spec), tenant)
+            try:
+                yield from self._capacity(gang_and_sizes(spec)[0], tenant)
+            except SpecError as error:
+                yield error
         yield from self._wrong_parents(spec, tenant)
         yield from self._readable.problems(spec)
         for name in spec.queue.secrets:
@@ -107,12 +112,14 @@ class _Admission:
             spec = spec.model_copy(update={"model": model})
         tenant = self._tenant(queue.tenant)
         assert isinstance(tenant, Tenant)
+        gang, sizes = gang_and_sizes(spec)
         return NewJob(
             name=spec.name,
             kind=spec.kind,
             tenant=tenant.name,
             spec=spec.model_dump_json(),
-            gang=gang_of(spec),
+            gang=gang,
+            sizes=sizes,
             submitted_by=self._caller.name,
             priority=queue.priority,
             after=tuple(dict.fromkeys(after)),
@@ -206,6 +213,9 @@ class _Admission:
         return None if name is None else self._parents.find(name, "model.path", spec.name)
 
 
-def gang_of(spec: Spec | CommandSpec) -> Gang:
-    resources = spec.resources
-    return Gang(resources.num_workers, resources.cpus_per_worker, resources.gpus_per_worker, resources.accelerator_type)
+def gang_and_sizes(spec: Spec | CommandSpec) -> tuple[Gang, tuple[int, ...]]:
+    """The least that it starts with, and with how many workers it can go on; none where there is one number only."""
+    if isinstance(spec, CommandSpec):
+        return gang_of(spec), ()
+    numbers = worker_numbers(spec)
+    return replace(gang_of(spec), num_workers=numbers[0]), numbers if len(numbers) > 1 else ()

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Column
 
+from cluster.occupancy import workers_in
 from cluster.resources import Gang
 from orchestrator.queue.records import Job, Lease, NodeOrder, NodePlaces, NodeRule, QueueEvent, Role, Token
 from orchestrator.queue.states import Reason, State, Wanted
@@ -39,6 +40,8 @@ MOVED = (
     "message",
     "attempt",
     "placement",
+    "num_workers",
+    "remaining_s",
     "waiting_since_s",
     "waited_s",
     "started_s",
@@ -108,6 +111,7 @@ def job_of(row: Sequence[Any]) -> Job:
         row[37],
         row[38],
         row[39],
+        tuple(json.loads(row[40])) if row[40] else (),
     )
 
 
@@ -155,6 +159,7 @@ def values_of(job: Job) -> Values:
         "followed": job.followed,
         "heard_s": job.heard_s,
         "client": job.client,
+        "sizes": dumped(job.sizes),
     }
 
 
@@ -163,9 +168,10 @@ def _places(text: str) -> NodePlaces:
 
 
 def lease_of(row: Sequence[Any]) -> Lease:
-    """From LEASE_COLUMNS."""
-    job_id, attempt, tenant, *gang, placement, granted_s, released_s = row
-    return Lease(job_id, attempt, tenant, _gang(*gang), _places(placement), granted_s, released_s)
+    """From LEASE_COLUMNS. The job may have had other numbers of workers in other attempts."""
+    job_id, attempt, tenant, _, *each, placement, granted_s, released_s = row
+    places = _places(placement)
+    return Lease(job_id, attempt, tenant, _gang(workers_in(places), *each), places, granted_s, released_s)
 
 
 def event_values(event: QueueEvent, number: int) -> Values:

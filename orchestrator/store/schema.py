@@ -21,7 +21,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0002"  # the newest one of `migrations/versions`
+REVISION = "0003"  # the newest one of `migrations/versions`
 VERSION_TABLE = "fleetune_schema"
 
 METADATA = MetaData()
@@ -102,6 +102,7 @@ JOBS = Table(
     Column("followed", BigInteger, nullable=False, server_default="0"),  # `changed` of the end that was followed
     Column("heard_s", Double),
     Column("client", Text),
+    Column("sizes", Text, nullable=False, server_default=text("''")),
     Index("jobs_by_id", "job_id", unique=True, postgresql_include=["number"]),
     Index("jobs_by_change", "changed", unique=True),
     # Pages and counts are read from these two alone; the id is in them for those that are filtered by its start.

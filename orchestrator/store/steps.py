@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from cluster.occupancy import workers_in
 from cluster.wire import MOST_METRICS
 from orchestrator.queue.records import Job, Measured, Move, NewJob
 from orchestrator.queue.retry import waits_s
@@ -17,7 +18,7 @@ from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, MAY_GO_TO, Reason, S
 from orchestrator.queue.store import Change
 from orchestrator.store.rows import plain
 
-BY_THE_SCHEDULER = frozenset({Reason.PREEMPTED, Reason.RECLAIMED, Reason.MOVED, Reason.MAINTENANCE})
+BY_THE_SCHEDULER = frozenset({Reason.PREEMPTED, Reason.RECLAIMED, Reason.MOVED, Reason.MAINTENANCE, Reason.RESIZED})
 
 
 def check(moves: Sequence[Move]) -> None:
@@ -66,6 +67,7 @@ def submitted(new: NewJob, job_id: str, number: int, now_s: float, changed: int)
         changed=changed,
         on_end=new.on_end,
         client=new.client,
+        sizes=new.sizes,
     )
 
 
@@ -86,12 +88,28 @@ def _leaving(job: Job, move: Move, now_s: float, parents_ended_s: float) -> dict
     return {}
 
 
+def _with_workers(job: Job, num_workers: int) -> dict[str, Any]:
+    """An elastic job that gets so many; it is taken to be as many times as fast as it has more."""
+    if not job.sizes or num_workers == job.gang.num_workers:
+        return {}
+    faster, left_s = num_workers / job.gang.num_workers, job.remaining_s
+    gang = replace(job.gang, num_workers=num_workers)
+    return {"gang": gang, "remaining_s": None if left_s is None else left_s / faster}
+
+
 def _arriving(job: Job, move: Move, now_s: float) -> dict[str, Any]:
     if move.to is State.STARTING:
-        return {"attempt": job.attempt + 1, "placement": move.placement, "started_s": now_s, "heard_s": None}
+        attempt = {"attempt": job.attempt + 1, "placement": move.placement, "started_s": now_s, "heard_s": None}
+        return attempt | _with_workers(job, workers_in(move.placement))
     if move.to in ENDED:
         return {"ended_s": now_s}
-    return {"waiting_since_s": now_s, **_counted(job, move.reason)} if move.to is State.QUEUED else {}
+    if move.to is not State.QUEUED:
+        return {}
+    return {"waiting_since_s": now_s, **_counted(job, move.reason), **_with_least(job)}
+
+
+def _with_least(job: Job) -> dict[str, Any]:
+    return _with_workers(job, job.sizes[0]) if job.sizes else {}
 
 
 def _counted(job: Job, reason: Reason) -> dict[str, Any]:
@@ -123,6 +141,7 @@ def retried(job: Job, by: str, now_s: float, changed: int) -> Job:
         ended_s=None,
         retries={},
         changed=changed,
+        **_with_least(job),
     )
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from cluster.resources import Gang
 from orchestrator.queue.errors import NotLeader
-from orchestrator.queue.records import Leadership, Lease, Measured, Move
+from orchestrator.queue.records import Job, Leadership, Lease, Measured, Move, NodePlaces
 from orchestrator.queue.states import ENDED, MAY_GO_TO, Reason, State, Wanted
 from orchestrator.queue.store import Change, Store
 from tests.support.stores import PLACES, RUN, START_S, go, lead, new, step, submit
@@ -92,6 +93,7 @@ def test_a_job_that_ends_in_the_queue_never_held_anything(store: Store) -> None:
         (Reason.RECLAIMED, 1, 1),
         (Reason.MOVED, 1, 1),
         (Reason.MAINTENANCE, 1, 1),
+        (Reason.RESIZED, 1, 1),
         (Reason.DRAINED, 1, 0),
         (Reason.NODE_LOST, 1, 0),
         (Reason.PAUSED, 0, 0),
@@ -103,6 +105,28 @@ def test_what_sent_a_job_back_is_counted(store: Store, reason: Reason, retries: 
         job = go(store, job, *RUN, State.STOPPING, State.QUEUED, reason=reason)
         assert (job.retries.get(reason, 0), job.interruptions) == (times * retries, times * interruptions)
     assert store.job(job.job_id) == job
+
+
+def test_an_elastic_job_has_what_its_lease_has_and_waits_with_the_fewest(store: Store) -> None:
+    job = submit(store, gang=Gang(2, 1, 1), sizes=(2, 4, 8))
+    epoch = lead(store)
+
+    def to(one: Job, state: State, reason: Reason, placement: NodePlaces = ()) -> Job:
+        (moved,) = store.move(epoch, [Move(one.job_id, one.state, one.attempt, state, reason, "", placement)], START_S)
+        assert store.job(one.job_id) == moved
+        return moved
+
+    job = to(job, State.STARTING, Reason.GRANTED, (("n0", 4), ("n1", 4)))
+    assert (job.gang.num_workers, [lease.gang.num_workers for lease in store.leases(held=True)]) == (8, [8])
+    job = to(job, State.RUNNING, Reason.ANSWERED)
+    store.measure([Measured(job.job_id, 1, remaining_s=100.0)], START_S)
+    job = to(store.job(job.job_id), State.STOPPING, Reason.RESIZED)
+    assert (job.gang.num_workers, job.remaining_s) == (8, 100.0)
+    job = to(job, State.QUEUED, Reason.RESIZED)
+    assert (job.gang.num_workers, job.remaining_s, job.sizes) == (2, 400.0, (2, 4, 8))
+    job = to(job, State.STARTING, Reason.GRANTED, (("n0", 4),))
+    assert (job.gang.num_workers, job.remaining_s) == (4, 200.0)
+    assert [lease.gang.num_workers for lease in store.leases(since_s=0.0)] == [8, 4]
 
 
 def test_a_move_is_passed_over_where_the_job_is_elsewhere_by_now(store: Store) -> None:

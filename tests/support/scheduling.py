@@ -51,6 +51,7 @@ class Job:
     type: str | None = None
     cpus: int = 1  # of each worker
     gpus_per_worker: int = 1
+    sizes: tuple[int, ...] = ()  # of an elastic one, in workers
 
     @property
     def gang(self) -> Gang:
@@ -109,7 +110,9 @@ def snapshot(
 ) -> Snapshot:
     """One moment of the jobs on the machines."""
     used = np.zeros(len(tenants)) if used_s is None else np.array(used_s, float)
-    return Snapshot(now_s, queue(jobs, now_s), cluster(machines, jobs), tuple(tenants), used, tuple(windows))
+    sizes = {row: job.sizes for row, job in enumerate(jobs) if job.sizes}
+    table, machines_now = queue(jobs, now_s), cluster(machines, jobs)
+    return Snapshot(now_s, table, machines_now, tuple(tenants), used, tuple(windows), sizes=sizes)
 
 
 def said(plan: Plan, jobs: Sequence[Job]) -> list[str]:
@@ -133,6 +136,7 @@ def carry_out(before: Snapshot, plan: Plan, later_s: float = 0.0) -> Snapshot:
     for one in plan.decisions:
         row, gang = one.row, jobs.gang_of(one.row)
         if isinstance(one, Start):
+            gang = jobs.resize(row, sum(workers for _, workers in one.placement))
             machines.hold(row, gang, one.placement)
             where[row] = one.placement
             jobs.waited_s[row] += now_s - jobs.waiting_since_s[row]
@@ -141,6 +145,8 @@ def carry_out(before: Snapshot, plan: Plan, later_s: float = 0.0) -> Snapshot:
             machines.release(row, gang, where.get(row) or placement_in(before, row))
             jobs.attained_s[row] += now_s - jobs.started_s[row]
             jobs.remaining_s[row] += jobs.interruption_cost_s[row]
+            if row in before.sizes:
+                jobs.resize(row, before.sizes[row][0])
             jobs.interruptions[row] += 1
             jobs.state[row], jobs.waiting_since_s[row] = WAITING, now_s
     running = jobs.state == RUNNING
@@ -199,7 +205,7 @@ class _Checker:
 
     def __init__(self, before: Snapshot, policy: Policy) -> None:
         of = before.cluster
-        self.before, self.jobs, self.policy = before, before.jobs, policy
+        self.before, self.jobs, self.policy = before, before.jobs.copy(), policy
         self.free = [line.count(-1) for line in of.slots.tolist()]
         self.cpus = of.cpus_free.tolist()
         self.state = self.jobs.state.tolist()
@@ -228,6 +234,8 @@ class _Checker:
         self.state[row] = WAITING
         self.stopped.add(row)
         self.change(row, self.where.pop(row), 1)
+        if row in self.before.sizes:
+            self.jobs.resize(row, self.before.sizes[row][0])
 
     def may_be_interrupted(self, one: Interrupt, plan: Plan) -> None:
         jobs, policy, row = self.jobs, self.policy, one.row
@@ -245,7 +253,9 @@ class _Checker:
         if self.before.now_s < jobs.started_s[row] + pause - _SOON:
             self.say(row, "is interrupted while it is protected")
         starts = {other.row: other for other in plan.decisions if isinstance(other, Start)}
-        if one.for_row not in starts:
+        if one.cause is Cause.RESIZED:
+            self.is_resized(one, starts)
+        elif one.for_row not in starts:
             self.say(row, "is interrupted for nobody who starts")
         elif one.cause is Cause.MOVED:
             if row not in starts:
@@ -255,6 +265,21 @@ class _Checker:
                 self.say(row, "is reclaimed for what is not guaranteed")
         elif jobs.priority[row] > jobs.priority[one.for_row] and not self.goes_first(one.for_row, row):
             self.say(row, "is interrupted for a lower class")
+
+    def is_resized(self, one: Interrupt, starts: Mapping[int, Start]) -> None:
+        """With fewer workers for a job of no lower class that starts, or with more for nobody."""
+        row, before = one.row, self.jobs.gang_of(one.row).num_workers
+        after = sum(workers for _, workers in starts[row].placement) if row in starts else 0
+        if row not in self.before.sizes or row not in starts:
+            self.say(row, "is resized to nothing")
+        elif one.for_row is None and after <= before:
+            self.say(row, "is interrupted for no more than it has")
+        elif one.for_row is not None and one.for_row not in starts:
+            self.say(row, "is interrupted for nobody who starts")
+        elif one.for_row is not None and self.jobs.priority[row] > self.jobs.priority[one.for_row]:
+            waited = self.jobs.waited_s[one.for_row] + self.before.now_s - self.jobs.waiting_since_s[one.for_row]
+            if waited <= self.policy.most_wait_s:
+                self.say(row, "is shrunk for a lower class")
 
     def goes_first(self, row: int, victim: int) -> bool:
         """Whatever its class: within its tenant's guarantee before others of the tenant, or after too long a wait."""
@@ -274,8 +299,9 @@ class _Checker:
             return
         if self.jobs.not_before_s[row] > self.before.now_s:
             self.say(row, "is started too early")
-        gang = self.jobs.gang_of(row)
-        if sum(workers for _, workers in one.placement) != gang.num_workers or any(n < 1 for _, n in one.placement):
+        workers = sum(workers for _, workers in one.placement)
+        gang = self.jobs.resize(row, workers) if workers in self.before.sizes.get(row, ()) else self.jobs.gang_of(row)
+        if workers != gang.num_workers or any(n < 1 for _, n in one.placement):
             self.say(row, "is not started as a whole")
         if len({node for node, _ in one.placement}) != len(one.placement):
             self.say(row, "is on a node twice")

@@ -91,6 +91,28 @@ def test_a_job_that_is_moved_keeps_its_promise_while_it_stops() -> None:
     assert said(decided([back], promises, Cluster(inventory(4, 4), A))) == ["small queued -> starting {'n1': 1}"]
 
 
+def test_an_elastic_job_is_promised_fewer_workers_while_it_stops_and_starts_with_them() -> None:
+    cluster = Cluster(inventory(4), A)
+    elastic, other = job("e", State.RUNNING, 4, sizes=(1, 2, 4)), job("other", gpus=2)
+    found = decided([elastic, other], {}, cluster)
+    assert said(found) == ["e running -> stopping"] and found.moves[0].reason is Reason.RESIZED
+    assert found.moves[0].message == "goes on with 2 workers instead of 4: other goes first"
+    assert found.promises == {"other": (("n0", 2),), "e": (("n0", 2),)}
+    stopping = replace(elastic, state=State.STOPPING, reason=Reason.RESIZED)
+    assert kept([stopping, other], found.promises, cluster) == found.promises
+    assert decided([stopping, other], found.promises, cluster) == Orders((), found.promises)
+    back = job("e", gpus=1, sizes=(1, 2, 4), reason=Reason.RESIZED)
+    last = decided([back, other], found.promises, cluster)
+    assert sorted(said(last)) == ["e queued -> starting {'n0': 2}", "other queued -> starting {'n0': 2}"]
+
+
+def test_a_larger_gang_is_within_the_limit_of_its_tenant_also_when_it_was_promised_before() -> None:
+    capped = Cluster(inventory(8), (Tenant("a", limit=((None, 3),)),))
+    waits = job("e", gpus=1, sizes=(1, 2, 4))
+    assert said(decided([waits], {}, capped)) == ["e queued -> starting {'n0': 2}"]
+    assert said(decided([waits], {"e": (("n0", 4),)}, capped)) == []
+
+
 def test_what_pauses_or_waits_for_others_or_for_a_time_is_not_started() -> None:
     parent = job("parent", State.RUNNING, 1)
     jobs = [

@@ -77,6 +77,10 @@ def serve(
             help="No attempt is interrupted for another job in its first S seconds.",
         ),
     ] = 600.0,
+    most_guests: Annotated[
+        int,
+        typer.Option("--most-guests", metavar="N", min=0, help="So many programs of `ray job submit` may be queued."),
+    ] = 200,
     take_over: Annotated[
         bool,
         typer.Option(
@@ -103,6 +107,7 @@ def serve(
                 shared=tuple(shared or ()),
                 python=python,
                 protected_s=protected,
+                most_guests=most_guests,
                 take_over=take_over,
                 embedded=embedded,
                 verbose=verbose,

@@ -17,7 +17,7 @@ from orchestrator.server.jobroutes import digest_of, submitted
 from orchestrator.server.serving import Asker, Serving, Writer, answer, problems
 from orchestrator.server.serving import router as made
 from orchestrator.service.caller import Caller
-from orchestrator.service.guests import client_of, look
+from orchestrator.service.guests import check_room, client_of, look
 
 
 def routes(serving: Serving) -> APIRouter:
@@ -36,6 +36,7 @@ def routes(serving: Serving) -> APIRouter:
         if around.engine == "local" or sent.spec.get("kind", "finetune") != "finetune":
             raise QueueError("a guest trains on the Ray cluster that has started it, and this server's jobs do not")
         client = client_of(sent.submission, sent.environment)
+        check_room(around, client)
         key = SubmissionKey(caller.name, f"{client}:{sent.key}", digest_of([sent.spec]))
         packages = () if sent.package is None else (sent.package,)
         (job,) = submitted(serving, [sent.spec], caller, key, client, packages)

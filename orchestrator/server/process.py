@@ -46,7 +46,7 @@ from orchestrator.server.tokenrules import has_admin
 from orchestrator.service import clients, followups
 from orchestrator.service.explain import Explainer
 from orchestrator.service.launching import launch_of
-from orchestrator.service.surroundings import Surroundings
+from orchestrator.service.surroundings import MOST_GUESTS, Surroundings
 from orchestrator.store import open_store
 
 TENANT = "default"  # there from the start, so that a first submission works
@@ -67,6 +67,7 @@ class Options:
     shared: tuple[str, ...] = ()
     python: str | None = None
     protected_s: float = DEFAULT.protected_s
+    most_guests: int = MOST_GUESTS
     take_over: bool = False
     embedded: bool = False
     verbose: bool = False
@@ -136,6 +137,7 @@ def _surroundings(options: Options, store: Store, place: Place, url: str, secret
         shared=tuple(str(Path(folder).absolute()) for folder in options.shared),
         one_machine=place.one_machine,
         secrets=secrets,
+        most_guests=options.most_guests,
         python=(options.python or (sys.executable if place.same_machine else "python3"),),
     )
 

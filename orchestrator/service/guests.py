@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from cluster.wire import Looked
+from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, Reason, State
 from orchestrator.service import logs
@@ -14,6 +15,10 @@ from orchestrator.service.surroundings import Surroundings
 _PREFIX: Final = "ray:"  # what no other client's name may begin with
 _EXIT_CODES: Final[Mapping[State, int]] = {State.SUCCEEDED: 0, State.FAILED: 1, State.CANCELLED: 130}
 _BAD_INPUT: Final = 2
+
+
+class TooManyGuests(QueueError):
+    status = 409
 
 
 def client_of(submission: str, environment: str) -> str:
@@ -29,6 +34,21 @@ def guest_of(job: Job) -> str | None:
 def environment_of(job: Job) -> str:
     """The digest of the guest's environment; '' without a guest."""
     return job.client.rpartition(":")[2] if job.client is not None and guest_of(job) is not None else ""
+
+
+def check_room(surroundings: Surroundings, client: str) -> None:
+    """Every guest holds memory of the head for as long as it waits. One that is there already may ask again.
+
+    Raises:
+        TooManyGuests
+    """
+    there = {job.client for job in surroundings.store.of_clients() if guest_of(job) is not None}
+    if client not in there and len(there) >= surroundings.most_guests:
+        raise TooManyGuests(
+            f"as many programs of `ray job submit` are queued as may be ({len(there)}): each of them, with what Ray keeps "
+            "for it, holds memory of the head for as long as it waits. Queue with `fleetune submit`, which leaves no "
+            "process behind, or submit again when some have ended (whoever starts the server sets --most-guests)"
+        )
 
 
 def look(surroundings: Surroundings, job: Job, attempt: int, after: int) -> Looked:

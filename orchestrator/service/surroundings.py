@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Final, Literal
 
 from cluster.backend import Backend
 from orchestrator.queue.clock import Clock
@@ -16,6 +16,7 @@ from orchestrator.service.beats import Beats
 from orchestrator.service.driverkey import DriverKey
 from orchestrator.service.machines import Machines
 
+MOST_GUESTS: Final = 200  # each, with what Ray keeps for it, holds some 130 MB of the head's memory
 Engine = Literal["ray", "local", "fake"]
 
 
@@ -30,6 +31,7 @@ class Surroundings:
         one_machine: the server and all workers see the same files; on Ray, as long as it has one node.
         secrets: what jobs may be given, by name.
         python: how Python is started where drivers run.
+        most_guests: so many programs of `ray job submit` may be queued at once.
     """
 
     store: Store
@@ -42,6 +44,7 @@ class Surroundings:
     one_machine: bool = False
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     python: tuple[str, ...] = (sys.executable,)
+    most_guests: int = MOST_GUESTS
 
     def __post_init__(self) -> None:
         _ = self.machines, self.beats, self.driver_key  # made now: later, two threads may both make one

@@ -163,6 +163,23 @@ def test_what_the_orchestrator_refuses_ends_at_once(queue: Server, start: Start)
     assert "Traceback" not in "".join(guest.output for guest in (large, unknown, wrong, resumes))
 
 
+def test_one_too_many_is_told_so_and_ends(queue: Server, start: Start) -> None:
+    queue.end()
+    queue.options = (*queue.options, "--most-guests", "1")
+    queue.start()
+    first = start("raysubmit_a")
+    first.says("queued as")
+    second = start("raysubmit_b")
+    assert second.ends() == 2 and "as may be (1)" in second.output and "fleetune submit" in second.output
+    assert len(jobs(queue)) == 1
+    first.kill()
+    machines(queue).end_elsewhere("raysubmit_a")
+    wait_for(lambda: only(queue)["state"] == "cancelled", "its place is free", 30.0)
+    third = start("raysubmit_c")
+    third.says("queued as")
+    third.kill()
+
+
 def test_with_tokens_the_token_decides_and_metadata_chooses_among_its_tenants(queue: Server, start: Start) -> None:
     admin = queue.token("root", "admin")
     with queue.client(admin) as client:

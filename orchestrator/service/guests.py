@@ -46,8 +46,9 @@ def check_room(surroundings: Surroundings, client: str) -> None:
     if client not in there and len(there) >= surroundings.most_guests:
         raise TooManyGuests(
             f"as many programs of `ray job submit` are queued as may be ({len(there)}): each of them, with what Ray "
-            "keeps for it, holds memory of the head for as long as it waits. Queue with `fleetune submit`, which leaves "
-            "no process behind, or submit again when some have ended (whoever starts the server sets --most-guests)"
+            "keeps for it, holds memory of the head for as long as it waits. Queue with `fleetune submit`, which "
+            "leaves no process behind, or submit again when some have ended (whoever starts the server sets "
+            "--most-guests)"
         )
 
 

@@ -47,7 +47,8 @@ def plan(spec: Spec) -> dict[str, str]:
     if data.eval:
         held_out = sources_words(data.eval)
     device = f"GPU{f' {resources.accelerator_type}' if resources.accelerator_type else ''}"
-    workers = f"{resources.num_workers} x ({'1 ' + device if resources.gpus_per_worker else 'no GPU'}, "
+    number = f"{resources.min_workers}-" if resources.min_workers is not None else ""
+    workers = f"{number}{resources.num_workers} x ({'1 ' + device if resources.gpus_per_worker else 'no GPU'}, "
     return {
         "model": f"{spec.model.path} ({spec.model.task}{f', {spec.num_labels} classes' if spec.num_labels else ''})",
         "method": f"{spec.method.kind} fine-tuning, ZeRO stage {train.zero.stage}",

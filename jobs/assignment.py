@@ -12,10 +12,12 @@ class Assignment:
 
     Attributes:
         places: id of the node of each worker; None: wherever there is room.
+        num_workers: of this attempt; None: as the spec says.
         variables: of the environment of every process of the run. They may be secret, and are shown nowhere.
         run: root of the run, where it is new; None: under a new name.
     """
 
     places: tuple[str, ...] | None = None
+    num_workers: int | None = None
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     run: str | None = None

@@ -20,7 +20,6 @@ from jobs.load import spec_of
 from jobs.localgpus import held_gpus
 from jobs.outcome import Status, read_outcome
 from jobs.paths import JobPaths
-from jobs.planning import with_workers
 from jobs.progress import PlainProgress
 from jobs.spec import Spec
 from jobs.telling import Telling
@@ -42,17 +41,17 @@ def drive_training(registered: Registered, link: Link, stream: TextIO, say: Say)
         return 0
     add_to_environment(registered.secrets)
     local = registered.engine == "local"
-    if spec.resources.min_workers is not None:
-        spec = with_workers(spec, workers_in(registered.placement))
-    places = None if local else places_of(registered, spec.resources.num_workers)
+    elastic = spec.resources.min_workers is not None
+    num_workers = workers_in(registered.placement) if elastic else spec.resources.num_workers
+    places = None if local else places_of(registered, num_workers)
     progress = Telling(PlainProgress(stream), link)
-    with contextlib.closing(progress), local_gpus(_gpus(spec) if local else 0, say):
+    with contextlib.closing(progress), local_gpus(num_workers * spec.resources.gpus_per_worker if local else 0, say):
         return run_on_ray(
             spec,
             address=THIS_MACHINE if local else ray_address() or "auto",
             progress=progress,
             resume=resume,
-            assignment=Assignment(places, registered.secrets, registered.run),
+            assignment=Assignment(places, num_workers, registered.secrets, registered.run),
         ).exit_code
 
 
@@ -99,7 +98,3 @@ def local_gpus(count: int, say: Say) -> Iterator[tuple[str, ...]]:
         if taken:
             add_to_environment({"CUDA_VISIBLE_DEVICES": ",".join(taken)})
         yield taken
-
-
-def _gpus(spec: Spec) -> int:
-    return spec.resources.num_workers * spec.resources.gpus_per_worker

@@ -11,7 +11,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from jobs.dataspec import Columns, Data, Source
 from jobs.frozen import Frozen
@@ -198,7 +205,16 @@ class Resources(Frozen):
         given = value.get("num_workers") if isinstance(value, Mapping) else None
         if not (isinstance(value, Mapping) and isinstance(given, Mapping) and given.keys() == {"min", "max"}):
             return value
+        if value.get("min_workers") not in (None, given["min"]):
+            raise ValueError("give num_workers: {min: N, max: N}, or num_workers and min_workers, and not both")
         return {**value, "num_workers": given["max"], "min_workers": given["min"]}
+
+    @model_serializer(mode="wrap")
+    def _as_one_value(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that whoever puts a number in the place of `num_workers` gets that number."""
+        values: dict[str, Any] = dumped(self)
+        least = values.pop("min_workers", None)
+        return values if least is None else {**values, "num_workers": {"min": least, "max": values["num_workers"]}}
 
     @field_validator("num_workers", mode="before")
     @classmethod

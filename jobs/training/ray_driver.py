@@ -58,16 +58,18 @@ def drive_on_ray(
         Interrupted: a second Ctrl-C, or one before training began.
     """
     given = assignment or Assignment()
+    if given.num_workers is not None:
+        spec = with_workers(spec, given.num_workers)
     facts = run_facts()
     with StopSignals(paths, announce, patient=assignment is not None) as signals:
         announce("phase", "connecting to Ray", phase="connect")
         with _connected(spec, address, assignment) as inventory:
             signals.hold()
-            if spec.resources.min_workers is not None:
-                spec = with_workers(spec, most_workers(spec, free_now()))
             facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
             prepared = ready_data(spec, "ray", announce)
             write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
+            if spec.resources.min_workers is not None:  # not before: preparing may have taken hours
+                spec = with_workers(spec, most_workers(spec, free_now()))
             announce("phase", f"starting {gang_of(spec)}", phase="workers")
             if given.places is not None:  # Ray Train would wait for ever for a node that is gone, or has no room
                 with held_places(gang_of(spec), given.places, lambda: None):

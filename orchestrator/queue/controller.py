@@ -155,7 +155,13 @@ class _Term:
         self._watch.look(inventory, given, self._seen_nodes, seen.now_s)
         self._settle(seen)
         self._watch.suspect(inventory, given, seen.now_s)
-        self._admit(inventory, rules, seen.now_s)
+        try:
+            self._admit(inventory, rules, seen.now_s)
+        except (NotLeader, Fenced, StoreBroken):
+            raise
+        except Exception:  # a fault of ours: nothing starts, but what is to stop is stopped
+            self._act(seen)
+            raise
         self._act(seen)
 
     def _go_on(self) -> None:

@@ -16,7 +16,7 @@ from cluster.inventory import Inventory, Node
 from cluster.occupancy import Placement, workers_in
 from cluster.resources import workers as counted
 from orchestrator.queue.records import Job, Move, NodePlaces
-from orchestrator.queue.retry import may_start_at_s
+from orchestrator.queue.retry import BUDGETS, may_start_at_s
 from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State, Wanted
 from orchestrator.scheduling import table
 from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Start
@@ -33,7 +33,10 @@ _REASONS: Mapping[Cause, Reason] = {
     Cause.RESIZED: Reason.RESIZED,
 }
 
-_GO_ON_AT_ONCE = (Reason.MOVED, Reason.RESIZED)
+_BY_PLAN = frozenset(_REASONS.values())
+
+
+_SOON_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,17 @@ def snapshot(jobs: Sequence[Job], promises: Promises, cluster: Cluster, now_s: f
             held[node] += workers * (job.gang.gpus_per_worker if of[node].gpus else job.gang.cpus_per_worker)
     inventory = Inventory(tuple(_as_held(node, held[node.node_id], cluster) for node in cluster.inventory.nodes))
     rows = [_row(job, nodes, promises.get(job.job_id, ()), now_s) for job, nodes in zip(jobs, places, strict=True)]
-    return snapshot_of(rows, inventory, cluster.tenants, cluster.used_s, now_s, cluster.windows)
+    made = snapshot_of(rows, inventory, cluster.tenants, cluster.used_s, now_s, cluster.windows)
+    return replace(made, grows=not any(_is_about_to_wait(job, promises, now_s) for job in jobs))
+
+
+def _is_about_to_wait(job: Job, promises: Promises, now_s: float) -> bool:
+    """Whether it is in the queue soon, without knowing where it will go."""
+    if job.job_id in promises or job.wanted is not Wanted.RUN:
+        return False
+    if job.state is State.STOPPING:
+        return job.reason in BUDGETS
+    return job.state is State.QUEUED and now_s < may_start_at_s(job) <= now_s + _SOON_S
 
 
 def _as_held(node: Node, held: int, cluster: Cluster) -> Node:
@@ -114,7 +127,7 @@ def kept(jobs: Iterable[Job], promises: Promises, cluster: Cluster) -> Promises:
 
 def _waits(job: Job, cluster: Cluster) -> bool:
     """Whether a promise is of use to it."""
-    moved = job.state is State.STOPPING and job.reason in _GO_ON_AT_ONCE and job.job_id not in cluster.slow
+    moved = job.state is State.STOPPING and job.reason in _BY_PLAN and job.job_id not in cluster.slow
     return job.wanted is Wanted.RUN and (job.state is State.QUEUED or moved)
 
 

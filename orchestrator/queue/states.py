@@ -55,7 +55,7 @@ class Reason(StrEnum):
     RECLAIMED = "reclaimed"
     MOVED = "moved"
     MAINTENANCE = "maintenance"
-    RESIZED = "resized"  # it goes on with fewer workers or with more
+    RESIZED = "resized"  # it goes on with fewer workers or with more; no interruption that counts
     DRAINED = "drained"
     PAUSED = "paused"
     NODE_LOST = "node-lost"

@@ -14,7 +14,6 @@ is worth while for if nobody waits any more.
 
 from __future__ import annotations
 
-from collections.abc import Container
 from dataclasses import replace
 from functools import cached_property
 
@@ -28,13 +27,14 @@ from orchestrator.scheduling.moves import Moved, moves_for
 from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.scheduling.quota import NOWHERE, Limits
 from orchestrator.scheduling.reserve import reserve
-from orchestrator.scheduling.resize import is_worth_growing, shrink_for, shrinkable
+from orchestrator.scheduling.resize import is_whole, is_worth_growing, shrink_for, shrink_own, shrinkable
 from orchestrator.scheduling.room import room_for
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.standing import Standing, standing
 from orchestrator.scheduling.table import Floats, Rows
 from orchestrator.scheduling.victims import Victims
 
+_REPLACED = Start(-1, ())
 _FEW = 8  # holding more is quicker all at once
 _TIMES = 1 << 12  # more than there are distinct reservations or closings
 
@@ -112,7 +112,10 @@ class _Pass:
             if keys[at] in self._no_room or (at_limit and int(self._jobs.tenant[row]) in at_limit):
                 continue
             if self._limits and self._limits.kinds(self._jobs, row) == NOWHERE:
-                at_limit.add(int(self._jobs.tenant[row]))
+                if self._shrink_own(row):
+                    started.add(row)
+                else:
+                    at_limit.add(int(self._jobs.tenant[row]))
                 continue
             if self._start(row, Terms(yields_s[at], leaves_s[at]) if yields_s else ANYWHERE):
                 started.add(row)
@@ -235,9 +238,49 @@ class _Pass:
         self._no_room.clear()
         return True
 
+    def _shrink_own(self, row: int) -> bool:
+        """For a job that waits for the limit of its tenant: what was lent to another one of the same tenant."""
+        if not self._sizes or not self._policy.preemption or self._made_room >= self._policy.most_preempting:
+            return False
+        jobs, gang = self._jobs, self._jobs.gang_of(row)
+        for victim in shrinkable(row, jobs, self._sizes, self._victims):
+            if jobs.tenant[victim] != jobs.tenant[row]:
+                continue
+            kinds = self._kinds_if_shrunk(row, victim)
+            if kinds == NOWHERE:
+                continue
+            _, yields_s, leaves_s = self._keys(np.array([row], np.intp))
+            terms = Terms(yields_s[0], leaves_s[0], kinds) if yields_s else Terms(kinds=kinds)
+            moved = shrink_own(
+                row, victim, gang, self._jobs, self._sizes, self._cluster, self._free, self._policy, terms
+            )
+            if moved is not None:
+                self._rearrange(row, gang, moved, Cause.RESIZED)
+                self._made_room += 1
+                self._no_room.clear()
+                return True
+        return False
+
+    def _kinds_if_shrunk(self, row: int, victim: int) -> frozenset[int] | None:
+        """Where the limit of its tenant would let a job go once another one has its fewest workers."""
+        placement = placement_of(victim, self._jobs.gang_of(victim), self._cluster)
+        if not placement:
+            return NOWHERE
+        kind, held = int(self._snapshot.cluster.kinds[placement[0][0]]), self._jobs.gang_of(victim).num_workers
+        self._limits.take(self._jobs, victim, kind, sign=-1)
+        self._with_workers(victim, self._sizes[victim][0])
+        self._limits.take(self._jobs, victim, kind)
+        kinds = self._limits.kinds(self._jobs, row)
+        self._limits.take(self._jobs, victim, kind, sign=-1)
+        self._with_workers(victim, held)
+        self._limits.take(self._jobs, victim, kind)
+        return kinds
+
     def _rearrange(self, row: int, gang: Gang, moved: Moved, cause: Cause) -> None:
+        after = {victim: workers_in(placement) for victim, placement in moved.elsewhere}
         for victim in moved.victims:
-            self._interrupt(victim, cause, row)
+            same = after[victim] == self._jobs.gang_of(victim).num_workers
+            self._interrupt(victim, Cause.MOVED if same else cause, row)
         self._free.take(gang, moved.placement)
         self._put(row, moved.placement)
         for victim, placement in moved.elsewhere:
@@ -255,30 +298,35 @@ class _Pass:
 
     def _grow(self) -> None:
         """Give what is left over to elastic jobs: first to those that start, then to those that run."""
-        for start in [one for one in self._decisions if isinstance(one, Start) and one.row in self._sizes]:
-            at = self._decisions.index(start)
-            del self._decisions[at]
-            if not self._put_larger(start.row, start.placement):
-                self._decisions.insert(at, start)
-        started = {one.row for one in self._decisions if isinstance(one, Start)}
-        if not self._policy.preemption or self._somebody_waits(started):
+        waits, limited = self._who_waits()
+        tenant = self._jobs.tenant
+        for at, start in enumerate(list(self._decisions)):
+            elastic = isinstance(start, Start) and start.row in self._sizes and int(tenant[start.row]) not in limited
+            if elastic and self._put_larger(start.row, start.placement):  # type: ignore[union-attr]
+                self._decisions[at] = _REPLACED
+        self._decisions = [one for one in self._decisions if one is not _REPLACED]
+        if waits or not self._snapshot.grows or not self._policy.preemption:
             return
-        for row in self._victims.may_grow(self._sizes):
+        for row in [row for row in self._victims.may_grow(self._sizes) if int(tenant[row]) not in limited]:
             at, placement = len(self._decisions), placement_of(row, self._jobs.gang_of(row), self._cluster)
             if self._put_larger(row, placement, runs=True):
                 self._decisions.insert(at, Interrupt(row, Cause.RESIZED, None))
 
-    def _somebody_waits(self, started: Container[int]) -> bool:
-        """For what a larger gang would take: not for the limit of the own tenant."""
+    def _who_waits(self) -> tuple[bool, set[int]]:
+        """Whether anybody still waits for room, and the tenants of those who wait for their limit."""
+        started = {one.row for one in self._decisions if isinstance(one, Start)}
         rows = self._snapshot.waiting.nonzero()[0].tolist()
         rows += [one.row for one in self._decisions if isinstance(one, Interrupt)]
-        return any(
-            row not in started and not (self._limits and self._limits.kinds(self._jobs, row) == NOWHERE) for row in rows
-        )
+        left = [row for row in rows if row not in started]
+        at_limit = [row for row in left if self._limits and self._limits.kinds(self._jobs, row) == NOWHERE]
+        return len(left) > len(at_limit), {int(self._jobs.tenant[row]) for row in at_limit}
 
     def _put_larger(self, row: int, placement: Placement, runs: bool = False) -> bool:
         """Place a job anew with as many workers as it can get, if these are more; else all stays as it was."""
-        gang, kind = self._jobs.gang_of(row), int(self._snapshot.cluster.kinds[placement[0][0]])
+        gang = self._jobs.gang_of(row)
+        if not is_whole(placement, gang):
+            return False
+        kind = int(self._snapshot.cluster.kinds[placement[0][0]])
         self._cluster.release(row, gang, placement)
         self._free.give(gang, placement)
         self._limits.take(self._jobs, row, kind, sign=-1)
@@ -289,7 +337,8 @@ class _Pass:
                 break
             larger = self._with_workers(row, size)
             kinds = self._limits.kinds(self._jobs, row) if self._limits else None
-            found = self._free.place(larger, replace(terms, kinds=kinds))
+            same_kind = frozenset({kind}) if kinds is None or kind in kinds else NOWHERE
+            found = self._free.place(larger, replace(terms, kinds=same_kind))
             if found is not None:
                 self._put(row, found)
                 return True

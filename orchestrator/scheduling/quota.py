@@ -40,7 +40,10 @@ def entitlements(snapshot: Snapshot, index: Floats, level: NDArray[np.int32]) ->
         if gang.gpus_per_worker:
             on = [int(kinds[row])] if kinds[row] >= 0 else sorted(cluster.kinds_for(gang))
             quota = dict(snapshot.tenants[tenant].guaranteed)
-            found[row] = _claim(quota, used[tenant], on, cluster, float(jobs.size[row]))
+            size = float(jobs.size[row])
+            if row in snapshot.sizes:  # what is beyond its fewest is lent to it
+                size = snapshot.sizes[row][0] * float(gang.gpus_per_worker)
+            found[row] = _claim(quota, used[tenant], on, cluster, size)
     return found
 
 

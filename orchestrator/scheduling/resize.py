@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from cluster.free import FreeSlots, Terms
-from cluster.occupancy import Occupancy, Placement, placement_of
+from cluster.occupancy import Occupancy, Placement, placement_of, workers_in
 from cluster.resources import Gang
 from orchestrator.scheduling.moves import Moved
 from orchestrator.scheduling.policy import Policy
@@ -21,7 +21,7 @@ Sizes = Mapping[int, tuple[int, ...]]
 
 def shrinkable(row: int, jobs: JobTable, sizes: Sizes, victims: Victims) -> list[int]:
     """Running jobs that may go on with fewer workers for this one, the cheapest first, of equals the largest."""
-    may = victims.movable_for(row)
+    may = victims.shrinkable_for(row)
     found = [one for one in sizes if may[one] and jobs.gang_of(one).num_workers > sizes[one][0]]
     return sorted(found, key=lambda one: (_cost(one, jobs), -float(jobs.size[one]), float(jobs.submitted_s[one]), one))
 
@@ -54,6 +54,23 @@ def shrink_for(
     return None
 
 
+def shrink_own(
+    row: int,
+    victim: int,
+    gang: Gang,
+    jobs: JobTable,
+    sizes: Sizes,
+    cluster: Occupancy,
+    free: FreeSlots,
+    policy: Policy,
+    terms: Terms,
+) -> Moved | None:
+    """The same with one job, which goes on with its fewest, for one that waits for the limit of their tenant."""
+    if _cost(victim, jobs) > policy.move_worth_s * float(jobs.size[row]):
+        return None
+    return _try((victim,), gang, jobs, {victim: sizes[victim][:1]}, cluster, free, terms)
+
+
 def is_worth_growing(row: int, num_workers: int, snapshot: Snapshot, policy: Policy) -> bool:
     """Whether a running job would end so much earlier with so many workers that its interruption pays.
 
@@ -62,6 +79,13 @@ def is_worth_growing(row: int, num_workers: int, snapshot: Snapshot, policy: Pol
     now = snapshot.jobs.gang_of(row).num_workers
     saved_s = float(snapshot.left_s[row]) * (1.0 - now / num_workers)
     return saved_s > policy.grow_worth * float(snapshot.jobs.interruption_cost_s[row])
+
+
+def is_whole(placement: Placement, gang: Gang) -> bool:
+    """Not of a gang on a node that is not seen at the moment, nor of one without GPUs on a node that has some: it holds
+    no slot there.
+    """
+    return workers_in(placement) == gang.num_workers
 
 
 def _cost(row: int, jobs: JobTable) -> float:
@@ -82,6 +106,8 @@ def _try(
     same_kind: dict[int, Terms] = {}
     for row in group:
         placement = placement_of(row, jobs.gang_of(row), after)
+        if not is_whole(placement, jobs.gang_of(row)):
+            return None
         same_kind[row] = Terms(kinds=frozenset({int(cluster.kinds[placement[0][0]])}))
         after.release(row, jobs.gang_of(row), placement)
     left = free.after(after)

@@ -55,6 +55,7 @@ class Snapshot:
         parents: of HELD jobs, the rows of those that must end before.
         sizes: of elastic jobs, the numbers of workers that they can have, ascending. A waiting one is in `jobs` with
             the fewest, a running one with those that it has.
+        grows: whether running jobs may get more; not while others are about to wait that do not yet.
     """
 
     now_s: float
@@ -65,6 +66,7 @@ class Snapshot:
     windows: tuple[Window, ...] = ()
     parents: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     sizes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    grows: bool = True
 
     @cached_property
     def weights(self) -> Floats:

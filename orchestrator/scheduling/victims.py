@@ -57,6 +57,11 @@ class Victims:
             found = found & (self._standing.entitlement == NOT_ENTITLED)
         return found
 
+    def shrinkable_for(self, row: int) -> NDArray[np.bool_]:
+        """[rows]; jobs that may be left with less for this one. What is within a guarantee stays theirs."""
+        found: NDArray[np.bool_] = self._may_go & (self._standing.level <= self._standing.level[row])
+        return found
+
     def may_grow(self, rows: Iterable[int]) -> list[int]:
         """Of these, those that may be interrupted now, the first in the queue's order first."""
         index, submitted_s = self._standing.index, self._jobs.submitted_s

@@ -203,6 +203,7 @@ class World:
     def _interrupt(self, decision: Interrupt, moved: bool) -> None:
         cause = Cause.MOVED if moved else decision.cause
         self._stop(decision.row, cause, float(self.jobs.interruption_cost_s[decision.row]), node_failed=False)
+        self.jobs.interruptions[decision.row] -= decision.cause is Cause.RESIZED
 
     def _stop(self, row: int, cause: Cause, lost_s: float, node_failed: bool) -> None:
         jobs = self.jobs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -22,7 +24,7 @@ from orchestrator.service.guests import check_room, client_of, look
 
 def routes(serving: Serving) -> APIRouter:
     router = made("guests", "/v1/guest")
-    around = serving.surroundings
+    around, one_by_one = serving.surroundings, threading.Lock()
 
     @router.post(
         "/join",
@@ -36,10 +38,11 @@ def routes(serving: Serving) -> APIRouter:
         if around.engine == "local" or sent.spec.get("kind", "finetune") != "finetune":
             raise QueueError("a guest trains on the Ray cluster that has started it, and this server's jobs do not")
         client = client_of(sent.submission, sent.environment)
-        check_room(around, client)
         key = SubmissionKey(caller.name, f"{client}:{sent.key}", digest_of([sent.spec]))
         packages = () if sent.package is None else (sent.package,)
-        (job,) = submitted(serving, [sent.spec], caller, key, client, packages)
+        with one_by_one:
+            check_room(around, client)
+            (job,) = submitted(serving, [sent.spec], caller, key, client, packages)
         serving.meters.submitted.inc()
         serving.wake()
         return answer(Joined(job_id=job.job_id), 201)

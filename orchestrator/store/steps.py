@@ -18,7 +18,7 @@ from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, MAY_GO_TO, Reason, S
 from orchestrator.queue.store import Change
 from orchestrator.store.rows import plain
 
-BY_THE_SCHEDULER = frozenset({Reason.PREEMPTED, Reason.RECLAIMED, Reason.MOVED, Reason.MAINTENANCE, Reason.RESIZED})
+BY_THE_SCHEDULER = frozenset({Reason.PREEMPTED, Reason.RECLAIMED, Reason.MOVED, Reason.MAINTENANCE})
 
 
 def check(moves: Sequence[Move]) -> None:
@@ -156,7 +156,7 @@ def measured(job: Job, said: Measured, now_s: float, changed: int) -> Job | None
         "run": None if said.run is None else plain(said.run),
         "step": said.step,
         "total_steps": said.total_steps,
-        "remaining_s": _finite(said.remaining_s),
+        "remaining_s": _finite(said.remaining_s) if job.state in HOLDS_A_LEASE or not job.sizes else None,
         "interruption_cost_s": _finite(said.interruption_cost_s),
         "metrics": None if said.metrics is None else _merged(job.metrics, said.metrics),
     }

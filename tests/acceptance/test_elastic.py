@@ -40,7 +40,7 @@ def test_it_shrinks_for_another_job_and_grows_again_and_computes_the_same(tmp_pa
         at = job(queue, first)["step"]
         wait_for(lambda: job(queue, first)["step"] > at + FURTHER, "it goes on with one worker", 180.0)
         shrunk = job(queue, first)
-        assert (shrunk["num_workers"], shrunk["attempt"], shrunk["interruptions"]) == (1, 2, 1)
+        assert (shrunk["num_workers"], shrunk["attempt"], shrunk["interruptions"]) == (1, 2, 0)
         cancelled(queue, second)
         wait_for(lambda: job(queue, first)["num_workers"] == 2, "it grows", 120.0)
         at = job(queue, first)["step"]

@@ -147,7 +147,7 @@ def carry_out(before: Snapshot, plan: Plan, later_s: float = 0.0) -> Snapshot:
             jobs.remaining_s[row] += jobs.interruption_cost_s[row]
             if row in before.sizes:
                 jobs.resize(row, before.sizes[row][0])
-            jobs.interruptions[row] += 1
+            jobs.interruptions[row] += one.cause is not Cause.RESIZED
             jobs.state[row], jobs.waiting_since_s[row] = WAITING, now_s
     running = jobs.state == RUNNING
     jobs.remaining_s[running] -= later_s

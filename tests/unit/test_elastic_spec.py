@@ -60,6 +60,18 @@ def test_it_can_be_written_flat_and_changed_on_the_command_line(tmp_path: Path) 
     assert (fixed.resources.min_workers, fixed.resources.num_workers, worker_numbers(fixed)) == (None, 3, (3,))
 
 
+def test_a_number_in_its_place_is_that_number(tmp_path: Path) -> None:
+    nested = spec(tmp_path, "{min: 2, max: 8}")
+    assert [worker_numbers(one) for one in nested.vary(num_workers=[1, 4])] == [(1,), (4,)]
+    assert nested.model_dump()["resources"]["num_workers"] == {"min": 2, "max": 8}
+    saved = tmp_path / "saved.json"
+    saved.write_text(nested.model_dump_json())
+    assert worker_numbers(load_spec(str(saved), ["resources.num_workers=1"])) == (1,)  # type: ignore[arg-type]
+    assert load_spec(str(saved), []) == nested
+    with pytest.raises(SpecError, match="and not both"):
+        spec(tmp_path, "{min: 2, max: 8}", "global_batch_size: 8", "resources.min_workers=4")
+
+
 def test_what_is_wrong_is_told_with_its_line(tmp_path: Path) -> None:
     assert refused(tmp_path, "{min: 8, max: 2}").endswith("num_workers is from 8 to 2: min is the smaller one")
     assert "{min: N, max: N}" in refused(tmp_path, "{mim: 2, max: 8}")

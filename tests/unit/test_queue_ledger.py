@@ -106,6 +106,26 @@ def test_an_elastic_job_is_promised_fewer_workers_while_it_stops_and_starts_with
     assert sorted(said(last)) == ["e queued -> starting {'n0': 2}", "other queued -> starting {'n0': 2}"]
 
 
+def test_who_is_preempted_keeps_what_the_same_plan_gives_it_and_nobody_grows_into_it() -> None:
+    cluster = Cluster(inventory(8), A)
+    e = job("e", State.RUNNING, 6, sizes=(2, 6), interruption_cost_s=10_000.0)
+    g, b = job("g", State.RUNNING, 2, sizes=(2, 4)), job("b", gpus=4, priority=1)
+    found = decided([e, g, b], {}, cluster)
+    assert said(found) == ["e running -> stopping"] and found.promises == {"b": (("n0", 4),), "e": (("n0", 2),)}
+    stopping = replace(e, state=State.STOPPING, reason=found.moves[0].reason)
+    assert kept([stopping, g, b], found.promises, cluster) == found.promises
+    assert decided([stopping, g, b], found.promises, cluster) == Orders((), found.promises)
+
+
+def test_nobody_grows_while_one_stops_or_is_about_to_start() -> None:
+    grows, cluster = job("g", State.RUNNING, 2, sizes=(2, 4)), Cluster(inventory(8), A)
+    assert said(decided([grows], {}, cluster)) == ["g running -> stopping"]
+    for other in (job("x", State.STOPPING, 2, reason=Reason.NODE_LOST), job("x", not_before_s=NOW_S + 60.0)):
+        assert decided([grows, other], {}, cluster) == Orders((), {})
+    for other in (job("x", State.STOPPING, 2, reason=Reason.CANCELLED), job("x", not_before_s=NOW_S + 3600.0)):
+        assert said(decided([grows, other], {}, cluster)) == ["g running -> stopping"]
+
+
 def test_a_larger_gang_is_within_the_limit_of_its_tenant_also_when_it_was_promised_before() -> None:
     capped = Cluster(inventory(8), (Tenant("a", limit=((None, 3),)),))
     waits = job("e", gpus=1, sizes=(1, 2, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -127,6 +128,58 @@ def test_the_snapshot_stays_as_it_was_and_a_growth_names_nobody() -> None:
     before = snapshot(nodes(8), jobs)
     made = plan(before, DEFAULT)
     assert made.decisions[0] == Interrupt(0, Cause.RESIZED, None) and before.jobs.gang_of(0).num_workers == 2
+
+
+def test_one_that_holds_no_slots_or_is_on_a_node_that_is_not_seen_is_left_alone() -> None:
+    by_cpu = elastic("a", 2, 4, on={0: 2}, gpus_per_worker=0)
+    assert decided(nodes(8), [by_cpu]) == []
+    assert decided(nodes(8), [by_cpu, Job("b", 16)]) == []
+    before = snapshot(nodes(8), [elastic("a", 2, 4, on={0: 2}), Job("b", 8)])
+    before.cluster.slots[before.cluster.slots == 0] = -2  # absent
+    assert plan(before, DEFAULT).decisions == ()
+
+
+def test_what_is_lent_takes_no_guarantee_away_and_is_given_back_to_who_has_none() -> None:
+    """4 are guaranteed, and 8 held: nobody takes the 4, whatever its class, and anybody the others."""
+    tenants = (Tenant("a", guaranteed=((None, 4),)), Tenant("b"))
+    owed, b = elastic("a", 4, 8, on={0: 8}, left_s=HOUR), Job("b", 8, tenant=1, priority=1)
+    assert decided(nodes(8), [owed, b], tenants=tenants) == []
+    smaller = replace(b, gpus=4)
+    assert decided(nodes(8), [owed, smaller], tenants=tenants) == ["a stops for b: resized", "b 0:4", "a 0:4"]
+
+
+def test_a_tenants_own_jobs_get_what_its_limit_has_been_lent_for() -> None:
+    tenants = (Tenant("a", limit=((None, 4),)),)
+    jobs = [elastic("a", 1, 4, on={0: 4}, left_s=LONG), Job("b", 1, left_s=60.0)]
+    assert decided(nodes(8), jobs, tenants=tenants) == ["a stops for b: resized", "b 0:1", "a 0:1"]
+    jobs = [elastic("a", 1, 4, on={0: 1}, left_s=LONG), Job("b", 4, left_s=60.0, priority=-1)]
+    assert decided(nodes(8), jobs, tenants=tenants) == []  # b waits for the limit, and a takes no more of it
+
+
+def test_it_stays_on_nodes_of_its_kind() -> None:
+    machines = nodes(4, type="H100") + nodes(8, type="T4")
+    assert decided(machines, [elastic("a", 4, 8, on={0: 4}, left_s=HOUR)]) == []
+    assert decided(machines, [elastic("a", 4, 8)]) == ["a 0:4"]
+
+
+def test_resizing_does_not_wear_out_and_moving_is_called_so() -> None:
+    jobs = [elastic("a", 1, 2, on={0: 2}, left_s=HOUR), Job("b", 4, left_s=HOUR)]
+    assert decided(nodes(4, 2), jobs) == ["a stops for b: moved", "b 0:4", "a 1:2"]
+    before = snapshot(nodes(8), [elastic("a", 2, 8, on={0: 2}, left_s=HOUR)])
+    assert carry_out(before, plan(before, DEFAULT)).jobs.interruptions[0] == 0
+
+
+def test_nobody_grows_while_others_are_about_to_wait() -> None:
+    before = snapshot(nodes(8), [elastic("a", 2, 8, on={0: 2}, left_s=HOUR)])
+    assert plan(replace(before, grows=False), DEFAULT).decisions == () != plan(before, DEFAULT).decisions
+
+
+def test_thousands_start_at_once() -> None:
+    jobs = [elastic(str(number), 1, 2, left_s=HOUR) for number in range(4000)]
+    started_s = time.process_time()
+    made = plan(snapshot(nodes(*[8] * 700), jobs), DEFAULT)
+    assert len(made.decisions) == 4000 and time.process_time() - started_s < 5.0
+    assert sum(workers for one in made.decisions for _, workers in one.placement) == 5600  # type: ignore[union-attr]
 
 
 def test_simulated_with_twice_the_workers_it_takes_half_the_time_from_then_on() -> None:

@@ -219,6 +219,7 @@ def waiting_job(number: int, seeded: random.Random) -> Job:
         "interruption_cost_s": 60.0,
         "placement": None,
         "after": None,
+        "sizes": None,
         "left_s": left_s,  # no column: what it will really take
     }
 

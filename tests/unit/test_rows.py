@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import pytest
 
+from bench.schedule import NOW_S as BENCH_NOW_S
+from bench.schedule import TENANTS, rows_of, waiting_job
 from cluster.inventory import Inventory, Node
 from cluster.resources import Gang
 from orchestrator.scheduling.decisions import Start
@@ -87,3 +90,9 @@ def test_a_node_that_is_held_twice_is_refused() -> None:
             row("one", state=RUNNING, num_workers=5, placement=(("n1", 5),)),
             row("two", state=RUNNING, num_workers=5, placement=(("n1", 5),)),
         )
+
+
+def test_the_rows_of_the_benchmark_are_rows() -> None:
+    jobs = [waiting_job(number, random.Random(number)) for number in range(10)]
+    now = snapshot_of(rows_of(jobs), INVENTORY, TENANTS, {}, BENCH_NOW_S)
+    assert now.waiting[:10].all() and not now.sizes

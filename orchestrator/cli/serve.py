@@ -80,7 +80,7 @@ def serve(
     most_guests: Annotated[
         int,
         typer.Option("--most-guests", metavar="N", min=0, help="So many programs of `ray job submit` may be queued."),
-    ] = 200,
+    ] = 250,
     take_over: Annotated[
         bool,
         typer.Option(

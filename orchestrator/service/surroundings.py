@@ -16,7 +16,7 @@ from orchestrator.service.beats import Beats
 from orchestrator.service.driverkey import DriverKey
 from orchestrator.service.machines import Machines
 
-MOST_GUESTS: Final = 200  # each, with what Ray keeps for it, holds some 130 MB of the head's memory
+MOST_GUESTS: Final = 250  # each, with what Ray keeps for it, holds some 130 MB of the head's memory
 Engine = Literal["ray", "local", "fake"]
 
 

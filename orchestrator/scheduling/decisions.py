@@ -32,6 +32,15 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """Jobs to interrupt, where each of them starts again, and where the gang goes."""
+
+    victims: tuple[int, ...]
+    elsewhere: tuple[tuple[int, Placement], ...]
+    placement: Placement
+
+
+@dataclass(frozen=True)
 class Reservation:
     """From `at_s` on these nodes are for this job; others may use them only until then."""
 

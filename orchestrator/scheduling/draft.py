@@ -7,8 +7,7 @@ from functools import cached_property
 from cluster.free import FreeSlots
 from cluster.occupancy import Occupancy, Placement, placement_of, workers_in
 from cluster.resources import Gang
-from orchestrator.scheduling.decisions import Cause, Interrupt, Start
-from orchestrator.scheduling.moves import Moved
+from orchestrator.scheduling.decisions import Cause, Interrupt, Moved, Start
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.quota import Limits
 from orchestrator.scheduling.snapshot import Snapshot

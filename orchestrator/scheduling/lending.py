@@ -19,17 +19,12 @@ _REPLACED = Start(-1, ())
 
 def can_take_back(draft: Draft, row: int) -> bool:
     """Whether anybody has been lent something that this job may want."""
-    sizes = draft.snapshot.sizes
-    return bool(sizes and shrinkable(row, draft.jobs, sizes, draft.victims))
+    return bool(draft.snapshot.sizes and shrinkable(draft, row))
 
 
 def take_back(draft: Draft, row: int, terms: Terms) -> bool:
     """Start a job in the place of what others were lent, if that is enough."""
-    sizes = draft.snapshot.sizes
-    if not sizes:
-        return False
-    gang = draft.jobs.gang_of(row)
-    moved = shrink_for(row, gang, draft.jobs, sizes, draft.cluster, draft.free, draft.victims, draft.policy, terms)
+    moved = shrink_for(draft, row, terms) if draft.snapshot.sizes else None
     if moved is not None:
         draft.rearrange(row, moved, Cause.RESIZED)
     return moved is not None
@@ -37,13 +32,12 @@ def take_back(draft: Draft, row: int, terms: Terms) -> bool:
 
 def take_back_within_limit(draft: Draft, row: int, terms_of: TermsOf) -> bool:
     """The same for a job that waits for the limit of its tenant, from another one of the same tenant."""
-    sizes, gang, tenant = draft.snapshot.sizes, draft.jobs.gang_of(row), draft.jobs.tenant
-    for victim in shrinkable(row, draft.jobs, sizes, draft.victims) if sizes else ():
+    tenant = draft.jobs.tenant
+    for victim in shrinkable(draft, row) if draft.snapshot.sizes else ():
         kinds = _kinds_if_shrunk(draft, row, victim) if tenant[victim] == tenant[row] else NOWHERE
         if kinds == NOWHERE:
             continue
-        terms = replace(terms_of(row), kinds=kinds)
-        moved = shrink_own(row, victim, gang, draft.jobs, sizes, draft.cluster, draft.free, draft.policy, terms)
+        moved = shrink_own(draft, row, victim, replace(terms_of(row), kinds=kinds))
         if moved is not None:
             draft.rearrange(row, moved, Cause.RESIZED)
             return True

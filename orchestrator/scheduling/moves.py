@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,46 +10,29 @@ from numpy.typing import NDArray
 from cluster.free import FreeSlots, Terms
 from cluster.occupancy import Occupancy, Placement, placement_of
 from cluster.resources import Gang
-from orchestrator.scheduling.policy import Policy
+from orchestrator.scheduling.decisions import Moved
+from orchestrator.scheduling.draft import Draft
 from orchestrator.scheduling.table import JobTable
-from orchestrator.scheduling.victims import Victims
 
 _TRIED = 3  # nodes
 _NOBODYS = np.array([False, False, False])  # slots that no job holds
 
 
-@dataclass(frozen=True)
-class Moved:
-    """Jobs to interrupt, where each of them starts again, and where the gang goes."""
-
-    victims: tuple[int, ...]
-    elsewhere: tuple[tuple[int, Placement], ...]
-    placement: Placement
-
-
-def moves_for(
-    row: int,
-    gang: Gang,
-    jobs: JobTable,
-    cluster: Occupancy,
-    free: FreeSlots,
-    victims: Victims,
-    policy: Policy,
-    terms: Terms,
-) -> Moved | None:
+def moves_for(draft: Draft, row: int, terms: Terms) -> Moved | None:
     """The cheapest way to give a gang one node by moving others off it to slots that are free now.
 
     None where there is none, or where it costs more than `move_worth_s` of the gang's own GPUs. Jobs are moved only to
     nodes of the kind that they are on, and to none that is reserved or about to close.
     """
-    size = int(jobs.size[row])
-    if size < 2 or free.total < size or policy.move_worth_s <= 0 or not gang.gpus_per_worker:
+    jobs, free, worth_s = draft.jobs, draft.free, draft.policy.move_worth_s
+    gang, size = jobs.gang_of(row), int(jobs.size[row])
+    if size < 2 or free.total < size or worth_s <= 0 or not gang.gpus_per_worker:
         return None
-    movable = victims.movable_for(row)
+    cluster, movable = draft.cluster, draft.victims.movable_for(row)
     nodes = _nodes_for(gang, size, cluster, movable, free.closed_to(terms))
     options = (_option(node, size, jobs, cluster, movable) for node in nodes)
     for cost, node, on_node in sorted(option for option in options if option is not None):
-        if cost > policy.move_worth_s * size:
+        if cost > worth_s * size:
             return None
         moved = _try(gang, node, on_node, jobs, cluster, free)
         if moved is not None:

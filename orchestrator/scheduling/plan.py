@@ -194,10 +194,9 @@ class _Pass:
         return True
 
     def _move(self, row: int, terms: Terms) -> bool:
-        draft, gang = self._draft, self._draft.jobs.gang_of(row)
-        moved = moves_for(row, gang, draft.jobs, draft.cluster, draft.free, draft.victims, self._policy, terms)
+        moved = moves_for(self._draft, row, terms)
         if moved is not None:
-            draft.rearrange(row, moved, Cause.MOVED)
+            self._draft.rearrange(row, moved, Cause.MOVED)
         return moved is not None
 
     def _cause(self, row: int, victim: int) -> Cause:

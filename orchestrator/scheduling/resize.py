@@ -1,4 +1,4 @@
-"""Elastic jobs, which may go on with fewer workers or with more: what is shrunk for a gang, and who grows."""
+"""Elastic jobs, which may go on with fewer workers or with more: what is shrunk for a gang, and when growing pays."""
 
 from __future__ import annotations
 
@@ -6,69 +6,42 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from cluster.free import FreeSlots, Terms
-from cluster.occupancy import Occupancy, Placement, placement_of, workers_in
+from cluster.occupancy import Placement, placement_of, workers_in
 from cluster.resources import Gang
-from orchestrator.scheduling.moves import Moved
+from orchestrator.scheduling.decisions import Moved
+from orchestrator.scheduling.draft import Draft
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.table import JobTable
-from orchestrator.scheduling.victims import Victims
 
 _TRIED = 8  # jobs
 
-Sizes = Mapping[int, tuple[int, ...]]
 
-
-def shrinkable(row: int, jobs: JobTable, sizes: Sizes, victims: Victims) -> list[int]:
+def shrinkable(draft: Draft, row: int) -> list[int]:
     """Running jobs that may go on with fewer workers for this one, the cheapest first, of equals the largest."""
-    may = victims.shrinkable_for(row)
+    jobs, sizes, may = draft.jobs, draft.snapshot.sizes, draft.victims.shrinkable_for(row)
     found = [one for one in sizes if may[one] and jobs.gang_of(one).num_workers > sizes[one][0]]
     return sorted(found, key=lambda one: (_cost(one, jobs), -float(jobs.size[one]), float(jobs.submitted_s[one]), one))
 
 
-def shrink_for(
-    row: int,
-    gang: Gang,
-    jobs: JobTable,
-    sizes: Sizes,
-    cluster: Occupancy,
-    free: FreeSlots,
-    victims: Victims,
-    policy: Policy,
-    terms: Terms,
-) -> Moved | None:
+def shrink_for(draft: Draft, row: int, terms: Terms) -> Moved | None:
     """Jobs that go on with fewer workers, so that a gang has room at once.
 
     None where there are none, or where it costs more than `move_worth_s` of the gang's own slots. They stay on nodes of
     the kind that they are on, and go to none that is reserved or about to close.
     """
-    if policy.move_worth_s <= 0:
+    if draft.policy.move_worth_s <= 0:
         return None
-    worth = policy.move_worth_s * float(jobs.size[row])
-    for group in _groups(shrinkable(row, jobs, sizes, victims)[:_TRIED]):
-        if sum(_cost(one, jobs) for one in group) > worth:
-            continue
-        moved = _try(group, gang, jobs, sizes, cluster, free, terms)
-        if moved is not None:
-            return moved
-    return None
+    groups = _groups(shrinkable(draft, row)[:_TRIED])
+    found = (_try(draft, row, group, draft.snapshot.sizes, terms) for group in groups if _is_worth(draft, row, group))
+    return next((moved for moved in found if moved is not None), None)
 
 
-def shrink_own(
-    row: int,
-    victim: int,
-    gang: Gang,
-    jobs: JobTable,
-    sizes: Sizes,
-    cluster: Occupancy,
-    free: FreeSlots,
-    policy: Policy,
-    terms: Terms,
-) -> Moved | None:
+def shrink_own(draft: Draft, row: int, victim: int, terms: Terms) -> Moved | None:
     """The same with one job, which goes on with its fewest, for one that waits for the limit of their tenant."""
-    if _cost(victim, jobs) > policy.move_worth_s * float(jobs.size[row]):
+    if not _is_worth(draft, row, (victim,)):
         return None
-    return _try((victim,), gang, jobs, {victim: sizes[victim][:1]}, cluster, free, terms)
+    return _try(draft, row, (victim,), {victim: draft.snapshot.sizes[victim][:1]}, terms)
 
 
 def is_worth_growing(row: int, num_workers: int, snapshot: Snapshot, policy: Policy) -> bool:
@@ -99,30 +72,35 @@ def _groups(rows: Sequence[int]) -> Iterator[tuple[int, ...]]:
     yield from (tuple(rows[:count]) for count in range(2, len(rows) + 1))
 
 
+def _is_worth(draft: Draft, row: int, group: Sequence[int]) -> bool:
+    cost = sum(_cost(one, draft.jobs) for one in group)
+    return cost <= draft.policy.move_worth_s * float(draft.jobs.size[row])
+
+
 def _try(
-    group: Sequence[int], gang: Gang, jobs: JobTable, sizes: Sizes, cluster: Occupancy, free: FreeSlots, terms: Terms
+    draft: Draft, row: int, group: Sequence[int], sizes: Mapping[int, tuple[int, ...]], terms: Terms
 ) -> Moved | None:
-    after = cluster.copy()
+    jobs, after = draft.jobs, draft.cluster.copy()
     same_kind: dict[int, Terms] = {}
-    for row in group:
-        placement = placement_of(row, jobs.gang_of(row), after)
-        if not is_whole(placement, jobs.gang_of(row)):
+    for one in group:
+        placement = placement_of(one, jobs.gang_of(one), after)
+        if not is_whole(placement, jobs.gang_of(one)):
             return None
-        same_kind[row] = Terms(kinds=frozenset({int(cluster.kinds[placement[0][0]])}))
-        after.release(row, jobs.gang_of(row), placement)
-    left = free.after(after)
-    placed = left.place(gang, terms)
+        same_kind[one] = Terms(kinds=frozenset({draft.kind_of(placement)}))
+        after.release(one, jobs.gang_of(one), placement)
+    left = draft.free.after(after)
+    placed = left.place(jobs.gang_of(row), terms)
     if placed is None:
         return None
     places: dict[int, Placement] = {}
-    order = sorted(group, key=lambda row: (-sizes[row][0], row))
-    for row in order:  # room for all of them at first, and then as much as each can have
-        place = left.place(replace(jobs.gang_of(row), num_workers=sizes[row][0]), same_kind[row])
+    order = sorted(group, key=lambda one: (-sizes[one][0], one))
+    for one in order:  # room for all of them at first, and then as much as each can have
+        place = left.place(replace(jobs.gang_of(one), num_workers=sizes[one][0]), same_kind[one])
         if place is None:
             return None
-        places[row] = place
-    for row in order:
-        places[row] = _largest(jobs.gang_of(row), sizes[row], places[row], left, same_kind[row])
+        places[one] = place
+    for one in order:
+        places[one] = _largest(jobs.gang_of(one), sizes[one], places[one], left, same_kind[one])
     return Moved(tuple(group), tuple(places.items()), placed)
 
 

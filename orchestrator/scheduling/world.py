@@ -202,10 +202,10 @@ class World:
 
     def _interrupt(self, decision: Interrupt, moved: bool) -> None:
         cause = Cause.MOVED if moved else decision.cause
-        self._stop(decision.row, cause, float(self.jobs.interruption_cost_s[decision.row]), node_failed=False)
-        self.jobs.interruptions[decision.row] -= decision.cause is Cause.RESIZED
+        lost_s = float(self.jobs.interruption_cost_s[decision.row])
+        self._stop(decision.row, cause, lost_s, node_failed=False, counts=decision.cause is not Cause.RESIZED)
 
-    def _stop(self, row: int, cause: Cause, lost_s: float, node_failed: bool) -> None:
+    def _stop(self, row: int, cause: Cause, lost_s: float, node_failed: bool, counts: bool = True) -> None:
         jobs = self.jobs
         elapsed = self.now_s - float(jobs.started_s[row])
         self._leave(row, cause, lost_s, node_failed)
@@ -213,7 +213,7 @@ class World:
         self._left_s[row] += lost_s - elapsed
         if row in self._sizes:
             self._resize(row, self._sizes[row][0])
-        jobs.interruptions[row] += 1
+        jobs.interruptions[row] += counts
         jobs.state[row], jobs.waiting_since_s[row] = WAITING, self.now_s
         self._waiting += 1
 

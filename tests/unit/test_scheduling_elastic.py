@@ -17,7 +17,7 @@ from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.scheduling.snapshot import Tenant, Window
 from orchestrator.scheduling.world import Attempt, Measuring, World
-from tests.support.randomqueue import PLAIN, PREEMPTING, QUICK, Drawn, drawn, many
+from tests.support.randomqueue import PLAIN, PREEMPTING, Drawn, drawn, many
 from tests.support.scheduling import HOUR, NOW_S, Job, carry_out, nodes, snapshot, violations
 
 LONG = 500 * HOUR
@@ -202,13 +202,3 @@ def test_simulated_with_twice_the_workers_it_takes_half_the_time_from_then_on() 
 def test_no_plan_with_elastic_jobs_breaks_a_rule(one: Drawn, policy: Policy) -> None:
     before = one.snapshot()
     assert violations(before, plan(before, policy), policy) == []
-
-
-@many
-@given(drawn(by_type=True, windows=True, elastic=True), st.sampled_from([DEFAULT, QUICK]), st.sampled_from([0.0, 5.0]))
-def test_elastic_jobs_are_left_alone_by_a_second_plan(one: Drawn, policy: Policy, later_s: float) -> None:
-    before = one.snapshot()
-    first = plan(before, policy)
-    second = plan(carry_out(before, first, later_s), policy)
-    started = {start.row for start in first.decisions if isinstance(start, Start)}
-    assert not started & {stop.row for stop in second.decisions if isinstance(stop, Interrupt)}

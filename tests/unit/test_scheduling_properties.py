@@ -95,10 +95,13 @@ def test_without_preemption_nothing_is_left_for_a_second_plan(one: Drawn, policy
         assert plan(carry_out(before, first, later_s), policy).decisions == ()
 
 
+@pytest.mark.parametrize("elastic", [False, True])
 @many
-@given(drawn(by_type=True, windows=True), st.sampled_from([DEFAULT, QUICK]), st.sampled_from([0.0, 5.0]))
-def test_a_second_plan_undoes_nothing_of_the_first(one: Drawn, policy: Policy, later_s: float) -> None:
-    before = one.snapshot()
+@given(data=st.data(), policy=st.sampled_from([DEFAULT, QUICK]), later_s=st.sampled_from([0.0, 5.0]))
+def test_a_second_plan_undoes_nothing_of_the_first(
+    elastic: bool, data: st.DataObject, policy: Policy, later_s: float
+) -> None:
+    before = data.draw(drawn(by_type=True, windows=True, elastic=elastic)).snapshot()
     first = plan(before, policy)
     second = plan(carry_out(before, first, later_s), policy)
     started = {start.row for start in first.decisions if isinstance(start, Start)}

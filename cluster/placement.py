@@ -16,21 +16,29 @@ def workers_that_fit(gang: Gang, node: Node) -> int:
 
 
 def largest_gang(gang: Gang, inventory: Inventory) -> int:
-    """Workers of the largest such gang that the empty cluster holds, on nodes of one accelerator type."""
+    """Workers of the largest such gang that the empty cluster holds, grown as far as it may, on nodes of one type."""
+    there, more = inventory.nodes, inventory.more
+    kinds: set[str | None] = {node.accelerator_type for node in (*there, *(node for node, _ in more))}
     if not gang.gpus_per_worker:
-        return sum(workers_that_fit(gang, node) for node in inventory.nodes)
-    types = {node.accelerator_type for node in inventory.nodes}
-    return max(
-        (
-            sum(workers_that_fit(gang, node) for node in inventory.nodes if node.accelerator_type == one)
-            for one in types
-        ),
-        default=0,
-    )
+        kinds = {None}
+    return max((_workers_on(gang, inventory, kind) for kind in kinds), default=0)
+
+
+def _workers_on(gang: Gang, inventory: Inventory, kind: str | None) -> int:
+    """On all nodes of an accelerator type; a gang without GPUs: on all nodes."""
+
+    def each(node: Node) -> int:
+        return workers_that_fit(gang, node) if node.accelerator_type == kind or not gang.gpus_per_worker else 0
+
+    found, left = sum(map(each, inventory.nodes)), inventory.most_more
+    for node, count in sorted(inventory.more, key=lambda one: -each(one[0])):
+        found += each(node) * min(count, left)
+        left -= min(count, left)
+    return found
 
 
 def check_can_ever_fit(gang: Gang, inventory: Inventory) -> None:
-    """Refuse a gang that the whole cluster could not hold even if it were empty.
+    """Refuse a gang that the whole cluster could not hold even if it were empty and as large as it may become.
 
     Raises:
         CapacityError: with the numbers, and the largest gang that would fit.
@@ -39,12 +47,21 @@ def check_can_ever_fit(gang: Gang, inventory: Inventory) -> None:
     if largest >= gang.num_workers:
         return
     advice = f"the most that would fit is resources.num_workers: {largest}" if largest else "not one worker fits"
-    if not largest and gang.gpus_per_worker and not inventory.gpus:
+    nodes = (*inventory.nodes, *(node for node, _ in inventory.more))
+    if not largest and gang.gpus_per_worker and not any(node.gpus for node in nodes):
         advice = "there is no GPU at all: set resources.gpus_per_worker: 0 to use CPUs, or take a cluster with GPUs"
     elif not largest and gang.accelerator_type is not None:
-        types = sorted({node.accelerator_type for node in inventory.nodes if node.accelerator_type})
+        types = sorted({node.accelerator_type for node in nodes if node.accelerator_type})
         advice = f"its accelerator types are: {', '.join(types) or 'none'}"
     raise CapacityError(
         f"the spec asks for {gang}, but the cluster has {len(inventory.nodes)} node(s) with {inventory.cpus} CPUs and "
-        f"{inventory.gpus} GPUs in all; {advice}"
+        f"{inventory.gpus} GPUs in all{_growth_words(inventory)}; {advice}"
     )
+
+
+def _growth_words(inventory: Inventory) -> str:
+    """`, and may get 3 more (2 of gpu, 1 of cpu)`; '' where no autoscaler adds any."""
+    if not inventory.growth.types:
+        return ""
+    kinds = ", ".join(f"{count} of {node.node_id}" for node, count in inventory.more)
+    return f", and may get {inventory.most_more} more{f' ({kinds})' if kinds else ''}"

@@ -20,12 +20,13 @@ import contextlib
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 from cluster.backend import ENDED_PHASES, Launch, Other, Phase, Submission, check_launch
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
-from cluster.inventory import Inventory
+from cluster.inventory import Growth, Inventory
 from cluster.lastwords import TAIL_BYTES, last_words
 from cluster.ray_nodes import inventory_of, use_from_status, use_from_summary
 from cluster.ray_output import WRITE_MARK, program_output
@@ -60,6 +61,10 @@ def _nothing() -> Use:
     return {}
 
 
+def _as_it_is() -> Growth:
+    return Growth()
+
+
 class RayJobsBackend:
     """See `cluster.backend.Backend`. Ray runs the programs on the head node, unless it was told otherwise."""
 
@@ -70,6 +75,7 @@ class RayJobsBackend:
         token: str | None = None,
         queue: str = "",
         own_use: Callable[[], Use] = _nothing,
+        growth: Callable[[], Growth] = _as_it_is,
         grace_s: int = 3600,
         timeout_s: float = 20.0,
     ) -> None:
@@ -79,12 +85,13 @@ class RayJobsBackend:
             token: of the cluster; None: Ray finds it by RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH.
             queue: whose programs and callers these are: other queues of one cluster see nothing of them.
             own_use: what Fleetune itself holds on each node; the rest of what Ray says is used is foreign.
+            growth: how far the cluster's autoscaler may take it.
             grace_s: after a soft stop, Ray ends the program by itself when so long has passed.
             timeout_s: of one answer of the dashboard.
         """
         self._dashboard, self._token, self._timeout_s = dashboard.rstrip("/"), token, timeout_s
         self._queue = queue
-        self._own_use, self._grace_s = own_use, grace_s
+        self._own_use, self._growth, self._grace_s = own_use, growth, grace_s
         self._forgotten: set[str] = set()
         self._connected: Any = None
 
@@ -94,7 +101,7 @@ class RayJobsBackend:
             use = use_from_status(_json(client, "/api/cluster_status"))
             if use is None:  # the newer autoscaler publishes it elsewhere, with much else
                 use = use_from_summary(_json(client, "/nodes?view=summary"))
-        return inventory_of(nodes, use, self._own_use())
+        return replace(inventory_of(nodes, use, self._own_use()), growth=self._growth())
 
     def fence(self, fence: int) -> None:
         with self._asking() as client:

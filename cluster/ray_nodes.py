@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from cluster.bundles import TYPE_RESOURCE
 from cluster.inventory import Inventory, Node
 
 Use = Mapping[str, tuple[float, float]]  # CPUs and GPUs, by node id
 
 _NO_USE = (0.0, 0.0)
-_TYPE = "accelerator_type:"
 _LINE = re.compile(
     r"^([\d.]+)/[\d.]+ (CPU|GPU)(?: \(([\d.]+) used of ([\d.]+) reserved in placement groups\))?", re.MULTILINE
 )
@@ -66,7 +66,9 @@ def _node(node: Mapping[str, Any], use: tuple[float, float] | None, own: tuple[f
         node_id=node["node_id"],
         cpus=int(total.get("CPU", 0)),
         gpus=int(total.get("GPU", 0)),
-        accelerator_type=next((name.removeprefix(_TYPE) for name in total if name.startswith(_TYPE)), None),
+        accelerator_type=next(
+            (name.removeprefix(TYPE_RESOURCE) for name in total if name.startswith(TYPE_RESOURCE)), None
+        ),
         usable=use is not None,
         foreign_cpus=foreign[0],
         foreign_gpus=foreign[1],

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_PROGRAM = b"/raylet"
+_PROGRAM = "/raylet"
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,33 @@ def raylet_above(pid: int) -> Raylet | None:
 def raylet_of_session(name: str) -> Raylet | None:
     """The one of a session, of those that run on this machine; the head's where there are several."""
     found = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdecimal() and (one := _raylet(int(entry.name))) is not None and one.session.name == name:
-            with contextlib.suppress(OSError):
-                found.append((one, entry.stat().st_uid))
+    for owner, words in words_of_processes():
+        if words[0].endswith(_PROGRAM) and (one := raylet_of(words)) is not None and one.session.name == name:
+            found.append((one, owner))
     # Anybody may start a program that looks like one: those of root and of this user go before.
     own = [one for one, user in found if user in (0, os.getuid())]
     return max(own or [one for one, _ in found], key=lambda one: one.is_head, default=None)
 
 
-def _raylet(pid: int) -> Raylet | None:
+def words_of_processes() -> Iterator[tuple[int, list[str]]]:
+    """Of each process of this machine that has a command line: its user, and its words."""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal() and (words := _words(int(entry.name))):
+            with contextlib.suppress(OSError):  # it has ended
+                yield entry.stat().st_uid, words
+
+
+def _words(pid: int) -> list[str]:
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:  # it has ended
-        return None
-    return raylet_of([word.decode("utf-8", "replace") for word in words]) if words[0].endswith(_PROGRAM) else None
+        text = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return []
+    return text.decode("utf-8", "replace").removesuffix("\0").split("\0") if text else []
+
+
+def _raylet(pid: int) -> Raylet | None:
+    words = _words(pid)
+    return raylet_of(words) if words and words[0].endswith(_PROGRAM) else None
 
 
 def raylet_of(words: list[str]) -> Raylet | None:

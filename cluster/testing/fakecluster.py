@@ -71,7 +71,8 @@ class FakeCluster:
     ) -> None:
         """`inventory`: None: one node, n1, with 8 GPUs. `gpus_of`: what a program holds on each node."""
         self.clock = clock or FakeClock()
-        self._nodes = {node.node_id: node for node in (inventory or nodes("n1")).nodes}
+        given = inventory or nodes("n1")
+        self._nodes, self._growth = {node.node_id: node for node in given.nodes}, given.growth
         self._gpus_of = gpus_of
         self._programs: dict[str, _Program] = {}
         self._scripts: list[Callable[[Launch], Script | None]] = []
@@ -97,7 +98,7 @@ class FakeCluster:
             return answer
 
     def inventory(self) -> Inventory:
-        return Inventory(tuple(self._nodes.values()))
+        return Inventory(tuple(self._nodes.values()), self._growth)
 
     def fence(self, fence: int) -> None:
         if self._fence is not None and fence < self._fence:

@@ -9,11 +9,13 @@ from typing import Any
 
 from cluster.backend import Launch, Phase, Submission
 from cluster.errors import BackendUnreachable, Fenced, FleetuneError, LaunchRefused
-from cluster.inventory import Inventory, Node
+from cluster.inventory import Growth, Inventory, Node, NodeType
 from cluster.testing.history import Run
 from cluster.testing.script import Script
 
-_VALUES: Mapping[str, type[Any]] = {one.__name__: one for one in (Launch, Submission, Inventory, Node, Run, Script)}
+_VALUES: Mapping[str, type[Any]] = {
+    one.__name__: one for one in (Launch, Submission, Inventory, Growth, NodeType, Node, Run, Script)
+}
 _ERRORS: Mapping[str, type[Exception]] = {
     one.__name__: one for one in (BackendUnreachable, Fenced, LaunchRefused, KeyError, ValueError, TypeError)
 }

@@ -81,6 +81,12 @@ def serve(
         int,
         typer.Option("--most-guests", metavar="N", min=0, help="So many programs of `ray job submit` may be queued."),
     ] = 250,
+    autoscaler: Annotated[
+        str | None,
+        typer.Option(
+            "--autoscaler", metavar="FILE", help="What Ray's autoscaler may add [that of the head on this machine]."
+        ),
+    ] = None,
     take_over: Annotated[
         bool,
         typer.Option(
@@ -108,6 +114,7 @@ def serve(
                 python=python,
                 protected_s=protected,
                 most_guests=most_guests,
+                autoscaler=autoscaler,
                 take_over=take_over,
                 embedded=embedded,
                 verbose=verbose,

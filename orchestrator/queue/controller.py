@@ -18,6 +18,7 @@ from cluster.inventory import Inventory
 from orchestrator.queue.book import Book
 from orchestrator.queue.clock import Clock
 from orchestrator.queue.errors import NotLeader, StoreBroken, UnknownJob
+from orchestrator.queue.growing import Wish, wish
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.ledger import Cluster, Promises, kept, orders, snapshot
 from orchestrator.queue.noderules import rules_by_node
@@ -81,6 +82,11 @@ class Controller:
         self._takes_over = takes_over
         self._term: _Term | None = None
 
+    @property
+    def wish(self) -> Wish:
+        """For the autoscaler of the machines, as of the last pass."""
+        return self._term.wish if self._term is not None else Wish()
+
     def step(self) -> bool:
         """Look, decide, write, act. Whether this server leads.
 
@@ -130,6 +136,7 @@ class _Term:
         leases = self._store.leases(since_s=counts_since_s(now_s, half_life_s))
         self._shares = Shares(used_of(leases, now_s, half_life_s), now_s, half_life_s)
         self._promises: Promises = {}
+        self.wish = Wish()
         self._planned: Any = None  # what the last plan was made from
         self._plan_again_s = 0.0
         self._refused: dict[str, str] = {}
@@ -214,13 +221,17 @@ class _Term:
         looked_at = (self._book.newest, inventory, tuple(rules.items()), cluster.tenants, slow, bool(self._inherited))
         waits = [job for job in jobs if job.state is State.QUEUED and job.wanted is Wanted.RUN]
         nothing = not waits and not any(job.sizes and job.state is State.RUNNING for job in jobs)
-        if nothing or (looked_at == self._planned and now_s < self._plan_again_s):
+        if looked_at == self._planned and now_s < self._plan_again_s:
+            return
+        if nothing:
+            self.wish = wish(jobs, self._promises, cluster, self._of._policy, now_s)
             return
         policy = replace(self._of._policy, preemption=False) if self._inherited else self._of._policy
         made = plan(snapshot(jobs, self._promises, cluster, now_s), policy)
         found = orders(jobs, made, self._promises, cluster)
         self._write(found.moves, now_s)
         self._promises = found.promises
+        self.wish = wish(self._book.jobs, self._promises, cluster, policy, now_s)
         # Nothing has changed since: only time goes by, which moves a waiting queue slowly.
         self._planned = looked_at
         later_s = [at_s for job in waits if (at_s := may_start_at_s(job)) > now_s]

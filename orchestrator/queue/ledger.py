@@ -68,7 +68,7 @@ class Orders:
 def snapshot(jobs: Sequence[Job], promises: Promises, cluster: Cluster, now_s: float) -> Snapshot:
     """The scheduler's view; row *n* is the *n*-th job. Jobs that have ended must not be among them."""
     of = {node.node_id: node for node in cluster.inventory.nodes}
-    places = [_nodes_of(job, promises, cluster, of.keys()) for job in jobs]
+    places = [places_of(job, promises, cluster, of.keys()) for job in jobs]
     held = Counter[str]()
     for job, nodes in zip(jobs, places, strict=True):
         for node, workers in nodes:
@@ -136,7 +136,7 @@ def _holds(job: Job, cluster: Cluster) -> bool:
     return job.state in (State.STARTING, State.RUNNING) or job.job_id in cluster.slow
 
 
-def _nodes_of(job: Job, promises: Promises, cluster: Cluster, living: Container[str]) -> NodePlaces:
+def places_of(job: Job, promises: Promises, cluster: Cluster, living: Container[str]) -> NodePlaces:
     """What a job holds in the scheduler's eyes."""
     if job.job_id in promises:
         return tuple(place for place in promises[job.job_id] if place[0] in living)

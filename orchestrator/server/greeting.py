@@ -57,7 +57,8 @@ def _size(inventory: Inventory) -> str:
     nodes = inventory.nodes
     kinds = sorted({node.accelerator_type for node in nodes if node.accelerator_type})
     gpus = f"{inventory.gpus} GPUs" + (f" ({', '.join(kinds)})" if kinds else "")
-    return f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}, {inventory.cpus} CPUs, {gpus}"
+    more = f"; may get {inventory.most_more} more" if inventory.growth.types else ""
+    return f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}, {inventory.cpus} CPUs, {gpus}{more}"
 
 
 def _tokens(facts: Facts) -> str:

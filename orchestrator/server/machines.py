@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cluster.autoscaler import Autoscaler
 from cluster.backend import Backend
 from cluster.errors import BackendUnreachable, InputError
+from cluster.inventory import Growth
 from orchestrator.queue.store import Store
 from orchestrator.server.auth import is_loopback
 from orchestrator.server.identity import queue_id
 from orchestrator.service.surroundings import Engine
 
 _DASHBOARD = "http://127.0.0.1:8265"
+_GCS_PORT = 6379  # Ray's own default
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Place:
         same_machine: drivers are started on the server's own machine.
         one_machine: the workers too, all of them; on Ray, as long as it has one node.
         session: the name of the Ray session, now; None: there is no Ray, or its head is elsewhere.
+        autoscaler: of Ray; None: there is no Ray, or nothing is known of what its autoscaler may add.
     """
 
     backend: Backend
@@ -35,14 +39,20 @@ class Place:
     same_machine: bool
     one_machine: bool
     session: Callable[[], str] | None = None
+    autoscaler: Autoscaler | None = None
 
 
-def machines(address: str | None, store: Store, home: Path) -> Place:
+def machines(address: str | None, store: Store, home: Path, autoscaler: Path | None = None) -> Place:
     """
+    Args:
+        autoscaler: the file that Ray's autoscaler was started with, where it is not found by itself.
+
     Raises:
-        InputError: it is no address.
+        InputError: it is no address, or no such file.
         BackendUnreachable: nobody answers there.
     """
+    if autoscaler is not None and (address is None or address.startswith("fake:")):
+        raise InputError("--autoscaler goes with --address: without Ray nobody adds machines")
     if address is None:
         from cluster.local_backend import LocalBackend
 
@@ -51,10 +61,10 @@ def machines(address: str | None, store: Store, home: Path) -> Place:
         from cluster.testing import FakeBackend, ServedCluster
 
         return Place(FakeBackend(ServedCluster(address.removeprefix("fake:"))), "fake", "a made-up cluster", True, True)
-    return _ray(_DASHBOARD if address == "auto" else address, store, found=address == "auto")
+    return _ray(_DASHBOARD if address == "auto" else address, store, address == "auto", autoscaler)
 
 
-def _ray(dashboard: str, store: Store, found: bool) -> Place:
+def _ray(dashboard: str, store: Store, found: bool, autoscaler: Path | None) -> Place:
     parts = urlsplit(dashboard)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         host = dashboard.removeprefix("ray://").partition(":")[0] or "HOST"
@@ -65,7 +75,17 @@ def _ray(dashboard: str, store: Store, found: bool) -> Place:
     try:
         from cluster.ray_jobs import RayJobsBackend
 
-        backend = RayJobsBackend(dashboard, queue=queue_id(store), own_use=lambda: held_by_node(store))
+        here = is_loopback(parts.hostname)
+        session = RayJobsBackend(dashboard).session
+        grows = Autoscaler(session, f"{parts.hostname}:{_GCS_PORT}", autoscaler) if here or autoscaler else None
+        if grows is not None:
+            grows.check()
+        backend = RayJobsBackend(
+            dashboard,
+            queue=queue_id(store),
+            own_use=lambda: held_by_node(store),
+            growth=grows.growth if grows is not None else Growth,
+        )
         backend.inventory()
     except ModuleNotFoundError as error:
         raise InputError(f"jobs on Ray need {error.name}: pip install 'fleetune[train]'") from error
@@ -74,8 +94,7 @@ def _ray(dashboard: str, store: Store, found: bool) -> Place:
             "\nStart one with `ray start --head`, or leave --address out: then jobs run without Ray" if found else ""
         )
         raise BackendUnreachable(f"{error}{start}") from error
-    here = is_loopback(parts.hostname)
-    return Place(backend, "ray", f"Ray at {dashboard}", here, here, backend.session if here else None)
+    return Place(backend, "ray", f"Ray at {dashboard}", here, here, session if here else None, grows)
 
 
 def held_by_node(store: Store) -> Mapping[str, tuple[float, float]]:

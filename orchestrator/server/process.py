@@ -43,6 +43,7 @@ from orchestrator.server.record import Record, locked, make_home, write_record
 from orchestrator.server.scrub import Scrubber
 from orchestrator.server.serving import Serving
 from orchestrator.server.tokenrules import has_admin
+from orchestrator.server.wishing import Wishing
 from orchestrator.service import clients, followups
 from orchestrator.service.explain import Explainer
 from orchestrator.service.launching import launch_of
@@ -53,6 +54,7 @@ TENANT = "default"  # there from the start, so that a first submission works
 _SWITCH_S = 5e-4  # a pass computes for up to a second, and no request is to wait 5 ms for each of its turns
 _ENDS_WITHIN_S = 3
 _GUESTS_EVERY_S = 5.0
+_WISH_EVERY_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Options:
     python: str | None = None
     protected_s: float = DEFAULT.protected_s
     most_guests: int = MOST_GUESTS
+    autoscaler: str | None = None
     take_over: bool = False
     embedded: bool = False
     verbose: bool = False
@@ -91,7 +94,7 @@ def serve(options: Options) -> None:
             stack.enter_context(locked(home))
         sock = stack.enter_context(contextlib.closing(listen(options.host, options.port)))
         store = stack.enter_context(_opened(options, home))
-        place = machines(options.address, store, home)
+        place = machines(options.address, store, home, Path(options.autoscaler) if options.autoscaler else None)
         stack.callback(place.backend.close)
         _check_python(options.python, place)
         around = _surroundings(options, store, place, url_for_drivers(sock, options.url), secrets)
@@ -185,9 +188,9 @@ class _Server:
             takes_over=self._options.take_over,
         )
         news = News(around.store, self._meters, say)
-        return Passes(controller, self._leading, news, self._meters, say, self._after_each_pass())
+        return Passes(controller, self._leading, news, self._meters, say, self._after_each_pass(controller))
 
-    def _after_each_pass(self) -> list[Callable[[], object]]:
+    def _after_each_pass(self, controller: Controller) -> list[Callable[[], object]]:
         around, store = self._around, self._around.store
         after: list[Callable[[], object]] = [
             partial(followups.follow_up, around),
@@ -200,6 +203,9 @@ class _Server:
             record = SessionRecord(around.url, queue_id(store))
             after.append(Minute(Announcing(self._place.session, record, self._output.say), _GUESTS_EVERY_S))
         after.append(Minute(partial(clients.cancel_what_guests_left, around), _GUESTS_EVERY_S))
+        if self._place.autoscaler is not None:
+            wishing = Wishing(self._place.autoscaler, lambda: controller.wish, self._output.say)
+            after.append(Minute(wishing, _WISH_EVERY_S))
         if self._options.embedded:
             after.append(Embedding(store, self._home, self._end))
         return after

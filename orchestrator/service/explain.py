@@ -14,6 +14,7 @@ from cluster.errors import BackendUnreachable, CapacityError
 from cluster.placement import check_can_ever_fit
 from orchestrator.api import WhyView
 from orchestrator.queue.book import Book
+from orchestrator.queue.growing import growth_words
 from orchestrator.queue.ledger import Cluster, snapshot
 from orchestrator.queue.noderules import rules_by_node
 from orchestrator.queue.records import Job, NodeRule
@@ -22,7 +23,7 @@ from orchestrator.queue.states import ENDED, State, Wanted
 from orchestrator.queue.store import Filter
 from orchestrator.scheduling.forecast import Expected, expected_starts, rough_start
 from orchestrator.scheduling.snapshot import Snapshot, Tenant
-from orchestrator.scheduling.why import Why, why
+from orchestrator.scheduling.why import Obstacle, Why, why
 from orchestrator.scheduling.whytext import to_do, why_text
 from orchestrator.service import storytext
 from orchestrator.service.caller import ANYBODY, Caller
@@ -34,6 +35,7 @@ _NEW_KEPT_S = 0.5  # for a job that is not in it
 _ANSWERS_KEPT = 1000
 _ENDED_LATELY = 200
 _SHARES_KEPT_S = 60.0
+_FOR_WANT_OF_ROOM = frozenset({Obstacle.CLOSED, Obstacle.FULL, Obstacle.SCATTERED, Obstacle.BEHIND})
 _RUN_FORWARD = 100  # jobs before one, at most, for which the queue is run forward
 
 
@@ -139,6 +141,7 @@ class Explainer:
             storytext.closed(found, moment.snapshot.cluster.names, moment.rules, called),
             storytext.outside(found, self._others(moment) if _is_foreign(found) else ()),
             storytext.limit(found, moment.tenants.get(job.tenant)),
+            growth_words(moment.cluster.inventory) if found.obstacle in _FOR_WANT_OF_ROOM else "",
             to_do(found, job.job_id),
         ]
         text = "\n".join(filter(None, lines))

@@ -16,5 +16,9 @@ def test_the_benchmark_of_the_queue_prints_a_line_for_each_result() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["result"] for line in lines] == RESULTS
-    found = {name: value for line in lines for name, value in line.items()}
-    assert found["one_by_one_of_raw"] > 0.1 and found["admitted_per_s"] > 100 and found["first_pass_after_s"] < 5.0
+    of = {line["result"]: line for line in lines}
+    # One short round says nothing of the rates. A server that waits for a lock, or a plan for each job, would show.
+    assert of["submitting"]["one_by_one_of_raw"] > 0.1
+    assert of["submitting_over_http"]["one_by_one_of_raw"] > 0.02
+    assert of["admissions"]["admitted_per_s"] > 100 and of["restart"]["first_pass_after_s"] < 5.0
+    assert of["memory"]["after_all_mib"] < 1.5 * of["memory"]["after_a_fifth_mib"]

@@ -52,7 +52,8 @@ COMMANDS = {
     "priority": {"JOB", "--to", "--json", "--url"},
     "serve": {
         "--store", "--address", "--host", "--port", "--url", "--shared",
-        "--python", "--protected-s", "--most-guests", "--take-over", "--embedded", "--verbose",
+        "--python", "--protected-s", "--most-guests", "--autoscaler", "--take-over", "--embedded",
+        "--verbose",
     },
     "tokens add": {"NAME", "--role", "--tenant", "--store", "--url", "--json"},
     "tokens list": {"--store", "--url", "--json"},

@@ -28,6 +28,7 @@ HOMES = {
         "cluster/ray_backend.py",
         "cluster/ray_jobs.py",
         "cluster/ray_store.py",
+        "cluster/ray_wish.py",
         "jobs/command/ray_gang.py",
     ),
     "torch": TRAINING,

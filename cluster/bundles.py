@@ -1,0 +1,25 @@
+"""What is asked of one node, in the words of Ray's resources. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+Bundle = Mapping[str, float]
+
+TYPE_RESOURCE = "accelerator_type:"  # what a node has of it is its accelerators' type
+_LEAST = 0.001  # of a resource that only marks a node
+
+
+def bundle(cpus: int, gpus: int, accelerator_type: str | None = None) -> Bundle:
+    """In Ray's words."""
+    found: dict[str, float] = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
+    return found | {f"{TYPE_RESOURCE}{accelerator_type}": _LEAST} if gpus and accelerator_type else found
+
+
+def in_words(bundles: Iterable[Bundle]) -> str:
+    """`2 x (4 CPU, 1 GPU), 1 x (2 CPU)`; of nothing, `nothing`."""
+    counts: dict[str, int] = {}
+    for one in bundles:
+        text = ", ".join(f"{amount:g} {name}" for name, amount in one.items() if not name.startswith(TYPE_RESOURCE))
+        counts[text] = counts.get(text, 0) + 1
+    return ", ".join(f"{count} x ({text})" for text, count in counts.items()) or "nothing"

@@ -99,8 +99,9 @@ def submitting_over_http(folder: Path, rounds: int) -> Answer:
     names = ("http", "raw", "http_at_once", "sdk", "http_bulk", "raw_bulk")
     found: dict[str, list[float]] = {name: [] for name in names}
     with server(folder) as url, contextlib.closing(raw_database(folder / "raw.db")) as raw, Client(url) as sdk:
-        http, spec = sender(url), CommandSpec.model_validate(SENT)
+        spec = CommandSpec.model_validate(SENT)
         for number in range(rounds):
+            http = sender(url)
             post(http, [SENT])
             found["http"].append(rate(300, partial(post, http, [SENT])))
             found["raw"].append(rate(300, partial(insert, raw, 1)))
@@ -108,6 +109,7 @@ def submitting_over_http(folder: Path, rounds: int) -> Answer:
             found["sdk"].append(rate(300, partial(sdk.submit, spec)))
             # Searches are like that: all the same but for a word.
             bulk = [SENT | {"name": f"job-{number}", "env": {"TRIAL": str(trial)}} for trial in range(BULK)]
+            http = sender(url)  # the server ends connections that were not used for seconds
             found["http_bulk"].append(BULK * rate(3, partial(post, http, bulk)))
             found["raw_bulk"].append(BULK * rate(3, partial(insert, raw, BULK)))
     pairs = (("one_by_one", "http", "raw"), ("at_once", "http_at_once", "raw"), ("by_sdk", "sdk", "raw"))

@@ -133,7 +133,8 @@ def growth_of(config: Any) -> Growth:
         raise InputError(f"max_workers and resources are numbers: {error}") from error
     # The head is of its type: it is counted first, also where workers look the same.
     found = sorted((one for one in given if one is not None), key=lambda one: one.node.node_id != head)
-    return Growth(tuple(found), most + 1)
+    head_is_empty = any(one.node.node_id == head and not (one.node.cpus or one.node.gpus) for one in found)
+    return Growth(tuple(found), most + (not head_is_empty))
 
 
 def _type(name: str, one: Mapping[str, Any], head: str | None, most: int) -> NodeType | None:

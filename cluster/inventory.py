@@ -38,7 +38,7 @@ class Growth:
     """How far an autoscaler may take a cluster. Without types there is none.
 
     Attributes:
-        most_nodes: of all types together, the head's node included.
+        most_nodes: of all types together, that of the head included, as far as these have CPUs or GPUs.
     """
 
     types: tuple[NodeType, ...] = ()
@@ -70,8 +70,9 @@ class Inventory:
 
     @property
     def most_more(self) -> int:
-        """Nodes that may still be added in all."""
-        return max(0, min(self.growth.most_nodes - len(self.nodes), sum(count for _, count in self.more)))
+        """Nodes that may still be added in all. One that has only just come has nothing yet, and does not count."""
+        there = sum(bool(node.cpus or node.gpus) for node in self.nodes)
+        return max(0, min(self.growth.most_nodes - there, sum(count for _, count in self.more)))
 
     @property
     def cpus(self) -> int:

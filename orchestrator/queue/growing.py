@@ -63,7 +63,7 @@ def wish(jobs: Sequence[Job], promises: Promises, cluster: Cluster, policy: Poli
             cpus[nodes[index].node_id] += workers * gang.cpus_per_worker
             gpus[nodes[index].node_id] += workers * gang.gpus_per_worker
     for node in nodes if waiting else ():
-        closed = not node.usable or node.node_id in cluster.closed
+        closed = node.node_id in cluster.closed
         cpus[node.node_id] = node.cpus if closed else min(node.cpus, cpus[node.node_id] + node.foreign_cpus)
         gpus[node.node_id] = node.gpus if closed else min(node.gpus, gpus[node.node_id] + node.foreign_gpus)
     pieces = (bundle(cpus[node.node_id], gpus[node.node_id], node.accelerator_type) for node in nodes)
@@ -71,13 +71,16 @@ def wish(jobs: Sequence[Job], promises: Promises, cluster: Cluster, policy: Poli
 
 
 def _grown(inventory: Inventory) -> Inventory:
-    """As large as it may become; where several types compete for the last nodes, each as if it got them."""
+    """As large as it may become; where several types compete for the last nodes, each as if it got them.
+
+    Nodes that have only just come, and of which it is not known yet what is used, will be of use in a moment.
+    """
     added = tuple(
         replace(node, node_id=f"a new {node.node_id} {number}")
         for node, count in inventory.more
         for number in range(min(count, inventory.most_more, _MOST_OF_A_TYPE))
     )
-    return Inventory((*inventory.nodes, *added))
+    return Inventory((*(replace(node, usable=True) for node in inventory.nodes), *added))
 
 
 def _placed(made: Snapshot, policy: Policy) -> Iterator[tuple[int, Placement]]:

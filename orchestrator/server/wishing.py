@@ -44,6 +44,6 @@ class Wishing:
         if wish.waiting and (before is None or wish.waiting != before.waiting):
             more = len(wish.waiting) - _SHOWN
             names = ", ".join(wish.waiting[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-            self._say(f"Ray's autoscaler is told that {names} wait: room for {in_words(wish.bundles)} in all")
+            self._say(f"{names}: Ray's autoscaler is asked for room, {in_words(wish.bundles)} in all")
         elif not wish.waiting and before is not None and before.waiting:
-            self._say(f"nobody waits for room any more; Ray's autoscaler keeps room for {in_words(wish.bundles)}")
+            self._say(f"nobody waits for room: Ray's autoscaler is asked for {in_words(wish.bundles)} from now on")

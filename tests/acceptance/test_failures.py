@@ -60,12 +60,12 @@ def test_an_error_on_one_rank_ends_the_run_at_once(write_spec: WriteSpec, worksh
     assert len(read_journal(newest_run(workshop).metrics)) <= 1
 
 
-STEPS, EPOCH, WARMUP = 300, 100, 100
+STEPS, EPOCH, WARMUP = 120, 40, 40
 
 
 @pytest.fixture
 def job(write_spec: WriteSpec, workshop: pathlib.Path) -> pathlib.Path:
-    """Dropout, two groups with different decay, accumulation, clipping; 100 steps of warmup, which are one epoch."""
+    """Dropout, two groups with different decay, accumulation, clipping; 40 steps of warmup, which are one epoch."""
     tiny.write_text(workshop / "epoch.jsonl", EPOCH * 8)
     return write_spec(
         "gpt2", "epoch.jsonl", data__packing=False, train__global_batch_size=8, train__max_steps=STEPS,

@@ -44,6 +44,7 @@ def test_what_may_be_added_is_read_from_the_file_of_the_autoscaler() -> None:
     assert found.more == ((Node("gpu", 64, 8, "H100"), 4), (Node("cpu", 16), 3)) and found.most_more == 5
     found = grown(HEAD, H100, replace(H100, node_id="g1"), Node("c0", 16))
     assert [count for _, count in found.more] == [2, 2] and found.most_more == 2
+    assert grown(HEAD, Node("new", 0)).most_more == 5  # Ray says what it has a moment later
     assert Inventory((HEAD,)).more == () and Inventory((HEAD,)).most_more == 0
 
 
@@ -135,6 +136,11 @@ def test_nodes_that_take_nothing_new_and_what_others_use_are_no_room() -> None:
     there = Inventory((Node("n0", 64, 4, foreign_gpus=1, foreign_cpus=2), Node("n1", 64, 4)))
     text, waiting = wished([job("waits", gpus=4)], there, closed=frozenset({"n1"}))
     assert waiting == ("waits",) and text == "1 x (2 CPU, 1 GPU), 1 x (64 CPU, 4 GPU), 1 x (4 CPU, 4 GPU)"
+
+
+def test_a_node_that_has_only_just_come_is_what_was_asked_for() -> None:
+    came = Inventory(tuple(Node(f"n{number}", 64, 4, usable=False) for number in range(3)))
+    assert wished([job("waits", gpus=4)], came) == ("1 x (4 CPU, 4 GPU)", ("waits",))
 
 
 def test_without_an_autoscaler_nobody_is_told() -> None:

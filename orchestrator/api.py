@@ -243,7 +243,10 @@ class NodeView(Told):
 
 
 class Nodes(Told):
+    """`growth`: what an autoscaler may add, in words; empty where there is none."""
+
     nodes: tuple[NodeView, ...]
+    growth: str = ""
 
 
 class NodeOrderSent(Sent):

@@ -34,7 +34,7 @@ def nodes(json_: Json = False, url: Url = None) -> None:
 
         with connected(url, PATIENCE_S) as server:
             told = server.get("/v1/nodes", Nodes)
-        typer.echo(_listed(told.nodes) if json_ else nodes_page(told.nodes, width()))
+        typer.echo(_listed(told.nodes) if json_ else nodes_page(told.nodes, width(), told.growth))
 
 
 def cordon(nodes: NodeIds, reason: WhyNode = "", json_: Json = False, url: Url = None) -> None:

@@ -11,7 +11,7 @@ from orchestrator.pages.tables import columns, cut
 LONGEST_NODE: Final = 16  # characters; Ray's ids have 56, and the start of one is enough for every command
 
 
-def nodes_page(nodes: Sequence[NodeView], width: int | None) -> str:
+def nodes_page(nodes: Sequence[NodeView], width: int | None, growth: str = "") -> str:
     head = ("NODE", "STATE", "GPUS", "TYPE", "CPUS", "OUTSIDE", "HELD BY", "REASON")
     rows = [
         (
@@ -26,9 +26,8 @@ def nodes_page(nodes: Sequence[NodeView], width: int | None) -> str:
         )
         for node in nodes
     ]
-    if not rows:
-        return "the cluster has no machines"
-    return columns(head, rows, width, ("OUTSIDE", "TYPE", "CPUS"))
+    page = columns(head, rows, width, ("OUTSIDE", "TYPE", "CPUS")) if rows else "the cluster has no machines"
+    return f"{page}\n{growth}" if growth else page
 
 
 def _called(node: NodeView, width: int | None) -> str:

@@ -102,16 +102,14 @@ def _placed(made: Snapshot, policy: Policy) -> Iterator[tuple[int, Placement]]:
 
 
 def growth_words(inventory: Inventory) -> str:
-    """What `why` says of it; '' where no autoscaler adds nodes."""
+    """For people; '' where no autoscaler adds nodes."""
     if not inventory.growth.types:
         return ""
     kinds = ", ".join(f"{count} x {_words(node)}" for node, count in inventory.more)
     if not inventory.most_more or not kinds:
         return "Ray's autoscaler has added all the nodes that it may"
-    return (
-        f"Ray's autoscaler may add {inventory.most_more} more nodes ({kinds}), and is told what the first in the queue "
-        "need"
-    )
+    more = "1 more node" if inventory.most_more == 1 else f"{inventory.most_more} more nodes"
+    return f"Ray's autoscaler may add {more} ({kinds}), and is told what the first in the queue need"
 
 
 def _words(node: Node) -> str:

@@ -25,7 +25,7 @@ def routes(serving: Serving) -> APIRouter:
 
         def look() -> api.Nodes:
             found = service.nodes(serving.surroundings, caller)
-            return api.Nodes(nodes=tuple(_shown(serving, node) for node in found.nodes))
+            return found.model_copy(update={"nodes": tuple(_shown(serving, node) for node in found.nodes)})
 
         return answer(await serving.slow.run(look))
 

@@ -8,6 +8,7 @@ from cluster.inventory import Node
 from jobs.fields import did_you_mean
 from orchestrator.api import NodeOrderSent, Nodes, NodeView
 from orchestrator.queue.errors import UnknownNode
+from orchestrator.queue.growing import growth_words
 from orchestrator.queue.noderules import rules_by_node
 from orchestrator.queue.records import Lease, NodeOrder, NodeRule, QueueEvent
 from orchestrator.service.caller import ANYBODY, Caller
@@ -34,7 +35,8 @@ def nodes(surroundings: Surroundings, caller: Caller = ANYBODY) -> Nodes:
     held = _held(surroundings.store.leases(held=True), caller)
     names = [*there, *(name for name in rules if name not in there)]
     return Nodes(
-        nodes=tuple(_view(name, there.get(name), rules.get(name), held, labels.get(name, name)) for name in names)
+        nodes=tuple(_view(name, there.get(name), rules.get(name), held, labels.get(name, name)) for name in names),
+        growth=growth_words(inventory),
     )
 
 

@@ -7,8 +7,11 @@ import contextlib
 import pytest
 
 from cluster.backend import Launch, Phase
+from cluster.bundles import in_words
 from cluster.errors import BackendUnreachable, SpecError
+from cluster.inventory import Growth, Node, NodeType
 from cluster.testing import FakeBackend
+from orchestrator.queue.growing import Wish
 from orchestrator.queue.records import Job, NodeOrder, NodeRule
 from orchestrator.queue.states import Reason, State, Wanted
 from orchestrator.queue.store import Change
@@ -266,3 +269,24 @@ def test_a_queue_in_which_nothing_changes_is_looked_at_in_time_for_what_time_alo
     assert world.states(job_id) == [State.QUEUED]
     world.passes(2)
     assert world.states(job_id) != [State.QUEUED]
+
+
+def test_what_the_queue_wishes_for_follows_it_from_pass_to_pass() -> None:
+    world = QueueWorld(4, growth=Growth((NodeType(Node("gpu", 64, 4), 3),), 3))
+    world.backend.script("*", runs_s=1e6)
+    small, large = world.submit(new("small", 2), new("large", 8))
+    world.passes(2)
+    assert world.states(small, large) == [State.RUNNING, State.QUEUED]
+    assert world.server.wish.waiting == (large,) and in_words(world.server.wish.bundles) == (
+        "1 x (2 CPU, 2 GPU), 2 x (4 CPU, 4 GPU)"
+    )
+    for name in ("n1", "n2"):
+        world.backend.add_node(name, gpus=4, accelerator_type=None)
+    world.passes(3)
+    assert world.states(large) == [State.RUNNING] and world.server.wish.waiting == ()
+    assert in_words(world.server.wish.bundles) == "1 x (2 CPU, 2 GPU), 2 x (4 CPU, 4 GPU)"
+    for job_id in (small, large):
+        world.store.ask(job_id, Change(wanted=Wanted.CANCEL), world.clock(), "test")
+    world.until_all_end()
+    world.passes(1)
+    assert world.server.wish == Wish()

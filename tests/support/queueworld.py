@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.backend import Backend, Launch
-from cluster.inventory import Inventory, Node
+from cluster.inventory import Growth, Inventory, Node
 from cluster.resources import Gang
 from cluster.testing import FakeBackend, FakeClock, FakeCluster, double_runs, most_gpus
 from orchestrator.queue.controller import Controller, LaunchOf, Timing
@@ -19,6 +19,7 @@ from orchestrator.store import open_store
 
 START_S = 1_000_000.0
 TERM_S = 15.0
+NO_GROWTH = Growth()
 TENANTS = (Tenant("a"), Tenant("b"))
 
 
@@ -35,10 +36,14 @@ class QueueWorld:
     """`gpus` of each node; tenants a and b."""
 
     def __init__(
-        self, *gpus: int, url: str = "sqlite://", tenants: Sequence[Tenant] = (Tenant("a"), Tenant("b"))
+        self,
+        *gpus: int,
+        url: str = "sqlite://",
+        tenants: Sequence[Tenant] = (Tenant("a"), Tenant("b")),
+        growth: Growth = NO_GROWTH,
     ) -> None:
         self.clock = FakeClock(START_S)
-        nodes = Inventory(tuple(Node(f"n{number}", cpus=64, gpus=size) for number, size in enumerate(gpus)))
+        nodes = Inventory(tuple(Node(f"n{number}", cpus=64, gpus=size) for number, size in enumerate(gpus)), growth)
         self.cluster = FakeCluster(nodes, self.clock)
         self.backend = FakeBackend(self.cluster)
         self.store: Store = open_store(url)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
+import stat
 import subprocess
 import sys
 import time
@@ -23,10 +25,13 @@ from cluster.errors import BackendUnreachable, InputError, MachinesFailed
 from cluster.inventory import Growth, Node, NodeType
 from cluster.raylets import raylet_of_session, words_of_processes
 
+TYPE_LABEL = "ray.io/accelerator-type"
 _PROGRAM = "/monitor.py"
 _LOOKED_FOR_EVERY_S = 30.0
 _ANSWERS_S = 60.0
 _USUAL_WORKERS = 2  # Ray's own default for max_workers
+_LARGEST_FILE = 1 << 20
+_MOST = 1_000_000
 
 
 class Autoscaler:
@@ -42,33 +47,36 @@ class Autoscaler:
         self._session, self._gcs, self._given = session, gcs, file
         self._file = file
         self._look_again_s = 0.0
-        self._read: tuple[tuple[Path, int] | None, Growth] = (None, Growth())
+        self._growth = Growth()
+        self._mark: tuple[Path, int] | None = None
+        self.trouble = ""  # why its file cannot be used, in words
 
     def growth(self) -> Growth:
-        """How far it may go; of an autoscaler that is not there, or whose file cannot be read now: as known before."""
+        """How far it may go; while its file cannot be read or its process is away, as it was known before."""
         if self._given is None and time.monotonic() >= self._look_again_s:
             self._look_again_s = time.monotonic() + _LOOKED_FOR_EVERY_S
             try:
-                self._file = config_file(self._session())
+                self._file = config_file(self._session()) or self._file
             except BackendUnreachable:
-                return self._read[1]
+                return self._growth
         if self._file is None:
-            self._read = (None, Growth())
-            return self._read[1]
+            return self._growth
         try:
             mark = (self._file, self._file.stat().st_mtime_ns)
-            if mark != self._read[0]:
-                self._read = (mark, growth_of(_parsed(self._file)))
-        except (OSError, InputError):
-            pass  # it is being written, or was never ours to read: `check` has said so at the start
-        return self._read[1]
+            if mark != self._mark:
+                self._growth, self._mark, self.trouble = read_growth(self._file), mark, ""
+        except OSError as error:
+            self.trouble = f"{self._file}: {error.strerror}"
+        except InputError as error:
+            self.trouble = f"{self._file}: {error}"
+        return self._growth
 
     def check(self) -> None:
         """Raises InputError: the file that was given cannot be used."""
         if self._given is None:
             return
         try:
-            found = growth_of(_parsed(self._given))
+            found = read_growth(self._given)
         except OSError as error:
             raise InputError(f"--autoscaler {self._given}: {error.strerror}") from error
         except InputError as error:
@@ -87,10 +95,10 @@ class Autoscaler:
         """Wish for a cluster that has room for all of these at once; none: for nothing. The session's name.
 
         Raises:
-            BackendUnreachable, MachinesFailed: it was not told.
+            BackendUnreachable, MachinesFailed: it may not have been told.
         """
         session = self._session()
-        raylet = raylet_of_session(session)
+        raylet = raylet_of_session(session, trusted=True)
         gcs = raylet.gcs if raylet is not None else self._gcs
         words = [sys.executable, "-m", "cluster.ray_wish", gcs]
         try:
@@ -106,14 +114,41 @@ class Autoscaler:
 
 
 def config_file(session: str) -> Path | None:
-    """What the autoscaler of a session, on this machine, was started with; None: there is none that adds machines."""
-    trusted = {0, os.getuid()}
-    for owner, words in words_of_processes():
-        if owner in trusted and any(word.endswith(_PROGRAM) for word in words[:4]):
-            given = dict(word.removeprefix("--").partition("=")[::2] for word in words if word.startswith("--"))
+    """What the autoscaler of a session, on this machine, was started with; None: there is none that adds machines.
+
+    Only one of root or of this user is believed.
+    """
+    for process in words_of_processes():
+        if process.user in (0, os.getuid()) and any(word.endswith(_PROGRAM) for word in process.words[:4]):
+            given = dict(word.removeprefix("--").partition("=")[::2] for word in process.words if word.startswith("--"))
             if Path(given.get("logs-dir", "")).parent.name == session and given.get("autoscaling-config"):
-                return Path(given["autoscaling-config"])
+                return _as_seen_by(process.user, process.folder, given["autoscaling-config"])
     return None
+
+
+def _as_seen_by(user: int, folder: Path, path: str) -> Path:
+    """Ray hands on what it was given: `~/ray_bootstrap_config.yaml`."""
+    if path == "~" or path.startswith("~/"):
+        return Path(pwd.getpwuid(user).pw_dir) / path[2:]
+    return folder / path
+
+
+def read_growth(file: Path) -> Growth:
+    """
+    Raises:
+        OSError: it cannot be read.
+        InputError: it is no such file.
+    """
+    with open(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), encoding="utf-8") as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise InputError("it is no file")
+        try:
+            text = opened.read(_LARGEST_FILE + 1)
+            if len(text) > _LARGEST_FILE:
+                raise InputError(f"it has more than {_LARGEST_FILE} characters, and is no file of Ray's")
+            return growth_of(yaml.safe_load(text))
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            raise InputError(f"it is no YAML: {(str(error).splitlines() or ['?'])[0]}") from error
 
 
 def growth_of(config: Any) -> Growth:
@@ -125,32 +160,41 @@ def growth_of(config: Any) -> Growth:
     types = config.get("available_node_types") if isinstance(config, Mapping) else None
     if not isinstance(types, Mapping):
         raise InputError("it has no available_node_types, as Ray's cluster YAML does")
-    head = config.get("head_node_type")
-    try:
-        most = int(config.get("max_workers", _USUAL_WORKERS))
-        given = [_type(name, dict(one), head, most) for name, one in types.items()]
-    except (TypeError, ValueError) as error:
-        raise InputError(f"max_workers and resources are numbers: {error}") from error
-    # The head is of its type: it is counted first, also where workers look the same.
-    found = sorted((one for one in given if one is not None), key=lambda one: one.node.node_id != head)
-    head_is_empty = any(one.node.node_id == head and not (one.node.cpus or one.node.gpus) for one in found)
-    return Growth(tuple(found), most + (not head_is_empty))
+    most = _number(config.get("max_workers"), "max_workers", _USUAL_WORKERS)
+    name, found, head = config.get("head_node_type"), [], None
+    for key, one in types.items():
+        if not isinstance(one, Mapping):
+            raise InputError(f"available_node_types.{key} says nothing of its nodes")
+        workers = _number(one.get("max_workers"), f"{key}.max_workers", 0 if key == name else most)
+        kind = _type(str(key), one, min(workers, most))
+        if key == name:
+            head = kind
+        if kind is not None and kind.most and (kind.node.cpus or kind.node.gpus):
+            found.append(kind)
+    return Growth(tuple(found), most, head)
 
 
-def _type(name: str, one: Mapping[str, Any], head: str | None, most: int) -> NodeType | None:
-    resources = one.get("resources")
+def _type(name: str, one: Mapping[str, Any], most: int) -> NodeType | None:
+    resources, labels = one.get("resources") or {}, one.get("labels") or {}
+    if not isinstance(resources, Mapping) or not isinstance(labels, Mapping):
+        raise InputError(f"{name}: resources and labels are names with values")
     if not resources:
         return None
-    kind = next((key.removeprefix(TYPE_RESOURCE) for key in resources if key.startswith(TYPE_RESOURCE)), None)
-    node = Node(name, int(float(resources.get("CPU", 0))), int(float(resources.get("GPU", 0))), kind)
-    if name == head:
-        return NodeType(node, 1 + int(one.get("max_workers", 0)))
-    return NodeType(node, min(int(one.get("max_workers", most)), most))
+    names = [key for key in resources if isinstance(key, str) and key.startswith(TYPE_RESOURCE)]
+    asks = names[0].removeprefix(TYPE_RESOURCE) if names else None
+    accelerator = asks or labels.get(TYPE_LABEL)
+    cpus, gpus = (_number(resources.get(what), f"{name}.resources.{what}", 0) for what in ("CPU", "GPU"))
+    return NodeType(Node(name, cpus, gpus, str(accelerator) if accelerator and gpus else None), most, asks)
 
 
-def _parsed(file: Path) -> Any:
-    """Raises OSError, InputError."""
+def _number(value: Any, what: str, usual: int) -> int:
+    """Raises InputError."""
+    if value is None:
+        return usual
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"it is no YAML: {str(error).splitlines()[0]}") from error
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number <= _MOST:
+        raise InputError(f"{what}: a number from 0 to {_MOST} is wanted, and it is {str(value)[:50]}")
+    return int(number)

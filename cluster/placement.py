@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from cluster.errors import CapacityError
 from cluster.inventory import Inventory, Node
 from cluster.resources import Gang
@@ -16,23 +19,34 @@ def workers_that_fit(gang: Gang, node: Node) -> int:
 
 
 def largest_gang(gang: Gang, inventory: Inventory) -> int:
-    """Workers of the largest such gang that the empty cluster holds, grown as far as it may, on nodes of one type."""
-    there, more = inventory.nodes, inventory.more
-    kinds: set[str | None] = {node.accelerator_type for node in (*there, *(node for node, _ in more))}
-    if not gang.gpus_per_worker:
-        kinds = {None}
-    return max((_workers_on(gang, inventory, kind) for kind in kinds), default=0)
+    """Workers of the largest such gang that the empty cluster holds, grown as far as it may.
+
+    A gang with GPUs is on nodes of one accelerator type; one without spans only nodes without GPUs.
+    """
+    nodes = _nodes_and_more(inventory)
+    if gang.gpus_per_worker:
+        kinds = {node.accelerator_type for node in nodes}
+        return max((_workers_on(gang, inventory, partial(_is_of, kind)) for kind in kinds), default=0)
+    spanning = _workers_on(gang, inventory, lambda node: not node.gpus)
+    return max([spanning, *(workers_that_fit(gang, node) for node in nodes)])
 
 
-def _workers_on(gang: Gang, inventory: Inventory, kind: str | None) -> int:
-    """On all nodes of an accelerator type; a gang without GPUs: on all nodes."""
+def _is_of(accelerator_type: str | None, node: Node) -> bool:
+    return node.accelerator_type == accelerator_type
 
+
+def _nodes_and_more(inventory: Inventory) -> list[Node]:
+    """One node of each type that may be added, beside those that are there."""
+    return [*inventory.nodes, *(kind.node for kind, _ in inventory.more if inventory.most_more)]
+
+
+def _workers_on(gang: Gang, inventory: Inventory, may_be_on: Callable[[Node], bool]) -> int:
     def each(node: Node) -> int:
-        return workers_that_fit(gang, node) if node.accelerator_type == kind or not gang.gpus_per_worker else 0
+        return workers_that_fit(gang, node) if may_be_on(node) else 0
 
     found, left = sum(map(each, inventory.nodes)), inventory.most_more
-    for node, count in sorted(inventory.more, key=lambda one: -each(one[0])):
-        found += each(node) * min(count, left)
+    for kind, count in sorted(inventory.more, key=lambda one: -each(one[0].node)):
+        found += each(kind.node) * min(count, left)
         left -= min(count, left)
     return found
 
@@ -47,7 +61,7 @@ def check_can_ever_fit(gang: Gang, inventory: Inventory) -> None:
     if largest >= gang.num_workers:
         return
     advice = f"the most that would fit is resources.num_workers: {largest}" if largest else "not one worker fits"
-    nodes = (*inventory.nodes, *(node for node, _ in inventory.more))
+    nodes = _nodes_and_more(inventory)
     if not largest and gang.gpus_per_worker and not any(node.gpus for node in nodes):
         advice = "there is no GPU at all: set resources.gpus_per_worker: 0 to use CPUs, or take a cluster with GPUs"
     elif not largest and gang.accelerator_type is not None:
@@ -63,5 +77,5 @@ def _growth_words(inventory: Inventory) -> str:
     """`, and may get 3 more (2 of gpu, 1 of cpu)`; '' where no autoscaler adds any."""
     if not inventory.growth.types:
         return ""
-    kinds = ", ".join(f"{count} of {node.node_id}" for node, count in inventory.more)
-    return f", and may get {inventory.most_more} more{f' ({kinds})' if kinds else ''}"
+    kinds = ", ".join(f"{count} of {kind.node.node_id}" for kind, count in inventory.more)
+    return f", and may get {inventory.most_more} more{f' ({kinds})' if inventory.most_more else ''}"

@@ -35,23 +35,37 @@ def raylet_above(pid: int) -> Raylet | None:
     return None
 
 
-def raylet_of_session(name: str) -> Raylet | None:
-    """The one of a session, of those that run on this machine; the head's where there are several."""
+def raylet_of_session(name: str, trusted: bool = False) -> Raylet | None:
+    """The one of a session, of those that run on this machine; the head's where there are several.
+
+    Args:
+        trusted: only one of root or of this user.
+    """
     found = []
-    for owner, words in words_of_processes():
-        if words[0].endswith(_PROGRAM) and (one := raylet_of(words)) is not None and one.session.name == name:
-            found.append((one, owner))
+    for process in words_of_processes():
+        one = raylet_of(process.words) if process.words[0].endswith(_PROGRAM) else None
+        if one is not None and one.session.name == name:
+            found.append((one, process.user))
     # Anybody may start a program that looks like one: those of root and of this user go before.
     own = [one for one, user in found if user in (0, os.getuid())]
-    return max(own or [one for one, _ in found], key=lambda one: one.is_head, default=None)
+    return max(own or [one for one, _ in found if not trusted], key=lambda one: one.is_head, default=None)
 
 
-def words_of_processes() -> Iterator[tuple[int, list[str]]]:
-    """Of each process of this machine that has a command line: its user, and its words."""
+@dataclass(frozen=True)
+class Process:
+    """One of this machine: its user, the words of its command line, and where its paths begin."""
+
+    user: int
+    words: list[str]
+    folder: Path
+
+
+def words_of_processes() -> Iterator[Process]:
+    """Those that have a command line."""
     for entry in os.scandir("/proc"):
         if entry.name.isdecimal() and (words := _words(int(entry.name))):
             with contextlib.suppress(OSError):  # it has ended
-                yield entry.stat().st_uid, words
+                yield Process(entry.stat().st_uid, words, Path(entry.path) / "cwd")
 
 
 def _words(pid: int) -> list[str]:

@@ -82,10 +82,9 @@ class Controller:
         self._takes_over = takes_over
         self._term: _Term | None = None
 
-    @property
     def wish(self) -> Wish:
-        """For the autoscaler of the machines, as of the last pass."""
-        return self._term.wish if self._term is not None else Wish()
+        """For the autoscaler of the machines, of the queue as the last pass has left it."""
+        return self._term.wish() if self._term is not None else Wish()
 
     def step(self) -> bool:
         """Look, decide, write, act. Whether this server leads.
@@ -136,7 +135,8 @@ class _Term:
         leases = self._store.leases(since_s=counts_since_s(now_s, half_life_s))
         self._shares = Shares(used_of(leases, now_s, half_life_s), now_s, half_life_s)
         self._promises: Promises = {}
-        self.wish = Wish()
+        self._cluster: Cluster | None = None  # as of the last pass
+        self._wished: tuple[Any, Wish] = (None, Wish())
         self._planned: Any = None  # what the last plan was made from
         self._plan_again_s = 0.0
         self._refused: dict[str, str] = {}
@@ -221,21 +221,27 @@ class _Term:
         looked_at = (self._book.newest, inventory, tuple(rules.items()), cluster.tenants, slow, bool(self._inherited))
         waits = [job for job in jobs if job.state is State.QUEUED and job.wanted is Wanted.RUN]
         nothing = not waits and not any(job.sizes and job.state is State.RUNNING for job in jobs)
-        if looked_at == self._planned and now_s < self._plan_again_s:
-            return
-        if nothing:
-            self.wish = wish(jobs, self._promises, cluster, self._of._policy, now_s)
+        self._cluster = cluster
+        if nothing or (looked_at == self._planned and now_s < self._plan_again_s):
             return
         policy = replace(self._of._policy, preemption=False) if self._inherited else self._of._policy
         made = plan(snapshot(jobs, self._promises, cluster, now_s), policy)
         found = orders(jobs, made, self._promises, cluster)
         self._write(found.moves, now_s)
         self._promises = found.promises
-        self.wish = wish(self._book.jobs, self._promises, cluster, policy, now_s)
         # Nothing has changed since: only time goes by, which moves a waiting queue slowly.
         self._planned = looked_at
         later_s = [at_s for job in waits if (at_s := may_start_at_s(job)) > now_s]
         self._plan_again_s = min([now_s + self._timing.replan_s, *later_s])
+
+    def wish(self) -> Wish:
+        if self._cluster is None:
+            return Wish()
+        of = (self._book.newest, self._cluster.inventory, self._cluster.closed, tuple(self._promises.items()))
+        if of != self._wished[0]:
+            now_s, policy = self._of._clock.now_s(), self._of._policy
+            self._wished = of, wish(self._book.jobs, self._promises, self._cluster, policy, now_s)
+        return self._wished[1]
 
     def _slow(self, jobs: Sequence[Job]) -> frozenset[str]:
         steady_s = self._steady_s

@@ -204,7 +204,7 @@ class _Server:
             after.append(Minute(Announcing(self._place.session, record, self._output.say), _GUESTS_EVERY_S))
         after.append(Minute(partial(clients.cancel_what_guests_left, around), _GUESTS_EVERY_S))
         if self._place.autoscaler is not None:
-            wishing = Wishing(self._place.autoscaler, lambda: controller.wish, self._output.say)
+            wishing = Wishing(self._place.autoscaler, controller.wish, self._output.say)
             after.append(Minute(wishing, _WISH_EVERY_S))
         if self._options.embedded:
             after.append(Embedding(store, self._home, self._end))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from cluster.autoscaler import Autoscaler
 from cluster.bundles import in_words
-from cluster.errors import BackendUnreachable, MachinesFailed
+from cluster.errors import FleetuneError
 from orchestrator.queue.growing import Wish
 
 _SHOWN = 3
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 60.0  # after a failure
 
 
 class Wishing:
@@ -18,32 +20,52 @@ class Wishing:
 
     def __init__(self, autoscaler: Autoscaler, wish: Callable[[], Wish], say: Callable[[str], None]) -> None:
         self._autoscaler, self._wish, self._say = autoscaler, wish, say
-        self._told: Wish | None = None  # None: an earlier server may have wished for something
-        self._session = ""
-        self._failed = ""
+        self._told: Wish | None = (
+            None  # None: an earlier server, or a call without an answer, may have wished something
+        )
+        self._waiting: tuple[str, ...] = ()  # as it was said last
+        self._session = self._said = ""
+        self._wait_s, self._not_before_s = _FIRST_WAIT_S, 0.0
         self._telling: threading.Thread | None = None
 
     def __call__(self) -> None:
         """Raises BackendUnreachable."""
-        if not self._autoscaler.growth().types or (self._telling is not None and self._telling.is_alive()):
+        grows = bool(self._autoscaler.growth().types)
+        if (trouble := self._autoscaler.trouble) and trouble != self._said:
+            self._said = trouble
+            self._say(f"what Ray's autoscaler may add is not known: {trouble}")
+        if self._telling is not None and self._telling.is_alive():
             return
-        wish = self._wish()
+        if time.monotonic() < self._not_before_s or not (grows or self._session):
+            return
+        wish = self._wish()  # of a cluster that does not grow any more: nothing
         if self._told is None or wish.bundles != self._told.bundles or self._autoscaler.session() != self._session:
             self._telling = threading.Thread(target=self._tell, args=(wish,), name="autoscaler", daemon=True)
             self._telling.start()
+        else:
+            self._announce(wish)
 
     def _tell(self, wish: Wish) -> None:
+        self._told = None
         try:
             self._session = self._autoscaler.ask(wish.bundles)
-        except (BackendUnreachable, MachinesFailed) as error:
-            if str(error) != self._failed:
-                self._failed = str(error)
+        except (FleetuneError, OSError) as error:
+            self._not_before_s = time.monotonic() + self._wait_s
+            self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
+            if str(error) != self._said:
+                self._said = str(error)
                 self._say(f"Ray's autoscaler could not be told what is wanted: {error}")
             return
-        before, self._told, self._failed = self._told, wish, ""
-        if wish.waiting and (before is None or wish.waiting != before.waiting):
+        self._told, self._said, self._wait_s = wish, self._autoscaler.trouble, _FIRST_WAIT_S
+        self._announce(wish)
+
+    def _announce(self, wish: Wish) -> None:
+        if wish.waiting == self._waiting:
+            return
+        self._waiting = wish.waiting
+        if wish.waiting:
             more = len(wish.waiting) - _SHOWN
             names = ", ".join(wish.waiting[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
             self._say(f"{names}: Ray's autoscaler is asked for room, {in_words(wish.bundles)} in all")
-        elif not wish.waiting and before is not None and before.waiting:
+        else:
             self._say(f"nobody waits for room: Ray's autoscaler is asked for {in_words(wish.bundles)} from now on")

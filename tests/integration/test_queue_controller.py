@@ -7,7 +7,6 @@ import contextlib
 import pytest
 
 from cluster.backend import Launch, Phase
-from cluster.bundles import in_words
 from cluster.errors import BackendUnreachable, SpecError
 from cluster.inventory import Growth, Node, NodeType
 from cluster.testing import FakeBackend
@@ -277,16 +276,16 @@ def test_what_the_queue_wishes_for_follows_it_from_pass_to_pass() -> None:
     small, large = world.submit(new("small", 2), new("large", 8))
     world.passes(2)
     assert world.states(small, large) == [State.RUNNING, State.QUEUED]
-    assert world.server.wish.waiting == (large,) and in_words(world.server.wish.bundles) == (
-        "1 x (2 CPU, 2 GPU), 2 x (4 CPU, 4 GPU)"
-    )
+    assert world.server.wish() == Wish(({"CPU": 64, "GPU": 4},) * 3, (large,))
     for name in ("n1", "n2"):
         world.backend.add_node(name, gpus=4, accelerator_type=None)
     world.passes(3)
-    assert world.states(large) == [State.RUNNING] and world.server.wish.waiting == ()
-    assert in_words(world.server.wish.bundles) == "1 x (2 CPU, 2 GPU), 2 x (4 CPU, 4 GPU)"
-    for job_id in (small, large):
-        world.store.ask(job_id, Change(wanted=Wanted.CANCEL), world.clock(), "test")
+    assert world.states(large) == [State.RUNNING]
+    assert world.server.wish() == Wish(({"CPU": 64, "GPU": 4},) * 3)  # what is leased is not to be taken away
+    world.store.ask(large, Change(wanted=Wanted.CANCEL), world.clock(), "test")
+    world.passes(3)
+    assert world.server.wish() == Wish(({"CPU": 64, "GPU": 4},))
+    world.store.ask(small, Change(wanted=Wanted.CANCEL), world.clock(), "test")
     world.until_all_end()
     world.passes(1)
-    assert world.server.wish == Wish()
+    assert world.server.wish() == Wish()

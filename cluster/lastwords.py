@@ -10,6 +10,6 @@ _ERROR = re.compile(r"^(?:\S+ \S+Z )?(?:error|failed): (?P<said>\S.*)$", re.MULT
 
 
 def last_words(tail: str) -> str:
-    """The last line that a driver of Fleetune begins with `error: ` or, of a run, `failed: `; empty where it has said nothing."""
+    """The last line that a driver of Fleetune begins with `error: `, or `failed: ` where it is the run; else empty."""
     said = [match["said"].strip() for match in _ERROR.finditer(tail)]
     return said[-1][:LONGEST] if said else ""

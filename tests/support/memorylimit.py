@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.processes import process_lives
+from tests.support.processes import process_lives, wait_for
 
 LEAST_BYTES = 64 << 10
 _ENDS_WITHIN_S = 30.0
@@ -46,4 +46,11 @@ def _group() -> Iterator[Path]:
         for pid in (group / "cgroup.procs").read_text().split():
             with contextlib.suppress(OSError):
                 (root / "cgroup.procs").write_text(pid)
+        wait_for(lambda: _is_removed(group), "the kernel has done with the group", _ENDS_WITHIN_S)
+
+
+def _is_removed(group: Path) -> bool:
+    """It stays for as long as a process that was killed there is taken apart."""
+    with contextlib.suppress(OSError):
         group.rmdir()
+    return not group.exists()

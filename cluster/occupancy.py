@@ -82,7 +82,8 @@ class Occupancy:
         )
         for index, node in enumerate(nodes):
             if node.foreign_gpus or node.foreign_cpus:
-                occupancy.take(index, FOREIGN, min(node.foreign_gpus, node.gpus), node.foreign_cpus)
+                foreign = node.foreign_gpus if node.gpus else node.foreign_cpus
+                occupancy.take(index, FOREIGN, min(foreign, slots_of(node)), node.foreign_cpus)
         occupancy.hold_all(held)
         return occupancy
 

@@ -108,6 +108,11 @@ class JobPaths:
         return storage.join(self.root, "save")
 
     @property
+    def driver(self) -> str:
+        """Which driver has the run: a word of its own. Workers of an earlier one end when they see another."""
+        return storage.join(self.root, "driver")
+
+    @property
     def removing(self) -> str:
         """Appears when the whole run is to go, before its spec does, and goes last: what is left can be told."""
         return storage.join(self.root, "removing.json")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, Protocol
@@ -57,7 +58,8 @@ def gang_device(gpus_per_worker: int, local_rank: int) -> torch.device:
 class RayGang:
     """A worker of Ray Train: rows through Ray Data."""
 
-    def __init__(self, paths: JobPaths, gpus_per_worker: int) -> None:
+    def __init__(self, paths: JobPaths, gpus_per_worker: int, driver: str = "") -> None:
+        """`driver`: see `Job`."""
         import ray.train
         import ray.train.torch
 
@@ -67,7 +69,7 @@ class RayGang:
         self.local_rank = context.get_local_rank()
         self.device = ray.train.torch.get_device() if gpus_per_worker else torch.device("cpu")
         self._paths = paths
-        self._watch = OrderWatch(paths) if self.rank == 0 else None
+        self._watch = OrderWatch(paths, driver) if self.rank == 0 else None
 
     def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
         import ray.train
@@ -119,11 +121,31 @@ def read_attempt(paths: JobPaths) -> dict[str, Any]:
     return attempt
 
 
-class OrderWatch:
-    """Rank 0's look, in a thread, whether somebody has left an order in the run's directory."""
+def take_run(paths: JobPaths) -> str:
+    """A new driver's word, in place of that of the driver before (see `JobPaths.driver`)."""
+    word = secrets.token_hex(8)
+    storage.write_bytes(paths.driver, word.encode())
+    return word
 
-    def __init__(self, paths: JobPaths, every_s: float = 1.0) -> None:
-        self._paths, self._every_s = paths, every_s
+
+def end_superseded() -> None:
+    """At once, and without a checkpoint: the run is somebody else's."""
+    print("another driver has the run: these workers end", flush=True)
+    os._exit(1)
+
+
+class OrderWatch:
+    """Rank 0's look, in a thread, whether somebody has left an order in the run's directory, or has taken the run.
+
+    Workers that are cut off from Ray and from their driver still see the storage. Another driver, which goes on with
+    the run on other nodes, needs much longer to its first step than these need to see its word.
+    """
+
+    def __init__(
+        self, paths: JobPaths, driver: str = "", every_s: float = 1.0, leave: Callable[[], None] = end_superseded
+    ) -> None:
+        """`driver`: see `Job`."""
+        self._paths, self._driver, self._every_s, self._leave = paths, driver, every_s, leave
         self._stop = self._save = False
         threading.Thread(target=self._run, name="orders", daemon=True).start()
 
@@ -136,8 +158,17 @@ class OrderWatch:
     def _run(self) -> None:
         while not self._stop:
             time.sleep(self._every_s)
+            if self._is_superseded():
+                self._leave()
+                return
             with contextlib.suppress(StorageError):  # asked again a second later
                 self._stop = storage.exists(self._paths.stop_request)
                 if storage.exists(self._paths.save_request):
                     storage.remove_file(self._paths.save_request)
                     self._save = True
+
+    def _is_superseded(self) -> bool:
+        try:
+            return bool(self._driver) and storage.read_bytes(self._paths.driver).decode() != self._driver
+        except StorageError:  # asked again a second later
+            return False

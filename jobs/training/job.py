@@ -17,6 +17,7 @@ class Job:
     prepared_root: str
     model: str  # as in the spec; each machine brings it to its own disk
     earlier_attempts: int = 0  # worker groups that this run had before its driver started
+    driver: str = ""  # what that driver has written to `JobPaths.driver`; empty: nobody can take its place
 
     @property
     def paths(self) -> JobPaths:

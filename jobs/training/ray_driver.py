@@ -26,7 +26,7 @@ from jobs.record import write_manifest
 from jobs.signals import StopSignals
 from jobs.spec import Spec
 from jobs.training.draining import Draining
-from jobs.training.gang import count_attempts, read_attempt
+from jobs.training.gang import count_attempts, read_attempt, take_run
 from jobs.training.job import Job
 from jobs.training.ready import ready_data
 from jobs.training.worker import failures_of, outcome_of, ray_worker
@@ -60,7 +60,7 @@ def drive_on_ray(
     given = assignment or Assignment()
     if given.num_workers is not None:
         spec = with_workers(spec, given.num_workers)
-    facts = run_facts()
+    facts, driver = run_facts(), take_run(paths)
     with StopSignals(paths, announce, patient=assignment is not None) as signals:
         announce("phase", "connecting to Ray", phase="connect")
         with _connected(spec, address, assignment) as inventory:
@@ -75,7 +75,7 @@ def drive_on_ray(
                 with held_places(gang_of(spec), given.places, lambda: None):
                     pass
             signals.graceful = True
-            job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths))
+            job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver)
             draining = Draining(paths, announce, given.places)
             result = fit(job, signals, Watch(paths, progress), draining, given.places)
     outcome = outcome_of(paths, result, failures_of(paths))

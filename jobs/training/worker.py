@@ -45,7 +45,7 @@ def ray_worker(config: dict[str, Any]) -> Record | None:
 
     rank = ray.train.get_context().get_world_rank()
     with redirected_output(job.paths.log(f"rank-{rank}")):
-        return guarded(job, RayGang(job.paths, job.spec.resources.gpus_per_worker), train)
+        return guarded(job, RayGang(job.paths, job.spec.resources.gpus_per_worker, job.driver), train)
 
 
 def guarded(job: Job, gang: Gang, loop: Callable[[Job, Gang], LoopState]) -> Record | None:

@@ -6,6 +6,7 @@ of what a failing node may cost it.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 
 from cluster.backend import Phase, Submission
@@ -87,4 +88,6 @@ def why_ended(submission: Submission) -> tuple[Reason, str]:
         )
     if submission.phase is Phase.FAILED and submission.exit_code is not None and submission.exit_code > 0:
         return Reason.RUN_FAILED, text or f"the driver ended with exit code {submission.exit_code}: see the log"
+    if submission.exit_code == -signal.SIGKILL:  # nothing of the machine's own tells who did it
+        return Reason.DRIVER_LOST, text or "the driver was killed, as happens where a machine runs out of memory"
     return Reason.DRIVER_LOST, text or "the driver is gone without an outcome"

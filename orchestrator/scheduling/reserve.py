@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.occupancy import Occupancy
+from cluster.occupancy import FOREIGN, Occupancy
 from cluster.resources import Gang
 from orchestrator.scheduling.decisions import Reservation
 from orchestrator.scheduling.table import Floats, Rows
@@ -19,7 +19,8 @@ def reserve(
     """The earliest nodes for a gang, as far as anybody knows when those who hold them end.
 
     Where nobody knows, these are the nodes with the fewest such jobs, from now on: what has no known end must not be
-    put there. None where no nodes could hold it.
+    put there. None where no nodes could hold it, nor where it would have to wait for what is held outside Fleetune:
+    that may be for good, and then nothing would be kept for anybody.
 
     Args:
         released_s: [rows]; when each running job gives its slots back; inf where nobody knows.
@@ -28,14 +29,17 @@ def reserve(
     by_time = np.concatenate((released_s, (math.inf, math.inf, now_s)))[cluster.slots]  # FOREIGN, ABSENT, FREE
     by_time.sort(axis=1)
     per_worker = gang.gpus_per_worker or gang.cpus_per_worker
+    foreign = (cluster.slots == FOREIGN).sum(axis=1)
     most = np.minimum(cluster.sizes // per_worker, cluster.cpus // max(gang.cpus_per_worker, 1))
     found = []
     for kind in sorted(cluster.kinds_for(gang)):
         nodes = (open_nodes & (cluster.kinds == kind) & (most > 0)).nonzero()[0]
         if cluster.spans_nodes(gang, kind):
-            option = _whole_nodes(nodes, gang, cluster, by_time, most)
+            option = _whole_nodes(nodes[foreign[nodes] == 0], gang, cluster, by_time, most)
         else:
-            option = _one_node(nodes[most[nodes] >= gang.num_workers], gang.num_workers * per_worker, by_time)
+            size = gang.num_workers * per_worker
+            could = (most[nodes] >= gang.num_workers) & (cluster.sizes[nodes] - foreign[nodes] >= size)
+            option = _one_node(nodes[could], size, by_time)
         found += [option] if option is not None else []
     if not found:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import threading
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from jobs.errors import DataError, RunFailed
 from jobs.outcome import Status
 from jobs.training import worker
+from jobs.training.gang import OrderWatch, take_run
 from jobs.training.job import Job
 from jobs.training.run import LoopState
 from tests.support import tiny
@@ -86,3 +88,11 @@ def test_a_good_end_is_a_result_on_rank_0(job: Job) -> None:
     assert outcome.status is Status.SUCCEEDED and outcome.exit_code == 0 and outcome.step == 3
     assert outcome.metrics == {"eval_loss": 0.4, "loss": 0.5} and outcome.metrics_before == {"eval_loss": 0.9}
     assert outcome.model_path == job.paths.model
+
+
+def test_workers_end_once_another_driver_has_taken_their_run(job: Job) -> None:
+    ended = threading.Event()
+    OrderWatch(job.paths, take_run(job.paths), every_s=0.01, leave=ended.set)
+    assert not ended.wait(0.2)
+    take_run(job.paths)
+    assert ended.wait(10.0)

@@ -84,6 +84,25 @@ def mount_at(host: Host, folder: pathlib.Path, place: pathlib.PurePosixPath) -> 
     )
 
 
+def cut_off(host: Host) -> None:
+    """Nothing reaches the host any more, nor anybody from it, and nobody is told so."""
+    _ip("link", "set", _outer(host), "nomaster")
+
+
+def reconnect(host: Host) -> None:
+    _ip("link", "set", _outer(host), "master", host.name.partition("-")[0])
+
+
+def processes_of(host: Host) -> list[int]:
+    listed = subprocess.run(["ip", "netns", "pids", host.name], capture_output=True, text=True)
+    return [int(pid) for pid in listed.stdout.split()]
+
+
+def _outer(host: Host) -> str:
+    """The end of its line on the bridge."""
+    return host.name.replace("-", "v")
+
+
 def _ip(*arguments: str, check: bool = True) -> None:
     subprocess.run(["ip", *arguments], check=check, capture_output=True)
 
@@ -107,13 +126,13 @@ def hosts(count: int, folder: pathlib.Path, **env: str) -> Iterator[list[Host]]:
                     os.killpg(process.pid, 15)
         _wait_for_end([process for host in made for process in host.started])
         for host in made:
-            _end_what_is_left(host.name)
+            end_what_is_left(host)
             _ip("netns", "delete", host.name, check=False)
         _ip("link", "delete", bridge, check=False)
 
 
 def _host(tag: str, bridge: str, number: int, folder: pathlib.Path, env: dict[str, str]) -> Host:
-    name, outer, address = f"ft{tag}-{number}", f"ft{tag}v{number}", f"10.77.0.{number}"
+    name, outer, address = f"ft{tag}-{number}", f"ft{tag}v{number}", f"10.77.0.{number}"  # see `_outer`
     _ip("netns", "add", name)
     _ip("link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", name)
     _ip("link", "set", outer, "master", bridge, "up")
@@ -139,9 +158,8 @@ def _wait_for_end(processes: list[subprocess.Popen[Any]]) -> None:
             process.wait()
 
 
-def _end_what_is_left(name: str) -> None:
+def end_what_is_left(host: Host) -> None:
     """Ray's processes leave their session; they are still in the namespace, and only ours are."""
-    listed = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)
-    for pid in listed.stdout.split():
+    for pid in processes_of(host):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), 9)
+            os.kill(pid, 9)

@@ -11,6 +11,7 @@ from cluster.lastwords import last_words
     ("tail", "said"),
     [
         ("2026-11-25 14:00:00Z error: there is no program x on the PATH\n", "there is no program x on the PATH"),
+        ("2026-11-25 14:00:00Z failed: the loss of step 3 is nan\nlogs: /runs/a/logs\n", "the loss of step 3 is nan"),
         ("error: first\nwords\nerror: last\n[0] goodbye\n", "last"),
         ("it is no error: at all\n[1] error: of the user's own program\nerror: \n", ""),
         ("", ""),

@@ -176,6 +176,15 @@ def test_an_end_without_a_code_is_no_failure_of_the_run() -> None:
     )
 
 
+def test_a_driver_that_was_killed_is_told_from_one_that_failed() -> None:
+    reason, text = why_ended(Submission("x-1", Phase.FAILED, -9))
+    assert reason is Reason.DRIVER_LOST and "out of memory" in text
+    assert why_ended(Submission("x-1", Phase.FAILED, -15)) == (
+        Reason.DRIVER_LOST,
+        "the driver is gone without an outcome",
+    )
+
+
 def test_a_driver_that_is_gone_with_its_node_is_no_fault_of_the_driver() -> None:
     one = job(state=State.RUNNING)
     gone = seen(of(one, Phase.LOST), absent=frozenset({"n0"}))

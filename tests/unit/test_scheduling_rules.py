@@ -71,6 +71,14 @@ def test_nothing_is_put_on_cordoned_nodes_nor_on_gpus_and_cpus_that_others_hold(
     assert decided(nodes(8, cpus=8), [Job("a", 2, cpus=3), Job("b", 1, cpus=3)]) == ["start a on 0"]
 
 
+def test_a_gang_that_waits_for_what_others_hold_outside_keeps_no_slot_from_those_that_fit() -> None:
+    for machines, gpus in ((nodes(8, foreign_gpus=5), 1), (nodes(0, cpus=8, foreign_cpus=5), 0)):
+        jobs = [Job("gang", 4, gpus_per_worker=gpus), Job("small", 1, gpus_per_worker=gpus)]
+        assert decided(machines, jobs) == ["start small on 0"]
+    jobs = [Job("runs", 5, {0: 5}, running_s=0.0), Job("gang", 4), Job("small", 1)]
+    assert decided(nodes(8), jobs) == []
+
+
 def test_held_jobs_and_those_of_later_are_not_started() -> None:
     jobs = [Job("held", 8, held=True), Job("later", 8, not_before_s=NOW_S + 1), Job("now", 8, left_s=LONG)]
     assert decided(nodes(8), jobs) == ["start now on 0"]

@@ -89,6 +89,15 @@ def test_what_is_held_outside_is_counted_and_said() -> None:
     found, text = explain(nodes(8, foreign_gpus=6), [Job("mine", 4)])
     assert found.obstacle is Obstacle.FULL and found.free == 2
     assert "6 are held outside Fleetune" in text and "6 outside Fleetune" in text
+    assert "would have room" not in text and "would start on" not in text  # nobody knows of it
+
+
+def test_what_is_held_outside_of_a_node_without_gpus_is_counted_and_said() -> None:
+    machines = nodes(0, cpus=4, foreign_cpus=3)
+    found, text = explain(machines, [Job("mine", 2, cpus=1, gpus_per_worker=0)])
+    assert found.obstacle is Obstacle.FULL and found.free == 1
+    assert "3 are held outside Fleetune" in text and "3 outside Fleetune" in text
+    assert "would have room" not in text
 
 
 def test_a_job_that_runs_or_starts_now_is_told_so() -> None:

@@ -1,0 +1,298 @@
+"""Three tenants on one real Ray cluster of four slots, through a real server: small trainings and programs.
+
+A slot is a logical CPU, so that all of this runs without GPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.ray_jobs import RayJobsBackend
+from jobs.journal import read_journal
+from jobs.paths import JobPaths
+from orchestrator.queue.records import Job
+from orchestrator.store import open_store
+from tests.support import tiny
+from tests.support.gangs import ROOT
+from tests.support.memorylimit import kill_for_memory
+from tests.support.processes import processes_with, wait_for
+from tests.support.queuereplay import starts_and_plans
+from tests.support.raycluster import RAY, RayHead, ray_head
+from tests.support.raynodes import left_on_ray
+from tests.support.server import Server
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+SLOTS, TENANTS = 4, ("vision", "speech", "search")
+LONG_S, SHORT_S = "600", "5"  # for how long no attempt is interrupted
+ENDED = ("succeeded", "failed", "cancelled")
+STEPS, FURTHER, SAVED_EVERY = 100_000, 30, 20
+HOLDS = """
+import sys, time, ray
+ray.init()
+@ray.remote(num_cpus=3)
+def hold():
+    print("holds", flush=True)
+    time.sleep(1000)
+ray.get(hold.remote())
+"""
+
+
+class Shared:
+    """The cluster, its server, and what tests do with them."""
+
+    def __init__(self, head: RayHead, folder: Path) -> None:
+        self.head, self.folder = head, folder
+        environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.temp / "token")}
+        (folder / "server").mkdir()
+        self.queue = Server(folder / "server", (), environment)
+        self._protected = ""
+
+    def serve(self, protected_s: str) -> None:
+        """By these rules; a server that goes by others is ended first."""
+        if protected_s != self._protected:
+            if self._protected:
+                assert self.queue.end() == 0
+            self.queue.options = ("--address", self.head.dashboard, "--protected-s", protected_s)
+            self.queue.start()
+            self._protected = protected_s
+
+    def training(self, name: str, workers: int, steps: int, queue: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        changes = {"train__max_steps": steps, "resources__num_workers": workers, "queue": queue, **changes}
+        made = tiny.spec_of(
+            self.folder / "runs", self.folder / "llama", self.folder / "text.jsonl", name=name, **changes
+        )
+        spec: dict[str, Any] = made.model_dump(mode="json")
+        return spec
+
+    def submit(self, *specs: dict[str, Any]) -> list[str]:
+        with self.queue.client() as client:
+            answer = client.post("/v1/jobs", json={"specs": specs})
+            assert answer.status_code == 201, answer.text
+            return [job["job_id"] for job in answer.json()["jobs"]]
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        with self.queue.client() as client:
+            found: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()
+        return found
+
+    def story(self, job_id: str) -> list[str]:
+        with self.queue.client() as client:
+            return [one["message"] for one in client.get(f"/v1/jobs/{job_id}/events").json()["events"]]
+
+    def ended(self, *job_ids: str, within_s: float = 600.0) -> None:
+        def all_have() -> bool:
+            return all(self.job(job_id)["state"] in ENDED for job_id in job_ids)
+
+        wait_for(all_have, f"{job_ids} have ended", within_s, between=_rest)
+
+    def backend(self) -> RayJobsBackend:
+        return RayJobsBackend(self.head.dashboard, token=self.head.token)
+
+    def cancelled(self, *job_ids: str) -> None:
+        with self.queue.client() as client:
+            for job_id in job_ids:
+                client.post(f"/v1/jobs/{job_id}/cancel").raise_for_status()
+        self.ended(*job_ids)
+        assert {self.job(job_id)["state"] for job_id in job_ids} == {"cancelled"}
+
+    def steps(self, job_id: str) -> int:
+        """As its run has them, which the server is told of every ten seconds."""
+        run = self.job(job_id)["run"]
+        return max((record["step"] for record in read_journal(JobPaths(run).metrics)), default=0) if run else 0
+
+    def reaches(self, job_id: str, step: int) -> None:
+        wait_for(lambda: self.steps(job_id) >= step, f"{job_id} has done step {step}", 600.0, _rest)
+
+    def ray(self, what: str, *words: str) -> str:
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.head.temp / "token")}
+        done = subprocess.run(
+            [str(RAY), "job", what, "--address", self.head.dashboard, *words],
+            env={**os.environ, **own}, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def nothing_is_left(self) -> None:
+        """No placement group, no actor, and what Ray has is what it can give."""
+        wait_for(lambda: not left_on_ray(self.head), f"nothing is left on Ray: {left_on_ray(self.head)}", 60.0, _rest)
+
+        def all_is_free() -> bool:
+            (node,) = self.backend().inventory().nodes  # without leases that it knows of, all use is foreign
+            return (node.cpus, node.foreign_cpus) == (SLOTS, 0)
+
+        wait_for(all_is_free, "Ray's available resources are its total", 60.0, _rest)
+
+
+def _rest() -> None:
+    """The cores are shared with what is waited for."""
+    time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    folder = tmp_path_factory.mktemp("shared")
+    tiny.save_model(folder / "llama", "llama")
+    tiny.save_model(folder / "bert", "bert")
+    tiny.write_text(folder / "text.jsonl", 300)
+    tiny.write_labelled(folder / "labelled.jsonl", 100, 3)
+    calls = str(folder / "calls")
+    with ray_head(num_cpus=SLOTS, PYTHONPATH=str(ROOT), BROKEN_METRIC_CALLS=calls) as head:
+        found = Shared(head, folder)
+        found.serve(LONG_S)
+        try:
+            with found.queue.client() as client:
+                for tenant in TENANTS:
+                    client.put(f"/v1/tenants/{tenant}", json={"weight": 1.0}).raise_for_status()
+            yield found
+        finally:
+            found.queue.kill()
+
+
+def command(name: str, workers: int, words: list[str], queue: dict[str, Any]) -> dict[str, Any]:
+    resources = {"num_workers": workers, "gpus_per_worker": 0, "cpus_per_worker": 1}
+    return {"kind": "command", "name": name, "command": words, "resources": resources, "queue": queue}
+
+
+def twelve(shared: Shared) -> list[dict[str, Any]]:
+    """Half of them train, half run a program; gangs of one and of two; of three tenants in two classes."""
+    made = []
+    for number in range(12):
+        queue = {"tenant": TENANTS[number % 3], "priority": 5 if number in (4, 9, 11) else 0}
+        workers = 2 if number in (1, 3, 6, 8, 9) else 1
+        if number % 2:
+            made.append(shared.training(f"train-{number}", workers, 2 + number % 3, queue))
+        else:
+            made.append(command(f"program-{number}", workers, ["sleep", str(1 + number % 4)], queue))
+    return made
+
+
+def test_twelve_jobs_of_three_tenants_all_finish_in_the_order_that_the_rules_give(shared: Shared) -> None:
+    """All wait at first, since the only node is cordoned. Each start is then compared with a plan of its moment.
+
+    How long the jobs run is no matter of rules, so it is taken from what happened. Ray says some seconds late that a
+    slot is free again: a moment may have had fewer free slots than its leases say, and then it started only the first
+    of those that the plan starts. No attempt is interrupted within ten minutes, and none of these jobs says how long
+    it takes, so nobody passes a gang that waits for its second slot.
+    """
+    shared.serve(LONG_S)
+    with shared.queue.client() as client:
+        (node,) = client.get("/v1/nodes").json()["nodes"]
+        path = f"/v1/nodes/{node['node_id']}"
+        client.put(path, json={"order": "cordon", "reason": "a test"}).raise_for_status()
+        ids = shared.submit(*twelve(shared))
+        client.put(path, json={"order": "use", "reason": ""}).raise_for_status()
+    shared.ended(*ids, within_s=800.0)
+    for job_id in ids:
+        job = shared.job(job_id)
+        assert (job["state"], job["attempt"]) == ("succeeded", 1), (job, shared.story(job_id))
+    store = open_store(shared.queue.store)
+    try:
+        jobs: list[Job] = [store.job(job_id) for job_id in ids]
+        leases = [lease for lease in store.leases() if lease.job_id in ids]
+        inventory = shared.backend().inventory()
+        moments = starts_and_plans(jobs, leases, inventory, store.tenants())
+    finally:
+        store.close()
+    for started, planned in moments:
+        assert started == planned[: len(started)], moments
+    order = [job_id for started, _ in moments for job_id in started]
+    assert sorted(order) == sorted(ids) and order != ids
+    urgent = {ids[number] for number in (4, 9, 11)}
+    assert set(order[:3]) == urgent
+    shared.nothing_is_left()
+
+
+def test_an_urgent_job_interrupts_a_training_which_then_computes_what_an_undisturbed_one_does(shared: Shared) -> None:
+    shared.serve(SHORT_S)
+    undisturbed = shared.training("undisturbed", 2, STEPS, {"tenant": "vision", "preemptible": False})
+    disturbed = shared.training("disturbed", 2, STEPS, {"tenant": "speech"})
+    first, second = shared.submit(undisturbed, disturbed)
+    shared.reaches(second, 1)
+    (urgent,) = shared.submit(command("urgent", 2, ["true"], {"tenant": "search", "priority": 9}))
+    shared.ended(urgent)
+    assert shared.job(urgent)["state"] == "succeeded"
+    interrupted_at = shared.steps(second)
+    shared.reaches(second, interrupted_at + FURTHER)
+    shared.reaches(first, interrupted_at + FURTHER)
+    shared.cancelled(first, second)
+    assert [(job["attempt"], job["interruptions"]) for job in map(shared.job, (first, second))] == [(1, 0), (2, 1)]
+    assert f"preempted: {urgent} goes first" in shared.story(second), shared.story(second)
+    losses = [losses_of(shared.job(job_id)["run"]) for job_id in (first, second)]
+    count = min(map(len, losses))
+    assert count >= interrupted_at + FURTHER
+    assert losses[1][:count] == pytest.approx(losses[0][:count], rel=1e-5)
+    shared.nothing_is_left()
+
+
+def losses_of(run: str) -> list[float]:
+    records = [record for record in read_journal(JobPaths(run).metrics) if "loss" in record]
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))  # none lost, none computed twice
+    return [record["loss"] for record in records]
+
+
+def test_a_job_of_ray_that_the_queue_knows_nothing_of_is_planned_around_and_named(shared: Shared) -> None:
+    shared.serve(SHORT_S)
+    shared.ray("submit", "--submission-id", "somebody-elses", "--no-wait", "--", sys.executable, "-c", HOLDS)
+    try:
+        wait_for(lambda: shared.backend().inventory().nodes[0].foreign_cpus == 3, "it holds three slots", 120.0, _rest)
+        pair, single = shared.submit(
+            command("pair", 2, ["true"], {"tenant": "vision"}), command("single", 1, ["true"], {"tenant": "speech"})
+        )
+        shared.ended(single)
+        assert shared.job(single)["state"] == "succeeded"
+        assert (shared.job(pair)["state"], shared.job(pair)["attempt"]) == ("queued", 0)
+        told = shared.queue.run("why", pair)
+        assert told.returncode == 0, told.stderr
+        assert "outside Fleetune run: somebody-elses" in told.stdout, told.stdout
+    finally:
+        shared.ray("stop", "somebody-elses")
+    shared.ended(pair)
+    assert shared.job(pair)["state"] == "succeeded"
+    shared.nothing_is_left()
+
+
+def test_a_mistake_in_a_function_of_the_user_costs_one_attempt_and_a_driver_without_memory_is_started_again(
+    shared: Shared,
+) -> None:
+    shared.serve(SHORT_S)
+    mistaken = tiny.spec_of(
+        shared.folder / "runs", shared.folder / "bert", shared.folder / "labelled.jsonl", classify=True,
+        name="mistaken", train__max_steps=2, resources__num_workers=1, data__eval_fraction=0.3,
+        eval__metrics=["tests.support.own_metrics:broken"],
+    )  # fmt: skip
+    killed = shared.training("killed", 2, STEPS, {"tenant": "vision"}, checkpoint__save_steps=SAVED_EVERY)
+    wrong, starved = shared.submit(mistaken.model_dump(mode="json"), killed)
+    shared.reaches(starved, 2 * SAVED_EVERY)
+    (driver,) = [pid for pid in processes_with(f"FLEETUNE_JOB={starved}") if "jobs.drive" in command_line(pid)]
+    by_the_kernel = kill_for_memory(driver)
+    wait_for(lambda: shared.job(starved)["attempt"] == 2, "it is started again", 120.0, _rest)
+    shared.reaches(starved, shared.steps(starved) + FURTHER)
+    shared.ended(wrong)
+    shared.cancelled(starved)
+
+    job = shared.job(wrong)
+    assert (job["state"], job["reason"], job["attempt"]) == ("failed", "bad-input", 1), (job, shared.story(wrong))
+    assert "no such column in my table" in job["message"]
+    assert (shared.folder / "calls").read_text().count("called") == 1
+
+    job = shared.job(starved)
+    assert job["attempt"] == 2
+    killed_for_memory = [message for message in shared.story(starved) if "out of memory" in message]
+    assert killed_for_memory, (by_the_kernel, shared.story(starved))
+    starts = [json.loads(path.read_bytes())["start"] for path in sorted((Path(job["run"]) / "attempts").iterdir())]
+    assert starts[0] == 0 and starts[-1] >= SAVED_EVERY
+    shared.nothing_is_left()
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()

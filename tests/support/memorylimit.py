@@ -1,0 +1,56 @@
+"""Memory taken away from one process, so that the kernel kills it as it does on a machine that has run out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.processes import process_lives, wait_for
+
+LEAST_BYTES = 64 << 10
+_ENDS_WITHIN_S = 30.0
+_ROOTS = {  # where groups are made, and what the limit is called there
+    Path("/sys/fs/cgroup/memory"): "memory.limit_in_bytes",
+    Path("/sys/fs/cgroup"): "memory.max",
+}
+
+
+def kill_for_memory(pid: int) -> bool:
+    """Whether the kernel did it; where a test may make no control groups, a SIGKILL stands in for it."""
+    with contextlib.suppress(OSError), _group() as group:
+        (group / "cgroup.procs").write_text(str(pid))
+        deadline = time.monotonic() + _ENDS_WITHIN_S
+        while process_lives(pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    killed = not process_lives(pid)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    return killed
+
+
+@contextlib.contextmanager
+def _group() -> Iterator[Path]:
+    """A control group with next to no memory. Raises OSError."""
+    root, name = next((root, name) for root, name in _ROOTS.items() if (root / "cgroup.procs").exists())
+    group = root / f"fleetune-test-{secrets.token_hex(4)}"
+    group.mkdir()
+    try:
+        (group / name).write_text(str(LEAST_BYTES))
+        yield group
+    finally:
+        for pid in (group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(OSError):
+                (root / "cgroup.procs").write_text(pid)
+        wait_for(lambda: _is_removed(group), "the kernel has done with the group", _ENDS_WITHIN_S)
+
+
+def _is_removed(group: Path) -> bool:
+    """It stays for as long as a process that was killed there is taken apart."""
+    with contextlib.suppress(OSError):
+        group.rmdir()
+    return not group.exists()

@@ -10,6 +10,7 @@ import argparse
 import collections
 import json
 import secrets
+import signal
 import sys
 import time
 from pathlib import Path
@@ -35,6 +36,8 @@ def main() -> int:
         print("a soak needs root, iproute2 and util-linux to make hosts", file=sys.stderr)
         return 2
     print(f"seed {made.seed}: {len(made.acts)} acts in {options.minutes:g} minutes", file=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way nothing is left of it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with world() as place:
         watch = soak(place, made)
         kept: Path | None = place.folder

@@ -120,7 +120,7 @@ class Doing:
             (job,) = self.world.api("POST", "/v1/jobs", body)["jobs"]
         except httpx.HTTPStatusError as error:
             told = shown(error.response)
-            if error.response.status_code != 400 or "the most that would fit" not in told and "fits" not in told:
+            if error.response.status_code != 400 or ("the most that would fit" not in told and "fits" not in told):
                 self.wrong.append(f"submission of {work.name}: {error.response.status_code} {told}")
                 return True
             self.refused += 1

@@ -48,7 +48,7 @@ CHANCES: Mapping[Kind, tuple[float, tuple[float, float]]] = {
 HARD = frozenset({Kind.DRIVER_KILL, Kind.DRIVER_FREEZE, Kind.WORKER_KILL, Kind.NODE_KILL, Kind.LINK_DOWN})
 HARD |= {Kind.RAY_DRAIN}  # where its time is over before the job has saved
 
-FAULT_EVERY_S, SUBMIT_EVERY_S = (3.0, 12.0), (5.0, 14.0)
+FAULT_EVERY_S, SUBMIT_EVERY_S = (4.0, 16.0), (10.0, 26.0)  # two cores start a job in some 10 s of their time
 FIRST_FAULT_S = 15.0  # something shall run by then
 JOBS_AT_ONCE = 4  # that are there from the beginning
 TRAINING_EVERY = 6  # so many jobs are one training and else commands

@@ -35,9 +35,9 @@ def test_ten_minutes_have_every_kind_of_fault_over_a_few_seeds() -> None:
 
 def test_jobs_have_names_of_their_own_and_some_of_them_train() -> None:
     works = [act.work for act in plan(5, 600.0).acts if act.work is not None]
-    assert len({work.name for work in works}) == len(works) > 30
+    assert len({work.name for work in works}) == len(works) > 20
     trainings = [work for work in works if work.training]
-    assert len(trainings) >= 5 and all(work.steps > 0 and work.exit_code == 0 for work in trainings)
+    assert len(trainings) >= 4 and all(work.steps > 0 and work.exit_code == 0 for work in trainings)
     assert any(work.exit_code for work in works) and works[0].training
 
 

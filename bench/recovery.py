@@ -1,46 +1,36 @@
 """Seconds from a fault to training again, and how much of the training was lost, by the kind of fault.
 
-    python -m bench.recovery [--save-steps 40 400] [--faults ...] [--rounds 1] [--smoke]
+    python -m bench.recovery [--save-steps 40 200] [--faults ...] [--rounds 1] [--smoke]
 
-A tiny model trains as a job of the queue, on a Ray of a head and a few nodes, all on this machine. Halfway between two
-checkpoints something is done to it; measured is the time until the first new step is in the run's metrics. Lines for
-people go to stderr, one JSON object for each fault to stdout.
+A tiny model trains as a job of the queue, on the head and the two nodes of `make soak`, hosts of their own on this
+machine, for which it needs root. Halfway between two checkpoints something is done to it; measured is the time until
+the first new step is in the run's metrics. Lines for people go to stderr, one JSON object for each fault to stdout.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from jobs.checkpoints import committed_steps
 from jobs.journal import Record, part_names, read_journal, read_part, written_at_s
 from jobs.paths import JobPaths
+from tests.soak.world import Node, Unreachable, World, end_all, remove, send, until, world
 from tests.support import tiny
-from tests.support.gangs import ROOT
-from tests.support.processes import processes_with, wait_for
-from tests.support.raycluster import RAY, ray_head
-from tests.support.raynodes import NODE_NAME, Nodes, ray_nodes
-from tests.support.server import Server
 
 STEPS = 1_000_000  # more than any of it takes
 SERVER_DOWN_S = 15.0
 WITHIN_S = 400.0
-CPUS = 2  # of a node: the job fills one
-TAKES_A_NODE = ("drain", "node")
+NOTICE_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--save-steps", type=int, nargs="+", default=[40, 400], metavar="N")
+    parser.add_argument("--save-steps", type=int, nargs="+", default=[40, 200], metavar="N")
     parser.add_argument("--faults", nargs="+", choices=list(FAULTS), default=list(FAULTS))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--smoke", action="store_true", help="a worker and the server, with one interval")
@@ -89,14 +79,8 @@ def arguments() -> argparse.Namespace:
 
 def measure(save_steps: int, number: int, faults: list[str]) -> None:
     """Each fault once, in one life of one job."""
-    names = [f"n{count}" for count in range(1 + sum(fault in TAKES_A_NODE for fault in faults))]
-    with (
-        tempfile.TemporaryDirectory(prefix="fleetune-bench-") as folder,
-        ray_head(num_cpus=1, PYTHONPATH=str(ROOT)) as head,
-        ray_nodes(head, *names, num_cpus=CPUS) as nodes,
-        server_of(Path(folder), nodes) as server,
-    ):
-        bench = Bench(Path(folder), nodes, server, save_steps)
+    with world() as place:
+        bench = Bench(place, save_steps)
         for fault in faults:
             found = bench.measure(fault, number)
             print(json.dumps({"result": "recovery", **asdict(found)}), flush=True)
@@ -104,42 +88,28 @@ def measure(save_steps: int, number: int, faults: list[str]) -> None:
                 f"{fault}, a checkpoint every {save_steps} steps: {found.seconds:.1f} s, of training lost "
                 f"{found.lost_s:.1f} s, {found.steps_again} steps seen twice"
             )
-
-
-@contextlib.contextmanager
-def server_of(folder: Path, nodes: Nodes) -> Iterator[Server]:
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(nodes.head.temp / "token")}
-    found = Server(folder / "server", ("--address", nodes.head.dashboard, "--shared", str(folder)), token)
-    found.folder.mkdir()
-    found.start()
-    try:
-        yield found
-    finally:
-        if found.process is not None and found.process.poll() is None:
-            found.kill()
+    remove(place.folder)
 
 
 class Bench:
     """The job, and what is done to it."""
 
-    def __init__(self, folder: Path, nodes: Nodes, server: Server, save_steps: int) -> None:
-        self.nodes, self.server, self.save_steps = nodes, server, save_steps
-        with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed talks as it is imported
-            model = tiny.save_model(folder / "model", "llama")
-        text = tiny.write_text(folder / "text.jsonl", 300)
+    def __init__(self, place: World, save_steps: int) -> None:
+        self.world, self.save_steps = place, save_steps
+        folder = place.folder
         spec = tiny.spec_of(
-            folder / "runs", model, text, name="recovers", train__max_steps=STEPS, checkpoint__save_steps=save_steps,
-            checkpoint__save_minutes=None, train__global_batch_size=4, train__per_device_train_batch_size=2,
+            folder / "runs", folder / "llama", folder / "text.jsonl", name="recovers", train__max_steps=STEPS,
+            checkpoint__save_steps=save_steps, checkpoint__save_minutes=None, train__global_batch_size=4,
+            train__per_device_train_batch_size=2,
         )  # fmt: skip
-        with server.client() as client:
-            answer = client.post("/v1/jobs", json={"specs": [spec.model_dump(mode="json")]})
-            answer.raise_for_status()
-            self.job_id = str(answer.json()["jobs"][0]["job_id"])
-        wait_for(lambda: self.job()["run"], "the server knows the run", WITHIN_S, pause)
+        (job,) = self.ask("POST", "/v1/jobs", {"specs": [spec.model_dump(mode="json")], "key": "recovers"})["jobs"]
+        self.job_id = str(job["job_id"])
+        until(lambda: self.job()["run"], "the server knows the run", WITHIN_S)
         self.paths = JobPaths(self.job()["run"])
-        wait_for(lambda: self.groups() > 0, "it has workers", WITHIN_S, pause)
+        until(lambda: self.groups() > 0, "it has workers", WITHIN_S)
 
     def measure(self, fault: str, number: int) -> Recovered:
+        self.repair()
         before = self.halfway()
         step_s = statistics.median(record["step_time_s"] for record in before[-self.save_steps :])
         attempt, groups, load = self.job()["attempt"], self.groups(), os.getloadavg()[0]
@@ -164,16 +134,16 @@ class Bench:
     def halfway(self) -> list[Record]:
         """Waits until half an interval has gone by since a checkpoint of the group that trains now."""
         began, start = read_journal(self.paths.metrics), self.started()[1]
-        wait_for(lambda: self.saved() > start, "it has saved", WITHIN_S, pause)
+        until(lambda: self.saved() > start, "it has saved", WITHIN_S)
         say(f"{len(began)} steps so far")
         saved, step_s = self.saved(), statistics.median(one["step_time_s"] for one in began[-50:]) if began else 0.2
-        wait_for(lambda: self.saved() > saved, "it saves once more", WITHIN_S + self.save_steps, pause)
+        until(lambda: self.saved() > saved, "it saves once more", WITHIN_S + self.save_steps)
         time.sleep(self.save_steps / 2 * step_s)
         return read_journal(self.paths.metrics)
 
     def again(self, at_s: float, groups: int) -> tuple[float, float, int]:
         """Seconds to the first new step, seconds of training lost, steps seen twice."""
-        wait_for(lambda: self.groups() > groups, "other workers have begun", WITHIN_S, pause)
+        until(lambda: self.groups() > groups, "other workers have begun", WITHIN_S)
         began_s, start = self.started()
 
         def new() -> tuple[float, list[Record]] | None:
@@ -182,7 +152,7 @@ class Bench:
                     return written_at_s(name), read_part(self.paths.metrics, name)
             return None
 
-        wait_for(lambda: new() is not None, "they train", WITHIN_S, pause)
+        until(lambda: new() is not None, "they train", WITHIN_S)
         found = new()
         assert found is not None and found[1][0]["step"] == start + 1
         ended_s = found[0] - sum(record["step_time_s"] for record in found[1][1:])
@@ -204,7 +174,7 @@ class Bench:
             names = [name for name in part_names(self.paths.metrics) if written_at_s(name) > at_s + SERVER_DOWN_S]
             return len(names) >= 2
 
-        wait_for(seen, "it trains on", WITHIN_S, pause)
+        until(seen, "it trains on", WITHIN_S)
         for name in part_names(self.paths.metrics):
             if written_at_s(name) > at_s:
                 steps += [record["step_time_s"] for record in read_part(self.paths.metrics, name)]
@@ -224,51 +194,59 @@ class Bench:
         return max(committed_steps(self.paths), default=0)
 
     def job(self) -> dict[str, Any]:
-        with self.server.client() as client:
-            found: dict[str, Any] = client.get(f"/v1/jobs/{self.job_id}").json()
-        return found
+        return dict(self.ask("GET", f"/v1/jobs/{self.job_id}"))
 
-    def node(self) -> str:
-        """Name of the node that the job is on."""
-        ((node_id, _),) = self.job()["placement"]
-        return next(name for name, one in self.nodes.ids.items() if one == node_id)
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """As often as it takes: on a busy machine an answer may be late."""
+        while True:
+            try:
+                return self.world.api(method, path, body)
+            except Unreachable:
+                time.sleep(0.5)
+
+    def node(self) -> tuple[Node, str]:
+        """The node that has the first worker of the job, and its id."""
+        node_id = str(self.job()["placement"][0][0])
+        names = {one: name for name, one in self.world.living().items()}
+        return next(node for node in self.world.nodes if node.name == names[node_id]), node_id
+
+    def repair(self) -> None:
+        """Both nodes are there again."""
+        for node in self.world.nodes:
+            if node.away:
+                self.world.start_node(node)
+                node.away = False
+        until(lambda: len(self.world.living()) > len(self.world.nodes), "the nodes are back", WITHIN_S)
 
     # What is done.
 
     def kill_worker(self) -> None:
-        here = processes_with(f"{NODE_NAME}={self.node()}")
-        workers = [pid for pid in here if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        os.kill(workers[0], signal.SIGKILL)
+        send(self.world.workers(self.node()[0])[:1], signal.SIGKILL)
 
     def kill_driver(self) -> None:
-        for pid in processes_with(f"FLEETUNE_SUBMISSION={self.job_id}-{self.job()['attempt']}"):
-            if b"jobs.drive" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)
+        submission = f"{self.job_id}-{self.job()['attempt']}"
+        send([pid for pid, name in self.world.drivers().items() if name == submission], signal.SIGKILL)
 
     def kill_server(self) -> None:
-        self.server.kill()
+        self.world.kill_server()
         time.sleep(SERVER_DOWN_S)
-        self.server.start()
+        self.world.start_server()
+        until(self.world.ready, "the server is back", WITHIN_S)
 
     def take_node(self) -> None:
-        self.nodes.take_away(self.node())
+        node, _ = self.node()
+        node.away = True
+        end_all(node)
 
     def drain_node(self) -> None:
-        words = [str(RAY), "drain-node", "--address", self.nodes.head.gcs, "--node-id", self.nodes.ids[self.node()]]
-        words += ["--deadline-remaining-seconds", "300", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-        environment = {**os.environ, **self.nodes.environment()}
-        done = subprocess.run([*words, "--reason-message", "spot"], env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(done.stdout + done.stderr)
+        node, node_id = self.node()
+        node.away = True
+        self.world.drain_by_ray(node, node_id, NOTICE_S)
 
     def pause_and_resume(self) -> None:
-        self.ask("pause")
-        wait_for(lambda: self.job()["state"] == "queued", "it is paused", WITHIN_S, pause)
-        self.ask("resume")
-
-    def ask(self, what: str) -> httpx.Response:
-        with self.server.client() as client:
-            return client.post(f"/v1/jobs/{self.job_id}/{what}").raise_for_status()
+        self.ask("POST", f"/v1/jobs/{self.job_id}/pause")
+        until(lambda: self.job()["state"] == "queued", "it is paused", WITHIN_S)
+        self.ask("POST", f"/v1/jobs/{self.job_id}/resume")
 
 
 FAULTS: dict[str, Callable[[Bench], None]] = {
@@ -279,10 +257,6 @@ FAULTS: dict[str, Callable[[Bench], None]] = {
     "drain": Bench.drain_node,
     "node": Bench.take_node,
 }
-
-
-def pause() -> None:
-    time.sleep(0.1)
 
 
 def say(text: str) -> None:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -213,9 +213,7 @@ def world() -> Iterator[World]:
         try:
             found.start_head()
             until(lambda: "head" in _answered(found), "Ray's head is up", UP_WITHIN_S)
-            for node in nodes:
-                found.start_node(node)
-            until(lambda: len(_answered(found)) == len(NAMES), "Ray's nodes are up", UP_WITHIN_S)
+            until(lambda: _all_up(found), "Ray's nodes are up", UP_WITHIN_S)
             found.start_server()
             until(found.ready, "the server is ready", UP_WITHIN_S)
             yield found
@@ -236,12 +234,20 @@ def _answered(found: World) -> dict[str, str]:
         return {}
 
 
-def until(true: Any, what: str, within_s: float) -> None:
+def _all_up(found: World) -> bool:
+    """Starts what is not: on a busy machine Ray's own time-outs may be too short, and it gives up."""
+    for node in found.nodes:
+        if node.process is None or node.process.poll() is not None:
+            found.start_node(node)
+    return len(_answered(found)) == len(NAMES)
+
+
+def until(true: Callable[[], object], what: str, within_s: float) -> None:
     deadline = time.monotonic() + within_s
     while not true():
         if time.monotonic() > deadline:
             raise TimeoutError(f"after {within_s:.0f} s it is still not true that {what}")
-        time.sleep(0.5)
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager

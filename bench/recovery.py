@@ -10,13 +10,14 @@ the first new step is in the run's metrics. Lines for people go to stderr, one J
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def arguments() -> argparse.Namespace:
 
 def measure(save_steps: int, number: int, faults: list[str]) -> None:
     """Each fault once, in one life of one job."""
-    with world() as place:
+    with world() as place, removed(place.folder):
         bench = Bench(place, save_steps)
         for fault in faults:
             found = bench.measure(fault, number)
@@ -88,7 +89,15 @@ def measure(save_steps: int, number: int, faults: list[str]) -> None:
                 f"{fault}, a checkpoint every {save_steps} steps: {found.seconds:.1f} s, of training lost "
                 f"{found.lost_s:.1f} s, {found.steps_again} steps seen twice"
             )
-    remove(place.folder)
+
+
+@contextlib.contextmanager
+def removed(folder: Path) -> Iterator[None]:
+    """The folder is gone afterwards, whatever happens."""
+    try:
+        yield
+    finally:
+        remove(folder)
 
 
 class Bench:

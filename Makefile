@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN_TESTS := $(BIN)/python -m pytest
 
-.PHONY: install demo demo-lm lint test-unit test test-all bench bench-scheduling clean
+.PHONY: install demo demo-lm lint test-unit test test-all soak bench bench-scheduling clean
 
 install: .venv/.installed
 
@@ -57,6 +57,10 @@ test: lint test-unit
 
 test-all: lint test-unit
 	$(RUN_TESTS) --durations=25 --ignore=tests/unit
+
+# Random faults over a queue of real jobs on three hosts of this machine; needs root. SEED=N does the same again.
+soak: install
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 bench: install
 	$(BIN)/python bench/train.py

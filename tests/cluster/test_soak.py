@@ -1,0 +1,29 @@
+"""A minute of `make soak`, with few jobs: that the soak itself works, and that nothing is wrong so soon."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.gangs import ROOT
+from tests.support.hosts import available
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not available(), reason="needs root, iproute2 and util-linux to make hosts"),
+]
+
+SEED = 7  # whose minute pauses a job and kills a driver, the server and a worker
+
+
+@pytest.mark.timeout(900)
+def test_a_minute_of_faults_leaves_every_job_with_one_end_and_nothing_on_the_cluster() -> None:
+    words = ["-m", "tests.soak", "--seed", str(SEED), "--minutes", "1", "--submit-until-s", "10"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert told["violations"] == [] and told["checks"] > 100 and sum(told["faults"].values()) >= 3
+    assert sum(told["jobs"].values()) >= 4

@@ -195,6 +195,7 @@ class _Server:
         after: list[Callable[[], object]] = [
             partial(followups.follow_up, around),
             Minute(lambda: store.put_facts({NEWEST: repr(around.clock.now_s())})),
+            Minute(around.machines.last_known),  # so that those that go are known to have been there
         ]
         # Also without --embedded: a script may use a server that was there before it.
         after.append(partial(clients.cancel_what_the_gone_left, around, self._home))

@@ -23,7 +23,7 @@ class Wishing:
         self._told: Wish | None = (
             None  # None: an earlier server, or a call without an answer, may have wished something
         )
-        self._waiting: tuple[str, ...] = ()  # as it was said last
+        self._announced: tuple[tuple[str, ...], bool] = ((), False)
         self._session = self._said = ""
         self._wait_s, self._not_before_s = _FIRST_WAIT_S, 0.0
         self._telling: threading.Thread | None = None
@@ -60,9 +60,10 @@ class Wishing:
         self._announce(wish)
 
     def _announce(self, wish: Wish) -> None:
-        if wish.waiting == self._waiting:
+        announced = (wish.waiting, bool(wish.bundles))
+        if announced == self._announced:
             return
-        self._waiting = wish.waiting
+        self._announced = announced
         if wish.waiting:
             more = len(wish.waiting) - _SHOWN
             names = ", ".join(wish.waiting[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -172,9 +172,9 @@ class _Admission:
                 yield error
 
     def _too_large(self, gang: Gang) -> CapacityError | None:
-        """Machines that do not answer may be large enough: whoever asks why it waits will be told."""
+        """Machines that do not answer, or have only just gone, may be large enough: `why` tells who asks."""
         try:
-            inventory = self._surroundings.machines.inventory()
+            inventory = self._surroundings.machines.lately()
         except BackendUnreachable:
             return None
         try:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from dataclasses import replace
 
 from cluster.backend import Backend, Other
 from cluster.errors import BackendUnreachable
-from cluster.inventory import Inventory
+from cluster.inventory import Inventory, Node
 
 _KEPT_S = 3.0
 _OTHERS_KEPT_S = 15.0
+_LATELY_S = 3600.0
 _SILENT_S = 3.0  # after a failure, nobody waits for the machines again for so long
 
 
@@ -23,6 +25,7 @@ class Machines:
         self._lock, self._others_lock = threading.Lock(), threading.Lock()
         self._known: Inventory | None = None
         self._labels: dict[str, str] = {}
+        self._seen: dict[str, tuple[Node, float]] = {}  # by name, since a machine that comes back has another id
         self._until_s = 0.0
         self._others: tuple[Other, ...] = ()
         self._others_until_s = 0.0
@@ -31,12 +34,15 @@ class Machines:
     def inventory(self) -> Inventory:
         """A few seconds old at most. Raises BackendUnreachable."""
         with self._lock:
-            if time.monotonic() >= self._until_s:
-                self._ask()
-            if self._failed is not None:
-                raise BackendUnreachable(str(self._failed)) from self._failed
-            assert self._known is not None
-            return self._known
+            return self._fresh()
+
+    def lately(self) -> Inventory:
+        """With those that were there within the last hour: most of them come back. Raises BackendUnreachable."""
+        with self._lock:
+            known = self._fresh()
+            there, names = {node.node_id for node in known.nodes}, {node.name for node in known.nodes if node.name}
+            gone = (node for node, _ in self._seen.values() if node.node_id not in there and node.name not in names)
+            return replace(known, nodes=(*known.nodes, *gone))
 
     def last_known(self) -> Inventory | None:
         """The newest there is, however old; None where the machines have never answered."""
@@ -58,6 +64,14 @@ class Machines:
                 self._others_until_s = time.monotonic() + _OTHERS_KEPT_S
             return self._others
 
+    def _fresh(self) -> Inventory:
+        if time.monotonic() >= self._until_s:
+            self._ask()
+        if self._failed is not None:
+            raise BackendUnreachable(str(self._failed)) from self._failed
+        assert self._known is not None
+        return self._known
+
     def _ask(self) -> None:
         try:
             known = self._backend.inventory()
@@ -65,5 +79,8 @@ class Machines:
             self._failed, self._until_s = error, time.monotonic() + _SILENT_S
             return
         self._failed, self._until_s = None, time.monotonic() + self._kept_s
+        now_s = time.monotonic()
+        self._seen = {name: one for name, one in self._seen.items() if now_s - one[1] < _LATELY_S}
+        self._seen |= {node.name or node.node_id: (node, now_s) for node in known.nodes if node.cpus or node.gpus}
         if known != self._known:  # so that what was found out about it holds on
             self._known, self._labels = known, known.labels

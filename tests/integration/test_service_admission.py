@@ -140,6 +140,17 @@ def test_nodes_that_are_cordoned_count_as_capacity(world: ServiceWorld) -> None:
     assert len(world.admit(command(resources={"num_workers": 8, "gpus_per_worker": 1}))) == 1
 
 
+def test_nodes_that_have_only_just_gone_count_as_capacity(world: ServiceWorld) -> None:
+    """Nobody's jobs are refused because a machine is away for some minutes."""
+    world.around.machines.inventory()
+    world.backend.lose_node("n0")
+    world.around.machines._until_s = 0.0  # it is looked again
+    assert len(world.around.machines.inventory().nodes) == 1
+    assert len(world.admit(command(resources={"num_workers": 8, "gpus_per_worker": 1}))) == 1
+    kind, _ = refused(world, command(resources={"num_workers": 9, "gpus_per_worker": 1}))
+    assert kind is CapacityError
+
+
 def test_parents_are_named_by_their_ids_or_the_starts_of_these(world: ServiceWorld) -> None:
     first, second = world.admit(command("first"), command("second"))
     (job,) = world.admit(command(**queue(after=["first", second.job_id, first.job_id, "second"])))

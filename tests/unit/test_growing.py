@@ -312,4 +312,5 @@ def test_a_wish_is_told_until_it_was_heard_and_withdrawn_when_nobody_waits() -> 
     ray.grows = False
     wishes.append(Wish())
     tell()
+    assert said[3:] == ["nobody waits for room: Ray's autoscaler is asked for nothing from now on"]
     assert asked == [1, 0, 1, 0]  # also of an autoscaler that adds nothing any more

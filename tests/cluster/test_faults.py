@@ -151,7 +151,7 @@ def test_a_server_that_was_killed_adopts_what_trains(cluster: HostCluster, train
     awaited(lambda: (training.job.heard_s or 0.0) > killed_at_s, "the driver is heard again", 60.0, training.told)
     training.goes_on()
     assert (training.job.state, training.job.attempt) == (State.RUNNING, attempt)
-    assert training.groups() == groups and set(cluster.trainers()) == processes
+    assert training.groups() == groups and set(cluster.trainers()) >= processes  # some fork, and are two for a moment
     steps = training.steps()
     assert steps == list(range(1, len(steps) + 1))
     training.runs_once()
@@ -185,6 +185,23 @@ def test_a_training_whose_node_is_gone_goes_on_on_another_one(cluster: HostClust
     cluster.start_ray(where)
 
 
+def test_a_training_leaves_a_node_that_ray_takes_away_with_the_step_that_it_stops_at(
+    cluster: HostCluster, training: Training
+) -> None:
+    """As it does for a spot notice."""
+    attempt, groups, where, before = training.job.attempt, training.groups(), training.where, len(training.steps())
+    cluster.drain(where)
+    training.begins_again(len(groups))
+    training.goes_on()
+    assert training.job.attempt == attempt + 1 and training.where != where
+    steps = training.steps()[before - 1 :]
+    assert steps == list(range(steps[0], steps[0] + len(steps)))  # none was lost, none computed twice
+    assert cluster.fleetune("events").count("Ray is about to take") == 1
+    awaited(lambda: where not in cluster.nodes(), "Ray has taken it away", 120.0, training.told)
+    cluster.power_off(where)
+    cluster.start_ray(where)
+
+
 def test_a_training_goes_on_once_the_head_and_all_nodes_are_there_again(
     cluster: HostCluster, training: Training
 ) -> None:
@@ -212,8 +229,8 @@ def test_a_line_that_is_cut_for_a_moment_costs_nothing(cluster: HostCluster, tra
     time.sleep(DEAD_AFTER_S)
     training.goes_on()
     assert (training.job.attempt, training.groups()) == (attempt, groups), training.told()
-    assert set(cluster.trainers()) == processes
     training.runs_once()
+    assert set(cluster.trainers()) >= processes
 
 
 def test_workers_that_were_cut_off_for_long_have_ended_before_others_go_on_with_their_run(

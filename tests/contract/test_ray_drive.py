@@ -7,14 +7,11 @@ import pathlib
 import re
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from cluster.backend import Launch, Phase
-from cluster.ray_jobs import RayJobsBackend
 from cluster.wire import Order, Registered
 from jobs.load import dump_spec
 from tests.support import tiny
@@ -145,55 +142,4 @@ def test_a_gang_trains_on_the_nodes_of_its_lease_with_its_secrets_and_its_workin
     assert {rank: text.split()[0] for rank, text in said.items()}.items() <= {"0": "b", "1": "a"}.items() and said, said
     assert {text.split()[1] for text in said.values()} == {str(len(SECRET))}
     assert {text.split()[2] for text in said.values()} == {str(mine)}
-    nothing_stays(nodes)
-
-
-def test_a_driver_that_is_a_job_of_the_cluster_drives_as_any_other(
-    nodes: Nodes, server: WireServer, tmp_path: pathlib.Path
-) -> None:
-    """As the server starts it: what Ray gives a job's driver, and what the driver asks of Ray, must go together."""
-    backend = RayJobsBackend(nodes.head.dashboard, token=nodes.head.token)
-    tiny.save_model(tmp_path / "llama", "llama")
-    tiny.write_text(tmp_path / "text.jsonl", 200)
-    made = tiny.spec_of(tmp_path / "runs", tmp_path / "llama", tmp_path / "text.jsonl", train__max_steps=2)
-    trains = registered(
-        json.loads(dump_spec(made)), engine="ray", placement=on(nodes, ("b", 1), ("a", 1)), secrets={"KEY": SECRET}
-    )
-    says = registered(
-        command(SAYS_WHERE, 2), engine="ray", placement=on(nodes, ("c", 1), ("b", 1)), secrets={"KEY": SECRET}
-    )
-    for number, wanted in enumerate((says, trains), 1):
-        server.registered = wanted
-        words = (sys.executable, "-m", "jobs.drive")
-        launch = Launch(f"{tmp_path.name}-{number}", words, environment=server.place.environment())
-        backend.start(launch, 1)
-
-        def ended(name: str = launch.submission) -> bool:
-            return any(one.submission == name and one.ended for one in backend.submissions())
-
-        wait_for(ended, "it has ended", 240, lambda: time.sleep(0.5))
-        (end,) = (one for one in backend.submissions() if one.submission == launch.submission)
-        output = backend.output(launch.submission).decode()
-        assert (end.phase, end.exit_code) == (Phase.SUCCEEDED, 0), output
-        assert SECRET not in output
-    assert server.newest.step == 2
-    nothing_stays(nodes)
-
-
-def test_a_gang_whose_node_goes_away_ends_soon_and_is_to_be_tried_again(
-    nodes: Nodes, server: WireServer, tmp_path: pathlib.Path
-) -> None:
-    tiny.save_model(tmp_path / "llama", "llama")
-    tiny.write_text(tmp_path / "text.jsonl", 200)
-    made = tiny.spec_of(tmp_path / "runs", tmp_path / "llama", tmp_path / "text.jsonl", train__max_steps=5000)
-    placement = on(nodes, ("a", 1), ("c", 1))
-    server.registered = registered(json.loads(dump_spec(made)), engine="ray", placement=placement)
-    with driver(server, **nodes.environment()) as running:
-        wait_for(lambda: (server.newest.step or 0) > 1, "it trains", 240)
-        nodes.take_away("c")
-        assert running.ended(120) == 75, running.output
-    assert "not in the Ray cluster any more" in running.output
-    server.registered = registered(command(WAITS, 1), engine="ray", placement=on(nodes, ("c", 1)))
-    with driver(server, **nodes.environment()) as running:
-        assert running.ended(60) == 75, running.output
     nothing_stays(nodes)

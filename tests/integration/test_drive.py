@@ -13,7 +13,6 @@ import pytest
 
 from cluster.settings import DriverPlace
 from cluster.wire import Order, Registered
-from jobs.checkpoints import committed_steps
 from jobs.load import dump_spec
 from jobs.outcome import Status, read_outcome
 from jobs.paths import JobPaths
@@ -123,31 +122,6 @@ def test_a_job_trains_and_its_server_hears_of_it_through_a_long_silence(
 def _files_with(paths: JobPaths, text: str) -> list[str]:
     files = [path for path in pathlib.Path(paths.root).rglob("*") if path.is_file()]
     return [str(path) for path in files if text.encode() in path.read_bytes()]
-
-
-@pytest.mark.slow
-def test_a_job_that_is_told_to_stop_saves_and_the_next_attempt_goes_on_in_the_same_run(
-    server: WireServer, workshop: pathlib.Path
-) -> None:
-    server.registered = registered(spec(workshop, train__max_steps=2000))
-    with driver(server) as first:
-        trains(server, first)
-        paths = run_of(server)
-        server.order = Order.STOP
-        first.process.send_signal(signal.SIGTERM)  # the machines say the same, and that is no impatience
-        assert first.ended() == 130, first.output
-    (saved,) = committed_steps(paths)
-    outcome = read_outcome(paths)
-    assert outcome is not None and outcome.status is Status.INTERRUPTED and outcome.step == saved
-    server.order = Order.GO_ON
-    server.requests.clear()
-    server.registered = registered(spec(workshop, train__max_steps=2000), run=paths.root)
-    with driver(server) as second:
-        wait_for(lambda: (server.newest.step or 0) > saved + 1, "it goes on", 300)
-        assert server.newest.run == paths.root
-        server.order = Order.STOP
-        assert second.ended() == 130, second.output
-    assert [record["step"] for record in read_steps(paths)][:saved] == list(range(1, saved + 1))
 
 
 @pytest.mark.slow

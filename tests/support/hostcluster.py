@@ -100,6 +100,13 @@ class HostCluster:
                     os.kill(pid, signal.SIGKILL)
         self.rays[name].wait(30)
 
+    def drain(self, name: str) -> None:
+        """As Ray does itself when a machine is about to be taken away."""
+        words = ["drain-node", "--address", f"{self.head.address}:{self.port}", "--node-id", self.nodes()[name]]
+        words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        done = self.head.run(str(BIN / "ray"), *words, "--deadline-remaining-seconds", "300")
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def start_server(self) -> None:
         words = ["serve", "--address", "auto", "--shared", str(self.shared)]
 

@@ -242,6 +242,8 @@ def test_machines_that_do_not_answer_are_told_from_those_that_know_nothing(opene
         ):
             with pytest.raises(BackendUnreachable):
                 call()
+    # It runs before its supervisor has said so, and goes on running: nothing that was asked meanwhile was done.
+    opened.wait_for(lambda: (state := opened.state(launch)) and state.phase is not Phase.PENDING, "it is said to run")
     state = opened.state(launch)
     assert state is not None and state.phase is Phase.RUNNING
 

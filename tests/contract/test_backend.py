@@ -113,6 +113,7 @@ def test_a_program_that_does_not_listen_ends_when_it_is_ended_hard(opened: Machi
     opened.backend.stop(launch.submission)
     for _ in range(10):
         opened.world.pass_time()
+    opened.wait_for(lambda: (state := opened.state(launch)) and state.phase is not Phase.PENDING, "it is said to run")
     state = opened.state(launch)
     assert state is not None and state.phase is Phase.RUNNING
     opened.backend.stop(launch.submission, hard=True)

@@ -159,7 +159,9 @@ def growth_of(config: Any) -> Growth:
     """
     types = config.get("available_node_types") if isinstance(config, Mapping) else None
     if not isinstance(types, Mapping):
-        raise InputError("it has no available_node_types, as Ray's cluster YAML does")
+        raise InputError(
+            "it has no available_node_types, as Ray's cluster YAML does (of KubeRay, write such a file: docs/queue.md)"
+        )
     most = _number(config.get("max_workers"), "max_workers", _USUAL_WORKERS)
     name, found, head = config.get("head_node_type"), [], None
     for key, one in types.items():

@@ -95,6 +95,8 @@ def _ends_are_known(found: Why) -> bool:
 
 def _free_words(found: Why) -> str:
     usable = sum(node.usable for node in found.nodes)
+    if not found.nodes:
+        return "there is no node that it could use"
     if not usable:
         return "no node that it could use takes anything new"
     unit = "GPUs" if found.gang.gpus_per_worker else "CPUs"

@@ -24,16 +24,17 @@ class Wishing:
             None  # None: an earlier server, or a call without an answer, may have wished something
         )
         self._announced: tuple[tuple[str, ...], bool] = ((), False)
-        self._session = self._said = ""
+        self._session = self._trouble = self._failure = ""  # the last two as they were said last
         self._wait_s, self._not_before_s = _FIRST_WAIT_S, 0.0
         self._telling: threading.Thread | None = None
 
     def __call__(self) -> None:
         """Raises BackendUnreachable."""
         grows = bool(self._autoscaler.growth().types)
-        if (trouble := self._autoscaler.trouble) and trouble != self._said:
-            self._said = trouble
-            self._say(f"what Ray's autoscaler may add is not known: {trouble}")
+        if (trouble := self._autoscaler.trouble) != self._trouble:
+            self._trouble = trouble
+            if trouble:
+                self._say(f"what Ray's autoscaler may add cannot be read now, and is taken as it was: {trouble}")
         if self._telling is not None and self._telling.is_alive():
             return
         if time.monotonic() < self._not_before_s or not (grows or self._session):
@@ -52,11 +53,11 @@ class Wishing:
         except (FleetuneError, OSError) as error:
             self._not_before_s = time.monotonic() + self._wait_s
             self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
-            if str(error) != self._said:
-                self._said = str(error)
+            if str(error) != self._failure:
+                self._failure = str(error)
                 self._say(f"Ray's autoscaler could not be told what is wanted: {error}")
             return
-        self._told, self._said, self._wait_s = wish, self._autoscaler.trouble, _FIRST_WAIT_S
+        self._told, self._failure, self._wait_s = wish, "", _FIRST_WAIT_S
         self._announce(wish)
 
     def _announce(self, wish: Wish) -> None:

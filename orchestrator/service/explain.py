@@ -157,7 +157,12 @@ class Explainer:
         guests = {guest_of(job) for job in moment.jobs}
         return [other for other in self._surroundings.machines.others() if other.name not in guests]
 
-    def _expected(self, moment: _Moment, found: Why) -> Expected:
+    def _expected(self, moment: _Moment, found: Why) -> Expected | None:
+        """None: not with the nodes of now, but more may come."""
+        expected = self._of_these_nodes(moment, found)
+        return None if expected.start_s is None and moment.cluster.inventory.most_more else expected
+
+    def _of_these_nodes(self, moment: _Moment, found: Why) -> Expected:
         """Near the head of the queue by running it forward, without those behind; further back roughly."""
         before = [row for row, _ in found.before]
         if len(before) > _RUN_FORWARD:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cluster.inventory import Growth, Node, NodeType
 from orchestrator.api import NodeOrderSent, QuotaSent, TenantSent
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownJob, UnknownNode
 from orchestrator.queue.records import Job, Measured
@@ -283,3 +285,13 @@ def test_who_holds_what_is_held_outside_fleetune_is_named(world: ServiceWorld) -
         "are held outside Fleetune" in said and "outside Fleetune run: raysubmit_1\n" in said and "train.py" not in said
     )
     assert "raysubmit_guest" not in said and world.job(guest.job_id).state is State.QUEUED  # it holds nothing
+
+
+def test_what_waits_for_machines_that_may_be_added_is_not_told_that_it_never_starts() -> None:
+    with contextlib.closing(ServiceWorld(2, growth=Growth((NodeType(Node("gpu", 64, 8, "H100"), 2),), 2))) as world:
+        resources = {"num_workers": 2, "gpus_per_worker": 8, "accelerator_type": "H100"}
+        (job,) = world.admit(command(resources=resources))
+        told = Explainer(world.around).why(job.job_id)
+    assert "there is no node that it could use" in told.text and told.expected_start_s is None
+    assert "Ray's autoscaler may add 2 more nodes (2 x gpu: 64 CPU, 8 H100 GPU)" in told.text
+    assert "not within the next weeks" not in told.text and "takes anything new" not in told.text

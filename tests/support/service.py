@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cluster.inventory import Growth
 from orchestrator.queue.records import Job, Role
 from orchestrator.service.admission import admit
 from orchestrator.service.caller import ANYBODY, Caller
 from orchestrator.service.launching import launch_of
 from orchestrator.service.surroundings import Surroundings
-from tests.support.queueworld import QueueWorld
+from tests.support.queueworld import NO_GROWTH, QueueWorld
 
 ANNA, BERT, VERA = Caller("anna", Role.MEMBER, "a"), Caller("bert", Role.MEMBER, "b"), Caller("vera", Role.VIEWER, "a")
 
@@ -18,8 +19,8 @@ ANNA, BERT, VERA = Caller("anna", Role.MEMBER, "a"), Caller("bert", Role.MEMBER,
 class ServiceWorld(QueueWorld):
     """A queue, and the service around it. Tenants a and b; drivers are those of the service."""
 
-    def __init__(self, *gpus: int, url: str = "sqlite://", **around: Any) -> None:
-        super().__init__(*gpus, url=url)
+    def __init__(self, *gpus: int, url: str = "sqlite://", growth: Growth = NO_GROWTH, **around: Any) -> None:
+        super().__init__(*gpus, url=url, growth=growth)
         given: dict[str, Any] = {"one_machine": True, "engine": "fake", "url": "http://server", "python": ("python",)}
         self.around = Surroundings(self.store, self.backend, self.clock, **{**given, **around})
         self.server = self.another(launch=launch_of(self.around))

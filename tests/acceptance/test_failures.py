@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
@@ -23,7 +22,7 @@ from jobs.record import read_steps
 from tests.acceptance.conftest import fleetune, newest_run, outcome_of, runs_in, started
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
-from tests.support.processes import wait_for
+from tests.support.processes import command_of, originals, wait_for
 
 WriteSpec = Callable[..., pathlib.Path]
 
@@ -123,12 +122,9 @@ def check_same(paths: JobPaths, case: Case, tolerance: float) -> None:
         assert [record[same] for record in records] == case.record(same)
 
 
-def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
-            found += [child] if "RayTrainWorker" in " ".join(child.cmdline()) else []
-    return found
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    below = psutil.Process(process.pid).children(recursive=True)
+    return originals(child.pid for child in below if b"RayTrainWorker" in command_of(child.pid))
 
 
 @pytest.mark.slow
@@ -138,8 +134,8 @@ def test_workers_killed_in_the_warmup_and_in_the_second_epoch_are_replaced_and_n
     process, paths = running
     for step, rank in ((10, 1), (EPOCH + 10, 0)):
         wait_for_step(process, paths, step)
-        wait_for(lambda: len(workers_of(process)) == 2, "there are two: what they fork has their name for a moment")
-        os.kill(workers_of(process)[rank].pid, signal.SIGKILL)
+        wait_for(lambda: len(workers_of(process)) == 2, "there are two")
+        os.kill(workers_of(process)[rank], signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     first, second, third = starts(paths)

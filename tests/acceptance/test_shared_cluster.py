@@ -26,7 +26,7 @@ from orchestrator.store import open_store
 from tests.support import tiny
 from tests.support.gangs import ROOT
 from tests.support.memorylimit import kill_for_memory
-from tests.support.processes import processes_with, wait_for
+from tests.support.processes import command_of, originals, processes_with, wait_for
 from tests.support.queuereplay import starts_and_plans
 from tests.support.raycluster import RAY, RayHead, ray_head
 from tests.support.raynodes import left_on_ray
@@ -248,7 +248,7 @@ def test_a_mistake_in_a_function_of_the_user_costs_one_attempt_and_a_driver_with
     killed = shared.training("killed", 2, STEPS, {"tenant": "vision"}, checkpoint__save_steps=SAVED_EVERY)
     wrong, starved = shared.submit(mistaken.model_dump(mode="json"), killed)
     shared.reaches(starved, 2 * SAVED_EVERY)
-    (driver,) = [pid for pid in processes_with(f"FLEETUNE_JOB={starved}") if "jobs.drive" in command_line(pid)]
+    (driver,) = originals(pid for pid in processes_with(f"FLEETUNE_JOB={starved}") if b"jobs.drive" in command_of(pid))
     by_the_kernel = kill_for_memory(driver)
     wait_for(lambda: shared.job(starved)["attempt"] == 2, "it is started again", 120.0, _rest)
     shared.reaches(starved, shared.steps(starved) + FURTHER)
@@ -267,7 +267,3 @@ def test_a_mistake_in_a_function_of_the_user_costs_one_attempt_and_a_driver_with
     starts = [json.loads(path.read_bytes())["start"] for path in sorted((Path(job["run"]) / "attempts").iterdir())]
     assert starts[0] == 0 and starts[-1] >= SAVED_EVERY
     shared.nothing_is_left()
-
-
-def command_line(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()

@@ -15,7 +15,7 @@ from cluster.backend import Launch, Other, Phase
 from cluster.errors import BackendUnreachable, LaunchRefused
 from cluster.ray_jobs import RayJobsBackend
 from tests.support.backends import Machines, Program, machines
-from tests.support.processes import processes_with, wait_for
+from tests.support.processes import command_of, originals, processes_with, wait_for
 from tests.support.raycluster import RayHead, ray_head
 
 pytestmark = pytest.mark.slow
@@ -43,12 +43,12 @@ def opened(head: RayHead, tmp_path: pathlib.Path) -> Iterator[Machines]:
 
 def supervisors(opened: Machines) -> list[int]:
     found = processes_with(f"FLEETUNE_TEST={opened.mark}")
-    return [pid for pid in found if b"JobSupervisor" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return originals(pid for pid in found if b"JobSupervisor" in command_of(pid))
 
 
 def test_a_program_whose_supervisor_is_killed_is_lost(opened: Machines) -> None:
     launch = opened.started(opened.launch("a", Program(forever=True)))
-    wait_for(lambda: len(supervisors(opened)) == 1, "there is one: what it forks has its name for a moment")
+    wait_for(lambda: len(supervisors(opened)) == 1, "it has one")
     os.kill(supervisors(opened)[0], signal.SIGKILL)
     end = opened.ended(launch)
     assert end.phase is Phase.LOST and "died" in end.message

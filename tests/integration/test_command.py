@@ -17,7 +17,7 @@ import pytest
 from cluster.wire import Order, Registered
 from jobs.command.member import MOST_HELD_BYTES, Member
 from tests.support.drivers import driver, registered, rss_mb
-from tests.support.processes import processes_with, wait_for
+from tests.support.processes import command_of, originals, processes_with, wait_for
 from tests.support.wireserver import JOB, TOKEN, WireServer, wire_server
 
 NOTHING = Registered(kind="command", spec={}, placement=(("n1", 1),), engine="local")
@@ -232,7 +232,7 @@ def test_a_program_whose_guard_is_killed_is_killed_too(tmp_path: pathlib.Path) -
     member, mark = Member(), f"FLEETUNE_TEST={tmp_path}"
     environment = {**os.environ, "FLEETUNE_TEST": str(tmp_path)}
     assert member.start(["sleep", "1000"], environment, None) is None
-    (guard,) = [pid for pid in processes_with(mark) if b"guard.py" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+    (guard,) = originals(pid for pid in processes_with(mark) if b"guard.py" in command_of(pid))
     os.kill(guard, signal.SIGKILL)
     assert member.read(10.0) == (b"", -signal.SIGKILL)
     member.close()

@@ -27,6 +27,7 @@ import httpx
 from tests.support import tiny
 from tests.support.gangs import ROOT
 from tests.support.hosts import BIN, Host, hosts, name_hosts
+from tests.support.processes import command_of, originals
 
 NAMES = ("head", "worker-1", "worker-2")
 CPUS = 2  # of each worker host
@@ -185,7 +186,9 @@ class World:
 
     def workers(self, node: Node) -> list[int]:
         """Ray's processes on a node with a training or a program in them."""
-        return sorted(pid for pid in pids_of(node.host) if command_of(pid).startswith((b"ray::RayTrain", b"ray::Host")))
+        return originals(
+            pid for pid in pids_of(node.host) if command_of(pid).startswith((b"ray::RayTrain", b"ray::Host"))
+        )
 
     def raylets(self, node: Node) -> list[int]:
         return [pid for pid in pids_of(node.host) if b"/raylet/raylet\0" in command_of(pid)]
@@ -273,13 +276,6 @@ def pids_of(host: Host) -> list[int]:
     return [int(pid) for pid in listed.stdout.split()]
 
 
-def command_of(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
 def variable_of(pid: int, name: str) -> str | None:
     try:
         lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
@@ -290,7 +286,7 @@ def variable_of(pid: int, name: str) -> str | None:
 
 def _processes(host: Host, mark: bytes, variable: str) -> dict[int, str]:
     """Those whose command has the mark, by a variable of their environment; what guards a program has it as well."""
-    found = {pid: variable_of(pid, variable) for pid in pids_of(host) if _is(command_of(pid), mark)}
+    found = {pid: variable_of(pid, variable) for pid in originals(p for p in pids_of(host) if _is(command_of(p), mark))}
     return {pid: value for pid, value in sorted(found.items()) if value is not None}
 
 

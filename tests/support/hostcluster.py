@@ -19,6 +19,7 @@ from typing import Any
 from orchestrator.queue.records import Job
 from orchestrator.store import open_store
 from tests.support.hosts import BIN, Host, end_what_is_left, hosts, name_hosts, processes_of
+from tests.support.processes import command_of, originals
 
 HEAD, WORKERS = "head", ("worker-1", "worker-2")
 UP_WITHIN_S, LOOK_S = 240.0, 0.5
@@ -145,17 +146,10 @@ class HostCluster:
     def trainers(self, name: str | None = None) -> list[int]:
         """Processes of workers of trainings; on one host, or on all."""
         there = [self.hosts[name]] if name is not None else list(self.hosts.values())
-        return [pid for host in there for pid in processes_of(host) if "RayTrainWorker" in " ".join(_words(pid))]
+        return originals(pid for host in there for pid in processes_of(host) if b"RayTrainWorker" in command_of(pid))
 
     def drivers(self) -> list[int]:
-        return [pid for pid in processes_of(self.head) if "jobs.drive" in _words(pid)]
-
-
-def _words(pid: int) -> list[str]:
-    try:
-        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-    except OSError:  # it has ended
-        return []
+        return originals(pid for pid in processes_of(self.head) if b"jobs.drive" in command_of(pid).split(b"\0"))
 
 
 @contextlib.contextmanager

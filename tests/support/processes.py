@@ -6,7 +6,7 @@ import pathlib
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 POLL_S = 0.01
@@ -22,6 +22,28 @@ def processes_with(variable: str) -> list[int]:
         except OSError:  # gone meanwhile
             continue
     return found
+
+
+def command_of(pid: int) -> bytes:
+    """Its words, each ended by a zero; none if it has ended."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def parent_of(pid: int) -> int:
+    """0: it has ended."""
+    try:
+        return int(pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def originals(pids: Iterable[int]) -> list[int]:
+    """Without what another of them has forked: that has its name and variables until it runs a program of its own."""
+    found = set(pids)
+    return sorted(pid for pid in found if parent_of(pid) not in found)
 
 
 def process_lives(pid: int) -> bool:

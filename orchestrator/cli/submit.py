@@ -88,7 +88,7 @@ def _exit_code(jobs: list[JobView]) -> int:
 
     def code(job: JobView) -> int:
         if job.state is State.FAILED:
-            return 2 if job.reason in (Reason.BAD_INPUT, Reason.TOO_LARGE) else 1
+            return 2 if job.reason is Reason.BAD_INPUT else 1
         return 130 if job.state is State.CANCELLED else 0
 
     codes = {code(job) for job in jobs}

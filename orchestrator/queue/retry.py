@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from cluster.backend import Phase, Submission
 from cluster.wire import TRY_AGAIN_EXIT
 from orchestrator.queue.records import Job
-from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queue.states import DRIVER_ENDED, Reason, State, Wanted
 
 # How often a job goes back to the queue for a reason; None: as often as it takes.
 BUDGETS: Mapping[Reason, int | None] = {
@@ -25,6 +25,7 @@ BUDGETS: Mapping[Reason, int | None] = {
     Reason.PAUSED: None,
     Reason.NODE_LOST: 20,
     Reason.DRIVER_LOST: 5,
+    Reason.DRIVER_KILLED: 5,
     Reason.NOT_STARTED: 5,
 }
 _ENDS = {
@@ -33,7 +34,7 @@ _ENDS = {
     Reason.BAD_INPUT: State.FAILED,
     Reason.RUN_FAILED: State.FAILED,
 }
-_BACKS_OFF = (Reason.DRIVER_LOST, Reason.NOT_STARTED)
+_BACKS_OFF = (*DRIVER_ENDED, Reason.NOT_STARTED)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 600.0
 
 BAD_INPUT_EXIT, INTERRUPTED_EXIT = 2, 130
@@ -89,5 +90,5 @@ def why_ended(submission: Submission) -> tuple[Reason, str]:
     if submission.phase is Phase.FAILED and submission.exit_code is not None and submission.exit_code > 0:
         return Reason.RUN_FAILED, text or f"the driver ended with exit code {submission.exit_code}: see the log"
     if submission.exit_code == -signal.SIGKILL:  # nothing of the machine's own tells who did it
-        return Reason.DRIVER_LOST, text or "the driver was killed, as happens where a machine runs out of memory"
+        return Reason.DRIVER_KILLED, text or "the driver was killed, as happens where a machine runs out of memory"
     return Reason.DRIVER_LOST, text or "the driver is gone without an outcome"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from cluster.backend import Phase, Submission
 from orchestrator.queue.records import Job, Move
 from orchestrator.queue.retry import INTERRUPTED_EXIT, landing, why_ended
-from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queue.states import DRIVER_ENDED, Reason, State, Wanted
 
 _STOPS: Mapping[Wanted, tuple[Reason, str]] = {
     Wanted.CANCEL: (Reason.CANCELLED, "cancelled"),
@@ -91,7 +91,7 @@ def _running(job: Job, seen: Seen) -> Move | None:
         if submission is not None and submission.exit_code == INTERRUPTED_EXIT and job.wanted in _STOPS:
             return _move(job, State.STOPPING, *_STOPS[job.wanted])  # the driver was told so before this pass
         reason, text = why_ended(submission or Submission(job.submission, Phase.LOST))
-        if reason is Reason.DRIVER_LOST and any(node in seen.absent for node, _ in job.placement):
+        if reason in DRIVER_ENDED and any(node in seen.absent for node, _ in job.placement):
             reason = Reason.NODE_LOST
         return _move(job, State.STOPPING, reason, text)
     return _told_to_stop(job, seen)

@@ -60,6 +60,7 @@ class Reason(StrEnum):
     PAUSED = "paused"
     NODE_LOST = "node-lost"
     DRIVER_LOST = "driver-lost"  # it ended without an outcome
+    DRIVER_KILLED = "driver-killed"  # by SIGKILL, as the kernel does where memory is short
     NOT_STARTED = "not-started"  # the cluster did not take it
     # of stopping; the job ends:
     CANCELLED = "cancelled"
@@ -68,4 +69,6 @@ class Reason(StrEnum):
     RUN_FAILED = "run-failed"
     # of ending in the queue:
     PARENT_FAILED = "parent-failed"
-    TOO_LARGE = "too-large"  # no nodes could hold it any more
+
+
+DRIVER_ENDED = (Reason.DRIVER_LOST, Reason.DRIVER_KILLED)

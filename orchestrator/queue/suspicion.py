@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from orchestrator.queue.records import Job, Move
-from orchestrator.queue.states import Reason, State
+from orchestrator.queue.states import DRIVER_ENDED, Reason, State
 
 BY: Final = "fleetune"  # whose order it is
 WITHIN_S: Final = 24 * 3600.0
@@ -38,7 +38,7 @@ class Incident:
 
 def incident_of(job: Job, move: Move, gone: Sequence[str], now_s: float) -> Incident | None:
     """What a move says of machines; None: nothing. `gone`: names of the job's nodes that do not live any more."""
-    stops = move.to is State.STOPPING and move.reason in (Reason.NODE_LOST, Reason.DRIVER_LOST)
+    stops = move.to is State.STOPPING and move.reason in (Reason.NODE_LOST, *DRIVER_ENDED)
     return Incident(now_s, tuple(gone), job.submission) if stops and gone else None
 
 

@@ -250,6 +250,7 @@ def test_a_mistake_in_a_function_of_the_user_costs_one_attempt_and_a_driver_with
     shared.reaches(starved, 2 * SAVED_EVERY)
     (driver,) = originals(pid for pid in processes_with(f"FLEETUNE_JOB={starved}") if b"jobs.drive" in command_of(pid))
     by_the_kernel = kill_for_memory(driver)
+    wait_for(lambda: shared.job(starved)["reason"] == "driver-killed", "it is said so", 60.0, _rest)
     wait_for(lambda: shared.job(starved)["attempt"] == 2, "it is started again", 120.0, _rest)
     shared.reaches(starved, shared.steps(starved) + FURTHER)
     shared.ended(wrong)

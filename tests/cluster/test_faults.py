@@ -1,4 +1,4 @@
-"""One training that lives through faults of a real cluster: of its server, its head, its processes, nodes and lines."""
+"""Trainings that live through faults of a real cluster: of its server, its head, its processes, nodes and lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ from orchestrator.queue.records import Job
 from orchestrator.queue.states import State
 from orchestrator.store import open_store
 from tests.support import tiny
-from tests.support.hostcluster import DEAD_AFTER_S, WORKERS, HostCluster, awaited, host_cluster
+from tests.support.hostcluster import DEAD_AFTER_S, HEAD, WORKERS, HostCluster, awaited, host_cluster
 from tests.support.hosts import available, cut_off, reconnect
 
 pytestmark = [
@@ -39,7 +39,7 @@ BEYOND_START_S, ENDS_WITHIN_S = 60.0, 120.0
 
 @dataclass
 class Training:
-    """A gang of two on one of the two workers.
+    """A gang on one of the two workers.
 
     Attributes:
         start_s: from its submission to its first step.
@@ -47,6 +47,7 @@ class Training:
 
     cluster: HostCluster
     job_id: str
+    num_workers: int = 2
     start_s: float = 0.0
 
     @property
@@ -63,7 +64,7 @@ class Training:
     def where(self) -> str:
         """The name of the node of its lease."""
         ((node, workers),) = self.job.placement
-        assert workers == 2
+        assert workers == self.num_workers
         return next(name for name, node_id in self.cluster.nodes().items() if node_id == node)
 
     def steps(self) -> list[int]:
@@ -98,11 +99,34 @@ class Training:
         left = iter(groups)
         assert all(start in left for start in begun), (begun, groups)  # in this order; one that wrote nothing may lack
 
-    def runs_once(self) -> None:
-        awaited(lambda: len(self.cluster.trainers()) == 2, "there is one gang", ENDS_WITHIN_S, self.told)
-        assert len(self.cluster.drivers()) == 1, self.told()
-        with contextlib.closing(open_store(str(self.cluster.head.private / ".fleetune/queue.db"))) as store:
-            assert [lease.job_id for lease in store.leases(held=True)] == [self.job_id]
+
+def submitted(cluster: HostCluster, name: str, num_workers: int = 2) -> Training:
+    spec = tiny.spec_of(
+        cluster.shared / "runs", cluster.shared / "llama", cluster.shared / "text.jsonl", name=name,
+        train__max_steps=STEPS, train__warmup_ratio=0.0, resources__num_workers=num_workers,
+        resources__cpus_per_worker=1, checkpoint__save_minutes=SAVED_EVERY_MINUTES,
+    )  # fmt: skip
+    file = cluster.shared / f"{name}.json"
+    file.write_bytes(dump_spec(spec))
+    return Training(cluster, cluster.fleetune("submit", str(file)).split()[0], num_workers)
+
+
+def begun(trainings: Sequence[Training]) -> None:
+    began = time.monotonic()
+    for one in trainings:
+        awaited(lambda one=one: one.job.run, "the server knows the run", TRAINS_WITHIN_S, one.cluster.told)
+        awaited(lambda one=one: one.groups() and one.steps(), "it trains", TRAINS_WITHIN_S, one.told)
+        one.start_s = time.monotonic() - began
+
+
+def all_run_once(trainings: Sequence[Training]) -> None:
+    """Each has one driver, one gang and one lease, and there are no others."""
+    cluster, told = trainings[0].cluster, trainings[0].told
+    workers = sum(one.num_workers for one in trainings)
+    awaited(lambda: len(cluster.trainers()) == workers, "there is one gang of each", ENDS_WITHIN_S, told)
+    assert len(cluster.drivers()) == len(trainings), told()
+    with contextlib.closing(open_store(str(cluster.head.private / ".fleetune/queue.db"))) as store:
+        assert sorted(lease.job_id for lease in store.leases(held=True)) == sorted(one.job_id for one in trainings)
 
 
 @pytest.fixture(scope="module")
@@ -115,46 +139,80 @@ def cluster() -> Iterator[HostCluster]:
 
 @pytest.fixture(scope="module")
 def training(cluster: HostCluster) -> Training:
-    spec = tiny.spec_of(
-        cluster.shared / "runs", cluster.shared / "llama", cluster.shared / "text.jsonl", name="endures",
-        train__max_steps=STEPS, train__warmup_ratio=0.0, resources__cpus_per_worker=1,
-        checkpoint__save_minutes=SAVED_EVERY_MINUTES,
-    )  # fmt: skip
-    file = cluster.shared / "job.json"
-    file.write_bytes(dump_spec(spec))
-    began = time.monotonic()
-    made = Training(cluster, cluster.fleetune("submit", str(file)).split()[0])
-    awaited(lambda: made.job.run, "the server knows the run", TRAINS_WITHIN_S, cluster.told)
-    awaited(lambda: made.groups() and made.steps(), "it trains", TRAINS_WITHIN_S, made.told)
-    made.start_s = time.monotonic() - began
+    made = submitted(cluster, "endures")
+    begun([made])
     return made
 
 
+@pytest.fixture(scope="module")
+def running(training: Training) -> list[Training]:
+    """All that train."""
+    return [training]
+
+
 @pytest.fixture(autouse=True)
-def untouched(training: Training) -> Iterator[None]:
-    """Each fault comes upon a cluster that is whole, and a training that goes on and has a checkpoint."""
-    awaited(lambda: set(training.cluster.nodes()) >= set(WORKERS), "all nodes are there", 120.0, training.told)
-    training.goes_on()
-    begun_at = training.groups()[-1]
-    awaited(lambda: training.saved() > begun_at, "it has saved since it began", TRAINS_WITHIN_S, training.told)
-    training.runs_once()
+def untouched(running: list[Training]) -> Iterator[None]:
+    """Each fault comes upon a cluster that is whole, and trainings that go on and have a checkpoint."""
+    for one in running:
+        awaited(lambda one=one: set(one.cluster.nodes()) >= set(WORKERS), "all nodes are there", 120.0, one.told)
+        one.goes_on()
+        begun_at = one.groups()[-1]
+        awaited(lambda one=one, at=begun_at: one.saved() > at, "it has saved since it began", TRAINS_WITHIN_S, one.told)
+    all_run_once(running)
     yield
-    training.is_written_by_one_at_a_time()
+    for one in running:
+        one.is_written_by_one_at_a_time()
 
 
-def test_a_server_that_was_killed_adopts_what_trains(cluster: HostCluster, training: Training) -> None:
-    attempt, groups, processes = training.job.attempt, training.groups(), set(cluster.trainers())
-    cluster.kill_server()
-    training.goes_on()
-    killed_at_s = time.time()
-    cluster.start_server()
-    awaited(lambda: (training.job.heard_s or 0.0) > killed_at_s, "the driver is heard again", 60.0, training.told)
-    training.goes_on()
-    assert (training.job.state, training.job.attempt) == (State.RUNNING, attempt)
-    assert training.groups() == groups and set(cluster.trainers()) == processes
-    steps = training.steps()
-    assert steps == list(range(1, len(steps) + 1))
-    training.runs_once()
+class TestThreeTrain:
+    @pytest.fixture(scope="class")
+    def three(self, cluster: HostCluster, running: list[Training]) -> Iterator[list[Training]]:
+        beside = [submitted(cluster, f"beside-{number}", num_workers=1) for number in (1, 2)]
+        begun(beside)
+        running += beside
+        yield running
+        for one in beside:
+            cluster.fleetune("cancel", one.job_id)
+            running.remove(one)
+        for one in beside:
+            awaited(lambda one=one: one.job.state is State.CANCELLED, "it has ended", ENDS_WITHIN_S, one.told)
+
+    def test_a_server_that_was_killed_adopts_them(self, cluster: HostCluster, three: list[Training]) -> None:
+        attempts, groups = [one.job.attempt for one in three], [one.groups() for one in three]
+        processes, drivers = cluster.trainers(), cluster.drivers()
+        cluster.kill_server()
+        for one in three:
+            one.goes_on()
+        killed_at_s = time.time()
+        cluster.start_server()
+        for one in three:
+            awaited(lambda one=one: (one.job.heard_s or 0.0) > killed_at_s, "it is heard again", 60.0, one.told)
+            one.goes_on()
+        assert [one.job.state for one in three] == [State.RUNNING] * 3
+        assert [one.job.attempt for one in three] == attempts and [one.groups() for one in three] == groups
+        assert (cluster.trainers(), cluster.drivers()) == (processes, drivers)
+        for one in three:
+            steps = one.steps()
+            assert steps == list(range(1, len(steps) + 1))
+        all_run_once(three)
+
+    def test_they_go_on_once_the_head_and_all_nodes_are_there_again(
+        self, cluster: HostCluster, three: list[Training]
+    ) -> None:
+        """Ray keeps nothing of itself: the operator starts all of it anew, and the queue knows what is to run."""
+        attempts, groups = [one.job.attempt for one in three], [one.groups() for one in three]
+        saved = [one.saved() for one in three]
+        for name in (HEAD, *WORKERS):
+            cluster.power_off(name)
+        for name in (HEAD, *WORKERS):
+            cluster.start_ray(name)
+        for one, had in zip(three, groups, strict=True):
+            one.begins_again(len(had))
+            one.goes_on()
+        assert [one.job.attempt for one in three] == [attempt + 1 for attempt in attempts]
+        for one, had, at_least in zip(three, groups, saved, strict=True):
+            assert len(one.groups()) == len(had) + 1 and one.groups()[-1] >= at_least
+        all_run_once(three)
 
 
 def test_a_worker_process_that_was_killed_is_replaced_within_the_lease(
@@ -167,7 +225,7 @@ def test_a_worker_process_that_was_killed_is_replaced_within_the_lease(
     training.goes_on()
     assert training.groups()[len(groups)] >= saved
     assert training.job.attempt == attempt and cluster.drivers() == [driver]
-    training.runs_once()
+    all_run_once([training])
 
 
 def test_a_training_whose_node_is_gone_goes_on_on_another_one(cluster: HostCluster, training: Training) -> None:
@@ -180,7 +238,7 @@ def test_a_training_whose_node_is_gone_goes_on_on_another_one(cluster: HostClust
     training.goes_on()
     assert training.job.attempt == attempt + 1 and training.where != where
     assert training.groups()[len(groups)] >= saved
-    training.runs_once()
+    all_run_once([training])
     reconnect(cluster.hosts[where])
     cluster.start_ray(where)
 
@@ -202,23 +260,6 @@ def test_a_training_leaves_a_node_that_ray_takes_away_with_the_step_that_it_stop
     cluster.start_ray(where)
 
 
-def test_a_training_goes_on_once_the_head_and_all_nodes_are_there_again(
-    cluster: HostCluster, training: Training
-) -> None:
-    """Ray keeps nothing of itself: the operator starts all of it anew, and the queue knows what is to run."""
-    attempt, groups, saved = training.job.attempt, training.groups(), training.saved()
-    for name in ("head", *WORKERS):
-        cluster.power_off(name)
-    for name in ("head", *WORKERS):
-        cluster.start_ray(name)
-    took_s = training.begins_again(len(groups))
-    assert took_s < BEYOND_START_S + training.start_s, training.told()
-    training.goes_on()
-    assert training.job.attempt == attempt + 1
-    assert training.groups()[len(groups)] >= saved
-    training.runs_once()
-
-
 def test_a_line_that_is_cut_for_a_moment_costs_nothing(cluster: HostCluster, training: Training) -> None:
     attempt, groups, processes = training.job.attempt, training.groups(), set(cluster.trainers())
     host = cluster.hosts[training.where]
@@ -229,8 +270,8 @@ def test_a_line_that_is_cut_for_a_moment_costs_nothing(cluster: HostCluster, tra
     time.sleep(DEAD_AFTER_S)
     training.goes_on()
     assert (training.job.attempt, training.groups()) == (attempt, groups), training.told()
-    training.runs_once()
-    assert set(cluster.trainers()) >= processes
+    all_run_once([training])
+    assert set(cluster.trainers()) == processes
 
 
 def test_workers_that_were_cut_off_for_long_have_ended_before_others_go_on_with_their_run(
@@ -249,8 +290,8 @@ def test_workers_that_were_cut_off_for_long_have_ended_before_others_go_on_with_
     assert len(left) < 2, training.told()
     assert training.job.attempt == attempt + 1 and training.where != where
     reconnect(cluster.hosts[where])
-    training.runs_once()
+    all_run_once([training])
     cluster.power_off(where)  # its raylet has ended by itself, or does not belong to the cluster any more
     cluster.start_ray(where)
     training.goes_on()
-    training.runs_once()
+    all_run_once([training])

@@ -56,7 +56,7 @@ def test_a_driver_that_runs_and_ends_well_takes_its_job_through() -> None:
         (Phase.FAILED, 2, Reason.BAD_INPUT),
         (Phase.FAILED, 1, Reason.RUN_FAILED),
         (Phase.FAILED, 75, Reason.DRIVER_LOST),
-        (Phase.FAILED, -9, Reason.DRIVER_LOST),
+        (Phase.FAILED, -9, Reason.DRIVER_KILLED),
         (Phase.FAILED, None, Reason.DRIVER_LOST),
         (Phase.LOST, None, Reason.DRIVER_LOST),
         (Phase.STOPPED, 130, Reason.DRIVER_LOST),
@@ -178,7 +178,7 @@ def test_an_end_without_a_code_is_no_failure_of_the_run() -> None:
 
 def test_a_driver_that_was_killed_is_told_from_one_that_failed() -> None:
     reason, text = why_ended(Submission("x-1", Phase.FAILED, -9))
-    assert reason is Reason.DRIVER_LOST and "out of memory" in text
+    assert reason is Reason.DRIVER_KILLED and "out of memory" in text
     assert why_ended(Submission("x-1", Phase.FAILED, -15)) == (
         Reason.DRIVER_LOST,
         "the driver is gone without an outcome",

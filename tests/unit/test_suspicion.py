@@ -47,7 +47,7 @@ def test_what_a_move_says_of_machines() -> None:
     def found(reason: Reason, gone: list[str]) -> Incident | None:
         return incident_of(one, Move(one.job_id, one.state, one.attempt, State.STOPPING, reason), gone, NOW_S)
 
-    for reason in (Reason.NODE_LOST, Reason.DRIVER_LOST):
+    for reason in (Reason.NODE_LOST, Reason.DRIVER_LOST, Reason.DRIVER_KILLED):
         assert found(reason, ["n2"]) == Incident(NOW_S, ("n2",), one.submission)
         assert found(reason, []) is None  # a driver alone cannot blame a machine
     assert found(Reason.PREEMPTED, ["n2"]) is None

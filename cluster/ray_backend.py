@@ -54,6 +54,7 @@ def connected(address: str | None, gang: Gang | None, workplace: Workplace | Non
 
     set_default("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     set_default("RAY_TRAIN_V2_ENABLED", "1")
+    set_default("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # its own 2 s pass before an end, or a death, is seen
     set_default("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay where the job's own modules are
     where = None if address == THIS_MACHINE else address or ray_address()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}

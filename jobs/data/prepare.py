@@ -21,12 +21,13 @@ from jobs.spec import Spec
 __all__ = ["PREPARE_VERSION", "fingerprint", "prepare"]
 
 
-def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> Prepared:
+def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to: int = 0) -> Prepared:
     """Prepare the data of a spec, or find it prepared.
 
     Args:
         model_dir: directory (or fsspec URL) with the tokenizer; only this process reads it.
         engine: "plain" tokenises in this process; "ray" on the cluster, after `ray.init`. Both write the same bytes.
+        plain_up_to: bytes of new sources that are tokenised in this process whatever the engine.
         say: takes progress, a line at a time.
 
     Raises:
@@ -40,6 +41,8 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> Prepared
     found = Prepared.find(root)
     every = [job for of_role in jobs.values() for job in of_role]
     new = [job for job in every if Prepared.find(job.root) is None]
+    if sum(sum(job.sizes) for job in new) <= plain_up_to:
+        engine = "plain"
     workers = started(engine) if new else None
     check_formats(every, tokenizer, model_dir)
     progress = Progress(say, sum(sum(job.sizes) for job in new))

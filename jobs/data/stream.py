@@ -30,6 +30,10 @@ _CHUNK_ROWS = 256
 # A task gives its chunks one by one, so many steps in one cost no memory; but each task costs Ray time at the start.
 _CHUNKS_PER_TASK = 64
 _MOST_TASKS = 32
+# Of a worker's rows, in Ray's object store. Ray by itself gathers blocks of 128 MiB, and lets each worker's data set
+# read ahead into half of the store of the whole cluster: with many workers, or a small store, it would spill to disk.
+_LEAST_BLOCK_BYTES, _BLOCKS_AHEAD = 2**20, 8
+_BYTES_PER_TOKEN = 8  # its id and its label
 _JOIN_S = 10.0
 
 
@@ -53,7 +57,8 @@ class Stream:
         # As many blocks as a group of steps of like length may touch, so that none is read twice.
         rows_at_once = plan_batching(self.spec).rows * (1 if self.spec.packed else GROUP_STEPS)
         split = Prepared.open(self.prepared_root).split("train", 4 * WINDOW_BLOCKS + rows_at_once // ROWS_PER_BLOCK)
-        return OpenStream(split, step_plan(self.spec, split), plan_batching(self.spec), self.worker)
+        plan = step_plan(self.spec, split)
+        return OpenStream(split, plan, plan_batching(self.spec), self.worker, self.spec.data.seq_len)
 
 
 def step_plan(spec: Spec, split: Split) -> StepPlan:
@@ -114,10 +119,17 @@ class OpenStream:
     plan: StepPlan
     batching: Batching
     worker: int
+    seq_len: int
 
     @property
     def steps_per_chunk(self) -> int:
         return max(1, _CHUNK_ROWS * self.batching.num_workers // self.batching.rows)
+
+    @property
+    def most_bytes_per_chunk(self) -> int:
+        """About."""
+        rows = -(-self.batching.rows // self.batching.num_workers) * self.steps_per_chunk
+        return rows * self.seq_len * _BYTES_PER_TOKEN
 
     def read(self, start: int, stop: int) -> Any:
         """Rows of this worker for steps start..stop-1.
@@ -256,12 +268,18 @@ def ray_iterators(prepared_root: str, spec: Spec, start: int) -> list[Any]:
 
     iterators = []
     for worker in range(spec.resources.num_workers):
-        source = _ordered_rows(Stream(prepared_root, spec, worker), start)
+        stream = Stream(prepared_root, spec, worker)
+        source = _ordered_rows(stream, start)
         dataset = ray.data.read_datasource(
             source, num_cpus=0, concurrency=1, override_num_blocks=max(len(source.get_read_tasks(1)), 1)
         )
-        dataset.context.execution_options.preserve_order = True
-        dataset.context.enable_progress_bars = False
+        context, block = dataset.context, max(_LEAST_BLOCK_BYTES, stream.open().most_bytes_per_chunk)
+        context.target_max_block_size = block
+        context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
+            object_store_memory=_BLOCKS_AHEAD * block
+        )
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
         iterators.append(dataset.iterator())
     return iterators
 

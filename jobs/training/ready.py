@@ -11,6 +11,9 @@ from jobs.modeldir import check_model_files, local_model_dir
 from jobs.spec import Spec
 from jobs.watch import Announcer
 
+# Tasks on Ray take seconds to start; meanwhile one process tokenises about as much.
+SMALL_BYTES = 8 * 2**20
+
 
 def ready_data(spec: Spec, engine: Literal["plain", "ray"], announce: Announcer) -> Prepared:
     """The prepared data of a job that can be trained on it.
@@ -21,6 +24,12 @@ def ready_data(spec: Spec, engine: Literal["plain", "ray"], announce: Announcer)
     announce("phase", "preparing the data", phase="prepare")
     model_dir = local_model_dir(spec.model.path)
     check_model_files(model_dir, "chat" in spec.data.formats, spec.data.seq_len)
-    prepared = prepare(spec, model_dir, engine=engine, say=lambda text: announce("phase", text, phase="prepare"))
+    prepared = prepare(
+        spec,
+        model_dir,
+        engine=engine,
+        say=lambda text: announce("phase", text, phase="prepare"),
+        plain_up_to=SMALL_BYTES,
+    )
     step_plan(spec, prepared.split("train"))
     return prepared

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.checkpoints import committed_steps
+from jobs.data.prepare import prepare
 from jobs.journal import read_journal
-from jobs.load import dump_spec
+from jobs.load import dump_spec, load_spec
 from jobs.paths import JobPaths
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import State
@@ -24,6 +26,7 @@ from orchestrator.store import open_store
 from tests.support import tiny
 from tests.support.hostcluster import DEAD_AFTER_S, HEAD, WORKERS, HostCluster, awaited, host_cluster
 from tests.support.hosts import available, cut_off, reconnect
+from tests.support.reference import plain_losses
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,6 +38,11 @@ STEPS, FURTHER = 1_000_000, 5  # where others share the cores, a step may take a
 SAVED_EVERY_MINUTES = 0.1
 TRAINS_WITHIN_S = 240.0
 BEYOND_START_S, ENDS_WITHIN_S = 60.0, 120.0
+WHOLE_NODE = 2  # CPUs
+OTHER = {
+    "kind": "command", "name": "other", "command": ["sleep", "1000"],
+    "resources": {"num_workers": 1, "gpus_per_worker": 0, "cpus_per_worker": WHOLE_NODE},
+}  # fmt: skip
 
 
 @dataclass
@@ -100,15 +108,20 @@ class Training:
         assert all(start in left for start in begun), (begun, groups)  # in this order; one that wrote nothing may lack
 
 
-def submitted(cluster: HostCluster, name: str, num_workers: int = 2) -> Training:
+def submitted(cluster: HostCluster, name: str, num_workers: int = 2, **changes: Any) -> Training:
     spec = tiny.spec_of(
         cluster.shared / "runs", cluster.shared / "llama", cluster.shared / "text.jsonl", name=name,
-        train__max_steps=STEPS, train__warmup_ratio=0.0, resources__num_workers=num_workers,
-        resources__cpus_per_worker=1, checkpoint__save_minutes=SAVED_EVERY_MINUTES,
+        train__max_steps=STEPS, train__warmup_ratio=0.0, checkpoint__save_minutes=SAVED_EVERY_MINUTES,
+        **{"resources__num_workers": num_workers, "resources__cpus_per_worker": 1, **changes},
     )  # fmt: skip
+    return Training(cluster, queued(cluster, name, dump_spec(spec)), num_workers)
+
+
+def queued(cluster: HostCluster, name: str, spec: bytes) -> str:
+    """The job's id."""
     file = cluster.shared / f"{name}.json"
-    file.write_bytes(dump_spec(spec))
-    return Training(cluster, cluster.fleetune("submit", str(file)).split()[0], num_workers)
+    file.write_bytes(spec)
+    return cluster.fleetune("submit", str(file)).split()[0]
 
 
 def begun(trainings: Sequence[Training]) -> None:
@@ -164,19 +177,20 @@ def untouched(running: list[Training]) -> Iterator[None]:
         one.is_written_by_one_at_a_time()
 
 
-class TestThreeTrain:
-    @pytest.fixture(scope="class")
-    def three(self, cluster: HostCluster, running: list[Training]) -> Iterator[list[Training]]:
-        beside = [submitted(cluster, f"beside-{number}", num_workers=1) for number in (1, 2)]
-        begun(beside)
-        running += beside
-        yield running
-        for one in beside:
-            cluster.fleetune("cancel", one.job_id)
-            running.remove(one)
-        for one in beside:
-            awaited(lambda one=one: one.job.state is State.CANCELLED, "it has ended", ENDS_WITHIN_S, one.told)
+@pytest.fixture(scope="class")
+def three(cluster: HostCluster, running: list[Training]) -> Iterator[list[Training]]:
+    beside = [submitted(cluster, f"beside-{number}", num_workers=1) for number in (1, 2)]
+    begun(beside)
+    running += beside
+    yield running
+    for one in beside:
+        cluster.fleetune("cancel", one.job_id)
+        running.remove(one)
+    for one in beside:
+        awaited(lambda one=one: one.job.state is State.CANCELLED, "it has ended", ENDS_WITHIN_S, one.told)
 
+
+class TestThreeTrain:
     def test_a_server_that_was_killed_adopts_them(self, cluster: HostCluster, three: list[Training]) -> None:
         attempts, groups = [one.job.attempt for one in three], [one.groups() for one in three]
         processes, drivers = cluster.trainers(), cluster.drivers()
@@ -295,3 +309,51 @@ def test_workers_that_were_cut_off_for_long_have_ended_before_others_go_on_with_
     cluster.start_ray(where)
     training.goes_on()
     all_run_once([training])
+
+
+def test_an_elastic_one_shrinks_and_grows_with_what_there_is_and_computes_the_same(
+    cluster: HostCluster, training: Training, running: list[Training]
+) -> None:
+    """For another job, with a node that is gone, and once that is there again."""
+    running.remove(training)
+    cluster.fleetune("cancel", training.job_id)
+    awaited(lambda: training.job.state is State.CANCELLED, "it has ended", ENDS_WITHIN_S, training.told)
+    size = {"resources__num_workers": {"min": 1, "max": 2}, "resources__cpus_per_worker": WHOLE_NODE}
+    elastic = submitted(cluster, "elastic", **size, train__global_batch_size=8, train__per_device_train_batch_size=4)
+    goes_on_with(elastic, 2)
+
+    other = queued(cluster, "other", json.dumps(OTHER).encode())
+    goes_on_with(elastic, 1)
+    steps = elastic.steps()
+    assert steps == list(range(1, len(steps) + 1))
+    assert elastic.job.interruptions == 0
+    story = cluster.story(elastic.job_id)
+    assert any(f"goes on with 1 worker instead of 2: {other} goes first" in line for line in story), story
+    cluster.fleetune("cancel", other)
+    goes_on_with(elastic, 2)
+
+    cut_off(cluster.hosts[WORKERS[0]])
+    cluster.power_off(WORKERS[0])
+    goes_on_with(elastic, 1)
+    reconnect(cluster.hosts[WORKERS[0]])
+    elastic.is_written_by_one_at_a_time()
+    spec = load_spec(elastic.paths.spec)
+    cluster.fleetune("cancel", elastic.job_id)
+    awaited(lambda: elastic.job.state is State.CANCELLED, "it has ended", ENDS_WITHIN_S, elastic.told)
+    losses = {record["step"]: record["loss"] for record in read_journal(elastic.paths.metrics) if "loss" in record}
+    prepared = prepare(spec, spec.model.path, engine="plain", say=lambda text: None)
+    undisturbed = plain_losses(spec, prepared, len(losses)).loss
+    assert list(losses) == list(range(1, len(losses) + 1))
+    assert list(losses.values()) == pytest.approx(undisturbed, rel=1e-4)
+
+
+def goes_on_with(training: Training, num_workers: int) -> None:
+    def true() -> bool:
+        job = training.job
+        there = job.state is State.RUNNING and job.run is not None
+        return there and sum(workers for _, workers in job.placement) == num_workers
+
+    awaited(true, f"it has {num_workers} workers", TRAINS_WITHIN_S, training.told)
+    training.goes_on()
+    assert true(), training.told()
+    training.goes_on()

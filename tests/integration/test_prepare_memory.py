@@ -19,7 +19,7 @@ from tests.support.textdata import text_spec
 
 # Over the whole tree of processes; some 400 MB of it are the interpreter and the libraries.
 BOUND_BYTES = 640 * 10**6
-SOURCE_BYTES = 2 * 10**9
+SOURCE_BYTES = 15 * 10**8
 WORDS = [f"word{number:04d}" + "x" * 40 for number in range(1000)]  # long, so that much text is tokenised quickly
 
 PREPARE = """

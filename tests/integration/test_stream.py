@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import time
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from jobs.data.prepared import Prepared
 from jobs.data.stream import StepRows, Stream, plain_steps, ray_iterators, ray_steps
 from jobs.spec import Spec
 from tests.support import tiny
+
+MOST_AHEAD_BYTES = 16 * 2**20  # of a worker
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,29 @@ def test_both_readers_give_the_same_rows_from_any_start(
                 assert not ids & seen[step]
                 seen[step] |= ids
     assert all(len(ids) == 7 for ids in seen[start:])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a log of Ray's own stays open
+def test_what_is_read_ahead_does_not_fill_the_object_store(job: tuple[Spec, Prepared], local_ray: None) -> None:
+    spec, prepared = job
+    spec = spec.model_copy(update={"train": spec.train.model_copy(update={"max_steps": 1_000_000})})
+    iterators = ray_iterators(prepared.root, spec, 0)
+    readers = [ray_steps(rows, Stream(prepared.root, spec, worker), 0) for worker, rows in enumerate(iterators)]
+    for reader in readers:
+        next(reader)
+    most = 0
+    for _ in range(20):  # for as long as it takes to read hundreds of megabytes
+        time.sleep(0.2)
+        most = max(most, bytes_in_the_object_store())
+    for reader in readers:
+        reader.close()
+    assert 0 < most < MOST_AHEAD_BYTES * len(readers), most
+
+
+def bytes_in_the_object_store() -> int:
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    return int(get_memory_info_reply(get_state_from_address()).store_stats.object_store_bytes_used)
 
 
 def test_rows_are_those_of_the_plan(job: tuple[Spec, Prepared]) -> None:

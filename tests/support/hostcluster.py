@@ -23,6 +23,7 @@ from tests.support.processes import command_of, originals
 
 HEAD, WORKERS = "head", ("worker-1", "worker-2")
 UP_WITHIN_S, LOOK_S = 240.0, 0.5
+PROTECTED_S = 5.0  # after which a job may be stopped for another
 # A node that is silent for so long is dead to Ray; by itself it waits for three times as long.
 DEAD_AFTER_S = 15
 QUICK = {
@@ -109,7 +110,7 @@ class HostCluster:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def start_server(self) -> None:
-        words = ["serve", "--address", "auto", "--shared", str(self.shared)]
+        words = ["serve", "--address", "auto", "--shared", str(self.shared), "--protected-s", str(PROTECTED_S)]
 
         def ready() -> bool:
             if self.server is None or self.server.poll() is not None:  # the dashboard may not be up yet

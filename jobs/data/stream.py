@@ -32,7 +32,7 @@ _CHUNKS_PER_TASK = 64
 _MOST_TASKS = 32
 # Of a worker's rows, in Ray's object store. Ray by itself gathers blocks of 128 MiB, and lets each worker's data set
 # read ahead into half of the store of the whole cluster: with many workers, or a small store, it would spill to disk.
-_LEAST_BLOCK_BYTES, _BLOCKS_AHEAD = 2**20, 8
+_LEAST_BLOCK_BYTES, _BLOCKS_AHEAD = 4 * 2**20, 8
 _BYTES_PER_TOKEN = 8  # its id and its label
 _JOIN_S = 10.0
 

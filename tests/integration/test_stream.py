@@ -16,7 +16,7 @@ from jobs.data.stream import StepRows, Stream, plain_steps, ray_iterators, ray_s
 from jobs.spec import Spec
 from tests.support import tiny
 
-MOST_AHEAD_BYTES = 16 * 2**20  # of a worker
+MOST_AHEAD_BYTES = 48 * 2**20  # of a worker
 
 
 @pytest.fixture(scope="module")

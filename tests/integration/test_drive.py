@@ -35,7 +35,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def spec(workshop: pathlib.Path, **changes: Any) -> dict[str, Any]:
-    made = tiny.spec_of(workshop / "runs", workshop / "llama", workshop / "text.jsonl", **changes)
+    """Of one worker: gangs are shown elsewhere."""
+    one = {"resources__num_workers": 1} | changes
+    made = tiny.spec_of(workshop / "runs", workshop / "llama", workshop / "text.jsonl", **one)
     return json.loads(dump_spec(made))
 
 

@@ -25,7 +25,6 @@ MOST_WORKERS_PER_CORE = 4
 KNOCK_TIMEOUT_S = 10.0
 PLACED_WITHIN_S = 300.0  # so long may whoever was there before take to go
 _LOOK_S, _REMOVED_WITHIN_S = 2.0, 15.0
-_FEW_WORKERS = 64
 THIS_MACHINE = "local"
 NODE_LABEL = "ray.io/node-id"  # which every node has
 # A Ray of this machine shares its cores with the training. These turn down what nobody looks at there; measured in
@@ -55,8 +54,6 @@ def connected(address: str | None, gang: Gang | None, workplace: Workplace | Non
 
     set_default("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     set_default("RAY_TRAIN_V2_ENABLED", "1")
-    if gang is not None and gang.num_workers <= _FEW_WORKERS:
-        set_default("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # its own 2 s pass before an end, or a death, is seen
     set_default("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay where the job's own modules are
     where = None if address == THIS_MACHINE else address or ray_address()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}

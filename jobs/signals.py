@@ -17,10 +17,14 @@ from jobs.watch import Announcer
 _HELD = (signal.SIGINT, signal.SIGTERM)
 
 
+class _Stopped(KeyboardInterrupt):
+    """What a signal raises where the main thread is: code of others that catches every `Exception` lets it pass."""
+
+
 class StopSignals:
     """Holds SIGINT and SIGTERM while its context is open.
 
-    Until `graceful` is set, a signal raises `Interrupted` where the main thread is. From then on the first one leaves
+    Until `graceful` is set, a signal ends the context at once, with `Interrupted`. From then on the first one leaves
     the run's stop request, which the gang answers with a checkpoint; the next one raises at the next `check`.
     """
 
@@ -48,11 +52,13 @@ class StopSignals:
     ) -> None:
         for number, handler in self._kept.items():
             signal.signal(number, handler)
+        if isinstance(error, _Stopped):
+            raise Interrupted("interrupted before training began") from error
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         self._count = 1 if self._patient else self._count + 1
         if not self.graceful:
-            raise Interrupted("interrupted before training began")
+            raise _Stopped
 
     def check(self) -> None:
         """Act on what has arrived; called by the main thread every so often.

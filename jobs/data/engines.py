@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from jobs.data.chunks import Chunk, Work, read_chunks
@@ -10,7 +10,15 @@ from jobs.data.progress import Say
 
 Engine = Literal["plain", "ray"]
 Task = Callable[[Chunk, Work], Any]  # gives a pyarrow.Table, pure; can be sent to another process
+_FEW_FILES = 32
+_PACKED, _PACKED_SUFFIXES = 10, (".gz", ".parquet")  # times as much text, about
 Todo = Mapping[int, frozenset[int]]  # numbers of files, and of their chunks that are to be left out
+
+
+def is_little(files: Sequence[tuple[str, int]], most_bytes: int) -> bool:
+    """Whether files, by name and size, hold no more text than that, as far as their sizes tell."""
+    text = sum(size * (_PACKED if name.endswith(_PACKED_SUFFIXES) else 1) for name, size in files)
+    return text <= most_bytes and len(files) <= _FEW_FILES
 
 
 def started(engine: Engine) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.data.engines import Engine, started
+from jobs.data.engines import Engine, is_little, started
 from jobs.data.fingerprint import (
     PREPARE_VERSION,
     SourceJob,
@@ -27,7 +27,8 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to
     Args:
         model_dir: directory (or fsspec URL) with the tokenizer; only this process reads it.
         engine: "plain" tokenises in this process; "ray" on the cluster, after `ray.init`. Both write the same bytes.
-        plain_up_to: bytes of new sources that are tokenised in this process whatever the engine.
+        plain_up_to: bytes of text that are tokenised in this process whatever the engine, if nothing of the job's data
+            is prepared yet, and no function of the user's own reads it.
         say: takes progress, a line at a time.
 
     Raises:
@@ -41,7 +42,9 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to
     found = Prepared.find(root)
     every = [job for of_role in jobs.values() for job in of_role]
     new = [job for job in every if Prepared.find(job.root) is None]
-    if sum(sum(job.sizes) for job in new) <= plain_up_to:
+    files = [(file, size) for job in new for file, size in zip(job.work.files, job.sizes, strict=True)]
+    own = any(job.work.code is not None for job in new)
+    if len(new) == len(every) and not own and is_little(files, plain_up_to):  # what is there may turn out damaged
         engine = "plain"
     workers = started(engine) if new else None
     check_formats(every, tokenizer, model_dir)

@@ -32,7 +32,8 @@ _CHUNKS_PER_TASK = 64
 _MOST_TASKS = 32
 # Of a worker's rows, in Ray's object store. Ray by itself gathers blocks of 128 MiB, and lets each worker's data set
 # read ahead into half of the store of the whole cluster: with many workers, or a small store, it would spill to disk.
-_LEAST_BLOCK_BYTES, _BLOCKS_AHEAD = 4 * 2**20, 8
+_LEAST_BLOCK_BYTES, _MOST_BLOCK_BYTES = 4 * 2**20, 128 * 2**20
+_LEAST_AHEAD_BYTES, _LEAST_AHEAD_BLOCKS = 32 * 2**20, 4
 _BYTES_PER_TOKEN = 8  # its id and its label
 _JOIN_S = 10.0
 
@@ -57,8 +58,7 @@ class Stream:
         # As many blocks as a group of steps of like length may touch, so that none is read twice.
         rows_at_once = plan_batching(self.spec).rows * (1 if self.spec.packed else GROUP_STEPS)
         split = Prepared.open(self.prepared_root).split("train", 4 * WINDOW_BLOCKS + rows_at_once // ROWS_PER_BLOCK)
-        plan = step_plan(self.spec, split)
-        return OpenStream(split, plan, plan_batching(self.spec), self.worker, self.spec.data.seq_len)
+        return OpenStream(split, step_plan(self.spec, split), plan_batching(self.spec), self.worker)
 
 
 def step_plan(spec: Spec, split: Split) -> StepPlan:
@@ -119,17 +119,10 @@ class OpenStream:
     plan: StepPlan
     batching: Batching
     worker: int
-    seq_len: int
 
     @property
     def steps_per_chunk(self) -> int:
-        return max(1, _CHUNK_ROWS * self.batching.num_workers // self.batching.rows)
-
-    @property
-    def most_bytes_per_chunk(self) -> int:
-        """About."""
-        rows = -(-self.batching.rows // self.batching.num_workers) * self.steps_per_chunk
-        return rows * self.seq_len * _BYTES_PER_TOKEN
+        return steps_per_chunk(self.batching)
 
     def read(self, start: int, stop: int) -> Any:
         """Rows of this worker for steps start..stop-1.
@@ -169,6 +162,16 @@ class OpenStream:
     def chunks(self, start: int, stop: int) -> Iterator[Any]:
         for first in range(start, stop, self.steps_per_chunk):
             yield self.read(first, min(first + self.steps_per_chunk, stop))
+
+
+def steps_per_chunk(batching: Batching) -> int:
+    return max(1, _CHUNK_ROWS * batching.num_workers // batching.rows)
+
+
+def block_bytes(batching: Batching, longest_row: int) -> int:
+    """Of a block of Ray's: a chunk of rows of `longest_row` tokens, within bounds."""
+    rows = -(-batching.rows // batching.num_workers) * steps_per_chunk(batching)
+    return min(max(rows * longest_row * _BYTES_PER_TOKEN, _LEAST_BLOCK_BYTES), _MOST_BLOCK_BYTES)
 
 
 def split_steps(tables: Iterable[Any], start: int, stop: int, accumulation: int) -> Iterator[StepRows]:
@@ -267,17 +270,20 @@ def ray_iterators(prepared_root: str, spec: Spec, start: int) -> list[Any]:
     import ray.data
 
     iterators = []
+    longest_row = max((part.longest_row for part in Prepared.open(prepared_root).manifest.splits["train"]), default=0)
+    block = block_bytes(plan_batching(spec), longest_row)
+    ahead = max(_LEAST_AHEAD_BYTES, _LEAST_AHEAD_BLOCKS * block)
     for worker in range(spec.resources.num_workers):
-        stream = Stream(prepared_root, spec, worker)
-        source = _ordered_rows(stream, start)
+        source = _ordered_rows(Stream(prepared_root, spec, worker), start)
         dataset = ray.data.read_datasource(
             source, num_cpus=0, concurrency=1, override_num_blocks=max(len(source.get_read_tasks(1)), 1)
         )
-        context, block = dataset.context, max(_LEAST_BLOCK_BYTES, stream.open().most_bytes_per_chunk)
+        context = dataset.context  # of this data set alone
         context.target_max_block_size = block
         context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
-            object_store_memory=_BLOCKS_AHEAD * block
+            object_store_memory=ahead
         )
+        context.execution_no_progress_timeout_s = -1  # a worker may train on one block, or evaluate, for hours
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
         iterators.append(dataset.iterator())

@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.inventory import Inventory
 from cluster.ray_backend import NODE_LABEL, check_alive, connected, free_now, held_places, leaving_nodes, snapshot
+from cluster.settings import set_default
 from cluster.workplace import Workplace
 from jobs import storage
 from jobs.assignment import Assignment
@@ -34,6 +35,7 @@ from jobs.watch import Announcer, Watch
 
 # A dead worker process is started again this often; what the same input would raise again never is (see `worker`).
 MAX_WORKER_FAILURES = 3
+_FEW_WORKERS = 64
 _POLL_S = 0.5
 _LOOK_AT_NODES_S = 5.0
 # A rank that has failed leaves the others in a collective that nothing can interrupt. They get this long to end by
@@ -157,6 +159,8 @@ def make_trainer(job: Job, name: str, places: Sequence[str] | None = None) -> An
     from ray.train.torch import TorchConfig, TorchTrainer
 
     resources = job.spec.resources
+    if resources.num_workers <= _FEW_WORKERS:
+        set_default("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # its own 2 s pass before an end, or a death, is seen
     each = {"CPU": float(resources.cpus_per_worker)}
     if resources.gpus_per_worker:
         each["GPU"] = float(resources.gpus_per_worker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import time
 from typing import Any
@@ -16,7 +17,7 @@ from jobs.data.stream import StepRows, Stream, plain_steps, ray_iterators, ray_s
 from jobs.spec import Spec
 from tests.support import tiny
 
-MOST_AHEAD_BYTES = 48 * 2**20  # of a worker
+MOST_AHEAD_BYTES, STANDS_STILL_S = 48 * 2**20, 4.0  # of a worker
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +58,30 @@ def test_both_readers_give_the_same_rows_from_any_start(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a log of Ray's own stays open
-def test_what_is_read_ahead_does_not_fill_the_object_store(job: tuple[Spec, Prepared], local_ray: None) -> None:
+def test_what_is_read_ahead_is_bounded_and_waits_for_as_long_as_training_takes(
+    job: tuple[Spec, Prepared], local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray.data
+
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 1.0)
     spec, prepared = job
     spec = spec.model_copy(update={"train": spec.train.model_copy(update={"max_steps": 1_000_000})})
     iterators = ray_iterators(prepared.root, spec, 0)
     readers = [ray_steps(rows, Stream(prepared.root, spec, worker), 0) for worker, rows in enumerate(iterators)]
-    for reader in readers:
-        next(reader)
-    most = 0
-    for _ in range(20):  # for as long as it takes to read hundreds of megabytes
-        time.sleep(0.2)
-        most = max(most, bytes_in_the_object_store())
-    for reader in readers:
-        reader.close()
-    assert 0 < most < MOST_AHEAD_BYTES * len(readers), most
+    with contextlib.ExitStack() as stack:
+        for reader in readers:
+            stack.callback(reader.close)
+            next(reader)
+        held, since = 0, time.monotonic()
+        while time.monotonic() - since < (STANDS_STILL_S if held else 60.0) and held < MOST_AHEAD_BYTES * len(readers):
+            time.sleep(0.2)
+            now = bytes_in_the_object_store()
+            if now != held:
+                held, since = now, time.monotonic()
+        assert 0 < held < MOST_AHEAD_BYTES * len(readers)
+        for reader in readers:
+            for _ in range(15_000):  # more than was read ahead
+                next(reader)
 
 
 def bytes_in_the_object_store() -> int:

@@ -43,7 +43,7 @@ def parent_of(pid: int) -> int:
 def originals(pids: Iterable[int]) -> list[int]:
     """Without what another of them has forked: that has its name and variables until it runs a program of its own."""
     found = set(pids)
-    return sorted(pid for pid in found if parent_of(pid) not in found)
+    return sorted(pid for pid in found if parent_of(pid) not in {0, *found})
 
 
 def process_lives(pid: int) -> bool:

@@ -127,10 +127,15 @@ def _files_with(paths: JobPaths, text: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_job_that_is_told_to_leave_ends_at_once_and_what_was_killed_goes_on_at_once(
+def test_a_job_that_is_told_to_leave_ends_at_once_and_what_was_killed_goes_on_at_once_and_larger(
     server: WireServer, workshop: pathlib.Path
 ) -> None:
-    server.registered = registered(spec(workshop, train__max_steps=2000, checkpoint__save_steps=1))
+    elastic = {
+        "resources__num_workers": {"min": 1, "max": 2}, "train__global_batch_size": 8, "train__max_steps": 2000,
+        "train__per_device_train_batch_size": 4,
+    }  # fmt: skip
+    small, large = (("n1", 1),), (("n1", 2),)
+    server.registered = registered(spec(workshop, checkpoint__save_steps=1, **elastic), placement=small)
     with driver(server) as first:
         trains(server, first, 3)
         paths = run_of(server)
@@ -140,11 +145,12 @@ def test_a_job_that_is_told_to_leave_ends_at_once_and_what_was_killed_goes_on_at
         assert not [pid for pid in processes_with(f"FLEETUNE_JOB={JOB}") if pid != os.getpid()]
     server.order = Order.GO_ON
     server.requests.clear()
-    server.registered = registered(spec(workshop, train__max_steps=2000), run=paths.root)
+    server.registered = registered(spec(workshop, **elastic), run=paths.root, placement=large)
     with driver(server) as second:
         wait_for(lambda: (server.newest.step or 0) > 1 and server.newest.run == paths.root, "it goes on", 300)
         second.process.send_signal(signal.SIGTERM)
         assert second.ended() == 130, second.output
+        assert "starting 2 workers" in second.output and "written by 1 worker" in second.output
     assert read_outcome(paths) is not None
 
 

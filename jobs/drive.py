@@ -49,7 +49,8 @@ def main() -> int:
     except FleetuneError as error:
         say(f"error: {error}")
         return error.exit_code
-    except SystemExit:  # SIGTERM, while ray.init had it
+    except (KeyboardInterrupt, SystemExit):  # a signal; the latter while ray.init had it
+        say("asked to end while there was nothing to save")
         return Interrupted.exit_code
     except Exception:
         traceback.print_exc()
@@ -98,10 +99,13 @@ def _runs(pid: int) -> bool:
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[None]:
-    """Whoever asks for the end before there is anything to save gets it at once."""
+    """Whoever asks for the end before there is anything to save gets it at once.
+
+    What is raised is no `Exception`, which code of others may catch and go on.
+    """
 
     def arrived(number: int, frame: FrameType | None) -> None:
-        raise Interrupted("asked to end while there was nothing to save")
+        raise KeyboardInterrupt
 
     for number in _STOPS:
         signal.signal(number, arrived)

@@ -101,15 +101,17 @@ def run_as_guest(spec: Spec, job: RayJob, record: SessionRecord, say: Say) -> in
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupted)
-    joined = guest.join(message)
-    say(f"queued as {joined.job_id} by the orchestrator of this cluster, {guest.url}: fleetune why {joined.job_id}")
+    joined: Joined | None = None
     try:
+        joined = guest.join(message)
+        say(f"queued as {joined.job_id} by the orchestrator of this cluster, {guest.url}: fleetune why {joined.job_id}")
         return guest.stay(joined)
-    except Interrupted:
+    except KeyboardInterrupt:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
-        guest.leave(joined.job_id)
-        raise
+        if joined is not None:
+            guest.leave(joined.job_id)
+        raise Interrupted("this program was asked to end: its job is cancelled") from None
 
 
 def queued(spec: Spec, job: RayJob) -> Spec:
@@ -234,4 +236,5 @@ class _Guest:
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
-    raise Interrupted("this program was asked to end: its job is cancelled")
+    """No `Exception`: what catches every one of them is not to go on."""
+    raise KeyboardInterrupt

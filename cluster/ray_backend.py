@@ -141,6 +141,18 @@ def held_places(gang: Gang, nodes: Sequence[str], check: Callable[[], None]) -> 
         _wait_until_removed(group)
 
 
+def keep_data_actor_here() -> None:
+    """Have the actor that Ray Data keeps for good, one a cluster, run on the node of this process.
+
+    Ray starts it where a data set is first read. On a node of workers, that one would never be idle again, and neither
+    a drain nor the autoscaler would take it away.
+    """
+    with contextlib.suppress(Exception):  # there is no public way; without it all goes on
+        from ray.data._internal.stats import get_or_create_stats_actor
+
+        get_or_create_stats_actor()
+
+
 def check_alive(nodes: Iterable[str], inventory: Inventory) -> None:
     """Ray would wait for ever for a node that is not there. Raises MachinesFailed."""
     gone = sorted(set(nodes) - {node.node_id for node in inventory.nodes})

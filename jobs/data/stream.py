@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -261,13 +261,18 @@ def ray_steps(iterator: Any, stream: Stream, start: int) -> Iterator[StepRows]:
     return opened.steps(tables, start)
 
 
-def ray_iterators(prepared_root: str, spec: Spec, start: int) -> list[Any]:
+def ray_iterators(prepared_root: str, spec: Spec, start: int, nodes: Sequence[str] | None = None) -> list[Any]:
     """One Ray Data iterator for each worker, of exactly its rows from step `start`, in order.
 
     Reading takes no CPU from Ray's bookkeeping (`num_cpus=0`): workers may hold every logical CPU, and a read that
     waits for one would wait for ever. It is bounded by one task a worker instead.
+
+    Args:
+        nodes: id of the node of each worker, where its rows are read; else Ray spreads the reading over all nodes,
+            also those of other gangs, and those that are to be left.
     """
     import ray.data
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     iterators = []
     longest_row = max((part.longest_row for part in Prepared.open(prepared_root).manifest.splits["train"]), default=0)
@@ -275,8 +280,13 @@ def ray_iterators(prepared_root: str, spec: Spec, start: int) -> list[Any]:
     ahead = max(_LEAST_AHEAD_BYTES, _LEAST_AHEAD_BLOCKS * block)
     for worker in range(spec.resources.num_workers):
         source = _ordered_rows(Stream(prepared_root, spec, worker), start)
+        where = {"scheduling_strategy": NodeAffinitySchedulingStrategy(nodes[worker], soft=True)} if nodes else {}
         dataset = ray.data.read_datasource(
-            source, num_cpus=0, concurrency=1, override_num_blocks=max(len(source.get_read_tasks(1)), 1)
+            source,
+            num_cpus=0,
+            concurrency=1,
+            override_num_blocks=max(len(source.get_read_tasks(1)), 1),
+            ray_remote_args=where,
         )
         context = dataset.context  # of this data set alone
         context.target_max_block_size = block

@@ -10,7 +10,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cluster.inventory import Inventory
-from cluster.ray_backend import NODE_LABEL, check_alive, connected, free_now, held_places, leaving_nodes, snapshot
+from cluster.ray_backend import (
+    NODE_LABEL,
+    check_alive,
+    connected,
+    free_now,
+    held_places,
+    keep_data_actor_here,
+    leaving_nodes,
+    snapshot,
+)
 from cluster.settings import set_default
 from cluster.workplace import Workplace
 from jobs import storage
@@ -76,6 +85,7 @@ def drive_on_ray(
             if given.places is not None:  # Ray Train would wait for ever for a node that is gone, or has no room
                 with held_places(gang_of(spec), given.places, lambda: None):
                     pass
+            keep_data_actor_here()
             signals.graceful = True
             job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver)
             draining = Draining(paths, announce, given.places)
@@ -210,7 +220,8 @@ def ordered_data_config(job: Job) -> Any:
             self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: Any, **_: Any
         ) -> list[dict[str, Any]]:
             start = int(read_attempt(job.paths)["start"])
-            return [{"train": rows} for rows in ray_iterators(job.prepared_root, job.spec, start)]
+            iterators = ray_iterators(job.prepared_root, job.spec, start, worker_node_ids)
+            return [{"train": rows} for rows in iterators]
 
     return OrderedData()
 

@@ -172,7 +172,7 @@ def _check_ray(machines: Machines, said: str) -> None:
 def _check_first_job(machines: Machines, said: str) -> None:
     job = machines.jobs()["first"]
     assert job["state"] == "succeeded" and job["submitted_by"] == "anna", (job, machines.server_output())
-    assert {"driver", "rank-0", "rank-1"} <= {line.split()[0].rstrip("|:") for line in said.splitlines() if line}, said
+    assert {"output", "rank-0", "rank-1"} <= {line.split()[0].rstrip("|:") for line in said.splitlines() if line}, said
     root = machines.shared / "runs" / str(job["run"]).rpartition("/")[2]
     outcome = read_outcome(JobPaths(str(root)))
     assert outcome is not None and outcome.status is Status.SUCCEEDED

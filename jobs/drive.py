@@ -13,7 +13,6 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from types import FrameType
 
 from cluster.local_supervisor import descendants, kill
 from cluster.settings import DRIVER_TOKEN, DriverPlace, driver_place, take_out
@@ -103,12 +102,8 @@ def _stopping() -> Iterator[None]:
 
     What is raised is no `Exception`, which code of others may catch and go on.
     """
-
-    def arrived(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     for number in _STOPS:
-        signal.signal(number, arrived)
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:

@@ -17,7 +17,6 @@ import time
 import urllib.parse
 import uuid
 from collections.abc import Callable
-from types import FrameType
 from typing import Final, TypeVar
 
 from cluster.ray_jobs import KIND_KEY
@@ -100,7 +99,7 @@ def run_as_guest(spec: Spec, job: RayJob, record: SessionRecord, say: Say) -> in
         package=package,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupted)
+        signal.signal(number, signal.default_int_handler)  # what it raises passes whoever catches every `Exception`
     joined: Joined | None = None
     try:
         joined = guest.join(message)
@@ -233,8 +232,3 @@ class _Guest:
                     check_url(found.url)
                     url = found.url
             self._server = Server(url, server_token())
-
-
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    """No `Exception`: what catches every one of them is not to go on."""
-    raise KeyboardInterrupt

@@ -10,9 +10,10 @@ from jobs.data.progress import Say
 
 Engine = Literal["plain", "ray"]
 Task = Callable[[Chunk, Work], Any]  # gives a pyarrow.Table, pure; can be sent to another process
+Todo = Mapping[int, frozenset[int]]  # numbers of files, and of their chunks that are to be left out
+
 _FEW_FILES = 32
 _PACKED, _PACKED_SUFFIXES = 10, (".gz", ".parquet")  # times as much text, about
-Todo = Mapping[int, frozenset[int]]  # numbers of files, and of their chunks that are to be left out
 
 
 def is_little(files: Sequence[tuple[str, int]], most_bytes: int) -> bool:

@@ -42,9 +42,7 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to
     found = Prepared.find(root)
     every = [job for of_role in jobs.values() for job in of_role]
     new = [job for job in every if Prepared.find(job.root) is None]
-    files = [(file, size) for job in new for file, size in zip(job.work.files, job.sizes, strict=True)]
-    own = any(job.work.code is not None for job in new)
-    if len(new) == len(every) and not own and is_little(files, plain_up_to):  # what is there may turn out damaged
+    if len(new) == len(every) and _soon_done(new, plain_up_to):  # what is there already may turn out damaged, and large
         engine = "plain"
     workers = started(engine) if new else None
     check_formats(every, tokenizer, model_dir)
@@ -66,6 +64,12 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to
     write_manifest(root, manifest)
     say(f"prepared {progress.overall()}: {_summary(manifest, spec)}")
     return Prepared.open(root)
+
+
+def _soon_done(jobs: list[SourceJob], most_bytes: int) -> bool:
+    """Whether sources are little data, and no function of the user's own, which may be slow, reads them."""
+    files = [(file, size) for job in jobs for file, size in zip(job.work.files, job.sizes, strict=True)]
+    return is_little(files, most_bytes) and all(job.work.code is None for job in jobs)
 
 
 def _splits(jobs: dict[str, list[SourceJob]], sources: dict[str, Prepared]) -> dict[str, tuple[SplitManifest, ...]]:

@@ -12,7 +12,7 @@ from jobs.spec import Spec
 from jobs.watch import Announcer
 
 # Tasks on Ray take seconds to start; meanwhile one process tokenises about as much.
-SMALL_BYTES = 8 * 2**20
+LITTLE_BYTES = 8 * 2**20
 
 
 def ready_data(spec: Spec, engine: Literal["plain", "ray"], announce: Announcer) -> Prepared:
@@ -29,7 +29,7 @@ def ready_data(spec: Spec, engine: Literal["plain", "ray"], announce: Announcer)
         model_dir,
         engine=engine,
         say=lambda text: announce("phase", text, phase="prepare"),
-        plain_up_to=SMALL_BYTES,
+        plain_up_to=LITTLE_BYTES,
     )
     step_plan(spec, prepared.split("train"))
     return prepared

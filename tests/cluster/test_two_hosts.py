@@ -97,7 +97,6 @@ def _spec(cluster: Cluster, storage: str) -> str:
 def test_storage_that_is_not_shared_is_named(cluster: Cluster) -> None:
     """Each host's /tmp is its own: the worker on the other host cannot see the run."""
     done = cluster.fleetune("run", _spec(cluster, "/tmp/not-shared"))
-    # A worker of the gang finds out, or before it the driver, where a part was tokenised on the other host.
     assert done.returncode in (1, 2), done.stdout + done.stderr
     assert "the same storage on every node" in " ".join((done.stdout + done.stderr).split())
     assert "Traceback" not in done.stdout + done.stderr

@@ -13,7 +13,8 @@ import pytest
 from jobs.data.order import micro_batches
 from jobs.data.prepare import prepare
 from jobs.data.prepared import Prepared
-from jobs.data.stream import StepRows, Stream, plain_steps, ray_iterators, ray_steps
+from jobs.data.stream import StepRows, Stream, block_bytes, plain_steps, ray_iterators, ray_steps
+from jobs.planning.batching import plan_batching
 from jobs.spec import Spec
 from tests.support import tiny
 
@@ -84,10 +85,20 @@ def test_what_is_read_ahead_is_bounded_and_waits_for_as_long_as_training_takes(
                 next(reader)
 
 
+@pytest.mark.parametrize(
+    ("longest_row", "block"), [(64, 4 * 2**20), (4096, 4 * 73 * 4096 * 8), (1_000_000, 128 * 2**20)]
+)
+def test_a_block_of_ray_is_a_chunk_within_bounds(job: tuple[Spec, Prepared], longest_row: int, block: int) -> None:
+    spec, _ = job
+    assert block_bytes(plan_batching(spec), longest_row) == block
+
+
 def bytes_in_the_object_store() -> int:
+    import ray
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-    return int(get_memory_info_reply(get_state_from_address()).store_stats.object_store_bytes_used)
+    here = get_state_from_address(ray.get_runtime_context().gcs_address)  # not another Ray of this machine
+    return int(get_memory_info_reply(here).store_stats.object_store_bytes_used)
 
 
 def test_rows_are_those_of_the_plan(job: tuple[Spec, Prepared]) -> None:

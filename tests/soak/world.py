@@ -26,7 +26,7 @@ import httpx
 
 from tests.support import tiny
 from tests.support.gangs import ROOT
-from tests.support.hosts import BIN, Host, hosts, name_hosts
+from tests.support.hosts import BIN, Host, hosts, name_hosts, processes_of
 from tests.support.processes import command_of, originals
 
 NAMES = ("head", "worker-1", "worker-2")
@@ -187,11 +187,11 @@ class World:
     def workers(self, node: Node) -> list[int]:
         """Ray's processes on a node with a training or a program in them."""
         return originals(
-            pid for pid in pids_of(node.host) if command_of(pid).startswith((b"ray::RayTrain", b"ray::Host"))
+            pid for pid in processes_of(node.host) if command_of(pid).startswith((b"ray::RayTrain", b"ray::Host"))
         )
 
     def raylets(self, node: Node) -> list[int]:
-        return [pid for pid in pids_of(node.host) if b"/raylet/raylet\0" in command_of(pid)]
+        return [pid for pid in processes_of(node.host) if b"/raylet/raylet\0" in command_of(pid)]
 
 
 @contextlib.contextmanager
@@ -270,12 +270,6 @@ def _enter(libc: ctypes.CDLL, descriptor: int) -> None:
         raise OSError(ctypes.get_errno(), "setns")
 
 
-def pids_of(host: Host) -> list[int]:
-    """Of all that runs there: what a test has on other hosts, or outside, is not among them."""
-    listed = subprocess.run(["ip", "netns", "pids", host.name], capture_output=True, text=True)
-    return [int(pid) for pid in listed.stdout.split()]
-
-
 def variable_of(pid: int, name: str) -> str | None:
     try:
         lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
@@ -286,8 +280,9 @@ def variable_of(pid: int, name: str) -> str | None:
 
 def _processes(host: Host, mark: bytes, variable: str) -> dict[int, str]:
     """Those whose command has the mark, by a variable of their environment; what guards a program has it as well."""
-    found = {pid: variable_of(pid, variable) for pid in originals(p for p in pids_of(host) if _is(command_of(p), mark))}
-    return {pid: value for pid, value in sorted(found.items()) if value is not None}
+    marked = originals(pid for pid in processes_of(host) if _is(command_of(pid), mark))
+    found = {pid: variable_of(pid, variable) for pid in marked}
+    return {pid: value for pid, value in found.items() if value is not None}
 
 
 def _is(command: bytes, mark: bytes) -> bool:
@@ -307,7 +302,7 @@ def send(pids: Any, number: signal.Signals) -> int:
 
 def end_all(node: Node) -> None:
     """Whatever runs on a worker host."""
-    while pids := pids_of(node.host):
+    while pids := processes_of(node.host):
         send(pids, signal.SIGKILL)
         if node.process is not None:
             node.process.poll()

@@ -94,6 +94,7 @@ def reconnect(host: Host) -> None:
 
 
 def processes_of(host: Host) -> list[int]:
+    """Of all that runs there: what a test has on other hosts, or outside, is not among them."""
     listed = subprocess.run(["ip", "netns", "pids", host.name], capture_output=True, text=True)
     return [int(pid) for pid in listed.stdout.split()]
 

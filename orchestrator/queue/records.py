@@ -208,6 +208,7 @@ class Token:
     Attributes:
         digest: SHA-256 of the token, in hexadecimal digits.
         tenant: None for an admin, who may act for all.
+        expires_s: from when on the token is refused. None: never.
     """
 
     name: str
@@ -216,6 +217,7 @@ class Token:
     tenant: str | None
     created_s: float
     revoked_s: float | None = None
+    expires_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.occupancy import Occupancy
+from orchestrator.queue.restrictions import DEFAULT_RESTRICTIONS, Restrictions
 from orchestrator.scheduling.table import RUNNING, WAITING, Floats, JobTable, Rows
 
 Quota = tuple[tuple[str | None, int], ...]  # (accelerator type, or None for all together; GPUs)
@@ -24,12 +25,14 @@ class Tenant:
         weight: its share of the cluster, against the weights of the others.
         guaranteed: GPUs that it gets back at once, by type. What it leaves idle is lent.
         limit: GPUs that it never holds more of, by type.
+        restrictions: what its jobs may ask for; checked when they are submitted.
     """
 
     name: str
     weight: float = 1.0
     guaranteed: Quota = ()
     limit: Quota = ()
+    restrictions: Restrictions = DEFAULT_RESTRICTIONS
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight > 0):

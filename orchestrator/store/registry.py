@@ -52,6 +52,7 @@ def add_token(connection: Connection, token: Token) -> None:
         raise NameTaken(f"there is, or was, a token {token.name!r}: give this one another name")
     given = {"name": token.name, "number": numbers.change + 1, "digest": token.digest, "role": token.role.value}
     more = {"tenant": token.tenant, "created_s": token.created_s, "revoked_s": token.revoked_s}
+    more["expires_s"] = token.expires_s
     connection.execute(insert(TOKENS), {**given, **more})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Column
@@ -12,6 +13,7 @@ from sqlalchemy import Column
 from cluster.occupancy import workers_in
 from cluster.resources import Gang
 from orchestrator.queue.records import Job, Lease, NodeOrder, NodePlaces, NodeRule, QueueEvent, Role, Token
+from orchestrator.queue.restrictions import Restrictions
 from orchestrator.queue.states import Reason, State, Wanted
 from orchestrator.scheduling.snapshot import Quota, Tenant
 from orchestrator.store.schema import JOBS, LEASES
@@ -192,11 +194,19 @@ def event_of(row: Any) -> QueueEvent:
 
 def tenant_values(tenant: Tenant) -> Values:
     limits = {"guaranteed": dumped(tenant.guaranteed), "limit": dumped(tenant.limit)}
-    return {"name": tenant.name, "weight": tenant.weight, **limits}
+    restrictions = dumped({name: value for name, value in asdict(tenant.restrictions).items() if value is not None})
+    return {"name": tenant.name, "weight": tenant.weight, **limits, "restrictions": restrictions}
 
 
 def tenant_of(row: Any) -> Tenant:
-    return Tenant(row.name, row.weight, _quota(row.guaranteed), _quota(row.limit))
+    restrictions = _restrictions(row.restrictions)
+    return Tenant(row.name, row.weight, _quota(row.guaranteed), _quota(row.limit), restrictions)
+
+
+def _restrictions(text: str) -> Restrictions:
+    stored = json.loads(text) if text else {}
+    lists = {name: tuple(stored[name]) for name in ("roots", "secrets") if name in stored}
+    return Restrictions(**{**stored, **lists})
 
 
 def _quota(text: str) -> Quota:
@@ -204,7 +214,7 @@ def _quota(text: str) -> Quota:
 
 
 def token_of(row: Any) -> Token:
-    return Token(row.name, row.digest, Role(row.role), row.tenant, row.created_s, row.revoked_s)
+    return Token(row.name, row.digest, Role(row.role), row.tenant, row.created_s, row.revoked_s, row.expires_s)
 
 
 def node_rule_of(row: Any) -> NodeRule:

@@ -21,7 +21,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0003"  # the newest one of `migrations/versions`
+REVISION = "0004"  # the newest one of `migrations/versions`
 VERSION_TABLE = "fleetune_schema"
 
 METADATA = MetaData()
@@ -57,6 +57,7 @@ TENANTS = Table(
     Column("guaranteed", Text, nullable=False),
     Column("limit", Text, nullable=False),
     Column("changed_s", Double, nullable=False),
+    Column("restrictions", Text, nullable=False, server_default=text("''")),
 )
 
 JOBS = Table(
@@ -103,6 +104,7 @@ JOBS = Table(
     Column("heard_s", Double),
     Column("client", Text),
     Column("sizes", Text, nullable=False, server_default=text("''")),
+    Column("restored_at_step", BigInteger, nullable=False, server_default=text("0")),
     Index("jobs_by_id", "job_id", unique=True, postgresql_include=["number"]),
     Index("jobs_by_change", "changed", unique=True),
     # Pages and counts are read from these two alone; the id is in them for those that are filtered by its start.
@@ -178,6 +180,7 @@ TOKENS = Table(
     Column("tenant", Text),
     Column("created_s", Double, nullable=False),
     Column("revoked_s", Double),
+    Column("expires_s", Double),
 )
 
 FACTS = Table(

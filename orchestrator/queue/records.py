@@ -62,7 +62,8 @@ class Job:
         remaining_s: running time left as the run measures it; None where nobody knows.
         interruptions: how often the scheduler has stopped it.
         interruption_cost_s: what stopping it now would cost, as measured.
-        retries: how often it went back to the queue for each reason.
+        retries: how often it went back to the queue for each reason, since `restored_at_step`.
+        restored_at_step: the step of the checkpoint that last restored the retry budgets.
         run: root of the run that it writes, a path or URL.
         metrics: last known, by name.
         changed: number of the store's newest change of this row. A mere sign of life, and what is done for `on_end`,
@@ -110,6 +111,7 @@ class Job:
     heard_s: float | None = None
     client: str | None = None
     sizes: tuple[int, ...] = ()
+    restored_at_step: int = 0
 
     @property
     def submission(self) -> str:

@@ -51,6 +51,7 @@ MOVED = (
     "ended_s",
     "interruptions",
     "retries",
+    "restored_at_step",
     "heard_s",
     "changed",
 )
@@ -114,6 +115,7 @@ def job_of(row: Sequence[Any]) -> Job:
         row[38],
         row[39],
         tuple(json.loads(row[40])) if row[40] else (),
+        row[41],
     )
 
 
@@ -162,6 +164,7 @@ def values_of(job: Job) -> Values:
         "heard_s": job.heard_s,
         "client": job.client,
         "sizes": dumped(job.sizes),
+        "restored_at_step": job.restored_at_step,
     }
 
 

@@ -39,6 +39,8 @@ MOST_METRICS, LONGEST_METRIC = 200, 100  # of one job; characters of a name
 # How a driver ends where it is not the job's fault (its node or the cluster was gone): the job is tried again. Beside
 # it: 0 succeeded, 1 failed, 2 bad input, 130 stopped.
 TRY_AGAIN_EXIT: Final = MachinesFailed.exit_code
+# The job ran out of memory. It is tried again, but not often: the same input may need as much memory again.
+OUT_OF_MEMORY_EXIT: Final = 76
 
 
 class Message(BaseModel):

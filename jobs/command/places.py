@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.wire import Registered
+from cluster.wire import OUT_OF_MEMORY_EXIT, TRY_AGAIN_EXIT, Registered
 from jobs.commandspec import CommandSpec
 from jobs.errors import MachinesFailed
 
@@ -77,10 +77,10 @@ def environment_of_program(around: Mapping[str, str], added: Mapping[str, str]) 
 def exit_code_of(code: int) -> int:
     """What a driver's exit code says of the first process that failed.
 
-    A queue reads meanings into 2 (bad input), 75 (the machines failed it), 126 and more; a program that ends so means
-    none of them.
+    A queue reads meanings into 2 (bad input), 75 (the machines failed it), 76 (out of memory), 126 and more; a program
+    that ends so means none of them.
     """
-    return code if 0 <= code <= 125 and code not in (2, 75) else 1
+    return code if 0 <= code <= 125 and code not in (2, TRY_AGAIN_EXIT, OUT_OF_MEMORY_EXIT) else 1
 
 
 def how_it_ended(code: int) -> str:

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Mapping
 
 from cluster.backend import Phase, Submission
-from cluster.wire import TRY_AGAIN_EXIT
+from cluster.wire import OUT_OF_MEMORY_EXIT, TRY_AGAIN_EXIT
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import DRIVER_ENDED, Reason, State, Wanted
 
@@ -26,6 +26,7 @@ BUDGETS: Mapping[Reason, int | None] = {
     Reason.NODE_LOST: 20,
     Reason.DRIVER_LOST: 5,
     Reason.DRIVER_KILLED: 5,
+    Reason.OUT_OF_MEMORY: 2,  # other programs of the node may have taken the memory; the job itself would take it again
     Reason.NOT_STARTED: 5,
 }
 _ENDS = {
@@ -34,7 +35,7 @@ _ENDS = {
     Reason.BAD_INPUT: State.FAILED,
     Reason.RUN_FAILED: State.FAILED,
 }
-_BACKS_OFF = (*DRIVER_ENDED, Reason.NOT_STARTED)
+_BACKS_OFF = (*DRIVER_ENDED, Reason.OUT_OF_MEMORY, Reason.NOT_STARTED)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 600.0
 
 BAD_INPUT_EXIT, INTERRUPTED_EXIT = 2, 130
@@ -82,6 +83,8 @@ def why_ended(submission: Submission) -> tuple[Reason, str]:
         return Reason.BAD_INPUT, text or "the driver says that its input is wrong: see the log"
     if submission.exit_code == TRY_AGAIN_EXIT:
         return Reason.DRIVER_LOST, text or "the driver says that the machines failed it: see the log"
+    if submission.exit_code == OUT_OF_MEMORY_EXIT:
+        return Reason.OUT_OF_MEMORY, text or "the driver says that the job ran out of memory: see the log"
     if submission.exit_code == INTERRUPTED_EXIT:
         return (
             Reason.DRIVER_LOST,

@@ -61,6 +61,7 @@ class Reason(StrEnum):
     NODE_LOST = "node-lost"
     DRIVER_LOST = "driver-lost"  # it ended without an outcome
     DRIVER_KILLED = "driver-killed"  # by SIGKILL, as the kernel does where memory is short
+    OUT_OF_MEMORY = "out-of-memory"  # its driver says so
     NOT_STARTED = "not-started"  # the cluster did not take it
     # of stopping; the job ends:
     CANCELLED = "cancelled"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Job, Measured, Move
-from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, MAY_GO_TO, Reason, State, Wanted
+from orchestrator.queue.states import DRIVER_ENDED, ENDED, HOLDS_A_LEASE, MAY_GO_TO, Reason, State, Wanted
 from orchestrator.queue.store import Change, Store
 from tests.support.stores import PLACES, START_S, lead, new
 
@@ -49,7 +49,7 @@ class Model:
     def wait(self, now_s: float) -> None:
         """What it has waited for so far counts. A pause does not, be it its owner's or one after a failure."""
         if self.state is State.QUEUED and self.wanted is not Wanted.PAUSE:
-            failed = self.reason in (Reason.DRIVER_LOST, Reason.DRIVER_KILLED, Reason.NOT_STARTED)
+            failed = self.reason in (*DRIVER_ENDED, Reason.OUT_OF_MEMORY, Reason.NOT_STARTED)
             pause_s = min(10.0 * 2 ** (self.retries[self.reason] - 1), 600.0) if failed else 0.0
             self.waited_s += max(now_s - self.since_s - pause_s, 0.0)
 

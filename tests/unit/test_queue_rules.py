@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.backend import Phase, Submission
+from orchestrator.queue.advice import advice
 from orchestrator.queue.records import Job
 from orchestrator.queue.retry import BUDGETS, landing, may_start_at_s, why_ended
 from orchestrator.queue.rules import Seen, next_move
@@ -57,6 +58,7 @@ def test_a_driver_that_runs_and_ends_well_takes_its_job_through() -> None:
         (Phase.FAILED, 1, Reason.RUN_FAILED),
         (Phase.FAILED, 75, Reason.DRIVER_LOST),
         (Phase.FAILED, -9, Reason.DRIVER_KILLED),
+        (Phase.FAILED, 76, Reason.OUT_OF_MEMORY),
         (Phase.FAILED, None, Reason.DRIVER_LOST),
         (Phase.LOST, None, Reason.DRIVER_LOST),
         (Phase.STOPPED, 130, Reason.DRIVER_LOST),
@@ -167,6 +169,15 @@ def test_what_failed_at_once_is_not_started_at_once_again() -> None:
     assert may_start_at_s(replace(first, retries={Reason.DRIVER_LOST: 30})) == NOW_S + 600.0
     assert may_start_at_s(replace(first, reason=Reason.PREEMPTED)) <= NOW_S
     assert may_start_at_s(job(not_before_s=NOW_S + 5.0)) == NOW_S + 5.0
+
+
+def test_a_job_that_runs_out_of_memory_is_tried_again_twice_after_a_pause_and_then_fails() -> None:
+    reason = Reason.OUT_OF_MEMORY
+    stopping = job(state=State.STOPPING, reason=reason, message="rank 0 ran out of memory")
+    assert landing(replace(stopping, retries={reason: 1})) == (State.QUEUED, "rank 0 ran out of memory")
+    assert landing(replace(stopping, retries={reason: 2}))[0] is State.FAILED
+    assert may_start_at_s(job(reason=reason, retries={reason: 1}, waiting_since_s=NOW_S)) == NOW_S + 10.0
+    assert "memory" in advice(reason, "x")
 
 
 def test_an_end_without_a_code_is_no_failure_of_the_run() -> None:

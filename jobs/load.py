@@ -142,6 +142,12 @@ def _specs_beside(path: str) -> str:
     return did_you_mean(os.path.basename(path), names)
 
 
+def override_value(text: str) -> tuple[str, Any]:
+    """The dotted name and the value of one `--set`. Raises SpecError."""
+    key, _, raw = text.partition("=")
+    return ".".join(part.strip() for part in key.split(".")), parse_value(raw, f"{_SET} {text}")
+
+
 def _override(document: Document, text: str) -> None:
     key, equals, raw = text.partition("=")
     path: Path = tuple(part.strip() for part in key.split("."))

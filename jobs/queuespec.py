@@ -9,6 +9,8 @@ from pydantic import AfterValidator, Field, model_validator
 from jobs.frozen import Frozen
 
 MOST_PRIORITY: Final = 1000
+LONGEST_LABEL: Final = 200
+MOST_LABELS: Final = 50
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 
 # What each process of a command is told of itself (`jobs.command.places`), in whose place nothing else can stand.
@@ -36,6 +38,10 @@ def _is_free(name: str) -> str:
 
 
 VariableName = Annotated[str, Field(pattern=VARIABLE), AfterValidator(_is_free)]
+
+
+LabelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,99}$")]
+LabelValue = Annotated[str, Field(max_length=LONGEST_LABEL)]
 
 
 class OnEnd(Frozen):
@@ -71,6 +77,11 @@ class Queue(Frozen):
         (), description="Variables that the server gives it: NAME is FLEETUNE_SECRET_NAME of the server's environment."
     )
     on_end: OnEnd | None = Field(None, description="What is done once it has ended: a webhook or a command.")
+    labels: dict[LabelName, LabelValue] = Field(
+        default_factory=dict,
+        max_length=MOST_LABELS,
+        description="Facts that `queue` and `status` show; --set, --sweep and vary add what they change.",
+    )
 
 
 Kind = Literal["finetune", "command"]

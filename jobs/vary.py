@@ -13,7 +13,9 @@ from typing import Any, Final, TypeVar, cast
 from jobs.commandspec import CommandSpec
 from jobs.errors import SpecError
 from jobs.fields import did_you_mean, homes_of, section_model, spec_fields, unknown_key
+from jobs.labels import labelled
 from jobs.load import AnySpec, spec_of, with_absolute_paths
+from jobs.marks import parse_value
 from jobs.queuespec import Kind
 from jobs.spec import Spec
 
@@ -30,7 +32,7 @@ _INSTEAD: Final = {**dict(_EITHER), **{other: one for one, other in _EITHER}}
 _PATHS: Final = frozenset({"model.path", "data.train", "data.eval", "storage_path", "working_dir"})
 _LONGEST_VALUE = 20
 
-AnyOne = TypeVar("AnyOne", Spec, CommandSpec)
+AnyOne = TypeVar("AnyOne", bound=Spec | CommandSpec)
 
 
 def vary(spec: AnyOne, fields: Mapping[str, Iterable[Any]]) -> list[AnyOne]:
@@ -56,8 +58,44 @@ def vary(spec: AnyOne, fields: Mapping[str, Iterable[Any]]) -> list[AnyOne]:
     if problems:
         raise SpecError("\n".join(problems))
     names = _names([one.name for one in made], values, combinations)
-    named = [one.model_copy(update={"name": name}) for one, name in zip(made, names, strict=True)]
+    named = [
+        labelled(one, changes).model_copy(update={"name": name})
+        for one, changes, name in zip(made, combinations, names, strict=True)
+    ]
     return cast("list[AnyOne]", named)
+
+
+def sweep_values(options: Sequence[str]) -> dict[str, list[Any]]:
+    """The fields and values of `--sweep` options: `train.learning_rate=1e-5,5e-5`, or a YAML list after the `=`.
+
+    Raises:
+        SpecError: with the mistakes of all options.
+    """
+    fields, problems = dict[str, list[Any]](), list[str]()
+    for option in options:
+        key, equals, text = option.partition("=")
+        key = key.strip()
+        if not equals or not key or not text.strip():
+            problems.append(f"--sweep: {option!r} is not KEY=VALUE,VALUE, as train.learning_rate=1e-5,5e-5 is")
+            continue
+        if key in fields:
+            problems.append(f"--sweep: {key} is given twice: give all its values in one option")
+            continue
+        parts = [text] if text.lstrip().startswith("[") else text.split(",")
+        if key.startswith("env.") and not text.lstrip().startswith(
+            "["
+        ):  # variables are text, also those that look like numbers
+            fields[key] = [part.strip() for part in parts]
+            continue
+        try:
+            values = [parse_value(part.strip(), f"--sweep {option}") for part in parts]
+        except SpecError as error:
+            problems.append(str(error))
+            continue
+        fields[key] = values[0] if isinstance(values[0], list) and len(values) == 1 else values
+    if problems:
+        raise SpecError("\n".join(problems))
+    return fields
 
 
 def _values_by_field(kind: Kind, fields: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:

@@ -73,6 +73,8 @@ class JobView(Told):
         run: root of the run that it writes; for a command None.
         metrics: last known, by name.
         changed: grows with each change of the job; see `GET /v1/changes`.
+        waiting_since_s: of a QUEUED job, since when it has waited, or since it was paused or resumed.
+        labels: facts that tell the job from others.
     """
 
     job_id: str
@@ -110,6 +112,8 @@ class JobView(Told):
     metrics: Mapping[str, float | None]
     changed: int
     sizes: tuple[int, ...] = ()
+    waiting_since_s: float | None = None
+    labels: Mapping[str, str] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, job: Job, now_s: float) -> JobView:
@@ -149,6 +153,8 @@ class JobView(Told):
             metrics=dict(job.metrics),
             changed=job.changed,
             sizes=job.sizes,
+            waiting_since_s=job.waiting_since_s if job.state is State.QUEUED else None,
+            labels=dict(job.labels),
         )
 
 

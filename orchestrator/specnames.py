@@ -10,7 +10,8 @@ from typing import Final
 
 from jobs.commandspec import CommandSpec
 from jobs.errors import InputError, SpecError
-from jobs.load import AnySpec, load_marked
+from jobs.labels import labelled
+from jobs.load import AnySpec, load_marked, override_value
 from jobs.spec import Spec
 
 _NUMBERED: Final = re.compile(r"spec ([0-9]+): (.*)")  # as `service.problems` writes it
@@ -43,7 +44,8 @@ def named(given: Sequence[AnySpec | str | os.PathLike[str]], overrides: Sequence
         except SpecError as error:
             wrong |= dict.fromkeys(str(error).splitlines())  # of a wrong option once
         else:
-            found.append(Named(loaded.spec, path, loaded.marks))
+            changes = dict(override_value(one) for one in overrides)
+            found.append(Named(labelled(loaded.spec, changes), path, loaded.marks))
     if wrong:
         raise SpecError("\n".join(wrong))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Example:  fleetune submit job.yaml --set train.learning_rate=1e-5 --follow  |  "
+    "fleetune submit job.yaml --sweep train.learning_rate=1e-5,3e-5 --sweep train.warmup_ratio=0,0.1  |  "
     "fleetune submit evaluate.yaml --after $(fleetune submit job.yaml)"
 )
 
@@ -24,6 +26,15 @@ def submit(
         list[str], typer.Argument(metavar="SPEC", help="YAML or JSON files, or URLs.", show_default=False)
     ],
     set_: Set = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            metavar="KEY=VALUE,VALUE",
+            help="Queue one job for each value; given several times, one for each combination.",
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Start of the job's id.")] = None,
     tenant: Annotated[
         str | None,
         typer.Option("--tenant", metavar="NAME", help="Whose job it is.", autocompletion=completing.tenant_names),
@@ -59,7 +70,10 @@ def submit(
         from orchestrator.cli.submitting import Asked, submit_all, wait_for
         from orchestrator.discovery import connected
 
-        asked = Asked(tuple(specs), tuple(set_ or ()), tenant, priority, tuple(after or ()), key, check, follow)
+        overrides = (*(set_ or ()), *((f"name={json.dumps(name)}",) if name is not None else ()))
+        asked = Asked(
+            tuple(specs), overrides, tuple(sweep or ()), tenant, priority, tuple(after or ()), key, check, follow
+        )
         with connected(url, PATIENCE_S) as server:
             jobs = submit_all(server, asked, _say)
             _show(jobs, json_ and not (wait or follow))

@@ -15,13 +15,14 @@ from jobs.queuespec import MOST_PRIORITY
 from jobs.runref import run_named
 from jobs.spec import Spec
 from jobs.validate import validate
+from jobs.vary import sweep_values, vary
 from orchestrator.api import MOST_JOBS, JobView, Server, Submission
 from orchestrator.cli.logs import print_logs
 from orchestrator.client import asking, completed, submitted
 from orchestrator.connection import Connection
 from orchestrator.handle import JobHandle
 from orchestrator.jobref import find_job
-from orchestrator.pages.queue import metrics_words, size_words
+from orchestrator.pages.queue import label_words, metrics_words, size_words
 from orchestrator.queue.states import State
 from orchestrator.specnames import Named, named, of_one
 
@@ -35,6 +36,7 @@ class Asked:
 
     specs: tuple[str, ...]
     overrides: tuple[str, ...] = ()
+    sweep: tuple[str, ...] = ()
     tenant: str | None = None
     priority: int | None = None
     after: tuple[str, ...] = ()
@@ -50,7 +52,7 @@ def submit_all(server: Connection, asked: Asked, say: Say) -> list[JobView]:
         InputError: an option is wrong, or a spec, or a job that it comes after is not there.
     """
     _check_options(asked)
-    specs = named(asked.specs, asked.overrides)
+    specs = _swept(named(asked.specs, asked.overrides), asked.sweep)
     told = server.get("/v1/server", Server)
     if asked.check:
         _check(specs, told, say)
@@ -60,12 +62,24 @@ def submit_all(server: Connection, asked: Asked, say: Say) -> list[JobView]:
     jobs = list(submitted(server, body, specs))
     for job in jobs:
         after = f", after {', '.join(job.after)}" if job.after else ""
-        say(f"{job.state} {job.job_id} ({job.kind}, {size_words(job)}, tenant {job.tenant}{after})")
+        labels = f", {label_words(job.labels)}" if job.labels else ""
+        say(f"{job.state} {job.job_id} ({job.kind}, {size_words(job)}, tenant {job.tenant}{after}{labels})")
     return jobs
 
 
+def _swept(specs: Sequence[Named], options: Sequence[str]) -> list[Named]:
+    """One spec for each combination of the swept fields. Raises SpecError."""
+    if not options:
+        return list(specs)
+    fields = sweep_values(options)
+    found = [Named(spec, f"{one.name} ({spec.name})", one.marks) for one in specs for spec in vary(one.spec, fields)]
+    if len(found) > MOST_JOBS:
+        raise InputError(f"these are {len(found):,} jobs, and at most {MOST_JOBS:,} are taken at once: sweep less")
+    return found
+
+
 def _check_options(asked: Asked) -> None:
-    if asked.follow and len(asked.specs) > 1:
+    if asked.follow and (len(asked.specs) > 1 or asked.sweep):
         raise InputError("--follow prints the logs of one job: give one SPEC, or --wait")
     if len(asked.specs) > MOST_JOBS:
         raise InputError(f"{len(asked.specs):,} specs are too many at once: at most {MOST_JOBS:,}")

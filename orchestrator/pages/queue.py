@@ -9,12 +9,14 @@ from jobs.progress import duration
 from orchestrator.api import EventView, JobView, WhyView
 from orchestrator.pages.events import event_rows
 from orchestrator.pages.show import numbers, table
-from orchestrator.pages.tables import columns, plain
+from orchestrator.pages.tables import columns, cut, plain
 from orchestrator.pages.times import at_words
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Reason, State, Wanted
 from orchestrator.queue.words import telling
 
-QUEUE_HEAD: Final = ("JOB", "STATE", "TENANT", "PRIO", "SIZE", "TIME", "STEP", "NEXT")
+QUEUE_HEAD: Final = ("JOB", "STATE", "TENANT", "PRIO", "SIZE", "TIME", "STEP", "SET", "NEXT")
+LONGEST_NEXT: Final = 100  # characters; `status` has the whole text
+LONGEST_SET: Final = 60
 DAY_S: Final = 86_400.0
 
 
@@ -37,11 +39,12 @@ def queue_page(
             size_words(job),
             _time(job, now_s),
             steps(job),
-            _next(job, whys.get(job.job_id), now_s),
+            cut(label_words(job.labels), LONGEST_SET),
+            cut(_next(job, whys.get(job.job_id), now_s), LONGEST_NEXT),
         )
         for job in jobs
     ]
-    body = [columns(QUEUE_HEAD, rows, width, ("PRIO", "TENANT", "SIZE", "STEP"))] if rows else []
+    body = [columns(QUEUE_HEAD, rows, width, ("PRIO", "TENANT", "SIZE", "STEP", "SET"))] if rows else []
     return "\n".join([*body, _totals(jobs, counts, asked)])
 
 
@@ -60,11 +63,20 @@ def in_order(jobs: Sequence[JobView]) -> list[JobView]:
 
 def _totals(jobs: Sequence[JobView], counts: Mapping[State, int], asked: Sequence[State]) -> str:
     shown = {state: sum(job.state is state for job in jobs) for state in State}
+    paused = sum(map(is_paused, jobs))
     parts = []
     for state in State:
         count = counts.get(state, 0)
-        if count and (state not in ENDED or shown[state]):
-            parts.append(f"{count:,} {state}{f' ({shown[state]:,} shown)' if shown[state] < count else ''}")
+        if not count or (state in ENDED and not shown[state]):
+            continue
+        notes = [f"{shown[state]:,} shown"] if shown[state] < count else []
+        if state is State.QUEUED and paused:
+            if not notes and paused == count:
+                parts.append(f"{count:,} paused")
+                continue
+            notes.append(f"{paused:,} paused")
+        note = f" ({', '.join(notes)})" if notes else ""
+        parts.append(f"{count:,} {state}{note}")
     if parts:
         return ", ".join(parts)
     if asked:
@@ -72,8 +84,12 @@ def _totals(jobs: Sequence[JobView], counts: Mapping[State, int], asked: Sequenc
     return "no job waits or runs. fleetune submit job.yaml queues one; fleetune queue --all lists what has ended"
 
 
+def is_paused(job: JobView) -> bool:
+    return job.state is State.QUEUED and job.wanted is Wanted.PAUSE
+
+
 def _state(job: JobView) -> str:
-    if job.state is State.QUEUED and job.wanted is Wanted.PAUSE:
+    if is_paused(job):
         return "paused"
     if job.state is State.RUNNING and job.wanted is not Wanted.RUN:
         return "stopping"
@@ -88,10 +104,19 @@ def size_words(job: JobView) -> str:
     return f"{workers} x {job.cpus_per_worker} CPU"
 
 
+def label_words(labels: Mapping[str, str]) -> str:
+    """`learning_rate=1e-05 warmup_ratio=0.1`; the section of a field is left out where its last part tells."""
+    last = [name.rpartition(".")[2] for name in labels]
+    shown = [part if last.count(part) == 1 else name for name, part in zip(labels, last, strict=True)]
+    return " ".join(f"{name}={value}" for name, value in zip(shown, labels.values(), strict=True))
+
+
 def _time(job: JobView, now_s: float) -> str:
-    """Running for, waiting for, or since its end."""
+    """For how long it has run, waited or been paused, or how long ago it ended."""
     if job.state in ENDED:
         return f"{long_duration(now_s - job.ended_s)} ago" if job.ended_s is not None else ""
+    if is_paused(job):
+        return long_duration(now_s - job.waiting_since_s) if job.waiting_since_s is not None else ""
     if job.state is State.QUEUED:
         return long_duration(job.waited_s)
     return long_duration(now_s - job.started_s) if job.started_s is not None else ""
@@ -109,7 +134,7 @@ def _next(job: JobView, why: WhyView | None, now_s: float) -> str:
         return job.message if job.state is not State.SUCCEEDED and job.message else metrics_words(job)
     if job.state in HOLDS_A_LEASE:
         if job.state is State.RUNNING and job.remaining_s is not None:
-            return f"ends in {long_duration(job.remaining_s)}"
+            return f"about {long_duration(job.remaining_s)} left"
         return job.message if job.state is State.STOPPING else ""
     if job.wanted is Wanted.PAUSE:
         return f"fleetune resume {job.job_id}"
@@ -139,6 +164,7 @@ def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], 
         ("job", job.job_id),
         ("state", f"{named}{f': {message}' if message else ''}"),
         ("kind", job.kind),
+        ("set", "  ".join(f"{name}={value}" for name, value in job.labels.items())),
         ("size", size_words(job)),
         ("tenant", f"{job.tenant} (submitted by {job.submitted_by})"),
         ("priority", str(job.priority)),

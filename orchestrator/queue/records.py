@@ -26,6 +26,7 @@ class NewJob:
         client: with whose end it is cancelled; None: it outlives whoever has submitted it.
         sizes: numbers of workers that it can go on with, ascending, the first of them its gang's; empty: only with
             those of its gang.
+        labels: facts that tell the job from others, for people.
     """
 
     name: str
@@ -42,6 +43,7 @@ class NewJob:
     on_end: str = ""
     client: str | None = None
     sizes: tuple[int, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Job:
         metrics: last known, by name.
         changed: number of the store's newest change of this row. A mere sign of life, and what is done for `on_end`,
             do not count as one.
-        on_end, client, sizes: see NewJob.
+        on_end, client, sizes, labels: see NewJob.
         followed: `changed` of the end that was followed by what `on_end` says; 0: none was.
         heard_s: when the driver of its newest attempt was last heard of.
     """
@@ -112,6 +114,7 @@ class Job:
     client: str | None = None
     sizes: tuple[int, ...] = ()
     restored_at_step: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def submission(self) -> str:

@@ -11,7 +11,6 @@ from cluster.placement import check_can_ever_fit
 from cluster.resources import Gang
 from jobs.commandspec import CommandSpec
 from jobs.planning import gang_of, worker_numbers
-from jobs.queuespec import Queue
 from jobs.runref import run_named
 from jobs.spec import Spec
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownTenant
@@ -82,7 +81,6 @@ class _Admission:
         self._parents = Parents(surroundings.store, caller, names)
         self._fits: dict[Gang, CapacityError | None] = {}
         self._tenant_of: dict[str | None, Tenant | QueueError] = {}
-        self._on_end: dict[Queue, str] = {}
 
     def problems(self, spec: Spec | CommandSpec) -> Iterator[InputError]:
         tenant = self._tenant(spec.queue.tenant)
@@ -127,6 +125,7 @@ class _Admission:
             preemptible=spec.kind == "finetune" if queue.preemptible is None else queue.preemptible,
             on_end="" if queue.on_end is None else queue.on_end.model_dump_json(exclude_none=True),
             client=client,
+            labels=queue.labels,
         )
 
     def _tenant(self, asked: str | None) -> Tenant | QueueError:

@@ -116,6 +116,7 @@ def job_of(row: Sequence[Any]) -> Job:
         row[39],
         tuple(json.loads(row[40])) if row[40] else (),
         row[41],
+        json.loads(row[42]) if row[42] else {},
     )
 
 
@@ -165,6 +166,7 @@ def values_of(job: Job) -> Values:
         "client": job.client,
         "sizes": dumped(job.sizes),
         "restored_at_step": job.restored_at_step,
+        "labels": dumped(job.labels),
     }
 
 

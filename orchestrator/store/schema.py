@@ -105,6 +105,7 @@ JOBS = Table(
     Column("client", Text),
     Column("sizes", Text, nullable=False, server_default=text("''")),
     Column("restored_at_step", BigInteger, nullable=False, server_default=text("0")),
+    Column("labels", Text, nullable=False, server_default=text("''")),
     Index("jobs_by_id", "job_id", unique=True, postgresql_include=["number"]),
     Index("jobs_by_change", "changed", unique=True),
     # Pages and counts are read from these two alone; the id is in them for those that are filtered by its start.

@@ -68,6 +68,7 @@ def submitted(new: NewJob, job_id: str, number: int, now_s: float, changed: int)
         on_end=new.on_end,
         client=new.client,
         sizes=new.sizes,
+        labels=new.labels,
     )
 
 

@@ -180,6 +180,24 @@ def test_a_start_of_an_id_is_enough_where_it_means_one_job(fleetune: Shell) -> N
     assert code == 2 and "there is no job 'uniqe-name'" in errors and "did you mean unique-name-" in errors
 
 
+def test_a_sweep_queues_each_combination_and_the_queue_shows_what_differs(fleetune: Shell) -> None:
+    spec = fleetune.command("true", "sweeps")
+    code, printed, errors = fleetune(
+        "submit", spec, "--sweep", "env.SHARD=0,1", "--sweep", "resources.cpus_per_worker=1,2", "--name", "four"
+    )
+    assert code == 0, errors
+    jobs = printed.split()
+    assert [job.rpartition("-")[0] for job in jobs] == [
+        "four-shard0-cpw1", "four-shard0-cpw2", "four-shard1-cpw1", "four-shard1-cpw2",
+    ]  # fmt: skip
+    shown = {job["job_id"]: job["labels"] for job in json.loads(fleetune.good("queue", "--all", "--json"))}
+    assert [shown[job] for job in jobs] == [{"resources.cpus_per_worker": one} for one in ("1", "2", "1", "2")]
+    assert "cpus_per_worker=2" in fleetune.good("queue", "--all")
+    assert "resources.cpus_per_worker=2" in fleetune.good("status", jobs[1])
+    code, printed, errors = fleetune("submit", spec, "--sweep", "resources.gpu=0,1")
+    assert code == 2 and not printed and "resources.gpu" in errors
+
+
 def test_one_key_gives_one_job(fleetune: Shell) -> None:
     spec = fleetune.command("true")
     first = fleetune.good("submit", spec, "--key", "monday")

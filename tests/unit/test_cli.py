@@ -38,8 +38,8 @@ COMMANDS = {
         "--dry-run", "--json",
     },
     "submit": {
-        "SPEC", "--set", "--tenant", "--priority", "--after", "--key", "--check", "--wait", "--follow", "--json",
-        "--url",
+        "SPEC", "--set", "--sweep", "--name", "--tenant", "--priority", "--after", "--key", "--check", "--wait",
+        "--follow", "--json", "--url",
     },
     "queue": {"--all", "--state", "--tenant", "--limit", "--json", "--url"},
     "status": {"JOB", "--json", "--url"},

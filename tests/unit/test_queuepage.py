@@ -51,14 +51,14 @@ def test_the_queue_says_of_each_job_what_is_next() -> None:
     ]
     page = queue_page(jobs, {State.QUEUED: 4, State.RUNNING: 1, State.FAILED: 7}, {"waits-2": why()}, NOW_S, None)
     lines = {line.split()[0]: line for line in page.splitlines()}
-    assert "1h02m" in lines["runs-1"] and "40/900" in lines["runs-1"] and lines["runs-1"].endswith("ends in 3m20s")
+    assert "1h02m" in lines["runs-1"] and "40/900" in lines["runs-1"] and lines["runs-1"].endswith("about 3m20s left")
     assert lines["waits-1"].endswith("after runs-1") and "2m05s" in lines["waits-1"] and "4 x 1 GPU" in lines["waits-1"]
     assert lines["waits-2"].endswith("starts in about 1m30s")
     assert lines["paused-1"].endswith("fleetune resume paused-1") and " paused " in lines["paused-1"]
     assert lines["back-1"].endswith("node n1 was lost") and "40/900" in lines["back-1"]
     assert lines["bad-1"].endswith("out of memory") and "1m00s ago" in lines["bad-1"]
     assert lines["good-1"].endswith("train loss 0.25  loss 0.5") and "3.0 days ago" in lines["good-1"]
-    assert page.splitlines()[-1] == "4 queued, 1 running, 7 failed (1 shown)"
+    assert page.splitlines()[-1] == "4 queued (1 paused), 1 running, 7 failed (1 shown)"
 
 
 def test_an_empty_queue_says_how_to_fill_it() -> None:
@@ -76,6 +76,28 @@ def test_tables_fit_the_terminal_and_never_lose_the_first_column(width: int) -> 
 def test_columns_without_values_are_left_out() -> None:
     assert columns(("A", "B", "C"), [("1", "", "3")]) == "A  C\n1  3"
     assert columns(("A", "B"), []) == "A  B"
+
+
+def test_labels_tell_equal_jobs_apart() -> None:
+    jobs = [job(f"mails-{one}", labels={"train.learning_rate": f"{one}e-05"}) for one in (1, 5)]
+    lines = queue_page(jobs, {State.QUEUED: 2}, {}, NOW_S, None).splitlines()
+    assert "SET" in lines[0] and "learning_rate=1e-05" in lines[1] and "learning_rate=5e-05" in lines[2]
+    assert "train.learning_rate=5e-05" in status_page(jobs[1], None, (), NOW_S)
+
+
+def test_paused_jobs_are_counted_apart_with_the_time_since_they_were_paused() -> None:
+    paused = job("paused-1", wanted=Wanted.PAUSE, waiting_since_s=NOW_S - 300.0)
+    page = queue_page([paused], {State.QUEUED: 1}, {}, NOW_S, None)
+    assert "5m00s" in page and page.endswith("1 paused")
+    page = queue_page([paused, job("waits-1")], {State.QUEUED: 2}, {}, NOW_S, None)
+    assert page.endswith("2 queued (1 paused)")
+    assert queue_page([paused], {State.QUEUED: 9}, {}, NOW_S, None).endswith("9 queued (1 shown, 1 paused)")
+
+
+def test_a_long_error_is_cut_in_the_queue_and_whole_in_the_status() -> None:
+    failed = job("bad-1", State.FAILED, reason=Reason.RUN_FAILED, message="why " * 100, ended_s=NOW_S)
+    assert max(map(len, queue_page([failed], {State.FAILED: 1}, {}, NOW_S, None).splitlines())) < 200
+    assert ("why " * 100).strip() in status_page(failed, None, (), NOW_S)
 
 
 def test_the_page_of_a_job_has_what_is_known_and_nothing_else() -> None:

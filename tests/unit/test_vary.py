@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jobs.commandspec import CommandSpec
 from jobs.errors import SpecError
 from jobs.spec import Spec
-from jobs.vary import MOST_SPECS
+from jobs.vary import MOST_SPECS, sweep_values
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
 
@@ -39,7 +39,12 @@ def test_all_combinations_in_order_the_last_one_fastest_and_named_after_their_va
     assert [one.name for one in made] == [
         "rotten-lr1e-05-wr0.03", "rotten-lr1e-05-wr0.1", "rotten-lr2e-05-wr0.03", "rotten-lr2e-05-wr0.1",
     ]  # fmt: skip
-    assert all(one.model_copy(update={"name": "rotten", "train": spec().train}) == spec() for one in made)
+    assert [one.queue.labels for one in made[:2]] == [
+        {"train.learning_rate": "1e-05", "train.warmup_ratio": "0.03"},
+        {"train.learning_rate": "1e-05", "train.warmup_ratio": "0.1"},
+    ]
+    same = {"name": "rotten", "train": spec().train, "queue": spec().queue}
+    assert all(one.model_copy(update=same) == spec() for one in made)
 
 
 def test_dotted_names_reach_every_field_and_a_bare_one_under_train_goes_first() -> None:
@@ -165,3 +170,25 @@ def test_the_base_stays_as_it_is() -> None:
     before = json.dumps(base.model_dump(mode="json"))
     base.vary(warmup_ratio=[0.1, 0.2])
     assert json.dumps(base.model_dump(mode="json")) == before and not math.isnan(base.train.learning_rate)
+
+
+def test_sweep_options_are_fields_with_lists_of_values() -> None:
+    assert sweep_values(["train.learning_rate=1e-5, 5e-5", "data.packing=true,false"]) == {
+        "train.learning_rate": [1e-5, 5e-5],
+        "data.packing": [True, False],
+    }
+    assert sweep_values(["train.max_steps=[10, 20]", "model.path=a/b"]) == {
+        "train.max_steps": [10, 20],
+        "model.path": ["a/b"],
+    }
+    assert sweep_values(["env.SHARD=0,1"]) == {"env.SHARD": ["0", "1"]}
+    assert sweep_values(["data.labels=[[a, b], [b, a]]"]) == {"data.labels": [["a", "b"], ["b", "a"]]}
+
+
+def test_all_wrong_sweep_options_are_named_at_once() -> None:
+    with pytest.raises(SpecError) as caught:
+        sweep_values(["train.learning_rate", "seed=", "a=1", "a=2", "b=[1"])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4
+    assert "'train.learning_rate' is not KEY=VALUE,VALUE" in lines[0] and "'seed='" in lines[1]
+    assert "a is given twice" in lines[2] and lines[3].startswith("--sweep b=[1")

@@ -125,12 +125,20 @@ DRIVER_TOKEN = "FLEETUNE_DRIVER_TOKEN"
 
 @dataclass(frozen=True)
 class DriverPlace:
-    """Which attempt of which job a driver is, and the server that it belongs to."""
+    """Which attempt of which job a driver is, and where its queue is served.
+
+    Attributes:
+        url: of the server that has started the driver.
+        queue: id of the queue; '': a server of an older release has started the driver, and does not name its queue.
+        other_urls: of further servers of the queue, which are asked when the first one does not answer.
+    """
 
     url: str
     job_id: str
     attempt: int
     token: str
+    queue: str = ""
+    other_urls: tuple[str, ...] = ()
 
     def environment(self) -> dict[str, str]:
         """What the driver is started with; `driver_place` reads it."""
@@ -139,6 +147,8 @@ class DriverPlace:
             "FLEETUNE_JOB": self.job_id,
             "FLEETUNE_ATTEMPT": str(self.attempt),
             DRIVER_TOKEN: self.token,
+            "FLEETUNE_QUEUE": self.queue,
+            "FLEETUNE_OTHER_URLS": " ".join(self.other_urls),
         }
 
 
@@ -148,7 +158,8 @@ def driver_place(environ: Mapping[str, str] = os.environ) -> DriverPlace | None:
     url, job_id, attempt, token = values
     if not all(values) or not attempt.isdecimal() or int(attempt) < 1:
         return None
-    return DriverPlace(url, job_id, int(attempt), token)
+    others = tuple(environ.get("FLEETUNE_OTHER_URLS", "").split())
+    return DriverPlace(url, job_id, int(attempt), token, environ.get("FLEETUNE_QUEUE", ""), others)
 
 
 RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"

@@ -14,8 +14,10 @@ the token of its user, where the server asks for one.
     POST /v1/guest/look        Look -> Looked
     POST /v1/guest/leave       Leave -> Looked
 
-The driver shows the token of its attempt (`Authorization: Bearer ...`). Statuses: 401, the token is not of this
-attempt; 410, the attempt is over; 422, a message that is none, or of a newer version.
+The driver shows the token of its attempt (`Authorization: Bearer ...`) and the id of its queue. Statuses: 401, the
+token is not of this attempt; 409, the server keeps another queue; 410, the attempt is over; 422, a message that is
+none, or of a newer version. Every answer names the queue that gives it. A driver takes an answer without the name of
+its queue for no answer, so that no proxy and no other server can end its attempt.
 """
 
 from __future__ import annotations
@@ -58,7 +60,10 @@ class Order(StrEnum):
 
 
 class Register(Message):
+    """`queue`: id of the queue that has started the driver; '': an older release started it."""
+
     job_id: str
+    queue: str = Field("", max_length=100)
     attempt: int = Field(ge=1)
     host: str = ""
     pid: int = 0
@@ -75,8 +80,10 @@ class Registered(Message):
         engine: what runs the workers.
         parents: roots of the runs of the jobs that it comes after, by job; those that have none are left out.
         secrets: variables of the environment, by name.
+        queue: id of the queue that answers.
     """
 
+    queue: str = ""
     kind: str
     spec: dict[str, Any]
     run: str | None = None
@@ -98,9 +105,11 @@ class Beat(Message):
         metrics: newest by name.
         draining: nodes of its placement that Ray is about to take away.
         last: the driver is about to end, and is answered once all it has said is kept for good.
+        queue: see Register.
     """
 
     job_id: str
+    queue: str = Field("", max_length=100)
     attempt: int = Field(ge=1)
     run: str | None = None
     step: int | None = Field(None, ge=0, le=MOST_STEPS)
@@ -120,8 +129,11 @@ class Beat(Message):
 
 
 class Answer(Message):
+    """`queue`: id of the queue that answers."""
+
     order: Order
     reason: str = ""
+    queue: str = ""
 
 
 def digest_of_environment(runtime_env: Mapping[str, Any]) -> str:

@@ -11,25 +11,27 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from cluster.settings import DriverPlace
 from cluster.wire import Answer, Beat, Message, Order, Register, Registered
 from jobs.errors import FleetuneError
-from jobs.wirecall import ANSWER_S, NoAnswer, Refused, Reply, Server
+from jobs.wirecall import ANSWER_S, NoAnswer, NotUnderstood, Refused, Server
 
 Say = Callable[[str], None]
 OnOrder = Callable[[Order, str], None]
+FromQueue = TypeVar("FromQueue", Registered, Answer)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _SAYS_EVERY_S = 60.0
 _LAST_BEAT_S: Final = 5.0
 _HURRIES_S: Final = 1.0
-_OVER: Final = (401, 410)
+_OVER: Final = "AttemptOver"  # as the server's problem calls it
+_BAD_REQUEST: Final = 400
 
 
 class AttemptOver(FleetuneError):
-    """The server does not know this attempt any more, or has another one: nothing more may be done for it."""
+    """The queue has ended this attempt, and may have started another one: this driver must write nothing more."""
 
     exit_code = 130
 
@@ -53,12 +55,17 @@ class NullLink:
 
 
 class HttpLink:
-    """The link to a server."""
+    """The link to the servers of a queue.
+
+    Only the queue itself can end the attempt: by `Order.LEAVE`, or by a problem called `AttemptOver`, with the id of
+    the queue that has started this driver. Anything else may come from a proxy or from the server of another queue, and
+    counts as no answer. After no answer the next of the queue's servers is asked.
+    """
 
     def __init__(self, place: DriverPlace, say: Say) -> None:
         """`say`: tells people, a line at a time."""
         self._place, self._say = place, say
-        self._server = Server(place.url, place.token)
+        self._servers = [Server(url, place.token) for url in dict.fromkeys((place.url, *place.other_urls))]
         self._lock = threading.Lock()
         self._known: dict[str, Any] = {}
         self._wake, self._closing = threading.Event(), threading.Event()
@@ -68,7 +75,7 @@ class HttpLink:
         self._hurries = False  # its nodes are taken away, and it waits for an order
 
     def register(self) -> Registered:
-        """What is to be run. Waits for as long as it takes until the server says so.
+        """What is to be run. Waits for as long as it takes until a server of the queue says so.
 
         Raises:
             AttemptOver: another attempt has taken its place.
@@ -76,17 +83,22 @@ class HttpLink:
             Refused: what the job names is not there any more.
         """
         message = Register(
-            job_id=self._place.job_id, attempt=self._place.attempt, host=os.uname().nodename, pid=os.getpid()
+            job_id=self._place.job_id,
+            queue=self._place.queue,
+            attempt=self._place.attempt,
+            host=os.uname().nodename,
+            pid=os.getpid(),
         )
         began, said, pause_s = time.monotonic(), -_SAYS_EVERY_S, _FIRST_PAUSE_S
         while True:
+            asked = self._servers[0].url
             try:
                 return self._post("register", message, Registered)
             except NoAnswer as error:
                 waited_s = time.monotonic() - began
                 if waited_s - said >= _SAYS_EVERY_S:
                     said = waited_s
-                    self._say(f"waiting for the server at {self._place.url} ({waited_s:.0f} s so far): {error}")
+                    self._say(f"waiting for the server at {asked} ({waited_s:.0f} s so far): {error}")
             time.sleep(pause_s * random.uniform(0.7, 1.3))  # many drivers may wait for one server
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
@@ -126,6 +138,7 @@ class HttpLink:
 
     def _beat(self) -> tuple[Order, str]:
         """What the server wants, and why; while it does not answer, what it wanted before."""
+        asked = self._servers[0].url
         try:
             answer = self._send()
         except AttemptOver as error:
@@ -133,7 +146,7 @@ class HttpLink:
         except Exception as error:  # whatever it is, the training goes on
             if not self._silent:
                 self._silent = True
-                self._say(f"the server at {self._place.url} does not answer; the job goes on without it: {error}")
+                self._say(f"the server at {asked} does not answer; the job goes on without it: {error}")
             return self._order, ""
         if self._silent:
             self._silent = False
@@ -144,20 +157,42 @@ class HttpLink:
         with self._lock:
             known = dict(self._known)
         last = self._closing.is_set()
-        beat = Beat(job_id=self._place.job_id, attempt=self._place.attempt, last=last, **known)
+        place = self._place
+        beat = Beat(job_id=place.job_id, queue=place.queue, attempt=place.attempt, last=last, **known)
         return self._post("beat", beat, Answer, _LAST_BEAT_S if last else ANSWER_S)
 
-    def _post(self, what: str, message: Message, reply: type[Reply], timeout_s: float = ANSWER_S) -> Reply:
+    def _post(self, what: str, message: Message, reply: type[FromQueue], timeout_s: float = ANSWER_S) -> FromQueue:
         """Raises AttemptOver, NotUnderstood, Refused, NoAnswer."""
         try:
-            return self._server.post(f"/v1/driver/{what}", message, reply, timeout_s)
+            return self._asked(what, message, reply, timeout_s)
+        except NoAnswer:
+            self._servers.append(self._servers.pop(0))
+            raise
+
+    def _asked(self, what: str, message: Message, reply: type[FromQueue], timeout_s: float) -> FromQueue:
+        server = self._servers[0]
+        try:
+            answer = server.post(f"/v1/driver/{what}", message, reply, timeout_s)
         except Refused as error:
-            if error.answered in _OVER:
+            if not error.error or not self._is_own(error.queue):
+                raise NoAnswer(f"status {error.answered}, and not from this job's queue: {error}") from error
+            if error.error == _OVER:
                 known = f"attempt {self._place.attempt} of job {self._place.job_id}"
                 raise AttemptOver(f"{known} is over: {error}") from error
-            if error.answered != 400:  # of whatever stands between
+            if error.answered != _BAD_REQUEST:
                 raise NoAnswer(f"status {error.answered}: {error}") from error
             raise
+        except NotUnderstood as error:
+            if not self._is_own(error.queue):
+                raise NoAnswer(str(error)) from error
+            raise
+        if not self._is_own(answer.queue):
+            raise NoAnswer(f"the server at {server.url} keeps another queue than this job's")
+        return answer
+
+    def _is_own(self, queue: str) -> bool:
+        """Servers of older releases start drivers without an id, and do not name their queue."""
+        return not self._place.queue or queue == self._place.queue
 
 
 def _finite(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -24,7 +24,11 @@ class NoAnswer(Exception):
 
 
 class NotUnderstood(MachinesFailed):
-    """The server is of a release that speaks otherwise, and may be upgraded just now."""
+    """The server is of a release that speaks otherwise, and may be upgraded just now. `queue`: see Refused."""
+
+    def __init__(self, message: str, queue: str = "") -> None:
+        super().__init__(message)
+        self.queue = queue
 
 
 class Refused(InputError):
@@ -33,11 +37,12 @@ class Refused(InputError):
     Attributes:
         answered: the status of the answer.
         error: what the server calls it; '': it was not the server who answered, but something that stands before it.
+        queue: id of the queue that answered; '': the answer names none.
     """
 
-    def __init__(self, message: str, answered: int, error: str = "") -> None:
+    def __init__(self, message: str, answered: int, error: str = "", queue: str = "") -> None:
         super().__init__(message)
-        self.answered, self.error = answered, error
+        self.answered, self.error, self.queue = answered, error, queue
 
 
 class Server:
@@ -51,24 +56,28 @@ class Server:
         """
         Raises:
             Refused: a status that a repetition would not change; 4xx, but for those below.
-            NotUnderstood: message or answer are of another release.
+            NotUnderstood: a Fleetune server answers, and message or answer are of another release.
             NoAnswer: anything else.
         """
         try:
             status, content = self._request(path, message.model_dump_json().encode(), timeout_s)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise NoAnswer(str(error) or type(error).__name__) from error
-        if status == 422:
-            raise NotUnderstood(f"the server at {self.url} does not understand this program: {_detail(content)}")
+        called, queue = _problem_of(content)
+        if status == 422 and called:
+            raise NotUnderstood(f"the server at {self.url} does not understand this program: {_detail(content)}", queue)
         if 400 <= status < 500 and status not in (408, 425, 429):
-            raise Refused(_detail(content), status, _error_of(content))
+            raise Refused(_detail(content), status, called, queue)
         if status // 100 != 2:
             raise NoAnswer(f"status {status}: {_detail(content)}")
         try:
             return reply.model_validate_json(content)
         except ValidationError as error:
+            if (named := _queue_of_message(content)) is None:
+                raise NoAnswer(f"something that is no Fleetune server answers at {self.url}") from None
             mistakes = "; ".join(f"{one['loc']}: {one['msg']}" for one in error.errors(include_input=False)[:3])
-            raise NotUnderstood(f"what the server at {self.url} answers is of another release: {mistakes}") from None
+            said = f"what the server at {self.url} answers is of another release: {mistakes}"
+            raise NotUnderstood(said, named) from None
 
     def _request(self, path: str, body: bytes, timeout_s: float) -> tuple[int, bytes]:
         """A connection of its own each time: what is between may cut one that is idle. No proxy, no redirect."""
@@ -95,13 +104,22 @@ def check_url(url: str) -> None:
         raise InputError(f"{url} is no URL of a server, as http://head:8400 is")
 
 
-def _error_of(content: bytes) -> str:
-    """Of `orchestrator.api.Problem`."""
+def _problem_of(content: bytes) -> tuple[str, str]:
+    """`error` and `queue` of `orchestrator.api.Problem`; both are '' where the content is none."""
     try:
         value = json.loads(content)
-        return str(value["error"]) if isinstance(value["message"], str) else ""
-    except (ValueError, KeyError, TypeError):
-        return ""
+        return (str(value["error"]), str(value.get("queue", ""))) if isinstance(value["message"], str) else ("", "")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "", ""
+
+
+def _queue_of_message(content: bytes) -> str | None:
+    """The queue that a message names, also one of another release; None: this is no message."""
+    try:
+        value = json.loads(content)
+        return str(value.get("queue", "")) if isinstance(value["version"], int) else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _detail(content: bytes) -> str:

@@ -41,10 +41,12 @@ class Problem(Told):
     Attributes:
         error: name of the exception's class (`UnknownJob`, `SpecError`, ...).
         message: for people.
+        queue: id of the queue whose server answers.
     """
 
     error: str
     message: str
+    queue: str = ""
 
 
 class Submission(Sent):

@@ -59,7 +59,12 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8400,
     url: Annotated[
-        str | None, typer.Option("--url", metavar="URL", help="How drivers reach this server [from --host and --port].")
+        list[str] | None,
+        typer.Option(
+            "--url",
+            metavar="URL",
+            help="How drivers reach this server [from --host and --port]; repeated: other servers of the same store.",
+        ),
     ] = None,
     shared: Annotated[
         list[str] | None,
@@ -109,7 +114,7 @@ def serve(
                 address=address,
                 host=host,
                 port=port,
-                url=url,
+                urls=tuple(url or ()),
                 shared=tuple(shared or ()),
                 python=python,
                 protected_s=protected,

@@ -79,6 +79,12 @@ class Forbidden(QueueError):
     status = 403
 
 
+class OtherQueue(QueueError):
+    """A driver or a guest of another queue asks: this server has nothing to tell it."""
+
+    status = 409
+
+
 class NotYourAttempt(QueueError):
     """The token of a driver that is not of this attempt."""
 

@@ -55,7 +55,7 @@ def make_routes(serving: Serving, say: Callable[[str], None]) -> FastAPI:
     for one in _ROUTES:
         router = one.routes(serving)
         app.include_router(router)
-    handle(app, serving.scrub, say)
+    handle(app, serving.scrub, say, serving.surroundings.queue)
     app.openapi = lambda: _documented(app)  # type: ignore[method-assign]
     return app
 

@@ -20,7 +20,7 @@ def routes(serving: Serving) -> APIRouter:
     @router.post(
         "/register",
         response_model=Registered,
-        responses=problems(401, 404, 410, 413, 422),
+        responses=problems(401, 404, 409, 410, 413, 422),
         summary="A driver has come up: what is it to run?",
     )
     def register(sent: Register, request: Request) -> Response:
@@ -33,7 +33,7 @@ def routes(serving: Serving) -> APIRouter:
     @router.post(
         "/beat",
         response_model=Answer,
-        responses=problems(401, 404, 410, 413, 422),
+        responses=problems(401, 404, 409, 410, 413, 422),
         summary="A driver lives: what is it to do?",
     )
     def beat(sent: Beat, request: Request) -> Response:
@@ -48,7 +48,7 @@ def routes(serving: Serving) -> APIRouter:
 
 
 def _check(serving: Serving, request: Request, sent: Register | Beat) -> None:
-    """Raises NoToken or NotYourAttempt."""
+    """Raises NoToken, OtherQueue or NotYourAttempt."""
     shown = bearer(request.headers)
     if shown is None:
         raise NoToken("a driver shows the token of its attempt, from FLEETUNE_DRIVER_TOKEN")

@@ -7,9 +7,8 @@ import threading
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from cluster.errors import FleetuneError
 from cluster.wire import Join, Joined, Leave, Look, Looked
-from orchestrator.queue.errors import JobEnded, QueueError
+from orchestrator.queue.errors import JobEnded, OtherQueue, QueueError
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, State, Wanted
 from orchestrator.queue.store import Change, SubmissionKey
@@ -80,12 +79,6 @@ def routes(serving: Serving) -> APIRouter:
         return answer(Looked())
 
     return router
-
-
-class OtherQueue(FleetuneError):
-    """The guest has found the record of another server. It asks again, and looks there again."""
-
-    status = 409
 
 
 def _check_queue(serving: Serving, queue: str) -> None:

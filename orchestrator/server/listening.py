@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from cluster.errors import InputError
@@ -54,15 +55,16 @@ def url_here(sock: socket.socket) -> str:
     return _url("127.0.0.1" if host in _WILDCARDS else host, port)
 
 
-def url_for_drivers(sock: socket.socket, given: str | None) -> str:
-    """`given`, or what others may reach this machine by. Raises InputError: that is no URL."""
-    if given is not None:
-        parts = urlsplit(given)
+def urls_for_drivers(sock: socket.socket, given: Sequence[str]) -> tuple[str, ...]:
+    """The given URLs, or the one by which others may reach this machine. Raises InputError: one of them is no URL."""
+    for url in given:
+        parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"--url {given} is no URL, as http://head:8400 is")
-        return given.rstrip("/")
+            raise InputError(f"--url {url} is no URL, as http://head:8400 is")
+    if given:
+        return tuple(url.rstrip("/") for url in given)
     host, port = sock.getsockname()[:2]
-    return _url(_outward() if host in _WILDCARDS else host, port)
+    return (_url(_outward() if host in _WILDCARDS else host, port),)
 
 
 def _url(host: str, port: int) -> str:

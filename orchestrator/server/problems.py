@@ -58,37 +58,44 @@ def status_of(error: FleetuneError) -> int:
     return 400 if isinstance(error, InputError) else 500
 
 
-def answer(error: str, message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+def answer(
+    error: str, message: str, status: int, headers: Mapping[str, str] | None = None, queue: str = ""
+) -> Response:
     more = dict(headers or {})
     if status in (429, 503):
         more["Retry-After"] = str(_AGAIN_S)
     if status == 401:
         more["WWW-Authenticate"] = "Bearer"
-    body = Problem(error=error, message=message).model_dump_json()
+    body = Problem(error=error, message=message, queue=queue).model_dump_json()
     return Response(body, status, more, media_type="application/json")
 
 
-def answer_to(error: FleetuneError, scrub: Scrubber) -> Response:
-    return answer(type(error).__name__, scrub.text(str(error)), status_of(error))
+def answer_to(error: FleetuneError, scrub: Scrubber, queue: str = "") -> Response:
+    return answer(type(error).__name__, scrub.text(str(error)), status_of(error), queue=queue)
 
 
-def handle(app: FastAPI, scrub: Scrubber, say: Callable[[str], None]) -> None:
-    """Have all errors of an app answered. `say`: where tracebacks of our own faults go."""
+def handle(app: FastAPI, scrub: Scrubber, say: Callable[[str], None], queue: str = "") -> None:
+    """Have all errors of an app answered.
+
+    Args:
+        say: where tracebacks of our own faults go.
+        queue: id of the queue. Drivers believe no problem that does not name theirs.
+    """
 
     async def known(_: Request, error: Exception) -> Response:
         assert isinstance(error, FleetuneError)
         if status_of(error) >= 500 and not isinstance(error, StoreBroken | BackendUnreachable | NotLeader):
             say(f"{type(error).__name__}: {error}")
-        return answer_to(error, scrub)
+        return answer_to(error, scrub, queue)
 
     async def shape(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return answer("WrongShape", scrub.text(shape_message(error.errors())), 422)
+        return answer("WrongShape", scrub.text(shape_message(error.errors())), 422, queue=queue)
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         name = _NAMES.get(error.status_code, "HTTPError")
-        return answer(name, scrub.text(_http_message(error)), error.status_code, error.headers)
+        return answer(name, scrub.text(_http_message(error)), error.status_code, error.headers, queue)
 
     async def fault(request: Request, error: Exception) -> Response:
         return unexpected(request.scope, error, say)

@@ -33,7 +33,7 @@ from orchestrator.server.app import make_app
 from orchestrator.server.auth import Tokens, is_loopback
 from orchestrator.server.embedding import Embedding
 from orchestrator.server.identity import queue_id
-from orchestrator.server.listening import listen, url_for_drivers, url_here
+from orchestrator.server.listening import listen, url_here, urls_for_drivers
 from orchestrator.server.machines import Place, machines
 from orchestrator.server.metrics import Cluster, Meters
 from orchestrator.server.news import News
@@ -65,7 +65,7 @@ class Options:
     address: str | None = None
     host: str = "127.0.0.1"
     port: int = 8400
-    url: str | None = None
+    urls: tuple[str, ...] = ()  # the first is this server's own
     shared: tuple[str, ...] = ()
     python: str | None = None
     protected_s: float = DEFAULT.protected_s
@@ -97,7 +97,7 @@ def serve(options: Options) -> None:
         place = machines(options.address, store, home, Path(options.autoscaler) if options.autoscaler else None)
         stack.callback(place.backend.close)
         _check_python(options.python, place)
-        around = _surroundings(options, store, place, url_for_drivers(sock, options.url), secrets)
+        around = _surroundings(options, store, place, urls_for_drivers(sock, options.urls), secrets)
         stack.callback(around.close)
         _Server(options, around, place, sock, home, output).run()
 
@@ -129,14 +129,18 @@ def _opened(options: Options, home: Path) -> Iterator[Store]:
         store.close()
 
 
-def _surroundings(options: Options, store: Store, place: Place, url: str, secrets: dict[str, str]) -> Surroundings:
+def _surroundings(
+    options: Options, store: Store, place: Place, urls: tuple[str, ...], secrets: dict[str, str]
+) -> Surroundings:
     return Surroundings(
         store=store,
         backend=place.backend,
         clock=SystemClock(float(store.facts().get(NEWEST, "0"))),
         policy=replace(DEFAULT, protected_s=options.protected_s),
         engine=place.engine,
-        url=url,
+        url=urls[0],
+        other_urls=urls[1:],
+        queue=queue_id(store),
         shared=tuple(str(Path(folder).absolute()) for folder in options.shared),
         one_machine=place.one_machine,
         secrets=secrets,
@@ -201,7 +205,7 @@ class _Server:
         after.append(partial(clients.cancel_what_the_gone_left, around, self._home))
         after.append(Minute(partial(clients.forget_the_gone, around, self._home)))
         if self._place.session is not None:
-            record = SessionRecord(around.url, queue_id(store))
+            record = SessionRecord(around.url, around.queue)
             after.append(Minute(Announcing(self._place.session, record, self._output.say), _GUESTS_EVERY_S))
         after.append(Minute(partial(clients.cancel_what_guests_left, around), _GUESTS_EVERY_S))
         if self._place.autoscaler is not None:

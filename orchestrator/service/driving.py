@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cluster.wire import Answer, Beat, Order, Register, Registered
 from jobs.paths import JobPaths, new_run_name
 from jobs.runref import run_named
-from orchestrator.queue.errors import AttemptOver, NotYourAttempt, QueueError, UnknownJob
+from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, QueueError, UnknownJob
 from orchestrator.queue.noderules import taken_by_ray
 from orchestrator.queue.records import Job, Measured, QueueEvent
 from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
@@ -23,8 +23,14 @@ def check_attempt(surroundings: Surroundings, token: str, message: Register | Be
     """Before anything else is done with a message.
 
     Raises:
+        OtherQueue: the driver is of another queue (409).
         NotYourAttempt: the token is not of the attempt that the message names (401).
     """
+    if message.queue and message.queue != surroundings.queue:
+        raise OtherQueue(
+            f"the driver of {message.job_id} belongs to queue {message.queue}, and this server keeps another one. "
+            "Start the server with the store of that queue, or give drivers the right --url"
+        )
     if not surroundings.driver_key.fits(token, message.job_id, message.attempt):
         raise NotYourAttempt(
             f"this token is not of attempt {message.attempt} of {message.job_id}: a driver shows the "
@@ -48,6 +54,7 @@ def register(surroundings: Surroundings, message: Register) -> Registered:
     surroundings.beats.note(Measured(job.job_id, job.attempt))
     order, _ = _order(job)
     return Registered(
+        queue=surroundings.queue,
         kind=job.kind,
         spec=_with_model(surroundings, job, spec),
         run=run,
@@ -63,7 +70,8 @@ def beat(surroundings: Surroundings, message: Beat) -> Answer:
     """Note what it says; an attempt that is over is answered with Order.LEAVE. Raises QueueError, StoreBroken."""
     job = _current(surroundings, message)
     if job is None:
-        return Answer(order=Order.LEAVE, reason="the attempt is over, and another one may run")
+        reason = "the attempt is over, and another one may run"
+        return Answer(order=Order.LEAVE, reason=reason, queue=surroundings.queue)
     if message.run is not None and message.run != job.run:
         raise QueueError(f"{message.run[:200]} is not the run of {job.job_id}: that is {job.run}")
     said = Measured(
@@ -81,7 +89,7 @@ def beat(surroundings: Surroundings, message: Beat) -> Answer:
     if message.last:  # once it is seen to have ended, nothing that it has said is taken any more
         surroundings.beats.flush()
     order, reason = _order(job)
-    return Answer(order=order, reason=reason)
+    return Answer(order=order, reason=reason, queue=surroundings.queue)
 
 
 def _note_draining(surroundings: Surroundings, job: Job, draining: Sequence[str]) -> None:

@@ -18,7 +18,8 @@ def launch_of(surroundings: Surroundings) -> LaunchOf:
 
     def launch(job: Job, spec: str) -> Launch:
         token = attempt_token(surroundings.driver_key.value(), job.job_id, job.attempt)
-        place = DriverPlace(surroundings.url, job.job_id, job.attempt, token)
+        around = surroundings
+        place = DriverPlace(around.url, job.job_id, job.attempt, token, around.queue, around.other_urls)
         return Launch(
             job.submission,
             (*surroundings.python, "-m", "jobs.drive"),

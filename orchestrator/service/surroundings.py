@@ -27,6 +27,8 @@ class Surroundings:
     Attributes:
         engine: what runs the workers of jobs.
         url: under which drivers reach the server.
+        other_urls: under which drivers reach further servers of the same queue.
+        queue: id of the queue.
         shared: folders that the server's machine and all workers see under the same path.
         one_machine: the server and all workers see the same files; on Ray, as long as it has one node.
         secrets: what jobs may be given, by name.
@@ -40,6 +42,8 @@ class Surroundings:
     policy: Policy = DEFAULT
     engine: Engine = "local"
     url: str = ""
+    other_urls: tuple[str, ...] = ()
+    queue: str = ""
     shared: tuple[str, ...] = ()
     one_machine: bool = False
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)

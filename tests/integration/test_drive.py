@@ -80,7 +80,7 @@ def test_a_driver_that_nobody_has_given_a_job_says_what_to_do(server: WireServer
     ("status", "code", "said"), [(410, 130, "is over"), (422, 75, "does not understand"), (400, 2, "the test says 400")]
 )
 def test_a_driver_that_is_not_wanted_ends(server: WireServer, status: int, code: int, said: str) -> None:
-    server.status = status
+    server.error, server.status = "AttemptOver" if status == 410 else "X", status
     with driver(server) as unwanted:
         assert unwanted.ended() == code
     assert said in unwanted.output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,11 +16,11 @@ from jobs import link as module
 from jobs.link import AttemptOver, HttpLink
 from jobs.wirecall import NotUnderstood
 from tests.support.processes import free_port, wait_for
-from tests.support.wireserver import ATTEMPT, JOB, TOKEN, WireServer, wire_server
+from tests.support.wireserver import ATTEMPT, JOB, QUEUE, TOKEN, WireServer, wire_server
 
 RUNS = Registered(
     kind="command", spec={"kind": "command", "command": ["x"]}, placement=(("n1", 1),), engine="local",
-    secrets={"KEY": "planted"},
+    secrets={"KEY": "planted"}, queue=QUEUE,
 )  # fmt: skip
 EVERY_S = 0.05
 
@@ -161,14 +162,74 @@ def test_an_order_is_heard_once_and_leave_after_stop(server: WireServer, told: T
     link.close()
 
 
-@pytest.mark.parametrize("status", [401, 410])
-def test_an_attempt_that_is_over_is_an_order_to_leave(server: WireServer, told: Told, status: int) -> None:
+def test_only_the_own_queue_s_word_that_an_attempt_is_over_is_an_order_to_leave(server: WireServer, told: Told) -> None:
     link = open_link(server, told)
-    server.status = status
+    server.error, server.status = "AttemptOver", 410
     wait_for(lambda: told.orders == [Order.LEAVE], "it is heard")
     link.close()
-    with pytest.raises(AttemptOver, match=f"attempt 1 of job {JOB} is over: the test says {status}"):
+    with pytest.raises(AttemptOver, match=f"attempt 1 of job {JOB} is over: the test says 410"):
         HttpLink(server.place, told.say).register()
+
+
+HTML = b"<html><body><h1>401 Authorization Required</h1></body></html>"
+NOT_THE_QUEUE = {
+    "a proxy that asks for a password": (401, {"WWW-Authenticate": "Basic"}, HTML),
+    "a proxy that has forgotten the way": (410, {}, HTML),
+    "a server without the queue's token file": (401, {}, b'{"error": "NoToken", "message": "x", "queue": "a1b2c3d4"}'),
+    "a server on another store": (401, {}, b'{"error": "NotYourAttempt", "message": "x", "queue": "ffffffff"}'),
+    "another store's word on an attempt": (410, {}, b'{"error": "AttemptOver", "message": "x", "queue": "ffffffff"}'),
+    "an older server's word on an attempt": (410, {}, b'{"error": "AttemptOver", "message": "x"}'),
+    "another store's order": (200, {}, b'{"version": 1, "order": "leave", "reason": "x", "queue": "ffffffff"}'),
+    "a bad request that a proxy sees": (400, {}, HTML),
+    "a page of a proxy instead of the server's": (200, {"Content-Type": "text/html"}, HTML),
+    "another shape": (422, {}, b'{"detail": "of something else"}'),
+    "an empty body": (200, {}, b""),
+    "an empty refusal": (410, {}, b""),
+    "a redirect": (307, {"Location": "http://127.0.0.1:9/login"}, b""),
+}
+
+
+@pytest.mark.parametrize("page", NOT_THE_QUEUE.values(), ids=NOT_THE_QUEUE.keys())
+def test_whatever_else_answers_ends_no_attempt(
+    server: WireServer, told: Told, page: tuple[int, dict[str, str], bytes]
+) -> None:
+    link = open_link(server, told)
+    server.page = page
+    wait_for(lambda: server.pages >= 3, "it has been answered so several times")
+    link.tell(step=11)
+    server.page = None
+    wait_for(lambda: server.newest.step == 11, "the newest has come")
+    assert not told.orders and "the job goes on without it" in told.lines[0]
+    link.close()
+    server.page, server.pages, got = page, 0, list[Registered]()
+    waiting = threading.Thread(target=lambda: got.append(HttpLink(server.place, told.say).register()), daemon=True)
+    waiting.start()
+    wait_for(lambda: server.pages >= 1, "a driver that comes up is answered so, too")
+    server.page = None
+    waiting.join(20)
+    assert got == [RUNS]
+
+
+def test_a_driver_finds_the_server_that_took_over(server: WireServer, told: Told) -> None:
+    with wire_server(RUNS) as second:
+        place = replace(server.place, other_urls=(second.place.url,))
+        link = HttpLink(place, told.say)
+        assert link.register() == RUNS and not second.requests
+        link.start(EVERY_S, told.order)
+        server.silent = True
+        link.tell(step=5)
+        wait_for(lambda: second.newest.step == 5, "the other server is told the newest")
+        second.wait_for_beats(2)  # and it stays there
+        assert len(told.lines) == 2 and server.place.url in told.lines[0] and not told.orders
+        link.close()
+
+
+def test_a_driver_of_an_older_server_believes_answers_that_name_no_queue(server: WireServer, told: Told) -> None:
+    server.queue, old = "", replace(server.place, queue="")
+    assert HttpLink(old, told.say).register().kind == RUNS.kind
+    server.error, server.status = "AttemptOver", 410
+    with pytest.raises(AttemptOver):
+        HttpLink(old, told.say).register()
 
 
 def test_a_server_of_another_release_is_not_waited_for(server: WireServer, told: Told) -> None:
@@ -178,7 +239,7 @@ def test_a_server_of_another_release_is_not_waited_for(server: WireServer, told:
 
 
 def test_secrets_are_in_no_line_and_no_message(server: WireServer, told: Told) -> None:
-    server.raw = {"version": 7, "secrets": {"KEY": "planted"}, "spec": "planted", "kind": ["planted"]}
+    server.raw = {"version": 7, "queue": QUEUE, "secrets": {"KEY": "planted"}, "spec": "planted", "kind": ["planted"]}
     with pytest.raises(NotUnderstood, match="is of another release") as caught:
         HttpLink(server.place, told.say).register()
     assert "planted" not in str(caught.value) and TOKEN not in str(caught.value)

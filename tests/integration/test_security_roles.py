@@ -244,6 +244,21 @@ def test_the_token_of_one_attempt_opens_no_other(world: World) -> None:
         assert client.post("/v1/driver/register", json={"job_id": world.job, "attempt": 0}).status_code == 422
 
 
+def test_a_driver_hears_which_queue_answers_and_one_of_another_queue_that_it_is_at_the_wrong_server(
+    world: World,
+) -> None:
+    said = {"job_id": world.job, "attempt": 1}
+    with world.client("attempt") as client, world.client("member-b") as stranger:
+        queue = client.post("/v1/driver/beat", json=said).raise_for_status().json()["queue"]
+        assert len(queue) == 8
+        assert client.post("/v1/driver/beat", json={**said, "queue": queue}).status_code == 200
+        refused = stranger.post("/v1/driver/beat", json={**said, "queue": "ffffffff"})
+        assert (refused.status_code, refused.json()["error"]) == (409, "OtherQueue")
+        wrong_token, wrong_shape = stranger.post("/v1/driver/beat", json=said), client.post("/v1/driver/beat", json={})
+        assert [wrong_token.status_code, wrong_shape.status_code] == [401, 422]
+        assert refused.json()["queue"] == wrong_token.json()["queue"] == wrong_shape.json()["queue"] == queue
+
+
 def test_a_revoked_token_opens_nothing_within_two_seconds(world: World) -> None:
     with world.client("admin") as admin:
         token = admin.post("/v1/tokens", json={"name": "gone", "role": "viewer"}).raise_for_status().json()["token"]

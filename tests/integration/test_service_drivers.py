@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from cluster.settings import driver_place
 from cluster.wire import Beat, Order, Register
-from orchestrator.queue.errors import AttemptOver, NotYourAttempt, QueueError, StoreBroken
+from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, QueueError, StoreBroken
 from orchestrator.queue.records import Job, Measured, NodeOrder
 from orchestrator.queue.states import ENDED, Reason, State, Wanted
 from orchestrator.queue.store import Change
@@ -63,6 +64,13 @@ def test_a_driver_is_started_with_the_token_of_its_attempt(world: ServiceWorld) 
     place = driver_place(launch.environment)
     assert place is not None
     assert (place.url, place.job_id, place.attempt) == ("http://server", job.job_id, 1)
+    assert (place.queue, place.other_urls) == ("", ())
+    around = replace(world.around, queue="a1b2c3d4", other_urls=("http://second", "http://third"))
+    told = driver_place(launch_of(around)(job, "{}").environment)
+    assert told is not None and (told.queue, told.other_urls) == ("a1b2c3d4", ("http://second", "http://third"))
+    with pytest.raises(OtherQueue, match="belongs to queue ffffffff"):
+        driving.check_attempt(around, place.token, said(job, queue="ffffffff"))
+    driving.check_attempt(around, place.token, said(job, queue="a1b2c3d4"))
     driving.check_attempt(world.around, place.token, came_up(job))
     for token in ("", place.token[:-1], place.token.upper(), attempt_token("", job.job_id, 1), "\udfff"):
         with pytest.raises(NotYourAttempt, match="FLEETUNE_DRIVER_TOKEN"):

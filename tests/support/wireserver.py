@@ -15,7 +15,7 @@ from cluster.settings import DriverPlace
 from cluster.wire import Answer, Beat, Order, Register, Registered
 from tests.support.processes import wait_for
 
-TOKEN = "the-attempt-s-own-token"
+TOKEN, QUEUE = "the-attempt-s-own-token", "a1b2c3d4"
 JOB, ATTEMPT = f"job-{os.getpid()}", 1  # other tests may run beside this one
 
 
@@ -26,6 +26,9 @@ class WireServer:
         registered: what a driver is told to run.
         order: what beats are answered with.
         status: of every answer, if not 200.
+        error: what the problem of such an answer is called.
+        queue: the one that answers name.
+        page: status, headers and body of every answer, as of something else than a server of Fleetune.
         raw: what a driver that registers is answered with instead.
         silent: connections are cut without an answer.
         hangs: connections are kept without an answer, until this is taken back.
@@ -34,16 +37,20 @@ class WireServer:
     registered: Registered
     order: Order = Order.GO_ON
     status: int | None = None
+    error: str = "X"
+    queue: str = QUEUE
+    page: tuple[int, dict[str, str], bytes] | None = None
     raw: dict[str, Any] | None = None
     silent: bool = False
     hangs: threading.Event = field(default_factory=threading.Event)
     port: int = 0
+    pages: int = 0  # answers that were such a page
     requests: list[Register | Beat] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
 
     @property
     def place(self) -> DriverPlace:
-        return DriverPlace(f"http://127.0.0.1:{self.port}", JOB, ATTEMPT, TOKEN)
+        return DriverPlace(f"http://127.0.0.1:{self.port}", JOB, ATTEMPT, TOKEN, QUEUE)
 
     @property
     def beats(self) -> list[Beat]:
@@ -69,23 +76,34 @@ def wire_server(registered: Registered, port: int = 0) -> Iterator[WireServer]:
                 pass
             if server.silent:
                 return
+            if server.page is not None:
+                server.pages += 1
+                self._send(*server.page)
+                return
             if self.headers["Authorization"] != f"Bearer {TOKEN}":
                 self._answer(401, {"error": "Unauthorized", "message": "not the token of this attempt"})
                 return
             if server.status is not None:
-                self._answer(server.status, {"error": "X", "message": f"the test says {server.status}"})
+                said = {"error": server.error, "message": f"the test says {server.status}", "queue": server.queue}
+                self._answer(server.status, said)
                 return
             if self.path == "/v1/driver/register":
                 server.requests.append(Register.model_validate_json(body))
-                self._answer(200, server.raw or server.registered.model_dump(mode="json"))
+                self._answer(200, server.raw or {**server.registered.model_dump(mode="json"), "queue": server.queue})
             else:
                 server.requests.append(Beat.model_validate_json(body))
-                self._answer(200, Answer(order=server.order, reason="the test").model_dump(mode="json"))
+                self._answer(
+                    200, Answer(order=server.order, reason="the test", queue=server.queue).model_dump(mode="json")
+                )
 
         def _answer(self, status: int, value: Any) -> None:
-            content = json.dumps(value).encode()
+            self._send(status, {}, json.dumps(value).encode())
+
+        def _send(self, status: int, headers: dict[str, str], content: bytes) -> None:
             with contextlib.suppress(OSError):  # whoever asked has gone
                 self.send_response(status)
+                for name, given in headers.items():
+                    self.send_header(name, given)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)

@@ -27,6 +27,7 @@ from jobs.journal import JournalWriter
 from jobs.load import load_spec
 from jobs.planning import plan_batching
 from jobs.spec import Spec
+from jobs.training.model import attention_arguments
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled for half a minute, for nothing
 
@@ -155,7 +156,7 @@ def run_trainer(spec: Spec, rows: Rows, metrics: str) -> None:
 
 def load(spec: Spec) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(
-        spec.model.path, dtype=torch.float32, attn_implementation=spec.model.attn_implementation
+        spec.model.path, dtype=torch.float32, **attention_arguments(spec)
     )
 
 

@@ -13,6 +13,7 @@ import tempfile
 from typing import Any
 
 from jobs import storage
+from jobs.architecture import architecture_problems
 from jobs.errors import DataError
 from jobs.spec import Spec
 
@@ -38,38 +39,56 @@ def check_model_dir(spec: Spec) -> None:
     Raises:
         DataError: all that is wrong with it.
     """
-    path, chat = spec.model.path, "chat" in spec.data.formats
+    path = spec.model.path
     if storage.is_local(path):
         local = storage.local_path(path)
         if os.path.isabs(local):  # anything else that is no URL is a hub id: see `jobs.load`
-            check_model_files(local, chat, spec.data.seq_len)
+            check_model_files(local, spec)
     elif not storage.exists(storage.join(path, "config.json")):
         raise DataError(f"model.path {path}: there is no config.json")
 
 
-def check_model_files(folder: str, chat: bool, seq_len: int | None = None) -> None:
-    """Refuse a local directory that cannot be trained from; `chat` asks for a chat template, `seq_len` for positions.
+def check_model_files(folder: str, spec: Spec) -> None:
+    """Refuse a local directory that cannot be trained from as the spec asks.
 
     Raises:
         DataError: all that is wrong with it, one a line.
     """
     try:
-        problems = model_files_problems(folder, seq_len) or tokenizer_problems(folder, chat)
+        problems = model_files_problems(folder, spec) or tokenizer_problems(folder, "chat" in spec.data.formats)
     except OSError as error:
         problems = [f"cannot be read: {error}"]
     if problems:
         raise DataError("\n".join(f"model.path {folder}: {problem}" for problem in problems))
 
 
-def model_files_problems(folder: str, seq_len: int | None = None) -> list[str]:
+def model_files_problems(folder: str, spec: Spec) -> list[str]:
     """What is wrong with the directory's config and weights."""
     if os.path.isfile(folder):
         return ["this is a file: give the directory that holds config.json and *.safetensors"]
     if not os.path.isdir(folder):
         return ["no such directory"]
     config, problem = _read_config(folder)
-    problems = [problem] if problem else _needs_own_code(config) + _too_few_positions(config, seq_len)
+    problems = [problem] if problem else _config_problems(config, spec)
     return problems + _weights_problems(folder)
+
+
+def _config_problems(config: dict[str, Any], spec: Spec) -> list[str]:
+    if problems := _needs_own_code(config):
+        return problems
+    return _quantised(config) + _too_few_positions(config, spec.data.seq_len) + architecture_problems(config, spec)
+
+
+def _quantised(config: dict[str, Any]) -> list[str]:
+    found = config.get("quantization_config")
+    if not found:
+        return []
+    method = found.get("quant_method", "unknown method") if isinstance(found, dict) else "unknown method"
+    return [
+        f"the weights are quantised ({method}), and full fine-tuning needs weights in fp32, bf16 or fp16. Take the "
+        "release that is not quantised, or dequantise it (model.dequantize() in transformers) and save it without "
+        "quantization_config"
+    ]
 
 
 def _read_config(folder: str) -> tuple[dict[str, Any], str | None]:
@@ -98,11 +117,11 @@ def _needs_own_code(config: dict[str, Any]) -> list[str]:
     ]
 
 
-def _too_few_positions(config: dict[str, Any], seq_len: int | None) -> list[str]:
+def _too_few_positions(config: dict[str, Any], seq_len: int) -> list[str]:
     """Learned positions end where their table ends; rotary ones do not, so those are let pass."""
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     rotary = any(key.startswith("rope_") for key in config)
-    if seq_len is None or rotary or not isinstance(positions, int):
+    if rotary or not isinstance(positions, int):
         return []
     if config.get("model_type") in _POSITIONS_START_BEHIND_PADDING:
         positions -= int(config.get("pad_token_id") or 1) + 1

@@ -43,6 +43,8 @@ MAY_CHANGE: Final = frozenset(
 MAY_MOVE: Final = frozenset({"model.path", "data.train", "data.eval"})
 # Left to the device before, it may be said now; what the checkpoint was computed in is compared when it is read.
 MAY_BE_SAID: Final = frozenset({"train.bf16"})
+# What a field that is left out stands for. Earlier releases wrote the kernel down as sdpa where it was left out.
+LEFT_OUT: Final = {"model.attn_implementation": "sdpa"}
 
 # A driver gives a sign of life every minute, which is at most half a minute on its way to storage.
 SILENT_S: Final = 150.0
@@ -69,11 +71,16 @@ def differences(before: Spec, now: Spec) -> list[str]:
 
 def _changed_fields(before: Spec, now: Spec) -> Iterator[str]:
     for name in leaf_fields():
-        old, new = (functools.reduce(getattr, name.split("."), spec) for spec in (before, now))
+        old, new = (_value(spec, name) for spec in (before, now))
         moved = name in MAY_MOVE and _unmoved(old) == _unmoved(new)
         said = name in MAY_BE_SAID and old is None
         if old != new and not moved and not said and not may_change(name):
             yield f"{name}: {_shown(old)} -> {_shown(new)}"
+
+
+def _value(spec: Spec, name: str) -> Any:
+    value = functools.reduce(getattr, name.split("."), spec)
+    return LEFT_OUT.get(name) if value is None else value
 
 
 def _unmoved(value: Any) -> Any:

@@ -61,8 +61,8 @@ class Model(Frozen):
         ge=2,
         description="Number of classes for sequence-classification; left out, it is the length of data.labels.",
     )
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
-        "sdpa", description="Attention kernel, as transformers names it."
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(
+        None, description="Attention kernel, as transformers names it; left out, sdpa where the model supports it."
     )
 
     @field_validator("path")
@@ -338,7 +338,7 @@ class Spec(Frozen):
             raise ValueError(
                 f"flash_attention_2 keeps packed samples apart only in batches of one row, but the spec has {rows}: "
                 "set train.per_device_train_batch_size and eval.per_device_eval_batch_size to 1 (and a longer "
-                "data.seq_len), or data.packing: false, or model.attn_implementation: sdpa"
+                "data.seq_len), or data.packing: false, or leave model.attn_implementation out"
             )
         return self
 

@@ -25,18 +25,30 @@ def load_model(spec: Spec, model_dir: str, precision: Precision, pad_token_id: i
     model = model_class(spec).from_pretrained(
         model_dir,
         dtype=DTYPES[precision],
-        attn_implementation=spec.model.attn_implementation,
         trust_remote_code=False,
         use_safetensors=True,
+        **attention_arguments(spec),
         **label_arguments(spec),
     )
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = pad_token_id
+    set_pad_token(model.config, pad_token_id)
     if spec.train.gradient_checkpointing:
         # The re-entrant form: the other one compares shapes of parameters that ZeRO-3 has sharded again by then.
         model.gradient_checkpointing_enable({"use_reentrant": True})
     model.train()
     return cast(torch.nn.Module, model)
+
+
+def attention_arguments(spec: Spec) -> dict[str, Any]:
+    """What `from_pretrained` needs to know of the attention kernel: without it, transformers chooses."""
+    kernel = spec.model.attn_implementation
+    return {} if kernel is None else {"attn_implementation": kernel}
+
+
+def set_pad_token(config: Any, pad_token_id: int) -> None:
+    """Name the token that fills rows where the model's configuration names none; some do not even have the field."""
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        if getattr(part, "pad_token_id", None) is None:
+            part.pad_token_id = pad_token_id
 
 
 @functools.cache

@@ -23,7 +23,7 @@ def ready_data(spec: Spec, engine: Literal["plain", "ray"], announce: Announcer)
     """
     announce("phase", "preparing the data", phase="prepare")
     model_dir = local_model_dir(spec.model.path)
-    check_model_files(model_dir, "chat" in spec.data.formats, spec.data.seq_len)
+    check_model_files(model_dir, spec)
     prepared = prepare(
         spec,
         model_dir,

@@ -32,9 +32,21 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def problem(folder: Path, chat: bool = False, seq_len: int | None = None) -> str:
+def spec(path: str, *, chat: bool = False, seq_len: int = 64, task: str = "causal-lm", **more: Any) -> Spec:
+    form = "chat" if chat else "text" if task == "causal-lm" else "classification"
+    model = {"path": path, "task": task, **more.pop("model", {})}
+    if form == "classification":
+        model["num_labels"] = 2
+    return Spec.model_validate({"model": model, "data": {"train": "/d", "format": form, "seq_len": seq_len}, **more})
+
+
+def check(folder: Path | str, **asked: Any) -> None:
+    check_model_files(str(folder), spec(str(folder), **asked))
+
+
+def problem(folder: Path, **asked: Any) -> str:
     with pytest.raises(DataError) as caught:
-        check_model_files(str(folder), chat, seq_len)
+        check(folder, **asked)
     return str(caught.value)
 
 
@@ -43,7 +55,7 @@ def change_config(folder: Path, **values: Any) -> None:
 
 
 def test_whole_directory_is_accepted(folder: Path) -> None:
-    check_model_files(str(folder), chat=False)
+    check(folder)
 
 
 def test_missing_directory_and_file_are_refused(folder: Path) -> None:
@@ -95,17 +107,64 @@ def test_model_with_code_of_its_own_is_refused(folder: Path) -> None:
 
 def test_model_that_transformers_has_too_does_not_need_its_own_code(folder: Path) -> None:
     change_config(folder, model_type="llama", auto_map={"AutoModel": "modeling.Mine"})
-    check_model_files(str(folder), chat=False)
+    check(folder)
 
 
 def test_rows_longer_than_learned_positions_are_refused(folder: Path) -> None:
     change_config(folder, model_type="bert", max_position_embeddings=512)
     assert "512 positions, but data.seq_len is 1024: set data.seq_len to 512" in problem(folder, seq_len=1024)
     change_config(folder, model_type="roberta", max_position_embeddings=514, pad_token_id=1)
-    check_model_files(str(folder), chat=False, seq_len=512)
+    check(folder, seq_len=512)
     assert "512 positions" in problem(folder, seq_len=513)
     change_config(folder, model_type="llama", max_position_embeddings=512, rope_parameters={"rope_theta": 1e4})
-    check_model_files(str(folder), chat=False, seq_len=1024)
+    check(folder, seq_len=1024)
+
+
+def test_quantised_weights_are_refused_with_what_to_do(folder: Path) -> None:
+    change_config(folder, model_type="llama", quantization_config={"quant_method": "fp8"})
+    assert "quantised (fp8)" in problem(folder) and "release that is not quantised" in problem(folder)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kernel", "supported"),
+    [
+        ("mpnet", "sdpa", "eager"),
+        ("mpnet", "flash_attention_2", "eager"),
+        ("gpt_oss", "sdpa", "eager, flash_attention_2"),
+        ("data2vec-text", "flash_attention_2", None),
+        ("bert", "sdpa", None),
+        ("bert", None, None),
+        ("mpnet", None, None),
+    ],
+)
+def test_kernel_that_the_model_does_not_support_is_refused_with_those_it_does(
+    folder: Path, model_type: str, kernel: str | None, supported: str | None
+) -> None:
+    change_config(folder, model_type=model_type)
+    asked: dict[str, Any] = {"task": "sequence-classification", "model": {"attn_implementation": kernel}}
+    if supported is None:
+        check(folder, **asked)
+    else:
+        said = problem(folder, **asked)
+        assert f"does not support model.attn_implementation: {kernel}" in said
+        assert said.endswith(f"choose one of: {supported}")
+
+
+def test_model_type_without_a_class_for_the_task_is_refused(folder: Path) -> None:
+    change_config(folder, model_type="mpnet")
+    assert "no class for causal-lm of model type mpnet: it has sequence-classification" in problem(folder)
+    change_config(folder, model_type="vit")
+    assert "nor for the other tasks" in problem(folder)
+    change_config(folder, model_type="mystery")
+    assert "does not know model type mystery: install a release" in problem(folder)
+
+
+def test_gradient_checkpointing_is_refused_where_the_model_has_none(folder: Path) -> None:
+    change_config(folder, model_type="squeezebert")
+    asked = {"task": "sequence-classification", "train": {"gradient_checkpointing": True}}
+    assert "does not support train.gradient_checkpointing" in problem(folder, **asked)
+    change_config(folder, model_type="llama")
+    check(folder, train={"gradient_checkpointing": True})
 
 
 def test_directory_without_tokenizer_is_refused(folder: Path) -> None:
@@ -113,22 +172,16 @@ def test_directory_without_tokenizer_is_refused(folder: Path) -> None:
     (folder / "vocab.json").touch()
     assert "there is no tokenizer" in problem(folder)
     (folder / "merges.txt").touch()
-    check_model_files(str(folder), chat=False)
+    check(folder)
 
 
 def test_chat_needs_a_template_wherever_it_is_kept(folder: Path) -> None:
     assert "no chat template" in problem(folder, chat=True)
     (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
-    check_model_files(str(folder), chat=True)
+    check(folder, chat=True)
     (folder / "tokenizer_config.json").unlink()
     (folder / "chat_template.jinja").touch()
-    check_model_files(str(folder), chat=True)
-
-
-def spec(path: str) -> Spec:
-    return Spec.model_validate(
-        {"model": {"path": path, "task": "causal-lm"}, "data": {"train": "/d", "format": "text"}}
-    )
+    check(folder, chat=True)
 
 
 def test_hub_id_is_not_looked_up_and_url_is(folder: Path) -> None:
@@ -152,7 +205,7 @@ def test_local_directory_is_used_where_it_is(folder: Path) -> None:
 
 def test_model_at_a_url_is_fetched_once_and_again_when_it_changes(url: str, tmp_path: Path) -> None:
     first = local_model_dir(url, str(tmp_path / "cache"))
-    check_model_files(first, chat=False)
+    check(first)
     (Path(first) / "marker").touch()
     assert (Path(local_model_dir(url, str(tmp_path / "cache"))) / "marker").exists()
     fsspec.filesystem("memory").pipe_file("/models/m/added.json", b"{}")

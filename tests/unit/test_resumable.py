@@ -124,6 +124,13 @@ def test_differences_are_lines_with_both_values(spec: Spec) -> None:
     ]
 
 
+def test_a_kernel_that_was_left_out_is_the_default_one(spec: Spec) -> None:
+    """Earlier releases wrote sdpa into the spec of each run."""
+    sdpa, eager = (changed(spec, model__attn_implementation=kernel) for kernel in ("sdpa", "eager"))
+    assert differences(sdpa, spec) == differences(spec, sdpa) == []
+    assert differences(sdpa, eager) == differences(spec, eager) == ["model.attn_implementation: sdpa -> eager"]
+
+
 def test_a_precision_that_the_device_chose_may_be_said_but_not_changed(spec: Spec) -> None:
     said = changed(spec, train__bf16=True)
     assert differences(spec, said) == []

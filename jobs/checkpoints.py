@@ -81,7 +81,8 @@ class Commit(Frozen):
     precision: str
     loss_scaler: dict[str, float] | None = Field(None, description="State of fp16's dynamic loss scale.")
     loss: float | None
-    metrics: dict[str, float]
+    metrics: dict[str, float] = Field(description="The last eval_* that were measured after a step.")
+    evaluated_at: int | None = Field(None, description="The step of `metrics`.")
     metrics_before: dict[str, float]
     best: Best | None = None
     chain: str = Field(description="Hash chain over the samples of all steps so far; 16 hex digits.")

@@ -38,8 +38,16 @@ class Outcome(Frozen):
     bad_input: bool = Field(False, description="The same spec and data would fail again (exit code 2).")
     lost: bool = Field(False, description="The machines failed it: it may succeed on others (exit code 75).")
     step: int = Field(0, ge=0, description="Last optimizer step that was finished.")
-    metrics: dict[str, float] = Field(default_factory=dict, description="Last train loss and eval_* values.")
+    metrics: dict[str, float] = Field(
+        default_factory=dict, description="Last train loss, and the last eval_* that were measured after a step."
+    )
+    evaluated_step: int | None = Field(
+        None, ge=1, description="The step after which eval_* of metrics were measured; None: there are none."
+    )
     metrics_before: dict[str, float] = Field(default_factory=dict, description="eval_* before the first step.")
+    confusion: tuple[tuple[int, ...], ...] | None = Field(
+        None, description="Held-out samples of that evaluation: a row for each true class, a column for each predicted."
+    )
     model_path: str | None = Field(None, description="The exported model directory.")
     ended_at: datetime.datetime = Field(description="UTC.")
 

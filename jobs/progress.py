@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
+from jobs.metricwords import metric_words
 from jobs.outcome import Event
 
 STEP_LINE_INTERVAL_S = 10.0
@@ -68,6 +69,7 @@ class PlainProgress:
         self._phase, self._phase_at = "starting", clock()
         self._printed_at = clock()
         self._step_printed_at: float | None = None
+        self._printed_step: int | None = None
         self._unprinted: dict[str, Any] | None = None
         self._closed = threading.Event()
         if background:
@@ -79,7 +81,7 @@ class PlainProgress:
                 self._enter(phase_words(event))
             if event.kind == "plan":
                 self._pace.total = event.data.get("total_steps", self._pace.total)
-            if event.kind in ("ended", "failed"):
+            if event.kind in ("ended", "failed") or event.data.get("phase") == "evaluate":
                 self._print_pending()
             self._print(event.message, event.at)
 
@@ -87,10 +89,12 @@ class PlainProgress:
         with self._lock:
             line = step_line(record, self._pace.total, self._pace.eta_s(record))
             self._enter("training")
+            if record["step"] == self._printed_step:  # again, with what was evaluated: an event has said that
+                return
             now, last = self._clock(), self._step_printed_at
             self._unprinted = record
             if last is None or now - last >= STEP_LINE_INTERVAL_S or record["step"] == self._pace.total:
-                self._step_printed_at, self._unprinted = now, None
+                self._step_printed_at, self._unprinted, self._printed_step = now, None, record["step"]
                 self._print(line)
 
     def sign_of_life(self) -> None:
@@ -112,6 +116,7 @@ class PlainProgress:
     def _print_pending(self) -> None:
         if self._unprinted is not None:
             record, self._unprinted = self._unprinted, None
+            self._printed_step = record["step"]
             self._print(step_line(record, self._pace.total, None))
 
     def _print(self, text: str, at: datetime.datetime | None = None) -> None:
@@ -133,7 +138,8 @@ def step_line(record: dict[str, Any], total: int | None, eta_s: float | None) ->
     """`step 120/900  epoch 0.40  loss 0.4312  lr 9.1e-05  grad_norm 1.2  1,234 tokens/s  eta 3m20s`."""
     parts = [f"step {record['step']}" + (f"/{total}" if total else "")]
     parts += [shape.format(record[key]) for key, shape in _SHAPES if record.get(key) is not None]
-    parts += metric_words(record)
+    held_out = {name: value for name, value in record.items() if name.startswith("eval_")}
+    parts += metric_words(held_out, prefix="eval_")
     if eta_s is not None:
         parts.append(f"eta {duration(eta_s)}")
     return "  ".join(parts)
@@ -146,11 +152,6 @@ _SHAPES = (
     ("grad_norm", "grad_norm {:.3g}"),
     ("tokens_per_s", "{:,.0f} tokens/s"),
 )
-
-
-def metric_words(record: dict[str, Any]) -> list[str]:
-    """`eval_accuracy 0.503` for each eval_* of a record."""
-    return [f"{key} {value:.4g}" for key, value in record.items() if key.startswith("eval_") and value is not None]
 
 
 def duration(seconds: float) -> str:

@@ -75,15 +75,23 @@ def concluded(paths: JobPaths, drive: Callable[[], Outcome]) -> Outcome:
 def last_record(paths: JobPaths) -> dict[str, Any]:
     """Step and metrics that a run had reached when it failed, as fields of an outcome."""
     try:
-        written = read_journal(paths.metrics)
+        written, events = read_journal(paths.metrics), read_journal(paths.events)
     except StorageError:
         return {}
+    evaluated = [event["data"] for event in events if event["kind"] == "evaluated"]
+    before: dict[str, float] = next((one["metrics"] for one in reversed(evaluated) if one["step"] == 0), {})
     if not written:
-        return {}
+        return {"metrics_before": before}
     newest = written[-1]  # an earlier attempt may have been further, but that is undone
     steps = [record for record in one_of_each_step(written) if record["step"] <= newest["step"]]
-    known = {name: value for record in steps for name, value in record.items() if name.startswith("eval_")}
-    return {"step": newest["step"], "metrics": {**known, "loss": newest["loss"]}}
+    last = next((record for record in reversed(steps) if "eval_loss" in record), {})  # every evaluation has a loss
+    known = {name: value for name, value in last.items() if name.startswith("eval_")}
+    return {
+        "step": newest["step"],
+        "metrics": {**known, "loss": newest["loss"]},
+        "evaluated_step": last.get("step"),
+        "metrics_before": before,
+    }
 
 
 def read_steps(paths: JobPaths) -> list[Record]:

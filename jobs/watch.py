@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections import deque
 from typing import Any
 
 from jobs.errors import StorageError
-from jobs.journal import JournalReader, JournalWriter
+from jobs.journal import JournalReader, JournalWriter, Record
 from jobs.outcome import Event, event
 from jobs.paths import JobPaths
 from jobs.progress import Progress
@@ -70,6 +71,7 @@ class Watch:
     def __init__(self, paths: JobPaths, progress: Progress) -> None:
         self._events = JournalReader(paths.events, skip=DRIVER)
         self._metrics = JournalReader(paths.metrics)
+        self._steps: deque[Record] = deque()
         self._progress = progress
         with contextlib.suppress(StorageError):
             self._events.pass_over()
@@ -78,10 +80,18 @@ class Watch:
     def look(self) -> None:
         """Show what is new; storage that does not answer is asked again at the next look."""
         with contextlib.suppress(StorageError):
-            for record in self._events.new():
-                self._progress.event(Event.model_validate(record))
-            for record in self._metrics.new():
-                self._progress.step(record)
+            for happened in map(Event.model_validate, self._events.new()):
+                if record := happened.data.get("record"):  # of a step that the metrics have once it is evaluated
+                    self._show_steps(before=record["step"])
+                    self._progress.step(record)
+                self._progress.event(happened)
+            self._show_steps()
+
+    def _show_steps(self, before: int | None = None) -> None:
+        """Show the steps that are new, up to the first one that is not before a certain step. Raises StorageError."""
+        self._steps.extend(self._metrics.new())
+        while self._steps and (before is None or self._steps[0]["step"] < before):
+            self._progress.step(self._steps.popleft())
 
     @contextlib.contextmanager
     def in_background(self, every_s: float = 0.5) -> Any:

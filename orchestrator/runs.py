@@ -43,7 +43,8 @@ class RunSummary(_Read):
     started_at: datetime.datetime | None
     silent_s: float | None = Field(description="Seconds since it last wrote something; None when it has ended.")
     step: int
-    metrics: dict[str, float] = Field(description="Last loss and eval_*.")
+    metrics: dict[str, float] = Field(description="Last loss, and the last eval_* that were measured after a step.")
+    evaluated_step: int | None = Field(None, description="The step of these eval_*.")
     reason: str | None
 
 
@@ -54,6 +55,7 @@ class RunDetails(_Read):
     spec: dict[str, Any]
     total_steps: int | None
     metrics_before: dict[str, float]
+    confusion: tuple[tuple[int, ...], ...] | None = Field(None, description="Held-out samples, true by predicted.")
     last_step: Record | None
     paths: dict[str, str]
     resume: str | None = Field(description="The command that goes on with a run that has ended early.")
@@ -88,14 +90,16 @@ def summarise(paths: JobPaths, now: Now = utc_now) -> RunSummary:
     except (FleetuneError, ValueError) as error:
         return _summary(paths, "unreadable", None, 0, {}, str(error))
     if outcome is not None:
-        return _summary(paths, outcome.status, None, outcome.step, outcome.metrics, outcome.reason)
+        ended = _summary(paths, outcome.status, None, outcome.step, outcome.metrics, outcome.reason)
+        return ended.model_copy(update={"evaluated_step": outcome.evaluated_step})
     last = _last_record(paths.metrics) or {}
     written_at = max(
         (at for at in (_newest(paths.events), _newest(paths.metrics), started_at(paths)) if at), default=None
     )
     silent_s = max((now() - written_at).total_seconds(), 0.0) if written_at else None
     status = "running" if silent_s is not None and silent_s <= SILENT_AFTER_S else "lost"
-    return _summary(paths, status, silent_s, int(last.get("step", 0)), _metrics_of(last), None)
+    running = _summary(paths, status, silent_s, int(last.get("step", 0)), _metrics_of(last), None)
+    return running.model_copy(update={"evaluated_step": running.step if "eval_loss" in running.metrics else None})
 
 
 def _summary(
@@ -159,6 +163,7 @@ def describe_run(root: str, now: Now = utc_now) -> RunDetails:
         spec=json.loads(storage.read_bytes(paths.spec)),
         total_steps=plans[-1] if plans else None,
         metrics_before=outcome.metrics_before if outcome else {},
+        confusion=outcome.confusion if outcome else None,
         last_step=_last_record(paths.metrics),
         paths=_paths_of(paths, outcome),
         resume=None if ended_well else how_to_go_on(paths, outcome),

@@ -16,7 +16,15 @@ from jobs.errors import DataError
 from jobs.spec import Spec
 from jobs.training.batch import Batch, collate, loss_sum, model_logits
 from jobs.training.gang import Gang
-from jobs.training.metrics import EvalPrediction, Sums, apply_own, metrics_of, own_functions
+from jobs.training.metrics import (
+    Confusion,
+    EvalPrediction,
+    Sums,
+    apply_own,
+    confusion_of,
+    metrics_of,
+    own_functions,
+)
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,8 @@ class Evaluator:
     unpack: bool = False  # score each sample of a packed row in a row of its own
 
     @torch.no_grad()
-    def score(self, engine: torch.nn.Module, gang: Gang) -> dict[str, float]:
-        """eval_* of all held-out rows; every rank must call it, and gets the same values.
+    def score(self, engine: torch.nn.Module, gang: Gang) -> tuple[dict[str, float], Confusion | None]:
+        """eval_* and confusion of all held-out rows; every rank must call it, and gets the same values.
 
         Each rank scores its share. A rank whose share is over goes through empty rows with the others, since ZeRO-3
         gathers every layer from all ranks.
@@ -50,8 +58,9 @@ class Evaluator:
                 kept.add(logits, batch)
         finally:
             engine.train()
-        metrics = metrics_of(self.spec.eval.metrics, tally.over_all_ranks(gang.device))
-        return metrics | kept.judged_by(own) if own else metrics
+        sums = tally.over_all_ranks(gang.device)
+        metrics = metrics_of(self.spec.eval.metrics, sums)
+        return metrics | (kept.judged_by(own) if own else {}), confusion_of(sums)
 
     def _rounds(self, gang: Gang) -> list[tuple[int, int]]:
         """This rank's (start, stop) of every round."""

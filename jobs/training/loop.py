@@ -22,6 +22,7 @@ from jobs.data.prepared import Prepared
 from jobs.data.stream import StepRows, Stream, step_plan
 from jobs.errors import RunFailed
 from jobs.journal import Record
+from jobs.metricwords import metric_words
 from jobs.modeldir import local_model_dir
 from jobs.planning import learning_rate_at, plan_batching
 from jobs.training.batch import collate, loss_sum, model_logits
@@ -74,7 +75,7 @@ def train_steps(run: Run, state: LoopState) -> LoopState:
         last = state.step == plan.total_steps
         record = step_record(run, state, rate, data_wait_s, time.perf_counter() - started)
         if last or (spec.eval.eval_steps and state.step % spec.eval.eval_steps == 0):
-            state = evaluated(run, state)
+            state = evaluated(run, state, record)
             record |= state.metrics
         run.reporter.step(record)
         if not np.isfinite(heard.loss):
@@ -211,22 +212,28 @@ def stream_of(run: Run) -> Stream:
     return Stream(run.job.prepared_root, run.job.spec, run.gang.rank)
 
 
-def evaluated(run: Run, state: LoopState) -> LoopState:
-    """The state with held-out metrics; the same where there are no held-out rows."""
+def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopState:
+    """The state with held-out metrics; the same where there are no held-out rows.
+
+    Args:
+        record: of the step before the evaluation. Its event carries it, so that a viewer shows the step first.
+    """
     if run.evaluator is None:
         return state
-    run.reporter.event("phase", f"evaluating on {len(run.evaluator.split):,} held-out rows", phase="evaluate")
-    metrics = run.evaluator.score(run.engine.module, run.gang)
+    what = f"evaluating on {len(run.evaluator.split):,} held-out rows"
+    run.reporter.event("phase", what, phase="evaluate", **({} if record is None else {"record": record}))
+    metrics, confusion = run.evaluator.score(run.engine.module, run.gang)
     when = "before training" if state.step == 0 else f"after step {state.step}"
     run.reporter.event("evaluated", f"{when}: {metric_text(metrics)}", step=state.step, metrics=metrics)
-    before = metrics if state.step == 0 else state.metrics_before
-    return replace(state, metrics=metrics, metrics_before=before, evaluated_at=state.step)
+    if state.step == 0:  # kept apart, so that a run that is interrupted early does not report its start as its end
+        return replace(state, metrics_before=metrics)
+    return replace(state, metrics=metrics, evaluated_at=state.step, confusion=confusion)
 
 
 def metric_text(metrics: dict[str, float]) -> str:
     """`accuracy 0.512  loss 0.693`: what people ask for first comes first."""
     ordered = sorted(metrics.items(), key=lambda item: item[0] in ("eval_loss", "eval_perplexity"))
-    return "  ".join(f"{name.removeprefix('eval_')} {value:.3f}" for name, value in ordered)
+    return "  ".join(metric_words(dict(ordered), "{:.3f}"))
 
 
 def finish(run: Run, state: LoopState) -> None:

@@ -14,8 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.errors import DataError
+from jobs.metricwords import ACCURACY, MAJORITY
 
 BUILTIN = ("loss", "perplexity", "accuracy", "f1", "exact_match")
+Confusion = tuple[tuple[int, ...], ...]  # true by predicted
+MOST_CLASSES_SHOWN = 50  # a larger confusion matrix is neither read by people nor kept
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Sums:
 
 
 def metrics_of(names: tuple[str, ...], sums: Sums) -> dict[str, float]:
-    """The asked built-in metrics as eval_*; the loss is always among them."""
+    """The asked built-in metrics as eval_*; always with the loss, and an accuracy over classes with its baseline."""
     loss = sums.loss / max(sums.targets, 1)
     values = {
         "loss": loss,
@@ -48,7 +51,17 @@ def metrics_of(names: tuple[str, ...], sums: Sums) -> dict[str, float]:
         "exact_match": sums.exact_rows / max(sums.rows, 1),
         "f1": f1_score(sums.confusion),
     }
-    return {f"eval_{name}": values[name] for name in BUILTIN if name == "loss" or name in names}
+    found = {f"eval_{name}": values[name] for name in BUILTIN if name == "loss" or name in names}
+    if ACCURACY in found and sums.confusion.size:
+        found[MAJORITY] = float(sums.confusion.sum(1).max()) / max(sums.targets, 1)
+    return found
+
+
+def confusion_of(sums: Sums) -> Confusion | None:
+    """The confusion matrix as plain numbers; None without classes, and with more than MOST_CLASSES_SHOWN."""
+    if not 0 < len(sums.confusion) <= MOST_CLASSES_SHOWN:
+        return None
+    return tuple(tuple(row) for row in sums.confusion.tolist())
 
 
 def f1_score(confusion: npt.NDArray[np.int64]) -> float:

@@ -51,8 +51,9 @@ def state_of(commit: Commit, expected_loss: float | None = None) -> LoopState:
     return LoopState(
         step=commit.step,
         loss=commit.loss,
-        metrics=commit.metrics,
+        metrics={} if commit.evaluated_at is None else commit.metrics,
         metrics_before=commit.metrics_before,
+        evaluated_at=commit.evaluated_at,
         best=commit.best,
         chain=from_hex(commit.chain),
         expected_loss=expected_loss,

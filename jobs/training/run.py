@@ -18,6 +18,7 @@ from jobs.training.engine import Engine
 from jobs.training.evaluate import Evaluator
 from jobs.training.gang import Gang
 from jobs.training.job import Job
+from jobs.training.metrics import Confusion
 from jobs.training.report import Reporter
 
 
@@ -27,9 +28,10 @@ class LoopState:
 
     step: int = 0  # optimizer steps that are done
     loss: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)  # newest eval_*
+    metrics: dict[str, float] = field(default_factory=dict)  # newest eval_* that were measured after a step
     metrics_before: dict[str, float] = field(default_factory=dict)  # eval_* before the first step
-    evaluated_at: int | None = None  # step of `metrics`, when this process has measured them
+    evaluated_at: int | None = None  # step of `metrics`
+    confusion: Confusion | None = None  # of `metrics`, when this process has measured them
     best: Best | None = None
     chain: int = EMPTY_CHAIN  # over the samples of all steps (see `jobs.data.chain`)
     expected_loss: float | None = None  # of the next step, as an earlier attempt has logged it

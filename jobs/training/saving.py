@@ -107,6 +107,7 @@ def save(run: Run, state: LoopState) -> None:
         "loss_scaler": run.engine.loss_scaler(),
         "loss": state.loss,
         "metrics": state.metrics,
+        "evaluated_at": state.evaluated_at,
         "metrics_before": state.metrics_before,
         "best": state.best,
         "chain": to_hex(state.chain),

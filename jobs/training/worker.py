@@ -75,7 +75,9 @@ def result_of(state: LoopState) -> Record:
         "stopped": state.stopped,
         "kept": state.kept,
         "metrics": {**state.metrics, **({} if state.loss is None else {"loss": state.loss})},
+        "evaluated_step": state.evaluated_at,
         "metrics_before": state.metrics_before,
+        "confusion": state.confusion,
         "facts": state.facts,
     }
 
@@ -163,7 +165,9 @@ def outcome_of(paths: JobPaths, result: Record | None, failures: list[Record]) -
         reason=f"stopped on request after step {result['step']}, {rest}" if stopped else None,
         step=result["step"],
         metrics=result["metrics"],
+        evaluated_step=result["evaluated_step"],
         metrics_before=result["metrics_before"],
+        confusion=result["confusion"],
         model_path=None if stopped else paths.model,
         ended_at=now,
     )

@@ -96,7 +96,7 @@ def run(
             outcome = run_on_ray(loaded, address=address, progress=progress, resume=root)
         finally:
             progress.close()
-        typer.echo(text.ending(outcome, progress.root))
+        typer.echo(text.ending(outcome, progress.root, loaded.data.labels or ()))
         raise typer.Exit(outcome.exit_code)
 
 

@@ -27,6 +27,7 @@ class BarProgress:
         self._pace = Pace()
         self._lock = threading.RLock()
         self._last: dict[str, Any] | None = None
+        self._printed_step: int | None = None
         self._open = True
         self._bar.start()
 
@@ -36,10 +37,15 @@ class BarProgress:
                 self._bar.update(self._task, description=phase_words(event), since=self._bar.get_time())
             if event.kind == "plan":
                 self._pace.total = event.data.get("total_steps", self._pace.total)
-            if event.kind in ("failed", "ended") and self._last is not None:
-                self._console.print(escape(step_line(self._last, self._pace.total, None)), style="dim", soft_wrap=True)
-                self._last = None
+            if event.kind in ("failed", "ended") or event.data.get("phase") == "evaluate":
+                self._print_step()
             self._console.print(escape(event.message), style=_STYLES.get(event.kind, ""), soft_wrap=True)
+
+    def _print_step(self) -> None:
+        """The newest step as a line that stays, once."""
+        if self._last is not None and self._last["step"] != self._printed_step:
+            self._printed_step = self._last["step"]
+            self._console.print(escape(step_line(self._last, self._pace.total, None)), style="dim", soft_wrap=True)
 
     def step(self, record: dict[str, Any]) -> None:
         with self._lock:

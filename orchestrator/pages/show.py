@@ -6,13 +6,14 @@ import datetime
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from jobs.dataspec import Source, source_words
 from jobs.fields import section_model, spec_fields
+from jobs.metricwords import metric_words
 from jobs.outcome import Outcome
 from jobs.paths import JobPaths
 from jobs.planning import plan_batching
@@ -101,17 +102,17 @@ def _warmup_words(spec: Spec) -> str:
 
 
 def numbers(metrics: Mapping[str, float]) -> str:
-    """`loss 0.4312  accuracy 0.830`."""
-    named = {("train loss" if name == "loss" else name.removeprefix("eval_")): value for name, value in metrics.items()}
-    return "  ".join(f"{name} {value:.4g}" for name, value in named.items())
+    """`train loss 0.4312  accuracy 0.830 (majority class 0.5)`."""
+    return "  ".join(metric_words(metrics))
 
 
-def ending(outcome: Outcome, root: str | None) -> str:
+def ending(outcome: Outcome, root: str | None, labels: Sequence[str] = ()) -> str:
     """The last words of `fleetune run`."""
     rows = [("status", f"{outcome.status} after {outcome.step} steps")]
     if outcome.reason:
         rows.append(("reason", outcome.reason))
-    rows += _before_and_after(outcome.metrics_before, outcome.metrics)
+    rows += _before_and_after(outcome.metrics_before, outcome.metrics, outcome.evaluated_step)
+    rows += class_rows(outcome.confusion, labels)
     if outcome.model_path:
         rows.append(("model", outcome.model_path))
     if root:
@@ -121,23 +122,48 @@ def ending(outcome: Outcome, root: str | None) -> str:
     return table(rows)
 
 
-def _before_and_after(before: Mapping[str, float], after: Mapping[str, float]) -> list[Row]:
-    evaluated = {name: value for name, value in after.items() if name.startswith("eval_")}
-    rows = [("before", numbers(before)), ("after", numbers(evaluated))]
+def _before_and_after(before: Mapping[str, float], after: Mapping[str, float], step: int | None) -> list[Row]:
+    """Metrics before training, and after the step that was evaluated last; which step that was, if it is known."""
+    evaluated = numbers({name: value for name, value in after.items() if name.startswith("eval_")})
+    rows = [("before", numbers(before)), ("after" if step is None else f"after step {step}", evaluated)]
+    if before and not evaluated:
+        rows[1] = ("after", "not evaluated since")
     if "loss" in after:
         rows.append(("train loss", f"{after['loss']:.4g}"))
     return [row for row in rows if row[1]]
 
 
+def class_rows(confusion: Sequence[Sequence[int]] | None, labels: Sequence[str]) -> list[Row]:
+    """F1, precision and recall of each class, and which classes the model takes it for; empty without a matrix."""
+    if not confusion:
+        return []
+    names = list(labels) if len(labels) == len(confusion) else [str(number) for number in range(len(confusion))]
+    predicted = [sum(column) for column in zip(*confusion, strict=True)]
+    rows = []
+    for number, (name, row) in enumerate(zip(names, confusion, strict=True)):
+        hits, true = row[number], sum(row)
+        f1 = 2 * hits / max(true + predicted[number], 1)
+        scores = f"precision {hits / max(predicted[number], 1):.3f}  recall {hits / max(true, 1):.3f}  f1 {f1:.3f}"
+        taken_for = ", ".join(f"{count:,} as {names[other]}" for other, count in enumerate(row) if count)
+        rows.append((f"class {name}", f"{scores}  ({true:,} samples: {taken_for or 'none'})"))
+    return rows
+
+
 def runs_table(runs: list[RunSummary], now: datetime.datetime) -> str:
     head = ("RUN", "STATUS", "STARTED", "STEP", "METRICS")
     rows = [head] + [
-        (run.name, _status(run), _ago(run.started_at, now), str(run.step), numbers(run.metrics)) for run in runs
+        (run.name, _status(run), _ago(run.started_at, now), str(run.step), _metrics_of(run)) for run in runs
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def _metrics_of(run: RunSummary) -> str:
+    """The metrics; and the step of those that were evaluated, where training has gone on since."""
+    earlier = run.evaluated_step is not None and run.evaluated_step != run.step
+    return numbers(run.metrics) + (f"  (evaluated after step {run.evaluated_step})" if earlier else "")
 
 
 def _status(run: RunSummary) -> str:
@@ -159,7 +185,8 @@ def run_page(details: RunDetails) -> str:
     if run.reason:
         rows.append(("reason", run.reason))
     rows += [("model", str(spec.get("model", {}).get("path"))), ("data", _data_of(spec))]
-    rows += [("step", steps), *_before_and_after(details.metrics_before, run.metrics)]
+    rows += [("step", steps), *_before_and_after(details.metrics_before, run.metrics, run.evaluated_step)]
+    rows += class_rows(details.confusion, spec.get("data", {}).get("labels") or ())
     rows += [(f"{name} at", path) for name, path in details.paths.items()]
     if details.resume:
         rows.append(("resume", details.resume))

@@ -82,11 +82,15 @@ def test_a_worker_that_does_not_see_the_run_says_that_storage_is_not_shared(job:
 
 
 def test_a_good_end_is_a_result_on_rank_0(job: Job) -> None:
-    state = LoopState(step=3, loss=0.5, metrics={"eval_loss": 0.4}, metrics_before={"eval_loss": 0.9})
+    state = LoopState(
+        step=3, loss=0.5, metrics={"eval_loss": 0.4}, evaluated_at=3, metrics_before={"eval_loss": 0.9},
+        confusion=((1, 2), (0, 3)),
+    )  # fmt: skip
     result = worker.guarded(job, OneRank(), lambda job, gang: state)  # type: ignore[arg-type]
     outcome = worker.outcome_of(job.paths, result, [])
     assert outcome.status is Status.SUCCEEDED and outcome.exit_code == 0 and outcome.step == 3
     assert outcome.metrics == {"eval_loss": 0.4, "loss": 0.5} and outcome.metrics_before == {"eval_loss": 0.9}
+    assert outcome.evaluated_step == 3 and outcome.confusion == ((1, 2), (0, 3))
     assert outcome.model_path == job.paths.model
 
 

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from jobs.errors import DataError
-from jobs.training.metrics import EvalPrediction, Sums, apply_own, f1_score, metrics_of, own_functions
+from jobs.training.metrics import EvalPrediction, Sums, apply_own, confusion_of, f1_score, metrics_of, own_functions
 
 SUMS = Sums(loss=20.0, targets=10, correct=7, rows=4, exact_rows=1, confusion=np.array([[3, 1], [2, 4]]))
 GIVEN = EvalPrediction(predictions=np.array([[0.1, 0.9], [0.8, 0.2]]), label_ids=np.array([1, 1]))
 
 
 def test_the_loss_is_always_reported_and_the_rest_when_asked() -> None:
-    assert metrics_of(("accuracy",), SUMS) == {"eval_loss": 2.0, "eval_accuracy": 0.7}
+    assert metrics_of(("accuracy",), SUMS) == {"eval_loss": 2.0, "eval_accuracy": 0.7, "eval_majority_share": 0.6}
     every = metrics_of(("perplexity", "f1", "exact_match"), SUMS)
     assert every["eval_perplexity"] == pytest.approx(math.exp(2.0))
     assert every["eval_exact_match"] == 0.25
     assert set(every) == {"eval_loss", "eval_perplexity", "eval_f1", "eval_exact_match"}
+
+
+def test_accuracy_without_classes_has_no_majority() -> None:
+    of_tokens = replace(SUMS, confusion=np.zeros((0, 0), dtype=np.int64))
+    assert metrics_of(("accuracy",), of_tokens) == {"eval_loss": 2.0, "eval_accuracy": 0.7}
+    assert confusion_of(SUMS) == ((3, 1), (2, 4)) and confusion_of(of_tokens) is None
 
 
 def test_f1_of_two_classes_is_that_of_class_1() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.journal import JournalWriter
 from jobs.outcome import event
+from jobs.paths import JobPaths
 from jobs.progress import NoProgress, PlainProgress, Progress, duration, step_line
+from jobs.watch import Watch
 from orchestrator.cli.bar import BarProgress
 
 
@@ -82,6 +86,23 @@ def test_last_step_of_a_run_that_stops_early_is_printed_once(watched: Watched) -
     watched.progress.close()
     watched.progress.close()
     assert [line.split("  ")[0] for line in watched.lines] == ["step 1", "step 3", "out of memory"]
+
+
+def test_step_stands_before_its_evaluation_and_only_once(watched: Watched, tmp_path: Path) -> None:
+    paths = JobPaths(str(tmp_path))
+    watch = Watch(paths, watched.progress)
+    events, metrics = JournalWriter(paths.events, "rank-0"), JournalWriter(paths.metrics, "rank-0")
+    for step in (1, 2):
+        metrics.append(record(step))
+    evaluating = event("phase", "evaluating", phase="evaluate", record=record(3))
+    for happened in (evaluating, event("evaluated", "after step 3", step=3)):
+        events.append(happened.model_dump(mode="json"))
+    metrics.append(record(3, eval_loss=0.5))
+    events.close()
+    metrics.close()
+    watch.look()
+    watched.progress.close()
+    assert [line.split("  ")[0] for line in watched.lines] == ["step 1", "step 3", "evaluating", "after step 3"]
 
 
 def test_time_to_the_end_comes_from_the_clock(watched: Watched) -> None:

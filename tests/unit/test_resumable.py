@@ -242,7 +242,27 @@ def test_steps_are_read_once_each_as_they_were_written_last(paths: JobPaths) -> 
             writer.append({"step": step, "loss": loss, "eval_loss": 10 * loss})
         writer.close()
     assert [(record["step"], record["loss"]) for record in read_steps(paths)] == [(1, 0.9), (2, 0.5), (3, 0.7)]
-    assert last_record(paths) == {"step": 2, "metrics": {"eval_loss": 5.0, "loss": 0.5}}
+    assert last_record(paths) == {
+        "step": 2, "metrics": {"eval_loss": 5.0, "loss": 0.5}, "evaluated_step": 2, "metrics_before": {},
+    }  # fmt: skip
+
+
+def test_failed_run_tells_its_start_and_the_step_of_its_last_evaluation(paths: JobPaths) -> None:
+    events, metrics = JournalWriter(paths.events, "rank-0"), JournalWriter(paths.metrics, "rank-0")
+    events.append(event("evaluated", "", step=0, metrics={"eval_loss": 0.7}).model_dump(mode="json"))
+    events.flush()
+    assert last_record(paths) == {"metrics_before": {"eval_loss": 0.7}}
+    metrics.append({"step": 1, "loss": 0.6})
+    metrics.flush()
+    assert last_record(paths) == {
+        "step": 1, "metrics": {"loss": 0.6}, "evaluated_step": None, "metrics_before": {"eval_loss": 0.7},
+    }  # fmt: skip
+    for record in ({"step": 2, "loss": 0.5, "eval_loss": 0.55}, {"step": 3, "loss": 0.4}):
+        metrics.append(record)
+    events.close()
+    metrics.close()
+    known = last_record(paths)
+    assert known["metrics"] == {"eval_loss": 0.55, "loss": 0.4} and known["evaluated_step"] == 2
 
 
 def test_watch_passes_over_what_an_earlier_attempt_has_written(paths: JobPaths) -> None:

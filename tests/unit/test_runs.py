@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,36 @@ def test_failed_run_is_described_with_events_and_the_end_of_its_log(root: str) -
     for part in ("loss is NaN", "2/9", "accuracy 0.5", "phase: p19", "line 1999", paths.log("driver")):
         assert part in page
     assert "p9\n" not in page and "line 999\n" not in page
+
+
+def test_interrupted_run_does_not_report_its_start_as_its_end(root: str) -> None:
+    paths = make_run(root)
+    end(paths, Status.INTERRUPTED, step=7, metrics={"loss": 0.6}, metrics_before={"eval_loss": 0.69})
+    assert "loss 0.69" not in runs_table([summarise(paths, now)], NOW)
+    page = run_page(describe_run(paths.root, now))
+    assert re.search(r"\nbefore +loss 0.69\nafter +not evaluated since\ntrain loss +0.6\n", page)
+
+
+def test_held_out_metrics_stand_with_the_step_that_was_evaluated(root: str) -> None:
+    paths = make_run(root)
+    end(paths, Status.INTERRUPTED, step=7, metrics={"loss": 0.6, "eval_loss": 0.5}, evaluated_step=5)
+    assert "loss 0.5  (evaluated after step 5)" in runs_table([summarise(paths, now)], NOW)
+    assert re.search(r"\nafter step 5 +loss 0\.5\n", run_page(describe_run(paths.root, now)))
+
+
+def test_accuracy_stands_with_the_majority_s_share_and_each_class_with_its_scores(root: str) -> None:
+    paths = make_run(root)
+    spec = {"model": {"path": "/m"}, "data": {"train": "/d", "labels": ["bad", "good"]}}
+    storage.write_bytes(paths.spec, json.dumps(spec).encode())
+    metrics = {"eval_accuracy": 0.7, "eval_majority_share": 0.6}
+    end(paths, step=7, metrics=metrics, evaluated_step=7, confusion=((5, 1), (2, 2)))
+    page = run_page(describe_run(paths.root, now))
+    assert "accuracy 0.7 (majority class 0.6)" in page
+    for line in (
+        "class bad +precision 0.714  recall 0.833  f1 0.769  .6 samples: 5 as bad, 1 as good.",
+        "class good +precision 0.667  recall 0.500  f1 0.571  .4 samples: 2 as bad, 2 as good.",
+    ):
+        assert re.search(line, page)
 
 
 def test_run_that_was_killed_is_described_with_how_to_go_on(root: str) -> None:

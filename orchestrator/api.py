@@ -198,12 +198,17 @@ class Events(Told):
 
 
 class WhyView(Told):
-    """Why a job is where it is. Starts are seconds since 1970; None: nobody can say."""
+    """Why a job is where it is. Starts are seconds since 1970; None: nobody can say.
+
+    Attributes:
+        is_guess: no run time is known that the expected start could go by.
+    """
 
     text: str
     expected_start_s: float | None
     earliest_start_s: float | None
     latest_start_s: float | None
+    is_guess: bool = False
 
 
 class LogSources(Told):

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 import cluster.errors
 import orchestrator.queue.errors
 from cluster.errors import FleetuneError, InputError
+from cluster.settings import fleetune_home
 from orchestrator.api import Problem
 
 CONNECT_S: Final = 5.0
@@ -54,6 +55,7 @@ class Connection:
     Args:
         token: sent with each request; None: none.
         token_from: where the token is from, for messages.
+        note: what is known of a server that is not there, for messages.
         find: the URL of the server by now, once it does not answer any more; it may be another one that has started.
         patience_s: for how long a request is sent again that may be. A server that has never answered is not waited
             for: nobody wants to wait for one that was never started.
@@ -65,6 +67,7 @@ class Connection:
         token: str | None = None,
         *,
         token_from: str = "that was given",
+        note: str = "",
         patience_s: float = PATIENCE_S,
         answer_s: float = ANSWER_S,
         find: Callable[[], str] | None = None,
@@ -73,7 +76,7 @@ class Connection:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.url = checked_url(url)
-        self._token, self._token_from = token, token_from
+        self._token, self._token_from, self._note = token, token_from, note
         self._patience_s, self._clock, self._sleep = patience_s, clock, sleep
         self._find = find
         self._has_answered = False
@@ -177,7 +180,10 @@ class Connection:
 
     def _token_words(self) -> str:
         if self._token is None:
-            return "an admin makes one: fleetune tokens add NAME --role member --tenant TENANT"
+            return (
+                f"set FLEETUNE_TOKEN, or write the token to {fleetune_home() / 'token'}; an admin makes one with "
+                "fleetune tokens add NAME --role member --tenant TENANT"
+            )
         return f"sent to {self.url} was the token {self._token[:7]}... {self._token_from}: put the new one there"
 
     def _no_server(self, error: httpx.TransportError) -> NoServer:
@@ -193,7 +199,8 @@ class Connection:
             what = f"no server answers at {self.url} ({_cause(error)})"
         else:
             what = f"what answers at {self.url} is no server of Fleetune ({_cause(error)})"
-        return NoServer(f"{what}: start one with `fleetune serve`, or say which with --url or FLEETUNE_URL")
+        note = f"; {self._note}" if self._note else ""
+        return NoServer(f"{what}{note}: start one with `fleetune serve`, or say which with --url or FLEETUNE_URL")
 
     def _strange(self, response: httpx.Response, error: ValidationError) -> FleetuneError:
         kind = response.headers.get("content-type", "no type").partition(";")[0]

@@ -38,12 +38,23 @@ class LocalServer:
 
 def local_server(home: Path) -> LocalServer | None:
     """None where there is no server, or what it has left cannot be read."""
+    found = _recorded(home)
+    return found if found is not None and found.lives else None
+
+
+def ended_server(home: Path) -> LocalServer | None:
+    """The server that was killed before it could remove its file; None where one lives, or none was there."""
+    found = _recorded(home)
+    return None if found is None or found.lives else found
+
+
+def _recorded(home: Path) -> LocalServer | None:
     try:
         left = json.loads((home / "server.json").read_bytes())
         found = LocalServer(str(left["url"]), int(left["pid"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return found if found.pid > 0 and found.lives else None
+    return found if found.pid > 0 else None
 
 
 def url_of(given: str | None) -> str:
@@ -83,7 +94,9 @@ def connect(
         InputError: the URL is none, or the token's file may be read by others.
     """
     token, token_from = token_here(token)
-    return Connection(url_of(url), token, token_from=token_from, patience_s=patience_s, answer_s=answer_s)
+    ended = None if url or server_url() else ended_server(fleetune_home())
+    note = f"the server at {ended.url} (process {ended.pid}) has ended without stopping" if ended is not None else ""
+    return Connection(url_of(url), token, token_from=token_from, note=note, patience_s=patience_s, answer_s=answer_s)
 
 
 @contextlib.contextmanager

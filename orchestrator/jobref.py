@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from typing import Final
 from urllib.parse import quote
@@ -14,6 +15,8 @@ from orchestrator.queue.errors import UnknownJob, UnknownNode, UnknownTenant
 
 NAMED: Final = 5  # of those that may be meant
 _ID = re.compile(r"^[A-Za-z0-9._-]{1,200}$")
+_OF_A_RUN: Final = re.compile(r"(.+)-[0-9]{8}(-[0-9a-f-]*)?")  # as `jobs.paths.new_run_name` makes names
+_MOST_LOOKED_AT: Final = 1000
 
 
 def job_path(job_id: str) -> str:
@@ -21,7 +24,8 @@ def job_path(job_id: str) -> str:
 
 
 def find_job(connection: Connection, given: str) -> JobView:
-    """
+    """The job with that id, a unique start of it, or the name of the run that it writes.
+
     Raises:
         UnknownJob: none is meant, with what may have been.
         InputError: several are.
@@ -33,6 +37,8 @@ def find_job(connection: Connection, given: str) -> JobView:
     except UnknownJob as error:
         page = connection.get("/v1/jobs", JobPage, {"name": given, "limit": NAMED + 1})
         if not page.jobs:
+            page = _writing(connection, given)
+        if not page.jobs:
             raise UnknownJob(_unknown(connection, given, str(error))) from None
     if len(page.jobs) == 1 and page.next is None:
         return page.jobs[0]
@@ -41,12 +47,26 @@ def find_job(connection: Connection, given: str) -> JobView:
     raise InputError(f"{given!r} may mean several jobs: {names}{more}. Give more of the id")
 
 
+def _writing(connection: Connection, run: str) -> JobPage:
+    """The jobs whose run has that name, or a name that starts so."""
+    match = _OF_A_RUN.fullmatch(run)
+    if match is None:
+        return JobPage(jobs=(), next=None)
+    page = connection.get("/v1/jobs", JobPage, {"name": f"{match[1]}-", "limit": _MOST_LOOKED_AT})
+    jobs = [job for job in page.jobs if job.run is not None and posixpath.basename(job.run).startswith(run)]
+    return JobPage(jobs=tuple(jobs), next=None)
+
+
 def _unknown(connection: Connection, given: str, said: str) -> str:
-    """The server's words, or the newest jobs' ids where one looks like it."""
+    """The server's words, or ids that look like the given one, or those of the same name."""
     if "did you mean" in said:
         return said
-    newest = connection.get("/v1/jobs", JobPage, {"limit": 200})
-    hint = did_you_mean(given, [job.job_id for job in newest.jobs])
+    if _OF_A_RUN.fullmatch(given):
+        return f"no job of the queue writes a run {given!r}. To see a run of your own: fleetune show {given}"
+    newest = [job.job_id for job in connection.get("/v1/jobs", JobPage, {"limit": 200}).jobs]
+    hint = did_you_mean(given, newest)
+    if not hint and (same := [one for one in newest if one.rpartition("-")[0] == given.rpartition("-")[0]]):
+        hint = f": jobs of that name are {', '.join(same[:NAMED])}{' and more' if len(same) > NAMED else ''}"
     return f"there is no job {given!r}{hint or ': `fleetune queue --all` lists them'}"
 
 

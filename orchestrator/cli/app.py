@@ -11,7 +11,7 @@ from typer.completion import completion_init  # type: ignore[attr-defined]
 from jobs.begin import load_job
 from jobs.errors import SpecError
 from jobs.fields import SPEC_MODELS
-from jobs.findrun import find_run, storage_root
+from jobs.findrun import storage_root
 from jobs.load import load_spec
 from jobs.outcome import Event
 from jobs.progress import Progress
@@ -30,6 +30,7 @@ from orchestrator.cli import submit as submitcli
 from orchestrator.cli import upload as uploadcli
 from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
 from orchestrator.cli.helpgroups import Grouped, command_group
+from orchestrator.cli.meant import run_meant, run_to_stop
 from orchestrator.cli.options import CLUSTER, QUEUE, YOURS
 from orchestrator.pages import show as text
 
@@ -43,7 +44,9 @@ app = command_group(
     pretty_exceptions_enable=False,
 )
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name, or a unique start of it, or path or URL.")]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="Name, a unique start of it, path or URL; or a job of the queue.")
+]
 Storage = Annotated[
     str | None,
     typer.Option("--storage", metavar="PATH", help="Where the runs are [FLEETUNE_STORAGE_PATH, or else ./runs]."),
@@ -136,7 +139,7 @@ def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None
     The end of the log is shown when the run failed.
     """
     with edge():
-        details = run_list.describe_run(find_run(run, storage_root(storage)))
+        details = run_list.describe_run(run_meant(run, storage_root(storage)))
         typer.echo(details.model_dump_json() if json_ else text.run_page(details))
 
 
@@ -144,14 +147,14 @@ def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None
 def stop(run: RunArgument, storage: Storage = None) -> None:
     """Have a run save a checkpoint and end."""
     with edge():
-        typer.echo(orders.ask_to_stop(find_run(run, storage_root(storage))))
+        typer.echo(orders.ask_to_stop(run_to_stop(run, storage_root(storage))))
 
 
 @app.command(rich_help_panel=YOURS, epilog="Example:  fleetune save rotten-20261124")
 def save(run: RunArgument, storage: Storage = None) -> None:
     """Have a run save a checkpoint and go on."""
     with edge():
-        typer.echo(orders.ask_to_save(find_run(run, storage_root(storage))))
+        typer.echo(orders.ask_to_save(run_meant(run, storage_root(storage))))
 
 
 @app.command(rich_help_panel=YOURS, epilog="Example:  fleetune export rotten-20261124 --to ./rotten-model")
@@ -165,7 +168,7 @@ def export(
     That is a directory that Hugging Face's from_pretrained reads.
     """
     with edge():
-        root = find_run(run, storage_root(storage))
+        root = run_meant(run, storage_root(storage))
         from jobs.training.rebuild import export_run
 
         typer.echo(f"model {export_run(root, to, say=typer.echo)}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import typer
 import typer.core
@@ -14,8 +15,50 @@ def command_group(**options: Any) -> typer.Typer:
     return typer.Typer(rich_markup_mode=None, context_settings=settings, **options)
 
 
+# What other tools call a command. Without this, a guess by spelling sends `train` to `drain`.
+SYNONYMS: Final[Mapping[str, str]] = {
+    "train": "run",
+    "finetune": "run",
+    "fine-tune": "run",
+    "fit": "run",
+    "start": "run",
+    "launch": "run",
+    "check": "validate",
+    "plan": "validate",
+    "ls": "queue",
+    "list": "queue",
+    "jobs": "queue",
+    "ps": "queue",
+    "squeue": "queue",
+    "sbatch": "submit",
+    "enqueue": "submit",
+    "scancel": "cancel",
+    "kill": "cancel",
+    "delete": "cancel",
+    "rm": "cancel",
+    "abort": "cancel",
+    "suspend": "pause",
+    "continue": "resume",
+    "restart": "retry",
+    "rerun": "retry",
+    "log": "logs",
+    "tail": "logs",
+    "info": "status",
+    "describe": "status",
+    "explain": "why",
+    "server": "serve",
+    "experiments": "runs",
+    "history": "runs",
+}
+
+
 class Grouped(typer.core.TyperGroup):
     """A command's group is its `rich_help_panel`; groups come in the order of their first commands."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in SYNONYMS and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {SYNONYMS[args[0]]!r}?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, Any]]] = {}

@@ -139,6 +139,8 @@ def _next(job: JobView, why: WhyView | None, now_s: float) -> str:
     if job.wanted is Wanted.PAUSE:
         return f"fleetune resume {job.job_id}"
     if why is not None and why.expected_start_s is not None:
+        if why.is_guess:
+            return "start unknown: no run time is known yet"
         return f"starts in about {long_duration(max(why.expected_start_s - now_s, 0.0))}"
     if job.reason not in (Reason.SUBMITTED, Reason.RETRIED):
         return str(job.message or job.reason)

@@ -13,12 +13,19 @@ from orchestrator.scheduling.why import Before, NodeUse, Obstacle, Why
 _SHOWN = 5
 
 
-def why_text(found: Why, snapshot: Snapshot, names: Sequence[str], nodes: Sequence[str] | None = None) -> str:
+def why_text(
+    found: Why,
+    snapshot: Snapshot,
+    names: Sequence[str],
+    nodes: Sequence[str] | None = None,
+    seen_others: bool = True,
+) -> str:
     """Some ten lines.
 
     Args:
         names: of the jobs, by row.
         nodes: what people call the machines, in the snapshot's order; None: their ids.
+        seen_others: whether jobs have ended lately, whose run times the expected start can go by.
     """
     lines = [f"{names[found.row]} asks for {_asks(found, snapshot)}: {found.obstacle}"]
     if found.obstacle is Obstacle.RUNS:
@@ -37,7 +44,7 @@ def why_text(found: Why, snapshot: Snapshot, names: Sequence[str], nodes: Sequen
     if found.room_on:
         lines.append(_room_words(found, snapshot, called))
     if found.expected is not None:
-        lines.append(expected_words(found.expected, known=_ends_are_known(found)))
+        lines.append(expected_words(found.expected, ends_are_known(found), seen_others))
     return "\n".join(lines)
 
 
@@ -78,18 +85,27 @@ def span(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
 
 
-def expected_words(expected: Expected, known: bool = True) -> str:
-    """`known`: whether it is known for how long those jobs run that hold the nodes."""
+def expected_words(expected: Expected, known: bool = True, seen_others: bool = True) -> str:
+    """The expected start, and how sure it is.
+
+    Args:
+        known: whether the jobs that hold the nodes have measured how long they still run.
+        seen_others: whether jobs have ended lately, so that the others' run times are more than a guess.
+    """
     if expected.start_s is None or expected.earliest_s is None:
         return "expected start: not within the next weeks, as things are"
     if expected.start_s == 0 and expected.latest_s == 0:
         return "expected start: now"
     latest = "or later" if expected.latest_s is None else f"to {span(expected.latest_s)}"
-    guess = "" if known else ", if the jobs there take as long as others did lately"
+    guess = ""
+    if not known and seen_others:
+        guess = ", if the jobs there take as long as others did lately"
+    elif not known:
+        guess = ". This is a guess: no job has ended yet, and those that run have not measured their speed"
     return f"expected start: in {span(expected.start_s)} (from {span(expected.earliest_s)} {latest}){guess}"
 
 
-def _ends_are_known(found: Why) -> bool:
+def ends_are_known(found: Why) -> bool:
     return all(ends is not None for node in found.nodes for _, _, ends in node.holders)
 
 

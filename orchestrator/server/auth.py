@@ -79,7 +79,7 @@ class Tokens:
         if not self.needed:
             return ANYBODY
         if shown is None:
-            raise NoToken("this server needs a token: set FLEETUNE_TOKEN, or write it to ~/.fleetune/token")
+            raise NoToken("this server needs a token")
         given, found = digest_of(shown[:_LONGEST]), None
         for token in self._known:  # all of them, however soon it is found
             if hmac.compare_digest(token.digest, given):

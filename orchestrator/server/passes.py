@@ -35,10 +35,11 @@ class Passes:
         meters: Meters,
         say: Callable[[str], None],
         after: Sequence[Follow],
+        begins: Follow,
     ) -> None:
-        """`after`: what the leader does after each pass."""
+        """`after`: what the leader does after each pass. `begins`: called each time this server begins to lead."""
         self._controller, self._leading, self._news = controller, leading, news
-        self._meters, self._say, self._after = meters, say, after
+        self._meters, self._say, self._after, self._begins = meters, say, after, begins
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="passes", daemon=True)
         self._led = self._fenced = False
@@ -101,8 +102,11 @@ class Passes:
         return leads
 
     def _note(self, leads: bool) -> None:
-        if leads != self._led:
-            self._say("this server leads: it starts and stops jobs" if leads else "this server does not lead any more")
+        if leads and not self._led:
+            with contextlib.suppress(StoreBroken):  # only the event is lost, and the next pass says what is wrong
+                self._begins()
+        elif self._led and not leads:
+            self._say("this server does not lead any more")
         self._led = leads
         self._meters.leads.set(leads)
 

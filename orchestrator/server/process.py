@@ -27,7 +27,7 @@ from orchestrator.queue.leading import Leading
 from orchestrator.queue.store import Store
 from orchestrator.scheduling.policy import DEFAULT
 from orchestrator.scheduling.snapshot import Tenant
-from orchestrator.server import greeting
+from orchestrator.server import greeting, taking_over
 from orchestrator.server.announcing import Announcing
 from orchestrator.server.app import make_app
 from orchestrator.server.auth import Tokens, is_loopback
@@ -177,6 +177,8 @@ class _Server:
         finally:
             self._passes.end()
             with contextlib.suppress(StoreBroken):
+                if self._passes.leads():
+                    self._note(taking_over.stops)
                 self._leading.resign()
             self._output.say("stopped; jobs go on")
 
@@ -192,7 +194,12 @@ class _Server:
             takes_over=self._options.take_over,
         )
         news = News(around.store, self._meters, say)
-        return Passes(controller, self._leading, news, self._meters, say, self._after_each_pass(controller))
+        begins = partial(self._note, taking_over.begins_to_lead)
+        return Passes(controller, self._leading, news, self._meters, say, self._after_each_pass(controller), begins)
+
+    def _note(self, what: Callable[[Store, float, str], None]) -> None:
+        """Raises StoreBroken."""
+        what(self._around.store, self._around.clock.now_s(), self._around.url)
 
     def _after_each_pass(self, controller: Controller) -> list[Callable[[], object]]:
         around, store = self._around, self._around.store

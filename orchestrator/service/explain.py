@@ -24,7 +24,7 @@ from orchestrator.queue.store import Filter
 from orchestrator.scheduling.forecast import Expected, expected_starts, rough_start
 from orchestrator.scheduling.snapshot import Snapshot, Tenant
 from orchestrator.scheduling.why import Obstacle, Why, why
-from orchestrator.scheduling.whytext import to_do, why_text
+from orchestrator.scheduling.whytext import ends_are_known, to_do, why_text
 from orchestrator.service import storytext
 from orchestrator.service.caller import ANYBODY, Caller
 from orchestrator.service.guests import guest_of
@@ -135,7 +135,7 @@ class Explainer:
         labels = moment.cluster.inventory.labels
         called = [labels.get(node, node) for node in moment.snapshot.cluster.names]
         lines = [
-            why_text(found, moment.snapshot, names, called),
+            why_text(found, moment.snapshot, names, called, seen_others=bool(moment.ran_s)),
             storytext.put_back(job),
             "the machines do not answer now: nothing is started until they do" if moment.silent else "",
             storytext.closed(found, moment.snapshot.cluster.names, moment.rules, called),
@@ -150,7 +150,13 @@ class Explainer:
             return _said(text)
         starts = (expected.start_s, expected.earliest_s, expected.latest_s)
         start, earliest, latest = (None if at is None else now_s + at for at in starts)
-        return WhyView(text=text, expected_start_s=start, earliest_start_s=earliest, latest_start_s=latest)
+        return WhyView(
+            text=text,
+            expected_start_s=start,
+            earliest_start_s=earliest,
+            latest_start_s=latest,
+            is_guess=not moment.ran_s and not ends_are_known(found),
+        )
 
     def _others(self, moment: _Moment) -> list[Other]:
         """Programs that may hold what is held outside Fleetune; guests of the queue hold nothing."""

@@ -11,58 +11,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from orchestrator.cli.app import app
 from tests.support.gangs import ROOT
 from tests.support.processes import free_port, wait_for
 from tests.support.server import Server, server
-
-SLEEPS = 'kind: command\nname: sleeps\ncommand: [sleep, "300"]\n'
+from tests.support.shell import SLEEPS, Shell
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with server(tmp_path_factory.mktemp("server"), local=True) as found:
         yield found
-
-
-class Shell:
-    """Calls `fleetune` as a user of that server."""
-
-    def __init__(self, here: Server, folder: Path) -> None:
-        self.url, self.folder = here.url, folder
-        self.token = ""
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {"FLEETUNE_URL": self.url, "FLEETUNE_HOME": str(self.folder / "home"), "FLEETUNE_TOKEN": self.token}
-
-    def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        result = CliRunner().invoke(app, arguments, env=self.environment)
-        return result.exit_code, result.stdout, result.stderr
-
-    def good(self, *arguments: str) -> str:
-        code, printed, errors = self(*arguments)
-        assert code == 0, errors
-        return printed
-
-    def file(self, text: str, name: str = "job.yaml") -> str:
-        (self.folder / name).write_text(text)
-        return str(self.folder / name)
-
-    def command(self, script: str, name: str = "does", more: str = "") -> str:
-        return self.file(
-            f"kind: command\nname: {name}\ncommand: [sh, -c, {json.dumps(script)}]\n{more}", f"{name}.yaml"
-        )
-
-    def state(self, job: str) -> str:
-        return str(json.loads(self.good("status", job, "--json"))["state"])
-
-    def sleeping(self) -> str:
-        job = self.good("submit", self.file(SLEEPS)).strip()
-        wait_for(lambda: self.state(job) == "running", "it runs")
-        return job
 
 
 @pytest.fixture
@@ -196,6 +155,16 @@ def test_a_sweep_queues_each_combination_and_the_queue_shows_what_differs(fleetu
     assert "resources.cpus_per_worker=2" in fleetune.good("status", jobs[1])
     code, printed, errors = fleetune("submit", spec, "--sweep", "resources.gpu=0,1")
     assert code == 2 and not printed and "resources.gpu" in errors
+
+
+def test_runs_and_jobs_are_found_by_commands_of_either(fleetune: Shell) -> None:
+    job = fleetune.sleeping()
+    code, _, errors = fleetune("show", job, "--storage", str(fleetune.folder))
+    assert code == 2 and f"{job} is a command job without a run: fleetune status {job}" in errors
+    code, _, errors = fleetune("stop", job[:-2], "--storage", str(fleetune.folder))
+    assert code == 2 and f"fleetune pause {job} saves" in errors and f"fleetune cancel {job} ends it" in errors
+    code, _, errors = fleetune("status", "mails-20261124-115900-0001")
+    assert code == 2 and "fleetune show mails-20261124-115900-0001" in errors
 
 
 def test_one_key_gives_one_job(fleetune: Shell) -> None:

@@ -21,6 +21,7 @@ from jobs.load import dump_spec, load_spec
 from jobs.outcome import Outcome, Status, event
 from jobs.spec import Spec
 from orchestrator.cli.edge import edge
+from orchestrator.cli.helpgroups import SYNONYMS
 
 # Scripts depend on these: whoever changes the list changes CHANGELOG.md too.
 COMMANDS = {
@@ -142,6 +143,17 @@ def test_help_has_groups_and_fits_a_line_for_every_command() -> None:
     listed = printed.partition("Runs of your own:")[2]
     assert code == 0 and listed.index("The queue:") < listed.index("\n  submit ") < listed.index("The cluster:")
     assert "..." not in listed and "Commands:" not in printed
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("train", "run"), ("ls", "queue"), ("kill", "cancel")])
+def test_a_command_of_other_tools_is_answered_with_ours(typed: str, meant: str) -> None:
+    code, _, errors = call(typed, "job.yaml")
+    assert code == 2 and f"No such command {typed!r}. Did you mean {meant!r}?" in errors
+
+
+def test_synonyms_name_commands_that_there_are_and_hide_none() -> None:
+    commands = set(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+    assert set(SYNONYMS.values()) <= commands and not commands & set(SYNONYMS)
 
 
 def test_version_is_printed() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Callable
 from itertools import chain, repeat
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from cluster.errors import CapacityError, FleetuneError, InputError
 from orchestrator.api import JobPage, Me, Priority, Problem
 from orchestrator.connection import Connection, NoServer, NotAServer, ServerError, TokenRefused, checked_url
-from orchestrator.discovery import token_here
+from orchestrator.discovery import connected, token_here
 from orchestrator.queue.errors import JobEnded, UnknownJob
 
 ME = {"name": "anna", "role": "member", "tenant": "vision", "tokens_needed": True}
@@ -188,3 +190,15 @@ def test_what_is_no_url_is_refused(url: str) -> None:
 def test_a_token_that_cannot_be_one_is_refused(token: str) -> None:
     with pytest.raises(InputError, match="the token of FLEETUNE_TOKEN is none"):
         Talk(ok(), token=token)
+
+
+def test_a_server_that_was_killed_is_named_with_its_own_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEETUNE_HOME", str(tmp_path))
+    monkeypatch.delenv("FLEETUNE_URL", raising=False)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / "server.json").write_text(json.dumps({"url": "http://127.0.0.1:9413", "pid": gone.pid}))
+    with connected(None, 0.0) as connection, pytest.raises(NoServer, match=rf"9413 \(process {gone.pid}\) has ended"):
+        connection.get("/v1/me", Me)

@@ -211,3 +211,8 @@ def test_moments_are_in_utc_and_say_so() -> None:
     assert when_written("long ago") == "long ago" and when_written("") == ""
     ended = job("a-1", State.FAILED, ended_s=NOW_S)
     assert "ended      2027-01-15 08:00:00Z" in status_page(ended, None, (), NOW_S)
+
+
+def test_a_start_that_goes_by_nothing_is_not_shown_as_a_time() -> None:
+    page = queue_page([job("waits-1")], {State.QUEUED: 1}, {"waits-1": why(is_guess=True)}, NOW_S, None)
+    assert "start unknown: no run time is known yet" in page and "starts in" not in page

@@ -7,11 +7,11 @@ import math
 
 import pytest
 
-from orchestrator.scheduling.forecast import expected_starts
+from orchestrator.scheduling.forecast import Expected, expected_starts
 from orchestrator.scheduling.policy import DEFAULT
 from orchestrator.scheduling.snapshot import Tenant, Window
 from orchestrator.scheduling.why import Before, Obstacle, why
-from orchestrator.scheduling.whytext import to_do, why_text
+from orchestrator.scheduling.whytext import expected_words, to_do, why_text
 from tests.support.scheduling import HOUR, NOW_S, Job, nodes, snapshot
 
 RAN_S = (1800.0,)
@@ -131,3 +131,11 @@ def test_a_job_that_may_start_later_is_expected_then() -> None:
     moment.jobs.not_before_s[0] = NOW_S + 2 * HOUR
     assert expected_starts(moment, DEFAULT, [0], RAN_S)[0].start_s == pytest.approx(2 * HOUR)
     assert math.isinf(moment.jobs.most_left_s[0])
+
+
+def test_an_expected_start_says_what_it_goes_by() -> None:
+    expected = Expected(600.0, 60.0, None)
+    assert expected_words(expected) == "expected start: in 10 min (from 1 min or later)"
+    assert expected_words(expected, known=False).endswith("if the jobs there take as long as others did lately")
+    guess = expected_words(expected, known=False, seen_others=False)
+    assert "This is a guess: no job has ended yet" in guess

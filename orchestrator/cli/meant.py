@@ -1,0 +1,78 @@
+"""The run that a command's argument means: a run's name or path, or a job of the queue that writes one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from cluster.settings import fleetune_home, server_url
+from jobs.errors import FleetuneError, InputError
+from jobs.findrun import find_run
+
+if TYPE_CHECKING:
+    from orchestrator.api import JobView
+
+ANSWER_S: Final = 5.0  # the server is asked only for help, so that a slow one is not waited for
+
+
+def run_meant(given: str, storage_path: str) -> str:
+    """The root of the run.
+
+    Raises:
+        InputError: neither a run nor a job is meant, or the job's run cannot be read here.
+    """
+    try:
+        return find_run(given, storage_path)
+    except InputError:
+        job = _job_meant(given)
+        if job is None:
+            raise
+    if job.run is None:
+        raise InputError(f"{job.job_id} is a {job.kind} job without a run: fleetune status {job.job_id}")
+    try:
+        return find_run(job.run, storage_path)
+    except InputError as error:
+        raise InputError(
+            f"{job.job_id} has not written its run at {job.run} yet, or it cannot be read on this machine: "
+            f"fleetune status {job.job_id}"
+        ) from error
+
+
+def run_to_stop(given: str, storage_path: str) -> str:
+    """The root of the run, unless the queue would start it again.
+
+    Raises:
+        InputError: as `run_meant`; or the run belongs to a job that has not ended.
+    """
+    try:
+        root = find_run(given, storage_path)
+    except InputError:
+        job = _job_meant(given)
+        if job is None:
+            raise
+    else:
+        job = _job_meant(root.rstrip("/").rpartition("/")[2])
+        if job is None or job.run != root or job.ended_s is not None:
+            return root
+    raise InputError(
+        f"{job.job_id} is a job of the queue, which would start it again. fleetune pause {job.job_id} saves a "
+        f"checkpoint and frees its GPUs; fleetune cancel {job.job_id} ends it"
+    )
+
+
+def _job_meant(given: str) -> JobView | None:
+    """The job with that id or that run; None where no server can be asked, or it knows none."""
+    from orchestrator.discovery import connect, local_server
+    from orchestrator.jobref import find_job
+
+    if server_url() is None and local_server(fleetune_home()) is None:
+        return None
+    try:
+        connection = connect(patience_s=0.0, answer_s=ANSWER_S)
+    except FleetuneError:
+        return None
+    try:
+        return find_job(connection, given)
+    except FleetuneError:
+        return None
+    finally:
+        connection.close()

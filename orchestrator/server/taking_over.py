@@ -1,0 +1,24 @@
+"""What a server says, and leaves as an event, when it begins or ends to lead the queue."""
+
+from __future__ import annotations
+
+from orchestrator.queue.records import QueueEvent
+from orchestrator.queue.states import ENDED, State
+from orchestrator.queue.store import Filter, Store
+
+LEADS, STOPPED = "server-leads", "server-stopped"
+_ACTIVE = tuple(state for state in State if state not in ENDED)
+
+
+def begins_to_lead(store: Store, now_s: float, url: str) -> None:
+    """Write an event that names the jobs that were found. Raises StoreBroken."""
+    counts = store.count(Filter(states=_ACTIVE))
+    found = [f"{counts[state]:,} {state}" for state in _ACTIVE if counts.get(state)]
+    message = f"the server at {url} leads the queue: {', '.join(found) or 'no'} jobs found"
+    store.add_events([QueueEvent(now_s, LEADS, message, data={"url": url})])
+
+
+def stops(store: Store, now_s: float, url: str) -> None:
+    """Raises StoreBroken."""
+    message = f"the server at {url} was stopped; jobs go on"
+    store.add_events([QueueEvent(now_s, STOPPED, message, data={"url": url})])

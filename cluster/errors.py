@@ -9,6 +9,7 @@ FleetuneError                    anything that Fleetune itself reports, as one r
 │   ├── CapacityError            no set of nodes of this cluster can ever hold the gang
 │   └── LaunchRefused            a program can never start on these machines
 ├── RunFailed         (exit 1)   training started and failed
+│   └── OutOfMemory              a process needed more memory than there was
 ├── MachinesFailed    (exit 75)  a node or the cluster is gone: the same may succeed elsewhere
 ├── BackendUnreachable           the machines do not answer now; tried again later
 ├── Fenced                       a newer caller has been there: this one must not act any more
@@ -66,10 +67,26 @@ class RunFailed(FleetuneError):
     """Training started and did not succeed. The message names the run's log."""
 
 
+class OutOfMemory(RunFailed):
+    """A process needed more memory than there was. The message says which process, and what to change.
+
+    The driver of a queued job ends with `cluster.wire.OUT_OF_MEMORY_EXIT` then, which the queue answers by a rule of
+    its own.
+    """
+
+
 class MachinesFailed(FleetuneError):
-    """A node or the cluster is gone. A queue tries the job again, elsewhere."""
+    """A node or the cluster is gone. A queue tries the job again, elsewhere.
+
+    Attributes:
+        nodes: ids of the nodes whose hardware failed; empty: it is not known, or none did.
+    """
 
     exit_code = 75
+
+    def __init__(self, message: str, nodes: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.nodes = nodes
 
 
 class Interrupted(FleetuneError):

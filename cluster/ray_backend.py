@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from cluster.bundles import bundle
 from cluster.errors import CapacityError, MachinesFailed
 from cluster.inventory import Inventory, Node
 from cluster.placement import check_can_ever_fit
@@ -25,6 +26,7 @@ MOST_WORKERS_PER_CORE = 4
 KNOCK_TIMEOUT_S = 10.0
 PLACED_WITHIN_S = 300.0  # so long may whoever was there before take to go
 _LOOK_S, _REMOVED_WITHIN_S = 2.0, 15.0
+_SAY_FIRST_S, SAY_AGAIN_S = 10.0, 60.0
 THIS_MACHINE = "local"
 NODE_LABEL = "ray.io/node-id"  # which every node has
 # A Ray of this machine shares its cores with the training. These turn down what nobody looks at there; measured in
@@ -139,6 +141,51 @@ def held_places(gang: Gang, nodes: Sequence[str], check: Callable[[], None]) -> 
     finally:
         remove_placement_group(group)
         _wait_until_removed(group)
+
+
+def wait_for_room(gang: Gang, say: Callable[[str], None]) -> None:
+    """Return once the cluster has room for the whole gang. What is wanted is known to Ray's autoscaler meanwhile.
+
+    Args:
+        say: called with one line when this has waited for ten seconds, and then every minute.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    each = bundle(gang.cpus_per_worker, gang.gpus_per_worker, gang.accelerator_type)
+    group = placement_group([dict(each) for _ in range(gang.num_workers)], strategy="PACK")
+    began, say_after_s = time.monotonic(), _SAY_FIRST_S
+    try:
+        while not group.wait(_LOOK_S):
+            waited_s = time.monotonic() - began
+            if waited_s > say_after_s:
+                say_after_s += SAY_AGAIN_S
+                say(_waiting_words(gang, snapshot(), free_now(), waited_s))
+    finally:
+        remove_placement_group(group)
+        _wait_until_removed(group)
+
+
+def _waiting_words(gang: Gang, nodes: Inventory, free: Inventory, waited_s: float) -> str:
+    kind, there = ("GPU", free.gpus) if gang.gpus_per_worker else ("CPU", free.cpus)
+    total = nodes.gpus if gang.gpus_per_worker else nodes.cpus
+    return (
+        f"waiting for room for {gang} ({waited_s:.0f} s so far): {there} of {total} {kind}s "
+        f"on {len(nodes.nodes)} node(s) are free. Ctrl-C ends the wait"
+    )
+
+
+def ask_node(node_id: str, question: Callable[..., Any], *arguments: Any, timeout_s: float = 30.0) -> Any:
+    """The answer of a function that runs on a living node; None: it has not answered."""
+    import ray
+
+    task = ray.remote(num_cpus=0, max_retries=0, label_selector={NODE_LABEL: node_id})(question)
+    reference = task.remote(*arguments)
+    try:
+        return ray.get(reference, timeout=timeout_s)
+    except ray.exceptions.RayError:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.cancel(reference, force=True)
+        return None
 
 
 def keep_data_actor_here() -> None:

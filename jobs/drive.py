@@ -1,7 +1,7 @@
 """`python -m jobs.drive`: the driver of one attempt of a queued job. Started by a queue's machines, not by hand.
 
 It asks the server what to run, and until it is told so it is light. Exit codes: 0 succeeded, 1 failed, 2 bad input,
-75 the machines failed it, 130 stopped.
+75 the machines failed it, 76 out of memory, 130 stopped.
 """
 
 from __future__ import annotations

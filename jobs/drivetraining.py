@@ -10,7 +10,7 @@ from cluster.occupancy import workers_in
 from cluster.ray_backend import THIS_MACHINE
 from cluster.settings import add_to_environment, ray_address, visible_gpus
 from cluster.this_machine import this_machine
-from cluster.wire import Registered
+from cluster.wire import OUT_OF_MEMORY_EXIT, Registered
 from jobs import storage
 from jobs.assignment import Assignment
 from jobs.errors import MachinesFailed, SpecError, StorageError
@@ -46,13 +46,14 @@ def drive_training(registered: Registered, link: Link, stream: TextIO, say: Say)
     places = None if local else places_of(registered, num_workers)
     progress = Telling(PlainProgress(stream), link)
     with contextlib.closing(progress), local_gpus(num_workers * spec.resources.gpus_per_worker if local else 0, say):
-        return run_on_ray(
+        outcome = run_on_ray(
             spec,
             address=THIS_MACHINE if local else ray_address() or "auto",
             progress=progress,
             resume=resume,
             assignment=Assignment(places, num_workers, registered.secrets, registered.run),
-        ).exit_code
+        )
+    return OUT_OF_MEMORY_EXIT if outcome.out_of_memory else outcome.exit_code
 
 
 def run_so_far(run: str | None) -> tuple[bool, str | None]:

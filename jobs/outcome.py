@@ -37,6 +37,8 @@ class Outcome(Frozen):
     reason: str | None = Field(None, description="Why, in one readable message; None when it succeeded.")
     bad_input: bool = Field(False, description="The same spec and data would fail again (exit code 2).")
     lost: bool = Field(False, description="The machines failed it: it may succeed on others (exit code 75).")
+    out_of_memory: bool = Field(False, description="A process needed more memory than there was.")
+    faulty_nodes: tuple[str, ...] = Field((), description="Nodes whose hardware failed, as Ray identifies them.")
     step: int = Field(0, ge=0, description="Last optimizer step that was finished.")
     metrics: dict[str, float] = Field(
         default_factory=dict, description="Last train loss, and the last eval_* that were measured after a step."

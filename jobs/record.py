@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs import storage
-from jobs.errors import FleetuneError, InputError, Interrupted, MachinesFailed, StorageError
+from jobs.errors import FleetuneError, InputError, Interrupted, MachinesFailed, OutOfMemory, StorageError
 from jobs.journal import Record, part_names, read_journal, read_part
 from jobs.load import dump_spec
 from jobs.outcome import Outcome, Status, write_outcome
@@ -129,8 +129,15 @@ def outcome_of_error(paths: JobPaths, error: Exception) -> Outcome:
         return Outcome(status=Status.INTERRUPTED, reason=str(error), ended_at=now)
     known = isinstance(error, FleetuneError)
     reason = str(error) if known else f"{type(error).__name__}: {error}"
-    bad_input, lost = isinstance(error, InputError), isinstance(error, MachinesFailed)
-    return Outcome(status=Status.FAILED, reason=reason, bad_input=bad_input, lost=lost, ended_at=now)
+    return Outcome(
+        status=Status.FAILED,
+        reason=reason,
+        bad_input=isinstance(error, InputError),
+        lost=isinstance(error, MachinesFailed),
+        out_of_memory=isinstance(error, OutOfMemory),
+        faulty_nodes=error.nodes if isinstance(error, MachinesFailed) else (),
+        ended_at=now,
+    )
 
 
 def ending_of(paths: JobPaths, outcome: Outcome) -> str:

@@ -42,6 +42,11 @@ class StopSignals:
         self.hold()
         return self
 
+    @property
+    def asked(self) -> bool:
+        """Whether somebody wants the run to stop."""
+        return self._count > 0
+
     def hold(self) -> None:
         """Once more after `ray.init`, which takes SIGTERM for itself, in Python and below it."""
         for number in self._kept:
@@ -53,7 +58,7 @@ class StopSignals:
         for number, handler in self._kept.items():
             signal.signal(number, handler)
         if isinstance(error, _Stopped):
-            raise Interrupted("interrupted before training began") from error
+            raise Interrupted("interrupted while no workers were training") from error
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         self._count = 1 if self._patient else self._count + 1

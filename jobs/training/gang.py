@@ -29,6 +29,7 @@ class Gang(Protocol):
     world_size: int
     local_rank: int
     device: torch.device
+    node: str  # as Ray identifies it; without Ray, the host's name
 
     def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
         """This worker's rows from step `start` on."""
@@ -67,6 +68,7 @@ class RayGang:
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.local_rank = context.get_local_rank()
+        self.node = ray.get_runtime_context().get_node_id()
         self.device = ray.train.torch.get_device() if gpus_per_worker else torch.device("cpu")
         self._paths = paths
         self._watch = OrderWatch(paths, driver) if self.rank == 0 else None
@@ -87,6 +89,7 @@ class TorchrunGang:
 
     def __init__(self, paths: JobPaths, gpus_per_worker: int, world: TorchrunWorld) -> None:
         self.rank, self.world_size, self.local_rank = world.rank, world.world_size, world.local_rank
+        self.node = os.uname().nodename
         self.device = gang_device(gpus_per_worker, self.local_rank)
         self._watch = OrderWatch(paths) if self.rank == 0 else None
         self._signalled = False

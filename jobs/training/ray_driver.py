@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from cluster.inventory import Inventory
 from cluster.ray_backend import (
-    NODE_LABEL,
+    ask_node,
     check_alive,
     connected,
     free_now,
@@ -19,15 +18,22 @@ from cluster.ray_backend import (
     keep_data_actor_here,
     leaving_nodes,
     snapshot,
+    wait_for_room,
 )
-from cluster.settings import set_default
 from cluster.workplace import Workplace
-from jobs import storage
 from jobs.assignment import Assignment
-from jobs.data.stream import ray_iterators
-from jobs.errors import CapacityError, MachinesFailed, RunFailed, StorageError
+from jobs.checkpoints import committed_steps
+from jobs.errors import (
+    CapacityError,
+    FleetuneError,
+    Interrupted,
+    MachinesFailed,
+    OutOfMemory,
+    RunFailed,
+)
 from jobs.journal import Record
 from jobs.outcome import Outcome
+from jobs.outofmemory import advice
 from jobs.paths import JobPaths
 from jobs.planning import gang_of, most_workers, with_workers, worker_numbers
 from jobs.progress import Progress
@@ -35,21 +41,20 @@ from jobs.provenance import run_facts
 from jobs.record import write_manifest
 from jobs.signals import StopSignals
 from jobs.spec import Spec
+from jobs.training.crash import Crash, How, crashes_of, examined
 from jobs.training.draining import Draining
-from jobs.training.gang import count_attempts, read_attempt, take_run
+from jobs.training.faults import first_line
+from jobs.training.gang import count_attempts, take_run
+from jobs.training.healing import Healing
 from jobs.training.job import Job
+from jobs.training.ray_fit import fit
 from jobs.training.ready import ready_data
-from jobs.training.worker import failures_of, outcome_of, ray_worker
+from jobs.training.vitals import remains
+from jobs.training.worker import failures_of, outcome_of
 from jobs.watch import Announcer, Watch
 
-# A dead worker process is started again this often; what the same input would raise again never is (see `worker`).
-MAX_WORKER_FAILURES = 3
-_FEW_WORKERS = 64
-_POLL_S = 0.5
 _LOOK_AT_NODES_S = 5.0
-# A rank that has failed leaves the others in a collective that nothing can interrupt. They get this long to end by
-# themselves; then the driver leaves, and Ray ends what belongs to it.
-_FAILURE_GRACE_S = 10.0
+_MOST_EXAMINED = 8  # dead processes whose nodes are asked
 
 
 def drive_on_ray(
@@ -64,8 +69,8 @@ def drive_on_ray(
 
     Raises:
         InputError: the data, or the gang, cannot be.
-        RunFailed: the workers died more often than is forgiven.
-        MachinesFailed: a node of the assignment is gone, or its cluster.
+        RunFailed: the workers died more often than is forgiven, or one of them ran out of memory.
+        MachinesFailed: a node of the assignment is gone, or its cluster; or the workers died there again and again.
         Interrupted: a second Ctrl-C, or one before training began.
     """
     given = assignment or Assignment()
@@ -82,14 +87,10 @@ def drive_on_ray(
             if spec.resources.min_workers is not None:  # not before: preparing may have taken hours
                 spec = with_workers(spec, most_workers(spec, free_now()))
             announce("phase", f"starting {gang_of(spec)}", phase="workers")
-            if given.places is not None:  # Ray Train would wait for ever for a node that is gone, or has no room
-                with held_places(gang_of(spec), given.places, lambda: None):
-                    pass
             keep_data_actor_here()
-            signals.graceful = True
             job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver)
             draining = Draining(paths, announce, given.places)
-            result = fit(job, signals, Watch(paths, progress), draining, given.places)
+            result = Training(job, signals, Watch(paths, progress), draining, announce, given.places).run()
     outcome = outcome_of(paths, result, failures_of(paths))
     write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint} | (result or {}).get("facts", {}))
     return outcome
@@ -108,134 +109,83 @@ def _connected(spec: Spec, address: str | None, assignment: Assignment | None) -
         raise MachinesFailed(f"the nodes of this attempt cannot be had any more: {error}") from error
 
 
-def fit(
-    job: Job, signals: StopSignals, watch: Watch, draining: Draining, places: Sequence[str] | None = None
-) -> Record | None:
-    """Train on the connected cluster; what rank 0 returned, None where a worker reported a failure.
+@dataclass
+class Training:
+    """The worker groups of one driver, one after another, until one ends well or no other is worth it."""
 
-    `TorchTrainer.fit` runs in a thread: on the main thread it would take Ctrl-C for itself and save nothing.
+    job: Job
+    signals: StopSignals
+    watch: Watch
+    draining: Draining
+    announce: Announcer
+    places: tuple[str, ...] | None  # the node of each worker, given by a queue; None: wherever there is room
+    _looked_at_s: float = field(default_factory=time.monotonic)
 
-    Raises:
-        RunFailed: the workers died more often than is forgiven.
-        MachinesFailed: one of `places` is gone, and so the gang cannot be healed.
-        Interrupted: a second signal.
-    """
-    done: dict[str, Any] = {}
+    def run(self) -> Record | None:
+        """What rank 0 returned; None where a worker reported a failure.
 
-    name = f"ray-{secrets.token_hex(4)}"
+        Raises:
+            RunFailed, MachinesFailed: see `drive_on_ray`.
+            Interrupted: a signal while no workers ran, or a second one.
+        """
+        paths = self.job.paths
+        healing = Healing(lambda: max(committed_steps(paths), default=0))
+        while True:
+            self._find_room()
+            self.signals.graceful = True
+            try:
+                return fit(self.job, self.places, self._look)
+            except FleetuneError:
+                raise
+            except Exception as error:
+                traceback.print_exc()
+                crash = self._crash_of(error)
+                self._go_on_after(crash, healing, error)
+            self.signals.graceful = False
 
-    def run() -> None:
-        try:
-            done["result"] = make_trainer(job, name, places).fit().return_value
-        except BaseException as error:
-            done["error"] = error
-        with contextlib.suppress(StorageError):  # Ray's own notes, of no use to anybody
-            storage.remove_dir(storage.join(job.run_root, name))
+    def _find_room(self) -> None:
+        """Ray Train would wait for ever for a node that is gone, and not long enough for one that is taken."""
+        gang = gang_of(self.job.spec)
+        if self.places is None:
+            wait_for_room(gang, lambda text: self.announce("phase", text, phase="workers"))
+            return
+        with held_places(gang, self.places, lambda: None):
+            pass
 
-    thread = threading.Thread(target=run, name="fit", daemon=True)
-    thread.start()
-    failed_at: float | None = None
-    looked_at = time.monotonic()
-    while thread.is_alive():
-        thread.join(_POLL_S)
-        watch.look()
-        signals.check()
-        if time.monotonic() - looked_at > _LOOK_AT_NODES_S:
-            draining.look(leaving_nodes())
-            if places is not None:
-                check_alive(places, snapshot())
-            looked_at = time.monotonic()
-        if failed_at is None:
-            with contextlib.suppress(StorageError):  # asked again at the next look
-                failed_at = time.monotonic() if storage.list_names(job.paths.failures) else None
-        if failed_at is not None and time.monotonic() - failed_at > _FAILURE_GRACE_S:
-            return None
-    watch.look()
-    if "error" in done:
-        check_alive(places or (), snapshot())
-        raise RunFailed(root_cause(done["error"])) from done["error"]
-    result: Record | None = done["result"]
-    return result
+    def _look(self) -> None:
+        self.watch.look()
+        self.signals.check()
+        if time.monotonic() - self._looked_at_s > _LOOK_AT_NODES_S:
+            self.draining.look(leaving_nodes())
+            check_alive(self.places or (), snapshot())
+            self._looked_at_s = time.monotonic()
 
+    def _crash_of(self, error: Exception) -> Crash | None:
+        """What became of the workers, with what their nodes know. Raises MachinesFailed."""
+        nodes = snapshot()
+        check_alive(self.places or (), nodes)
+        found = [self._examined(crash, nodes) for crash in crashes_of(error)[:_MOST_EXAMINED]]
+        return min(found, key=lambda crash: list(How).index(crash.how), default=None)
 
-def make_trainer(job: Job, name: str, places: Sequence[str] | None = None) -> Any:
-    """The trainer of a job: all that Ray Train is told.
+    def _examined(self, crash: Crash, nodes: Inventory) -> Crash:
+        if crash.node is None or crash.node not in {node.node_id for node in nodes.nodes}:
+            return crash
+        left = ask_node(crash.node, remains, self.job.driver)
+        return crash if left is None else examined(crash, left)
 
-    Args:
-        name: under which Ray keeps a state of its own, and would go on from one that it finds: a new one each time.
-        places: the node of each worker.
-    """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    resources = job.spec.resources
-    if resources.num_workers <= _FEW_WORKERS:
-        set_default("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # its own 2 s pass before an end, or a death, is seen
-    each = {"CPU": float(resources.cpus_per_worker)}
-    if resources.gpus_per_worker:
-        each["GPU"] = float(resources.gpus_per_worker)
-    return TorchTrainer(
-        ray_worker,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=resources.num_workers,
-            use_gpu=bool(resources.gpus_per_worker),
-            resources_per_worker=each,
-            accelerator_type=resources.accelerator_type,
-            label_selector=[{NODE_LABEL: place} for place in places] if places is not None else None,
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=job.run_root,
-            failure_config=FailureConfig(
-                max_failures=MAX_WORKER_FAILURES, controller_failure_limit=MAX_WORKER_FAILURES
-            ),
-            # Ray Train runs the loop in a thread, to which glibc would give an arena of its own, out of reach of
-            # `keep_freed_memory`: half a million page faults a step.
-            worker_runtime_env=None if resources.gpus_per_worker else {"env_vars": {"MALLOC_ARENA_MAX": "1"}},
-        ),
-        datasets={"train": _placeholder},
-        dataset_config=ordered_data_config(job),
-    )
-
-
-def _placeholder() -> Any:
-    """Ray Train wants a data set before it asks the data configuration; the rows come from the prepared shards."""
-    import ray.data
-
-    return ray.data.range(1)
-
-
-def ordered_data_config(job: Job) -> Any:
-    """A data configuration that gives every worker exactly its rows, from the step its group starts at.
-
-    Ray Train calls `configure` anew for every worker group, when rank 0 asks for its rows; by then rank 0 has published
-    the start (see `RayGang.steps`).
-    """
-    import ray.train
-
-    class OrderedData(ray.train.DataConfig):  # type: ignore[misc]  # ray carries no types
-        def configure(
-            self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: Any, **_: Any
-        ) -> list[dict[str, Any]]:
-            start = int(read_attempt(job.paths)["start"])
-            iterators = ray_iterators(job.prepared_root, job.spec, start, worker_node_ids)
-            return [{"train": rows} for rows in iterators]
-
-    return OrderedData()
-
-
-def root_cause(error: BaseException) -> str:
-    """The first dead worker's last words, without Ray's frames around them."""
-    failures = getattr(error, "worker_failures", {})
-    if not failures:
-        return f"Ray Train gave the run up: {_last_line(error)}"
-    rank, failure = next(iter(failures.items()))
-    cause = getattr(failure, "cause", None) or failure
-    return f"workers died more than {MAX_WORKER_FAILURES} times; the last time rank {rank}: {_last_line(cause)}"
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    def _go_on_after(self, crash: Crash | None, healing: Healing, error: Exception) -> None:
+        """Returns where the workers are to be started again. Raises RunFailed, MachinesFailed, Interrupted."""
+        if crash is None:
+            raise RunFailed(f"Ray Train gave the run up: {first_line(getattr(error, 'controller_failure', error))}")
+        if self.signals.asked:
+            raise Interrupted(f"asked to stop, but {crash} before a checkpoint was written") from error
+        if crash.how is How.MEMORY:
+            raise OutOfMemory(f"{crash}. {advice(self.job.spec)}") from error
+        if crash.how is How.NO_ROOM and self.places is None:
+            return
+        if not healing.may_go_on():
+            said = f"workers were lost {healing.losses} times without a newer checkpoint; the last time {crash}"
+            if self.places is not None:
+                raise MachinesFailed(said) from error
+            raise RunFailed(f"{said}. Look at the log of that rank") from error
+        self.announce("warning", f"{crash}: starting the workers again", losses=healing.losses)

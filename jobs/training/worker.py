@@ -7,6 +7,7 @@ peer raises is raised on, so that the gang is healed.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import time
@@ -18,24 +19,20 @@ from typing import Any
 import torch.distributed as dist
 
 from jobs import storage
-from jobs.errors import FleetuneError, InputError
 from jobs.journal import Record
 from jobs.outcome import Outcome, Status
 from jobs.paths import JobPaths
 from jobs.quiet import redirected_output
+from jobs.training.faults import Fault, fault_of, reason_of
 from jobs.training.gang import Gang, RayGang
 from jobs.training.job import Job
 from jobs.training.loop import train
 from jobs.training.run import LoopState
+from jobs.training.vitals import Vitals
 
 PEER_GRACE_S = 15.0
-_SIGNS_OF_A_LOST_PEER = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "Timed out waiting",
-    "process group has not been initialized",  # Ray has taken the gang apart under a rank that was still at work
-)
+# Which of several failures is the cause: ranks may fail in other ways because of one that ran out of memory.
+_CAUSES_FIRST = (Fault.MEMORY, Fault.MACHINE)
 
 
 def ray_worker(config: dict[str, Any]) -> Record | None:
@@ -44,7 +41,7 @@ def ray_worker(config: dict[str, Any]) -> Record | None:
     import ray.train
 
     rank = ray.train.get_context().get_world_rank()
-    with redirected_output(job.paths.log(f"rank-{rank}")):
+    with redirected_output(job.paths.log(f"rank-{rank}")), Vitals(job.driver, rank):
         return guarded(job, RayGang(job.paths, job.spec.resources.gpus_per_worker, job.driver), train)
 
 
@@ -59,11 +56,12 @@ def guarded(job: Job, gang: Gang, loop: Callable[[Job, Gang], LoopState]) -> Rec
         state = loop(job, gang)
     except Exception as error:
         traceback.print_exc()
-        if is_loss_of_a_peer(error):
+        fault = fault_of(error)
+        if fault is Fault.PEER:
             if not a_peer_reported(job.paths):
                 raise
             return None
-        record_failure(job.paths, gang.rank, error)
+        record_failure(job, gang.rank, gang.node, error, fault)
         leave_gang()
         return None
     return result_of(state) if gang.rank == 0 else None
@@ -82,15 +80,6 @@ def result_of(state: LoopState) -> Record:
     }
 
 
-def is_loss_of_a_peer(error: BaseException) -> bool:
-    """Whether an error says that another rank is gone, rather than that something is wrong here."""
-    if isinstance(error, FleetuneError):
-        return False
-    if isinstance(error, (dist.DistNetworkError, dist.DistBackendError, ConnectionError)):
-        return True
-    return isinstance(error, (RuntimeError, ValueError)) and any(sign in str(error) for sign in _SIGNS_OF_A_LOST_PEER)
-
-
 def a_peer_reported(paths: JobPaths) -> bool:
     """Whether a rank has left a failure: its report is written before its connections close."""
     deadline = time.monotonic() + PEER_GRACE_S
@@ -101,22 +90,27 @@ def a_peer_reported(paths: JobPaths) -> bool:
     return False
 
 
-def record_failure(paths: JobPaths, rank: int, error: Exception) -> None:
+def record_failure(job: Job, rank: int, node: str, error: Exception, fault: Fault) -> None:
     """Leave a failure for the driver and the other ranks."""
-    text = str(error) if isinstance(error, FleetuneError) else f"{type(error).__name__}: {error}"
     content = {
         "rank": rank,
-        "reason": text,
-        "bad_input": isinstance(error, InputError),
-        "log": paths.log(f"rank-{rank}"),
+        "node": node,
+        "fault": fault,
+        "reason": reason_of(error, fault, rank, os.uname().nodename, job.spec),
+        "log": job.paths.log(f"rank-{rank}"),
     }
-    storage.write_bytes(paths.failure(rank), json.dumps(content).encode())
+    storage.write_bytes(job.paths.failure(rank), json.dumps(content).encode())
 
 
 def leave_gang() -> None:
-    """Close this rank's connections, so that peers that wait for it in a collective find out at once."""
-    with contextlib.suppress(Exception):  # the failure is recorded; nothing here may hide it
-        dist.destroy_process_group()
+    """Close this rank's connections, so that peers that wait for it in a collective find out at once.
+
+    NCCL would wait for kernels that wait for those peers. There the driver, or the watch of a torchrun process, sees
+    the failure and ends the peers.
+    """
+    if dist.is_initialized() and dist.get_backend() != "nccl":
+        with contextlib.suppress(Exception):  # the failure is recorded; nothing here may hide it
+            dist.destroy_process_group()
 
 
 def hosts_that_do_not_see(paths: JobPaths, working_dir: str | None = None) -> str | None:
@@ -139,21 +133,28 @@ def hosts_that_do_not_see(paths: JobPaths, working_dir: str | None = None) -> st
 
 
 def failures_of(paths: JobPaths) -> list[Record]:
-    """What ranks failed with, lowest rank first."""
+    """What ranks failed with: first what may have caused the others, then the lowest rank."""
     names = storage.list_names(paths.failures)
     found = [json.loads(storage.read_bytes(storage.join(paths.failures, name))) for name in names]
-    return sorted(found, key=lambda failure: int(failure["rank"]))
+    return sorted(found, key=lambda failure: (failure["fault"] not in _CAUSES_FIRST, int(failure["rank"])))
 
 
 def outcome_of(paths: JobPaths, result: Record | None, failures: list[Record]) -> Outcome:
     """What a run's outcome is, from what its workers left."""
-    import datetime
-
     now = datetime.datetime.now(datetime.UTC)
     if failures or result is None or "failure" in result:
         silent = (result or {}).get("failure", "the workers ended without a result")
-        first = failures[0] if failures else {"reason": silent, "bad_input": False}
-        return Outcome(status=Status.FAILED, reason=first["reason"], bad_input=first["bad_input"], ended_at=now)
+        first = failures[0] if failures else {"reason": silent, "fault": Fault.PROGRAM}
+        broken = [str(failure["node"]) for failure in failures if failure["fault"] == Fault.MACHINE]
+        return Outcome(
+            status=Status.FAILED,
+            reason=first["reason"],
+            bad_input=first["fault"] == Fault.INPUT,
+            out_of_memory=first["fault"] == Fault.MEMORY,
+            lost=first["fault"] == Fault.MACHINE,
+            faulty_nodes=tuple(sorted(set(broken))),
+            ended_at=now,
+        )
     stopped = result["stopped"]
     rest = (
         "whose checkpoint is kept"

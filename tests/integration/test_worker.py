@@ -7,11 +7,13 @@ import threading
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from jobs.errors import DataError, RunFailed
 from jobs.outcome import Status
 from jobs.training import worker
+from jobs.training.faults import Fault
 from jobs.training.gang import OrderWatch, take_run
 from jobs.training.job import Job
 from jobs.training.run import LoopState
@@ -23,6 +25,7 @@ GONE = ValueError("Default process group has not been initialized, please make s
 
 class OneRank:
     rank = 0
+    node = "n1"
 
 
 @pytest.fixture
@@ -59,7 +62,20 @@ def test_what_would_fail_again_is_returned_and_kept(job: Job, error: Exception, 
     assert outcome.exit_code == (2 if bad_input else 1)
 
 
-@pytest.mark.parametrize("error", [LOST, GONE, dist.DistBackendError("NCCL error"), ConnectionResetError("reset")])
+def test_a_rank_without_memory_and_one_with_a_broken_gpu_end_the_attempt_each_in_its_way(job: Job) -> None:
+    worker.record_failure(job, 0, "n1", DataError("because of the other rank"), Fault.INPUT)
+    worker.record_failure(job, 1, "n2", MemoryError(), Fault.MEMORY)
+    full = worker.outcome_of(job.paths, None, worker.failures_of(job.paths))
+    assert full.out_of_memory and not full.lost and not full.bad_input and full.exit_code == 1
+    assert str(full.reason).startswith("rank 1 on ") and "ran out of host memory" in str(full.reason)
+    worker.record_failure(job, 1, "n2", torch.AcceleratorError("CUDA error: uncorrectable ECC error"), Fault.MACHINE)
+    broken = worker.outcome_of(job.paths, None, worker.failures_of(job.paths))
+    assert broken.lost and broken.faulty_nodes == ("n2",) and broken.exit_code == 75
+
+
+@pytest.mark.parametrize(
+    "error", [LOST, GONE, dist.DistBackendError("NCCL error: remote process exited"), ConnectionResetError("reset")]
+)
 def test_the_loss_of_a_peer_is_raised(job: Job, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "PEER_GRACE_S", 0.0)
     with pytest.raises(type(error)):
@@ -68,7 +84,7 @@ def test_the_loss_of_a_peer_is_raised(job: Job, error: Exception, monkeypatch: p
 
 
 def test_the_loss_of_a_peer_that_has_reported_is_not_raised(job: Job) -> None:
-    worker.record_failure(job.paths, 1, DataError("bad row"))
+    worker.record_failure(job, 1, "n1", DataError("bad row"), Fault.INPUT)
     assert worker.guarded(job, OneRank(), failing(LOST)) is None  # type: ignore[arg-type]
     assert [failure["rank"] for failure in worker.failures_of(job.paths)] == [1]
 

@@ -28,7 +28,7 @@ def test_before_training_it_passes_what_catches_every_error(tmp_path: Path, numb
             pytest.fail("it went on")
 
     kept = signal.getsignal(number)
-    with pytest.raises(Interrupted, match="before training began"):
+    with pytest.raises(Interrupted, match="while no workers were training"):
         prepare()
     assert signal.getsignal(number) is kept
 

@@ -1,0 +1,86 @@
+"""How much memory this process may use, and how often the kernel has killed a process for memory here. Linux only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_V1_UNLIMITED_BYTES = 1 << 60  # control groups of version 1 write "no limit" as a number near 2**63
+
+
+@dataclass(frozen=True)
+class Memory:
+    """
+    Attributes:
+        limit_bytes: the lowest limit of this process's control groups, or the machine's memory; 0: it is not known.
+        contained: a control group sets the limit, as in a container.
+        kills: processes killed for memory so far: in this process's control group, and on the whole machine.
+    """
+
+    limit_bytes: int
+    contained: bool
+    kills: tuple[int, ...]
+
+
+def memory_here(root: Path = Path("/")) -> Memory:
+    """The memory of this process's surroundings. `root` is `/` outside of tests."""
+    folders = list(_groups(root))
+    machine = _number_after("MemTotal:", root / "proc/meminfo") * 1024
+    limits = [limit for folder in folders if (limit := _limit(folder)) and (not machine or limit < machine)]
+    own = next((folder for folder in folders if (folder / _events(folder)).exists()), None)
+    kills = () if own is None else (_number_after("oom_kill", own / _events(own)),)
+    return Memory(
+        limit_bytes=min(limits, default=machine),
+        contained=bool(limits),
+        kills=(*kills, _number_after("oom_kill", root / "proc/vmstat")),
+    )
+
+
+def killed_since(before: Sequence[int], after: Sequence[int]) -> bool:
+    """Whether a counter of `Memory.kills` has grown."""
+    return any(then < now for then, now in zip(before, after, strict=False))
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """Folders of the memory control groups that this process is in, the innermost first.
+
+    A container may see only its own group, mounted where the outermost would be.
+    """
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0":
+            base = root / "sys/fs/cgroup"
+        elif "memory" in controllers.split(","):
+            base = root / "sys/fs/cgroup/memory"
+        else:
+            continue
+        inner = base / path.lstrip("/")
+        yield from (folder for folder in (inner, *inner.parents) if folder.is_relative_to(base) and folder.is_dir())
+
+
+def _events(folder: Path) -> str:
+    """The file that counts kills; version 2 of control groups, then version 1."""
+    return "memory.events" if (folder / "memory.events").exists() else "memory.oom_control"
+
+
+def _limit(folder: Path) -> int:
+    """Bytes; 0: this group sets none."""
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        text = _text(folder / name).strip()
+        if text.isdigit() and int(text) < _V1_UNLIMITED_BYTES:
+            return int(text)
+    return 0
+
+
+def _number_after(word: str, file: Path) -> int:
+    lines = (line.split() for line in _text(file).splitlines())
+    return next((int(fields[1]) for fields in lines if len(fields) > 1 and fields[0] == word), 0)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""

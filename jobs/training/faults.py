@@ -1,0 +1,108 @@
+"""What kind of fault an exception of a worker is, and so whether the same run may succeed elsewhere. Pure functions.
+
+CUDA has one exception for a broken GPU and for a bug of the program. The names of its errors tell them apart: an
+assertion, a wrong address or a missing kernel come from the program and come again; all else is the machine.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+import torch
+import torch.distributed as dist
+
+from jobs.errors import FleetuneError, InputError, OutOfMemory
+from jobs.outofmemory import advice
+from jobs.spec import Spec
+
+
+class Fault(StrEnum):
+    INPUT = "input"  # the spec, the data or the model is wrong
+    PROGRAM = "program"  # anything else that the same input would raise again
+    MEMORY = "memory"  # of the GPU or of the host
+    MACHINE = "machine"  # the GPU, its driver or its links: another node may do
+    PEER = "peer"  # another rank is gone
+
+
+_SIGNS_OF_MEMORY = re.compile(
+    r"out of memory|cudaErrorMemoryAllocation|STATUS_ALLOC_FAILED|can't allocate memory|Failed to CUDA malloc"
+    r"|not enough memory: you tried to allocate",
+    re.IGNORECASE,
+)
+_OF_CUDA = re.compile(r"CUDA error|CUDA driver error|cuDNN error|CUBLAS_STATUS_|CUSOLVER_STATUS_|Cuda failure")
+_SIGNS_OF_A_BUG = re.compile(
+    r"device-side assert|illegal memory access|illegal address|misaligned address|illegal instruction|invalid argument"
+    r"|invalid configuration|invalid device function|no kernel image|invalid resource handle|invalid device ordinal"
+    r"|too many resources requested|operation not permitted when stream is capturing"
+    r"|STATUS_NOT_SUPPORTED|STATUS_INVALID_VALUE|STATUS_BAD_PARAM|STATUS_ARCH_MISMATCH"
+    r"|cudaError(Assert|IllegalAddress|IllegalInstruction|MisalignedAddress|InvalidValue|NoKernelImageForDevice)",
+    re.IGNORECASE,
+)
+# NCCL's own words for a fault of this rank's machine; its other errors tell of a peer or of the network between.
+_SIGNS_OF_THE_MACHINE = re.compile(r"unhandled cuda error|unhandled system error|Cuda failure", re.IGNORECASE)
+_SIGNS_OF_A_LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "process group has not been initialized",  # Ray has taken the gang apart under a rank that was still at work
+)
+_GPU_MEMORY = re.compile(
+    r"Tried to allocate (?P<asked>[\d.]+ \w+)\."
+    r".*?total capacity of (?P<total>[\d.]+ \w+) of which (?P<free>[\d.]+ \w+)",
+    re.DOTALL,
+)
+
+
+def fault_of(error: BaseException) -> Fault:
+    if isinstance(error, InputError):
+        return Fault.INPUT
+    if isinstance(error, OutOfMemory):
+        return Fault.MEMORY
+    if isinstance(error, FleetuneError):
+        return Fault.PROGRAM
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return Fault.MEMORY
+    if isinstance(error, ConnectionError | dist.DistNetworkError):
+        return Fault.PEER
+    if isinstance(error, RuntimeError) and _SIGNS_OF_MEMORY.search(text):
+        return Fault.MEMORY
+    if isinstance(error, dist.DistBackendError):
+        return Fault.MACHINE if _SIGNS_OF_THE_MACHINE.search(text) else Fault.PEER
+    if isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and _OF_CUDA.search(text)):
+        return Fault.PROGRAM if _SIGNS_OF_A_BUG.search(text) else Fault.MACHINE
+    if isinstance(error, RuntimeError | ValueError) and any(sign in text for sign in _SIGNS_OF_A_LOST_PEER):
+        return Fault.PEER
+    return Fault.PROGRAM
+
+
+def reason_of(error: BaseException, fault: Fault, rank: int, host: str, spec: Spec) -> str:
+    """One plain line for people: what failed where, and what to change."""
+    if isinstance(error, FleetuneError):
+        return str(error)
+    if fault is Fault.MEMORY:
+        return f"rank {rank} on {host} ran out of {_which_memory(error)}. {advice(spec)}"
+    if fault is Fault.MACHINE:
+        return (
+            f"the hardware of rank {rank} on {host} failed: {first_line(error)}. Look at that node with nvidia-smi and "
+            "dmesg, and go on with the run on another one"
+        )
+    return f"{type(error).__name__}: {error}"
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an error says; the rest is mostly advice of a library."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300].rstrip('.')}" if lines else type(error).__name__
+
+
+def _which_memory(error: BaseException) -> str:
+    """`GPU memory: 77.6 of 79.1 GiB were in use when 2.0 GiB more were asked for`."""
+    if not isinstance(error, torch.OutOfMemoryError) and not _OF_CUDA.search(str(error)):
+        return f"host memory ({first_line(error)})"
+    found = _GPU_MEMORY.search(str(error))
+    if found is None:
+        return "GPU memory"
+    return f"GPU memory: {found['asked']} more were asked for, and {found['free']} of {found['total']} were free"

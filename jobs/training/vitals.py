@@ -1,0 +1,102 @@
+"""What a worker process last knew of its memory, in a local file that outlives the process.
+
+Neither Ray nor the kernel tells a driver why a process was killed. The process writes down how much memory it holds and
+how often the kernel has killed for memory so far; after its death, the driver has the same node read both again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cluster.memory import Memory, killed_since, memory_here
+
+# How old the last word of a killed process may be. A kill of another process counts as a sign only within this time.
+EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Vital:
+    """The last word of one process. `kills`: see `Memory`."""
+
+    rank: int
+    pid: int
+    resident_bytes: int
+    kills: tuple[int, ...]
+
+
+class Vitals:
+    """Keeps the file of this process while its context is open. A full disk costs the file, not the run."""
+
+    def __init__(self, key: str, rank: int, every_s: float = EVERY_S) -> None:
+        """`key` names the driver; nobody else can guess it."""
+        self._file, self._rank, self._every_s = _file(key, rank), rank, every_s
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="vitals", daemon=True)
+
+    def __enter__(self) -> Vitals:
+        self._write()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            self._file.unlink()
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._every_s):
+            self._write()
+
+    def _write(self) -> None:
+        vital = Vital(self._rank, os.getpid(), resident_bytes(), memory_here().kills)
+        beside = self._file.with_suffix(".new")
+        with contextlib.suppress(OSError):
+            handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(handle, "w") as file:
+                json.dump(asdict(vital), file)
+            os.replace(beside, self._file)
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What a node knows of a driver's processes that have died there."""
+
+    vitals: tuple[Vital, ...]
+    memory: Memory
+
+    def of(self, rank: int | None, pid: int | None) -> Vital | None:
+        return next((vital for vital in self.vitals if rank == vital.rank or pid == vital.pid), None)
+
+    def killed_for_memory(self, vital: Vital) -> bool:
+        return killed_since(vital.kills, self.memory.kills)
+
+
+def remains(key: str) -> Remains:
+    """What processes with this key have left on this machine; their files are removed."""
+    found = []
+    for file in Path(tempfile.gettempdir()).glob(f"{_PREFIX}{key}-*.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            said = json.loads(file.read_text())
+            found.append(Vital(said["rank"], said["pid"], said["resident_bytes"], tuple(said["kills"])))
+            file.unlink()
+    return Remains(tuple(found), memory_here())
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+_PREFIX = "fleetune-vitals-"
+
+
+def _file(key: str, rank: int) -> Path:
+    return Path(tempfile.gettempdir()) / f"{_PREFIX}{key}-{rank}.json"

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from cluster.sessionrecord import SessionRecord
-from cluster.settings import RayJob, set_default, torchrun_world
+from cluster.settings import RayJob, TorchrunWorld, set_default, torchrun_world
 from jobs.assignment import Assignment
 from jobs.begin import begin_run, load_job
 from jobs.errors import FleetuneError, Interrupted, SpecError
@@ -80,19 +81,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run_on_ray(spec, progress=PlainProgress(user_stream()), resume=resume).exit_code
         if spec.resources.gpus_per_worker == 0:  # DeepSpeed, at its first import, would warn that it found no GPU
             set_default("DS_ACCELERATOR", "cpu")
-        from jobs.training.torchrun import run_under_torchrun
-
-        code = run_under_torchrun(spec, world, resume).exit_code
-        # Everything is closed. gloo's threads may still hold tensors, whose end aborts a process in which the
-        # interpreter is ending (pytorch#179291), also after the groups were destroyed.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _end_under_torchrun(spec, world, resume)
     except FleetuneError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return Interrupted.exit_code
+
+
+def _end_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None) -> NoReturn:
+    """Run, and end the process without its interpreter's end.
+
+    gloo's threads may still hold tensors, whose end aborts a process in which the interpreter is ending
+    (pytorch#179291), also after the groups were destroyed; and NCCL would wait for ranks that have failed.
+    """
+    from jobs.training.torchrun import end_process, run_under_torchrun
+
+    try:
+        code = run_under_torchrun(spec, world, resume).exit_code
+    except FleetuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = Interrupted.exit_code
+    except Exception:
+        traceback.print_exc()
+        code = FleetuneError.exit_code
+    end_process(code)
 
 
 def _as_guest(spec: Spec, resume: str | None, job: RayJob, record: SessionRecord) -> int:

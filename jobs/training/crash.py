@@ -42,7 +42,7 @@ class Crash:
 
     @property
     def who(self) -> str:
-        who = f"a worker (pid {self.pid})" if self.pid is not None else "a worker"
+        who = f"a process of this run (pid {self.pid})" if self.pid is not None else "a process of this run"
         who = f"rank {self.rank}" if self.rank is not None else who
         return f"{who} on node {self.host or self.node}" if self.host or self.node else who
 

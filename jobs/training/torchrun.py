@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import signal
-from typing import Any
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 
+from cluster.memory import killed_since, memory_here
 from cluster.settings import TorchrunWorld
+from jobs import storage
 from jobs.begin import begin_run
+from jobs.errors import FleetuneError, OutOfMemory, RunFailed
 from jobs.outcome import Outcome, Status
+from jobs.outofmemory import advice
 from jobs.paths import JobPaths
 from jobs.planning import with_workers
 from jobs.progress import PlainProgress, Progress
@@ -19,10 +26,12 @@ from jobs.provenance import run_facts
 from jobs.quiet import redirected_output, user_stream
 from jobs.record import concluded, ending_of, write_manifest
 from jobs.spec import Spec
+from jobs.training.faults import first_line
 from jobs.training.gang import TorchrunGang, count_attempts, gang_device
 from jobs.training.job import Job
 from jobs.training.loop import train
 from jobs.training.ready import ready_data
+from jobs.training.torchrun_watch import FailureWatch
 from jobs.training.worker import failures_of, guarded, outcome_of
 from jobs.validate import enter_working_dir
 from jobs.watch import Announcer, Watch
@@ -45,14 +54,13 @@ def run_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None = No
     device = gang_device(spec.resources.gpus_per_worker, world.local_rank)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TRAIN_TIMEOUT)
     waiting = dist.new_group(backend="gloo", timeout=_PREPARE_TIMEOUT)
-    try:
-        if world.rank == 0:
-            return _lead(spec, world, resume, waiting, PlainProgress(user_stream()))
-        return _follow(world, waiting)
-    finally:
-        # Before the interpreter ends: gloo's threads may hold tensors, whose end needs an interpreter (pytorch#179291).
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    if world.rank == 0:
+        outcome = _lead(spec, world, resume, waiting, PlainProgress(user_stream()))
+    else:
+        outcome = _follow(world, waiting)
+    if outcome.status is not Status.FAILED and dist.is_initialized():  # else NCCL would wait for ranks that are gone
+        dist.destroy_process_group()
+    return outcome
 
 
 def _lead(spec: Spec, world: TorchrunWorld, resume: str | None, waiting: Any, progress: Progress) -> Outcome:
@@ -85,10 +93,39 @@ def _prepare_and_train(
     write_manifest(paths, facts)
     job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths))
     tell(job)
-    with Watch(paths, progress).in_background():
-        result = guarded(job, _gang(job, world), train)
+
+    def end() -> None:
+        outcome = concluded(paths, lambda: outcome_of(paths, None, failures_of(paths)))
+        announce("ended", ending_of(paths, outcome), status=outcome.status)
+        announce.close()
+        end_process(outcome.exit_code)
+
+    kills = memory_here().kills
+    with FailureWatch(paths, end), Watch(paths, progress).in_background():
+        try:
+            result = guarded(job, _gang(job, world), train)
+        except Exception as error:
+            raise _of_lost_peer(error, kills, spec) from error
     write_manifest(paths, facts | (result or {}).get("facts", {}))
     return outcome_of(paths, result, failures_of(paths))
+
+
+def _of_lost_peer(error: Exception, kills: Sequence[int], spec: Spec) -> FleetuneError:
+    """What to say of another process that has ended without a word. `kills`: see `Memory`, when training began."""
+    if killed_since(kills, memory_here().kills):
+        host = os.uname().nodename
+        return OutOfMemory(
+            f"a process of this run is gone, and the kernel of {host} has killed a process for memory since the run "
+            f"began. {advice(spec)}"
+        )
+    return RunFailed(f"a process of this run is gone ({first_line(error)}). The output of torchrun says how it ended")
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process now: what its threads wait for may never come."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _follow(world: TorchrunWorld, waiting: Any) -> Outcome:
@@ -100,9 +137,11 @@ def _follow(world: TorchrunWorld, waiting: Any) -> Outcome:
     if job is None:  # rank 0 says why
         return Outcome(status=Status.SUCCEEDED, ended_at=ended)
     enter_working_dir(job.spec)
-    with redirected_output(job.paths.log(f"rank-{world.rank}")):
+    watch = FailureWatch(job.paths, lambda: end_process(1)) if world.local_rank == 0 else contextlib.nullcontext()
+    with watch, redirected_output(job.paths.log(f"rank-{world.rank}")):
         guarded(job, _gang(job, world), train)
-    return Outcome(status=Status.SUCCEEDED, ended_at=ended)
+    failed = bool(storage.list_names(job.paths.failures))  # rank 0 says why
+    return Outcome(status=Status.FAILED if failed else Status.SUCCEEDED, ended_at=ended)
 
 
 def _gang(job: Job, world: TorchrunWorld) -> TorchrunGang:

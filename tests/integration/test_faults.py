@@ -118,7 +118,9 @@ def test_where_ray_kills_its_controller_too_the_largest_worker_is_named() -> Non
 
     (crash,) = crashes_of(OutOfMemoryError(FULL))
     assert (crash.how, crash.pid, crash.node) == (How.MEMORY, 42, "c61f81")
-    assert str(crash).startswith("a worker (pid 42) on node 192.0.2.2 was killed for memory by Ray when the node had")
+    assert str(crash).startswith(
+        "a process of this run (pid 42) on node 192.0.2.2 was killed for memory by Ray when the node had"
+    )
 
 
 def test_other_ends_of_workers_are_told_apart() -> None:

@@ -9,11 +9,13 @@ shape; 429 too many at once; 503 tried again later.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.queuespec import MOST_PRIORITY, VARIABLE
 from orchestrator.queue.records import Job
+from orchestrator.queue.restrictions import MEMBERS_MAX_PRIORITY
 from orchestrator.queue.retry import waits_s
 from orchestrator.queue.states import Reason, State, Wanted
 
@@ -179,7 +181,7 @@ class Counts(Told):
 
 
 class Priority(Sent):
-    priority: int = Field(ge=-1000, le=1000)
+    priority: int = Field(ge=-MOST_PRIORITY, le=MOST_PRIORITY)
 
 
 class EventView(Told):
@@ -274,17 +276,40 @@ class QuotaSent(Sent):
     gpus: int = Field(ge=0, le=1_000_000)
 
 
+class RestrictionsSent(Sent):
+    """All limits of a tenant's jobs; see `orchestrator.queue.restrictions`. None: no limit."""
+
+    max_priority: int = Field(MEMBERS_MAX_PRIORITY, ge=-MOST_PRIORITY, le=MOST_PRIORITY)
+    max_queued_jobs: int | None = Field(None, ge=0, le=1_000_000_000)
+    max_runtime_s: float | None = Field(None, gt=0.0, le=1e10)
+    max_gpu_hours_per_month: float | None = Field(None, ge=0.0, le=1e12)
+    roots: tuple[Annotated[str, Field(min_length=1, max_length=2000)], ...] | None = Field(None, max_length=100)
+    secrets: tuple[Annotated[str, Field(pattern=VARIABLE)], ...] = Field((), max_length=1000)
+
+
 class TenantSent(Sent):
-    """All of a tenant's settings."""
+    """All of a tenant's settings. Without `restrictions`, these stay as they are."""
 
     weight: float = Field(1.0, gt=0.0, le=1_000_000.0)
     guaranteed: tuple[QuotaSent, ...] = Field((), max_length=100)
     limit: tuple[QuotaSent, ...] = Field((), max_length=100)
+    restrictions: RestrictionsSent | None = None
 
 
 class QuotaView(Told):
     accelerator_type: str | None
     gpus: int
+
+
+class RestrictionsView(Told):
+    """See `RestrictionsSent`."""
+
+    max_priority: int = MEMBERS_MAX_PRIORITY
+    max_queued_jobs: int | None = None
+    max_runtime_s: float | None = None
+    max_gpu_hours_per_month: float | None = None
+    roots: tuple[str, ...] | None = None
+    secrets: tuple[str, ...] = ()
 
 
 class TenantView(Told):
@@ -295,6 +320,8 @@ class TenantView(Told):
     running: int
     queued: int
     gpus: int = Field(description="Held now.")
+    restrictions: RestrictionsView = RestrictionsView()
+    gpu_hours: float | None = Field(None, description="Of this month (UTC), where the tenant has a limit of them.")
 
 
 class Tenants(Told):
@@ -319,6 +346,7 @@ class TokenSent(Sent):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")
     role: Literal["admin", "member", "viewer"]
     tenant: str | None = Field(None, min_length=1, max_length=100)
+    lifetime_s: float | None = Field(None, gt=0.0, le=1e10, description="After that it is refused; null: never.")
 
 
 class TokenView(Told):
@@ -327,6 +355,7 @@ class TokenView(Told):
     tenant: str | None
     created_s: float
     revoked_s: float | None
+    expires_s: float | None = None
 
 
 class Tokens(Told):

@@ -210,7 +210,7 @@ class Client:
         return self._connection.get("/v1/tenants", Tenants).tenants
 
     def usage(self, month: str | None = None, tenant: str | None = None) -> tuple[UsageRow, ...]:
-        """`month`: as 2026-11; left out: all of them."""
+        """`month`: as 2026-11; left out: the newest twelve."""
         return self._connection.get("/v1/usage", Usage, {"month": month, "tenant": tenant}).rows
 
     def server(self) -> Server:

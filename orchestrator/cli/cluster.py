@@ -115,6 +115,28 @@ def tenants_set(
     limit: Annotated[
         Quotas, typer.Option("--limit", metavar="[TYPE=]N", help="GPUs it may hold at most; repeatable, or none.")
     ] = None,
+    max_priority: Annotated[
+        str | None,
+        typer.Option("--max-priority", metavar="N", help="Highest priority that its members may give, or none [0]."),
+    ] = None,
+    max_queued: Annotated[
+        str | None, typer.Option("--max-queued", metavar="N", help="Most jobs it may have in the queue, or none.")
+    ] = None,
+    max_runtime: Annotated[
+        str | None, typer.Option("--max-runtime", metavar="TIME", help="Longest run time of a job, e.g. 24h, or none.")
+    ] = None,
+    max_gpu_hours: Annotated[
+        str | None,
+        typer.Option("--max-gpu-hours", metavar="N", help="GPU-hours of a month (UTC); then nothing starts; or none."),
+    ] = None,
+    root: Annotated[
+        list[str] | None,
+        typer.Option("--root", metavar="PATH", help="Where its files may lie: a path or URL; repeatable, or none."),
+    ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option("--secret", metavar="NAME", help="Secret of the server for its jobs; repeatable, or none."),
+    ] = None,
     json_: Json = False,
     url: Url = None,
 ) -> None:
@@ -123,21 +145,22 @@ def tenants_set(
         from urllib.parse import quote
 
         from orchestrator.api import Tenants, TenantView
-        from orchestrator.cli.tenantsettings import check_name, settings
+        from orchestrator.cli.tenantsettings import Asked, check_name, settings
         from orchestrator.discovery import connected
         from orchestrator.pages.cluster import tenants_page
 
         check_name(name)
         with connected(url, PATIENCE_S) as server:
             known = {one.name: one for one in server.get("/v1/tenants", Tenants).tenants}
-            sent = settings(known.get(name), weight, guaranteed, limit)
+            asked = Asked(max_priority, max_queued, max_runtime, max_gpu_hours, root, secret)
+            sent = settings(known.get(name), weight, guaranteed, limit, asked)
             told = server.put(f"/v1/tenants/{quote(name, safe='')}", TenantView, sent)
         typer.echo(told.model_dump_json() if json_ else tenants_page([told], width()))
 
 
 def usage(
     month: Annotated[
-        str | None, typer.Option("--month", metavar="YYYY-MM", help="Only that month (UTC) [all of them].")
+        str | None, typer.Option("--month", metavar="YYYY-MM", help="Only that month (UTC) [the newest twelve].")
     ] = None,
     tenant: OneTenant = None,
     json_: Json = False,

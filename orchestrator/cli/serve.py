@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cluster.settings import fleetune_home
 from jobs.errors import InputError
 from orchestrator.cli import completing
 from orchestrator.cli.edge import Json, edge
@@ -33,6 +34,13 @@ ServerUrl = Annotated[
     str | None, typer.Option("--url", metavar="URL", help="Of the server [FLEETUNE_URL, or the one of this machine].")
 ]
 TokenName = Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; for lists and events.")]
+
+_LONGEST_S = 1e10
+_BESIDE = "somebody beside the server (--store)"
+_FIRST = (
+    "This is the first token: from now on every command on this server needs one, also in this shell.\n"
+    "To go on here, keep the token that follows. Jobs that run are not affected."
+)
 
 tokens = command_group(
     name="tokens",
@@ -135,6 +143,9 @@ def add(
         str | None,
         typer.Option("--tenant", metavar="T", help="Whose jobs; of a member.", autocompletion=completing.tenant_names),
     ] = None,
+    expires: Annotated[
+        str | None, typer.Option("--expires", metavar="TIME", help="When it ends, from now, e.g. 90d or 12h [never].")
+    ] = None,
     store: StoreUrl = None,
     url: ServerUrl = None,
     json_: Json = False,
@@ -142,18 +153,28 @@ def add(
     """Make a token. It is printed once, and kept nowhere."""
     with edge():
         from orchestrator.api import NewToken, TokenSent
+        from orchestrator.cli.durations import duration_s
 
+        lifetime_s = None if expires is None else duration_s("--expires", expires)
         try:
-            sent = TokenSent(name=name, role=role, tenant=tenant)
+            sent = TokenSent(name=name, role=role, tenant=tenant, lifetime_s=lifetime_s)
         except ValueError as error:
+            if lifetime_s is not None and lifetime_s > _LONGEST_S:
+                raise InputError(f"--expires {expires} is too long: leave it out for a token without end") from error
             raise InputError(f"{name!r} cannot be a token's name: use letters, digits, '.', '_', '@', '-'") from error
+        first = role == "admin" and not any(one.revoked_s is None for one in _listed(store, url, new=True))
+        if first:
+            typer.echo(_FIRST, err=True)
         made = NewToken(name=name, token=_added(sent, store, url))
         if json_:
             typer.echo(made.model_dump_json())
             return
         typer.echo(made.token)
+        home = fleetune_home()
         typer.echo(
-            f"{name} sets FLEETUNE_TOKEN to it, or writes it to ~/.fleetune/token. It is not shown again", err=True
+            f"It is not shown again. {name} sets FLEETUNE_TOKEN to it, or writes it to a file of their own:\n"
+            f"  (umask 077; mkdir -p {home}; cat > {home / 'token'})    # then paste it, and end with Ctrl-D",
+            err=True,
         )
 
 
@@ -176,7 +197,9 @@ def revoke(name: TokenName, store: StoreUrl = None, url: ServerUrl = None) -> No
     with edge():
         if store is not None:
             with _opened(store) as opened:
-                opened.revoke_token(name, time.time())
+                from orchestrator.server.tokenrules import revoke as revoke_token
+
+                revoke_token(opened, name, time.time(), _BESIDE)
         else:
             from orchestrator.api import TokenView
             from orchestrator.discovery import connected
@@ -197,17 +220,17 @@ def _added(sent: TokenSent, store: str | None, url: str | None) -> str:
         from orchestrator.queue.records import Role
         from orchestrator.server.tokenrules import add
 
-        return add(opened, sent.name, Role(sent.role), sent.tenant, time.time())
+        return add(opened, sent.name, Role(sent.role), sent.tenant, time.time(), _BESIDE, sent.lifetime_s)
 
 
-def _listed(store: str | None, url: str | None) -> list[TokenView]:
+def _listed(store: str | None, url: str | None, new: bool = False) -> list[TokenView]:
     if store is None:
         from orchestrator.api import Tokens
         from orchestrator.discovery import connected
 
         with connected(url) as connection:
             return list(connection.get("/v1/tokens", Tokens).tokens)
-    with _opened(store) as opened:
+    with _opened(store, new) as opened:
         from orchestrator.server.tokenrules import view
 
         return [view(token) for token in opened.tokens()]
@@ -225,7 +248,16 @@ def _opened(url: str, new: bool = False) -> Iterator[Store]:
 
 
 def _table(found: list[TokenView]) -> str:
-    rows = [("NAME", "ROLE", "TENANT", "MADE", "REVOKED")]
-    rows += [(one.name, one.role, one.tenant or "all", day(one.created_s), day(one.revoked_s)) for one in found]
+    rows = [("NAME", "ROLE", "TENANT", "MADE", "EXPIRES", "REVOKED")]
+    rows += [
+        (one.name, one.role, one.tenant or "all", day(one.created_s), _expires(one), day(one.revoked_s))
+        for one in found
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _expires(token: TokenView) -> str:
+    if token.expires_s is None:
+        return "never"
+    return f"{day(token.expires_s)}{' (expired)' if token.expires_s <= time.time() else ''}"

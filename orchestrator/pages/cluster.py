@@ -7,6 +7,8 @@ from typing import Final
 
 from orchestrator.api import NodeView, QuotaView, TenantView, UsageRow
 from orchestrator.pages.tables import columns, cut
+from orchestrator.queue.restrictions import MEMBERS_MAX_PRIORITY
+from orchestrator.scheduling.whytext import span
 
 LONGEST_NODE: Final = 16  # characters; Ray's ids have 56, and the start of one is enough for every command
 
@@ -64,7 +66,23 @@ def tenants_page(tenants: Sequence[TenantView], width: int | None) -> str:
         )
         for one in tenants
     ]
-    return columns(head, rows, width) if rows else "there are no tenants: fleetune tenants set NAME makes one"
+    if not rows:
+        return "there are no tenants: fleetune tenants set NAME makes one"
+    limits = [f"{one.name}: {words}" for one in tenants if (words := restriction_words(one))]
+    return "\n".join([columns(head, rows, width), *limits])
+
+
+def restriction_words(tenant: TenantView) -> str:
+    """The limits of a tenant's jobs, beyond GPUs; '' where nothing was set."""
+    one = tenant.restrictions
+    found = [f"priority up to {one.max_priority}"] if one.max_priority != MEMBERS_MAX_PRIORITY else []
+    found += [f"at most {one.max_queued_jobs:,} queued"] if one.max_queued_jobs is not None else []
+    found += [f"{span(one.max_runtime_s)} a job"] if one.max_runtime_s is not None else []
+    if one.max_gpu_hours_per_month is not None:
+        found.append(f"{tenant.gpu_hours or 0.0:,.1f} of {one.max_gpu_hours_per_month:,.1f} GPU-hours of this month")
+    found += [f"files under {', '.join(one.roots) or 'nothing'}"] if one.roots is not None else []
+    found += [f"secrets {', '.join(one.secrets)}"] if one.secrets else []
+    return "; ".join(found)
 
 
 def quota_words(quotas: Sequence[QuotaView]) -> str:

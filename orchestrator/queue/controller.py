@@ -21,6 +21,7 @@ from orchestrator.queue.errors import NotLeader, StoreBroken, UnknownJob
 from orchestrator.queue.growing import Wish, wish
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.ledger import Cluster, Promises, kept, orders, snapshot
+from orchestrator.queue.months import MonthUse, month_around
 from orchestrator.queue.noderules import rules_by_node
 from orchestrator.queue.nodewatch import NodeWatch
 from orchestrator.queue.records import Job, Move, NodeOrder, NodeRule
@@ -31,6 +32,7 @@ from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
 from orchestrator.queue.store import Store
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
+from orchestrator.scheduling.snapshot import Tenant
 
 LaunchOf = Callable[[Job, str], Launch]  # from a job and its spec
 _LABELS_KEPT = 1000  # of nodes that are gone: jobs may still be told of them
@@ -134,6 +136,7 @@ class _Term:
         now_s, half_life_s = of._clock.now_s(), of._policy.share_half_life_s
         leases = self._store.leases(since_s=counts_since_s(now_s, half_life_s))
         self._shares = Shares(used_of(leases, now_s, half_life_s), now_s, half_life_s)
+        self._month: MonthUse | None = None  # once a tenant has a limit of GPU-hours
         self._promises: Promises = {}
         self._cluster: Cluster | None = None  # as of the last pass
         self._wished: tuple[Any, Wish] = (None, Wish())
@@ -210,15 +213,25 @@ class _Term:
         jobs = self._book.jobs
         slow = self._slow(jobs)
         self._inherited &= {job.submission for job in jobs if job.state is State.STOPPING and job.job_id not in slow}
+        tenants = tuple(self._store.tenants())
         cluster = Cluster(
             inventory,
-            tuple(self._store.tenants()),
+            tenants,
             self._shares.advance(jobs, now_s),
             closed=frozenset(rules),
             slow=slow,
+            gpu_hours=self._gpu_hours(tenants, jobs, now_s),
         )
         self._promises = kept(jobs, self._promises, cluster)
-        looked_at = (self._book.newest, inventory, tuple(rules.items()), cluster.tenants, slow, bool(self._inherited))
+        looked_at = (
+            self._book.newest,
+            inventory,
+            tuple(rules.items()),
+            cluster.tenants,
+            cluster.spent,
+            slow,
+            bool(self._inherited),
+        )
         waits = [job for job in jobs if job.state is State.QUEUED and job.wanted is Wanted.RUN]
         nothing = not waits and not any(job.sizes and job.state is State.RUNNING for job in jobs)
         self._cluster = cluster
@@ -234,10 +247,26 @@ class _Term:
         later_s = [at_s for job in waits if (at_s := may_start_at_s(job)) > now_s]
         self._plan_again_s = min([now_s + self._timing.replan_s, *later_s])
 
+    def _gpu_hours(self, tenants: Sequence[Tenant], jobs: Sequence[Job], now_s: float) -> Mapping[str, float]:
+        """Of the running month, by tenant; nothing where no tenant has a limit of them."""
+        if all(tenant.restrictions.max_gpu_hours_per_month is None for tenant in tenants):
+            self._month = None
+            return {}
+        if self._month is None:
+            begin_s, _ = month_around(now_s)
+            self._month = MonthUse(self._store.leases(since_s=begin_s), now_s)
+        return self._month.advance(jobs, now_s)
+
     def wish(self) -> Wish:
         if self._cluster is None:
             return Wish()
-        of = (self._book.newest, self._cluster.inventory, self._cluster.closed, tuple(self._promises.items()))
+        of = (
+            self._book.newest,
+            self._cluster.inventory,
+            self._cluster.closed,
+            self._cluster.spent,
+            tuple(self._promises.items()),
+        )
         if of != self._wished[0]:
             now_s, policy = self._of._clock.now_s(), self._of._policy
             self._wished = of, wish(self._book.jobs, self._promises, self._cluster, policy, now_s)

@@ -73,6 +73,12 @@ class ParentFailed(QueueError):
     status = 409
 
 
+class TooManyQueued(QueueError):
+    """A tenant would have more jobs in the queue than it may."""
+
+    status = 409
+
+
 class Forbidden(QueueError):
     """Who asks may not do that."""
 

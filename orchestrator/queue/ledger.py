@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from cluster.inventory import Inventory, Node
 from cluster.occupancy import Placement, workers_in
 from cluster.resources import workers as counted
+from orchestrator.queue.months import spent
 from orchestrator.queue.records import Job, Move, NodePlaces
 from orchestrator.queue.retry import BUDGETS, may_start_at_s
 from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State, Wanted
@@ -47,6 +49,7 @@ class Cluster:
         used_s: decayed GPU-seconds by tenant.
         closed: ids of nodes that get nothing new.
         slow: jobs that do not stop in the time that is usual: their nodes are not free any time soon.
+        gpu_hours: of the running month, by tenant; needed for those tenants that have a limit of them.
     """
 
     inventory: Inventory
@@ -55,6 +58,12 @@ class Cluster:
     closed: frozenset[str] = frozenset()
     windows: tuple[Window, ...] = ()
     slow: frozenset[str] = frozenset()
+    gpu_hours: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def spent(self) -> frozenset[str]:
+        """Tenants that have used up their GPU-hours of the month: nothing of theirs that needs GPUs starts."""
+        return spent(self.tenants, self.gpu_hours)
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,10 @@ def snapshot(jobs: Sequence[Job], promises: Promises, cluster: Cluster, now_s: f
         for node, workers in nodes:
             held[node] += workers * (job.gang.gpus_per_worker if of[node].gpus else job.gang.cpus_per_worker)
     inventory = Inventory(tuple(_as_held(node, held[node.node_id], cluster) for node in cluster.inventory.nodes))
-    rows = [_row(job, nodes, promises.get(job.job_id, ()), now_s) for job, nodes in zip(jobs, places, strict=True)]
+    rows = [
+        _row(job, nodes, promises.get(job.job_id, ()), now_s, cluster.spent)
+        for job, nodes in zip(jobs, places, strict=True)
+    ]
     made = snapshot_of(rows, inventory, cluster.tenants, cluster.used_s, now_s, cluster.windows)
     return replace(made, grows=not any(_is_about_to_wait(job, promises, now_s) for job in jobs))
 
@@ -143,7 +155,7 @@ def places_of(job: Job, promises: Promises, cluster: Cluster, living: Container[
     return tuple(place for place in job.placement if place[0] in living) if _holds(job, cluster) else ()
 
 
-def _row(job: Job, nodes: NodePlaces, promised: NodePlaces, now_s: float) -> tuple[Any, ...]:
+def _row(job: Job, nodes: NodePlaces, promised: NodePlaces, now_s: float, spent: Container[str]) -> tuple[Any, ...]:
     """As `orchestrator.scheduling.rows.ROW` has it."""
     runs = job.state in (State.STARTING, State.RUNNING)
     since_s = job.started_s if runs and job.started_s is not None else now_s
@@ -156,7 +168,7 @@ def _row(job: Job, nodes: NodePlaces, promised: NodePlaces, now_s: float) -> tup
         job.gang.cpus_per_worker,
         job.gang.gpus_per_worker,
         job.gang.accelerator_type,
-        _state(job, nodes),
+        _state(job, nodes, spent),
         job.submitted_s,
         job.waiting_since_s,
         job.waited_s,
@@ -174,9 +186,12 @@ def _row(job: Job, nodes: NodePlaces, promised: NodePlaces, now_s: float) -> tup
     )
 
 
-def _state(job: Job, nodes: NodePlaces) -> int:
+def _state(job: Job, nodes: NodePlaces, spent: Container[str]) -> int:
+    """What was promised before the GPU-hours were used up still starts: another job may have left for it."""
     if nodes or job.state in (State.STARTING, State.RUNNING):
         return table.RUNNING
+    if job.gang.gpus_per_worker and job.tenant in spent:
+        return table.HELD
     return table.WAITING if job.state is State.QUEUED and job.wanted is Wanted.RUN else table.HELD
 
 

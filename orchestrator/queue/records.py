@@ -27,6 +27,7 @@ class NewJob:
         sizes: numbers of workers that it can go on with, ascending, the first of them its gang's; empty: only with
             those of its gang.
         labels: facts that tell the job from others, for people.
+        most_queued: it is refused where its tenant would have more QUEUED jobs than this. None: no limit.
     """
 
     name: str
@@ -44,6 +45,7 @@ class NewJob:
     client: str | None = None
     sizes: tuple[int, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    most_queued: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +225,9 @@ class Token:
     created_s: float
     revoked_s: float | None = None
     expires_s: float | None = None
+
+    def has_expired(self, now_s: float) -> bool:
+        return self.expires_s is not None and now_s >= self.expires_s
 
 
 @dataclass(frozen=True, slots=True)

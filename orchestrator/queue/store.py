@@ -11,6 +11,7 @@ if somebody else has led since: a server that was frozen and wakes up late can d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -75,6 +76,7 @@ class Store(Protocol):
             UnknownJob: a parent does not exist.
             UnknownTenant: nobody made it.
             KeyReused: the key was used for something else.
+            TooManyQueued: a tenant would have more jobs in the queue than it may (`NewJob.most_queued`).
         """
 
     def submitted(self, key: SubmissionKey) -> tuple[Job, ...] | None:
@@ -152,8 +154,8 @@ class Store(Protocol):
 
     # Leases, events
 
-    def leases(self, *, held: bool = False, since_s: float = 0.0) -> list[Lease]:
-        """Those that are held, or those that were held at some time since, in the order of granting."""
+    def leases(self, *, held: bool = False, since_s: float = 0.0, until_s: float = math.inf) -> list[Lease]:
+        """Those that are held, or those that were held between two times, in the order of granting."""
 
     def add_events(self, events: Sequence[QueueEvent]) -> None: ...
 

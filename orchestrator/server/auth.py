@@ -8,9 +8,10 @@ import ipaddress
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
+from orchestrator.pages.times import at_words
 from orchestrator.queue.errors import Forbidden, QueueError
 from orchestrator.queue.records import Role, Token
 from orchestrator.queue.store import Store
@@ -36,15 +37,20 @@ def digest_of(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+class TokenExpired(NoToken):
+    """The token was known here, and its time is over."""
+
+
 class Tokens:
     """The store's tokens, looked up again every second.
 
     Args:
         always: a token is needed even where the store has none: the server can be reached from elsewhere.
+        now_s: the time, by which tokens expire.
     """
 
-    def __init__(self, store: Store, always: bool = False) -> None:
-        self._store, self._always = store, always
+    def __init__(self, store: Store, always: bool = False, now_s: Callable[[], float] = time.time) -> None:
+        self._store, self._always, self._now_s = store, always, now_s
         self._lock = threading.Lock()
         self._known: Sequence[Token] = ()
         self._until_s = -1.0
@@ -68,13 +74,14 @@ class Tokens:
 
     @property
     def needed(self) -> bool:
-        """As of the last look at the store."""
+        """As of the last look at the store. A token that has expired does not open the server to everybody."""
         return self._always or bool(self._known)
 
     def caller(self, shown: str | None) -> Caller:
         """
         Raises:
             NoToken: one is needed, and there is none, or one that is not known.
+            TokenExpired: it was known until a while ago.
         """
         if not self.needed:
             return ANYBODY
@@ -86,6 +93,11 @@ class Tokens:
                 found = token
         if found is None:
             raise NoToken("the token is not known here, or was revoked: ask an admin for another one")
+        if found.has_expired(self._now_s()):
+            raise TokenExpired(
+                f"the token {found.name!r} expired at {at_words(found.expires_s)}: ask an admin for another one "
+                "(fleetune tokens add NAME)"
+            )
         return Caller.of(found)
 
 

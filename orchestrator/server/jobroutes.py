@@ -17,6 +17,7 @@ from orchestrator.queue.errors import UnknownJob
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import State, Wanted
 from orchestrator.queue.store import Change, Filter, SubmissionKey
+from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.server.lookups import last_change
 from orchestrator.server.scrub import without_secrets
 from orchestrator.server.serving import (
@@ -34,6 +35,7 @@ from orchestrator.server.serving import (
 from orchestrator.server.serving import (
     router as made,
 )
+from orchestrator.service import limits
 from orchestrator.service.admission import admit
 from orchestrator.service.caller import Caller
 from orchestrator.service.clients import check_client
@@ -202,11 +204,20 @@ def _asking(router: APIRouter, serving: Serving) -> None:
 
     @router.post(**documented("retry", "Queue it again, after it has failed or was cancelled"))
     def retry(job_id: JobId, caller: Writer) -> Response:
-        check_retry(serving.store, serving.job(job_id, caller), caller)
+        known = serving.job(job_id, caller)
+        check_retry(serving.store, known, caller)
+        limits.check_room(serving.store, _tenant(serving, known))
         job = serving.store.retry(job_id, serving.now_s(), caller.name)
         serving.wake()
         return answer(serving.view(job))
 
     @router.put(**documented("priority", "Change its priority"))
     def priority(job_id: JobId, sent: api.Priority, caller: Writer) -> Response:
+        tenant = _tenant(serving, serving.job(job_id, caller))
+        if tenant is not None:
+            limits.check_priority(sent.priority, tenant, caller)
         return asked(job_id, caller, Change(priority=sent.priority))
+
+
+def _tenant(serving: Serving, job: Job) -> Tenant | None:
+    return next((one for one in serving.store.tenants() if one.name == job.tenant), None)

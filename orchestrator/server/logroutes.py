@@ -13,7 +13,10 @@ from orchestrator.server.attempttokens import tokens_of
 from orchestrator.server.ownership import Ownership
 from orchestrator.server.serving import After, Asker, JobId, Limit, Serving, answer, problems
 from orchestrator.server.serving import router as made
+from orchestrator.server.tokenrules import TOKEN
 from orchestrator.service import logs
+from orchestrator.service.caller import Caller
+from orchestrator.service.tenants import TENANT
 
 _PAGE, _MOST_PAGES = 1000, 50  # of events, for one answer
 
@@ -35,6 +38,15 @@ def _view(serving: Serving, event: QueueEvent) -> api.EventView:
         message=serving.scrub.text(event.message),
         job_id=event.job_id,
     )
+
+
+def _sees(caller: Caller, event: QueueEvent, owners: Ownership) -> bool:
+    """What is told of nodes is for all; what is told of tenants and tokens is not."""
+    if event.job_id is not None:
+        return owners.sees(caller, event.job_id)
+    if event.kind == TENANT:
+        return caller.may_see(str(event.data.get("tenant")))
+    return event.kind != TOKEN or caller.is_admin
 
 
 def _events(router: APIRouter, serving: Serving, owners: Ownership) -> None:
@@ -62,7 +74,7 @@ def _events(router: APIRouter, serving: Serving, owners: Ownership) -> None:
             last = after
             for _ in range(_MOST_PAGES):
                 page = serving.store.events(after=last, limit=_PAGE)
-                found += [event for event in page if event.job_id is None or owners.sees(caller, event.job_id)]
+                found += [event for event in page if _sees(caller, event, owners)]
                 last = page[-1].number if page else last
                 if len(page) < _PAGE or len(found) >= limit:
                     break

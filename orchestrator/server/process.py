@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -115,7 +116,7 @@ def _check_python(given: str | None, place: Place) -> None:
 def _opened(options: Options, home: Path) -> Iterator[Store]:
     store = open_store(options.store if options.store is not None else str(home / "queue.db"))
     try:
-        if not is_loopback(options.host) and not has_admin(store):
+        if not is_loopback(options.host) and not has_admin(store, time.time()):
             url = options.store if options.store is not None and "@" not in options.store else "URL"
             where = f" --store {url}" if options.store is not None else f" --store {home / 'queue.db'}"
             raise InputError(
@@ -158,7 +159,7 @@ class _Server:
         self._options, self._around, self._place = options, around, place
         self._sock, self._home, self._output = sock, home, output
         self._meters = Meters()
-        self._tokens = Tokens(around.store, always=not is_loopback(options.host))
+        self._tokens = Tokens(around.store, not is_loopback(options.host), around.clock.now_s)
         self._leading = Leading(around.store, around.clock, socket.gethostname(), around.url)
         self._passes = self._make_passes()
         self._http = self._make_http()

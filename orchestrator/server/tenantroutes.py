@@ -11,8 +11,6 @@ from orchestrator import api
 from orchestrator.server.serving import Admin, Asker, Serving, answer, problems
 from orchestrator.server.serving import router as made
 from orchestrator.service import tenants as service
-from orchestrator.service.usage import month_begins_s
-from orchestrator.service.usage import usage as usage_of
 
 TenantName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")]
 
@@ -20,9 +18,11 @@ TenantName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")]
 def routes(serving: Serving) -> APIRouter:
     router = made("tenants")
 
-    @router.get("/tenants", response_model=api.Tenants, responses=problems(401), summary="Tenants that one may see")
-    def tenants(caller: Asker) -> Response:
-        found = service.tenants(serving.surroundings).tenants
+    @router.get(
+        "/tenants", response_model=api.Tenants, responses=problems(401, 429), summary="Tenants that one may see"
+    )
+    async def tenants(caller: Asker) -> Response:
+        found = (await serving.slow.run(lambda: service.tenants(serving.surroundings))).tenants
         return answer(api.Tenants(tenants=tuple(tenant for tenant in found if caller.may_see(tenant.name))))
 
     @router.put(
@@ -32,7 +32,7 @@ def routes(serving: Serving) -> APIRouter:
         summary="Make a tenant, or change all of its settings",
     )
     def put(tenant: TenantName, sent: api.TenantSent, caller: Admin) -> Response:
-        found = service.put(serving.surroundings, tenant, sent)
+        found = service.put(serving.surroundings, tenant, sent, caller.name)
         serving.wake()
         return answer(found)
 
@@ -40,7 +40,7 @@ def routes(serving: Serving) -> APIRouter:
         "/usage",
         response_model=api.Usage,
         responses=problems(400, 401, 422, 429),
-        summary="GPU-hours by tenant and month",
+        summary="GPU-hours by tenant and month; without a month, of the newest twelve",
     )
     async def usage(
         caller: Asker,
@@ -51,8 +51,7 @@ def routes(serving: Serving) -> APIRouter:
             return answer(api.Usage(rows=()))
 
         def added() -> api.Usage:
-            since_s = 0.0 if month is None else month_begins_s(month)
-            return usage_of(serving.store.leases(since_s=since_s), serving.now_s(), month, tenant or caller.tenant)
+            return serving.surroundings.usage_months.usage(month, tenant or caller.tenant)
 
         return answer(await serving.slow.run(added))
 

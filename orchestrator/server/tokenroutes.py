@@ -10,6 +10,7 @@ from orchestrator.queue.records import Role
 from orchestrator.server.serving import Admin, Name, Serving, answer, problems
 from orchestrator.server.serving import router as made
 from orchestrator.server.tokenrules import add, check_revocable, view
+from orchestrator.server.tokenrules import revoke as revoke_token
 
 
 def routes(serving: Serving) -> APIRouter:
@@ -27,7 +28,8 @@ def routes(serving: Serving) -> APIRouter:
         summary="Make a token; it is shown here only",
     )
     def make(sent: api.TokenSent, caller: Admin) -> Response:
-        token = add(serving.store, sent.name, Role(sent.role), sent.tenant, serving.now_s())
+        now_s, role = serving.now_s(), Role(sent.role)
+        token = add(serving.store, sent.name, role, sent.tenant, now_s, caller.name, sent.lifetime_s)
         serving.tokens.forget()
         return answer(api.NewToken(name=sent.name, token=token), 201)
 
@@ -38,8 +40,9 @@ def routes(serving: Serving) -> APIRouter:
         summary="Revoke a token",
     )
     def revoke(name: Name, caller: Admin) -> Response:
-        check_revocable(serving.store, name)
-        serving.store.revoke_token(name, serving.now_s())
+        now_s = serving.now_s()
+        check_revocable(serving.store, name, now_s)
+        revoke_token(serving.store, name, now_s, caller.name)
         serving.tokens.forget()
         return answer(next(view(token) for token in serving.store.tokens() if token.name == name))
 

@@ -18,6 +18,7 @@ from orchestrator.queue.records import Job, NewJob
 from orchestrator.queue.states import State
 from orchestrator.scheduling.quota import check_within_limit
 from orchestrator.scheduling.snapshot import Tenant
+from orchestrator.service import limits
 from orchestrator.service.caller import Caller
 from orchestrator.service.parents import Parents
 from orchestrator.service.problems import Problems
@@ -93,12 +94,8 @@ class _Admission:
                 yield error
         yield from self._wrong_parents(spec, tenant)
         yield from self._readable.problems(spec)
-        for name in spec.queue.secrets:
-            if name not in self._surroundings.secrets:
-                yield QueueError(
-                    f"queue.secrets: the server has no secret {name}: whoever starts it sets "
-                    f"FLEETUNE_SECRET_{name} in its environment"
-                )
+        if isinstance(tenant, Tenant):
+            yield from limits.problems(spec.queue, tenant, self._caller, self._surroundings.secrets)
 
     def job(self, spec: Spec | CommandSpec, client: str | None) -> NewJob:
         """Of a spec that has no problems."""
@@ -121,10 +118,11 @@ class _Admission:
             submitted_by=self._caller.name,
             priority=queue.priority,
             after=tuple(dict.fromkeys(after)),
-            max_runtime_s=queue.max_runtime_s,
+            max_runtime_s=limits.runtime_s(queue, tenant),
             preemptible=spec.kind == "finetune" if queue.preemptible is None else queue.preemptible,
             on_end="" if queue.on_end is None else queue.on_end.model_dump_json(exclude_none=True),
             client=client,
+            most_queued=tenant.restrictions.max_queued_jobs,
             labels=queue.labels,
         )
 

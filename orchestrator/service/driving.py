@@ -14,6 +14,7 @@ from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, Q
 from orchestrator.queue.noderules import taken_by_ray
 from orchestrator.queue.records import Job, Measured, QueueEvent
 from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
+from orchestrator.service.limits import wrong_secrets
 from orchestrator.service.surroundings import Surroundings
 
 _ASKED = {Wanted.CANCEL: "it is to be cancelled", Wanted.PAUSE: "it is to be paused"}
@@ -61,7 +62,7 @@ def register(surroundings: Surroundings, message: Register) -> Registered:
         placement=job.placement,
         engine=_engine(surroundings),
         parents={parent.job_id: parent.run for parent in parents if parent.run is not None},
-        secrets=_secrets(surroundings, spec),
+        secrets=_secrets(surroundings, job, spec),
         order=order,
     )
 
@@ -151,15 +152,14 @@ def _with_model(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> d
     return {**spec, "model": {**model, "path": JobPaths(source.run).model}}
 
 
-def _secrets(surroundings: Surroundings, spec: dict[str, Any]) -> dict[str, str]:
-    """Raises QueueError."""
+def _secrets(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> dict[str, str]:
+    """What the job asks for and its tenant was given, as of now. Raises QueueError."""
     names = (spec.get("queue") or {}).get("secrets") or ()
-    missing = [name for name in names if name not in surroundings.secrets]
-    if missing:
-        raise QueueError(
-            f"queue.secrets names {missing[0]}, and the server has none of that name now: start it with "
-            f"FLEETUNE_SECRET_{missing[0]}"
-        )
+    if not names:
+        return {}
+    tenant = next(one for one in surroundings.store.tenants() if one.name == job.tenant)
+    for wrong in wrong_secrets(names, tenant, surroundings.secrets):
+        raise wrong
     return {name: surroundings.secrets[name] for name in names}
 
 

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.backend import Other
@@ -128,6 +128,9 @@ class Explainer:
                 f"{job.job_id} waits for machines that are not there: {error}\nto do: wait until there are; or "
                 f"fleetune cancel {job.job_id}, and submit it again with less"
             )
+        tenant = moment.tenants.get(job.tenant)
+        if tenant is not None and job.gang.gpus_per_worker and job.tenant in moment.cluster.spent:
+            return _said(storytext.hours_used_up(job, tenant, moment.cluster.gpu_hours, moment.snapshot.now_s))
         found = why(moment.snapshot, self._surroundings.policy, row, moment.ran_s, expects=False)
         if moment.snapshot.waiting[row]:
             found = replace(found, expected=self._expected(moment, found))
@@ -140,7 +143,7 @@ class Explainer:
             "the machines do not answer now: nothing is started until they do" if moment.silent else "",
             storytext.closed(found, moment.snapshot.cluster.names, moment.rules, called),
             storytext.outside(found, self._others(moment) if _is_foreign(found) else ()),
-            storytext.limit(found, moment.tenants.get(job.tenant)),
+            storytext.limit(found, tenant),
             growth_words(moment.cluster.inventory) if found.obstacle in _FOR_WANT_OF_ROOM else "",
             to_do(found, job.job_id),
         ]
@@ -206,6 +209,7 @@ class Explainer:
             self._shares_now(now_s).advance(jobs, now_s),
             closed=frozenset(rules),
             slow=frozenset(job.job_id for job in jobs if job.state is State.STOPPING),  # they are still there
+            gpu_hours=self._gpu_hours(tenants),
         )
         ended = store.jobs(Filter(states=(State.SUCCEEDED, State.FAILED)), limit=_ENDED_LATELY)
         return _Moment(
@@ -218,6 +222,10 @@ class Explainer:
             silent,
             rules,
         )
+
+    def _gpu_hours(self, tenants: Sequence[Tenant]) -> Mapping[str, float]:
+        limited = any(tenant.restrictions.max_gpu_hours_per_month is not None for tenant in tenants)
+        return self._surroundings.usage_months.gpu_hours() if limited else {}
 
     def _shares_now(self, now_s: float) -> Shares:
         """Read anew once in a while: in between, they are carried forward."""

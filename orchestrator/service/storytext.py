@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from cluster.backend import Other
 from cluster.resources import workers
 from orchestrator.queue.advice import advice
+from orchestrator.queue.months import month_around, utc
 from orchestrator.queue.records import Job, NodeOrder, NodeRule
 from orchestrator.queue.retry import BUDGETS
 from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State, Wanted
@@ -33,6 +34,17 @@ def ended(job: Job, now_s: float) -> str:
     elif job.run is not None:
         lines.append(f"its run is {job.run}")
     return "\n".join(lines)
+
+
+def hours_used_up(job: Job, tenant: Tenant, used: Mapping[str, float], now_s: float) -> str:
+    """Of a job whose tenant has used up its GPU-hours of the month."""
+    most, (_, next_s) = tenant.restrictions.max_gpu_hours_per_month or 0.0, month_around(now_s)
+    return (
+        f"{job.job_id} waits: tenant {tenant.name} has used {used.get(tenant.name, 0.0):,.1f} of its {most:,.1f} "
+        f"GPU-hours of {utc(now_s):%Y-%m}\n"
+        f"jobs of {tenant.name} that need GPUs start again on {utc(next_s):%Y-%m-%d} at 00:00 UTC; running ones go on\n"
+        f"to do: wait, or ask an admin for more GPU-hours (fleetune tenants set {tenant.name} --max-gpu-hours N)"
+    )
 
 
 _ENDED = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.CANCELLED: "was cancelled"}

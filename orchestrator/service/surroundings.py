@@ -15,6 +15,7 @@ from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.service.beats import Beats
 from orchestrator.service.driverkey import DriverKey
 from orchestrator.service.machines import Machines
+from orchestrator.service.usage import UsageMonths
 
 MOST_GUESTS: Final = 250  # each, with what Ray keeps for it, holds some 130 MB of the head's memory
 Engine = Literal["ray", "local", "fake"]
@@ -51,7 +52,12 @@ class Surroundings:
     most_guests: int = MOST_GUESTS
 
     def __post_init__(self) -> None:
-        _ = self.machines, self.beats, self.driver_key  # made now: later, two threads may both make one
+        _ = (
+            self.machines,
+            self.beats,
+            self.driver_key,
+            self.usage_months,
+        )  # made now: later, two threads may both make one
 
     @cached_property
     def machines(self) -> Machines:
@@ -73,6 +79,11 @@ class Surroundings:
     def driver_key(self) -> DriverKey:
         """By which the tokens of attempts are made."""
         return DriverKey(self.store)
+
+    @cached_property
+    def usage_months(self) -> UsageMonths:
+        """What tenants have used, by month."""
+        return UsageMonths(self.store, self.clock)
 
     def close(self) -> None:
         """Write what is not written yet. The store and the backend stay open."""

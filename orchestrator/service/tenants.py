@@ -3,37 +3,112 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Final
 
-from orchestrator.api import QuotaSent, QuotaView, Tenants, TenantSent, TenantView
+from orchestrator.api import (
+    QuotaSent,
+    QuotaView,
+    RestrictionsSent,
+    RestrictionsView,
+    Tenants,
+    TenantSent,
+    TenantView,
+)
 from orchestrator.queue.errors import QueueError
-from orchestrator.queue.records import Lease
+from orchestrator.queue.records import Lease, QueueEvent
+from orchestrator.queue.restrictions import DEFAULT_RESTRICTIONS, Restrictions
 from orchestrator.queue.states import HOLDS_A_LEASE, State
 from orchestrator.queue.store import Filter
 from orchestrator.scheduling.snapshot import Quota, Tenant
+from orchestrator.service.caller import ANYBODY
 from orchestrator.service.surroundings import Surroundings
 
+TENANT: Final = "tenant"  # the kind of its events
+_SCHEME = re.compile(r"(?!file$)[a-z][a-z0-9+.-]{0,20}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ACTIVE = (State.QUEUED, *sorted(HOLDS_A_LEASE))
 
 
 def tenants(surroundings: Surroundings) -> Tenants:
     """All of them. Raises StoreBroken."""
-    leases = surroundings.store.leases(held=True)
-    return Tenants(tenants=tuple(_view(surroundings, one, leases) for one in surroundings.store.tenants()))
+    found, leases = surroundings.store.tenants(), surroundings.store.leases(held=True)
+    hours = _gpu_hours(surroundings, found)
+    return Tenants(tenants=tuple(_view(surroundings, one, leases, hours) for one in found))
 
 
-def put(surroundings: Surroundings, name: str, sent: TenantSent) -> TenantView:
-    """Make or change one. May promise more than the cluster has: machines come and go. Raises QueueError."""
+def put(surroundings: Surroundings, name: str, sent: TenantSent, by: str = ANYBODY.name) -> TenantView:
+    """Make or change one, with an event. May promise more than the cluster has: machines come and go.
+
+    Raises QueueError.
+    """
     if not _NAME.fullmatch(name):
         raise QueueError(
             f"{name[:100]!r} is no name for a tenant: letters, digits, '.', '_' and '-', at most 100, and a letter or "
             "a digit first"
         )
-    tenant = Tenant(name, sent.weight, _quota("guaranteed", sent.guaranteed), _quota("limit", sent.limit))
+    store, now_s = surroundings.store, surroundings.clock.now_s()
+    before = next((one for one in store.tenants() if one.name == name), None)
+    restrictions = before.restrictions if before is not None else DEFAULT_RESTRICTIONS
+    if sent.restrictions is not None:
+        restrictions = _restrictions(sent.restrictions)
+    quotas = _quota("guaranteed", sent.guaranteed), _quota("limit", sent.limit)
+    tenant = Tenant(name, sent.weight, *quotas, restrictions)
     _check(tenant)
-    surroundings.store.put_tenant(tenant, surroundings.clock.now_s())
-    return _view(surroundings, tenant, surroundings.store.leases(held=True))
+    store.put_tenant(tenant, now_s)
+    if (said := _changes(before, tenant)) is not None:
+        told = f"{by} {'makes' if before is None else 'changes'} tenant {name}{f': {said}' if said else ''}"
+        store.add_events([QueueEvent(now_s, TENANT, told, data={"tenant": name, "by": by})])
+    return _view(surroundings, tenant, store.leases(held=True), _gpu_hours(surroundings, [tenant]))
+
+
+def _restrictions(sent: RestrictionsSent) -> Restrictions:
+    """Raises QueueError."""
+    given = sent.model_dump(exclude={"roots", "secrets"})
+    roots = None if sent.roots is None else tuple(dict.fromkeys(map(checked_root, sent.roots)))
+    return Restrictions(**given, roots=roots, secrets=tuple(dict.fromkeys(sent.secrets)))
+
+
+def checked_root(root: str) -> str:
+    """A directory or URL under which a tenant's files may lie, without a slash at its end. Raises QueueError."""
+    scheme, url, path = root.partition("://")
+    if "::" in root or not root.isprintable() or ".." in root.split("/"):
+        wrong = "write it without '::', '..' and characters that cannot be seen"
+    elif url and (not _SCHEME.fullmatch(scheme) or not path.strip("/") or path.startswith("/")):
+        wrong = "give a path, as /shared/vision, or a URL with its bucket or host, as s3://bucket/vision"
+    elif not url and not root.startswith("/"):
+        wrong = "give an absolute path, as /shared/vision, or a URL, as s3://bucket/vision"
+    else:
+        return root.rstrip("/") or "/"
+    raise QueueError(f"{root[:200]!r} cannot be a root: {wrong}")
+
+
+def _changes(before: Tenant | None, after: Tenant) -> str | None:
+    """What is different, in words; None: nothing is."""
+    if before == after:
+        return None
+    old = before if before is not None else Tenant(after.name)
+    pairs = [(name, getattr(old, name), getattr(after, name)) for name in ("weight", "guaranteed", "limit")]
+    pairs += [
+        (one.name, getattr(old.restrictions, one.name), getattr(after.restrictions, one.name))
+        for one in fields(Restrictions)
+    ]
+    return "; ".join(f"{name} {_told(was)} -> {_told(now)}" for name, was, now in pairs if was != now)
+
+
+def _told(value: object) -> str:
+    if value is None or value == ():
+        return "none"
+    if isinstance(value, tuple):
+        return ", ".join(f"{one[0] or 'all'}={one[1]}" if isinstance(one, tuple) else str(one) for one in value)
+    return f"{value:,g}" if isinstance(value, float) else str(value)
+
+
+def _gpu_hours(surroundings: Surroundings, tenants: Sequence[Tenant]) -> dict[str, float]:
+    """Of this month, where one of them has a limit."""
+    limited = any(one.restrictions.max_gpu_hours_per_month is not None for one in tenants)
+    return surroundings.usage_months.gpu_hours() if limited else {}
 
 
 def _quota(what: str, sent: Sequence[QuotaSent]) -> Quota:
@@ -61,7 +136,10 @@ def _of(kind: str | None) -> str:
     return "GPUs of all types" if kind is None else f"{kind} GPUs"
 
 
-def _view(surroundings: Surroundings, tenant: Tenant, leases: Sequence[Lease]) -> TenantView:
+def _view(
+    surroundings: Surroundings, tenant: Tenant, leases: Sequence[Lease], hours: Mapping[str, float]
+) -> TenantView:
+    restrictions = tenant.restrictions
     counts = surroundings.store.count(Filter(tenant=tenant.name, states=_ACTIVE))
     return TenantView(
         name=tenant.name,
@@ -73,6 +151,8 @@ def _view(surroundings: Surroundings, tenant: Tenant, leases: Sequence[Lease]) -
         gpus=sum(
             lease.gang.num_workers * lease.gang.gpus_per_worker for lease in leases if lease.tenant == tenant.name
         ),
+        restrictions=RestrictionsView(**asdict(restrictions)),
+        gpu_hours=None if restrictions.max_gpu_hours_per_month is None else hours.get(tenant.name, 0.0),
     )
 
 

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import datetime
+import math
 import re
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from orchestrator.api import Usage, UsageRow
+from orchestrator.queue.clock import Clock
 from orchestrator.queue.errors import QueueError
+from orchestrator.queue.months import next_month, utc
 from orchestrator.queue.records import Lease
+from orchestrator.queue.store import Store
 
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
 _HOUR_S = 3600.0
+
+
+NEWEST_MONTHS: Final = 12  # where no month is asked for
+_FRESH_S: Final = 60.0
+_MONTHS_KEPT: Final = 120
 
 
 @dataclass
@@ -62,6 +75,61 @@ def month_begins_s(month: str) -> float:
     return datetime.datetime(int(match[1]), int(match[2]), 1, tzinfo=datetime.UTC).timestamp()
 
 
+class UsageMonths:
+    """The use of each month, added up once: a month may have a million leases. For many threads.
+
+    A month that is over does not change any more and is kept. The running one is added up again after a minute.
+    """
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store, self._clock = store, clock
+        self._lock = threading.Lock()  # one of them reads, the others wait for what it finds
+        self._over: OrderedDict[str, tuple[UsageRow, ...]] = OrderedDict()
+        self._running: tuple[str, tuple[UsageRow, ...]] = ("", ())
+        self._until_s = -math.inf
+
+    def usage(self, month: str | None = None, tenant: str | None = None) -> Usage:
+        """As `usage`; without a month, of the newest twelve. Raises QueueError, StoreBroken."""
+        if month is not None:
+            month_begins_s(month)
+        now_s = self._clock.now_s()
+        names = [month] if month is not None else newest_months(now_s)
+        with self._lock:
+            rows = [row for name in sorted(names) for row in self._of(name, now_s)]
+        return Usage(rows=tuple(row for row in rows if tenant is None or row.tenant == tenant))
+
+    def gpu_hours(self) -> dict[str, float]:
+        """Of the running month, by tenant; up to a minute old. Raises StoreBroken."""
+        now_s = self._clock.now_s()
+        with self._lock:
+            return {row.tenant: row.gpu_hours for row in self._of(f"{utc(now_s):%Y-%m}", now_s)}
+
+    def _of(self, month: str, now_s: float) -> tuple[UsageRow, ...]:
+        begin_s = month_begins_s(month)
+        end_s = next_month(utc(begin_s)).timestamp()
+        if begin_s > now_s:
+            return ()
+        if month in self._over:
+            return self._over[month]
+        if month == self._running[0] and now_s < end_s and time.monotonic() < self._until_s:
+            return self._running[1]
+        rows = usage(self._store.leases(since_s=begin_s, until_s=end_s), now_s, month).rows
+        if now_s >= end_s:
+            self._over[month] = rows
+            while len(self._over) > _MONTHS_KEPT:
+                self._over.popitem(last=False)
+        else:
+            self._running, self._until_s = (month, rows), time.monotonic() + _FRESH_S
+        return rows
+
+
+def newest_months(now_s: float) -> list[str]:
+    """`2026-11`, the running one, and those before it."""
+    at = utc(now_s)
+    numbers = (at.year * 12 + at.month - 1 - back for back in range(NEWEST_MONTHS))
+    return [f"{number // 12:04}-{number % 12 + 1:02}" for number in numbers]
+
+
 def _add(held: _Held, lease: Lease, seconds: float) -> None:
     gang = lease.gang
     if gang.gpus_per_worker:
@@ -74,20 +142,11 @@ def _add(held: _Held, lease: Lease, seconds: float) -> None:
 def _by_month(lease: Lease, now_s: float) -> Iterator[tuple[str, float]]:
     """(month, seconds in it), from the grant on. A clock may have gone backwards: then it was no time."""
     end_s = max(now_s if lease.released_s is None else lease.released_s, lease.granted_s)
-    begin = _utc(lease.granted_s)
+    begin = utc(lease.granted_s)
     while True:
-        following = _next_month(begin)
+        following = next_month(begin)
         until_s = min(end_s, following.timestamp())
         yield f"{begin:%Y-%m}", until_s - begin.timestamp()
         if until_s >= end_s:
             return
         begin = following
-
-
-def _utc(at_s: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(at_s, datetime.UTC)
-
-
-def _next_month(at: datetime.datetime) -> datetime.datetime:
-    first = at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    return (first + datetime.timedelta(days=32)).replace(day=1)

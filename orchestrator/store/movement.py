@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, bindparam, insert, select, update
@@ -22,6 +23,7 @@ _RELEASE = (
 _LEASES = select(*LEASE_COLUMNS).join(JOBS, JOBS.c.number == LEASES.c.job).order_by(LEASES.c.number)
 _HELD = _LEASES.where(LEASES.c.released_s.is_(None))
 _SINCE = _LEASES.where(LEASES.c.released_s.is_(None) | (LEASES.c.released_s >= bindparam("since_s")))
+_BETWEEN = _SINCE.where(LEASES.c.granted_s < bindparam("until_s"))
 
 
 def move(connection: Connection, epoch: int, moves: Sequence[Move], now_s: float) -> list[Job]:
@@ -71,6 +73,11 @@ def _event(job: Job, now_s: float) -> QueueEvent:
     return QueueEvent(now_s, job.state, job.message or job.reason.replace("-", " "), job.job_id, data)
 
 
-def leases(connection: Connection, held: bool, since_s: float) -> list[Lease]:
-    rows = connection.execute(_HELD) if held else connection.execute(_SINCE, {"since_s": since_s})
+def leases(connection: Connection, held: bool, since_s: float, until_s: float) -> list[Lease]:
+    if held:
+        rows = connection.execute(_HELD)
+    elif until_s == math.inf:
+        rows = connection.execute(_SINCE, {"since_s": since_s})
+    else:
+        rows = connection.execute(_BETWEEN, {"since_s": since_s, "until_s": until_s})
     return [lease_of(row) for row in rows]

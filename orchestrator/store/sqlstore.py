@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from orchestrator.queue.records import (
@@ -95,9 +96,9 @@ class SqlStore:
 
     # Leases, events
 
-    def leases(self, *, held: bool = False, since_s: float = 0.0) -> list[Lease]:
+    def leases(self, *, held: bool = False, since_s: float = 0.0, until_s: float = math.inf) -> list[Lease]:
         with self._database.read() as connection:
-            return movement.leases(connection, held, since_s)
+            return movement.leases(connection, held, since_s, until_s)
 
     def add_events(self, events: Sequence[QueueEvent]) -> None:
         with self._database.write() as connection:

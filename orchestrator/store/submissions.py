@@ -11,9 +11,10 @@ from sqlalchemy import Connection, bindparam, exc, insert, select
 
 from orchestrator.queue.errors import KeyReused, StoreBroken, UnknownJob, UnknownTenant
 from orchestrator.queue.records import Job, NewJob, QueueEvent
+from orchestrator.queue.restrictions import check_queued
 from orchestrator.queue.states import State
-from orchestrator.queue.store import SubmissionKey
-from orchestrator.store import bulk, history, jobtable, steps
+from orchestrator.queue.store import Filter, SubmissionKey
+from orchestrator.store import bulk, history, jobtable, pages, steps
 from orchestrator.store.database import Database
 from orchestrator.store.gathering import Call, Gathering
 from orchestrator.store.numbers import Numbers, take
@@ -117,6 +118,7 @@ def _add(connection: Connection, submissions: Sequence[Submission], drawn: Draw)
     for submission in submissions:
         _check_key(connection, submission)
     _check_parents(connection, new)
+    _check_queued(connection, new)
     names = iter(_new_ids(connection, new, drawn))
     places = itertools.count(1)
     made = [
@@ -187,6 +189,14 @@ def _check_parents(connection: Connection, new: Sequence[NewJob]) -> None:
     known = jobtable.get_all(connection, parents)
     if missing := [parent for parent in parents if parent not in known]:
         raise UnknownJob(f"{jobtable.unknown(connection, missing[0])} It is named in `after`")
+
+
+def _check_queued(connection: Connection, new: Sequence[NewJob]) -> None:
+    """Raises TooManyQueued. All writers go one after the other, so that two submissions cannot both pass."""
+    limits = {job.tenant: job.most_queued for job in new if job.most_queued is not None}
+    for tenant, most in limits.items():
+        more = sum(job.tenant == tenant for job in new)
+        check_queued(tenant, most, pages.count(connection, Filter(tenant, (State.QUEUED,))).get(State.QUEUED, 0), more)
 
 
 def _check_tenants(connection: Connection, new: Sequence[NewJob]) -> None:

@@ -114,7 +114,7 @@ def running() -> dict[str, Any]:
 def body_of(route: str, job: str) -> dict[str, Any] | None:
     return {
         "POST /v1/jobs": {"specs": [spec("more", gpus=8, queue={"tenant": "a"})]},
-        "PUT /v1/jobs/{job_id}/priority": {"priority": 1},
+        "PUT /v1/jobs/{job_id}/priority": {"priority": -1},
         "PUT /v1/nodes/{node_id}": {"order": "use"},
         "PUT /v1/tenants/{tenant}": {},
         "POST /v1/tokens": {"name": next(_names), "role": "viewer"},
@@ -234,6 +234,25 @@ def test_no_hint_of_others_is_in_what_a_submission_is_refused_with(world: World)
         )
         assert near.status_code == far.status_code == 403
         assert near.text.replace("'a'", "T") == far.text.replace("'zzz'", "T")
+
+
+def test_a_member_raises_no_priority_and_an_admin_does(world: World) -> None:
+    path = f"/v1/jobs/{job_for(world, 'PUT /v1/jobs/{job_id}/priority')}/priority"
+    with world.client("member-a") as member, world.client("admin") as admin:
+        answer = member.put(path, json={"priority": 1})
+        assert answer.status_code == 403 and "priority 1 is above 0" in answer.json()["message"]
+        sent = {"specs": [spec("high", queue={"tenant": "a", "priority": 1000})]}
+        assert member.post("/v1/jobs", json=sent).status_code == 403
+        assert admin.put(path, json={"priority": 1000}).json()["priority"] == 1000
+        assert admin.put(path, json={"priority": 1001}).status_code == 422
+
+
+def test_changes_of_tenants_and_tokens_are_told_to_those_they_concern(world: World) -> None:
+    with world.client("admin") as admin, world.client("member-a") as of_a, world.client("member-b") as of_b:
+        admin.put("/v1/tenants/a", json={"restrictions": {"max_queued_jobs": 77}}).raise_for_status()
+        texts = [client.get("/v1/events", params={"limit": 1000}).text for client in (admin, of_a, of_b)]
+        assert ["root changes tenant a: max_queued_jobs none -> 77" in text for text in texts] == [True, True, False]
+        assert ["root makes the token member-b" in text for text in texts] == [True, False, False]
 
 
 def test_the_token_of_one_attempt_opens_no_other(world: World) -> None:

@@ -14,6 +14,7 @@ import pytest
 from cluster.errors import CapacityError, FleetuneError, SpecError
 from orchestrator.queue.errors import Forbidden, ParentFailed, QueueError, UnknownJob, UnknownTenant
 from orchestrator.queue.records import Role
+from orchestrator.queue.restrictions import Restrictions
 from orchestrator.queue.states import State
 from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.service.admission import admit
@@ -223,10 +224,19 @@ def test_a_model_of_a_run_makes_its_job_a_parent_until_it_has_succeeded(world: S
 
 def test_secrets_must_be_known_to_the_server(world: ServiceWorld) -> None:
     assert len(world.admit(command(**queue(secrets=["TOKEN"])))) == 1
+    world.store.put_tenant(Tenant("a", restrictions=Restrictions(secrets=("TOKEN", "OTHER"))), START_S)
     kind, text = refused(world, command(**queue(secrets=["TOKEN", "OTHER"])))
     assert kind is QueueError
-    assert "sets FLEETUNE_SECRET_OTHER in its environment" in text
+    assert "FLEETUNE_SECRET_OTHER in its environment" in text
     assert "hidden" not in text
+
+
+@pytest.mark.parametrize("caller", [ANNA, ANYBODY])
+def test_a_job_gets_only_secrets_that_its_tenant_was_given(world: ServiceWorld, caller: Caller) -> None:
+    world.store.put_tenant(Tenant("a", restrictions=Restrictions(secrets=("OTHER",))), START_S)
+    kind, text = refused(world, command(**queue(tenant="a", secrets=["TOKEN"])), by=caller)
+    assert kind is QueueError
+    assert text.endswith("was not given TOKEN. An admin gives it: fleetune tenants set a --secret OTHER --secret TOKEN")
 
 
 def test_on_one_machine_paths_must_be_there(world: ServiceWorld, tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_what_drivers_say_is_written_together_and_the_newest_wins() -> None:
 def test_a_secret_that_the_server_has_no_more_is_named(world: ServiceWorld) -> None:
     job = started(world, command(**queue(secrets=["OTHER"])))
     less = Surroundings(world.store, world.backend, world.clock, secrets={"TOKEN": "hidden"})
-    with pytest.raises(QueueError, match="start it with FLEETUNE_SECRET_OTHER") as caught:
+    with pytest.raises(QueueError, match="Start it with FLEETUNE_SECRET_OTHER") as caught:
         driving.register(less, came_up(job))
     assert "hidden" not in str(caught.value)
 
@@ -225,7 +225,7 @@ def test_a_secret_that_the_server_has_no_more_is_named(world: ServiceWorld) -> N
 
 def test_the_end_of_a_job_is_followed_once_by_a_small_job(world: ServiceWorld) -> None:
     on_end = {"command": ["notify", "--me"]}
-    (job,) = world.admit(command("e" * 63, working_dir="/tmp", **queue(on_end=on_end, priority=4, secrets=["TOKEN"])))
+    (job,) = world.admit(command("e" * 63, working_dir="/tmp", **queue(on_end=on_end, priority=-4, secrets=["TOKEN"])))
     world.passes(2)
     assert followups.follow_up(world.around) == 0
     world.backend.lose(world.job(job.job_id).submission)

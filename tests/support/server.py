@@ -142,7 +142,7 @@ def server(
 
     Args:
         runs_s: how long a job runs there, in the cluster's seconds; `rate` of them are one real second.
-        secrets: by name.
+        secrets: by name; the tenant `default` may use them.
     """
     environment = {f"FLEETUNE_SECRET_{name}": value for name, value in (secrets or {}).items()}
     with contextlib.ExitStack() as stack:
@@ -153,6 +153,10 @@ def server(
             found.options = (*options, "--address", f"fake:{folder / 'cluster'}")
         try:
             found.start()
+            if secrets:
+                with found.client() as client:
+                    given = {"restrictions": {"secrets": list(secrets)}}
+                    client.put("/v1/tenants/default", json=given).raise_for_status()
             yield found
         finally:
             if found.process is not None and found.process.poll() is None:

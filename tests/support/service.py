@@ -7,6 +7,8 @@ from typing import Any
 
 from cluster.inventory import Growth
 from orchestrator.queue.records import Job, Role
+from orchestrator.queue.restrictions import Restrictions
+from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.service.admission import admit
 from orchestrator.service.caller import ANYBODY, Caller
 from orchestrator.service.launching import launch_of
@@ -17,10 +19,11 @@ ANNA, BERT, VERA = Caller("anna", Role.MEMBER, "a"), Caller("bert", Role.MEMBER,
 
 
 class ServiceWorld(QueueWorld):
-    """A queue, and the service around it. Tenants a and b; drivers are those of the service."""
+    """A queue, and the service around it. Tenants a and b may use all secrets; drivers are those of the service."""
 
     def __init__(self, *gpus: int, url: str = "sqlite://", growth: Growth = NO_GROWTH, **around: Any) -> None:
-        super().__init__(*gpus, url=url, growth=growth)
+        limits = Restrictions(secrets=tuple(around.get("secrets", ())))
+        super().__init__(*gpus, url=url, tenants=[Tenant(name, restrictions=limits) for name in "ab"], growth=growth)
         given: dict[str, Any] = {"one_machine": True, "engine": "fake", "url": "http://server", "python": ("python",)}
         self.around = Surroundings(self.store, self.backend, self.clock, **{**given, **around})
         self.server = self.another(launch=launch_of(self.around))

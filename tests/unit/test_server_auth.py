@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.queue.errors import Forbidden
 from orchestrator.queue.records import Role, Token
-from orchestrator.server import auth
+from orchestrator.server import auth, tokenrules
 from orchestrator.service.caller import ANYBODY
 from orchestrator.store import open_store
 
@@ -79,6 +79,38 @@ def test_a_token_is_known_by_its_digest_until_it_is_revoked() -> None:
     assert not tokens.fresh
     tokens.read()
     assert tokens.caller(None) is ANYBODY
+    store.close()
+
+
+def test_a_token_that_has_expired_is_refused_with_its_own_words_and_opens_no_server() -> None:
+    store, now = open_store("sqlite://"), [100.0]
+    token = tokenrules.add(store, "root", Role.ADMIN, None, now[0], "anna", 50.0)
+    tokens = auth.Tokens(store, now_s=lambda: now[0])
+    tokens.read()
+    assert tokens.caller(token).name == "root"
+    now[0] = 150.0
+    with pytest.raises(auth.TokenExpired, match="the token 'root' expired at 1970-01-01 00:02:30Z"):
+        tokens.caller(token)
+    for shown in (None, "ft_x"):
+        with pytest.raises(auth.NoToken):
+            tokens.caller(shown)
+    assert not tokenrules.has_admin(store, now[0])
+    store.close()
+
+
+def test_an_admin_whose_token_has_expired_is_no_other_admin() -> None:
+    store = open_store("sqlite://")
+    tokenrules.add(store, "old", Role.ADMIN, None, 100.0, "anna", 50.0)
+    tokenrules.add(store, "new", Role.ADMIN, None, 120.0, "old")
+    tokenrules.check_revocable(store, "new", 149.0)
+    with pytest.raises(tokenrules.LastAdmin):
+        tokenrules.check_revocable(store, "new", 151.0)
+    tokenrules.revoke(store, "old", 151.0, "new")
+    assert [event.message for event in store.events() if event.kind == tokenrules.TOKEN] == [
+        "anna makes the token old (admin, until 1970-01-01 00:02:30Z)",
+        "old makes the token new (admin)",
+        "new revokes the token old",
+    ]
     store.close()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from jobs.errors import InputError
-from orchestrator.api import QuotaSent, QuotaView, TenantView
-from orchestrator.cli.tenantsettings import check_name, quotas, settings
+from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, RestrictionsView, TenantView
+from orchestrator.cli.tenantsettings import Asked, check_name, quotas, settings
+from orchestrator.pages.cluster import restriction_words
 
 NOW = TenantView(
     name="vision",
@@ -55,3 +56,52 @@ def test_what_is_no_share_is_refused(weight: float) -> None:
 def test_what_cannot_be_a_name_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="tenant's name"):
         check_name(name)
+
+
+def test_limits_that_are_left_out_stay_and_none_takes_one_away() -> None:
+    known = RestrictionsView(max_priority=5, max_queued_jobs=10, roots=("/a",), secrets=("K",), max_runtime_s=60.0)
+    now = NOW.model_copy(update={"restrictions": known})
+    assert settings(now, 2.0, None, None).restrictions is None
+    sent = settings(
+        now, None, None, None, Asked(max_runtime="12h", max_queued="none", max_gpu_hours="1.5")
+    ).restrictions
+    assert sent is not None
+    assert sent.model_dump() == {
+        "max_priority": 5,
+        "max_queued_jobs": None,
+        "max_runtime_s": 43_200.0,
+        "max_gpu_hours_per_month": 1.5,
+        "roots": ("/a",),
+        "secrets": ("K",),
+    }
+    nothing = settings(now, None, None, None, Asked("none", None, "none", None, ["none"], ["none"])).restrictions
+    assert nothing == RestrictionsSent(max_priority=1000, max_queued_jobs=10)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (Asked(max_priority="1001"), "--max-priority '1001' cannot be"),
+        (Asked(max_priority="high"), "--max-priority 'high' is neither a whole number nor none"),
+        (Asked(max_queued="-1"), "--max-queued '-1' cannot be"),
+        (Asked(max_queued="1.5"), "--max-queued '1.5' is neither"),
+        (Asked(max_gpu_hours="nan"), "--max-gpu-hours 'nan' cannot be"),
+        (Asked(max_gpu_hours="inf"), "--max-gpu-hours 'inf' cannot be"),
+        (Asked(max_runtime="0h"), "--max-runtime '0h' is no duration"),
+        (Asked(max_runtime="12"), "--max-runtime '12' is no duration"),
+        (Asked(max_runtime="9999999999d"), "--max-runtime"),
+        (Asked(secret=["A B"]), "--secret 'A B' cannot be"),
+        (Asked(root=["x" * 2001]), "--root"),
+    ],
+)
+def test_what_is_no_limit_is_refused_in_plain_words(asked: Asked, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        settings(NOW, None, None, None, asked)
+
+
+def test_what_limits_a_tenant_is_shown() -> None:
+    limits = RestrictionsView(max_queued_jobs=1000, max_gpu_hours_per_month=500.0, roots=("s3://x",), secrets=("K",))
+    assert restriction_words(NOW) == ""
+    assert restriction_words(NOW.model_copy(update={"restrictions": limits, "gpu_hours": 12.5})) == (
+        "at most 1,000 queued; 12.5 of 500.0 GPU-hours of this month; files under s3://x; secrets K"
+    )

@@ -1,0 +1,21 @@
+"""Durations as options have them: `90m`, `12h`, `30d`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from jobs.errors import InputError
+
+_DURATION: Final = re.compile(r"^([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhdw])$")
+_SECONDS: Final[Mapping[str, float]] = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+
+
+def duration_s(option: str, text: str) -> float:
+    """Seconds, above 0. Raises InputError."""
+    match = _DURATION.match(text.strip().lower())
+    seconds = float(match[1]) * _SECONDS[match[2]] if match is not None else 0.0
+    if seconds <= 0.0:
+        raise InputError(f"{option} {text!r} is no duration: give a number and s, m, h, d or w, as in 12h")
+    return seconds

@@ -1,0 +1,85 @@
+"""Calendar months in UTC, and the GPU-hours that tenants have used in the running one. Pure functions and values."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.queue.records import Job, Lease
+from orchestrator.queue.states import HOLDS_A_LEASE
+from orchestrator.scheduling.snapshot import Tenant
+
+_HOUR_S = 3600.0
+
+
+def month_around(at_s: float) -> tuple[float, float]:
+    """Begin and end of the month that contains `at_s`, in seconds since 1970."""
+    begin = utc(at_s).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return begin.timestamp(), next_month(begin).timestamp()
+
+
+def next_month(at: datetime.datetime) -> datetime.datetime:
+    """Begin of the month after the one that contains `at`."""
+    first = at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return (first + datetime.timedelta(days=32)).replace(day=1)
+
+
+def utc(at_s: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(at_s, datetime.UTC)
+
+
+def spent(tenants: Iterable[Tenant], gpu_hours: Mapping[str, float]) -> frozenset[str]:
+    """Names of the tenants that have used up their GPU-hours of the month."""
+    return frozenset(
+        tenant.name
+        for tenant in tenants
+        if (most := tenant.restrictions.max_gpu_hours_per_month) is not None and gpu_hours.get(tenant.name, 0.0) >= most
+    )
+
+
+@dataclass(frozen=True)
+class _Held:
+    tenant: str
+    gpus: int
+    since_s: float
+
+
+class MonthUse:
+    """GPU-hours of the running month by tenant, carried forward from pass to pass.
+
+    The leases of the month are read once, when a server becomes the leader. From then on the jobs that hold leases say
+    all that is needed: a lease ends in the pass in which its job is seen without it.
+    """
+
+    def __init__(self, leases: Iterable[Lease], now_s: float) -> None:
+        """`leases`: those that were held at some time since the month began."""
+        self._begin_s, self._end_s = month_around(now_s)
+        self._held: dict[str, _Held] = {}
+        self._released: dict[str, float] = {}  # GPU-seconds of leases that have ended, by tenant
+        for lease in leases:
+            if lease.released_s is not None:
+                held = _Held(lease.tenant, lease.gang.num_workers * lease.gang.gpus_per_worker, lease.granted_s)
+                self._add(self._released, held, min(lease.released_s, now_s))
+
+    def advance(self, jobs: Sequence[Job], now_s: float) -> Mapping[str, float]:
+        """GPU-hours by tenant. `jobs`: all that have not ended, as they are at `now_s`."""
+        if now_s >= self._end_s:
+            self._begin_s, self._end_s = month_around(now_s)
+            self._released = {}
+        holding = {
+            job.submission: _Held(job.tenant, job.gang.num_workers * job.gang.gpus_per_worker, job.started_s)
+            for job in jobs
+            if job.state in HOLDS_A_LEASE and job.started_s is not None
+        }
+        for gone in self._held.keys() - holding.keys():
+            self._add(self._released, self._held[gone], now_s)
+        self._held = holding
+        used = dict(self._released)
+        for held in holding.values():
+            self._add(used, held, now_s)
+        return {tenant: gpu_s / _HOUR_S for tenant, gpu_s in used.items()}
+
+    def _add(self, to: dict[str, float], held: _Held, until_s: float) -> None:
+        seconds = max(until_s - max(held.since_s, self._begin_s), 0.0)
+        to[held.tenant] = to.get(held.tenant, 0.0) + held.gpus * seconds

@@ -235,7 +235,7 @@ def test_the_end_of_a_job_is_followed_once_by_a_small_job(world: ServiceWorld) -
     assert [followups.follow_up(world.around) for _ in range(3)] == [1, 0, 0]
     follower, _ = world.store.jobs()
     assert (follower.name, follower.tenant, follower.submitted_by) == ("e" * 56 + "-on-end", "a", "anna")
-    assert (follower.priority, follower.preemptible, follower.on_end) == (4, False, "")
+    assert (follower.priority, follower.preemptible, follower.on_end) == (-4, False, "")
     assert str(follower.gang) == "1 worker of 1 CPU"
     spec = json.loads(world.store.spec(follower.job_id))
     assert (spec["command"], spec["working_dir"]) == (["notify", "--me"], "/tmp")

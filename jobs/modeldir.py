@@ -10,6 +10,7 @@ import os
 import shutil
 import struct
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from jobs import storage
@@ -215,13 +216,26 @@ def local_model_dir(path: str, cache_dir: str | None = None) -> str:
     if storage.is_local(path):
         local = storage.local_path(path)
         return local if os.path.isdir(local) or os.path.isabs(local) else _from_hub(path)
+    return fetched_once(path, cache_dir, storage.fetch_dir)
+
+
+def fetched_once(url: str, cache_dir: str | None, fetch: Callable[[str, str], None], suffix: str = "") -> str:
+    """The directory of this machine that `fetch(url, directory)` has filled, now or for an earlier caller.
+
+    Args:
+        suffix: of the directory's name, for another part of the same model.
+
+    Raises:
+        DataError: nothing is there, or it cannot be listed.
+        StorageError: it cannot be read.
+    """
     cache = cache_dir or os.path.expanduser("~/.cache/fleetune/models")
-    target = os.path.join(cache, _content_key(path))
+    target = os.path.join(cache, _content_key(url) + suffix)
     os.makedirs(cache, exist_ok=True)
     with open(f"{target}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the other workers of this machine wait here, and find it whole
         if not os.path.isdir(target):
-            _fetch(path, target)
+            _fetch(url, target, fetch)
     return target
 
 
@@ -242,10 +256,10 @@ def _content_key(url: str) -> str:
     return hashlib.sha256(json.dumps([url, facts]).encode()).hexdigest()[:24]
 
 
-def _fetch(url: str, target: str) -> None:
+def _fetch(url: str, target: str, fetch: Callable[[str, str], None]) -> None:
     beside = tempfile.mkdtemp(dir=os.path.dirname(target), prefix=".part-")
     try:
-        storage.fetch_dir(url, beside)
+        fetch(url, beside)
         os.rename(beside, target)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ import torch.distributed as dist
 
 from jobs import storage
 from jobs.errors import RunFailed
+from jobs.modeldir import fetched_once
 
 MAX_SHARD_BYTES = 2_000_000_000
 # Up to this size of weights, one process reads the exported model back; above, the gang reads it sharded.
@@ -178,13 +182,9 @@ def verify_export(
     sharded = size_bytes > ONE_PROCESS_BYTES
     verdict: list[Any] = [None]
     if sharded or rank == 0:
-        with tempfile.TemporaryDirectory(prefix="fleetune-reload-") as scratch:
-            local = folder
-            if not storage.is_local(folder):
-                storage.fetch_dir(folder, scratch)
-                local = scratch
+        with on_this_node(folder, dist.barrier if sharded else lambda: None) as local:
             try:
-                verdict[0] = check_same_logits(living, run(load(storage.local_path(local), sharded)), dtype)
+                verdict[0] = check_same_logits(living, run(load(local, sharded)), dtype)
             except Exception as error:
                 if sharded:
                     raise
@@ -193,3 +193,22 @@ def verify_export(
     if isinstance(verdict[0], str):
         raise RunFailed(verdict[0])
     return cast(float, verdict[0])
+
+
+@contextlib.contextmanager
+def on_this_node(folder: str, all_read: Callable[[], None]) -> Iterator[str]:
+    """A local directory with the exported model. From a URL it is fetched once for all ranks of this node.
+
+    Args:
+        all_read: returns once no rank needs the directory any more.
+    """
+    if storage.is_local(folder):
+        yield storage.local_path(folder)
+        return
+    name = hashlib.sha256(folder.encode()).hexdigest()[:16]
+    cache = os.path.expanduser(f"~/.cache/fleetune/exports/{name}")
+    try:
+        yield fetched_once(folder, cache, storage.fetch_dir)
+        all_read()
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)

@@ -7,7 +7,8 @@ from typing import Literal
 from jobs.data.prepare import prepare
 from jobs.data.prepared import Prepared
 from jobs.data.stream import step_plan
-from jobs.modeldir import check_model_files, local_model_dir
+from jobs.modeldir import check_model_files
+from jobs.modelfiles import without_weights
 from jobs.spec import Spec
 from jobs.watch import Announcer
 
@@ -22,7 +23,7 @@ def ready_data(spec: Spec, engine: Literal["plain", "ray"], announce: Announcer)
         InputError: the model's files or the data are not what the spec says, or the warmup is longer than the run.
     """
     announce("phase", "preparing the data", phase="prepare")
-    model_dir = local_model_dir(spec.model.path)
+    model_dir = without_weights(spec.model.path)
     check_model_files(model_dir, spec)
     prepared = prepare(
         spec,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import threading
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.errors import RunFailed
-from jobs.training.export import Weights, check_same_logits, plan_shards, write_config, write_weights
+from jobs.training.export import Weights, check_same_logits, on_this_node, plan_shards, write_config, write_weights
 from tests.support import tiny
+from tests.support.counted import CountedFileSystem, counted_bytes
 
 
 @given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=40), most=st.integers(1, 100))
@@ -81,3 +83,26 @@ def test_logits_that_differ_by_more_than_rounding_fail_the_run(dtype: torch.dtyp
         check_same_logits(living, living + 0.2, dtype)
     with pytest.raises(RunFailed):
         check_same_logits(living, torch.full((100,), float("nan")), dtype)
+
+
+def test_ranks_of_one_node_fetch_an_export_from_a_url_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    content, ranks = b"x" * 100_000, 3
+    CountedFileSystem().pipe_file("/run/model/model.safetensors", content)
+    read, seen = threading.Barrier(ranks), []
+
+    def rank() -> None:
+        with on_this_node("counted:///run/model", lambda: read.wait(30)) as local:
+            seen.append((pathlib.Path(local) / "model.safetensors").read_bytes() == content)
+
+    with counted_bytes() as count:
+        threads = [threading.Thread(target=rank) for _ in range(ranks)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert count() == len(content)
+    assert seen == [True] * ranks
+    assert not list((tmp_path / ".cache/fleetune/exports").iterdir())

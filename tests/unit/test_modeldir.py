@@ -13,7 +13,9 @@ import pytest
 
 from jobs.errors import DataError
 from jobs.modeldir import check_model_dir, check_model_files, local_model_dir, safetensors_problem
+from jobs.modelfiles import without_weights
 from jobs.spec import Spec
+from tests.support.counted import CountedFileSystem, counted_bytes
 
 
 def safetensors(path: Path, numbers: int = 4) -> None:
@@ -226,3 +228,20 @@ def test_workers_of_one_machine_share_one_fetch(url: str, tmp_path: Path) -> Non
 def test_url_with_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="memory://nothing"):
         local_model_dir("memory://nothing", str(tmp_path))
+
+
+def test_a_driver_reads_no_weights_and_still_finds_what_is_wrong_with_them(folder: Path, tmp_path: Path) -> None:
+    weights = (folder / "model.safetensors").stat().st_size
+    content = (folder / "model.safetensors").read_bytes()
+    small = sum(file.stat().st_size for file in folder.iterdir()) - weights
+    header = 8 + int.from_bytes(content[:8], "little")
+    store = CountedFileSystem()
+    store.put(f"{folder}/", "/models/m/", recursive=True)
+    with counted_bytes() as count:
+        local = without_weights("counted:///models/m", str(tmp_path / "cache"))
+        assert count() == small + header + 8, "the length of the header is read first"
+    assert (Path(local) / "model.safetensors").stat().st_size == weights
+    check(local)
+    store.pipe_file("/models/m/model.safetensors", content[:-1])
+    with pytest.raises(DataError, match="but its header says"):
+        check(without_weights("counted:///models/m", str(tmp_path / "cache")))

@@ -53,6 +53,8 @@ def drive_training(registered: Registered, link: Link, stream: TextIO, say: Say)
             resume=resume,
             assignment=Assignment(places, num_workers, registered.secrets, registered.run),
         )
+    if outcome.faulty_nodes:
+        link.tell(faulty=outcome.faulty_nodes)
     return OUT_OF_MEMORY_EXIT if outcome.out_of_memory else outcome.exit_code
 
 

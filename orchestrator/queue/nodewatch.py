@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from orchestrator.queue.suspicion import (
     AT_ONCE_S,
     BY,
     FACT,
+    REPORTED,
     Incident,
     added,
     dumped,
@@ -23,6 +25,8 @@ from orchestrator.queue.suspicion import (
     suspects,
 )
 
+_READ_EVERY_S = 30.0
+
 
 class NodeWatch:
     """Of one leadership. Its memory is the store's, for those who lead later."""
@@ -31,6 +35,8 @@ class NodeWatch:
         """`go_on`: before each write; raises NotLeader."""
         self._store, self._go_on = store, go_on
         self._incidents = loaded(store.facts().get(FACT, ""))
+        self._reported: list[Incident] = []
+        self._read_at_s = -math.inf
         self._present: frozenset[str] = frozenset()
         self._gone: dict[str, float] = {}  # id -> since when
 
@@ -65,18 +71,28 @@ class NodeWatch:
         once somebody lets such a node work again, it begins anew."""
         labels, named = inventory.labels, {rule.node_id for rule in rules}
         closed = {labels[node] for node in rules_by_node(rules, inventory.nodes)}
-        for node, evidence in suspects(self._incidents, now_s).items():
+        self._read_reported(now_s)
+        for node, evidence in suspects(self._incidents, now_s, self._reported).items():
             others = [one for one in inventory.nodes if one.usable and labels[one.node_id] not in closed | {node}]
             if node in named or node in closed or not others:
                 continue
             closed.add(node)
             self._go_on()
             self._store.put_node_rule(NodeRule(node, NodeOrder.CORDON, BY, evidence, now_s))
-            under = [one.attempt for one in self._incidents if node in one.nodes]
+            under = [one.attempt for one in (*self._incidents, *self._reported) if node in one.nodes]
             data = {"node": node, "by": BY, "attempts": under}
             said = f"{node} takes nothing new: it {evidence}"
             self._store.add_events([QueueEvent(now_s, NodeOrder.CORDON.value, said, data=data)])
             self._keep([one for one in self._incidents if node not in one.nodes])
+            known = loaded(self._store.facts().get(REPORTED, ""))
+            self._reported = [one for one in known if node not in one.nodes]
+            self._store.put_facts({REPORTED: dumped(self._reported)})
+
+    def _read_reported(self, now_s: float) -> None:
+        """What drivers have said since, to any server."""
+        if now_s - self._read_at_s >= _READ_EVERY_S:
+            self._read_at_s = now_s
+            self._reported = loaded(self._store.facts().get(REPORTED, ""))
 
     def _keep(self, incidents: list[Incident]) -> None:
         self._go_on()

@@ -14,6 +14,7 @@ from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, Q
 from orchestrator.queue.noderules import taken_by_ray
 from orchestrator.queue.records import Job, Measured, QueueEvent
 from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
+from orchestrator.queue.suspicion import REPORTED, Incident, added, dumped, loaded
 from orchestrator.service.limits import wrong_secrets
 from orchestrator.service.surroundings import Surroundings
 
@@ -87,6 +88,8 @@ def beat(surroundings: Surroundings, message: Beat) -> Answer:
     surroundings.beats.note(said)
     if message.draining and surroundings.engine != "local":  # nothing else takes nodes away
         _note_draining(surroundings, job, message.draining)
+    if message.faulty and surroundings.engine != "local":
+        _note_faulty(surroundings, job, message.faulty)
     if message.last:  # once it is seen to have ended, nothing that it has said is taken any more
         surroundings.beats.flush()
     order, reason = _order(job)
@@ -101,6 +104,21 @@ def _note_draining(surroundings: Surroundings, job: Job, draining: Sequence[str]
         store.put_node_rule(taken_by_ray(node, now_s))
         said = f"Ray is about to take {surroundings.machines.label(node)} away: what runs there goes elsewhere"
         store.add_events([QueueEvent(now_s, "drain", said, data={"node": node, "by": "ray"})])
+
+
+def _note_faulty(surroundings: Surroundings, job: Job, faulty: Sequence[str]) -> None:
+    """Kept for the leader, which suspects a node only once several jobs have said so (see `suspicion`)."""
+    store, now_s = surroundings.store, surroundings.clock.now_s()
+    nodes = {node for node, _ in job.placement}.intersection(faulty)
+    if not nodes:
+        return
+    names = tuple(sorted(surroundings.machines.label(node) for node in nodes))
+    known = loaded(store.facts().get(REPORTED, ""))
+    kept = added(known, [Incident(now_s, names, job.submission)], now_s)
+    if kept != known:
+        store.put_facts({REPORTED: dumped(kept)})
+        said = f"the driver of {job.job_id} says that the hardware of {', '.join(names)} failed"
+        store.add_events([QueueEvent(now_s, "faulty", said, data={"nodes": list(names), "attempt": job.submission})])
 
 
 def _current(surroundings: Surroundings, message: Register | Beat) -> Job | None:

@@ -19,6 +19,7 @@ from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, Q
 from orchestrator.queue.records import Job, Measured, NodeOrder
 from orchestrator.queue.states import ENDED, Reason, State, Wanted
 from orchestrator.queue.store import Change
+from orchestrator.queue.suspicion import REPORTED, Incident, dumped, loaded
 from orchestrator.service import clients, driving, followups
 from orchestrator.service.beats import Beats
 from orchestrator.service.driverkey import DriverKey
@@ -324,6 +325,24 @@ def test_files_of_clients_that_are_gone_and_left_nothing_are_removed(world: Serv
         fcntl.flock(file, fcntl.LOCK_EX)
         clients.forget_the_gone(world.around, tmp_path)
     assert sorted(path.stem for path in folder.iterdir()) == ["held", "needed", "new"]
+
+
+def test_a_node_whose_hardware_three_jobs_call_broken_gets_nothing_new(world: ServiceWorld) -> None:
+    job = started(world, command(resources={"gpus_per_worker": 1}, **queue()))
+    (node, _), *_ = job.placement
+    (other,) = {one.node_id for one in world.backend.inventory().nodes} - {node}
+    driving.beat(world.around, said(job, faulty=(other,)))
+    assert REPORTED not in world.store.facts()  # it may speak of its own nodes only
+    driving.beat(world.around, said(job, faulty=(node,)))
+    driving.beat(world.around, said(job, faulty=(node,)))
+    (mine,) = loaded(world.store.facts()[REPORTED])
+    others = [Incident(mine.at_s - 3600.0 * hours, mine.nodes, f"job-{hours}-1") for hours in (1, 2)]
+    world.store.put_facts({REPORTED: dumped([*others, mine])})
+    world.passes(2, 60.0)
+    (rule,) = world.store.node_rules()
+    assert (rule.node_id, rule.order) == (mine.nodes[0], NodeOrder.CORDON)
+    assert "had broken hardware under jobs 3 times" in rule.reason
+    assert loaded(world.store.facts()[REPORTED]) == []
 
 
 def test_a_job_whose_node_ray_takes_away_leaves_it_and_goes_on_elsewhere(world: ServiceWorld) -> None:

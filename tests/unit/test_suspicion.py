@@ -24,6 +24,16 @@ def test_a_node_that_was_gone_three_times_within_a_day_is_suspected_with_the_evi
     assert found["n1"].startswith("was gone under jobs 3 times within a day: at ") and "a-" not in found["n1"]
 
 
+def test_hardware_that_drivers_of_several_jobs_call_broken_counts_once_for_each_job() -> None:
+    by_one = [gone("n1", NOW_S + hour * HOUR_S, f"a-{hour}") for hour in range(5)]
+    assert suspects([], NOW_S + 5 * HOUR_S, by_one) == {}
+    assert suspects([gone("n1", NOW_S)], NOW_S + 5 * HOUR_S, by_one[1:]) == {}
+    by_three = [gone("n1", NOW_S + hour * HOUR_S, f"{name}-1") for hour, name in enumerate("abc")]
+    assert suspects([], NOW_S + 5 * HOUR_S, by_three)["n1"].startswith(
+        "was gone or had broken hardware under jobs 3 times"
+    )
+
+
 def test_what_is_older_than_a_day_is_forgiven() -> None:
     found = [gone("n1", NOW_S + hours * HOUR_S) for hours in (0, 1, 25)]
     assert suspects(found, NOW_S + WITHIN_S + 2 * HOUR_S) == {}

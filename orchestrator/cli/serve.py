@@ -90,6 +90,18 @@ def serve(
             help="No attempt is interrupted for another job in its first S seconds.",
         ),
     ] = 600.0,
+    register: Annotated[
+        float,
+        typer.Option(
+            "--register-s", metavar="S", min=10.0, help="A driver that has not registered by then is stopped."
+        ),
+    ] = 600.0,
+    silent: Annotated[
+        float,
+        typer.Option(
+            "--silent-s", metavar="S", min=60.0, help="A driver that was not heard for so long is stopped [6 hours]."
+        ),
+    ] = 21600.0,
     most_guests: Annotated[
         int,
         typer.Option("--most-guests", metavar="N", min=0, help="So many programs of `ray job submit` may be queued."),
@@ -126,6 +138,8 @@ def serve(
                 shared=tuple(shared or ()),
                 python=python,
                 protected_s=protected,
+                register_s=register,
+                silent_s=silent,
                 most_guests=most_guests,
                 autoscaler=autoscaler,
                 take_over=take_over,

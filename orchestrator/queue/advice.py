@@ -12,6 +12,8 @@ _BY_REASON: Final[Mapping[Reason, str]] = {
     Reason.BAD_INPUT: "correct the spec and submit it again",
     Reason.OUT_OF_MEMORY: "let it use less memory (smaller micro-batches, more workers), or see what else uses the "
     "memory of its nodes; its log (fleetune logs {job}) has more",
+    Reason.SILENT: "see in its log (fleetune logs {job}) whether it reaches the server: fleetune serve --url says how "
+    "drivers do; then fleetune retry {job}",
     Reason.TIMED_OUT: "submit it again with a larger max_runtime_s, or go on for as long again: fleetune retry {job}",
     Reason.PARENT_FAILED: "retry that one first, and then this one (fleetune retry {job})",
     Reason.CANCELLED: "fleetune retry {job} puts it back into the queue",

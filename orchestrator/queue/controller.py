@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from cluster.backend import Backend, Launch, Submission
+from cluster.backend import Backend, Launch, Phase, Submission
 from cluster.errors import BackendUnreachable, Fenced, FleetuneError, LaunchRefused
 from cluster.inventory import Inventory
 from orchestrator.queue.book import Book
 from orchestrator.queue.clock import Clock
 from orchestrator.queue.errors import NotLeader, StoreBroken, UnknownJob
 from orchestrator.queue.growing import Wish, wish
+from orchestrator.queue.hearing import Hearing
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.ledger import Cluster, Promises, kept, orders, snapshot
 from orchestrator.queue.months import MonthUse, month_around
@@ -50,6 +51,9 @@ class Timing:
         absent_s: a node that is not seen for so long is lost.
         replan_s: where nothing has changed, it is planned anew only when so long has passed.
         doubt_s: a start that was not answered may still happen for so long.
+        register_s: a driver that runs and has not registered by then is stopped.
+        silent_s: a driver that was not heard for so long is stopped; None: drivers do not speak, as those of made-up
+            machines.
     """
 
     grace_s: float = 120.0
@@ -58,6 +62,8 @@ class Timing:
     absent_s: float = 10.0
     doubt_s: float = 60.0
     replan_s: float = 15.0
+    register_s: float = 600.0
+    silent_s: float | None = None
 
 
 class Controller:
@@ -147,6 +153,7 @@ class _Term:
         self._asked: dict[str, float] = {}  # submission -> when it was told to stop for the first time
         self._hard: dict[str, float] = {}  # and hard, for the last time
         self._labels: dict[str, str] = {}
+        self._hearing = Hearing(self._store) if self._timing.silent_s is not None else None
         self._watch = NodeWatch(self._store, self._go_on)
         self._seen_nodes = {node: self._steady_s for job in self._book.jobs for node, _ in job.placement}
         # Nobody knows any more for whom these stop: nobody else is stopped before they have.
@@ -157,7 +164,6 @@ class _Term:
         return self._of._clock.steady_s()
 
     def step(self) -> None:
-        self._book.read()
         inventory, given = self._backend.inventory(), self._store.node_rules()
         rules = rules_by_node(given, inventory.nodes)
         seen = self._look(inventory, rules)
@@ -186,9 +192,11 @@ class _Term:
             del self._seen_nodes[node]
         if len(self._labels) > 2 * len(present) + _LABELS_KEPT:  # nodes come and go, each with a new id
             self._labels = dict(inventory.labels)
+        submissions = {one.submission: one for one in self._backend.submissions()}
+        self._book.read()  # after that: a driver says its last before it is seen to have ended
         return Seen(
             self._of._clock.now_s(),
-            {one.submission: one for one in self._backend.submissions()},
+            submissions,
             doubtful=frozenset(name for name, until_s in self._doubtful.items() if steady_s < until_s),
             nodes=frozenset(self._seen_nodes),
             absent=frozenset(self._seen_nodes.keys() - present),
@@ -197,7 +205,19 @@ class _Term:
             failed=self._book.failed,
             refused=self._refused,
             most_pending_s=self._timing.pending_s,
+            **self._silence(submissions, steady_s),
         )
+
+    def _silence(self, submissions: Mapping[str, Submission], steady_s: float) -> dict[str, Any]:
+        """The part of `Seen` that is about silent drivers."""
+        if self._hearing is None or self._timing.silent_s is None:
+            return {}
+        running = {name for name, one in submissions.items() if one.phase is Phase.RUNNING}
+        return {
+            "silent_s": self._hearing.look(self._book.jobs, running, steady_s),
+            "most_unregistered_s": self._timing.register_s,
+            "most_silent_s": self._timing.silent_s,
+        }
 
     def _settle(self, seen: Seen) -> None:
         """Take every job as far as what was seen lets it go."""

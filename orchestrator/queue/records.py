@@ -70,8 +70,8 @@ class Job:
         restored_at_step: the step of the checkpoint that last restored the retry budgets.
         run: root of the run that it writes, a path or URL.
         metrics: last known, by name.
-        changed: number of the store's newest change of this row. A mere sign of life, and what is done for `on_end`,
-            do not count as one.
+        changed: number of the store's newest change of this row. A mere sign of life after the first one of an attempt,
+            and what is done for `on_end`, do not count as one.
         on_end, client, sizes, labels: see NewJob.
         followed: `changed` of the end that was followed by what `on_end` says; 0: none was.
         heard_s: when the driver of its newest attempt was last heard of.

@@ -27,6 +27,7 @@ BUDGETS: Mapping[Reason, int | None] = {
     Reason.DRIVER_LOST: 5,
     Reason.DRIVER_KILLED: 5,
     Reason.OUT_OF_MEMORY: 2,  # other programs of the node may have taken the memory; the job itself would take it again
+    Reason.SILENT: 5,
     Reason.NOT_STARTED: 5,
 }
 _ENDS = {
@@ -35,7 +36,7 @@ _ENDS = {
     Reason.BAD_INPUT: State.FAILED,
     Reason.RUN_FAILED: State.FAILED,
 }
-_BACKS_OFF = (*DRIVER_ENDED, Reason.OUT_OF_MEMORY, Reason.NOT_STARTED)
+_BACKS_OFF = (*DRIVER_ENDED, Reason.OUT_OF_MEMORY, Reason.SILENT, Reason.NOT_STARTED)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 600.0
 
 BAD_INPUT_EXIT, INTERRUPTED_EXIT = 2, 130

@@ -30,6 +30,10 @@ class Seen:
         failed: jobs that have failed or were cancelled, with a word on it.
         refused: submissions that can never start, and why.
         most_pending_s: a driver that has not come up by then is stopped, and started again.
+        silent_s: for how long nothing was heard of each driver that runs, by submission; None: drivers do not speak,
+            and a job counts as RUNNING once the machines say that its driver runs.
+        most_unregistered_s: a driver that runs and has not registered by then is stopped, and started again.
+        most_silent_s: the same for one that has registered.
     """
 
     now_s: float
@@ -42,6 +46,9 @@ class Seen:
     refused: Mapping[str, str] = field(default_factory=dict)
     most_pending_s: float = 600.0
     labels: Mapping[str, str] = field(default_factory=dict)
+    silent_s: Mapping[str, float] | None = None
+    most_unregistered_s: float = 600.0
+    most_silent_s: float = 6 * 3600.0
 
     def called(self, nodes: Iterable[str]) -> list[str]:
         return sorted(self.labels.get(node, node) for node in nodes)
@@ -65,12 +72,13 @@ def _queued(job: Job, seen: Seen) -> Move | None:
 
 def _starting(job: Job, seen: Seen) -> Move | None:
     submission = seen.submissions.get(job.submission)
-    if submission is not None and submission.phase is Phase.RUNNING and job.wanted is Wanted.RUN:
+    runs = submission is not None and submission.phase is Phase.RUNNING
+    if runs and job.wanted is Wanted.RUN and (job.heard_s is not None or seen.silent_s is None):
         return _move(job, State.RUNNING, Reason.ANSWERED)
     if job.submission in seen.refused:
         return _move(job, State.STOPPING, Reason.BAD_INPUT, seen.refused[job.submission])
     if submission is not None:
-        return _running(job, seen) or _too_late(job, seen)
+        return _running(job, seen) or (None if runs else _too_late(job, seen))
     return _on_lost_nodes(job, seen) or _told_to_stop(job, seen) or _too_late(job, seen)
 
 
@@ -94,7 +102,17 @@ def _running(job: Job, seen: Seen) -> Move | None:
         if reason in DRIVER_ENDED and any(node in seen.absent for node, _ in job.placement):
             reason = Reason.NODE_LOST
         return _move(job, State.STOPPING, reason, text)
-    return _told_to_stop(job, seen)
+    return _told_to_stop(job, seen) or _too_silent(job, seen)
+
+
+def _too_silent(job: Job, seen: Seen) -> Move | None:
+    silent_s = (seen.silent_s or {}).get(job.submission, 0.0)
+    if silent_s <= (seen.most_unregistered_s if job.heard_s is None else seen.most_silent_s):
+        return None
+    said = f"did not register with the server in {silent_s:.0f} s: can its node reach the server?"
+    if job.heard_s is not None:
+        said = f"was not heard for {silent_s:.0f} s"
+    return _move(job, State.STOPPING, Reason.SILENT, f"its driver runs, and {said}")
 
 
 def _told_to_stop(job: Job, seen: Seen) -> Move | None:

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 class State(StrEnum):
     QUEUED = "queued"  # waits: for GPUs, for other jobs, for a time, or for its owner
-    STARTING = "starting"  # holds a lease; its driver was asked for and has not answered
+    STARTING = "starting"  # holds a lease; its driver was asked for and has not registered
     RUNNING = "running"
     STOPPING = "stopping"  # holds its lease until it is seen to have stopped
     SUCCEEDED = "succeeded"
@@ -62,6 +62,7 @@ class Reason(StrEnum):
     DRIVER_LOST = "driver-lost"  # it ended without an outcome
     DRIVER_KILLED = "driver-killed"  # by SIGKILL, as the kernel does where memory is short
     OUT_OF_MEMORY = "out-of-memory"  # its driver says so
+    SILENT = "silent"  # its driver ran, and did not register or was not heard for too long
     NOT_STARTED = "not-started"  # the cluster did not take it
     # of stopping; the job ends:
     CANCELLED = "cancelled"

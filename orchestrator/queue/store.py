@@ -140,8 +140,12 @@ class Store(Protocol):
         has ended.
 
         Metrics are added to those that are known by other names. Durations that are no finite numbers say nothing.
-        `changed` grows only where something else than `heard_s` is new.
+        `changed` grows only where something else than `heard_s` is new, and when an attempt is heard of for the first
+        time.
         """
+
+    def heard(self) -> Mapping[str, float | None]:
+        """When the drivers of jobs that are STARTING or RUNNING were last heard of, by the name of the attempt."""
 
     def followups_due(self, limit: int = 100) -> list[Job]:
         """Jobs with an `on_end` that have ended, and whose end nobody has noted as followed."""

@@ -22,7 +22,7 @@ from cluster.sessionrecord import SessionRecord
 from cluster.settings import fleetune_home, server_secrets
 from cluster.this_machine import machine_name
 from orchestrator.queue.clock import SystemClock
-from orchestrator.queue.controller import Controller
+from orchestrator.queue.controller import Controller, Timing
 from orchestrator.queue.errors import StoreBroken
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.store import Store
@@ -51,6 +51,7 @@ from orchestrator.service.launching import launch_of
 from orchestrator.service.surroundings import MOST_GUESTS, Surroundings
 from orchestrator.store import open_store
 
+REGISTER_S, SILENT_S = 600.0, 6 * 3600.0
 TENANT = "default"  # there from the start, so that a first submission works
 _SWITCH_S = 5e-4  # a pass computes for up to a second, and no request is to wait 5 ms for each of its turns
 _ENDS_WITHIN_S = 3
@@ -70,6 +71,8 @@ class Options:
     shared: tuple[str, ...] = ()
     python: str | None = None
     protected_s: float = DEFAULT.protected_s
+    register_s: float = REGISTER_S
+    silent_s: float = SILENT_S
     most_guests: int = MOST_GUESTS
     autoscaler: str | None = None
     take_over: bool = False
@@ -192,6 +195,7 @@ class _Server:
             self._leading,
             launch_of(around),
             around.policy,
+            timing=self._timing(),
             takes_over=self._options.take_over,
         )
         news = News(around.store, self._meters, say)
@@ -201,6 +205,10 @@ class _Server:
     def _note(self, what: Callable[[Store, float, str], None]) -> None:
         """Raises StoreBroken."""
         what(self._around.store, self._around.clock.now_s(), self._around.url)
+
+    def _timing(self) -> Timing:
+        speak = self._around.engine != "fake"  # programs of made-up machines do nothing
+        return Timing(register_s=self._options.register_s, silent_s=self._options.silent_s if speak else None)
 
     def _after_each_pass(self, controller: Controller) -> list[Callable[[], object]]:
         around, store = self._around, self._around.store

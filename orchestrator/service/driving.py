@@ -54,6 +54,7 @@ def register(surroundings: Surroundings, message: Register) -> Registered:
     run = _run(surroundings, job, spec)
     parents = _parents(surroundings, job)
     surroundings.beats.note(Measured(job.job_id, job.attempt))
+    surroundings.beats.flush()  # the job counts as running from now on
     order, _ = _order(job)
     return Registered(
         queue=surroundings.queue,

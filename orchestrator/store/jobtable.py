@@ -32,6 +32,9 @@ _UNFOLLOWED = (
 )
 _FOLLOWED = update(JOBS).where(JOBS.c.number == bindparam("of")).values(followed=bindparam("end"))
 _OF_CLIENTS = select(*JOB_COLUMNS).where(text(OF_A_CLIENT)).order_by(_NUMBER)
+_HEARD_OF = select(JOBS.c.job_id, JOBS.c.attempt, JOBS.c.heard_s).where(
+    JOBS.c.state.in_([State.STARTING.value, State.RUNNING.value])
+)
 _WRITE = update(JOBS).where(JOBS.c.number == bindparam("of"))
 
 
@@ -121,6 +124,10 @@ def measure(connection: Connection, said: Sequence[Measured], now_s: float) -> N
             jobs[job.job_id] = heard[job.job_id] = job
     write(connection, [job for job in heard.values() if job.changed > numbers.change], MEASURED)
     write(connection, [job for job in heard.values() if job.changed <= numbers.change], HEARD)
+
+
+def heard(connection: Connection) -> dict[str, float | None]:
+    return {f"{job_id}-{attempt}": heard_s for job_id, attempt, heard_s in connection.execute(_HEARD_OF)}
 
 
 def parents_ended_s(connection: Connection, jobs: Iterable[Job]) -> dict[str, float]:

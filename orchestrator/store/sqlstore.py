@@ -82,6 +82,10 @@ class SqlStore:
         with self._database.write() as connection:
             jobtable.measure(connection, measured, now_s)
 
+    def heard(self) -> Mapping[str, float | None]:
+        with self._database.read() as connection:
+            return jobtable.heard(connection)
+
     def followups_due(self, limit: int = 100) -> list[Job]:
         with self._database.read() as connection:
             return jobtable.followups_due(connection, limit)

@@ -149,7 +149,7 @@ def retried(job: Job, by: str, now_s: float, changed: int) -> Job:
 def measured(job: Job, said: Measured, now_s: float, changed: int) -> Job | None:
     """None: it is of an attempt before, or too late. Durations that are no numbers say nothing.
 
-    `changed` stays where nothing else is new than that its driver was heard.
+    `changed` stays where nothing else is new than that its driver was heard again.
     """
     if job.attempt != said.attempt or job.state in ENDED:
         return None
@@ -163,7 +163,8 @@ def measured(job: Job, said: Measured, now_s: float, changed: int) -> Job | None
     }
     news = {name: value for name, value in news.items() if value is not None and value != getattr(job, name)}
     heard_s = now_s if job.heard_s is None else max(job.heard_s, now_s)
-    return replace(job, heard_s=heard_s, changed=changed if news else job.changed, **news)
+    is_a_change = bool(news) or job.heard_s is None
+    return replace(job, heard_s=heard_s, changed=changed if is_a_change else job.changed, **news)
 
 
 def _merged(known: Mapping[str, float], said: Mapping[str, float]) -> dict[str, float]:

@@ -49,7 +49,7 @@ class Model:
     def wait(self, now_s: float) -> None:
         """What it has waited for so far counts. A pause does not, be it its owner's or one after a failure."""
         if self.state is State.QUEUED and self.wanted is not Wanted.PAUSE:
-            failed = self.reason in (*DRIVER_ENDED, Reason.OUT_OF_MEMORY, Reason.NOT_STARTED)
+            failed = self.reason in (*DRIVER_ENDED, Reason.OUT_OF_MEMORY, Reason.SILENT, Reason.NOT_STARTED)
             pause_s = min(10.0 * 2 ** (self.retries[self.reason] - 1), 600.0) if failed else 0.0
             self.waited_s += max(now_s - self.since_s - pause_s, 0.0)
 

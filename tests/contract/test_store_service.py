@@ -60,15 +60,21 @@ def test_jobs_of_clients_are_listed_until_they_have_ended(store: Store) -> None:
     assert ids(store.of_clients()) == [first.job_id]
 
 
-def test_a_sign_of_life_is_noted_and_is_no_change(store: Store) -> None:
-    job = go(store, submit(store), *RUN)
-    assert job.heard_s is None
+def test_the_first_sign_of_life_of_an_attempt_is_a_change_and_later_ones_are_not(store: Store) -> None:
+    waits, job = submit(store), go(store, submit(store), *RUN)
+    assert job.heard_s is None and store.heard() == {f"{job.job_id}-1": None}
     store.measure([Measured(job.job_id, 1)], START_S + 5.0)
-    assert store.job(job.job_id) == replace(job, heard_s=START_S + 5.0)
-    assert store.changes(job.changed) == []
+    (first,) = store.changes(job.changed)
+    assert first == replace(job, heard_s=START_S + 5.0, changed=first.changed)
+    store.measure([Measured(job.job_id, 1)], START_S + 6.0)
+    assert store.job(job.job_id) == replace(first, heard_s=START_S + 6.0)
+    assert store.changes(first.changed) == []
+    assert store.heard() == {f"{job.job_id}-1": START_S + 6.0}
     store.measure([Measured(job.job_id, 1, step=3)], START_S + 9.0)
-    (changed,) = store.changes(job.changed)
+    (changed,) = store.changes(first.changed)
     assert (changed.step, changed.heard_s) == (3, START_S + 9.0)
+    go(store, store.job(job.job_id), State.STOPPING)
+    assert store.heard() == {} and waits.attempt == 0
 
 
 def test_nobody_has_heard_of_the_driver_of_a_new_attempt(store: Store) -> None:

@@ -70,6 +70,48 @@ def test_a_driver_that_is_lost_is_started_again_with_pauses_and_not_for_ever() -
     assert job.state is State.FAILED and job.reason is Reason.DRIVER_LOST and "5 times" in job.message
 
 
+def test_a_driver_that_never_registers_gives_its_lease_back_and_does_not_hold_it_for_ever() -> None:
+    world = QueueWorld(4)
+    world.server = world.another("strict", silent_s=3600.0)
+    world.backend.script("*", runs_s=1e9, stops_after_s=20.0)
+    (lost,) = world.submit(new("lost", 4))
+    world.passes(100, 2.0)
+    assert world.states(lost) == [State.STARTING]  # its program runs, and has said nothing
+    world.passes(60, 2.0)
+    assert world.states(lost) == [State.STOPPING]  # the lease is kept until it is seen to have ended
+    assert world.job(lost).reason is Reason.SILENT and "did not register" in world.job(lost).message
+    world.passes(20, 2.0)
+    assert world.job(lost).retries == {Reason.SILENT: 1}
+    world.until_all_end(each_s=20.0)
+    job = world.job(lost)
+    assert (job.state, job.reason, job.attempt) == (State.FAILED, Reason.SILENT, 6)
+
+
+def test_only_silence_while_a_server_listens_counts_and_a_word_to_any_server_ends_it() -> None:
+    world = QueueWorld(4)
+    world.server = world.another("strict", silent_s=3600.0)
+    world.backend.script("*", runs_s=1e9)
+    talks, quiet = world.submit(new("talks", 2), new("quiet", 2))
+    world.passes(1)
+    world.speak(talks, quiet)
+    world.passes(2)
+    assert world.states(talks, quiet) == [State.RUNNING, State.RUNNING]
+    world.passes(100, 30.0)
+    world.clock.advance(10 * 3600.0)  # nobody leads, and nobody could be heard
+    for _ in range(15):
+        world.passes(1, 30.0)
+        world.speak(talks)
+    assert world.states(talks, quiet) == [State.RUNNING, State.RUNNING]
+    world.server = world.another("next", silent_s=3600.0)  # which has not listened before
+    world.clock.advance(3600.0)
+    for _ in range(118):
+        world.passes(1, 30.0)
+        world.speak(talks)
+    assert world.states(talks, quiet) == [State.RUNNING, State.RUNNING]
+    world.passes(5, 30.0)
+    assert world.states(talks) == [State.RUNNING] and world.job(quiet).reason is Reason.SILENT
+
+
 def test_cancel_pause_resume_and_retry() -> None:
     world = QueueWorld(2)
     world.backend.script("*", runs_s=100.0, stops_after_s=10.0)

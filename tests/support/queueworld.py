@@ -11,7 +11,7 @@ from cluster.resources import Gang
 from cluster.testing import FakeBackend, FakeClock, FakeCluster, double_runs, most_gpus
 from orchestrator.queue.controller import Controller, LaunchOf, Timing
 from orchestrator.queue.leading import Leading
-from orchestrator.queue.records import Job, NewJob
+from orchestrator.queue.records import Job, Measured, NewJob
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
 from orchestrator.queue.store import Store
 from orchestrator.scheduling.snapshot import Tenant
@@ -58,11 +58,12 @@ class QueueWorld:
         backend: Backend | None = None,
         launch: LaunchOf = launch_of,
         takes_over: bool = False,
+        silent_s: float | None = None,
     ) -> Controller:
         """A server of its own, on the same store and machines, or on what stands before them."""
         store = store or self.store
         leading = Leading(store, self.clock, name, f"http://{name}", TERM_S)
-        timing = Timing(grace_s=30.0, slow_s=60.0, absent_s=2.0, doubt_s=20.0)
+        timing = Timing(grace_s=30.0, slow_s=60.0, absent_s=2.0, doubt_s=20.0, register_s=300.0, silent_s=silent_s)
         machines = backend or self.backend
         return Controller(store, machines, self.clock, leading, launch, timing=timing, takes_over=takes_over)
 
@@ -74,6 +75,11 @@ class QueueWorld:
 
     def states(self, *ids: str) -> list[State]:
         return [self.job(job_id).state for job_id in ids]
+
+    def speak(self, *ids: str, **said: Any) -> None:
+        """Drivers are heard, as if they had spoken to a server."""
+        jobs = map(self.job, ids)
+        self.store.measure([Measured(job.job_id, job.attempt, **said) for job in jobs], self.clock())
 
     def passes(self, number: int = 1, each_s: float = 1.0) -> None:
         """Time goes on, and then the server looks."""

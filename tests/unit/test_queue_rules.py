@@ -81,6 +81,26 @@ def test_a_driver_that_does_not_come_up_is_started_again() -> None:
     assert went(one, seen(of(one, Phase.PENDING), most_pending_s=800.0)) is None
 
 
+def test_a_job_runs_once_its_driver_has_registered_and_not_when_the_machines_say_so() -> None:
+    one = job(state=State.STARTING, started_s=NOW_S - 800.0)  # it came up late, and that counts no more
+    there = of(one, Phase.RUNNING)
+    assert went(one, seen(there, silent_s={one.submission: 599.0})) is None
+    assert went(replace(one, heard_s=NOW_S), seen(there, silent_s={})) == (State.RUNNING, Reason.ANSWERED)
+    late = seen(there, silent_s={one.submission: 601.0})
+    for state in (State.STARTING, State.RUNNING):  # an older server took the machines' word
+        assert went(replace(one, state=state), late) == (State.STOPPING, Reason.SILENT)
+    assert went(one, seen(there)) == (State.RUNNING, Reason.ANSWERED)  # made-up machines, whose drivers do not speak
+
+
+def test_a_driver_that_is_silent_for_hours_is_stopped_and_one_that_ended_meanwhile_is_judged_by_its_end() -> None:
+    one = job(state=State.RUNNING, heard_s=NOW_S - 9 * 3600.0)
+    silent = {one.submission: 6 * 3600.0 + 1.0}
+    assert went(one, seen(of(one, Phase.RUNNING), silent_s={one.submission: 6 * 3600.0})) is None
+    assert went(one, seen(of(one, Phase.RUNNING), silent_s=silent)) == (State.STOPPING, Reason.SILENT)
+    assert went(one, seen(of(one, Phase.SUCCEEDED), silent_s=silent)) == (State.SUCCEEDED, Reason.FINISHED)
+    assert landing(replace(one, state=State.STOPPING, reason=Reason.SILENT))[0] is State.QUEUED
+
+
 def test_what_can_never_start_is_not_tried_again() -> None:
     one = job(state=State.STARTING)
     assert went(one, seen(refused={one.submission: "no such program"})) == (State.STOPPING, Reason.BAD_INPUT)

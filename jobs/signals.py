@@ -11,7 +11,6 @@ from typing import Any
 from jobs import storage
 from jobs.errors import Interrupted, StorageError
 from jobs.paths import JobPaths
-from jobs.record import resume_command
 from jobs.watch import Announcer
 
 _HELD = (signal.SIGINT, signal.SIGTERM)
@@ -75,10 +74,6 @@ class StopSignals:
             with contextlib.suppress(StorageError):  # tried again at the next check
                 storage.write_bytes(self._paths.stop_request, b"signal")
                 self._asked = True
-                self._announce(
-                    "stopping",
-                    "stopping after a checkpoint of the next step; Ctrl-C again ends at once; "
-                    f"go on later with: {resume_command(self._paths)}",
-                )
+                self._announce("stopping", "stopping after a checkpoint of the next step; Ctrl-C again ends at once")
         if self._count > 1:
             raise Interrupted("interrupted twice: ended at once, without a checkpoint of the last steps")

@@ -99,7 +99,7 @@ def run(
             outcome = run_on_ray(loaded, address=address, progress=progress, resume=root)
         finally:
             progress.close()
-        typer.echo(text.ending(outcome, progress.root, loaded.data.labels or ()))
+        typer.echo(text.ending(outcome, progress.root, loaded.data.labels or (), told=not quiet))
         raise typer.Exit(outcome.exit_code)
 
 

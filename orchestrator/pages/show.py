@@ -106,17 +106,23 @@ def numbers(metrics: Mapping[str, float]) -> str:
     return "  ".join(metric_words(metrics))
 
 
-def ending(outcome: Outcome, root: str | None, labels: Sequence[str] = ()) -> str:
-    """The last words of `fleetune run`."""
+def ending(outcome: Outcome, root: str | None, labels: Sequence[str] = (), *, told: bool = False) -> str:
+    """The table at the end of `fleetune run`.
+
+    Args:
+        told: whether the run's last line has given the reason, the logs and the command to go on.
+    """
     rows = [("status", f"{outcome.status} after {outcome.step} steps")]
-    if outcome.reason:
+    if outcome.reason and not told:
         rows.append(("reason", outcome.reason))
     rows += _before_and_after(outcome.metrics_before, outcome.metrics, outcome.evaluated_step)
     rows += class_rows(outcome.confusion, labels)
     if outcome.model_path:
         rows.append(("model", outcome.model_path))
     if root:
-        rows += [("run", root), ("logs", f"{root}/logs")]
+        rows.append(("run", root))
+    if root and not (told and outcome.reason):
+        rows.append(("logs", f"{root}/logs"))
         if how := how_to_go_on(JobPaths(root), outcome):
             rows.append(("resume", how))
     return table(rows)

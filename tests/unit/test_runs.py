@@ -19,7 +19,7 @@ from jobs.findrun import find_run
 from jobs.journal import JournalWriter
 from jobs.outcome import Outcome, Status, event, write_outcome
 from jobs.paths import JobPaths
-from orchestrator.pages.show import run_page, runs_table
+from orchestrator.pages.show import ending, run_page, runs_table
 from orchestrator.runs import describe_run, list_runs, summarise, utc_now
 
 NOW = datetime.datetime(2026, 11, 24, 12, 0, tzinfo=datetime.UTC)
@@ -218,3 +218,13 @@ def test_listing_reads_one_part_of_the_metrics_however_many_there_are(tmp_path: 
     began = time.monotonic()
     assert summarise(paths, now).step == 9
     assert time.monotonic() - began < 2.0
+
+
+def test_the_table_at_the_end_repeats_nothing_that_the_last_line_said(tmp_path: Path) -> None:
+    ended_at = datetime.datetime(2026, 11, 24, tzinfo=datetime.UTC)
+    outcome = Outcome(status=Status.INTERRUPTED, reason="stopped on request", step=3, ended_at=ended_at)
+    root = str(tmp_path / "a-20261124-115900-0001")
+    assert "stopped on request" in ending(outcome, root) and f"{root}/logs" in ending(outcome, root)
+    told = ending(outcome, root, told=True)
+    assert "interrupted after 3 steps" in told and root in told
+    assert "stopped on request" not in told and "logs" not in told and "resume" not in told

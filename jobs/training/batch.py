@@ -1,4 +1,4 @@
-"""From rows to tensors, and from tensors to a loss: a sum over targets, to be divided by the global batch's count."""
+"""From rows to tensors, and from tensors to logits. `jobs.training.loss` turns these into a loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
 from jobs.data.prepared import IGNORE_INDEX
 from jobs.spec import Task
@@ -99,13 +98,6 @@ def model_logits(model: torch.nn.Module, batch: Batch, task: Task) -> torch.Tens
 def _arguments(model: Any) -> Collection[str]:
     """Names of the arguments of the model's forward."""
     return inspect.signature(model.forward).parameters.keys()
-
-
-def loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy summed over the targets, in fp32; 0 with a gradient of 0 where there is none. A scalar."""
-    return functional.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]).float(), targets.reshape(-1), ignore_index=IGNORE_INDEX, reduction="sum"
-    )
 
 
 def _lists(rows: Any, column: str) -> list[npt.NDArray[np.int32]]:

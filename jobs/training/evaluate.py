@@ -14,8 +14,9 @@ from jobs.data.order import shares
 from jobs.data.prepared import IGNORE_INDEX, Split
 from jobs.errors import DataError
 from jobs.spec import Spec
-from jobs.training.batch import Batch, collate, loss_sum, model_logits
+from jobs.training.batch import Batch, collate, model_logits
 from jobs.training.gang import Gang
+from jobs.training.loss import loss_sum
 from jobs.training.metrics import (
     Confusion,
     EvalPrediction,

@@ -25,7 +25,7 @@ from jobs.journal import Record
 from jobs.metricwords import metric_words
 from jobs.modeldir import local_model_dir
 from jobs.planning import learning_rate_at, plan_batching
-from jobs.training.batch import collate, loss_sum, model_logits
+from jobs.training.batch import collate, model_logits
 from jobs.training.checkpoint import Checkpointer
 from jobs.training.checkpoint_reader import CheckpointReader
 from jobs.training.engine import Engine, build_engine, peak_memory_bytes
@@ -34,6 +34,7 @@ from jobs.training.gang import Gang, count_attempts
 from jobs.training.hostcopy import HostCopy
 from jobs.training.isolation import packed_samples_are_isolated
 from jobs.training.job import Job
+from jobs.training.loss import loss_sum
 from jobs.training.report import Reporter
 from jobs.training.restoring import check_step, load_best, restored
 from jobs.training.run import LoopState, Run

@@ -11,8 +11,9 @@ import torch
 import transformers
 
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
-from jobs.training.batch import collate, loss_sum, model_logits
+from jobs.training.batch import collate, model_logits
 from jobs.training.isolation import packed_samples_are_isolated
+from jobs.training.loss import loss_sum
 from tests.support import tiny
 from tests.support.reference import samples_of
 

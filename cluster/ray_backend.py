@@ -16,7 +16,7 @@ from cluster.errors import CapacityError, MachinesFailed
 from cluster.inventory import Inventory, Node
 from cluster.placement import check_can_ever_fit
 from cluster.resources import Gang
-from cluster.settings import ray_address, set_default
+from cluster.settings import add_to_environment, protocols_environment, ray_address, set_default
 from cluster.workplace import Workplace
 
 # Logical CPUs beside the workers' own, for Ray Data's tasks and the Train controller.
@@ -69,8 +69,9 @@ def connected(address: str | None, gang: Gang | None, workplace: Workplace | Non
         options |= {"address": "local", "num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
     else:
         options["address"] = where
-    if workplace is not None and not workplace.is_anywhere:
-        options["runtime_env"] = {"worker_process_setup_hook": _entering(workplace)}
+    protocols = protocols_environment()
+    if protocols or (workplace is not None and not workplace.is_anywhere):
+        options["runtime_env"] = {"worker_process_setup_hook": _entering(workplace, protocols)}
     try:
         _knock(where)
         ray.init(**options)
@@ -85,10 +86,13 @@ def connected(address: str | None, gang: Gang | None, workplace: Workplace | Non
         ray.shutdown()
 
 
-def _entering(workplace: Workplace) -> Callable[[], None]:
+def _entering(workplace: Workplace | None, environment: Mapping[str, str]) -> Callable[[], None]:
     """A function goes to the workers as bytes. Variables of a runtime environment stand in Ray's logs and dashboard."""
 
     def enter_workplace() -> None:
+        add_to_environment(environment)
+        if workplace is None:
+            return
         with contextlib.suppress(OSError):  # a node without the directory is told of by the worker itself
             workplace.enter()
 

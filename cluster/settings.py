@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -44,6 +45,37 @@ class Settings:
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     """FLEETUNE_STORAGE_PATH, or `runs` under the working directory."""
     return Settings(storage_path=environ.get("FLEETUNE_STORAGE_PATH") or "runs")
+
+
+PROTOCOLS_VARIABLE = "FLEETUNE_PROTOCOLS"
+# These read local files under another name, or wrap another URL. No setting allows them.
+_NEVER_PROTOCOLS = frozenset(
+    {"local", "asynclocal", "asyncwrapper", "async_wrapper", "generic", "reference", "simplecache", "filecache"}
+    | {"blockcache", "cached", "dir", "zip", "tar", "libarchive", "data"}
+)
+
+
+def extra_protocols(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
+    """FLEETUNE_PROTOCOLS: protocols that are allowed beside those of `jobs.location`, separated by commas.
+
+    Raises:
+        InputError: one of them can never be allowed.
+    """
+    given = environ.get(PROTOCOLS_VARIABLE, "")
+    names = frozenset(name.strip().removesuffix("://") for name in given.split(",") if name.strip())
+    for name in sorted(names):
+        if name in _NEVER_PROTOCOLS or not re.fullmatch(r"[a-z][a-z0-9+.-]*", name):
+            raise InputError(
+                f"{PROTOCOLS_VARIABLE} names {name!r}, which cannot be allowed: it is no protocol of a remote storage, "
+                "or it wraps another one. Remove it"
+            )
+    return names
+
+
+def protocols_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What a process of a job on another machine is started with, so that the same protocols are allowed there."""
+    names = extra_protocols(environ)
+    return {PROTOCOLS_VARIABLE: ",".join(sorted(names))} if names else {}
 
 
 def set_default(name: str, value: str) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from jobs import location
 from jobs.frozen import Frozen
 
 BuiltinFormat = Literal["text", "chat", "prompt-completion", "instruction", "classification"]
@@ -28,6 +29,16 @@ def _known_format(name: str) -> str:
 Format = Annotated[str, AfterValidator(_known_format)]
 
 
+def checked_path(path: str) -> str:
+    """Raises ValueError for what is neither a path nor a URL. Which protocols are allowed depends on the process."""
+    if (wrong := location.form_problem(path)) is not None:
+        raise ValueError(wrong)
+    return path
+
+
+StoragePath = Annotated[str, AfterValidator(checked_path)]
+
+
 class Columns(Frozen):
     """The names of the columns (or JSON keys) that the format reads."""
 
@@ -44,7 +55,7 @@ class Columns(Frozen):
 class Source(Frozen):
     """One source of samples. A bare path stands for a source with nothing else."""
 
-    path: str = Field(min_length=1, description="File, directory or glob; a local path or an fsspec URL.")
+    path: StoragePath = Field(min_length=1, description="File, directory or glob; a local path or an allowed URL.")
     weight: float | None = Field(
         None, gt=0.0, description="Share of the rows of training that come from here, beside the others' weights."
     )

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from jobs.dataspec import Columns, Data, Source
+from jobs.dataspec import Columns, Data, Source, StoragePath, checked_path
 from jobs.frozen import Frozen
 from jobs.queuespec import Queue
 
@@ -53,7 +53,7 @@ class Model(Frozen):
 
     path: str = Field(
         min_length=1,
-        description="Local directory (relative to the spec's file), hub id, fsspec URL, or run:NAME, a run's model.",
+        description="Local directory (relative to the spec's file), hub id, allowed URL, or run:NAME, a run's model.",
     )
     task: Task = Field(description="What the model is trained for: causal-lm or sequence-classification.")
     num_labels: int | None = Field(
@@ -72,7 +72,7 @@ class Model(Frozen):
             raise ValueError(
                 f"{path!r}: after run: comes the name of a run or job; a path to a model goes without run:"
             )
-        return path
+        return path if path.startswith("run:") else checked_path(path)
 
 
 class FullMethod(Frozen):
@@ -285,8 +285,8 @@ class Spec(Frozen):
     eval: Eval = Field(default_factory=Eval, description="Evaluation.")
     resources: Resources = Field(default_factory=Resources, description="The gang of workers.")
     checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="Checkpoints.")
-    storage_path: str = Field(
-        "runs", min_length=1, description="Directory (relative to the spec's file) or fsspec URL that holds the runs."
+    storage_path: StoragePath = Field(
+        "runs", min_length=1, description="Directory (relative to the spec's file) or allowed URL that holds the runs."
     )
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of the order of rows, of new weights and of dropout.")
     working_dir: str | None = Field(

@@ -1,4 +1,7 @@
-"""Files at a path or an fsspec URL. A file appears whole or not at all."""
+"""Files at a path or an fsspec URL. A file appears whole or not at all.
+
+Everything here raises StorageError for what `jobs.location` does not allow, before anything is opened.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from typing import Any, BinaryIO, Protocol, cast
 import fsspec
 from fsspec.core import url_to_fs
 
+from cluster.settings import extra_protocols
+from jobs import location
 from jobs.directfile import DirectFile
 from jobs.errors import StorageError
 
@@ -37,8 +42,15 @@ def is_local(path: str) -> bool:
 
 
 def local_path(path: str) -> str:
-    """The path without file://; only for paths that are local."""
+    """The path without file://; only for paths that are local. Raises StorageError."""
+    check_allowed(path)
     return path.removeprefix("file://")
+
+
+def check_allowed(path: str) -> None:
+    """Raises StorageError for a path or URL that is not opened here (see `jobs.location`)."""
+    if (wrong := location.problem(path, extra_protocols())) is not None:
+        raise StorageError(wrong)
 
 
 def join(base: str, *parts: str) -> str:
@@ -48,10 +60,20 @@ def join(base: str, *parts: str) -> str:
 def filesystem(path: str) -> tuple[Any, str]:
     """The fsspec filesystem of `path` and the path inside it.
 
+    A URL of `location.PROTOCOLS` is data only: nothing in it configures the file system. Credentials and endpoint come
+    from the environment of this process.
+
     Raises:
-        StorageError: no such protocol, or the library behind it is not installed.
+        StorageError: the protocol is not allowed, or the library behind it is not installed.
     """
+    check_allowed(path)
     try:
+        if is_local(path):
+            return fsspec.filesystem("file"), os.path.abspath(local_path(path))
+        protocol = path.partition("://")[0]
+        if protocol in location.PROTOCOLS:
+            fs = fsspec.filesystem(protocol)
+            return fs, fs._strip_protocol(path)
         return cast(tuple[Any, str], url_to_fs(path))
     except (ValueError, ImportError, OSError) as error:
         raise StorageError(f"cannot open {path}: {error}") from error
@@ -71,8 +93,10 @@ def _as_storage_error(what: str, path: str) -> Iterator[None]:
 
 def read_bytes(path: str) -> bytes:
     """The whole file. Raises StorageError."""
-    with _as_storage_error("read", path), fsspec.open(path, "rb") as file:
-        return cast(bytes, file.read())
+    with _as_storage_error("read", path):
+        fs, inner = filesystem(path)
+        with fs.open(inner, "rb") as file:
+            return cast(bytes, file.read())
 
 
 def exists(path: str) -> bool:
@@ -207,7 +231,8 @@ def read_range(path: str, begin: int, end: int) -> bytes:
 def open_read(path: str) -> Iterator[BinaryIO]:
     """A seekable binary file. Raises StorageError when it cannot be opened."""
     with _as_storage_error("read", path):
-        file = fsspec.open(path, "rb").open()
+        fs, inner = filesystem(path)
+        file = fs.open(inner, "rb")
     with file:
         yield cast(BinaryIO, file)
 

@@ -19,7 +19,7 @@ import uvicorn
 
 from cluster.errors import InputError
 from cluster.sessionrecord import SessionRecord
-from cluster.settings import fleetune_home, server_secrets
+from cluster.settings import extra_protocols, fleetune_home, server_secrets
 from cluster.this_machine import machine_name
 from orchestrator.queue.clock import SystemClock
 from orchestrator.queue.controller import Controller, Timing
@@ -149,6 +149,7 @@ def _surroundings(
         one_machine=place.one_machine,
         secrets=secrets,
         most_guests=options.most_guests,
+        protocols=extra_protocols(),
         python=(options.python or (sys.executable if place.same_machine else "python3"),),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,7 @@ from orchestrator.service.caller import Caller
 from orchestrator.service.parents import Parents
 from orchestrator.service.problems import Problems
 from orchestrator.service.readable import Readable
+from orchestrator.service.roots import outside
 from orchestrator.service.specs import checked
 from orchestrator.service.surroundings import Surroundings
 
@@ -77,7 +79,7 @@ class _Admission:
     ) -> None:
         self._surroundings, self._caller = surroundings, caller
         self._tenants = {tenant.name: tenant for tenant in surroundings.store.tenants()}
-        self._readable = Readable(surroundings.shared, surroundings.shares_files, packages)
+        self._readable = Readable(surroundings.shared, surroundings.shares_files, packages, surroundings.protocols)
         names = frozenset(name for value in specs if isinstance(name := value.get("name"), str))
         self._parents = Parents(surroundings.store, caller, names)
         self._fits: dict[Gang, CapacityError | None] = {}
@@ -93,7 +95,7 @@ class _Admission:
             except SpecError as error:
                 yield error
         yield from self._wrong_parents(spec, tenant)
-        yield from self._readable.problems(spec)
+        yield from self._readable.problems(spec, tenant if isinstance(tenant, Tenant) else None)
         if isinstance(tenant, Tenant):
             yield from limits.problems(spec.queue, tenant, self._caller, self._surroundings.secrets)
 
@@ -200,6 +202,14 @@ class _Admission:
             )
         elif source.kind != "finetune":
             yield QueueError(f"model.path: {source.job_id} is a {source.kind}, and exports no model: give a path")
+        elif (
+            refused := outside("model.path", self._place_of(source), tenant.name, tenant.restrictions.roots)
+        ) is not None:
+            yield refused
+
+    def _place_of(self, source: Job) -> str:
+        """Where a job's run and its model lie, or will lie."""
+        return source.run or str(json.loads(self._surroundings.store.spec(source.job_id))["storage_path"])
 
     def _named_parents(self, spec: Spec | CommandSpec) -> list[Job]:
         return [self._parents.find(reference, "queue.after", spec.name) for reference in spec.queue.after]

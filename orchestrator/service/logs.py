@@ -10,7 +10,7 @@ from orchestrator.api import LogPart, LogSources, MetricsPart
 from orchestrator.queue.errors import UnknownSource
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE
-from orchestrator.service import runfiles
+from orchestrator.service.runfiles import RunFiles
 from orchestrator.service.runmetrics import records
 from orchestrator.service.surroundings import Surroundings
 
@@ -28,7 +28,7 @@ def sources(surroundings: Surroundings, job: Job) -> LogSources:
     """
     outputs = [OUTPUT] if job.attempt else []
     outputs += [f"{OUTPUT}-{attempt}" for attempt in range(1, job.attempt)]
-    return LogSources(sources=(*outputs, *_logs(job)))
+    return LogSources(sources=(*outputs, *_logs(RunFiles.of(surroundings.store, job))))
 
 
 def part(surroundings: Surroundings, job: Job, source: str, after: int) -> LogPart:
@@ -44,15 +44,14 @@ def part(surroundings: Surroundings, job: Job, source: str, after: int) -> LogPa
         submission, over = f"{job.job_id}-{attempt}", attempt < job.attempt or job.state not in HOLDS_A_LEASE
         # Asked for after the state was read: what is written until its end is in it.
         return _cut(surroundings.backend.output(submission, after), after, over, MAX_OUTPUT_BYTES)
-    content = runfiles.read(_run_of(job, source), LOGS, f"{source}.log", after, PART_BYTES + 1)
+    content = _run_with(surroundings, job, source).read(LOGS, f"{source}.log", after, PART_BYTES + 1)
     return _cut(content, after, job.state in ENDED, PART_BYTES)
 
 
 def metrics(surroundings: Surroundings, job: Job, after: int) -> MetricsPart:
     """Records from number `after` on, up to 1,000. A command has none. Raises StorageError."""
-    if job.run is None:
-        return MetricsPart(records=(), next=max(after, 0))
-    found = records(job.run, max(after, 0))
+    files = RunFiles.of(surroundings.store, job)
+    found = records(files, max(after, 0)) if files is not None else ()
     return MetricsPart(records=found, next=max(after, 0) + len(found))
 
 
@@ -72,19 +71,18 @@ def _known(job: Job, source: str, attempt: int) -> int:
     return attempt
 
 
-def _logs(job: Job) -> list[str]:
-    if job.run is None:
-        return []
-    return [match[1] for name in runfiles.names(job.run, LOGS) if (match := _LOG.fullmatch(name))]
+def _logs(files: RunFiles | None) -> list[str]:
+    return [match[1] for name in files.names(LOGS) if (match := _LOG.fullmatch(name))] if files is not None else []
 
 
-def _run_of(job: Job, source: str) -> str:
+def _run_with(surroundings: Surroundings, job: Job, source: str) -> RunFiles:
     """The run that has this log in the listing of its folder; nothing else is ever read. Raises UnknownSource."""
-    known = _logs(job)
-    if source not in known or job.run is None:
+    files = RunFiles.of(surroundings.store, job)
+    known = _logs(files)
+    if source not in known or files is None:
         some = did_you_mean(source, known) or f": there are {', '.join([OUTPUT, *known][:20])}"
         raise UnknownSource(f"job {job.job_id} has no log {source[:100]!r}{some}")
-    return job.run
+    return files
 
 
 def _cut(content: bytes, after: int, over: bool, most: int) -> LogPart:

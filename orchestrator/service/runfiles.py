@@ -1,56 +1,68 @@
-"""Files of a run, read on behalf of people. Whoever writes the run may be anybody: on a local disk no link that lies in
-it is followed, and nothing is read that is no plain file.
-"""
+"""Files of a run, read by the server for people. Any tenant may have written them: see `jobs.beneath`."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import stat
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from jobs import storage
+from jobs import beneath, storage
 from jobs.errors import StorageError
+from orchestrator.queue.records import Job
+from orchestrator.queue.store import Store
+from orchestrator.service.roots import check_run, root_of
 
 
-def names(run: str, folder: str) -> list[str]:
-    """What lies in one of the run's own folders; nothing where it is none. Raises StorageError."""
-    if not storage.is_local(run):
-        return storage.list_names(storage.join(run, folder))
-    try:
-        with _inside(run, (folder,), os.O_DIRECTORY) as handle:
-            return sorted(os.listdir(handle))
-    except OSError:
-        return []
+@dataclass(frozen=True)
+class RunFiles:
+    """
+    Attributes:
+        run: path or URL of the run.
+        base: local directory above the run, below which no link is followed; '' for a URL.
+    """
 
+    run: str
+    base: str
 
-def read(run: str, folder: str, name: str, begin: int, most: int) -> bytes:
-    """Up to `most` bytes of a file in one of the run's own folders, from a byte on. Raises StorageError."""
-    path = storage.join(run, folder, name)
-    if not storage.is_local(run):
-        size = storage.size(path)  # object stores take it for a mistake to ask for what lies behind the end
-        return storage.read_range(path, begin, min(begin + most, size)) if begin < size else b""
-    try:
-        with _inside(run, (folder, name), os.O_NONBLOCK) as handle:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise StorageError(f"{path} is no file")
-            return os.pread(handle, most, begin)
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    @classmethod
+    def of(cls, store: Store, job: Job) -> RunFiles | None:
+        """None: the job has no run. Raises QueueError where the run lies outside of the roots of its tenant."""
+        if job.run is None:
+            return None
+        tenant = next((tenant for tenant in store.tenants() if tenant.name == job.tenant), None)
+        roots = tenant.restrictions.roots if tenant is not None else None
+        check_run(job.job_id, job.run, roots)
+        return cls.at(job.run, roots)
 
+    @classmethod
+    def at(cls, run: str, roots: tuple[str, ...] | None = None) -> RunFiles:
+        """Raises StorageError for a URL that is not allowed."""
+        storage.check_allowed(run)
+        if not storage.is_local(run):
+            return cls(run, "")
+        path = storage.local_path(run).rstrip("/")
+        root = root_of(path, roots) if roots is not None else None
+        return cls(path, storage.local_path(root) if root is not None else os.path.dirname(path))
 
-@contextlib.contextmanager
-def _inside(run: str, parts: Sequence[str], flags: int) -> Iterator[int]:
-    """A handle of what lies below the folder of runs, to which alone links may lead. Raises OSError."""
-    above, name = os.path.split(storage.local_path(run).rstrip("/"))
-    handle = os.open(above, os.O_RDONLY | os.O_DIRECTORY)
-    steps = (name, *parts)
-    try:
-        for number, step in enumerate(steps, 1):
-            how = flags if number == len(steps) else os.O_DIRECTORY
-            inner = os.open(step, os.O_RDONLY | os.O_NOFOLLOW | how, dir_fd=handle)
-            os.close(handle)
-            handle = inner
-        yield handle
-    finally:
-        os.close(handle)
+    def names(self, folder: str) -> list[str]:
+        """What lies in one of the run's own folders; nothing where it is none. Raises StorageError."""
+        if not self.base:
+            return storage.list_names(storage.join(self.run, folder))
+        try:
+            return beneath.names_in(self.base, self._names(folder))
+        except OSError:
+            return []
+
+    def read(self, folder: str, name: str, begin: int, most: int) -> bytes:
+        """Up to `most` bytes of a file in one of the run's own folders, from a byte on. Raises StorageError."""
+        path = storage.join(self.run, folder, name)
+        if not self.base:
+            size = storage.size(path)  # object stores take it for a mistake to ask for what lies behind the end
+            return storage.read_range(path, begin, min(begin + most, size)) if begin < size else b""
+        try:
+            return beneath.read(self.base, self._names(folder, name), begin, most)
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+
+    def _names(self, *inside: str) -> tuple[str, ...]:
+        above = os.path.relpath(self.run, self.base).split("/")
+        return (*above, *inside)

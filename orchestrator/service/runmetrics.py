@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.errors import StorageError
 from jobs import journal
-from orchestrator.service import runfiles
+from orchestrator.service.runfiles import RunFiles
 
 FOLDER = "metrics"
 MOST_RECORDS = 1000
@@ -21,16 +21,16 @@ _sizes: OrderedDict[tuple[str, str], int] = OrderedDict()  # (run, part) -> reco
 _lock = threading.Lock()
 
 
-def records(run: str, after: int, most: int = MOST_RECORDS) -> tuple[dict[str, Any], ...]:
+def records(files: RunFiles, after: int, most: int = MOST_RECORDS) -> tuple[dict[str, Any], ...]:
     """Numbers that are none are None. Raises StorageError."""
     found: list[dict[str, Any]] = []
     skip = after
-    for part in filter(journal.is_part, runfiles.names(run, FOLDER)):
-        size = _known(run, part)
+    for part in filter(journal.is_part, files.names(FOLDER)):
+        size = _known(files.run, part)
         if size is not None and size <= skip:
             skip -= size
             continue
-        content = _read(run, part)
+        content = _read(files, part)
         found += content[skip:]
         skip = max(skip - len(content), 0)
         if len(found) >= most:
@@ -38,8 +38,8 @@ def records(run: str, after: int, most: int = MOST_RECORDS) -> tuple[dict[str, A
     return tuple(_finite(one) for one in found[:most])
 
 
-def _read(run: str, part: str) -> list[dict[str, Any]]:
-    content = runfiles.read(run, FOLDER, part, 0, LARGEST_PART + 1)
+def _read(files: RunFiles, part: str) -> list[dict[str, Any]]:
+    run, content = files.run, files.read(FOLDER, part, 0, LARGEST_PART + 1)
     if len(content) > LARGEST_PART:
         raise StorageError(f"{part} of the metrics of {run} is larger than any part that a run writes")
     try:

@@ -34,6 +34,7 @@ class Surroundings:
         one_machine: the server and all workers see the same files; on Ray, as long as it has one node.
         secrets: what jobs may be given, by name.
         python: how Python is started where drivers run.
+        protocols: of URLs in specs, beside `jobs.location.PROTOCOLS`.
         most_guests: so many programs of `ray job submit` may be queued at once.
     """
 
@@ -50,6 +51,7 @@ class Surroundings:
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     python: tuple[str, ...] = (sys.executable,)
     most_guests: int = MOST_GUESTS
+    protocols: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         _ = (

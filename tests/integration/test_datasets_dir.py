@@ -14,6 +14,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from jobs.data.records import Record, RecordReader, expand, read_records
 from jobs.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("own_protocols")
+
 ROWS = [{"text": f"row {number}", "label": number % 2} for number in range(2500)]
 
 

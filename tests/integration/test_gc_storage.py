@@ -36,6 +36,8 @@ from tests.support.cutstorage import Cut, changes
 from tests.support.jobviews import job as job_view
 from tests.support.processes import free_port
 
+pytestmark = pytest.mark.usefixtures("own_protocols")
+
 DAY = 86_400.0
 APP = typer.Typer(pretty_exceptions_enable=False)
 APP.command()(gc)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from cluster.errors import CapacityError, FleetuneError, SpecError
+from jobs.location import PROTOCOLS
 from orchestrator.queue.errors import Forbidden, ParentFailed, QueueError, UnknownJob, UnknownTenant
 from orchestrator.queue.records import Role
 from orchestrator.queue.restrictions import Restrictions
@@ -250,10 +253,11 @@ def test_on_one_machine_paths_must_be_there(world: ServiceWorld, tmp_path: Path)
     )
     assert kind is NotReadable
     assert text.splitlines() == [
-        f"working_dir: {gone} is no folder",
-        f"storage_path: {tmp_path}/data.jsonl is no folder",
-        f"model.path: {gone} is not there",
-        f"data.train[0]: {gone} is not there",
+        f"working_dir: {gone} is no folder, or cannot be read",
+        f"storage_path: {tmp_path}/data.jsonl/x cannot be written to: give a directory, or the path of one that can be "
+        "made",
+        f"model.path: {gone} is not there, or cannot be read",
+        f"data.train[0]: {gone} is not there, or cannot be read",
     ]
 
 
@@ -275,6 +279,68 @@ def test_on_other_machines_only_shared_folders_and_urls_are_read(tmp_path: Path)
     assert refused(world, command(working_dir="s3://bucket/x"))[0] is NotReadable
     assert refused(world, finetune(storage_path="runs"))[0] is NotReadable
     world.close()
+
+
+@pytest.mark.parametrize("field", ["storage_path", "model", "data"])
+@pytest.mark.parametrize("protocol", sorted({*fsspec.available_protocols(), "HTTP", "S3"} - set(PROTOCOLS)))
+def test_a_protocol_that_is_not_allowed_is_refused(world: ServiceWorld, field: str, protocol: str) -> None:
+    for url in (f"{protocol}://host/x", f"{protocol}::file:///etc/passwd", f"simplecache::{protocol}://host/x"):
+        kind, text = refused(world, finetune(**{field: url}), by=ANYBODY if field == "model" else ANNA)
+        assert kind in (NotReadable, SpecError, QueueError), text
+        assert world.store.jobs() == []
+
+
+def test_an_administrator_s_protocols_are_let_in() -> None:
+    world = ServiceWorld(4, protocols=frozenset({"sftp"}))
+    assert len(world.admit(finetune(data="sftp://host/x.jsonl"))) == 1
+    assert "webdav:// is not allowed. Allowed are paths and" in refused(world, finetune(data="webdav://host/x"))[1]
+    world.close()
+
+
+def test_a_tenant_with_roots_names_nothing_outside_of_them(world: ServiceWorld, tmp_path: Path) -> None:
+    own = tmp_path / "a"
+    own.mkdir()
+    (own / "data.jsonl").write_text("{}")
+    (tmp_path / "secret").write_text("{}")
+    (own / "link").symlink_to(tmp_path)
+    roots = Restrictions(roots=(str(own), "s3://bucket/a"))
+    world.store.put_tenant(Tenant("a", restrictions=roots), START_S)
+    fine = {"data": str(own / "*.jsonl"), "storage_path": "s3://bucket/a/runs"}
+    assert len(world.admit(finetune(**fine), finetune(**{**fine, "storage_path": str(own / "runs")}))) == 2
+    for wrong in (
+        {"data": str(tmp_path / "secret")}, {"data": str(tmp_path / "missing")}, {"data": f"{own}/../secret"},
+        {"data": "s3://other/x"}, {"model": "s3://bucket/ab/model"}, {"model": "/models/m"},
+        {"storage_path": "s3://bucket/runs"}, {"storage_path": f"{own}x"},
+    ):  # fmt: skip
+        for caller in (ANNA, ANYBODY):
+            kind, text = refused(world, finetune(**{**fine, **wrong}, **queue(tenant="a")), by=caller)
+            assert kind is Forbidden
+            assert f"Allowed is what lies under {own}, s3://bucket/a" in text
+    # Behind a link the server does not look, so the answer is the same whether the file of somebody else is there.
+    assert (
+        len(world.admit(*(finetune(**{**fine, "data": f"{own}/link/{name}"}) for name in ("secret", "missing")))) == 2
+    )
+    assert "is not there, or cannot be read" in refused(world, finetune(**{**fine, "data": f"{own}/missing"}))[1]
+    assert len(world.admit(command(working_dir=str(tmp_path)))) == 1
+
+
+def test_the_model_of_a_run_outside_of_the_roots_is_refused(world: ServiceWorld) -> None:
+    (parent,) = world.admit(finetune())
+    world.store.put_tenant(Tenant("a", restrictions=Restrictions(roots=("s3://bucket/a",))), START_S)
+    spec = finetune(f"run:{parent.job_id}", "s3://bucket/a/x", storage_path="s3://bucket/a")
+    kind, text = refused(world, spec)
+    assert kind is Forbidden
+    assert text.startswith("model.path: s3://bucket/runs is outside")
+
+
+def test_a_missing_file_and_one_that_cannot_be_read_get_the_same_answer(world: ServiceWorld, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.write_text("{}")
+    closed.chmod(0)
+    if os.access(closed, os.R_OK):
+        pytest.skip("this user may read every file")
+    said = {refused(world, finetune(data=str(path)))[1].replace(path.name, "X") for path in (closed, tmp_path / "none")}
+    assert said == {f"data.train: {tmp_path}/X is not there, or cannot be read"}
 
 
 def test_a_glob_over_a_whole_disk_is_not_walked_through(world: ServiceWorld) -> None:

@@ -22,6 +22,8 @@ from orchestrator.cli.upload import Progress
 from orchestrator.cli.upload import upload as command
 from tests.support.cutstorage import Cut, changes
 
+pytestmark = pytest.mark.usefixtures("own_protocols")
+
 APP = typer.Typer(pretty_exceptions_enable=False)
 APP.command()(command)
 
@@ -172,8 +174,8 @@ def test_what_cannot_be_uploaded_is_refused(model: pathlib.Path, tmp_path: pathl
         ("llama", model, "same place"),
         ("llama", model / "inner/x", "one lies in the other"),
         ("llama", tmp_path, "one lies in the other"),
-        ("llama", "nope://x/y", "cannot"),
-        ("llama", "http://127.0.0.1:9/x", "cannot"),
+        ("llama", "nope://x/y", "nope:// is not allowed"),
+        ("llama", "http://127.0.0.1:9/x", "http:// is not allowed"),
     ):
         done = fleetune_upload(tmp_path / path, place)
         assert done.exit_code == 2 and words in done.output, (path, place, done.output)

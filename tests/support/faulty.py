@@ -13,6 +13,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
 
+from cluster.settings import PROTOCOLS_VARIABLE, add_to_environment
+
 BYTES_BEFORE_FULL = 10_000
 
 
@@ -54,4 +56,5 @@ class FaultyFile(LocalFileOpener):  # type: ignore[misc]
 def register(control: pathlib.Path) -> None:
     """Make `faulty://` known in this process."""
     FaultyFileSystem.control = control
+    add_to_environment({PROTOCOLS_VARIABLE: "faulty"})
     fsspec.register_implementation("faulty", FaultyFileSystem, clobber=True)

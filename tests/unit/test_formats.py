@@ -29,6 +29,8 @@ from jobs.data.template import has_chat_template
 from jobs.errors import DataError
 from jobs.spec import Columns
 
+pytestmark = pytest.mark.usefixtures("own_protocols")
+
 
 def write(path: Path, content: str | bytes) -> str:
     path.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -17,6 +17,8 @@ from jobs.modelfiles import without_weights
 from jobs.spec import Spec
 from tests.support.counted import CountedFileSystem, counted_bytes
 
+pytestmark = pytest.mark.usefixtures("own_protocols")
+
 
 def safetensors(path: Path, numbers: int = 4) -> None:
     header = json.dumps({"w": {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}}).encode()

@@ -20,6 +20,8 @@ import pytest
 from jobs.data.records import SUPPORTED, BadRow, Record, RecordReader, expand, read_records, stamp
 from jobs.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("own_protocols")
+
 BOM = b"\xef\xbb\xbf"
 BORDERS = (8192, 65536, 131072, 2**20)
 

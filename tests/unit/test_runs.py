@@ -22,6 +22,8 @@ from jobs.paths import JobPaths
 from orchestrator.pages.show import ending, run_page, runs_table
 from orchestrator.runs import describe_run, list_runs, summarise, utc_now
 
+pytestmark = pytest.mark.usefixtures("own_protocols")
+
 NOW = datetime.datetime(2026, 11, 24, 12, 0, tzinfo=datetime.UTC)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,21 +13,29 @@ import pytest
 from cluster.backend import Launch
 from cluster.errors import StorageError
 from cluster.testing import FakeBackend, FakeClock, FakeCluster
-from orchestrator.queue.errors import UnknownSource
+from orchestrator.queue.errors import QueueError, UnknownSource
 from orchestrator.queue.records import Job
+from orchestrator.queue.restrictions import Restrictions
 from orchestrator.queue.states import State
+from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.service import logs
 from orchestrator.service.surroundings import Surroundings
 from tests.support.queuejobs import job
 
 
 class NoStore:
-    """Logs need none."""
+    """Nothing but its tenants is asked for."""
+
+    def __init__(self, *tenants: Tenant) -> None:
+        self._tenants = list(tenants)
+
+    def tenants(self) -> list[Tenant]:
+        return self._tenants
 
 
-def around(backend: FakeBackend | None = None) -> Surroundings:
+def around(backend: FakeBackend | None = None, tenants: Sequence[Tenant] = ()) -> Surroundings:
     clock = FakeClock()
-    return Surroundings(NoStore(), backend or FakeBackend(FakeCluster(clock=clock)), clock)  # type: ignore[arg-type]
+    return Surroundings(NoStore(*tenants), backend or FakeBackend(FakeCluster(clock=clock)), clock)  # type: ignore[arg-type]
 
 
 def with_log(folder: Path, content: bytes, name: str = "driver.log", state: State = State.RUNNING) -> Job:
@@ -176,3 +185,18 @@ def test_the_folder_of_runs_may_be_reached_by_a_link(tmp_path: Path) -> None:
     (tmp_path / "runs").symlink_to(tmp_path / "disk")
     of = replace(job(state=State.RUNNING), run=str(tmp_path / "runs" / "run"), attempt=1)
     assert logs.part(around(), of, "driver", 0).text == "a line\n"
+
+
+def test_a_run_outside_of_the_roots_of_its_tenant_is_not_read(tmp_path: Path) -> None:
+    """Below the roots no link is followed, also above the run."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    of = with_log(other / "runs" / "run", b"private\n")
+    own.mkdir()
+    (own / "link").symlink_to(other / "runs")
+    known = around(tenants=[Tenant(of.tenant, restrictions=Restrictions(roots=(str(own),)))])
+    for act in (lambda job: logs.part(known, job, "driver", 0), lambda job: logs.metrics(known, job, 0)):
+        with pytest.raises(QueueError, match="is not read: it lies outside"):
+            act(of)
+    assert logs.sources(known, replace(of, run=str(own / "link" / "run"))).sources == ("output",)
+    inside = with_log(own / "runs" / "run", b"mine\n")
+    assert logs.part(known, inside, "driver", 0).text == "mine\n"

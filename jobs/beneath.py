@@ -1,0 +1,71 @@
+"""Files below a directory that is trusted, reached without following a link below it.
+
+Any tenant may write a run, and may put a link in the place of each of its files and directories at any time. A check of
+the path before it is used would be too early, so every name is opened relative to the directory that holds it
+(openat with O_NOFOLLOW). Links that lead to the trusted directory itself are followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+@contextlib.contextmanager
+def opened(base: str, names: Sequence[str], flags: int = _DIRECTORY) -> Iterator[int]:
+    """A descriptor of `base/names...`, which is a directory unless `flags` say otherwise.
+
+    Raises:
+        OSError: one of the names is a link (ELOOP or ENOTDIR), is missing, or cannot be opened.
+    """
+    handle = os.open(base, _DIRECTORY)
+    try:
+        for number, name in enumerate(names, 1):
+            how = flags if number == len(names) else _DIRECTORY
+            inner = os.open(_checked(name), how | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=handle)
+            os.close(handle)
+            handle = inner
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def names_in(base: str, names: Sequence[str]) -> list[str]:
+    """Sorted names in a directory; none where it is missing. Raises OSError."""
+    try:
+        with opened(base, names) as handle:
+            return sorted(os.listdir(handle))
+    except FileNotFoundError:
+        return []
+
+
+def read(base: str, names: Sequence[str], begin: int, most: int) -> bytes:
+    """Up to `most` bytes of a plain file, from a byte on. Raises OSError."""
+    with opened(base, names, os.O_RDONLY | os.O_NONBLOCK) as handle:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(f"{names[-1]} is no file")
+        return os.pread(handle, most, begin)
+
+
+def remove(base: str, names: Sequence[str]) -> None:
+    """Remove a file, a link or a directory with all that is in it; nothing behind a link is touched.
+
+    What is missing is fine. Raises OSError.
+    """
+    *above, name = names
+    with contextlib.suppress(FileNotFoundError), opened(base, above) as handle:
+        if stat.S_ISDIR(os.stat(_checked(name), dir_fd=handle, follow_symlinks=False).st_mode):
+            shutil.rmtree(name, dir_fd=handle)  # it follows no link either: see `shutil.rmtree.avoids_symlink_attacks`
+        else:
+            os.unlink(name, dir_fd=handle)
+
+
+def _checked(name: str) -> str:
+    if name in ("", ".", "..") or "/" in name:
+        raise OSError(f"{name!r} is no name of a file")
+    return name

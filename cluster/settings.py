@@ -83,6 +83,18 @@ def set_default(name: str, value: str) -> None:
     os.environ.setdefault(name, value)
 
 
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+
+
+def expand_gpu_memory() -> None:
+    """Have torch grow segments of GPU memory instead of cutting them, which leaves gaps that no large tensor fits into.
+
+    Takes effect until this process first allocates on a GPU. What the user has set for torch's allocator stays.
+    """
+    if not any(name in os.environ for name in _ALLOCATOR):
+        os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
+
+
 def add_to_environment(added: Mapping[str, str]) -> None:
     """Set variables of this process, and of what it starts."""
     os.environ.update(added)

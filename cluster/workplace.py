@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cluster.settings import add_to_environment
+from cluster.settings import add_to_environment, expand_gpu_memory
 
 
 @dataclass(frozen=True)
@@ -16,14 +16,16 @@ class Workplace:
     Attributes:
         working_dir: where the code runs, and finds modules; None: where the process is.
         variables: of the environment. They may be secret, and are shown nowhere.
+        gpus: the process uses GPUs.
     """
 
     working_dir: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    gpus: bool = False
 
     @property
     def is_anywhere(self) -> bool:
-        return self.working_dir is None and not self.variables
+        return self.working_dir is None and not self.variables and not self.gpus
 
     def enter(self) -> None:
         """Make this process one of that place.
@@ -32,6 +34,8 @@ class Workplace:
             OSError: there is no such directory. The variables are set.
         """
         add_to_environment(self.variables)
+        if self.gpus:
+            expand_gpu_memory()
         if self.working_dir is None:
             return
         os.chdir(self.working_dir)

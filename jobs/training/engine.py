@@ -33,7 +33,7 @@ def build_engine(spec: Spec, model_dir: str, gang: Gang, pad_token_id: int) -> E
     from transformers.integrations import HfDeepSpeedConfig
 
     deepspeed.init_distributed(dist_backend="nccl" if gang.device.type == "cuda" else "gloo", verbose=False)
-    has_bf16 = gang.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    has_bf16 = gang.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     precision = precision_of(spec.train, has_bf16)
     config = deepspeed_config(spec, plan_batching(spec), precision)
     # transformers shards weights while it reads them as long as this object lives.
@@ -52,8 +52,9 @@ def import_deepspeed(device: torch.device) -> Any:
     import deepspeed
     import deepspeed.ops
 
-    # An operator for inference only, which would be compiled with gcc for half a minute at the first start.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Which operators could be compiled here. DeepSpeed asks for one only, an operator for inference on CPUs, which would
+    # be compiled for half a minute at the first start. Left to itself it tries every compiler in every process.
+    deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
 
 

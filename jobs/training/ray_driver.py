@@ -99,7 +99,8 @@ def drive_on_ray(
 @contextlib.contextmanager
 def _connected(spec: Spec, address: str | None, assignment: Assignment | None) -> Iterator[Inventory]:
     """A queue has seen that the gang fits: where it does not any more, the machines have changed."""
-    workplace = Workplace(spec.working_dir, assignment.variables if assignment else {})
+    variables = assignment.variables if assignment else {}
+    workplace = Workplace(spec.working_dir, variables, gpus=spec.resources.gpus_per_worker > 0)
     try:
         with connected(address, gang_of(with_workers(spec, worker_numbers(spec)[0])), workplace) as inventory:
             yield inventory

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 
 from cluster.memory import killed_since, memory_here
-from cluster.settings import TorchrunWorld
+from cluster.settings import TorchrunWorld, expand_gpu_memory
 from jobs import storage
 from jobs.begin import begin_run
 from jobs.errors import FleetuneError, OutOfMemory, RunFailed
@@ -51,6 +51,8 @@ def run_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None = No
         InputError: found by rank 0 before anything was written; the other ranks end quietly.
     """
     spec = with_workers(spec, world.world_size)
+    if spec.resources.gpus_per_worker:
+        expand_gpu_memory()
     device = gang_device(spec.resources.gpus_per_worker, world.local_rank)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TRAIN_TIMEOUT)
     waiting = dist.new_group(backend="gloo", timeout=_PREPARE_TIMEOUT)

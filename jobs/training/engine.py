@@ -52,8 +52,8 @@ def import_deepspeed(device: torch.device) -> Any:
     import deepspeed
     import deepspeed.ops
 
-    # Which operators could be compiled here. DeepSpeed asks for one only, an operator for inference on CPUs, which would
-    # be compiled for half a minute at the first start. Left to itself it tries every compiler in every process.
+    # The operators that could be compiled here. DeepSpeed asks for one only, an operator for inference on CPUs, which
+    # would be compiled for half a minute at the first start. Left to itself it tries every compiler in every process.
     deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
 

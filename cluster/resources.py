@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+# The most that a gang may ask for. Products and sums over a cluster stay far below 2**31, so that the 32-bit arrays of
+# `cluster.occupancy` cannot overflow.
+MOST_WORKERS: Final = 65_536
+MOST_CPUS_PER_WORKER: Final = 65_536
+MOST_GPUS_PER_WORKER: Final = 1024
+MOST_OF_A_GANG: Final = 1 << 24  # CPUs, and GPUs, of all workers together
 
 
 def workers(number: int) -> str:
@@ -18,6 +26,23 @@ class Gang:
     cpus_per_worker: int = 1
     gpus_per_worker: int = 0
     accelerator_type: str | None = None
+
+    def check_size(self) -> None:
+        """Raises ValueError: a number is out of bounds, so no plan can be made with it."""
+        for what, each, most in (
+            ("cpus_per_worker", self.cpus_per_worker, MOST_CPUS_PER_WORKER),
+            ("gpus_per_worker", self.gpus_per_worker, MOST_GPUS_PER_WORKER),
+        ):
+            if not 0 <= each <= most:
+                raise ValueError(f"{what} must be from 0 to {most:,}, but is {each}")
+            if each * self.num_workers > MOST_OF_A_GANG:
+                raise ValueError(
+                    f"num_workers ({self.num_workers}) x {what} ({each}) must be at most {MOST_OF_A_GANG:,}"
+                )
+        if not 1 <= self.num_workers <= MOST_WORKERS:
+            raise ValueError(f"num_workers must be from 1 to {MOST_WORKERS:,}, but is {self.num_workers}")
+        if not (self.cpus_per_worker or self.gpus_per_worker):
+            raise ValueError("a worker needs a CPU or a GPU")
 
     def __str__(self) -> str:
         each = f"{self.cpus_per_worker} CPU"

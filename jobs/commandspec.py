@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
+from cluster.resources import MOST_CPUS_PER_WORKER, MOST_GPUS_PER_WORKER, MOST_WORKERS, Gang
 from jobs.frozen import Frozen
 from jobs.queuespec import Queue, VariableName
 from jobs.spec import SCHEMA_VERSION
@@ -17,10 +18,15 @@ Word = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=100_00
 class CommandResources(Frozen):
     """The gang: as many processes, all of which start together, or none."""
 
-    num_workers: int = Field(1, ge=1, le=65_536, description="Number of processes of the program.")
-    gpus_per_worker: int = Field(0, ge=0, le=1024, description="GPUs that each of them sees.")
-    cpus_per_worker: int = Field(1, ge=1, le=65_536, description="CPU cores for each of them.")
+    num_workers: int = Field(1, ge=1, le=MOST_WORKERS, description="Number of processes of the program.")
+    gpus_per_worker: int = Field(0, ge=0, le=MOST_GPUS_PER_WORKER, description="GPUs that each of them sees.")
+    cpus_per_worker: int = Field(1, ge=1, le=MOST_CPUS_PER_WORKER, description="CPU cores for each of them.")
     accelerator_type: str | None = Field(None, description="Only GPUs of this type, as Ray names it (A100, H100).")
+
+    @model_validator(mode="after")
+    def _a_cluster_could_hold_it(self) -> CommandResources:
+        Gang(self.num_workers, self.cpus_per_worker, self.gpus_per_worker).check_size()
+        return self
 
 
 class CommandSpec(Frozen):

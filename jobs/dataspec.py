@@ -13,6 +13,7 @@ from jobs.frozen import Frozen
 
 BuiltinFormat = Literal["text", "chat", "prompt-completion", "instruction", "classification"]
 BUILTIN_FORMATS: Final[tuple[str, ...]] = get_args(BuiltinFormat)
+MOST_EPOCHS: Final = 1e6
 OWN_FUNCTION: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")
 
 
@@ -57,10 +58,16 @@ class Source(Frozen):
 
     path: StoragePath = Field(min_length=1, description="File, directory or glob; a local path or an allowed URL.")
     weight: float | None = Field(
-        None, gt=0.0, description="Share of the rows of training that come from here, beside the others' weights."
+        None,
+        gt=0.0,
+        le=1e9,
+        description="Share of the rows of training that come from here, beside the others' weights.",
     )
     max_epochs: float | None = Field(
-        None, gt=0.0, description="Most passes over this source in the whole run; then the others go on without it."
+        None,
+        gt=0.0,
+        le=MOST_EPOCHS,
+        description="Most passes over this source in the whole run; then the others go on without it.",
     )
     format: Format | None = Field(None, description="How its records are read; left out, as data.format says.")
     columns: Columns | None = Field(None, description="Names of its columns; left out, as data.columns says.")

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from jobs.frozen import Frozen
 
 MOST_PRIORITY: Final = 1000
+MOST_RUNTIME_S: Final = 1e9  # some 30 years
 LONGEST_LABEL: Final = 200
 MOST_LABELS: Final = 50
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
@@ -68,7 +69,7 @@ class Queue(Frozen):
     priority: int = Field(0, ge=-MOST_PRIORITY, le=MOST_PRIORITY, description="Higher ones go first; -1000 to 1000.")
     after: tuple[str, ...] = Field((), max_length=1000, description="Jobs that must have succeeded before.")
     max_runtime_s: float | None = Field(
-        None, gt=0.0, description="Most seconds of all attempts together; then it fails."
+        None, gt=0.0, le=MOST_RUNTIME_S, description="Most seconds of all attempts together; then it fails."
     )
     preemptible: bool | None = Field(
         None, description="Whether it may be interrupted and go on later; left out: finetune yes, command no."

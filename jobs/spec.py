@@ -20,9 +20,11 @@ from pydantic import (
     model_validator,
 )
 
-from jobs.dataspec import Columns, Data, Source, StoragePath, checked_path
+from cluster.resources import MOST_CPUS_PER_WORKER, MOST_WORKERS, Gang
+from jobs.dataspec import MOST_EPOCHS, Columns, Data, Source, StoragePath, checked_path
 from jobs.frozen import Frozen
 from jobs.queuespec import Queue
+from jobs.zerospec import MOST_COUNT, Zero
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Final = 1
+MOST_ROWS: Final = 2**31 - 1  # of one step
 RUN_REFERENCE: Final = re.compile(r"run:([A-Za-z0-9_][A-Za-z0-9._-]*)\Z")
 
 Task = Literal["causal-lm", "sequence-classification"]
@@ -59,6 +62,7 @@ class Model(Frozen):
     num_labels: int | None = Field(
         None,
         ge=2,
+        le=1_048_576,
         description="Number of classes for sequence-classification; left out, it is the length of data.labels.",
     )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(
@@ -88,29 +92,6 @@ def _method_from_name(value: object) -> object:
 Method = Annotated[FullMethod, BeforeValidator(_method_from_name)]
 
 
-class Zero(Frozen):
-    """DeepSpeed's ZeRO. Every value is written out; nothing is left on "auto"."""
-
-    stage: Literal[1, 2, 3] = Field(3, description="1 shards the optimizer, 2 also gradients, 3 also parameters.")
-    offload_optimizer: Literal["cpu"] | None = Field(None, description="Keep the optimizer's states in host memory.")
-    offload_param: Literal["cpu"] | None = Field(None, description="Keep the parameters in host memory (stage 3).")
-    reduce_bucket_size: int = Field(50_000_000, ge=1, description="Elements reduced at once.")
-    prefetch_bucket_size: int = Field(50_000_000, ge=0, description="Elements of parameters fetched ahead (stage 3).")
-    param_persistence_threshold: int = Field(
-        100_000, ge=0, description="Parameters of fewer elements than this are never sharded (stage 3)."
-    )
-    max_live_parameters: int = Field(1_000_000_000, ge=1, description="Most gathered elements per device (stage 3).")
-    max_reuse_distance: int = Field(
-        1_000_000_000, ge=0, description="Keep a parameter that is used again within so many elements (stage 3)."
-    )
-
-    @model_validator(mode="after")
-    def _parameters_are_sharded_before_they_are_offloaded(self) -> Zero:
-        if self.offload_param is not None and self.stage != 3:
-            raise ValueError(f"offload_param needs stage 3, but stage is {self.stage}")
-        return self
-
-
 class Train(Frozen):
     """Training arguments, with Hugging Face's names and meaning."""
 
@@ -118,29 +99,46 @@ class Train(Frozen):
     lr_scheduler_type: SchedulerType = Field("linear", description="Shape of the rate after the warmup.")
     warmup_ratio: float | None = Field(None, ge=0.0, le=1.0, description="Warmup as a share of all steps.")
     warmup_steps: float | None = Field(
-        None, ge=0.0, description="Warmup in optimizer steps; below 1 it is a share of all steps, as in transformers 5."
+        None,
+        ge=0.0,
+        le=MOST_COUNT,
+        description="Warmup in optimizer steps; below 1 it is a share of all steps, as in transformers 5.",
     )
     decay_ratio: float = Field(
         0.1, ge=0.0, le=1.0, description="Share of all steps that decay at the end, for warmup_stable_decay."
     )
-    num_train_epochs: float | None = Field(None, gt=0.0, description="Passes over the training rows (3 if left out).")
-    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; takes the place of num_train_epochs.")
+    num_train_epochs: float | None = Field(
+        None, gt=0.0, le=MOST_EPOCHS, description="Passes over the training rows (3 if left out)."
+    )
+    max_steps: int | None = Field(
+        None, ge=1, le=MOST_COUNT, description="Optimizer steps; takes the place of num_train_epochs."
+    )
     global_batch_size: int | None = Field(
-        None, ge=1, description="Rows per optimizer step over all workers; accumulation is derived from it."
+        None,
+        ge=1,
+        le=MOST_ROWS,
+        description="Rows per optimizer step over all workers; accumulation is derived from it.",
     )
     global_batch_tokens: int | None = Field(
-        None, ge=1, description="The same in tokens: global_batch_tokens // data.seq_len rows."
+        None, ge=1, le=MOST_COUNT, description="The same in tokens: global_batch_tokens // data.seq_len rows."
     )
-    per_device_train_batch_size: int = Field(1, ge=1, description="Rows per worker in one forward pass (micro-batch).")
+    per_device_train_batch_size: int = Field(
+        1, ge=1, le=MOST_ROWS, description="Rows per worker in one forward pass (micro-batch)."
+    )
     gradient_accumulation_steps: int | None = Field(
-        None, ge=1, description="Forward passes per optimizer step; left out, derived from the global batch."
+        None,
+        ge=1,
+        le=MOST_ROWS,
+        description="Forward passes per optimizer step; left out, derived from the global batch.",
     )
     optim: Literal["adamw_torch"] = Field("adamw_torch", description="The optimizer, as Hugging Face names it.")
     weight_decay: float = Field(0.0, ge=0.0, lt=1.0, description="Decay of weight matrices; never of norms and biases.")
     adam_beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW's first beta.")
     adam_beta2: float = Field(0.999, ge=0.0, lt=1.0, description="AdamW's second beta.")
-    adam_epsilon: float = Field(1e-8, gt=0.0, description="AdamW's epsilon.")
-    max_grad_norm: float = Field(1.0, ge=0.0, description="Gradients are scaled down to this norm; 0 turns it off.")
+    adam_epsilon: float = Field(1e-8, gt=0.0, le=1.0, description="AdamW's epsilon.")
+    max_grad_norm: float = Field(
+        1.0, ge=0.0, le=1e30, description="Gradients are scaled down to this norm; 0 turns it off."
+    )
     bf16: bool | None = Field(
         None, description="Compute in bfloat16 with fp32 master weights; left out: where the device has it (GPU)."
     )
@@ -175,10 +173,12 @@ class Eval(Frozen):
         description="loss, perplexity, accuracy, f1, exact_match, or package.module:function of your own.",
     )
     eval_steps: int | None = Field(
-        None, ge=1, description="Evaluate every so many steps, beside the start and the end."
+        None, ge=1, le=MOST_COUNT, description="Evaluate every so many steps, beside the start and the end."
     )
     eval_on_start: bool = Field(True, description="Evaluate before the first step.")
-    per_device_eval_batch_size: int = Field(8, ge=1, description="Rows per worker in one forward pass of evaluation.")
+    per_device_eval_batch_size: int = Field(
+        8, ge=1, le=MOST_ROWS, description="Rows per worker in one forward pass of evaluation."
+    )
 
 
 class Resources(Frozen):
@@ -187,15 +187,21 @@ class Resources(Frozen):
     num_workers: int = Field(
         1,
         ge=1,
-        le=65_536,
+        le=MOST_WORKERS,
         description="Number of workers (processes), one GPU each; {min: N, max: N}: as many as there is room for.",
     )
     min_workers: int | None = Field(
-        None, ge=1, le=65_536, description="The same as num_workers.min: the fewest, where num_workers is the most."
+        None,
+        ge=1,
+        le=MOST_WORKERS,
+        description="The same as num_workers.min: the fewest, where num_workers is the most.",
     )
     gpus_per_worker: Literal[0, 1] = Field(1, description="1 trains on GPUs; 0 on CPUs, for small models and tests.")
     cpus_per_worker: int = Field(
-        1, ge=1, description="CPU cores per worker, for Ray's bookkeeping and torch's threads."
+        1,
+        ge=1,
+        le=MOST_CPUS_PER_WORKER,
+        description="CPU cores per worker, for Ray's bookkeeping and torch's threads.",
     )
     accelerator_type: str | None = Field(None, description="Only GPUs of this type, as Ray names it (A100, H100).")
 
@@ -227,15 +233,22 @@ class Resources(Frozen):
     def _the_least_is_not_more_than_the_most(self) -> Resources:
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"num_workers is from {self.min_workers} to {self.num_workers}: min is the smaller one")
+        Gang(self.num_workers, self.cpus_per_worker, self.gpus_per_worker).check_size()
         return self
 
 
 class Checkpoint(Frozen):
     """When the training state is saved, and what is kept of it."""
 
-    save_steps: int | None = Field(None, ge=1, description="Save every so many steps, beside the last one.")
-    save_minutes: float | None = Field(30.0, gt=0.0, description="Save every so many minutes; null turns it off.")
-    save_total_limit: int = Field(2, ge=1, description="Keep this many newest checkpoints, and the best one.")
+    save_steps: int | None = Field(
+        None, ge=1, le=MOST_COUNT, description="Save every so many steps, beside the last one."
+    )
+    save_minutes: float | None = Field(
+        30.0, gt=0.0, le=1e7, description="Save every so many minutes; null turns it off."
+    )
+    save_total_limit: int = Field(
+        2, ge=1, le=MOST_ROWS, description="Keep this many newest checkpoints, and the best one."
+    )
     metric_for_best_model: str | None = Field(
         None, min_length=1, description="Held-out metric by which a checkpoint is the best, e.g. accuracy or loss."
     )

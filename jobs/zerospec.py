@@ -1,0 +1,41 @@
+"""The spec's section `train.zero`: how DeepSpeed shards a model."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from pydantic import Field, model_validator
+
+from jobs.frozen import Frozen
+
+MOST_COUNT: Final = 2**53  # of steps, tokens and elements: the largest integer that JSON numbers hold exactly
+
+
+class Zero(Frozen):
+    """DeepSpeed's ZeRO. Every value is written out; nothing is left on "auto"."""
+
+    stage: Literal[1, 2, 3] = Field(3, description="1 shards the optimizer, 2 also gradients, 3 also parameters.")
+    offload_optimizer: Literal["cpu"] | None = Field(None, description="Keep the optimizer's states in host memory.")
+    offload_param: Literal["cpu"] | None = Field(None, description="Keep the parameters in host memory (stage 3).")
+    reduce_bucket_size: int = Field(50_000_000, ge=1, le=MOST_COUNT, description="Elements reduced at once.")
+    prefetch_bucket_size: int = Field(
+        50_000_000, ge=0, le=MOST_COUNT, description="Elements of parameters fetched ahead (stage 3)."
+    )
+    param_persistence_threshold: int = Field(
+        100_000, ge=0, le=MOST_COUNT, description="Parameters of fewer elements than this are never sharded (stage 3)."
+    )
+    max_live_parameters: int = Field(
+        1_000_000_000, ge=1, le=MOST_COUNT, description="Most gathered elements per device (stage 3)."
+    )
+    max_reuse_distance: int = Field(
+        1_000_000_000,
+        ge=0,
+        le=MOST_COUNT,
+        description="Keep a parameter that is used again within so many elements (stage 3).",
+    )
+
+    @model_validator(mode="after")
+    def _parameters_are_sharded_before_they_are_offloaded(self) -> Zero:
+        if self.offload_param is not None and self.stage != 3:
+            raise ValueError(f"offload_param needs stage 3, but stage is {self.stage}")
+        return self

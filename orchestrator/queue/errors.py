@@ -20,6 +20,12 @@ class UnknownJob(QueueError):
     status = 404
 
 
+class UnreadableJob(QueueError):
+    """The job's row cannot be read by this release."""
+
+    status = 500
+
+
 class UnknownTenant(QueueError):
     status = 404
 

@@ -185,6 +185,23 @@ class QueueEvent:
     number: int = 0  # given by the store
 
 
+@dataclass(frozen=True, slots=True)
+class UnreadableRow:
+    """A row of the store that this release cannot read: a newer one has written it, or it is damaged.
+
+    Attributes:
+        table: job, lease, event, tenant, token or node-rule.
+        name: of a job, its id.
+        tenant: of a job; None: of no tenant.
+        problem: one line on what cannot be read.
+    """
+
+    table: str
+    name: str
+    tenant: str | None
+    problem: str
+
+
 class NodeOrder(StrEnum):
     USE = "use"
     CORDON = "cordon"  # nothing new is put there

@@ -12,7 +12,7 @@ if somebody else has led since: a server that was frozen and wakes up late can d
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +26,7 @@ from orchestrator.queue.records import (
     NodeRule,
     QueueEvent,
     Token,
+    UnreadableRow,
 )
 from orchestrator.queue.states import State, Wanted
 from orchestrator.scheduling.snapshot import Tenant
@@ -83,7 +84,10 @@ class Store(Protocol):
         """What was submitted with a key, as it is now; None: nothing was. Raises KeyReused."""
 
     def job(self, job_id: str) -> Job:
-        """Raises UnknownJob, with the ids that it is the start of."""
+        """Raises UnknownJob, with the ids that it is the start of, or UnreadableJob."""
+
+    def find(self, job_ids: Iterable[str]) -> dict[str, Job]:
+        """Those of these jobs that exist and can be read, by id."""
 
     def spec(self, job_id: str) -> str:
         """Raises UnknownJob."""
@@ -155,6 +159,9 @@ class Store(Protocol):
 
     def of_clients(self) -> list[Job]:
         """Jobs of clients that have not ended."""
+
+    def unreadable(self) -> list[UnreadableRow]:
+        """Rows that were met by this store object and could not be read. Every list leaves them out."""
 
     # Leases, events
 

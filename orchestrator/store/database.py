@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, exc
 from cluster.errors import FleetuneError
 from orchestrator.queue.errors import QueueError, StoreBroken
 from orchestrator.store.address import Address
+from orchestrator.store.unread import OPTION, Unread
 
 BUSY_S = 30.0
 _BROKEN = (exc.OperationalError, exc.InternalError, exc.InterfaceError, exc.TimeoutError, sqlite3.OperationalError)
@@ -31,7 +32,9 @@ class Database:
     """
 
     def __init__(self, engine: Engine, address: Address) -> None:
-        self.engine, self.address = engine, address
+        self.address, self.unread = address, Unread()
+        self.engine = engine
+        engine.update_execution_options(**{OPTION: self.unread})
         turn = threading.Lock()
         self._write_turn = None if address.on_a_server else turn
         self._read_turn = turn if address.file is None and not address.on_a_server else None

@@ -8,15 +8,16 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, literal_column, select, text, update
 
-from orchestrator.queue.errors import JobEnded, NotEnded, UnknownJob
+from orchestrator.queue.errors import JobEnded, NotEnded, UnknownJob, UnreadableJob
 from orchestrator.queue.records import Job, Measured, QueueEvent
 from orchestrator.queue.states import ENDED, State
 from orchestrator.queue.store import Change, Filter
 from orchestrator.queue.words import HAS_ENDED
 from orchestrator.store import history, pages, steps
 from orchestrator.store.numbers import take
-from orchestrator.store.rows import ASKED, HEARD, JOB_COLUMNS, MEASURED, MOVED, Values, job_of, values_of
+from orchestrator.store.rows import ASKED, HEARD, JOB_COLUMNS, MEASURED, MOVED, Values, values_of
 from orchestrator.store.schema import ENDED_UNFOLLOWED, JOBS, OF_A_CLIENT, SPECS
+from orchestrator.store.unread import jobs_of, unread_of
 
 _BATCH = 1000  # parameters of one statement; both databases take more than 30,000
 _TAIL = 8  # characters of an id that may be wrong
@@ -40,11 +41,22 @@ _WRITE = update(JOBS).where(JOBS.c.number == bindparam("of"))
 
 def find(connection: Connection, job_id: str) -> Job | None:
     row = connection.execute(_BY_ID, {"job_id": job_id}).one_or_none()
-    return None if row is None else job_of(row)
+    return None if row is None else _read(connection, row)
+
+
+def _read(connection: Connection, row: Sequence[Any]) -> Job:
+    """Raises UnreadableJob."""
+    for job in jobs_of(connection, [row]):
+        return job
+    problem = next((one.problem for one in unread_of(connection).rows() if one.name == row[1]), "its row is damaged")
+    raise UnreadableJob(
+        f"job {row[1]} cannot be read: {problem}. Other jobs go on. Ask an administrator to upgrade the server to the "
+        "release that has written it"
+    )
 
 
 def get(connection: Connection, job_id: str) -> Job:
-    """Raises UnknownJob."""
+    """Raises UnknownJob, UnreadableJob."""
     job = find(connection, job_id)
     if job is None:
         raise unknown(connection, job_id)
@@ -52,11 +64,11 @@ def get(connection: Connection, job_id: str) -> Job:
 
 
 def get_all(connection: Connection, job_ids: Iterable[str]) -> dict[str, Job]:
-    """Those that there are."""
+    """Those that there are and that can be read."""
     wanted = list(dict.fromkeys(job_ids))
     batches = (wanted[start : start + _BATCH] for start in range(0, len(wanted), _BATCH))
     rows = (row for batch in batches for row in connection.execute(_BY_IDS, {"job_ids": batch}))
-    return {job.job_id: job for job in map(job_of, rows)}
+    return {job.job_id: job for job in jobs_of(connection, rows)}
 
 
 def spec(connection: Connection, job_id: str) -> str:
@@ -139,7 +151,7 @@ def parents_ended_s(connection: Connection, jobs: Iterable[Job]) -> dict[str, fl
 
 
 def followups_due(connection: Connection, limit: int) -> list[Job]:
-    return [job_of(row) for row in connection.execute(_UNFOLLOWED, {"limit": limit})]
+    return jobs_of(connection, connection.execute(_UNFOLLOWED, {"limit": limit}))
 
 
 def followed(connection: Connection, job: Job) -> None:
@@ -148,7 +160,7 @@ def followed(connection: Connection, job: Job) -> None:
 
 
 def of_clients(connection: Connection) -> list[Job]:
-    return [job_of(row) for row in connection.execute(_OF_CLIENTS)]
+    return jobs_of(connection, connection.execute(_OF_CLIENTS))
 
 
 def write(connection: Connection, jobs: Iterable[Job], columns: tuple[str, ...]) -> None:

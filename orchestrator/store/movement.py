@@ -13,6 +13,7 @@ from orchestrator.store import history, jobtable, steps
 from orchestrator.store.numbers import take_as_leader
 from orchestrator.store.rows import LEASE_COLUMNS, MOVED, Values, dumped, lease_of
 from orchestrator.store.schema import JOBS, LEASES
+from orchestrator.store.unread import records_of
 
 _GRANT = insert(LEASES)
 _RELEASE = (
@@ -80,4 +81,4 @@ def leases(connection: Connection, held: bool, since_s: float, until_s: float) -
         rows = connection.execute(_SINCE, {"since_s": since_s})
     else:
         rows = connection.execute(_BETWEEN, {"since_s": since_s, "until_s": until_s})
-    return [lease_of(row) for row in rows]
+    return records_of(connection, "lease", rows, lease_of)

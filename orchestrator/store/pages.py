@@ -6,44 +6,78 @@ A page of some states is read as one page of each, which is a piece of an index,
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, literal_column, select, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    func,
+    literal_column,
+    or_,
+    select,
+    union_all,
+)
 
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, State
 from orchestrator.queue.store import Filter
-from orchestrator.store.rows import JOB_COLUMNS, job_of
+from orchestrator.store.rows import JOB_COLUMNS
 from orchestrator.store.schema import JOBS
+from orchestrator.store.unread import jobs_of
 
 NEWEST = 2**63 - 1
 _LAST_CHARACTER = "\U0010ffff"
-_ACTIVE = [state.value for state in State if state not in ENDED]
+_KNOWN = frozenset(state.value for state in State)
 
 _CHANGES = (
     select(*JOB_COLUMNS).where(JOBS.c.changed > bindparam("after")).order_by(JOBS.c.changed).limit(bindparam("limit"))
 )
+
+
+def _has_not_ended() -> ColumnElement[bool]:
+    """Ranges between the states of an end: an index gives them, also states that only a newer release knows."""
+    ends = sorted(state.value for state in ENDED)
+    between = [and_(JOBS.c.state > low, JOBS.c.state < high) for low, high in itertools.pairwise(ends)]
+    return or_(JOBS.c.state < ends[0], *between, JOBS.c.state > ends[-1])
+
+
 # By an expression, so that no planner walks through all changes there ever were to find what is active.
 _FIRST_CHANGES = (
     select(*JOB_COLUMNS)
-    .where(JOBS.c.state.in_(_ACTIVE))
+    .where(_has_not_ended())
     .order_by(JOBS.c.changed + literal_column("0"))
     .limit(bindparam("limit"))
 )
 
 
 def changes(connection: Connection, after: int, limit: int) -> list[Job]:
-    statement = _CHANGES if after > 0 else _FIRST_CHANGES
-    given = {"after": after, "limit": limit} if after > 0 else {"limit": limit}
-    return [job_of(row) for row in connection.execute(statement, given)]
+    if after <= 0:
+        return jobs_of(connection, connection.execute(_FIRST_CHANGES, {"limit": limit}))
+    while True:  # a page of rows of which none can be read is not the end
+        rows = connection.execute(_CHANGES, {"after": after, "limit": limit}).all()
+        found = jobs_of(connection, rows)
+        if found or len(rows) < max(limit, 1):
+            return found
+        after = rows[-1].changed
 
 
 def page(connection: Connection, which: Filter, before: int | None, limit: int) -> list[Job]:
     states = which.states or (tuple(State) if which.tenant is not None else ())
     statement = _page(len(set(states)), which.tenant is not None, bool(which.name))
-    given = {"before": NEWEST if before is None else before, "limit": max(limit, 0), **_values(which)}
-    given |= {f"state_{place}": state.value for place, state in enumerate(sorted(set(states)))}
-    return [job_of(row) for row in connection.execute(statement, given)]
+    values = _values(which) | {f"state_{place}": state.value for place, state in enumerate(sorted(set(states)))}
+    found: list[Job] = []
+    before = NEWEST if before is None else before
+    while True:  # rows that cannot be read do not make a page shorter: who reads on would stop there
+        left = max(limit, 0) - len(found)
+        rows = connection.execute(statement, {**values, "before": before, "limit": left}).all()
+        found += jobs_of(connection, rows)
+        if len(rows) < left or len(found) >= limit:
+            return found
+        before = rows[-1].number
 
 
 def count(connection: Connection, which: Filter) -> dict[State, int]:
@@ -51,7 +85,8 @@ def count(connection: Connection, which: Filter) -> dict[State, int]:
     states = which.states or (tuple(State) if which.name else ())
     statement = _count(bool(states), which.tenant is not None, bool(which.name))
     given = {"states": [state.value for state in states]} if states else {}
-    return {State(state): jobs for state, jobs in connection.execute(statement, {**given, **_values(which)})}
+    found = connection.execute(statement, {**given, **_values(which)})
+    return {State(state): jobs for state, jobs in found if state in _KNOWN}
 
 
 @functools.cache

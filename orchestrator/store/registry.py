@@ -10,8 +10,9 @@ from orchestrator.queue.errors import NameTaken, UnknownToken
 from orchestrator.queue.records import NodeOrder, NodeRule, Token
 from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.store.numbers import take
-from orchestrator.store.rows import node_rule_of, tenant_of, tenant_values, token_of
+from orchestrator.store.rows import node_rule_of, tenant_of, tenant_values, token_of, unreadable_tenant
 from orchestrator.store.schema import FACTS, NODE_RULES, TENANTS, TOKENS
+from orchestrator.store.unread import records_of
 
 _TENANTS = select(TENANTS).order_by(TENANTS.c.number)
 _NODE_RULES = select(NODE_RULES).order_by(NODE_RULES.c.number)
@@ -19,7 +20,9 @@ _TOKENS = select(TOKENS).order_by(TOKENS.c.number)
 
 
 def tenants(connection: Connection) -> list[Tenant]:
-    return [tenant_of(row) for row in connection.execute(_TENANTS)]
+    rows = connection.execute(_TENANTS).all()
+    found = {tenant.name: tenant for tenant in records_of(connection, "tenant", rows, tenant_of)}
+    return [found.get(row.name) or unreadable_tenant(row) for row in rows]
 
 
 def put_tenant(connection: Connection, tenant: Tenant, now_s: float) -> None:
@@ -31,7 +34,7 @@ def put_tenant(connection: Connection, tenant: Tenant, now_s: float) -> None:
 
 
 def node_rules(connection: Connection) -> list[NodeRule]:
-    return [node_rule_of(row) for row in connection.execute(_NODE_RULES)]
+    return records_of(connection, "node-rule", connection.execute(_NODE_RULES), node_rule_of)
 
 
 def put_node_rule(connection: Connection, rule: NodeRule) -> None:
@@ -43,7 +46,7 @@ def put_node_rule(connection: Connection, rule: NodeRule) -> None:
 
 
 def tokens(connection: Connection) -> list[Token]:
-    return [token_of(row) for row in connection.execute(_TOKENS)]
+    return records_of(connection, "token", connection.execute(_TOKENS), token_of)
 
 
 def add_token(connection: Connection, token: Token) -> None:

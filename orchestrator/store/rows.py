@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from sqlalchemy import Column
@@ -58,8 +58,16 @@ MOVED = (
 
 _STATES: Mapping[str, State] = {state.value: state for state in State}
 _REASONS: Mapping[str, Reason] = {reason.value: reason for reason in Reason}
+_RESTRICTIONS = frozenset(field.name for field in fields(Restrictions))
 _WANTED: Mapping[str, Wanted] = {wanted.value: wanted for wanted in Wanted}
-_gang = functools.lru_cache(maxsize=4096)(Gang)  # most jobs share a few
+
+
+@functools.lru_cache(maxsize=4096)  # most jobs share a few
+def _gang(num_workers: int, cpus_per_worker: int, gpus_per_worker: int, accelerator_type: str | None) -> Gang:
+    """Raises ValueError: no plan could be made with it."""
+    gang = Gang(num_workers, cpus_per_worker, gpus_per_worker, accelerator_type)
+    gang.check_size()
+    return gang
 
 
 def dumped(value: Any) -> str:
@@ -85,7 +93,7 @@ def job_of(row: Sequence[Any]) -> Job:
         row[5],
         _gang(row[6], row[7], row[8], row[9]),
         row[10],
-        tuple(json.loads(row[11])) if row[11] else (),
+        _texts(row[11]),
         row[12],
         row[13],
         row[14],
@@ -104,20 +112,52 @@ def job_of(row: Sequence[Any]) -> Job:
         row[27],
         row[28],
         row[29],
-        {Reason(name): count for name, count in json.loads(row[30]).items()} if row[30] else {},
+        {Reason(name): int(count) for name, count in json.loads(row[30]).items()} if row[30] else {},
         row[31],
         row[32],
         row[33],
-        json.loads(row[34]) if row[34] else {},
+        _numbers(row[34]),
         row[35],
         row[36],
         row[37],
         row[38],
         row[39],
-        tuple(json.loads(row[40])) if row[40] else (),
+        tuple(map(int, json.loads(row[40]))) if row[40] else (),
         row[41],
-        json.loads(row[42]) if row[42] else {},
+        dict(json.loads(row[42])) if row[42] else {},
     )
+
+
+def problem_of(row: Sequence[Any], error: Exception) -> str:
+    """Why `job_of` cannot read a row, in one line."""
+    for what, value, known in (
+        ("state", row[17], _STATES),
+        ("reason", row[18], _REASONS),
+        ("wanted", row[16], _WANTED),
+    ):
+        if value not in known:
+            return f"its {what} is {str(value)[:50]!r}, which this release does not know"
+    return f"a column cannot be read: {' '.join(str(error).split())[:200] or type(error).__name__}"
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    """Raises ValueError: it is no list of texts."""
+    if not text:
+        return ()
+    found = json.loads(text)
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ValueError(f"not a list of texts: {text[:50]}")
+    return tuple(found)
+
+
+def _numbers(text: str) -> dict[str, float]:
+    """Raises ValueError: these are no numbers by name."""
+    if not text:
+        return {}
+    found = json.loads(text)
+    if not isinstance(found, dict) or not all(isinstance(one, int | float) for one in found.values()):
+        raise ValueError(f"no numbers by name: {text[:50]}")
+    return found
 
 
 def values_of(job: Job) -> Values:
@@ -171,7 +211,7 @@ def values_of(job: Job) -> Values:
 
 
 def _places(text: str) -> NodePlaces:
-    return tuple((node, workers) for node, workers in json.loads(text)) if text else ()
+    return tuple((str(node), int(workers)) for node, workers in json.loads(text)) if text else ()
 
 
 def lease_of(row: Sequence[Any]) -> Lease:
@@ -193,7 +233,10 @@ def event_values(event: QueueEvent, number: int) -> Values:
 
 
 def event_of(row: Any) -> QueueEvent:
-    data = json.loads(row.data) if row.data else {}
+    try:
+        data = dict(json.loads(row.data)) if row.data else {}
+    except (ValueError, TypeError):  # its message says the same to people
+        data = {}
     return QueueEvent(row.at_s, row.kind, row.message, row.job_id, data, row.number)
 
 
@@ -203,13 +246,19 @@ def tenant_values(tenant: Tenant) -> Values:
     return {"name": tenant.name, "weight": tenant.weight, **limits, "restrictions": restrictions}
 
 
+def unreadable_tenant(row: Any) -> Tenant:
+    """In place of a tenant whose row cannot be read: what runs goes on, and nothing that needs GPUs starts."""
+    return Tenant(row.name, limit=((None, 0),))
+
+
 def tenant_of(row: Any) -> Tenant:
     restrictions = _restrictions(row.restrictions)
     return Tenant(row.name, row.weight, _quota(row.guaranteed), _quota(row.limit), restrictions)
 
 
 def _restrictions(text: str) -> Restrictions:
-    stored = json.loads(text) if text else {}
+    """What a newer release has added is passed over: the store's schema would have another revision if it mattered."""
+    stored = {name: value for name, value in (json.loads(text) if text else {}).items() if name in _RESTRICTIONS}
     lists = {name: tuple(stored[name]) for name in ("roots", "secrets") if name in stored}
     return Restrictions(**{**stored, **lists})
 

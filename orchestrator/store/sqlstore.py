@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.queue.records import (
     Job,
@@ -15,6 +15,7 @@ from orchestrator.queue.records import (
     NodeRule,
     QueueEvent,
     Token,
+    UnreadableRow,
 )
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Change, Filter, SubmissionKey
@@ -46,6 +47,10 @@ class SqlStore:
     def job(self, job_id: str) -> Job:
         with self._database.read() as connection:
             return jobtable.get(connection, job_id)
+
+    def find(self, job_ids: Iterable[str]) -> dict[str, Job]:
+        with self._database.read() as connection:
+            return jobtable.get_all(connection, job_ids)
 
     def spec(self, job_id: str) -> str:
         with self._database.read() as connection:
@@ -97,6 +102,9 @@ class SqlStore:
     def of_clients(self) -> list[Job]:
         with self._database.read() as connection:
             return jobtable.of_clients(connection)
+
+    def unreadable(self) -> list[UnreadableRow]:
+        return self._database.unread.rows()
 
     # Leases, events
 

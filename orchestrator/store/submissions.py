@@ -18,8 +18,9 @@ from orchestrator.store import bulk, history, jobtable, pages, steps
 from orchestrator.store.database import Database
 from orchestrator.store.gathering import Call, Gathering
 from orchestrator.store.numbers import Numbers, take
-from orchestrator.store.rows import JOB_COLUMNS, Values, job_of, plain, values_of
+from orchestrator.store.rows import JOB_COLUMNS, Values, plain, values_of
 from orchestrator.store.schema import JOBS, KEYS, SPECS, TENANTS
+from orchestrator.store.unread import jobs_of
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # without i, l, o (1, 1, 0) and u
 _PAIRS = [one + other for one in ALPHABET for other in ALPHABET]
@@ -172,7 +173,7 @@ def _of_key(connection: Connection, key: SubmissionKey) -> Jobs | None:
     if row.digest != key.digest:
         raise KeyReused(f"the key {key.key!r} was used for another submission: give each submission a key of its own")
     given = {"first": row.first_job, "last": row.first_job + row.jobs - 1}
-    return tuple(job_of(one) for one in connection.execute(_NUMBERED, given))
+    return tuple(jobs_of(connection, connection.execute(_NUMBERED, given)))
 
 
 def _key_values(submission: Submission, made: Jobs) -> Values:

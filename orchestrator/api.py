@@ -163,10 +163,14 @@ class JobView(Told):
 
 
 class JobPage(Told):
-    """Newest first. `next`: what to give as `before` for the page after this one; None: this was the last."""
+    """Newest first. `next`: what to give as `before` for the page after this one; None: this was the last.
+
+    `set_aside`: jobs that the server cannot read, which no page has, or cannot plan, each with the reason.
+    """
 
     jobs: tuple[JobView, ...]
     next: int | None
+    set_aside: tuple[str, ...] = ()
 
 
 class Changes(Told):

@@ -17,6 +17,7 @@ class QueueReader:
 
     def __init__(self, connection: Connection, tenant: str | None, looked_at: int = LOOKED_AT) -> None:
         self._connection, self._tenant, self._looked_at = connection, tenant, looked_at
+        self.set_aside: tuple[str, ...] = ()  # as of the last page
 
     def counts(self) -> Mapping[State, int]:
         return self._connection.get("/v1/counts", Counts, {"tenant": self._tenant}).states
@@ -58,4 +59,6 @@ class QueueReader:
 
     def _page(self, states: Sequence[State], before: int | None, limit: int) -> JobPage:
         asked = {"state": [one.value for one in states], "tenant": self._tenant, "before": before, "limit": limit}
-        return self._connection.get("/v1/jobs", JobPage, asked)
+        page = self._connection.get("/v1/jobs", JobPage, asked)
+        self.set_aside = page.set_aside
+        return page

@@ -61,7 +61,8 @@ def queue(
                 typer.echo(f"[{', '.join(job.model_dump_json() for job in jobs)}]")
                 return
             told = {one: count for one, count in counts.items() if one in asked} if asked else counts
-            typer.echo(queue_page(jobs, told, _whys(server, jobs), time.time(), width(), asked))
+            whys = _whys(server, jobs)
+            typer.echo(queue_page(jobs, told, whys, time.time(), width(), asked, reader.set_aside))
 
 
 def status(job: JobId, json_: Json = False, url: Url = None) -> None:

@@ -27,8 +27,16 @@ def queue_page(
     now_s: float,
     width: int | None,
     asked: Sequence[State] = (),
+    set_aside: Sequence[str] = (),
 ) -> str:
-    """`jobs` in the order in which they are shown; `whys` by job; `asked`: the only states that were asked for."""
+    """The table of `fleetune queue`.
+
+    Args:
+        jobs: in the order in which they are shown.
+        whys: by job.
+        asked: the only states that were asked for.
+        set_aside: jobs that the server cannot read or plan, each with the reason.
+    """
     prioritised, several = any(job.priority for job in jobs), len({job.tenant for job in jobs}) > 1
     rows = [
         (
@@ -45,7 +53,8 @@ def queue_page(
         for job in jobs
     ]
     body = [columns(QUEUE_HEAD, rows, width, ("PRIO", "TENANT", "SIZE", "STEP", "SET"))] if rows else []
-    return "\n".join([*body, _totals(jobs, counts, asked)])
+    left_out = [f"set aside: {plain(one)}" for one in set_aside]
+    return "\n".join([*body, _totals(jobs, counts, asked), *left_out])
 
 
 def in_order(jobs: Sequence[JobView]) -> list[JobView]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from orchestrator.queue.errors import UnknownJob
+from orchestrator.queue.errors import UnknownJob, UnreadableJob
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, State
 from orchestrator.queue.store import Store
@@ -24,6 +24,7 @@ class Book:
         self._failed: dict[str, str] = {}
         self._succeeded: dict[str, float] = {}  # parent -> when it ended
         self._unasked: list[Job] = []  # whose parents are to be looked at, also where the store broke in between
+        self._unknown: set[str] = set()  # parents that are there and cannot be read
         self._seen = 0
 
     @property
@@ -35,6 +36,10 @@ class Book:
     def failed(self) -> Mapping[str, str]:
         """Jobs that others wait for in vain, with a word on it."""
         return self._failed
+
+    def may_be_planned(self, job: Job) -> bool:
+        """Not while nobody can say whether one that it waits for has succeeded."""
+        return not job.after or self._unknown.isdisjoint(job.after)
 
     @property
     def newest(self) -> int:
@@ -62,6 +67,7 @@ class Book:
             known = self._jobs.get(job.job_id)
             if known is not None and known.changed > job.changed:
                 continue
+            self._unknown.discard(job.job_id)
             if job.state in ENDED:
                 self._take_out(job)
             else:
@@ -107,3 +113,5 @@ class Book:
                 self._note_end(self._store.job(parent))
             except UnknownJob:
                 self._failed[parent] = "is not there any more"
+            except UnreadableJob:
+                self._unknown.add(parent)

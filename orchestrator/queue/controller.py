@@ -17,20 +17,22 @@ from cluster.errors import BackendUnreachable, Fenced, FleetuneError, LaunchRefu
 from cluster.inventory import Inventory
 from orchestrator.queue.book import Book
 from orchestrator.queue.clock import Clock
-from orchestrator.queue.errors import NotLeader, StoreBroken, UnknownJob
+from orchestrator.queue.errors import NotLeader, StoreBroken
 from orchestrator.queue.growing import Wish, wish
 from orchestrator.queue.hearing import Hearing
 from orchestrator.queue.leading import Leading
-from orchestrator.queue.ledger import Cluster, Promises, kept, orders, snapshot
+from orchestrator.queue.ledger import Cluster, Orders, Promises, kept, orders, snapshot
 from orchestrator.queue.months import MonthUse, month_around
 from orchestrator.queue.noderules import rules_by_node
 from orchestrator.queue.nodewatch import NodeWatch
-from orchestrator.queue.records import Job, Move, NodeOrder, NodeRule
+from orchestrator.queue.records import Job, Move, NodeOrder, NodeRule, UnreadableRow
 from orchestrator.queue.retry import may_start_at_s
 from orchestrator.queue.rules import Seen, next_move
+from orchestrator.queue.setaside import SetAside, held_aside, without_faulty
 from orchestrator.queue.shares import Shares, counts_since_s, used_of
 from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
 from orchestrator.queue.store import Store
+from orchestrator.queue.strays import clear_away
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.scheduling.snapshot import Tenant
@@ -94,6 +96,11 @@ class Controller:
         """For the autoscaler of the machines, of the queue as the last pass has left it."""
         return self._term.wish() if self._term is not None else Wish()
 
+    def set_aside(self) -> tuple[UnreadableRow, ...]:
+        """Jobs that the last pass could not plan."""
+        term = self._term  # others may ask, from other threads
+        return term.set_aside() if term is not None else ()
+
     def step(self) -> bool:
         """Look, decide, write, act. Whether this server leads.
 
@@ -155,6 +162,7 @@ class _Term:
         self._labels: dict[str, str] = {}
         self._hearing = Hearing(self._store) if self._timing.silent_s is not None else None
         self._watch = NodeWatch(self._store, self._go_on)
+        self._aside = SetAside(self._store, self._go_on)
         self._seen_nodes = {node: self._steady_s for job in self._book.jobs for node, _ in job.placement}
         # Nobody knows any more for whom these stop: nobody else is stopped before they have.
         self._inherited = {job.submission for job in self._book.jobs if job.state is State.STOPPING}
@@ -168,6 +176,7 @@ class _Term:
         rules = rules_by_node(given, inventory.nodes)
         seen = self._look(inventory, rules)
         self._go_on()
+        inventory = self._without_unreadable(inventory, seen.now_s)
         self._watch.look(inventory, given, self._seen_nodes, seen.now_s)
         self._settle(seen)
         self._watch.suspect(inventory, given, seen.now_s)
@@ -179,6 +188,17 @@ class _Term:
             self._act(seen)
             raise
         self._act(seen)
+
+    def set_aside(self) -> tuple[UnreadableRow, ...]:
+        return self._aside.rows
+
+    def _without_unreadable(self, inventory: Inventory, now_s: float) -> Inventory:
+        """What jobs that cannot be read hold is not free."""
+        rows = self._store.unreadable()
+        if not rows:
+            return inventory
+        self._aside.tell(rows, now_s)
+        return held_aside(inventory, self._store.leases(held=True), (job.job_id for job in self._book.jobs))
 
     def _go_on(self) -> None:
         """Before anything that only the leader may do. Raises NotLeader."""
@@ -221,12 +241,22 @@ class _Term:
 
     def _settle(self, seen: Seen) -> None:
         """Take every job as far as what was seen lets it go."""
+        self._aside.look_again(self._book.jobs)
         for _ in range(_ROUNDS):
-            moves = [move for job in self._book.jobs if (move := next_move(job, seen)) is not None]
+            moves = [move for job in self._book.jobs if (move := self._next_move(job, seen)) is not None]
             if not moves:
                 return
             self._watch.note(self._book.jobs, moves, seen)
             self._write(moves, seen.now_s)
+
+    def _next_move(self, job: Job, seen: Seen) -> Move | None:
+        if job in self._aside:
+            return None
+        try:
+            return next_move(job, seen)
+        except Exception as error:  # a row that no rule is for
+            self._aside.note(job, error, seen.now_s)
+            return None
 
     def _admit(self, inventory: Inventory, rules: Mapping[str, NodeRule], now_s: float) -> None:
         """Plan, and do what can be done at once."""
@@ -258,8 +288,7 @@ class _Term:
         if nothing or (looked_at == self._planned and now_s < self._plan_again_s):
             return
         policy = replace(self._of._policy, preemption=False) if self._inherited else self._of._policy
-        made = plan(snapshot(jobs, self._promises, cluster, now_s), policy)
-        found = orders(jobs, made, self._promises, cluster)
+        found = self._orders(jobs, cluster, policy, now_s)
         self._write(found.moves, now_s)
         self._promises = found.promises
         # Nothing has changed since: only time goes by, which moves a waiting queue slowly.
@@ -276,6 +305,20 @@ class _Term:
             begin_s, _ = month_around(now_s)
             self._month = MonthUse(self._store.leases(since_s=begin_s), now_s)
         return self._month.advance(jobs, now_s)
+
+    def _orders(self, jobs: Sequence[Job], cluster: Cluster, policy: Policy, now_s: float) -> Orders:
+        """What is to be done. A job that no plan can be made with is set aside."""
+
+        def of(some: Sequence[Job]) -> Orders:
+            ids = {job.job_id for job in some}
+            promises = {job_id: places for job_id, places in self._promises.items() if job_id in ids}
+            return orders(some, plan(snapshot(some, promises, cluster, now_s), policy), promises, cluster)
+
+        planned = [job for job in jobs if self._may_be_planned(job)]
+        return without_faulty(planned, of, lambda job, error: self._aside.note(job, error, now_s))
+
+    def _may_be_planned(self, job: Job) -> bool:
+        return job.state is not State.QUEUED or (job not in self._aside and self._book.may_be_planned(job))
 
     def wish(self) -> Wish:
         if self._cluster is None:
@@ -315,10 +358,11 @@ class _Term:
         jobs = [job for job in self._book.jobs if job.state in HOLDS_A_LEASE]
         current = {job.submission for job in jobs}
         there = {name: one for name, one in seen.submissions.items() if not one.ended}
+        strays = [one for name, one in seen.submissions.items() if name not in current]
         tasks: list[Callable[[], None]] = []
         tasks += [partial(self._stop, job.submission) for job in jobs if self._is_to_stop(job, there)]
         tasks += [partial(self._start, job) for job in jobs if self._is_to_start(job, seen)]
-        tasks.append(partial(self._clear_away, [one for name, one in seen.submissions.items() if name not in current]))
+        tasks.append(partial(clear_away, self._store, self._backend, strays))
         self._forget_all_but(current)
         failed: Exception | None = None
         for task in tasks:
@@ -364,26 +408,6 @@ class _Term:
         elif steady_s - self._hard.get(submission, self._asked[submission]) > grace_s:
             self._backend.stop(submission, hard=True)
             self._hard[submission] = steady_s
-
-    def _clear_away(self, strays: Sequence[Submission]) -> None:
-        """Drivers of attempts that are over: what still runs is ended, the rest forgotten.
-
-        The store is asked, since a leader that was frozen knows less than it thinks. What it has never heard of is
-        left alone: another queue may use the same machines.
-        """
-        over = [one for one in strays if self._is_over(one.submission)]
-        for one in over:
-            if not one.ended:
-                self._backend.stop(one.submission, hard=True)
-        if ended := [one.submission for one in over if one.ended]:
-            self._backend.forget(ended)
-
-    def _is_over(self, submission: str) -> bool:
-        try:
-            job = self._store.job(submission.rpartition("-")[0])
-        except UnknownJob:
-            return False
-        return not (job.state in HOLDS_A_LEASE and job.submission == submission)
 
     def _forget_all_but(self, current: set[str]) -> None:
         """What is known of submissions that are over."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -10,6 +12,8 @@ from orchestrator.queue.errors import StoreBroken
 from orchestrator.server import metrics
 from orchestrator.server.serving import Asker, Serving, answer, problems
 from orchestrator.server.serving import router as made
+
+_NAMED = 20
 
 
 def routes(serving: Serving) -> APIRouter:
@@ -24,13 +28,19 @@ def routes(serving: Serving) -> APIRouter:
         "/readyz",
         response_model=dict[str, str],
         responses=problems(503),
-        summary="Whether the store answers and somebody leads; without a token",
+        summary="Whether the store answers, somebody leads and the queue moves; without a token",
     )
     def readyz() -> Response:
         leader = serving.store.leader()
         if not serving.leads() and (leader is None or leader.expires_s < serving.now_s()):
             raise StoreBroken("no server leads yet: try again in a few seconds")
-        return Response(b'{"status":"ready"}', media_type="application/json")
+        if trouble := serving.trouble():
+            raise StoreBroken(trouble)
+        told = {"status": "ready"}
+        if rows := serving.set_aside():  # ids alone: everybody may ask
+            told["set_aside"] = ", ".join(f"{row.table} {row.name}" for row in rows[:_NAMED])
+            told["set_aside"] += f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+        return Response(json.dumps(told), media_type="application/json")
 
     @router.get("/metrics", response_class=Response, responses=_TEXT, summary="For Prometheus")
     async def prometheus(caller: Asker) -> Response:

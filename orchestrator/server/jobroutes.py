@@ -124,7 +124,8 @@ def _lists(router: APIRouter, serving: Serving) -> None:
         found = serving.store.jobs(which, before=before, limit=limit + 1)
         page = found[:limit]
         following = page[-1].number if len(found) > limit else None
-        return answer(api.JobPage(jobs=serving.views(page), next=following))
+        aside = serving.set_aside_for(caller)
+        return answer(api.JobPage(jobs=serving.views(page), next=following, set_aside=aside))
 
     @router.get("/counts", response_model=api.Counts, responses=problems(401, 403, 422), summary="Jobs by state")
     def counts(caller: Asker, tenant: OptionalTenant = None) -> Response:

@@ -36,7 +36,11 @@ class Meters:
         self.ended = Counter("fleetune_jobs_ended", "Jobs that have ended, by state.", ("state",), registry=own)
         self.submitted = Counter("fleetune_jobs_submitted", "Jobs that were submitted here.", registry=own)
         self.beats = Counter("fleetune_heartbeats", "Messages of drivers.", registry=own)
-        self.leads = Gauge("fleetune_leader", "1: this server leads.", registry=own)
+        self.leads = Gauge("fleetune_leader", "1: this server leads, and its passes succeed.", registry=own)
+        self.failing = Gauge("fleetune_passes_failing", "Passes in a row that have failed.", registry=own)
+        self.set_aside = Gauge(
+            "fleetune_set_aside", "Rows that cannot be read, and jobs that cannot be planned.", registry=own
+        )
         self.store_errors = Counter("fleetune_store_errors", "Times that the store gave no answer.", registry=own)
         self.backend_errors = Counter("fleetune_backend_errors", "Times that the machines gave none.", registry=own)
         self._children: dict[tuple[str, str, int], Any] = {}

@@ -20,6 +20,7 @@ _NOTE_EVERY_S = 60.0
 _SHORTEST_GAP_S = 0.1
 _REST = 9.0  # times as long as a pass took, nothing is done: submissions in a row do not each bring one about
 _ENDS_WITHIN_S = 5.0
+_FAILING = 3  # passes that have failed in a row: one may be chance
 
 Follow = Callable[[], object]
 
@@ -43,6 +44,7 @@ class Passes:
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="passes", daemon=True)
         self._led = self._fenced = False
+        self._failures = 0  # passes in a row
         self._rest_until_s = 0.0
 
     def start(self) -> None:
@@ -65,11 +67,20 @@ class Passes:
         except NotLeader:
             return False
 
+    def trouble(self) -> str:
+        """Why the queue does not move; '' where it does. Machines that do not answer are no fault of this server."""
+        if self._failures < _FAILING:
+            return ""
+        return f"the last {self._failures} passes over the queue have failed: see the server's log"
+
     def step(self) -> bool:
         self._stop.wait(max(self._rest_until_s - time.monotonic(), 0.0))
         began_s = time.monotonic()
+        failed = True
         try:
-            return self._step()
+            leads = self._step()
+            failed = False
+            return leads
         except StoreBroken:
             self._meters.store_errors.inc()
             raise
@@ -78,9 +89,11 @@ class Passes:
             self._note(False)
             raise
         except BackendUnreachable:
+            failed = False
             self._meters.backend_errors.inc()
             raise
         finally:
+            self._count(failed)
             took_s = time.monotonic() - began_s
             self._meters.passes.observe(took_s)
             self._rest_until_s = time.monotonic() + min(max(_REST * took_s, _SHORTEST_GAP_S), 1.0)
@@ -100,6 +113,12 @@ class Passes:
         if failed is not None:
             raise failed
         return leads
+
+    def _count(self, failed: bool) -> None:
+        self._failures = self._failures + 1 if failed else 0
+        self._meters.failing.set(self._failures)
+        if self._failures >= _FAILING:
+            self._meters.leads.set(False)
 
     def _note(self, leads: bool) -> None:
         if leads and not self._led:

@@ -189,7 +189,7 @@ class _Server:
 
     def _make_passes(self) -> Passes:
         around, say = self._around, self._output.say
-        controller = Controller(
+        controller = self._controller = Controller(
             around.store,
             around.backend,
             around.clock,
@@ -235,6 +235,7 @@ class _Server:
     def _make_http(self) -> uvicorn.Server:
         around, meters, output = self._around, self._meters, self._output
         meters.registry.register(Cluster(around.store, around.machines.inventory, around.clock.now_s))
+        meters.set_aside.set_function(lambda: len(around.store.unreadable()) + len(self._controller.set_aside()))
         serving = Serving(
             surroundings=around,
             tokens=self._tokens,
@@ -243,6 +244,8 @@ class _Server:
             explainer=Explainer(around),
             wake=self._passes.wake,
             leads=self._passes.leads,
+            trouble=self._passes.trouble,
+            planning_leaves_out=self._controller.set_aside,
             version=version("fleetune"),
             machine=machine_name(),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, TypeVar
 
@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from orchestrator import api
 from orchestrator.queue.errors import UnknownJob
-from orchestrator.queue.records import Job
+from orchestrator.queue.records import Job, UnreadableRow
 from orchestrator.queue.store import Store
 from orchestrator.server.auth import Tokens, check_writer
 from orchestrator.server.body import StrictRoute
@@ -31,6 +31,7 @@ Result = TypeVar("Result")
 Responses = dict[int | str, dict[str, Any]]
 
 NEWEST: Final = 2**63 - 1
+_MOST_SET_ASIDE: Final = 100
 _WHAT: Final = {
     400: "It cannot be done.",
     401: "No token, or one that is not known.",
@@ -76,6 +77,8 @@ class Serving:
         wake: makes the next pass come at once.
         leads: whether this server does.
         machine: as `api.Server` has it.
+        trouble: why the queue does not move; '' where it does.
+        planning_leaves_out: jobs that this server could not plan.
     """
 
     surroundings: Surroundings
@@ -87,11 +90,22 @@ class Serving:
     leads: Callable[[], bool]
     version: str
     machine: str
+    trouble: Callable[[], str] = lambda: ""
+    planning_leaves_out: Callable[[], Sequence[UnreadableRow]] = tuple
     slow: Slow = field(default_factory=lambda: Slow(threads=16, waiting=256))
 
     @property
     def store(self) -> Store:
         return self.surroundings.store
+
+    def set_aside(self) -> list[UnreadableRow]:
+        """Rows that cannot be read, and jobs that cannot be planned."""
+        return [*self.store.unreadable(), *self.planning_leaves_out()]
+
+    def set_aside_for(self, caller: Caller) -> tuple[str, ...]:
+        """The same in words, of the jobs that the caller may see."""
+        rows = [row for row in self.set_aside() if row.table == "job" and caller.may_see(row.tenant or "")]
+        return tuple(self.scrub.text(f"{row.name}: {row.problem}") for row in rows[:_MOST_SET_ASIDE])
 
     def now_s(self) -> float:
         return self.surroundings.clock.now_s()

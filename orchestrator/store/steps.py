@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.occupancy import workers_in
 from cluster.wire import MOST_METRICS
+from jobs.queuespec import MOST_RUNTIME_S
 from orchestrator.queue.records import Job, Measured, Move, NewJob
 from orchestrator.queue.retry import waits_s
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, MAY_GO_TO, Reason, State, Wanted
@@ -174,7 +175,10 @@ def _merged(known: Mapping[str, float], said: Mapping[str, float]) -> dict[str, 
 
 
 def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    """Bounded, so that what is computed from it stays finite."""
+    if value is None or not math.isfinite(value):
+        return None
+    return min(max(value, 0.0), MOST_RUNTIME_S)
 
 
 def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -1,0 +1,122 @@
+"""Jobs that are set aside, so that one that cannot be read or planned never stops the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Final, TypeVar
+
+from cluster.inventory import Inventory, Node
+from orchestrator.queue.records import Job, Lease, QueueEvent, UnreadableRow
+from orchestrator.queue.states import State
+from orchestrator.queue.store import Store
+
+KIND: Final = "set-aside"  # of the event
+_MOST_BLAMED: Final = 10  # jobs in one pass
+_EVENTS_LOOKED_AT: Final = 1000
+Result = TypeVar("Result")
+
+
+class SetAside:
+    """What one leadership has set aside. A job that changes is tried again. Not for several threads."""
+
+    def __init__(self, store: Store, go_on: Callable[[], None]) -> None:
+        """`go_on`: before each write; raises NotLeader."""
+        self._store, self._go_on = store, go_on
+        self._jobs: dict[str, tuple[int, UnreadableRow]] = {}  # job -> its change, and what is wrong
+        self.rows: tuple[UnreadableRow, ...] = ()  # the jobs among them, for other threads, too
+        self._told: set[tuple[str, str]] = set()
+
+    def __contains__(self, job: Job) -> bool:
+        known = self._jobs.get(job.job_id)
+        return known is not None and known[0] == job.changed
+
+    def look_again(self, jobs: Iterable[Job]) -> None:
+        """Forget those that have changed or ended. `jobs`: all that have not ended."""
+        if self._jobs:
+            current = {job.job_id: job.changed for job in jobs}
+            self._jobs = {name: one for name, one in self._jobs.items() if current.get(name) == one[0]}
+            self.rows = tuple(row for _, row in self._jobs.values())
+
+    def note(self, job: Job, error: Exception, now_s: float) -> None:
+        problem = f"it cannot be planned: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        row = UnreadableRow("job", job.job_id, job.tenant, problem)
+        self._jobs[job.job_id] = (job.changed, row)
+        self.rows = tuple(row for _, row in self._jobs.values())
+        self.tell([row], now_s)
+
+    def tell(self, rows: Iterable[UnreadableRow], now_s: float) -> None:
+        """One event for each, also across leaders."""
+        for row in rows:
+            said = f"{row.table} {row.name} is set aside, and the others go on: {row.problem}"
+            job_id = row.name if row.table == "job" else None
+            if (row.name, said) in self._told:
+                continue
+            self._told.add((row.name, said))
+            known = self._store.events(job_id, limit=_EVENTS_LOOKED_AT) if job_id is not None else []
+            if not any(event.kind == KIND and event.message == said for event in known):
+                self._go_on()
+                self._store.add_events([QueueEvent(now_s, KIND, said, job_id)])
+
+
+def without_faulty(
+    jobs: Sequence[Job], work: Callable[[Sequence[Job]], Result], note: Callable[[Job, Exception], None]
+) -> Result:
+    """Do something with jobs. Where it raises, leave out the waiting jobs that it raises for, and note them."""
+    try:
+        return work(jobs)
+    except Exception:
+        faulty = _blamed(jobs, work)
+        if not faulty:
+            raise
+        for job, error in faulty:
+            note(job, error)
+        ids = {job.job_id for job, _ in faulty}
+        return work([job for job in jobs if job.job_id not in ids])
+
+
+def _blamed(jobs: Sequence[Job], work: Callable[[Sequence[Job]], object]) -> list[tuple[Job, Exception]]:
+    """Each found by halving; none where the jobs that hold leases are to blame."""
+
+    def raised(some: Sequence[Job]) -> Exception | None:
+        try:
+            work(some)
+        except Exception as error:
+            return error
+        return None
+
+    waits = [job for job in jobs if job.state is State.QUEUED]
+    rest = [job for job in jobs if job.state is not State.QUEUED]
+    if raised(rest) is not None:
+        return []
+    found: list[tuple[Job, Exception]] = []
+    while len(found) < _MOST_BLAMED and (error := raised([*rest, *waits])) is not None:
+        low, high = 0, len(waits)  # the first `low` can be planned, and the first `high` cannot
+        while high - low > 1:
+            middle = (low + high) // 2
+            one = raised([*rest, *waits[:middle]])
+            low, high, error = (middle, high, error) if one is None else (low, middle, one)
+        found.append((waits.pop(high - 1), error))
+    return found
+
+
+def held_aside(inventory: Inventory, leases: Iterable[Lease], known: Iterable[str]) -> Inventory:
+    """The inventory in which leases of jobs that cannot be read count as held by others. `known`: jobs that can."""
+    ids = set(known)
+    cpus, gpus = Counter[str](), Counter[str]()
+    for lease in leases:
+        for node, workers in lease.placement if lease.job_id not in ids else ():
+            cpus[node] += workers * lease.gang.cpus_per_worker
+            gpus[node] += workers * lease.gang.gpus_per_worker
+    return replace(inventory, nodes=tuple(_with_foreign(node, cpus, gpus) for node in inventory.nodes))
+
+
+def _with_foreign(node: Node, cpus: Counter[str], gpus: Counter[str]) -> Node:
+    if not (cpus[node.node_id] or gpus[node.node_id]):
+        return node
+    return replace(
+        node,
+        foreign_cpus=min(node.foreign_cpus + cpus[node.node_id], node.cpus),
+        foreign_gpus=min(node.foreign_gpus + gpus[node.node_id], node.gpus),
+    )

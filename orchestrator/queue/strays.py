@@ -1,0 +1,32 @@
+"""Drivers of attempts that are over: what still runs is ended, the rest forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cluster.backend import Backend, Submission
+from orchestrator.queue.records import Job
+from orchestrator.queue.states import HOLDS_A_LEASE
+from orchestrator.queue.store import Store
+
+
+def clear_away(store: Store, backend: Backend, strays: Sequence[Submission]) -> None:
+    """End and forget programs that no lease is for any more.
+
+    The store is asked, since a leader that was frozen knows less than it thinks. What it has never heard of, or cannot
+    read, is left alone: another queue may use the same machines.
+    """
+    known = store.find({_job_of(one.submission) for one in strays}) if strays else {}
+    over = [one for one in strays if _is_over(known.get(_job_of(one.submission)), one.submission)]
+    for one in over:
+        if not one.ended:
+            backend.stop(one.submission, hard=True)
+    backend.forget([one.submission for one in over if one.ended])
+
+
+def _job_of(submission: str) -> str:
+    return submission.rpartition("-")[0]
+
+
+def _is_over(job: Job | None, submission: str) -> bool:
+    return job is not None and not (job.state in HOLDS_A_LEASE and job.submission == submission)

@@ -1,0 +1,92 @@
+"""One row that cannot be read hides no other: in lists, pages, changes and moves."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.queue.errors import UnreadableJob
+from orchestrator.queue.states import State
+from orchestrator.queue.store import Store
+from orchestrator.store import open_store
+from tests.support.stores import RUN, START_S, go, lead, new, step, submit, with_tenants
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "queue.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[Store]:
+    with contextlib.closing(open_store(str(path))) as opened:
+        yield with_tenants(opened)
+
+
+def spoil(path: Path, table: str, column: str, value: object, where: str = "1 = 1") -> None:
+    with contextlib.closing(sqlite3.connect(path)) as raw, raw:
+        raw.execute(f'UPDATE {table} SET "{column}" = ? WHERE {where}', (value,))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("reason", "of-a-newer-release"),
+        ("state", "of-a-newer-release"),
+        ("wanted", "of-a-newer-release"),
+        ("metrics", "{"),
+        ("metrics", "[1]"),
+        ("placement", "[1]"),
+        ("after", "{"),
+        ("retries", '{"of-a-newer-release": 1}'),
+        ("sizes", '["x"]'),
+        ("labels", "["),
+        ("cpus_per_worker", 2**31),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_left_out_and_named(store: Store, path: Path, column: str, value: object) -> None:
+    first, bad, last = (submit(store, name) for name in ("first", "bad", "last"))
+    spoil(path, "jobs", column, value, f"number = {bad.number}")
+    assert [job.job_id for job in store.jobs()] == [last.job_id, first.job_id]
+    assert [job.job_id for job in store.changes(0)] == [first.job_id, last.job_id]
+    assert [job.job_id for job in store.changes(first.changed)] == [last.job_id]
+    assert store.find([bad.job_id, last.job_id]) == {last.job_id: last}
+    assert store.count()[State.QUEUED] >= 2
+    with pytest.raises(UnreadableJob, match=f"job {bad.job_id} cannot be read: .*upgrade"):
+        store.job(bad.job_id)
+    moved = store.move(lead(store), [step(one, State.STARTING) for one in (bad, last)], START_S)
+    assert [job.job_id for job in moved] == [last.job_id]
+    (row,) = store.unreadable()
+    assert (row.table, row.name, row.tenant) == ("job", bad.job_id, "a") and row.problem
+    spoil(path, "jobs", column, None if value is None else _good(column), f"number = {bad.number}")
+    assert len(store.jobs()) == 3 and store.unreadable() == []
+
+
+def _good(column: str) -> object:
+    return {"reason": "submitted", "state": "queued", "wanted": "run", "cpus_per_worker": 4}.get(column, "")
+
+
+def test_a_page_is_full_also_where_rows_in_it_cannot_be_read(store: Store, path: Path) -> None:
+    jobs = store.submit([new() for _ in range(10)], START_S)
+    spoil(path, "jobs", "metrics", "{", "number BETWEEN 4 AND 9")
+    page = store.jobs(limit=2)
+    assert [job.number for job in page] == [10, 3]
+    assert [job.number for job in store.jobs(before=3, limit=2)] == [2, 1]
+    assert [job.number for job in store.changes(jobs[3].changed - 1, limit=2)] == [10]
+
+
+def test_a_tenant_a_token_a_lease_and_an_event_that_cannot_be_read_stop_nobody(store: Store, path: Path) -> None:
+    job = go(store, submit(store), *RUN)
+    other = go(store, submit(store, tenant="b"), *RUN)
+    spoil(path, "tenants", "limit", "{", "name = 'a'")
+    spoil(path, "tenants", "restrictions", '{"of_a_newer_release": 1}', "name = 'b'")
+    spoil(path, "leases", "placement", "{", f"job = {job.number}")
+    spoil(path, "events", "data", "{", f"job_id = '{job.job_id}'")
+    assert [(one.name, one.limit) for one in store.tenants()] == [("a", ((None, 0),)), ("b", ())]
+    assert [lease.job_id for lease in store.leases(held=True)] == [other.job_id]
+    assert [event.kind for event in store.events(job.job_id)] == ["queued", "starting", "running"]
+    assert {row.table for row in store.unreadable()} == {"tenant", "lease"}

@@ -1,0 +1,49 @@
+"""Passes of a server that fail are seen from outside."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from cluster.errors import BackendUnreachable
+from orchestrator.server.metrics import Meters
+from orchestrator.server.passes import Passes
+
+
+class _Controller:
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def step(self) -> bool:
+        if self.error is not None:
+            raise self.error
+        return True
+
+
+class _News:
+    def tell(self) -> None:
+        pass
+
+
+def test_the_queue_counts_as_stuck_after_three_failures_in_a_row_and_moves_again_after_one_success() -> None:
+    controller: Any = _Controller()
+    news: Any = _News()
+    leading: Any = None
+    meters = Meters()
+    passes = Passes(controller, leading, news, meters, lambda text: None, ())
+
+    def pass_over() -> tuple[str, float]:
+        with contextlib.suppress(Exception):
+            passes.step()
+        return passes.trouble(), meters.registry.get_sample_value("fleetune_leader") or 0.0
+
+    assert pass_over() == ("", 1.0)
+    controller.error = RuntimeError("a fault")
+    assert [pass_over()[0] for _ in range(2)] == ["", ""]
+    trouble, leads = pass_over()
+    assert "the last 3 passes" in trouble and leads == 0.0
+    assert meters.registry.get_sample_value("fleetune_passes_failing") == 3.0
+    controller.error = BackendUnreachable("the machines do not answer, and the server can do nothing about it")
+    assert pass_over()[0] == ""
+    controller.error = None
+    assert pass_over() == ("", 1.0)

@@ -8,7 +8,7 @@ nothing that the next pass, its own or another server's, would not do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from orchestrator.queue.shares import Shares, counts_since_s, used_of
 from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
 from orchestrator.queue.store import Store
 from orchestrator.queue.strays import clear_away
+from orchestrator.queue.timing import Timing
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.scheduling.snapshot import Tenant
@@ -40,32 +41,6 @@ from orchestrator.scheduling.snapshot import Tenant
 LaunchOf = Callable[[Job, str], Launch]  # from a job and its spec
 _LABELS_KEPT = 1000  # of nodes that are gone: jobs may still be told of them
 _ROUNDS = 4  # steps of one job in one pass: running, stopping, queued
-
-
-@dataclass(frozen=True)
-class Timing:
-    """All in seconds.
-
-    Attributes:
-        grace_s: from a soft stop to a hard one, and from each hard one to the next.
-        slow_s: a job that takes longer than this to stop does not count as leaving.
-        pending_s: a driver that has not come up by then is started again.
-        absent_s: a node that is not seen for so long is lost.
-        replan_s: where nothing has changed, it is planned anew only when so long has passed.
-        doubt_s: a start that was not answered may still happen for so long.
-        register_s: a driver that runs and has not registered by then is stopped.
-        silent_s: a driver that was not heard for so long is stopped; None: drivers do not speak, as those of made-up
-            machines.
-    """
-
-    grace_s: float = 120.0
-    slow_s: float = 180.0
-    pending_s: float = 600.0
-    absent_s: float = 10.0
-    doubt_s: float = 60.0
-    replan_s: float = 15.0
-    register_s: float = 600.0
-    silent_s: float | None = None
 
 
 class Controller:

@@ -22,10 +22,11 @@ from cluster.sessionrecord import SessionRecord
 from cluster.settings import extra_protocols, fleetune_home, server_secrets
 from cluster.this_machine import machine_name
 from orchestrator.queue.clock import SystemClock
-from orchestrator.queue.controller import Controller, Timing
+from orchestrator.queue.controller import Controller
 from orchestrator.queue.errors import StoreBroken
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.store import Store
+from orchestrator.queue.timing import Timing
 from orchestrator.scheduling.policy import DEFAULT
 from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.server import greeting, taking_over

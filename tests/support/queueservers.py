@@ -21,10 +21,11 @@ from cluster.local_backend import LocalBackend
 from cluster.ray_jobs import RayJobsBackend
 from cluster.testing import FakeBackend, ServedCluster
 from orchestrator.queue.clock import SystemClock
-from orchestrator.queue.controller import Controller, Timing
+from orchestrator.queue.controller import Controller
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.loop import run_passes
 from orchestrator.queue.records import Job
+from orchestrator.queue.timing import Timing
 from orchestrator.store import open_store
 from tests.support.queueworld import launch_of
 

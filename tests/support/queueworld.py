@@ -9,11 +9,12 @@ from cluster.backend import Backend, Launch
 from cluster.inventory import Growth, Inventory, Node
 from cluster.resources import Gang
 from cluster.testing import FakeBackend, FakeClock, FakeCluster, double_runs, most_gpus
-from orchestrator.queue.controller import Controller, LaunchOf, Timing
+from orchestrator.queue.controller import Controller, LaunchOf
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.records import Job, Measured, NewJob
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
 from orchestrator.queue.store import Store
+from orchestrator.queue.timing import Timing
 from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.store import open_store
 

@@ -33,7 +33,7 @@ from orchestrator.queue.shares import Shares, counts_since_s, used_of
 from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
 from orchestrator.queue.store import Store
 from orchestrator.queue.strays import clear_away
-from orchestrator.queue.timing import Timing
+from orchestrator.queue.timing import USUAL, Timing
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.scheduling.snapshot import Tenant
@@ -54,7 +54,7 @@ class Controller:
         leading: Leading,
         launch_of: LaunchOf,
         policy: Policy = DEFAULT,
-        timing: Timing = Timing(),
+        timing: Timing = USUAL,
         takes_over: bool = False,
     ) -> None:
         """

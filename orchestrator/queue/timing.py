@@ -29,3 +29,6 @@ class Timing:
     replan_s: float = 15.0
     register_s: float = 600.0
     silent_s: float | None = None
+
+
+USUAL = Timing()

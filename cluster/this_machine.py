@@ -22,6 +22,13 @@ def this_machine() -> Node:
     return Node(os.uname().nodename, len(os.sched_getaffinity(0)), len(gpus), _model(gpus[0]) if gpus else None)
 
 
+def has_gpus() -> bool:
+    """Whether anything says that this machine has a GPU; at once, without counting them."""
+    devices = Path("/dev")
+    signs = [*devices.glob("nvidia[0-9]*"), *devices.glob("kfd"), *devices.glob("dxg")]  # NVIDIA, AMD, WSL
+    return bool(signs) or shutil.which("nvidia-smi") is not None
+
+
 def machine_name() -> str:
     """The same for all processes of one machine until it is started again, and for none of another one."""
     boot = Path("/proc/sys/kernel/random/boot_id")

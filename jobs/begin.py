@@ -76,7 +76,7 @@ def begin_run(spec: Spec, resume: str | None = None, *, alone: bool = False, roo
     """
     if resume is not None:
         check_resumable(JobPaths(resume), spec, alone=alone)
-    warnings = validate(spec)
+    warnings = validate(spec).warnings
     spec = with_model_of_run(spec)
     paths = open_run(spec, root) if resume is None else reopen_run(resume, spec)
-    return Begun(spec, paths, tuple(warnings), resume is not None)
+    return Begun(spec, paths, warnings, resume is not None)

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cluster.sessionrecord import SessionRecord
-from cluster.settings import RayJob, TorchrunWorld, set_default, torchrun_world
+from cluster.settings import RayJob, TorchrunWorld, ray_address, set_default, torchrun_world
 from jobs.assignment import Assignment
 from jobs.begin import begin_run, load_job
-from jobs.errors import FleetuneError, Interrupted, SpecError
+from jobs.devices import no_gpu_here
+from jobs.errors import CapacityError, FleetuneError, Interrupted, SpecError
 from jobs.guest import WITHOUT, host_of_this_program, run_as_guest
 from jobs.outcome import Outcome
 from jobs.progress import PlainProgress, Progress
@@ -49,6 +50,8 @@ def run_on_ray(
     Raises:
         InputError: found before anything was written. What is found later is the outcome's reason.
     """
+    if assignment is None and address is None and ray_address() is None and (problem := no_gpu_here(spec)):
+        raise CapacityError(problem)
     root = assignment.run if assignment is not None else None
     begun = begin_run(spec, resume, alone=assignment is not None, root=root)
     paths = begun.paths
@@ -79,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if (host := host_of_this_program()) is not None:
                 return _as_guest(spec, resume, *host)
             return run_on_ray(spec, progress=PlainProgress(user_stream()), resume=resume).exit_code
+        if problem := no_gpu_here(spec):
+            raise CapacityError(problem)
         if spec.resources.gpus_per_worker == 0:  # DeepSpeed, at its first import, would warn that it found no GPU
             set_default("DS_ACCELERATOR", "cpu")
         _end_under_torchrun(spec, world, resume)

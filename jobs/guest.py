@@ -87,7 +87,7 @@ def run_as_guest(spec: Spec, job: RayJob, record: SessionRecord, say: Say) -> in
         )
     package = package_of(os.getcwd())  # before `validate`, which goes to the spec's own directory
     if run_named(spec.model.path) is None:  # else there is nothing to look at yet
-        for warning in validate(spec):
+        for warning in validate(spec).warnings:
             say(f"warning: {warning}")
     guest = _Guest(record, say)
     message = Join(

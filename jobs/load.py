@@ -38,7 +38,11 @@ def load_spec(path: str, overrides: Sequence[str] = ()) -> Spec:
     Raises:
         SpecError: with all mistakes at once, one a line as `file:line: key: what is wrong`; or it is of another kind.
     """
-    spec = load_job_spec(path, overrides)
+    return training(load_job_spec(path, overrides), path)
+
+
+def training(spec: AnySpec, path: str) -> Spec:
+    """The spec that was read from `path`, if it trains. Raises SpecError."""
     if isinstance(spec, CommandSpec):
         raise SpecError(
             f"{path} is of kind command, and nothing is trained with it here. Commands go to the queue: "

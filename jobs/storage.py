@@ -267,13 +267,23 @@ def make_dir(path: str) -> None:
         fs.makedirs(inner, exist_ok=True)
 
 
+def _nearest(path: str) -> str:
+    """The directory itself, or the nearest one above it that is there: a check leaves no new directory behind."""
+    if not is_local(path):
+        return path
+    folder = os.path.abspath(local_path(path))
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    return folder
+
+
 def check_writable(path: str) -> None:
-    """Write and remove a small file under `path`.
+    """Write and remove a small file under `path`, or where `path` would be made.
 
     Raises:
         StorageError: with what the storage answered, and what to change.
     """
-    probe = join(path, f".probe-{uuid.uuid4().hex}")
+    probe = join(_nearest(path), f".probe-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"fleetune")
         fs, inner = filesystem(probe)

@@ -8,18 +8,22 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from cluster.workplace import Workplace
 from jobs import storage
-from jobs.dataspec import OWN_FUNCTION, Source
-from jobs.errors import InputError, SpecError
+from jobs.dataspec import OWN_FUNCTION
+from jobs.errors import DataError, InputError, SpecError
 from jobs.fields import did_you_mean
 from jobs.modeldir import check_model_dir
 from jobs.planning import plan_batching, warmup_steps, worker_numbers
 from jobs.runref import with_model_of_run
 from jobs.spec import Spec, Task
+
+if TYPE_CHECKING:
+    from jobs.data.look import Looked
 
 # For which tasks a built-in metric says something.
 BUILTIN_METRICS: dict[str, tuple[Task, ...]] = {
@@ -31,17 +35,38 @@ BUILTIN_METRICS: dict[str, tuple[Task, ...]] = {
 }
 
 
-def validate(spec: Spec) -> list[str]:
-    """Check batch, warmup, metrics, model directory, data and storage; this process goes to the spec's working_dir.
+@dataclass(frozen=True)
+class Validated:
+    """What was found in a spec without a problem.
 
-    Returns:
-        Warnings: what is allowed, and probably not meant.
+    Attributes:
+        warnings: what is allowed, and probably not meant.
+        looked_at: what was seen beside the spec itself, in words.
+        not_looked_at: what could not be seen from here, and so may still be wrong.
+    """
+
+    warnings: tuple[str, ...]
+    looked_at: tuple[str, ...]
+    not_looked_at: tuple[str, ...]
+
+
+def validate(spec: Spec) -> Validated:
+    """Check batch, warmup, metrics, model directory, data and storage; this process goes to the spec's working_dir.
 
     Raises:
         InputError: of the first problem's class, with the messages of all problems, one a line.
     """
-    _raise_all([problem for check in _CHECKS if (problem := _problem(functools.partial(check, spec)))])
-    return list(_warnings(spec))
+    problems = [problem for check in _CHECKS if (problem := _problem(functools.partial(check, spec)))]
+    sources = _looked_at_sources(spec, problems)
+    _raise_all(problems)
+    seen, unseen = _model_seen(spec)
+    warnings = list(_warnings(spec))
+    for where, source in sources.items():
+        seen.append(f"{where}: {source.words}")
+        warnings += _source_warnings(spec, where, source)
+        if not source.samples and not source.bad:
+            unseen.append(f"{where}: what your function makes of its rows (it runs when the data is prepared)")
+    return Validated(tuple(warnings), (*seen, f"storage: {spec.storage_path} can be written"), tuple(unseen))
 
 
 def _raise_all(problems: list[InputError]) -> None:
@@ -130,20 +155,45 @@ def _top_level_names(module: ModuleSpec) -> set[str] | None:
     return None if "*" in names or "__getattr__" in names else names
 
 
-def _check_train_data(spec: Spec) -> None:
-    _check_sources(spec, spec.data.train)
+def _looked_at_sources(spec: Spec, problems: list[InputError]) -> dict[str, Looked]:
+    """What was seen of each source, by its name in the spec; what is wrong with one is added to `problems`."""
+    from jobs.data.formats import Reading
+    from jobs.data.look import bad_rows_words, look_at
+
+    found: dict[str, Looked] = {}
+    for role, sources in (("data.train", spec.data.train), ("data.eval", spec.data.eval or ())):
+        for number, source in enumerate(sources):
+            where = role if len(sources) == 1 else f"{role}[{number}]"
+            try:
+                found[where] = look_at(Reading.of(spec, source), source.path)
+                wrong, _ = bad_rows_words(found[where], where, spec.data.max_bad_fraction)
+                if wrong:
+                    raise DataError(wrong)
+            except InputError as error:
+                named = str(error) if str(error).startswith("data.") else f"{role}: {error}"
+                problems.append(type(error)(named))
+    return found
 
 
-def _check_eval_data(spec: Spec) -> None:
-    _check_sources(spec, spec.data.eval or ())
+def _source_warnings(spec: Spec, where: str, source: Looked) -> Iterator[str]:
+    from jobs.data.look import bad_rows_words, cut_in_sample
+
+    _, warning = bad_rows_words(source, where, spec.data.max_bad_fraction)
+    if warning:
+        yield warning
+    model = with_model_of_run(spec).model.path
+    if storage.is_local(model) and (cut := cut_in_sample(source.samples, model, spec.data.seq_len, where)):
+        yield cut
 
 
-def _check_sources(spec: Spec, sources: tuple[Source, ...]) -> None:
-    from jobs.data.formats import Reading, check_source
-
-    checks = [functools.partial(check_source, Reading.of(spec, source), source.path) for source in sources]
-    problems = map(_problem, checks)
-    _raise_all([problem for problem in problems if problem])
+def _model_seen(spec: Spec) -> tuple[list[str], list[str]]:
+    """What was seen of the model, and what was not."""
+    path = with_model_of_run(spec).model.path
+    if not storage.is_local(path):
+        return [f"model: config.json of {path}"], [f"model: the weights and the tokenizer at {path}"]
+    if os.path.isabs(storage.local_path(path)):
+        return [f"model: {path}"], []
+    return [], [f"model: {path} is no directory beside the spec, and the hub was not asked for it"]
 
 
 def _check_formats(spec: Spec) -> None:
@@ -166,8 +216,6 @@ _CHECKS: tuple[Callable[[Spec], object], ...] = (
     check_metrics,
     _check_model,
     _check_formats,
-    _check_train_data,
-    _check_eval_data,
     _check_storage,
 )
 

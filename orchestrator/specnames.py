@@ -58,7 +58,11 @@ def with_names(error: InputError, specs: Sequence[Named]) -> InputError:
 
 def of_one(error: InputError, spec: Named) -> InputError:
     """What is wrong with this one of several."""
-    return type(error)("\n".join(f"{_mark(spec, line) or spec.name}: {line}" for line in str(error).splitlines()))
+
+    def said(line: str) -> str:
+        return line if line.startswith(" ") else f"{_mark(spec, line) or spec.name}: {line}"
+
+    return type(error)("\n".join(map(said, str(error).splitlines())))
 
 
 def _line(line: str, specs: Sequence[Named]) -> str:
@@ -73,4 +77,7 @@ def _line(line: str, specs: Sequence[Named]) -> str:
 def _mark(spec: Named, said: str) -> str | None:
     """Where the field is written that this is about."""
     match = _OF_A_FIELD.match(said)
-    return spec.marks.get(match[1]) if match is not None else None
+    name = match[1] if match is not None else ""
+    while name and name not in spec.marks:  # a field that is left out belongs to a section that is there
+        name = name.rpartition(".")[0]
+    return spec.marks.get(name)

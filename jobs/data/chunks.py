@@ -47,6 +47,7 @@ TOKENS_SCHEMA = pa.schema(
         ("content", pa.uint64()),  # hash of what the sample says, without its label
         ("input_ids", pa.list_(pa.int32())),
         ("labels", pa.list_(pa.int32())),
+        ("cut", pa.int64()),  # tokens that seq_len had no room for
     ]
 )
 
@@ -243,6 +244,7 @@ class _Lines:
             pa.array(content, pa.uint64()),
             _lists([row["input_ids"] for row in self._rows]),
             _lists([row["labels"] for row in self._rows]),
+            pa.array([row["cut"] for row in self._rows], pa.int64()),
         ]
         self._lines, self._rows = [], []
         return pa.table(columns, schema=TOKENS_SCHEMA)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.data.records import BadRow, Record, expand, is_unicode, read_records
+from jobs.data.records import BadRow, Record, is_unicode
 from jobs.dataspec import Columns, Source
-from jobs.errors import DataError
 from jobs.spec import Spec
 
 __all__ = [
@@ -25,14 +22,12 @@ __all__ = [
     "Record",
     "Sample",
     "TextSample",
-    "check_source",
-    "expand",
-    "read_records",
+    "column_names",
+    "first_of",
     "sample_of",
 ]
 
 _NAMES_SHOWN = 20
-CHECKED_FILES = 8  # of a source; `validate` must answer in seconds, also on an object store
 _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")  # with ".0", as pandas writes whole numbers in a column that has gaps
 # The columns that a format cannot do without, by their names in the spec.
 REQUIRED_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -165,7 +160,7 @@ _READERS: Mapping[str, Callable[[Record, Reading], Sample]] = {
 }
 
 
-def _names(columns: Iterable[str]) -> str:
+def column_names(columns: Iterable[str]) -> str:
     """The first column names, quoted; a file may have thousands."""
     every = [repr(name) for name in columns]
     more = [f"and {len(every) - _NAMES_SHOWN:,} more"] if len(every) > _NAMES_SHOWN else []
@@ -180,7 +175,7 @@ def _short(value: Any) -> str:
 
 def _cell(record: Record, column: str) -> Any:
     if column not in record.value:
-        raise _Refused(f"no column {column!r}; it has {_names(record.value)}")
+        raise _Refused(f"no column {column!r}; it has {column_names(record.value)}")
     value = record.value[column]
     if value is None:
         raise _Refused(f"{column!r} is null")
@@ -262,58 +257,6 @@ def _turn(number: int, turn: Any) -> tuple[str, str]:
         if not is_unicode(turn[key]):
             raise _Refused(f"{key} of turn {number} holds half of a surrogate pair, which is no character")
     return turn["role"], turn["content"]
-
-
-def check_source(reading: Reading, path: str, max_rows: int = 200) -> None:
-    """Look at the first rows of a source, before anything starts. Functions of the user's own are not run.
-
-    Args:
-        path: file, directory, glob or URL, as in data.train.
-        max_rows: how many records are read, over the first CHECKED_FILES files.
-
-    Raises:
-        DataError: no file matches, one cannot be read, a column is missing, no row can be used, or a label is no class
-            of the model.
-    """
-    files = expand(path)[:CHECKED_FILES]
-    share = -(-max_rows // len(files))
-    rows = {file: list(itertools.islice(read_records(file), share)) for file in files}
-    if not any(rows.values()):
-        raise DataError(f"{path} holds no records: give data.train and data.eval files with at least one")
-    if reading.own:
-        return
-    for file, found in rows.items():
-        _check_columns(reading, file, [row for row in found if isinstance(row, Record)])
-    every = list(itertools.chain.from_iterable(rows.values()))
-    _check_rows(path, [row if isinstance(row, BadRow) else sample_of(row, reading) for row in every])
-
-
-def _check_columns(reading: Reading, file: str, records: list[Record]) -> None:
-    if not records:
-        return
-    present = tuple(dict.fromkeys(itertools.chain.from_iterable(record.value for record in records)))
-    for role, column in reading.required:
-        if column not in present:
-            raise DataError(
-                f"{file} has no column {column!r}; it has {_names(present)}."
-                f"{_did_you_mean(column, present)} Set data.columns.{role} to the column with the {role} (files whose "
-                "columns differ are sources of their own: give each its columns in data.train)."
-            )
-
-
-def _did_you_mean(column: str, present: Iterable[str]) -> str:
-    lower = {name.lower().strip(): name for name in present}
-    close = difflib.get_close_matches(column.lower(), lower, n=1)
-    return f" Did you mean {lower[close[0]]!r}?" if close else ""
-
-
-def _check_rows(path: str, rows: list[Sample | BadRow]) -> None:
-    bad = [row for row in rows if isinstance(row, BadRow)]
-    for row in bad:
-        if row.fatal:
-            raise DataError(str(row))
-    if len(bad) == len(rows):
-        raise DataError(f"none of the first {len(rows)} rows of {path} can be used:\n{first_of(bad, 3)}")
 
 
 def first_of(bad: list[BadRow], count: int) -> str:

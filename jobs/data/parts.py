@@ -22,7 +22,7 @@ from jobs.data.prepared import IGNORE_INDEX, read_buffer
 from jobs.errors import StorageError
 
 _NAME = re.compile(r"^(\d{5,})-(\d{6,})(-end)?\.parquet$")
-_INDEX_COLUMNS = ("line", "part", "reason", "fatal", "content", "num_tokens", "num_targets")
+_INDEX_COLUMNS = ("line", "part", "reason", "fatal", "content", "num_tokens", "num_targets", "cut")
 
 FACTS_SCHEMA = pa.schema(
     [
@@ -142,6 +142,7 @@ class PartIndex:
     position: int
     num_tokens: Any  # (samples,) int32
     num_targets: Any  # (samples,) int32
+    cut: Any  # (samples,) int64
     content: Any  # (samples,) uint64
     bad: tuple[tuple[int, str], ...]  # (line, reason)
 
@@ -150,7 +151,8 @@ def read_index(root: str, name: PartName) -> PartIndex:
     """Raises StorageError, or DataError where the part is damaged."""
     with read_buffer(storage.join(parts_folder(root), str(name))) as source:
         file = pq.ParquetFile(source)
-        table = file.read(columns=list(_INDEX_COLUMNS))
+        there = set(file.schema_arrow.names)  # an earlier release did not keep what was cut
+        table = file.read(columns=[name for name in _INDEX_COLUMNS if name in there])
         metadata = file.schema_arrow.metadata
     good, bad = _apart(table)
     return PartIndex(
@@ -159,6 +161,7 @@ def read_index(root: str, name: PartName) -> PartIndex:
         position=int(metadata[b"position"]),
         num_tokens=good["num_tokens"].to_numpy(),
         num_targets=good["num_targets"].to_numpy(),
+        cut=good["cut"].to_numpy() if "cut" in good.column_names else np.zeros(len(good), np.int64),
         content=good["content"].to_numpy(),
         bad=tuple(zip(bad["line"].to_pylist(), bad["reason"].to_pylist(), strict=True)),
     )

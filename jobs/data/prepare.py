@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jobs.data.cutting import cut_words
 from jobs.data.engines import Engine, is_little, started
 from jobs.data.fingerprint import (
     PREPARE_VERSION,
@@ -16,6 +17,7 @@ from jobs.data.progress import Progress, Say
 from jobs.data.source import HELD_OUT, ROWS, prepare_source
 from jobs.data.tokenizer import read_tokenizer
 from jobs.paths import prepared_root
+from jobs.progress import duration
 from jobs.spec import Spec
 
 __all__ = ["PREPARE_VERSION", "fingerprint", "prepare"]
@@ -49,6 +51,9 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to
     progress = Progress(say, sum(sum(job.sizes) for job in new))
     sources = {job.where: prepare_source(job, engine, progress, say) for job in every}
     del workers
+    cuts = [cut_words(where, source.manifest.cut, spec.data.seq_len) for where, source in sources.items()]
+    for words in filter(None, cuts):
+        say(f"warning: {words}")
     if found is not None and not new:
         say(f"data is prepared already: {root}")
         return found
@@ -62,7 +67,10 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to
         versions=next(iter(sources.values())).manifest.versions,
     )
     write_manifest(root, manifest)
-    say(f"prepared {progress.overall()}: {_summary(manifest, spec)}")
+    samples = sum(part.samples for parts in manifest.splits.values() for part in parts)
+    time_words = f"in {duration(progress.elapsed_s())}" if new else "(their sources were prepared already)"
+    done = f"prepared {samples:,} samples {time_words}"
+    say(f"{done}: {_summary(manifest, spec)}")
     return Prepared.open(root)
 
 

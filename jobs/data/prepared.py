@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 from pydantic import BeforeValidator, Field
 
 from jobs import storage
+from jobs.data.cutting import Cut
 from jobs.errors import DataError, StorageError
 from jobs.frozen import Frozen
 
@@ -94,6 +95,7 @@ class Manifest(Frozen):
     )
     records: int = 0
     bad_rows: int = 0
+    cut: Cut | None = Field(None, description="What seq_len has cut, of a source that this release has prepared.")
     pad_token_id: int
     versions: dict[str, str]
 
@@ -108,12 +110,7 @@ def write_manifest(root: str, manifest: Manifest) -> None:
 
 
 def read_manifest(root: str) -> Manifest:
-    """The manifest of a prepared directory.
-
-    Raises:
-        DataError: it was written by a newer release, or is not a manifest.
-        StorageError: there is none.
-    """
+    """The manifest of a prepared directory. Raises DataError (newer, or damaged) and StorageError."""
     content = storage.read_bytes(manifest_path(root))
     try:
         raw = dict(json.loads(content))

@@ -60,9 +60,9 @@ class Progress:
         rate = (self._done - done) / elapsed if elapsed > 0.5 else 0.0
         return text + (f", eta {duration((self._total - self._done) / rate)}" if rate > 0 else "")
 
-    def overall(self) -> str:
-        """`12,288 samples in 8 s`."""
-        return f"{self._samples:,} samples in {duration(self._clock() - self._started_at)}"
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return self._clock() - self._started_at
 
 
 def size_words(count: int) -> str:

@@ -159,6 +159,11 @@ class RecordReader:
         self._progress = _Progress()
 
     @property
+    def has_header(self) -> bool:
+        """Whether its first line names the columns."""
+        return self._suffix.startswith(".csv")
+
+    @property
     def position(self) -> int:
         """Bytes of the file, as stored, that were read so far, at most `size`; up to some blocks ahead of the rows."""
         return min(self._progress.done, self.size)

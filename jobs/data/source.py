@@ -13,6 +13,7 @@ import numpy as np
 from jobs import storage
 from jobs.data.assemble import Samples, SplitPlan, write_splits
 from jobs.data.chunks import held_out
+from jobs.data.cutting import Cut, cut_of
 from jobs.data.engines import Engine, run
 from jobs.data.fingerprint import SourceJob
 from jobs.data.formats import BadRow, first_of
@@ -103,6 +104,7 @@ def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> No
             splits={name: (split,) for name, split in splits.items()},
             records=records,
             bad_rows=len(bad),
+            cut=_cut(parts, job.work.seq_len),
             pad_token_id=pad_token_id(job.work.tokenizer.load()),
             versions={name: importlib.metadata.version(name) for name in _VERSIONS},
         ),
@@ -139,6 +141,12 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
             found = _bad_rows(job, parts)
             _write_bad_rows(job, found)
             _check_bad(job, len(found), sum(part.records for part in parts), found)
+
+
+def _cut(parts: Iterable[PartIndex], seq_len: int) -> Cut:
+    lengths = np.concatenate([np.zeros(0, np.int64), *(part.num_tokens + part.cut for part in parts)])
+    values, counts = np.unique(lengths, return_counts=True)
+    return cut_of(dict(zip(values.tolist(), counts.tolist(), strict=True)), seq_len)
 
 
 def _fatal(job: SourceJob, file: int, line: int, reason: str) -> str:

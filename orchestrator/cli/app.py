@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Annotated, Any, Literal
 
@@ -9,10 +10,11 @@ import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
 
 from jobs.begin import load_job
-from jobs.errors import SpecError
+from jobs.devices import no_gpu_here
+from jobs.errors import InputError, SpecError
 from jobs.fields import SPEC_MODELS
 from jobs.findrun import storage_root
-from jobs.load import load_spec
+from jobs.load import load_marked, training
 from jobs.outcome import Event
 from jobs.progress import Progress
 from jobs.validate import validate as check
@@ -33,6 +35,7 @@ from orchestrator.cli.helpgroups import Grouped, command_group
 from orchestrator.cli.meant import run_meant, run_to_stop
 from orchestrator.cli.options import CLUSTER, QUEUE, YOURS
 from orchestrator.pages import show as text
+from orchestrator.specnames import Named, of_one
 
 app = command_group(
     name="fleetune",
@@ -107,16 +110,18 @@ def run(
 def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
     """Check a job without a worker; say what would run."""
     with edge():
-        loaded = load_spec(spec, set_ or [])
-        warnings = check(loaded)
+        marked = load_marked(spec, set_ or [])
+        loaded = training(marked.spec, spec)
+        try:
+            found = check(loaded)
+        except InputError as error:
+            raise of_one(error, Named(loaded, spec, marked.marks)) from error
         facts = text.plan(loaded)
         if json_:
-            typer.echo(json.dumps({"plan": facts, "warnings": warnings, "spec": loaded.model_dump(mode="json")}))
+            report = {**dataclasses.asdict(found), "plan": facts, "spec": loaded.model_dump(mode="json")}
+            typer.echo(json.dumps(report))
             return
-        typer.echo(text.table(facts.items()))
-        for warning in warnings:
-            typer.echo(f"warning: {warning}")
-        typer.echo("ok: no problem was found")
+        typer.echo(text.validated_page(facts, found, no_gpu_here(loaded)))
 
 
 @app.command(rich_help_panel=YOURS, epilog="Example:  fleetune runs --storage s3://bucket/runs")

@@ -99,19 +99,19 @@ def _check(specs: Sequence[Named], told: Server, say: Say) -> None:
         if isinstance(spec, Spec) and (meant := _meant(spec.model.path, path)):
             say(f"warning: {path}: model.path {spec.model.path} is taken for a model of the hub; {meant}")
         if isinstance(spec, Spec) and _is_here(spec):
-            for warning in _warnings(one, several):
+            for warning in _warnings(one):
                 say(f"warning: {path}: {warning}" if several else f"warning: {warning}")
+        elif isinstance(spec, Spec):
+            say(f"not looked at: model and data of {path}, of which some are not on this machine")
 
 
-def _warnings(one: Named, several: bool) -> list[str]:
+def _warnings(one: Named) -> tuple[str, ...]:
     """Raises InputError."""
     assert isinstance(one.spec, Spec)
     try:
-        return validate(one.spec)
+        return validate(one.spec).warnings
     except InputError as error:
-        if several:
-            raise of_one(error, one) from error
-        raise
+        raise of_one(error, one) from error
 
 
 def _meant(model: str, path: str) -> str:

@@ -21,6 +21,7 @@ from jobs.progress import duration
 from jobs.queuespec import Kind, OnEnd
 from jobs.record import how_to_go_on
 from jobs.spec import SCHEMA_VERSION, Spec
+from jobs.validate import Validated
 from orchestrator.pages.times import when_written
 from orchestrator.runs import RunDetails, RunSummary
 
@@ -62,6 +63,20 @@ def plan(spec: Spec) -> dict[str, str]:
         "workers": f"{workers}{resources.cpus_per_worker} CPU)",
         "storage": spec.storage_path,
     }
+
+
+def validated_page(facts: Mapping[str, str], found: Validated, gpu_note: str | None) -> str:
+    """What `fleetune validate` says where there is no problem.
+
+    Args:
+        gpu_note: why a run on this machine would be refused; the spec may be for a cluster.
+    """
+    lines = [table(facts.items()), *(f"looked at      {one}" for one in found.looked_at)]
+    lines += [f"not looked at  {one}" for one in found.not_looked_at]
+    lines += [f"warning: {one}" for one in found.warnings]
+    if gpu_note:
+        lines.append(f"note: {gpu_note}")
+    return "\n".join([*lines, "ok: no problem was found in what was looked at"])
 
 
 def sources_words(sources: Iterable[Source]) -> str:

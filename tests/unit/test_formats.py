@@ -20,11 +20,10 @@ from jobs.data.formats import (
     Reading,
     Record,
     TextSample,
-    check_source,
-    expand,
-    read_records,
     sample_of,
 )
+from jobs.data.look import look_at
+from jobs.data.records import expand, read_records
 from jobs.data.template import has_chat_template
 from jobs.errors import DataError
 from jobs.spec import Columns
@@ -262,27 +261,27 @@ def test_chat_without_its_parts_is_refused(messages: Any, reason: str) -> None:
 def test_check_names_the_columns_and_the_likely_one(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", "Texts,label\na,1\n")
     with pytest.raises(DataError, match=r"no column 'text'; it has 'Texts', 'label'\. Did you mean 'Texts'\?"):
-        check_source(reading("classification", 2), path)
+        look_at(reading("classification", 2), path)
 
 
 def test_check_stops_at_the_first_wrong_label(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", "text,label\na,1\nb,7\n")
     with pytest.raises(DataError, match=r"x\.csv:3: label '7' is outside 0 to 1"):
-        check_source(reading("classification", 2), path)
+        look_at(reading("classification", 2), path)
 
 
 def test_check_refuses_a_source_without_a_usable_row(tmp_path: Path) -> None:
     empty = write(tmp_path / "e.jsonl", "\n")
     with pytest.raises(DataError, match="holds no records"):
-        check_source(reading(), empty)
+        look_at(reading(), empty)
     useless = write(tmp_path / "u.jsonl", '{"text": ""}\n' * 3)
     with pytest.raises(DataError, match=r"none of the first 3 rows .*\n  .*u\.jsonl:1: 'text' is empty"):
-        check_source(reading(), useless)
+        look_at(reading(), useless)
 
 
 def test_check_reads_no_further_than_asked(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", '{"text": "a"}\n' * 10 + '{"text": 1}\n' * 10)
-    check_source(reading(), path, max_rows=10)
+    look_at(reading(), path, max_rows=10)
 
 
 def test_chat_template_is_found_wherever_it_is_kept(tmp_path: Path) -> None:

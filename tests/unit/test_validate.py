@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import DataError, InputError, SpecError, StorageError
+from cluster.this_machine import has_gpus
+from jobs.devices import no_gpu_here
+from jobs.errors import CapacityError, DataError, InputError, SpecError, StorageError
+from jobs.finetune import run_on_ray
+from jobs.progress import NoProgress
 from jobs.spec import Spec
 from jobs.validate import check_metrics, validate
 
@@ -36,8 +40,11 @@ def spec(base: dict[str, Any], **sections: Any) -> Spec:
     return Spec.model_validate({**base, **merged})
 
 
-def test_good_job_has_no_problem_and_no_warning(base: dict[str, Any]) -> None:
-    assert validate(spec(base)) == []
+def test_good_job_has_no_problem_and_no_warning(base: dict[str, Any], tmp_path: Path) -> None:
+    found = validate(spec(base))
+    assert found.warnings == found.not_looked_at == ()
+    assert "data.train: all 3 rows" in found.looked_at
+    assert not (tmp_path / "runs").exists()
 
 
 def test_problems_of_all_kinds_come_at_once(base: dict[str, Any]) -> None:
@@ -120,5 +127,38 @@ def test_own_metric_is_found_beside_the_working_directory_but_not_run(
     ],
 )
 def test_allowed_but_odd_is_a_warning(base: dict[str, Any], sections: dict[str, Any], expected: str) -> None:
-    (warning,) = validate(spec(base, **sections))
+    (warning,) = validate(spec(base, **sections)).warnings
     assert expected in warning
+
+
+def test_bad_rows_that_were_seen_are_refused_as_the_preparation_would(base: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"text": f"row {number}"} for number in range(41)] + [{"text": ""}, {"text": None}]
+    (tmp_path / "bad.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    bad = {"train": str(tmp_path / "bad.jsonl")}
+    with pytest.raises(
+        DataError, match=r"data\.train: 2 of 43 rows cannot be used.*\n.*bad\.jsonl:42: 'text' is empty"
+    ):
+        validate(spec(base, data=bad))
+    found = validate(spec(base, data={**bad, "max_bad_fraction": 0.05}))
+    assert "2 of 43 rows cannot be used: they will be set aside" in found.warnings[0]
+
+
+def test_bad_rows_at_the_start_of_a_large_source_are_a_warning(base: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"text": ""}] * 30 + [{"text": "a row like the others"}] * 30_000
+    (tmp_path / "large.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = validate(spec(base, data={"train": str(tmp_path / "large.jsonl")}))
+    assert "30 of the first 1,000 rows cannot be used: at most 0.01 of all rows" in found.warnings[0]
+    assert "data.train: the first 1,000 rows" in found.looked_at
+
+
+def test_a_model_of_the_hub_is_not_looked_at(base: dict[str, Any]) -> None:
+    found = validate(spec(base, model={"path": "org/name"}))
+    assert found.not_looked_at == ("model: org/name is no directory beside the spec, and the hub was not asked for it",)
+
+
+@pytest.mark.skipif(has_gpus(), reason="this machine has a GPU")
+def test_a_run_without_its_gpus_is_refused_before_anything_is_written(base: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(CapacityError, match=r"this machine has no GPU.*--set resources\.gpus_per_worker=0"):
+        run_on_ray(spec(base), progress=NoProgress())
+    assert not (tmp_path / "runs").exists()
+    assert no_gpu_here(spec(base, resources={"gpus_per_worker": 0})) is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,14 @@ def names_in(base: str, names: Sequence[str]) -> list[str]:
         return []
 
 
+def is_link(base: str, names: Sequence[str]) -> bool:
+    """Whether the last name is a link; False for one that is missing. Raises OSError."""
+    *above, name = names
+    with contextlib.suppress(FileNotFoundError), opened(base, above) as handle:
+        return stat.S_ISLNK(os.stat(_checked(name), dir_fd=handle, follow_symlinks=False).st_mode)
+    return False
+
+
 def read(base: str, names: Sequence[str], begin: int, most: int) -> bytes:
     """Up to `most` bytes of a plain file, from a byte on. Raises OSError."""
     with opened(base, names, os.O_RDONLY | os.O_NONBLOCK) as handle:
@@ -63,6 +72,24 @@ def remove(base: str, names: Sequence[str]) -> None:
             shutil.rmtree(name, dir_fd=handle)  # it follows no link either: see `shutil.rmtree.avoids_symlink_attacks`
         else:
             os.unlink(name, dir_fd=handle)
+
+
+def write(base: str, names: Sequence[str], content: bytes) -> None:
+    """Write a file that appears whole, in a directory that is there; a link of its name is replaced. Raises OSError."""
+    *above, name = names
+    beside = f".{_checked(name)}.{secrets.token_hex(8)}"
+    with opened(base, above) as folder:
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(beside, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(beside, dir_fd=folder)
+            raise
 
 
 def _checked(name: str) -> str:

@@ -85,7 +85,14 @@ def read_outcome(paths: JobPaths) -> Outcome | None:
     """
     if not storage.exists(paths.outcome):
         return None
-    raw = json.loads(storage.read_bytes(paths.outcome))
+    return outcome_of(storage.read_bytes(paths.outcome), paths.outcome)
+
+
+def outcome_of(content: bytes, where: str) -> Outcome:
+    """The outcome in a file's content. Raises StorageError or ValueError."""
+    raw = json.loads(content)
+    if not isinstance(raw, dict):
+        raise StorageError(f"{where} holds no outcome of a run: remove it, and the run counts as lost")
     if raw.get("version", 0) > OUTCOME_VERSION:
-        raise StorageError(f"{paths.outcome} was written by a newer release: upgrade Fleetune to read it")
+        raise StorageError(f"{where} was written by a newer release: upgrade Fleetune to read it")
     return Outcome.model_validate(raw)

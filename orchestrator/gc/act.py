@@ -2,24 +2,23 @@
 
 A run goes in an order that leaves nothing half which looks whole, wherever this is cut off: a note that it is being
 removed; its spec, without which it is no run to anybody; everything else; the note. What has the note and no spec is
-taken up by the next `gc`. A checkpoint loses its marker first, prepared data its manifest.
+taken up by the next `gc`. A checkpoint loses its marker first, prepared data its manifest. No link is followed.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from jobs import storage
 from jobs.errors import FleetuneError, StorageError
 from jobs.findrun import run_names
 from jobs.listing import listing
-from jobs.paths import JobPaths, prepared_root
-from orchestrator.gc.look import MANIFEST, size_of, touched_s
+from jobs.paths import JobPaths, checkpoint_step, prepared_root
+from orchestrator.gc.look import INSIDE, MANIFEST, size_of, touched_s
+from orchestrator.gc.tree import Tree
 from orchestrator.gc.values import GcPlan, Goes, PreparedFacts, RunFacts, RunVerdict
 
 _TRIES: Final = 5
@@ -40,7 +39,7 @@ def carry_out(storage_path: str, plan: GcPlan) -> Iterator[Removed]:
     Everything is looked at once more first: what was written to meanwhile stays.
     """
     for left in plan.leftovers:
-        yield _tried(left.name, left.size, partial(_empty, JobPaths.of(storage_path, left.name)))
+        yield _tried(left.name, left.size, partial(_empty, Tree(storage_path), left.name))
     for verdict in plan.runs:
         if verdict.goes is not Goes.NOTHING:
             yield _tried(verdict.run.name, verdict.freed, partial(_remove, storage_path, verdict))
@@ -62,14 +61,14 @@ class _Changed(FleetuneError):
 
 
 def _remove(storage_path: str, verdict: RunVerdict) -> None:
-    paths = JobPaths.of(storage_path, verdict.run.name)
-    _check_as_seen(paths.root, verdict.run)
+    tree, name = Tree(storage_path), verdict.run.name
+    _check_as_seen(JobPaths.of(storage_path, name).root, verdict.run)
     if verdict.goes is Goes.CHECKPOINTS:
-        _remove_checkpoints(paths)
+        _remove_checkpoints(tree, name)
     else:
-        storage.write_bytes(paths.removing, json.dumps({"by": "fleetune gc"}).encode())
-        storage.remove_file(paths.spec)
-        _empty(paths)
+        tree.write(json.dumps({"by": "fleetune gc"}).encode(), name, INSIDE.removing)
+        tree.remove_file(name, INSIDE.spec)
+        _empty(tree, name)
 
 
 def _check_as_seen(root: str, seen: RunFacts | PreparedFacts) -> None:
@@ -78,33 +77,28 @@ def _check_as_seen(root: str, seen: RunFacts | PreparedFacts) -> None:
         raise _Changed("somebody wrote to it meanwhile")
 
 
-def _remove_checkpoints(paths: JobPaths) -> None:
-    from jobs.checkpoints import commit_path, saved_steps  # brings numpy
+def _remove_checkpoints(tree: Tree, run: str) -> None:
+    from jobs.checkpoints import COMMIT_NAME  # brings numpy
 
-    for step in saved_steps(paths):
-        storage.remove_file(commit_path(paths, step))
-        storage.remove_dir(paths.checkpoint(step))
-    storage.remove_dir(paths.checkpoints)
+    if not tree.is_link(run, INSIDE.checkpoints):
+        for name in tree.names(run, INSIDE.checkpoints):
+            if checkpoint_step(name) is not None and not tree.is_link(run, INSIDE.checkpoints, name):
+                tree.remove_file(run, INSIDE.checkpoints, name, COMMIT_NAME)
+                tree.remove(run, INSIDE.checkpoints, name)
+    tree.remove(run, INSIDE.checkpoints)
 
 
-def _empty(paths: JobPaths) -> None:
+def _empty(tree: Tree, run: str) -> None:
     """Remove a run that has no spec any more; the note goes last. Two may do so at once."""
-    note = paths.removing.rpartition("/")[2]
     for _ in range(_TRIES):
-        names = [name for name in storage.list_names(paths.root) if name != note]
+        names = [name for name in tree.names(run) if name != INSIDE.removing]
         if not names:
-            storage.remove_file(paths.removing)
-            storage.remove_dir(paths.root)
+            tree.remove_file(run, INSIDE.removing)
+            tree.remove(run)
             return
-        for path in (storage.join(paths.root, name) for name in names):
-            (storage.remove_dir if _is_folder(path) else storage.remove_file)(path)
-    raise StorageError(f"{paths.root} does not get empty: somebody writes to it. Call gc again when nobody does")
-
-
-def _is_folder(path: str) -> bool:
-    """A link to one is none: what is behind it stays."""
-    is_link = storage.is_local(path) and os.path.islink(storage.local_path(path))
-    return not is_link and storage.is_dir(path)
+        for name in names:
+            tree.remove(run, name)
+    raise StorageError(f"{tree.root}/{run} does not get empty: somebody writes to it. Call gc again when nobody does")
 
 
 def _remove_prepared(storage_path: str, one: PreparedFacts, known: set[str]) -> None:
@@ -112,5 +106,6 @@ def _remove_prepared(storage_path: str, one: PreparedFacts, known: set[str]) -> 
     if new := [name for name in run_names(storage_path) if name not in known]:
         raise _Changed(f"{new[0]} has begun meanwhile, and may use it")
     _check_as_seen(root, one)
-    storage.remove_file(storage.join(root, MANIFEST))
-    storage.remove_dir(root)
+    tree, inside = Tree(storage_path), tuple(prepared_root("", one.name).split("/"))
+    tree.remove_file(*inside, MANIFEST)
+    tree.remove(*inside)

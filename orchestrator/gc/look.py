@@ -14,8 +14,9 @@ from jobs import storage
 from jobs.errors import FleetuneError, StorageError
 from jobs.journal import written_at_s
 from jobs.listing import Listed, listing
-from jobs.outcome import Outcome, read_outcome
+from jobs.outcome import Outcome, outcome_of
 from jobs.paths import JobPaths, prepared_root
+from orchestrator.gc.tree import Tree
 from orchestrator.gc.values import Found, Leftover, PreparedFacts, RunFacts
 from orchestrator.runs import SILENT_AFTER_S, started_at
 
@@ -85,7 +86,7 @@ def _run_of(storage_path: str, now_s: float, runs: Collection[str], named: tuple
     name, files = named
     paths = JobPaths.of(storage_path, name)
     written_s = touched_s(files, now_s)
-    status, since_s = _status(paths, files, written_s, now_s)
+    status, since_s = _status(storage_path, paths, files, written_s, now_s)
     return RunFacts(
         name=paths.name,
         status=status,
@@ -93,17 +94,17 @@ def _run_of(storage_path: str, now_s: float, runs: Collection[str], named: tuple
         touched_s=written_s,
         size=size_of(files),
         checkpoint_size=size_of([file for file in files if file.name.startswith(INSIDE.checkpoints + "/")]),
-        prepared=_fingerprint_of(paths) if _holds(files, INSIDE.manifest) else None,
-        starts_from=run_named_by(_model_path(paths), runs),
+        prepared=_fingerprint_of(storage_path, name) if _holds(files, INSIDE.manifest) else None,
+        starts_from=run_named_by(_model_path(storage_path, name), runs),
     )
 
 
-def _status(paths: JobPaths, files: Files, written_s: float, now_s: float) -> tuple[str, float]:
+def _status(storage_path: str, paths: JobPaths, files: Files, written_s: float, now_s: float) -> tuple[str, float]:
     """As `orchestrator.runs.summarise` says it, and since when."""
     outcome: Outcome | None = None
     if _holds(files, INSIDE.outcome):
         try:
-            outcome = read_outcome(paths)
+            outcome = outcome_of(Tree(storage_path).read(paths.name, INSIDE.outcome), paths.outcome)
         except (FleetuneError, ValueError):
             return "unreadable", written_s
     if outcome is not None:
@@ -114,13 +115,13 @@ def _status(paths: JobPaths, files: Files, written_s: float, now_s: float) -> tu
     return "running" if now_s - heard_s <= SILENT_AFTER_S else "lost", heard_s
 
 
-def _fingerprint_of(paths: JobPaths) -> str | None:
-    found = _read_json(paths.manifest).get("data_fingerprint")
+def _fingerprint_of(storage_path: str, run: str) -> str | None:
+    found = _read_json(storage_path, run, INSIDE.manifest).get("data_fingerprint")
     return found if isinstance(found, str) else None
 
 
-def _model_path(paths: JobPaths) -> str:
-    model = _read_json(paths.spec).get("model")
+def _model_path(storage_path: str, run: str) -> str:
+    model = _read_json(storage_path, run, INSIDE.spec).get("model")
     return str(model.get("path")) if isinstance(model, dict) else ""
 
 
@@ -129,10 +130,10 @@ def run_named_by(path: str, runs: Collection[str]) -> str | None:
     return next((part for part in path.split("/") if part in runs), None)
 
 
-def _read_json(path: str) -> dict[str, Any]:
+def _read_json(storage_path: str, *names: str) -> dict[str, Any]:
     try:
-        found = json.loads(storage.read_bytes(path))
-    except (StorageError, ValueError):
+        found = json.loads(Tree(storage_path).read(*names))
+    except (StorageError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -155,16 +156,15 @@ def _prepared_folders(files: Iterable[Listed]) -> tuple[dict[str, list[Listed]],
 
 def _prepared_of(storage_path: str, now_s: float, named: tuple[str, Files]) -> PreparedFacts:
     name, files = named
-    root = prepared_root(storage_path, name)
     beats = [file for file in files if file.name == LEASE]
-    sources = _sources_of(root) if _holds(files, MANIFEST) else frozenset()
+    sources = _sources_of(storage_path, name) if _holds(files, MANIFEST) else frozenset()
     lease_s = touched_s(beats, now_s) if beats else None
     return PreparedFacts(name, touched_s(files, now_s), size_of(files), sources - {name}, lease_s)
 
 
-def _sources_of(root: str) -> frozenset[str]:
+def _sources_of(storage_path: str, name: str) -> frozenset[str]:
     """The directories that the splits of a job's data lie in."""
-    splits = _read_json(storage.join(root, MANIFEST)).get("splits")
+    splits = _read_json(storage_path, *prepared_root("", name).split("/"), MANIFEST).get("splits")
     parts = [part for of_name in (splits.values() if isinstance(splits, dict) else ()) for part in _listed(of_name)]
     folders = (part.get("folder") for part in parts if isinstance(part, dict))
     return frozenset(folder.partition("/")[0] for folder in folders if isinstance(folder, str))

@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import pathlib
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from jobs.listing import listing
 from jobs.outcome import Outcome, Status, write_outcome
 from jobs.paths import JobPaths, prepared_root
 from orchestrator.cli.gc import gc
+from orchestrator.gc import act
 from orchestrator.gc.act import carry_out
 from orchestrator.gc.look import look
 from orchestrator.gc.plan import plan_gc
@@ -239,6 +241,49 @@ def test_two_at_once_leave_nothing(root: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         every = [one for of_one in pool.map(lambda _: list(carry_out(root, plan)), range(4)) for one in of_one]
     assert storage.list_names(root) == [], [one.problem for one in every if one.problem]
+
+
+@pytest.mark.parametrize(
+    "where", ["checkpoints/step-00000010", "checkpoints", "logs", "model", "", "spec.json", "outcome.json"]
+)
+@pytest.mark.parametrize("option", ["--checkpoints-only", "--prepared"])
+def test_no_link_in_a_run_leads_to_the_files_of_others(tmp_path: pathlib.Path, where: str, option: str) -> None:
+    """Here the link is there before `gc` looks."""
+    others = make_run(str(tmp_path / "others"), "theirs", 40)
+    (tmp_path / "runs").mkdir()
+    mine = make_run(str(tmp_path / "runs"), "mine", 50)
+    target = {"checkpoints": others.checkpoints, "": others.root}.get(where, storage.join(others.root, where))
+    place = pathlib.Path(mine.root, where) if where else pathlib.Path(mine.root)
+    pathlib.Path(others.logs).mkdir()
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    place.symlink_to(target)
+    _age(str(tmp_path / "runs"), time.time() - 50 * DAY)
+    before = listing(str(tmp_path / "others"))
+    fleetune_gc(str(tmp_path / "runs"), "--older-than", "1d", option)
+    assert listing(str(tmp_path / "others")) == before
+
+
+@pytest.mark.parametrize("goes", [Goes.RUN, Goes.CHECKPOINTS])
+@pytest.mark.parametrize("where", ["", "checkpoints", "checkpoints/step-00000010"])
+def test_a_link_that_comes_after_the_look_is_not_followed_either(
+    tmp_path: pathlib.Path, goes: Goes, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory is replaced by a link once its content has been checked, and nothing behind the link is changed."""
+    others, mine = make_run(str(tmp_path / "others"), "theirs", 40), make_run(str(tmp_path / "runs"), "mine", 50)
+    root = str(tmp_path / "runs")
+    plan = plan_gc(look(root, time.time()), Bounds(DAY, checkpoints_only=goes is Goes.CHECKPOINTS), time.time())
+    before = listing(others.root)
+
+    def swapped(*_: object) -> None:
+        place = pathlib.Path(mine.root, where)
+        place.rename(tmp_path / "aside")
+        place.symlink_to(pathlib.Path(others.root, where))
+
+    monkeypatch.setattr(act, "_check_as_seen", swapped)
+    list(carry_out(root, plan))
+    assert listing(others.root) == before and pathlib.Path(others.root).is_dir()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,86 @@
+"""What lies under a storage path, read and removed by `fleetune gc` without following a link.
+
+Everybody whose runs lie there can put a link in the place of any file or directory, at any time. So each path is given
+as names below the storage path, to which alone links may lead: see `jobs.beneath`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from jobs import beneath, storage
+from jobs.errors import StorageError
+
+_LARGEST: Final = 64 << 20  # bytes of a file that is read; specs, manifests and outcomes are far smaller
+
+
+@dataclass(frozen=True)
+class Tree:
+    root: str  # path or URL
+
+    def names(self, *names: str) -> list[str]:
+        """Sorted names in a directory; none where it is missing. Raises StorageError."""
+        if not storage.is_local(self.root):
+            return storage.list_names(self._url(names))
+        with self._explained("list", names):
+            return beneath.names_in(self._base, names)
+
+    def is_link(self, *names: str) -> bool:
+        """Whether the last name is a link. Raises StorageError."""
+        if not storage.is_local(self.root):
+            return False
+        with self._explained("look at", names):
+            return beneath.is_link(self._base, names)
+
+    def read(self, *names: str) -> bytes:
+        """A small file. Raises StorageError."""
+        if not storage.is_local(self.root):
+            return storage.read_bytes(self._url(names))
+        with self._explained("read", names):
+            content = beneath.read(self._base, names, 0, _LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise StorageError(f"cannot read {self._url(names)}: it has more than {_LARGEST:,} bytes")
+        return content
+
+    def write(self, content: bytes, *names: str) -> None:
+        """Write a file that appears whole, in a directory that is there. Raises StorageError."""
+        if not storage.is_local(self.root):
+            storage.write_bytes(self._url(names), content)
+            return
+        with self._explained("write", names):
+            beneath.write(self._base, names, content)
+
+    def remove_file(self, *names: str) -> None:
+        """One that is missing is fine; of a link, the link goes. Raises StorageError."""
+        self._remove(names, is_file=True)
+
+    def remove(self, *names: str) -> None:
+        """Remove a file, a link, or a directory with all that is in it. Raises StorageError."""
+        self._remove(names, is_file=False)
+
+    def _remove(self, names: tuple[str, ...], is_file: bool) -> None:
+        if storage.is_local(self.root):
+            with self._explained("remove", names):
+                beneath.remove(self._base, names)
+        elif is_file or not storage.is_dir(self._url(names)):
+            storage.remove_file(self._url(names))
+        else:
+            storage.remove_dir(self._url(names))
+
+    @property
+    def _base(self) -> str:
+        return storage.local_path(self.root)
+
+    def _url(self, names: tuple[str, ...]) -> str:
+        return storage.join(self.root, *names)
+
+    @contextlib.contextmanager
+    def _explained(self, what: str, names: tuple[str, ...]) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise StorageError(f"cannot {what} {self._url(names)}: {why}. Links are not followed there") from error

@@ -100,6 +100,7 @@ class Beat(Message):
 
     Attributes:
         run: root of the run that it writes; no other one than it was told.
+        saved_step: step of the newest checkpoint.
         remaining_s: running time left, as measured.
         interruption_cost_s: what it would cost to stop now: work since the newest checkpoint, and starting again.
         metrics: newest by name.
@@ -115,6 +116,7 @@ class Beat(Message):
     run: str | None = None
     step: int | None = Field(None, ge=0, le=MOST_STEPS)
     total_steps: int | None = Field(None, ge=0, le=MOST_STEPS)
+    saved_step: int | None = Field(None, ge=0, le=MOST_STEPS)
     remaining_s: float | None = None
     interruption_cost_s: float | None = None
     metrics: Mapping[str, float] = Field(default_factory=dict)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from jobs import storage
-from jobs.errors import StorageError
 
 Record = dict[str, Any]
 
@@ -80,7 +79,7 @@ class JournalWriter:
             self._wake.wait(min(max(age_s / 60.0, FIRST_INTERVAL_S), LAST_INTERVAL_S))
             try:
                 self.flush()
-            except StorageError:
+            except Exception:  # whatever a storage raises
                 continue  # kept, and tried again with the next part; close() raises it
 
 

@@ -37,7 +37,8 @@ class Telling:
         elif (event.kind == "checkpoint" or data.get("phase") == "resumed") and "step" in data:
             self._saved = max(self._saved, data["step"])
             self._step = max(self._step, self._saved)
-            self._link.tell(step=self._step, interruption_cost_s=self.interruption_cost_s())
+            cost_s = self.interruption_cost_s()
+            self._link.tell(step=self._step, saved_step=self._saved, interruption_cost_s=cost_s)
         elif event.kind == "draining":
             self._link.tell(draining=tuple(data.get("nodes", ())))
         elif event.kind == "evaluated":

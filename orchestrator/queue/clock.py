@@ -2,31 +2,82 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from typing import Protocol
+from collections.abc import Callable
+from typing import Final, Protocol
+
+TOLERANCE_S: Final = 60.0  # by which a clock may be set, or differ from another server's, without being doubted
+_SETTLES_S: Final = 2 * 3600.0
+_LONGEST_DOWN_S: Final = 30 * 86400.0
 
 
 class Clock(Protocol):
     def now_s(self) -> float:
-        """Seconds since 1970, never less than before."""
+        """Seconds since 1970, never less than before, but where a wrong clock was put right."""
 
     def steady_s(self) -> float:
         """Seconds that pass evenly also while this process is frozen, from an unknown start."""
 
 
-class SystemClock:
-    """The machine's, held where it would go backwards.
+def _steady_s() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)  # which goes on while the machine is suspended
 
-    Args:
-        not_before_s: the newest time that was ever seen, by whoever led before.
+
+class SystemClock:
+    """The machine's time, without its jumps.
+
+    The machine's clock is followed as long as it agrees with the steady clock within a minute, and held where it goes
+    back by less. After a jump time goes on evenly from where it was. If the jump has not been taken back within two
+    hours, the machine's clock is believed, also where that means to go back. Thread-safe.
     """
 
-    def __init__(self, not_before_s: float = 0.0) -> None:
-        self._newest_s = not_before_s
+    def __init__(
+        self,
+        not_before_s: float = 0.0,
+        say: Callable[[str], None] = lambda text: None,
+        wall: Callable[[], float] = time.time,
+        steady: Callable[[], float] = _steady_s,
+    ) -> None:
+        """
+        Args:
+            not_before_s: the newest time of whoever led before, which the store keeps. The machine's clock is doubted
+                where it is behind that, or more than a month ahead.
+            say: tells people of jumps.
+        """
+        self._say, self._wall, self._steady = say, wall, steady
+        self._lock = threading.Lock()
+        now_s, self._at_s = wall(), steady()
+        fits = not not_before_s or -TOLERANCE_S <= now_s - not_before_s <= _LONGEST_DOWN_S
+        self._now_s = max(now_s, not_before_s) if fits else not_before_s
+        self._doubted: tuple[float, float] | None = None  # by how much the clock is off, and since when
 
     def now_s(self) -> float:
-        self._newest_s = max(self._newest_s, time.time())
-        return self._newest_s
+        with self._lock:
+            text = self._go_on()
+            now_s = self._now_s
+        if text:
+            self._say(text)
+        return now_s
 
     def steady_s(self) -> float:
-        return time.monotonic()
+        return self._steady()
+
+    def _go_on(self) -> str:
+        """Take the time of now. Returns what there is to say."""
+        wall_s, at_s = self._wall(), self._steady()
+        expected_s, self._at_s = self._now_s + at_s - self._at_s, at_s
+        off_s = wall_s - expected_s
+        if abs(off_s) <= TOLERANCE_S:
+            self._now_s = max(self._now_s, wall_s)
+            was_doubted, self._doubted = self._doubted is not None, None
+            return "the clock of this machine is right again" if was_doubted else ""
+        self._now_s = expected_s
+        jump = f"{'ahead' if off_s > 0 else 'back'} by {abs(off_s):.0f} s"
+        if self._doubted is None or abs(off_s - self._doubted[0]) > TOLERANCE_S:
+            self._doubted = off_s, at_s
+            return f"the clock of this machine has jumped {jump}, and is not followed for two hours: is it right?"
+        if at_s - self._doubted[1] < _SETTLES_S:
+            return ""
+        self._now_s, self._doubted = wall_s, None
+        return f"the clock of this machine has been {jump} for two hours, and is followed from now on"

@@ -16,7 +16,7 @@ from cluster.backend import Backend, Launch, Phase, Submission
 from cluster.errors import BackendUnreachable, Fenced, FleetuneError, LaunchRefused
 from cluster.inventory import Inventory
 from orchestrator.queue.book import Book
-from orchestrator.queue.clock import Clock
+from orchestrator.queue.clock import TOLERANCE_S, Clock
 from orchestrator.queue.errors import NotLeader, StoreBroken
 from orchestrator.queue.growing import Wish, wish
 from orchestrator.queue.hearing import Hearing
@@ -31,6 +31,7 @@ from orchestrator.queue.rules import Seen, next_move
 from orchestrator.queue.setaside import SetAside, held_aside, without_faulty
 from orchestrator.queue.shares import Shares, counts_since_s, used_of
 from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
+from orchestrator.queue.stopping import Stops
 from orchestrator.queue.store import Store
 from orchestrator.queue.strays import clear_away
 from orchestrator.queue.timing import USUAL, Timing
@@ -66,6 +67,7 @@ class Controller:
         self._launch_of, self._policy, self._timing = launch_of, policy, timing
         self._takes_over = takes_over
         self._term: _Term | None = None
+        self._newest_s = clock.now_s()
 
     def wish(self) -> Wish:
         """For the autoscaler of the machines, of the queue as the last pass has left it."""
@@ -86,6 +88,10 @@ class Controller:
         if not self._leading.renew():
             self._term = None
             return False
+        now_s = self._clock.now_s()
+        if now_s < self._newest_s - TOLERANCE_S:  # a clock that was ahead was put right: what is known is of no use
+            self._term = None
+        self._newest_s = now_s
         try:
             if self._term is None or self._term.epoch != self._leading.epoch:
                 self._term = _Term(self, self._leading.epoch)
@@ -119,9 +125,10 @@ class _Term:
         self.epoch = epoch
         self._of, self._store, self._backend, self._timing = of, of._store, of._backend, of._timing
         self._backend.fence(epoch)  # from now on no earlier server starts anything
+        now_s, half_life_s = of._clock.now_s(), of._policy.share_half_life_s
+        self._store.pull_back(epoch, now_s)
         self._book = Book(self._store)
         self._book.read()
-        now_s, half_life_s = of._clock.now_s(), of._policy.share_half_life_s
         leases = self._store.leases(since_s=counts_since_s(now_s, half_life_s))
         self._shares = Shares(used_of(leases, now_s, half_life_s), now_s, half_life_s)
         self._month: MonthUse | None = None  # once a tenant has a limit of GPU-hours
@@ -132,8 +139,7 @@ class _Term:
         self._plan_again_s = 0.0
         self._refused: dict[str, str] = {}
         self._doubtful: dict[str, float] = {}  # submission -> until when
-        self._asked: dict[str, float] = {}  # submission -> when it was told to stop for the first time
-        self._hard: dict[str, float] = {}  # and hard, for the last time
+        self._stops = Stops(self._backend, self._timing.grace_s)
         self._labels: dict[str, str] = {}
         self._hearing = Hearing(self._store) if self._timing.silent_s is not None else None
         self._watch = NodeWatch(self._store, self._go_on)
@@ -316,7 +322,7 @@ class _Term:
             job.job_id
             for job in jobs
             if job.state is State.STOPPING
-            and steady_s - self._asked.get(job.submission, steady_s) > self._timing.slow_s
+            and steady_s - self._stops.asked_s(job.submission, steady_s) > self._timing.slow_s
         )
 
     def _write(self, moves: Sequence[Move], now_s: float) -> None:
@@ -335,10 +341,13 @@ class _Term:
         there = {name: one for name, one in seen.submissions.items() if not one.ended}
         strays = [one for name, one in seen.submissions.items() if name not in current]
         tasks: list[Callable[[], None]] = []
-        tasks += [partial(self._stop, job.submission) for job in jobs if self._is_to_stop(job, there)]
+        tasks += [
+            partial(self._stops.stop, job.submission, self._steady_s) for job in jobs if self._is_to_stop(job, there)
+        ]
         tasks += [partial(self._start, job) for job in jobs if self._is_to_start(job, seen)]
-        tasks.append(partial(clear_away, self._store, self._backend, strays))
-        self._forget_all_but(current)
+        end = partial(self._stops.end, steady_s=self._steady_s)
+        tasks.append(partial(clear_away, self._store, self._backend, strays, end))
+        self._forget_all_but(current, seen)
         failed: Exception | None = None
         for task in tasks:
             self._go_on()
@@ -374,18 +383,9 @@ class _Term:
             self._doubtful[job.submission] = self._steady_s + self._timing.doubt_s
             raise
 
-    def _stop(self, submission: str) -> None:
-        """Softly at first, and once; hard when its grace is over, and again."""
-        steady_s, grace_s = self._steady_s, self._timing.grace_s
-        if submission not in self._asked:
-            self._backend.stop(submission)
-            self._asked[submission] = steady_s
-        elif steady_s - self._hard.get(submission, self._asked[submission]) > grace_s:
-            self._backend.stop(submission, hard=True)
-            self._hard[submission] = steady_s
-
-    def _forget_all_but(self, current: set[str]) -> None:
+    def _forget_all_but(self, current: set[str], seen: Seen) -> None:
         """What is known of submissions that are over."""
-        for known in (self._refused, self._doubtful, self._asked, self._hard):
+        self._stops.forget_all_but(current | seen.submissions.keys())
+        for known in (self._refused, self._doubtful):
             for name in known.keys() - current:
                 del known[name]

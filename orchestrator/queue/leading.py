@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from dataclasses import dataclass
 
-from orchestrator.queue.clock import Clock
+from orchestrator.queue.clock import TOLERANCE_S, Clock
 from orchestrator.queue.errors import NotLeader
 from orchestrator.queue.records import Leadership
 from orchestrator.queue.store import Store
@@ -20,7 +21,7 @@ class _Watched:
 
 
 class Leading:
-    """Takes the leadership where nobody has it, and keeps it. Not for several threads.
+    """Takes the leadership where nobody has it, and keeps it. Thread-safe.
 
     A leader that has not renewed its right in time must not act, whatever it was about to do: the steady clock goes on
     while a process is frozen.
@@ -28,6 +29,7 @@ class Leading:
 
     def __init__(self, store: Store, clock: Clock, holder: str, url: str, term_s: float = 15.0) -> None:
         self._store, self._clock, self._url, self._term_s = store, clock, url, term_s
+        self._lock = threading.RLock()
         self._name = holder
         self._holder = self._new_holder()  # a server that is started again is another one
         self._mine: Leadership | None = None
@@ -35,20 +37,36 @@ class Leading:
         self._other: _Watched | None = None
 
     @property
+    def term_s(self) -> float:
+        return self._term_s
+
+    @property
     def epoch(self) -> int:
-        """Raises NotLeader, also where the right has run out by now."""
-        if self._mine is None or self._clock.steady_s() >= self._until_s:
+        """Raises NotLeader, also where the right has run out by now. Waits for no renewal."""
+        mine = self._mine
+        if mine is None or self._clock.steady_s() >= self._until_s:
             raise NotLeader("this server does not lead any more: another one may")
-        return self._mine.epoch
+        return mine.epoch
+
+    def keep(self) -> None:
+        """Prolong the right of a server that leads; never take it. Raises StoreBroken."""
+        with self._lock:
+            if self._mine is not None:
+                self.renew()
 
     def renew(self) -> bool:
         """Whether this server leads. Writes only where there is something to take, or a third of the term is over."""
+        with self._lock:
+            return self._renew()
+
+    def _renew(self) -> bool:
         steady_s = self._clock.steady_s()
         if self._mine is not None and steady_s < self._until_s - self._term_s * 2 / 3:
             return True
         now_s = max(self._clock.now_s(), self._silent_since_s(steady_s), self._later_s())
-        self._mine = self._store.lead(self._holder, self._url, now_s, self._term_s)
+        mine = self._store.lead(self._holder, self._url, now_s, self._term_s)
         self._until_s = steady_s + self._term_s
+        self._mine = mine
         if self._mine is not None:
             self._other = None
         return self._mine is not None
@@ -69,17 +87,22 @@ class Leading:
             raise NotLeader("this server led before and leads again: what it had seen is no longer so")
 
     def resign(self) -> None:
-        if self._mine is not None:
-            self._mine = None
-            self._store.resign(self._holder)
-            self._holder = self._new_holder()  # whoever leads again does so with a new epoch
+        with self._lock:
+            if self._mine is not None:
+                self._mine = None
+                self._store.resign(self._holder)
+                self._holder = self._new_holder()  # whoever leads again does so with a new epoch
 
     def _new_holder(self) -> str:
         return f"{self._name}-{secrets.token_hex(4)}"
 
     def _later_s(self) -> float:
-        """So that each renewal shows, also while this clock is held where it would go backwards."""
-        return 0.0 if self._mine is None else self._mine.expires_s - self._term_s + 1e-3
+        """So that each renewal shows, also while this clock is held where it would go backwards.
+
+        One that was far ahead and was put right is followed: the term shall not end years from now.
+        """
+        renewed_s = 0.0 if self._mine is None else self._mine.expires_s - self._term_s + 1e-3
+        return renewed_s if renewed_s - self._clock.now_s() <= TOLERANCE_S else 0.0
 
     def _silent_since_s(self, steady_s: float) -> float:
         """A time at which the other one's right has run out, if it has not been renewed for a whole term.

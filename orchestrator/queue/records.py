@@ -144,13 +144,18 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a driver says of its run. None: as before."""
+    """What a driver says of its run. None: as before.
+
+    Attributes:
+        saved_step: step of its newest checkpoint. A newer one than `Job.restored_at_step` restores the retry budgets.
+    """
 
     job_id: str
     attempt: int
     run: str | None = None
     step: int | None = None
     total_steps: int | None = None
+    saved_step: int | None = None
     remaining_s: float | None = None
     interruption_cost_s: float | None = None
     metrics: Mapping[str, float] | None = None

@@ -139,10 +139,19 @@ class Store(Protocol):
             NotLeader: somebody has led since.
         """
 
+    def pull_back(self, epoch: int, now_s: float) -> None:
+        """Of jobs that have not ended: what is noted to have begun later than now (`started_s`, `waiting_since_s`) has
+        begun now. For the leader, after a clock that was ahead was put right.
+
+        Raises:
+            NotLeader: somebody has led since.
+        """
+
     def measure(self, measured: Sequence[Measured], now_s: float) -> None:
         """Note what drivers say, and that they were heard. Passed over where the attempt is not the newest, or the job
         has ended.
 
+        A checkpoint that is newer than the one at `restored_at_step` clears `retries`, and is noted there.
         Metrics are added to those that are known by other names. Durations that are no finite numbers say nothing.
         `changed` grows only where something else than `heard_s` is new, and when an attempt is heard of for the first
         time.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cluster.backend import Backend, Submission
 from orchestrator.queue.records import Job
@@ -10,8 +10,8 @@ from orchestrator.queue.states import HOLDS_A_LEASE
 from orchestrator.queue.store import Store
 
 
-def clear_away(store: Store, backend: Backend, strays: Sequence[Submission]) -> None:
-    """End and forget programs that no lease is for any more.
+def clear_away(store: Store, backend: Backend, strays: Sequence[Submission], end: Callable[[str], None]) -> None:
+    """End and forget programs that no lease is for any more. `end`: ends one hard.
 
     The store is asked, since a leader that was frozen knows less than it thinks. What it has never heard of, or cannot
     read, is left alone: another queue may use the same machines.
@@ -20,7 +20,7 @@ def clear_away(store: Store, backend: Backend, strays: Sequence[Submission]) -> 
     over = [one for one in strays if _is_over(known.get(_job_of(one.submission)), one.submission)]
     for one in over:
         if not one.ended:
-            backend.stop(one.submission, hard=True)
+            end(one.submission)
     backend.forget([one.submission for one in over if one.ended])
 
 

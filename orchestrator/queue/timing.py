@@ -10,7 +10,7 @@ class Timing:
     """All in seconds.
 
     Attributes:
-        grace_s: from a soft stop to a hard one, and from each hard one to the next.
+        grace_s: from a soft stop to a hard one. Further hard ones follow ever less often.
         slow_s: a job that takes longer than this to stop does not count as leaving.
         pending_s: a driver that has not come up by then is started again.
         absent_s: a node that is not seen for so long is lost.

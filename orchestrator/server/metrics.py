@@ -36,6 +36,9 @@ class Meters:
         self.ended = Counter("fleetune_jobs_ended", "Jobs that have ended, by state.", ("state",), registry=own)
         self.submitted = Counter("fleetune_jobs_submitted", "Jobs that were submitted here.", registry=own)
         self.beats = Counter("fleetune_heartbeats", "Messages of drivers.", registry=own)
+        self.beat_faults = Gauge(
+            "fleetune_heartbeat_faults", "Writes of heartbeats that failed unexpectedly.", registry=own
+        )
         self.leads = Gauge("fleetune_leader", "1: this server leads, and its passes succeed.", registry=own)
         self.failing = Gauge("fleetune_passes_failing", "Passes in a row that have failed.", registry=own)
         self.set_aside = Gauge(

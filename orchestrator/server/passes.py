@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from cluster.errors import BackendUnreachable, Fenced
 from orchestrator.queue.controller import Controller
 from orchestrator.queue.errors import NotLeader, StoreBroken
+from orchestrator.queue.keeping import Keeper
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.loop import run_passes
 from orchestrator.server.metrics import Meters
@@ -42,12 +43,14 @@ class Passes:
         self._controller, self._leading, self._news = controller, leading, news
         self._meters, self._say, self._after, self._begins = meters, say, after, begins
         self._stop, self._wake = threading.Event(), threading.Event()
+        self._keeper = Keeper(leading)
         self._thread = threading.Thread(target=self._run, name="passes", daemon=True)
         self._led = self._fenced = False
         self._failures = 0  # passes in a row
         self._rest_until_s = 0.0
 
     def start(self) -> None:
+        self._keeper.start()
         self._thread.start()
 
     def end(self) -> bool:
@@ -55,6 +58,7 @@ class Passes:
         self._stop.set()
         self._wake.set()
         self._thread.join(_ENDS_WITHIN_S)
+        self._keeper.end()
         return not self._thread.is_alive()
 
     def wake(self) -> None:
@@ -78,7 +82,8 @@ class Passes:
         began_s = time.monotonic()
         failed = True
         try:
-            leads = self._step()
+            with self._keeper.working():
+                leads = self._step()
             failed = False
             return leads
         except StoreBroken:

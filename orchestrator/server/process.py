@@ -25,6 +25,7 @@ from orchestrator.queue.clock import SystemClock
 from orchestrator.queue.controller import Controller
 from orchestrator.queue.errors import StoreBroken
 from orchestrator.queue.leading import Leading
+from orchestrator.queue.records import QueueEvent
 from orchestrator.queue.store import Store
 from orchestrator.queue.timing import Timing
 from orchestrator.scheduling.policy import DEFAULT
@@ -102,9 +103,16 @@ def serve(options: Options) -> None:
         place = machines(options.address, store, home, Path(options.autoscaler) if options.autoscaler else None)
         stack.callback(place.backend.close)
         _check_python(options.python, place)
-        around = _surroundings(options, store, place, urls_for_drivers(sock, options.urls), secrets)
+        urls, say = urls_for_drivers(sock, options.urls), partial(_tell_of_clock, store, output)
+        around = _surroundings(options, store, place, urls, secrets, say)
         stack.callback(around.close)
         _Server(options, around, place, sock, home, output).run()
+
+
+def _tell_of_clock(store: Store, output: Output, text: str) -> None:
+    output.say(text)
+    with contextlib.suppress(StoreBroken):
+        store.add_events([QueueEvent(time.time(), "clock", text)])
 
 
 def _check_python(given: str | None, place: Place) -> None:
@@ -135,12 +143,17 @@ def _opened(options: Options, home: Path) -> Iterator[Store]:
 
 
 def _surroundings(
-    options: Options, store: Store, place: Place, urls: tuple[str, ...], secrets: dict[str, str]
+    options: Options,
+    store: Store,
+    place: Place,
+    urls: tuple[str, ...],
+    secrets: dict[str, str],
+    say: Callable[[str], None],
 ) -> Surroundings:
     return Surroundings(
         store=store,
         backend=place.backend,
-        clock=SystemClock(float(store.facts().get(NEWEST, "0"))),
+        clock=SystemClock(float(store.facts().get(NEWEST, "0")), say),
         policy=replace(DEFAULT, protected_s=options.protected_s),
         engine=place.engine,
         url=urls[0],
@@ -235,6 +248,7 @@ class _Server:
 
     def _make_http(self) -> uvicorn.Server:
         around, meters, output = self._around, self._meters, self._output
+        meters.beat_faults.set_function(lambda: around.beats.faults)
         meters.registry.register(Cluster(around.store, around.machines.inventory, around.clock.now_s))
         meters.set_aside.set_function(lambda: len(around.store.unreadable()) + len(self._controller.set_aside()))
         serving = Serving(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from dataclasses import replace
 
@@ -12,7 +13,8 @@ from orchestrator.queue.errors import StoreBroken
 from orchestrator.queue.records import Measured
 from orchestrator.queue.store import Store
 
-_EVERY_S = 1.0
+_EVERY_S, _LONGEST_PAUSE_S = 1.0, 30.0
+_LOG = logging.getLogger(__name__)
 
 
 class Beats:
@@ -28,6 +30,7 @@ class Beats:
         self._writing = threading.Lock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+        self.faults = 0  # writes that failed in a way that nobody has thought of
 
     def note(self, said: Measured) -> None:
         """To be written soon. What was said before and is not said again stays."""
@@ -70,24 +73,33 @@ class Beats:
         self._flush_quietly()
 
     def _run(self) -> None:
+        pause_s = self._every_s
         while True:
-            self._closed.wait(self._every_s)
-            self._flush_quietly()
+            self._closed.wait(pause_s)
+            wrote = self._flush_quietly()
+            pause_s = self._every_s if wrote else min(2 * pause_s, max(_LONGEST_PAUSE_S, self._every_s))
             with self._lock:
                 if self._closed.is_set() or not self._pending:
                     self._thread = None
                     return
 
-    def _flush_quietly(self) -> None:
-        with contextlib.suppress(FleetuneError):  # the next beats say it again
-            self.flush()
+    def _flush_quietly(self) -> bool:
+        """Whether nothing unexpected happened. Whatever does, this thread goes on: the next beats say it again."""
+        try:
+            with contextlib.suppress(FleetuneError):
+                self.flush()
+            return True
+        except Exception:
+            self.faults += 1
+            _LOG.exception("what drivers say could not be written; the next beats are written all the same")
+            return False
 
 
 def _newer(before: Measured, said: Measured) -> Measured:
     metrics = {**(before.metrics or {}), **(said.metrics or {})}
     news = {
         name: value
-        for name in ("run", "step", "total_steps", "remaining_s", "interruption_cost_s")
+        for name in ("run", "step", "total_steps", "saved_step", "remaining_s", "interruption_cost_s")
         if (value := getattr(said, name)) is not None
     }
     return replace(before, **news, metrics=metrics or None)

@@ -82,6 +82,7 @@ def beat(surroundings: Surroundings, message: Beat) -> Answer:
         job.attempt,
         step=message.step,
         total_steps=message.total_steps,
+        saved_step=message.saved_step,
         remaining_s=message.remaining_s,
         interruption_cost_s=message.interruption_cost_s,
         metrics=message.metrics or None,

@@ -27,7 +27,21 @@ _SQLITE = (
     "PRAGMA journal_size_limit = 67108864",  # bytes; what is left of the log after a burst
 )
 # A client that was frozen inside a transaction would hold all others up for as long as its machine stays frozen.
-_POSTGRES = (f"SET lock_timeout = '{BUSY_S:.0f}s'", f"SET idle_in_transaction_session_timeout = '{BUSY_S:.0f}s'")
+_POSTGRES = (
+    f"SET lock_timeout = '{BUSY_S:.0f}s'",
+    f"SET statement_timeout = '{4 * BUSY_S:.0f}s'",
+    f"SET idle_in_transaction_session_timeout = '{BUSY_S:.0f}s'",
+)
+# Of libpq, in seconds but for the last, which is in milliseconds: a host that is gone is noticed within BUSY_S, where
+# the system would wait for a quarter of an hour (answers) or for ever (connections without traffic).
+_POSTGRES_CONNECTION: dict[str, Any] = {
+    "connect_timeout": _CONNECT_S,
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": int(BUSY_S * 1000),
+}
 
 
 def open_database(text: str) -> Database:
@@ -80,7 +94,7 @@ def _sqlite(address: Address) -> Engine:
 
 def _postgres(address: Address) -> Engine:
     try:
-        engine = create_engine(address.url, pool_pre_ping=True, connect_args={"connect_timeout": _CONNECT_S}, **_POOL)
+        engine = create_engine(address.url, pool_pre_ping=True, connect_args=_POSTGRES_CONNECTION, **_POOL)
     except ModuleNotFoundError as error:
         raise QueueError("a store on PostgreSQL needs psycopg: pip install 'fleetune[postgres]'") from error
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
 from orchestrator.queue.records import Job, Lease, Move, QueueEvent
-from orchestrator.queue.states import HOLDS_A_LEASE, State
+from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
 from orchestrator.store import history, jobtable, steps
 from orchestrator.store.numbers import take_as_leader
-from orchestrator.store.rows import LEASE_COLUMNS, MOVED, Values, dumped, lease_of
+from orchestrator.store.rows import JOB_COLUMNS, LEASE_COLUMNS, MOVED, Values, dumped, job_of, lease_of
 from orchestrator.store.schema import JOBS, LEASES
 from orchestrator.store.unread import records_of
 
@@ -20,6 +21,10 @@ _RELEASE = (
     update(LEASES)
     .where(LEASES.c.job == bindparam("of_job"), LEASES.c.attempt == bindparam("of_attempt"))
     .values(released_s=bindparam("at_s"))
+)
+_LATER = select(*JOB_COLUMNS).where(
+    JOBS.c.state.in_([state.value for state in State if state not in ENDED]),
+    or_(JOBS.c.started_s > bindparam("now_s"), JOBS.c.waiting_since_s > bindparam("now_s")),
 )
 _LEASES = select(*LEASE_COLUMNS).join(JOBS, JOBS.c.number == LEASES.c.job).order_by(LEASES.c.number)
 _HELD = _LEASES.where(LEASES.c.released_s.is_(None))
@@ -55,6 +60,17 @@ def move(connection: Connection, epoch: int, moves: Sequence[Move], now_s: float
             connection.execute(statement, rows)
     history.add(connection, happened, numbers.event)
     return list(moved.values())
+
+
+def pull_back(connection: Connection, epoch: int, now_s: float) -> None:
+    """Raises NotLeader."""
+    take_as_leader(connection, epoch, changes=0, events=0)  # nobody else writes from here on
+    jobs = [job_of(row) for row in connection.execute(_LATER, {"now_s": now_s})]
+    numbers = take_as_leader(connection, epoch, changes=len(jobs), events=0)
+    for place, job in enumerate(jobs, 1):
+        began_s = None if job.started_s is None else min(job.started_s, now_s)
+        since_s, changed = min(job.waiting_since_s, now_s), numbers.change + place
+        jobtable.write(connection, [replace(job, started_s=began_s, waiting_since_s=since_s, changed=changed)], MOVED)
 
 
 def _grant(job: Job, now_s: float) -> Values:

@@ -32,7 +32,18 @@ LEASE_COLUMNS = (
     LEASES.c.granted_s,
     LEASES.c.released_s,
 )
-MEASURED = ("run", "step", "total_steps", "remaining_s", "interruption_cost_s", "metrics", "heard_s", "changed")
+MEASURED = (
+    "run",
+    "step",
+    "total_steps",
+    "remaining_s",
+    "interruption_cost_s",
+    "metrics",
+    "retries",
+    "restored_at_step",
+    "heard_s",
+    "changed",
+)
 HEARD = ("heard_s",)
 ASKED = ("wanted", "priority", "waiting_since_s", "waited_s", "changed")
 MOVED = (

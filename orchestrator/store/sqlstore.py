@@ -83,6 +83,10 @@ class SqlStore:
         with self._database.write() as connection:
             return movement.move(connection, epoch, moves, now_s)
 
+    def pull_back(self, epoch: int, now_s: float) -> None:
+        with self._database.write() as connection:
+            movement.pull_back(connection, epoch, now_s)
+
     def measure(self, measured: Sequence[Measured], now_s: float) -> None:
         with self._database.write() as connection:
             jobtable.measure(connection, measured, now_s)

@@ -154,7 +154,7 @@ def measured(job: Job, said: Measured, now_s: float, changed: int) -> Job | None
     """
     if job.attempt != said.attempt or job.state in ENDED:
         return None
-    news: Mapping[str, Any] = {
+    told: Mapping[str, Any] = {
         "run": None if said.run is None else plain(said.run),
         "step": said.step,
         "total_steps": said.total_steps,
@@ -162,7 +162,11 @@ def measured(job: Job, said: Measured, now_s: float, changed: int) -> Job | None
         "interruption_cost_s": _finite(said.interruption_cost_s),
         "metrics": None if said.metrics is None else _merged(job.metrics, said.metrics),
     }
-    news = {name: value for name, value in news.items() if value is not None and value != getattr(job, name)}
+    news: dict[str, Any] = {
+        name: value for name, value in told.items() if value is not None and value != getattr(job, name)
+    }
+    if said.saved_step is not None and said.saved_step > job.restored_at_step:
+        news |= {"restored_at_step": said.saved_step, "retries": {}}
     heard_s = now_s if job.heard_s is None else max(job.heard_s, now_s)
     is_a_change = bool(news) or job.heard_s is None
     return replace(job, heard_s=heard_s, changed=changed if is_a_change else job.changed, **news)

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.queue.errors import KeyReused
+from orchestrator.queue.errors import KeyReused, NotLeader
 from orchestrator.queue.records import Measured
 from orchestrator.queue.retry import waits_s
 from orchestrator.queue.states import ENDED, Reason, State, Wanted
 from orchestrator.queue.store import Change, Store, SubmissionKey
-from tests.support.stores import RUN, START_S, go, new, submit
+from tests.support.stores import RUN, START_S, go, lead, new, submit
 
 PAUSE, GO_ON, CANCEL = (Change(wanted=wanted) for wanted in (Wanted.PAUSE, Wanted.RUN, Wanted.CANCEL))
 
@@ -130,3 +130,28 @@ def test_facts_that_are_there_may_be_kept(store: Store) -> None:
     store.put_facts({"one": "1"}, keep=True)
     store.put_facts({"one": "2", "two": "2"}, keep=True)
     assert store.facts() == {"one": "1", "two": "2"}
+
+
+def test_what_began_later_than_now_has_begun_now_once_a_clock_was_put_right(store: Store) -> None:
+    ahead_s = START_S + 1e8
+    runs, waits, now = go(store, submit(store), *RUN), submit(store), START_S - 500.0
+    ended = go(store, submit(store), *RUN, State.SUCCEEDED)
+    store.pull_back(lead(store), ahead_s)
+    assert store.job(runs.job_id) == runs and store.changes(ended.changed) == []
+    store.pull_back(lead(store), now)
+    assert (store.job(runs.job_id).started_s, store.job(waits.job_id).waiting_since_s) == (now, now)
+    assert {job.job_id for job in store.changes(ended.changed)} == {runs.job_id, waits.job_id}
+    assert store.job(ended.job_id) == ended
+    with pytest.raises(NotLeader):
+        store.pull_back(0, now)
+
+
+def test_a_newer_checkpoint_restores_the_retry_budgets_once(store: Store) -> None:
+    job = go(store, submit(store), *RUN, State.STOPPING, State.QUEUED, State.STARTING, State.RUNNING)
+    assert sum(job.retries.values()) == 1
+    store.measure([Measured(job.job_id, 2, step=9, saved_step=8)], START_S + 5.0)
+    restored = store.job(job.job_id)
+    assert (restored.retries, restored.restored_at_step) == ({}, 8)
+    again = go(store, restored, State.STOPPING, State.QUEUED, State.STARTING)
+    store.measure([Measured(job.job_id, 3, saved_step=8)], START_S + 6.0)
+    assert store.job(job.job_id).retries == again.retries != {}

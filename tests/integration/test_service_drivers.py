@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cluster.settings import driver_place
+from cluster.testing import FakeClock
 from cluster.wire import Beat, Order, Register
 from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, QueueError, StoreBroken
 from orchestrator.queue.records import Job, Measured, NodeOrder
@@ -26,6 +27,7 @@ from orchestrator.service.driverkey import DriverKey
 from orchestrator.service.launching import attempt_token, launch_of
 from orchestrator.service.surroundings import Surroundings
 from orchestrator.store import open_store
+from tests.support.processes import wait_for
 from tests.support.queueworld import START_S, new
 from tests.support.service import ANNA, ServiceWorld, command, finetune, queue
 from tests.support.stores import at_once, go
@@ -151,6 +153,27 @@ def test_what_one_driver_says_and_no_store_takes_costs_no_other_one_its_own(worl
     beats.flush()
     names = world.job(job.job_id).metrics
     assert len(names) == 200 and "other-149" in names and "x" * 101 not in names
+
+
+def test_an_unexpected_fault_does_not_end_the_thread_that_writes_what_drivers_say(
+    world: ServiceWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    job, failed = started(world, command()), threading.Event()
+
+    class Fails(FakeClock):
+        def now_s(self) -> float:
+            if not failed.is_set():
+                failed.set()
+                raise ZeroDivisionError("nobody has thought of it")
+            return super().now_s()
+
+    beats = Beats(world.store, Fails(world.clock()), every_s=0.01)
+    beats.note(Measured(job.job_id, 1, step=3))
+    assert failed.wait(10)
+    beats.note(Measured(job.job_id, 1, step=4))
+    wait_for(lambda: world.job(job.job_id).step == 4, "the next is written")
+    beats.close()
+    assert beats.faults == 1 and "nobody has thought of it" in caplog.text
 
 
 def test_what_a_driver_says_last_is_kept_before_it_is_answered(world: ServiceWorld) -> None:

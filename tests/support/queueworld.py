@@ -9,6 +9,7 @@ from cluster.backend import Backend, Launch
 from cluster.inventory import Growth, Inventory, Node
 from cluster.resources import Gang
 from cluster.testing import FakeBackend, FakeClock, FakeCluster, double_runs, most_gpus
+from orchestrator.queue.clock import Clock
 from orchestrator.queue.controller import Controller, LaunchOf
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.records import Job, Measured, NewJob
@@ -60,13 +61,15 @@ class QueueWorld:
         launch: LaunchOf = launch_of,
         takes_over: bool = False,
         silent_s: float | None = None,
+        clock: Clock | None = None,
     ) -> Controller:
         """A server of its own, on the same store and machines, or on what stands before them."""
         store = store or self.store
-        leading = Leading(store, self.clock, name, f"http://{name}", TERM_S)
+        clock = clock or self.clock
+        leading = Leading(store, clock, name, f"http://{name}", TERM_S)
         timing = Timing(grace_s=30.0, slow_s=60.0, absent_s=2.0, doubt_s=20.0, register_s=300.0, silent_s=silent_s)
         machines = backend or self.backend
-        return Controller(store, machines, self.clock, leading, launch, timing=timing, takes_over=takes_over)
+        return Controller(store, machines, clock, leading, launch, timing=timing, takes_over=takes_over)
 
     def submit(self, *jobs: NewJob) -> list[str]:
         return [job.job_id for job in self.store.submit(jobs, self.clock())]

@@ -160,6 +160,8 @@ COMMAND_ALIASES: Mapping[str, str] = {
     "processes": "resources.num_workers",
     "num_processes": "resources.num_workers",
 }
+_LONGEST_WORD = 300  # characters that are compared
+_LONGEST_KEY = 100  # characters of a key that are looked at: no field has as many
 # Wanted elsewhere, and not offered here.
 ABSENT: Mapping[str, str] = {
     "trust_remote_code": "code from a model directory is never run",
@@ -199,13 +201,13 @@ def keys_of(section: str, kind: Kind = "finetune") -> list[str]:
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """ "; did you mean x?", or nothing where nothing is near."""
-    near = difflib.get_close_matches(word.lower(), sorted(choices), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word.lower()[:_LONGEST_WORD], sorted(choices), n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def unknown_key(section: str, key: str, kind: Kind = "finetune") -> tuple[str, str | None]:
     """What to say about a key that the section does not have, and the field that was probably meant."""
-    fields = spec_fields(kind)
+    fields, key = spec_fields(kind), key[:_LONGEST_KEY]
     if other := _other_kind(section, key, kind):
         return f"unknown key: it is for kind: {other}, and this spec is of kind {kind}", None
     if reason := ABSENT.get(key):

@@ -15,6 +15,7 @@ Record = dict[str, Any]
 
 FIRST_INTERVAL_S = 1.0
 LAST_INTERVAL_S = 30.0
+PART_BYTES = 1 << 20  # a part has one record more at most
 
 _PART_NAME = re.compile(r"^\d{20}-.*\.jsonl$")
 
@@ -52,10 +53,20 @@ class JournalWriter:
             self._flush()
 
     def _flush(self) -> None:
+        while lines := self._taken():
+            self._put(lines)
+
+    def _taken(self) -> list[str]:
+        """What goes into the next part: after a while without storage there may be more than one."""
         with self._lock:
-            lines, self._pending = self._pending, []
-            if not lines:
-                return
+            size = count = 0
+            while count < len(self._pending) and (not count or size < PART_BYTES):
+                size += len(self._pending[count])
+                count += 1
+            lines, self._pending = self._pending[:count], self._pending[count:]
+        return lines
+
+    def _put(self, lines: list[str]) -> None:
         if self._part is None:  # else the last try failed: the same part, again, so that nothing doubles
             self._part = f"{time.time_ns():020d}-{self._writer}.jsonl"
         try:

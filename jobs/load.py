@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -26,6 +27,8 @@ _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _SET = "--set"
 
 AnySpec = Spec | CommandSpec
+_LONGEST_KEY = 100
+MOST_MISTAKES = 50  # told of one spec: each one costs time, and nobody reads more
 
 
 def load_spec(path: str, overrides: Sequence[str] = ()) -> Spec:
@@ -93,11 +96,14 @@ def _checked(document: Document) -> AnySpec:
     """Raises SpecError."""
     _check_version(document)
     kind = _kind_of(document)
-    problems = list(document.problems)
+    problems = list(document.problems[:MOST_MISTAKES])
     meant = {target for target in _drop_unknown_keys(document, kind, problems) if target}
     spec = _validate(document, kind, problems, meant)
     if problems or spec is None:
-        raise SpecError("\n".join(_said(*problem) for problem in sorted(problems, key=_line)))
+        lines = [_said(*problem) for problem in sorted(problems, key=_line)]
+        if len(lines) >= MOST_MISTAKES:
+            lines.append(f"no more than {MOST_MISTAKES} mistakes are looked for: there may be others")
+        raise SpecError("\n".join(lines))
     return spec
 
 
@@ -186,9 +192,14 @@ def _check_version(document: Document) -> None:
 def _drop_unknown_keys(document: Document, kind: Kind, problems: list[tuple[str, str]]) -> Iterator[str | None]:
     """Report and remove keys that no section has; yields the fields that were probably meant."""
     for section, values in list(_sections(document.value, SPEC_MODELS[kind], ())):
-        for key in [key for key in values if key not in keys_of(dotted(section), kind)]:
+        known = frozenset(keys_of(dotted(section), kind))
+        for key in [key for key in values if key not in known]:
+            if len(problems) >= MOST_MISTAKES:
+                del values[key]
+                continue
             message, target = unknown_key(dotted(section), key, kind)
-            problems.append((document.mark((*section, key)), f"{dotted((*section, key))}: {message}"))
+            name = dotted((*section, key if len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]}..."))
+            problems.append((document.mark((*section, key)), f"{name}: {message}"))
             del values[key]
             yield target
 
@@ -210,7 +221,7 @@ def _validate(document: Document, kind: Kind, problems: list[tuple[str, str]], m
     try:
         return SPEC_MODELS[kind].model_validate_json(json.dumps(document.value), strict=True)  # type: ignore[return-value]
     except ValidationError as error:
-        for one in error.errors(include_url=False):
+        for one in islice(error.errors(include_url=False), max(MOST_MISTAKES - len(problems), 0)):
             place = _as_written(document, one["loc"])
             name = dotted(place)
             if one["type"] == "missing" and name in meant:

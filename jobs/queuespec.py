@@ -75,7 +75,9 @@ class Queue(Frozen):
         None, description="Whether it may be interrupted and go on later; left out: finetune yes, command no."
     )
     secrets: tuple[VariableName, ...] = Field(
-        (), description="Variables that the server gives it: NAME is FLEETUNE_SECRET_NAME of the server's environment."
+        (),
+        max_length=100,
+        description="Variables that the server gives it: NAME is FLEETUNE_SECRET_NAME of the server's environment.",
     )
     on_end: OnEnd | None = Field(None, description="What is done once it has ended: a webhook or a command.")
     labels: dict[LabelName, LabelValue] = Field(

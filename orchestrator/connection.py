@@ -29,6 +29,8 @@ LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 # Nothing has reached the server, so that anything may be sent again.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
+_TOO_OFTEN: Final = b"TooManyFailures"  # the problem of an address that was refused again and again: waiting is no help
+
 ToldT = TypeVar("ToldT", bound=BaseModel)
 Params = Mapping[str, "str | int | float | list[str] | None"]
 
@@ -147,7 +149,7 @@ class Connection:
             except httpx.InvalidURL as error:
                 raise InputError(f"{self.url} is no URL: {error}") from error
             else:
-                if response.status_code not in (429, 503) or self._clock() >= until_s:
+                if response.status_code not in (429, 503) or self._clock() >= until_s or _TOO_OFTEN in response.content:
                     return response
                 self._has_answered = True
             self._sleep(min(pause_s * random.uniform(0.8, 1.2), max(until_s - self._clock(), 0.0)))
@@ -169,7 +171,7 @@ class Connection:
         raise self._error_of(response.status_code, problem)
 
     def _error_of(self, status: int, problem: Problem) -> FleetuneError:
-        if status == 401:
+        if status == 401 or problem.error == _TOO_OFTEN.decode():
             return TokenRefused(f"{problem.message} ({self._token_words()})")
         if status == 403:
             return TokenRefused(problem.message)

@@ -38,7 +38,9 @@ _ROUTES = (jobroutes, logroutes, noderoutes, tenantroutes, tokenroutes, driverro
 
 def make_app(serving: Serving, say: Callable[[str], None]) -> ASGIApp:
     """`say`: where faults of the server itself are told, with their tracebacks."""
-    return Gate(make_routes(serving, say), serving.tokens, serving.scrub, serving.meters, say, Neighbours().check)
+    knows_driver = serving.surroundings.driver_key.knows
+    routes = make_routes(serving, say)
+    return Gate(routes, serving.tokens, serving.scrub, serving.meters, say, Neighbours().check, knows_driver)
 
 
 def make_routes(serving: Serving, say: Callable[[str], None]) -> FastAPI:

@@ -15,14 +15,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.errors import FleetuneError
 from orchestrator.api import MOST_BYTES
-from orchestrator.server.auth import Tokens, bearer, check_at_home
+from orchestrator.server.auth import NoToken, Tokens, bearer, check_at_home
+from orchestrator.server.failures import Failures
 from orchestrator.server.metrics import Meters
 from orchestrator.server.problems import TOLD, answer_to, route_of, unexpected
 from orchestrator.server.scrub import Scrubber
 
 OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})  # without a token
-DRIVER = "/v1/driver/"  # with the token of an attempt, which the route checks
-MOST_BYTES_OF_DRIVER = 4 << 20
+DRIVER = "/v1/driver/"  # with the token of an attempt
+LARGE = frozenset({"/v1/jobs", "/v1/guest/join"})  # whose bodies are specs
+MOST_BYTES_OF_DRIVER = 256 << 10
+MOST_BYTES_ELSEWHERE = 1 << 20
 CALLER = "fleetune.caller"
 
 Asked = MutableMapping[str, Any]
@@ -39,10 +42,16 @@ class Gate:
         meters: Meters,
         say: Callable[[str], None],
         check_peer: Callable[[Scope], None],
+        knows_driver: Callable[[str], bool | None],
     ) -> None:
-        """`check_peer`: raises where nobody shows a token and the program at the other end may not ask without one."""
+        """
+        Args:
+            check_peer: raises where nobody shows a token and the program at the other end may not ask without one.
+            knows_driver: whether a token is of an attempt (`DriverKey.knows`).
+        """
         self._app, self._tokens, self._scrub, self._meters, self._say = app, tokens, scrub, meters, say
-        self._check_peer = check_peer
+        self._check_peer, self._knows_driver = check_peer, knows_driver
+        self._failures = Failures()
         self._reading = anyio.CapacityLimiter(4)  # threads of its own: who asks is known also when others wait
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,6 +69,8 @@ class Gate:
             refused = await self._pass(scope, receive, sending)
             if refused is not None and not status:
                 await refused(scope, receive, sending)
+            if status == 401:
+                self._failures.note(scope)
         finally:
             self._meters.asked(scope["method"], route_of(scope), status or 500, time.perf_counter() - began_s)
 
@@ -67,8 +78,12 @@ class Gate:
         """What is answered instead."""
         try:
             headers = Headers(scope=scope)
-            await self._let_in(scope, headers)
-            most = MOST_BYTES_OF_DRIVER if scope["path"].startswith(DRIVER) else MOST_BYTES
+            try:
+                await self._let_in(scope, headers)
+            except NoToken:
+                self._failures.check(scope)
+                raise
+            most = most_bytes(scope["path"])
             check_length(headers, most)
             await self._app(scope, limited(receive, most), send)
         except FleetuneError as error:
@@ -80,7 +95,10 @@ class Gate:
     async def _let_in(self, scope: Scope, headers: Headers) -> None:
         """Raises NoToken, Forbidden or StoreBroken."""
         path = scope["path"]
-        if path in OPEN or path.startswith(DRIVER):
+        if path in OPEN:
+            return
+        if path.startswith(DRIVER):
+            await self._let_driver_in(scope, headers)
             return
         if not self._tokens.fresh:
             await to_thread.run_sync(self._tokens.read, limiter=self._reading)
@@ -89,9 +107,30 @@ class Gate:
             self._check_peer(scope)
         scope[CALLER] = self._tokens.caller(bearer(headers))
 
+    async def _let_driver_in(self, scope: Scope, headers: Headers) -> None:
+        """Whether it is the attempt that the message names is left to the route. Raises NoToken or StoreBroken."""
+        shown = bearer(headers)
+        if shown is None:
+            raise NoToken("a driver shows the token of its attempt, from FLEETUNE_DRIVER_TOKEN")
+        known = await to_thread.run_sync(self._knows_driver, shown, limiter=self._reading)
+        if known is False:
+            raise NoToken(
+                "this token is of no attempt of this queue. A driver shows the FLEETUNE_DRIVER_TOKEN that it was "
+                "started with, to a server with the store of its own queue"
+            )
+        if known is None:
+            self._failures.check(scope)  # the body has to be read to tell
+
 
 class TooLarge(FleetuneError):
     status = 413
+
+
+def most_bytes(path: str) -> int:
+    """Of a body."""
+    if path in LARGE:
+        return MOST_BYTES
+    return MOST_BYTES_OF_DRIVER if path.startswith(DRIVER) else MOST_BYTES_ELSEWHERE
 
 
 def check_length(headers: Headers, most: int) -> None:

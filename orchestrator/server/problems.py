@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -63,7 +64,7 @@ def answer(
 ) -> Response:
     more = dict(headers or {})
     if status in (429, 503):
-        more["Retry-After"] = str(_AGAIN_S)
+        more.setdefault("Retry-After", str(_AGAIN_S))
     if status == 401:
         more["WWW-Authenticate"] = "Bearer"
     body = Problem(error=error, message=message, queue=queue).model_dump_json()
@@ -71,7 +72,9 @@ def answer(
 
 
 def answer_to(error: FleetuneError, scrub: Scrubber, queue: str = "") -> Response:
-    return answer(type(error).__name__, scrub.text(str(error)), status_of(error), queue=queue)
+    wait_s = getattr(error, "retry_after_s", None)
+    headers = None if wait_s is None else {"Retry-After": str(math.ceil(wait_s))}
+    return answer(type(error).__name__, scrub.text(str(error)), status_of(error), headers, queue)
 
 
 def handle(app: FastAPI, scrub: Scrubber, say: Callable[[str], None], queue: str = "") -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from cluster.errors import BackendUnreachable, CapacityError, InputError, SpecError
 from cluster.placement import check_can_ever_fit
 from cluster.resources import Gang
 from jobs.commandspec import CommandSpec
+from jobs.load import MOST_MISTAKES
 from jobs.planning import gang_of, worker_numbers
 from jobs.runref import run_named
 from jobs.spec import Spec
@@ -53,12 +55,15 @@ def admit(
     problems, admission = Problems(len(specs)), _Admission(surroundings, specs, caller, packages)
     jobs = []
     for number, value in enumerate(specs, 1):
+        if problems.full:
+            problems.leave_out(len(specs) - number + 1)
+            break
         try:
             spec = checked(value)
         except SpecError as error:
             problems.add(number, error)
             continue
-        wrong = list(admission.problems(spec))
+        wrong = list(islice(admission.problems(spec), MOST_MISTAKES))
         for one in wrong:
             problems.add(number, one)
         if not wrong:

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 
 from orchestrator.queue.store import Store
 
 _FACT = "driver_key"
+_OF_OLDER_RELEASES = re.compile(r"[0-9a-f]{64}")
 
 
 def attempt_token(key: str, job_id: str, attempt: int) -> str:
-    """Of one attempt, in hexadecimal digits: HMAC-SHA256 of `{job_id}-{attempt}`."""
-    return hmac.new(key.encode(), f"{job_id}-{attempt}".encode(), hashlib.sha256).hexdigest()
+    """Of one attempt: `{job_id}-{attempt}.{HMAC-SHA256 of that}`, so that it can be checked by itself."""
+    submission = f"{job_id}-{attempt}"
+    return f"{submission}.{_signature(key, submission)}"
+
+
+def signature_of(token: str) -> str:
+    """The part that is secret. Older releases have given drivers nothing else."""
+    return token.rpartition(".")[2]
+
+
+def _signature(key: str, submission: str) -> str:
+    return hmac.new(key.encode(), submission.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
 
 class DriverKey:
@@ -35,5 +47,13 @@ class DriverKey:
 
     def fits(self, token: str, job_id: str, attempt: int) -> bool:
         """Whether a token is of this attempt. Takes as long for a wrong one."""
-        known = attempt_token(self.value(), job_id, attempt)
-        return hmac.compare_digest(known.encode(), token.encode("utf-8", "replace"))
+        known = _signature(self.value(), f"{job_id}-{attempt}")
+        return hmac.compare_digest(known.encode(), signature_of(token).encode("utf-8", "replace"))
+
+    def knows(self, token: str) -> bool | None:
+        """Whether a token is of an attempt of this queue. None: an older release made it, and it does not name one."""
+        submission, dot, signature = token.rpartition(".")
+        if not dot:
+            return None if _OF_OLDER_RELEASES.fullmatch(token) else False
+        known = _signature(self.value(), submission)
+        return hmac.compare_digest(known.encode(), signature.encode("utf-8", "replace"))

@@ -12,6 +12,7 @@ from jobs.paths import JobPaths, new_run_name
 from jobs.runref import run_named
 from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, QueueError, UnknownJob
 from orchestrator.queue.noderules import taken_by_ray
+from orchestrator.queue.plausible import plausible
 from orchestrator.queue.records import Job, Measured, QueueEvent
 from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
 from orchestrator.queue.suspicion import REPORTED, Incident, added, dumped, loaded
@@ -87,7 +88,7 @@ def beat(surroundings: Surroundings, message: Beat) -> Answer:
         interruption_cost_s=message.interruption_cost_s,
         metrics=message.metrics or None,
     )
-    surroundings.beats.note(said)
+    surroundings.beats.note(plausible(said, job, surroundings.clock.now_s()))
     if message.draining and surroundings.engine != "local":  # nothing else takes nodes away
         _note_draining(surroundings, job, message.draining)
     if message.faulty and surroundings.engine != "local":

@@ -16,10 +16,20 @@ class Problems:
     def __init__(self, specs: int) -> None:
         self._several = specs > 1
         self._found: list[tuple[int, InputError]] = []
+        self._left_out = 0
 
     def add(self, number: int, error: InputError) -> None:
         """`number`: of the spec, from 1 on."""
         self._found.append((number, error))
+
+    @property
+    def full(self) -> bool:
+        """Whether there is as much as is told: to look for more would only take time."""
+        return len(self._found) >= _MOST_LINES
+
+    def leave_out(self, specs: int) -> None:
+        """So many specs were not looked at."""
+        self._left_out = specs
 
     def check(self) -> None:
         """Raises what there is: an error of the one class that all are of, or else a QueueError."""
@@ -29,6 +39,8 @@ class Problems:
         told = _fitting(lines)
         if len(lines) > len(told):
             told.append(f"and {len(lines) - len(told):,} more")
+        if self._left_out:
+            told.append(f"the {self._left_out:,} specs after that were not looked at")
         kinds = {type(error) for _, error in self._found}
         kind = kinds.pop() if len(kinds) == 1 else QueueError
         raise kind("\n".join(told))

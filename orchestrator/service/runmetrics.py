@@ -14,7 +14,7 @@ from orchestrator.service.runfiles import RunFiles
 
 FOLDER = "metrics"
 MOST_RECORDS = 1000
-LARGEST_PART = 64 << 20  # bytes
+LARGEST_PART = 4 << 20  # bytes; a run writes parts of 1 MiB, and to read one holds up others
 _PARTS_KEPT = 100_000
 
 _sizes: OrderedDict[tuple[str, str], int] = OrderedDict()  # (run, part) -> records; a part never changes

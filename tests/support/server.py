@@ -93,9 +93,11 @@ class Server:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(ENDS_WITHIN_S)
 
-    def client(self, token: str | None = None) -> httpx.Client:
+    def client(self, token: str | None = None, address: str | None = None) -> httpx.Client:
+        """`address`: of this machine's loopback network, from which it asks."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return httpx.Client(base_url=self.url, timeout=60.0, headers=headers, trust_env=False)
+        transport = httpx.HTTPTransport(local_address=address)
+        return httpx.Client(base_url=self.url, timeout=60.0, headers=headers, trust_env=False, transport=transport)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`fleetune ARGUMENTS` beside it."""

@@ -35,7 +35,8 @@ def ask(fails: Callable[[], Any], within: bool = True) -> tuple[int, dict[str, s
     async def broken(*_: Any) -> None:
         fails()
 
-    gate = Gate(routes if within else broken, Tokens(store), scrub, Meters(), log.append, lambda scope: None)
+    app = routes if within else broken
+    gate = Gate(app, Tokens(store), scrub, Meters(), log.append, lambda scope: None, lambda token: True)
     scope = {
         "type": "http",
         "method": "GET",

@@ -249,7 +249,8 @@ def _bury(folder: Path) -> dict[str, Any] | None:
         if time.monotonic() > deadline:
             return None
         time.sleep(0.01)
-    started = (folder / files.PROGRAM).exists()
+    # Without PROGRAM the program may have come up all the same: the supervisor could not write so any more.
+    started = (folder / files.SUPERVISOR).exists()
     message = "its supervisor is gone: killed, or the machine was restarted" if started else "it was never started"
     end = {"exit_code": None, "stopped": False, "lost": True, "message": message}
     files.write_whole(folder / files.END, json.dumps(end))

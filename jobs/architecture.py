@@ -30,7 +30,7 @@ _AUTO: Final = "models/auto"
 
 def architecture_problems(config: dict[str, Any], spec: Spec) -> list[str]:
     """What in the spec the model type of a config.json does not support; empty where transformers is not installed."""
-    root, model_type = _root(), config.get("model_type")
+    root, model_type = transformers_root(), config.get("model_type")
     if root is None or not isinstance(model_type, str):
         return []
     class_name = class_names(root, spec.model.task).get(model_type)
@@ -71,7 +71,7 @@ def _no_class(root: str, model_type: str, task: Task) -> str:
     )
 
 
-def _root() -> str | None:
+def transformers_root() -> str | None:
     """Where transformers is installed; None where it is not."""
     found = importlib.util.find_spec("transformers")  # does not import it
     folders = list((found.submodule_search_locations if found else None) or [])

@@ -14,8 +14,10 @@ import torch
 
 from jobs.data.prepared import IGNORE_INDEX
 from jobs.spec import Task
+from jobs.training.pooling import reads_the_end, with_one_end
 
-_EMPTY_TOKENS = 8  # length of the row that stands in where a worker has none
+# Length of the row that stands in where a worker has none, and shortest row of a classifier.
+_EMPTY_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,9 @@ def collate(rows: Any, task: Task, pad_token_id: int, device: torch.device, unpa
             tokens, labels = _cut(tokens, lengths), _cut(labels, lengths)
             lengths = [np.array([len(sample)]) for sample in tokens]
         return _causal_batch(tokens, labels, lengths, pad_token_id, device)
-    mask = _padded([np.ones(len(row), dtype=np.int64) for row in tokens], 0)
-    inputs = {"input_ids": _padded(tokens, pad_token_id), "attention_mask": mask}
+    # CANINE, which shortens a text to a quarter, cannot read shorter ones.
+    mask = _padded([np.ones(len(row), dtype=np.int64) for row in tokens], 0, _EMPTY_TOKENS)
+    inputs = {"input_ids": _padded(tokens, pad_token_id, _EMPTY_TOKENS), "attention_mask": mask}
     targets = np.concatenate(labels)
     return Batch({name: _tensor(value, device) for name, value in inputs.items()}, _tensor(targets, device))
 
@@ -81,10 +84,15 @@ def _causal_batch(
 def model_logits(model: torch.nn.Module, batch: Batch, task: Task) -> torch.Tensor:
     """Logits that go with the batch's targets: (rows, columns, vocabulary) for causal-lm, else (rows, classes)."""
     logits: torch.Tensor
+    inner: Any = getattr(model, "module", model)
+    known = _arguments(inner)
     if task != "causal-lm":
-        logits = model(**batch.inputs).logits
+        inputs = batch.inputs
+        if reads_the_end(inner):
+            inputs = with_one_end(inputs, inner.config.eos_token_id, inner.config.pad_token_id)
+        # Some models take no mask (FNet): padding is part of the text to them.
+        logits = model(**{name: value for name, value in inputs.items() if name in known}).logits
         return logits
-    known = _arguments(getattr(model, "module", model))
     # Some models have no place for positions (Bloom, MPT, Mamba): packed samples are one text to them.
     inputs = {name: value for name, value in batch.inputs.items() if name != "position_ids" or name in known}
     # Without a cache: with one, transformers forgets the borders of packed samples.
@@ -113,8 +121,8 @@ def _cut(rows: list[npt.NDArray[np.int64]], lengths: list[npt.NDArray[np.int64]]
     ]
 
 
-def _padded(rows: list[npt.NDArray[np.int64]], fill: int) -> npt.NDArray[np.int64]:
-    out = np.full((len(rows), max(map(len, rows))), fill, dtype=np.int64)
+def _padded(rows: list[npt.NDArray[np.int64]], fill: int, width: int = 0) -> npt.NDArray[np.int64]:
+    out = np.full((len(rows), max(width, *map(len, rows))), fill, dtype=np.int64)
     for number, row in enumerate(rows):
         out[number, : len(row)] = row
     return out

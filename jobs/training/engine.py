@@ -80,6 +80,11 @@ class Engine:
     precision: Precision
     _sharding: Any
 
+    @property
+    def pad_token_id(self) -> int:
+        """What fills a row behind its tokens."""
+        return int(self.module.module.config.get_text_config().pad_token_id)
+
     def facts(self) -> dict[str, Any]:
         """What a run's manifest keeps of the engine."""
         weights = Weights(self.module.module)

@@ -162,12 +162,12 @@ def set_up(job: Job, gang: Gang, reporter: Reporter) -> Run:
     """Open the prepared rows, load the model sharded, build the engine."""
     prepared = Prepared.open(job.prepared_root)
     split = prepared.split("train")
-    pad = prepared.manifest.pad_token_id
     lost = count_attempts(job.paths) - job.earlier_attempts if gang.rank == 0 else 0
     if lost > 0:  # only under Ray, which starts lost workers again
         reporter.event("warning", f"workers were lost and are started again ({lost} so far)", lost=lost)
     reporter.event("phase", f"loading the model on {workers(gang.world_size)}", phase="model")
-    engine = build_engine(job.spec, local_model_dir(job.model), gang, pad)
+    engine = build_engine(job.spec, local_model_dir(job.model), gang, prepared.manifest.pad_token_id)
+    pad = engine.pad_token_id
     plan, host = step_plan(job.spec, split), HostCopy(engine.partitions)
     unpack = job.spec.packed and not kept_apart(job, gang, engine, reporter, pad)
     reporter.event("plan", f"training {plan.total_steps} steps", total_steps=plan.total_steps, **engine.facts())

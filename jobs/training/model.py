@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, cast
 
 import torch
@@ -24,11 +25,11 @@ def load_model(spec: Spec, model_dir: str, precision: Precision, pad_token_id: i
     transformers.set_seed(spec.seed % 2**32)
     model = model_class(spec).from_pretrained(
         model_dir,
+        config=model_config(spec, model_dir),
         dtype=DTYPES[precision],
         trust_remote_code=False,
         use_safetensors=True,
         **attention_arguments(spec),
-        **label_arguments(spec),
     )
     set_pad_token(model.config, pad_token_id)
     if spec.train.gradient_checkpointing:
@@ -38,17 +39,45 @@ def load_model(spec: Spec, model_dir: str, precision: Precision, pad_token_id: i
     return cast(torch.nn.Module, model)
 
 
+def empty_model(spec: Spec, model_dir: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The model on torch's meta device: every tensor's shape, and no memory."""
+    config = model_config(spec, model_dir)
+    with torch.device("meta"):
+        return model_class(spec).from_config(config, dtype=dtype, **attention_arguments(spec))
+
+
+def model_config(spec: Spec, model_dir: str) -> Any:
+    """The model's configuration, set for the task.
+
+    An encoder such as BERT reads a text in both directions unless its configuration says that it is a decoder; as a
+    language model it would see the tokens that it has to predict.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(model_dir, trust_remote_code=False, **label_arguments(spec))
+    if spec.model.task == "causal-lm" and getattr(config, "is_decoder", None) is False:
+        config.is_decoder = True
+    return config
+
+
 def attention_arguments(spec: Spec) -> dict[str, Any]:
     """What `from_pretrained` needs to know of the attention kernel: without it, transformers chooses."""
     kernel = spec.model.attn_implementation
     return {} if kernel is None else {"attn_implementation": kernel}
 
 
-def set_pad_token(config: Any, pad_token_id: int) -> None:
-    """Name the token that fills rows where the model's configuration names none; some do not even have the field."""
-    for part in {id(part): part for part in (config, config.get_text_config())}.values():
-        if getattr(part, "pad_token_id", None) is None:
+def set_pad_token(config: Any, pad_token_id: int) -> int:
+    """Name the token that fills rows where the configuration names none that the vocabulary has.
+
+    Returns:
+        What fills rows of this model: a classification head may take every other token for the end of the text.
+    """
+    text = config.get_text_config()
+    for part in (config, text):
+        named = getattr(part, "pad_token_id", None)
+        if named is None or not 0 <= named < getattr(text, "vocab_size", math.inf):
             part.pad_token_id = pad_token_id
+    return int(text.pad_token_id)
 
 
 @functools.cache

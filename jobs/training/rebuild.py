@@ -20,7 +20,7 @@ from jobs.shardfile import Damaged, as_bytes
 from jobs.spec import Spec
 from jobs.training.checkpoint_reader import check_same_model, read_buffers
 from jobs.training.export import Weights, write_config, write_weights
-from jobs.training.model import DTYPES, label_arguments, model_class
+from jobs.training.model import DTYPES, empty_model
 from jobs.training.zero3 import Precision
 
 
@@ -62,12 +62,8 @@ def _copied(source: str, target: str) -> str:
 
 
 def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], target: str) -> None:
-    from transformers import AutoConfig
-
     model_dir, dtype = local_model_dir(spec.model.path), DTYPES[cast(Precision, commit.precision)]
-    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False, **label_arguments(spec))
-    with torch.device("meta"):
-        model = model_class(spec).from_config(config, dtype=dtype)
+    model = empty_model(spec, model_dir, dtype)
     weights = Weights(model)
     check_same_model(commit, {name: tuple(parameter.shape) for name, parameter in weights.parameters})
     buffers = read_buffers(folder, parts[0], dict(weights.buffers))

@@ -40,7 +40,15 @@ def plain_losses(spec: Spec, prepared: Prepared, steps: int) -> Losses:
 
     classify = spec.model.task == "sequence-classification"
     auto = transformers.AutoModelForSequenceClassification if classify else transformers.AutoModelForCausalLM
-    model = auto.from_pretrained(spec.model.path, dtype=torch.float32)
+    config = transformers.AutoConfig.from_pretrained(spec.model.path)
+    if not classify and hasattr(config, "is_decoder"):
+        config.is_decoder = True
+    if classify:
+        config.num_labels = spec.num_labels
+    model = auto.from_pretrained(spec.model.path, config=config, dtype=torch.float32)
+    text = model.config.get_text_config()
+    if getattr(text, "pad_token_id", None) is None:  # where the model's head looks for the end of a text
+        text.pad_token_id = prepared.manifest.pad_token_id
     decay = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": spec.train.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -50,12 +58,13 @@ def plain_losses(spec: Spec, prepared: Prepared, steps: int) -> Losses:
     schedule = transformers.get_scheduler(
         spec.train.lr_scheduler_type, optimizer, warmup_steps(spec.train, plan.total_steps), plan.total_steps
     )
+    options = {} if classify else {"use_cache": False}
     out = Losses([], [], [])
     for step in range(steps):
         rows = split.read_rows(plan.rows_of_step(step)).to_pylist()
         sums, count = torch.zeros(()), 0
         for ids, labels in (sample for row in rows for sample in samples_of(row)):
-            logits = model(input_ids=torch.tensor([ids])).logits[0]
+            logits = model(input_ids=torch.tensor([ids]), **options).logits[0]
             targets = torch.tensor(labels) if classify else torch.tensor(labels[1:])
             scored = logits[None] if classify else logits[:-1]
             sums = sums + torch.nn.functional.cross_entropy(scored, targets, ignore_index=-100, reduction="sum")

@@ -1,0 +1,117 @@
+"""What is tried with one architecture, and what is said about it."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import struct
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from bench.zoo.cases import Case, write_spec
+from bench.zoo.gang import Gang
+from jobs.journal import read_journal
+from jobs.paths import JobPaths
+
+STEPS, STOP_AT = 5, 3
+TOLERANCE = 1e-4  # of losses, relative
+TIMEOUT_S = 120.0
+
+Outcome = Literal["trains", "refused", "failed", "not made"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The verdict on one architecture; what was not reached is None."""
+
+    model_type: str
+    task: str
+    class_name: str
+    outcome: Outcome
+    reason: str | None = None  # why it is not `trains`
+    parameters: int | None = None
+    # Largest relative differences of losses to those of a plain loop in one process:
+    workers: float | None = None  # of two workers, which stop after some steps
+    resume: float | None = None  # of the one worker that goes on from their checkpoint
+    packed: bool | None = None  # False: samples are trained in rows of their own
+    keys: bool | None = None  # the export has the names and shapes of the source
+    seconds: float = 0.0
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def try_case(case: Case, folder: pathlib.Path, solo: Gang, duo: Gang) -> Result:
+    """Build, check, train on two workers, stop, go on with one, export. Never raises for what a model does."""
+    started = time.monotonic()
+    seen = _seen(case, folder, solo, duo)
+    return Result(case.model_type, case.task, case.class_name, **seen, seconds=round(time.monotonic() - started, 1))
+
+
+def _seen(case: Case, folder: pathlib.Path, solo: Gang, duo: Gang) -> dict[str, Any]:
+    model = folder / case.name / "model"
+    common = {"model": str(model), "type": case.model_type, "class": case.class_name, "stop_at": None, "export": False}
+    on_one, on_two = (common | {"spec": str(write_spec(folder, case, STEPS, number))} for number in (1, 2))
+    made = _asked(solo, on_two | {"do": "make"})
+    if problem := made.get("error") or made.get("not_made"):
+        return {"outcome": "not made", "reason": problem}
+    seen = {"parameters": made.get("parameters")}
+    if "refused" in made:
+        return seen | {"outcome": "refused", "reason": made["refused"].replace(f"model.path {model}: ", "")}
+    if "not_built" in made:
+        return seen | {"outcome": "failed", "reason": f"not refused, but not built: {made['not_built']}"}
+    run = str(folder / case.name / "run")
+    job = {"do": "train", "run": run, "prepared": made["prepared"]}
+    duo.send(on_two | job | {"stop_at": STOP_AT})
+    solo.send(on_two | job | {"do": "plain"})
+    stopped, plain = duo.answer(TIMEOUT_S), solo.answer(TIMEOUT_S)
+    if "error" in stopped:
+        return seen | {"outcome": "failed", "reason": f"training: {stopped['error']}"}
+    if "error" in plain:
+        return seen | {"outcome": "failed", "reason": f"plain loop: {plain['error']}"}
+    seen["packed"] = None if case.task != "causal-lm" else not stopped["unpack"]
+    resumed = _asked(solo, on_one | job | {"export": True})
+    if "error" in resumed:
+        return seen | {"outcome": "failed", "reason": f"resume and export: {resumed['error']}"}
+    return seen | judged(losses(run), plain["losses"], tensors(model) == tensors(run + "/model"))
+
+
+def _asked(gang: Gang, order: dict[str, Any]) -> dict[str, Any]:
+    gang.send(order)
+    return gang.answer(TIMEOUT_S)
+
+
+def judged(found: list[float], plain: list[float], same_keys: bool) -> dict[str, Any]:
+    """The verdict on losses of two workers that stopped, then of one that went on; plain PyTorch ran alone. Pure."""
+    parts = {
+        "workers": difference(found[:STOP_AT], plain[:STOP_AT]),
+        "resume": difference(found[STOP_AT:], plain[STOP_AT:]),
+    }
+    wrong = [f"{name} differs by {value:.1e}" for name, value in parts.items() if not value <= TOLERANCE]
+    if not same_keys:
+        wrong.append("the export has other tensors than the source")
+    verdict = {"outcome": "failed", "reason": "; ".join(wrong)} if wrong else {"outcome": "trains"}
+    return {**parts, "keys": same_keys, **verdict}
+
+
+def difference(found: list[float], expected: list[float]) -> float:
+    """The largest relative difference; infinite where a value is missing or not finite."""
+    if len(found) != len(expected) or not all(map(math.isfinite, [*found, *expected])):
+        return math.inf
+    return max((abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True)), default=math.inf)
+
+
+def losses(run: str) -> list[float]:
+    return [record["loss"] for record in read_journal(JobPaths(run).metrics)]
+
+
+def tensors(folder: str | pathlib.Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in a directory's safetensors."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path in sorted(pathlib.Path(folder).glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        found |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return found

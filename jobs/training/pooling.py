@@ -1,0 +1,29 @@
+"""Classification heads that read the state at the end-of-text token: each row needs that token once, at its end."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+
+def reads_the_end(model: Any) -> bool:
+    """Whether the model's own forward looks for the end-of-text token, as those of BART and T5 do."""
+    return "eos_token_id" in inspect.unwrap(type(model).forward).__code__.co_names
+
+
+def with_one_end(inputs: dict[str, torch.Tensor], end: int, pad_token_id: int) -> dict[str, torch.Tensor]:
+    """The same rows with the end-of-text token as last token before the padding, and nowhere else.
+
+    These models refuse a batch whose rows differ in the number of such tokens. A text that quotes the token, padding
+    with the same token, and a row that stands in where a worker has none would be such rows.
+
+    Args:
+        inputs: `input_ids` and `attention_mask`, (rows, tokens) each.
+    """
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    other = next(token for token in (pad_token_id, 0, 1) if token != end)
+    last = mask.sum(1, keepdim=True) - 1
+    at_end = torch.arange(ids.shape[1], device=ids.device) == last
+    return {**inputs, "input_ids": torch.where(at_end, end, torch.where(ids == end, other, ids))}

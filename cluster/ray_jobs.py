@@ -28,8 +28,9 @@ from cluster.backend import ENDED_PHASES, Launch, Other, Phase, Submission, chec
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
 from cluster.inventory import Growth, Inventory
 from cluster.lastwords import TAIL_BYTES, last_words
+from cluster.ray_logs import OpenLogs, ProgramLog
 from cluster.ray_nodes import inventory_of, use_from_status, use_from_summary
-from cluster.ray_output import WRITE_MARK, program_output
+from cluster.ray_output import WRITE_MARK
 from cluster.wire import digest_of_environment
 
 FENCE_KEY, KIND_KEY, QUEUE_KEY = "fleetune.fence", "fleetune.kind", "fleetune.queue"
@@ -53,6 +54,8 @@ _LONGEST_ENTRY = 80
 _PYTHONS = frozenset({"pip", "uv", "conda"})  # what gives a job a Python of its own, as `python`
 _OURS = "FLEETUNE_"
 _MOST_NODES = 10_000  # what Ray's state API gives at most; by itself it gives 100
+
+_LOG_S = 600  # how long Ray sends a log; by itself it gives up after 30 seconds
 
 Use = Mapping[str, tuple[float, float]]  # CPUs and GPUs, by node id
 
@@ -94,6 +97,7 @@ class RayJobsBackend:
         self._own_use, self._growth, self._grace_s = own_use, growth, grace_s
         self._forgotten: set[str] = set()
         self._connected: Any = None
+        self._logs = OpenLogs()
 
     def inventory(self) -> Inventory:
         with self._asking() as client:
@@ -140,13 +144,7 @@ class RayJobsBackend:
             job = self._program(client, submission)
             if job is None or job.driver_node_id is None:
                 return b""
-            file = f"node_id={job.driver_node_id}&filename=job-driver-{submission}.log"
-            answer = client._do_request("GET", f"/api/v0/logs/file?{file}&lines=-1", stream=True)
-            with contextlib.closing(answer):
-                if answer.status_code != 200:  # the node is gone, or nothing has been written
-                    return b""
-                rays_line = f"Running entrypoint for job {submission}: {job.entrypoint}\n".encode()
-                return program_output(answer.iter_content(1 << 16), rays_line, after)
+            return self._logs.read(_log_of(client, job), after)
 
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         with self._asking() as client:
@@ -172,7 +170,7 @@ class RayJobsBackend:
             return str(answer.json().get("session_name", ""))
 
     def close(self) -> None:
-        pass
+        self._logs.close()
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[Any]:
@@ -270,6 +268,34 @@ class RayJobsBackend:
             metadata=self._metadata(HARD_STOP, 0),
             entrypoint_label_selector={"ray.io/node-id": node_id},
         )
+
+
+def _log_of(client: Any, job: Any) -> ProgramLog:
+    """The log of a program that has started, on the node where it runs."""
+    name = job.submission_id
+    file = f"node_id={job.driver_node_id}&filename=job-driver-{name}.log"
+
+    def opened(follow: bool) -> Any | None:
+        if follow and not _content(client, f"/api/v0/logs/file?{file}&lines=1"):
+            return None  # Ray would not answer before there is a first byte
+        kind = f"stream?{file}&lines=-1&interval=0.2" if follow else f"file?{file}&lines=-1&timeout={_LOG_S}"
+        answer = client._do_request("GET", f"/api/v0/logs/{kind}", stream=True)
+        if answer.status_code != 200:  # the node is gone, or nothing has been written
+            answer.close()
+            return None
+        if follow:
+            with contextlib.suppress(AttributeError):  # else it is opened again after each silence of `timeout_s`
+                answer.raw.connection.sock.settimeout(None)
+        return answer
+
+    rays_line = f"Running entrypoint for job {name}: {job.entrypoint}\n".encode()
+    return ProgramLog(name, rays_line, _PHASES[job.status.value] in ENDED_PHASES, opened)
+
+
+def _content(client: Any, path: str) -> bytes:
+    """Empty where there is no such log."""
+    answer = client._do_request("GET", path)
+    return bytes(answer.content) if answer.status_code == 200 else b""
 
 
 def environment_like(job: Any) -> dict[str, Any]:

@@ -11,4 +11,4 @@ settings.load_profile("fleetune")
 @pytest.fixture
 def own_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allow storage that only tests have, as an administrator would."""
-    monkeypatch.setenv("FLEETUNE_PROTOCOLS", "memory,cut,faulty,dropping")
+    monkeypatch.setenv("FLEETUNE_PROTOCOLS", "memory,cut,faulty,dropping,counted")

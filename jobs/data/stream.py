@@ -275,11 +275,13 @@ def ray_iterators(prepared_root: str, spec: Spec, start: int, nodes: Sequence[st
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     iterators = []
-    longest_row = max((part.longest_row for part in Prepared.open(prepared_root).manifest.splits["train"]), default=0)
-    block = block_bytes(plan_batching(spec), longest_row)
+    prepared, batching = Prepared.open(prepared_root), plan_batching(spec)
+    longest_row = max((part.longest_row for part in prepared.manifest.splits["train"]), default=0)
+    steps = step_plan(spec, prepared.split("train")).total_steps
+    block = block_bytes(batching, longest_row)
     ahead = max(_LEAST_AHEAD_BYTES, _LEAST_AHEAD_BLOCKS * block)
     for worker in range(spec.resources.num_workers):
-        source = _ordered_rows(Stream(prepared_root, spec, worker), start)
+        source = _ordered_rows(Stream(prepared_root, spec, worker), batching, start, steps)
         where = {"scheduling_strategy": NodeAffinitySchedulingStrategy(nodes[worker], soft=True)} if nodes else {}
         dataset = ray.data.read_datasource(
             source,
@@ -300,7 +302,7 @@ def ray_iterators(prepared_root: str, spec: Spec, start: int, nodes: Sequence[st
     return iterators
 
 
-def _ordered_rows(stream: Stream, start: int) -> Any:
+def _ordered_rows(stream: Stream, batching: Batching, start: int, stop: int) -> Any:
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
 
@@ -309,11 +311,10 @@ def _ordered_rows(stream: Stream, start: int) -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            opened = stream.open()
-            self._stop = opened.plan.total_steps
-            chunks = -(-max(self._stop - start, 1) // opened.steps_per_chunk)
-            self._steps_per_task = opened.steps_per_chunk * max(_CHUNKS_PER_TASK, -(-chunks // _MOST_TASKS))
-            self._rows_per_step = -(-opened.batching.rows // opened.batching.num_workers)
+            at_once = steps_per_chunk(batching)
+            chunks = -(-max(stop - start, 1) // at_once)
+            self._steps_per_task = at_once * max(_CHUNKS_PER_TASK, -(-chunks // _MOST_TASKS))
+            self._rows_per_step = -(-batching.rows // batching.num_workers)
 
         def estimate_inmemory_data_size(self) -> int | None:
             return None
@@ -322,8 +323,8 @@ def _ordered_rows(stream: Stream, start: int) -> Any:
             self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
         ) -> list[Any]:
             tasks = []
-            for first in range(start, self._stop, self._steps_per_task):
-                last = min(first + self._steps_per_task, self._stop)
+            for first in range(start, stop, self._steps_per_task):
+                last = min(first + self._steps_per_task, stop)
                 meta = BlockMetadata(
                     num_rows=(last - first) * self._rows_per_step, size_bytes=None, input_files=None, exec_stats=None
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import time
@@ -22,6 +23,7 @@ from jobs.record import read_steps
 from tests.acceptance.conftest import fleetune, newest_run, outcome_of, runs_in, started
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
+from tests.support.memorylimit import kill_for_memory
 from tests.support.processes import command_of, originals, wait_for
 
 WriteSpec = Callable[..., pathlib.Path]
@@ -145,6 +147,26 @@ def test_workers_killed_in_the_warmup_and_in_the_second_epoch_are_replaced_and_n
     assert "workers were lost and are started again (2 so far)" in output
     assert min(record["grad_norm"] for record in read_steps(paths)) > 0.5, "clipping was active"
     check_same(paths, undisturbed(job), 1e-6)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_for_memory_ends_the_run_with_one_line_that_says_what_to_change(
+    running: tuple[subprocess.Popen[str], JobPaths],
+) -> None:
+    process, paths = running
+    wait_for_step(process, paths, 6)
+    wait_for(lambda: committed_steps(paths), "there is a checkpoint")
+    if not kill_for_memory(workers_of(process)[0]):
+        pytest.skip("no control group may be made here")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    (said,) = [line for line in output.splitlines() if "Z failed: " in line]
+    assert re.search(r"failed: rank [01] on node \S+ was killed for memory by the kernel: it held [\d.]+ GiB", said), (
+        said
+    )
+    assert "Lower eval.per_device_eval_batch_size" in said or "Lower data.seq_len" in said, said
+    assert f"resume: fleetune run --resume {paths.root}" in output and "docs.ray.io" not in output
+    assert outcome_of(paths).out_of_memory and outcome_of(paths).step >= 6
 
 
 @pytest.mark.slow

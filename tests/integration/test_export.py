@@ -85,6 +85,7 @@ def test_logits_that_differ_by_more_than_rounding_fail_the_run(dtype: torch.dtyp
         check_same_logits(living, torch.full((100,), float("nan")), dtype)
 
 
+@pytest.mark.usefixtures("own_protocols")
 def test_ranks_of_one_node_fetch_an_export_from_a_url_once(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

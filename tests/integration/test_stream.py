@@ -17,6 +17,7 @@ from jobs.data.stream import StepRows, Stream, block_bytes, plain_steps, ray_ite
 from jobs.planning.batching import plan_batching
 from jobs.spec import Spec
 from tests.support import tiny
+from tests.support.counted import CountedFileSystem, counted_bytes
 
 MOST_AHEAD_BYTES, STANDS_STILL_S = 48 * 2**20, 4.0  # of a worker
 
@@ -56,6 +57,24 @@ def test_both_readers_give_the_same_rows_from_any_start(
                 assert not ids & seen[step]
                 seen[step] |= ids
     assert all(len(ids) == 7 for ids in seen[start:])
+
+
+@pytest.mark.usefixtures("own_protocols")
+def test_the_iterators_of_many_workers_read_the_manifest_as_often_as_that_of_one(
+    job: tuple[Spec, Prepared], local_ray: None
+) -> None:
+    spec, prepared = job
+    root = pathlib.Path(prepared.root)  # which names the rows of its sources, beside it
+    CountedFileSystem().put(f"{root.parent}/", "/prepared/", recursive=True)
+
+    def read_for(num_workers: int) -> int:
+        resources = spec.resources.model_copy(update={"num_workers": num_workers})
+        before = count()
+        ray_iterators(f"counted:///prepared/{root.name}", spec.model_copy(update={"resources": resources}), 0)
+        return count() - before
+
+    with counted_bytes() as count:
+        assert 0 < read_for(6) == read_for(1)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a log of Ray's own stays open

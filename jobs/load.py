@@ -25,6 +25,7 @@ from jobs.spec import SCHEMA_VERSION, Source, Spec
 
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _SET = "--set"
+_DATA = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".parquet", ".arrow", ".gz", ".safetensors")
 
 AnySpec = Spec | CommandSpec
 _LONGEST_KEY = 100
@@ -69,6 +70,10 @@ class Loaded:
 
 def load_marked(path: str, overrides: Sequence[str] = ()) -> Loaded:
     """The same, for whoever has more to say of its fields. Raises SpecError."""
+    if path.lower().endswith(_DATA):
+        raise SpecError(
+            f"{path} is a data file, not a spec: write a spec that names it as data.train{_specs_beside(path)}"
+        )
     document = parse(_text(path), path)
     if not isinstance(document.value, dict):
         what = "is empty" if document.value is None else "is no mapping of keys to values"

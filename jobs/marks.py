@@ -81,7 +81,9 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         raise SpecError(f"{place}: {_readable(error, text)}") from error
     except yaml.reader.ReaderError as error:
-        raise SpecError(f"{source}: no YAML text: character {error.character!r} at {error.position}") from error
+        raise SpecError(
+            f"{source}: this is not YAML: it has the character {error.character!r}. Give the file of a spec"
+        ) from error
     except RecursionError as error:
         raise SpecError(f"{source}: nested too deeply") from error
 

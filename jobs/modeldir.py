@@ -184,7 +184,11 @@ def tokenizer_problems(folder: str, chat: bool) -> list[str]:
     """What is wrong with the directory's tokenizer; `chat` asks for a chat template."""
     names = set(os.listdir(folder))
     if not any(names.issuperset(files) for files in TOKENIZER_FILES):
-        return ["there is no tokenizer: no tokenizer.json, vocab.txt, vocab.json with merges.txt, or tokenizer.model"]
+        return [
+            "there is no tokenizer: no tokenizer.json, vocab.txt, vocab.json with merges.txt, or tokenizer.model. "
+            "Copy it from the model that this one was made from: "
+            "AutoTokenizer.from_pretrained(BASE).save_pretrained(THIS)"
+        ]
     if chat and not has_chat_template(folder):
         return [
             "data.format is chat, but the tokenizer has no chat template: take the instruct model's tokenizer, or put "

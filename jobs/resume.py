@@ -128,7 +128,8 @@ def check_resumable(paths: JobPaths, now: Spec, clock: Callable[[], float] = tim
     if changed:
         lines = "\n".join(f"  {line}" for line in changed)
         raise SpecError(
-            f"run {paths.name} cannot go on with a spec of another run; from what it had to what is given:\n{lines}\n"
+            f"run {paths.name} cannot resume: the spec changes what is computed (from what the run had to what is "
+            f"given):\n{lines}\nA resume may change resources, checkpoint, eval, the micro-batch and train.zero. "
             f"Take these back, or start a new run from its model (`fleetune export {paths.root}`, then model.path: "
             f"{paths.model})"
         )

@@ -39,7 +39,9 @@ def files_in(directory: str, endings: tuple[str, ...]) -> tuple[str, ...]:
     saved = [folder for folder, has in _by_folder(inside).items() if {_STATE, _INFO} <= has]
     if saved:
         raise _holds_datasets(directory, saved)
-    data = [file for file in inside if _is_data(file, endings)]
+    every = [file for file in inside if _is_data(file, endings)]
+    # Beside other data a text file is a note or a license.
+    data = [file for file in every if not file.lower().endswith((".txt", ".txt.gz"))] or every
     if not data:
         raise DataError(f"{directory} holds no data: it has {_kinds(found)}, but needs one of {', '.join(endings)}")
     return tuple(storage.join(directory, file) for file in data)

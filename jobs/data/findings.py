@@ -315,6 +315,17 @@ def _classes(facts: Facts) -> Iterator[Finding]:
             of=len(counts),
             advice="add samples of them, or take them out of data.labels",
         )
+    held = label_counts(facts, EVAL)
+    unheld = [name for name, in_all, in_eval in zip(names, counts, held, strict=True) if in_all and not in_eval]
+    if held.sum() and unheld:
+        yield Finding(
+            kind="classes-not-in-eval",
+            severity="warning",
+            title=f"classes without a sample in eval: {', '.join(unheld[:10])}",
+            count=len(unheld),
+            of=len(counts),
+            advice="hold out more (data.eval_fraction): no metric says how well the model does on them",
+        )
     rare = [name for name, count in zip(names, counts, strict=True) if 0 < count < _RARE * counts.max()]
     if rare:
         yield Finding(

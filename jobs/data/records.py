@@ -1,4 +1,4 @@
-"""Source files as streams of records: JSON lines, CSV, Parquet and Arrow, from a path or an fsspec URL.
+"""Source files as streams of records: JSON lines, CSV, TSV, plain text, Parquet and Arrow, from a path or fsspec URL.
 
 Light to import.
 """
@@ -10,6 +10,7 @@ import glob
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from jobs import storage
 from jobs.data.datasets_dir import arrow_batches, files_in, parquet_batches, values_of
 from jobs.data.stamp import info_of, stamp
 from jobs.errors import DataError, StorageError
+from jobs.fields import did_you_mean
 
 __all__ = [
     "SUPPORTED",
@@ -32,7 +34,7 @@ __all__ = [
     "suffix_of",
 ]
 
-TEXT_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".json")
+TEXT_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".json")
 SUPPORTED = (*TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES), ".parquet", ".arrow")
 # A missing closing quote would otherwise pull the rest of the file into one field. In characters.
 LONGEST_CSV_FIELD = 64 * 2**20
@@ -89,7 +91,7 @@ def suffix_of(path: str) -> str:
     for suffix in SUPPORTED:
         if path.lower().endswith(suffix):
             return suffix
-    raise DataError(f"{path} has no supported ending: rename or convert it to one of {', '.join(SUPPORTED)}")
+    raise DataError(f"{path} has no supported ending: convert it to one of {', '.join(SUPPORTED)}")
 
 
 def expand(pattern: str) -> tuple[str, ...]:
@@ -112,11 +114,22 @@ def expand(pattern: str) -> tuple[str, ...]:
     except Exception as error:  # object stores raise whatever their client raises
         raise DataError(f"cannot look for {pattern}: {type(error).__name__}: {error}") from error
     if not names:
-        raise DataError(f"no file matches {pattern} (looked for {inner}): check the path in data.train and data.eval")
+        where = "" if inner == pattern else f" (looked for {inner})"
+        near = _near(inner) if storage.is_local(pattern) else ""
+        raise DataError(f"no file matches {pattern}{where}{near}: check the path in data.train and data.eval")
     files = tuple(sorted(_path(fs, name, pattern) for name in names))
     for file in files:
         suffix_of(file)
     return files
+
+
+def _near(path: str) -> str:
+    """A file of nearly this name in the same directory, as a guess."""
+    try:
+        names = os.listdir(os.path.dirname(path) or ".")
+    except OSError:
+        return "; that directory is not there either"
+    return did_you_mean(os.path.basename(path), names).removesuffix("?")
 
 
 def _path(fs: Any, name: str, pattern: str) -> str:
@@ -161,7 +174,7 @@ class RecordReader:
     @property
     def has_header(self) -> bool:
         """Whether its first line names the columns."""
-        return self._suffix.startswith(".csv")
+        return self._suffix.startswith((".csv", ".tsv"))
 
     @property
     def position(self) -> int:
@@ -191,8 +204,10 @@ class RecordReader:
         lines = io.BufferedReader(source, _BLOCK)
         head = lines.peek(_BLOCK)
         _check_head(self.file, head)
-        if self._suffix.startswith(".csv"):
-            return _csv(self.file, lines)
+        if self.has_header:
+            return _csv(self.file, lines, "\t" if self._suffix.startswith(".tsv") else ",")
+        if self._suffix.startswith(".txt"):
+            return _lines_of_text(self.file, lines)
         _check_json(self.file, head, strict=self._suffix in (".json", ".json.gz"))
         return _jsonl(self.file, lines)
 
@@ -250,6 +265,25 @@ def _check_json(file: str, head: bytes, strict: bool) -> None:
         )
 
 
+def _lines_of_text(file: str, lines: BinaryIO) -> Iterator[Record | BadRow]:
+    """Each line that is not blank is a record with the one column `text`."""
+    for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), start=1):
+        if len(line) > LONGEST_LINE:
+            raise DataError(f"{file}:{number}: a line of over {LONGEST_LINE} bytes: write one text a line")
+        content = (line.removeprefix(_BOM) if number == 1 else line).rstrip(b"\r\n")
+        if content.strip():
+            yield _text_record(file, number, content)
+
+
+def _text_record(file: str, number: int, content: bytes) -> Record | BadRow:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return BadRow(file, number, f"not UTF-8: {error}")
+    problem = _not_text([text])
+    return BadRow(file, number, problem) if problem else Record(file, number, {"text": text})
+
+
 def _jsonl(file: str, lines: BinaryIO) -> Iterator[Record | BadRow]:
     for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), start=1):
         if len(line) > LONGEST_LINE:
@@ -276,14 +310,14 @@ def _json_name(value: object) -> str:
     return names.get(type(value), "number")
 
 
-def _csv(file: str, lines: BinaryIO) -> Iterator[Record | BadRow]:
+def _csv(file: str, lines: BinaryIO, delimiter: str) -> Iterator[Record | BadRow]:
     csv.field_size_limit(LONGEST_CSV_FIELD)  # global to the process; Python's own limit is 128 Ki characters
     # Undecodable bytes come through as surrogates, so that one bad record does not end the file.
     text = io.TextIOWrapper(lines, encoding="utf-8-sig", errors="surrogateescape", newline="")
     header: list[str] | None = None
-    for line, fields in _csv_rows(file, csv.reader(text, strict=True)):
+    for line, fields in _csv_rows(file, csv.reader(text, delimiter=delimiter, strict=True)):
         if header is None:
-            header = _header(file, fields)
+            header = _header(file, fields, delimiter)
         elif isinstance(fields, BadRow):
             yield fields
         else:
@@ -306,15 +340,19 @@ def _csv_rows(file: str, reader: Any) -> Iterator[tuple[int, list[str] | BadRow]
             yield line, fields
 
 
-def _header(file: str, fields: list[str] | BadRow) -> list[str]:
+def _header(file: str, fields: list[str] | BadRow, used: str) -> list[str]:
     if isinstance(fields, BadRow):
         raise DataError(f"{fields}: correct the header, which names the columns")
     if problem := _not_text(fields):
         raise DataError(f"{file}: the header is {problem}: convert the file to UTF-8")
     if not any(map(str.strip, fields)):
         raise DataError(f"{file}: the header is empty: name the columns in the first line")
-    for delimiter, name in ((";", "';'"), ("\t", "tabs")):
-        if len(fields) == 1 and delimiter in fields[0]:
+    if used == "," and len(fields) == 1 and "\t" in fields[0]:
+        raise DataError(
+            f"{file}: the header is one column, {fields[0]!r}: is it separated by tabs? End its name in .tsv"
+        )
+    for delimiter, name in ((";", "';'"), (",", "commas")):
+        if len(fields) == 1 and delimiter != used and delimiter in fields[0]:
             convert = f"csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={delimiter!r}))"
             raise DataError(
                 f"{file}: the header is one column, {fields[0]!r}: is it separated by {name}? Convert it to commas, "

@@ -44,7 +44,7 @@ def plan_batching(spec: Spec) -> Batching:
     if rows < workers:
         raise SpecError(
             f"{named}, fewer rows than num_workers ({workers}): every worker needs a row of each step. "
-            f"Raise the global batch to {workers} or more, or use {max(rows, 1)} workers"
+            f"Raise the global batch to {workers} or more, or set resources.num_workers to {max(rows, 1)}"
         )
     derived = -(-rows // (per_device * workers))
     if accumulation is not None and accumulation != derived:

@@ -277,7 +277,7 @@ def x_axis(
         x = place(tick)
         parts += [
             element("line", class_="axis", x1=x, x2=x, y1=bottom, y2=bottom + 4),
-            plot_text(number(tick), x, bottom + 17),
+            plot_text(number(tick), x, bottom + 17, "end" if tick == ticks[-1] and x > right - 1 else "middle"),
         ]
     return "".join(parts) + plot_text(label, (left + right) / 2, bottom + 35)
 

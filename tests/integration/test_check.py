@@ -180,6 +180,7 @@ def test_faults_of_labelled_texts_are_found_with_file_and_line(tmp_path: Path, m
         "conflicting-labels": [("reviews.csv", 72)],
         "nearly-empty": [("reviews.csv", 82)],
         "absent-classes": [],
+        "classes-not-in-eval": [],
     }
     assert found(report, "exact-duplicates-across").examples[0].other_line == 92
     assert found(report, "absent-classes").title == "classes without a sample in train: 2"

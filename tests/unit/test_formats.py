@@ -80,10 +80,10 @@ def test_url_keeps_its_protocol() -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("none*.jsonl", "no file matches"), ("x.txt", r"\.jsonl, \.ndjson, \.csv"), ("sub", "holds no data")],
+    [("none*.jsonl", "no file matches"), ("x.doc", r"\.jsonl, \.ndjson, \.csv"), ("sub", "holds no data")],
 )
 def test_what_cannot_be_expanded_is_refused(tmp_path: Path, name: str, message: str) -> None:
-    write(tmp_path / "x.txt", "a")
+    write(tmp_path / "x.doc", "a")
     (tmp_path / "sub").mkdir()
     with pytest.raises(DataError, match=message):
         expand(f"{tmp_path}/{name}")

@@ -296,3 +296,9 @@ def test_values_are_read_as_pyyaml_reads_them_where_yaml_has_no_surprises(tmp_pa
     plain = yaml.safe_load(text)
     spec = load_spec(write(tmp_path, text))
     assert (spec.data.packing, spec.data.seq_len, spec.seed) == (False, plain["data"]["seq_len"], plain["seed"])
+
+
+def test_a_data_file_is_not_taken_for_a_spec(tmp_path: Path) -> None:
+    (tmp_path / "mails.csv").write_text("text,label\n")
+    with pytest.raises(SpecError, match=r"mails\.csv is a data file, not a spec"):
+        load_spec(str(tmp_path / "mails.csv"))

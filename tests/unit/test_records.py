@@ -60,10 +60,15 @@ def parquet_bytes(table: pa.Table) -> bytes:
 TABLE = pa.table({"text": [f"row {number}" for number in range(2500)]})
 LINES = b"".join(json.dumps(row).encode() + b"\n" for row in TABLE.to_pylist())
 CSV = b"text\r\n" + b"".join(f"row {number}\r\n".encode() for number in range(2500))
+TEXT = CSV.partition(b"\n")[2]
 CONTENTS = {
     "x.jsonl": LINES,
     "x.ndjson": LINES,
     "x.json": LINES,
+    "x.tsv": CSV,
+    "x.txt": TEXT,
+    "x.tsv.gz": gzip.compress(CSV),
+    "x.txt.gz": gzip.compress(TEXT),
     "x.csv": CSV,
     "x.jsonl.gz": gzip.compress(LINES),
     "x.ndjson.gz": gzip.compress(LINES),
@@ -274,7 +279,7 @@ def test_names_that_promise_another_kind_are_refused(tmp_path: Path) -> None:
         (b",,\na,b,c\n", "the header is empty"),
         (b"a,,\na,b,c\n", "a column twice: ''"),
         (b"text;label\na;1\n", r"is one column, 'text;label': is it separated by ';'\? .*delimiter=';'"),
-        (b"text\tlabel\na\t1\n", r"is it separated by tabs\? .*delimiter='\\t'"),
+        (b"text\tlabel\na\t1\n", r"is it separated by tabs\? End its name in \.tsv"),
         (b"caf\xe9,label\na,1\n", "header is not UTF-8"),
         (b'"x"y,label\na,1\n', r":1: not CSV: .*correct the header"),
     ],

@@ -1,0 +1,49 @@
+"""Plain text, tab-separated columns, and data files that are looked for by a wrong name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.data.records import Record, expand, read_records
+from jobs.errors import DataError
+
+BOM = b"\xef\xbb\xbf"
+
+
+def write(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def test_a_text_file_has_a_record_for_each_line_that_is_not_blank(tmp_path: Path) -> None:
+    content = BOM + b"one, two\r\n\r\n   \n  indented\ncaf\xe9\nnul\0\nlast"
+    rows = list(read_records(write(tmp_path / "x.txt", content)))
+    assert [row.line for row in rows] == [1, 4, 5, 6, 7]
+    texts = [row.value["text"] if isinstance(row, Record) else row.reason[:9] for row in rows]
+    assert texts == ["one, two", "  indented", "not UTF-8", "not text:", "last"]
+
+
+def test_tab_separated_columns_are_read_with_their_commas_and_quotes(tmp_path: Path) -> None:
+    content = 'text\tlabel\none, two\t1\n"a ""quoted""\ttab"\t0\nonly one\n'
+    first, second, bad = (
+        row.value if isinstance(row, Record) else row.reason for row in read_records(write(tmp_path / "x.tsv", content))
+    )
+    assert first == {"text": "one, two", "label": "1"} and second == {"text": 'a "quoted"\ttab', "label": "0"}
+    assert bad == "1 fields, but the header has 2"
+
+
+def test_text_files_beside_other_data_are_not_taken_for_data(tmp_path: Path) -> None:
+    for name in ("notes.txt", "LICENSE.txt", "a.jsonl"):
+        write(tmp_path / name, "")
+    assert [Path(file).name for file in expand(str(tmp_path))] == ["a.jsonl"]
+    (tmp_path / "a.jsonl").unlink()
+    assert [Path(file).name for file in expand(str(tmp_path))] == ["LICENSE.txt", "notes.txt"]
+
+
+def test_a_file_that_is_missing_is_answered_with_a_near_one(tmp_path: Path) -> None:
+    write(tmp_path / "mails.jsonl", "")
+    with pytest.raises(DataError) as caught:
+        expand(f"{tmp_path}/mail.jsonl")
+    assert str(caught.value).count(str(tmp_path)) == 1 and "did you mean mails.jsonl" in str(caught.value)

@@ -120,6 +120,20 @@ def with_environment(added: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **added}
 
 
+_CA_FILE = "FLEETUNE_CA_FILE"
+
+
+def ca_file(environ: Mapping[str, str] = os.environ) -> str | None:
+    """FLEETUNE_CA_FILE, or SSL_CERT_FILE: the certificates that servers are trusted by. None: those of this machine."""
+    return environ.get(_CA_FILE) or environ.get("SSL_CERT_FILE") or None
+
+
+def ca_for_drivers(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """FLEETUNE_CA_FILE of a server, for the environment of the drivers that it starts."""
+    path = environ.get(_CA_FILE)
+    return {_CA_FILE: os.path.abspath(path)} if path else {}
+
+
 SECRET_PREFIX = "FLEETUNE_SECRET_"
 _KEPT_BACK = (SECRET_PREFIX, "FLEETUNE_TOKEN")
 

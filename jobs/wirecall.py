@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 
 from pydantic import ValidationError
 
+from cluster.tls import trusted
 from cluster.wire import Message
 from jobs.errors import InputError, MachinesFailed
 
@@ -81,9 +82,13 @@ class Server:
 
     def _request(self, path: str, body: bytes, timeout_s: float) -> tuple[int, bytes]:
         """A connection of its own each time: what is between may cut one that is idle. No proxy, no redirect."""
-        secure = self._parts.scheme == "https"
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = kind(self._parts.hostname or "", self._parts.port, timeout=timeout_s)
+        host, port = self._parts.hostname or "", self._parts.port
+        if self._parts.scheme == "https":
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                host, port, timeout=timeout_s, context=trusted()
+            )
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
         headers = {"Content-Type": "application/json"}
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"

@@ -17,6 +17,7 @@ import cluster.errors
 import orchestrator.queue.errors
 from cluster.errors import FleetuneError, InputError
 from cluster.settings import fleetune_home
+from cluster.tls import trusted
 from orchestrator.api import Problem
 
 CONNECT_S: Final = 5.0
@@ -92,7 +93,7 @@ class Connection:
             transport=transport,
             # No proxy stands between a machine and itself; and without https there is nothing to be verified.
             trust_env=urlsplit(self.url).hostname not in LOOPBACK,
-            verify=self.url.startswith("https:"),
+            verify=trusted() if self.url.startswith("https:") else False,
         )
 
     def close(self) -> None:
@@ -245,6 +246,9 @@ def _cause(error: httpx.TransportError) -> str:
     text = str(error)
     if "refused" in text:
         return "connection refused"
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        reason = text.partition("verify failed: ")[2].partition(" (_ssl")[0] or "it is not trusted"
+        return f"its certificate: {reason}. Set FLEETUNE_CA_FILE to the certificate of its CA"
     if "Name or service" in text or "name resolution" in text or "nodename" in text:
         return "there is no host of that name"
     if isinstance(error, httpx.ConnectTimeout):

@@ -119,6 +119,12 @@ def serve(
         ),
     ] = False,
     embedded: Annotated[bool, typer.Option("--embedded", hidden=True, help="End with the last client.")] = False,
+    tls_cert: Annotated[
+        str | None, typer.Option("--tls-cert", metavar="FILE", help="Answer by https, with this certificate (PEM).")
+    ] = None,
+    tls_key: Annotated[
+        str | None, typer.Option("--tls-key", metavar="FILE", help="Private key of the certificate (PEM).")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="A line for each request, too.")] = False,
 ) -> None:
     """Run the queue's server: take jobs, start and watch them."""
@@ -145,6 +151,8 @@ def serve(
                 take_over=take_over,
                 embedded=embedded,
                 verbose=verbose,
+                tls_cert=tls_cert,
+                tls_key=tls_key,
             )
         )
 

@@ -71,6 +71,6 @@ class Announcing:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/healthz", timeout=_ANSWERS_S, trust_env=False).status_code == 200
+        return httpx.get(f"{url}/healthz", timeout=_ANSWERS_S, trust_env=False, verify=False).status_code == 200
     except (httpx.HTTPError, httpx.InvalidURL):
         return False

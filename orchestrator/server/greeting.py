@@ -30,6 +30,7 @@ class Facts:
     tokens_needed: bool
     named: bool
     open_to_others: bool
+    encrypted: bool
 
 
 def lines(around: Surroundings, facts: Facts) -> Sequence[str]:
@@ -64,8 +65,8 @@ def _size(inventory: Inventory) -> str:
 def _tokens(facts: Facts) -> str:
     if not facts.tokens_needed:
         return "none are needed: your own programs on this machine may do everything, and no others"
-    clear = "; they are sent unencrypted: keep to a network that you trust, or put https before it"
-    return f"needed (FLEETUNE_TOKEN){clear if facts.open_to_others else ''}"
+    clear = "; they are sent unencrypted: keep to a network that you trust, or give --tls-cert and --tls-key"
+    return f"needed (FLEETUNE_TOKEN){clear if facts.open_to_others and not facts.encrypted else ''}"
 
 
 def _next(facts: Facts) -> list[str]:

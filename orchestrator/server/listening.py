@@ -49,13 +49,13 @@ def _why(error: OSError, host: str, port: int) -> str:
     return f"port {port} of {host} cannot be used: {error.strerror}"
 
 
-def url_here(sock: socket.socket) -> str:
+def url_here(sock: socket.socket, scheme: str = "http") -> str:
     """For programs of this machine."""
     host, port = sock.getsockname()[:2]
-    return _url("127.0.0.1" if host in _WILDCARDS else host, port)
+    return _url("127.0.0.1" if host in _WILDCARDS else host, port, scheme)
 
 
-def urls_for_drivers(sock: socket.socket, given: Sequence[str]) -> tuple[str, ...]:
+def urls_for_drivers(sock: socket.socket, given: Sequence[str], scheme: str = "http") -> tuple[str, ...]:
     """The given URLs, or the one by which others may reach this machine. Raises InputError: one of them is no URL."""
     for url in given:
         parts = urlsplit(url)
@@ -64,11 +64,11 @@ def urls_for_drivers(sock: socket.socket, given: Sequence[str]) -> tuple[str, ..
     if given:
         return tuple(url.rstrip("/") for url in given)
     host, port = sock.getsockname()[:2]
-    return (_url(_outward() if host in _WILDCARDS else host, port),)
+    return (_url(_outward() if host in _WILDCARDS else host, port, scheme),)
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _url(host: str, port: int, scheme: str) -> str:
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _outward() -> str:

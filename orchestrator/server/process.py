@@ -21,6 +21,7 @@ from cluster.errors import InputError
 from cluster.sessionrecord import SessionRecord
 from cluster.settings import extra_protocols, fleetune_home, server_secrets
 from cluster.this_machine import machine_name
+from cluster.tls import check_own
 from orchestrator.queue.clock import SystemClock
 from orchestrator.queue.controller import Controller
 from orchestrator.queue.errors import StoreBroken
@@ -80,6 +81,12 @@ class Options:
     take_over: bool = False
     embedded: bool = False
     verbose: bool = False
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.tls_cert is None else "https"
 
 
 def serve(options: Options) -> None:
@@ -91,6 +98,7 @@ def serve(options: Options) -> None:
     for folder in options.shared:
         if not Path(folder).is_dir():
             raise InputError(f"--shared {folder}: there is no such folder on this machine, which must see it, too")
+    _check_tls(options)
     home, secrets = fleetune_home(), server_secrets()
     make_home(home)
     output = Output(Scrubber(secrets.values()), options.verbose)
@@ -103,10 +111,18 @@ def serve(options: Options) -> None:
         place = machines(options.address, store, home, Path(options.autoscaler) if options.autoscaler else None)
         stack.callback(place.backend.close)
         _check_python(options.python, place)
-        urls, say = urls_for_drivers(sock, options.urls), partial(_tell_of_clock, store, output)
+        urls, say = urls_for_drivers(sock, options.urls, options.scheme), partial(_tell_of_clock, store, output)
         around = _surroundings(options, store, place, urls, secrets, say)
         stack.callback(around.close)
         _Server(options, around, place, sock, home, output).run()
+
+
+def _check_tls(options: Options) -> None:
+    """Raises InputError."""
+    if (options.tls_cert is None) is not (options.tls_key is None):
+        raise InputError("--tls-cert and --tls-key go together: give the certificate and its private key, in PEM")
+    if options.tls_cert is not None and options.tls_key is not None:
+        check_own(options.tls_cert, options.tls_key)
 
 
 def _tell_of_clock(store: Store, output: Output, text: str) -> None:
@@ -186,7 +202,7 @@ class _Server:
         self._tokens.read()
         self._output.greet(greeting.lines(self._around, self._facts()))
         if self._options.store is None:
-            write_record(self._home, Record(url_here(self._sock), getpid(), version("fleetune")))
+            write_record(self._home, Record(self._url_here, getpid(), version("fleetune")))
         sys.setswitchinterval(_SWITCH_S)
         self._passes.start()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -200,6 +216,13 @@ class _Server:
                     self._note(taking_over.stops)
                 self._leading.resign()
             self._output.say("stopped; jobs go on")
+
+    @property
+    def _url_here(self) -> str:
+        """For clients of this machine. With TLS, the name must be one that the certificate has."""
+        if self._options.tls_cert is not None and self._options.urls:
+            return self._around.url
+        return url_here(self._sock, self._options.scheme)
 
     def _make_passes(self) -> Passes:
         around, say = self._around, self._output.say
@@ -269,6 +292,8 @@ class _Server:
                 make_app(serving, output.say),
                 log_config=None,
                 access_log=self._options.verbose,
+                ssl_certfile=self._options.tls_cert,
+                ssl_keyfile=self._options.tls_key,
                 proxy_headers=False,
                 server_header=False,
                 lifespan="off",
@@ -286,7 +311,8 @@ class _Server:
         return greeting.Facts(
             store=store,
             machines=self._place.label,
-            url=url_here(self._sock),
+            url=self._url_here,
+            encrypted=self._options.tls_cert is not None,
             tokens_needed=self._tokens.needed,
             named=options.store is None,
             open_to_others=not is_loopback(options.host),

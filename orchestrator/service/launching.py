@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.backend import Launch
-from cluster.settings import DriverPlace, protocols_environment
+from cluster.settings import DriverPlace, ca_for_drivers, protocols_environment
 from orchestrator.queue.controller import LaunchOf
 from orchestrator.queue.records import Job
 from orchestrator.service.driverkey import attempt_token
@@ -23,7 +23,7 @@ def launch_of(surroundings: Surroundings) -> LaunchOf:
         return Launch(
             job.submission,
             (*surroundings.python, "-m", "jobs.drive"),
-            environment={**place.environment(), **protocols_environment()},
+            environment={**place.environment(), **protocols_environment(), **ca_for_drivers()},
             like=guest_of(job),
             like_digest=environment_of(job),
             metadata={"job": job.job_id, "tenant": job.tenant, "gpus": _gpus(job)},

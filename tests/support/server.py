@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from tests.support.gangs import ROOT
 from tests.support.processes import wait_for
 
 UP_WITHIN_S, ENDS_WITHIN_S = 60.0, 20.0
-_ADDRESS = re.compile(r"^ +address +(http://\S+)", re.MULTILINE)
+_ADDRESS = re.compile(r"^ +address +(https?://\S+)", re.MULTILINE)
 COMMAND: Mapping[str, Any] = {
     "kind": "command",
     "name": "job",
@@ -51,6 +52,7 @@ class Server:
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
     url: str = ""
+    trusts: ssl.SSLContext | None = None  # of a server with a certificate
 
     @property
     def home(self) -> Path:
@@ -96,7 +98,7 @@ class Server:
     def client(self, token: str | None = None, address: str | None = None) -> httpx.Client:
         """`address`: of this machine's loopback network, from which it asks."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        transport = httpx.HTTPTransport(local_address=address)
+        transport = httpx.HTTPTransport(local_address=address, verify=self.trusts or False)
         return httpx.Client(base_url=self.url, timeout=60.0, headers=headers, trust_env=False, transport=transport)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:

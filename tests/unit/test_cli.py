@@ -54,7 +54,7 @@ COMMANDS = {
     "serve": {
         "--store", "--address", "--host", "--port", "--url", "--shared",
         "--python", "--protected-s", "--register-s", "--silent-s", "--most-guests", "--autoscaler", "--take-over",
-        "--embedded", "--verbose",
+        "--embedded", "--verbose", "--tls-cert", "--tls-key",
     },
     "tokens add": {"NAME", "--role", "--tenant", "--expires", "--store", "--url", "--json"},
     "tokens list": {"--store", "--url", "--json"},

@@ -1,0 +1,52 @@
+"""HTTPS: which certificates are trusted, and the one that a server shows."""
+
+from __future__ import annotations
+
+import ssl
+
+from cluster.errors import InputError
+from cluster.settings import ca_file
+
+
+def trusted() -> ssl.SSLContext:
+    """For clients: the certificates of FLEETUNE_CA_FILE or SSL_CERT_FILE, or else those of this machine.
+
+    Raises:
+        InputError: the file cannot be read, or has no certificate.
+    """
+    path = ca_file()
+    try:
+        return ssl.create_default_context(cafile=path)
+    except OSError as error:  # also ssl.SSLError
+        raise InputError(
+            f"the CA certificates of {path} cannot be read: {_words(error)}. Set FLEETUNE_CA_FILE"
+        ) from error
+
+
+def check_own(certificate: str, key: str) -> None:
+    """That a server can show this certificate. Raises InputError."""
+
+    def no_password() -> str:
+        raise InputError(
+            f"--tls-key {key} is encrypted with a password: give a key without one (openssl pkey -in {key})"
+        )
+
+    for option, path in (("--tls-cert", certificate), ("--tls-key", key)):
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            raise InputError(f"{option} {path} cannot be read: {error.strerror}") from error
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, no_password)
+    except OSError as error:
+        raise InputError(
+            f"--tls-cert {certificate} and --tls-key {key} are no certificate with its private key in PEM: "
+            f"{_words(error)}"
+        ) from error
+
+
+def _words(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "no certificate in it").lower().replace("_", " ")
+    return error.strerror or str(error)

@@ -244,7 +244,7 @@ class MetricsPart(Told):
 
 
 class NodeView(Told):
-    """A machine. `name`: what people call it. `order`: use, cordon or drain; `held`: (job, workers there)."""
+    """A machine. `name`: what people call it. `order`: use, cordon or drain, which stops all jobs at `deadline_s`."""
 
     node_id: str
     name: str = ""
@@ -259,6 +259,7 @@ class NodeView(Told):
     reason: str
     since_s: float | None
     held: tuple[tuple[str, int], ...]
+    deadline_s: float | None = None
 
 
 class Nodes(Told):
@@ -269,8 +270,11 @@ class Nodes(Told):
 
 
 class NodeOrderSent(Sent):
+    """`deadline_s`: of a drain; seconds from now, after which jobs that may not be interrupted are stopped too."""
+
     order: Literal["use", "cordon", "drain"]
     reason: str = Field("", max_length=500)
+    deadline_s: float | None = Field(None, ge=0.0, le=366 * 86400.0)
 
 
 class QuotaSent(Sent):

@@ -47,13 +47,33 @@ def uncordon(nodes: NodeIds, json_: Json = False, url: Url = None) -> None:
     _order(nodes, "use", "", json_, url)
 
 
-def drain(nodes: NodeIds, reason: WhyNode = "", json_: Json = False, url: Url = None) -> None:
-    """Empty machines. Jobs there save and go elsewhere."""
-    _order(nodes, "drain", reason, json_, url)
+def drain(
+    nodes: NodeIds,
+    reason: WhyNode = "",
+    deadline: Annotated[
+        str | None,
+        typer.Option(
+            "--deadline", metavar="AGE", help="Then stop jobs that may not be interrupted, too, e.g. 2h [never]."
+        ),
+    ] = None,
+    stop_all: Annotated[bool, typer.Option("--stop-all", help="Stop those jobs now.")] = False,
+    json_: Json = False,
+    url: Url = None,
+) -> None:
+    """Empty machines. Jobs there save and go elsewhere.
+
+    A job that may not be interrupted (queue.preemptible: false, which commands are by default) ends by itself.
+    """
+    _order(nodes, "drain", reason, json_, url, "0s" if stop_all else deadline)
 
 
 def _order(
-    given: list[str], order: Literal["use", "cordon", "drain"], reason: str, as_json: bool, url: str | None
+    given: list[str],
+    order: Literal["use", "cordon", "drain"],
+    reason: str,
+    as_json: bool,
+    url: str | None,
+    deadline: str | None = None,
 ) -> None:
     with edge():
         from urllib.parse import quote
@@ -62,11 +82,13 @@ def _order(
         from orchestrator.discovery import connected
         from orchestrator.jobref import find_node
         from orchestrator.pages.cluster import nodes_page
+        from orchestrator.pages.gc import age_s
 
         with connected(url, PATIENCE_S) as server:
             known = server.get("/v1/nodes", Nodes)
             meant = [find_node(known, one) for one in dict.fromkeys(given)]  # all of them, before any is changed
-            sent = NodeOrderSent(order=order, reason=reason[:500])
+            deadline_s = None if deadline is None else age_s(deadline, "--deadline")
+            sent = NodeOrderSent(order=order, reason=reason[:500], deadline_s=deadline_s)
             done = [server.put(f"/v1/nodes/{quote(one.node_id, safe='')}", NodeView, sent) for one in meant]
         typer.echo(_listed(done) if as_json else nodes_page(done, width()))
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from orchestrator.api import NodeView, QuotaView, TenantView, UsageRow
 from orchestrator.pages.tables import columns, cut
+from orchestrator.pages.times import at_words
 from orchestrator.queue.restrictions import MEMBERS_MAX_PRIORITY
 from orchestrator.scheduling.whytext import span
 
@@ -40,7 +41,8 @@ def _called(node: NodeView, width: int | None) -> str:
 
 def node_state(node: NodeView) -> str:
     if node.order == "drain":
-        return "drains" if node.held else "drained"
+        until = "" if node.deadline_s is None else f", all by {at_words(node.deadline_s)}"
+        return f"drains{until}" if node.held else "drained"
     if node.order == "cordon":
         return "cordoned"
     return "in use" if node.usable else "not usable"

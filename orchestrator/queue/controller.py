@@ -23,9 +23,9 @@ from orchestrator.queue.hearing import Hearing
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.ledger import Cluster, Orders, Promises, kept, orders, snapshot
 from orchestrator.queue.months import MonthUse, month_around
-from orchestrator.queue.noderules import rules_by_node
+from orchestrator.queue.noderules import rules_by_node, to_be_left
 from orchestrator.queue.nodewatch import NodeWatch
-from orchestrator.queue.records import Job, Move, NodeOrder, NodeRule, UnreadableRow
+from orchestrator.queue.records import Job, Move, NodeRule, UnreadableRow
 from orchestrator.queue.retry import may_start_at_s
 from orchestrator.queue.rules import Seen, next_move
 from orchestrator.queue.setaside import SetAside, held_aside, without_faulty
@@ -195,14 +195,17 @@ class _Term:
             self._labels = dict(inventory.labels)
         submissions = {one.submission: one for one in self._backend.submissions()}
         self._book.read()  # after that: a driver says its last before it is seen to have ended
+        now_s = self._of._clock.now_s()
+        draining, overdue = to_be_left(rules, now_s)
         return Seen(
-            self._of._clock.now_s(),
+            now_s,
             submissions,
             doubtful=frozenset(name for name, until_s in self._doubtful.items() if steady_s < until_s),
             nodes=frozenset(self._seen_nodes),
             absent=frozenset(self._seen_nodes.keys() - present),
             labels=self._labels,
-            draining=frozenset(node for node, rule in rules.items() if rule.order is NodeOrder.DRAIN),
+            draining=draining,
+            overdue=overdue,
             failed=self._book.failed,
             refused=self._refused,
             most_pending_s=self._timing.pending_s,

@@ -6,7 +6,7 @@ back, and an order holds until it is taken back.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 
 from cluster.inventory import Node
 from orchestrator.queue.records import NodeOrder, NodeRule
@@ -33,3 +33,10 @@ def taken_by_ray(node_id: str, now_s: float) -> NodeRule:
 def is_over(rule: NodeRule, lives: Container[str]) -> bool:
     """Whether Ray has done what such a rule says. `lives`: ids of the nodes that are there, or may be."""
     return (rule.by, rule.reason) == (_RAY, _TAKEN) and rule.node_id not in lives
+
+
+def to_be_left(rules: Mapping[str, NodeRule], now_s: float) -> tuple[frozenset[str], frozenset[str]]:
+    """Ids of the nodes that are drained, and of those whose deadline is over."""
+    drains = {node: rule for node, rule in rules.items() if rule.order is NodeOrder.DRAIN}
+    overdue = {node for node, rule in drains.items() if rule.deadline_s is not None and rule.deadline_s <= now_s}
+    return frozenset(drains), frozenset(overdue)

@@ -215,13 +215,18 @@ class NodeOrder(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NodeRule:
-    """What somebody has ordered of a node. Nodes without one are in use."""
+    """What somebody has ordered of a node. Nodes without one are in use.
+
+    Attributes:
+        deadline_s: of a drain: from then on jobs that may not be interrupted are stopped too. None: they never are.
+    """
 
     node_id: str
     order: NodeOrder
     by: str
     reason: str
     since_s: float
+    deadline_s: float | None = None
 
 
 class Role(StrEnum):

@@ -26,6 +26,7 @@ class Seen:
         nodes: ids of those that live; None: nobody could say.
         absent: ids of those that are counted as living, and were not seen this time.
         draining: ids of nodes that are to be left.
+        overdue: those among them that jobs which may not be interrupted are to leave, too.
         labels: what people call nodes, by id.
         failed: jobs that have failed or were cancelled, with a word on it.
         refused: submissions that can never start, and why.
@@ -42,6 +43,7 @@ class Seen:
     nodes: frozenset[str] | None = None
     absent: frozenset[str] = frozenset()
     draining: frozenset[str] = frozenset()
+    overdue: frozenset[str] = frozenset()
     failed: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     most_pending_s: float = 600.0
@@ -122,9 +124,10 @@ def _told_to_stop(job: Job, seen: Seen) -> Move | None:
     if job.max_runtime_s is not None and ran_s > job.max_runtime_s:
         text = f"it has run for {ran_s:.0f} s, and its max_runtime_s is {job.max_runtime_s:.0f}"
         return _move(job, State.STOPPING, Reason.TIMED_OUT, text)
-    draining = seen.called({node for node, _ in job.placement} & seen.draining)
-    if draining and job.preemptible:
-        return _move(job, State.STOPPING, Reason.DRAINED, f"{draining[0]} is being drained")
+    nodes = {node for node, _ in job.placement}
+    if draining := seen.called(nodes & (seen.draining if job.preemptible else seen.overdue)):
+        over = "" if job.preemptible else ", and its deadline is over"
+        return _move(job, State.STOPPING, Reason.DRAINED, f"{draining[0]} is being drained{over}")
     return None
 
 

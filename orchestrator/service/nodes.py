@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from cluster.inventory import Node
 from jobs.fields import did_you_mean
 from orchestrator.api import NodeOrderSent, Nodes, NodeView
-from orchestrator.queue.errors import UnknownNode
+from orchestrator.pages.times import at_words
+from orchestrator.queue.errors import QueueError, UnknownNode
 from orchestrator.queue.growing import growth_words
 from orchestrator.queue.noderules import rules_by_node
 from orchestrator.queue.records import Lease, NodeOrder, NodeRule, QueueEvent
@@ -48,13 +49,17 @@ def order(surroundings: Surroundings, node_id: str, sent: NodeOrderSent, caller:
         some = f": there are {', '.join(known[:20])}" if known else ": there are none"
         raise UnknownNode(f"there is no node {node_id!r}{did_you_mean(node_id, known) or some}")
     now_s, what = surroundings.clock.now_s(), NodeOrder(sent.order)
+    if sent.deadline_s is not None and what is not NodeOrder.DRAIN:
+        raise QueueError(f"deadline_s goes with the order drain, and this one is {what}: leave it out")
+    deadline_s = None if sent.deadline_s is None else now_s + sent.deadline_s
     label = surroundings.machines.label(node_id)
     if label != node_id:  # one that was given by an id, of this machine as it is now, gives way
         surroundings.store.put_node_rule(NodeRule(node_id, NodeOrder.USE, caller.name, sent.reason, now_s))
-    surroundings.store.put_node_rule(NodeRule(label, what, caller.name, sent.reason, now_s))
-    said = f"{label} {_DONE[what]}, by order of {caller.name}"
+    surroundings.store.put_node_rule(NodeRule(label, what, caller.name, sent.reason, now_s, deadline_s))
+    last = "" if deadline_s is None else f", from {at_words(deadline_s)} on also what may not be interrupted"
+    said = f"{label} {_DONE[what]}{last}, by order of {caller.name}"
     said += f" ({sent.reason})" if sent.reason else ""
-    data = {"node": node_id, "by": caller.name}
+    data = {"node": node_id, "by": caller.name, "deadline_s": deadline_s}
     surroundings.store.add_events([QueueEvent(now_s, what.value, said, data=data)])
     found = {node.node_id: node for node in nodes(surroundings).nodes}
     # An order to use a node that is gone takes it off the list.
@@ -91,4 +96,5 @@ def _view(
         reason=rule.reason if rule else "",
         since_s=rule.since_s if rule else None,
         held=tuple(held.get(node_id, ())),
+        deadline_s=rule.deadline_s if rule else None,
     )

@@ -42,7 +42,8 @@ def put_node_rule(connection: Connection, rule: NodeRule) -> None:
     connection.execute(delete(NODE_RULES).where(NODE_RULES.c.node_id == rule.node_id))
     if rule.order is not NodeOrder.USE:
         given = {"node_id": rule.node_id, "number": numbers.change + 1, "order": rule.order.value, "by": rule.by}
-        connection.execute(insert(NODE_RULES), {**given, "reason": rule.reason, "since_s": rule.since_s})
+        more = {"reason": rule.reason, "since_s": rule.since_s, "deadline_s": rule.deadline_s}
+        connection.execute(insert(NODE_RULES), {**given, **more})
 
 
 def tokens(connection: Connection) -> list[Token]:

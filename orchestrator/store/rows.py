@@ -283,4 +283,4 @@ def token_of(row: Any) -> Token:
 
 
 def node_rule_of(row: Any) -> NodeRule:
-    return NodeRule(row.node_id, NodeOrder(row.order), row.by, row.reason, row.since_s)
+    return NodeRule(row.node_id, NodeOrder(row.order), row.by, row.reason, row.since_s, row.deadline_s)

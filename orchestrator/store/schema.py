@@ -169,6 +169,7 @@ NODE_RULES = Table(
     Column("by", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("since_s", Double, nullable=False),
+    Column("deadline_s", Double),
 )
 
 TOKENS = Table(

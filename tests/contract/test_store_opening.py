@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -114,6 +115,24 @@ def test_a_server_that_cannot_be_reached_is_named_without_its_password(tmp_path:
 def test_a_database_that_a_server_does_not_have_is_named(server: str) -> None:
     with pytest.raises(StoreBroken, match=r'cannot be read now: .*database "gone" does not exist'):
         open_store(postgres.url(server, "gone"))
+
+
+def test_a_server_that_is_gone_or_stuck_is_noticed_within_a_bound(empty_database: str) -> None:
+    database = open_database(empty_database)
+    with database.read() as connection:
+        psycopgs: Any = connection.connection.dbapi_connection
+        given = psycopgs.info.get_parameters()
+        bounds = {"keepalives": "1", "keepalives_idle": "10", "tcp_user_timeout": "30000", "connect_timeout": "10"}
+        assert {name: given[name] for name in bounds} == bounds
+        assert connection.execute(text("SHOW statement_timeout")).scalar_one() == "2min"
+    slow = text("SET LOCAL statement_timeout = '20ms'; SELECT pg_sleep(60)")
+    with (
+        database.read() as connection,
+        pytest.raises(StoreBroken, match="statement timeout"),
+        database.explained("read"),
+    ):
+        connection.execute(slow)
+    database.close()
 
 
 def test_who_may_not_make_tables_is_told(server: str, empty_database: str) -> None:

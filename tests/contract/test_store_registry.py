@@ -42,7 +42,7 @@ def test_tenants_are_made_and_changed_in_place(store: Store) -> None:
 
 def test_an_order_on_a_node_takes_the_place_of_the_one_before(store: Store) -> None:
     cordon = NodeRule("n0", NodeOrder.CORDON, "anna", "noisy fan", START_S)
-    drain = NodeRule("n1", NodeOrder.DRAIN, "anna", "", START_S + 1.0)
+    drain = NodeRule("n1", NodeOrder.DRAIN, "anna", "", START_S + 1.0, START_S + 7200.0)
     for rule in (cordon, drain):
         store.put_node_rule(rule)
     assert store.node_rules() == [cordon, drain]

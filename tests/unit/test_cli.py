@@ -62,7 +62,7 @@ COMMANDS = {
     "nodes": {"--json", "--url"},
     "cordon": {"NODE", "--reason", "--json", "--url"},
     "uncordon": {"NODE", "--json", "--url"},
-    "drain": {"NODE", "--reason", "--json", "--url"},
+    "drain": {"NODE", "--reason", "--deadline", "--stop-all", "--json", "--url"},
     "tenants list": {"--json", "--url"},
     "tenants set": {
         "NAME", "--weight", "--guaranteed", "--limit", "--max-priority", "--max-queued", "--max-runtime",

@@ -152,7 +152,9 @@ def test_a_node_that_is_drained_is_left_by_those_that_may_be_interrupted() -> No
     one = job(state=State.RUNNING)
     draining = seen(of(one, Phase.RUNNING), draining=frozenset({"n0"}))
     assert went(one, draining) == (State.STOPPING, Reason.DRAINED)
-    assert went(replace(one, preemptible=False), draining) is None
+    stays = replace(one, preemptible=False)
+    assert went(stays, draining) is None
+    assert went(stays, replace(draining, overdue=frozenset({"n0"}))) == (State.STOPPING, Reason.DRAINED)
     assert went(job(state=State.RUNNING, on=(("n1", 1),)), draining) is None
 
 

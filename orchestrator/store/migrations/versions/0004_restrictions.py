@@ -1,4 +1,4 @@
-"""Restrictions of tenants, expiry of tokens, labels of jobs, and the step that last restored their retry budgets."""
+"""Restrictions of tenants, expiry of tokens, deadlines of drains, labels of jobs, what restored their retry budgets."""
 
 from __future__ import annotations
 
@@ -16,3 +16,4 @@ def upgrade() -> None:
     op.add_column("tokens", sa.Column("expires_s", sa.Double, nullable=True))
     op.add_column("jobs", sa.Column("restored_at_step", sa.BigInteger, nullable=False, server_default=sa.text("0")))
     op.add_column("jobs", sa.Column("labels", sa.Text, nullable=False, server_default=sa.text("''")))
+    op.add_column("node_rules", sa.Column("deadline_s", sa.Double, nullable=True))

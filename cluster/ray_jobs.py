@@ -3,31 +3,37 @@
 What Ray does not have is made of what it has:
 
 * Fence: Ray's key-value store is open to those alone who reach the GCS. So the fence is kept where every caller can
-  see it, in the metadata of jobs; a new caller leaves a job of its own that does nothing. A start that was under way
-  when the newer caller came may still have its effect, which that caller sees in `submissions`.
+  see it, in the metadata of jobs. A new caller leaves a job that does nothing, named for the caller that it follows:
+  names are taken once, so the callers form a chain, and each sees by one look-up whether another one has followed. A
+  start that was under way when the newer caller came may still have its effect, which that caller sees in
+  `submissions`.
 * Hard stop: Ray asks once, and ends the processes that it then knew of after RAY_JOB_STOP_WAIT_TIME_S. So a second
   job on the same node ends whatever has the submission's name in its environment.
-* Forgetting: a deleted job's name would be free again. So what is forgotten is a note of this process, and a new caller
-  forgets again.
+* Forgetting: what is forgotten is a note of this process, and a new caller forgets again. The entry is deleted
+  days later (`cluster.ray_list`), and its name is free from then on.
 
-Names stay taken as long as the cluster's head lives. Where one that was started is no longer listed, the cluster has
-been made anew, and nothing of it runs.
+So a name stays taken for longer than any request for its start can be under way. That no attempt is started again later
+is the caller's to see to: an attempt that is over is never current again, and its number is never given twice.
+Where one that was started is no longer listed and was not forgotten, the cluster has been made anew, and nothing of it
+runs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-from urllib.parse import quote
 
 from cluster.backend import ENDED_PHASES, Launch, Other, Phase, Submission, check_launch
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
 from cluster.inventory import Growth, Inventory
 from cluster.lastwords import TAIL_BYTES, last_words
+from cluster.ray_client import job_named, json_of, ray_client
+from cluster.ray_list import Keeping, entries_to_delete
 from cluster.ray_logs import OpenLogs, ProgramLog
 from cluster.ray_nodes import inventory_of, use_from_status, use_from_summary
 from cluster.ray_output import WRITE_MARK
@@ -53,6 +59,9 @@ _LONGEST_MESSAGE = 500
 _LONGEST_ENTRY = 80
 _PYTHONS = frozenset({"pip", "uv", "conda"})  # what gives a job a Python of its own, as `python`
 _OURS = "FLEETUNE_"
+_FRESH_S = 3.0  # a list of Ray's jobs that is good enough for what others run
+_DELETES_FOR_S = 0.3  # in one pass
+KEEPING = Keeping()
 _MOST_NODES = 10_000  # what Ray's state API gives at most; by itself it gives 100
 
 _LOG_S = 600  # how long Ray sends a log; by itself it gives up after 30 seconds
@@ -81,6 +90,7 @@ class RayJobsBackend:
         growth: Callable[[], Growth] = _as_it_is,
         grace_s: int = 3600,
         timeout_s: float = 20.0,
+        keeping: Keeping = KEEPING,
     ) -> None:
         """
         Args:
@@ -91,39 +101,54 @@ class RayJobsBackend:
             growth: how far the cluster's autoscaler may take it.
             grace_s: after a soft stop, Ray ends the program by itself when so long has passed.
             timeout_s: of one answer of the dashboard.
+            keeping: how long entries of attempts that are over stay in Ray's list.
         """
         self._dashboard, self._token, self._timeout_s = dashboard.rstrip("/"), token, timeout_s
         self._queue = queue
         self._own_use, self._growth, self._grace_s = own_use, growth, grace_s
+        self._keeping = keeping
         self._forgotten: set[str] = set()
+        self._listed: tuple[float, list[Any]] = (-math.inf, [])  # when, and all jobs of the cluster
+        self._fence: int | None = None  # of this caller, once the cluster knows it
+        self._highest: int | None = None  # fence that was seen in the newest list
+        self._hard_stops: dict[str, str] = {}  # submission -> the newest job that ends it
         self._connected: Any = None
         self._logs = OpenLogs()
 
     def inventory(self) -> Inventory:
         with self._asking() as client:
-            nodes = _json(client, f"/api/v0/nodes?detail=1&limit={_MOST_NODES}")["result"]["result"]
-            use = use_from_status(_json(client, "/api/cluster_status"))
+            nodes = json_of(client, f"/api/v0/nodes?detail=1&limit={_MOST_NODES}")["result"]["result"]
+            use = use_from_status(json_of(client, "/api/cluster_status"))
             if use is None:  # the newer autoscaler publishes it elsewhere, with much else
-                use = use_from_summary(_json(client, "/nodes?view=summary"))
+                use = use_from_summary(json_of(client, "/nodes?view=summary"))
         return replace(inventory_of(nodes, use, self._own_use()), growth=self._growth())
 
     def fence(self, fence: int) -> None:
         with self._asking() as client:
-            self._check_fence(client, fence, client.list_jobs())
+            self._list(client)
+            self._take_fence(client, fence)
 
     def start(self, launch: Launch, fence: int) -> None:
         with self._asking() as client:
-            jobs = {job.submission_id: job for job in client.list_jobs() if job.submission_id}
-            self._check_fence(client, fence, jobs.values())
-            if launch.submission in jobs:
-                self._check_ours(launch.submission, jobs[launch.submission])
+            if self._fence != fence:
+                self._list(client)
+                self._take_fence(client, fence)
+            self._check_fence(fence, self._highest)
+            self._check_fence(fence, _fence_of(job_named(client, self._mark(fence))))
+            job = job_named(client, launch.submission)
+            if job is not None:
+                self._check_ours(launch.submission, job)
                 return
             check_launch(launch)
             self._submit(client, launch, fence)
 
     def submissions(self) -> Sequence[Submission]:
+        """Reads Ray's list of jobs, which is as long as the history of the cluster: once in a pass."""
         with self._asking() as client:
-            jobs = [job for job in client.list_jobs() if self._kind(job) == PROGRAM]
+            jobs = [job for job in self._list(client) if self._kind(job) == PROGRAM]
+            if self._fence is not None and (self._highest is None or self._highest < self._fence):
+                self._take_fence(client, self._fence)  # the head was started anew
+        self._forgotten &= {job.submission_id for job in jobs}
         return [submission_of(job) for job in jobs if job.submission_id not in self._forgotten]
 
     def stop(self, submission: str, *, hard: bool = False) -> None:
@@ -136,8 +161,43 @@ class RayJobsBackend:
                 self._end_hard(client, submission, job.driver_node_id)
 
     def forget(self, submissions: Sequence[str]) -> None:
-        known = {one.submission for one in self.submissions() if one.ended}
-        self._forgotten |= known.intersection(submissions)
+        with self._asking() as client:
+            if not self._ended_s(PROGRAM).keys() >= set(submissions):
+                self._list(client)
+            self._forgotten |= self._ended_s(PROGRAM).keys() & set(submissions)
+            self._delete_old(client)
+
+    def _delete_old(self, client: Any) -> None:
+        """As many as a moment is enough for; the next call goes on."""
+        helpers = self._ended_s(HARD_STOP)
+        ended_s = self._ended_s(PROGRAM) | helpers
+        until_s, deleted = time.monotonic() + _DELETES_FOR_S, set()
+        for name in entries_to_delete(ended_s, self._forgotten, helpers, time.time(), self._keeping):
+            if time.monotonic() > until_s:
+                break
+            with contextlib.suppress(RuntimeError):  # it is gone; or the next list shows that it is not
+                client.delete_job(name)
+            deleted.add(name)
+        at_s, jobs = self._listed
+        self._listed = at_s, [job for job in jobs if job.submission_id not in deleted]
+
+    def _ended_s(self, kind: str) -> dict[str, float]:
+        """When the programs of a kind have ended that the newest list has."""
+        return {
+            job.submission_id: (job.end_time or 0) / 1000.0
+            for job in self._listed[1]
+            if self._kind(job) == kind and _PHASES[job.status.value] in ENDED_PHASES
+        }
+
+    def _list(self, client: Any, not_older_s: float = 0.0) -> list[Any]:
+        """All jobs of the cluster. `not_older_s`: what was read this long ago is good enough."""
+        at_s, jobs = self._listed
+        if not_older_s <= 0.0 or time.monotonic() - at_s > not_older_s:
+            jobs = client.list_jobs()
+            self._listed = time.monotonic(), jobs
+            seen = (_fence_of(job) for job in jobs if self._kind(job) is not None)
+            self._highest = max((one for one in seen if one is not None), default=None)
+        return jobs
 
     def output(self, submission: str, after: int = 0) -> bytes:
         with self._asking() as client:
@@ -148,13 +208,14 @@ class RayJobsBackend:
 
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         with self._asking() as client:
-            known = {job.submission_id: _PHASES[job.status.value] for job in client.list_jobs() if job.submission_id}
+            jobs = self._list(client, _FRESH_S)
+            known = {job.submission_id: _PHASES[job.status.value] for job in jobs if job.submission_id}
         return frozenset(program for program in programs if known.get(program) in ENDED_PHASES)
 
     def others(self) -> Sequence[Other]:
         """All jobs of the cluster that run, but for ours; drivers without a submission go by their job's id."""
         with self._asking() as client:
-            jobs = [job for job in client.list_jobs() if _PHASES[job.status.value] is Phase.RUNNING]
+            jobs = [job for job in self._list(client, _FRESH_S) if _PHASES[job.status.value] is Phase.RUNNING]
         return [
             Other(job.submission_id or f"job {job.job_id}", _one_line(job.entrypoint or "")[:_LONGEST_ENTRY])
             for job in jobs
@@ -177,7 +238,7 @@ class RayJobsBackend:
         """The client. Whatever the dashboard says that is no answer becomes BackendUnreachable."""
         try:
             if self._connected is None:
-                self._connected = _client(self._dashboard, self._token, self._timeout_s)
+                self._connected = ray_client(self._dashboard, self._token, self._timeout_s)
             yield self._connected
         except (OSError, RuntimeError) as error:  # requests' own errors are OSErrors, Ray's are RuntimeErrors
             raise BackendUnreachable(
@@ -186,18 +247,30 @@ class RayJobsBackend:
                 "~/.ray/auth_token"
             ) from error
 
-    def _check_fence(self, client: Any, fence: int, jobs: Any) -> None:
-        seen = (_fence_of(job) for job in jobs if self._kind(job) is not None)
-        highest = max((one for one in seen if one is not None), default=None)
-        if highest is not None and fence < highest:
-            raise Fenced(f"caller {fence} may not start programs any more: caller {highest} has been here")
-        if highest is None or fence > highest:
-            with contextlib.suppress(RuntimeError):  # another thread of this caller was faster; or Ray says so below
+    def _check_fence(self, fence: int, seen: int | None) -> None:
+        if seen is not None and fence < seen:
+            raise Fenced(f"caller {fence} may not start programs any more: caller {seen} has been here")
+
+    def _take_fence(self, client: Any, fence: int) -> None:
+        """Follow the newest caller, unless this is the one. Raises Fenced."""
+        before = self._highest
+        while before is None or before < fence:
+            try:
                 client.submit_job(
-                    entrypoint="true",
-                    submission_id="-".join(filter(None, ("fleetune-fence", self._queue, str(fence)))),
-                    metadata=self._metadata(FENCE, fence),
+                    entrypoint="true", submission_id=self._mark(before), metadata=self._metadata(FENCE, fence)
                 )
+                before = fence
+            except RuntimeError:  # another caller was faster; or Ray took it and did not say so
+                followed = _fence_of(job_named(client, self._mark(before)))
+                if followed is None or (before is not None and followed <= before):
+                    raise
+                before = followed
+        self._check_fence(fence, before)
+        self._fence = self._highest = fence
+
+    def _mark(self, before: int | None) -> str:
+        """The name of the job by which a caller follows another one."""
+        return "-".join(filter(None, ("fleetune-fence", self._queue, f"after-{before or 0}")))
 
     def _submit(self, client: Any, launch: Launch, fence: int) -> None:
         runtime_env = self._like(client, launch)
@@ -219,14 +292,14 @@ class RayJobsBackend:
         except ValueError as error:  # before anything was sent
             raise LaunchRefused(f"{launch.submission} cannot start on Ray: {error}") from error
         except RuntimeError:
-            job = _job(client, launch.submission)
+            job = job_named(client, launch.submission)
             if job is None:
                 raise
             self._check_ours(launch.submission, job)  # somebody was faster, or Ray took it and did not say so
 
     def _like(self, client: Any, launch: Launch) -> dict[str, Any]:
         """Raises LaunchRefused."""
-        job = _job(client, launch.like) if launch.like is not None else None
+        job = job_named(client, launch.like) if launch.like is not None else None
         if job is not None and digest_of_environment(job.runtime_env or {}) != launch.like_digest:
             raise LaunchRefused(
                 f"{launch.submission} cannot start: Ray's job {launch.like} is not the one that has asked for it. "
@@ -235,7 +308,7 @@ class RayJobsBackend:
         return environment_like(job)
 
     def _program(self, client: Any, submission: str) -> Any:
-        job = _job(client, submission)
+        job = job_named(client, submission)
         return job if job is not None and self._kind(job) == PROGRAM else None
 
     def _metadata(self, kind: str, fence: int) -> dict[str, str]:
@@ -255,16 +328,17 @@ class RayJobsBackend:
             )
 
     def _end_hard(self, client: Any, submission: str, node_id: str) -> None:
-        prefix = f"{submission}.{HARD_STOP}-"
-        running = (job for job in client.list_jobs() if (job.submission_id or "").startswith(prefix))
-        if any(_PHASES[job.status.value] not in ENDED_PHASES for job in running):
+        before = self._hard_stops.get(submission)
+        job = job_named(client, before) if before is not None else None
+        if job is not None and _PHASES[job.status.value] not in ENDED_PHASES:
             return
         wanted = shlex.quote(f"{NAME_VARIABLE}={submission}")
         # Twice, because a process may start another one while the first look goes on.
         look = f"grep -lzxF {wanted} /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3 | xargs -r kill -9 2>/dev/null"
+        name = self._hard_stops[submission] = f"{submission}.{HARD_STOP}-{time.time_ns()}"
         client.submit_job(
             entrypoint=f"{look}; sleep 0.2; {look}; true",
-            submission_id=f"{prefix}{time.time_ns()}",
+            submission_id=name,
             metadata=self._metadata(HARD_STOP, 0),
             entrypoint_label_selector={"ray.io/node-id": node_id},
         )
@@ -325,43 +399,6 @@ def _one_line(text: str) -> str:
 
 
 def _fence_of(job: Any) -> int | None:
-    """None: whoever has written it there is no caller of a queue."""
-    text = str(job.metadata.get(FENCE_KEY, ""))
+    """None: there is no such job, or whoever has written it is no caller of a queue."""
+    text = str((job.metadata or {}).get(FENCE_KEY, "")) if job is not None else ""
     return int(text) if text.isdecimal() and len(text) < 19 else None
-
-
-def _job(client: Any, submission: str) -> Any:
-    """Ray's JobDetails; None where it knows no such submission."""
-    name = quote(submission, safe="")
-    answer = client._do_request("GET", f"/api/jobs/{name}")
-    if answer.status_code == 404:
-        return None
-    job = client.get_job_info(name)
-    return job if job.submission_id == submission else None  # Ray's own ids of jobs lead here, too
-
-
-def _json(client: Any, path: str) -> Any:
-    answer = client._do_request("GET", path)
-    if answer.status_code != 200:
-        raise RuntimeError(f"status {answer.status_code} for {path}: {answer.text[:_LONGEST_MESSAGE]}")
-    return answer.json()["data"]
-
-
-def _client(dashboard: str, token: str | None, timeout_s: float) -> Any:
-    """Ray's own client, with two habits less: it waits for ever, and prefers RAY_ADDRESS to the address it is given."""
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
-
-    class TimelyClient(JobSubmissionClient):  # type: ignore[misc]
-        def __init__(self) -> None:
-            headers = {"Authorization": f"Bearer {token}"} if token else None
-            # Not JobSubmissionClient's own, which looks for the address, and may wait for a GCS that is not there.
-            super(JobSubmissionClient, self).__init__(dashboard, headers=headers)
-
-        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-            try:
-                return super()._do_request(method, endpoint, **{"timeout": timeout_s, **options})
-            except AuthenticationError as error:
-                raise ConnectionError(str(error)) from error
-
-    return TimelyClient()

@@ -14,6 +14,7 @@ import pytest
 from cluster.backend import Launch, Other, Phase
 from cluster.errors import BackendUnreachable, LaunchRefused
 from cluster.ray_jobs import RayJobsBackend
+from cluster.ray_list import Keeping
 from tests.support.backends import Machines, Program, machines
 from tests.support.processes import command_of, originals, processes_with, wait_for
 from tests.support.raycluster import RayHead, ray_head
@@ -130,3 +131,26 @@ def test_what_strangers_and_other_queues_leave_on_the_cluster_stops_nobody(opene
     opened.backend.start(launch, opened.fence)
     assert opened.ended(launch).exit_code == 0
     assert launch.submission not in {one.submission for one in other.submissions()}
+
+
+def test_entries_of_attempts_that_are_over_are_deleted_and_no_name_is_started_twice_before(
+    opened: Machines, head: RayHead
+) -> None:
+    soon = Keeping(kept_s=0.0, least_s=0.0)
+    backend = RayJobsBackend(head.dashboard, token=head.token, keeping=soon)
+    launch = opened.started(opened.launch("a"))
+    assert opened.ended(launch).exit_code == 0
+    backend.submissions()
+    with _rays_own_client(head) as client:
+
+        def names() -> set[str]:
+            return {job.submission_id for job in client.list_jobs()}
+
+        before = names()
+        opened.backend.start(launch, opened.fence)  # its name is taken: nothing happens
+        backend.forget([])
+        assert launch.submission in before and names() == before
+        backend.forget([launch.submission])
+        assert launch.submission not in names()
+    assert launch.submission not in {one.submission for one in backend.submissions()}
+    assert backend.output(launch.submission) == b""

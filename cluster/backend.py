@@ -115,6 +115,12 @@ class Backend(Protocol):
     def forget(self, submissions: Sequence[str]) -> None:
         """These have ended and need not be listed any more. Their names stay taken."""
 
+    def discard(self, submissions: Sequence[str]) -> None:
+        """Remove all that is kept of programs that have ended: entry, output, folder of their own.
+
+        Their names are free then: only for programs that nobody will start again. Unknown ones are passed over.
+        """
+
     def output(self, submission: str, after: int = 0) -> bytes:
         """What it has written to stdout and stderr, from a byte on, up to 1 MiB; empty where nothing is known."""
 

@@ -97,6 +97,14 @@ class LocalBackend:
                     with contextlib.suppress(FileNotFoundError):  # another process was faster
                         (self._known / name).rename(self._forgotten / name)
 
+    def discard(self, submissions: Sequence[str]) -> None:
+        with self._answering():
+            for name in submissions:
+                for folder in (self._known / name, self._forgotten / name):
+                    with contextlib.suppress(FileNotFoundError):
+                        if _state(folder).ended:
+                            shutil.rmtree(folder)
+
     def output(self, submission: str, after: int = 0) -> bytes:
         with self._answering():
             os.stat(self._known)

@@ -167,6 +167,12 @@ class RayJobsBackend:
             self._forgotten |= self._ended_s(PROGRAM).keys() & set(submissions)
             self._delete_old(client)
 
+    def discard(self, submissions: Sequence[str]) -> None:
+        with self._asking() as client:
+            for name in self._ended_s(PROGRAM).keys() & set(submissions):
+                client.delete_job(name)
+                self._forgotten.discard(name)
+
     def _delete_old(self, client: Any) -> None:
         """As many as a moment is enough for; the next call goes on."""
         helpers = self._ended_s(HARD_STOP)

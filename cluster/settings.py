@@ -148,6 +148,27 @@ def server_url(environ: Mapping[str, str] = os.environ) -> str | None:
     return environ.get("FLEETUNE_URL") or None
 
 
+RETENTION_DAYS = 90.0
+
+
+def retention_days(environ: Mapping[str, str] = os.environ) -> float:
+    """FLEETUNE_RETENTION_DAYS: how long a server keeps jobs after their end; 0: for ever. 90 where it is not set.
+
+    Raises:
+        InputError: it is no such number.
+    """
+    text = environ.get("FLEETUNE_RETENTION_DAYS", "").strip()
+    try:
+        days = float(text) if text else RETENTION_DAYS
+    except ValueError:
+        days = -1.0
+    if not 0.0 <= days <= 100_000.0:
+        raise InputError(
+            f"FLEETUNE_RETENTION_DAYS is {text[:40]!r}: set a number of days from 0 to 100000; 0 keeps all"
+        )
+    return days
+
+
 def server_token(environ: Mapping[str, str] = os.environ) -> str | None:
     """FLEETUNE_TOKEN, or what the file `token` of FLEETUNE_HOME has; None where there is neither.
 

@@ -46,6 +46,9 @@ class FakeBackend:
     def forget(self, submissions: Sequence[str]) -> None:
         self._cluster.ask("forget", tuple(submissions))
 
+    def discard(self, submissions: Sequence[str]) -> None:
+        self._cluster.ask("discard", tuple(submissions))
+
     def output(self, submission: str, after: int = 0) -> bytes:
         output: bytes = self._cluster.ask("output", submission, after)
         return output

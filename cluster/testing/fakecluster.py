@@ -16,7 +16,7 @@ from cluster.testing.history import Run
 from cluster.testing.script import NEVER, Script
 
 KILLED = -9
-ASKED_OF_MACHINES = frozenset({"inventory", "fence", "start", "submissions", "stop", "forget", "output"}) | {
+ASKED_OF_MACHINES = frozenset({"inventory", "fence", "start", "submissions", "stop", "forget", "output", "discard"}) | {
     "ended_elsewhere",
     "others",
 }
@@ -153,6 +153,12 @@ class FakeCluster:
             program = self._programs.get(name)
             if program is not None and self.clock() >= program.ends_s:
                 program.listed = False
+
+    def discard(self, submissions: Sequence[str]) -> None:
+        for name in submissions:
+            program = self._programs.get(name)
+            if program is not None and self.clock() >= program.ends_s:
+                del self._programs[name]
 
     def output(self, submission: str, after: int) -> bytes:
         program = self._programs.get(submission)

@@ -102,6 +102,16 @@ def serve(
             "--silent-s", metavar="S", min=60.0, help="A driver that was not heard for so long is stopped [6 hours]."
         ),
     ] = 21600.0,
+    retention: Annotated[
+        float | None,
+        typer.Option(
+            "--retention-days",
+            metavar="D",
+            min=0.0,
+            max=100_000.0,
+            help="Jobs are removed so long after their end; 0: never [FLEETUNE_RETENTION_DAYS, or 90].",
+        ),
+    ] = None,
     most_guests: Annotated[
         int,
         typer.Option("--most-guests", metavar="N", min=0, help="So many programs of `ray job submit` may be queued."),
@@ -146,6 +156,7 @@ def serve(
                 protected_s=protected,
                 register_s=register,
                 silent_s=silent,
+                retention_days=retention,
                 most_guests=most_guests,
                 autoscaler=autoscaler,
                 take_over=take_over,

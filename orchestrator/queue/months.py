@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from orchestrator.queue.records import Job, Lease
 from orchestrator.queue.states import HOLDS_A_LEASE
@@ -27,6 +28,57 @@ def next_month(at: datetime.datetime) -> datetime.datetime:
 
 def utc(at_s: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(at_s, datetime.UTC)
+
+
+class MonthTotal(NamedTuple):
+    """What a tenant has held in a month (`2026-11`): GPU-seconds, CPU-seconds of gangs without GPUs, and jobs."""
+
+    month: str
+    tenant: str
+    gpu_s: float
+    cpu_s: float
+    jobs: int
+
+
+def by_month(lease: Lease, now_s: float = 0.0) -> Iterator[tuple[str, float]]:
+    """(month, seconds in it), from the grant on. A clock may have gone backwards: then it was no time.
+
+    `now_s`: a lease that is held counts up to then.
+    """
+    end_s = max(now_s if lease.released_s is None else lease.released_s, lease.granted_s)
+    begin = utc(lease.granted_s)
+    while True:
+        following = next_month(begin)
+        until_s = min(end_s, following.timestamp())
+        yield f"{begin:%Y-%m}", until_s - begin.timestamp()
+        if until_s >= end_s:
+            return
+        begin = following
+
+
+def totals_of(
+    leases: Iterable[Lease], split: Callable[[Lease], Iterable[tuple[str, float]]] = by_month
+) -> list[MonthTotal]:
+    """By month and tenant. A job counts once in a month."""
+    held: dict[tuple[str, str], tuple[list[float], set[str]]] = {}
+    for lease in leases:
+        gang = lease.gang
+        for month, seconds in split(lease):
+            sums, jobs = held.setdefault((month, lease.tenant), ([0.0, 0.0], set()))
+            each = gang.gpus_per_worker or gang.cpus_per_worker
+            sums[0 if gang.gpus_per_worker else 1] += gang.num_workers * each * seconds
+            jobs.add(lease.job_id)
+    return [MonthTotal(*key, sums[0], sums[1], len(jobs)) for key, (sums, jobs) in sorted(held.items())]
+
+
+def added_up(totals: Iterable[MonthTotal]) -> list[MonthTotal]:
+    """One for each month and tenant."""
+    found: dict[tuple[str, str], MonthTotal] = {}
+    for one in totals:
+        key = (one.month, one.tenant)
+        known = found.get(key, MonthTotal(*key, 0.0, 0.0, 0))
+        found[key] = MonthTotal(*key, known.gpu_s + one.gpu_s, known.cpu_s + one.cpu_s, known.jobs + one.jobs)
+    return [found[key] for key in sorted(found)]
 
 
 def spent(tenants: Iterable[Tenant], gpu_hours: Mapping[str, float]) -> frozenset[str]:

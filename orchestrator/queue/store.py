@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from orchestrator.queue.months import MonthTotal
 from orchestrator.queue.records import (
     Job,
     Leadership,
@@ -176,6 +177,24 @@ class Store(Protocol):
 
     def leases(self, *, held: bool = False, since_s: float = 0.0, until_s: float = math.inf) -> list[Lease]:
         """Those that are held, or those that were held between two times, in the order of granting."""
+
+    def used(self, since_s: float, until_s: float) -> tuple[list[Lease], list[MonthTotal]]:
+        """Leases as of `leases`, and by month what those have held that are gone; a lease is in one of the two."""
+
+    def prunable(self, before_s: float, limit: int) -> list[tuple[str, int]]:
+        """Jobs that ended before a time and that nobody needs, the oldest first, and how many attempts each had.
+
+        A job is needed while another one waits for it, or while what is to follow its end has not been submitted.
+        """
+
+    def prune(self, epoch: int, job_ids: Sequence[str], before_s: float) -> int:
+        """Remove those of these jobs that are still prunable, and some old events; how many rows of jobs and events.
+
+        Their specs, leases, events and keys go with them. What their leases have held stays known (`used`).
+
+        Raises:
+            NotLeader: somebody has led since.
+        """
 
     def add_events(self, events: Sequence[QueueEvent]) -> None: ...
 

@@ -19,7 +19,7 @@ import uvicorn
 
 from cluster.errors import InputError
 from cluster.sessionrecord import SessionRecord
-from cluster.settings import extra_protocols, fleetune_home, server_secrets
+from cluster.settings import extra_protocols, fleetune_home, retention_days, server_secrets
 from cluster.this_machine import machine_name
 from cluster.tls import check_own
 from orchestrator.queue.clock import SystemClock
@@ -51,6 +51,7 @@ from orchestrator.server.wishing import Wishing
 from orchestrator.service import clients, followups
 from orchestrator.service.explain import Explainer
 from orchestrator.service.launching import launch_of
+from orchestrator.service.retention import Retention
 from orchestrator.service.surroundings import MOST_GUESTS, Surroundings
 from orchestrator.store import open_store
 
@@ -76,6 +77,7 @@ class Options:
     protected_s: float = DEFAULT.protected_s
     register_s: float = REGISTER_S
     silent_s: float = SILENT_S
+    retention_days: float | None = None
     most_guests: int = MOST_GUESTS
     autoscaler: str | None = None
     take_over: bool = False
@@ -179,6 +181,7 @@ def _surroundings(
         one_machine=place.one_machine,
         secrets=secrets,
         most_guests=options.most_guests,
+        retention_days=retention_days() if options.retention_days is None else options.retention_days,
         protocols=extra_protocols(),
         python=(options.python or (sys.executable if place.same_machine else "python3"),),
     )
@@ -256,6 +259,7 @@ class _Server:
             Minute(around.machines.last_known),  # so that those that go are known to have been there
         ]
         # Also without --embedded: a script may use a server that was there before it.
+        after.append(Retention(around, lambda: self._leading.epoch))
         after.append(partial(clients.cancel_what_the_gone_left, around, self._home))
         after.append(Minute(partial(clients.forget_the_gone, around, self._home)))
         if self._place.session is not None:

@@ -18,7 +18,6 @@ from jobs.runref import run_named
 from jobs.spec import Spec
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownTenant
 from orchestrator.queue.records import Job, NewJob
-from orchestrator.queue.states import State
 from orchestrator.scheduling.quota import check_within_limit
 from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.service import limits
@@ -109,7 +108,7 @@ class _Admission:
         queue, after = spec.queue, [parent.job_id for parent in self._named_parents(spec)]
         source = self._source(spec)
         if source is not None and isinstance(spec, Spec):
-            after += [source.job_id] if source.state is not State.SUCCEEDED else []
+            after += [source.job_id]  # also if it has succeeded: its job must not be removed meanwhile
             model = spec.model.model_copy(update={"path": f"run:{source.job_id}"})
             spec = spec.model_copy(update={"model": model})
         tenant = self._tenant(queue.tenant)

@@ -35,6 +35,7 @@ class Surroundings:
         secrets: what jobs may be given, by name.
         python: how Python is started where drivers run.
         protocols: of URLs in specs, beside `jobs.location.PROTOCOLS`.
+        retention_days: for how long jobs are kept after their end; 0: for ever.
         most_guests: so many programs of `ray job submit` may be queued at once.
     """
 
@@ -52,6 +53,7 @@ class Surroundings:
     python: tuple[str, ...] = (sys.executable,)
     most_guests: int = MOST_GUESTS
     protocols: frozenset[str] = frozenset()
+    retention_days: float = 0.0
 
     def __post_init__(self) -> None:
         _ = (

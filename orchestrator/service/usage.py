@@ -8,14 +8,13 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Final
 
 from orchestrator.api import Usage, UsageRow
 from orchestrator.queue.clock import Clock
 from orchestrator.queue.errors import QueueError
-from orchestrator.queue.months import next_month, utc
+from orchestrator.queue.months import MonthTotal, added_up, by_month, next_month, totals_of, utc
 from orchestrator.queue.records import Lease
 from orchestrator.queue.store import Store
 
@@ -28,41 +27,36 @@ _FRESH_S: Final = 60.0
 _MONTHS_KEPT: Final = 120
 
 
-@dataclass
-class _Held:
-    gpu_s: float = 0.0
-    cpu_s: float = 0.0
-    jobs: set[str] = field(default_factory=set)
-
-
-def usage(leases: Iterable[Lease], now_s: float, month: str | None = None, tenant: str | None = None) -> Usage:
+def usage(
+    leases: Iterable[Lease],
+    now_s: float,
+    month: str | None = None,
+    tenant: str | None = None,
+    before: Iterable[MonthTotal] = (),
+) -> Usage:
     """By month (UTC) and tenant; a lease that is held counts up to now, and one over a month's end to both months.
 
     Args:
         month: `2026-11`; None: all.
+        before: what leases have held that the store does not keep any more.
 
     Raises:
         QueueError: that is no month.
     """
     if month is not None:
         month_begins_s(month)
-    found: dict[tuple[str, str], _Held] = {}
-    for lease in leases:
-        if tenant is not None and lease.tenant != tenant:
-            continue
-        for name, seconds in _by_month(lease, now_s):
-            if month is None or name == month:
-                _add(found.setdefault((name, lease.tenant), _Held()), lease, seconds)
+    found = added_up([*before, *totals_of(leases, lambda lease: by_month(lease, now_s))])
     return Usage(
         rows=tuple(
             UsageRow(
-                month=name,
-                tenant=whose,
-                gpu_hours=held.gpu_s / _HOUR_S,
-                cpu_hours=held.cpu_s / _HOUR_S,
-                jobs=len(held.jobs),
+                month=one.month,
+                tenant=one.tenant,
+                gpu_hours=one.gpu_s / _HOUR_S,
+                cpu_hours=one.cpu_s / _HOUR_S,
+                jobs=one.jobs,
             )
-            for (name, whose), held in sorted(found.items())
+            for one in found
+            if month in (None, one.month) and tenant in (None, one.tenant)
         )
     )
 
@@ -113,7 +107,8 @@ class UsageMonths:
             return self._over[month]
         if month == self._running[0] and now_s < end_s and time.monotonic() < self._until_s:
             return self._running[1]
-        rows = usage(self._store.leases(since_s=begin_s, until_s=end_s), now_s, month).rows
+        leases, before = self._store.used(begin_s, end_s)
+        rows = usage(leases, now_s, month, before=before).rows
         if now_s >= end_s:
             self._over[month] = rows
             while len(self._over) > _MONTHS_KEPT:
@@ -128,25 +123,3 @@ def newest_months(now_s: float) -> list[str]:
     at = utc(now_s)
     numbers = (at.year * 12 + at.month - 1 - back for back in range(NEWEST_MONTHS))
     return [f"{number // 12:04}-{number % 12 + 1:02}" for number in numbers]
-
-
-def _add(held: _Held, lease: Lease, seconds: float) -> None:
-    gang = lease.gang
-    if gang.gpus_per_worker:
-        held.gpu_s += gang.num_workers * gang.gpus_per_worker * seconds
-    else:
-        held.cpu_s += gang.num_workers * gang.cpus_per_worker * seconds
-    held.jobs.add(lease.job_id)
-
-
-def _by_month(lease: Lease, now_s: float) -> Iterator[tuple[str, float]]:
-    """(month, seconds in it), from the grant on. A clock may have gone backwards: then it was no time."""
-    end_s = max(now_s if lease.released_s is None else lease.released_s, lease.granted_s)
-    begin = utc(lease.granted_s)
-    while True:
-        following = next_month(begin)
-        until_s = min(end_s, following.timestamp())
-        yield f"{begin:%Y-%m}", until_s - begin.timestamp()
-        if until_s >= end_s:
-            return
-        begin = following

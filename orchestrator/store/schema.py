@@ -1,7 +1,7 @@
 """The tables, as of the newest revision. `migrations` makes them; a test holds the two against each other.
 
 What has structure is JSON in TEXT, which both databases have, and '' where it is empty: most rows have none, and
-nothing is parsed for them. No row is ever removed but node rules and facts.
+nothing is parsed for them. What is removed, and when, is in `pruning`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ ID = Text().with_variant(Text(collation="C"), "postgresql")  # ordered by bytes,
 # Conditions of partial indices. SQLite takes such an index only where a statement has the same words.
 ENDED_UNFOLLOWED = "on_end <> '' AND followed <> changed AND ended_s IS NOT NULL"
 OF_A_CLIENT = "client > '' AND ended_s IS NULL"
+WAITS_FOR_OTHERS = "\"after\" <> '' AND ended_s IS NULL"
+HAS_ENDED = "ended_s IS NOT NULL"
 
 # One row. Every write begins by taking its numbers here, and so holds this row until it has committed: writers go one
 # after the other, numbers are committed in their order, and whoever reads up to a number has missed none below it.
@@ -112,6 +114,8 @@ JOBS = Table(
     Index("jobs_by_state", "state", "number", "job_id"),
     Index("jobs_by_tenant", "tenant", "state", "number", "job_id"),
     Index("jobs_unfollowed", "followed", sqlite_where=text(ENDED_UNFOLLOWED), postgresql_where=text(ENDED_UNFOLLOWED)),
+    Index("jobs_by_end", "ended_s", sqlite_where=text(HAS_ENDED), postgresql_where=text(HAS_ENDED)),
+    Index("jobs_after", "after", sqlite_where=text(WAITS_FOR_OTHERS), postgresql_where=text(WAITS_FOR_OTHERS)),
     Index("jobs_of_clients", "client", sqlite_where=text(OF_A_CLIENT), postgresql_where=text(OF_A_CLIENT)),
 )
 
@@ -132,6 +136,18 @@ KEYS = Table(
     Column("first_job", BigInteger, nullable=False),  # the jobs of one submission have consecutive numbers
     Column("jobs", Integer, nullable=False),
     Column("created_s", Double, nullable=False),
+    Index("keys_by_job", "first_job"),
+)
+
+# What the leases of jobs have held that are removed, by month (`2026-11`) and tenant.
+USAGE = Table(
+    "usage",
+    METADATA,
+    Column("month", Text, primary_key=True),
+    Column("tenant", Text, primary_key=True),
+    Column("gpu_s", Double, nullable=False),
+    Column("cpu_s", Double, nullable=False),  # of gangs without GPUs
+    Column("jobs", BigInteger, nullable=False),
 )
 
 LEASES = Table(

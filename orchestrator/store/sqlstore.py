@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from orchestrator.queue.months import MonthTotal
 from orchestrator.queue.records import (
     Job,
     Leadership,
@@ -20,7 +21,7 @@ from orchestrator.queue.records import (
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Change, Filter, SubmissionKey
 from orchestrator.scheduling.snapshot import Tenant
-from orchestrator.store import history, jobtable, movement, numbers, pages, registry, steps
+from orchestrator.store import history, jobtable, movement, numbers, pages, pruning, registry, steps
 from orchestrator.store.database import Database
 from orchestrator.store.submissions import Draw, Submission, Submissions, draw
 
@@ -115,6 +116,22 @@ class SqlStore:
     def leases(self, *, held: bool = False, since_s: float = 0.0, until_s: float = math.inf) -> list[Lease]:
         with self._database.read() as connection:
             return movement.leases(connection, held, since_s, until_s)
+
+    def used(self, since_s: float, until_s: float) -> tuple[list[Lease], list[MonthTotal]]:
+        with self._database.read() as connection:
+            while True:  # a prune between two statements would move leases from one to the other
+                before = pruning.totals(connection)
+                found = movement.leases(connection, False, since_s, until_s)
+                if pruning.totals(connection) == before:
+                    return found, before
+
+    def prunable(self, before_s: float, limit: int) -> list[tuple[str, int]]:
+        with self._database.read() as connection:
+            return pruning.prunable(connection, before_s, limit)
+
+    def prune(self, epoch: int, job_ids: Sequence[str], before_s: float) -> int:
+        with self._database.write() as connection:
+            return pruning.prune(connection, epoch, job_ids, before_s)
 
     def add_events(self, events: Sequence[QueueEvent]) -> None:
         with self._database.write() as connection:

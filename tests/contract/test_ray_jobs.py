@@ -149,7 +149,7 @@ def test_entries_of_attempts_that_are_over_are_deleted_and_no_name_is_started_tw
         before = names()
         opened.backend.start(launch, opened.fence)  # its name is taken: nothing happens
         backend.forget([])
-        assert launch.submission in before and names() == before
+        assert launch.submission in before and names() <= before  # helpers of other tests go
         backend.forget([launch.submission])
         assert launch.submission not in names()
     assert launch.submission not in {one.submission for one in backend.submissions()}

@@ -195,6 +195,8 @@ def test_migrations_make_the_tables_that_the_store_works_with(shared_url: str) -
         "jobs_by_tenant",
         "jobs_unfollowed",
         "jobs_of_clients",
+        "jobs_by_end",
+        "jobs_after",
     }
     assert ScriptDirectory(str(SCRIPTS)).get_current_head() == REVISION
     database.close()

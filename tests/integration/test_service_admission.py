@@ -216,7 +216,7 @@ def test_a_model_of_a_run_makes_its_job_a_parent_until_it_has_succeeded(world: S
     assert json.loads(world.store.spec(job.job_id))["model"]["path"] == f"run:{parent.job_id}"
     go(world.store, parent, State.STARTING, State.RUNNING, State.SUCCEEDED, now_s=START_S)
     (job,) = world.admit(finetune(f"run:{parent.job_id}", name="more"))
-    assert job.after == ()
+    assert job.after == (parent.job_id,)  # so that it is not removed meanwhile
     assert refused(world, finetune(f"run:{parent.job_id}", name="more"), by=BERT)[0] is UnknownJob
     kind, text = refused(world, finetune(f"run:{parent.job_id}", name="more", **queue(tenant="b")), by=ANYBODY)
     assert kind is Forbidden

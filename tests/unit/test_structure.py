@@ -26,6 +26,7 @@ HOMES = {
     "ray": (
         *TRAINING,
         "cluster/ray_backend.py",
+        "cluster/ray_client.py",
         "cluster/ray_jobs.py",
         "cluster/ray_store.py",
         "cluster/ray_wish.py",

@@ -10,6 +10,9 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
+HAS_ENDED = sa.text("ended_s IS NOT NULL")
+WAITS_FOR_OTHERS = sa.text("\"after\" <> '' AND ended_s IS NULL")
+
 
 def upgrade() -> None:
     op.add_column("tenants", sa.Column("restrictions", sa.Text, nullable=False, server_default=sa.text("''")))
@@ -17,3 +20,14 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("restored_at_step", sa.BigInteger, nullable=False, server_default=sa.text("0")))
     op.add_column("jobs", sa.Column("labels", sa.Text, nullable=False, server_default=sa.text("''")))
     op.add_column("node_rules", sa.Column("deadline_s", sa.Double, nullable=True))
+    op.create_table(
+        "usage",
+        sa.Column("month", sa.Text, primary_key=True),
+        sa.Column("tenant", sa.Text, primary_key=True),
+        sa.Column("gpu_s", sa.Double, nullable=False),
+        sa.Column("cpu_s", sa.Double, nullable=False),
+        sa.Column("jobs", sa.BigInteger, nullable=False),
+    )
+    for name, key, condition in (("jobs_by_end", "ended_s", HAS_ENDED), ("jobs_after", "after", WAITS_FOR_OTHERS)):
+        op.create_index(name, "jobs", [key], sqlite_where=condition, postgresql_where=condition)
+    op.create_index("keys_by_job", "keys", ["first_job"])

@@ -1,0 +1,56 @@
+"""The end of old jobs: what a server removes by itself, a little after each pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from orchestrator.queue.months import month_around
+from orchestrator.queue.shares import counts_since_s
+from orchestrator.service.surroundings import Surroundings
+
+DAY_S: Final = 86_400.0
+BATCH: Final = 200  # jobs in one transaction
+_LOOKS_EVERY_S: Final = 60.0
+
+
+def kept_since_s(now_s: float, retention_days: float, half_life_s: float) -> float:
+    """Jobs that ended before this are removed.
+
+    The leases of this month and the last are kept in any case, and so are those that still count for the shares of
+    tenants.
+    """
+    begin_s, _ = month_around(now_s)
+    last_month_s, _ = month_around(begin_s - 1.0)
+    return min(now_s - retention_days * DAY_S, last_month_s, counts_since_s(now_s, half_life_s))
+
+
+class Retention:
+    """Called by the leader after each pass; removes one batch at most. Runs' directories are never touched."""
+
+    def __init__(self, surroundings: Surroundings, epoch: Callable[[], int]) -> None:
+        """`epoch`: of this server's leadership; raises NotLeader."""
+        self._around, self._epoch = surroundings, epoch
+        self._next_s = 0.0
+
+    def __call__(self) -> int:
+        """How many rows were removed.
+
+        Raises:
+            StoreBroken, BackendUnreachable, NotLeader: nothing is lost; the next call goes on.
+        """
+        days = self._around.retention_days
+        if not days or time.monotonic() < self._next_s:
+            return 0
+        store, now_s = self._around.store, self._around.clock.now_s()
+        before_s = kept_since_s(now_s, days, self._around.policy.share_half_life_s)
+        found = store.prunable(before_s, BATCH)
+        # First on the machines: as long as the job is there, nobody else gets its id, and so the names of its attempts.
+        names = [f"{job_id}-{number}" for job_id, attempts in found for number in range(1, attempts + 1)]
+        if names:
+            self._around.backend.discard(names)
+        removed = store.prune(self._epoch(), [job_id for job_id, _ in found], before_s)
+        if len(found) < BATCH:
+            self._next_s = time.monotonic() + _LOOKS_EVERY_S
+        return removed

@@ -1,0 +1,101 @@
+"""What is removed once it is old: ended jobs with all that belongs to them, and old events of the cluster.
+
+Each call is a short transaction. What tenants have used stays known: leases that go are added to `USAGE` by month.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, text, update
+
+from orchestrator.queue.months import MonthTotal, by_month, totals_of
+from orchestrator.queue.records import Lease
+from orchestrator.queue.states import ENDED
+from orchestrator.store.numbers import take_as_leader
+from orchestrator.store.rows import LEASE_COLUMNS, lease_of
+from orchestrator.store.schema import EVENTS, JOBS, KEYS, LEASES, SPECS, USAGE, WAITS_FOR_OTHERS
+from orchestrator.store.unread import records_of
+
+_NEEDED = select(JOBS.c.after).where(text(WAITS_FOR_OTHERS))
+_OLD = and_(
+    JOBS.c.ended_s < bindparam("before_s"),
+    JOBS.c.state.in_(sorted(state.value for state in ENDED)),
+    or_(JOBS.c.on_end == "", JOBS.c.followed == JOBS.c.changed),
+)
+_PRUNABLE = select(JOBS.c.job_id, JOBS.c.attempt).where(_OLD).order_by(JOBS.c.ended_s).limit(bindparam("limit"))
+_STILL = select(JOBS.c.number, JOBS.c.job_id).where(_OLD, JOBS.c.job_id.in_(bindparam("ids", expanding=True)))
+_LEASES = (
+    select(*LEASE_COLUMNS)
+    .join(JOBS, JOBS.c.number == LEASES.c.job)
+    .where(LEASES.c.job.in_(bindparam("numbers", expanding=True)))
+)
+_EVENTS = (
+    select(EVENTS.c.number, EVENTS.c.at_s)
+    .where(EVENTS.c.job_id.is_(None))
+    .order_by(EVENTS.c.number)
+    .limit(bindparam("limit"))
+)
+_MOST_EVENTS = 500  # of the cluster, in one call
+
+
+def prunable(connection: Connection, before_s: float, limit: int) -> list[tuple[str, int]]:
+    """Jobs, and how many attempts each had."""
+    needed = _needed(connection)
+    rows = connection.execute(_PRUNABLE, {"before_s": before_s, "limit": limit + len(needed)})
+    return [(job_id, attempt) for job_id, attempt in rows if job_id not in needed][:limit]
+
+
+def prune(connection: Connection, epoch: int, job_ids: Sequence[str], before_s: float) -> int:
+    """Raises NotLeader."""
+    take_as_leader(connection, epoch, changes=0, events=0)
+    needed = _needed(connection)  # again: somebody may have submitted a job that waits for one of them
+    wanted = [job_id for job_id in job_ids if job_id not in needed]
+    found = connection.execute(_STILL, {"before_s": before_s, "ids": wanted}).all() if wanted else []
+    numbers, ids = [row.number for row in found], [row.job_id for row in found]
+    if numbers:
+        leases = records_of(connection, "lease", connection.execute(_LEASES, {"numbers": numbers}), lease_of)
+        _add_up(connection, leases)
+        for column in (LEASES.c.job, SPECS.c.number, KEYS.c.first_job):
+            connection.execute(delete(column.table).where(column.in_(numbers)))
+        connection.execute(delete(EVENTS).where(EVENTS.c.job_id.in_(ids)))
+        connection.execute(delete(JOBS).where(JOBS.c.number.in_(numbers)))
+    old = [number for number, at_s in connection.execute(_EVENTS, {"limit": _MOST_EVENTS}) if at_s < before_s]
+    if old:
+        connection.execute(delete(EVENTS).where(EVENTS.c.number.in_(old)))
+    return len(numbers) + len(old)
+
+
+def totals(connection: Connection) -> list[MonthTotal]:
+    """What the leases have held that are gone by now."""
+    rows = connection.execute(select(USAGE).order_by(USAGE.c.month, USAGE.c.tenant))
+    return [MonthTotal(*row) for row in rows]
+
+
+def _needed(connection: Connection) -> set[str]:
+    """Ids of jobs that others wait for."""
+    found: set[str] = set()
+    for after in connection.execute(_NEEDED).scalars():
+        found.update(_ids(after))
+    return found
+
+
+def _ids(after: str) -> Iterable[str]:
+    try:
+        return [one for one in json.loads(after) if isinstance(one, str)]
+    except ValueError:  # of a row that cannot be read: what it names in some way may be needed
+        return after.replace('"', " ").replace(",", " ").split()
+
+
+def _add_up(connection: Connection, leases: Iterable[Lease]) -> None:
+    for total in totals_of(leases, by_month):
+        key = (USAGE.c.month == total.month, USAGE.c.tenant == total.tenant)
+        more: dict[str, Any] = {
+            "gpu_s": USAGE.c.gpu_s + total.gpu_s,
+            "cpu_s": USAGE.c.cpu_s + total.cpu_s,
+            "jobs": USAGE.c.jobs + total.jobs,
+        }
+        if not connection.execute(update(USAGE).where(*key).values(more)).rowcount:
+            connection.execute(insert(USAGE).values(total._asdict()))

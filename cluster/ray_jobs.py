@@ -31,7 +31,7 @@ from typing import Any
 from cluster.backend import ENDED_PHASES, Launch, Other, Phase, Submission, check_launch
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
 from cluster.inventory import Growth, Inventory
-from cluster.lastwords import TAIL_BYTES, last_words
+from cluster.ray_answers import PHASES, environment_like, one_line, submission_of
 from cluster.ray_client import job_named, json_of, ray_client
 from cluster.ray_list import Keeping, entries_to_delete
 from cluster.ray_logs import OpenLogs, ProgramLog
@@ -43,22 +43,8 @@ FENCE_KEY, KIND_KEY, QUEUE_KEY = "fleetune.fence", "fleetune.kind", "fleetune.qu
 PROGRAM, FENCE, HARD_STOP = "program", "fence", "hard-stop"
 NAME_VARIABLE = "FLEETUNE_SUBMISSION"
 
-_PHASES = {
-    "PENDING": Phase.PENDING,
-    "RUNNING": Phase.RUNNING,
-    "SUCCEEDED": Phase.SUCCEEDED,
-    "FAILED": Phase.FAILED,
-    "STOPPED": Phase.STOPPED,
-}
-# How Ray says that it has lost a job, as opposed to a job that has failed.
-_LOST_TYPES = frozenset(
-    f"JOB_SUPERVISOR_ACTOR_{what}"
-    for what in ("START_TIMEOUT", "START_FAILURE", "UNSCHEDULABLE", "UNKNOWN_FAILURE", "DIED")
-)
-_LONGEST_MESSAGE = 500
 _LONGEST_ENTRY = 80
 _PYTHONS = frozenset({"pip", "uv", "conda"})  # what gives a job a Python of its own, as `python`
-_OURS = "FLEETUNE_"
 _FRESH_S = 3.0  # a list of Ray's jobs that is good enough for what others run
 _DELETES_FOR_S = 0.3  # in one pass
 KEEPING = Keeping()
@@ -192,7 +178,7 @@ class RayJobsBackend:
         return {
             job.submission_id: (job.end_time or 0) / 1000.0
             for job in self._listed[1]
-            if self._kind(job) == kind and _PHASES[job.status.value] in ENDED_PHASES
+            if self._kind(job) == kind and PHASES[job.status.value] in ENDED_PHASES
         }
 
     def _list(self, client: Any, not_older_s: float = 0.0) -> list[Any]:
@@ -215,15 +201,15 @@ class RayJobsBackend:
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         with self._asking() as client:
             jobs = self._list(client, _FRESH_S)
-            known = {job.submission_id: _PHASES[job.status.value] for job in jobs if job.submission_id}
+            known = {job.submission_id: PHASES[job.status.value] for job in jobs if job.submission_id}
         return frozenset(program for program in programs if known.get(program) in ENDED_PHASES)
 
     def others(self) -> Sequence[Other]:
         """All jobs of the cluster that run, but for ours; drivers without a submission go by their job's id."""
         with self._asking() as client:
-            jobs = [job for job in self._list(client, _FRESH_S) if _PHASES[job.status.value] is Phase.RUNNING]
+            jobs = [job for job in self._list(client, _FRESH_S) if PHASES[job.status.value] is Phase.RUNNING]
         return [
-            Other(job.submission_id or f"job {job.job_id}", _one_line(job.entrypoint or "")[:_LONGEST_ENTRY])
+            Other(job.submission_id or f"job {job.job_id}", one_line(job.entrypoint or "")[:_LONGEST_ENTRY])
             for job in jobs
             if QUEUE_KEY not in (job.metadata or {})
         ]
@@ -248,7 +234,7 @@ class RayJobsBackend:
             yield self._connected
         except (OSError, RuntimeError) as error:  # requests' own errors are OSErrors, Ray's are RuntimeErrors
             raise BackendUnreachable(
-                f"the Ray dashboard at {self._dashboard} gives no answer that helps: {_one_line(str(error))}. See that "
+                f"the Ray dashboard at {self._dashboard} gives no answer that helps: {one_line(str(error))}. See that "
                 "the cluster is up; with token authentication on, set RAY_AUTH_MODE=token and have its token in "
                 "~/.ray/auth_token"
             ) from error
@@ -336,7 +322,7 @@ class RayJobsBackend:
     def _end_hard(self, client: Any, submission: str, node_id: str) -> None:
         before = self._hard_stops.get(submission)
         job = job_named(client, before) if before is not None else None
-        if job is not None and _PHASES[job.status.value] not in ENDED_PHASES:
+        if job is not None and PHASES[job.status.value] not in ENDED_PHASES:
             return
         wanted = shlex.quote(f"{NAME_VARIABLE}={submission}")
         # Twice, because a process may start another one while the first look goes on.
@@ -369,39 +355,13 @@ def _log_of(client: Any, job: Any) -> ProgramLog:
         return answer
 
     rays_line = f"Running entrypoint for job {name}: {job.entrypoint}\n".encode()
-    return ProgramLog(name, rays_line, _PHASES[job.status.value] in ENDED_PHASES, opened)
+    return ProgramLog(name, rays_line, PHASES[job.status.value] in ENDED_PHASES, opened)
 
 
 def _content(client: Any, path: str) -> bytes:
     """Empty where there is no such log."""
     answer = client._do_request("GET", path)
     return bytes(answer.content) if answer.status_code == 200 else b""
-
-
-def environment_like(job: Any) -> dict[str, Any]:
-    """The runtime environment of one of Ray's JobDetails, for another job; without what names its own server."""
-    found = dict((job.runtime_env if job is not None else None) or {})
-    variables = dict(found.get("env_vars") or {})
-    return {**found, "env_vars": {name: value for name, value in variables.items() if not name.startswith(_OURS)}}
-
-
-def submission_of(job: Any) -> Submission:
-    """What one of Ray's JobDetails says."""
-    name, phase = job.submission_id, _PHASES[job.status.value]
-    if phase is not Phase.FAILED:
-        return Submission(name, phase, job.driver_exit_code)
-    if job.error_type in _LOST_TYPES:
-        return Submission(name, Phase.LOST, message=_one_line(job.message or ""))
-    # Of a program that ran, Ray's message is the end of its output.
-    text = job.message or ""
-    message = last_words(text[-TAIL_BYTES:]) if job.driver_exit_code is not None else _one_line(text)
-    return Submission(name, phase, job.driver_exit_code, message)
-
-
-def _one_line(text: str) -> str:
-    """What an error says; of a traceback, its last line."""
-    lines = text.strip().splitlines() or [""]
-    return lines[-1 if "Traceback" in text else 0][:_LONGEST_MESSAGE]
 
 
 def _fence_of(job: Any) -> int | None:

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.ray_jobs import KIND_KEY, environment_like
+from cluster.ray_answers import environment_like
+from cluster.ray_jobs import KIND_KEY
 from cluster.raylets import Raylet, raylet_of
 from cluster.sessionrecord import FILE, SessionRecord, read_record, write_record
 from cluster.settings import RAY_JOB, RayJob, ray_job

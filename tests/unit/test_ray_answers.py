@@ -9,7 +9,7 @@ import pytest
 
 from cluster.backend import Phase, Submission
 from cluster.inventory import Inventory, Node
-from cluster.ray_jobs import submission_of
+from cluster.ray_answers import submission_of
 from cluster.ray_nodes import inventory_of, use_from_status, use_from_summary
 from cluster.ray_output import program_chunks
 

@@ -59,7 +59,7 @@ def routes(serving: Serving) -> APIRouter:
             told = look(around, job, sent.attempt, sent.after)
             scrub = serving.scrub.and_also(tokens_of(serving, job))
             words = _words(serving, job, caller)
-            return told.model_copy(update={"output": scrub.text(told.output), "words": scrub.text(words)})
+            return told.model_copy(update={"output": scrub.text(told.output), "words": scrub.line(words)})
 
         return answer(await serving.slow.run(read))
 

@@ -35,7 +35,7 @@ def _view(serving: Serving, event: QueueEvent) -> api.EventView:
         number=event.number,
         at_s=event.at_s,
         kind=event.kind,
-        message=serving.scrub.text(event.message),
+        message=serving.scrub.line(event.message),
         job_id=event.job_id,
     )
 
@@ -97,7 +97,7 @@ def _logs(router: APIRouter, serving: Serving) -> None:
         def explained() -> api.WhyView:
             serving.job(job_id, caller)
             said = serving.explainer.why(job_id, caller)
-            return said.model_copy(update={"text": serving.scrub.text(said.text)})
+            return said.model_copy(update={"text": serving.scrub.line(said.text)})
 
         return answer(await serving.slow.run(explained))
 

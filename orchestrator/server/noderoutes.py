@@ -44,4 +44,4 @@ def routes(serving: Serving) -> APIRouter:
 
 
 def _shown(serving: Serving, node: api.NodeView) -> api.NodeView:
-    return node.model_copy(update={"reason": serving.scrub.text(node.reason)})
+    return node.model_copy(update={"reason": serving.scrub.line(node.reason)})

@@ -20,10 +20,10 @@ class Output:
 
     def say(self, text: str) -> None:
         """With the time (UTC)."""
-        self._write(f"{time.strftime('%H:%M:%SZ', time.gmtime())} {self.scrub.text(text)}")
+        self._write(f"{time.strftime('%H:%M:%SZ', time.gmtime())} {self.scrub.line(text)}")
 
     def greet(self, lines: Sequence[str]) -> None:
-        self._write(self.scrub.text("\n".join(lines)))
+        self._write(self.scrub.line("\n".join(lines)))
 
     def take_logs(self) -> None:
         """Of the libraries, only what is wrong; verbose: all."""

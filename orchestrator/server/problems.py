@@ -74,7 +74,7 @@ def answer(
 def answer_to(error: FleetuneError, scrub: Scrubber, queue: str = "") -> Response:
     wait_s = getattr(error, "retry_after_s", None)
     headers = None if wait_s is None else {"Retry-After": str(math.ceil(wait_s))}
-    return answer(type(error).__name__, scrub.text(str(error)), status_of(error), headers, queue)
+    return answer(type(error).__name__, scrub.line(str(error)), status_of(error), headers, queue)
 
 
 def handle(app: FastAPI, scrub: Scrubber, say: Callable[[str], None], queue: str = "") -> None:
@@ -93,12 +93,12 @@ def handle(app: FastAPI, scrub: Scrubber, say: Callable[[str], None], queue: str
 
     async def shape(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return answer("WrongShape", scrub.text(shape_message(error.errors())), 422, queue=queue)
+        return answer("WrongShape", scrub.line(shape_message(error.errors())), 422, queue=queue)
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         name = _NAMES.get(error.status_code, "HTTPError")
-        return answer(name, scrub.text(_http_message(error)), error.status_code, error.headers, queue)
+        return answer(name, scrub.line(_http_message(error)), error.status_code, error.headers, queue)
 
     async def fault(request: Request, error: Exception) -> Response:
         return unexpected(request.scope, error, say)

@@ -13,6 +13,7 @@ _SHORTEST = 4  # characters; of shorter ones too much would be hidden that is no
 _OWN_TOKEN = re.compile(r"\bft_[A-Za-z0-9_-]{20,}")
 # Of bounded length, so that no text takes long.
 _PASSWORD = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]{0,20}://[^\s/:@'\"]{0,100}):[^\s@]{1,200}@")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline; C1 has an escape of its own
 _BEARER = re.compile(r"(\bBearer\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _LOOKS_SECRET = re.compile(
     r"secret|token|passw|passphrase|credential|private|(?:^|_)(?:key|pwd|auth|dsn)(?:$|_)|api_?key|access_?key", re.I
@@ -35,6 +36,10 @@ class Scrubber:
         if "://" in text and "@" in text:
             text = _PASSWORD.sub(rf"\1:{HIDDEN}@", text)
         return _BEARER.sub(rf"\1{HIDDEN}", text) if "earer" in text.casefold() else text
+
+    def line(self, text: str) -> str:
+        """The same for a text that a terminal shows: what would move or colour it is written out, as `\\x1b`."""
+        return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", self.text(text))
 
     def value(self, value: Any) -> Any:
         """All texts in a value as JSON has them."""

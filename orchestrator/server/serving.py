@@ -105,7 +105,7 @@ class Serving:
     def set_aside_for(self, caller: Caller) -> tuple[str, ...]:
         """The same in words, of the jobs that the caller may see."""
         rows = [row for row in self.set_aside() if row.table == "job" and caller.may_see(row.tenant or "")]
-        return tuple(self.scrub.text(f"{row.name}: {row.problem}") for row in rows[:_MOST_SET_ASIDE])
+        return tuple(self.scrub.line(f"{row.name}: {row.problem}") for row in rows[:_MOST_SET_ASIDE])
 
     def now_s(self) -> float:
         return self.surroundings.clock.now_s()
@@ -125,7 +125,7 @@ class Serving:
     def view(self, job: Job) -> api.JobView:
         view = api.JobView.of(job, self.now_s())
         more: dict[str, Any] = {}
-        if (message := self.scrub.text(view.message)) != view.message:
+        if (message := self.scrub.line(view.message)) != view.message:
             more["message"] = message
         if view.placement:
             label = self.surroundings.machines.label

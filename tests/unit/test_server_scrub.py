@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
+from orchestrator.server.output import Output
 from orchestrator.server.scrub import HIDDEN, Scrubber, without_secrets
 
 AWKWARD = 'p"a\\ss wörd/1&x'
@@ -76,3 +77,14 @@ def test_values_of_variables_whose_names_look_secret_are_left_out_of_specs() -> 
         "tokenizer": "gpt2",
         "data": [{"env": {"API_KEY": HIDDEN}}],
     }
+
+
+def test_escape_codes_of_users_are_written_out_where_a_terminal_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the server's own log and in messages; the text of a log keeps them, and `fleetune logs` takes them out."""
+    hostile = "job\x1b]0;title\x07\x1b[2J\r\x9b31m\x00 is\tfine\n"
+    assert Scrubber().line(hostile) == "job\\x1b]0;title\\x07\\x1b[2J\\x0d\\x9b31m\\x00 is\tfine\n"
+    assert Scrubber(["hunter22"]).line("\x1bhunter22") == f"\\x1b{HIDDEN}"
+    Output(Scrubber()).say(hostile)
+    Output(Scrubber()).greet([hostile])
+    assert not {"\x1b", "\x07", "\x9b", "\r"} & set(capsys.readouterr().out)
+    assert Scrubber().text(hostile) == hostile

@@ -77,7 +77,8 @@ def model_files_problems(folder: str, spec: Spec) -> list[str]:
 def _config_problems(config: dict[str, Any], spec: Spec) -> list[str]:
     if problems := _needs_own_code(config):
         return problems
-    return _quantised(config) + _too_few_positions(config, spec.data.seq_len) + architecture_problems(config, spec)
+    found = _quantised(config) + _too_few_positions(config, spec.data.seq_len) + _other_classes(config, spec)
+    return found + architecture_problems(config, spec)
 
 
 def _quantised(config: dict[str, Any]) -> list[str]:
@@ -89,6 +90,22 @@ def _quantised(config: dict[str, Any]) -> list[str]:
         f"the weights are quantised ({method}), and full fine-tuning needs weights in fp32, bf16 or fp16. Take the "
         "release that is not quantised, or dequantise it (model.dequantize() in transformers) and save it without "
         "quantization_config"
+    ]
+
+
+def _other_classes(config: dict[str, Any], spec: Spec) -> list[str]:
+    """A classifier keeps its head, so its number of classes must be that of the data."""
+    architectures = config.get("architectures") or ()
+    if spec.num_labels is None or not any(str(one).endswith("ForSequenceClassification") for one in architectures):
+        return []
+    names = config.get("id2label")
+    count = len(names) if isinstance(names, dict) else config.get("num_labels", 2)  # 2 is transformers' default
+    if count == spec.num_labels:
+        return []
+    listed = f" ({', '.join(map(str, list(names.values())[:10]))})" if isinstance(names, dict) else ""
+    return [
+        f"the model is a classifier of {count} classes{listed}, but the spec has {spec.num_labels}: give data.labels "
+        "with the model's classes, or a base model without a classifier"
     ]
 
 

@@ -130,6 +130,19 @@ def test_quantised_weights_are_refused_with_what_to_do(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("labels", "refused"),
+    [({"0": "no", "1": "yes"}, None), ({"0": "a", "1": "b", "2": "c"}, r"3 classes (a, b, c), but the spec has 2")],
+)
+def test_a_classifier_of_other_classes_is_refused(folder: Path, labels: dict[str, str], refused: str | None) -> None:
+    change_config(folder, model_type="bert", architectures=["BertForSequenceClassification"], id2label=labels)
+    asked: dict[str, Any] = {"task": "sequence-classification"}
+    if refused is None:
+        check(folder, **asked)
+    else:
+        assert refused in problem(folder, **asked)
+
+
+@pytest.mark.parametrize(
     ("model_type", "kernel", "supported"),
     [
         ("mpnet", "sdpa", "eager"),

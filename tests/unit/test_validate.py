@@ -107,11 +107,11 @@ def test_language_metrics_are_refused_for_classification() -> None:
 def test_own_metric_is_found_beside_the_working_directory_but_not_run(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "metrics_of_mine.py").write_text("raise SystemExit\ndef good(p): ...\nalso = good\n")
+    (tmp_path / "metrics_beside_it.py").write_text("raise SystemExit\ndef good(p): ...\nalso = good\n")
     monkeypatch.chdir(tmp_path)
-    check_metrics(spec(base, eval={"metrics": ["metrics_of_mine:good", "metrics_of_mine:also"]}))
-    with pytest.raises(SpecError, match=r"metrics_of_mine\.py has no goood; did you mean good\?"):
-        check_metrics(spec(base, eval={"metrics": ["metrics_of_mine:goood"]}))
+    check_metrics(spec(base, eval={"metrics": ["metrics_beside_it:good", "metrics_beside_it:also"]}))
+    with pytest.raises(SpecError, match=r"metrics_beside_it\.py has no goood; did you mean good\?"):
+        check_metrics(spec(base, eval={"metrics": ["metrics_beside_it:goood"]}))
 
 
 @pytest.mark.parametrize(

@@ -62,12 +62,14 @@ class Submission:
     Attributes:
         exit_code: of one that has ended, where the backend knows it; -N: ended by signal N.
         message: why, where the backend knows more.
+        node_id: the node that it was started on, where the backend knows it.
     """
 
     submission: str
     phase: Phase
     exit_code: int | None = None
     message: str = ""
+    node_id: str | None = None
 
     @property
     def ended(self) -> bool:

@@ -34,7 +34,7 @@ def submission_of(job: Any) -> Submission:
     """What one of Ray's JobDetails says."""
     name, phase = job.submission_id, PHASES[job.status.value]
     if phase is not Phase.FAILED:
-        return Submission(name, phase, job.driver_exit_code)
+        return Submission(name, phase, job.driver_exit_code, node_id=job.driver_node_id)
     if job.error_type in _LOST_TYPES:
         return Submission(name, Phase.LOST, message=one_line(job.message or ""))
     # Of a program that ran, Ray's message is the end of its output.

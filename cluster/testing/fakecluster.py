@@ -182,6 +182,10 @@ class FakeCluster:
             if node_id in program.gpus and now_s < program.ends_s:
                 program.end_at(now_s, Phase.LOST, None, f"node {node_id} is gone")
 
+    def forget_node(self, node_id: str) -> None:
+        """It is no longer listed, and its programs go on."""
+        del self._nodes[node_id]
+
     def put_node(self, node: Node) -> None:
         self._nodes[node.node_id] = node
 

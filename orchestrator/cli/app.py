@@ -208,6 +208,7 @@ _add(ordercli.cancel, QUEUE, "cancel rotten-k3f9 rotten-p2x7")
 _add(ordercli.pause, QUEUE, "pause rotten-k3f9")
 _add(ordercli.resume, QUEUE, "resume rotten-k3f9")
 _add(ordercli.retry, QUEUE, "retry rotten-k3f9")
+_add(ordercli.release, CLUSTER, "release rotten-k3f9 --force")
 _add(ordercli.priority, QUEUE, "priority rotten-k3f9 --to 10")
 _add(
     servecli.serve, CLUSTER, "serve", "serve --address auto", "serve --host 0.0.0.0 --store postgresql://queue@db/queue"

@@ -53,6 +53,27 @@ def retry(jobs: Annotated[list[str], job_ids(completing.TO_RETRY)], json_: Json 
     _ask_all(jobs, _posted("retry"), json_, url)
 
 
+def release(
+    jobs: Annotated[list[str], job_ids(completing.TO_CANCEL)],
+    force: Annotated[bool, typer.Option("--force", help="Needed: a driver that still runs would run twice.")] = False,
+    json_: Json = False,
+    url: Url = None,
+) -> None:
+    """Free the nodes of jobs that cannot be stopped.
+
+    For admins. Refused as long as the cluster lists a driver's node as alive.
+    """
+    with edge():
+        if not force:
+            from jobs.errors import InputError
+
+            raise InputError(
+                "release gives nodes free although nobody has seen the driver end. Make sure that its machine is off, "
+                "and then give --force"
+            )
+    _ask_all(jobs, _posted("release"), json_, url)
+
+
 def priority(
     jobs: Annotated[list[str], job_ids(completing.NOT_ENDED)],
     to: Annotated[int, typer.Option("--to", metavar="N", help="-1000 to 1000; higher ones go first.")],

@@ -63,6 +63,12 @@ class NotEnded(QueueError):
     status = 409
 
 
+class NotReleasable(QueueError):
+    """The driver of a job can be stopped, or is not known to be gone."""
+
+    status = 409
+
+
 class KeyReused(QueueError):
     """One idempotency key, two contents."""
 

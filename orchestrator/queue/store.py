@@ -116,6 +116,14 @@ class Store(Protocol):
             JobEnded: it has succeeded.
         """
 
+    def release(self, job_id: str, attempt: int, now_s: float, by: str) -> Job:
+        """Close the lease of a STOPPING job whose driver nobody can see end, with an event.
+
+        Raises:
+            UnknownJob: there is none.
+            NotReleasable: it is not STOPPING, or in another attempt by now.
+        """
+
     # Jobs, for the leader
 
     def changes(self, after: int, limit: int = 10_000) -> list[Job]:

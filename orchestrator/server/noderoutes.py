@@ -6,9 +6,10 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from orchestrator import api
-from orchestrator.server.serving import Admin, Asker, Name, Serving, answer, problems
+from orchestrator.server.serving import Admin, Asker, JobId, Name, Serving, answer, problems
 from orchestrator.server.serving import router as made
 from orchestrator.service import nodes as service
+from orchestrator.service.releasing import release as released
 
 
 def routes(serving: Serving) -> APIRouter:
@@ -39,6 +40,17 @@ def routes(serving: Serving) -> APIRouter:
         found = await serving.slow.run(lambda: service.order(serving.surroundings, node_id, sent, caller))
         serving.wake()
         return answer(_shown(serving, found))
+
+    @router.post(
+        "/jobs/{job_id}/release",
+        response_model=api.JobView,
+        responses=problems(401, 403, 404, 409, 422, 429),
+        summary="Close the lease of a stopping job whose driver's node is gone",
+    )
+    async def release(job_id: JobId, caller: Admin) -> Response:
+        found = await serving.slow.run(lambda: released(serving.surroundings, serving.job(job_id, caller), caller))
+        serving.wake()
+        return answer(serving.view(found))
 
     return router
 

@@ -8,10 +8,12 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
+from orchestrator.queue.errors import NotReleasable
 from orchestrator.queue.records import Job, Lease, Move, QueueEvent
-from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
+from orchestrator.queue.retry import landing
+from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Reason, State, Wanted
 from orchestrator.store import history, jobtable, steps
-from orchestrator.store.numbers import take_as_leader
+from orchestrator.store.numbers import take, take_as_leader
 from orchestrator.store.rows import JOB_COLUMNS, LEASE_COLUMNS, MOVED, Values, dumped, job_of, lease_of
 from orchestrator.store.schema import JOBS, LEASES
 from orchestrator.store.unread import records_of
@@ -60,6 +62,26 @@ def move(connection: Connection, epoch: int, moves: Sequence[Move], now_s: float
             connection.execute(statement, rows)
     history.add(connection, happened, numbers.event)
     return list(moved.values())
+
+
+def release(connection: Connection, job_id: str, attempt: int, now_s: float, by: str) -> Job:
+    """Raises UnknownJob, NotReleasable."""
+    numbers = take(connection, changes=1, events=2)
+    job = jobtable.get(connection, job_id)
+    if job.state is not State.STOPPING or job.attempt != attempt:
+        raise NotReleasable(
+            f"job {job_id} is {job.state}, in attempt {job.attempt}: only one that is stopping is released"
+        )
+    state, text = landing(job) if job.wanted is not Wanted.CANCEL else (State.CANCELLED, "cancelled")
+    reason = Reason.CANCELLED if job.wanted is Wanted.CANCEL else job.reason
+    after = steps.moved(job, Move(job_id, job.state, attempt, state, reason, text), now_s, numbers.change + 1)
+    assert after is not None
+    jobtable.write(connection, [after], MOVED)
+    connection.execute(_RELEASE, [_release(job, now_s)])
+    said = f"{by} has released the nodes of attempt {attempt}, whose driver was not seen to end"
+    event = QueueEvent(now_s, "released", said, job_id, {"by": by, "attempt": attempt, "placement": job.placement})
+    history.add(connection, [event, _event(after, now_s)], numbers.event)
+    return after
 
 
 def pull_back(connection: Connection, epoch: int, now_s: float) -> None:

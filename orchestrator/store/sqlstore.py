@@ -73,6 +73,10 @@ class SqlStore:
         with self._database.write() as connection:
             return jobtable.retry(connection, job_id, now_s, by)
 
+    def release(self, job_id: str, attempt: int, now_s: float, by: str) -> Job:
+        with self._database.write() as connection:
+            return movement.release(connection, job_id, attempt, now_s, by)
+
     # Jobs, for the leader
 
     def changes(self, after: int, limit: int = 10_000) -> list[Job]:

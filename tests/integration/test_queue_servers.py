@@ -176,7 +176,10 @@ def test_a_server_killed_at_a_hundred_moments_loses_nothing_and_runs_nothing_twi
         job = world.job(job_id)
         mine = [run for run in world.backend.history() if run.submission.startswith(f"{job_id}-")]
         assert job.state in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
-        assert len(mine) == job.attempt  # none was granted in vain, and none ran but those
+        # None was granted in vain, and none ran but those. One that is asked to end or to pause while no server lives
+        # may not have been started yet.
+        asked = any(event.kind == "asked" for event in world.store.events(job_id))
+        assert len(mine) == job.attempt or (asked and len(mine) < job.attempt)
         assert job.state is State.CANCELLED or mine[-1].phase is (
             Phase.SUCCEEDED if job.state is State.SUCCEEDED else Phase.FAILED
         )

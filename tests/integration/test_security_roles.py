@@ -44,6 +44,7 @@ PEOPLES: dict[str, tuple[int, ...]] = {
     "POST /v1/jobs/{job_id}/resume": MOVES_A,
     "POST /v1/jobs/{job_id}/retry": MOVES_A,
     "PUT /v1/jobs/{job_id}/priority": MOVES_A,
+    "POST /v1/jobs/{job_id}/release": ADMIN,
     "GET /v1/events": ANYBODY,
     "GET /v1/nodes": ANYBODY,
     "PUT /v1/nodes/{node_id}": ADMIN,

@@ -16,7 +16,13 @@ import pytest
 from cluster.settings import driver_place
 from cluster.testing import FakeClock
 from cluster.wire import Beat, Order, Register
-from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, QueueError, StoreBroken
+from orchestrator.queue.errors import (
+    AttemptOver,
+    NotYourAttempt,
+    OtherQueue,
+    QueueError,
+    StoreBroken,
+)
 from orchestrator.queue.records import Job, Measured, NodeOrder
 from orchestrator.queue.states import ENDED, Reason, State, Wanted
 from orchestrator.queue.store import Change

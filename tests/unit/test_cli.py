@@ -50,6 +50,7 @@ COMMANDS = {
     "pause": {"JOB", "--json", "--url"},
     "resume": {"JOB", "--json", "--url"},
     "retry": {"JOB", "--json", "--url"},
+    "release": {"JOB", "--force", "--json", "--url"},
     "priority": {"JOB", "--to", "--json", "--url"},
     "serve": {
         "--store", "--address", "--host", "--port", "--url", "--shared",

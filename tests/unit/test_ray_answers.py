@@ -41,7 +41,7 @@ def node(node_id: str, state: str = "ALIVE", **total: float) -> dict[str, Any]:
 
 def job(status: str, **fields: Any) -> Any:
     given = {"error_type": None, "message": None, "driver_exit_code": None, **fields}
-    return SimpleNamespace(submission_id="a", status=SimpleNamespace(value=status), **given)
+    return SimpleNamespace(driver_node_id=None, submission_id="a", status=SimpleNamespace(value=status), **given)
 
 
 def test_both_autoscalers_say_the_same_of_what_is_used() -> None:

@@ -1,0 +1,37 @@
+"""A job whose driver cannot be stopped, because its node is gone: its lease is closed by an administrator's order."""
+
+from __future__ import annotations
+
+from orchestrator.queue.errors import NotReleasable
+from orchestrator.queue.records import Job
+from orchestrator.queue.states import State
+from orchestrator.service.caller import Caller
+from orchestrator.service.surroundings import Surroundings
+
+
+def release(surroundings: Surroundings, job: Job, caller: Caller) -> Job:
+    """Close the lease of a STOPPING job, unless a node answers on which its driver may still run.
+
+    A node answers if the cluster lists it as alive now. The driver's own node counts where the backend knows it, and
+    all nodes of the lease where it does not.
+
+    Raises:
+        Forbidden: the caller is no admin.
+        NotReleasable: the job is not stopping, or a node answers.
+        BackendUnreachable: the cluster does not say which nodes are alive.
+    """
+    caller.check_is_admin()
+    if job.state is not State.STOPPING:
+        raise NotReleasable(
+            f"job {job.job_id} is {job.state}, and only a job that is stopping can be released: cancel it first"
+        )
+    alive = {node.node_id for node in surroundings.backend.inventory().nodes}
+    driver = next((one for one in surroundings.backend.submissions() if one.submission == job.submission), None)
+    nodes = {node for node, _ in job.placement} if driver is None or driver.node_id is None else {driver.node_id}
+    if answering := sorted(nodes & alive):
+        label = surroundings.machines.label(answering[0])
+        raise NotReleasable(
+            f"{label} answers (the cluster lists it as alive), and the driver of {job.job_id} may still run there. The "
+            "queue goes on ending it; end its processes there by hand, or take the node out of the cluster"
+        )
+    return surroundings.store.release(job.job_id, job.attempt, surroundings.clock.now_s(), caller.name)

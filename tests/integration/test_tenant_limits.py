@@ -142,9 +142,9 @@ def test_each_month_is_added_up_once(world: ServiceWorld, monkeypatch: pytest.Mo
     world.passes(2)
 
     class Counted:
-        def leases(self, **which: float) -> object:
-            reads.append(which["since_s"])
-            return leases(**which)  # type: ignore[arg-type]
+        def used(self, since_s: float, until_s: float) -> object:
+            reads.append(since_s)
+            return leases(since_s=since_s, until_s=until_s), []
 
     months = UsageMonths(Counted(), world.clock)  # type: ignore[arg-type]
     world.clock.advance(30 * 86_400.0)

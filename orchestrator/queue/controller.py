@@ -286,8 +286,8 @@ class _Term:
             self._month = None
             return {}
         if self._month is None:
-            begin_s, _ = month_around(now_s)
-            self._month = MonthUse(self._store.leases(since_s=begin_s), now_s)
+            leases, before = self._store.used(*month_around(now_s))
+            self._month = MonthUse(leases, now_s, before)
         return self._month.advance(jobs, now_s)
 
     def _orders(self, jobs: Sequence[Job], cluster: Cluster, policy: Policy, now_s: float) -> Orders:

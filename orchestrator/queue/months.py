@@ -104,11 +104,18 @@ class MonthUse:
     all that is needed: a lease ends in the pass in which its job is seen without it.
     """
 
-    def __init__(self, leases: Iterable[Lease], now_s: float) -> None:
-        """`leases`: those that were held at some time since the month began."""
+    def __init__(self, leases: Iterable[Lease], now_s: float, before: Iterable[MonthTotal] = ()) -> None:
+        """
+        Args:
+            leases: those that were held at some time since the month began.
+            before: what those have held whose rows were removed.
+        """
         self._begin_s, self._end_s = month_around(now_s)
         self._held: dict[str, _Held] = {}
         self._released: dict[str, float] = {}  # GPU-seconds of leases that have ended, by tenant
+        for total in before:
+            if total.month == f"{utc(self._begin_s):%Y-%m}":
+                self._released[total.tenant] = self._released.get(total.tenant, 0.0) + total.gpu_s
         for lease in leases:
             if lease.released_s is not None:
                 held = _Held(lease.tenant, lease.gang.num_workers * lease.gang.gpus_per_worker, lease.granted_s)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections import OrderedDict
 from typing import Any
+
+from pydantic_core import from_json
 
 from cluster.errors import StorageError
 from jobs import journal
@@ -43,8 +44,8 @@ def _read(files: RunFiles, part: str) -> list[dict[str, Any]]:
     if len(content) > LARGEST_PART:
         raise StorageError(f"{part} of the metrics of {run} is larger than any part that a run writes")
     try:
-        lines = [json.loads(line) for line in content.splitlines()]
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        lines = [from_json(line) for line in content.splitlines()]
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{part} of the metrics of {run} is damaged: {error}") from error
     found = [one for one in lines if isinstance(one, dict)]
     with _lock:

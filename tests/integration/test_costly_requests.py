@@ -12,6 +12,7 @@ import pytest
 from cluster.errors import FleetuneError, StorageError
 from orchestrator.service import runmetrics
 from orchestrator.service.admission import admit
+from orchestrator.service.runfiles import RunFiles
 from tests.support.service import ANNA, ServiceWorld, command, queue
 
 MOST_CPU_S = 0.5  # ten times what is aimed at: the machine may be slow
@@ -64,6 +65,6 @@ def test_a_part_of_metrics_that_no_run_writes_is_not_parsed(tmp_path: Path) -> N
 
     def refused() -> None:
         with pytest.raises(StorageError, match="larger than any part"):
-            runmetrics.records(str(tmp_path / "run"), 0)
+            runmetrics.records(RunFiles.at(str(tmp_path / "run")), 0)
 
     assert cpu_s(refused) < MOST_CPU_S

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.resources import Gang
 from orchestrator.queue.ledger import Cluster, orders, snapshot
-from orchestrator.queue.months import MonthUse, month_around, spent
+from orchestrator.queue.months import MonthTotal, MonthUse, month_around, spent
 from orchestrator.queue.records import Job, Lease
 from orchestrator.queue.restrictions import Restrictions
 from orchestrator.queue.states import State
@@ -43,6 +43,13 @@ def test_leases_that_have_ended_and_jobs_that_run_count_together() -> None:
     use = MonthUse([lease(at(2026, 11, 1), at(2026, 11, 1, 3)), lease(at(2026, 11, 1), None)], now_s)
     assert use.advance([running(now_s - HOUR_S)], now_s) == {"a": 3 * 2 + 2}
     assert use.advance([running(now_s - HOUR_S)], now_s + HOUR_S) == {"a": 3 * 2 + 4}
+
+
+def test_what_was_held_by_jobs_that_were_removed_counts_too() -> None:
+    now_s = at(2026, 11, 9)
+    totals = [MonthTotal("2026-11", "a", 5 * HOUR_S, 0.0, 1), MonthTotal("2026-10", "a", 99 * HOUR_S, 0.0, 1)]
+    use = MonthUse([lease(at(2026, 11, 1), at(2026, 11, 1, 3))], now_s, totals)
+    assert use.advance([], now_s) == {"a": 11.0}
 
 
 def test_a_job_counts_until_the_pass_that_sees_it_end() -> None:

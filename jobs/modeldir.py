@@ -197,6 +197,17 @@ def safetensors_problem(path: str) -> str | None:
     return None if size == expected else f"has {size} bytes, but its header says {expected}: fetch it again"
 
 
+def tensor_names(folder: str) -> set[str]:
+    """Names of all tensors in a local directory's safetensors."""
+    if os.path.exists(index := os.path.join(folder, INDEX)):
+        return set(json.loads(_read(index))["weight_map"])
+    names: set[str] = set()
+    for file_name in sorted(name for name in os.listdir(folder) if name.endswith(".safetensors")):
+        with open(os.path.join(folder, file_name), "rb") as file:
+            names |= set(json.loads(file.read(struct.unpack("<Q", file.read(8))[0])))
+    return names - {"__metadata__"}
+
+
 def tokenizer_problems(folder: str, chat: bool) -> list[str]:
     """What is wrong with the directory's tokenizer; `chat` asks for a chat template."""
     names = set(os.listdir(folder))

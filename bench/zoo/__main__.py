@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.json:
         asked.json.write_text("[\n" + ",\n".join(result.as_json() for result in results) + "\n]\n")
     if asked.docs:
-        DOCUMENT.write_text(page(results))
+        DOCUMENT.write_text(page(results, len(all_cases())))
     print(summary(results))
     return int(any(known[case.model_type, case.task].outcome == "failed" for case in chosen))
 

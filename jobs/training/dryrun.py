@@ -11,7 +11,7 @@ from jobs.data.tokenizer import load_tokenizer, pad_token_id
 from jobs.errors import DataError
 from jobs.spec import Spec
 from jobs.training.batch import collate, model_logits
-from jobs.training.model import empty_model, set_pad_token
+from jobs.training.model import empty_model, model_class, set_pad_token
 from jobs.training.pooling import reads_the_end
 
 # Tensors without data cannot be looked at, which raises RuntimeError or NotImplementedError: that says nothing.
@@ -33,6 +33,11 @@ def check_model_runs(spec: Spec, model_dir: str) -> None:
             f"model.path {model_dir}: transformers cannot build this model: {_reason(error)}. Mend config.json or what "
             "it asks for, or choose another model"
         ) from error
+    if type(model.config) not in model_class(spec)._model_mapping:
+        raise DataError(
+            f"model.path {model_dir}: {type(model).__name__} keeps only a part of this configuration, so its export "
+            "could not be loaded again. Choose a text model"
+        )
     tokenizer = load_tokenizer(model_dir)
     _check_end(spec, model, tokenizer, model_dir)
     try:

@@ -17,7 +17,8 @@ import torch.distributed as dist
 
 from jobs import storage
 from jobs.errors import RunFailed
-from jobs.modeldir import fetched_once
+from jobs.modeldir import fetched_once, tensor_names
+from jobs.training.naming import naming_of
 
 MAX_SHARD_BYTES = 2_000_000_000
 # Up to this size of weights, one process reads the exported model back; above, the gang reads it sharded.
@@ -114,14 +115,25 @@ class Weights:
     def sizes(self) -> Shapes:
         return [(name, _numel(tensor) * tensor.element_size()) for name, tensor in [*self.parameters, *self.buffers]]
 
-    def gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
+    @property
+    def empty(self) -> dict[str, torch.Tensor]:
+        """All tensors on the meta device, whole where they are sharded."""
+        return {
+            name: torch.empty(getattr(tensor, "ds_shape", tensor.shape), dtype=tensor.dtype, device="meta")
+            for name, tensor in [*self.parameters, *self.buffers]
+        }
+
+    def gathered(self, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Each tensor whole, gathered from all ranks one at a time; every rank must take all of them."""
         import deepspeed
 
-        for name, parameter in self.parameters:
-            with deepspeed.zero.GatheredParameters([parameter]):
-                yield name, parameter.data
-        yield from self.buffers
+        parameters, buffers = dict(self.parameters), dict(self.buffers)
+        for name in names:
+            if name in buffers:
+                yield name, buffers[name]
+                continue
+            with deepspeed.zero.GatheredParameters([parameters[name]]):
+                yield name, parameters[name].data
 
 
 def _numel(tensor: torch.Tensor) -> int:
@@ -131,11 +143,12 @@ def _numel(tensor: torch.Tensor) -> int:
 def export_model(engine: Any, folder: str, model_dir: str, rank: int, dtype: torch.dtype) -> None:
     """Write the living model to `folder`; a call of every rank, of which rank 0 writes."""
     weights = Weights(engine.module)
+    naming = naming_of(engine.module, weights.empty, tensor_names(model_dir))
     if rank == 0:
-        write_weights(folder, weights.sizes, weights.gathered())
+        write_weights(folder, naming.sizes, naming.converted(weights.gathered(naming.order)))
         write_config(folder, engine.module, model_dir, dtype)
     else:
-        for _ in weights.gathered():
+        for _ in weights.gathered(naming.order):
             pass
     dist.barrier()
 

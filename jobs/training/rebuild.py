@@ -12,7 +12,7 @@ from jobs import storage
 from jobs.checkpoints import Commit, Part, Read, Slice, committed_steps, read_commit, read_parts, read_slices
 from jobs.errors import DataError
 from jobs.load import load_spec
-from jobs.modeldir import local_model_dir
+from jobs.modeldir import local_model_dir, tensor_names
 from jobs.outcome import read_outcome
 from jobs.paths import JobPaths
 from jobs.quiet import redirected_output
@@ -21,6 +21,7 @@ from jobs.spec import Spec
 from jobs.training.checkpoint_reader import check_same_model, read_buffers
 from jobs.training.export import Weights, write_config, write_weights
 from jobs.training.model import DTYPES, empty_model
+from jobs.training.naming import naming_of
 from jobs.training.zero3 import Precision
 
 
@@ -66,14 +67,17 @@ def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], tar
     model = empty_model(spec, model_dir, dtype)
     weights = Weights(model)
     check_same_model(commit, {name: tuple(parameter.shape) for name, parameter in weights.parameters})
-    buffers = read_buffers(folder, parts[0], dict(weights.buffers))
+    parameters, buffers = dict(weights.parameters), read_buffers(folder, parts[0], dict(weights.buffers))
+    naming = naming_of(model, weights.empty, tensor_names(model_dir))
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, parameter in weights.parameters:
-            yield name, _whole(folder, parts, name, parameter).to(parameter.dtype)
-        yield from buffers.items()
+        for name in naming.order:
+            if name in buffers:
+                yield name, buffers[name]
+            else:
+                yield name, _whole(folder, parts, name, parameters[name]).to(parameters[name].dtype)
 
-    write_weights(target, weights.sizes, tensors())
+    write_weights(target, naming.sizes, naming.converted(tensors()))
     write_config(target, model, model_dir, dtype)
 
 

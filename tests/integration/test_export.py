@@ -11,9 +11,13 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
+from bench.zoo.tiny import tiny_config
 from jobs.errors import RunFailed
+from jobs.modeldir import tensor_names
 from jobs.training.export import Weights, check_same_logits, on_this_node, plan_shards, write_config, write_weights
+from jobs.training.naming import naming_of
 from tests.support import tiny
 from tests.support.counted import CountedFileSystem, counted_bytes
 
@@ -107,3 +111,39 @@ def test_ranks_of_one_node_fetch_an_export_from_a_url_once(
         assert count() == len(content)
     assert seen == [True] * ranks
     assert not list((tmp_path / ".cache/fleetune/exports").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "inside", "published"),
+    [
+        ("qwen3_moe", "model.layers.0.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.3.up_proj.weight"),
+        ("mixtral", "model.layers.0.mlp.experts.down_proj", "model.layers.0.block_sparse_moe.experts.0.w2.weight"),
+        ("llama", "model.norm.weight", "model.norm.weight"),
+    ],
+)
+def test_an_export_has_the_names_and_values_of_the_source(
+    tmp_path: pathlib.Path, model_type: str, inside: str, published: str
+) -> None:
+    """transformers fuses the experts of a layer on loading; other programs know the published names only."""
+    source, out = tmp_path / "source", str(tmp_path / "out")
+    transformers.AutoModelForCausalLM.from_config(tiny_config(model_type)).save_pretrained(source)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source)
+    weights = Weights(model)
+    assert inside in weights.empty
+    naming = naming_of(model, weights.empty, tensor_names(str(source)))
+    tensors = {**dict(weights.parameters), **dict(weights.buffers)}
+    write_weights(out, naming.sizes, naming.converted((name, tensors[name]) for name in naming.order), 20_000)
+    found, expected = (
+        {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+        for folder in (pathlib.Path(out), source)
+    )
+    assert published in found
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert max(len(group.names) for group in naming.groups) == 1, "no two tensors have to be in memory together"
+
+
+def test_an_export_of_a_checkpoint_with_transformers_own_names_keeps_those(tmp_path: pathlib.Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_config(tiny_config("qwen3_moe"))
+    weights = Weights(model)
+    assert [name for name, _ in naming_of(model, weights.empty, set(weights.empty)).sizes] == list(weights.empty)

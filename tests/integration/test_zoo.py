@@ -1,0 +1,28 @@
+"""A sample of the architectures that `bench.zoo` tries, in one warm gang: trained, resumed and exported."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.zoo.__main__ import run
+from bench.zoo.cases import all_cases
+from bench.zoo.trial import Result
+
+# Each stands for a mechanism: a head at the end of a text, no positions, no pad token in the configuration, no sdpa,
+# a recurrent state, fused experts.
+SAMPLE = ("bart-cls", "bloom-lm", "codegen-lm", "gemma2-lm", "mamba-lm", "mpnet-cls", "qwen3_moe-lm")
+APART = {"bloom-lm", "mamba-lm"}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    cases = {(case.model_type, case.task): case for case in all_cases() if case.name in SAMPLE}
+    found = run(list(cases.values()), tmp_path_factory.mktemp("zoo"), jobs=1)
+    return {cases[result.model_type, result.task].name: result for result in found}
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_model_trains_with_nothing_but_defaults(results: dict[str, Result], name: str) -> None:
+    result = results[name]
+    assert (result.outcome, result.reason, result.keys) == ("trains", None, True)
+    assert result.packed is (None if name.endswith("-cls") else name not in APART)

@@ -51,6 +51,7 @@ class Dashboard:
             metadata=metadata,
             end_time=None if ended_s is None else int(ended_s * 1000),
             driver_exit_code=0,
+            driver_node_id=None,
             message="",
             error_type=None,
         )

@@ -40,10 +40,21 @@ class LocalBackend:
     The folder must be on a disk of this machine, and is readable by its owner alone.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], inventory: Inventory | None = None) -> None:
-        """`inventory`: None: this machine as it is."""
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        inventory: Inventory | None = None,
+        most_output_bytes: int = files.MOST_OUTPUT_BYTES,
+    ) -> None:
+        """Open the folder.
+
+        Args:
+            inventory: None: this machine as it is.
+            most_output_bytes: of one program's output that are kept, beside the last 1 MiB.
+        """
         self._folder = Path(folder).absolute()
         self._inventory = inventory
+        self._most_output_bytes = most_output_bytes
         with self._answering():
             for path in (self._folder, self._known, self._forgotten):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -175,6 +186,7 @@ class LocalBackend:
             "working_dir": launch.working_dir or str(folder / "work"),
             "metadata": dict(launch.metadata),
             "token": token,
+            "most_output_bytes": self._most_output_bytes,
             "taken_at_s": time.time(),
         }
         files.write_whole(new / files.LAUNCH, json.dumps(content))  # without the environment: it may hold secrets

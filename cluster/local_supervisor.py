@@ -11,15 +11,17 @@ import contextlib
 import ctypes
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-LAUNCH = "launch.json"  # written by the starter: command, working_dir, token
+LAUNCH = "launch.json"  # written by the starter: command, working_dir, token, most_output_bytes
 LOCK = "lock"  # locked as long as the starter or the supervisor lives
 SUPERVISOR = "supervisor.json"  # from here on it takes signals
 PROGRAM = "program.json"  # from here on the program runs
@@ -33,6 +35,11 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # what a shell would say
 _SIGNALS = {signal.SIGTERM, signal.SIGCHLD, signal.SIGINT, signal.SIGHUP}
 _KILL_AGAIN_S = 0.02
+
+MOST_OUTPUT_BYTES = 1 << 30  # of one program on disk: a job that prints for ever must not fill the disk
+_LAST_BYTES = 1 << 20  # kept in memory of what comes after that
+_CHUNK_BYTES = 1 << 16  # a pipe holds as much
+_MOST_CHUNKS_HELD = 16  # a pipe that was made larger holds up to 1 MiB
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -108,6 +115,99 @@ def _stat(pid: int) -> list[str] | None:
         return None
 
 
+class CappedOutput:
+    """Copies a program's output from a pipe to a file, up to a limit. Of what comes later it keeps the last bytes.
+
+    The pipe is read to the end, so the program neither waits nor gets SIGPIPE. The file only grows, so that a reader's
+    offsets stay right.
+
+    Attributes:
+        writer: the end of the pipe for the program. Close it once the program has it.
+    """
+
+    def __init__(self, path: Path, most_bytes: int, last_bytes: int = _LAST_BYTES) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._most, self._last_bytes = most_bytes, last_bytes
+        self._written, self._in_a_line = 0, False
+        self._full = ""  # why nothing more is written
+        self._beyond, self._last = 0, bytearray()
+        self._pipe, self.writer = os.pipe()
+        os.set_blocking(self._pipe, False)  # the program's end is not affected
+        self._ended, self._end = os.pipe()
+        self._thread = threading.Thread(target=self._copy)
+
+    def start(self) -> None:
+        """Call this after the fork: the kernel ties the program's life to the thread that has started it."""
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Write the last bytes. Call this when all processes have ended.
+
+        Does not wait for a process that still holds the pipe, for example one of another user.
+        """
+        os.close(self._end)
+        self._thread.join()
+        if self._full:
+            self._write_last()
+        for descriptor in (self._pipe, self._ended, self._file):
+            os.close(descriptor)
+
+    def _copy(self) -> None:
+        ended = False
+        while not ended:
+            ready, _, _ = select.select([self._pipe, self._ended], [], [])
+            ended = self._ended in ready
+            for _ in range(_MOST_CHUNKS_HELD if ended else 1):
+                try:
+                    chunk = os.read(self._pipe, _CHUNK_BYTES)
+                except BlockingIOError:
+                    break
+                if not chunk:
+                    return
+                self._keep(chunk)
+
+    def _keep(self, chunk: bytes) -> None:
+        written = 0 if self._full else self._write(chunk[: self._most - self._written])
+        self._written += written
+        rest = chunk[written:]
+        if rest and not self._full:
+            self._full = f"output beyond {_size(self._most)}"
+            self._say(f"{self._full} is not written: its last {_size(self._last_bytes)} follow when the program ends")
+        self._beyond += len(rest)
+        self._last += rest
+        if len(self._last) > 2 * self._last_bytes:
+            del self._last[: -self._last_bytes]
+
+    def _write(self, content: bytes) -> int:
+        """Write to the file; the number of bytes that are in it."""
+        done = 0
+        try:
+            while done < len(content):
+                done += os.write(self._file, content[done:])
+                self._in_a_line = content[done - 1 : done] != b"\n"
+        except OSError as error:  # a full disk: the program goes on all the same
+            self._full = f"output that could not be written ({error.strerror})"
+        return done
+
+    def _write_last(self) -> None:
+        last = bytes(self._last[-self._last_bytes :])
+        if len(last) < self._beyond:
+            last = last[last.find(b"\n", 0, len(last) // 2) + 1 :]  # whole lines, unless the first one is very long
+        self._say(f"{self._full} was dropped: {self._beyond - len(last):,} bytes; the last ones follow")
+        self._write(last)
+
+    def _say(self, text: str) -> None:
+        begin = "\n" if self._in_a_line else ""
+        self._write(f"{begin}{time.strftime('%Y-%m-%d %H:%M:%SZ', time.gmtime())} {text}\n".encode())
+
+
+def _size(count: int) -> str:
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count} bytes"
+
+
 class Supervisor:
     """One program from its start to its end."""
 
@@ -132,7 +232,7 @@ class Supervisor:
             self._end(None, "stopped before it was started")
             return
         try:
-            self._start()
+            output = self._start()
         except OSError as error:
             code = _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
             self._end(code, f"{self._launch['command'][0]} cannot be started: {error}")
@@ -140,9 +240,10 @@ class Supervisor:
         write_whole(self._folder / PROGRAM, json.dumps({"pid": self._pid}))
         self._wait()
         self._kill_all()
+        output.finish()
         self._end(self._exit_code)
 
-    def _start(self) -> None:
+    def _start(self) -> CappedOutput:
         parent = os.getpid()
 
         def in_the_child() -> None:
@@ -153,18 +254,21 @@ class Supervisor:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
-        with open(self._folder / OUTPUT, "ab") as output:
-            # Kept, because a Popen that is let go of waits for its process, and swallows its exit code.
-            self._program = subprocess.Popen(
-                self._launch["command"],
-                cwd=self._launch["working_dir"],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                preexec_fn=in_the_child,
-            )
-            self._pid = self._program.pid
+        output = CappedOutput(self._folder / OUTPUT, self._launch["most_output_bytes"])
+        # Kept, because a Popen that is let go of waits for its process, and swallows its exit code.
+        self._program = subprocess.Popen(
+            self._launch["command"],
+            cwd=self._launch["working_dir"],
+            stdin=subprocess.DEVNULL,
+            stdout=output.writer,
+            stderr=output.writer,
+            start_new_session=True,
+            preexec_fn=in_the_child,
+        )
+        self._pid = self._program.pid
+        os.close(output.writer)
+        output.start()
+        return output
 
     def _wait(self) -> None:
         while not self._gone:

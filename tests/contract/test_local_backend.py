@@ -201,3 +201,14 @@ def test_a_starter_that_ignores_the_end_of_its_children_does_not_hand_that_on(op
     finally:
         signal.signal(signal.SIGCHLD, before)
     assert opened.ended(launch) == Submission(launch.submission, Phase.FAILED, 3)
+
+
+def test_a_program_that_prints_without_end_fills_no_disk_and_its_last_words_are_kept(opened: Machines) -> None:
+    most = 100_000
+    opened.backend = LocalBackend(opened.traces / "local", most_output_bytes=most)
+    script = "head -c 3000000 /dev/zero; (setsid sleep 1000 &) ; echo; echo error: the reason; exit 3"
+    launch = opened.command("a", "sh", "-c", script)
+    opened.backend.start(launch, opened.fence)
+    assert opened.ended(launch) == Submission(launch.submission, Phase.FAILED, 3, "the reason")
+    assert b"the last ones follow\n\0" in opened.backend.output(launch.submission, most)
+    assert (folder_of(opened, launch) / files.OUTPUT).stat().st_size < most + (1 << 20) + 1000

@@ -177,7 +177,7 @@ class Eval(Frozen):
     )
     eval_on_start: bool = Field(True, description="Evaluate before the first step.")
     per_device_eval_batch_size: int = Field(
-        8, ge=1, le=MOST_ROWS, description="Rows per worker in one forward pass of evaluation."
+        8, ge=1, le=MOST_ROWS, description="Most rows per worker in a forward pass of evaluation."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -30,6 +30,13 @@ class Batch:
     # Causal-lm: (columns,) the places in a row that are a target in some row of the batch. Logits are computed for
     # these only: the vocabulary is the widest layer, and a prompt's tokens need no logits.
     columns: torch.Tensor | None = None
+
+    def with_few_columns(self, most: int) -> Batch:
+        """The batch with at most `most` of its columns, evenly spaced."""
+        if self.columns is None:
+            return self
+        every = -(-len(self.columns) // most)
+        return replace(self, targets=self.targets[:, ::every], columns=self.columns[::every])
 
 
 def collate(rows: Any, task: Task, pad_token_id: int, device: torch.device, unpack: bool = False) -> Batch:

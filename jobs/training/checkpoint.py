@@ -79,6 +79,7 @@ class Checkpointer:
         dist.broadcast_object_list(token, src=0)
         self._stem = [part_stem(number, gang.world_size, token[0]) for number in range(gang.world_size)]
         self._writing: Writing | None = None
+        self._copied = False  # the host copy holds a state
         self.last_began_at = time.monotonic()  # of the newest save; at first, of the worker group
 
     @property
@@ -108,6 +109,7 @@ class Checkpointer:
         """
         assert not self.busy
         self._host.take(self._partitions.state())
+        self._copied = True
         fields = {
             **fields,
             "optimizer_step": self._partitions.optimizer_step(),
@@ -271,6 +273,12 @@ class Checkpointer:
             return False
         self._writing = None
         return True
+
+    def rest(self) -> None:
+        """Give the memory of the host copy back once nothing is being written; for the thread of the loop only."""
+        if self._copied and not self.busy:
+            self._host.release()
+            self._copied = False
 
     def finish(self, within_s: float) -> None:
         """Let this rank's write under way, if any, end before the process does; for an end by an error."""

@@ -48,6 +48,7 @@ class CheckpointReader:
                 reason, buffers = self._read(commit, parts)
                 if reason is None:
                     self._partitions.load(self._host.flats, commit.optimizer_step)
+                    self._host.release()
                     with torch.no_grad():
                         for name, buffer in buffers.items():
                             self._buffers[name].copy_(buffer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 from dataclasses import dataclass
@@ -18,13 +17,14 @@ from jobs.spec import Spec
 from jobs.training.batch import collate, model_logits
 from jobs.training.export import Weights, export_model, verify_export
 from jobs.training.gang import Gang
+from jobs.training.hostmemory import give_back_freed_memory, keep_freed_memory
 from jobs.training.job import Job
 from jobs.training.model import DTYPES, load_model, parameter_groups, weight_decay_of
 from jobs.training.partitions import Partitions
 from jobs.training.zero3 import Precision, deepspeed_config, precision_of
 
+_COMPARED_TARGETS = 64  # of each row on which the exported model must agree with the trained one
 _SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # numbers of malloc.h
 
 
 def build_engine(spec: Spec, model_dir: str, gang: Gang, pad_token_id: int) -> Engine:
@@ -41,6 +41,11 @@ def build_engine(spec: Spec, model_dir: str, gang: Gang, pad_token_id: int) -> E
     model = load_model(spec, model_dir, precision, pad_token_id)
     groups = parameter_groups(model, spec.train.weight_decay)
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
+    if precision == "fp16":  # with the scale at 1, `jobs.training.skips` decides when the run fails
+        engine.optimizer.loss_scaler.raise_error_at_min_scale = False
+    if gang.device.type == "cpu":
+        keep_freed_memory(largest_tensor_bytes(spec, model))
+        give_back_freed_memory()
     return Engine(engine, spec, precision, sharding)
 
 
@@ -48,7 +53,6 @@ def import_deepspeed(device: torch.device) -> Any:
     """DeepSpeed, set to the device before its first import."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-        keep_freed_memory()
     import deepspeed
     import deepspeed.ops
 
@@ -58,17 +62,12 @@ def import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed instead of giving it back to the kernel.
-
-    A step allocates and frees the same large tensors again and again; given back each time, they come with a page
-    fault for every 4 KiB (hundreds of thousands a step). Costs a little resident memory. Elsewhere than on glibc:
-    nothing.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+def largest_tensor_bytes(spec: Spec, model: torch.nn.Module) -> int:
+    """Bytes of the largest tensor of a step: a gathered parameter's gradient, or the logits of a micro-batch."""
+    parameter = max(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters())
+    config: Any = model.config
+    vocabulary = int(config.get_text_config().vocab_size) if spec.model.task == "causal-lm" else 0
+    return 4 * max(parameter, spec.train.per_device_train_batch_size * spec.data.seq_len * vocabulary)
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,10 @@ class Engine:
     def step(self) -> None:
         """After each forward pass; DeepSpeed updates the weights at the last one of an optimizer step."""
         self.module.step()
+
+    def was_step_applied(self) -> bool:
+        """Whether the last step changed the weights; DeepSpeed skips it on all ranks if gradients are not finite."""
+        return bool(self.module.was_step_applied())
 
     def grad_norm(self) -> float | None:
         """2-norm of the last step's gradient over all parameters, before clipping."""
@@ -149,12 +152,17 @@ class Engine:
     def export(self, job: Job, gang: Gang, rows: Any, pad_token_id: int) -> float:
         """Write job.paths.model and read it back; returns the largest difference of logits (see `verify_export`)."""
         dtype = DTYPES[self.precision]
-        batch = collate(rows, self.spec.model.task, pad_token_id, gang.device)
+        task = self.spec.model.task
+        # Row by row, and few targets of each: the training state leaves no room for the logits of whole rows.
+        batches = [
+            collate(rows.slice(number, 1), task, pad_token_id, gang.device).with_few_columns(_COMPARED_TARGETS)
+            for number in range(rows.num_rows)
+        ]
 
         @torch.no_grad()
-        def run(model: Any) -> torch.Tensor:
+        def run(model: Any) -> list[torch.Tensor]:
             model.eval()
-            return model_logits(model, batch, self.spec.model.task)
+            return [model_logits(model, batch, task) for batch in batches]
 
         living = run(self.module)
         export_model(self.module, job.paths.model, local_model_dir(job.model), gang.rank, dtype)

@@ -27,6 +27,8 @@ from jobs.training.metrics import (
     own_functions,
 )
 
+_MOST_LOGITS = 2**26  # of a forward pass: 256 MiB in fp32
+
 
 @dataclass(frozen=True)
 class Evaluator:
@@ -51,7 +53,7 @@ class Evaluator:
         tally, kept = _Tally(self.spec.num_labels or 0), _Kept(bool(own))
         engine.eval()
         try:
-            for start, stop in self._rounds(gang):
+            for start, stop in self._rounds(gang, self._rows_at_once(vocabulary_of(engine))):
                 rows = self.split.read_rows(np.arange(start, stop))
                 batch = collate(rows, self.spec.model.task, self.pad_token_id, gang.device, self.unpack)
                 logits = model_logits(engine, batch, self.spec.model.task)
@@ -63,11 +65,30 @@ class Evaluator:
         metrics = metrics_of(self.spec.eval.metrics, sums)
         return metrics | (kept.judged_by(own) if own else {}), confusion_of(sums)
 
-    def _rounds(self, gang: Gang) -> list[tuple[int, int]]:
+    def _rounds(self, gang: Gang, rows: int) -> list[tuple[int, int]]:
         """This rank's (start, stop) of every round."""
-        return list(shares(len(self.split), self.spec.eval.per_device_eval_batch_size, gang.world_size))[
-            gang.rank :: gang.world_size
-        ]
+        return list(shares(len(self.split), rows, gang.world_size))[gang.rank :: gang.world_size]
+
+    def _rows_at_once(self, vocabulary: int) -> int:
+        """Rows of a forward pass; the same on all ranks, each of which takes part in every gathering of weights."""
+        wanted, trained = self.spec.eval.per_device_eval_batch_size, self.spec.train.per_device_train_batch_size
+        if self.spec.model.task != "causal-lm":
+            return wanted
+        longest = int(self.split.index.num_tokens.max(initial=1))
+        return rows_within(wanted, trained, longest * vocabulary)
+
+
+def rows_within(wanted: int, trained: int, logits_of_row: int) -> int:
+    """Rows of a forward pass: as many as wanted, within the most logits at once. Pure.
+
+    No fewer than a micro-batch of training has, whose gradients take more memory than an evaluation.
+    """
+    return min(wanted, max(trained, _MOST_LOGITS // max(logits_of_row, 1), 1))
+
+
+def vocabulary_of(engine: torch.nn.Module) -> int:
+    config: Any = getattr(engine, "module", engine).config
+    return int(config.get_text_config().vocab_size)
 
 
 class _Tally:

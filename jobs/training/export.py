@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -153,8 +153,8 @@ def export_model(engine: Any, folder: str, model_dir: str, rank: int, dtype: tor
     dist.barrier()
 
 
-def check_same_logits(living: torch.Tensor, reloaded: torch.Tensor, dtype: torch.dtype) -> float:
-    """Compare logits of the model in training with those of the one read back; both (rows, ...) on one batch.
+def check_same_logits(living: Iterable[torch.Tensor], reloaded: Iterable[torch.Tensor], dtype: torch.dtype) -> float:
+    """Compare logits of the model in training with those of the one read back, batch by batch.
 
     Returns:
         The largest difference as a share of the largest logit.
@@ -162,8 +162,13 @@ def check_same_logits(living: torch.Tensor, reloaded: torch.Tensor, dtype: torch
     Raises:
         RunFailed: they differ by more than rounding.
     """
-    scale = float(living.float().abs().max()) or 1.0
-    difference = float((living.float() - reloaded.float()).abs().max()) / scale
+    pairs = [
+        (one.float().abs().max(), (one.float() - other.float()).abs().max())
+        for one, other in zip(living, reloaded, strict=True)
+    ]
+    # In tensors, since Python's max() may pass over NaN.
+    largest, furthest = (float(torch.stack(values).max()) for values in zip(*pairs, strict=True))
+    difference = furthest / (largest or 1.0)
     allowed = 1e-4 if dtype == torch.float32 else 3e-2
     if not difference <= allowed:
         raise RunFailed(
@@ -177,16 +182,16 @@ def verify_export(
     folder: str,
     dtype: torch.dtype,
     size_bytes: int,
-    living: torch.Tensor,
-    run: Callable[[Any], torch.Tensor],
+    living: Sequence[torch.Tensor],
+    run: Callable[[Any], Sequence[torch.Tensor]],
     load: Callable[[str, bool], Any],
     rank: int,
 ) -> float:
     """Read the exported directory back and compare logits; a call of every rank.
 
     Args:
-        living: logits of the model in training on a fixed batch.
-        run: logits of a given model on the same batch.
+        living: logits of the model in training on fixed batches.
+        run: logits of a given model on the same batches.
         load: (folder, sharded) -> a model to run; sharded over the gang, or whole in this process.
 
     Returns:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from typing import Any
 
 import torch
@@ -12,23 +14,40 @@ from jobs.training.partitions import Partitions, Piece
 
 
 class HostCopy:
-    """Room for one state of this rank."""
+    """Room for one state of this rank.
+
+    The memory is mapped, not allocated: pages count once they are written to, and `release` gives them back. For a GPU
+    it is pinned and kept. PyTorch's own pinned allocations are rounded up to powers of two: 8 GiB for 4.1.
+    """
 
     def __init__(self, partitions: Partitions) -> None:
-        pinned = partitions.flats[0].device.type == "cuda"
+        self._on_gpu = partitions.flats[0].device.type == "cuda"
         self._pieces = partitions.pieces
-        self.flats = {
-            kind: tuple(torch.zeros(flat.numel(), dtype=torch.float32, pin_memory=pinned) for flat in partitions.flats)
-            for kind in KINDS
-        }
+        self._maps: list[mmap.mmap] = []
+        self.flats = {kind: tuple(self._room(flat.numel()) for flat in partitions.flats) for kind in KINDS}
+
+    def _room(self, numel: int) -> torch.Tensor:
+        """Zeros: (numel,) fp32."""
+        memory = mmap.mmap(-1, mapped_bytes(numel), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._maps.append(memory)
+        flat = torch.frombuffer(memory, dtype=torch.float32)[:numel]
+        if self._on_gpu:
+            pin(flat, len(memory))
+        return flat
 
     @torch.no_grad()
     def take(self, state: dict[str, tuple[torch.Tensor, ...]]) -> None:
         for kind, flats in state.items():
             for kept, living in zip(self.flats[kind], flats, strict=True):
                 kept.copy_(living.reshape(-1), non_blocking=True)
-        if torch.cuda.is_available():
+        if self._on_gpu:
             torch.cuda.synchronize()
+
+    def release(self) -> None:
+        """Give the pages back to the kernel; what the copy holds is lost. Pinned memory is kept."""
+        if not self._on_gpu and hasattr(mmap, "MADV_DONTNEED"):
+            for memory in self._maps:
+                memory.madvise(mmap.MADV_DONTNEED)
 
     def bytes_of(self, kind: str, piece: Piece) -> Any:
         """A piece's part of one kind as bytes, without a copy."""
@@ -37,3 +56,16 @@ class HostCopy:
     def reads(self) -> list[Read]:
         """Where every piece of every kind is to be read to."""
         return [Read(kind, piece.slice, self.bytes_of(kind, piece)) for kind in KINDS for piece in self._pieces]
+
+
+def pin(flat: torch.Tensor, num_bytes: int) -> None:
+    """Pin mapped memory for the current GPU. Where CUDA refuses, copies are slower and nothing else changes."""
+    runtime: Any = torch.cuda
+    if int(runtime.cudart().cudaHostRegister(flat.data_ptr(), num_bytes, 0)) != 0:
+        with contextlib.suppress(RuntimeError):  # the next kernel would report, and so clears, CUDA's last error
+            torch.ones(1, device="cuda").neg_()
+
+
+def mapped_bytes(numel: int) -> int:
+    """Bytes to map for so many fp32 elements: whole pages, at least one. Pure."""
+    return max(-(-4 * numel // mmap.PAGESIZE), 1) * mmap.PAGESIZE

@@ -15,6 +15,8 @@ from jobs.training.batch import collate, model_logits
 
 _TOKENS = 128  # of a trial row: cheap even on a CPU. Windows of sliding attention, of thousands, are not reached.
 _ROWS = 2
+# Of the vocabulary: all logits of a target come from one hidden state, and those of a wide vocabulary take gigabytes.
+_COMPARED_TOKENS = 4096
 _SEED = 0
 # How far a packed sample's logits may be from those of the sample alone, as a share of what tokens differ by. Another
 # order of summation stays below, positions that are off by tens of tokens come near 1.
@@ -75,9 +77,11 @@ def _alike(packed: torch.Tensor, alone: torch.Tensor) -> bool:
 def _scored(
     model: torch.nn.Module, rows: pa.Table, pad_token_id: int, device: torch.device, unpack: bool = False
 ) -> torch.Tensor:
-    """Logits of all targets, sample after sample: (targets, vocabulary)."""
+    """Logits of all targets, sample after sample: (targets, some evenly spaced tokens of the vocabulary)."""
     batch = collate(rows, "causal-lm", pad_token_id, device, unpack)
-    return model_logits(model, batch, "causal-lm")[batch.targets != IGNORE_INDEX]
+    logits = model_logits(model, batch, "causal-lm")
+    every = -(-logits.shape[-1] // _COMPARED_TOKENS)
+    return logits[..., ::every][batch.targets != IGNORE_INDEX]
 
 
 @dataclass(frozen=True)

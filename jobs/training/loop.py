@@ -32,6 +32,7 @@ from jobs.training.engine import Engine, build_engine, peak_memory_bytes
 from jobs.training.evaluate import Evaluator
 from jobs.training.gang import Gang, count_attempts
 from jobs.training.hostcopy import HostCopy
+from jobs.training.hostmemory import give_back_freed_memory
 from jobs.training.isolation import packed_samples_are_isolated
 from jobs.training.job import Job
 from jobs.training.loss import loss_sum
@@ -39,6 +40,7 @@ from jobs.training.report import Reporter
 from jobs.training.restoring import check_step, load_best, restored
 from jobs.training.run import LoopState, Run
 from jobs.training.saving import Heard, digest_of_rows, heard_of, saved_if_due, saying
+from jobs.training.skips import skip_message, untrained
 
 _LAST_WRITE_S = 60.0  # after an error, for the checkpoint that is being written
 
@@ -72,22 +74,44 @@ def train_steps(run: Run, state: LoopState) -> LoopState:
         rate = learning_rate_at(rows.step, spec.train, plan.total_steps)
         heard = train_step(run, rows, rate)
         check_step(run, state, heard)
-        state = state.after(heard.loss, heard.digest)
+        state = counted(run, state.after(heard.loss, heard.digest), heard)
         last = state.step == plan.total_steps
         record = step_record(run, state, rate, data_wait_s, time.perf_counter() - started)
         if last or (spec.eval.eval_steps and state.step % spec.eval.eval_steps == 0):
             state = evaluated(run, state, record)
             record |= state.metrics
         run.reporter.step(record)
-        if not np.isfinite(heard.loss):
-            raise RunFailed(
-                f"the loss of step {state.step} is {heard.loss}: lower train.learning_rate, or look at the data"
-            )
+        check_skips(run, state, heard, last)
         state = saved_if_due(run, state, heard, last)
+        run.checkpoints.rest()
         if heard.stop and not last:
             return replace(state, stopped=True)
         started = time.perf_counter()
     return state
+
+
+def counted(run: Run, state: LoopState, heard: Heard) -> LoopState:
+    """The state after a step that may have been skipped, which is told."""
+    scaler = run.engine.loss_scaler()
+    scale = None if scaler is None else scaler["cur_scale"]
+    if heard.skipped:
+        finite = bool(np.isfinite(heard.loss))
+        message = skip_message(state.step, finite, heard.loss, scale)
+        run.reporter.event("warning", message, step=state.step, skipped="gradients" if finite else "loss")
+    return replace(state, skips=state.skips.after(heard.skipped, scaling=scale is not None and scale > 1.0))
+
+
+def check_skips(run: Run, state: LoopState, heard: Heard, last: bool) -> None:
+    """Raise RunFailed where steps change nothing, or a step with a loss that is not finite changed the weights."""
+    if not heard.skipped and not np.isfinite(heard.loss):
+        raise RunFailed(
+            f"the loss of step {state.step} is {heard.loss}: lower train.learning_rate, or look at the data"
+        )
+    reason = state.skips.failure()
+    if reason is None and last and heard.skipped and run.engine.partitions.optimizer_step() == 0:
+        reason = untrained(state.step)
+    if reason is not None:
+        raise RunFailed(reason)
 
 
 def train_step(run: Run, rows: StepRows, rate: float) -> Heard:
@@ -141,7 +165,8 @@ def step_record(run: Run, state: LoopState, rate: float, data_wait_s: float, ste
         "epoch": round(run.plan.epoch_of_step(state.step), 6),
         "loss": state.loss,
         "learning_rate": rate,
-        "grad_norm": run.engine.grad_norm(),
+        # DeepSpeed keeps the norm of the last step that was not skipped.
+        "grad_norm": None if state.skips.in_a_row else run.engine.grad_norm(),
         "tokens": tokens,
         "tokens_per_s": tokens / step_time_s,
         "step_time_s": step_time_s,
@@ -224,6 +249,7 @@ def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopS
     what = f"evaluating on {len(run.evaluator.split):,} held-out rows"
     run.reporter.event("phase", what, phase="evaluate", **({} if record is None else {"record": record}))
     metrics, confusion = run.evaluator.score(run.engine.module, run.gang)
+    give_back_freed_memory()
     when = "before training" if state.step == 0 else f"after step {state.step}"
     run.reporter.event("evaluated", f"{when}: {metric_text(metrics)}", step=state.step, metrics=metrics)
     if state.step == 0:  # kept apart, so that a run that is interrupted early does not report its start as its end

@@ -20,6 +20,7 @@ from jobs.training.gang import Gang
 from jobs.training.job import Job
 from jobs.training.metrics import Confusion
 from jobs.training.report import Reporter
+from jobs.training.skips import Skips
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class LoopState:
     save_due: bool = False  # a checkpoint has been put off
     kept: bool = False  # the checkpoint of this step is whole
     stopped: bool = False
+    skips: Skips = field(default_factory=Skips)
     facts: dict[str, Any] = field(default_factory=dict)  # for the run's manifest
 
     def after(self, loss: float, digest: int) -> LoopState:

@@ -28,6 +28,7 @@ class Heard:
     busy: bool  # a rank is still writing the last checkpoint
     failed: bool  # a rank could not write it
     digest: int  # of all rows that were trained on, with their places (see `jobs.data.chain.step_digest`)
+    skipped: bool = False  # the gradients were not finite, and the step changed no weight
 
 
 def digest_of_rows(table: Any, first_place: int) -> int:
@@ -37,20 +38,21 @@ def digest_of_rows(table: Any, first_place: int) -> int:
 
 
 def saying(run: Run, loss: torch.Tensor, digest: int) -> torch.Tensor:
-    """This rank's share of what the all-reduce adds up; (7,) float64."""
+    """This rank's share of what the all-reduce adds up; (8,) float64."""
     orders = run.gang.orders()
     minutes, checkpoints = run.job.spec.checkpoint.save_minutes, run.checkpoints
     overdue = minutes is not None and time.monotonic() - checkpoints.last_began_at > 60 * minutes
     high, low = divmod(digest % 2**64, _HALF)
     signs = [orders.stop, orders.save or (run.gang.rank == 0 and overdue), checkpoints.busy, checkpoints.failed]
-    rest = torch.tensor([*map(float, signs), float(high), float(low)], dtype=torch.float64, device=loss.device)
+    signs.append(not run.engine.was_step_applied())
+    rest = torch.tensor([float(high), float(low), *map(float, signs)], dtype=torch.float64, device=loss.device)
     return torch.cat([loss.reshape(1), rest])
 
 
 def heard_of(said: torch.Tensor, targets: int) -> Heard:
-    loss, stop, save, busy, failed, high, low = said.tolist()
+    loss, high, low, stop, save, busy, failed, skipped = said.tolist()
     digest = (int(high) * _HALF + int(low)) % 2**64
-    return Heard(loss / targets, stop > 0, save > 0, busy > 0, failed > 0, digest)
+    return Heard(loss / targets, stop > 0, save > 0, busy > 0, failed > 0, digest, skipped > 0)
 
 
 def saved_if_due(run: Run, state: LoopState, heard: Heard, last: bool) -> LoopState:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from bench.zoo.tiny import tiny_config
 from jobs.errors import RunFailed
 from jobs.modeldir import tensor_names
+from jobs.training.batch import Batch, model_logits
 from jobs.training.export import Weights, check_same_logits, on_this_node, plan_shards, write_config, write_weights
 from jobs.training.naming import naming_of
 from tests.support import tiny
@@ -147,3 +148,18 @@ def test_an_export_of_a_checkpoint_with_transformers_own_names_keeps_those(tmp_p
     model = transformers.AutoModelForCausalLM.from_config(tiny_config("qwen3_moe"))
     weights = Weights(model)
     assert [name for name, _ in naming_of(model, weights.empty, set(weights.empty)).sizes] == list(weights.empty)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bloom"])
+def test_logits_of_few_columns_are_those_of_all_columns(tmp_path: pathlib.Path, kind: str) -> None:
+    model = tiny.save_model(tmp_path / kind, kind)
+    living = transformers.AutoModelForCausalLM.from_pretrained(model).eval()
+    ids = torch.arange(40)[None]
+    inputs = {"input_ids": ids, "position_ids": ids}
+    whole = Batch(inputs, targets=ids + 1, columns=torch.arange(40))
+    few = whole.with_few_columns(16)
+    assert few.columns is not None and few.columns.tolist() == list(range(0, 40, 3))
+    assert torch.equal(few.targets, whole.targets[:, few.columns])
+    with torch.no_grad():
+        logits, all_logits = (model_logits(living, batch, "causal-lm") for batch in (few, whole))
+    torch.testing.assert_close(logits, all_logits[:, few.columns])

@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,7 +54,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         ),
         "bf16": tiny.spec_of(folder, llama, text, train__per_device_train_batch_size=4, train__bf16=True, **small),
     }
+    poisoned = {"some skipped": (3, 4), "all skipped": tuple(range(1, 7))}
     on_two = [case_of(folder, name, spec) for name, spec in specs.items()]
+    on_two += [replace(case_of(folder, name, specs["4x1"]), poisoned=steps) for name, steps in poisoned.items()]
     run_gang(folder, 2, on_two, with_export=frozenset({"llama", "gpt2", "bert", "bf16"}))
     alone = specs["unpacked"].model_copy(
         update={"resources": specs["unpacked"].resources.model_copy(update={"num_workers": 1})}
@@ -120,6 +123,20 @@ def test_exported_model_gives_the_trained_models_logits_in_a_new_process(cases: 
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, script, *arguments], env=environment, check=True, capture_output=True, timeout=120)
     np.testing.assert_allclose(np.load(out), np.load(case.logits_file), rtol=1e-4, atol=1e-5)
+
+
+def test_steps_with_gradients_that_are_not_finite_are_skipped_and_told(cases: dict[str, Case]) -> None:
+    case, whole = cases["some skipped"], cases["4x1"]
+    told = [event for event in read_journal(case.paths.events) if event["data"].get("skipped")]
+    assert [(event["data"]["step"], event["data"]["skipped"]) for event in told] == [(3, "gradients"), (4, "gradients")]
+    assert told[0]["message"] == "step 3 is skipped and changes nothing: its gradients are not finite"
+    assert case.record("loss")[:3] == pytest.approx(whole.record("loss")[:3], rel=1e-6)
+    assert case.record("loss")[3:] != pytest.approx(whole.record("loss")[3:], rel=1e-6)
+    assert [norm is None for norm in case.record("grad_norm")] == [False, False, True, True, False, False]
+
+
+def test_a_run_of_which_no_step_changed_the_weights_fails(cases: dict[str, Case]) -> None:
+    assert cases["all skipped"].failure.startswith("none of 6 steps changed the weights")
 
 
 def test_no_pickle_lies_in_an_exported_model(cases: dict[str, Case]) -> None:

@@ -166,13 +166,14 @@ def test_the_best_is_what_the_spec_calls_best() -> None:
     assert best_of(Checkpoint(), state) is None
 
 
-def told(rank: int = 1, digest: int = 0, since_save_s: float = 0.0, **rule: Any) -> torch.Tensor:
+def told(rank: int = 1, digest: int = 0, since_save_s: float = 0.0, applied: bool = True, **rule: Any) -> torch.Tensor:
     """What one rank says in a step's all-reduce."""
     orders = SimpleNamespace(stop=False, save=False)
     run: Any = SimpleNamespace(
         gang=SimpleNamespace(rank=rank, orders=lambda: orders),
         job=SimpleNamespace(spec=SimpleNamespace(checkpoint=Checkpoint(**rule))),
         checkpoints=SimpleNamespace(last_began_at=time.monotonic() - since_save_s, busy=False, failed=False),
+        engine=SimpleNamespace(was_step_applied=lambda: applied),
     )
     return saying(run, torch.zeros((), dtype=torch.float64), digest)
 
@@ -181,6 +182,10 @@ def test_a_sum_of_digests_survives_the_all_reduce() -> None:
     parts = [2**64 - 1, 2**63 + 12345, 987654321987654321, 2**32 - 1]
     said = torch.stack([told(digest=part) for part in parts]).sum(0)
     assert heard_of(said, 1).digest == sum(parts) % 2**64
+
+
+def test_a_step_that_one_rank_skipped_is_skipped_for_all() -> None:
+    assert heard_of(told() + told(applied=False), 1).skipped and not heard_of(told() + told(), 1).skipped
 
 
 def test_a_checkpoint_is_due_by_the_clock_of_rank_0() -> None:

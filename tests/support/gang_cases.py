@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,14 @@ import torch.distributed as dist
 from cluster.settings import TorchrunWorld, torchrun_world
 from jobs.data.prepared import Prepared
 from jobs.data.stream import StepRows, Stream
+from jobs.errors import RunFailed
 from jobs.load import load_spec
 from jobs.paths import JobPaths
 from jobs.training import export, loop
 from jobs.training.batch import collate, model_logits
 from jobs.training.gang import Orders, TorchrunGang
 from jobs.training.job import Job
+from jobs.training.loss import loss_sum
 from tests.support.faulty import FaultyFileSystem, register
 
 
@@ -39,20 +41,31 @@ class ScriptedGang(TorchrunGang):
     ) -> None:
         super().__init__(paths, 0, world)
         self._stop_at, self._faults = stop_at, faults
-        self._step = 0
+        self.step = 0
 
     def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
         for rows in super().steps(stream, start):
-            self._step = rows.step + 1
+            self.step = rows.step + 1
             dist.barrier()
-            for fault, on in self._faults.get(str(self._step), {}).items():
+            for fault, on in self._faults.get(str(self.step), {}).items():
                 flag = FaultyFileSystem.control / fault
                 flag.touch() if on else flag.unlink(missing_ok=True)
             dist.barrier()
             yield rows
 
     def orders(self) -> Orders:
-        return Orders(stop=self._stop_at is not None and self._step >= self._stop_at)
+        return Orders(stop=self._stop_at is not None and self.step >= self._stop_at)
+
+
+def poisoning(gang: ScriptedGang, steps: Sequence[int]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A loss whose gradient is NaN on rank 1 in the given steps."""
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if gang.rank == 1 and gang.step in steps:
+            logits.register_hook(lambda slope: slope * float("nan"))
+        return loss_sum(logits, targets)
+
+    return loss
 
 
 def run_case(case: dict[str, Any]) -> None:
@@ -61,13 +74,19 @@ def run_case(case: dict[str, Any]) -> None:
     spec = load_spec(case["spec"])
     job = Job(spec, case["run_root"], case["prepared_root"], spec.model.path)
     gang = ScriptedGang(job.paths, world, case["stop_at"], case["faults"])
+    loop.loss_sum = poisoning(gang, case.get("poisoned", ()))
     if case["name"] == "gpt2":  # read the export back sharded over the gang, as a large model is
         export.ONE_PROCESS_BYTES = 0
     with contextlib.closing(loop.Reporter(job.paths, gang.rank)) as reporter:
         run = loop.set_up(job, gang, reporter)
         state = loop.restored(run)
         if state.step < run.plan.total_steps:
-            state = loop.train_steps(run, state)
+            try:
+                state = loop.train_steps(run, state)
+            except RunFailed as error:
+                if not case.get("poisoned"):
+                    raise
+                pathlib.Path(case["failure"]).write_text(str(error))
         if case["logits"]:
             loop.finish(run, state)
             rows = Prepared.open(job.prepared_root).split("train").read_rows(np.arange(3))

@@ -30,6 +30,11 @@ class Case:
     folder: pathlib.Path
     stop_at: int | None = None  # somebody asks it to stop after this step
     faults: dict[int, dict[str, bool]] = field(default_factory=dict)  # before a step: what of the storage fails
+    poisoned: tuple[int, ...] = ()  # steps whose gradients are NaN on rank 1; a failure of the run is kept
+
+    @property
+    def failure(self) -> str:
+        return (self.folder / f"{self.name}.failure").read_text()
 
     @property
     def paths(self) -> JobPaths:
@@ -74,6 +79,8 @@ def run_gang(
                 "logits": str(case.logits_file) if case.name in with_export else "",
                 "stop_at": case.stop_at,
                 "faults": case.faults,
+                "poisoned": case.poisoned,
+                "failure": str(case.folder / f"{case.name}.failure"),
             }
         )
     listing = folder / f"cases-{num_workers}.json"

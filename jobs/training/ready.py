@@ -10,7 +10,7 @@ from jobs.data.stream import step_plan
 from jobs.modeldir import check_model_files
 from jobs.modelfiles import without_weights
 from jobs.spec import Spec
-from jobs.training.dryrun import check_model_runs
+from jobs.triedmodels import remember, was_tried
 from jobs.watch import Announcer
 
 # Tasks on Ray take seconds to start; meanwhile one process tokenises about as much.
@@ -26,7 +26,7 @@ def ready_data(spec: Spec, engine: Literal["plain", "ray"], announce: Announcer)
     announce("phase", "preparing the data", phase="prepare")
     model_dir = without_weights(spec.model.path)
     check_model_files(model_dir, spec)
-    check_model_runs(spec, model_dir)
+    _check_model_runs(spec, model_dir)
     prepared = prepare(
         spec,
         model_dir,
@@ -36,3 +36,13 @@ def ready_data(spec: Spec, engine: Literal["plain", "ray"], announce: Announcer)
     )
     step_plan(spec, prepared.split("train"))
     return prepared
+
+
+def _check_model_runs(spec: Spec, model_dir: str) -> None:
+    """Raises DataError."""
+    if was_tried(spec, model_dir):
+        return
+    from jobs.training.dryrun import check_model_runs  # it imports torch, which takes the driver seconds
+
+    check_model_runs(spec, model_dir)
+    remember(spec, model_dir)

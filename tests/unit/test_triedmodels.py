@@ -1,0 +1,59 @@
+"""A model that passed the dry run is built again only if something about it has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.spec import Spec
+from jobs.triedmodels import remember, was_tried
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder = tmp_path / "m"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+def spec(**model: Any) -> Spec:
+    values = {"path": "/m", "task": "causal-lm", **model}
+    return Spec.model_validate({"model": values, "data": {"train": "/d", "format": "text"}})
+
+
+def test_a_model_is_remembered_whatever_its_path_and_weights(model: Path) -> None:
+    assert not was_tried(spec(), str(model))
+    remember(spec(), str(model))
+    (model / "model.safetensors").write_text("other weights")
+    assert was_tried(spec(path="/elsewhere"), str(model))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: (model / "config.json").write_text('{"a": 1}'),
+        lambda model: (model / "tokenizer.json").write_text('{"a": 1}'),
+        lambda model: (model / "chat_template.jinja").write_text(""),
+    ],
+)
+def test_another_configuration_or_tokenizer_is_tried_anew(model: Path, change: Callable[[Path], object]) -> None:
+    remember(spec(), str(model))
+    change(model)
+    assert not was_tried(spec(), str(model))
+
+
+def test_another_kernel_is_tried_anew(model: Path) -> None:
+    remember(spec(), str(model))
+    assert not was_tried(spec(attn_implementation="eager"), str(model))
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file where the directory would be")
+    remember(spec(), str(model))
+    assert not was_tried(spec(), str(model))

@@ -182,9 +182,9 @@ class JobHandle:
         return None if run is None else JobPaths(run)
 
     def logs(self, follow: bool = False, source: str | None = None) -> Iterator[LogLine]:
-        """Lines of all its logs, each with its source, or of one (`driver`, `rank-0`, `output`, ...).
+        """Lines that its attempts have printed, in their order, or those of one log (`driver`, `rank-0`, ...).
 
-        With `follow` until it has ended.
+        With `follow` until it has ended. The source "all" gives every log, one after another.
         """
         reader = LogReader(self._connection, self.id, source)
         if follow:

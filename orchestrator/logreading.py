@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
@@ -14,13 +14,16 @@ from jobs.errors import InputError
 from jobs.fields import did_you_mean
 from orchestrator.api import JobView, LogPart, LogSources
 from orchestrator.connection import Connection
-from orchestrator.queue.states import ENDED
+from orchestrator.jobref import job_path
+from orchestrator.queue.states import ENDED, State
 
 OUTPUT: Final = "output"  # of the newest attempt: it begins anew with each
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 1.0
+ALL: Final = "all"  # asked for as a source: every log
 TAIL_LINES: Final = 20
 _ATTEMPT = re.compile(rf"^{OUTPUT}(-[0-9]+)?$")
+_RANK = re.compile(r"\brank ([0-9]+)\b")
 _LATER = re.compile(rf"^(rank-[0-9]+|{OUTPUT}-[0-9]+)$")  # may still come
 
 
@@ -37,7 +40,8 @@ class LogReader:
     """Gives each line once.
 
     Args:
-        source: only that log; None: all of them, also those that come later.
+        source: only that log. None: what the job's attempts have printed. ALL: the logs of its run as well, one after
+            another, because most of their lines carry no time. Logs that come later are included.
     """
 
     def __init__(self, connection: Connection, job_id: str, source: str | None = None) -> None:
@@ -67,13 +71,14 @@ class LogReader:
 
     def _sources(self, attempt: int) -> list[str]:
         """The outputs of attempts by their numbers, oldest first, then the logs of the run."""
-        found = self._connection.get(self._path, LogSources).sources
         outputs = [f"{OUTPUT}-{number}" for number in range(1, attempt + 1)]
-        every = [*outputs, *(one for one in found if not _ATTEMPT.match(one))]
         if self._source is None:
-            return every
+            return outputs
         if self._source == OUTPUT:  # the newest, and those that come later
             return outputs[max((self._first_attempt or 1) - 1, 0) :]
+        every = [*outputs, *_of_run(self._connection, self._path)]
+        if self._source == ALL:
+            return every
         if self._source not in every and len(every) > len(outputs) and not _LATER.match(self._source):
             known = (OUTPUT, *every)
             hint = did_you_mean(self._source, known) or f": there are {', '.join(known)}"
@@ -115,18 +120,42 @@ def followed(reader: LogReader, look: Callable[[], JobView]) -> Iterator[LogLine
         time.sleep(pause_s)
 
 
+def _of_run(connection: Connection, path: str) -> tuple[str, ...]:
+    return tuple(one for one in connection.get(path, LogSources).sources if not _ATTEMPT.match(one))
+
+
+def run_logs(connection: Connection, job: JobView) -> tuple[str, ...]:
+    """The logs of the job's run: `driver`, `rank-0`, ... A command has none."""
+    return _of_run(connection, f"{job_path(job.job_id)}/logs")
+
+
+def failed_rank(job: JobView, logs: Sequence[str]) -> str | None:
+    """The log of the rank that made the job fail, where its message names one or there is only one."""
+    ranks = [name for name in logs if name.startswith("rank-")]
+    named = [f"rank-{number}" for number in _RANK.findall(job.message)]
+    if job.state is not State.FAILED:
+        return None
+    return next((name for name in named if name in ranks), ranks[0] if len(ranks) == 1 else None)
+
+
+def last_lines(connection: Connection, job: JobView, source: str, count: int = TAIL_LINES) -> list[LogLine]:
+    """The last lines of one log. Raises InputError: the job has no such log."""
+    reader = LogReader(connection, job.job_id, source)
+    last = deque(reader.new(job.attempt), maxlen=count)
+    last.extend(reader.rest())
+    return list(last)
+
+
 def telling_end(connection: Connection, job: JobView, lines: int = TAIL_LINES) -> tuple[str, str]:
     """The log that tells most of an end, and its last lines; two empty texts where nothing was written.
 
     A run's driver says in its output how it ended; so does a command, whose ranks all write there.
     """
     for source in (OUTPUT, "driver", "rank-0"):
-        reader = LogReader(connection, job.job_id, source)
         try:
-            last = deque((line.text for line in reader.new(job.attempt)), maxlen=lines)
+            last = last_lines(connection, job, source, lines)
         except InputError:
             continue
-        last.extend(line.text for line in reader.rest())
-        if text := "\n".join(last).strip("\n"):
+        if text := "\n".join(line.text for line in last).strip("\n"):
             return source, text
     return "", ""

@@ -42,7 +42,8 @@ class JobFailed(FleetuneError):
         parts = [f"job {job_id} failed ({reason}){f': {message}' if message else ''}"]
         if log:
             parts.append(f"The end of its log ({source}):\n{log}")
-        parts.append(f"All of it: fleetune logs {job_id}" if log else "")
+        of_run = f" --source {source}" if source != "output" else ""
+        parts.append(f"All of it: fleetune logs {job_id}{of_run}" if log else "")
         parts.append(f"To do: {advice(reason, job_id)}")
         super().__init__("\n".join(filter(None, parts)))
 

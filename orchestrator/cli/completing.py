@@ -91,13 +91,13 @@ def sources(context: typer.Context, incomplete: str) -> list[str]:
     try:
         from orchestrator.api import LogSources
         from orchestrator.jobref import find_job, job_path
-        from orchestrator.logreading import OUTPUT
+        from orchestrator.logreading import ALL, OUTPUT
 
         server = _server()
         # Behind an option whose value is still to come, arguments are only found among the rest.
         job = find_job(server, context.params.get("job") or context.args[0])
         found = server.get(f"{job_path(job.job_id)}/logs", LogSources).sources
-        return [one for one in dict.fromkeys((OUTPUT, *found)) if one.startswith(incomplete)]
+        return [one for one in dict.fromkeys((OUTPUT, *found, ALL)) if one.startswith(incomplete)]
     except Exception:
         return []
 

@@ -9,12 +9,15 @@ from collections.abc import Iterable, Iterator
 
 import typer
 
+from jobs.errors import FleetuneError
 from orchestrator.api import JobView
 from orchestrator.cli.waiting import WaitingNews
 from orchestrator.connection import Connection
 from orchestrator.jobref import job_path
-from orchestrator.logreading import LogLine, LogReader, followed
+from orchestrator.logreading import ALL, TAIL_LINES, LogLine, LogReader, failed_rank, followed, last_lines, run_logs
 from orchestrator.queue.states import ENDED
+
+NAMED = 5  # logs in a line
 
 # Escape sequences other than colours; then all that is no character of a text.
 _CONTROL = re.compile(
@@ -49,11 +52,28 @@ def print_logs(
         for line in followed(reader, look):
             printed = True
             _print(line, source, as_json)
+    if source is None:
+        _of_run(connection, last, TAIL_LINES if tail is None else tail, as_json)
     if not printed and not as_json:
-        which = f"log {source}" if source else "logs"
+        which = {None: "output", ALL: "logs"}.get(source, f"log {source}")
         yet = "" if last.state in ENDED else f" yet: it is {last.state}"
         typer.echo(f"job {job.job_id} has no {which}{yet}", err=True)
     return last
+
+
+def _of_run(connection: Connection, job: JobView, count: int, as_json: bool) -> None:
+    """Print the end of the log of the rank that failed, and say which logs there are besides the output."""
+    try:
+        logs = run_logs(connection, job)
+        rank = failed_rank(job, logs)
+        for line in last_lines(connection, job, rank, count) if rank else ():
+            _print(line, None, as_json)
+    except FleetuneError:  # the output is what was asked for, and it is printed
+        return
+    if logs and not as_json:
+        names = ", ".join(logs[:NAMED]) + (f" and {len(logs) - NAMED} others" if len(logs) > NAMED else "")
+        command = f"fleetune logs {job.job_id} --source NAME, or --source all"
+        typer.echo(f"more logs: {names}. To see them: {command}", err=True)
 
 
 def _there(reader: LogReader, job: JobView) -> Iterator[LogLine]:
@@ -76,7 +96,7 @@ def _print(line: LogLine, source: str | None, as_json: bool) -> None:
         typer.echo(json.dumps({"source": line.source, "text": line.text}))
     else:
         text = printable(line.text)
-        typer.echo(text if source else f"{line.source} | {text}")
+        typer.echo(text if source not in (None, ALL) else f"{line.source} | {text}")
 
 
 def printable(text: str) -> str:

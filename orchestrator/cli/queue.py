@@ -92,7 +92,7 @@ def logs(
         typer.Option(
             "--source",
             metavar="NAME",
-            help="One log: driver, rank-0, output, ...",
+            help="One log: output, driver, rank-0, ...; or all.",
             autocompletion=completing.sources,
         ),
     ] = None,
@@ -100,10 +100,11 @@ def logs(
     json_: Json = False,
     url: Url = None,
 ) -> None:
-    """Print a job's logs, those of all ranks.
+    """Print what a job has printed, in the order of its attempts.
 
-    Each line has the log that it is of before it, unless --source asks for one. With -f across all attempts, until
-    the job has ended.
+    If a rank made a training job fail, the end of that rank's log follows. --source all also prints the logs of the
+    driver and of all ranks, one after another. Each line begins with the name of its log, unless --source asks for
+    one. With -f the command goes on across all attempts, until the job has ended.
     """
     with edge(130 if follow else None):
         from orchestrator.cli.logs import print_logs

@@ -21,9 +21,13 @@ class UnknownJob(QueueError):
 
 
 class UnreadableJob(QueueError):
-    """The job's row cannot be read by this release."""
+    """The job's row cannot be read by this release. `tenant`: whose job it is."""
 
     status = 500
+
+    def __init__(self, message: str, tenant: str = "") -> None:
+        super().__init__(message)
+        self.tenant = tenant
 
 
 class UnknownTenant(QueueError):

@@ -24,6 +24,7 @@ ENOUGH: Final = 3
 AT_ONCE_S: Final = 120.0  # a node that is gone under several jobs within so long has failed once
 FACT: Final = "incidents"  # of the store: nodes that were gone
 REPORTED: Final = "reported-incidents"  # of the store: hardware that drivers say has failed
+FAULTY: Final = "faulty"  # the kind of the events of these; each is of a job, since others may not know its name
 _TOLD: Final = 5
 _MOST_KEPT: Final = 1000
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -12,8 +13,6 @@ from orchestrator.queue.errors import StoreBroken
 from orchestrator.server import metrics
 from orchestrator.server.serving import Asker, Serving, answer, problems
 from orchestrator.server.serving import router as made
-
-_NAMED = 20
 
 
 def routes(serving: Serving) -> APIRouter:
@@ -37,9 +36,9 @@ def routes(serving: Serving) -> APIRouter:
         if trouble := serving.trouble():
             raise StoreBroken(trouble)
         told = {"status": "ready"}
-        if rows := serving.set_aside():  # ids alone: everybody may ask
-            told["set_aside"] = ", ".join(f"{row.table} {row.name}" for row in rows[:_NAMED])
-            told["set_aside"] += f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+        if rows := serving.set_aside():  # numbers alone: everybody may ask, and names are for those who may see them
+            counts = sorted(Counter(row.table for row in rows).items())
+            told["set_aside"] = ", ".join(f"{table}: {number}" for table, number in counts)
         return Response(json.dumps(told), media_type="application/json")
 
     @router.get("/metrics", response_class=Response, responses=_TEXT, summary="For Prometheus")

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from orchestrator import api
 from orchestrator.queue.records import QueueEvent
+from orchestrator.queue.setaside import KIND as SET_ASIDE
 from orchestrator.server.attempttokens import tokens_of
 from orchestrator.server.ownership import Ownership
 from orchestrator.server.serving import After, Asker, JobId, Limit, Serving, answer, problems
@@ -19,6 +20,7 @@ from orchestrator.service.caller import Caller
 from orchestrator.service.tenants import TENANT
 
 _PAGE, _MOST_PAGES = 1000, 50  # of events, for one answer
+_ADMINS = frozenset({TOKEN, SET_ASIDE})  # kinds that only admins see, where the event is of no job
 
 Source = Annotated[str, Path(max_length=300, description="One of `GET /v1/jobs/{job_id}/logs`.")]
 
@@ -41,12 +43,12 @@ def _view(serving: Serving, event: QueueEvent) -> api.EventView:
 
 
 def _sees(caller: Caller, event: QueueEvent, owners: Ownership) -> bool:
-    """What is told of nodes is for all; what is told of tenants and tokens is not."""
+    """Events of nodes and servers are for everybody. Those of tokens, and of rows that are set aside, name others."""
     if event.job_id is not None:
         return owners.sees(caller, event.job_id)
     if event.kind == TENANT:
         return caller.may_see(str(event.data.get("tenant")))
-    return event.kind != TOKEN or caller.is_admin
+    return event.kind not in _ADMINS or caller.is_admin
 
 
 def _events(router: APIRouter, serving: Serving, owners: Ownership) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from orchestrator.queue.records import QueueEvent
 from orchestrator.queue.states import ENDED, State
 from orchestrator.queue.store import Store
+from orchestrator.queue.suspicion import FAULTY
 from orchestrator.queue.words import telling
 from orchestrator.server.lookups import last_event
 from orchestrator.server.metrics import Meters
 
 _PAGE, _MOST_PAGES = 1000, 20
 _MOST_LINES = 10  # of one kind in one look; more are summed up
-_TOLD = frozenset({State.RUNNING, *ENDED})
+_TOLD = frozenset({State.RUNNING, *ENDED, FAULTY})
 
 
 class News:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.queue.errors import UnknownJob
+from orchestrator.queue.errors import UnknownJob, UnreadableJob
 from orchestrator.queue.store import Store
 from orchestrator.server.serving import sees_all
 from orchestrator.service.caller import Caller
@@ -30,6 +30,8 @@ class Ownership:
                 tenant = self._store.job(job_id).tenant
             except UnknownJob:
                 return None
+            except UnreadableJob as error:
+                tenant = error.tenant
             if len(self._known) >= _MOST_KEPT:
                 self._known = {}
             self._known[job_id] = tenant

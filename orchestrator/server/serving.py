@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from orchestrator import api
-from orchestrator.queue.errors import UnknownJob
+from orchestrator.queue.errors import UnknownJob, UnreadableJob
 from orchestrator.queue.records import Job, UnreadableRow
 from orchestrator.queue.store import Store
 from orchestrator.server.auth import Tokens, check_writer
@@ -116,6 +116,10 @@ class Serving:
             job = self.store.job(job_id)
         except UnknownJob:
             if sees_all(caller):
+                raise
+            raise unknown(job_id) from None
+        except UnreadableJob as error:
+            if caller.may_see(error.tenant):
                 raise
             raise unknown(job_id) from None
         if not caller.may_see(job.tenant):

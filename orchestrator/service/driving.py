@@ -15,7 +15,7 @@ from orchestrator.queue.noderules import taken_by_ray
 from orchestrator.queue.plausible import plausible
 from orchestrator.queue.records import Job, Measured, QueueEvent
 from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
-from orchestrator.queue.suspicion import REPORTED, Incident, added, dumped, loaded
+from orchestrator.queue.suspicion import FAULTY, REPORTED, Incident, added, dumped, loaded
 from orchestrator.service.limits import wrong_secrets
 from orchestrator.service.surroundings import Surroundings
 
@@ -120,8 +120,9 @@ def _note_faulty(surroundings: Surroundings, job: Job, faulty: Sequence[str]) ->
     kept = added(known, [Incident(now_s, names, job.submission)], now_s)
     if kept != known:
         store.put_facts({REPORTED: dumped(kept)})
-        said = f"the driver of {job.job_id} says that the hardware of {', '.join(names)} failed"
-        store.add_events([QueueEvent(now_s, "faulty", said, data={"nodes": list(names), "attempt": job.submission})])
+        said = f"reports that the hardware of {', '.join(names)} failed"
+        data = {"nodes": list(names), "attempt": job.submission}
+        store.add_events([QueueEvent(now_s, FAULTY, said, job.job_id, data)])
 
 
 def _current(surroundings: Surroundings, message: Register | Beat) -> Job | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from cluster.resources import Gang
@@ -37,6 +38,9 @@ def follow_up(surroundings: Surroundings, most: int = 50) -> int:
 
 def _submit(surroundings: Surroundings, job: Job) -> None:
     new = follower(job, json.loads(surroundings.store.spec(job.job_id)), surroundings.python)
+    tenant = next((one for one in surroundings.store.tenants() if one.name == job.tenant), None)
+    if tenant is not None:
+        new = replace(new, max_runtime_s=tenant.restrictions.max_runtime_s)
     # `changed` names this end: a job that is put back ends once more.
     key = SubmissionKey(_SCOPE, f"on-end-{job.job_id}-{job.changed}", job.on_end)
     surroundings.store.submit([new], surroundings.clock.now_s(), key)

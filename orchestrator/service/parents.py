@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.queue.errors import ParentFailed, QueueError, UnknownJob
+from orchestrator.queue.errors import ParentFailed, QueueError, UnknownJob, UnreadableJob
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Filter, Store
@@ -68,6 +68,10 @@ class Parents:
         try:
             job = self._store.job(reference)
         except UnknownJob:
+            return None
+        except UnreadableJob as error:
+            if self._caller.may_see(error.tenant):
+                raise
             return None
         return job if self._caller.may_see(job.tenant) else None
 

@@ -51,7 +51,8 @@ def _read(connection: Connection, row: Sequence[Any]) -> Job:
     problem = next((one.problem for one in unread_of(connection).rows() if one.name == row[1]), "its row is damaged")
     raise UnreadableJob(
         f"job {row[1]} cannot be read: {problem}. Other jobs go on. Ask an administrator to upgrade the server to the "
-        "release that has written it"
+        "release that has written it",
+        row[4],
     )
 
 

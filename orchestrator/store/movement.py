@@ -14,9 +14,9 @@ from orchestrator.queue.retry import landing
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Reason, State, Wanted
 from orchestrator.store import history, jobtable, steps
 from orchestrator.store.numbers import take, take_as_leader
-from orchestrator.store.rows import JOB_COLUMNS, LEASE_COLUMNS, MOVED, Values, dumped, job_of, lease_of
+from orchestrator.store.rows import JOB_COLUMNS, LEASE_COLUMNS, MOVED, Values, dumped, lease_of
 from orchestrator.store.schema import JOBS, LEASES
-from orchestrator.store.unread import records_of
+from orchestrator.store.unread import jobs_of, records_of
 
 _GRANT = insert(LEASES)
 _RELEASE = (
@@ -87,7 +87,7 @@ def release(connection: Connection, job_id: str, attempt: int, now_s: float, by:
 def pull_back(connection: Connection, epoch: int, now_s: float) -> None:
     """Raises NotLeader."""
     take_as_leader(connection, epoch, changes=0, events=0)  # nobody else writes from here on
-    jobs = [job_of(row) for row in connection.execute(_LATER, {"now_s": now_s})]
+    jobs = jobs_of(connection, connection.execute(_LATER, {"now_s": now_s}))
     numbers = take_as_leader(connection, epoch, changes=len(jobs), events=0)
     for place, job in enumerate(jobs, 1):
         began_s = None if job.started_s is None else min(job.started_s, now_s)

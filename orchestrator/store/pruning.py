@@ -16,10 +16,10 @@ from orchestrator.queue.records import Lease
 from orchestrator.queue.states import ENDED
 from orchestrator.store.numbers import take_as_leader
 from orchestrator.store.rows import LEASE_COLUMNS, lease_of
-from orchestrator.store.schema import EVENTS, JOBS, KEYS, LEASES, SPECS, USAGE, WAITS_FOR_OTHERS
+from orchestrator.store.schema import EVENTS, JOBS, KEYS, LEASES, NEEDS_OTHERS, SPECS, USAGE
 from orchestrator.store.unread import records_of
 
-_NEEDED = select(JOBS.c.after).where(text(WAITS_FOR_OTHERS))
+_NEEDED = select(JOBS.c.after).where(text(NEEDS_OTHERS))
 _OLD = and_(
     JOBS.c.ended_s < bindparam("before_s"),
     JOBS.c.state.in_(sorted(state.value for state in ENDED)),

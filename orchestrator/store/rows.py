@@ -258,8 +258,8 @@ def tenant_values(tenant: Tenant) -> Values:
 
 
 def unreadable_tenant(row: Any) -> Tenant:
-    """In place of a tenant whose row cannot be read: what runs goes on, and nothing that needs GPUs starts."""
-    return Tenant(row.name, limit=((None, 0),))
+    """A tenant whose row cannot be read: its jobs go on, none that needs GPUs starts, and no path is allowed."""
+    return Tenant(row.name, limit=((None, 0),), restrictions=Restrictions(roots=()))
 
 
 def tenant_of(row: Any) -> Tenant:

@@ -31,7 +31,7 @@ ID = Text().with_variant(Text(collation="C"), "postgresql")  # ordered by bytes,
 # Conditions of partial indices. SQLite takes such an index only where a statement has the same words.
 ENDED_UNFOLLOWED = "on_end <> '' AND followed <> changed AND ended_s IS NOT NULL"
 OF_A_CLIENT = "client > '' AND ended_s IS NULL"
-WAITS_FOR_OTHERS = "\"after\" <> '' AND ended_s IS NULL"
+NEEDS_OTHERS = "\"after\" <> '' AND state <> 'succeeded'"  # it waits for them, or will where it is retried
 HAS_ENDED = "ended_s IS NOT NULL"
 
 # One row. Every write begins by taking its numbers here, and so holds this row until it has committed: writers go one
@@ -115,7 +115,7 @@ JOBS = Table(
     Index("jobs_by_tenant", "tenant", "state", "number", "job_id"),
     Index("jobs_unfollowed", "followed", sqlite_where=text(ENDED_UNFOLLOWED), postgresql_where=text(ENDED_UNFOLLOWED)),
     Index("jobs_by_end", "ended_s", sqlite_where=text(HAS_ENDED), postgresql_where=text(HAS_ENDED)),
-    Index("jobs_after", "after", sqlite_where=text(WAITS_FOR_OTHERS), postgresql_where=text(WAITS_FOR_OTHERS)),
+    Index("jobs_after", "after", sqlite_where=text(NEEDS_OTHERS), postgresql_where=text(NEEDS_OTHERS)),
     Index("jobs_of_clients", "client", sqlite_where=text(OF_A_CLIENT), postgresql_where=text(OF_A_CLIENT)),
 )
 

@@ -167,9 +167,9 @@ def measured(job: Job, said: Measured, now_s: float, changed: int) -> Job | None
     }
     if said.saved_step is not None and said.saved_step > job.restored_at_step:
         news |= {"restored_at_step": said.saved_step, "retries": {}}
-    heard_s = now_s if job.heard_s is None else max(job.heard_s, now_s)
     is_a_change = bool(news) or job.heard_s is None
-    return replace(job, heard_s=heard_s, changed=changed if is_a_change else job.changed, **news)
+    # Also where the clock was put back: the leader takes an unchanged time for silence.
+    return replace(job, heard_s=now_s, changed=changed if is_a_change else job.changed, **news)
 
 
 def _merged(known: Mapping[str, float], said: Mapping[str, float]) -> dict[str, float]:

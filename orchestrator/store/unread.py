@@ -71,11 +71,16 @@ def records_of(
     connection: Connection, table: str, rows: Iterable[Any], read: Callable[[Any], Record], name: int = 0
 ) -> list[Record]:
     """The rows of another table that can be read. `name`: number of the column that names a row."""
-    found = []
+    found, unread = [], unread_of(connection)
+    good, bad = set[str](), set[str]()  # names; several leases have the name of their job
+    looks = bool(unread)
     for row in rows:
         try:
             found.append(read(row))
+            if looks:
+                good.add(str(row[name]))
         except Exception as error:
-            said = f"{type(error).__name__}: {error}"
-            unread_of(connection).note(UnreadableRow(table, str(row[name]), None, said))
+            bad.add(str(row[name]))
+            unread.note(UnreadableRow(table, str(row[name]), None, f"{type(error).__name__}: {error}"))
+    unread.forget(table, good - bad)
     return found

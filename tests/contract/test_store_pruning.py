@@ -124,3 +124,12 @@ def test_a_job_that_waits_for_others_is_found_whatever_its_row_is_like(store: St
     child = submit(store, after=tuple(job.job_id for job in parents))
     assert store.prunable(LATER_S, 10) == []
     assert replace(child, after=()) != child
+
+
+def test_a_job_that_may_be_retried_keeps_those_that_it_comes_after(store: Store) -> None:
+    parent = ended(store, "parent")
+    child = go(store, submit(store, after=(parent.job_id,)), *RUN)
+    go(store, child, State.STOPPING, State.FAILED, now_s=LATER_S, reason=Reason.RUN_FAILED)
+    assert store.prunable(LATER_S, 10) == [] and store.prune(lead(store, now_s=LATER_S), [parent.job_id], LATER_S) == 0
+    go(store, store.retry(child.job_id, LATER_S, "anna"), *RUN, State.SUCCEEDED, now_s=LATER_S)
+    assert store.prunable(LATER_S, 10) == [(parent.job_id, 1)]

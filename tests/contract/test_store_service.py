@@ -77,6 +77,13 @@ def test_the_first_sign_of_life_of_an_attempt_is_a_change_and_later_ones_are_not
     assert store.heard() == {} and waits.attempt == 0
 
 
+def test_a_driver_is_heard_also_after_the_clock_was_put_back(store: Store) -> None:
+    job = go(store, submit(store), *RUN)
+    for now_s in (START_S + 36_000.0, START_S, START_S + 10.0):
+        store.measure([Measured(job.job_id, 1)], now_s)
+        assert store.heard() == {f"{job.job_id}-1": now_s}
+
+
 def test_nobody_has_heard_of_the_driver_of_a_new_attempt(store: Store) -> None:
     job = go(store, submit(store), *RUN)
     store.measure([Measured(job.job_id, 1)], START_S + 5.0)

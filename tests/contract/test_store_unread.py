@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.queue.errors import UnreadableJob
+from orchestrator.queue.errors import UnknownJob, UnreadableJob
+from orchestrator.queue.records import Role
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Store
+from orchestrator.server.ownership import Ownership
+from orchestrator.service.caller import Caller
+from orchestrator.service.parents import Parents
 from orchestrator.store import open_store
 from tests.support.stores import RUN, START_S, go, lead, new, step, submit, with_tenants
 
@@ -87,6 +91,29 @@ def test_a_tenant_a_token_a_lease_and_an_event_that_cannot_be_read_stop_nobody(s
     spoil(path, "leases", "placement", "{", f"job = {job.number}")
     spoil(path, "events", "data", "{", f"job_id = '{job.job_id}'")
     assert [(one.name, one.limit) for one in store.tenants()] == [("a", ((None, 0),)), ("b", ())]
+    assert [one.restrictions.roots for one in store.tenants()] == [(), None]  # it may have been limited to some
     assert [lease.job_id for lease in store.leases(held=True)] == [other.job_id]
     assert [event.kind for event in store.events(job.job_id)] == ["queued", "starting", "running"]
     assert {row.table for row in store.unreadable()} == {"tenant", "lease"}
+    spoil(path, "tenants", "limit", "", "name = 'a'")
+    assert store.tenants() and {row.table for row in store.unreadable()} == {"lease"}
+
+
+def test_a_new_leader_begins_where_a_row_from_a_clock_ahead_cannot_be_read(store: Store, path: Path) -> None:
+    bad, good = submit(store, "bad", START_S + 60.0), submit(store, "good", START_S + 60.0)
+    spoil(path, "jobs", "retries", '{"of-a-newer-release": 1}', f"number = {bad.number}")
+    store.pull_back(lead(store), START_S)
+    assert store.job(good.job_id).waiting_since_s == START_S
+    assert [row.name for row in store.unreadable()] == [bad.job_id]
+
+
+def test_a_job_that_cannot_be_read_is_its_own_tenants_alone(store: Store, path: Path) -> None:
+    bad = submit(store, "bad")
+    spoil(path, "jobs", "reason", "of-a-newer-release", f"number = {bad.number}")
+    owners = Ownership(store)
+    sees = [owners.sees(Caller("anna", Role.MEMBER, tenant), bad.job_id) for tenant in ("a", "b")]
+    assert sees == [True, False]  # and no list of events ends there
+    with pytest.raises(UnknownJob, match="there is no job"):
+        Parents(store, Caller("bert", Role.MEMBER, "b"), frozenset()).find(bad.job_id, "queue.after", "child")
+    with pytest.raises(UnreadableJob, match=f"job {bad.job_id} cannot be read"):
+        Parents(store, Caller("anna", Role.MEMBER, "a"), frozenset()).find(bad.job_id, "queue.after", "child")

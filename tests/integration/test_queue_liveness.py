@@ -53,10 +53,12 @@ def test_a_clock_that_jumps_ahead_for_an_hour_moves_no_job() -> None:
 def test_after_a_server_that_began_ten_years_ahead_the_queue_comes_back_to_now() -> None:
     world, off_s, said = QueueWorld(4), [10 * 365 * 86400.0], list[str]()
     clock = SystemClock(0.0, said.append, lambda: world.clock() + off_s[0], world.clock.steady_s)
-    world.server = world.another("ahead", clock=clock)
+    world.server = world.another("ahead", clock=clock, silent_s=4 * 3600.0)
     world.backend.script("*", runs_s=1e9)
     (limited,) = world.submit(new("limited", max_runtime_s=6 * 3600.0))
-    world.passes(3)
+    world.passes(1)
+    world.speak(limited, at_s=clock.now_s())
+    world.passes(2)
     assert (world.job(limited).started_s or 0.0) > world.clock() + 9 * 365 * 86400.0
     off_s[0] = 0.0
     world.passes(121, 60.0)
@@ -67,9 +69,13 @@ def test_after_a_server_that_began_ten_years_ahead_the_queue_comes_back_to_now()
     leader = world.store.leader()
     assert leader is not None and leader.expires_s < world.clock() + 60.0
     (new_one,) = world.submit(new("new"))
-    world.passes(3)
+    world.passes(1)
+    world.speak(new_one)
+    world.passes(2)
     assert world.states(limited, new_one) == [State.RUNNING, State.RUNNING]
-    world.passes(365, 60.0)
+    for _ in range(365):  # its driver speaks all the time
+        world.speak(limited, at_s=clock.now_s())
+        world.passes(1, 60.0)
     assert world.job(limited).reason is Reason.TIMED_OUT
 
 

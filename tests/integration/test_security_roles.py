@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from orchestrator.queue.records import QueueEvent
+from orchestrator.queue.setaside import KIND as SET_ASIDE
 from orchestrator.service.driverkey import attempt_token
 from orchestrator.store import open_store
 from tests.support.processes import wait_for
@@ -256,6 +260,23 @@ def test_changes_of_tenants_and_tokens_are_told_to_those_they_concern(world: Wor
         texts = [client.get("/v1/events", params={"limit": 1000}).text for client in (admin, of_a, of_b)]
         assert ["root changes tenant a: max_queued_jobs none -> 77" in text for text in texts] == [True, True, False]
         assert ["root makes the token member-b" in text for text in texts] == [True, False, False]
+
+
+def test_rows_that_cannot_be_read_are_named_to_admins_and_counted_for_everybody(world: World) -> None:
+    with contextlib.closing(open_store(world.server.store)) as store:
+        store.add_events([QueueEvent(0.0, SET_ASIDE, "token secret-project is set aside")])
+    path = world.server.store.removeprefix("sqlite:///")
+    with contextlib.closing(sqlite3.connect(path)) as raw, world.client("admin") as admin, raw:
+        raw.execute("INSERT INTO tokens SELECT 'hidden', 999, 'x', 'of-a-newer-release', NULL, 0, NULL, NULL")
+        raw.commit()
+        wait_for(lambda: admin.get("/v1/me") and "set_aside" in admin.get("/readyz").json(), "it is counted")
+        assert admin.get("/readyz").json() == {"status": "ready", "set_aside": "token: 1"}
+        raw.execute("DELETE FROM tokens WHERE name = 'hidden'")
+    texts = []
+    for who in ("admin", "viewer", "member-a"):
+        with world.client(who) as client:
+            texts.append(client.get("/v1/events", params={"limit": 1000}).text)
+    assert ["secret-project" in text for text in texts] == [True, False, False]
 
 
 def test_the_token_of_one_attempt_opens_no_other(world: World) -> None:

@@ -26,7 +26,7 @@ from orchestrator.queue.errors import (
 from orchestrator.queue.records import Job, Measured, NodeOrder
 from orchestrator.queue.states import ENDED, Reason, State, Wanted
 from orchestrator.queue.store import Change
-from orchestrator.queue.suspicion import REPORTED, Incident, dumped, loaded
+from orchestrator.queue.suspicion import FAULTY, REPORTED, Incident, dumped, loaded
 from orchestrator.service import clients, driving, followups
 from orchestrator.service.beats import Beats
 from orchestrator.service.driverkey import DriverKey
@@ -365,6 +365,8 @@ def test_a_node_whose_hardware_three_jobs_call_broken_gets_nothing_new(world: Se
     driving.beat(world.around, said(job, faulty=(node,)))
     driving.beat(world.around, said(job, faulty=(node,)))
     (mine,) = loaded(world.store.facts()[REPORTED])
+    told = [event for event in world.store.events(limit=1000) if event.kind == FAULTY]
+    assert [event.job_id for event in told] == [job.job_id]  # other tenants are not told of it
     others = [Incident(mine.at_s - 3600.0 * hours, mine.nodes, f"job-{hours}-1") for hours in (1, 2)]
     world.store.put_facts({REPORTED: dumped([*others, mine])})
     world.passes(2, 60.0)

@@ -11,9 +11,10 @@ from cluster.wire import Register
 from orchestrator.api import RestrictionsSent, TenantSent
 from orchestrator.queue.errors import Forbidden, QueueError, TooManyQueued
 from orchestrator.queue.restrictions import Restrictions
-from orchestrator.queue.states import State
+from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.store import Change, Filter
 from orchestrator.scheduling.snapshot import Tenant
-from orchestrator.service import driving, limits, tenants
+from orchestrator.service import driving, followups, limits, tenants
 from orchestrator.service.admission import admit
 from orchestrator.service.explain import Explainer
 from orchestrator.service.usage import UsageMonths
@@ -80,6 +81,15 @@ def test_a_job_runs_no_longer_than_its_tenant_allows(world: ServiceWorld) -> Non
     assert [job.max_runtime_s for job in jobs] == [3600.0, 60.0, 3600.0]
     with pytest.raises(QueueError, match="is 3,601, and a job of tenant 'a' may run for 3,600 s"):
         world.admit(command(**queue(max_runtime_s=3601, tenant="a")), by=ANYBODY)
+
+
+def test_what_follows_the_end_of_a_job_runs_no_longer_either(world: ServiceWorld) -> None:
+    (job,) = world.admit(command(**queue(on_end={"command": ["sleep", "infinity"]})))
+    limit(world, max_runtime_s=3600.0)
+    world.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), START_S, "anna")
+    world.passes(2)
+    assert followups.follow_up(world.around) == 1
+    assert [one.max_runtime_s for one in world.store.jobs(Filter(name="job-on-end"))] == [3600.0]
 
 
 def test_a_tenant_that_has_used_its_gpu_hours_waits_for_the_next_month_and_is_told(world: ServiceWorld) -> None:

@@ -80,10 +80,11 @@ class QueueWorld:
     def states(self, *ids: str) -> list[State]:
         return [self.job(job_id).state for job_id in ids]
 
-    def speak(self, *ids: str, **said: Any) -> None:
-        """Drivers are heard, as if they had spoken to a server."""
+    def speak(self, *ids: str, at_s: float | None = None, **said: Any) -> None:
+        """Drivers are heard, as if they had spoken to a server. `at_s`: by the server's clock."""
         jobs = map(self.job, ids)
-        self.store.measure([Measured(job.job_id, job.attempt, **said) for job in jobs], self.clock())
+        told = [Measured(job.job_id, job.attempt, **said) for job in jobs]
+        self.store.measure(told, self.clock() if at_s is None else at_s)
 
     def passes(self, number: int = 1, each_s: float = 1.0) -> None:
         """Time goes on, and then the server looks."""

@@ -11,7 +11,7 @@ branch_labels = None
 depends_on = None
 
 HAS_ENDED = sa.text("ended_s IS NOT NULL")
-WAITS_FOR_OTHERS = sa.text("\"after\" <> '' AND ended_s IS NULL")
+NEEDS_OTHERS = sa.text("\"after\" <> '' AND state <> 'succeeded'")
 
 
 def upgrade() -> None:
@@ -28,6 +28,6 @@ def upgrade() -> None:
         sa.Column("cpu_s", sa.Double, nullable=False),
         sa.Column("jobs", sa.BigInteger, nullable=False),
     )
-    for name, key, condition in (("jobs_by_end", "ended_s", HAS_ENDED), ("jobs_after", "after", WAITS_FOR_OTHERS)):
+    for name, key, condition in (("jobs_by_end", "ended_s", HAS_ENDED), ("jobs_after", "after", NEEDS_OTHERS)):
         op.create_index(name, "jobs", [key], sqlite_where=condition, postgresql_where=condition)
     op.create_index("keys_by_job", "keys", ["first_job"])

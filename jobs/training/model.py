@@ -40,10 +40,14 @@ def load_model(spec: Spec, model_dir: str, precision: Precision, pad_token_id: i
 
 
 def empty_model(spec: Spec, model_dir: str, dtype: torch.dtype = torch.float32) -> Any:
-    """The model on torch's meta device: every tensor's shape, and no memory."""
+    """The model on torch's meta device: every tensor's shape, and no memory.
+
+    It does not use flash attention, whose package may be installed on GPU nodes only.
+    """
     config = model_config(spec, model_dir)
+    kernel = {} if spec.model.attn_implementation == "flash_attention_2" else attention_arguments(spec)
     with torch.device("meta"):
-        return model_class(spec).from_config(config, dtype=dtype, **attention_arguments(spec))
+        return model_class(spec).from_config(config, dtype=dtype, **kernel)
 
 
 def model_config(spec: Spec, model_dir: str) -> Any:

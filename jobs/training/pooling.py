@@ -14,16 +14,19 @@ def reads_the_end(model: Any) -> bool:
 
 
 def with_one_end(inputs: dict[str, torch.Tensor], end: int, pad_token_id: int) -> dict[str, torch.Tensor]:
-    """The same rows with the end-of-text token as last token before the padding, and nowhere else.
+    """The same rows with exactly one end-of-text token each: the last one, which the tokenizer wrote.
 
     These models refuse a batch whose rows differ in the number of such tokens. A text that quotes the token, padding
-    with the same token, and a row that stands in where a worker has none would be such rows.
+    with the same token, and a row that stands in where a worker has none would be such rows. A row without the token
+    gets it as its last one before the padding.
 
     Args:
         inputs: `input_ids` and `attention_mask`, (rows, tokens) each.
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     other = next(token for token in (pad_token_id, 0, 1) if token != end)
-    last = mask.sum(1, keepdim=True) - 1
-    at_end = torch.arange(ids.shape[1], device=ids.device) == last
-    return {**inputs, "input_ids": torch.where(at_end, end, torch.where(ids == end, other, ids))}
+    places = torch.arange(ids.shape[1], device=ids.device)
+    # Some tokenizers write a token of the language behind that of the end (mBART, PLBart).
+    found = torch.where((ids == end) & (mask == 1), places, -1).amax(1, keepdim=True)
+    place = torch.where(found < 0, mask.sum(1, keepdim=True) - 1, found)
+    return {**inputs, "input_ids": torch.where(places == place, end, torch.where(ids == end, other, ids))}

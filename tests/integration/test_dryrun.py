@@ -43,6 +43,13 @@ def test_models_of_all_shapes_run_without_weights(tmp_path: pathlib.Path) -> Non
         check_model_runs(spec(folder, classify), str(folder))
 
 
+def test_flash_attention_may_be_installed_on_the_workers_only(tmp_path: pathlib.Path) -> None:
+    assert not transformers.utils.is_flash_attn_2_available(), "this test needs a host without flash attention"
+    folder = saved(tmp_path, "llama")
+    kernel = {"model__attn_implementation": "flash_attention_2", "data__packing": False}
+    check_model_runs(tiny.spec_of(folder, folder, folder / "rows.jsonl", **kernel), str(folder))
+
+
 @pytest.mark.parametrize(
     ("model_type", "classify", "changes", "expected"),
     [
@@ -63,7 +70,7 @@ def test_what_transformers_refuses_is_refused_before_workers_start(
 
 def test_a_head_that_reads_the_end_of_a_text_needs_a_tokenizer_that_writes_it(tmp_path: pathlib.Path) -> None:
     folder = saved(tmp_path, "bart", ends=False)
-    with pytest.raises(DataError, match="reads the state at the end-of-text token 0, but the tokenizer ends a text"):
+    with pytest.raises(DataError, match="reads the state at the end-of-text token 0, but the tokenizer does not write"):
         check_model_runs(spec(folder, True), str(folder))
 
 
@@ -72,6 +79,10 @@ def test_each_row_has_one_end_of_text_before_its_padding() -> None:
     mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
     rows = with_one_end({"input_ids": ids, "attention_mask": mask}, END, pad_token_id=9)["input_ids"]
     assert rows.tolist() == [[5, 9, 6, END, 9, 9], [7, END, 9, 9, 9, 9], [9, 9, 9, 9, 9, END]]
+    behind = torch.tensor([[5, END, 6, END, 3, 9]])  # 3 is the token of a language
+    assert with_one_end({"input_ids": behind, "attention_mask": behind != 9}, END, 9)["input_ids"].tolist() == [
+        [5, 9, 6, END, 3, 9]
+    ]
     padded_with_end = with_one_end({"input_ids": ids, "attention_mask": mask}, END, pad_token_id=END)["input_ids"]
     assert (padded_with_end == END).sum(1).tolist() == [1, 1, 1]
 

@@ -202,7 +202,10 @@ def test_what_has_been_waited_or_held_for_never_shrinks_when_the_clock_goes_back
 
 def test_what_a_driver_says_is_noted(store: Store) -> None:
     job = go(store, submit(store), *RUN)
-    said = Measured(job.job_id, 1, "s3://runs/x", 7, 100, 930.5, 12.0, {"loss": 2.5, "eval_loss": 3.0})
+    said = Measured(
+        job.job_id, 1, "s3://runs/x", 7, 100, remaining_s=930.5, interruption_cost_s=12.0,
+        metrics={"loss": 2.5, "eval_loss": 3.0},
+    )  # fmt: skip
     store.measure([said], START_S)
     store.measure([Measured(job.job_id, 1, step=8, metrics={"loss": 2.25})], START_S)
     now = store.job(job.job_id)

@@ -22,14 +22,14 @@ from orchestrator.queue.growing import Wish, wish
 from orchestrator.queue.hearing import Hearing
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.ledger import Cluster, Orders, Promises, kept, orders, snapshot
-from orchestrator.queue.months import MonthUse, month_around
+from orchestrator.queue.months import MonthUse
 from orchestrator.queue.noderules import rules_by_node, to_be_left
 from orchestrator.queue.nodewatch import NodeWatch
 from orchestrator.queue.records import Job, Move, NodeRule, UnreadableRow
 from orchestrator.queue.retry import may_start_at_s
 from orchestrator.queue.rules import Seen, next_move
 from orchestrator.queue.setaside import SetAside, held_aside, without_faulty
-from orchestrator.queue.shares import Shares, counts_since_s, used_of
+from orchestrator.queue.shares import Shares
 from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
 from orchestrator.queue.stopping import Stops
 from orchestrator.queue.store import Store
@@ -129,8 +129,7 @@ class _Term:
         self._store.pull_back(epoch, now_s)
         self._book = Book(self._store)
         self._book.read()
-        leases = self._store.leases(since_s=counts_since_s(now_s, half_life_s))
-        self._shares = Shares(used_of(leases, now_s, half_life_s), now_s, half_life_s)
+        self._shares = Shares(self._store.decayed_use(now_s, half_life_s), now_s, half_life_s)
         self._month: MonthUse | None = None  # once a tenant has a limit of GPU-hours
         self._promises: Promises = {}
         self._cluster: Cluster | None = None  # as of the last pass
@@ -286,8 +285,7 @@ class _Term:
             self._month = None
             return {}
         if self._month is None:
-            leases, before = self._store.used(*month_around(now_s))
-            self._month = MonthUse(leases, now_s, before)
+            self._month = MonthUse(self._store.month_totals(now_s, now_s, held=False), now_s)
         return self._month.advance(jobs, now_s)
 
     def _orders(self, jobs: Sequence[Job], cluster: Cluster, policy: Policy, now_s: float) -> Orders:

@@ -30,6 +30,11 @@ def utc(at_s: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(at_s, datetime.UTC)
 
 
+def month_of(at_s: float) -> str:
+    """As `2026-11`."""
+    return f"{utc(at_s):%Y-%m}"
+
+
 class MonthTotal(NamedTuple):
     """What a tenant has held in a month (`2026-11`): GPU-seconds, CPU-seconds of gangs without GPUs, and jobs."""
 
@@ -100,26 +105,15 @@ class _Held:
 class MonthUse:
     """GPU-hours of the running month by tenant, carried forward from pass to pass.
 
-    The leases of the month are read once, when a server becomes the leader. From then on the jobs that hold leases say
-    all that is needed: a lease ends in the pass in which its job is seen without it.
+    The leases of the month are added up once, when a server becomes the leader. From then on the jobs that hold leases
+    say all that is needed: a lease ends in the pass in which its job is seen without it.
     """
 
-    def __init__(self, leases: Iterable[Lease], now_s: float, before: Iterable[MonthTotal] = ()) -> None:
-        """
-        Args:
-            leases: those that were held at some time since the month began.
-            before: what those have held whose rows were removed.
-        """
+    def __init__(self, released: Iterable[MonthTotal], now_s: float) -> None:
+        """`released`: what leases of this month have held that have ended, one total for each tenant."""
         self._begin_s, self._end_s = month_around(now_s)
         self._held: dict[str, _Held] = {}
-        self._released: dict[str, float] = {}  # GPU-seconds of leases that have ended, by tenant
-        for total in before:
-            if total.month == f"{utc(self._begin_s):%Y-%m}":
-                self._released[total.tenant] = self._released.get(total.tenant, 0.0) + total.gpu_s
-        for lease in leases:
-            if lease.released_s is not None:
-                held = _Held(lease.tenant, lease.gang.num_workers * lease.gang.gpus_per_worker, lease.granted_s)
-                self._add(self._released, held, min(lease.released_s, now_s))
+        self._released = {total.tenant: total.gpu_s for total in released}  # GPU-seconds
 
     def advance(self, jobs: Sequence[Job], now_s: float) -> Mapping[str, float]:
         """GPU-hours by tenant. `jobs`: all that have not ended, as they are at `now_s`."""

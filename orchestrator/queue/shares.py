@@ -2,19 +2,74 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
 
 from orchestrator.queue.records import Job, Lease
 from orchestrator.queue.states import HOLDS_A_LEASE
 from orchestrator.scheduling.table import slots_of
 
-_HALF_LIVES = 10  # use before that counts less than a thousandth
+_HALF_LIVES: Final = 10  # use before that counts less than a thousandth
+_SLICES: Final = 100  # of a half-life: within one, the weight of use changes by 0.7 %
+
+
+class Edge(NamedTuple):
+    """Slots that a tenant began to hold (more than 0) or ceased to hold (less than 0) in a slice of time.
+
+    Attributes:
+        slice: whole part of age / slice_s, so the newest is 0.
+        slots: GPUs, or CPUs of gangs without GPUs.
+        slots_s: the sum of slots times age.
+    """
+
+    tenant: str
+    slice: int
+    slots: int
+    slots_s: float
 
 
 def counts_since_s(now_s: float, half_life_s: float) -> float:
     """Leases that ended before this need not be known."""
     return now_s - _HALF_LIVES * half_life_s
+
+
+def slice_s(half_life_s: float) -> int:
+    return max(round(half_life_s / _SLICES), 1)
+
+
+def used_of_edges(edges: Iterable[Edge], half_life_s: float) -> dict[str, float]:
+    """Nearly what `used_of` says of the leases that these edges are made of: no tenant's use differs by 0.7 % or more.
+
+    How much a tenant has used in each slice is exact. All of that has the mean weight of the slice.
+    """
+    by_tenant: dict[str, dict[int, tuple[float, float]]] = {}
+    for tenant, number, slots, slots_s in edges:
+        slices = by_tenant.setdefault(tenant, {})
+        before = slices.get(number, (0.0, 0.0))
+        slices[number] = (before[0] + slots, before[1] + slots_s)
+    return {tenant: _used_of_slices(slices, half_life_s) for tenant, slices in by_tenant.items()}
+
+
+def _used_of_slices(slices: Mapping[int, tuple[float, float]], half_life_s: float) -> float:
+    width_s = slice_s(half_life_s)
+
+    def weight_s(older: int, newer: int) -> float:
+        """Of one slot that is held from the older edge of a slice to the newer edge of another."""
+        newer_end, older_end = (math.exp2(-number * width_s / half_life_s) for number in (newer, older + 1))
+        return half_life_s / math.log(2.0) * (newer_end - older_end)
+
+    used = held = 0.0
+    oldest_first = sorted(slices, reverse=True)
+    for number, following in itertools.zip_longest(oldest_first, oldest_first[1:], fillvalue=-1):
+        slots, slots_s = slices[number]
+        in_slice_s = held * width_s + slots_s - slots * number * width_s
+        used += in_slice_s / width_s * weight_s(number, number)
+        held += slots
+        if following < number - 1:  # nothing begins or ends in between
+            used += held * weight_s(number - 1, following + 1)
+    return used
 
 
 def used_of(leases: Iterable[Lease], now_s: float, half_life_s: float) -> dict[str, float]:

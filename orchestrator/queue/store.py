@@ -186,8 +186,15 @@ class Store(Protocol):
     def leases(self, *, held: bool = False, since_s: float = 0.0, until_s: float = math.inf) -> list[Lease]:
         """Those that are held, or those that were held between two times, in the order of granting."""
 
-    def used(self, since_s: float, until_s: float) -> tuple[list[Lease], list[MonthTotal]]:
-        """Leases as of `leases`, and by month what those have held that are gone; a lease is in one of the two."""
+    def decayed_use(self, now_s: float, half_life_s: float) -> dict[str, float]:
+        """Decayed GPU-seconds by tenant, as `shares.used_of` defines them, to half a percent."""
+
+    def month_totals(self, at_s: float, now_s: float, *, held: bool = True) -> list[MonthTotal]:
+        """What each tenant has held in the month that contains `at_s`, with the leases that were removed since.
+
+        Args:
+            held: leases that are held count, up to now.
+        """
 
     def prunable(self, before_s: float, limit: int) -> list[tuple[str, int]]:
         """Jobs that ended before a time and that nobody needs, the oldest first, and how many attempts each had.

@@ -18,7 +18,7 @@ from orchestrator.queue.growing import growth_words
 from orchestrator.queue.ledger import Cluster, snapshot
 from orchestrator.queue.noderules import rules_by_node
 from orchestrator.queue.records import Job, NodeRule
-from orchestrator.queue.shares import Shares, counts_since_s, used_of
+from orchestrator.queue.shares import Shares
 from orchestrator.queue.states import ENDED, State, Wanted
 from orchestrator.queue.store import Filter
 from orchestrator.scheduling.forecast import Expected, expected_starts, rough_start
@@ -231,8 +231,8 @@ class Explainer:
         """Read anew once in a while: in between, they are carried forward."""
         if self._shares is None or time.monotonic() >= self._shares_until_s:
             half_life_s = self._surroundings.policy.share_half_life_s
-            leases = self._surroundings.store.leases(since_s=counts_since_s(now_s, half_life_s))
-            self._shares = Shares(used_of(leases, now_s, half_life_s), now_s, half_life_s)
+            used_s = self._surroundings.store.decayed_use(now_s, half_life_s)
+            self._shares = Shares(used_s, now_s, half_life_s)
             self._shares_until_s = time.monotonic() + _SHARES_KEPT_S
         return self._shares
 

@@ -1,4 +1,4 @@
-"""What tenants have held, by month: from the leases alone."""
+"""What tenants have held, by month."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from typing import Final
 from orchestrator.api import Usage, UsageRow
 from orchestrator.queue.clock import Clock
 from orchestrator.queue.errors import QueueError
-from orchestrator.queue.months import MonthTotal, added_up, by_month, next_month, totals_of, utc
-from orchestrator.queue.records import Lease
+from orchestrator.queue.months import MonthTotal, next_month, utc
 from orchestrator.queue.store import Store
 
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
@@ -27,37 +26,16 @@ _FRESH_S: Final = 60.0
 _MONTHS_KEPT: Final = 120
 
 
-def usage(
-    leases: Iterable[Lease],
-    now_s: float,
-    month: str | None = None,
-    tenant: str | None = None,
-    before: Iterable[MonthTotal] = (),
-) -> Usage:
-    """By month (UTC) and tenant; a lease that is held counts up to now, and one over a month's end to both months.
-
-    Args:
-        month: `2026-11`; None: all.
-        before: what leases have held that the store does not keep any more.
-
-    Raises:
-        QueueError: that is no month.
-    """
-    if month is not None:
-        month_begins_s(month)
-    found = added_up([*before, *totals_of(leases, lambda lease: by_month(lease, now_s))])
-    return Usage(
-        rows=tuple(
-            UsageRow(
-                month=one.month,
-                tenant=one.tenant,
-                gpu_hours=one.gpu_s / _HOUR_S,
-                cpu_hours=one.cpu_s / _HOUR_S,
-                jobs=one.jobs,
-            )
-            for one in found
-            if month in (None, one.month) and tenant in (None, one.tenant)
+def rows_of(totals: Iterable[MonthTotal]) -> tuple[UsageRow, ...]:
+    return tuple(
+        UsageRow(
+            month=one.month,
+            tenant=one.tenant,
+            gpu_hours=one.gpu_s / _HOUR_S,
+            cpu_hours=one.cpu_s / _HOUR_S,
+            jobs=one.jobs,
         )
+        for one in totals
     )
 
 
@@ -72,6 +50,7 @@ def month_begins_s(month: str) -> float:
 class UsageMonths:
     """The use of each month, added up once: a month may have a million leases. For many threads.
 
+    A lease over a month's end counts to both months, and a job once in each.
     A month that is over does not change any more and is kept. The running one is added up again after a minute.
     """
 
@@ -83,7 +62,7 @@ class UsageMonths:
         self._until_s = -math.inf
 
     def usage(self, month: str | None = None, tenant: str | None = None) -> Usage:
-        """As `usage`; without a month, of the newest twelve. Raises QueueError, StoreBroken."""
+        """By month (UTC) and tenant; without a month, of the newest twelve. Raises QueueError, StoreBroken."""
         if month is not None:
             month_begins_s(month)
         now_s = self._clock.now_s()
@@ -107,8 +86,7 @@ class UsageMonths:
             return self._over[month]
         if month == self._running[0] and now_s < end_s and time.monotonic() < self._until_s:
             return self._running[1]
-        leases, before = self._store.used(begin_s, end_s)
-        rows = usage(leases, now_s, month, before=before).rows
+        rows = rows_of(self._store.month_totals(begin_s, now_s))
         if now_s >= end_s:
             self._over[month] = rows
             while len(self._over) > _MONTHS_KEPT:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
+from cluster.occupancy import workers_in
 from orchestrator.queue.errors import NotReleasable
 from orchestrator.queue.records import Job, Lease, Move, QueueEvent
 from orchestrator.queue.retry import landing
@@ -96,8 +97,15 @@ def pull_back(connection: Connection, epoch: int, now_s: float) -> None:
 
 
 def _grant(job: Job, now_s: float) -> Values:
-    lease = {"number": job.changed, "job": job.number, "attempt": job.attempt}
-    return {**lease, "placement": dumped(job.placement), "granted_s": now_s, "released_s": None}
+    return {
+        "number": job.changed,
+        "job": job.number,
+        "attempt": job.attempt,
+        "placement": dumped(job.placement),
+        "granted_s": now_s,
+        "released_s": None,
+        "workers": workers_in(job.placement),
+    }
 
 
 def _release(job: Job, now_s: float) -> Values:

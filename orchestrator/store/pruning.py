@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, text, update
 
-from orchestrator.queue.months import MonthTotal, by_month, totals_of
+from orchestrator.queue.months import by_month, totals_of
 from orchestrator.queue.records import Lease
 from orchestrator.queue.states import ENDED
 from orchestrator.store.numbers import take_as_leader
@@ -66,12 +66,6 @@ def prune(connection: Connection, epoch: int, job_ids: Sequence[str], before_s: 
     if old:
         connection.execute(delete(EVENTS).where(EVENTS.c.number.in_(old)))
     return len(numbers) + len(old)
-
-
-def totals(connection: Connection) -> list[MonthTotal]:
-    """What the leases have held that are gone by now."""
-    rows = connection.execute(select(USAGE).order_by(USAGE.c.month, USAGE.c.tenant))
-    return [MonthTotal(*row) for row in rows]
 
 
 def _needed(connection: Connection) -> set[str]:

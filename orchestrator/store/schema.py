@@ -160,6 +160,7 @@ LEASES = Table(
     Column("placement", Text, nullable=False),
     Column("granted_s", Double, nullable=False),
     Column("released_s", Double),
+    Column("workers", Integer, nullable=False, server_default="0"),  # in `placement`: databases add up what was held
     UniqueConstraint("job", "attempt", name="leases_by_attempt"),
     Index("leases_by_release", "released_s"),
 )

@@ -18,10 +18,11 @@ from orchestrator.queue.records import (
     Token,
     UnreadableRow,
 )
+from orchestrator.queue.shares import used_of_edges
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Change, Filter, SubmissionKey
 from orchestrator.scheduling.snapshot import Tenant
-from orchestrator.store import history, jobtable, movement, numbers, pages, pruning, registry, steps
+from orchestrator.store import history, jobtable, movement, numbers, pages, pruning, registry, steps, usetable
 from orchestrator.store.database import Database
 from orchestrator.store.submissions import Draw, Submission, Submissions, draw
 
@@ -121,13 +122,13 @@ class SqlStore:
         with self._database.read() as connection:
             return movement.leases(connection, held, since_s, until_s)
 
-    def used(self, since_s: float, until_s: float) -> tuple[list[Lease], list[MonthTotal]]:
+    def decayed_use(self, now_s: float, half_life_s: float) -> dict[str, float]:
         with self._database.read() as connection:
-            while True:  # a prune between two statements would move leases from one to the other
-                before = pruning.totals(connection)
-                found = movement.leases(connection, False, since_s, until_s)
-                if pruning.totals(connection) == before:
-                    return found, before
+            return used_of_edges(usetable.edges(connection, now_s, half_life_s), half_life_s)
+
+    def month_totals(self, at_s: float, now_s: float, *, held: bool = True) -> list[MonthTotal]:
+        with self._database.read() as connection:
+            return usetable.month_totals(connection, at_s, now_s, held)
 
     def prunable(self, before_s: float, limit: int) -> list[tuple[str, int]]:
         with self._database.read() as connection:

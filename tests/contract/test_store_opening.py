@@ -211,7 +211,10 @@ def test_a_store_of_the_first_schema_is_read(tmp_path: Path) -> None:
     queued, running = store.changes(0)
     assert (running.job_id, running.state, dict(running.metrics)) == ("train-aaaaaa", State.RUNNING, {"loss": 2.5})
     assert (queued.job_id, queued.state, queued.after) == ("eval-bbbbbb", State.QUEUED, ("train-aaaaaa",))
-    assert [lease.placement for lease in store.leases(held=True)] == [running.placement]
+    (lease,) = store.leases(held=True)
+    assert lease.placement == running.placement
+    (total,) = store.month_totals(lease.granted_s, lease.granted_s + 60.0)
+    assert total.gpu_s == 60.0 * lease.gang.num_workers * lease.gang.gpus_per_worker > 0.0
     assert [event.kind for event in store.events()] == ["queued", "queued", "starting", "running"]
     assert [token.name for token in store.tokens()] == ["anna"]
     assert submit(store).number == 3

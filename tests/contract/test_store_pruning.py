@@ -13,7 +13,6 @@ from orchestrator.queue.errors import NotLeader, UnknownJob
 from orchestrator.queue.records import Job, QueueEvent
 from orchestrator.queue.states import Reason, State
 from orchestrator.queue.store import Store, SubmissionKey
-from orchestrator.service.usage import usage
 from orchestrator.store.engine import open_database
 from orchestrator.store.schema import EVENTS, JOBS, KEYS, LEASES, SPECS
 from orchestrator.store.sqlstore import SqlStore
@@ -39,7 +38,7 @@ def test_an_old_job_is_removed_with_its_attempts_and_what_it_has_used_stays_know
     twice = go(store, twice, State.QUEUED, *RUN, now_s=START_S + 1800.0, reason=Reason.PREEMPTED)
     twice = go(store, twice, State.SUCCEEDED, now_s=START_S + 3600.0)
     other, young = ended(store, tenant="b"), ended(store, at_s=LATER_S)
-    before = usage(store.leases(), LATER_S)
+    before = store.month_totals(START_S, LATER_S)
     assert store.prunable(LATER_S, 100) == [(twice.job_id, 2), (other.job_id, 1)]
     assert prune(store) == 2
     assert [job.job_id for job in store.jobs()] == [young.job_id]
@@ -49,14 +48,11 @@ def test_an_old_job_is_removed_with_its_attempts_and_what_it_has_used_stays_know
         with pytest.raises(UnknownJob):
             store.spec(job.job_id)
         assert store.events(job.job_id) == []
-    leases, gone = store.used(0.0, LATER_S * 2)
-    assert [lease.job_id for lease in leases] == [young.job_id] and len(gone) == 2
-    assert usage(leases, LATER_S, before=gone) == before
+    assert store.month_totals(START_S, LATER_S) == before == store.month_totals(START_S, LATER_S, held=False)
     assert prune(store) == 0
     ended(store)  # and again in the same month
     assert prune(store) == 1
-    rows = usage(*[store.used(0.0, LATER_S * 2)[0]], LATER_S, before=store.used(0.0, LATER_S * 2)[1]).rows
-    assert [(row.tenant, row.jobs) for row in rows if row.month == "1970-01"] == [("a", 2), ("b", 1)]
+    assert [(total.tenant, total.jobs) for total in store.month_totals(START_S, LATER_S)] == [("a", 2), ("b", 1)]
 
 
 def test_what_is_needed_is_kept(store: Store) -> None:

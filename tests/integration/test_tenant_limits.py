@@ -147,14 +147,13 @@ def test_what_is_no_root_is_refused(world: ServiceWorld, root: str) -> None:
 
 def test_each_month_is_added_up_once(world: ServiceWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[float] = []
-    leases = world.store.leases
     world.admit(command(**GPU))
     world.passes(2)
 
     class Counted:
-        def used(self, since_s: float, until_s: float) -> object:
-            reads.append(since_s)
-            return leases(since_s=since_s, until_s=until_s), []
+        def month_totals(self, at_s: float, now_s: float) -> object:
+            reads.append(at_s)
+            return world.store.month_totals(at_s, now_s)
 
     months = UsageMonths(Counted(), world.clock)  # type: ignore[arg-type]
     world.clock.advance(30 * 86_400.0)

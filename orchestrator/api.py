@@ -396,3 +396,4 @@ class Server(Told):
     engine: Literal["ray", "local", "fake"]
     machine: str
     shared: tuple[str, ...] = Field(description="Folders that all machines see.")
+    retention_days: float | None = Field(None, description="How long after their end jobs are kept; null: for ever.")

@@ -9,9 +9,10 @@ from urllib.parse import quote
 
 from jobs.errors import InputError
 from jobs.fields import did_you_mean
-from orchestrator.api import JobPage, JobView, Nodes, NodeView, Tenants
+from orchestrator.api import JobPage, JobView, Nodes, NodeView, Server, Tenants
 from orchestrator.connection import Connection
 from orchestrator.queue.errors import UnknownJob, UnknownNode, UnknownTenant
+from orchestrator.queue.words import removed
 
 NAMED: Final = 5  # of those that may be meant
 _ID = re.compile(r"^[A-Za-z0-9._-]{1,200}$")
@@ -39,7 +40,10 @@ def find_job(connection: Connection, given: str) -> JobView:
         if not page.jobs:
             page = _writing(connection, given)
         if not page.jobs:
-            raise UnknownJob(_unknown(connection, given, str(error))) from None
+            said, old = _unknown(connection, given, str(error)), removed_jobs(connection)
+            if old:
+                said += f"{'' if said.endswith('?') else '.'} {old[:1].upper()}{old[1:]}"
+            raise UnknownJob(said) from None
     if len(page.jobs) == 1 and page.next is None:
         return page.jobs[0]
     names = ", ".join(job.job_id for job in page.jobs[:NAMED])
@@ -55,6 +59,11 @@ def _writing(connection: Connection, run: str) -> JobPage:
     page = connection.get("/v1/jobs", JobPage, {"name": f"{match[1]}-", "limit": _MOST_LOOKED_AT})
     jobs = [job for job in page.jobs if job.run is not None and posixpath.basename(job.run).startswith(run)]
     return JobPage(jobs=tuple(jobs), next=None)
+
+
+def removed_jobs(connection: Connection) -> str:
+    """What the server does with old jobs; '' where it keeps all."""
+    return removed(connection.get("/v1/server", Server).retention_days)
 
 
 def _unknown(connection: Connection, given: str, said: str) -> str:

@@ -46,7 +46,7 @@ def queue(
     """
     with edge():
         from orchestrator.discovery import connected
-        from orchestrator.jobref import find_tenant
+        from orchestrator.jobref import find_tenant, removed_jobs
         from orchestrator.pages.queue import in_order, queue_page
         from orchestrator.queue.states import ENDED, State
         from orchestrator.queuereading import QueueReader
@@ -63,6 +63,8 @@ def queue(
             told = {one: count for one, count in counts.items() if one in asked} if asked else counts
             whys = _whys(server, jobs)
             typer.echo(queue_page(jobs, told, whys, time.time(), width(), asked, reader.set_aside))
+            if all_ and (old := removed_jobs(server)):
+                typer.echo(old)
 
 
 def status(job: JobId, json_: Json = False, url: Url = None) -> None:

@@ -30,6 +30,13 @@ _SAY_NOTHING: Final = frozenset({Reason.ANSWERED.value, Reason.FINISHED.value, R
 _ASKS: Final = re.compile(r"(.+) asks: (.+)", re.DOTALL)
 
 
+def removed(retention_days: float | None) -> str:
+    """What becomes of old jobs; '' where all are kept."""
+    if retention_days is None:
+        return ""
+    return f"jobs that ended more than {retention_days:g} days ago are removed (fleetune serve --retention-days)"
+
+
 def does(state: State, wanted: Wanted = Wanted.RUN) -> str:
     """What a job does, after its name: `runs`, `is paused`, `has failed`."""
     if state is State.QUEUED and wanted is Wanted.PAUSE:

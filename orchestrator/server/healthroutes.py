@@ -61,6 +61,7 @@ def routes(serving: Serving) -> APIRouter:
                 engine=around.engine,
                 machine=serving.machine,
                 shared=around.shared,
+                retention_days=around.retention_days or None,
             )
         )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Annotated, Any, Final, TypeVar
 
 import anyio
@@ -103,9 +104,8 @@ class Serving:
         return [*self.store.unreadable(), *self.planning_leaves_out()]
 
     def set_aside_for(self, caller: Caller) -> tuple[str, ...]:
-        """The same in words, of the jobs that the caller may see."""
-        rows = [row for row in self.set_aside() if row.table == "job" and caller.may_see(row.tenant or "")]
-        return tuple(self.scrub.line(f"{row.name}: {row.problem}") for row in rows[:_MOST_SET_ASIDE])
+        """The same in words: to an admin all of them, to others the jobs that they may see."""
+        return tuple(map(self.scrub.line, islice(named(self.set_aside(), caller), _MOST_SET_ASIDE)))
 
     def now_s(self) -> float:
         return self.surroundings.clock.now_s()
@@ -142,6 +142,15 @@ class Serving:
 
 def sees_all(caller: Caller) -> bool:
     return caller.is_admin or caller.tenant is None
+
+
+def named(rows: Iterable[UnreadableRow], caller: Caller) -> Iterator[str]:
+    """Each row that the caller may see, with its problem."""
+    for row in rows:
+        if row.table == "job" and caller.may_see(row.tenant or ""):
+            yield f"{row.name}: {row.problem}"
+        elif caller.is_admin:
+            yield f"{row.table} {row.name}: {row.problem}"
 
 
 def unknown(job_id: str) -> UnknownJob:

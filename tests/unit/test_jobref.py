@@ -23,6 +23,9 @@ JOBS = (
 
 def answer(request: httpx.Request) -> httpx.Response:
     """As the server answers for one job, and for a page of those whose ids start with a name."""
+    if request.url.path == "/v1/server":
+        server = {"version": "1", "api": "1", "leads": True, "leader_url": None, "engine": "ray", "machine": "m"}
+        return httpx.Response(200, json={**server, "shared": [], "retention_days": 90.0})
     if request.url.path != "/v1/jobs":
         given = request.url.path.rpartition("/")[2]
         found = [one for one in JOBS if one.job_id == given]
@@ -56,3 +59,8 @@ def test_a_run_that_no_job_writes_is_answered_with_the_command_for_runs() -> Non
 def test_an_unknown_id_is_answered_with_the_jobs_of_that_name() -> None:
     with pytest.raises(UnknownJob, match="jobs of that name are a-ffffff"):
         find("a-012345")
+
+
+def test_it_may_also_have_been_removed_with_the_server_s_old_jobs() -> None:
+    with pytest.raises(UnknownJob, match=r"lists them\. Jobs that ended more than 90 days ago are removed"):
+        find("gone-012345")

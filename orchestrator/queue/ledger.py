@@ -199,8 +199,13 @@ def _stop(decision: Interrupt, jobs: Sequence[Job], starts: Mapping[int, Placeme
     job, what = jobs[decision.row], decision.cause.value
     if decision.cause is Cause.RESIZED:
         what = f"goes on with {counted(workers_in(starts[decision.row]))} instead of {job.gang.num_workers}"
-    first = "" if decision.for_row is None else f": {jobs[decision.for_row].job_id} goes first"
+    first = "" if decision.for_row is None else f": {_name_for(job, jobs[decision.for_row])} goes first"
     return Move(job.job_id, job.state, job.attempt, State.STOPPING, _REASONS[decision.cause], f"{what}{first}")
+
+
+def _name_for(job: Job, other: Job) -> str:
+    """How a message of one job calls another one. Ids of jobs are for their own tenant."""
+    return other.job_id if other.tenant == job.tenant else f"a job of tenant {other.tenant}"
 
 
 def _grants(jobs: Sequence[Job], wanted: Promises, cluster: Cluster) -> list[Move]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from sqlalchemy import Column
+from sqlalchemy import Column, Double, Integer
 
 from cluster.occupancy import workers_in
 from cluster.resources import Gang
@@ -22,6 +22,8 @@ Values = dict[str, Any]  # by column
 
 # In the order in which `job_of` takes them apart.
 JOB_COLUMNS: tuple[Column[Any], ...] = tuple(JOBS.c)
+# SQLite keeps a text also in a column of numbers.
+_NUMBERS = tuple(place for place, column in enumerate(JOB_COLUMNS) if isinstance(column.type, (Integer, Double)))
 GANG_COLUMNS = (JOBS.c.num_workers, JOBS.c.cpus_per_worker, JOBS.c.gpus_per_worker, JOBS.c.accelerator_type)
 LEASE_COLUMNS = (
     JOBS.c.job_id,
@@ -95,6 +97,9 @@ def plain(text: str) -> str:
 
 def job_of(row: Sequence[Any]) -> Job:
     """From JOB_COLUMNS. By position: there are fifty thousand of them at the start of a server."""
+    for place in _NUMBERS:
+        if row[place].__class__ is str:
+            raise ValueError(f"{JOB_COLUMNS[place].name} is no number: {row[place][:50]!r}")
     return Job(
         row[1],
         row[0],

@@ -49,6 +49,7 @@ def spoil(path: Path, table: str, column: str, value: object, where: str = "1 = 
         ("retries", '{"of-a-newer-release": 1}'),
         ("sizes", '["x"]'),
         ("labels", "["),
+        ("not_before_s", "soon"),
         ("cpus_per_worker", 2**31),
     ],
 )
@@ -71,7 +72,7 @@ def test_a_row_that_cannot_be_read_is_left_out_and_named(store: Store, path: Pat
 
 
 def _good(column: str) -> object:
-    return {"reason": "submitted", "state": "queued", "wanted": "run", "cpus_per_worker": 4}.get(column, "")
+    return {"reason": "submitted", "state": "queued", "wanted": "run", "cpus_per_worker": 4, "not_before_s": None}.get(column, "")
 
 
 def test_a_page_is_full_also_where_rows_in_it_cannot_be_read(store: Store, path: Path) -> None:

@@ -76,7 +76,7 @@ def test_after_a_server_that_began_ten_years_ahead_the_queue_comes_back_to_now()
     for _ in range(365):  # its driver speaks all the time
         world.speak(limited, at_s=clock.now_s())
         world.passes(1, 60.0)
-    assert world.job(limited).reason is Reason.TIMED_OUT
+    assert (world.job(limited).reason, world.job(limited).attempt) == (Reason.TIMED_OUT, 1)
 
 
 def test_a_driver_that_never_registers_gives_its_lease_back_and_does_not_hold_it_for_ever() -> None:

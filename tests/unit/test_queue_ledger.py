@@ -48,6 +48,12 @@ def test_what_is_to_start_in_the_place_of_others_waits_until_they_have_left() ->
     assert said(last) == ["high queued -> starting {'n0': 4}"] and last.promises == {}
 
 
+def test_a_job_is_not_told_the_id_of_another_tenants_job_that_goes_first() -> None:
+    low, high = job("low", State.RUNNING, 4), job("secret-project", gpus=4, priority=5, tenant="b")
+    found = decided([low, high], {}, Cluster(inventory(4), (Tenant("a"), Tenant("b"))))
+    assert found.moves[0].message == "preempted: a job of tenant b goes first"
+
+
 def test_nobody_slips_into_what_is_promised_and_what_is_left_over_is_given_away() -> None:
     stopping, high = job("low", State.STOPPING, 2), job("high", gpus=2, priority=5)
     jobs = [stopping, high, job("late", gpus=2), job("later", gpus=1)]

@@ -254,7 +254,8 @@ class Supervisor:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
-        output = CappedOutput(self._folder / OUTPUT, self._launch["most_output_bytes"])
+        # A server of an older release, which still runs while the package is upgraded, gives no limit.
+        output = CappedOutput(self._folder / OUTPUT, self._launch.get("most_output_bytes", MOST_OUTPUT_BYTES))
         # Kept, because a Popen that is let go of waits for its process, and swallows its exit code.
         self._program = subprocess.Popen(
             self._launch["command"],

@@ -365,6 +365,6 @@ def _content(client: Any, path: str) -> bytes:
 
 
 def _fence_of(job: Any) -> int | None:
-    """None: there is no such job, or whoever has written it is no caller of a queue."""
+    """The fence in the metadata of a job; None for no job, and for one that no queue has submitted."""
     text = str((job.metadata or {}).get(FENCE_KEY, "")) if job is not None else ""
     return int(text) if text.isdecimal() and len(text) < 19 else None

@@ -1,4 +1,4 @@
-"""What becomes of entries in Ray's list of jobs: Ray keeps every one for as long as its head lives, and lists all."""
+"""Which entries of Ray's list of jobs are deleted. Ray itself keeps and lists every job until its head ends."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Keeping:
 
     Attributes:
         kept_s: no longer than this after its end.
-        most: of those that ended longer ago than `least_s`, the newest of this number. Ray's maintainers call about
-            1,000 entries fine.
+        most: number of entries that are kept among those that ended longer ago than `least_s`, the newest ones. Ray's
+            maintainers call about 1,000 entries fine.
         least_s: at least this long after its end, longer than any request for its start may be under way.
     """
 

@@ -14,10 +14,10 @@ the token of its user, where the server asks for one.
     POST /v1/guest/look        Look -> Looked
     POST /v1/guest/leave       Leave -> Looked
 
-The driver shows the token of its attempt (`Authorization: Bearer ...`) and the id of its queue. Statuses: 401, the
-token is not of this attempt; 409, the server keeps another queue; 410, the attempt is over; 422, a message that is
-none, or of a newer version. Every answer names the queue that gives it. A driver takes an answer without the name of
-its queue for no answer, so that no proxy and no other server can end its attempt.
+The driver sends the token of its attempt (`Authorization: Bearer ...`) and the id of its queue. Statuses: 401, the
+token belongs to another attempt; 409, the server keeps another queue; 410, the attempt is over; 422, the message is
+invalid or of a newer version. Every answer names the queue that gives it. A driver ignores an answer without the name
+of its queue, so that no proxy and no other server can end its attempt.
 """
 
 from __future__ import annotations

@@ -93,13 +93,13 @@ def serve(
     register: Annotated[
         float,
         typer.Option(
-            "--register-s", metavar="S", min=10.0, help="A driver that has not registered by then is stopped."
+            "--register-s", metavar="S", min=10.0, help="Stop a driver that has not registered within this time."
         ),
     ] = 600.0,
     silent: Annotated[
         float,
         typer.Option(
-            "--silent-s", metavar="S", min=60.0, help="A driver that was not heard for so long is stopped [6 hours]."
+            "--silent-s", metavar="S", min=60.0, help="Stop a driver that has not been heard for this long [6 hours]."
         ),
     ] = 21600.0,
     retention: Annotated[

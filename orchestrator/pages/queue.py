@@ -196,7 +196,8 @@ def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], 
         ("go on", f"fleetune resume {job.job_id}" if state == "paused" else ""),
         ("again", f"fleetune retry {job.job_id}" if job.state in (State.FAILED, State.CANCELLED) else ""),
     ]
-    parts = [table(row for row in rows if row[1])]
+    # The message of `state` has several lines, which are plain already.
+    parts = [table((name, value if name == "state" else plain(value)) for name, value in rows if value)]
     if why is not None:
         parts.append(why.text)
     if events:

@@ -41,8 +41,8 @@ class SystemClock:
     ) -> None:
         """
         Args:
-            not_before_s: the newest time of whoever led before, which the store keeps. The machine's clock is doubted
-                where it is behind that, or more than a month ahead.
+            not_before_s: the newest time of the leaders before, from the store. The machine's clock is doubted where it
+                is behind that, or more than a month ahead.
             say: tells people of jumps.
         """
         self._say, self._wall, self._steady = say, wall, steady

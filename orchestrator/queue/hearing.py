@@ -1,8 +1,8 @@
-"""For how long each driver has said nothing while somebody listened.
+"""How long each driver has been silent while a server could hear it.
 
-Time counts only while this server leads, its store answers and its passes go on: an outage of the server is no silence
-of the drivers. The clock is the steady one, and whether something was heard is told by the store: drivers may speak to
-any server of the queue.
+Time counts only while this server leads, its store answers and its passes go on, so an outage of the server does not
+count. Times are of the steady clock. The store tells which drivers were heard, because drivers may report to any server
+of the queue.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Hearing:
         self._read_s = float("-inf")
 
     def look(self, jobs: Iterable[Job], running: Container[str], steady_s: float) -> Mapping[str, float]:
-        """Seconds without a word, by submission; only of drivers that run.
+        """Seconds of silence of each running driver, by submission.
 
         Args:
             running: submissions whose program runs, as the machines say.

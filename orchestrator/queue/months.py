@@ -103,7 +103,7 @@ class _Held:
 
 
 class MonthUse:
-    """GPU-hours of the running month by tenant, carried forward from pass to pass.
+    """GPU-hours of the current month by tenant, carried forward from pass to pass.
 
     The leases of the month are added up once, when a server becomes the leader. From then on the jobs that hold leases
     say all that is needed: a lease ends in the pass in which its job is seen without it.

@@ -1,6 +1,7 @@
-"""Numbers that drivers report, made possible: a driver may be wrong, or may want to look important.
+"""Bounds for the numbers that drivers report.
 
-The scheduler weighs jobs by these numbers. All of them pass through `plausible`, and none reaches the store otherwise.
+The scheduler weighs jobs by these numbers, and a driver may report wrong ones, by mistake or to its own advantage. All
+of them pass through `plausible` before they reach the store.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ RESTART_S: Final = 3_600.0  # saving and starting again cost less than this, bes
 
 
 def plausible(said: Measured, job: Job, now_s: float) -> Measured:
-    """The same with numbers within their bounds. What is no finite number says nothing.
+    """Return the report with every number within its bounds. Numbers that are not finite are dropped.
 
-    An interruption cannot cost more than the work of this attempt, and an allowance for saving and starting again.
+    An interruption costs at most the time of this attempt, plus an allowance for saving and starting again.
     """
     held_s = max(now_s - job.started_s, 0.0) if job.started_s is not None else 0.0
     return replace(

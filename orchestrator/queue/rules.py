@@ -23,17 +23,17 @@ class Seen:
     Attributes:
         submissions: by name; one that is missing does not run, and never will unless it is among the doubtful.
         doubtful: names that were asked to start without an answer: they may still appear.
-        nodes: ids of those that live; None: nobody could say.
-        absent: ids of those that are counted as living, and were not seen this time.
-        draining: ids of nodes that are to be left.
-        overdue: those among them that jobs which may not be interrupted are to leave, too.
+        nodes: ids of nodes that are alive; None: not known.
+        absent: ids of nodes that count as alive, but were not seen this time.
+        draining: ids of nodes that jobs must leave.
+        overdue: ids of draining nodes that also jobs which may not be interrupted must leave.
         labels: what people call nodes, by id.
         failed: jobs that have failed or were cancelled, with a word on it.
         refused: submissions that can never start, and why.
         most_pending_s: a driver that has not come up by then is stopped, and started again.
-        silent_s: for how long nothing was heard of each driver that runs, by submission; None: drivers do not speak,
-            and a job counts as RUNNING once the machines say that its driver runs.
-        most_unregistered_s: a driver that runs and has not registered by then is stopped, and started again.
+        silent_s: seconds of silence of each running driver, by submission. None: drivers do not report, and a job
+            counts as RUNNING once the machines say that its driver runs.
+        most_unregistered_s: a running driver that has not registered within this time is stopped and started again.
         most_silent_s: the same for one that has registered.
     """
 

@@ -63,7 +63,7 @@ class SetAside:
 def without_faulty(
     jobs: Sequence[Job], work: Callable[[Sequence[Job]], Result], note: Callable[[Job, Exception], None]
 ) -> Result:
-    """Do something with jobs. Where it raises, leave out the waiting jobs that it raises for, and note them."""
+    """Call `work` with the jobs. If it raises, note the waiting jobs that are the cause, and call it without them."""
     try:
         return work(jobs)
     except Exception:
@@ -77,7 +77,7 @@ def without_faulty(
 
 
 def _blamed(jobs: Sequence[Job], work: Callable[[Sequence[Job]], object]) -> list[tuple[Job, Exception]]:
-    """Each found by halving; none where the jobs that hold leases are to blame."""
+    """The waiting jobs that are the cause, found by bisection; none where jobs that hold leases are the cause."""
 
     def raised(some: Sequence[Job]) -> Exception | None:
         try:

@@ -13,8 +13,8 @@ from orchestrator.queue.store import Store
 def clear_away(store: Store, backend: Backend, strays: Sequence[Submission], end: Callable[[str], None]) -> None:
     """End and forget programs that no lease is for any more. `end`: ends one hard.
 
-    The store is asked, since a leader that was frozen knows less than it thinks. What it has never heard of, or cannot
-    read, is left alone: another queue may use the same machines.
+    The store decides, because the knowledge of a leader that was frozen may be old. A program of a job that the store
+    does not know, or cannot read, is left alone: another queue may use the same machines.
     """
     known = store.find({_job_of(one.submission) for one in strays}) if strays else {}
     over = [one for one in strays if _is_over(known.get(_job_of(one.submission)), one.submission)]

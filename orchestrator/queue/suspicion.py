@@ -45,7 +45,11 @@ def incident_of(job: Job, move: Move, gone: Sequence[str], now_s: float) -> Inci
 
 
 def is_an_outage(gone: int, nodes: int) -> bool:
-    """Whether so many are gone at about the same time that it is the fault of none of them. `nodes`: with those."""
+    """Whether more than half of the nodes went at about the same time, which blames none of them.
+
+    Args:
+        nodes: number of all nodes, including those that are gone.
+    """
     return gone * 2 > nodes
 
 

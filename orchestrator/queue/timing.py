@@ -11,14 +11,14 @@ class Timing:
 
     Attributes:
         grace_s: from a soft stop to a hard one. Further hard ones follow ever less often.
-        slow_s: a job that takes longer than this to stop does not count as leaving.
-        pending_s: a driver that has not come up by then is started again.
-        absent_s: a node that is not seen for so long is lost.
-        replan_s: where nothing has changed, it is planned anew only when so long has passed.
-        doubt_s: a start that was not answered may still happen for so long.
-        register_s: a driver that runs and has not registered by then is stopped.
-        silent_s: a driver that was not heard for so long is stopped; None: drivers do not speak, as those of made-up
-            machines.
+        slow_s: nodes of a job that takes longer than this to stop are no longer counted on.
+        pending_s: a driver that has not come up within this time is started again.
+        absent_s: a node that has not been seen for this long is lost.
+        replan_s: how often the queue is planned where nothing has changed.
+        doubt_s: how long a start that was not answered may still happen.
+        register_s: a running driver that has not registered within this time is stopped.
+        silent_s: a driver that has not been heard for this long is stopped. None: drivers do not report, for example
+            those of fake machines.
     """
 
     grace_s: float = 120.0

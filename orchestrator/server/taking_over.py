@@ -1,4 +1,4 @@
-"""What a server says, and leaves as an event, when it begins or ends to lead the queue."""
+"""Events that tell when a server begins to lead the queue, and when it is stopped."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Beats:
         self._writing = threading.Lock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
-        self.faults = 0  # writes that failed in a way that nobody has thought of
+        self.faults = 0  # writes that failed with an unexpected exception
 
     def note(self, said: Measured) -> None:
         """To be written soon. What was said before and is not said again stays."""

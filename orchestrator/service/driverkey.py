@@ -1,4 +1,4 @@
-"""The tokens of attempts: what shows that a driver is the one that the queue has started."""
+"""Tokens of attempts, by which a driver proves that the queue has started it."""
 
 from __future__ import annotations
 

@@ -31,7 +31,11 @@ def problems(queue: Queue, tenant: Tenant, caller: Caller, secrets: Collection[s
 
 
 def check_priority(priority: int, tenant: Tenant, caller: Caller) -> None:
-    """Only members are bound: admins, and everybody where no token is needed, may give any. Raises Forbidden."""
+    """Check the priority that a member gives. Admins may give any, and so may everybody on a server without tokens.
+
+    Raises:
+        Forbidden: it is above the highest one of the tenant.
+    """
     most = tenant.restrictions.max_priority
     if caller.role is Role.MEMBER and priority > most:
         raise Forbidden(
@@ -41,12 +45,16 @@ def check_priority(priority: int, tenant: Tenant, caller: Caller) -> None:
 
 
 def runtime_s(queue: Queue, tenant: Tenant) -> float | None:
-    """For how long a job may run: what it asks for, or what its tenant allows."""
+    """Longest run time of a job: the one that it asks for, else the limit of its tenant. None: no limit."""
     return queue.max_runtime_s if queue.max_runtime_s is not None else tenant.restrictions.max_runtime_s
 
 
 def wrong_secrets(names: Sequence[str], tenant: Tenant, there: Collection[str]) -> Iterator[QueueError]:
-    """`there`: names of the secrets that the server has."""
+    """Yield an error for secrets that the tenant was not given, and for each that the server lacks.
+
+    Args:
+        there: names of the secrets that the server has.
+    """
     given = tenant.restrictions.secrets
     if missing := [name for name in names if name not in given]:
         options = "".join(f" --secret {name}" for name in (*given, *missing))

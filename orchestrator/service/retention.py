@@ -1,4 +1,4 @@
-"""The end of old jobs: what a server removes by itself, a little after each pass."""
+"""Removes old jobs, a small batch after each pass of the leader."""
 
 from __future__ import annotations
 

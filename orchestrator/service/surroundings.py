@@ -1,4 +1,4 @@
-"""What the service works with: given once, by whoever starts a server."""
+"""What the service works with. The server creates it once, at its start."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Surroundings:
         python: how Python is started where drivers run.
         protocols: of URLs in specs, beside `jobs.location.PROTOCOLS`.
         retention_days: for how long jobs are kept after their end; 0: for ever.
-        most_guests: so many programs of `ray job submit` may be queued at once.
+        most_guests: how many programs of `ray job submit` may be queued at once.
     """
 
     store: Store

@@ -1,6 +1,6 @@
-"""What is removed once it is old: ended jobs with all that belongs to them, and old events of the cluster.
+"""Deletes jobs that ended long ago, with all their rows, and old events of the cluster.
 
-Each call is a short transaction. What tenants have used stays known: leases that go are added to `USAGE` by month.
+Each call is a short transaction. Usage of tenants is kept: deleted leases are added to `USAGE` by month.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def prunable(connection: Connection, before_s: float, limit: int) -> list[tuple[
 def prune(connection: Connection, epoch: int, job_ids: Sequence[str], before_s: float) -> int:
     """Raises NotLeader."""
     take_as_leader(connection, epoch, changes=0, events=0)
-    needed = _needed(connection)  # again: somebody may have submitted a job that waits for one of them
+    needed = _needed(connection)  # again: a job that waits for one of them may have been submitted since
     wanted = [job_id for job_id in job_ids if job_id not in needed]
     found = connection.execute(_STILL, {"before_s": before_s, "ids": wanted}).all() if wanted else []
     numbers, ids = [row.number for row in found], [row.job_id for row in found]
@@ -69,7 +69,7 @@ def prune(connection: Connection, epoch: int, job_ids: Sequence[str], before_s: 
 
 
 def _needed(connection: Connection) -> set[str]:
-    """Ids of jobs that others wait for."""
+    """Ids of jobs that others wait for, or will wait for if they are retried."""
     found: set[str] = set()
     for after in connection.execute(_NEEDED).scalars():
         found.update(_ids(after))

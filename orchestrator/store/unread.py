@@ -1,4 +1,4 @@
-"""Rows that this release cannot read: they are left out and noted, so that one of them never hides the others."""
+"""Rows that this release cannot read. They are left out and noted, so that one of them never hides the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Record = TypeVar("Record")
 
 
 class Unread:
-    """The rows of one database that were met and could not be read. Thread-safe."""
+    """Notes on the unreadable rows that were found in one database. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -32,7 +32,7 @@ class Unread:
                 self._rows[row.table, row.name] = row
 
     def forget(self, table: str, names: Iterable[str]) -> None:
-        """These can be read by now."""
+        """Remove the notes on rows that can be read now."""
         with self._lock:
             for name in names:
                 self._rows.pop((table, name), None)

@@ -212,3 +212,12 @@ def test_a_program_that_prints_without_end_fills_no_disk_and_its_last_words_are_
     assert opened.ended(launch) == Submission(launch.submission, Phase.FAILED, 3, "the reason")
     assert b"the last ones follow\n\0" in opened.backend.output(launch.submission, most)
     assert (folder_of(opened, launch) / files.OUTPUT).stat().st_size < most + (1 << 20) + 1000
+
+
+def test_a_program_starts_also_for_a_server_of_an_older_release(tmp_path: pathlib.Path) -> None:
+    """Between the upgrade of the package and the restart of its server."""
+    launch = {"command": ["true"], "working_dir": str(tmp_path), "token": "token"}
+    (tmp_path / files.LAUNCH).write_text(json.dumps(launch))
+    subprocess.run([sys.executable, "-I", "-S", files.__file__, str(tmp_path)], check=True)
+    wait_for((tmp_path / files.END).exists, "the program has ended")
+    assert json.loads((tmp_path / files.END).read_text())["exit_code"] == 0

@@ -72,7 +72,9 @@ def test_a_row_that_cannot_be_read_is_left_out_and_named(store: Store, path: Pat
 
 
 def _good(column: str) -> object:
-    return {"reason": "submitted", "state": "queued", "wanted": "run", "cpus_per_worker": 4, "not_before_s": None}.get(column, "")
+    return {"reason": "submitted", "state": "queued", "wanted": "run", "cpus_per_worker": 4, "not_before_s": None}.get(
+        column, ""
+    )
 
 
 def test_a_page_is_full_also_where_rows_in_it_cannot_be_read(store: Store, path: Path) -> None:

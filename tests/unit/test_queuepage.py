@@ -26,6 +26,12 @@ def why(**changes: Any) -> WhyView:
     return WhyView.model_validate(facts | changes)
 
 
+def test_no_escape_code_of_a_job_reaches_a_terminal() -> None:
+    one = running("a", labels={"note": "\x1b[2Jx"}, metrics={"\x1b[31mloss": 1.0}, run="/runs/\x9bx")
+    page = status_page(one, None, [], NOW_S) + queue_page([one], {}, {}, NOW_S, 200)
+    assert "note= [2Jx" in page and "\x1b" not in page and "\x9b" not in page
+
+
 def test_what_runs_comes_first_and_what_waits_by_priority_and_number() -> None:
     jobs = [
         job("late", number=5),

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, text, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, text, update
 
 from orchestrator.queue.months import by_month, totals_of
 from orchestrator.queue.records import Lease
@@ -20,9 +20,10 @@ from orchestrator.store.schema import EVENTS, JOBS, KEYS, LEASES, NEEDS_OTHERS, 
 from orchestrator.store.unread import records_of
 
 _NEEDED = select(JOBS.c.after).where(text(NEEDS_OTHERS))
+_STATE = func.coalesce(JOBS.c.state, "")  # an expression, so that no planner reads all ended jobs by their state
 _OLD = and_(
     JOBS.c.ended_s < bindparam("before_s"),
-    JOBS.c.state.in_(sorted(state.value for state in ENDED)),
+    _STATE.in_(sorted(state.value for state in ENDED)),
     or_(JOBS.c.on_end == "", JOBS.c.followed == JOBS.c.changed),
 )
 _PRUNABLE = select(JOBS.c.job_id, JOBS.c.attempt).where(_OLD).order_by(JOBS.c.ended_s).limit(bindparam("limit"))

@@ -83,6 +83,7 @@ def _working(spec: Spec, address: str | None, progress: Progress) -> Iterator[tu
 
     storage.check_writable(prepared_root(spec.storage_path, ""))
     with _quietly():
+        say("loading the tokenizer")
         model_dir = _model_dir(spec)
         if address is None and _size(spec) <= SMALL_BYTES:
             yield "plain", model_dir, say

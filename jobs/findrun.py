@@ -42,7 +42,7 @@ def find_run(run: str, storage_path: str) -> str:
     if found:
         raise InputError(f"{run!r} may mean {len(found)} runs: {_some(found)}. Give more of the name")
     what = (
-        f"the runs there are {_some(names)}"
+        f"the runs there are {_some(names)}. Jobs of a queue: `fleetune queue --all`"
         if names
         else "there are no runs. Give the run's path, or say where the runs are (FLEETUNE_STORAGE_PATH)"
     )

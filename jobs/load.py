@@ -143,7 +143,9 @@ def _text(path: str) -> str:
     try:
         return storage.read_bytes(path).decode()
     except UnicodeDecodeError as error:
-        raise SpecError(f"{path} is no text in UTF-8: {error.reason} at byte {error.start}") from error
+        raise SpecError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): give the YAML or JSON file of a spec"
+        ) from error
     except StorageError as error:
         raise SpecError(f"{error}{_specs_beside(path)}") from error
 

@@ -93,12 +93,12 @@ def _readable(error: yaml.MarkedYAMLError, text: str) -> str:
     if "'\\t'" in problem:
         return "a tab cannot indent YAML: use spaces"
     if "mapping values are not allowed" in problem:
-        return "no YAML: a second ': ' in one line, or wrong indentation (quote values that contain ': ')"
+        return "not YAML: a second ': ' in one line, or wrong indentation (quote values that contain ': ')"
     if "another document" in problem:
         return "a second YAML document begins here ('---'): a spec is one document"
     if "expected <block end>" in problem or "could not find expected ':'" in problem:
-        return f"no YAML: the indentation does not fit the lines above, or a ':' is missing ({problem})"
-    return f"no YAML: {problem}" + (f" {error.context}" if error.context else "")
+        return f"not YAML: the indentation does not fit the lines above, or a ':' is missing ({problem})"
+    return f"not YAML: {problem}" + (f" {error.context}" if error.context else "")
 
 
 class _Builder:

@@ -87,6 +87,8 @@ def _as_storage_error(what: str, path: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise StorageError(f"cannot {what} {path}: no such file") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError(f"cannot {what} {path}: {error.filename} is a file, not a directory") from error
     except Exception as error:  # object stores raise whatever their client raises
         raise StorageError(f"cannot {what} {path}: {type(error).__name__}: {error}") from error
 
@@ -283,7 +285,12 @@ def check_writable(path: str) -> None:
     Raises:
         StorageError: with what the storage answered, and what to change.
     """
-    probe = join(_nearest(path), f".probe-{uuid.uuid4().hex}")
+    nearest = _nearest(path)
+    if is_local(nearest) and not os.path.isdir(local_path(nearest)):
+        raise StorageError(
+            f"storage_path {path} is not writable: {nearest} is not a directory. Choose a directory or URL you own."
+        )
+    probe = join(nearest, f".probe-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"fleetune")
         fs, inner = filesystem(probe)

@@ -187,7 +187,7 @@ class Connection:
                 f"set FLEETUNE_TOKEN, or write the token to {fleetune_home() / 'token'}; an admin makes one with "
                 "fleetune tokens add NAME --role member --tenant TENANT"
             )
-        return f"sent to {self.url} was the token {self._token[:7]}... {self._token_from}: put the new one there"
+        return f"the token sent to {self.url} was {self._token[:7]}... {self._token_from}: put the new one there"
 
     def _no_server(self, error: httpx.TransportError) -> NoServer:
         if self._has_answered:
@@ -202,6 +202,8 @@ class Connection:
             what = f"no server answers at {self.url} ({_cause(error)})"
         else:
             what = f"what answers at {self.url} is no server of Fleetune ({_cause(error)})"
+        if self.url.startswith("https:") and "WRONG_VERSION_NUMBER" in str(error):
+            what += f"; it seems to speak plain http: try http{self.url.removeprefix('https')}"
         note = f"; {self._note}" if self._note else ""
         return NoServer(f"{what}{note}: start one with `fleetune serve`, or say which with --url or FLEETUNE_URL")
 

@@ -76,7 +76,9 @@ def _unknown(connection: Connection, given: str, said: str) -> str:
     hint = did_you_mean(given, newest)
     if not hint and (same := [one for one in newest if one.rpartition("-")[0] == given.rpartition("-")[0]]):
         hint = f": jobs of that name are {', '.join(same[:NAMED])}{' and more' if len(same) > NAMED else ''}"
-    return f"there is no job {given!r}{hint or ': `fleetune queue --all` lists them'}"
+    hint = hint or did_you_mean(given, {one.rpartition("-")[0] for one in newest})
+    lists = ": `fleetune queue --all` lists the jobs, and `fleetune runs` your own runs"
+    return f"there is no job {given!r}{hint or lists}"
 
 
 def find_node(nodes: Nodes, given: str) -> NodeView:

@@ -187,7 +187,7 @@ def _paths_of(paths: JobPaths, outcome: Outcome | None) -> dict[str, str]:
 
 
 def log_tail(paths: JobPaths) -> str | None:
-    """The end of the driver's log, or else of the first rank's."""
+    """The end of the driver's log, or else of the first rank's; None where it is empty."""
     names = storage.list_names(paths.logs)
     name = next((name for name in ("driver.log", *names) if name in names), None)
     if name is None:
@@ -197,4 +197,5 @@ def log_tail(paths: JobPaths) -> str | None:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - LOG_TAIL_BYTES, 0))
         text = file.read().decode(errors="replace")
-    return f"{path}\n{text if size <= LOG_TAIL_BYTES else text.partition(chr(10))[2]}".rstrip()
+    tail = (text if size <= LOG_TAIL_BYTES else text.partition(chr(10))[2]).rstrip()
+    return f"{path}\n{tail}" if tail else None

@@ -111,12 +111,14 @@ def expand(pattern: str) -> tuple[str, ...]:
         names = _matches(fs, inner)
     except DataError:
         raise
+    except StorageError as error:
+        raise DataError(f"cannot look for {error}") from error
     except Exception as error:  # object stores raise whatever their client raises
-        raise DataError(f"cannot look for {pattern}: {type(error).__name__}: {error}") from error
+        raise DataError(f"cannot look for {pattern} ({error!r}): check the address, credentials and network") from error
     if not names:
         where = "" if inner == pattern else f" (looked for {inner})"
         near = _near(inner) if storage.is_local(pattern) else ""
-        raise DataError(f"no file matches {pattern}{where}{near}: check the path in data.train and data.eval")
+        raise DataError(f"no file matches {pattern}{where}{near or '. Check the path in data.train and data.eval'}")
     files = tuple(sorted(_path(fs, name, pattern) for name in names))
     for file in files:
         suffix_of(file)
@@ -128,8 +130,8 @@ def _near(path: str) -> str:
     try:
         names = os.listdir(os.path.dirname(path) or ".")
     except OSError:
-        return "; that directory is not there either"
-    return did_you_mean(os.path.basename(path), names).removesuffix("?")
+        return ". That directory does not exist either: check the path in data.train and data.eval"
+    return did_you_mean(os.path.basename(path), names)
 
 
 def _path(fs: Any, name: str, pattern: str) -> str:

@@ -174,6 +174,7 @@ def export(
     """
     with edge():
         root = run_meant(run, storage_root(storage))
+        typer.echo(f"exporting {root}", err=True)  # loading torch takes seconds
         from jobs.training.rebuild import export_run
 
         typer.echo(f"model {export_run(root, to, say=typer.echo)}")

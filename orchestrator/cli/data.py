@@ -91,7 +91,9 @@ def show(
     Text, tokens, which of them are targets, and where samples meet in a packed row. Nothing needs to be prepared.
     """
     with edge():
-        rows = show_data(load_spec(spec, set_ or []), n, split, start)
+        loaded = load_spec(spec, set_ or [])
+        typer.echo("loading the tokenizer", err=True)  # takes seconds
+        rows = show_data(loaded, n, split, start)
         from orchestrator.pages.rows import rows_json, rows_page
 
         typer.echo(rows_json(rows) if json_ else rows_page(rows, colour=text.is_terminal()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -56,9 +57,21 @@ class Grouped(typer.core.TyperGroup):
     """A command's group is its `rich_help_panel`; groups come in the order of their first commands."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] in SYNONYMS and self.get_command(ctx, args[0]) is None:
-            ctx.fail(f"No such command {args[0]!r}. Did you mean {SYNONYMS[args[0]]!r}?")
+        if args and self.get_command(ctx, args[0]) is None and (meant := self._meant(ctx, args[0])):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {meant!r}?")
         return super().resolve_command(ctx, args)
+
+    def _meant(self, ctx: Any, word: str) -> str | None:
+        """The command that a synonym, the start of a command, or a misspelt one of either stands for."""
+        names = self.list_commands(ctx)
+        meanings = {name: name for name in names}
+        meanings |= {other: name for other, name in SYNONYMS.items() if name in meanings}
+        if word in meanings:
+            return meanings[word]
+        if len(longer := [name for name in names if name.startswith(word)]) == 1:
+            return longer[0]
+        near = difflib.get_close_matches(word.lower(), meanings, n=1)
+        return meanings[near[0]] if near else None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, Any]]] = {}

@@ -150,7 +150,7 @@ def _said(view: JobView) -> str:
     """Where it is, and what it was asked for if it is not there yet."""
     from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Wanted
 
-    words = {Wanted.CANCEL: "is to end", Wanted.PAUSE: "is to pause"}
+    words = {Wanted.CANCEL: "asked to end", Wanted.PAUSE: "asked to pause"}
     if view.state in ENDED:
         return str(view.state)
     if view.state in HOLDS_A_LEASE and view.wanted in words:

@@ -29,7 +29,7 @@ def age_s(text: str, option: str = "--older-than") -> float:
     """Seconds in `90m`, `12h`, `30d` or `2w`. Raises InputError."""
     match = _AGE.match(text.strip().lower())
     if match is None:
-        raise InputError(f"{option} {text!r} is no age: give a number and s, m, h, d or w, as in 30d")
+        raise InputError(f"{option} {text!r} is not a duration: give a number and s, m, h, d or w, as in 30d")
     return float(match[1]) * _AGE_S[match[2]]
 
 

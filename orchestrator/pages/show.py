@@ -226,7 +226,8 @@ def _data_of(spec: Mapping[str, Any]) -> str:
 
 
 def _event_row(event: Mapping[str, Any]) -> Row:
-    return when_written(str(event.get("at", ""))), f"{event.get('kind', '')}: {event.get('message', '')}"
+    message = str(event.get("message", "")).partition("\n")[0]  # the last one also has paths, which stand above
+    return when_written(str(event.get("at", ""))), f"{event.get('kind', '')}: {message}"
 
 
 def reference(kind: Kind = "finetune") -> str:

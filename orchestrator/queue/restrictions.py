@@ -39,6 +39,6 @@ def check_queued(tenant: str, most: int, queued: int, more: int) -> None:
     """Raises TooManyQueued where a tenant that has `queued` jobs in the queue may not add `more`."""
     if queued + more > most:
         raise TooManyQueued(
-            f"tenant {tenant!r} may have {most:,} jobs in the queue. It has {queued:,}, and this would add {more:,}. "
-            f"Wait until some have started, cancel some, or ask an admin: fleetune tenants set {tenant} --max-queued N"
+            f"tenant {tenant!r} may have at most {most:,} in the queue. It has {queued:,}, and this would add {more:,}."
+            f" Wait until some have started, cancel some, or ask an admin: fleetune tenants set {tenant} --max-queued N"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.queue.errors import NotReleasable
 from orchestrator.queue.records import Job
-from orchestrator.queue.states import State
+from orchestrator.queue.states import ENDED, State
 from orchestrator.service.caller import Caller
 from orchestrator.service.surroundings import Surroundings
 
@@ -22,9 +22,8 @@ def release(surroundings: Surroundings, job: Job, caller: Caller) -> Job:
     """
     caller.check_is_admin()
     if job.state is not State.STOPPING:
-        raise NotReleasable(
-            f"job {job.job_id} is {job.state}, and only a job that is stopping can be released: cancel it first"
-        )
+        what = "it has ended and holds no nodes" if job.state in ENDED else "cancel it first"
+        raise NotReleasable(f"only a job that is stopping can be released, and {job.job_id} is {job.state}: {what}")
     alive = {node.node_id for node in surroundings.backend.inventory().nodes}
     driver = next((one for one in surroundings.backend.submissions() if one.submission == job.submission), None)
     nodes = {node for node, _ in job.placement} if driver is None or driver.node_id is None else {driver.node_id}

@@ -75,7 +75,7 @@ def test_a_cancelled_job_ends_the_wait_with_130(fleetune: Shell, here: Server) -
     assert waits.stdout is not None
     job = waits.stdout.readline().strip()
     wait_for(lambda: fleetune.state(job) == "running", "it runs")
-    assert "is to end" in fleetune.good("cancel", job)
+    assert "asked to end" in fleetune.good("cancel", job)
     _, errors = waits.communicate(timeout=40)
     assert waits.returncode == 130 and "was cancelled" in errors
 
@@ -105,7 +105,7 @@ def test_several_jobs_are_asked_and_each_that_refuses_says_so(fleetune: Shell) -
     ended = fleetune.good("submit", fleetune.command("true"), "--wait").strip()
     runs = fleetune.sleeping()
     code, printed, errors = fleetune("cancel", ended, "nothing-like-it", runs, "nor!this")
-    assert code == 2 and printed.splitlines() == [f"{runs}  is to end (running)"]
+    assert code == 2 and printed.splitlines() == [f"{runs}  asked to end (running)"]
     assert len(errors.splitlines()) == 3 and all(one in errors for one in (ended, "nothing-like-it", "nor!this"))
     code, printed, errors = fleetune("cancel", "zzz", "yyy")
     assert (code, printed, len(errors.splitlines())) == (2, "", 2) and "'zzz'" in errors and "'yyy'" in errors

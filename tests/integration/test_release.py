@@ -50,6 +50,8 @@ def test_only_an_admin_releases_a_job_and_only_while_no_node_of_its_driver_answe
     assert (done.state, world.store.leases(held=True)) == (State.CANCELLED, [])
     released = [event for event in world.store.events(job.job_id) if event.kind == "released"]
     assert [event.data["by"] for event in released] == ["root"]
+    with pytest.raises(NotReleasable, match="it has ended and holds no nodes"):
+        release(around, done, root)
     with pytest.raises(NotReleasable):
         world.store.release(job.job_id, job.attempt, world.clock(), "root")
     world.close()

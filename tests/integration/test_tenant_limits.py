@@ -51,7 +51,7 @@ def test_a_member_gives_no_higher_priority_than_the_tenant_has(world: ServiceWor
 def test_no_more_jobs_are_queued_than_the_tenant_may_have(world: ServiceWorld) -> None:
     limit(world, max_queued_jobs=3)
     world.admit(command(), command())
-    with pytest.raises(TooManyQueued, match=r"may have 3 jobs in the queue\. It has 2, and this would add 2"):
+    with pytest.raises(TooManyQueued, match=r"may have at most 3 in the queue\. It has 2, and this would add 2"):
         world.admit(command(), command())
     world.admit(command())
     world.admit(command(**queue(tenant="b")), by=ANYBODY)

@@ -149,7 +149,9 @@ def test_help_has_groups_and_fits_a_line_for_every_command() -> None:
     assert "..." not in listed and "Commands:" not in printed
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("train", "run"), ("ls", "queue"), ("kill", "cancel")])
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("train", "run"), ("trian", "run"), ("ls", "queue"), ("kill", "cancel"), ("stat", "status")]
+)
 def test_a_command_of_other_tools_is_answered_with_ours(typed: str, meant: str) -> None:
     code, _, errors = call(typed, "job.yaml")
     assert code == 2 and f"No such command {typed!r}. Did you mean {meant!r}?" in errors

@@ -103,6 +103,15 @@ def test_a_token_s_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert token_here() == ("ft_variable", "of FLEETUNE_TOKEN")
 
 
+def test_https_to_a_server_that_speaks_http_is_answered_with_the_other_url() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] wrong version number")
+
+    connection = Connection("https://127.0.0.1:1", transport=httpx.MockTransport(answer))
+    with pytest.raises(NoServer, match=r"it seems to speak plain http: try http://127\.0\.0\.1:1"):
+        connection.get("/v1/me", Me)
+
+
 def test_without_a_token_it_is_said_how_to_get_one() -> None:
     with pytest.raises(TokenRefused, match="fleetune tokens add NAME"):
         Talk(problem(401, "NoToken")).me()

@@ -90,8 +90,14 @@ def test_what_cannot_be_expanded_is_refused(tmp_path: Path, name: str, message: 
 
 
 def test_unknown_protocol_is_refused() -> None:
-    with pytest.raises(DataError, match="cannot look for nosuch://x"):
+    with pytest.raises(DataError, match=r"cannot look for nosuch://x/\*\.jsonl: the protocol nosuch:// is not allowed"):
         expand("nosuch://x/*.jsonl")
+
+
+def test_a_misspelt_file_is_answered_with_the_one_that_is_there(tmp_path: Path) -> None:
+    write(tmp_path / "mails.csv", "text,label")
+    with pytest.raises(DataError, match=r"no file matches .*; did you mean mails\.csv\?$"):
+        expand(f"{tmp_path}/mail.csv")
 
 
 def test_jsonl_tells_bad_lines_from_good_ones(tmp_path: Path) -> None:

@@ -64,3 +64,13 @@ def test_an_unknown_id_is_answered_with_the_jobs_of_that_name() -> None:
 def test_it_may_also_have_been_removed_with_the_server_s_old_jobs() -> None:
     with pytest.raises(UnknownJob, match=r"lists them\. Jobs that ended more than 90 days ago are removed"):
         find("gone-012345")
+
+
+def test_a_misspelt_name_is_answered_with_the_name() -> None:
+    with pytest.raises(UnknownJob, match=r"there is no job 'mials'; did you mean mails\?"):
+        find("mials")
+
+
+def test_a_name_that_is_like_no_job_is_answered_with_both_lists() -> None:
+    with pytest.raises(UnknownJob, match="`fleetune queue --all` lists the jobs, and `fleetune runs` your own runs"):
+        find("quite-different")

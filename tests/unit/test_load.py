@@ -173,10 +173,10 @@ def test_contradicting_sections_are_refused_in_one_sentence(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a: b: c\n", "job.yaml:1:5: no YAML"),
+        ("a: b: c\n", "job.yaml:1:5: not YAML"),
         ("a:\n\tb: c\n", "job.yaml:2:1: a tab cannot indent YAML"),
-        ("a:\n   b: c\n  d: e\n", "job.yaml:3:3: no YAML: the indentation"),
-        ("a: [1, 2\nb: 3\n", "job.yaml:2:2: no YAML"),
+        ("a:\n   b: c\n  d: e\n", "job.yaml:3:3: not YAML: the indentation"),
+        ("a: [1, 2\nb: 3\n", "job.yaml:2:2: not YAML"),
         ("a: 1\n---\nb: 2\n", "a second YAML document"),
         ("a: &x [*x]\n", "job.yaml:1: an alias that contains itself"),
         ("a: !!python/object:os.system x\n", "has no meaning here"),
@@ -194,7 +194,7 @@ def test_broken_json_is_placed(tmp_path: Path) -> None:
 
 def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "is no text in UTF-8" in message(str(tmp_path / "job.yaml"))
+    assert "is not UTF-8 text (invalid start byte at byte 0): give the YAML" in message(str(tmp_path / "job.yaml"))
 
 
 def test_missing_file_suggests_the_one_beside(tmp_path: Path) -> None:

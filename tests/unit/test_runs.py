@@ -205,6 +205,16 @@ def test_run_that_goes_on_is_where_its_newest_attempt_is(root: str) -> None:
     assert (summarise(paths, now).step, describe_run(paths.root, now).last_step) == (6, {"step": 6, "loss": 1.5})
 
 
+def test_an_interrupted_run_s_page_has_no_paths_among_the_events_and_no_empty_log(root: str) -> None:
+    paths = make_run(root)
+    put_part(paths.events, NOW, {"kind": "ended", "message": "interrupted: on request\nlogs: here\nresume: so"})
+    storage.write_bytes(paths.log("rank-0"), b"")
+    end(paths, Status.INTERRUPTED, reason="on request", step=4)
+    page = run_page(describe_run(paths.root, now))
+    assert "ended: interrupted: on request" in page
+    assert "logs: here" not in page and "end of" not in page
+
+
 def test_run_that_wrote_nothing_yet_can_be_described(root: str) -> None:
     details = describe_run(make_run(root).root, now)
     assert (details.summary.status, details.total_steps, details.log_tail) == ("running", None, None)

@@ -85,8 +85,16 @@ def test_probe_of_a_writable_place_leaves_no_file(root: str) -> None:
 
 def test_place_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"is not writable: .* Choose a directory or URL you own"):
-        storage.check_writable(str(tmp_path / "file"))
+    with pytest.raises(
+        StorageError, match=r"is not writable: .*/file is not a directory\. Choose a directory or URL you own"
+    ):
+        storage.check_writable(str(tmp_path / "file" / "runs"))
+
+
+def test_a_write_below_a_file_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mails.csv").touch()
+    with pytest.raises(StorageError, match=r"cannot write .*: .*/mails\.csv is a file, not a directory"):
+        storage.write_bytes(str(tmp_path / "mails.csv" / "config.json"), b"{}")
 
 
 def test_failed_write_leaves_the_old_content_and_nothing_beside(tmp_path: Path) -> None:

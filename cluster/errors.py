@@ -5,6 +5,7 @@ FleetuneError                    anything that Fleetune itself reports, as one r
 │   ├── SpecError                the job's spec is wrong
 │   ├── DataError                the data, the model directory or a column is wrong
 │   ├── StorageError             a URL cannot be read or written
+│   │   └── StorageOutage (exit 75)  the storage does not answer now: the same may succeed later
 │   ├── TraceError               a trace of jobs cannot be simulated as it is
 │   ├── CapacityError            no set of nodes of this cluster can ever hold the gang
 │   └── LaunchRefused            a program can never start on these machines
@@ -41,6 +42,12 @@ class DataError(InputError):
 
 class StorageError(InputError):
     """A path or URL cannot be read or written."""
+
+
+class StorageOutage(StorageError):
+    """The storage did not answer, or said that it cannot now. A queue tries the job again."""
+
+    exit_code = 75
 
 
 class TraceError(InputError):

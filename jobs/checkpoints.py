@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from pydantic import ConfigDict, Field, ValidationError
 
 from jobs import storage
-from jobs.errors import StorageError
+from jobs.errors import StorageError, StorageOutage
 from jobs.paths import JobPaths, checkpoint_step
 from jobs.shardfile import Bytes, Damaged, ShardFile, Want, read_ranges
 from jobs.spec import Frozen
@@ -117,6 +117,7 @@ def read_commit(paths: JobPaths, step: int) -> Commit:
 
     Raises:
         StorageError: a newer release wrote it.
+        StorageOutage: the storage does not answer now.
         Damaged: it cannot be read, or is no marker.
     """
     path = commit_path(paths, step)
@@ -125,6 +126,8 @@ def read_commit(paths: JobPaths, step: int) -> Commit:
         version = raw.get("version", 0)
         if version <= FORMAT_VERSION:
             return Commit.model_validate(raw)
+    except StorageOutage:
+        raise
     except (StorageError, ValueError, AttributeError, ValidationError) as error:
         raise Damaged(f"{path} cannot be read: {error}") from error
     raise StorageError(
@@ -143,6 +146,8 @@ def read_parts(paths: JobPaths, commit: Commit) -> tuple[Part, ...]:
         path = storage.join(paths.checkpoint(commit.step), entry.name)
         try:
             content = storage.read_bytes(path)
+        except StorageOutage:  # it says nothing of the file
+            raise
         except StorageError as error:
             raise Damaged(str(error)) from error
         if entry_of(entry.name, content) != entry:

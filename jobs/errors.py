@@ -11,6 +11,7 @@ from cluster.errors import (
     RunFailed,
     SpecError,
     StorageError,
+    StorageOutage,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "RunFailed",
     "SpecError",
     "StorageError",
+    "StorageOutage",
 ]

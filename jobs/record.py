@@ -11,7 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs import storage
-from jobs.errors import FleetuneError, InputError, Interrupted, MachinesFailed, OutOfMemory, StorageError
+from jobs.errors import (
+    FleetuneError,
+    InputError,
+    Interrupted,
+    MachinesFailed,
+    OutOfMemory,
+    StorageError,
+    StorageOutage,
+)
 from jobs.journal import Record, part_names, read_journal, read_part
 from jobs.load import dump_spec
 from jobs.outcome import Outcome, Status, write_outcome
@@ -132,8 +140,8 @@ def outcome_of_error(paths: JobPaths, error: Exception) -> Outcome:
     return Outcome(
         status=Status.FAILED,
         reason=reason,
-        bad_input=isinstance(error, InputError),
-        lost=isinstance(error, MachinesFailed),
+        bad_input=isinstance(error, InputError) and not isinstance(error, StorageOutage),
+        lost=isinstance(error, MachinesFailed | StorageOutage),
         out_of_memory=isinstance(error, OutOfMemory),
         faulty_nodes=error.nodes if isinstance(error, MachinesFailed) else (),
         ended_at=now,

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from jobs import storage
-from jobs.errors import StorageError
+from jobs.errors import StorageError, StorageOutage
 from jobs.spec import Frozen
 
 CHUNK_BYTES = 4 * 2**20
@@ -122,6 +122,7 @@ def read_ranges(folder: str, file: ShardFile, wants: list[Want]) -> None:
 
     Raises:
         Damaged: the file is gone, shorter, or differs from what was written.
+        StorageOutage: the storage does not answer now.
     """
     path = storage.join(folder, file.name)
     wants = sorted((want for want in wants if len(want.into)), key=lambda want: want.begin)
@@ -155,6 +156,8 @@ def _read_run(path: str, file: ShardFile, wants: list[Want], first: int, last: i
     begin, end = first * CHUNK_BYTES, min(last * CHUNK_BYTES, file.bytes)
     try:
         content = storage.read_range(path, begin, end)
+    except StorageOutage:  # it says nothing of the file
+        raise
     except StorageError as error:
         return str(error)
     if len(content) != end - begin:

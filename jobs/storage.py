@@ -1,5 +1,6 @@
 """Files at a path or an fsspec URL. A file appears whole or not at all.
 
+StorageError is raised for all that goes wrong, and StorageOutage, a kind of it, for what may pass.
 Everything here raises StorageError for what `jobs.location` does not allow, before anything is opened.
 """
 
@@ -20,7 +21,8 @@ from fsspec.core import url_to_fs
 from cluster.settings import extra_protocols
 from jobs import location
 from jobs.directfile import DirectFile
-from jobs.errors import StorageError
+from jobs.errors import StorageError, StorageOutage
+from jobs.outage import is_outage
 
 
 class Writable(Protocol):
@@ -90,7 +92,8 @@ def _as_storage_error(what: str, path: str) -> Iterator[None]:
     except (FileExistsError, NotADirectoryError) as error:
         raise StorageError(f"cannot {what} {path}: {error.filename} is a file, not a directory") from error
     except Exception as error:  # object stores raise whatever their client raises
-        raise StorageError(f"cannot {what} {path}: {type(error).__name__}: {error}") from error
+        kind = StorageOutage if is_outage(error, is_local(path)) else StorageError
+        raise kind(f"cannot {what} {path}: {type(error).__name__}: {error}") from error
 
 
 def read_bytes(path: str) -> bytes:
@@ -295,6 +298,8 @@ def check_writable(path: str) -> None:
         write_bytes(probe, b"fleetune")
         fs, inner = filesystem(probe)
         fs.rm(inner)
+    except StorageOutage:
+        raise
     except StorageError as error:
         raise StorageError(
             f"storage_path {path} is not writable: {error}. Choose a directory or URL you own."

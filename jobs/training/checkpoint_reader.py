@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.checkpoints import Commit, Part, committed_steps, read_commit, read_parts, read_slices, saved_steps
-from jobs.errors import DataError, StorageError
+from jobs.errors import DataError, StorageError, StorageOutage
 from jobs.paths import JobPaths
 from jobs.shardfile import Damaged, Want, read_ranges
 from jobs.training.hostcopy import HostCopy
@@ -39,6 +39,7 @@ class CheckpointReader:
 
         Raises:
             DataError: it is of another model.
+            StorageOutage: the storage does not answer now. To pass the checkpoint over would throw away its steps.
         """
         for step in self._candidates() if only is None else [only]:
             found, reason = self._described(step)
@@ -89,17 +90,24 @@ class CheckpointReader:
 
         Returns:
             What is wrong on any rank, or None on all; and the buffers.
+
+        Raises:
+            StorageOutage: the storage does not answer a rank now; on all ranks.
         """
         folder = self._paths.checkpoint(commit.step)
         buffers: dict[str, torch.Tensor] = {}
-        reason = None
+        reason: str | StorageOutage | None = None
         try:
             read_slices(folder, parts, self._host.reads())
             buffers = read_buffers(folder, parts[0], self._buffers)
         except Damaged as error:
             reason = str(error)
+        except StorageOutage as error:
+            reason = error
         reasons: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(reasons, reason)
+        if outage := next((one for one in reasons if isinstance(one, StorageOutage)), None):
+            raise outage
         return next((one for one in reasons if one is not None), None), buffers
 
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 import torch
 import torch.distributed as dist
 
-from jobs.errors import FleetuneError, InputError, OutOfMemory
+from jobs.errors import FleetuneError, InputError, OutOfMemory, StorageOutage
 from jobs.outofmemory import advice
 from jobs.spec import Spec
 
@@ -23,6 +23,7 @@ class Fault(StrEnum):
     MEMORY = "memory"  # of the GPU or of the host
     MACHINE = "machine"  # the GPU, its driver or its links: another node may do
     PEER = "peer"  # another rank is gone
+    STORAGE = "storage"  # it does not answer now, and no node is to blame
 
 
 _SIGNS_OF_MEMORY = re.compile(
@@ -56,6 +57,8 @@ _GPU_MEMORY = re.compile(
 
 
 def fault_of(error: BaseException) -> Fault:
+    if isinstance(error, StorageOutage):
+        return Fault.STORAGE
     if isinstance(error, InputError):
         return Fault.INPUT
     if isinstance(error, OutOfMemory):

@@ -32,7 +32,7 @@ from jobs.training.vitals import Vitals
 
 PEER_GRACE_S = 15.0
 # Which of several failures is the cause: ranks may fail in other ways because of one that ran out of memory.
-_CAUSES_FIRST = (Fault.MEMORY, Fault.MACHINE)
+_CAUSES_FIRST = (Fault.MEMORY, Fault.MACHINE, Fault.STORAGE)
 
 
 def ray_worker(config: dict[str, Any]) -> Record | None:
@@ -151,7 +151,7 @@ def outcome_of(paths: JobPaths, result: Record | None, failures: list[Record]) -
             reason=first["reason"],
             bad_input=first["fault"] == Fault.INPUT,
             out_of_memory=first["fault"] == Fault.MEMORY,
-            lost=first["fault"] == Fault.MACHINE,
+            lost=first["fault"] in (Fault.MACHINE, Fault.STORAGE),
             faulty_nodes=tuple(sorted(set(broken))),
             ended_at=now,
         )

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from jobs.errors import DataError, RunFailed
+from jobs.errors import DataError, RunFailed, StorageOutage
 from jobs.outcome import Status
 from jobs.training import worker
 from jobs.training.faults import Fault
@@ -71,6 +71,13 @@ def test_a_rank_without_memory_and_one_with_a_broken_gpu_end_the_attempt_each_in
     worker.record_failure(job, 1, "n2", torch.AcceleratorError("CUDA error: uncorrectable ECC error"), Fault.MACHINE)
     broken = worker.outcome_of(job.paths, None, worker.failures_of(job.paths))
     assert broken.lost and broken.faulty_nodes == ("n2",) and broken.exit_code == 75
+
+
+def test_an_outage_of_the_storage_ends_the_attempt_and_blames_no_node(job: Job) -> None:
+    error = StorageOutage("cannot read s3://b/rows/0: ReadTimeoutError: read timed out")
+    assert worker.guarded(job, OneRank(), failing(error)) is None  # type: ignore[arg-type]
+    outcome = worker.outcome_of(job.paths, None, worker.failures_of(job.paths))
+    assert outcome.lost and outcome.exit_code == 75 and outcome.faulty_nodes == () and outcome.reason == str(error)
 
 
 @pytest.mark.parametrize(

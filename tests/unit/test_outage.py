@@ -1,0 +1,84 @@
+"""A storage that does not answer now is no damage and no wrong input: the same may succeed later."""
+
+from __future__ import annotations
+
+import errno
+import pathlib
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from jobs import storage
+from jobs.checkpoints import read_commit
+from jobs.errors import StorageError, StorageOutage
+from jobs.outage import is_outage
+from jobs.paths import JobPaths
+from jobs.record import outcome_of_error
+from jobs.shardfile import Damaged, ShardFile, Want, read_ranges
+
+pytestmark = pytest.mark.usefixtures("own_protocols")
+
+
+class EndpointConnectionError(Exception):
+    """As that of botocore, which is no OSError."""
+
+
+class Silent(MemoryFileSystem):  # type: ignore[misc]  # fsspec carries no types
+    protocol = "dropping"
+    error: Exception = EndpointConnectionError("Could not connect to the endpoint URL")
+
+    def _open(self, path: str, mode: str = "rb", *given: Any, **named: Any) -> Any:
+        raise self.error
+
+    def cat_file(self, path: str, *given: Any, **named: Any) -> Any:
+        raise self.error
+
+
+@pytest.fixture
+def silent() -> str:
+    fsspec.register_implementation("dropping", Silent, clobber=True)
+    return "dropping://bucket"
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), True),
+        (ConnectionRefusedError("without a number"), True),
+        (TimeoutError(), True),
+        (EndpointConnectionError("Could not connect"), True),
+        (OSError(errno.EBUSY, "SlowDown"), True),
+        (OSError(errno.ESTALE, "Stale file handle"), True),
+        (OSError(errno.EIO, "We encountered an internal error"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), False),
+        (PermissionError(errno.EACCES, "Access Denied"), False),
+        (ValueError("bad name"), False),
+    ],
+)
+def test_what_passes_is_told_from_what_comes_again(error: Exception, passes: bool) -> None:
+    assert is_outage(error, local=False) is passes
+
+
+def test_a_disk_that_cannot_be_read_is_no_outage() -> None:
+    assert not is_outage(OSError(errno.EIO, "Input/output error"), local=True)
+
+
+def test_an_outage_does_not_make_a_checkpoint_damaged(silent: str) -> None:
+    """A damaged checkpoint is passed over, and the run goes on from an earlier one, or from its start."""
+    file = ShardFile(name="a", bytes=4, checksums=(0,), offsets={"weight:p": 0})
+    with pytest.raises(StorageOutage) as caught:
+        read_ranges(silent, file, [Want(0, memoryview(bytearray(4)))])
+    assert not isinstance(caught.value, Damaged)
+    with pytest.raises(StorageOutage, match="Could not connect"):
+        read_commit(JobPaths(silent), 10)
+
+
+def test_an_outage_ends_an_attempt_so_that_a_queue_tries_it_again(silent: str, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(StorageOutage) as caught:
+        storage.read_bytes(f"{silent}/x")
+    outcome = outcome_of_error(JobPaths(str(tmp_path)), caught.value)
+    assert (outcome.exit_code, outcome.bad_input, outcome.faulty_nodes) == (75, False, ())
+    assert outcome_of_error(JobPaths(str(tmp_path)), StorageError("no such file")).exit_code == 2

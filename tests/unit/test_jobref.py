@@ -62,7 +62,7 @@ def test_an_unknown_id_is_answered_with_the_jobs_of_that_name() -> None:
 
 
 def test_it_may_also_have_been_removed_with_the_server_s_old_jobs() -> None:
-    with pytest.raises(UnknownJob, match=r"lists them\. Jobs that ended more than 90 days ago are removed"):
+    with pytest.raises(UnknownJob, match=r"your own runs\. Jobs that ended more than 90 days ago are removed"):
         find("gone-012345")
 
 

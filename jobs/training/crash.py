@@ -1,7 +1,7 @@
-"""What became of workers that ended without a word: from Ray's exceptions to a value. Pure functions.
+"""Classifies the ends of workers that reported no error themselves, from Ray's exceptions. Pure functions.
 
-Ray says the same of a process that was killed for memory by the kernel, that crashed, or that somebody killed: only the
-node can tell (see `jobs.training.vitals`). Its texts are written for people, so whatever is not found in them is None.
+Ray raises the same error for a process that the kernel killed for memory, that crashed, or that a person killed. Only
+the node knows more (see `jobs.training.vitals`). Ray's texts are made for people: what is not found in them is None.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class How(StrEnum):
 class Crash:
     """
     Attributes:
-        what: in words, to stand behind the name of the process.
-        rank, pid, host: of the process that tells most.
+        what: A verb phrase that follows the name of the process in a message.
+        rank, pid, host: Identify the process whose error says most.
         node: as Ray identifies it.
     """
 
@@ -59,7 +59,7 @@ _KILLED = re.compile(r"Selected to kill: \(.*?task name=RayTrainWorker\..*?pid=(
 
 
 def crashes_of(error: BaseException) -> list[Crash]:
-    """What an error of `TorchTrainer.fit` says of its workers; empty: it is not about a loss, and would come again."""
+    """The lost workers that an error of `TorchTrainer.fit` tells of; empty where no worker was lost."""
     from ray.exceptions import RayError
     from ray.train import ControllerError, WorkerGroupError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
@@ -75,7 +75,7 @@ def crashes_of(error: BaseException) -> list[Crash]:
 
 
 def _of_worker(rank: int, failure: Any) -> Crash:
-    """Of one rank. What its function raised is no error of Ray's."""
+    """Classify the failure of one rank. An exception of the training function is not one of Ray's classes."""
     from ray.exceptions import RayError
     from ray.train.v2._internal.exceptions import RayTrainError, WorkerHealthCheckFailedError
 
@@ -101,7 +101,7 @@ def _of_ray(error: BaseException, text: str) -> Crash:
 
 
 def _killed_by_ray(found: Crash, text: str) -> Crash:
-    """Ray lists all that it has killed: the worker that held most is the one to name."""
+    """Name the worker that held most memory: Ray lists all processes that it killed."""
     killed = [(float(held), int(pid)) for pid, held in _KILLED.findall(text)]
     use, held = _USE.search(text), ""
     if killed:
@@ -113,7 +113,7 @@ def _killed_by_ray(found: Crash, text: str) -> Crash:
 
 
 def examined(crash: Crash, remains: Remains) -> Crash:
-    """The same, with what its node knows of the process."""
+    """Add to a crash what its node knows of the process."""
     vital = remains.of(crash.rank, crash.pid)
     if vital is None:
         return crash

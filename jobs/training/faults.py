@@ -1,7 +1,7 @@
-"""What kind of fault an exception of a worker is, and so whether the same run may succeed elsewhere. Pure functions.
+"""Classifies exceptions of a worker, which decides whether the same run may succeed elsewhere. Pure functions.
 
-CUDA has one exception for a broken GPU and for a bug of the program. The names of its errors tell them apart: an
-assertion, a wrong address or a missing kernel come from the program and come again; all else is the machine.
+CUDA raises the same exception for a broken GPU and for a bug of the program. The names of its errors differ: an
+assertion, a wrong address or a missing kernel is a bug of the program. Everything else is a fault of the machine.
 """
 
 from __future__ import annotations
@@ -47,6 +47,12 @@ _SIGNS_OF_A_LOST_PEER = (
     "Connection reset by peer",
     "Broken pipe",
     "Timed out waiting",
+    "Application timeout caused pair closure",
+    # The kernel's words for a host that has lost its power or its network.
+    "Connection timed out",
+    "Connection refused",
+    "No route to host",
+    "Network is unreachable",
     "process group has not been initialized",  # Ray has taken the gang apart under a rank that was still at work
 )
 _GPU_MEMORY = re.compile(
@@ -96,7 +102,7 @@ def reason_of(error: BaseException, fault: Fault, rank: int, host: str, spec: Sp
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an error says; the rest is mostly advice of a library."""
+    """The first line of an error's message; the other lines are mostly a library's advice."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300].rstrip('.')}" if lines else type(error).__name__
 

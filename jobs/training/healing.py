@@ -1,10 +1,10 @@
-"""How often lost workers are started again. A newer checkpoint restores the budget: the run gets on."""
+"""Limits how often lost workers are started again. A newer checkpoint restores the budget."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-# Losses in a row, without a newer checkpoint between them. After more of them a queue tries other machines.
+# Losses without a newer checkpoint between them. After one more, a queue tries other machines.
 MOST_LOSSES = 3
 
 
@@ -17,7 +17,7 @@ class Healing:
         self._step, self.losses = newest(), 0
 
     def may_go_on(self) -> bool:
-        """Note one more loss; whether the workers are to be started again."""
+        """Count one more loss, and say whether the workers may be started again."""
         step = self._newest()
         if step > self._step:
             self._step, self.losses = step, 0

@@ -113,7 +113,7 @@ def _prepare_and_train(
 
 
 def _of_lost_peer(error: Exception, kills: Sequence[int], spec: Spec) -> FleetuneError:
-    """What to say of another process that has ended without a word. `kills`: see `Memory`, when training began."""
+    """The error for a process that ended without a report. `kills`: see `Memory`; read when training began."""
     if killed_since(kills, memory_here().kills):
         host = os.uname().nodename
         return OutOfMemory(

@@ -1,4 +1,4 @@
-"""What a worker process last knew of its memory, in a local file that outlives the process.
+"""Each worker keeps its memory use in a local file, which can be read after the process has died.
 
 Neither Ray nor the kernel tells a driver why a process was killed. The process writes down how much memory it holds and
 how often the kernel has killed for memory so far; after its death, the driver has the same node read both again.
@@ -16,13 +16,13 @@ from pathlib import Path
 
 from cluster.memory import Memory, killed_since, memory_here
 
-# How old the last word of a killed process may be. A kill of another process counts as a sign only within this time.
+# Seconds; the largest age of a dead process's record. A kill of another process can be mistaken for its own within it.
 EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
 class Vital:
-    """The last word of one process. `kills`: see `Memory`."""
+    """The newest record of one process. `kills`: see `Memory`."""
 
     rank: int
     pid: int

@@ -54,6 +54,9 @@ def cuda(text: str, name: str) -> Exception:
         (dist.DistBackendError("[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(Seq"), Fault.PEER),
         (dist.DistNetworkError("The client socket has timed out"), Fault.PEER),
         (ConnectionResetError("reset"), Fault.PEER),
+        (RuntimeError("[gloo/tcp/pair.cc:547] Read error [192.0.2.2]:17822: Connection timed out"), Fault.PEER),
+        (RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Application timeout caused pair closure"), Fault.PEER),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:610] connect [192.0.2.2]:17822: No route to host"), Fault.PEER),
     ],
 )  # fmt: skip
 def test_the_fault_of_an_error(error: Exception, fault: Fault) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cluster.wire import Answer, Beat, Order, Register, Registered
 from jobs.paths import JobPaths, new_run_name
 from jobs.runref import run_named
-from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, QueueError, UnknownJob
+from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, QueueError, StoreBroken, UnknownJob
 from orchestrator.queue.noderules import taken_by_ray
 from orchestrator.queue.plausible import plausible
 from orchestrator.queue.records import Job, Measured, QueueEvent
@@ -175,11 +175,18 @@ def _with_model(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> d
 
 
 def _secrets(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> dict[str, str]:
-    """What the job asks for and its tenant was given, as of now. Raises QueueError."""
+    """The secrets that the job asks for and its tenant has now.
+
+    Raises:
+        QueueError: the tenant was not given one, or the server lacks it.
+        StoreBroken: nobody can say, because the tenant's row cannot be read. The driver asks again.
+    """
     names = (spec.get("queue") or {}).get("secrets") or ()
     if not names:
         return {}
     tenant = next(one for one in surroundings.store.tenants() if one.name == job.tenant)
+    if any((row.table, row.name) == ("tenant", tenant.name) for row in surroundings.store.unreadable()):
+        raise StoreBroken(f"the settings of tenant {tenant.name!r} cannot be read, and so not which secrets it may use")
     for wrong in wrong_secrets(names, tenant, surroundings.secrets):
         raise wrong
     return {name: surroundings.secrets[name] for name in names}

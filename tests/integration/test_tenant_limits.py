@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from cluster.wire import Register
 from orchestrator.api import RestrictionsSent, TenantSent
-from orchestrator.queue.errors import Forbidden, QueueError, TooManyQueued
+from orchestrator.queue.errors import Forbidden, QueueError, StoreBroken, TooManyQueued
 from orchestrator.queue.restrictions import Restrictions
 from orchestrator.queue.states import State, Wanted
 from orchestrator.queue.store import Change, Filter
@@ -119,6 +122,16 @@ def test_a_secret_that_was_taken_back_is_given_to_no_driver(world: ServiceWorld)
     limit(world)
     with pytest.raises(QueueError, match="fleetune tenants set a --secret TOKEN"):
         driving.register(world.around, Register(job_id=job.job_id, attempt=1))
+
+
+def test_a_driver_waits_for_its_secrets_while_the_row_of_its_tenant_cannot_be_read(tmp_path: Path) -> None:
+    with contextlib.closing(ServiceWorld(4, secrets={"TOKEN": "x"}, url=str(tmp_path / "queue.db"))) as world:
+        (job,) = world.admit(command(**queue(secrets=["TOKEN"])))
+        world.passes(2)
+        with contextlib.closing(sqlite3.connect(tmp_path / "queue.db")) as raw, raw:
+            raw.execute("UPDATE tenants SET restrictions = '{' WHERE name = 'a'")
+        with pytest.raises(StoreBroken, match="the settings of tenant 'a' cannot be read"):
+            driving.register(world.around, Register(job_id=job.job_id, attempt=1))
 
 
 def test_a_tenant_keeps_its_limits_where_none_are_sent_and_each_change_is_an_event(world: ServiceWorld) -> None:

@@ -187,7 +187,7 @@ class Store(Protocol):
         """Those that are held, or those that were held between two times, in the order of granting."""
 
     def decayed_use(self, now_s: float, half_life_s: float) -> dict[str, float]:
-        """Decayed GPU-seconds by tenant, as `shares.used_of` defines them, to half a percent."""
+        """Decayed GPU-seconds by tenant, as `shares.used_of` finds them in the leases."""
 
     def month_totals(self, at_s: float, now_s: float, *, held: bool = True) -> list[MonthTotal]:
         """What each tenant has held in the month that contains `at_s`, with the leases that were removed since.

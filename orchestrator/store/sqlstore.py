@@ -18,7 +18,7 @@ from orchestrator.queue.records import (
     Token,
     UnreadableRow,
 )
-from orchestrator.queue.shares import used_of_edges
+from orchestrator.queue.shares import counts_since_s, used_of_spans
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Change, Filter, SubmissionKey
 from orchestrator.scheduling.snapshot import Tenant
@@ -124,7 +124,8 @@ class SqlStore:
 
     def decayed_use(self, now_s: float, half_life_s: float) -> dict[str, float]:
         with self._database.read() as connection:
-            return used_of_edges(usetable.edges(connection, now_s, half_life_s), half_life_s)
+            spans = usetable.spans(connection, counts_since_s(now_s, half_life_s))
+            return used_of_spans(spans, now_s, half_life_s)
 
     def month_totals(self, at_s: float, now_s: float, *, held: bool = True) -> list[MonthTotal]:
         with self._database.read() as connection:

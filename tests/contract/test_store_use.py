@@ -10,7 +10,7 @@ import pytest
 from cluster.resources import Gang
 from orchestrator.queue.months import by_month, month_around, month_of, totals_of
 from orchestrator.queue.records import Move
-from orchestrator.queue.shares import used_of
+from orchestrator.queue.shares import counts_since_s, used_of
 from orchestrator.queue.states import Reason, State
 from orchestrator.queue.store import Store
 from tests.support.stores import lead, new, step
@@ -41,11 +41,11 @@ def used(store: Store) -> Store:
     return store
 
 
-def test_decayed_use_differs_from_the_exact_sum_by_less_than_half_a_percent(used: Store) -> None:
+def test_decayed_use_is_that_of_all_leases(used: Store) -> None:
     for now_s, half_life_s in ((NOW_S, HALF_LIFE_S), (NOW_S - 1234.5, HALF_LIFE_S), (NOW_S, 10 * HALF_LIFE_S)):
-        exact = used_of(used.leases(), now_s, half_life_s)
+        exact = used_of(used.leases(since_s=counts_since_s(now_s, half_life_s)), now_s, half_life_s)
         found = used.decayed_use(now_s, half_life_s)
-        assert set(exact) == {"a", "b"} and found == {name: pytest.approx(exact[name], rel=5e-3) for name in exact}
+        assert set(exact) == {"a", "b"} and found == {name: pytest.approx(exact[name], rel=1e-9) for name in exact}
     assert used.decayed_use(0.0, HALF_LIFE_S) == {}
 
 

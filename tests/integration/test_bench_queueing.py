@@ -1,4 +1,4 @@
-"""bench/queueing.py runs as a script."""
+"""The benchmarks of the queue run as scripts."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ def test_the_benchmark_of_the_queue_prints_a_line_for_each_result() -> None:
     assert of["submitting_over_http"]["one_by_one_of_raw"] > 0.02
     assert of["admissions"]["admitted_per_s"] > 100 and of["restart"]["first_pass_after_s"] < 5.0
     assert of["memory"]["after_all_mib"] < 1.5 * of["memory"]["after_a_fifth_mib"]
+
+
+def test_the_benchmark_of_ended_jobs_adds_up_what_tenants_have_used() -> None:
+    command = [sys.executable, "-m", "bench.endedjobs", "--smoke"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    of = {line["result"]: line for line in map(json.loads, done.stdout.splitlines())}
+    assert of.keys() == {"filled", "pages", "adding_up", "restart", "removing"}
+    assert of["adding_up"]["largest_error"] < 0.005 and of["removing"]["removed"] > 0

@@ -115,6 +115,7 @@ class RayJobsBackend:
             self._take_fence(client, fence)
 
     def start(self, launch: Launch, fence: int) -> None:
+        check_launch(launch)  # before Ray is asked for a name that it cannot have
         with self._asking() as client:
             if self._fence != fence:
                 self._list(client)
@@ -125,7 +126,6 @@ class RayJobsBackend:
             if job is not None:
                 self._check_ours(launch.submission, job)
                 return
-            check_launch(launch)
             self._submit(client, launch, fence)
 
     def submissions(self) -> Sequence[Submission]:

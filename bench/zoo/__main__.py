@@ -103,7 +103,7 @@ def _keep_trying(waiting: Any, results: Any, folder: pathlib.Path, number: int) 
 
 
 def line_of(result: Result) -> str:
-    about = result.reason or f"packed {result.packed}, differs by {result.workers:.0e} and {result.resume:.0e}"
+    about = result.reason or f"packed {result.packed}, differs by {result.alone:.0e} and {result.resume:.0e}"
     return f"{result.outcome:9} {result.model_type} {result.task} ({result.seconds:.0f} s): {about}"
 
 

@@ -49,6 +49,7 @@ def write_spec(folder: pathlib.Path, case: Case, steps: int, num_workers: int) -
         folder / case.name / "model",
         folder / ("labelled.jsonl" if classify else "text.jsonl"),
         classify=classify,
+        data__seq_len=32,
         train__max_steps=steps,
         train__global_batch_size=4,
         train__per_device_train_batch_size=2,

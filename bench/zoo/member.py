@@ -1,40 +1,49 @@
-"""A process of the zoo: stays alive, takes one order after another as a JSON line, and answers each with a line.
+"""A process of the zoo: stays alive, takes one order after another, and answers each.
 
-`python -m bench.zoo.member RANK WORLD_SIZE PORT LOG`. Orders with `make` and `plain` go to gangs of one process,
-`train` to gangs of any size, whose processes all get the same line.
+Orders with `make`, `plain` and `rebuild` go to gangs of one process, `train` to gangs of any size, whose processes all
+get the same order. Importing this module imports everything that an order needs: all members are forked from it.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import pathlib
-import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import transformers.conversion_mapping
+import transformers.integrations.deepspeed
+import transformers.modeling_utils
+from safetensors.torch import load_file, save_file
 
 from bench.zoo.tiny import save_tokenizer, tiny_config
 from jobs.data.prepared import Prepared
 from jobs.data.stream import StepRows, Stream, plain_steps
 from jobs.errors import InputError
 from jobs.load import load_spec
-from jobs.quiet import user_stream
+from jobs.paths import JobPaths
 from jobs.spec import Spec
 from jobs.training import loop
+from jobs.training.engine import import_deepspeed
 from jobs.training.gang import Orders
 from jobs.training.job import Job
+from jobs.training.model import model_class
+from jobs.training.ready import ready_data
+from jobs.training.rebuild import export_run
 from jobs.validate import validate
 from tests.support.reference import plain_losses
 
 STEPS = 5
 MOST_PARAMETERS = 50_000_000
+
+import_deepspeed(torch.device("cpu"))
 
 
 @dataclass
@@ -59,8 +68,6 @@ class ZooGang:
 
 def make(order: dict[str, Any]) -> dict[str, Any]:
     """Save a tiny model and its tokenizer, and check the job as a driver does before it starts workers."""
-    from safetensors.torch import save_file
-
     folder = pathlib.Path(order["model"])
     spec = load_spec(order["spec"])
     config = tiny_config(order["type"])
@@ -71,7 +78,7 @@ def make(order: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {}
     try:
         torch.manual_seed(0)
-        model = auto_class(spec).from_config(config)
+        model = model_class(spec).from_config(config)
         answer["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         if answer["parameters"] > MOST_PARAMETERS:
             return {"not_made": f"{answer['parameters']:,} parameters"}
@@ -85,8 +92,6 @@ def make(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def refused(spec: Spec) -> dict[str, Any]:
-    from jobs.training.ready import ready_data
-
     try:
         validate(spec)
     except InputError as error:
@@ -95,12 +100,6 @@ def refused(spec: Spec) -> dict[str, Any]:
         return {"prepared": ready_data(spec, "plain", lambda *given, **named: None).root}
     except InputError as error:
         return {"refused": str(error), "by": "driver"}
-
-
-def auto_class(spec: Spec) -> Any:
-    from jobs.training.model import model_class
-
-    return model_class(spec)
 
 
 def plain(order: dict[str, Any]) -> dict[str, Any]:
@@ -127,12 +126,27 @@ def train(order: dict[str, Any]) -> dict[str, Any]:
         reporter.close()
 
 
-ORDERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"make": make, "plain": plain, "train": train}
+def rebuild(order: dict[str, Any]) -> dict[str, Any]:
+    """Whether `fleetune export` makes the same model out of the newest checkpoint as the run has exported itself."""
+    paths = JobPaths(order["run"])
+    pathlib.Path(paths.spec).write_bytes(pathlib.Path(order["spec"]).read_bytes())
+    rebuilt = export_run(order["run"], order["run"] + "/rebuilt")
+    found, expected = _tensors(rebuilt), _tensors(paths.model)
+    names = found.keys() == expected.keys()
+    return {"same": names and all(torch.equal(found[name], expected[name]) for name in expected)}
+
+
+def _tensors(folder: str) -> dict[str, torch.Tensor]:
+    files = sorted(pathlib.Path(folder).glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+ORDERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "make": make, "plain": plain, "train": train, "rebuild": rebuild,
+}  # fmt: skip
 
 
 def answer_to(order: dict[str, Any]) -> dict[str, Any]:
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
     print(f"== {order}", flush=True)
     try:
         return ORDERS[order["do"]](order)
@@ -140,25 +154,26 @@ def answer_to(order: dict[str, Any]) -> dict[str, Any]:
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"}
     finally:
-        unset_hf_deepspeed_config()
-        gc.collect()
+        transformers.integrations.deepspeed.unset_hf_deepspeed_config()
 
 
-def main() -> None:
-    rank, world_size, port, log = sys.argv[1:]
-    answers = user_stream()
+def answer_orders(rank: int, world_size: int, port: int, log: str, orders: Connection) -> None:
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(target, 1)
     os.dup2(target, 2)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    os.environ.update(RANK=rank, WORLD_SIZE=world_size, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=int(rank), world_size=int(world_size))
-    for line in sys.stdin:
-        answers.write(json.dumps(answer_to(json.loads(line))) + "\n")
-        answers.flush()
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), **address)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    while True:
+        try:
+            order = orders.recv()
+        except EOFError:
+            os._exit(0)
+        # DeepSpeed collects garbage for each engine: a third of the time where all that is imported is looked through.
+        gc.freeze()
+        answer = answer_to(order)
+        gc.collect()
+        orders.send(answer)

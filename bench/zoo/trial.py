@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import math
 import pathlib
@@ -11,13 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from bench.zoo.cases import Case, write_spec
-from bench.zoo.gang import Gang
+from bench.zoo.gang import ROOT, Gang
 from jobs.journal import read_journal
 from jobs.paths import JobPaths
 
 STEPS, STOP_AT = 5, 3
 TOLERANCE = 1e-4  # of losses, relative
-TIMEOUT_S = 120.0
+TIMEOUT_S = 240.0
 
 Outcome = Literal["trains", "refused", "failed", "not made"]
 
@@ -33,21 +35,23 @@ class Result:
     reason: str | None = None  # why it is not `trains`
     parameters: int | None = None
     # Largest relative differences of losses to those of a plain loop in one process:
-    workers: float | None = None  # of two workers, which stop after some steps
-    resume: float | None = None  # of the one worker that goes on from their checkpoint
+    alone: float | None = None  # of one worker, which stops after some steps
+    resume: float | None = None  # of the two workers that go on from its checkpoint
     packed: bool | None = None  # False: samples are trained in rows of their own
     keys: bool | None = None  # the export has the names and shapes of the source
     seconds: float = 0.0
+    code: str = ""  # fingerprint of the code that was tried
 
     def as_json(self) -> str:
         return json.dumps(asdict(self))
 
 
 def try_case(case: Case, folder: pathlib.Path, solo: Gang, duo: Gang) -> Result:
-    """Build, check, train on two workers, stop, go on with one, export. Never raises for what a model does."""
-    started = time.monotonic()
+    """Build, check, train on one worker, stop, go on with two, export. Never raises for what a model does."""
+    started, code = time.monotonic(), code_fingerprint()
     seen = _seen(case, folder, solo, duo)
-    return Result(case.model_type, case.task, case.class_name, **seen, seconds=round(time.monotonic() - started, 1))
+    seconds = round(time.monotonic() - started, 1)
+    return Result(case.model_type, case.task, case.class_name, **seen, seconds=seconds, code=code)
 
 
 def _seen(case: Case, folder: pathlib.Path, solo: Gang, duo: Gang) -> dict[str, Any]:
@@ -64,17 +68,20 @@ def _seen(case: Case, folder: pathlib.Path, solo: Gang, duo: Gang) -> dict[str, 
         return seen | {"outcome": "failed", "reason": f"not refused, but not built: {made['not_built']}"}
     run = str(folder / case.name / "run")
     job = {"do": "train", "run": run, "prepared": made["prepared"]}
-    duo.send(on_two | job | {"stop_at": STOP_AT})
-    solo.send(on_two | job | {"do": "plain"})
-    stopped, plain = duo.answer(TIMEOUT_S), solo.answer(TIMEOUT_S)
+    stopped = _asked(solo, on_one | job | {"stop_at": STOP_AT})
     if "error" in stopped:
         return seen | {"outcome": "failed", "reason": f"training: {stopped['error']}"}
-    if "error" in plain:
-        return seen | {"outcome": "failed", "reason": f"plain loop: {plain['error']}"}
     seen["packed"] = None if case.task != "causal-lm" else not stopped["unpack"]
-    resumed = _asked(solo, on_one | job | {"export": True})
+    duo.send(on_two | job | {"export": True})
+    solo.send(on_two | job | {"do": "plain"})
+    resumed, plain = duo.answer(TIMEOUT_S), solo.answer(TIMEOUT_S)
     if "error" in resumed:
         return seen | {"outcome": "failed", "reason": f"resume and export: {resumed['error']}"}
+    if "error" in plain:
+        return seen | {"outcome": "failed", "reason": f"plain loop: {plain['error']}"}
+    rebuilt = _asked(solo, on_two | job | {"do": "rebuild"})
+    if not rebuilt.get("same"):
+        return seen | {"outcome": "failed", "reason": f"export from the checkpoint: {rebuilt.get('error', 'differs')}"}
     return seen | judged(losses(run), plain["losses"], tensors(model) == tensors(run + "/model"))
 
 
@@ -84,9 +91,9 @@ def _asked(gang: Gang, order: dict[str, Any]) -> dict[str, Any]:
 
 
 def judged(found: list[float], plain: list[float], same_keys: bool) -> dict[str, Any]:
-    """The verdict on losses of two workers that stopped, then of one that went on; plain PyTorch ran alone. Pure."""
+    """The verdict on losses of one worker that stopped, then of two that went on, against plain PyTorch's. Pure."""
     parts = {
-        "workers": difference(found[:STOP_AT], plain[:STOP_AT]),
+        "alone": difference(found[:STOP_AT], plain[:STOP_AT]),
         "resume": difference(found[STOP_AT:], plain[STOP_AT:]),
     }
     wrong = [f"{name} differs by {value:.1e}" for name, value in parts.items() if not value <= TOLERANCE]
@@ -115,3 +122,15 @@ def tensors(folder: str | pathlib.Path) -> dict[str, tuple[int, ...]]:
             header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
         found |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     return found
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """A short digest of the files that decide what a trial sees; 8 hexadecimal digits."""
+    patterns = ("jobs/training/*.py", "jobs/data/*.py", "jobs/architecture.py", "jobs/modeldir.py", "bench/zoo/*.py")
+    files = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    digest = hashlib.sha256()
+    for path in [*files, ROOT / "tests/support/reference.py"]:
+        if path.name not in ("page.py", "__main__.py"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]

@@ -72,15 +72,16 @@ def _causal_batch(
     pad_token_id: int,
     device: torch.device,
 ) -> Batch:
-    # Without an attention mask, the model keeps packed samples apart by their positions. Padding stands behind
-    # all real tokens, where a causal model never looks.
-    input_ids = _padded(tokens, pad_token_id)
-    width = input_ids.shape[1]
-    positions = np.stack([_positions(row, width) for row in lengths])
+    # Padding stands behind all real tokens, where a causal model never looks: no attention mask.
+    inputs = {"input_ids": _padded(tokens, pad_token_id)}
+    if any(len(row) > 1 for row in lengths):
+        # Without a mask, the model keeps packed samples apart by their positions. A sample with a row of its own goes
+        # without: some types (RoBERTa) do not count from 0, and each knows where it begins.
+        width = inputs["input_ids"].shape[1]
+        inputs["position_ids"] = np.stack([_positions(row, width) for row in lengths])
     shifted = _padded([np.append(row[1:], IGNORE_INDEX) for row in labels], IGNORE_INDEX)
     columns = np.flatnonzero((shifted != IGNORE_INDEX).any(0))
     columns = columns if len(columns) else np.zeros(1, dtype=np.int64)
-    inputs = {"input_ids": input_ids, "position_ids": positions}
     return Batch(
         {name: _tensor(value, device) for name, value in inputs.items()},
         _tensor(shifted[:, columns], device),

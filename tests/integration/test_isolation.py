@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from bench.zoo.tiny import tiny_config
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
 from jobs.training.batch import collate, model_logits
 from jobs.training.isolation import packed_samples_are_isolated
@@ -25,7 +26,12 @@ LENGTHS = [[7, 1, 20], [30], [2, 2, 2, 13]]
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
     folder = tmp_path_factory.mktemp("models")
-    return {kind: tiny.save_model(folder / kind, kind) for kind in ("llama", "gpt2", "bloom")}
+    kinds = {kind: tiny.save_model(folder / kind, kind) for kind in ("llama", "gpt2", "bloom")}
+    torch.manual_seed(0)
+    config = tiny_config("roberta")
+    config.is_decoder = True
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / "roberta")
+    return {**kinds, "roberta": folder / "roberta"}
 
 
 def loaded(folder: pathlib.Path, **arguments: Any) -> Any:
@@ -75,7 +81,7 @@ class LosesPositions(Wrapped):
 class Whispers(Wrapped):
     """Adds a trace of the row's first token to all logits."""
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, use_cache: bool) -> Any:
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, use_cache: bool = False) -> Any:
         out = self.inner(input_ids=input_ids, position_ids=position_ids, use_cache=use_cache)
         out.logits = out.logits + 1e-7 * self.inner.get_input_embeddings()(input_ids[:, :1]).mean(-1, keepdim=True)
         return out
@@ -84,7 +90,9 @@ class Whispers(Wrapped):
 class CountsOn(Wrapped):
     """Keeps samples apart by a mask of its own, but their positions run on through the row."""
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, use_cache: bool) -> Any:
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, use_cache: bool = False) -> Any:
+        if position_ids is None:  # each sample has a row of its own
+            return self.inner(input_ids=input_ids, use_cache=use_cache)
         sample = (position_ids == 0).cumsum(-1)
         apart = sample[:, :, None] == sample[:, None, :]
         mask = (apart & torch.ones_like(apart).tril())[:, None]
@@ -94,15 +102,15 @@ class CountsOn(Wrapped):
 class LooksAtTheFirstRow(Wrapped):
     """Takes the borders of the first row for those of all."""
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, use_cache: bool) -> Any:
-        same = position_ids[:1].expand_as(position_ids)
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, use_cache: bool = False) -> Any:
+        same = None if position_ids is None else position_ids[:1].expand_as(position_ids)
         return self.inner(input_ids=input_ids, position_ids=same, use_cache=use_cache)
 
 
 class SaysOneThing(Wrapped):
     """The same logits, whatever it reads."""
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, use_cache: bool) -> Any:
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, use_cache: bool = False) -> Any:
         out = self.inner(input_ids=input_ids, position_ids=position_ids, use_cache=use_cache)
         out.logits = torch.ones_like(out.logits)
         return out
@@ -187,7 +195,11 @@ def test_packed_rows_give_the_loss_and_the_gradients_of_unpacked_ones(
         assert (packed - unpacked).norm() <= 1e-5 * unpacked.norm(), name
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom"])
+def test_roberta_which_counts_from_another_position_is_found(folders: dict[str, pathlib.Path]) -> None:
+    assert not isolated(loaded(folders["roberta"]))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom", "roberta"])
 def test_unpacked_rows_give_the_loss_of_each_sample_alone(
     folders: dict[str, pathlib.Path], packed_rows: pa.Table, kind: str
 ) -> None:
@@ -207,7 +219,7 @@ def test_unpacked_rows_give_the_loss_of_each_sample_alone(
         assert leaking.item() != pytest.approx(expected.item(), rel=1e-3)
 
 
-def test_unpacking_cuts_tokens_targets_and_positions_along() -> None:
+def test_unpacking_cuts_tokens_and_targets_along() -> None:
     rows = table_of(
         [[10, 11, 12, 20, 30, 31], [40, 41, 42, 43]],
         [[-100, 11, 12, -100, -100, 31], [-100, -100, 42, 43]],
@@ -215,10 +227,11 @@ def test_unpacking_cuts_tokens_targets_and_positions_along() -> None:
     )
     batch = collate(rows, "causal-lm", PAD, CPU, unpack=True)
     assert batch.inputs["input_ids"].tolist() == [[10, 11, 12, 0], [20, 0, 0, 0], [30, 31, 0, 0], [40, 41, 42, 43]]
-    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 3]] * 4
+    assert "position_ids" not in batch.inputs, "each type knows where it begins to count"
     assert batch.columns is not None and batch.columns.tolist() == [0, 1, 2]
     assert batch.targets.tolist() == [[11, 12, -100], [-100, -100, -100], [31, -100, -100], [-100, 42, 43]]
     packed = collate(rows, "causal-lm", PAD, CPU)
+    assert packed.inputs["position_ids"].tolist() == [[0, 1, 2, 0, 0, 1], [0, 1, 2, 3, 4, 5]]
     real = [targets[targets != IGNORE_INDEX].tolist() for targets in (packed.targets, batch.targets)]
     assert real[0] == real[1] == [11, 12, 31, 42, 43]
 

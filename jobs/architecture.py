@@ -53,6 +53,16 @@ def _class_problems(found: ModelClass, spec: Spec) -> list[str]:
             f"{found.name} does not support train.gradient_checkpointing: leave it out, and make "
             "train.per_device_train_batch_size or data.seq_len smaller if memory is short"
         )
+    if spec.model.task == "sequence-classification" and not found.takes("attention_mask"):
+        sizes = {"train.per_device_train_batch_size": spec.train.per_device_train_batch_size}
+        if spec.data.has_eval:
+            sizes["eval.per_device_eval_batch_size"] = spec.eval.per_device_eval_batch_size
+        problems += [
+            f"{found.name} takes no attention mask: padding would be part of the text, so its answers would depend on "
+            f"the other rows of a batch. Set {name} ({size}) to 1"
+            for name, size in sizes.items()
+            if size > 1
+        ]
     return problems
 
 
@@ -161,6 +171,14 @@ class ModelClass:
                     value = getattr(node, "value", None)
                     return bool(value.value) if isinstance(value, ast.Constant) else True
         return False
+
+    def takes(self, argument: str) -> bool:
+        """Whether `forward` names the argument; True where no source of it is found."""
+        for owner in self.lineage:
+            for node in owner.body:
+                if isinstance(node, ast.FunctionDef) and node.name == "forward":
+                    return argument in {one.arg for one in [*node.args.args, *node.args.kwonlyargs]}
+        return True
 
     @property
     def attention_kernels(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Try every architecture of the installed transformers: `python -m bench.zoo [NAME...] [--jobs N] [--fresh]`.
 
 Each is built tiny, with random weights, and trained through the product's own path (see `bench.zoo.trial`). Results
-are kept, so that an interrupted run goes on where it was. `--docs` writes docs/models.md from them.
+are kept, so that an interrupted run goes on where it was; what was seen with other code is tried again. `--docs`
+writes docs/models.md from them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from bench.models import CACHE
 from bench.zoo.cases import Case, all_cases, write_data
 from bench.zoo.gang import ROOT, Gang
 from bench.zoo.page import page
-from bench.zoo.trial import Result, try_case
+from bench.zoo.trial import Result, code_fingerprint, try_case
 
 DOCUMENT = ROOT / "docs" / "models.md"
 
@@ -37,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [
         case for case in all_cases() if not asked.names or any(fnmatch.fnmatch(case.name, name) for name in asked.names)
     ]
-    todo = [case for case in chosen if asked.names or (case.model_type, case.task) not in known]
+    done = {key for key, result in known.items() if result.code == code_fingerprint()}
+    todo = [case for case in chosen if asked.again or (case.model_type, case.task) not in done]
     with kept.open("a") as file:
         for result in run(todo, folder, asked.jobs):
             known[result.model_type, result.task] = result
@@ -56,9 +58,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _parsed(arguments: list[str] | None) -> Any:
     parser = argparse.ArgumentParser(prog="python -m bench.zoo", description=__doc__)
     parser.add_argument("names", nargs="*", help="names such as llama-lm, bert-cls or qwen*; left out, all")
-    parser.add_argument("--jobs", type=int, default=1, help="models at a time; each takes three processes")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="models at a time; they share one gang of one process and one of two"
+    )
     parser.add_argument("--folder", type=pathlib.Path, default=CACHE / "zoo", help="where results are kept")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    parser.add_argument("--again", action="store_true", help="try also what was tried with the same code")
     parser.add_argument("--json", type=pathlib.Path, help="write all results to this file")
     parser.add_argument("--docs", action="store_true", help="write docs/models.md")
     return parser.parse_args(arguments)
@@ -70,25 +75,29 @@ def read_results(path: pathlib.Path) -> list[Result]:
 
 
 def run(cases: list[Case], folder: pathlib.Path, jobs: int) -> Any:
-    """Try all cases, `jobs` at a time; yields results as they come."""
+    """Try all cases, `jobs` at a time: while one has the gang of one process, another has that of two."""
     write_data(folder)
     waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
     for case in cases:
         waiting.put(case)
     results: queue.SimpleQueue[Result | BaseException] = queue.SimpleQueue()
-    for number in range(jobs):
-        threading.Thread(target=_keep_trying, args=(waiting, results, folder, number), daemon=True).start()
-    for _ in cases:
-        found = results.get()
-        if isinstance(found, BaseException):
-            raise found
-        yield found
-
-
-def _keep_trying(waiting: Any, results: Any, folder: pathlib.Path, number: int) -> None:
-    gangs = [Gang(size, folder / f"gang-{number}") for size in (1, 2)]
+    gangs = [Gang(size, folder / "gang") for size in (1, 2)]
+    for _ in range(jobs):
+        threading.Thread(target=_keep_trying, args=(waiting, results, folder, gangs), daemon=True).start()
     try:
-        while not waiting.empty():
+        for _ in cases:
+            found = results.get()
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+    finally:
+        for gang in gangs:
+            gang.stop()
+
+
+def _keep_trying(waiting: Any, results: Any, folder: pathlib.Path, gangs: list[Gang]) -> None:
+    try:
+        while True:
             case = waiting.get_nowait()
             shutil.rmtree(folder / case.name, ignore_errors=True)
             results.put(try_case(case, folder, *gangs))
@@ -97,9 +106,6 @@ def _keep_trying(waiting: Any, results: Any, folder: pathlib.Path, number: int) 
         pass
     except BaseException as error:
         results.put(error)
-    finally:
-        for gang in gangs:
-            gang.stop()
 
 
 def line_of(result: Result) -> str:

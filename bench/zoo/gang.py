@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import pathlib
 import socket
+import threading
 import time
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -22,15 +23,21 @@ class Gang:
     def __init__(self, size: int, log: pathlib.Path) -> None:
         self._size, self._log = size, log
         self._members: list[tuple[BaseProcess, Connection]] = []
+        self._busy = threading.Lock()
 
-    def send(self, order: dict[str, Any]) -> None:
+    def ask(self, order: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Rank 0's answer; `error` where a rank failed, died or took too long, after which the gang starts anew.
+
+        Threads may call it at once: one order is carried out at a time.
+        """
+        with self._busy:
+            return self._ask(order, timeout_s)
+
+    def _ask(self, order: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         if not self._members:
             self._start()
         for _, connection in self._members:
             connection.send(order)
-
-    def answer(self, timeout_s: float) -> dict[str, Any]:
-        """Rank 0's answer; `error` where a rank failed, died or took too long, after which the gang starts anew."""
         answers = self._answers(time.monotonic() + timeout_s)
         errors = [answer["error"] for answer in answers.values() if "error" in answer]
         if errors or len(answers) < self._size:

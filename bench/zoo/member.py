@@ -27,16 +27,19 @@ from bench.zoo.tiny import save_tokenizer, tiny_config
 from jobs.data.prepared import Prepared
 from jobs.data.stream import StepRows, Stream, plain_steps
 from jobs.errors import InputError
+from jobs.journal import read_journal
 from jobs.load import load_spec
 from jobs.paths import JobPaths
 from jobs.spec import Spec
 from jobs.training import loop
+from jobs.training.dryrun import check_model_runs
 from jobs.training.engine import import_deepspeed
 from jobs.training.gang import Orders
 from jobs.training.job import Job
 from jobs.training.model import model_class
 from jobs.training.ready import ready_data
 from jobs.training.rebuild import export_run
+from jobs.triedmodels import remember
 from jobs.validate import validate
 from tests.support.reference import plain_losses
 
@@ -97,6 +100,8 @@ def refused(spec: Spec) -> dict[str, Any]:
     except InputError as error:
         return {"refused": str(error), "by": "validate"}
     try:
+        check_model_runs(spec, str(spec.model.path))  # `ready_data` leaves it out where it has passed with other code
+        remember(spec, str(spec.model.path))
         return {"prepared": ready_data(spec, "plain", lambda *given, **named: None).root}
     except InputError as error:
         return {"refused": str(error), "by": "driver"}
@@ -118,7 +123,8 @@ def train(order: dict[str, Any]) -> dict[str, Any]:
         state = loop.train_steps(run, loop.restored(run))
         if order["export"]:
             loop.finish(run, state)
-        return {"unpack": run.unpack, "step": state.step}
+        padding = any(event["data"].get("padding") for event in read_journal(job.paths.events))
+        return {"unpack": run.unpack, "padding": padding, "step": state.step}
     finally:
         if run is not None:
             run.checkpoints.finish(60.0)

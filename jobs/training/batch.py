@@ -98,7 +98,8 @@ def model_logits(model: torch.nn.Module, batch: Batch, task: Task) -> torch.Tens
         inputs = batch.inputs
         if reads_the_end(inner):
             inputs = with_one_end(inputs, inner.config.eos_token_id, inner.config.pad_token_id)
-        # Some models take no mask (FNet): padding is part of the text to them.
+        if "attention_mask" not in known:  # FNet: padding is part of the text to it, so its batches have one row
+            inputs = {"input_ids": inputs["input_ids"][:, : int(inputs["attention_mask"].sum(1).max())]}
         logits = model(**{name: value for name, value in inputs.items() if name in known}).logits
         return logits
     # Some models have no place for positions (Bloom, MPT, Mamba): packed samples are one text to them.

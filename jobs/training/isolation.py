@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ _TOKENS = 128  # of a trial row: cheap even on a CPU. Windows of sliding attenti
 _ROWS = 2
 # Of the vocabulary: all logits of a target come from one hidden state, and those of a wide vocabulary take gigabytes.
 _COMPARED_TOKENS = 4096
+_MORE_PADDING = 4  # tokens; the longest sample of a trial has less than half of a row
 _SEED = 0
 # How far a packed sample's logits may be from those of the sample alone, as a share of what tokens differ by. Another
 # order of summation stays below, positions that are off by tens of tokens come near 1.
@@ -41,18 +44,41 @@ def packed_samples_are_isolated(
         rows: Most rows of a forward pass, training or evaluation; the trial needs no more than two.
         seq_len: Most tokens of a row, at least 8; the trial needs no more than 128.
     """
-    config: Any = getattr(model, "module", model).config
-    trial = _trial(int(config.get_text_config().vocab_size), min(seq_len, _TOKENS), min(rows, _ROWS))
+    trial = _trial_for(model, rows, seq_len)
+    with torch.no_grad(), _evaluating(model):
+        packed = _scored(model, trial.rows, pad_token_id, device)
+        changed = _scored(model, trial.changed, pad_token_id, device)
+        alone = _scored(model, trial.rows, pad_token_id, device, unpack=True)
+    return _verdict(packed, changed, alone, torch.from_numpy(trial.first).to(device))
+
+
+def padding_is_ignored(
+    model: torch.nn.Module, pad_token_id: int, device: torch.device, rows: int, seq_len: int = _TOKENS
+) -> bool:
+    """Whether samples in rows of their own get nearly the same logits with more padding behind them.
+
+    Two forward passes; the arguments and the rules are those of `packed_samples_are_isolated`.
+    """
+    trial = _trial_for(model, rows, seq_len)
+    with torch.no_grad(), _evaluating(model):
+        some = _scored(model, trial.rows, pad_token_id, device, unpack=True)
+        more = _scored(model, trial.rows, pad_token_id, device, unpack=True, padding=_MORE_PADDING)
+    return _alike(more, some)
+
+
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            packed = _scored(model, trial.rows, pad_token_id, device)
-            changed = _scored(model, trial.changed, pad_token_id, device)
-            alone = _scored(model, trial.rows, pad_token_id, device, unpack=True)
+        yield
     finally:
         model.train(was_training)
-    return _verdict(packed, changed, alone, torch.from_numpy(trial.first).to(device))
+
+
+def _trial_for(model: torch.nn.Module, rows: int, seq_len: int) -> _Trial:
+    config: Any = getattr(model, "module", model).config
+    return _trial(int(config.get_text_config().vocab_size), min(seq_len, _TOKENS), min(rows, _ROWS))
 
 
 def _verdict(packed: torch.Tensor, changed: torch.Tensor, alone: torch.Tensor, first: torch.Tensor) -> bool:
@@ -75,10 +101,17 @@ def _alike(packed: torch.Tensor, alone: torch.Tensor) -> bool:
 
 
 def _scored(
-    model: torch.nn.Module, rows: pa.Table, pad_token_id: int, device: torch.device, unpack: bool = False
+    model: torch.nn.Module,
+    rows: pa.Table,
+    pad_token_id: int,
+    device: torch.device,
+    unpack: bool = False,
+    padding: int = 0,
 ) -> torch.Tensor:
     """Logits of all targets, sample after sample: (targets, some evenly spaced tokens of the vocabulary)."""
     batch = collate(rows, "causal-lm", pad_token_id, device, unpack)
+    ids = torch.nn.functional.pad(batch.inputs["input_ids"], (0, padding), value=pad_token_id)
+    batch = replace(batch, inputs={**batch.inputs, "input_ids": ids})
     logits = model_logits(model, batch, "causal-lm")
     every = -(-logits.shape[-1] // _COMPARED_TOKENS)
     return logits[..., ::every][batch.targets != IGNORE_INDEX]

@@ -28,14 +28,14 @@ from jobs.planning import learning_rate_at, plan_batching
 from jobs.training.batch import collate, model_logits
 from jobs.training.checkpoint import Checkpointer
 from jobs.training.checkpoint_reader import CheckpointReader
-from jobs.training.engine import Engine, build_engine, peak_memory_bytes
+from jobs.training.engine import build_engine, peak_memory_bytes
 from jobs.training.evaluate import Evaluator
 from jobs.training.gang import Gang, count_attempts
 from jobs.training.hostcopy import HostCopy
 from jobs.training.hostmemory import give_back_freed_memory
-from jobs.training.isolation import packed_samples_are_isolated
 from jobs.training.job import Job
 from jobs.training.loss import loss_sum
+from jobs.training.packing import rows_are_unpacked
 from jobs.training.report import Reporter
 from jobs.training.restoring import check_step, load_best, restored
 from jobs.training.run import LoopState, Run
@@ -194,7 +194,7 @@ def set_up(job: Job, gang: Gang, reporter: Reporter) -> Run:
     engine = build_engine(job.spec, local_model_dir(job.model), gang, prepared.manifest.pad_token_id)
     pad = engine.pad_token_id
     plan, host = step_plan(job.spec, split), HostCopy(engine.partitions)
-    unpack = job.spec.packed and not kept_apart(job, gang, engine, reporter, pad)
+    unpack = rows_are_unpacked(job.spec, gang, engine.module, pad, reporter)
     reporter.event("plan", f"training {plan.total_steps} steps", total_steps=plan.total_steps, **engine.facts())
     return Run(
         job=job,
@@ -215,23 +215,6 @@ def set_up(job: Job, gang: Gang, reporter: Reporter) -> Run:
         unpack=unpack,
         data_fingerprint=prepared.manifest.fingerprint,
     )
-
-
-def kept_apart(job: Job, gang: Gang, engine: Engine, reporter: Reporter, pad_token_id: int) -> bool:
-    """Whether the model keeps packed samples apart, proved on itself; the same on all ranks, each of which must ask."""
-    spec = job.spec
-    rows = max(spec.train.per_device_train_batch_size, spec.eval.per_device_eval_batch_size)
-    here = packed_samples_are_isolated(engine.module, pad_token_id, gang.device, rows, spec.data.seq_len)
-    leaks = torch.tensor(float(not here), device=gang.device)
-    dist.all_reduce(leaks)
-    if leaks > 0:
-        kind = engine.module.module.config.model_type
-        reporter.event(
-            "warning",
-            f"it is not proved that a model of type {kind} keeps packed samples apart, so every sample is trained in a "
-            "row of its own: the same steps, with more padding and memory (data.packing: false prepares them so)",
-        )
-    return not bool(leaks > 0)
 
 
 def stream_of(run: Run) -> Stream:

@@ -10,6 +10,7 @@ import torch
 
 from jobs import storage
 from jobs.checkpoints import Commit, Part, Read, Slice, committed_steps, read_commit, read_parts, read_slices
+from jobs.data.tokenizer import load_tokenizer, pad_token_id
 from jobs.errors import DataError
 from jobs.load import load_spec
 from jobs.modeldir import local_model_dir, tensor_names
@@ -20,7 +21,7 @@ from jobs.shardfile import Damaged, as_bytes
 from jobs.spec import Spec
 from jobs.training.checkpoint_reader import check_same_model, read_buffers
 from jobs.training.export import Weights, write_config, write_weights
-from jobs.training.model import DTYPES, empty_model
+from jobs.training.model import DTYPES, empty_model, set_pad_token
 from jobs.training.naming import naming_of
 from jobs.training.zero3 import Precision
 
@@ -65,6 +66,7 @@ def _copied(source: str, target: str) -> str:
 def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], target: str) -> None:
     model_dir, dtype = local_model_dir(spec.model.path), DTYPES[cast(Precision, commit.precision)]
     model = empty_model(spec, model_dir, dtype)
+    set_pad_token(model.config, pad_token_id(load_tokenizer(model_dir)))
     weights = Weights(model)
     check_same_model(commit, {name: tuple(parameter.shape) for name, parameter in weights.parameters})
     parameters, buffers = dict(weights.parameters), read_buffers(folder, parts[0], dict(weights.buffers))

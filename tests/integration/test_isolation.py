@@ -13,13 +13,14 @@ import transformers
 from bench.zoo.tiny import tiny_config
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
 from jobs.training.batch import collate, model_logits
-from jobs.training.isolation import packed_samples_are_isolated
+from jobs.training.isolation import packed_samples_are_isolated, padding_is_ignored
 from jobs.training.loss import loss_sum
 from tests.support import tiny
 from tests.support.reference import samples_of
 
 CPU = torch.device("cpu")
 PAD = 0
+Positions = torch.Tensor | None
 LENGTHS = [[7, 1, 20], [30], [2, 2, 2, 13]]
 
 
@@ -81,7 +82,7 @@ class LosesPositions(Wrapped):
 class Whispers(Wrapped):
     """Adds a trace of the row's first token to all logits."""
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, use_cache: bool = False) -> Any:
+    def forward(self, input_ids: torch.Tensor, position_ids: Positions = None, use_cache: bool = False) -> Any:
         out = self.inner(input_ids=input_ids, position_ids=position_ids, use_cache=use_cache)
         out.logits = out.logits + 1e-7 * self.inner.get_input_embeddings()(input_ids[:, :1]).mean(-1, keepdim=True)
         return out
@@ -90,7 +91,7 @@ class Whispers(Wrapped):
 class CountsOn(Wrapped):
     """Keeps samples apart by a mask of its own, but their positions run on through the row."""
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, use_cache: bool = False) -> Any:
+    def forward(self, input_ids: torch.Tensor, position_ids: Positions = None, use_cache: bool = False) -> Any:
         if position_ids is None:  # each sample has a row of its own
             return self.inner(input_ids=input_ids, use_cache=use_cache)
         sample = (position_ids == 0).cumsum(-1)
@@ -102,7 +103,7 @@ class CountsOn(Wrapped):
 class LooksAtTheFirstRow(Wrapped):
     """Takes the borders of the first row for those of all."""
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, use_cache: bool = False) -> Any:
+    def forward(self, input_ids: torch.Tensor, position_ids: Positions = None, use_cache: bool = False) -> Any:
         same = None if position_ids is None else position_ids[:1].expand_as(position_ids)
         return self.inner(input_ids=input_ids, position_ids=same, use_cache=use_cache)
 
@@ -110,7 +111,7 @@ class LooksAtTheFirstRow(Wrapped):
 class SaysOneThing(Wrapped):
     """The same logits, whatever it reads."""
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, use_cache: bool = False) -> Any:
+    def forward(self, input_ids: torch.Tensor, position_ids: Positions = None, use_cache: bool = False) -> Any:
         out = self.inner(input_ids=input_ids, position_ids=position_ids, use_cache=use_cache)
         out.logits = torch.ones_like(out.logits)
         return out
@@ -161,6 +162,20 @@ def test_borders_of_one_row_used_for_all_rows_are_found(folders: dict[str, pathl
     model = LooksAtTheFirstRow(loaded(folders["llama"]))
     assert isolated(model, rows=1)
     assert not isolated(model, rows=2)
+
+
+class CountsPadding(Wrapped):
+    """As a model that takes padding for text."""
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
+        out = self.inner(input_ids=input_ids, use_cache=use_cache)
+        out.logits = out.logits + (input_ids == PAD).sum(-1)[:, None, None] * torch.linspace(0, 0.1, 512)
+        return out
+
+
+def test_padding_that_changes_logits_is_found(folders: dict[str, pathlib.Path]) -> None:
+    assert padding_is_ignored(loaded(folders["bloom"]), PAD, CPU, rows=2, seq_len=64)
+    assert not padding_is_ignored(CountsPadding(loaded(folders["llama"])), PAD, CPU, rows=2, seq_len=64)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -184,6 +184,13 @@ def test_gradient_checkpointing_is_refused_where_the_model_has_none(folder: Path
     check(folder, train={"gradient_checkpointing": True})
 
 
+def test_a_classifier_that_takes_no_mask_is_trained_row_by_row(folder: Path) -> None:
+    change_config(folder, model_type="fnet")
+    asked = {"task": "sequence-classification", "train": {"per_device_train_batch_size": 2}}
+    assert problem(folder, **asked).endswith("Set train.per_device_train_batch_size (2) to 1")
+    check(folder, task="sequence-classification", train={"per_device_train_batch_size": 1})
+
+
 def test_directory_without_tokenizer_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "vocab.json").touch()

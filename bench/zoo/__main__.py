@@ -13,6 +13,7 @@ import fnmatch
 import json
 import pathlib
 import queue
+import random
 import shutil
 import sys
 import threading
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     done = {key for key, result in known.items() if result.code == code_fingerprint()}
     todo = [case for case in chosen if asked.again or (case.model_type, case.task) not in done]
+    random.Random(len(todo)).shuffle(todo)  # what a pass has seen when it is cut off is a fair sample
     with kept.open("a") as file:
         for result in run(todo, folder, asked.jobs):
             known[result.model_type, result.task] = result
@@ -50,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.json:
         asked.json.write_text("[\n" + ",\n".join(result.as_json() for result in results) + "\n]\n")
     if asked.docs:
-        DOCUMENT.write_text(page(results, len(all_cases())))
+        DOCUMENT.write_text(page(results, all_cases()))
     print(summary(results))
     return int(any(known[case.model_type, case.task].outcome == "failed" for case in chosen))
 

@@ -5,31 +5,53 @@ from __future__ import annotations
 import collections
 import importlib.metadata
 
+from bench.zoo.cases import Case
 from bench.zoo.trial import Result
 
-HEADER = "| type | class | outcome | packed | 2 workers | resume | export |"
-RULE = "|---|---|---|---|---|---|---|"
+HEADER = "| type | class | outcome | packed | 1 worker | 2 workers | export | code |"
+RULE = "|---|---|---|---|---|---|---|---|"
 _MOST_CHARACTERS = 160
 
 
-def page(results: list[Result], known: int) -> str:
-    """The document; `known` is the number of architectures that transformers has for the two tasks."""
-    counts = collections.Counter(result.outcome for result in results)
-    said = ", ".join(f"{counts[outcome]} {outcome}" for outcome in sorted(counts))
+def page(results: list[Result], known: list[Case]) -> str:
+    """The document; `known` are all cases, of which those without a result were not tried."""
+    seen = {(result.model_type, result.task): result for result in results}
+    lines = [row(seen.get((case.model_type, case.task)) or _not_tried(case)) for case in known]
     version = importlib.metadata.version("transformers")
     return f"""# Model types
 
 `python -m bench.zoo --docs` writes this page. It builds each architecture tiny, with random weights, and trains it
-through the product's own path: two workers that stop after 3 steps, one that goes on to step 5 and exports. Losses are
-compared with those of a plain PyTorch loop (1e-4), and the export's tensors with the source's.
+through the product's own path: one worker that stops after 3 steps, two that go on to step 5 and export. Losses are
+compared with those of a plain PyTorch loop (1e-4), the export's tensors with the source's, and the export with one made
+out of the checkpoint. A pass tries the types in random order, so that one that was cut off is a fair sample.
 
-Seen with transformers {version}: {len(results)} of {known} pairs of type and task: {said}.
-`packed: apart` means that samples are trained in rows of their own. A difference is the largest relative one of any
-loss.
+Seen with transformers {version}:
+
+{counts(results, known)}
+* `trains`: with nothing but defaults. `refused`: before workers start, with the reason.
+* `warned`: it trains, losses differ from plain PyTorch, and a warning says why.
+* `failed`: after workers have started. `not made`: the tiny model does not train in plain PyTorch either.
+* `packed: apart`: samples are trained in rows of their own. A difference is the largest relative one of any loss.
+* `code`: a digest of the code that was tried. Rows with other digests are older.
 
 {HEADER}
 {RULE}
-{"".join(row(result) for result in results)}"""
+{"".join(lines)}"""
+
+
+def counts(results: list[Result], known: list[Case]) -> str:
+    """Lines of a list: how many of each outcome there are, task by task."""
+    lines = []
+    for task in sorted({case.task for case in known}):
+        found = collections.Counter(result.outcome for result in results if result.task == task)
+        missing = sum(case.task == task for case in known) - sum(found.values())
+        said = ", ".join(f"{found[outcome]} {outcome}" for outcome in sorted(found))
+        lines.append(f"* {task}: {said or 'nothing'}; {missing} not tried\n")
+    return "".join(lines)
+
+
+def _not_tried(case: Case) -> Result:
+    return Result(case.model_type, case.task, case.class_name, "not tried")
 
 
 def row(result: Result) -> str:
@@ -40,7 +62,7 @@ def row(result: Result) -> str:
     outcome = f"{result.outcome}: {reason}" if reason else result.outcome
     cells = [
         f"`{result.model_type}`", f"`{result.class_name}`", outcome, packed,
-        _difference(result.workers), _difference(result.resume), keys,
+        _difference(result.alone), _difference(result.resume), keys, result.code,
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |\n"
 

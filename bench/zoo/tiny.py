@@ -59,6 +59,10 @@ _SPECIAL = {"bos_token_id": 1, "pad_token_id": 2}
 
 # Overrides for single types: what a rule of the names cannot know.
 _HYBRID = {"num_hidden_layers": 4}
+_INDEXED = _HYBRID | {
+    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+}  # fmt: skip
 _MAMBA = {"mamba_d_head": 16}
 _OWN: dict[str, dict[str, Any]] = {
     "bailing_hybrid": _HYBRID | {"layer_types": ["linear_attention", "full_attention"] * 2},
@@ -73,24 +77,29 @@ _OWN: dict[str, dict[str, Any]] = {
     "esmc": {"num_key_value_heads": 4},
     "falcon_h1": _MAMBA,
     "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": _MAMBA,
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
     "jamba": _HYBRID | {"attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": _HYBRID,
+    "layoutlmv3": {"coordinate_size": 4, "shape_size": 8},
+    "lilt": {"hidden_size": 48},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "lfm3": _HYBRID,
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "ministral": {"head_dim": 8},
+    "mistral4": {"head_dim": 16},
+    "nemotron_h": {"n_groups": 2},
     "nemotron": {"num_key_value_heads": 2},
     "qwen3_5": {"text_config": _HYBRID},
     "qwen3_5_moe": {"text_config": _HYBRID},
     "qwen3_5_text": _HYBRID,
     "qwen3_5_moe_text": _HYBRID,
     "qwen3_next": _HYBRID,
-    "qwen4_exp": {"text_config": _HYBRID},
-    "qwen4_exp_text": _HYBRID,
+    "qwen4_exp": {"text_config": _INDEXED},
+    "qwen4_exp_text": _INDEXED,
     "recurrent_gemma": _HYBRID,
     "reformer": {"axial_pos_embds": False, "is_decoder": True},
     "t5": {"decoder_start_token_id": 2},

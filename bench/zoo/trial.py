@@ -21,7 +21,7 @@ STEPS, STOP_AT = 5, 3
 TOLERANCE = 1e-4  # of losses, relative
 TIMEOUT_S = 240.0
 
-Outcome = Literal["trains", "warned", "refused", "failed", "not made"]
+Outcome = Literal["trains", "warned", "refused", "failed", "not made", "not tried"]
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,12 @@ def _seen(case: Case, folder: pathlib.Path, solo: Gang, duo: Gang) -> dict[str, 
         return seen | {"outcome": "failed", "reason": f"not refused, but not built: {made['not_built']}"}
     run = str(folder / case.name / "run")
     job = {"run": run, "prepared": made["prepared"]}
+    plain = solo.ask(on_two | job | {"do": "plain"}, TIMEOUT_S)
+    if "error" in plain:
+        return seen | {"outcome": "not made", "reason": f"a plain loop fails: {plain['error']}"}
     orders = (
         ("training", solo, on_one | job | {"do": "train", "stop_at": STOP_AT}),
         ("resume and export", duo, on_two | job | {"do": "train", "export": True}),
-        ("plain loop", solo, on_two | job | {"do": "plain"}),
         ("export from the checkpoint", solo, on_two | job | {"do": "rebuild"}),
     )
     answers: dict[str, Any] = {}
@@ -83,7 +85,7 @@ def _seen(case: Case, folder: pathlib.Path, solo: Gang, duo: Gang) -> dict[str, 
     seen["packed"] = None if case.task != "causal-lm" else not answers["unpack"]
     if not answers["same"]:
         return seen | {"outcome": "failed", "reason": "the export from the checkpoint is not that of the run"}
-    return seen | judged(losses(run), answers["losses"], tensors(model) == tensors(run + "/model"), answers["padding"])
+    return seen | judged(losses(run), plain["losses"], tensors(model) == tensors(run + "/model"), answers["padding"])
 
 
 def judged(found: list[float], plain: list[float], same_keys: bool, said: bool = False) -> dict[str, Any]:

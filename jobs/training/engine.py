@@ -21,6 +21,7 @@ from jobs.training.hostmemory import give_back_freed_memory, keep_freed_memory
 from jobs.training.job import Job
 from jobs.training.model import DTYPES, load_model, parameter_groups, weight_decay_of
 from jobs.training.partitions import Partitions
+from jobs.training.sharding import gather_experts_together, loads_in_shards
 from jobs.training.zero3 import Precision, deepspeed_config, precision_of
 
 _COMPARED_TARGETS = 64  # of each row on which the exported model must agree with the trained one
@@ -31,14 +32,19 @@ def build_engine(spec: Spec, model_dir: str, gang: Gang, pad_token_id: int) -> E
     """Load the model and wrap it; a call of every rank, inside a joined process group."""
     deepspeed = import_deepspeed(gang.device)
     from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     deepspeed.init_distributed(dist_backend="nccl" if gang.device.type == "cuda" else "gloo", verbose=False)
     has_bf16 = gang.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     precision = precision_of(spec.train, has_bf16)
     config = deepspeed_config(spec, plan_batching(spec), precision)
+    unset_hf_deepspeed_config()  # of an earlier run in this process
     # transformers shards weights while it reads them as long as this object lives.
-    sharding = HfDeepSpeedConfig(config) if spec.train.zero.stage == 3 else None
+    in_shards = spec.train.zero.stage == 3 and loads_in_shards(spec, model_dir)
+    sharding = HfDeepSpeedConfig(config) if in_shards else None
     model = load_model(spec, model_dir, precision, pad_token_id)
+    if spec.train.zero.stage == 3:
+        gather_experts_together(model)
     groups = parameter_groups(model, spec.train.weight_decay)
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
     if precision == "fp16":  # with the scale at 1, `jobs.training.skips` decides when the run fails
@@ -187,13 +193,15 @@ class _Reload:
         from transformers.integrations import HfDeepSpeedConfig
         from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
+        unset_hf_deepspeed_config()
         if not sharded:
-            unset_hf_deepspeed_config()
             return load_model(self.spec, folder, self.precision, self.pad_token_id).to(self.device)
         config = deepspeed_config(self.spec, plan_batching(self.spec), self.precision)
         config = {key: value for key, value in config.items() if key != "optimizer"}
         sharding = HfDeepSpeedConfig(config)
-        set_hf_deepspeed_config(sharding)
+        unset_hf_deepspeed_config()
+        if loads_in_shards(self.spec, folder):
+            set_hf_deepspeed_config(sharding)
         model = load_model(self.spec, folder, self.precision, self.pad_token_id)
         engine, *_ = deepspeed.initialize(model=model, config=config)
         engine.kept_alive = sharding

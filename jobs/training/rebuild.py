@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import cast
 
 import torch
@@ -21,7 +21,7 @@ from jobs.shardfile import Damaged, as_bytes
 from jobs.spec import Spec
 from jobs.training.checkpoint_reader import check_same_model, read_buffers
 from jobs.training.export import Weights, write_config, write_weights
-from jobs.training.model import DTYPES, empty_model, set_pad_token
+from jobs.training.model import DTYPES, empty_model, load_model, set_pad_token
 from jobs.training.naming import naming_of
 from jobs.training.zero3 import Precision
 
@@ -68,19 +68,33 @@ def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], tar
     model = empty_model(spec, model_dir, dtype)
     set_pad_token(model.config, pad_token_id(load_tokenizer(model_dir)))
     weights = Weights(model)
-    check_same_model(commit, {name: tuple(parameter.shape) for name, parameter in weights.parameters})
-    parameters, buffers = dict(weights.parameters), read_buffers(folder, parts[0], dict(weights.buffers))
+    parameters = dict(weights.parameters)
+    trained = {  # some types let go of what their configuration freezes once their weights are read
+        name: tuple(parameter.shape)
+        for name, parameter in parameters.items()
+        if parameter.requires_grad or name in commit.shapes
+    }
+    check_same_model(commit, trained)
+    kept = read_buffers(folder, parts[0], dict(weights.buffers))
+    if frozen := parameters.keys() - trained.keys():
+        kept |= _of_source(spec, model_dir, cast(Precision, commit.precision), frozen)
     naming = naming_of(model, weights.empty, tensor_names(model_dir))
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for name in naming.order:
-            if name in buffers:
-                yield name, buffers[name]
+            if name in kept:
+                yield name, kept[name]
             else:
                 yield name, _whole(folder, parts, name, parameters[name]).to(parameters[name].dtype)
 
     write_weights(target, naming.sizes, naming.converted(tensors()))
     write_config(target, model, model_dir, dtype)
+
+
+def _of_source(spec: Spec, model_dir: str, precision: Precision, names: Set[str]) -> dict[str, torch.Tensor]:
+    """Parameters that are not trained, and so in no checkpoint: transformers loads the source's model for them."""
+    source = load_model(spec, model_dir, precision, pad_token_id(load_tokenizer(model_dir)))
+    return {name: parameter.detach() for name, parameter in source.named_parameters() if name in names}
 
 
 def _whole(folder: str, parts: tuple[Part, ...], name: str, like: torch.Tensor) -> torch.Tensor:

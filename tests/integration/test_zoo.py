@@ -8,16 +8,20 @@ from bench.zoo.__main__ import run
 from bench.zoo.cases import all_cases
 from bench.zoo.trial import Result
 
-# Each stands for a mechanism: a head at the end of a text, no positions, no pad token in the configuration, no sdpa,
-# a recurrent state, fused experts.
-SAMPLE = ("bart-cls", "bloom-lm", "codegen-lm", "gemma2-lm", "mamba-lm", "mpnet-cls", "qwen3_moe-lm")
-APART = {"bloom-lm", "mamba-lm"}
+# Each stands for a mechanism: a head at the end of a text, a configuration of several parts, parameters that are not
+# trained, experts of which ranks choose different ones, a recurrent state, weights that are not sharded while they are
+# loaded, no sdpa, fused experts, positions that are not counted from 0.
+SAMPLE = (
+    "bart-cls", "gemma3-lm", "hrm_text-lm", "longcat_flash-lm", "mamba-lm", "marian-lm", "mpnet-cls", "qwen3_moe-lm",
+    "roberta-lm",
+)  # fmt: skip
+APART = {"mamba-lm", "marian-lm", "roberta-lm"}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     cases = {(case.model_type, case.task): case for case in all_cases() if case.name in SAMPLE}
-    found = run(list(cases.values()), tmp_path_factory.mktemp("zoo"), jobs=1)
+    found = run(list(cases.values()), tmp_path_factory.mktemp("zoo"), jobs=2)
     return {cases[result.model_type, result.task].name: result for result in found}
 
 

@@ -34,9 +34,8 @@ from cluster.inventory import Growth, Inventory
 from cluster.ray_answers import PHASES, environment_like, one_line, submission_of
 from cluster.ray_client import job_named, json_of, ray_client
 from cluster.ray_list import Keeping, entries_to_delete
-from cluster.ray_logs import OpenLogs, ProgramLog
 from cluster.ray_nodes import inventory_of, use_from_status, use_from_summary
-from cluster.ray_output import WRITE_MARK
+from cluster.ray_output import WRITE_MARK, program_output
 from cluster.wire import digest_of_environment
 
 FENCE_KEY, KIND_KEY, QUEUE_KEY = "fleetune.fence", "fleetune.kind", "fleetune.queue"
@@ -99,7 +98,6 @@ class RayJobsBackend:
         self._highest: int | None = None  # fence that was seen in the newest list
         self._hard_stops: dict[str, str] = {}  # submission -> the newest job that ends it
         self._connected: Any = None
-        self._logs = OpenLogs()
 
     def inventory(self) -> Inventory:
         with self._asking() as client:
@@ -196,7 +194,13 @@ class RayJobsBackend:
             job = self._program(client, submission)
             if job is None or job.driver_node_id is None:
                 return b""
-            return self._logs.read(_log_of(client, job), after)
+            file = f"node_id={job.driver_node_id}&filename=job-driver-{submission}.log"
+            answer = client._do_request("GET", f"/api/v0/logs/file?{file}&lines=-1&timeout={_LOG_S}", stream=True)
+            with contextlib.closing(answer):
+                if answer.status_code != 200:  # the node is gone, or nothing has been written
+                    return b""
+                rays_line = f"Running entrypoint for job {submission}: {job.entrypoint}\n".encode()
+                return program_output(answer.iter_content(1 << 16), rays_line, after)
 
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         with self._asking() as client:
@@ -223,7 +227,7 @@ class RayJobsBackend:
             return str(answer.json().get("session_name", ""))
 
     def close(self) -> None:
-        self._logs.close()
+        pass
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[Any]:
@@ -334,34 +338,6 @@ class RayJobsBackend:
             metadata=self._metadata(HARD_STOP, 0),
             entrypoint_label_selector={"ray.io/node-id": node_id},
         )
-
-
-def _log_of(client: Any, job: Any) -> ProgramLog:
-    """The log of a program that has started, on the node where it runs."""
-    name = job.submission_id
-    file = f"node_id={job.driver_node_id}&filename=job-driver-{name}.log"
-
-    def opened(follow: bool) -> Any | None:
-        if follow and not _content(client, f"/api/v0/logs/file?{file}&lines=1"):
-            return None  # Ray would not answer before there is a first byte
-        kind = f"stream?{file}&lines=-1&interval=0.2" if follow else f"file?{file}&lines=-1&timeout={_LOG_S}"
-        answer = client._do_request("GET", f"/api/v0/logs/{kind}", stream=True)
-        if answer.status_code != 200:  # the node is gone, or nothing has been written
-            answer.close()
-            return None
-        if follow:
-            with contextlib.suppress(AttributeError):  # else it is opened again after each silence of `timeout_s`
-                answer.raw.connection.sock.settimeout(None)
-        return answer
-
-    rays_line = f"Running entrypoint for job {name}: {job.entrypoint}\n".encode()
-    return ProgramLog(name, rays_line, PHASES[job.status.value] in ENDED_PHASES, opened)
-
-
-def _content(client: Any, path: str) -> bytes:
-    """Empty where there is no such log."""
-    answer = client._do_request("GET", path)
-    return bytes(answer.content) if answer.status_code == 200 else b""
 
 
 def _fence_of(job: Any) -> int | None:

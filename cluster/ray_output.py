@@ -7,15 +7,23 @@ out wherever it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+
+from cluster.backend import MAX_OUTPUT_BYTES
 
 WRITE_MARK = r"printf '\036\n'"  # for a shell
 _MARK = b"\x1e\n"
 
 
-def program_chunks(log: Iterable[bytes], rays_line: bytes) -> Iterator[bytes]:
-    """The program's bytes, as they come; none is empty."""
-    return (chunk for chunk in _behind_mark(_without(log, rays_line)) if chunk)
+def program_output(log: Iterable[bytes], rays_line: bytes, after: int) -> bytes:
+    """The program's bytes from `after` on, up to 1 MiB. Reads no more of the log than it must."""
+    wanted, skip = bytearray(), after
+    for chunk in _behind_mark(_without(log, rays_line)):
+        wanted += chunk[skip:]
+        skip = max(0, skip - len(chunk))
+        if len(wanted) >= MAX_OUTPUT_BYTES:
+            break
+    return bytes(wanted[:MAX_OUTPUT_BYTES])
 
 
 def _without(log: Iterable[bytes], line: bytes) -> Iterable[bytes]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from cluster.backend import Phase, Submission
+from cluster.backend import MAX_OUTPUT_BYTES, Phase, Submission
 from cluster.inventory import Inventory, Node
 from cluster.ray_answers import submission_of
 from cluster.ray_nodes import inventory_of, use_from_status, use_from_summary
-from cluster.ray_output import program_chunks
+from cluster.ray_output import program_output
 
 STATUS = {
     "autoscalingError": None,
@@ -112,12 +112,19 @@ FIRST = b"2026-11-25 INFO job_manager.py:568 -- Runtime env is setting up.\n"
 )
 def test_ray_s_own_lines_are_no_output_wherever_they_stand(log: bytes, size: int) -> None:
     chunks = [log[at : at + size] for at in range(0, len(log), size)]
-    assert b"".join(program_chunks(chunks, RAYS_LINE)) == b"one\ntwo\n"
+    for after in range(10):
+        assert program_output(chunks, RAYS_LINE, after) == b"one\ntwo\n"[after:]
 
 
 def test_before_the_program_starts_there_is_no_output() -> None:
-    assert not list(program_chunks([FIRST, RAYS_LINE], RAYS_LINE))
-    assert not list(program_chunks([], RAYS_LINE))
+    assert program_output([FIRST, RAYS_LINE], RAYS_LINE, 0) == b""
+    assert program_output([], RAYS_LINE, 0) == b""
+
+
+def test_no_more_of_a_log_is_read_than_is_wanted() -> None:
+    read = iter([b"\x1e\n", *[b"x" * 1000] * 3000])
+    assert program_output(read, RAYS_LINE, 5000) == b"x" * MAX_OUTPUT_BYTES
+    assert len(list(read)) > 1900
 
 
 def test_nodes_are_called_by_their_names_where_these_tell_them_apart() -> None:

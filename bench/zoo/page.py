@@ -23,7 +23,7 @@ def page(results: list[Result], known: list[Case]) -> str:
 `python -m bench.zoo --docs` writes this page. It builds each architecture tiny, with random weights, and trains it
 through the product's own path: one worker that stops after 3 steps, two that go on to step 5 and export. Losses are
 compared with those of a plain PyTorch loop (1e-4), the export's tensors with the source's, and the export with one made
-out of the checkpoint. A pass tries the types in random order, so that one that was cut off is a fair sample.
+out of the checkpoint. A pass tries the types in random order.
 
 Seen with transformers {version}:
 

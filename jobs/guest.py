@@ -8,6 +8,7 @@ starts in this program's own environment, and starts again after whatever has in
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import random
 import re
@@ -17,6 +18,7 @@ import time
 import urllib.parse
 import uuid
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Final, TypeVar
 
 from cluster.ray_jobs import KIND_KEY
@@ -27,7 +29,7 @@ from cluster.wire import RAY_PACKAGE, SUBMISSION, Join, Joined, Leave, Look, Loo
 from jobs.errors import FleetuneError, InputError, Interrupted, SpecError
 from jobs.runref import run_named
 from jobs.spec import Spec
-from jobs.validate import validate
+from jobs.validate import Validated, validate
 from jobs.wirecall import NoAnswer, NotUnderstood, Refused, Server, check_url
 
 WITHOUT: Final = "none"  # FLEETUNE_URL, of who wants to go round the queue
@@ -85,9 +87,9 @@ def run_as_guest(spec: Spec, job: RayJob, record: SessionRecord, say: Say) -> in
             f"Ray's job {job.submission!r} cannot be queued: give it a --submission-id of letters, digits, '.', '_' "
             "and '-', at most 200 of them"
         )
-    package = package_of(os.getcwd())  # before `validate`, which goes to the spec's own directory
+    package = package_of(os.getcwd())
     if run_named(spec.model.path) is None:  # else there is nothing to look at yet
-        for warning in validate(spec).warnings:
+        for warning in _validated_apart(spec).warnings:
             say(f"warning: {warning}")
     guest = _Guest(record, say)
     message = Join(
@@ -111,6 +113,39 @@ def run_as_guest(spec: Spec, job: RayJob, record: SessionRecord, say: Say) -> in
         if joined is not None:
             guest.leave(joined.job_id)
         raise Interrupted("this program was asked to end: its job is cancelled") from None
+
+
+def _validated_apart(spec: Spec) -> Validated:
+    """`validate` in a child: the tokenizer and whatever else it imports would stay in this program's memory, 30 MB of
+    it, for as long as the job lasts.
+
+    Raises:
+        FleetuneError: as `validate` does; or the child was killed.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_validate_into, args=(sender, spec))
+    child.start()
+    sender.close()
+    try:
+        found: Validated | FleetuneError = receiver.recv()
+    except EOFError:
+        child.join()
+        raise FleetuneError(
+            f"the process that looked at the spec, its data and its model ended with {child.exitcode}: was it killed "
+            "for memory? Try fleetune validate on the same files"
+        ) from None
+    child.join()
+    if isinstance(found, FleetuneError):
+        raise found
+    return found
+
+
+def _validate_into(sender: Connection, spec: Spec) -> None:
+    try:
+        sender.send(validate(spec))
+    except FleetuneError as error:
+        sender.send(error)
 
 
 def queued(spec: Spec, job: RayJob) -> Spec:

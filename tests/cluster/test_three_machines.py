@@ -172,7 +172,9 @@ def _check_ray(machines: Machines, said: str) -> None:
 def _check_first_job(machines: Machines, said: str) -> None:
     job = machines.jobs()["first"]
     assert job["state"] == "succeeded" and job["submitted_by"] == "anna", (job, machines.server_output())
-    assert {"output", "rank-0", "rank-1"} <= {line.split()[0].rstrip("|:") for line in said.splitlines() if line}, said
+    assert "output | " in said and "rank-0" not in said, said
+    full = machines.run("laptop", "FLEETUNE_URL=http://head:8400 fleetune logs first --source all")
+    assert {"output", "rank-0", "rank-1"} <= {line.split()[0].rstrip("|:") for line in full.splitlines() if line}, full
     root = machines.shared / "runs" / str(job["run"]).rpartition("/")[2]
     outcome = read_outcome(JobPaths(str(root)))
     assert outcome is not None and outcome.status is Status.SUCCEEDED

@@ -21,7 +21,7 @@ from jobs.training.hostmemory import give_back_freed_memory, keep_freed_memory
 from jobs.training.job import Job
 from jobs.training.model import DTYPES, load_model, parameter_groups, weight_decay_of
 from jobs.training.partitions import Partitions
-from jobs.training.sharding import gather_experts_together, loads_in_shards
+from jobs.training.sharding import gather_choosers_together, loads_in_shards
 from jobs.training.zero3 import Precision, deepspeed_config, precision_of
 
 _COMPARED_TARGETS = 64  # of each row on which the exported model must agree with the trained one
@@ -44,7 +44,7 @@ def build_engine(spec: Spec, model_dir: str, gang: Gang, pad_token_id: int) -> E
     sharding = HfDeepSpeedConfig(config) if in_shards else None
     model = load_model(spec, model_dir, precision, pad_token_id)
     if spec.train.zero.stage == 3:
-        gather_experts_together(model)
+        gather_choosers_together(model)
     groups = parameter_groups(model, spec.train.weight_decay)
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
     if precision == "fp16":  # with the scale at 1, `jobs.training.skips` decides when the run fails

@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
+from jobs.spec import Task
 from jobs.training.batch import collate, model_logits
 
 _TOKENS = 128  # of a trial row: cheap even on a CPU. Windows of sliding attention, of thousands, are not reached.
@@ -53,16 +54,22 @@ def packed_samples_are_isolated(
 
 
 def padding_is_ignored(
-    model: torch.nn.Module, pad_token_id: int, device: torch.device, rows: int, seq_len: int = _TOKENS
+    model: torch.nn.Module,
+    pad_token_id: int,
+    device: torch.device,
+    rows: int,
+    seq_len: int = _TOKENS,
+    task: Task = "causal-lm",
 ) -> bool:
     """Whether samples in rows of their own get nearly the same logits with more padding behind them.
 
     Two forward passes; the arguments and the rules are those of `packed_samples_are_isolated`.
     """
     trial = _trial_for(model, rows, seq_len)
+    table = trial.rows if task == "causal-lm" else _labelled(trial.rows, pad_token_id)
     with torch.no_grad(), _evaluating(model):
-        some = _scored(model, trial.rows, pad_token_id, device, unpack=True)
-        more = _scored(model, trial.rows, pad_token_id, device, unpack=True, padding=_MORE_PADDING)
+        some = _scored(model, table, pad_token_id, device, task, unpack=True)
+        more = _scored(model, table, pad_token_id, device, task, unpack=True, padding=_MORE_PADDING)
     return _alike(more, some)
 
 
@@ -105,14 +112,19 @@ def _scored(
     rows: pa.Table,
     pad_token_id: int,
     device: torch.device,
+    task: Task = "causal-lm",
     unpack: bool = False,
     padding: int = 0,
 ) -> torch.Tensor:
-    """Logits of all targets, sample after sample: (targets, some evenly spaced tokens of the vocabulary)."""
-    batch = collate(rows, "causal-lm", pad_token_id, device, unpack)
-    ids = torch.nn.functional.pad(batch.inputs["input_ids"], (0, padding), value=pad_token_id)
-    batch = replace(batch, inputs={**batch.inputs, "input_ids": ids})
-    logits = model_logits(model, batch, "causal-lm")
+    """Logits of all targets, sample after sample: (targets, classes or some evenly spaced tokens of the vocabulary)."""
+    batch = collate(rows, task, pad_token_id, device, unpack)
+    fills = {"input_ids": pad_token_id, "attention_mask": 0}
+    longer = {
+        name: torch.nn.functional.pad(batch.inputs[name], (0, padding), value=value)
+        for name, value in fills.items()
+        if name in batch.inputs
+    }
+    logits = model_logits(model, replace(batch, inputs={**batch.inputs, **longer}), task)
     every = -(-logits.shape[-1] // _COMPARED_TOKENS)
     return logits[..., ::every][batch.targets != IGNORE_INDEX]
 
@@ -135,6 +147,19 @@ def _trial(vocab_size: int, num_tokens: int, num_rows: int) -> _Trial:
         row[:first] = (row[:first] + draw.integers(1, vocab_size, size=first)) % vocab_size
     is_first = np.concatenate([np.arange(sum(row) - 3) < row[0] - 1 for row in lengths])
     return _Trial(_table(rows, lengths), _table(changed, lengths), is_first)
+
+
+def _labelled(packed: pa.Table, pad_token_id: int) -> pa.Table:
+    """The same rows as one text and one class each, of different lengths and without the token that fills rows."""
+    tokens = [np.asarray(row) for row in packed["input_ids"].to_pylist()]
+    tokens = [np.where(row == pad_token_id, (row + 1) % (row.max() + 1), row) for row in tokens]
+    columns = {
+        "input_ids": [row[: len(row) - _MORE_PADDING * number] for number, row in enumerate(tokens)],
+        "labels": [[0]] * len(tokens),
+        "lengths": [[len(row) - _MORE_PADDING * number] for number, row in enumerate(tokens)],
+        "sample_ids": [[0]] * len(tokens),
+    }
+    return pa.table(columns, schema=ROW_SCHEMA)
 
 
 def _lengths(num_tokens: int, number: int) -> list[int]:

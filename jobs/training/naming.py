@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ _LAYER = re.compile(r"(.*?\.\d+)\.")
 class Group:
     """Tensors of the model that become tensors of the file together."""
 
-    names: tuple[str, ...]  # in the model
+    names: tuple[str, ...]  # in the model, of tied ones that which the source's name comes from
     sizes: tuple[tuple[str, int], ...]  # in the file, with bytes
 
 
@@ -33,11 +33,12 @@ class Naming:
     model: Any
     conversions: list[Any]  # of transformers, as they are applied on loading
     groups: tuple[Group, ...]
+    first: Mapping[str, str]  # the name by which `order` calls a tied tensor, by that in `groups`
 
     @property
     def order(self) -> list[str]:
         """The model's names in the order in which `converted` takes their tensors."""
-        return [name for group in self.groups for name in group.names]
+        return [self.first.get(name, name) for group in self.groups for name in group.names]
 
     @property
     def sizes(self) -> list[tuple[str, int]]:
@@ -50,9 +51,9 @@ class Naming:
             held = {}
             for expected in group.names:
                 name, tensor = next(tensors)
-                assert name == expected, (name, expected)
+                assert name == self.first.get(expected, expected), (name, expected)
                 # A tensor that was gathered from all ranks is gone when the next one is asked for.
-                held[name] = tensor.detach() if len(group.names) == 1 else tensor.detach().to("cpu", copy=True)
+                held[expected] = tensor.detach() if len(group.names) == 1 else tensor.detach().to("cpu", copy=True)
             found = _reverted(self.model, self.conversions, held)
             for name, _ in group.sizes:
                 yield name, found[name]
@@ -65,6 +66,9 @@ def naming_of(model: Any, tensors: Tensors, source: set[str]) -> Naming:
         tensors: All of the model's tensors that are saved, on the meta device.
         source: Names of the tensors in the directory that the model was loaded from.
     """
+    first = _first_names(model, tensors, source)
+    called = {name: other for other, name in first.items()}
+    tensors = {called.get(name, name): tensor for name, tensor in tensors.items()}
     found = [(conversions, names) for conversions in _candidates(model) if (names := _try(model, conversions, tensors))]
     conversions, whole = max(found, key=lambda pair: len(pair[1].keys() & source))
     layers: dict[str, Tensors] = {}
@@ -77,7 +81,23 @@ def naming_of(model: Any, tensors: Tensors, source: set[str]) -> Naming:
         together |= names or {}
     if {name: tensor.shape for name, tensor in together.items()} != {name: one.shape for name, one in whole.items()}:
         groups = [(tensors, whole)]  # a conversion that reaches over layers
-    return Naming(model, conversions, tuple(_group(members, names or {}) for members, names in groups))
+    return Naming(model, conversions, tuple(_group(members, names or {}) for members, names in groups), first)
+
+
+def _first_names(model: Any, tensors: Tensors, source: set[str]) -> dict[str, str]:
+    """By a tied tensor's name in the source: that in `tensors`, where it is another (XLM-RoBERTa's head).
+
+    transformers finds the tensor under either name, but who reads the file by the published ones does not.
+    """
+    same: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        same.setdefault(id(parameter), []).append(name)
+    found: dict[str, str] = {}
+    for first, *others in same.values():
+        published = [name for name in others if name in source]
+        if published and first in tensors and first not in source:
+            found[published[0]] = first
+    return found
 
 
 def _split(model: Any, conversions: list[Any], layer: Tensors) -> list[tuple[Tensors, Tensors | None]]:

@@ -21,16 +21,16 @@ def rows_are_unpacked(spec: Spec, gang: Gang, model: Any, pad_token_id: int, rep
         model: The DeepSpeed engine.
     """
     rows = max(spec.train.per_device_train_batch_size, spec.eval.per_device_eval_batch_size)
-    kind = model.module.config.model_type
+    kind, task = model.module.config.model_type, spec.model.task
 
-    def holds(proof: Callable[..., bool]) -> bool:
+    def holds(proof: Callable[..., bool], **more: Any) -> bool:
         """The same on all ranks: whether it holds on each."""
-        failed = torch.tensor(float(not proof(model, pad_token_id, gang.device, rows, spec.data.seq_len)))
+        failed = torch.tensor(float(not proof(model, pad_token_id, gang.device, rows, spec.data.seq_len, **more)))
         failed = failed.to(gang.device)
         dist.all_reduce(failed)
         return not bool(failed > 0)
 
-    if spec.model.task != "causal-lm" or (spec.packed and holds(packed_samples_are_isolated)):
+    if spec.packed and holds(packed_samples_are_isolated):
         return False
     if spec.packed:
         reporter.event(
@@ -38,11 +38,12 @@ def rows_are_unpacked(spec: Spec, gang: Gang, model: Any, pad_token_id: int, rep
             f"it is not proved that a model of type {kind} keeps packed samples apart, so every sample is trained in a "
             "row of its own: the same steps, with more padding and memory (data.packing: false prepares them so)",
         )
-    if (spec.packed or rows > 1) and not holds(padding_is_ignored):
+    if (spec.packed or rows > 1) and not holds(padding_is_ignored, task=task):
+        packing = "data.packing: false, " if spec.packed else ""
         reporter.event(
             "warning",
             f"padding behind a text changes what a model of type {kind} computes. For losses without padding, set "
-            "data.packing: false, train.per_device_train_batch_size: 1 and eval.per_device_eval_batch_size: 1",
+            f"{packing}train.per_device_train_batch_size: 1 and eval.per_device_eval_batch_size: 1",
             padding=True,
         )
     return spec.packed

@@ -22,18 +22,20 @@ def loads_in_shards(spec: Spec, model_dir: str) -> bool:
     return not _looks_at_shapes(empty_model(spec, model_dir))
 
 
-def gather_experts_together(model: torch.nn.Module) -> None:
-    """Have ZeRO-3 gather the experts of a layer as one.
+def gather_choosers_together(model: torch.nn.Module) -> None:
+    """Have ZeRO-3 gather the experts of a layer as one, and the indexer of sparse attention.
 
-    Ranks choose different experts, and so call the modules inside in another order. DeepSpeed, which gathers
-    parameters module by module, takes that for an error.
+    Ranks choose different experts, and so call the modules inside in another order; an indexer (Qwen4) calls a norm
+    once for each token with enough before it. DeepSpeed, which gathers parameters module by module, takes that for an
+    error, or gathers on one rank only.
     """
     from deepspeed.utils import set_z3_leaf_module
 
     for owner in model.modules():
         for name, module in owner.named_children():
-            # One with parameters further inside may call these by other ways than its own forward (JetMoe).
-            if name == "experts" and not any(True for child in module.children() for _ in child.parameters()):
+            # Experts with parameters further inside may call these by other ways than their own forward (JetMoe).
+            inside = any(True for child in module.children() for _ in child.parameters())
+            if name == "indexer" or (name == "experts" and not inside):
                 set_z3_leaf_module(module, True)
 
 

@@ -46,14 +46,18 @@ class Shares:
 
     def __init__(self, used_s: Mapping[str, float], at_s: float, half_life_s: float) -> None:
         self._used_s, self._at_s, self._half_life_s = dict(used_s), at_s, half_life_s
+        self._held: Mapping[str, tuple[str, int]] = {}  # tenant and slots of each job that held a lease then
 
     def advance(self, jobs: Iterable[Job], now_s: float) -> Mapping[str, float]:
-        """Add what these jobs have held since the last time, to first order within the step."""
+        """Add what jobs have held since the last time, to first order within the step.
+
+        A lease that has ended since then was given back by the pass that asks now, so it counts for the whole step.
+        """
         step_s = max(now_s - self._at_s, 0.0)
-        for job in jobs:
-            if job.state in HOLDS_A_LEASE:
-                self._used_s[job.tenant] = self._used_s.get(job.tenant, 0.0) + slots_of(job.gang) * step_s
+        holds = {job.job_id: (job.tenant, slots_of(job.gang)) for job in jobs if job.state in HOLDS_A_LEASE}
+        for tenant, slots in {**self._held, **holds}.values():
+            self._used_s[tenant] = self._used_s.get(tenant, 0.0) + slots * step_s
         factor = 0.5 ** (step_s / self._half_life_s)
         self._used_s = {tenant: used * factor for tenant, used in self._used_s.items()}
-        self._at_s = max(self._at_s, now_s)
+        self._at_s, self._held = max(self._at_s, now_s), holds
         return self._used_s

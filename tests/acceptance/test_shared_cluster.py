@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from pprint import pformat
 from typing import Any
 
 import pytest
@@ -208,7 +209,7 @@ def test_twelve_jobs_of_three_tenants_all_finish_in_the_order_that_the_rules_giv
         store.close()
     moments = [(at[0][0], [planned for _, planned in at]) for at in zip(*plans, strict=True)]
     for started, planned in moments:
-        assert any(started == some[: len(started)] for some in planned), moments
+        assert any(started == some[: len(started)] for some in planned), pformat(moments, width=200)
     order = [job_id for started, _ in moments for job_id in started]
     assert sorted(order) == sorted(ids) and order != ids
     urgent = {ids[number] for number in (4, 9, 11)}

@@ -120,6 +120,7 @@ def test_ranks_of_one_node_fetch_an_export_from_a_url_once(
         ("qwen3_moe", "model.layers.0.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.3.up_proj.weight"),
         ("mixtral", "model.layers.0.mlp.experts.down_proj", "model.layers.0.block_sparse_moe.experts.0.w2.weight"),
         ("llama", "model.norm.weight", "model.norm.weight"),
+        ("xlm-roberta", "lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),  # tied
     ],
 )
 def test_an_export_has_the_names_and_values_of_the_source(

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
+from transformers import BertConfig, BertForSequenceClassification, XLNetConfig, XLNetForSequenceClassification
 
 from bench.zoo.tiny import tiny_config
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
@@ -176,6 +177,17 @@ class CountsPadding(Wrapped):
 def test_padding_that_changes_logits_is_found(folders: dict[str, pathlib.Path]) -> None:
     assert padding_is_ignored(loaded(folders["bloom"]), PAD, CPU, rows=2, seq_len=64)
     assert not padding_is_ignored(CountsPadding(loaded(folders["llama"])), PAD, CPU, rows=2, seq_len=64)
+
+
+def test_a_classifier_that_reads_its_padding_is_found() -> None:
+    """XLNet's head takes the last place of a row, padding or not."""
+    sizes = {"vocab_size": 64, "num_labels": 3, "pad_token_id": 0}
+    xlnet = XLNetForSequenceClassification(XLNetConfig(d_model=16, n_layer=1, n_head=2, d_inner=32, **sizes))
+    bert = BertForSequenceClassification(
+        BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, **sizes)
+    )
+    assert padding_is_ignored(bert, 0, CPU, rows=2, seq_len=64, task="sequence-classification")
+    assert not padding_is_ignored(xlnet, 0, CPU, rows=2, seq_len=64, task="sequence-classification")
 
 
 @pytest.mark.parametrize("training", [True, False])

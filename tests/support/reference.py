@@ -6,6 +6,7 @@ batch and divided once; the optimizer, the clipping and the schedule are torch's
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ def plain_losses(spec: Spec, prepared: Prepared, steps: int) -> Losses:
         config.is_decoder = True
     if classify:
         config.num_labels = spec.num_labels
-    model = auto.from_pretrained(spec.model.path, config=config, dtype=torch.float32)
+    model = auto.from_pretrained(spec.model.path, config=config, dtype=torch.float32).train()
     text = model.config.get_text_config()
     if getattr(text, "pad_token_id", None) is None:  # where the model's head looks for the end of a text
         text.pad_token_id = prepared.manifest.pad_token_id
@@ -59,12 +60,16 @@ def plain_losses(spec: Spec, prepared: Prepared, steps: int) -> Losses:
         spec.train.lr_scheduler_type, optimizer, warmup_steps(spec.train, plan.total_steps), plan.total_steps
     )
     options = {} if classify else {"use_cache": False}
+    masked = classify and "attention_mask" in inspect.signature(model.forward).parameters
     out = Losses([], [], [])
     for step in range(steps):
         rows = split.read_rows(plan.rows_of_step(step)).to_pylist()
         sums, count = torch.zeros(()), 0
         for ids, labels in (sample for row in rows for sample in samples_of(row)):
-            logits = model(input_ids=torch.tensor([ids]), **options).logits[0]
+            inputs = {"input_ids": torch.tensor([ids])}
+            if masked:  # else some types (T5Gemma) make one of their own, which leaves out tokens of the text
+                inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+            logits = model(**inputs, **options).logits[0]
             targets = torch.tensor(labels) if classify else torch.tensor(labels[1:])
             scored = logits[None] if classify else logits[:-1]
             sums = sums + torch.nn.functional.cross_entropy(scored, targets, ignore_index=-100, reduction="sum")

@@ -184,6 +184,14 @@ def test_decayed_use_is_the_same_in_closed_form_and_step_by_step() -> None:
     assert used_of([Lease("x", 1, "a", Gang(1), (), NOW_S + 5.0, None)], NOW_S, half_life_s) == {}
 
 
+def test_what_a_job_held_up_to_its_end_counts_for_its_tenant() -> None:
+    shares = Shares({}, NOW_S, half_life_s=1e9)
+    shares.advance([], NOW_S)
+    shares.advance([job("short", State.RUNNING, 4)], NOW_S + 10.0)  # granted by the pass before
+    assert shares.advance([], NOW_S + 15.0)["a"] == pytest.approx(4 * 15.0)
+    assert shares.advance([], NOW_S + 60.0)["a"] == pytest.approx(4 * 15.0)
+
+
 def test_a_promise_that_can_not_be_kept_any_more_is_dropped() -> None:
     one, promises = job("high", gpus=4), {"high": (("n0", 4),)}
     capped = (Tenant("a", limit=((None, 3),)),)

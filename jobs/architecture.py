@@ -26,6 +26,7 @@ _MAPPINGS: Final[dict[Task, str]] = {
 }
 _FOLDERS: Final = "SPECIAL_MODEL_TYPE_TO_MODULE_NAME"
 _AUTO: Final = "models/auto"
+_READS_BOTH_WAYS: Final = ("cpmant",)  # language models that see the text behind a token, whatever config.json says
 
 
 def architecture_problems(config: dict[str, Any], spec: Spec) -> list[str]:
@@ -36,6 +37,11 @@ def architecture_problems(config: dict[str, Any], spec: Spec) -> list[str]:
     class_name = class_names(root, spec.model.task).get(model_type)
     if class_name is None:
         return [_no_class(root, model_type, spec.model.task)]
+    if spec.model.task == "causal-lm" and model_type in _READS_BOTH_WAYS:
+        return [
+            f"{class_name} reads a text in both directions, so it would see each token that it has to predict: choose "
+            "a causal model"
+        ]
     found = model_class(root, model_type, class_name)
     return _class_problems(found, spec) if found else []
 

@@ -19,6 +19,7 @@ from jobs import storage
 from jobs.errors import RunFailed
 from jobs.modeldir import fetched_once, tensor_names
 from jobs.training.naming import naming_of
+from jobs.training.pooling import reads_padding
 
 MAX_SHARD_BYTES = 2_000_000_000
 # Up to this size of weights, one process reads the exported model back; above, the gang reads it sharded.
@@ -84,6 +85,8 @@ def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype) ->
 
     with tempfile.TemporaryDirectory(prefix="fleetune-export-") as scratch:
         config = type(model.config).from_dict({**model.config.to_dict(), "dtype": str(dtype).removeprefix("torch.")})
+        if not reads_padding(model):
+            _restore_pad_token(config, model_dir)
         config.architectures = [type(model).__name__]
         config.save_pretrained(scratch)
         if model.can_generate() and model.generation_config is not None:
@@ -94,6 +97,16 @@ def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype) ->
         tokenizer.save_pretrained(scratch)
         for name in sorted(os.listdir(scratch)):
             storage.put_file(os.path.join(scratch, name), storage.join(folder, name))
+
+
+def _restore_pad_token(config: Any, model_dir: str) -> None:
+    """The source's: a model that is loaded with one lets go of that token's embedding, or even empties it (Youtu)."""
+    from transformers import AutoConfig
+
+    source = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
+    for part, of in ((config, source), (config.get_text_config(), source.get_text_config())):
+        if getattr(part, "pad_token_id", None) is not None:
+            part.pad_token_id = getattr(of, "pad_token_id", None)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,10 @@ _TOKENS = 128  # of a trial row: cheap even on a CPU. Windows of sliding attenti
 _ROWS = 2
 # Of the vocabulary: all logits of a target come from one hidden state, and those of a wide vocabulary take gigabytes.
 _COMPARED_TOKENS = 4096
-_MORE_PADDING = 4  # tokens; the longest sample of a trial has less than half of a row
+# Tokens of padding that are tried: one alone, for types that pool by pairs (Funnel).
+_MORE_PADDING = (1, 4)
+# For a configuration that names no vocabulary: that of CANINE are all of Unicode's characters.
+_ANY_VOCABULARY = 256
 _SEED = 0
 # How far a packed sample's logits may be from those of the sample alone, as a share of what tokens differ by. Another
 # order of summation stays below, positions that are off by tens of tokens come near 1.
@@ -53,6 +56,21 @@ def packed_samples_are_isolated(
     return _verdict(packed, changed, alone, torch.from_numpy(trial.first).to(device))
 
 
+def later_tokens_are_unseen(
+    model: torch.nn.Module, pad_token_id: int, device: torch.device, rows: int, seq_len: int = _TOKENS
+) -> bool:
+    """Whether a token's logits stay the same when all tokens of the second half of its sample change.
+
+    A model that reads a text in both directions sees what it has to predict. Two forward passes; the arguments and the
+    rules are those of `packed_samples_are_isolated`.
+    """
+    trial = _trial_for(model, rows, seq_len)
+    with torch.no_grad(), _evaluating(model):
+        as_they_are = _scored(model, trial.halves, pad_token_id, device)
+        changed = _scored(model, trial.halves_changed, pad_token_id, device)
+    return _alike(changed, as_they_are)
+
+
 def padding_is_ignored(
     model: torch.nn.Module,
     pad_token_id: int,
@@ -63,14 +81,16 @@ def padding_is_ignored(
 ) -> bool:
     """Whether samples in rows of their own get nearly the same logits with more padding behind them.
 
-    Two forward passes; the arguments and the rules are those of `packed_samples_are_isolated`.
+    Three forward passes; the arguments and the rules are those of `packed_samples_are_isolated`.
     """
     trial = _trial_for(model, rows, seq_len)
     table = trial.rows if task == "causal-lm" else _labelled(trial.rows, pad_token_id)
     with torch.no_grad(), _evaluating(model):
-        some = _scored(model, table, pad_token_id, device, task, unpack=True)
-        more = _scored(model, table, pad_token_id, device, task, unpack=True, padding=_MORE_PADDING)
-    return _alike(more, some)
+        some, *more = (
+            _scored(model, table, pad_token_id, device, task, unpack=True, padding=padding)
+            for padding in (0, *_MORE_PADDING)
+        )
+    return all(_alike(one, some) for one in more)
 
 
 @contextlib.contextmanager
@@ -85,7 +105,8 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 def _trial_for(model: torch.nn.Module, rows: int, seq_len: int) -> _Trial:
     config: Any = getattr(model, "module", model).config
-    return _trial(int(config.get_text_config().vocab_size), min(seq_len, _TOKENS), min(rows, _ROWS))
+    vocabulary = getattr(config.get_text_config(), "vocab_size", _ANY_VOCABULARY)
+    return _trial(int(vocabulary), min(seq_len, _TOKENS), min(rows, _ROWS))
 
 
 def _verdict(packed: torch.Tensor, changed: torch.Tensor, alone: torch.Tensor, first: torch.Tensor) -> bool:
@@ -136,6 +157,8 @@ class _Trial:
     rows: pa.Table
     changed: pa.Table  # the same with another token in every place of the first samples
     first: npt.NDArray[np.bool_]  # (targets,) whether the target is of a first sample
+    halves: pa.Table  # one sample a row, of whose first half every token but the first is a target
+    halves_changed: pa.Table  # the same with another token in every place of the second halves
 
 
 def _trial(vocab_size: int, num_tokens: int, num_rows: int) -> _Trial:
@@ -146,7 +169,12 @@ def _trial(vocab_size: int, num_tokens: int, num_rows: int) -> _Trial:
     for row, (first, *_) in zip(changed, lengths, strict=True):
         row[:first] = (row[:first] + draw.integers(1, vocab_size, size=first)) % vocab_size
     is_first = np.concatenate([np.arange(sum(row) - 3) < row[0] - 1 for row in lengths])
-    return _Trial(_table(rows, lengths), _table(changed, lengths), is_first)
+    half = num_tokens // 2
+    texts = [draw.integers(vocab_size, size=num_tokens) for _ in range(num_rows)]
+    others = [np.append(row[:half], (row[half:] + 1) % vocab_size) for row in texts]
+    return _Trial(
+        _table(rows, lengths), _table(changed, lengths), is_first, _halves(texts, half), _halves(others, half)
+    )
 
 
 def _labelled(packed: pa.Table, pad_token_id: int) -> pa.Table:
@@ -154,9 +182,9 @@ def _labelled(packed: pa.Table, pad_token_id: int) -> pa.Table:
     tokens = [np.asarray(row) for row in packed["input_ids"].to_pylist()]
     tokens = [np.where(row == pad_token_id, (row + 1) % (row.max() + 1), row) for row in tokens]
     columns = {
-        "input_ids": [row[: len(row) - _MORE_PADDING * number] for number, row in enumerate(tokens)],
+        "input_ids": [row[: len(row) - _MORE_PADDING[-1] * number] for number, row in enumerate(tokens)],
         "labels": [[0]] * len(tokens),
-        "lengths": [[len(row) - _MORE_PADDING * number] for number, row in enumerate(tokens)],
+        "lengths": [[len(row) - _MORE_PADDING[-1] * number] for number, row in enumerate(tokens)],
         "sample_ids": [[0]] * len(tokens),
     }
     return pa.table(columns, schema=ROW_SCHEMA)
@@ -166,6 +194,19 @@ def _lengths(num_tokens: int, number: int) -> list[int]:
     """Tokens of three samples, at least 2 each. The second row has other borders, and padding at its end."""
     second, third = num_tokens // 4, num_tokens // 3
     return [num_tokens - second - third - number, second, third]
+
+
+def _halves(rows: list[npt.NDArray[np.int64]], half: int) -> pa.Table:
+    labels = [np.where(np.arange(len(row)) < half, row, IGNORE_INDEX) for row in rows]
+    for row in labels:
+        row[0] = IGNORE_INDEX
+    columns = {
+        "input_ids": rows,
+        "labels": labels,
+        "lengths": [[len(row)] for row in rows],
+        "sample_ids": [[0] for _ in rows],
+    }
+    return pa.table(columns, schema=ROW_SCHEMA)
 
 
 def _table(rows: list[npt.NDArray[np.int64]], lengths: list[list[int]]) -> pa.Table:

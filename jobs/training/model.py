@@ -11,6 +11,12 @@ import torch
 from jobs.spec import Spec
 from jobs.training.zero3 import Precision
 
+# Settings of a configuration that let a model see what stands behind a token, and those that do not.
+_DIRECTIONS: dict[str, tuple[Any, Any]] = {
+    "is_decoder": (False, True),
+    "causal": (False, True),
+    "attn_type": ("bi", "uni"),
+}
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -53,14 +59,16 @@ def empty_model(spec: Spec, model_dir: str, dtype: torch.dtype = torch.float32) 
 def model_config(spec: Spec, model_dir: str) -> Any:
     """The model's configuration, set for the task.
 
-    An encoder such as BERT reads a text in both directions unless its configuration says that it is a decoder; as a
-    language model it would see the tokens that it has to predict.
+    Types such as BERT, XLM and XLNet read a text in both directions unless their configuration says otherwise; as
+    language models they would see the tokens that they have to predict.
     """
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(model_dir, trust_remote_code=False, **label_arguments(spec))
-    if spec.model.task == "causal-lm" and getattr(config, "is_decoder", None) is False:
-        config.is_decoder = True
+    if spec.model.task == "causal-lm":
+        for name, (both_ways, one_way) in _DIRECTIONS.items():
+            if getattr(config, name, None) == both_ways:
+                setattr(config, name, one_way)
     return config
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from jobs.errors import DataError
 from jobs.spec import Spec
 from jobs.training.gang import Gang
-from jobs.training.isolation import packed_samples_are_isolated, padding_is_ignored
+from jobs.training.isolation import later_tokens_are_unseen, packed_samples_are_isolated, padding_is_ignored
 from jobs.training.report import Reporter
 
 
@@ -19,6 +20,9 @@ def rows_are_unpacked(spec: Spec, gang: Gang, model: Any, pad_token_id: int, rep
 
     Args:
         model: The DeepSpeed engine.
+
+    Raises:
+        DataError: a language model sees the tokens that it has to predict.
     """
     rows = max(spec.train.per_device_train_batch_size, spec.eval.per_device_eval_batch_size)
     kind, task = model.module.config.model_type, spec.model.task
@@ -30,6 +34,11 @@ def rows_are_unpacked(spec: Spec, gang: Gang, model: Any, pad_token_id: int, rep
         dist.all_reduce(failed)
         return not bool(failed > 0)
 
+    if task == "causal-lm" and not holds(later_tokens_are_unseen):
+        raise DataError(
+            f"model.path: a model of type {kind} reads a text in both directions, so it sees each token that it has to "
+            "predict, and its loss says nothing. Choose a causal model, or one whose config.json can be set so"
+        )
     if spec.packed and holds(packed_samples_are_isolated):
         return False
     if spec.packed:

@@ -13,6 +13,11 @@ def reads_the_end(model: Any) -> bool:
     return "eos_token_id" in inspect.unwrap(type(model).forward).__code__.co_names
 
 
+def reads_padding(model: Any) -> bool:
+    """Whether the model's own forward looks for padding, as heads do that take the state of a row's last token."""
+    return "pad_token_id" in inspect.unwrap(type(model).forward).__code__.co_names
+
+
 def with_one_end(inputs: dict[str, torch.Tensor], end: int, pad_token_id: int) -> dict[str, torch.Tensor]:
     """The same rows with exactly one end-of-text token each: the last one, which the tokenizer wrote.
 

@@ -42,8 +42,10 @@ def plain_losses(spec: Spec, prepared: Prepared, steps: int) -> Losses:
     classify = spec.model.task == "sequence-classification"
     auto = transformers.AutoModelForSequenceClassification if classify else transformers.AutoModelForCausalLM
     config = transformers.AutoConfig.from_pretrained(spec.model.path)
-    if not classify and hasattr(config, "is_decoder"):
-        config.is_decoder = True
+    if not classify:
+        for name, value in (("is_decoder", True), ("causal", True), ("attn_type", "uni")):
+            if hasattr(config, name):
+                setattr(config, name, value)
     if classify:
         config.num_labels = spec.num_labels
     model = auto.from_pretrained(spec.model.path, config=config, dtype=torch.float32).train()

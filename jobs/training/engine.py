@@ -171,6 +171,7 @@ class Engine:
             return [model_logits(model, batch, task) for batch in batches]
 
         living = run(self.module)
+        self.partitions.let_go_of_gathered()  # one that is still on its way cannot be gathered again
         export_model(self.module, job.paths.model, local_model_dir(job.model), gang.rank, dtype)
         size = sum(size for _, size in Weights(self.module.module).sizes)
         load = _Reload(self.spec, self.precision, gang.device, pad_token_id)

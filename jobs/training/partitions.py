@@ -94,6 +94,28 @@ class Partitions:
             adam["step"] = optimizer_step if own else torch.tensor(float(optimizer_step), dtype=torch.float32)
         self._refresh()
 
+    def let_go_of_gathered(self) -> None:
+        """After a forward pass without a backward one, gathered weights linger, and some may still be on their way.
+
+        Weights that every rank holds whole are let go of too. Does nothing where weights are not sharded.
+        """
+        zero = self.engine.optimizer
+        if hasattr(zero, "fp32_partitioned_groups_flat"):
+            zero.parameter_offload.partition_all_parameters()
+
+    def release(self) -> None:
+        """Let go of the optimizer's memory, on the host or the device: nothing can be trained or saved afterwards."""
+        for flat in self.flats:
+            self._adam.state.pop(flat, None)
+            flat.grad = None
+            flat.data = torch.empty(0, dtype=flat.dtype, device=flat.device)
+        zero = self.engine.optimizer
+        if hasattr(zero, "grad_partitions_flat_buffer"):  # ZeRO-3
+            zero.averaged_gradients.clear()
+            for partition in zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values():
+                partition.data = torch.empty(0, dtype=partition.dtype, device=partition.device)
+            zero.grad_partitions_flat_buffer = None
+
     @property
     def _adam(self) -> Any:
         return self.engine.optimizer.optimizer
@@ -107,8 +129,7 @@ class Partitions:
         """Bring the fp32 weights to the tensors that the model computes with, as DeepSpeed does after a load."""
         zero = self.engine.optimizer
         if hasattr(zero, "fp32_partitioned_groups_flat"):
-            # After a forward pass without a backward one, gathered weights linger: they would be read instead of these.
-            zero.parameter_offload.partition_all_parameters()
+            self.let_go_of_gathered()  # they would be read instead of these
             for number, flat in enumerate(self.flats):
                 zero.fp16_partitioned_groups_flat[number].data.copy_(flat.data)
                 zero._unflatten_partitioned_parameters(number)

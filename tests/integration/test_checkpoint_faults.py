@@ -76,7 +76,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     best_spec = tiny.spec_of(
         folder, model, text, train__max_steps=STEPS, train__global_batch_size=4, data__eval_fraction=0.2,
         eval__eval_on_start=False, eval__eval_steps=2, checkpoint=rule,
-        train__zero__param_persistence_threshold=0,  # so that weights may linger after the last evaluation
+        # So that weights may linger after the last evaluation, or be on their way when they are exported.
+        train__zero__param_persistence_threshold=0, train__zero__prefetch_bucket_size=100,
     )  # fmt: skip
     best = case_of(folder, "best", best_spec)
     run_gang(folder, 2, [undisturbed, stopped, full, stalled, best], with_export=frozenset({"best"}))

@@ -76,7 +76,10 @@ _OWN: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"rope_theta": 500000.0, "clip_qkv": 8.0}},
     "deepseek_v2": {"n_routed_experts": 4, "num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    "dots3_note": {"text_config": {"per_layer_config": None}},
+    "dots3_note": {
+        "vision_config": {"per_layer_config": {}, "adapter_in_dim": 32, "adapter_out_dim": 32},
+        "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    },
     "dory": {"num_hidden_layers": 6},
     "esm": {"vocab_size": VOCABULARY, "pad_token_id": 1},
     "esmc": {"num_key_value_heads": 4},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import importlib.metadata
+import re
 
 from bench.zoo.cases import Case
 from bench.zoo.trial import Result
@@ -11,6 +12,7 @@ from bench.zoo.trial import Result
 HEADER = "| type | class | outcome | packed | 1 worker | 2 workers | export | code |"
 RULE = "|---|---|---|---|---|---|---|---|"
 _MOST_CHARACTERS = 160
+_A_MODEL_DIR = re.compile(r"(?:/[\w.+-]+)+/model\b")  # that of the machine that tried it
 
 
 def page(results: list[Result], known: list[Case]) -> str:
@@ -58,7 +60,8 @@ def row(result: Result) -> str:
     """One line of the table."""
     packed = {None: "", True: "yes", False: "apart"}[result.packed]
     keys = {None: "", True: "same names", False: "other names"}[result.keys]
-    reason = " ".join((result.reason or "").replace("|", "/").split())[:_MOST_CHARACTERS]
+    reason = _A_MODEL_DIR.sub("model.path", " ".join((result.reason or "").replace("|", "/").split()))
+    reason = reason[:_MOST_CHARACTERS]
     outcome = f"{result.outcome}: {reason}" if reason else result.outcome
     cells = [
         f"`{result.model_type}`", f"`{result.class_name}`", outcome, packed,

@@ -36,6 +36,12 @@ def test_what_was_not_tried_is_a_row() -> None:
     assert "| `b` | `B` | not tried |" in text and "| 1234abcd |" in text
 
 
+def test_a_row_names_no_directory_of_the_machine_that_tried_it() -> None:
+    reason = "cannot load the tokenizer in /home/me/.cache/zoo/m-lm/model: ValueError"
+    seen = Result("m", "causal-lm", "M", "refused", reason=reason)
+    assert "refused: cannot load the tokenizer in model.path: ValueError |" in row(seen)
+
+
 def test_a_row_says_what_was_seen() -> None:
     seen = Result("m", "causal-lm", "M", "trains", packed=False, alone=1e-7, resume=0.0, keys=True, code="c")
     assert row(seen) == "| `m` | `M` | trains | apart | 1e-07 | 0e+00 | same names | c |\n"

@@ -37,7 +37,7 @@ def test_what_was_not_tried_is_a_row() -> None:
 
 
 def test_a_row_names_no_directory_of_the_machine_that_tried_it() -> None:
-    reason = "cannot load the tokenizer in /home/me/.cache/zoo/m-lm/model: ValueError"
+    reason = "cannot load the tokenizer in /caches/of-me/zoo/m-lm/model: ValueError"
     seen = Result("m", "causal-lm", "M", "refused", reason=reason)
     assert "refused: cannot load the tokenizer in model.path: ValueError |" in row(seen)
 

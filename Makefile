@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN_TESTS := $(BIN)/python -m pytest
 
-.PHONY: install demo demo-lm lint test-unit test test-all soak bench bench-scheduling clean
+.PHONY: install demo demo-lm lint test-unit test test-changed test-all soak bench bench-scheduling clean
 
 install: .venv/.installed
 
@@ -55,8 +55,12 @@ test-unit: install
 test: lint test-unit
 	$(RUN_TESTS) -m "not slow" --ignore=tests/unit
 
+# The tests near what differs from SINCE: minutes, while one works.
+test-changed: lint
+	$(RUN_TESTS) -q -m "not slow" $$($(BIN)/python -m tests.changed --since $(or $(SINCE),origin/main))
+
 test-all: lint test-unit
-	$(RUN_TESTS) --durations=25 --ignore=tests/unit
+	$(RUN_TESTS) --durations=25 --junitxml=build/tests.xml --ignore=tests/unit
 
 # Random faults over a queue of real jobs on three hosts of this machine; needs root. SEED=N does the same again.
 soak: install

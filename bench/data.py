@@ -175,18 +175,13 @@ def steady(rates: list[float]) -> float:
 
 def read_on_ray(reading: Reading) -> None:
     """A gang of Ray Train, on a Ray of this machine as a run starts it."""
-    import ray.data
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from cluster.ray_backend import connected
     from jobs.planning import gang_of
-    from jobs.training.job import Job
-    from jobs.training.ray_driver import ordered_data_config
 
-    spec = reading.stream.spec
-    job = Job(spec, reading.run_root, reading.stream.prepared_root, spec.model.path)
-    with connected(None, gang_of(spec)):
+    with connected(None, gang_of(reading.stream.spec)):
         TorchTrainer(
             ray_worker,
             train_loop_config={"reading": reading},
@@ -197,8 +192,6 @@ def read_on_ray(reading: Reading) -> None:
                 storage_path=reading.run_root,
                 worker_runtime_env={"env_vars": {"MALLOC_ARENA_MAX": "1"}},
             ),
-            datasets={"train": ray.data.range(1)},
-            dataset_config=ordered_data_config(job),
         ).fit()
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -41,13 +43,16 @@ QUIET_LOCAL_RAY = {
 
 
 @contextlib.contextmanager
-def connected(address: str | None, gang: Gang | None, workplace: Workplace | None = None) -> Iterator[Inventory]:
+def connected(
+    address: str | None, gang: Gang | None, workplace: Workplace | None = None, ahead: Sequence[str] = ()
+) -> Iterator[Inventory]:
     """Connect to the cluster at `address` (or RAY_ADDRESS), or start a Ray of this machine; leave it at the end.
 
     Args:
         address: THIS_MACHINE starts one whatever RAY_ADDRESS says.
         gang: what will run on it; None for tasks alone, which take what CPUs there are.
         workplace: what every worker process enters before anything else.
+        ahead: modules that will be needed, imported in a thread while Ray starts, which takes seconds of waiting.
 
     Raises:
         CapacityError: the gang can never fit, or nothing answers at the address.
@@ -57,7 +62,7 @@ def connected(address: str | None, gang: Gang | None, workplace: Workplace | Non
     set_default("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     set_default("RAY_TRAIN_V2_ENABLED", "1")
     set_default("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay where the job's own modules are
-    where = None if address == THIS_MACHINE else address or ray_address()
+    where = _where(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if where is None:
         if gang is not None:
@@ -72,11 +77,15 @@ def connected(address: str | None, gang: Gang | None, workplace: Workplace | Non
     protocols = protocols_environment()
     if protocols or (workplace is not None and not workplace.is_anywhere):
         options["runtime_env"] = {"worker_process_setup_hook": _entering(workplace, protocols)}
+    imports = threading.Thread(target=_import_all, args=(ahead,), name="imports")
+    imports.start()
     try:
         _knock(where)
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise CapacityError(_no_answer(where, error)) from error
+    finally:
+        imports.join()
     try:
         inventory = snapshot()
         if gang is not None:
@@ -84,6 +93,21 @@ def connected(address: str | None, gang: Gang | None, workplace: Workplace | Non
         yield inventory
     finally:
         ray.shutdown()
+
+
+def is_own(address: str | None) -> bool:
+    """Whether `connected` starts a Ray for this address, which ends with it."""
+    return _where(address) is None
+
+
+def _where(address: str | None) -> str | None:
+    return None if address == THIS_MACHINE else address or ray_address()
+
+
+def _import_all(modules: Sequence[str]) -> None:
+    for module in modules:
+        with contextlib.suppress(Exception):  # told to whoever needs it
+            importlib.import_module(module)
 
 
 def _entering(workplace: Workplace | None, environment: Mapping[str, str]) -> Callable[[], None]:
@@ -192,16 +216,21 @@ def ask_node(node_id: str, question: Callable[..., Any], *arguments: Any, timeou
         return None
 
 
-def keep_data_actor_here() -> None:
-    """Have the actor that Ray Data keeps for good, one a cluster, run on the node of this process.
+def keep_actors_here() -> None:
+    """Have the actors that Ray Data and Ray Train keep for good, one each a cluster, start now on this process's node.
 
-    Ray starts it where a data set is first read. On a node of workers, that one would never be idle again, and neither
-    a drain nor the autoscaler would take it away.
+    Ray starts that of Ray Data where a data set is first read: on a node of workers, which would never be idle again,
+    so that neither a drain nor the autoscaler would take it away. The other one Ray Train waits for before it starts
+    workers.
     """
     with contextlib.suppress(Exception):  # there is no public way; without it all goes on
+        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+            get_or_create_autoscaling_coordinator,
+        )
         from ray.data._internal.stats import get_or_create_stats_actor
 
         get_or_create_stats_actor()
+        get_or_create_autoscaling_coordinator()
 
 
 def check_alive(nodes: Iterable[str], inventory: Inventory) -> None:

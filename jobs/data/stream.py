@@ -1,14 +1,14 @@
 """The rows of one worker, step by step: one function reads a chunk of steps, two readers call it.
 
-`plain_steps` reads in a thread of this process, `ray_steps` (fed by `OrderedRows`, one Ray Data source per worker) in
-Ray's. Both give the same bytes, since a chunk is a pure function of (prepared data, plan, worker, steps).
+`plain_steps` reads in a thread of this process, `ray_steps` (from `OrderedRows`, a source of Ray Data) in Ray's. Both
+give the same bytes, since a chunk is a pure function of (prepared data, plan, worker, steps).
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -57,8 +57,10 @@ class Stream:
     def open(self) -> OpenStream:
         # As many blocks as a group of steps of like length may touch, so that none is read twice.
         rows_at_once = plan_batching(self.spec).rows * (1 if self.spec.packed else GROUP_STEPS)
-        split = Prepared.open(self.prepared_root).split("train", 4 * WINDOW_BLOCKS + rows_at_once // ROWS_PER_BLOCK)
-        return OpenStream(split, step_plan(self.spec, split), plan_batching(self.spec), self.worker)
+        prepared = Prepared.open(self.prepared_root)
+        split = prepared.split("train", 4 * WINDOW_BLOCKS + rows_at_once // ROWS_PER_BLOCK)
+        longest = max((part.longest_row for part in prepared.manifest.splits["train"]), default=0)
+        return OpenStream(split, step_plan(self.spec, split), plan_batching(self.spec), self.worker, longest)
 
 
 def step_plan(spec: Spec, split: Split) -> StepPlan:
@@ -119,6 +121,7 @@ class OpenStream:
     plan: StepPlan
     batching: Batching
     worker: int
+    longest_row: int  # of all workers' rows, in tokens
 
     @property
     def steps_per_chunk(self) -> int:
@@ -254,57 +257,47 @@ def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Any]:
         thread.join(_JOIN_S)  # a process that ends while a thread is inside pyarrow is aborted
 
 
-def ray_steps(iterator: Any, stream: Stream, start: int) -> Iterator[StepRows]:
-    """Steps from `start` to the end, out of a Ray Data iterator made by `ray_iterators`."""
-    opened = stream.open()
-    tables = iterator.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-    return opened.steps(tables, start)
+def ray_steps(stream: Stream, start: int, node: str | None = None) -> Iterator[StepRows]:
+    """Steps from `start` to the end, read ahead by tasks of Ray Data, which this process starts as it goes.
 
-
-def ray_iterators(prepared_root: str, spec: Spec, start: int, nodes: Sequence[str] | None = None) -> list[Any]:
-    """One Ray Data iterator for each worker, of exactly its rows from step `start`, in order.
-
-    Reading takes no CPU from Ray's bookkeeping (`num_cpus=0`): workers may hold every logical CPU, and a read that
-    waits for one would wait for ever. It is bounded by one task a worker instead.
+    Each worker has a data set of its own, of exactly its rows, in order. Reading takes no CPU from Ray's bookkeeping
+    (`num_cpus=0`): workers may hold every logical CPU, and a read that waits for one would wait for ever. It is bounded
+    by one task a worker instead.
 
     Args:
-        nodes: id of the node of each worker, where its rows are read; else Ray spreads the reading over all nodes,
-            also those of other gangs, and those that are to be left.
+        node: id of the node where the rows are read; else Ray spreads the reading over all nodes, also those of other
+            gangs, and those that are to be left.
     """
     import ray.data
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    iterators = []
-    prepared, batching = Prepared.open(prepared_root), plan_batching(spec)
-    longest_row = max((part.longest_row for part in prepared.manifest.splits["train"]), default=0)
-    steps = step_plan(spec, prepared.split("train")).total_steps
-    block = block_bytes(batching, longest_row)
-    ahead = max(_LEAST_AHEAD_BYTES, _LEAST_AHEAD_BLOCKS * block)
-    for worker in range(spec.resources.num_workers):
-        source = _ordered_rows(Stream(prepared_root, spec, worker), batching, start, steps)
-        where = {"scheduling_strategy": NodeAffinitySchedulingStrategy(nodes[worker], soft=True)} if nodes else {}
-        dataset = ray.data.read_datasource(
-            source,
-            num_cpus=0,
-            concurrency=1,
-            override_num_blocks=max(len(source.get_read_tasks(1)), 1),
-            ray_remote_args=where,
-        )
-        context = dataset.context  # of this data set alone
-        context.target_max_block_size = block
-        context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
-            object_store_memory=ahead
-        )
-        context.execution_no_progress_timeout_s = -1  # a worker may train on one block, or evaluate, for hours
-        context.execution_options.preserve_order = True
-        context.enable_progress_bars = False
-        iterators.append(dataset.iterator())
-    return iterators
+    opened = stream.open()
+    source = _ordered_rows(stream, opened, start)
+    dataset = ray.data.read_datasource(
+        source,
+        num_cpus=0,
+        concurrency=1,
+        override_num_blocks=max(len(source.get_read_tasks(1)), 1),
+        ray_remote_args={"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)} if node else {},
+    )
+    block = block_bytes(opened.batching, opened.longest_row)
+    context = dataset.context  # of this data set alone
+    context.target_max_block_size = block
+    context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
+        object_store_memory=max(_LEAST_AHEAD_BYTES, _LEAST_AHEAD_BLOCKS * block)
+    )
+    context.execution_no_progress_timeout_s = -1  # a worker may train on one block, or evaluate, for hours
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    tables = dataset.iterator().iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    return opened.steps(tables, start)
 
 
-def _ordered_rows(stream: Stream, batching: Batching, start: int, stop: int) -> Any:
+def _ordered_rows(stream: Stream, opened: OpenStream, start: int) -> Any:
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
+
+    batching, stop = opened.batching, opened.plan.total_steps
 
     class OrderedRows(Datasource):  # type: ignore[misc]  # ray carries no types
         """One worker's rows; each task reads the chunks of a range of steps and gives them one by one."""

@@ -9,9 +9,6 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
-import torch
-import torch.distributed as dist
-
 from jobs.errors import FleetuneError, InputError, OutOfMemory, StorageOutage
 from jobs.outofmemory import advice
 from jobs.spec import Spec
@@ -71,6 +68,9 @@ def fault_of(error: BaseException) -> Fault:
         return Fault.MEMORY
     if isinstance(error, FleetuneError):
         return Fault.PROGRAM
+    import torch
+    import torch.distributed as dist
+
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return Fault.MEMORY
@@ -109,6 +109,8 @@ def first_line(error: BaseException) -> str:
 
 def _which_memory(error: BaseException) -> str:
     """`GPU memory: 77.6 of 79.1 GiB were in use when 2.0 GiB more were asked for`."""
+    import torch
+
     if not isinstance(error, torch.OutOfMemoryError) and not _OF_CUDA.search(str(error)):
         return f"host memory ({first_line(error)})"
     found = _GPU_MEMORY.search(str(error))

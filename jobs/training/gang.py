@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -20,6 +18,7 @@ from jobs import storage
 from jobs.data.stream import StepRows, Stream, plain_steps, ray_steps
 from jobs.errors import StorageError
 from jobs.paths import JobPaths
+from jobs.training.attempts import write_attempt
 
 
 class Gang(Protocol):
@@ -74,11 +73,9 @@ class RayGang:
         self._watch = OrderWatch(paths, driver) if self.rank == 0 else None
 
     def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
-        import ray.train
-
-        if self.rank == 0:  # read by the data configuration, which this call of get_dataset_shard sets off
+        if self.rank == 0:
             write_attempt(self._paths, start, self.world_size)
-        return ray_steps(ray.train.get_dataset_shard("train"), stream, start)
+        return ray_steps(stream, start, self.node)
 
     def orders(self) -> Orders:
         return self._watch.orders() if self._watch is not None else Orders()
@@ -104,31 +101,6 @@ class TorchrunGang:
     def orders(self) -> Orders:
         heard = self._watch.orders() if self._watch is not None else Orders()
         return replace(heard, stop=heard.stop or self._signalled)
-
-
-def count_attempts(paths: JobPaths) -> int:
-    """Worker groups that have begun to train so far."""
-    return len(storage.list_names(os.path.dirname(paths.attempt(0))))
-
-
-def write_attempt(paths: JobPaths, start: int, world_size: int) -> None:
-    """Publish at which step this worker group starts."""
-    number = count_attempts(paths) + 1
-    storage.write_bytes(paths.attempt(number), json.dumps({"start": start, "num_workers": world_size}).encode())
-
-
-def read_attempt(paths: JobPaths) -> dict[str, Any]:
-    """The newest worker group's start."""
-    folder = os.path.dirname(paths.attempt(0))
-    attempt: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, storage.list_names(folder)[-1])))
-    return attempt
-
-
-def take_run(paths: JobPaths) -> str:
-    """A new driver's word, in place of that of the driver before (see `JobPaths.driver`)."""
-    word = secrets.token_hex(8)
-    storage.write_bytes(paths.driver, word.encode())
-    return word
 
 
 def end_superseded() -> None:

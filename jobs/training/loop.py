@@ -25,12 +25,13 @@ from jobs.journal import Record
 from jobs.metricwords import metric_words
 from jobs.modeldir import local_model_dir
 from jobs.planning import learning_rate_at, plan_batching
+from jobs.training.attempts import count_attempts
 from jobs.training.batch import collate, model_logits
 from jobs.training.checkpoint import Checkpointer
 from jobs.training.checkpoint_reader import CheckpointReader
 from jobs.training.engine import build_engine, peak_memory_bytes
 from jobs.training.evaluate import Evaluator
-from jobs.training.gang import Gang, count_attempts
+from jobs.training.gang import Gang
 from jobs.training.hostcopy import HostCopy
 from jobs.training.hostmemory import give_back_freed_memory
 from jobs.training.job import Job

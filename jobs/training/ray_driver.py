@@ -15,7 +15,8 @@ from cluster.ray_backend import (
     connected,
     free_now,
     held_places,
-    keep_data_actor_here,
+    is_own,
+    keep_actors_here,
     leaving_nodes,
     snapshot,
     wait_for_room,
@@ -41,19 +42,20 @@ from jobs.provenance import run_facts
 from jobs.record import write_manifest
 from jobs.signals import StopSignals
 from jobs.spec import Spec
+from jobs.training.attempts import count_attempts, take_run
 from jobs.training.crash import Crash, How, crashes_of, examined
 from jobs.training.draining import Draining
+from jobs.training.ending import failures_of, outcome_of
 from jobs.training.faults import first_line
-from jobs.training.gang import count_attempts, take_run
 from jobs.training.healing import Healing
 from jobs.training.job import Job
 from jobs.training.ray_fit import fit
 from jobs.training.ready import ready_data
 from jobs.training.vitals import remains
-from jobs.training.worker import failures_of, outcome_of
 from jobs.watch import Announcer, Watch
 
 _LOOK_AT_NODES_S = 5.0
+_NEEDED = ("ray.data", "ray.train.torch")  # in this process, to start workers
 _MOST_EXAMINED = 8  # dead processes whose nodes are asked
 
 
@@ -82,15 +84,16 @@ def drive_on_ray(
         with _connected(spec, address, assignment) as inventory:
             signals.hold()
             facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
+            keep_actors_here()
             prepared = ready_data(spec, "ray", announce)
             write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
             if spec.resources.min_workers is not None:  # not before: preparing may have taken hours
                 spec = with_workers(spec, most_workers(spec, free_now()))
             announce("phase", f"starting {gang_of(spec)}", phase="workers")
-            keep_data_actor_here()
             job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver)
             draining = Draining(paths, announce, given.places)
-            result = Training(job, signals, Watch(paths, progress), draining, announce, given.places).run()
+            look = Watch(paths, progress)
+            result = Training(job, signals, look, draining, announce, given.places, is_own(address)).run()
     outcome = outcome_of(paths, result, failures_of(paths))
     write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint} | (result or {}).get("facts", {}))
     return outcome
@@ -102,7 +105,8 @@ def _connected(spec: Spec, address: str | None, assignment: Assignment | None) -
     variables = assignment.variables if assignment else {}
     workplace = Workplace(spec.working_dir, variables, gpus=spec.resources.gpus_per_worker > 0)
     try:
-        with connected(address, gang_of(with_workers(spec, worker_numbers(spec)[0])), workplace) as inventory:
+        gang = gang_of(with_workers(spec, worker_numbers(spec)[0]))
+        with connected(address, gang, workplace, _NEEDED) as inventory:
             yield inventory
     except CapacityError as error:
         if assignment is None or assignment.places is None:
@@ -120,6 +124,7 @@ class Training:
     draining: Draining
     announce: Announcer
     places: tuple[str, ...] | None  # the node of each worker, given by a queue; None: wherever there is room
+    alone: bool  # on a Ray that this process has started, and that ends with it
     _looked_at_s: float = field(default_factory=time.monotonic)
 
     def run(self) -> Record | None:
@@ -135,7 +140,7 @@ class Training:
             self._find_room()
             self.signals.graceful = True
             try:
-                return fit(self.job, self.places, self._look)
+                return fit(self.job, self.places, self.alone, self._look)
             except FleetuneError:
                 raise
             except Exception as error:

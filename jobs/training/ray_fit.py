@@ -16,12 +16,10 @@ from typing import Any
 from cluster.ray_backend import NODE_LABEL
 from cluster.settings import set_default
 from jobs import storage
-from jobs.data.stream import ray_iterators
 from jobs.errors import StorageError
 from jobs.journal import Record
-from jobs.training.gang import read_attempt
 from jobs.training.job import Job
-from jobs.training.worker import ray_worker
+from jobs.training.ray_worker import ray_worker
 
 _FEW_WORKERS = 64
 _POLL_S = 0.5
@@ -33,13 +31,14 @@ _START_TIMEOUT_S = 300
 _FAILURE_GRACE_S = 10.0
 
 
-def fit(job: Job, places: Sequence[str] | None, look: Callable[[], None]) -> Record | None:
+def fit(job: Job, places: Sequence[str] | None, alone: bool, look: Callable[[], None]) -> Record | None:
     """Train on the connected cluster; what rank 0 returned, None where a worker reported a failure.
 
     `TorchTrainer.fit` runs in a thread: on the main thread it would take Ctrl-C for itself and save nothing.
 
     Args:
         places: the node of each worker; None: wherever there is room.
+        alone: on a Ray that ends with this process.
         look: called twice a second; what it raises ends the wait, not the workers.
 
     Raises:
@@ -50,7 +49,7 @@ def fit(job: Job, places: Sequence[str] | None, look: Callable[[], None]) -> Rec
 
     def run() -> None:
         try:
-            done["result"] = make_trainer(job, name, places).fit().return_value
+            done["result"] = make_trainer(job, name, places, alone).fit().return_value
         except BaseException as error:
             done["error"] = error
         with contextlib.suppress(StorageError):  # Ray's own notes, of no use to anybody
@@ -74,15 +73,27 @@ def fit(job: Job, places: Sequence[str] | None, look: Callable[[], None]) -> Rec
     return result
 
 
-def make_trainer(job: Job, name: str, places: Sequence[str] | None = None) -> Any:
+def make_trainer(job: Job, name: str, places: Sequence[str] | None = None, alone: bool = False) -> Any:
     """The trainer of a job: all that Ray Train is told.
 
     Args:
         name: under which Ray keeps a state of its own, and would go on from one that it finds: a new one each time.
         places: the node of each worker.
+        alone: on a Ray that ends with this process.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    needless = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if alone else set())
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]  # ray carries no types
+        def _create_default_callbacks(self) -> list[Any]:
+            """Without those that only cost the start of a process each.
+
+            This trainer has no data sets, and on a Ray that ends with the driver no placement group outlives it.
+            """
+            found = super()._create_default_callbacks()
+            return [callback for callback in found if type(callback).__name__ not in needless]
 
     resources = job.spec.resources
     if resources.num_workers <= _FEW_WORKERS:
@@ -91,7 +102,7 @@ def make_trainer(job: Job, name: str, places: Sequence[str] | None = None) -> An
     each = {"CPU": float(resources.cpus_per_worker)}
     if resources.gpus_per_worker:
         each["GPU"] = float(resources.gpus_per_worker)
-    return TorchTrainer(
+    return Trainer(
         ray_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
@@ -110,32 +121,4 @@ def make_trainer(job: Job, name: str, places: Sequence[str] | None = None) -> An
             # `keep_freed_memory`: half a million page faults a step.
             worker_runtime_env=None if resources.gpus_per_worker else {"env_vars": {"MALLOC_ARENA_MAX": "1"}},
         ),
-        datasets={"train": _placeholder},
-        dataset_config=ordered_data_config(job),
     )
-
-
-def _placeholder() -> Any:
-    """Ray Train wants a data set before it asks the data configuration; the rows come from the prepared shards."""
-    import ray.data
-
-    return ray.data.range(1)
-
-
-def ordered_data_config(job: Job) -> Any:
-    """A data configuration that gives every worker exactly its rows, from the step its group starts at.
-
-    Ray Train calls `configure` anew for every worker group, when rank 0 asks for its rows; by then rank 0 has published
-    the start (see `RayGang.steps`).
-    """
-    import ray.train
-
-    class OrderedData(ray.train.DataConfig):  # type: ignore[misc]  # ray carries no types
-        def configure(
-            self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: Any, **_: Any
-        ) -> list[dict[str, Any]]:
-            start = int(read_attempt(job.paths)["start"])
-            iterators = ray_iterators(job.prepared_root, job.spec, start, worker_node_ids)
-            return [{"train": rows} for rows in iterators]
-
-    return OrderedData()

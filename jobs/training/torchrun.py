@@ -26,13 +26,15 @@ from jobs.provenance import run_facts
 from jobs.quiet import redirected_output, user_stream
 from jobs.record import concluded, ending_of, write_manifest
 from jobs.spec import Spec
+from jobs.training.attempts import count_attempts
+from jobs.training.ending import failures_of, outcome_of
 from jobs.training.faults import first_line
-from jobs.training.gang import TorchrunGang, count_attempts, gang_device
+from jobs.training.gang import TorchrunGang, gang_device
 from jobs.training.job import Job
 from jobs.training.loop import train
 from jobs.training.ready import ready_data
 from jobs.training.torchrun_watch import FailureWatch
-from jobs.training.worker import failures_of, guarded, outcome_of
+from jobs.training.worker import guarded
 from jobs.validate import enter_working_dir
 from jobs.watch import Announcer, Watch
 

@@ -7,7 +7,6 @@ peer raises is raised on, so that the gang is healed.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import os
 import time
@@ -20,29 +19,13 @@ import torch.distributed as dist
 
 from jobs import storage
 from jobs.journal import Record
-from jobs.outcome import Outcome, Status
 from jobs.paths import JobPaths
-from jobs.quiet import redirected_output
 from jobs.training.faults import Fault, fault_of, reason_of
-from jobs.training.gang import Gang, RayGang
+from jobs.training.gang import Gang
 from jobs.training.job import Job
-from jobs.training.loop import train
 from jobs.training.run import LoopState
-from jobs.training.vitals import Vitals
 
 PEER_GRACE_S = 15.0
-# Which of several failures is the cause: ranks may fail in other ways because of one that ran out of memory.
-_CAUSES_FIRST = (Fault.MEMORY, Fault.MACHINE, Fault.STORAGE)
-
-
-def ray_worker(config: dict[str, Any]) -> Record | None:
-    """The function that Ray Train calls on every worker. Returns what `guarded` returns."""
-    job: Job = config["job"]
-    import ray.train
-
-    rank = ray.train.get_context().get_world_rank()
-    with redirected_output(job.paths.log(f"rank-{rank}")), Vitals(job.driver, rank):
-        return guarded(job, RayGang(job.paths, job.spec.resources.gpus_per_worker, job.driver), train)
 
 
 def guarded(job: Job, gang: Gang, loop: Callable[[Job, Gang], LoopState]) -> Record | None:
@@ -130,45 +113,3 @@ def hosts_that_do_not_see(paths: JobPaths, working_dir: str | None = None) -> st
     if without:
         return f"host {', '.join(without)} has no directory {working_dir}: working_dir must be seen by every node"
     return None
-
-
-def failures_of(paths: JobPaths) -> list[Record]:
-    """What ranks failed with: first what may have caused the others, then the lowest rank."""
-    names = storage.list_names(paths.failures)
-    found = [json.loads(storage.read_bytes(storage.join(paths.failures, name))) for name in names]
-    return sorted(found, key=lambda failure: (failure["fault"] not in _CAUSES_FIRST, int(failure["rank"])))
-
-
-def outcome_of(paths: JobPaths, result: Record | None, failures: list[Record]) -> Outcome:
-    """What a run's outcome is, from what its workers left."""
-    now = datetime.datetime.now(datetime.UTC)
-    if failures or result is None or "failure" in result:
-        silent = (result or {}).get("failure", "the workers ended without a result")
-        first = failures[0] if failures else {"reason": silent, "fault": Fault.PROGRAM}
-        broken = [str(failure["node"]) for failure in failures if failure["fault"] == Fault.MACHINE]
-        return Outcome(
-            status=Status.FAILED,
-            reason=first["reason"],
-            bad_input=first["fault"] == Fault.INPUT,
-            out_of_memory=first["fault"] == Fault.MEMORY,
-            lost=first["fault"] in (Fault.MACHINE, Fault.STORAGE),
-            faulty_nodes=tuple(sorted(set(broken))),
-            ended_at=now,
-        )
-    stopped = result["stopped"]
-    rest = (
-        "whose checkpoint is kept"
-        if result["kept"]
-        else "whose checkpoint could not be written; the one before is kept"
-    )
-    return Outcome(
-        status=Status.INTERRUPTED if stopped else Status.SUCCEEDED,
-        reason=f"stopped on request after step {result['step']}, {rest}" if stopped else None,
-        step=result["step"],
-        metrics=result["metrics"],
-        evaluated_step=result["evaluated_step"],
-        metrics_before=result["metrics_before"],
-        confusion=result["confusion"],
-        model_path=None if stopped else paths.model,
-        ended_at=now,
-    )

@@ -13,11 +13,10 @@ import pytest
 from jobs.data.order import micro_batches
 from jobs.data.prepare import prepare
 from jobs.data.prepared import Prepared
-from jobs.data.stream import StepRows, Stream, block_bytes, plain_steps, ray_iterators, ray_steps
+from jobs.data.stream import StepRows, Stream, block_bytes, plain_steps, ray_steps
 from jobs.planning.batching import plan_batching
 from jobs.spec import Spec
 from tests.support import tiny
-from tests.support.counted import CountedFileSystem, counted_bytes
 
 MOST_AHEAD_BYTES, STANDS_STILL_S = 48 * 2**20, 4.0  # of a worker
 
@@ -44,12 +43,11 @@ def test_both_readers_give_the_same_rows_from_any_start(
 ) -> None:
     spec, prepared = job
     spec = spec.model_copy(update={"resources": spec.resources.model_copy(update={"num_workers": num_workers})})
-    iterators = ray_iterators(prepared.root, spec, start)
     seen: list[set[int]] = [set() for _ in range(300)]
     for worker in range(num_workers):
         stream = Stream(prepared.root, spec, worker)
         plain = content(list(plain_steps(stream, start)))
-        assert plain == content(list(ray_steps(iterators[worker], stream, start)))
+        assert plain == content(list(ray_steps(stream, start)))
         assert [step for step, _ in plain] == list(range(start, 300))
         for step, micros in plain:
             for micro in micros:
@@ -57,24 +55,6 @@ def test_both_readers_give_the_same_rows_from_any_start(
                 assert not ids & seen[step]
                 seen[step] |= ids
     assert all(len(ids) == 7 for ids in seen[start:])
-
-
-@pytest.mark.usefixtures("own_protocols")
-def test_the_iterators_of_many_workers_read_the_manifest_as_often_as_that_of_one(
-    job: tuple[Spec, Prepared], local_ray: None
-) -> None:
-    spec, prepared = job
-    root = pathlib.Path(prepared.root)  # which names the rows of its sources, beside it
-    CountedFileSystem().put(f"{root.parent}/", "/prepared/", recursive=True)
-
-    def read_for(num_workers: int) -> int:
-        resources = spec.resources.model_copy(update={"num_workers": num_workers})
-        before = count()
-        ray_iterators(f"counted:///prepared/{root.name}", spec.model_copy(update={"resources": resources}), 0)
-        return count() - before
-
-    with counted_bytes() as count:
-        assert 0 < read_for(6) == read_for(1)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a log of Ray's own stays open
@@ -86,8 +66,7 @@ def test_what_is_read_ahead_is_bounded_and_waits_for_as_long_as_training_takes(
     monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 1.0)
     spec, prepared = job
     spec = spec.model_copy(update={"train": spec.train.model_copy(update={"max_steps": 1_000_000})})
-    iterators = ray_iterators(prepared.root, spec, 0)
-    readers = [ray_steps(rows, Stream(prepared.root, spec, worker), 0) for worker, rows in enumerate(iterators)]
+    readers = [ray_steps(Stream(prepared.root, spec, worker), 0) for worker in range(spec.resources.num_workers)]
     with contextlib.ExitStack() as stack:
         for reader in readers:
             stack.callback(reader.close)

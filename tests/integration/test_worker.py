@@ -13,8 +13,9 @@ import torch.distributed as dist
 from jobs.errors import DataError, RunFailed, StorageOutage
 from jobs.outcome import Status
 from jobs.training import worker
+from jobs.training.attempts import take_run
 from jobs.training.faults import Fault
-from jobs.training.gang import OrderWatch, take_run
+from jobs.training.gang import OrderWatch
 from jobs.training.job import Job
 from jobs.training.run import LoopState
 from tests.support import tiny

@@ -6,6 +6,7 @@ give the same bytes, since a chunk is a pure function of (prepared data, plan, w
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -216,11 +217,17 @@ def _step_rows(step: int, tables: list[Any], accumulation: int) -> StepRows:
 def plain_steps(stream: Stream, start: int) -> Iterator[StepRows]:
     """Steps from `start` to the end, read ahead by a thread of this process."""
     opened = stream.open()
-    return opened.steps(_ahead(opened.chunks(start, opened.plan.total_steps), depth=2), start)
+
+    def tables() -> Iterator[Any]:
+        with _ahead(opened.chunks(start, opened.plan.total_steps), depth=2) as read:
+            yield from read
+
+    return opened.steps(tables(), start)
 
 
-def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Any]:
-    """Run an iterator in a thread, at most `depth` items ahead. What it raises is raised here."""
+@contextlib.contextmanager
+def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Iterator[Any]]:
+    """The same items, got by a thread that starts now and is at most `depth` ahead. What it raises is raised here."""
     ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=depth)
     ended = threading.Event()
 
@@ -242,9 +249,7 @@ def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Any]:
         except BaseException as error:
             put((None, error))
 
-    thread = threading.Thread(target=fill, name="read-ahead", daemon=True)
-    thread.start()
-    try:
+    def taken() -> Iterator[Any]:
         while True:
             table, error = ready.get()
             if error is not None:
@@ -252,6 +257,11 @@ def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Any]:
             if table is None:
                 return
             yield table
+
+    thread = threading.Thread(target=fill, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        yield taken()
     finally:
         ended.set()
         thread.join(_JOIN_S)  # a process that ends while a thread is inside pyarrow is aborted
@@ -260,18 +270,38 @@ def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Any]:
 def ray_steps(stream: Stream, start: int, node: str | None = None) -> Iterator[StepRows]:
     """Steps from `start` to the end, read ahead by tasks of Ray Data, which this process starts as it goes.
 
-    Each worker has a data set of its own, of exactly its rows, in order. Reading takes no CPU from Ray's bookkeeping
-    (`num_cpus=0`): workers may hold every logical CPU, and a read that waits for one would wait for ever. It is bounded
-    by one task a worker instead.
+    Ray takes seconds to start its first tasks, so this process reads the first chunk itself, and has Ray Data begin
+    with the second one once the first step is on its way.
 
     Args:
         node: id of the node where the rows are read; else Ray spreads the reading over all nodes, also those of other
             gangs, and those that are to be left.
     """
+    opened = stream.open()
+    stop = opened.plan.total_steps
+    soon, later = (min(start + steps, stop) for steps in (2, max(opened.steps_per_chunk, 2)))
+
+    def tables() -> Iterator[Any]:
+        yield opened.read(start, soon)  # a step is known to be whole once a row of the next one is there
+        if later == stop:
+            yield from opened.chunks(soon, stop)
+            return
+        with _ahead(_ray_tables(stream, opened, later, node), depth=1) as read:
+            yield from opened.chunks(soon, later)
+            yield from read
+
+    return opened.steps(tables() if start < stop else (), start)
+
+
+def _ray_tables(stream: Stream, opened: OpenStream, start: int, node: str | None) -> Iterator[Any]:
+    """Tables with CHUNK_SCHEMA of this worker's rows from step `start` on, in order, through Ray Data.
+
+    Each worker has a data set of its own. Reading takes no CPU from Ray's bookkeeping (`num_cpus=0`): workers may hold
+    every logical CPU, and a read that waits for one would wait for ever. It is bounded by one task a worker instead.
+    """
     import ray.data
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    opened = stream.open()
     source = _ordered_rows(stream, opened, start)
     dataset = ray.data.read_datasource(
         source,
@@ -289,8 +319,7 @@ def ray_steps(stream: Stream, start: int, node: str | None = None) -> Iterator[S
     context.execution_no_progress_timeout_s = -1  # a worker may train on one block, or evaluate, for hours
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    tables = dataset.iterator().iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-    return opened.steps(tables, start)
+    yield from dataset.iterator().iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
 
 
 def _ordered_rows(stream: Stream, opened: OpenStream, start: int) -> Any:

@@ -344,6 +344,13 @@ class Spec(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _float16_has_gpus(self) -> Spec:
+        """DeepSpeed's loss scaling does not run on CPUs."""
+        if self.train.fp16 and self.resources.gpus_per_worker == 0:
+            raise ValueError("train.fp16 needs GPUs, but gpus_per_worker is 0: leave it out (fp32), or set train.bf16")
+        return self
+
+    @model_validator(mode="after")
     def _flash_attention_keeps_packed_samples_apart(self) -> Spec:
         """transformers looks for the borders of packed samples in a batch of one row only under this kernel."""
         rows = max(self.train.per_device_train_batch_size, self.eval.per_device_eval_batch_size)

@@ -68,6 +68,7 @@ class PlainProgress:
         self._pace = Pace(clock)
         self._phase, self._phase_at = "starting", clock()
         self._printed_at = clock()
+        self._newest_at = datetime.datetime.min.replace(tzinfo=datetime.UTC)  # of the last line
         self._step_printed_at: float | None = None
         self._printed_step: int | None = None
         self._unprinted: dict[str, Any] | None = None
@@ -120,7 +121,9 @@ class PlainProgress:
             self._print(step_line(record, self._pace.total, None))
 
     def _print(self, text: str, at: datetime.datetime | None = None) -> None:
-        at = (at or datetime.datetime.now(datetime.UTC)).astimezone(datetime.UTC)
+        """No line is of an earlier time than the one above it: a step is seen a second or two after it has ended."""
+        now = datetime.datetime.now(datetime.UTC)
+        self._newest_at = at = max((at or now).astimezone(datetime.UTC), self._newest_at)
         self._printed_at = self._clock()
         print(f"{at:%Y-%m-%d %H:%M:%SZ} {text}", file=self._stream, flush=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from jobs.paths import JobPaths
 from jobs.progress import NoProgress, PlainProgress, Progress, duration, step_line
 from jobs.watch import Watch
 from orchestrator.cli.bar import BarProgress
+
+
+LONG_AGO = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
 
 class Clock:
@@ -160,3 +164,11 @@ def test_bar_prints_events_as_they_are_written() -> None:
     printed = stream.getvalue()
     assert "odd [bold]path[/bold] in /tmp/[x]" in printed
     assert printed.index("step 7") < printed.index("succeeded")
+
+
+def test_times_never_go_back(watched: Watched) -> None:
+    """The step is printed when it is seen; the evaluation that came after it says when it began."""
+    watched.progress.step(record(1))
+    watched.progress.event(event("phase", "evaluating", phase="x").model_copy(update={"at": LONG_AGO}))
+    first, second = (" ".join(line.split(" ")[:2]) for line in watched.stream.getvalue().splitlines())
+    assert LONG_AGO.strftime("%Y-%m-%d") < first <= second

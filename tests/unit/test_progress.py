@@ -16,7 +16,6 @@ from jobs.progress import NoProgress, PlainProgress, Progress, duration, step_li
 from jobs.watch import Watch
 from orchestrator.cli.bar import BarProgress
 
-
 LONG_AGO = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
 

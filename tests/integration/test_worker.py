@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from jobs.errors import DataError, RunFailed, StorageOutage
 from jobs.outcome import Status
-from jobs.training import worker
+from jobs.training import ending, worker
 from jobs.training.attempts import take_run
 from jobs.training.faults import Fault
 from jobs.training.gang import OrderWatch
@@ -56,9 +56,9 @@ def failing(error: Exception) -> Any:
 )
 def test_what_would_fail_again_is_returned_and_kept(job: Job, error: Exception, reason: str, bad_input: bool) -> None:
     assert worker.guarded(job, OneRank(), failing(error)) is None  # type: ignore[arg-type]
-    failures = worker.failures_of(job.paths)
+    failures = ending.failures_of(job.paths)
     assert len(failures) == 1 and failures[0]["reason"].startswith(reason)
-    outcome = worker.outcome_of(job.paths, None, failures)
+    outcome = ending.outcome_of(job.paths, None, failures)
     assert outcome.status is Status.FAILED and outcome.bad_input == bad_input
     assert outcome.exit_code == (2 if bad_input else 1)
 
@@ -66,18 +66,18 @@ def test_what_would_fail_again_is_returned_and_kept(job: Job, error: Exception, 
 def test_a_rank_without_memory_and_one_with_a_broken_gpu_end_the_attempt_each_in_its_way(job: Job) -> None:
     worker.record_failure(job, 0, "n1", DataError("because of the other rank"), Fault.INPUT)
     worker.record_failure(job, 1, "n2", MemoryError(), Fault.MEMORY)
-    full = worker.outcome_of(job.paths, None, worker.failures_of(job.paths))
+    full = ending.outcome_of(job.paths, None, ending.failures_of(job.paths))
     assert full.out_of_memory and not full.lost and not full.bad_input and full.exit_code == 1
     assert str(full.reason).startswith("rank 1 on ") and "ran out of host memory" in str(full.reason)
     worker.record_failure(job, 1, "n2", torch.AcceleratorError("CUDA error: uncorrectable ECC error"), Fault.MACHINE)
-    broken = worker.outcome_of(job.paths, None, worker.failures_of(job.paths))
+    broken = ending.outcome_of(job.paths, None, ending.failures_of(job.paths))
     assert broken.lost and broken.faulty_nodes == ("n2",) and broken.exit_code == 75
 
 
 def test_an_outage_of_the_storage_ends_the_attempt_and_blames_no_node(job: Job) -> None:
     error = StorageOutage("cannot read s3://b/rows/0: ReadTimeoutError: read timed out")
     assert worker.guarded(job, OneRank(), failing(error)) is None  # type: ignore[arg-type]
-    outcome = worker.outcome_of(job.paths, None, worker.failures_of(job.paths))
+    outcome = ending.outcome_of(job.paths, None, ending.failures_of(job.paths))
     assert outcome.lost and outcome.exit_code == 75 and outcome.faulty_nodes == () and outcome.reason == str(error)
 
 
@@ -88,19 +88,19 @@ def test_the_loss_of_a_peer_is_raised(job: Job, error: Exception, monkeypatch: p
     monkeypatch.setattr(worker, "PEER_GRACE_S", 0.0)
     with pytest.raises(type(error)):
         worker.guarded(job, OneRank(), failing(error))  # type: ignore[arg-type]
-    assert not worker.failures_of(job.paths)
+    assert not ending.failures_of(job.paths)
 
 
 def test_the_loss_of_a_peer_that_has_reported_is_not_raised(job: Job) -> None:
     worker.record_failure(job, 1, "n1", DataError("bad row"), Fault.INPUT)
     assert worker.guarded(job, OneRank(), failing(LOST)) is None  # type: ignore[arg-type]
-    assert [failure["rank"] for failure in worker.failures_of(job.paths)] == [1]
+    assert [failure["rank"] for failure in ending.failures_of(job.paths)] == [1]
 
 
 def test_a_worker_that_does_not_see_the_run_says_that_storage_is_not_shared(job: Job) -> None:
     pathlib.Path(job.paths.spec).unlink()
     result = worker.guarded(job, OneRank(), failing(AssertionError("trained")))  # type: ignore[arg-type]
-    outcome = worker.outcome_of(job.paths, result, worker.failures_of(job.paths))
+    outcome = ending.outcome_of(job.paths, result, ending.failures_of(job.paths))
     assert outcome.status is Status.FAILED and outcome.exit_code == 1
     assert "storage_path must be the same storage on every node" in str(outcome.reason)
 
@@ -111,7 +111,7 @@ def test_a_good_end_is_a_result_on_rank_0(job: Job) -> None:
         confusion=((1, 2), (0, 3)),
     )  # fmt: skip
     result = worker.guarded(job, OneRank(), lambda job, gang: state)  # type: ignore[arg-type]
-    outcome = worker.outcome_of(job.paths, result, [])
+    outcome = ending.outcome_of(job.paths, result, [])
     assert outcome.status is Status.SUCCEEDED and outcome.exit_code == 0 and outcome.step == 3
     assert outcome.metrics == {"eval_loss": 0.4, "loss": 0.5} and outcome.metrics_before == {"eval_loss": 0.9}
     assert outcome.evaluated_step == 3 and outcome.confusion == ((1, 2), (0, 3))

@@ -42,10 +42,17 @@ def read_report(path: Path) -> list[Case]:
     """Raises OSError, or ElementTree.ParseError: it is no report."""
     seconds: dict[tuple[str, str], float] = {}
     for case in ElementTree.parse(path).iter("testcase"):
-        file = case.attrib["classname"].replace(".", "/") + ".py"
-        key = file, case.attrib["name"].partition("[")[0]
+        key = _file_of(case.attrib["classname"]), case.attrib["name"].partition("[")[0]
         seconds[key] = seconds.get(key, 0.0) + float(case.attrib["time"])
     return [Case(file, name, took) for (file, name), took in seconds.items()]
+
+
+def _file_of(classname: str) -> str:
+    """The last parts may be classes in the file."""
+    parts = classname.split(".")
+    while len(parts) > 1 and not (ROOT / f"{'/'.join(parts)}.py").exists():
+        parts.pop()
+    return f"{'/'.join(parts)}.py"
 
 
 def table(cases: list[Case]) -> str:

@@ -69,8 +69,15 @@ def test_the_table_has_slow_and_long_tests_with_what_they_prove(
     '''
     (tmp_path / "tests" / "test_x.py").write_text(textwrap.dedent(source))
     report = tmp_path / "report.xml"
-    cases = [("test_a_fact[1]", 3), ("test_a_fact[2]", 4.4), ("test_a_long_one", 12), ("test_a_quick_one", 1)]
-    inside = "".join(f'<testcase classname="tests.test_x" name="{name}" time="{took}"/>' for name, took in cases)
+    cases = [
+        ("", "test_a_fact[1]", 3),
+        ("", "test_a_fact[2]", 4.4),
+        (".In", "test_a_long_one", 12),
+        ("", "test_a_quick_one", 1),
+    ]
+    inside = "".join(
+        f'<testcase classname="tests.test_x{inner}" name="{name}" time="{took}"/>' for inner, name, took in cases
+    )
     report.write_text(f"<testsuites><testsuite>{inside}</testsuite></testsuites>")
     monkeypatch.setattr(timings, "ROOT", tmp_path)
     timings.functions.cache_clear()

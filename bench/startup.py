@@ -45,6 +45,7 @@ WAYS = {
 
 
 def main() -> int:
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns on stdout that it found no GPU
     options = arguments()
     with tempfile.TemporaryDirectory(prefix="fleetune-startup-") as folder:
         spec = written_spec(Path(folder))
@@ -106,7 +107,7 @@ def measured(way: str, spec: Path) -> dict[str, float]:
         raise RuntimeError(f"{way} ended with {code}, without the end of {missing}:\n{''.join(lines)}")
     times, before = {}, 0.0
     for name, _ in PHASES:
-        times[name], before = round(ends[name] - before, 2), ends[name]
+        times[name], before = round(max(ends[name] - before, 0.0), 2), ends[name]
     return times | {
         "end": round(in_all - before, 2),
         "to first step": round(ends["first step"], 2),

@@ -52,7 +52,7 @@ def connected(
         address: THIS_MACHINE starts one whatever RAY_ADDRESS says.
         gang: what will run on it; None for tasks alone, which take what CPUs there are.
         workplace: what every worker process enters before anything else.
-        ahead: modules that will be needed, imported in a thread while Ray starts, which takes seconds of waiting.
+        ahead: modules to import in a thread while this waits for Ray to start.
 
     Raises:
         CapacityError: the gang can never fit, or nothing answers at the address.
@@ -96,7 +96,7 @@ def connected(
 
 
 def is_own(address: str | None) -> bool:
-    """Whether `connected` starts a Ray for this address, which ends with it."""
+    """Whether `connected` starts a Ray of its own for this address, and ends it at the end."""
     return _where(address) is None
 
 
@@ -106,7 +106,7 @@ def _where(address: str | None) -> str | None:
 
 def _import_all(modules: Sequence[str]) -> None:
     for module in modules:
-        with contextlib.suppress(Exception):  # told to whoever needs it
+        with contextlib.suppress(Exception):  # the module's user imports it again, and gets the error
             importlib.import_module(module)
 
 
@@ -217,11 +217,11 @@ def ask_node(node_id: str, question: Callable[..., Any], *arguments: Any, timeou
 
 
 def keep_actors_here() -> None:
-    """Have the actors that Ray Data and Ray Train keep for good, one each a cluster, start now on this process's node.
+    """Start two actors on this process's node that a cluster has once and keeps: Ray Data's statistics and coordinator.
 
-    Ray starts that of Ray Data where a data set is first read: on a node of workers, which would never be idle again,
-    so that neither a drain nor the autoscaler would take it away. The other one Ray Train waits for before it starts
-    workers.
+    Ray Data starts the first one on the node where a data set is first read. A node of workers would then never be idle
+    again, and neither a drain nor the autoscaler would take it away. Ray Train waits for the second one before it
+    starts workers, so it is started early.
     """
     with contextlib.suppress(Exception):  # there is no public way; without it all goes on
         from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (

@@ -116,11 +116,10 @@ def run_as_guest(spec: Spec, job: RayJob, record: SessionRecord, say: Say) -> in
 
 
 def _validated_apart(spec: Spec) -> Validated:
-    """`validate` in a child: the tokenizer and whatever else it imports would stay in this program's memory, 30 MB of
-    it, for as long as the job lasts.
+    """Run `validate` in a child process. What it imports takes 30 MB, which this program would keep as long as it runs.
 
     Raises:
-        FleetuneError: as `validate` does; or the child was killed.
+        FleetuneError: what `validate` raises; or the child ended without a result.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -132,8 +131,8 @@ def _validated_apart(spec: Spec) -> Validated:
     except EOFError:
         child.join()
         raise FleetuneError(
-            f"the process that looked at the spec, its data and its model ended with {child.exitcode}: was it killed "
-            "for memory? Try fleetune validate on the same files"
+            "the process that checks the spec, its data and its model ended without a result (exit code "
+            f"{child.exitcode}; -9 is a kill, mostly for memory). Try fleetune validate on the same files"
         ) from None
     child.join()
     if isinstance(found, FleetuneError):
@@ -142,6 +141,7 @@ def _validated_apart(spec: Spec) -> Validated:
 
 
 def _validate_into(sender: Connection, spec: Spec) -> None:
+    """The child's part: send what `validate` returns or raises."""
     try:
         sender.send(validate(spec))
     except FleetuneError as error:

@@ -121,7 +121,7 @@ class PlainProgress:
             self._print(step_line(record, self._pace.total, None))
 
     def _print(self, text: str, at: datetime.datetime | None = None) -> None:
-        """No line is of an earlier time than the one above it: a step is seen a second or two after it has ended."""
+        """A line never has an earlier time than the line above: a step is printed a second or two after its end."""
         now = datetime.datetime.now(datetime.UTC)
         self._newest_at = at = max((at or now).astimezone(datetime.UTC), self._newest_at)
         self._printed_at = self._clock()

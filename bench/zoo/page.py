@@ -12,7 +12,7 @@ from bench.zoo.trial import Result
 HEADER = "| type | class | outcome | packed | 1 worker | 2 workers | export | code |"
 RULE = "|---|---|---|---|---|---|---|---|"
 _MOST_CHARACTERS = 160
-_A_MODEL_DIR = re.compile(r"(?:/[\w.+-]+)+/model\b")  # that of the machine that tried it
+_A_MODEL_DIR = re.compile(r"(?:/[\w.+-]+)+/model\b")  # the path on the machine that ran the trial
 
 
 def page(results: list[Result], known: list[Case]) -> str:

@@ -227,7 +227,7 @@ def plain_steps(stream: Stream, start: int) -> Iterator[StepRows]:
 
 @contextlib.contextmanager
 def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Iterator[Any]]:
-    """The same items, got by a thread that starts now and is at most `depth` ahead. What it raises is raised here."""
+    """The same items, read by a thread that starts now and keeps at most `depth` of them. Raises what it raises."""
     ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=depth)
     ended = threading.Event()
 
@@ -268,10 +268,9 @@ def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Iterator[Any]]:
 
 
 def ray_steps(stream: Stream, start: int, node: str | None = None) -> Iterator[StepRows]:
-    """Steps from `start` to the end, read ahead by tasks of Ray Data, which this process starts as it goes.
+    """Steps from `start` to the end. This process reads the first chunk; tasks of Ray Data read the others ahead.
 
-    Ray takes seconds to start its first tasks, so this process reads the first chunk itself, and has Ray Data begin
-    with the second one once the first step is on its way.
+    Ray needs seconds to start its first tasks. Ray Data begins with the second chunk after the first step was given.
 
     Args:
         node: id of the node where the rows are read; else Ray spreads the reading over all nodes, also those of other

@@ -1,4 +1,4 @@
-"""What a run's directory says of its worker groups, and of the driver that has it. Light to import."""
+"""Files of a run's directory that count its worker groups and name its driver. Light to import."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def count_attempts(paths: JobPaths) -> int:
 
 
 def write_attempt(paths: JobPaths, start: int, world_size: int) -> None:
-    """Leave a note of this worker group, by which groups are counted."""
+    """Add a file for this worker group: `count_attempts` counts these files."""
     number = count_attempts(paths) + 1
     storage.write_bytes(paths.attempt(number), json.dumps({"start": start, "num_workers": world_size}).encode())
 
 
 def take_run(paths: JobPaths) -> str:
-    """A new driver's word, in place of that of the driver before (see `JobPaths.driver`)."""
+    """Write a new driver's word over that of the driver before, and return it (see `JobPaths.driver`)."""
     word = secrets.token_hex(8)
     storage.write_bytes(paths.driver, word.encode())
     return word

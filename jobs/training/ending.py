@@ -1,4 +1,4 @@
-"""How a run has ended, from what its workers left. Light to import."""
+"""From a worker group's result, or its failures, to the run's outcome. Light to import."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _CAUSES_FIRST = (Fault.MEMORY, Fault.MACHINE, Fault.STORAGE)
 
 
 def failures_of(paths: JobPaths) -> list[Record]:
-    """What ranks failed with: first what may have caused the others, then the lowest rank."""
+    """The failures that ranks reported. Those that may have caused others come first, then the lowest rank."""
     names = storage.list_names(paths.failures)
     found = [json.loads(storage.read_bytes(storage.join(paths.failures, name))) for name in names]
     return sorted(found, key=lambda failure: (failure["fault"] not in _CAUSES_FIRST, int(failure["rank"])))
 
 
 def outcome_of(paths: JobPaths, result: Record | None, failures: list[Record]) -> Outcome:
-    """What a run's outcome is, from what its workers left."""
+    """The run's outcome, by the result of rank 0 and the failures that ranks reported."""
     now = datetime.datetime.now(datetime.UTC)
     if failures or result is None or "failure" in result:
         silent = (result or {}).get("failure", "the workers ended without a result")

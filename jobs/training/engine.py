@@ -21,7 +21,7 @@ from jobs.training.hostmemory import give_back_freed_memory, keep_freed_memory
 from jobs.training.job import Job
 from jobs.training.model import DTYPES, load_model, parameter_groups, weight_decay_of
 from jobs.training.partitions import Partitions
-from jobs.training.sharding import gather_choosers_together, loads_in_shards
+from jobs.training.sharding import gather_data_dependent_modules, loads_in_shards
 from jobs.training.zero3 import Precision, deepspeed_config, precision_of
 
 _COMPARED_TARGETS = 64  # of each row on which the exported model must agree with the trained one
@@ -44,7 +44,7 @@ def build_engine(spec: Spec, model_dir: str, gang: Gang, pad_token_id: int) -> E
     sharding = HfDeepSpeedConfig(config) if in_shards else None
     model = load_model(spec, model_dir, precision, pad_token_id)
     if spec.train.zero.stage == 3:
-        gather_choosers_together(model)
+        gather_data_dependent_modules(model)
     groups = parameter_groups(model, spec.train.weight_decay)
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
     if precision == "fp16":  # with the scale at 1, `jobs.training.skips` decides when the run fails
@@ -171,7 +171,7 @@ class Engine:
             return [model_logits(model, batch, task) for batch in batches]
 
         living = run(self.module)
-        self.partitions.let_go_of_gathered()  # one that is still on its way cannot be gathered again
+        self.partitions.free_gathered()  # DeepSpeed cannot gather a weight that it is gathering already
         export_model(self.module, job.paths.model, local_model_dir(job.model), gang.rank, dtype)
         size = sum(size for _, size in Weights(self.module.module).sizes)
         load = _Reload(self.spec, self.precision, gang.device, pad_token_id)

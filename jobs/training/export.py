@@ -100,7 +100,10 @@ def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype) ->
 
 
 def _restore_pad_token(config: Any, model_dir: str) -> None:
-    """The source's: a model that is loaded with one lets go of that token's embedding, or even empties it (Youtu)."""
+    """Give the exported configuration the pad token of the source, or none where the source has none.
+
+    PyTorch never trains the embedding of a configured pad token, and some types (Youtu) set it to zero when they load.
+    """
     from transformers import AutoConfig
 
     source = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)

@@ -20,14 +20,18 @@ _TOKENS = 128  # of a trial row: cheap even on a CPU. Windows of sliding attenti
 _ROWS = 2
 # Of the vocabulary: all logits of a target come from one hidden state, and those of a wide vocabulary take gigabytes.
 _COMPARED_TOKENS = 4096
-# Tokens of padding that are tried: one alone, for types that pool by pairs (Funnel).
+# How many tokens of padding are tried. One is among them, for types that pool tokens in pairs (Funnel).
 _MORE_PADDING = (1, 4)
-# For a configuration that names no vocabulary: that of CANINE are all of Unicode's characters.
+# For a configuration without a vocabulary: CANINE reads any character of Unicode.
 _ANY_VOCABULARY = 256
 _SEED = 0
 # How far a packed sample's logits may be from those of the sample alone, as a share of what tokens differ by. Another
 # order of summation stays below, positions that are off by tens of tokens come near 1.
 _TOLERANCE = {torch.float32: 1e-2, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+# How far later tokens may move logits, as a share of their size. Tiny models with random weights that read in both
+# directions move them by 1.5e-3 to 4e-3. The causal types of transformers 5.24 do not move them by one bit; the rest is
+# room for experts, whose sums may be in another order.
+_UNSEEN = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
 
 def packed_samples_are_isolated(
@@ -61,14 +65,15 @@ def later_tokens_are_unseen(
 ) -> bool:
     """Whether a token's logits stay the same when all tokens of the second half of its sample change.
 
-    A model that reads a text in both directions sees what it has to predict. Two forward passes; the arguments and the
-    rules are those of `packed_samples_are_isolated`.
+    A model that reads a text in both directions sees what it has to predict. Two forward passes; the arguments are
+    those of `packed_samples_are_isolated`.
     """
     trial = _trial_for(model, rows, seq_len)
     with torch.no_grad(), _evaluating(model):
         as_they_are = _scored(model, trial.halves, pad_token_id, device)
         changed = _scored(model, trial.halves_changed, pad_token_id, device)
-    return _alike(changed, as_they_are)
+    error = (changed.float() - as_they_are.float()).square().mean(1).sqrt().max()
+    return bool(error <= _UNSEEN[changed.dtype] * as_they_are.float().square().mean().sqrt())
 
 
 def padding_is_ignored(
@@ -157,8 +162,8 @@ class _Trial:
     rows: pa.Table
     changed: pa.Table  # the same with another token in every place of the first samples
     first: npt.NDArray[np.bool_]  # (targets,) whether the target is of a first sample
-    halves: pa.Table  # one sample a row, of whose first half every token but the first is a target
-    halves_changed: pa.Table  # the same with another token in every place of the second halves
+    halves: pa.Table  # one sample a row; the targets are the tokens of its first half but the first
+    halves_changed: pa.Table  # the same with other tokens in the second halves
 
 
 def _trial(vocab_size: int, num_tokens: int, num_rows: int) -> _Trial:
@@ -178,16 +183,11 @@ def _trial(vocab_size: int, num_tokens: int, num_rows: int) -> _Trial:
 
 
 def _labelled(packed: pa.Table, pad_token_id: int) -> pa.Table:
-    """The same rows as one text and one class each, of different lengths and without the token that fills rows."""
-    tokens = [np.asarray(row) for row in packed["input_ids"].to_pylist()]
-    tokens = [np.where(row == pad_token_id, (row + 1) % (row.max() + 1), row) for row in tokens]
-    columns = {
-        "input_ids": [row[: len(row) - _MORE_PADDING[-1] * number] for number, row in enumerate(tokens)],
-        "labels": [[0]] * len(tokens),
-        "lengths": [[len(row) - _MORE_PADDING[-1] * number] for number, row in enumerate(tokens)],
-        "sample_ids": [[0]] * len(tokens),
-    }
-    return pa.table(columns, schema=ROW_SCHEMA)
+    """Each row as one text with a class; the texts differ in length, and have no pad token of their own."""
+    rows = [np.asarray(row) for row in packed["input_ids"].to_pylist()]
+    rows = [np.where(row == pad_token_id, (row + 1) % (row.max() + 1), row) for row in rows]
+    texts = [row[: len(row) - _MORE_PADDING[-1] * number] for number, row in enumerate(rows)]
+    return _as_table(texts, [np.zeros(1, np.int64) for _ in texts], [[len(text)] for text in texts])
 
 
 def _lengths(num_tokens: int, number: int) -> list[int]:
@@ -200,19 +200,19 @@ def _halves(rows: list[npt.NDArray[np.int64]], half: int) -> pa.Table:
     labels = [np.where(np.arange(len(row)) < half, row, IGNORE_INDEX) for row in rows]
     for row in labels:
         row[0] = IGNORE_INDEX
-    columns = {
-        "input_ids": rows,
-        "labels": labels,
-        "lengths": [[len(row)] for row in rows],
-        "sample_ids": [[0] for _ in rows],
-    }
-    return pa.table(columns, schema=ROW_SCHEMA)
+    return _as_table(rows, labels, [[len(row)] for row in rows])
 
 
 def _table(rows: list[npt.NDArray[np.int64]], lengths: list[list[int]]) -> pa.Table:
     labels = [row.copy() for row in rows]
     for row, counts in zip(labels, lengths, strict=True):
         row[np.cumsum([0, *counts[:-1]])] = IGNORE_INDEX
+    return _as_table(rows, labels, lengths)
+
+
+def _as_table(
+    rows: list[npt.NDArray[np.int64]], labels: list[npt.NDArray[np.int64]], lengths: list[list[int]]
+) -> pa.Table:
     samples = [list(range(len(counts))) for counts in lengths]
     columns = {"input_ids": rows, "labels": labels, "lengths": lengths, "sample_ids": samples}
     return pa.table(columns, schema=ROW_SCHEMA)

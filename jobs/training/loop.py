@@ -252,7 +252,7 @@ def finish(run: Run, state: LoopState) -> None:
     if run.job.spec.checkpoint.load_best_model_at_end:
         load_best(run, state)
     run.reporter.event("phase", "exporting the model", phase="export")
-    run.engine.partitions.release()  # to read the model back takes memory
+    run.engine.partitions.release()  # reading the model back needs the memory
     give_back_freed_memory()
     difference = run.engine.export(run.job, run.gang, fixed_rows(run), run.pad_token_id)
     run.reporter.event(

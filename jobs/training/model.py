@@ -11,7 +11,7 @@ import torch
 from jobs.spec import Spec
 from jobs.training.zero3 import Precision
 
-# Settings of a configuration that let a model see what stands behind a token, and those that do not.
+# Settings with which a model sees the tokens after the current one, and the settings with which it does not.
 _DIRECTIONS: dict[str, tuple[Any, Any]] = {
     "is_decoder": (False, True),
     "causal": (False, True),

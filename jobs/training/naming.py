@@ -22,7 +22,7 @@ _LAYER = re.compile(r"(.*?\.\d+)\.")
 class Group:
     """Tensors of the model that become tensors of the file together."""
 
-    names: tuple[str, ...]  # in the model, of tied ones that which the source's name comes from
+    names: tuple[str, ...]  # in the model; a tied tensor has the name that the source uses, if it uses one
     sizes: tuple[tuple[str, int], ...]  # in the file, with bytes
 
 
@@ -33,7 +33,7 @@ class Naming:
     model: Any
     conversions: list[Any]  # of transformers, as they are applied on loading
     groups: tuple[Group, ...]
-    first: Mapping[str, str]  # the name by which `order` calls a tied tensor, by that in `groups`
+    first: Mapping[str, str]  # for a tied tensor, from its name in `groups` to the one that the model lists first
 
     @property
     def order(self) -> list[str]:
@@ -85,9 +85,9 @@ def naming_of(model: Any, tensors: Tensors, source: set[str]) -> Naming:
 
 
 def _first_names(model: Any, tensors: Tensors, source: set[str]) -> dict[str, str]:
-    """By a tied tensor's name in the source: that in `tensors`, where it is another (XLM-RoBERTa's head).
+    """From the source's name of a tied tensor to its name in `tensors`, where the two differ (XLM-RoBERTa's head).
 
-    transformers finds the tensor under either name, but who reads the file by the published ones does not.
+    transformers loads a tied tensor under each of its names. Other programs know only the published one.
     """
     same: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

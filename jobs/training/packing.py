@@ -36,8 +36,8 @@ def rows_are_unpacked(spec: Spec, gang: Gang, model: Any, pad_token_id: int, rep
 
     if task == "causal-lm" and not holds(later_tokens_are_unseen):
         raise DataError(
-            f"model.path: a model of type {kind} reads a text in both directions, so it sees each token that it has to "
-            "predict, and its loss says nothing. Choose a causal model, or one whose config.json can be set so"
+            f"model.path: a model of type {kind} reads a text in both directions. It would see each token that it has "
+            "to predict, so its loss would say nothing. Choose a causal model"
         )
     if spec.packed and holds(packed_samples_are_isolated):
         return False

@@ -94,17 +94,18 @@ class Partitions:
             adam["step"] = optimizer_step if own else torch.tensor(float(optimizer_step), dtype=torch.float32)
         self._refresh()
 
-    def let_go_of_gathered(self) -> None:
-        """After a forward pass without a backward one, gathered weights linger, and some may still be on their way.
+    def free_gathered(self) -> None:
+        """Free the whole weights that ZeRO-3 has gathered, and wait for those that it is gathering.
 
-        Weights that every rank holds whole are let go of too. Does nothing where weights are not sharded.
+        After a forward pass without a backward pass, DeepSpeed leaves both. The small weights that every rank keeps
+        whole are freed too. Without ZeRO-3 this does nothing.
         """
         zero = self.engine.optimizer
         if hasattr(zero, "fp32_partitioned_groups_flat"):
             zero.parameter_offload.partition_all_parameters()
 
     def release(self) -> None:
-        """Let go of the optimizer's memory, on the host or the device: nothing can be trained or saved afterwards."""
+        """Free the optimizer's states and the gradients. Nothing can be trained or saved afterwards."""
         for flat in self.flats:
             self._adam.state.pop(flat, None)
             flat.grad = None
@@ -129,7 +130,7 @@ class Partitions:
         """Bring the fp32 weights to the tensors that the model computes with, as DeepSpeed does after a load."""
         zero = self.engine.optimizer
         if hasattr(zero, "fp32_partitioned_groups_flat"):
-            self.let_go_of_gathered()  # they would be read instead of these
+            self.free_gathered()  # they would be read instead of these
             for number, flat in enumerate(self.flats):
                 zero.fp16_partitioned_groups_flat[number].data.copy_(flat.data)
                 zero._unflatten_partitioned_parameters(number)

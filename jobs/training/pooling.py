@@ -10,12 +10,16 @@ import torch
 
 def reads_the_end(model: Any) -> bool:
     """Whether the model's own forward looks for the end-of-text token, as those of BART and T5 do."""
-    return "eos_token_id" in inspect.unwrap(type(model).forward).__code__.co_names
+    return _forward_names(model, "eos_token_id")
 
 
 def reads_padding(model: Any) -> bool:
     """Whether the model's own forward looks for padding, as heads do that take the state of a row's last token."""
-    return "pad_token_id" in inspect.unwrap(type(model).forward).__code__.co_names
+    return _forward_names(model, "pad_token_id")
+
+
+def _forward_names(model: Any, attribute: str) -> bool:
+    return attribute in inspect.unwrap(type(model).forward).__code__.co_names
 
 
 def with_one_end(inputs: dict[str, torch.Tensor], end: int, pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -88,9 +88,9 @@ def make_trainer(job: Job, name: str, places: Sequence[str] | None = None, alone
 
     class Trainer(TorchTrainer):  # type: ignore[misc]  # ray carries no types
         def _create_default_callbacks(self) -> list[Any]:
-            """Without those that only cost the start of a process each.
+            """Leave out callbacks that start a process of their own for nothing.
 
-            This trainer has no data sets, and on a Ray that ends with the driver no placement group outlives it.
+            This trainer has no data sets. A Ray that ends with the driver leaves no placement group behind.
             """
             found = super()._create_default_callbacks()
             return [callback for callback in found if type(callback).__name__ not in needless]

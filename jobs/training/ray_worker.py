@@ -1,4 +1,4 @@
-"""What Ray Train calls in each worker. Light to import: the driver and Ray's controller only pass it on."""
+"""The function that Ray Train calls in each worker. Light to import: the driver and Ray's controller load it too."""
 
 from __future__ import annotations
 

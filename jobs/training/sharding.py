@@ -22,12 +22,12 @@ def loads_in_shards(spec: Spec, model_dir: str) -> bool:
     return not _looks_at_shapes(empty_model(spec, model_dir))
 
 
-def gather_choosers_together(model: torch.nn.Module) -> None:
+def gather_data_dependent_modules(model: torch.nn.Module) -> None:
     """Have ZeRO-3 gather the experts of a layer as one, and the indexer of sparse attention.
 
-    Ranks choose different experts, and so call the modules inside in another order; an indexer (Qwen4) calls a norm
-    once for each token with enough before it. DeepSpeed, which gathers parameters module by module, takes that for an
-    error, or gathers on one rank only.
+    Which modules inside are called, and how often, depends on the data: ranks choose different experts, and an indexer
+    (Qwen4) calls a norm once for each token that has enough tokens before it. DeepSpeed gathers parameters module by
+    module, and expects the same calls on all ranks.
     """
     from deepspeed.utils import set_z3_leaf_module
 

@@ -46,12 +46,13 @@ class Shares:
 
     def __init__(self, used_s: Mapping[str, float], at_s: float, half_life_s: float) -> None:
         self._used_s, self._at_s, self._half_life_s = dict(used_s), at_s, half_life_s
-        self._held: Mapping[str, tuple[str, int]] = {}  # tenant and slots of each job that held a lease then
+        self._held: Mapping[str, tuple[str, int]] = {}  # by job: tenant and slots of the leases at the last call
 
     def advance(self, jobs: Iterable[Job], now_s: float) -> Mapping[str, float]:
-        """Add what jobs have held since the last time, to first order within the step.
+        """Add what jobs have held since the last call, to first order within the step.
 
-        A lease that has ended since then was given back by the pass that asks now, so it counts for the whole step.
+        A lease that has ended since then counts for the whole step: the controller calls right after it gives leases
+        back.
         """
         step_s = max(now_s - self._at_s, 0.0)
         holds = {job.job_id: (job.tenant, slots_of(job.gang)) for job in jobs if job.state in HOLDS_A_LEASE}

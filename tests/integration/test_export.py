@@ -18,6 +18,7 @@ from jobs.errors import RunFailed
 from jobs.modeldir import tensor_names
 from jobs.training.batch import Batch, model_logits
 from jobs.training.export import Weights, check_same_logits, on_this_node, plan_shards, write_config, write_weights
+from jobs.training.model import set_pad_token
 from jobs.training.naming import naming_of
 from tests.support import tiny
 from tests.support.counted import CountedFileSystem, counted_bytes
@@ -143,6 +144,22 @@ def test_an_export_has_the_names_and_values_of_the_source(
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert max(len(group.names) for group in naming.groups) == 1, "no two tensors have to be in memory together"
+
+
+@pytest.mark.parametrize(("auto", "kept"), [("CausalLM", None), ("SequenceClassification", 3)])
+def test_an_export_has_a_pad_token_of_ours_only_where_the_model_needs_it(
+    tmp_path: pathlib.Path, auto: str, kept: int | None
+) -> None:
+    """A head that takes a row's last token looks for padding. PyTorch never trains a pad token's embedding."""
+    source, out = tiny.save_model(tmp_path / "llama", "llama"), str(tmp_path / "out")
+    config = transformers.AutoConfig.from_pretrained(source)
+    config.pad_token_id = None
+    config.save_pretrained(source)
+    model = getattr(transformers, f"AutoModelFor{auto}").from_config(config)
+    set_pad_token(model.config, 3)
+    write_config(out, model, str(source), torch.float32)
+    assert transformers.AutoConfig.from_pretrained(out).pad_token_id == kept
+    assert model.config.pad_token_id == 3
 
 
 def test_an_export_of_a_checkpoint_with_transformers_own_names_keeps_those(tmp_path: pathlib.Path) -> None:

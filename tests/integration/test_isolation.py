@@ -9,13 +9,20 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
-from transformers import BertConfig, BertForSequenceClassification, XLNetConfig, XLNetForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertLMHeadModel,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+)
 
 from bench.zoo.tiny import tiny_config
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
 from jobs.training.batch import collate, model_logits
-from jobs.training.isolation import packed_samples_are_isolated, padding_is_ignored
+from jobs.training.isolation import later_tokens_are_unseen, packed_samples_are_isolated, padding_is_ignored
 from jobs.training.loss import loss_sum
+from jobs.training.model import model_config
 from tests.support import tiny
 from tests.support.reference import samples_of
 
@@ -177,6 +184,29 @@ class CountsPadding(Wrapped):
 def test_padding_that_changes_logits_is_found(folders: dict[str, pathlib.Path]) -> None:
     assert padding_is_ignored(loaded(folders["bloom"]), PAD, CPU, rows=2, seq_len=64)
     assert not padding_is_ignored(CountsPadding(loaded(folders["llama"])), PAD, CPU, rows=2, seq_len=64)
+
+
+def test_a_model_that_sees_later_tokens_is_found() -> None:
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    for is_decoder in (False, True):
+        bert = BertLMHeadModel(BertConfig(is_decoder=is_decoder, **sizes))
+        assert later_tokens_are_unseen(bert, PAD, CPU, rows=2, seq_len=64) is is_decoder
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm", "xlnet"])
+def test_a_type_that_reads_both_ways_is_set_to_read_one_way(tmp_path: pathlib.Path, kind: str) -> None:
+    config = tiny_config(kind)
+    config.save_pretrained(tmp_path)
+    spec = tiny.spec_of(tmp_path, tmp_path, tmp_path / "text.jsonl")
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(model_config(spec, str(tmp_path)))
+    assert later_tokens_are_unseen(model, PAD, CPU, rows=2, seq_len=64)
 
 
 def test_a_classifier_that_reads_its_padding_is_found() -> None:

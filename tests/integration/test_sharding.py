@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from bench.zoo.tiny import tiny_config
-from jobs.training.sharding import gather_choosers_together, loads_in_shards
+from jobs.training.sharding import gather_data_dependent_modules, loads_in_shards
 from tests.support import tiny
 
 
@@ -31,5 +31,5 @@ def test_the_experts_of_a_layer_are_gathered_together(model_type: str, count: in
 
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(tiny_config(model_type))
-    gather_choosers_together(model)
+    gather_data_dependent_modules(model)
     assert len(get_z3_leaf_modules(model)) == count

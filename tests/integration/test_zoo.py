@@ -13,9 +13,9 @@ from bench.zoo.trial import Result
 # loaded, no sdpa, fused experts, positions that are not counted from 0.
 SAMPLE = (
     "bart-cls", "gemma3-lm", "hrm_text-lm", "longcat_flash-lm", "mamba-lm", "marian-lm", "mpnet-cls", "qwen3_moe-lm",
-    "roberta-lm",
+    "qwen4_exp_text-lm", "roberta-lm", "xlm-roberta-lm", "youtu-lm",
 )  # fmt: skip
-APART = {"mamba-lm", "marian-lm", "roberta-lm"}
+APART = {"mamba-lm", "marian-lm", "qwen4_exp_text-lm", "roberta-lm", "xlm-roberta-lm"}
 
 
 @pytest.fixture(scope="module")

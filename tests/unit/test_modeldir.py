@@ -176,6 +176,11 @@ def test_model_type_without_a_class_for_the_task_is_refused(folder: Path) -> Non
     assert "does not know model type mystery: install a release" in problem(folder)
 
 
+def test_a_language_model_that_always_reads_both_ways_is_refused(folder: Path) -> None:
+    change_config(folder, model_type="cpmant")
+    assert "CpmAntForCausalLM reads a text in both directions" in problem(folder)
+
+
 def test_gradient_checkpointing_is_refused_where_the_model_has_none(folder: Path) -> None:
     change_config(folder, model_type="squeezebert")
     asked = {"task": "sequence-classification", "train": {"gradient_checkpointing": True}}

@@ -344,10 +344,14 @@ class Spec(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _float16_has_gpus(self) -> Spec:
-        """DeepSpeed's loss scaling does not run on CPUs."""
-        if self.train.fp16 and self.resources.gpus_per_worker == 0:
+    def _what_needs_gpus_has_them(self) -> Spec:
+        """DeepSpeed's loss scaling and the kernels of flash attention do not run on CPUs."""
+        if self.resources.gpus_per_worker > 0:
+            return self
+        if self.train.fp16:
             raise ValueError("train.fp16 needs GPUs, but gpus_per_worker is 0: leave it out (fp32), or set train.bf16")
+        if self.model.attn_implementation == "flash_attention_2":
+            raise ValueError("flash_attention_2 needs GPUs, but gpus_per_worker is 0: leave attn_implementation out")
         return self
 
     @model_validator(mode="after")

@@ -57,7 +57,7 @@ def plan(spec: Spec) -> dict[str, str]:
         "data": f"{sources_words(data.train)} ({data.format}, {data.seq_len} tokens{packed})",
         "held out": held_out,
         "batch": batch,
-        "length": f"{train.max_steps} steps" if train.max_steps else f"{train.num_train_epochs or 3:g} epochs",
+        "length": _length_words(spec),
         "rate": f"{train.learning_rate:g}, {train.lr_scheduler_type}{_warmup_words(spec)}",
         "metrics": ", ".join(spec.eval.metrics),
         "workers": f"{workers}{resources.cpus_per_worker} CPU)",
@@ -105,6 +105,13 @@ def is_terminal() -> bool:
 def terminal_width() -> int:
     """Columns of the terminal; 100 where there is none."""
     return shutil.get_terminal_size((100, 24)).columns if is_terminal() else 100
+
+
+def _length_words(spec: Spec) -> str:
+    steps, epochs = spec.train.max_steps, spec.train.num_train_epochs or 3.0
+    if steps is not None:
+        return "1 step" if steps == 1 else f"{steps} steps"
+    return "1 epoch" if epochs == 1 else f"{epochs:g} epochs"
 
 
 def _warmup_words(spec: Spec) -> str:

@@ -46,7 +46,11 @@ def test_models_of_all_shapes_run_without_weights(tmp_path: pathlib.Path) -> Non
 def test_flash_attention_may_be_installed_on_the_workers_only(tmp_path: pathlib.Path) -> None:
     assert not transformers.utils.is_flash_attn_2_available(), "this test needs a host without flash attention"
     folder = saved(tmp_path, "llama")
-    kernel = {"model__attn_implementation": "flash_attention_2", "data__packing": False}
+    kernel = {
+        "model__attn_implementation": "flash_attention_2",
+        "data__packing": False,
+        "resources__gpus_per_worker": 1,
+    }
     check_model_runs(tiny.spec_of(folder, folder, folder / "rows.jsonl", **kernel), str(folder))
 
 

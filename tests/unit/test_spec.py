@@ -53,6 +53,10 @@ def test_nothing_can_be_assigned() -> None:
         ({"train": {"global_batch_size": 1, "global_batch_tokens": 9}}, "both given"),
         ({"train": {"bf16": True, "fp16": True}}, "bf16 and fp16 are both true"),
         ({"train": {"fp16": True}, "resources": {"gpus_per_worker": 0}}, "fp16 needs GPUs, but gpus_per_worker is 0"),
+        (
+            {"model": {"attn_implementation": "flash_attention_2"}, "resources": {"gpus_per_worker": 0}},
+            "flash_attention_2 needs GPUs, but gpus_per_worker is 0",
+        ),
         ({"train": {"warmup_steps": 1.5}}, "neither whole nor below 1"),
         ({"train": {"zero": {"stage": 2, "offload_param": "cpu"}}}, "offload_param needs stage 3, but stage is 2"),
         ({"data": {"eval": "/e", "eval_fraction": 0.1}}, "eval and eval_fraction are both given"),

@@ -115,8 +115,9 @@ class PlainProgress:
             self._phase, self._phase_at = phase, self._clock()
 
     def _print_pending(self) -> None:
-        if self._unprinted is not None:
-            record, self._unprinted = self._unprinted, None
+        record, self._unprinted = self._unprinted, None
+        # The step before an evaluation may be seen after the evaluated one. It is too late for its line then.
+        if record is not None and record["step"] > (self._printed_step or 0):
             self._printed_step = record["step"]
             self._print(step_line(record, self._pace.total, None))
 

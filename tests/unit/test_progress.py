@@ -165,6 +165,14 @@ def test_bar_prints_events_as_they_are_written() -> None:
     assert printed.index("step 7") < printed.index("succeeded")
 
 
+def test_a_step_that_is_seen_after_a_later_one_is_not_printed_at_the_end(watched: Watched) -> None:
+    watched.progress.event(event("plan", "training 5 steps", total_steps=5))
+    watched.progress.step(record(5))
+    watched.progress.step(record(4))
+    watched.progress.event(event("ended", "succeeded"))
+    assert [line.split("  ")[0] for line in watched.lines] == ["training 5 steps", "step 5/5", "succeeded"]
+
+
 def test_times_never_go_back(watched: Watched) -> None:
     """The step is printed when it is seen; the evaluation that came after it says when it began."""
     watched.progress.step(record(1))

@@ -40,7 +40,7 @@ class CommandSpec(Frozen):
         description="Start of the job's name: lower-case letters, digits, '.', '_' and '-'.",
     )
     command: tuple[Word, ...] = Field(
-        min_length=1, description="Program and arguments, as a list: there is no shell between."
+        min_length=1, fail_fast=True, description="Program and arguments, as a list: there is no shell between."
     )
     working_dir: str | None = Field(
         None, min_length=1, description="Directory in which it runs (relative to the spec's file)."

@@ -105,7 +105,10 @@ class Data(Frozen):
     )
     columns: Columns = Field(default_factory=Columns, description="Names of the columns that the format reads.")
     labels: tuple[str, ...] | None = Field(
-        None, min_length=2, description="Names of the classes in the order of their ids, for classification."
+        None,
+        min_length=2,
+        fail_fast=True,
+        description="Names of the classes in the order of their ids, for classification.",
     )
     loss_on: Literal["completion", "all"] = Field(
         "completion",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -30,6 +30,7 @@ _DATA = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".parquet", ".arrow", ".gz
 AnySpec = Spec | CommandSpec
 _LONGEST_KEY = 100
 MOST_MISTAKES = 50  # told of one spec: each one costs time, and nobody reads more
+_MOST_KEYS, _MOST_ITEMS = 1_000, 10_000  # of a mapping, and of a list, in a spec
 
 
 def load_spec(path: str, overrides: Sequence[str] = ()) -> Spec:
@@ -103,7 +104,9 @@ def _checked(document: Document) -> AnySpec:
     kind = _kind_of(document)
     problems = list(document.problems[:MOST_MISTAKES])
     meant = {target for target in _drop_unknown_keys(document, kind, problems) if target}
-    spec = _validate(document, kind, problems, meant)
+    too_large = list(islice(_too_large(document.value, ()), 1))
+    problems += [(document.mark(path), f"{dotted(path)}: {what}") for path, what in too_large]
+    spec = None if too_large else _validate(document, kind, problems, meant)
     if problems or spec is None:
         lines = [_said(*problem) for problem in sorted(problems, key=_line)]
         if len(lines) >= MOST_MISTAKES:
@@ -222,6 +225,22 @@ def _sections(values: dict[str, Any], model: type[BaseModel], path: Path) -> Ite
             values[name] = {}
         if isinstance(values[name], dict):
             yield from _sections(values[name], inner, (*path, name))
+
+
+def _too_large(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+    """What would take long to check, item by item. Pure."""
+    if isinstance(value, dict):
+        if len(value) > _MOST_KEYS:
+            yield path, f"has {len(value):,} keys, but at most {_MOST_KEYS:,} are taken"
+        inner: Iterable[tuple[str | int, Any]] = value.items()
+    elif isinstance(value, list):
+        if len(value) > _MOST_ITEMS:
+            yield path, f"has {len(value):,} items, but at most {_MOST_ITEMS:,} are taken"
+        inner = enumerate(value)
+    else:
+        return
+    for name, one in inner:
+        yield from _too_large(one, (*path, name))
 
 
 def _validate(document: Document, kind: Kind, problems: list[tuple[str, str]], meant: set[str]) -> AnySpec | None:

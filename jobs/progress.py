@@ -80,6 +80,8 @@ class PlainProgress:
         with self._lock:
             if event.kind == "phase":
                 self._enter(phase_words(event))
+            if event.kind == "evaluated":
+                self._enter("training")
             if event.kind == "plan":
                 self._pace.total = event.data.get("total_steps", self._pace.total)
             if event.kind in ("ended", "failed") or event.data.get("phase") == "evaluate":

@@ -52,7 +52,10 @@ class OnEnd(Frozen):
         None, pattern=r"^https?://[^\s]+$", max_length=2000, description="URL to which the end is sent as JSON (POST)."
     )
     command: tuple[str, ...] | None = Field(
-        None, min_length=1, description="Program and arguments; FLEETUNE_ENDED_JOB and more are in its environment."
+        None,
+        min_length=1,
+        fail_fast=True,
+        description="Program and arguments; FLEETUNE_ENDED_JOB and more are in its environment.",
     )
 
     @model_validator(mode="after")
@@ -67,7 +70,9 @@ class Queue(Frozen):
 
     tenant: str | None = Field(None, min_length=1, description="Whose job it is; left out, the tenant of the token.")
     priority: int = Field(0, ge=-MOST_PRIORITY, le=MOST_PRIORITY, description="Higher ones go first; -1000 to 1000.")
-    after: tuple[str, ...] = Field((), max_length=1000, description="Jobs that must have succeeded before.")
+    after: tuple[str, ...] = Field(
+        (), max_length=1000, fail_fast=True, description="Jobs that must have succeeded before."
+    )
     max_runtime_s: float | None = Field(
         None, gt=0.0, le=MOST_RUNTIME_S, description="Most seconds of all attempts together; then it fails."
     )
@@ -77,6 +82,7 @@ class Queue(Frozen):
     secrets: tuple[VariableName, ...] = Field(
         (),
         max_length=100,
+        fail_fast=True,
         description="Variables that the server gives it: NAME is FLEETUNE_SECRET_NAME of the server's environment.",
     )
     on_end: OnEnd | None = Field(None, description="What is done once it has ended: a webhook or a command.")

@@ -170,6 +170,7 @@ class Eval(Frozen):
 
     metrics: tuple[str, ...] = Field(
         ("loss",),
+        fail_fast=True,
         description="loss, perplexity, accuracy, f1, exact_match, or package.module:function of your own.",
     )
     eval_steps: int | None = Field(

@@ -49,10 +49,12 @@ def build_engine(spec: Spec, model_dir: str, gang: Gang, pad_token_id: int) -> E
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
     if precision == "fp16":  # with the scale at 1, `jobs.training.skips` decides when the run fails
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
+    built = Engine(engine, spec, precision, sharding)
+    built.partitions.share_fp32_weights()
     if gang.device.type == "cpu":
         keep_freed_memory(largest_tensor_bytes(spec, model))
         give_back_freed_memory()
-    return Engine(engine, spec, precision, sharding)
+    return built
 
 
 def import_deepspeed(device: torch.device) -> Any:

@@ -94,6 +94,19 @@ class Partitions:
             adam["step"] = optimizer_step if own else torch.tensor(float(optimizer_step), dtype=torch.float32)
         self._refresh()
 
+    def share_fp32_weights(self) -> None:
+        """Let the optimizer update the weights that the model computes with, where these are fp32 shards of ZeRO-3.
+
+        DeepSpeed copies them: 4 bytes for each parameter of this rank. It means not to, but compares a `torch.device`
+        with the name of a device, which is never equal.
+        """
+        zero = self.engine.optimizer
+        if not hasattr(zero, "fp16_partitioned_groups_flat"):
+            return
+        for flat, computed in zip(self.flats, zero.fp16_partitioned_groups_flat, strict=True):
+            if (flat.dtype, flat.device) == (computed.dtype, computed.device):
+                flat.data = computed.data
+
     def free_gathered(self) -> None:
         """Free the whole weights that ZeRO-3 has gathered, and wait for those that it is gathering.
 

@@ -43,8 +43,10 @@ def cpu_s(act: Callable[[], object]) -> float:
         ([command(**queue(after=[f"gone-{n}"])) for n in range(10_000)], "the 9,980 specs after that"),
         ([command(**queue(after=[f"gone-{n}" for n in range(1000)]))], "there is no job 'gone-0'"),
         ([command(kind="x" * 1_000_000)], "kind: must be"),
+        ([command(env={f"a {number}": 1 for number in range(20_000)})], "env: has 20,000 keys, but at most 1,000"),
+        ([command(command=[1] * 200_000)], "command: has 200,000 items, but at most 10,000"),
     ],
-    ids=["keys", "items", "long-key", "specs", "parents", "parents-of-one", "long-kind"],
+    ids=["keys", "items", "long-key", "specs", "parents", "parents-of-one", "long-kind", "variables", "words"],
 )
 def test_wrong_specs_are_refused_after_little_work(world: ServiceWorld, specs: list[Any], words: str) -> None:
     def refused() -> None:

@@ -134,6 +134,14 @@ def test_first_phase_is_called_starting_and_steps_are_called_training(watched: W
     assert watched.lines[1] == "still starting (30 s)" and watched.lines[-1] == "still training (45 s)"
 
 
+def test_once_the_evaluation_is_over_the_run_trains(watched: Watched) -> None:
+    watched.progress.event(event("phase", "evaluating on 6 held-out rows", phase="evaluate"))
+    watched.progress.event(event("evaluated", "before training: loss 5.153", step=0))
+    watched.clock.now_s = 30.0
+    watched.progress.sign_of_life()
+    assert watched.lines[-1] == "still training (30 s)"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0 s"), (59.4, "59 s"), (59.6, "1m00s"), (200, "3m20s"), (7530, "2h05m"), (360000, "100h00m")],

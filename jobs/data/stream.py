@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -37,6 +38,7 @@ _LEAST_BLOCK_BYTES, _MOST_BLOCK_BYTES = 4 * 2**20, 128 * 2**20
 _LEAST_AHEAD_BYTES, _LEAST_AHEAD_BLOCKS = 32 * 2**20, 4
 _BYTES_PER_TOKEN = 8  # its id and its label
 _JOIN_S = 10.0
+_LOOP_S = 0.05  # between two turns of Ray Data's scheduling loop, each of which may take several blocks
 
 
 @dataclass(frozen=True)
@@ -315,10 +317,26 @@ def _ray_tables(stream: Stream, opened: OpenStream, start: int, node: str | None
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
         object_store_memory=max(_LEAST_AHEAD_BYTES, _LEAST_AHEAD_BLOCKS * block)
     )
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _resting()]
     context.execution_no_progress_timeout_s = -1  # a worker may train on one block, or evaluate, for hours
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     yield from dataset.iterator().iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+
+
+def _resting() -> type[Any]:
+    """A callback that lets Ray Data's scheduling loop wait before each turn.
+
+    As long as blocks are ready and none is taken, the loop has nothing to wait for: it takes a core, in the worker's own
+    process and beside the thread that trains.
+    """
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    class Resting(ExecutionCallback):  # type: ignore[misc]  # ray carries no types
+        def on_execution_step(self, executor: Any) -> None:
+            time.sleep(_LOOP_S)
+
+    return Resting
 
 
 def _ordered_rows(stream: Stream, opened: OpenStream, start: int) -> Any:

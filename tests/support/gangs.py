@@ -18,6 +18,7 @@ from jobs.paths import JobPaths
 from jobs.spec import Spec
 
 ROOT = pathlib.Path(__file__).parents[2]
+PACED = f"{ROOT / 'tests/support/paced'}:{ROOT}"  # a PYTHONPATH: trainings leave the cores to others
 
 
 @dataclass(frozen=True)

@@ -327,8 +327,8 @@ def _ray_tables(stream: Stream, opened: OpenStream, start: int, node: str | None
 def _resting() -> type[Any]:
     """A callback that lets Ray Data's scheduling loop wait before each turn.
 
-    As long as blocks are ready and none is taken, the loop has nothing to wait for: it takes a core, in the worker's own
-    process and beside the thread that trains.
+    As long as blocks are ready and none is taken, the loop has nothing to wait for: it takes a core, in the worker's
+    own process and beside the thread that trains.
     """
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 

@@ -48,6 +48,7 @@ def deepspeed_config(spec: Spec, batching: Batching, precision: Precision) -> di
         "zero_optimization": _zero(train.zero),
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice in each micro-batch
     }
 
 

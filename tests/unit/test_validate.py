@@ -124,6 +124,10 @@ def test_own_metric_is_found_beside_the_working_directory_but_not_run(
             {"train": {"lr_scheduler_type": "warmup_stable_decay", "warmup_ratio": 0.6, "decay_ratio": 0.6}},
             "the decay is shortened",
         ),
+        (
+            {"resources": {"cpus_per_worker": 1}, "train": {"zero": {"offload_optimizer": "cpu"}}},
+            "one thread for each of resources.cpus_per_worker (1): give it 4 or more",
+        ),
     ],
 )
 def test_allowed_but_odd_is_a_warning(base: dict[str, Any], sections: dict[str, Any], expected: str) -> None:

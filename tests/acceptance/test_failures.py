@@ -30,26 +30,9 @@ WriteSpec = Callable[..., pathlib.Path]
 
 
 @pytest.mark.slow
-def test_a_mistake_of_the_user_is_tried_once_and_told_in_one_message(
-    write_spec: WriteSpec, workshop: pathlib.Path, tmp_path: pathlib.Path
+def test_a_mistake_of_the_user_on_one_rank_ends_the_run_at_once_and_is_told_in_one_message(
+    write_spec: WriteSpec, workshop: pathlib.Path
 ) -> None:
-    calls = tmp_path / "calls"
-    spec = write_spec(
-        "bert", "labelled.jsonl", classify=True, train__max_steps=3, data__eval_fraction=0.3,
-        eval__metrics=["tests.support.own_metrics:broken"],
-    )  # fmt: skip
-    done = fleetune("run", spec, BROKEN_METRIC_CALLS=str(calls))
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "no such column in my table" in done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    assert calls.read_text().count("called") == 1
-    paths = newest_run(workshop)
-    assert outcome_of(paths).status is Status.FAILED
-    assert "Traceback" in pathlib.Path(paths.log("rank-0")).read_text()
-
-
-@pytest.mark.slow
-def test_an_error_on_one_rank_ends_the_run_at_once(write_spec: WriteSpec, workshop: pathlib.Path) -> None:
     """The other rank waits in a collective by then; it must not wait for its time-out of half an hour."""
     spec = write_spec(
         "bert", "labelled.jsonl", classify=True, train__max_steps=30, data__eval_fraction=0.3,
@@ -58,7 +41,10 @@ def test_an_error_on_one_rank_ends_the_run_at_once(write_spec: WriteSpec, worksh
     done = fleetune("run", spec, timeout=180)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "only here" in done.stdout + done.stderr
-    assert len(read_journal(newest_run(workshop).metrics)) <= 1
+    assert "Traceback" not in done.stdout + done.stderr and "again" not in done.stdout
+    paths = newest_run(workshop)
+    assert outcome_of(paths).status is Status.FAILED and read_journal(paths.metrics) == []
+    assert "Traceback" in pathlib.Path(paths.log("rank-1")).read_text()
 
 
 STEPS, EPOCH, WARMUP = 120, 40, 40

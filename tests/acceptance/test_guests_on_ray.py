@@ -20,7 +20,7 @@ from jobs.journal import read_journal
 from jobs.load import load_spec
 from jobs.outcome import Status, read_outcome
 from jobs.paths import JobPaths
-from tests.support.gangs import ROOT
+from tests.support.gangs import PACED
 from tests.support.processes import Talker, wait_for
 from tests.support.projects import make_project
 from tests.support.raycluster import RAY, RayHead, ray_head
@@ -28,13 +28,13 @@ from tests.support.reference import plain_losses
 from tests.support.server import Server
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where `python` is the one that runs this
-STEPS, FURTHER = 100_000, 50
+STEPS, FURTHER = 100_000, 10
 PROTECTED_S = 5.0
 
 
 @pytest.fixture
 def head() -> Iterator[RayHead]:
-    with ray_head(num_cpus=3, PYTHONPATH=str(ROOT), PATH=PATH) as head:
+    with ray_head(num_cpus=3, PYTHONPATH=PACED, PATH=PATH) as head:
         yield head
 
 

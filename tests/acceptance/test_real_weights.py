@@ -12,7 +12,7 @@ from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
 from tests.support.reference import plain_losses
 
-STEPS = 20
+STEPS = 12
 
 
 def minilm_with_head(folder: pathlib.Path) -> pathlib.Path:
@@ -38,10 +38,12 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         folder, minilm_with_head(folder), folder / "reviews.csv", classify=True, model__num_labels=2,
         data__labels=["negative", "positive"], data__seq_len=128, train__global_batch_size=8,
         train__per_device_train_batch_size=2, train__learning_rate=1e-4, train__weight_decay=0.01,
+        train__max_steps=STEPS,
     )  # fmt: skip
     chats = tiny.spec_of(
         folder, smollm2_slice(4), dialogues(), data__format="chat", data__seq_len=128, train__global_batch_size=4,
         train__per_device_train_batch_size=2, train__learning_rate=1e-4, train__weight_decay=0.01,
+        train__max_steps=STEPS,
     )  # fmt: skip
     cases = [case_of(folder, "minilm", reviews), case_of(folder, "smollm2", chats)]
     run_gang(folder, 2, cases)

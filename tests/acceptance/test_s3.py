@@ -93,7 +93,7 @@ def test_a_run_lives_wholly_on_an_object_store(
         "name": "lake",
         "model": {"path": "s3://lake/models/bert", "task": "sequence-classification", "num_labels": 3},
         "data": {"train": "s3://lake/data/*.jsonl", "format": "classification", "eval_fraction": 0.3, "seq_len": 64},
-        "train": {"max_steps": 120, "global_batch_size": 8, "per_device_train_batch_size": 4},
+        "train": {"max_steps": 40, "global_batch_size": 8, "per_device_train_batch_size": 4},
         "eval": {"metrics": ["accuracy"]},
         "checkpoint": {"save_steps": 2, "save_total_limit": 1},
         "resources": {"num_workers": 2, "gpus_per_worker": 0},
@@ -126,10 +126,10 @@ def test_a_run_lives_wholly_on_an_object_store(
         "print(json.dumps([steps, *names]))"
     )
     steps, model, logs, checkpoints = json.loads(_python(store, code))
-    assert steps == list(range(1, 121))
+    assert steps == list(range(1, 41))
     assert "model.safetensors" in model and "config.json" in model
     assert logs == ["driver.log", "rank-0.log", "rank-1.log"]
-    assert [name for name in checkpoints if name.startswith("step-")] == ["step-00000120"]
+    assert [name for name in checkpoints if name.startswith("step-")] == ["step-00000040"]
     shown = fleetune("show", root, **store)
     assert shown.returncode == 0 and "succeeded" in shown.stdout
     exported = fleetune("export", root, "--to", tmp_path / "model", **store)

@@ -167,12 +167,12 @@ def command(name: str, workers: int, words: list[str], queue: dict[str, Any]) ->
 
 
 def twelve(shared: Shared) -> list[dict[str, Any]]:
-    """A third of them train, the others run a program; gangs of one and of two; of three tenants in two classes."""
+    """Two of them train, the others run a program; gangs of one and of two; of three tenants in two classes."""
     made = []
     for number in range(12):
         queue = {"tenant": TENANTS[number % 3], "priority": 5 if number in (4, 9, 11) else 0}
         workers = 2 if number in (1, 3, 6, 8, 9) else 1
-        if number % 3 == 1:
+        if number in (1, 10):
             made.append(shared.training(f"train-{number}", workers, 2 + number % 3, queue))
         else:
             made.append(command(f"program-{number}", workers, ["sleep", str(1 + number % 4)], queue))

@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.skipif(not available(), reason="needs root, iproute2 and util-linux to make hosts"),
 ]
 
-STEPS, FURTHER = 1_000_000, 5  # where others share the cores, a step may take a second
+STEPS, FURTHER = 1_000_000, 2
 SAVED_EVERY_MINUTES = 0.1
 TRAINS_WITHIN_S = 240.0
 BEYOND_START_S, ENDS_WITHIN_S = 60.0, 120.0
@@ -179,56 +179,55 @@ def untouched(running: list[Training]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="class")
-def three(cluster: HostCluster, running: list[Training]) -> Iterator[list[Training]]:
-    beside = [submitted(cluster, f"beside-{number}", num_workers=1) for number in (1, 2)]
+def two(cluster: HostCluster, running: list[Training]) -> Iterator[list[Training]]:
+    """A gang of two workers, and one of one beside it."""
+    beside = submitted(cluster, "beside", num_workers=1)
     try:
-        begun(beside)
-        running += beside
+        begun([beside])
+        running.append(beside)
         yield running
     finally:
-        running[:] = [one for one in running if one not in beside]
-        for one in beside:
-            cluster.fleetune("cancel", one.job_id)
-        for one in beside:
-            awaited(lambda one=one: one.job.state is State.CANCELLED, "it has ended", ENDS_WITHIN_S, one.told)
+        running[:] = [one for one in running if one is not beside]
+        cluster.fleetune("cancel", beside.job_id)
+        awaited(lambda: beside.job.state is State.CANCELLED, "it has ended", ENDS_WITHIN_S, beside.told)
 
 
-class TestThreeTrain:
-    def test_a_server_that_was_killed_adopts_them(self, cluster: HostCluster, three: list[Training]) -> None:
-        attempts, groups = [one.job.attempt for one in three], [one.groups() for one in three]
+class TestTwoTrain:
+    def test_a_server_that_was_killed_adopts_them(self, cluster: HostCluster, two: list[Training]) -> None:
+        attempts, groups = [one.job.attempt for one in two], [one.groups() for one in two]
         processes, drivers = cluster.trainers(), cluster.drivers()
         cluster.kill_server()
-        for one in three:
+        for one in two:
             one.goes_on()
         killed_at_s = time.time()
         cluster.start_server()
-        for one in three:
+        for one in two:
             awaited(lambda one=one: (one.job.heard_s or 0.0) > killed_at_s, "it is heard again", 60.0, one.told)
             one.goes_on()
-        assert [one.job.state for one in three] == [State.RUNNING] * 3
-        assert [one.job.attempt for one in three] == attempts and [one.groups() for one in three] == groups
+        assert [one.job.state for one in two] == [State.RUNNING] * 2
+        assert [one.job.attempt for one in two] == attempts and [one.groups() for one in two] == groups
         assert (cluster.trainers(), cluster.drivers()) == (processes, drivers)
-        for one in three:
+        for one in two:
             steps = one.steps()
             assert steps == list(range(1, len(steps) + 1))
-        all_run_once(three)
+        all_run_once(two)
 
     def test_they_go_on_once_the_head_and_all_nodes_are_there_again(
-        self, cluster: HostCluster, three: list[Training]
+        self, cluster: HostCluster, two: list[Training]
     ) -> None:
         """Ray keeps nothing of itself: the operator starts all of it anew, and the queue knows what is to run."""
-        attempts, groups = [one.job.attempt for one in three], [one.groups() for one in three]
-        saved = [one.saved() for one in three]
+        attempts, groups = [one.job.attempt for one in two], [one.groups() for one in two]
+        saved = [one.saved() for one in two]
         for name in (HEAD, *WORKERS):
             cluster.power_off(name)
-        for name in (HEAD, *WORKERS):
-            cluster.start_ray(name)
-        for one, had in zip(three, groups, strict=True):
+        cluster.start_ray(HEAD)
+        cluster.start_rays(*WORKERS)
+        for one, had in zip(two, groups, strict=True):
             one.begins_again(len(had))
             one.goes_on()
-        for one, attempt, had, at_least in zip(three, attempts, groups, saved, strict=True):
+        for one, attempt, had, at_least in zip(two, attempts, groups, saved, strict=True):
             assert one.job.attempt > attempt and one.groups()[len(had)] >= at_least
-        all_run_once(three)
+        all_run_once(two)
 
 
 def test_a_worker_process_that_was_killed_is_replaced_within_the_lease(

@@ -41,7 +41,7 @@ sys.exit(9)
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    with ray_head(num_cpus=2) as head, ray_nodes(head, "a", "b", "c", num_cpus=3) as nodes:
+    with ray_head(num_cpus=2) as head, ray_nodes(head, "a", "b", num_cpus=3) as nodes:
         yield nodes
 
 
@@ -70,11 +70,11 @@ def nothing_stays(nodes: Nodes) -> None:
 
 def test_processes_run_on_the_nodes_of_their_lease_in_its_order(nodes: Nodes, server: WireServer) -> None:
     spec = command(SAYS_WHERE, 3, queue={"secrets": ["KEY"]})
-    placement = on(nodes, ("c", 2), ("a", 1))
+    placement = on(nodes, ("b", 2), ("a", 1))
     server.registered = registered(spec, engine="ray", placement=placement, secrets={"KEY": SECRET})
     with driver(server, **nodes.environment()) as running:
         assert running.ended() == 0, running.output
-    wanted = [("c", 0, 0, 2, 0), ("c", 1, 1, 2, 0), ("a", 2, 0, 1, 1)]
+    wanted = [("b", 0, 0, 2, 0), ("b", 1, 1, 2, 0), ("a", 2, 0, 1, 1)]
     for node, rank, local, local_world, node_rank in wanted:
         line = rf"\[{rank}\] {node} {rank} {local} {local_world} {node_rank}  [0-9.]+ key \*\*\* None"
         assert re.search(f"^{line}$", running.output, re.MULTILINE), running.output

@@ -98,9 +98,11 @@ def run_case(case: dict[str, Any]) -> None:
                 np.save(case["logits"], logits.float().numpy())
 
 
-def main() -> None:
-    dist.init_process_group("gloo")
-    listing = pathlib.Path(sys.argv[1])
+def main(file: str, store: str = "env://") -> None:
+    world = torchrun_world()
+    assert world is not None
+    dist.init_process_group("gloo", init_method=store, rank=world.rank, world_size=world.world_size)
+    listing = pathlib.Path(file)
     faults = listing.parent / "now"
     faults.mkdir(exist_ok=True)
     register(faults)
@@ -114,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import pathlib
+import select
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -86,5 +89,36 @@ def run_gang(
         )
     listing = folder / f"cases-{num_workers}.json"
     listing.write_text(json.dumps(lines))
-    done = torchrun(num_workers, str(ROOT / "tests/support/gang_cases.py"), str(listing))
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-20000:]
+    output = folder / f"cases-{num_workers}.log"
+    output.unlink(missing_ok=True)
+    _ask({"workers": num_workers, "listing": str(listing), "output": str(output)}, output)
+
+
+def _ask(request: dict[str, Any], output: pathlib.Path) -> None:
+    process = _forker()
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps(request) + "\n")
+    process.stdin.flush()
+    ready, _, _ = select.select([process.stdout], [], [], 500)
+    code = process.stdout.readline().strip() if ready else "none after 500 s"
+    assert code == "0", f"the gang ended with {code or 'its parent'}: {output.read_text(errors='replace')[-20000:]}"
+
+
+@functools.cache
+def _forker() -> subprocess.Popen[str]:
+    """Serves until this process ends."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.support.forker"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True,
+    )  # fmt: skip
+    atexit.register(_end, process)
+    return process
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    for stream in (process.stdin, process.stdout):
+        assert stream is not None
+        stream.close()
+    process.wait()

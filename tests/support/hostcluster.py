@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +86,11 @@ class HostCluster:
         out = host.private / "out"
         self.rays.pop(name, None)
         awaited(up, f"{name} is up", UP_WITHIN_S, self.told)
+
+    def start_rays(self, *names: str) -> None:
+        """Several at once."""
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(self.start_ray, names))
 
     def _settled(self, name: str, begun: int) -> bool:
         """Whether `ray start` has given up; or all of its processes run, which it sees a moment after it says so."""
@@ -176,8 +182,7 @@ def host_cluster() -> Iterator[HostCluster]:
             try:
                 found.start_ray(HEAD)
                 found.start_server()
-                for name in WORKERS:
-                    found.start_ray(name)
+                found.start_rays(*WORKERS)
                 yield found
             finally:
                 for host in made:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tests.support.processes import processes_with, wait_for
-from tests.support.raycluster import COMES_UP_S, ENDS_S, RAY, RayHead
+from tests.support.raycluster import COMES_UP_S, RAY, RayHead
 
 NODE_NAME = "FLEETUNE_TEST_NODE"
 
@@ -59,10 +59,6 @@ def ray_nodes(head: RayHead, *names: str, num_cpus: int = 2) -> Iterator[Nodes]:
         yield nodes
     finally:
         for process in started:
-            process.terminate()
-        for process in started:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(ENDS_S)
             process.kill()
             process.wait()
         for name in names:

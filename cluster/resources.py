@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from cluster.words import many
+
 # The most that a gang may ask for. Products and sums over a cluster stay far below 2**31, so that the 32-bit arrays of
 # `cluster.occupancy` cannot overflow.
 MOST_WORKERS: Final = 65_536
 MOST_CPUS_PER_WORKER: Final = 65_536
 MOST_GPUS_PER_WORKER: Final = 1024
 MOST_OF_A_GANG: Final = 1 << 24  # CPUs, and GPUs, of all workers together
-
-
-def workers(number: int) -> str:
-    """`1 worker`, `2 workers`."""
-    return f"{number} worker" if number == 1 else f"{number} workers"
 
 
 @dataclass(frozen=True)
@@ -48,4 +45,4 @@ class Gang:
         each = f"{self.cpus_per_worker} CPU"
         if self.gpus_per_worker:
             each += f" and {self.gpus_per_worker} {self.accelerator_type or ''} GPU".replace("  ", " ")
-        return f"{workers(self.num_workers)} of {each}"
+        return f"{many(self.num_workers, 'worker')} of {each}"

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from cluster.words import many
 from jobs import storage
 from jobs.errors import (
     FleetuneError,
@@ -151,7 +152,7 @@ def outcome_of_error(paths: JobPaths, error: Exception) -> Outcome:
 def ending_of(paths: JobPaths, outcome: Outcome) -> str:
     """The last line about a run."""
     if outcome.status is Status.SUCCEEDED:
-        return f"succeeded after {outcome.step} steps; the model is in {outcome.model_path}"
+        return f"succeeded after {many(outcome.step, 'step')}; the model is in {outcome.model_path}"
     how = how_to_go_on(paths, outcome)
     return f"{outcome.status}: {outcome.reason}\nlogs: {paths.logs}" + (f"\nresume: {how}" if how else "")
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from cluster.words import many
 from jobs import storage
 from jobs.dataspec import Source, source_words
 from jobs.errors import InputError, SpecError
@@ -138,8 +139,8 @@ def check_resumable(paths: JobPaths, now: Spec, clock: Callable[[], float] = tim
 
 def _has_succeeded(paths: JobPaths, outcome: Outcome) -> str:
     return (
-        f"run {paths.name} has succeeded after {outcome.step} steps: nothing is left to do. To train on from it, "
-        f"start a new run with model.path: {paths.model}"
+        f"run {paths.name} has succeeded after {many(outcome.step, 'step')}: nothing is left to do. To train on from "
+        f"it, start a new run with model.path: {paths.model}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster.words import many
 from jobs import storage
 from jobs.errors import InputError
 from jobs.paths import JobPaths
@@ -48,4 +49,4 @@ def _heard(paths: JobPaths, now: Now) -> str:
 def _has_ended(run: RunSummary) -> str:
     if run.status == "unreadable":
         return f"run {run.name}: {run.reason}"
-    return f"run {run.name} has ended: {run.status} after {run.step} steps. There is nobody to ask"
+    return f"run {run.name} has ended: {run.status} after {many(run.step, 'step')}. There is nobody to ask"

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from cluster.words import many
 from jobs.data.cutting import cut_of, cut_words
 from jobs.data.formats import (
     ChatSample,
@@ -45,7 +46,7 @@ class Looked:
     @property
     def words(self) -> str:
         """`all 43 rows` or `1,000 rows of 8 of 12 files`."""
-        rows = "1 row" if self.rows == 1 else f"{self.rows:,} rows"
+        rows = many(self.rows, "row")
         if self.whole:
             return f"all {rows}"
         return f"{rows} of {self.files:,} of {self.of_files:,} files" if self.of_files > 1 else f"the first {rows}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster.words import many
 from jobs.data.cutting import cut_words
 from jobs.data.engines import Engine, is_little, started
 from jobs.data.fingerprint import (
@@ -69,7 +70,7 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to
     write_manifest(root, manifest)
     samples = sum(part.samples for parts in manifest.splits.values() for part in parts)
     time_words = f"in {duration(progress.elapsed_s())}" if new else "(their sources were prepared already)"
-    done = f"prepared {samples:,} samples {time_words}"
+    done = f"prepared {many(samples, 'sample')} {time_words}"
     say(f"{done}: {_summary(manifest, spec)}")
     return Prepared.open(root)
 
@@ -98,11 +99,11 @@ def _splits(jobs: dict[str, list[SourceJob]], sources: dict[str, Prepared]) -> d
 def _summary(manifest: Manifest, spec: Spec) -> str:
     words = [_split_summary(name, parts, spec) for name, parts in manifest.splits.items()]
     if manifest.bad_rows:
-        words.append(f"{manifest.bad_rows:,} bad rows set aside")
+        words.append(f"{many(manifest.bad_rows, 'bad row')} set aside")
     return ", ".join(words)
 
 
 def _split_summary(name: str, parts: tuple[SplitManifest, ...], spec: Spec) -> str:
     rows, tokens = sum(part.rows for part in parts), sum(part.tokens for part in parts)
     filled = f", {tokens / (rows * spec.data.seq_len):.1%} full" if spec.packed else ""
-    return f"{rows:,} {name} rows of {tokens:,} tokens{filled}"
+    return f"{many(rows, f'{name} row')} of {many(tokens, 'token')}{filled}"

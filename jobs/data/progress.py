@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
+from cluster.words import many
 from jobs.progress import duration
 
 SAY_EVERY_S = 5.0
@@ -49,7 +50,7 @@ class Progress:
 
     def so_far(self) -> str:
         """`tokenised 12,288 samples, 2,040/s, 34 % of 45.2 MB, eta 1m05s`."""
-        text = f"tokenised {self._samples:,} samples"
+        text = f"tokenised {many(self._samples, 'sample')}"
         first_at, samples, done = self._first or (self._clock(), 0, 0)
         elapsed = self._clock() - first_at
         if elapsed > 0.5:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from cluster.words import many
 from jobs import storage
 from jobs.data.assemble import Samples, SplitPlan, write_splits
 from jobs.data.chunks import held_out
@@ -92,7 +93,7 @@ def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> No
         remove_parts(job.root)  # the same source would fail again
         raise
     splits, writers = dict[str, SplitManifest](), []
-    say(f"shuffling and writing {len(every):,} samples")
+    say(f"shuffling and writing {many(len(every), 'sample')}")
     for plan, (manifest, writer) in zip(plans, write_splits(job.root, parts, every, plans), strict=True):
         splits[plan.name] = manifest
         writers.append(writer)
@@ -123,7 +124,7 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
         progress.keep(((job.where, part.name.file), part.position) for part in kept)
         say(f"going on with {job.where}: {sum(len(part.num_tokens) for part in kept):,} samples are tokenised already")
     if todo:
-        files = "1 file" if len(todo) == 1 else f"{len(todo):,} files"
+        files = many(len(todo), "file")
         say(f"tokenising {job.where}: {files}, {size_words(sum(job.sizes[file] for file in todo))}")
     bad, records, read = 0, 0, dict[int, int]()
     for table in run(functools.partial(store_part, root=job.root), job.work, todo, engine, say):

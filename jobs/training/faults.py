@@ -98,7 +98,7 @@ def reason_of(error: BaseException, fault: Fault, rank: int, host: str, spec: Sp
             f"the hardware of rank {rank} on {host} failed: {first_line(error)}. Look at that node with nvidia-smi and "
             "dmesg, and go on with the run on another one"
         )
-    return f"{type(error).__name__}: {error}"
+    return f"rank {rank} on {host} failed: {type(error).__name__}: {error}"
 
 
 def first_line(error: BaseException) -> str:

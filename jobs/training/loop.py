@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from cluster.resources import workers
+from cluster.words import many
 from jobs.data.chain import row_digests, to_hex
 from jobs.data.order import MICRO_BATCH
 from jobs.data.permutation import key
@@ -191,12 +191,12 @@ def set_up(job: Job, gang: Gang, reporter: Reporter) -> Run:
     lost = count_attempts(job.paths) - job.earlier_attempts if gang.rank == 0 else 0
     if lost > 0:  # only under Ray, which starts lost workers again
         reporter.event("warning", f"workers were lost and are started again ({lost} so far)", lost=lost)
-    reporter.event("phase", f"loading the model on {workers(gang.world_size)}", phase="model")
+    reporter.event("phase", f"loading the model on {many(gang.world_size, 'worker')}", phase="model")
     engine = build_engine(job.spec, local_model_dir(job.model), gang, prepared.manifest.pad_token_id)
     pad = engine.pad_token_id
     plan, host = step_plan(job.spec, split), HostCopy(engine.partitions)
     unpack = rows_are_unpacked(job.spec, gang, engine.module, pad, reporter)
-    reporter.event("plan", f"training {plan.total_steps} steps", total_steps=plan.total_steps, **engine.facts())
+    reporter.event("plan", f"training {many(plan.total_steps, 'step')}", total_steps=plan.total_steps, **engine.facts())
     return Run(
         job=job,
         gang=gang,
@@ -230,7 +230,7 @@ def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopS
     """
     if run.evaluator is None:
         return state
-    what = f"evaluating on {len(run.evaluator.split):,} held-out rows"
+    what = f"evaluating on {many(len(run.evaluator.split), 'held-out row')}"
     run.reporter.event("phase", what, phase="evaluate", **({} if record is None else {"record": record}))
     metrics, confusion = run.evaluator.score(run.engine.module, run.gang)
     give_back_freed_memory()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from cluster.resources import workers
+from cluster.words import many
 from jobs.checkpoints import Commit
 from jobs.data.chain import chain_of, from_hex, step_digest
 from jobs.errors import DataError, RunFailed, SpecError, StorageError
@@ -38,7 +38,7 @@ def restored(run: Run) -> LoopState:
     run.engine.check_groups(commit.optimizer_step)
     run.reporter.event(
         "phase",
-        f"resumed from the checkpoint of step {commit.step}, written by {workers(commit.num_workers)}",
+        f"resumed from the checkpoint of step {commit.step}, written by {many(commit.num_workers, 'worker')}",
         phase="resumed",
         step=commit.step,
     )

@@ -10,8 +10,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from cluster.words import many
 from jobs.data.report import DataReport, Example, Finding, LabelCount, Packing, SourceReport
-from orchestrator.pages.svg import Bins, bin_words, compact, many, percent, size
+from orchestrator.pages.svg import Bins, bin_words, compact, percent, size
 
 NARROWEST = 60
 SEVERITIES = ("error", "warning", "note")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
+from cluster.words import many
 from jobs.data.report import DataReport, Example, Finding, LabelCount
 from orchestrator.pages import data as words
 from orchestrator.pages import html as htmlpage
@@ -37,7 +38,7 @@ def _folded(table: str, rows: int, what: str) -> str:
     """A long table behind its title."""
     if rows <= _ROWS_SHOWN or not table:
         return table
-    return f"<details><summary>{svg.many(rows, what)}</summary>{table}</details>"
+    return f"<details><summary>{many(rows, what)}</summary>{table}</details>"
 
 
 def _head(report: DataReport) -> str:
@@ -61,7 +62,7 @@ def _finding(finding: Finding, names: Mapping[str, str]) -> str:
     rows = [_example(one, names, finding.kind) for one in finding.examples]
     details = ""
     if rows:
-        summary = htmlpage.tag("summary", svg.many(len(rows), "example"))
+        summary = htmlpage.tag("summary", many(len(rows), "example"))
         details = f'<details>{summary}<div class="scroll">{htmlpage.table(("where", "text"), rows, 0)}</div></details>'
     return (
         f'<div class="card finding {finding.severity}">\n<h3>{severity}{htmlpage.shown(finding.title)}{share}</h3>\n'
@@ -90,7 +91,7 @@ def _length_plot(role: str, bins: svg.Bins, seq_len: int) -> str:
         x_label="tokens per sample, before cutting",
         y_label="samples",
         tips=[
-            f"{span} tokens: {svg.many(count, 'sample')} ({svg.percent(count, total)})"
+            f"{span} tokens: {many(count, 'sample')} ({svg.percent(count, total)})"
             for span, count in zip(ranges, bins.counts, strict=True)
         ],
         mark=svg.Mark(seq_len, f"seq_len {seq_len:,}"),
@@ -117,7 +118,7 @@ def _source_plot(report: DataReport) -> str:
             label=words.shortened_within(f"{source.where.removeprefix('data.')} {source.path}", svg.LABEL_CELLS),
             values=(source.tokens,),
             words=(svg.percent(source.tokens, total),),
-            tips=(f"{words.shown(source.path)}: {svg.many(source.tokens, 'token')}",),
+            tips=(f"{words.shown(source.path)}: {many(source.tokens, 'token')}",),
         )
         for source in sources
     ]

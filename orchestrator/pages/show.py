@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from cluster.words import many
 from jobs.dataspec import Source, source_words
 from jobs.fields import section_model, spec_fields
 from jobs.metricwords import metric_words
@@ -110,7 +111,7 @@ def terminal_width() -> int:
 def _length_words(spec: Spec) -> str:
     steps, epochs = spec.train.max_steps, spec.train.num_train_epochs or 3.0
     if steps is not None:
-        return "1 step" if steps == 1 else f"{steps} steps"
+        return many(steps, "step")
     return "1 epoch" if epochs == 1 else f"{epochs:g} epochs"
 
 
@@ -134,7 +135,7 @@ def ending(outcome: Outcome, root: str | None, labels: Sequence[str] = (), *, to
     Args:
         told: whether the run's last line has given the reason, the logs and the command to go on.
     """
-    rows = [("status", f"{outcome.status} after {outcome.step} steps")]
+    rows = [("status", f"{outcome.status} after {many(outcome.step, 'step')}")]
     if outcome.reason and not told:
         rows.append(("reason", outcome.reason))
     rows += _before_and_after(outcome.metrics_before, outcome.metrics, outcome.evaluated_step)

@@ -124,11 +124,6 @@ def grouped(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e6 else compact(value)
 
 
-def many(count: int, noun: str) -> str:
-    """`1 record`, `1,204 records`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def percent(part: float, whole: float = 1.0) -> str:
     """`0 %` and `100 %` only where it is none and all."""
     share = 100 * part / whole if whole else 0.0

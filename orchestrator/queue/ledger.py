@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.inventory import Inventory, Node
 from cluster.occupancy import Placement, workers_in
-from cluster.resources import workers as counted
+from cluster.words import many
 from orchestrator.queue.months import spent
 from orchestrator.queue.records import Job, Move, NodePlaces
 from orchestrator.queue.retry import BUDGETS, may_start_at_s
@@ -198,7 +198,7 @@ def _state(job: Job, nodes: NodePlaces, spent: Container[str]) -> int:
 def _stop(decision: Interrupt, jobs: Sequence[Job], starts: Mapping[int, Placement]) -> Move:
     job, what = jobs[decision.row], decision.cause.value
     if decision.cause is Cause.RESIZED:
-        what = f"goes on with {counted(workers_in(starts[decision.row]))} instead of {job.gang.num_workers}"
+        what = f"goes on with {many(workers_in(starts[decision.row]), 'worker')} instead of {job.gang.num_workers}"
     first = "" if decision.for_row is None else f": {_name_for(job, jobs[decision.for_row])} goes first"
     return Move(job.job_id, job.state, job.attempt, State.STOPPING, _REASONS[decision.cause], f"{what}{first}")
 

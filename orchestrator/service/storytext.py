@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from cluster.backend import Other
-from cluster.resources import workers
+from cluster.words import many
 from orchestrator.queue.advice import advice
 from orchestrator.queue.months import month_around, utc
 from orchestrator.queue.records import Job, NodeOrder, NodeRule
@@ -52,7 +52,7 @@ _ENDED = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.CANCELLED:
 
 def holding(job: Job, now_s: float, label: Callable[[str], str]) -> str:
     """Of a job that holds a lease."""
-    where = ", ".join(f"{label(node)} ({workers(count)})" for node, count in job.placement)
+    where = ", ".join(f"{label(node)} ({many(count, 'worker')})" for node, count in job.placement)
     for_s = now_s - (job.started_s if job.started_s is not None else now_s)
     lines = [f"{job.job_id} {does(job.state)} on {where}; it has been there for {span(max(for_s, 0.0))}"]
     if job.state is State.STOPPING:

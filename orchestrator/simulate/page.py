@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from orchestrator.pages.svg import many, percent
+from cluster.words import many
+from orchestrator.pages.svg import percent
 from orchestrator.simulate.figures import Figures
 from orchestrator.simulate.values import Setup, Simulated
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from cluster.words import many
 from orchestrator.pages import html as htmlpage
 from orchestrator.pages import svg, svgarea
 from orchestrator.pages.data import shortened
@@ -64,7 +65,7 @@ def _sections(name: str, simulated: Simulated, colours: dict[str, int]) -> str:
     suffix = f", {htmlpage.shown(name)}" if name else ""
     course = over_time(simulated, _SPANS)
     gpus = simulated.setup.nodes * simulated.setup.gpus_per_node
-    limit = svg.Mark(float(gpus), f"{svg.many(gpus, 'GPU')} in all")
+    limit = svg.Mark(float(gpus), f"{many(gpus, 'GPU')} in all")
     plots = (
         _plot("GPUs in use", "GPUs", course, course.in_use, colours, limit),
         _plot("GPUs that jobs wait for", "GPUs", course, course.waiting, colours, None),
@@ -101,7 +102,7 @@ def _areas(tenants: Sequence[str], gpus: Floats, colours: dict[str, int]) -> lis
     others = [row for tenant, row in rows.items() if tenant not in colours]
     if others:
         total = tuple(float(sum(values)) for values in zip(*others, strict=True))
-        areas.append(svgarea.Area(svg.many(len(others), "other"), total, svgarea.MOST_SERIES - 1))
+        areas.append(svgarea.Area(many(len(others), "other"), total, svgarea.MOST_SERIES - 1))
     return areas
 
 
@@ -117,7 +118,7 @@ def _tenants(simulated: Simulated) -> str:
     longest = times([one.longest_wait_s for one in tenants])
     rows = [_tenant(one, *words) for one, *words in zip(tenants[:_TENANTS_SHOWN], waits, longest, strict=False)]
     left_out = len(tenants) - len(rows)
-    more = f"<p>and {svg.many(left_out, 'other')} with less GPU time</p>" if left_out else ""
+    more = f"<p>and {many(left_out, 'other')} with less GPU time</p>" if left_out else ""
     return htmlpage.card(htmlpage.table(_TENANT_HEAD, rows, len(_TENANT_HEAD) - 1) + more)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cluster.resources import workers
+from cluster.words import many
 
 
 class Kind(StrEnum):
@@ -98,7 +98,7 @@ class Act:
         if self.work is not None:
             what = f"{self.work.steps} steps" if self.work.training else f"{self.work.runs_s:.0f} s"
             code = f", exit {self.work.exit_code}" if self.work.exit_code else ""
-            return f"{told}{self.work.name}: {what}, {workers(self.work.num_workers)}{code}"
+            return f"{told}{self.work.name}: {what}, {many(self.work.num_workers, 'worker')}{code}"
         value = f", to {self.value}" if self.kind is Kind.PRIORITY else ""
         return f"{told}target {self.target}" + (f", for {self.for_s:.1f} s" if self.for_s else "") + value
 

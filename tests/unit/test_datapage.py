@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
+from cluster.words import many
 from jobs.data.report import DataReport, Example, Finding, Histogram, LabelCount, LongSample, Packing, SourceReport
 from orchestrator.pages import data as datapage
 from orchestrator.pages import svg
@@ -302,7 +303,7 @@ def test_percentages_say_all_and_none_only_where_true() -> None:
 
 
 def test_one_is_singular() -> None:
-    assert [svg.many(count, "row") for count in (0, 1, 2, 1234)] == ["0 rows", "1 row", "2 rows", "1,234 rows"]
+    assert [many(count, "row") for count in (0, 1, 2, 1234)] == ["0 rows", "1 row", "2 rows", "1,234 rows"]
     packing = datapage.packing_words(Packing(packed=False, rows=1, seq_len=8, density=1.0))
     assert packing == "not packed: 1 row of at most 8, padded to the longest of their batch: 100 % full"
 

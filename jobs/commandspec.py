@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from cluster.resources import MOST_CPUS_PER_WORKER, MOST_GPUS_PER_WORKER, MOST_WORKERS, Gang
 from jobs.frozen import Frozen
-from jobs.queuespec import Queue, VariableName
+from jobs.queuespec import MOST_KEYS, Queue, VariableName
 from jobs.spec import SCHEMA_VERSION
 
 Word = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=100_000)]
@@ -45,7 +45,9 @@ class CommandSpec(Frozen):
     working_dir: str | None = Field(
         None, min_length=1, description="Directory in which it runs (relative to the spec's file)."
     )
-    env: dict[VariableName, Word] = Field(default_factory=dict, description="Variables that are added.")
+    env: dict[VariableName, Word] = Field(
+        default_factory=dict, max_length=MOST_KEYS, description="Variables that are added."
+    )
     resources: CommandResources = Field(default_factory=CommandResources, description="The gang.")
     queue: Queue = Field(default_factory=Queue, description="What it asks of the queue.")
 

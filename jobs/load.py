@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -19,7 +19,7 @@ from jobs.errors import SpecError, StorageError
 from jobs.fields import SPEC_MODELS, did_you_mean, keys_of, section_model, unknown_key
 from jobs.marks import Document, Path, dotted, parse, parse_value
 from jobs.mistakes import KEY, reworded, shown
-from jobs.queuespec import Kind
+from jobs.queuespec import MOST_KEYS, Kind
 from jobs.runref import run_named
 from jobs.spec import SCHEMA_VERSION, Source, Spec
 
@@ -30,7 +30,6 @@ _DATA = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".parquet", ".arrow", ".gz
 AnySpec = Spec | CommandSpec
 _LONGEST_KEY = 100
 MOST_MISTAKES = 50  # told of one spec: each one costs time, and nobody reads more
-_MOST_KEYS, _MOST_ITEMS = 1_000, 10_000  # of a mapping, and of a list, in a spec
 
 
 def load_spec(path: str, overrides: Sequence[str] = ()) -> Spec:
@@ -104,15 +103,20 @@ def _checked(document: Document) -> AnySpec:
     kind = _kind_of(document)
     problems = list(document.problems[:MOST_MISTAKES])
     meant = {target for target in _drop_unknown_keys(document, kind, problems) if target}
-    too_large = list(islice(_too_large(document.value, ()), 1))
-    problems += [(document.mark(path), f"{dotted(path)}: {what}") for path, what in too_large]
-    spec = None if too_large else _validate(document, kind, problems, meant)
+    if (large := too_large(document.value)) is not None:
+        path, what = large
+        problems.append((document.mark(path), f"{_short(dotted(path))}: {what}"))
+    spec = None if large else _validate(document, kind, problems, meant)
     if problems or spec is None:
         lines = [_said(*problem) for problem in sorted(problems, key=_line)]
         if len(lines) >= MOST_MISTAKES:
             lines.append(f"no more than {MOST_MISTAKES} mistakes are looked for: there may be others")
         raise SpecError("\n".join(lines))
     return spec
+
+
+def _short(key: str) -> str:
+    return key if len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]}..."
 
 
 def _said(mark: str, message: str) -> str:
@@ -208,7 +212,7 @@ def _drop_unknown_keys(document: Document, kind: Kind, problems: list[tuple[str,
                 del values[key]
                 continue
             message, target = unknown_key(dotted(section), key, kind)
-            name = dotted((*section, key if len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]}..."))
+            name = dotted((*section, _short(key)))
             problems.append((document.mark((*section, key)), f"{name}: {message}"))
             del values[key]
             yield target
@@ -227,27 +231,21 @@ def _sections(values: dict[str, Any], model: type[BaseModel], path: Path) -> Ite
             yield from _sections(values[name], inner, (*path, name))
 
 
-def _too_large(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
-    """What would take long to check, item by item. Pure."""
-    if isinstance(value, dict):
-        if len(value) > _MOST_KEYS:
-            yield path, f"has {len(value):,} keys, but at most {_MOST_KEYS:,} are taken"
-        inner: Iterable[tuple[str | int, Any]] = value.items()
-    elif isinstance(value, list):
-        if len(value) > _MOST_ITEMS:
-            yield path, f"has {len(value):,} items, but at most {_MOST_ITEMS:,} are taken"
-        inner = enumerate(value)
-    else:
-        return
-    for name, one in inner:
-        yield from _too_large(one, (*path, name))
+def too_large(value: Any, path: Path = ()) -> tuple[Path, str] | None:
+    """The first mapping with more keys than any field takes, and what is said of it; to check them takes long. Pure."""
+    if isinstance(value, dict) and len(value) > MOST_KEYS:
+        return path, f"has {len(value):,} keys, but at most {MOST_KEYS:,} are allowed"
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((found for name, one in inner if (found := too_large(one, (*path, name)))), None)
 
 
 def _validate(document: Document, kind: Kind, problems: list[tuple[str, str]], meant: set[str]) -> AnySpec | None:
     try:
         return SPEC_MODELS[kind].model_validate_json(json.dumps(document.value), strict=True)  # type: ignore[return-value]
     except ValidationError as error:
-        for one in islice(error.errors(include_url=False), max(MOST_MISTAKES - len(problems), 0)):
+        found = error.errors(include_url=False)
+        told = (one for one in found if not _seems_short(one["loc"], one["type"], found))
+        for one in islice(told, max(MOST_MISTAKES - len(problems), 0)):
             place = _as_written(document, one["loc"])
             name = dotted(place)
             if one["type"] == "missing" and name in meant:
@@ -256,6 +254,11 @@ def _validate(document: Document, kind: Kind, problems: list[tuple[str, str]], m
             name = name.removesuffix(f".{KEY}")
             problems.append((document.mark(place), f"{name}: {message}" if name else message))
     return None
+
+
+def _seems_short(place: Path, kind: str, found: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a list is called too short only because it is checked up to its first wrong item."""
+    return kind == "too_short" and any(one["loc"][: len(place)] == place != one["loc"] for one in found)
 
 
 def _as_written(document: Document, place: Path) -> Path:

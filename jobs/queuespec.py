@@ -12,6 +12,7 @@ MOST_PRIORITY: Final = 1000
 MOST_RUNTIME_S: Final = 1e9  # some 30 years
 LONGEST_LABEL: Final = 200
 MOST_LABELS: Final = 50
+MOST_KEYS: Final = 1000  # of any mapping in a spec
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 
 # What each process of a command is told of itself (`jobs.command.places`), in whose place nothing else can stand.

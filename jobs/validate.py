@@ -230,11 +230,11 @@ def _warnings(spec: Spec) -> Iterator[str]:
     train = spec.train
     if train.lr_scheduler_type == "warmup_stable_decay" and (train.warmup_ratio or 0.0) + train.decay_ratio > 1.0:
         yield f"warmup_ratio ({train.warmup_ratio}) + decay_ratio ({train.decay_ratio}) > 1: the decay is shortened"
-    cpus, per_gpu = spec.resources.cpus_per_worker, spec.resources.gpus_per_worker
-    if train.zero.offload_optimizer is not None and per_gpu and cpus < _OFFLOAD_CPUS:
+    cpus, gpus = spec.resources.cpus_per_worker, spec.resources.gpus_per_worker
+    if train.zero.offload_optimizer is not None and gpus and cpus < _OFFLOAD_CPUS:
         yield (
-            f"zero.offload_optimizer updates the weights on the host, with one thread for each of "
-            f"resources.cpus_per_worker ({cpus}): give it {_OFFLOAD_CPUS} or more, or the GPU waits for it"
+            "zero.offload_optimizer: the optimizer runs on the host, and Ray gives it resources.cpus_per_worker "
+            f"({cpus}) threads: set it to {_OFFLOAD_CPUS} or more, or the GPU waits for it"
         )
     if train.max_steps and spec.checkpoint.save_steps and spec.checkpoint.save_steps > train.max_steps:
         yield f"checkpoint.save_steps ({spec.checkpoint.save_steps}) is more than max_steps ({train.max_steps})"

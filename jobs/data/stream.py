@@ -325,16 +325,17 @@ def _ray_tables(stream: Stream, opened: OpenStream, start: int, node: str | None
 
 
 def _resting() -> type[Any]:
-    """A callback that lets Ray Data's scheduling loop wait before each turn.
+    """A callback that lets Ray Data's scheduling loop rest after a turn while rows are ready that nobody takes.
 
-    As long as blocks are ready and none is taken, the loop has nothing to wait for: it takes a core, in the worker's
-    own process and beside the thread that trains.
+    The loop has nothing to wait for then: it takes a core, in the worker's own process and beside the thread that
+    trains.
     """
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
     class Resting(ExecutionCallback):  # type: ignore[misc]  # ray carries no types
         def on_execution_step(self, executor: Any) -> None:
-            time.sleep(_LOOP_S)
+            if not executor._consumer_idling():  # blocks are ready
+                time.sleep(_LOOP_S)
 
     return Resting
 

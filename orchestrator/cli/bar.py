@@ -35,6 +35,8 @@ class BarProgress:
         with self._lock:
             if event.kind == "phase":
                 self._bar.update(self._task, description=phase_words(event), since=self._bar.get_time())
+            if event.kind == "evaluated":
+                self._bar.update(self._task, description="training", since=self._bar.get_time())
             if event.kind == "plan":
                 self._pace.total = event.data.get("total_steps", self._pace.total)
             if event.kind in ("failed", "ended") or event.data.get("phase") == "evaluate":

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from cluster.errors import SpecError
 from jobs.commandspec import CommandSpec
-from jobs.load import spec_of
+from jobs.load import spec_of, too_large
 from jobs.spec import SCHEMA_VERSION, Spec
 
 _MODELS: Mapping[Any, type[Spec] | type[CommandSpec]] = {"finetune": Spec, "command": CommandSpec}
@@ -21,7 +21,7 @@ def checked(value: Mapping[str, Any]) -> Spec | CommandSpec:
     check_version(value)
     kind = value.get("kind", "finetune")
     model = _MODELS.get(kind) if isinstance(kind, str) else None
-    if model is not None:
+    if model is not None and too_large(value) is None:
         try:
             return model.model_validate_json(json.dumps(value), strict=True)
         except (ValidationError, ValueError, TypeError, RecursionError):

@@ -21,7 +21,7 @@ import pytest
 from jobs.load import load_spec
 from tests.acceptance.conftest import FLEETUNE, environment, fleetune, started
 from tests.support import tiny
-from tests.support.gangs import ROOT
+from tests.support.gangs import PACED, ROOT
 from tests.support.processes import free_port
 
 
@@ -102,7 +102,7 @@ def test_a_run_lives_wholly_on_an_object_store(
     file = tmp_path / "job.json"
     file.write_text(json.dumps(spec))
     store = {**store, "HOME": str(tmp_path)}  # nothing of another run lies in the cache of models
-    with started(file, **store) as process:
+    with started(file, **store, PYTHONPATH=PACED) as process:
         seen = ""
         assert process.stdout is not None
         for line in process.stdout:

@@ -172,7 +172,7 @@ def twelve(shared: Shared) -> list[dict[str, Any]]:
     for number in range(12):
         queue = {"tenant": TENANTS[number % 3], "priority": 5 if number in (4, 9, 11) else 0}
         workers = 2 if number in (1, 3, 6, 8, 9) else 1
-        if number in (1, 10):
+        if number in (4, 8):
             made.append(shared.training(f"train-{number}", workers, 2 + number % 3, queue))
         else:
             made.append(command(f"program-{number}", workers, ["sleep", str(1 + number % 4)], queue))

@@ -44,9 +44,23 @@ def cpu_s(act: Callable[[], object]) -> float:
         ([command(**queue(after=[f"gone-{n}" for n in range(1000)]))], "there is no job 'gone-0'"),
         ([command(kind="x" * 1_000_000)], "kind: must be"),
         ([command(env={f"a {number}": 1 for number in range(20_000)})], "env: has 20,000 keys, but at most 1,000"),
-        ([command(command=[1] * 200_000)], "command: has 200,000 items, but at most 10,000"),
+        ([command(env={f"a{number}": "1" for number in range(1001)})], "env: has 1,001 keys, but at most 1,000"),
+        ([command(env={"x" * 1_000_000: dict.fromkeys(map(str, range(1001)))})], "x...: has 1,001 keys"),
+        ([command(command=[1] * 200_000)], "command.0: must be text"),
     ],
-    ids=["keys", "items", "long-key", "specs", "parents", "parents-of-one", "long-kind", "variables", "words"],
+    ids=[
+        "keys",
+        "items",
+        "long-key",
+        "specs",
+        "parents",
+        "parents-of-one",
+        "long-kind",
+        "variables",
+        "good-variables",
+        "long-variable",
+        "words",
+    ],
 )
 def test_wrong_specs_are_refused_after_little_work(world: ServiceWorld, specs: list[Any], words: str) -> None:
     def refused() -> None:

@@ -101,6 +101,7 @@ def test_it_queues_waits_and_ends_as_its_job_does(queue: Server, start: Start) -
     second.says("too little is free")
     waiting = next(job for job in jobs(queue) if job["state"] == "queued")
     assert waiting["priority"] == 7 and waiting["kind"] == "finetune"
+    wait_for(lambda: [job["state"] for job in jobs(queue)].count("running") == 1, "the first one runs")
     machines(queue).advance(1000.0)
     assert first.ends() == 0
     wait_for(lambda: [job["state"] for job in jobs(queue)].count("running") == 1, "the second one runs")

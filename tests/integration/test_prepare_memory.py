@@ -18,7 +18,7 @@ from tests.support.gangs import ROOT
 from tests.support.textdata import text_spec
 
 # Over the whole tree of processes; some 400 MB of it are the interpreter and the libraries.
-BOUND_BYTES = 640 * 10**6
+BOUND_BYTES = 600 * 10**6
 SOURCE_BYTES = 10**9
 WORDS = [f"word{number:04d}" + "x" * 40 for number in range(1000)]  # long, so that much text is tokenised quickly
 

@@ -25,7 +25,7 @@ from jobs.shardfile import write_shard
 from jobs.spec import Checkpoint
 from jobs.training import restoring
 from jobs.training.checkpoint_reader import check_same_model
-from jobs.training.engine import Engine, build_engine
+from jobs.training.engine import Engine
 from jobs.training.run import LoopState
 from jobs.training.saving import Heard, best_of, heard_of, saying
 from tests.support import tiny
@@ -146,22 +146,6 @@ def test_settings_of_the_optimizer_that_are_not_the_specs_stop_the_run(
     groups["w"][setting] = value
     with pytest.raises(RunFailed, match="for w"):
         engine.check_groups(20)
-
-
-@pytest.mark.filterwarnings("ignore")  # DeepSpeed calls much that torch has deprecated
-def test_in_fp32_the_optimizer_updates_the_weights_that_the_model_computes_with(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    spec = tiny.spec_of(tmp_path, tiny.save_model(tmp_path / "m", "gpt2"), tmp_path / "d", resources__num_workers=1)
-    gang: Any = SimpleNamespace(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
-    engine = build_engine(spec, str(tmp_path / "m"), gang, pad_token_id=0)
-    flats, computed = engine.partitions.flats, engine.module.optimizer.fp16_partitioned_groups_flat
-    before = computed[0].clone()
-    engine.backward(engine.module(input_ids=torch.tensor([[1, 2, 3]])).logits.float().square().mean())
-    engine.step()
-    assert [flat.data_ptr() for flat in flats] == [weights.data_ptr() for weights in computed]
-    assert engine.was_step_applied() and not torch.equal(before, computed[0])
 
 
 def test_the_best_is_what_the_spec_calls_best() -> None:

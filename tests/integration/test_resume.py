@@ -88,7 +88,7 @@ def runs(workshop: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Ru
         other = spec_for(folder, workshop, train__max_steps=KIND_STEPS, **changes)
         kinds[kind] = (case_of(folder, kind, other), case_of(folder, f"{kind}, interrupted", other, KIND_STOP))
     stopped = [case for _, case in kinds.values()]
-    run_gang(folder, 2, [undisturbed, interrupted, again, *[case for case, _ in kinds.values()], *stopped])
+    run_gang(folder, 2, [undisturbed, interrupted, *[case for case, _ in kinds.values()], *stopped, again])
     on_one, on_three = on(interrupted, "on_one"), on(interrupted, "on_three")
     on_one = dataclasses.replace(on_one, spec=workers(spec, 1))
     on_three = dataclasses.replace(on_three, spec=workers(spec, 3))

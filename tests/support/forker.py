@@ -1,11 +1,13 @@
 """A process that has imported all that a gang needs, and forks gangs: a start takes a moment instead of seconds.
 
-`python -m tests.support.forker` reads a JSON object a line: {"workers", "listing" (see `gang_cases`), "output" (a file
-for what the workers print)}. Once the gang has ended it prints its exit code: the first that is not 0, of any worker.
+`python -m tests.support.forker MODULE` reads a JSON object a line: {"workers", "listing", "output" (a file for what the
+workers print)}. Each worker calls MODULE.main with the listing and a place to meet. Once the gang has ended, the exit
+code is printed: 0, or the first other one of a worker.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import secrets
@@ -17,10 +19,10 @@ from typing import Any
 import torch
 
 from jobs.training.engine import import_deepspeed
-from tests.support import gang_cases
 
 
 def import_what_a_gang_needs() -> None:
+    importlib.import_module(sys.argv[1])
     import_deepspeed(torch.device("cpu"))
     import transformers
     from transformers.integrations import HfDeepSpeedConfig  # noqa: F401
@@ -36,7 +38,9 @@ def forked(asked: dict[str, Any]) -> int:
     first = 0
     while living:
         pid, status = os.wait()
-        living.discard(pid)
+        if pid not in living:
+            continue
+        living.remove(pid)
         code = os.waitstatus_to_exitcode(status)
         if code and not first:
             first = code
@@ -58,14 +62,17 @@ def fork(asked: dict[str, Any], rank: int, workers: int, store: str) -> int:
         output = os.open(asked["output"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         for stream in (1, 2):
             os.dup2(output, stream)
-        gang_cases.main(asked["listing"], store)
+        importlib.import_module(sys.argv[1]).main(asked["listing"], store)
     except BaseException:
         traceback.print_exc()
+        sys.stdout.flush()
         sys.stderr.flush()
     os._exit(1)
 
 
 if __name__ == "__main__":
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries talk while they are imported
     import_what_a_gang_needs()
     for line in sys.stdin:
-        print(forked(json.loads(line)), flush=True)
+        print(forked(json.loads(line)), file=answers, flush=True)

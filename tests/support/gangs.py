@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import select
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -21,7 +22,9 @@ from jobs.paths import JobPaths
 from jobs.spec import Spec
 
 ROOT = pathlib.Path(__file__).parents[2]
-PACED = f"{ROOT / 'tests/support/paced'}:{ROOT}"  # a PYTHONPATH: trainings leave the cores to others
+GANG_WITHIN_S = 500
+# A PYTHONPATH with which trainings leave the cores to others.
+PACED = f"{(ROOT / 'tests/support/paced/sitecustomize.py').parent}:{ROOT}"
 
 
 @dataclass(frozen=True)
@@ -95,30 +98,36 @@ def run_gang(
 
 
 def _ask(request: dict[str, Any], output: pathlib.Path) -> None:
-    process = _forker()
+    process, code = _forker(), ""
     assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(json.dumps(request) + "\n")
-    process.stdin.flush()
-    ready, _, _ = select.select([process.stdout], [], [], 500)
-    code = process.stdout.readline().strip() if ready else "none after 500 s"
-    assert code == "0", f"the gang ended with {code or 'its parent'}: {output.read_text(errors='replace')[-20000:]}"
+    try:
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        ready, _, _ = select.select([process.stdout], [], [], GANG_WITHIN_S)
+        code = process.stdout.readline().strip() if ready else ""
+    finally:
+        if not code:  # it has ended, or hangs, or this test is interrupted: the next gang comes from another one
+            _end(process)
+            _forker.cache_clear()
+    said = output.read_text(errors="replace")[-20000:] if output.exists() else "nothing"
+    assert code == "0", f"the gang ended with exit code {code or 'none'} and said: {said}"
 
 
 @functools.cache
 def _forker() -> subprocess.Popen[str]:
-    """Serves until this process ends."""
+    """Serves until this process ends. What it says of itself is this process's stderr."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.support.forker"]
+    command = [sys.executable, "-m", "tests.support.forker", "tests.support.gang_cases"]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True,
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
     )  # fmt: skip
     atexit.register(_end, process)
     return process
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    for stream in (process.stdin, process.stdout):
-        assert stream is not None
-        stream.close()
-    process.wait()
+    """It and its gang."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()

@@ -55,6 +55,17 @@ def test_norwegian_labels_stay_text(tmp_path: Path) -> None:
     assert load_spec(write(tmp_path, text)).data.labels == ("no", "yes", "on", "1:30", "2026-01-01", "007")
 
 
+def test_the_wrong_item_of_a_list_is_the_only_problem(tmp_path: Path) -> None:
+    (line,) = lines(tmp_path, "", "data.labels=[0, 1]")
+    assert line == "--set: data.labels.0: must be text (in quotes), but is 0"
+
+
+def test_a_mapping_with_too_many_keys_is_named_and_not_checked(tmp_path: Path) -> None:
+    command = "kind: command\ncommand: [x]\nenv: {" + ", ".join(f"v{number}: '1'" for number in range(1001)) + "}\n"
+    told = message(write(tmp_path, command))
+    assert told.endswith("job.yaml:3: env: has 1,001 keys, but at most 1,000 are allowed")
+
+
 def test_set_reaches_fields_that_the_file_does_not_have(tmp_path: Path) -> None:
     spec = load_spec(write(tmp_path, GOOD), ["resources.num_workers=4", "train.zero.stage=2", "data.eval=null"])
     assert (spec.resources.num_workers, spec.train.zero.stage, spec.data.eval) == (4, 2, None)

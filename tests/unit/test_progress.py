@@ -161,6 +161,15 @@ def test_every_progress_takes_every_event_and_closes_twice(make: Any) -> None:
     progress.close()
 
 
+def test_bar_says_training_once_an_evaluation_is_over() -> None:
+    progress = BarProgress(io.StringIO(), width=200)
+    progress.event(event("phase", "evaluating on 6 held-out rows", phase="evaluate"))
+    progress.event(event("evaluated", "before training: loss 5.153", step=0))
+    (task,) = progress._bar.tasks
+    assert task.description == "training"
+    progress.close()
+
+
 def test_bar_prints_events_as_they_are_written() -> None:
     stream = io.StringIO()
     progress = BarProgress(stream, width=200)

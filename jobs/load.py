@@ -29,6 +29,7 @@ _DATA = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".parquet", ".arrow", ".gz
 
 AnySpec = Spec | CommandSpec
 _LONGEST_KEY = 100
+_DEEPEST = 8  # no field of a spec lies as deep
 MOST_MISTAKES = 50  # told of one spec: each one costs time, and nobody reads more
 
 
@@ -235,6 +236,8 @@ def too_large(value: Any, path: Path = ()) -> tuple[Path, str] | None:
     """The first mapping with more keys than any field takes, and what is said of it; to check them takes long. Pure."""
     if isinstance(value, dict) and len(value) > MOST_KEYS:
         return path, f"has {len(value):,} keys, but at most {MOST_KEYS:,} are allowed"
+    if len(path) == _DEEPEST:
+        return None
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return next((found for name, one in inner if (found := too_large(one, (*path, name)))), None)
 

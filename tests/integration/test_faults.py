@@ -72,6 +72,12 @@ def test_a_full_gpu_is_told_in_one_line_with_its_numbers(tmp_path: pathlib.Path)
     assert "train.gradient_checkpointing: true" in said and "\n" not in said and "expandable" not in said
 
 
+def test_an_ordinary_exception_names_its_rank(tmp_path: pathlib.Path) -> None:
+    spec = tiny.spec_of(tmp_path, tmp_path, tmp_path / "t")
+    said = reason_of(KeyError("logits"), Fault.PROGRAM, 3, "gpu-7", spec)
+    assert said == "rank 3 on gpu-7 failed: KeyError: 'logits'"
+
+
 def test_a_broken_gpu_is_told_in_one_line_with_its_node(tmp_path: pathlib.Path) -> None:
     spec = tiny.spec_of(tmp_path, tmp_path, tmp_path / "t")
     error = cuda("uncorrectable ECC error encountered", "cudaErrorECCUncorrectable")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import re
 import threading
 import time
 
@@ -39,6 +38,5 @@ def test_a_rank_that_fails_ends_the_others_within_seconds_and_the_outcome_is_wri
     assert done.returncode != 0 and time.monotonic() - began < 100
     (root,) = [run for run in (tmp_path / "runs").iterdir() if (run / "spec.json").exists()]
     outcome = read_outcome(JobPaths(str(root)))
-    assert outcome is not None and outcome.status is Status.FAILED
-    assert re.match(r"rank 1 on \S+ failed: ImportError: only here", str(outcome.reason))
+    assert outcome is not None and outcome.status is Status.FAILED and "only here" in str(outcome.reason)
     assert "only here" in done.stdout + done.stderr

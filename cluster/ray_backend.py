@@ -61,7 +61,7 @@ def connected(
 
     set_default("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     set_default("RAY_TRAIN_V2_ENABLED", "1")
-    set_default("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # with it, a worker's log has whatever is printed twice
+    set_default("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it would write each printed line to a worker's log twice
     set_default("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay where the job's own modules are
     where = _where(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}

@@ -29,7 +29,7 @@ _DATA = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".parquet", ".arrow", ".gz
 
 AnySpec = Spec | CommandSpec
 _LONGEST_KEY = 100
-_DEEPEST = 8  # no field of a spec lies as deep
+_DEEPEST = 8  # levels in which mappings are counted; the fields of a spec have fewer
 MOST_MISTAKES = 50  # told of one spec: each one costs time, and nobody reads more
 
 
@@ -233,7 +233,10 @@ def _sections(values: dict[str, Any], model: type[BaseModel], path: Path) -> Ite
 
 
 def too_large(value: Any, path: Path = ()) -> tuple[Path, str] | None:
-    """The first mapping with more keys than any field takes, and what is said of it; to check them takes long. Pure."""
+    """Path of a mapping that has more keys than any field allows, and a message; None if there is none. Pure.
+
+    Found before the keys are checked one by one, which takes long.
+    """
     if isinstance(value, dict) and len(value) > MOST_KEYS:
         return path, f"has {len(value):,} keys, but at most {MOST_KEYS:,} are allowed"
     if len(path) == _DEEPEST:
@@ -260,7 +263,7 @@ def _validate(document: Document, kind: Kind, problems: list[tuple[str, str]], m
 
 
 def _seems_short(place: Path, kind: str, found: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a list is called too short only because it is checked up to its first wrong item."""
+    """Whether an error only says that a list is too short, since its check ended at the first wrong item."""
     return kind == "too_short" and any(one["loc"][: len(place)] == place != one["loc"] for one in found)
 
 

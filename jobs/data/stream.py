@@ -38,7 +38,7 @@ _LEAST_BLOCK_BYTES, _MOST_BLOCK_BYTES = 4 * 2**20, 128 * 2**20
 _LEAST_AHEAD_BYTES, _LEAST_AHEAD_BLOCKS = 32 * 2**20, 4
 _BYTES_PER_TOKEN = 8  # its id and its label
 _JOIN_S = 10.0
-_LOOP_S = 0.05  # between two turns of Ray Data's scheduling loop, each of which may take several blocks
+_LOOP_S = 0.05  # sleep between two turns of Ray Data's scheduling loop; a turn may take several blocks
 
 
 @dataclass(frozen=True)
@@ -325,10 +325,10 @@ def _ray_tables(stream: Stream, opened: OpenStream, start: int, node: str | None
 
 
 def _resting() -> type[Any]:
-    """A callback that lets Ray Data's scheduling loop rest after a turn while rows are ready that nobody takes.
+    """A callback that makes Ray Data's scheduling loop sleep after a turn, as long as blocks are ready.
 
-    The loop has nothing to wait for then: it takes a core, in the worker's own process and beside the thread that
-    trains.
+    While blocks are ready and the worker takes none, the loop does not wait for anything by itself. It would use up to
+    a core, beside the thread that trains.
     """
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 

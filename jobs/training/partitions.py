@@ -97,8 +97,8 @@ class Partitions:
     def share_fp32_weights(self) -> None:
         """Let the optimizer update the weights that the model computes with, where these are fp32 shards of ZeRO-3.
 
-        DeepSpeed copies them: 4 bytes for each parameter of this rank. Without offload it means not to, but compares a
-        `torch.device` with the name of a device, which is never equal.
+        DeepSpeed makes a copy of them, which takes 4 bytes for each parameter of this rank. Without offload it tries
+        not to, but it compares a `torch.device` with the name of a device, and the two are never equal.
         """
         zero = self.engine.optimizer
         if not hasattr(zero, "fp16_partitioned_groups_flat"):

@@ -1,4 +1,4 @@
-"""The engine, built and stepped in a process of its own: DeepSpeed changes torch for the rest of a process."""
+"""The engine makes one step, in a separate process, since DeepSpeed replaces functions of torch for good."""
 
 from __future__ import annotations
 

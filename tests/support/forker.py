@@ -1,4 +1,4 @@
-"""A process that has imported all that a gang needs, and forks gangs: a start takes a moment instead of seconds.
+"""A process that imports what a gang needs once, then forks one gang after another: each starts without imports.
 
 `python -m tests.support.forker MODULE` reads a JSON object a line: {"workers", "listing", "output" (a file for what the
 workers print)}. Each worker calls MODULE.main with the listing and a place to meet. Once the gang has ended, the exit

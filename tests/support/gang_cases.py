@@ -1,6 +1,6 @@
-"""Run several small jobs one after another in one gang, which `forker` or torchrun has started.
+"""Run several small jobs one after another in one gang.
 
-`torchrun --nproc_per_node N gang_cases.py CASES.json` is the latter.
+`tests.support.forker` starts the gang, or `torchrun --nproc_per_node N gang_cases.py CASES.json` does.
 
 A case is {"name", "spec" (JSON file), "run_root", "prepared_root", "logits" (file to write, or null), "stop_at" (step
 after which somebody asks it to stop, or null), "faults" ({step: {fault: whether}}, see `faulty`)}. The loop is the real

@@ -23,7 +23,7 @@ from jobs.spec import Spec
 
 ROOT = pathlib.Path(__file__).parents[2]
 GANG_WITHIN_S = 500
-# A PYTHONPATH with which trainings leave the cores to others.
+# A PYTHONPATH that makes each training step wait, so that other processes get the cores.
 PACED = f"{(ROOT / 'tests/support/paced/sitecustomize.py').parent}:{ROOT}"
 
 

@@ -144,7 +144,7 @@ class HostCluster:
         return {} if answer is None else {node["name"]: node["node_id"] for node in json.loads(answer)["nodes"]}
 
     def _asked(self, path: str) -> str | None:
-        """The server's answer on its host; None if there is none. To start `fleetune` costs ten times as much."""
+        """What the server answers on its own host; None if it does not. Cheaper than a start of `fleetune`."""
         done = self.head.run(str(BIN / "python"), "-I", "-c", _ASK, _SERVER + path)
         return done.stdout if done.returncode == 0 else None
 

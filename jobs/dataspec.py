@@ -82,7 +82,7 @@ def _sources(value: object) -> object:
     return value
 
 
-Sources = Annotated[tuple[Source, ...], Field(fail_fast=True), BeforeValidator(_sources), Field(min_length=1)]
+Sources = Annotated[tuple[Source, ...], BeforeValidator(_sources), Field(min_length=1)]
 
 
 class Data(Frozen):

@@ -1,7 +1,9 @@
 # `make demo` on a fresh clone trains a model; `make test` is what to run before a change is sent.
 PYTHON ?= python3
 BIN := .venv/bin
-RUN_TESTS := $(BIN)/python -m pytest
+# Two test processes side by side: most tests wait for much of their time. WORKERS=0 runs them in one.
+WORKERS ?= 2
+RUN_TESTS := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: install demo demo-lm lint test-unit test test-changed test-all soak bench bench-scheduling clean
 

@@ -10,6 +10,6 @@ def local_ray() -> Iterator[None]:
     """A Ray of its own on this machine, with more logical CPUs than the machine may have."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()

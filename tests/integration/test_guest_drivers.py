@@ -97,6 +97,7 @@ def test_it_queues_waits_and_ends_as_its_job_does(queue: Server, start: Start) -
     machines(queue).script("*", runs_s=1000.0)
     first = start("raysubmit_a")
     first.says("queued as guest-")
+    wait_for(lambda: only(queue)["state"] == "running", "it runs")  # else the second one may go first
     second = start("raysubmit_b", metadata={"priority": "7"})
     second.says("too little is free")
     waiting = next(job for job in jobs(queue) if job["state"] == "queued")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import threading
 from typing import Any
@@ -48,10 +49,14 @@ def failing(error: Exception) -> Any:
 @pytest.mark.parametrize(
     ("error", "reason", "bad_input"),
     [
-        (ValueError("too long"), "ValueError: too long", False),
+        (ValueError("too long"), f"rank 0 on {os.uname().nodename} failed: ValueError: too long", False),
         (DataError("label 7 is outside 0..1"), "label 7 is outside 0..1", True),
         (RunFailed("the loss of step 3 is nan"), "the loss of step 3 is nan", False),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "RuntimeError: mat1 and mat2 shapes", False),
+        (
+            RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+            f"rank 0 on {os.uname().nodename} failed: RuntimeError: mat1 and mat2 shapes",
+            False,
+        ),
     ],
 )
 def test_what_would_fail_again_is_returned_and_kept(job: Job, error: Exception, reason: str, bad_input: bool) -> None:

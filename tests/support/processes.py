@@ -88,8 +88,10 @@ class Talker:
         return self._log.read_text()
 
     def says(self, text: str, within_s: float = 60.0) -> None:
-        wait_for(lambda: text in self.output or self.process.poll() is not None, f"it says {text!r}", within_s)
-        assert text in self.output, self.output
+        deadline = time.monotonic() + within_s
+        while text not in self.output and self.process.poll() is None and time.monotonic() < deadline:
+            pause()
+        assert text in self.output, f"it did not say {text!r} within {within_s} s; it said:\n{self.output}"
 
     def ends(self, within_s: float = 60.0) -> int:
         return self.process.wait(within_s)

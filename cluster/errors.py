@@ -4,12 +4,14 @@ FleetuneError                    anything that Fleetune itself reports, as one r
 ├── InputError        (exit 2)   the same input would fail again: never retried
 │   ├── SpecError                the job's spec is wrong
 │   ├── DataError                the data, the model directory or a column is wrong
+│   │   └── MetricFailed         a metric of the user's own failed, on every rank alike
 │   ├── StorageError             a URL cannot be read or written
 │   │   └── StorageOutage (exit 75)  the storage does not answer now: the same may succeed later
 │   ├── TraceError               a trace of jobs cannot be simulated as it is
 │   ├── CapacityError            no set of nodes of this cluster can ever hold the gang
 │   └── LaunchRefused            a program can never start on these machines
 ├── RunFailed         (exit 1)   training started and failed
+│   ├── Diverged                 the loss is no number, or steps change nothing: on every rank alike
 │   └── OutOfMemory              a process needed more memory than there was
 ├── MachinesFailed    (exit 75)  a node or the cluster is gone: the same may succeed elsewhere
 ├── BackendUnreachable           the machines do not answer now; tried again later
@@ -38,6 +40,10 @@ class SpecError(InputError):
 
 class DataError(InputError):
     """The data set, tokenizer or model directory does not fit the spec."""
+
+
+class MetricFailed(DataError):
+    """A metric of the user's own failed. Every rank raises it at the same place, so the gang is whole afterwards."""
 
 
 class StorageError(InputError):
@@ -72,6 +78,13 @@ class Fenced(FleetuneError):
 
 class RunFailed(FleetuneError):
     """Training started and did not succeed. The message names the run's log."""
+
+
+class Diverged(RunFailed):
+    """The loss is not finite, or steps change nothing.
+
+    Every rank raises it at the same place, so the gang is whole afterwards.
+    """
 
 
 class OutOfMemory(RunFailed):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -103,6 +103,41 @@ class Engine:
     def set_learning_rate(self, rate: float) -> None:
         for group in self.module.optimizer.param_groups:
             group["lr"] = rate
+
+    def set_for(self, spec: Spec) -> Engine:
+        """The engine, set for another run of the same model with the same batches, precision and ZeRO settings."""
+        train, zero = spec.train, self.module.optimizer
+        for group in zero.param_groups:
+            group["betas"], group["eps"] = (train.adam_beta1, train.adam_beta2), train.adam_epsilon
+            group["weight_decay"] = train.weight_decay if group["decays"] else 0.0
+        zero.clip_grad = train.max_grad_norm
+        return replace(self, spec=spec)
+
+    @torch.no_grad()
+    def new_weights(self, spec: Spec, model_dir: str) -> tuple[torch.Tensor, ...]:
+        """The flat weights, as `Partitions.flats`, with which a new engine would begin for this spec.
+
+        A call of every rank. The model is loaded again, since weights that its directory lacks follow from the seed.
+        """
+        from transformers.integrations import HfDeepSpeedConfig
+        from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+        config = deepspeed_config(spec, plan_batching(spec), self.precision)
+        in_shards = spec.train.zero.stage == 3 and loads_in_shards(spec, model_dir)
+        sharding = HfDeepSpeedConfig(config) if in_shards else None
+        named = dict(load_model(spec, model_dir, self.precision, self.pad_token_id).named_parameters())
+        del sharding
+        unset_hf_deepspeed_config()
+        if self._sharding is not None:
+            set_hf_deepspeed_config(self._sharding)
+        flats = tuple(flat.detach().clone() for flat in self.partitions.flats)
+        for piece in self.partitions.pieces:
+            parameter, begin, numel = named[piece.slice.parameter], piece.slice.start, piece.slice.numel
+            whole = getattr(parameter, "ds_tensor", None)  # this rank's part, where it was loaded in shards
+            part = parameter.reshape(-1)[begin : begin + numel] if whole is None else whole.reshape(-1)[:numel]
+            flats[piece.flat][piece.offset : piece.offset + numel].copy_(part)
+        return flats
 
     def backward(self, loss: torch.Tensor) -> None:
         """Gradients of `loss`, which the caller has normalised."""

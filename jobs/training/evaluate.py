@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from jobs.data.order import shares
 from jobs.data.prepared import IGNORE_INDEX, Split
-from jobs.errors import DataError
+from jobs.errors import DataError, MetricFailed
 from jobs.spec import Spec
 from jobs.training.batch import Batch, collate, model_logits
 from jobs.training.gang import Gang
@@ -47,7 +47,7 @@ class Evaluator:
         gathers every layer from all ranks.
 
         Raises:
-            DataError: a function of the user's own failed (on all ranks).
+            MetricFailed: a function of the user's own failed, on all ranks.
         """
         own = own_functions(self.spec.eval.metrics)
         tally, kept = _Tally(self.spec.num_labels or 0), _Kept(bool(own))
@@ -140,7 +140,7 @@ class _Kept:
         """What the functions say of all predictions: rank 0 gathers them and asks, once; every rank hears the answer.
 
         Raises:
-            DataError: on all ranks, when a function failed.
+            MetricFailed: on all ranks, when a function failed.
         """
         rank = dist.get_rank()
         gathered: list[Any] | None = [None] * dist.get_world_size() if rank == 0 else None
@@ -156,7 +156,7 @@ class _Kept:
                 answer[0] = str(error)
         dist.broadcast_object_list(answer, src=0)
         if isinstance(answer[0], str):
-            raise DataError(answer[0])
+            raise MetricFailed(answer[0])
         return cast(dict[str, float], answer[0])
 
 

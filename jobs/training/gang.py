@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -36,6 +36,14 @@ class Gang(Protocol):
 
     def orders(self) -> Orders:
         """What this worker has been told since the last look; asked every step, so it must be cheap."""
+        ...
+
+    def for_run(self, paths: JobPaths, driver: str = "") -> Gang:
+        """This worker as it trains another run, whose orders it sees. To be closed after that run."""
+        ...
+
+    def close(self) -> None:
+        """Look for no more orders."""
         ...
 
 
@@ -72,6 +80,11 @@ class RayGang:
         self._paths = paths
         self._watch = OrderWatch(paths, driver) if self.rank == 0 else None
 
+    def for_run(self, paths: JobPaths, driver: str = "") -> RayGang:
+        other = copy.copy(self)
+        other._paths, other._watch = paths, OrderWatch(paths, driver) if self.rank == 0 else None
+        return other
+
     def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
         if self.rank == 0:
             write_attempt(self._paths, start, self.world_size)
@@ -79,6 +92,10 @@ class RayGang:
 
     def orders(self) -> Orders:
         return self._watch.orders() if self._watch is not None else Orders()
+
+    def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
 
 
 class TorchrunGang:
@@ -91,6 +108,11 @@ class TorchrunGang:
         self._watch = OrderWatch(paths) if self.rank == 0 else None
         self._signalled = False
 
+    def for_run(self, paths: JobPaths, driver: str = "") -> TorchrunGang:
+        other = copy.copy(self)
+        other._watch = OrderWatch(paths, driver) if self.rank == 0 else None
+        return other
+
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """A signal handler: the next step's all-reduce tells the others."""
         self._signalled = True
@@ -101,6 +123,10 @@ class TorchrunGang:
     def orders(self) -> Orders:
         heard = self._watch.orders() if self._watch is not None else Orders()
         return replace(heard, stop=heard.stop or self._signalled)
+
+    def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
 
 
 def end_superseded() -> None:
@@ -122,6 +148,7 @@ class OrderWatch:
         """`driver`: see `Job`."""
         self._paths, self._driver, self._every_s, self._leave = paths, driver, every_s, leave
         self._stop = self._save = False
+        self._closed = threading.Event()
         threading.Thread(target=self._run, name="orders", daemon=True).start()
 
     def orders(self) -> Orders:
@@ -130,9 +157,12 @@ class OrderWatch:
             self._save = False
         return Orders(self._stop, save)
 
+    def close(self) -> None:
+        """Look no more."""
+        self._closed.set()
+
     def _run(self) -> None:
-        while not self._stop:
-            time.sleep(self._every_s)
+        while not self._stop and not self._closed.wait(self._every_s):
             if self._is_superseded():
                 self._leave()
                 return

@@ -20,7 +20,7 @@ from jobs.data.order import MICRO_BATCH
 from jobs.data.permutation import key
 from jobs.data.prepared import Prepared
 from jobs.data.stream import StepRows, Stream, step_plan
-from jobs.errors import RunFailed
+from jobs.errors import Diverged
 from jobs.journal import Record
 from jobs.metricwords import metric_words
 from jobs.modeldir import local_model_dir
@@ -39,7 +39,7 @@ from jobs.training.loss import loss_sum
 from jobs.training.packing import rows_are_unpacked
 from jobs.training.report import Reporter
 from jobs.training.restoring import check_step, load_best, restored
-from jobs.training.run import LoopState, Run
+from jobs.training.run import Loaded, LoopState, Run
 from jobs.training.saving import Heard, digest_of_rows, heard_of, saved_if_due, saying
 from jobs.training.skips import skip_message, untrained
 
@@ -52,9 +52,7 @@ def train(job: Job, gang: Gang) -> LoopState:
     run = None
     try:
         run = set_up(job, gang, reporter)
-        state = restored(run)
-        if state.step == 0 and job.spec.eval.eval_on_start:
-            state = evaluated(run, state)
+        state = begun(run, restored(run))
         if state.step < run.plan.total_steps:
             state = train_steps(run, state)
         if not state.stopped:
@@ -66,8 +64,17 @@ def train(job: Job, gang: Gang) -> LoopState:
         reporter.close()
 
 
-def train_steps(run: Run, state: LoopState) -> LoopState:
-    """Every step from the state's on."""
+def begun(run: Run, state: LoopState) -> LoopState:
+    """The state with the metrics before the first step, where the run is new and asks for them."""
+    return evaluated(run, state) if state.step == 0 and run.job.spec.eval.eval_on_start else state
+
+
+def train_steps(run: Run, state: LoopState, until: int | None = None) -> LoopState:
+    """Every step from the state's on.
+
+    Args:
+        until: pause after this step, with a score and a checkpoint; None: go on to the end.
+    """
     spec, plan = run.job.spec, run.plan
     rows_of_steps = timed(run.gang.steps(stream_of(run), state.step))
     started = time.perf_counter()
@@ -77,16 +84,17 @@ def train_steps(run: Run, state: LoopState) -> LoopState:
         check_step(run, state, heard)
         state = counted(run, state.after(heard.loss, heard.digest), heard)
         last = state.step == plan.total_steps
+        ends = last or state.step == until
         record = step_record(run, state, rate, data_wait_s, time.perf_counter() - started)
-        if last or (spec.eval.eval_steps and state.step % spec.eval.eval_steps == 0):
+        if ends or (spec.eval.eval_steps and state.step % spec.eval.eval_steps == 0):
             state = evaluated(run, state, record)
             record |= state.metrics
         run.reporter.step(record)
         check_skips(run, state, heard, last)
-        state = saved_if_due(run, state, heard, last)
+        state = saved_if_due(run, state, heard, ends)
         run.checkpoints.rest()
-        if heard.stop and not last:
-            return replace(state, stopped=True)
+        if (heard.stop or ends) and not last:
+            return replace(state, stopped=heard.stop)
         started = time.perf_counter()
     return state
 
@@ -103,16 +111,14 @@ def counted(run: Run, state: LoopState, heard: Heard) -> LoopState:
 
 
 def check_skips(run: Run, state: LoopState, heard: Heard, last: bool) -> None:
-    """Raise RunFailed where steps change nothing, or a step with a loss that is not finite changed the weights."""
+    """Raise Diverged where steps change nothing, or a step with a loss that is not finite changed the weights."""
     if not heard.skipped and not np.isfinite(heard.loss):
-        raise RunFailed(
-            f"the loss of step {state.step} is {heard.loss}: lower train.learning_rate, or look at the data"
-        )
+        raise Diverged(f"the loss of step {state.step} is {heard.loss}: lower train.learning_rate, or look at the data")
     reason = state.skips.failure()
     if reason is None and last and heard.skipped and run.engine.partitions.optimizer_step() == 0:
         reason = untrained(state.step)
     if reason is not None:
-        raise RunFailed(reason)
+        raise Diverged(reason)
 
 
 def train_step(run: Run, rows: StepRows, rate: float) -> Heard:
@@ -185,17 +191,27 @@ def most_memory_bytes(gang: Gang) -> int:
 
 
 def set_up(job: Job, gang: Gang, reporter: Reporter) -> Run:
-    """Open the prepared rows, load the model sharded, build the engine."""
-    prepared = Prepared.open(job.prepared_root)
-    split = prepared.split("train")
+    """Load the rows and the model, and make the run ready; a call of every rank."""
     lost = count_attempts(job.paths) - job.earlier_attempts if gang.rank == 0 else 0
     if lost > 0:  # only under Ray, which starts lost workers again
         reporter.event("warning", f"workers were lost and are started again ({lost} so far)", lost=lost)
     reporter.event("phase", f"loading the model on {many(gang.world_size, 'worker')}", phase="model")
+    return ready(load(job, gang, reporter), job, gang, reporter)
+
+
+def load(job: Job, gang: Gang, reporter: Reporter) -> Loaded:
+    """Open the prepared rows, load the model sharded, build the engine; a call of every rank."""
+    prepared = Prepared.open(job.prepared_root)
     engine = build_engine(job.spec, local_model_dir(job.model), gang, prepared.manifest.pad_token_id)
-    pad = engine.pad_token_id
+    unpack = rows_are_unpacked(job.spec, gang, engine.module, engine.pad_token_id, reporter)
+    return Loaded(engine, prepared, unpack, row_digests(prepared.split("train").index.sample_ids))
+
+
+def ready(loaded: Loaded, job: Job, gang: Gang, reporter: Reporter) -> Run:
+    """A run of the job on what is loaded; a call of every rank. The weights are those that the engine holds."""
+    engine, prepared = loaded.engine, loaded.prepared
+    split, pad = prepared.split("train"), engine.pad_token_id
     plan, host = step_plan(job.spec, split), HostCopy(engine.partitions)
-    unpack = rows_are_unpacked(job.spec, gang, engine.module, pad, reporter)
     reporter.event("plan", f"training {many(plan.total_steps, 'step')}", total_steps=plan.total_steps, **engine.facts())
     return Run(
         job=job,
@@ -207,13 +223,13 @@ def set_up(job: Job, gang: Gang, reporter: Reporter) -> Run:
         reader=CheckpointReader(job.paths, engine.partitions, engine.buffers, host, gang.rank, reporter.event),
         plan=plan,
         batching=plan_batching(job.spec),
-        evaluator=Evaluator(job.spec, prepared.split("eval"), pad, unpack) if prepared.has("eval") else None,
+        evaluator=Evaluator(job.spec, prepared.split("eval"), pad, loaded.unpack) if prepared.has("eval") else None,
         reporter=reporter,
         num_targets=split.index.num_targets,
         num_tokens=split.index.num_tokens,
-        row_digests=row_digests(split.index.sample_ids),
+        row_digests=loaded.row_digests,
         pad_token_id=pad,
-        unpack=unpack,
+        unpack=loaded.unpack,
         data_fingerprint=prepared.manifest.fingerprint,
     )
 

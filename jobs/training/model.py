@@ -123,7 +123,7 @@ def weight_decay_of(shape: tuple[int, ...], weight_decay: float) -> float:
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The optimizer's groups: what decays, and what does not.
+    """The optimizer's groups: what decays (`decays`), and what does not.
 
     A sharded parameter is flat; DeepSpeed keeps its real shape in `ds_shape`.
     """
@@ -133,5 +133,8 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
         if parameter.requires_grad:
             shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
             (decayed if weight_decay_of(shape, 1.0) else plain).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay, "decays": True},
+        {"params": plain, "weight_decay": 0.0, "decays": False},
+    ]
     return [group for group in groups if group["params"]]

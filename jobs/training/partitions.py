@@ -94,6 +94,21 @@ class Partitions:
             adam["step"] = optimizer_step if own else torch.tensor(float(optimizer_step), dtype=torch.float32)
         self._refresh()
 
+    @torch.no_grad()
+    def restart(self, weights: tuple[torch.Tensor, ...]) -> None:
+        """Take over flat weights shaped as `flats`, and forget all that the optimizer has learnt.
+
+        A call of every rank. Adam's moments are set to zero in place: memory stays as it is.
+        """
+        for flat, kept in zip(self.flats, weights, strict=True):
+            flat.data.copy_(kept)
+            for name, value in (self._adam.state.get(flat) or {}).items():
+                if isinstance(value, torch.Tensor):
+                    value.zero_()
+                else:
+                    self._adam.state[flat][name] = 0
+        self._refresh()
+
     def share_fp32_weights(self) -> None:
         """Let the optimizer update the weights that the model computes with, where these are fp32 shards of ZeRO-3.
 

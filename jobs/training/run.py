@@ -11,6 +11,7 @@ import numpy.typing as npt
 from jobs.checkpoints import Best
 from jobs.data.chain import EMPTY_CHAIN, extended
 from jobs.data.order import StepPlan
+from jobs.data.prepared import Prepared
 from jobs.planning import Batching
 from jobs.training.checkpoint import Checkpointer
 from jobs.training.checkpoint_reader import CheckpointReader
@@ -46,6 +47,16 @@ class LoopState:
         """The state after one more step."""
         chain = extended(self.chain, digest)
         return replace(self, step=self.step + 1, loss=loss, chain=chain, expected_loss=None, kept=False)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a process loads once, whichever runs it trains: the model in its engine, and the prepared rows."""
+
+    engine: Engine
+    prepared: Prepared
+    unpack: bool  # the model would let packed samples see each other
+    row_digests: npt.NDArray[np.uint64]  # of every prepared training row
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@
 A case is {"name", "spec" (JSON file), "run_root", "prepared_root", "logits" (file to write, or null), "stop_at" (step
 after which somebody asks it to stop, or null), "faults" ({step: {fault: whether}}, see `faulty`)}. The loop is the real
 one; rank 0 leaves the logits of the trained model on the first rows, to be compared by another process.
+
+Where CASES.json holds an object and no list, it is a warm gang: {"spec", "gang_root", "prepared_root", "memory",
+"poisoned" (roots of runs whose loss is NaN)}.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -27,11 +31,13 @@ from jobs.data.stream import StepRows, Stream
 from jobs.errors import RunFailed
 from jobs.load import load_spec
 from jobs.paths import JobPaths
+from jobs.search.mailbox import Answer, Mailbox, Order
 from jobs.training import export, loop
 from jobs.training.batch import collate, model_logits
 from jobs.training.gang import Orders, TorchrunGang
 from jobs.training.job import Job
 from jobs.training.loss import loss_sum
+from jobs.training.warm import serve
 from tests.support.faulty import FaultyFileSystem, register
 
 
@@ -100,6 +106,29 @@ def run_case(case: dict[str, Any]) -> None:
                 np.save(case["logits"], logits.float().numpy())
 
 
+def run_warm(case: dict[str, Any], world: TorchrunWorld) -> None:
+    """A warm gang, whose orders lie in its mailbox already. `memory`: a file for rank 0's resident MB after each."""
+    spec = load_spec(case["spec"])
+    job = Job(spec, case["gang_root"], case["prepared_root"], spec.model.path)
+    gang = TorchrunGang(job.paths, 0, world)
+    resident: list[float] = []
+    answered, awaited, loss = Mailbox.answer, Mailbox.await_order, loop.loss_sum
+
+    def noting(self: Mailbox, number: int, answer: Answer) -> None:
+        resident.append(psutil.Process().memory_info().rss / 1e6)
+        answered(self, number, answer)
+
+    def poisoned(self: Mailbox, number: int) -> Order:
+        order = awaited(self, number)
+        loop.loss_sum = (lambda *of: loss(*of) * float("nan")) if order.run in case["poisoned"] else loss
+        return order
+
+    Mailbox.answer, Mailbox.await_order = noting, poisoned  # type: ignore[method-assign]
+    serve(job, gang, 1)
+    if gang.rank == 0:
+        pathlib.Path(case["memory"]).write_text(json.dumps(resident))
+
+
 def main(file: str, store: str = "env://") -> None:
     world = torchrun_world()
     assert world is not None
@@ -108,8 +137,11 @@ def main(file: str, store: str = "env://") -> None:
     faults = listing.parent / "now"
     faults.mkdir(exist_ok=True)
     register(faults)
-    for case in json.loads(listing.read_text()):
+    cases = json.loads(listing.read_text())
+    for case in cases if isinstance(cases, list) else []:
         run_case(case)
+    if isinstance(cases, dict):
+        run_warm(cases, world)
     dist.barrier()
     dist.destroy_process_group()
     sys.stdout.flush()

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from jobs.data.prepared import Prepared
 from jobs.journal import read_journal
 from jobs.load import dump_spec
 from jobs.paths import JobPaths
+from jobs.search.mailbox import Answer, Mailbox, Order
 from jobs.spec import Spec
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -54,6 +56,10 @@ class Case:
     def record(self, column: str) -> list[Any]:
         """One column of the run's metrics."""
         return [record[column] for record in read_journal(self.paths.metrics)]
+
+    def last(self, column: str) -> Any:
+        """The newest value of a column that not every record has."""
+        return [record[column] for record in read_journal(self.paths.metrics) if column in record][-1]
 
 
 def case_of(folder: pathlib.Path, name: str, spec: Spec, stop_at: int | None = None) -> Case:
@@ -95,6 +101,37 @@ def run_gang(
     output = folder / f"cases-{num_workers}.log"
     output.unlink(missing_ok=True)
     _ask({"workers": num_workers, "listing": str(listing), "output": str(output)}, output)
+
+
+def run_warm_gang(
+    folder: pathlib.Path, num_workers: int, base: Case, orders: list[Order], poisoned: Sequence[Case] = ()
+) -> list[Answer]:
+    """Have one warm gang carry out all orders; its answers. `memory.json` in the folder has the resident MB after each.
+
+    Args:
+        base: the job that the gang loads; its run's directory becomes the gang's.
+        poisoned: trials whose loss is NaN.
+    """
+    mailbox, spec_file = Mailbox(base.paths.root), folder / f"{base.name}.json"
+    spec_file.write_bytes(dump_spec(base.spec))
+    for number, order in enumerate([*orders, Order(action="end")], 1):
+        mailbox.send(number, order)
+    case = {
+        "spec": str(spec_file),
+        "gang_root": base.paths.root,
+        "prepared_root": base.prepared.root,
+        "memory": str(folder / "memory.json"),
+        "poisoned": [case.paths.root for case in poisoned],
+    }
+    listing, output = folder / f"warm-{num_workers}.json", folder / f"warm-{num_workers}.log"
+    listing.write_text(json.dumps(case))
+    output.unlink(missing_ok=True)
+    _ask({"workers": num_workers, "listing": str(listing), "output": str(output)}, output)
+
+    def missing() -> None:
+        raise AssertionError("the gang has ended without this answer")
+
+    return [mailbox.await_answer(number, missing) for number in range(1, len(orders) + 1)]
 
 
 def _ask(request: dict[str, Any], output: pathlib.Path) -> None:

@@ -13,6 +13,10 @@ def share_of_first(given: Any) -> float:
     return float((given.predictions.argmax(-1) == 0).mean())
 
 
+def failing(given: Any) -> float:
+    raise ValueError("no such column in my table")
+
+
 def broken(given: Any) -> float:
     """Raises, as a user's function may, and counts how often it was called."""
     with pathlib.Path(os.environ["BROKEN_METRIC_CALLS"]).open("a") as file:

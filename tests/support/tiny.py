@@ -36,7 +36,10 @@ def save_tokenizer(folder: pathlib.Path) -> None:
 
 
 def save_model(folder: pathlib.Path, kind: str, seed: int = 0, dropout: float = 0.0) -> pathlib.Path:
-    """A model of `kind` (llama, gpt2, bloom, bert) with a tokenizer; `dropout` is for gpt2."""
+    """A model of `kind` (llama, gpt2, bloom, bert, or encoder, a bert without a head) with a tokenizer.
+
+    `dropout` is for gpt2.
+    """
     import torch
     import transformers
 
@@ -84,6 +87,7 @@ def save_model(folder: pathlib.Path, kind: str, seed: int = 0, dropout: float = 
             num_labels=3,
         )
         model = transformers.BertForSequenceClassification(config)
+        model = model.bert if kind == "encoder" else model
     model.save_pretrained(folder)
     save_tokenizer(folder)
     return folder

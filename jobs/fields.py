@@ -11,9 +11,10 @@ from pydantic.fields import FieldInfo
 
 from jobs.commandspec import CommandSpec
 from jobs.queuespec import Kind
+from jobs.search.spec import SweepSpec
 from jobs.spec import Spec
 
-SPEC_MODELS: Mapping[Kind, type[BaseModel]] = {"finetune": Spec, "command": CommandSpec}
+SPEC_MODELS: Mapping[Kind, type[BaseModel]] = {"finetune": Spec, "command": CommandSpec, "sweep": SweepSpec}
 
 # What other tools call it, anywhere or in one section. The left side is compared without regard to case, '-' and '_'.
 ALIASES: Mapping[str, str] = {

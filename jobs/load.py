@@ -21,6 +21,7 @@ from jobs.marks import Document, Path, dotted, parse, parse_value
 from jobs.mistakes import KEY, reworded, shown
 from jobs.queuespec import MOST_KEYS, Kind
 from jobs.runref import run_named
+from jobs.search.spec import SweepSpec
 from jobs.spec import SCHEMA_VERSION, Source, Spec
 
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
@@ -71,6 +72,20 @@ class Loaded:
 
 def load_marked(path: str, overrides: Sequence[str] = ()) -> Loaded:
     """The same, for whoever has more to say of its fields. Raises SpecError."""
+    spec, marks = _read(path, overrides)
+    if isinstance(spec, SweepSpec):
+        raise SpecError(f"{path} is of kind sweep, and one job is asked for here. fleetune run {path} runs the sweep")
+    return Loaded(spec, marks)
+
+
+def load_sweep(path: str, overrides: Sequence[str] = ()) -> SweepSpec | None:
+    """The sweep of a file; None where it holds a spec of another kind. Raises SpecError."""
+    spec, _ = _read(path, overrides)
+    return spec if isinstance(spec, SweepSpec) else None
+
+
+def _read(path: str, overrides: Sequence[str]) -> tuple[AnySpec | SweepSpec, Mapping[str, str]]:
+    """Raises SpecError."""
     if path.lower().endswith(_DATA):
         raise SpecError(
             f"{path} is a data file, not a spec: write a spec that names it as data.train{_specs_beside(path)}"
@@ -79,10 +94,34 @@ def load_marked(path: str, overrides: Sequence[str] = ()) -> Loaded:
     if not isinstance(document.value, dict):
         what = "is empty" if document.value is None else "is no mapping of keys to values"
         raise SpecError(f"{path}: {what}: a spec needs model and data. `fleetune spec` prints every field")
+    base = _take_in_base(document, path)
     for override in overrides:
         _override(document, override)
-    spec = with_absolute_paths(_checked(document), path)
-    return Loaded(spec, {dotted(place): mark for place, mark in document.marks.items() if place})
+    checked, marks = _checked(document), {dotted(place): mark for place, mark in document.marks.items() if place}
+    if isinstance(checked, SweepSpec):
+        return checked.model_copy(update={"base": with_absolute_paths(checked.base, base)}), marks
+    return with_absolute_paths(checked, path), marks
+
+
+def _take_in_base(document: Document, path: str) -> str:
+    """Put the base of a sweep in the place of its path; the file that its own paths are relative to.
+
+    Raises SpecError.
+    """
+    named = document.value.get("base") if document.value.get("kind") == "sweep" else None
+    if not isinstance(named, str):
+        return path
+    file = _absolute(named, os.path.dirname(path) if storage.is_url(path) else os.path.dirname(os.path.abspath(path)))
+    try:
+        base = parse(_text(file), named)
+    except SpecError as error:
+        raise SpecError(_said(document.mark(("base",)), f"base: {error}")) from error
+    if not isinstance(base.value, dict):
+        raise SpecError(_said(document.mark(("base",)), f"base: {named} is no mapping of keys to values"))
+    document.value["base"] = base.value
+    document.marks |= {("base", *place): mark for place, mark in base.marks.items()}
+    document.problems += base.problems
+    return file
 
 
 def spec_of(value: Mapping[str, Any]) -> AnySpec:
@@ -95,10 +134,13 @@ def spec_of(value: Mapping[str, Any]) -> AnySpec:
         copied = json.loads(json.dumps(dict(value)))
     except (TypeError, ValueError, RecursionError) as error:
         raise SpecError(f"a spec is a mapping of keys to values, as JSON has them: {error}") from error
-    return _checked(Document(copied, {(): ""}))
+    spec = _checked(Document(copied, {(): ""}))
+    if isinstance(spec, SweepSpec):
+        raise SpecError("kind: the queue takes no sweeps: fleetune run FILE runs one")
+    return spec
 
 
-def _checked(document: Document) -> AnySpec:
+def _checked(document: Document) -> AnySpec | SweepSpec:
     """Raises SpecError."""
     _check_version(document)
     kind = _kind_of(document)
@@ -245,7 +287,9 @@ def too_large(value: Any, path: Path = ()) -> tuple[Path, str] | None:
     return next((found for name, one in inner if (found := too_large(one, (*path, name)))), None)
 
 
-def _validate(document: Document, kind: Kind, problems: list[tuple[str, str]], meant: set[str]) -> AnySpec | None:
+def _validate(
+    document: Document, kind: Kind, problems: list[tuple[str, str]], meant: set[str]
+) -> AnySpec | SweepSpec | None:
     try:
         return SPEC_MODELS[kind].model_validate_json(json.dumps(document.value), strict=True)  # type: ignore[return-value]
     except ValidationError as error:
@@ -268,7 +312,12 @@ def _seems_short(place: Path, kind: str, found: Sequence[Mapping[str, Any]]) -> 
 
 
 def _as_written(document: Document, place: Path) -> Path:
-    """A source that stands alone is written without the list that it is checked as."""
+    """A source that stands alone is written without the list that it is checked as; a range without its form's name."""
+    if place[:1] == ("space",):
+        return (*place[:2], *place[3:])
+    if place[:1] == ("base",):
+        inner = Document(document.value["base"], {(): ""}) if isinstance(document.value["base"], dict) else document
+        return ("base", *_as_written(inner, place[1:]))
     head, rest = place[:2], place[2:]
     if rest[:1] == (0,) and head in (("data", "train"), ("data", "eval")):
         written = document.value["data"][head[1]]

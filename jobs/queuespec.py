@@ -94,4 +94,4 @@ class Queue(Frozen):
     )
 
 
-Kind = Literal["finetune", "command"]
+Kind = Literal["finetune", "command", "sweep"]

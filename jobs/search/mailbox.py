@@ -1,6 +1,6 @@
-"""Orders to a warm gang and its answers: numbered files in the gang's directory. Light to import.
+"""Messages between the driver of a sweep, its trials and its warm gangs: files, each written once. Light to import.
 
-The driver of a sweep writes an order, every worker of the gang reads it, rank 0 writes the answer. An order is carried
+The driver writes an order for a gang, every worker of the gang reads it, rank 0 writes the answer. An order is carried
 out once: a gang whose workers were started again begins with the order after the last one that the driver wrote.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import ConfigDict, Field
 
@@ -19,6 +19,15 @@ from jobs.spec import Spec
 Action = Literal["train", "export", "end"]
 Status = Literal["paused", "finished", "stopped", "failed", "exported"]
 _POLL_LOCAL_S, _POLL_REMOTE_S = 0.02, 0.5
+
+Message = TypeVar("Message", bound=Frozen)
+
+
+class Request(Frozen):
+    """What a trial wants."""
+
+    trial: int = Field(ge=1, description="Number of the trial.")
+    until: int | None = Field(None, ge=1, description="Train to this step and pause; left out: to the end.")
 
 
 class Order(Frozen):
@@ -45,34 +54,76 @@ class Answer(Frozen):
     reason: str | None = Field(None, description="Why it failed.")
 
 
-class Mailbox:
-    """The orders and answers of one gang."""
+class Tray:
+    """A folder of messages by name."""
 
     def __init__(self, root: str) -> None:
         self._root = root
         self._poll_s = _POLL_LOCAL_S if storage.is_local(root) else _POLL_REMOTE_S
 
-    def send(self, number: int, order: Order) -> None:
-        storage.write_bytes(self._order(number), order.model_dump_json().encode())
+    def names(self) -> list[str]:
+        """Of whole messages, in their order; a file that is being written begins with a dot."""
+        found = storage.list_names(self._root)
+        return sorted(name.removesuffix(".json") for name in found if name.endswith(".json") and name[0] != ".")
 
-    def answer(self, number: int, answer: Answer) -> None:
-        storage.write_bytes(self._answer(number), answer.model_dump_json().encode())
+    def put(self, name: str, message: Frozen) -> None:
+        storage.write_bytes(self._path(name), message.model_dump_json().encode())
 
-    def await_order(self, number: int) -> Order:
-        """Wait for as long as it takes."""
-        while not storage.exists(self._order(number)):
-            time.sleep(self._poll_s)
-        return Order.model_validate_json(storage.read_bytes(self._order(number)))
+    def has(self, name: str) -> bool:
+        return storage.exists(self._path(name))
 
-    def await_answer(self, number: int, look: Callable[[], None]) -> Answer:
+    def read(self, name: str, kind: type[Message]) -> Message:
+        return kind.model_validate_json(storage.read_bytes(self._path(name)))
+
+    def wait(self, name: str, kind: type[Message], look: Callable[[], None] = lambda: None) -> Message:
         """Wait for as long as it takes. `look` is called between two looks; what it raises ends the wait."""
-        while not storage.exists(self._answer(number)):
+        while not self.has(name):
             look()
             time.sleep(self._poll_s)
-        return Answer.model_validate_json(storage.read_bytes(self._answer(number)))
+        return self.read(name, kind)
 
-    def _order(self, number: int) -> str:
-        return storage.join(self._root, "orders", f"{number:06d}.json")
+    def _path(self, name: str) -> str:
+        return storage.join(self._root, f"{name}.json")
 
-    def _answer(self, number: int) -> str:
-        return storage.join(self._root, "answers", f"{number:06d}.json")
+
+class Desk:
+    """Where the trials of a sweep leave their requests, and find what came of them."""
+
+    def __init__(self, root: str) -> None:
+        self.requests = Tray(storage.join(root, "requests"))
+        self.answers = Tray(storage.join(root, "answers"))
+
+
+class Mailbox:
+    """The orders and answers of one gang, by number from 1 on."""
+
+    def __init__(self, root: str) -> None:
+        self._orders, self._answers = Tray(storage.join(root, "orders")), Tray(storage.join(root, "answers"))
+        self._opened = storage.join(root, "open")
+
+    def open(self) -> None:
+        """Say that orders are read: the model and the rows are loaded."""
+        storage.write_bytes(self._opened, b"")
+
+    def close(self) -> None:
+        storage.remove_file(self._opened)
+
+    @property
+    def is_open(self) -> bool:
+        return storage.exists(self._opened)
+
+    def send(self, number: int, order: Order) -> None:
+        self._orders.put(_name(number), order)
+
+    def answer(self, number: int, answer: Answer) -> None:
+        self._answers.put(_name(number), answer)
+
+    def await_order(self, number: int) -> Order:
+        return self._orders.wait(_name(number), Order)
+
+    def await_answer(self, number: int, look: Callable[[], None]) -> Answer:
+        return self._answers.wait(_name(number), Answer, look)
+
+
+def _name(number: int) -> str:
+    return f"{number:06d}"

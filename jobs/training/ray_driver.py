@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from cluster.inventory import Inventory
@@ -145,7 +145,7 @@ class Training:
                 raise
             except Exception as error:
                 traceback.print_exc()
-                crash = self._crash_of(error)
+                crash = crash_of(error, self.job.driver, self.places or ())
                 self._go_on_after(crash, healing, error)
             self.signals.graceful = False
 
@@ -166,19 +166,6 @@ class Training:
             check_alive(self.places or (), snapshot())
             self._looked_at_s = time.monotonic()
 
-    def _crash_of(self, error: Exception) -> Crash | None:
-        """What became of the workers, with what their nodes know. Raises MachinesFailed."""
-        nodes = snapshot()
-        check_alive(self.places or (), nodes)
-        found = [self._examined(crash, nodes) for crash in crashes_of(error)[:_MOST_EXAMINED]]
-        return min(found, key=lambda crash: list(How).index(crash.how), default=None)
-
-    def _examined(self, crash: Crash, nodes: Inventory) -> Crash:
-        if crash.node is None or crash.node not in {node.node_id for node in nodes.nodes}:
-            return crash
-        left = ask_node(crash.node, remains, self.job.driver)
-        return crash if left is None else examined(crash, left)
-
     def _go_on_after(self, crash: Crash | None, healing: Healing, error: Exception) -> None:
         """Returns where the workers are to be started again. Raises RunFailed, MachinesFailed, Interrupted."""
         if crash is None:
@@ -195,3 +182,27 @@ class Training:
                 raise MachinesFailed(said) from error
             raise RunFailed(f"{said}. Look at the log of that rank") from error
         self.announce("warning", f"{crash}: starting the workers again", losses=healing.losses)
+
+
+def crash_of(error: Exception, driver: str, places: Sequence[str] = ()) -> Crash | None:
+    """What became of the workers, with what their nodes know; None where no worker was lost.
+
+    Args:
+        error: what `TorchTrainer.fit` raised.
+        driver: see `Job`.
+        places: the nodes that a queue has given.
+
+    Raises:
+        MachinesFailed: one of these nodes is gone.
+    """
+    nodes = snapshot()
+    check_alive(places, nodes)
+    found = [_examined(crash, nodes, driver) for crash in crashes_of(error)[:_MOST_EXAMINED]]
+    return min(found, key=lambda crash: list(How).index(crash.how), default=None)
+
+
+def _examined(crash: Crash, nodes: Inventory, driver: str) -> Crash:
+    if crash.node is None or crash.node not in {node.node_id for node in nodes.nodes}:
+        return crash
+    left = ask_node(crash.node, remains, driver)
+    return crash if left is None else examined(crash, left)

@@ -21,6 +21,7 @@ from jobs.journal import Record
 from jobs.training.job import Job
 from jobs.training.ray_worker import ray_worker
 
+Worker = Callable[[dict[str, Any]], Record | None]
 _FEW_WORKERS = 64
 _POLL_S = 0.5
 # From the room that was seen to workers that run: Ray's own 60 s are too short where a node imports torch from a slow
@@ -31,7 +32,14 @@ _START_TIMEOUT_S = 300
 _FAILURE_GRACE_S = 10.0
 
 
-def fit(job: Job, places: Sequence[str] | None, alone: bool, look: Callable[[], None]) -> Record | None:
+def fit(
+    job: Job,
+    places: Sequence[str] | None,
+    alone: bool,
+    look: Callable[[], None],
+    worker: Worker = ray_worker,
+    **more: Any,
+) -> Record | None:
     """Train on the connected cluster; what rank 0 returned, None where a worker reported a failure.
 
     `TorchTrainer.fit` runs in a thread: on the main thread it would take Ctrl-C for itself and save nothing.
@@ -40,6 +48,7 @@ def fit(job: Job, places: Sequence[str] | None, alone: bool, look: Callable[[], 
         places: the node of each worker; None: wherever there is room.
         alone: on a Ray that ends with this process.
         look: called twice a second; what it raises ends the wait, not the workers.
+        worker: what each worker calls with {"job": job} and `more`.
 
     Raises:
         Exception: what `TorchTrainer.fit` raises.
@@ -49,7 +58,7 @@ def fit(job: Job, places: Sequence[str] | None, alone: bool, look: Callable[[], 
 
     def run() -> None:
         try:
-            done["result"] = make_trainer(job, name, places, alone).fit().return_value
+            done["result"] = make_trainer(job, name, places, alone, worker, **more).fit().return_value
         except BaseException as error:
             done["error"] = error
         with contextlib.suppress(StorageError):  # Ray's own notes, of no use to anybody
@@ -73,13 +82,21 @@ def fit(job: Job, places: Sequence[str] | None, alone: bool, look: Callable[[], 
     return result
 
 
-def make_trainer(job: Job, name: str, places: Sequence[str] | None = None, alone: bool = False) -> Any:
+def make_trainer(
+    job: Job,
+    name: str,
+    places: Sequence[str] | None = None,
+    alone: bool = False,
+    worker: Worker = ray_worker,
+    **more: Any,
+) -> Any:
     """The trainer of a job: all that Ray Train is told.
 
     Args:
         name: under which Ray keeps a state of its own, and would go on from one that it finds: a new one each time.
         places: the node of each worker.
         alone: on a Ray that ends with this process.
+        worker, more: as `fit` takes them.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -103,8 +120,8 @@ def make_trainer(job: Job, name: str, places: Sequence[str] | None = None, alone
     if resources.gpus_per_worker:
         each["GPU"] = float(resources.gpus_per_worker)
     return Trainer(
-        ray_worker,
-        train_loop_config={"job": job},
+        worker,
+        train_loop_config={"job": job, **more},
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=resources.num_workers,

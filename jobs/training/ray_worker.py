@@ -1,7 +1,8 @@
-"""The function that Ray Train calls in each worker. Light to import: the driver and Ray's controller load it too."""
+"""The functions that Ray Train calls in each worker. Light to import: the driver and Ray's controller load it too."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from jobs.journal import Record
@@ -11,7 +12,7 @@ from jobs.training.vitals import Vitals
 
 
 def ray_worker(config: dict[str, Any]) -> Record | None:
-    """The function that Ray Train calls on every worker. Returns what `jobs.training.worker.guarded` returns."""
+    """Train the job of `config`. Returns what `jobs.training.worker.guarded` returns."""
     job: Job = config["job"]
     import ray.train
 
@@ -22,3 +23,18 @@ def ray_worker(config: dict[str, Any]) -> Record | None:
         from jobs.training.worker import guarded
 
         return guarded(job, RayGang(job.paths, job.spec.resources.gpus_per_worker, job.driver), train)
+
+
+def warm_ray_worker(config: dict[str, Any]) -> Record | None:
+    """Carry out a warm gang's orders, from number `first` of `config` on. Returns what `guarded` returns."""
+    job: Job = config["job"]
+    import ray.train
+
+    rank = ray.train.get_context().get_world_rank()
+    with redirected_output(job.paths.log(f"rank-{rank}")), Vitals(job.driver, rank):
+        from jobs.training.gang import RayGang
+        from jobs.training.warm import serve
+        from jobs.training.worker import guarded
+
+        gang = RayGang(job.paths, job.spec.resources.gpus_per_worker, job.driver)
+        return guarded(job, gang, functools.partial(serve, first=config["first"]))

@@ -54,8 +54,8 @@ class BaseState:
         engine.load_loss_scaler(self.loss_scaler)
 
 
-def serve(job: Job, gang: Gang, first: int) -> None:
-    """Carry out the gang's orders until it is told to end; a call of every rank.
+def serve(job: Job, gang: Gang, first: int) -> LoopState:
+    """Carry out the gang's orders until it is told to end; the state of the last one. A call of every rank.
 
     Args:
         job: the base job; its run's directory is the gang's.
@@ -68,12 +68,15 @@ def serve(job: Job, gang: Gang, first: int) -> None:
     with contextlib.closing(Reporter(job.paths, gang.rank)) as reporter:
         loaded = load(job, gang, reporter)
     workshop = _Workshop(job, gang, loaded, BaseState.of(loaded.engine))
+    if gang.rank == 0:
+        mailbox.open()
     number = first
     while (order := mailbox.await_order(number)).action != "end":
         answer = workshop.carry_out(order)
         if gang.rank == 0:
             mailbox.answer(number, answer)
         number += 1
+    return LoopState(step=number - first)
 
 
 class _Workshop:

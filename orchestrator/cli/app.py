@@ -14,9 +14,11 @@ from jobs.devices import no_gpu_here
 from jobs.errors import InputError, SpecError
 from jobs.fields import SPEC_MODELS
 from jobs.findrun import storage_root
-from jobs.load import load_marked, training
+from jobs.load import load_marked, load_sweep, training
 from jobs.outcome import Event
+from jobs.paths import JobPaths
 from jobs.progress import Progress
+from jobs.search.spec import SweepSpec
 from jobs.validate import validate as check
 from orchestrator import orders
 from orchestrator import runs as run_list
@@ -94,6 +96,8 @@ def run(
     with edge():
         _refuse_dashboard(address, [*([spec] if spec else []), *(["--resume", resume] if resume else [])])
         overrides = [*(set_ or []), *([f"name={json.dumps(name)}"] if name is not None else [])]
+        if spec is not None and (sweep := load_sweep(spec, overrides)) is not None:
+            raise typer.Exit(_run_sweep(sweep, spec, resume, address, quiet))
         loaded, root = load_job(spec, overrides, resume)
         progress = _Root(progress_of(quiet))
         from jobs.finetune import run_on_ray
@@ -104,6 +108,23 @@ def run(
             progress.close()
         typer.echo(text.ending(outcome, progress.root, loaded.data.labels or (), told=not quiet))
         raise typer.Exit(outcome.exit_code)
+
+
+def _run_sweep(sweep: SweepSpec, file: str, resume: str | None, address: str | None, quiet: bool) -> int:
+    """The exit code. Raises FleetuneError."""
+    if resume is not None:
+        raise SpecError(f"{file} is of kind sweep, and --resume goes on with one run: leave it out")
+    progress = progress_of(quiet)
+    from jobs.sweep import ending_of_sweep, run_sweep
+
+    root = _Root(progress)
+    try:
+        outcome = run_sweep(sweep, address=address, progress=root)
+    finally:
+        progress.close()
+    if quiet:
+        typer.echo(ending_of_sweep(JobPaths(root.root or ""), outcome))
+    return outcome.exit_code
 
 
 @app.command(rich_help_panel=YOURS, epilog="Example:  fleetune validate job.yaml --set train.global_batch_size=64")

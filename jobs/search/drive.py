@@ -1,0 +1,237 @@
+"""One sweep on a Ray cluster, seen from its driver: prepare, start the gangs, search, export the best."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import threading
+import time
+import traceback
+from collections import Counter
+from typing import Any
+
+from cluster.ray_backend import SPARE_CPUS, connected, is_own, keep_actors_here
+from cluster.words import many
+from cluster.workplace import Workplace
+from jobs import storage
+from jobs.data.stream import step_plan
+from jobs.errors import FleetuneError, RunFailed, StorageError
+from jobs.load import dump_spec
+from jobs.outcome import Outcome, Status, read_outcome, write_outcome
+from jobs.paths import JobPaths
+from jobs.planning import gang_of
+from jobs.provenance import run_facts
+from jobs.record import write_manifest
+from jobs.search.gangs import GangLost, Gangs, gangs_that_fit
+from jobs.search.ledger import Ledger, Trial
+from jobs.search.mailbox import Answer, Desk, Order, Request
+from jobs.search.spec import SweepSpec
+from jobs.search.words import leaderboard, trial_line
+from jobs.signals import StopSignals
+from jobs.training.attempts import take_run
+from jobs.training.job import Job
+from jobs.training.ready import ready_data
+from jobs.watch import Announcer
+
+_NEEDED = ("ray.data", "ray.train.torch", "ray.tune", "optuna")  # in this process
+_POLL_S = 0.05
+_MOST_LOSSES = 3  # of gangs under one trial, before the trial has failed
+BEST = "best.json"
+
+
+def drive_sweep(sweep: SweepSpec, paths: JobPaths, address: str | None, announce: Announcer) -> Outcome:
+    """Search to the end of the budget; the outcome is that of the best trial.
+
+    Raises:
+        InputError: the data, or a gang, cannot be.
+        RunFailed: every trial failed, or the gangs did.
+        Interrupted: a second Ctrl-C, or one before a gang was started.
+    """
+    base, facts, driver = sweep.base, run_facts(), take_run(paths)
+    with StopSignals(paths, announce) as signals:
+        announce("phase", "connecting to Ray", phase="connect")
+        workplace = Workplace(base.working_dir, {}, gpus=base.resources.gpus_per_worker > 0)
+        with connected(address, gang_of(base), workplace, _NEEDED) as inventory:
+            signals.hold()
+            facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
+            keep_actors_here()
+            prepared = ready_data(base, "ray", announce)
+            write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
+            plan = step_plan(base, prepared.split("train"))
+            ledger = Ledger(sweep, paths, plan.total_steps)
+            job = Job(base, paths.root, prepared.root, base.model.path, driver=driver)
+            most = min(sweep.num_gangs or sweep.budget.trials or 1000, sweep.budget.trials or 1000)
+            count = gangs_that_fit(gang_of(base), most, spare=SPARE_CPUS if is_own(address) else 0)
+            announce("phase", f"starting {many(count, 'gang')} of {gang_of(base)}", phase="workers")
+            gangs = Gangs(job, count, is_own(address), announce)
+            signals.graceful = True
+            try:
+                tokens = int(prepared.split("train").index.num_tokens.sum())
+                per_run = tokens * plan.total_rows / max(len(prepared.split("train")), 1)
+                search = Search(ledger, paths, gangs, announce, signals, per_run)
+                search.run()
+                outcome = concluded_sweep(search)
+                announce("leaderboard", leaderboard(ledger))
+                return outcome
+            finally:
+                ledger.close()
+                gangs.end()
+
+
+class Search:
+    """The search of one driver: requests of trials are passed to gangs until Tune is done."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        paths: JobPaths,
+        gangs: Gangs,
+        announce: Announcer,
+        signals: StopSignals,
+        tokens_per_run: float,
+    ) -> None:
+        self.ledger, self.paths, self.gangs, self.announce = ledger, paths, gangs, announce
+        self.signals, self._tokens_per_run = signals, tokens_per_run
+        self._desk_root = storage.join(paths.root, "desk")
+        self._desk = Desk(self._desk_root)
+        self._seen: set[str] = set()
+        self._serving: list[threading.Thread] = []
+        self._began_s = time.monotonic()
+        self._failed: FleetuneError | None = None  # of all gangs
+
+    def run(self) -> None:
+        """Raises FleetuneError: no gang is left; Interrupted: a second signal."""
+        done: dict[str, Any] = {}
+        tune = threading.Thread(target=self._tune, args=(done,), name="tune", daemon=True)
+        tune.start()
+        while tune.is_alive():
+            self._serve_requests()
+            self.signals.check()
+            if self._failed is not None:
+                raise self._failed
+            if self.signals.asked:
+                self._stop_running()
+                return
+            time.sleep(_POLL_S)
+        if "error" in done:
+            raise done["error"]
+
+    def _tune(self, done: dict[str, Any]) -> None:
+        try:
+            from jobs.search.tuning import make_tuner
+
+            make_tuner(self.ledger, self.paths.root, self._desk_root, lambda: len(self.gangs), self.spent).fit()
+        except Exception as error:
+            traceback.print_exc()
+            done["error"] = RunFailed(f"Ray Tune failed: {type(error).__name__}: {error}")
+
+    def spent(self) -> bool:
+        """Whether the budget allows no other trial."""
+        budget, ledger = self.ledger.sweep.budget, self.ledger
+        gang = gang_of(ledger.sweep.base)
+        hours = (time.monotonic() - self._began_s) / 3600 * len(self.gangs) * gang.num_workers
+        return (
+            self.signals.asked
+            or len(ledger.trials) >= (budget.trials or math.inf)
+            or ledger.tokens >= (budget.tokens or math.inf)
+            or ledger.tokens >= (budget.runs or math.inf) * self._tokens_per_run
+            or hours >= (budget.gpu_hours or math.inf)
+            or time.monotonic() - self._began_s >= 60 * (budget.minutes or math.inf)
+            or (self.ledger.sweep.algorithm == "grid" and len(ledger.trials) >= grid_size(ledger.sweep))
+        )
+
+    def _serve_requests(self) -> None:
+        for name in self._desk.requests.names():
+            if name in self._seen:
+                continue
+            self._seen.add(name)
+            thread = threading.Thread(target=self._serve, args=(name,), daemon=True)
+            self._serving.append(thread)
+            thread.start()
+
+    def _serve(self, name: str) -> None:
+        """Have a request carried out, and answer it."""
+        request = self._desk.requests.read(name, Request)
+        trial = self.ledger.trials[request.trial]
+        try:
+            answer = self._carried_out(trial, request.until)
+        except FleetuneError as error:  # no gang is left
+            self._failed = error
+            return
+        except Exception as error:
+            traceback.print_exc()
+            self._failed = RunFailed(f"{type(error).__name__}: {error}")
+            return
+        self.ledger.answered(trial, answer)
+        self.announce("trial", trial_line(self.ledger, trial), trial=trial.number, state=trial.state)
+        judged = {self.ledger.sweep.judged: self.ledger.told_as(trial)}
+        status = "failed" if trial.state == "failed" else answer.status
+        self._desk.answers.put(name, answer.model_copy(update={"metrics": judged, "status": status}))
+
+    def _carried_out(self, trial: Trial, until: int | None) -> Answer:
+        """Raises FleetuneError: no gang is left."""
+        losses = 0
+        trial.driver = trial.driver or take_run(trial.paths)
+        order = Order(action="train", run=trial.paths.root, spec=trial.spec, until=until, driver=trial.driver)
+        self.ledger.began(trial)
+        while True:
+            try:
+                return self.gangs.carry_out(order)
+            except GangLost as error:
+                losses += 1
+                if losses >= _MOST_LOSSES:
+                    return Answer(status="failed", reason=f"its gang was lost {losses} times; the last time {error}")
+
+    def _stop_running(self) -> None:
+        """Have what is being trained saved, and wait for it."""
+        while any(thread.is_alive() for thread in self._serving):
+            for trial in self.ledger.trials.values():
+                if trial.state == "running":
+                    try:
+                        storage.write_bytes(trial.paths.stop_request, b"the sweep is stopped")
+                    except StorageError:
+                        continue
+            time.sleep(4 * _POLL_S)
+            self.signals.check()
+
+
+def grid_size(sweep: SweepSpec) -> int:
+    sizes = (len(values) if isinstance(values, tuple) else values.points or 5 for values in sweep.dimensions.values())
+    return math.prod(sizes)
+
+
+def concluded_sweep(search: Search) -> Outcome:
+    """The outcome of a search that has ended, its best trial exported if the sweep says so.
+
+    Raises:
+        RunFailed: every trial failed.
+    """
+    ledger, now = search.ledger, datetime.datetime.now(datetime.UTC)
+    if search.signals.asked:
+        done = sum(trial.is_over for trial in ledger.trials.values())
+        reason = f"stopped on request after {done} of {many(len(ledger.trials), 'trial')}; checkpoints are kept"
+        return Outcome(status=Status.INTERRUPTED, reason=reason, ended_at=now)
+    best = ledger.best
+    if best is None:
+        reasons = Counter(trial.reason for trial in ledger.trials.values() if trial.reason)
+        (reason, count), *_ = reasons.most_common(1) or [("no trial was finished", 0)]
+        raise RunFailed(f"no trial has a score; {count} of {len(ledger.trials)} ended so: {reason}")
+    storage.write_bytes(storage.join(search.paths.root, BEST), dump_spec(best.spec))
+    model = None
+    if ledger.sweep.then == "export":
+        search.announce("phase", f"exporting the model of trial {best.number}", phase="export")
+        order = Order(action="export", run=best.paths.root, spec=best.spec, driver=best.driver)
+        answer = search.gangs.carry_out(order)
+        if answer.status != "exported":
+            raise RunFailed(f"the model of trial {best.number} could not be exported: {answer.reason}")
+        model = best.paths.model
+        if (outcome := read_outcome(best.paths)) is not None:
+            write_outcome(best.paths, outcome.model_copy(update={"model_path": model}))
+    return Outcome(
+        status=Status.SUCCEEDED,
+        step=best.step,
+        metrics=best.metrics,
+        evaluated_step=best.scores[-1][0],
+        model_path=model,
+        ended_at=now,
+    )

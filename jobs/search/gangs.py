@@ -1,0 +1,253 @@
+"""The warm gangs of a sweep, seen from its driver: started, given orders, started again after a loss, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import replace
+
+from cluster.ray_backend import free_now, wait_for_room
+from cluster.resources import Gang
+from jobs import storage
+from jobs.errors import FleetuneError, MachinesFailed, RunFailed, StorageError
+from jobs.load import dump_spec
+from jobs.outcome import Outcome, Status
+from jobs.outofmemory import advice
+from jobs.planning import gang_of
+from jobs.search.mailbox import Answer, Mailbox, Order
+from jobs.training.crash import How
+from jobs.training.ending import failures_of, outcome_of
+from jobs.training.faults import first_line
+from jobs.training.healing import Healing
+from jobs.training.job import Job
+from jobs.training.ray_driver import crash_of
+from jobs.training.ray_fit import fit
+from jobs.training.ray_worker import warm_ray_worker
+from jobs.watch import Announcer
+
+_END_S = 30.0
+
+
+class GangLost(FleetuneError):
+    """The gang was lost while it carried out an order. The order may be given again, to this gang or another one."""
+
+
+class WarmGang:
+    """Workers that stay, and the orders that they carry out one at a time. Its methods may be called by any thread."""
+
+    def __init__(self, job: Job, alone: bool, announce: Announcer) -> None:
+        """
+        Args:
+            job: the base job; its run's directory is the gang's.
+            alone: on a Ray that ends with this process.
+        """
+        self._job, self._alone, self._announce = job, alone, announce
+        self._mailbox = Mailbox(job.run_root)
+        self._lock = threading.Lock()
+        self._next = 1  # number of the next order
+        self._open: int | None = None  # the order that is being carried out
+        self._given_up: dict[int, Answer | FleetuneError] = {}  # by number of an order that will not be answered
+        self._dead: FleetuneError | None = None
+        self._ending = False
+        storage.write_bytes(job.paths.spec, dump_spec(job.spec))
+        self._thread = threading.Thread(target=self._run, name="gang", daemon=True)
+        self._thread.start()
+
+    @property
+    def dead(self) -> FleetuneError | None:
+        """Why it will not carry out any more orders; None while it may."""
+        return self._dead
+
+    def carry_out(self, order: Order) -> Answer:
+        """Wait until it is done.
+
+        Raises:
+            GangLost: see there.
+            FleetuneError: the gang cannot be started (again).
+        """
+        with self._lock:
+            if self._dead is not None:
+                raise self._dead
+            assert self._open is None, "one order at a time"
+            number = self._open = self._next
+            self._next += 1
+        self._mailbox.send(number, order)
+
+        def look() -> None:
+            with self._lock:
+                given_up = self._given_up.pop(number, None)
+                if given_up is None and self._dead is not None:
+                    given_up = self._dead
+            if isinstance(given_up, FleetuneError):
+                raise given_up
+            if given_up is not None:
+                raise _Instead(given_up)
+
+        try:
+            return self._mailbox.await_answer(number, look)
+        except _Instead as instead:
+            return instead.answer
+        finally:
+            with self._lock:
+                if self._open == number:
+                    self._open = None
+
+    def end(self) -> None:
+        """Have its workers end, and wait for that."""
+        with self._lock:
+            self._ending = True
+            number = self._next
+            self._next += 1
+        with contextlib.suppress(StorageError):
+            self._mailbox.send(number, Order(action="end"))
+        self._thread.join(_END_S)
+
+    def _run(self) -> None:
+        healing = Healing(lambda: self._next)
+        try:
+            while not self._ending:
+                outcome = self._served()
+                if self._ending:
+                    return
+                self._go_on_after(outcome, healing)
+        except FleetuneError as error:
+            self._dead = error
+        except Exception as error:
+            traceback.print_exc()
+            self._dead = RunFailed(f"the gang failed: {type(error).__name__}: {error}")
+
+    def _served(self) -> Outcome:
+        """Start the workers; once they have ended, what came of them."""
+        paths = self._job.paths
+        storage.remove_dir(paths.failures)
+        self._mailbox.close()
+        wait_for_room(gang_of(self._job.spec), lambda text: self._announce("phase", text, phase="workers"))
+        with self._lock:
+            if self._ending:
+                return outcome_of(paths, None, [])
+            first = self._open or self._next
+        try:
+            result = fit(self._job, None, self._alone, lambda: None, warm_ray_worker, first=first)
+        except FleetuneError:
+            raise
+        except Exception as error:
+            if self._ending:
+                return outcome_of(paths, None, [])
+            traceback.print_exc()
+            return self._outcome_of_crash(error)
+        return outcome_of(paths, result, failures_of(paths))
+
+    def _outcome_of_crash(self, error: Exception) -> Outcome:
+        crash = crash_of(error, self._job.driver)
+        if crash is None:
+            cause = first_line(getattr(error, "controller_failure", error))
+            raise RunFailed(f"Ray Train gave the gang up: {cause}") from error
+        out_of_memory = crash.how is How.MEMORY
+        reason = f"{crash}. {advice(self._job.spec)}" if out_of_memory else str(crash)
+        lost = outcome_of(self._job.paths, None, [])
+        return lost.model_copy(update={"reason": reason, "lost": not out_of_memory, "out_of_memory": out_of_memory})
+
+    def _go_on_after(self, outcome: Outcome, healing: Healing) -> None:
+        """Give the open order up. Raises FleetuneError where the workers are not worth another start."""
+        reason = str(outcome.reason)
+        if outcome.status is not Status.FAILED:
+            raise RunFailed("the workers of the gang have ended, and nobody had asked for it")
+        if not outcome.lost and not self._mailbox.is_open:
+            raise RunFailed(reason)
+        if not healing.may_go_on():
+            raise MachinesFailed(f"the workers of a gang were lost {healing.losses} times; the last time {reason}")
+        self._announce("warning", f"{reason}: starting the workers of the gang again", losses=healing.losses)
+        given_up: Answer | FleetuneError = GangLost(reason) if outcome.lost else Answer(status="failed", reason=reason)
+        with self._lock:
+            if self._open is not None:
+                self._given_up[self._open] = given_up
+                self._open = None  # the workers are not to begin with it again
+
+
+class _Instead(Exception):
+    """An order is answered by the driver in the gang's place."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.reason)
+        self.answer = answer
+
+
+class Gangs:
+    """All gangs of a sweep, and which of them are free. Its methods may be called by any thread."""
+
+    def __init__(self, job: Job, most: int, alone: bool, announce: Announcer) -> None:
+        """
+        Args:
+            job: the base job; the gangs' directories lie in its run's.
+            most: gangs at once.
+        """
+        self._job, self._alone, self._announce = job, alone, announce
+        self._changed = threading.Condition()
+        self._free: list[WarmGang] = []
+        self._all: list[WarmGang] = []
+        self._held: dict[int, str] = {}  # by id of a gang: the run whose state it holds
+        for _ in range(most):
+            self._add()
+
+    def _add(self) -> None:
+        root = storage.join(self._job.run_root, "gangs", str(len(self._all) + 1))
+        gang = WarmGang(replace(self._job, run_root=root), self._alone, self._announce)
+        self._all.append(gang)
+        self._free.append(gang)
+
+    def __len__(self) -> int:
+        return sum(gang.dead is None for gang in self._all)
+
+    def carry_out(self, order: Order) -> Answer:
+        """On the gang that holds the run's state, if it is free; else on any. Waits for one.
+
+        Raises:
+            GangLost: the order may be given again.
+            FleetuneError: no gang is left.
+        """
+        with self._taken(order.run) as gang:
+            self._held[id(gang)] = order.run
+            return gang.carry_out(order)
+
+    @contextlib.contextmanager
+    def _taken(self, run: str) -> Iterator[WarmGang]:
+        with self._changed:
+            while not (alive := [gang for gang in self._free if gang.dead is None]):
+                if not len(self):
+                    raise self._all[0].dead or RunFailed("no gang is left")
+                self._changed.wait(1.0)
+            gang = next((one for one in alive if self._held.get(id(one)) == run), alive[0])
+            self._free.remove(gang)
+        try:
+            yield gang
+        finally:
+            with self._changed:
+                self._free.append(gang)
+                self._changed.notify_all()
+
+    def end(self) -> None:
+        """End all of them at once."""
+        threads = [threading.Thread(target=gang.end, daemon=True) for gang in self._all]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def gangs_that_fit(gang: Gang, most: int, spare: int = 0) -> int:
+    """How many such gangs have room now on the connected cluster: at least 1, at most `most`.
+
+    Args:
+        spare: CPUs of each node that are left alone: a Ray of this machine counts more than there are.
+    """
+    free = free_now()
+    each = [
+        min(
+            (node.cpus - spare) // gang.cpus_per_worker,
+            node.gpus // gang.gpus_per_worker if gang.gpus_per_worker else node.cpus,
+        )
+        for node in free.nodes
+    ]
+    return max(1, min(most, sum(each) // gang.num_workers))

@@ -1,0 +1,169 @@
+"""What is known of the trials of a sweep: their values, runs, scores and ends. Light to import."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jobs import storage
+from jobs.journal import JournalWriter
+from jobs.load import dump_spec
+from jobs.outcome import Outcome, write_outcome
+from jobs.outcome import Status as RunStatus
+from jobs.paths import JobPaths
+from jobs.search.mailbox import Answer
+from jobs.search.spec import SweepSpec
+from jobs.search.varying import trial_spec
+from jobs.spec import Spec
+
+State = Literal["waiting", "running", "paused", "finished", "stopped", "failed"]
+LEDGER = "ledger"
+_NO_SCORE = 1e9  # told of a failed trial while no other one has a score
+
+
+@dataclass
+class Trial:
+    """One trial: a run with values of its own."""
+
+    number: int
+    values: dict[str, Any]  # by the names of the sweep's space
+    spec: Spec
+    paths: JobPaths
+    driver: str = ""  # see `JobPaths.driver`
+    state: State = "waiting"
+    scores: list[tuple[int, float]] = field(default_factory=list)  # (step, judged metric), finite ones
+    step: int = 0
+    tokens: int = 0
+    loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    reason: str | None = None  # why it ended before its last step
+
+    @property
+    def score(self) -> float | None:
+        """The newest one."""
+        return self.scores[-1][1] if self.scores else None
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in ("finished", "stopped", "failed")
+
+
+class Ledger:
+    """All trials of a sweep. Its methods may be called by any thread."""
+
+    def __init__(self, sweep: SweepSpec, paths: JobPaths, total_steps: int) -> None:
+        """
+        Args:
+            paths: of the sweep's directory.
+            total_steps: of each trial.
+        """
+        self.sweep, self.total_steps = sweep, total_steps
+        self._paths = paths
+        self._journal = JournalWriter(storage.join(paths.root, LEDGER), "driver")
+        self._lock = threading.RLock()
+        self.trials: dict[int, Trial] = {}
+
+    def add(self, values: Mapping[str, Any]) -> Trial:
+        """A new trial: its run's directory is made, and its values are on storage when this returns."""
+        with self._lock:
+            number = len(self.trials) + 1
+            spec = trial_spec(self.sweep.base, values)
+            spec = spec.model_copy(update={"name": f"{self.sweep.name[:56]}-{number:04d}"})
+            trial = Trial(number, dict(values), spec, JobPaths(storage.join(self._paths.root, f"{number:04d}")))
+            self.trials[number] = trial
+            storage.write_bytes(trial.paths.spec, dump_spec(spec))
+            self._journal.append({"trial": number, "values": trial.values})
+            self._journal.flush()
+            return trial
+
+    def began(self, trial: Trial) -> None:
+        with self._lock:
+            trial.state = "running"
+
+    def answered(self, trial: Trial, answer: Answer) -> None:
+        """Take over what a gang has answered."""
+        with self._lock:
+            trial.step, trial.loss = max(trial.step, answer.step), answer.loss
+            trial.tokens += answer.tokens
+            trial.metrics = answer.metrics or trial.metrics
+            score = answer.metrics.get(self.sweep.judged)
+            if answer.status == "failed":
+                self._over(trial, "failed", answer.reason)
+            elif score is None or not math.isfinite(score):
+                known = ", ".join(sorted(answer.metrics)) or "none"
+                said = (
+                    f"{self.sweep.judged} is {score}" if score is not None else f"no {self.sweep.judged}, only {known}"
+                )
+                self._over(trial, "failed", f"after step {answer.step}: {said}")
+            else:
+                trial.scores.append((answer.step, score))
+                trial.state = "finished" if answer.status == "finished" else "paused"
+                if trial.state == "finished":
+                    self._over(trial, "finished", None)
+            self._journal.append({"trial": trial.number, "answer": answer.model_dump(mode="json")})
+            self._journal.flush()
+
+    def stopped(self, trial: Trial, reason: str) -> None:
+        """The search does not go on with a trial; its checkpoints stay."""
+        with self._lock:
+            if not trial.is_over:
+                self._over(trial, "stopped", reason)
+                self._journal.append({"trial": trial.number, "stopped": reason})
+                self._journal.flush()
+
+    def _over(self, trial: Trial, state: State, reason: str | None) -> None:
+        trial.state, trial.reason = state, reason
+        status = {"finished": RunStatus.SUCCEEDED, "failed": RunStatus.FAILED}.get(state, RunStatus.INTERRUPTED)
+        write_outcome(
+            trial.paths,
+            Outcome(
+                status=status,
+                reason=reason,
+                step=trial.step,
+                metrics={**trial.metrics, **({} if trial.loss is None else {"loss": trial.loss})},
+                evaluated_step=trial.scores[-1][0] if trial.scores else None,
+                ended_at=datetime.datetime.now(datetime.UTC),
+            ),
+        )
+
+    def ranked(self) -> list[Trial]:
+        """The best first: those that are finished, then by how far they came; what has no score comes last."""
+        sign = 1.0 if self.sweep.lower_is_better else -1.0
+        with self._lock:
+            return sorted(
+                self.trials.values(),
+                key=lambda trial: (
+                    trial.state == "failed" or trial.score is None,
+                    -(trial.scores[-1][0] if trial.scores else 0),
+                    sign * (trial.score or 0.0),
+                ),
+            )
+
+    @property
+    def best(self) -> Trial | None:
+        """The best finished trial."""
+        first = next(iter(self.ranked()), None)
+        return first if first is not None and first.state == "finished" else None
+
+    def told_as(self, trial: Trial) -> float:
+        """What the sampler is told of a trial: its score; of a failed one, the worst score of all.
+
+        Optuna takes no NaN, and a number far from all others would spoil a Gaussian process.
+        """
+        worst = max if self.sweep.lower_is_better else min
+        scores = [score for one in self.trials.values() for _, score in one.scores]
+        if trial.state == "failed" or trial.score is None:
+            return worst(scores, default=_NO_SCORE if self.sweep.lower_is_better else -_NO_SCORE)
+        return trial.score
+
+    @property
+    def tokens(self) -> int:
+        """That all trials have taken."""
+        return sum(trial.tokens for trial in self.trials.values())
+
+    def close(self) -> None:
+        self._journal.close()

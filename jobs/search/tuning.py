@@ -1,0 +1,228 @@
+"""Ray Tune as the brain of a sweep: Optuna's samplers propose, Tune's schedulers judge, the trials ask for gangs.
+
+What Tune does not save (rungs, proposals, which trial ended why), the ledger does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from ray import tune
+from ray.tune import PlacementGroupFactory
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from jobs import storage
+from jobs.search.ledger import Ledger, Trial
+from jobs.search.rungs import kept
+from jobs.search.spec import Range, SweepSpec
+from jobs.search.trainable import GangTrial
+
+ETA = 2  # of the trials of a rung, one in so many goes on
+_ON_THE_HEAD = {"node:__internal_head__": 0.0001}  # a trial waits for its gang and needs no CPU
+_FOLDER, _STUDY = "tune", "optuna.journal"
+
+
+def make_tuner(ledger: Ledger, root: str, desk: str, room: Callable[[], int], spent: Callable[[], bool]) -> Any:
+    """The tuner of a sweep.
+
+    Args:
+        root: the sweep's directory.
+        desk: where trials leave their requests (see `Desk`).
+        room: gangs that there are.
+        spent: whether the budget is used up, so that no other trial is begun.
+    """
+    sweep = ledger.sweep
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    proposals = Proposals(ledger, sampler_of(sweep), study_storage(root), desk, room, spent)
+    return tune.Tuner(
+        tune.with_resources(GangTrial, PlacementGroupFactory([_ON_THE_HEAD])),
+        tune_config=tune.TuneConfig(
+            metric=sweep.judged,
+            mode="min" if sweep.lower_is_better else "max",
+            search_alg=proposals,
+            scheduler=Judge(ledger, scheduler_of(sweep), spent),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: f"{trial.config.get('trial', 0):04d}",
+        ),
+        run_config=tune.RunConfig(
+            name=_FOLDER, storage_path=storage.local_path(root) if storage.is_local(root) else root, verbose=0
+        ),
+    )
+
+
+def sampler_of(sweep: SweepSpec) -> optuna.samplers.BaseSampler:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if sweep.algorithm == "grid":
+        return optuna.samplers.GridSampler(grid_of(sweep), seed=sweep.seed)
+    samplers: Mapping[str, Callable[[], optuna.samplers.BaseSampler]] = {
+        "random": lambda: optuna.samplers.RandomSampler(seed=sweep.seed),
+        "tpe": lambda: optuna.samplers.TPESampler(seed=sweep.seed, multivariate=True, constant_liar=True),
+        "gp": lambda: optuna.samplers.GPSampler(seed=sweep.seed, deterministic_objective=False),
+    }
+    return samplers[sweep.algorithm]()
+
+
+def grid_of(sweep: SweepSpec) -> dict[str, list[Any]]:
+    """Every value of each field."""
+    return {
+        name: list(values) if isinstance(values, tuple) else list(values.values(values.points or 5))
+        for name, values in sweep.dimensions.items()
+    }
+
+
+def distribution_of(values: Range | tuple[Any, ...]) -> optuna.distributions.BaseDistribution:
+    if isinstance(values, tuple):
+        return optuna.distributions.CategoricalDistribution(values)
+    return optuna.distributions.FloatDistribution(values.min, values.max, log=values.log)
+
+
+def study_storage(root: str) -> Any:
+    """A file that optuna-dashboard opens; None, and so in memory, where the sweep is on an object store."""
+    if not storage.is_local(root):
+        return None
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    return JournalStorage(JournalFileBackend(os.path.join(storage.local_path(root), _STUDY)))
+
+
+def scheduler_of(sweep: SweepSpec) -> TrialScheduler | None:
+    """Tune's own for asha; None: no trial is stopped by comparison, or `Judge` does it (halving)."""
+    if sweep.scheduler != "asha":
+        return None
+    # Rung k of ours is its resource ETA**k, so that it compares at every rung and stops all but one in ETA.
+    return AsyncHyperBandScheduler(
+        time_attr="resource",
+        max_t=ETA ** len(sweep.rungs),
+        grace_period=1,
+        reduction_factor=ETA,
+        stop_last_trials=False,
+    )
+
+
+def _of_an_ended_search() -> None:
+    """What Tune's own file has in the place of objects of this process. Nobody goes on from that file."""
+
+
+class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
+    """Optuna's proposals, one whenever a gang is free, each with a trial in the ledger."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        sampler: optuna.samplers.BaseSampler,
+        study: Any,
+        desk: str,
+        room: Callable[[], int],
+        spent: Callable[[], bool],
+    ) -> None:
+        sweep = ledger.sweep
+        mode = "min" if sweep.lower_is_better else "max"
+        super().__init__(metric=sweep.judged, mode=mode)
+        space = {name: distribution_of(values) for name, values in sweep.dimensions.items()}
+        self._inner = OptunaSearch(
+            space=space, metric=sweep.judged, mode=mode, sampler=sampler, storage=study, study_name=sweep.name
+        )
+        self._ledger, self._desk, self._room, self._spent = ledger, desk, room, spent
+        self._trials: dict[str, Trial] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _of_an_ended_search, ()
+
+    def suggest(self, trial_id: str) -> Any:
+        active = [trial for trial in self._ledger.trials.values() if not trial.is_over and trial.state != "paused"]
+        if self._spent():
+            return Searcher.FINISHED
+        if len(active) >= self._room():
+            return None
+        trial = self._trials[trial_id] = self._ledger.add(self._inner.suggest(trial_id))
+        return {
+            "trial": trial.number,
+            "desk": self._desk,
+            "metric": self.metric,
+            "stops": stops_of(self._ledger.sweep, self._ledger.total_steps),
+            **trial.values,
+        }
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._inner.on_trial_result(trial_id, {self.metric: result[self.metric], "training_iteration": result["step"]})
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        trial = self._trials[trial_id]
+        self._inner.on_trial_complete(trial_id, {self.metric: self._ledger.told_as(trial)})
+
+    def save(self, checkpoint_path: str) -> None:
+        """The ledger keeps what is needed."""
+        open(checkpoint_path, "wb").close()
+
+    def restore(self, checkpoint_path: str) -> None: ...
+
+
+def stops_of(sweep: SweepSpec, total_steps: int) -> list[int]:
+    """Steps at which a trial is compared, and the last one."""
+    rungs = () if sweep.scheduler == "none" else sweep.rungs
+    return sorted({min(max(round(share * total_steps), 1), total_steps) for share in (*rungs, 1.0)})
+
+
+class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
+    """Which trials go on: Tune's scheduler is asked where there is one; in halving, `jobs.search.rungs` decides."""
+
+    def __init__(self, ledger: Ledger, inner: TrialScheduler | None, spent: Callable[[], bool]) -> None:
+        super().__init__()
+        self._ledger, self._inner, self._spent = ledger, inner, spent
+        self._halving = ledger.sweep.scheduler == "halving"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _of_an_ended_search, ()
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        if self._inner is not None:
+            self._inner.set_search_properties(metric, mode, **spec)
+        return bool(super().set_search_properties(metric, mode, **spec))
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        if self._inner is not None:
+            self._inner.on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        mine = self._ledger.trials[trial.config["trial"]]
+        if self._halving:
+            return str(TrialScheduler.PAUSE)
+        if self._inner is None:
+            return str(TrialScheduler.CONTINUE)
+        with_resource = {**result, "resource": ETA ** (result["rung"] - 1)}
+        decision = str(self._inner.on_trial_result(tune_controller, trial, with_resource))
+        if decision == TrialScheduler.STOP:
+            self._ledger.stopped(mine, f"worse than the better half after step {mine.step}")
+        return decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
+        if self._inner is not None:
+            self._inner.on_trial_complete(
+                tune_controller, trial, {**result, "resource": ETA ** (result.get("rung", 1) - 1)}
+            )
+
+    def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
+        if not self._halving:
+            return super().choose_trial_to_run(tune_controller)
+        by_number = {trial.config["trial"]: trial for trial in tune_controller.get_trials()}
+        trials = list(self._ledger.trials.values())
+        stops = stops_of(self._ledger.sweep, self._ledger.total_steps)
+        if not self._spent():  # trials are missing yet
+            return super().choose_trial_to_run(tune_controller)
+        going, ended = kept(trials, stops, ETA, self._ledger.sweep.lower_is_better)
+        for number in ended:
+            mine = self._ledger.trials[number]
+            self._ledger.stopped(mine, f"worse than the better half after step {mine.step}")
+            tune_controller.stop_trial(by_number[number])
+        for number in going:
+            if by_number[number].status == TuneTrial.PAUSED:
+                return by_number[number]
+        return super().choose_trial_to_run(tune_controller)

@@ -1,0 +1,96 @@
+"""Which fields of a job may vary between trials, and the job of one trial. Pure; light to import."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from jobs.errors import SpecError
+from jobs.fields import did_you_mean, homes_of, spec_fields
+from jobs.search.spec import SweepSpec
+from jobs.spec import Spec
+
+# What a warm gang sets anew for each trial. The engine is built from all others.
+VARYING: Final = frozenset(
+    {
+        "seed",
+        *(
+            f"train.{name}"
+            for name in (
+                "learning_rate",
+                "lr_scheduler_type",
+                "warmup_ratio",
+                "warmup_steps",
+                "decay_ratio",
+                "num_train_epochs",
+                "max_steps",
+                "weight_decay",
+                "adam_beta1",
+                "adam_beta2",
+                "adam_epsilon",
+                "max_grad_norm",
+            )
+        ),
+    }
+)
+_EITHER: Final = {"train.warmup_ratio": "train.warmup_steps", "train.num_train_epochs": "train.max_steps"}
+_INSTEAD: Final = {**_EITHER, **{other: one for one, other in _EITHER.items()}}
+
+
+def field_meant(name: str) -> str:
+    """The dotted name of a field that may vary; the last part alone is enough. Raises ValueError."""
+    full = [known for known in sorted(VARYING) if name in (known, known.rpartition(".")[2])]
+    if full:
+        return full[0]
+    if name in spec_fields() or homes_of(name):
+        raise ValueError(
+            f"space.{name}: the gang's engine and its rows are made for this field, so it cannot vary from trial to "
+            f"trial. What can: {', '.join(sorted(VARYING))}"
+        )
+    raise ValueError(f"space.{name}: the base has no such field{did_you_mean(name, VARYING)}")
+
+
+def check_space(sweep: SweepSpec) -> None:
+    """Try every end of every range and every choice. Raises SpecError, with the first mistake of each field."""
+    problems, meant = list[str](), dict[str, str]()
+    for name, values in sweep.dimensions.items():
+        try:
+            full = field_meant(name)
+            if full in meant or _INSTEAD.get(full) in meant:
+                other = meant.get(full) or meant[_INSTEAD[full]]
+                raise ValueError(f"space.{name}: {other} says the same: drop one of them")
+            meant[full] = name
+            if full in ("train.max_steps", "train.num_train_epochs"):
+                raise ValueError(f"space.{name}: trials of unlike lengths cannot be compared: give it in the base")
+            for value in values if isinstance(values, tuple) else (values.min, values.max):
+                trial_spec(sweep.base, {full: value})
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise SpecError("\n".join(problems))
+
+
+def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
+    """The base with these values. Raises ValueError: a value is not allowed."""
+    raw = base.model_dump(mode="json")
+    for given, value in values.items():
+        name = field_meant(given)
+        if (other := _INSTEAD.get(name)) is not None:
+            _set(raw, other, None)
+        _set(raw, name, value)
+    try:
+        return Spec.model_validate_json(json.dumps(raw), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or next(iter(values))
+        raise ValueError(f"space: {place} cannot be {first['input']!r}: {first['msg']}") from error
+
+
+def _set(value: dict[str, Any], name: str, new: Any) -> None:
+    *sections, key = name.split(".")
+    for section in sections:
+        value = value[section]
+    value[key] = new

@@ -168,6 +168,7 @@ ABSENT: Mapping[str, str] = {
     "trust_remote_code": "code from a model directory is never run",
     "lora": "every parameter is trained (method: full); adapters are not offered",
     "peft": "every parameter is trained (method: full); adapters are not offered",
+    "pbt": "population-based training changes values within a run, so it ends with no learning rate and no warmup",
     "tokenizer": "the tokenizer is the one in the model's directory",
     "dataloader_num_workers": "rows are read ahead without being told",
     "<<": "merge keys are not read: write the values out",

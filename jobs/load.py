@@ -316,8 +316,8 @@ def _as_written(document: Document, place: Path) -> Path:
     if place[:1] == ("space",):
         return (*place[:2], *place[3:])
     if place[:1] == ("base",):
-        inner = Document(document.value["base"], {(): ""}) if isinstance(document.value["base"], dict) else document
-        return ("base", *_as_written(inner, place[1:]))
+        inner = document.value.get("base")
+        return ("base", *_as_written(Document(inner), place[1:])) if isinstance(inner, dict) else place
     head, rest = place[:2], place[2:]
     if rest[:1] == (0,) and head in (("data", "train"), ("data", "eval")):
         written = document.value["data"][head[1]]

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from jobs.fields import ABSENT, did_you_mean, keys_of, spec_fields
 from jobs.queuespec import Kind, OnEnd
+from jobs.search.spec import Range
 from jobs.spec import Columns, Source
 
 KEY = "[key]"  # pydantic's last part of the place of a key, as opposed to its value
@@ -30,7 +31,8 @@ def reworded(kind: Kind, name: str, mistake: str, context: Mapping[str, Any], va
     """
     about = _about(kind, name)
     if mistake == "extra_forbidden":
-        return _unknown_key_within(name)
+        in_space = kind == "sweep" and name.startswith("space.")
+        return f"unknown key; a range has {', '.join(Range.model_fields)}" if in_space else _unknown_key_within(name)
     if mistake == "missing":
         needs = [key for key in keys_of(name, kind) if spec_fields(kind)[f"{name}.{key}"].is_required()]
         return f"is missing. {about}" + (f" It needs {' and '.join(needs)}." if needs else "")
@@ -42,6 +44,8 @@ def reworded(kind: Kind, name: str, mistake: str, context: Mapping[str, Any], va
         return f"must be {choices}, but is {shown(value, '')}" + (f"; {hint}" if hint else "")
     if mistake == "dict_type" and kind == "command" and name == "env":
         return f"must be variables with their values (NAME: text), but is {shown(value)}"
+    if kind == "sweep" and name.startswith("space.") and mistake == "model_type":
+        return f"must be a list of values, or a range ({{min: 1e-5, max: 1e-3, log: true}}), but is {shown(value)}"
     if mistake in ("model_type", "model_attributes_type", "dict_type"):
         keys = keys_of(name, kind) or _model_within(name).model_fields
         return f"must be a section with keys of its own ({', '.join(keys)}), but is {shown(value)}"

@@ -9,7 +9,8 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from jobs.errors import SpecError
-from jobs.fields import did_you_mean, homes_of, spec_fields
+from jobs.fields import homes_of, spec_fields, unknown_key
+from jobs.mistakes import reworded
 from jobs.search.spec import SweepSpec
 from jobs.spec import Spec
 
@@ -50,7 +51,8 @@ def field_meant(name: str) -> str:
             f"space.{name}: the gang's engine and its rows are made for this field, so it cannot vary from trial to "
             f"trial. What can: {', '.join(sorted(VARYING))}"
         )
-    raise ValueError(f"space.{name}: the base has no such field{did_you_mean(name, VARYING)}")
+    section, _, key = name.rpartition(".")
+    raise ValueError(f"space.{name}: {unknown_key(section if section in spec_fields() else '', key)[0]}")
 
 
 def check_space(sweep: SweepSpec) -> None:
@@ -86,7 +88,8 @@ def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or next(iter(values))
-        raise ValueError(f"space: {place} cannot be {first['input']!r}: {first['msg']}") from error
+        said = reworded("finetune", place, first["type"], first.get("ctx", {}), first["input"])
+        raise ValueError(f"space: {place} {said}") from error
 
 
 def _set(value: dict[str, Any], name: str, new: Any) -> None:

@@ -1,0 +1,59 @@
+"""Successive halving as a rule over what is known of the trials."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from jobs.search.rungs import kept
+
+STOPS = [10, 20, 40]
+
+
+@dataclass
+class One:
+    number: int
+    scores: list[tuple[int, float]] = field(default_factory=list)
+    is_over: bool = False
+
+
+def trials(**scores: list[float]) -> list[One]:
+    """`t3=[0.5, 0.4]`: trial 3 has these scores at the first stops."""
+    return [
+        One(int(name[1:]), list(zip(STOPS, values, strict=False)), is_over=len(values) == len(STOPS))
+        for name, values in scores.items()
+    ]
+
+
+def test_nothing_is_decided_before_all_have_reached_the_rung() -> None:
+    assert kept(trials(t1=[0.5], t2=[0.4], t3=[]), STOPS, 2, True) == ([], [])
+
+
+@pytest.mark.parametrize(("lower_is_better", "going", "ended"), [(True, [3, 2], [1, 4]), (False, [4, 1], [2, 3])])
+def test_the_better_half_goes_on_best_first(lower_is_better: bool, going: list[int], ended: list[int]) -> None:
+    found = kept(trials(t1=[0.5], t2=[0.4], t3=[0.1], t4=[0.6]), STOPS, 2, lower_is_better)
+    assert found == (going, ended)
+
+
+def test_one_that_has_gone_on_takes_its_place_in_the_half() -> None:
+    """The driver asks again after each start: no more may go on than at first."""
+    some = trials(t1=[0.5], t2=[0.4], t3=[0.1, 0.05], t4=[0.6])
+    some[0].is_over = some[3].is_over = True  # ended at the first rung
+    assert kept(some, STOPS, 2, True) == ([2], [])
+
+
+def test_the_last_one_goes_on_alone() -> None:
+    some = trials(t1=[0.5], t2=[0.4, 0.3])
+    some[0].is_over = True
+    assert kept(some, STOPS, 2, True) == ([2], [])
+
+
+def test_those_that_failed_leave_their_places_to_nobody() -> None:
+    some = trials(t1=[0.5], t2=[0.4], t3=[])
+    some[2].is_over = True
+    assert kept(some, STOPS, 2, True) == ([2], [1])
+
+
+def test_who_is_at_the_last_step_is_left_alone() -> None:
+    assert kept(trials(t1=[0.5, 0.4, 0.3]), STOPS, 2, True) == ([], [])

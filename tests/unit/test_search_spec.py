@@ -1,0 +1,131 @@
+"""What a sweep may say, and what is said of one that is wrong, before anything is started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import SpecError
+from jobs.load import dump_spec, load_spec, load_sweep
+from jobs.search.spec import Range, SweepSpec
+from jobs.search.varying import VARYING, check_space, field_meant, trial_spec
+from jobs.spec import Spec
+
+BASE: dict[str, Any] = {
+    "model": {"path": "./model", "task": "sequence-classification", "num_labels": 2},
+    "data": {"train": "rows.jsonl", "format": "classification", "eval_fraction": 0.1},
+    "train": {"learning_rate": 1e-4, "warmup_steps": 5},
+    "storage_path": "runs",
+}
+
+
+def sweep_of(folder: Path, base: Any = "base.json", **fields: Any) -> SweepSpec:
+    (folder / "jobs").mkdir(exist_ok=True)
+    (folder / "jobs/base.json").write_text(json.dumps(BASE))
+    (folder / "sweep.json").write_text(json.dumps({"kind": "sweep", "base": base, **fields}, indent=1))
+    sweep = load_sweep(str(folder / "sweep.json"))
+    assert sweep is not None
+    check_space(sweep)
+    return sweep
+
+
+def test_the_base_may_be_a_file_whose_paths_are_its_own(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, "jobs/base.json")
+    assert sweep.base.storage_path == str(tmp_path / "jobs/runs")
+    assert sweep.base.data.train[0].path == str(tmp_path / "jobs/rows.jsonl")
+    inline = sweep_of(tmp_path, BASE)
+    assert inline.base.storage_path == str(tmp_path / "runs")
+
+
+def test_the_set_values_of_a_base_in_a_file(tmp_path: Path) -> None:
+    sweep_of(tmp_path, "jobs/base.json")
+    sweep = load_sweep(str(tmp_path / "sweep.json"), ["base.train.max_steps=7", "budget.trials=3"])
+    assert sweep is not None and sweep.base.train.max_steps == 7 and sweep.budget.trials == 3
+
+
+def test_it_is_what_it_was_after_it_was_written_and_read(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, BASE, space={"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}, "seed": [1, 2]})
+    (tmp_path / "again.json").write_text(sweep.model_dump_json())
+    assert load_sweep(str(tmp_path / "again.json")) == sweep
+
+
+def test_without_a_space_it_is_the_rate_around_the_bases_and_the_warmup(tmp_path: Path) -> None:
+    rate, warmup = sweep_of(tmp_path, BASE).dimensions.values()
+    assert isinstance(rate, Range) and rate.log and rate.min == pytest.approx(1e-5) and rate.max == pytest.approx(1e-3)
+    assert warmup == Range(min=0.0, max=0.2)
+
+
+def test_the_points_of_a_range_are_even_on_its_own_scale() -> None:
+    assert Range(min=1e-5, max=1e-3, log=True).values(3) == pytest.approx((1e-5, 1e-4, 1e-3))
+    assert Range(min=0.0, max=0.2).values(3) == pytest.approx((0.0, 0.1, 0.2))
+
+
+def test_a_trial_is_the_base_with_its_values(tmp_path: Path) -> None:
+    base = sweep_of(tmp_path, BASE).base
+    trial = trial_spec(base, {"learning_rate": 3e-4, "train.warmup_ratio": 0.1})
+    assert (trial.train.learning_rate, trial.train.warmup_ratio, trial.train.warmup_steps) == (3e-4, 0.1, None)
+    (tmp_path / "trial.json").write_bytes(dump_spec(trial))
+    assert load_spec(str(tmp_path / "trial.json")) == trial
+    train = trial.train.model_copy(update={"learning_rate": 1e-4, "warmup_ratio": None, "warmup_steps": 5})
+    assert trial.model_copy(update={"train": train}) == base
+
+
+def test_every_field_that_may_vary_is_one_of_the_spec_and_goes_by_its_last_name() -> None:
+    from jobs.fields import spec_fields
+
+    assert set(spec_fields()) >= VARYING
+    assert {field_meant(name.rpartition(".")[2]) for name in VARYING} == VARYING
+
+
+RATES = {"min": 1e-5, "max": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"space": {"learning_rat": RATES}}, "space.learning_rat: unknown key; did you mean"),
+        ({"space": {"lr": RATES}}, "space.lr: unknown key; use train.learning_rate"),
+        ({"space": {"learning_rate": {"min": 1e-3, "max": 1e-5}}}, "min (0.001) must be less than max (1e-05)"),
+        ({"space": {"learning_rate": {"min": 0, "max": 1, "log": True}}}, "a logarithm needs numbers above 0"),
+        ({"space": {"learning_rate": {"min": 0, "max": 1e-3}}}, "learning_rate must be greater than 0"),
+        ({"space": {"learning_rate": {**RATES, "lag": True}}}, "unknown key; a range has min, max, log, points"),
+        ({"space": {"learning_rate": 3}}, "must be a list of values, or a range"),
+        ({"space": {"learning_rate": []}}, "must be a list of 1 or more"),
+        ({"space": {"lr_scheduler_type": ["linear", "cosin"]}}, "did you mean cosine?"),
+        ({"space": {"train.learning_rate": RATES, "learning_rate": RATES}}, "says the same: drop one of them"),
+        ({"space": {"warmup_ratio": [0.1], "warmup_steps": [5]}}, "says the same: drop one of them"),
+        ({"space": {"per_device_train_batch_size": [1, 2]}}, "cannot vary from trial to trial"),
+        ({"space": {"max_steps": [10, 20]}}, "trials of unlike lengths cannot be compared"),
+        ({"metric": "accuracy"}, "metric is accuracy, but base.eval.metrics has loss"),
+        ({"scheduler": "pbt"}, "population-based training changes values within a run"),
+        ({"budget": {}}, "needs one of trials, runs, tokens, gpu_hours, minutes"),
+        ({"budgt": {"trials": 3}}, "did you mean budget?"),
+        ({"rungs": [0.5, 0.25]}, "each greater than the one before"),
+        ({"base": "nope.json"}, "base: cannot read"),
+        ({"base": [1]}, "base: must be a section"),
+        ({"base": {**BASE, "data": {"train": "a", "format": "classification"}}}, "no held-out samples"),
+        ({"base": {**BASE, "train": {"learning_rate": -1}}}, "base.train.learning_rate: must be greater than 0"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        sweep_of(tmp_path, **{"base": BASE, **fields})
+    assert said in str(caught.value)
+
+
+def test_without_a_base_the_field_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text("kind: sweep\n")
+    with pytest.raises(SpecError, match="base: is missing"):
+        load_sweep(str(tmp_path / "sweep.yaml"))
+
+
+def test_who_wants_one_job_is_told_that_this_is_a_sweep(tmp_path: Path) -> None:
+    sweep_of(tmp_path, BASE)
+    with pytest.raises(SpecError, match="runs the sweep"):
+        load_spec(str(tmp_path / "sweep.json"))
+    (tmp_path / "job.json").write_text(json.dumps(BASE))
+    assert load_sweep(str(tmp_path / "job.json")) is None
+    assert isinstance(load_spec(str(tmp_path / "job.json")), Spec)

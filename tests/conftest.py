@@ -12,6 +12,7 @@ settings.load_profile("fleetune")
 _CLUSTER = Path(__file__).parent / "cluster"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What one test process runs without another beside it: a file, whose tests share what it sets up.
 

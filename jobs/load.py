@@ -178,7 +178,7 @@ def _kind_of(document: Document) -> Kind:
         if named == kind:
             return kind
     hint = did_you_mean(str(named), SPEC_MODELS)
-    message = f"kind: must be {' or '.join(SPEC_MODELS)}, but is {shown(named, '')}{hint}"
+    message = f"kind: must be finetune, command or sweep, but is {shown(named, '')}{hint}"
     raise SpecError(_said(document.mark(("kind",)), message))
 
 

@@ -36,7 +36,7 @@ from jobs.watch import Announcer
 _NEEDED = ("ray.data", "ray.train.torch", "ray.tune", "optuna")  # in this process
 _POLL_S = 0.05
 _MOST_LOSSES = 3  # of gangs under one trial, before the trial has failed
-BEST = "best.json"
+BEST, ATTEMPTS = "best.json", "drivers"
 
 
 def drive_sweep(sweep: SweepSpec, paths: JobPaths, address: str | None, announce: Announcer) -> Outcome:
@@ -59,7 +59,10 @@ def drive_sweep(sweep: SweepSpec, paths: JobPaths, address: str | None, announce
             write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
             plan = step_plan(base, prepared.split("train"))
             ledger = Ledger(sweep, paths, plan.total_steps)
-            job = Job(base, paths.root, prepared.root, base.model.path, driver=driver)
+            ledger.restore()
+            attempt = 1 + len(storage.list_names(storage.join(paths.root, ATTEMPTS)))
+            own = storage.join(paths.root, ATTEMPTS, f"{attempt:02d}")  # orders of earlier drivers are not to be read
+            job = Job(base, own, prepared.root, base.model.path, driver=driver)
             most = min(sweep.num_gangs or sweep.budget.trials or 1000, sweep.budget.trials or 1000)
             count = gangs_that_fit(gang_of(base), most, spare=SPARE_CPUS if is_own(address) else 0)
             announce("phase", f"starting {many(count, 'gang')} of {gang_of(base)}", phase="workers")
@@ -68,7 +71,7 @@ def drive_sweep(sweep: SweepSpec, paths: JobPaths, address: str | None, announce
             try:
                 tokens = int(prepared.split("train").index.num_tokens.sum())
                 per_run = tokens * plan.total_rows / max(len(prepared.split("train")), 1)
-                search = Search(ledger, paths, gangs, announce, signals, per_run)
+                search = Search(ledger, paths, own, gangs, announce, signals, per_run)
                 search.run()
                 outcome = concluded_sweep(search)
                 announce("leaderboard", leaderboard(ledger))
@@ -85,6 +88,7 @@ class Search:
         self,
         ledger: Ledger,
         paths: JobPaths,
+        own: str,
         gangs: Gangs,
         announce: Announcer,
         signals: StopSignals,
@@ -92,8 +96,8 @@ class Search:
     ) -> None:
         self.ledger, self.paths, self.gangs, self.announce = ledger, paths, gangs, announce
         self.signals, self._tokens_per_run = signals, tokens_per_run
-        self._desk_root = storage.join(paths.root, "desk")
-        self._desk = Desk(self._desk_root)
+        self._own = own  # directory of this driver
+        self._desk = Desk(own)
         self._seen: set[str] = set()
         self._serving: list[threading.Thread] = []
         self._began_s = time.monotonic()
@@ -120,7 +124,7 @@ class Search:
         try:
             from jobs.search.tuning import make_tuner
 
-            make_tuner(self.ledger, self.paths.root, self._desk_root, lambda: len(self.gangs), self.spent).fit()
+            make_tuner(self.ledger, self._own, self._own, lambda: len(self.gangs), self.spent).fit()
         except Exception as error:
             traceback.print_exc()
             done["error"] = RunFailed(f"Ray Tune failed: {type(error).__name__}: {error}")
@@ -137,7 +141,7 @@ class Search:
             or ledger.tokens >= (budget.runs or math.inf) * self._tokens_per_run
             or hours >= (budget.gpu_hours or math.inf)
             or time.monotonic() - self._began_s >= 60 * (budget.minutes or math.inf)
-            or (self.ledger.sweep.algorithm == "grid" and len(ledger.trials) >= grid_size(ledger.sweep))
+            or (self.ledger.sweep.algorithm == "grid" and len(ledger.trials) >= ledger.sweep.grid_size)
         )
 
     def _serve_requests(self) -> None:
@@ -171,7 +175,10 @@ class Search:
     def _carried_out(self, trial: Trial, until: int | None) -> Answer:
         """Raises FleetuneError: no gang is left."""
         losses = 0
-        trial.driver = trial.driver or take_run(trial.paths)
+        if not trial.driver:
+            trial.driver = take_run(trial.paths)
+            for gone in (trial.paths.stop_request, trial.paths.save_request, trial.paths.outcome):
+                storage.remove_file(gone)  # of an earlier driver
         order = Order(action="train", run=trial.paths.root, spec=trial.spec, until=until, driver=trial.driver)
         self.ledger.began(trial)
         while True:
@@ -193,11 +200,6 @@ class Search:
                         continue
             time.sleep(4 * _POLL_S)
             self.signals.check()
-
-
-def grid_size(sweep: SweepSpec) -> int:
-    sizes = (len(values) if isinstance(values, tuple) else values.points or 5 for values in sweep.dimensions.values())
-    return math.prod(sizes)
 
 
 def concluded_sweep(search: Search) -> Outcome:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jobs import storage
-from jobs.journal import JournalWriter
+from jobs.journal import JournalWriter, read_journal
 from jobs.load import dump_spec
 from jobs.outcome import Outcome, write_outcome
 from jobs.outcome import Status as RunStatus
@@ -51,6 +51,11 @@ class Trial:
     def is_over(self) -> bool:
         return self.state in ("finished", "stopped", "failed")
 
+    @property
+    def rung(self) -> int:
+        """How often it was scored."""
+        return len(self.scores)
+
 
 class Ledger:
     """All trials of a sweep. Its methods may be called by any thread."""
@@ -71,58 +76,86 @@ class Ledger:
         """A new trial: its run's directory is made, and its values are on storage when this returns."""
         with self._lock:
             number = len(self.trials) + 1
-            spec = trial_spec(self.sweep.base, values)
-            spec = spec.model_copy(update={"name": f"{self.sweep.name[:56]}-{number:04d}"})
-            trial = Trial(number, dict(values), spec, JobPaths(storage.join(self._paths.root, f"{number:04d}")))
-            self.trials[number] = trial
-            storage.write_bytes(trial.paths.spec, dump_spec(spec))
+            trial = self.trials[number] = self._trial(number, values)
+            storage.write_bytes(trial.paths.spec, dump_spec(trial.spec))
             self._journal.append({"trial": number, "values": trial.values})
             self._journal.flush()
             return trial
+
+    def restore(self) -> None:
+        """Take over what earlier drivers of the sweep have written. What was running goes on from its checkpoint.
+
+        Raises:
+            StorageError: the ledger cannot be read.
+            ValueError: a trial's values are not allowed any more.
+        """
+        for record in read_journal(storage.join(self._paths.root, LEDGER)):
+            number = int(record["trial"])
+            if "values" in record:
+                self.trials[number] = self._trial(number, record["values"])
+                continue
+            trial = self.trials[number]
+            if "answer" in record:
+                self._take(trial, Answer.model_validate(record["answer"]))
+            elif "stopped" in record:
+                trial.state, trial.reason = "stopped", record["stopped"]
+
+    def _trial(self, number: int, values: Mapping[str, Any]) -> Trial:
+        spec = trial_spec(self.sweep.base, values)
+        spec = spec.model_copy(update={"name": f"{self.sweep.name[:56]}-{number:04d}"})
+        return Trial(number, dict(values), spec, JobPaths(storage.join(self._paths.root, f"{number:04d}")))
 
     def began(self, trial: Trial) -> None:
         with self._lock:
             trial.state = "running"
 
     def answered(self, trial: Trial, answer: Answer) -> None:
-        """Take over what a gang has answered."""
+        """Take over what a gang has answered; it is on storage when this returns."""
         with self._lock:
-            trial.step, trial.loss = max(trial.step, answer.step), answer.loss
-            trial.tokens += answer.tokens
-            trial.metrics = answer.metrics or trial.metrics
-            score = answer.metrics.get(self.sweep.judged)
-            if answer.status == "failed":
-                self._over(trial, "failed", answer.reason)
-            elif score is None or not math.isfinite(score):
-                known = ", ".join(sorted(answer.metrics)) or "none"
-                said = (
-                    f"{self.sweep.judged} is {score}" if score is not None else f"no {self.sweep.judged}, only {known}"
-                )
-                self._over(trial, "failed", f"after step {answer.step}: {said}")
-            else:
-                trial.scores.append((answer.step, score))
-                trial.state = "finished" if answer.status == "finished" else "paused"
-                if trial.state == "finished":
-                    self._over(trial, "finished", None)
+            self._take(trial, answer)
             self._journal.append({"trial": trial.number, "answer": answer.model_dump(mode="json")})
             self._journal.flush()
+            if trial.is_over:
+                self._conclude(trial)
+
+    def _take(self, trial: Trial, answer: Answer) -> None:
+        trial.step, trial.tokens = max(trial.step, answer.step), trial.tokens + answer.tokens
+        if answer.status == "stopped":  # the sweep was: the trial goes on with it
+            trial.state = "paused"
+            return
+        trial.loss, trial.metrics = answer.loss, answer.metrics or trial.metrics
+        trial.reason = answer.reason if answer.status == "failed" else self._unscored(answer)
+        if trial.reason is not None:
+            trial.state = "failed"
+            return
+        trial.scores.append((answer.step, answer.metrics[self.sweep.judged]))
+        trial.state = "finished" if answer.status == "finished" else "paused"
+
+    def _unscored(self, answer: Answer) -> str | None:
+        """Why an answer has no score; None if it has one."""
+        score = answer.metrics.get(self.sweep.judged)
+        if score is None:
+            known = ", ".join(sorted(answer.metrics)) or "nothing"
+            return f"the job reports no {self.sweep.judged}: it reports {known}"
+        return None if math.isfinite(score) else f"{self.sweep.judged} was {score} after step {answer.step}"
 
     def stopped(self, trial: Trial, reason: str) -> None:
         """The search does not go on with a trial; its checkpoints stay."""
         with self._lock:
             if not trial.is_over:
-                self._over(trial, "stopped", reason)
+                trial.state, trial.reason = "stopped", reason
+                self._conclude(trial)
                 self._journal.append({"trial": trial.number, "stopped": reason})
                 self._journal.flush()
 
-    def _over(self, trial: Trial, state: State, reason: str | None) -> None:
-        trial.state, trial.reason = state, reason
-        status = {"finished": RunStatus.SUCCEEDED, "failed": RunStatus.FAILED}.get(state, RunStatus.INTERRUPTED)
+    def _conclude(self, trial: Trial) -> None:
+        """Write the outcome of a trial's run."""
+        ends = {"finished": RunStatus.SUCCEEDED, "failed": RunStatus.FAILED}
         write_outcome(
             trial.paths,
             Outcome(
-                status=status,
-                reason=reason,
+                status=ends.get(trial.state, RunStatus.INTERRUPTED),
+                reason=trial.reason,
                 step=trial.step,
                 metrics={**trial.metrics, **({} if trial.loss is None else {"loss": trial.loss})},
                 evaluated_step=trial.scores[-1][0] if trial.scores else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
@@ -13,6 +14,7 @@ from jobs.zerospec import MOST_COUNT
 MOST_FIELDS: Final = 16
 MOST_TRIALS: Final = 10_000
 MOST_CHOICES: Final = 1000
+GRID_POINTS: Final = 5  # of a range in a grid, where it does not say how many
 _AROUND: Final = 10.0  # the default range reaches from a tenth of the base's learning rate to ten times it
 _MOST_WARMUP: Final = 0.2
 
@@ -130,6 +132,15 @@ class SweepSpec(Frozen):
             "train.learning_rate": Range(min=rate / _AROUND, max=min(rate * _AROUND, 1.0), log=True),
             "train.warmup_ratio": Range(min=0.0, max=_MOST_WARMUP),
         }
+
+    @property
+    def grid_size(self) -> int:
+        """Trials of a grid over the whole space."""
+        sizes = (
+            len(values) if isinstance(values, tuple) else values.points or GRID_POINTS
+            for values in self.dimensions.values()
+        )
+        return math.prod(sizes)
 
     @property
     def judged(self) -> str:

@@ -16,7 +16,7 @@ class GangTrial(tune.Trainable):  # type: ignore[misc]  # ray carries no types
     def setup(self, config: dict[str, Any]) -> None:
         self._desk, self._trial = Desk(config["desk"]), int(config["trial"])
         self._stops: list[int | None] = list(config["stops"])
-        self._metric, self._rung = str(config["metric"]), 0
+        self._metric, self._rung = str(config["metric"]), int(config["rung"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.setup(new_config)

@@ -5,10 +5,13 @@ What Tune does not save (rungs, proposals, which trial ended why), the ledger do
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import optuna
 from ray import tune
 from ray.tune import PlacementGroupFactory
@@ -17,10 +20,11 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from cluster.settings import set_default
 from jobs import storage
 from jobs.search.ledger import Ledger, Trial
 from jobs.search.rungs import kept
-from jobs.search.spec import Range, SweepSpec
+from jobs.search.spec import GRID_POINTS, Range, SweepSpec
 from jobs.search.trainable import GangTrial
 
 ETA = 2  # of the trials of a rung, one in so many goes on
@@ -29,17 +33,17 @@ _FOLDER, _STUDY = "tune", "optuna.journal"
 
 
 def make_tuner(ledger: Ledger, root: str, desk: str, room: Callable[[], int], spent: Callable[[], bool]) -> Any:
-    """The tuner of a sweep.
+    """The tuner of a sweep, which goes on from what the ledger knows.
 
     Args:
-        root: the sweep's directory.
+        root: a directory for what Tune writes.
         desk: where trials leave their requests (see `Desk`).
         room: gangs that there are.
         spent: whether the budget is used up, so that no other trial is begun.
     """
     sweep = ledger.sweep
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    proposals = Proposals(ledger, sampler_of(sweep), study_storage(root), desk, room, spent)
+    set_default("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    proposals = Proposals(ledger, study_storage(root), desk, room, spent)
     return tune.Tuner(
         tune.with_resources(GangTrial, PlacementGroupFactory([_ON_THE_HEAD])),
         tune_config=tune.TuneConfig(
@@ -57,24 +61,15 @@ def make_tuner(ledger: Ledger, root: str, desk: str, room: Callable[[], int], sp
     )
 
 
-def sampler_of(sweep: SweepSpec) -> optuna.samplers.BaseSampler:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if sweep.algorithm == "grid":
-        return optuna.samplers.GridSampler(grid_of(sweep), seed=sweep.seed)
+def sampler_of(sweep: SweepSpec, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler of one proposal, seeded by its number: a proposal follows from the trials before it alone."""
+    seed = int(np.random.SeedSequence([sweep.seed, number]).generate_state(1)[0])
     samplers: Mapping[str, Callable[[], optuna.samplers.BaseSampler]] = {
-        "random": lambda: optuna.samplers.RandomSampler(seed=sweep.seed),
-        "tpe": lambda: optuna.samplers.TPESampler(seed=sweep.seed, multivariate=True, constant_liar=True),
-        "gp": lambda: optuna.samplers.GPSampler(seed=sweep.seed, deterministic_objective=False),
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True),
+        "gp": lambda: optuna.samplers.GPSampler(seed=seed, deterministic_objective=False),
     }
-    return samplers[sweep.algorithm]()
-
-
-def grid_of(sweep: SweepSpec) -> dict[str, list[Any]]:
-    """Every value of each field."""
-    return {
-        name: list(values) if isinstance(values, tuple) else list(values.values(values.points or 5))
-        for name, values in sweep.dimensions.items()
-    }
+    return samplers.get(sweep.algorithm, samplers["random"])()
 
 
 def distribution_of(values: Range | tuple[Any, ...]) -> optuna.distributions.BaseDistribution:
@@ -117,7 +112,6 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
     def __init__(
         self,
         ledger: Ledger,
-        sampler: optuna.samplers.BaseSampler,
         study: Any,
         desk: str,
         room: Callable[[], int],
@@ -126,43 +120,100 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
         sweep = ledger.sweep
         mode = "min" if sweep.lower_is_better else "max"
         super().__init__(metric=sweep.judged, mode=mode)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         space = {name: distribution_of(values) for name, values in sweep.dimensions.items()}
         self._inner = OptunaSearch(
-            space=space, metric=sweep.judged, mode=mode, sampler=sampler, storage=study, study_name=sweep.name
-        )
+            space=space, metric=sweep.judged, mode=mode, sampler=sampler_of(sweep, 0), storage=study,
+            study_name=sweep.name,
+        )  # fmt: skip
+        self._study = self._inner._ot_study  # OptunaSearch has no way to enqueue a trial later, or to seed again
         self._ledger, self._desk, self._room, self._spent = ledger, desk, room, spent
-        self._trials: dict[str, Trial] = {}
+        self._names: dict[int, str] = {}  # Optuna's and Tune's, by number of the trial
+        self._trials: dict[str, Trial] = {}  # by Tune's name
+        for trial in ledger.trials.values():
+            self._recall(trial)
+
+    def _recall(self, trial: Trial) -> None:
+        """Let the study know of a trial of an earlier driver."""
+        if trial.is_over:
+            self._inner.add_evaluated_point(trial.values, self._ledger.told_as(trial))
+        else:
+            self._propose(f"recalled-{trial.number}", trial.values)
+            self._names[trial.number] = f"recalled-{trial.number}"
+
+    def _propose(self, name: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The values of a new trial of the study; given ones, or the sampler's."""
+        if values is not None:
+            self._study.enqueue_trial(dict(values))
+        self._study.sampler = sampler_of(self._ledger.sweep, len(self._ledger.trials) + 1)
+        proposed: dict[str, Any] = self._inner.suggest(name)
+        return proposed
+
+    def _waiting(self) -> Trial | None:
+        """A trial of an earlier driver whose turn it is, and which Tune does not know yet."""
+        known = {trial.number for trial in self._trials.values()}
+        waiting = [trial for trial in self._ledger.trials.values() if not trial.is_over and trial.number not in known]
+        if self._ledger.sweep.scheduler == "halving":
+            going, _ = halved(self._ledger) if self._spent() else ([], [])
+            waiting = [trial for trial in waiting if not trial.scores or trial.number in going]
+        return next(iter(waiting), None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _of_an_ended_search, ()
 
     def suggest(self, trial_id: str) -> Any:
-        active = [trial for trial in self._ledger.trials.values() if not trial.is_over and trial.state != "paused"]
-        if self._spent():
-            return Searcher.FINISHED
+        ledger = self._ledger
+        active = [trial for trial in self._trials.values() if not trial.is_over and trial.state != "paused"]
         if len(active) >= self._room():
             return None
-        trial = self._trials[trial_id] = self._ledger.add(self._inner.suggest(trial_id))
+        trial = self._waiting()
+        if trial is None:
+            if self._spent():
+                recalled = any(not trial.is_over and trial.number in self._names for trial in ledger.trials.values())
+                return None if recalled and ledger.sweep.scheduler == "halving" else Searcher.FINISHED
+            trial = ledger.add(self._propose(trial_id, next_of_grid(ledger)))
+            self._names[trial.number] = trial_id
+        self._trials[trial_id] = trial
+        trial.state = "running"
         return {
             "trial": trial.number,
             "desk": self._desk,
             "metric": self.metric,
-            "stops": stops_of(self._ledger.sweep, self._ledger.total_steps),
+            "stops": stops_of(ledger.sweep, ledger.total_steps),
+            "rung": trial.rung,
             **trial.values,
         }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._inner.on_trial_result(trial_id, {self.metric: result[self.metric], "training_iteration": result["step"]})
+        name = self._names[self._trials[trial_id].number]
+        self._inner.on_trial_result(name, {self.metric: result[self.metric], "training_iteration": result["step"]})
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._trials[trial_id]
-        self._inner.on_trial_complete(trial_id, {self.metric: self._ledger.told_as(trial)})
+        self._inner.on_trial_complete(self._names[trial.number], {self.metric: self._ledger.told_as(trial)})
 
     def save(self, checkpoint_path: str) -> None:
         """The ledger keeps what is needed."""
         open(checkpoint_path, "wb").close()
 
     def restore(self, checkpoint_path: str) -> None: ...
+
+
+def next_of_grid(ledger: Ledger) -> dict[str, Any] | None:
+    """The values of the next trial of a grid; None where a sampler proposes them."""
+    sweep = ledger.sweep
+    if sweep.algorithm != "grid":
+        return None
+    lines = [values if isinstance(values, tuple) else values.values(values.points or GRID_POINTS)
+             for values in sweep.dimensions.values()]  # fmt: skip
+    place = len(ledger.trials)
+    return dict(zip(sweep.dimensions, next(itertools.islice(itertools.product(*lines), place, None)), strict=True))
+
+
+def halved(ledger: Ledger) -> tuple[list[int], list[int]]:
+    """`kept` of the ledger's trials."""
+    stops = stops_of(ledger.sweep, ledger.total_steps)
+    return kept(list(ledger.trials.values()), stops, ETA, ledger.sweep.lower_is_better)
 
 
 def stops_of(sweep: SweepSpec, total_steps: int) -> list[int]:
@@ -178,13 +229,24 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
         super().__init__()
         self._ledger, self._inner, self._spent = ledger, inner, spent
         self._halving = ledger.sweep.scheduler == "halving"
+        if inner is not None:
+            inner.set_search_properties(ledger.sweep.judged, "min" if ledger.sweep.lower_is_better else "max")
+            for trial in ledger.trials.values():
+                self._recall(trial)
+
+    def _recall(self, trial: Trial) -> None:
+        """Show Tune's scheduler, which nothing saves, the scores that a trial had under an earlier driver."""
+        assert self._inner is not None
+        stand_in = SimpleNamespace(trial_id=f"recalled-{trial.number}")
+        self._inner.on_trial_add(None, stand_in)
+        for rung, (_, score) in enumerate(trial.scores):
+            shown = {self._ledger.sweep.judged: score, "resource": ETA**rung}
+            self._inner.on_trial_result(None, stand_in, shown)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _of_an_ended_search, ()
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        if self._inner is not None:
-            self._inner.set_search_properties(metric, mode, **spec)
         return bool(super().set_search_properties(metric, mode, **spec))
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
@@ -213,16 +275,13 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
         if not self._halving:
             return super().choose_trial_to_run(tune_controller)
         by_number = {trial.config["trial"]: trial for trial in tune_controller.get_trials()}
-        trials = list(self._ledger.trials.values())
-        stops = stops_of(self._ledger.sweep, self._ledger.total_steps)
-        if not self._spent():  # trials are missing yet
-            return super().choose_trial_to_run(tune_controller)
-        going, ended = kept(trials, stops, ETA, self._ledger.sweep.lower_is_better)
+        going, ended = halved(self._ledger) if self._spent() else ([], [])  # else trials are missing yet
         for number in ended:
             mine = self._ledger.trials[number]
             self._ledger.stopped(mine, f"worse than the better half after step {mine.step}")
-            tune_controller.stop_trial(by_number[number])
+            if number in by_number:
+                tune_controller.stop_trial(by_number[number])
         for number in going:
-            if by_number[number].status == TuneTrial.PAUSED:
+            if number in by_number and by_number[number].status == TuneTrial.PAUSED:
                 return by_number[number]
         return super().choose_trial_to_run(tune_controller)

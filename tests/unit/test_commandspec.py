@@ -65,9 +65,12 @@ def test_a_command_is_refused_where_something_is_to_be_trained(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("comand", 'job.yaml:1: kind: must be finetune or command, but is "comand"; did you mean command?'),
-        ("[command]", 'job.yaml:1: kind: must be finetune or command, but is ["command"]; did you mean command?'),
-        ("", "job.yaml:1: kind: must be finetune or command, but is empty"),
+        ("comand", 'job.yaml:1: kind: must be finetune, command or sweep, but is "comand"; did you mean command?'),
+        (
+            "[command]",
+            'job.yaml:1: kind: must be finetune, command or sweep, but is ["command"]; did you mean command?',
+        ),
+        ("", "job.yaml:1: kind: must be finetune, command or sweep, but is empty"),
     ],
 )
 def test_a_kind_that_there_is_not_is_the_only_thing_to_say(tmp_path: Path, kind: str, expected: str) -> None:

@@ -21,6 +21,7 @@ MAY_IMPORT = {"cluster": (), "jobs": ("cluster",), "orchestrator": ("cluster", "
 
 # Where a package that is slow to import may be named at all. The light half runs on a laptop that has none of them.
 TRAINING = ("jobs/data/", "jobs/training/")
+TUNING = ("jobs/search/trainable.py", "jobs/search/tuning.py")
 SERVING = ("orchestrator/server/", "orchestrator/store/")
 HOMES = {
     "ray": (
@@ -31,7 +32,9 @@ HOMES = {
         "cluster/ray_store.py",
         "cluster/ray_wish.py",
         "jobs/command/ray_gang.py",
+        *TUNING,
     ),
+    "optuna": TUNING,
     "torch": TRAINING,
     "deepspeed": TRAINING,
     "transformers": TRAINING,
@@ -53,6 +56,7 @@ LIGHT_MODULES = (
     "jobs.validate",
     "jobs.finetune",
     "jobs.drive",
+    "jobs.sweep",
     "cluster.ray_backend",
     "cluster.ray_jobs",
 )
@@ -174,7 +178,7 @@ def test_no_heavy_package_is_imported_at_module_level_outside_of_training() -> N
     wrong = [
         f"{name_of(path)}:{line}: {name}"
         for path in sources(*ROOMS)
-        if not name_of(path).startswith(TRAINING)
+        if not name_of(path).startswith((*TRAINING, *TUNING))
         for name, line in imports_at_module_level(ast.parse(path.read_text()).body)
         if name.split(".")[0] in HOMES and not name_of(path).startswith(SERVING)
     ]

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jobs import storage
 from jobs.errors import SpecError
 from jobs.findrun import find_run, storage_root
-from jobs.load import load_spec
+from jobs.load import load_spec, load_sweep
 from jobs.paths import JobPaths
 from jobs.record import open_run, reopen_run
 from jobs.resume import check_resumable
 from jobs.runref import with_model_of_run
+from jobs.search.spec import SweepSpec
 from jobs.spec import Spec
 from jobs.validate import validate
 from jobs.watch import Announcer
@@ -38,6 +40,23 @@ def load_job(path: str | None, overrides: Sequence[str], resume: str | None) -> 
         return spec, find_run(resume, spec.storage_path)
     root = find_run(resume, storage_root(None))
     return load_spec(JobPaths(root).spec, overrides), root
+
+
+def load_sweep_job(
+    path: str | None, overrides: Sequence[str], resume: str | None
+) -> tuple[SweepSpec, str | None] | None:
+    """The same for a sweep; None where neither the spec nor what goes on is one.
+
+    Raises:
+        InputError: as `load_job`.
+    """
+    if path is not None and (sweep := load_sweep(path, overrides)) is not None:
+        return sweep, None if resume is None else find_run(resume, sweep.base.storage_path)
+    if path is None and resume is not None:
+        root = find_run(resume, storage_root(None))
+        if storage.exists(JobPaths(root).spec) and (sweep := load_sweep(JobPaths(root).spec, overrides)) is not None:
+            return sweep, root
+    return None
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ def _kind_of(document: Document) -> Kind:
     raise SpecError(_said(document.mark(("kind",)), message))
 
 
-def dump_spec(spec: AnySpec) -> bytes:
+def dump_spec(spec: AnySpec | SweepSpec) -> bytes:
     """The resolved spec as JSON; `load_job_spec` of it gives an equal one."""
     return spec.model_dump_json(indent=1).encode() + b"\n"
 

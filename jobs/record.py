@@ -25,6 +25,7 @@ from jobs.journal import Record, part_names, read_journal, read_part
 from jobs.load import dump_spec
 from jobs.outcome import Outcome, Status, write_outcome
 from jobs.paths import JobPaths, new_run_name
+from jobs.search.spec import SweepSpec
 from jobs.spec import Spec
 
 
@@ -38,8 +39,8 @@ def open_run(spec: Spec, root: str | None = None) -> JobPaths:
     return paths
 
 
-def reopen_run(run_root: str, spec: Spec) -> JobPaths:
-    """Make an earlier run's directory ready to go on.
+def reopen_run(run_root: str, spec: Spec | SweepSpec) -> JobPaths:
+    """Make the directory of an earlier run, or sweep, ready to go on.
 
     Metrics, events, logs and checkpoints stay. Spec, manifest and outcome of the attempt that ended are kept under its
     number; orders and failures that were meant for it are removed.

@@ -121,7 +121,7 @@ def check_resumable(paths: JobPaths, now: Spec, clock: Callable[[], float] = tim
         raise InputError(f"{paths.root} is no run: there is no spec.json in it")
     outcome = read_outcome(paths)
     if outcome is None and not alone:
-        _check_not_driven(paths, clock())
+        check_not_driven(paths, clock())
     if outcome is not None and outcome.status is Status.SUCCEEDED:
         raise InputError(_has_succeeded(paths, outcome))
     before = load_spec(paths.spec)
@@ -144,7 +144,7 @@ def _has_succeeded(paths: JobPaths, outcome: Outcome) -> str:
     )
 
 
-def _check_not_driven(paths: JobPaths, now_s: float) -> None:
+def check_not_driven(paths: JobPaths, now_s: float) -> None:
     """Two drivers of one run would overwrite each other's checkpoints. Raises InputError."""
     fresh = [name for name in part_names(paths.events) if now_s - written_at_s(name) < SILENT_S]
     if not fresh:

@@ -5,28 +5,38 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import shlex
 import sys
+import time
 from collections.abc import Sequence
 
 from cluster.settings import ray_address
 from jobs import storage
 from jobs.devices import no_gpu_here
-from jobs.errors import CapacityError, FleetuneError, Interrupted, SpecError
-from jobs.load import load_sweep
-from jobs.outcome import Outcome
+from jobs.errors import CapacityError, FleetuneError, InputError, Interrupted, SpecError
+from jobs.load import dump_spec, load_sweep
+from jobs.outcome import Outcome, read_outcome
 from jobs.paths import JobPaths, new_run_name
 from jobs.progress import PlainProgress, Progress
 from jobs.quiet import redirected_output, user_stream
-from jobs.record import concluded
+from jobs.record import concluded, reopen_run
+from jobs.resume import check_not_driven, differences
 from jobs.runref import with_model_of_run
 from jobs.search.spec import SweepSpec
 from jobs.search.varying import check_space
 from jobs.validate import validate
 from jobs.watch import Announcer
 
+_FIXED = ("space", "metric", "mode", "algorithm", "scheduler", "rungs", "seed")
 
-def run_sweep(sweep: SweepSpec, *, address: str | None = None, progress: Progress) -> Outcome:
+
+def run_sweep(
+    sweep: SweepSpec, *, address: str | None = None, progress: Progress, resume: str | None = None
+) -> Outcome:
     """Search on the cluster at `address`, RAY_ADDRESS, or a Ray of this machine; the outcome is the best trial's.
+
+    Args:
+        resume: root of an earlier sweep to go on with.
 
     Raises:
         InputError: found before anything was written. What is found later is the outcome's reason.
@@ -36,11 +46,16 @@ def run_sweep(sweep: SweepSpec, *, address: str | None = None, progress: Progres
     check_space(sweep)
     warnings = validate(sweep.base).warnings
     sweep = sweep.model_copy(update={"base": with_model_of_run(sweep.base)})
-    name = new_run_name(sweep.name, datetime.datetime.now(datetime.UTC))
-    paths = JobPaths.of(sweep.base.storage_path, name)
-    storage.write_bytes(paths.spec, sweep.model_dump_json(indent=1).encode() + b"\n")
+    if resume is not None:
+        check_sweep_resumable(JobPaths(resume), sweep)
+        paths = reopen_run(resume, sweep)
+    else:
+        name = new_run_name(sweep.name, datetime.datetime.now(datetime.UTC))
+        paths = JobPaths.of(sweep.base.storage_path, name)
+        storage.write_bytes(paths.spec, dump_spec(sweep))
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
-        announce("phase", f"sweep {paths.name} in {paths.root}", phase="start", root=paths.root, resumed=False)
+        verb, resumed = ("going on with sweep" if resume else "sweep"), resume is not None
+        announce("phase", f"{verb} {paths.name} in {paths.root}", phase="start", root=paths.root, resumed=resumed)
         for warning in warnings:
             announce("warning", warning)
 
@@ -54,10 +69,30 @@ def run_sweep(sweep: SweepSpec, *, address: str | None = None, progress: Progres
     return outcome
 
 
+def check_sweep_resumable(paths: JobPaths, now: SweepSpec) -> None:
+    """Raises SpecError: the new spec is of another search. InputError: somebody still drives the sweep."""
+    before = load_sweep(paths.spec)
+    if before is None:
+        raise InputError(f"{paths.root} is no sweep")
+    if read_outcome(paths) is None:
+        check_not_driven(paths, time.time())
+    changed = [f"base.{line}" for line in differences(before.base, now.base)]
+    for name in _FIXED:
+        if (old := getattr(before, name)) != (new := getattr(now, name)):
+            changed.append(f"{name}: {old} -> {new}")
+    if changed:
+        lines = "\n".join(f"  {line}" for line in changed)
+        raise SpecError(
+            f"sweep {paths.name} cannot go on: its trials would no longer compare (from what it had to what is given):"
+            f"\n{lines}\nThe budget, num_gangs and then may change. Take these back, or start a new sweep"
+        )
+
+
 def ending_of_sweep(paths: JobPaths, outcome: Outcome) -> str:
     """The last lines about a sweep."""
     if outcome.reason is not None:
-        return f"{outcome.status}: {outcome.reason}\nlogs: {paths.logs}"
+        how = "" if outcome.bad_input else f"\nresume: fleetune run --resume {shlex.quote(paths.root)}"
+        return f"{outcome.status}: {outcome.reason}\nlogs: {paths.logs}{how}"
     best = storage.join(paths.root, "best.json")
     model = f"\nmodel: {outcome.model_path}" if outcome.model_path else ""
     return f"succeeded; the best trial's spec, which runs as it is: {best}{model}"

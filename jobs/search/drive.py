@@ -124,7 +124,7 @@ class Search:
         try:
             from jobs.search.tuning import make_tuner
 
-            make_tuner(self.ledger, self._own, self._own, lambda: len(self.gangs), self.spent).fit()
+            make_tuner(self.ledger, self.paths.root, self._own, lambda: len(self.gangs), self.spent).fit()
         except Exception as error:
             traceback.print_exc()
             done["error"] = RunFailed(f"Ray Tune failed: {type(error).__name__}: {error}")
@@ -219,16 +219,17 @@ def concluded_sweep(search: Search) -> Outcome:
         (reason, count), *_ = reasons.most_common(1) or [("no trial was finished", 0)]
         raise RunFailed(f"no trial has a score; {count} of {len(ledger.trials)} ended so: {reason}")
     storage.write_bytes(storage.join(search.paths.root, BEST), dump_spec(best.spec))
-    model = None
-    if ledger.sweep.then == "export":
+    before = read_outcome(best.paths)
+    model = before.model_path if before is not None else None
+    if ledger.sweep.then == "export" and model is None:
         search.announce("phase", f"exporting the model of trial {best.number}", phase="export")
         order = Order(action="export", run=best.paths.root, spec=best.spec, driver=best.driver)
         answer = search.gangs.carry_out(order)
         if answer.status != "exported":
             raise RunFailed(f"the model of trial {best.number} could not be exported: {answer.reason}")
         model = best.paths.model
-        if (outcome := read_outcome(best.paths)) is not None:
-            write_outcome(best.paths, outcome.model_copy(update={"model_path": model}))
+        if before is not None:
+            write_outcome(best.paths, before.model_copy(update={"model_path": model}))
     return Outcome(
         status=Status.SUCCEEDED,
         step=best.step,

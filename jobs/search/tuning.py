@@ -32,31 +32,31 @@ _ON_THE_HEAD = {"node:__internal_head__": 0.0001}  # a trial waits for its gang 
 _FOLDER, _STUDY = "tune", "optuna.journal"
 
 
-def make_tuner(ledger: Ledger, root: str, desk: str, room: Callable[[], int], spent: Callable[[], bool]) -> Any:
+def make_tuner(ledger: Ledger, root: str, own: str, room: Callable[[], int], spent: Callable[[], bool]) -> Any:
     """The tuner of a sweep, which goes on from what the ledger knows.
 
     Args:
-        root: a directory for what Tune writes.
-        desk: where trials leave their requests (see `Desk`).
+        root: the sweep's directory; Optuna's study lies there.
+        own: this driver's directory, where trials leave their requests (see `Desk`), and Tune what it writes.
         room: gangs that there are.
         spent: whether the budget is used up, so that no other trial is begun.
     """
     sweep = ledger.sweep
     set_default("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    proposals = Proposals(ledger, study_storage(root), desk, room, spent)
+    proposals = Proposals(ledger, new_study(root), own, room, spent)
     return tune.Tuner(
         tune.with_resources(GangTrial, PlacementGroupFactory([_ON_THE_HEAD])),
         tune_config=tune.TuneConfig(
             metric=sweep.judged,
             mode="min" if sweep.lower_is_better else "max",
             search_alg=proposals,
-            scheduler=Judge(ledger, scheduler_of(sweep), spent),
+            scheduler=Judge(ledger, scheduler_of(sweep), room, spent),
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"{trial.config.get('trial', 0):04d}",
         ),
         run_config=tune.RunConfig(
-            name=_FOLDER, storage_path=storage.local_path(root) if storage.is_local(root) else root, verbose=0
+            name=_FOLDER, storage_path=storage.local_path(own) if storage.is_local(own) else own, verbose=0
         ),
     )
 
@@ -78,13 +78,17 @@ def distribution_of(values: Range | tuple[Any, ...]) -> optuna.distributions.Bas
     return optuna.distributions.FloatDistribution(values.min, values.max, log=values.log)
 
 
-def study_storage(root: str) -> Any:
-    """A file that optuna-dashboard opens; None, and so in memory, where the sweep is on an object store."""
+def new_study(root: str) -> Any:
+    """A file that optuna-dashboard opens; None, and so in memory, where the sweep is on an object store.
+
+    It takes the place of an earlier driver's: the ledger is what a search goes on from.
+    """
     if not storage.is_local(root):
         return None
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
+    storage.remove_file(storage.join(root, _STUDY))
     return JournalStorage(JournalFileBackend(os.path.join(storage.local_path(root), _STUDY)))
 
 
@@ -225,9 +229,11 @@ def stops_of(sweep: SweepSpec, total_steps: int) -> list[int]:
 class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
     """Which trials go on: Tune's scheduler is asked where there is one; in halving, `jobs.search.rungs` decides."""
 
-    def __init__(self, ledger: Ledger, inner: TrialScheduler | None, spent: Callable[[], bool]) -> None:
+    def __init__(
+        self, ledger: Ledger, inner: TrialScheduler | None, room: Callable[[], int], spent: Callable[[], bool]
+    ) -> None:
         super().__init__()
-        self._ledger, self._inner, self._spent = ledger, inner, spent
+        self._ledger, self._inner, self._room, self._spent = ledger, inner, room, spent
         self._halving = ledger.sweep.scheduler == "halving"
         if inner is not None:
             inner.set_search_properties(ledger.sweep.judged, "min" if ledger.sweep.lower_is_better else "max")
@@ -281,7 +287,8 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
             self._ledger.stopped(mine, f"worse than the better half after step {mine.step}")
             if number in by_number:
                 tune_controller.stop_trial(by_number[number])
-        for number in going:
-            if number in by_number and by_number[number].status == TuneTrial.PAUSED:
-                return by_number[number]
-        return super().choose_trial_to_run(tune_controller)
+        running = sum(trial.status == TuneTrial.RUNNING for trial in by_number.values())
+        paused = [by_number[one] for one in going if one in by_number and by_number[one].status == TuneTrial.PAUSED]
+        if paused and running < self._room():
+            return paused[0]
+        return next((trial for trial in by_number.values() if trial.status == TuneTrial.PENDING), None)

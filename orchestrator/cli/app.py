@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
 
-from jobs.begin import load_job
+from jobs.begin import load_job, load_sweep_job
 from jobs.devices import no_gpu_here
 from jobs.errors import InputError, SpecError
 from jobs.fields import SPEC_MODELS
 from jobs.findrun import storage_root
-from jobs.load import load_marked, load_sweep, training
+from jobs.load import load_marked, training
 from jobs.outcome import Event
 from jobs.paths import JobPaths
 from jobs.progress import Progress
@@ -96,8 +96,8 @@ def run(
     with edge():
         _refuse_dashboard(address, [*([spec] if spec else []), *(["--resume", resume] if resume else [])])
         overrides = [*(set_ or []), *([f"name={json.dumps(name)}"] if name is not None else [])]
-        if spec is not None and (sweep := load_sweep(spec, overrides)) is not None:
-            raise typer.Exit(_run_sweep(sweep, spec, resume, address, quiet))
+        if (found := load_sweep_job(spec, overrides, resume)) is not None:
+            raise typer.Exit(_run_sweep(*found, address, quiet))
         loaded, root = load_job(spec, overrides, resume)
         progress = _Root(progress_of(quiet))
         from jobs.finetune import run_on_ray
@@ -110,16 +110,14 @@ def run(
         raise typer.Exit(outcome.exit_code)
 
 
-def _run_sweep(sweep: SweepSpec, file: str, resume: str | None, address: str | None, quiet: bool) -> int:
+def _run_sweep(sweep: SweepSpec, resume: str | None, address: str | None, quiet: bool) -> int:
     """The exit code. Raises FleetuneError."""
-    if resume is not None:
-        raise SpecError(f"{file} is of kind sweep, and --resume goes on with one run: leave it out")
     progress = progress_of(quiet)
     from jobs.sweep import ending_of_sweep, run_sweep
 
     root = _Root(progress)
     try:
-        outcome = run_sweep(sweep, address=address, progress=root)
+        outcome = run_sweep(sweep, address=address, progress=root, resume=resume)
     finally:
         progress.close()
     if quiet:

@@ -1,0 +1,147 @@
+"""Sweeps on a real Ray: every trial is a run, and whatever is killed, the search ends as an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import time
+from typing import Any
+
+import psutil
+import pytest
+
+from jobs.journal import read_journal
+from jobs.paths import JobPaths
+from jobs.record import read_steps
+from tests.acceptance.conftest import environment, fleetune
+from tests.acceptance.test_failures import workers_of
+from tests.support import tiny
+from tests.support.gangs import PACED, torchrun
+from tests.support.processes import wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+STEPS, TRIALS = 12, 4
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Its file: four trials, of which the better two go on after half of their steps. The model's head is new."""
+    folder = tmp_path_factory.mktemp("sweep")
+    tiny.save_model(folder / "encoder", "encoder")
+    tiny.write_labelled(folder / "rows.jsonl", 120, 3)
+    base = {
+        "model": {"path": "encoder", "task": "sequence-classification", "num_labels": 3},
+        "data": {"train": "rows.jsonl", "format": "classification", "eval_fraction": 0.2, "seq_len": 32},
+        "train": {"learning_rate": 1e-3, "max_steps": STEPS, "global_batch_size": 8, "per_device_train_batch_size": 4},
+        "checkpoint": {"save_steps": 2},
+        "resources": {"num_workers": 2, "gpus_per_worker": 0},
+        "storage_path": "runs",
+    }
+    (folder / "base.json").write_text(json.dumps(base))
+    found = {
+        "kind": "sweep",
+        "name": "found",
+        "base": "base.json",
+        "space": {"learning_rate": {"min": 1e-4, "max": 3e-2, "log": True}, "warmup_ratio": {"min": 0.0, "max": 0.2}},
+        "budget": {"trials": TRIALS},
+        "scheduler": "halving",
+        "rungs": [0.5],
+    }
+    (folder / "sweep.json").write_text(json.dumps(found))
+    return folder / "sweep.json"
+
+
+def sweeps_in(sweep: pathlib.Path) -> list[pathlib.Path]:
+    return sorted((sweep.parent / "runs").glob("found-2*"))
+
+
+def answers_of(root: pathlib.Path) -> dict[int, list[dict[str, Any]]]:
+    """What gangs have answered, by trial."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for record in read_journal(str(root / "ledger")):
+        if "answer" in record and record["answer"]["status"] != "stopped":
+            found.setdefault(record["trial"], []).append(record["answer"])
+    return found
+
+
+def known_of(root: pathlib.Path) -> dict[int, Any]:
+    """Of each trial: its values, the steps at which it was scored and the scores, and how its run ended."""
+    values = {record["trial"]: record["values"] for record in read_journal(str(root / "ledger")) if "values" in record}
+    return {
+        trial: (
+            values[trial],
+            [(answer["step"], answer["metrics"]["eval_loss"]) for answer in answers],
+            json.loads((root / f"{trial:04d}/outcome.json").read_text())["status"],
+        )
+        for trial, answers in sorted(answers_of(root).items())
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sweep: pathlib.Path) -> tuple[pathlib.Path, str]:
+    """The directory of a sweep in one go, and what it printed."""
+    done = fleetune("run", sweep)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (root,) = sweeps_in(sweep)
+    return root, done.stdout
+
+
+def test_it_halves_exports_the_best_and_says_so(undisturbed: tuple[pathlib.Path, str]) -> None:
+    root, output = undisturbed
+    known = known_of(root)
+    assert sorted(known) == [1, 2, 3, 4]
+    ended = [trial for trial, (_, scores, _) in known.items() if len(scores) == 1]
+    finished = [trial for trial, (_, scores, _) in known.items() if [step for step, _ in scores] == [6, STEPS]]
+    assert len(ended) == len(finished) == 2
+    assert max(known[trial][1][0][1] for trial in finished) <= min(known[trial][1][0][1] for trial in ended)
+    best = min(finished, key=lambda trial: known[trial][1][-1][1])
+    assert (root / f"{best:04d}/model/config.json").exists()
+    assert "the best so far" in output and f"model: {root}/{best:04d}/model" in output
+    assert "Traceback" not in output and "Warning" not in output
+    assert len((root / "optuna.journal").read_text().splitlines()) > TRIALS
+
+
+def test_its_best_spec_runs_as_it_is_and_gives_the_best_trials_losses(undisturbed: tuple[pathlib.Path, str]) -> None:
+    root, output = undisturbed
+    best = pathlib.Path(output.rpartition("model: ")[2].strip()).parent
+    done = torchrun(2, "-m", "jobs.finetune", str(root / "best.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (again,) = root.parent.glob(f"found-{best.name}-2*")
+    for same in ("loss", "learning_rate", "chain"):
+        losses = [[record[same] for record in read_steps(JobPaths(str(run)))] for run in (best, again)]
+        assert losses[0] == losses[1] and len(losses[0]) == STEPS
+
+
+def test_a_worker_and_the_driver_are_killed_and_it_ends_as_the_undisturbed_one(
+    sweep: pathlib.Path, undisturbed: tuple[pathlib.Path, str]
+) -> None:
+    log = sweep.parent / "disturbed.log"
+    with open(log, "w") as file:
+        command = ["fleetune", "run", str(sweep)]
+        driver = subprocess.Popen(command, env=environment(PYTHONPATH=PACED), stdout=file, stderr=file)
+    try:
+        wait_for(lambda: len(sweeps_in(sweep)) == 2, "it has begun", 60.0)
+        root = sweeps_in(sweep)[-1]
+
+        def is_at(trial: int, step: int) -> bool:
+            assert driver.poll() is None, log.read_text()
+            return any(record["step"] >= step for record in read_steps(JobPaths(str(root / f"{trial:04d}"))))
+
+        wait_for(lambda: is_at(2, 3), "trial 2 is trained", 200.0)
+        os.kill(workers_of(driver)[1], signal.SIGKILL)  # type: ignore[arg-type]  # of bytes or of text
+        wait_for(lambda: is_at(3, 3), "trial 3 is trained", 200.0)
+        below = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+    finally:
+        driver.kill()
+        driver.wait()
+    wait_for(lambda: not [one for one in below if one.is_running() and one.status() != "zombie"], "Ray has ended", 60.0)
+    time.sleep(1.0)  # storage may have seen a last write
+    done = fleetune("run", "--resume", root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "starting the workers of the gang again" in log.read_text()
+    assert known_of(root) == known_of(undisturbed[0])

@@ -58,8 +58,7 @@ def drive_sweep(sweep: SweepSpec, paths: JobPaths, address: str | None, announce
             prepared = ready_data(base, "ray", announce)
             write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
             plan = step_plan(base, prepared.split("train"))
-            ledger = Ledger(sweep, paths, plan.total_steps)
-            ledger.restore()
+            ledger = Ledger(sweep, paths.root, plan.total_steps)
             attempt = 1 + len(storage.list_names(storage.join(paths.root, ATTEMPTS)))
             own = storage.join(paths.root, ATTEMPTS, f"{attempt:02d}")  # orders of earlier drivers are not to be read
             job = Job(base, own, prepared.root, base.model.path, driver=driver)
@@ -167,6 +166,8 @@ class Search:
             self._failed = RunFailed(f"{type(error).__name__}: {error}")
             return
         self.ledger.answered(trial, answer)
+        if answer.status == "stopped" and not self.signals.asked:
+            self.ledger.stopped(trial, f"stopped by hand after step {answer.step}")
         self.announce("trial", trial_line(self.ledger, trial), trial=trial.number, state=trial.state)
         judged = {self.ledger.sweep.judged: self.ledger.told_as(trial)}
         status = "failed" if trial.state == "failed" else answer.status

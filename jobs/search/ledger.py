@@ -57,66 +57,32 @@ class Trial:
         return len(self.scores)
 
 
-class Ledger:
-    """All trials of a sweep. Its methods may be called by any thread."""
+class Trials:
+    """All trials of a sweep, as the ledger in its directory tells."""
 
-    def __init__(self, sweep: SweepSpec, paths: JobPaths, total_steps: int) -> None:
-        """
-        Args:
-            paths: of the sweep's directory.
-            total_steps: of each trial.
-        """
-        self.sweep, self.total_steps = sweep, total_steps
-        self._paths = paths
-        self._journal = JournalWriter(storage.join(paths.root, LEDGER), "driver")
-        self._lock = threading.RLock()
+    def __init__(self, sweep: SweepSpec, root: str) -> None:
+        """`root`: of the sweep's directory. Raises StorageError: the ledger cannot be read."""
+        self.sweep, self.root = sweep, root
         self.trials: dict[int, Trial] = {}
+        self._lock = threading.RLock()
+        for record in read_journal(storage.join(root, LEDGER)):
+            self._replay(record)
 
-    def add(self, values: Mapping[str, Any]) -> Trial:
-        """A new trial: its run's directory is made, and its values are on storage when this returns."""
-        with self._lock:
-            number = len(self.trials) + 1
-            trial = self.trials[number] = self._trial(number, values)
-            storage.write_bytes(trial.paths.spec, dump_spec(trial.spec))
-            self._journal.append({"trial": number, "values": trial.values})
-            self._journal.flush()
-            return trial
-
-    def restore(self) -> None:
-        """Take over what earlier drivers of the sweep have written. What was running goes on from its checkpoint.
-
-        Raises:
-            StorageError: the ledger cannot be read.
-            ValueError: a trial's values are not allowed any more.
-        """
-        for record in read_journal(storage.join(self._paths.root, LEDGER)):
-            number = int(record["trial"])
-            if "values" in record:
-                self.trials[number] = self._trial(number, record["values"])
-                continue
-            trial = self.trials[number]
-            if "answer" in record:
-                self._take(trial, Answer.model_validate(record["answer"]))
-            elif "stopped" in record:
-                trial.state, trial.reason = "stopped", record["stopped"]
+    def _replay(self, record: Mapping[str, Any]) -> None:
+        number = int(record["trial"])
+        if "values" in record:
+            self.trials[number] = self._trial(number, record["values"])
+            return
+        trial = self.trials[number]
+        if "answer" in record:
+            self._take(trial, Answer.model_validate(record["answer"]))
+        elif "stopped" in record:
+            trial.state, trial.reason = "stopped", record["stopped"]
 
     def _trial(self, number: int, values: Mapping[str, Any]) -> Trial:
         spec = trial_spec(self.sweep.base, values)
         spec = spec.model_copy(update={"name": f"{self.sweep.name[:56]}-{number:04d}"})
-        return Trial(number, dict(values), spec, JobPaths(storage.join(self._paths.root, f"{number:04d}")))
-
-    def began(self, trial: Trial) -> None:
-        with self._lock:
-            trial.state = "running"
-
-    def answered(self, trial: Trial, answer: Answer) -> None:
-        """Take over what a gang has answered; it is on storage when this returns."""
-        with self._lock:
-            self._take(trial, answer)
-            self._journal.append({"trial": trial.number, "answer": answer.model_dump(mode="json")})
-            self._journal.flush()
-            if trial.is_over:
-                self._conclude(trial)
+        return Trial(number, dict(values), spec, JobPaths(storage.join(self.root, f"{number:04d}")))
 
     def _take(self, trial: Trial, answer: Answer) -> None:
         trial.step, trial.tokens = max(trial.step, answer.step), trial.tokens + answer.tokens
@@ -138,30 +104,6 @@ class Ledger:
             known = ", ".join(sorted(answer.metrics)) or "nothing"
             return f"the job reports no {self.sweep.judged}: it reports {known}"
         return None if math.isfinite(score) else f"{self.sweep.judged} was {score} after step {answer.step}"
-
-    def stopped(self, trial: Trial, reason: str) -> None:
-        """The search does not go on with a trial; its checkpoints stay."""
-        with self._lock:
-            if not trial.is_over:
-                trial.state, trial.reason = "stopped", reason
-                self._conclude(trial)
-                self._journal.append({"trial": trial.number, "stopped": reason})
-                self._journal.flush()
-
-    def _conclude(self, trial: Trial) -> None:
-        """Write the outcome of a trial's run."""
-        ends = {"finished": RunStatus.SUCCEEDED, "failed": RunStatus.FAILED}
-        write_outcome(
-            trial.paths,
-            Outcome(
-                status=ends.get(trial.state, RunStatus.INTERRUPTED),
-                reason=trial.reason,
-                step=trial.step,
-                metrics={**trial.metrics, **({} if trial.loss is None else {"loss": trial.loss})},
-                evaluated_step=trial.scores[-1][0] if trial.scores else None,
-                ended_at=datetime.datetime.now(datetime.UTC),
-            ),
-        )
 
     def ranked(self) -> list[Trial]:
         """The best first: those that are finished, then by how far they came; what has no score comes last."""
@@ -197,6 +139,63 @@ class Ledger:
     def tokens(self) -> int:
         """That all trials have taken."""
         return sum(trial.tokens for trial in self.trials.values())
+
+
+class Ledger(Trials):
+    """The same for the driver of the sweep, which writes it. Its methods may be called by any thread."""
+
+    def __init__(self, sweep: SweepSpec, root: str, total_steps: int) -> None:
+        """`total_steps`: of each trial. What earlier drivers have written is taken over."""
+        super().__init__(sweep, root)
+        self.total_steps = total_steps
+        self._journal = JournalWriter(storage.join(root, LEDGER), "driver")
+
+    def add(self, values: Mapping[str, Any]) -> Trial:
+        """A new trial: its run's directory is made, and its values are on storage when this returns."""
+        with self._lock:
+            number = len(self.trials) + 1
+            trial = self.trials[number] = self._trial(number, values)
+            storage.write_bytes(trial.paths.spec, dump_spec(trial.spec))
+            self._journal.append({"trial": number, "values": trial.values})
+            self._journal.flush()
+            return trial
+
+    def began(self, trial: Trial) -> None:
+        with self._lock:
+            trial.state = "running"
+
+    def answered(self, trial: Trial, answer: Answer) -> None:
+        """Take over what a gang has answered; it is on storage when this returns."""
+        with self._lock:
+            self._take(trial, answer)
+            self._journal.append({"trial": trial.number, "answer": answer.model_dump(mode="json")})
+            self._journal.flush()
+            if trial.is_over:
+                self._conclude(trial)
+
+    def stopped(self, trial: Trial, reason: str) -> None:
+        """The search does not go on with a trial; its checkpoints stay."""
+        with self._lock:
+            if not trial.is_over:
+                trial.state, trial.reason = "stopped", reason
+                self._conclude(trial)
+                self._journal.append({"trial": trial.number, "stopped": reason})
+                self._journal.flush()
+
+    def _conclude(self, trial: Trial) -> None:
+        """Write the outcome of a trial's run."""
+        ends = {"finished": RunStatus.SUCCEEDED, "failed": RunStatus.FAILED}
+        write_outcome(
+            trial.paths,
+            Outcome(
+                status=ends.get(trial.state, RunStatus.INTERRUPTED),
+                reason=trial.reason,
+                step=trial.step,
+                metrics={**trial.metrics, **({} if trial.loss is None else {"loss": trial.loss})},
+                evaluated_step=trial.scores[-1][0] if trial.scores else None,
+                ended_at=datetime.datetime.now(datetime.UTC),
+            ),
+        )
 
     def close(self) -> None:
         self._journal.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.search.ledger import Ledger, Trial
+from jobs.search.ledger import Ledger, Trial, Trials
 
 
 def value_words(value: Any) -> str:
@@ -19,24 +19,45 @@ def values_words(trial: Trial) -> str:
     return ", ".join(f"{name.rpartition('.')[2]} {value_words(value)}" for name, value in trial.values.items())
 
 
+def leaderboard_facts(trials: Trials) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [
+        {
+            "trial": trial.number,
+            "values": trial.values,
+            "state": trial.state,
+            trials.sweep.judged: trial.score,
+            "scores": trial.scores,
+            "step": trial.step,
+            "tokens": trial.tokens,
+            "reason": trial.reason,
+            "run": trial.paths.root,
+        }
+        for trial in trials.ranked()
+    ]
+
+
 def trial_line(ledger: Ledger, trial: Trial) -> str:
     """What a gang has just answered of a trial."""
     what = f"trial {trial.number} ({values_words(trial)})"
     metric = ledger.sweep.judged.removeprefix("eval_")
-    if trial.state == "failed" or trial.score is None:
-        return f"{what}: failed: {trial.reason}"
-    best = ledger.best
-    rank = "" if best is None else ", the best so far" if best is trial else f", the best is {best.score:.4f}"
+    if trial.state in ("failed", "stopped"):
+        return f"{what}: {trial.state}: {trial.reason}"
+    if trial.score is None:
+        return f"{what}: saved at step {trial.step} of {ledger.total_steps}"
+    best, rank = ledger.best, ""
+    if trial.state == "finished" and best is not None:
+        rank = ", the best so far" if best is trial else f", the best is {best.score:.4f}"
     return f"{what}: {metric} {trial.score:.4f} after step {trial.step} of {ledger.total_steps}{rank}"
 
 
-def leaderboard(ledger: Ledger) -> str:
+def leaderboard(trials: Trials) -> str:
     """A line for each trial, the best first."""
-    names = list(ledger.sweep.dimensions)
-    metric = ledger.sweep.judged.removeprefix("eval_")
+    names = list(trials.sweep.dimensions)
+    metric = trials.sweep.judged.removeprefix("eval_")
     head = ["trial", *(name.rpartition(".")[2] for name in names), metric, "step", "tokens", "state", "why"]
     rows = [head]
-    for trial in ledger.ranked():
+    for trial in trials.ranked():
         rows.append(
             [
                 f"{trial.number}",

@@ -14,11 +14,13 @@ from jobs.devices import no_gpu_here
 from jobs.errors import InputError, SpecError
 from jobs.fields import SPEC_MODELS
 from jobs.findrun import storage_root
-from jobs.load import load_marked, training
+from jobs.load import Loaded, load_marked, load_sweep, training
 from jobs.outcome import Event
 from jobs.paths import JobPaths
 from jobs.progress import Progress
 from jobs.search.spec import SweepSpec
+from jobs.search.specwords import space_words, sweep_words
+from jobs.search.varying import check_space
 from jobs.validate import validate as check
 from orchestrator import orders
 from orchestrator import runs as run_list
@@ -31,6 +33,7 @@ from orchestrator.cli import queue as queuecli
 from orchestrator.cli import serve as servecli
 from orchestrator.cli import simulate as simulatecli
 from orchestrator.cli import submit as submitcli
+from orchestrator.cli import sweep as sweepcli
 from orchestrator.cli import upload as uploadcli
 from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
 from orchestrator.cli.helpgroups import Grouped, command_group
@@ -129,13 +132,18 @@ def _run_sweep(sweep: SweepSpec, resume: str | None, address: str | None, quiet:
 def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
     """Check a job without a worker; say what would run."""
     with edge():
-        marked = load_marked(spec, set_ or [])
+        sweep = load_sweep(spec, set_ or [])
+        if sweep is not None:
+            check_space(sweep)
+        marked = Loaded(sweep.base, {}) if sweep is not None else load_marked(spec, set_ or [])
         loaded = training(marked.spec, spec)
         try:
             found = check(loaded)
         except InputError as error:
             raise of_one(error, Named(loaded, spec, marked.marks)) from error
         facts = text.plan(loaded)
+        if sweep is not None:
+            facts = {"sweep": sweep_words(sweep), "space": space_words(sweep), **facts}
         if json_:
             report = {**dataclasses.asdict(found), "plan": facts, "spec": loaded.model_dump(mode="json")}
             typer.echo(json.dumps(report))
@@ -201,7 +209,9 @@ def export(
 
 @app.command(rich_help_panel=YOURS, epilog="Example:  fleetune spec | less  |  fleetune spec --kind command")
 def spec(
-    kind: Annotated[Literal["finetune", "command"], typer.Option("--kind", help="Of which kind of job.")] = "finetune",
+    kind: Annotated[
+        Literal["finetune", "command", "sweep"], typer.Option("--kind", help="Of which kind of job.")
+    ] = "finetune",
     json_schema: Annotated[bool, typer.Option("--json-schema", help="Print the JSON schema, for editors.")] = False,
 ) -> None:
     """Print every field: type, bounds, default, meaning."""
@@ -217,6 +227,7 @@ def _add(command: Any, panel: str, *examples: str) -> None:
 
 
 app.add_typer(datacli.app, rich_help_panel=YOURS)
+app.add_typer(sweepcli.app, rich_help_panel=YOURS)
 app.command(rich_help_panel=YOURS, epilog=uploadcli.EPILOG)(uploadcli.upload)
 app.command(rich_help_panel=YOURS, epilog=gccli.EPILOG)(gccli.gc)
 app.command(rich_help_panel=QUEUE, epilog=submitcli.EPILOG)(submitcli.submit)

@@ -21,6 +21,7 @@ from jobs.planning import plan_batching
 from jobs.progress import duration
 from jobs.queuespec import Kind, OnEnd
 from jobs.record import how_to_go_on
+from jobs.search.spec import Dimension
 from jobs.spec import SCHEMA_VERSION, Spec
 from jobs.validate import Validated
 from orchestrator.pages.times import when_written
@@ -213,9 +214,12 @@ def run_page(details: RunDetails) -> str:
     rows = [("run", run.name), ("status", _status(run))]
     if run.reason:
         rows.append(("reason", run.reason))
-    rows += [("model", str(spec.get("model", {}).get("path"))), ("data", _data_of(spec))]
+    job = spec.get("base", spec)  # of a sweep, what its trials change
+    rows += [("model", str(job.get("model", {}).get("path"))), ("data", _data_of(job))]
+    if "base" in spec:
+        rows.append(("trials", f"fleetune sweep leaderboard {details.paths['run']}"))
     rows += [("step", steps), *_before_and_after(details.metrics_before, run.metrics, run.evaluated_step)]
-    rows += class_rows(details.confusion, spec.get("data", {}).get("labels") or ())
+    rows += class_rows(details.confusion, job.get("data", {}).get("labels") or ())
     rows += [(f"{name} at", path) for name, path in details.paths.items()]
     if details.resume:
         rows.append(("resume", details.resume))
@@ -275,7 +279,7 @@ def _type_name(annotation: Any) -> str:
     if get_origin(annotation) is tuple:
         return f"list of {_type_name(get_args(annotation)[0])}"
     if get_origin(annotation) is dict:
-        return "names with text"
+        return "fields with their values" if get_args(annotation)[1] is Dimension else "names with text"
     if type(None) in get_args(annotation):
         return " or ".join(_type_name(one) for one in get_args(annotation) if one is not type(None))
     return _TYPE_NAMES.get(annotation, str(annotation))

@@ -33,6 +33,8 @@ COMMANDS = {
     "save": {"RUN", "--storage"},
     "export": {"RUN", "--to", "--storage"},
     "spec": {"--kind", "--json-schema"},
+    "sweep leaderboard": {"SWEEP", "--storage", "--json"},
+    "sweep stop": {"SWEEP", "TRIAL", "--storage"},
     "upload": {"PATH", "URL", "--replace", "--json", "--quiet"},
     "gc": {
         "--storage", "--older-than", "--max-size", "--keep-last", "--checkpoints-only", "--prepared", "--no-server",

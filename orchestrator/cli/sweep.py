@@ -1,0 +1,68 @@
+"""The commands `fleetune sweep ...`: look into a sweep, and stop one of its trials."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from jobs.errors import InputError
+from jobs.findrun import find_run, storage_root
+from jobs.load import load_sweep
+from jobs.paths import JobPaths
+from jobs.search.ledger import Trials
+from jobs.search.words import leaderboard as leaderboard_page
+from jobs.search.words import leaderboard_facts
+from orchestrator import orders
+from orchestrator.cli.edge import Json, edge
+from orchestrator.cli.helpgroups import command_group
+
+app = command_group(
+    name="sweep",
+    help="Look into a sweep, and stop one of its trials. fleetune run starts one, and goes on with one.",
+    epilog="Start here:  fleetune run sweep.yaml  |  fleetune sweep leaderboard reviews-lr-20261127",
+    no_args_is_help=True,
+)
+
+SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Name, a unique start of it, path or URL.")]
+Storage = Annotated[
+    str | None,
+    typer.Option("--storage", metavar="PATH", help="Where the sweeps are [FLEETUNE_STORAGE_PATH, or else ./runs]."),
+]
+
+
+def _trials(sweep: str, storage: str | None) -> Trials:
+    """Raises InputError."""
+    root = find_run(sweep, storage_root(storage))
+    spec = load_sweep(JobPaths(root).spec)
+    if spec is None:
+        raise InputError(f"{root} is one run, and no sweep: fleetune show {root}")
+    return Trials(spec, root)
+
+
+@app.command(epilog="Example:  fleetune sweep leaderboard reviews-lr-20261127")
+def leaderboard(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -> None:
+    """All trials, the best first, while it runs and afterwards."""
+    with edge():
+        trials = _trials(sweep, storage)
+        typer.echo(json.dumps(leaderboard_facts(trials)) if json_ else leaderboard_page(trials))
+
+
+@app.command(epilog="Example:  fleetune sweep stop reviews-lr-20261127 7")
+def stop(
+    sweep: SweepArgument,
+    trial: Annotated[int, typer.Argument(metavar="TRIAL", help="Its number.")],
+    storage: Storage = None,
+) -> None:
+    """Have a trial that is being trained save a checkpoint and end; the sweep goes on with others.
+
+    To stop the sweep: fleetune stop SWEEP.
+    """
+    with edge():
+        found = _trials(sweep, storage)
+        if trial not in found.trials:
+            raise InputError(f"there is no trial {trial}: the sweep has begun {len(found.trials)} so far")
+        if found.trials[trial].is_over:
+            raise InputError(f"trial {trial} has ended: {found.trials[trial].state}")
+        typer.echo(orders.ask_to_stop(found.trials[trial].paths.root))

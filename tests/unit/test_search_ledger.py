@@ -1,0 +1,125 @@
+"""What is known of trials is what was written of them, whoever reads it, and whatever a trial's end was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.load import load_sweep
+from jobs.outcome import Status, read_outcome
+from jobs.search.ledger import Ledger, Trials
+from jobs.search.mailbox import Answer, Mailbox, Order, Tray
+from jobs.search.spec import SweepSpec
+from jobs.search.words import leaderboard, leaderboard_facts, trial_line
+
+STEPS = 10
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> SweepSpec:
+    base = {
+        "model": {"path": "./model", "task": "sequence-classification", "num_labels": 2},
+        "data": {"train": "rows.jsonl", "format": "classification", "eval_fraction": 0.1},
+        "eval": {"metrics": ["loss", "accuracy"]},
+    }
+    (tmp_path / "sweep.json").write_text(json.dumps({"kind": "sweep", "name": "found", "base": base}))
+    loaded = load_sweep(str(tmp_path / "sweep.json"))
+    assert loaded is not None
+    return loaded
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    return str(tmp_path / "found-1")
+
+
+def ledger_of(sweep: SweepSpec, root: str) -> Ledger:
+    return Ledger(sweep, root, STEPS)
+
+
+def add(ledger: Ledger, rate: float) -> Any:
+    return ledger.add({"train.learning_rate": rate, "train.warmup_ratio": 0.1})
+
+
+def scored(status: Any, step: int, loss: float) -> Answer:
+    return Answer(status=status, step=step, total_steps=STEPS, tokens=100, metrics={"eval_loss": loss})
+
+
+def test_the_next_driver_knows_what_the_last_one_knew(sweep: SweepSpec, root: str) -> None:
+    ledger = ledger_of(sweep, root)
+    first, second, third, fourth = (add(ledger, rate) for rate in (1e-5, 2e-5, 3e-5, 4e-5))
+    ledger.answered(first, scored("paused", 5, 0.6))
+    ledger.answered(first, scored("finished", STEPS, 0.4))
+    ledger.answered(second, Answer(status="failed", reason="out of memory"))
+    ledger.answered(third, scored("paused", 5, 0.7))
+    ledger.stopped(third, "worse than the better half after step 5")
+    ledger.began(fourth)
+    ledger.close()
+    for again in (Trials(sweep, root), ledger_of(sweep, root)):
+        found = again.trials
+        assert [trial.state for trial in found.values()] == ["finished", "failed", "stopped", "waiting"]
+        assert found[1].scores == [(5, 0.6), (STEPS, 0.4)] and found[1].tokens == 200 and again.tokens == 300
+        assert [trial.spec for trial in found.values()] == [one.spec for one in (first, second, third, fourth)]
+        assert [trial.number for trial in again.ranked()] == [1, 3, 2, 4] and again.best is found[1]
+        assert found[2].reason == "out of memory" and str(found[3].reason).startswith("worse")
+    ended = [read_outcome(trial.paths) for trial in (first, second, third, fourth)]
+    assert [one.status if one else None for one in ended] == [
+        Status.SUCCEEDED, Status.FAILED, Status.INTERRUPTED, None,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (scored("finished", STEPS, float("nan")), "eval_loss was nan after step 10"),
+        (scored("finished", STEPS, float("inf")), "eval_loss was inf after step 10"),
+        (
+            Answer(status="finished", step=STEPS, metrics={"eval_f1": 1.0}),
+            "the job reports no eval_loss: it reports eval_f1",
+        ),
+    ],
+)
+def test_without_a_finite_score_a_trial_has_failed(sweep: SweepSpec, root: str, answer: Answer, reason: str) -> None:
+    ledger = ledger_of(sweep, root)
+    good, bad = add(ledger, 1e-5), add(ledger, 2e-5)
+    assert ledger.told_as(bad) > 1e6, "while nothing is known"
+    ledger.answered(good, scored("finished", STEPS, 0.4))
+    ledger.answered(bad, answer)
+    assert (bad.state, bad.reason) == ("failed", reason)
+    assert ledger.told_as(bad) == 0.4, "the worst score that there is: a finite one"
+    assert ledger.best is good and Trials(sweep, root).trials[2].state == "failed"
+    assert reason in trial_line(ledger, bad) and reason in leaderboard(ledger)
+
+
+def test_a_trial_that_was_saved_since_the_sweep_was_stopped_goes_on(sweep: SweepSpec, root: str) -> None:
+    ledger = ledger_of(sweep, root)
+    trial = add(ledger, 1e-5)
+    ledger.answered(trial, Answer(status="stopped", step=3, tokens=30))
+    again = Trials(sweep, root).trials[1]
+    assert (again.state, again.step, again.scores, again.is_over) == ("paused", 3, [], False)
+
+
+def test_the_greatest_is_best_where_the_metric_is_a_share(sweep: SweepSpec, root: str) -> None:
+    ledger = ledger_of(sweep.model_copy(update={"metric": "accuracy"}), root)
+    for rate, accuracy in ((1e-5, 0.7), (2e-5, 0.9)):
+        ledger.answered(add(ledger, rate), Answer(status="finished", step=STEPS, metrics={"eval_accuracy": accuracy}))
+    assert ledger.best is ledger.trials[2] and [one["trial"] for one in leaderboard_facts(ledger)] == [2, 1]
+
+
+def test_what_is_half_written_is_no_message(tmp_path: Path) -> None:
+    tray = Tray(str(tmp_path))
+    tray.put("0002", Order(action="end"))
+    tray.put("0001", Order(action="end"))
+    (tmp_path / ".0003.json.part.json").write_text("")
+    assert tray.names() == ["0001", "0002"] and tray.read("0001", Order) == Order(action="end")
+
+
+def test_who_waits_for_an_answer_may_give_up(tmp_path: Path) -> None:
+    def look() -> None:
+        raise RuntimeError("the gang is lost")
+
+    with pytest.raises(RuntimeError, match="lost"):
+        Mailbox(str(tmp_path)).await_answer(1, look)

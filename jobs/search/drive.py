@@ -15,18 +15,18 @@ from cluster.words import many
 from cluster.workplace import Workplace
 from jobs import storage
 from jobs.data.stream import step_plan
-from jobs.errors import FleetuneError, RunFailed, StorageError
+from jobs.errors import FleetuneError, Interrupted, RunFailed, StorageError
 from jobs.load import dump_spec
 from jobs.outcome import Outcome, Status, read_outcome, write_outcome
 from jobs.paths import JobPaths
 from jobs.planning import gang_of
 from jobs.provenance import run_facts
 from jobs.record import write_manifest
-from jobs.search.gangs import GangLost, Gangs, gangs_that_fit
+from jobs.search.gangs import GangLost, Gangs, end_earlier_gangs, gangs_that_fit
 from jobs.search.ledger import Ledger, Trial
 from jobs.search.mailbox import Answer, Desk, Order, Request
 from jobs.search.spec import SweepSpec
-from jobs.search.words import leaderboard, trial_line
+from jobs.search.words import leaderboard, trial_line, trial_words
 from jobs.signals import StopSignals
 from jobs.training.attempts import take_run
 from jobs.training.job import Job
@@ -47,7 +47,8 @@ def drive_sweep(sweep: SweepSpec, paths: JobPaths, address: str | None, announce
         RunFailed: every trial failed, or the gangs did.
         Interrupted: a second Ctrl-C, or one before a gang was started.
     """
-    base, facts, driver = sweep.base, run_facts(), take_run(paths)
+    base, facts, drivers = sweep.base, run_facts(), storage.join(paths.root, ATTEMPTS)
+    end_earlier_gangs(drivers)
     with StopSignals(paths, announce) as signals:
         announce("phase", "connecting to Ray", phase="connect")
         workplace = Workplace(base.working_dir, {}, gpus=base.resources.gpus_per_worker > 0)
@@ -59,9 +60,9 @@ def drive_sweep(sweep: SweepSpec, paths: JobPaths, address: str | None, announce
             write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
             plan = step_plan(base, prepared.split("train"))
             ledger = Ledger(sweep, paths.root, plan.total_steps)
-            attempt = 1 + len(storage.list_names(storage.join(paths.root, ATTEMPTS)))
-            own = storage.join(paths.root, ATTEMPTS, f"{attempt:02d}")  # orders of earlier drivers are not to be read
-            job = Job(base, own, prepared.root, base.model.path, driver=driver)
+            # Orders of earlier drivers are not to be read.
+            own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
+            job = Job(base, own, prepared.root, base.model.path)
             most = min(sweep.num_gangs or sweep.budget.trials or 1000, sweep.budget.trials or 1000)
             count = gangs_that_fit(gang_of(base), most, spare=SPARE_CPUS if is_own(address) else 0)
             announce("phase", f"starting {many(count, 'gang')} of {gang_of(base)}", phase="workers")
@@ -73,11 +74,17 @@ def drive_sweep(sweep: SweepSpec, paths: JobPaths, address: str | None, announce
                 search = Search(ledger, paths, own, gangs, announce, signals, per_run)
                 search.run()
                 outcome = concluded_sweep(search)
-                announce("leaderboard", leaderboard(ledger))
-                return outcome
-            finally:
-                ledger.close()
+            except Interrupted:  # the second signal: Ray ends what it runs
+                raise
+            except BaseException:
                 gangs.end()
+                raise
+            finally:
+                if ledger.trials:
+                    announce("leaderboard", leaderboard(ledger))
+                ledger.close()
+            gangs.end()
+    return outcome
 
 
 class Search:
@@ -182,6 +189,8 @@ class Search:
                 storage.remove_file(gone)  # of an earlier driver
         order = Order(action="train", run=trial.paths.root, spec=trial.spec, until=until, driver=trial.driver)
         self.ledger.began(trial)
+        said = f"training {trial_words(trial)} to step {until or self.ledger.total_steps}"
+        self.announce("phase", said, phase="train", trial=trial.number)
         while True:
             try:
                 return self.gangs.carry_out(order)

@@ -15,8 +15,10 @@ from jobs.errors import FleetuneError, MachinesFailed, RunFailed, StorageError
 from jobs.load import dump_spec
 from jobs.outcome import Outcome, Status
 from jobs.outofmemory import advice
+from jobs.paths import JobPaths
 from jobs.planning import gang_of
 from jobs.search.mailbox import Answer, Mailbox, Order
+from jobs.training.attempts import take_run
 from jobs.training.crash import How
 from jobs.training.ending import failures_of, outcome_of
 from jobs.training.faults import first_line
@@ -193,7 +195,8 @@ class Gangs:
 
     def _add(self) -> None:
         root = storage.join(self._job.run_root, "gangs", str(len(self._all) + 1))
-        gang = WarmGang(replace(self._job, run_root=root), self._alone, self._announce)
+        own = replace(self._job, run_root=root, driver=take_run(JobPaths(root)))
+        gang = WarmGang(own, self._alone, self._announce)
         self._all.append(gang)
         self._free.append(gang)
 
@@ -209,7 +212,14 @@ class Gangs:
         """
         with self._taken(order.run) as gang:
             self._held[id(gang)] = order.run
-            return gang.carry_out(order)
+            try:
+                return gang.carry_out(order)
+            except GangLost:
+                raise
+            except FleetuneError as error:
+                if len(self):
+                    raise GangLost(str(error)) from error
+                raise
 
     @contextlib.contextmanager
     def _taken(self, run: str) -> Iterator[WarmGang]:
@@ -234,6 +244,18 @@ class Gangs:
             thread.start()
         for thread in threads:
             thread.join()
+
+
+def end_earlier_gangs(drivers: str) -> None:
+    """Have gangs that an earlier driver may have left end as soon as they look: they are cut off, or would be dead.
+
+    Args:
+        drivers: the directory with those of the sweep's drivers.
+    """
+    for attempt in storage.list_names(drivers):
+        gangs = storage.join(drivers, attempt, "gangs")
+        for gang in storage.list_names(gangs):
+            take_run(JobPaths(storage.join(gangs, gang)))
 
 
 def gangs_that_fit(gang: Gang, most: int, spare: int = 0) -> int:

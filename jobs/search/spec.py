@@ -57,7 +57,7 @@ Space = dict[str, Dimension]
 
 
 class Budget(Frozen):
-    """What the trials may spend. Whatever is reached first ends the search."""
+    """What the trials may spend. Once one of these is reached, no other trial is begun."""
 
     trials: int | None = Field(None, ge=1, le=MOST_TRIALS, description="Trials that are begun.")
     runs: float | None = Field(None, gt=0.0, le=1e6, description="Tokens, in runs of the base job to its end.")

@@ -19,6 +19,11 @@ def values_words(trial: Trial) -> str:
     return ", ".join(f"{name.rpartition('.')[2]} {value_words(value)}" for name, value in trial.values.items())
 
 
+def trial_words(trial: Trial) -> str:
+    """`trial 3 (learning_rate 3.2e-04, warmup_ratio 0.1)`."""
+    return f"trial {trial.number} ({values_words(trial)})"
+
+
 def leaderboard_facts(trials: Trials) -> list[dict[str, Any]]:
     """The same for programs."""
     return [
@@ -39,7 +44,7 @@ def leaderboard_facts(trials: Trials) -> list[dict[str, Any]]:
 
 def trial_line(ledger: Ledger, trial: Trial) -> str:
     """What a gang has just answered of a trial."""
-    what = f"trial {trial.number} ({values_words(trial)})"
+    what = trial_words(trial)
     metric = ledger.sweep.judged.removeprefix("eval_")
     if trial.state in ("failed", "stopped"):
         return f"{what}: {trial.state}: {trial.reason}"

@@ -14,6 +14,7 @@ from cluster.settings import ray_address
 from jobs import storage
 from jobs.devices import no_gpu_here
 from jobs.errors import CapacityError, FleetuneError, InputError, Interrupted, SpecError
+from jobs.guest import WITHOUT, host_of_this_program
 from jobs.load import dump_spec, load_sweep
 from jobs.outcome import Outcome, read_outcome
 from jobs.paths import JobPaths, new_run_name
@@ -108,6 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sweep = load_sweep(options.spec, options.set)
         if sweep is None:
             raise SpecError(f"{options.spec} is not of kind sweep: python -m jobs.finetune {options.spec} trains it")
+        if (host := host_of_this_program()) is not None:
+            raise SpecError(
+                f"this cluster has an orchestrator ({host[1].url}), whose queue takes no sweeps yet. To go round it with "
+                f"what is free, submit the sweep with the variable FLEETUNE_URL={WITHOUT}"
+            )
         return run_sweep(sweep, progress=PlainProgress(user_stream())).exit_code
     except FleetuneError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -37,6 +37,11 @@ class Order(Frozen):
     run: str = Field("", description="Root of the trial's run.")
     spec: Spec | None = Field(None, description="The trial's spec.")
     until: int | None = Field(None, ge=1, description="Train to this step and pause; left out: to the end.")
+    cooldown_steps: int = Field(
+        0,
+        ge=0,
+        description="At a pause, score what so many steps with a falling rate make of it; then all is put back.",
+    )
     driver: str = Field("", description="The driver's word in the trial's run (see JobPaths.driver).")
 
 
@@ -51,6 +56,7 @@ class Answer(Frozen):
     tokens: int = Field(0, ge=0, description="Tokens that the steps of this order have taken.")
     loss: float | None = Field(None, description="Training loss of the last step.")
     metrics: dict[str, float] = Field(default_factory=dict, description="Newest eval_*, measured after `step`.")
+    cooled: dict[str, float] = Field(default_factory=dict, description="eval_* after the cool-down of a pause.")
     reason: str | None = Field(None, description="Why it failed.")
 
 

@@ -180,6 +180,7 @@ def step_record(run: Run, state: LoopState, rate: float, data_wait_s: float, ste
         "data_wait_s": data_wait_s,
         "max_memory_bytes": peak_memory_bytes(run.gang.device),
         "chain": to_hex(state.chain),
+        "at": round(time.time(), 3),
     }
 
 

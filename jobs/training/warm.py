@@ -15,6 +15,7 @@ import torch
 from jobs.errors import Diverged, MetricFailed
 from jobs.modeldir import local_model_dir
 from jobs.search.mailbox import Answer, Mailbox, Order, Status
+from jobs.training.cooldown import cooled_down
 from jobs.training.engine import Engine
 from jobs.training.gang import Gang
 from jobs.training.hostmemory import give_back_freed_memory
@@ -98,7 +99,7 @@ class _Workshop:
             if order.action == "export":
                 finish(run, state)
                 return _answer("exported", run, state)
-            return self._trained(run, state, order.until)
+            return self._trained(run, state, order)
         except (Diverged, MetricFailed) as error:
             return Answer(status="failed", reason=str(error))
         finally:
@@ -125,15 +126,22 @@ class _Workshop:
             self._other = replace(self._base, seed=seed, weights=weights)
         return self._other
 
-    def _trained(self, run: Run, state: LoopState, until: int | None) -> Answer:
-        stop = run.plan.total_steps if until is None else min(until, run.plan.total_steps)
+    def _trained(self, run: Run, state: LoopState, order: Order) -> Answer:
+        stop = min(order.until or run.plan.total_steps, run.plan.total_steps)
         start, state = state.step, replace(state, stopped=False)
         if start < stop:
             state = train_steps(run, state, stop)
         give_back_freed_memory()
         self._held = run.job.run_root, state
-        finished = state.step == run.plan.total_steps
-        return _answer("stopped" if state.stopped else "finished" if finished else "paused", run, state, start)
+        if state.stopped:
+            return _answer("stopped", run, state, start)
+        if state.step == run.plan.total_steps:
+            return _answer("finished", run, state, start)
+        answer = _answer("paused", run, state, start)
+        if order.cooldown_steps:
+            cooled, tokens = cooled_down(run, state, order.cooldown_steps)
+            answer = answer.model_copy(update={"cooled": cooled, "tokens": answer.tokens + tokens})
+        return answer
 
 
 def _answer(status: Status, run: Run, state: LoopState, start: int | None = None) -> Answer:

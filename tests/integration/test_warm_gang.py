@@ -37,6 +37,8 @@ class Trials:
 def trials(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trials:
     """One trial is paused and goes on while the gang holds it, another from its checkpoint after others.
 
+    A pause includes a cool-down, after which all must be as before.
+
     GPT-2 has dropout, and the engine is one of ZeRO-2. BERT's head is new, and follows from the seed.
     """
     folder = tmp_path_factory.mktemp("warm")
@@ -55,7 +57,8 @@ def trials(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     turns = [("first", None), ("second", PAUSE), ("diverged", None), ("third", PAUSE), ("third", None)]
     turns += [("seed", None), ("metric", None), ("second", None)]
     orders = [
-        Order(action="train", run=warm[name].paths.root, spec=warm[name].spec, until=until) for name, until in turns
+        Order(action="train", run=warm[name].paths.root, spec=warm[name].spec, until=until, cooldown_steps=2)
+        for name, until in turns
     ]
     given = run_warm_gang(folder, 2, base, orders, [warm["diverged"]])
     answers: dict[str, list[Answer]] = {name: [] for name in TRIALS}
@@ -89,7 +92,8 @@ def test_a_pause_has_a_score_and_a_checkpoint(trials: Trials, name: str) -> None
     paused = trials.answers[name][0]
     assert (paused.status, paused.step, paused.total_steps) == ("paused", PAUSE, STEPS)
     assert paused.metrics["eval_loss"] > 0
-    assert paused.tokens == sum(trials.fresh[name].record("tokens")[:PAUSE])
+    assert paused.cooled["eval_loss"] > 0 and paused.cooled["eval_loss"] != paused.metrics["eval_loss"]
+    assert paused.tokens == sum(trials.fresh[name].record("tokens")[: PAUSE + 2]), "those of the cool-down too"
     assert committed_steps(trials.warm[name].paths) == [PAUSE, STEPS]
 
 

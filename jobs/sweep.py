@@ -111,8 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SpecError(f"{options.spec} is not of kind sweep: python -m jobs.finetune {options.spec} trains it")
         if (host := host_of_this_program()) is not None:
             raise SpecError(
-                f"this cluster has an orchestrator ({host[1].url}), whose queue takes no sweeps yet. To go round it with "
-                f"what is free, submit the sweep with the variable FLEETUNE_URL={WITHOUT}"
+                f"this cluster has an orchestrator ({host[1].url}), whose queue takes no sweeps yet. To go round it "
+                f"with what is free, submit the sweep with the variable FLEETUNE_URL={WITHOUT}"
             )
         return run_sweep(sweep, progress=PlainProgress(user_stream())).exit_code
     except FleetuneError as error:

@@ -1,9 +1,7 @@
 # `make demo` on a fresh clone trains a model; `make test` is what to run before a change is sent.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two test processes side by side: most tests wait for much of their time. WORKERS=0 runs them in one.
-WORKERS ?= 2
-RUN_TESTS := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+RUN_TESTS := $(BIN)/python -m pytest
 
 .PHONY: install demo demo-lm lint test-unit test test-changed test-all soak bench bench-scheduling clean
 
@@ -52,7 +50,7 @@ lint: install
 	$(BIN)/mypy
 
 test-unit: install
-	$(RUN_TESTS) -q --durations=3 tests/unit
+	$(RUN_TESTS) -q -n 2 --durations=3 tests/unit
 
 test: lint test-unit
 	$(RUN_TESTS) -m "not slow" --ignore=tests/unit

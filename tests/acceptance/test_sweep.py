@@ -7,16 +7,14 @@ import os
 import pathlib
 import signal
 import subprocess
-import time
 from typing import Any
 
-import psutil
 import pytest
 
 from jobs.journal import read_journal
 from jobs.paths import JobPaths
 from jobs.record import read_steps
-from tests.acceptance.conftest import environment, fleetune
+from tests.acceptance.conftest import FLEETUNE, environment, fleetune
 from tests.acceptance.test_failures import workers_of
 from tests.support import tiny
 from tests.support.gangs import PACED, torchrun
@@ -121,7 +119,7 @@ def test_a_worker_and_the_driver_are_killed_and_it_ends_as_the_undisturbed_one(
 ) -> None:
     log = sweep.parent / "disturbed.log"
     with open(log, "w") as file:
-        command = ["fleetune", "run", str(sweep)]
+        command = [str(FLEETUNE), "run", str(sweep)]
         driver = subprocess.Popen(command, env=environment(PYTHONPATH=PACED), stdout=file, stderr=file)
     try:
         wait_for(lambda: len(sweeps_in(sweep)) == 2, "it has begun", 60.0)
@@ -134,13 +132,9 @@ def test_a_worker_and_the_driver_are_killed_and_it_ends_as_the_undisturbed_one(
         wait_for(lambda: is_at(2, 3), "trial 2 is trained", 200.0)
         os.kill(workers_of(driver)[1], signal.SIGKILL)  # type: ignore[arg-type]  # of bytes or of text
         wait_for(lambda: is_at(3, 3), "trial 3 is trained", 200.0)
-        below = psutil.Process(driver.pid).children(recursive=True)
-        driver.kill()
     finally:
         driver.kill()
         driver.wait()
-    wait_for(lambda: not [one for one in below if one.is_running() and one.status() != "zombie"], "Ray has ended", 60.0)
-    time.sleep(1.0)  # storage may have seen a last write
     done = fleetune("run", "--resume", root)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "starting the workers of the gang again" in log.read_text()

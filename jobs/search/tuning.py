@@ -134,6 +134,7 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
         self._ledger, self._desk, self._room, self._spent = ledger, desk, room, spent
         self._names: dict[int, str] = {}  # Optuna's and Tune's, by number of the trial
         self._trials: dict[str, Trial] = {}  # by Tune's name
+        self._open: set[str] = set()  # Tune's names of those that have not told all that they will tell for now
         for trial in ledger.trials.values():
             self._recall(trial)
 
@@ -167,8 +168,7 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
 
     def suggest(self, trial_id: str) -> Any:
         ledger = self._ledger
-        active = [trial for trial in self._trials.values() if not trial.is_over and trial.state != "paused"]
-        if len(active) >= self._room():
+        if len(self._open) >= self._room():
             return None
         trial = self._waiting()
         if trial is None:
@@ -178,6 +178,7 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
             trial = ledger.add(self._propose(trial_id, next_of_grid(ledger)))
             self._names[trial.number] = trial_id
         self._trials[trial_id] = trial
+        self._open.add(trial_id)
         trial.state = "running"
         return {
             "trial": trial.number,
@@ -189,11 +190,14 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
         }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if self._ledger.sweep.scheduler == "halving":  # it rests until the others have come as far
+            self._open.discard(trial_id)
         name = self._names[self._trials[trial_id].number]
         self._inner.on_trial_result(name, {self.metric: result[self.metric], "training_iteration": result["step"]})
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._trials[trial_id]
+        self._open.discard(trial_id)
         self._inner.on_trial_complete(self._names[trial.number], {self.metric: self._ledger.told_as(trial)})
 
     def save(self, checkpoint_path: str) -> None:

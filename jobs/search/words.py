@@ -48,7 +48,7 @@ def trial_line(ledger: Ledger, trial: Trial) -> str:
     metric = ledger.sweep.judged.removeprefix("eval_")
     if trial.state in ("failed", "stopped"):
         return f"{what}: {trial.state}: {trial.reason}"
-    if trial.score is None:
+    if trial.score is None or trial.step > trial.scores[-1][0]:
         return f"{what}: saved at step {trial.step} of {ledger.total_steps}"
     best, rank = ledger.best, ""
     if trial.state == "finished" and best is not None:

@@ -51,9 +51,7 @@ def run_sweep(
         check_sweep_resumable(JobPaths(resume), sweep)
         paths = reopen_run(resume, sweep)
     else:
-        name = new_run_name(sweep.name, datetime.datetime.now(datetime.UTC))
-        paths = JobPaths.of(sweep.base.storage_path, name)
-        storage.write_bytes(paths.spec, dump_spec(sweep))
+        paths = open_sweep(sweep)
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
         verb, resumed = ("going on with sweep" if resume else "sweep"), resume is not None
         announce("phase", f"{verb} {paths.name} in {paths.root}", phase="start", root=paths.root, resumed=resumed)
@@ -68,6 +66,14 @@ def run_sweep(
         outcome = concluded(paths, drive)
         announce("ended", ending_of_sweep(paths, outcome), status=outcome.status)
     return outcome
+
+
+def open_sweep(sweep: SweepSpec) -> JobPaths:
+    """Make the sweep's directory, under a new name, with its spec in it."""
+    name = new_run_name(sweep.name, datetime.datetime.now(datetime.UTC))
+    paths = JobPaths.of(sweep.base.storage_path, name)
+    storage.write_bytes(paths.spec, dump_spec(sweep))
+    return paths
 
 
 def check_sweep_resumable(paths: JobPaths, now: SweepSpec) -> None:

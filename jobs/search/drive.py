@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import threading
@@ -16,6 +17,7 @@ from cluster.workplace import Workplace
 from jobs import storage
 from jobs.data.stream import step_plan
 from jobs.errors import FleetuneError, Interrupted, RunFailed, StorageError
+from jobs.journal import JournalReader
 from jobs.load import dump_spec
 from jobs.outcome import Outcome, Status, read_outcome, write_outcome
 from jobs.paths import JobPaths
@@ -35,6 +37,7 @@ from jobs.watch import Announcer
 
 _NEEDED = ("ray.data", "ray.train.torch", "ray.tune", "optuna")  # in this process
 _POLL_S = 0.05
+_TELL_EVERY_S = 20.0
 _MOST_LOSSES = 3  # of gangs under one trial, before the trial has failed
 BEST, ATTEMPTS = "best.json", "drivers"
 
@@ -106,7 +109,8 @@ class Search:
         self._desk = Desk(own)
         self._seen: set[str] = set()
         self._serving: list[threading.Thread] = []
-        self._began_s = time.monotonic()
+        self._began_s = self._told_s = time.monotonic()
+        self._readers: dict[int, JournalReader] = {}  # of the metrics of each trial
         self._failed: FleetuneError | None = None  # of all gangs
 
     def run(self) -> None:
@@ -116,6 +120,7 @@ class Search:
         tune.start()
         while tune.is_alive():
             self._serve_requests()
+            self._tell_steps()
             self.signals.check()
             if self._failed is not None:
                 raise self._failed
@@ -149,6 +154,19 @@ class Search:
             or time.monotonic() - self._began_s >= 60 * (budget.minutes or math.inf)
             or (self.ledger.sweep.algorithm == "grid" and len(ledger.trials) >= ledger.sweep.grid_size)
         )
+
+    def _tell_steps(self) -> None:
+        """Where the trials are that have gone on since the last look; every so often."""
+        if time.monotonic() - self._told_s < _TELL_EVERY_S:
+            return
+        self._told_s = time.monotonic()
+        for trial in [trial for trial in self.ledger.trials.values() if trial.state == "running"]:
+            reader = self._readers.setdefault(trial.number, JournalReader(trial.paths.metrics))
+            with contextlib.suppress(StorageError):  # asked again at the next look
+                if steps := list(reader.new()):
+                    step, loss = steps[-1]["step"], steps[-1]["loss"]
+                    said = f"trial {trial.number}: step {step} of {self.ledger.total_steps}, training loss {loss:.4f}"
+                    self.announce("phase", said, phase="train", trial=trial.number)
 
     def _serve_requests(self) -> None:
         for name in self._desk.requests.names():

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import SpecError
+from jobs.errors import InputError, SpecError
 from jobs.load import dump_spec, load_spec, load_sweep
+from jobs.paths import JobPaths
 from jobs.search.spec import Range, SweepSpec
 from jobs.search.varying import VARYING, check_space, field_meant, trial_spec
 from jobs.spec import Spec
+from jobs.sweep import check_sweep_resumable, open_sweep
 
 BASE: dict[str, Any] = {
     "model": {"path": "./model", "task": "sequence-classification", "num_labels": 2},
@@ -129,3 +131,34 @@ def test_who_wants_one_job_is_told_that_this_is_a_sweep(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(json.dumps(BASE))
     assert load_sweep(str(tmp_path / "job.json")) is None
     assert isinstance(load_spec(str(tmp_path / "job.json")), Spec)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"budget": {"trials": 99}, "num_gangs": 3, "then": "nothing"}, None),
+        ({"space": {"learning_rate": {"min": 1e-6, "max": 1e-3}}}, "space: "),
+        ({"metric": "loss", "mode": "max"}, "mode: None -> max"),
+        ({"base": {**BASE, "seed": 7}}, "base.seed: 42 -> 7"),
+    ],
+)
+def test_a_sweep_goes_on_with_another_budget_and_not_as_another_search(
+    tmp_path: Path, changes: dict[str, Any], said: str | None
+) -> None:
+    fields: dict[str, Any] = {"base": BASE, "space": {"learning_rate": RATES}}
+    paths = open_sweep(sweep_of(tmp_path, **fields))
+    now = sweep_of(tmp_path, **{**fields, **changes})
+    if said is None:
+        check_sweep_resumable(paths, now)
+        return
+    with pytest.raises(SpecError, match="would no longer compare") as caught:
+        check_sweep_resumable(paths, now)
+    assert said in str(caught.value)
+
+
+def test_one_run_is_no_sweep_to_go_on_with(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, BASE)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/spec.json").write_bytes(dump_spec(sweep.base))
+    with pytest.raises(InputError, match="is no sweep"):
+        check_sweep_resumable(JobPaths(str(tmp_path / "run")), sweep)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs import storage
 from jobs.errors import SpecError
 from jobs.findrun import find_run, storage_root
-from jobs.load import load_spec, load_sweep
+from jobs.load import load_to_run
 from jobs.paths import JobPaths
 from jobs.record import open_run, reopen_run
 from jobs.resume import check_resumable
@@ -20,7 +19,20 @@ from jobs.watch import Announcer
 
 
 def load_job(path: str | None, overrides: Sequence[str], resume: str | None) -> tuple[Spec, str | None]:
-    """The spec, and the root of the run that goes on with it; None for a new run.
+    """The same for one job alone.
+
+    Raises:
+        InputError: as `load_work`; or it is a sweep.
+    """
+    spec, root = load_work(path, overrides, resume)
+    if isinstance(spec, SweepSpec):
+        file = path or JobPaths(str(root)).spec
+        raise SpecError(f"{file} is of kind sweep: fleetune run {file}, or python -m jobs.sweep {file}, runs it")
+    return spec, root
+
+
+def load_work(path: str | None, overrides: Sequence[str], resume: str | None) -> tuple[Spec | SweepSpec, str | None]:
+    """The spec of a job or of a sweep, and the root of the run that goes on with it; None for a new one.
 
     Args:
         path: of the spec; left out, it is the run's own.
@@ -31,32 +43,14 @@ def load_job(path: str | None, overrides: Sequence[str], resume: str | None) -> 
     Raises:
         InputError: no run, or several, are meant; or the spec is wrong.
     """
-    if resume is None:
-        if path is None:
-            raise SpecError("give the spec of a new run, or --resume RUN to go on with an earlier one")
-        return load_spec(path, overrides), None
     if path is not None:
-        spec = load_spec(path, overrides)
-        return spec, find_run(resume, spec.storage_path)
+        spec = load_to_run(path, overrides)
+        base = spec.base if isinstance(spec, SweepSpec) else spec
+        return spec, None if resume is None else find_run(resume, base.storage_path)
+    if resume is None:
+        raise SpecError("give the spec of a new run, or --resume RUN to go on with an earlier one")
     root = find_run(resume, storage_root(None))
-    return load_spec(JobPaths(root).spec, overrides), root
-
-
-def load_sweep_job(
-    path: str | None, overrides: Sequence[str], resume: str | None
-) -> tuple[SweepSpec, str | None] | None:
-    """The same for a sweep; None where neither the spec nor what goes on is one.
-
-    Raises:
-        InputError: as `load_job`.
-    """
-    if path is not None and (sweep := load_sweep(path, overrides)) is not None:
-        return sweep, None if resume is None else find_run(resume, sweep.base.storage_path)
-    if path is None and resume is not None:
-        root = find_run(resume, storage_root(None))
-        if storage.exists(JobPaths(root).spec) and (sweep := load_sweep(JobPaths(root).spec, overrides)) is not None:
-            return sweep, root
-    return None
+    return load_to_run(JobPaths(root).spec, overrides), root
 
 
 @dataclass(frozen=True)

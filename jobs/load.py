@@ -78,6 +78,12 @@ def load_marked(path: str, overrides: Sequence[str] = ()) -> Loaded:
     return Loaded(spec, marks)
 
 
+def load_to_run(path: str, overrides: Sequence[str] = ()) -> Spec | SweepSpec:
+    """The job, or the sweep, of a file. Raises SpecError: also where it is a command, which the queue runs."""
+    spec, _ = _read(path, overrides)
+    return spec if isinstance(spec, SweepSpec) else training(spec, path)
+
+
 def load_sweep(path: str, overrides: Sequence[str] = ()) -> SweepSpec | None:
     """The sweep of a file; None where it holds a spec of another kind. Raises SpecError."""
     spec, _ = _read(path, overrides)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import datetime
 import math
+import os
 import threading
 import time
 import traceback
 from collections import Counter
 from typing import Any
 
-from cluster.ray_backend import SPARE_CPUS, connected, is_own, keep_actors_here
+from cluster.ray_backend import connected, is_own, keep_actors_here
 from cluster.words import many
 from cluster.workplace import Workplace
 from jobs import storage
@@ -37,7 +38,7 @@ from jobs.watch import Announcer
 
 _NEEDED = ("ray.data", "ray.train.torch", "ray.tune", "optuna")  # in this process
 _POLL_S = 0.05
-_TELL_EVERY_S = 20.0
+_TELL_EVERY_S, _LOOK_EVERY_S = 20.0, 1.0
 _MOST_LOSSES = 3  # of gangs under one trial, before the trial has failed
 BEST, ATTEMPTS = "best.json", "drivers"
 
@@ -67,7 +68,7 @@ def drive_sweep(sweep: SweepSpec, paths: JobPaths, address: str | None, announce
             own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
             job = Job(base, own, prepared.root, base.model.path)
             most = min(sweep.num_gangs or sweep.budget.trials or 1000, sweep.budget.trials or 1000)
-            count = gangs_that_fit(gang_of(base), most, spare=SPARE_CPUS if is_own(address) else 0)
+            count = gangs_that_fit(gang_of(base), most, os.cpu_count() if is_own(address) else None)
             announce("phase", f"starting {many(count, 'gang')} of {gang_of(base)}", phase="workers")
             gangs = Gangs(job, count, is_own(address), announce)
             signals.graceful = True
@@ -109,7 +110,8 @@ class Search:
         self._desk = Desk(own)
         self._seen: set[str] = set()
         self._serving: list[threading.Thread] = []
-        self._began_s = self._told_s = time.monotonic()
+        self._began_s = self._told_s = self._looked_s = time.monotonic()
+        self._stopped = False  # by `fleetune stop`
         self._readers: dict[int, JournalReader] = {}  # of the metrics of each trial
         self._failed: FleetuneError | None = None  # of all gangs
 
@@ -124,7 +126,7 @@ class Search:
             self.signals.check()
             if self._failed is not None:
                 raise self._failed
-            if self.signals.asked:
+            if self.asked_to_stop():
                 self._stop_running()
                 return
             time.sleep(_POLL_S)
@@ -140,13 +142,21 @@ class Search:
             traceback.print_exc()
             done["error"] = RunFailed(f"Ray Tune failed: {type(error).__name__}: {error}")
 
+    def asked_to_stop(self) -> bool:
+        """Whether a signal has come, or `fleetune stop`; the storage is asked once a second."""
+        if time.monotonic() - self._looked_s > _LOOK_EVERY_S:
+            self._looked_s = time.monotonic()
+            with contextlib.suppress(StorageError):  # asked again a second later
+                self._stopped = self._stopped or storage.exists(self.paths.stop_request)
+        return self._stopped or self.signals.asked
+
     def spent(self) -> bool:
         """Whether the budget allows no other trial."""
         budget, ledger = self.ledger.sweep.budget, self.ledger
         gang = gang_of(ledger.sweep.base)
         hours = (time.monotonic() - self._began_s) / 3600 * len(self.gangs) * gang.num_workers
         return (
-            self.signals.asked
+            self.asked_to_stop()
             or len(ledger.trials) >= (budget.trials or math.inf)
             or ledger.tokens >= (budget.tokens or math.inf)
             or ledger.tokens >= (budget.runs or math.inf) * self._tokens_per_run
@@ -191,7 +201,7 @@ class Search:
             self._failed = RunFailed(f"{type(error).__name__}: {error}")
             return
         self.ledger.answered(trial, answer)
-        if answer.status == "stopped" and not self.signals.asked:
+        if answer.status == "stopped" and not self.asked_to_stop():
             self.ledger.stopped(trial, f"stopped by hand after step {answer.step}")
         self.announce("trial", trial_line(self.ledger, trial), trial=trial.number, state=trial.state)
         judged = {self.ledger.sweep.judged: self.ledger.told_as(trial)}
@@ -237,7 +247,7 @@ def concluded_sweep(search: Search) -> Outcome:
         RunFailed: every trial failed.
     """
     ledger, now = search.ledger, datetime.datetime.now(datetime.UTC)
-    if search.signals.asked:
+    if search.asked_to_stop():
         done = sum(trial.is_over for trial in ledger.trials.values())
         reason = f"stopped on request after {done} of {many(len(ledger.trials), 'trial')}; checkpoints are kept"
         return Outcome(status=Status.INTERRUPTED, reason=reason, ended_at=now)
@@ -245,7 +255,7 @@ def concluded_sweep(search: Search) -> Outcome:
     if best is None:
         reasons = Counter(trial.reason for trial in ledger.trials.values() if trial.reason)
         (reason, count), *_ = reasons.most_common(1) or [("no trial was finished", 0)]
-        raise RunFailed(f"no trial has a score; {count} of {len(ledger.trials)} ended so: {reason}")
+        raise RunFailed(f"no trial was trained to its end; {count} of {len(ledger.trials)} ended so: {reason}")
     storage.write_bytes(storage.join(search.paths.root, BEST), dump_spec(best.spec))
     before = read_outcome(best.paths)
     model = before.model_path if before is not None else None

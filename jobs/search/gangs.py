@@ -258,16 +258,16 @@ def end_earlier_gangs(drivers: str) -> None:
             take_run(JobPaths(storage.join(gangs, gang)))
 
 
-def gangs_that_fit(gang: Gang, most: int, spare: int = 0) -> int:
+def gangs_that_fit(gang: Gang, most: int, cpus: int | None = None) -> int:
     """How many such gangs have room now on the connected cluster: at least 1, at most `most`.
 
     Args:
-        spare: CPUs of each node that are left alone: a Ray of this machine counts more than there are.
+        cpus: that a node has at most, where Ray counts more than there are.
     """
     free = free_now()
     each = [
         min(
-            (node.cpus - spare) // gang.cpus_per_worker,
+            (node.cpus if cpus is None else min(node.cpus, cpus)) // gang.cpus_per_worker,
             node.gpus // gang.gpus_per_worker if gang.gpus_per_worker else node.cpus,
         )
         for node in free.nodes

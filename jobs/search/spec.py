@@ -39,6 +39,11 @@ class Range(Frozen):
             raise ValueError(f"min is {self.min:g}, but a logarithm needs numbers above 0: raise min, or drop log")
         return self
 
+    @property
+    def between(self) -> float:
+        """A value that is no whole number where the ends are: fields that take whole numbers alone refuse it."""
+        return self.min + (self.max - self.min) * 0.381966
+
     def values(self, count: int) -> tuple[float, ...]:
         """So many values at equal distances, of logarithms where `log` is set."""
         if self.log:

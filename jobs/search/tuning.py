@@ -96,7 +96,6 @@ def scheduler_of(sweep: SweepSpec) -> TrialScheduler | None:
     """Tune's own for asha; None: no trial is stopped by comparison, or `Judge` does it (halving)."""
     if sweep.scheduler != "asha":
         return None
-    # Rung k of ours is its resource ETA**k, so that it compares at every rung and stops all but one in ETA.
     return AsyncHyperBandScheduler(
         time_attr="resource",
         max_t=ETA ** len(sweep.rungs),
@@ -104,6 +103,11 @@ def scheduler_of(sweep: SweepSpec) -> TrialScheduler | None:
         reduction_factor=ETA,
         stop_last_trials=False,
     )
+
+
+def with_resource(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with what Tune's ASHA counts: ETA**k at rung k, so that it compares at each and lets one in ETA pass."""
+    return {**result, "resource": ETA ** (result.get("rung", 1) - 1)}
 
 
 def _of_an_ended_search() -> None:
@@ -250,14 +254,11 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
         stand_in = SimpleNamespace(trial_id=f"recalled-{trial.number}")
         self._inner.on_trial_add(None, stand_in)
         for rung, (_, score) in enumerate(trial.scores):
-            shown = {self._ledger.sweep.judged: score, "resource": ETA**rung}
-            self._inner.on_trial_result(None, stand_in, shown)
+            shown = {self._ledger.sweep.judged: score, "rung": rung + 1}
+            self._inner.on_trial_result(None, stand_in, with_resource(shown))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _of_an_ended_search, ()
-
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        return bool(super().set_search_properties(metric, mode, **spec))
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         if self._inner is not None:
@@ -269,17 +270,14 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
             return str(TrialScheduler.PAUSE)
         if self._inner is None:
             return str(TrialScheduler.CONTINUE)
-        with_resource = {**result, "resource": ETA ** (result["rung"] - 1)}
-        decision = str(self._inner.on_trial_result(tune_controller, trial, with_resource))
+        decision = str(self._inner.on_trial_result(tune_controller, trial, with_resource(result)))
         if decision == TrialScheduler.STOP:
             self._ledger.stopped(mine, f"worse than the better half after step {mine.step}")
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
         if self._inner is not None:
-            self._inner.on_trial_complete(
-                tune_controller, trial, {**result, "resource": ETA ** (result.get("rung", 1) - 1)}
-            )
+            self._inner.on_trial_complete(tune_controller, trial, with_resource(result))
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
         if not self._halving:

@@ -38,6 +38,7 @@ VARYING: Final = frozenset(
     }
 )
 _EITHER: Final = {"train.warmup_ratio": "train.warmup_steps", "train.num_train_epochs": "train.max_steps"}
+_LIST: Final = ". A range draws any number between its ends: give a list of values"
 _INSTEAD: Final = {**_EITHER, **{other: one for one, other in _EITHER.items()}}
 
 
@@ -56,7 +57,11 @@ def field_meant(name: str) -> str:
 
 
 def check_space(sweep: SweepSpec) -> None:
-    """Try every end of every range and every choice. Raises SpecError, with the first mistake of each field."""
+    """Try the ends of every range, a value between them, and every choice.
+
+    Raises:
+        SpecError: with the first mistake of each field.
+    """
     problems, meant = list[str](), dict[str, str]()
     for name, values in sweep.dimensions.items():
         try:
@@ -67,7 +72,7 @@ def check_space(sweep: SweepSpec) -> None:
             meant[full] = name
             if full in ("train.max_steps", "train.num_train_epochs"):
                 raise ValueError(f"space.{name}: trials of unlike lengths cannot be compared: give it in the base")
-            for value in values if isinstance(values, tuple) else (values.min, values.max):
+            for value in values if isinstance(values, tuple) else (values.min, values.max, values.between):
                 trial_spec(sweep.base, {full: value})
         except ValueError as error:
             problems.append(str(error))
@@ -89,7 +94,7 @@ def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or next(iter(values))
         said = reworded("finetune", place, first["type"], first.get("ctx", {}), first["input"])
-        raise ValueError(f"space: {place} {said}") from error
+        raise ValueError(f"space.{next(iter(values))}: {said}{_LIST if 'whole' in said else ''}") from error
 
 
 def _set(value: dict[str, Any], name: str, new: Any) -> None:

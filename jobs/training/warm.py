@@ -2,7 +2,7 @@
 
 Before each trial the weights, the optimizer and every setting that a trial may vary are put back, so that a trial
 computes what a fresh run with its spec would compute, to the last digit. What cannot be put back (see
-`jobs.search.vary`) needs another gang.
+`jobs.search.varying`) needs another gang.
 """
 
 from __future__ import annotations

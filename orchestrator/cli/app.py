@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
 
-from jobs.begin import load_job, load_sweep_job
+from jobs.begin import load_work
 from jobs.devices import no_gpu_here
 from jobs.errors import InputError, SpecError
 from jobs.fields import SPEC_MODELS
@@ -99,9 +99,9 @@ def run(
     with edge():
         _refuse_dashboard(address, [*([spec] if spec else []), *(["--resume", resume] if resume else [])])
         overrides = [*(set_ or []), *([f"name={json.dumps(name)}"] if name is not None else [])]
-        if (found := load_sweep_job(spec, overrides, resume)) is not None:
-            raise typer.Exit(_run_sweep(*found, address, quiet))
-        loaded, root = load_job(spec, overrides, resume)
+        loaded, root = load_work(spec, overrides, resume)
+        if isinstance(loaded, SweepSpec):
+            raise typer.Exit(_run_sweep(loaded, root, address, quiet))
         progress = _Root(progress_of(quiet))
         from jobs.finetune import run_on_ray
 

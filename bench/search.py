@@ -1,4 +1,4 @@
-"""What a sweep costs beside its training: trials on a warm gang, and stock Ray Tune with a TorchTrainer for each trial.
+"""Measure the overhead of a sweep, beside stock Ray Tune with a TorchTrainer for each trial.
 
     python -m bench.search gaps [--trials 8]
     python -m bench.search memory [--trials 30]

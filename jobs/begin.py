@@ -19,7 +19,7 @@ from jobs.watch import Announcer
 
 
 def load_job(path: str | None, overrides: Sequence[str], resume: str | None) -> tuple[Spec, str | None]:
-    """The same for one job alone.
+    """The spec of one job, and the root of the run that goes on with it (see `load_work`).
 
     Raises:
         InputError: as `load_work`; or it is a sweep.

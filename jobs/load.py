@@ -74,7 +74,10 @@ def load_marked(path: str, overrides: Sequence[str] = ()) -> Loaded:
     """The same, for whoever has more to say of its fields. Raises SpecError."""
     spec, marks = _read(path, overrides)
     if isinstance(spec, SweepSpec):
-        raise SpecError(f"{path} is of kind sweep, and one job is asked for here. fleetune run {path} runs the sweep")
+        raise SpecError(
+            f"{path} is of kind sweep. This command takes jobs only, and so does the queue: fleetune run {path} runs "
+            "the sweep"
+        )
     return Loaded(spec, marks)
 
 

@@ -44,7 +44,7 @@ BEST, ATTEMPTS = "best.json", "drivers"
 
 
 def drive_sweep(sweep: SweepSpec, paths: JobPaths, address: str | None, announce: Announcer) -> Outcome:
-    """Search to the end of the budget; the outcome is that of the best trial.
+    """Run the search until its budget is spent; returns the outcome of the best trial.
 
     Raises:
         InputError: the data, or a gang, cannot be.
@@ -151,7 +151,7 @@ class Search:
         return self._stopped or self.signals.asked
 
     def spent(self) -> bool:
-        """Whether the budget allows no other trial."""
+        """Whether no more trials may begin."""
         budget, ledger = self.ledger.sweep.budget, self.ledger
         gang = gang_of(ledger.sweep.base)
         hours = (time.monotonic() - self._began_s) / 3600 * len(self.gangs) * gang.num_workers
@@ -166,7 +166,7 @@ class Search:
         )
 
     def _tell_steps(self) -> None:
-        """Where the trials are that have gone on since the last look; every so often."""
+        """Say every 20 seconds at which step each running trial is."""
         if time.monotonic() - self._told_s < _TELL_EVERY_S:
             return
         self._told_s = time.monotonic()

@@ -155,7 +155,7 @@ class WarmGang:
         """Give the open order up. Raises FleetuneError where the workers are not worth another start."""
         reason = str(outcome.reason)
         if outcome.status is not Status.FAILED:
-            raise RunFailed("the workers of the gang have ended, and nobody had asked for it")
+            raise RunFailed("the workers of the gang ended without being asked to")
         if not outcome.lost and not self._mailbox.is_open:
             raise RunFailed(reason)
         if not healing.may_go_on():
@@ -247,7 +247,9 @@ class Gangs:
 
 
 def end_earlier_gangs(drivers: str) -> None:
-    """Have gangs that an earlier driver may have left end as soon as they look: they are cut off, or would be dead.
+    """Make the gangs of earlier drivers end.
+
+    Only a gang that is cut off from Ray still lives. Its rank 0 sees in its directory that another driver has come.
 
     Args:
         drivers: the directory with those of the sweep's drivers.

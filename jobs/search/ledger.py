@@ -1,4 +1,4 @@
-"""What is known of the trials of a sweep: their values, runs, scores and ends. Light to import."""
+"""The record of the trials of a sweep: values, runs, scores and outcomes. Light to import."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NO_SCORE = 1e9  # told of a failed trial while no other one has a score
 
 @dataclass
 class Trial:
-    """One trial: a run with values of its own."""
+    """One run of the sweep, with its own values."""
 
     number: int
     values: dict[str, Any]  # by the names of the sweep's space
@@ -125,7 +125,7 @@ class Trials:
         return first if first is not None and first.state == "finished" else None
 
     def told_as(self, trial: Trial) -> float:
-        """What the sampler is told of a trial: its score; of a failed one, the worst score of all.
+        """The value that the sampler gets for a trial: its score, or the worst known score if it failed.
 
         Optuna takes no NaN, and a number far from all others would spoil a Gaussian process.
         """

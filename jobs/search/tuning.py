@@ -111,7 +111,7 @@ def with_resource(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_an_ended_search() -> None:
-    """What Tune's own file has in the place of objects of this process. Nobody goes on from that file."""
+    """Stands in Tune's own file for objects of this process. Nothing resumes from that file."""
 
 
 class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
@@ -138,7 +138,7 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
         self._ledger, self._desk, self._room, self._spent = ledger, desk, room, spent
         self._names: dict[int, str] = {}  # Optuna's and Tune's, by number of the trial
         self._trials: dict[str, Trial] = {}  # by Tune's name
-        self._open: set[str] = set()  # Tune's names of those that have not told all that they will tell for now
+        self._open: set[str] = set()  # Tune's names of trials that run, or whose result Optuna does not have yet
         for trial in ledger.trials.values():
             self._recall(trial)
 

@@ -1,4 +1,4 @@
-"""What a run would score if it ended soon: its rate goes to zero within a few steps, and then all is put back.
+"""Scores a run as if it ended soon: its rate goes to zero within a few steps, and then its state is restored.
 
 A held-out loss in the middle of a run says little of its end: a high rate keeps it high, and what it has gained shows
 only once the rate falls.

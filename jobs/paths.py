@@ -35,6 +35,11 @@ class JobPaths:
         return storage.join(self.root, "spec.json")
 
     @property
+    def best(self) -> str:
+        """In a sweep: the best trial's spec."""
+        return storage.join(self.root, "best.json")
+
+    @property
     def manifest(self) -> str:
         """What ran where: versions, git revision, hosts, devices, data fingerprint, peak memory."""
         return storage.join(self.root, "manifest.json")

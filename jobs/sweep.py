@@ -23,12 +23,14 @@ from jobs.quiet import redirected_output, user_stream
 from jobs.record import concluded, reopen_run
 from jobs.resume import check_not_driven, differences
 from jobs.runref import with_model_of_run
+from jobs.search.prior import with_prior
 from jobs.search.spec import SweepSpec
+from jobs.search.specwords import prior_words, space_words
 from jobs.search.varying import check_space
 from jobs.validate import validate
 from jobs.watch import Announcer
 
-_FIXED = ("space", "metric", "mode", "algorithm", "scheduler", "rungs", "seed")
+_FIXED = ("space", "metric", "mode", "algorithm", "scheduler", "rungs", "cooldown", "prior", "seed")
 
 
 def run_sweep(
@@ -44,9 +46,10 @@ def run_sweep(
     """
     if address is None and ray_address() is None and (problem := no_gpu_here(sweep.base)):
         raise CapacityError(problem)
-    check_space(sweep)
     warnings = validate(sweep.base).warnings
     sweep = sweep.model_copy(update={"base": with_model_of_run(sweep.base)})
+    sweep, prior_from = with_prior(sweep if resume is None else begun_like(sweep, JobPaths(resume)))
+    check_space(sweep)
     if resume is not None:
         check_sweep_resumable(JobPaths(resume), sweep)
         paths = reopen_run(resume, sweep)
@@ -57,6 +60,7 @@ def run_sweep(
         announce("phase", f"{verb} {paths.name} in {paths.root}", phase="start", root=paths.root, resumed=resumed)
         for warning in warnings:
             announce("warning", warning)
+        announce("phase", f"searching {space_words(sweep)}{prior_words(sweep, prior_from)}", phase="search")
 
         def drive() -> Outcome:
             from jobs.search.drive import drive_sweep
@@ -74,6 +78,13 @@ def open_sweep(sweep: SweepSpec) -> JobPaths:
     paths = JobPaths.of(sweep.base.storage_path, name)
     storage.write_bytes(paths.spec, dump_spec(sweep))
     return paths
+
+
+def begun_like(sweep: SweepSpec, paths: JobPaths) -> SweepSpec:
+    """The sweep with the space and the prior of the earlier one, where it says nothing of them."""
+    before = load_sweep(paths.spec)
+    filled = {} if before is None else {name: getattr(before, name) for name in ("space", "prior")}
+    return sweep.model_copy(update={name: value for name, value in filled.items() if not getattr(sweep, name)})
 
 
 def check_sweep_resumable(paths: JobPaths, now: SweepSpec) -> None:
@@ -100,9 +111,8 @@ def ending_of_sweep(paths: JobPaths, outcome: Outcome) -> str:
     if outcome.reason is not None:
         how = "" if outcome.bad_input else f"\nresume: fleetune run --resume {shlex.quote(paths.root)}"
         return f"{outcome.status}: {outcome.reason}\nlogs: {paths.logs}{how}"
-    best = storage.join(paths.root, "best.json")
     model = f"\nmodel: {outcome.model_path}" if outcome.model_path else ""
-    return f"succeeded; the best trial's spec, which runs as it is: {best}{model}"
+    return f"succeeded; the best trial's spec, which runs as it is: {paths.best}{model}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

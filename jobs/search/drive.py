@@ -10,14 +10,17 @@ import threading
 import time
 import traceback
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 from cluster.ray_backend import connected, is_own, keep_actors_here
 from cluster.words import many
 from cluster.workplace import Workplace
 from jobs import storage
+from jobs.data.order import StepPlan
+from jobs.data.prepared import Split
 from jobs.data.stream import step_plan
-from jobs.errors import FleetuneError, Interrupted, RunFailed, StorageError
+from jobs.errors import FleetuneError, Interrupted, RunFailed, SpecError, StorageError
 from jobs.journal import JournalReader
 from jobs.load import dump_spec
 from jobs.outcome import Outcome, Status, read_outcome, write_outcome
@@ -25,9 +28,11 @@ from jobs.paths import JobPaths
 from jobs.planning import gang_of
 from jobs.provenance import run_facts
 from jobs.record import write_manifest
+from jobs.search.budget import BudgetPlan, Next, budget_plan, next_kind, runs_of
 from jobs.search.gangs import GangLost, Gangs, end_earlier_gangs, gangs_that_fit
 from jobs.search.ledger import Ledger, Trial
 from jobs.search.mailbox import Answer, Desk, Order, Request
+from jobs.search.rungs import ETA, cooldown_of, halving_steps, stops_of
 from jobs.search.spec import SweepSpec
 from jobs.search.words import leaderboard, trial_line, trial_words
 from jobs.signals import StopSignals
@@ -40,7 +45,7 @@ _NEEDED = ("ray.data", "ray.train.torch", "ray.tune", "optuna")  # in this proce
 _POLL_S = 0.05
 _TELL_EVERY_S, _LOOK_EVERY_S = 20.0, 1.0
 _MOST_LOSSES = 3  # of gangs under one trial, before the trial has failed
-BEST, ATTEMPTS = "best.json", "drivers"
+ATTEMPTS = "drivers"
 
 
 def drive_sweep(sweep: SweepSpec, paths: JobPaths, address: str | None, announce: Announcer) -> Outcome:
@@ -64,6 +69,7 @@ def drive_sweep(sweep: SweepSpec, paths: JobPaths, address: str | None, announce
             write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
             plan = step_plan(base, prepared.split("train"))
             ledger = Ledger(sweep, paths.root, plan.total_steps)
+            shares = Shares.of(sweep, plan.total_steps, tokens_per_run(prepared.split("train"), plan))
             # Orders of earlier drivers are not to be read.
             own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
             job = Job(base, own, prepared.root, base.model.path)
@@ -73,9 +79,7 @@ def drive_sweep(sweep: SweepSpec, paths: JobPaths, address: str | None, announce
             gangs = Gangs(job, count, is_own(address), announce)
             signals.graceful = True
             try:
-                tokens = int(prepared.split("train").index.num_tokens.sum())
-                per_run = tokens * plan.total_rows / max(len(prepared.split("train")), 1)
-                search = Search(ledger, paths, own, gangs, announce, signals, per_run)
+                search = Search(ledger, paths, own, gangs, announce, signals, shares)
                 search.run()
                 outcome = concluded_sweep(search)
             except Interrupted:  # the second signal: Ray ends what it runs
@@ -91,6 +95,39 @@ def drive_sweep(sweep: SweepSpec, paths: JobPaths, address: str | None, announce
     return outcome
 
 
+@dataclass(frozen=True)
+class Shares:
+    """What the budget pays for.
+
+    Attributes:
+        runs: of the base to its end; infinite where tokens do not bound the search.
+        cooldown: steps for the score at a rung.
+    """
+
+    plan: BudgetPlan
+    tokens_per_run: float
+    runs: float
+    cooldown: int
+
+    @classmethod
+    def of(cls, sweep: SweepSpec, total_steps: int, per_run: float) -> Shares:
+        """Raises SpecError: it does not pay for one trial."""
+        stops, cooldown = stops_of(sweep, total_steps), cooldown_of(sweep, total_steps)
+        plan, runs = budget_plan(sweep, stops, cooldown, per_run), runs_of(sweep.budget, per_run)
+        if plan.compared < 1:
+            needed = halving_steps(1, stops, ETA, cooldown) / total_steps
+            raise SpecError(
+                f"the budget pays for {runs:.2g} runs, but one trial with its cool-downs takes {needed:.2g}: give a "
+                "larger budget, fewer rungs, or scheduler: none"
+            )
+        return cls(plan, per_run, runs, cooldown)
+
+
+def tokens_per_run(split: Split, plan: StepPlan) -> float:
+    """About how many tokens a run takes."""
+    return int(split.index.num_tokens.sum()) * plan.total_rows / max(len(split), 1)
+
+
 class Search:
     """The search of one driver: requests of trials are passed to gangs until Tune is done."""
 
@@ -102,10 +139,10 @@ class Search:
         gangs: Gangs,
         announce: Announcer,
         signals: StopSignals,
-        tokens_per_run: float,
+        shares: Shares,
     ) -> None:
         self.ledger, self.paths, self.gangs, self.announce = ledger, paths, gangs, announce
-        self.signals, self._tokens_per_run = signals, tokens_per_run
+        self.signals, self._shares = signals, shares
         self._own = own  # directory of this driver
         self._desk = Desk(own)
         self._seen: set[str] = set()
@@ -137,7 +174,7 @@ class Search:
         try:
             from jobs.search.tuning import make_tuner
 
-            make_tuner(self.ledger, self.paths.root, self._own, lambda: len(self.gangs), self.spent).fit()
+            make_tuner(self.ledger, self.paths.root, self._own, lambda: len(self.gangs), self.next_kind).fit()
         except Exception as error:
             traceback.print_exc()
             done["error"] = RunFailed(f"Ray Tune failed: {type(error).__name__}: {error}")
@@ -150,20 +187,22 @@ class Search:
                 self._stopped = self._stopped or storage.exists(self.paths.stop_request)
         return self._stopped or self.signals.asked
 
-    def spent(self) -> bool:
-        """Whether no more trials may begin."""
-        budget, ledger = self.ledger.sweep.budget, self.ledger
-        gang = gang_of(ledger.sweep.base)
-        hours = (time.monotonic() - self._began_s) / 3600 * len(self.gangs) * gang.num_workers
-        return (
-            self.asked_to_stop()
-            or len(ledger.trials) >= (budget.trials or math.inf)
-            or ledger.tokens >= (budget.tokens or math.inf)
-            or ledger.tokens >= (budget.runs or math.inf) * self._tokens_per_run
-            or hours >= (budget.gpu_hours or math.inf)
-            or time.monotonic() - self._began_s >= 60 * (budget.minutes or math.inf)
-            or (self.ledger.sweep.algorithm == "grid" and len(ledger.trials) >= ledger.sweep.grid_size)
+    def next_kind(self) -> Next:
+        """What kind of trial may begin now."""
+        return next_kind(
+            list(self.ledger.trials.values()), self._shares.plan, 1.0 if self.asked_to_stop() else self.used
         )
+
+    @property
+    def used(self) -> float:
+        """Share of the budget that is used up, of the bound that is nearest; trials are counted by the plan."""
+        sweep, seconds = self.ledger.sweep, time.monotonic() - self._began_s
+        workers = len(self.gangs) * gang_of(sweep.base).num_workers
+        used = [seconds / 60 / (sweep.budget.minutes or math.inf),
+                seconds / 3600 * workers / (sweep.budget.gpu_hours or math.inf)]  # fmt: skip
+        if sweep.scheduler != "halving":  # else the plan has counted them
+            used.append(self.ledger.tokens / self._shares.tokens_per_run / self._shares.runs)
+        return max(used)
 
     def _tell_steps(self) -> None:
         """Say every 20 seconds at which step each running trial is."""
@@ -215,7 +254,14 @@ class Search:
             trial.driver = take_run(trial.paths)
             for gone in (trial.paths.stop_request, trial.paths.save_request, trial.paths.outcome):
                 storage.remove_file(gone)  # of an earlier driver
-        order = Order(action="train", run=trial.paths.root, spec=trial.spec, until=until, driver=trial.driver)
+        order = Order(
+            action="train",
+            run=trial.paths.root,
+            spec=trial.spec,
+            until=until,
+            cooldown_steps=self._shares.cooldown if until is not None and until < self.ledger.total_steps else 0,
+            driver=trial.driver,
+        )
         self.ledger.began(trial)
         said = f"training {trial_words(trial)} to step {until or self.ledger.total_steps}"
         self.announce("phase", said, phase="train", trial=trial.number)
@@ -256,7 +302,7 @@ def concluded_sweep(search: Search) -> Outcome:
         reasons = Counter(trial.reason for trial in ledger.trials.values() if trial.reason)
         (reason, count), *_ = reasons.most_common(1) or [("no trial was finished", 0)]
         raise RunFailed(f"no trial was trained to its end; {count} of {len(ledger.trials)} ended so: {reason}")
-    storage.write_bytes(storage.join(search.paths.root, BEST), dump_spec(best.spec))
+    storage.write_bytes(search.paths.best, dump_spec(best.spec))
     before = read_outcome(best.paths)
     model = before.model_path if before is not None else None
     if ledger.sweep.then == "export" and model is None:

@@ -33,6 +33,7 @@ class Trial:
     values: dict[str, Any]  # by the names of the sweep's space
     spec: Spec
     paths: JobPaths
+    straight: bool = False  # trained to its end without a comparison
     driver: str = ""  # see `JobPaths.driver`
     state: State = "waiting"
     scores: list[tuple[int, float]] = field(default_factory=list)  # (step, judged metric), finite ones
@@ -71,20 +72,20 @@ class Trials:
     def _replay(self, record: Mapping[str, Any]) -> None:
         number = int(record["trial"])
         if "values" in record:
-            self.trials[number] = self._trial(number, record["values"])
+            self.trials[number] = self.new_trial(number, record["values"], record.get("straight", False))
             return
         trial = self.trials[number]
         if "answer" in record:
-            self._take(trial, Answer.model_validate(record["answer"]))
+            self.take(trial, Answer.model_validate(record["answer"]))
         elif "stopped" in record:
             trial.state, trial.reason = "stopped", record["stopped"]
 
-    def _trial(self, number: int, values: Mapping[str, Any]) -> Trial:
+    def new_trial(self, number: int, values: Mapping[str, Any], straight: bool) -> Trial:
         spec = trial_spec(self.sweep.base, values)
         spec = spec.model_copy(update={"name": f"{self.sweep.name[:56]}-{number:04d}"})
-        return Trial(number, dict(values), spec, JobPaths(storage.join(self.root, f"{number:04d}")))
+        return Trial(number, dict(values), spec, JobPaths(storage.join(self.root, f"{number:04d}")), straight)
 
-    def _take(self, trial: Trial, answer: Answer) -> None:
+    def take(self, trial: Trial, answer: Answer) -> None:
         trial.step, trial.tokens = max(trial.step, answer.step), trial.tokens + answer.tokens
         if answer.status == "stopped":  # the sweep was: the trial goes on with it
             trial.state = "paused"
@@ -94,14 +95,14 @@ class Trials:
         if trial.reason is not None:
             trial.state = "failed"
             return
-        trial.scores.append((answer.step, answer.metrics[self.sweep.judged]))
+        trial.scores.append((answer.step, answer.judged[self.sweep.judged]))
         trial.state = "finished" if answer.status == "finished" else "paused"
 
     def _unscored(self, answer: Answer) -> str | None:
         """Why an answer has no score; None if it has one."""
-        score = answer.metrics.get(self.sweep.judged)
+        score = answer.judged.get(self.sweep.judged)
         if score is None:
-            known = ", ".join(sorted(answer.metrics)) or "nothing"
+            known = ", ".join(sorted(answer.judged)) or "nothing"
             return f"the job reports no {self.sweep.judged}: it reports {known}"
         return None if math.isfinite(score) else f"{self.sweep.judged} was {score} after step {answer.step}"
 
@@ -150,13 +151,13 @@ class Ledger(Trials):
         self.total_steps = total_steps
         self._journal = JournalWriter(storage.join(root, LEDGER), "driver")
 
-    def add(self, values: Mapping[str, Any]) -> Trial:
+    def add(self, values: Mapping[str, Any], straight: bool = False) -> Trial:
         """A new trial: its run's directory is made, and its values are on storage when this returns."""
         with self._lock:
             number = len(self.trials) + 1
-            trial = self.trials[number] = self._trial(number, values)
+            trial = self.trials[number] = self.new_trial(number, values, straight)
             storage.write_bytes(trial.paths.spec, dump_spec(trial.spec))
-            self._journal.append({"trial": number, "values": trial.values})
+            self._journal.append({"trial": number, "values": trial.values, "straight": straight})
             self._journal.flush()
             return trial
 
@@ -167,7 +168,7 @@ class Ledger(Trials):
     def answered(self, trial: Trial, answer: Answer) -> None:
         """Take over what a gang has answered; it is on storage when this returns."""
         with self._lock:
-            self._take(trial, answer)
+            self.take(trial, answer)
             self._journal.append({"trial": trial.number, "answer": answer.model_dump(mode="json")})
             self._journal.flush()
             if trial.is_over:
@@ -192,7 +193,7 @@ class Ledger(Trials):
                 reason=trial.reason,
                 step=trial.step,
                 metrics={**trial.metrics, **({} if trial.loss is None else {"loss": trial.loss})},
-                evaluated_step=trial.scores[-1][0] if trial.scores else None,
+                evaluated_step=trial.scores[-1][0] if trial.scores and trial.metrics else None,
                 ended_at=datetime.datetime.now(datetime.UTC),
             ),
         )

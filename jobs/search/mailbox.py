@@ -59,6 +59,11 @@ class Answer(Frozen):
     cooled: dict[str, float] = Field(default_factory=dict, description="eval_* after the cool-down of a pause.")
     reason: str | None = Field(None, description="Why it failed.")
 
+    @property
+    def judged(self) -> dict[str, float]:
+        """The metrics by which it is compared."""
+        return self.cooled or self.metrics
+
 
 class Tray:
     """A folder of messages by name."""

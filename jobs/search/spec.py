@@ -18,7 +18,7 @@ GRID_POINTS: Final = 5  # of a range in a grid, where it does not say how many
 _AROUND: Final = 10.0  # the default range reaches from a tenth of the base's learning rate to ten times it
 _MOST_WARMUP: Final = 0.2
 
-Algorithm = Literal["grid", "random", "tpe", "gp"]
+Algorithm = Literal["auto", "grid", "random", "tpe", "gp"]
 Scheduler = Literal["none", "asha", "halving"]
 Then = Literal["export", "nothing"]
 
@@ -77,6 +77,11 @@ class Budget(Frozen):
         return self
 
 
+def _is_auto(data: dict[str, Any]) -> bool:
+    """Of the fields that are known to be valid."""
+    return bool(data.get("algorithm", "auto") == "auto")
+
+
 class SweepSpec(Frozen):
     """A search for the best values of some fields of a job."""
 
@@ -98,11 +103,32 @@ class SweepSpec(Frozen):
     mode: Literal["min", "max"] | None = Field(
         None, description="min or max of the metric is best; left out: min for loss and perplexity, else max."
     )
-    budget: Budget = Field(default_factory=lambda: Budget(trials=16), description="What may be spent.")
-    algorithm: Algorithm = Field("tpe", description="How values are proposed: grid, random, tpe or gp (of Optuna).")
-    scheduler: Scheduler = Field("none", description="Which trials go on after each rung: none (all), asha or halving.")
+    algorithm: Algorithm = Field(
+        "auto", description="How values are proposed: auto (the rate first), grid, random, tpe or gp (of Optuna)."
+    )
+    budget: Budget = Field(
+        default_factory=lambda data: Budget(runs=4.0) if _is_auto(data) else Budget(trials=16),
+        description="What may be spent; left out: 4 runs for auto, else 16 trials.",
+    )
+    scheduler: Scheduler = Field(
+        default_factory=lambda data: "halving" if _is_auto(data) else "none",
+        description="Which trials go on after each rung: none (all), asha or halving; left out: halving for auto, else "
+        "none.",
+    )
     rungs: tuple[float, ...] = Field(
         (0.25, 0.5), max_length=20, description="Shares of a run after which trials are compared (asha, halving)."
+    )
+    cooldown: float = Field(
+        default_factory=lambda data: 0.1 if _is_auto(data) else 0.0,
+        ge=0.0,
+        le=0.5,
+        description="Share of a run in which the rate falls to zero before the score at a rung, and is then put back; "
+        "left out: 0.1 for auto, else 0.",
+    )
+    prior: dict[str, float | str] = Field(
+        default_factory=dict,
+        max_length=MOST_FIELDS,
+        description="Values that auto begins with; left out: what earlier sweeps of the model found, or its size says.",
     )
     num_gangs: int | None = Field(None, ge=1, le=1000, description="Most gangs at once; left out: as many as fit.")
     then: Then = Field("export", description="export the best trial's model at the end, or nothing.")

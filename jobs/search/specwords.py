@@ -17,12 +17,24 @@ def sweep_words(sweep: SweepSpec) -> str:
     return f"{sweep.algorithm}{halts}, at most {bounds}; {judged}"
 
 
+def prior_words(sweep: SweepSpec, source: str | None) -> str:
+    """`, beginning at learning_rate 0.0001 (2 earlier sweeps of this model), warmup_ratio 0.1`."""
+    if not sweep.prior:
+        return ""
+    said = [f"{name.rpartition('.')[2]} {_number(value)}" for name, value in sweep.prior.items()]
+    return f", beginning at {', '.join(said)}{f' (the rate from {source})' if source else ''}"
+
+
 def space_words(sweep: SweepSpec) -> str:
     """`learning_rate 1e-05..0.001 (log), warmup_ratio 0..0.2, lr_scheduler_type linear|cosine`."""
-    return ", ".join(f"{name} {_values(values)}" for name, values in sweep.dimensions.items())
+    return ", ".join(f"{name.rpartition('.')[2]} {_values(values)}" for name, values in sweep.dimensions.items())
 
 
 def _values(values: Range | tuple[Any, ...]) -> str:
     if isinstance(values, tuple):
         return "|".join(str(value) for value in values)
-    return f"{values.min:g}..{values.max:g}{' (log)' if values.log else ''}"
+    return f"{_number(values.min)}..{_number(values.max)}{' (log)' if values.log else ''}"
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.3g}"

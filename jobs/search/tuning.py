@@ -5,52 +5,48 @@ What Tune does not save (rungs, proposals, which trial ended why), the ledger do
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import optuna
 from ray import tune
 from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from cluster.settings import set_default
 from jobs import storage
+from jobs.search.budget import Next
 from jobs.search.ledger import Ledger, Trial
-from jobs.search.rungs import kept
-from jobs.search.spec import GRID_POINTS, Range, SweepSpec
+from jobs.search.proposing import Proposer, new_study
+from jobs.search.rungs import ETA, kept, stops_of
+from jobs.search.spec import SweepSpec
 from jobs.search.trainable import GangTrial
 
-ETA = 2  # of the trials of a rung, one in so many goes on
 _ON_THE_HEAD = {"node:__internal_head__": 0.0001}  # a trial waits for its gang and needs no CPU
-_FOLDER, _STUDY = "tune", "optuna.journal"
+_FOLDER = "tune"
 
 
-def make_tuner(ledger: Ledger, root: str, own: str, room: Callable[[], int], spent: Callable[[], bool]) -> Any:
+def make_tuner(ledger: Ledger, root: str, own: str, room: Callable[[], int], next_kind: Callable[[], Next]) -> Any:
     """The tuner of a sweep, which goes on from what the ledger knows.
 
     Args:
         root: the sweep's directory; Optuna's study lies there.
         own: this driver's directory, where trials leave their requests (see `Desk`), and Tune what it writes.
         room: gangs that there are.
-        spent: whether the budget is used up, so that no other trial is begun.
+        next_kind: what kind of trial may begin.
     """
     sweep = ledger.sweep
     set_default("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    proposals = Proposals(ledger, new_study(root), own, room, spent)
+    proposals = Proposals(ledger, Proposer(ledger, new_study(root)), own, room, next_kind)
     return tune.Tuner(
         tune.with_resources(GangTrial, PlacementGroupFactory([_ON_THE_HEAD])),
         tune_config=tune.TuneConfig(
             metric=sweep.judged,
             mode="min" if sweep.lower_is_better else "max",
             search_alg=proposals,
-            scheduler=Judge(ledger, scheduler_of(sweep), room, spent),
+            scheduler=Judge(ledger, scheduler_of(sweep), room, next_kind),
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"{trial.config.get('trial', 0):04d}",
@@ -59,37 +55,6 @@ def make_tuner(ledger: Ledger, root: str, own: str, room: Callable[[], int], spe
             name=_FOLDER, storage_path=storage.local_path(own) if storage.is_local(own) else own, verbose=0
         ),
     )
-
-
-def sampler_of(sweep: SweepSpec, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler of one proposal, seeded by its number: a proposal follows from the trials before it alone."""
-    seed = int(np.random.SeedSequence([sweep.seed, number]).generate_state(1)[0])
-    samplers: Mapping[str, Callable[[], optuna.samplers.BaseSampler]] = {
-        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
-        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True),
-        "gp": lambda: optuna.samplers.GPSampler(seed=seed, deterministic_objective=False),
-    }
-    return samplers.get(sweep.algorithm, samplers["random"])()
-
-
-def distribution_of(values: Range | tuple[Any, ...]) -> optuna.distributions.BaseDistribution:
-    if isinstance(values, tuple):
-        return optuna.distributions.CategoricalDistribution(values)
-    return optuna.distributions.FloatDistribution(values.min, values.max, log=values.log)
-
-
-def new_study(root: str) -> Any:
-    """A file that optuna-dashboard opens; None, and so in memory, where the sweep is on an object store.
-
-    It takes the place of an earlier driver's: the ledger is what a search goes on from.
-    """
-    if not storage.is_local(root):
-        return None
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    storage.remove_file(storage.join(root, _STUDY))
-    return JournalStorage(JournalFileBackend(os.path.join(storage.local_path(root), _STUDY)))
 
 
 def scheduler_of(sweep: SweepSpec) -> TrialScheduler | None:
@@ -115,72 +80,30 @@ def _of_an_ended_search() -> None:
 
 
 class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
-    """Optuna's proposals, one whenever a gang is free, each with a trial in the ledger."""
+    """A trial of the ledger whenever a gang is free: one that an earlier driver has begun, or a new one."""
 
     def __init__(
-        self,
-        ledger: Ledger,
-        study: Any,
-        desk: str,
-        room: Callable[[], int],
-        spent: Callable[[], bool],
+        self, ledger: Ledger, proposer: Proposer, desk: str, room: Callable[[], int], next_kind: Callable[[], Next]
     ) -> None:
-        sweep = ledger.sweep
-        mode = "min" if sweep.lower_is_better else "max"
-        super().__init__(metric=sweep.judged, mode=mode)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        space = {name: distribution_of(values) for name, values in sweep.dimensions.items()}
-        self._inner = OptunaSearch(
-            space=space, metric=sweep.judged, mode=mode, sampler=sampler_of(sweep, 0), storage=study,
-            study_name=sweep.name,
-        )  # fmt: skip
-        self._study = self._inner._ot_study  # OptunaSearch has no way to enqueue a trial later, or to seed again
-        self._ledger, self._desk, self._room, self._spent = ledger, desk, room, spent
-        self._names: dict[int, str] = {}  # Optuna's and Tune's, by number of the trial
+        super().__init__(metric=ledger.sweep.judged, mode="min" if ledger.sweep.lower_is_better else "max")
+        self._ledger, self._proposer, self._desk = ledger, proposer, desk
+        self._room, self._next_kind = room, next_kind
         self._trials: dict[str, Trial] = {}  # by Tune's name
-        self._open: set[str] = set()  # Tune's names of trials that run, or whose result Optuna does not have yet
-        for trial in ledger.trials.values():
-            self._recall(trial)
-
-    def _recall(self, trial: Trial) -> None:
-        """Let the study know of a trial of an earlier driver."""
-        if trial.is_over:
-            self._inner.add_evaluated_point(trial.values, self._ledger.told_as(trial))
-        else:
-            self._propose(f"recalled-{trial.number}", trial.values)
-            self._names[trial.number] = f"recalled-{trial.number}"
-
-    def _propose(self, name: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The values of a new trial of the study; given ones, or the sampler's."""
-        if values is not None:
-            self._study.enqueue_trial(dict(values))
-        self._study.sampler = sampler_of(self._ledger.sweep, len(self._ledger.trials) + 1)
-        proposed: dict[str, Any] = self._inner.suggest(name)
-        return proposed
-
-    def _waiting(self) -> Trial | None:
-        """A trial of an earlier driver whose turn it is, and which Tune does not know yet."""
-        known = {trial.number for trial in self._trials.values()}
-        waiting = [trial for trial in self._ledger.trials.values() if not trial.is_over and trial.number not in known]
-        if self._ledger.sweep.scheduler == "halving":
-            going, _ = halved(self._ledger) if self._spent() else ([], [])
-            waiting = [trial for trial in waiting if not trial.scores or trial.number in going]
-        return next(iter(waiting), None)
+        self._open: set[str] = set()  # Tune's names of trials that run, or whose result is not told yet
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _of_an_ended_search, ()
 
     def suggest(self, trial_id: str) -> Any:
-        ledger = self._ledger
         if len(self._open) >= self._room():
             return None
         trial = self._waiting()
         if trial is None:
-            if self._spent():
-                recalled = any(not trial.is_over and trial.number in self._names for trial in ledger.trials.values())
-                return None if recalled and ledger.sweep.scheduler == "halving" else Searcher.FINISHED
-            trial = ledger.add(self._propose(trial_id, next_of_grid(ledger)))
-            self._names[trial.number] = trial_id
+            kind = self._next_kind()
+            if kind in ("wait", "done"):
+                return None if kind == "wait" else Searcher.FINISHED
+            straight = kind == "straight"
+            trial = self._ledger.add(self._proposer.next_values(straight), straight)
         self._trials[trial_id] = trial
         self._open.add(trial_id)
         trial.state = "running"
@@ -188,21 +111,28 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
             "trial": trial.number,
             "desk": self._desk,
             "metric": self.metric,
-            "stops": stops_of(ledger.sweep, ledger.total_steps),
+            "stops": stops_of(self._ledger.sweep, self._ledger.total_steps, trial.straight),
             "rung": trial.rung,
             **trial.values,
         }
 
+    def _waiting(self) -> Trial | None:
+        """A trial of an earlier driver whose turn it is, and which Tune does not know yet."""
+        known = {trial.number for trial in self._trials.values()}
+        waiting = [trial for trial in self._ledger.trials.values() if not trial.is_over and trial.number not in known]
+        if self._ledger.sweep.scheduler == "halving":
+            going, _ = halved(self._ledger) if self._next_kind() != "compared" else ([], [])
+            waiting = [trial for trial in waiting if not trial.scores or trial.number in going]
+        return next(iter(waiting), None)
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if self._ledger.sweep.scheduler == "halving":  # it rests until the others have come as far
             self._open.discard(trial_id)
-        name = self._names[self._trials[trial_id].number]
-        self._inner.on_trial_result(name, {self.metric: result[self.metric], "training_iteration": result["step"]})
+        self._proposer.told(self._trials[trial_id])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial = self._trials[trial_id]
         self._open.discard(trial_id)
-        self._inner.on_trial_complete(self._names[trial.number], {self.metric: self._ledger.told_as(trial)})
+        self._proposer.told(self._trials[trial_id])
 
     def save(self, checkpoint_path: str) -> None:
         """The ledger keeps what is needed."""
@@ -211,37 +141,20 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
     def restore(self, checkpoint_path: str) -> None: ...
 
 
-def next_of_grid(ledger: Ledger) -> dict[str, Any] | None:
-    """The values of the next trial of a grid; None where a sampler proposes them."""
-    sweep = ledger.sweep
-    if sweep.algorithm != "grid":
-        return None
-    lines = [values if isinstance(values, tuple) else values.values(values.points or GRID_POINTS)
-             for values in sweep.dimensions.values()]  # fmt: skip
-    place = len(ledger.trials)
-    return dict(zip(sweep.dimensions, next(itertools.islice(itertools.product(*lines), place, None)), strict=True))
-
-
 def halved(ledger: Ledger) -> tuple[list[int], list[int]]:
     """`kept` of the ledger's trials."""
     stops = stops_of(ledger.sweep, ledger.total_steps)
     return kept(list(ledger.trials.values()), stops, ETA, ledger.sweep.lower_is_better)
 
 
-def stops_of(sweep: SweepSpec, total_steps: int) -> list[int]:
-    """Steps at which a trial is compared, and the last one."""
-    rungs = () if sweep.scheduler == "none" else sweep.rungs
-    return sorted({min(max(round(share * total_steps), 1), total_steps) for share in (*rungs, 1.0)})
-
-
 class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
     """Which trials go on: Tune's scheduler is asked where there is one; in halving, `jobs.search.rungs` decides."""
 
     def __init__(
-        self, ledger: Ledger, inner: TrialScheduler | None, room: Callable[[], int], spent: Callable[[], bool]
+        self, ledger: Ledger, inner: TrialScheduler | None, room: Callable[[], int], next_kind: Callable[[], Next]
     ) -> None:
         super().__init__()
-        self._ledger, self._inner, self._room, self._spent = ledger, inner, room, spent
+        self._ledger, self._inner, self._room, self._next_kind = ledger, inner, room, next_kind
         self._halving = ledger.sweep.scheduler == "halving"
         if inner is not None:
             inner.set_search_properties(ledger.sweep.judged, "min" if ledger.sweep.lower_is_better else "max")
@@ -283,7 +196,8 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
         if not self._halving:
             return super().choose_trial_to_run(tune_controller)
         by_number = {trial.config["trial"]: trial for trial in tune_controller.get_trials()}
-        going, ended = halved(self._ledger) if self._spent() else ([], [])  # else trials are missing yet
+        all_begun = self._next_kind() != "compared"
+        going, ended = halved(self._ledger) if all_begun else ([], [])
         for number in ended:
             mine = self._ledger.trials[number]
             self._ledger.stopped(mine, f"worse than the better half after step {mine.step}")

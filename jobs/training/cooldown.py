@@ -34,14 +34,19 @@ def cooled_down(run: Run, state: LoopState, steps: int) -> tuple[dict[str, float
     return metrics, tokens
 
 
+def on_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in the host's memory: a GPU has no room for a second training state."""
+    return tensor.detach().to("cpu", copy=True)
+
+
 class _Kept:
-    """A copy of this rank's training state."""
+    """A copy of this rank's training state, in the host's memory."""
 
     def __init__(self, run: Run) -> None:
         partitions = run.engine.partitions
-        self._state = {kind: tuple(flat.clone() for flat in flats) for kind, flats in partitions.state().items()}
+        self._state = {kind: tuple(on_host(flat) for flat in flats) for kind, flats in partitions.state().items()}
         self._step = partitions.optimizer_step()
-        self._buffers = {name: buffer.clone() for name, buffer in run.engine.buffers.items()}
+        self._buffers = {name: on_host(buffer) for name, buffer in run.engine.buffers.items()}
         self._scaler = run.engine.loss_scaler()
 
     @torch.no_grad()

@@ -69,11 +69,12 @@ def begun(run: Run, state: LoopState) -> LoopState:
     return evaluated(run, state) if state.step == 0 and run.job.spec.eval.eval_on_start else state
 
 
-def train_steps(run: Run, state: LoopState, until: int | None = None) -> LoopState:
+def train_steps(run: Run, state: LoopState, until: int | None = None, score_pause: bool = True) -> LoopState:
     """Every step from the state's on.
 
     Args:
         until: pause after this step, with a score and a checkpoint; None: go on to the end.
+        score_pause: evaluate before the pause.
     """
     spec, plan = run.job.spec, run.plan
     rows_of_steps = timed(run.gang.steps(stream_of(run), state.step))
@@ -86,7 +87,7 @@ def train_steps(run: Run, state: LoopState, until: int | None = None) -> LoopSta
         last = state.step == plan.total_steps
         ends = last or state.step == until
         record = step_record(run, state, rate, data_wait_s, time.perf_counter() - started)
-        if ends or (spec.eval.eval_steps and state.step % spec.eval.eval_steps == 0):
+        if last or (ends and score_pause) or (spec.eval.eval_steps and state.step % spec.eval.eval_steps == 0):
             state = evaluated(run, state, record)
             record |= state.metrics
         run.reporter.step(record)

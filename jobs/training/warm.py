@@ -15,7 +15,7 @@ import torch
 from jobs.errors import Diverged, MetricFailed
 from jobs.modeldir import local_model_dir
 from jobs.search.mailbox import Answer, Mailbox, Order, Status
-from jobs.training.cooldown import cooled_down
+from jobs.training.cooldown import cooled_down, on_host
 from jobs.training.engine import Engine
 from jobs.training.gang import Gang
 from jobs.training.hostmemory import give_back_freed_memory
@@ -30,7 +30,7 @@ _LAST_WRITE_S = 60.0
 
 @dataclass(frozen=True)
 class BaseState:
-    """The state of a new engine on this rank: everything that training changes."""
+    """The state of a new engine on this rank, in the host's memory: everything that training changes."""
 
     seed: int  # of the weights that the model's directory lacks
     weights: tuple[torch.Tensor, ...]  # as `Partitions.flats`
@@ -41,8 +41,8 @@ class BaseState:
     def of(cls, engine: Engine) -> BaseState:
         return cls(
             engine.spec.seed,
-            tuple(flat.detach().clone() for flat in engine.partitions.flats),
-            {name: buffer.detach().clone() for name, buffer in engine.buffers.items()},
+            tuple(on_host(flat) for flat in engine.partitions.flats),
+            {name: on_host(buffer) for name, buffer in engine.buffers.items()},
             engine.loss_scaler(),
         )
 
@@ -130,7 +130,7 @@ class _Workshop:
         stop = min(order.until or run.plan.total_steps, run.plan.total_steps)
         start, state = state.step, replace(state, stopped=False)
         if start < stop:
-            state = train_steps(run, state, stop)
+            state = train_steps(run, state, stop, score_pause=not order.cooldown_steps)
         give_back_freed_memory()
         self._held = run.job.run_root, state
         if state.stopped:

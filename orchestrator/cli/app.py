@@ -18,8 +18,9 @@ from jobs.load import Loaded, load_marked, load_sweep, training
 from jobs.outcome import Event
 from jobs.paths import JobPaths
 from jobs.progress import Progress
+from jobs.search.prior import with_prior
 from jobs.search.spec import SweepSpec
-from jobs.search.specwords import space_words, sweep_words
+from jobs.search.specwords import prior_words, space_words, sweep_words
 from jobs.search.varying import check_space
 from jobs.validate import validate as check
 from orchestrator import orders
@@ -133,7 +134,9 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
     """Check a job without a worker; say what would run."""
     with edge():
         sweep = load_sweep(spec, set_ or [])
+        source = None
         if sweep is not None:
+            sweep, source = with_prior(sweep)
             check_space(sweep)
         marked = Loaded(sweep.base, {}) if sweep is not None else load_marked(spec, set_ or [])
         loaded = training(marked.spec, spec)
@@ -143,7 +146,8 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
             raise of_one(error, Named(loaded, spec, marked.marks)) from error
         facts = text.plan(loaded)
         if sweep is not None:
-            facts = {"sweep": sweep_words(sweep), "space": space_words(sweep), **facts}
+            space = f"{space_words(sweep)}{prior_words(sweep, source)}"
+            facts = {"sweep": sweep_words(sweep), "space": space, **facts}
         if json_:
             report = {**dataclasses.asdict(found), "plan": facts, "spec": loaded.model_dump(mode="json")}
             typer.echo(json.dumps(report))

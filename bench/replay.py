@@ -1,0 +1,227 @@
+"""Compare search algorithms on recorded curves, hundreds of seeds in a few minutes.
+
+    python -m bench.replay minilm [--seeds 200]
+
+Replays what a sweep would have done, with its own proposals, rules and budget, against the table of `bench/curves.py`.
+The loss of a trial is interpolated between recorded ones, in the logarithm of the learning rate and in the warmup. All
+trials of one replay have the same recorded seed, as those of a sweep have.
+
+Every algorithm may take a share of the tokens of a 5x5 grid. Counted are the tokens of training, of cool-downs and of
+held-out samples whenever they are scored, on both sides. Regret: how much worse the chosen values are than the best
+recorded ones, both as the mean over the recorded seeds at the end of a run, as a share of the latter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+import numpy as np
+
+from bench.curves import DATA, TASKS, sweep_of
+from jobs.search.budget import budget_plan, next_kind
+from jobs.search.ledger import Trial, Trials
+from jobs.search.mailbox import Answer
+from jobs.search.proposing import Proposer
+from jobs.search.rungs import ETA, cooldown_of, kept, stops_of
+from jobs.search.spec import SweepSpec
+from jobs.search.tuning import scheduler_of, with_resource
+
+GRID: Final = 25  # trials of a 5x5 grid
+SHARE: Final = 0.16  # of its tokens
+WAYS: Final[dict[str, dict[str, Any]]] = {
+    "auto": {"algorithm": "auto"},
+    "random": {"algorithm": "random"},
+    "grid": {"algorithm": "grid"},
+    "tpe": {"algorithm": "tpe"},
+    "gp": {"algorithm": "gp"},
+    "asha": {"algorithm": "random", "scheduler": "asha"},
+}
+
+
+class Table:
+    """The recorded curves of a task."""
+
+    def __init__(self, task: str, records: Sequence[dict[str, Any]]) -> None:
+        self._records = {(one["learning_rate"], one["warmup_ratio"], one["seed"]): one for one in records}
+        self.rates, self.warmups, self.seeds = (sorted(set(values)) for values in zip(*self._records, strict=True))
+        self.total_steps = TASKS[task].steps
+        self.tokens = {int(step): tokens for step, tokens in records[0]["tokens"].items()}
+        self.evaluation_tokens = float(records[0]["evaluation_tokens"])
+
+    @property
+    def run_tokens(self) -> int:
+        return sum(self.tokens.values())
+
+    def loss(self, rate: float, warmup: float, seed: int, step: int, cooled: bool) -> float:
+        """The held-out loss of a trial after so many steps; `cooled`: after the cool-down there."""
+        at_warmups = [
+            np.interp(
+                math.log(rate),
+                np.log(self.rates),
+                [self._recorded(one, at, seed, step, cooled) for one in self.rates],
+            )
+            for at in self.warmups
+        ]
+        return float(np.interp(warmup, self.warmups, at_warmups))
+
+    def _recorded(self, rate: float, warmup: float, seed: int, step: int, cooled: bool) -> float:
+        record = self._records[(rate, warmup, seed)]
+        kind = "cooled" if cooled and str(step) in record["cooled"] else "loss"
+        return float(record[kind].get(str(step), math.nan))
+
+    def quality(self, rate: float, warmup: float) -> float:
+        """Mean over the seeds of the loss at the end of a run."""
+        losses = [self.loss(rate, warmup, seed, self.total_steps, False) for seed in self.seeds]
+        return float(np.mean(losses))
+
+    @property
+    def reference(self) -> tuple[float, float, float]:
+        """The least mean loss of any recorded rate and warmup, and where it is."""
+        return min((self.quality(rate, warmup), rate, warmup) for rate in self.rates for warmup in self.warmups)
+
+    @property
+    def seed_deviation(self) -> float:
+        """Standard deviation over seeds of the loss at the end of a run with the best values."""
+        _, rate, warmup = self.reference
+        return statistics.stdev(self.loss(rate, warmup, seed, self.total_steps, False) for seed in self.seeds)
+
+
+@dataclass
+class Replay:
+    """One search on a table.
+
+    Attributes:
+        tokens: that it may take, evaluations counted.
+    """
+
+    table: Table
+    sweep: SweepSpec
+    data_seed: int
+    tokens: float
+    taken: float = 0.0
+
+    def run(self) -> Trials:
+        self.known = Trials(self.sweep, "replayed")
+        self._proposer = Proposer(self.known)
+        self._total = self.table.total_steps
+        stops, cooldown = stops_of(self.sweep, self._total), cooldown_of(self.sweep, self._total)
+        plan = budget_plan(self.sweep, stops, cooldown, self.table.run_tokens)
+        halving, asha = self.sweep.scheduler == "halving", scheduler_of(self.sweep)
+        if asha is not None:
+            asha.set_search_properties(self.sweep.judged, "min")
+        while True:
+            used = 0.0 if halving else (self.taken + 0.5 * self.table.run_tokens) / self.tokens
+            kind = next_kind(list(self.known.trials.values()), plan, used)
+            if kind == "done":
+                return self.known
+            if kind == "wait":
+                going, ended = kept(list(self.known.trials.values()), stops, ETA, True)
+                for number in ended:
+                    self.known.trials[number].state = "stopped"
+                for number in going:
+                    self._to_next_stop(self.known.trials[number])
+                continue
+            values = self._proposer.next_values(kind == "straight")
+            trial = self.known.new_trial(len(self.known.trials) + 1, values, kind == "straight")
+            self.known.trials[trial.number] = trial
+            self._to_next_stop(trial)
+            while not halving and not trial.is_over:
+                self._compare(asha, trial)
+
+    def _to_next_stop(self, trial: Trial) -> None:
+        stops = stops_of(self.sweep, self._total, trial.straight)
+        until = next(stop for stop in stops if stop > trial.step)
+        cooldown = cooldown_of(self.sweep, self._total) if until < self._total else 0
+        values = {name.rpartition(".")[2]: value for name, value in trial.values.items()}
+        loss = self.table.loss(
+            values["learning_rate"], values["warmup_ratio"], self.data_seed, until, cooled=cooldown > 0
+        )
+        steps = until - trial.step + cooldown
+        tokens = round(steps / self._total * self.table.run_tokens)
+        self.taken += tokens + self.table.evaluation_tokens
+        status = "finished" if until == self._total else "paused"
+        if math.isfinite(loss):
+            answer = Answer(status=status, step=until, tokens=tokens, metrics={self.sweep.judged: loss})
+        else:
+            answer = Answer(status="failed", step=until, tokens=tokens, reason="diverged")
+        self.known.take(trial, answer)
+        self._proposer.told(trial)
+
+    def _compare(self, asha: Any, trial: Trial) -> None:
+        """Let Ray's ASHA decide."""
+        stand_in = SimpleNamespace(trial_id=str(trial.number))
+        if trial.rung == 1:
+            asha.on_trial_add(None, stand_in)
+        shown = {self.sweep.judged: trial.score, "rung": trial.rung}
+        if asha.on_trial_result(None, stand_in, with_resource(shown)) == "STOP":
+            trial.state = "stopped"
+        else:
+            self._to_next_stop(trial)
+
+
+def chosen(known: Trials) -> dict[str, float]:
+    """The values that a search ends with: those of the best trial, of the farthest where none was finished."""
+    best = known.ranked()[0]
+    return {name.rpartition(".")[2]: value for name, value in best.values.items()}
+
+
+def replayed(table: Table, task: str, way: str, folder: Path, seeds: int, runs: float) -> dict[str, Any]:
+    """Regrets of one algorithm over so many seeds."""
+    reference, _, _ = table.reference
+    cap = SHARE * GRID * (table.run_tokens + table.evaluation_tokens)
+    regrets, shares = [], []
+    for seed in range(seeds):
+        budget = {"runs": runs} if way == "auto" else {"trials": 1000}
+        sweep = sweep_of(task, folder, seed=seed, budget=budget, **WAYS[way])
+        if way == "auto":
+            from jobs.search.prior import with_prior
+
+            sweep, _ = with_prior(sweep)
+        replay = Replay(table, sweep, table.seeds[seed % len(table.seeds)], cap)
+        values = chosen(replay.run())
+        regrets.append(table.quality(values["learning_rate"], values["warmup_ratio"]) / reference - 1)
+        shares.append(replay.taken / (GRID * (table.run_tokens + table.evaluation_tokens)))
+    allowed = max(0.002, table.seed_deviation / reference)
+    return {
+        "task": task,
+        "way": way,
+        "seeds": seeds,
+        "median_regret": round(statistics.median(regrets), 5),
+        "mean_regret": round(statistics.mean(regrets), 5),
+        "worst_regret": round(max(regrets), 5),
+        "allowed_regret": round(allowed, 5),
+        "within": round(sum(regret <= allowed for regret in regrets) / len(regrets), 3),
+        "share_of_grid_tokens": round(max(shares), 4),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=sorted(TASKS))
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--ways", nargs="+", choices=sorted(WAYS), default=list(WAYS))
+    parser.add_argument("--runs", type=float, default=4.0, help="budget of auto")
+    options = parser.parse_args()
+    file = DATA / f"{options.task}.jsonl"
+    table = Table(options.task, [json.loads(line) for line in file.read_text().splitlines()])
+    loss, rate, warmup = table.reference
+    print(f"best of the table: {loss:.4f} at rate {rate:g}, warmup {warmup:g}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="fleetune-replay-") as folder:
+        for way in options.ways:
+            found = replayed(table, options.task, way, Path(folder), options.seeds, options.runs)
+            print(json.dumps(found), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

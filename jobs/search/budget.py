@@ -1,0 +1,87 @@
+"""How many trials a budget pays for, and what kind of trial may begin next. Pure; light to import."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from jobs.search.auto import rate_name
+from jobs.search.rungs import ETA, halving_steps, trials_within
+from jobs.search.spec import Budget, SweepSpec
+
+_FOR_THE_REST = 4  # auto: of so many runs, one goes to the fields that are searched last
+_MOST_STRAIGHT = 16
+_MANY = 1000  # trials, of whose steps shares are taken
+
+
+class Begun(Protocol):
+    """A trial as these rules see it."""
+
+    @property
+    def straight(self) -> bool: ...
+
+    @property
+    def is_over(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class BudgetPlan:
+    """What is begun at most.
+
+    Attributes:
+        compared: trials that are compared at rungs, or all trials where there are none.
+        straight: trials that go to the last step without a comparison, after the others.
+        first_share: share of the time that may have passed when the last one of `compared` begins.
+    """
+
+    compared: float = math.inf
+    straight: int = 0
+    first_share: float = 1.0
+
+
+Next = Literal["compared", "straight", "wait", "done"]
+
+
+def budget_plan(sweep: SweepSpec, stops: Sequence[int], cooldown: int, tokens_per_run: float) -> BudgetPlan:
+    """Share the budget of a sweep out.
+
+    Args:
+        stops: steps at which a trial is scored, and the last one.
+        cooldown: steps for the score at a rung.
+        tokens_per_run: of a run of the base to its end.
+    """
+    budget, total = sweep.budget, stops[-1]
+    most = budget.trials or math.inf
+    if sweep.scheduler != "halving":
+        return BudgetPlan(min(most, sweep.grid_size) if sweep.algorithm == "grid" else most)
+    runs = runs_of(budget, tokens_per_run)
+    last = rate_name(sweep) is not None and len(sweep.dimensions) > 1 and sweep.algorithm == "auto"
+    straight = int(min(runs, most, _MOST_STRAIGHT * _FOR_THE_REST) // _FOR_THE_REST) if last else 0
+    compared = most - straight
+    if runs < math.inf:
+        compared = min(compared, trials_within((runs - straight) * total, stops, ETA, cooldown))
+    first_share = (stops[0] + cooldown) * _MANY / halving_steps(_MANY, stops, ETA, cooldown)
+    return BudgetPlan(compared, straight, first_share)
+
+
+def runs_of(budget: Budget, tokens_per_run: float) -> float:
+    """The runs that it pays for; infinite where neither `runs` nor `tokens` bounds it."""
+    return min(budget.runs or math.inf, (budget.tokens or math.inf) / tokens_per_run)
+
+
+def next_kind(trials: Sequence[Begun], plan: BudgetPlan, used: float) -> Next:
+    """What kind of trial may begin.
+
+    Args:
+        used: share of the budget, beside what the plan counts.
+    """
+    straight = sum(trial.straight for trial in trials)
+    if used < plan.first_share and len(trials) - straight < plan.compared:
+        return "compared"
+    if not all(trial.is_over or trial.straight for trial in trials):
+        return "wait"
+    if used < 1 and straight < plan.straight:
+        return "straight"
+    return "done" if all(trial.is_over for trial in trials) else "wait"

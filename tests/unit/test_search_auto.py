@@ -1,0 +1,169 @@
+"""What `auto` does with a space, a prior and a budget, before any model proposes values."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import SpecError
+from jobs.load import dump_spec, load_sweep
+from jobs.search.auto import first_points, fixed_values
+from jobs.search.budget import BudgetPlan, budget_plan, next_kind
+from jobs.search.prior import rate_by_size, with_prior
+from jobs.search.rungs import ETA, halving_steps, kept, stops_of, trials_within
+from jobs.search.spec import Range, SweepSpec
+from tests.unit.test_search_rungs import One
+from tests.unit.test_search_spec import BASE, sweep_of
+
+STOPS, COOLDOWN = [25, 50, 100], 10
+RATE, WARMUP = "train.learning_rate", "train.warmup_ratio"
+
+
+def base_of(folder: Path, **train: Any) -> dict[str, Any]:
+    (folder / "model").mkdir(exist_ok=True)
+    (folder / "model/config.json").write_text(json.dumps({"hidden_size": 500}))
+    return {**BASE, "train": train}
+
+
+def sweep_with(folder: Path, **fields: Any) -> SweepSpec:
+    return sweep_of(folder, **{"base": base_of(folder), **fields})
+
+
+def test_the_rate_that_it_begins_with_follows_from_the_models_width(tmp_path: Path) -> None:
+    sweep, source = with_prior(sweep_with(tmp_path))
+    rate = sweep.prior[RATE]
+    assert rate == rate_by_size(500) == pytest.approx(5e-5 * 4**0.43, rel=0.02) and source == "the model's width of 500"
+    assert sweep.space[RATE] == Range(min=rate_by_size(500) / 10, max=rate_by_size(500) * 10, log=True)
+    assert sweep.prior[WARMUP] == 0.1 and sweep.space[WARMUP] == Range(min=0.0, max=0.2)
+
+
+def test_or_from_the_base_where_it_gives_one_or_the_model_is_not_here(tmp_path: Path) -> None:
+    given, source = with_prior(sweep_with(tmp_path, base=base_of(tmp_path, learning_rate=3e-4)))
+    assert given.prior[RATE] == 3e-4 and source == "the base"
+    (tmp_path / "model/config.json").unlink()
+    default, source = with_prior(sweep_of(tmp_path, {**BASE, "train": {}}))
+    assert default.prior[RATE] == 2e-5 and source == "the base"
+
+
+def test_or_from_earlier_sweeps_of_the_same_model(tmp_path: Path) -> None:
+    sweep = sweep_with(tmp_path)
+    for number, (rate, path) in enumerate([(1e-4, None), (4e-4, None), (9e-2, "/other/model")]):
+        run = tmp_path / f"runs/earlier-20261127-00000{number}-abcd"
+        run.mkdir(parents=True)
+        best = sweep.base.model_copy(
+            update={
+                "train": sweep.base.train.model_copy(update={"learning_rate": rate}),
+                "model": sweep.base.model.model_copy(update={"path": path or sweep.base.model.path}),
+            }
+        )
+        (run / "best.json").write_bytes(dump_spec(best))
+    found, source = with_prior(sweep)
+    assert found.prior[RATE] == pytest.approx(2e-4) and source == "2 earlier sweeps of this model"
+
+
+def test_what_was_begun_stays_what_it_was(tmp_path: Path) -> None:
+    """The spec in the sweep's directory has the prior that was found, whatever is found later."""
+    begun, _ = with_prior(sweep_with(tmp_path))
+    (tmp_path / "kept.json").write_bytes(dump_spec(begun))
+    again = load_sweep(str(tmp_path / "kept.json"))
+    assert again is not None and with_prior(again) == (begun, None)
+
+
+def test_the_prior_is_drawn_into_a_given_space(tmp_path: Path) -> None:
+    space = {"learning_rate": {"min": 1e-3, "max": 1e-2, "log": True}, "weight_decay": [0.01, 0.1]}
+    sweep, _ = with_prior(sweep_with(tmp_path, space=space))
+    assert sweep.prior == {"learning_rate": 1e-3, "weight_decay": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("prior", "said"),
+    [
+        ({"learning_rate": 0.5}, "prior.train.learning_rate: 0.5 is outside of space.learning_rate"),
+        ({"learning_rate": "fast"}, "prior.train.learning_rate is fast: give a number above 0, at most 1"),
+        ({"weight_decay": 0.1}, "prior.train.weight_decay: the space has no such field"),
+    ],
+)
+def test_a_prior_outside_of_the_space_is_refused(tmp_path: Path, prior: dict[str, Any], said: str) -> None:
+    sweep = sweep_with(tmp_path, prior=prior, space={"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}})
+    with pytest.raises(SpecError) as caught:
+        with_prior(sweep)
+    assert said in str(caught.value)
+
+
+def test_the_first_points_are_the_prior_and_rates_on_both_sides(tmp_path: Path) -> None:
+    sweep, _ = with_prior(sweep_with(tmp_path, prior={"learning_rate": 1e-4}))
+    assert [point[RATE] for point in first_points(sweep)] == pytest.approx([1e-4, 3e-4, 1e-4 / 3])
+    assert {point[WARMUP] for point in first_points(sweep)} == {0.1}
+    narrow = {"learning_rate": {"min": 5e-5, "max": 1e-4, "log": True}}
+    at_an_end, _ = with_prior(sweep_with(tmp_path, prior={"learning_rate": 1e-4}, space=narrow))
+    assert [point["learning_rate"] for point in first_points(at_an_end)] == [1e-4, 5e-5]
+
+
+def test_the_rate_is_searched_first_and_the_rest_at_the_best_rate(tmp_path: Path) -> None:
+    sweep, _ = with_prior(sweep_with(tmp_path))
+    assert fixed_values(sweep, False, {}) == {WARMUP: 0.1}
+    assert fixed_values(sweep, True, {RATE: 7e-4, WARMUP: 0.1}) == {RATE: 7e-4}
+
+
+@pytest.mark.parametrize("trials", [1, 2, 5, 16, 33])
+def test_the_steps_of_halving_are_those_that_its_rule_lets_trials_take(trials: int) -> None:
+    some, steps = [One(number) for number in range(1, trials + 1)], 0
+    for one in some:
+        one.scores.append((STOPS[0], float(one.number)))
+        steps += STOPS[0] + COOLDOWN
+    while going := kept(some, STOPS, ETA, True)[0]:
+        ended = kept(some, STOPS, ETA, True)[1]
+        for one in some:
+            one.is_over |= one.number in ended
+        for one in (some[number - 1] for number in going):
+            before = one.scores[-1][0]
+            after = STOPS[STOPS.index(before) + 1]
+            one.scores.append((after, float(one.number)))
+            steps += after - before + (COOLDOWN if after < STOPS[-1] else 0)
+            one.is_over = after == STOPS[-1]
+    assert steps == halving_steps(trials, STOPS, ETA, COOLDOWN)
+    assert trials_within(steps, STOPS, ETA, COOLDOWN) == trials
+
+
+@pytest.mark.parametrize("budget", [{"runs": 4}, {"tokens": 4000}, {"runs": 2}, {"runs": 16}, {"trials": 8}])
+def test_a_budget_pays_for_the_trials_that_it_plans(tmp_path: Path, budget: dict[str, Any]) -> None:
+    sweep = sweep_with(tmp_path, budget=budget)
+    plan = budget_plan(sweep, stops_of(sweep, 100), COOLDOWN, tokens_per_run=1000)
+    if "trials" in budget:
+        assert plan.compared + plan.straight == budget["trials"] and plan.straight == 2
+        return
+    runs = budget.get("runs", 4)
+    used = halving_steps(int(plan.compared), STOPS, ETA, COOLDOWN) / 100 + plan.straight
+    assert runs - 0.6 < used <= runs and plan.straight == runs // 4
+
+
+def test_without_rungs_all_trials_are_equal(tmp_path: Path) -> None:
+    sweep = sweep_with(tmp_path, algorithm="random", budget={"runs": 3})
+    assert budget_plan(sweep, [100], 0, 1000) == BudgetPlan(math.inf, 0, 1.0)
+    grid = sweep_with(tmp_path, algorithm="grid", space={"learning_rate": [1e-4, 1e-3]})
+    assert budget_plan(grid, [100], 0, 1000).compared == 2
+
+
+@dataclass
+class Begun:
+    straight: bool = False
+    is_over: bool = False
+
+
+def test_what_kind_of_trial_is_next() -> None:
+    plan = BudgetPlan(compared=2, straight=1, first_share=0.5)
+    one, two = Begun(), Begun()
+    assert next_kind([], plan, 0.0) == next_kind([one], plan, 0.4) == "compared"
+    assert next_kind([one], plan, 0.5) == next_kind([one, two], plan, 0.0) == "wait"
+    one.is_over = two.is_over = True
+    assert next_kind([one, two], plan, 0.9) == "straight"
+    assert next_kind([one, two], plan, 1.0) == "done"
+    last = Begun(straight=True)
+    assert next_kind([one, two, last], plan, 0.9) == "wait"
+    last.is_over = True
+    assert next_kind([one, two, last], plan, 0.9) == "done"

@@ -1,4 +1,4 @@
-"""One attempt of a queued job that trains."""
+"""One attempt of a queued job that trains, or of a sweep."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cluster.this_machine import this_machine
 from cluster.wire import OUT_OF_MEMORY_EXIT, Registered
 from jobs import storage
 from jobs.assignment import Assignment
+from jobs.commandspec import CommandSpec
 from jobs.errors import MachinesFailed, SpecError, StorageError
 from jobs.finetune import run_on_ray
 from jobs.link import Link, Say
@@ -21,7 +22,9 @@ from jobs.localgpus import held_gpus
 from jobs.outcome import Status, read_outcome
 from jobs.paths import JobPaths
 from jobs.progress import PlainProgress
+from jobs.search.spec import SweepSpec
 from jobs.spec import Spec
+from jobs.sweep import run_sweep
 from jobs.telling import Telling
 
 
@@ -32,7 +35,7 @@ def drive_training(registered: Registered, link: Link, stream: TextIO, say: Say)
         FleetuneError: found before anything was written.
     """
     spec = spec_of(registered.spec)
-    if not isinstance(spec, Spec):
+    if isinstance(spec, CommandSpec):
         raise SpecError(f"the server says that the job trains, but its spec is of kind {spec.kind}")
     succeeded, resume = run_so_far(registered.run)
     if succeeded:
@@ -41,18 +44,18 @@ def drive_training(registered: Registered, link: Link, stream: TextIO, say: Say)
         return 0
     add_to_environment(registered.secrets)
     local = registered.engine == "local"
-    elastic = spec.resources.min_workers is not None
-    num_workers = workers_in(registered.placement) if elastic else spec.resources.num_workers
+    resources = spec.resources if isinstance(spec, Spec) else spec.base.resources
+    elastic = isinstance(spec, SweepSpec) or resources.min_workers is not None
+    num_workers = workers_in(registered.placement) if elastic else resources.num_workers
     places = None if local else places_of(registered, num_workers)
     progress = Telling(PlainProgress(stream), link)
-    with contextlib.closing(progress), local_gpus(num_workers * spec.resources.gpus_per_worker if local else 0, say):
-        outcome = run_on_ray(
-            spec,
-            address=THIS_MACHINE if local else ray_address() or "auto",
-            progress=progress,
-            resume=resume,
-            assignment=Assignment(places, num_workers, registered.secrets, registered.run),
-        )
+    with contextlib.closing(progress), local_gpus(num_workers * resources.gpus_per_worker if local else 0, say):
+        address = THIS_MACHINE if local else ray_address() or "auto"
+        given = Assignment(places, num_workers, registered.secrets, registered.run)
+        if isinstance(spec, SweepSpec):
+            outcome = run_sweep(spec, address=address, progress=progress, resume=resume, assignment=given)
+        else:
+            outcome = run_on_ray(spec, address=address, progress=progress, resume=resume, assignment=given)
     if outcome.faulty_nodes:
         link.tell(faulty=outcome.faulty_nodes)
     return OUT_OF_MEMORY_EXIT if outcome.out_of_memory else outcome.exit_code

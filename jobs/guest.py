@@ -28,6 +28,7 @@ from cluster.settings import RayJob, ray_job, server_token, server_url
 from cluster.wire import RAY_PACKAGE, SUBMISSION, Join, Joined, Leave, Look, Looked, digest_of_environment
 from jobs.errors import FleetuneError, InputError, Interrupted, SpecError
 from jobs.runref import run_named
+from jobs.search.spec import SweepSpec
 from jobs.spec import Spec
 from jobs.validate import Validated, validate
 from jobs.wirecall import NoAnswer, NotUnderstood, Refused, Server, check_url
@@ -75,7 +76,7 @@ def host_of_this_program() -> tuple[RayJob, SessionRecord] | None:
     return job, record
 
 
-def run_as_guest(spec: Spec, job: RayJob, record: SessionRecord, say: Say) -> int:
+def run_as_guest(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say: Say) -> int:
     """Queue the job and stay until it ends; its exit code.
 
     Raises:
@@ -88,8 +89,9 @@ def run_as_guest(spec: Spec, job: RayJob, record: SessionRecord, say: Say) -> in
             "and '-', at most 200 of them"
         )
     package = package_of(os.getcwd())
-    if run_named(spec.model.path) is None:  # else there is nothing to look at yet
-        for warning in _validated_apart(spec).warnings:
+    trains = spec.base if isinstance(spec, SweepSpec) else spec
+    if run_named(trains.model.path) is None:  # else there is nothing to look at yet
+        for warning in _validated_apart(trains).warnings:
             say(f"warning: {warning}")
     guest = _Guest(record, say)
     message = Join(
@@ -148,7 +150,7 @@ def _validate_into(sender: Connection, spec: Spec) -> None:
         sender.send(error)
 
 
-def queued(spec: Spec, job: RayJob) -> Spec:
+def queued(spec: Spec | SweepSpec, job: RayJob) -> Spec | SweepSpec:
     """With the tenant and the priority that the submission names (`--metadata-json`). Raises SpecError."""
     update: dict[str, str | int] = {}
     if tenant := job.metadata.get("tenant"):

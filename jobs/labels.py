@@ -8,12 +8,13 @@ from typing import Any, Final, TypeVar, cast
 
 from jobs.commandspec import CommandSpec
 from jobs.queuespec import LONGEST_LABEL, MOST_LABELS
+from jobs.search.spec import SweepSpec
 from jobs.spec import Spec
 
 # Not shown in lists: values that may be secrets, what has a column of its own, and where files lie.
 _UNLABELLED: Final = frozenset({"env", "queue", "name", "storage_path", "working_dir", "version", "kind"})
 
-AnyOne = TypeVar("AnyOne", bound=Spec | CommandSpec)
+AnyOne = TypeVar("AnyOne", bound=Spec | CommandSpec | SweepSpec)
 
 
 def labelled(spec: AnyOne, changes: Mapping[str, Any]) -> AnyOne:

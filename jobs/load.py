@@ -28,7 +28,7 @@ _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _SET = "--set"
 _DATA = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".parquet", ".arrow", ".gz", ".safetensors")
 
-AnySpec = Spec | CommandSpec
+AnySpec = Spec | CommandSpec | SweepSpec
 _LONGEST_KEY = 100
 _DEEPEST = 8  # levels in which mappings are counted; the fields of a spec have fewer
 MOST_MISTAKES = 50  # told of one spec: each one costs time, and nobody reads more
@@ -47,6 +47,13 @@ def load_spec(path: str, overrides: Sequence[str] = ()) -> Spec:
     return training(load_job_spec(path, overrides), path)
 
 
+def trained(spec: AnySpec) -> Spec | None:
+    """The job that a spec trains, or the base of its trials; None for a command."""
+    if isinstance(spec, SweepSpec):
+        return spec.base
+    return spec if isinstance(spec, Spec) else None
+
+
 def training(spec: AnySpec, path: str) -> Spec:
     """The spec that was read from `path`, if it trains. Raises SpecError."""
     if isinstance(spec, CommandSpec):
@@ -54,6 +61,8 @@ def training(spec: AnySpec, path: str) -> Spec:
             f"{path} is of kind command, and nothing is trained with it here. Commands go to the queue: "
             f"fleetune submit {path}"
         )
+    if isinstance(spec, SweepSpec):
+        raise SpecError(f"{path} is of kind sweep, and a single job is needed here: fleetune run {path} runs the sweep")
     return spec
 
 
@@ -72,13 +81,7 @@ class Loaded:
 
 def load_marked(path: str, overrides: Sequence[str] = ()) -> Loaded:
     """The same, for whoever has more to say of its fields. Raises SpecError."""
-    spec, marks = _read(path, overrides)
-    if isinstance(spec, SweepSpec):
-        raise SpecError(
-            f"{path} is of kind sweep. This command takes jobs only, and so does the queue: fleetune run {path} runs "
-            "the sweep"
-        )
-    return Loaded(spec, marks)
+    return Loaded(*_read(path, overrides))
 
 
 def load_to_run(path: str, overrides: Sequence[str] = ()) -> Spec | SweepSpec:
@@ -93,7 +96,7 @@ def load_sweep(path: str, overrides: Sequence[str] = ()) -> SweepSpec | None:
     return spec if isinstance(spec, SweepSpec) else None
 
 
-def _read(path: str, overrides: Sequence[str]) -> tuple[AnySpec | SweepSpec, Mapping[str, str]]:
+def _read(path: str, overrides: Sequence[str]) -> tuple[AnySpec, Mapping[str, str]]:
     """Raises SpecError."""
     if path.lower().endswith(_DATA):
         raise SpecError(
@@ -107,9 +110,7 @@ def _read(path: str, overrides: Sequence[str]) -> tuple[AnySpec | SweepSpec, Map
     for override in overrides:
         _override(document, override)
     checked, marks = _checked(document), {dotted(place): mark for place, mark in document.marks.items() if place}
-    if isinstance(checked, SweepSpec):
-        return checked.model_copy(update={"base": with_absolute_paths(checked.base, base)}), marks
-    return with_absolute_paths(checked, path), marks
+    return with_absolute_paths(checked, base), marks
 
 
 def _take_in_base(document: Document, path: str) -> str:
@@ -143,13 +144,10 @@ def spec_of(value: Mapping[str, Any]) -> AnySpec:
         copied = json.loads(json.dumps(dict(value)))
     except (TypeError, ValueError, RecursionError) as error:
         raise SpecError(f"a spec is a mapping of keys to values, as JSON has them: {error}") from error
-    spec = _checked(Document(copied, {(): ""}))
-    if isinstance(spec, SweepSpec):
-        raise SpecError("kind: the queue takes no sweeps: fleetune run FILE runs one")
-    return spec
+    return _checked(Document(copied, {(): ""}))
 
 
-def _checked(document: Document) -> AnySpec | SweepSpec:
+def _checked(document: Document) -> AnySpec:
     """Raises SpecError."""
     _check_version(document)
     kind = _kind_of(document)
@@ -191,7 +189,7 @@ def _kind_of(document: Document) -> Kind:
     raise SpecError(_said(document.mark(("kind",)), message))
 
 
-def dump_spec(spec: AnySpec | SweepSpec) -> bytes:
+def dump_spec(spec: AnySpec) -> bytes:
     """The resolved spec as JSON; `load_job_spec` of it gives an equal one."""
     return spec.model_dump_json(indent=1).encode() + b"\n"
 
@@ -296,9 +294,7 @@ def too_large(value: Any, path: Path = ()) -> tuple[Path, str] | None:
     return next((found for name, one in inner if (found := too_large(one, (*path, name)))), None)
 
 
-def _validate(
-    document: Document, kind: Kind, problems: list[tuple[str, str]], meant: set[str]
-) -> AnySpec | SweepSpec | None:
+def _validate(document: Document, kind: Kind, problems: list[tuple[str, str]], meant: set[str]) -> AnySpec | None:
     try:
         return SPEC_MODELS[kind].model_validate_json(json.dumps(document.value), strict=True)  # type: ignore[return-value]
     except ValidationError as error:
@@ -342,6 +338,8 @@ def _line(problem: tuple[str, str]) -> tuple[str, int]:
 
 def with_absolute_paths(spec: AnySpec, path: str) -> AnySpec:
     """Its paths, relative to a spec's file at `path`. Raises SpecError."""
+    if isinstance(spec, SweepSpec):
+        return spec.model_copy(update={"base": with_absolute_paths(spec.base, path)})
     base = os.path.dirname(path) if storage.is_url(path) else os.path.dirname(os.path.abspath(path))
     working_dir = None if spec.working_dir is None else _absolute(spec.working_dir, base)
     if working_dir is not None and storage.is_url(working_dir):

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from cluster.settings import ray_address
 from jobs import storage
+from jobs.assignment import Assignment
 from jobs.devices import no_gpu_here
 from jobs.errors import CapacityError, FleetuneError, InputError, Interrupted, SpecError
-from jobs.guest import WITHOUT, host_of_this_program
+from jobs.guest import host_of_this_program, run_as_guest
 from jobs.load import dump_spec, load_sweep
 from jobs.outcome import Outcome, read_outcome
 from jobs.paths import JobPaths, new_run_name
@@ -27,6 +28,7 @@ from jobs.search.prior import with_prior
 from jobs.search.spec import SweepSpec
 from jobs.search.specwords import prior_words, space_words
 from jobs.search.varying import check_space
+from jobs.teller import Teller
 from jobs.validate import validate
 from jobs.watch import Announcer
 
@@ -34,27 +36,34 @@ _FIXED = ("space", "metric", "mode", "algorithm", "scheduler", "rungs", "cooldow
 
 
 def run_sweep(
-    sweep: SweepSpec, *, address: str | None = None, progress: Progress, resume: str | None = None
+    sweep: SweepSpec,
+    *,
+    address: str | None = None,
+    progress: Progress,
+    resume: str | None = None,
+    assignment: Assignment | None = None,
 ) -> Outcome:
     """Search on the cluster at `address`, RAY_ADDRESS, or a Ray of this machine; the outcome is the best trial's.
 
     Args:
         resume: root of an earlier sweep to go on with.
+        assignment: of a queue; None: somebody runs it by hand.
 
     Raises:
         InputError: found before anything was written. What is found later is the outcome's reason.
     """
-    if address is None and ray_address() is None and (problem := no_gpu_here(sweep.base)):
+    by_hand = assignment is None
+    if by_hand and address is None and ray_address() is None and (problem := no_gpu_here(sweep.base)):
         raise CapacityError(problem)
     warnings = validate(sweep.base).warnings
     sweep = sweep.model_copy(update={"base": with_model_of_run(sweep.base)})
     sweep, prior_from = with_prior(sweep if resume is None else begun_like(sweep, JobPaths(resume)))
     check_space(sweep)
     if resume is not None:
-        check_sweep_resumable(JobPaths(resume), sweep)
+        check_sweep_resumable(JobPaths(resume), sweep, alone=not by_hand)
         paths = reopen_run(resume, sweep)
     else:
-        paths = open_sweep(sweep)
+        paths = open_sweep(sweep, assignment.run if assignment is not None else None)
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
         verb, resumed = ("going on with sweep" if resume else "sweep"), resume is not None
         announce("phase", f"{verb} {paths.name} in {paths.root}", phase="start", root=paths.root, resumed=resumed)
@@ -65,17 +74,17 @@ def run_sweep(
         def drive() -> Outcome:
             from jobs.search.drive import drive_sweep
 
-            return drive_sweep(sweep, paths, address, announce)
+            return drive_sweep(sweep, paths, address, announce, assignment)
 
         outcome = concluded(paths, drive)
         announce("ended", ending_of_sweep(paths, outcome), status=outcome.status)
     return outcome
 
 
-def open_sweep(sweep: SweepSpec) -> JobPaths:
-    """Make the sweep's directory, under a new name, with its spec in it."""
+def open_sweep(sweep: SweepSpec, root: str | None = None) -> JobPaths:
+    """Make the sweep's directory, under a new name unless its root is given, with its spec in it."""
     name = new_run_name(sweep.name, datetime.datetime.now(datetime.UTC))
-    paths = JobPaths.of(sweep.base.storage_path, name)
+    paths = JobPaths.of(sweep.base.storage_path, name) if root is None else JobPaths(root)
     storage.write_bytes(paths.spec, dump_spec(sweep))
     return paths
 
@@ -87,12 +96,16 @@ def begun_like(sweep: SweepSpec, paths: JobPaths) -> SweepSpec:
     return sweep.model_copy(update={name: value for name, value in filled.items() if not getattr(sweep, name)})
 
 
-def check_sweep_resumable(paths: JobPaths, now: SweepSpec) -> None:
-    """Raises SpecError: the new spec is of another search. InputError: somebody still drives the sweep."""
+def check_sweep_resumable(paths: JobPaths, now: SweepSpec, *, alone: bool = False) -> None:
+    """Raises SpecError: the new spec is of another search. InputError: somebody still drives the sweep.
+
+    Args:
+        alone: the caller knows that nobody drives it any more.
+    """
     before = load_sweep(paths.spec)
     if before is None:
         raise InputError(f"{paths.root} is no sweep")
-    if read_outcome(paths) is None:
+    if read_outcome(paths) is None and not alone:
         check_not_driven(paths, time.time())
     changed = [f"base.{line}" for line in differences(before.base, now.base)]
     for name in _FIXED:
@@ -126,10 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sweep is None:
             raise SpecError(f"{options.spec} is not of kind sweep: python -m jobs.finetune {options.spec} trains it")
         if (host := host_of_this_program()) is not None:
-            raise SpecError(
-                f"this cluster has an orchestrator ({host[1].url}), whose queue takes no sweeps yet. To go round it "
-                f"with what is free, submit the sweep with the variable FLEETUNE_URL={WITHOUT}"
-            )
+            return run_as_guest(sweep, *host, say=Teller())
         return run_sweep(sweep, progress=PlainProgress(user_stream())).exit_code
     except FleetuneError as error:
         print(f"error: {error}", file=sys.stderr)

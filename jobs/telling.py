@@ -43,6 +43,16 @@ class Telling:
             self._link.tell(draining=tuple(data.get("nodes", ())))
         elif event.kind == "evaluated":
             self._link.tell(metrics=data.get("metrics", {}))
+        elif event.kind == "trial" and "step" in data:
+            self._trial(data)
+
+    def _trial(self, data: dict[str, Any]) -> None:
+        """A trial of a sweep has come to a rung, with a checkpoint. Steps are those of all trials."""
+        if self._startup_s is None:
+            self._startup_s = self._clock() - self._began
+        self._step = self._saved = data["step"]
+        known = {name: data[name] for name in ("step", "total_steps", "metrics", "remaining_s") if name in data}
+        self._link.tell(**known, saved_step=self._saved, interruption_cost_s=self.interruption_cost_s())
 
     def step(self, record: dict[str, Any]) -> None:
         self._inner.step(record)

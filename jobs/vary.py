@@ -17,6 +17,7 @@ from jobs.labels import labelled
 from jobs.load import AnySpec, spec_of, with_absolute_paths
 from jobs.marks import parse_value
 from jobs.queuespec import Kind
+from jobs.search.spec import SweepSpec
 from jobs.spec import Spec
 
 MOST_SPECS: Final = 10_000
@@ -32,7 +33,7 @@ _INSTEAD: Final = {**dict(_EITHER), **{other: one for one, other in _EITHER}}
 _PATHS: Final = frozenset({"model.path", "data.train", "data.eval", "storage_path", "working_dir"})
 _LONGEST_VALUE = 20
 
-AnyOne = TypeVar("AnyOne", bound=Spec | CommandSpec)
+AnyOne = TypeVar("AnyOne", bound=Spec | CommandSpec | SweepSpec)
 
 
 def vary(spec: AnyOne, fields: Mapping[str, Iterable[Any]]) -> list[AnyOne]:

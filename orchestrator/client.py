@@ -21,6 +21,7 @@ from cluster.settings import fleetune_home, server_url
 from jobs.commandspec import CommandSpec
 from jobs.errors import InputError, SpecError
 from jobs.load import AnySpec
+from jobs.search.spec import SweepSpec
 from jobs.spec import Spec
 from orchestrator.api import (
     MOST_PAGE,
@@ -146,7 +147,7 @@ class Client:
         after: Iterable[Job],
     ) -> list[tuple[Named, dict[str, Any]]]:
         """Each as it is sent, beside what its author calls it."""
-        if isinstance(specs, Spec | CommandSpec | str):
+        if isinstance(specs, Spec | CommandSpec | SweepSpec | str):
             raise InputError("submit_many takes a list of specs; submit takes one")
         if isinstance(after, str | JobHandle):
             after = (after,)

@@ -12,6 +12,7 @@ from jobs.commandspec import CommandSpec
 from jobs.errors import InputError, SpecError
 from jobs.labels import labelled
 from jobs.load import AnySpec, load_marked, override_value
+from jobs.search.spec import SweepSpec
 from jobs.spec import Spec
 
 _NUMBERED: Final = re.compile(r"spec ([0-9]+): (.*)")  # as `service.problems` writes it
@@ -35,7 +36,7 @@ def named(given: Sequence[AnySpec | str | os.PathLike[str]], overrides: Sequence
     """Specs, and what files have; `overrides` are for those in files. Raises SpecError: the mistakes of all of them."""
     found, wrong = list[Named](), dict[str, None]()
     for number, one in enumerate(given, 1):
-        if isinstance(one, Spec | CommandSpec):
+        if isinstance(one, Spec | CommandSpec | SweepSpec):
             found.append(Named(one, f"spec {number} ({one.name})"))
             continue
         path = os.fspath(one)

@@ -9,10 +9,11 @@ from typing import Literal, Protocol
 
 from jobs.search.auto import rate_name
 from jobs.search.rungs import ETA, halving_steps, trials_within
-from jobs.search.spec import Budget, SweepSpec
+from jobs.search.spec import MOST_TRIALS, Budget, SweepSpec
 
 _FOR_THE_REST = 4  # auto: of so many runs, one goes to the fields that are searched last
 _MOST_STRAIGHT = 16
+_USUAL_GANGS = 8
 _MANY = 1000  # trials, of whose steps shares are taken
 
 
@@ -41,7 +42,7 @@ class BudgetPlan:
     first_share: float = 1.0
 
 
-Next = Literal["compared", "straight", "wait", "done"]
+Next = Literal["compared", "straight", "wait", "done", "stopped"]  # stopped: somebody has asked for the end
 
 
 def budget_plan(sweep: SweepSpec, stops: Sequence[int], cooldown: int, tokens_per_run: float) -> BudgetPlan:
@@ -85,3 +86,8 @@ def next_kind(trials: Sequence[Begun], plan: BudgetPlan, used: float) -> Next:
     if used < 1 and straight < plan.straight:
         return "straight"
     return "done" if all(trial.is_over for trial in trials) else "wait"
+
+
+def most_gangs(sweep: SweepSpec) -> int:
+    """Gangs that a sweep has at once at most: more trials beside each other would begin before others can tell."""
+    return min(sweep.num_gangs or _USUAL_GANGS, sweep.budget.trials or MOST_TRIALS)

@@ -10,17 +10,28 @@ import threading
 import time
 import traceback
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster.ray_backend import connected, is_own, keep_actors_here
+from cluster.inventory import Inventory
+from cluster.ray_backend import connected, is_own, keep_actors_here, leaving_nodes
 from cluster.words import many
 from cluster.workplace import Workplace
 from jobs import storage
+from jobs.assignment import Assignment
 from jobs.data.order import StepPlan
 from jobs.data.prepared import Split
 from jobs.data.stream import step_plan
-from jobs.errors import FleetuneError, Interrupted, RunFailed, SpecError, StorageError
+from jobs.errors import (
+    CapacityError,
+    FleetuneError,
+    Interrupted,
+    MachinesFailed,
+    RunFailed,
+    SpecError,
+    StorageError,
+)
 from jobs.journal import JournalReader
 from jobs.load import dump_spec
 from jobs.outcome import Outcome, Status, read_outcome, write_outcome
@@ -28,7 +39,7 @@ from jobs.paths import JobPaths
 from jobs.planning import gang_of
 from jobs.provenance import run_facts
 from jobs.record import write_manifest
-from jobs.search.budget import BudgetPlan, Next, budget_plan, next_kind, runs_of
+from jobs.search.budget import BudgetPlan, Next, budget_plan, most_gangs, next_kind, runs_of
 from jobs.search.gangs import GangLost, Gangs, end_earlier_gangs, gangs_that_fit
 from jobs.search.ledger import Ledger, Trial
 from jobs.search.mailbox import Answer, Desk, Order, Request
@@ -36,7 +47,9 @@ from jobs.search.rungs import ETA, cooldown_of, halving_steps, stops_of
 from jobs.search.spec import SweepSpec
 from jobs.search.words import leaderboard, trial_line, trial_words
 from jobs.signals import StopSignals
+from jobs.spec import Spec
 from jobs.training.attempts import take_run
+from jobs.training.draining import Draining
 from jobs.training.job import Job
 from jobs.training.ready import ready_data
 from jobs.watch import Announcer
@@ -45,23 +58,31 @@ _NEEDED = ("ray.data", "ray.train.torch", "ray.tune", "optuna")  # in this proce
 _POLL_S = 0.05
 _TELL_EVERY_S, _LOOK_EVERY_S = 20.0, 1.0
 _MOST_LOSSES = 3  # of gangs under one trial, before the trial has failed
+_LOOK_AT_NODES_S = 5.0
+_SAVED_WITHIN_S = 60.0  # what other gangs train, once one has lost its machines
 ATTEMPTS = "drivers"
 
 
-def drive_sweep(sweep: SweepSpec, paths: JobPaths, address: str | None, announce: Announcer) -> Outcome:
+def drive_sweep(
+    sweep: SweepSpec, paths: JobPaths, address: str | None, announce: Announcer, assignment: Assignment | None = None
+) -> Outcome:
     """Run the search until its budget is spent; returns the outcome of the best trial.
+
+    Args:
+        assignment: of a queue: the workers of all gangs together.
 
     Raises:
         InputError: the data, or a gang, cannot be.
         RunFailed: every trial failed, or the gangs did.
+        MachinesFailed: a node of the assignment is gone, or its cluster.
         Interrupted: a second Ctrl-C, or one before a gang was started.
     """
+    given = assignment or Assignment()
     base, facts, drivers = sweep.base, run_facts(), storage.join(paths.root, ATTEMPTS)
     end_earlier_gangs(drivers)
-    with StopSignals(paths, announce) as signals:
+    with StopSignals(paths, announce, patient=assignment is not None) as signals:
         announce("phase", "connecting to Ray", phase="connect")
-        workplace = Workplace(base.working_dir, {}, gpus=base.resources.gpus_per_worker > 0)
-        with connected(address, gang_of(base), workplace, _NEEDED) as inventory:
+        with _connected(base, address, given) as inventory:
             signals.hold()
             facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
             keep_actors_here()
@@ -73,13 +94,13 @@ def drive_sweep(sweep: SweepSpec, paths: JobPaths, address: str | None, announce
             # Orders of earlier drivers are not to be read.
             own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
             job = Job(base, own, prepared.root, base.model.path)
-            most = min(sweep.num_gangs or sweep.budget.trials or 1000, sweep.budget.trials or 1000)
-            count = gangs_that_fit(gang_of(base), most, os.cpu_count() if is_own(address) else None)
+            count = _gangs_of(sweep, given, os.cpu_count() if is_own(address) else None)
             announce("phase", f"starting {many(count, 'gang')} of {gang_of(base)}", phase="workers")
-            gangs = Gangs(job, count, is_own(address), announce)
+            gangs = Gangs(job, count, is_own(address), announce, given.places)
             signals.graceful = True
+            draining = Draining(paths, announce, given.places)
             try:
-                search = Search(ledger, paths, own, gangs, announce, signals, shares)
+                search = Search(ledger, paths, own, gangs, announce, signals, shares, draining)
                 search.run()
                 outcome = concluded_sweep(search)
             except Interrupted:  # the second signal: Ray ends what it runs
@@ -93,6 +114,29 @@ def drive_sweep(sweep: SweepSpec, paths: JobPaths, address: str | None, announce
                 ledger.close()
             gangs.end()
     return outcome
+
+
+@contextlib.contextmanager
+def _connected(base: Spec, address: str | None, given: Assignment) -> Iterator[Inventory]:
+    """A queue has seen that the gangs fit: where they do not any more, the machines have changed."""
+    workplace = Workplace(base.working_dir, given.variables, gpus=base.resources.gpus_per_worker > 0)
+    gang = gang_of(base)
+    workers = replace(gang, num_workers=given.num_workers or gang.num_workers)
+    try:
+        with connected(address, workers, workplace, _NEEDED) as inventory:
+            yield inventory
+    except CapacityError as error:
+        if given.places is None:
+            raise
+        raise MachinesFailed(f"the nodes of this attempt cannot be had any more: {error}") from error
+
+
+def _gangs_of(sweep: SweepSpec, given: Assignment, cpus: int | None) -> int:
+    """How many gangs to start."""
+    gang = gang_of(sweep.base)
+    if given.num_workers is not None:
+        return given.num_workers // gang.num_workers
+    return gangs_that_fit(gang, most_gangs(sweep), cpus)
 
 
 @dataclass(frozen=True)
@@ -122,6 +166,15 @@ class Shares:
             )
         return cls(plan, per_run, runs, cooldown)
 
+    def steps(self, ledger: Ledger) -> int | None:
+        """Optimizer steps of all trials, cool-downs not counted; None where nobody can say."""
+        stops = stops_of(ledger.sweep, ledger.total_steps)
+        if ledger.sweep.scheduler == "halving" and self.plan.compared < math.inf:
+            compared = halving_steps(int(self.plan.compared), stops, ETA, 0)
+            return compared + self.plan.straight * ledger.total_steps
+        trials = min(self.plan.compared, self.runs)
+        return None if math.isinf(trials) else int(trials * ledger.total_steps)
+
 
 def tokens_per_run(split: Split, plan: StepPlan) -> float:
     """About how many tokens a run takes."""
@@ -140,14 +193,16 @@ class Search:
         announce: Announcer,
         signals: StopSignals,
         shares: Shares,
+        draining: Draining,
     ) -> None:
         self.ledger, self.paths, self.gangs, self.announce = ledger, paths, gangs, announce
-        self.signals, self._shares = signals, shares
+        self.signals, self._shares, self._draining = signals, shares, draining
         self._own = own  # directory of this driver
         self._desk = Desk(own)
         self._seen: set[str] = set()
         self._serving: list[threading.Thread] = []
-        self._began_s = self._told_s = self._looked_s = time.monotonic()
+        self._began_s = self._told_s = self._looked_s = self._saw_nodes_s = time.monotonic()
+        self._steps_before = self._steps
         self._stopped = False  # by `fleetune stop`
         self._readers: dict[int, JournalReader] = {}  # of the metrics of each trial
         self._failed: FleetuneError | None = None  # of all gangs
@@ -160,8 +215,10 @@ class Search:
         while tune.is_alive():
             self._serve_requests()
             self._tell_steps()
+            self._look_at_nodes()
             self.signals.check()
             if self._failed is not None:
+                self._stop_running(_SAVED_WITHIN_S)
                 raise self._failed
             if self.asked_to_stop():
                 self._stop_running()
@@ -189,9 +246,9 @@ class Search:
 
     def next_kind(self) -> Next:
         """What kind of trial may begin now."""
-        return next_kind(
-            list(self.ledger.trials.values()), self._shares.plan, 1.0 if self.asked_to_stop() else self.used
-        )
+        if self.asked_to_stop():
+            return "stopped"
+        return next_kind(list(self.ledger.trials.values()), self._shares.plan, self.used)
 
     @property
     def used(self) -> float:
@@ -242,7 +299,8 @@ class Search:
         self.ledger.answered(trial, answer)
         if answer.status == "stopped" and not self.asked_to_stop():
             self.ledger.stopped(trial, f"stopped by hand after step {answer.step}")
-        self.announce("trial", trial_line(self.ledger, trial), trial=trial.number, state=trial.state)
+        said = trial_line(self.ledger, trial)
+        self.announce("trial", said, trial=trial.number, state=trial.state, **self._progress())
         judged = {self.ledger.sweep.judged: self.ledger.told_as(trial)}
         status = "failed" if trial.state == "failed" else answer.status
         self._desk.answers.put(name, answer.model_copy(update={"metrics": judged, "status": status}))
@@ -273,9 +331,35 @@ class Search:
                 if losses >= _MOST_LOSSES:
                     return Answer(status="failed", reason=f"its gang was lost {losses} times; the last time {error}")
 
-    def _stop_running(self) -> None:
+    def _look_at_nodes(self) -> None:
+        """Raises MachinesFailed: a node that the queue has given is gone."""
+        if time.monotonic() - self._saw_nodes_s > _LOOK_AT_NODES_S:
+            self._draining.look(leaving_nodes())
+            self._saw_nodes_s = time.monotonic()
+
+    @property
+    def _steps(self) -> int:
+        """Optimizer steps that all trials have done."""
+        return sum(trial.step for trial in self.ledger.trials.values())
+
+    def _progress(self) -> dict[str, Any]:
+        """How far the search is."""
+        ledger, total = self.ledger, self._shares.steps(self.ledger)
+        best = ledger.ranked()[0]
+        facts: dict[str, Any] = {"step": self._steps, "metrics": {}}
+        if best.score is not None and best.state != "failed":
+            facts["metrics"] = {ledger.sweep.judged: best.score, "trials": float(len(ledger.trials))}
+        if total is not None:
+            done, passed_s = facts["step"] - self._steps_before, time.monotonic() - self._began_s
+            left = max(total - facts["step"], 0)
+            facts |= {"total_steps": max(total, facts["step"])}
+            facts |= {"remaining_s": passed_s / done * left} if done > 0 else {}
+        return facts
+
+    def _stop_running(self, within_s: float = math.inf) -> None:
         """Have what is being trained saved, and wait for it."""
-        while any(thread.is_alive() for thread in self._serving):
+        until_s = time.monotonic() + within_s
+        while any(thread.is_alive() for thread in self._serving) and time.monotonic() < until_s:
             for trial in self.ledger.trials.values():
                 if trial.state == "running":
                     try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from cluster.ray_backend import free_now, wait_for_room
+from cluster.ray_backend import free_now, held_places, wait_for_room
 from cluster.resources import Gang
 from jobs import storage
 from jobs.errors import FleetuneError, MachinesFailed, RunFailed, StorageError
@@ -39,13 +39,14 @@ class GangLost(FleetuneError):
 class WarmGang:
     """Workers that stay, and the orders that they carry out one at a time. Its methods may be called by any thread."""
 
-    def __init__(self, job: Job, alone: bool, announce: Announcer) -> None:
+    def __init__(self, job: Job, alone: bool, announce: Announcer, places: Sequence[str] | None = None) -> None:
         """
         Args:
             job: the base job; its run's directory is the gang's.
             alone: on a Ray that ends with this process.
+            places: the node of each worker, given by a queue; None: wherever there is room.
         """
-        self._job, self._alone, self._announce = job, alone, announce
+        self._job, self._alone, self._announce, self._places = job, alone, announce, places
         self._mailbox = Mailbox(job.run_root)
         self._lock = threading.Lock()
         self._next = 1  # number of the next order
@@ -125,13 +126,13 @@ class WarmGang:
         paths = self._job.paths
         storage.remove_dir(paths.failures)
         self._mailbox.close()
-        wait_for_room(gang_of(self._job.spec), lambda text: self._announce("phase", text, phase="workers"))
+        self._find_room()
         with self._lock:
             if self._ending:
                 return outcome_of(paths, None, [])
             first = self._open or self._next
         try:
-            result = fit(self._job, None, self._alone, lambda: None, warm_ray_worker, first=first)
+            result = fit(self._job, self._places, self._alone, lambda: None, warm_ray_worker, first=first)
         except FleetuneError:
             raise
         except Exception as error:
@@ -141,8 +142,17 @@ class WarmGang:
             return self._outcome_of_crash(error)
         return outcome_of(paths, result, failures_of(paths))
 
+    def _find_room(self) -> None:
+        """Raises MachinesFailed: a node that the queue has given is gone."""
+        gang = gang_of(self._job.spec)
+        if self._places is None:
+            wait_for_room(gang, lambda text: self._announce("phase", text, phase="workers"))
+            return
+        with held_places(gang, self._places, lambda: None):
+            pass
+
     def _outcome_of_crash(self, error: Exception) -> Outcome:
-        crash = crash_of(error, self._job.driver)
+        crash = crash_of(error, self._job.driver, self._places or ())
         if crash is None:
             cause = first_line(getattr(error, "controller_failure", error))
             raise RunFailed(f"Ray Train gave the gang up: {cause}") from error
@@ -179,13 +189,16 @@ class _Instead(Exception):
 class Gangs:
     """All gangs of a sweep, and which of them are free. Its methods may be called by any thread."""
 
-    def __init__(self, job: Job, most: int, alone: bool, announce: Announcer) -> None:
+    def __init__(
+        self, job: Job, most: int, alone: bool, announce: Announcer, places: Sequence[str] | None = None
+    ) -> None:
         """
         Args:
             job: the base job; the gangs' directories lie in its run's.
             most: gangs at once.
+            places: the node of each worker of all gangs, given by a queue; None: wherever there is room.
         """
-        self._job, self._alone, self._announce = job, alone, announce
+        self._job, self._alone, self._announce, self._places = job, alone, announce, places
         self._changed = threading.Condition()
         self._free: list[WarmGang] = []
         self._all: list[WarmGang] = []
@@ -196,7 +209,9 @@ class Gangs:
     def _add(self) -> None:
         root = storage.join(self._job.run_root, "gangs", str(len(self._all) + 1))
         own = replace(self._job, run_root=root, driver=take_run(JobPaths(root)))
-        gang = WarmGang(own, self._alone, self._announce)
+        size, number = self._job.spec.resources.num_workers, len(self._all)
+        places = None if self._places is None else self._places[number * size : (number + 1) * size]
+        gang = WarmGang(own, self._alone, self._announce, places)
         self._all.append(gang)
         self._free.append(gang)
 
@@ -208,7 +223,7 @@ class Gangs:
 
         Raises:
             GangLost: the order may be given again.
-            FleetuneError: no gang is left.
+            FleetuneError: no gang is left; or a node that the queue has given is gone.
         """
         with self._taken(order.run) as gang:
             self._held[id(gang)] = order.run
@@ -217,7 +232,7 @@ class Gangs:
             except GangLost:
                 raise
             except FleetuneError as error:
-                if len(self):
+                if len(self) and not (self._places and isinstance(error, MachinesFailed)):
                     raise GangLost(str(error)) from error
                 raise
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 
 from jobs.frozen import Frozen
+from jobs.queuespec import Queue
 from jobs.spec import SCHEMA_VERSION, Spec
 from jobs.zerospec import MOST_COUNT
 
@@ -93,6 +94,10 @@ class SweepSpec(Frozen):
         description="Start of the sweep's name: lower-case letters, digits, '.', '_' and '-'.",
     )
     base: Spec = Field(description="The job that every trial changes: a path (relative to this file), or a spec.")
+    queue: Queue = Field(
+        default_factory=lambda data: data["base"].queue if "base" in data else Queue(),
+        description="What it asks of the queue; left out: what the base asks.",
+    )
     space: Space = Field(
         default_factory=dict,
         max_length=MOST_FIELDS,
@@ -152,6 +157,10 @@ class SweepSpec(Frozen):
         if self.metric.removeprefix("eval_") not in names and not own:
             raise ValueError(f"metric is {self.metric}, but base.eval.metrics has {', '.join(sorted(names))}")
         return self
+
+    @property
+    def working_dir(self) -> str | None:
+        return self.base.working_dir
 
     @property
     def dimensions(self) -> dict[str, Range | tuple[Any, ...]]:

@@ -95,11 +95,11 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
         return _of_an_ended_search, ()
 
     def suggest(self, trial_id: str) -> Any:
-        if len(self._open) >= self._room():
+        kind = self._next_kind()
+        if len(self._open) >= self._room() or kind == "stopped":
             return None
         trial = self._waiting()
         if trial is None:
-            kind = self._next_kind()
             if kind in ("wait", "done"):
                 return None if kind == "wait" else Searcher.FINISHED
             straight = kind == "straight"
@@ -121,7 +121,7 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
         known = {trial.number for trial in self._trials.values()}
         waiting = [trial for trial in self._ledger.trials.values() if not trial.is_over and trial.number not in known]
         if self._ledger.sweep.scheduler == "halving":
-            going, _ = halved(self._ledger) if self._next_kind() != "compared" else ([], [])
+            going, _ = halved(self._ledger, self._next_kind())
             waiting = [trial for trial in waiting if not trial.scores or trial.number in going]
         return next(iter(waiting), None)
 
@@ -141,8 +141,14 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
     def restore(self, checkpoint_path: str) -> None: ...
 
 
-def halved(ledger: Ledger) -> tuple[list[int], list[int]]:
-    """`kept` of the ledger's trials."""
+def halved(ledger: Ledger, kind: Next) -> tuple[list[int], list[int]]:
+    """`kept` of the ledger's trials; nothing is decided before all have begun.
+
+    Args:
+        kind: of the trial that may begin next.
+    """
+    if kind in ("compared", "stopped"):
+        return [], []
     stops = stops_of(ledger.sweep, ledger.total_steps)
     return kept(list(ledger.trials.values()), stops, ETA, ledger.sweep.lower_is_better)
 
@@ -196,8 +202,7 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
         if not self._halving:
             return super().choose_trial_to_run(tune_controller)
         by_number = {trial.config["trial"]: trial for trial in tune_controller.get_trials()}
-        all_begun = self._next_kind() != "compared"
-        going, ended = halved(self._ledger) if all_begun else ([], [])
+        going, ended = halved(self._ledger, self._next_kind())
         for number in ended:
             mine = self._ledger.trials[number]
             self._ledger.stopped(mine, f"worse than the better half after step {mine.step}")

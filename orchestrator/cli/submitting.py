@@ -11,8 +11,12 @@ from typing import Final
 
 from jobs import storage
 from jobs.errors import FleetuneError, InputError
+from jobs.load import trained
 from jobs.queuespec import MOST_PRIORITY
 from jobs.runref import run_named
+from jobs.search.prior import with_prior
+from jobs.search.spec import SweepSpec
+from jobs.search.varying import check_space
 from jobs.spec import Spec
 from jobs.validate import validate
 from jobs.vary import sweep_values, vary
@@ -95,21 +99,32 @@ def _check(specs: Sequence[Named], told: Server, say: Say) -> None:
     """What `fleetune validate` finds, where model and data are here. Raises InputError."""
     several = len(specs) > 1
     for one in specs:
-        spec, path = one.spec, one.name
-        if isinstance(spec, Spec) and (meant := _meant(spec.model.path, path)):
+        spec, path = trained(one.spec), one.name
+        if isinstance(one.spec, SweepSpec):
+            _check_sweep(one.spec, one)
+        if spec is None:
+            continue
+        if meant := _meant(spec.model.path, path):
             say(f"warning: {path}: model.path {spec.model.path} is taken for a model of the hub; {meant}")
-        if isinstance(spec, Spec) and _is_here(spec):
-            for warning in _warnings(one):
+        if _is_here(spec):
+            for warning in _warnings(spec, one):
                 say(f"warning: {path}: {warning}" if several else f"warning: {warning}")
-        elif isinstance(spec, Spec):
+        else:
             say(f"not looked at: model and data of {path}, of which some are not on this machine")
 
 
-def _warnings(one: Named) -> tuple[str, ...]:
+def _warnings(spec: Spec, one: Named) -> tuple[str, ...]:
     """Raises InputError."""
-    assert isinstance(one.spec, Spec)
     try:
-        return validate(one.spec).warnings
+        return validate(spec).warnings
+    except InputError as error:
+        raise of_one(error, one) from error
+
+
+def _check_sweep(sweep: SweepSpec, one: Named) -> None:
+    """Raises InputError."""
+    try:
+        check_space(with_prior(sweep)[0])
     except InputError as error:
         raise of_one(error, one) from error
 

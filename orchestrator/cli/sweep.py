@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jobs.errors import InputError
-from jobs.findrun import find_run, storage_root
+from jobs.findrun import storage_root
 from jobs.load import load_sweep
 from jobs.paths import JobPaths
 from jobs.search.ledger import Trials
@@ -17,15 +17,16 @@ from jobs.search.words import leaderboard_facts
 from orchestrator import orders
 from orchestrator.cli.edge import Json, edge
 from orchestrator.cli.helpgroups import command_group
+from orchestrator.cli.meant import run_meant
 
 app = command_group(
     name="sweep",
-    help="Look into a sweep, and stop one of its trials. fleetune run starts one, and goes on with one.",
+    help="Look into a sweep, and stop one of its trials. fleetune run and submit start one.",
     epilog="Start here:  fleetune run sweep.yaml  |  fleetune sweep leaderboard reviews-lr-20261127",
     no_args_is_help=True,
 )
 
-SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Name, a unique start of it, path or URL.")]
+SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Name, a unique start of it, path, URL or job id.")]
 Storage = Annotated[
     str | None,
     typer.Option("--storage", metavar="PATH", help="Where the sweeps are [FLEETUNE_STORAGE_PATH, or else ./runs]."),
@@ -34,7 +35,7 @@ Storage = Annotated[
 
 def _trials(sweep: str, storage: str | None) -> Trials:
     """Raises InputError."""
-    root = find_run(sweep, storage_root(storage))
+    root = run_meant(sweep, storage_root(storage))
     spec = load_sweep(JobPaths(root).spec)
     if spec is None:
         raise InputError(f"{root} is one run, and no sweep: fleetune show {root}")

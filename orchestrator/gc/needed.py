@@ -91,14 +91,15 @@ def _unfinished(server: Connection) -> Iterator[JobView]:
 
 
 def _models(server: Connection, jobs: Collection[JobView]) -> dict[str, str]:
-    ids = [job.job_id for job in jobs if job.kind == "finetune"]
+    ids = [job.job_id for job in jobs if job.kind != "command"]
     with ThreadPoolExecutor(_READERS) as pool:
         return dict(zip(ids, pool.map(partial(_model, server), ids), strict=True))
 
 
 def _model(server: Connection, job_id: str) -> str:
     """Path of the model; where it is that of another job, which may have ended, of that job's run."""
-    model = server.get(f"{job_path(job_id)}/spec", _AnySpec).root.get("model")
+    spec = server.get(f"{job_path(job_id)}/spec", _AnySpec).root
+    model = (spec.get("base") or spec).get("model")
     path = str(model.get("path", "")) if isinstance(model, dict) else ""
     parent = run_named(path)
     if parent is None:

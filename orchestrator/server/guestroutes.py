@@ -34,7 +34,7 @@ def routes(serving: Serving) -> APIRouter:
     )
     def join(sent: Join, caller: Writer) -> Response:
         _check_queue(serving, sent.queue)
-        if around.engine == "local" or sent.spec.get("kind", "finetune") != "finetune":
+        if around.engine == "local" or sent.spec.get("kind", "finetune") == "command":
             raise QueueError("a guest trains on the Ray cluster that has started it, and this server's jobs do not")
         client = client_of(sent.submission, sent.environment)
         key = SubmissionKey(caller.name, f"{client}:{sent.key}", digest_of([sent.spec]))

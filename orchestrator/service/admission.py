@@ -12,9 +12,11 @@ from cluster.errors import BackendUnreachable, CapacityError, InputError, SpecEr
 from cluster.placement import check_can_ever_fit
 from cluster.resources import Gang
 from jobs.commandspec import CommandSpec
-from jobs.load import MOST_MISTAKES
+from jobs.load import MOST_MISTAKES, AnySpec, trained
 from jobs.planning import gang_of, worker_numbers
 from jobs.runref import run_named
+from jobs.search.budget import most_gangs
+from jobs.search.spec import SweepSpec
 from jobs.spec import Spec
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownTenant
 from orchestrator.queue.records import Job, NewJob
@@ -89,7 +91,7 @@ class _Admission:
         self._fits: dict[Gang, CapacityError | None] = {}
         self._tenant_of: dict[str | None, Tenant | QueueError] = {}
 
-    def problems(self, spec: Spec | CommandSpec) -> Iterator[InputError]:
+    def problems(self, spec: AnySpec) -> Iterator[InputError]:
         tenant = self._tenant(spec.queue.tenant)
         if isinstance(tenant, QueueError):
             yield tenant
@@ -103,14 +105,13 @@ class _Admission:
         if isinstance(tenant, Tenant):
             yield from limits.problems(spec.queue, tenant, self._caller, self._surroundings.secrets)
 
-    def job(self, spec: Spec | CommandSpec, client: str | None) -> NewJob:
+    def job(self, spec: AnySpec, client: str | None) -> NewJob:
         """Of a spec that has no problems."""
         queue, after = spec.queue, [parent.job_id for parent in self._named_parents(spec)]
         source = self._source(spec)
-        if source is not None and isinstance(spec, Spec):
+        if source is not None:
             after += [source.job_id]  # also if it has succeeded: its job must not be removed meanwhile
-            model = spec.model.model_copy(update={"path": f"run:{source.job_id}"})
-            spec = spec.model_copy(update={"model": model})
+            spec = with_model(spec, f"run:{source.job_id}")
         tenant = self._tenant(queue.tenant)
         assert isinstance(tenant, Tenant)
         gang, sizes = gang_and_sizes(spec)
@@ -125,7 +126,7 @@ class _Admission:
             priority=queue.priority,
             after=tuple(dict.fromkeys(after)),
             max_runtime_s=limits.runtime_s(queue, tenant),
-            preemptible=spec.kind == "finetune" if queue.preemptible is None else queue.preemptible,
+            preemptible=spec.kind != "command" if queue.preemptible is None else queue.preemptible,
             on_end="" if queue.on_end is None else queue.on_end.model_dump_json(exclude_none=True),
             client=client,
             most_queued=tenant.restrictions.max_queued_jobs,
@@ -186,7 +187,7 @@ class _Admission:
             return error
         return None
 
-    def _wrong_parents(self, spec: Spec | CommandSpec, tenant: Tenant | QueueError) -> Iterator[QueueError]:
+    def _wrong_parents(self, spec: AnySpec, tenant: Tenant | QueueError) -> Iterator[QueueError]:
         for reference in spec.queue.after:
             try:
                 self._parents.find(reference, "queue.after", spec.name)
@@ -215,18 +216,32 @@ class _Admission:
         """Where a job's run and its model lie, or will lie."""
         return source.run or str(json.loads(self._surroundings.store.spec(source.job_id))["storage_path"])
 
-    def _named_parents(self, spec: Spec | CommandSpec) -> list[Job]:
+    def _named_parents(self, spec: AnySpec) -> list[Job]:
         return [self._parents.find(reference, "queue.after", spec.name) for reference in spec.queue.after]
 
-    def _source(self, spec: Spec | CommandSpec) -> Job | None:
+    def _source(self, spec: AnySpec) -> Job | None:
         """The job whose model is trained on. Raises QueueError."""
-        name = run_named(spec.model.path) if isinstance(spec, Spec) else None
+        job = trained(spec)
+        name = run_named(job.model.path) if job is not None else None
         return None if name is None else self._parents.find(name, "model.path", spec.name)
 
 
-def gang_and_sizes(spec: Spec | CommandSpec) -> tuple[Gang, tuple[int, ...]]:
+def gang_and_sizes(spec: AnySpec) -> tuple[Gang, tuple[int, ...]]:
     """The least that it starts with, and with how many workers it can go on; none where there is one number only."""
     if isinstance(spec, CommandSpec):
         return gang_of(spec), ()
-    numbers = worker_numbers(spec)
-    return replace(gang_of(spec), num_workers=numbers[0]), numbers if len(numbers) > 1 else ()
+    if isinstance(spec, SweepSpec):
+        each = gang_of(spec.base)
+        numbers = tuple(each.num_workers * gangs for gangs in range(1, most_gangs(spec) + 1))
+    else:
+        each, numbers = gang_of(spec), worker_numbers(spec)
+    return replace(each, num_workers=numbers[0]), numbers if len(numbers) > 1 else ()
+
+
+def with_model(spec: AnySpec, path: str) -> AnySpec:
+    """The same job, or sweep, of another model."""
+    if isinstance(spec, SweepSpec):
+        base = with_model(spec.base, path)
+        return spec.model_copy(update={"base": base})
+    assert isinstance(spec, Spec)
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"path": path})})

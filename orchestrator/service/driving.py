@@ -197,10 +197,10 @@ def _run(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> str | No
 
     The server reads there on behalf of people, so no driver can choose it.
     """
-    if job.run is not None or job.kind != "finetune":
+    if job.run is not None or job.kind == "command":
         return job.run
     now_s = surroundings.clock.now_s()
     name = new_run_name(job.name, datetime.datetime.fromtimestamp(now_s, datetime.UTC))
-    root = JobPaths.of(spec["storage_path"], name).root
+    root = JobPaths.of((spec["base"] if job.kind == "sweep" else spec)["storage_path"], name).root
     surroundings.store.measure([Measured(job.job_id, job.attempt, run=root)], now_s)
     return surroundings.store.job(job.job_id).run  # somebody may have been faster

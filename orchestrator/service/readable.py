@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 from cluster.errors import InputError
 from jobs import beneath, location, storage
-from jobs.commandspec import CommandSpec
+from jobs.load import AnySpec, trained
 from jobs.runref import run_named
-from jobs.spec import Spec
+from jobs.search.spec import SweepSpec
 from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.service.roots import outside, root_of
 
@@ -55,20 +55,21 @@ class Readable:
         self._one_machine = one_machine
         self._known: dict[tuple[str, str, bool, Roots], str | None] = {}
 
-    def problems(self, spec: Spec | CommandSpec, tenant: Tenant | None = None) -> Iterator[InputError]:
+    def problems(self, spec: AnySpec, tenant: Tenant | None = None) -> Iterator[InputError]:
         """
         Args:
             tenant: whose job it is; None: nobody knows, and the roots of no tenant are applied.
         """
         roots = tenant.restrictions.roots if tenant is not None else None
+        inside = "base." if isinstance(spec, SweepSpec) else ""
         for field, path, is_written in named_paths(spec):
             refused = None
             if tenant is not None and field != "working_dir":
-                refused = outside(field, path, tenant.name, roots)
+                refused = outside(f"{inside}{field}", path, tenant.name, roots)
             if refused is not None:
                 yield refused
             elif (wrong := self._problem(field, path, is_written, roots)) is not None:
-                yield NotReadable(f"{field}: {wrong}")
+                yield NotReadable(f"{inside}{field}: {wrong}")
 
     def _problem(self, field: str, path: str, is_written: bool, roots: Roots) -> str | None:
         key = (field, path, is_written, roots)
@@ -112,11 +113,12 @@ def _root_of(path: str, roots: Sequence[str]) -> str | None:
     return next((root for root in roots if path == root or path.startswith(root.rstrip("/") + "/")), None)
 
 
-def named_paths(spec: Spec | CommandSpec) -> Iterator[tuple[str, str, bool]]:
+def named_paths(asked: AnySpec) -> Iterator[tuple[str, str, bool]]:
     """(field, path or URL, whether it is written to) of all that the workers are to find. Names of a hub are none."""
-    if spec.working_dir is not None:
-        yield "working_dir", spec.working_dir, False
-    if isinstance(spec, CommandSpec):
+    if asked.working_dir is not None:
+        yield "working_dir", asked.working_dir, False
+    spec = trained(asked)
+    if spec is None:
         return
     yield "storage_path", spec.storage_path, True
     model = spec.model.path

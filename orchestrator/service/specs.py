@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
 from cluster.errors import SpecError
-from jobs.commandspec import CommandSpec
-from jobs.load import spec_of, too_large
-from jobs.spec import SCHEMA_VERSION, Spec
-
-_MODELS: Mapping[Any, type[Spec] | type[CommandSpec]] = {"finetune": Spec, "command": CommandSpec}
+from jobs.fields import SPEC_MODELS
+from jobs.load import AnySpec, spec_of, too_large
+from jobs.spec import SCHEMA_VERSION
 
 
-def checked(value: Mapping[str, Any]) -> Spec | CommandSpec:
+def checked(value: Mapping[str, Any]) -> AnySpec:
     """Raises SpecError, with all mistakes, one a line."""
     check_version(value)
     kind = value.get("kind", "finetune")
-    model = _MODELS.get(kind) if isinstance(kind, str) else None
+    model = SPEC_MODELS.get(kind) if isinstance(kind, str) else None  # type: ignore[call-overload]
     if model is not None and too_large(value) is None:
         try:
-            return model.model_validate_json(json.dumps(value), strict=True)
+            return cast(AnySpec, model.model_validate_json(json.dumps(value), strict=True))
         except (ValidationError, ValueError, TypeError, RecursionError):
             pass  # said below, in words for people
     return spec_of(value)

@@ -98,7 +98,7 @@ def _after_the_stop(job: Job) -> str:
     if job.wanted is Wanted.PAUSE:
         return f"then it is paused, until somebody says: fleetune resume {job.job_id}"
     if job.reason in BUDGETS:
-        how = "goes on from its newest checkpoint" if job.kind == "finetune" else "begins anew"
+        how = "begins anew" if job.kind == "command" else "goes on from its newest checkpoint"
         return f"then it goes back into the queue by itself, and {how}"
     return "it ends with that"
 

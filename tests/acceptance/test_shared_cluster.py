@@ -39,6 +39,7 @@ SLOTS, TENANTS = 4, ("vision", "speech", "search")
 LONG_S, SHORT_S = "600", "5"  # for how long no attempt is interrupted
 ENDED = ("succeeded", "failed", "cancelled")
 STEPS, FURTHER, SAVED_EVERY = 100_000, 30, 20
+SWEEP_STEPS = 200
 HOLDS = """
 import sys, time, ray
 ray.init()
@@ -270,3 +271,46 @@ def test_a_mistake_in_a_function_of_the_user_costs_one_attempt_and_a_driver_with
     starts = [json.loads(path.read_bytes())["start"] for path in sorted((Path(job["run"]) / "attempts").iterdir())]
     assert starts[0] == 0 and starts[-1] >= SAVED_EVERY
     shared.nothing_is_left()
+
+
+def sweep_of(shared: Shared, name: str, tenant: str, **rules: Any) -> dict[str, Any]:
+    base = tiny.spec_of(
+        shared.folder / "runs", shared.folder / "bert", shared.folder / "labelled.jsonl", classify=True, name=name,
+        train__max_steps=SWEEP_STEPS, resources__num_workers=1, data__eval_fraction=0.3,
+    )  # fmt: skip
+    rate = {"min": 1e-4, "max": 1e-2, "log": True}
+    return {
+        "kind": "sweep",
+        "name": name,
+        "base": base.model_dump(mode="json"),
+        "space": {"learning_rate": rate, "warmup_ratio": {"min": 0.0, "max": 0.2}},
+        "queue": {"tenant": tenant},
+        "num_gangs": 2,
+        **rules,
+    }
+
+
+def test_two_sweeps_and_a_single_job_share_the_slots(shared: Shared) -> None:
+    """Both sweeps have two gangs at first. The job of two slots waits for neither's end: each gives one gang back."""
+    shared.serve(SHORT_S)
+    sweeps = shared.submit(
+        sweep_of(shared, "by-auto", "vision", budget={"runs": 4}),
+        sweep_of(shared, "by-chance", "speech", algorithm="random", scheduler="asha", budget={"trials": 6}),
+    )
+    wait_for(lambda: [workers_of(shared, one) for one in sweeps] == [2, 2], "both have two gangs", 120.0, _rest)
+    (single,) = shared.submit(shared.training("single", 2, 4, {"tenant": "search"}))
+    shared.ended(single, *sweeps, within_s=900.0)
+    for job_id in (single, *sweeps):
+        assert shared.job(job_id)["state"] == "succeeded", (shared.job(job_id), shared.story(job_id))
+    ends = [shared.job(job_id)["ended_s"] for job_id in (single, *sweeps)]
+    assert ends[0] < max(ends[1:])
+    for job_id, trials in zip(sweeps, (6, 6), strict=True):
+        found = json.loads(shared.queue.run("sweep", "leaderboard", job_id, "--json").stdout)
+        assert len(found) == trials and {one["state"] for one in found} <= {"finished", "stopped"}
+        assert (Path(found[0]["run"]) / "model/config.json").exists() and found[0]["step"] == SWEEP_STEPS
+    print({job_id: shared.story(job_id) for job_id in (single, *sweeps)})
+    shared.nothing_is_left()
+
+
+def workers_of(shared: Shared, job_id: str) -> int:
+    return sum(workers for _, workers in shared.job(job_id)["placement"] or ())

@@ -14,22 +14,44 @@ from jobs.outcome import Status
 from jobs.paths import JobPaths
 from jobs.search import drive
 from jobs.search.ledger import Ledger
+from jobs.search.mailbox import Answer
+from jobs.search.tuning import halved
 from orchestrator.orders import ask_to_stop
 
 
-def test_what_fleetune_stop_leaves_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def search_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> drive.Search:
+    """A search by halving that may begin two trials; nothing trains them."""
     base = {
         "model": {"path": "model", "task": "sequence-classification", "num_labels": 2},
         "data": {"train": "rows.jsonl", "format": "classification", "eval_fraction": 0.1},
     }
-    (tmp_path / "spec.json").write_text(json.dumps({"kind": "sweep", "base": base}))
-    sweep, paths = load_sweep(str(tmp_path / "spec.json")), JobPaths(str(tmp_path))
+    rule = {"algorithm": "random", "scheduler": "halving", "budget": {"trials": 2}}
+    (folder / "spec.json").write_text(json.dumps({"kind": "sweep", "base": base, **rule}))
+    sweep, paths = load_sweep(str(folder / "spec.json")), JobPaths(str(folder))
     assert sweep is not None
     monkeypatch.setattr(drive, "_LOOK_EVERY_S", 0.0)
-    parts: list[Any] = [Ledger(sweep, paths.root, 10), paths, str(tmp_path / "own"), [], print]
-    search = drive.Search(*parts, SimpleNamespace(asked=False), 1.0)  # type: ignore[arg-type]
-    assert not search.asked_to_stop() and not search.spent()
-    ask_to_stop(paths.root)
-    assert search.asked_to_stop() and search.spent()
+    parts: list[Any] = [Ledger(sweep, paths.root, 8), paths, str(folder / "own"), [], print]
+    shares, nodes = drive.Shares.of(sweep, 8, 100.0), SimpleNamespace(look=lambda leaving: None)
+    return drive.Search(*parts, SimpleNamespace(asked=False), shares, nodes)  # type: ignore[call-arg]
+
+
+def test_what_fleetune_stop_leaves_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = search_in(tmp_path, monkeypatch)
+    assert not search.asked_to_stop() and search.next_kind() == "compared"
+    ask_to_stop(search.paths.root)
+    assert search.asked_to_stop() and search.next_kind() == "stopped"
     outcome = drive.concluded_sweep(search)
     assert outcome.status is Status.INTERRUPTED and str(outcome.reason).startswith("stopped on request")
+
+
+def test_a_stop_before_all_trials_have_begun_compares_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = search_in(tmp_path, monkeypatch)
+    ledger = search.ledger
+    for rate, loss in ((1e-4, 0.5), (1e-3, 0.4)):
+        trial = ledger.add({"learning_rate": rate})
+        ledger.answered(trial, Answer(status="paused", step=2, total_steps=8, metrics={"eval_loss": loss}))
+    assert halved(ledger, search.next_kind()) == ([2], [1])
+    ask_to_stop(search.paths.root)
+    assert halved(ledger, search.next_kind()) == ([], [])

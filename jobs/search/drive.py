@@ -45,6 +45,7 @@ from jobs.search.ledger import Ledger, Trial
 from jobs.search.mailbox import Answer, Desk, Order, Request
 from jobs.search.rungs import ETA, cooldown_of, halving_steps, stops_of
 from jobs.search.spec import SweepSpec
+from jobs.search.summary import summary_lines
 from jobs.search.words import leaderboard, trial_line, trial_words
 from jobs.signals import StopSignals
 from jobs.spec import Spec
@@ -89,8 +90,8 @@ def drive_sweep(
             prepared = ready_data(base, "ray", announce)
             write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
             plan = step_plan(base, prepared.split("train"))
-            ledger = Ledger(sweep, paths.root, plan.total_steps)
             shares = Shares.of(sweep, plan.total_steps, tokens_per_run(prepared.split("train"), plan))
+            ledger = Ledger(sweep, paths.root, plan.total_steps, shares.tokens_per_run)
             # Orders of earlier drivers are not to be read.
             own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
             job = Job(base, own, prepared.root, base.model.path)
@@ -111,6 +112,8 @@ def drive_sweep(
             finally:
                 if ledger.trials:
                     announce("leaderboard", leaderboard(ledger))
+                    for line in summary_lines(ledger):
+                        announce("summary", line)
                 ledger.close()
             gangs.end()
     return outcome
@@ -253,13 +256,20 @@ class Search:
     @property
     def used(self) -> float:
         """Share of the budget that is used up, of the bound that is nearest; trials are counted by the plan."""
-        sweep, seconds = self.ledger.sweep, time.monotonic() - self._began_s
-        workers = len(self.gangs) * gang_of(sweep.base).num_workers
-        used = [seconds / 60 / (sweep.budget.minutes or math.inf),
-                seconds / 3600 * workers / (sweep.budget.gpu_hours or math.inf)]  # fmt: skip
-        if sweep.scheduler != "halving":  # else the plan has counted them
-            used.append(self.ledger.tokens / self._shares.tokens_per_run / self._shares.runs)
-        return max(used)
+        budget, ledger = self.ledger.sweep.budget, self.ledger
+        driver, *spent = self._spent()
+        every = [*(each for name, each in ledger.spent.items() if name != driver), spent]
+        seconds, worker_seconds = (sum(each) for each in zip(*every, strict=True))
+        used = [seconds / 60 / (budget.minutes or math.inf), worker_seconds / 3600 / (budget.gpu_hours or math.inf)]
+        if ledger.sweep.scheduler != "halving":  # else the plan has counted them
+            used.append(ledger.tokens / ledger.tokens_per_run / self._shares.runs)
+        return float(max(used))
+
+    def _spent(self) -> tuple[str, float, float]:
+        """By this driver: its name, seconds, and seconds times workers."""
+        seconds = time.monotonic() - self._began_s
+        workers = len(self.gangs) * gang_of(self.ledger.sweep.base).num_workers
+        return self._own.rpartition("/")[2], seconds, seconds * workers
 
     def _tell_steps(self) -> None:
         """Say every 20 seconds at which step each running trial is."""
@@ -296,7 +306,7 @@ class Search:
             traceback.print_exc()
             self._failed = RunFailed(f"{type(error).__name__}: {error}")
             return
-        self.ledger.answered(trial, answer)
+        self.ledger.answered(trial, answer, self._spent())
         if answer.status == "stopped" and not self.asked_to_stop():
             self.ledger.stopped(trial, f"stopped by hand after step {answer.step}")
         said = trial_line(self.ledger, trial)

@@ -65,12 +65,20 @@ class Trials:
         """`root`: of the sweep's directory. Raises StorageError: the ledger cannot be read."""
         self.sweep, self.root = sweep, root
         self.trials: dict[int, Trial] = {}
+        self.total_steps, self.tokens_per_run = 0, 0.0  # of a whole trial; 0 before the first driver has looked
+        self.spent: dict[str, tuple[float, float]] = {}  # by driver: seconds, and seconds times workers
         self._lock = threading.RLock()
         for record in read_journal(storage.join(root, LEDGER)):
             self._replay(record)
 
     def _replay(self, record: Mapping[str, Any]) -> None:
         number = int(record["trial"])
+        if "total_steps" in record:
+            self.total_steps, self.tokens_per_run = int(record["total_steps"]), float(record["tokens_per_run"])
+            return
+        if "spent" in record:
+            driver, seconds, worker_seconds = record["spent"]
+            self.spent[driver] = (seconds, worker_seconds)
         if "values" in record:
             self.trials[number] = self.new_trial(number, record["values"], record.get("straight", False))
             return
@@ -137,6 +145,16 @@ class Trials:
         return trial.score
 
     @property
+    def seconds(self) -> float:
+        """That its drivers have searched."""
+        return sum(seconds for seconds, _ in self.spent.values())
+
+    @property
+    def worker_hours(self) -> float:
+        """Hours of workers that its gangs have held."""
+        return sum(each for _, each in self.spent.values()) / 3600
+
+    @property
     def tokens(self) -> int:
         """That all trials have taken."""
         return sum(trial.tokens for trial in self.trials.values())
@@ -145,11 +163,17 @@ class Trials:
 class Ledger(Trials):
     """The same for the driver of the sweep, which writes it. Its methods may be called by any thread."""
 
-    def __init__(self, sweep: SweepSpec, root: str, total_steps: int) -> None:
-        """`total_steps`: of each trial. What earlier drivers have written is taken over."""
+    def __init__(self, sweep: SweepSpec, root: str, total_steps: int, tokens_per_run: float) -> None:
+        """Takes over what earlier drivers have written.
+
+        Args:
+            total_steps, tokens_per_run: of a trial that is trained to its end.
+        """
         super().__init__(sweep, root)
-        self.total_steps = total_steps
         self._journal = JournalWriter(storage.join(root, LEDGER), "driver")
+        if (self.total_steps, self.tokens_per_run) != (total_steps, tokens_per_run):
+            self.total_steps, self.tokens_per_run = total_steps, tokens_per_run
+            self._journal.append({"trial": 0, "total_steps": total_steps, "tokens_per_run": tokens_per_run})
 
     def add(self, values: Mapping[str, Any], straight: bool = False) -> Trial:
         """A new trial: its run's directory is made, and its values are on storage when this returns."""
@@ -165,11 +189,19 @@ class Ledger(Trials):
         with self._lock:
             trial.state = "running"
 
-    def answered(self, trial: Trial, answer: Answer) -> None:
-        """Take over what a gang has answered; it is on storage when this returns."""
+    def answered(self, trial: Trial, answer: Answer, spent: tuple[str, float, float] | None = None) -> None:
+        """Take over what a gang has answered; it is on storage when this returns.
+
+        Args:
+            spent: by this driver so far: its name, seconds, and seconds times workers.
+        """
         with self._lock:
             self.take(trial, answer)
-            self._journal.append({"trial": trial.number, "answer": answer.model_dump(mode="json")})
+            record = {"trial": trial.number, "answer": answer.model_dump(mode="json")}
+            if spent is not None:
+                self.spent[spent[0]] = spent[1:]
+                record["spent"] = list(spent)
+            self._journal.append(record)
             self._journal.flush()
             if trial.is_over:
                 self._conclude(trial)

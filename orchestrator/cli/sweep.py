@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
+from jobs import storage as storage_of_page
 from jobs.errors import InputError
 from jobs.findrun import storage_root
 from jobs.load import load_sweep
 from jobs.paths import JobPaths
 from jobs.search.ledger import Trials
 from jobs.search.words import leaderboard as leaderboard_page
-from jobs.search.words import leaderboard_facts
+from jobs.search.words import leaderboard_facts, trial_words
 from orchestrator import orders
 from orchestrator.cli.edge import Json, edge
 from orchestrator.cli.helpgroups import command_group
@@ -48,6 +49,33 @@ def leaderboard(sweep: SweepArgument, storage: Storage = None, json_: Json = Fal
     with edge():
         trials = _trials(sweep, storage)
         typer.echo(json.dumps(leaderboard_facts(trials)) if json_ else leaderboard_page(trials))
+
+
+@app.command(epilog="Example:  fleetune sweep report reviews-lr-20261127 --html report.html")
+def report(
+    sweep: SweepArgument,
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="Also write a page with plots, which loads nothing.")
+    ] = None,
+    storage: Storage = None,
+    json_: Json = False,
+) -> None:
+    """What it has found and cost, while it runs and afterwards: the optimum of the rate, tokens, hours."""
+    with edge():
+        from jobs.search.summary import facts, summary_lines
+
+        trials = _trials(sweep, storage)
+        if html is not None:
+            from jobs.search.page import sweep_page
+
+            storage_of_page.write_bytes(html, sweep_page(trials).encode())
+        if json_:
+            typer.echo(json.dumps(facts(trials)))
+            return
+        best = trials.best
+        typer.echo(f"best: {trial_words(best)}, {best.score:.4f}" if best is not None else "no trial has finished yet")
+        for line in summary_lines(trials):
+            typer.echo(line)
 
 
 @app.command(epilog="Example:  fleetune sweep stop reviews-lr-20261127 7")

@@ -30,7 +30,7 @@ def search_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> drive.Search:
     sweep, paths = load_sweep(str(folder / "spec.json")), JobPaths(str(folder))
     assert sweep is not None
     monkeypatch.setattr(drive, "_LOOK_EVERY_S", 0.0)
-    parts: list[Any] = [Ledger(sweep, paths.root, 8), paths, str(folder / "own"), [], print]
+    parts: list[Any] = [Ledger(sweep, paths.root, 8, 100.0), paths, str(folder / "own"), [], print]
     shares, nodes = drive.Shares.of(sweep, 8, 100.0), SimpleNamespace(look=lambda leaving: None)
     return drive.Search(*parts, SimpleNamespace(asked=False), shares, nodes)  # type: ignore[call-arg]
 

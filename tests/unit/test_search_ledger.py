@@ -37,7 +37,7 @@ def root(tmp_path: Path) -> str:
 
 
 def ledger_of(sweep: SweepSpec, root: str) -> Ledger:
-    return Ledger(sweep, root, STEPS)
+    return Ledger(sweep, root, STEPS, 100.0)
 
 
 def add(ledger: Ledger, rate: float) -> Any:

@@ -32,7 +32,7 @@ from jobs.search.budget import budget_plan, next_kind
 from jobs.search.ledger import Trial, Trials
 from jobs.search.mailbox import Answer
 from jobs.search.proposing import Proposer
-from jobs.search.rungs import ETA, cooldown_of, kept, stops_of
+from jobs.search.rungs import ETA, cooldown_of, going_on, stops_of
 from jobs.search.spec import SweepSpec
 from jobs.search.tuning import scheduler_of, with_resource
 
@@ -55,12 +55,9 @@ class Table:
         self._records = {(one["learning_rate"], one["warmup_ratio"], one["seed"]): one for one in records}
         self.rates, self.warmups, self.seeds = (sorted(set(values)) for values in zip(*self._records, strict=True))
         self.total_steps = TASKS[task].steps
-        self.tokens = {int(step): tokens for step, tokens in records[0]["tokens"].items()}
         self.evaluation_tokens = float(records[0]["evaluation_tokens"])
-
-    @property
-    def run_tokens(self) -> int:
-        return sum(self.tokens.values())
+        cooldowns = len(TASKS[task].rungs) * TASKS[task].cooldown  # whose tokens are counted in the records
+        self.run_tokens = sum(records[0]["tokens"].values()) * self.total_steps / (self.total_steps + cooldowns)
 
     def loss(self, rate: float, warmup: float, seed: int, step: int, cooled: bool) -> float:
         """The held-out loss of a trial after so many steps; `cooled`: after the cool-down there."""
@@ -121,13 +118,12 @@ class Replay:
             asha.set_search_properties(self.sweep.judged, "min")
         while True:
             used = 0.0 if halving else (self.taken + 0.5 * self.table.run_tokens) / self.tokens
-            kind = next_kind(list(self.known.trials.values()), plan, used)
+            trials = list(self.known.trials.values())
+            going = going_on(trials, stops, ETA, True) if halving else []
+            kind = next_kind(trials, plan, used, bool(going))
             if kind == "done":
                 return self.known
             if kind == "wait":
-                going, ended = kept(list(self.known.trials.values()), stops, ETA, True)
-                for number in ended:
-                    self.known.trials[number].state = "stopped"
                 for number in going:
                     self._to_next_stop(self.known.trials[number])
                 continue

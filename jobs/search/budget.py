@@ -24,7 +24,7 @@ class Begun(Protocol):
     def straight(self) -> bool: ...
 
     @property
-    def is_over(self) -> bool: ...
+    def state(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,22 @@ def runs_of(budget: Budget, tokens_per_run: float) -> float:
     return min(budget.runs or math.inf, (budget.tokens or math.inf) / tokens_per_run)
 
 
-def next_kind(trials: Sequence[Begun], plan: BudgetPlan, used: float) -> Next:
+def next_kind(trials: Sequence[Begun], plan: BudgetPlan, used: float, any_goes_on: bool) -> Next:
     """What kind of trial may begin.
 
     Args:
         used: share of the budget, beside what the plan counts.
+        any_goes_on: a trial that is paused at a rung is to go on.
     """
     straight = sum(trial.straight for trial in trials)
     if used < plan.first_share and len(trials) - straight < plan.compared:
         return "compared"
-    if not all(trial.is_over or trial.straight for trial in trials):
+    unfinished = [trial for trial in trials if trial.state in ("waiting", "running")]
+    if any_goes_on or any(not trial.straight for trial in unfinished):
         return "wait"
     if used < 1 and straight < plan.straight:
         return "straight"
-    return "done" if all(trial.is_over for trial in trials) else "wait"
+    return "wait" if unfinished else "done"
 
 
 def most_gangs(sweep: SweepSpec) -> int:

@@ -43,7 +43,7 @@ from jobs.search.budget import BudgetPlan, Next, budget_plan, most_gangs, next_k
 from jobs.search.gangs import GangLost, Gangs, end_earlier_gangs, gangs_that_fit
 from jobs.search.ledger import Ledger, Trial
 from jobs.search.mailbox import Answer, Desk, Order, Request
-from jobs.search.rungs import ETA, cooldown_of, halving_steps, stops_of
+from jobs.search.rungs import ETA, cooldown_of, going_on, halving_steps, stops_of
 from jobs.search.spec import SweepSpec
 from jobs.search.summary import summary_lines
 from jobs.search.words import leaderboard, trial_line, trial_words
@@ -251,7 +251,10 @@ class Search:
         """What kind of trial may begin now."""
         if self.asked_to_stop():
             return "stopped"
-        return next_kind(list(self.ledger.trials.values()), self._shares.plan, self.used)
+        trials, stops = list(self.ledger.trials.values()), stops_of(self.ledger.sweep, self.ledger.total_steps)
+        halving = self.ledger.sweep.scheduler == "halving"
+        goes_on = halving and bool(going_on(trials, stops, ETA, self.ledger.sweep.lower_is_better))
+        return next_kind(trials, self._shares.plan, self.used, goes_on)
 
     @property
     def used(self) -> float:
@@ -391,6 +394,7 @@ def concluded_sweep(search: Search) -> Outcome:
         done = sum(trial.is_over for trial in ledger.trials.values())
         reason = f"stopped on request after {done} of {many(len(ledger.trials), 'trial')}; checkpoints are kept"
         return Outcome(status=Status.INTERRUPTED, reason=reason, ended_at=now)
+    ledger.search_has_ended()
     best = ledger.best
     if best is None:
         reasons = Counter(trial.reason for trial in ledger.trials.values() if trial.reason)

@@ -215,6 +215,14 @@ class Ledger(Trials):
                 self._journal.append({"trial": trial.number, "stopped": reason})
                 self._journal.flush()
 
+    def search_has_ended(self) -> None:
+        """Write outcomes of paused trials, which stay so: with a larger budget, the search may go on with them."""
+        with self._lock:
+            for trial in self.trials.values():
+                if trial.state == "paused":
+                    trial.reason = f"others were better after step {trial.step}"
+                    self._conclude(trial)
+
     def _conclude(self, trial: Trial) -> None:
         """Write the outcome of a trial's run."""
         ends = {"finished": RunStatus.SUCCEEDED, "failed": RunStatus.FAILED}

@@ -152,7 +152,7 @@ def importance(trials: Trials) -> Figure | None:
 
     from jobs.search.proposing import distribution_of
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="minimize" if trials.sweep.lower_is_better else "maximize")
     space = {name: distribution_of(values) for name, values in trials.sweep.dimensions.items()}
     for trial in scored:  # at the first rung, where all were scored

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,7 +29,8 @@ class Proposer:
 
     def __init__(self, known: Trials, study: Any = None) -> None:
         """`study`: storage of Optuna's studies; None: in memory."""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of PartialFixedSampler
         self._known, self._sweep = known, known.sweep
         self._compared = _Study(self._sweep, self._sweep.name, study)
         self._storage = study

@@ -23,31 +23,27 @@ class Scored(Protocol):
     def is_over(self) -> bool: ...
 
 
-def kept(
-    trials: Sequence[Scored], stops: Sequence[int], eta: int, lower_is_better: bool
-) -> tuple[list[int], list[int]]:
-    """Numbers of the trials that go on to the next rung, best first, and of those that end here.
+def going_on(trials: Sequence[Scored], stops: Sequence[int], eta: int, lower_is_better: bool) -> list[int]:
+    """Numbers of the trials that go on, or are going on, from the lowest rung at which one is to; best first.
 
-    A rung is decided once every trial that is not over has reached it: one in `eta` of those that came so far goes on,
-    at least one.
+    One in `eta` of the trials that have come to a rung goes on from it, at least one. Nothing is decided before every
+    trial that is not over has come to the first rung, nor at a higher one while others are still to come there. Those
+    that are passed over stay paused: once more trials have come to their rung, they may go on.
 
     Args:
         stops: steps of the rungs, and the last step.
     """
-    going: list[int] = []
-    ended: list[int] = []
     alive = [trial for trial in trials if not trial.is_over]
+    if any(not trial.scores for trial in alive):
+        return []
     for stop in stops[:-1]:
-        here = [trial for trial in alive if trial.scores and trial.scores[-1][0] == stop]
-        if not here or any(not trial.scores or trial.scores[-1][0] < stop for trial in alive):
-            continue
         reached = sum(any(step >= stop for step, _ in trial.scores) for trial in trials)
         beyond = sum(any(step > stop for step, _ in trial.scores) for trial in trials)
-        room = max(1, reached // eta) - beyond
-        ranked = sorted(here, key=lambda trial: trial.scores[-1][1], reverse=not lower_is_better)
-        going += [trial.number for trial in ranked[: max(room, 0)]]
-        ended += [trial.number for trial in ranked[max(room, 0) :]]
-    return going, ended
+        room = max(max(1, reached // eta) - beyond, 0)
+        here = [trial for trial in alive if trial.scores[-1][0] == stop]
+        if going := sorted(here, key=lambda trial: trial.scores[-1][1], reverse=not lower_is_better)[:room]:
+            return [trial.number for trial in going]
+    return []
 
 
 def halving_steps(trials: int, stops: Sequence[int], eta: int, cooldown: int) -> int:

@@ -20,7 +20,7 @@ from jobs import storage
 from jobs.search.budget import Next
 from jobs.search.ledger import Ledger, Trial
 from jobs.search.proposing import Proposer, new_study
-from jobs.search.rungs import ETA, kept, stops_of
+from jobs.search.rungs import ETA, going_on, stops_of
 from jobs.search.spec import SweepSpec
 from jobs.search.trainable import GangTrial
 
@@ -121,7 +121,7 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
         known = {trial.number for trial in self._trials.values()}
         waiting = [trial for trial in self._ledger.trials.values() if not trial.is_over and trial.number not in known]
         if self._ledger.sweep.scheduler == "halving":
-            going, _ = halved(self._ledger, self._next_kind())
+            going = halved(self._ledger, self._next_kind())
             waiting = [trial for trial in waiting if not trial.scores or trial.number in going]
         return next(iter(waiting), None)
 
@@ -141,16 +141,16 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
     def restore(self, checkpoint_path: str) -> None: ...
 
 
-def halved(ledger: Ledger, kind: Next) -> tuple[list[int], list[int]]:
-    """`kept` of the ledger's trials; nothing is decided before all have begun.
+def halved(ledger: Ledger, kind: Next) -> list[int]:
+    """`going_on` of the ledger's trials; nothing is decided before all have begun.
 
     Args:
         kind: of the trial that may begin next.
     """
     if kind in ("compared", "stopped"):
-        return [], []
+        return []
     stops = stops_of(ledger.sweep, ledger.total_steps)
-    return kept(list(ledger.trials.values()), stops, ETA, ledger.sweep.lower_is_better)
+    return going_on(list(ledger.trials.values()), stops, ETA, ledger.sweep.lower_is_better)
 
 
 class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
@@ -202,12 +202,13 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
         if not self._halving:
             return super().choose_trial_to_run(tune_controller)
         by_number = {trial.config["trial"]: trial for trial in tune_controller.get_trials()}
-        going, ended = halved(self._ledger, self._next_kind())
-        for number in ended:
-            mine = self._ledger.trials[number]
-            self._ledger.stopped(mine, f"worse than the better half after step {mine.step}")
-            if number in by_number:
-                tune_controller.stop_trial(by_number[number])
+        kind = self._next_kind()
+        if kind == "done":  # Tune ends once no trial is paused
+            for trial in by_number.values():
+                if trial.status == TuneTrial.PAUSED:
+                    tune_controller.stop_trial(trial)
+            return None
+        going = halved(self._ledger, kind)
         running = sum(trial.status == TuneTrial.RUNNING for trial in by_number.values())
         paused = [by_number[one] for one in going if one in by_number and by_number[one].status == TuneTrial.PAUSED]
         if paused and running < self._room():

@@ -15,7 +15,7 @@ from jobs.load import dump_spec, load_sweep
 from jobs.search.auto import first_points, fixed_values
 from jobs.search.budget import BudgetPlan, budget_plan, next_kind
 from jobs.search.prior import rate_by_size, with_prior
-from jobs.search.rungs import ETA, halving_steps, kept, stops_of, trials_within
+from jobs.search.rungs import ETA, going_on, halving_steps, stops_of, trials_within
 from jobs.search.spec import Range, SweepSpec
 from tests.unit.test_search_rungs import One
 from tests.unit.test_search_spec import BASE, sweep_of
@@ -116,10 +116,7 @@ def test_the_steps_of_halving_are_those_that_its_rule_lets_trials_take(trials: i
     for one in some:
         one.scores.append((STOPS[0], float(one.number)))
         steps += STOPS[0] + COOLDOWN
-    while going := kept(some, STOPS, ETA, True)[0]:
-        ended = kept(some, STOPS, ETA, True)[1]
-        for one in some:
-            one.is_over |= one.number in ended
+    while going := going_on(some, STOPS, ETA, True):
         for one in (some[number - 1] for number in going):
             before = one.scores[-1][0]
             after = STOPS[STOPS.index(before) + 1]
@@ -152,18 +149,19 @@ def test_without_rungs_all_trials_are_equal(tmp_path: Path) -> None:
 @dataclass
 class Begun:
     straight: bool = False
-    is_over: bool = False
+    state: str = "running"
 
 
 def test_what_kind_of_trial_is_next() -> None:
     plan = BudgetPlan(compared=2, straight=1, first_share=0.5)
     one, two = Begun(), Begun()
-    assert next_kind([], plan, 0.0) == next_kind([one], plan, 0.4) == "compared"
-    assert next_kind([one], plan, 0.5) == next_kind([one, two], plan, 0.0) == "wait"
-    one.is_over = two.is_over = True
-    assert next_kind([one, two], plan, 0.9) == "straight"
-    assert next_kind([one, two], plan, 1.0) == "done"
+    assert next_kind([], plan, 0.0, False) == next_kind([one], plan, 0.4, False) == "compared"
+    assert next_kind([one], plan, 0.5, False) == next_kind([one, two], plan, 0.0, False) == "wait"
+    one.state, two.state = "paused", "finished"
+    assert next_kind([one, two], plan, 0.9, True) == "wait"
+    assert next_kind([one, two], plan, 0.9, False) == "straight"
+    assert next_kind([one, two], plan, 1.0, False) == "done"
     last = Begun(straight=True)
-    assert next_kind([one, two, last], plan, 0.9) == "wait"
-    last.is_over = True
-    assert next_kind([one, two, last], plan, 0.9) == "done"
+    assert next_kind([one, two, last], plan, 0.9, False) == "wait"
+    last.state = "finished"
+    assert next_kind([one, two, last], plan, 0.9, False) == "done"

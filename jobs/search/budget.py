@@ -11,7 +11,7 @@ from jobs.search.auto import rate_name
 from jobs.search.rungs import ETA, halving_steps, trials_within
 from jobs.search.spec import MOST_TRIALS, Budget, SweepSpec
 
-_FOR_THE_REST = 4  # auto: of so many runs, one goes to the fields that are searched last
+_FOR_THE_REST = 3  # auto: of so many runs, one goes to a trial that is trained to its end without a comparison
 _MOST_STRAIGHT = 16
 _USUAL_GANGS = 8
 _MANY = 1000  # trials, of whose steps shares are taken
@@ -58,7 +58,7 @@ def budget_plan(sweep: SweepSpec, stops: Sequence[int], cooldown: int, tokens_pe
     if sweep.scheduler != "halving":
         return BudgetPlan(min(most, sweep.grid_size) if sweep.algorithm == "grid" else most)
     runs = runs_of(budget, tokens_per_run)
-    last = rate_name(sweep) is not None and len(sweep.dimensions) > 1 and sweep.algorithm == "auto"
+    last = rate_name(sweep) is not None and sweep.algorithm == "auto"
     straight = int(min(runs, most, _MOST_STRAIGHT * _FOR_THE_REST) // _FOR_THE_REST) if last else 0
     compared = most - straight
     if runs < math.inf:

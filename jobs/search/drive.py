@@ -39,6 +39,7 @@ from jobs.paths import JobPaths
 from jobs.planning import gang_of
 from jobs.provenance import run_facts
 from jobs.record import write_manifest
+from jobs.search.auto import greatest_rate, probed_rates
 from jobs.search.budget import BudgetPlan, Next, budget_plan, most_gangs, next_kind, runs_of
 from jobs.search.gangs import GangLost, Gangs, end_earlier_gangs, gangs_that_fit
 from jobs.search.ledger import Ledger, Trial
@@ -230,11 +231,38 @@ class Search:
         if "error" in done:
             raise done["error"]
 
+    def _bound_rate(self) -> None:
+        """Have a gang find the learning rate at which the first step makes the loss worse: higher ones are not tried.
+
+        Raises:
+            FleetuneError: no gang could be started.
+        """
+        ledger = self.ledger
+        rates = probed_rates(ledger.sweep)
+        if not rates or ledger.is_bounded:
+            return
+        self.announce("phase", f"looking for the greatest learning rate, up to {rates[-1]:.2g}", phase="probe")
+        probe = JobPaths(storage.join(self._own, "probe"))
+        order = Order(action="probe", run=probe.root, spec=ledger.sweep.base, rates=rates, driver=take_run(probe))
+        try:
+            answer = self.gangs.carry_out(order)
+        except GangLost as error:
+            self.announce("warning", f"{error}: the learning rate is not bounded")
+            return
+        greatest = greatest_rate(rates, answer.losses) if answer.status == "probed" else None
+        ledger.set_bound(greatest, answer.tokens)
+        if greatest is not None:
+            said = f"one step at {greatest:.2g} makes the loss worse: higher learning rates are not tried"
+            self.announce("phase", said, phase="probe")
+
     def _tune(self, done: dict[str, Any]) -> None:
         try:
             from jobs.search.tuning import make_tuner
 
+            self._bound_rate()
             make_tuner(self.ledger, self.paths.root, self._own, lambda: len(self.gangs), self.next_kind).fit()
+        except FleetuneError as error:
+            done["error"] = error
         except Exception as error:
             traceback.print_exc()
             done["error"] = RunFailed(f"Ray Tune failed: {type(error).__name__}: {error}")

@@ -15,6 +15,7 @@ from jobs.load import dump_spec
 from jobs.outcome import Outcome, write_outcome
 from jobs.outcome import Status as RunStatus
 from jobs.paths import JobPaths
+from jobs.search.auto import bounded
 from jobs.search.mailbox import Answer
 from jobs.search.spec import SweepSpec
 from jobs.search.varying import trial_spec
@@ -66,6 +67,7 @@ class Trials:
         self.sweep, self.root = sweep, root
         self.trials: dict[int, Trial] = {}
         self.total_steps, self.tokens_per_run = 0, 0.0  # of a whole trial; 0 before the first driver has looked
+        self.is_bounded, self.probe_tokens = False, 0
         self.spent: dict[str, tuple[float, float]] = {}  # by driver: seconds, and seconds times workers
         self._lock = threading.RLock()
         for record in read_journal(storage.join(root, LEDGER)):
@@ -75,6 +77,9 @@ class Trials:
         number = int(record["trial"])
         if "total_steps" in record:
             self.total_steps, self.tokens_per_run = int(record["total_steps"]), float(record["tokens_per_run"])
+            return
+        if "greatest_rate" in record:
+            self.bound(record["greatest_rate"], int(record["tokens"]))
             return
         if "spent" in record:
             driver, seconds, worker_seconds = record["spent"]
@@ -87,6 +92,12 @@ class Trials:
             self.take(trial, Answer.model_validate(record["answer"]))
         elif "stopped" in record:
             trial.state, trial.reason = "stopped", record["stopped"]
+
+    def bound(self, greatest: float | None, tokens: int) -> None:
+        """No proposal has a higher learning rate. None: one was looked for with so many tokens, and there is none."""
+        self.is_bounded, self.probe_tokens = True, tokens
+        if greatest is not None:
+            self.sweep = bounded(self.sweep, greatest)
 
     def new_trial(self, number: int, values: Mapping[str, Any], straight: bool) -> Trial:
         spec = trial_spec(self.sweep.base, values)
@@ -156,8 +167,8 @@ class Trials:
 
     @property
     def tokens(self) -> int:
-        """That all trials have taken."""
-        return sum(trial.tokens for trial in self.trials.values())
+        """That all trials have taken, and the look for a bound of the rate."""
+        return self.probe_tokens + sum(trial.tokens for trial in self.trials.values())
 
 
 class Ledger(Trials):
@@ -174,6 +185,13 @@ class Ledger(Trials):
         if (self.total_steps, self.tokens_per_run) != (total_steps, tokens_per_run):
             self.total_steps, self.tokens_per_run = total_steps, tokens_per_run
             self._journal.append({"trial": 0, "total_steps": total_steps, "tokens_per_run": tokens_per_run})
+
+    def set_bound(self, greatest: float | None, tokens: int) -> None:
+        """`bound`, on storage; `tokens` were taken to find it."""
+        with self._lock:
+            self.bound(greatest, tokens)
+            self._journal.append({"trial": 0, "greatest_rate": greatest, "tokens": tokens})
+            self._journal.flush()
 
     def add(self, values: Mapping[str, Any], straight: bool = False) -> Trial:
         """A new trial: its run's directory is made, and its values are on storage when this returns."""

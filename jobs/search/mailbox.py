@@ -16,8 +16,8 @@ from jobs import storage
 from jobs.frozen import Frozen
 from jobs.spec import Spec
 
-Action = Literal["train", "export", "end"]
-Status = Literal["paused", "finished", "stopped", "failed", "exported"]
+Action = Literal["train", "probe", "export", "end"]
+Status = Literal["paused", "finished", "stopped", "failed", "probed", "exported"]
 _POLL_LOCAL_S, _POLL_REMOTE_S = 0.02, 0.5
 
 Message = TypeVar("Message", bound=Frozen)
@@ -33,7 +33,7 @@ class Request(Frozen):
 class Order(Frozen):
     """What a gang is to do next."""
 
-    action: Action = Field(description="train, export the trained model, or end.")
+    action: Action = Field(description="train, probe (losses after one step), export the trained model, or end.")
     run: str = Field("", description="Root of the trial's run.")
     spec: Spec | None = Field(None, description="The trial's spec.")
     until: int | None = Field(None, ge=1, description="Train to this step and pause; left out: to the end.")
@@ -42,6 +42,7 @@ class Order(Frozen):
         ge=0,
         description="At a pause, score what so many steps with a falling rate make of it; then all is put back.",
     )
+    rates: tuple[float, ...] = Field((), description="Of a probe: the learning rates of the one step.")
     driver: str = Field("", description="The driver's word in the trial's run (see JobPaths.driver).")
 
 
@@ -50,13 +51,14 @@ class Answer(Frozen):
 
     model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="strings")
 
-    status: Status = Field(description="paused, finished, stopped on request, failed, or exported.")
+    status: Status = Field(description="paused, finished, stopped on request, failed, probed, or exported.")
     step: int = Field(0, ge=0, description="Optimizer steps of the trial that are done.")
     total_steps: int = Field(0, ge=0, description="Optimizer steps of the whole trial.")
     tokens: int = Field(0, ge=0, description="Tokens that the steps of this order have taken.")
     loss: float | None = Field(None, description="Training loss of the last step.")
     metrics: dict[str, float] = Field(default_factory=dict, description="Newest eval_*, measured after `step`.")
     cooled: dict[str, float] = Field(default_factory=dict, description="eval_* after the cool-down of a pause.")
+    losses: tuple[float, ...] = Field((), description="Of a probe: before the step, and after it at each rate.")
     reason: str | None = Field(None, description="Why it failed.")
 
     @property

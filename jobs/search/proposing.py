@@ -17,7 +17,7 @@ import optuna
 from ray.tune.search.optuna import OptunaSearch
 
 from jobs import storage
-from jobs.search.auto import first_points, fixed_values
+from jobs.search.auto import first_points, fixed_values, last_points
 from jobs.search.ledger import Trial, Trials
 from jobs.search.spec import GRID_POINTS, Range, SweepSpec
 
@@ -63,8 +63,11 @@ class Proposer:
         number = len(known.trials) + 1
         if straight:
             assert known.best is not None
-            study, fixed = self._study_of_straight(), fixed_values(sweep, True, known.best.values)
-            return study.begin(number, None, sampler_of(sweep, number, fixed))
+            study, best = self._study_of_straight(), known.best.values
+            points, begun = last_points(sweep, best), sum(trial.straight for trial in known.trials.values())
+            if begun < len(points):
+                return study.begin(number, points[begun], None)
+            return study.begin(number, None, sampler_of(sweep, number, fixed_values(sweep, True, best)))
         points = first_points(sweep) if sweep.algorithm == "auto" else []
         if number <= len(points):
             return self._compared.begin(number, points[number - 1], None)

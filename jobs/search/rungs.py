@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from jobs.search.spec import SweepSpec
 
-ETA: Final = 2  # of the trials of a rung, one in so many goes on
+ETA: Final = 4  # of the trials of a rung, one in so many goes on, as in the paper on ASHA
 
 
 class Scored(Protocol):

@@ -112,8 +112,8 @@ class SweepSpec(Frozen):
         "auto", description="How values are proposed: auto (the rate first), grid, random, tpe or gp (of Optuna)."
     )
     budget: Budget = Field(
-        default_factory=lambda data: Budget(runs=4.0) if _is_auto(data) else Budget(trials=16),
-        description="What may be spent; left out: 4 runs for auto, else 16 trials.",
+        default_factory=lambda data: Budget(runs=3.5) if _is_auto(data) else Budget(trials=16),
+        description="What may be spent; left out: 3.5 runs for auto, else 16 trials.",
     )
     scheduler: Scheduler = Field(
         default_factory=lambda data: "halving" if _is_auto(data) else "none",
@@ -121,7 +121,7 @@ class SweepSpec(Frozen):
         "none.",
     )
     rungs: tuple[float, ...] = Field(
-        (0.25, 0.5), max_length=20, description="Shares of a run after which trials are compared (asha, halving)."
+        (0.25,), max_length=20, description="Shares of a run after which trials are compared (asha, halving)."
     )
     cooldown: float = Field(
         default_factory=lambda data: 0.1 if _is_auto(data) else 0.0,

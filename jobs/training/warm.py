@@ -21,6 +21,7 @@ from jobs.training.gang import Gang
 from jobs.training.hostmemory import give_back_freed_memory
 from jobs.training.job import Job
 from jobs.training.loop import begun, finish, load, ready, train_steps
+from jobs.training.rateprobe import losses_along_first_step
 from jobs.training.report import Reporter
 from jobs.training.restoring import restored
 from jobs.training.run import Loaded, LoopState, Run
@@ -96,6 +97,10 @@ class _Workshop:
         try:
             run = ready(replace(self._loaded, engine=self._loaded.engine.set_for(job.spec)), job, gang, reporter)
             state = self._state_of(run)
+            if order.action == "probe":
+                self._held = None
+                losses, tokens = losses_along_first_step(run, order.rates)
+                return Answer(status="probed", losses=tuple(losses), tokens=tokens)
             if order.action == "export":
                 finish(run, state)
                 return _answer("exported", run, state)

@@ -294,7 +294,7 @@ def test_two_sweeps_and_a_single_job_share_the_slots(shared: Shared) -> None:
     """Both sweeps have two gangs at first. The job of two slots waits for neither's end: each gives one gang back."""
     shared.serve(SHORT_S)
     sweeps = shared.submit(
-        sweep_of(shared, "by-auto", "vision", budget={"runs": 4}),
+        sweep_of(shared, "by-auto", "vision", budget={"runs": 3.5}),
         sweep_of(shared, "by-chance", "speech", algorithm="random", scheduler="asha", budget={"trials": 6}),
     )
     wait_for(lambda: [workers_of(shared, one) for one in sweeps] == [2, 2], "both have two gangs", 120.0, _rest)

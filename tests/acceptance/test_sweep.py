@@ -22,12 +22,15 @@ from tests.support.processes import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-STEPS, TRIALS = 12, 4
+STEPS, TRIALS = 12, 6
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Its file: four trials, of which the better two go on after half of their steps. The model's head is new."""
+    """Its file: four learning rates, of which the best goes on after half of its steps, then a lower one, then a warmup.
+
+    The model's head is new.
+    """
     folder = tmp_path_factory.mktemp("sweep")
     tiny.save_model(folder / "encoder", "encoder")
     tiny.write_labelled(folder / "rows.jsonl", 120, 3)
@@ -46,7 +49,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         "base": "base.json",
         "space": {"learning_rate": {"min": 1e-4, "max": 3e-2, "log": True}, "warmup_ratio": {"min": 0.0, "max": 0.2}},
         "budget": {"trials": TRIALS},
-        "scheduler": "halving",
+        "prior": {"learning_rate": 1e-3},  # else what one of these sweeps finds would be where the next one begins
         "rungs": [0.5],
     }
     (folder / "sweep.json").write_text(json.dumps(found))
@@ -72,7 +75,7 @@ def known_of(root: pathlib.Path) -> dict[int, Any]:
     return {
         trial: (
             values[trial],
-            [(answer["step"], answer["metrics"]["eval_loss"]) for answer in answers],
+            [(answer["step"], (answer["cooled"] or answer["metrics"])["eval_loss"]) for answer in answers],
             json.loads((root / f"{trial:04d}/outcome.json").read_text())["status"],
         )
         for trial, answers in sorted(answers_of(root).items())
@@ -91,12 +94,17 @@ def undisturbed(sweep: pathlib.Path) -> tuple[pathlib.Path, str]:
 def test_it_halves_exports_the_best_and_says_so(undisturbed: tuple[pathlib.Path, str]) -> None:
     root, output = undisturbed
     known = known_of(root)
-    assert sorted(known) == [1, 2, 3, 4]
-    ended = [trial for trial, (_, scores, _) in known.items() if len(scores) == 1]
-    finished = [trial for trial, (_, scores, _) in known.items() if [step for step, _ in scores] == [6, STEPS]]
-    assert len(ended) == len(finished) == 2
-    assert max(known[trial][1][0][1] for trial in finished) <= min(known[trial][1][0][1] for trial in ended)
-    best = min(finished, key=lambda trial: known[trial][1][-1][1])
+    steps = {trial: [step for step, _ in scores] for trial, (_, scores, _) in known.items()}
+    assert sorted(known) == list(range(1, TRIALS + 1)) and steps[5] == steps[6] == [STEPS]
+    paused = [trial for trial in known if steps[trial] == [6]]
+    (gone_on,) = [trial for trial in known if steps[trial] == [6, STEPS]]
+    assert len(paused) == 3 and known[gone_on][1][0][1] <= min(known[trial][1][0][1] for trial in paused)
+    best = min((gone_on, 5, 6), key=lambda trial: known[trial][1][-1][1])
+    rates = [values["learning_rate"] for values, _, _ in known.values()]
+    assert rates[:3] == pytest.approx([1e-3, 3e-3, 1e-3 / 3])
+    assert rates[4] == pytest.approx(rates[gone_on - 1] * 0.5**0.32)
+    assert rates[5] == rates[min((gone_on, 5), key=lambda trial: known[trial][1][-1][1]) - 1]
+    assert {values["warmup_ratio"] for values, _, _ in list(known.values())[:-1]} == {0.1}
     assert (root / f"{best:04d}/model/config.json").exists()
     assert "the best so far" in output and f"model: {root}/{best:04d}/model" in output
     assert "Traceback" not in output and "Warning" not in output

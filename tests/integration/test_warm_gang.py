@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from jobs.checkpoints import committed_steps
+from jobs.search.auto import greatest_rate
 from jobs.search.mailbox import Answer, Order
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang, run_warm_gang
 
 STEPS, PAUSE, MOST_GROWTH = 12, 5, 1.05
+PROBED = (1e-3, 3.0)  # a small step, and one that is far too long
 TRIALS: dict[str, dict[str, Any]] = {
     "first": {"learning_rate": 1e-3, "warmup_ratio": 0.1},
     "second": {"learning_rate": 5e-3, "warmup_ratio": 0.3, "weight_decay": 0.0, "adam_beta2": 0.95},
@@ -56,12 +58,15 @@ def trials(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     fresh, warm = ({name: _case(base, name, place) for name in TRIALS} for place in ("fresh", "warm"))
     turns = [("first", None), ("second", PAUSE), ("diverged", None), ("third", PAUSE), ("third", None)]
     turns += [("seed", None), ("metric", None), ("second", None)]
+    turns = [("probe", None), *turns, ("probe", None)]
     orders = [
-        Order(action="train", run=warm[name].paths.root, spec=warm[name].spec, until=until, cooldown_steps=2)
+        Order(action="probe", run=str(folder / "probe"), spec=base.spec, rates=PROBED)
+        if name == "probe"
+        else Order(action="train", run=warm[name].paths.root, spec=warm[name].spec, until=until, cooldown_steps=2)
         for name, until in turns
     ]
     given = run_warm_gang(folder, 2, base, orders, [warm["diverged"]])
-    answers: dict[str, list[Answer]] = {name: [] for name in TRIALS}
+    answers: dict[str, list[Answer]] = {name: [] for name in ("probe", *TRIALS)}
     for (name, _), answer in zip(turns, given, strict=True):
         answers[name].append(answer)
     run_gang(folder, 2, [fresh[name] for name in FRESH])
@@ -91,10 +96,16 @@ def test_its_losses_are_those_of_a_fresh_run_to_the_last_digit(trials: Trials, n
 def test_a_pause_has_a_score_and_a_checkpoint(trials: Trials, name: str) -> None:
     paused = trials.answers[name][0]
     assert (paused.status, paused.step, paused.total_steps) == ("paused", PAUSE, STEPS)
-    assert paused.metrics["eval_loss"] > 0
-    assert paused.cooled["eval_loss"] > 0 and paused.cooled["eval_loss"] != paused.metrics["eval_loss"]
+    assert paused.cooled["eval_loss"] > 0 and paused.metrics == {}, "scored once, after the cool-down"
     assert paused.tokens == sum(trials.fresh[name].record("tokens")[: PAUSE + 2]), "those of the cool-down too"
     assert committed_steps(trials.warm[name].paths) == [PAUSE, STEPS]
+
+
+def test_the_loss_after_one_step_is_found_at_many_rates_and_leaves_nothing_behind(trials: Trials) -> None:
+    first, last = trials.answers["probe"]
+    assert first.status == last.status == "probed" and first.losses == last.losses
+    before, *after = first.losses
+    assert before < after[-1] and after[0] < after[-1] and greatest_rate(PROBED, first.losses) == PROBED[-1]
 
 
 def test_what_fails_on_every_rank_alike_is_the_trials_end_and_not_the_gangs(trials: Trials) -> None:

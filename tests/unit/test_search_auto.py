@@ -12,8 +12,9 @@ import pytest
 
 from jobs.errors import SpecError
 from jobs.load import dump_spec, load_sweep
-from jobs.search.auto import first_points, fixed_values
+from jobs.search.auto import first_points, fixed_values, greatest_rate, last_points, probed_rates
 from jobs.search.budget import BudgetPlan, budget_plan, next_kind
+from jobs.search.ledger import Ledger, Trials
 from jobs.search.prior import rate_by_size, with_prior
 from jobs.search.rungs import ETA, going_on, halving_steps, stops_of, trials_within
 from jobs.search.spec import Range, SweepSpec
@@ -110,6 +111,44 @@ def test_the_rate_is_searched_first_and_the_rest_at_the_best_rate(tmp_path: Path
     assert fixed_values(sweep, True, {RATE: 7e-4, WARMUP: 0.1}) == {RATE: 7e-4}
 
 
+def test_the_last_trials_have_the_rate_that_the_best_one_at_the_rung_leads_to(tmp_path: Path) -> None:
+    sweep, _ = with_prior(sweep_with(tmp_path))
+    (point,) = last_points(sweep, {RATE: 1e-3, WARMUP: 0.1})
+    assert point == {RATE: pytest.approx(1e-3 * 0.25**0.32), WARMUP: 0.1}
+    at_the_end, _ = with_prior(sweep_with(tmp_path, space={"learning_rate": {"min": 9e-4, "max": 2e-3, "log": True}}))
+    assert last_points(at_the_end, {"learning_rate": 1e-3}) == [{"learning_rate": 9e-4}]
+
+
+def test_rates_above_the_prior_are_probed_and_those_above_the_bound_are_never_proposed(tmp_path: Path) -> None:
+    sweep, _ = with_prior(sweep_with(tmp_path, prior={"learning_rate": 1e-4}))
+    rates = probed_rates(sweep)
+    assert len(rates) == 7 and rates[0] > 1e-4 and rates[-1] == pytest.approx(1e-3)
+    ledger = Ledger(sweep, str(tmp_path / "found"), 100, 1000.0)
+    ledger.set_bound(rates[2], 77)
+    for again in (ledger, Trials(sweep, str(tmp_path / "found"))):
+        space = again.sweep.dimensions[RATE]
+        assert isinstance(space, Range) and (space.min, space.max) == (1e-5, rates[2])
+        assert again.is_bounded and again.tokens == 77
+        assert max(point[RATE] for point in first_points(again.sweep)) == rates[2]
+    assert probed_rates(sweep_with(tmp_path, algorithm="random")) == ()
+
+
+@pytest.mark.parametrize(
+    ("losses", "greatest"),
+    [
+        ((0.7, 0.69, 0.68, 0.72, 0.9), 3e-4),
+        ((0.7, 0.705, 0.68, 0.69, 0.706), None),  # by chance
+        ((0.7, 0.9, 0.68, 0.72, 0.9), 3e-4),
+        ((0.7, 0.69, 0.68, math.nan, math.inf), 3e-4),
+        ((0.7, math.nan, math.nan, math.nan, math.nan), 1e-4),
+    ],
+)
+def test_the_rate_is_bounded_where_one_step_makes_the_loss_clearly_worse(
+    losses: tuple[float, ...], greatest: float | None
+) -> None:
+    assert greatest_rate((1e-4, 2e-4, 3e-4, 4e-4), losses) == greatest
+
+
 @pytest.mark.parametrize("trials", [1, 2, 5, 16, 33])
 def test_the_steps_of_halving_are_those_that_its_rule_lets_trials_take(trials: int) -> None:
     some, steps = [One(number) for number in range(1, trials + 1)], 0
@@ -134,9 +173,9 @@ def test_a_budget_pays_for_the_trials_that_it_plans(tmp_path: Path, budget: dict
     if "trials" in budget:
         assert plan.compared + plan.straight == budget["trials"] and plan.straight == 2
         return
-    runs = budget.get("runs", 4)
-    used = halving_steps(int(plan.compared), STOPS, ETA, COOLDOWN) / 100 + plan.straight
-    assert runs - 0.6 < used <= runs and plan.straight == runs // 4
+    runs, compared = budget.get("runs", 4), int(plan.compared)
+    used, more = (halving_steps(count, [25, 100], ETA, COOLDOWN) / 100 for count in (compared, compared + 1))
+    assert used + plan.straight <= runs < more + plan.straight and plan.straight == runs // 3
 
 
 def test_without_rungs_all_trials_are_equal(tmp_path: Path) -> None:

@@ -6,9 +6,12 @@ Replays what a sweep would have done, with its own proposals, rules and budget, 
 The loss of a trial is interpolated between recorded ones, in the logarithm of the learning rate and in the warmup. All
 trials of one replay have the same recorded seed, as those of a sweep have.
 
+The prior of `auto` is off by up to a factor of three from the middle of the range, another one in each replay.
+
 Every algorithm may take a share of the tokens of a 5x5 grid. Counted are the tokens of training, of cool-downs and of
 held-out samples whenever they are scored, on both sides. Regret: how much worse the chosen values are than the best
-recorded ones, both as the mean over the recorded seeds at the end of a run, as a share of the latter.
+recorded ones, both as the mean over the recorded seeds at the end of a run, as a share of the latter. `reached` is the
+same with the loss that the search itself has ended with, of its one seed.
 """
 
 from __future__ import annotations
@@ -31,12 +34,14 @@ from bench.curves import DATA, TASKS, sweep_of
 from jobs.search.budget import budget_plan, next_kind
 from jobs.search.ledger import Trial, Trials
 from jobs.search.mailbox import Answer
+from jobs.search.prior import with_prior
 from jobs.search.proposing import Proposer
 from jobs.search.rungs import ETA, cooldown_of, going_on, stops_of
 from jobs.search.spec import SweepSpec
 from jobs.search.tuning import scheduler_of, with_resource
 
 GRID: Final = 25  # trials of a 5x5 grid
+MIDDLE, PRIOR_OFF = 1e-4, 3.0
 SHARE: Final = 0.16  # of its tokens
 WAYS: Final[dict[str, dict[str, Any]]] = {
     "auto": {"algorithm": "auto"},
@@ -53,7 +58,12 @@ class Table:
 
     def __init__(self, task: str, records: Sequence[dict[str, Any]]) -> None:
         self._records = {(one["learning_rate"], one["warmup_ratio"], one["seed"]): one for one in records}
-        self.rates, self.warmups, self.seeds = (sorted(set(values)) for values in zip(*self._records, strict=True))
+        self.rates, warmups, self.seeds = (sorted(set(values)) for values in zip(*self._records, strict=True))
+        self.warmups = [  # that are recorded in full
+            warmup
+            for warmup in warmups
+            if all((rate, warmup, seed) in self._records for rate in self.rates for seed in self.seeds)
+        ]
         self.total_steps = TASKS[task].steps
         self.evaluation_tokens = float(records[0]["evaluation_tokens"])
         cooldowns = len(TASKS[task].rungs) * TASKS[task].cooldown  # whose tokens are counted in the records
@@ -174,18 +184,20 @@ def chosen(known: Trials) -> dict[str, float]:
 def replayed(table: Table, task: str, way: str, folder: Path, seeds: int, runs: float) -> dict[str, Any]:
     """Regrets of one algorithm over so many seeds."""
     reference, _, _ = table.reference
+    prior_off = np.random.default_rng(0).uniform(-1, 1, size=seeds)
     cap = SHARE * GRID * (table.run_tokens + table.evaluation_tokens)
-    regrets, shares = [], []
+    regrets, reached, shares = [], [], []
     for seed in range(seeds):
-        budget = {"runs": runs} if way == "auto" else {"trials": 1000}
-        sweep = sweep_of(task, folder, seed=seed, budget=budget, **WAYS[way])
+        more: dict[str, Any] = {"budget": {"trials": 1000}}
         if way == "auto":
-            from jobs.search.prior import with_prior
-
-            sweep, _ = with_prior(sweep)
+            prior = MIDDLE * PRIOR_OFF ** prior_off[seed]
+            more = {"budget": {"runs": runs}, "prior": {"learning_rate": float(prior)}}
+        sweep, _ = with_prior(sweep_of(task, folder, seed=seed, **more, **WAYS[way]))
         replay = Replay(table, sweep, table.seeds[seed % len(table.seeds)], cap)
         values = chosen(replay.run())
-        regrets.append(table.quality(values["learning_rate"], values["warmup_ratio"]) / reference - 1)
+        at = values["learning_rate"], values["warmup_ratio"]
+        regrets.append(table.quality(*at) / reference - 1)
+        reached.append(table.loss(*at, replay.data_seed, table.total_steps, False) / reference - 1)
         shares.append(replay.taken / (GRID * (table.run_tokens + table.evaluation_tokens)))
     allowed = max(0.002, table.seed_deviation / reference)
     return {
@@ -197,6 +209,8 @@ def replayed(table: Table, task: str, way: str, folder: Path, seeds: int, runs: 
         "worst_regret": round(max(regrets), 5),
         "allowed_regret": round(allowed, 5),
         "within": round(sum(regret <= allowed for regret in regrets) / len(regrets), 3),
+        "median_reached": round(statistics.median(reached), 5),
+        "reached_within": round(sum(regret <= allowed for regret in reached) / len(reached), 3),
         "share_of_grid_tokens": round(max(shares), 4),
     }
 
@@ -206,7 +220,7 @@ def main() -> int:
     parser.add_argument("task", choices=sorted(TASKS))
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--ways", nargs="+", choices=sorted(WAYS), default=list(WAYS))
-    parser.add_argument("--runs", type=float, default=4.0, help="budget of auto")
+    parser.add_argument("--runs", type=float, default=3.5, help="budget of auto")
     options = parser.parse_args()
     file = DATA / f"{options.task}.jsonl"
     table = Table(options.task, [json.loads(line) for line in file.read_text().splitlines()])

@@ -191,7 +191,7 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
             return str(TrialScheduler.CONTINUE)
         decision = str(self._inner.on_trial_result(tune_controller, trial, with_resource(result)))
         if decision == TrialScheduler.STOP:
-            self._ledger.stopped(mine, f"worse than the better half after step {mine.step}")
+            self._ledger.stopped(mine, f"not in the best quarter after step {mine.step}")
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ STEPS, TRIALS = 12, 6
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Its file: four learning rates, of which the best goes on after half of its steps, then a lower one, then a warmup.
+    """Its file: four learning rates, of which the best goes on from its half, then a lower one, then another warmup.
 
     The model's head is new.
     """

@@ -6,7 +6,8 @@ Replays what a sweep would have done, with its own proposals, rules and budget, 
 The loss of a trial is interpolated between recorded ones, in the logarithm of the learning rate and in the warmup. All
 trials of one replay have the same recorded seed, as those of a sweep have.
 
-The prior of `auto` is off by up to a factor of three from the middle of the range, another one in each replay.
+All search from a tenth of a prior to ten times it. The prior is off by up to a factor of three from the middle of the
+recorded rates, another one in each replay; beyond the recorded rates, the nearest one's loss is taken.
 
 Every algorithm may take a share of the tokens of a 5x5 grid. Counted are the tokens of training, of cool-downs and of
 held-out samples whenever they are scored, on both sides. Regret: how much worse the chosen values are than the best
@@ -188,10 +189,13 @@ def replayed(table: Table, task: str, way: str, folder: Path, seeds: int, runs: 
     cap = SHARE * GRID * (table.run_tokens + table.evaluation_tokens)
     regrets, reached, shares = [], [], []
     for seed in range(seeds):
-        more: dict[str, Any] = {"budget": {"trials": 1000}}
+        prior = float(MIDDLE * PRIOR_OFF ** prior_off[seed])
+        rates = {"min": prior / 10, "max": prior * 10, "log": True, "points": 4}
+        more: dict[str, Any] = {"budget": {"trials": 1000}, "space": {"learning_rate": rates, "warmup_ratio": [0.1]}}
+        if way != "grid":  # which has four trials: four rates, and one warmup
+            more["space"]["warmup_ratio"] = {"min": 0.0, "max": 0.2}
         if way == "auto":
-            prior = MIDDLE * PRIOR_OFF ** prior_off[seed]
-            more = {"budget": {"runs": runs}, "prior": {"learning_rate": float(prior)}}
+            more |= {"budget": {"runs": runs}, "prior": {"learning_rate": prior}}
         sweep, _ = with_prior(sweep_of(task, folder, seed=seed, **more, **WAYS[way]))
         replay = Replay(table, sweep, table.seeds[seed % len(table.seeds)], cap)
         values = chosen(replay.run())

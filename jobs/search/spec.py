@@ -49,8 +49,10 @@ class Range(Frozen):
         """So many values at equal distances, of logarithms where `log` is set."""
         if self.log:
             ratio = self.max / self.min
-            return tuple(self.min * ratio ** (place / (count - 1)) for place in range(count))
-        return tuple(self.min + (self.max - self.min) * place / (count - 1) for place in range(count))
+            found = [self.min * ratio ** (place / (count - 1)) for place in range(count)]
+        else:
+            found = [self.min + (self.max - self.min) * place / (count - 1) for place in range(count)]
+        return (*found[:-1], self.max)  # and not what rounding makes of it
 
 
 def _form_of(value: object) -> str:

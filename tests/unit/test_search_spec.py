@@ -63,6 +63,8 @@ def test_without_a_space_it_is_the_rate_around_the_bases_and_the_warmup(tmp_path
 def test_the_points_of_a_range_are_even_on_its_own_scale() -> None:
     assert Range(min=1e-5, max=1e-3, log=True).values(3) == pytest.approx((1e-5, 1e-4, 1e-3))
     assert Range(min=0.0, max=0.2).values(3) == pytest.approx((0.0, 0.1, 0.2))
+    uneven = Range(min=1.8737379987164537e-05, max=0.0018737379987164538, log=True)
+    assert uneven.values(4)[-1] == uneven.max, "a grid's last value is inside its range"
 
 
 def test_a_trial_is_the_base_with_its_values(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from jobs.search.auto import rate_name
+from jobs.search.auto import rate_for_a_whole_run, rate_name
 from jobs.search.ledger import Trials
 from jobs.search.spec import GRID_POINTS, Range
 
@@ -133,9 +133,11 @@ def summary_lines(trials: Trials) -> list[str]:
     """The same for people."""
     lines = []
     if (fit := fitted_rate(trials)) is not None:
+        share = fit.step / trials.total_steps if trials.total_steps else 1.0
+        whole = f", which leads to {rate_for_a_whole_run(fit.optimum, share):.2g} for a whole run" if share < 1 else ""
         lines.append(
             f"a parabola through the scores after step {fit.step} has its optimum at learning_rate {fit.optimum:.2g} "
-            f"(probably {fit.low:.2g} to {fit.high:.2g})"
+            f"(probably {fit.low:.2g} to {fit.high:.2g}){whole}"
         )
     if (warning := at_an_end(trials)) is not None:
         lines.append(warning)

@@ -36,6 +36,15 @@ def test_the_optimum_of_a_parabola_is_found_between_the_points(tmp_path: Path) -
     assert fit.low == pytest.approx(fit.high, rel=1e-3)
 
 
+def test_an_optimum_in_the_middle_of_a_run_says_what_it_leads_to_at_its_end(tmp_path: Path) -> None:
+    ledger = ledger_with(tmp_path, {})
+    for rate in [3e-5, 1e-4, 2e-4, 4e-4, 8e-4]:
+        answer = Answer(status="paused", step=STEPS // 2, tokens=50, metrics={"eval_loss": response(rate, 2.5e-4)})
+        ledger.answered(ledger.add({"train.learning_rate": rate, "train.warmup_ratio": 0.1}), answer)
+    assert "optimum at learning_rate 0.00025" in summary_lines(ledger)[0]
+    assert summary_lines(ledger)[0].endswith(f"which leads to {2.5e-4 * 0.5**0.32:.2g} for a whole run")
+
+
 def test_noise_makes_the_interval_wide_and_it_holds_the_optimum() -> None:
     x = [math.log(rate) for rate in (3e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1e-3)]
     noise = [0.02, -0.03, 0.01, 0.03, -0.02, 0.01]

@@ -118,6 +118,17 @@ def size(path: str) -> int:
         return int(fs.size(inner))
 
 
+def size_of_dir(path: str) -> int:
+    """Bytes of all files below a directory; 0 where there is none. Raises StorageError."""
+    with _as_storage_error("look at", path):
+        fs, inner = filesystem(path)
+        fs.invalidate_cache()
+        try:
+            return int(fs.du(inner, total=True))
+        except FileNotFoundError:
+            return 0
+
+
 def is_dir(path: str) -> bool:
     with _as_storage_error("look at", path):
         fs, inner = filesystem(path)

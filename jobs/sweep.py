@@ -32,7 +32,7 @@ from jobs.teller import Teller
 from jobs.validate import validate
 from jobs.watch import Announcer
 
-_FIXED = ("space", "metric", "mode", "algorithm", "scheduler", "rungs", "cooldown", "prior", "seed")
+_FIXED = ("metric", "mode", "algorithm", "scheduler", "rungs", "cooldown", "prior", "seed")
 
 
 def run_sweep(
@@ -57,7 +57,11 @@ def run_sweep(
         raise CapacityError(problem)
     warnings = validate(sweep.base).warnings
     sweep = sweep.model_copy(update={"base": with_model_of_run(sweep.base)})
-    sweep, prior_from = with_prior(sweep if resume is None else begun_like(sweep, JobPaths(resume)))
+    prior_from = None
+    if resume is not None:
+        sweep = begun_like(sweep, JobPaths(resume))
+    if not sweep.prior or resume is None:
+        sweep, prior_from = with_prior(sweep)
     check_space(sweep)
     if resume is not None:
         check_sweep_resumable(JobPaths(resume), sweep, alone=not by_hand)
@@ -93,7 +97,8 @@ def begun_like(sweep: SweepSpec, paths: JobPaths) -> SweepSpec:
     """The sweep with the space and the prior of the earlier one, where it says nothing of them."""
     before = load_sweep(paths.spec)
     filled = {} if before is None else {name: getattr(before, name) for name in ("space", "prior")}
-    return sweep.model_copy(update={name: value for name, value in filled.items() if not getattr(sweep, name)})
+    filled = {name: value for name, value in filled.items() if not getattr(sweep, name)}
+    return sweep.model_copy(update=filled)
 
 
 def check_sweep_resumable(paths: JobPaths, now: SweepSpec, *, alone: bool = False) -> None:
@@ -108,6 +113,10 @@ def check_sweep_resumable(paths: JobPaths, now: SweepSpec, *, alone: bool = Fals
     if read_outcome(paths) is None and not alone:
         check_not_driven(paths, time.time())
     changed = [f"base.{line}" for line in differences(before.base, now.base)]
+    if before.algorithm == "grid" and before.space != now.space:
+        changed.append("space: a grid's trials are counted off by it")
+    if strangers := set(before.dimensions) ^ set(now.dimensions):
+        changed.append(f"space: not both have {', '.join(sorted(strangers))}")
     for name in _FIXED:
         if (old := getattr(before, name)) != (new := getattr(now, name)):
             changed.append(f"{name}: {old} -> {new}")
@@ -115,7 +124,8 @@ def check_sweep_resumable(paths: JobPaths, now: SweepSpec, *, alone: bool = Fals
         lines = "\n".join(f"  {line}" for line in changed)
         raise SpecError(
             f"sweep {paths.name} cannot go on: its trials would no longer compare (from what it had to what is given):"
-            f"\n{lines}\nThe budget, num_gangs and then may change. Take these back, or start a new sweep"
+            f"\n{lines}\nThe budget, num_gangs, then, checkpoints_gb and the ranges of the space may change. Take "
+            "these back, or start a new sweep"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from jobs.search.prior import RATE
+from jobs.search.prior import RATE, inside
 from jobs.search.spec import Range, SweepSpec
 from jobs.search.varying import field_meant
 
@@ -19,15 +19,20 @@ def rate_name(sweep: SweepSpec) -> str | None:
     return next((name for name in sweep.dimensions if field_meant(name) == RATE), None)
 
 
+def prior_of(sweep: SweepSpec) -> dict[str, Any]:
+    """The prior, drawn into the space, which may have been narrowed since."""
+    return {name: inside(value, sweep.dimensions[name]) for name, value in sweep.prior.items()}
+
+
 def first_points(sweep: SweepSpec) -> list[dict[str, Any]]:
     """Values that are tried before a model proposes any: the prior, and higher and lower rates."""
-    name = rate_name(sweep)
+    name, prior = rate_name(sweep), prior_of(sweep)
     rates = sweep.dimensions[name] if name is not None else ()
     if name is None or not isinstance(rates, Range):
-        return [dict(sweep.prior)]
-    middle = float(str(sweep.prior[name]))
+        return [prior]
+    middle = prior[name]
     around = (middle, min(middle * STEP, rates.max), max(middle / STEP, rates.min))
-    return [{**sweep.prior, name: rate} for rate in dict.fromkeys(around)]
+    return [{**prior, name: rate} for rate in dict.fromkeys(around)]
 
 
 def rate_for_a_whole_run(rate: float, share: float) -> float:
@@ -58,7 +63,7 @@ def fixed_values(sweep: SweepSpec, straight: bool, best: dict[str, Any]) -> dict
         return {}
     if straight:
         return {name: best[name]}
-    return {other: value for other, value in sweep.prior.items() if other != name}
+    return {other: value for other, value in prior_of(sweep).items() if other != name}
 
 
 def probed_rates(sweep: SweepSpec) -> tuple[float, ...]:
@@ -67,7 +72,7 @@ def probed_rates(sweep: SweepSpec) -> tuple[float, ...]:
     rates = sweep.dimensions[name] if name is not None else ()
     if sweep.algorithm != "auto" or name is None or not isinstance(rates, Range) or rates.min <= 0:
         return ()
-    first = float(str(sweep.prior[name]))
+    first = prior_of(sweep)[name]
     return tuple(rate for rate in Range(min=first, max=rates.max, log=True).values(_PROBED) if rate > first)
 
 
@@ -88,4 +93,6 @@ def bounded(sweep: SweepSpec, greatest: float) -> SweepSpec:
     assert name is not None
     rates = sweep.dimensions[name]
     assert isinstance(rates, Range)
+    if not rates.min < greatest < rates.max:
+        return sweep
     return sweep.model_copy(update={"space": {**sweep.dimensions, name: rates.model_copy(update={"max": greatest})}})

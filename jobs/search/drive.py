@@ -44,7 +44,7 @@ from jobs.search.budget import BudgetPlan, Next, budget_plan, most_gangs, next_k
 from jobs.search.gangs import GangLost, Gangs, end_earlier_gangs, gangs_that_fit
 from jobs.search.ledger import Ledger, Trial
 from jobs.search.mailbox import Answer, Desk, Order, Request
-from jobs.search.rungs import ETA, cooldown_of, going_on, halving_steps, stops_of
+from jobs.search.rungs import ETA, cooldown_of, given_up, going_on, halving_steps, stops_of
 from jobs.search.spec import SweepSpec
 from jobs.search.summary import summary_lines
 from jobs.search.words import leaderboard, trial_line, trial_words
@@ -205,6 +205,7 @@ class Search:
         self._desk = Desk(own)
         self._seen: set[str] = set()
         self._serving: list[threading.Thread] = []
+        self._room_lock = threading.Lock()
         self._began_s = self._told_s = self._looked_s = self._saw_nodes_s = time.monotonic()
         self._steps_before = self._steps
         self._stopped = False  # by `fleetune stop`
@@ -279,10 +280,16 @@ class Search:
         """What kind of trial may begin now."""
         if self.asked_to_stop():
             return "stopped"
-        trials, stops = list(self.ledger.trials.values()), stops_of(self.ledger.sweep, self.ledger.total_steps)
-        halving = self.ledger.sweep.scheduler == "halving"
-        goes_on = halving and bool(going_on(trials, stops, ETA, self.ledger.sweep.lower_is_better))
-        return next_kind(trials, self._shares.plan, self.used, goes_on)
+        trials = list(self.ledger.trials.values())
+        return next_kind(trials, self._shares.plan, self.used, bool(self._going_on()))
+
+    def _going_on(self) -> list[int]:
+        """Numbers of the trials that are to go on from a rung, if no more are begun."""
+        ledger = self.ledger
+        if ledger.sweep.scheduler != "halving":
+            return []
+        stops = stops_of(ledger.sweep, ledger.total_steps)
+        return going_on(list(ledger.trials.values()), stops, ETA, ledger.sweep.lower_is_better)
 
     @property
     def used(self) -> float:
@@ -340,11 +347,35 @@ class Search:
         self.ledger.answered(trial, answer, self._spent())
         if answer.status == "stopped" and not self.asked_to_stop():
             self.ledger.stopped(trial, f"stopped by hand after step {answer.step}")
+        self._keep_within_room()
         said = trial_line(self.ledger, trial)
         self.announce("trial", said, trial=trial.number, state=trial.state, **self._progress())
         judged = {self.ledger.sweep.judged: self.ledger.told_as(trial)}
         status = "failed" if trial.state == "failed" else answer.status
         self._desk.answers.put(name, answer.model_copy(update={"metrics": judged, "status": status}))
+
+    def _keep_within_room(self) -> None:
+        """Remove checkpoints of the worst trials, where all take more room than the sweep gives them."""
+        most, ledger = self.ledger.sweep.checkpoints_gb, self.ledger
+        if most is None:
+            return
+        with self._room_lock:
+            sizes = {trial.number: self._size_of(trial) for trial in ledger.trials.values()}
+            wanted = set(self._going_on())
+            ranked = [trial for trial in ledger.ranked() if trial.number not in wanted]
+            for number in given_up(ranked, sizes, most * 1e9):
+                trial = ledger.trials[number]
+                ledger.stopped(trial, "its checkpoint made room for those of better trials")
+                storage.remove_dir(trial.paths.checkpoints)
+                said = f"removed the checkpoints of trial {number} ({sizes[number] / 1e9:.2f} GB)"
+                self.announce("phase", said, phase="room")
+
+    def _size_of(self, trial: Trial) -> int:
+        """Bytes of its checkpoints."""
+        try:
+            return storage.size_of_dir(trial.paths.checkpoints)
+        except StorageError:
+            return 0  # looked at again after the next answer
 
     def _carried_out(self, trial: Trial, until: int | None) -> Answer:
         """Raises FleetuneError: no gang is left."""

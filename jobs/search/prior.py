@@ -37,8 +37,8 @@ def with_prior(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
     given = {field_meant(name): value for name, value in sweep.prior.items()}
     rate, said = (given_rate(given[RATE]), None) if RATE in given else rate_to_begin_with(sweep.base)
     space = dict(sweep.space) or {
-        RATE: Range(min=rate / _AROUND, max=min(rate * _AROUND, 1.0), log=True),
-        _WARMUP: Range(min=0.0, max=0.2),
+        "learning_rate": Range(min=rate / _AROUND, max=min(rate * _AROUND, 1.0), log=True),
+        "warmup_ratio": Range(min=0.0, max=0.2),
     }
     fields = {field_meant(name): name for name in space}
     if strangers := sorted(given.keys() - fields):

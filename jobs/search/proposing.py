@@ -42,6 +42,9 @@ class Proposer:
             self._study_of_straight()
 
     def _recall(self, study: _Study, trial: Trial) -> None:
+        """Optuna takes no values outside of the space, which may have been narrowed since."""
+        if not holds(self._sweep, trial.values):
+            return
         study.begin(trial.number, trial.values, None)
         if trial.is_over or trial.scores:
             self.told(trial)
@@ -53,7 +56,7 @@ class Proposer:
             for trial in self._known.trials.values():
                 if trial.straight:
                     self._recall(self._straight, trial)
-                elif trial.state == "finished":
+                elif trial.state == "finished" and holds(self._sweep, trial.values):
                     self._straight.add(trial.values, self._known.told_as(trial))
         return self._straight
 
@@ -78,6 +81,8 @@ class Proposer:
 
     def told(self, trial: Trial) -> None:
         """Take over the score of a trial, or that it failed. What is known already changes nothing."""
+        if not holds(self._sweep, trial.values):
+            return
         study = self._study_of_straight() if trial.straight else self._compared
         worst = self._known.told_as(trial) if trial.state == "failed" else None
         study.tell(trial.number, trial.values, trial.scores[0][1] if trial.scores else worst, worst)
@@ -145,6 +150,14 @@ def distribution_of(values: Range | tuple[Any, ...]) -> optuna.distributions.Bas
     if isinstance(values, tuple):
         return optuna.distributions.CategoricalDistribution(values)
     return optuna.distributions.FloatDistribution(values.min, values.max, log=values.log)
+
+
+def holds(sweep: SweepSpec, values: Mapping[str, Any]) -> bool:
+    """Whether the values lie in the sweep's space."""
+    return all(
+        values[name] in wanted if isinstance(wanted, tuple) else wanted.min <= values[name] <= wanted.max
+        for name, wanted in sweep.dimensions.items()
+    )
 
 
 def grid_values(sweep: SweepSpec, number: int) -> dict[str, Any]:

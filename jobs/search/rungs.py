@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from jobs.search.spec import SweepSpec
@@ -44,6 +44,38 @@ def going_on(trials: Sequence[Scored], stops: Sequence[int], eta: int, lower_is_
         if going := sorted(here, key=lambda trial: trial.scores[-1][1], reverse=not lower_is_better)[:room]:
             return [trial.number for trial in going]
     return []
+
+
+class Kept(Protocol):
+    """A trial whose checkpoints take room."""
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def state(self) -> str: ...
+
+
+def given_up(ranked: Sequence[Kept], sizes: Mapping[int, float], most: float) -> list[int]:
+    """Numbers of the trials whose checkpoints are to be removed so that the rest takes at most so much.
+
+    First those of failed trials, then of stopped ones, then of the worst of the others. The best trial's stay, and
+    those of trials that wait or are being trained.
+
+    Args:
+        ranked: the best first.
+        sizes: of the checkpoints, by number of the trial.
+    """
+    order = {"failed": 0, "stopped": 1, "finished": 2, "paused": 2}
+    candidates = [trial for trial in ranked[1:] if trial.state in order][::-1]
+    found, left = [], sum(sizes.values())
+    for trial in sorted(candidates, key=lambda trial: order[trial.state]):
+        if left <= most:
+            break
+        if sizes.get(trial.number):
+            found.append(trial.number)
+            left -= sizes[trial.number]
+    return found
 
 
 def halving_steps(trials: int, stops: Sequence[int], eta: int, cooldown: int) -> int:

@@ -125,6 +125,12 @@ class SweepSpec(Frozen):
     rungs: tuple[float, ...] = Field(
         (0.25,), max_length=20, description="Shares of a run after which trials are compared (asha, halving)."
     )
+    checkpoints_gb: float | None = Field(
+        None,
+        gt=0.0,
+        description="Room for the checkpoints of all trials; left out: no bound. Those of failed and stopped trials go "
+        "first, then those of the worst; the best trial's stay.",
+    )
     cooldown: float = Field(
         default_factory=lambda data: 0.1 if _is_auto(data) else 0.0,
         ge=0.0,
@@ -171,8 +177,8 @@ class SweepSpec(Frozen):
             return dict(self.space)
         rate = self.base.train.learning_rate
         return {
-            "train.learning_rate": Range(min=rate / _AROUND, max=min(rate * _AROUND, 1.0), log=True),
-            "train.warmup_ratio": Range(min=0.0, max=_MOST_WARMUP),
+            "learning_rate": Range(min=rate / _AROUND, max=min(rate * _AROUND, 1.0), log=True),
+            "warmup_ratio": Range(min=0.0, max=_MOST_WARMUP),
         }
 
     @property

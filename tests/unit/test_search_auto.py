@@ -22,7 +22,7 @@ from tests.unit.test_search_rungs import One
 from tests.unit.test_search_spec import BASE, sweep_of
 
 STOPS, COOLDOWN = [25, 50, 100], 10
-RATE, WARMUP = "train.learning_rate", "train.warmup_ratio"
+RATE, WARMUP = "learning_rate", "warmup_ratio"
 
 
 def base_of(folder: Path, **train: Any) -> dict[str, Any]:

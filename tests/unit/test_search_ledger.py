@@ -41,7 +41,7 @@ def ledger_of(sweep: SweepSpec, root: str) -> Ledger:
 
 
 def add(ledger: Ledger, rate: float) -> Any:
-    return ledger.add({"train.learning_rate": rate, "train.warmup_ratio": 0.1})
+    return ledger.add({"learning_rate": rate, "warmup_ratio": 0.1})
 
 
 def scored(status: Any, step: int, loss: float) -> Answer:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from jobs.search.rungs import going_on
+from jobs.search.rungs import given_up, going_on
 
 STOPS = [10, 20, 40]
 
@@ -65,3 +65,25 @@ def test_those_that_failed_leave_their_places_to_nobody() -> None:
 
 def test_who_is_at_the_last_step_is_left_alone() -> None:
     assert going_on(trials(t1=[0.5, 0.4, 0.3]), STOPS, 2, True) == []
+
+
+@dataclass
+class Stored:
+    number: int
+    state: str
+
+
+RANKED = [Stored(2, "finished"), Stored(5, "finished"), Stored(1, "paused"), Stored(3, "running"), Stored(6, "stopped")]
+SIZES = {1: 10.0, 2: 10.0, 3: 10.0, 4: 10.0, 5: 10.0, 6: 10.0}
+
+
+@pytest.mark.parametrize(
+    ("most", "removed"), [(60, []), (50, [4]), (41, [4, 6]), (30, [4, 6, 1]), (20, [4, 6, 1, 5]), (1, [4, 6, 1, 5])]
+)
+def test_checkpoints_of_failed_and_stopped_trials_go_first_and_the_best_stays(most: float, removed: list[int]) -> None:
+    """Trial 3 is being trained, and trial 2 is the best: theirs stay, whatever room there is."""
+    assert given_up([*RANKED, Stored(4, "failed")], SIZES, most) == removed
+
+
+def test_a_trial_without_checkpoints_gives_no_room() -> None:
+    assert given_up([Stored(1, "finished"), Stored(2, "failed"), Stored(3, "paused")], {1: 5, 2: 0, 3: 5}, 7) == [3]

@@ -141,7 +141,9 @@ def test_who_wants_one_job_is_told_that_this_is_a_sweep(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"budget": {"trials": 99}, "num_gangs": 3, "then": "nothing"}, None),
-        ({"space": {"learning_rate": {"min": 1e-6, "max": 1e-3}}}, "space: "),
+        ({"space": {"learning_rate": {"min": 1e-6, "max": 1e-4}}}, None),
+        ({"space": {"learning_rate": RATES, "warmup_ratio": [0.1]}}, "space: not both have warmup_ratio"),
+        ({"space": {"learning_rate": [1e-4]}, "algorithm": "grid"}, "algorithm: auto -> grid"),
         ({"metric": "loss", "mode": "max"}, "mode: None -> max"),
         ({"base": {**BASE, "seed": 7}}, "base.seed: 42 -> 7"),
     ],

@@ -19,7 +19,7 @@ def ledger_with(folder: Path, losses: dict[float, float], **fields: object) -> L
     """Trials that ended with these losses, by their rates; 200 tokens and 30 seconds of two workers each."""
     ledger = Ledger(sweep_of(folder, BASE, algorithm="random", **fields), str(folder / "found-1"), STEPS, 100.0)
     for number, (rate, loss) in enumerate(losses.items(), 1):
-        trial = ledger.add({"train.learning_rate": rate, "train.warmup_ratio": 0.1})
+        trial = ledger.add({"learning_rate": rate, "warmup_ratio": 0.1})
         answer = Answer(status="finished", step=STEPS, tokens=200, metrics={"eval_loss": loss})
         ledger.answered(trial, answer, ("01", 30.0 * number, 60.0 * number))
     return ledger
@@ -40,7 +40,7 @@ def test_an_optimum_in_the_middle_of_a_run_says_what_it_leads_to_at_its_end(tmp_
     ledger = ledger_with(tmp_path, {})
     for rate in [3e-5, 1e-4, 2e-4, 4e-4, 8e-4]:
         answer = Answer(status="paused", step=STEPS // 2, tokens=50, metrics={"eval_loss": response(rate, 2.5e-4)})
-        ledger.answered(ledger.add({"train.learning_rate": rate, "train.warmup_ratio": 0.1}), answer)
+        ledger.answered(ledger.add({"learning_rate": rate, "warmup_ratio": 0.1}), answer)
     assert "optimum at learning_rate 0.00025" in summary_lines(ledger)[0]
     assert summary_lines(ledger)[0].endswith(f"which leads to {2.5e-4 * 0.5**0.32:.2g} for a whole run")
 
@@ -79,7 +79,7 @@ def test_the_best_at_an_end_of_the_range_is_told(tmp_path: Path) -> None:
 
 def test_what_it_has_cost_is_known_to_the_next_driver(tmp_path: Path) -> None:
     ledger = ledger_with(tmp_path, {1e-4: 0.5, 3e-4: 0.4})
-    trial = ledger.add({"train.learning_rate": 2e-4, "train.warmup_ratio": 0.1})
+    trial = ledger.add({"learning_rate": 2e-4, "warmup_ratio": 0.1})
     ledger.answered(trial, Answer(status="failed", reason="diverged", tokens=50), ("02", 15.0, 60.0))
     ledger.close()
     again = Trials(ledger.sweep, ledger.root)

@@ -147,3 +147,16 @@ def test_a_worker_and_the_driver_are_killed_and_it_ends_as_the_undisturbed_one(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "starting the workers of the gang again" in log.read_text()
     assert known_of(root) == known_of(undisturbed[0])
+
+
+def test_with_a_larger_budget_it_goes_on_where_it_has_ended(undisturbed: tuple[pathlib.Path, str]) -> None:
+    """The space is narrowed too: what was tried outside of it stays known, and nothing outside of it is tried again."""
+    root, _ = undisturbed
+    before = known_of(root)
+    narrower = "space.learning_rate={min: 2e-4, max: 2e-3, log: true}"
+    done = fleetune("run", "--resume", root, "--set", f"budget.trials={TRIALS + 2}", "--set", narrower)
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = known_of(root)
+    assert {trial: after[trial] for trial in before} == before and len(after) == TRIALS + 2
+    assert all(2e-4 <= after[trial][0]["learning_rate"] <= 2e-3 for trial in (TRIALS + 1, TRIALS + 2))
+    assert "Traceback" not in done.stdout and "looking for the greatest" not in done.stdout

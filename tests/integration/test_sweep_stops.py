@@ -12,14 +12,14 @@ import pytest
 from jobs.load import load_sweep
 from jobs.outcome import Status
 from jobs.paths import JobPaths
-from jobs.search import drive
+from jobs.search import drive, searching
 from jobs.search.ledger import Ledger
 from jobs.search.mailbox import Answer
 from jobs.search.tuning import halved
 from orchestrator.orders import ask_to_stop
 
 
-def search_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> drive.Search:
+def search_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> searching.Search:
     """A search by halving that may begin two trials; nothing trains them."""
     base = {
         "model": {"path": "model", "task": "sequence-classification", "num_labels": 2},
@@ -29,10 +29,10 @@ def search_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> drive.Search:
     (folder / "spec.json").write_text(json.dumps({"kind": "sweep", "base": base, **rule}))
     sweep, paths = load_sweep(str(folder / "spec.json")), JobPaths(str(folder))
     assert sweep is not None
-    monkeypatch.setattr(drive, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(searching, "_LOOK_EVERY_S", 0.0)
     parts: list[Any] = [Ledger(sweep, paths.root, 8, 100.0), paths, str(folder / "own"), [], print]
-    shares, nodes = drive.Shares.of(sweep, 8, 100.0), SimpleNamespace(look=lambda leaving: None)
-    return drive.Search(*parts, SimpleNamespace(asked=False), shares, nodes)  # type: ignore[call-arg]
+    shares, nodes = searching.Shares.of(sweep, 8, 100.0), SimpleNamespace(look=lambda leaving: None)
+    return searching.Search(*parts, SimpleNamespace(asked=False), shares, nodes)  # type: ignore[call-arg]
 
 
 def test_what_fleetune_stop_leaves_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ COMMANDS = {
     "export": {"RUN", "--to", "--storage"},
     "spec": {"--kind", "--json-schema"},
     "sweep leaderboard": {"SWEEP", "--storage", "--json"},
+    "sweep report": {"SWEEP", "--html", "--storage", "--json"},
     "sweep stop": {"SWEEP", "TRIAL", "--storage"},
     "upload": {"PATH", "URL", "--replace", "--json", "--quiet"},
     "gc": {

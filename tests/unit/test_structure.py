@@ -21,7 +21,7 @@ MAY_IMPORT = {"cluster": (), "jobs": ("cluster",), "orchestrator": ("cluster", "
 
 # Where a package that is slow to import may be named at all. The light half runs on a laptop that has none of them.
 TRAINING = ("jobs/data/", "jobs/training/")
-TUNING = ("jobs/search/trainable.py", "jobs/search/tuning.py")
+TUNING = ("jobs/search/page.py", "jobs/search/proposing.py", "jobs/search/trainable.py", "jobs/search/tuning.py")
 SERVING = ("orchestrator/server/", "orchestrator/store/")
 HOMES = {
     "ray": (

@@ -1,0 +1,335 @@
+"""The search of one driver: requests of trials are passed to gangs, and the ledger keeps what comes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.ray_backend import leaving_nodes
+from jobs import storage
+from jobs.errors import (
+    FleetuneError,
+    RunFailed,
+    SpecError,
+    StorageError,
+)
+from jobs.journal import JournalReader
+from jobs.paths import JobPaths
+from jobs.planning import gang_of
+from jobs.search.auto import greatest_rate, probed_rates
+from jobs.search.budget import BudgetPlan, Next, budget_plan, next_kind, runs_of
+from jobs.search.gangs import GangLost, Gangs
+from jobs.search.ledger import Ledger, Trial
+from jobs.search.mailbox import Answer, Desk, Order, Request
+from jobs.search.rungs import ETA, cooldown_of, given_up, going_on, halving_steps, stops_of
+from jobs.search.spec import SweepSpec
+from jobs.search.words import trial_line, trial_words
+from jobs.signals import StopSignals
+from jobs.training.attempts import take_run
+from jobs.training.draining import Draining
+from jobs.watch import Announcer
+
+_POLL_S = 0.05
+_TELL_EVERY_S, _LOOK_EVERY_S = 20.0, 1.0
+_MOST_LOSSES = 3  # of gangs under one trial, before the trial has failed
+_LOOK_AT_NODES_S = 5.0
+_SAVED_WITHIN_S = 60.0  # what other gangs train, once one has lost its machines
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What the budget pays for.
+
+    Attributes:
+        runs: of the base to its end; infinite where tokens do not bound the search.
+        cooldown: steps for the score at a rung.
+    """
+
+    plan: BudgetPlan
+    tokens_per_run: float
+    runs: float
+    cooldown: int
+
+    @classmethod
+    def of(cls, sweep: SweepSpec, total_steps: int, per_run: float) -> Shares:
+        """Raises SpecError: it does not pay for one trial."""
+        stops, cooldown = stops_of(sweep, total_steps), cooldown_of(sweep, total_steps)
+        plan, runs = budget_plan(sweep, stops, cooldown, per_run), runs_of(sweep.budget, per_run)
+        if plan.compared < 1:
+            needed = halving_steps(1, stops, ETA, cooldown) / total_steps
+            raise SpecError(
+                f"the budget pays for {runs:.2g} runs, but one trial with its cool-downs takes {needed:.2g}: give a "
+                "larger budget, fewer rungs, or scheduler: none"
+            )
+        return cls(plan, per_run, runs, cooldown)
+
+    def steps(self, ledger: Ledger) -> int | None:
+        """Optimizer steps of all trials, cool-downs not counted; None where nobody can say."""
+        stops = stops_of(ledger.sweep, ledger.total_steps)
+        if ledger.sweep.scheduler == "halving" and self.plan.compared < math.inf:
+            compared = halving_steps(int(self.plan.compared), stops, ETA, 0)
+            return compared + self.plan.straight * ledger.total_steps
+        trials = min(self.plan.compared, self.runs)
+        return None if math.isinf(trials) else int(trials * ledger.total_steps)
+
+
+class Search:
+    """The search of one driver: requests of trials are passed to gangs until Tune is done."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        paths: JobPaths,
+        own: str,
+        gangs: Gangs,
+        announce: Announcer,
+        signals: StopSignals,
+        shares: Shares,
+        draining: Draining,
+    ) -> None:
+        self.ledger, self.paths, self.gangs, self.announce = ledger, paths, gangs, announce
+        self.signals, self._shares, self._draining = signals, shares, draining
+        self._own = own  # directory of this driver
+        self._desk = Desk(own)
+        self._seen: set[str] = set()
+        self._serving: list[threading.Thread] = []
+        self._room_lock = threading.Lock()
+        self._began_s = self._told_s = self._looked_s = self._saw_nodes_s = time.monotonic()
+        self._steps_before = self._steps
+        self._stopped = False  # by `fleetune stop`
+        self._readers: dict[int, JournalReader] = {}  # of the metrics of each trial
+        self._failed: FleetuneError | None = None  # of all gangs
+
+    def run(self) -> None:
+        """Raises FleetuneError: no gang is left; Interrupted: a second signal."""
+        done: dict[str, Any] = {}
+        tune = threading.Thread(target=self._tune, args=(done,), name="tune", daemon=True)
+        tune.start()
+        while tune.is_alive():
+            self._serve_requests()
+            self._tell_steps()
+            self._look_at_nodes()
+            self.signals.check()
+            if self._failed is not None:
+                self._stop_running(_SAVED_WITHIN_S)
+                raise self._failed
+            if self.asked_to_stop():
+                self._stop_running()
+                return
+            time.sleep(_POLL_S)
+        if "error" in done:
+            raise done["error"]
+
+    def _bound_rate(self) -> None:
+        """Have a gang find the learning rate at which the first step makes the loss worse: higher ones are not tried.
+
+        Raises:
+            FleetuneError: no gang could be started.
+        """
+        ledger = self.ledger
+        rates = probed_rates(ledger.sweep)
+        if not rates or ledger.is_bounded:
+            return
+        self.announce("phase", f"looking for the greatest learning rate, up to {rates[-1]:.2g}", phase="probe")
+        probe = JobPaths(storage.join(self._own, "probe"))
+        order = Order(action="probe", run=probe.root, spec=ledger.sweep.base, rates=rates, driver=take_run(probe))
+        try:
+            answer = self.gangs.carry_out(order)
+        except GangLost as error:
+            self.announce("warning", f"{error}: the learning rate is not bounded")
+            return
+        greatest = greatest_rate(rates, answer.losses) if answer.status == "probed" else None
+        ledger.set_bound(greatest, answer.tokens)
+        if greatest is not None:
+            said = f"one step at {greatest:.2g} makes the loss worse: higher learning rates are not tried"
+            self.announce("phase", said, phase="probe")
+
+    def _tune(self, done: dict[str, Any]) -> None:
+        try:
+            from jobs.search.tuning import make_tuner
+
+            self._bound_rate()
+            make_tuner(self.ledger, self.paths.root, self._own, lambda: len(self.gangs), self.next_kind).fit()
+        except FleetuneError as error:
+            done["error"] = error
+        except Exception as error:
+            traceback.print_exc()
+            done["error"] = RunFailed(f"Ray Tune failed: {type(error).__name__}: {error}")
+
+    def asked_to_stop(self) -> bool:
+        """Whether a signal has come, or `fleetune stop`; the storage is asked once a second."""
+        if time.monotonic() - self._looked_s > _LOOK_EVERY_S:
+            self._looked_s = time.monotonic()
+            with contextlib.suppress(StorageError):  # asked again a second later
+                self._stopped = self._stopped or storage.exists(self.paths.stop_request)
+        return self._stopped or self.signals.asked
+
+    def next_kind(self) -> Next:
+        """What kind of trial may begin now."""
+        if self.asked_to_stop():
+            return "stopped"
+        trials = list(self.ledger.trials.values())
+        return next_kind(trials, self._shares.plan, self.used, bool(self._going_on()))
+
+    def _going_on(self) -> list[int]:
+        """Numbers of the trials that are to go on from a rung, if no more are begun."""
+        ledger = self.ledger
+        if ledger.sweep.scheduler != "halving":
+            return []
+        stops = stops_of(ledger.sweep, ledger.total_steps)
+        return going_on(list(ledger.trials.values()), stops, ETA, ledger.sweep.lower_is_better)
+
+    @property
+    def used(self) -> float:
+        """Share of the budget that is used up, of the bound that is nearest; trials are counted by the plan."""
+        budget, ledger = self.ledger.sweep.budget, self.ledger
+        driver, *spent = self._spent()
+        every = [*(each for name, each in ledger.spent.items() if name != driver), spent]
+        seconds, worker_seconds = (sum(each) for each in zip(*every, strict=True))
+        used = [seconds / 60 / (budget.minutes or math.inf), worker_seconds / 3600 / (budget.gpu_hours or math.inf)]
+        if ledger.sweep.scheduler != "halving":  # else the plan has counted them
+            used.append(ledger.tokens / ledger.tokens_per_run / self._shares.runs)
+        return float(max(used))
+
+    def _spent(self) -> tuple[str, float, float]:
+        """By this driver: its name, seconds, and seconds times workers."""
+        seconds = time.monotonic() - self._began_s
+        workers = len(self.gangs) * gang_of(self.ledger.sweep.base).num_workers
+        return self._own.rpartition("/")[2], seconds, seconds * workers
+
+    def _tell_steps(self) -> None:
+        """Say every 20 seconds at which step each running trial is."""
+        if time.monotonic() - self._told_s < _TELL_EVERY_S:
+            return
+        self._told_s = time.monotonic()
+        for trial in [trial for trial in self.ledger.trials.values() if trial.state == "running"]:
+            reader = self._readers.setdefault(trial.number, JournalReader(trial.paths.metrics))
+            with contextlib.suppress(StorageError):  # asked again at the next look
+                if steps := list(reader.new()):
+                    step, loss = steps[-1]["step"], steps[-1]["loss"]
+                    said = f"trial {trial.number}: step {step} of {self.ledger.total_steps}, training loss {loss:.4f}"
+                    self.announce("phase", said, phase="train", trial=trial.number)
+
+    def _serve_requests(self) -> None:
+        for name in self._desk.requests.names():
+            if name in self._seen:
+                continue
+            self._seen.add(name)
+            thread = threading.Thread(target=self._serve, args=(name,), daemon=True)
+            self._serving.append(thread)
+            thread.start()
+
+    def _serve(self, name: str) -> None:
+        """Have a request carried out, and answer it."""
+        request = self._desk.requests.read(name, Request)
+        trial = self.ledger.trials[request.trial]
+        try:
+            answer = self._carried_out(trial, request.until)
+        except FleetuneError as error:  # no gang is left
+            self._failed = error
+            return
+        except Exception as error:
+            traceback.print_exc()
+            self._failed = RunFailed(f"{type(error).__name__}: {error}")
+            return
+        self.ledger.answered(trial, answer, self._spent())
+        if answer.status == "stopped" and not self.asked_to_stop():
+            self.ledger.stopped(trial, f"stopped by hand after step {answer.step}")
+        self._keep_within_room()
+        said = trial_line(self.ledger, trial)
+        self.announce("trial", said, trial=trial.number, state=trial.state, **self._progress())
+        judged = {self.ledger.sweep.judged: self.ledger.told_as(trial)}
+        status = "failed" if trial.state == "failed" else answer.status
+        self._desk.answers.put(name, answer.model_copy(update={"metrics": judged, "status": status}))
+
+    def _keep_within_room(self) -> None:
+        """Remove checkpoints of the worst trials, where all take more room than the sweep gives them."""
+        most, ledger = self.ledger.sweep.checkpoints_gb, self.ledger
+        if most is None:
+            return
+        with self._room_lock:
+            sizes = {trial.number: self._size_of(trial) for trial in ledger.trials.values()}
+            wanted = set(self._going_on())
+            ranked = [trial for trial in ledger.ranked() if trial.number not in wanted]
+            for number in given_up(ranked, sizes, most * 1e9):
+                trial = ledger.trials[number]
+                ledger.stopped(trial, "its checkpoint made room for those of better trials")
+                storage.remove_dir(trial.paths.checkpoints)
+                said = f"removed the checkpoints of trial {number} ({sizes[number] / 1e9:.2f} GB)"
+                self.announce("phase", said, phase="room")
+
+    def _size_of(self, trial: Trial) -> int:
+        """Bytes of its checkpoints."""
+        try:
+            return storage.size_of_dir(trial.paths.checkpoints)
+        except StorageError:
+            return 0  # looked at again after the next answer
+
+    def _carried_out(self, trial: Trial, until: int | None) -> Answer:
+        """Raises FleetuneError: no gang is left."""
+        losses = 0
+        if not trial.driver:
+            trial.driver = take_run(trial.paths)
+            for gone in (trial.paths.stop_request, trial.paths.save_request, trial.paths.outcome):
+                storage.remove_file(gone)  # of an earlier driver
+        order = Order(
+            action="train",
+            run=trial.paths.root,
+            spec=trial.spec,
+            until=until,
+            cooldown_steps=self._shares.cooldown if until is not None and until < self.ledger.total_steps else 0,
+            driver=trial.driver,
+        )
+        self.ledger.began(trial)
+        said = f"training {trial_words(trial)} to step {until or self.ledger.total_steps}"
+        self.announce("phase", said, phase="train", trial=trial.number)
+        while True:
+            try:
+                return self.gangs.carry_out(order)
+            except GangLost as error:
+                losses += 1
+                if losses >= _MOST_LOSSES:
+                    return Answer(status="failed", reason=f"its gang was lost {losses} times; the last time {error}")
+
+    def _look_at_nodes(self) -> None:
+        """Raises MachinesFailed: a node that the queue has given is gone."""
+        if time.monotonic() - self._saw_nodes_s > _LOOK_AT_NODES_S:
+            self._draining.look(leaving_nodes())
+            self._saw_nodes_s = time.monotonic()
+
+    @property
+    def _steps(self) -> int:
+        """Optimizer steps that all trials have done."""
+        return sum(trial.step for trial in self.ledger.trials.values())
+
+    def _progress(self) -> dict[str, Any]:
+        """How far the search is."""
+        ledger, total = self.ledger, self._shares.steps(self.ledger)
+        best = ledger.ranked()[0]
+        facts: dict[str, Any] = {"step": self._steps, "metrics": {}}
+        if best.score is not None and best.state != "failed":
+            facts["metrics"] = {ledger.sweep.judged: best.score, "trials": float(len(ledger.trials))}
+        if total is not None:
+            done, passed_s = facts["step"] - self._steps_before, time.monotonic() - self._began_s
+            left = max(total - facts["step"], 0)
+            facts |= {"total_steps": max(total, facts["step"])}
+            facts |= {"remaining_s": passed_s / done * left} if done > 0 else {}
+        return facts
+
+    def _stop_running(self, within_s: float = math.inf) -> None:
+        """Have what is being trained saved, and wait for it."""
+        until_s = time.monotonic() + within_s
+        while any(thread.is_alive() for thread in self._serving) and time.monotonic() < until_s:
+            for trial in self.ledger.trials.values():
+                if trial.state == "running":
+                    try:
+                        storage.write_bytes(trial.paths.stop_request, b"the sweep is stopped")
+                    except StorageError:
+                        continue
+            time.sleep(4 * _POLL_S)
+            self.signals.check()

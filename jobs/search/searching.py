@@ -174,7 +174,8 @@ class Search:
         if self.asked_to_stop():
             return "stopped"
         trials = list(self.ledger.trials.values())
-        return next_kind(trials, self._shares.plan, self.used, bool(self._going_on()))
+        kind = next_kind(trials, self._shares.plan, self.used, bool(self._going_on()))
+        return "done" if kind == "straight" and self.ledger.best is None else kind  # all have failed
 
     def _going_on(self) -> list[int]:
         """Numbers of the trials that are to go on from a rung, if no more are begun."""
@@ -225,18 +226,20 @@ class Search:
             thread.start()
 
     def _serve(self, name: str) -> None:
-        """Have a request carried out, and answer it."""
-        request = self._desk.requests.read(name, Request)
-        trial = self.ledger.trials[request.trial]
+        """Have a request carried out, and answer it. What fails here ends the search: Tune would wait for ever."""
         try:
-            answer = self._carried_out(trial, request.until)
-        except FleetuneError as error:  # no gang is left
+            self._answer(name)
+        except FleetuneError as error:  # no gang is left, or the storage is gone
             self._failed = error
-            return
         except Exception as error:
             traceback.print_exc()
             self._failed = RunFailed(f"{type(error).__name__}: {error}")
-            return
+
+    def _answer(self, name: str) -> None:
+        """Raises FleetuneError: no gang is left, or the storage cannot be written."""
+        request = self._desk.requests.read(name, Request)
+        trial = self.ledger.trials[request.trial]
+        answer = self._carried_out(trial, request.until)
         self.ledger.answered(trial, answer, self._spent())
         if answer.status == "stopped" and not self.asked_to_stop():
             self.ledger.stopped(trial, f"stopped by hand after step {answer.step}")
@@ -255,7 +258,10 @@ class Search:
         with self._room_lock:
             sizes = {trial.number: self._size_of(trial) for trial in ledger.trials.values()}
             wanted = set(self._going_on())
-            ranked = [trial for trial in ledger.ranked() if trial.number not in wanted]
+            rest = ledger.sweep.scheduler == "halving"  # else who has come to a rung goes on at once
+            ranked = [
+                trial for trial in ledger.ranked() if trial.number not in wanted and (rest or trial.state != "paused")
+            ]
             for number in given_up(ranked, sizes, most * 1e9):
                 trial = ledger.trials[number]
                 ledger.stopped(trial, "its checkpoint made room for those of better trials")

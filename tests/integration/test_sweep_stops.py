@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from jobs.errors import RunFailed
 from jobs.load import load_sweep
 from jobs.outcome import Status
 from jobs.paths import JobPaths
@@ -19,14 +20,14 @@ from jobs.search.tuning import halved
 from orchestrator.orders import ask_to_stop
 
 
-def search_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> searching.Search:
+def search_in(folder: Path, monkeypatch: pytest.MonkeyPatch, **rules: Any) -> searching.Search:
     """A search by halving that may begin two trials; nothing trains them."""
     base = {
         "model": {"path": "model", "task": "sequence-classification", "num_labels": 2},
         "data": {"train": "rows.jsonl", "format": "classification", "eval_fraction": 0.1},
     }
-    rule = {"algorithm": "random", "scheduler": "halving", "budget": {"trials": 2}}
-    (folder / "spec.json").write_text(json.dumps({"kind": "sweep", "base": base, **rule}))
+    rules = {"algorithm": "random", "scheduler": "halving", "budget": {"trials": 2}, **rules}
+    (folder / "spec.json").write_text(json.dumps({"kind": "sweep", "base": base, **rules}))
     sweep, paths = load_sweep(str(folder / "spec.json")), JobPaths(str(folder))
     assert sweep is not None
     monkeypatch.setattr(searching, "_LOOK_EVERY_S", 0.0)
@@ -55,3 +56,15 @@ def test_a_stop_before_all_trials_have_begun_compares_none_of_them(
     assert halved(ledger, search.next_kind()) == [2]
     ask_to_stop(search.paths.root)
     assert halved(ledger, search.next_kind()) == []
+
+
+def test_where_all_rates_have_failed_no_whole_run_is_begun_at_the_best_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = search_in(tmp_path, monkeypatch, algorithm="auto", budget={"trials": 3})
+    ledger = search.ledger
+    for rate in (1e-4, 1e-3):
+        ledger.answered(ledger.add({"learning_rate": rate}), Answer(status="failed", reason="diverged"))
+    assert search.next_kind() == "done"
+    with pytest.raises(RunFailed, match="2 of 2 ended so: diverged"):
+        drive.concluded_sweep(search)

@@ -37,7 +37,7 @@ from jobs.search.ledger import Trial, Trials
 from jobs.search.mailbox import Answer
 from jobs.search.prior import with_prior
 from jobs.search.proposing import Proposer
-from jobs.search.rungs import ETA, cooldown_of, going_on, stops_of
+from jobs.search.rungs import cooldown_of, stops_of
 from jobs.search.spec import SweepSpec
 from jobs.search.tuning import scheduler_of, with_resource
 
@@ -121,7 +121,7 @@ class Replay:
     def run(self) -> Trials:
         self.known = Trials(self.sweep, "replayed")
         self._proposer = Proposer(self.known)
-        self._total = self.table.total_steps
+        self._total = self.known.total_steps = self.table.total_steps
         stops, cooldown = stops_of(self.sweep, self._total), cooldown_of(self.sweep, self._total)
         plan = budget_plan(self.sweep, stops, cooldown, self.table.run_tokens)
         halving, asha = self.sweep.scheduler == "halving", scheduler_of(self.sweep)
@@ -130,7 +130,7 @@ class Replay:
         while True:
             used = 0.0 if halving else (self.taken + 0.5 * self.table.run_tokens) / self.tokens
             trials = list(self.known.trials.values())
-            going = going_on(trials, stops, ETA, True) if halving else []
+            going = self.known.going_on
             kind = next_kind(trials, plan, used, bool(going))
             if kind == "done":
                 return self.known

@@ -27,7 +27,7 @@ from jobs.runref import with_model_of_run
 from jobs.search.prior import with_prior
 from jobs.search.spec import SweepSpec
 from jobs.search.specwords import prior_words, space_words
-from jobs.search.varying import check_space
+from jobs.search.varying import check_space, field_meant
 from jobs.teller import Teller
 from jobs.validate import validate
 from jobs.watch import Announcer
@@ -94,11 +94,14 @@ def open_sweep(sweep: SweepSpec, root: str | None = None) -> JobPaths:
 
 
 def begun_like(sweep: SweepSpec, paths: JobPaths) -> SweepSpec:
-    """The sweep with the space and the prior of the earlier one, where it says nothing of them."""
+    """The sweep with the space and the prior of the earlier one, where it says nothing else of them."""
     before = load_sweep(paths.spec)
-    filled = {} if before is None else {name: getattr(before, name) for name in ("space", "prior")}
-    filled = {name: value for name, value in filled.items() if not getattr(sweep, name)}
-    return sweep.model_copy(update=filled)
+    if before is None:
+        return sweep
+    known = {field_meant(name): value for name, value in before.prior.items()}
+    same = all(known.get(field_meant(name)) == value for name, value in sweep.prior.items())
+    update = {"space": sweep.space or before.space, "prior": before.prior if same else sweep.prior}
+    return sweep.model_copy(update=update)
 
 
 def check_sweep_resumable(paths: JobPaths, now: SweepSpec, *, alone: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from jobs.search.prior import RATE, inside
@@ -19,9 +19,14 @@ def rate_name(sweep: SweepSpec) -> str | None:
     return next((name for name in sweep.dimensions if field_meant(name) == RATE), None)
 
 
+def drawn_in(sweep: SweepSpec, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The nearest values of the space, which may have been narrowed since they were found."""
+    return {name: inside(value, sweep.dimensions[name]) for name, value in values.items()}
+
+
 def prior_of(sweep: SweepSpec) -> dict[str, Any]:
-    """The prior, drawn into the space, which may have been narrowed since."""
-    return {name: inside(value, sweep.dimensions[name]) for name, value in sweep.prior.items()}
+    """The prior, drawn into the space."""
+    return drawn_in(sweep, sweep.prior)
 
 
 def first_points(sweep: SweepSpec) -> list[dict[str, Any]]:
@@ -38,7 +43,7 @@ def first_points(sweep: SweepSpec) -> list[dict[str, Any]]:
 def rate_for_a_whole_run(rate: float, share: float) -> float:
     """The best rate of a whole run, by the best rate of a run of this share of its steps.
 
-    The more steps, the lower: it falls with steps to the power -0.32 (Bjorck et al. 2024, arXiv 2409.19913).
+    The more steps, the lower: in pretraining with AdamW it falls with steps to the power -0.32 (arXiv 2409.19913).
     """
     return float(rate * share**0.32)
 
@@ -47,9 +52,10 @@ def last_points(sweep: SweepSpec, best: dict[str, Any]) -> list[dict[str, Any]]:
     """Values of the first trials that go straight to the end: the rate is what the best one's at the rung leads to."""
     name = rate_name(sweep)
     assert name is not None
-    if not isinstance(rates := sweep.dimensions[name], Range) or sweep.scheduler != "halving":
+    if not isinstance(sweep.dimensions[name], Range) or sweep.scheduler != "halving":
         return []
-    return [{**best, name: max(rate_for_a_whole_run(best[name], sweep.rungs[0]), rates.min)}]
+    rate = rate_for_a_whole_run(best[name], sweep.rungs[0])
+    return [drawn_in(sweep, {**best, name: rate})]
 
 
 def fixed_values(sweep: SweepSpec, straight: bool, best: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +68,7 @@ def fixed_values(sweep: SweepSpec, straight: bool, best: dict[str, Any]) -> dict
     if name is None:
         return {}
     if straight:
-        return {name: best[name]}
+        return {name: inside(best[name], sweep.dimensions[name])}
     return {other: value for other, value in prior_of(sweep).items() if other != name}
 
 
@@ -73,6 +79,8 @@ def probed_rates(sweep: SweepSpec) -> tuple[float, ...]:
     if sweep.algorithm != "auto" or name is None or not isinstance(rates, Range) or rates.min <= 0:
         return ()
     first = prior_of(sweep)[name]
+    if first >= rates.max:
+        return ()
     return tuple(rate for rate in Range(min=first, max=rates.max, log=True).values(_PROBED) if rate > first)
 
 

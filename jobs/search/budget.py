@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from jobs.search.auto import rate_name
-from jobs.search.rungs import ETA, halving_steps, trials_within
-from jobs.search.spec import MOST_TRIALS, Budget, SweepSpec
+from jobs.search.rungs import ETA, cooldown_of, halving_steps, stops_of, trials_within
+from jobs.search.spec import MOST_TRIALS, Budget, Range, SweepSpec
 
 _FOR_THE_REST = 3  # auto: of so many runs, one goes to a trial that is trained to its end without a comparison
 _MOST_STRAIGHT = 16
@@ -25,6 +25,9 @@ class Begun(Protocol):
 
     @property
     def state(self) -> str: ...
+
+    @property
+    def scores(self) -> Sequence[object]: ...
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,12 @@ def budget_plan(sweep: SweepSpec, stops: Sequence[int], cooldown: int, tokens_pe
         tokens_per_run: of a run of the base to its end.
     """
     budget, total = sweep.budget, stops[-1]
-    most = budget.trials or math.inf
+    most = min(budget.trials or math.inf, sweep.grid_size if sweep.algorithm == "grid" else math.inf)
     if sweep.scheduler != "halving":
-        return BudgetPlan(min(most, sweep.grid_size) if sweep.algorithm == "grid" else most)
+        return BudgetPlan(most)
     runs = runs_of(budget, tokens_per_run)
-    last = rate_name(sweep) is not None and sweep.algorithm == "auto"
-    straight = int(min(runs, most, _MOST_STRAIGHT * _FOR_THE_REST) // _FOR_THE_REST) if last else 0
+    straight = int(min(runs, most, _MOST_STRAIGHT * _FOR_THE_REST) // _FOR_THE_REST)
+    straight = int(min(straight, most_straight(sweep)))
     compared = most - straight
     if runs < math.inf:
         compared = min(compared, trials_within((runs - straight) * total, stops, ETA, cooldown))
@@ -82,7 +85,12 @@ def next_kind(trials: Sequence[Begun], plan: BudgetPlan, used: float, any_goes_o
     straight = sum(trial.straight for trial in trials)
     if used < plan.first_share and len(trials) - straight < plan.compared:
         return "compared"
-    unfinished = [trial for trial in trials if trial.state in ("waiting", "running")]
+    # One that was interrupted before its first rung is paused too, and goes on when a gang is free.
+    unfinished = [
+        trial
+        for trial in trials
+        if trial.state in ("waiting", "running") or (trial.state == "paused" and not trial.scores)
+    ]
     if any_goes_on or any(not trial.straight for trial in unfinished):
         return "wait"
     if used < 1 and straight < plan.straight:
@@ -90,6 +98,22 @@ def next_kind(trials: Sequence[Begun], plan: BudgetPlan, used: float, any_goes_o
     return "wait" if unfinished else "done"
 
 
+def most_straight(sweep: SweepSpec) -> float:
+    """Whole runs without a comparison that differ from each other."""
+    name = rate_name(sweep)
+    if sweep.algorithm != "auto" or name is None:
+        return 0
+    if len(sweep.dimensions) > 1:
+        return math.inf
+    return 1 if isinstance(sweep.dimensions[name], Range) else 0
+
+
 def most_gangs(sweep: SweepSpec) -> int:
-    """Gangs that a sweep has at once at most: more trials beside each other would begin before others can tell."""
-    return min(sweep.num_gangs or _USUAL_GANGS, sweep.budget.trials or MOST_TRIALS)
+    """Gangs that a sweep has at once at most: more trials beside each other would begin before others can tell.
+
+    A budget in tokens bounds nothing here: how many a run takes is not known before the data is prepared.
+    """
+    known = sweep.model_copy(update={"budget": sweep.budget.model_copy(update={"tokens": None})})
+    plan = budget_plan(known, stops_of(known, _MANY), cooldown_of(known, _MANY), 1.0)
+    runs = math.ceil(min(known.budget.runs or math.inf, MOST_TRIALS)) if known.scheduler != "halving" else MOST_TRIALS
+    return max(1, int(min(known.num_gangs or _USUAL_GANGS, plan.compared, runs)))

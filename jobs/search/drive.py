@@ -155,7 +155,7 @@ def concluded_sweep(search: Search) -> Outcome:
     if ledger.sweep.then == "export" and model is None:
         search.announce("phase", f"exporting the model of trial {best.number}", phase="export")
         order = Order(action="export", run=best.paths.root, spec=best.spec, driver=best.driver)
-        answer = search.gangs.carry_out(order)
+        answer = search.carried_out(order)
         if answer.status != "exported":
             raise RunFailed(f"the model of trial {best.number} could not be exported: {answer.reason}")
         model = best.paths.model

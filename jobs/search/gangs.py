@@ -76,7 +76,6 @@ class WarmGang:
             assert self._open is None, "one order at a time"
             number = self._open = self._next
             self._next += 1
-        self._mailbox.send(number, order)
 
         def look() -> None:
             with self._lock:
@@ -89,6 +88,7 @@ class WarmGang:
                 raise _Instead(given_up)
 
         try:
+            self._mailbox.send(number, order)
             return self._mailbox.await_answer(number, look)
         except _Instead as instead:
             return instead.answer
@@ -126,6 +126,8 @@ class WarmGang:
         paths = self._job.paths
         storage.remove_dir(paths.failures)
         self._mailbox.close()
+        # Workers of an earlier start that wait for a rank that has failed see that another driver has come, and end.
+        self._job = replace(self._job, driver=take_run(paths))
         self._find_room()
         with self._lock:
             if self._ending:
@@ -218,6 +220,11 @@ class Gangs:
     def __len__(self) -> int:
         return sum(gang.dead is None for gang in self._all)
 
+    @property
+    def failure(self) -> FleetuneError | None:
+        """Why there is no gang left; None while there is one."""
+        return None if len(self) else self._all[0].dead
+
     def carry_out(self, order: Order) -> Answer:
         """On the gang that holds the run's state, if it is free; else on any. Waits for one.
 
@@ -229,7 +236,7 @@ class Gangs:
             self._held[id(gang)] = order.run
             try:
                 return gang.carry_out(order)
-            except GangLost:
+            except (GangLost, StorageError):
                 raise
             except FleetuneError as error:
                 if len(self) and not (self._places and isinstance(error, MachinesFailed)):

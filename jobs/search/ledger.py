@@ -17,6 +17,7 @@ from jobs.outcome import Status as RunStatus
 from jobs.paths import JobPaths
 from jobs.search.auto import bounded
 from jobs.search.mailbox import Answer
+from jobs.search.rungs import ETA, going_on, stops_of
 from jobs.search.spec import SweepSpec
 from jobs.search.varying import trial_spec
 from jobs.spec import Spec
@@ -68,7 +69,7 @@ class Trials:
         self.trials: dict[int, Trial] = {}
         self.total_steps, self.tokens_per_run = 0, 0.0  # of a whole trial; 0 before the first driver has looked
         self.is_bounded, self.probe_tokens = False, 0
-        self.spent: dict[str, tuple[float, float]] = {}  # by driver: seconds, and seconds times workers
+        self.spent: dict[str, tuple[float, float]] = {}  # by driver: seconds, and seconds times GPUs (or CPUs)
         self._lock = threading.RLock()
         for record in read_journal(storage.join(root, LEDGER)):
             self._replay(record)
@@ -82,8 +83,8 @@ class Trials:
             self.bound(record["greatest_rate"], int(record["tokens"]))
             return
         if "spent" in record:
-            driver, seconds, worker_seconds = record["spent"]
-            self.spent[driver] = (seconds, worker_seconds)
+            driver, seconds, device_seconds = record["spent"]
+            self.spent[driver] = (seconds, device_seconds)
         if "values" in record:
             self.trials[number] = self.new_trial(number, record["values"], record.get("straight", False))
             return
@@ -139,6 +140,14 @@ class Trials:
             )
 
     @property
+    def going_on(self) -> list[int]:
+        """Numbers of the trials that go on from a rung if no more are begun; see `jobs.search.rungs.going_on`."""
+        if self.sweep.scheduler != "halving":
+            return []
+        compared = [trial for trial in list(self.trials.values()) if not trial.straight]
+        return going_on(compared, stops_of(self.sweep, self.total_steps), ETA, self.sweep.lower_is_better)
+
+    @property
     def best(self) -> Trial | None:
         """The best finished trial."""
         first = next(iter(self.ranked()), None)
@@ -161,8 +170,8 @@ class Trials:
         return sum(seconds for seconds, _ in self.spent.values())
 
     @property
-    def worker_hours(self) -> float:
-        """Hours of workers that its gangs have held."""
+    def device_hours(self) -> float:
+        """Hours of GPUs that its gangs have held; of CPUs where none is used."""
         return sum(each for _, each in self.spent.values()) / 3600
 
     @property
@@ -211,7 +220,7 @@ class Ledger(Trials):
         """Take over what a gang has answered; it is on storage when this returns.
 
         Args:
-            spent: by this driver so far: its name, seconds, and seconds times workers.
+            spent: by this driver so far: its name, seconds, and seconds times GPUs (or CPUs).
         """
         with self._lock:
             self.take(trial, answer)

@@ -6,6 +6,7 @@ out once: a gang whose workers were started again begins with the order after th
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Literal, TypeVar
@@ -13,6 +14,7 @@ from typing import Literal, TypeVar
 from pydantic import ConfigDict, Field
 
 from jobs import storage
+from jobs.errors import StorageOutage
 from jobs.frozen import Frozen
 from jobs.spec import Spec
 
@@ -89,11 +91,13 @@ class Tray:
         return kind.model_validate_json(storage.read_bytes(self._path(name)))
 
     def wait(self, name: str, kind: type[Message], look: Callable[[], None] = lambda: None) -> Message:
-        """Wait for as long as it takes. `look` is called between two looks; what it raises ends the wait."""
-        while not self.has(name):
+        """Wait for as long as it takes, also for the storage. What `look` raises between two looks ends the wait."""
+        while True:
+            with contextlib.suppress(StorageOutage):
+                if self.has(name):
+                    return self.read(name, kind)
             look()
             time.sleep(self._poll_s)
-        return self.read(name, kind)
 
     def _path(self, name: str) -> str:
         return storage.join(self._root, f"{name}.json")

@@ -150,12 +150,12 @@ def importance(trials: Trials) -> Figure | None:
         return None
     import optuna
 
-    from jobs.search.proposing import distribution_of
+    from jobs.search.proposing import distribution_of, holds
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="minimize" if trials.sweep.lower_is_better else "maximize")
     space = {name: distribution_of(values) for name, values in trials.sweep.dimensions.items()}
-    for trial in scored:  # at the first rung, where all were scored
+    for trial in [one for one in scored if holds(trials.sweep, one.values)]:  # at the first rung, where all were scored
         study.add_trial(optuna.trial.create_trial(params=trial.values, distributions=space, value=trial.scores[0][1]))
     found = optuna.importance.get_param_importances(study)
     names = [name.rpartition(".")[2] for name in found]

@@ -84,8 +84,23 @@ class Proposer:
         if not holds(self._sweep, trial.values):
             return
         study = self._study_of_straight() if trial.straight else self._compared
-        worst = self._known.told_as(trial) if trial.state == "failed" else None
-        study.tell(trial.number, trial.values, trial.scores[0][1] if trial.scores else worst, worst)
+        worst = self._worst(trial) if trial.state == "failed" else None
+        study.tell(trial.number, trial.values, trial.scores[0][1] if trial.scores else None, worst)
+        if trial.scores:
+            for other in [one for one in self._known.trials.values() if one.state == "failed" and not one.scores]:
+                if other.number in study.untold:
+                    self.told(other)
+
+    def _worst(self, failed: Trial) -> float | None:
+        """What a failed trial counts as: the worst first score of the trials before it, or else the first one of all.
+
+        None while there is none. A number far from all others would spoil a Gaussian process.
+        """
+        scored = [one for one in self._known.trials.values() if one.scores and one.straight == failed.straight]
+        before = [one.scores[0][1] for one in scored if one.number < failed.number]
+        if before:
+            return max(before) if self._sweep.lower_is_better else min(before)
+        return scored[0].scores[0][1] if scored else None
 
 
 class _Study:
@@ -100,8 +115,14 @@ class _Study:
             storage=study, study_name=name,
         )  # fmt: skip
         self._study = self._search._ot_study  # OptunaSearch has no way to enqueue a trial later, or to seed again
+        self._begun: set[int] = set()
         self._told: set[int] = set()
         self._failed: set[int] = set()
+
+    @property
+    def untold(self) -> set[int]:
+        """Numbers of the trials without a score."""
+        return self._begun - self._told
 
     def begin(
         self, number: int, values: Mapping[str, Any] | None, sampler: optuna.samplers.BaseSampler | None
@@ -111,6 +132,7 @@ class _Study:
             self._study.enqueue_trial(dict(values))
         if sampler is not None:
             self._study.sampler = sampler
+        self._begun.add(number)
         begun: dict[str, Any] = self._search.suggest(str(number))
         return begun
 

@@ -14,6 +14,7 @@ from cluster.ray_backend import leaving_nodes
 from jobs import storage
 from jobs.errors import (
     FleetuneError,
+    MachinesFailed,
     RunFailed,
     SpecError,
     StorageError,
@@ -26,7 +27,7 @@ from jobs.search.budget import BudgetPlan, Next, budget_plan, next_kind, runs_of
 from jobs.search.gangs import GangLost, Gangs
 from jobs.search.ledger import Ledger, Trial
 from jobs.search.mailbox import Answer, Desk, Order, Request
-from jobs.search.rungs import ETA, cooldown_of, given_up, going_on, halving_steps, stops_of
+from jobs.search.rungs import ETA, cooldown_of, given_up, halving_steps, stops_of
 from jobs.search.spec import SweepSpec
 from jobs.search.words import trial_line, trial_words
 from jobs.signals import StopSignals
@@ -115,6 +116,8 @@ class Search:
             self._tell_steps()
             self._look_at_nodes()
             self.signals.check()
+            if self._failed is None:
+                self._failed = self.gangs.failure
             if self._failed is not None:
                 self._stop_running(_SAVED_WITHIN_S)
                 raise self._failed
@@ -132,8 +135,8 @@ class Search:
             FleetuneError: no gang could be started.
         """
         ledger = self.ledger
-        rates = probed_rates(ledger.sweep)
-        if not rates or ledger.is_bounded:
+        rates = () if ledger.is_bounded else probed_rates(ledger.sweep)
+        if not rates:
             return
         self.announce("phase", f"looking for the greatest learning rate, up to {rates[-1]:.2g}", phase="probe")
         probe = JobPaths(storage.join(self._own, "probe"))
@@ -151,15 +154,21 @@ class Search:
 
     def _tune(self, done: dict[str, Any]) -> None:
         try:
-            from jobs.search.tuning import make_tuner
+            from jobs.search.tuning import Asks, make_tuner
 
             self._bound_rate()
-            make_tuner(self.ledger, self.paths.root, self._own, lambda: len(self.gangs), self.next_kind).fit()
+            asks = Asks(lambda: len(self.gangs), self.next_kind, self._lost)
+            make_tuner(self.ledger, self.paths.root, self._own, asks).fit()
         except FleetuneError as error:
             done["error"] = error
         except Exception as error:
             traceback.print_exc()
             done["error"] = RunFailed(f"Ray Tune failed: {type(error).__name__}: {error}")
+
+    def _lost(self, trial: Trial) -> None:
+        """Nobody waits for a trial's score any more: Ray Tune's actor for it has ended."""
+        said = f"Ray Tune's actor for trial {trial.number} has ended; its log is among those of this Ray"
+        self._failed = self._failed or MachinesFailed(said)
 
     def asked_to_stop(self) -> bool:
         """Whether a signal has come, or `fleetune stop`; the storage is asked once a second."""
@@ -171,19 +180,11 @@ class Search:
 
     def next_kind(self) -> Next:
         """What kind of trial may begin now."""
-        if self.asked_to_stop():
+        if self._failed is not None or self.asked_to_stop():
             return "stopped"
         trials = list(self.ledger.trials.values())
-        kind = next_kind(trials, self._shares.plan, self.used, bool(self._going_on()))
+        kind = next_kind(trials, self._shares.plan, self.used, bool(self.ledger.going_on))
         return "done" if kind == "straight" and self.ledger.best is None else kind  # all have failed
-
-    def _going_on(self) -> list[int]:
-        """Numbers of the trials that are to go on from a rung, if no more are begun."""
-        ledger = self.ledger
-        if ledger.sweep.scheduler != "halving":
-            return []
-        stops = stops_of(ledger.sweep, ledger.total_steps)
-        return going_on(list(ledger.trials.values()), stops, ETA, ledger.sweep.lower_is_better)
 
     @property
     def used(self) -> float:
@@ -191,17 +192,19 @@ class Search:
         budget, ledger = self.ledger.sweep.budget, self.ledger
         driver, *spent = self._spent()
         every = [*(each for name, each in ledger.spent.items() if name != driver), spent]
-        seconds, worker_seconds = (sum(each) for each in zip(*every, strict=True))
-        used = [seconds / 60 / (budget.minutes or math.inf), worker_seconds / 3600 / (budget.gpu_hours or math.inf)]
+        seconds, device_seconds = (sum(each) for each in zip(*every, strict=True))
+        used = [seconds / 60 / (budget.minutes or math.inf), device_seconds / 3600 / (budget.gpu_hours or math.inf)]
         if ledger.sweep.scheduler != "halving":  # else the plan has counted them
-            used.append(ledger.tokens / ledger.tokens_per_run / self._shares.runs)
+            begun = [trial for trial in list(ledger.trials.values()) if not trial.is_over]
+            to_come = sum(ledger.total_steps - trial.step for trial in begun) / ledger.total_steps
+            used.append((ledger.tokens / ledger.tokens_per_run + to_come) / self._shares.runs)
         return float(max(used))
 
     def _spent(self) -> tuple[str, float, float]:
-        """By this driver: its name, seconds, and seconds times workers."""
-        seconds = time.monotonic() - self._began_s
-        workers = len(self.gangs) * gang_of(self.ledger.sweep.base).num_workers
-        return self._own.rpartition("/")[2], seconds, seconds * workers
+        """By this driver: its name, seconds, and seconds times GPUs, or CPUs where none is used."""
+        seconds, gang = time.monotonic() - self._began_s, gang_of(self.ledger.sweep.base)
+        devices = len(self.gangs) * gang.num_workers * (gang.gpus_per_worker or gang.cpus_per_worker)
+        return self._own.rpartition("/")[2], seconds, seconds * devices
 
     def _tell_steps(self) -> None:
         """Say every 20 seconds at which step each running trial is."""
@@ -217,7 +220,10 @@ class Search:
                     self.announce("phase", said, phase="train", trial=trial.number)
 
     def _serve_requests(self) -> None:
-        for name in self._desk.requests.names():
+        names = list[str]()
+        with contextlib.suppress(StorageError):  # asked again at the next look
+            names = self._desk.requests.names()
+        for name in names:
             if name in self._seen:
                 continue
             self._seen.add(name)
@@ -241,7 +247,7 @@ class Search:
         trial = self.ledger.trials[request.trial]
         answer = self._carried_out(trial, request.until)
         self.ledger.answered(trial, answer, self._spent())
-        if answer.status == "stopped" and not self.asked_to_stop():
+        if answer.status == "stopped" and self._failed is None and not self.asked_to_stop():
             self.ledger.stopped(trial, f"stopped by hand after step {answer.step}")
         self._keep_within_room()
         said = trial_line(self.ledger, trial)
@@ -256,18 +262,19 @@ class Search:
         if most is None:
             return
         with self._room_lock:
-            sizes = {trial.number: self._size_of(trial) for trial in ledger.trials.values()}
-            wanted = set(self._going_on())
-            rest = ledger.sweep.scheduler == "halving"  # else who has come to a rung goes on at once
-            ranked = [
-                trial for trial in ledger.ranked() if trial.number not in wanted and (rest or trial.state != "paused")
-            ]
+            sizes = {trial.number: self._size_of(trial) for trial in list(ledger.trials.values())}
+            wanted = set(ledger.going_on)
+            ranked = [trial for trial in ledger.ranked() if trial.number not in wanted and not self._comes_back(trial)]
             for number in given_up(ranked, sizes, most * 1e9):
                 trial = ledger.trials[number]
                 ledger.stopped(trial, "its checkpoint made room for those of better trials")
                 storage.remove_dir(trial.paths.checkpoints)
                 said = f"removed the checkpoints of trial {number} ({sizes[number] / 1e9:.2f} GB)"
                 self.announce("phase", said, phase="room")
+
+    def _comes_back(self, trial: Trial) -> bool:
+        """Whether a paused trial goes on by itself: it was interrupted, or nobody rests at a rung."""
+        return trial.state == "paused" and (self.ledger.sweep.scheduler != "halving" or not trial.scores)
 
     def _size_of(self, trial: Trial) -> int:
         """Bytes of its checkpoints."""
@@ -278,7 +285,6 @@ class Search:
 
     def _carried_out(self, trial: Trial, until: int | None) -> Answer:
         """Raises FleetuneError: no gang is left."""
-        losses = 0
         if not trial.driver:
             trial.driver = take_run(trial.paths)
             for gone in (trial.paths.stop_request, trial.paths.save_request, trial.paths.outcome):
@@ -294,6 +300,11 @@ class Search:
         self.ledger.began(trial)
         said = f"training {trial_words(trial)} to step {until or self.ledger.total_steps}"
         self.announce("phase", said, phase="train", trial=trial.number)
+        return self.carried_out(order)
+
+    def carried_out(self, order: Order) -> Answer:
+        """By one gang, or by another if that is lost. Raises FleetuneError: no gang is left."""
+        losses = 0
         while True:
             try:
                 return self.gangs.carry_out(order)
@@ -307,6 +318,16 @@ class Search:
         if time.monotonic() - self._saw_nodes_s > _LOOK_AT_NODES_S:
             self._draining.look(leaving_nodes())
             self._saw_nodes_s = time.monotonic()
+            self._pass_on_save_request()
+
+    def _pass_on_save_request(self) -> None:
+        """To the trials that are being trained."""
+        with contextlib.suppress(StorageError):  # looked at again later
+            if not storage.exists(self.paths.save_request):
+                return
+            storage.remove_file(self.paths.save_request)
+            for trial in [one for one in list(self.ledger.trials.values()) if one.state == "running"]:
+                storage.write_bytes(trial.paths.save_request, b"of the sweep")
 
     @property
     def _steps(self) -> int:
@@ -331,7 +352,7 @@ class Search:
         """Have what is being trained saved, and wait for it."""
         until_s = time.monotonic() + within_s
         while any(thread.is_alive() for thread in self._serving) and time.monotonic() < until_s:
-            for trial in self.ledger.trials.values():
+            for trial in list(self.ledger.trials.values()):
                 if trial.state == "running":
                     try:
                         storage.write_bytes(trial.paths.stop_request, b"the sweep is stopped")

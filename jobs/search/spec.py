@@ -160,6 +160,10 @@ class SweepSpec(Frozen):
             raise ValueError(
                 "the base has no held-out samples to judge trials by: give base.data.eval or base.data.eval_fraction"
             )
+        if self.scheduler != "none" and not self.rungs:
+            raise ValueError(
+                f"scheduler is {self.scheduler}, but rungs are empty: give some, as [0.25], or scheduler: none"
+            )
         names = {"loss", *self.base.eval.metrics}
         own = any(":" in name for name in names)  # may return metrics of any name
         if self.metric.removeprefix("eval_") not in names and not own:

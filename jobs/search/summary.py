@@ -124,7 +124,7 @@ def facts(trials: Trials) -> dict[str, Any]:
         "trials": len(trials.trials),
         "tokens": trials.tokens,
         "runs": trials.tokens / trials.tokens_per_run if trials.tokens_per_run else None,
-        "worker_hours": trials.worker_hours,
+        "device_hours": trials.device_hours,
         "grid_trials": grid_trials(trials),
     }
 
@@ -142,9 +142,9 @@ def summary_lines(trials: Trials) -> list[str]:
     if (warning := at_an_end(trials)) is not None:
         lines.append(warning)
     if trials.tokens_per_run:
-        kind = "GPU" if trials.sweep.base.resources.gpus_per_worker else "worker"
+        kind = "GPU" if trials.sweep.base.resources.gpus_per_worker else "CPU"
         lines.append(
-            f"{trials.tokens:,} tokens were trained on in {trials.worker_hours:.2g} {kind}-hours, as many as "
+            f"{trials.tokens:,} tokens were trained on in {trials.device_hours:.2g} {kind}-hours, as many as "
             f"{trials.tokens / trials.tokens_per_run:.1f} runs take; a grid would have taken {grid_trials(trials)} runs"
         )
     return lines

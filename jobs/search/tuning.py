@@ -6,6 +6,7 @@ What Tune does not save (rungs, proposals, which trial ended why), the ledger do
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,7 @@ from jobs import storage
 from jobs.search.budget import Next
 from jobs.search.ledger import Ledger, Trial
 from jobs.search.proposing import Proposer, new_study
-from jobs.search.rungs import ETA, going_on, stops_of
+from jobs.search.rungs import ETA, stops_of
 from jobs.search.spec import SweepSpec
 from jobs.search.trainable import GangTrial
 
@@ -28,25 +29,38 @@ _ON_THE_HEAD = {"node:__internal_head__": 0.0001}  # a trial waits for its gang 
 _FOLDER = "tune"
 
 
-def make_tuner(ledger: Ledger, root: str, own: str, room: Callable[[], int], next_kind: Callable[[], Next]) -> Any:
+@dataclass(frozen=True)
+class Asks:
+    """What Ray Tune's side asks of the driver's.
+
+    Attributes:
+        room: gangs that there are.
+        next_kind: what kind of trial may begin.
+        lost: told of a trial whose actor has ended.
+    """
+
+    room: Callable[[], int]
+    next_kind: Callable[[], Next]
+    lost: Callable[[Trial], None]
+
+
+def make_tuner(ledger: Ledger, root: str, own: str, asks: Asks) -> Any:
     """The tuner of a sweep, which goes on from what the ledger knows.
 
     Args:
         root: the sweep's directory; Optuna's study lies there.
         own: this driver's directory, where trials leave their requests (see `Desk`), and Tune what it writes.
-        room: gangs that there are.
-        next_kind: what kind of trial may begin.
     """
     sweep = ledger.sweep
     set_default("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    proposals = Proposals(ledger, Proposer(ledger, new_study(root)), own, room, next_kind)
+    proposals = Proposals(ledger, Proposer(ledger, new_study(root)), own, asks)
     return tune.Tuner(
         tune.with_resources(GangTrial, PlacementGroupFactory([_ON_THE_HEAD])),
         tune_config=tune.TuneConfig(
             metric=sweep.judged,
             mode="min" if sweep.lower_is_better else "max",
             search_alg=proposals,
-            scheduler=Judge(ledger, scheduler_of(sweep), room, next_kind),
+            scheduler=Judge(ledger, scheduler_of(sweep), asks),
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"{trial.config.get('trial', 0):04d}",
@@ -82,12 +96,10 @@ def _of_an_ended_search() -> None:
 class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
     """A trial of the ledger whenever a gang is free: one that an earlier driver has begun, or a new one."""
 
-    def __init__(
-        self, ledger: Ledger, proposer: Proposer, desk: str, room: Callable[[], int], next_kind: Callable[[], Next]
-    ) -> None:
+    def __init__(self, ledger: Ledger, proposer: Proposer, desk: str, asks: Asks) -> None:
         super().__init__(metric=ledger.sweep.judged, mode="min" if ledger.sweep.lower_is_better else "max")
         self._ledger, self._proposer, self._desk = ledger, proposer, desk
-        self._room, self._next_kind = room, next_kind
+        self._asks = asks
         self._trials: dict[str, Trial] = {}  # by Tune's name
         self._open: set[str] = set()  # Tune's names of trials that run, or whose result is not told yet
 
@@ -95,8 +107,8 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
         return _of_an_ended_search, ()
 
     def suggest(self, trial_id: str) -> Any:
-        kind = self._next_kind()
-        if len(self._open) >= self._room() or kind == "stopped":
+        kind = self._asks.next_kind()
+        if len(self._open) >= self._asks.room() or kind == "stopped":
             return None
         trial = self._waiting()
         if trial is None:
@@ -121,7 +133,7 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
         known = {trial.number for trial in self._trials.values()}
         waiting = [trial for trial in self._ledger.trials.values() if not trial.is_over and trial.number not in known]
         if self._ledger.sweep.scheduler == "halving":
-            going = halved(self._ledger, self._next_kind())
+            going = halved(self._ledger, self._asks.next_kind())
             waiting = [trial for trial in waiting if not trial.scores or trial.number in going]
         return next(iter(waiting), None)
 
@@ -133,6 +145,8 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self._open.discard(trial_id)
         self._proposer.told(self._trials[trial_id])
+        if error:
+            self._asks.lost(self._trials[trial_id])
 
     def save(self, checkpoint_path: str) -> None:
         """The ledger keeps what is needed."""
@@ -142,25 +156,22 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
 
 
 def halved(ledger: Ledger, kind: Next) -> list[int]:
-    """`going_on` of the ledger's trials; nothing is decided before all have begun.
+    """Numbers of the trials that go on from a rung; nothing is decided before all have begun.
 
     Args:
         kind: of the trial that may begin next.
     """
     if kind in ("compared", "stopped"):
         return []
-    stops = stops_of(ledger.sweep, ledger.total_steps)
-    return going_on(list(ledger.trials.values()), stops, ETA, ledger.sweep.lower_is_better)
+    return ledger.going_on
 
 
 class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
     """Which trials go on: Tune's scheduler is asked where there is one; in halving, `jobs.search.rungs` decides."""
 
-    def __init__(
-        self, ledger: Ledger, inner: TrialScheduler | None, room: Callable[[], int], next_kind: Callable[[], Next]
-    ) -> None:
+    def __init__(self, ledger: Ledger, inner: TrialScheduler | None, asks: Asks) -> None:
         super().__init__()
-        self._ledger, self._inner, self._room, self._next_kind = ledger, inner, room, next_kind
+        self._ledger, self._inner, self._asks = ledger, inner, asks
         self._halving = ledger.sweep.scheduler == "halving"
         if inner is not None:
             inner.set_search_properties(ledger.sweep.judged, "min" if ledger.sweep.lower_is_better else "max")
@@ -202,7 +213,7 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
         if not self._halving:
             return super().choose_trial_to_run(tune_controller)
         by_number = {trial.config["trial"]: trial for trial in tune_controller.get_trials()}
-        kind = self._next_kind()
+        kind = self._asks.next_kind()
         if kind == "done":  # Tune ends once no trial is paused
             for trial in by_number.values():
                 if trial.status == TuneTrial.PAUSED:
@@ -211,6 +222,6 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
         going = halved(self._ledger, kind)
         running = sum(trial.status == TuneTrial.RUNNING for trial in by_number.values())
         paused = [by_number[one] for one in going if one in by_number and by_number[one].status == TuneTrial.PAUSED]
-        if paused and running < self._room():
+        if paused and running < self._asks.room():
             return paused[0]
         return next((trial for trial in by_number.values() if trial.status == TuneTrial.PENDING), None)

@@ -160,6 +160,8 @@ def _parents(surroundings: Surroundings, job: Job) -> list[Job]:
 
 def _with_model(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> dict[str, Any]:
     """`run:JOB` becomes the directory of the model that the job has exported. Raises QueueError."""
+    if isinstance(base := spec.get("base"), dict):  # of a sweep
+        return {**spec, "base": _with_model(surroundings, job, base)}
     model = spec.get("model")
     path = model.get("path") if isinstance(model, dict) else None
     name = run_named(path) if isinstance(path, str) else None

@@ -13,11 +13,12 @@ import pytest
 from jobs.errors import SpecError
 from jobs.load import dump_spec, load_sweep
 from jobs.search.auto import first_points, fixed_values, greatest_rate, last_points, probed_rates
-from jobs.search.budget import BudgetPlan, budget_plan, next_kind
+from jobs.search.budget import BudgetPlan, budget_plan, most_gangs, next_kind
 from jobs.search.ledger import Ledger, Trials
 from jobs.search.prior import rate_by_size, with_prior
 from jobs.search.rungs import ETA, going_on, halving_steps, stops_of, trials_within
 from jobs.search.spec import Range, SweepSpec
+from jobs.sweep import begun_like, check_sweep_resumable, open_sweep
 from tests.unit.test_search_rungs import One
 from tests.unit.test_search_spec import BASE, sweep_of
 
@@ -133,6 +134,70 @@ def test_rates_above_the_prior_are_probed_and_those_above_the_bound_are_never_pr
     assert probed_rates(sweep_with(tmp_path, algorithm="random")) == ()
 
 
+def test_a_prior_at_the_upper_end_of_the_range_leaves_nothing_to_probe(tmp_path: Path) -> None:
+    low = {"learning_rate": {"min": 1e-6, "max": 2e-5, "log": True}}
+    sweep, _ = with_prior(sweep_with(tmp_path, space=low, base=base_of(tmp_path, learning_rate=1e-3)))
+    assert sweep.prior["learning_rate"] == 2e-5 and probed_rates(sweep) == ()
+    assert [point["learning_rate"] for point in first_points(sweep)] == pytest.approx([2e-5, 2e-5 / 3])
+
+
+def test_what_was_best_is_drawn_into_a_space_that_was_narrowed_since(tmp_path: Path) -> None:
+    space = {"learning_rate": {"min": 1e-5, "max": 5e-4, "log": True}, "lr_scheduler_type": ["cosine"]}
+    sweep, _ = with_prior(sweep_with(tmp_path, space=space, prior={"learning_rate": 1e-4}))
+    best = {"learning_rate": 8e-4, "lr_scheduler_type": "linear"}
+    assert fixed_values(sweep, True, best) == {"learning_rate": 5e-4}
+    assert last_points(sweep, best) == [{"learning_rate": 5e-4, "lr_scheduler_type": "cosine"}]
+
+
+@pytest.mark.parametrize(
+    ("space", "straight"),
+    [
+        ({"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}}, 1),
+        ({"learning_rate": [1e-4, 1e-3]}, 0),
+        ({"warmup_ratio": {"min": 0, "max": 0.2}}, 0),
+        ({"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}, "weight_decay": [0.0, 0.1]}, 3),
+    ],
+)
+def test_no_whole_run_is_the_copy_of_another(tmp_path: Path, space: dict[str, Any], straight: int) -> None:
+    sweep = sweep_with(tmp_path, space=space, budget={"runs": 10})
+    assert budget_plan(sweep, [25, 100], COOLDOWN, 1000).straight == straight
+
+
+@pytest.mark.parametrize(
+    ("fields", "gangs"),
+    [
+        ({}, 5),  # of the default budget
+        ({"num_gangs": 2}, 2),
+        ({"budget": {"runs": 100}}, 8),
+        ({"algorithm": "tpe", "budget": {"runs": 2.5}}, 3),
+        ({"algorithm": "tpe", "budget": {"tokens": 10**9}}, 8),
+        ({"algorithm": "grid", "space": {"learning_rate": [1e-4, 1e-3]}}, 2),
+        ({"algorithm": "random", "budget": {"trials": 1}}, 1),
+    ],
+)
+def test_no_more_gangs_are_asked_for_than_have_work(tmp_path: Path, fields: dict[str, Any], gangs: int) -> None:
+    assert most_gangs(sweep_with(tmp_path, **fields)) == gangs
+
+
+def test_a_grid_is_no_larger_than_its_points_also_with_halving(tmp_path: Path) -> None:
+    space = {"learning_rate": [1e-5, 1e-4, 1e-3]}
+    grid = sweep_with(tmp_path, algorithm="grid", scheduler="halving", space=space)
+    assert budget_plan(grid, STOPS, 0, 1000).compared == 3
+
+
+@pytest.mark.parametrize("prior", [{"learning_rate": 1e-4}, {"train.learning_rate": 1e-4}, {}])
+def test_a_sweep_of_the_queue_goes_on_with_the_spec_that_was_submitted(tmp_path: Path, prior: dict[str, Any]) -> None:
+    """It has the part of the prior that somebody has given; what is in the sweep's directory has all of it."""
+    submitted = sweep_with(tmp_path, prior=prior)
+    paths = open_sweep(with_prior(submitted)[0], str(tmp_path / "found"))
+    again = begun_like(submitted, paths)
+    check_sweep_resumable(paths, again, alone=True)
+    assert again.prior == with_prior(submitted)[0].prior
+    other = begun_like(sweep_with(tmp_path, prior={"learning_rate": 2e-4}), paths)
+    with pytest.raises(SpecError, match="prior: "):
+        check_sweep_resumable(paths, other, alone=True)
+
+
 @pytest.mark.parametrize(
     ("losses", "greatest"),
     [
@@ -189,6 +254,7 @@ def test_without_rungs_all_trials_are_equal(tmp_path: Path) -> None:
 class Begun:
     straight: bool = False
     state: str = "running"
+    scores: tuple[object, ...] = ((5, 0.5),)
 
 
 def test_what_kind_of_trial_is_next() -> None:
@@ -200,6 +266,8 @@ def test_what_kind_of_trial_is_next() -> None:
     assert next_kind([one, two], plan, 0.9, True) == "wait"
     assert next_kind([one, two], plan, 0.9, False) == "straight"
     assert next_kind([one, two], plan, 1.0, False) == "done"
+    interrupted = Begun(state="paused", scores=())  # before its first rung: it goes on when a gang is free
+    assert next_kind([one, interrupted], plan, 0.9, False) == "wait"
     last = Begun(straight=True)
     assert next_kind([one, two, last], plan, 0.9, False) == "wait"
     last.state = "finished"

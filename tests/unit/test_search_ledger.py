@@ -123,3 +123,15 @@ def test_who_waits_for_an_answer_may_give_up(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="lost"):
         Mailbox(str(tmp_path)).await_answer(1, look)
+
+
+def test_whole_runs_without_a_comparison_take_nobodys_place_at_a_rung(sweep: SweepSpec, root: str) -> None:
+    ledger = ledger_of(sweep, root)
+    assert sweep.scheduler == "halving" and sweep.rungs == (0.25,)
+    for rate in range(1, 9):
+        ledger.answered(add(ledger, rate * 1e-5), scored("paused", 2, 0.1 * rate))
+    assert ledger.going_on == [1, 2]
+    ledger.answered(ledger.trials[1], scored("finished", STEPS, 0.05))
+    straight = ledger.add({"learning_rate": 1e-5, "warmup_ratio": 0.2}, straight=True)
+    ledger.answered(straight, scored("finished", STEPS, 0.04))
+    assert ledger.going_on == [2]

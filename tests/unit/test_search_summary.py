@@ -83,7 +83,7 @@ def test_what_it_has_cost_is_known_to_the_next_driver(tmp_path: Path) -> None:
     ledger.answered(trial, Answer(status="failed", reason="diverged", tokens=50), ("02", 15.0, 60.0))
     ledger.close()
     again = Trials(ledger.sweep, ledger.root)
-    assert again.worker_hours == pytest.approx(180 / 3600) and (again.seconds, again.tokens) == (75.0, 450)
+    assert again.device_hours == pytest.approx(180 / 3600) and (again.seconds, again.tokens) == (75.0, 450)
     found = facts(again)
     assert (found["best_trial"], found["runs"], found["grid_trials"], found["trials"]) == (2, 4.5, 25, 3)
     assert summary_lines(again)[-1] == (

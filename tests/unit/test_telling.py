@@ -77,3 +77,15 @@ def test_a_run_that_goes_on_has_lost_nothing_yet() -> None:
     assert heard.known["step"] == 100 and heard.known["interruption_cost_s"] == 7.0
     told.step(step(101))
     assert heard.known["interruption_cost_s"] == 7.0 + 3.0
+
+
+def test_of_a_sweep_the_steps_of_all_trials_are_told_and_each_has_a_checkpoint() -> None:
+    told, heard, clock = telling()
+    told.event(event("phase", "starting 2 gangs", phase="workers"))
+    clock.now_s = 30.0
+    facts = {"step": 25, "total_steps": 175, "metrics": {"eval_loss": 0.5, "trials": 1.0}, "remaining_s": 90.0}
+    told.event(event("trial", "trial 1: loss 0.5", trial=1, state="paused", **facts))
+    assert heard.known == {**facts, "saved_step": 25, "interruption_cost_s": 30.0}
+    clock.now_s = 60.0
+    told.event(event("trial", "trial 2: failed", trial=2, state="failed", step=25, metrics={}))
+    assert heard.known["interruption_cost_s"] == 30.0, "as long as the gangs took to start, and not longer"

@@ -20,6 +20,7 @@ import shutil
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -175,12 +176,12 @@ def record(name: str, trials: list[dict[str, Any]], out: pathlib.Path, folder: p
                     file.write(line + "\n")
                 print(line[:300], file=sys.stderr, flush=True)
 
-        threads = [threading.Thread(target=work) for _ in range(_GANGS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        gangs.end()
+        try:
+            with ThreadPoolExecutor(_GANGS) as pool:
+                for worked in [pool.submit(work) for _ in range(_GANGS)]:
+                    worked.result()
+        finally:
+            gangs.end()
 
 
 def curve_of(task: Task, gangs: Any, run: JobPaths, spec: Any) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
     python -m bench.search gaps [--trials 8]
     python -m bench.search memory [--trials 30]
+    python -m bench.search one [--rounds 3]
 
 `gaps`: the same trials of the same job both ways, one after another; seconds between the end of a trial's last step and
 the end of the next one's first step, and the total. The stock way is Ray's for 2.60: a function trainable that runs a
 `TorchTrainer`, whose workers run the same loop. Both include the first evaluation and the trial's last checkpoint.
 `memory`: resident memory of rank 0 after each trial on one gang.
+`one`: seconds of a whole sweep of one trial beside those of a run with the same values, in turns. Both export a model.
 
 Lines for people go to stderr, one JSON object for each way to stdout.
 """
@@ -44,7 +46,8 @@ STEPS = 6
 def main() -> int:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("gaps", "memory"))
+    parser.add_argument("what", choices=("gaps", "memory", "one"))
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trials", type=int)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fleetune-search-") as folder:
@@ -54,6 +57,8 @@ def main() -> int:
             for found in (ours(sweep), stock(sweep)):
                 print(json.dumps(found.facts()), flush=True)
                 say(f"{found.way}: {found.facts()['median_gap_s']} s from trial to trial, {found.total_s:.1f} s in all")
+        elif options.what == "one":
+            one(written_sweep(Path(folder), 1).model_copy(update={"then": "export"}), options.rounds)
         else:
             memory(written_sweep(Path(folder), options.trials or 30))
     return 0
@@ -152,6 +157,25 @@ def stock(sweep: SweepSpec) -> Found:
         tuner.fit()
     total_s = time.monotonic() - began
     return Found("stock", [times_of(str(root / f"{number:04d}")) for number in range(len(values))], total_s)
+
+
+def one(sweep: SweepSpec, rounds: int) -> None:
+    from jobs.finetune import run_on_ray
+
+    values = next(iter(Trials(sweep, newest(sweep)).trials.values())).values if ours(sweep) else {}
+    spec = trial_spec(sweep.base, values)
+    took: dict[str, list[float]] = {"run": [], "sweep": []}
+    for number in range(rounds + 1):  # the first round fills caches
+        began = time.monotonic()
+        outcome = run_on_ray(spec, progress=NoProgress())
+        run_s = time.monotonic() - began
+        assert outcome.reason is None, outcome.reason
+        sweep_s = ours(sweep).total_s
+        if number:
+            took["run"].append(round(run_s, 1))
+            took["sweep"].append(round(sweep_s, 1))
+    more = statistics.median(two - first for first, two in zip(took["run"], took["sweep"], strict=True))
+    print(json.dumps({**took, "median_more_s": round(more, 2)}), flush=True)
 
 
 def memory(sweep: SweepSpec) -> None:

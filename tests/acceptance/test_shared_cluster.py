@@ -306,9 +306,8 @@ def test_two_sweeps_and_a_single_job_share_the_slots(shared: Shared) -> None:
     assert ends[0] < max(ends[1:])
     for job_id, trials in zip(sweeps, (6, 6), strict=True):
         found = json.loads(shared.queue.run("sweep", "leaderboard", job_id, "--json").stdout)
-        assert len(found) == trials and {one["state"] for one in found} <= {"finished", "stopped"}
+        assert len(found) == trials and {one["state"] for one in found} <= {"finished", "stopped", "paused"}
         assert (Path(found[0]["run"]) / "model/config.json").exists() and found[0]["step"] == SWEEP_STEPS
-    print({job_id: shared.story(job_id) for job_id in (single, *sweeps)})
     shared.nothing_is_left()
 
 

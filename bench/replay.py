@@ -71,7 +71,7 @@ class Table:
         self.run_tokens = sum(records[0]["tokens"].values()) * self.total_steps / (self.total_steps + cooldowns)
 
     def loss(self, rate: float, warmup: float, seed: int, step: int, cooled: bool) -> float:
-        """The held-out loss of a trial after so many steps; `cooled`: after the cool-down there."""
+        """The held-out loss of a trial after `step` steps. With `cooled`, the loss after the cool-down at that step."""
         at_warmups = [
             np.interp(
                 math.log(rate),
@@ -94,12 +94,12 @@ class Table:
 
     @property
     def reference(self) -> tuple[float, float, float]:
-        """The least mean loss of any recorded rate and warmup, and where it is."""
+        """The least mean final loss in the table, with its learning rate and warmup."""
         return min((self.quality(rate, warmup), rate, warmup) for rate in self.rates for warmup in self.warmups)
 
     @property
     def seed_deviation(self) -> float:
-        """Standard deviation over seeds of the loss at the end of a run with the best values."""
+        """Standard deviation over seeds of the final loss, for the best learning rate and warmup."""
         _, rate, warmup = self.reference
         return statistics.stdev(self.loss(rate, warmup, seed, self.total_steps, False) for seed in self.seeds)
 
@@ -177,13 +177,13 @@ class Replay:
 
 
 def chosen(known: Trials) -> dict[str, float]:
-    """The values that a search ends with: those of the best trial, of the farthest where none was finished."""
+    """The values of the best trial. If no trial has finished, those of the trial that was trained longest."""
     best = known.ranked()[0]
     return {name.rpartition(".")[2]: value for name, value in best.values.items()}
 
 
 def replayed(table: Table, task: str, way: str, folder: Path, seeds: int, runs: float) -> dict[str, Any]:
-    """Regrets of one algorithm over so many seeds."""
+    """Replay one algorithm `seeds` times, and summarise its regrets."""
     reference, _, _ = table.reference
     prior_off = np.random.default_rng(0).uniform(-1, 1, size=seeds)
     cap = SHARE * GRID * (table.run_tokens + table.evaluation_tokens)

@@ -90,7 +90,7 @@ def run_as_guest(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say
         )
     package = package_of(os.getcwd())
     trains = spec.base if isinstance(spec, SweepSpec) else spec
-    if run_named(trains.model.path) is None:  # else there is nothing to look at yet
+    if run_named(trains.model.path) is None:  # the model of a run may not exist yet
         for warning in _validated_apart(trains).warnings:
             say(f"warning: {warning}")
     guest = _Guest(record, say)

@@ -44,6 +44,8 @@ def reworded(kind: Kind, name: str, mistake: str, context: Mapping[str, Any], va
         return f"must be {choices}, but is {shown(value, '')}" + (f"; {hint}" if hint else "")
     if mistake == "dict_type" and kind == "command" and name == "env":
         return f"must be variables with their values (NAME: text), but is {shown(value)}"
+    if kind == "sweep" and name in ("space", "prior") and mistake == "dict_type":
+        return f"must be fields with their values, as learning_rate: ..., but is {shown(value)}"
     if kind == "sweep" and name.startswith("space.") and mistake == "model_type":
         return f"must be a list of values, or a range ({{min: 1e-5, max: 1e-3, log: true}}), but is {shown(value)}"
     if mistake in ("model_type", "model_attributes_type", "dict_type"):

@@ -78,7 +78,7 @@ class Queue(Frozen):
         None, gt=0.0, le=MOST_RUNTIME_S, description="Most seconds of all attempts together; then it fails."
     )
     preemptible: bool | None = Field(
-        None, description="Whether it may be interrupted and go on later; left out: finetune yes, command no."
+        None, description="Whether it may be interrupted and go on later; left out: command no, the others yes."
     )
     secrets: tuple[VariableName, ...] = Field(
         (),

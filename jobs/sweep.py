@@ -24,7 +24,7 @@ from jobs.quiet import redirected_output, user_stream
 from jobs.record import concluded, reopen_run
 from jobs.resume import check_not_driven, differences
 from jobs.runref import with_model_of_run
-from jobs.search.prior import with_prior
+from jobs.search.checking import checked_sweep
 from jobs.search.spec import SweepSpec
 from jobs.search.specwords import prior_words, space_words
 from jobs.search.varying import check_space, field_meant
@@ -61,7 +61,7 @@ def run_sweep(
     if resume is not None:
         sweep = begun_like(sweep, JobPaths(resume))
     if not sweep.prior or resume is None:
-        sweep, prior_from = with_prior(sweep)
+        sweep, prior_from = checked_sweep(sweep)
     check_space(sweep)
     if resume is not None:
         check_sweep_resumable(JobPaths(resume), sweep, alone=not by_hand)

@@ -47,7 +47,7 @@ class Telling:
             self._trial(data)
 
     def _trial(self, data: dict[str, Any]) -> None:
-        """A trial of a sweep has come to a rung, with a checkpoint. Steps are those of all trials."""
+        """Report a sweep after a trial has reached a rung and has saved. Steps are summed over the trials."""
         if self._startup_s is None:
             self._startup_s = self._clock() - self._began
         self._step = self._saved = data["step"]

@@ -1,4 +1,4 @@
-"""Where `auto` looks: the learning rate first, the other fields afterwards, at the best rate. Pure; light to import."""
+"""The decisions of `auto`: it searches the learning rate first, and the other fields at the best rate. Pure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from jobs.search.prior import RATE, inside
 from jobs.search.spec import Range, SweepSpec
 from jobs.search.varying import field_meant
 
-_PROBED = 8  # rates
-_CLEARLY = 0.01  # of the loss: on other rows, a small step may also make it worse by chance
-STEP: Final = 3.0  # from the prior's learning rate to the next ones that are tried
+_PROBED = 8  # learning rates at which the loss after one step is measured
+_CLEARLY = 0.01  # share of the loss: by chance, even a good step may raise the loss of other rows a little
+STEP: Final = 3.0  # the second and third trial have the prior's learning rate times this, and divided by it
 
 
 def rate_name(sweep: SweepSpec) -> str | None:
@@ -20,17 +20,17 @@ def rate_name(sweep: SweepSpec) -> str | None:
 
 
 def drawn_in(sweep: SweepSpec, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The nearest values of the space, which may have been narrowed since they were found."""
+    """The values, each moved to the nearest one of the space, which may have been narrowed meanwhile."""
     return {name: inside(value, sweep.dimensions[name]) for name, value in values.items()}
 
 
 def prior_of(sweep: SweepSpec) -> dict[str, Any]:
-    """The prior, drawn into the space."""
+    """The prior, moved into the space."""
     return drawn_in(sweep, sweep.prior)
 
 
 def first_points(sweep: SweepSpec) -> list[dict[str, Any]]:
-    """Values that are tried before a model proposes any: the prior, and higher and lower rates."""
+    """The first trials' values: the prior, then a higher and a lower learning rate."""
     name, prior = rate_name(sweep), prior_of(sweep)
     rates = sweep.dimensions[name] if name is not None else ()
     if name is None or not isinstance(rates, Range):
@@ -41,15 +41,15 @@ def first_points(sweep: SweepSpec) -> list[dict[str, Any]]:
 
 
 def rate_for_a_whole_run(rate: float, share: float) -> float:
-    """The best rate of a whole run, by the best rate of a run of this share of its steps.
+    """Estimate the best learning rate of a whole run from the best one of a run with this share of its steps.
 
-    The more steps, the lower: in pretraining with AdamW it falls with steps to the power -0.32 (arXiv 2409.19913).
+    In pretraining with AdamW, the best rate is proportional to steps to the power -0.32 (arXiv 2409.19913).
     """
     return float(rate * share**0.32)
 
 
 def last_points(sweep: SweepSpec, best: dict[str, Any]) -> list[dict[str, Any]]:
-    """Values of the first trials that go straight to the end: the rate is what the best one's at the rung leads to."""
+    """Values of the first whole run: those of the best trial, with the rate that its rate at the rung suggests."""
     name = rate_name(sweep)
     assert name is not None
     if not isinstance(sweep.dimensions[name], Range) or sweep.scheduler != "halving":
@@ -59,10 +59,10 @@ def last_points(sweep: SweepSpec, best: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def fixed_values(sweep: SweepSpec, straight: bool, best: dict[str, Any]) -> dict[str, Any]:
-    """Values that a proposal has to have.
+    """Values that the sampler may not change in its next proposal.
 
     Args:
-        straight: it is one of the last trials, at the rate of `best`.
+        straight: the proposal is for a whole run, at the learning rate of `best`.
     """
     name = rate_name(sweep)
     if name is None:
@@ -73,7 +73,7 @@ def fixed_values(sweep: SweepSpec, straight: bool, best: dict[str, Any]) -> dict
 
 
 def probed_rates(sweep: SweepSpec) -> tuple[float, ...]:
-    """Learning rates of the one step by which the greatest is bounded; none where there is nothing to bound."""
+    """Learning rates at which the loss after one step is measured; empty if the space leaves none above the prior."""
     name = rate_name(sweep)
     rates = sweep.dimensions[name] if name is not None else ()
     if sweep.algorithm != "auto" or name is None or not isinstance(rates, Range) or rates.min <= 0:
@@ -85,18 +85,18 @@ def probed_rates(sweep: SweepSpec) -> tuple[float, ...]:
 
 
 def greatest_rate(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """The least of these rates from which on one step makes the loss clearly worse than it was; None: at none of them.
+    """The lowest rate from which on one step clearly raises the loss, at every higher one too; None if there is none.
 
     Args:
         losses: before the step, and after it at each rate.
     """
     before, *after = losses
-    worse = [not loss <= before + _CLEARLY * abs(before) for loss in after]  # also what is no number
+    worse = [not loss <= before + _CLEARLY * abs(before) for loss in after]  # NaN counts as worse
     return next((rate for place, rate in enumerate(rates) if all(worse[place:])), None)
 
 
 def bounded(sweep: SweepSpec, greatest: float) -> SweepSpec:
-    """The sweep with no learning rate above this one."""
+    """The sweep with this upper end of the range of learning rates."""
     name = rate_name(sweep)
     assert name is not None
     rates = sweep.dimensions[name]

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from jobs.errors import SpecError
 from jobs.search.auto import rate_name
 from jobs.search.rungs import ETA, cooldown_of, halving_steps, stops_of, trials_within
 from jobs.search.spec import MOST_TRIALS, Budget, Range, SweepSpec
 
-_FOR_THE_REST = 3  # auto: of so many runs, one goes to a trial that is trained to its end without a comparison
+_FOR_THE_REST = 3  # auto: one whole run without a comparison for each 3 runs of the budget
 _MOST_STRAIGHT = 16
-_USUAL_GANGS = 8
-_MANY = 1000  # trials, of whose steps shares are taken
+_USUAL_GANGS = 8  # at once, where num_gangs is left out
+_MANY = 1000  # trials, or steps: enough that rounding does not matter
 
 
 class Begun(Protocol):
@@ -32,12 +33,12 @@ class Begun(Protocol):
 
 @dataclass(frozen=True)
 class BudgetPlan:
-    """What is begun at most.
+    """How many trials a sweep begins.
 
     Attributes:
-        compared: trials that are compared at rungs, or all trials where there are none.
-        straight: trials that go to the last step without a comparison, after the others.
-        first_share: share of the time that may have passed when the last one of `compared` begins.
+        compared: most trials that are compared at rungs. Without rungs: most trials.
+        straight: most whole runs without a comparison; they begin after the others.
+        first_share: once this share of the time is used, no more trials are begun for comparison.
     """
 
     compared: float = math.inf
@@ -49,12 +50,12 @@ Next = Literal["compared", "straight", "wait", "done", "stopped"]  # stopped: so
 
 
 def budget_plan(sweep: SweepSpec, stops: Sequence[int], cooldown: int, tokens_per_run: float) -> BudgetPlan:
-    """Share the budget of a sweep out.
+    """Decide how many trials of each kind the budget pays for.
 
     Args:
         stops: steps at which a trial is scored, and the last one.
-        cooldown: steps for the score at a rung.
-        tokens_per_run: of a run of the base to its end.
+        cooldown: optimizer steps of a cool-down.
+        tokens_per_run: tokens of one whole run of the base.
     """
     budget, total = sweep.budget, stops[-1]
     most = min(budget.trials or math.inf, sweep.grid_size if sweep.algorithm == "grid" else math.inf)
@@ -71,16 +72,36 @@ def budget_plan(sweep: SweepSpec, stops: Sequence[int], cooldown: int, tokens_pe
 
 
 def runs_of(budget: Budget, tokens_per_run: float) -> float:
-    """The runs that it pays for; infinite where neither `runs` nor `tokens` bounds it."""
+    """How many whole runs the budget pays for; infinite if neither `runs` nor `tokens` is set."""
     return min(budget.runs or math.inf, (budget.tokens or math.inf) / tokens_per_run)
 
 
+def check_budget(sweep: SweepSpec) -> None:
+    """Raises SpecError: a budget in runs does not pay for one trial. For one in tokens, the data must be known."""
+    if (wrong := too_little(sweep, _MANY, sweep.budget.runs or math.inf)) is not None:
+        raise SpecError(wrong)
+
+
+def too_little(sweep: SweepSpec, total_steps: int, runs: float) -> str | None:
+    """The message if `runs` whole runs do not pay for one trial; None if they do."""
+    if sweep.scheduler != "halving":
+        return None
+    stops, cooldown = stops_of(sweep, total_steps), cooldown_of(sweep, total_steps)
+    needed = halving_steps(1, stops, ETA, cooldown) / total_steps
+    if runs >= needed:
+        return None
+    return (
+        f"budget: it pays for {runs:.2g} runs, but one trial with its cool-downs takes {needed:.2g}: give more, fewer "
+        "rungs, or scheduler: none"
+    )
+
+
 def next_kind(trials: Sequence[Begun], plan: BudgetPlan, used: float, any_goes_on: bool) -> Next:
-    """What kind of trial may begin.
+    """Decide what kind of trial may begin now.
 
     Args:
-        used: share of the budget, beside what the plan counts.
-        any_goes_on: a trial that is paused at a rung is to go on.
+        used: used share of the budget's time or tokens, without what `plan` counts.
+        any_goes_on: whether a trial that is paused at a rung goes on.
     """
     straight = sum(trial.straight for trial in trials)
     if used < plan.first_share and len(trials) - straight < plan.compared:
@@ -99,7 +120,7 @@ def next_kind(trials: Sequence[Begun], plan: BudgetPlan, used: float, any_goes_o
 
 
 def most_straight(sweep: SweepSpec) -> float:
-    """Whole runs without a comparison that differ from each other."""
+    """How many whole runs can differ from each other."""
     name = rate_name(sweep)
     if sweep.algorithm != "auto" or name is None:
         return 0
@@ -109,9 +130,9 @@ def most_straight(sweep: SweepSpec) -> float:
 
 
 def most_gangs(sweep: SweepSpec) -> int:
-    """Gangs that a sweep has at once at most: more trials beside each other would begin before others can tell.
+    """Most gangs at once. With more of them, more trials begin before the results of others are known.
 
-    A budget in tokens bounds nothing here: how many a run takes is not known before the data is prepared.
+    A budget in tokens is not considered: the tokens of a run are not known before the data is prepared.
     """
     known = sweep.model_copy(update={"budget": sweep.budget.model_copy(update={"tokens": None})})
     plan = budget_plan(known, stops_of(known, _MANY), cooldown_of(known, _MANY), 1.0)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 
-from cluster.inventory import Inventory
-from cluster.ray_backend import connected, is_own, keep_actors_here
+from cluster.ray_backend import is_own, keep_actors_here
 from cluster.words import many
-from cluster.workplace import Workplace
 from jobs import storage
 from jobs.assignment import Assignment
 from jobs.data.order import StepPlan
 from jobs.data.prepared import Split
 from jobs.data.stream import step_plan
 from jobs.errors import (
-    CapacityError,
     Interrupted,
-    MachinesFailed,
     RunFailed,
 )
 from jobs.load import dump_spec
@@ -39,9 +33,9 @@ from jobs.search.spec import SweepSpec
 from jobs.search.summary import summary_lines
 from jobs.search.words import leaderboard
 from jobs.signals import StopSignals
-from jobs.spec import Spec
 from jobs.training.draining import Draining
 from jobs.training.job import Job
+from jobs.training.ray_driver import connected_as_given
 from jobs.training.ready import ready_data
 from jobs.watch import Announcer
 
@@ -68,7 +62,9 @@ def drive_sweep(
     end_earlier_gangs(drivers)
     with StopSignals(paths, announce, patient=assignment is not None) as signals:
         announce("phase", "connecting to Ray", phase="connect")
-        with _connected(base, address, given) as inventory:
+        gang = gang_of(base)
+        workers = replace(gang, num_workers=given.num_workers or gang.num_workers)
+        with connected_as_given(base, workers, address, given, _NEEDED) as inventory:
             signals.hold()
             facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
             keep_actors_here()
@@ -81,7 +77,7 @@ def drive_sweep(
             own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
             job = Job(base, own, prepared.root, base.model.path)
             count = _gangs_of(sweep, given, os.cpu_count() if is_own(address) else None)
-            announce("phase", f"starting {many(count, 'gang')} of {gang_of(base)}", phase="workers")
+            announce("phase", f"starting {many(count, 'gang')} of {gang}", phase="workers")
             gangs = Gangs(job, count, is_own(address), announce, given.places)
             signals.graceful = True
             draining = Draining(paths, announce, given.places)
@@ -102,21 +98,6 @@ def drive_sweep(
                 ledger.close()
             gangs.end()
     return outcome
-
-
-@contextlib.contextmanager
-def _connected(base: Spec, address: str | None, given: Assignment) -> Iterator[Inventory]:
-    """A queue has seen that the gangs fit: where they do not any more, the machines have changed."""
-    workplace = Workplace(base.working_dir, given.variables, gpus=base.resources.gpus_per_worker > 0)
-    gang = gang_of(base)
-    workers = replace(gang, num_workers=given.num_workers or gang.num_workers)
-    try:
-        with connected(address, workers, workplace, _NEEDED) as inventory:
-            yield inventory
-    except CapacityError as error:
-        if given.places is None:
-            raise
-        raise MachinesFailed(f"the nodes of this attempt cannot be had any more: {error}") from error
 
 
 def _gangs_of(sweep: SweepSpec, given: Assignment, cpus: int | None) -> int:

@@ -35,7 +35,7 @@ class Trial:
     values: dict[str, Any]  # by the names of the sweep's space
     spec: Spec
     paths: JobPaths
-    straight: bool = False  # trained to its end without a comparison
+    straight: bool = False  # a whole run without a comparison
     driver: str = ""  # see `JobPaths.driver`
     state: State = "waiting"
     scores: list[tuple[int, float]] = field(default_factory=list)  # (step, judged metric), finite ones
@@ -95,7 +95,7 @@ class Trials:
             trial.state, trial.reason = "stopped", record["stopped"]
 
     def bound(self, greatest: float | None, tokens: int) -> None:
-        """No proposal has a higher learning rate. None: one was looked for with so many tokens, and there is none."""
+        """Take over the result of the probe: no proposal has a higher learning rate. None: the probe found no bound."""
         self.is_bounded, self.probe_tokens = True, tokens
         if greatest is not None:
             self.sweep = bounded(self.sweep, greatest)
@@ -141,7 +141,7 @@ class Trials:
 
     @property
     def going_on(self) -> list[int]:
-        """Numbers of the trials that go on from a rung if no more are begun; see `jobs.search.rungs.going_on`."""
+        """Numbers of the trials that go on from a rung, once all have begun; see `jobs.search.rungs.going_on`."""
         if self.sweep.scheduler != "halving":
             return []
         compared = [trial for trial in list(self.trials.values()) if not trial.straight]
@@ -166,7 +166,7 @@ class Trials:
 
     @property
     def seconds(self) -> float:
-        """That its drivers have searched."""
+        """Seconds that all drivers of the sweep have searched."""
         return sum(seconds for seconds, _ in self.spent.values())
 
     @property
@@ -176,7 +176,7 @@ class Trials:
 
     @property
     def tokens(self) -> int:
-        """That all trials have taken, and the look for a bound of the rate."""
+        """Tokens of all trials and of the probe."""
         return self.probe_tokens + sum(trial.tokens for trial in self.trials.values())
 
 
@@ -196,7 +196,7 @@ class Ledger(Trials):
             self._journal.append({"trial": 0, "total_steps": total_steps, "tokens_per_run": tokens_per_run})
 
     def set_bound(self, greatest: float | None, tokens: int) -> None:
-        """`bound`, on storage; `tokens` were taken to find it."""
+        """Call `bound` and record it. `tokens`: tokens of the probe."""
         with self._lock:
             self.bound(greatest, tokens)
             self._journal.append({"trial": 0, "greatest_rate": greatest, "tokens": tokens})
@@ -243,7 +243,7 @@ class Ledger(Trials):
                 self._journal.flush()
 
     def search_has_ended(self) -> None:
-        """Write outcomes of paused trials, which stay so: with a larger budget, the search may go on with them."""
+        """Write the outcomes of paused trials. They stay paused: with a larger budget, the search may continue them."""
         with self._lock:
             for trial in self.trials.values():
                 if trial.state == "paused":

@@ -72,7 +72,7 @@ def _hover(trials: Trials, numbers: list[int]) -> list[str]:
 
 
 def over_rate(trials: Trials) -> Figure | None:
-    """The scores over the learning rate, those after each number of steps in a colour of their own, and a parabola."""
+    """Scores over the learning rate, in one colour for each step of scoring, with the fitted parabola."""
     name, judged = rate_name(trials.sweep), trials.sweep.judged
     if name is None or not isinstance(trials.sweep.dimensions[name], Range):
         return None
@@ -96,7 +96,7 @@ def over_rate(trials: Trials) -> Figure | None:
 
 
 def over_rate_and_warmup(trials: Trials) -> Figure | None:
-    """The newest score of each trial as a colour, over the learning rate and another field, such as the warmup."""
+    """The newest score of each trial as a colour, over the learning rate and one other field, such as the warmup."""
     name, sweep = rate_name(trials.sweep), trials.sweep
     others = [other for other in sweep.dimensions if other != name]
     if name is None or not others:
@@ -120,7 +120,7 @@ def over_rate_and_warmup(trials: Trials) -> Figure | None:
 
 
 def best_so_far(trials: Trials) -> Figure:
-    """The best score of a finished trial over the tokens that all trials had taken when it ended, in their order."""
+    """The best final score so far, over the tokens of the trials in their order."""
     judged, pick = trials.sweep.judged, min if trials.sweep.lower_is_better else max
     tokens, taken, best = 0, list[int](), list[float]()
     for trial in trials.trials.values():
@@ -144,7 +144,7 @@ def by_step(trials: Trials) -> Figure:
 
 
 def importance(trials: Trials) -> Figure | None:
-    """How much each field matters, by Optuna; None where there are too few trials to say."""
+    """The importance of each field, by Optuna; None if there are too few trials."""
     scored = [trial for trial in trials.trials.values() if trial.scores]
     if len(scored) < FEWEST_FOR_IMPORTANCE or len(trials.sweep.dimensions) < 2:
         return None

@@ -1,4 +1,4 @@
-"""Where a search by `auto` begins: the values around which it looks first. Light to import."""
+"""The prior of `auto`: the values of its first trial. Light to import."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _DATE = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
 
 
 def with_prior(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
-    """The sweep with a prior for each field of its space, and where that of the learning rate comes from.
+    """Fill in the prior for each field of the space, and say where the prior of the learning rate comes from.
 
-    Without a space, it gets the default one, around the prior. Other algorithms than auto take no prior.
+    A sweep without a space gets the default one, around the prior. Algorithms other than auto have no prior.
 
     Raises:
-        SpecError: a given prior lies outside the space, or is of a field that is not in it.
+        SpecError: the given prior lies outside the space, or names a field that is not in it.
     """
     if sweep.algorithm != "auto":
         return sweep, None
-    given = {field_meant(name): value for name, value in sweep.prior.items()}
-    rate, said = (given_rate(given[RATE]), None) if RATE in given else rate_to_begin_with(sweep.base)
+    given = {field_meant(name, "prior"): value for name, value in sweep.prior.items()}
+    rate, said = (checked_rate(given[RATE]), None) if RATE in given else rate_to_begin_with(sweep.base)
     space = dict(sweep.space) or {
         "learning_rate": Range(min=rate / _AROUND, max=min(rate * _AROUND, 1.0), log=True),
         "warmup_ratio": Range(min=0.0, max=0.2),
@@ -52,19 +52,25 @@ def with_prior(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
     return sweep.model_copy(update={"space": space, "prior": prior}), said if RATE in fields else None
 
 
-def given_rate(value: float | str) -> float:
-    """Raises SpecError."""
-    if not isinstance(value, float) or not 0 < value <= 1:
+def checked_rate(value: Any) -> float:
+    """The learning rate that a prior gives. Raises SpecError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise SpecError(f"prior.{RATE} is {value}: give a number above 0, at most 1")
-    return value
+    return float(value)
 
 
 def inside(value: Any, values: Range | tuple[Any, ...]) -> Any:
-    """The value of the space that is nearest to it; the first choice where it is none of them."""
+    """The nearest value of the space. Choices that are not numbers have no nearest one: the first stands for it."""
     if isinstance(values, tuple):
-        return value if value in values else values[0]
+        if value in values or not all(_is_number(one) for one in (value, *values)):
+            return value if value in values else values[0]
+        return min(values, key=lambda one: abs(one - value))
     number = value if isinstance(value, int | float) else values.between
     return min(max(float(number), values.min), values.max)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _value_of(base: Spec, field: str) -> Any:
@@ -75,7 +81,7 @@ def _value_of(base: Spec, field: str) -> Any:
 
 
 def rate_to_begin_with(base: Spec) -> tuple[float, str]:
-    """A learning rate for this job, and where it comes from in words."""
+    """The prior of the learning rate, and its source in words."""
     if earlier := earlier_rates(base):
         count = "an earlier sweep" if len(earlier) == 1 else f"{len(earlier)} earlier sweeps"
         return statistics.geometric_mean(earlier), f"{count} of this model"
@@ -96,7 +102,7 @@ def rate_by_size(hidden_size: int) -> float:
 
 
 def hidden_size(model: str) -> int | None:
-    """Of the text part of a model directory; None where it cannot be read from here."""
+    """The hidden size of a model (of its text part); None if its config.json cannot be read here."""
     with contextlib.suppress(StorageError, ValueError, AttributeError):
         config = json.loads(storage.read_bytes(storage.join(model, "config.json")))
         text = config.get("text_config") or config
@@ -106,7 +112,7 @@ def hidden_size(model: str) -> int | None:
 
 
 def earlier_rates(base: Spec) -> list[float]:
-    """Best learning rates that earlier sweeps of the same model and task under the same storage have found."""
+    """The best learning rates of earlier sweeps with the same model, task and storage_path."""
     with contextlib.suppress(StorageError):
         names = storage.list_names(base.storage_path)
         dated = sorted((match[1], name) for name in names if (match := _DATE.search(name)))

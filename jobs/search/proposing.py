@@ -1,7 +1,7 @@
-"""Which values the next trial gets: Optuna's samplers, asked through Ray Tune's `OptunaSearch`.
+"""The values of the next trial, from Optuna's samplers through Ray Tune's `OptunaSearch`.
 
-A sampler is made anew for each proposal and seeded by its number, and it knows the score of each trial at its first
-rung (the final one where there are no rungs): a proposal follows from the trials before it alone.
+Each proposal has a sampler of its own, seeded by the proposal's number. The samplers know each trial's score at the
+first rung (its final score if there are no rungs). So a proposal depends on nothing but the trials before it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _STUDY = "optuna.journal"
 
 
 class Proposer:
-    """The proposals of a sweep; it goes on from the trials that there are."""
+    """Proposes the trials of a sweep, and takes their scores. A new one continues from the trials in the ledger."""
 
     def __init__(self, known: Trials, study: Any = None) -> None:
-        """`study`: storage of Optuna's studies; None: in memory."""
+        """`study`: where Optuna stores its studies; None for memory."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of PartialFixedSampler
         self._known, self._sweep = known, known.sweep
@@ -42,7 +42,7 @@ class Proposer:
             self._study_of_straight()
 
     def _recall(self, study: _Study, trial: Trial) -> None:
-        """Optuna takes no values outside of the space, which may have been narrowed since."""
+        """Tell Optuna of an earlier trial, unless its values are outside the space, which may have been narrowed."""
         if not holds(self._sweep, trial.values):
             return
         study.begin(trial.number, trial.values, None)
@@ -50,7 +50,7 @@ class Proposer:
             self.told(trial)
 
     def _study_of_straight(self) -> _Study:
-        """The study of the trials that are not compared. It knows the final scores of the others."""
+        """The study of the whole runs. It also holds the final scores of the compared trials."""
         if self._straight is None:
             self._straight = _Study(self._sweep, f"{self._sweep.name}-straight", self._storage)
             for trial in self._known.trials.values():
@@ -61,7 +61,7 @@ class Proposer:
         return self._straight
 
     def next_values(self, straight: bool = False) -> dict[str, Any]:
-        """Of a trial that is added to the known ones next."""
+        """The values of the next trial; `straight`: it is a whole run without a comparison."""
         known, sweep = self._known, self._sweep
         number = len(known.trials) + 1
         if straight:
@@ -80,7 +80,7 @@ class Proposer:
         return self._compared.begin(number, None, sampler_of(sweep, number, fixed))
 
     def told(self, trial: Trial) -> None:
-        """Take over the score of a trial, or that it failed. What is known already changes nothing."""
+        """Tell Optuna a trial's score, or that it failed. A second call for the same score does nothing."""
         if not holds(self._sweep, trial.values):
             return
         study = self._study_of_straight() if trial.straight else self._compared
@@ -92,9 +92,9 @@ class Proposer:
                     self.told(other)
 
     def _worst(self, failed: Trial) -> float | None:
-        """What a failed trial counts as: the worst first score of the trials before it, or else the first one of all.
+        """The score that stands for a failed trial: the worst one of the trials before it, else the first one there is.
 
-        None while there is none. A number far from all others would spoil a Gaussian process.
+        None while no trial has a score. A score far from all others would spoil the Gaussian process.
         """
         scored = [one for one in self._known.trials.values() if one.scores and one.straight == failed.straight]
         before = [one.scores[0][1] for one in scored if one.number < failed.number]
@@ -104,7 +104,7 @@ class Proposer:
 
 
 class _Study:
-    """One study of Optuna, its trials called by the sweep's numbers."""
+    """One study of Optuna. Its trials have the numbers of the sweep's trials."""
 
     def __init__(self, sweep: SweepSpec, name: str, study: Any) -> None:
         space = {name: distribution_of(values) for name, values in sweep.dimensions.items()}
@@ -121,13 +121,13 @@ class _Study:
 
     @property
     def untold(self) -> set[int]:
-        """Numbers of the trials without a score."""
+        """Numbers of the trials whose scores Optuna does not have yet."""
         return self._begun - self._told
 
     def begin(
         self, number: int, values: Mapping[str, Any] | None, sampler: optuna.samplers.BaseSampler | None
     ) -> dict[str, Any]:
-        """A trial with these values, or with those that the sampler proposes."""
+        """Begin a trial with the given values, or with values from the sampler."""
         if values is not None:
             self._study.enqueue_trial(dict(values))
         if sampler is not None:
@@ -137,11 +137,11 @@ class _Study:
         return begun
 
     def add(self, values: Mapping[str, Any], score: float) -> None:
-        """A trial of another study, and its score."""
+        """Add a trial of another study with its score."""
         self._search.add_evaluated_point(dict(values), score)
 
     def tell(self, number: int, values: Mapping[str, Any], score: float | None, worst: float | None) -> None:
-        """`worst`: the score of a trial that has failed; where it had another one before, its values get both."""
+        """Tell a score. `worst` stands for a failed trial; if that trial had a score before, its values get both."""
         told = score if score is not None else worst
         if number not in self._told and told is not None:
             self._told.add(number)
@@ -155,7 +155,7 @@ def sampler_of(sweep: SweepSpec, number: int, fixed: Mapping[str, Any]) -> optun
     """The sampler of one proposal.
 
     Args:
-        fixed: values that it has to propose.
+        fixed: values that the sampler may not change.
     """
     seed = int(np.random.SeedSequence([sweep.seed, number]).generate_state(1)[0])
     samplers: Mapping[str, Callable[[], optuna.samplers.BaseSampler]] = {

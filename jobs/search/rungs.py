@@ -24,11 +24,11 @@ class Scored(Protocol):
 
 
 def going_on(trials: Sequence[Scored], stops: Sequence[int], eta: int, lower_is_better: bool) -> list[int]:
-    """Numbers of the trials that go on, or are going on, from the lowest rung at which one is to; best first.
+    """Numbers of the trials that continue from the lowest rung where a trial may continue, best first.
 
-    One in `eta` of the trials that have come to a rung goes on from it, at least one. Nothing is decided before every
-    trial that is not over has come to the first rung, nor at a higher one while others are still to come there. Those
-    that are passed over stay paused: once more trials have come to their rung, they may go on.
+    One in `eta` of the trials that have reached a rung continues from it, at least one. The rule decides nothing before
+    every open trial has reached the first rung, and nothing at a higher rung while a trial is still on its way there.
+    The other trials stay paused. They may continue later, when more trials have reached their rung.
 
     Args:
         stops: steps of the rungs, and the last step.
@@ -57,14 +57,15 @@ class Kept(Protocol):
 
 
 def given_up(ranked: Sequence[Kept], sizes: Mapping[int, float], most: float) -> list[int]:
-    """Numbers of the trials whose checkpoints are to be removed so that the rest takes at most so much.
+    """Numbers of the trials whose checkpoints are removed, so that the others take at most `most`.
 
-    First those of failed trials, then of stopped ones, then of the worst of the others. The best trial's stay, and
-    those of trials that wait or are being trained.
+    Failed trials come first, then stopped ones, then the worst of the others. The best trial keeps its checkpoints, and
+    so do trials that wait or run.
 
     Args:
-        ranked: the best first.
-        sizes: of the checkpoints, by number of the trial.
+        ranked: the trials, best first.
+        sizes: bytes of the checkpoints, by trial number.
+        most: bytes.
     """
     order = {"failed": 0, "stopped": 1, "finished": 2, "paused": 2}
     candidates = [trial for trial in ranked[1:] if trial.state in order][::-1]
@@ -79,11 +80,11 @@ def given_up(ranked: Sequence[Kept], sizes: Mapping[int, float], most: float) ->
 
 
 def halving_steps(trials: int, stops: Sequence[int], eta: int, cooldown: int) -> int:
-    """Optimizer steps that so many trials take in all if none fails.
+    """Optimizer steps of `trials` trials in successive halving, if none fails.
 
     Args:
         stops: steps of the rungs, and the last step.
-        cooldown: steps that are taken for the score at a rung.
+        cooldown: optimizer steps of a cool-down.
     """
     total, before = 0, 0
     for stop in stops:
@@ -93,7 +94,7 @@ def halving_steps(trials: int, stops: Sequence[int], eta: int, cooldown: int) ->
 
 
 def trials_within(steps: float, stops: Sequence[int], eta: int, cooldown: int) -> int:
-    """The most trials that take no more steps than these in all; 0 where one takes more."""
+    """The largest number of trials that fits into `steps` optimizer steps; 0 if not even one fits."""
     trials = 0
     while halving_steps(trials + 1, stops, eta, cooldown) <= steps:
         trials += 1
@@ -101,11 +102,11 @@ def trials_within(steps: float, stops: Sequence[int], eta: int, cooldown: int) -
 
 
 def stops_of(sweep: SweepSpec, total_steps: int, straight: bool = False) -> list[int]:
-    """Steps at which a trial is compared, and the last one. `straight`: it is not compared."""
+    """Steps at which a trial is scored, the last one included. `straight`: a whole run, which has only the last one."""
     rungs = () if sweep.scheduler == "none" or straight else sweep.rungs
     return sorted({min(max(round(share * total_steps), 1), total_steps) for share in (*rungs, 1.0)})
 
 
 def cooldown_of(sweep: SweepSpec, total_steps: int) -> int:
-    """Steps in which the rate falls to zero before the score at a rung."""
+    """Optimizer steps of a cool-down."""
     return max(round(sweep.cooldown * total_steps), 1) if sweep.cooldown else 0

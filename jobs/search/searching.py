@@ -1,4 +1,4 @@
-"""The search of one driver: requests of trials are passed to gangs, and the ledger keeps what comes of them."""
+"""The search of one driver: it passes the trials' requests to gangs and records the answers in the ledger."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jobs.journal import JournalReader
 from jobs.paths import JobPaths
 from jobs.planning import gang_of
 from jobs.search.auto import greatest_rate, probed_rates
-from jobs.search.budget import BudgetPlan, Next, budget_plan, next_kind, runs_of
+from jobs.search.budget import BudgetPlan, Next, budget_plan, next_kind, runs_of, too_little
 from jobs.search.gangs import GangLost, Gangs
 from jobs.search.ledger import Ledger, Trial
 from jobs.search.mailbox import Answer, Desk, Order, Request
@@ -47,8 +47,8 @@ class Shares:
     """What the budget pays for.
 
     Attributes:
-        runs: of the base to its end; infinite where tokens do not bound the search.
-        cooldown: steps for the score at a rung.
+        runs: whole runs of the base; infinite if tokens do not bound the search.
+        cooldown: optimizer steps of a cool-down.
     """
 
     plan: BudgetPlan
@@ -61,16 +61,12 @@ class Shares:
         """Raises SpecError: it does not pay for one trial."""
         stops, cooldown = stops_of(sweep, total_steps), cooldown_of(sweep, total_steps)
         plan, runs = budget_plan(sweep, stops, cooldown, per_run), runs_of(sweep.budget, per_run)
-        if plan.compared < 1:
-            needed = halving_steps(1, stops, ETA, cooldown) / total_steps
-            raise SpecError(
-                f"the budget pays for {runs:.2g} runs, but one trial with its cool-downs takes {needed:.2g}: give a "
-                "larger budget, fewer rungs, or scheduler: none"
-            )
+        if (wrong := too_little(sweep, total_steps, runs)) is not None:
+            raise SpecError(wrong)
         return cls(plan, per_run, runs, cooldown)
 
     def steps(self, ledger: Ledger) -> int | None:
-        """Optimizer steps of all trials, cool-downs not counted; None where nobody can say."""
+        """Optimizer steps of all planned trials without cool-downs; None if the budget does not say."""
         stops = stops_of(ledger.sweep, ledger.total_steps)
         if ledger.sweep.scheduler == "halving" and self.plan.compared < math.inf:
             compared = halving_steps(int(self.plan.compared), stops, ETA, 0)
@@ -129,7 +125,7 @@ class Search:
             raise done["error"]
 
     def _bound_rate(self) -> None:
-        """Have a gang find the learning rate at which the first step makes the loss worse: higher ones are not tried.
+        """Have a gang measure the loss after one step at several learning rates, and bound the rate by the result.
 
         Raises:
             FleetuneError: no gang could be started.
@@ -166,7 +162,7 @@ class Search:
             done["error"] = RunFailed(f"Ray Tune failed: {type(error).__name__}: {error}")
 
     def _lost(self, trial: Trial) -> None:
-        """Nobody waits for a trial's score any more: Ray Tune's actor for it has ended."""
+        """End the search: the Ray Tune actor that waits for this trial's score has died."""
         said = f"Ray Tune's actor for trial {trial.number} has ended; its log is among those of this Ray"
         self._failed = self._failed or MachinesFailed(said)
 
@@ -232,7 +228,7 @@ class Search:
             thread.start()
 
     def _serve(self, name: str) -> None:
-        """Have a request carried out, and answer it. What fails here ends the search: Tune would wait for ever."""
+        """Carry out a request and answer it. An error ends the search: Tune would wait for the answer for ever."""
         try:
             self._answer(name)
         except FleetuneError as error:  # no gang is left, or the storage is gone
@@ -257,7 +253,7 @@ class Search:
         self._desk.answers.put(name, answer.model_copy(update={"metrics": judged, "status": status}))
 
     def _keep_within_room(self) -> None:
-        """Remove checkpoints of the worst trials, where all take more room than the sweep gives them."""
+        """Remove checkpoints of the worst trials if all checkpoints together exceed the sweep's `checkpoints_gb`."""
         most, ledger = self.ledger.sweep.checkpoints_gb, self.ledger
         if most is None:
             return
@@ -273,11 +269,11 @@ class Search:
                 self.announce("phase", said, phase="room")
 
     def _comes_back(self, trial: Trial) -> bool:
-        """Whether a paused trial goes on by itself: it was interrupted, or nobody rests at a rung."""
+        """Whether a paused trial will go on by itself: it was interrupted, or the scheduler does not pause at rungs."""
         return trial.state == "paused" and (self.ledger.sweep.scheduler != "halving" or not trial.scores)
 
     def _size_of(self, trial: Trial) -> int:
-        """Bytes of its checkpoints."""
+        """Bytes of the trial's checkpoints."""
         try:
             return storage.size_of_dir(trial.paths.checkpoints)
         except StorageError:
@@ -303,7 +299,7 @@ class Search:
         return self.carried_out(order)
 
     def carried_out(self, order: Order) -> Answer:
-        """By one gang, or by another if that is lost. Raises FleetuneError: no gang is left."""
+        """Have a gang carry out an order; another gang if the first is lost. Raises FleetuneError: no gang is left."""
         losses = 0
         while True:
             try:
@@ -314,14 +310,14 @@ class Search:
                     return Answer(status="failed", reason=f"its gang was lost {losses} times; the last time {error}")
 
     def _look_at_nodes(self) -> None:
-        """Raises MachinesFailed: a node that the queue has given is gone."""
+        """See whether Ray is about to take nodes away, and whether somebody asks for checkpoints."""
         if time.monotonic() - self._saw_nodes_s > _LOOK_AT_NODES_S:
             self._draining.look(leaving_nodes())
             self._saw_nodes_s = time.monotonic()
             self._pass_on_save_request()
 
     def _pass_on_save_request(self) -> None:
-        """To the trials that are being trained."""
+        """Ask the running trials for a checkpoint if somebody has asked the sweep for one."""
         with contextlib.suppress(StorageError):  # looked at again later
             if not storage.exists(self.paths.save_request):
                 return
@@ -335,7 +331,7 @@ class Search:
         return sum(trial.step for trial in self.ledger.trials.values())
 
     def _progress(self) -> dict[str, Any]:
-        """How far the search is."""
+        """Facts of the search so far, for the queue."""
         ledger, total = self.ledger, self._shares.steps(self.ledger)
         best = ledger.ranked()[0]
         facts: dict[str, Any] = {"step": self._steps, "metrics": {}}

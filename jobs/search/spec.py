@@ -128,8 +128,8 @@ class SweepSpec(Frozen):
     checkpoints_gb: float | None = Field(
         None,
         gt=0.0,
-        description="Room for the checkpoints of all trials; left out: no bound. Those of failed and stopped trials go "
-        "first, then those of the worst; the best trial's stay.",
+        description="Most gigabytes of all checkpoints together; left out: no bound. Those of failed and stopped "
+        "trials are removed first, then those of the worst trials, never those of the best.",
     )
     cooldown: float = Field(
         default_factory=lambda data: 0.1 if _is_auto(data) else 0.0,
@@ -138,7 +138,7 @@ class SweepSpec(Frozen):
         description="Share of a run in which the rate falls to zero before the score at a rung, and is then put back; "
         "left out: 0.1 for auto, else 0.",
     )
-    prior: dict[str, float | str] = Field(
+    prior: dict[str, JsonValue] = Field(
         default_factory=dict,
         max_length=MOST_FIELDS,
         description="Values that auto begins with; left out: what earlier sweeps of the model found, or its size says.",

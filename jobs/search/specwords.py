@@ -36,5 +36,5 @@ def _values(values: Range | tuple[Any, ...]) -> str:
     return f"{_number(values.min)}..{_number(values.max)}{' (log)' if values.log else ''}"
 
 
-def _number(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.3g}"
+def _number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

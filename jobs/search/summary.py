@@ -14,20 +14,20 @@ from jobs.search.ledger import Trials
 from jobs.search.spec import GRID_POINTS, Range
 
 FEWEST_FITTED: Final = 4
-_NEAREST: Final = 6  # trials to the best one, through which the curve goes: the response is flat on one side, and steep
+_NEAREST: Final = 6  # trials that are fitted: farther away, the loss is flat on one side and a cliff on the other
 _DRAWS: Final = 400
 _QUANTILES: Final = (0.1, 0.9)
 
 
 @dataclass(frozen=True)
 class RateFit:
-    """A parabola in the logarithm of the learning rate, through the trials that are nearest to the best one.
+    """A parabola in the logarithm of the learning rate, fitted to the trials nearest to the best one.
 
     Attributes:
-        optimum: rate at which it is best.
-        low, high: rates between which the optimum lies in 8 of 10 draws of the residuals.
-        coefficients: of the parabola, highest power first.
-        step: the trials' scores are those after so many steps.
+        optimum: learning rate of the parabola's best point.
+        low, high: interval of the optimum, by bootstrapping the residuals (10 % and 90 % quantiles).
+        coefficients: of the parabola in log(rate), highest power first.
+        step: the scores were taken after this step.
     """
 
     optimum: float
@@ -38,7 +38,7 @@ class RateFit:
 
 
 def fitted_rate(trials: Trials) -> RateFit | None:
-    """None where too few trials were scored at the same step, or where the best one lies at an end."""
+    """The fit; None if too few trials were scored at one step, or if the parabola has no optimum between them."""
     name = rate_name(trials.sweep)
     if name is None or not isinstance(trials.sweep.dimensions[name], Range):
         return None
@@ -80,7 +80,7 @@ def parabola(
 
 
 def _vertex(x: Any, y: Any) -> tuple[float, Any] | None:
-    """Place of the least value, and the parabola; None where it has none between the points."""
+    """The minimum of the fitted parabola and its coefficients; None if there is no minimum between the points."""
     coefficients = np.polyfit(x, y, 2)
     if coefficients[0] <= 0:
         return None
@@ -96,7 +96,7 @@ def grid_trials(trials: Trials) -> int:
 
 
 def at_an_end(trials: Trials) -> str | None:
-    """A word of warning where the best learning rate lies at an end of its range."""
+    """A warning if the best learning rate lies at an end of its range."""
     name, best = rate_name(trials.sweep), trials.best
     if name is None or best is None:
         return None
@@ -114,7 +114,7 @@ def at_an_end(trials: Trials) -> str | None:
 
 
 def facts(trials: Trials) -> dict[str, Any]:
-    """What a search has found and cost, for programs."""
+    """What a search has found and cost, as JSON."""
     fit, best = fitted_rate(trials), trials.best
     return {
         "best_trial": None if best is None else best.number,
@@ -130,7 +130,7 @@ def facts(trials: Trials) -> dict[str, Any]:
 
 
 def summary_lines(trials: Trials) -> list[str]:
-    """The same for people."""
+    """The same as lines of text."""
     lines = []
     if (fit := fitted_rate(trials)) is not None:
         share = fit.step / trials.total_steps if trials.total_steps else 1.0

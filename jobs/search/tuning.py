@@ -31,12 +31,12 @@ _FOLDER = "tune"
 
 @dataclass(frozen=True)
 class Asks:
-    """What Ray Tune's side asks of the driver's.
+    """Callbacks from Ray Tune's thread into the driver.
 
     Attributes:
-        room: gangs that there are.
-        next_kind: what kind of trial may begin.
-        lost: told of a trial whose actor has ended.
+        room: the number of gangs.
+        next_kind: the kind of trial that may begin now.
+        lost: called with a trial whose Tune actor has died.
     """
 
     room: Callable[[], int]
@@ -110,7 +110,7 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
         kind = self._asks.next_kind()
         if len(self._open) >= self._asks.room() or kind == "stopped":
             return None
-        trial = self._waiting()
+        trial = self._waiting(kind)
         if trial is None:
             if kind in ("wait", "done"):
                 return None if kind == "wait" else Searcher.FINISHED
@@ -128,12 +128,12 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
             **trial.values,
         }
 
-    def _waiting(self) -> Trial | None:
-        """A trial of an earlier driver whose turn it is, and which Tune does not know yet."""
+    def _waiting(self, kind: Next) -> Trial | None:
+        """The next trial of an earlier driver that Tune does not know yet, if it may go on; `kind`: see `halved`."""
         known = {trial.number for trial in self._trials.values()}
         waiting = [trial for trial in self._ledger.trials.values() if not trial.is_over and trial.number not in known]
         if self._ledger.sweep.scheduler == "halving":
-            going = halved(self._ledger, self._asks.next_kind())
+            going = halved(self._ledger, kind)
             waiting = [trial for trial in waiting if not trial.scores or trial.number in going]
         return next(iter(waiting), None)
 
@@ -156,10 +156,10 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
 
 
 def halved(ledger: Ledger, kind: Next) -> list[int]:
-    """Numbers of the trials that go on from a rung; nothing is decided before all have begun.
+    """Numbers of the trials that go on from a rung; empty until all trials have begun.
 
     Args:
-        kind: of the trial that may begin next.
+        kind: the kind of trial that may begin next.
     """
     if kind in ("compared", "stopped"):
         return []

@@ -37,23 +37,31 @@ VARYING: Final = frozenset(
         ),
     }
 )
+_LENGTHS: Final = frozenset({"train.max_steps", "train.num_train_epochs"})
 _EITHER: Final = {"train.warmup_ratio": "train.warmup_steps", "train.num_train_epochs": "train.max_steps"}
 _LIST: Final = ". A range draws any number between its ends: give a list of values"
 _INSTEAD: Final = {**_EITHER, **{other: one for one, other in _EITHER.items()}}
 
 
-def field_meant(name: str) -> str:
-    """The dotted name of a field that may vary; the last part alone is enough. Raises ValueError."""
+def field_meant(name: str, section: str = "space") -> str:
+    """The dotted name of a field that may vary; the last part alone is enough.
+
+    Args:
+        section: of the sweep, in which the name stands.
+
+    Raises:
+        SpecError: no field that may vary has this name.
+    """
     full = [known for known in sorted(VARYING) if name in (known, known.rpartition(".")[2])]
     if full:
         return full[0]
     if name in spec_fields() or homes_of(name):
-        raise ValueError(
-            f"space.{name}: the gang's engine and its rows are made for this field, so it cannot vary from trial to "
-            f"trial. What can: {', '.join(sorted(VARYING))}"
+        raise SpecError(
+            f"{section}.{name}: the gang's engine and its rows are made for this field, so it cannot vary from trial "
+            f"to trial. What can: {', '.join(sorted(VARYING - _LENGTHS))}"
         )
-    section, _, key = name.rpartition(".")
-    raise ValueError(f"space.{name}: {unknown_key(section if section in spec_fields() else '', key)[0]}")
+    outer, _, key = name.rpartition(".")
+    raise SpecError(f"{section}.{name}: {unknown_key(outer if outer in spec_fields() else '', key)[0]}")
 
 
 def check_space(sweep: SweepSpec) -> None:
@@ -68,20 +76,20 @@ def check_space(sweep: SweepSpec) -> None:
             full = field_meant(name)
             if full in meant or _INSTEAD.get(full) in meant:
                 other = meant.get(full) or meant[_INSTEAD[full]]
-                raise ValueError(f"space.{name}: {other} says the same: drop one of them")
+                raise SpecError(f"space.{name}: {other} says the same: drop one of them")
             meant[full] = name
-            if full in ("train.max_steps", "train.num_train_epochs"):
-                raise ValueError(f"space.{name}: trials of unlike lengths cannot be compared: give it in the base")
+            if full in _LENGTHS:
+                raise SpecError(f"space.{name}: trials of unlike lengths cannot be compared: give it in the base")
             for value in values if isinstance(values, tuple) else (values.min, values.max, values.between):
                 trial_spec(sweep.base, {full: value})
-        except ValueError as error:
+        except SpecError as error:
             problems.append(str(error))
     if problems:
         raise SpecError("\n".join(problems))
 
 
 def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
-    """The base with these values. Raises ValueError: a value is not allowed."""
+    """The base with these values. Raises SpecError: a value is not allowed."""
     raw = base.model_dump(mode="json")
     for given, value in values.items():
         name = field_meant(given)
@@ -94,7 +102,7 @@ def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or next(iter(values))
         said = reworded("finetune", place, first["type"], first.get("ctx", {}), first["input"])
-        raise ValueError(f"space.{next(iter(values))}: {said}{_LIST if 'whole' in said else ''}") from error
+        raise SpecError(f"space.{next(iter(values))}: {said}{_LIST if 'whole' in said else ''}") from error
 
 
 def _set(value: dict[str, Any], name: str, new: Any) -> None:

@@ -35,7 +35,7 @@ def cooled_down(run: Run, state: LoopState, steps: int) -> tuple[dict[str, float
 
 
 def on_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in the host's memory: a GPU has no room for a second training state."""
+    """Copy a tensor to host memory, since a GPU may have no room for a second training state."""
     return tensor.detach().to("cpu", copy=True)
 
 

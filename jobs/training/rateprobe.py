@@ -1,7 +1,7 @@
-"""How far a single step may go: the loss on other rows after one optimizer step, at many learning rates.
+"""Measures the loss on other rows after one optimizer step, at many learning rates.
 
-Adam's first step is the same for every rate but for its length, weight decay included, so that one backward pass is
-enough: the weights are put at other lengths along it.
+Adam's first step, weight decay included, has the same direction at every learning rate, and a length proportional to
+it. So one backward pass is enough: the weights are moved along that direction.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from jobs.training.loop import stream_of, train_step
 from jobs.training.loss import loss_sum
 from jobs.training.run import Run
 
-_LENGTH = 1e-5  # learning rate of the step that is taken
-_SCORED_STEPS = 2  # whose rows the losses are of
+_LENGTH = 1e-5  # learning rate of the one real step
+_SCORED_STEPS = 2  # the losses are measured on the rows of so many following steps
 
 
 def losses_along_first_step(run: Run, rates: Sequence[float]) -> tuple[list[float], int]:
-    """Mean losses per target at the weights as they are, and after one step at each rate; and the tokens of all passes.
+    """The loss before the step and after one step at each rate (means over targets), and the tokens of all passes.
 
-    A call of every rank. The weights are afterwards somewhere else, and the optimizer has forgotten what it knew.
+    A call of every rank. It leaves other weights and an empty optimizer behind.
     """
     rows, *scored = list(islice(run.gang.steps(stream_of(run), 0), 1 + _SCORED_STEPS))
     before = tuple(on_host(flat) for flat in run.engine.partitions.flats)
@@ -43,7 +43,7 @@ def losses_along_first_step(run: Run, rates: Sequence[float]) -> tuple[list[floa
 
 @torch.no_grad()
 def _loss(run: Run, steps: Sequence[StepRows]) -> float:
-    """Mean loss per target of these rows, without dropout."""
+    """Mean loss over the targets of these rows, without dropout."""
     gang, task = run.gang, run.job.spec.model.task
     targets = sum(int(run.num_targets[run.plan.rows_of_step(one.step)].sum()) for one in steps)
     total = torch.zeros((), dtype=torch.float64, device=gang.device)

@@ -21,6 +21,7 @@ from cluster.ray_backend import (
     snapshot,
     wait_for_room,
 )
+from cluster.resources import Gang
 from cluster.workplace import Workplace
 from jobs.assignment import Assignment
 from jobs.checkpoints import committed_steps
@@ -81,7 +82,8 @@ def drive_on_ray(
     facts, driver = run_facts(), take_run(paths)
     with StopSignals(paths, announce, patient=assignment is not None) as signals:
         announce("phase", "connecting to Ray", phase="connect")
-        with _connected(spec, address, assignment) as inventory:
+        least = gang_of(with_workers(spec, worker_numbers(spec)[0]))
+        with connected_as_given(spec, least, address, given, _NEEDED) as inventory:
             signals.hold()
             facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
             keep_actors_here()
@@ -100,16 +102,25 @@ def drive_on_ray(
 
 
 @contextlib.contextmanager
-def _connected(spec: Spec, address: str | None, assignment: Assignment | None) -> Iterator[Inventory]:
-    """A queue has seen that the gang fits: where it does not any more, the machines have changed."""
-    variables = assignment.variables if assignment else {}
-    workplace = Workplace(spec.working_dir, variables, gpus=spec.resources.gpus_per_worker > 0)
+def connected_as_given(
+    spec: Spec, gang: Gang, address: str | None, given: Assignment, needed: Sequence[str]
+) -> Iterator[Inventory]:
+    """Connected to the cluster at `address`, with the job's working directory and the variables that a queue gives.
+
+    Args:
+        gang: what the job needs at least.
+        needed: modules to import while this waits for Ray.
+
+    Raises:
+        CapacityError: the gang can never fit.
+        MachinesFailed: it does not fit any more. The queue has seen that it did, so the machines have changed.
+    """
+    workplace = Workplace(spec.working_dir, given.variables, gpus=spec.resources.gpus_per_worker > 0)
     try:
-        gang = gang_of(with_workers(spec, worker_numbers(spec)[0]))
-        with connected(address, gang, workplace, _NEEDED) as inventory:
+        with connected(address, gang, workplace, needed) as inventory:
             yield inventory
     except CapacityError as error:
-        if assignment is None or assignment.places is None:
+        if given.places is None:
             raise
         raise MachinesFailed(f"the nodes of this attempt cannot be had any more: {error}") from error
 

@@ -18,10 +18,9 @@ from jobs.load import Loaded, load_marked, load_sweep, training
 from jobs.outcome import Event
 from jobs.paths import JobPaths
 from jobs.progress import Progress
-from jobs.search.prior import with_prior
+from jobs.search.checking import checked_sweep
 from jobs.search.spec import SweepSpec
 from jobs.search.specwords import prior_words, space_words, sweep_words
-from jobs.search.varying import check_space
 from jobs.validate import validate as check
 from orchestrator import orders
 from orchestrator import runs as run_list
@@ -136,8 +135,7 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
         sweep = load_sweep(spec, set_ or [])
         source = None
         if sweep is not None:
-            sweep, source = with_prior(sweep)
-            check_space(sweep)
+            sweep, source = checked_sweep(sweep)
         marked = Loaded(sweep.base, {}) if sweep is not None else load_marked(spec, set_ or [])
         loaded = training(marked.spec, spec)
         try:

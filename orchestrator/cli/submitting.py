@@ -14,9 +14,8 @@ from jobs.errors import FleetuneError, InputError
 from jobs.load import trained
 from jobs.queuespec import MOST_PRIORITY
 from jobs.runref import run_named
-from jobs.search.prior import with_prior
+from jobs.search.checking import checked_sweep
 from jobs.search.spec import SweepSpec
-from jobs.search.varying import check_space
 from jobs.spec import Spec
 from jobs.validate import validate
 from jobs.vary import sweep_values, vary
@@ -124,7 +123,7 @@ def _warnings(spec: Spec, one: Named) -> tuple[str, ...]:
 def _check_sweep(sweep: SweepSpec, one: Named) -> None:
     """Raises InputError."""
     try:
-        check_space(with_prior(sweep)[0])
+        checked_sweep(sweep)
     except InputError as error:
         raise of_one(error, one) from error
 

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from jobs import storage as storage_of_page
 from jobs.errors import InputError
 from jobs.findrun import storage_root
 from jobs.load import load_sweep
@@ -15,6 +14,7 @@ from jobs.paths import JobPaths
 from jobs.search.ledger import Trials
 from jobs.search.words import leaderboard as leaderboard_page
 from jobs.search.words import leaderboard_facts, trial_words
+from jobs.storage import write_bytes
 from orchestrator import orders
 from orchestrator.cli.edge import Json, edge
 from orchestrator.cli.helpgroups import command_group
@@ -68,7 +68,7 @@ def report(
         if html is not None:
             from jobs.search.page import sweep_page
 
-            storage_of_page.write_bytes(html, sweep_page(trials).encode())
+            write_bytes(html, sweep_page(trials).encode())
         if json_:
             typer.echo(json.dumps(facts(trials)))
             return

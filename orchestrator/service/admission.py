@@ -15,8 +15,9 @@ from jobs.commandspec import CommandSpec
 from jobs.load import MOST_MISTAKES, AnySpec, trained
 from jobs.planning import gang_of, worker_numbers
 from jobs.runref import run_named
-from jobs.search.budget import most_gangs
+from jobs.search.budget import check_budget, most_gangs
 from jobs.search.spec import SweepSpec
+from jobs.search.varying import check_space
 from jobs.spec import Spec
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownTenant
 from orchestrator.queue.records import Job, NewJob
@@ -93,9 +94,11 @@ class _Admission:
 
     def problems(self, spec: AnySpec) -> Iterator[InputError]:
         tenant = self._tenant(spec.queue.tenant)
+        wrong = list(_wrong_sweep(spec)) if isinstance(spec, SweepSpec) else []
+        yield from wrong
         if isinstance(tenant, QueueError):
             yield tenant
-        else:
+        elif not wrong:
             try:
                 yield from self._capacity(gang_and_sizes(spec)[0], tenant)
             except SpecError as error:
@@ -224,6 +227,15 @@ class _Admission:
         job = trained(spec)
         name = run_named(job.model.path) if job is not None else None
         return None if name is None else self._parents.find(name, "model.path", spec.name)
+
+
+def _wrong_sweep(sweep: SweepSpec) -> Iterator[SpecError]:
+    """What can be said without its storage, where its prior may come from."""
+    for check in (check_space, check_budget):
+        try:
+            check(sweep)
+        except SpecError as error:
+            yield error
 
 
 def gang_and_sizes(spec: AnySpec) -> tuple[Gang, tuple[int, ...]]:

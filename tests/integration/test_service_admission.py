@@ -73,6 +73,12 @@ def test_a_sweep_is_an_elastic_job_of_whole_gangs(world: ServiceWorld) -> None:
     (few,) = world.admit(sweep(base, algorithm="random", budget={"trials": 1}, **queue(priority=-1)))
     assert few.sizes == () and few.priority == -1
     assert refused(world, sweep({**base, "resources": {**gang, "num_workers": 99}}))[0] is CapacityError
+    wrong = sweep(space={"lr": [1e-4]}, budget={"runs": 0.2})
+    assert refused(world, wrong)[1].splitlines() == [
+        "space.lr: unknown key; use train.learning_rate",
+        "budget: it pays for 0.2 runs, but one trial with its cool-downs takes 1.1: give more, fewer rungs, or "
+        "scheduler: none",
+    ]
     assert "base.data.eval_fraction" in refused(world, sweep(finetune()))[1]
 
 

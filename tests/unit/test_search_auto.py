@@ -80,6 +80,8 @@ def test_the_prior_is_drawn_into_a_given_space(tmp_path: Path) -> None:
     space = {"learning_rate": {"min": 1e-3, "max": 1e-2, "log": True}, "weight_decay": [0.01, 0.1]}
     sweep, _ = with_prior(sweep_with(tmp_path, space=space))
     assert sweep.prior == {"learning_rate": 1e-3, "weight_decay": 0.01}
+    few, _ = with_prior(sweep_with(tmp_path, space={"learning_rate": [1e-6, 1e-4, 1e-3]}))
+    assert few.prior == {"learning_rate": 1e-4}, "the nearest choice"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,10 @@ def test_the_prior_is_drawn_into_a_given_space(tmp_path: Path) -> None:
     [
         ({"learning_rate": 0.5}, "prior.train.learning_rate: 0.5 is outside of space.learning_rate"),
         ({"learning_rate": "fast"}, "prior.train.learning_rate is fast: give a number above 0, at most 1"),
+        ({"learning_rate": [1e-4]}, "prior.train.learning_rate is [0.0001]: give a number above 0, at most 1"),
         ({"weight_decay": 0.1}, "prior.train.weight_decay: the space has no such field"),
+        ({"lr": 1e-4}, "prior.lr: unknown key; use train.learning_rate"),
+        ({"model.path": "x"}, "prior.model.path: the gang's engine and its rows are made for this field"),
     ],
 )
 def test_a_prior_outside_of_the_space_is_refused(tmp_path: Path, prior: dict[str, Any], said: str) -> None:

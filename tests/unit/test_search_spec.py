@@ -111,6 +111,7 @@ RATES = {"min": 1e-5, "max": 1e-3}
         ({"budgt": {"trials": 3}}, "did you mean budget?"),
         ({"rungs": [0.5, 0.25]}, "each greater than the one before"),
         ({"rungs": []}, "rungs are empty"),
+        ({"prior": 3}, "prior: must be fields with their values"),
         ({"base": "nope.json"}, "base: cannot read"),
         ({"base": [1]}, "base: must be a section"),
         ({"base": {**BASE, "data": {"train": "a", "format": "classification"}}}, "no held-out samples"),

@@ -247,7 +247,7 @@ class Ledger(Trials):
         with self._lock:
             for trial in self.trials.values():
                 if trial.state == "paused":
-                    trial.reason = f"others were better after step {trial.step}"
+                    trial.reason = f"others went on after step {trial.step}"
                     self._conclude(trial)
 
     def _conclude(self, trial: Trial) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,9 +29,23 @@ def world() -> Iterator[ServiceWorld]:
 
 
 def cpu_s(act: Callable[[], object]) -> float:
-    began_s = time.process_time()
+    """CPU seconds of this thread for ``act``, the least of three.
+
+    What other tests left in this process is kept out: its threads, and its objects, which the garbage collector would
+    walk through on our account.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        return min(_thread_s(act) for _ in range(3))
+    finally:
+        gc.unfreeze()
+
+
+def _thread_s(act: Callable[[], object]) -> float:
+    began_s = time.thread_time()
     act()
-    return time.process_time() - began_s
+    return time.thread_time() - began_s
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,13 @@ def read_part(folder: str, part: str) -> list[Record]:
     return [json.loads(line) for line in storage.read_bytes(storage.join(folder, part)).splitlines()]
 
 
+def newest_record(folder: str) -> Record | None:
+    """What was written last: where a run is now, even if an earlier attempt was further. Raises StorageError."""
+    names = part_names(folder)
+    records = read_part(folder, names[-1]) if names else []
+    return records[-1] if records else None
+
+
 def read_journal(folder: str) -> list[Record]:
     """All records so far, in the order of their parts."""
     return list(JournalReader(folder).new())

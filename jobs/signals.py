@@ -35,6 +35,10 @@ class StopSignals:
         self._asked = False
         self._kept: dict[int, Any] = {}
 
+    def of_run(self, paths: JobPaths, announce: Announcer) -> StopSignals:
+        """The same for another run of this process, whose context is opened inside of this one."""
+        return StopSignals(paths, announce, patient=self._patient)
+
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._kept = {number: signal.getsignal(number) for number in _HELD}

@@ -111,6 +111,15 @@ def exists(path: str) -> bool:
         return bool(fs.exists(inner))
 
 
+def read_end(path: str, most: int) -> str:
+    """The last lines of a text file, at most so many bytes. Raises StorageError."""
+    with open_read(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - most, 0))
+        text = file.read().decode(errors="replace")
+    return (text if size <= most else text.partition("\n")[2]).rstrip()
+
+
 def size(path: str) -> int:
     """Bytes of a file. Raises StorageError."""
     with _as_storage_error("look at", path):

@@ -7,32 +7,29 @@ import contextlib
 import datetime
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 
 from cluster.settings import ray_address
 from jobs import storage
 from jobs.assignment import Assignment
 from jobs.devices import no_gpu_here
-from jobs.errors import CapacityError, FleetuneError, InputError, Interrupted, SpecError
+from jobs.errors import CapacityError, FleetuneError, Interrupted, SpecError
 from jobs.guest import host_of_this_program, run_as_guest
 from jobs.load import dump_spec, load_sweep
-from jobs.outcome import Outcome, read_outcome
+from jobs.outcome import Outcome
 from jobs.paths import JobPaths, new_run_name
 from jobs.progress import PlainProgress, Progress
 from jobs.quiet import redirected_output, user_stream
 from jobs.record import concluded, reopen_run
-from jobs.resume import check_not_driven, differences
 from jobs.runref import with_model_of_run
 from jobs.search.checking import checked_sweep
+from jobs.search.resuming import begun_like, check_sweep_resumable
 from jobs.search.spec import SweepSpec
 from jobs.search.specwords import prior_words, space_words
-from jobs.search.varying import check_space, field_meant
+from jobs.search.varying import check_space
 from jobs.teller import Teller
 from jobs.validate import validate
 from jobs.watch import Announcer
-
-_FIXED = ("metric", "mode", "algorithm", "scheduler", "rungs", "cooldown", "prior", "seed")
 
 
 def run_sweep(
@@ -59,10 +56,11 @@ def run_sweep(
     sweep = sweep.model_copy(update={"base": with_model_of_run(sweep.base)})
     prior_from = None
     if resume is not None:
-        sweep = begun_like(sweep, JobPaths(resume))
+        sweep = begun_like(sweep, JobPaths(resume), by_hand=by_hand)
     if not sweep.prior or resume is None:
         sweep, prior_from = checked_sweep(sweep)
     check_space(sweep)
+    sweep = sweep.model_copy(update={"space": sweep.dimensions})  # written down, so that a range can be changed later
     if resume is not None:
         check_sweep_resumable(JobPaths(resume), sweep, alone=not by_hand)
         paths = reopen_run(resume, sweep)
@@ -78,7 +76,7 @@ def run_sweep(
         def drive() -> Outcome:
             from jobs.search.drive import drive_sweep
 
-            return drive_sweep(sweep, paths, address, announce, assignment)
+            return drive_sweep(sweep, paths, address, announce, progress, assignment)
 
         outcome = concluded(paths, drive)
         announce("ended", ending_of_sweep(paths, outcome), status=outcome.status)
@@ -91,45 +89,6 @@ def open_sweep(sweep: SweepSpec, root: str | None = None) -> JobPaths:
     paths = JobPaths.of(sweep.base.storage_path, name) if root is None else JobPaths(root)
     storage.write_bytes(paths.spec, dump_spec(sweep))
     return paths
-
-
-def begun_like(sweep: SweepSpec, paths: JobPaths) -> SweepSpec:
-    """The sweep with the space and the prior of the earlier one, where it says nothing else of them."""
-    before = load_sweep(paths.spec)
-    if before is None:
-        return sweep
-    known = {field_meant(name): value for name, value in before.prior.items()}
-    same = all(known.get(field_meant(name)) == value for name, value in sweep.prior.items())
-    update = {"space": sweep.space or before.space, "prior": before.prior if same else sweep.prior}
-    return sweep.model_copy(update=update)
-
-
-def check_sweep_resumable(paths: JobPaths, now: SweepSpec, *, alone: bool = False) -> None:
-    """Raises SpecError: the new spec is of another search. InputError: somebody still drives the sweep.
-
-    Args:
-        alone: the caller knows that nobody drives it any more.
-    """
-    before = load_sweep(paths.spec)
-    if before is None:
-        raise InputError(f"{paths.root} is no sweep")
-    if read_outcome(paths) is None and not alone:
-        check_not_driven(paths, time.time())
-    changed = [f"base.{line}" for line in differences(before.base, now.base)]
-    if before.algorithm == "grid" and before.space != now.space:
-        changed.append("space: a grid's trials are counted off by it")
-    if strangers := set(before.dimensions) ^ set(now.dimensions):
-        changed.append(f"space: not both have {', '.join(sorted(strangers))}")
-    for name in _FIXED:
-        if (old := getattr(before, name)) != (new := getattr(now, name)):
-            changed.append(f"{name}: {old} -> {new}")
-    if changed:
-        lines = "\n".join(f"  {line}" for line in changed)
-        raise SpecError(
-            f"sweep {paths.name} cannot go on: its trials would no longer compare (from what it had to what is given):"
-            f"\n{lines}\nThe budget, num_gangs, then, checkpoints_gb and the ranges of the space may change. Take "
-            "these back, or start a new sweep"
-        )
 
 
 def ending_of_sweep(paths: JobPaths, outcome: Outcome) -> str:

@@ -23,6 +23,7 @@ class Telling:
         self._startup_s: float | None = None  # from here to the end of the first step
         self._saved = 0  # the step that a checkpoint holds
         self._step, self._step_s = 0, 0.0
+        self._before = 0  # steps of the trials, before the final run of a sweep
 
     def event(self, event: Event) -> None:
         self._inner.event(event)
@@ -31,11 +32,15 @@ class Telling:
             self._link.tell(run=data["root"])
         elif data.get("phase") == "workers":
             self._began = self._clock()  # preparing the data is done once
+        elif data.get("phase") == "final":
+            self._before = self._step = self._saved = data["steps"]
+            self._pace = Pace(self._clock)
+            self._link.tell(step=self._step, saved_step=self._saved)
         elif event.kind == "plan" and "total_steps" in data:
             self._pace.total = data["total_steps"]
-            self._link.tell(total_steps=data["total_steps"])
+            self._link.tell(total_steps=self._before + data["total_steps"])
         elif (event.kind == "checkpoint" or data.get("phase") == "resumed") and "step" in data:
-            self._saved = max(self._saved, data["step"])
+            self._saved = max(self._saved, self._before + data["step"])
             self._step = max(self._step, self._saved)
             cost_s = self.interruption_cost_s()
             self._link.tell(step=self._step, saved_step=self._saved, interruption_cost_s=cost_s)
@@ -58,7 +63,7 @@ class Telling:
         self._inner.step(record)
         if self._startup_s is None:
             self._startup_s = self._clock() - self._began
-        self._step, self._step_s = int(record["step"]), float(record.get("step_time_s", self._step_s))
+        self._step, self._step_s = self._before + int(record["step"]), float(record.get("step_time_s", self._step_s))
         metrics = {name: value for name, value in record.items() if name in _METRICS or name.startswith("eval_")}
         known: dict[str, Any] = {"step": self._step, "metrics": metrics}
         eta_s = self._pace.eta_s(record)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,7 @@ from pydantic import ConfigDict, Field
 from jobs import storage
 from jobs.errors import FleetuneError, StorageError
 from jobs.findrun import run_names
-from jobs.journal import Record, part_names, read_journal, read_part, written_at_s
+from jobs.journal import Record, newest_record, part_names, read_journal, written_at_s
 from jobs.outcome import Outcome, Status, read_outcome
 from jobs.paths import JobPaths
 from jobs.record import how_to_go_on
@@ -92,7 +91,7 @@ def summarise(paths: JobPaths, now: Now = utc_now) -> RunSummary:
     if outcome is not None:
         ended = _summary(paths, outcome.status, None, outcome.step, outcome.metrics, outcome.reason)
         return ended.model_copy(update={"evaluated_step": outcome.evaluated_step})
-    last = _last_record(paths.metrics) or {}
+    last = newest_record(paths.metrics) or {}
     written_at = max(
         (at for at in (_newest(paths.events), _newest(paths.metrics), started_at(paths)) if at), default=None
     )
@@ -134,13 +133,6 @@ def _newest(folder: str) -> datetime.datetime | None:
     return datetime.datetime.fromtimestamp(written_at_s(names[-1]), datetime.UTC) if names else None
 
 
-def _last_record(folder: str) -> Record | None:
-    """What was written last: where the run is now, even if an earlier attempt was further."""
-    names = part_names(folder)
-    records = read_part(folder, names[-1]) if names else []
-    return records[-1] if records else None
-
-
 def _metrics_of(record: Record) -> dict[str, float]:
     wanted = {key: value for key, value in record.items() if key == "loss" or key.startswith("eval_")}
     return {key: float(value) for key, value in wanted.items() if isinstance(value, int | float)}
@@ -158,14 +150,15 @@ def describe_run(root: str, now: Now = utc_now) -> RunDetails:
     plans = [event.get("data", {}).get("total_steps") for event in events if event.get("kind") == "plan"]
     outcome = _outcome(paths)
     ended_well = summary.status in ("running", Status.SUCCEEDED)
+    spec = json.loads(storage.read_bytes(paths.spec))
     return RunDetails(
         summary=summary,
-        spec=json.loads(storage.read_bytes(paths.spec)),
+        spec=spec,
         total_steps=plans[-1] if plans else None,
         metrics_before=outcome.metrics_before if outcome else {},
         confusion=outcome.confusion if outcome else None,
-        last_step=_last_record(paths.metrics),
-        paths=_paths_of(paths, outcome),
+        last_step=newest_record(paths.metrics),
+        paths=_paths_of(paths, outcome, spec.get("kind") == "sweep"),
         resume=None if ended_well else how_to_go_on(paths, outcome),
         events=tuple([event for event in events if event.get("kind") != "alive"][-LAST_EVENTS:]),
         log_tail=None if ended_well else log_tail(paths),
@@ -179,8 +172,10 @@ def _outcome(paths: JobPaths) -> Outcome | None:
         return None  # summarise says so
 
 
-def _paths_of(paths: JobPaths, outcome: Outcome | None) -> dict[str, str]:
-    found = {"run": paths.root, "spec": paths.spec, "logs": paths.logs, "checkpoints": paths.checkpoints}
+def _paths_of(paths: JobPaths, outcome: Outcome | None, is_sweep: bool) -> dict[str, str]:
+    found = {"run": paths.root, "spec": paths.spec, "logs": paths.logs}
+    if not is_sweep:  # its trials have checkpoints
+        found["checkpoints"] = paths.checkpoints
     if outcome and outcome.model_path:
         found["model"] = outcome.model_path
     return found
@@ -193,9 +188,5 @@ def log_tail(paths: JobPaths) -> str | None:
     if name is None:
         return None
     path = storage.join(paths.logs, name)
-    with storage.open_read(path) as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - LOG_TAIL_BYTES, 0))
-        text = file.read().decode(errors="replace")
-    tail = (text if size <= LOG_TAIL_BYTES else text.partition(chr(10))[2]).rstrip()
+    tail = storage.read_end(path, LOG_TAIL_BYTES)
     return f"{path}\n{tail}" if tail else None

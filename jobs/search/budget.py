@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from cluster.words import many
 from jobs.errors import SpecError
 from jobs.search.auto import rate_name
 from jobs.search.rungs import ETA, cooldown_of, halving_steps, stops_of, trials_within
 from jobs.search.spec import MOST_TRIALS, Budget, Range, SweepSpec
+from jobs.search.varying import VARYING, field_meant, trial_spec, tried
+from jobs.spec import Spec
 
 _FOR_THE_REST = 3  # auto: one whole run without a comparison for each 3 runs of the budget
 _MOST_STRAIGHT = 16
@@ -46,7 +49,8 @@ class BudgetPlan:
     first_share: float = 1.0
 
 
-Next = Literal["compared", "straight", "wait", "done", "stopped"]  # stopped: somebody has asked for the end
+# repeat: a finalist with another seed; stopped: somebody has asked for the end
+Next = Literal["compared", "straight", "repeat", "wait", "done", "stopped"]
 
 
 def budget_plan(sweep: SweepSpec, stops: Sequence[int], cooldown: int, tokens_per_run: float) -> BudgetPlan:
@@ -96,12 +100,36 @@ def too_little(sweep: SweepSpec, total_steps: int, runs: float) -> str | None:
     )
 
 
-def next_kind(trials: Sequence[Begun], plan: BudgetPlan, used: float, any_goes_on: bool) -> Next:
+def check_lengths(sweep: SweepSpec, steps_of: Callable[[Spec], int]) -> None:
+    """Try the values that change a run's number of steps, once the rows are counted.
+
+    Args:
+        steps_of: the optimizer steps of a job; raises SpecError.
+
+    Raises:
+        SpecError: a value is impossible for these rows, or leaves too few steps for the rungs.
+    """
+    rungs = len(stops_of(sweep, steps_of(sweep.base)))
+    for name, values in sweep.dimensions.items():
+        for value in tried(values) if field_meant(name) not in VARYING else ():
+            try:
+                steps = steps_of(trial_spec(sweep.base, {name: value}))
+            except SpecError as error:
+                raise SpecError(f"space.{name}: {value}: {error}") from error
+            if len(stops_of(sweep, steps)) != rungs:
+                raise SpecError(f"space.{name}: with {value}, a run has {many(steps, 'step')}, too few for all rungs")
+
+
+def next_kind(
+    trials: Sequence[Begun], plan: BudgetPlan, used: float, any_goes_on: bool, to_repeat: bool = False
+) -> Next:
     """Decide what kind of trial may begin now.
 
     Args:
+        trials: without repeats.
         used: used share of the budget's time or tokens, without what `plan` counts.
         any_goes_on: whether a trial that is paused at a rung goes on.
+        to_repeat: whether a finalist has fewer seeds than the sweep asks for.
     """
     straight = sum(trial.straight for trial in trials)
     if used < plan.first_share and len(trials) - straight < plan.compared:
@@ -116,7 +144,9 @@ def next_kind(trials: Sequence[Begun], plan: BudgetPlan, used: float, any_goes_o
         return "wait"
     if used < 1 and straight < plan.straight:
         return "straight"
-    return "wait" if unfinished else "done"
+    if unfinished:
+        return "wait"
+    return "repeat" if to_repeat else "done"
 
 
 def most_straight(sweep: SweepSpec) -> float:

@@ -22,9 +22,11 @@ from jobs.load import dump_spec
 from jobs.outcome import Outcome, Status, read_outcome, write_outcome
 from jobs.paths import JobPaths
 from jobs.planning import gang_of
+from jobs.progress import Progress
 from jobs.provenance import run_facts
 from jobs.record import write_manifest
-from jobs.search.budget import most_gangs
+from jobs.search.budget import check_lengths, most_gangs
+from jobs.search.final import SweepDriver, end_earlier_final_runs, with_final_run
 from jobs.search.gangs import Gangs, end_earlier_gangs, gangs_that_fit
 from jobs.search.ledger import Ledger
 from jobs.search.mailbox import Order
@@ -44,9 +46,16 @@ ATTEMPTS = "drivers"
 
 
 def drive_sweep(
-    sweep: SweepSpec, paths: JobPaths, address: str | None, announce: Announcer, assignment: Assignment | None = None
+    sweep: SweepSpec,
+    paths: JobPaths,
+    address: str | None,
+    announce: Announcer,
+    progress: Progress,
+    assignment: Assignment | None = None,
 ) -> Outcome:
     """Run the search until its budget is spent; returns the outcome of the best trial.
+
+    With `then: final`, the model is that of the final run.
 
     Args:
         assignment: of a queue: the workers of all gangs together.
@@ -60,6 +69,7 @@ def drive_sweep(
     given = assignment or Assignment()
     base, facts, drivers = sweep.base, run_facts(), storage.join(paths.root, ATTEMPTS)
     end_earlier_gangs(drivers)
+    end_earlier_final_runs(paths)
     with StopSignals(paths, announce, patient=assignment is not None) as signals:
         announce("phase", "connecting to Ray", phase="connect")
         gang = gang_of(base)
@@ -70,14 +80,17 @@ def drive_sweep(
             keep_actors_here()
             prepared = ready_data(base, "ray", announce)
             write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
-            plan = step_plan(base, prepared.split("train"))
-            shares = Shares.of(sweep, plan.total_steps, tokens_per_run(prepared.split("train"), plan))
-            ledger = Ledger(sweep, paths.root, plan.total_steps, shares.tokens_per_run)
+            split = prepared.split("train")
+            plan = step_plan(base, split)
+            check_lengths(sweep, lambda spec: step_plan(spec, split).total_steps)
+            shares = Shares.of(sweep, plan.total_steps, tokens_per_run(split, plan))
+            ledger = Ledger(sweep, paths.root, lambda spec: step_plan(spec, split).total_steps, shares.tokens_per_run)
             # Orders of earlier drivers are not to be read.
             own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
             job = Job(base, own, prepared.root, base.model.path)
             count = _gangs_of(sweep, given, os.cpu_count() if is_own(address) else None)
-            announce("phase", f"starting {many(count, 'gang')} of {gang}", phase="workers")
+            known = {"driver": own.rpartition("/")[2], "planned_steps": shares.steps(ledger)}
+            announce("phase", f"starting {many(count, 'gang')} of {gang}", phase="workers", **known)
             gangs = Gangs(job, count, is_own(address), announce, given.places)
             signals.graceful = True
             draining = Draining(paths, announce, given.places)
@@ -97,6 +110,9 @@ def drive_sweep(
                         announce("summary", line)
                 ledger.close()
             gangs.end()
+            if sweep.then == "final" and outcome.status is Status.SUCCEEDED:
+                driver = SweepDriver(paths, facts, signals, announce, progress, given.places, is_own(address))
+                outcome = with_final_run(ledger, outcome, driver)
     return outcome
 
 
@@ -129,6 +145,8 @@ def concluded_sweep(search: Search) -> Outcome:
     if best is None:
         reasons = Counter(trial.reason for trial in ledger.trials.values() if trial.reason)
         (reason, count), *_ = reasons.most_common(1) or [("no trial was finished", 0)]
+        if (log := search.gangs.log_of(reason)) is not None:
+            search.announce("log", f"the end of {log[0]}:\n{log[1]}")
         raise RunFailed(f"no trial was trained to its end; {count} of {len(ledger.trials)} ended so: {reason}")
     storage.write_bytes(search.paths.best, dump_spec(best.spec))
     before = read_outcome(best.paths)

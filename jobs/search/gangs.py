@@ -18,6 +18,8 @@ from jobs.outofmemory import advice
 from jobs.paths import JobPaths
 from jobs.planning import gang_of
 from jobs.search.mailbox import Answer, Mailbox, Order
+from jobs.search.varying import engine_of
+from jobs.spec import Spec
 from jobs.training.attempts import take_run
 from jobs.training.crash import How
 from jobs.training.ending import failures_of, outcome_of
@@ -30,6 +32,8 @@ from jobs.training.ray_worker import warm_ray_worker
 from jobs.watch import Announcer
 
 _END_S = 30.0
+_LOG_BYTES = 1500  # of the end of a log, about 15 lines
+_WORDS = 40  # characters of a reason that are looked for in logs
 
 
 class GangLost(FleetuneError):
@@ -47,6 +51,7 @@ class WarmGang:
             places: the node of each worker, given by a queue; None: wherever there is room.
         """
         self._job, self._alone, self._announce, self._places = job, alone, announce, places
+        self.engine = engine_of(job.spec)
         self._mailbox = Mailbox(job.run_root)
         self._lock = threading.Lock()
         self._next = 1  # number of the next order
@@ -202,20 +207,18 @@ class Gangs:
         """
         self._job, self._alone, self._announce, self._places = job, alone, announce, places
         self._changed = threading.Condition()
-        self._free: list[WarmGang] = []
-        self._all: list[WarmGang] = []
-        self._held: dict[int, str] = {}  # by id of a gang: the run whose state it holds
-        for _ in range(most):
-            self._add()
+        self._all = [self._started(number, job.spec, "") for number in range(most)]
+        self._free = list(range(most))  # numbers of gangs
+        self._held = dict[int, str]()  # by number of a gang: the run whose state it holds
+        self._restarts = 0
 
-    def _add(self) -> None:
-        root = storage.join(self._job.run_root, "gangs", str(len(self._all) + 1))
-        own = replace(self._job, run_root=root, driver=take_run(JobPaths(root)))
-        size, number = self._job.spec.resources.num_workers, len(self._all)
+    def _started(self, number: int, spec: Spec, suffix: str) -> WarmGang:
+        """A new gang in the place of this number, whose engine is built from `spec`."""
+        root = storage.join(self._job.run_root, "gangs", f"{number + 1}{suffix}")
+        own = replace(self._job, spec=spec, run_root=root, driver=take_run(JobPaths(root)))
+        size = self._job.spec.resources.num_workers
         places = None if self._places is None else self._places[number * size : (number + 1) * size]
-        gang = WarmGang(own, self._alone, self._announce, places)
-        self._all.append(gang)
-        self._free.append(gang)
+        return WarmGang(own, self._alone, self._announce, places)
 
     def __len__(self) -> int:
         return sum(gang.dead is None for gang in self._all)
@@ -226,38 +229,78 @@ class Gangs:
         return None if len(self) else self._all[0].dead
 
     def carry_out(self, order: Order) -> Answer:
-        """On the gang that holds the run's state, if it is free; else on any. Waits for one.
+        """On the gang that holds the run's state, if it is free; else on one with its engine, or any. Waits for one.
 
         Raises:
             GangLost: the order may be given again.
             FleetuneError: no gang is left; or a node that the queue has given is gone.
         """
-        with self._taken(order.run) as gang:
-            self._held[id(gang)] = order.run
+        with self._taken(order) as number:
+            self._held[number] = order.run
+            gang = self._with_engine(number, order.spec)
             try:
                 return gang.carry_out(order)
             except (GangLost, StorageError):
                 raise
             except FleetuneError as error:
-                if len(self) and not (self._places and isinstance(error, MachinesFailed)):
+                if self._places and isinstance(error, MachinesFailed):
+                    raise
+                if gang.engine != engine_of(self._job.spec):  # the trial's own engine is at fault
+                    self._replace(number, self._job.spec)
+                    return Answer(status="failed", reason=str(error))
+                if len(self):
                     raise GangLost(str(error)) from error
                 raise
 
-    @contextlib.contextmanager
-    def _taken(self, run: str) -> Iterator[WarmGang]:
+    def _with_engine(self, number: int, spec: Spec | None) -> WarmGang:
+        """The gang of this number, or a new one in its place if it has another engine than `spec` asks for."""
+        gang = self._all[number]
+        if spec is None or engine_of(spec) == gang.engine:
+            return gang
+        self._announce("phase", "starting a gang for a trial with another engine", phase="workers")
+        gang.end()
+        return self._replace(number, spec)
+
+    def _replace(self, number: int, spec: Spec) -> WarmGang:
         with self._changed:
-            while not (alive := [gang for gang in self._free if gang.dead is None]):
+            self._restarts += 1
+            self._all[number] = self._started(number, spec, f"-{self._restarts}")
+            return self._all[number]
+
+    @contextlib.contextmanager
+    def _taken(self, order: Order) -> Iterator[int]:
+        """The number of a gang that was free, which nobody else is given meanwhile."""
+        engine = None if order.spec is None else engine_of(order.spec)
+
+        def fits(number: int) -> tuple[bool, bool]:
+            return self._held.get(number) == order.run, self._all[number].engine == engine
+
+        with self._changed:
+            while not (alive := [number for number in self._free if self._all[number].dead is None]):
                 if not len(self):
                     raise self._all[0].dead or RunFailed("no gang is left")
                 self._changed.wait(1.0)
-            gang = next((one for one in alive if self._held.get(id(one)) == run), alive[0])
-            self._free.remove(gang)
+            number = max(alive, key=fits)
+            self._free.remove(number)
         try:
-            yield gang
+            yield number
         finally:
             with self._changed:
-                self._free.append(gang)
+                self._free.append(number)
                 self._changed.notify_all()
+
+    def log_of(self, reason: str) -> tuple[str, str] | None:
+        """Path and last lines of the log of a gang's rank that says the reason, or else of any; None: there is none."""
+        found: tuple[str, str] | None = None
+        home = storage.join(self._job.run_root, "gangs")
+        with contextlib.suppress(StorageError):
+            for logs in (JobPaths(storage.join(home, name)).logs for name in storage.list_names(home)):
+                for path in (storage.join(logs, name) for name in storage.list_names(logs)):
+                    end = storage.read_end(path, _LOG_BYTES)
+                    if reason[:_WORDS] in end:
+                        return path, end
+                    found = found or ((path, end) if end else None)
+        return found
 
     def end(self) -> None:
         """End all of them at once."""

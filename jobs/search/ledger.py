@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import math
+import statistics
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from jobs import storage
-from jobs.journal import JournalWriter, read_journal
+from jobs.journal import JournalReader, JournalWriter
 from jobs.load import dump_spec
 from jobs.outcome import Outcome, write_outcome
 from jobs.outcome import Status as RunStatus
@@ -24,6 +25,7 @@ from jobs.spec import Spec
 
 State = Literal["waiting", "running", "paused", "finished", "stopped", "failed"]
 LEDGER = "ledger"
+FINALISTS: Final = 2  # trials that are repeated with other seeds
 _NO_SCORE = 1e9  # told of a failed trial while no other one has a score
 
 
@@ -35,7 +37,9 @@ class Trial:
     values: dict[str, Any]  # by the names of the sweep's space
     spec: Spec
     paths: JobPaths
+    total_steps: int = 0  # of this trial when it is trained to its end
     straight: bool = False  # a whole run without a comparison
+    repeats: int | None = None  # number of the finalist that it repeats with another seed
     driver: str = ""  # see `JobPaths.driver`
     state: State = "waiting"
     scores: list[tuple[int, float]] = field(default_factory=list)  # (step, judged metric), finite ones
@@ -69,14 +73,20 @@ class Trials:
         self.trials: dict[int, Trial] = {}
         self.total_steps, self.tokens_per_run = 0, 0.0  # of a whole trial; 0 before the first driver has looked
         self.is_bounded, self.probe_tokens = False, 0
+        self._greatest: float | None = None  # learning rate, as the probe has found
         self.spent: dict[str, tuple[float, float]] = {}  # by driver: seconds, and seconds times GPUs (or CPUs)
         self._lock = threading.RLock()
-        for record in read_journal(storage.join(root, LEDGER)):
+        self._records = JournalReader(storage.join(root, LEDGER))
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Take over what the driver has written since the last call; not for the driver. Raises StorageError."""
+        for record in self._records.new():
             self._replay(record)
 
     def _replay(self, record: Mapping[str, Any]) -> None:
         number = int(record["trial"])
-        if "total_steps" in record:
+        if "tokens_per_run" in record:
             self.total_steps, self.tokens_per_run = int(record["total_steps"]), float(record["tokens_per_run"])
             return
         if "greatest_rate" in record:
@@ -86,7 +96,13 @@ class Trials:
             driver, seconds, device_seconds = record["spent"]
             self.spent[driver] = (seconds, device_seconds)
         if "values" in record:
-            self.trials[number] = self.new_trial(number, record["values"], record.get("straight", False))
+            self.trials[number] = self.new_trial(
+                number,
+                record["values"],
+                record.get("straight", False),
+                total_steps=record.get("total_steps"),
+                repeats=record.get("repeats"),
+            )
             return
         trial = self.trials[number]
         if "answer" in record:
@@ -96,14 +112,33 @@ class Trials:
 
     def bound(self, greatest: float | None, tokens: int) -> None:
         """Take over the result of the probe: no proposal has a higher learning rate. None: the probe found no bound."""
-        self.is_bounded, self.probe_tokens = True, tokens
-        if greatest is not None:
-            self.sweep = bounded(self.sweep, greatest)
+        self.is_bounded, self.probe_tokens, self._greatest = True, tokens, greatest
+        self.change(self.sweep)
 
-    def new_trial(self, number: int, values: Mapping[str, Any], straight: bool) -> Trial:
+    def change(self, sweep: SweepSpec) -> None:
+        """Go on with another spec of the same search."""
+        self.sweep = sweep if self._greatest is None else bounded(sweep, self._greatest)
+
+    def new_trial(
+        self,
+        number: int,
+        values: Mapping[str, Any],
+        straight: bool,
+        *,
+        total_steps: int | None = None,
+        repeats: int | None = None,
+    ) -> Trial:
+        """
+        Args:
+            total_steps: of the trial; None: as many as the base has.
+            repeats: see `Trial`.
+        """
         spec = trial_spec(self.sweep.base, values)
+        if repeats is not None:
+            spec = spec.model_copy(update={"seed": spec.seed + 1 + len(self.repeats_of(self.trials[repeats]))})
         spec = spec.model_copy(update={"name": f"{self.sweep.name[:56]}-{number:04d}"})
-        return Trial(number, dict(values), spec, JobPaths(storage.join(self.root, f"{number:04d}")), straight)
+        paths = JobPaths(storage.join(self.root, f"{number:04d}"))
+        return Trial(number, dict(values), spec, paths, total_steps or self.total_steps, straight, repeats)
 
     def take(self, trial: Trial, answer: Answer) -> None:
         trial.step, trial.tokens = max(trial.step, answer.step), trial.tokens + answer.tokens
@@ -126,18 +161,53 @@ class Trials:
             return f"the job reports no {self.sweep.judged}: it reports {known}"
         return None if math.isfinite(score) else f"{self.sweep.judged} was {score} after step {answer.step}"
 
+    @property
+    def searched(self) -> list[Trial]:
+        """All trials but those that repeat others with other seeds."""
+        return [trial for trial in list(self.trials.values()) if trial.repeats is None]
+
+    def repeats_of(self, trial: Trial) -> list[Trial]:
+        return [one for one in list(self.trials.values()) if one.repeats == trial.number]
+
+    def scores_of_seeds(self, trial: Trial) -> list[float]:
+        """Final scores of a finished trial and of its repeats."""
+        every = [trial, *self.repeats_of(trial)]
+        return [one.score for one in every if one.state == "finished" and one.score is not None]
+
     def ranked(self) -> list[Trial]:
-        """The best first: those that are finished, then by how far they came; what has no score comes last."""
-        sign = 1.0 if self.sweep.lower_is_better else -1.0
+        """The best first: those that are finished, then by how far they came; what has no score comes last.
+
+        A finalist is ranked by the mean over its seeds, before trials that have one seed only: the best of many single
+        scores is partly luck. It is followed by its repeats.
+        """
         with self._lock:
-            return sorted(
-                self.trials.values(),
-                key=lambda trial: (
-                    trial.state == "failed" or trial.score is None,
-                    -(trial.scores[-1][0] if trial.scores else 0),
-                    sign * (trial.score or 0.0),
-                ),
-            )
+            return sorted(self.trials.values(), key=self._rank)
+
+    def _rank(self, trial: Trial) -> tuple[Any, ...]:
+        sign = 1.0 if self.sweep.lower_is_better else -1.0
+        first = trial if trial.repeats is None else self.trials[trial.repeats]
+        seeds = self.scores_of_seeds(first) if trial.state == "finished" else []
+        score = statistics.fmean(seeds) if len(seeds) > 1 else trial.score or 0.0
+        return (
+            trial.state == "failed" or trial.score is None,
+            -(trial.scores[-1][0] / trial.total_steps if trial.scores and trial.total_steps else 0.0),
+            len(seeds) < 2,
+            sign * score,
+            first.number,
+            trial.number,
+        )
+
+    @property
+    def finalists(self) -> list[Trial]:
+        """The finished trials that are repeated with other seeds, best first."""
+        sign = 1.0 if self.sweep.lower_is_better else -1.0
+        finished = [trial for trial in self.searched if trial.state == "finished" and trial.score is not None]
+        return sorted(finished, key=lambda trial: sign * (trial.score or 0.0))[:FINALISTS]
+
+    def to_repeat(self) -> Trial | None:
+        """The finalist that is repeated next; None if all have as many seeds as the sweep asks for."""
+        short = [trial for trial in self.finalists if len(self.repeats_of(trial)) + 1 < self.sweep.seeds]
+        return min(short, key=lambda trial: len(self.repeats_of(trial)), default=None)
 
     @property
     def going_on(self) -> list[int]:
@@ -145,12 +215,13 @@ class Trials:
         if self.sweep.scheduler != "halving":
             return []
         compared = [trial for trial in list(self.trials.values()) if not trial.straight]
-        return going_on(compared, stops_of(self.sweep, self.total_steps), ETA, self.sweep.lower_is_better)
+        rungs = len(stops_of(self.sweep, self.total_steps)) - 1
+        return going_on(compared, rungs, ETA, self.sweep.lower_is_better)
 
     @property
     def best(self) -> Trial | None:
-        """The best finished trial."""
-        first = next(iter(self.ranked()), None)
+        """The best finished trial, which is no repeat."""
+        first = next((trial for trial in self.ranked() if trial.repeats is None), None)
         return first if first is not None and first.state == "finished" else None
 
     def told_as(self, trial: Trial) -> float:
@@ -183,13 +254,15 @@ class Trials:
 class Ledger(Trials):
     """The same for the driver of the sweep, which writes it. Its methods may be called by any thread."""
 
-    def __init__(self, sweep: SweepSpec, root: str, total_steps: int, tokens_per_run: float) -> None:
+    def __init__(self, sweep: SweepSpec, root: str, steps_of: Callable[[Spec], int], tokens_per_run: float) -> None:
         """Takes over what earlier drivers have written.
 
         Args:
-            total_steps, tokens_per_run: of a trial that is trained to its end.
+            steps_of: the optimizer steps of a trial that is trained to its end.
+            tokens_per_run: of such a trial of the base.
         """
         super().__init__(sweep, root)
+        self._steps_of, total_steps = steps_of, steps_of(sweep.base)
         self._journal = JournalWriter(storage.join(root, LEDGER), "driver")
         if (self.total_steps, self.tokens_per_run) != (total_steps, tokens_per_run):
             self.total_steps, self.tokens_per_run = total_steps, tokens_per_run
@@ -202,13 +275,20 @@ class Ledger(Trials):
             self._journal.append({"trial": 0, "greatest_rate": greatest, "tokens": tokens})
             self._journal.flush()
 
-    def add(self, values: Mapping[str, Any], straight: bool = False) -> Trial:
-        """A new trial: its run's directory is made, and its values are on storage when this returns."""
+    def add(self, values: Mapping[str, Any], straight: bool = False, repeats: int | None = None) -> Trial:
+        """A new trial: its run's directory is made, and its values are on storage when this returns.
+
+        Args:
+            straight, repeats: see `Trial`.
+        """
         with self._lock:
             number = len(self.trials) + 1
-            trial = self.trials[number] = self.new_trial(number, values, straight)
+            trial = self.new_trial(number, values, straight, repeats=repeats)
+            trial.total_steps = self._steps_of(trial.spec)
+            self.trials[number] = trial
             storage.write_bytes(trial.paths.spec, dump_spec(trial.spec))
-            self._journal.append({"trial": number, "values": trial.values, "straight": straight})
+            record = {"trial": number, "values": trial.values, "straight": straight, "total_steps": trial.total_steps}
+            self._journal.append(record if repeats is None else {**record, "repeats": repeats})
             self._journal.flush()
             return trial
 

@@ -45,6 +45,7 @@ class Order(Frozen):
         description="At a pause, score what so many steps with a falling rate make of it; then all is put back.",
     )
     rates: tuple[float, ...] = Field((), description="Of a probe: the learning rates of the one step.")
+    metric: str = Field("", description="Held-out metric that is judged; its absence is told before the first step.")
     driver: str = Field("", description="The driver's word in the trial's run (see JobPaths.driver).")
 
 

@@ -14,6 +14,7 @@ from jobs.search.ledger import Trials
 from jobs.search.spec import Range
 from jobs.search.specwords import space_words, sweep_words
 from jobs.search.summary import fitted_rate, summary_lines
+from jobs.search.varying import short_name
 from jobs.search.words import leaderboard, values_words
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ def over_rate_and_warmup(trials: Trials) -> Figure | None:
         return None
     other = next((one for one in others if "warmup" in one), others[0])
     found = [trial for trial in trials.trials.values() if trial.score is not None]
-    title = f"newest {sweep.judged} over learning rate and {other.rpartition('.')[2]}"
-    figure = _figure(title, "learning rate", other.rpartition(".")[2], xaxis_type="log")
+    title = f"newest {sweep.judged} over learning rate and {short_name(other)}"
+    figure = _figure(title, "learning rate", short_name(other), xaxis_type="log")
     figure.add_scatter(
         x=[trial.values[name] for trial in found],
         y=[trial.values[other] for trial in found],
@@ -158,7 +159,7 @@ def importance(trials: Trials) -> Figure | None:
     for trial in [one for one in scored if holds(trials.sweep, one.values)]:  # at the first rung, where all were scored
         study.add_trial(optuna.trial.create_trial(params=trial.values, distributions=space, value=trial.scores[0][1]))
     found = optuna.importance.get_param_importances(study)
-    names = [name.rpartition(".")[2] for name in found]
+    names = [short_name(name) for name in found]
     figure = _figure(f"importance for {trials.sweep.judged} after step {scored[0].scores[0][0]}", "share", "")
     figure.add_bar(x=list(found.values()), y=names, orientation="h")
     return figure

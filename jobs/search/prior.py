@@ -76,7 +76,7 @@ def _is_number(value: Any) -> bool:
 def _value_of(base: Spec, field: str) -> Any:
     value: Any = base
     for key in field.split("."):
-        value = getattr(value, key)
+        value = value[int(key)] if isinstance(value, tuple) else getattr(value, key)
     return _USUAL_WARMUP if value is None and field == _WARMUP else value
 
 

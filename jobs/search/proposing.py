@@ -35,10 +35,10 @@ class Proposer:
         self._compared = _Study(self._sweep, self._sweep.name, study)
         self._storage = study
         self._straight: _Study | None = None
-        for trial in known.trials.values():
+        for trial in known.searched:
             if not trial.straight:
                 self._recall(self._compared, trial)
-        if any(trial.straight for trial in known.trials.values()):
+        if any(trial.straight for trial in known.searched):
             self._study_of_straight()
 
     def _recall(self, study: _Study, trial: Trial) -> None:
@@ -53,7 +53,7 @@ class Proposer:
         """The study of the whole runs. It also holds the final scores of the compared trials."""
         if self._straight is None:
             self._straight = _Study(self._sweep, f"{self._sweep.name}-straight", self._storage)
-            for trial in self._known.trials.values():
+            for trial in self._known.searched:
                 if trial.straight:
                     self._recall(self._straight, trial)
                 elif trial.state == "finished" and holds(self._sweep, trial.values):
@@ -67,7 +67,7 @@ class Proposer:
         if straight:
             assert known.best is not None
             study, best = self._study_of_straight(), known.best.values
-            points, begun = last_points(sweep, best), sum(trial.straight for trial in known.trials.values())
+            points, begun = last_points(sweep, best), sum(trial.straight for trial in known.searched)
             if begun < len(points):
                 return study.begin(number, points[begun], None)
             return study.begin(number, None, sampler_of(sweep, number, fixed_values(sweep, True, best)))
@@ -81,13 +81,13 @@ class Proposer:
 
     def told(self, trial: Trial) -> None:
         """Tell Optuna a trial's score, or that it failed. A second call for the same score does nothing."""
-        if not holds(self._sweep, trial.values):
+        if trial.repeats is not None or not holds(self._sweep, trial.values):
             return
         study = self._study_of_straight() if trial.straight else self._compared
         worst = self._worst(trial) if trial.state == "failed" else None
         study.tell(trial.number, trial.values, trial.scores[0][1] if trial.scores else None, worst)
         if trial.scores:
-            for other in [one for one in self._known.trials.values() if one.state == "failed" and not one.scores]:
+            for other in [one for one in self._known.searched if one.state == "failed" and not one.scores]:
                 if other.number in study.untold:
                     self.told(other)
 
@@ -96,7 +96,7 @@ class Proposer:
 
         None while no trial has a score. A score far from all others would spoil the Gaussian process.
         """
-        scored = [one for one in self._known.trials.values() if one.scores and one.straight == failed.straight]
+        scored = [one for one in self._known.searched if one.scores and one.straight == failed.straight]
         before = [one.scores[0][1] for one in scored if one.number < failed.number]
         if before:
             return max(before) if self._sweep.lower_is_better else min(before)

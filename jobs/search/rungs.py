@@ -23,7 +23,7 @@ class Scored(Protocol):
     def is_over(self) -> bool: ...
 
 
-def going_on(trials: Sequence[Scored], stops: Sequence[int], eta: int, lower_is_better: bool) -> list[int]:
+def going_on(trials: Sequence[Scored], rungs: int, eta: int, lower_is_better: bool) -> list[int]:
     """Numbers of the trials that continue from the lowest rung where a trial may continue, best first.
 
     One in `eta` of the trials that have reached a rung continues from it, at least one. The rule decides nothing before
@@ -31,16 +31,17 @@ def going_on(trials: Sequence[Scored], stops: Sequence[int], eta: int, lower_is_
     The other trials stay paused. They may continue later, when more trials have reached their rung.
 
     Args:
-        stops: steps of the rungs, and the last step.
+        trials: each has one score for each rung that it has reached, and one for its end.
+        rungs: how many there are.
     """
     alive = [trial for trial in trials if not trial.is_over]
     if any(not trial.scores for trial in alive):
         return []
-    for stop in stops[:-1]:
-        reached = sum(any(step >= stop for step, _ in trial.scores) for trial in trials)
-        beyond = sum(any(step > stop for step, _ in trial.scores) for trial in trials)
+    for rung in range(1, rungs + 1):
+        reached = sum(len(trial.scores) >= rung for trial in trials)
+        beyond = sum(len(trial.scores) > rung for trial in trials)
         room = max(max(1, reached // eta) - beyond, 0)
-        here = [trial for trial in alive if trial.scores[-1][0] == stop]
+        here = [trial for trial in alive if len(trial.scores) == rung]
         if going := sorted(here, key=lambda trial: trial.scores[-1][1], reverse=not lower_is_better)[:room]:
             return [trial.number for trial in going]
     return []

@@ -24,8 +24,9 @@ from jobs.paths import JobPaths
 from jobs.planning import gang_of
 from jobs.search.auto import greatest_rate, probed_rates
 from jobs.search.budget import BudgetPlan, Next, budget_plan, next_kind, runs_of, too_little
+from jobs.search.changes import Changes
 from jobs.search.gangs import GangLost, Gangs
-from jobs.search.ledger import Ledger, Trial
+from jobs.search.ledger import FINALISTS, Ledger, Trial
 from jobs.search.mailbox import Answer, Desk, Order, Request
 from jobs.search.rungs import ETA, cooldown_of, given_up, halving_steps, stops_of
 from jobs.search.spec import SweepSpec
@@ -48,13 +49,11 @@ class Shares:
 
     Attributes:
         runs: whole runs of the base; infinite if tokens do not bound the search.
-        cooldown: optimizer steps of a cool-down.
     """
 
     plan: BudgetPlan
     tokens_per_run: float
     runs: float
-    cooldown: int
 
     @classmethod
     def of(cls, sweep: SweepSpec, total_steps: int, per_run: float) -> Shares:
@@ -63,16 +62,20 @@ class Shares:
         plan, runs = budget_plan(sweep, stops, cooldown, per_run), runs_of(sweep.budget, per_run)
         if (wrong := too_little(sweep, total_steps, runs)) is not None:
             raise SpecError(wrong)
-        return cls(plan, per_run, runs, cooldown)
+        return cls(plan, per_run, runs)
 
     def steps(self, ledger: Ledger) -> int | None:
         """Optimizer steps of all planned trials without cool-downs; None if the budget does not say."""
         stops = stops_of(ledger.sweep, ledger.total_steps)
         if ledger.sweep.scheduler == "halving" and self.plan.compared < math.inf:
             compared = halving_steps(int(self.plan.compared), stops, ETA, 0)
-            return compared + self.plan.straight * ledger.total_steps
+            return compared + (self.plan.straight + self._repeats(ledger)) * ledger.total_steps
         trials = min(self.plan.compared, self.runs)
-        return None if math.isinf(trials) else int(trials * ledger.total_steps)
+        return None if math.isinf(trials) else int((trials + self._repeats(ledger)) * ledger.total_steps)
+
+    def _repeats(self, ledger: Ledger) -> int:
+        """Runs that repeat finalists."""
+        return FINALISTS * (ledger.sweep.seeds - 1)
 
 
 class Search:
@@ -98,6 +101,7 @@ class Search:
         self._room_lock = threading.Lock()
         self._began_s = self._told_s = self._looked_s = self._saw_nodes_s = time.monotonic()
         self._steps_before = self._steps
+        self._saw_changes_s, self._changes = 0.0, Changes(paths)
         self._stopped = False  # by `fleetune stop`
         self._readers: dict[int, JournalReader] = {}  # of the metrics of each trial
         self._failed: FleetuneError | None = None  # of all gangs
@@ -111,6 +115,7 @@ class Search:
             self._serve_requests()
             self._tell_steps()
             self._look_at_nodes()
+            self._look_at_changes()
             self.signals.check()
             if self._failed is None:
                 self._failed = self.gangs.failure
@@ -123,6 +128,8 @@ class Search:
             time.sleep(_POLL_S)
         if "error" in done:
             raise done["error"]
+        if self._changes.any():
+            self.announce("warning", "the sweep was asked to change when it had ended: resume it to go on with that")
 
     def _bound_rate(self) -> None:
         """Have a gang measure the loss after one step at several learning rates, and bound the rate by the result.
@@ -178,8 +185,9 @@ class Search:
         """What kind of trial may begin now."""
         if self._failed is not None or self.asked_to_stop():
             return "stopped"
-        trials = list(self.ledger.trials.values())
-        kind = next_kind(trials, self._shares.plan, self.used, bool(self.ledger.going_on))
+        ledger = self.ledger
+        to_repeat = ledger.to_repeat() is not None
+        kind = next_kind(ledger.searched, self._shares.plan, self.used, bool(ledger.going_on), to_repeat)
         return "done" if kind == "straight" and self.ledger.best is None else kind  # all have failed
 
     @property
@@ -191,9 +199,10 @@ class Search:
         seconds, device_seconds = (sum(each) for each in zip(*every, strict=True))
         used = [seconds / 60 / (budget.minutes or math.inf), device_seconds / 3600 / (budget.gpu_hours or math.inf)]
         if ledger.sweep.scheduler != "halving":  # else the plan has counted them
-            begun = [trial for trial in list(ledger.trials.values()) if not trial.is_over]
-            to_come = sum(ledger.total_steps - trial.step for trial in begun) / ledger.total_steps
-            used.append((ledger.tokens / ledger.tokens_per_run + to_come) / self._shares.runs)
+            begun = [trial for trial in ledger.searched if not trial.is_over]
+            to_come = sum(1 - trial.step / trial.total_steps for trial in begun)
+            tokens = ledger.probe_tokens + sum(trial.tokens for trial in ledger.searched)
+            used.append((tokens / ledger.tokens_per_run + to_come) / self._shares.runs)
         return float(max(used))
 
     def _spent(self) -> tuple[str, float, float]:
@@ -212,7 +221,7 @@ class Search:
             with contextlib.suppress(StorageError):  # asked again at the next look
                 if steps := list(reader.new()):
                     step, loss = steps[-1]["step"], steps[-1]["loss"]
-                    said = f"trial {trial.number}: step {step} of {self.ledger.total_steps}, training loss {loss:.4f}"
+                    said = f"trial {trial.number}: step {step} of {trial.total_steps}, training loss {loss:.4f}"
                     self.announce("phase", said, phase="train", trial=trial.number)
 
     def _serve_requests(self) -> None:
@@ -242,6 +251,7 @@ class Search:
         request = self._desk.requests.read(name, Request)
         trial = self.ledger.trials[request.trial]
         answer = self._carried_out(trial, request.until)
+        self._check_metric(answer)
         self.ledger.answered(trial, answer, self._spent())
         if answer.status == "stopped" and self._failed is None and not self.asked_to_stop():
             self.ledger.stopped(trial, f"stopped by hand after step {answer.step}")
@@ -251,6 +261,12 @@ class Search:
         judged = {self.ledger.sweep.judged: self.ledger.told_as(trial)}
         status = "failed" if trial.state == "failed" else answer.status
         self._desk.answers.put(name, answer.model_copy(update={"metrics": judged, "status": status}))
+
+    def _check_metric(self, answer: Answer) -> None:
+        """Raises SpecError: the job does not report the judged metric, and no trial ever did."""
+        judged, known = self.ledger.sweep.judged, answer.judged
+        if known and judged not in known and not any(trial.scores for trial in list(self.ledger.trials.values())):
+            raise SpecError(f"metric: the job reports no {judged}; it reports {', '.join(sorted(known))}")
 
     def _keep_within_room(self) -> None:
         """Remove checkpoints of the worst trials if all checkpoints together exceed the sweep's `checkpoints_gb`."""
@@ -281,6 +297,7 @@ class Search:
 
     def _carried_out(self, trial: Trial, until: int | None) -> Answer:
         """Raises FleetuneError: no gang is left."""
+        ledger, total = self.ledger, trial.total_steps
         if not trial.driver:
             trial.driver = take_run(trial.paths)
             for gone in (trial.paths.stop_request, trial.paths.save_request, trial.paths.outcome):
@@ -290,12 +307,13 @@ class Search:
             run=trial.paths.root,
             spec=trial.spec,
             until=until,
-            cooldown_steps=self._shares.cooldown if until is not None and until < self.ledger.total_steps else 0,
+            cooldown_steps=cooldown_of(ledger.sweep, total) if until is not None and until < total else 0,
+            metric=ledger.sweep.judged,
             driver=trial.driver,
         )
-        self.ledger.began(trial)
-        said = f"training {trial_words(trial)} to step {until or self.ledger.total_steps}"
-        self.announce("phase", said, phase="train", trial=trial.number)
+        ledger.began(trial)
+        said = f"training {trial_words(trial)} to step {until or total}"
+        self.announce("phase", said, phase="train", trial=trial.number, until=until or total)
         return self.carried_out(order)
 
     def carried_out(self, order: Order) -> Answer:
@@ -315,6 +333,24 @@ class Search:
             self._draining.look(leaving_nodes())
             self._saw_nodes_s = time.monotonic()
             self._pass_on_save_request()
+
+    def _look_at_changes(self) -> None:
+        """See once a second whether somebody wants a larger budget, or other ranges."""
+        if time.monotonic() - self._saw_changes_s < _LOOK_EVERY_S:
+            return
+        self._saw_changes_s = time.monotonic()
+        with contextlib.suppress(StorageError):  # looked at again later
+            for said, sweep in self._changes.take():
+                if sweep is None:
+                    self.announce("warning", f"the sweep is not changed: {said}")
+                    continue
+                try:
+                    self._shares = Shares.of(sweep, self.ledger.total_steps, self.ledger.tokens_per_run)
+                except SpecError as error:
+                    self.announce("warning", f"the sweep is not changed: {said}: {error}")
+                    continue
+                self.ledger.change(sweep)
+                self.announce("phase", f"the sweep goes on with {said}", phase="changed")
 
     def _pass_on_save_request(self) -> None:
         """Ask the running trials for a checkpoint if somebody has asked the sweep for one."""

@@ -21,7 +21,7 @@ _MOST_WARMUP: Final = 0.2
 
 Algorithm = Literal["auto", "grid", "random", "tpe", "gp"]
 Scheduler = Literal["none", "asha", "halving"]
-Then = Literal["export", "nothing"]
+Then = Literal["export", "final", "nothing"]
 
 
 class Range(Frozen):
@@ -143,8 +143,18 @@ class SweepSpec(Frozen):
         max_length=MOST_FIELDS,
         description="Values that auto begins with; left out: what earlier sweeps of the model found, or its size says.",
     )
+    seeds: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="Train the two best trials with so many seeds in all, beyond the budget; the best mean wins.",
+    )
     num_gangs: int | None = Field(None, ge=1, le=1000, description="Most gangs at once; left out: as many as fit.")
-    then: Then = Field("export", description="export the best trial's model at the end, or nothing.")
+    then: Then = Field(
+        "export",
+        description="At the end: export the best trial's model; final: train the best values once more on all samples, "
+        "with those of data.eval_fraction; or nothing.",
+    )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the proposals; each trial has the base's seed.")
 
     @field_validator("rungs")
@@ -160,6 +170,11 @@ class SweepSpec(Frozen):
             raise ValueError(
                 "the base has no held-out samples to judge trials by: give base.data.eval or base.data.eval_fraction"
             )
+        if self.then == "final" and self.base.data.eval is not None:
+            raise ValueError(
+                "then is final, but the base has held-out samples of its own (data.eval): a final run would train on "
+                "the same samples again. Use then: export"
+            )
         if self.scheduler != "none" and not self.rungs:
             raise ValueError(
                 f"scheduler is {self.scheduler}, but rungs are empty: give some, as [0.25], or scheduler: none"
@@ -168,6 +183,8 @@ class SweepSpec(Frozen):
         own = any(":" in name for name in names)  # may return metrics of any name
         if self.metric.removeprefix("eval_") not in names and not own:
             raise ValueError(f"metric is {self.metric}, but base.eval.metrics has {', '.join(sorted(names))}")
+        if self.seeds > 1 and any(name.rpartition(".")[2] == "seed" for name in self.space):
+            raise ValueError("seeds trains the best trials with other seeds, and space has seed too: drop one of them")
         return self
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.search.spec import Range, SweepSpec
+from jobs.search.varying import short_name
 
 
 def sweep_words(sweep: SweepSpec) -> str:
@@ -21,13 +22,13 @@ def prior_words(sweep: SweepSpec, source: str | None) -> str:
     """`, beginning at learning_rate 0.0001 (2 earlier sweeps of this model), warmup_ratio 0.1`."""
     if not sweep.prior:
         return ""
-    said = [f"{name.rpartition('.')[2]} {_number(value)}" for name, value in sweep.prior.items()]
+    said = [f"{short_name(name)} {_number(value)}" for name, value in sweep.prior.items()]
     return f", beginning at {', '.join(said)}{f' (the rate from {source})' if source else ''}"
 
 
 def space_words(sweep: SweepSpec) -> str:
     """`learning_rate 1e-05..0.001 (log), warmup_ratio 0..0.2, lr_scheduler_type linear|cosine`."""
-    return ", ".join(f"{name.rpartition('.')[2]} {_values(values)}" for name, values in sweep.dimensions.items())
+    return ", ".join(f"{short_name(name)} {_values(values)}" for name, values in sweep.dimensions.items())
 
 
 def _values(values: Range | tuple[Any, ...]) -> str:

@@ -28,6 +28,7 @@ class RateFit:
         low, high: interval of the optimum, by bootstrapping the residuals (10 % and 90 % quantiles).
         coefficients: of the parabola in log(rate), highest power first.
         step: the scores were taken after this step.
+        share: of a run, at that step.
     """
 
     optimum: float
@@ -35,6 +36,7 @@ class RateFit:
     high: float
     coefficients: tuple[float, float, float]
     step: int
+    share: float
 
 
 def fitted_rate(trials: Trials) -> RateFit | None:
@@ -43,7 +45,9 @@ def fitted_rate(trials: Trials) -> RateFit | None:
     if name is None or not isinstance(trials.sweep.dimensions[name], Range):
         return None
     by_step: dict[int, list[tuple[float, float]]] = {}
-    for trial in trials.trials.values():
+    first = next(iter(trials.ranked()), None)
+    # Trials with another batch have another number of steps, and another best rate.
+    for trial in [one for one in trials.searched if first is not None and one.total_steps == first.total_steps]:
         for step, score in trial.scores:
             by_step.setdefault(step, []).append((math.log(trial.values[name]), score))
     enough = {step: points for step, points in by_step.items() if len({x for x, _ in points}) >= FEWEST_FITTED}
@@ -52,7 +56,7 @@ def fitted_rate(trials: Trials) -> RateFit | None:
     step = max(enough)
     sign = 1.0 if trials.sweep.lower_is_better else -1.0
     found = parabola(enough[step], sign)
-    return None if found is None else RateFit(*found, step)
+    return None if found is None else RateFit(*found, step, step / first.total_steps if first is not None else 1.0)
 
 
 def parabola(
@@ -120,6 +124,7 @@ def facts(trials: Trials) -> dict[str, Any]:
         "best_trial": None if best is None else best.number,
         "best_values": None if best is None else best.values,
         trials.sweep.judged: None if best is None else best.score,
+        "scores_of_seeds": [] if best is None else trials.scores_of_seeds(best),
         "fitted_rate": None if fit is None else {"optimum": fit.optimum, "low": fit.low, "high": fit.high},
         "trials": len(trials.trials),
         "tokens": trials.tokens,
@@ -133,8 +138,8 @@ def summary_lines(trials: Trials) -> list[str]:
     """The same as lines of text."""
     lines = []
     if (fit := fitted_rate(trials)) is not None:
-        share = fit.step / trials.total_steps if trials.total_steps else 1.0
-        whole = f", which leads to {rate_for_a_whole_run(fit.optimum, share):.2g} for a whole run" if share < 1 else ""
+        rate = rate_for_a_whole_run(fit.optimum, fit.share)
+        whole = f", which leads to {rate:.2g} for a whole run" if fit.share < 1 else ""
         lines.append(
             f"a parabola through the scores after step {fit.step} has its optimum at learning_rate {fit.optimum:.2g} "
             f"(probably {fit.low:.2g} to {fit.high:.2g}){whole}"

@@ -53,7 +53,7 @@ def make_tuner(ledger: Ledger, root: str, own: str, asks: Asks) -> Any:
     """
     sweep = ledger.sweep
     set_default("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    proposals = Proposals(ledger, Proposer(ledger, new_study(root)), own, asks)
+    proposals = Proposals(ledger, lambda: Proposer(ledger, new_study(root)), own, asks)
     return tune.Tuner(
         tune.with_resources(GangTrial, PlacementGroupFactory([_ON_THE_HEAD])),
         tune_config=tune.TuneConfig(
@@ -96,15 +96,23 @@ def _of_an_ended_search() -> None:
 class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
     """A trial of the ledger whenever a gang is free: one that an earlier driver has begun, or a new one."""
 
-    def __init__(self, ledger: Ledger, proposer: Proposer, desk: str, asks: Asks) -> None:
+    def __init__(self, ledger: Ledger, make_proposer: Callable[[], Proposer], desk: str, asks: Asks) -> None:
         super().__init__(metric=ledger.sweep.judged, mode="min" if ledger.sweep.lower_is_better else "max")
-        self._ledger, self._proposer, self._desk = ledger, proposer, desk
+        self._ledger, self._make_proposer, self._desk = ledger, make_proposer, desk
+        self._of, self._made = ledger.sweep, make_proposer()
         self._asks = asks
         self._trials: dict[str, Trial] = {}  # by Tune's name
         self._open: set[str] = set()  # Tune's names of trials that run, or whose result is not told yet
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _of_an_ended_search, ()
+
+    @property
+    def _proposer(self) -> Proposer:
+        """That of the sweep as it is now: its ranges may have been changed."""
+        if self._of is not self._ledger.sweep:
+            self._of, self._made = self._ledger.sweep, self._make_proposer()
+        return self._made
 
     def suggest(self, trial_id: str) -> Any:
         kind = self._asks.next_kind()
@@ -114,8 +122,7 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
         if trial is None:
             if kind in ("wait", "done"):
                 return None if kind == "wait" else Searcher.FINISHED
-            straight = kind == "straight"
-            trial = self._ledger.add(self._proposer.next_values(straight), straight)
+            trial = self._begun(kind)
         self._trials[trial_id] = trial
         self._open.add(trial_id)
         trial.state = "running"
@@ -123,10 +130,18 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
             "trial": trial.number,
             "desk": self._desk,
             "metric": self.metric,
-            "stops": stops_of(self._ledger.sweep, self._ledger.total_steps, trial.straight),
+            "stops": stops_of(self._ledger.sweep, trial.total_steps, trial.straight),
             "rung": trial.rung,
             **trial.values,
         }
+
+    def _begun(self, kind: Next) -> Trial:
+        """A new trial of this kind."""
+        first = self._ledger.to_repeat() if kind == "repeat" else None
+        if first is not None:
+            return self._ledger.add(first.values, straight=True, repeats=first.number)
+        straight = kind == "straight"
+        return self._ledger.add(self._proposer.next_values(straight), straight)
 
     def _waiting(self, kind: Next) -> Trial | None:
         """The next trial of an earlier driver that Tune does not know yet, if it may go on; `kind`: see `halved`."""
@@ -175,7 +190,7 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
         self._halving = ledger.sweep.scheduler == "halving"
         if inner is not None:
             inner.set_search_properties(ledger.sweep.judged, "min" if ledger.sweep.lower_is_better else "max")
-            for trial in ledger.trials.values():
+            for trial in ledger.searched:
                 self._recall(trial)
 
     def _recall(self, trial: Trial) -> None:
@@ -198,7 +213,7 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
         mine = self._ledger.trials[trial.config["trial"]]
         if self._halving:
             return str(TrialScheduler.PAUSE)
-        if self._inner is None:
+        if self._inner is None or mine.repeats is not None:
             return str(TrialScheduler.CONTINUE)
         decision = str(self._inner.on_trial_result(tune_controller, trial, with_resource(result)))
         if decision == TrialScheduler.STOP:
@@ -206,7 +221,7 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
-        if self._inner is not None:
+        if self._inner is not None and self._ledger.trials[trial.config["trial"]].repeats is None:
             self._inner.on_trial_complete(tune_controller, trial, with_resource(result))
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 from pydantic import ValidationError
 
+from cluster.words import many
 from jobs.errors import SpecError
 from jobs.fields import homes_of, spec_fields, unknown_key
 from jobs.mistakes import reworded
-from jobs.search.spec import SweepSpec
+from jobs.planning import plan_batching
+from jobs.search.spec import Range, SweepSpec
 from jobs.spec import Spec
 
-# What a warm gang sets anew for each trial. The engine is built from all others.
+# What a warm gang sets anew for each trial, beside the weights of the sources.
 VARYING: Final = frozenset(
     {
         "seed",
@@ -37,6 +41,28 @@ VARYING: Final = frozenset(
         ),
     }
 )
+# What an engine is built from: trials with other values run on a gang that is started with them.
+ENGINE: Final = frozenset(
+    {
+        "model.attn_implementation",
+        *(
+            f"train.{name}"
+            for name in (
+                "global_batch_size",
+                "global_batch_tokens",
+                "per_device_train_batch_size",
+                "gradient_accumulation_steps",
+                "bf16",
+                "fp16",
+                "gradient_checkpointing",
+                "group_by_length",
+                "zero.stage",
+            )
+        ),
+    }
+)
+MOST_ENGINES: Final = 8  # unlike engines of one sweep: each change between them starts a gang
+_WEIGHT = re.compile(r"data\.train\.(\d+)\.weight")
 _LENGTHS: Final = frozenset({"train.max_steps", "train.num_train_epochs"})
 _EITHER: Final = {"train.warmup_ratio": "train.warmup_steps", "train.num_train_epochs": "train.max_steps"}
 _LIST: Final = ". A range draws any number between its ends: give a list of values"
@@ -52,13 +78,13 @@ def field_meant(name: str, section: str = "space") -> str:
     Raises:
         SpecError: no field that may vary has this name.
     """
-    full = [known for known in sorted(VARYING) if name in (known, known.rpartition(".")[2])]
-    if full:
-        return full[0]
+    full = [known for known in sorted(VARYING | ENGINE) if name in (known, known.rpartition(".")[2])]
+    if full or _WEIGHT.fullmatch(name):
+        return full[0] if full else name
     if name in spec_fields() or homes_of(name):
         raise SpecError(
-            f"{section}.{name}: the gang's engine and its rows are made for this field, so it cannot vary from trial "
-            f"to trial. What can: {', '.join(sorted(VARYING - _LENGTHS))}"
+            f"{section}.{name}: the model and the rows are prepared once for all trials, so this field cannot vary. "
+            f"What can: {', '.join(sorted((VARYING | ENGINE) - _LENGTHS))}, data.train.N.weight"
         )
     outer, _, key = name.rpartition(".")
     raise SpecError(f"{section}.{name}: {unknown_key(outer if outer in spec_fields() else '', key)[0]}")
@@ -80,12 +106,60 @@ def check_space(sweep: SweepSpec) -> None:
             meant[full] = name
             if full in _LENGTHS:
                 raise SpecError(f"space.{name}: trials of unlike lengths cannot be compared: give it in the base")
-            for value in values if isinstance(values, tuple) else (values.min, values.max, values.between):
-                trial_spec(sweep.base, {full: value})
+            _check_length(sweep, name, full)
+            for value in tried(values):
+                plan_batching(trial_spec(sweep.base, {full: value}))
         except SpecError as error:
-            problems.append(str(error))
+            problems.append(str(error) if str(error).startswith("space") else f"space.{name}: {error}")
+    if (count := math.prod(len(engine_values(sweep, name)) for name in meant.values())) > MOST_ENGINES:
+        fields = ", ".join(name for name in meant.values() if len(engine_values(sweep, name)) > 1)
+        problems.append(
+            f"space: {fields} have {count} combinations, and each needs an engine of its own: give at most "
+            f"{MOST_ENGINES}"
+        )
     if problems:
         raise SpecError("\n".join(problems))
+
+
+def tried(values: Range | tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values of a dimension that are checked before anything starts: each choice, or the ends and one between."""
+    return values if isinstance(values, tuple) else (values.min, values.max, values.between)
+
+
+def engine_values(sweep: SweepSpec, name: str) -> tuple[Any, ...]:
+    """The choices of a field that an engine is built from; of any other field, one that stands for all."""
+    values = sweep.dimensions[name]
+    return values if isinstance(values, tuple) and field_meant(name) in ENGINE else (None,)
+
+
+def _check_length(sweep: SweepSpec, name: str, full: str) -> None:
+    """Raises SpecError: the field makes trials of unlike lengths; or it is one of the engine, and has a range."""
+    if _WEIGHT.fullmatch(full) and sweep.base.train.max_steps is None:
+        raise SpecError(
+            f"space.{name}: how many rows an epoch has follows from the weights, and trials of unlike lengths cannot "
+            "be compared: give base.train.max_steps"
+        )
+    if full not in ENGINE:
+        return
+    if not isinstance(sweep.dimensions[name], tuple):
+        raise SpecError(f"space.{name}: each value needs an engine of its own: give a list of a few values")
+    rows = {plan_batching(trial_spec(sweep.base, {full: value})).rows for value in engine_values(sweep, name)}
+    if len(rows) > 1 and sweep.base.train.max_steps is not None:
+        raise SpecError(
+            f"space.{name}: with base.train.max_steps, trials with larger batches take more tokens and cannot be "
+            "compared: give num_train_epochs instead of max_steps"
+        )
+
+
+def engine_of(spec: Spec) -> str:
+    """The fields of a spec that its engine is built from, as text: specs with the same text may share a gang."""
+    raw = spec.model_dump(mode="json")
+    return json.dumps([_get(raw, name) for name in sorted(ENGINE)])
+
+
+def short_name(name: str) -> str:
+    """The last part of a field's dotted name; of a source's weight, `train.0.weight`."""
+    return name.removeprefix("data.") if _WEIGHT.fullmatch(name) else name.rpartition(".")[2]
 
 
 def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
@@ -95,6 +169,8 @@ def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
         name = field_meant(given)
         if (other := _INSTEAD.get(name)) is not None:
             _set(raw, other, None)
+        if (weight := _WEIGHT.fullmatch(name)) and int(weight[1]) >= len(base.data.train):
+            raise SpecError(f"space.{given}: base.data.train has {many(len(base.data.train), 'source')}, from 0 on")
         _set(raw, name, value)
     try:
         return Spec.model_validate_json(json.dumps(raw), strict=True)
@@ -105,8 +181,12 @@ def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
         raise SpecError(f"space.{next(iter(values))}: {said}{_LIST if 'whole' in said else ''}") from error
 
 
+def _get(value: Any, name: str) -> Any:
+    for key in name.split("."):
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
+
+
 def _set(value: dict[str, Any], name: str, new: Any) -> None:
-    *sections, key = name.split(".")
-    for section in sections:
-        value = value[section]
-    value[key] = new
+    home, _, key = name.rpartition(".")
+    (_get(value, home) if home else value)[key] = new

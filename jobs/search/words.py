@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from jobs.search.ledger import Ledger, Trial, Trials
+from jobs.search.varying import short_name
 
 
 def value_words(value: Any) -> str:
@@ -16,12 +18,23 @@ def value_words(value: Any) -> str:
 
 def values_words(trial: Trial) -> str:
     """`learning_rate 3.2e-04, warmup_ratio 0.1`."""
-    return ", ".join(f"{name.rpartition('.')[2]} {value_words(value)}" for name, value in trial.values.items())
+    return ", ".join(f"{short_name(name)} {value_words(value)}" for name, value in trial.values.items())
 
 
 def trial_words(trial: Trial) -> str:
-    """`trial 3 (learning_rate 3.2e-04, warmup_ratio 0.1)`."""
-    return f"trial {trial.number} ({values_words(trial)})"
+    """`trial 3 (learning_rate 3.2e-04, warmup_ratio 0.1)`; a repeat has its seed too."""
+    seed = "" if trial.repeats is None else f", seed {trial.spec.seed}"
+    return f"trial {trial.number} ({values_words(trial)}{seed})"
+
+
+def seeds_words(trials: Trials, trial: Trial) -> str:
+    """`mean of 3 seeds 0.4628 ± 0.0110`, or `seed 43 of trial 5`; empty for a trial that is not repeated."""
+    if trial.repeats is not None:
+        return f"seed {trial.spec.seed} of trial {trial.repeats}"
+    scores = trials.scores_of_seeds(trial)
+    if len(scores) < 2:
+        return ""
+    return f"mean of {len(scores)} seeds {statistics.fmean(scores):.4f} ± {statistics.stdev(scores):.4f}"
 
 
 def leaderboard_facts(trials: Trials) -> list[dict[str, Any]]:
@@ -36,6 +49,9 @@ def leaderboard_facts(trials: Trials) -> list[dict[str, Any]]:
             "step": trial.step,
             "tokens": trial.tokens,
             "reason": trial.reason,
+            "seed": trial.spec.seed,
+            "repeats": trial.repeats,
+            "mean": statistics.fmean(seeds) if len(seeds := trials.scores_of_seeds(trial)) > 1 else None,
             "run": trial.paths.root,
         }
         for trial in trials.ranked()
@@ -49,18 +65,18 @@ def trial_line(ledger: Ledger, trial: Trial) -> str:
     if trial.state in ("failed", "stopped"):
         return f"{what}: {trial.state}: {trial.reason}"
     if trial.score is None or trial.step > trial.scores[-1][0]:
-        return f"{what}: saved at step {trial.step} of {ledger.total_steps}"
+        return f"{what}: saved at step {trial.step} of {trial.total_steps}"
     best, rank = ledger.best, ""
     if trial.state == "finished" and best is not None:
         rank = ", the best so far" if best is trial else f", the best is {best.score:.4f}"
-    return f"{what}: {metric} {trial.score:.4f} after step {trial.step} of {ledger.total_steps}{rank}"
+    return f"{what}: {metric} {trial.score:.4f} after step {trial.step} of {trial.total_steps}{rank}"
 
 
 def leaderboard(trials: Trials) -> str:
     """A line for each trial, the best first."""
     names = list(trials.sweep.dimensions)
     metric = trials.sweep.judged.removeprefix("eval_")
-    head = ["trial", *(name.rpartition(".")[2] for name in names), metric, "step", "tokens", "state", "why"]
+    head = ["trial", *(short_name(name) for name in names), metric, "step", "tokens", "state", "why"]
     rows = [head]
     for trial in trials.ranked():
         rows.append(
@@ -71,7 +87,7 @@ def leaderboard(trials: Trials) -> str:
                 f"{trial.step}",
                 f"{trial.tokens:,}",
                 trial.state,
-                trial.reason or "",
+                trial.reason or seeds_words(trials, trial),
             ]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from cluster.inventory import Inventory
 from cluster.ray_backend import (
@@ -79,7 +80,7 @@ def drive_on_ray(
     given = assignment or Assignment()
     if given.num_workers is not None:
         spec = with_workers(spec, given.num_workers)
-    facts, driver = run_facts(), take_run(paths)
+    facts, word = run_facts(), take_run(paths)
     with StopSignals(paths, announce, patient=assignment is not None) as signals:
         announce("phase", "connecting to Ray", phase="connect")
         least = gang_of(with_workers(spec, worker_numbers(spec)[0]))
@@ -87,18 +88,50 @@ def drive_on_ray(
             signals.hold()
             facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
             keep_actors_here()
-            prepared = ready_data(spec, "ray", announce)
-            write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
-            if spec.resources.min_workers is not None:  # not before: preparing may have taken hours
-                spec = with_workers(spec, most_workers(spec, free_now()))
-            announce("phase", f"starting {gang_of(spec)}", phase="workers")
-            job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver)
-            draining = Draining(paths, announce, given.places)
-            look = Watch(paths, progress)
-            result = Training(job, signals, look, draining, announce, given.places, is_own(address)).run()
-    outcome = outcome_of(paths, result, failures_of(paths))
-    write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint} | (result or {}).get("facts", {}))
-    return outcome
+            look = Watch(paths, progress).look
+            driver = Driver(paths, word, facts, signals, announce, look, given.places, is_own(address))
+            return trained(spec, driver)
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What the driver of a run has once it is connected to Ray.
+
+    Attributes:
+        word: see `JobPaths.driver`.
+        facts: for the manifest.
+        look: called twice a second while workers run.
+        places: the node of each worker, given by a queue; None: wherever there is room.
+        alone: on a Ray that this process has started, and that ends with it.
+    """
+
+    paths: JobPaths
+    word: str
+    facts: Mapping[str, Any]
+    signals: StopSignals
+    announce: Announcer
+    look: Callable[[], None]
+    places: tuple[str, ...] | None
+    alone: bool
+
+
+def trained(spec: Spec, driver: Driver) -> Outcome:
+    """Prepare the data and train, on the connected cluster; the outcome, which is not yet written.
+
+    Raises:
+        FleetuneError: see `drive_on_ray`.
+    """
+    paths, announce = driver.paths, driver.announce
+    prepared = ready_data(spec, "ray", announce)
+    facts = {**driver.facts, "data_fingerprint": prepared.manifest.fingerprint}
+    write_manifest(paths, facts)
+    if spec.resources.min_workers is not None:  # not before: preparing may have taken hours
+        spec = with_workers(spec, most_workers(spec, free_now()))
+    announce("phase", f"starting {gang_of(spec)}", phase="workers")
+    job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver.word)
+    result = Training(job, driver, Draining(paths, announce, driver.places)).run()
+    write_manifest(paths, facts | (result or {}).get("facts", {}))
+    return outcome_of(paths, result, failures_of(paths))
 
 
 @contextlib.contextmanager
@@ -130,12 +163,8 @@ class Training:
     """The worker groups of one driver, one after another, until one ends well or no other is worth it."""
 
     job: Job
-    signals: StopSignals
-    watch: Watch
+    driver: Driver
     draining: Draining
-    announce: Announcer
-    places: tuple[str, ...] | None  # the node of each worker, given by a queue; None: wherever there is room
-    alone: bool  # on a Ray that this process has started, and that ends with it
     _looked_at_s: float = field(default_factory=time.monotonic)
 
     def run(self) -> Record | None:
@@ -149,50 +178,50 @@ class Training:
         healing = Healing(lambda: max(committed_steps(paths), default=0))
         while True:
             self._find_room()
-            self.signals.graceful = True
+            self.driver.signals.graceful = True
             try:
-                return fit(self.job, self.places, self.alone, self._look)
+                return fit(self.job, self.driver.places, self.driver.alone, self._look)
             except FleetuneError:
                 raise
             except Exception as error:
                 traceback.print_exc()
-                crash = crash_of(error, self.job.driver, self.places or ())
+                crash = crash_of(error, self.job.driver, self.driver.places or ())
                 self._go_on_after(crash, healing, error)
-            self.signals.graceful = False
+            self.driver.signals.graceful = False
 
     def _find_room(self) -> None:
         """Ray Train would wait for ever for a node that is gone, and not long enough for one that is taken."""
         gang = gang_of(self.job.spec)
-        if self.places is None:
-            wait_for_room(gang, lambda text: self.announce("phase", text, phase="workers"))
+        if self.driver.places is None:
+            wait_for_room(gang, lambda text: self.driver.announce("phase", text, phase="workers"))
             return
-        with held_places(gang, self.places, lambda: None):
+        with held_places(gang, self.driver.places, lambda: None):
             pass
 
     def _look(self) -> None:
-        self.watch.look()
-        self.signals.check()
+        self.driver.look()
+        self.driver.signals.check()
         if time.monotonic() - self._looked_at_s > _LOOK_AT_NODES_S:
             self.draining.look(leaving_nodes())
-            check_alive(self.places or (), snapshot())
+            check_alive(self.driver.places or (), snapshot())
             self._looked_at_s = time.monotonic()
 
     def _go_on_after(self, crash: Crash | None, healing: Healing, error: Exception) -> None:
         """Returns where the workers are to be started again. Raises RunFailed, MachinesFailed, Interrupted."""
         if crash is None:
             raise RunFailed(f"Ray Train gave the run up: {first_line(getattr(error, 'controller_failure', error))}")
-        if self.signals.asked:
+        if self.driver.signals.asked:
             raise Interrupted(f"asked to stop, but {crash} before a checkpoint was written") from error
         if crash.how is How.MEMORY:
             raise OutOfMemory(f"{crash}. {advice(self.job.spec)}") from error
-        if crash.how is How.NO_ROOM and self.places is None:
+        if crash.how is How.NO_ROOM and self.driver.places is None:
             return
         if not healing.may_go_on():
             said = f"workers were lost {healing.losses} times without a newer checkpoint; the last time {crash}"
-            if self.places is not None:
+            if self.driver.places is not None:
                 raise MachinesFailed(said) from error
             raise RunFailed(f"{said}. Look at the log of that rank") from error
-        self.announce("warning", f"{crash}: starting the workers again", losses=healing.losses)
+        self.driver.announce("warning", f"{crash}: starting the workers again", losses=healing.losses)
 
 
 def crash_of(error: Exception, driver: str, places: Sequence[str] = ()) -> Crash | None:

@@ -8,6 +8,7 @@ computes what a fresh run with its spec would compute, to the last digit. What c
 from __future__ import annotations
 
 import contextlib
+import traceback
 from dataclasses import dataclass, replace
 
 import torch
@@ -106,6 +107,7 @@ class _Workshop:
                 return _answer("exported", run, state)
             return self._trained(run, state, order)
         except (Diverged, MetricFailed) as error:
+            traceback.print_exc()  # to the rank's log
             return Answer(status="failed", reason=str(error))
         finally:
             if run is not None:
@@ -132,6 +134,9 @@ class _Workshop:
         return self._other
 
     def _trained(self, run: Run, state: LoopState, order: Order) -> Answer:
+        before = state.metrics_before
+        if before and order.metric and order.metric not in before:
+            return Answer(status="failed", metrics=before, reason=f"the job reports no {order.metric}")
         stop = min(order.until or run.plan.total_steps, run.plan.total_steps)
         start, state = state.step, replace(state, stopped=False)
         if start < stop:

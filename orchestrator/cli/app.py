@@ -11,13 +11,10 @@ from typer.completion import completion_init  # type: ignore[attr-defined]
 
 from jobs.begin import load_work
 from jobs.devices import no_gpu_here
-from jobs.errors import InputError, SpecError
+from jobs.errors import InputError
 from jobs.fields import SPEC_MODELS
 from jobs.findrun import storage_root
 from jobs.load import Loaded, load_marked, load_sweep, training
-from jobs.outcome import Event
-from jobs.paths import JobPaths
-from jobs.progress import Progress
 from jobs.search.checking import checked_sweep
 from jobs.search.spec import SweepSpec
 from jobs.search.specwords import prior_words, space_words, sweep_words
@@ -33,12 +30,13 @@ from orchestrator.cli import queue as queuecli
 from orchestrator.cli import serve as servecli
 from orchestrator.cli import simulate as simulatecli
 from orchestrator.cli import submit as submitcli
-from orchestrator.cli import sweep as sweepcli
+from orchestrator.cli import sweepchange as sweepchangecli
 from orchestrator.cli import upload as uploadcli
-from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
+from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of, refuse_dashboard
 from orchestrator.cli.helpgroups import Grouped, command_group
 from orchestrator.cli.meant import run_meant, run_to_stop
 from orchestrator.cli.options import CLUSTER, QUEUE, YOURS
+from orchestrator.cli.sweeping import Rooted, run_sweep_here
 from orchestrator.pages import show as text
 from orchestrator.specnames import Named, of_one
 
@@ -97,12 +95,12 @@ def run(
 ) -> None:
     """Train now, and watch. Relative paths in the spec are relative to the spec's file, also with --set."""
     with edge():
-        _refuse_dashboard(address, [*([spec] if spec else []), *(["--resume", resume] if resume else [])])
+        refuse_dashboard(address, [*([spec] if spec else []), *(["--resume", resume] if resume else [])])
         overrides = [*(set_ or []), *([f"name={json.dumps(name)}"] if name is not None else [])]
         loaded, root = load_work(spec, overrides, resume)
         if isinstance(loaded, SweepSpec):
-            raise typer.Exit(_run_sweep(loaded, root, address, quiet))
-        progress = _Root(progress_of(quiet))
+            raise typer.Exit(run_sweep_here(loaded, root, address, quiet))
+        progress = Rooted(progress_of(quiet))
         from jobs.finetune import run_on_ray
 
         try:
@@ -111,21 +109,6 @@ def run(
             progress.close()
         typer.echo(text.ending(outcome, progress.root, loaded.data.labels or (), told=not quiet))
         raise typer.Exit(outcome.exit_code)
-
-
-def _run_sweep(sweep: SweepSpec, resume: str | None, address: str | None, quiet: bool) -> int:
-    """The exit code. Raises FleetuneError."""
-    progress = progress_of(quiet)
-    from jobs.sweep import ending_of_sweep, run_sweep
-
-    root = _Root(progress)
-    try:
-        outcome = run_sweep(sweep, address=address, progress=root, resume=resume)
-    finally:
-        progress.close()
-    if quiet:
-        typer.echo(ending_of_sweep(JobPaths(root.root or ""), outcome))
-    return outcome.exit_code
 
 
 @app.command(rich_help_panel=YOURS, epilog="Example:  fleetune validate job.yaml --set train.global_batch_size=64")
@@ -229,7 +212,7 @@ def _add(command: Any, panel: str, *examples: str) -> None:
 
 
 app.add_typer(datacli.app, rich_help_panel=YOURS)
-app.add_typer(sweepcli.app, rich_help_panel=YOURS)
+app.add_typer(sweepchangecli.app, rich_help_panel=YOURS)
 app.command(rich_help_panel=YOURS, epilog=uploadcli.EPILOG)(uploadcli.upload)
 app.command(rich_help_panel=YOURS, epilog=gccli.EPILOG)(gccli.gc)
 app.command(rich_help_panel=QUEUE, epilog=submitcli.EPILOG)(submitcli.submit)
@@ -256,33 +239,6 @@ _add(clustercli.usage, CLUSTER, "usage --month 2026-11")
 _add(clustercli.events, CLUSTER, "events -f", "events --job rotten-k3f9")
 app.command(rich_help_panel=CLUSTER, epilog=simulatecli.EPILOG)(simulatecli.simulate)
 _add(completing.completion, CLUSTER, "completion bash >> ~/.bashrc")
-
-
-class _Root:
-    """Passes everything on, and remembers where the run is."""
-
-    def __init__(self, inner: Progress) -> None:
-        self._inner = inner
-        self.root: str | None = None
-
-    def event(self, event: Event) -> None:
-        self.root = event.data.get("root", self.root)
-        self._inner.event(event)
-
-    def step(self, record: dict[str, Any]) -> None:
-        self._inner.step(record)
-
-    def close(self) -> None:
-        self._inner.close()
-
-
-def _refuse_dashboard(address: str | None, arguments: list[str]) -> None:
-    if address is not None and address.startswith(("http://", "https://")):
-        raise SpecError(
-            f"--address {address} is the dashboard's: it takes jobs, and this command is the driver itself. Either "
-            "give the cluster's own address (auto, or HOST:6379), or submit the driver as a job:\n"
-            f"  ray job submit --address {address} --working-dir . -- python -m jobs.finetune " + " ".join(arguments)
-        )
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.errors import FleetuneError
+from jobs.errors import FleetuneError, SpecError
 from jobs.progress import NoProgress, PlainProgress, Progress
 from jobs.quiet import user_stream
 
@@ -29,12 +29,16 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print the result only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
-def progress_of(quiet: bool) -> Progress:
-    """A bar on a terminal, lines elsewhere, or nothing."""
+def progress_of(quiet: bool, *, sweep: bool = False) -> Progress:
+    """A bar on a terminal, or the table of a sweep; lines elsewhere, or nothing."""
     if quiet:
         return NoProgress()
     # The run sends this process's stdout to its log; under a test's capture there is no descriptor to copy.
     stream = user_stream() if sys.stdout is sys.__stdout__ else sys.stdout
+    if stream.isatty() and sweep:
+        from orchestrator.cli.sweeptable import table_or_lines
+
+        return table_or_lines(stream)
     if stream.isatty():
         from orchestrator.cli.bar import BarProgress
 
@@ -77,3 +81,13 @@ def _keep_traceback() -> str:
     with tempfile.NamedTemporaryFile("w", prefix="fleetune-error-", suffix=".log", delete=False) as file:
         traceback.print_exc(file=file)
     return file.name
+
+
+def refuse_dashboard(address: str | None, arguments: list[str]) -> None:
+    """Raises SpecError."""
+    if address is not None and address.startswith(("http://", "https://")):
+        raise SpecError(
+            f"--address {address} is the dashboard's: it takes jobs, and this command is the driver itself. Either "
+            "give the cluster's own address (auto, or HOST:6379), or submit the driver as a job:\n"
+            f"  ray job submit --address {address} --working-dir . -- python -m jobs.finetune " + " ".join(arguments)
+        )

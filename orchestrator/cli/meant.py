@@ -50,13 +50,19 @@ def run_to_stop(given: str, storage_path: str) -> str:
         if job is None:
             raise
     else:
-        job = _job_meant(root.rstrip("/").rpartition("/")[2])
-        if job is None or job.run != root or job.ended_s is not None:
+        job = job_that_goes_on(root)
+        if job is None:
             return root
     raise InputError(
         f"{job.job_id} is a job of the queue, which would start it again. fleetune pause {job.job_id} saves a "
         f"checkpoint and frees its GPUs; fleetune cancel {job.job_id} ends it"
     )
+
+
+def job_that_goes_on(root: str) -> JobView | None:
+    """The job of the queue whose run this is, unless it has ended."""
+    job = _job_meant(root.rstrip("/").rpartition("/")[2])
+    return job if job is not None and job.run == root and job.ended_s is None else None
 
 
 def _job_meant(given: str) -> JobView | None:

@@ -12,6 +12,8 @@ from jobs.findrun import storage_root
 from jobs.load import load_sweep
 from jobs.paths import JobPaths
 from jobs.search.ledger import Trials
+from jobs.search.standing import Heard, heard_of, look
+from jobs.search.standing import facts as standing_facts
 from jobs.search.words import leaderboard as leaderboard_page
 from jobs.search.words import leaderboard_facts, trial_words
 from jobs.storage import write_bytes
@@ -19,10 +21,11 @@ from orchestrator import orders
 from orchestrator.cli.edge import Json, edge
 from orchestrator.cli.helpgroups import command_group
 from orchestrator.cli.meant import run_meant
+from orchestrator.runs import summarise, utc_now
 
 app = command_group(
     name="sweep",
-    help="Look into a sweep, and stop one of its trials. fleetune run and submit start one.",
+    help="Look into a sweep, change it, and stop one of its trials. fleetune run and submit start one.",
     epilog="Start here:  fleetune run sweep.yaml  |  fleetune sweep leaderboard reviews-lr-20261127",
     no_args_is_help=True,
 )
@@ -34,7 +37,7 @@ Storage = Annotated[
 ]
 
 
-def _trials(sweep: str, storage: str | None) -> Trials:
+def trials_of(sweep: str, storage: str | None) -> Trials:
     """Raises InputError."""
     root = run_meant(sweep, storage_root(storage))
     spec = load_sweep(JobPaths(root).spec)
@@ -47,8 +50,26 @@ def _trials(sweep: str, storage: str | None) -> Trials:
 def leaderboard(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -> None:
     """All trials, the best first, while it runs and afterwards."""
     with edge():
-        trials = _trials(sweep, storage)
+        trials = trials_of(sweep, storage)
         typer.echo(json.dumps(leaderboard_facts(trials)) if json_ else leaderboard_page(trials))
+
+
+@app.command(epilog="Example:  fleetune sweep status reviews-lr-20261127")
+def status(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -> None:
+    """Where it stands: trials by state, those being trained, the best so far, used budget, time to go."""
+    with edge():
+        from orchestrator.pages.sweep import status_page
+
+        trials = trials_of(sweep, storage)
+        paths = JobPaths(trials.root)
+        run = summarise(paths)
+        heard = heard_of(paths) if run.status == "running" else Heard()
+        standing = look(trials, heard, utc_now())
+        if json_:
+            known = {name: getattr(run, name) for name in ("name", "root", "status", "silent_s", "reason")}
+            typer.echo(json.dumps(known | standing_facts(standing)))
+        else:
+            typer.echo(status_page(run, standing))
 
 
 @app.command(epilog="Example:  fleetune sweep report reviews-lr-20261127 --html report.html")
@@ -64,7 +85,7 @@ def report(
     with edge():
         from jobs.search.summary import facts, summary_lines
 
-        trials = _trials(sweep, storage)
+        trials = trials_of(sweep, storage)
         if html is not None:
             from jobs.search.page import sweep_page
 
@@ -89,7 +110,7 @@ def stop(
     To stop the sweep: fleetune stop SWEEP.
     """
     with edge():
-        found = _trials(sweep, storage)
+        found = trials_of(sweep, storage)
         if trial not in found.trials:
             raise InputError(f"there is no trial {trial}: the sweep has begun {len(found.trials)} so far")
         if found.trials[trial].is_over:

@@ -182,7 +182,7 @@ def class_rows(confusion: Sequence[Sequence[int]] | None, labels: Sequence[str])
 def runs_table(runs: list[RunSummary], now: datetime.datetime) -> str:
     head = ("RUN", "STATUS", "STARTED", "STEP", "METRICS")
     rows = [head] + [
-        (run.name, _status(run), _ago(run.started_at, now), str(run.step), _metrics_of(run)) for run in runs
+        (run.name, status_words(run), _ago(run.started_at, now), str(run.step), _metrics_of(run)) for run in runs
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     return "\n".join(
@@ -196,7 +196,8 @@ def _metrics_of(run: RunSummary) -> str:
     return numbers(run.metrics) + (f"  (evaluated after step {run.evaluated_step})" if earlier else "")
 
 
-def _status(run: RunSummary) -> str:
+def status_words(run: RunSummary) -> str:
+    """`running`, `succeeded`; `lost (12m00s silent)`."""
     return f"lost ({duration(run.silent_s)} silent)" if run.status == "lost" and run.silent_s else run.status
 
 
@@ -211,7 +212,7 @@ def run_page(details: RunDetails) -> str:
     """`fleetune show`."""
     run, spec = details.summary, details.spec
     steps = f"{run.step}/{details.total_steps}" if details.total_steps else str(run.step)
-    rows = [("run", run.name), ("status", _status(run))]
+    rows = [("run", run.name), ("status", status_words(run))]
     if run.reason:
         rows.append(("reason", run.reason))
     job = spec.get("base", spec)  # of a sweep, what its trials change

@@ -149,14 +149,57 @@ def test_a_worker_and_the_driver_are_killed_and_it_ends_as_the_undisturbed_one(
     assert known_of(root) == known_of(undisturbed[0])
 
 
-def test_with_a_larger_budget_it_goes_on_where_it_has_ended(undisturbed: tuple[pathlib.Path, str]) -> None:
-    """The space is narrowed too: what was tried outside of it stays known, and nothing outside of it is tried again."""
+@pytest.fixture(scope="module")
+def extended(undisturbed: tuple[pathlib.Path, str]) -> tuple[dict[int, Any], str]:
+    """What was known of the trials before that sweep got a larger budget, and what it printed then.
+
+    While it searches it is given one trial more and a narrower space; last, the best values are trained once more on
+    all samples.
+    """
     root, _ = undisturbed
-    before = known_of(root)
-    narrower = "space.learning_rate={min: 2e-4, max: 2e-3, log: true}"
-    done = fleetune("run", "--resume", root, "--set", f"budget.trials={TRIALS + 2}", "--set", narrower)
-    assert done.returncode == 0, done.stdout + done.stderr
+    before, log = known_of(root), root.parent.parent / "extended.log"
+    with open(log, "w") as file:
+        settings = ("--set", f"budget.trials={TRIALS + 1}", "--set", "then=final")
+        command = [str(FLEETUNE), "run", "--resume", str(root), *settings]
+        driver = subprocess.Popen(command, env=environment(PYTHONPATH=PACED), stdout=file, stderr=file)
+    try:
+        seventh = JobPaths(str(root / f"{TRIALS + 1:04d}"))
+        wait_for(lambda: driver.poll() is not None or len(read_steps(seventh)) > 1, "trial 7 is trained", 200.0)
+        narrower = ("--set", "learning_rate.min=2e-4", "--set", "space.learning_rate.max=2e-3")
+        for change in (("narrow", root, *narrower), ("extend", root, "--trials", "1")):
+            asked = fleetune("sweep", *change)
+            assert asked.returncode == 0 and "asked the sweep to go on with" in asked.stdout, asked.stderr
+        refused = fleetune("sweep", "narrow", root, "--set", "learning_rate.max=1e-5")
+        assert refused.returncode == 2 and "must be less than max" in refused.stderr
+        assert driver.wait(300) == 0, log.read_text()
+    finally:
+        driver.kill()
+    return before, log.read_text()
+
+
+def test_with_a_larger_budget_it_goes_on_and_takes_changes_on_the_way(
+    undisturbed: tuple[pathlib.Path, str], extended: tuple[dict[int, Any], str]
+) -> None:
+    """What was tried outside of a narrower range stays known, and nothing outside of it is tried again."""
+    (root, _), (before, output) = undisturbed, extended
     after = known_of(root)
     assert {trial: after[trial] for trial in before} == before and len(after) == TRIALS + 2
-    assert all(2e-4 <= after[trial][0]["learning_rate"] <= 2e-3 for trial in (TRIALS + 1, TRIALS + 2))
-    assert "Traceback" not in done.stdout and "looking for the greatest" not in done.stdout
+    assert 2e-4 <= after[TRIALS + 2][0]["learning_rate"] <= 2e-3
+    assert f"the sweep goes on with budget.trials={TRIALS + 2}" in output
+    assert "Traceback" not in output and "looking for the greatest" not in output
+
+
+def test_the_final_run_takes_all_samples_and_gives_the_losses_of_a_plain_run_of_its_spec(
+    undisturbed: tuple[pathlib.Path, str], extended: tuple[dict[int, Any], str]
+) -> None:
+    (root, _), (_, output) = undisturbed, extended
+    assert ": 120 train rows of" in output and f"model: {root}/final/model" in output
+    spec, best = (json.loads((root / name).read_text()) for name in ("final/spec.json", "best.json"))
+    assert spec["train"] == best["train"]
+    assert (root / "final/model/config.json").exists()
+    done = torchrun(2, "-m", "jobs.finetune", str(root / "final/spec.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (again,) = root.parent.glob("found-final-2*")
+    for same in ("loss", "learning_rate", "chain"):
+        losses = [[record[same] for record in read_steps(JobPaths(str(run)))] for run in (root / "final", again)]
+        assert losses[0] == losses[1] and len(losses[0]) == STEPS

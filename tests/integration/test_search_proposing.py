@@ -23,7 +23,7 @@ def test_a_failed_trial_counts_as_the_worst_of_those_before_it_and_never_as_a_nu
     tmp_path: Path, mode: str
 ) -> None:
     sweep = sweep_of(tmp_path, BASE, space=RATE, algorithm="gp", mode=mode)
-    ledger = Ledger(sweep, str(tmp_path / "found"), 10, 100.0)
+    ledger = Ledger(sweep, str(tmp_path / "found"), lambda spec: 10, 100.0)
     proposer = Proposer(ledger)
     trials = [ledger.add(proposer.next_values()) for _ in range(4)]
     ends = [None, 0.5, 0.7, None]  # None: it has failed

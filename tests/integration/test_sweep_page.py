@@ -27,4 +27,4 @@ def test_the_page_shows_the_trials_and_loads_nothing(tmp_path: Path) -> None:
 
 def test_a_sweep_without_a_score_has_no_page(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to plot"):
-        sweep_page(Ledger(sweep_of(tmp_path, BASE), str(tmp_path / "found-1"), 10, 100.0))
+        sweep_page(Ledger(sweep_of(tmp_path, BASE), str(tmp_path / "found-1"), lambda spec: 10, 100.0))

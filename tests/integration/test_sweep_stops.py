@@ -9,15 +9,23 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import RunFailed
+from jobs.errors import RunFailed, SpecError
 from jobs.load import load_sweep
 from jobs.outcome import Status
 from jobs.paths import JobPaths
 from jobs.search import drive, searching
+from jobs.search.changes import ask_to_change
 from jobs.search.ledger import Ledger
 from jobs.search.mailbox import Answer
 from jobs.search.tuning import halved
 from orchestrator.orders import ask_to_stop
+
+
+class NoGangs(list[Any]):
+    """Gangs that have left a log."""
+
+    def log_of(self, reason: str) -> tuple[str, str]:
+        return "rank-0.log", f"Traceback of {reason}"
 
 
 def search_in(folder: Path, monkeypatch: pytest.MonkeyPatch, **rules: Any) -> searching.Search:
@@ -31,7 +39,8 @@ def search_in(folder: Path, monkeypatch: pytest.MonkeyPatch, **rules: Any) -> se
     sweep, paths = load_sweep(str(folder / "spec.json")), JobPaths(str(folder))
     assert sweep is not None
     monkeypatch.setattr(searching, "_LOOK_EVERY_S", 0.0)
-    parts: list[Any] = [Ledger(sweep, paths.root, 8, 100.0), paths, str(folder / "own"), [], print]
+    ledger = Ledger(sweep, paths.root, lambda spec: 8, 100.0)
+    parts: list[Any] = [ledger, paths, str(folder / "own"), NoGangs(), lambda kind, said, **data: print(kind, said)]
     shares, nodes = searching.Shares.of(sweep, 8, 100.0), SimpleNamespace(look=lambda leaving: None)
     return searching.Search(*parts, SimpleNamespace(asked=False), shares, nodes)  # type: ignore[call-arg]
 
@@ -59,7 +68,7 @@ def test_a_stop_before_all_trials_have_begun_compares_none_of_them(
 
 
 def test_where_all_rates_have_failed_no_whole_run_is_begun_at_the_best_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     search = search_in(tmp_path, monkeypatch, algorithm="auto", budget={"trials": 3})
     ledger = search.ledger
@@ -68,3 +77,27 @@ def test_where_all_rates_have_failed_no_whole_run_is_begun_at_the_best_of_them(
     assert search.next_kind() == "done"
     with pytest.raises(RunFailed, match="2 of 2 ended so: diverged"):
         drive.concluded_sweep(search)
+    assert "log the end of rank-0.log:\nTraceback of diverged" in capsys.readouterr().out
+
+
+def test_a_metric_that_the_job_does_not_report_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless some trial had it: then the trial alone has failed."""
+    search = search_in(tmp_path, monkeypatch)
+    first = search.ledger.add({"learning_rate": 1e-4})
+    other = Answer(status="failed", metrics={"eval_f1": 0.5})
+    with pytest.raises(SpecError, match="metric: the job reports no eval_loss; it reports eval_f1"):
+        search._check_metric(other)
+    search._check_metric(Answer(status="failed", reason="diverged"))
+    search.ledger.answered(first, Answer(status="paused", step=2, metrics={"eval_loss": 0.5}))
+    search._check_metric(other)
+
+
+def test_a_change_on_the_way_makes_the_budget_larger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = search_in(tmp_path, monkeypatch)
+    for _ in range(2):
+        assert search.next_kind() == "compared"
+        search.ledger.add({"learning_rate": 1e-4})
+    assert search.next_kind() == "wait"
+    ask_to_change(search.paths, ("budget.trials=3",))
+    search._look_at_changes()
+    assert search.next_kind() == "compared" and search.ledger.sweep.budget.trials == 3

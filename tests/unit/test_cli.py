@@ -33,7 +33,12 @@ COMMANDS = {
     "save": {"RUN", "--storage"},
     "export": {"RUN", "--to", "--storage"},
     "spec": {"--kind", "--json-schema"},
+    "sweep extend": {
+        "SWEEP", "--runs", "--trials", "--tokens", "--minutes", "--address", "--storage", "--quiet",
+    },
+    "sweep narrow": {"SWEEP", "--set", "--storage"},
     "sweep leaderboard": {"SWEEP", "--storage", "--json"},
+    "sweep status": {"SWEEP", "--storage", "--json"},
     "sweep report": {"SWEEP", "--html", "--storage", "--json"},
     "sweep stop": {"SWEEP", "TRIAL", "--storage"},
     "upload": {"PATH", "URL", "--replace", "--json", "--quiet"},

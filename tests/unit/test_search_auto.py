@@ -16,9 +16,10 @@ from jobs.search.auto import first_points, fixed_values, greatest_rate, last_poi
 from jobs.search.budget import BudgetPlan, budget_plan, most_gangs, next_kind
 from jobs.search.ledger import Ledger, Trials
 from jobs.search.prior import rate_by_size, with_prior
+from jobs.search.resuming import begun_like, check_sweep_resumable
 from jobs.search.rungs import ETA, going_on, halving_steps, stops_of, trials_within
 from jobs.search.spec import Range, SweepSpec
-from jobs.sweep import begun_like, check_sweep_resumable, open_sweep
+from jobs.sweep import open_sweep
 from tests.unit.test_search_rungs import One
 from tests.unit.test_search_spec import BASE, sweep_of
 
@@ -92,7 +93,7 @@ def test_the_prior_is_drawn_into_a_given_space(tmp_path: Path) -> None:
         ({"learning_rate": [1e-4]}, "prior.train.learning_rate is [0.0001]: give a number above 0, at most 1"),
         ({"weight_decay": 0.1}, "prior.train.weight_decay: the space has no such field"),
         ({"lr": 1e-4}, "prior.lr: unknown key; use train.learning_rate"),
-        ({"model.path": "x"}, "prior.model.path: the gang's engine and its rows are made for this field"),
+        ({"model.path": "x"}, "prior.model.path: the model and the rows are prepared once for all trials"),
     ],
 )
 def test_a_prior_outside_of_the_space_is_refused(tmp_path: Path, prior: dict[str, Any], said: str) -> None:
@@ -129,7 +130,7 @@ def test_rates_above_the_prior_are_probed_and_those_above_the_bound_are_never_pr
     sweep, _ = with_prior(sweep_with(tmp_path, prior={"learning_rate": 1e-4}))
     rates = probed_rates(sweep)
     assert len(rates) == 7 and rates[0] > 1e-4 and rates[-1] == pytest.approx(1e-3)
-    ledger = Ledger(sweep, str(tmp_path / "found"), 100, 1000.0)
+    ledger = Ledger(sweep, str(tmp_path / "found"), lambda spec: 100, 1000.0)
     ledger.set_bound(rates[2], 77)
     for again in (ledger, Trials(sweep, str(tmp_path / "found"))):
         space = again.sweep.dimensions[RATE]
@@ -198,6 +199,7 @@ def test_a_sweep_of_the_queue_goes_on_with_the_spec_that_was_submitted(tmp_path:
     again = begun_like(submitted, paths)
     check_sweep_resumable(paths, again, alone=True)
     assert again.prior == with_prior(submitted)[0].prior
+    assert begun_like(submitted, paths, by_hand=False) == load_sweep(paths.spec)  # with what was changed on the way
     other = begun_like(sweep_with(tmp_path, prior={"learning_rate": 2e-4}), paths)
     with pytest.raises(SpecError, match="prior: "):
         check_sweep_resumable(paths, other, alone=True)
@@ -225,7 +227,7 @@ def test_the_steps_of_halving_are_those_that_its_rule_lets_trials_take(trials: i
     for one in some:
         one.scores.append((STOPS[0], float(one.number)))
         steps += STOPS[0] + COOLDOWN
-    while going := going_on(some, STOPS, ETA, True):
+    while going := going_on(some, len(STOPS) - 1, ETA, True):
         for one in (some[number - 1] for number in going):
             before = one.scores[-1][0]
             after = STOPS[STOPS.index(before) + 1]
@@ -277,3 +279,11 @@ def test_what_kind_of_trial_is_next() -> None:
     assert next_kind([one, two, last], plan, 0.9, False) == "wait"
     last.state = "finished"
     assert next_kind([one, two, last], plan, 0.9, False) == "done"
+
+
+def test_finalists_are_repeated_when_all_else_is_done() -> None:
+    done, running, plan = Begun(state="finished"), Begun(), BudgetPlan(compared=1)
+    assert next_kind([done], plan, 0.5, False, to_repeat=True) == "repeat"
+    assert next_kind([done, running], plan, 0.5, False, to_repeat=True) == "wait"
+    assert next_kind([done], plan, 1.2, False, to_repeat=True) == "repeat"  # beyond the budget
+    assert next_kind([], plan, 0.0, False, to_repeat=False) == "compared"

@@ -37,7 +37,7 @@ def root(tmp_path: Path) -> str:
 
 
 def ledger_of(sweep: SweepSpec, root: str) -> Ledger:
-    return Ledger(sweep, root, STEPS, 100.0)
+    return Ledger(sweep, root, lambda spec: STEPS, 100.0)
 
 
 def add(ledger: Ledger, rate: float) -> Any:
@@ -135,3 +135,40 @@ def test_whole_runs_without_a_comparison_take_nobodys_place_at_a_rung(sweep: Swe
     straight = ledger.add({"learning_rate": 1e-5, "warmup_ratio": 0.2}, straight=True)
     ledger.answered(straight, scored("finished", STEPS, 0.04))
     assert ledger.going_on == [2]
+
+
+def test_the_finalists_are_repeated_with_other_seeds_and_ranked_by_their_mean(sweep: SweepSpec, root: str) -> None:
+    ledger = ledger_of(sweep.model_copy(update={"seeds": 3}), root)
+    for rate, loss in ((1e-5, 0.50), (2e-5, 0.40), (3e-5, 0.45)):
+        ledger.answered(add(ledger, rate), scored("finished", STEPS, loss))
+    assert [trial.number for trial in ledger.finalists] == [2, 3]
+    for loss in (0.60, 0.46, 0.62, 0.47):
+        first = ledger.to_repeat()
+        assert first is not None
+        repeat = ledger.add(first.values, straight=True, repeats=first.number)
+        ledger.answered(repeat, scored("finished", STEPS, loss))
+    assert ledger.to_repeat() is None
+    assert [(trial.repeats, trial.spec.seed) for trial in ledger.trials.values()][3:] == [
+        (2, 43), (3, 43), (2, 44), (3, 44),
+    ]  # fmt: skip
+    ledger.close()
+    known = Trials(sweep.model_copy(update={"seeds": 3}), root)
+    assert known.best is not None and known.best.number == 3  # 0.46 in the mean, where trial 2 has 0.54
+    assert [trial.number for trial in known.ranked()] == [3, 5, 7, 2, 4, 6, 1]
+    assert [trial.number for trial in known.searched] == [1, 2, 3] and known.to_repeat() is None
+    first, second, *_ = leaderboard(known).splitlines()[1:]
+    assert first.endswith("finished  mean of 3 seeds 0.4600 ± 0.0100") and second.endswith("seed 43 of trial 3")
+    assert leaderboard_facts(known)[0]["mean"] == pytest.approx(0.46)
+
+
+def test_trials_of_unlike_lengths_are_compared_by_their_share_of_a_run(sweep: SweepSpec, root: str) -> None:
+    """As a larger batch makes them."""
+    lengths = iter([STEPS, STEPS, 2 * STEPS])
+    ledger = Ledger(sweep, root, lambda spec: next(lengths), 100.0)
+    short, long = add(ledger, 1e-5), add(ledger, 2e-5)
+    ledger.answered(short, scored("finished", STEPS, 0.5))
+    ledger.answered(long, scored("paused", STEPS, 0.3))
+    ledger.close()
+    known = Trials(sweep, root)
+    assert known.trials[2].total_steps == 2 * STEPS
+    assert [trial.number for trial in known.ranked()] == [1, 2]

@@ -27,44 +27,44 @@ def trials(**scores: list[float]) -> list[One]:
 
 
 def test_nothing_is_decided_before_all_have_reached_the_rung() -> None:
-    assert going_on(trials(t1=[0.5], t2=[0.4], t3=[]), STOPS, 2, True) == []
+    assert going_on(trials(t1=[0.5], t2=[0.4], t3=[]), len(STOPS) - 1, 2, True) == []
 
 
 @pytest.mark.parametrize(("lower_is_better", "going"), [(True, [3, 2]), (False, [4, 1])])
 def test_the_better_half_goes_on_best_first(lower_is_better: bool, going: list[int]) -> None:
-    assert going_on(trials(t1=[0.5], t2=[0.4], t3=[0.1], t4=[0.6]), STOPS, 2, lower_is_better) == going
+    assert going_on(trials(t1=[0.5], t2=[0.4], t3=[0.1], t4=[0.6]), len(STOPS) - 1, 2, lower_is_better) == going
 
 
 def test_one_that_has_gone_on_takes_its_place_in_the_half() -> None:
     """The rule is asked again whenever a trial has come to a rung: no more may go on than at first."""
-    assert going_on(trials(t1=[0.5], t2=[0.4], t3=[0.1, 0.05], t4=[0.6]), STOPS, 2, True) == [2]
+    assert going_on(trials(t1=[0.5], t2=[0.4], t3=[0.1, 0.05], t4=[0.6]), len(STOPS) - 1, 2, True) == [2]
 
 
 def test_a_higher_rung_waits_for_those_that_are_still_to_come_there() -> None:
     both = trials(t1=[0.5], t2=[0.4, 0.3], t3=[0.1, 0.05], t4=[0.6])
-    assert going_on(both, STOPS, 2, True) == [3]
-    assert going_on(trials(t1=[0.5], t2=[0.4, 0.3], t3=[0.1, 0.05, 0.01], t4=[0.6]), STOPS, 2, True) == []
+    assert going_on(both, len(STOPS) - 1, 2, True) == [3]
+    assert going_on(trials(t1=[0.5], t2=[0.4, 0.3], t3=[0.1, 0.05, 0.01], t4=[0.6]), len(STOPS) - 1, 2, True) == []
 
 
 def test_the_last_one_goes_on_alone() -> None:
-    assert going_on(trials(t1=[0.5], t2=[0.4, 0.3]), STOPS, 2, True) == [2]
+    assert going_on(trials(t1=[0.5], t2=[0.4, 0.3]), len(STOPS) - 1, 2, True) == [2]
 
 
 def test_those_that_were_passed_over_go_on_once_more_trials_have_come_as_far() -> None:
     first = trials(t1=[0.5], t2=[0.4, 0.3, 0.2], t3=[0.6])
-    assert going_on(first, STOPS, 2, True) == []
-    assert going_on([*first, One(4, [(10, 0.7)])], STOPS, 2, True) == [1]
-    assert going_on([*first, One(4, [(10, 0.45)])], STOPS, 2, True) == [4]
+    assert going_on(first, len(STOPS) - 1, 2, True) == []
+    assert going_on([*first, One(4, [(10, 0.7)])], len(STOPS) - 1, 2, True) == [1]
+    assert going_on([*first, One(4, [(10, 0.45)])], len(STOPS) - 1, 2, True) == [4]
 
 
 def test_those_that_failed_leave_their_places_to_nobody() -> None:
     some = trials(t1=[0.5], t2=[0.4], t3=[])
     some[2].is_over = True
-    assert going_on(some, STOPS, 2, True) == [2]
+    assert going_on(some, len(STOPS) - 1, 2, True) == [2]
 
 
 def test_who_is_at_the_last_step_is_left_alone() -> None:
-    assert going_on(trials(t1=[0.5, 0.4, 0.3]), STOPS, 2, True) == []
+    assert going_on(trials(t1=[0.5, 0.4, 0.3]), len(STOPS) - 1, 2, True) == []
 
 
 @dataclass

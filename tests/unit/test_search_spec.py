@@ -11,10 +11,13 @@ import pytest
 from jobs.errors import InputError, SpecError
 from jobs.load import dump_spec, load_spec, load_sweep
 from jobs.paths import JobPaths
+from jobs.search.budget import check_lengths
+from jobs.search.resuming import check_sweep_resumable
 from jobs.search.spec import Range, SweepSpec
-from jobs.search.varying import VARYING, check_space, field_meant, trial_spec
+from jobs.search.specwords import space_words
+from jobs.search.varying import VARYING, check_space, engine_of, field_meant, trial_spec
 from jobs.spec import Spec
-from jobs.sweep import check_sweep_resumable, open_sweep
+from jobs.sweep import open_sweep
 
 BASE: dict[str, Any] = {
     "model": {"path": "./model", "task": "sequence-classification", "num_labels": 2},
@@ -77,6 +80,28 @@ def test_a_trial_is_the_base_with_its_values(tmp_path: Path) -> None:
     assert trial.model_copy(update={"train": train}) == base
 
 
+def test_fields_of_the_engine_and_weights_of_sources_may_vary(tmp_path: Path) -> None:
+    sources = [{"path": "a.jsonl", "weight": 1.0}, {"path": "b.jsonl", "weight": 2.0}]
+    base = {**BASE, "data": {**BASE["data"], "train": sources}, "train": {"max_steps": 9}}
+    sweep = sweep_of(tmp_path, base, space={"bf16": [True, False], "data.train.1.weight": {"min": 1, "max": 4}})
+    spec = trial_spec(sweep.base, {"bf16": True, "data.train.1.weight": 3.5})
+    assert spec.train.bf16
+    assert [source.weight for source in spec.data.train] == [1.0, 3.5]
+    assert engine_of(spec) != engine_of(sweep.base)
+    assert engine_of(trial_spec(sweep.base, {"data.train.1.weight": 3.5, "seed": 9})) == engine_of(sweep.base)
+    assert space_words(sweep) == "bf16 True|False, train.1.weight 1..4"
+
+
+def test_a_value_that_leaves_too_few_steps_for_the_rungs_is_refused(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, BASE, algorithm="random", scheduler="halving", space={"global_batch_size": [8, 64]})
+
+    def steps_of(spec: Spec) -> int:
+        return 64 // (spec.train.global_batch_size or 8)
+
+    with pytest.raises(SpecError, match=r"space.global_batch_size: with 64, a run has 1 step, too few for all rungs"):
+        check_lengths(sweep, steps_of)
+
+
 def test_every_field_that_may_vary_is_one_of_the_spec_and_goes_by_its_last_name() -> None:
     from jobs.fields import spec_fields
 
@@ -103,7 +128,20 @@ RATES = {"min": 1e-5, "max": 1e-3}
         ({"space": {"lr_scheduler_type": ["linear", "cosin"]}}, "did you mean cosine?"),
         ({"space": {"train.learning_rate": RATES, "learning_rate": RATES}}, "says the same: drop one of them"),
         ({"space": {"warmup_ratio": [0.1], "warmup_steps": [5]}}, "says the same: drop one of them"),
-        ({"space": {"per_device_train_batch_size": [1, 2]}}, "cannot vary from trial to trial"),
+        ({"space": {"seq_len": [64, 128]}}, "so this field cannot vary"),
+        ({"space": {"global_batch_size": {"min": 8, "max": 64}}}, "needs an engine of its own: give a list"),
+        ({"space": {"bf16": [True, False], "global_batch_size": [1, 2, 3, 4, 5]}}, "have 10 combinations"),
+        ({"space": {"global_batch_size": [0, 2]}}, "space.train.global_batch_size: must be 1 or more"),
+        (
+            {"base": {**BASE, "train": {"max_steps": 9}}, "space": {"data.train.1.weight": [1, 2]}},
+            "base.data.train has 1 source, from 0 on",
+        ),
+        ({"space": {"data.train.0.weight": [1, 2]}}, "give base.train.max_steps"),
+        (
+            {"base": {**BASE, "train": {"max_steps": 9}}, "space": {"global_batch_size": [8, 16]}},
+            "give num_train_epochs instead of max_steps",
+        ),
+        ({"space": {"seed": [1, 2]}, "seeds": 3}, "space has seed too: drop one of them"),
         ({"space": {"max_steps": [10, 20]}}, "trials of unlike lengths cannot be compared"),
         ({"metric": "accuracy"}, "metric is accuracy, but base.eval.metrics has loss"),
         ({"scheduler": "pbt"}, "population-based training changes values within a run"),

@@ -17,7 +17,9 @@ STEPS = 10
 
 def ledger_with(folder: Path, losses: dict[float, float], **fields: object) -> Ledger:
     """Trials that ended with these losses, by their rates; 200 tokens and 30 seconds of two workers each."""
-    ledger = Ledger(sweep_of(folder, BASE, algorithm="random", **fields), str(folder / "found-1"), STEPS, 100.0)
+    ledger = Ledger(
+        sweep_of(folder, BASE, algorithm="random", **fields), str(folder / "found-1"), lambda spec: STEPS, 100.0
+    )
     for number, (rate, loss) in enumerate(losses.items(), 1):
         trial = ledger.add({"learning_rate": rate, "warmup_ratio": 0.1})
         answer = Answer(status="finished", step=STEPS, tokens=200, metrics={"eval_loss": loss})

@@ -89,3 +89,16 @@ def test_of_a_sweep_the_steps_of_all_trials_are_told_and_each_has_a_checkpoint()
     clock.now_s = 60.0
     told.event(event("trial", "trial 2: failed", trial=2, state="failed", step=25, metrics={}))
     assert heard.known["interruption_cost_s"] == 30.0, "as long as the gangs took to start, and not longer"
+
+
+def test_the_steps_of_a_final_run_come_after_those_of_the_trials() -> None:
+    told, heard, clock = telling()
+    told.event(event("trial", "", step=30, total_steps=30, metrics={"eval_loss": 0.5}))
+    told.event(event("phase", "", phase="final", steps=30))
+    told.event(event("plan", "", total_steps=10))
+    assert (heard.known["step"], heard.known["total_steps"]) == (30, 40)
+    for number in (1, 2, 3):
+        clock.now_s += 2.0
+        told.step(step(number))
+    told.event(event("checkpoint", "", step=2))
+    assert (heard.known["step"], heard.known["saved_step"], heard.known["remaining_s"]) == (33, 32, 14.0)

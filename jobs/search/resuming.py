@@ -1,0 +1,63 @@
+"""Whether a sweep may go on with a spec, and with which one. Light to import."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from jobs.errors import InputError, SpecError
+from jobs.load import load_sweep
+from jobs.outcome import read_outcome
+from jobs.paths import JobPaths
+from jobs.resume import check_not_driven, differences
+from jobs.search.spec import SweepSpec
+from jobs.search.varying import field_meant
+
+_FIXED: Final = ("metric", "mode", "algorithm", "scheduler", "rungs", "cooldown", "prior", "seed")
+
+
+def begun_like(sweep: SweepSpec, paths: JobPaths, *, by_hand: bool = True) -> SweepSpec:
+    """The sweep with the space and the prior of the earlier one, where it says nothing else of them.
+
+    A later attempt of the queue goes on with the sweep's own spec, which may have been changed on the way.
+    """
+    before = load_sweep(paths.spec)
+    if before is None or not by_hand:
+        return before or sweep
+    known = {field_meant(name): value for name, value in before.prior.items()}
+    same = all(known.get(field_meant(name)) == value for name, value in sweep.prior.items())
+    update = {"space": sweep.space or before.space, "prior": before.prior if same else sweep.prior}
+    return sweep.model_copy(update=update)
+
+
+def check_sweep_resumable(paths: JobPaths, now: SweepSpec, *, alone: bool = False) -> None:
+    """Raises SpecError: the new spec is of another search. InputError: somebody still drives the sweep.
+
+    Args:
+        alone: the caller knows that nobody drives it any more.
+    """
+    before = load_sweep(paths.spec)
+    if before is None:
+        raise InputError(f"{paths.root} is no sweep")
+    if read_outcome(paths) is None and not alone:
+        check_not_driven(paths, time.time())
+    check_same_search(paths, before, now)
+
+
+def check_same_search(paths: JobPaths, before: SweepSpec, now: SweepSpec) -> None:
+    """Raises SpecError: the trials of both would not compare."""
+    changed = [f"base.{line}" for line in differences(before.base, now.base)]
+    if before.algorithm == "grid" and before.space != now.space:
+        changed.append("space: a grid's trials are counted off by it")
+    if strangers := set(before.dimensions) ^ set(now.dimensions):
+        changed.append(f"space: not both have {', '.join(sorted(strangers))}")
+    for name in _FIXED:
+        if (old := getattr(before, name)) != (new := getattr(now, name)):
+            changed.append(f"{name}: {old} -> {new}")
+    if changed:
+        lines = "\n".join(f"  {line}" for line in changed)
+        raise SpecError(
+            f"sweep {paths.name} cannot go on: its trials would no longer compare (from what it had to what is given):"
+            f"\n{lines}\nThe budget, num_gangs, then, checkpoints_gb and the ranges of the space may change. Take "
+            "these back, or start a new sweep"
+        )

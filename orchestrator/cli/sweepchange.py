@@ -1,0 +1,76 @@
+"""The commands `fleetune sweep extend` and `narrow`: a larger budget and other ranges for a sweep there is."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from jobs.begin import load_work
+from jobs.errors import InputError
+from jobs.paths import JobPaths
+from jobs.search.changes import ask_to_change, is_driven, more
+from jobs.search.ledger import Trials
+from jobs.search.spec import SweepSpec
+from orchestrator.cli.edge import Address, Quiet, edge, refuse_dashboard
+from orchestrator.cli.meant import job_that_goes_on
+from orchestrator.cli.sweep import Storage, SweepArgument, app, trials_of
+from orchestrator.cli.sweeping import run_sweep_here
+
+__all__ = ["app"]
+
+
+def _goes_on(trials: Trials) -> bool:
+    """Whether the sweep is driven, or its job in the queue will be: then it is asked, and nothing is started here."""
+    return is_driven(JobPaths(trials.root)) or job_that_goes_on(trials.root) is not None
+
+
+@app.command(epilog="Example:  fleetune sweep extend reviews-lr-20261127 --runs 4")
+def extend(
+    sweep: SweepArgument,
+    runs: Annotated[float | None, typer.Option("--runs", metavar="N", min=0.0, help="So many runs more.")] = None,
+    trials: Annotated[int | None, typer.Option("--trials", metavar="N", min=1, help="So many trials more.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", metavar="N", min=1, help="So many tokens more.")] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", metavar="N", min=0.0, help="Minutes more.")] = None,
+    address: Address = None,
+    storage: Storage = None,
+    quiet: Quiet = False,
+) -> None:
+    """Add to the budget. A sweep that is running takes it over; one that has ended goes on here, as with run --resume.
+
+    Paused trials go on from their checkpoints if they are among the best then.
+    """
+    with edge():
+        found = trials_of(sweep, storage)
+        settings = more(found, runs=runs, count=trials, tokens=tokens, minutes=minutes)
+        if _goes_on(found):
+            ask_to_change(JobPaths(found.root), settings)
+            typer.echo(f"asked the sweep to go on with {', '.join(settings)}")
+            return
+        refuse_dashboard(address, ["--resume", found.root])
+        loaded, root = load_work(None, settings, found.root)
+        assert isinstance(loaded, SweepSpec)
+        raise typer.Exit(run_sweep_here(loaded, root, address, quiet))
+
+
+@app.command(epilog="Example:  fleetune sweep narrow reviews-lr-20261127 --set learning_rate.max=5e-4")
+def narrow(
+    sweep: SweepArgument,
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="An end of a range, e.g. learning_rate.max=5e-4.")
+    ],
+    storage: Storage = None,
+) -> None:
+    """Narrow or widen the ranges of a sweep that is running. Trials that were begun stay and count."""
+    with edge():
+        found = trials_of(sweep, storage)
+        settings = tuple(one if one.startswith("space.") else f"space.{one}" for one in set_)
+        if not _goes_on(found):
+            given = " ".join(f"--set {shlex.quote(one)}" for one in settings)
+            raise InputError(
+                f"the sweep has ended. To go on with other ranges: fleetune run --resume {shlex.quote(found.root)} "
+                f"{given} --set budget.runs=N"
+            )
+        ask_to_change(JobPaths(found.root), settings)
+        typer.echo(f"asked the sweep to go on with {', '.join(settings)}")

@@ -1,0 +1,46 @@
+"""A sweep that this process drives, for the commands that start one or go on with one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from jobs.outcome import Event
+from jobs.paths import JobPaths
+from jobs.progress import Progress
+from jobs.search.spec import SweepSpec
+from orchestrator.cli.edge import progress_of
+
+
+class Rooted:
+    """Passes everything on, and remembers where the run is."""
+
+    def __init__(self, inner: Progress) -> None:
+        self._inner = inner
+        self.root: str | None = None
+
+    def event(self, event: Event) -> None:
+        self.root = event.data.get("root", self.root)
+        self._inner.event(event)
+
+    def step(self, record: dict[str, Any]) -> None:
+        self._inner.step(record)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def run_sweep_here(sweep: SweepSpec, resume: str | None, address: str | None, quiet: bool) -> int:
+    """The exit code. Raises FleetuneError."""
+    progress = progress_of(quiet, sweep=True)
+    from jobs.sweep import ending_of_sweep, run_sweep
+
+    rooted = Rooted(progress)
+    try:
+        outcome = run_sweep(sweep, address=address, progress=rooted, resume=resume)
+    finally:
+        progress.close()
+    if quiet:
+        typer.echo(ending_of_sweep(JobPaths(rooted.root or ""), outcome))
+    return outcome.exit_code

@@ -1,0 +1,129 @@
+"""The live table of a sweep that `fleetune run` draws on a terminal. Its lines come from `orchestrator.pages.sweep`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from typing import Any, Final, TextIO
+
+from rich.console import Console, ConsoleDimensions, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.spinner import Spinner
+from rich.text import Text
+
+from jobs.errors import FleetuneError
+from jobs.load import load_sweep
+from jobs.outcome import Event
+from jobs.paths import JobPaths
+from jobs.progress import Pace, PlainProgress, Progress, duration, step_line
+from jobs.search.ledger import Trials
+from jobs.search.standing import Heard, Standing, look
+from orchestrator.pages.sweep import screen, time_words
+from orchestrator.runs import utc_now
+
+_LOOK_EVERY_S: Final = 1.0
+_END_S: Final = 2.0  # of waiting for a look that storage holds up
+_SPARE_LINES: Final = 3  # below the table: the line that moves, and room for the prompt and for what the user types
+_EVENTS: Final = {"warning": "yellow", "failed": "bold red", "phase": "dim", "stopping": "yellow"}
+_LINES: Final = {"head": "dim", "best": "bold green", "running": "cyan", "failed": "red", "other": "", "note": ""}
+_IN_THE_TABLE: Final = "train"  # phase of the events that the table shows: a trial begins, and how far it is
+
+
+def table_or_lines(stream: TextIO) -> Progress:
+    """The table; plain lines on a terminal that cannot move its cursor (TERM=dumb)."""
+    return PlainProgress(stream) if Console(file=stream).is_dumb_terminal else SweepTable(stream)
+
+
+class SweepTable:
+    """Draws on `stream`, which must stay the terminal while the process's own output is sent elsewhere.
+
+    What the driver says is printed above the table. The rest is read from the sweep's directory.
+    """
+
+    def __init__(self, stream: TextIO, *, look_every_s: float = _LOOK_EVERY_S) -> None:
+        self._console = Console(file=stream, highlight=False)
+        self._heard, self._lock = Heard(), threading.Lock()
+        self._standing: Standing | None = None  # replaced as a whole: the thread that draws takes no lock
+        self._pace = Pace()  # of the final run
+        self._step: tuple[dict[str, Any], float | None] | None = None  # of the final run: the newest, and time to go
+        self._is_over = self._closed = False  # the search; this display
+        self._look_every_s, self._ended = look_every_s, threading.Event()
+        self._looker: threading.Thread | None = None
+        self._spinner = Spinner("dots")
+        self._live = Live(
+            get_renderable=self._drawn,
+            console=self._console,
+            transient=True,
+            redirect_stdout=False,  # who writes to stdout meanwhile has been sent to a log
+            redirect_stderr=False,
+        )
+        self._live.start()
+
+    def event(self, event: Event) -> None:
+        phase = event.data.get("phase")
+        with self._lock:
+            self._heard.hear(event)
+            if event.kind == "leaderboard":  # it says the same as the table
+                self._is_over, self._standing = True, None
+            if event.kind == "plan":
+                self._pace.total = event.data.get("total_steps", self._pace.total)
+            if phase == "start" and "root" in event.data and self._looker is None:
+                self._looker = threading.Thread(target=self._keep_looking, args=(event.data["root"],), daemon=True)
+                self._looker.start()
+        # Without the lock: the thread that draws holds the terminal's.
+        if phase == "export" or event.kind in ("failed", "ended"):
+            self._print_step()
+        if phase != _IN_THE_TABLE:
+            self._console.print(escape(event.message), style=_EVENTS.get(event.kind, ""), soft_wrap=True)
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Only the final run tells its steps: it comes after the search, and is no trial."""
+        with self._lock:
+            self._heard.phase = None
+            self._step = record, self._pace.eta_s(record)
+
+    def _print_step(self) -> None:
+        """The newest step of the final run as a line that stays, once."""
+        step, self._step = self._step, None
+        if step is not None:
+            line = step_line(step[0], self._pace.total, None)
+            self._console.print(escape(line), style="dim", soft_wrap=True)
+
+    def close(self) -> None:
+        self._ended.set()
+        if self._looker is not None:
+            self._looker.join(_END_S)
+        if not self._closed:
+            self._closed = True
+            with contextlib.suppress(OSError, ValueError):  # the terminal is gone
+                self._live.stop()
+
+    def _keep_looking(self, root: str) -> None:
+        trials: Trials | None = None
+        while not self._ended.wait(self._look_every_s) and not self._is_over:
+            with contextlib.suppress(FleetuneError):  # looked at again
+                if trials is None and (sweep := load_sweep(JobPaths(root).spec)) is not None:
+                    trials = Trials(sweep, root)
+                if trials is not None:
+                    standing = look(trials, self._heard, utc_now())
+                    with self._lock:
+                        self._standing = None if self._is_over else standing
+
+    def _drawn(self) -> Group:
+        with contextlib.suppress(OSError, ValueError):  # stdin and stdout, where rich looks, may be no terminal
+            size = os.get_terminal_size(self._console.file.fileno())
+            if size.columns and size.lines:
+                self._console.size = ConsoleDimensions(size.columns, size.lines)
+        standing, (width, height) = self._standing, self._console.size
+        lines = screen(standing, width - 1, height - _SPARE_LINES) if standing is not None else []
+        said = []
+        if (phase := self._heard.phase) is not None:
+            said.append(f"{phase[0]} ({duration(max((utc_now() - phase[1]).total_seconds(), 0.0))})")
+        if (step := self._step) is not None:
+            said.append(step_line(step[0], self._pace.total, step[1]))
+        if standing is not None and standing.trials:
+            said.append(time_words(standing))
+        self._spinner.update(text=Text("; ".join(said) or "starting", no_wrap=True, overflow="ellipsis"))
+        return Group(*(Text(text, style=_LINES[kind], no_wrap=True) for text, kind in lines), self._spinner)

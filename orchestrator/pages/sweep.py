@@ -1,0 +1,178 @@
+"""What is printed of a sweep while it goes on: the live table, and `fleetune sweep status`. Text only; asks nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal, NamedTuple
+
+from cluster.words import many
+from jobs.outcome import Status
+from jobs.paths import JobPaths
+from jobs.progress import duration
+from jobs.record import resume_command
+from jobs.search.standing import Standing, TrialNow, counts_of
+from jobs.search.varying import short_name
+from jobs.search.words import value_words
+from orchestrator.pages.show import status_words, table
+from orchestrator.pages.svg import compact
+from orchestrator.pages.tables import GAP, cut, plain
+from orchestrator.runs import RunSummary
+
+MOST_ROWS: Final = 20
+FEWEST_ROWS: Final = 3
+_LEAST_STATE: Final = 12  # characters of the last column
+_MOST_CELL: Final = 12
+_TOKENS, _LOSS = "tokens", "training loss"
+
+Kind = Literal["head", "best", "running", "failed", "other", "note"]
+
+
+class Line(NamedTuple):
+    """A line on the screen, and what it shows: each kind has a style of its own."""
+
+    text: str
+    kind: Kind
+
+
+def shown_trials(standing: Standing, most: int) -> tuple[TrialNow, ...]:
+    """The trials that get a row: those that ended or wait, the best first, and below them those that are running.
+
+    If there are more than `most`, the running ones and the best ones are kept.
+    """
+    running = standing.running[:most]
+    others = [trial for trial in standing.trials if trial.state != "running"]
+    return (*others[: most - len(running)], *running)
+
+
+def screen(standing: Standing, width: int, height: int) -> list[Line]:
+    """The live table, without its last line.
+
+    Args:
+        width: columns of the terminal. The less important columns are left out where they do not fit.
+        height: most lines; if they are too few, at least FEWEST_ROWS trials are shown anyway.
+    """
+    if not standing.trials:
+        return []
+    depth = max(len(_head_words(name)) for name in _heads(standing))
+    notes = 3  # below the rows: the best, what is not shown, and the counts
+    rows = shown_trials(standing, max(min(MOST_ROWS, height - depth - notes), FEWEST_ROWS))
+    texts = _columns(standing, rows, width)
+    lines = [Line(text, "head") for text in texts[: -len(rows)]]
+    lines += [Line(text, _kind(trial, standing)) for text, trial in zip(texts[-len(rows) :], rows, strict=True)]
+    shown = {trial.number for trial in rows}
+    if hidden := tuple(trial for trial in standing.trials if trial.number not in shown):
+        lines.append(Line(f"not shown: {counts_words(counts_of(hidden))}", "note"))
+    if standing.best is not None:
+        lines.append(Line(f"best so far: {best_words(standing.best, standing)}", "note"))
+    every = f"{many(len(standing.trials), 'trial')}: {counts_words(standing.counts)}"
+    lines.append(Line(f"{every}; {'; '.join(budget_words(standing))}", "note"))
+    return [line._replace(text=cut(line.text, width)) for line in lines]
+
+
+def time_words(standing: Standing) -> str:
+    """`3m20s passed, about 5m00s to go`."""
+    left = "" if standing.remaining_s is None else f", about {duration(standing.remaining_s)} to go"
+    return f"{duration(standing.used_s)} passed{left}"
+
+
+def budget_words(standing: Standing) -> list[str]:
+    """`12,345 tokens, 1.2 of 3.5 runs`, and each other bound of the budget."""
+    budget, runs = standing.budget, standing.runs or 0.0
+    tokens = f"{standing.tokens:,}{f' of {budget.tokens:,}' if budget.tokens is not None else ''} tokens"
+    words = [f"{tokens}, {runs:.1f}{f' of {budget.runs:g}' if budget.runs is not None else ''} runs"]
+    if budget.trials is not None:
+        words.append(f"{len(standing.trials)} of {many(budget.trials, 'trial')} begun")
+    if budget.gpu_hours is not None:
+        words.append(f"{standing.device_hours:.2g} of {budget.gpu_hours:g} GPU-hours")
+    if budget.minutes is not None:
+        words.append(f"{standing.used_s / 60:.1f} of {budget.minutes:g} minutes")
+    return words
+
+
+def counts_words(counts: dict[str, int]) -> str:
+    """`2 running, 4 finished, 1 failed`."""
+    return ", ".join(f"{count} {state}" for state, count in counts.items())
+
+
+def best_words(trial: TrialNow, standing: Standing) -> str:
+    """`trial 3, loss 0.4312 after step 12 of 12 (learning_rate 3.2e-04)`."""
+    metric = standing.judged.removeprefix("eval_")
+    where = f"{metric} {trial.score:.4f} after step {trial.scored_step} of {trial.total_steps}"
+    return f"trial {trial.number}, {where} ({_values_words(trial)})"
+
+
+def status_page(run: RunSummary, standing: Standing) -> str:
+    """`fleetune sweep status`. `run`: of the sweep, as `fleetune runs` has it."""
+    counts = f": {counts_words(standing.counts)}" if standing.trials else ""
+    rows = [("sweep", run.name), ("status", status_words(run)), *([("reason", run.reason)] if run.reason else [])]
+    if standing.phase is not None:
+        rows.append(("phase", f"{standing.phase[0]} ({duration(standing.phase[1])})"))
+    rows.append(("trials", f"{len(standing.trials)}{counts}"))
+    running = [_running_words(trial) for trial in standing.running]
+    rows += [("running" if not place else "", words) for place, words in enumerate(running)]
+    rows.append(("best so far", best_words(standing.best, standing) if standing.best else "no trial has a score yet"))
+    rows += [("used" if not place else "", words) for place, words in enumerate(budget_words(standing))]
+    rows += [("time", time_words(standing)), ("sweep at", run.root)]
+    if run.status not in ("running", Status.SUCCEEDED):
+        rows.append(("resume", resume_command(JobPaths(run.root))))
+    return table(rows)
+
+
+def _running_words(trial: TrialNow) -> str:
+    loss = "" if trial.loss is None else f", training loss {trial.loss:.4f}"
+    return f"trial {trial.number}, step {trial.step} of {trial.total_steps}{loss} ({_values_words(trial)})"
+
+
+def _values_words(trial: TrialNow) -> str:
+    return ", ".join(f"{short_name(name)} {value_words(value)}" for name, value in trial.values.items())
+
+
+def _kind(trial: TrialNow, standing: Standing) -> Kind:
+    if standing.best is not None and trial.number == standing.best.number:
+        return "best"
+    if trial.state in ("running", "failed"):
+        return "running" if trial.state == "running" else "failed"
+    return "other"
+
+
+def _heads(standing: Standing) -> list[str]:
+    """Of all columns, the last of which is aligned to the left."""
+    metric = standing.judged.removeprefix("eval_").rpartition(":")[2]
+    values = [short_name(name) for name in standing.names]
+    return ["trial", *values, f"held-out {metric}", _LOSS, "step", _TOKENS, "state"]
+
+
+def _head_words(head: str) -> list[str]:
+    """A head stands on several lines: names of fields are much longer than their values."""
+    return [cut(word, _MOST_CELL) for word in head.replace("_", " ").split()]
+
+
+def _cells(trial: TrialNow, standing: Standing) -> list[str]:
+    return [
+        f"{trial.number}",
+        *(cut(value_words(trial.values.get(name)), _MOST_CELL) for name in standing.names),
+        "-" if trial.score is None else f"{trial.score:.4f}",
+        "-" if trial.loss is None else f"{trial.loss:.4f}",
+        f"{trial.step}/{trial.total_steps}" if trial.total_steps else f"{trial.step}",
+        compact(trial.tokens),
+        f"{trial.state}: {plain(trial.why)}" if trial.why else trial.state,
+    ]
+
+
+def _columns(standing: Standing, trials: Sequence[TrialNow], width: int) -> list[str]:
+    """Lines of the heads and of the trials. Tokens, training losses, and then the last values go where it is narrow."""
+    heads, rows = _heads(standing), [_cells(trial, standing) for trial in trials]
+    words = [_head_words(head) for head in heads]
+    widths = [max(map(len, [*words[at], *(row[at] for row in rows)])) for at in range(len(heads))]
+    kept, last = list(range(len(heads))), len(heads) - 1
+    values = list(range(len(standing.names), 1, -1))
+    for at in [heads.index(_TOKENS), heads.index(_LOSS), *values]:
+        if sum(widths[one] + len(GAP) for one in kept[:-1]) + min(widths[last], _LEAST_STATE) <= width:
+            break
+        kept.remove(at)
+    depth = max(len(words[at]) for at in kept)
+    above = [[([""] * depth + words[at])[line - depth] for at in range(len(heads))] for line in range(depth)]
+    return [
+        GAP.join(row[at] if at == last else row[at].rjust(widths[at]) for at in kept).rstrip()
+        for row in (*above, *rows)
+    ]

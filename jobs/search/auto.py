@@ -100,7 +100,6 @@ def bounded(sweep: SweepSpec, greatest: float) -> SweepSpec:
     name = rate_name(sweep)
     assert name is not None
     rates = sweep.dimensions[name]
-    assert isinstance(rates, Range)
-    if not rates.min < greatest < rates.max:
+    if not isinstance(rates, Range) or not rates.min < greatest < rates.max:
         return sweep
     return sweep.model_copy(update={"space": {**sweep.dimensions, name: rates.model_copy(update={"max": greatest})}})

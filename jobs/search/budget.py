@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from cluster.words import many
 from jobs.errors import SpecError
 from jobs.search.auto import rate_name
 from jobs.search.rungs import ETA, cooldown_of, halving_steps, stops_of, trials_within
 from jobs.search.spec import MOST_TRIALS, Budget, Range, SweepSpec
-from jobs.search.varying import VARYING, field_meant, trial_spec, tried
+from jobs.search.varying import engines, field_meant, is_weight, trial_spec, tried
 from jobs.spec import Spec
 
 _FOR_THE_REST = 3  # auto: one whole run without a comparison for each 3 runs of the budget
@@ -109,15 +108,21 @@ def check_lengths(sweep: SweepSpec, steps_of: Callable[[Spec], int]) -> None:
     Raises:
         SpecError: a value is impossible for these rows, or leaves too few steps for the rungs.
     """
-    rungs = len(stops_of(sweep, steps_of(sweep.base)))
-    for name, values in sweep.dimensions.items():
-        for value in tried(values) if field_meant(name) not in VARYING else ():
+    others = [name for name in sweep.dimensions if field_meant(name) == "train.warmup_steps" or is_weight(name)]
+    rungs = dict[str, int]()
+    for engine in engines(sweep):
+        each = [{**engine, name: value} for name in others for value in tried(sweep.dimensions[name])]
+        for values in (engine, *each):
+            said = ", ".join(f"{name} {value}" for name, value in values.items())
             try:
-                steps = steps_of(trial_spec(sweep.base, {name: value}))
+                rungs[said] = len(stops_of(sweep, steps_of(trial_spec(sweep.base, values))))
             except SpecError as error:
-                raise SpecError(f"space.{name}: {value}: {error}") from error
-            if len(stops_of(sweep, steps)) != rungs:
-                raise SpecError(f"space.{name}: with {value}, a run has {many(steps, 'step')}, too few for all rungs")
+                raise SpecError(f"space: {said}: {error}" if values else str(error)) from error
+    fewest = min(rungs, key=lambda said: rungs[said])
+    if rungs[fewest] < max(rungs.values()):
+        raise SpecError(
+            f"space: with {fewest}, a run has too few steps for the rungs: leave it out, or give fewer rungs"
+        )
 
 
 def next_kind(

@@ -5,14 +5,18 @@ Light to import.
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from jobs import storage
 from jobs.errors import InputError, SpecError
 from jobs.frozen import Frozen
-from jobs.load import load_sweep
+from jobs.load import spec_of
+from jobs.marks import parse_value
 from jobs.outcome import read_outcome
 from jobs.paths import JobPaths
 from jobs.resume import check_not_driven
@@ -21,7 +25,7 @@ from jobs.search.ledger import Trials
 from jobs.search.mailbox import Tray
 from jobs.search.resuming import check_same_search
 from jobs.search.spec import SweepSpec
-from jobs.search.varying import check_space
+from jobs.search.varying import check_space, field_meant
 
 _CHANGES = "changes"
 
@@ -29,29 +33,104 @@ _CHANGES = "changes"
 class Change(Frozen):
     """What somebody wants changed."""
 
-    settings: tuple[str, ...] = Field(min_length=1, description="As for --set: budget.trials=24.")
+    more: dict[str, float] = Field(default_factory=dict, description="What is added to parts of the budget, by name.")
+    space: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Dimensions by their names in the space: a whole one, or parts of a range."
+    )
+
+    def __str__(self) -> str:
+        """`3 more trials, learning_rate max 0.0005`."""
+        added = [f"{value:,.10g} more {name.replace('_', ' ')}" for name, value in self.more.items()]
+        return ", ".join([*added, *(f"{name} {_dimension_words(value)}" for name, value in self.space.items())])
 
 
-def changed(paths: JobPaths, settings: tuple[str, ...]) -> SweepSpec:
-    """The spec of a sweep, with these settings.
+def _dimension_words(value: JsonValue) -> str:
+    return " ".join(f"{part} {end}" for part, end in value.items()) if isinstance(value, dict) else f"{value}"
+
+
+def changed(sweep: SweepSpec, change: Change) -> SweepSpec:
+    """The sweep with a change. Pure.
 
     Raises:
-        SpecError: a setting is wrong, or the trials would no longer compare.
-        InputError: there is no sweep.
+        SpecError: the change makes a wrong spec, or the trials would no longer compare.
     """
-    before, now = load_sweep(paths.spec), load_sweep(paths.spec, settings)
-    if before is None or now is None:
-        raise InputError(f"{paths.root} is no sweep")
-    check_same_search(paths, before, now)
+    raw = sweep.model_copy(update={"space": sweep.dimensions}).model_dump(mode="json")
+    for name, added in change.more.items():
+        before = raw["budget"][name]
+        raw["budget"][name] = before + (round(added) if isinstance(before, int) else added)
+    for name, value in change.space.items():
+        known = raw["space"].get(name)
+        raw["space"][name] = {**known, **value} if isinstance(known, dict) and isinstance(value, dict) else value
+    now = spec_of(raw)
+    assert isinstance(now, SweepSpec)
+    check_same_search(sweep, now)
     check_space(now)
     check_budget(now)
     return now
 
 
-def ask_to_change(paths: JobPaths, settings: tuple[str, ...]) -> None:
-    """Have the driver of a sweep take over these settings. Raises SpecError, InputError: see `changed`."""
-    changed(paths, settings)
-    Tray(storage.join(paths.root, _CHANGES)).put(f"{time.time_ns():020d}", Change(settings=settings))
+def narrower(sweep: SweepSpec, settings: list[str]) -> Change:
+    """The change that `learning_rate.max=5e-4` and so on stand for.
+
+    Raises:
+        SpecError: one of them does not say which dimension, or what of it.
+    """
+    space: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.removeprefix("space.").partition("=")
+        home, _, part = key.rpartition(".")
+        if not equals:
+            raise SpecError(f"--set {setting}: write KEY=VALUE, as learning_rate.max=5e-4")
+        value = parse_value(text, key)
+        if (name := _dimension(sweep, key)) is not None:
+            space[name] = value
+        elif part in ("min", "max", "log", "points") and (name := _dimension(sweep, home)) is not None:
+            space[name] = {**space.get(name, {}), part: value}
+        else:
+            raise SpecError(f"--set {setting}: the space has {', '.join(sweep.dimensions)}; of a range, min and max")
+    return Change(space=space)
+
+
+def _dimension(sweep: SweepSpec, given: str) -> str | None:
+    """The name that the space has for a field."""
+    try:
+        full = field_meant(given)
+    except SpecError:
+        return None
+    return next((name for name in sweep.dimensions if field_meant(name) == full), None)
+
+
+def larger(trials: Trials, asked: Mapping[str, float | None]) -> Change:
+    """The change that adds to the budget of a sweep.
+
+    Args:
+        asked: what is added, by the names of the budget; tokens are counted as runs, and runs as tokens, where the
+            budget is given so.
+
+    Raises:
+        SpecError: the budget does not count that.
+    """
+    budget, more = trials.sweep.budget, {name: value for name, value in asked.items() if value is not None}
+    if (per_run := trials.tokens_per_run) and (budget.runs is None) != (budget.tokens is None):
+        if "tokens" in more and budget.tokens is None:
+            more["runs"] = more.get("runs", 0.0) + more.pop("tokens") / per_run
+        if "runs" in more and budget.runs is None:
+            more["tokens"] = more.get("tokens", 0.0) + more.pop("runs") * per_run
+    if not more:
+        raise SpecError("say what to add: --runs, --trials, --tokens, --minutes or --gpu-hours")
+    for name in more:
+        if getattr(budget, name) is None:
+            bounds = ", ".join(f"{one} ({value:,})" for one, value in budget.model_dump(exclude_none=True).items())
+            raise SpecError(f"the budget of this sweep has no {name}: it has {bounds}. Add to that")
+    return Change(more=more)
+
+
+def spec_in(paths: JobPaths) -> SweepSpec:
+    """The spec of a sweep. Raises StorageError; InputError: it is none."""
+    spec = spec_of(json.loads(storage.read_bytes(paths.spec)))
+    if not isinstance(spec, SweepSpec):
+        raise InputError(f"{paths.root} is no sweep")
+    return spec
 
 
 def is_driven(paths: JobPaths) -> bool:
@@ -66,59 +145,25 @@ def is_driven(paths: JobPaths) -> bool:
 
 
 class Changes:
-    """The changes that a sweep was asked for and has not taken over yet."""
+    """The changes that a sweep is asked for, and has not taken over yet: a file for each."""
 
     def __init__(self, paths: JobPaths) -> None:
         self._paths, self._root = paths, storage.join(paths.root, _CHANGES)
 
-    def any(self) -> bool:
-        return bool(Tray(self._root).names())
+    def ask(self, change: Change) -> None:
+        """Have the driver take over a change. Raises SpecError: see `changed`, with what was asked for before."""
+        sweep = spec_in(self._paths)
+        for _, before in self.waiting():
+            sweep = changed(sweep, before)
+        changed(sweep, change)
+        Tray(self._root).put(f"{time.time_ns():020d}", change)
 
-    def take(self) -> list[tuple[str, SweepSpec | None]]:
-        """Take over what was asked for since the last look: it stands in the sweep's spec when this returns.
-
-        Returns:
-            For each change its words, and the new spec; in the place of a spec None where the change is impossible
-            by now, with the reason in the words.
-        """
-        tray, taken = Tray(self._root), list[tuple[str, SweepSpec | None]]()
+    def waiting(self) -> Iterator[tuple[str, Change]]:
+        """Each change with the name of its file, in their order. Raises StorageError."""
+        tray = Tray(self._root)
         for name in tray.names():
-            settings = tray.read(name, Change).settings
-            said = ", ".join(settings)
-            try:
-                now = changed(self._paths, settings)
-                storage.write_bytes(self._paths.spec, now.model_dump_json(indent=1).encode())
-                taken.append((said, now))
-            except SpecError as error:
-                taken.append((f"{said}: {error}", None))
-            storage.remove_file(storage.join(self._root, f"{name}.json"))
-        return taken
+            yield name, tray.read(name, Change)
 
-
-def more(
-    trials: Trials, *, runs: float | None, count: int | None, tokens: int | None, minutes: float | None
-) -> tuple[str, ...]:
-    """The settings that add to the budget of a sweep.
-
-    Args:
-        runs, count, tokens, minutes: what is added; count: of trials.
-
-    Raises:
-        SpecError: the budget does not count that.
-    """
-    budget, found, per_run = trials.sweep.budget, dict[str, float](), trials.tokens_per_run
-    if tokens is not None and budget.tokens is None and per_run:
-        runs, tokens = (runs or 0.0) + tokens / per_run, None
-    elif runs is not None and budget.runs is None and budget.tokens is not None and per_run:
-        tokens = (tokens or 0) + round(runs * per_run)
-        runs = None
-    for name, added in (("runs", runs), ("trials", count), ("tokens", tokens), ("minutes", minutes)):
-        if added is None:
-            continue
-        if (before := getattr(budget, name)) is None:
-            bounds = ", ".join(f"{one} {value:,}" for one, value in budget.model_dump(exclude_none=True).items())
-            raise SpecError(f"the budget of {trials.root} bounds no {name}, but {bounds}: add to that")
-        found[name] = before + added
-    if not found:
-        raise SpecError("say what to add: --runs, --trials, --tokens or --minutes")
-    return tuple(f"budget.{name}={value:.10g}" for name, value in found.items())
+    def done_with(self, name: str) -> None:
+        """A change is taken over, or refused."""
+        storage.remove_file(storage.join(self._root, f"{name}.json"))

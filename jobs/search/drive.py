@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 from collections import Counter
@@ -17,6 +18,7 @@ from jobs.data.stream import step_plan
 from jobs.errors import (
     Interrupted,
     RunFailed,
+    StorageError,
 )
 from jobs.load import dump_spec
 from jobs.outcome import Outcome, Status, read_outcome, write_outcome
@@ -26,13 +28,16 @@ from jobs.progress import Progress
 from jobs.provenance import run_facts
 from jobs.record import write_manifest
 from jobs.search.budget import check_lengths, most_gangs
+from jobs.search.changes import Changes
 from jobs.search.final import SweepDriver, end_earlier_final_runs, with_final_run
 from jobs.search.gangs import Gangs, end_earlier_gangs, gangs_that_fit
 from jobs.search.ledger import Ledger
 from jobs.search.mailbox import Order
-from jobs.search.searching import Search, Shares
+from jobs.search.searching import Search
+from jobs.search.shares import Shares
 from jobs.search.spec import SweepSpec
 from jobs.search.summary import summary_lines
+from jobs.search.varying import engines
 from jobs.search.words import leaderboard
 from jobs.signals import StopSignals
 from jobs.training.draining import Draining
@@ -91,7 +96,7 @@ def drive_sweep(
             count = _gangs_of(sweep, given, os.cpu_count() if is_own(address) else None)
             known = {"driver": own.rpartition("/")[2], "planned_steps": shares.steps(ledger)}
             announce("phase", f"starting {many(count, 'gang')} of {gang}", phase="workers", **known)
-            gangs = Gangs(job, count, is_own(address), announce, given.places)
+            gangs = Gangs(job, count, is_own(address), announce, given.places, len(engines(sweep)) > 1)
             signals.graceful = True
             draining = Draining(paths, announce, given.places)
             try:
@@ -113,7 +118,18 @@ def drive_sweep(
             if sweep.then == "final" and outcome.status is Status.SUCCEEDED:
                 driver = SweepDriver(paths, facts, signals, announce, progress, given.places, is_own(address))
                 outcome = with_final_run(ledger, outcome, driver)
+        _tell_late_changes(paths, announce)
     return outcome
+
+
+def _tell_late_changes(paths: JobPaths, announce: Announcer) -> None:
+    """Say so if the sweep was asked to change when its search had ended."""
+    with contextlib.suppress(StorageError):
+        for _, change in Changes(paths).waiting():
+            said = (
+                f"asked for when the search had ended: {change}; fleetune run --resume {paths.root} goes on with that"
+            )
+            announce("warning", said)
 
 
 def _gangs_of(sweep: SweepSpec, given: Assignment, cpus: int | None) -> int:

@@ -197,36 +197,51 @@ class Gangs:
     """All gangs of a sweep, and which of them are free. Its methods may be called by any thread."""
 
     def __init__(
-        self, job: Job, most: int, alone: bool, announce: Announcer, places: Sequence[str] | None = None
+        self,
+        job: Job,
+        most: int,
+        alone: bool,
+        announce: Announcer,
+        places: Sequence[str] | None = None,
+        engines_vary: bool = False,
     ) -> None:
         """
         Args:
             job: the base job; the gangs' directories lie in its run's.
             most: gangs at once.
             places: the node of each worker of all gangs, given by a queue; None: wherever there is room.
+            engines_vary: a gang is started at its first order, with that order's engine, and again where an order has
+                another one. If it cannot be started, the trial has failed; else, without a gang, the sweep has.
         """
         self._job, self._alone, self._announce, self._places = job, alone, announce, places
+        self._engines_vary = engines_vary
         self._changed = threading.Condition()
-        self._all = [self._started(number, job.spec, "") for number in range(most)]
-        self._free = list(range(most))  # numbers of gangs
-        self._held = dict[int, str]()  # by number of a gang: the run whose state it holds
-        self._restarts = 0
+        self._starts = 0
+        self._all: list[WarmGang | None] = [None if engines_vary else self._started(place) for place in range(most)]
+        self._free = list(range(most))  # places in `_all`
+        self._held = dict[int, str]()  # by place: the run whose state its gang holds
 
-    def _started(self, number: int, spec: Spec, suffix: str) -> WarmGang:
-        """A new gang in the place of this number, whose engine is built from `spec`."""
-        root = storage.join(self._job.run_root, "gangs", f"{number + 1}{suffix}")
+    def _started(self, place: int, spec: Spec | None = None) -> WarmGang:
+        """A new gang for this place, whose engine is built from `spec`; None: from the base."""
+        self._starts += 1
+        root = storage.join(self._job.run_root, "gangs", str(self._starts))
+        spec = spec or self._job.spec
         own = replace(self._job, spec=spec, run_root=root, driver=take_run(JobPaths(root)))
         size = self._job.spec.resources.num_workers
-        places = None if self._places is None else self._places[number * size : (number + 1) * size]
+        places = None if self._places is None else self._places[place * size : (place + 1) * size]
         return WarmGang(own, self._alone, self._announce, places)
 
     def __len__(self) -> int:
-        return sum(gang.dead is None for gang in self._all)
+        return sum(self._is_usable(place) for place in range(len(self._all)))
+
+    def _is_usable(self, place: int) -> bool:
+        gang = self._all[place]
+        return self._engines_vary or (gang is not None and gang.dead is None)
 
     @property
     def failure(self) -> FleetuneError | None:
         """Why there is no gang left; None while there is one."""
-        return None if len(self) else self._all[0].dead
+        return None if len(self) or self._all[0] is None else self._all[0].dead
 
     def carry_out(self, order: Order) -> Answer:
         """On the gang that holds the run's state, if it is free; else on one with its engine, or any. Waits for one.
@@ -235,58 +250,54 @@ class Gangs:
             GangLost: the order may be given again.
             FleetuneError: no gang is left; or a node that the queue has given is gone.
         """
-        with self._taken(order) as number:
-            self._held[number] = order.run
-            gang = self._with_engine(number, order.spec)
+        with self._taken(order) as place:
+            self._held[place] = order.run
             try:
-                return gang.carry_out(order)
+                return self._gang_for(place, order.spec).carry_out(order)
             except (GangLost, StorageError):
                 raise
             except FleetuneError as error:
                 if self._places and isinstance(error, MachinesFailed):
                     raise
-                if gang.engine != engine_of(self._job.spec):  # the trial's own engine is at fault
-                    self._replace(number, self._job.spec)
+                if self._engines_vary and not isinstance(error, MachinesFailed):
                     return Answer(status="failed", reason=str(error))
                 if len(self):
                     raise GangLost(str(error)) from error
                 raise
 
-    def _with_engine(self, number: int, spec: Spec | None) -> WarmGang:
-        """The gang of this number, or a new one in its place if it has another engine than `spec` asks for."""
-        gang = self._all[number]
-        if spec is None or engine_of(spec) == gang.engine:
+    def _gang_for(self, place: int, spec: Spec | None) -> WarmGang:
+        """The gang of this place; a new one if there is none yet, or if its engine is not that of `spec`."""
+        gang = self._all[place]
+        if gang is not None and (not self._engines_vary or (gang.dead is None and gang.engine == _engine_of(spec))):
             return gang
-        self._announce("phase", "starting a gang for a trial with another engine", phase="workers")
-        gang.end()
-        return self._replace(number, spec)
-
-    def _replace(self, number: int, spec: Spec) -> WarmGang:
+        if gang is not None:
+            self._announce("phase", "starting a gang anew, for a trial with another engine", phase="workers")
+            gang.end()
         with self._changed:
-            self._restarts += 1
-            self._all[number] = self._started(number, spec, f"-{self._restarts}")
-            return self._all[number]
+            new = self._all[place] = self._started(place, spec)
+        return new
 
     @contextlib.contextmanager
     def _taken(self, order: Order) -> Iterator[int]:
-        """The number of a gang that was free, which nobody else is given meanwhile."""
-        engine = None if order.spec is None else engine_of(order.spec)
+        """The place of a gang that was free, which nobody else is given meanwhile."""
+        engine = _engine_of(order.spec)
 
-        def fits(number: int) -> tuple[bool, bool]:
-            return self._held.get(number) == order.run, self._all[number].engine == engine
+        def fits(place: int) -> tuple[bool, bool, bool]:
+            gang = self._all[place]
+            return self._held.get(place) == order.run, gang is not None and gang.engine == engine, gang is None
 
         with self._changed:
-            while not (alive := [number for number in self._free if self._all[number].dead is None]):
-                if not len(self):
-                    raise self._all[0].dead or RunFailed("no gang is left")
+            while not (usable := [place for place in self._free if self._is_usable(place)]):
+                if (failure := self.failure) is not None:
+                    raise failure
                 self._changed.wait(1.0)
-            number = max(alive, key=fits)
-            self._free.remove(number)
+            place = max(usable, key=fits)
+            self._free.remove(place)
         try:
-            yield number
+            yield place
         finally:
             with self._changed:
-                self._free.append(number)
+                self._free.append(place)
                 self._changed.notify_all()
 
     def log_of(self, reason: str) -> tuple[str, str] | None:
@@ -304,11 +315,15 @@ class Gangs:
 
     def end(self) -> None:
         """End all of them at once."""
-        threads = [threading.Thread(target=gang.end, daemon=True) for gang in self._all]
+        threads = [threading.Thread(target=gang.end, daemon=True) for gang in self._all if gang is not None]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+
+
+def _engine_of(spec: Spec | None) -> str | None:
+    return None if spec is None else engine_of(spec)
 
 
 def end_earlier_gangs(drivers: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from jobs import storage
+from jobs.errors import SpecError
 from jobs.journal import JournalReader, JournalWriter
 from jobs.load import dump_spec
 from jobs.outcome import Outcome, write_outcome
@@ -18,7 +19,7 @@ from jobs.outcome import Status as RunStatus
 from jobs.paths import JobPaths
 from jobs.search.auto import bounded
 from jobs.search.mailbox import Answer
-from jobs.search.rungs import ETA, going_on, stops_of
+from jobs.search.rungs import ETA, going_on
 from jobs.search.spec import SweepSpec
 from jobs.search.varying import trial_spec
 from jobs.spec import Spec
@@ -38,8 +39,9 @@ class Trial:
     spec: Spec
     paths: JobPaths
     total_steps: int = 0  # of this trial when it is trained to its end
-    straight: bool = False  # a whole run without a comparison
+    straight: bool = False  # trained to its end without rungs: a whole run of auto, or a repeat
     repeats: int | None = None  # number of the finalist that it repeats with another seed
+    impossible: str | None = None  # why its values cannot be trained
     driver: str = ""  # see `JobPaths.driver`
     state: State = "waiting"
     scores: list[tuple[int, float]] = field(default_factory=list)  # (step, judged metric), finite ones
@@ -102,6 +104,7 @@ class Trials:
                 record.get("straight", False),
                 total_steps=record.get("total_steps"),
                 repeats=record.get("repeats"),
+                impossible=record.get("impossible"),
             )
             return
         trial = self.trials[number]
@@ -112,12 +115,14 @@ class Trials:
 
     def bound(self, greatest: float | None, tokens: int) -> None:
         """Take over the result of the probe: no proposal has a higher learning rate. None: the probe found no bound."""
-        self.is_bounded, self.probe_tokens, self._greatest = True, tokens, greatest
-        self.change(self.sweep)
+        with self._lock:
+            self.is_bounded, self.probe_tokens, self._greatest = True, tokens, greatest
+            self.change(self.sweep)
 
     def change(self, sweep: SweepSpec) -> None:
         """Go on with another spec of the same search."""
-        self.sweep = sweep if self._greatest is None else bounded(sweep, self._greatest)
+        with self._lock:
+            self.sweep = sweep if self._greatest is None else bounded(sweep, self._greatest)
 
     def new_trial(
         self,
@@ -127,18 +132,23 @@ class Trials:
         *,
         total_steps: int | None = None,
         repeats: int | None = None,
+        impossible: str | None = None,
     ) -> Trial:
         """
         Args:
             total_steps: of the trial; None: as many as the base has.
-            repeats: see `Trial`.
+            repeats, impossible: see `Trial`.
         """
-        spec = trial_spec(self.sweep.base, values)
+        try:
+            spec = trial_spec(self.sweep.base, values)
+        except SpecError as error:
+            spec, impossible = self.sweep.base, str(error)
         if repeats is not None:
             spec = spec.model_copy(update={"seed": spec.seed + 1 + len(self.repeats_of(self.trials[repeats]))})
         spec = spec.model_copy(update={"name": f"{self.sweep.name[:56]}-{number:04d}"})
         paths = JobPaths(storage.join(self.root, f"{number:04d}"))
-        return Trial(number, dict(values), spec, paths, total_steps or self.total_steps, straight, repeats)
+        steps = total_steps or self.total_steps
+        return Trial(number, dict(values), spec, paths, steps, straight, repeats, impossible)
 
     def take(self, trial: Trial, answer: Answer) -> None:
         trial.step, trial.tokens = max(trial.step, answer.step), trial.tokens + answer.tokens
@@ -212,11 +222,10 @@ class Trials:
     @property
     def going_on(self) -> list[int]:
         """Numbers of the trials that go on from a rung, once all have begun; see `jobs.search.rungs.going_on`."""
-        if self.sweep.scheduler != "halving":
-            return []
+        if self.sweep.scheduler != "halving":  # Ray Tune lets them go on
+            return [trial.number for trial in self.searched if trial.state == "paused" and trial.scores]
         compared = [trial for trial in list(self.trials.values()) if not trial.straight]
-        rungs = len(stops_of(self.sweep, self.total_steps)) - 1
-        return going_on(compared, rungs, ETA, self.sweep.lower_is_better)
+        return going_on(compared, len(self.sweep.rungs), ETA, self.sweep.lower_is_better)
 
     @property
     def best(self) -> Trial | None:
@@ -230,7 +239,7 @@ class Trials:
         Optuna takes no NaN, and a number far from all others would spoil a Gaussian process.
         """
         worst = max if self.sweep.lower_is_better else min
-        scores = [score for one in self.trials.values() for _, score in one.scores]
+        scores = [score for one in list(self.trials.values()) for _, score in one.scores]
         if trial.state == "failed" or trial.score is None:
             return worst(scores, default=_NO_SCORE if self.sweep.lower_is_better else -_NO_SCORE)
         return trial.score
@@ -262,7 +271,8 @@ class Ledger(Trials):
             tokens_per_run: of such a trial of the base.
         """
         super().__init__(sweep, root)
-        self._steps_of, total_steps = steps_of, steps_of(sweep.base)
+        self.steps_of = steps_of
+        total_steps = steps_of(sweep.base)
         self._journal = JournalWriter(storage.join(root, LEDGER), "driver")
         if (self.total_steps, self.tokens_per_run) != (total_steps, tokens_per_run):
             self.total_steps, self.tokens_per_run = total_steps, tokens_per_run
@@ -284,11 +294,15 @@ class Ledger(Trials):
         with self._lock:
             number = len(self.trials) + 1
             trial = self.new_trial(number, values, straight, repeats=repeats)
-            trial.total_steps = self._steps_of(trial.spec)
+            try:
+                trial.total_steps = self.steps_of(trial.spec)
+            except SpecError as error:  # values that are possible one by one, and not together
+                trial.impossible = str(error)
             self.trials[number] = trial
             storage.write_bytes(trial.paths.spec, dump_spec(trial.spec))
             record = {"trial": number, "values": trial.values, "straight": straight, "total_steps": trial.total_steps}
-            self._journal.append(record if repeats is None else {**record, "repeats": repeats})
+            rare = {"repeats": trial.repeats, "impossible": trial.impossible}
+            self._journal.append(record | {name: value for name, value in rare.items() if value is not None})
             self._journal.flush()
             return trial
 

@@ -63,7 +63,7 @@ class Proposer:
     def next_values(self, straight: bool = False) -> dict[str, Any]:
         """The values of the next trial; `straight`: it is a whole run without a comparison."""
         known, sweep = self._known, self._sweep
-        number = len(known.trials) + 1
+        number, place = len(known.trials) + 1, len(known.searched) + 1
         if straight:
             assert known.best is not None
             study, best = self._study_of_straight(), known.best.values
@@ -72,10 +72,10 @@ class Proposer:
                 return study.begin(number, points[begun], None)
             return study.begin(number, None, sampler_of(sweep, number, fixed_values(sweep, True, best)))
         points = first_points(sweep) if sweep.algorithm == "auto" else []
-        if number <= len(points):
-            return self._compared.begin(number, points[number - 1], None)
+        if place <= len(points):
+            return self._compared.begin(number, points[place - 1], None)
         if sweep.algorithm == "grid":
-            return self._compared.begin(number, grid_values(sweep, number), None)
+            return self._compared.begin(number, grid_values(sweep, place), None)
         fixed = fixed_values(sweep, False, {}) if sweep.algorithm == "auto" else {}
         return self._compared.begin(number, None, sampler_of(sweep, number, fixed))
 

@@ -17,7 +17,7 @@ _FIXED: Final = ("metric", "mode", "algorithm", "scheduler", "rungs", "cooldown"
 
 
 def begun_like(sweep: SweepSpec, paths: JobPaths, *, by_hand: bool = True) -> SweepSpec:
-    """The sweep with the space and the prior of the earlier one, where it says nothing else of them.
+    """Fill in space and prior from the earlier sweep where the given spec leaves them out.
 
     A later attempt of the queue goes on with the sweep's own spec, which may have been changed on the way.
     """
@@ -41,23 +41,26 @@ def check_sweep_resumable(paths: JobPaths, now: SweepSpec, *, alone: bool = Fals
         raise InputError(f"{paths.root} is no sweep")
     if read_outcome(paths) is None and not alone:
         check_not_driven(paths, time.time())
-    check_same_search(paths, before, now)
+    check_same_search(before, now)
 
 
-def check_same_search(paths: JobPaths, before: SweepSpec, now: SweepSpec) -> None:
+def check_same_search(before: SweepSpec, now: SweepSpec) -> None:
     """Raises SpecError: the trials of both would not compare."""
     changed = [f"base.{line}" for line in differences(before.base, now.base)]
     if before.algorithm == "grid" and before.space != now.space:
         changed.append("space: a grid's trials are counted off by it")
     if strangers := set(before.dimensions) ^ set(now.dimensions):
         changed.append(f"space: not both have {', '.join(sorted(strangers))}")
+    for name in before.dimensions.keys() & now.dimensions.keys():
+        if isinstance(before.dimensions[name], tuple) != isinstance(now.dimensions[name], tuple):
+            changed.append(f"space.{name}: a range stays a range, and a list a list")
     for name in _FIXED:
         if (old := getattr(before, name)) != (new := getattr(now, name)):
             changed.append(f"{name}: {old} -> {new}")
     if changed:
         lines = "\n".join(f"  {line}" for line in changed)
         raise SpecError(
-            f"sweep {paths.name} cannot go on: its trials would no longer compare (from what it had to what is given):"
-            f"\n{lines}\nThe budget, num_gangs, then, checkpoints_gb and the ranges of the space may change. Take "
+            "this sweep cannot go on so: its trials would no longer compare (from what it had to what is given):\n"
+            f"{lines}\nThe budget, seeds, num_gangs, then, checkpoints_gb and the ends of ranges may change. Take "
             "these back, or start a new sweep"
         )

@@ -7,7 +7,6 @@ import math
 import threading
 import time
 import traceback
-from dataclasses import dataclass
 from typing import Any
 
 from cluster.ray_backend import leaving_nodes
@@ -20,16 +19,18 @@ from jobs.errors import (
     StorageError,
 )
 from jobs.journal import JournalReader
+from jobs.load import dump_spec
 from jobs.paths import JobPaths
 from jobs.planning import gang_of
 from jobs.search.auto import greatest_rate, probed_rates
-from jobs.search.budget import BudgetPlan, Next, budget_plan, next_kind, runs_of, too_little
-from jobs.search.changes import Changes
+from jobs.search.budget import Next, check_lengths, next_kind
+from jobs.search.changes import Change, Changes, changed, spec_in
 from jobs.search.gangs import GangLost, Gangs
-from jobs.search.ledger import FINALISTS, Ledger, Trial
+from jobs.search.ledger import Ledger, Trial
 from jobs.search.mailbox import Answer, Desk, Order, Request
-from jobs.search.rungs import ETA, cooldown_of, given_up, halving_steps, stops_of
-from jobs.search.spec import SweepSpec
+from jobs.search.rungs import cooldown_of, given_up
+from jobs.search.shares import Shares, steps_done
+from jobs.search.specwords import space_words
 from jobs.search.words import trial_line, trial_words
 from jobs.signals import StopSignals
 from jobs.training.attempts import take_run
@@ -41,41 +42,6 @@ _TELL_EVERY_S, _LOOK_EVERY_S = 20.0, 1.0
 _MOST_LOSSES = 3  # of gangs under one trial, before the trial has failed
 _LOOK_AT_NODES_S = 5.0
 _SAVED_WITHIN_S = 60.0  # what other gangs train, once one has lost its machines
-
-
-@dataclass(frozen=True)
-class Shares:
-    """What the budget pays for.
-
-    Attributes:
-        runs: whole runs of the base; infinite if tokens do not bound the search.
-    """
-
-    plan: BudgetPlan
-    tokens_per_run: float
-    runs: float
-
-    @classmethod
-    def of(cls, sweep: SweepSpec, total_steps: int, per_run: float) -> Shares:
-        """Raises SpecError: it does not pay for one trial."""
-        stops, cooldown = stops_of(sweep, total_steps), cooldown_of(sweep, total_steps)
-        plan, runs = budget_plan(sweep, stops, cooldown, per_run), runs_of(sweep.budget, per_run)
-        if (wrong := too_little(sweep, total_steps, runs)) is not None:
-            raise SpecError(wrong)
-        return cls(plan, per_run, runs)
-
-    def steps(self, ledger: Ledger) -> int | None:
-        """Optimizer steps of all planned trials without cool-downs; None if the budget does not say."""
-        stops = stops_of(ledger.sweep, ledger.total_steps)
-        if ledger.sweep.scheduler == "halving" and self.plan.compared < math.inf:
-            compared = halving_steps(int(self.plan.compared), stops, ETA, 0)
-            return compared + (self.plan.straight + self._repeats(ledger)) * ledger.total_steps
-        trials = min(self.plan.compared, self.runs)
-        return None if math.isinf(trials) else int((trials + self._repeats(ledger)) * ledger.total_steps)
-
-    def _repeats(self, ledger: Ledger) -> int:
-        """Runs that repeat finalists."""
-        return FINALISTS * (ledger.sweep.seeds - 1)
 
 
 class Search:
@@ -102,6 +68,7 @@ class Search:
         self._began_s = self._told_s = self._looked_s = self._saw_nodes_s = time.monotonic()
         self._steps_before = self._steps
         self._saw_changes_s, self._changes = 0.0, Changes(paths)
+        self._finished = False
         self._stopped = False  # by `fleetune stop`
         self._readers: dict[int, JournalReader] = {}  # of the metrics of each trial
         self._failed: FleetuneError | None = None  # of all gangs
@@ -128,8 +95,6 @@ class Search:
             time.sleep(_POLL_S)
         if "error" in done:
             raise done["error"]
-        if self._changes.any():
-            self.announce("warning", "the sweep was asked to change when it had ended: resume it to go on with that")
 
     def _bound_rate(self) -> None:
         """Have a gang measure the loss after one step at several learning rates, and bound the rate by the result.
@@ -160,7 +125,7 @@ class Search:
             from jobs.search.tuning import Asks, make_tuner
 
             self._bound_rate()
-            asks = Asks(lambda: len(self.gangs), self.next_kind, self._lost)
+            asks = Asks(lambda: len(self.gangs), self.next_kind, self._finish, self._lost)
             make_tuner(self.ledger, self.paths.root, self._own, asks).fit()
         except FleetuneError as error:
             done["error"] = error
@@ -186,9 +151,17 @@ class Search:
         if self._failed is not None or self.asked_to_stop():
             return "stopped"
         ledger = self.ledger
+        if self._finished:
+            return "done"
         to_repeat = ledger.to_repeat() is not None
         kind = next_kind(ledger.searched, self._shares.plan, self.used, bool(ledger.going_on), to_repeat)
+        if kind == "done" and any(trial.repeats and not trial.is_over for trial in list(ledger.trials.values())):
+            return "wait"
         return "done" if kind == "straight" and self.ledger.best is None else kind  # all have failed
+
+    def _finish(self) -> None:
+        """Ray Tune asks for no other trial from now on."""
+        self._finished = True
 
     @property
     def used(self) -> float:
@@ -216,7 +189,7 @@ class Search:
         if time.monotonic() - self._told_s < _TELL_EVERY_S:
             return
         self._told_s = time.monotonic()
-        for trial in [trial for trial in self.ledger.trials.values() if trial.state == "running"]:
+        for trial in [trial for trial in list(self.ledger.trials.values()) if trial.state == "running"]:
             reader = self._readers.setdefault(trial.number, JournalReader(trial.paths.metrics))
             with contextlib.suppress(StorageError):  # asked again at the next look
                 if steps := list(reader.new()):
@@ -275,8 +248,9 @@ class Search:
             return
         with self._room_lock:
             sizes = {trial.number: self._size_of(trial) for trial in list(ledger.trials.values())}
-            wanted = set(ledger.going_on)
+            wanted = {*ledger.going_on, *(one.number for one in ledger.finalists if ledger.sweep.seeds > 1)}
             ranked = [trial for trial in ledger.ranked() if trial.number not in wanted and not self._comes_back(trial)]
+            ranked.sort(key=lambda trial: trial.repeats is not None)  # their checkpoints go first
             for number in given_up(ranked, sizes, most * 1e9):
                 trial = ledger.trials[number]
                 ledger.stopped(trial, "its checkpoint made room for those of better trials")
@@ -298,6 +272,8 @@ class Search:
     def _carried_out(self, trial: Trial, until: int | None) -> Answer:
         """Raises FleetuneError: no gang is left."""
         ledger, total = self.ledger, trial.total_steps
+        if trial.impossible is not None:
+            return Answer(status="failed", reason=trial.impossible)
         if not trial.driver:
             trial.driver = take_run(trial.paths)
             for gone in (trial.paths.stop_request, trial.paths.save_request, trial.paths.outcome):
@@ -336,21 +312,28 @@ class Search:
 
     def _look_at_changes(self) -> None:
         """See once a second whether somebody wants a larger budget, or other ranges."""
-        if time.monotonic() - self._saw_changes_s < _LOOK_EVERY_S:
+        if self._finished or time.monotonic() - self._saw_changes_s < _LOOK_EVERY_S:
             return
         self._saw_changes_s = time.monotonic()
         with contextlib.suppress(StorageError):  # looked at again later
-            for said, sweep in self._changes.take():
-                if sweep is None:
-                    self.announce("warning", f"the sweep is not changed: {said}")
-                    continue
-                try:
-                    self._shares = Shares.of(sweep, self.ledger.total_steps, self.ledger.tokens_per_run)
-                except SpecError as error:
-                    self.announce("warning", f"the sweep is not changed: {said}: {error}")
-                    continue
-                self.ledger.change(sweep)
-                self.announce("phase", f"the sweep goes on with {said}", phase="changed")
+            for name, change in self._changes.waiting():
+                self._take_over(change)
+                self._changes.done_with(name)
+
+    def _take_over(self, change: Change) -> None:
+        """Raises StorageError: the spec cannot be written, and nothing has changed."""
+        ledger = self.ledger
+        try:
+            sweep = changed(spec_in(self.paths), change)
+            check_lengths(sweep, ledger.steps_of)
+            shares = Shares.of(sweep, ledger.total_steps, ledger.tokens_per_run)
+        except SpecError as error:
+            self.announce("warning", f"the sweep is not changed ({change}): {error}")
+            return
+        storage.write_bytes(self.paths.spec, dump_spec(sweep))
+        self._shares = shares
+        ledger.change(sweep)
+        self.announce("phase", f"changed ({change}): searching {space_words(ledger.sweep)}", phase="changed")
 
     def _pass_on_save_request(self) -> None:
         """Ask the running trials for a checkpoint if somebody has asked the sweep for one."""
@@ -364,7 +347,7 @@ class Search:
     @property
     def _steps(self) -> int:
         """Optimizer steps that all trials have done."""
-        return sum(trial.step for trial in self.ledger.trials.values())
+        return steps_done(self.ledger)
 
     def _progress(self) -> dict[str, Any]:
         """Facts of the search so far, for the queue."""

@@ -15,7 +15,8 @@ def sweep_words(sweep: SweepSpec) -> str:
     halts = "" if sweep.scheduler == "none" else f", {sweep.scheduler} at {rungs} of a run"
     given = sweep.budget.model_dump(exclude_none=True)
     bounds = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in given.items())
-    return f"{sweep.algorithm}{halts}, at most {bounds}; {judged}"
+    seeds = f"; then the two best with {sweep.seeds} seeds each" if sweep.seeds > 1 else ""
+    return f"{sweep.algorithm}{halts}, at most {bounds}{seeds}; {judged}"
 
 
 def prior_words(sweep: SweepSpec, source: str | None) -> str:

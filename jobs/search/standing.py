@@ -23,7 +23,7 @@ from jobs.search.ledger import Trial, Trials
 from jobs.search.spec import Budget
 from jobs.search.words import seeds_words
 
-_IN_PASSING: Final = ("room", "search", "changed")  # phases that are over when they are told
+_MOMENTARY: Final = ("room", "search", "changed")  # phases that are over when they are told
 STOPPING: Final = "stopping"
 
 
@@ -78,7 +78,7 @@ class Heard:
             return
         elif event.kind == "trial" or phase == "train":
             self.phase = None
-        elif event.kind == "phase" and phase not in _IN_PASSING:
+        elif event.kind == "phase" and phase not in _MOMENTARY:
             self.phase = (phase_words(event).partition("\n")[0], event.at)
 
 
@@ -113,6 +113,7 @@ class TrialNow:
     score: float | None
     scored_step: int | None
     why: str
+    is_repeat: bool = False  # of a finalist, beyond the budget
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,11 @@ class Standing:
     used_s: float
     remaining_s: float | None
     device_hours: float
+
+    @property
+    def searched(self) -> list[TrialNow]:
+        """The trials without repeats, which the budget counts."""
+        return [trial for trial in self.trials if not trial.is_repeat]
 
     @property
     def running(self) -> list[TrialNow]:
@@ -190,6 +196,7 @@ def standing_of(trials: Trials, heard: Heard, newest: Mapping[int, Record], now:
     found = tuple(_trial_now(trials, trial, heard.running, newest) for trial in trials.ranked())
     tokens = trials.probe_tokens + sum(trial.tokens for trial in found)
     used_s = _used_s(trials, heard, now)
+    done = sum(trial.step / trial.total_steps for trial in found if trial.total_steps) * trials.total_steps
     phase = heard.phase
     return Standing(
         phase=None if phase is None else (phase[0], max((now - phase[1]).total_seconds(), 0.0)),
@@ -201,7 +208,7 @@ def standing_of(trials: Trials, heard: Heard, newest: Mapping[int, Record], now:
         tokens=tokens,
         runs=tokens / trials.tokens_per_run if trials.tokens_per_run else None,
         used_s=used_s,
-        remaining_s=_remaining_s(trials.sweep.budget, heard, found, newest, used_s),
+        remaining_s=_remaining_s(trials.sweep.budget, heard, done, newest, used_s),
         device_hours=trials.device_hours,
     )
 
@@ -210,7 +217,7 @@ def _trial_now(trials: Trials, trial: Trial, running: frozenset[int], newest: Ma
     trains = trial.number in running and not trial.is_over
     record = newest.get(trial.number, {}) if trains else {}
     ahead = max(record.get("step", 0) - trial.step, 0)
-    per_step = trials.tokens_per_run / trials.total_steps if trials.total_steps else 0.0
+    per_step = trials.tokens_per_run / trial.total_steps if trial.total_steps else 0.0
     return TrialNow(
         number=trial.number,
         values=trial.values,
@@ -222,6 +229,7 @@ def _trial_now(trials: Trials, trial: Trial, running: frozenset[int], newest: Ma
         score=trial.score,
         scored_step=trial.scores[-1][0] if trial.scores else None,
         why=trial.reason or seeds_words(trials, trial),
+        is_repeat=trial.repeats is not None,
     )
 
 
@@ -234,7 +242,7 @@ def _used_s(trials: Trials, heard: Heard, now: datetime.datetime) -> float:
 
 
 def _remaining_s(
-    budget: Budget, heard: Heard, trials: tuple[TrialNow, ...], newest: Mapping[int, Record], used_s: float
+    budget: Budget, heard: Heard, done: float, newest: Mapping[int, Record], used_s: float
 ) -> float | None:
     """From the driver's own estimate; before its first one, from the step times of the running trials."""
     if heard.driver is None:
@@ -247,7 +255,7 @@ def _remaining_s(
     elif times := [record["step_time_s"] for record in newest.values() if record.get("step_time_s")]:
         seconds_per_step = 1 / sum(1 / time for time in times)
     if planned is not None and seconds_per_step is not None:
-        left_s = min(left_s, (planned - sum(trial.step for trial in trials)) * seconds_per_step)
+        left_s = min(left_s, (planned - done) * seconds_per_step)
     return None if math.isinf(left_s) else max(left_s, 0.0)
 
 

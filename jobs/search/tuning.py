@@ -36,11 +36,13 @@ class Asks:
     Attributes:
         room: the number of gangs.
         next_kind: the kind of trial that may begin now.
+        finish: called when no other trial will be asked for.
         lost: called with a trial whose Tune actor has died.
     """
 
     room: Callable[[], int]
     next_kind: Callable[[], Next]
+    finish: Callable[[], None]
     lost: Callable[[Trial], None]
 
 
@@ -121,7 +123,10 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
         trial = self._waiting(kind)
         if trial is None:
             if kind in ("wait", "done"):
-                return None if kind == "wait" else Searcher.FINISHED
+                if kind == "wait":
+                    return None
+                self._asks.finish()
+                return Searcher.FINISHED
             trial = self._begun(kind)
         self._trials[trial_id] = trial
         self._open.add(trial_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -111,14 +112,28 @@ def check_space(sweep: SweepSpec) -> None:
                 plan_batching(trial_spec(sweep.base, {full: value}))
         except SpecError as error:
             problems.append(str(error) if str(error).startswith("space") else f"space.{name}: {error}")
-    if (count := math.prod(len(engine_values(sweep, name)) for name in meant.values())) > MOST_ENGINES:
+    if not problems and (count := math.prod(len(engine_values(sweep, name)) for name in meant.values())) > MOST_ENGINES:
         fields = ", ".join(name for name in meant.values() if len(engine_values(sweep, name)) > 1)
         problems.append(
             f"space: {fields} have {count} combinations, and each needs an engine of its own: give at most "
             f"{MOST_ENGINES}"
         )
+    for engine in engines(sweep) if not problems else ():
+        try:
+            plan_batching(trial_spec(sweep.base, engine))
+        except SpecError as error:
+            said = ", ".join(f"{name} {value}" for name, value in engine.items())
+            problems.append(f"space: {said} contradict each other: {str(error).removeprefix('space.')}")
+            break
     if problems:
         raise SpecError("\n".join(problems))
+
+
+def engines(sweep: SweepSpec) -> list[dict[str, Any]]:
+    """All combinations of the fields that an engine is built from, and that vary; one without values if none does."""
+    names = [name for name in sweep.dimensions if field_meant(name) in ENGINE]
+    lines = (engine_values(sweep, name) for name in names)
+    return [dict(zip(names, each, strict=True)) for each in itertools.product(*lines)]
 
 
 def tried(values: Range | tuple[Any, ...]) -> tuple[Any, ...]:
@@ -155,6 +170,11 @@ def engine_of(spec: Spec) -> str:
     """The fields of a spec that its engine is built from, as text: specs with the same text may share a gang."""
     raw = spec.model_dump(mode="json")
     return json.dumps([_get(raw, name) for name in sorted(ENGINE)])
+
+
+def is_weight(name: str) -> bool:
+    """Whether the field is the weight of a source."""
+    return _WEIGHT.fullmatch(name) is not None
 
 
 def short_name(name: str) -> str:

@@ -102,6 +102,8 @@ class _Workshop:
                 self._held = None
                 losses, tokens = losses_along_first_step(run, order.rates)
                 return Answer(status="probed", losses=tuple(losses), tokens=tokens)
+            if order.action == "export" and state.step < run.plan.total_steps:
+                return Answer(status="failed", step=state.step, reason="its last checkpoint is gone")
             if order.action == "export":
                 finish(run, state)
                 return _answer("exported", run, state)

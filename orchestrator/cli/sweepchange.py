@@ -10,7 +10,7 @@ import typer
 from jobs.begin import load_work
 from jobs.errors import InputError
 from jobs.paths import JobPaths
-from jobs.search.changes import ask_to_change, is_driven, more
+from jobs.search.changes import Change, Changes, changed, is_driven, larger, narrower
 from jobs.search.ledger import Trials
 from jobs.search.spec import SweepSpec
 from orchestrator.cli.edge import Address, Quiet, edge, refuse_dashboard
@@ -33,6 +33,9 @@ def extend(
     trials: Annotated[int | None, typer.Option("--trials", metavar="N", min=1, help="So many trials more.")] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", metavar="N", min=1, help="So many tokens more.")] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", metavar="N", min=0.0, help="Minutes more.")] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option("--gpu-hours", metavar="N", min=0.0, help="GPU-hours more.")
+    ] = None,
     address: Address = None,
     storage: Storage = None,
     quiet: Quiet = False,
@@ -43,15 +46,15 @@ def extend(
     """
     with edge():
         found = trials_of(sweep, storage)
-        settings = more(found, runs=runs, count=trials, tokens=tokens, minutes=minutes)
+        asked = {"runs": runs, "trials": trials, "tokens": tokens, "minutes": minutes, "gpu_hours": gpu_hours}
+        change = larger(found, asked)
         if _goes_on(found):
-            ask_to_change(JobPaths(found.root), settings)
-            typer.echo(f"asked the sweep to go on with {', '.join(settings)}")
+            _ask(found, change)
             return
         refuse_dashboard(address, ["--resume", found.root])
-        loaded, root = load_work(None, settings, found.root)
+        loaded, root = load_work(None, [], found.root)
         assert isinstance(loaded, SweepSpec)
-        raise typer.Exit(run_sweep_here(loaded, root, address, quiet))
+        raise typer.Exit(run_sweep_here(changed(loaded, change), root, address, quiet))
 
 
 @app.command(epilog="Example:  fleetune sweep narrow reviews-lr-20261127 --set learning_rate.max=5e-4")
@@ -65,12 +68,18 @@ def narrow(
     """Narrow or widen the ranges of a sweep that is running. Trials that were begun stay and count."""
     with edge():
         found = trials_of(sweep, storage)
-        settings = tuple(one if one.startswith("space.") else f"space.{one}" for one in set_)
+        change = narrower(found.sweep, set_)
         if not _goes_on(found):
+            settings = [f"space.{one.removeprefix('space.')}" for one in set_]
             given = " ".join(f"--set {shlex.quote(one)}" for one in settings)
             raise InputError(
-                f"the sweep has ended. To go on with other ranges: fleetune run --resume {shlex.quote(found.root)} "
-                f"{given} --set budget.runs=N"
+                "nobody drives the sweep now. To go on with other ranges: fleetune run --resume "
+                f"{shlex.quote(found.root)} {given}, with a larger budget if it has ended"
             )
-        ask_to_change(JobPaths(found.root), settings)
-        typer.echo(f"asked the sweep to go on with {', '.join(settings)}")
+        _ask(found, change)
+
+
+def _ask(trials: Trials, change: Change) -> None:
+    """Raises SpecError: the change is impossible."""
+    Changes(JobPaths(trials.root)).ask(change)
+    typer.echo(f"asked the sweep for this: {change}. It says so when it has taken it over")

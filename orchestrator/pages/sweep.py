@@ -81,7 +81,7 @@ def budget_words(standing: Standing) -> list[str]:
     tokens = f"{standing.tokens:,}{f' of {budget.tokens:,}' if budget.tokens is not None else ''} tokens"
     words = [f"{tokens}, {runs:.1f}{f' of {budget.runs:g}' if budget.runs is not None else ''} runs"]
     if budget.trials is not None:
-        words.append(f"{len(standing.trials)} of {many(budget.trials, 'trial')} begun")
+        words.append(f"{len(standing.searched)} of {many(budget.trials, 'trial')} begun")
     if budget.gpu_hours is not None:
         words.append(f"{standing.device_hours:.2g} of {budget.gpu_hours:g} GPU-hours")
     if budget.minutes is not None:

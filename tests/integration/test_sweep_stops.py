@@ -14,7 +14,7 @@ from jobs.load import load_sweep
 from jobs.outcome import Status
 from jobs.paths import JobPaths
 from jobs.search import drive, searching
-from jobs.search.changes import ask_to_change
+from jobs.search.changes import Change, Changes
 from jobs.search.ledger import Ledger
 from jobs.search.mailbox import Answer
 from jobs.search.tuning import halved
@@ -98,6 +98,15 @@ def test_a_change_on_the_way_makes_the_budget_larger(tmp_path: Path, monkeypatch
         assert search.next_kind() == "compared"
         search.ledger.add({"learning_rate": 1e-4})
     assert search.next_kind() == "wait"
-    ask_to_change(search.paths, ("budget.trials=3",))
+    changes = Changes(search.paths)
+    for more in (1, 2):
+        changes.ask(Change(more={"trials": more}))
     search._look_at_changes()
-    assert search.next_kind() == "compared" and search.ledger.sweep.budget.trials == 3
+    assert search.next_kind() == "compared" and search.ledger.sweep.budget.trials == 5
+    kept = load_sweep(search.paths.spec)
+    assert kept is not None and kept.budget.trials == 5 and not list(changes.waiting())
+    search._finish()  # Ray Tune asks for no trial any more
+    changes.ask(Change(more={"trials": 1}))
+    search._saw_changes_s = 0.0
+    search._look_at_changes()
+    assert search.next_kind() == "done" and len(list(changes.waiting())) == 1

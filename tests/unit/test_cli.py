@@ -34,7 +34,7 @@ COMMANDS = {
     "export": {"RUN", "--to", "--storage"},
     "spec": {"--kind", "--json-schema"},
     "sweep extend": {
-        "SWEEP", "--runs", "--trials", "--tokens", "--minutes", "--address", "--storage", "--quiet",
+        "SWEEP", "--runs", "--trials", "--tokens", "--minutes", "--gpu-hours", "--address", "--storage", "--quiet",
     },
     "sweep narrow": {"SWEEP", "--set", "--storage"},
     "sweep leaderboard": {"SWEEP", "--storage", "--json"},

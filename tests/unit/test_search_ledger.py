@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from jobs.errors import SpecError
 from jobs.load import load_sweep
 from jobs.outcome import Status, read_outcome
 from jobs.search.ledger import Ledger, Trials
@@ -172,3 +173,28 @@ def test_trials_of_unlike_lengths_are_compared_by_their_share_of_a_run(sweep: Sw
     known = Trials(sweep, root)
     assert known.trials[2].total_steps == 2 * STEPS
     assert [trial.number for trial in known.ranked()] == [1, 2]
+
+
+def test_values_that_are_impossible_together_are_a_failed_trial_for_the_next_driver_too(
+    sweep: SweepSpec, root: str
+) -> None:
+    def steps_of(spec: Any) -> int:
+        if spec.train.learning_rate == 3e-5:
+            raise SpecError("the sources are used up")
+        return STEPS
+
+    ledger = Ledger(sweep, root, steps_of, 100.0)
+    assert add(ledger, 3e-5).impossible == "the sources are used up"
+    assert add(ledger, 1e-5).impossible is None
+    ledger.close()
+    assert [trial.impossible for trial in Trials(sweep, root).trials.values()] == ["the sources are used up", None]
+
+
+def test_a_trial_of_asha_that_pauses_between_two_rungs_goes_on(sweep: SweepSpec, root: str) -> None:
+    """So that the search does not take it for ended."""
+    ledger = ledger_of(sweep.model_copy(update={"scheduler": "asha"}), root)
+    first, second = add(ledger, 1e-5), add(ledger, 2e-5)
+    ledger.answered(first, scored("paused", 5, 0.5))
+    ledger.answered(second, scored("paused", 5, 0.4))
+    ledger.stopped(first, "not in the best quarter")
+    assert ledger.going_on == [2]

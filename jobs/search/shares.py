@@ -1,0 +1,53 @@
+"""What the budget of a sweep pays for, and how much of it is done. Pure; light to import."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jobs.errors import SpecError
+from jobs.search.budget import BudgetPlan, budget_plan, runs_of, too_little
+from jobs.search.ledger import FINALISTS, Trials
+from jobs.search.rungs import ETA, cooldown_of, halving_steps, stops_of
+from jobs.search.spec import SweepSpec
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What the budget pays for.
+
+    Attributes:
+        runs: whole runs of the base; infinite if tokens do not bound the search.
+    """
+
+    plan: BudgetPlan
+    tokens_per_run: float
+    runs: float
+
+    @classmethod
+    def of(cls, sweep: SweepSpec, total_steps: int, per_run: float) -> Shares:
+        """Raises SpecError: it does not pay for one trial."""
+        stops, cooldown = stops_of(sweep, total_steps), cooldown_of(sweep, total_steps)
+        plan, runs = budget_plan(sweep, stops, cooldown, per_run), runs_of(sweep.budget, per_run)
+        if (wrong := too_little(sweep, total_steps, runs)) is not None:
+            raise SpecError(wrong)
+        return cls(plan, per_run, runs)
+
+    def steps(self, ledger: Trials) -> int | None:
+        """Optimizer steps of all planned trials, each as long as the base; None if the budget does not say."""
+        stops = stops_of(ledger.sweep, ledger.total_steps)
+        if ledger.sweep.scheduler == "halving" and self.plan.compared < math.inf:
+            compared = halving_steps(int(self.plan.compared), stops, ETA, 0)
+            return compared + (self.plan.straight + self._repeats(ledger)) * ledger.total_steps
+        trials = min(self.plan.compared, self.runs)
+        return None if math.isinf(trials) else int((trials + self._repeats(ledger)) * ledger.total_steps)
+
+    def _repeats(self, ledger: Trials) -> int:
+        """Runs that repeat finalists."""
+        return FINALISTS * (ledger.sweep.seeds - 1)
+
+
+def steps_done(trials: Trials) -> int:
+    """Optimizer steps that all trials have done; of trials of other lengths, as many as the base has in that share."""
+    every = list(trials.trials.values())
+    return round(sum(trial.step / trial.total_steps * trials.total_steps for trial in every if trial.total_steps))

@@ -67,7 +67,9 @@ def trial_line(ledger: Ledger, trial: Trial) -> str:
     if trial.score is None or trial.step > trial.scores[-1][0]:
         return f"{what}: saved at step {trial.step} of {trial.total_steps}"
     best, rank = ledger.best, ""
-    if trial.state == "finished" and best is not None:
+    if trial.repeats is not None:
+        rank = f": trial {trial.repeats} has a {seeds_words(ledger, ledger.trials[trial.repeats])}"
+    elif trial.state == "finished" and best is not None:
         rank = ", the best so far" if best is trial else f", the best is {best.score:.4f}"
     return f"{what}: {metric} {trial.score:.4f} after step {trial.step} of {trial.total_steps}{rank}"
 

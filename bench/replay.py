@@ -9,10 +9,13 @@ trials of one replay have the same recorded seed, as those of a sweep have.
 All search from a tenth of a prior to ten times it. The prior is off by up to a factor of three from the middle of the
 recorded rates, another one in each replay; beyond the recorded rates, the nearest one's loss is taken.
 
-Every algorithm may take a share of the tokens of a 5x5 grid. Counted are the tokens of training, of cool-downs and of
-held-out samples whenever they are scored, on both sides. Regret: how much worse the chosen values are than the best
-recorded ones, both as the mean over the recorded seeds at the end of a run, as a share of the latter. `reached` is the
-same with the loss that the search itself has ended with, of its one seed.
+Every algorithm may take a share of the tokens of a 5x5 grid of plain runs. Counted are the tokens of training, of
+cool-downs, of the probe that bounds the rate, and of held-out samples whenever they are scored: in a plain run before
+its first and after its last step; in a sweep once before all trials, at each rung and at the end of each trial.
+
+Regret: how much worse the chosen values are than the best recorded ones, both as the mean over the recorded seeds at
+the end of a run, as a share of the latter. `reached` is the same with the loss that the search itself has ended with,
+of its one seed.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from typing import Any, Final
 import numpy as np
 
 from bench.curves import DATA, TASKS, sweep_of
+from jobs.search.auto import aims, probed_rates
 from jobs.search.budget import budget_plan, next_kind
 from jobs.search.ledger import Trial, Trials
 from jobs.search.mailbox import Answer
@@ -42,6 +46,7 @@ from jobs.search.spec import SweepSpec
 from jobs.search.tuning import scheduler_of, with_resource
 
 GRID: Final = 25  # trials of a 5x5 grid
+_PROBE_STEPS: Final = 19  # whose rows are taken: one step, and two that are scored nine times
 MIDDLE, PRIOR_OFF = 1e-4, 3.0
 SHARE: Final = 0.16  # of its tokens
 WAYS: Final[dict[str, dict[str, Any]]] = {
@@ -120,6 +125,9 @@ class Replay:
 
     def run(self) -> Trials:
         self.known = Trials(self.sweep, "replayed")
+        self.taken = self.table.evaluation_tokens
+        if probed_rates(self.sweep):
+            self.taken += _PROBE_STEPS / self.table.total_steps * self.table.run_tokens
         self._proposer = Proposer(self.known)
         self._total = self.known.total_steps = self.table.total_steps
         stops, cooldown = stops_of(self.sweep, self._total), cooldown_of(self.sweep, self._total)
@@ -131,7 +139,7 @@ class Replay:
             used = 0.0 if halving else (self.taken + 0.5 * self.table.run_tokens) / self.tokens
             trials = list(self.known.trials.values())
             going = self.known.going_on
-            kind = next_kind(trials, plan, used, bool(going))
+            kind = next_kind(trials, plan, used, bool(going), aimed=aims(self.sweep))
             if kind == "done":
                 return self.known
             if kind == "wait":
@@ -186,7 +194,8 @@ def replayed(table: Table, task: str, way: str, folder: Path, seeds: int, runs: 
     """Replay one algorithm `seeds` times, and summarise its regrets."""
     reference, _, _ = table.reference
     prior_off = np.random.default_rng(0).uniform(-1, 1, size=seeds)
-    cap = SHARE * GRID * (table.run_tokens + table.evaluation_tokens)
+    grid = GRID * (table.run_tokens + 2 * table.evaluation_tokens)
+    cap = SHARE * grid
     regrets, reached, shares = [], [], []
     for seed in range(seeds):
         prior = float(MIDDLE * PRIOR_OFF ** prior_off[seed])
@@ -195,14 +204,14 @@ def replayed(table: Table, task: str, way: str, folder: Path, seeds: int, runs: 
         if way != "grid":  # which has four trials: four rates, and one warmup
             more["space"]["warmup_ratio"] = {"min": 0.0, "max": 0.2}
         if way == "auto":
-            more |= {"budget": {"runs": runs}, "prior": {"learning_rate": prior}}
+            more |= {"budget": {"runs": runs}, "prior": {"learning_rate": prior}, "rungs": [0.25]}
         sweep, _ = with_prior(sweep_of(task, folder, seed=seed, **more, **WAYS[way]))
         replay = Replay(table, sweep, table.seeds[seed % len(table.seeds)], cap)
         values = chosen(replay.run())
         at = values["learning_rate"], values["warmup_ratio"]
         regrets.append(table.quality(*at) / reference - 1)
         reached.append(table.loss(*at, replay.data_seed, table.total_steps, False) / reference - 1)
-        shares.append(replay.taken / (GRID * (table.run_tokens + table.evaluation_tokens)))
+        shares.append(replay.taken / grid)
     allowed = max(0.002, table.seed_deviation / reference)
     return {
         "task": task,
@@ -224,7 +233,7 @@ def main() -> int:
     parser.add_argument("task", choices=sorted(TASKS))
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--ways", nargs="+", choices=sorted(WAYS), default=list(WAYS))
-    parser.add_argument("--runs", type=float, default=3.5, help="budget of auto")
+    parser.add_argument("--runs", type=float, default=3.2, help="budget of auto")
     options = parser.parse_args()
     file = DATA / f"{options.task}.jsonl"
     table = Table(options.task, [json.loads(line) for line in file.read_text().splitlines()])

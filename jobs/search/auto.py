@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from jobs.search.prior import RATE, inside
+from jobs.search.rates import CLEARLY, next_rate
 from jobs.search.spec import Range, SweepSpec
 from jobs.search.varying import field_meant
 
 _PROBED = 8  # learning rates at which the loss after one step is measured
-_CLEARLY = 0.01  # share of the loss: by chance, even a good step may raise the loss of other rows a little
-STEP: Final = 3.0  # the second and third trial have the prior's learning rate times this, and divided by it
+BRACKETED: Final = 8  # compared trials whose rates bracket the best one; then a Gaussian process proposes rates
+_NEAR: Final = 1.15
+_FURTHER: Final = 1.5
 
 
 def rate_name(sweep: SweepSpec) -> str | None:
@@ -29,15 +32,29 @@ def prior_of(sweep: SweepSpec) -> dict[str, Any]:
     return drawn_in(sweep, sweep.prior)
 
 
-def first_points(sweep: SweepSpec) -> list[dict[str, Any]]:
-    """The first trials' values: the prior, then a higher and a lower learning rate."""
-    name, prior = rate_name(sweep), prior_of(sweep)
+def brackets_rate(sweep: SweepSpec) -> bool:
+    """Whether the first trials bracket the best learning rate."""
+    name = rate_name(sweep)
     rates = sweep.dimensions[name] if name is not None else ()
-    if name is None or not isinstance(rates, Range):
-        return [prior]
-    middle = prior[name]
-    around = (middle, min(middle * STEP, rates.max), max(middle / STEP, rates.min))
-    return [{**prior, name: rate} for rate in dict.fromkeys(around)]
+    return sweep.algorithm == "auto" and isinstance(rates, Range) and rates.min > 0
+
+
+def aims(sweep: SweepSpec) -> bool:
+    """Whether all trials pause at one rung, and whole runs aim at the rate that their scores lead to."""
+    return brackets_rate(sweep) and sweep.scheduler == "halving" and len(sweep.rungs) == 1
+
+
+def compared_point(sweep: SweepSpec, scores: Mapping[float, float | None]) -> dict[str, Any]:
+    """The values of the next compared trial: the prior, with a rate that follows from the scores of others.
+
+    Args:
+        scores: see `next_rate`; empty for the first trial, which has the prior's rate.
+    """
+    name, prior = rate_name(sweep), prior_of(sweep)
+    assert name is not None
+    rates = sweep.dimensions[name]
+    assert isinstance(rates, Range)
+    return {**prior, name: next_rate(scores, rates.min, rates.max)} if scores else prior
 
 
 def rate_for_a_whole_run(rate: float, share: float) -> float:
@@ -48,14 +65,36 @@ def rate_for_a_whole_run(rate: float, share: float) -> float:
     return float(rate * share**0.32)
 
 
-def last_points(sweep: SweepSpec, best: dict[str, Any]) -> list[dict[str, Any]]:
-    """Values of the first whole run: those of the best trial, with the rate that its rate at the rung suggests."""
+def whole_run_rate(sweep: SweepSpec, best: float) -> float:
+    """The rate of a whole run, inside the range. `best`: the best rate at the rung."""
     name = rate_name(sweep)
     assert name is not None
-    if not isinstance(sweep.dimensions[name], Range) or sweep.scheduler != "halving":
+    return float(inside(rate_for_a_whole_run(best, sweep.rungs[0]), sweep.dimensions[name]))
+
+
+def is_near(rate: float, other: float) -> bool:
+    """Whether a whole run with one rate stands for one with the other."""
+    return abs(math.log(rate / other)) < math.log(_NEAR)
+
+
+def last_points(sweep: SweepSpec, best: dict[str, Any]) -> list[dict[str, Any]]:
+    """With several rungs: the values of the first whole run, which follow from the best trial at the end of a run."""
+    if not brackets_rate(sweep) or sweep.scheduler != "halving":
         return []
-    rate = rate_for_a_whole_run(best[name], sweep.rungs[0])
-    return [drawn_in(sweep, {**best, name: rate})]
+    name = rate_name(sweep)
+    assert name is not None
+    return [drawn_in(sweep, {**best, name: whole_run_rate(sweep, best[name])})]
+
+
+def further_rate(sweep: SweepSpec, target: float, tried: Sequence[float]) -> float:
+    """A rate of another whole run, below or above those around `target` that were tried."""
+    name = rate_name(sweep)
+    assert name is not None
+    for power in (-1, 1, -2, 2):
+        rate = float(inside(target * _FURTHER**power, sweep.dimensions[name]))
+        if not any(is_near(rate, other) for other in tried):
+            return rate
+    return target
 
 
 def fixed_values(sweep: SweepSpec, straight: bool, best: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +130,7 @@ def greatest_rate(rates: Sequence[float], losses: Sequence[float]) -> float | No
         losses: before the step, and after it at each rate.
     """
     before, *after = losses
-    worse = [not loss <= before + _CLEARLY * abs(before) for loss in after]  # NaN counts as worse
+    worse = [not loss <= before + CLEARLY * abs(before) for loss in after]  # NaN counts as worse
     return next((rate for place, rate in enumerate(rates) if all(worse[place:])), None)
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from jobs.errors import SpecError
-from jobs.search.auto import rate_name
-from jobs.search.rungs import ETA, cooldown_of, halving_steps, stops_of, trials_within
+from jobs.search.auto import aims, rate_name
+from jobs.search.rungs import ETA, cooldown_of, halving_steps, stops_of
 from jobs.search.spec import MOST_TRIALS, Budget, Range, SweepSpec
 from jobs.search.varying import engines, field_meant, is_weight, trial_spec, tried
 from jobs.spec import Spec
@@ -17,6 +17,7 @@ from jobs.spec import Spec
 _FOR_THE_REST = 3  # auto: one whole run without a comparison for each 3 runs of the budget
 _MOST_STRAIGHT = 16
 _USUAL_GANGS = 8  # at once, where num_gangs is left out
+_USUAL_COMPARED = 6  # by auto, before one whole run
 _MANY = 1000  # trials, or steps: enough that rounding does not matter
 
 
@@ -66,12 +67,35 @@ def budget_plan(sweep: SweepSpec, stops: Sequence[int], cooldown: int, tokens_pe
         return BudgetPlan(most)
     runs = runs_of(budget, tokens_per_run)
     straight = int(min(runs, most, _MOST_STRAIGHT * _FOR_THE_REST) // _FOR_THE_REST)
-    straight = int(min(straight, most_straight(sweep)))
+    straight = int(min(max(straight, 1 if aims(sweep) else 0), most_straight(sweep)))
     compared = most - straight
     if runs < math.inf:
-        compared = min(compared, trials_within((runs - straight) * total, stops, ETA, cooldown))
-    first_share = (stops[0] + cooldown) * _MANY / halving_steps(_MANY, stops, ETA, cooldown)
-    return BudgetPlan(compared, straight, first_share)
+        compared = min(compared, _trials_within(sweep, (runs - straight) * total, stops, cooldown))
+    usual = _USUAL_COMPARED if aims(sweep) else _MANY
+    first = usual * (stops[0] + cooldown)
+    return BudgetPlan(
+        compared, straight, first / (compared_steps(sweep, usual, stops, cooldown) + (total if aims(sweep) else 0))
+    )
+
+
+def compared_steps(sweep: SweepSpec, trials: int, stops: Sequence[int], cooldown: int) -> int:
+    """Optimizer steps of so many compared trials, without whole runs.
+
+    Args:
+        stops: steps of the rungs, and the last step.
+        cooldown: optimizer steps of a cool-down.
+    """
+    if aims(sweep):
+        return trials * (stops[0] + cooldown)
+    return halving_steps(trials, stops, ETA, cooldown)
+
+
+def _trials_within(sweep: SweepSpec, steps: float, stops: Sequence[int], cooldown: int) -> int:
+    """The largest number of compared trials that fits into `steps` optimizer steps; 0 if not even one fits."""
+    trials = 0
+    while compared_steps(sweep, trials + 1, stops, cooldown) <= steps:
+        trials += 1
+    return trials
 
 
 def runs_of(budget: Budget, tokens_per_run: float) -> float:
@@ -90,7 +114,7 @@ def too_little(sweep: SweepSpec, total_steps: int, runs: float) -> str | None:
     if sweep.scheduler != "halving":
         return None
     stops, cooldown = stops_of(sweep, total_steps), cooldown_of(sweep, total_steps)
-    needed = halving_steps(1, stops, ETA, cooldown) / total_steps
+    needed = (compared_steps(sweep, 1, stops, cooldown) + (total_steps if aims(sweep) else 0)) / total_steps
     if runs >= needed:
         return None
     return (
@@ -126,7 +150,12 @@ def check_lengths(sweep: SweepSpec, steps_of: Callable[[Spec], int]) -> None:
 
 
 def next_kind(
-    trials: Sequence[Begun], plan: BudgetPlan, used: float, any_goes_on: bool, to_repeat: bool = False
+    trials: Sequence[Begun],
+    plan: BudgetPlan,
+    used: float,
+    any_goes_on: bool,
+    to_repeat: bool = False,
+    aimed: bool = False,
 ) -> Next:
     """Decide what kind of trial may begin now.
 
@@ -135,8 +164,10 @@ def next_kind(
         used: used share of the budget's time or tokens, without what `plan` counts.
         any_goes_on: whether a trial that is paused at a rung goes on.
         to_repeat: whether a finalist has fewer seeds than the sweep asks for.
+        aimed: a compared trial that goes on counts as a whole run; see `jobs.search.auto.aims`.
     """
     straight = sum(trial.straight for trial in trials)
+    whole = straight + (sum(len(trial.scores) > 1 for trial in trials if not trial.straight) if aimed else 0)
     if used < plan.first_share and len(trials) - straight < plan.compared:
         return "compared"
     # One that was interrupted before its first rung is paused too, and goes on when a gang is free.
@@ -147,7 +178,7 @@ def next_kind(
     ]
     if any_goes_on or any(not trial.straight for trial in unfinished):
         return "wait"
-    if used < 1 and straight < plan.straight:
+    if (used < 1 or (aimed and whole == 0)) and whole < plan.straight:
         return "straight"
     if unfinished:
         return "wait"
@@ -159,7 +190,7 @@ def most_straight(sweep: SweepSpec) -> float:
     name = rate_name(sweep)
     if sweep.algorithm != "auto" or name is None:
         return 0
-    if len(sweep.dimensions) > 1:
+    if len(sweep.dimensions) > 1 or aims(sweep):
         return math.inf
     return 1 if isinstance(sweep.dimensions[name], Range) else 0
 

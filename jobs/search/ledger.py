@@ -17,8 +17,9 @@ from jobs.load import dump_spec
 from jobs.outcome import Outcome, write_outcome
 from jobs.outcome import Status as RunStatus
 from jobs.paths import JobPaths
-from jobs.search.auto import bounded
+from jobs.search.auto import aims, bounded, is_near, prior_of, rate_name, whole_run_rate
 from jobs.search.mailbox import Answer
+from jobs.search.rates import best_rate
 from jobs.search.rungs import ETA, going_on
 from jobs.search.spec import SweepSpec
 from jobs.search.varying import trial_spec
@@ -59,6 +60,11 @@ class Trial:
     @property
     def is_over(self) -> bool:
         return self.state in ("finished", "stopped", "failed")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is, or will be, trained to its end: a whole run, or a compared trial that went on."""
+        return self.straight or len(self.scores) > 1
 
     @property
     def rung(self) -> int:
@@ -225,7 +231,31 @@ class Trials:
         if self.sweep.scheduler != "halving":  # Ray Tune lets them go on
             return [trial.number for trial in self.searched if trial.state == "paused" and trial.scores]
         compared = [trial for trial in list(self.trials.values()) if not trial.straight]
+        if aims(self.sweep):
+            return self._nearest_to_target(compared)
         return going_on(compared, len(self.sweep.rungs), ETA, self.sweep.lower_is_better)
+
+    @property
+    def target(self) -> float:
+        """The learning rate of a whole run that the scores at the rung lead to; the prior's before there are any."""
+        name, sign = str(rate_name(self.sweep)), 1.0 if self.sweep.lower_is_better else -1.0
+        scored = [trial for trial in self.searched if not trial.straight and trial.scores]
+        if not scored:
+            return float(prior_of(self.sweep)[name])
+        return whole_run_rate(
+            self.sweep, best_rate({trial.values[name]: sign * trial.scores[0][1] for trial in scored})
+        )
+
+    def _nearest_to_target(self, compared: list[Trial]) -> list[int]:
+        """The paused trial that stands for the whole run at the target's rate, once all have reached the rung."""
+        paused = [trial for trial in compared if not trial.is_over]
+        if not paused or any(not trial.scores for trial in paused):
+            return []
+        name, target = str(rate_name(self.sweep)), self.target
+        if any(trial.is_whole and is_near(trial.values[name], target) for trial in self.searched):
+            return []
+        nearest = min(paused, key=lambda trial: abs(math.log(trial.values[name] / target)))
+        return [nearest.number] if is_near(nearest.values[name], target) else []
 
     @property
     def best(self) -> Trial | None:

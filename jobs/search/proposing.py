@@ -7,6 +7,7 @@ first rung (its final score if there are no rungs). So a proposal depends on not
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,7 +18,18 @@ import optuna
 from ray.tune.search.optuna import OptunaSearch
 
 from jobs import storage
-from jobs.search.auto import first_points, fixed_values, last_points
+from jobs.search.auto import (
+    BRACKETED,
+    aims,
+    brackets_rate,
+    compared_point,
+    fixed_values,
+    further_rate,
+    is_near,
+    last_points,
+    prior_of,
+    rate_name,
+)
 from jobs.search.ledger import Trial, Trials
 from jobs.search.spec import GRID_POINTS, Range, SweepSpec
 
@@ -65,19 +77,45 @@ class Proposer:
         known, sweep = self._known, self._sweep
         number, place = len(known.trials) + 1, len(known.searched) + 1
         if straight:
-            assert known.best is not None
-            study, best = self._study_of_straight(), known.best.values
-            points, begun = last_points(sweep, best), sum(trial.straight for trial in known.searched)
-            if begun < len(points):
-                return study.begin(number, points[begun], None)
-            return study.begin(number, None, sampler_of(sweep, number, fixed_values(sweep, True, best)))
-        points = first_points(sweep) if sweep.algorithm == "auto" else []
-        if place <= len(points):
-            return self._compared.begin(number, points[place - 1], None)
+            return self._whole_run(number)
+        if brackets_rate(sweep) and place <= BRACKETED:
+            return self._compared.begin(number, compared_point(sweep, self._rates()), None)
+        if sweep.algorithm == "auto" and place == 1:
+            return self._compared.begin(number, prior_of(sweep), None)
         if sweep.algorithm == "grid":
             return self._compared.begin(number, grid_values(sweep, place), None)
         fixed = fixed_values(sweep, False, {}) if sweep.algorithm == "auto" else {}
         return self._compared.begin(number, None, sampler_of(sweep, number, fixed))
+
+    def _rates(self) -> dict[float, float | None]:
+        """Scores of the compared trials by their rates, for `next_rate`."""
+        name, sign = rate_name(self._sweep), 1.0 if self._sweep.lower_is_better else -1.0
+        found: dict[float, float | None] = {}
+        for trial in [one for one in self._known.searched if not one.straight]:
+            score = sign * trial.scores[0][1] if trial.scores else None
+            found[trial.values[str(name)]] = math.inf if trial.state == "failed" else score
+        return found
+
+    def _whole_run(self, number: int) -> dict[str, Any]:
+        """The values of a whole run."""
+        known, sweep, study = self._known, self._sweep, self._study_of_straight()
+        whole = [trial for trial in known.searched if trial.is_whole]
+        if not aims(sweep):
+            assert known.best is not None
+            points = last_points(sweep, known.best.values)
+            if len(whole) < len(points):
+                return study.begin(number, points[len(whole)], None)
+            return study.begin(number, None, sampler_of(sweep, number, fixed_values(sweep, True, known.best.values)))
+        name, target, tried = (
+            str(rate_name(sweep)),
+            known.target,
+            [trial.values[str(rate_name(sweep))] for trial in whole],
+        )
+        if not any(is_near(rate, target) for rate in tried) or known.best is None:
+            return study.begin(number, {**prior_of(sweep), name: target}, None)
+        if len(sweep.dimensions) == 1:
+            return study.begin(number, {name: further_rate(sweep, target, tried)}, None)
+        return study.begin(number, None, sampler_of(sweep, number, fixed_values(sweep, True, known.best.values)))
 
     def told(self, trial: Trial) -> None:
         """Tell Optuna a trial's score, or that it failed. A second call for the same score does nothing."""

@@ -94,14 +94,6 @@ def halving_steps(trials: int, stops: Sequence[int], eta: int, cooldown: int) ->
     return total
 
 
-def trials_within(steps: float, stops: Sequence[int], eta: int, cooldown: int) -> int:
-    """The largest number of trials that fits into `steps` optimizer steps; 0 if not even one fits."""
-    trials = 0
-    while halving_steps(trials + 1, stops, eta, cooldown) <= steps:
-        trials += 1
-    return trials
-
-
 def stops_of(sweep: SweepSpec, total_steps: int, straight: bool = False) -> list[int]:
     """Steps at which a trial is scored, the last one included. `straight`: a whole run, which has only the last one."""
     rungs = () if sweep.scheduler == "none" or straight else sweep.rungs

@@ -22,7 +22,7 @@ from jobs.journal import JournalReader
 from jobs.load import dump_spec
 from jobs.paths import JobPaths
 from jobs.planning import gang_of
-from jobs.search.auto import greatest_rate, probed_rates
+from jobs.search.auto import aims, greatest_rate, probed_rates
 from jobs.search.budget import Next, check_lengths, next_kind
 from jobs.search.changes import Change, Changes, changed, spec_in
 from jobs.search.gangs import GangLost, Gangs
@@ -154,10 +154,15 @@ class Search:
         if self._finished:
             return "done"
         to_repeat = ledger.to_repeat() is not None
-        kind = next_kind(ledger.searched, self._shares.plan, self.used, bool(ledger.going_on), to_repeat)
+        searched = ledger.searched
+        aimed = aims(ledger.sweep)
+        kind = next_kind(searched, self._shares.plan, self.used, bool(ledger.going_on), to_repeat, aimed)
         if kind == "done" and any(trial.repeats and not trial.is_over for trial in list(ledger.trials.values())):
             return "wait"
-        return "done" if kind == "straight" and self.ledger.best is None else kind  # all have failed
+        compared = [trial for trial in searched if not trial.straight]
+        if kind == "straight" and compared and not any(trial.scores for trial in compared):
+            return "done"  # all have failed
+        return kind
 
     def _finish(self) -> None:
         """Ray Tune asks for no other trial from now on."""

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 from jobs.errors import SpecError
-from jobs.search.budget import BudgetPlan, budget_plan, runs_of, too_little
+from jobs.search.budget import BudgetPlan, budget_plan, compared_steps, runs_of, too_little
 from jobs.search.ledger import FINALISTS, Trials
-from jobs.search.rungs import ETA, cooldown_of, halving_steps, stops_of
+from jobs.search.rungs import cooldown_of, stops_of
 from jobs.search.spec import SweepSpec
 
 
@@ -37,7 +37,7 @@ class Shares:
         """Optimizer steps of all planned trials, each as long as the base; None if the budget does not say."""
         stops = stops_of(ledger.sweep, ledger.total_steps)
         if ledger.sweep.scheduler == "halving" and self.plan.compared < math.inf:
-            compared = halving_steps(int(self.plan.compared), stops, ETA, 0)
+            compared = compared_steps(ledger.sweep, int(self.plan.compared), stops, 0)
             return compared + (self.plan.straight + self._repeats(ledger)) * ledger.total_steps
         trials = min(self.plan.compared, self.runs)
         return None if math.isinf(trials) else int((trials + self._repeats(ledger)) * ledger.total_steps)

@@ -114,8 +114,8 @@ class SweepSpec(Frozen):
         "auto", description="How values are proposed: auto (the rate first), grid, random, tpe or gp (of Optuna)."
     )
     budget: Budget = Field(
-        default_factory=lambda data: Budget(runs=3.5) if _is_auto(data) else Budget(trials=16),
-        description="What may be spent; left out: 3.5 runs for auto, else 16 trials.",
+        default_factory=lambda data: Budget(runs=3.2) if _is_auto(data) else Budget(trials=16),
+        description="What may be spent; left out: 3.2 runs for auto, else 16 trials.",
     )
     scheduler: Scheduler = Field(
         default_factory=lambda data: "halving" if _is_auto(data) else "none",

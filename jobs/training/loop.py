@@ -252,11 +252,18 @@ def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopS
     run.reporter.event("phase", what, phase="evaluate", **({} if record is None else {"record": record}))
     metrics, confusion = run.evaluator.score(run.engine.module, run.gang)
     give_back_freed_memory()
-    when = "before training" if state.step == 0 else f"after step {state.step}"
-    run.reporter.event("evaluated", f"{when}: {metric_text(metrics)}", step=state.step, metrics=metrics)
     if state.step == 0:  # kept apart, so that a run that is interrupted early does not report its start as its end
-        return replace(state, metrics_before=metrics)
+        return told_before_training(run, replace(state, metrics_before=metrics))
+    said = f"after step {state.step}: {metric_text(metrics)}"
+    run.reporter.event("evaluated", said, step=state.step, metrics=metrics)
     return replace(state, metrics=metrics, evaluated_at=state.step, confusion=confusion)
+
+
+def told_before_training(run: Run, state: LoopState) -> LoopState:
+    """The state, its metrics before the first step told as an event, if it has some."""
+    if metrics := state.metrics_before:
+        run.reporter.event("evaluated", f"before training: {metric_text(metrics)}", step=0, metrics=metrics)
+    return state
 
 
 def metric_text(metrics: dict[str, float]) -> str:

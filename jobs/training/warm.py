@@ -21,7 +21,7 @@ from jobs.training.engine import Engine
 from jobs.training.gang import Gang
 from jobs.training.hostmemory import give_back_freed_memory
 from jobs.training.job import Job
-from jobs.training.loop import begun, finish, load, ready, train_steps
+from jobs.training.loop import begun, finish, load, ready, told_before_training, train_steps
 from jobs.training.rateprobe import losses_along_first_step
 from jobs.training.report import Reporter
 from jobs.training.restoring import restored
@@ -88,6 +88,7 @@ class _Workshop:
     def __init__(self, job: Job, gang: Gang, loaded: Loaded, base: BaseState) -> None:
         self._job, self._gang, self._loaded, self._base = job, gang, loaded, base
         self._other = base  # that of the newest other seed
+        self._before = dict[int, dict[str, float]]()  # eval_* of the weights that trials begin with, by their seed
         self._held: tuple[str, LoopState] | None = None  # root of a trial's run, and its state as the engine has it
 
     def carry_out(self, order: Order) -> Answer:
@@ -123,7 +124,14 @@ class _Workshop:
         if held is not None and held[0] == run.job.run_root:
             return held[1]
         self._base_of(run).put_back(run.engine)
-        return begun(run, restored(run))
+        state = restored(run)
+        if state.step > 0:
+            return state
+        if (known := self._before.get(run.job.spec.seed)) is None:
+            state = begun(run, state)
+            self._before[run.job.spec.seed] = state.metrics_before
+            return state
+        return told_before_training(run, replace(state, metrics_before=known))
 
     def _base_of(self, run: Run) -> BaseState:
         seed = run.job.spec.seed

@@ -14,6 +14,7 @@ import pytest
 from jobs.journal import read_journal
 from jobs.paths import JobPaths
 from jobs.record import read_steps
+from jobs.search.rates import best_rate
 from tests.acceptance.conftest import FLEETUNE, environment, fleetune
 from tests.acceptance.test_failures import workers_of
 from tests.support import tiny
@@ -27,7 +28,7 @@ STEPS, TRIALS = 12, 6
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Its file: four learning rates, of which the best goes on from its half, then a lower one, then another warmup.
+    """Its file: four learning rates to their half, then a whole run at the rate that they lead to, then another warmup.
 
     The model's head is new.
     """
@@ -94,17 +95,16 @@ def undisturbed(sweep: pathlib.Path) -> tuple[pathlib.Path, str]:
 def test_it_halves_exports_the_best_and_says_so(undisturbed: tuple[pathlib.Path, str]) -> None:
     root, output = undisturbed
     known = known_of(root)
-    steps = {trial: [step for step, _ in scores] for trial, (_, scores, _) in known.items()}
-    assert sorted(known) == list(range(1, TRIALS + 1)) and steps[5] == steps[6] == [STEPS]
-    paused = [trial for trial in known if steps[trial] == [6]]
-    (gone_on,) = [trial for trial in known if steps[trial] == [6, STEPS]]
-    assert len(paused) == 3 and known[gone_on][1][0][1] <= min(known[trial][1][0][1] for trial in paused)
-    best = min((gone_on, 5, 6), key=lambda trial: known[trial][1][-1][1])
-    rates = [values["learning_rate"] for values, _, _ in known.values()]
-    assert rates[:3] == pytest.approx([1e-3, 3e-3, 1e-3 / 3])
-    assert rates[4] == pytest.approx(rates[gone_on - 1] * 0.5**0.32)
-    assert rates[5] == rates[min((gone_on, 5), key=lambda trial: known[trial][1][-1][1]) - 1]
-    assert {values["warmup_ratio"] for values, _, _ in list(known.values())[:-1]} == {0.1}
+    rates = {trial: values["learning_rate"] for trial, (values, _, _) in known.items()}
+    at_rung = {trial: scores[0][1] for trial, (_, scores, _) in known.items() if scores[0][0] == STEPS // 2}
+    ends = {trial: scores[-1][1] for trial, (_, scores, _) in known.items() if scores[-1][0] == STEPS}
+    assert sorted(at_rung) == [1, 2, 3, 4] and len(ends) == 2
+    assert [rates[1], rates[2]] == pytest.approx([1e-3, 3e-3])
+    target = best_rate({rates[trial]: score for trial, score in at_rung.items()}) * 0.5**0.32
+    first, second = sorted(ends)
+    assert max(rates[first] / target, target / rates[first]) < 1.15 and rates[second] == rates[first]
+    assert [values["warmup_ratio"] == 0.1 for values, _, _ in known.values()] == [True] * (len(known) - 1) + [False]
+    best = min(ends, key=lambda trial: ends[trial])
     assert (root / f"{best:04d}/model/config.json").exists()
     assert "the best so far" in output and f"model: {root}/{best:04d}/model" in output
     assert "Traceback" not in output and "Warning" not in output

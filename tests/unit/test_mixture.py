@@ -353,18 +353,18 @@ def test_seeds_and_sections_of_a_mixture_differ() -> None:
 def test_a_position_far_into_a_mixture_is_found_at_once() -> None:
     """In about a millisecond on a core that has nothing else to do."""
     for mixture in (mixture_of((10**9, 0.7), (10**6, 0.2), (999, 0.1, 5e6)), mixture_of((10**6, 1), (999, 1e-5, 1e4))):
-        started = time.perf_counter()
+        started = time.thread_time()
         for start in range(10**12, 10**12 + 5000, 100):
             assert mixture.rows_between(start, start + 100)[0] == mixture.rows_at(np.array([start]))[0]
-        assert time.perf_counter() - started < 1.0
+        assert time.thread_time() - started < 1.0
 
 
 def test_ten_million_rows_are_mixed_quickly_and_in_bounded_memory() -> None:
     """In less than a second on a core that has nothing else to do."""
     mixture = mixture_of((1_000_000, 0.7), (200_000, 0.2), (50_000, 0.1))
-    started = time.perf_counter()
+    started = time.thread_time()
     assert len(mixture.rows_between(0, 10_000_000)) == 10_000_000
-    assert time.perf_counter() - started < 4.0
+    assert time.thread_time() - started < 4.0
     for weight in (0.1, 1e-6):
         mixture = mixture_of((1_000_000, 0.7), (50_000, weight))
         tracemalloc.start()

@@ -118,9 +118,9 @@ def test_a_long_stretch_of_steps_is_planned_quickly() -> None:
     order = Order(1_000_000, 64, 1)
     for lengths in (None, lengths_of(1_000_000)):
         plan = plan_of(order, 8, 8_000_000, lengths)
-        started = time.perf_counter()
+        started = time.thread_time()
         assert len(plan.rows_of_steps(400_000, 600_000)) == 1_600_000
-        assert time.perf_counter() - started < 2.0
+        assert time.thread_time() - started < 2.0
 
 
 def test_epochs_and_seeds_differ_and_neighbours_are_torn_apart() -> None:
@@ -211,10 +211,10 @@ def test_rows_that_do_not_fit_are_refused() -> None:
 
 def test_a_step_far_into_a_huge_run_is_found_at_once() -> None:
     plan = StepPlan(Order(10**9, 64, 1), 512, 10**7, 5 * 10**9)
-    started = time.perf_counter()
+    started = time.thread_time()
     for step in range(9_000_000, 9_000_100):
         assert len(plan.rows_of_step(step)) == 512
-    assert time.perf_counter() - started < 2.0
+    assert time.thread_time() - started < 2.0
 
 
 def test_a_step_outside_the_run_is_refused() -> None:

@@ -12,12 +12,22 @@ import pytest
 
 from jobs.errors import SpecError
 from jobs.load import dump_spec, load_sweep
-from jobs.search.auto import first_points, fixed_values, greatest_rate, last_points, probed_rates
-from jobs.search.budget import BudgetPlan, budget_plan, most_gangs, next_kind
+from jobs.search.auto import (
+    aims,
+    compared_point,
+    fixed_values,
+    further_rate,
+    greatest_rate,
+    last_points,
+    probed_rates,
+    whole_run_rate,
+)
+from jobs.search.budget import BudgetPlan, budget_plan, compared_steps, most_gangs, next_kind, too_little
 from jobs.search.ledger import Ledger, Trials
+from jobs.search.mailbox import Answer
 from jobs.search.prior import rate_by_size, with_prior
 from jobs.search.resuming import begun_like, check_sweep_resumable
-from jobs.search.rungs import ETA, going_on, halving_steps, stops_of, trials_within
+from jobs.search.rungs import ETA, going_on, halving_steps, stops_of
 from jobs.search.spec import Range, SweepSpec
 from jobs.sweep import open_sweep
 from tests.unit.test_search_rungs import One
@@ -103,13 +113,13 @@ def test_a_prior_outside_of_the_space_is_refused(tmp_path: Path, prior: dict[str
     assert said in str(caught.value)
 
 
-def test_the_first_points_are_the_prior_and_rates_on_both_sides(tmp_path: Path) -> None:
+def test_compared_trials_have_the_priors_values_but_for_the_rate(tmp_path: Path) -> None:
     sweep, _ = with_prior(sweep_with(tmp_path, prior={"learning_rate": 1e-4}))
-    assert [point[RATE] for point in first_points(sweep)] == pytest.approx([1e-4, 3e-4, 1e-4 / 3])
-    assert {point[WARMUP] for point in first_points(sweep)} == {0.1}
+    assert compared_point(sweep, {}) == {RATE: 1e-4, WARMUP: 0.1}
+    assert compared_point(sweep, {1e-4: 0.5}) == {RATE: pytest.approx(3e-4), WARMUP: 0.1}
     narrow = {"learning_rate": {"min": 5e-5, "max": 1e-4, "log": True}}
     at_an_end, _ = with_prior(sweep_with(tmp_path, prior={"learning_rate": 1e-4}, space=narrow))
-    assert [point["learning_rate"] for point in first_points(at_an_end)] == [1e-4, 5e-5]
+    assert compared_point(at_an_end, {1e-4: 0.5}) == {RATE: pytest.approx(5e-5)}
 
 
 def test_the_rate_is_searched_first_and_the_rest_at_the_best_rate(tmp_path: Path) -> None:
@@ -118,12 +128,62 @@ def test_the_rate_is_searched_first_and_the_rest_at_the_best_rate(tmp_path: Path
     assert fixed_values(sweep, True, {RATE: 7e-4, WARMUP: 0.1}) == {RATE: 7e-4}
 
 
-def test_the_last_trials_have_the_rate_that_the_best_one_at_the_rung_leads_to(tmp_path: Path) -> None:
+def test_a_whole_run_has_the_rate_that_the_best_one_at_the_rung_leads_to(tmp_path: Path) -> None:
     sweep, _ = with_prior(sweep_with(tmp_path))
-    (point,) = last_points(sweep, {RATE: 1e-3, WARMUP: 0.1})
-    assert point == {RATE: pytest.approx(1e-3 * 0.25**0.32), WARMUP: 0.1}
+    assert aims(sweep) and whole_run_rate(sweep, 1e-3) == pytest.approx(1e-3 * 0.25**0.32)
     at_the_end, _ = with_prior(sweep_with(tmp_path, space={"learning_rate": {"min": 9e-4, "max": 2e-3, "log": True}}))
-    assert last_points(at_the_end, {"learning_rate": 1e-3}) == [{"learning_rate": 9e-4}]
+    assert whole_run_rate(at_the_end, 1e-3) == 9e-4
+    assert further_rate(sweep, 3e-4, [3e-4]) == pytest.approx(2e-4)
+    assert further_rate(sweep, 3e-4, [3e-4, 2.1e-4]) == pytest.approx(4.5e-4)
+    rungs, _ = with_prior(sweep_with(tmp_path, rungs=[0.25, 0.5]))
+    assert not aims(rungs)
+    assert last_points(rungs, {RATE: 1e-3, WARMUP: 0.1}) == [{RATE: pytest.approx(1e-3 * 0.25**0.32), WARMUP: 0.1}]
+
+
+def scored_at(folder: Path, losses: dict[float, float], **fields: Any) -> Ledger:
+    """A ledger of `auto` whose compared trials have these losses at the rung, by their rates."""
+    sweep, _ = with_prior(sweep_with(folder, prior={"learning_rate": 1e-4}, **fields))
+    ledger = Ledger(sweep, str(folder / "found"), lambda spec: 100, 1000.0)
+    for rate, loss in losses.items():
+        trial = ledger.add({RATE: rate, WARMUP: 0.1})
+        ledger.answered(trial, Answer(status="paused", step=25, metrics={"eval_loss": loss}))
+    return ledger
+
+
+def test_the_trial_that_goes_on_is_the_one_near_the_target(tmp_path: Path) -> None:
+    """The best rate at the rung, 3e-4, leads to 1.9e-4 for a whole run."""
+    ledger = scored_at(tmp_path, {1e-4: 0.6, 3e-4: 0.5, 1.8e-4: 0.55})
+    assert ledger.target == pytest.approx(3e-4 * 0.25**0.32) and ledger.going_on == [3]
+    running = ledger.add({RATE: 5e-4, WARMUP: 0.1})
+    assert ledger.going_on == []  # it may be better
+    ledger.answered(running, Answer(status="paused", step=25, metrics={"eval_loss": 0.7}))
+    assert ledger.going_on == [3]
+    ledger.answered(ledger.trials[3], Answer(status="finished", step=100, metrics={"eval_loss": 0.4}))
+    assert ledger.going_on == [] and ledger.best is ledger.trials[3]
+
+
+def test_without_a_trial_near_the_target_a_whole_run_begins_there(tmp_path: Path) -> None:
+    ledger = scored_at(tmp_path, {1e-4: 0.6, 3e-4: 0.5, 9e-4: 0.55})
+    assert ledger.going_on == []
+    plan = BudgetPlan(compared=3, straight=1)
+    assert next_kind(ledger.searched, plan, 0.9, False, aimed=True) == "straight"
+    ledger.add({RATE: ledger.target, WARMUP: 0.1}, straight=True)
+    assert next_kind(ledger.searched, plan, 0.9, False, aimed=True) == "wait"
+
+
+def test_a_trial_that_went_on_is_one_of_the_whole_runs(tmp_path: Path) -> None:
+    ledger = scored_at(tmp_path, {1e-4: 0.6, 3e-4: 0.5, 1.9e-4: 0.55})
+    plan = BudgetPlan(compared=3, straight=1)
+    ledger.answered(ledger.trials[3], Answer(status="finished", step=100, metrics={"eval_loss": 0.4}))
+    assert next_kind(ledger.searched, plan, 0.9, False, aimed=True) == "done"
+    ledger.answered(ledger.add({RATE: 9e-5, WARMUP: 0.1}), Answer(status="failed", reason="diverged"))
+    assert next_kind(ledger.searched, plan, 2.0, False, aimed=True) == "done"
+
+
+def test_one_whole_run_is_trained_even_when_time_is_up(tmp_path: Path) -> None:
+    ledger = scored_at(tmp_path, {1e-4: 0.6, 3e-4: 0.5}, budget={"minutes": 5})
+    plan = BudgetPlan(straight=16, first_share=0.6)
+    assert next_kind(ledger.searched, plan, 1.5, False, aimed=True) == "straight"
 
 
 def test_rates_above_the_prior_are_probed_and_those_above_the_bound_are_never_proposed(tmp_path: Path) -> None:
@@ -136,7 +196,7 @@ def test_rates_above_the_prior_are_probed_and_those_above_the_bound_are_never_pr
         space = again.sweep.dimensions[RATE]
         assert isinstance(space, Range) and (space.min, space.max) == (1e-5, rates[2])
         assert again.is_bounded and again.tokens == 77
-        assert max(point[RATE] for point in first_points(again.sweep)) == rates[2]
+        assert compared_point(again.sweep, {1e-4: 0.5})[RATE] == pytest.approx(rates[2])
     assert probed_rates(sweep_with(tmp_path, algorithm="random")) == ()
 
 
@@ -144,7 +204,7 @@ def test_a_prior_at_the_upper_end_of_the_range_leaves_nothing_to_probe(tmp_path:
     low = {"learning_rate": {"min": 1e-6, "max": 2e-5, "log": True}}
     sweep, _ = with_prior(sweep_with(tmp_path, space=low, base=base_of(tmp_path, learning_rate=1e-3)))
     assert sweep.prior["learning_rate"] == 2e-5 and probed_rates(sweep) == ()
-    assert [point["learning_rate"] for point in first_points(sweep)] == pytest.approx([2e-5, 2e-5 / 3])
+    assert compared_point(sweep, {2e-5: 0.5})["learning_rate"] == pytest.approx(2e-5 / 3)
 
 
 def test_what_was_best_is_drawn_into_a_space_that_was_narrowed_since(tmp_path: Path) -> None:
@@ -152,13 +212,13 @@ def test_what_was_best_is_drawn_into_a_space_that_was_narrowed_since(tmp_path: P
     sweep, _ = with_prior(sweep_with(tmp_path, space=space, prior={"learning_rate": 1e-4}))
     best = {"learning_rate": 8e-4, "lr_scheduler_type": "linear"}
     assert fixed_values(sweep, True, best) == {"learning_rate": 5e-4}
-    assert last_points(sweep, best) == [{"learning_rate": 5e-4, "lr_scheduler_type": "cosine"}]
+    assert whole_run_rate(sweep, 8e-4) == 5e-4
 
 
 @pytest.mark.parametrize(
     ("space", "straight"),
     [
-        ({"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}}, 1),
+        ({"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}}, 3),
         ({"learning_rate": [1e-4, 1e-3]}, 0),
         ({"warmup_ratio": {"min": 0, "max": 0.2}}, 0),
         ({"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}, "weight_decay": [0.0, 0.1]}, 3),
@@ -172,7 +232,7 @@ def test_no_whole_run_is_the_copy_of_another(tmp_path: Path, space: dict[str, An
 @pytest.mark.parametrize(
     ("fields", "gangs"),
     [
-        ({}, 5),  # of the default budget
+        ({}, 6),  # of the default budget
         ({"num_gangs": 2}, 2),
         ({"budget": {"runs": 100}}, 8),
         ({"algorithm": "tpe", "budget": {"runs": 2.5}}, 3),
@@ -235,7 +295,6 @@ def test_the_steps_of_halving_are_those_that_its_rule_lets_trials_take(trials: i
             steps += after - before + (COOLDOWN if after < STOPS[-1] else 0)
             one.is_over = after == STOPS[-1]
     assert steps == halving_steps(trials, STOPS, ETA, COOLDOWN)
-    assert trials_within(steps, STOPS, ETA, COOLDOWN) == trials
 
 
 @pytest.mark.parametrize("budget", [{"runs": 4}, {"tokens": 4000}, {"runs": 2}, {"runs": 16}, {"trials": 8}])
@@ -246,8 +305,15 @@ def test_a_budget_pays_for_the_trials_that_it_plans(tmp_path: Path, budget: dict
         assert plan.compared + plan.straight == budget["trials"] and plan.straight == 2
         return
     runs, compared = budget.get("runs", 4), int(plan.compared)
-    used, more = (halving_steps(count, [25, 100], ETA, COOLDOWN) / 100 for count in (compared, compared + 1))
-    assert used + plan.straight <= runs < more + plan.straight and plan.straight == runs // 3
+    used, more = (compared_steps(sweep, count, [25, 100], COOLDOWN) / 100 for count in (compared, compared + 1))
+    assert used + plan.straight <= runs < more + plan.straight and plan.straight == max(runs // 3, 1)
+
+
+def test_a_budget_of_one_trial_is_a_whole_run_and_one_of_a_run_is_too_little(tmp_path: Path) -> None:
+    sweep = sweep_with(tmp_path, budget={"trials": 1})
+    assert budget_plan(sweep, [25, 100], COOLDOWN, 1000).compared == 0
+    assert "it pays for 1.2 runs, but one trial with its cool-downs takes 1.4" in str(too_little(sweep, 100, 1.2))
+    assert too_little(sweep, 100, 1.36) is None
 
 
 def test_without_rungs_all_trials_are_equal(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""Which learning rate is tried next, from the scores of others: a bracket around the best one. Pure.
+
+A Gaussian process with three points tries the ends of its range; in a bracket, six trials at a rung find the best rate
+within a factor of 1.3 (tests/unit/test_search_rates.py; bench/RESULTS.md has the gain).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+CLEARLY: Final = 0.01  # share of a loss; less is chance
+UP: Final = 1.75  # the next rate above the best one: too high a rate diverges
+DOWN: Final = 3.0  # and below it: too low a rate only learns less
+_APART: Final = 1.2  # a new rate nearer to the best one than this factor tells little
+
+
+def next_rate(scores: Mapping[float, float | None], least: float, greatest: float) -> float:
+    """The rate of the next trial.
+
+    Args:
+        scores: by the rates that were begun; lower is better. None: not known yet; infinite: the trial has failed.
+        least, greatest: ends of the range.
+    """
+    known = {math.log(rate): score for rate, score in scores.items() if score is not None}
+    low, high = math.log(least), math.log(greatest)
+    begun = sorted(math.log(rate) for rate in scores)
+    place = _in_bracket(known, low, high) if any(map(math.isfinite, known.values())) else None
+    if place is None or any(abs(place - other) < math.log(_APART) / 2 for other in begun):
+        place = _widest_gap(begun, low, high)
+    return min(max(math.exp(place), least), greatest)
+
+
+def best_rate(scores: Mapping[float, float]) -> float:
+    """The lowest rate whose score is not clearly worse than the best one: beyond the best rate, trainings diverge.
+
+    Args:
+        scores: by rate; lower is better.
+    """
+    best = min(scores.values())
+    return min(rate for rate, score in scores.items() if score <= best + CLEARLY * abs(best))
+
+
+def _in_bracket(known: Mapping[float, float], low: float, high: float) -> float | None:
+    """A place beside the best one, or between it and a neighbour; None if there is no room beside it."""
+    places = sorted(known)
+    at = places.index(min(places, key=lambda place: known[place]))
+    best = places[at]
+    left = places[at - 1] if at else None
+    right = places[at + 1] if at + 1 < len(places) else None
+    if right is None and high - best > math.log(_APART):
+        return min(best + math.log(UP if left is not None else DOWN), high)
+    if left is None and best - low > math.log(_APART):
+        return max(best - math.log(DOWN), low)
+    if left is None or right is None:
+        other = left if left is not None else right
+        return None if other is None else (best + other) / 2
+    vertex = vertex_of({place: known[place] for place in (left, best, right)})
+    margin = math.log(_APART) / 2
+    if vertex is None or abs(vertex - best) < 2 * margin or not left + margin < vertex < right - margin:
+        return (best + right) / 2 if right - best >= best - left else (best + left) / 2
+    return vertex
+
+
+def vertex_of(scores: Mapping[float, float]) -> float | None:
+    """The lowest point of the parabola through three points; None if it has none."""
+    x, y = np.array(list(scores)), np.array(list(scores.values()))
+    if not np.isfinite(y).all():
+        return None
+    middle = float(x.mean())
+    a, b, _ = np.polyfit(x - middle, y, 2)
+    return None if a <= 0 else middle - float(b) / (2 * float(a))
+
+
+def _widest_gap(begun: list[float], low: float, high: float) -> float:
+    """The middle of the widest gap between rates that were begun, and the range's ends up to DOWN beyond them."""
+    edges = [max(begun[0] - math.log(DOWN), low), *begun, min(begun[-1] + math.log(DOWN), high)]
+    gaps = [(right - left, (left + right) / 2) for left, right in itertools.pairwise(edges)]
+    return max(gaps)[1]

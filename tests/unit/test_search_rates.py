@@ -1,0 +1,87 @@
+"""The bracket around the best learning rate, on responses as trainings have them: flat below, a cliff above."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.search.rates import best_rate, next_rate, vertex_of
+
+LEAST, GREATEST = 1e-6, 1e-2
+
+
+def loss(rate: float, best: float) -> float:
+    """It falls slowly to the best rate and rises fast above it; a training at 30 times the best rate diverges."""
+    away = math.log(rate / best)
+    if away > math.log(30):
+        return math.inf
+    return 0.5 + 0.2 * (1 - math.exp(-(away**2) / 2)) * (1.5 if away > 0 else 1.0)
+
+
+def tried(prior: float, best: float, count: int) -> dict[float, float]:
+    scores = {prior: loss(prior, best)}
+    while len(scores) < count:
+        rate = next_rate(scores, LEAST, GREATEST)
+        assert LEAST <= rate <= GREATEST and rate not in scores
+        scores[rate] = loss(rate, best)
+    return scores
+
+
+@settings(max_examples=100, deadline=None)
+@given(off=st.floats(-1.0, 1.0))
+def test_six_trials_find_the_best_rate_from_a_prior_that_is_off_by_up_to_three(off: float) -> None:
+    best = 2e-4
+    scores = tried(best * 3**off, best, 6)
+    found = min(scores, key=lambda rate: scores[rate])
+    assert abs(math.log(found / best)) < math.log(1.3)
+
+
+def test_eight_find_it_from_a_prior_that_is_off_by_ten() -> None:
+    for best in (1e-5, 1e-3):
+        scores = tried(1e-4, best, 8)
+        assert abs(math.log(min(scores, key=lambda rate: scores[rate]) / best)) < math.log(1.3)
+
+
+def test_the_second_rate_is_three_times_the_prior_and_the_third_on_the_better_side() -> None:
+    assert next_rate({1e-4: 0.6}, LEAST, GREATEST) == pytest.approx(3e-4)
+    assert next_rate({1e-4: 0.6, 3e-4: 0.5}, LEAST, GREATEST) == pytest.approx(5.25e-4)
+    assert next_rate({1e-4: 0.5, 3e-4: 0.6}, LEAST, GREATEST) == pytest.approx(1e-4 / 3)
+
+
+def test_at_an_end_of_the_range_it_looks_inside() -> None:
+    assert next_rate({1e-3: 0.6}, 2e-4, 2e-3) == 2e-3  # to the last digit: it must lie in the range
+    assert next_rate({1e-4: 0.6}, 1e-5, 1e-4) == pytest.approx(1e-4 / 3)
+    assert next_rate({1e-4: 0.5, 3e-5: 0.6}, 1e-5, 1e-4) == pytest.approx(math.sqrt(3e-9))
+    assert next_rate({1e-5: 0.5, 3e-5: 0.6}, 1e-5, 1e-4) == pytest.approx(math.sqrt(3e-10))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
+def test_trials_that_begin_before_any_score_is_known_spread(count: int) -> None:
+    """As those of many gangs do."""
+    begun: dict[float, float | None] = {1e-4: None}
+    while len(begun) < count:
+        begun[next_rate(begun, 1e-5, 1e-3)] = None
+    ordered = sorted(begun)
+    assert ordered[0] >= 1e-5 and ordered[-1] <= 1e-3
+    assert all(high / low > 1.2 for low, high in itertools.pairwise(ordered))
+
+
+def test_after_failures_it_goes_on_between_them_and_the_best() -> None:
+    assert next_rate({1e-4: 0.5, 3e-4: math.inf, 3e-5: 0.6}, LEAST, GREATEST) == pytest.approx(math.sqrt(3e-9))
+    everything_failed = {1e-4: math.inf, 3e-4: math.inf}
+    assert next_rate(everything_failed, LEAST, GREATEST) not in everything_failed
+
+
+def test_of_rates_that_score_alike_the_lowest_is_best() -> None:
+    assert best_rate({1e-4: 0.6, 2e-4: 0.504, 3e-4: 0.5, 5e-4: 0.503}) == 2e-4
+    assert best_rate({1e-4: -0.80, 2e-4: -0.90}) == 2e-4  # of a share, where more is better
+
+
+def test_a_line_has_no_vertex() -> None:
+    assert vertex_of({0.0: 1.0, 1.0: 2.0, 2.0: 3.0}) is None
+    assert vertex_of({0.0: 1.0, 1.0: 0.0, 2.0: 1.0}) == pytest.approx(1.0)
+    assert vertex_of({0.0: 1.0, 1.0: 0.0, 2.0: math.inf}) is None

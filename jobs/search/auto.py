@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from jobs.errors import SpecError
 from jobs.search.prior import RATE, inside
 from jobs.search.rates import CLEARLY, next_rate
 from jobs.search.spec import Range, SweepSpec
@@ -19,7 +21,11 @@ _FURTHER: Final = 1.5
 
 def rate_name(sweep: SweepSpec) -> str | None:
     """The name of the learning rate in the space; None: it does not vary."""
-    return next((name for name in sweep.dimensions if field_meant(name) == RATE), None)
+    for name in sweep.dimensions:
+        with contextlib.suppress(SpecError):  # of a name that means nothing, which `check_space` tells
+            if field_meant(name) == RATE:
+                return name
+    return None
 
 
 def drawn_in(sweep: SweepSpec, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -296,7 +296,7 @@ def test_two_sweeps_and_a_single_job_share_the_slots(
     """Both sweeps have two gangs at first. The job of two slots waits for neither's end: each gives one gang back."""
     shared.serve(SHORT_S)
     sweeps = shared.submit(
-        sweep_of(shared, "by-auto", "vision", budget={"runs": 3.5}),
+        sweep_of(shared, "by-auto", "vision"),
         sweep_of(shared, "by-chance", "speech", algorithm="random", scheduler="asha", budget={"trials": 6}),
     )
     wait_for(lambda: [workers_of(shared, one) for one in sweeps] == [2, 2], "both have two gangs", 120.0, _rest)
@@ -315,9 +315,10 @@ def test_two_sweeps_and_a_single_job_share_the_slots(
         assert shared.job(job_id)["state"] == "succeeded", (shared.job(job_id), shared.story(job_id))
     ends = [shared.job(job_id)["ended_s"] for job_id in (single, *sweeps)]
     assert ends[0] < max(ends[1:])
-    for job_id, trials in zip(sweeps, (6, 6), strict=True):
+    # Six rates, and a whole run unless one of the six is near its rate.
+    for job_id, trials in zip(sweeps, ((6, 7), (6,)), strict=True):
         found = json.loads(shared.queue.run("sweep", "leaderboard", job_id, "--json").stdout)
-        assert len(found) == trials and {one["state"] for one in found} <= {"finished", "stopped", "paused"}
+        assert len(found) in trials and {one["state"] for one in found} <= {"finished", "stopped", "paused"}
         assert (Path(found[0]["run"]) / "model/config.json").exists() and found[0]["step"] == SWEEP_STEPS
     record_property("slots_leased", round(sum(leased) / len(leased) / SLOTS, 3))
     shared.nothing_is_left()

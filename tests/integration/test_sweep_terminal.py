@@ -182,7 +182,9 @@ def test_no_color_is_respected(terminal: Terminal, ledger: Ledger, monkeypatch: 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(table_or_lines(terminal.stream), PlainProgress)
+    lines = table_or_lines(terminal.stream)
+    assert isinstance(lines, PlainProgress)
+    lines.close()  # its thread would write to a closed terminal
 
 
 def test_what_is_no_terminal_gets_every_event_as_a_line(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,6 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
-import numpy as np
-
 CLEARLY: Final = 0.01  # share of a loss; less is chance
 UP: Final = 1.75  # the next rate above the best one: too high a rate diverges
 DOWN: Final = 3.0  # and below it: too low a rate only learns less
@@ -68,12 +66,12 @@ def _in_bracket(known: Mapping[float, float], low: float, high: float) -> float 
 
 def vertex_of(scores: Mapping[float, float]) -> float | None:
     """The lowest point of the parabola through three points; None if it has none."""
-    x, y = np.array(list(scores)), np.array(list(scores.values()))
-    if not np.isfinite(y).all():
+    (x1, y1), (x2, y2), (x3, y3) = sorted(scores.items())
+    if not math.isfinite(y1 + y2 + y3):
         return None
-    middle = float(x.mean())
-    a, b, _ = np.polyfit(x - middle, y, 2)
-    return None if a <= 0 else middle - float(b) / (2 * float(a))
+    rise, next_rise = (y2 - y1) / (x2 - x1), (y3 - y2) / (x3 - x2)
+    bend = (next_rise - rise) / (x3 - x1)
+    return (x1 + x2) / 2 - rise / (2 * bend) if bend > 0 else None
 
 
 def _widest_gap(begun: list[float], low: float, high: float) -> float:

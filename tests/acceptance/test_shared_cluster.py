@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from pprint import pformat
@@ -290,9 +290,7 @@ def sweep_of(shared: Shared, name: str, tenant: str, **rules: Any) -> dict[str, 
     }
 
 
-def test_two_sweeps_and_a_single_job_share_the_slots(
-    shared: Shared, record_property: Callable[[str, object], None]
-) -> None:
+def test_two_sweeps_and_a_single_job_share_the_slots(shared: Shared) -> None:
     """Both sweeps have two gangs at first. The job of two slots waits for neither's end: each gives one gang back."""
     shared.serve(SHORT_S)
     sweeps = shared.submit(
@@ -320,7 +318,7 @@ def test_two_sweeps_and_a_single_job_share_the_slots(
         found = json.loads(shared.queue.run("sweep", "leaderboard", job_id, "--json").stdout)
         assert len(found) in trials and {one["state"] for one in found} <= {"finished", "stopped", "paused"}
         assert (Path(found[0]["run"]) / "model/config.json").exists() and found[0]["step"] == SWEEP_STEPS
-    record_property("slots_leased", round(sum(leased) / len(leased) / SLOTS, 3))
+    assert sum(leased) >= 0.75 * SLOTS * len(leased)  # 91 % on two idle cores
     shared.nothing_is_left()
 
 

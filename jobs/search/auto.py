@@ -9,11 +9,13 @@ from typing import Any, Final
 
 from jobs.errors import SpecError
 from jobs.search.prior import RATE, inside
-from jobs.search.rates import CLEARLY, next_rate
+from jobs.search.rates import next_rate
 from jobs.search.spec import Range, SweepSpec
 from jobs.search.varying import field_meant
 
 _PROBED = 8  # learning rates at which the loss after one step is measured
+# Share of the loss. A step on few rows may raise the loss of others by some percent, also at the best rate.
+_EXCESSIVE: Final = 0.2
 BRACKETED: Final = 8  # compared trials whose rates bracket the best one; then a Gaussian process proposes rates
 _NEAR: Final = 1.15
 _FURTHER: Final = 1.5
@@ -136,7 +138,7 @@ def greatest_rate(rates: Sequence[float], losses: Sequence[float]) -> float | No
         losses: before the step, and after it at each rate.
     """
     before, *after = losses
-    worse = [not loss <= before + CLEARLY * abs(before) for loss in after]  # NaN counts as worse
+    worse = [not loss <= before + _EXCESSIVE * abs(before) for loss in after]  # NaN counts as worse
     return next((rate for place, rate in enumerate(rates) if all(worse[place:])), None)
 
 

@@ -268,9 +268,9 @@ def test_a_sweep_of_the_queue_goes_on_with_the_spec_that_was_submitted(tmp_path:
 @pytest.mark.parametrize(
     ("losses", "greatest"),
     [
-        ((0.7, 0.69, 0.68, 0.72, 0.9), 3e-4),
-        ((0.7, 0.705, 0.68, 0.69, 0.706), None),  # by chance
-        ((0.7, 0.9, 0.68, 0.72, 0.9), 3e-4),
+        ((0.7, 0.69, 0.68, 0.85, 0.9), 3e-4),
+        ((0.696, 0.704, 0.713, 0.732, 0.747), None),  # as measured, where the best rate was 2e-4
+        ((0.7, 0.9, 0.68, 0.85, 0.9), 3e-4),
         ((0.7, 0.69, 0.68, math.nan, math.inf), 3e-4),
         ((0.7, math.nan, math.nan, math.nan, math.nan), 1e-4),
     ],

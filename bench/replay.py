@@ -35,7 +35,7 @@ from typing import Any, Final
 import numpy as np
 
 from bench.curves import DATA, TASKS, sweep_of
-from jobs.search.auto import aims, probed_rates
+from jobs.search.auto import probed_rates
 from jobs.search.budget import budget_plan, next_kind
 from jobs.search.ledger import Trial, Trials
 from jobs.search.mailbox import Answer
@@ -139,7 +139,7 @@ class Replay:
             used = 0.0 if halving else (self.taken + 0.5 * self.table.run_tokens) / self.tokens
             trials = list(self.known.trials.values())
             going = self.known.going_on
-            kind = next_kind(trials, plan, used, bool(going), aimed=aims(self.sweep))
+            kind = next_kind(trials, plan, used, bool(going))
             if kind == "done":
                 return self.known
             if kind == "wait":

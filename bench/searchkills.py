@@ -58,7 +58,7 @@ def written_sweep(folder: Path) -> Path:
         "resources": {"num_workers": 2, "gpus_per_worker": 0},
         "storage_path": "runs",
     }
-    # With a prior of its own it does not begin where the sweep before it has ended.
+    # The prior is given: without it, the second sweep would begin at the best rate of the first one.
     fields = {"name": "kills", "budget": {"trials": 8}, "prior": {"learning_rate": 1e-3}, "rungs": [0.5]}
     path = folder / "sweep.json"
     path.write_text(json.dumps({"kind": "sweep", "base": base, **fields}))
@@ -107,7 +107,7 @@ def killed(sweep: Path, most: int, chance: random.Random) -> tuple[Path, int]:
 
 
 def known_of(root: Path) -> dict[str, Any]:
-    """Of each trial its values and its answers: step, score and status; and the bound of the rate."""
+    """Return values and answers (step, score, status) by trial, and the bound of the rate."""
     found: dict[str, Any] = {}
     for record in read_journal(str(root / "ledger")):
         trial = found.setdefault(str(record["trial"]), {})

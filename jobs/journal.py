@@ -139,7 +139,10 @@ def read_part(folder: str, part: str) -> list[Record]:
 
 
 def newest_record(folder: str) -> Record | None:
-    """What was written last: where a run is now, even if an earlier attempt was further. Raises StorageError."""
+    """Return the record that was written last; None if there is none. Raises StorageError.
+
+    An earlier attempt may have written records of later steps.
+    """
     names = part_names(folder)
     records = read_part(folder, names[-1]) if names else []
     return records[-1] if records else None

@@ -112,7 +112,7 @@ def exists(path: str) -> bool:
 
 
 def read_end(path: str, most: int) -> str:
-    """The last lines of a text file, at most so many bytes. Raises StorageError."""
+    """Return the last lines of a text file, at most `most` bytes. Raises StorageError."""
     with open_read(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - most, 0))

@@ -45,7 +45,7 @@ class Announcer:
         self._closed = threading.Event()
         self._sign_of_life()
         with contextlib.suppress(StorageError):
-            self._journal.flush()  # whoever looks sees at once that the run is driven
+            self._journal.flush()  # so that others see at once that the run has a driver
         threading.Thread(target=self._stay_alive, name="alive", daemon=True).start()
 
     def __call__(self, kind: str, message: str, **data: Any) -> None:

@@ -14,11 +14,11 @@ from jobs.search.spec import Range, SweepSpec
 from jobs.search.varying import field_meant
 
 _PROBED = 8  # learning rates at which the loss after one step is measured
-# Share of the loss. A step on few rows may raise the loss of others by some percent, also at the best rate.
+# Share of the loss. Even at the best rate, a step on a few rows can raise the loss on other rows by some percent.
 _EXCESSIVE: Final = 0.2
-BRACKETED: Final = 8  # compared trials whose rates bracket the best one; then a Gaussian process proposes rates
-_NEAR: Final = 1.15
-_FURTHER: Final = 1.5
+BRACKETED: Final = 8  # compared trials whose rates bracket the best one; after them, a Gaussian process proposes
+_NEAR: Final = 1.15  # factor between two rates; a whole run with one of them stands for the other
+_FURTHER: Final = 1.5  # factor from the target to the rate of a further whole run
 
 
 def rate_name(sweep: SweepSpec) -> str | None:
@@ -41,28 +41,30 @@ def prior_of(sweep: SweepSpec) -> dict[str, Any]:
 
 
 def brackets_rate(sweep: SweepSpec) -> bool:
-    """Whether the first trials bracket the best learning rate."""
+    """Return whether the rates of the first trials are chosen by `jobs.search.rates`."""
     name = rate_name(sweep)
     rates = sweep.dimensions[name] if name is not None else ()
     return sweep.algorithm == "auto" and isinstance(rates, Range) and rates.min > 0
 
 
 def aims(sweep: SweepSpec) -> bool:
-    """Whether all trials pause at one rung, and whole runs aim at the rate that their scores lead to."""
+    """Return whether compared trials pause at one rung, and the rates of whole runs follow from their scores."""
     return brackets_rate(sweep) and sweep.scheduler == "halving" and len(sweep.rungs) == 1
 
 
 def compared_point(sweep: SweepSpec, scores: Mapping[float, float | None]) -> dict[str, Any]:
-    """The values of the next compared trial: the prior, with a rate that follows from the scores of others.
+    """Return the values of the next compared trial: the prior, with a rate that follows from earlier scores.
 
     Args:
-        scores: see `next_rate`; empty for the first trial, which has the prior's rate.
+        scores: see `next_rate`. Rates outside the range, which may have been narrowed, are left out. Without any, the
+            trial has the prior's rate.
     """
     name, prior = rate_name(sweep), prior_of(sweep)
     assert name is not None
     rates = sweep.dimensions[name]
     assert isinstance(rates, Range)
-    return {**prior, name: next_rate(scores, rates.min, rates.max)} if scores else prior
+    inside_range = {rate: score for rate, score in scores.items() if rates.min <= rate <= rates.max}
+    return {**prior, name: next_rate(inside_range, rates.min, rates.max)} if inside_range else prior
 
 
 def rate_for_a_whole_run(rate: float, share: float) -> float:
@@ -74,19 +76,19 @@ def rate_for_a_whole_run(rate: float, share: float) -> float:
 
 
 def whole_run_rate(sweep: SweepSpec, best: float) -> float:
-    """The rate of a whole run, inside the range. `best`: the best rate at the rung."""
+    """Return the rate of a whole run, inside the range. `best`: the best rate at the rung."""
     name = rate_name(sweep)
     assert name is not None
     return float(inside(rate_for_a_whole_run(best, sweep.rungs[0]), sweep.dimensions[name]))
 
 
 def is_near(rate: float, other: float) -> bool:
-    """Whether a whole run with one rate stands for one with the other."""
+    """Return whether two rates are so near that one whole run is enough for both."""
     return abs(math.log(rate / other)) < math.log(_NEAR)
 
 
 def last_points(sweep: SweepSpec, best: dict[str, Any]) -> list[dict[str, Any]]:
-    """With several rungs: the values of the first whole run, which follow from the best trial at the end of a run."""
+    """Return the values of the first whole run of a sweep with several rungs, from those of its best trial."""
     if not brackets_rate(sweep) or sweep.scheduler != "halving":
         return []
     name = rate_name(sweep)
@@ -95,7 +97,7 @@ def last_points(sweep: SweepSpec, best: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def further_rate(sweep: SweepSpec, target: float, tried: Sequence[float]) -> float:
-    """A rate of another whole run, below or above those around `target` that were tried."""
+    """Return the rate of one more whole run: near `target`, and not near a rate in `tried`."""
     name = rate_name(sweep)
     assert name is not None
     for power in (-1, 1, -2, 2):

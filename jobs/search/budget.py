@@ -42,14 +42,16 @@ class BudgetPlan:
         compared: most trials that are compared at rungs. Without rungs: most trials.
         straight: most whole runs without a comparison; they begin after the others.
         first_share: once this share of the time is used, no more trials are begun for comparison.
+        aims: a compared trial that continues counts as a whole run; see `jobs.search.auto.aims`.
     """
 
     compared: float = math.inf
     straight: int = 0
     first_share: float = 1.0
+    aims: bool = False
 
 
-# repeat: a finalist with another seed; stopped: somebody has asked for the end
+# "repeat": a finalist with another seed. "stopped": somebody has stopped the sweep.
 Next = Literal["compared", "straight", "repeat", "wait", "done", "stopped"]
 
 
@@ -66,20 +68,19 @@ def budget_plan(sweep: SweepSpec, stops: Sequence[int], cooldown: int, tokens_pe
     if sweep.scheduler != "halving":
         return BudgetPlan(most)
     runs = runs_of(budget, tokens_per_run)
+    aimed = aims(sweep)
     straight = int(min(runs, most, _MOST_STRAIGHT * _FOR_THE_REST) // _FOR_THE_REST)
-    straight = int(min(max(straight, 1 if aims(sweep) else 0), most_straight(sweep)))
+    straight = int(min(max(straight, int(aimed)), most_straight(sweep)))
     compared = most - straight
     if runs < math.inf:
         compared = min(compared, _trials_within(sweep, (runs - straight) * total, stops, cooldown))
-    usual = _USUAL_COMPARED if aims(sweep) else _MANY
-    first = usual * (stops[0] + cooldown)
-    return BudgetPlan(
-        compared, straight, first / (compared_steps(sweep, usual, stops, cooldown) + (total if aims(sweep) else 0))
-    )
+    usual = _USUAL_COMPARED if aimed else _MANY
+    usual_steps = compared_steps(sweep, usual, stops, cooldown) + (total if aimed else 0)
+    return BudgetPlan(compared, straight, usual * (stops[0] + cooldown) / usual_steps, aimed)
 
 
 def compared_steps(sweep: SweepSpec, trials: int, stops: Sequence[int], cooldown: int) -> int:
-    """Optimizer steps of so many compared trials, without whole runs.
+    """Return the optimizer steps of `trials` compared trials, without whole runs.
 
     Args:
         stops: steps of the rungs, and the last step.
@@ -91,7 +92,7 @@ def compared_steps(sweep: SweepSpec, trials: int, stops: Sequence[int], cooldown
 
 
 def _trials_within(sweep: SweepSpec, steps: float, stops: Sequence[int], cooldown: int) -> int:
-    """The largest number of compared trials that fits into `steps` optimizer steps; 0 if not even one fits."""
+    """Return the largest number of compared trials that fits into `steps` optimizer steps."""
     trials = 0
     while compared_steps(sweep, trials + 1, stops, cooldown) <= steps:
         trials += 1
@@ -124,10 +125,10 @@ def too_little(sweep: SweepSpec, total_steps: int, runs: float) -> str | None:
 
 
 def check_lengths(sweep: SweepSpec, steps_of: Callable[[Spec], int]) -> None:
-    """Try the values that change a run's number of steps, once the rows are counted.
+    """Check the values that change the number of steps of a run, once the rows are counted.
 
     Args:
-        steps_of: the optimizer steps of a job; raises SpecError.
+        steps_of: returns the optimizer steps of a job; raises SpecError.
 
     Raises:
         SpecError: a value is impossible for these rows, or leaves too few steps for the rungs.
@@ -150,24 +151,19 @@ def check_lengths(sweep: SweepSpec, steps_of: Callable[[Spec], int]) -> None:
 
 
 def next_kind(
-    trials: Sequence[Begun],
-    plan: BudgetPlan,
-    used: float,
-    any_goes_on: bool,
-    to_repeat: bool = False,
-    aimed: bool = False,
+    trials: Sequence[Begun], plan: BudgetPlan, used: float, any_goes_on: bool, to_repeat: bool = False
 ) -> Next:
     """Decide what kind of trial may begin now.
 
     Args:
-        trials: without repeats.
+        trials: all trials but repeats.
         used: used share of the budget's time or tokens, without what `plan` counts.
         any_goes_on: whether a trial that is paused at a rung goes on.
         to_repeat: whether a finalist has fewer seeds than the sweep asks for.
-        aimed: a compared trial that goes on counts as a whole run; see `jobs.search.auto.aims`.
     """
     straight = sum(trial.straight for trial in trials)
-    whole = straight + (sum(len(trial.scores) > 1 for trial in trials if not trial.straight) if aimed else 0)
+    gone_on = sum(len(trial.scores) > 1 for trial in trials if not trial.straight)
+    whole = straight + (gone_on if plan.aims else 0)
     if used < plan.first_share and len(trials) - straight < plan.compared:
         return "compared"
     # One that was interrupted before its first rung is paused too, and goes on when a gang is free.
@@ -178,7 +174,7 @@ def next_kind(
     ]
     if any_goes_on or any(not trial.straight for trial in unfinished):
         return "wait"
-    if (used < 1 or (aimed and whole == 0)) and whole < plan.straight:
+    if whole < plan.straight and (used < 1 or (plan.aims and whole == 0)):
         return "straight"
     if unfinished:
         return "wait"

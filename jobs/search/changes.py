@@ -1,4 +1,6 @@
-"""Changes of a sweep on the way: a larger budget, another range. Asked for by files, carried out by the driver.
+"""Changes of a sweep that goes on: a larger budget, or another range.
+
+A command leaves each change as a file in the sweep's directory. The driver applies it and removes the file.
 
 Light to import.
 """
@@ -31,7 +33,7 @@ _CHANGES = "changes"
 
 
 class Change(Frozen):
-    """What somebody wants changed."""
+    """A change of a sweep that a user has asked for."""
 
     more: dict[str, float] = Field(default_factory=dict, description="What is added to parts of the budget, by name.")
     space: dict[str, JsonValue] = Field(
@@ -39,8 +41,8 @@ class Change(Frozen):
     )
 
     def __str__(self) -> str:
-        """`3 more trials, learning_rate max 0.0005`."""
-        added = [f"{value:,.10g} more {name.replace('_', ' ')}" for name, value in self.more.items()]
+        """`budget.trials +3, learning_rate max 0.0005`."""
+        added = [f"budget.{name} +{value:,.10g}" for name, value in self.more.items()]
         return ", ".join([*added, *(f"{name} {_dimension_words(value)}" for name, value in self.space.items())])
 
 
@@ -49,10 +51,10 @@ def _dimension_words(value: JsonValue) -> str:
 
 
 def changed(sweep: SweepSpec, change: Change) -> SweepSpec:
-    """The sweep with a change. Pure.
+    """Return the sweep with a change. Pure.
 
     Raises:
-        SpecError: the change makes a wrong spec, or the trials would no longer compare.
+        SpecError: the new spec is wrong, or its trials could not be compared with the old ones.
     """
     raw = sweep.model_copy(update={"space": sweep.dimensions}).model_dump(mode="json")
     for name, added in change.more.items():
@@ -70,10 +72,10 @@ def changed(sweep: SweepSpec, change: Change) -> SweepSpec:
 
 
 def narrower(sweep: SweepSpec, settings: list[str]) -> Change:
-    """The change that `learning_rate.max=5e-4` and so on stand for.
+    """Return the change that settings such as `learning_rate.max=5e-4` stand for.
 
     Raises:
-        SpecError: one of them does not say which dimension, or what of it.
+        SpecError: a setting names no dimension of the space, or no part of a range.
     """
     space: dict[str, Any] = {}
     for setting in settings:
@@ -92,7 +94,7 @@ def narrower(sweep: SweepSpec, settings: list[str]) -> Change:
 
 
 def _dimension(sweep: SweepSpec, given: str) -> str | None:
-    """The name that the space has for a field."""
+    """Return the name of a field in the space; None if the space does not have it."""
     try:
         full = field_meant(given)
     except SpecError:
@@ -101,14 +103,14 @@ def _dimension(sweep: SweepSpec, given: str) -> str | None:
 
 
 def larger(trials: Trials, asked: Mapping[str, float | None]) -> Change:
-    """The change that adds to the budget of a sweep.
+    """Return the change that adds to the budget of a sweep.
 
     Args:
-        asked: what is added, by the names of the budget; tokens are counted as runs, and runs as tokens, where the
-            budget is given so.
+        asked: amounts by the names of the budget's fields. Tokens are converted into runs, and runs into tokens, if
+            the budget has only the other one.
 
     Raises:
-        SpecError: the budget does not count that.
+        SpecError: nothing is asked, or the budget does not have the field.
     """
     budget, more = trials.sweep.budget, {name: value for name, value in asked.items() if value is not None}
     if (per_run := trials.tokens_per_run) and (budget.runs is None) != (budget.tokens is None):
@@ -126,7 +128,7 @@ def larger(trials: Trials, asked: Mapping[str, float | None]) -> Change:
 
 
 def spec_in(paths: JobPaths) -> SweepSpec:
-    """The spec of a sweep. Raises StorageError; InputError: it is none."""
+    """Read the spec of a sweep. Raises StorageError: it cannot be read; InputError: the run is not a sweep."""
     spec = spec_of(json.loads(storage.read_bytes(paths.spec)))
     if not isinstance(spec, SweepSpec):
         raise InputError(f"{paths.root} is no sweep")
@@ -134,7 +136,7 @@ def spec_in(paths: JobPaths) -> SweepSpec:
 
 
 def is_driven(paths: JobPaths) -> bool:
-    """Whether somebody drives the sweep, so that it may be asked to change."""
+    """Return whether a driver is at work on the sweep."""
     if read_outcome(paths) is not None:
         return False
     try:
@@ -145,13 +147,13 @@ def is_driven(paths: JobPaths) -> bool:
 
 
 class Changes:
-    """The changes that a sweep is asked for, and has not taken over yet: a file for each."""
+    """The changes of a sweep that its driver has not applied yet. Each one is a file."""
 
     def __init__(self, paths: JobPaths) -> None:
         self._paths, self._root = paths, storage.join(paths.root, _CHANGES)
 
     def ask(self, change: Change) -> None:
-        """Have the driver take over a change. Raises SpecError: see `changed`, with what was asked for before."""
+        """Ask the driver for a change. Raises SpecError: it is impossible, after the changes that wait already."""
         sweep = spec_in(self._paths)
         for _, before in self.waiting():
             sweep = changed(sweep, before)
@@ -159,11 +161,11 @@ class Changes:
         Tray(self._root).put(f"{time.time_ns():020d}", change)
 
     def waiting(self) -> Iterator[tuple[str, Change]]:
-        """Each change with the name of its file, in their order. Raises StorageError."""
+        """Yield each waiting change with its name, the oldest first. Raises StorageError."""
         tray = Tray(self._root)
         for name in tray.names():
             yield name, tray.read(name, Change)
 
     def done_with(self, name: str) -> None:
-        """A change is taken over, or refused."""
+        """Remove a change that was applied or refused."""
         storage.remove_file(storage.join(self._root, f"{name}.json"))

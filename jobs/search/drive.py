@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import shlex
 from collections import Counter
 from dataclasses import replace
 
@@ -96,7 +97,7 @@ def drive_sweep(
             count = _gangs_of(sweep, given, os.cpu_count() if is_own(address) else None)
             known = {"driver": own.rpartition("/")[2], "planned_steps": shares.steps(ledger)}
             announce("phase", f"starting {many(count, 'gang')} of {gang}", phase="workers", **known)
-            gangs = Gangs(job, count, is_own(address), announce, given.places, len(engines(sweep)) > 1)
+            gangs = Gangs(job, count, is_own(address), announce, given.places, engines(sweep) != [{}])
             signals.graceful = True
             draining = Draining(paths, announce, given.places)
             try:
@@ -123,13 +124,10 @@ def drive_sweep(
 
 
 def _tell_late_changes(paths: JobPaths, announce: Announcer) -> None:
-    """Say so if the sweep was asked to change when its search had ended."""
+    """Warn of each change that came too late for this driver."""
     with contextlib.suppress(StorageError):
         for _, change in Changes(paths).waiting():
-            said = (
-                f"asked for when the search had ended: {change}; fleetune run --resume {paths.root} goes on with that"
-            )
-            announce("warning", said)
+            announce("warning", f"{change} came too late. To apply it: fleetune run --resume {shlex.quote(paths.root)}")
 
 
 def _gangs_of(sweep: SweepSpec, given: Assignment, cpus: int | None) -> int:

@@ -23,6 +23,7 @@ from jobs.progress import Progress
 from jobs.record import concluded, open_run, reopen_run
 from jobs.resume import differences
 from jobs.search.ledger import Trials
+from jobs.search.shares import steps_done
 from jobs.search.words import values_words
 from jobs.signals import StopSignals
 from jobs.spec import Eval, Spec
@@ -85,7 +86,7 @@ def final_paths(sweep: JobPaths, spec: Spec) -> tuple[JobPaths, bool]:
 
 
 def end_earlier_final_runs(sweep: JobPaths) -> None:
-    """Make workers of final runs of earlier drivers end, if they are cut off from Ray and still live."""
+    """Make the workers of earlier drivers' final runs end, in case they live on without Ray."""
     for name in storage.list_names(sweep.root):
         if name == FINAL or name.startswith(f"{FINAL}-"):
             take_run(JobPaths(storage.join(sweep.root, name)))
@@ -104,7 +105,7 @@ def with_final_run(trials: Trials, found: Outcome, driver: SweepDriver) -> Outco
     assert best is not None, "the search has succeeded"
     spec = final_spec(best.spec, trials.sweep.name)
     paths, is_there = final_paths(driver.paths, spec)
-    steps = sum(trial.step for trial in trials.trials.values())
+    steps = steps_done(trials)
     before = read_outcome(paths) if is_there else None
     if before is not None and before.status is Status.SUCCEEDED:
         driver.announce("phase", f"the final run has succeeded before: {paths.root}", phase="final", steps=steps)
@@ -131,7 +132,7 @@ def _trained(spec: Spec, paths: JobPaths, announce: Announcer, driver: SweepDriv
 
 
 class _Look:
-    """Shows what is new of the final run. Once a second, passes on to it what somebody asks of the sweep."""
+    """Shows new events of the final run. Once a second, passes requests for the sweep on to it."""
 
     def __init__(self, sweep: JobPaths, final: JobPaths, progress: Progress) -> None:
         self._sweep, self._final, self._watch = sweep, final, Watch(final, progress)
@@ -145,7 +146,7 @@ class _Look:
 
 
 def pass_on_requests(sweep: JobPaths, final: JobPaths) -> None:
-    """Ask the final run for what somebody asks of the sweep: an end, or a checkpoint."""
+    """Pass a request to stop, or to save a checkpoint, on from the sweep to its final run."""
     with contextlib.suppress(StorageError):  # tried again at the next look
         if storage.exists(sweep.stop_request) and not storage.exists(final.stop_request):
             storage.write_bytes(final.stop_request, b"of the sweep")
@@ -155,7 +156,7 @@ def pass_on_requests(sweep: JobPaths, final: JobPaths) -> None:
 
 
 def with_outcome_of_final_run(found: Outcome, final: Outcome, paths: JobPaths) -> Outcome:
-    """The outcome of a sweep whose search has succeeded, by that of its final run. Pure.
+    """Return the outcome of a sweep whose search has succeeded, from the outcome of its final run. Pure.
 
     Step and metrics stay those of the best trial: the final run has no held-out samples.
     """

@@ -210,8 +210,8 @@ class Gangs:
             job: the base job; the gangs' directories lie in its run's.
             most: gangs at once.
             places: the node of each worker of all gangs, given by a queue; None: wherever there is room.
-            engines_vary: a gang is started at its first order, with that order's engine, and again where an order has
-                another one. If it cannot be started, the trial has failed; else, without a gang, the sweep has.
+            engines_vary: start each gang at its first order, with the engine of that order, and again for an order with
+                another engine. A gang that cannot be started then fails its trial, and not the sweep.
         """
         self._job, self._alone, self._announce, self._places = job, alone, announce, places
         self._engines_vary = engines_vary
@@ -222,7 +222,7 @@ class Gangs:
         self._held = dict[int, str]()  # by place: the run whose state its gang holds
 
     def _started(self, place: int, spec: Spec | None = None) -> WarmGang:
-        """A new gang for this place, whose engine is built from `spec`; None: from the base."""
+        """Start a gang for this place. `spec`: its engine is built from it; None: from the base."""
         self._starts += 1
         root = storage.join(self._job.run_root, "gangs", str(self._starts))
         spec = spec or self._job.spec
@@ -266,7 +266,7 @@ class Gangs:
                 raise
 
     def _gang_for(self, place: int, spec: Spec | None) -> WarmGang:
-        """The gang of this place; a new one if there is none yet, or if its engine is not that of `spec`."""
+        """Return the gang of this place. Start a new one if there is none yet, or if it has another engine."""
         gang = self._all[place]
         if gang is not None and (not self._engines_vary or (gang.dead is None and gang.engine == _engine_of(spec))):
             return gang
@@ -279,7 +279,7 @@ class Gangs:
 
     @contextlib.contextmanager
     def _taken(self, order: Order) -> Iterator[int]:
-        """The place of a gang that was free, which nobody else is given meanwhile."""
+        """Reserve the place of a free gang."""
         engine = _engine_of(order.spec)
 
         def fits(place: int) -> tuple[bool, bool, bool]:
@@ -301,7 +301,7 @@ class Gangs:
                 self._changed.notify_all()
 
     def log_of(self, reason: str) -> tuple[str, str] | None:
-        """Path and last lines of the log of a gang's rank that says the reason, or else of any; None: there is none."""
+        """Return path and last lines of a log that has the reason, or else of any log; None if all are empty."""
         found: tuple[str, str] | None = None
         home = storage.join(self._job.run_root, "gangs")
         with contextlib.suppress(StorageError):

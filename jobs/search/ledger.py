@@ -63,7 +63,7 @@ class Trial:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is, or will be, trained to its end: a whole run, or a compared trial that went on."""
+        """Whether it is one of the whole runs of a sweep with one rung: begun as one, or gone on from the rung."""
         return self.straight or len(self.scores) > 1
 
     @property
@@ -142,7 +142,7 @@ class Trials:
     ) -> Trial:
         """
         Args:
-            total_steps: of the trial; None: as many as the base has.
+            total_steps: optimizer steps of the trial; None: those of the base.
             repeats, impossible: see `Trial`.
         """
         try:
@@ -179,7 +179,7 @@ class Trials:
 
     @property
     def searched(self) -> list[Trial]:
-        """All trials but those that repeat others with other seeds."""
+        """All trials but repeats, which train a finalist with another seed."""
         return [trial for trial in list(self.trials.values()) if trial.repeats is None]
 
     def repeats_of(self, trial: Trial) -> list[Trial]:
@@ -221,7 +221,7 @@ class Trials:
         return sorted(finished, key=lambda trial: sign * (trial.score or 0.0))[:FINALISTS]
 
     def to_repeat(self) -> Trial | None:
-        """The finalist that is repeated next; None if all have as many seeds as the sweep asks for."""
+        """The finalist that is repeated next; None if each has the number of seeds that the sweep asks for."""
         short = [trial for trial in self.finalists if len(self.repeats_of(trial)) + 1 < self.sweep.seeds]
         return min(short, key=lambda trial: len(self.repeats_of(trial)), default=None)
 
@@ -237,7 +237,7 @@ class Trials:
 
     @property
     def target(self) -> float:
-        """The learning rate of a whole run that the scores at the rung lead to; the prior's before there are any."""
+        """The learning rate for a whole run, from the scores at the rung; the prior's rate if there are no scores."""
         name, sign = str(rate_name(self.sweep)), 1.0 if self.sweep.lower_is_better else -1.0
         scored = [trial for trial in self.searched if not trial.straight and trial.scores]
         if not scored:
@@ -247,7 +247,7 @@ class Trials:
         )
 
     def _nearest_to_target(self, compared: list[Trial]) -> list[int]:
-        """The paused trial that stands for the whole run at the target's rate, once all have reached the rung."""
+        """The number of the paused trial near the target, if all have reached the rung and no whole run is near it."""
         paused = [trial for trial in compared if not trial.is_over]
         if not paused or any(not trial.scores for trial in paused):
             return []
@@ -297,8 +297,8 @@ class Ledger(Trials):
         """Takes over what earlier drivers have written.
 
         Args:
-            steps_of: the optimizer steps of a trial that is trained to its end.
-            tokens_per_run: of such a trial of the base.
+            steps_of: returns the optimizer steps of a job.
+            tokens_per_run: tokens of the base job.
         """
         super().__init__(sweep, root)
         self.steps_of = steps_of

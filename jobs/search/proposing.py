@@ -98,24 +98,24 @@ class Proposer:
 
     def _whole_run(self, number: int) -> dict[str, Any]:
         """The values of a whole run."""
-        known, sweep, study = self._known, self._sweep, self._study_of_straight()
-        whole = [trial for trial in known.searched if trial.is_whole]
+        study, point = self._study_of_straight(), self._whole_point()
+        if point is not None:
+            return study.begin(number, point, None)
+        assert self._known.best is not None
+        fixed = fixed_values(self._sweep, True, self._known.best.values)
+        return study.begin(number, None, sampler_of(self._sweep, number, fixed))
+
+    def _whole_point(self) -> dict[str, Any] | None:
+        """The values of the next whole run; None if the sampler proposes them, at the best trial's rate."""
+        known, sweep, name = self._known, self._sweep, str(rate_name(self._sweep))
         if not aims(sweep):
             assert known.best is not None
-            points = last_points(sweep, known.best.values)
-            if len(whole) < len(points):
-                return study.begin(number, points[len(whole)], None)
-            return study.begin(number, None, sampler_of(sweep, number, fixed_values(sweep, True, known.best.values)))
-        name, target, tried = (
-            str(rate_name(sweep)),
-            known.target,
-            [trial.values[str(rate_name(sweep))] for trial in whole],
-        )
-        if not any(is_near(rate, target) for rate in tried) or known.best is None:
-            return study.begin(number, {**prior_of(sweep), name: target}, None)
-        if len(sweep.dimensions) == 1:
-            return study.begin(number, {name: further_rate(sweep, target, tried)}, None)
-        return study.begin(number, None, sampler_of(sweep, number, fixed_values(sweep, True, known.best.values)))
+            begun = sum(trial.straight for trial in known.searched)
+            return next(iter(last_points(sweep, known.best.values)[begun:]), None)
+        tried = [trial.values[name] for trial in known.searched if trial.is_whole]
+        if known.best is None or not any(is_near(rate, known.target) for rate in tried):
+            return {**prior_of(sweep), name: known.target}
+        return {name: further_rate(sweep, known.target, tried)} if len(sweep.dimensions) == 1 else None
 
     def told(self, trial: Trial) -> None:
         """Tell Optuna a trial's score, or that it failed. A second call for the same score does nothing."""

@@ -1,4 +1,4 @@
-"""Which learning rate is tried next, from the scores of others: a bracket around the best one. Pure.
+"""The next learning rate of a search, from earlier scores: a bracket around the best rate. Pure.
 
 A Gaussian process with three points tries the ends of its range; in a bracket, six trials at a rung find the best rate
 within a factor of 1.3 (tests/unit/test_search_rates.py; bench/RESULTS.md has the gain).
@@ -11,17 +11,17 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
-CLEARLY: Final = 0.01  # share of a loss; less is chance
-UP: Final = 1.75  # the next rate above the best one: too high a rate diverges
-DOWN: Final = 3.0  # and below it: too low a rate only learns less
-_APART: Final = 1.2  # a new rate nearer to the best one than this factor tells little
+CLEARLY: Final = 0.01  # share of a loss; smaller differences are noise
+UP: Final = 1.75  # factor to the next rate above the best one: a rate that is much too high diverges
+DOWN: Final = 3.0  # factor to the next rate below it: a rate that is too low only learns less
+_APART: Final = 1.2  # factor; a new rate that is nearer to the best one tells little
 
 
 def next_rate(scores: Mapping[float, float | None], least: float, greatest: float) -> float:
-    """The rate of the next trial.
+    """Return the rate of the next trial.
 
     Args:
-        scores: by the rates that were begun; lower is better. None: not known yet; infinite: the trial has failed.
+        scores: of all trials that were begun, by rate; lower is better. None: not known yet. Infinite: it has failed.
         least, greatest: ends of the range.
     """
     known = {math.log(rate): score for rate, score in scores.items() if score is not None}
@@ -34,7 +34,9 @@ def next_rate(scores: Mapping[float, float | None], least: float, greatest: floa
 
 
 def best_rate(scores: Mapping[float, float]) -> float:
-    """The lowest rate whose score is not clearly worse than the best one: beyond the best rate, trainings diverge.
+    """Return the lowest rate whose score is at most 1 % worse than the best one.
+
+    The lowest one is the safest: at rates above the best one, trainings diverge.
 
     Args:
         scores: by rate; lower is better.
@@ -44,7 +46,12 @@ def best_rate(scores: Mapping[float, float]) -> float:
 
 
 def _in_bracket(known: Mapping[float, float], low: float, high: float) -> float | None:
-    """A place beside the best one, or between it and a neighbour; None if there is no room beside it."""
+    """Return a place beside the best one, or between it and a neighbour; None if there is no room.
+
+    Args:
+        known: scores by place, the logarithm of a rate.
+        low, high: ends of the range.
+    """
     places = sorted(known)
     at = places.index(min(places, key=lambda place: known[place]))
     best = places[at]
@@ -65,7 +72,7 @@ def _in_bracket(known: Mapping[float, float], low: float, high: float) -> float 
 
 
 def vertex_of(scores: Mapping[float, float]) -> float | None:
-    """The lowest point of the parabola through three points; None if it has none."""
+    """Return the place of the minimum of the parabola through three points; None if it has no minimum."""
     (x1, y1), (x2, y2), (x3, y3) = sorted(scores.items())
     if not math.isfinite(y1 + y2 + y3):
         return None
@@ -75,7 +82,7 @@ def vertex_of(scores: Mapping[float, float]) -> float | None:
 
 
 def _widest_gap(begun: list[float], low: float, high: float) -> float:
-    """The middle of the widest gap between rates that were begun, and the range's ends up to DOWN beyond them."""
+    """Return the middle of the widest gap between the places that were begun, or just outside of them."""
     edges = [max(begun[0] - math.log(DOWN), low), *begun, min(begun[-1] + math.log(DOWN), high)]
     gaps = [(right - left, (left + right) / 2) for left, right in itertools.pairwise(edges)]
     return max(gaps)[1]

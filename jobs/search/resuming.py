@@ -1,4 +1,4 @@
-"""Whether a sweep may go on with a spec, and with which one. Light to import."""
+"""Checks whether a sweep can be resumed with a spec, and completes that spec. Light to import."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def check_sweep_resumable(paths: JobPaths, now: SweepSpec, *, alone: bool = Fals
 
 
 def check_same_search(before: SweepSpec, now: SweepSpec) -> None:
-    """Raises SpecError: the trials of both would not compare."""
+    """Raises SpecError: trials of the two specs could not be compared."""
     changed = [f"base.{line}" for line in differences(before.base, now.base)]
     if before.algorithm == "grid" and before.space != now.space:
-        changed.append("space: a grid's trials are counted off by it")
+        changed.append("space: the trials of a grid are numbered by it")
     if strangers := set(before.dimensions) ^ set(now.dimensions):
         changed.append(f"space: not both have {', '.join(sorted(strangers))}")
     for name in before.dimensions.keys() & now.dimensions.keys():
@@ -60,7 +60,7 @@ def check_same_search(before: SweepSpec, now: SweepSpec) -> None:
     if changed:
         lines = "\n".join(f"  {line}" for line in changed)
         raise SpecError(
-            "this sweep cannot go on so: its trials would no longer compare (from what it had to what is given):\n"
+            "the sweep cannot be resumed with this spec, because its trials could not be compared (before -> now):\n"
             f"{lines}\nThe budget, seeds, num_gangs, then, checkpoints_gb and the ends of ranges may change. Take "
             "these back, or start a new sweep"
         )

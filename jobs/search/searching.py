@@ -22,7 +22,7 @@ from jobs.journal import JournalReader
 from jobs.load import dump_spec
 from jobs.paths import JobPaths
 from jobs.planning import gang_of
-from jobs.search.auto import aims, greatest_rate, probed_rates
+from jobs.search.auto import greatest_rate, prior_of, probed_rates
 from jobs.search.budget import Next, check_lengths, next_kind
 from jobs.search.changes import Change, Changes, changed, spec_in
 from jobs.search.gangs import GangLost, Gangs
@@ -31,6 +31,7 @@ from jobs.search.mailbox import Answer, Desk, Order, Request
 from jobs.search.rungs import cooldown_of, given_up
 from jobs.search.shares import Shares, steps_done
 from jobs.search.specwords import space_words
+from jobs.search.varying import trial_spec
 from jobs.search.words import trial_line, trial_words
 from jobs.signals import StopSignals
 from jobs.training.attempts import take_run
@@ -108,7 +109,8 @@ class Search:
             return
         self.announce("phase", f"looking for the greatest learning rate, up to {rates[-1]:.2g}", phase="probe")
         probe = JobPaths(storage.join(self._own, "probe"))
-        order = Order(action="probe", run=probe.root, spec=ledger.sweep.base, rates=rates, driver=take_run(probe))
+        spec = trial_spec(ledger.sweep.base, prior_of(ledger.sweep))  # the first trial's: the gang has its engine then
+        order = Order(action="probe", run=probe.root, spec=spec, rates=rates, driver=take_run(probe))
         try:
             answer = self.gangs.carry_out(order)
         except GangLost as error:
@@ -155,8 +157,7 @@ class Search:
             return "done"
         to_repeat = ledger.to_repeat() is not None
         searched = ledger.searched
-        aimed = aims(ledger.sweep)
-        kind = next_kind(searched, self._shares.plan, self.used, bool(ledger.going_on), to_repeat, aimed)
+        kind = next_kind(searched, self._shares.plan, self.used, bool(ledger.going_on), to_repeat)
         if kind == "done" and any(trial.repeats and not trial.is_over for trial in list(ledger.trials.values())):
             return "wait"
         compared = [trial for trial in searched if not trial.straight]
@@ -316,7 +317,7 @@ class Search:
             self._pass_on_save_request()
 
     def _look_at_changes(self) -> None:
-        """See once a second whether somebody wants a larger budget, or other ranges."""
+        """Apply waiting changes, once a second."""
         if self._finished or time.monotonic() - self._saw_changes_s < _LOOK_EVERY_S:
             return
         self._saw_changes_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""What the budget of a sweep pays for, and how much of it is done. Pure; light to import."""
+"""The plan of a sweep's budget for one set of rows, and how much of it is done. Pure; light to import."""
 
 from __future__ import annotations
 
@@ -48,6 +48,6 @@ class Shares:
 
 
 def steps_done(trials: Trials) -> int:
-    """Optimizer steps that all trials have done; of trials of other lengths, as many as the base has in that share."""
+    """Return the optimizer steps that all trials have done. Steps of longer or shorter trials count in proportion."""
     every = list(trials.trials.values())
     return round(sum(trial.step / trial.total_steps * trials.total_steps for trial in every if trial.total_steps))

@@ -147,7 +147,7 @@ class SweepSpec(Frozen):
         1,
         ge=1,
         le=100,
-        description="Train the two best trials with so many seeds in all, beyond the budget; the best mean wins.",
+        description="Number of seeds of the two best trials, beyond the budget; the best mean wins.",
     )
     num_gangs: int | None = Field(None, ge=1, le=1000, description="Most gangs at once; left out: as many as fit.")
     then: Then = Field(

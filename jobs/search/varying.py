@@ -19,7 +19,7 @@ from jobs.planning import plan_batching
 from jobs.search.spec import Range, SweepSpec
 from jobs.spec import Spec
 
-# What a warm gang sets anew for each trial, beside the weights of the sources.
+# What a warm gang changes from trial to trial. It also changes the weights of the sources.
 VARYING: Final = frozenset(
     {
         "seed",
@@ -42,7 +42,7 @@ VARYING: Final = frozenset(
         ),
     }
 )
-# What an engine is built from: trials with other values run on a gang that is started with them.
+# What an engine is built from. A gang is started again for a trial with other values.
 ENGINE: Final = frozenset(
     {
         "model.attn_implementation",
@@ -62,7 +62,7 @@ ENGINE: Final = frozenset(
         ),
     }
 )
-MOST_ENGINES: Final = 8  # unlike engines of one sweep: each change between them starts a gang
+MOST_ENGINES: Final = 8  # combinations of these fields: each change from one to another starts a gang
 _WEIGHT = re.compile(r"data\.train\.(\d+)\.weight")
 _LENGTHS: Final = frozenset({"train.max_steps", "train.num_train_epochs"})
 _EITHER: Final = {"train.warmup_ratio": "train.warmup_steps", "train.num_train_epochs": "train.max_steps"}
@@ -80,7 +80,7 @@ def field_meant(name: str, section: str = "space") -> str:
         SpecError: no field that may vary has this name.
     """
     full = [known for known in sorted(VARYING | ENGINE) if name in (known, known.rpartition(".")[2])]
-    if full or _WEIGHT.fullmatch(name):
+    if full or is_weight(name):
         return full[0] if full else name
     if name in spec_fields() or homes_of(name):
         raise SpecError(
@@ -107,67 +107,69 @@ def check_space(sweep: SweepSpec) -> None:
             meant[full] = name
             if full in _LENGTHS:
                 raise SpecError(f"space.{name}: trials of unlike lengths cannot be compared: give it in the base")
-            _check_length(sweep, name, full)
+            _check_kind(sweep, name, full)
             for value in tried(values):
-                plan_batching(trial_spec(sweep.base, {full: value}))
+                trial_spec(sweep.base, {full: value})
         except SpecError as error:
             problems.append(str(error) if str(error).startswith("space") else f"space.{name}: {error}")
-    if not problems and (count := math.prod(len(engine_values(sweep, name)) for name in meant.values())) > MOST_ENGINES:
-        fields = ", ".join(name for name in meant.values() if len(engine_values(sweep, name)) > 1)
-        problems.append(
-            f"space: {fields} have {count} combinations, and each needs an engine of its own: give at most "
-            f"{MOST_ENGINES}"
-        )
-    for engine in engines(sweep) if not problems else ():
-        try:
-            plan_batching(trial_spec(sweep.base, engine))
-        except SpecError as error:
-            said = ", ".join(f"{name} {value}" for name, value in engine.items())
-            problems.append(f"space: {said} contradict each other: {str(error).removeprefix('space.')}")
-            break
-    if problems:
+    if problems := problems or _wrong_engines(sweep):
         raise SpecError("\n".join(problems))
 
 
+def _wrong_engines(sweep: SweepSpec) -> list[str]:
+    """What is wrong with the values that engines are built from, taken together."""
+    choices = _engine_choices(sweep)
+    if (count := math.prod(map(len, choices.values()))) > MOST_ENGINES:
+        fields = ", ".join(choices)
+        return [f"space: {fields} have {count} combinations, and each needs an engine: give at most {MOST_ENGINES}"]
+    rows = set[int]()
+    for engine in engines(sweep):
+        try:
+            rows.add(plan_batching(trial_spec(sweep.base, engine)).rows)
+        except SpecError as error:
+            said = ", ".join(f"{name} {value}" for name, value in engine.items())
+            return [f"space: {said}: {str(error).removeprefix('space.')}" if said else f"base: {error}"]
+    if len(rows) > 1 and sweep.base.train.max_steps is not None:
+        return [
+            "space: with base.train.max_steps, trials with larger batches take more tokens and cannot be compared: "
+            "give num_train_epochs instead of max_steps"
+        ]
+    return []
+
+
 def engines(sweep: SweepSpec) -> list[dict[str, Any]]:
-    """All combinations of the fields that an engine is built from, and that vary; one without values if none does."""
-    names = [name for name in sweep.dimensions if field_meant(name) in ENGINE]
-    lines = (engine_values(sweep, name) for name in names)
-    return [dict(zip(names, each, strict=True)) for each in itertools.product(*lines)]
+    """Return the combinations of the fields in the space that an engine is built from: `[{}]` if there are none."""
+    choices = _engine_choices(sweep)
+    return [dict(zip(choices, each, strict=True)) for each in itertools.product(*choices.values())]
+
+
+def _engine_choices(sweep: SweepSpec) -> dict[str, tuple[Any, ...]]:
+    """The values of the fields in the space that an engine is built from; ranges, which are refused, are left out."""
+    return {
+        name: values
+        for name, values in sweep.dimensions.items()
+        if isinstance(values, tuple) and field_meant(name) in ENGINE
+    }
 
 
 def tried(values: Range | tuple[Any, ...]) -> tuple[Any, ...]:
-    """The values of a dimension that are checked before anything starts: each choice, or the ends and one between."""
+    """Return the values of a dimension that are checked first: each choice, or the ends and one value between."""
     return values if isinstance(values, tuple) else (values.min, values.max, values.between)
 
 
-def engine_values(sweep: SweepSpec, name: str) -> tuple[Any, ...]:
-    """The choices of a field that an engine is built from; of any other field, one that stands for all."""
-    values = sweep.dimensions[name]
-    return values if isinstance(values, tuple) and field_meant(name) in ENGINE else (None,)
-
-
-def _check_length(sweep: SweepSpec, name: str, full: str) -> None:
-    """Raises SpecError: the field makes trials of unlike lengths; or it is one of the engine, and has a range."""
-    if _WEIGHT.fullmatch(full) and sweep.base.train.max_steps is None:
+def _check_kind(sweep: SweepSpec, name: str, full: str) -> None:
+    """Raises SpecError: the field makes trials of unlike lengths, or an engine is built from it and it has a range."""
+    if is_weight(full) and sweep.base.train.max_steps is None:
         raise SpecError(
-            f"space.{name}: how many rows an epoch has follows from the weights, and trials of unlike lengths cannot "
+            f"space.{name}: the number of rows in an epoch depends on the weights, and trials of unlike lengths cannot "
             "be compared: give base.train.max_steps"
         )
-    if full not in ENGINE:
-        return
-    if not isinstance(sweep.dimensions[name], tuple):
-        raise SpecError(f"space.{name}: each value needs an engine of its own: give a list of a few values")
-    rows = {plan_batching(trial_spec(sweep.base, {full: value})).rows for value in engine_values(sweep, name)}
-    if len(rows) > 1 and sweep.base.train.max_steps is not None:
-        raise SpecError(
-            f"space.{name}: with base.train.max_steps, trials with larger batches take more tokens and cannot be "
-            "compared: give num_train_epochs instead of max_steps"
-        )
+    if full in ENGINE and not isinstance(sweep.dimensions[name], tuple):
+        raise SpecError(f"space.{name}: each value needs an engine: give a list of a few values")
 
 
 def engine_of(spec: Spec) -> str:
-    """The fields of a spec that its engine is built from, as text: specs with the same text may share a gang."""
+    """Return a text of the fields that the engine is built from. Specs with the same text can share a gang."""
     raw = spec.model_dump(mode="json")
     return json.dumps([_get(raw, name) for name in sorted(ENGINE)])
 
@@ -178,8 +180,8 @@ def is_weight(name: str) -> bool:
 
 
 def short_name(name: str) -> str:
-    """The last part of a field's dotted name; of a source's weight, `train.0.weight`."""
-    return name.removeprefix("data.") if _WEIGHT.fullmatch(name) else name.rpartition(".")[2]
+    """Return the last part of a dotted name, as `learning_rate`; for the weight of a source, `train.0.weight`."""
+    return name.removeprefix("data.") if is_weight(name) else name.rpartition(".")[2]
 
 
 def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:

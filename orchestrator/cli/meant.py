@@ -60,7 +60,7 @@ def run_to_stop(given: str, storage_path: str) -> str:
 
 
 def job_that_goes_on(root: str) -> JobView | None:
-    """The job of the queue whose run this is, unless it has ended."""
+    """Return the job of the queue that writes this run; None if there is no such job, or it has ended."""
     job = _job_meant(root.rstrip("/").rpartition("/")[2])
     return job if job is not None and job.run == root and job.ended_s is None else None
 

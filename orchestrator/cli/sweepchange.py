@@ -1,4 +1,4 @@
-"""The commands `fleetune sweep extend` and `narrow`: a larger budget and other ranges for a sweep there is."""
+"""The commands `fleetune sweep extend` and `narrow`, which change the budget and the ranges of a sweep."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ __all__ = ["app"]
 
 
 def _goes_on(trials: Trials) -> bool:
-    """Whether the sweep is driven, or its job in the queue will be: then it is asked, and nothing is started here."""
+    """Return whether a driver is at work on the sweep, or the queue will start one."""
     return is_driven(JobPaths(trials.root)) or job_that_goes_on(trials.root) is not None
 
 
 @app.command(epilog="Example:  fleetune sweep extend reviews-lr-20261127 --runs 4")
 def extend(
     sweep: SweepArgument,
-    runs: Annotated[float | None, typer.Option("--runs", metavar="N", min=0.0, help="So many runs more.")] = None,
-    trials: Annotated[int | None, typer.Option("--trials", metavar="N", min=1, help="So many trials more.")] = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", metavar="N", min=1, help="So many tokens more.")] = None,
-    minutes: Annotated[float | None, typer.Option("--minutes", metavar="N", min=0.0, help="Minutes more.")] = None,
+    runs: Annotated[float | None, typer.Option("--runs", metavar="N", min=0.0, help="Runs to add.")] = None,
+    trials: Annotated[int | None, typer.Option("--trials", metavar="N", min=1, help="Trials to add.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", metavar="N", min=1, help="Tokens to add.")] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", metavar="N", min=0.0, help="Minutes to add.")] = None,
     gpu_hours: Annotated[
-        float | None, typer.Option("--gpu-hours", metavar="N", min=0.0, help="GPU-hours more.")
+        float | None, typer.Option("--gpu-hours", metavar="N", min=0.0, help="GPU-hours to add.")
     ] = None,
     address: Address = None,
     storage: Storage = None,
     quiet: Quiet = False,
 ) -> None:
-    """Add to the budget. A sweep that is running takes it over; one that has ended goes on here, as with run --resume.
+    """Add to the budget. A running sweep applies it; a sweep that has ended is resumed here.
 
-    Paused trials go on from their checkpoints if they are among the best then.
+    Paused trials continue from their checkpoints if they are chosen then.
     """
     with edge():
         found = trials_of(sweep, storage)
@@ -65,7 +65,7 @@ def narrow(
     ],
     storage: Storage = None,
 ) -> None:
-    """Narrow or widen the ranges of a sweep that is running. Trials that were begun stay and count."""
+    """Narrow or widen the ranges of a running sweep. Its trials stay and count."""
     with edge():
         found = trials_of(sweep, storage)
         change = narrower(found.sweep, set_)
@@ -73,8 +73,8 @@ def narrow(
             settings = [f"space.{one.removeprefix('space.')}" for one in set_]
             given = " ".join(f"--set {shlex.quote(one)}" for one in settings)
             raise InputError(
-                "nobody drives the sweep now. To go on with other ranges: fleetune run --resume "
-                f"{shlex.quote(found.root)} {given}, with a larger budget if it has ended"
+                "the sweep is not running. To resume it with other ranges: fleetune run --resume "
+                f"{shlex.quote(found.root)} {given}. If it has ended, give a larger budget too"
             )
         _ask(found, change)
 
@@ -82,4 +82,4 @@ def narrow(
 def _ask(trials: Trials, change: Change) -> None:
     """Raises SpecError: the change is impossible."""
     Changes(JobPaths(trials.root)).ask(change)
-    typer.echo(f"asked the sweep for this: {change}. It says so when it has taken it over")
+    typer.echo(f"asked the sweep for {change}. Its output says when the change is applied")

@@ -1,4 +1,4 @@
-"""A sweep that this process drives, for the commands that start one or go on with one."""
+"""Runs a sweep in this process, for the commands that start or resume one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Rooted:
 
 
 def run_sweep_here(sweep: SweepSpec, resume: str | None, address: str | None, quiet: bool) -> int:
-    """The exit code. Raises FleetuneError."""
+    """Run the sweep and return the exit code. `resume`: root of an earlier sweep. Raises FleetuneError."""
     progress = progress_of(quiet, sweep=True)
     from jobs.sweep import ending_of_sweep, run_sweep
 

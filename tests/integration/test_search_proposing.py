@@ -8,6 +8,7 @@ import pytest
 
 from jobs.search.ledger import Ledger
 from jobs.search.mailbox import Answer
+from jobs.search.prior import with_prior
 from jobs.search.proposing import Proposer
 from tests.unit.test_search_spec import BASE, sweep_of
 
@@ -38,3 +39,14 @@ def test_a_failed_trial_counts_as_the_worst_of_those_before_it_and_never_as_a_nu
     worst = 0.7 if mode == "min" else 0.5
     assert told_to(proposer) == [0.5, 0.5, 0.7, worst]
     assert told_to(Proposer(ledger)) == told_to(proposer), "the next driver tells the same"
+
+
+def test_with_several_rungs_the_first_whole_run_has_the_rate_that_the_best_trial_leads_to(tmp_path: Path) -> None:
+    """Compared trials that were trained to their end are no whole runs there."""
+    sweep = with_prior(sweep_of(tmp_path, BASE, space=RATE, rungs=[0.25, 0.5], prior={"learning_rate": 1e-4}))[0]
+    ledger = Ledger(sweep, str(tmp_path / "found"), lambda spec: 100, 100.0)
+    trial = ledger.add({"learning_rate": 2e-4})
+    for status, step in (("paused", 25), ("paused", 50), ("finished", 100)):
+        answer = Answer.model_validate({"status": status, "step": step, "metrics": {"eval_loss": 0.5}})
+        ledger.answered(trial, answer)
+    assert Proposer(ledger).next_values(straight=True) == {"learning_rate": pytest.approx(2e-4 * 0.25**0.32)}

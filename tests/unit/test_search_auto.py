@@ -122,6 +122,18 @@ def test_compared_trials_have_the_priors_values_but_for_the_rate(tmp_path: Path)
     assert compared_point(at_an_end, {1e-4: 0.5}) == {RATE: pytest.approx(5e-5)}
 
 
+def test_rates_outside_of_a_range_that_was_narrowed_are_left_out(tmp_path: Path) -> None:
+    """Else the best one, outside, would lead to its end again and again."""
+    narrow = {"learning_rate": {"min": 1e-5, "max": 5e-4, "log": True}}
+    sweep, _ = with_prior(sweep_with(tmp_path, prior={"learning_rate": 1e-4}, space=narrow))
+    scores: dict[float, float | None] = {1e-3: 0.3, 1e-4: 0.6}
+    for _ in range(4):
+        rate = compared_point(sweep, scores)["learning_rate"]
+        assert rate not in scores and 1e-5 <= rate <= 5e-4
+        scores[rate] = 0.5
+    assert compared_point(sweep, {1e-3: 0.3}) == {"learning_rate": 1e-4}
+
+
 def test_the_rate_is_searched_first_and_the_rest_at_the_best_rate(tmp_path: Path) -> None:
     sweep, _ = with_prior(sweep_with(tmp_path))
     assert fixed_values(sweep, False, {}) == {WARMUP: 0.1}
@@ -165,25 +177,25 @@ def test_the_trial_that_goes_on_is_the_one_near_the_target(tmp_path: Path) -> No
 def test_without_a_trial_near_the_target_a_whole_run_begins_there(tmp_path: Path) -> None:
     ledger = scored_at(tmp_path, {1e-4: 0.6, 3e-4: 0.5, 9e-4: 0.55})
     assert ledger.going_on == []
-    plan = BudgetPlan(compared=3, straight=1)
-    assert next_kind(ledger.searched, plan, 0.9, False, aimed=True) == "straight"
+    plan = BudgetPlan(compared=3, straight=1, aims=True)
+    assert next_kind(ledger.searched, plan, 0.9, False) == "straight"
     ledger.add({RATE: ledger.target, WARMUP: 0.1}, straight=True)
-    assert next_kind(ledger.searched, plan, 0.9, False, aimed=True) == "wait"
+    assert next_kind(ledger.searched, plan, 0.9, False) == "wait"
 
 
 def test_a_trial_that_went_on_is_one_of_the_whole_runs(tmp_path: Path) -> None:
     ledger = scored_at(tmp_path, {1e-4: 0.6, 3e-4: 0.5, 1.9e-4: 0.55})
-    plan = BudgetPlan(compared=3, straight=1)
+    plan = BudgetPlan(compared=3, straight=1, aims=True)
     ledger.answered(ledger.trials[3], Answer(status="finished", step=100, metrics={"eval_loss": 0.4}))
-    assert next_kind(ledger.searched, plan, 0.9, False, aimed=True) == "done"
+    assert next_kind(ledger.searched, plan, 0.9, False) == "done"
     ledger.answered(ledger.add({RATE: 9e-5, WARMUP: 0.1}), Answer(status="failed", reason="diverged"))
-    assert next_kind(ledger.searched, plan, 2.0, False, aimed=True) == "done"
+    assert next_kind(ledger.searched, plan, 2.0, False) == "done"
 
 
 def test_one_whole_run_is_trained_even_when_time_is_up(tmp_path: Path) -> None:
     ledger = scored_at(tmp_path, {1e-4: 0.6, 3e-4: 0.5}, budget={"minutes": 5})
-    plan = BudgetPlan(straight=16, first_share=0.6)
-    assert next_kind(ledger.searched, plan, 1.5, False, aimed=True) == "straight"
+    plan = BudgetPlan(straight=16, first_share=0.6, aims=True)
+    assert next_kind(ledger.searched, plan, 1.5, False) == "straight"
 
 
 def test_rates_above_the_prior_are_probed_and_those_above_the_bound_are_never_proposed(tmp_path: Path) -> None:

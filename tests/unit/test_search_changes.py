@@ -84,7 +84,7 @@ def test_a_wrong_setting_is_told(tmp_path: Path, setting: str, said: str) -> Non
 
 def test_the_points_of_a_grid_stay(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, BASE, algorithm="grid", space={"learning_rate": [1e-4, 1e-3]})
-    with pytest.raises(SpecError, match="a grid's trials are counted off by it"):
+    with pytest.raises(SpecError, match="the trials of a grid are numbered by it"):
         changed(sweep, Change(space={"learning_rate": [1e-4]}))
 
 
@@ -129,4 +129,4 @@ def test_what_a_budget_does_not_count_is_not_added(tmp_path: Path) -> None:
 
 def test_a_change_is_told_in_words() -> None:
     change = Change(more={"trials": 2, "gpu_hours": 0.5}, space={"learning_rate": {"max": 5e-4}, "seed": [1, 2]})
-    assert str(change) == "2 more trials, 0.5 more gpu hours, learning_rate max 0.0005, seed [1, 2]"
+    assert str(change) == "budget.trials +2, budget.gpu_hours +0.5, learning_rate max 0.0005, seed [1, 2]"

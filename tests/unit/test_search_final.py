@@ -47,8 +47,8 @@ def sweep_in(folder: Path, **data: Any) -> SweepSpec:
 def trials_of(sweep: SweepSpec, rate: float) -> Any:
     """The trials of a search that has found this rate."""
     values = {"learning_rate": rate}
-    best = SimpleNamespace(spec=trial_spec(sweep.base, values), values=values, step=9)
-    return SimpleNamespace(best=best, sweep=sweep, trials={1: best})
+    best = SimpleNamespace(spec=trial_spec(sweep.base, values), values=values, step=9, total_steps=9)
+    return SimpleNamespace(best=best, sweep=sweep, trials={1: best}, total_steps=9)
 
 
 def test_it_is_the_best_trial_without_held_out_samples_and_what_needs_them(tmp_path: Path) -> None:

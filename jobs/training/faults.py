@@ -50,7 +50,6 @@ _SIGNS_OF_A_LOST_PEER = (
     "Connection refused",
     "No route to host",
     "Network is unreachable",
-    "process group has not been initialized",  # Ray has taken the gang apart under a rank that was still at work
 )
 _GPU_MEMORY = re.compile(
     r"Tried to allocate (?P<asked>[\d.]+ \w+)\."
@@ -59,7 +58,12 @@ _GPU_MEMORY = re.compile(
 )
 
 
-def fault_of(error: BaseException) -> Fault:
+def fault_of(error: BaseException, taken_apart: bool = False) -> Fault:
+    """
+    Args:
+        taken_apart: the process group has been closed under the rank: another rank is lost, and Ray Train has ended the
+            gang. What a library then says depends on the call that the rank was in.
+    """
     if isinstance(error, StorageOutage):
         return Fault.STORAGE
     if isinstance(error, InputError):
@@ -84,7 +88,7 @@ def fault_of(error: BaseException) -> Fault:
         return Fault.PROGRAM if _SIGNS_OF_A_BUG.search(text) else Fault.MACHINE
     if isinstance(error, RuntimeError | ValueError) and any(sign in text for sign in _SIGNS_OF_A_LOST_PEER):
         return Fault.PEER
-    return Fault.PROGRAM
+    return Fault.PEER if taken_apart else Fault.PROGRAM
 
 
 def reason_of(error: BaseException, fault: Fault, rank: int, host: str, spec: Spec) -> str:

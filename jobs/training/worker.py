@@ -35,11 +35,12 @@ def guarded(job: Job, gang: Gang, loop: Callable[[Job, Gang], LoopState]) -> Rec
         return {"failure": blind} if gang.rank == 0 else None
     # DeepSpeed's own calls, again and again: of no use to whoever reads the log.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    joined = dist.is_initialized()
     try:
         state = loop(job, gang)
     except Exception as error:
         traceback.print_exc()
-        fault = fault_of(error)
+        fault = fault_of(error, taken_apart=joined and not dist.is_initialized())
         if fault is Fault.PEER:
             if not a_peer_reported(job.paths):
                 raise

@@ -22,7 +22,6 @@ from jobs.training.run import LoopState
 from tests.support import tiny
 
 LOST = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:17822")
-GONE = ValueError("Default process group has not been initialized, please make sure to call init_process_group.")
 
 
 class OneRank:
@@ -87,12 +86,36 @@ def test_an_outage_of_the_storage_ends_the_attempt_and_blames_no_node(job: Job) 
 
 
 @pytest.mark.parametrize(
-    "error", [LOST, GONE, dist.DistBackendError("NCCL error: remote process exited"), ConnectionResetError("reset")]
+    "error", [LOST, dist.DistBackendError("NCCL error: remote process exited"), ConnectionResetError("reset")]
 )
 def test_the_loss_of_a_peer_is_raised(job: Job, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "PEER_GRACE_S", 0.0)
     with pytest.raises(type(error)):
         worker.guarded(job, OneRank(), failing(error))  # type: ignore[arg-type]
+    assert not ending.failures_of(job.paths)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("Default process group has not been initialized, please make sure to call init_process_group."),
+        AssertionError("DeepSpeed backend not set, please initialize it using init_process_group()"),
+        AttributeError("'NoneType' object has no attribute 'size'"),
+    ],
+)
+def test_whatever_a_rank_hits_whose_gang_was_taken_apart_is_the_loss_of_a_peer(
+    job: Job, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train closes the process group of a rank that is still at work once another one is lost."""
+
+    def loop(job: Job, gang: Any) -> LoopState:
+        dist.destroy_process_group()
+        raise error
+
+    monkeypatch.setattr(worker, "PEER_GRACE_S", 0.0)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    with pytest.raises(type(error)):
+        worker.guarded(job, OneRank(), loop)  # type: ignore[arg-type]
     assert not ending.failures_of(job.paths)
 
 

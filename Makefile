@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN_TESTS := $(BIN)/python -m pytest
+# Two files at a time, the longest ones first: see tests/conftest.py.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo demo-lm lint test-unit test test-changed test-all soak bench bench-scheduling clean
 
@@ -53,14 +55,14 @@ test-unit: install
 	$(RUN_TESTS) -q -n 2 --durations=3 tests/unit
 
 test: lint test-unit
-	$(RUN_TESTS) -m "not slow" --ignore=tests/unit
+	$(RUN_TESTS) $(SIDE_BY_SIDE) -m "not slow" --ignore=tests/unit
 
 # The tests near what differs from SINCE: minutes, while one works.
 test-changed: lint
 	$(RUN_TESTS) -q -m "not slow" $$($(BIN)/python -m tests.changed --since $(or $(SINCE),origin/main))
 
 test-all: lint test-unit
-	$(RUN_TESTS) --durations=25 --junitxml=build/tests.xml --ignore=tests/unit
+	$(RUN_TESTS) $(SIDE_BY_SIDE) --durations=25 --junitxml=build/tests.xml --ignore=tests/unit
 
 # Random faults over a queue of real jobs on three hosts of this machine; needs root. SEED=N does the same again.
 soak: install

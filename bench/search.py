@@ -144,7 +144,7 @@ def stock(sweep: SweepSpec) -> Found:
         job = Job(spec, str(root / f"{config['number']:04d}"), prepared.root, spec.model.path)
         Path(job.run_root).mkdir(parents=True)
         Path(job.paths.spec).write_bytes(dump_spec(spec))
-        make_trainer(job, "ray").fit()
+        make_trainer(job, "ray", threading.Event()).fit()
 
     began = time.monotonic()
     with connected(None, gang_of(sweep.base), None, ()):

@@ -1,7 +1,13 @@
 """Settings of all tests."""
 
+import collections
+import pathlib
+import re
+
 import pytest
 from hypothesis import settings
+
+TIMES = re.compile(r"^\| +(\d+) \| (\S+\.py) \|", re.MULTILINE)
 
 # Machines differ, and a slow one is no failure; numbers of examples are bounded instead.
 settings.register_profile("fleetune", deadline=None, max_examples=60)
@@ -12,3 +18,12 @@ settings.load_profile("fleetune")
 def own_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allow storage that only tests have, as an administrator would."""
     monkeypatch.setenv("FLEETUNE_PROTOCOLS", "memory,cut,faulty,dropping,counted")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, by the table of the README: files that run side by side end together."""
+    here = pathlib.Path(__file__).parent
+    seconds: collections.Counter[pathlib.Path] = collections.Counter()
+    for took, file in TIMES.findall((here / "README.md").read_text()):
+        seconds[here / file] += int(took)
+    items.sort(key=lambda item: -seconds[item.path])

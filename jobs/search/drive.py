@@ -83,7 +83,8 @@ def drive_sweep(
         with connected_as_given(base, workers, address, given, _NEEDED) as inventory:
             signals.hold()
             facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
-            keep_actors_here()
+            if not is_own(address):
+                keep_actors_here()
             prepared = ready_data(base, "ray", announce)
             write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
             split = prepared.split("train")

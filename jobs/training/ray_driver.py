@@ -87,7 +87,8 @@ def drive_on_ray(
         with connected_as_given(spec, least, address, given, _NEEDED) as inventory:
             signals.hold()
             facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
-            keep_actors_here()
+            if not is_own(address):
+                keep_actors_here()
             look = Watch(paths, progress).look
             driver = Driver(paths, word, facts, signals, announce, look, given.places, is_own(address))
             return trained(spec, driver)

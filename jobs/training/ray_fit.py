@@ -30,6 +30,7 @@ _START_TIMEOUT_S = 300
 # A rank that has failed leaves the others in a collective that nothing can interrupt. They get this long to end by
 # themselves; then the driver leaves, and Ray ends what belongs to it.
 _FAILURE_GRACE_S = 10.0
+_LEAVES_WITHIN_S = 2.0  # the thread of Ray Train, so that it does not speak to a Ray that is gone
 
 
 def fit(
@@ -54,11 +55,12 @@ def fit(
         Exception: what `TorchTrainer.fit` raises.
     """
     done: dict[str, Any] = {}
+    left = threading.Event()
     name = f"ray-{secrets.token_hex(4)}"
 
     def run() -> None:
         try:
-            done["result"] = make_trainer(job, name, places, alone, worker, **more).fit().return_value
+            done["result"] = make_trainer(job, name, left, places, alone, worker, **more).fit().return_value
         except BaseException as error:
             done["error"] = error
         with contextlib.suppress(StorageError):  # Ray's own notes, of no use to anybody
@@ -66,15 +68,19 @@ def fit(
 
     thread = threading.Thread(target=run, name="fit", daemon=True)
     thread.start()
-    failed_at: float | None = None
-    while thread.is_alive():
-        thread.join(_POLL_S)
-        look()
-        if failed_at is None:
-            with contextlib.suppress(StorageError):  # asked again at the next look
-                failed_at = time.monotonic() if storage.list_names(job.paths.failures) else None
-        if failed_at is not None and time.monotonic() - failed_at > _FAILURE_GRACE_S:
-            return None
+    try:
+        failed_at: float | None = None
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            look()
+            if failed_at is None:
+                with contextlib.suppress(StorageError):  # asked again at the next look
+                    failed_at = time.monotonic() if storage.list_names(job.paths.failures) else None
+            if failed_at is not None and time.monotonic() - failed_at > _FAILURE_GRACE_S:
+                return None
+    finally:
+        left.set()
+        thread.join(_LEAVES_WITHIN_S)
     look()
     if "error" in done:
         raise done["error"]
@@ -85,6 +91,7 @@ def fit(
 def make_trainer(
     job: Job,
     name: str,
+    left: threading.Event,
     places: Sequence[str] | None = None,
     alone: bool = False,
     worker: Worker = ray_worker,
@@ -94,33 +101,29 @@ def make_trainer(
 
     Args:
         name: under which Ray keeps a state of its own, and would go on from one that it finds: a new one each time.
+        left: see `DriverTrainer`.
         places: the node of each worker.
         alone: on a Ray that ends with this process.
         worker, more: as `fit` takes them.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
-    needless = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if alone else set())
-
-    class Trainer(TorchTrainer):  # type: ignore[misc]  # ray carries no types
-        def _create_default_callbacks(self) -> list[Any]:
-            """Leave out callbacks that start a process of their own for nothing.
-
-            This trainer has no data sets. A Ray that ends with the driver leaves no placement group behind.
-            """
-            found = super()._create_default_callbacks()
-            return [callback for callback in found if type(callback).__name__ not in needless]
+    from jobs.training.ray_controller import DriverTrainer
 
     resources = job.spec.resources
     if resources.num_workers <= _FEW_WORKERS:
         set_default("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # its own 2 s pass before an end, or a death, is seen
     set_default("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
+    # The controller runs in this process: its own log lines are of no use to anybody.
+    set_default("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
     each = {"CPU": float(resources.cpus_per_worker)}
     if resources.gpus_per_worker:
         each["GPU"] = float(resources.gpus_per_worker)
-    return Trainer(
+    return DriverTrainer(
         worker,
+        left=left,
+        alone=alone,
         train_loop_config={"job": job, **more},
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(

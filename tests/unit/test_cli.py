@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import subprocess
 import sys
 import types
@@ -348,3 +349,26 @@ def test_reference_names_every_field_and_the_schema_is_json() -> None:
     _, printed, _ = call("spec")
     assert "learning_rate: number; > 0.0; <= 1.0; default 2e-05" in printed and "path: text; (*)" in printed
     assert json.loads(call("spec", "--json-schema")[1])["title"] == "Spec"
+
+
+def test_a_command_that_used_torch_leaves_with_its_code_what_it_printed_and_its_last_calls(
+    tmp_path: Path,
+) -> None:
+    """It does not wait for the interpreter, which takes Ray and torch apart for a second."""
+    (tmp_path / "torch.py").touch()
+    program = """if True:
+        import atexit, sys, threading
+        import torch, orchestrator.cli.app, orchestrator.entry
+
+        def ends_with(code):
+            print("said", end="")
+            sys.exit(code)
+
+        atexit.register(print, " last")
+        orchestrator.cli.app.main = lambda: ends_with(75)
+        threading.Thread(target=threading.Event().wait).start()  # an interpreter would wait for it for ever
+        orchestrator.entry.main()
+    """
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "said last\n", "")

@@ -1,0 +1,84 @@
+"""Ray Train's controller in the process of the driver.
+
+Ray Train starts an actor for it, on the driver's node: one more process, which imports for seconds what the driver has
+imported, while no worker has been started yet. It would end with the driver anyway, and it starts nothing again here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import ray
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.controller.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
+
+# Each starts a process of its own. There are no data sets here, and the placement group ends with this process.
+_NEEDLESS = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+
+
+class DriverTrainer(TorchTrainer):  # type: ignore[misc]  # ray carries no types
+    """A TorchTrainer that needs no process but those of its workers.
+
+    Args:
+        left: once it is set, the workers are ended at the next look at them, and `fit` raises ControllerError.
+        alone: on a Ray that ends with this process.
+        config: as TorchTrainer takes it.
+    """
+
+    def __init__(self, *config: Any, left: threading.Event, alone: bool = False, **more: Any) -> None:
+        self._left, self._alone = left, alone
+        super().__init__(*config, **more)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [one for one in super()._create_default_callbacks() if type(one).__name__ not in _NEEDLESS]
+
+    def _initialize_and_run_controller(self, **what: Any) -> Any:
+        if self._alone:
+            what["scaling_policy"] = _UnaskedPolicy(self.scaling_config)
+        controller = _Controller(**what)
+        controller.left = self._left
+        asyncio.run(controller.run())
+        return controller.get_result()
+
+
+class _Group(WorkerGroup):  # type: ignore[misc]
+    def _init_train_context_on_workers(self, workers: list[Any], sync_actor: Any, arguments: dict[str, Any]) -> None:
+        """Without a handle of the controller, which a worker would ask for the checkpoints that Ray Train keeps."""
+        common = {
+            "train_run_context": self._train_run_context,
+            "storage_context": self._storage_context,
+            "synchronization_actor": sync_actor,
+            "worker_callbacks": self._worker_callbacks_to_propagate,
+            "controller_actor": None,
+        }
+        told = []
+        for index, worker in enumerate(workers):
+            own = {name: values[index] for name, values in arguments.items()}
+            place = worker.distributed_context
+            told.append(worker.actor.init_train_context.remote(distributed_context=place, **common, **own))
+        ray.get(told)
+        self._decorate_worker_log_file_paths(workers)
+
+
+class _UnaskedPolicy(FixedScalingPolicy):  # type: ignore[misc]
+    """Ask no autoscaler for the workers' machines; Ray would start an actor that does."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+
+class _Controller(TrainController):  # type: ignore[misc]
+    worker_group_cls = _Group
+    left: threading.Event
+
+    async def _poll_workers(self) -> Any:
+        if self.left.is_set():
+            raise RuntimeError("the driver has left")
+        return await super()._poll_workers()

@@ -1,14 +1,16 @@
 """Measure the overhead of a sweep, beside stock Ray Tune with a TorchTrainer for each trial.
 
-    python -m bench.search gaps [--trials 8]
-    python -m bench.search memory [--trials 30]
-    python -m bench.search one [--rounds 3]
+    python -m bench.search [gaps] [memory] [one] [replay] [--quick]
+
+Named parts run, one after another; without a name, all.
 
 `gaps`: the same trials of the same job both ways, one after another; seconds between the end of a trial's last step and
 the end of the next one's first step, and the total. The stock way is Ray's for 2.60: a function trainable that runs a
 `TorchTrainer`, whose workers run the same loop. Both include the first evaluation and the trial's last checkpoint.
 `memory`: resident memory of rank 0 after each trial on one gang.
 `one`: seconds of a whole sweep of one trial beside those of a run with the same values, in turns. Both export a model.
+`replay`: search algorithms compared on recorded curves (`bench/replay.py`).
+`--quick`: fewer trials, rounds and seeds.
 
 Lines for people go to stderr, one JSON object for each way to stdout.
 """
@@ -19,6 +21,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -46,22 +49,36 @@ STEPS = 6
 def main() -> int:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("gaps", "memory", "one"))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--trials", type=int)
+    parser.add_argument("parts", nargs="*", metavar="gaps|memory|one|replay")
+    parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="fleetune-search-") as folder:
-        if options.what == "gaps":
-            sweep = written_sweep(Path(folder), options.trials or 8)
-            ours(sweep)  # caches are filled
-            for found in (ours(sweep), stock(sweep)):
-                print(json.dumps(found.facts()), flush=True)
-                say(f"{found.way}: {found.facts()['median_gap_s']} s from trial to trial, {found.total_s:.1f} s in all")
-        elif options.what == "one":
-            one(written_sweep(Path(folder), 1).model_copy(update={"then": "export"}), options.rounds)
-        else:
-            memory(written_sweep(Path(folder), options.trials or 30))
+    quick = options.quick
+    parts = {
+        "gaps": lambda folder: gaps(written_sweep(folder, 4 if quick else 8)),
+        "memory": lambda folder: memory(written_sweep(folder, 10 if quick else 30)),
+        "one": lambda folder: one(written_sweep(folder, 1).model_copy(update={"then": "export"}), 1 if quick else 3),
+        "replay": lambda _: replay(20 if quick else 200),
+    }
+    unknown = sorted(set(options.parts) - set(parts))
+    if unknown:
+        parser.error(f"there is no part {', '.join(unknown)}: name some of {', '.join(parts)}")
+    for name in options.parts or parts:
+        with tempfile.TemporaryDirectory(prefix="fleetune-search-") as folder:
+            say(f"{name}:")
+            parts[name](Path(folder))
     return 0
+
+
+def gaps(sweep: SweepSpec) -> None:
+    ours(sweep)  # caches are filled
+    for found in (ours(sweep), stock(sweep)):
+        print(json.dumps(found.facts()), flush=True)
+        say(f"{found.way}: {found.facts()['median_gap_s']} s from trial to trial, {found.total_s:.1f} s in all")
+
+
+def replay(seeds: int) -> None:
+    command = [sys.executable, "-m", "bench.replay", "minilm", "--seeds", str(seeds)]
+    subprocess.run(command, check=True)
 
 
 def written_sweep(folder: Path, trials: int) -> SweepSpec:
@@ -126,14 +143,15 @@ def newest(sweep: SweepSpec) -> str:
 
 def stock(sweep: SweepSpec) -> Found:
     """The trials of the newest sweep once more, with a `TorchTrainer` for each."""
-    from ray import tune
+    from ray import train, tune
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     from cluster.ray_backend import connected
     from jobs.data.prepare import prepare
     from jobs.load import dump_spec
     from jobs.planning import gang_of
     from jobs.training.job import Job
-    from jobs.training.ray_fit import make_trainer
+    from jobs.training.ray_worker import ray_worker
 
     values = [trial.values for trial in Trials(sweep, newest(sweep)).trials.values()]
     prepared = prepare(sweep.base, sweep.base.model.path, engine="plain", say=lambda text: None)
@@ -144,7 +162,13 @@ def stock(sweep: SweepSpec) -> Found:
         job = Job(spec, str(root / f"{config['number']:04d}"), prepared.root, spec.model.path)
         Path(job.run_root).mkdir(parents=True)
         Path(job.paths.spec).write_bytes(dump_spec(spec))
-        make_trainer(job, "ray", threading.Event()).fit()
+        TorchTrainer(
+            ray_worker,
+            train_loop_config={"job": job},
+            torch_config=TorchConfig(backend="gloo"),
+            scaling_config=train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1.0}),
+            run_config=train.RunConfig(name="ray", storage_path=job.run_root),
+        ).fit()
 
     began = time.monotonic()
     with connected(None, gang_of(sweep.base), None, ()):

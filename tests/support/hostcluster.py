@@ -33,7 +33,6 @@ QUICK = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "5",
-    "RAY_prestart_worker_first_driver": "0",  # else each node starts a process for each of its CPUs, which nobody uses
 }
 _SEES_S = 3.0
 _SERVER = "http://127.0.0.1:8400"

@@ -45,7 +45,6 @@ def ray_head(num_cpus: int = 4, **environment: str) -> Iterator[RayHead]:
         "RAY_AUTH_TOKEN_PATH": str(temp / "token"),
         "RAY_TMPDIR": str(temp / "ray"),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_prestart_worker_first_driver": "0",  # else it starts a process for each CPU, which nobody uses
         **environment,
     }
     command = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pathlib
 import socket
 import subprocess
@@ -21,6 +23,16 @@ def processes_with(variable: str) -> list[int]:
                 found.append(int(path.parent.name))
         except OSError:  # gone meanwhile
             continue
+    return found
+
+
+def processes_below(folder: pathlib.Path) -> list[int]:
+    """Processes that have a file below it open. One that has changed its title may have lost its environment."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/fd"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if any(os.readlink(handle).startswith(f"{folder}/") for handle in path.iterdir()):
+                found.append(int(path.parent.name))
     return found
 
 

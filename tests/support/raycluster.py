@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support.processes import free_port, processes_with
+from tests.support.processes import free_port, processes_below, processes_with
 
 RAY = pathlib.Path(sys.executable).with_name("ray")
 COMES_UP_S, ASKED_S, ENDS_S = 90.0, 3.0, 30.0  # `ray start --block` takes half a minute to end when asked
@@ -85,10 +85,10 @@ def _wait_until_up(head: RayHead, process: subprocess.Popen[Any]) -> None:
 
 
 def _end_what_is_left(temp: pathlib.Path) -> None:
-    """All processes of the head have its folder in their environment."""
+    """All processes of the head have its folder in their environment, or a log in it."""
     mark = f"RAY_TMPDIR={temp / 'ray'}"
     deadline = time.monotonic() + ENDS_S
-    while left := processes_with(mark):
+    while left := {*processes_with(mark), *processes_below(temp)}:
         assert time.monotonic() < deadline, f"these do not end: {left}"
         for pid in left:
             with contextlib.suppress(ProcessLookupError):

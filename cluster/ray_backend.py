@@ -31,7 +31,7 @@ _LOOK_S, _REMOVED_WITHIN_S = 2.0, 15.0
 _SAY_FIRST_S, SAY_AGAIN_S = 10.0, 60.0
 THIS_MACHINE = "local"
 NODE_LABEL = "ray.io/node-id"  # which every node has
-# A Ray of this machine shares its cores with the training. These turn down what nobody looks at there.
+# A local Ray shares the machine's cores with the training. These settings switch off what nobody uses there.
 QUIET_LOCAL_RAY = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one's own machine gives no notice
     "RAY_num_workers_soft_limit": "0",  # no idle workers in stock
@@ -54,7 +54,7 @@ def connected(
     Raises:
         CapacityError: the gang can never fit, or nothing answers at the address.
     """
-    # Else a thread that calls Ray after `ray.shutdown` would start another one.
+    # Otherwise, a thread that calls Ray after `ray.shutdown` would start a new Ray.
     set_default("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
@@ -98,11 +98,11 @@ def connected(
 
 
 def _end_needless_processes() -> None:
-    """End two of a Ray of this machine: the autoscaler's, and the one that forwards logs.
+    """End two processes of a local Ray: the autoscaler, and the one that forwards logs.
 
-    `ray.shutdown` would wait for the first one for a second.
+    `ray.shutdown` would wait one second for the autoscaler.
     """
-    from ray._private.worker import _global_node as node  # there is no public way; without it all goes on
+    from ray._private.worker import _global_node as node  # there is no public way; if it fails, both stay
 
     with contextlib.suppress(Exception):
         node.kill_monitor(check_alive=False)

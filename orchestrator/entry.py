@@ -7,7 +7,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command. What is typed while its modules are still being imported is answered as well."""
+    """Run the command. Ctrl-C during the imports is answered too."""
     try:
         from orchestrator.cli.app import main as run
 
@@ -22,9 +22,9 @@ def main() -> None:
 
 
 def _leave(code: int) -> None:
-    """Exit without taking the interpreter apart: with Ray and torch in it that takes a second."""
+    """Exit without the interpreter's cleanup, which takes a second once Ray and torch are loaded."""
     atexit._run_exitfuncs()
-    with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+    with contextlib.suppress(OSError, ValueError):  # the reader has closed the pipe
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)

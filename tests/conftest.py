@@ -21,7 +21,7 @@ def own_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest come first, by the table of the README: files that run side by side end together."""
+    """Sort the files by their seconds in the README's table, the longest first, so that both processes end together."""
     here = pathlib.Path(__file__).parent
     seconds: collections.Counter[pathlib.Path] = collections.Counter()
     for took, file in TIMES.findall((here / "README.md").read_text()):

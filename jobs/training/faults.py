@@ -61,8 +61,8 @@ _GPU_MEMORY = re.compile(
 def fault_of(error: BaseException, taken_apart: bool = False) -> Fault:
     """
     Args:
-        taken_apart: the process group has been closed under the rank: another rank is lost, and Ray Train has ended the
-            gang. What a library then says depends on the call that the rank was in.
+        taken_apart: the process group was closed while the rank was training: another rank is lost, and Ray Train has
+            ended the gang. The error then depends on the call that the rank was in.
     """
     if isinstance(error, StorageOutage):
         return Fault.STORAGE

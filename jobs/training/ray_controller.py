@@ -1,7 +1,7 @@
-"""Ray Train's controller in the process of the driver.
+"""Run Ray Train's controller in the process of the driver.
 
-Ray Train starts an actor for it, on the driver's node: one more process, which imports for seconds what the driver has
-imported, while no worker has been started yet. It would end with the driver anyway, and it starts nothing again here.
+Ray Train starts it as an actor on the driver's node. This process imports for seconds what the driver has imported
+already, before it starts the first worker. It would end with the driver anyway, and it never restarts workers here.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from ray.train.v2._internal.execution.controller.controller import TrainControll
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
 
-# Each starts a process of its own. There are no data sets here, and the placement group ends with this process.
+# Callbacks that start a process each. The trainer has no data sets, and its placement group ends with this process.
 _NEEDLESS = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
 
 class DriverTrainer(TorchTrainer):  # type: ignore[misc]  # ray carries no types
-    """A TorchTrainer that needs no process but those of its workers.
+    """A TorchTrainer whose controller runs in this process.
 
     Args:
-        left: once it is set, the workers are ended at the next look at them, and `fit` raises ControllerError.
+        left: the driver sets it when it gives the workers up. The controller then ends them, and `fit` raises
+            ControllerError.
         alone: on a Ray that ends with this process.
-        config: as TorchTrainer takes it.
+        config, more: as TorchTrainer takes them.
     """
 
     def __init__(self, *config: Any, left: threading.Event, alone: bool = False, **more: Any) -> None:
@@ -47,7 +48,7 @@ class DriverTrainer(TorchTrainer):  # type: ignore[misc]  # ray carries no types
 
 class _Group(WorkerGroup):  # type: ignore[misc]
     def _init_train_context_on_workers(self, workers: list[Any], sync_actor: Any, arguments: dict[str, Any]) -> None:
-        """Without a handle of the controller, which a worker would ask for the checkpoints that Ray Train keeps."""
+        """Pass no handle of the controller: a worker would need it only to list Ray Train's own checkpoints."""
         common = {
             "train_run_context": self._train_run_context,
             "storage_context": self._storage_context,
@@ -65,7 +66,7 @@ class _Group(WorkerGroup):  # type: ignore[misc]
 
 
 class _UnaskedPolicy(FixedScalingPolicy):  # type: ignore[misc]
-    """Ask no autoscaler for the workers' machines; Ray would start an actor that does."""
+    """Do not start the actor that would ask an autoscaler for machines: a local Ray has none."""
 
     def after_controller_start(self, train_run_context: Any) -> None:
         pass

@@ -30,7 +30,7 @@ _START_TIMEOUT_S = 300
 # A rank that has failed leaves the others in a collective that nothing can interrupt. They get this long to end by
 # themselves; then the driver leaves, and Ray ends what belongs to it.
 _FAILURE_GRACE_S = 10.0
-_LEAVES_WITHIN_S = 2.0  # the thread of Ray Train, so that it does not speak to a Ray that is gone
+_LEAVES_WITHIN_S = 2.0  # for Ray Train's thread to end the workers, before the driver shuts Ray down
 
 
 def fit(
@@ -115,7 +115,7 @@ def make_trainer(
     if resources.num_workers <= _FEW_WORKERS:
         set_default("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # its own 2 s pass before an end, or a death, is seen
     set_default("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
-    # The controller runs in this process: its own log lines are of no use to anybody.
+    # The controller runs in this process, and would change its logging.
     set_default("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
     each = {"CPU": float(resources.cpus_per_worker)}
     if resources.gpus_per_worker:

@@ -27,7 +27,7 @@ def processes_with(variable: str) -> list[int]:
 
 
 def processes_below(folder: pathlib.Path) -> list[int]:
-    """Processes that have a file below it open. One that has changed its title may have lost its environment."""
+    """Processes that have a file in the folder open. `processes_with` may miss one that has changed its title."""
     found = []
     for path in pathlib.Path("/proc").glob("[0-9]*/fd"):
         with contextlib.suppress(OSError):  # gone meanwhile

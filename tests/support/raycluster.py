@@ -85,7 +85,7 @@ def _wait_until_up(head: RayHead, process: subprocess.Popen[Any]) -> None:
 
 
 def _end_what_is_left(temp: pathlib.Path) -> None:
-    """All processes of the head have its folder in their environment, or a log in it."""
+    """Kill the head's processes: its folder is in their environment, or they have a log in it open."""
     mark = f"RAY_TMPDIR={temp / 'ray'}"
     deadline = time.monotonic() + ENDS_S
     while left := {*processes_with(mark), *processes_below(temp)}:

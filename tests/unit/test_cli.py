@@ -354,7 +354,7 @@ def test_reference_names_every_field_and_the_schema_is_json() -> None:
 def test_a_command_that_used_torch_leaves_with_its_code_what_it_printed_and_its_last_calls(
     tmp_path: Path,
 ) -> None:
-    """It does not wait for the interpreter, which takes Ray and torch apart for a second."""
+    """It skips the interpreter's cleanup, which takes a second once Ray and torch are loaded."""
     (tmp_path / "torch.py").touch()
     program = """if True:
         import atexit, sys, threading

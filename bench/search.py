@@ -18,6 +18,7 @@ Lines for people go to stderr, one JSON object for each way to stdout.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -63,7 +64,8 @@ def main() -> int:
     if unknown:
         parser.error(f"there is no part {', '.join(unknown)}: name some of {', '.join(parts)}")
     for name in options.parts or parts:
-        with tempfile.TemporaryDirectory(prefix="fleetune-search-") as folder:
+        # Ray Tune and DeepSpeed print to stdout, which is for results.
+        with tempfile.TemporaryDirectory(prefix="fleetune-search-") as folder, contextlib.redirect_stdout(sys.stderr):
             say(f"{name}:")
             parts[name](Path(folder))
     return 0
@@ -72,7 +74,7 @@ def main() -> int:
 def gaps(sweep: SweepSpec) -> None:
     ours(sweep)  # caches are filled
     for found in (ours(sweep), stock(sweep)):
-        print(json.dumps(found.facts()), flush=True)
+        tell(found.facts())
         say(f"{found.way}: {found.facts()['median_gap_s']} s from trial to trial, {found.total_s:.1f} s in all")
 
 
@@ -199,7 +201,7 @@ def one(sweep: SweepSpec, rounds: int) -> None:
             took["run"].append(round(run_s, 1))
             took["sweep"].append(round(sweep_s, 1))
     more = statistics.median(two - first for first, two in zip(took["run"], took["sweep"], strict=True))
-    print(json.dumps({**took, "median_more_s": round(more, 2)}), flush=True)
+    tell({**took, "median_more_s": round(more, 2)})
 
 
 def memory(sweep: SweepSpec) -> None:
@@ -230,7 +232,11 @@ def memory(sweep: SweepSpec) -> None:
     thread.join()
     later = [size for number, size in sorted(resident.items()) if number >= 3]
     facts = {"resident_mb": [round(size) for _, size in sorted(resident.items())]}
-    print(json.dumps(facts | {"growth_after_third": round(max(later) / later[0] - 1, 4)}), flush=True)
+    tell(facts | {"growth_after_third": round(max(later) / later[0] - 1, 4)})
+
+
+def tell(facts: dict[str, Any]) -> None:
+    print(json.dumps(facts), file=sys.__stdout__, flush=True)
 
 
 def say(text: str) -> None:

@@ -191,16 +191,19 @@ def curve_of(task: Task, gangs: Any, run: JobPaths, spec: Any) -> dict[str, Any]
 
     driver = take_run(run)
     raw, cooled, tokens, failed = {}, {}, {}, None
-    for until in [*task.stops, None]:
-        cooldown = task.cooldown if until else 0
+    # At a rung twice: with a cool-down, a gang scores nothing else.
+    orders = [(stop, steps) for stop in task.stops for steps in (0, task.cooldown)]
+    for until, cooldown in [*orders, (None, 0)]:
         order = Order(action="train", run=run.root, spec=spec, until=until, driver=driver, cooldown_steps=cooldown)
         answer = gangs.carry_out(order)
         if answer.status == "failed":
             failed = answer.reason
             break
-        raw[answer.step], tokens[answer.step] = answer.metrics["eval_loss"], answer.tokens
+        tokens[answer.step] = tokens.get(answer.step, 0) + answer.tokens
         if answer.cooled:
             cooled[answer.step] = answer.cooled["eval_loss"]
+        else:
+            raw[answer.step] = answer.metrics["eval_loss"]
     losses = [step["loss"] for step in read_steps(run)]
     found = {
         "loss": {step: round(value, 5) for step, value in raw.items()},

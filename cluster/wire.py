@@ -105,6 +105,7 @@ class Beat(Message):
         interruption_cost_s: what it would cost to stop now: work since the newest checkpoint, and starting again.
         metrics: newest by name.
         draining: nodes of its placement that Ray is about to take away.
+        keeps: node of each worker that it still uses; it has given the others of its placement back, for good.
         faulty: nodes of its placement whose hardware failed, as a GPU with an ECC error.
         last: the driver is about to end, and is answered once all it has said is kept for good.
         queue: see Register.
@@ -122,6 +123,7 @@ class Beat(Message):
     metrics: Mapping[str, float] = Field(default_factory=dict)
     draining: tuple[str, ...] = Field((), max_length=1000)
     faulty: tuple[str, ...] = Field((), max_length=1000)
+    keeps: tuple[str, ...] = Field((), max_length=100_000)
     last: bool = False
 
     @field_validator("metrics")

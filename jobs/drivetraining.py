@@ -48,7 +48,7 @@ def drive_training(registered: Registered, link: Link, stream: TextIO, say: Say)
     elastic = isinstance(spec, SweepSpec) or resources.min_workers is not None
     num_workers = workers_in(registered.placement) if elastic else resources.num_workers
     places = None if local else places_of(registered, num_workers)
-    progress = Telling(PlainProgress(stream), link)
+    progress = Telling(PlainProgress(stream), link, _places_to_give_back(registered, spec, num_workers))
     with contextlib.closing(progress), local_gpus(num_workers * resources.gpus_per_worker if local else 0, say):
         address = THIS_MACHINE if local else ray_address() or "auto"
         given = Assignment(places, num_workers, registered.secrets, registered.run)
@@ -89,6 +89,13 @@ def places_of(registered: Registered, num_workers: int) -> tuple[str, ...]:
     if len(places) != num_workers:
         raise MachinesFailed(f"the lease has room for {len(places)} workers, and the job has {num_workers}")
     return places
+
+
+def _places_to_give_back(registered: Registered, spec: Spec | SweepSpec, num_workers: int) -> tuple[str, ...]:
+    """Node of each worker of a sweep. Empty: nothing is given back, as on one machine, whose GPUs a driver holds."""
+    if isinstance(spec, Spec) or (registered.engine == "local" and spec.base.resources.gpus_per_worker):
+        return ()
+    return places_of(registered, num_workers)
 
 
 @contextlib.contextmanager

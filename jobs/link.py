@@ -113,7 +113,7 @@ class HttpLink:
             self._known |= {name: value for name, value in known.items() if _may_be_told(value)}
             self._known["metrics"] = metrics
             self._hurries = self._hurries or bool(self._known.get("draining"))
-        if "run" in known or "draining" in known:
+        if known.keys() & {"run", "draining", "keeps"}:
             self._wake.set()
 
     def close(self) -> None:

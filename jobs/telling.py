@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from jobs.link import Link
@@ -16,7 +17,9 @@ _METRICS = ("loss", "learning_rate", "grad_norm", "epoch", "tokens_per_s")
 class Telling:
     """A Progress that passes everything on, and tells the link."""
 
-    def __init__(self, inner: Progress, link: Link, clock: Clock = time.monotonic) -> None:
+    def __init__(self, inner: Progress, link: Link, places: Sequence[str] = (), clock: Clock = time.monotonic) -> None:
+        """`places`: node of each worker of the lease, if a part of it may be given back."""
+        self._places = places
         self._inner, self._link, self._clock = inner, link, clock
         self._pace = Pace(clock)
         self._began = clock()
@@ -32,6 +35,8 @@ class Telling:
             self._link.tell(run=data["root"])
         elif data.get("phase") == "workers":
             self._began = self._clock()  # preparing the data is done once
+        elif data.get("phase") == "given-back" and self._places:
+            self._link.tell(keeps=tuple(self._places[worker] for worker in data["workers"]))
         elif data.get("phase") == "final":
             self._before = self._step = self._saved = data["steps"]
             self._pace = Pace(self._clock)

@@ -161,17 +161,10 @@ def next_kind(
         any_goes_on: whether a trial that is paused at a rung goes on.
         to_repeat: whether a finalist has fewer seeds than the sweep asks for.
     """
-    straight = sum(trial.straight for trial in trials)
-    gone_on = sum(len(trial.scores) > 1 for trial in trials if not trial.straight)
-    whole = straight + (gone_on if plan.aims else 0)
+    straight, whole = sum(trial.straight for trial in trials), _whole_runs(trials, plan)
     if used < plan.first_share and len(trials) - straight < plan.compared:
         return "compared"
-    # One that was interrupted before its first rung is paused too, and goes on when a gang is free.
-    unfinished = [
-        trial
-        for trial in trials
-        if trial.state in ("waiting", "running") or (trial.state == "paused" and not trial.scores)
-    ]
+    unfinished = [trial for trial in trials if _is_unfinished(trial)]
     if any_goes_on or any(not trial.straight for trial in unfinished):
         return "wait"
     if whole < plan.straight and (used < 1 or (plan.aims and whole == 0)):
@@ -179,6 +172,39 @@ def next_kind(
     if unfinished:
         return "wait"
     return "repeat" if to_repeat else "done"
+
+
+def _whole_runs(trials: Sequence[Begun], plan: BudgetPlan) -> int:
+    """How many whole runs have begun."""
+    gone_on = sum(len(trial.scores) > 1 for trial in trials if not trial.straight)
+    return sum(trial.straight for trial in trials) + (gone_on if plan.aims else 0)
+
+
+def _is_unfinished(trial: Begun) -> bool:
+    """Whether it is trained, or will be when a gang is free, as one that was interrupted before its first rung."""
+    return trial.state in ("waiting", "running") or (trial.state == "paused" and not trial.scores)
+
+
+def most_to_train(trials: Sequence[Begun], plan: BudgetPlan, kind: Next, going_on: int, repeats: int) -> float:
+    """Return how many trials will be trained at once from now on, at most: no more gangs are of use.
+
+    Args:
+        trials: all trials but repeats.
+        kind: of trial that may begin now.
+        going_on: number of trials that are paused at a rung and go on.
+        repeats: number of repeats that have not ended, or are still to begin.
+    """
+    if kind == "compared":
+        return math.inf
+    compared = [trial for trial in trials if not trial.straight]
+    trained = sum(_is_unfinished(trial) for trial in trials)
+    whole = _whole_runs(trials, plan)
+    later = max(plan.straight - whole, 0)
+    if plan.aims:
+        later = max(later, going_on)
+    elif going_on or any(_is_unfinished(trial) for trial in compared):
+        later += sum(trial.state == "paused" and bool(trial.scores) for trial in compared)
+    return max(trained + later, repeats)
 
 
 def most_straight(sweep: SweepSpec) -> float:

@@ -37,6 +37,7 @@ from jobs.search.mailbox import Order
 from jobs.search.searching import Search
 from jobs.search.shares import Shares
 from jobs.search.spec import SweepSpec
+from jobs.search.spending import is_spent
 from jobs.search.summary import summary_lines
 from jobs.search.varying import engines
 from jobs.search.words import leaderboard
@@ -97,12 +98,15 @@ def drive_sweep(
             job = Job(base, own, prepared.root, base.model.path)
             count = _gangs_of(sweep, given, os.cpu_count() if is_own(address) else None)
             known = {"driver": own.rpartition("/")[2], "planned_steps": shares.steps(ledger)}
-            announce("phase", f"starting {many(count, 'gang')} of {gang}", phase="workers", **known)
-            gangs = Gangs(job, count, is_own(address), announce, given.places, engines(sweep) != [{}])
+            goes_on = not is_spent(ledger, shares)
+            if goes_on:
+                announce("phase", f"starting {many(count, 'gang')} of {gang}", phase="workers", **known)
+            gangs = Gangs(job, count, is_own(address), announce, given.places, engines(sweep) != [{}], goes_on)
             signals.graceful = True
+            gives_back = assignment is not None or not is_own(address)
             draining = Draining(paths, announce, given.places)
             try:
-                search = Search(ledger, paths, own, gangs, announce, signals, shares, draining)
+                search = Search(ledger, paths, own, gangs, announce, signals, shares, draining, gives_back)
                 search.run()
                 outcome = concluded_sweep(search)
             except Interrupted:  # the second signal: Ray ends what it runs
@@ -116,9 +120,14 @@ def drive_sweep(
                     for line in summary_lines(ledger):
                         announce("summary", line)
                 ledger.close()
-            gangs.end()
+            have_ended = gangs.end()
             if sweep.then == "final" and outcome.status is Status.SUCCEEDED:
-                driver = SweepDriver(paths, facts, signals, announce, progress, given.places, is_own(address))
+                kept = gangs.workers_kept[: gang.num_workers]
+                if gives_back and have_ended and len(gangs.workers_kept) > len(kept):
+                    said = "the final run needs one gang: the others are given back"
+                    announce("phase", said, phase="given-back", workers=list(kept))
+                places = None if given.places is None else tuple(given.places[worker] for worker in kept)
+                driver = SweepDriver(paths, facts, signals, announce, progress, places, is_own(address))
                 outcome = with_final_run(ledger, outcome, driver)
         _tell_late_changes(paths, announce)
     return outcome

@@ -102,8 +102,8 @@ class WarmGang:
                 if self._open == number:
                     self._open = None
 
-    def end(self) -> None:
-        """Have its workers end, and wait for that."""
+    def end(self) -> bool:
+        """Have its workers end, and wait for that. False: they had not ended after half a minute."""
         with self._lock:
             self._ending = True
             number = self._next
@@ -111,6 +111,7 @@ class WarmGang:
         with contextlib.suppress(StorageError):
             self._mailbox.send(number, Order(action="end"))
         self._thread.join(_END_S)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         healing = Healing(lambda: self._next)
@@ -204,6 +205,7 @@ class Gangs:
         announce: Announcer,
         places: Sequence[str] | None = None,
         engines_vary: bool = False,
+        at_once: bool = True,
     ) -> None:
         """
         Args:
@@ -212,14 +214,18 @@ class Gangs:
             places: the node of each worker of all gangs, given by a queue; None: wherever there is room.
             engines_vary: start each gang at its first order, with the engine of that order, and again for an order with
                 another engine. A gang that cannot be started then fails its trial, and not the sweep.
+            at_once: start all gangs now; else each at its first order.
         """
         self._job, self._alone, self._announce, self._places = job, alone, announce, places
         self._engines_vary = engines_vary
         self._changed = threading.Condition()
         self._starts = 0
-        self._all: list[WarmGang | None] = [None if engines_vary else self._started(place) for place in range(most)]
+        at_once = at_once and not engines_vary
+        self._all: list[WarmGang | None] = [self._started(place) if at_once else None for place in range(most)]
         self._free = list(range(most))  # places in `_all`
         self._held = dict[int, str]()  # by place: the run whose state its gang holds
+        self._over = set[int]()  # places whose gangs get no other order
+        self._given_back = set[int]()  # those of them whose workers have ended
 
     def _started(self, place: int, spec: Spec | None = None) -> WarmGang:
         """Start a gang for this place. `spec`: its engine is built from it; None: from the base."""
@@ -235,13 +241,15 @@ class Gangs:
         return sum(self._is_usable(place) for place in range(len(self._all)))
 
     def _is_usable(self, place: int) -> bool:
+        if place in self._over:
+            return False
         gang = self._all[place]
-        return self._engines_vary or (gang is not None and gang.dead is None)
+        return self._engines_vary or gang is None or gang.dead is None
 
     @property
     def failure(self) -> FleetuneError | None:
         """Why there is no gang left; None while there is one."""
-        return None if len(self) or self._all[0] is None else self._all[0].dead
+        return None if len(self) else next((gang.dead for gang in self._all if gang is not None and gang.dead), None)
 
     def carry_out(self, order: Order) -> Answer:
         """On the gang that holds the run's state, if it is free; else on one with its engine, or any. Waits for one.
@@ -300,6 +308,23 @@ class Gangs:
                 self._free.append(place)
                 self._changed.notify_all()
 
+    def give_back(self, most: int) -> bool:
+        """End free gangs for good until `most` are left. False: no more than these are left, or none is free."""
+        with self._changed:
+            over = len(self) - most
+            places = [place for place in reversed(self._free) if self._is_usable(place)][: max(over, 0)]
+            self._over.update(places)
+        ended = [place for place in places if (gang := self._all[place]) is None or gang.end()]
+        self._given_back.update(ended)
+        return bool(ended)
+
+    @property
+    def workers_kept(self) -> tuple[int, ...]:
+        """Numbers of the workers whose gangs have not been given back, of all workers of the sweep."""
+        size = self._job.spec.resources.num_workers
+        kept = [place for place in range(len(self._all)) if place not in self._given_back]
+        return tuple(worker for place in kept for worker in range(place * size, (place + 1) * size))
+
     def log_of(self, reason: str) -> tuple[str, str] | None:
         """Return path and last lines of a log that has the reason, or else of any log; None if all are empty."""
         found: tuple[str, str] | None = None
@@ -313,13 +338,16 @@ class Gangs:
                     found = found or ((path, end) if end else None)
         return found
 
-    def end(self) -> None:
-        """End all of them at once."""
-        threads = [threading.Thread(target=gang.end, daemon=True) for gang in self._all if gang is not None]
+    def end(self) -> bool:
+        """End all of them at once. False: the workers of some had not ended after half a minute."""
+        ended = list[bool]()
+        gangs = [gang for gang in self._all if gang is not None]
+        threads = [threading.Thread(target=lambda gang=gang: ended.append(gang.end()), daemon=True) for gang in gangs]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        return ended.count(True) == len(gangs)
 
 
 def _engine_of(spec: Spec | None) -> str | None:

@@ -226,6 +226,12 @@ class Trials:
         return min(short, key=lambda trial: len(self.repeats_of(trial)), default=None)
 
     @property
+    def repeats_left(self) -> int:
+        """How many repeats have not ended or are still to begin, at most."""
+        ended = sum(trial.is_over for trial in list(self.trials.values()) if trial.repeats is not None)
+        return max(FINALISTS * (self.sweep.seeds - 1) - ended, 0)
+
+    @property
     def going_on(self) -> list[int]:
         """Numbers of the trials that go on from a rung, once all have begun; see `jobs.search.rungs.going_on`."""
         if self.sweep.scheduler != "halving":  # Ray Tune lets them go on

@@ -10,6 +10,7 @@ import traceback
 from typing import Any
 
 from cluster.ray_backend import leaving_nodes
+from cluster.words import many
 from jobs import storage
 from jobs.errors import (
     FleetuneError,
@@ -21,9 +22,8 @@ from jobs.errors import (
 from jobs.journal import JournalReader
 from jobs.load import dump_spec
 from jobs.paths import JobPaths
-from jobs.planning import gang_of
 from jobs.search.auto import greatest_rate, prior_of, probed_rates
-from jobs.search.budget import Next, check_lengths, next_kind
+from jobs.search.budget import Next, check_lengths, most_to_train, next_kind
 from jobs.search.changes import Change, Changes, changed, spec_in
 from jobs.search.gangs import GangLost, Gangs
 from jobs.search.ledger import Ledger, Trial
@@ -31,6 +31,7 @@ from jobs.search.mailbox import Answer, Desk, Order, Request
 from jobs.search.rungs import cooldown_of, given_up
 from jobs.search.shares import Shares, steps_done
 from jobs.search.specwords import space_words
+from jobs.search.spending import Spending
 from jobs.search.varying import trial_spec
 from jobs.search.words import trial_line, trial_words
 from jobs.signals import StopSignals
@@ -58,7 +59,12 @@ class Search:
         signals: StopSignals,
         shares: Shares,
         draining: Draining,
+        gives_back: bool = False,
     ) -> None:
+        """
+        Args:
+            gives_back: others may use what gangs give back that have nothing more to do.
+        """
         self.ledger, self.paths, self.gangs, self.announce = ledger, paths, gangs, announce
         self.signals, self._shares, self._draining = signals, shares, draining
         self._own = own  # directory of this driver
@@ -66,9 +72,11 @@ class Search:
         self._seen: set[str] = set()
         self._serving: list[threading.Thread] = []
         self._room_lock = threading.Lock()
-        self._began_s = self._told_s = self._looked_s = self._saw_nodes_s = time.monotonic()
+        self._began_s = self._told_s = self._looked_s = self._saw_nodes_s = self._gave_back_s = time.monotonic()
         self._steps_before = self._steps
         self._saw_changes_s, self._changes = 0.0, Changes(paths)
+        self._gives_back, self._giving_back = gives_back, threading.Lock()
+        self._spending = Spending(ledger, gangs, own.rpartition("/")[2])
         self._finished = False
         self._stopped = False  # by `fleetune stop`
         self._readers: dict[int, JournalReader] = {}  # of the metrics of each trial
@@ -84,6 +92,7 @@ class Search:
             self._tell_steps()
             self._look_at_nodes()
             self._look_at_changes()
+            self._give_back()
             self.signals.check()
             if self._failed is None:
                 self._failed = self.gangs.failure
@@ -157,7 +166,9 @@ class Search:
             return "done"
         to_repeat = ledger.to_repeat() is not None
         searched = ledger.searched
-        kind = next_kind(searched, self._shares.plan, self.used, bool(ledger.going_on), to_repeat)
+        kind = next_kind(
+            searched, self._shares.plan, self._spending.used(self._shares.runs), bool(ledger.going_on), to_repeat
+        )
         if kind == "done" and any(trial.repeats and not trial.is_over for trial in list(ledger.trials.values())):
             return "wait"
         compared = [trial for trial in searched if not trial.straight]
@@ -168,27 +179,6 @@ class Search:
     def _finish(self) -> None:
         """Ray Tune asks for no other trial from now on."""
         self._finished = True
-
-    @property
-    def used(self) -> float:
-        """Share of the budget that is used up, of the bound that is nearest; trials are counted by the plan."""
-        budget, ledger = self.ledger.sweep.budget, self.ledger
-        driver, *spent = self._spent()
-        every = [*(each for name, each in ledger.spent.items() if name != driver), spent]
-        seconds, device_seconds = (sum(each) for each in zip(*every, strict=True))
-        used = [seconds / 60 / (budget.minutes or math.inf), device_seconds / 3600 / (budget.gpu_hours or math.inf)]
-        if ledger.sweep.scheduler != "halving":  # else the plan has counted them
-            begun = [trial for trial in ledger.searched if not trial.is_over]
-            to_come = sum(1 - trial.step / trial.total_steps for trial in begun)
-            tokens = ledger.probe_tokens + sum(trial.tokens for trial in ledger.searched)
-            used.append((tokens / ledger.tokens_per_run + to_come) / self._shares.runs)
-        return float(max(used))
-
-    def _spent(self) -> tuple[str, float, float]:
-        """By this driver: its name, seconds, and seconds times GPUs, or CPUs where none is used."""
-        seconds, gang = time.monotonic() - self._began_s, gang_of(self.ledger.sweep.base)
-        devices = len(self.gangs) * gang.num_workers * (gang.gpus_per_worker or gang.cpus_per_worker)
-        return self._own.rpartition("/")[2], seconds, seconds * devices
 
     def _tell_steps(self) -> None:
         """Say every 20 seconds at which step each running trial is."""
@@ -231,7 +221,7 @@ class Search:
         trial = self.ledger.trials[request.trial]
         answer = self._carried_out(trial, request.until)
         self._check_metric(answer)
-        self.ledger.answered(trial, answer, self._spent())
+        self.ledger.answered(trial, answer, self._spending.so_far())
         if answer.status == "stopped" and self._failed is None and not self.asked_to_stop():
             self.ledger.stopped(trial, f"stopped by hand after step {answer.step}")
         self._keep_within_room()
@@ -315,6 +305,28 @@ class Search:
             self._draining.look(leaving_nodes())
             self._saw_nodes_s = time.monotonic()
             self._pass_on_save_request()
+
+    def _give_back(self) -> None:
+        """Once a second, end gangs for which there will be no trial any more. Others may use their workers."""
+        if not self._gives_back or time.monotonic() - self._gave_back_s < _LOOK_EVERY_S:
+            return
+        self._gave_back_s = time.monotonic()
+        if len(self.gangs) > self._gangs_needed() and not self._giving_back.locked():
+            threading.Thread(target=self._end_gangs, daemon=True).start()
+
+    def _end_gangs(self) -> None:
+        with self._giving_back:
+            before = len(self.gangs)
+            self._spending.so_far()  # with those that end
+            if self.gangs.give_back(self._gangs_needed()):
+                given_back = before - len(self.gangs)
+                said = f"no trial is left for {many(given_back, 'gang')}: given back"
+                self.announce("phase", said, phase="given-back", workers=list(self.gangs.workers_kept))
+
+    def _gangs_needed(self) -> int:
+        ledger, kind = self.ledger, self.next_kind()
+        most = most_to_train(ledger.searched, self._shares.plan, kind, len(ledger.going_on), ledger.repeats_left)
+        return int(max(1, min(most, len(self.gangs))))
 
     def _look_at_changes(self) -> None:
         """Apply waiting changes, once a second."""

@@ -23,7 +23,7 @@ from jobs.search.ledger import Trial, Trials
 from jobs.search.spec import Budget
 from jobs.search.words import seeds_words
 
-_MOMENTARY: Final = ("room", "search", "changed")  # phases that are over when they are told
+_MOMENTARY: Final = ("room", "search", "changed", "given-back")  # phases that are over when they are told
 STOPPING: Final = "stopping"
 
 

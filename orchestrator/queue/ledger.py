@@ -182,7 +182,7 @@ def _row(job: Job, nodes: NodePlaces, promised: NodePlaces, now_s: float, spent:
         job.interruption_cost_s,
         nodes,
         job.after,
-        job.sizes,
+        job.usable_sizes,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from orchestrator.queue.records import Job, Lease
@@ -106,7 +106,7 @@ class MonthUse:
     """GPU-hours of the current month by tenant, carried forward from pass to pass.
 
     The leases of the month are added up once, when a server becomes the leader. From then on the jobs that hold leases
-    say all that is needed: a lease ends in the pass in which its job is seen without it.
+    say all that is needed: a lease, or a part of it, ends in the pass in which its job is seen without it.
     """
 
     def __init__(self, released: Iterable[MonthTotal], now_s: float) -> None:
@@ -125,8 +125,9 @@ class MonthUse:
             for job in jobs
             if job.state in HOLDS_A_LEASE and job.started_s is not None
         }
-        for gone in self._held.keys() - holding.keys():
-            self._add(self._released, self._held[gone], now_s)
+        for name, held in self._held.items():
+            still = holding[name].gpus if name in holding else 0
+            self._add(self._released, replace(held, gpus=max(held.gpus - still, 0)), now_s)
         self._held = holding
         used = dict(self._released)
         for held in holding.values():

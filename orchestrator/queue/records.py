@@ -75,6 +75,8 @@ class Job:
         on_end, client, sizes, labels: see NewJob.
         followed: `changed` of the end that was followed by what `on_end` says; 0: none was.
         heard_s: when the driver of its newest attempt was last heard of.
+        most_workers: of its lease: its driver has given the others back and needs no more in this attempt. None: it has
+            given nothing back.
     """
 
     job_id: str
@@ -117,6 +119,12 @@ class Job:
     sizes: tuple[int, ...] = ()
     restored_at_step: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
+    most_workers: int | None = None
+
+    @property
+    def usable_sizes(self) -> tuple[int, ...]:
+        """Those of its `sizes` that it may go on with now."""
+        return tuple(size for size in self.sizes if self.most_workers is None or size <= self.most_workers)
 
     @property
     def submission(self) -> str:
@@ -163,7 +171,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Nodes that one attempt holds or has held.
+    """Nodes that one attempt holds or has held. What it has given back before its end is a lease of its own.
 
     Attributes:
         released_s: None while it is held.

@@ -24,6 +24,7 @@ from orchestrator.queue.records import (
     Measured,
     Move,
     NewJob,
+    NodePlaces,
     NodeRule,
     QueueEvent,
     Token,
@@ -122,6 +123,17 @@ class Store(Protocol):
         Raises:
             UnknownJob: there is none.
             NotReleasable: it is not STOPPING, or in another attempt by now.
+        """
+
+    def give_back(self, job_id: str, attempt: int, kept: NodePlaces, now_s: float) -> Job:
+        """Shrink the lease of an elastic job to `kept`, with an event; the job as it is now.
+
+        What is given back becomes a lease that was released now. The job counts with the workers that it keeps, and
+        gets no more in this attempt. Passed over where the attempt is not the newest or holds no lease, and where
+        `kept` is no smaller part of the lease or no size of the job.
+
+        Raises:
+            UnknownJob: there is none.
         """
 
     # Jobs, for the leader

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from cluster.occupancy import workers_in
 from cluster.wire import Answer, Beat, Order, Register, Registered
 from jobs.paths import JobPaths, new_run_name
 from jobs.runref import run_named
@@ -93,6 +95,9 @@ def beat(surroundings: Surroundings, message: Beat) -> Answer:
         _note_draining(surroundings, job, message.draining)
     if message.faulty and surroundings.engine != "local":
         _note_faulty(surroundings, job, message.faulty)
+    if 0 < len(message.keeps) < workers_in(job.placement):
+        kept = tuple(Counter(message.keeps).items())
+        surroundings.store.give_back(job.job_id, job.attempt, kept, surroundings.clock.now_s())
     if message.last:  # once it is seen to have ended, nothing that it has said is taken any more
         surroundings.beats.flush()
     order, reason = _order(job)

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sqlalchemy import Connection, bindparam, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, insert, or_, select, update
 
 from cluster.occupancy import workers_in
+from cluster.words import many
 from orchestrator.queue.errors import NotReleasable
-from orchestrator.queue.records import Job, Lease, Move, QueueEvent
+from orchestrator.queue.records import Job, Lease, Move, NodePlaces, QueueEvent
 from orchestrator.queue.retry import landing
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Reason, State, Wanted
 from orchestrator.store import history, jobtable, steps
@@ -20,11 +21,9 @@ from orchestrator.store.schema import JOBS, LEASES
 from orchestrator.store.unread import jobs_of, records_of
 
 _GRANT = insert(LEASES)
-_RELEASE = (
-    update(LEASES)
-    .where(LEASES.c.job == bindparam("of_job"), LEASES.c.attempt == bindparam("of_attempt"))
-    .values(released_s=bindparam("at_s"))
-)
+_OF_ATTEMPT = and_(LEASES.c.job == bindparam("of_job"), LEASES.c.attempt == bindparam("of_attempt"))
+_RELEASE = update(LEASES).where(_OF_ATTEMPT, LEASES.c.released_s.is_(None)).values(released_s=bindparam("at_s"))
+_SHRINK = update(LEASES).where(_OF_ATTEMPT, LEASES.c.released_s.is_(None))
 _LATER = select(*JOB_COLUMNS).where(
     JOBS.c.state.in_([state.value for state in State if state not in ENDED]),
     or_(JOBS.c.started_s > bindparam("now_s"), JOBS.c.waiting_since_s > bindparam("now_s")),
@@ -82,6 +81,26 @@ def release(connection: Connection, job_id: str, attempt: int, now_s: float, by:
     said = f"{by} has released the nodes of attempt {attempt}, whose driver was not seen to end"
     event = QueueEvent(now_s, "released", said, job_id, {"by": by, "attempt": attempt, "placement": job.placement})
     history.add(connection, [event, _event(after, now_s)], numbers.event)
+    return after
+
+
+def give_back(connection: Connection, job_id: str, attempt: int, kept: NodePlaces, now_s: float) -> Job:
+    """Raises UnknownJob."""
+    numbers = take(connection, changes=2, events=1)  # the job's, and the number of the lease of what is given back
+    job = jobtable.get(connection, job_id)
+    found = steps.given_back(job, kept, numbers.change + 2) if job.attempt == attempt else None
+    if found is None:
+        return job
+    after, back = found
+    jobtable.write(connection, [after], MOVED)
+    key = {"of_job": job.number, "of_attempt": attempt}
+    connection.execute(_SHRINK.values(placement=dumped(after.placement), workers=workers_in(after.placement)), key)
+    granted_s = now_s if job.started_s is None else job.started_s
+    lease = _grant(replace(after, placement=back, changed=numbers.change + 1), granted_s)
+    connection.execute(_GRANT, [lease | {"released_s": max(now_s, granted_s)}])
+    said = f"goes on with {many(after.gang.num_workers, 'worker')} of {job.gang.num_workers}, and gives the others back"
+    data = {"attempt": attempt, "placement": after.placement, "given_back": back}
+    history.add(connection, [QueueEvent(now_s, "given-back", said, job_id, data)], numbers.event)
     return after
 
 

@@ -66,6 +66,7 @@ MOVED = (
     "retries",
     "restored_at_step",
     "heard_s",
+    "most_workers",
     "changed",
 )
 
@@ -141,6 +142,7 @@ def job_of(row: Sequence[Any]) -> Job:
         tuple(map(int, json.loads(row[40]))) if row[40] else (),
         row[41],
         dict(json.loads(row[42])) if row[42] else {},
+        row[43],
     )
 
 
@@ -223,6 +225,7 @@ def values_of(job: Job) -> Values:
         "sizes": dumped(job.sizes),
         "restored_at_step": job.restored_at_step,
         "labels": dumped(job.labels),
+        "most_workers": job.most_workers,
     }
 
 

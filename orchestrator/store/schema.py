@@ -17,11 +17,10 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
-    UniqueConstraint,
     text,
 )
 
-REVISION = "0004"  # the newest one of `migrations/versions`
+REVISION = "0005"  # the newest one of `migrations/versions`
 VERSION_TABLE = "fleetune_schema"
 
 METADATA = MetaData()
@@ -108,6 +107,7 @@ JOBS = Table(
     Column("sizes", Text, nullable=False, server_default=text("''")),
     Column("restored_at_step", BigInteger, nullable=False, server_default=text("0")),
     Column("labels", Text, nullable=False, server_default=text("''")),
+    Column("most_workers", Integer),
     Index("jobs_by_id", "job_id", unique=True, postgresql_include=["number"]),
     Index("jobs_by_change", "changed", unique=True),
     # Pages and counts are read from these two alone; the id is in them for those that are filtered by its start.
@@ -161,7 +161,8 @@ LEASES = Table(
     Column("granted_s", Double, nullable=False),
     Column("released_s", Double),
     Column("workers", Integer, nullable=False, server_default="0"),  # in `placement`: databases add up what was held
-    UniqueConstraint("job", "attempt", name="leases_by_attempt"),
+    # Of one attempt there may be several: what it holds, and what it has given back before its end.
+    Index("leases_of_job", "job", "attempt"),
     Index("leases_by_release", "released_s"),
 )
 

@@ -13,6 +13,7 @@ from orchestrator.queue.records import (
     Measured,
     Move,
     NewJob,
+    NodePlaces,
     NodeRule,
     QueueEvent,
     Token,
@@ -77,6 +78,10 @@ class SqlStore:
     def release(self, job_id: str, attempt: int, now_s: float, by: str) -> Job:
         with self._database.write() as connection:
             return movement.release(connection, job_id, attempt, now_s, by)
+
+    def give_back(self, job_id: str, attempt: int, kept: NodePlaces, now_s: float) -> Job:
+        with self._database.write() as connection:
+            return movement.give_back(connection, job_id, attempt, kept, now_s)
 
     # Jobs, for the leader
 

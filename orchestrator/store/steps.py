@@ -6,6 +6,7 @@ A clock may go backwards: what has been waited or held for never shrinks.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from cluster.occupancy import workers_in
 from cluster.wire import MOST_METRICS
 from jobs.queuespec import MOST_RUNTIME_S
-from orchestrator.queue.records import Job, Measured, Move, NewJob
+from orchestrator.queue.records import Job, Measured, Move, NewJob, NodePlaces
 from orchestrator.queue.retry import waits_s
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, MAY_GO_TO, Reason, State, Wanted
 from orchestrator.queue.store import Change
@@ -86,7 +87,7 @@ def _leaving(job: Job, move: Move, now_s: float, parents_ended_s: float) -> dict
         return {"waited_s": job.waited_s + waits_s(job, now_s, parents_ended_s)}
     if job.state in HOLDS_A_LEASE and move.to not in HOLDS_A_LEASE:
         held_s = max(now_s - job.started_s, 0.0) if job.started_s is not None else 0.0
-        return {"placement": (), "started_s": None, "attained_s": job.attained_s + held_s}
+        return {"placement": (), "started_s": None, "attained_s": job.attained_s + held_s, "most_workers": None}
     return {}
 
 
@@ -119,6 +120,24 @@ def _counted(job: Job, reason: Reason) -> dict[str, Any]:
         return {}
     retries = {**job.retries, reason: job.retries.get(reason, 0) + 1}
     return {"retries": retries, "interruptions": job.interruptions + (reason in BY_THE_SCHEDULER)}
+
+
+def given_back(job: Job, kept: NodePlaces, changed: int) -> tuple[Job, NodePlaces] | None:
+    """The job with a part of its lease, and the places that it gives back. None: this is no part of its lease.
+
+    `remaining_s` stays: what was given back was of no use any more.
+    """
+    held, keeps = Counter(dict(job.placement)), Counter(dict(kept))
+    back = held - keeps
+    if job.state not in HOLDS_A_LEASE or not job.sizes or not back or not keeps or keeps - held:
+        return None
+    num_workers = keeps.total()
+    if num_workers not in job.sizes:
+        return None
+    placement = tuple((node, keeps[node]) for node, _ in job.placement if keeps[node])
+    gang = replace(job.gang, num_workers=num_workers)
+    after = replace(job, placement=placement, gang=gang, most_workers=num_workers, changed=changed)
+    return after, tuple((node, back[node]) for node, _ in job.placement if back[node])
 
 
 def asked(job: Job, change: Change, now_s: float, changed: int, parents_ended_s: float = 0.0) -> Job:

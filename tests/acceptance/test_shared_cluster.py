@@ -93,6 +93,11 @@ class Shared:
         with self.queue.client() as client:
             return [one["message"] for one in client.get(f"/v1/jobs/{job_id}/events").json()["events"]]
 
+    def numbers(self, job_id: str) -> dict[str, int]:
+        """Of its last event of each kind."""
+        with self.queue.client() as client:
+            return {one["kind"]: one["number"] for one in client.get(f"/v1/jobs/{job_id}/events").json()["events"]}
+
     def ended(self, *job_ids: str, within_s: float = 600.0) -> None:
         def all_have() -> bool:
             return all(self.job(job_id)["state"] in ENDED for job_id in job_ids)
@@ -319,6 +324,44 @@ def test_two_sweeps_and_a_single_job_share_the_slots(shared: Shared) -> None:
         assert len(found) in trials and {one["state"] for one in found} <= {"finished", "stopped", "paused"}
         assert (Path(found[0]["run"]) / "model/config.json").exists() and found[0]["step"] == SWEEP_STEPS
     assert sum(leased) >= 0.75 * SLOTS * len(leased)  # 91 % on two idle cores
+    shared.nothing_is_left()
+
+
+def test_a_sweep_outlives_its_server_and_a_pause_and_gives_back_what_its_final_run_does_not_need(
+    shared: Shared,
+) -> None:
+    """It may not be interrupted, so that the job of three slots starts with what is given back, or after its end."""
+    shared.serve(SHORT_S)
+    rules = {"algorithm": "random", "scheduler": "none", "budget": {"trials": 3}, "then": "final"}
+    queue = {"tenant": "vision", "preemptible": False}
+    (sweep,) = shared.submit(sweep_of(shared, "steady", "vision", **rules, queue=queue))
+    wait_for(lambda: workers_of(shared, sweep) == 2, "it has two gangs", 120.0, _rest)
+
+    def ended_trials() -> set[int]:
+        run = shared.job(sweep)["run"]
+        records = read_journal(f"{run}/ledger") if run else ()
+        return {one["trial"] for one in records if one.get("answer", {}).get("status") == "finished"}
+
+    wait_for(lambda: len(ended_trials()) >= 1, "one trial has ended", 300.0, _rest)
+    shared.queue.kill()
+    shared.queue.start()
+    assert shared.queue.run("pause", sweep).returncode == 0
+    wait_for(lambda: shared.job(sweep)["state"] == "queued", "it is paused", 120.0, _rest)
+    before = ended_trials()
+    assert shared.job(sweep)["attempt"] == 1 and 1 <= len(before) <= 3
+    assert shared.queue.run("resume", sweep).returncode == 0
+    wait_for(lambda: workers_of(shared, sweep) == 2, "it goes on with two gangs", 120.0, _rest)
+    (single,) = shared.submit(shared.training("single", 3, 4, {"tenant": "search"}))
+    shared.ended(sweep, single)
+    jobs = [shared.job(job_id) for job_id in (sweep, single)]
+    assert [job["state"] for job in jobs] == ["succeeded"] * 2, (jobs, shared.story(sweep))
+    root = Path(jobs[0]["run"])
+    answers = [one["trial"] for one in read_journal(f"{root}/ledger") if "answer" in one]
+    assert all(answers.count(trial) == 1 for trial in before) and len(ended_trials()) == 3, "none was trained twice"
+    assert jobs[0]["attempt"] == 2 and (root / "final/model/config.json").exists()
+    assert "goes on with 1 worker of 2, and gives the others back" in shared.story(sweep)
+    began, ended = shared.numbers(single)["starting"], shared.numbers(sweep)["succeeded"]
+    assert began < ended, "the job of three slots starts beside the final run"
     shared.nothing_is_left()
 
 

@@ -129,6 +129,42 @@ def test_an_elastic_job_has_what_its_lease_has_and_waits_with_the_fewest(store: 
     assert [lease.gang.num_workers for lease in store.leases(since_s=0.0)] == [8, 4]
 
 
+def test_a_part_of_a_lease_is_given_back_before_its_end(store: Store) -> None:
+    job = submit(store, gang=Gang(2, 1, 1), sizes=(2, 4, 6, 8))
+    epoch = lead(store)
+    start = Move(job.job_id, job.state, 0, State.STARTING, Reason.GRANTED, placement=(("n0", 4), ("n1", 4)))
+    (job,) = store.move(epoch, [start], START_S)
+    (job,) = store.move(epoch, [step(job, State.RUNNING)], START_S)
+    before = store.job(job.job_id).changed
+
+    def given(kept: NodePlaces, attempt: int = 1, now_s: float = START_S + 60.0) -> Job:
+        after = store.give_back(job.job_id, attempt, kept, now_s)
+        assert after == store.job(job.job_id)
+        return after
+
+    for no_part in ((), (("n0", 4), ("n1", 4)), (("n0", 5),), (("n2", 2),), (("n0", 3),)):
+        assert given(no_part) == job  # 3 is no size of it
+    assert given((("n0", 2),), attempt=2) == job
+    after = given((("n1", 2), ("n0", 4)))
+    assert (after.placement, after.gang.num_workers, after.usable_sizes) == ((("n0", 4), ("n1", 2)), 6, (2, 4, 6))
+    assert (after.state, after.attempt, after.started_s) == (State.RUNNING, 1, START_S) and after.changed > before
+    assert [one.job_id for one in store.changes(before)] == [job.job_id]
+    assert store.events(job.job_id)[-1].message == "goes on with 6 workers of 8, and gives the others back"
+    given((("n0", 2),), now_s=START_S + 80.0)
+    held = [(lease.placement, lease.released_s) for lease in store.leases()]
+    assert sorted(held, key=str) == [
+        ((("n0", 2), ("n1", 2)), START_S + 80.0),
+        ((("n0", 2),), None),
+        ((("n1", 2),), START_S + 60.0),
+    ]
+    (total,) = store.month_totals(START_S, START_S + 100.0)
+    assert (total.gpu_s, total.jobs) == (2 * 60.0 + 4 * 80.0 + 2 * 100.0, 1)
+    job = go(store, store.job(job.job_id), State.STOPPING, State.QUEUED, reason=Reason.NODE_LOST, now_s=START_S + 100.0)
+    assert (job.gang.num_workers, job.usable_sizes, job.attained_s) == (2, (2, 4, 6, 8), 100.0)
+    assert given((("n0", 2),)) == job  # it holds nothing
+    assert sorted(lease.released_s or 0.0 for lease in store.leases()) == [START_S + after for after in (60, 80, 100)]
+
+
 def test_a_move_is_passed_over_where_the_job_is_elsewhere_by_now(store: Store) -> None:
     epoch = lead(store)
     first, second = store.submit([new(), new()], START_S)

@@ -34,8 +34,9 @@ class Started:
             raise self.dead
         return Answer(status="paused", step=order.until or 0)
 
-    def end(self) -> None:
+    def end(self) -> bool:
         self.ended = True
+        return True
 
 
 @pytest.fixture
@@ -49,6 +50,21 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spec:
 def gangs_of(base: Spec, engines_vary: bool, places: tuple[str, ...] | None = None) -> Gangs:
     job = Job(base, "runs/found", "prepared", "model")
     return Gangs(job, 1 if places else 2, False, lambda *said, **data: None, places, engines_vary)  # type: ignore[arg-type]
+
+
+def test_gangs_that_nobody_needs_are_given_back_but_for_those_at_work(base: Spec) -> None:
+    made = Gangs(Job(base, "runs/found", "prepared", "model"), 3, False, lambda *said, **data: None)  # type: ignore[arg-type]
+    with made._taken(order(base, "one", 4)) as place:
+        assert made.give_back(2) and len(made) == 2
+        assert made.give_back(1) and len(made) == 1
+        assert not made.give_back(0), "the last one is at work"
+        kept = [gang for number, gang in enumerate(Started.every) if number == place]
+        assert [gang for gang in Started.every if not gang.ended] == kept
+        size = base.resources.num_workers
+        assert made.workers_kept == tuple(range(place * size, (place + 1) * size))
+    assert made.carry_out(order(base, "one", 4)).status == "paused" and made.failure is None
+    Started.every[place].dead = RunFailed("it is gone")
+    assert str(made.failure) == "it is gone"
 
 
 def order(base: Spec, run: str, batch: int) -> Order:

@@ -24,6 +24,8 @@ from orchestrator.orders import ask_to_stop
 class NoGangs(list[Any]):
     """Gangs that have left a log."""
 
+    workers_kept = (0,)
+
     def log_of(self, reason: str) -> tuple[str, str]:
         return "rank-0.log", f"Traceback of {reason}"
 

@@ -59,6 +59,15 @@ def test_a_job_counts_until_the_pass_that_sees_it_end() -> None:
     assert use.advance([again], now_s + 6 * HOUR_S) == {"a": 4.0}
 
 
+def test_what_a_job_gives_back_counts_until_then() -> None:
+    now_s = at(2026, 11, 2)
+    use, whole = MonthUse([], now_s), running(now_s)
+    use.advance([whole], now_s)
+    part = replace(whole, gang=replace(whole.gang, num_workers=whole.gang.num_workers // 2))
+    assert use.advance([part], now_s + HOUR_S) == {"a": 2.0}
+    assert use.advance([part], now_s + 3 * HOUR_S) == {"a": 4.0}
+
+
 def test_a_new_month_begins_with_what_was_held_since_its_begin() -> None:
     end_s = at(2026, 12, 1)
     use = MonthUse(released(lease(at(2026, 11, 3), at(2026, 11, 4))), end_s - HOUR_S)

@@ -22,7 +22,7 @@ from jobs.search.auto import (
     probed_rates,
     whole_run_rate,
 )
-from jobs.search.budget import BudgetPlan, budget_plan, compared_steps, most_gangs, next_kind, too_little
+from jobs.search.budget import BudgetPlan, budget_plan, compared_steps, most_gangs, most_to_train, next_kind, too_little
 from jobs.search.ledger import Ledger, Trials
 from jobs.search.mailbox import Answer
 from jobs.search.prior import rate_by_size, with_prior
@@ -365,3 +365,23 @@ def test_finalists_are_repeated_when_all_else_is_done() -> None:
     assert next_kind([done, running], plan, 0.5, False, to_repeat=True) == "wait"
     assert next_kind([done], plan, 1.2, False, to_repeat=True) == "repeat"  # beyond the budget
     assert next_kind([], plan, 0.0, False, to_repeat=False) == "compared"
+
+
+def test_no_more_gangs_are_needed_than_trials_can_still_be_trained_at_once() -> None:
+    paused, running = Begun(state="paused", scores=[(5, 0.5)]), Begun()
+    plan = BudgetPlan(compared=4, straight=1)
+    assert most_to_train([running], plan, "compared", 0, 0) == math.inf
+    assert most_to_train([paused, paused, running, running], plan, "wait", 0, 0) == 5  # all may go on, and a whole run
+    assert most_to_train([paused, paused, running], plan, "wait", 1, 0) == 4
+    assert most_to_train([paused, paused], plan, "straight", 0, 0) == 1
+    whole = Begun(straight=True)
+    assert most_to_train([paused, paused, whole], plan, "wait", 0, 0) == 1
+    assert most_to_train([paused, paused], plan, "done", 0, 3) == 3
+    finished = Begun(state="finished", scores=[(9, 0.4)], straight=True)
+    assert most_to_train([paused, finished], plan, "repeat", 0, 3) == 3
+    aimed = BudgetPlan(compared=4, straight=2, aims=True)
+    gone_on = Begun(state="running", scores=[(5, 0.5), (9, 0.4)])
+    assert most_to_train([paused, paused, running], aimed, "wait", 0, 0) == 3
+    assert most_to_train([paused, paused], aimed, "wait", 1, 0) == 2
+    assert most_to_train([paused, gone_on, whole], aimed, "wait", 0, 0) == 2
+    assert most_to_train([paused, finished, finished], aimed, "done", 0, 0) == 0

@@ -28,7 +28,7 @@ class Clock:
 
 def telling() -> tuple[Telling, Heard, Clock]:
     heard, clock = Heard(), Clock()
-    return Telling(NoProgress(), heard, clock), heard, clock
+    return Telling(NoProgress(), heard, ("a", "b", "b"), clock), heard, clock
 
 
 def step(number: int, **more: Any) -> dict[str, Any]:
@@ -41,6 +41,15 @@ def test_the_run_and_its_length_are_told_as_soon_as_they_are_known() -> None:
     assert heard.known == {"run": "/runs/a"}
     told.event(event("plan", "training 9 steps", total_steps=9))
     assert heard.known["total_steps"] == 9
+
+
+def test_the_workers_that_are_kept_are_told_by_their_nodes() -> None:
+    told, heard, _ = telling()
+    told.event(event("phase", "given back", phase="given-back", workers=[0, 2]))
+    assert heard.known == {"keeps": ("a", "b")}
+    without = Telling(NoProgress(), heard)
+    without.event(event("phase", "given back", phase="given-back", workers=[0]))
+    assert heard.known == {"keeps": ("a", "b")}, "one of a single machine holds what it has"
 
 
 def test_what_is_left_is_measured_and_metrics_are_those_for_people() -> None:

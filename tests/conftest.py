@@ -1,6 +1,7 @@
 """Settings of all tests."""
 
 import collections
+import os
 import pathlib
 import re
 
@@ -8,6 +9,10 @@ import pytest
 from hypothesis import settings
 
 TIMES = re.compile(r"^\| +(\d+) \| (\S+\.py) \|", re.MULTILINE)
+
+# Of torch in this process and in all that tests start. Two threads wait for each other in every operation: where other
+# processes keep the cores busy, as those of another file do, a small model then takes a hundred times as long.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Machines differ, and a slow one is no failure; numbers of examples are bounded instead.
 settings.register_profile("fleetune", deadline=None, max_examples=60)

@@ -199,11 +199,19 @@ def sampler_of(sweep: SweepSpec, number: int, fixed: Mapping[str, Any]) -> optun
     samplers: Mapping[str, Callable[[], optuna.samplers.BaseSampler]] = {
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True),
-        "gp": lambda: optuna.samplers.GPSampler(seed=seed),
-        "auto": lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=1),
+        "gp": lambda: _gaussian_process(seed=seed),
+        "auto": lambda: _gaussian_process(seed=seed, n_startup_trials=1),
     }
     sampler = samplers[sweep.algorithm]()
     return optuna.samplers.PartialFixedSampler(dict(fixed), sampler) if fixed else sampler
+
+
+def _gaussian_process(**options: Any) -> optuna.samplers.BaseSampler:
+    """Its torch computes with one thread: several would wait for each other while gangs keep the cores busy."""
+    import torch
+
+    torch.set_num_threads(1)
+    return optuna.samplers.GPSampler(**options)
 
 
 def distribution_of(values: Range | tuple[Any, ...]) -> optuna.distributions.BaseDistribution:

@@ -35,7 +35,7 @@ HOMES = {
         *TUNING,
     ),
     "optuna": TUNING,
-    "torch": TRAINING,
+    "torch": (*TRAINING, "jobs/search/proposing.py"),
     "deepspeed": TRAINING,
     "transformers": TRAINING,
     "accelerate": TRAINING,

@@ -42,7 +42,7 @@ def measure(folder: pathlib.Path, options: argparse.Namespace) -> list[dict[str,
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from cluster.ray_backend import QUIET_LOCAL_RAY
+    from cluster.ray.connection import QUIET_LOCAL_RAY
     from cluster.settings import set_default
 
     for name, value in QUIET_LOCAL_RAY.items():

@@ -146,7 +146,7 @@ def sweep_of(name: str, folder: pathlib.Path, **changes: Any) -> SweepSpec:
 
 def record(name: str, trials: list[dict[str, Any]], out: pathlib.Path, folder: pathlib.Path) -> None:
     """Train the trials, and append one line for each to `out`."""
-    from cluster.ray_backend import connected
+    from cluster.ray.connection import connected
     from jobs.planning import gang_of
     from jobs.progress import NoProgress
     from jobs.search.gangs import Gangs

@@ -178,7 +178,7 @@ def read_on_ray(reading: Reading) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from cluster.ray_backend import connected
+    from cluster.ray.connection import connected
     from jobs.planning import gang_of
 
     with connected(None, gang_of(reading.stream.spec)):

@@ -70,7 +70,7 @@ def work(task: Task) -> None:
 def fleetune(task: Task) -> Answer:
     """What `fleetune data prepare` does with larger data (on Ray), and with small data (here)."""
     clock = Clock()
-    from cluster.ray_backend import connected
+    from cluster.ray.connection import connected
     from jobs.data.prepare import prepare
 
     spec = spec_of(task)

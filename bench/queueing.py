@@ -30,8 +30,8 @@ from typing import Any
 import httpx
 
 from cluster.backend import Launch
-from cluster.inventory import Inventory, Node
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Inventory, Node
 from cluster.testing import FakeBackend, FakeClock, FakeCluster, served
 from jobs.commandspec import CommandSpec
 from orchestrator import Client

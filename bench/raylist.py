@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from cluster.backend import Launch
-from cluster.ray_jobs import FENCE_KEY, KIND_KEY, PROGRAM, QUEUE_KEY, RayJobsBackend
+from cluster.ray.backend import FENCE_KEY, KIND_KEY, PROGRAM, QUEUE_KEY, RayJobsBackend
 
 PASSES = 4
 

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from cluster.inventory import Inventory, Node
-from cluster.occupancy import Placement
+from cluster.capacity.inventory import Inventory, Node
+from cluster.capacity.occupancy import Placement
 from orchestrator.pages import svg
 from orchestrator.scheduling.decisions import Plan, Start
 from orchestrator.scheduling.plan import plan

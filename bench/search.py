@@ -148,7 +148,7 @@ def stock(sweep: SweepSpec) -> Found:
     from ray import train, tune
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from cluster.ray_backend import connected
+    from cluster.ray.connection import connected
     from jobs.data.prepare import prepare
     from jobs.load import dump_spec
     from jobs.planning import gang_of

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from cluster.capacity.inventory import Inventory
 from cluster.errors import LaunchRefused
-from cluster.inventory import Inventory
 
 MAX_OUTPUT_BYTES = 1 << 20  # of one call of `output`
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")

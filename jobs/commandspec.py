@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from cluster.resources import MOST_CPUS_PER_WORKER, MOST_GPUS_PER_WORKER, MOST_WORKERS, Gang
+from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_GPUS_PER_WORKER, MOST_WORKERS, Gang
 from jobs.frozen import Frozen
 from jobs.queuespec import MOST_KEYS, Queue, VariableName
 from jobs.spec import SCHEMA_VERSION

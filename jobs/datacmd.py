@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
-from cluster.ray_backend import connected
+from cluster.ray.connection import connected
 from cluster.settings import set_default
 from jobs import storage
 from jobs.dataspec import OWN_FUNCTION

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.this_machine import has_gpus
+from cluster.local.machine import has_gpus
 from jobs.spec import Spec
 
 

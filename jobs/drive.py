@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator
 
-from cluster.local_supervisor import descendants, kill
+from cluster.local.supervisor import descendants, kill
 from cluster.settings import DRIVER_TOKEN, DriverPlace, driver_place, take_out
 from cluster.wire import Order, Registered
 from jobs.errors import FleetuneError, InputError, Interrupted

@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import TextIO
 
-from cluster.occupancy import workers_in
-from cluster.ray_backend import THIS_MACHINE
+from cluster.capacity.occupancy import workers_in
+from cluster.local.gpus import held_gpus
+from cluster.local.machine import this_machine
+from cluster.ray.connection import THIS_MACHINE
 from cluster.settings import add_to_environment, ray_address, visible_gpus
-from cluster.this_machine import this_machine
 from cluster.wire import OUT_OF_MEMORY_EXIT, Registered
 from jobs import storage
 from jobs.assignment import Assignment
@@ -18,7 +19,6 @@ from jobs.errors import MachinesFailed, SpecError, StorageError
 from jobs.finetune import run_on_ray
 from jobs.link import Link, Say
 from jobs.load import spec_of
-from jobs.localgpus import held_gpus
 from jobs.outcome import Status, read_outcome
 from jobs.paths import JobPaths
 from jobs.progress import PlainProgress

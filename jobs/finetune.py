@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cluster.sessionrecord import SessionRecord
+from cluster.ray.session_record import SessionRecord
 from cluster.settings import RayJob, TorchrunWorld, ray_address, set_default, torchrun_world
 from jobs.assignment import Assignment
 from jobs.begin import begin_run, load_job

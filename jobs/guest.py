@@ -21,9 +21,9 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Final, TypeVar
 
-from cluster.ray_jobs import KIND_KEY
-from cluster.raylets import raylet_above
-from cluster.sessionrecord import SessionRecord, read_record
+from cluster.ray.backend import KIND_KEY
+from cluster.ray.raylets import raylet_above
+from cluster.ray.session_record import SessionRecord, read_record
 from cluster.settings import RayJob, ray_job, server_token, server_url
 from cluster.wire import RAY_PACKAGE, SUBMISSION, Join, Joined, Leave, Look, Looked, digest_of_environment
 from jobs.errors import FleetuneError, InputError, Interrupted, SpecError

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from cluster.words import many
+from cluster.text import many
 from jobs import storage
 from jobs.errors import (
     FleetuneError,

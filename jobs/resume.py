@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from cluster.words import many
+from cluster.text import many
 from jobs import storage
 from jobs.dataspec import Source, source_words
 from jobs.errors import InputError, SpecError

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from cluster.resources import MOST_CPUS_PER_WORKER, MOST_WORKERS, Gang
+from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_WORKERS, Gang
 from jobs.dataspec import MOST_EPOCHS, Columns, Data, Source, StoragePath, checked_path
 from jobs.frozen import Frozen
 from jobs.queuespec import Queue

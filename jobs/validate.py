@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, get_args
 
-from cluster.workplace import Workplace
+from cluster.job_environment import JobEnvironment
 from jobs import storage
 from jobs.dataspec import OWN_FUNCTION
 from jobs.errors import DataError, InputError, SpecError
@@ -86,7 +86,7 @@ def _problem(check: Callable[[], object]) -> InputError | None:
 def enter_working_dir(spec: Spec) -> None:
     """Go where the job's own modules are. Raises SpecError."""
     try:
-        Workplace(spec.working_dir).enter()
+        JobEnvironment(spec.working_dir).enter()
     except OSError as error:
         raise SpecError(
             f"working_dir {spec.working_dir}: {error.strerror}: give a directory that every node sees"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.words import many
+from cluster.text import many
 from jobs import storage
 from jobs.errors import InputError
 from jobs.paths import JobPaths

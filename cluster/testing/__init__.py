@@ -13,11 +13,11 @@ it can be killed; `ServedCluster(PATH)` takes the place of `FakeCluster`. `serve
 """
 
 from cluster.testing.clock import FakeClock
-from cluster.testing.fakebackend import FakeBackend
-from cluster.testing.fakecluster import FakeCluster, nodes
+from cluster.testing.fake_backend import FakeBackend
+from cluster.testing.fake_cluster import FakeCluster, nodes
 from cluster.testing.history import Run, double_runs, most_gpus
 from cluster.testing.script import Script
-from cluster.testing.serving import ServedCluster, served
+from cluster.testing.served_cluster import ServedCluster, served
 
 __all__ = [
     "FakeBackend",

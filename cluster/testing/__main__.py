@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from cluster.testing.clock import FakeClock
-from cluster.testing.fakecluster import FakeCluster, nodes
+from cluster.testing.fake_cluster import FakeCluster, nodes
 from cluster.testing.script import Script
-from cluster.testing.serving import serve
+from cluster.testing.served_cluster import serve
 
 
 def main() -> None:

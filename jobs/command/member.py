@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from cluster import guard
+from cluster.local import guard
 
 MOST_HELD_BYTES: Final = 1 << 20  # the program waits, when so much of what it wrote has not been read yet
 _CHUNK_BYTES = 1 << 16

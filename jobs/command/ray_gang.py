@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from cluster.ray_backend import address_of, connected, held_places
+from cluster.ray.connection import address_of, connected, held_places
 from jobs.command.member import Member
 from jobs.command.places import Place
 from jobs.commandspec import CommandSpec

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cluster.words import many
+from cluster.text import many
 from jobs.data.cutting import cut_of, cut_words
 from jobs.data.formats import (
     ChatSample,

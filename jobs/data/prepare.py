@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.words import many
+from cluster.text import many
 from jobs.data.cutting import cut_words
 from jobs.data.engines import Engine, is_little, started
 from jobs.data.fingerprint import (

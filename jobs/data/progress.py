@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from cluster.words import many
+from cluster.text import many
 from jobs.progress import duration
 
 SAY_EVERY_S = 5.0

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from cluster.words import many
+from cluster.text import many
 from jobs import storage
 from jobs.data.assemble import Samples, SplitPlan, write_splits
 from jobs.data.chunks import held_out

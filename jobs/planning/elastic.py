@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 
-from cluster.inventory import Inventory
-from cluster.placement import largest_gang
-from cluster.resources import Gang
+from cluster.capacity.feasibility import largest_gang
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Inventory
 from jobs.commandspec import CommandSpec
 from jobs.errors import SpecError
 from jobs.planning.batching import plan_batching

@@ -9,8 +9,8 @@ import shlex
 from collections import Counter
 from dataclasses import replace
 
-from cluster.ray_backend import is_own, keep_actors_here
-from cluster.words import many
+from cluster.ray.connection import is_own, keep_actors_here
+from cluster.text import many
 from jobs import storage
 from jobs.assignment import Assignment
 from jobs.data.order import StepPlan

@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from cluster.ray_backend import free_now, held_places, wait_for_room
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
+from cluster.ray.connection import free_now, held_places, wait_for_room
 from jobs import storage
 from jobs.errors import FleetuneError, MachinesFailed, RunFailed, StorageError
 from jobs.load import dump_spec

@@ -9,8 +9,8 @@ import time
 import traceback
 from typing import Any
 
-from cluster.ray_backend import leaving_nodes
-from cluster.words import many
+from cluster.ray.connection import leaving_nodes
+from cluster.text import many
 from jobs import storage
 from jobs.errors import (
     FleetuneError,

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from cluster.words import many
+from cluster.text import many
 from jobs.errors import SpecError
 from jobs.fields import homes_of, spec_fields, unknown_key
 from jobs.mistakes import reworded

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from cluster.words import many
+from cluster.text import many
 from jobs.data.chain import row_digests, to_hex
 from jobs.data.order import MICRO_BATCH
 from jobs.data.permutation import key

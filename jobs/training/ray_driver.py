@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.inventory import Inventory
-from cluster.ray_backend import (
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Inventory
+from cluster.job_environment import JobEnvironment
+from cluster.ray.connection import (
     ask_node,
     check_alive,
     connected,
@@ -22,8 +24,6 @@ from cluster.ray_backend import (
     snapshot,
     wait_for_room,
 )
-from cluster.resources import Gang
-from cluster.workplace import Workplace
 from jobs.assignment import Assignment
 from jobs.checkpoints import committed_steps
 from jobs.errors import (
@@ -149,9 +149,9 @@ def connected_as_given(
         CapacityError: the gang can never fit.
         MachinesFailed: it does not fit any more. The queue has seen that it did, so the machines have changed.
     """
-    workplace = Workplace(spec.working_dir, given.variables, gpus=spec.resources.gpus_per_worker > 0)
+    job_environment = JobEnvironment(spec.working_dir, given.variables, gpus=spec.resources.gpus_per_worker > 0)
     try:
-        with connected(address, gang, workplace, needed) as inventory:
+        with connected(address, gang, job_environment, needed) as inventory:
             yield inventory
     except CapacityError as error:
         if given.places is None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cluster.ray_backend import NODE_LABEL
+from cluster.ray.connection import NODE_LABEL
 from cluster.settings import set_default
 from jobs import storage
 from jobs.errors import StorageError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from cluster.words import many
+from cluster.text import many
 from jobs.checkpoints import Commit
 from jobs.data.chain import chain_of, from_hex, step_digest
 from jobs.errors import DataError, RunFailed, SpecError, StorageError

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 
-from cluster.memory import killed_since, memory_here
+from cluster.local.memory import killed_since, memory_here
 from cluster.settings import TorchrunWorld, expand_gpu_memory
 from jobs import storage
 from jobs.begin import begin_run

@@ -14,7 +14,7 @@ import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster.memory import Memory, killed_since, memory_here
+from cluster.local.memory import Memory, killed_since, memory_here
 
 # Seconds; the largest age of a dead process's record. A kill of another process can be mistaken for its own within it.
 EVERY_S = 5.0

@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from cluster.words import many
+from cluster.text import many
 from jobs.data.report import DataReport, Example, Finding, LabelCount, Packing, SourceReport
 from orchestrator.pages.svg import Bins, bin_words, compact, percent, size
 

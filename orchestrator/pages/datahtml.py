@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from cluster.words import many
+from cluster.text import many
 from jobs.data.report import DataReport, Example, Finding, LabelCount
 from orchestrator.pages import data as words
 from orchestrator.pages import html as htmlpage

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from cluster.words import many
+from cluster.text import many
 from jobs.dataspec import Source, source_words
 from jobs.fields import section_model, spec_fields
 from jobs.metricwords import metric_words

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
-from cluster.words import many
+from cluster.text import many
 from jobs.outcome import Status
 from jobs.paths import JobPaths
 from jobs.progress import duration

@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 from cluster.backend import Backend, Launch, Phase, Submission
+from cluster.capacity.inventory import Inventory
 from cluster.errors import BackendUnreachable, Fenced, FleetuneError, LaunchRefused
-from cluster.inventory import Inventory
 from orchestrator.queue.book import Book
 from orchestrator.queue.clock import TOLERANCE_S, Clock
 from orchestrator.queue.errors import NotLeader, StoreBroken

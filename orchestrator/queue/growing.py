@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from cluster.bundles import Bundle, bundle
-from cluster.free import FreeSlots, Terms
-from cluster.inventory import Inventory, Node, NodeType
-from cluster.occupancy import Occupancy, Placement
-from cluster.resources import Gang
+from cluster.capacity.free_slots import FreeSlots, Terms
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Inventory, Node, NodeType
+from cluster.capacity.occupancy import Occupancy, Placement
+from cluster.ray.bundles import Bundle, bundle
 from orchestrator.queue.ledger import Cluster, Promises, places_of, snapshot
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import State, Wanted

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from cluster.inventory import Inventory, Node
-from cluster.occupancy import Placement, workers_in
-from cluster.words import many
+from cluster.capacity.inventory import Inventory, Node
+from cluster.capacity.occupancy import Placement, workers_in
+from cluster.text import many
 from orchestrator.queue.months import spent
 from orchestrator.queue.records import Job, Move, NodePlaces
 from orchestrator.queue.retry import BUDGETS, may_start_at_s

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 
-from cluster.inventory import Node
+from cluster.capacity.inventory import Node
 from orchestrator.queue.records import NodeOrder, NodeRule
 
 _RAY, _TAKEN = "ray", "Ray is about to take it away"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
-from cluster.inventory import Inventory
+from cluster.capacity.inventory import Inventory
 from orchestrator.queue.noderules import is_over, rules_by_node
 from orchestrator.queue.records import Job, Move, NodeOrder, NodeRule, QueueEvent
 from orchestrator.queue.rules import Seen

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
 from orchestrator.queue.states import Reason, State, Wanted
 
 NodePlaces = tuple[tuple[str, int], ...]  # (node id, workers there)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
 
-from cluster.inventory import Inventory, Node
+from cluster.capacity.inventory import Inventory, Node
 from orchestrator.queue.records import Job, Lease, QueueEvent, UnreadableRow
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Store

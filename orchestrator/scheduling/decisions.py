@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cluster.occupancy import Placement
+from cluster.capacity.occupancy import Placement
 
 
 class Cause(StrEnum):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from cluster.free import FreeSlots
-from cluster.occupancy import Occupancy, Placement, placement_of, workers_in
-from cluster.resources import Gang
+from cluster.capacity.free_slots import FreeSlots
+from cluster.capacity.gang import Gang
+from cluster.capacity.occupancy import Occupancy, Placement, placement_of, workers_in
 from orchestrator.scheduling.decisions import Cause, Interrupt, Moved, Start
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.quota import Limits

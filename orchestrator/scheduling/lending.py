@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from cluster.free import Terms
-from cluster.occupancy import Placement, placement_of
+from cluster.capacity.free_slots import Terms
+from cluster.capacity.occupancy import Placement, placement_of
 from orchestrator.scheduling.decisions import Cause, Interrupt, Start
 from orchestrator.scheduling.draft import Draft
 from orchestrator.scheduling.quota import NOWHERE

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.free import FreeSlots, Terms
-from cluster.occupancy import Occupancy, Placement, placement_of
-from cluster.resources import Gang
+from cluster.capacity.free_slots import FreeSlots, Terms
+from cluster.capacity.gang import Gang
+from cluster.capacity.occupancy import Occupancy, Placement, placement_of
 from orchestrator.scheduling.decisions import Moved
 from orchestrator.scheduling.draft import Draft
 from orchestrator.scheduling.table import JobTable

@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
-from cluster.free import ANYWHERE, Terms
+from cluster.capacity.free_slots import ANYWHERE, Terms
 from orchestrator.scheduling.decisions import Cause, Plan, Reservation
 from orchestrator.scheduling.draft import Draft
 from orchestrator.scheduling.lending import can_take_back, lend, take_back, take_back_within_limit

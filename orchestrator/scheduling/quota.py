@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.capacity.gang import Gang
+from cluster.capacity.occupancy import Occupancy
 from cluster.errors import CapacityError
-from cluster.occupancy import Occupancy
-from cluster.resources import Gang
 from orchestrator.scheduling.snapshot import Quota, Snapshot, Tenant
 from orchestrator.scheduling.table import Floats, JobTable, Rows
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.occupancy import FOREIGN, Occupancy
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
+from cluster.capacity.occupancy import FOREIGN, Occupancy
 from orchestrator.scheduling.decisions import Reservation
 from orchestrator.scheduling.table import Floats, Rows
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from cluster.free import FreeSlots, Terms
-from cluster.occupancy import Placement, placement_of, workers_in
-from cluster.resources import Gang
+from cluster.capacity.free_slots import FreeSlots, Terms
+from cluster.capacity.gang import Gang
+from cluster.capacity.occupancy import Placement, placement_of, workers_in
 from orchestrator.scheduling.decisions import Moved
 from orchestrator.scheduling.draft import Draft
 from orchestrator.scheduling.policy import Policy

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.occupancy import Occupancy, Placement
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
+from cluster.capacity.occupancy import Occupancy, Placement
 from orchestrator.scheduling.table import Floats, JobTable, Rows
 from orchestrator.scheduling.victims import Victims
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from cluster.inventory import Inventory
-from cluster.occupancy import Occupancy
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Inventory
+from cluster.capacity.occupancy import Occupancy
 from orchestrator.scheduling.snapshot import Snapshot, Tenant, Window
 from orchestrator.scheduling.table import HELD, RUNNING, WAITING, Floats, JobTable
 

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.occupancy import Occupancy
+from cluster.capacity.occupancy import Occupancy
 from orchestrator.queue.restrictions import DEFAULT_RESTRICTIONS, Restrictions
 from orchestrator.scheduling.table import RUNNING, WAITING, Floats, JobTable, Rows
 

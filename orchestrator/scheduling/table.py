@@ -9,7 +9,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]

@@ -9,9 +9,9 @@ from enum import StrEnum
 
 import numpy as np
 
-from cluster.free import FreeSlots, Terms
-from cluster.occupancy import FOREIGN
-from cluster.resources import Gang
+from cluster.capacity.free_slots import FreeSlots, Terms
+from cluster.capacity.gang import Gang
+from cluster.capacity.occupancy import FOREIGN
 from orchestrator.scheduling.forecast import Expected, ends_s, expected_starts
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.quota import Limits

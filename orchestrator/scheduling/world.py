@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.occupancy import Occupancy, Placement, placement_of, workers_in
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
+from cluster.capacity.occupancy import Occupancy, Placement, placement_of, workers_in
 from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Start
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import Policy

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import httpx
 
 from cluster.errors import MachinesFailed, StorageError
-from cluster.raylets import Raylet, raylet_of_session
-from cluster.sessionrecord import SessionRecord, ask_store, read_record, write_record
+from cluster.ray.raylets import Raylet, raylet_of_session
+from cluster.ray.session_record import SessionRecord, ask_store, read_record, write_record
 
 _AT_ONCE = "what is submitted with `ray job submit` finds no queue, and starts at once"
 _ANSWERS_S = 2.0

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from cluster.capacity.inventory import Inventory
 from cluster.errors import BackendUnreachable
-from cluster.inventory import Inventory
 from orchestrator.service.surroundings import Surroundings
 
 _AHEAD_S = 5.0

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster.autoscaler import Autoscaler
 from cluster.backend import Backend
+from cluster.capacity.inventory import Growth
 from cluster.errors import BackendUnreachable, InputError
-from cluster.inventory import Growth
+from cluster.ray.autoscaler import Autoscaler
 from orchestrator.queue.store import Store
 from orchestrator.server.auth import is_loopback
 from orchestrator.server.identity import queue_id
@@ -54,7 +54,7 @@ def machines(address: str | None, store: Store, home: Path, autoscaler: Path | N
     if autoscaler is not None and (address is None or address.startswith("fake:")):
         raise InputError("--autoscaler goes with --address: without Ray nobody adds machines")
     if address is None:
-        from cluster.local_backend import LocalBackend
+        from cluster.local.backend import LocalBackend
 
         return Place(LocalBackend(home / "local" / queue_id(store)), "local", "this machine, without Ray", True, True)
     if address.startswith("fake:"):
@@ -73,7 +73,7 @@ def _ray(dashboard: str, store: Store, found: bool, autoscaler: Path | None) -> 
             "it), or auto for the Ray of this machine; nothing: without Ray"
         )
     try:
-        from cluster.ray_jobs import RayJobsBackend
+        from cluster.ray.backend import RayJobsBackend
 
         here = is_loopback(parts.hostname)
         session = RayJobsBackend(dashboard).session

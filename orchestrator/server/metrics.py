@@ -11,8 +11,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
+from cluster.capacity.inventory import Inventory
 from cluster.errors import FleetuneError
-from cluster.inventory import Inventory
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Filter, Store
 from orchestrator.server.lookups import oldest_waiting

@@ -18,9 +18,9 @@ from pathlib import Path
 import uvicorn
 
 from cluster.errors import InputError
-from cluster.sessionrecord import SessionRecord
+from cluster.local.machine import machine_name
+from cluster.ray.session_record import SessionRecord
 from cluster.settings import extra_protocols, fleetune_home, retention_days, server_secrets
-from cluster.this_machine import machine_name
 from cluster.tls import check_own
 from orchestrator.queue.clock import SystemClock
 from orchestrator.queue.controller import Controller

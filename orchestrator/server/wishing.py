@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from cluster.autoscaler import Autoscaler
-from cluster.bundles import in_words
 from cluster.errors import FleetuneError
+from cluster.ray.autoscaler import Autoscaler
+from cluster.ray.bundles import in_words
 from orchestrator.queue.growing import Wish
 
 _SHOWN = 3

@@ -8,9 +8,9 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+from cluster.capacity.feasibility import check_can_ever_fit
+from cluster.capacity.gang import Gang
 from cluster.errors import BackendUnreachable, CapacityError, InputError, SpecError
-from cluster.placement import check_can_ever_fit
-from cluster.resources import Gang
 from jobs.commandspec import CommandSpec
 from jobs.load import MOST_MISTAKES, AnySpec, trained
 from jobs.planning import gang_of, worker_numbers

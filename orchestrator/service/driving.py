@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from cluster.occupancy import workers_in
+from cluster.capacity.occupancy import workers_in
 from cluster.wire import Answer, Beat, Order, Register, Registered
 from jobs.paths import JobPaths, new_run_name
 from jobs.runref import run_named

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.backend import Other
+from cluster.capacity.feasibility import check_can_ever_fit
 from cluster.errors import BackendUnreachable, CapacityError
-from cluster.placement import check_can_ever_fit
 from orchestrator.api import WhyView
 from orchestrator.queue.book import Book
 from orchestrator.queue.growing import growth_words

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
 from jobs.commandspec import CommandSpec
 from jobs.queuespec import OnEnd, Queue
 from orchestrator.queue.errors import QueueError

@@ -8,8 +8,8 @@ import time
 from dataclasses import replace
 
 from cluster.backend import Backend, Other
+from cluster.capacity.inventory import Inventory, Node
 from cluster.errors import BackendUnreachable
-from cluster.inventory import Inventory, Node
 
 _KEPT_S = 3.0
 _OTHERS_KEPT_S = 15.0

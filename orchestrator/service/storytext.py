@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from cluster.backend import Other
-from cluster.words import many
+from cluster.text import many
 from orchestrator.queue.advice import advice
 from orchestrator.queue.months import month_around, utc
 from orchestrator.queue.records import Job, NodeOrder, NodeRule

@@ -9,10 +9,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Inventory, Node
+from cluster.capacity.occupancy import Occupancy
 from cluster.errors import InputError
-from cluster.inventory import Inventory, Node
-from cluster.occupancy import Occupancy
-from cluster.resources import Gang
 from orchestrator.scheduling.decisions import Cause
 from orchestrator.scheduling.policy import Order, Policy, policy_named
 from orchestrator.scheduling.snapshot import Tenant

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from cluster.words import many
+from cluster.text import many
 from orchestrator.pages import html as htmlpage
 from orchestrator.pages import svg, svgarea
 from orchestrator.pages.data import shortened

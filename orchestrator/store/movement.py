@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, and_, bindparam, insert, or_, select, update
 
-from cluster.occupancy import workers_in
-from cluster.words import many
+from cluster.capacity.occupancy import workers_in
+from cluster.text import many
 from orchestrator.queue.errors import NotReleasable
 from orchestrator.queue.records import Job, Lease, Move, NodePlaces, QueueEvent
 from orchestrator.queue.retry import landing

@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlalchemy import Column, Double, Integer
 
-from cluster.occupancy import workers_in
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
+from cluster.capacity.occupancy import workers_in
 from orchestrator.queue.records import Job, Lease, NodeOrder, NodePlaces, NodeRule, QueueEvent, Role, Token
 from orchestrator.queue.restrictions import Restrictions
 from orchestrator.queue.states import Reason, State, Wanted

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cluster.occupancy import workers_in
+from cluster.capacity.occupancy import workers_in
 from cluster.wire import MOST_METRICS
 from jobs.queuespec import MOST_RUNTIME_S
 from orchestrator.queue.records import Job, Measured, Move, NewJob, NodePlaces

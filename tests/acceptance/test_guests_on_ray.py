@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from cluster.raylets import Raylet
-from cluster.sessionrecord import read_record
+from cluster.ray.raylets import Raylet
+from cluster.ray.session_record import read_record
 from jobs.data.prepare import prepare
 from jobs.journal import read_journal
 from jobs.load import load_spec

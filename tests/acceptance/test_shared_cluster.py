@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from cluster.inventory import Inventory
-from cluster.ray_jobs import RayJobsBackend
+from cluster.capacity.inventory import Inventory
+from cluster.ray.backend import RayJobsBackend
 from jobs.journal import read_journal
 from jobs.paths import JobPaths
 from orchestrator.queue.records import Job

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster import local_supervisor as files
 from cluster.backend import Launch, Phase, Submission
-from cluster.inventory import Inventory, Node
-from cluster.local_backend import LocalBackend
+from cluster.capacity.inventory import Inventory, Node
+from cluster.local import supervisor as files
+from cluster.local.backend import LocalBackend
 from tests.support.backends import Machines, Program, machines
 from tests.support.processes import process_lives, wait_for
 

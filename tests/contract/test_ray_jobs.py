@@ -13,8 +13,8 @@ import pytest
 
 from cluster.backend import Launch, Other, Phase
 from cluster.errors import BackendUnreachable, LaunchRefused
-from cluster.ray_jobs import RayJobsBackend
-from cluster.ray_list import Keeping
+from cluster.ray.backend import RayJobsBackend
+from cluster.ray.job_list import Keeping
 from tests.support.backends import Machines, Program, machines
 from tests.support.processes import command_of, originals, processes_with, wait_for
 from tests.support.raycluster import RayHead, ray_head

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
 from orchestrator.queue.errors import JobEnded, KeyReused, NotEnded, QueueError, UnknownJob, UnknownTenant
 from orchestrator.queue.records import NewJob
 from orchestrator.queue.states import Reason, State, Wanted

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
 from orchestrator.queue.errors import NotLeader
 from orchestrator.queue.records import Job, Leadership, Lease, Measured, Move, NodePlaces
 from orchestrator.queue.states import ENDED, MAY_GO_TO, Reason, State, Wanted

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
 from orchestrator.queue.months import by_month, month_around, month_of, totals_of
 from orchestrator.queue.records import Move
 from orchestrator.queue.shares import counts_since_s, used_of

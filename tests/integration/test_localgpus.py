@@ -8,15 +8,15 @@ import sys
 
 import pytest
 
+from cluster.local.gpus import held_gpus
 from jobs.errors import MachinesFailed
-from jobs.localgpus import held_gpus
 from tests.support.gangs import ROOT
 from tests.support.processes import wait_for
 
 GPUS = ("0", "1", "2", "3")
 HOLDS = """
 import pathlib, sys, time
-from jobs.localgpus import held_gpus
+from cluster.local.gpus import held_gpus
 with held_gpus(2, ("0", "1", "2", "3"), pathlib.Path(sys.argv[1])) as taken:
     print(",".join(taken), flush=True)
     time.sleep(1000)

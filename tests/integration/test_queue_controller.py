@@ -7,8 +7,8 @@ import contextlib
 import pytest
 
 from cluster.backend import Launch, Phase
+from cluster.capacity.inventory import Growth, Node, NodeType
 from cluster.errors import BackendUnreachable, SpecError
-from cluster.inventory import Growth, Node, NodeType
 from cluster.testing import FakeBackend
 from orchestrator.queue.growing import Wish
 from orchestrator.queue.records import Job, NodeOrder, NodeRule

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster.backend import Phase
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
 from cluster.testing import FakeBackend, double_runs, most_gpus, served
 from orchestrator.queue.errors import JobEnded
 from orchestrator.queue.records import NewJob

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cluster.backend import Launch
+from cluster.capacity.inventory import Inventory, Node
 from cluster.errors import BackendUnreachable, InputError
-from cluster.inventory import Inventory, Node
-from cluster.local_backend import LocalBackend
+from cluster.local.backend import LocalBackend
 from cluster.settings import retention_days
 from orchestrator.queue.states import State
 from orchestrator.service import retention

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.inventory import Growth, Node, NodeType
+from cluster.capacity.inventory import Growth, Node, NodeType
 from orchestrator.api import NodeOrderSent, QuotaSent, TenantSent
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownJob, UnknownNode
 from orchestrator.queue.records import Job, Measured

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cluster.words import many
+from cluster.text import many
 
 
 class Kind(StrEnum):

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cluster.backend import Backend, Launch, Submission
-from cluster.local_backend import LocalBackend
-from cluster.ray_jobs import RayJobsBackend
+from cluster.local.backend import LocalBackend
+from cluster.ray.backend import RayJobsBackend
 from cluster.testing import FakeBackend, FakeClock, FakeCluster, ServedCluster, nodes, served
 from cluster.testing.script import NEVER
 from tests.support.gangs import ROOT
@@ -26,8 +26,8 @@ from tests.support.raycluster import RayHead
 STARTER = """
 import json, sys
 from cluster.backend import Launch
-from cluster.local_backend import LocalBackend
-from cluster.ray_jobs import RayJobsBackend
+from cluster.local.backend import LocalBackend
+from cluster.ray.backend import RayJobsBackend
 from cluster.testing import FakeBackend, ServedCluster
 backend = {opened}
 backend.submissions()

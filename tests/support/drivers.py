@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from cluster.local_supervisor import descendants, kill
+from cluster.local.supervisor import descendants, kill
 from cluster.wire import Registered
 from jobs.load import dump_spec, spec_of
 from tests.support.gangs import ROOT

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from cluster.inventory import Inventory, Node
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Inventory, Node
 from orchestrator.queue.records import Job, NewJob, NodePlaces
 from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State
 from orchestrator.store.steps import submitted

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from cluster.inventory import Inventory
+from cluster.capacity.inventory import Inventory
 from orchestrator.queue.ledger import Cluster, snapshot
 from orchestrator.queue.records import Job, Lease
 from orchestrator.queue.shares import used_of

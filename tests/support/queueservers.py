@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.backend import Backend, Launch
-from cluster.inventory import Inventory, Node
-from cluster.local_backend import LocalBackend
-from cluster.ray_jobs import RayJobsBackend
+from cluster.capacity.inventory import Inventory, Node
+from cluster.local.backend import LocalBackend
+from cluster.ray.backend import RayJobsBackend
 from cluster.testing import FakeBackend, ServedCluster
 from orchestrator.queue.clock import SystemClock
 from orchestrator.queue.controller import Controller

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.backend import Backend, Launch
-from cluster.inventory import Growth, Inventory, Node
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Growth, Inventory, Node
 from cluster.testing import FakeBackend, FakeClock, FakeCluster, double_runs, most_gpus
 from orchestrator.queue.clock import Clock
 from orchestrator.queue.controller import Controller, LaunchOf

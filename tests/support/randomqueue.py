@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from cluster.inventory import Node
+from cluster.capacity.inventory import Node
 from orchestrator.scheduling.policy import DEFAULT, POLICIES
 from orchestrator.scheduling.snapshot import Quota, Snapshot, Tenant, Window
 from tests.support.scheduling import HOUR, NOW_S, Job, snapshot

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from cluster.inventory import Inventory, Node
-from cluster.occupancy import Occupancy, Placement
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Inventory, Node
+from cluster.capacity.occupancy import Occupancy, Placement
 from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Start
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.snapshot import Snapshot, Tenant, Window

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.inventory import Growth
+from cluster.capacity.inventory import Growth
 from orchestrator.queue.records import Job, Role
 from orchestrator.queue.restrictions import Restrictions
 from orchestrator.scheduling.snapshot import Tenant

@@ -9,8 +9,8 @@ import math
 from collections.abc import Collection, Mapping
 from itertools import chain, combinations
 
-from cluster.occupancy import Placement
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
+from cluster.capacity.occupancy import Placement
 from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Reservation, Start
 from orchestrator.scheduling.policy import Order, Policy
 from orchestrator.scheduling.snapshot import Snapshot

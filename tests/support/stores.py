@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
 from orchestrator.queue.records import Job, Move, NewJob, NodePlaces
 from orchestrator.queue.states import Reason, State
 from orchestrator.queue.store import Store

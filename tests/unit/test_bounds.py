@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_GPUS_PER_WORKER, MOST_OF_A_GANG, MOST_WORKERS, Gang
+from cluster.capacity.occupancy import Occupancy
 from cluster.errors import SpecError
-from cluster.occupancy import Occupancy
-from cluster.resources import MOST_CPUS_PER_WORKER, MOST_GPUS_PER_WORKER, MOST_OF_A_GANG, MOST_WORKERS, Gang
 from jobs.commandspec import CommandSpec
 from jobs.spec import Spec
 from orchestrator.service.specs import checked

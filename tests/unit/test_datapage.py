@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from cluster.words import many
+from cluster.text import many
 from jobs.data.report import DataReport, Example, Finding, Histogram, LabelCount, LongSample, Packing, SourceReport
 from orchestrator.pages import data as datapage
 from orchestrator.pages import svg

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.inventory import Inventory, Node
+from cluster.capacity.inventory import Inventory, Node
 from jobs.errors import SpecError
 from jobs.load import load_spec
 from jobs.planning import most_workers, with_workers, worker_numbers

@@ -8,8 +8,8 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.inventory import Inventory, Node
-from cluster.resources import MOST_CPUS_PER_WORKER, MOST_GPUS_PER_WORKER, MOST_OF_A_GANG, MOST_WORKERS, Gang
+from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_GPUS_PER_WORKER, MOST_OF_A_GANG, MOST_WORKERS, Gang
+from cluster.capacity.inventory import Inventory, Node
 from jobs.queuespec import MOST_PRIORITY, MOST_RUNTIME_S
 from orchestrator.queue.growing import wish
 from orchestrator.queue.ledger import Cluster, orders, snapshot

@@ -8,8 +8,8 @@ import pathlib
 import pytest
 
 from cluster.backend import Launch, Phase, Submission
+from cluster.capacity.inventory import Node
 from cluster.errors import BackendUnreachable, LaunchRefused
-from cluster.inventory import Node
 from cluster.testing import (
     FakeBackend,
     FakeClock,
@@ -22,7 +22,7 @@ from cluster.testing import (
     nodes,
     served,
 )
-from cluster.testing.wire import dump, load
+from cluster.testing.messages import dump, load
 
 
 def made(*names: str) -> tuple[FakeBackend, FakeClock]:

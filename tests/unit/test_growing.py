@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from cluster.autoscaler import Autoscaler, config_file, growth_of, read_growth
+from cluster.capacity.feasibility import check_can_ever_fit, largest_gang
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Growth, Inventory, Node, NodeType
 from cluster.errors import BackendUnreachable, CapacityError, InputError, MachinesFailed
-from cluster.inventory import Growth, Inventory, Node, NodeType
-from cluster.placement import check_can_ever_fit, largest_gang
-from cluster.raylets import Process
-from cluster.resources import Gang
+from cluster.ray.autoscaler import Autoscaler, config_file, growth_of, read_growth
+from cluster.ray.raylets import Process
 from orchestrator.queue.growing import Wish, growth_words, wish
 from orchestrator.queue.ledger import Cluster
 from orchestrator.queue.states import State, Wanted
@@ -264,7 +264,7 @@ def test_the_file_is_found_by_the_command_line_of_rays_own_process(
     words = ["python", "-u", "/ray/autoscaler/v2/monitor.py", "--logs-dir=/tmp/ray/session_1/logs"]
     words.append(f"--autoscaling-config={given.format(home=home)}")
     found = [Process(os.getuid(), words, tmp_path), Process(12345, words, Path("/not/ours"))]
-    monkeypatch.setattr("cluster.autoscaler.words_of_processes", lambda: iter(found))
+    monkeypatch.setattr("cluster.ray.autoscaler.words_of_processes", lambda: iter(found))
     wanted = {"~": f"{home}/ray_bootstrap_config.yaml", "c": f"{tmp_path}/config.yaml", "{": f"{home}/config.yaml"}
     assert config_file("session_1") == Path(wanted[given[0]])
     assert config_file("session_2") is None

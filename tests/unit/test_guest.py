@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.ray_answers import environment_like
-from cluster.ray_jobs import KIND_KEY
-from cluster.raylets import Raylet, raylet_of
-from cluster.sessionrecord import FILE, SessionRecord, read_record, write_record
+from cluster.ray.answers import environment_like
+from cluster.ray.backend import KIND_KEY
+from cluster.ray.raylets import Raylet, raylet_of
+from cluster.ray.session_record import FILE, SessionRecord, read_record, write_record
 from cluster.settings import RAY_JOB, RayJob, ray_job
 from cluster.wire import digest_of_environment
 from jobs import guest

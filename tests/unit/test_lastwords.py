@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.lastwords import last_words
+from cluster.error_line import last_words
 
 
 @pytest.mark.parametrize(

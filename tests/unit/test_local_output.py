@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local_supervisor import CappedOutput
+from cluster.local.supervisor import CappedOutput
 from tests.support.processes import wait_for
 
 MOST, LAST = 1000, 100

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.memory import killed_since, memory_here
+from cluster.local.memory import killed_since, memory_here
 from jobs.outofmemory import advice
 from tests.support import tiny
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
 from orchestrator.queue.ledger import Cluster, orders, snapshot
 from orchestrator.queue.months import MonthTotal, MonthUse, by_month, month_around, month_of, spent, totals_of
 from orchestrator.queue.records import Job, Lease

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.capacity.feasibility import check_can_ever_fit, workers_that_fit
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Inventory, Node
 from cluster.errors import CapacityError
-from cluster.inventory import Inventory, Node
-from cluster.placement import check_can_ever_fit, workers_that_fit
-from cluster.resources import Gang
 from orchestrator.scheduling.quota import check_within_limit
 from orchestrator.scheduling.snapshot import Quota, Tenant
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.inventory import Inventory
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Inventory
 from orchestrator.queue.ledger import Cluster, Orders, Promises, kept, orders, snapshot
 from orchestrator.queue.records import Job, Lease
 from orchestrator.queue.shares import Shares, used_of

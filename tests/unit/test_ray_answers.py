@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from cluster.backend import MAX_OUTPUT_BYTES, Phase, Submission
-from cluster.inventory import Inventory, Node
-from cluster.ray_answers import submission_of
-from cluster.ray_nodes import inventory_of, use_from_status, use_from_summary
-from cluster.ray_output import program_output
+from cluster.capacity.inventory import Inventory, Node
+from cluster.ray.answers import submission_of
+from cluster.ray.nodes import inventory_of, use_from_status, use_from_summary
+from cluster.ray.output import program_output
 
 STATUS = {
     "autoscalingError": None,

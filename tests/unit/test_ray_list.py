@@ -10,8 +10,8 @@ import pytest
 
 from cluster.backend import Launch
 from cluster.errors import Fenced
-from cluster.ray_jobs import FENCE_KEY, KIND_KEY, PROGRAM, QUEUE_KEY, RayJobsBackend
-from cluster.ray_list import Keeping, entries_to_delete
+from cluster.ray.backend import FENCE_KEY, KIND_KEY, PROGRAM, QUEUE_KEY, RayJobsBackend
+from cluster.ray.job_list import Keeping, entries_to_delete
 
 DAY_S = 86_400.0
 

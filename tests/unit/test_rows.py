@@ -10,8 +10,8 @@ import pytest
 
 from bench.schedule import NOW_S as BENCH_NOW_S
 from bench.schedule import TENANTS, rows_of, waiting_job
-from cluster.inventory import Inventory, Node
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Inventory, Node
 from orchestrator.scheduling.decisions import Start
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.rows import ROW, snapshot_of

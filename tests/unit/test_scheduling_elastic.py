@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.inventory import Node
+from cluster.capacity.inventory import Node
 from orchestrator.scheduling.decisions import Cause, Interrupt, Start
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy

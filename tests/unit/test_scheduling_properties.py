@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.free import FreeSlots
-from cluster.resources import Gang
+from cluster.capacity.free_slots import FreeSlots
+from cluster.capacity.gang import Gang
 from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Start
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy

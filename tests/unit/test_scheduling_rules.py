@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.inventory import Node
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Node
 from orchestrator.scheduling.decisions import Cause, Interrupt, Start
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, POLICIES, Policy

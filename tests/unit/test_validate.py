@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.this_machine import has_gpus
+from cluster.local.machine import has_gpus
 from jobs.devices import no_gpu_here
 from jobs.errors import CapacityError, DataError, InputError, SpecError, StorageError
 from jobs.finetune import run_on_ray

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from cluster.workplace import Workplace
+from cluster.job_environment import JobEnvironment
 
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -25,9 +25,9 @@ def test_gpu_memory_grows_in_segments_unless_the_user_has_set_the_allocator(
     for name in NAMES:
         monkeypatch.setenv(name, "x")  # restored at the end
         monkeypatch.delenv(name)
-    Workplace(variables=given, gpus=True).enter()
+    JobEnvironment(variables=given, gpus=True).enter()
     assert {name: os.environ[name] for name in NAMES if name in os.environ} == expected
 
 
 def test_workers_without_gpus_keep_their_environment() -> None:
-    assert Workplace().is_anywhere and not Workplace(gpus=True).is_anywhere
+    assert JobEnvironment().is_anywhere and not JobEnvironment(gpus=True).is_anywhere

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from cluster.errors import MachinesFailed, StorageError
-from cluster.raylets import Raylet
+from cluster.ray.raylets import Raylet
 
 FILE: Final = "fleetune.json"
 _STORE_ANSWERS_S = 60.0
@@ -71,7 +71,7 @@ def ask_store(gcs: str, write: SessionRecord | None = None) -> str:
     Raises:
         MachinesFailed: it does not answer.
     """
-    words = [sys.executable, "-m", "cluster.ray_store", gcs, *([json.dumps(asdict(write))] if write else [])]
+    words = [sys.executable, "-m", "cluster.ray.key_value_store", gcs, *([json.dumps(asdict(write))] if write else [])]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=_STORE_ANSWERS_S, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from cluster.backend import Launch, Other, Submission
-from cluster.inventory import Inventory, Node
-from cluster.testing.fakecluster import FakeCluster
+from cluster.capacity.inventory import Inventory, Node
+from cluster.testing.fake_cluster import FakeCluster
 from cluster.testing.history import Run
 from cluster.testing.script import NEVER, Script
 

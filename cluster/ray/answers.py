@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.backend import Phase, Submission
-from cluster.lastwords import TAIL_BYTES, last_words
+from cluster.error_line import TAIL_BYTES, last_words
 
 _OURS = "FLEETUNE_"
 PHASES = {

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from cluster.inventory import Node
+from cluster.capacity.inventory import Node
 
 _GPU_LINE = re.compile(r"GPU \d+: (.+?) \(UUID")
 _GPU_MODEL = re.compile(r"\w+\s+((?:[A-Z]+\s+)*[A-Z0-9]*\d[A-Z0-9]*)")  # as Ray reads it: "NVIDIA H100 80GB" is "H100"

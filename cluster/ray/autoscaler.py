@@ -20,10 +20,10 @@ from typing import Any
 
 import yaml
 
-from cluster.bundles import TYPE_RESOURCE, Bundle
+from cluster.capacity.inventory import Growth, Node, NodeType
 from cluster.errors import BackendUnreachable, InputError, MachinesFailed
-from cluster.inventory import Growth, Node, NodeType
-from cluster.raylets import raylet_of_session, words_of_processes
+from cluster.ray.bundles import TYPE_RESOURCE, Bundle
+from cluster.ray.raylets import raylet_of_session, words_of_processes
 
 TYPE_LABEL = "ray.io/accelerator-type"
 _PROGRAM = "/monitor.py"
@@ -100,7 +100,7 @@ class Autoscaler:
         session = self._session()
         raylet = raylet_of_session(session, trusted=True)
         gcs = raylet.gcs if raylet is not None else self._gcs
-        words = [sys.executable, "-m", "cluster.ray_wish", gcs]
+        words = [sys.executable, "-m", "cluster.ray.request_resources", gcs]
         try:
             done = subprocess.run(
                 words, input=json.dumps(list(bundles)), capture_output=True, text=True, timeout=_ANSWERS_S

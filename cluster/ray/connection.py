@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cluster.bundles import bundle
+from cluster.capacity.feasibility import check_can_ever_fit
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Inventory, Node
 from cluster.errors import CapacityError, MachinesFailed
-from cluster.inventory import Inventory, Node
-from cluster.placement import check_can_ever_fit
-from cluster.resources import Gang
+from cluster.job_environment import JobEnvironment
+from cluster.ray.bundles import bundle
 from cluster.settings import add_to_environment, protocols_environment, ray_address, set_default
-from cluster.workplace import Workplace
 
 # Logical CPUs beside the workers' own, for Ray Data's tasks and the Train controller.
 SPARE_CPUS = 2
@@ -41,14 +41,14 @@ QUIET_LOCAL_RAY = {
 
 @contextlib.contextmanager
 def connected(
-    address: str | None, gang: Gang | None, workplace: Workplace | None = None, ahead: Sequence[str] = ()
+    address: str | None, gang: Gang | None, job_environment: JobEnvironment | None = None, ahead: Sequence[str] = ()
 ) -> Iterator[Inventory]:
     """Connect to the cluster at `address` (or RAY_ADDRESS), or start a Ray of this machine; leave it at the end.
 
     Args:
         address: THIS_MACHINE starts one whatever RAY_ADDRESS says.
         gang: what will run on it; None for tasks alone, which take what CPUs there are.
-        workplace: what every worker process enters before anything else.
+        job_environment: what every worker process enters before anything else.
         ahead: modules to import in a thread while this waits for Ray to start.
 
     Raises:
@@ -75,8 +75,8 @@ def connected(
     else:
         options["address"] = where
     protocols = protocols_environment()
-    if protocols or (workplace is not None and not workplace.is_anywhere):
-        options["runtime_env"] = {"worker_process_setup_hook": _entering(workplace, protocols)}
+    if protocols or (job_environment is not None and not job_environment.is_anywhere):
+        options["runtime_env"] = {"worker_process_setup_hook": _entering(job_environment, protocols)}
     imports = threading.Thread(target=_import_all, args=(ahead,), name="imports")
     imports.start()
     try:
@@ -124,17 +124,17 @@ def _import_all(modules: Sequence[str]) -> None:
             importlib.import_module(module)
 
 
-def _entering(workplace: Workplace | None, environment: Mapping[str, str]) -> Callable[[], None]:
+def _entering(job_environment: JobEnvironment | None, environment: Mapping[str, str]) -> Callable[[], None]:
     """A function goes to the workers as bytes. Variables of a runtime environment stand in Ray's logs and dashboard."""
 
-    def enter_workplace() -> None:
+    def enter_job_environment() -> None:
         add_to_environment(environment)
-        if workplace is None:
+        if job_environment is None:
             return
         with contextlib.suppress(OSError):  # a node without the directory is told of by the worker itself
-            workplace.enter()
+            job_environment.enter()
 
-    return enter_workplace
+    return enter_job_environment
 
 
 def snapshot() -> Inventory:

@@ -1,6 +1,8 @@
-"""`python -m cluster.ray_store GCS [VALUE]`: the orchestrator's record in Ray's key-value store, read or written.
+"""Read or write the orchestrator's record in Ray's key-value store.
 
-A process of its own, because ray is large: whoever waits for a lease stays small.
+    python -m cluster.ray.key_value_store GCS [VALUE]
+
+This runs as a separate process: `import ray` takes much memory, and a program that waits for a lease should stay small.
 """
 
 from __future__ import annotations

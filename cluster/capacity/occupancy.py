@@ -13,8 +13,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.inventory import Inventory, Node
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Inventory, Node
 
 # What a slot holds that no job holds. They count from the end of an array that is looked up by slot.
 FREE, ABSENT, FOREIGN = -1, -2, -3

@@ -1,4 +1,6 @@
-"""`python -m cluster.ray_wish GCS < BUNDLES`: tells Ray's autoscaler what is wanted, as JSON: a list of resources.
+"""Tell Ray's autoscaler which bundles the queue needs: a list of resources, as JSON.
+
+    python -m cluster.ray.request_resources GCS < BUNDLES
 
 What `ray.autoscaler.sdk.request_resources` writes, without a driver: ray is large, and its drivers are seen as jobs.
 """

@@ -1,7 +1,7 @@
 """Programs on this machine, without Ray: every submission is a folder, and whoever has the folders can go on.
 
 Nothing is kept in this process, which may be killed at any moment. A start first takes the name, by a folder that
-appears whole under it, and then starts a supervisor (`cluster.local_supervisor`). From before the name is taken, a lock
+appears whole under it, and then starts a supervisor (`cluster.local.supervisor`). From before the name is taken, a lock
 in that folder is held by the starter and then by the supervisor. The kernel lets go of it when both are gone, so a
 submission that has not ended and whose lock is free does not run, and is LOST; nobody has to guess from numbers of
 processes or from times.
@@ -23,13 +23,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster import local_supervisor as files
 from cluster.backend import MAX_OUTPUT_BYTES, Launch, Other, Phase, Submission, check_launch
+from cluster.capacity.inventory import Inventory
+from cluster.error_line import TAIL_BYTES, last_words
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
-from cluster.inventory import Inventory
-from cluster.lastwords import TAIL_BYTES, last_words
+from cluster.local import supervisor as files
+from cluster.local.machine import this_machine
 from cluster.settings import with_environment
-from cluster.this_machine import this_machine
 
 _LAST_BREATH_S = 2.0  # how long killed processes may take to go
 

@@ -10,7 +10,7 @@ What Ray does not have is made of what it has:
 * Hard stop: Ray asks once, and ends the processes that it then knew of after RAY_JOB_STOP_WAIT_TIME_S. So a second
   job on the same node ends whatever has the submission's name in its environment.
 * Forgetting: what is forgotten is a note of this process, and a new caller forgets again. The entry is deleted
-  days later (`cluster.ray_list`), and its name is free from then on.
+  days later (`cluster.ray.job_list`), and its name is free from then on.
 
 So a name stays taken for longer than any request for its start can be under way. That no attempt is started again later
 is the caller's to see to: an attempt that is over is never current again, and its number is never given twice.
@@ -29,13 +29,13 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.backend import ENDED_PHASES, Launch, Other, Phase, Submission, check_launch
+from cluster.capacity.inventory import Growth, Inventory
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
-from cluster.inventory import Growth, Inventory
-from cluster.ray_answers import PHASES, environment_like, one_line, submission_of
-from cluster.ray_client import job_named, json_of, ray_client
-from cluster.ray_list import Keeping, entries_to_delete
-from cluster.ray_nodes import inventory_of, use_from_status, use_from_summary
-from cluster.ray_output import WRITE_MARK, program_output
+from cluster.ray.answers import PHASES, environment_like, one_line, submission_of
+from cluster.ray.client import job_named, json_of, ray_client
+from cluster.ray.job_list import Keeping, entries_to_delete
+from cluster.ray.nodes import inventory_of, use_from_status, use_from_summary
+from cluster.ray.output import WRITE_MARK, program_output
 from cluster.wire import digest_of_environment
 
 FENCE_KEY, KIND_KEY, QUEUE_KEY = "fleetune.fence", "fleetune.kind", "fleetune.queue"

@@ -1,13 +1,13 @@
-"""Whether a cluster could hold a gang at all. Pure functions of an inventory; `cluster.free` finds the place."""
+"""Whether a cluster could hold a gang at all. Pure functions of an inventory; `free_slots` finds the places."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Inventory, Node
 from cluster.errors import CapacityError
-from cluster.inventory import Inventory, Node
-from cluster.resources import Gang
 
 
 def workers_that_fit(gang: Gang, node: Node) -> int:

@@ -11,7 +11,7 @@ from cluster.settings import add_to_environment, expand_gpu_memory
 
 
 @dataclass(frozen=True)
-class Workplace:
+class JobEnvironment:
     """
     Attributes:
         working_dir: where the code runs, and finds modules; None: where the process is.

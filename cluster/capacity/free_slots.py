@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.occupancy import Occupancy, Placement
-from cluster.resources import Gang
+from cluster.capacity.gang import Gang
+from cluster.capacity.occupancy import Occupancy, Placement
 
 _Zone = tuple[int, float, float]  # kind, reserved from, closes at
 _Level = tuple[int, bool]  # free slots, wholly free: of nodes with as many free slots, one in use comes first

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import BackendUnreachable
-from cluster.testing.fakebackend import FakeBackend
-from cluster.testing.fakecluster import FakeCluster
-from cluster.testing.wire import dump, dump_error, error_of, load
+from cluster.testing.fake_backend import FakeBackend
+from cluster.testing.fake_cluster import FakeCluster
+from cluster.testing.messages import dump, dump_error, error_of, load
 
 ANSWER_TIMEOUT_S = 30.0
 _COMES_UP_S = 30.0

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from cluster.words import many
+from cluster.text import many
 
 # The most that a gang may ask for. Products and sums over a cluster stay far below 2**31, so that the 32-bit arrays of
-# `cluster.occupancy` cannot overflow.
+# `cluster.capacity.occupancy` cannot overflow.
 MOST_WORKERS: Final = 65_536
 MOST_CPUS_PER_WORKER: Final = 65_536
 MOST_GPUS_PER_WORKER: Final = 1024

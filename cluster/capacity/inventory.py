@@ -1,4 +1,4 @@
-"""What machines there are. Values only; `cluster.ray_backend` fills them from a living cluster."""
+"""What machines there are. Values only; `cluster.ray.connection` fills them from a living cluster."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from jobs.errors import MachinesFailed
+from cluster.errors import MachinesFailed
 
 _WAIT_S, _POLL_S = 60.0, 0.2
 

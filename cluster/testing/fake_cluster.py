@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_launch
+from cluster.capacity.inventory import Inventory, Node
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
-from cluster.inventory import Inventory, Node
 from cluster.testing.clock import FakeClock
 from cluster.testing.history import Run
 from cluster.testing.script import NEVER, Script

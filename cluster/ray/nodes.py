@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cluster.bundles import TYPE_RESOURCE
-from cluster.inventory import Inventory, Node
+from cluster.capacity.inventory import Inventory, Node
+from cluster.ray.bundles import TYPE_RESOURCE
 
 Use = Mapping[str, tuple[float, float]]  # CPUs and GPUs, by node id
 

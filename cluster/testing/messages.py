@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.backend import Launch, Phase, Submission
+from cluster.capacity.inventory import Growth, Inventory, Node, NodeType
 from cluster.errors import BackendUnreachable, Fenced, FleetuneError, LaunchRefused
-from cluster.inventory import Growth, Inventory, Node, NodeType
 from cluster.testing.history import Run
 from cluster.testing.script import Script
 

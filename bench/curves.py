@@ -82,9 +82,9 @@ TASKS: Final = {
     "smollm2": Task(
         {
             "model": {"task": "causal-lm"},
-            "data": {"format": "chat", "eval_fraction": 0.1, "seq_len": 128},
-            "train": {"max_steps": 40, "global_batch_size": 8, "per_device_train_batch_size": 8},
-            "eval": {"metrics": ["loss"], "per_device_eval_batch_size": 8},
+            "data": {"format": "chat", "eval_fraction": 0.015, "seq_len": 128},
+            "train": {"max_steps": 20, "global_batch_size": 4, "per_device_train_batch_size": 4},
+            "eval": {"metrics": ["loss"], "per_device_eval_batch_size": 4},
         }
     ),
 }
@@ -121,7 +121,7 @@ def sweep_of(name: str, folder: pathlib.Path, **changes: Any) -> SweepSpec:
     """A sweep over the task's rate and warmup, its files in the folder."""
     task = TASKS[name]
     model, data = (models.minilm(), models.reviews(2000)) if name == "minilm" else (
-        models.smollm2_slice(4), models.dialogues()
+        models.smollm2(), models.dialogues()
     )  # fmt: skip
     base = {
         **task.base,

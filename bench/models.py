@@ -17,7 +17,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from examples import fetch
 
@@ -30,6 +30,14 @@ INSTRUCTIONS_PACKAGE = "bigbench==1.0.0"  # a source distribution of 358 MB; pip
 INSTRUCTIONS_MEMBERS = "/benchmark_tasks/natural_instructions/"
 INSTRUCTIONS = 8000
 CONTEXT_TOKENS = 8192
+
+
+SMOLLM2_LAYERS: Final = 30
+
+
+def smollm2() -> pathlib.Path:
+    """A model directory with all of SmolLM2-135M-Instruct in fp32 safetensors (135M parameters)."""
+    return smollm2_slice(SMOLLM2_LAYERS)
 
 
 def smollm2_slice(layers: int) -> pathlib.Path:

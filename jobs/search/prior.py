@@ -18,7 +18,7 @@ from jobs.spec import Spec
 
 RATE: Final = "train.learning_rate"
 _WARMUP: Final = "train.warmup_ratio"
-_USUAL_WARMUP: Final = 0.1
+_USUAL_WARMUP: Final = 0.06  # of RoBERTa (arXiv 1907.11692); recipes for instructions warm up for 0.03
 _MOST_LOOKED_AT = 30  # earlier sweeps
 _AROUND: Final = 10.0  # the range reaches from a tenth of the prior to ten times it
 _DATE = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")

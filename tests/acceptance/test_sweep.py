@@ -103,7 +103,7 @@ def test_it_halves_exports_the_best_and_says_so(undisturbed: tuple[pathlib.Path,
     target = best_rate({rates[trial]: score for trial, score in at_rung.items()}) * 0.5**0.32
     first, second = sorted(ends)
     assert max(rates[first] / target, target / rates[first]) < 1.15 and rates[second] == rates[first]
-    assert [values["warmup_ratio"] == 0.1 for values, _, _ in known.values()] == [True] * (len(known) - 1) + [False]
+    assert [values["warmup_ratio"] == 0.06 for values, _, _ in known.values()] == [True] * (len(known) - 1) + [False]
     best = min(ends, key=lambda trial: ends[trial])
     assert (root / f"{best:04d}/model/config.json").exists()
     assert "the best so far" in output and f"model: {root}/{best:04d}/model" in output

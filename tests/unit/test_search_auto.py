@@ -52,7 +52,7 @@ def test_the_rate_that_it_begins_with_follows_from_the_models_width(tmp_path: Pa
     rate = sweep.prior[RATE]
     assert rate == rate_by_size(500) == pytest.approx(5e-5 * 4**0.43, rel=0.02) and source == "the model's width of 500"
     assert sweep.space[RATE] == Range(min=rate_by_size(500) / 10, max=rate_by_size(500) * 10, log=True)
-    assert sweep.prior[WARMUP] == 0.1 and sweep.space[WARMUP] == Range(min=0.0, max=0.2)
+    assert sweep.prior[WARMUP] == 0.06 and sweep.space[WARMUP] == Range(min=0.0, max=0.2)
 
 
 def test_or_from_the_base_where_it_gives_one_or_the_model_is_not_here(tmp_path: Path) -> None:

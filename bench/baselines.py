@@ -20,14 +20,14 @@ import torch
 import torch.distributed as dist
 import transformers
 
-from jobs.data.order import micro_batches
+from jobs.data.order.row_order import micro_batches
+from jobs.data.order.stream import step_plan
 from jobs.data.prepared import Prepared
-from jobs.data.stream import step_plan
-from jobs.journal import JournalWriter
-from jobs.load import load_spec
 from jobs.planning import plan_batching
-from jobs.spec import Spec
-from jobs.training.model import attention_arguments
+from jobs.spec.finetune import Spec
+from jobs.spec.load import load_spec
+from jobs.storage.journal import JournalWriter
+from jobs.training.model.load import attention_arguments
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled for half a minute, for nothing
 

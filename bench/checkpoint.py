@@ -102,13 +102,13 @@ class Saver:
     def __init__(self, config: dict[str, Any]) -> None:
         import torch
 
-        from jobs.paths import JobPaths
-        from jobs.spec import Spec
-        from jobs.training.checkpoint import Checkpointer
-        from jobs.training.engine import build_engine
-        from jobs.training.gang import RayGang
-        from jobs.training.hostcopy import HostCopy
-        from jobs.training.report import Reporter
+        from jobs.run.paths import JobPaths
+        from jobs.spec.finetune import Spec
+        from jobs.training.checkpoint.host_copy import HostCopy
+        from jobs.training.checkpoint.writer import Checkpointer
+        from jobs.training.model.engine import build_engine
+        from jobs.training.reporter import Reporter
+        from jobs.training.worker_context import RayGang
 
         torch.set_num_threads(1)
         paths = JobPaths(config["root"])

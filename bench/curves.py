@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bench import models
-from jobs.load import load_sweep
-from jobs.paths import JobPaths
-from jobs.record import read_steps
-from jobs.search.spec import SweepSpec
-from jobs.search.varying import trial_spec
+from jobs.run.paths import JobPaths
+from jobs.run.record import read_steps
+from jobs.search.rules.varying import trial_spec
+from jobs.spec.load import load_sweep
+from jobs.spec.sweep import SweepSpec
 
 DATA: Final = pathlib.Path(__file__).parent / "data"
 RATES: Final = tuple(1e-5 * 10 ** (place / 4) for place in range(9))  # 1e-5 to 1e-3
@@ -148,11 +148,11 @@ def record(name: str, trials: list[dict[str, Any]], out: pathlib.Path, folder: p
     """Train the trials, and append one line for each to `out`."""
     from cluster.ray.connection import connected
     from jobs.planning import gang_of
-    from jobs.progress import NoProgress
-    from jobs.search.gangs import Gangs
-    from jobs.training.job import Job
-    from jobs.training.ready import ready_data
-    from jobs.watch import Announcer
+    from jobs.preflight.ready import ready_data
+    from jobs.run.events import Announcer
+    from jobs.run.progress import NoProgress
+    from jobs.search.driver.gangs import Gangs
+    from jobs.training.worker_input import Job
 
     sweep = sweep_of(name, folder)
     base = sweep.base
@@ -186,8 +186,8 @@ def record(name: str, trials: list[dict[str, Any]], out: pathlib.Path, folder: p
 
 def curve_of(task: Task, gangs: Any, run: JobPaths, spec: Any) -> dict[str, Any]:
     """Train one trial from rung to rung, and return its losses."""
-    from jobs.search.mailbox import Order
-    from jobs.training.attempts import take_run
+    from jobs.run.attempts import take_run
+    from jobs.training.mailbox import Order
 
     driver = take_run(run)
     raw, cooled, tokens, failed = {}, {}, {}, None

@@ -36,7 +36,8 @@ import pyarrow as pa
 import train
 from train import emit, say, spread
 
-from jobs.data.order import Rows
+from jobs.data.order.row_order import Rows
+from jobs.data.order.stream import StepRows, Stream, plain_steps
 from jobs.data.prepared import (
     INDEX_SCHEMA,
     ROW_SCHEMA,
@@ -46,9 +47,8 @@ from jobs.data.prepared import (
     SplitManifest,
     write_manifest,
 )
-from jobs.data.stream import StepRows, Stream, plain_steps
-from jobs.paths import JobPaths
-from jobs.spec import Spec
+from jobs.run.paths import JobPaths
+from jobs.spec.finetune import Spec
 
 TOKENS = 512
 ROWS_PER_STEP, PER_DEVICE = 24, 4  # the same for 1, 2 and 3 workers
@@ -196,7 +196,7 @@ def read_on_ray(reading: Reading) -> None:
 
 
 def ray_worker(config: dict[str, Any]) -> None:
-    from jobs.training.gang import RayGang
+    from jobs.training.worker_context import RayGang
 
     reading: Reading = config["reading"]
     gang = RayGang(JobPaths(reading.run_root), 0)

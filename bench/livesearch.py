@@ -27,9 +27,9 @@ import numpy as np
 
 from bench.curves import DATA, TASKS, sweep_of
 from bench.replay import GRID, MIDDLE, PRIOR_OFF, Table, chosen
-from jobs.progress import PlainProgress
+from jobs.run.progress import PlainProgress
 from jobs.search.ledger import Trials
-from jobs.search.prior import with_prior
+from jobs.search.rules.prior import with_prior
 from jobs.sweep import run_sweep
 
 

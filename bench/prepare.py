@@ -71,7 +71,7 @@ def fleetune(task: Task) -> Answer:
     """What `fleetune data prepare` does with larger data (on Ray), and with small data (here)."""
     clock = Clock()
     from cluster.ray.connection import connected
-    from jobs.data.prepare import prepare
+    from jobs.data.preparation.prepare import prepare
 
     spec = spec_of(task)
     on_ray = task.way == "ray"
@@ -87,7 +87,7 @@ def fleetune(task: Task) -> Answer:
 
 
 def spec_of(task: Task) -> Any:
-    from jobs.spec import Spec
+    from jobs.spec.finetune import Spec
 
     model = {"path": task.model, "task": "causal-lm"}
     data = {"train": task.rows_file, "format": "chat", "seq_len": task.seq_len, "packing": True}

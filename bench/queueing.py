@@ -33,7 +33,7 @@ from cluster.backend import Launch
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory, Node
 from cluster.testing import FakeBackend, FakeClock, FakeCluster, served
-from jobs.commandspec import CommandSpec
+from jobs.spec.command import CommandSpec
 from orchestrator import Client
 from orchestrator.queue.controller import Controller
 from orchestrator.queue.leading import Leading

@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.checkpoints import committed_steps
-from jobs.journal import Record, part_names, read_journal, read_part, written_at_s
-from jobs.paths import JobPaths
+from jobs.run.checkpoints import committed_steps
+from jobs.run.paths import JobPaths
+from jobs.storage.journal import Record, part_names, read_journal, read_part, written_at_s
 from tests.soak.world import Node, Unreachable, World, end_all, remove, send, until, world
 from tests.support import tiny
 

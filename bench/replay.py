@@ -35,15 +35,15 @@ from typing import Any, Final
 import numpy as np
 
 from bench.curves import DATA, TASKS, sweep_of
-from jobs.search.auto import probed_rates
-from jobs.search.budget import budget_plan, next_kind
 from jobs.search.ledger import Trial, Trials
-from jobs.search.mailbox import Answer
-from jobs.search.prior import with_prior
-from jobs.search.proposing import Proposer
-from jobs.search.rungs import cooldown_of, stops_of
-from jobs.search.spec import SweepSpec
-from jobs.search.tuning import scheduler_of, with_resource
+from jobs.search.rules.auto import probed_rates
+from jobs.search.rules.budget import budget_plan, next_kind
+from jobs.search.rules.prior import with_prior
+from jobs.search.rules.rungs import cooldown_of, stops_of
+from jobs.search.tuning.proposing import Proposer
+from jobs.search.tuning.tuner import scheduler_of, with_resource
+from jobs.spec.sweep import SweepSpec
+from jobs.training.mailbox import Answer
 
 GRID: Final = 25  # trials of a 5x5 grid
 _PROBE_STEPS: Final = 19  # whose rows are taken: one step, and two that are scored nine times

@@ -28,15 +28,15 @@ from typing import Any
 
 from train import PACKAGES, ROOT, emit, say, spread
 
-from jobs.checkpoints import committed_steps, read_commit
-from jobs.data.chain import chain_of, row_digests, to_hex
-from jobs.data.prepare import prepare
-from jobs.data.stream import step_plan
-from jobs.journal import Record, part_names, read_part, written_at_s
-from jobs.load import load_spec
-from jobs.outcome import Event
-from jobs.paths import JobPaths
-from jobs.record import read_steps
+from jobs.data.order.digest_chain import chain_of, row_digests, to_hex
+from jobs.data.order.stream import step_plan
+from jobs.data.preparation.prepare import prepare
+from jobs.run.checkpoints import committed_steps, read_commit
+from jobs.run.outcome import Event
+from jobs.run.paths import JobPaths
+from jobs.run.record import read_steps
+from jobs.spec.load import load_spec
+from jobs.storage.journal import Record, part_names, read_part, written_at_s
 
 WORKERS = 2
 TOTAL_STEPS = 1_000_000

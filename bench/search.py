@@ -34,13 +34,13 @@ from typing import Any
 
 import psutil
 
-from jobs.load import load_sweep
-from jobs.paths import JobPaths
-from jobs.progress import NoProgress
-from jobs.record import read_steps
+from jobs.run.paths import JobPaths
+from jobs.run.progress import NoProgress
+from jobs.run.record import read_steps
 from jobs.search.ledger import Trials
-from jobs.search.spec import SweepSpec
-from jobs.search.varying import trial_spec
+from jobs.search.rules.varying import trial_spec
+from jobs.spec.load import load_sweep
+from jobs.spec.sweep import SweepSpec
 from jobs.sweep import run_sweep
 from tests.support import tiny
 
@@ -149,11 +149,11 @@ def stock(sweep: SweepSpec) -> Found:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from cluster.ray.connection import connected
-    from jobs.data.prepare import prepare
-    from jobs.load import dump_spec
+    from jobs.data.preparation.prepare import prepare
     from jobs.planning import gang_of
-    from jobs.training.job import Job
-    from jobs.training.ray_worker import ray_worker
+    from jobs.spec.load import dump_spec
+    from jobs.training.on_ray.worker import ray_worker
+    from jobs.training.worker_input import Job
 
     values = [trial.values for trial in Trials(sweep, newest(sweep)).trials.values()]
     prepared = prepare(sweep.base, sweep.base.model.path, engine="plain", say=lambda text: None)

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from jobs.journal import read_journal
+from jobs.storage.journal import read_journal
 from tests.support import tiny
 from tests.support.gangs import PACED
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from jobs.load import dump_spec
+from jobs.spec.load import dump_spec
 from tests.support import tiny
 
 ROOT = Path(__file__).parents[1]

@@ -26,9 +26,9 @@ from typing import Any
 import models
 import psutil
 
-from jobs.data.prepare import prepare
-from jobs.journal import Record, read_journal
-from jobs.load import load_spec
+from jobs.data.preparation.prepare import prepare
+from jobs.spec.load import load_spec
+from jobs.storage.journal import Record, read_journal
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WORKERS = 2

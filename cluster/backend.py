@@ -43,7 +43,7 @@ class Launch:
         metadata: for people who look at the backend itself.
         like: a program that somebody else has started there. This one runs in that one's environment (packages,
             variables, working directory), where the backend still knows it.
-        like_digest: `cluster.wire.digest_of_environment` of that one: another one of its name is not meant.
+        like_digest: its `runtime_env.digest_of_environment`: another program of the same name is not meant.
     """
 
     submission: str

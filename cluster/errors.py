@@ -21,6 +21,8 @@ FleetuneError                    anything that Fleetune itself reports, as one r
 
 from __future__ import annotations
 
+from typing import Final
+
 
 class FleetuneError(Exception):
     """Base of all errors that are printed as one message, without a traceback."""
@@ -90,8 +92,7 @@ class Diverged(RunFailed):
 class OutOfMemory(RunFailed):
     """A process needed more memory than there was. The message says which process, and what to change.
 
-    The driver of a queued job ends with `cluster.wire.OUT_OF_MEMORY_EXIT` then, which the queue answers by a rule of
-    its own.
+    The driver of a queued job then ends with `OUT_OF_MEMORY_EXIT`, for which the queue has a rule.
     """
 
 
@@ -113,3 +114,10 @@ class Interrupted(FleetuneError):
     """The run was asked to stop before its end."""
 
     exit_code = 130
+
+
+# The exit code of a driver whose node or cluster failed: the queue starts the job again. The others: 0 succeeded,
+# 1 failed, 2 bad input, 130 stopped.
+TRY_AGAIN_EXIT: Final = MachinesFailed.exit_code
+# The job ran out of memory. The queue starts it again only a few times: the same input may need as much memory again.
+OUT_OF_MEMORY_EXIT: Final = 76

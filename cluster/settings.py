@@ -56,7 +56,7 @@ _NEVER_PROTOCOLS = frozenset(
 
 
 def extra_protocols(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
-    """FLEETUNE_PROTOCOLS: protocols that are allowed beside those of `jobs.location`, separated by commas.
+    """FLEETUNE_PROTOCOLS: protocols that are allowed beside those of `jobs.storage.locations`, separated by commas.
 
     Raises:
         InputError: one of them can never be allowed.

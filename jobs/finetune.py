@@ -19,18 +19,18 @@ from typing import NoReturn
 
 from cluster.ray.session_record import SessionRecord
 from cluster.settings import RayJob, TorchrunWorld, ray_address, set_default, torchrun_world
-from jobs.assignment import Assignment
-from jobs.begin import begin_run, load_job
-from jobs.devices import no_gpu_here
+from jobs.console import redirected_output, user_stream
+from jobs.drivers.finetune.allocation import Assignment
+from jobs.drivers.finetune.begin import begin_run, load_job
+from jobs.drivers.ray_submitted import WITHOUT, host_of_this_program, run_as_guest
 from jobs.errors import CapacityError, FleetuneError, Interrupted, SpecError
-from jobs.guest import WITHOUT, host_of_this_program, run_as_guest
-from jobs.outcome import Outcome
-from jobs.progress import PlainProgress, Progress
-from jobs.quiet import redirected_output, user_stream
-from jobs.record import concluded, ending_of
-from jobs.spec import Spec
+from jobs.preflight.devices import no_gpu_here
+from jobs.run.events import Announcer
+from jobs.run.outcome import Outcome
+from jobs.run.progress import PlainProgress, Progress
+from jobs.run.record import concluded, ending_of
+from jobs.spec.finetune import Spec
 from jobs.teller import Teller
-from jobs.watch import Announcer
 
 
 def run_on_ray(
@@ -59,7 +59,7 @@ def run_on_ray(
         begun.tell(announce)
 
         def drive() -> Outcome:
-            from jobs.training.ray_driver import drive_on_ray
+            from jobs.drivers.finetune.ray_driver import drive_on_ray
 
             return drive_on_ray(begun.spec, paths, address, announce, progress, assignment)
 
@@ -100,7 +100,7 @@ def _end_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None) ->
     gloo's threads may still hold tensors, whose end aborts a process in which the interpreter is ending
     (pytorch#179291), also after the groups were destroyed; and NCCL would wait for ranks that have failed.
     """
-    from jobs.training.torchrun import end_process, run_under_torchrun
+    from jobs.drivers.finetune.torchrun_driver import end_process, run_under_torchrun
 
     try:
         code = run_under_torchrun(spec, world, resume).exit_code

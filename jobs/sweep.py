@@ -10,26 +10,26 @@ import sys
 from collections.abc import Sequence
 
 from cluster.settings import ray_address
-from jobs import storage
-from jobs.assignment import Assignment
-from jobs.devices import no_gpu_here
+from jobs.console import redirected_output, user_stream
+from jobs.drivers.finetune.allocation import Assignment
+from jobs.drivers.ray_submitted import host_of_this_program, run_as_guest
 from jobs.errors import CapacityError, FleetuneError, Interrupted, SpecError
-from jobs.guest import host_of_this_program, run_as_guest
-from jobs.load import dump_spec, load_sweep
-from jobs.outcome import Outcome
-from jobs.paths import JobPaths, new_run_name
-from jobs.progress import PlainProgress, Progress
-from jobs.quiet import redirected_output, user_stream
-from jobs.record import concluded, reopen_run
-from jobs.runref import with_model_of_run
-from jobs.search.checking import checked_sweep
-from jobs.search.resuming import begun_like, check_sweep_resumable
-from jobs.search.spec import SweepSpec
-from jobs.search.specwords import prior_words, space_words
-from jobs.search.varying import check_space
+from jobs.preflight.devices import no_gpu_here
+from jobs.preflight.validate import validate
+from jobs.run.events import Announcer
+from jobs.run.outcome import Outcome
+from jobs.run.paths import JobPaths, new_run_name
+from jobs.run.progress import PlainProgress, Progress
+from jobs.run.record import concluded, reopen_run
+from jobs.run.references import with_model_of_run
+from jobs.search.rules.checking import checked_sweep
+from jobs.search.rules.resuming import begun_like, check_sweep_resumable
+from jobs.search.rules.spec_text import prior_words, space_words
+from jobs.search.rules.varying import check_space
+from jobs.spec.load import dump_spec, load_sweep
+from jobs.spec.sweep import SweepSpec
+from jobs.storage import files as storage
 from jobs.teller import Teller
-from jobs.validate import validate
-from jobs.watch import Announcer
 
 
 def run_sweep(
@@ -74,7 +74,7 @@ def run_sweep(
         announce("phase", f"searching {space_words(sweep)}{prior_words(sweep, prior_from)}", phase="search")
 
         def drive() -> Outcome:
-            from jobs.search.drive import drive_sweep
+            from jobs.search.driver.drive import drive_sweep
 
             return drive_sweep(sweep, paths, address, announce, progress, assignment)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cluster.errors import FleetuneError
-    from jobs.load import load_job_spec, load_spec
+    from jobs.spec.load import load_job_spec, load_spec
     from orchestrator.client import Client
     from orchestrator.handle import JobHandle
     from orchestrator.result import JobCancelled, JobFailed, Result
@@ -30,8 +30,8 @@ _HOMES = {
     "JobFailed": "orchestrator.result",
     "JobHandle": "orchestrator.handle",
     "Result": "orchestrator.result",
-    "load_job_spec": "jobs.load",
-    "load_spec": "jobs.load",
+    "load_job_spec": "jobs.spec.load",
+    "load_spec": "jobs.spec.load",
 }
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.queuespec import MOST_PRIORITY, VARIABLE
+from jobs.spec.queue import MOST_PRIORITY, VARIABLE
 from orchestrator.queue.records import Job
 from orchestrator.queue.restrictions import MEMBERS_MAX_PRIORITY
 from orchestrator.queue.retry import waits_s

@@ -18,11 +18,11 @@ from typing import Any, Final, Literal
 from urllib.parse import quote
 
 from cluster.settings import fleetune_home, server_url
-from jobs.commandspec import CommandSpec
 from jobs.errors import InputError, SpecError
-from jobs.load import AnySpec
-from jobs.search.spec import SweepSpec
-from jobs.spec import Spec
+from jobs.spec.command import CommandSpec
+from jobs.spec.finetune import Spec
+from jobs.spec.load import AnySpec
+from jobs.spec.sweep import SweepSpec
 from orchestrator.api import (
     MOST_PAGE,
     Changes,

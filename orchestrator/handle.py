@@ -11,10 +11,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from jobs import storage
 from jobs.errors import FleetuneError
-from jobs.outcome import Outcome, read_outcome
-from jobs.paths import JobPaths
+from jobs.run.outcome import Outcome, read_outcome
+from jobs.run.paths import JobPaths
+from jobs.storage import files as storage
 from orchestrator.api import JobView, MetricsPart, WhyView
 from orchestrator.connection import Connection
 from orchestrator.logreading import LogLine, LogReader, followed, telling_end

@@ -8,7 +8,7 @@ from typing import Final
 from urllib.parse import quote
 
 from jobs.errors import InputError
-from jobs.fields import did_you_mean
+from jobs.spec.checking.fields import did_you_mean
 from orchestrator.api import JobPage, JobView, Nodes, NodeView, Server, Tenants
 from orchestrator.connection import Connection
 from orchestrator.queue.errors import UnknownJob, UnknownNode, UnknownTenant
@@ -16,7 +16,7 @@ from orchestrator.queue.words import removed
 
 NAMED: Final = 5  # of those that may be meant
 _ID = re.compile(r"^[A-Za-z0-9._-]{1,200}$")
-_OF_A_RUN: Final = re.compile(r"(.+)-[0-9]{8}(-[0-9a-f-]*)?")  # as `jobs.paths.new_run_name` makes names
+_OF_A_RUN: Final = re.compile(r"(.+)-[0-9]{8}(-[0-9a-f-]*)?")  # as `jobs.run.paths.new_run_name` makes names
 _MOST_LOOKED_AT: Final = 1000
 
 

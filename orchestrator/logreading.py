@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import quote
 
 from jobs.errors import InputError
-from jobs.fields import did_you_mean
+from jobs.spec.checking.fields import did_you_mean
 from orchestrator.api import JobView, LogPart, LogSources
 from orchestrator.connection import Connection
 from orchestrator.jobref import job_path

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jobs.errors import FleetuneError, Interrupted
-from jobs.paths import JobPaths
+from jobs.run.paths import JobPaths
 from orchestrator.queue.advice import advice
 from orchestrator.queue.states import Reason, State
 

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from jobs.commandspec import CommandSpec
 from jobs.errors import InputError, SpecError
-from jobs.labels import labelled
-from jobs.load import AnySpec, load_marked, override_value
-from jobs.search.spec import SweepSpec
-from jobs.spec import Spec
+from jobs.spec.command import CommandSpec
+from jobs.spec.finetune import Spec
+from jobs.spec.labels import labelled
+from jobs.spec.load import AnySpec, load_marked, override_value
+from jobs.spec.sweep import SweepSpec
 
 _NUMBERED: Final = re.compile(r"spec ([0-9]+): (.*)")  # as `service.problems` writes it
 _OF_A_FIELD: Final = re.compile(r"([a-z_][\w.]*): ")

@@ -7,9 +7,9 @@ import pathlib
 from dataclasses import dataclass
 from typing import get_args
 
-from jobs.architecture import class_names, transformers_root
-from jobs.load import dump_spec
-from jobs.spec import Task
+from jobs.model_files.architecture import class_names, transformers_root
+from jobs.spec.finetune import Task
+from jobs.spec.load import dump_spec
 from tests.support import tiny
 
 CLASSES = 3

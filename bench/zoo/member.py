@@ -24,23 +24,23 @@ import transformers.modeling_utils
 from safetensors.torch import load_file, save_file
 
 from bench.zoo.tiny import save_tokenizer, tiny_config
+from jobs.data.order.stream import StepRows, Stream, plain_steps
 from jobs.data.prepared import Prepared
-from jobs.data.stream import StepRows, Stream, plain_steps
 from jobs.errors import InputError
-from jobs.journal import read_journal
-from jobs.load import load_spec
-from jobs.paths import JobPaths
-from jobs.spec import Spec
-from jobs.training import loop
-from jobs.training.dryrun import check_model_runs
-from jobs.training.engine import import_deepspeed
-from jobs.training.gang import Orders
-from jobs.training.job import Job
-from jobs.training.model import model_class
-from jobs.training.ready import ready_data
-from jobs.training.rebuild import export_run
-from jobs.triedmodels import remember
-from jobs.validate import validate
+from jobs.model_files.tried import remember
+from jobs.preflight.dry_run import check_model_runs
+from jobs.preflight.ready import ready_data
+from jobs.preflight.validate import validate
+from jobs.run.paths import JobPaths
+from jobs.spec.finetune import Spec
+from jobs.spec.load import load_spec
+from jobs.storage.journal import read_journal
+from jobs.training.checkpoint.to_model import export_run
+from jobs.training.loop import loop
+from jobs.training.model.engine import import_deepspeed
+from jobs.training.model.load import model_class
+from jobs.training.worker_context import Orders
+from jobs.training.worker_input import Job
 from tests.support.reference import plain_losses
 
 STEPS = 5

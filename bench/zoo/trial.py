@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from bench.zoo.cases import Case, write_spec
 from bench.zoo.gang import ROOT, Gang
-from jobs.journal import read_journal
-from jobs.paths import JobPaths
+from jobs.run.paths import JobPaths
+from jobs.storage.journal import read_journal
 
 STEPS, STOP_AT = 5, 3
 TOLERANCE = 1e-4  # of losses, relative
@@ -132,7 +132,13 @@ def tensors(folder: str | pathlib.Path) -> dict[str, tuple[int, ...]]:
 @functools.cache
 def code_fingerprint() -> str:
     """A short digest of the files that decide what a trial sees of any type; 8 hexadecimal digits."""
-    patterns = ("jobs/training/*.py", "jobs/data/*.py", "jobs/architecture.py", "jobs/modeldir.py", "bench/zoo/*.py")
+    patterns = (
+        "jobs/training/**/*.py",
+        "jobs/data/**/*.py",
+        "jobs/model_files/architecture.py",
+        "jobs/model_files/directory.py",
+        "bench/zoo/*.py",
+    )
     files = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
     digest = hashlib.sha256()
     for path in [*files, ROOT / "tests/support/reference.py"]:

@@ -36,7 +36,7 @@ from cluster.ray.client import job_named, json_of, ray_client
 from cluster.ray.job_list import Keeping, entries_to_delete
 from cluster.ray.nodes import inventory_of, use_from_status, use_from_summary
 from cluster.ray.output import WRITE_MARK, program_output
-from cluster.wire import digest_of_environment
+from cluster.ray.runtime_env import digest_of_environment
 
 FENCE_KEY, KIND_KEY, QUEUE_KEY = "fleetune.fence", "fleetune.kind", "fleetune.queue"
 PROGRAM, FENCE, HARD_STOP = "program", "fence", "hard-stop"

@@ -27,10 +27,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BeforeValidator, Field
 
-from jobs import storage
 from jobs.data.cutting import Cut
 from jobs.errors import DataError, StorageError
 from jobs.frozen import Frozen
+from jobs.storage import files as storage
 
 MANIFEST_VERSION = 2
 SOURCE_ID_BITS = 40  # ids of samples are told apart by the number of their source above these bits

@@ -2,7 +2,7 @@
 
 from jobs.planning.batching import Batching, plan_batching
 from jobs.planning.elastic import gang_of, most_workers, with_workers, worker_numbers
-from jobs.planning.schedule import learning_rate_at
+from jobs.planning.learning_rate import learning_rate_at
 from jobs.planning.steps import total_rows, total_steps, warmup_steps
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jobs.errors import SpecError
-from jobs.spec import Spec
+from jobs.spec.finetune import Spec
 
 
 @dataclass(frozen=True)

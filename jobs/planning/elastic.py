@@ -7,10 +7,10 @@ import itertools
 from cluster.capacity.feasibility import largest_gang
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory
-from jobs.commandspec import CommandSpec
 from jobs.errors import SpecError
 from jobs.planning.batching import plan_batching
-from jobs.spec import Spec
+from jobs.spec.command import CommandSpec
+from jobs.spec.finetune import Spec
 
 
 def gang_of(spec: Spec | CommandSpec) -> Gang:

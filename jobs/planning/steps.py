@@ -6,7 +6,7 @@ import math
 from fractions import Fraction
 
 from jobs.errors import SpecError
-from jobs.spec import Spec, Train
+from jobs.spec.finetune import Spec, Train
 
 DEFAULT_EPOCHS = 3.0
 

@@ -14,20 +14,20 @@ from typing import Any
 
 from pydantic import Field, JsonValue
 
-from jobs import storage
 from jobs.errors import InputError, SpecError
 from jobs.frozen import Frozen
-from jobs.load import spec_of
-from jobs.marks import parse_value
-from jobs.outcome import read_outcome
-from jobs.paths import JobPaths
-from jobs.resume import check_not_driven
-from jobs.search.budget import check_budget
+from jobs.run.outcome import read_outcome
+from jobs.run.paths import JobPaths
+from jobs.run.resume import check_not_driven
 from jobs.search.ledger import Trials
-from jobs.search.mailbox import Tray
-from jobs.search.resuming import check_same_search
-from jobs.search.spec import SweepSpec
-from jobs.search.varying import check_space, field_meant
+from jobs.search.rules.budget import check_budget
+from jobs.search.rules.resuming import check_same_search
+from jobs.search.rules.varying import check_space, field_meant
+from jobs.spec.checking.lines import parse_value
+from jobs.spec.load import spec_of
+from jobs.spec.sweep import SweepSpec
+from jobs.storage import files as storage
+from jobs.training.mailbox import Tray
 
 _CHANGES = "changes"
 

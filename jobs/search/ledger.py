@@ -10,20 +10,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from jobs import storage
 from jobs.errors import SpecError
-from jobs.journal import JournalReader, JournalWriter
-from jobs.load import dump_spec
-from jobs.outcome import Outcome, write_outcome
-from jobs.outcome import Status as RunStatus
-from jobs.paths import JobPaths
-from jobs.search.auto import aims, bounded, is_near, prior_of, rate_name, whole_run_rate
-from jobs.search.mailbox import Answer
-from jobs.search.rates import best_rate
-from jobs.search.rungs import ETA, going_on
-from jobs.search.spec import SweepSpec
-from jobs.search.varying import trial_spec
-from jobs.spec import Spec
+from jobs.run.outcome import Outcome, write_outcome
+from jobs.run.outcome import Status as RunStatus
+from jobs.run.paths import JobPaths
+from jobs.search.rules.auto import aims, bounded, is_near, prior_of, rate_name, whole_run_rate
+from jobs.search.rules.rates import best_rate
+from jobs.search.rules.rungs import ETA, going_on
+from jobs.search.rules.varying import trial_spec
+from jobs.spec.finetune import Spec
+from jobs.spec.load import dump_spec
+from jobs.spec.sweep import SweepSpec
+from jobs.storage import files as storage
+from jobs.storage.journal import JournalReader, JournalWriter
+from jobs.training.mailbox import Answer
 
 State = Literal["waiting", "running", "paused", "finished", "stopped", "failed"]
 LEDGER = "ledger"
@@ -233,7 +233,7 @@ class Trials:
 
     @property
     def going_on(self) -> list[int]:
-        """Numbers of the trials that go on from a rung, once all have begun; see `jobs.search.rungs.going_on`."""
+        """Numbers of the trials that go on from a rung, once all have begun; see `jobs.search.rules.rungs.going_on`."""
         if self.sweep.scheduler != "halving":  # Ray Tune lets them go on
             return [trial.number for trial in self.searched if trial.state == "paused" and trial.scores]
         compared = [trial for trial in list(self.trials.values()) if not trial.straight]

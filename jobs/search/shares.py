@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 from jobs.errors import SpecError
-from jobs.search.budget import BudgetPlan, budget_plan, compared_steps, runs_of, too_little
 from jobs.search.ledger import FINALISTS, Trials
-from jobs.search.rungs import cooldown_of, stops_of
-from jobs.search.spec import SweepSpec
+from jobs.search.rules.budget import BudgetPlan, budget_plan, compared_steps, runs_of, too_little
+from jobs.search.rules.rungs import cooldown_of, stops_of
+from jobs.spec.sweep import SweepSpec
 
 
 @dataclass(frozen=True)

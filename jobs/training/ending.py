@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime
 import json
 
-from jobs import storage
-from jobs.journal import Record
-from jobs.outcome import Outcome, Status
-from jobs.paths import JobPaths
+from jobs.run.outcome import Outcome, Status
+from jobs.run.paths import JobPaths
+from jobs.storage import files as storage
+from jobs.storage.journal import Record
 from jobs.training.faults import Fault
 
 # Which of several failures is the cause: ranks may fail in other ways because of one that ran out of memory.

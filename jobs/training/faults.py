@@ -10,8 +10,8 @@ import re
 from enum import StrEnum
 
 from jobs.errors import FleetuneError, InputError, OutOfMemory, StorageOutage
-from jobs.outofmemory import advice
-from jobs.spec import Spec
+from jobs.planning.out_of_memory import advice
+from jobs.spec.finetune import Spec
 
 
 class Fault(StrEnum):

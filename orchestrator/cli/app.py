@@ -9,18 +9,18 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
 
-from jobs.begin import load_work
-from jobs.devices import no_gpu_here
+from jobs.drivers.finetune.begin import load_work
 from jobs.errors import InputError
-from jobs.fields import SPEC_MODELS
-from jobs.findrun import storage_root
-from jobs.load import Loaded, load_marked, load_sweep, training
-from jobs.search.checking import checked_sweep
-from jobs.search.spec import SweepSpec
-from jobs.search.specwords import prior_words, space_words, sweep_words
-from jobs.validate import validate as check
-from orchestrator import orders
-from orchestrator import runs as run_list
+from jobs.preflight.devices import no_gpu_here
+from jobs.preflight.validate import validate as check
+from jobs.run import requests as orders
+from jobs.run import summary as run_list
+from jobs.run.find import storage_root
+from jobs.search.rules.checking import checked_sweep
+from jobs.search.rules.spec_text import prior_words, space_words, sweep_words
+from jobs.spec.checking.fields import SPEC_MODELS
+from jobs.spec.load import Loaded, load_marked, load_sweep, training
+from jobs.spec.sweep import SweepSpec
 from orchestrator.cli import cluster as clustercli
 from orchestrator.cli import completing
 from orchestrator.cli import data as datacli
@@ -187,7 +187,7 @@ def export(
     with edge():
         root = run_meant(run, storage_root(storage))
         typer.echo(f"exporting {root}", err=True)  # loading torch takes seconds
-        from jobs.training.rebuild import export_run
+        from jobs.training.checkpoint.to_model import export_run
 
         typer.echo(f"model {export_run(root, to, say=typer.echo)}")
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from jobs import storage
-from jobs.datacmd import check_data, prepare_data, show_data
-from jobs.load import load_spec
+from jobs.preflight.data_commands import check_data, prepare_data, show_data
+from jobs.spec.load import load_spec
+from jobs.storage import files as storage
 from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
 from orchestrator.cli.helpgroups import command_group
 from orchestrator.pages import show as text

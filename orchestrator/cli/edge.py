@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
+from jobs.console import user_stream
 from jobs.errors import FleetuneError, SpecError
-from jobs.progress import NoProgress, PlainProgress, Progress
-from jobs.quiet import user_stream
+from jobs.run.progress import NoProgress, PlainProgress, Progress
 
 SpecFile = Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file, or its URL.")]
 Set = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jobs.errors import InputError
-from jobs.findrun import storage_root
+from jobs.run.find import storage_root
 from orchestrator.cli.edge import Json, edge
 from orchestrator.gc.values import Bounds, Found, Held
 

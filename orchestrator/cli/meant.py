@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from cluster.settings import fleetune_home, server_url
 from jobs.errors import FleetuneError, InputError
-from jobs.findrun import find_run
+from jobs.run.find import find_run
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView

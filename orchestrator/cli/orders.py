@@ -84,7 +84,7 @@ def priority(
 
     def put(server: Connection, job: JobView) -> JobView:
         from jobs.errors import InputError
-        from jobs.queuespec import MOST_PRIORITY
+        from jobs.spec.queue import MOST_PRIORITY
         from orchestrator.api import JobView, Priority
         from orchestrator.jobref import job_path
 

@@ -183,7 +183,7 @@ def _write(
         write_schedule(schedule, simulations[0][1])
         written.append(("schedule", schedule))
     if report is not None:
-        from jobs import storage
+        from jobs.storage import files as storage
         from orchestrator.simulate.report import report as html_page
 
         storage.write_bytes(report, html_page(simulations).encode())

@@ -9,16 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from jobs import storage
 from jobs.errors import FleetuneError, InputError
-from jobs.load import trained
-from jobs.queuespec import MOST_PRIORITY
-from jobs.runref import run_named
-from jobs.search.checking import checked_sweep
-from jobs.search.spec import SweepSpec
-from jobs.spec import Spec
-from jobs.validate import validate
-from jobs.vary import sweep_values, vary
+from jobs.preflight.validate import validate
+from jobs.run.references import run_named
+from jobs.search.rules.checking import checked_sweep
+from jobs.spec.finetune import Spec
+from jobs.spec.load import trained
+from jobs.spec.queue import MOST_PRIORITY
+from jobs.spec.sweep import SweepSpec
+from jobs.spec.vary import sweep_values, vary
+from jobs.storage import files as storage
 from orchestrator.api import MOST_JOBS, JobView, Server, Submission
 from orchestrator.cli.logs import print_logs
 from orchestrator.client import asking, completed, submitted

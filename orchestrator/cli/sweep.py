@@ -8,20 +8,20 @@ from typing import Annotated
 import typer
 
 from jobs.errors import InputError
-from jobs.findrun import storage_root
-from jobs.load import load_sweep
-from jobs.paths import JobPaths
+from jobs.run import requests as orders
+from jobs.run.find import storage_root
+from jobs.run.paths import JobPaths
+from jobs.run.summary import summarise, utc_now
 from jobs.search.ledger import Trials
-from jobs.search.standing import Heard, heard_of, look
-from jobs.search.standing import facts as standing_facts
-from jobs.search.words import leaderboard as leaderboard_page
-from jobs.search.words import leaderboard_facts, trial_words
-from jobs.storage import write_bytes
-from orchestrator import orders
+from jobs.search.report.standing import Heard, heard_of, look
+from jobs.search.report.standing import facts as standing_facts
+from jobs.search.report.trial_text import leaderboard as leaderboard_page
+from jobs.search.report.trial_text import leaderboard_facts, trial_words
+from jobs.spec.load import load_sweep
+from jobs.storage.files import write_bytes
 from orchestrator.cli.edge import Json, edge
 from orchestrator.cli.helpgroups import command_group
 from orchestrator.cli.meant import run_meant
-from orchestrator.runs import summarise, utc_now
 
 app = command_group(
     name="sweep",
@@ -83,11 +83,11 @@ def report(
 ) -> None:
     """What it has found and cost, while it runs and afterwards: the optimum of the rate, tokens, hours."""
     with edge():
-        from jobs.search.summary import facts, summary_lines
+        from jobs.search.report.summary import facts, summary_lines
 
         trials = trials_of(sweep, storage)
         if html is not None:
-            from jobs.search.page import sweep_page
+            from jobs.search.report.page import sweep_page
 
             write_bytes(html, sweep_page(trials).encode())
         if json_:

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from jobs.begin import load_work
+from jobs.drivers.finetune.begin import load_work
 from jobs.errors import InputError
-from jobs.paths import JobPaths
+from jobs.run.paths import JobPaths
 from jobs.search.changes import Change, Changes, changed, is_driven, larger, narrower
 from jobs.search.ledger import Trials
-from jobs.search.spec import SweepSpec
+from jobs.spec.sweep import SweepSpec
 from orchestrator.cli.edge import Address, Quiet, edge, refuse_dashboard
 from orchestrator.cli.meant import job_that_goes_on
 from orchestrator.cli.sweep import Storage, SweepArgument, app, trials_of

@@ -6,10 +6,10 @@ from typing import Any
 
 import typer
 
-from jobs.outcome import Event
-from jobs.paths import JobPaths
-from jobs.progress import Progress
-from jobs.search.spec import SweepSpec
+from jobs.run.outcome import Event
+from jobs.run.paths import JobPaths
+from jobs.run.progress import Progress
+from jobs.spec.sweep import SweepSpec
 from orchestrator.cli.edge import progress_of
 
 

@@ -14,14 +14,14 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from jobs.errors import FleetuneError
-from jobs.load import load_sweep
-from jobs.outcome import Event
-from jobs.paths import JobPaths
-from jobs.progress import Pace, PlainProgress, Progress, duration, step_line
+from jobs.run.outcome import Event
+from jobs.run.paths import JobPaths
+from jobs.run.progress import Pace, PlainProgress, Progress, duration, step_line
+from jobs.run.summary import utc_now
 from jobs.search.ledger import Trials
-from jobs.search.standing import Heard, Standing, look
+from jobs.search.report.standing import Heard, Standing, look
+from jobs.spec.load import load_sweep
 from orchestrator.pages.sweep import screen, time_words
-from orchestrator.runs import utc_now
 
 _LOOK_EVERY_S: Final = 1.0
 _END_S: Final = 2.0  # of waiting for a look that storage holds up

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from jobs.errors import InputError
-from jobs.queuespec import MOST_PRIORITY
+from jobs.spec.queue import MOST_PRIORITY
 from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, RestrictionsView, TenantSent, TenantView
 from orchestrator.cli.durations import duration_s
 

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
-from jobs.progress import duration
+from jobs.run.progress import duration
 from orchestrator.cli.edge import Json, Quiet, edge
 
 EPILOG = "Example:  fleetune upload ./llama s3://bucket/models/llama  |  fleetune upload train.jsonl /shared/data/"
@@ -39,8 +39,8 @@ def upload(
     What to write into the spec is printed at the end.
     """
     with edge():
-        from jobs.upload import upload as carry_out
-        from jobs.uploadplan import plan_upload
+        from jobs.storage.upload import upload as carry_out
+        from jobs.storage.upload_plan import plan_upload
 
         plan = plan_upload(path, url, replace=replace)
         progress = Progress(plan.bytes, sys.stderr.isatty(), lambda text: typer.echo(text, err=True, nl=False))

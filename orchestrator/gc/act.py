@@ -14,9 +14,9 @@ from functools import partial
 from typing import Final
 
 from jobs.errors import FleetuneError, StorageError
-from jobs.findrun import run_names
-from jobs.listing import listing
-from jobs.paths import JobPaths, checkpoint_step, prepared_root
+from jobs.run.find import run_names
+from jobs.run.paths import JobPaths, checkpoint_step, prepared_root
+from jobs.storage.listing import listing
 from orchestrator.gc.look import INSIDE, MANIFEST, size_of, touched_s
 from orchestrator.gc.tree import Tree
 from orchestrator.gc.values import GcPlan, Goes, PreparedFacts, RunFacts, RunVerdict
@@ -78,7 +78,7 @@ def _check_as_seen(root: str, seen: RunFacts | PreparedFacts) -> None:
 
 
 def _remove_checkpoints(tree: Tree, run: str) -> None:
-    from jobs.checkpoints import COMMIT_NAME  # brings numpy
+    from jobs.run.checkpoints import COMMIT_NAME  # brings numpy
 
     if not tree.is_link(run, INSIDE.checkpoints):
         for name in tree.names(run, INSIDE.checkpoints):

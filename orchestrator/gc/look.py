@@ -10,18 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from jobs import storage
 from jobs.errors import FleetuneError, StorageError
-from jobs.journal import written_at_s
-from jobs.listing import Listed, listing
-from jobs.outcome import Outcome, outcome_of
-from jobs.paths import JobPaths, prepared_root
+from jobs.run.outcome import Outcome, outcome_of
+from jobs.run.paths import JobPaths, prepared_root
+from jobs.run.summary import SILENT_AFTER_S, started_at
+from jobs.storage import files as storage
+from jobs.storage.journal import written_at_s
+from jobs.storage.listing import Listed, listing
 from orchestrator.gc.tree import Tree
 from orchestrator.gc.values import Found, Leftover, PreparedFacts, RunFacts
-from orchestrator.runs import SILENT_AFTER_S, started_at
 
 INSIDE: Final = JobPaths("")  # names as they are in a listing of a run
-MANIFEST, LEASE = "manifest.json", "preparing.json"  # of prepared data; see `jobs.data.source`
+MANIFEST, LEASE = "manifest.json", "preparing.json"  # of prepared data; see `jobs.data.preparation.prepare_source`
 
 _READERS = 8
 _PREPARED = prepared_root("", "").rstrip("/")
@@ -100,7 +100,7 @@ def _run_of(storage_path: str, now_s: float, runs: Collection[str], named: tuple
 
 
 def _status(storage_path: str, paths: JobPaths, files: Files, written_s: float, now_s: float) -> tuple[str, float]:
-    """As `orchestrator.runs.summarise` says it, and since when."""
+    """As `jobs.run.summary.summarise` says it, and since when."""
     outcome: Outcome | None = None
     if _holds(files, INSIDE.outcome):
         try:

@@ -1,7 +1,7 @@
 """What lies under a storage path, read and removed by `fleetune gc` without following a link.
 
 Everybody whose runs lie there can put a link in the place of any file or directory, at any time. So each path is given
-as names below the storage path, to which alone links may lead: see `jobs.beneath`.
+as names below the storage path, to which alone links may lead: see `jobs.storage.without_links`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from jobs import beneath, storage
 from jobs.errors import StorageError
+from jobs.storage import files as storage
+from jobs.storage import without_links as beneath
 
 _LARGEST: Final = 64 << 20  # bytes of a file that is read; specs, manifests and outcomes are far smaller
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cluster.text import many
-from jobs.data.report import DataReport, Example, Finding, LabelCount, Packing, SourceReport
+from jobs.data.quality.report import DataReport, Example, Finding, LabelCount, Packing, SourceReport
 from orchestrator.pages.svg import Bins, bin_words, compact, percent, size
 
 NARROWEST = 60

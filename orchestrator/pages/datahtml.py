@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from cluster.text import many
-from jobs.data.report import DataReport, Example, Finding, LabelCount
+from jobs.data.quality.report import DataReport, Example, Finding, LabelCount
 from orchestrator.pages import data as words
 from orchestrator.pages import html as htmlpage
 from orchestrator.pages import svg

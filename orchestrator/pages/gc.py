@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from jobs.errors import InputError
-from jobs.progress import duration
+from jobs.run.progress import duration
 from orchestrator.gc.act import Removed
 from orchestrator.gc.values import Bounds, Found, GcPlan, Goes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from jobs.progress import duration
+from jobs.run.progress import duration
 from orchestrator.api import EventView, JobView, WhyView
 from orchestrator.pages.events import event_rows
 from orchestrator.pages.show import numbers, table

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jobs.data.samples import ShownRow, ShownSample
+    from jobs.data.quality.preview import ShownRow, ShownSample
 
 _TARGET, _OFF = "\x1b[7m", "\x1b[0m"
 _OPEN, _CLOSE = "\u00ab", "\u00bb"

@@ -12,20 +12,20 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from cluster.text import many
-from jobs.dataspec import Source, source_words
-from jobs.fields import section_model, spec_fields
-from jobs.metricwords import metric_words
-from jobs.outcome import Outcome
-from jobs.paths import JobPaths
 from jobs.planning import plan_batching
-from jobs.progress import duration
-from jobs.queuespec import Kind, OnEnd
-from jobs.record import how_to_go_on
-from jobs.search.spec import Dimension
-from jobs.spec import SCHEMA_VERSION, Spec
-from jobs.validate import Validated
+from jobs.preflight.validate import Validated
+from jobs.run.metric_names import metric_words
+from jobs.run.outcome import Outcome
+from jobs.run.paths import JobPaths
+from jobs.run.progress import duration
+from jobs.run.record import how_to_go_on
+from jobs.run.summary import RunDetails, RunSummary
+from jobs.spec.checking.fields import section_model, spec_fields
+from jobs.spec.data import Source, source_words
+from jobs.spec.finetune import SCHEMA_VERSION, Spec
+from jobs.spec.queue import Kind, OnEnd
+from jobs.spec.sweep import Dimension
 from orchestrator.pages.times import when_written
-from orchestrator.runs import RunDetails, RunSummary
 
 Row = tuple[str, str]
 

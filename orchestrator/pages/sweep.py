@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
 from cluster.text import many
-from jobs.outcome import Status
-from jobs.paths import JobPaths
-from jobs.progress import duration
-from jobs.record import resume_command
-from jobs.search.standing import Standing, TrialNow, counts_of
-from jobs.search.varying import short_name
-from jobs.search.words import value_words
+from jobs.run.outcome import Status
+from jobs.run.paths import JobPaths
+from jobs.run.progress import duration
+from jobs.run.record import resume_command
+from jobs.run.summary import RunSummary
+from jobs.search.report.standing import Standing, TrialNow, counts_of
+from jobs.search.report.trial_text import value_words
+from jobs.search.rules.varying import short_name
 from orchestrator.pages.show import status_words, table
 from orchestrator.pages.svg import compact
 from orchestrator.pages.tables import GAP, cut, plain
-from orchestrator.runs import RunSummary
 
 MOST_ROWS: Final = 20
 FEWEST_ROWS: Final = 3

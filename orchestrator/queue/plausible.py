@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from cluster.wire import MOST_STEPS
+from jobs.drivers.link.messages import MOST_STEPS
 from orchestrator.queue.records import Job, Measured
 
 LONGEST_S: Final = 10 * 365 * 86_400.0  # no run takes longer than ten years

@@ -22,7 +22,7 @@ class NewJob:
         after: ids of jobs that must have succeeded before.
         not_before_s: it may not start earlier.
         max_runtime_s: of all attempts together.
-        on_end: what is to be submitted once it has ended (`jobs.queuespec.OnEnd` as JSON); '': nothing.
+        on_end: what is to be submitted once it has ended (`jobs.spec.queue.OnEnd` as JSON); '': nothing.
         client: with whose end it is cancelled; None: it outlives whoever has submitted it.
         sizes: numbers of workers that it can go on with, ascending, the first of them its gang's; empty: only with
             those of its gang.

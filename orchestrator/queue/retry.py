@@ -10,7 +10,7 @@ import signal
 from collections.abc import Mapping
 
 from cluster.backend import Phase, Submission
-from cluster.wire import OUT_OF_MEMORY_EXIT, TRY_AGAIN_EXIT
+from cluster.errors import OUT_OF_MEMORY_EXIT, TRY_AGAIN_EXIT
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import DRIVER_ENDED, Reason, State, Wanted
 

@@ -1,4 +1,4 @@
-"""What the drivers of jobs say, and are told; see `cluster.wire`."""
+"""What the drivers of jobs say, and are told; see `jobs.drivers.link.messages`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cluster.wire import Answer, Beat, Register, Registered
+from jobs.drivers.link.messages import Answer, Beat, Register, Registered
 from orchestrator.server.auth import NoToken, bearer
 from orchestrator.server.serving import Serving, answer, problems
 from orchestrator.server.serving import router as made

@@ -1,4 +1,4 @@
-"""What programs that `ray job submit` has started ask, and are told; see `cluster.wire`."""
+"""What programs that `ray job submit` has started ask, and are told; see `jobs.drivers.link.messages`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from cluster.wire import Join, Joined, Leave, Look, Looked
+from jobs.drivers.link.messages import Join, Joined, Leave, Look, Looked
 from orchestrator.queue.errors import JobEnded, OtherQueue, QueueError
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, State, Wanted

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from cluster.errors import BackendUnreachable, FleetuneError, InputError
-from jobs.mistakes import must_be, shown
+from jobs.spec.checking.mistakes import must_be, shown
 from orchestrator.api import Problem
 from orchestrator.queue.errors import NotLeader, StoreBroken
 from orchestrator.server.scrub import Scrubber

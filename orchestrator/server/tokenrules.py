@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from jobs.fields import did_you_mean
+from jobs.spec.checking.fields import did_you_mean
 from orchestrator import api
 from orchestrator.pages.times import at_words
 from orchestrator.queue.errors import NameTaken, QueueError, UnknownTenant

@@ -1,4 +1,4 @@
-"""What a job's driver is told: what to run, and whether to go on. The messages are in `cluster.wire`."""
+"""What a job's driver is told: what to run, and whether to go on. The messages are in `jobs.drivers.link.messages`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from cluster.capacity.occupancy import workers_in
-from cluster.wire import Answer, Beat, Order, Register, Registered
-from jobs.paths import JobPaths, new_run_name
-from jobs.runref import run_named
+from jobs.drivers.link.messages import Answer, Beat, Order, Register, Registered
+from jobs.run.paths import JobPaths, new_run_name
+from jobs.run.references import run_named
 from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, QueueError, StoreBroken, UnknownJob
 from orchestrator.queue.noderules import taken_by_ray
 from orchestrator.queue.plausible import plausible

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.capacity.gang import Gang
-from jobs.commandspec import CommandSpec
-from jobs.queuespec import OnEnd, Queue
+from jobs.spec.command import CommandSpec
+from jobs.spec.queue import OnEnd, Queue
 from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Job, NewJob, QueueEvent
 from orchestrator.queue.store import SubmissionKey

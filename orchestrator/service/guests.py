@@ -1,11 +1,11 @@
-"""Programs of others on the cluster that have asked to be queued; the messages are in `cluster.wire`."""
+"""Programs of others on the cluster that have asked to be queued; the messages are in `jobs.drivers.link.messages`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
 
-from cluster.wire import Looked
+from jobs.drivers.link.messages import Looked
 from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, Reason, State

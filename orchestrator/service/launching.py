@@ -14,7 +14,10 @@ __all__ = ["attempt_token", "launch_of"]
 
 
 def launch_of(surroundings: Surroundings) -> LaunchOf:
-    """Every driver is `python -m jobs.drive`, and asks the server for all the rest. Raises StoreBroken, when called."""
+    """Every driver is `python -m jobs.drivers.attempt`, and asks the server for the rest.
+
+    A call of the result raises StoreBroken.
+    """
 
     def launch(job: Job, spec: str) -> Launch:
         token = attempt_token(surroundings.driver_key.value(), job.job_id, job.attempt)
@@ -22,7 +25,7 @@ def launch_of(surroundings: Surroundings) -> LaunchOf:
         place = DriverPlace(around.url, job.job_id, job.attempt, token, around.queue, around.other_urls)
         return Launch(
             job.submission,
-            (*surroundings.python, "-m", "jobs.drive"),
+            (*surroundings.python, "-m", "jobs.drivers.attempt"),
             environment={**place.environment(), **protocols_environment(), **ca_for_drivers()},
             like=guest_of(job),
             like_digest=environment_of(job),

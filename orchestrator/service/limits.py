@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from cluster.errors import InputError
-from jobs.queuespec import Queue
+from jobs.spec.queue import Queue
 from orchestrator.queue.errors import Forbidden, QueueError
 from orchestrator.queue.records import Role
 from orchestrator.queue.restrictions import check_queued

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cluster.capacity.inventory import Node
-from jobs.fields import did_you_mean
+from jobs.spec.checking.fields import did_you_mean
 from orchestrator.api import NodeOrderSent, Nodes, NodeView
 from orchestrator.pages.times import at_words
 from orchestrator.queue.errors import QueueError, UnknownNode

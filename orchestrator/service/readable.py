@@ -11,10 +11,12 @@ import shlex
 from collections.abc import Collection, Iterator, Sequence
 
 from cluster.errors import InputError
-from jobs import beneath, location, storage
-from jobs.load import AnySpec, trained
-from jobs.runref import run_named
-from jobs.search.spec import SweepSpec
+from jobs.run.references import run_named
+from jobs.spec.load import AnySpec, trained
+from jobs.spec.sweep import SweepSpec
+from jobs.storage import files as storage
+from jobs.storage import locations as location
+from jobs.storage import without_links as beneath
 from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.service.roots import outside, root_of
 

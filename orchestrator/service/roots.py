@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jobs import location
+from jobs.storage import locations as location
 from orchestrator.queue.errors import Forbidden, QueueError
 
 _SHOWN = 20

@@ -1,12 +1,13 @@
-"""Files of a run, read by the server for people. Any tenant may have written them: see `jobs.beneath`."""
+"""Files of a run, read by the server for people. Any tenant may have written them: see `jobs.storage.without_links`."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 
-from jobs import beneath, storage
 from jobs.errors import StorageError
+from jobs.storage import files as storage
+from jobs.storage import without_links as beneath
 from orchestrator.queue.records import Job
 from orchestrator.queue.store import Store
 from orchestrator.service.roots import check_run, root_of

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from cluster.errors import StorageError
-from jobs import journal
+from jobs.storage import journal
 from orchestrator.service.runfiles import RunFiles
 
 FOLDER = "metrics"

@@ -9,9 +9,9 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from cluster.errors import SpecError
-from jobs.fields import SPEC_MODELS
-from jobs.load import AnySpec, spec_of, too_large
-from jobs.spec import SCHEMA_VERSION
+from jobs.spec.checking.fields import SPEC_MODELS
+from jobs.spec.finetune import SCHEMA_VERSION
+from jobs.spec.load import AnySpec, spec_of, too_large
 
 
 def checked(value: Mapping[str, Any]) -> AnySpec:

@@ -34,7 +34,7 @@ class Surroundings:
         one_machine: the server and all workers see the same files; on Ray, as long as it has one node.
         secrets: what jobs may be given, by name.
         python: how Python is started where drivers run.
-        protocols: of URLs in specs, beside `jobs.location.PROTOCOLS`.
+        protocols: of URLs in specs, beside `jobs.storage.locations.PROTOCOLS`.
         retention_days: for how long jobs are kept after their end; 0: for ever.
         most_guests: how many programs of `ray job submit` may be queued at once.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs import storage
+from jobs.storage import files as storage
 from orchestrator.simulate.values import Simulated, Stretch
 
 HEAD = "job,start_s,end_s,placement"

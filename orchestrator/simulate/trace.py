@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from cluster.errors import StorageError, TraceError
-from jobs import storage
+from jobs.storage import files as storage
 from orchestrator.pages.data import shortened
 from orchestrator.pages.svg import grouped
 from orchestrator.simulate.values import TraceJob

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.capacity.occupancy import workers_in
-from cluster.wire import MOST_METRICS
-from jobs.queuespec import MOST_RUNTIME_S
+from jobs.drivers.link.messages import MOST_METRICS
+from jobs.spec.queue import MOST_RUNTIME_S
 from orchestrator.queue.records import Job, Measured, Move, NewJob, NodePlaces
 from orchestrator.queue.retry import waits_s
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, MAY_GO_TO, Reason, State, Wanted

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from jobs.load import dump_spec
-from jobs.outcome import Outcome, read_outcome
-from jobs.paths import JobPaths
-from jobs.spec import Spec
+from jobs.run.outcome import Outcome, read_outcome
+from jobs.run.paths import JobPaths
+from jobs.spec.finetune import Spec
+from jobs.spec.load import dump_spec
 from tests.support import tiny
 from tests.support.gangs import ROOT
 

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from jobs.checkpoints import committed_steps
-from jobs.journal import read_journal
-from jobs.load import load_spec
-from jobs.outcome import Status
-from jobs.paths import JobPaths
-from jobs.record import read_steps
+from jobs.run.checkpoints import committed_steps
+from jobs.run.outcome import Status
+from jobs.run.paths import JobPaths
+from jobs.run.record import read_steps
+from jobs.spec.load import load_spec
+from jobs.storage.journal import read_journal
 from tests.acceptance.conftest import fleetune, newest_run, outcome_of, runs_in, started
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang

@@ -15,11 +15,11 @@ import pytest
 
 from cluster.ray.raylets import Raylet
 from cluster.ray.session_record import read_record
-from jobs.data.prepare import prepare
-from jobs.journal import read_journal
-from jobs.load import load_spec
-from jobs.outcome import Status, read_outcome
-from jobs.paths import JobPaths
+from jobs.data.preparation.prepare import prepare
+from jobs.run.outcome import Status, read_outcome
+from jobs.run.paths import JobPaths
+from jobs.spec.load import load_spec
+from jobs.storage.journal import read_journal
 from tests.support.gangs import PACED
 from tests.support.processes import Talker, wait_for
 from tests.support.projects import make_project

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from jobs.journal import read_journal
-from jobs.outcome import Status
+from jobs.run.outcome import Status
+from jobs.storage.journal import read_journal
 from tests.acceptance.conftest import FLEETUNE, newest_run, outcome_of
 from tests.support.gangs import ROOT
 from tests.support.projects import make_project

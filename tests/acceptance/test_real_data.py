@@ -22,7 +22,7 @@ import yaml
 from bench.models import smollm2_slice
 from examples.fetch import download, fetch_model, fetch_reviews
 from jobs.data.prepared import IGNORE_INDEX, Prepared
-from jobs.data.report import DataReport, Finding
+from jobs.data.quality.report import DataReport, Finding
 from tests.acceptance.conftest import fleetune
 
 pytestmark = pytest.mark.slow

@@ -20,8 +20,8 @@ import pytest
 
 from cluster.capacity.inventory import Inventory
 from cluster.ray.backend import RayJobsBackend
-from jobs.journal import read_journal
-from jobs.paths import JobPaths
+from jobs.run.paths import JobPaths
+from jobs.storage.journal import read_journal
 from orchestrator.queue.records import Job
 from orchestrator.store import open_store
 from tests.support import tiny
@@ -256,7 +256,9 @@ def test_a_mistake_in_a_function_of_the_user_costs_one_attempt_and_a_driver_with
     killed = shared.training("killed", 2, STEPS, {"tenant": "vision"}, checkpoint__save_steps=SAVED_EVERY)
     wrong, starved = shared.submit(mistaken.model_dump(mode="json"), killed)
     shared.reaches(starved, 2 * SAVED_EVERY)
-    (driver,) = originals(pid for pid in processes_with(f"FLEETUNE_JOB={starved}") if b"jobs.drive" in command_of(pid))
+    (driver,) = originals(
+        pid for pid in processes_with(f"FLEETUNE_JOB={starved}") if b"jobs.drivers.attempt" in command_of(pid)
+    )
     by_the_kernel = kill_for_memory(driver)
     wait_for(lambda: shared.job(starved)["reason"] == "driver-killed", "it is said so", 60.0, _rest)
     wait_for(lambda: shared.job(starved)["attempt"] == 2, "it is started again", 120.0, _rest)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from jobs.journal import read_journal
-from jobs.paths import JobPaths
-from jobs.record import read_steps
-from jobs.search.rates import best_rate
+from jobs.run.paths import JobPaths
+from jobs.run.record import read_steps
+from jobs.search.rules.rates import best_rate
+from jobs.storage.journal import read_journal
 from tests.acceptance.conftest import FLEETUNE, environment, fleetune
 from tests.acceptance.test_failures import workers_of
 from tests.support import tiny

@@ -8,15 +8,15 @@ from collections.abc import Callable
 
 import pytest
 
-from jobs.checkpoints import committed_steps
-from jobs.data.chain import chain_of, from_hex, row_digests
+from jobs.data.order.digest_chain import chain_of, from_hex, row_digests
+from jobs.data.order.stream import step_plan
 from jobs.data.prepared import Prepared
-from jobs.data.stream import step_plan
-from jobs.journal import read_journal
-from jobs.load import load_spec
-from jobs.outcome import Status
-from jobs.paths import prepared_root
-from jobs.record import read_steps
+from jobs.run.checkpoints import committed_steps
+from jobs.run.outcome import Status
+from jobs.run.paths import prepared_root
+from jobs.run.record import read_steps
+from jobs.spec.load import load_spec
+from jobs.storage.journal import read_journal
 from tests.acceptance.conftest import fleetune, newest_run, outcome_of, runs_in, started
 from tests.support.gangs import torchrun
 

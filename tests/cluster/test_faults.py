@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from jobs.checkpoints import committed_steps
-from jobs.data.prepare import prepare
-from jobs.journal import read_journal
-from jobs.load import dump_spec, load_spec
-from jobs.paths import JobPaths
+from jobs.data.preparation.prepare import prepare
+from jobs.run.checkpoints import committed_steps
+from jobs.run.paths import JobPaths
+from jobs.spec.load import dump_spec, load_spec
+from jobs.storage.journal import read_journal
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import State
 from orchestrator.store import open_store

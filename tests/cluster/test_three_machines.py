@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from jobs.journal import read_journal
-from jobs.outcome import Status, read_outcome
-from jobs.paths import JobPaths
+from jobs.run.outcome import Status, read_outcome
+from jobs.run.paths import JobPaths
+from jobs.storage.journal import read_journal
 from tests.support import tiny
 from tests.support.gangs import ROOT
 from tests.support.hosts import Host, available, hide, hosts, mount_at, name_hosts

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from jobs.load import dump_spec
+from jobs.spec.load import dump_spec
 from tests.support import tiny
 from tests.support.hosts import BIN, Host, available, hosts
 

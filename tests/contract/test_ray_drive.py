@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from cluster.wire import Order, Registered
-from jobs.load import dump_spec
+from jobs.drivers.link.messages import Order, Registered
+from jobs.spec.load import dump_spec
 from tests.support import tiny
 from tests.support.drivers import driver, registered
 from tests.support.processes import processes_with, wait_for

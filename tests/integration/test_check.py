@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.data.check import check
-from jobs.data.duplicates import MOST_COMPARED, chosen_to_compare
-from jobs.data.report import DataReport, Finding
-from jobs.spec import Spec
+from jobs.data.quality.check import check
+from jobs.data.quality.duplicates import MOST_COMPARED, chosen_to_compare
+from jobs.data.quality.report import DataReport, Finding
+from jobs.spec.finetune import Spec
 from tests.integration.test_prepare import model_dir, quiet  # noqa: F401 - a fixture
 
 WORDS = (Path(__file__).read_text().replace("_", " ") + Path(__file__).with_name("test_prepare.py").read_text()).split()

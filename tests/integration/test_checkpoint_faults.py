@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jobs.checkpoints import Read, Slice, committed_steps, read_commit, read_parts, read_slices
-from jobs.journal import read_journal
-from jobs.paths import JobPaths
-from jobs.shardfile import as_bytes
+from jobs.run.checkpoints import Read, Slice, committed_steps, read_commit, read_parts, read_slices
+from jobs.run.paths import JobPaths
+from jobs.storage.journal import read_journal
+from jobs.storage.tensor_file import as_bytes
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
 

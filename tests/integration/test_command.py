@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from cluster.wire import Order, Registered
-from jobs.command.member import MOST_HELD_BYTES, Member
+from jobs.drivers.command.member import MOST_HELD_BYTES, Member
+from jobs.drivers.link.messages import Order, Registered
 from tests.support.drivers import driver, registered, rss_mb
 from tests.support.processes import command_of, originals, processes_with, wait_for
 from tests.support.wireserver import JOB, TOKEN, WireServer, wire_server

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from jobs.data.records import Record, RecordReader, expand, read_records
+from jobs.data.sources.records import Record, RecordReader, expand, read_records
 from jobs.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("own_protocols")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from jobs.training.engine import import_deepspeed
+from jobs.training.model.engine import import_deepspeed
 
 
 def test_no_compiler_is_tried_and_no_operator_of_inference_is_built() -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from cluster.settings import DriverPlace
-from cluster.wire import Order, Registered
-from jobs.load import dump_spec
-from jobs.outcome import Status, read_outcome
-from jobs.paths import JobPaths
-from jobs.record import read_steps
+from jobs.drivers.link.messages import Order, Registered
+from jobs.run.outcome import Status, read_outcome
+from jobs.run.paths import JobPaths
+from jobs.run.record import read_steps
+from jobs.spec.load import dump_spec
 from tests.support import tiny
 from tests.support.drivers import Driver, driver, registered, rss_mb
 from tests.support.processes import free_port, processes_with, wait_for

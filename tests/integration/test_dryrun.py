@@ -11,9 +11,9 @@ import transformers
 
 from bench.zoo.tiny import END, save_tokenizer, tiny_config
 from jobs.errors import DataError
-from jobs.training.dryrun import check_model_runs
-from jobs.training.model import load_model, model_config, set_pad_token
-from jobs.training.pooling import with_one_end
+from jobs.preflight.dry_run import check_model_runs
+from jobs.training.model.load import load_model, model_config, set_pad_token
+from jobs.training.model.pooling import with_one_end
 from tests.support import tiny
 
 

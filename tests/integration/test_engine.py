@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from jobs.load import dump_spec
+from jobs.spec.load import dump_spec
 from tests.support import tiny
 from tests.support.gangs import ROOT
 
@@ -18,8 +18,8 @@ STEP = """
 import json, sys, types
 import torch
 import torch.distributed as dist
-from jobs.load import load_spec
-from jobs.training.engine import build_engine
+from jobs.spec.load import load_spec
+from jobs.training.model.engine import build_engine
 
 spec, store = load_spec(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.training.evaluate import rows_within
+from jobs.training.loop.evaluation import rows_within
 
 
 @pytest.mark.parametrize(

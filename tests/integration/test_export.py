@@ -15,11 +15,18 @@ from safetensors.torch import load_file
 
 from bench.zoo.tiny import tiny_config
 from jobs.errors import RunFailed
-from jobs.modeldir import tensor_names
-from jobs.training.batch import Batch, model_logits
-from jobs.training.export import Weights, check_same_logits, on_this_node, plan_shards, write_config, write_weights
-from jobs.training.model import set_pad_token
-from jobs.training.naming import naming_of
+from jobs.model_files.directory import tensor_names
+from jobs.training.model.batch import Batch, model_logits
+from jobs.training.model.export import (
+    Weights,
+    check_same_logits,
+    on_this_node,
+    plan_shards,
+    write_config,
+    write_weights,
+)
+from jobs.training.model.load import set_pad_token
+from jobs.training.model.tensor_names import naming_of
 from tests.support import tiny
 from tests.support.counted import CountedFileSystem, counted_bytes
 

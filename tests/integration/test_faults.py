@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 
 from jobs.errors import DataError, RunFailed
-from jobs.training.crash import Crash, How, crashes_of, examined
 from jobs.training.faults import Fault, fault_of, reason_of
-from jobs.training.healing import Healing
+from jobs.training.on_ray.crash import Crash, How, crashes_of, examined
+from jobs.training.on_ray.healing import Healing
 from jobs.training.vitals import Vitals, remains, resident_bytes
 from tests.support import tiny
 

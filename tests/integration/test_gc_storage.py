@@ -21,12 +21,12 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from jobs import storage
-from jobs.checkpoints import commit_path, committed_steps
-from jobs.findrun import run_names
-from jobs.listing import listing
-from jobs.outcome import Outcome, Status, write_outcome
-from jobs.paths import JobPaths, prepared_root
+from jobs.run.checkpoints import commit_path, committed_steps
+from jobs.run.find import run_names
+from jobs.run.outcome import Outcome, Status, write_outcome
+from jobs.run.paths import JobPaths, prepared_root
+from jobs.storage import files as storage
+from jobs.storage.listing import listing
 from orchestrator.cli.gc import gc
 from orchestrator.gc import act
 from orchestrator.gc.act import carry_out

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.wire import Beat
+from jobs.drivers.link.messages import Beat
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, State, Wanted
 from orchestrator.queue.store import Change

@@ -15,9 +15,9 @@ import httpx
 import psutil
 import pytest
 
+from cluster.ray.runtime_env import digest_of_environment
 from cluster.settings import RAY_JOB
 from cluster.testing import FakeBackend
-from cluster.wire import digest_of_environment
 from tests.support import tiny
 from tests.support.gangs import ROOT
 from tests.support.processes import Talker, wait_for

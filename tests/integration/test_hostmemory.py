@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 import torch
 
-from jobs.checkpoints import KINDS
-from jobs.training.hostcopy import HostCopy, mapped_bytes
-from jobs.training.hostmemory import keeps_all
+from jobs.run.checkpoints import KINDS
+from jobs.training.checkpoint.host_copy import HostCopy, mapped_bytes
+from jobs.training.model.host_memory import keeps_all
 
 NUMEL = 5 * 2**20 + 3
 

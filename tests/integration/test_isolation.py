@@ -19,10 +19,10 @@ from transformers import (
 
 from bench.zoo.tiny import tiny_config
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
-from jobs.training.batch import collate, model_logits
-from jobs.training.isolation import later_tokens_are_unseen, packed_samples_are_isolated, padding_is_ignored
-from jobs.training.loss import loss_sum
-from jobs.training.model import model_config
+from jobs.training.loop.loss import loss_sum
+from jobs.training.model.batch import collate, model_logits
+from jobs.training.model.isolation import later_tokens_are_unseen, packed_samples_are_isolated, padding_is_ignored
+from jobs.training.model.load import model_config
 from tests.support import tiny
 from tests.support.reference import samples_of
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from cluster.settings import DriverPlace
-from cluster.wire import Order, Registered
-from jobs import link as module
-from jobs.link import AttemptOver, HttpLink
-from jobs.wirecall import NotUnderstood
+from jobs.drivers.link import link as module
+from jobs.drivers.link.call import NotUnderstood
+from jobs.drivers.link.link import AttemptOver, HttpLink
+from jobs.drivers.link.messages import Order, Registered
 from tests.support.processes import free_port, wait_for
 from tests.support.wireserver import ATTEMPT, JOB, QUEUE, TOKEN, WireServer, wire_server
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.data.engines import is_little
-from jobs.data.prepare import prepare
+from jobs.data.preparation.engines import is_little
+from jobs.data.preparation.prepare import prepare
 from tests.integration.test_prepare import model_dir, quiet, spec_of  # noqa: F401 - a fixture
 
 
@@ -44,11 +44,11 @@ def test_little_data_is_prepared_here_unless_some_is_there_that_may_be_damaged(
     both = spec_of(tmp_path / "out", str(tmp_path / "*.jsonl"), "text")
     apart = both.model_copy(update={"data": both.data.model_copy(update={"eval": first.data.train})})
     with monkeypatch.context() as patched:
-        patched.setattr("jobs.data.prepare.started", chosen)
+        patched.setattr("jobs.data.preparation.prepare.started", chosen)
         for up_to, engine in ((10_000, "plain"), (100, "ray"), (0, "ray")):
             with pytest.raises(Chosen, match=engine):
                 prepare(both, model_dir, engine="ray", say=quiet, plain_up_to=up_to)
     prepare(first, model_dir, engine="plain", say=quiet)
-    monkeypatch.setattr("jobs.data.prepare.started", chosen)
+    monkeypatch.setattr("jobs.data.preparation.prepare.started", chosen)
     with pytest.raises(Chosen, match="ray"):
         prepare(apart, model_dir, engine="ray", say=quiet, plain_up_to=10_000)

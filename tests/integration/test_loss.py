@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from jobs.data.prepared import IGNORE_INDEX
-from jobs.training.loss import loss_sum
+from jobs.training.loop.loss import loss_sum
 from tests.support.tensormemory import peak_bytes
 
 Head = Callable[[torch.Tensor], torch.Tensor]

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jobs.journal import read_journal
+from jobs.storage.journal import read_journal
 from tests.support import tiny
 from tests.support.gangs import ROOT, Case, case_of, run_gang
 from tests.support.reference import plain_losses

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.data.order import Order
+from jobs.data.order.row_order import Order
 from jobs.data.prepared import (
     IGNORE_INDEX,
     INDEX_SCHEMA,
@@ -29,8 +29,8 @@ from jobs.data.prepared import (
     write_manifest,
 )
 from jobs.errors import DataError
-from jobs.journal import read_journal
-from jobs.load import dump_spec
+from jobs.spec.load import dump_spec
+from jobs.storage.journal import read_journal
 from tests.support import tiny
 from tests.support.gangs import ROOT, torchrun
 

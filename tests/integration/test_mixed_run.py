@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.data.chain import EMPTY_CHAIN, extended, from_hex, row_digests, step_digest
-from jobs.data.mixture import Mixture
-from jobs.data.stream import step_plan
+from jobs.data.order.digest_chain import EMPTY_CHAIN, extended, from_hex, row_digests, step_digest
+from jobs.data.order.mixture import Mixture
+from jobs.data.order.stream import step_plan
 from jobs.errors import SpecError
 from tests.integration.test_resume import workers
 from tests.support import tiny

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.data.prepare import fingerprint, prepare
+from jobs.data.preparation.prepare import fingerprint, prepare
 from jobs.data.prepared import Prepared
-from jobs.data.tokenise import load_tokenizer
+from jobs.data.sources.tokenize import load_tokenizer
 from jobs.errors import DataError, InputError
-from jobs.spec import Spec
-from jobs.validate import validate
+from jobs.preflight.validate import validate
+from jobs.spec.finetune import Spec
 from tests.integration.test_prepare import model_dir, quiet  # noqa: F401 - a fixture
 from tests.support.textdata import text_spec, write_texts
 

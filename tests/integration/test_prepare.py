@@ -13,12 +13,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from jobs.data.formats import ChatSample, ClassSample, TextSample
-from jobs.data.prepare import fingerprint, prepare
+from jobs.data.preparation.prepare import fingerprint, prepare
 from jobs.data.prepared import IGNORE_INDEX, Prepared
-from jobs.data.tokenise import load_tokenizer, tokenise
+from jobs.data.sources.formats import ChatSample, ClassSample, TextSample
+from jobs.data.sources.tokenize import load_tokenizer, tokenise
 from jobs.errors import DataError
-from jobs.spec import Spec
+from jobs.spec.finetune import Spec
 from tests.support.chats import CHATML
 
 MARKED = (

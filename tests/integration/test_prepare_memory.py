@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from jobs.data.prepared import Prepared
-from jobs.load import dump_spec
+from jobs.spec.load import dump_spec
 from tests.support.gangs import ROOT
 from tests.support.textdata import text_spec
 
@@ -24,8 +24,8 @@ WORDS = [f"word{number:04d}" + "x" * 40 for number in range(1000)]  # long, so t
 
 PREPARE = """
 import sys
-from jobs.data.prepare import prepare
-from jobs.load import load_spec
+from jobs.data.preparation.prepare import prepare
+from jobs.spec.load import load_spec
 
 spec = load_spec(sys.argv[1])
 print(prepare(spec, spec.model.path, engine="plain", say=lambda line: None).root)

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from jobs.data.prepare import prepare
+from jobs.data.preparation.prepare import prepare
 from jobs.data.prepared import Prepared
 from jobs.errors import DataError, StorageError
-from jobs.load import dump_spec
-from jobs.spec import Spec
+from jobs.spec.finetune import Spec
+from jobs.spec.load import dump_spec
 from tests.integration.test_prepare import model_dir, quiet, source_root  # noqa: F401 - a fixture
 from tests.support.gangs import ROOT
 from tests.support.textdata import text_spec, write_texts

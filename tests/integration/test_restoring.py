@@ -15,19 +15,19 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from jobs.checkpoints import Best, Commit, Part
-from jobs.data.chain import chain_of, step_digest, to_hex
-from jobs.data.order import Order, StepPlan
+from jobs.data.order.digest_chain import chain_of, step_digest, to_hex
+from jobs.data.order.row_order import Order, StepPlan
 from jobs.errors import DataError, RunFailed, SpecError
-from jobs.journal import JournalWriter
-from jobs.paths import JobPaths
-from jobs.shardfile import write_shard
-from jobs.spec import Checkpoint
-from jobs.training import restoring
-from jobs.training.checkpoint_reader import check_same_model
-from jobs.training.engine import Engine
-from jobs.training.run import LoopState
-from jobs.training.saving import Heard, best_of, heard_of, saying
+from jobs.run.checkpoints import Best, Commit, Part
+from jobs.run.paths import JobPaths
+from jobs.spec.finetune import Checkpoint
+from jobs.storage.journal import JournalWriter
+from jobs.storage.tensor_file import write_shard
+from jobs.training.checkpoint.reader import check_same_model
+from jobs.training.loop import restoring
+from jobs.training.loop.saving import Heard, best_of, heard_of, saying
+from jobs.training.loop.state import LoopState
+from jobs.training.model.engine import Engine
 from tests.support import tiny
 
 PLAN = StepPlan(Order(100, 64, 7), 8, 30, 240)
@@ -198,8 +198,8 @@ def test_a_checkpoint_is_due_by_the_clock_of_rank_0() -> None:
 
 
 def test_buffers_of_every_kind_come_back(tmp_path: pathlib.Path) -> None:
-    from jobs.training.checkpoint import Checkpointer
-    from jobs.training.checkpoint_reader import read_buffers
+    from jobs.training.checkpoint.reader import read_buffers
+    from jobs.training.checkpoint.writer import Checkpointer
 
     buffers = {
         "mean": torch.randn(3, 2),
@@ -222,7 +222,7 @@ def test_buffers_of_every_kind_come_back(tmp_path: pathlib.Path) -> None:
 def test_the_log_is_read_from_its_end_only_as_far_as_needed(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs import record
+    from jobs.run import record
 
     paths = JobPaths(str(tmp_path))
     for first in range(1, 100, 10):

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.checkpoints import committed_steps, read_commit
-from jobs.data.chain import EMPTY_CHAIN, extended, from_hex, row_digests, step_digest
-from jobs.data.stream import step_plan
-from jobs.journal import read_journal
+from jobs.data.order.digest_chain import EMPTY_CHAIN, extended, from_hex, row_digests, step_digest
+from jobs.data.order.stream import step_plan
+from jobs.run.checkpoints import committed_steps, read_commit
+from jobs.storage.journal import read_journal
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
 

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments, get_scheduler
 
 from jobs.planning import learning_rate_at, warmup_steps
-from jobs.spec import SchedulerType, Train
+from jobs.spec.finetune import SchedulerType, Train
 
 RUNS = [
     (1, {}),

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from cluster.errors import SpecError
-from jobs.commandspec import CommandSpec
+from jobs.spec.command import CommandSpec
 from orchestrator import Client, JobCancelled, JobFailed
 from orchestrator.connection import NoServer
 from orchestrator.pages.queue import in_order

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from jobs.search.ledger import Ledger
-from jobs.search.mailbox import Answer
-from jobs.search.prior import with_prior
-from jobs.search.proposing import Proposer
+from jobs.search.rules.prior import with_prior
+from jobs.search.tuning.proposing import Proposer
+from jobs.training.mailbox import Answer
 from tests.unit.test_search_spec import BASE, sweep_of
 
 RATE = {"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}}

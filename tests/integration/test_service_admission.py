@@ -14,7 +14,7 @@ import fsspec
 import pytest
 
 from cluster.errors import CapacityError, FleetuneError, SpecError
-from jobs.location import PROTOCOLS
+from jobs.storage.locations import PROTOCOLS
 from orchestrator.queue.errors import Forbidden, ParentFailed, QueueError, UnknownJob, UnknownTenant
 from orchestrator.queue.records import Role
 from orchestrator.queue.restrictions import Restrictions

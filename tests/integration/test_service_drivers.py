@@ -15,7 +15,7 @@ import pytest
 
 from cluster.settings import driver_place
 from cluster.testing import FakeClock
-from cluster.wire import Beat, Order, Register
+from jobs.drivers.link.messages import Beat, Order, Register
 from orchestrator.queue.errors import (
     AttemptOver,
     NotYourAttempt,
@@ -68,7 +68,7 @@ def came_up(job: Job) -> Register:
 def test_a_driver_is_started_with_the_token_of_its_attempt(world: ServiceWorld) -> None:
     job = started(world, command(resources={"gpus_per_worker": 1}))
     launch = launch_of(world.around)(job, "{}")
-    assert launch.command == ("python", "-m", "jobs.drive")
+    assert launch.command == ("python", "-m", "jobs.drivers.attempt")
     assert launch.metadata == {"job": job.job_id, "tenant": "a", "gpus": "n0=1"}
     place = driver_place(launch.environment)
     assert place is not None

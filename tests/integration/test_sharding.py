@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from bench.zoo.tiny import tiny_config
-from jobs.training.sharding import gather_data_dependent_modules, loads_in_shards
+from jobs.training.model.sharding import gather_data_dependent_modules, loads_in_shards
 from tests.support import tiny
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.data.order import micro_batches
-from jobs.data.prepare import prepare
+from jobs.data.order.row_order import micro_batches
+from jobs.data.order.stream import StepRows, Stream, block_bytes, plain_steps, ray_steps
+from jobs.data.preparation.prepare import prepare
 from jobs.data.prepared import Prepared
-from jobs.data.stream import StepRows, Stream, block_bytes, plain_steps, ray_steps
 from jobs.planning.batching import plan_batching
-from jobs.spec import Spec
+from jobs.spec.finetune import Spec
 from tests.support import tiny
 
 MOST_AHEAD_BYTES, STANDS_STILL_S = 48 * 2**20, 4.0  # of a worker

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from jobs.errors import MachinesFailed, RunFailed
-from jobs.search import gangs
-from jobs.search.gangs import GangLost, Gangs
-from jobs.search.mailbox import Answer, Order
-from jobs.search.varying import engine_of, trial_spec
-from jobs.spec import Spec
-from jobs.training.job import Job
+from jobs.search.driver import gangs
+from jobs.search.driver.gangs import GangLost, Gangs
+from jobs.search.rules.varying import engine_of, trial_spec
+from jobs.spec.finetune import Spec
+from jobs.training.mailbox import Answer, Order
+from jobs.training.worker_input import Job
 from tests.unit.test_search_spec import BASE, sweep_of
 
 

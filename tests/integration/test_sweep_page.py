@@ -9,7 +9,7 @@ import pytest
 
 from jobs.errors import InputError
 from jobs.search.ledger import Ledger
-from jobs.search.page import FEWEST_FOR_IMPORTANCE, sweep_page
+from jobs.search.report.page import FEWEST_FOR_IMPORTANCE, sweep_page
 from tests.unit.test_search_spec import BASE, sweep_of
 from tests.unit.test_search_summary import ledger_with, response
 

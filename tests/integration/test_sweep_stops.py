@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from jobs.errors import RunFailed, SpecError
-from jobs.load import load_sweep
-from jobs.outcome import Status
-from jobs.paths import JobPaths
-from jobs.search import drive, searching
+from jobs.run.outcome import Status
+from jobs.run.paths import JobPaths
+from jobs.run.requests import ask_to_stop
 from jobs.search.changes import Change, Changes
+from jobs.search.driver import drive, searching
 from jobs.search.ledger import Ledger
-from jobs.search.mailbox import Answer
-from jobs.search.tuning import halved
-from orchestrator.orders import ask_to_stop
+from jobs.search.tuning.tuner import halved
+from jobs.spec.load import load_sweep
+from jobs.training.mailbox import Answer
 
 
 class NoGangs(list[Any]):

@@ -15,13 +15,13 @@ from typing import Any, TextIO
 
 import pytest
 
-from jobs.load import dump_spec
-from jobs.outcome import Event, event
-from jobs.paths import JobPaths
-from jobs.progress import PlainProgress
+from jobs.run.outcome import Event, event
+from jobs.run.paths import JobPaths
+from jobs.run.progress import PlainProgress
 from jobs.search.ledger import Ledger
-from jobs.search.mailbox import Answer
-from jobs.storage import write_bytes
+from jobs.spec.load import dump_spec
+from jobs.storage.files import write_bytes
+from jobs.training.mailbox import Answer
 from orchestrator.cli.edge import progress_of
 from orchestrator.cli.sweeptable import SweepTable, table_or_lines
 from tests.support.processes import wait_for

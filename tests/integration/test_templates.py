@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from jobs.data.formats import ChatSample, InstructionSample, PairSample
 from jobs.data.prepared import IGNORE_INDEX
-from jobs.data.spans import target_tokens
-from jobs.data.tokenise import TokenRow, load_tokenizer, tokenise
+from jobs.data.sources.assistant_spans import target_tokens
+from jobs.data.sources.formats import ChatSample, InstructionSample, PairSample
+from jobs.data.sources.tokenize import TokenRow, load_tokenizer, tokenise
 from tests.support.chats import (
     CHATML,
     TEMPLATES,

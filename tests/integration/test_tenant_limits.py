@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.wire import Register
+from jobs.drivers.link.messages import Register
 from orchestrator.api import RestrictionsSent, TenantSent
 from orchestrator.queue.errors import Forbidden, QueueError, StoreBroken, TooManyQueued
 from orchestrator.queue.restrictions import Restrictions

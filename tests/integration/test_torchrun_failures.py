@@ -6,11 +6,11 @@ import pathlib
 import threading
 import time
 
-from jobs.data.prepare import prepare
-from jobs.load import dump_spec
-from jobs.outcome import Status, read_outcome
-from jobs.paths import JobPaths
-from jobs.training.torchrun_watch import FailureWatch
+from jobs.data.preparation.prepare import prepare
+from jobs.drivers.finetune.torchrun_watch import FailureWatch
+from jobs.run.outcome import Status, read_outcome
+from jobs.run.paths import JobPaths
+from jobs.spec.load import dump_spec
 from tests.support import tiny
 from tests.support.gangs import torchrun
 

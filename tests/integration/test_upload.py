@@ -13,11 +13,11 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from jobs import storage
 from jobs.errors import InputError, StorageError
-from jobs.listing import listing
-from jobs.upload import upload
-from jobs.uploadplan import plan_upload
+from jobs.storage import files as storage
+from jobs.storage.listing import listing
+from jobs.storage.upload import upload
+from jobs.storage.upload_plan import plan_upload
 from orchestrator.cli.upload import Progress
 from orchestrator.cli.upload import upload as command
 from tests.support.cutstorage import Cut, changes

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from jobs.checkpoints import committed_steps
-from jobs.search.auto import greatest_rate
-from jobs.search.mailbox import Answer, Order
+from jobs.run.checkpoints import committed_steps
+from jobs.search.rules.auto import greatest_rate
+from jobs.training.mailbox import Answer, Order
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang, run_warm_gang
 

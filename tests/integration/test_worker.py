@@ -12,13 +12,14 @@ import torch
 import torch.distributed as dist
 
 from jobs.errors import DataError, RunFailed, StorageOutage
-from jobs.outcome import Status
-from jobs.training import ending, worker
-from jobs.training.attempts import take_run
+from jobs.run.attempts import take_run
+from jobs.run.outcome import Status
+from jobs.training import ending
 from jobs.training.faults import Fault
-from jobs.training.gang import OrderWatch
-from jobs.training.job import Job
-from jobs.training.run import LoopState
+from jobs.training.loop import worker
+from jobs.training.loop.state import LoopState
+from jobs.training.worker_context import OrderWatch
+from jobs.training.worker_input import Job
 from tests.support import tiny
 
 LOST = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:17822")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 
-from jobs.journal import read_journal
-from jobs.paths import JobPaths
+from jobs.run.paths import JobPaths
+from jobs.storage.journal import read_journal
 from orchestrator.queue.states import ENDED, Reason, State
 from tests.soak import checks
 from tests.soak.acts import SAVE_STEPS, Doing

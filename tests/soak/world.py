@@ -178,7 +178,7 @@ class World:
 
     def drivers(self) -> dict[int, str]:
         """Submission, which is job and attempt, of each driver, by its pid."""
-        return _processes(self.head, b"jobs.drive", "FLEETUNE_SUBMISSION")
+        return _processes(self.head, b"jobs.drivers.attempt", "FLEETUNE_SUBMISSION")
 
     def programs(self, node: Node) -> dict[int, str]:
         """Job of each program of a command on a node, by its pid."""

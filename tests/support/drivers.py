@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.local.supervisor import descendants, kill
-from cluster.wire import Registered
-from jobs.load import dump_spec, spec_of
+from jobs.drivers.link.messages import Registered
+from jobs.spec.load import dump_spec, spec_of
 from tests.support.gangs import ROOT
 from tests.support.processes import process_lives, wait_for
 from tests.support.wireserver import WireServer
 
 
 class Driver:
-    """A process `python -m jobs.drive`, and what it has written so far."""
+    """A process `python -m jobs.drivers.attempt`, and what it has written so far."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -59,7 +59,8 @@ class Driver:
 def driver(server: WireServer, **environment: str) -> Iterator[Driver]:
     """Nothing of it is left at the end, whatever it has started."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.drive"], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, "-m", "jobs.drivers.attempt"],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": str(ROOT), **server.place.environment(), **environment},
     )  # fmt: skip
     made = Driver(process)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from jobs.training.engine import import_deepspeed
+from jobs.training.model.engine import import_deepspeed
 
 
 def import_what_a_gang_needs() -> None:

@@ -26,18 +26,19 @@ import torch
 import torch.distributed as dist
 
 from cluster.settings import TorchrunWorld, torchrun_world
+from jobs.data.order.stream import StepRows, Stream
 from jobs.data.prepared import Prepared
-from jobs.data.stream import StepRows, Stream
 from jobs.errors import RunFailed
-from jobs.load import load_spec
-from jobs.paths import JobPaths
-from jobs.search.mailbox import Answer, Mailbox, Order
-from jobs.training import export, loop
-from jobs.training.batch import collate, model_logits
-from jobs.training.gang import Orders, TorchrunGang
-from jobs.training.job import Job
-from jobs.training.loss import loss_sum
-from jobs.training.warm import serve
+from jobs.run.paths import JobPaths
+from jobs.spec.load import load_spec
+from jobs.training.loop import loop
+from jobs.training.loop.loss import loss_sum
+from jobs.training.loop.warm import serve
+from jobs.training.mailbox import Answer, Mailbox, Order
+from jobs.training.model import export
+from jobs.training.model.batch import collate, model_logits
+from jobs.training.worker_context import Orders, TorchrunGang
+from jobs.training.worker_input import Job
 from tests.support.faulty import FaultyFileSystem, register
 
 

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.data.prepare import prepare
+from jobs.data.preparation.prepare import prepare
 from jobs.data.prepared import Prepared
-from jobs.journal import read_journal
-from jobs.load import dump_spec
-from jobs.paths import JobPaths
-from jobs.search.mailbox import Answer, Mailbox, Order
-from jobs.spec import Spec
+from jobs.run.paths import JobPaths
+from jobs.spec.finetune import Spec
+from jobs.spec.load import dump_spec
+from jobs.storage.journal import read_journal
+from jobs.training.mailbox import Answer, Mailbox, Order
 
 ROOT = pathlib.Path(__file__).parents[2]
 GANG_WITHIN_S = 500

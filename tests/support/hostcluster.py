@@ -162,7 +162,9 @@ class HostCluster:
         return originals(pid for host in there for pid in processes_of(host) if b"RayTrainWorker" in command_of(pid))
 
     def drivers(self) -> list[int]:
-        return originals(pid for pid in processes_of(self.head) if b"jobs.drive" in command_of(pid).split(b"\0"))
+        return originals(
+            pid for pid in processes_of(self.head) if b"jobs.drivers.attempt" in command_of(pid).split(b"\0")
+        )
 
 
 @contextlib.contextmanager

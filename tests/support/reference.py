@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from jobs.data.order.stream import step_plan
 from jobs.data.prepared import Prepared
-from jobs.data.stream import step_plan
 from jobs.planning import warmup_steps
-from jobs.spec import Spec
+from jobs.spec.finetune import Spec
 
 
 @dataclass(frozen=True)

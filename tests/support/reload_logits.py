@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from jobs.data.prepared import Prepared
-from jobs.training.batch import collate
+from jobs.training.model.batch import collate
 
 
 def main() -> None:

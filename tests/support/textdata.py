@@ -6,7 +6,7 @@ import json
 import pathlib
 import random
 
-from jobs.spec import Spec
+from jobs.spec.finetune import Spec
 
 WORDS = ("river", "stone", "lamp", "over", "under", "seven", "green", "slow", "paper", "north", "wind", "glass")
 

@@ -114,7 +114,7 @@ def write_labelled(path: pathlib.Path, count: int, classes: int, seed: int = 0) 
 
 def spec_of(folder: pathlib.Path, model: pathlib.Path, train_file: pathlib.Path, **changes: Any) -> Any:
     """A small spec; `changes` are dotted keys with __ for dots, as train__max_steps=3."""
-    from jobs.spec import Spec
+    from jobs.spec.finetune import Spec
 
     classify = changes.pop("classify", False)
     raw: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A small server that speaks `cluster.wire`, and does what a test tells it."""
+"""A small server that speaks `jobs.drivers.link.messages`, and does what a test tells it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.settings import DriverPlace
-from cluster.wire import Answer, Beat, Order, Register, Registered
+from jobs.drivers.link.messages import Answer, Beat, Order, Register, Registered
 from tests.support.processes import wait_for
 
 TOKEN, QUEUE = "the-attempt-s-own-token", "a1b2c3d4"

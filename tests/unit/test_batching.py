@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jobs.errors import SpecError
 from jobs.planning import Batching, plan_batching
-from jobs.spec import Spec
+from jobs.spec.finetune import Spec
 
 
 def spec(workers: int = 1, seq_len: int = 1024, **train: Any) -> Spec:

@@ -10,8 +10,8 @@ import pytest
 from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_GPUS_PER_WORKER, MOST_OF_A_GANG, MOST_WORKERS, Gang
 from cluster.capacity.occupancy import Occupancy
 from cluster.errors import SpecError
-from jobs.commandspec import CommandSpec
-from jobs.spec import Spec
+from jobs.spec.command import CommandSpec
+from jobs.spec.finetune import Spec
 from orchestrator.service.specs import checked
 from tests.support.queuejobs import inventory
 from tests.support.service import command, finetune

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.data.chain import EMPTY_CHAIN, chain_of, extended, from_hex, row_digests, step_digest, to_hex
-from jobs.data.order import Order, StepPlan, micro_batches
-from jobs.data.permutation import Rows, Words
+from jobs.data.order.digest_chain import EMPTY_CHAIN, chain_of, extended, from_hex, row_digests, step_digest, to_hex
+from jobs.data.order.permutation import Rows, Words
+from jobs.data.order.row_order import Order, StepPlan, micro_batches
 
 SEEDS = st.integers(0, 2**63 - 1)
 ID_LISTS = st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5), max_size=30)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from jobs import shardfile
-from jobs.checkpoints import (
+from jobs.errors import StorageError
+from jobs.run.checkpoints import (
     KINDS,
     Commit,
     Part,
@@ -28,9 +28,9 @@ from jobs.checkpoints import (
     read_slices,
     to_remove,
 )
-from jobs.errors import StorageError
-from jobs.paths import JobPaths
-from jobs.shardfile import Damaged, ShardFile, Tensor, Want, as_bytes, read_ranges, write_shard
+from jobs.run.paths import JobPaths
+from jobs.storage import tensor_file as shardfile
+from jobs.storage.tensor_file import Damaged, ShardFile, Tensor, Want, as_bytes, read_ranges, write_shard
 
 
 def tensor(name: str, values: np.ndarray) -> Tensor:  # type: ignore[type-arg]

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 import orchestrator.cli.app as cli
 from cluster.settings import read_settings
 from jobs.errors import DataError, RunFailed
-from jobs.load import dump_spec, load_spec
-from jobs.outcome import Outcome, Status, event
-from jobs.spec import Spec
+from jobs.run.outcome import Outcome, Status, event
+from jobs.spec.finetune import Spec
+from jobs.spec.load import dump_spec, load_spec
 from orchestrator.cli.edge import edge
 from orchestrator.cli.helpgroups import SYNONYMS
 
@@ -321,9 +321,9 @@ def test_orders_go_to_the_run_that_is_meant(tmp_path: Path, order: str) -> None:
 def test_export_goes_to_the_run_that_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "abc-1").mkdir()
     (tmp_path / "abc-1" / "spec.json").write_text("{}")
-    module = types.ModuleType("jobs.training.rebuild")
+    module = types.ModuleType("jobs.training.checkpoint.to_model")
     module.export_run = lambda root, to, say: f"{root} -> {to}"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "jobs.training.rebuild", module)
+    monkeypatch.setitem(sys.modules, "jobs.training.checkpoint.to_model", module)
     code, printed, _ = call("export", "abc", "--to", "/out", "--storage", str(tmp_path))
     assert (code, printed) == (0, f"model {tmp_path}/abc-1 -> /out\n")
 

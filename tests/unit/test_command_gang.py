@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.wire import Registered
-from jobs.command.output import LONGEST_LINE, Log
-from jobs.command.places import (
+from jobs.drivers.command.output import LONGEST_LINE, Log
+from jobs.drivers.command.places import (
     environment_of_program,
     exit_code_of,
     how_it_ended,
@@ -20,9 +19,10 @@ from jobs.command.places import (
     variables_of,
     variables_of_job,
 )
-from jobs.commandspec import CommandSpec
+from jobs.drivers.link.messages import Registered
 from jobs.errors import MachinesFailed
-from jobs.queuespec import OWN, SET_FOR_PROGRAMS
+from jobs.spec.command import CommandSpec
+from jobs.spec.queue import OWN, SET_FOR_PROGRAMS
 
 
 def written(outputs: list[bytes], *, world_size: int = 2, secrets: tuple[str, ...] = ()) -> bytes:

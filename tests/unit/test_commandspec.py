@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from jobs.commandspec import CommandSpec
 from jobs.errors import SpecError
-from jobs.fields import COMMAND_ALIASES, section_model, spec_fields
-from jobs.load import dump_spec, load_job_spec, load_spec, spec_of
-from jobs.spec import Spec
+from jobs.spec.checking.fields import COMMAND_ALIASES, section_model, spec_fields
+from jobs.spec.command import CommandSpec
+from jobs.spec.finetune import Spec
+from jobs.spec.load import dump_spec, load_job_spec, load_spec, spec_of
 from orchestrator.pages import show
 
 GOOD = """\

@@ -5,14 +5,15 @@ from __future__ import annotations
 import datetime
 import re
 import unicodedata
-import xml.etree.ElementTree as ElementTree
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from rich.cells import cell_len
 
 from cluster.text import many
-from jobs.data.report import DataReport, Example, Finding, Histogram, LabelCount, LongSample, Packing, SourceReport
+from jobs.data.quality import report as values
+from jobs.data.quality.report import DataReport, Example, Finding, Histogram, LongSample, Packing, SourceReport
 from orchestrator.pages import data as datapage
 from orchestrator.pages import svg
 from orchestrator.pages.data import page
@@ -78,7 +79,7 @@ def bad_report() -> DataReport:
             finding("error", "bad rows", 1, 1_000_000, examples=examples(5, "bad")),
             finding("warning", "near ones", kind="near-duplicates", examples=duplicates[:1]),
         ),
-        labels=(LabelCount(label="yes", train=899, eval=50), LabelCount(label="no", train=1, eval=50)),
+        labels=(values.LabelCount(label="yes", train=899, eval=50), values.LabelCount(label="no", train=1, eval=50)),
         bad_rows_file="/reports/bad_rows.jsonl",
     )
 
@@ -92,8 +93,8 @@ def nasty_report() -> DataReport:
         sources=(source("data.train[0]", path=NASTY, format=NASTY), source("data.train[1]", path=NASTY)),
         findings=(finding("error", NASTY, advice=NASTY, examples=(example,)),),
         labels=(
-            LabelCount(label=NASTY, train=5, eval=5),
-            LabelCount(label="日本語のとても長いラベルです、本当に" * 3, train=1, eval=0),
+            values.LabelCount(label=NASTY, train=5, eval=5),
+            values.LabelCount(label="日本語のとても長いラベルです、本当に" * 3, train=1, eval=0),
         ),
         longest=(LongSample(file=NASTY, line=1, tokens=5, text="漢字かな👩‍👩‍👧 e\u0301" * 99 + NASTY),),
         bad_rows_file="/tmp/\x1b[2Jx",
@@ -108,7 +109,7 @@ def empty_report() -> DataReport:
 
 
 def many_labels(count: int = 40) -> DataReport:
-    return report(labels=tuple(LabelCount(label=f"class {at}", train=1000 - at, eval=at) for at in range(count)))
+    return report(labels=tuple(values.LabelCount(label=f"class {at}", train=1000 - at, eval=at) for at in range(count)))
 
 
 def huge_report() -> DataReport:
@@ -119,7 +120,7 @@ def huge_report() -> DataReport:
         **dict.fromkeys(("records", "samples", "train_samples", "tokens", "targets"), big),
         lengths={"train": Histogram(edges=tuple(range(0, 10**9 + 1, 10**7)), counts=(big,) * 99 + (1,))},
         findings=(finding("warning", "w" * 500, big, big),),
-        labels=(LabelCount(label="a", train=big, eval=1),),
+        labels=(values.LabelCount(label="a", train=big, eval=1),),
     )
 
 

@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 import orchestrator.cli.app as cli
-from jobs.dataspec import BUILTIN_FORMATS, Columns, Source, source_words
 from jobs.errors import SpecError
-from jobs.fields import spec_fields
-from jobs.load import dump_spec, load_spec
-from jobs.resume import differences
-from jobs.spec import Spec
+from jobs.run.resume import differences
+from jobs.spec.checking.fields import spec_fields
+from jobs.spec.data import BUILTIN_FORMATS, Columns, Source, source_words
+from jobs.spec.finetune import Spec
+from jobs.spec.load import dump_spec, load_spec
 
 HEAD = "name: mix\nmodel: {path: ./m, task: causal-lm}\ndata:\n  format: text\n"
 

@@ -9,8 +9,9 @@ import random
 
 import pytest
 
-from jobs import directfile, storage
-from jobs.directfile import DirectFile
+from jobs.storage import direct_io as directfile
+from jobs.storage import files as storage
+from jobs.storage.direct_io import DirectFile
 
 BLOCK = directfile._BLOCK_BYTES
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from jobs.paths import JobPaths
-from jobs.training import draining
-from jobs.training.draining import Draining
+from jobs.drivers.finetune import node_draining as draining
+from jobs.drivers.finetune.node_draining import Draining
+from jobs.run.paths import JobPaths
 
 
 class Announced:

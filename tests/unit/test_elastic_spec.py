@@ -9,9 +9,9 @@ import pytest
 
 from cluster.capacity.inventory import Inventory, Node
 from jobs.errors import SpecError
-from jobs.load import load_spec
 from jobs.planning import most_workers, with_workers, worker_numbers
-from jobs.spec import Spec
+from jobs.spec.finetune import Spec
+from jobs.spec.load import load_spec
 
 YAML = """
 name: e

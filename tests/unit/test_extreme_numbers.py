@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_GPUS_PER_WORKER, MOST_OF_A_GANG, MOST_WORKERS, Gang
 from cluster.capacity.inventory import Inventory, Node
-from jobs.queuespec import MOST_PRIORITY, MOST_RUNTIME_S
+from jobs.spec.queue import MOST_PRIORITY, MOST_RUNTIME_S
 from orchestrator.queue.growing import wish
 from orchestrator.queue.ledger import Cluster, orders, snapshot
 from orchestrator.queue.records import Job

@@ -13,20 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.data.formats import (
-    BadRow,
-    ChatSample,
-    ClassSample,
-    Reading,
-    Record,
-    TextSample,
-    sample_of,
-)
-from jobs.data.look import look_at
-from jobs.data.records import expand, read_records
-from jobs.data.template import has_chat_template
+from jobs.data.sources.first_records import look_at
+from jobs.data.sources.formats import BadRow, ChatSample, ClassSample, Reading, Record, TextSample, sample_of
+from jobs.data.sources.records import expand, read_records
 from jobs.errors import DataError
-from jobs.spec import Columns
+from jobs.model_files.chat_template import has_chat_template
+from jobs.spec.finetune import Columns
 
 pytestmark = pytest.mark.usefixtures("own_protocols")
 
@@ -50,7 +42,7 @@ CLASSES = {"format": "classification", "labels": ("neg", "pos")}
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, jobs.data.formats, jobs.data.template, jobs.data.pack; "
+        "import sys, jobs.data.sources.formats, jobs.model_files.chat_template, jobs.data.preparation.packing; "
         "print([m for m in ('torch', 'ray', 'transformers', 'pyarrow') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -12,14 +12,14 @@ import pytest
 from cluster.ray.answers import environment_like
 from cluster.ray.backend import KIND_KEY
 from cluster.ray.raylets import Raylet, raylet_of
+from cluster.ray.runtime_env import digest_of_environment
 from cluster.ray.session_record import FILE, SessionRecord, read_record, write_record
 from cluster.settings import RAY_JOB, RayJob, ray_job
-from cluster.wire import digest_of_environment
-from jobs import guest
+from jobs.drivers import ray_submitted as guest
+from jobs.drivers.ray_submitted import host_of_this_program, package_of, queued
 from jobs.errors import InputError, SpecError
-from jobs.guest import host_of_this_program, package_of, queued
-from jobs.load import spec_of
-from jobs.spec import Spec
+from jobs.spec.finetune import Spec
+from jobs.spec.load import spec_of
 
 RECORD = SessionRecord("http://head:8400", "abc")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.outcome import Outcome, Status, write_outcome
-from jobs.paths import JobPaths
+from jobs.run.outcome import Outcome, Status, write_outcome
+from jobs.run.paths import JobPaths
 from orchestrator.connection import Connection
 from orchestrator.handle import JobHandle
 from orchestrator.queue.states import State

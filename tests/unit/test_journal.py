@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import storage
 from jobs.errors import StorageError
-from jobs.journal import JournalReader, JournalWriter, read_journal
+from jobs.storage import files as storage
+from jobs.storage.journal import JournalReader, JournalWriter, read_journal
 
 
 def test_records_come_back_in_order(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commandspec import CommandSpec
 from jobs.errors import SpecError
-from jobs.labels import label_value, labelled
-from jobs.queuespec import LONGEST_LABEL, Queue
+from jobs.spec.command import CommandSpec
+from jobs.spec.labels import label_value, labelled
+from jobs.spec.queue import LONGEST_LABEL, Queue
 from orchestrator.pages.queue import label_words
 from orchestrator.specnames import named
 

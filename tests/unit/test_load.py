@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.errors import SpecError
-from jobs.fields import ABSENT, ALIASES, spec_fields
-from jobs.load import dump_spec, load_spec
-from jobs.spec import Spec
+from jobs.spec.checking.fields import ABSENT, ALIASES, spec_fields
+from jobs.spec.finetune import Spec
+from jobs.spec.load import dump_spec, load_spec
 
 GOOD = """\
 name: reviews

@@ -12,11 +12,12 @@ from fsspec.registry import known_implementations
 
 from cluster.errors import InputError, SpecError
 from cluster.settings import extra_protocols, protocols_environment
-from jobs import location, storage
 from jobs.errors import StorageError
-from jobs.listing import listing
-from jobs.load import load_spec, spec_of
-from jobs.location import form_problem, is_under_any, problem
+from jobs.spec.load import load_spec, spec_of
+from jobs.storage import files as storage
+from jobs.storage import locations as location
+from jobs.storage.listing import listing
+from jobs.storage.locations import form_problem, is_under_any, problem
 from orchestrator.queue.errors import QueueError
 from orchestrator.service.roots import check_run, outside
 from orchestrator.service.runfiles import RunFiles

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from jobs.errors import DataError
-from jobs.training.metrics import EvalPrediction, Sums, apply_own, confusion_of, f1_score, metrics_of, own_functions
+from jobs.training.loop.metrics import (
+    EvalPrediction,
+    Sums,
+    apply_own,
+    confusion_of,
+    f1_score,
+    metrics_of,
+    own_functions,
+)
 
 SUMS = Sums(loss=20.0, targets=10, correct=7, rows=4, exact_rows=1, confusion=np.array([[3, 1], [2, 4]]))
 GIVEN = EvalPrediction(predictions=np.array([[0.1, 0.9], [0.8, 0.2]]), label_ids=np.array([1, 1]))

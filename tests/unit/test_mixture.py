@@ -13,10 +13,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jobs.data.chain import EMPTY_CHAIN, chain_of, extended, step_digest
-from jobs.data.mixture import MixedSection, Mixture
-from jobs.data.order import GROUP_STEPS, Order, StepPlan, micro_batches
-from jobs.data.permutation import Rows, key, permute
+from jobs.data.order.digest_chain import EMPTY_CHAIN, chain_of, extended, step_digest
+from jobs.data.order.mixture import MixedSection, Mixture
+from jobs.data.order.permutation import Rows, key, permute
+from jobs.data.order.row_order import GROUP_STEPS, Order, StepPlan, micro_batches
 
 SEEDS = st.integers(0, 2**63 - 1)
 UNIT = 2**20  # shares are multiples of a unit's inverse

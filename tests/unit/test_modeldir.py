@@ -12,9 +12,9 @@ import fsspec
 import pytest
 
 from jobs.errors import DataError
-from jobs.modeldir import check_model_dir, check_model_files, local_model_dir, safetensors_problem
-from jobs.modelfiles import without_weights
-from jobs.spec import Spec
+from jobs.model_files.directory import check_model_dir, check_model_files, local_model_dir, safetensors_problem
+from jobs.model_files.without_weights import without_weights
+from jobs.spec.finetune import Spec
 from tests.support.counted import CountedFileSystem, counted_bytes
 
 pytestmark = pytest.mark.usefixtures("own_protocols")

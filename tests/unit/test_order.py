@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jobs.data.order import Order, StepPlan, micro_batches, shares
-from jobs.data.permutation import Rows, key, permute, unpermute
+from jobs.data.order.permutation import Rows, key, permute, unpermute
+from jobs.data.order.row_order import Order, StepPlan, micro_batches, shares
 
 SIZES = st.integers(1, 5000)
 SEEDS = st.integers(0, 2**63 - 1)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import storage
 from jobs.errors import InputError
-from jobs.outcome import Outcome, Status, write_outcome
-from jobs.paths import JobPaths
-from orchestrator.orders import ask_to_save, ask_to_stop
+from jobs.run.outcome import Outcome, Status, write_outcome
+from jobs.run.paths import JobPaths
+from jobs.run.requests import ask_to_save, ask_to_stop
+from jobs.storage import files as storage
 
 STARTED = datetime.datetime(2026, 11, 24, 11, 59, tzinfo=datetime.UTC)
 

@@ -10,13 +10,13 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from jobs import storage
-from jobs.checkpoints import read_commit
 from jobs.errors import StorageError, StorageOutage
-from jobs.outage import is_outage
-from jobs.paths import JobPaths
-from jobs.record import outcome_of_error
-from jobs.shardfile import Damaged, ShardFile, Want, read_ranges
+from jobs.run.checkpoints import read_commit
+from jobs.run.paths import JobPaths
+from jobs.run.record import outcome_of_error
+from jobs.storage import files as storage
+from jobs.storage.outage import is_outage
+from jobs.storage.tensor_file import Damaged, ShardFile, Want, read_ranges
 
 pytestmark = pytest.mark.usefixtures("own_protocols")
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.data.pack import WINDOW_SAMPLES, Rows, one_a_row, pack, shuffle
+from jobs.data.preparation.packing import WINDOW_SAMPLES, Rows, one_a_row, pack, shuffle
 
 
 def as_lists(rows: Rows) -> list[list[int]]:

@@ -7,7 +7,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from cluster.wire import MOST_STEPS, Beat
+from jobs.drivers.link.messages import MOST_STEPS, Beat
 from orchestrator.queue.plausible import LARGEST_METRIC, LONGEST_S, RESTART_S, plausible
 from orchestrator.queue.records import Measured
 from orchestrator.queue.states import State

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from jobs.journal import JournalWriter
-from jobs.outcome import event
-from jobs.paths import JobPaths
-from jobs.progress import NoProgress, PlainProgress, Progress, duration, step_line
-from jobs.watch import Watch
+from jobs.run.events import Watch
+from jobs.run.outcome import event
+from jobs.run.paths import JobPaths
+from jobs.run.progress import NoProgress, PlainProgress, Progress, duration, step_line
+from jobs.storage.journal import JournalWriter
 from orchestrator.cli.bar import BarProgress
 
 LONG_AGO = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)

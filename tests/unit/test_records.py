@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.data.records import SUPPORTED, BadRow, Record, RecordReader, expand, read_records, stamp
+from jobs.data.sources.records import SUPPORTED, BadRow, Record, RecordReader, expand, read_records, stamp
 from jobs.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("own_protocols")

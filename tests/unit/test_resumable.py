@@ -14,21 +14,21 @@ from typing import Any
 
 import pytest
 
-from jobs import storage
-from jobs.begin import begin_run, load_job
-from jobs.checkpoints import commit_path
+from jobs.drivers.finetune.begin import begin_run, load_job
 from jobs.errors import InputError, SpecError
-from jobs.journal import JournalWriter, read_journal
-from jobs.load import dump_spec, load_spec
-from jobs.outcome import Outcome, Status, event, write_outcome
-from jobs.paths import JobPaths
-from jobs.progress import NoProgress
-from jobs.record import concluded, ending_of, last_record, open_run, read_steps, reopen_run
-from jobs.resume import MAY_CHANGE, MAY_MOVE, SILENT_S, check_resumable, differences, leaf_fields, may_change
-from jobs.spec import Spec
-from jobs.watch import ALIVE, Announcer, Watch, this_driver
+from jobs.run.checkpoints import commit_path
+from jobs.run.events import ALIVE, Announcer, Watch, this_driver
+from jobs.run.outcome import Outcome, Status, event, write_outcome
+from jobs.run.paths import JobPaths
+from jobs.run.progress import NoProgress
+from jobs.run.record import concluded, ending_of, last_record, open_run, read_steps, reopen_run
+from jobs.run.resume import MAY_CHANGE, MAY_MOVE, SILENT_S, check_resumable, differences, leaf_fields, may_change
+from jobs.spec.finetune import Spec
+from jobs.spec.load import dump_spec, load_spec
+from jobs.storage import files as storage
+from jobs.storage.journal import JournalWriter, read_journal
 
-# What is computed. Whoever adds a field to the spec decides here: it is refused unless `jobs.resume` lists it.
+# What is computed. Whoever adds a field to the spec decides here: it is refused unless `jobs.run.resume` lists it.
 REFUSED = {
     "version", "kind", "seed", "method.kind", "model.task", "model.num_labels", "model.attn_implementation",
     "data.eval_fraction", "data.format", "data.columns.text", "data.columns.label", "data.columns.messages",

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from jobs import storage
-from jobs.begin import begin_run
+from jobs.drivers.finetune.begin import begin_run
 from jobs.errors import DataError, InputError, SpecError
-from jobs.load import load_spec, spec_of
-from jobs.runref import run_named, with_model_of_run
-from jobs.spec import Spec
-from jobs.validate import validate
+from jobs.preflight.validate import validate
+from jobs.run.references import run_named, with_model_of_run
+from jobs.spec.finetune import Spec
+from jobs.spec.load import load_spec, spec_of
+from jobs.storage import files as storage
 
 
 def save_model(folder: Path) -> None:

@@ -12,15 +12,15 @@ from typing import Any
 import fsspec
 import pytest
 
-from jobs import storage
-from jobs.checkpoints import commit_path
 from jobs.errors import InputError, StorageError
-from jobs.findrun import find_run
-from jobs.journal import JournalWriter
-from jobs.outcome import Outcome, Status, event, write_outcome
-from jobs.paths import JobPaths
+from jobs.run.checkpoints import commit_path
+from jobs.run.find import find_run
+from jobs.run.outcome import Outcome, Status, event, write_outcome
+from jobs.run.paths import JobPaths
+from jobs.run.summary import describe_run, list_runs, summarise, utc_now
+from jobs.storage import files as storage
+from jobs.storage.journal import JournalWriter
 from orchestrator.pages.show import ending, run_page, runs_table
-from orchestrator.runs import describe_run, list_runs, summarise, utc_now
 
 pytestmark = pytest.mark.usefixtures("own_protocols")
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.planning import learning_rate_at
-from jobs.planning.schedule import decay_steps
-from jobs.spec import SchedulerType, Train
+from jobs.planning.learning_rate import decay_steps
+from jobs.spec.finetune import SchedulerType, Train
 
 KINDS = get_args(SchedulerType)
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from jobs.errors import SpecError
-from jobs.load import dump_spec, load_sweep
-from jobs.search.auto import (
+from jobs.search.ledger import Ledger, Trials
+from jobs.search.rules.auto import (
     aims,
     compared_point,
     fixed_values,
@@ -22,14 +22,22 @@ from jobs.search.auto import (
     probed_rates,
     whole_run_rate,
 )
-from jobs.search.budget import BudgetPlan, budget_plan, compared_steps, most_gangs, most_to_train, next_kind, too_little
-from jobs.search.ledger import Ledger, Trials
-from jobs.search.mailbox import Answer
-from jobs.search.prior import rate_by_size, with_prior
-from jobs.search.resuming import begun_like, check_sweep_resumable
-from jobs.search.rungs import ETA, going_on, halving_steps, stops_of
-from jobs.search.spec import Range, SweepSpec
+from jobs.search.rules.budget import (
+    BudgetPlan,
+    budget_plan,
+    compared_steps,
+    most_gangs,
+    most_to_train,
+    next_kind,
+    too_little,
+)
+from jobs.search.rules.prior import rate_by_size, with_prior
+from jobs.search.rules.resuming import begun_like, check_sweep_resumable
+from jobs.search.rules.rungs import ETA, going_on, halving_steps, stops_of
+from jobs.spec.load import dump_spec, load_sweep
+from jobs.spec.sweep import Range, SweepSpec
 from jobs.sweep import open_sweep
+from jobs.training.mailbox import Answer
 from tests.unit.test_search_rungs import One
 from tests.unit.test_search_spec import BASE, sweep_of
 
@@ -115,7 +123,7 @@ def test_a_prior_outside_of_the_space_is_refused(tmp_path: Path, prior: dict[str
 
 def test_compared_trials_have_the_priors_values_but_for_the_rate(tmp_path: Path) -> None:
     sweep, _ = with_prior(sweep_with(tmp_path, prior={"learning_rate": 1e-4}))
-    assert compared_point(sweep, {}) == {RATE: 1e-4, WARMUP: 0.1}
+    assert compared_point(sweep, {}) == {RATE: 1e-4, WARMUP: 0.06}
     assert compared_point(sweep, {1e-4: 0.5}) == {RATE: pytest.approx(3e-4), WARMUP: 0.1}
     narrow = {"learning_rate": {"min": 5e-5, "max": 1e-4, "log": True}}
     at_an_end, _ = with_prior(sweep_with(tmp_path, prior={"learning_rate": 1e-4}, space=narrow))
@@ -136,7 +144,7 @@ def test_rates_outside_of_a_range_that_was_narrowed_are_left_out(tmp_path: Path)
 
 def test_the_rate_is_searched_first_and_the_rest_at_the_best_rate(tmp_path: Path) -> None:
     sweep, _ = with_prior(sweep_with(tmp_path))
-    assert fixed_values(sweep, False, {}) == {WARMUP: 0.1}
+    assert fixed_values(sweep, False, {}) == {WARMUP: 0.06}
     assert fixed_values(sweep, True, {RATE: 7e-4, WARMUP: 0.1}) == {RATE: 7e-4}
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from jobs.errors import InputError, SpecError
-from jobs.load import dump_spec, load_sweep
-from jobs.paths import JobPaths
+from jobs.run.paths import JobPaths
 from jobs.search.changes import Change, Changes, changed, larger, narrower
 from jobs.search.ledger import Ledger
-from jobs.search.spec import Range
+from jobs.spec.load import dump_spec, load_sweep
+from jobs.spec.sweep import Range
 from tests.unit.test_search_spec import BASE, sweep_of
 
 RATES = {"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}}

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from jobs.errors import SpecError
-from jobs.load import dump_spec, load_spec, load_sweep
-from jobs.outcome import Outcome, Status, write_outcome
-from jobs.paths import JobPaths
-from jobs.record import open_run
-from jobs.search.final import (
+from jobs.run.outcome import Outcome, Status, write_outcome
+from jobs.run.paths import JobPaths
+from jobs.run.record import open_run
+from jobs.search.driver.final import (
     SweepDriver,
     final_paths,
     final_spec,
@@ -23,8 +22,9 @@ from jobs.search.final import (
     with_final_run,
     with_outcome_of_final_run,
 )
-from jobs.search.spec import SweepSpec
-from jobs.search.varying import trial_spec
+from jobs.search.rules.varying import trial_spec
+from jobs.spec.load import dump_spec, load_spec, load_sweep
+from jobs.spec.sweep import SweepSpec
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 FOUND = Outcome(status=Status.SUCCEEDED, step=9, metrics={"eval_loss": 0.5}, evaluated_step=9, ended_at=NOW)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from jobs.errors import SpecError
-from jobs.load import load_sweep
-from jobs.outcome import Status, read_outcome
+from jobs.run.outcome import Status, read_outcome
 from jobs.search.ledger import Ledger, Trials
-from jobs.search.mailbox import Answer, Mailbox, Order, Tray
-from jobs.search.spec import SweepSpec
-from jobs.search.words import leaderboard, leaderboard_facts, trial_line
+from jobs.search.report.trial_text import leaderboard, leaderboard_facts, trial_line
+from jobs.spec.load import load_sweep
+from jobs.spec.sweep import SweepSpec
+from jobs.training.mailbox import Answer, Mailbox, Order, Tray
 
 STEPS = 10
 

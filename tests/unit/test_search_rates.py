@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.search.rates import best_rate, next_rate, vertex_of
+from jobs.search.rules.rates import best_rate, next_rate, vertex_of
 
 LEAST, GREATEST = 1e-6, 1e-2
 

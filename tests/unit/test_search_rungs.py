@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from jobs.search.rungs import given_up, going_on
+from jobs.search.rules.rungs import given_up, going_on
 
 STOPS = [10, 20, 40]
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from jobs.errors import InputError, SpecError
-from jobs.load import dump_spec, load_spec, load_sweep
-from jobs.paths import JobPaths
-from jobs.search.budget import check_lengths
-from jobs.search.resuming import check_sweep_resumable
-from jobs.search.spec import Range, SweepSpec
-from jobs.search.specwords import space_words
-from jobs.search.varying import VARYING, check_space, engine_of, engines, field_meant, trial_spec
-from jobs.spec import Spec
+from jobs.run.paths import JobPaths
+from jobs.search.rules.budget import check_lengths
+from jobs.search.rules.resuming import check_sweep_resumable
+from jobs.search.rules.spec_text import space_words
+from jobs.search.rules.varying import VARYING, check_space, engine_of, engines, field_meant, trial_spec
+from jobs.spec.finetune import Spec
+from jobs.spec.load import dump_spec, load_spec, load_sweep
+from jobs.spec.sweep import Range, SweepSpec
 from jobs.sweep import open_sweep
 
 BASE: dict[str, Any] = {
@@ -109,7 +109,7 @@ def test_a_value_that_leaves_too_few_steps_for_the_rungs_is_refused(tmp_path: Pa
 
 
 def test_every_field_that_may_vary_is_one_of_the_spec_and_goes_by_its_last_name() -> None:
-    from jobs.fields import spec_fields
+    from jobs.spec.checking.fields import spec_fields
 
     assert set(spec_fields()) >= VARYING
     assert {field_meant(name.rpartition(".")[2]) for name in VARYING} == VARYING

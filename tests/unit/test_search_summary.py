@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs.search.ledger import Ledger, Trials
-from jobs.search.mailbox import Answer
-from jobs.search.summary import at_an_end, facts, fitted_rate, parabola, summary_lines
+from jobs.search.report.summary import at_an_end, facts, fitted_rate, parabola, summary_lines
+from jobs.training.mailbox import Answer
 from tests.unit.test_search_spec import BASE, sweep_of
 
 STEPS = 10

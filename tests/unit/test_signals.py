@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.drivers.finetune.stop_signals import StopSignals
 from jobs.errors import Interrupted
-from jobs.paths import JobPaths
-from jobs.signals import StopSignals
+from jobs.run.paths import JobPaths
 
 
 def nobody(*_: object, **__: object) -> None:

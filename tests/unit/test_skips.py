@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from jobs.training.skips import FEWEST_STEPS, MOST_IN_A_ROW, Skips, skip_message, untrained
+from jobs.training.loop.skips import FEWEST_STEPS, MOST_IN_A_ROW, Skips, skip_message, untrained
 
 
 def after(skipped: Iterable[bool], scaling: bool = False) -> Skips:

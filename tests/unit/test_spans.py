@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.data.spans import Frame, Turn, Unrenderable, assistant_spans, frame_of, framed_spans
+from jobs.data.sources.assistant_spans import Frame, Turn, Unrenderable, assistant_spans, frame_of, framed_spans
 
 ENDS = ("<|im_start|>", "<|im_end|>", "</s>", "<s>", "<|eot|>", "<|head|>", "<|/head|>")
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from jobs.fields import section_model, spec_fields
-from jobs.spec import Spec
+from jobs.spec.checking.fields import section_model, spec_fields
+from jobs.spec.finetune import Spec
 
 
 def values(**sections: Any) -> dict[str, Any]:

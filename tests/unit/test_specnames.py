@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import CapacityError, SpecError
-from jobs.commandspec import CommandSpec
+from jobs.spec.command import CommandSpec
 from orchestrator.client import asking
 from orchestrator.queue.errors import UnknownJob
 from orchestrator.specnames import Named, named, of_one, with_names

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jobs.errors import SpecError
 from jobs.planning import total_rows, total_steps, warmup_steps
-from jobs.spec import Spec, Train
+from jobs.spec.finetune import Spec, Train
 
 
 def spec(**train: Any) -> Spec:

@@ -9,8 +9,8 @@ from typing import Any
 import fsspec
 import pytest
 
-from jobs import storage
 from jobs.errors import StorageError
+from jobs.storage import files as storage
 
 pytestmark = pytest.mark.usefixtures("own_protocols")
 

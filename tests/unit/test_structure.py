@@ -11,17 +11,29 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commandspec import CommandSpec
-from jobs.load import load_job_spec
 from jobs.planning import plan_batching
+from jobs.spec.command import CommandSpec
+from jobs.spec.load import load_job_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("cluster", "jobs", "orchestrator")
 MAY_IMPORT = {"cluster": (), "jobs": ("cluster",), "orchestrator": ("cluster", "jobs")}
 
 # Where a package that is slow to import may be named at all. The light half runs on a laptop that has none of them.
-TRAINING = ("jobs/data/", "jobs/training/")
-TUNING = ("jobs/search/page.py", "jobs/search/proposing.py", "jobs/search/trainable.py", "jobs/search/tuning.py")
+TRAINING = (
+    "jobs/data/",
+    "jobs/drivers/finetune/ray_driver.py",
+    "jobs/drivers/finetune/torchrun_driver.py",
+    "jobs/model_files/",
+    "jobs/preflight/dry_run.py",
+    "jobs/training/",
+)
+TUNING = (
+    "jobs/search/report/page.py",
+    "jobs/search/tuning/proposing.py",
+    "jobs/search/tuning/trainable.py",
+    "jobs/search/tuning/tuner.py",
+)
 SERVING = ("orchestrator/server/", "orchestrator/store/")
 HOMES = {
     "ray": (
@@ -31,17 +43,17 @@ HOMES = {
         "cluster/ray/backend.py",
         "cluster/ray/key_value_store.py",
         "cluster/ray/request_resources.py",
-        "jobs/command/ray_gang.py",
+        "jobs/drivers/command/ray_gang.py",
         *TUNING,
     ),
     "optuna": TUNING,
-    "torch": (*TRAINING, "jobs/search/proposing.py"),
+    "torch": (*TRAINING, "jobs/search/tuning/proposing.py"),
     "deepspeed": TRAINING,
     "transformers": TRAINING,
     "accelerate": TRAINING,
     "safetensors": TRAINING,
     "pyarrow": TRAINING,
-    "huggingface_hub": (*TRAINING, "jobs/modeldir.py"),
+    "huggingface_hub": TRAINING,
     "fastapi": SERVING,
     "starlette": SERVING,
     "uvicorn": SERVING,
@@ -52,16 +64,16 @@ HOMES = {
 }
 LIGHT_MODULES = (
     "orchestrator.cli.app",
-    "jobs.load",
-    "jobs.validate",
+    "jobs.spec.load",
+    "jobs.preflight.validate",
     "jobs.finetune",
-    "jobs.drive",
+    "jobs.drivers.attempt",
     "jobs.sweep",
     "cluster.ray.connection",
     "cluster.ray.backend",
 )
 READS_THE_ENVIRONMENT = "cluster/settings.py"
-MAY_SET_THE_ENVIRONMENT = ("jobs/training/engine.py", "jobs/data/ray_engine.py")
+MAY_SET_THE_ENVIRONMENT = ("jobs/training/model/engine.py", "jobs/data/preparation/ray_data.py")
 MOST_LINES = 400
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "bench/**/*.md", "docker/**/*.md")
 BINARY_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".gguf", ".npy", ".npz", ".arrow")
@@ -155,10 +167,10 @@ def test_imports_follow_the_arrows(room: str) -> None:
 
 
 def test_arrow_check_sees_wrong_and_relative_imports() -> None:
-    assert arrow_problems("cluster", "from jobs.spec import Spec")
+    assert arrow_problems("cluster", "from jobs.spec.finetune import Spec")
     assert arrow_problems("jobs", "def f():\n    import orchestrator.cli.app")
     assert arrow_problems("jobs", "from ..orchestrator import cli")
-    assert not arrow_problems("orchestrator", "import jobs.spec\nfrom cluster import errors")
+    assert not arrow_problems("orchestrator", "import jobs.spec.finetune\nfrom cluster import errors")
 
 
 def test_heavy_packages_are_named_only_where_they_belong() -> None:
@@ -169,7 +181,7 @@ def test_heavy_packages_are_named_only_where_they_belong() -> None:
 
 
 def test_home_check_sees_a_heavy_import_inside_a_function() -> None:
-    assert home_problems("jobs/spec.py", "def f():\n    from torch import nn")
+    assert home_problems("jobs/spec/finetune.py", "def f():\n    from torch import nn")
     assert home_problems("cluster/capacity/feasibility.py", "import ray.data")
     assert not home_problems("cluster/ray/connection.py", "import ray")
 
@@ -212,7 +224,7 @@ def test_one_file_reads_the_environment() -> None:
 
 def test_environment_check_tells_setting_from_reading() -> None:
     sets = 'import os\nos.environ["A"] = "1"\nos.environ.setdefault("B", "2")'
-    assert environment_problems("jobs/load.py", sets)
+    assert environment_problems("jobs/spec/load.py", sets)
     assert not environment_problems(MAY_SET_THE_ENVIRONMENT[0], sets)
     for reads in ('os.environ["A"]', 'os.getenv("A")', "x = os.environ", "from os import environ as e"):
         assert environment_problems(MAY_SET_THE_ENVIRONMENT[0], f"import os\n{reads}")

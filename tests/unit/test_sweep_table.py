@@ -13,17 +13,17 @@ import pytest
 from typer.testing import CliRunner
 
 import orchestrator.cli.app as cli
-from jobs.journal import JournalWriter
-from jobs.load import dump_spec
-from jobs.outcome import Event, Outcome, Status, event, write_outcome
-from jobs.paths import JobPaths
+from jobs.run.outcome import Event, Outcome, Status, event, write_outcome
+from jobs.run.paths import JobPaths
+from jobs.run.summary import RunSummary
 from jobs.search.ledger import Ledger, Trials
-from jobs.search.mailbox import Answer
-from jobs.search.spec import Budget
-from jobs.search.standing import Heard, Standing, facts, look, standing_of
-from jobs.storage import write_bytes
+from jobs.search.report.standing import Heard, Standing, facts, look, standing_of
+from jobs.spec.load import dump_spec
+from jobs.spec.sweep import Budget
+from jobs.storage.files import write_bytes
+from jobs.storage.journal import JournalWriter
+from jobs.training.mailbox import Answer
 from orchestrator.pages.sweep import FEWEST_ROWS, MOST_ROWS, budget_words, screen, shown_trials, status_page, time_words
-from orchestrator.runs import RunSummary
 from tests.unit.test_search_spec import BASE, sweep_of
 
 STEPS, TOKENS = 100, 5000.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.outcome import event
-from jobs.progress import NoProgress
-from jobs.telling import Telling
+from jobs.drivers.link.progress_reporter import Telling
+from jobs.run.outcome import event
+from jobs.run.progress import NoProgress
 
 
 class Heard:

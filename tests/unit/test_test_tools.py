@@ -48,7 +48,7 @@ def test_what_is_near_a_change_is_run(repository: Path, name: str, found: list[s
 
 def test_the_tests_of_the_structure_are_always_run() -> None:
     assert changed.touched([]) == ["tests/unit/test_structure.py"]
-    assert "tests/integration/test_export.py" in changed.touched(["jobs/training/naming.py"])
+    assert "tests/integration/test_export.py" in changed.touched(["jobs/training/model/tensor_names.py"])
     assert "tests/acceptance/test_failures.py" in changed.touched(["tests/support/tiny.py"])
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.data.records import Record, expand, read_records
+from jobs.data.sources.records import Record, expand, read_records
 from jobs.errors import DataError
 
 BOM = b"\xef\xbb\xbf"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from jobs.spec import Spec
-from jobs.triedmodels import remember, was_tried
+from jobs.model_files.tried import remember, was_tried
+from jobs.spec.finetune import Spec
 
 
 @pytest.fixture

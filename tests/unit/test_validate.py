@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from cluster.local.machine import has_gpus
-from jobs.devices import no_gpu_here
 from jobs.errors import CapacityError, DataError, InputError, SpecError, StorageError
 from jobs.finetune import run_on_ray
-from jobs.progress import NoProgress
-from jobs.spec import Spec
-from jobs.validate import check_metrics, validate
+from jobs.preflight.devices import no_gpu_here
+from jobs.preflight.validate import check_metrics, validate
+from jobs.run.progress import NoProgress
+from jobs.spec.finetune import Spec
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.commandspec import CommandSpec
 from jobs.errors import SpecError
-from jobs.spec import Spec
-from jobs.vary import MOST_SPECS, sweep_values
+from jobs.spec.command import CommandSpec
+from jobs.spec.finetune import Spec
+from jobs.spec.vary import MOST_SPECS, sweep_values
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
 

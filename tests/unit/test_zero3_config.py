@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.planning import plan_batching
-from jobs.spec import Spec, Train
-from jobs.training.zero3 import deepspeed_config, precision_of
+from jobs.spec.finetune import Spec, Train
+from jobs.training.model.deepspeed_config import deepspeed_config, precision_of
 
 
 def spec_of(**train: Any) -> Spec:

@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-_LOOP, _STEP_S = "jobs.training.loop", 0.5
+_LOOP, _STEP_S = "jobs.training.loop.loop", 0.5
 
 
 class _Pacer:

@@ -1,0 +1,68 @@
+"""What libraries have to say goes to a log: output is redirected at the level of file descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import TextIO
+
+from jobs.storage import files as storage
+
+
+def user_stream(descriptor: int = 1) -> TextIO:
+    """A stream of its own to where the user looks, which stays open while `redirected_output` is in force."""
+    return os.fdopen(os.dup(descriptor), "w", buffering=1, encoding="utf-8", errors="replace")
+
+
+@contextlib.contextmanager
+def redirected_output(log: str) -> Iterator[None]:
+    """Append all that this process writes to stdout and stderr, native code included, to the log at `log`.
+
+    A log on a URL is written to a local file first, and uploaded at the end.
+    """
+    if storage.is_local(log):
+        target = storage.local_path(log)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with _redirected(target):
+            yield
+        return
+    with tempfile.TemporaryDirectory(prefix="fleetune-log-") as folder:
+        target = os.path.join(folder, "log")
+        try:
+            with _redirected(target):
+                yield
+        finally:
+            storage.put_file(target, log)
+
+
+@contextlib.contextmanager
+def _redirected(target: str) -> Iterator[None]:
+    _flush()
+    kept = [os.dup(1), os.dup(2)]
+    handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    try:
+        yield
+    finally:
+        _flush()
+        for descriptor, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, descriptor)
+            os.close(copy)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(ValueError, OSError):  # closed already, or replaced by something without a file
+            stream.flush()
+
+
+def log_tail(log: str, lines: int = 20) -> str:
+    """The last lines of a log; empty if there is none."""
+    if not storage.exists(log):
+        return ""
+    return "\n".join(storage.read_bytes(log).decode(errors="replace").splitlines()[-lines:])

@@ -1,0 +1,377 @@
+"""An order of rows over several sections of the data, which take part in it with weights.
+
+A pure function like `row_order.Order`, and used in its place. It computes for any position which section the row comes
+from, and which use of that section it is. Nothing depends on workers, restarts or the pieces asked for, and only a few
+numbers are stored.
+
+The positions are cut into short cycles. Each cycle has as many rows of every section as its share says, rounded so
+that the error never adds up (often none, where a share is tiny), and a keyed permutation scatters them over the cycle.
+Cycles stay short so that what is read next lies together: only within a cycle are a section's uses out of order. The
+uses of a section go through endless permuted epochs of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from heapq import heapify, heappop, heappush
+from itertools import accumulate
+
+import numpy as np
+
+from jobs.data.order.permutation import Rows, key, keys, walk
+from jobs.data.order.row_order import Order
+
+_MIX, _SECTION = 5, 6  # what a key is for; `jobs.data.order.row_order` has 1 to 4
+_SHARE_BITS = 20  # shares are multiples of 2**-20, so that all arithmetic on positions is exact in int64
+_ALL = 1 << _SHARE_BITS
+_MAX_SECTIONS = 2**14  # their numbers are sorted as 16 bits, and equal shares of more would be coarse
+_MIN_CYCLE = 64
+_PIECE_ROWS = 2**15  # permuted at once: numpy's passes over so few stay in a core's cache
+_STRETCH_ROWS = 2**18  # gathered by section at once: in fewer, a section's rows come from few of its windows each
+
+
+@dataclass(frozen=True)
+class MixedSection:
+    """A part of the data.
+
+    Attributes:
+        rows: that it has, at least 1.
+        weight: its share in the mixture is this, divided by the sum over all sections that still take part.
+        max_epochs: it is used at most floor(max_epochs * rows) times, then it drops out; None for no limit.
+    """
+
+    rows: int
+    weight: float
+    max_epochs: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError(f"a section of a mixture needs rows, this one has {self.rows}")
+        for name, value in (("weight", self.weight), ("max_epochs", self.max_epochs)):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} of a section must be a number above 0, not {value}")
+
+    @property
+    def max_uses(self) -> int | None:
+        return None if self.max_epochs is None else math.floor(_exact(self.max_epochs) * self.rows)
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """A stretch of the mixture in which the same sections take part, all of them to its end.
+
+    Sections are numbered within the phase here, and positions and cycles are counted from its start.
+    """
+
+    start: int  # position in the mixture
+    cycles: int | None  # None: it never ends
+    sections: tuple[int, ...]  # their numbers in the mixture
+    used: tuple[int, ...]  # uses of each before the phase
+    shares: tuple[int, ...]  # of each, in multiples of 2**-20
+    seed: int
+
+    @property
+    def stop(self) -> int | None:
+        return None if self.cycles is None else self.start + self.cycles * self.cycle
+
+    @cached_property
+    def cycle(self) -> int:
+        """Positions of a cycle: a power of four, for which the permutation never has to walk.
+
+        With one section there is nothing to mix.
+        """
+        if len(self.shares) == 1:
+            return 1
+        cycle = _MIN_CYCLE
+        while cycle < len(self.shares):
+            cycle *= 4
+        return cycle
+
+    @cached_property
+    def _splits(self) -> tuple[tuple[int, int, int, int], ...]:
+        """How all is split between two parts again and again, down to the sections: a Huffman tree, from the root.
+
+        Each split is (first part, its share, second part, share of both); both together have the number of the second.
+        The lightest are put together first, so that a rounding error higher up is halved further down.
+        """
+        heap = [(share, number) for number, share in enumerate(self.shares)]
+        heapify(heap)
+        splits = []
+        while len(heap) > 1:
+            (light, first), (heavy, second) = heappop(heap), heappop(heap)
+            heappush(heap, (light + heavy, second))
+            splits.append((first, light, second, light + heavy))
+        return tuple(reversed(splits))
+
+    def counts(self, cycles: int) -> tuple[int, ...]:
+        """Uses of each section in the first `cycles` cycles: within 2 of its share."""
+        return tuple(self._counts(np.array([cycles]))[0].tolist())
+
+    def _counts(self, cycles: Rows) -> Rows:
+        counts = np.empty((len(self.shares), len(cycles)), dtype=np.int64)
+        counts[self._splits[0][2] if self._splits else 0] = cycles * self.cycle
+        for first, share, second, both in self._splits:
+            wholes, parts = np.divmod(counts[second], both)
+            counts[first] = wholes * share + (2 * parts * share + both) // (2 * both)
+            counts[second] -= counts[first]
+        return counts.T
+
+    def uses(self, cycles: Rows, inside: Rows) -> tuple[Rows, Rows]:
+        """What the places `inside` (n or 1, m) of cycles (n,) take.
+
+        Returns:
+            (n, m) number of the section in the phase, (n, m) number of its use, counted from the mixture's start.
+        """
+        if len(self.shares) == 1:
+            uses = cycles[:, None] + inside + self.used[0]
+            return np.zeros_like(uses), uses
+        places = walk(inside, self.cycle, keys(self.seed, cycles)[:, None])
+        before = self._counts(cycles)
+        sizes = self._counts(cycles + 1) - before
+        ends = np.cumsum(sizes, axis=1)  # of the slices of a cycle that belong to each section
+        shifts = before + self.used - (ends - sizes)  # from place to use
+        lines = np.arange(len(cycles))[:, None]
+        slices = _slices(places + lines * self.cycle, ends + lines * self.cycle, sizes)
+        return slices - lines * len(self.shares), places + shifts.ravel()[slices]
+
+    def uses_at(self, positions: Rows) -> tuple[Rows, Rows]:
+        """`uses` of single positions (n,); (n,) each."""
+        numbers, uses = np.empty((2, len(positions)), dtype=np.int64)
+        for low, high in _pieces(0, len(positions), max(1, _PIECE_ROWS // len(self.shares))):
+            cycles, inside = np.divmod(positions[low:high], self.cycle)
+            some = self.uses(cycles, inside[:, None])
+            for into, values in zip((numbers, uses), some, strict=True):
+                into[low:high] = values[:, 0]
+        return numbers, uses
+
+    def uses_between(self, start: int, stop: int) -> tuple[Rows, Rows]:
+        """`uses` of positions start..stop-1; (stop - start,) each."""
+        numbers, uses = np.empty((2, stop - start), dtype=np.int64)
+        for low, high in _pieces(start, stop, _PIECE_ROWS):
+            first, last = low // self.cycle, (high - 1) // self.cycle
+            begin = low if first == last else first * self.cycle  # a part of one cycle, or whole cycles
+            inside = np.arange(low, high) - first * self.cycle if first == last else np.arange(self.cycle)
+            some = self.uses(np.arange(first, last + 1), inside[None])
+            for into, values in zip((numbers, uses), some, strict=True):
+                into[low - start : high - start] = values.ravel()[low - begin : high - begin]
+        return numbers, uses
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """An order of rows over several sections: every stretch of it has their rows in about the asked shares.
+
+    Rows are numbered through all sections, one after the other. Where a section has a limit, the mixture goes in
+    phases: when a section has not enough uses left for its share of another cycle, it drops out, and the others go on
+    with where they are, in shares that are theirs without it. So fewer uses than a cycle has of it are left over; a
+    section whose limit is below its share of the first cycle never takes part (see `left_out`). If all sections have
+    limits, the mixture ends.
+    """
+
+    sections: tuple[MixedSection, ...]
+    rows_per_block: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.sections) <= _MAX_SECTIONS:
+            raise ValueError(f"a mixture has 1 to {_MAX_SECTIONS} sections, not {len(self.sections)}")
+
+    @property
+    def all_rows(self) -> int:
+        return self._offsets[-1]
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Positions of an epoch of the mixture: about one pass over its first section, in the shares of the start."""
+        share = _quantised([section.weight for section in self.sections])[0]
+        return max(1, round(Fraction(self.sections[0].rows * _ALL, share)))
+
+    @cached_property
+    def num_positions(self) -> int | None:
+        """How many positions there are; None if the mixture never ends."""
+        return self._phases[-1].stop if self._phases else 0
+
+    @cached_property
+    def left_out(self) -> tuple[int, ...]:
+        """Numbers of the sections that never take part, because their limit is too low."""
+        taken = {
+            number
+            for phase in self._phases
+            for number, count in zip(phase.sections, phase.counts(phase.cycles or 0), strict=True)
+            if count or phase.cycles is None
+        }
+        return tuple(number for number in range(len(self.sections)) if number not in taken)
+
+    def rows_at(self, positions: Rows) -> Rows:
+        """The row at each position; quick for positions that lie together.
+
+        Args:
+            positions: (n,) int64, each at least 0.
+
+        Returns:
+            (n,) int64 in range(all_rows).
+
+        Raises:
+            ValueError: a position is behind the end of the mixture.
+        """
+        positions = np.asarray(positions, dtype=np.int64)
+        if not len(positions):
+            return positions.copy()
+        low, high = int(positions.min()), int(positions.max()) + 1
+        self._check(low, high)
+        if high - low <= 4 * len(positions) + 64:
+            return self.rows_between(low, high)[positions - low]
+        rows = np.empty_like(positions)
+        for phase in self._phases:
+            here = np.flatnonzero((positions >= phase.start) & (positions < (phase.stop or high)))
+            rows[here] = self._rows_of_uses(phase, *phase.uses_at(positions[here] - phase.start))
+        return rows
+
+    def rows_between(self, start: int, stop: int) -> Rows:
+        """The rows at positions start..stop-1; (stop - start,) int64.
+
+        Raises:
+            ValueError: a position is behind the end of the mixture.
+        """
+        if start >= stop:
+            return np.empty(0, dtype=np.int64)
+        self._check(start, stop)
+        rows = np.empty(stop - start, dtype=np.int64)
+        for phase in self._phases:
+            begin, end = max(start, phase.start), min(stop, phase.stop or stop)
+            for low, high in _pieces(begin - phase.start, end - phase.start, max(_STRETCH_ROWS, phase.cycle)):
+                into = slice(low + phase.start - start, high + phase.start - start)
+                rows[into] = self._rows_of_uses(phase, *phase.uses_between(low, high))
+        return rows
+
+    def used(self, stop: int) -> tuple[int, ...]:
+        """How many of the first `stop` positions take their row from each section; works out one cycle at most.
+
+        Raises:
+            ValueError: a position is behind the end of the mixture.
+        """
+        self._check(0, stop)
+        used = [0] * len(self.sections)
+        for phase in self._phases:
+            if phase.start >= stop:
+                break
+            cycles, rest = divmod(min(stop, phase.stop or stop) - phase.start, phase.cycle)
+            numbers, _ = phase.uses_between(cycles * phase.cycle, cycles * phase.cycle + rest)
+            singly = np.bincount(numbers, minlength=len(phase.sections)).tolist()
+            for number, *counts in zip(phase.sections, phase.counts(cycles), singly, strict=True):
+                used[number] += sum(counts)
+        return tuple(used)
+
+    def shares_of(self, start: int, stop: int) -> tuple[int, ...]:
+        """How many of positions start..stop-1 take their row from each section, without looking at each position.
+
+        Raises:
+            ValueError: a position is behind the end of the mixture.
+        """
+        self._check(start, stop)
+        return tuple(after - before for before, after in zip(self.used(start), self.used(stop), strict=True))
+
+    @cached_property
+    def _offsets(self) -> tuple[int, ...]:
+        """The first row of each section, and the end of the last."""
+        return tuple(accumulate((section.rows for section in self.sections), initial=0))
+
+    @cached_property
+    def _orders(self) -> tuple[Order, ...]:
+        return tuple(
+            Order(section.rows, self.rows_per_block, key(self.seed, _SECTION, number))
+            for number, section in enumerate(self.sections)
+        )
+
+    @cached_property
+    def _phases(self) -> tuple[_Phase, ...]:
+        """In order; each but the last ends, has at least one cycle, and fewer sections follow."""
+        phases: list[_Phase] = []
+        limits = [section.max_uses for section in self.sections]
+        used = [0] * len(self.sections)
+        numbers, start = tuple(range(len(self.sections))), 0
+        while numbers:
+            shares = _quantised([self.sections[number].weight for number in numbers])
+            before = tuple(used[number] for number in numbers)
+            phase = _Phase(start, None, numbers, before, shares, key(self.seed, _MIX, len(phases)))
+            fitting = [_cycles_that_fit(phase, place, limits[number]) for place, number in enumerate(numbers)]
+            cycles = min((count for count in fitting if count is not None), default=None)
+            if cycles is None:
+                return (*phases, phase)
+            if cycles:
+                phases.append(_Phase(start, cycles, numbers, before, shares, phase.seed))
+            start += cycles * phase.cycle
+            for number, count in zip(numbers, phase.counts(cycles), strict=True):
+                used[number] += count
+            numbers = tuple(number for number, count in zip(numbers, fitting, strict=True) if count != cycles)
+        return tuple(phases)
+
+    def _rows_of_uses(self, phase: _Phase, numbers: Rows, uses: Rows) -> Rows:
+        """The rows (n,) of uses (n,) of the sections that have these numbers (n,) in a phase."""
+        rows = np.empty_like(uses)
+        by_section = np.argsort(numbers.astype(np.uint16), kind="stable")  # numpy sorts 16-bit numbers by radix
+        stops = np.cumsum(np.bincount(numbers, minlength=len(phase.sections))).tolist()
+        for section, low, high in zip(phase.sections, [0, *stops], stops, strict=False):
+            if low < high:
+                some = by_section[low:high]
+                rows[some] = self._orders[section].rows_at(uses[some]) + self._offsets[section]
+        return rows
+
+    def _check(self, start: int, stop: int) -> None:
+        if start < 0 or stop > (stop if self.num_positions is None else self.num_positions):
+            end = "" if self.num_positions is None else self.num_positions - 1
+            raise ValueError(f"positions {start}..{stop - 1} are not inside 0..{end} of the mixture")
+
+
+def _exact(number: float) -> Fraction:
+    """The decimal number that was written, so that 0.1 is a tenth on every machine."""
+    return Fraction(repr(float(number)))
+
+
+def _quantised(weights: Sequence[float]) -> tuple[int, ...]:
+    """Shares in multiples of 2**-20, by largest remainder, each at least one; their sum is 2**20."""
+    exact = [_exact(weight) for weight in weights]
+    total = sum(exact)
+    quotas = [weight * _ALL / total for weight in exact]
+    shares = [max(1, math.floor(quota)) for quota in quotas]
+    missing = _ALL - sum(shares)
+    by_remainder = sorted(range(len(shares)), key=lambda number: shares[number] - quotas[number])
+    for number in by_remainder[: max(missing, 0)]:
+        shares[number] += 1
+    for _ in range(-missing):  # too many were rounded up to one
+        shares[shares.index(max(shares))] -= 1
+    return tuple(shares)
+
+
+def _cycles_that_fit(phase: _Phase, place: int, limit: int | None) -> int | None:
+    """For how many cycles of a phase the section at `place` in it has uses; None: for any number."""
+    if limit is None:
+        return None
+    left = limit - phase.used[place]
+    more_than_fit = range(1, (left + 3) * _ALL)  # of any share
+    return bisect_right(more_than_fit, left, key=lambda cycles: phase.counts(cycles)[place])
+
+
+def _slices(places: Rows, ends: Rows, sizes: Rows) -> Rows:
+    """In which of the slices that follow each other each place (n, m) lies; (n, m).
+
+    Args:
+        ends: of slices (n, sections), rising; the end of each line is where the places of the next line begin.
+        sizes: (n, sections).
+    """
+    if places.size == ends[-1, -1]:  # whole cycles
+        return np.repeat(np.arange(sizes.size), sizes.ravel())[places]
+    return np.searchsorted(ends.ravel(), places, side="right")
+
+
+def _pieces(start: int, stop: int, at_once: int) -> Iterator[tuple[int, int]]:
+    """Cut start..stop-1 at the multiples of `at_once`."""
+    while start < stop:
+        end = min(start // at_once * at_once + at_once, stop)
+        yield start, end
+        start = end

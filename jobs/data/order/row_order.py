@@ -1,0 +1,314 @@
+"""The order of rows: which rows step s trains on, as a pure function of (prepared data, seed, s).
+
+Never of the number of workers, of restarts or of timing (with grouping by length, also of where the run ends, since the
+last group is cut there); and nothing is stored: an epoch visits the blocks of the data in a permuted order, and
+permutes the rows of every window of consecutive blocks. Both permutations are keyed (see `permutation`), so
+any position can be asked for directly. A reader that follows the order goes through the blocks window by window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.data.order.permutation import Rows, Words, key, keys, unpermute, walk
+
+WINDOW_BLOCKS = 16
+_SPAN_STEPS, _SPANS = 32, 8  # worked out at once for `rows_of_step`, and how many of them are kept
+GROUP_STEPS = 32  # rows of like length are gathered from this many steps
+_BLOCKS, _WINDOW, _GROUP, MICRO_BATCH = 1, 2, 3, 4  # what a key is for
+_PIECE_ROWS = 2**15  # worked on at once: numpy's passes over so few stay in a core's cache
+
+
+class RowOrder(Protocol):
+    """What a `StepPlan` takes its rows from: `Order`, or a mixture of several (see `jobs.data.order.mixture`)."""
+
+    @property
+    def num_rows(self) -> int:
+        """Positions of an epoch."""
+
+    @property
+    def all_rows(self) -> int:
+        """Rows that the data has; all rows of the order are in range(all_rows)."""
+
+    @property
+    def seed(self) -> int: ...
+
+    def rows_at(self, positions: Rows) -> Rows: ...
+
+    def rows_between(self, start: int, stop: int) -> Rows: ...
+
+
+@dataclass(frozen=True)
+class Order:
+    """An endless sequence of rows: position p is in epoch p // num_rows; each epoch is a permutation of all rows.
+
+    Windows are cut by block, and numbered through all epochs. At most one block of the data is short, its last; the
+    window that this comes to lie in is shorter by the rows that it lacks, and so may be the last window of an epoch.
+    """
+
+    num_rows: int
+    rows_per_block: int
+    seed: int
+
+    @property
+    def all_rows(self) -> int:
+        return self.num_rows
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_rows // self.rows_per_block)
+
+    @property
+    def _windows(self) -> int:
+        return -(-self.num_blocks // WINDOW_BLOCKS)
+
+    @property
+    def _missing(self) -> int:
+        return self.num_blocks * self.rows_per_block - self.num_rows
+
+    def rows_at(self, positions: Rows) -> Rows:
+        """The row at each position; quick for positions that lie together.
+
+        Args:
+            positions: (n,) int64, each at least 0.
+
+        Returns:
+            (n,) int64 in range(num_rows).
+        """
+        positions = np.asarray(positions, dtype=np.int64)
+        if not len(positions):
+            return positions.copy()
+        low, high = int(positions.min()), int(positions.max()) + 1
+        if self._are_few(high - low, len(positions)):
+            return self.rows_between(low, high)[positions - low]
+        windows = self._windows_at(positions)
+        starts = self._starts(windows)
+        rows = np.empty_like(positions)
+        for size, some in _alike(self._starts(windows + 1) - starts, _PIECE_ROWS):
+            inside = (positions - starts)[some, None]
+            rows[some] = self._rows_of_windows(windows[some, None], inside, size)[:, 0]
+        return rows
+
+    def rows_between(self, start: int, stop: int) -> Rows:
+        """The rows at positions start..stop-1; (stop - start,) int64. Works whole windows out, even for a few rows."""
+        if start >= stop:
+            return np.empty(0, dtype=np.int64)
+        first, last = self._windows_at(np.array([start, stop - 1]))
+        windows = np.arange(first, last + 1)
+        starts = self._starts(np.arange(first, last + 2))
+        begin, sizes = int(starts[0]), np.diff(starts)
+        rows = np.empty(starts[-1] - begin, dtype=np.int64)
+        for size, some in _alike(sizes, _PIECE_ROWS // int(sizes.max())):
+            inside = np.arange(size)[None]
+            rows[starts[some, None] - begin + inside] = self._rows_of_windows(windows[some, None], inside, size)
+        return rows[start - begin : stop - begin]
+
+    def _rows_of_windows(self, windows: Rows, inside: Rows, size: int) -> Rows:
+        """The rows at places `inside` (n or 1, m) of windows (n, 1) that have `size` rows each; (n, m) int64."""
+        epochs, numbers = np.divmod(windows, self._windows)
+        inside = walk(inside, size, keys(key(self.seed, _WINDOW), epochs, numbers))
+        first_places = numbers * WINDOW_BLOCKS
+        inside = self._filled_up(inside, first_places, epochs)
+        places = inside // self.rows_per_block
+        blocks = self._blocks_at(first_places, places, keys(key(self.seed, _BLOCKS), epochs))
+        return (blocks - places) * self.rows_per_block + inside
+
+    def _blocks_at(self, first_places: Rows, places: Rows, with_keys: Words) -> Rows:
+        """The blocks at `places` (n, m) after the `first_places` (n, 1) of windows, with their epochs' keys."""
+        if places.shape[1] <= WINDOW_BLOCKS:
+            return walk(first_places + places, self.num_blocks, with_keys)
+        every = np.minimum(first_places + np.arange(WINDOW_BLOCKS), self.num_blocks - 1)
+        blocks = walk(every, self.num_blocks, with_keys)
+        return np.take_along_axis(blocks, places, axis=1)
+
+    def _filled_up(self, inside: Rows, first_places: Rows, epochs: Rows) -> Rows:
+        """Places (n, m) in windows as they were if the short block, where a window has it, were as long as any."""
+        short = self._short_places(epochs) - first_places
+        here = (short >= 0) & (short < WINDOW_BLOCKS)
+        if not here.any():
+            return inside
+        return inside + self._missing * (here & (inside >= (short + 1) * self.rows_per_block - self._missing))
+
+    def _starts(self, windows: Rows) -> Rows:
+        """Positions at which windows (n,) begin."""
+        epochs, numbers = np.divmod(windows, self._windows)
+        places = numbers * WINDOW_BLOCKS
+        lost = np.where(places > self._short_places(epochs), self._missing, 0)
+        starts: Rows = epochs * self.num_rows + places * self.rows_per_block - lost
+        return starts
+
+    def _windows_at(self, positions: Rows) -> Rows:
+        """Windows in which positions (n,) lie."""
+        epochs, offsets = np.divmod(positions, self.num_rows)
+        behind = offsets >= (self._short_places(epochs) + 1) * self.rows_per_block - self._missing
+        filled_up = offsets + np.where(behind, self._missing, 0)
+        windows: Rows = epochs * self._windows + filled_up // (self.rows_per_block * WINDOW_BLOCKS)
+        return windows
+
+    def _short_places(self, epochs: Rows) -> Rows:
+        """Place of the data's last block, the one that may be short, in the sequence of blocks of each epoch."""
+        if not self._missing:
+            return np.zeros_like(epochs)  # no block is short, so this is of no effect
+        if epochs.min() == epochs.max():
+            return np.full_like(epochs, _short_place(self, int(epochs.flat[0])))
+        distinct, which = np.unique(epochs, return_inverse=True)
+        last = np.array([[self.num_blocks - 1]])
+        places = walk(last, self.num_blocks, keys(key(self.seed, _BLOCKS), distinct)[:, None], forward=False)[:, 0]
+        return places[which].reshape(epochs.shape)
+
+    def _are_few(self, span: int, wanted: int) -> bool:
+        """Whether the rows of all windows of a span of positions are no more work than the wanted ones singly."""
+        return span + self.rows_per_block * WINDOW_BLOCKS <= 4 * wanted + 4096
+
+
+@lru_cache(maxsize=256)  # one order a section of a mixture, so room for many
+def _short_place(order: Order, epoch: int) -> int:
+    """One epoch's `_short_places`, which a loop over steps asks for again and again."""
+    last = np.array([order.num_blocks - 1])
+    return int(unpermute(last, order.num_blocks, key(order.seed, _BLOCKS, epoch))[0])
+
+
+def _alike(sizes: Rows, at_once: int) -> Iterator[tuple[int, Rows]]:
+    """Sort things by size: yields a size and the numbers of up to `at_once` things (at least one) that have it."""
+    at_once = max(1, at_once)
+    for size in np.unique(sizes):
+        same = np.flatnonzero(sizes == size)
+        for start in range(0, len(same), at_once):
+            yield int(size), same[start : start + at_once]
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Which rows each optimizer step takes, and which of them each worker.
+
+    Steps take `rows_per_step` positions each and do not care for the border between two epochs; only the last step of
+    a run may be smaller. With `lengths`, the steps of a group of `GROUP_STEPS` inside one epoch share their rows out
+    by length, so that less is padded; a step that lies across a border of epochs stays as it is.
+    """
+
+    order: RowOrder
+    rows_per_step: int
+    total_steps: int
+    total_rows: int  # positions that the whole run takes
+    lengths: npt.NDArray[np.int32] | None = field(default=None, compare=False)
+    # Rows of the spans of steps asked for last, by first step. Two threads may ask: nothing in it is ever changed.
+    _cache: dict[int, Rows] = field(default_factory=dict, compare=False, repr=False)
+
+    def rows_of_step(self, step: int) -> Rows:
+        """Rows of step `step` (0-based) over all workers; (rows_per_step,) int64, fewer at the end of the run."""
+        if not 0 <= step < self.total_steps:
+            raise ValueError(f"step {step} is outside 0..{self.total_steps - 1}")
+        first = step // _SPAN_STEPS * _SPAN_STEPS
+        rows = self._cache.get(first)
+        if rows is None:
+            rows = self.rows_of_steps(first, min(first + _SPAN_STEPS, self.total_steps))
+            if len(self._cache) >= _SPANS:
+                self._cache.clear()
+            self._cache[first] = rows
+        start = (step - first) * self.rows_per_step
+        return rows[start : start + self.rows_per_step]
+
+    def rows_of_steps(self, start: int, stop: int) -> Rows:
+        """Rows of steps start..stop-1, one after the other as `rows_of_step` gives them, but much quicker for many.
+
+        Returns:
+            ((stop - start) * rows_per_step,) int64, fewer at the end of the run.
+
+        Raises:
+            ValueError: a step is outside the run.
+        """
+        if not 0 <= start <= stop <= self.total_steps:
+            raise ValueError(f"steps {start}..{stop - 1} are not inside 0..{self.total_steps - 1}")
+        if self.lengths is None or start == stop:
+            return self._in_order(start, stop)
+        firsts, sizes = self._groups(start, stop)
+        low = min([start, *firsts[:1].tolist()])  # of whole groups
+        high = max([stop, *(firsts + sizes)[-1:].tolist()])
+        rows = self._in_order(low, high)
+        for size, some in _alike(sizes, _PIECE_ROWS // (GROUP_STEPS * self.rows_per_step)):
+            places = ((firsts[some] - low) * self.rows_per_step)[:, None] + np.arange(size * self.rows_per_step)
+            rows[places] = self._by_length(rows[places], firsts[some], size)
+        return rows[(start - low) * self.rows_per_step : (stop - low) * self.rows_per_step]
+
+    def epoch_of_step(self, step: int) -> float:
+        """Passes over the data that are complete when `step` steps are done."""
+        return min(step * self.rows_per_step, self.total_rows) / self.order.num_rows
+
+    def _in_order(self, start: int, stop: int) -> Rows:
+        """What steps start..stop-1 have without grouping."""
+        return self.order.rows_between(start * self.rows_per_step, min(stop * self.rows_per_step, self.total_rows))
+
+    @cached_property
+    def _sort_keys(self) -> npt.NDArray[Any]:
+        """The lengths; as 16-bit numbers, which numpy sorts by radix, if they fit."""
+        assert self.lengths is not None
+        fit = self.lengths.min() >= 0 and self.lengths.max() < 2**16
+        return self.lengths.astype(np.uint16) if fit else self.lengths
+
+    def _by_length(self, rows: Rows, firsts: Rows, size: int) -> Rows:
+        """Share the rows of each group of `size` steps out by length.
+
+        Args:
+            rows: (groups, size * rows_per_step).
+            firsts: (groups,) first step of each.
+
+        Returns:
+            The same rows, of like length within a step; the steps of a group are shuffled.
+        """
+        by_length = np.take_along_axis(rows, np.argsort(self._sort_keys[rows], axis=1, kind="stable"), axis=1)
+        shuffled = walk(np.arange(size)[None], size, keys(key(self.order.seed, _GROUP), firsts)[:, None])
+        steps = by_length.reshape(len(rows), size, self.rows_per_step)
+        return steps[np.arange(len(rows))[:, None], shuffled].reshape(rows.shape)
+
+    def _groups(self, start: int, stop: int) -> tuple[Rows, Rows]:
+        """The groups that steps start..stop-1 (at least one) belong to, each once: first steps, sizes.
+
+        A step across a border of epochs belongs to none.
+        """
+        size, rows = self.order.num_rows, self.rows_per_step
+        epochs = np.arange(start * rows // size, (stop * rows - 1) // size + 1)
+        firsts = -(-epochs * size // rows)
+        lasts = np.minimum((epochs + 1) * size, self.total_rows) // rows
+        counts = np.maximum(-(-(lasts - firsts) // GROUP_STEPS), 0)  # groups of each epoch
+        number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of a group in its epoch
+        starts = np.repeat(firsts, counts) + number * GROUP_STEPS
+        sizes = np.minimum(np.repeat(lasts, counts) - starts, GROUP_STEPS)
+        wanted = (starts < stop) & (starts + sizes > start)
+        return starts[wanted], sizes[wanted]
+
+
+def micro_batches(rows: Rows, per_device: int, accumulation: int, num_workers: int) -> list[list[Rows]]:
+    """Deal the rows of one step to workers.
+
+    Micro-batch number m of the step (rows m * per_device and following) goes to worker m % num_workers, as its
+    micro-batch m // num_workers. So the cut into micro-batches does not depend on the number of workers. Where there
+    are too few rows the last micro-batches are short or empty.
+
+    Returns:
+        [worker][accumulation] -> (at most per_device,) rows.
+    """
+    if len(rows) > per_device * accumulation * num_workers:
+        raise ValueError(f"{len(rows)} rows do not fit {per_device} x {accumulation} x {num_workers}")
+    pieces = [
+        rows[start : start + per_device] for start in range(0, per_device * accumulation * num_workers, per_device)
+    ]
+    return [[pieces[turn * num_workers + worker] for turn in range(accumulation)] for worker in range(num_workers)]
+
+
+def shares(count: int, per_device: int, num_workers: int) -> Iterator[tuple[int, int]]:
+    """Cut range(count) for evaluation into rounds: every worker gets one (start, stop) of the same round, maybe empty.
+
+    Yields:
+        (start, stop) for worker 0, 1, ... of the first round, then of the second, and so on.
+    """
+    per_round = per_device * num_workers
+    for start in range(0, count, per_round):
+        for worker in range(num_workers):
+            low = min(start + worker * per_device, count)
+            yield low, min(low + per_device, count)

@@ -1,0 +1,386 @@
+"""The rows of one worker, step by step: one function reads a chunk of steps, two readers call it.
+
+`plain_steps` reads in a thread of this process, `ray_steps` (from `OrderedRows`, a source of Ray Data) in Ray's. Both
+give the same bytes, since a chunk is a pure function of (prepared data, plan, worker, steps).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.data.order.mixture import MixedSection, Mixture
+from jobs.data.order.permutation import Rows
+from jobs.data.order.row_order import GROUP_STEPS, WINDOW_BLOCKS, Order, RowOrder, StepPlan, micro_batches
+from jobs.data.prepared import ROW_SCHEMA, ROWS_PER_BLOCK, Prepared, Split
+from jobs.errors import SpecError
+from jobs.planning.batching import Batching, plan_batching
+from jobs.planning.steps import total_rows, total_steps, warmup_steps
+from jobs.spec.finetune import Spec
+
+CHUNK_SCHEMA = pa.schema([("step", pa.int64()), ("micro", pa.int32()), *ROW_SCHEMA])
+_CHUNK_ROWS = 256
+# A task gives its chunks one by one, so many steps in one cost no memory; but each task costs Ray time at the start.
+_CHUNKS_PER_TASK = 64
+_MOST_TASKS = 32
+# Of a worker's rows, in Ray's object store. Ray by itself gathers blocks of 128 MiB, and lets each worker's data set
+# read ahead into half of the store of the whole cluster: with many workers, or a small store, it would spill to disk.
+_LEAST_BLOCK_BYTES, _MOST_BLOCK_BYTES = 4 * 2**20, 128 * 2**20
+_LEAST_AHEAD_BYTES, _LEAST_AHEAD_BLOCKS = 32 * 2**20, 4
+_BYTES_PER_TOKEN = 8  # its id and its label
+_JOIN_S = 10.0
+_LOOP_S = 0.05  # sleep between two turns of Ray Data's scheduling loop; a turn may take several blocks
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """What one worker trains on in one step."""
+
+    step: int
+    micros: tuple[Any, ...]  # pyarrow.Table with ROW_SCHEMA for each forward pass; may have no rows
+
+
+@dataclass(frozen=True)
+class Stream:
+    """All that is needed to read one worker's rows; small, and can be sent to another process."""
+
+    prepared_root: str
+    spec: Spec  # its number of workers is the gang's
+    worker: int
+
+    def open(self) -> OpenStream:
+        # As many blocks as a group of steps of like length may touch, so that none is read twice.
+        rows_at_once = plan_batching(self.spec).rows * (1 if self.spec.packed else GROUP_STEPS)
+        prepared = Prepared.open(self.prepared_root)
+        split = prepared.split("train", 4 * WINDOW_BLOCKS + rows_at_once // ROWS_PER_BLOCK)
+        longest = max((part.longest_row for part in prepared.manifest.splits["train"]), default=0)
+        return OpenStream(split, step_plan(self.spec, split), plan_batching(self.spec), self.worker, longest)
+
+
+def step_plan(spec: Spec, split: Split) -> StepPlan:
+    """The run's plan: its steps, and the rows of each.
+
+    Raises:
+        SpecError: the warmup is longer than the run, or sources are used up before its end, which only shows once the
+            rows are counted.
+    """
+    rows, order = plan_batching(spec).rows, row_order(spec, split)
+    steps = total_steps(spec, order.num_rows, rows)
+    warmup_steps(spec.train, steps)
+    by_length = spec.train.group_by_length and not spec.packed
+    taken = total_rows(spec, order.num_rows, rows)
+    if isinstance(order, Mixture):
+        _check_mixture(spec, order, taken)
+    return StepPlan(
+        order=order,
+        rows_per_step=rows,
+        total_steps=steps,
+        total_rows=taken,
+        lengths=split.index.num_tokens if by_length else None,
+    )
+
+
+def row_order(spec: Spec, split: Split) -> RowOrder:
+    """All rows once an epoch; or, where the sources have weights, rows of each source in its share."""
+    if not spec.data.mixed:
+        return Order(len(split), split.rows_per_block, spec.seed)
+    sections = (
+        MixedSection(rows, source.weight or 1.0, source.max_epochs)
+        for source, rows in zip(spec.data.train, split.rows_of_sources, strict=True)
+    )
+    return Mixture(tuple(sections), split.rows_per_block, spec.seed)
+
+
+def _check_mixture(spec: Spec, order: Mixture, rows: int) -> None:
+    """Raises SpecError where the limits of the sources leave too few rows, or one of them out."""
+    for number in order.left_out:
+        source = spec.data.train[number]
+        raise SpecError(
+            f"data.train[{number}] ({source.path}): max_epochs {source.max_epochs} of {order.sections[number].rows} "
+            "rows is less than its weight takes at the very start, so it would never be used: raise it, or lower weight"
+        )
+    if order.num_positions is not None and order.num_positions < rows:
+        raise SpecError(
+            f"the run needs {rows:,} rows, but the max_epochs of all sources in data.train allow "
+            f"{order.num_positions:,}: take max_epochs away from one of them, or train for fewer steps (max_steps, "
+            "num_train_epochs)"
+        )
+
+
+@dataclass(frozen=True)
+class OpenStream:
+    """A worker's rows, ready to be read."""
+
+    split: Split
+    plan: StepPlan
+    batching: Batching
+    worker: int
+    longest_row: int  # of all workers' rows, in tokens
+
+    @property
+    def steps_per_chunk(self) -> int:
+        return steps_per_chunk(self.batching)
+
+    def read(self, start: int, stop: int) -> Any:
+        """Rows of this worker for steps start..stop-1.
+
+        Returns:
+            pyarrow.Table with CHUNK_SCHEMA, sorted by (step, micro).
+        """
+        steps, micros, rows = [], [], []
+        for step in range(start, stop):
+            for micro, piece in enumerate(self.dealt(step)):
+                steps += [step] * len(piece)
+                micros += [micro] * len(piece)
+                rows.append(piece)
+        table = self.split.read_rows(np.concatenate(rows))
+        columns = [pa.array(steps, pa.int64()), pa.array(micros, pa.int32()), *table.columns]
+        return pa.Table.from_arrays(columns, schema=CHUNK_SCHEMA)
+
+    def dealt(self, step: int) -> list[Rows]:
+        """Numbers of this worker's rows in each forward pass of a step."""
+        shape = self.batching
+        planned = self.plan.rows_of_step(step)
+        return micro_batches(planned, shape.per_device, shape.accumulation, shape.num_workers)[self.worker]
+
+    def steps(self, tables: Iterable[Any], start: int) -> Iterator[StepRows]:
+        """Cut what a reader gives into steps, and hold every step against the plan.
+
+        Raises:
+            RuntimeError: the reader lost rows, or gave others than were asked for.
+        """
+        for rows in split_steps(tables, start, self.plan.total_steps, self.batching.accumulation):
+            expected = [len(piece) for piece in self.dealt(rows.step)]
+            given = [micro.num_rows for micro in rows.micros]
+            if given != expected:
+                raise RuntimeError(f"step {rows.step} should have {expected} rows here, but the reader gave {given}")
+            yield rows
+
+    def chunks(self, start: int, stop: int) -> Iterator[Any]:
+        for first in range(start, stop, self.steps_per_chunk):
+            yield self.read(first, min(first + self.steps_per_chunk, stop))
+
+
+def steps_per_chunk(batching: Batching) -> int:
+    return max(1, _CHUNK_ROWS * batching.num_workers // batching.rows)
+
+
+def block_bytes(batching: Batching, longest_row: int) -> int:
+    """Of a block of Ray's: a chunk of rows of `longest_row` tokens, within bounds."""
+    rows = -(-batching.rows // batching.num_workers) * steps_per_chunk(batching)
+    return min(max(rows * longest_row * _BYTES_PER_TOKEN, _LEAST_BLOCK_BYTES), _MOST_BLOCK_BYTES)
+
+
+def split_steps(tables: Iterable[Any], start: int, stop: int, accumulation: int) -> Iterator[StepRows]:
+    """Cut tables with CHUNK_SCHEMA, in order, into steps start..stop-1; a step without rows has empty micro-batches.
+
+    Raises:
+        RuntimeError: a row of another step came than the plan says.
+    """
+    expected = start
+    pending: list[Any] = []  # tables of the step that is not yet complete
+    for table in tables:
+        if table.num_rows == 0:
+            continue
+        steps = table["step"].to_numpy()
+        borders = np.concatenate([[0], np.flatnonzero(np.diff(steps)) + 1, [len(steps)]])
+        for low, high in pairwise(borders):
+            step = int(steps[low])
+            if step < expected:
+                raise RuntimeError(f"the stream gave a row of step {step} where step {expected} was due")
+            while step > expected:
+                yield _step_rows(expected, pending, accumulation)
+                expected, pending = expected + 1, []
+            pending.append(table.slice(low, high - low))
+    for step in range(expected, stop):
+        yield _step_rows(step, pending, accumulation)
+        pending = []
+
+
+def _step_rows(step: int, tables: list[Any], accumulation: int) -> StepRows:
+    if not tables:
+        return StepRows(step, (ROW_SCHEMA.empty_table(),) * accumulation)
+    table = pa.concat_tables(tables)
+    micros = table["micro"].to_numpy()
+    rows = table.select(ROW_SCHEMA.names)
+    cuts = np.searchsorted(micros, np.arange(accumulation + 1))
+    return StepRows(step, tuple(rows.slice(a, b - a) for a, b in pairwise(cuts)))
+
+
+def plain_steps(stream: Stream, start: int) -> Iterator[StepRows]:
+    """Steps from `start` to the end, read ahead by a thread of this process."""
+    opened = stream.open()
+
+    def tables() -> Iterator[Any]:
+        with _ahead(opened.chunks(start, opened.plan.total_steps), depth=2) as read:
+            yield from read
+
+    return opened.steps(tables(), start)
+
+
+@contextlib.contextmanager
+def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Iterator[Any]]:
+    """The same items, read by a thread that starts now and keeps at most `depth` of them. Raises what it raises."""
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=depth)
+    ended = threading.Event()
+
+    def put(item: tuple[Any, BaseException | None]) -> None:
+        while not ended.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def fill() -> None:
+        try:
+            for table in tables:
+                put((table, None))
+                if ended.is_set():
+                    return
+            put((None, None))
+        except BaseException as error:
+            put((None, error))
+
+    def taken() -> Iterator[Any]:
+        while True:
+            table, error = ready.get()
+            if error is not None:
+                raise error
+            if table is None:
+                return
+            yield table
+
+    thread = threading.Thread(target=fill, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        yield taken()
+    finally:
+        ended.set()
+        thread.join(_JOIN_S)  # a process that ends while a thread is inside pyarrow is aborted
+
+
+def ray_steps(stream: Stream, start: int, node: str | None = None) -> Iterator[StepRows]:
+    """Steps from `start` to the end. This process reads the first chunk; tasks of Ray Data read the others ahead.
+
+    Ray needs seconds to start its first tasks. Ray Data begins with the second chunk after the first step was given.
+
+    Args:
+        node: id of the node where the rows are read; else Ray spreads the reading over all nodes, also those of other
+            gangs, and those that are to be left.
+    """
+    opened = stream.open()
+    stop = opened.plan.total_steps
+    soon, later = (min(start + steps, stop) for steps in (2, max(opened.steps_per_chunk, 2)))
+
+    def tables() -> Iterator[Any]:
+        yield opened.read(start, soon)  # a step is known to be whole once a row of the next one is there
+        if later == stop:
+            yield from opened.chunks(soon, stop)
+            return
+        with _ahead(_ray_tables(stream, opened, later, node), depth=1) as read:
+            yield from opened.chunks(soon, later)
+            yield from read
+
+    return opened.steps(tables() if start < stop else (), start)
+
+
+def _ray_tables(stream: Stream, opened: OpenStream, start: int, node: str | None) -> Iterator[Any]:
+    """Tables with CHUNK_SCHEMA of this worker's rows from step `start` on, in order, through Ray Data.
+
+    Each worker has a data set of its own. Reading takes no CPU from Ray's bookkeeping (`num_cpus=0`): workers may hold
+    every logical CPU, and a read that waits for one would wait for ever. It is bounded by one task a worker instead.
+    """
+    import ray.data
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    source = _ordered_rows(stream, opened, start)
+    dataset = ray.data.read_datasource(
+        source,
+        num_cpus=0,
+        concurrency=1,
+        override_num_blocks=max(len(source.get_read_tasks(1)), 1),
+        ray_remote_args={"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)} if node else {},
+    )
+    block = block_bytes(opened.batching, opened.longest_row)
+    context = dataset.context  # of this data set alone
+    context.target_max_block_size = block
+    context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
+        object_store_memory=max(_LEAST_AHEAD_BYTES, _LEAST_AHEAD_BLOCKS * block)
+    )
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _resting()]
+    context.execution_no_progress_timeout_s = -1  # a worker may train on one block, or evaluate, for hours
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    yield from dataset.iterator().iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+
+
+def _resting() -> type[Any]:
+    """A callback that makes Ray Data's scheduling loop sleep after a turn, as long as blocks are ready.
+
+    While blocks are ready and the worker takes none, the loop does not wait for anything by itself. It would use up to
+    a core, beside the thread that trains.
+    """
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    class Resting(ExecutionCallback):  # type: ignore[misc]  # ray carries no types
+        def on_execution_step(self, executor: Any) -> None:
+            if not executor._consumer_idling():  # blocks are ready
+                time.sleep(_LOOP_S)
+
+    return Resting
+
+
+def _ordered_rows(stream: Stream, opened: OpenStream, start: int) -> Any:
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
+
+    batching, stop = opened.batching, opened.plan.total_steps
+
+    class OrderedRows(Datasource):  # type: ignore[misc]  # ray carries no types
+        """One worker's rows; each task reads the chunks of a range of steps and gives them one by one."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            at_once = steps_per_chunk(batching)
+            chunks = -(-max(stop - start, 1) // at_once)
+            self._steps_per_task = at_once * max(_CHUNKS_PER_TASK, -(-chunks // _MOST_TASKS))
+            self._rows_per_step = -(-batching.rows // batching.num_workers)
+
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None
+
+        def get_read_tasks(
+            self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+        ) -> list[Any]:
+            tasks = []
+            for first in range(start, stop, self._steps_per_task):
+                last = min(first + self._steps_per_task, stop)
+                meta = BlockMetadata(
+                    num_rows=(last - first) * self._rows_per_step, size_bytes=None, input_files=None, exec_stats=None
+                )
+                tasks.append(ReadTask(_Chunks(stream, first, last), meta, schema=CHUNK_SCHEMA))
+            return tasks
+
+    return OrderedRows()
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """A read task's function: opens the shards where it runs."""
+
+    stream: Stream
+    start: int
+    stop: int
+
+    def __call__(self) -> Iterable[Any]:
+        yield from self.stream.open().chunks(self.start, self.stop)

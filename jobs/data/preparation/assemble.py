@@ -1,0 +1,228 @@
+"""From parts to shards: shuffle once, pack, and bring every sample to its row, in bounded memory.
+
+What is held for all samples at once is some 60 bytes for each: counts, content, and where it goes. Tokens are dealt out
+of the parts, in source order, to buckets of consecutive rows, and each bucket is written in the order of its rows.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from jobs.data.preparation.buckets import Buckets, gathered
+from jobs.data.preparation.packing import Rows, one_a_row, pack, shuffle
+from jobs.data.preparation.parts import PartIndex, read_tokens
+from jobs.data.preparation.shard_writer import ShardWriter
+from jobs.data.prepared import INDEX_SCHEMA, ROW_SCHEMA, ROWS_PER_BLOCK, SplitManifest
+
+Numbers = npt.NDArray[np.int64]
+BUCKET_TOKENS = 2**21  # 16 MiB of tokens and labels; a block of rows is never cut
+
+
+@dataclass(frozen=True)
+class Samples:
+    """All samples of a source in source order, without their tokens; each array has one element a sample."""
+
+    content: npt.NDArray[np.uint64]  # equal for samples that say the same
+    num_tokens: npt.NDArray[np.int32]
+    num_targets: npt.NDArray[np.int32]
+    causal: bool  # labels are as long as tokens, else one class
+
+    @classmethod
+    def of(cls, parts: Iterable[PartIndex], causal: bool) -> Samples:
+        parts = list(parts)
+        return cls(
+            np.concatenate([np.zeros(0, np.uint64), *(part.content for part in parts)]),
+            np.concatenate([np.zeros(0, np.int32), *(part.num_tokens for part in parts)]),
+            np.concatenate([np.zeros(0, np.int32), *(part.num_targets for part in parts)]),
+            causal,
+        )
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def num_labels(self, samples: Numbers) -> Numbers:
+        return self.num_tokens[samples].astype(np.int64) if self.causal else np.ones(len(samples), np.int64)
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """Which samples are in each row of one split; decided before a token is moved."""
+
+    name: str
+    samples: Numbers  # numbers of samples in their source, row by row
+    ends: Numbers  # (rows,), how many samples are in the rows up to each one
+
+    @classmethod
+    def of(cls, name: str, members: Numbers, every: Samples, seed_key: str, pack_to: int | None) -> SplitPlan:
+        """Shuffle `members` (numbers of samples) by the key, and pack them into rows of `pack_to` tokens, or not."""
+        order = members[shuffle(len(members), seed_key)]
+        rows: Rows = one_a_row(len(order)) if pack_to is None else pack(every.num_tokens[order], pack_to)
+        return cls(name, order[rows.samples], rows.ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @property
+    def starts(self) -> Numbers:
+        return np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
+
+    def sums(self, of_samples: npt.NDArray[np.integer]) -> Numbers:
+        """For each row, the sum of a number that each sample has."""
+        running = np.concatenate([np.zeros(1, np.int64), np.cumsum(of_samples[self.samples], dtype=np.int64)])
+        sums: Numbers = running[self.ends] - running[self.starts]
+        return sums
+
+    def blocks(self) -> Numbers:
+        """For each block, how many samples are in the blocks up to it."""
+        last_rows = np.minimum(np.arange(ROWS_PER_BLOCK, len(self) + ROWS_PER_BLOCK, ROWS_PER_BLOCK), len(self)) - 1
+        ends: Numbers = self.ends[last_rows]
+        return ends
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """Consecutive blocks of a split, as places in `SplitPlan.samples`."""
+
+    block_ends: Numbers
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return int(self.block_ends[-1])
+
+
+def write_splits(
+    root: str, parts: list[PartIndex], every: Samples, plans: list[SplitPlan]
+) -> Iterator[tuple[SplitManifest, ShardWriter]]:
+    """Write all splits of a source; gives the manifest of each once its files are there.
+
+    Raises:
+        StorageError: the storage, or the local disk, is full or does not answer. What was written whole is kept.
+        DataError: a part is damaged.
+    """
+    with tempfile.TemporaryDirectory(prefix="fleetune-prepare-") as scratch:
+        writers = [ShardWriter(root, plan.name, scratch) for plan in plans]
+        buckets = [
+            list(_buckets(plan, every, min(writer.rows_kept, len(plan))))
+            for plan, writer in zip(plans, writers, strict=True)
+        ]
+        tokens, labels = Buckets(scratch, "tokens"), Buckets(scratch, "labels")
+        _deal(root, parts, every, _owners(plans, buckets, len(every)), tokens, labels)
+        first = 0
+        for plan, writer, of_split in zip(plans, writers, buckets, strict=True):
+            for number, bucket in enumerate(of_split, start=first):
+                for batch in _blocks_of(plan, bucket, every, tokens.take(number), labels.take(number)):
+                    writer.write_block(batch)
+            first += len(of_split)
+            yield _closed(plan, writer, every), writer
+
+
+def _buckets(plan: SplitPlan, every: Samples, rows_kept: int) -> Iterator[_Bucket]:
+    """Cut a split, but for the rows that are written already, into buckets of about BUCKET_TOKENS tokens."""
+    ends = plan.blocks()
+    kept = rows_kept // ROWS_PER_BLOCK if rows_kept < len(plan) else len(ends)
+    start = int(ends[kept - 1]) if kept else 0
+    running = np.cumsum(every.num_tokens[plan.samples], dtype=np.int64)
+    before = int(running[start - 1]) if start else 0
+    numbers = np.maximum(running[ends[kept:] - 1] - before - 1, 0) // BUCKET_TOKENS
+    for number in np.unique(numbers):
+        block_ends = ends[kept:][numbers == number]
+        yield _Bucket(block_ends, start)
+        start = int(block_ends[-1])
+
+
+def _owners(plans: list[SplitPlan], buckets: list[list[_Bucket]], count: int) -> npt.NDArray[np.int32]:
+    """(samples,) the number of the bucket that each sample goes to; -1 where it is written already."""
+    owners = np.full(count, -1, dtype=np.int32)
+    number = 0
+    for plan, of_split in zip(plans, buckets, strict=True):
+        for bucket in of_split:
+            owners[plan.samples[bucket.start : bucket.stop]] = number
+            number += 1
+    return owners
+
+
+def _deal(
+    root: str,
+    parts: list[PartIndex],
+    every: Samples,
+    owners: npt.NDArray[np.int32],
+    tokens: Buckets,
+    labels: Buckets,
+) -> None:
+    """Bring the tokens of every part to their buckets; within one, samples stay in source order."""
+    first = 0
+    for part in parts:
+        numbers = np.arange(first, first + len(part.num_tokens))
+        first += len(numbers)
+        order = np.argsort(owners[numbers], kind="stable")
+        order = order[owners[numbers[order]] >= 0]
+        if not len(order):
+            continue
+        flat_tokens, flat_labels = read_tokens(root, part.name)
+        named, counts = np.unique(owners[numbers[order]], return_counts=True)
+        for flat, lengths, buckets in (
+            (flat_tokens, every.num_tokens[numbers].astype(np.int64), tokens),
+            (flat_labels, every.num_labels(numbers), labels),
+        ):
+            sorted_values = gathered(flat, (np.cumsum(lengths) - lengths)[order], lengths[order])
+            cuts = np.cumsum(lengths[order])[np.cumsum(counts) - 1]
+            for bucket, piece in zip(named.tolist(), np.split(sorted_values, cuts[:-1]), strict=True):
+                buckets.put(bucket, piece.copy())  # a view would keep the whole part in memory
+
+
+def _blocks_of(
+    plan: SplitPlan, bucket: _Bucket, every: Samples, tokens: npt.NDArray[np.int32], labels: npt.NDArray[np.int32]
+) -> Iterator[pa.RecordBatch]:
+    """The blocks of a bucket, from its values in source order."""
+    samples = plan.samples[bucket.start : bucket.stop]
+    there = np.sort(samples)
+    places = np.searchsorted(there, samples)
+    lengths = every.num_tokens[there].astype(np.int64)
+    num_labels = every.num_labels(there)
+    tokens = gathered(tokens, (np.cumsum(lengths) - lengths)[places], lengths[places])
+    labels = gathered(labels, (np.cumsum(num_labels) - num_labels)[places], num_labels[places])
+    token_ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[places])])
+    label_ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(num_labels[places])])
+    start = bucket.start
+    for stop in bucket.block_ends.tolist():
+        rows = plan.ends[np.searchsorted(plan.ends, start, side="right") : np.searchsorted(plan.ends, stop) + 1]
+        ends = np.concatenate([[start], rows]) - bucket.start  # of rows, in samples of the bucket
+        yield pa.RecordBatch.from_arrays(
+            [
+                _lists(tokens, token_ends[ends]),
+                _lists(labels, label_ends[ends]),
+                _lists(lengths[places].astype(np.int32), ends),
+                _lists(samples, ends),
+            ],
+            schema=ROW_SCHEMA,
+        )
+        start = stop
+
+
+def _lists(values: npt.NDArray[np.integer], ends: Numbers) -> pa.ListArray:
+    """values[ends[0]:ends[1]], values[ends[1]:ends[2]], and so on, as lists."""
+    offsets = pa.array((ends - ends[0]).astype(np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(values[ends[0] : ends[-1]]))
+
+
+def _closed(plan: SplitPlan, writer: ShardWriter, every: Samples) -> SplitManifest:
+    tokens, targets = plan.sums(every.num_tokens), plan.sums(every.num_targets)
+    ids = _lists(plan.samples, np.concatenate([np.zeros(1, np.int64), plan.ends]))
+    index = pa.table([pa.array(tokens.astype(np.int32)), pa.array(targets.astype(np.int32)), ids], schema=INDEX_SCHEMA)
+    entry = writer.close(index)
+    return SplitManifest(
+        rows=len(plan),
+        samples=len(plan.samples),
+        tokens=int(tokens.sum()),
+        targets=int(targets.sum()),
+        longest_row=int(tokens.max(initial=0)),
+        shards=tuple(writer.shards),
+        index=entry,
+    )

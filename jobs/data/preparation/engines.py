@@ -1,0 +1,49 @@
+"""Where chunks are worked on: in this process, or by Ray Data's tasks. Both give the same tables in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from jobs.data.preparation.progress import Say
+from jobs.data.sources.chunks import Chunk, Work, read_chunks
+
+Engine = Literal["plain", "ray"]
+Task = Callable[[Chunk, Work], Any]  # gives a pyarrow.Table, pure; can be sent to another process
+Todo = Mapping[int, frozenset[int]]  # numbers of files, and of their chunks that are to be left out
+
+_FEW_FILES = 32
+_PACKED, _PACKED_SUFFIXES = 10, (".gz", ".parquet")  # times as much text, about
+
+
+def is_little(files: Sequence[tuple[str, int]], most_bytes: int) -> bool:
+    """Whether files, by name and size, hold no more text than that, as far as their sizes tell."""
+    text = sum(size * (_PACKED if name.endswith(_PACKED_SUFFIXES) else 1) for name, size in files)
+    return text <= most_bytes and len(files) <= _FEW_FILES
+
+
+def started(engine: Engine) -> object:
+    """Have the engine's workers start, to be called before the tokenizer is loaded; to be kept until they are used."""
+    if engine == "plain":
+        return None
+    from jobs.data.preparation.ray_data import warm_up
+
+    return warm_up()
+
+
+def run(task: Task, work: Work, todo: Todo, engine: Engine, say: Say) -> Iterator[Any]:
+    """The tables that `task` makes of all chunks that are to be done, in source order."""
+    if engine == "plain" or not todo:
+        return _run_here(task, work, todo)
+    from jobs.data.preparation.ray_data import LEAST_CPUS_PER_TASK, run_on_ray, spare_cpus
+
+    if spare_cpus() < LEAST_CPUS_PER_TASK:
+        say("no CPU of the cluster is free: tokenising in the driver")
+        return _run_here(task, work, todo)
+    return run_on_ray(task, work, todo)
+
+
+def _run_here(task: Task, work: Work, todo: Todo) -> Iterator[Any]:
+    for file, skip in todo.items():
+        for chunk in read_chunks(file, work, skip):
+            yield task(chunk, work)

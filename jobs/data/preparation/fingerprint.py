@@ -1,0 +1,155 @@
+"""What prepared data is made from, as one value: equal fingerprints, equal shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.data.sources.chunks import Work
+from jobs.data.sources.file_stamp import info_of, stamp
+from jobs.data.sources.formats import REQUIRED_COLUMNS, Reading
+from jobs.data.sources.records import expand
+from jobs.data.sources.user_code import read_code
+from jobs.model_files.tokenizer import TokenizerFiles, check_tokenizer, read_tokenizer
+from jobs.run.paths import prepared_root
+from jobs.spec.data import Source
+from jobs.spec.finetune import Spec
+from jobs.storage import files as storage
+
+PREPARE_VERSION = 2  # raise it whenever the same input gives other rows
+_SAY_BYTES = 2**30  # of local files that are read for the fingerprint without a word
+
+
+@dataclass(frozen=True)
+class SourceJob:
+    """One source to be prepared."""
+
+    where: str  # as the spec names it: data.train, data.train[1], data.eval
+    path: str  # as the spec has it
+    work: Work
+    sizes: tuple[int, ...]  # of the files, in bytes
+    fingerprint: str
+    made_from: dict[str, Any]
+    root: str  # where it is prepared
+    causal: bool
+    pack_to: int | None  # tokens of a row; None: a sample a row
+    eval_fraction: float | None
+    max_bad_fraction: float
+
+
+def fingerprint(spec: Spec, model_dir: str) -> tuple[str, dict[str, Any]]:
+    """The fingerprint of a job's data, and what it was taken over.
+
+    It depends on the content of the files, not on the directory they lie in; not on the engine, the seed, the weights
+    of sources or those of the model.
+
+    Raises:
+        DataError: no file matches, or the tokenizer is missing.
+        StorageError: a file cannot be read.
+    """
+    return fingerprint_of_jobs(source_jobs(spec, read_tokenizer(model_dir)))
+
+
+def fingerprint_of_jobs(jobs: dict[str, list[SourceJob]]) -> tuple[str, dict[str, Any]]:
+    """The same for sources that were looked at already."""
+    made_from = {role: [job.fingerprint for job in of_role] for role, of_role in jobs.items()}
+    return _digest({"data": made_from}), made_from
+
+
+def source_jobs(
+    spec: Spec, tokenizer: TokenizerFiles, say: Callable[[str], None] = lambda line: None
+) -> dict[str, list[SourceJob]]:
+    """The sources of `train`, and those of `eval` where it has its own. Raises as `fingerprint`."""
+    roles = {"train": spec.data.train} | ({"eval": spec.data.eval} if spec.data.eval else {})
+    return {
+        role: [
+            _source_job(spec, source, _named(role, number, len(sources)), tokenizer, say)
+            for number, source in enumerate(sources)
+        ]
+        for role, sources in roles.items()
+    }
+
+
+def check_formats(jobs: list[SourceJob], tokenizer: TokenizerFiles, model_dir: str) -> None:
+    """Refuse a tokenizer that cannot be used for the format of some source; loads it. Raises DataError."""
+    for data_format in sorted({job.work.reading.format for job in jobs}):
+        check_tokenizer(tokenizer.load(), data_format, model_dir)
+
+
+def _named(role: str, number: int, count: int) -> str:
+    return f"data.{role}" if count == 1 else f"data.{role}[{number}]"
+
+
+def _source_job(
+    spec: Spec, source: Source, where: str, tokenizer: TokenizerFiles, say: Callable[[str], None]
+) -> SourceJob:
+    data, reading = spec.data, Reading.of(spec, source)
+    files = expand(source.path)
+    stamps = tuple(stamp(file) for file in files)  # before they are read, so that a change after this shows
+    sizes = tuple(storage.size(file) for file in files)
+    if sum(sizes) > _SAY_BYTES and storage.is_local(source.path):
+        say(f"reading {where} ({sum(sizes) / 1e9:.1f} GB) for its fingerprint")
+    fraction = data.eval_fraction if where.startswith("data.train") else None
+    code = read_code(reading.format) if reading.own else None
+    made_from = {
+        "prepare_version": PREPARE_VERSION,
+        "files": [_file(path) for path in files],
+        "format": reading.format,
+        "code": None if code is None else code.digest,
+        "columns": _columns(reading),
+        "labels": None if data.labels is None else list(data.labels),
+        "num_labels": spec.num_labels,
+        "loss_on": data.loss_on,
+        "eval_fraction": fraction,
+        "seq_len": data.seq_len,
+        "packed": spec.packed,
+        "tokenizer": tokenizer.digests,
+    }
+    digest = _digest(made_from)
+    return SourceJob(
+        where=where,
+        path=source.path,
+        work=Work(files, stamps, reading, data.seq_len, data.loss_on, tokenizer, code),
+        sizes=sizes,
+        fingerprint=digest,
+        made_from=made_from,
+        root=prepared_root(spec.storage_path, digest),
+        causal=spec.model.task == "causal-lm",
+        pack_to=data.seq_len if spec.packed else None,
+        eval_fraction=fraction,
+        max_bad_fraction=data.max_bad_fraction,
+    )
+
+
+def _columns(reading: Reading) -> dict[str, str]:
+    roles = [*REQUIRED_COLUMNS.get(reading.format, ()), *(["input"] if reading.format == "instruction" else [])]
+    return {role: getattr(reading.columns, role) for role in roles}
+
+
+def _digest(value: dict[str, Any]) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def _file(path: str) -> dict[str, Any]:
+    if storage.is_local(path):
+        return {"name": posixpath.basename(path), **_content(path)}
+    info = info_of(path, fresh=False)
+    for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated"):
+        if info.get(key):
+            return {"name": path, "bytes": info.get("size"), "version": str(info[key])}
+    return {"name": path, **_content(path)}  # a store without versions, as plain HTTP
+
+
+def _content(path: str) -> dict[str, Any]:
+    with storage.open_read(path) as file:
+        digest = hashlib.sha256()
+        size = 0
+        while block := file.read(2**20):
+            digest.update(block)
+            size += len(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}

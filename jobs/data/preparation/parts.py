@@ -1,0 +1,189 @@
+"""Parts: what is kept of a prepare that is not finished, one Parquet file for each chunk, under parts/.
+
+A part appears whole or not at all, and its content follows from the source alone. So whoever goes on, on whatever host,
+tokenises only the chunks that have none, and two who do the same work at once overwrite each other with the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.data.prepared import IGNORE_INDEX, read_buffer
+from jobs.data.sources.chunks import Chunk, Work, tokens_of
+from jobs.errors import StorageError
+from jobs.storage import files as storage
+
+_NAME = re.compile(r"^(\d{5,})-(\d{6,})(-end)?\.parquet$")
+_INDEX_COLUMNS = ("line", "part", "reason", "fatal", "content", "num_tokens", "num_targets", "cut")
+
+FACTS_SCHEMA = pa.schema(
+    [
+        ("file", pa.int32()),
+        ("number", pa.int32()),
+        ("last", pa.bool_()),
+        ("records", pa.int64()),
+        ("samples", pa.int64()),
+        ("bad", pa.int64()),
+        ("position", pa.int64()),  # bytes of the file that were read by then
+        ("fatal", pa.string()),  # the first reason for which nothing can be prepared, with its line; mostly null
+        ("fatal_line", pa.int64()),
+        ("error", pa.string()),  # why the part could not be stored; mostly null
+    ]
+)
+
+
+@dataclass(frozen=True, order=True)
+class PartName:
+    """Which chunk a part is of."""
+
+    file: int
+    number: int
+    last: bool
+
+    def __str__(self) -> str:
+        return f"{self.file:05d}-{self.number:06d}{'-end' if self.last else ''}.parquet"
+
+    @classmethod
+    def parse(cls, name: str) -> PartName | None:
+        match = _NAME.match(name)
+        return cls(int(match[1]), int(match[2]), match[3] is not None) if match else None
+
+
+def parts_folder(root: str) -> str:
+    return storage.join(root, "parts")
+
+
+def stored_parts(root: str) -> tuple[PartName, ...]:
+    """The parts that are there, in source order."""
+    names = (PartName.parse(name) for name in storage.list_names(parts_folder(root)))
+    return tuple(sorted(name for name in names if name is not None))
+
+
+def missing(parts: Iterable[PartName], files: int) -> dict[int, frozenset[int]]:
+    """The files that are not wholly stored, and the numbers of their chunks that are, but for a last one."""
+    numbers: dict[int, set[int]] = {file: set() for file in range(files)}
+    ends: dict[int, int] = {}
+    for part in parts:
+        if part.last:
+            ends[part.file] = part.number
+        else:
+            numbers[part.file].add(part.number)
+    return {
+        file: frozenset(there) for file, there in numbers.items() if file not in ends or there < set(range(ends[file]))
+    }
+
+
+def store_part(chunk: Chunk, work: Work, root: str) -> Any:
+    """Tokenise a chunk and store it; what happened, as a table of one row with FACTS_SCHEMA. Runs in workers."""
+    table = tokens_of(chunk, work)
+    bad = table.filter(pc.is_valid(table["reason"]))
+    fatal = bad.filter(bad["fatal"]).slice(0, 1).to_pylist()
+    error = None
+    if not fatal:
+        try:
+            storage.write_bytes(storage.join(parts_folder(root), str(_name_of(chunk))), _encoded(table, chunk))
+        except StorageError as problem:
+            error = str(problem)
+    facts = {
+        "file": chunk.file,
+        "number": chunk.number,
+        "last": chunk.last,
+        "records": len(chunk.rows),
+        "samples": table.num_rows - bad.num_rows,
+        "bad": bad.num_rows,
+        "position": chunk.position,
+        "fatal": fatal[0]["reason"] if fatal else None,
+        "fatal_line": fatal[0]["line"] if fatal else None,
+        "error": error,
+    }
+    return pa.Table.from_pylist([facts], schema=FACTS_SCHEMA)
+
+
+def _name_of(chunk: Chunk) -> PartName:
+    return PartName(chunk.file, chunk.number, chunk.last)
+
+
+def _encoded(table: Any, chunk: Chunk) -> bytes:
+    tokens = pc.list_value_length(table["input_ids"])
+    whole = table.append_column("num_tokens", tokens.cast(pa.int32()))
+    whole = whole.append_column("num_targets", _targets(table["labels"]))
+    whole = whole.replace_schema_metadata({"records": str(len(chunk.rows)), "position": str(chunk.position)})
+    sink = pa.BufferOutputStream()
+    # Neither statistics nor dictionaries: a part is read once, whole.
+    pq.write_table(whole, sink, compression="lz4", use_dictionary=False, write_statistics=False)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _targets(labels: Any) -> Any:
+    """Labels of each sample that are targets; one for a class."""
+    counts = [np.zeros(0, np.int32)]
+    for chunk in labels.chunks:
+        running = np.concatenate([[0], np.cumsum(chunk.flatten().to_numpy() != IGNORE_INDEX, dtype=np.int64)])
+        offsets = chunk.offsets.to_numpy() - chunk.offsets[0].as_py()
+        counts.append(np.diff(running[offsets]).astype(np.int32))
+    return pa.array(np.concatenate(counts))
+
+
+@dataclass(frozen=True)
+class PartIndex:
+    """What is known of a part without its tokens."""
+
+    name: PartName
+    records: int
+    position: int
+    num_tokens: Any  # (samples,) int32
+    num_targets: Any  # (samples,) int32
+    cut: Any  # (samples,) int64
+    content: Any  # (samples,) uint64
+    bad: tuple[tuple[int, str], ...]  # (line, reason)
+
+
+def read_index(root: str, name: PartName) -> PartIndex:
+    """Raises StorageError, or DataError where the part is damaged."""
+    with read_buffer(storage.join(parts_folder(root), str(name))) as source:
+        file = pq.ParquetFile(source)
+        there = set(file.schema_arrow.names)  # an earlier release did not keep what was cut
+        table = file.read(columns=[name for name in _INDEX_COLUMNS if name in there])
+        metadata = file.schema_arrow.metadata
+    good, bad = _apart(table)
+    return PartIndex(
+        name=name,
+        records=int(metadata[b"records"]),
+        position=int(metadata[b"position"]),
+        num_tokens=good["num_tokens"].to_numpy(),
+        num_targets=good["num_targets"].to_numpy(),
+        cut=good["cut"].to_numpy() if "cut" in good.column_names else np.zeros(len(good), np.int64),
+        content=good["content"].to_numpy(),
+        bad=tuple(zip(bad["line"].to_pylist(), bad["reason"].to_pylist(), strict=True)),
+    )
+
+
+def read_tokens(root: str, name: PartName) -> tuple[Any, Any]:
+    """Tokens and labels of all samples of a part, one after the other: two arrays of int32."""
+    with read_buffer(storage.join(parts_folder(root), str(name))) as source:
+        table = pq.read_table(source, columns=["reason", "input_ids", "labels"])
+    good, _ = _apart(table)
+    return _flat(good["input_ids"]), _flat(good["labels"])
+
+
+def _apart(table: Any) -> tuple[Any, Any]:
+    valid = pc.is_valid(table["reason"])
+    return table.filter(pc.invert(valid)), table.filter(valid)
+
+
+def _flat(column: Any) -> Any:
+    pieces = [chunk.flatten().to_numpy() for chunk in column.chunks]
+    return np.concatenate([np.zeros(0, np.int32), *pieces])
+
+
+def remove_parts(root: str) -> None:
+    storage.remove_dir(parts_folder(root))

@@ -1,0 +1,126 @@
+"""One who prepares, and others who wait: a lease in a file of the prepared directory, on any storage.
+
+It saves work and guards nothing: whoever prepares writes the same bytes, and goes on only with all parts, so two who
+hold it at once do no harm. A holder that lives rewrites the file every few seconds; one whose file has not changed for
+a while, by the clock of the one who waits, is taken for dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jobs.errors import StorageError
+from jobs.run.events import process_lives, this_driver
+from jobs.storage import files as storage
+
+BEAT_S = 5.0
+DEAD_S = 30.0
+SAY_EVERY_S = 20.0
+
+
+class Lease:
+    """The lease of one directory."""
+
+    def __init__(
+        self, path: str, say: Callable[[str], None], *, beat_s: float = BEAT_S, dead_s: float = DEAD_S
+    ) -> None:
+        self._path, self._say = path, say
+        self._beat_s, self._dead_s = beat_s, dead_s
+        self._token = secrets.token_hex(8)
+        self._ended = threading.Event()
+
+    @contextlib.contextmanager
+    def held_unless(self, done: Callable[[], bool]) -> Iterator[bool]:
+        """Wait for the lease and hold it in the context, or stop waiting when `done` says that there is nothing to do.
+
+        Yields:
+            Whether it is held.
+
+        Raises:
+            StorageError: the storage does not answer.
+        """
+        if not self._waited(done):
+            yield False
+            return
+        thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield True
+        finally:
+            self._ended.set()
+            thread.join(self._beat_s)
+            self._give_back()
+
+    def _waited(self, done: Callable[[], bool]) -> bool:
+        seen, seen_at = b"", time.monotonic()
+        said_at = -SAY_EVERY_S
+        while not done():
+            found = self._read()
+            now = time.monotonic()
+            if found is None or self._is_gone(found) or (found == seen and now - seen_at > self._dead_s):
+                self._write()
+                time.sleep(0.05 if storage.is_local(self._path) else 0.5)  # whoever wrote last has it
+                if self._is_ours():
+                    return True
+                continue
+            if found != seen:
+                seen, seen_at = found, now
+            if now - said_at >= SAY_EVERY_S:
+                said_at = now
+                self._say(f"{_who(found)} is preparing the same data: waiting for it")
+            time.sleep(min(self._beat_s, 0.5))
+        return False
+
+    def _keep(self) -> None:
+        while not self._ended.wait(self._beat_s):
+            with contextlib.suppress(StorageError):  # the next beat tries again
+                if not self._is_ours():
+                    return  # taken for dead, and somebody else goes on: both write the same
+                self._write()
+
+    def _read(self) -> bytes | None:
+        try:
+            return storage.read_bytes(self._path) if storage.exists(self._path) else None
+        except StorageError:
+            if storage.exists(self._path):
+                raise
+            return None
+
+    def _write(self) -> None:
+        holder = {"token": self._token, "beat": time.time(), **this_driver()}
+        storage.write_bytes(self._path, json.dumps(holder).encode())
+
+    def _is_ours(self) -> bool:
+        found = self._read()
+        return found is not None and _holder(found).get("token") == self._token
+
+    def _is_gone(self, found: bytes) -> bool:
+        """Whether the holder is a process of this machine that is no more."""
+        holder, here = _holder(found), this_driver()
+        if (holder.get("host"), holder.get("machine")) != (here["host"], here["machine"]):
+            return False
+        return not process_lives(int(holder.get("pid", 0)))
+
+    def _give_back(self) -> None:
+        with contextlib.suppress(StorageError):
+            if self._is_ours():
+                storage.remove_file(self._path)
+
+
+def _holder(content: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _who(content: bytes) -> str:
+    holder = _holder(content)
+    return f"process {holder.get('pid', '?')} on host {holder.get('host', '?')}"

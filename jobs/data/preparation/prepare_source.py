@@ -1,0 +1,214 @@
+"""One source, prepared once: tokenised part by part, shuffled, packed, written. Found again by its fingerprint."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import itertools
+import json
+from collections.abc import Iterable
+
+import numpy as np
+
+from cluster.text import many
+from jobs.data.cutting import Cut, cut_of
+from jobs.data.preparation.assemble import Samples, SplitPlan, write_splits
+from jobs.data.preparation.engines import Engine, run
+from jobs.data.preparation.fingerprint import SourceJob
+from jobs.data.preparation.parts import PartIndex, missing, read_index, remove_parts, store_part, stored_parts
+from jobs.data.preparation.prepare_lock import Lease
+from jobs.data.preparation.progress import Progress, Say, size_words
+from jobs.data.prepared import Manifest, Prepared, SplitManifest, manifest_path, write_manifest
+from jobs.data.sources.chunks import held_out
+from jobs.data.sources.formats import BadRow, first_of
+from jobs.errors import DataError, StorageError
+from jobs.model_files.tokenizer import pad_token_id
+from jobs.storage import files as storage
+
+ROWS, HELD_OUT = "rows", "held_out"  # the splits of a source
+BAD_ROWS_SHOWN = 10
+# So many bad rows end the reading at once if their share is too high by then; fewer wait for the end of the source.
+BAD_ROWS_TO_STOP = 1_000
+_VERSIONS = ("fleetune", "transformers", "tokenizers", "pyarrow")
+
+
+def prepare_source(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> Prepared:
+    """Prepare one source, go on with what an interrupted prepare has left, or find it prepared.
+
+    Where another process is preparing it, wait for that one.
+
+    Raises:
+        DataError: a file cannot be read, changes while it is read, does not fit the spec, or has too many bad rows.
+        StorageError: the storage cannot be written, or is full.
+    """
+    lease = Lease(storage.join(job.root, "preparing.json"), say)
+    try:
+        with lease.held_unless(lambda: _is_whole(job)) as held:
+            if held:
+                _set_damaged_aside(job, say)
+                _prepare(job, engine, progress, say)
+    except StorageError:
+        if not _is_whole(job):  # else somebody was quicker, and has tidied up
+            raise
+    prepared = Prepared.open(job.root)
+    _check_bad(job, prepared.manifest.bad_rows, prepared.manifest.records, ())
+    return prepared
+
+
+def _is_whole(job: SourceJob) -> bool:
+    """Whether it is prepared, and all files are still there: some may have been cut or removed since."""
+    found = Prepared.find(job.root)
+    return found is not None and not found.missing_files()
+
+
+def _set_damaged_aside(job: SourceJob, say: Say) -> None:
+    """Called by who holds the lease: what is there, but is not whole, counts as not prepared."""
+    found = Prepared.find(job.root)
+    if found is not None:
+        wrong = found.missing_files()
+        say(f"prepared data of {job.where} is damaged ({wrong[0]} is gone, or of another size): preparing it again")
+        storage.remove_file(manifest_path(job.root))
+        for split in (ROWS, HELD_OUT):
+            storage.remove_dir(storage.join(job.root, split))
+
+
+def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> None:
+    try:
+        _tokenise(job, engine, progress, say)
+        names = stored_parts(job.root)
+        if missing(names, len(job.work.files)):  # or this process stood still; another took over, and removed them
+            raise StorageError(
+                f"parts of {job.where} that workers have stored are not in {job.root}: storage_path must be the same "
+                "storage on every node (and if somebody has just removed them: prepare again)"
+            )
+        parts = [read_index(job.root, name) for name in names]
+        bad, records = _bad_rows(job, parts), sum(part.records for part in parts)
+        _write_bad_rows(job, bad)
+        _check_bad(job, len(bad), records, bad)
+        every = Samples.of(parts, job.causal)
+        plans = _plans(job, every)
+    except _TooManyBad:
+        raise  # another max_bad_fraction would let the same parts pass
+    except DataError:
+        remove_parts(job.root)  # the same source would fail again
+        raise
+    splits, writers = dict[str, SplitManifest](), []
+    say(f"shuffling and writing {many(len(every), 'sample')}")
+    for plan, (manifest, writer) in zip(plans, write_splits(job.root, parts, every, plans), strict=True):
+        splits[plan.name] = manifest
+        writers.append(writer)
+    write_manifest(
+        job.root,
+        Manifest(
+            fingerprint=job.fingerprint,
+            made_from=job.made_from,
+            splits={name: (split,) for name, split in splits.items()},
+            records=records,
+            bad_rows=len(bad),
+            cut=_cut(parts, job.work.seq_len),
+            pad_token_id=pad_token_id(job.work.tokenizer.load()),
+            versions={name: importlib.metadata.version(name) for name in _VERSIONS},
+        ),
+    )
+    for writer in writers:
+        writer.forget()
+    remove_parts(job.root)
+
+
+def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> None:
+    """Have every chunk stored as a part."""
+    there = stored_parts(job.root)
+    todo = missing(there, len(job.work.files))
+    if there:
+        kept = [read_index(job.root, name) for name in there]
+        progress.keep(((job.where, part.name.file), part.position) for part in kept)
+        say(f"going on with {job.where}: {sum(len(part.num_tokens) for part in kept):,} samples are tokenised already")
+    if todo:
+        files = many(len(todo), "file")
+        say(f"tokenising {job.where}: {files}, {size_words(sum(job.sizes[file] for file in todo))}")
+    bad, records, read = 0, 0, dict[int, int]()
+    for table in run(functools.partial(store_part, root=job.root), job.work, todo, engine, say):
+        for facts in table.to_pylist():
+            if facts["fatal"] is not None:
+                raise DataError(_fatal(job, facts["file"], facts["fatal_line"], facts["fatal"]))
+            if facts["error"] is not None:
+                raise StorageError(f"{facts['error']}. What is tokenised is kept: the next prepare goes on from there")
+            progress.add((job.where, facts["file"]), facts["position"], facts["samples"])
+            bad, records = bad + facts["bad"], records + facts["records"]
+            read[facts["file"]] = facts["position"]
+        expected = records * sum(job.sizes) / max(sum(read.values()), 1)  # if what follows is like what was read
+        if bad >= BAD_ROWS_TO_STOP and bad > 2 * job.max_bad_fraction * expected:
+            parts = [read_index(job.root, name) for name in stored_parts(job.root)]
+            found = _bad_rows(job, parts)
+            _write_bad_rows(job, found)
+            _check_bad(job, len(found), sum(part.records for part in parts), found)
+
+
+def _cut(parts: Iterable[PartIndex], seq_len: int) -> Cut:
+    lengths = np.concatenate([np.zeros(0, np.int64), *(part.num_tokens + part.cut for part in parts)])
+    values, counts = np.unique(lengths, return_counts=True)
+    return cut_of(dict(zip(values.tolist(), counts.tolist(), strict=True)), seq_len)
+
+
+def _fatal(job: SourceJob, file: int, line: int, reason: str) -> str:
+    return f"{job.work.files[file]}:{line}: {reason}" if line else reason
+
+
+def _bad_rows(job: SourceJob, parts: Iterable[PartIndex]) -> list[BadRow]:
+    return [BadRow(job.work.files[part.name.file], line, reason) for part in parts for line, reason in part.bad]
+
+
+def _write_bad_rows(job: SourceJob, bad: list[BadRow]) -> None:
+    lines = (json.dumps({"file": row.file, "line": row.line, "reason": row.reason}) for row in bad)
+    storage.write_bytes(bad_rows_path(job.root), "".join(f"{line}\n" for line in lines).encode())
+
+
+def bad_rows_path(root: str) -> str:
+    """Where the records of a source that were set aside are listed."""
+    return storage.join(root, "bad_rows.jsonl")
+
+
+class _TooManyBad(DataError):
+    """More records were set aside than may be."""
+
+
+def _check_bad(job: SourceJob, bad: int, records: int, rows: Iterable[BadRow]) -> None:
+    """Raises DataError if too many records were set aside."""
+    if bad <= job.max_bad_fraction * records:
+        return
+    path = bad_rows_path(job.root)
+    shown = list(itertools.islice(rows, BAD_ROWS_SHOWN)) or _read_bad_rows(path)
+    raise _TooManyBad(
+        f"{bad:,} of {records:,} rows ({bad / records:.1%}) of {job.where} cannot be used, and at most "
+        f"{job.max_bad_fraction:.0%} may be set aside (data.max_bad_fraction). Correct the data, data.format or "
+        f"data.columns. The first ones (all: {path}):\n" + first_of(shown, BAD_ROWS_SHOWN)
+    )
+
+
+def _read_bad_rows(path: str) -> list[BadRow]:
+    lines = storage.read_bytes(path).splitlines()[:BAD_ROWS_SHOWN]
+    return [BadRow(**json.loads(line)) for line in lines]
+
+
+def _plans(job: SourceJob, every: Samples) -> list[SplitPlan]:
+    members = {ROWS: np.arange(len(every))}
+    if job.eval_fraction is not None:
+        held = held_out(every.content, job.eval_fraction)
+        members = {ROWS: np.flatnonzero(~held), HELD_OUT: np.flatnonzero(held)}
+    for name, numbers in members.items():
+        if not len(numbers):
+            raise DataError(_empty(job, name, len(every)))
+    return [
+        SplitPlan.of(name, numbers, every, f"{job.fingerprint}/{name}", job.pack_to)
+        for name, numbers in members.items()
+    ]
+
+
+def _empty(job: SourceJob, split: str, samples: int) -> str:
+    if job.eval_fraction is None or not samples:
+        return f"no row of {job.where} ({job.path}) can be used: give a file with at least one sample"
+    name = "train" if split == ROWS else "eval"
+    return (
+        f"data.eval_fraction ({job.eval_fraction}) of {samples} samples of {job.path} leaves none for {name} (equal "
+        "samples stay together): choose another fraction, or give data.eval"
+    )

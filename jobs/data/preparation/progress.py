@@ -1,0 +1,73 @@
+"""How far preparation has come, and when it will be done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from cluster.text import many
+from jobs.run.progress import duration
+
+SAY_EVERY_S = 5.0
+
+Say = Callable[[str], None]
+
+
+class Progress:
+    """Counts samples and bytes of files; says so at most every SAY_EVERY_S seconds.
+
+    Args:
+        total_bytes: of all files that will be read.
+    """
+
+    def __init__(self, say: Say, total_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._say, self._total, self._clock = say, total_bytes, clock
+        self._started_at = self._said_at = clock()
+        self._samples = 0
+        self._positions: dict[tuple[str, int], int] = {}
+        # When the first chunk was done, and what was by then; before that, workers start.
+        self._first: tuple[float, int, int] | None = None
+
+    def keep(self, positions: Iterable[tuple[tuple[str, int], int]]) -> None:
+        """What is done already: bytes of files, by source and number."""
+        for key, position in positions:
+            self._positions[key] = max(self._positions.get(key, 0), position)
+
+    def add(self, key: tuple[str, int], position: int, samples: int) -> None:
+        """So many more samples; the file `key` is read up to `position`."""
+        self._samples += samples
+        self._positions[key] = max(self._positions.get(key, 0), position)
+        now = self._clock()
+        if self._first is None:
+            self._first = (now, self._samples, self._done)
+        if now - self._said_at >= SAY_EVERY_S:
+            self._said_at = now
+            self._say(self.so_far())
+
+    @property
+    def _done(self) -> int:
+        return sum(self._positions.values())
+
+    def so_far(self) -> str:
+        """`tokenised 12,288 samples, 2,040/s, 34 % of 45.2 MB, eta 1m05s`."""
+        text = f"tokenised {many(self._samples, 'sample')}"
+        first_at, samples, done = self._first or (self._clock(), 0, 0)
+        elapsed = self._clock() - first_at
+        if elapsed > 0.5:
+            text += f", {(self._samples - samples) / elapsed:,.0f}/s"
+        if self._done >= self._total:
+            return text
+        text += f", {self._done / self._total:.0%} of {size_words(self._total)}"
+        rate = (self._done - done) / elapsed if elapsed > 0.5 else 0.0
+        return text + (f", eta {duration((self._total - self._done) / rate)}" if rate > 0 else "")
+
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return self._clock() - self._started_at
+
+
+def size_words(count: int) -> str:
+    """`45.2 MB`, `1.3 GB`, `312 kB`."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"

@@ -1,0 +1,126 @@
+"""Preparation on a Ray cluster: one read task per file, tokenising tasks behind it, results back in source order.
+
+Nothing here decides anything about rows: `sources.chunks` does, as it does without Ray. Ray Data holds the readers
+back while the tasks behind them are busy, so what is in flight is a few chunks for each CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from jobs.data.preparation.engines import Task, Todo
+from jobs.data.sources.chunks import Work, read_chunks
+from jobs.model_files.tokenizer import TokenizerFiles
+
+# Ray Data gathers small blocks up to this size before it starts a task on them; its own 128 MiB would put a whole file
+# into one task.
+TASK_BYTES = 2**20
+# Tokenising takes one CPU; where others leave fewer than two, a fraction, so that it starts at all.
+CPUS_PER_TASK = 1.0
+LEAST_CPUS_PER_TASK = 0.5
+MOST_WARMED_UP = 64
+
+
+def warm_up() -> list[Any]:
+    """Have workers start and import what tokenising needs, while the driver is still at it.
+
+    One for every free CPU, up to a number that is soon started. What is returned must be kept as long.
+    """
+    imports = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy="SPREAD")(_import_libraries)
+    return [imports.remote() for _ in range(min(int(spare_cpus()), MOST_WARMED_UP))]
+
+
+def _import_libraries() -> None:
+
+    import jobs.data.preparation.parts  # noqa: F401
+
+
+def spare_cpus() -> float:
+    """CPUs that nobody holds now. Without any, tasks would wait in silence."""
+    return float(ray.available_resources().get("CPU", 0.0))
+
+
+class ChunksSource(Datasource):  # type: ignore[misc]  # ray is untyped
+    """One read task per file; a row is a pickled `Chunk`, so that records of any shape share one Arrow schema."""
+
+    def __init__(self, work: Work, todo: Todo) -> None:
+        super().__init__()
+        # Readers need no tokenizer, and Ray Data cannot take a partial for a read task of over a megabyte.
+        self._work, self._todo = replace(work, tokenizer=TokenizerFiles("", ()), code=None), todo
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[Any]:
+        tasks = []
+        for file, skip in self._todo.items():
+            path = self._work.files[file]
+            metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=[path], exec_stats=None)
+            tasks.append(ReadTask(functools.partial(_read, file, self._work, skip), metadata))
+        return tasks
+
+
+def _read(file: int, work: Work, skip: frozenset[int]) -> Iterator[Any]:
+    for chunk in read_chunks(file, work, skip):
+        yield pa.table({"chunk": pa.array([pickle.dumps(chunk)], pa.large_binary())})
+
+
+def _applied(task: Task, work: Work) -> Callable[[Any], Iterator[Any]]:
+    """The task as a function of Ray Data's batches. Its tokenizer is large, so it goes to the object store, once."""
+    stored = ray.put((task, replace(work, tokenizer=work.tokenizer.for_workers())))
+
+    def tokenise(batch: Any) -> Iterator[Any]:
+        # Ray counts one CPU for this task; the tokenizer's own threads would take them all.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        here, with_work = _taken_up(stored)
+        for pickled in batch["chunk"]:
+            yield here(pickle.loads(pickled.as_py()), with_work)
+
+    return tokenise
+
+
+def _taken_up(stored: Any) -> tuple[Task, Work]:
+    """What was put into the object store, unpickled once per process."""
+    if stored.hex() not in _TAKEN_UP:
+        _TAKEN_UP[stored.hex()] = ray.get(stored)
+    return _TAKEN_UP[stored.hex()]
+
+
+_TAKEN_UP: dict[str, tuple[Task, Work]] = {}
+
+
+def run_on_ray(task: Task, work: Work, todo: Todo) -> Iterator[Any]:
+    """The Ray engine; `ray.init` was called. Yields the tables that `task` makes, in the order of the plain engine.
+
+    Reading holds no CPU, so that it cannot starve the tokenising behind it; and as the two ask for different resources,
+    Ray Data does not fuse them, so that one large file is tokenised by many tasks.
+    """
+    readers = min(len(todo), max(2, int(ray.cluster_resources().get("CPU", 2)) // 2))
+    source = ray.data.read_datasource(
+        ChunksSource(work, todo), num_cpus=0, concurrency=readers, override_num_blocks=len(todo)
+    )
+    context = source.context
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = TASK_BYTES
+    results = source.map_batches(
+        _applied(task, work),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=CPUS_PER_TASK if spare_cpus() >= 2 * CPUS_PER_TASK else LEAST_CPUS_PER_TASK,
+    )
+    yield from results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)

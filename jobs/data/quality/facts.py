@@ -1,0 +1,173 @@
+"""What a check looks at in every sample, worked out where the chunk is tokenised. Pure."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from datasketch import MinHash
+
+from jobs.data.prepared import IGNORE_INDEX
+from jobs.data.sources.chunks import RECORDS_AT_ONCE, Chunk, Work, content_hash, samples_of, tokenised
+from jobs.data.sources.formats import ChatSample, ClassSample, InstructionSample, PairSample, Sample, TextSample
+from jobs.data.sources.records import BadRow
+
+NUM_PERM = 128  # hash functions of a signature: an estimate of the similarity is off by 0.09 at most, mostly by 0.03
+SHINGLE_WORDS = 3
+TEXT_SHOWN = 160
+
+FACTS_SCHEMA = pa.schema(
+    [
+        ("file", pa.int32()),
+        ("line", pa.int64()),
+        ("position", pa.int64()),  # bytes of the file that were read by then
+        ("records", pa.int64()),  # of the chunk, in its first row; null in the others
+        ("reason", pa.string()),  # why the record cannot be used; null for a sample
+        ("fatal", pa.bool_()),
+        ("text", pa.string()),  # how it begins
+        ("content", pa.uint64()),
+        ("tokens", pa.int64()),  # before cutting
+        ("lengths", pa.list_(pa.int32())),  # of its rows, after cutting
+        ("targets", pa.int64()),
+        ("cut", pa.int64()),  # tokens that seq_len had no room for
+        ("label", pa.int32()),  # class, or -1
+        ("chars", pa.int64()),  # of the longest text in it
+        ("open_end", pa.bool_()),  # that text ends in the middle of a sentence
+        ("marks", pa.list_(pa.string())),  # kinds of trouble that the sample itself shows
+        ("signature", pa.list_(pa.uint32())),  # of its words; empty where it has too few
+    ]
+)
+# UTF-8 that was read as Latin-1 or as Windows-1252 and written again: a lead byte, then a continuation byte.
+_MOJIBAKE = re.compile(
+    "[\u00c2\u00c3\u00e2][\u0080-\u00bf\u20ac\u201a-\u201e\u2020-\u2022\u02c6\u2030\u0152\u0153\u2122]"
+)
+_SENTENCE_END = tuple(".!?\"')]}>:;*`|\u201d\u2019\u2026\u3002\uff01\uff1f\u300d")
+_WORD = re.compile(r"\w+")
+_KNOWN_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+
+
+def facts_of(chunk: Chunk, work: Work) -> Any:
+    """The facts of one chunk, a row a sample or bad record: pyarrow.Table with FACTS_SCHEMA. Runs in workers."""
+    samples = samples_of(chunk, work)
+    rows: list[dict[str, Any]] = []
+    while some := list(itertools.islice(samples, RECORDS_AT_ONCE)):
+        for (line, sample), result in tokenised(some, work):
+            rows.append({"file": chunk.file, "line": line, "position": chunk.position, **_facts(sample, result)})
+    if not rows:  # so that the chunk counts as read
+        rows.append({"file": chunk.file, "line": -1, "position": chunk.position})
+    rows[0]["records"] = len(chunk.rows)
+    return pa.Table.from_pylist(rows, schema=FACTS_SCHEMA)
+
+
+def _facts(sample: Sample | BadRow, result: Any) -> dict[str, Any]:
+    if isinstance(sample, BadRow):
+        return {"reason": sample.reason, "fatal": sample.fatal, "text": ""}
+    texts = texts_of(sample)
+    shown = _shown(texts)
+    if isinstance(result, str):
+        return {"reason": result, "fatal": False, "text": shown, "marks": []}
+    longest = max(texts, key=len)
+    lengths = [len(row["input_ids"]) for row in result]
+    cut = sum(row["cut"] for row in result)
+    classify = isinstance(sample, ClassSample)
+    return {
+        "fatal": False,
+        "text": shown,
+        "content": content_hash(sample),
+        "tokens": sum(lengths) + cut,
+        "lengths": lengths,
+        "targets": 1 if classify else sum(int(np.count_nonzero(row["labels"] != IGNORE_INDEX)) for row in result),
+        "cut": cut,
+        "label": sample.label if isinstance(sample, ClassSample) else -1,
+        "chars": len(longest),
+        "open_end": bool(longest) and not longest.rstrip().endswith(_SENTENCE_END),
+        "marks": list(_marks(sample, texts)),
+        "signature": signature(" ".join(texts)),
+    }
+
+
+def texts_of(sample: Sample) -> tuple[str, ...]:
+    """The texts that a sample consists of."""
+    if isinstance(sample, ChatSample):
+        return tuple(content for _, content in sample.messages)
+    if isinstance(sample, PairSample):
+        return (sample.prompt, sample.completion)
+    if isinstance(sample, InstructionSample):
+        return (sample.instruction, sample.input, sample.output)
+    return (sample.text,)
+
+
+def _shown(texts: tuple[str, ...]) -> str:
+    return " | ".join(text for text in texts if text)[:TEXT_SHOWN]
+
+
+def _marks(sample: Sample, texts: tuple[str, ...]) -> Iterator[str]:
+    if any(_MOJIBAKE.search(text) for text in texts):
+        yield "mojibake"
+    if any("\ufffd" in text for text in texts):
+        yield "replacement-character"
+    controls = {char for text in texts if not text.isprintable() for char in text if _is_control(char)}
+    if any("\x80" <= char <= "\x9f" for char in controls):
+        yield "windows-1252"
+    if any(not "\x80" <= char <= "\x9f" for char in controls):
+        yield "control-characters"
+    if isinstance(sample, TextSample | ClassSample) and len(sample.text.strip()) < 3:
+        yield "nearly-empty"
+    if isinstance(sample, ChatSample):
+        yield from _chat_marks(sample)
+
+
+def _is_control(char: str) -> bool:
+    return unicodedata.category(char) == "Cc" and char not in "\n\r\t\f"
+
+
+def _chat_marks(sample: ChatSample) -> Iterator[str]:
+    roles = [role for role, _ in sample.messages]
+    if not _KNOWN_ROLES.issuperset(roles):
+        yield "unknown-role"
+    if any(role in ("system", "developer") for role in roles[1:]):
+        yield "system-not-first"
+    talk = [role for role in roles if role in ("user", "assistant")]
+    if "tool" not in roles and "function" not in roles and any(one == two for one, two in itertools.pairwise(talk)):
+        yield "turns-out-of-order"
+    if talk and talk[0] == "assistant":
+        yield "assistant-first"
+    if roles[-1] != "assistant":
+        yield "ends-without-answer"
+    if any(role == "assistant" and not content.strip() for role, content in sample.messages):
+        yield "empty-answer"
+    if any(role == "user" and not content.strip() for role, content in sample.messages):
+        yield "empty-question"
+
+
+def signature(text: str) -> list[int]:
+    """MinHash of the sets of SHINGLE_WORDS words that follow each other; empty for fewer words than two of those."""
+    words = _WORD.findall(text.lower())
+    if len(words) < 2 * SHINGLE_WORDS:
+        return []
+    found = _empty_signature().copy()
+    found.update_batch(_shingles(words).tolist())
+    return found.hashvalues.astype(np.uint32).tolist()  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _empty_signature() -> MinHash:
+    return MinHash(num_perm=NUM_PERM, hashfunc=int, scheme="affine32")
+
+
+def _shingles(words: list[str]) -> npt.NDArray[np.uint32]:
+    """A hash of each set of consecutive words, each once."""
+    hashes = np.fromiter((zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in words), np.uint64, len(words))
+    mixed = np.zeros(len(words) - SHINGLE_WORDS + 1, np.uint64)
+    for place in range(SHINGLE_WORDS):
+        mixed = (mixed ^ hashes[place : place + len(mixed)]) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    return np.unique((mixed >> np.uint64(16)).astype(np.uint32))

@@ -1,0 +1,163 @@
+"""Rows as the model will see them: for people who want to look before they train."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
+from jobs.data.preparation.packing import one_a_row, pack
+from jobs.data.prepared import IGNORE_INDEX, SOURCE_ID_BITS, Prepared
+from jobs.data.sources.chunks import RECORDS_AT_ONCE, content_hash, held_out, read_chunks, samples_of, tokenised
+from jobs.data.sources.formats import first_of
+from jobs.data.sources.records import BadRow
+from jobs.errors import DataError
+from jobs.model_files.tokenizer import read_tokenizer
+from jobs.run.paths import prepared_root
+from jobs.spec.finetune import Spec
+
+ENOUGH = 2048  # samples of each source that are looked at where nothing is prepared
+
+
+@dataclass(frozen=True)
+class ShownSample:
+    """One sample of a row."""
+
+    source: int  # number of its source
+    number: int  # in the source: of the sample, or of its line where nothing is prepared
+    tokens: tuple[int, ...]
+    pieces: tuple[str, ...]  # the text of each token; joined, the sample's text
+    targets: tuple[bool, ...]  # which tokens are targets; all False for a class
+    label: str | None  # the class
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """One row: what stands at one place of a batch."""
+
+    number: int
+    samples: tuple[ShownSample, ...]
+    prepared: bool  # whether it is a row of prepared data, or packed for show out of the first samples
+
+
+def shown_rows(spec: Spec, model_dir: str, count: int, split: Literal["train", "eval"], start: int) -> list[ShownRow]:
+    """Rows `start` and following of the prepared data; where there is none, of the first samples of each source.
+
+    Raises:
+        DataError: there are no such rows, or none of the first records can be used.
+    """
+    files = read_tokenizer(model_dir)
+    jobs = source_jobs(spec, files)
+    check_formats([job for of_role in jobs.values() for job in of_role], files, model_dir)
+    if split == "eval" and not spec.data.has_eval:
+        raise DataError("there are no held-out samples: give data.eval or data.eval_fraction")
+    digest, _ = fingerprint_of_jobs(jobs)
+    prepared = Prepared.find(prepared_root(spec.storage_path, digest))
+    if prepared is not None:
+        rows = prepared.split(split)
+        table = rows.read_rows(np.arange(min(start, len(rows)), min(start + count, len(rows)))).to_pylist()
+    else:
+        table = _first_rows(spec, jobs, split)[start : start + count]
+    if not table:
+        few = "" if prepared else " among those that are looked at before the data is prepared (fleetune data prepare)"
+        raise DataError(f"there is no row {start} in {split}{few}: give a smaller --from")
+    decode = _Decoder(files.load())
+    return [
+        ShownRow(start + place, tuple(_samples(row, decode, spec)), prepared is not None)
+        for place, row in enumerate(table)
+    ]
+
+
+def _first_rows(spec: Spec, jobs: dict[str, list[SourceJob]], split: str) -> list[dict[str, Any]]:
+    """The first samples of each source, packed in the order in which they come."""
+    found, bad = list[dict[str, Any]](), list[BadRow]()
+    of_split = jobs.get(split) or jobs["train"]
+    for number, job in enumerate(of_split):
+        some = _first_samples(job, split, bad)
+        found += [{**sample, "sample_ids": [sample["number"] + (number << SOURCE_ID_BITS)]} for sample in some]
+    if not found:
+        reasons = f": none can be used\n{first_of(bad, 3)}" if bad else ""
+        raise DataError(f"data.{split} has no sample to show{reasons}")
+    lengths = [len(sample["input_ids"]) for sample in found]
+    rows = pack(lengths, spec.data.seq_len) if spec.packed else one_a_row(len(found))
+    return [_row([found[place] for place in places]) for places in np.split(rows.samples, rows.ends[:-1])]
+
+
+def _first_samples(job: SourceJob, split: str, bad: list[BadRow]) -> list[dict[str, Any]]:
+    """Rows of the first samples of one source that are in the split; what cannot be used joins `bad`."""
+    found = list[dict[str, Any]]()
+    for path, (line, sample), result in _tokenised(job):
+        if len(found) >= ENOUGH:
+            break
+        if isinstance(sample, BadRow) or isinstance(result, str):
+            bad.append(sample if isinstance(sample, BadRow) else BadRow(path, line, str(result)))
+            continue
+        (held,) = held_out(np.array([content_hash(sample)], np.uint64), job.eval_fraction)
+        if job.eval_fraction is None or held == (split == "eval"):
+            found += [{"input_ids": row["input_ids"], "labels": row["labels"], "number": line} for row in result]
+    return found
+
+
+def _tokenised(job: SourceJob) -> Iterator[Any]:
+    """All samples of a source: (file, (line, sample), rows or why there are none)."""
+    for file, path in enumerate(job.work.files):
+        samples = (sample for chunk in read_chunks(file, job.work) for sample in samples_of(chunk, job.work))
+        while some := list(itertools.islice(samples, RECORDS_AT_ONCE)):
+            yield from ((path, *one) for one in tokenised(some, job.work))
+
+
+def _row(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "input_ids": np.concatenate([sample["input_ids"] for sample in samples]).tolist(),
+        "labels": np.concatenate([sample["labels"] for sample in samples]).tolist(),
+        "lengths": [len(sample["input_ids"]) for sample in samples],
+        "sample_ids": [sample["sample_ids"][0] for sample in samples],
+    }
+
+
+def _samples(row: dict[str, Any], decode: _Decoder, spec: Spec) -> Any:
+    causal = spec.model.task == "causal-lm"
+    for end, length, number in zip(np.cumsum(row["lengths"]), row["lengths"], row["sample_ids"], strict=True):
+        tokens = row["input_ids"][end - length : end]
+        labels = row["labels"][end - length : end] if causal else [IGNORE_INDEX] * length
+        source, inside = divmod(number, 1 << SOURCE_ID_BITS)
+        yield ShownSample(
+            source=source,
+            number=inside,
+            tokens=tuple(tokens),
+            pieces=decode.pieces(tokens),
+            targets=tuple(label != IGNORE_INDEX for label in labels),
+            label=None if causal else _label(row["labels"][0], spec),
+        )
+
+
+def _label(number: int, spec: Spec) -> str:
+    return spec.data.labels[number] if spec.data.labels else str(number)
+
+
+class _Decoder:
+    """From tokens to the text of each, so that the pieces join to the whole."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def pieces(self, tokens: list[int]) -> tuple[str, ...]:
+        """The text that each token adds; a character that several tokens make up is given with the last of them."""
+        pieces, start, said = [], 0, ""
+        for end in range(1, len(tokens) + 1):
+            text = self._decoded(tokens[start:end])
+            if text.endswith("\ufffd") and end - start < 8 and end < len(tokens):
+                pieces.append("")
+                continue
+            pieces.append(text.removeprefix(said))
+            # The next token is decoded behind this one, as some tokenizers drop a space at the very start.
+            start, said = end - 1, self._decoded(tokens[end - 1 : end])
+        return tuple(pieces)
+
+    def _decoded(self, tokens: list[int]) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text

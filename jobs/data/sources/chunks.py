@@ -1,0 +1,258 @@
+"""The unit of work of preparation: some thousand records of one file in, a table of tokens out. Pure but for reading.
+
+Where a chunk ends depends on the records alone, so that a file is cut alike by every engine and after every restart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from jobs.data.sources.file_stamp import stamp
+from jobs.data.sources.formats import (
+    ChatSample,
+    ClassSample,
+    InstructionSample,
+    PairSample,
+    Reading,
+    Sample,
+    TextSample,
+    sample_of,
+)
+from jobs.data.sources.records import BadRow, Record, RecordReader
+from jobs.data.sources.tokenize import LossOn, Result, TokenRow, tokenise
+from jobs.data.sources.user_code import OwnCode
+from jobs.data.sources.user_format import own_samples
+from jobs.errors import DataError
+from jobs.model_files.tokenizer import TokenizerFiles
+
+RECORDS_PER_CHUNK = 4096
+CHARS_PER_CHUNK = 2**21  # of text, so that a chunk's memory is bounded whatever the length of its records
+RECORDS_AT_ONCE = 256  # to the tokenizer
+_LINES_BETWEEN_LOOKS = 4096  # whether the file has changed
+
+TOKENS_SCHEMA = pa.schema(
+    [
+        ("line", pa.int64()),
+        ("part", pa.int32()),  # 0, and on where a long text was cut or a function made several samples
+        ("reason", pa.string()),  # why the record is set aside; null for a sample
+        ("fatal", pa.bool_()),
+        ("content", pa.uint64()),  # hash of what the sample says, without its label
+        ("input_ids", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.int32())),
+        ("cut", pa.int64()),  # tokens that seq_len had no room for
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every worker must know to prepare one source; it sees neither the spec nor the model directory."""
+
+    files: tuple[str, ...]
+    stamps: tuple[tuple[str, ...], ...]  # of the files when they were fingerprinted
+    reading: Reading
+    seq_len: int
+    loss_on: LossOn
+    tokenizer: TokenizerFiles
+    code: OwnCode | None = None  # where a function of the user's own reads the records
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive records of one file."""
+
+    file: int
+    number: int  # in its file, from 0
+    rows: tuple[tuple[int, Sample | BadRow | Record], ...]  # (line, ...); records where a function is to read them
+    position: int  # bytes of the file that are read when the chunk is
+    last: bool = False  # nothing of the file follows; may hold no rows
+
+
+def read_chunks(file: int, work: Work, skip: frozenset[int] = frozenset()) -> Iterator[Chunk]:
+    """Read a file as chunks, leaving out those whose numbers are in `skip`; the last one is always given.
+
+    Nothing is raised in a worker: what cannot be read becomes a fatal BadRow.
+    """
+    reader = _Reader(file, work)
+    rows: list[tuple[int, Sample | BadRow | Record]] = []
+    number, chars = 0, 0
+    for line, row in reader:
+        rows.append((line, row))
+        chars += _chars(row)
+        if len(rows) >= RECORDS_PER_CHUNK or chars >= CHARS_PER_CHUNK:
+            if number not in skip:
+                yield Chunk(file, number, tuple(rows), reader.position)
+            rows, chars, number = [], 0, number + 1
+    yield Chunk(file, number, tuple(rows), reader.position, last=True)
+
+
+class _Reader:
+    """The records of one file as samples; whatever goes wrong is the last row, and fatal."""
+
+    def __init__(self, file: int, work: Work) -> None:
+        self._path, self._stamp, self._reading = work.files[file], work.stamps[file], work.reading
+        self._records: RecordReader | None = None
+
+    @property
+    def position(self) -> int:
+        return self._records.position if self._records is not None else 0
+
+    def __iter__(self) -> Iterator[tuple[int, Sample | BadRow | Record]]:
+        try:
+            self._records = RecordReader(self._path)
+            for row in self._records:
+                if row.line % _LINES_BETWEEN_LOOKS == 0 and self._changed():
+                    break  # it may grow as quickly as it is read
+                yield row.line, row if self._reading.own or isinstance(row, BadRow) else sample_of(row, self._reading)
+            problem = _CHANGED.format(self._path) if self._changed() else ""
+        except DataError as error:
+            problem = str(error)
+        if problem:
+            yield 0, BadRow(self._path, 0, problem, fatal=True)
+
+    def _changed(self) -> bool:
+        return stamp(self._path) != self._stamp
+
+
+_CHANGED = (
+    "{} changed while it was read, so what was read is of no one state of it: nothing is kept. Let whatever writes it "
+    "finish (or copy it), and start again"
+)
+
+
+def _chars(row: Sample | BadRow | Record) -> int:
+    """Characters of text, about."""
+    if isinstance(row, TextSample | ClassSample):
+        return len(row.text)
+    if isinstance(row, ChatSample):
+        return sum(len(content) for _, content in row.messages)
+    if isinstance(row, PairSample):
+        return len(row.prompt) + len(row.completion)
+    if isinstance(row, InstructionSample):
+        return len(row.instruction) + len(row.input) + len(row.output)
+    if isinstance(row, Record):
+        return sum(len(value) if isinstance(value, str) else len(str(value)) for value in row.value.values())
+    return len(row.reason)
+
+
+def samples_of(chunk: Chunk, work: Work) -> Iterator[tuple[int, Sample | BadRow]]:
+    """The chunk's samples with their lines; here functions of the user's own are run."""
+    for line, row in chunk.rows:
+        if isinstance(row, Record) and work.code is not None:
+            yield from ((line, sample) for sample in own_samples(row, work.reading, work.code))
+        elif isinstance(row, Record):
+            raise ValueError(f"{work.reading.format} reads the records, but its code did not come with the work")
+        else:
+            yield line, row
+
+
+def tokens_of(chunk: Chunk, work: Work) -> Any:
+    """Tokenise one chunk.
+
+    Returns:
+        pyarrow.Table with TOKENS_SCHEMA, in the order of the records.
+    """
+    samples, lines = samples_of(chunk, work), _Lines()
+    tables = [TOKENS_SCHEMA.empty_table()]
+    while some := list(itertools.islice(samples, RECORDS_AT_ONCE)):
+        for (line, sample), result in tokenised(some, work):
+            lines.add(line, sample, result)
+        tables.append(lines.flush())
+    return pa.concat_tables(tables)
+
+
+def tokenised(
+    some: Sequence[tuple[int, Sample | BadRow]], work: Work
+) -> Iterator[tuple[tuple[int, Sample | BadRow], Result]]:
+    """Each sample with its rows or the reason why it has none; a bad row with its own reason."""
+    good = [sample for _, sample in some if not isinstance(sample, BadRow)]
+    results = iter(tokenise(good, work.tokenizer.load(), work.seq_len, work.loss_on))
+    for line, sample in some:
+        yield (line, sample), sample.reason if isinstance(sample, BadRow) else next(results)
+
+
+def content_hash(sample: Sample) -> int:
+    """64 bits over what a sample says. Without the label, so that a text never lies on both sides of a split."""
+    return int.from_bytes(hashlib.blake2b(said(sample).encode(), digest_size=8).digest(), "little")
+
+
+def held_out(content: npt.NDArray[np.uint64], fraction: float | None) -> npt.NDArray[np.bool_]:
+    """Which samples lie on the held-out side of a split, by what they say; (samples,)."""
+    if fraction is None:
+        return np.zeros(len(content), dtype=bool)
+    below: npt.NDArray[np.bool_] = content < np.uint64(int(fraction * 2**64))
+    return below
+
+
+def said(sample: Sample) -> str:
+    """All that a sample says, as one text that no other sample has."""
+    if isinstance(sample, ChatSample):
+        return _spelt(itertools.chain.from_iterable(sample.messages))
+    if isinstance(sample, PairSample):
+        return _spelt((sample.prompt, sample.completion))
+    if isinstance(sample, InstructionSample):
+        return _spelt((sample.instruction, sample.input, sample.output))
+    return sample.text
+
+
+def _spelt(texts: Iterable[str]) -> str:
+    """Texts as one, from which they could be told apart again."""
+    return "".join(f"{len(text)}:{text}" for text in texts)
+
+
+class _Lines:
+    """The columns of one table, growing."""
+
+    def __init__(self) -> None:
+        self._lines: list[tuple[int, int, str | None, bool, int]] = []
+        self._rows: list[TokenRow] = []
+        self._parts = (-1, 0)  # the newest line, and the parts that it has so far
+
+    def add(self, line: int, sample: Sample | BadRow, result: Result) -> None:
+        if isinstance(result, str):
+            fatal = isinstance(sample, BadRow) and sample.fatal
+            self._lines.append((line, self._part(line), result, fatal, 0))
+            self._rows.append(_NO_TOKENS)
+            return
+        assert not isinstance(sample, BadRow)
+        content = content_hash(sample)
+        for row in result:
+            self._lines.append((line, self._part(line), None, False, content))
+            self._rows.append(row)
+
+    def _part(self, line: int) -> int:
+        last, count = self._parts
+        self._parts = (line, count + 1 if line == last else 1)
+        return self._parts[1] - 1
+
+    def flush(self) -> Any:
+        """What was added since the last time."""
+        line, part, reason, fatal, content = zip(*self._lines, strict=True)
+        columns = [
+            pa.array(line, pa.int64()),
+            pa.array(part, pa.int32()),
+            pa.array(reason, pa.string()),
+            pa.array(fatal, pa.bool_()),
+            pa.array(content, pa.uint64()),
+            _lists([row["input_ids"] for row in self._rows]),
+            _lists([row["labels"] for row in self._rows]),
+            pa.array([row["cut"] for row in self._rows], pa.int64()),
+        ]
+        self._lines, self._rows = [], []
+        return pa.table(columns, schema=TOKENS_SCHEMA)
+
+
+_NO_TOKENS: TokenRow = {"input_ids": np.zeros(0, np.int32), "labels": np.zeros(0, np.int32), "cut": 0}
+
+
+def _lists(arrays: Sequence[Any]) -> Any:
+    offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays), pa.int32()))

@@ -1,0 +1,182 @@
+"""The first records of a source, looked at before anything starts. Light to import; reads files and URLs."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cluster.text import many
+from jobs.data.cutting import cut_of, cut_words
+from jobs.data.sources.formats import (
+    ChatSample,
+    InstructionSample,
+    PairSample,
+    Reading,
+    Sample,
+    TextSample,
+    column_names,
+    first_of,
+    sample_of,
+)
+from jobs.data.sources.records import BadRow, Record, RecordReader, expand
+from jobs.errors import DataError
+
+LOOKED_AT_FILES = 8  # of a source; `validate` must answer in seconds, also on an object store
+LOOKED_AT_ROWS = 1000
+_TOKENISED = 200  # samples that are tokenised to tell what is cut
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was seen of a source."""
+
+    path: str
+    files: int
+    of_files: int
+    rows: int
+    whole: bool  # nothing of it was left out
+    bad: tuple[BadRow, ...]
+    samples: tuple[Sample, ...]  # empty where a function of the user's own reads the records: it is not run
+    expected_rows: float  # of the whole source, if the rest is like what was read
+
+    @property
+    def words(self) -> str:
+        """`all 43 rows` or `1,000 rows of 8 of 12 files`."""
+        rows = many(self.rows, "row")
+        if self.whole:
+            return f"all {rows}"
+        return f"{rows} of {self.files:,} of {self.of_files:,} files" if self.of_files > 1 else f"the first {rows}"
+
+
+def look_at(reading: Reading, path: str, max_rows: int = LOOKED_AT_ROWS) -> Looked:
+    """Read the first rows of a source.
+
+    Args:
+        path: file, directory, glob or URL, as in data.train.
+        max_rows: how many records are read, over the first LOOKED_AT_FILES files.
+
+    Raises:
+        DataError: no file matches, one cannot be read, a column is missing, no row can be used, or a label is no class
+            of the model.
+    """
+    every = expand(path)
+    files = every[:LOOKED_AT_FILES]
+    share = -(-max_rows // len(files))
+    readers = {file: RecordReader(file) for file in files}
+    found = {file: list(itertools.islice(reader, share + 1)) for file, reader in readers.items()}
+    whole = len(files) == len(every) and all(len(rows) <= share for rows in found.values())
+    rows = {file: some[:share] for file, some in found.items()}
+    if not any(rows.values()):
+        raise DataError(f"{path} holds no records{_of_nothing(readers)}: give files with at least one")
+    if not reading.own:
+        for file, some in rows.items():
+            _check_columns(reading, file, [row for row in some if isinstance(row, Record)])
+    read = list(itertools.chain.from_iterable(rows.values()))
+    samples = [row if isinstance(row, BadRow) or reading.own else sample_of(row, reading) for row in read]
+    bad = [row for row in samples if isinstance(row, BadRow)]
+    _check_rows(path, bad, len(read))
+    seen = sum(reader.position for reader in readers.values())
+    share_read = seen / max(sum(reader.size for reader in readers.values()), 1) * len(files) / len(every)
+    return Looked(
+        path=path,
+        files=len(files),
+        of_files=len(every),
+        rows=len(read),
+        whole=whole,
+        bad=tuple(bad),
+        samples=tuple(one for one in samples if not isinstance(one, BadRow | Record)),
+        expected_rows=len(read) if whole else len(read) / max(share_read, 1e-9),
+    )
+
+
+def _of_nothing(readers: dict[str, RecordReader]) -> str:
+    """Tell an empty file from one with nothing but a header."""
+    if all(reader.size == 0 for reader in readers.values()):
+        return " (empty, 0 bytes)"
+    tables = all(reader.has_header for reader in readers.values())
+    return " below its header" if tables and len(readers) == 1 else ""
+
+
+def bad_rows_words(looked: Looked, where: str, most: float) -> tuple[str | None, str | None]:
+    """What bad rows mean: an error, or a warning. (Both None: there are none.)
+
+    A source that was read only in part is refused only where it cannot come right any more.
+
+    Args:
+        where: the source, as the spec names it: data.train.
+        most: data.max_bad_fraction.
+    """
+    bad = len(looked.bad)
+    if not bad:
+        return None, None
+    seen = looked.words.removeprefix("all ").removeprefix("the ")
+    what = f"{where}: {bad:,} of {'the ' if seen.startswith('first') else ''}{seen} cannot be used"
+    allowed = f"at most {most:g} of all rows may be set aside (data.max_bad_fraction)"
+    if bad > most * looked.expected_rows * (1 if looked.whole else 2):
+        advice = "Correct the data, data.format or data.columns. The first ones:\n"
+        return f"{what}, and {allowed}. {advice}{first_of(list(looked.bad), 3)}", None
+    rest = "they will be set aside" if looked.whole else f"{allowed}; `fleetune data check` reads all rows"
+    return None, f"{what}: {rest}. The first one: {looked.bad[0]}"
+
+
+def cut_in_sample(samples: Sequence[Sample], model_dir: str, seq_len: int, where: str) -> str | None:
+    """What `seq_len` seems to cut, counted on some of the samples; None where it is little, or cannot be told here.
+
+    What a chat template adds is not counted, so that somewhat more is cut than is said.
+    """
+    path = os.path.join(model_dir, "tokenizer.json")
+    some = [_text_of(one) for one in samples[:: -(-len(samples) // _TOKENISED) or 1] if not isinstance(one, TextSample)]
+    if not some or not os.path.isfile(path) or all(len(text.encode()) < seq_len for text in some):
+        return None  # a token is at least a byte
+    try:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(path)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        lengths = Counter(len(found.ids) for found in tokenizer.encode_batch(some))
+    except Exception:  # it raises a bare one; what is wrong with a tokenizer is found, and said, when data is prepared
+        return None
+    words = cut_words(where, cut_of(lengths, seq_len), seq_len)
+    return words and f"{words} (counted on {len(some):,} samples)"
+
+
+def _text_of(sample: Sample) -> str:
+    if isinstance(sample, ChatSample):
+        return "\n".join(content for _, content in sample.messages)
+    if isinstance(sample, PairSample):
+        return sample.prompt + sample.completion
+    if isinstance(sample, InstructionSample):
+        return "\n".join((sample.instruction, sample.input, sample.output))
+    return sample.text
+
+
+def _check_columns(reading: Reading, file: str, records: list[Record]) -> None:
+    if not records:
+        return
+    present = tuple(dict.fromkeys(itertools.chain.from_iterable(record.value for record in records)))
+    for role, column in reading.required:
+        if column not in present:
+            raise DataError(
+                f"data.columns.{role}: {file} has no column {column!r}; it has {column_names(present)}."
+                f"{_did_you_mean(column, present)} Set data.columns.{role} to the column with the {role} (files whose "
+                "columns differ are sources of their own: give each its columns in data.train)."
+            )
+
+
+def _did_you_mean(column: str, present: Iterable[str]) -> str:
+    lower = {name.lower().strip(): name for name in present}
+    close = difflib.get_close_matches(column.lower(), lower, n=1)
+    return f" Did you mean {lower[close[0]]!r}?" if close else ""
+
+
+def _check_rows(path: str, bad: Sequence[BadRow], rows: int) -> None:
+    for row in bad:
+        if row.fatal:
+            raise DataError(str(row))
+    if len(bad) == rows:
+        raise DataError(f"none of the first {rows:,} rows of {path} can be used:\n{first_of(list(bad), 3)}")

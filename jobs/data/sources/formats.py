@@ -1,0 +1,268 @@
+"""From a record to a sample: what each data format asks of its columns, and how it is refused. Light to import."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.data.sources.records import BadRow, Record, is_unicode
+from jobs.spec.data import Columns, Source
+from jobs.spec.finetune import Spec
+
+__all__ = [
+    "BadRow",
+    "ChatSample",
+    "ClassSample",
+    "InstructionSample",
+    "PairSample",
+    "Reading",
+    "Record",
+    "Sample",
+    "TextSample",
+    "column_names",
+    "first_of",
+    "sample_of",
+]
+
+_NAMES_SHOWN = 20
+_INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")  # with ".0", as pandas writes whole numbers in a column that has gaps
+# The columns that a format cannot do without, by their names in the spec.
+REQUIRED_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "text": ("text",),
+    "chat": ("messages",),
+    "prompt-completion": ("prompt", "completion"),
+    "instruction": ("instruction", "output"),
+    "classification": ("text", "label"),
+}
+# ShareGPT's names of the two who talk, and its keys.
+_OTHER_ROLES = {"human": "user", "gpt": "assistant"}
+
+
+@dataclass(frozen=True)
+class TextSample:
+    """Plain text to continue."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ChatSample:
+    """A dialogue with at least one assistant turn; messages are (role, content)."""
+
+    messages: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class PairSample:
+    """What is given, and what is learned to follow it; joined as they are."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class InstructionSample:
+    """A task, what it is about (may be empty), and the answer."""
+
+    instruction: str
+    input: str
+    output: str
+
+
+@dataclass(frozen=True)
+class ClassSample:
+    """A text and the id of its class."""
+
+    text: str
+    label: int
+
+
+Sample = TextSample | ChatSample | PairSample | InstructionSample | ClassSample
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the records of one source are read; small, and can be sent to another process."""
+
+    format: str
+    columns: Columns
+    labels: tuple[str, ...] | None = None
+    num_labels: int | None = None
+
+    @classmethod
+    def of(cls, spec: Spec, source: Source) -> Reading:
+        data = spec.data
+        return cls(data.format_of(source), data.columns_of(source), data.labels, spec.num_labels)
+
+    @property
+    def own(self) -> bool:
+        """Whether a function of the user's own reads the records."""
+        return ":" in self.format
+
+    @property
+    def required(self) -> tuple[tuple[str, str], ...]:
+        """The columns that must be there: the name in the spec, and the name in the file."""
+        return tuple((role, getattr(self.columns, role)) for role in REQUIRED_COLUMNS.get(self.format, ()))
+
+
+class _Refused(Exception):
+    def __init__(self, reason: str, fatal: bool = False) -> None:
+        super().__init__(reason)
+        self.fatal = fatal
+
+
+def sample_of(record: Record, reading: Reading) -> Sample | BadRow:
+    """Read a record as one of the built-in formats says.
+
+    Returns:
+        BadRow with the reason if the record cannot be used; it is fatal when its label is no class of the model.
+    """
+    try:
+        return _READERS[reading.format](record, reading)
+    except _Refused as refused:
+        return BadRow(record.file, record.line, str(refused), fatal=refused.fatal)
+
+
+def _read_text(record: Record, reading: Reading) -> Sample:
+    return TextSample(_text(record, reading.columns.text))
+
+
+def _read_chat(record: Record, reading: Reading) -> Sample:
+    return ChatSample(_messages(_cell(record, reading.columns.messages)))
+
+
+def _read_pair(record: Record, reading: Reading) -> Sample:
+    prompt = _text(record, reading.columns.prompt, may_be_empty=True)
+    return PairSample(prompt, _text(record, reading.columns.completion))
+
+
+def _read_instruction(record: Record, reading: Reading) -> Sample:
+    columns = reading.columns
+    about = record.value.get(columns.input)
+    given = "" if about is None else _text(record, columns.input, may_be_empty=True)
+    return InstructionSample(_text(record, columns.instruction), given, _text(record, columns.output))
+
+
+def _read_class(record: Record, reading: Reading) -> Sample:
+    text = _text(record, reading.columns.text)
+    return ClassSample(text, _label(_cell(record, reading.columns.label), reading))
+
+
+_READERS: Mapping[str, Callable[[Record, Reading], Sample]] = {
+    "text": _read_text,
+    "chat": _read_chat,
+    "prompt-completion": _read_pair,
+    "instruction": _read_instruction,
+    "classification": _read_class,
+}
+
+
+def column_names(columns: Iterable[str]) -> str:
+    """The first column names, quoted; a file may have thousands."""
+    every = [repr(name) for name in columns]
+    more = [f"and {len(every) - _NAMES_SHOWN:,} more"] if len(every) > _NAMES_SHOWN else []
+    return ", ".join(every[:_NAMES_SHOWN] + more) or "none"
+
+
+def _short(value: Any) -> str:
+    """A label as it is written in a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _cell(record: Record, column: str) -> Any:
+    if column not in record.value:
+        raise _Refused(f"no column {column!r}; it has {column_names(record.value)}")
+    value = record.value[column]
+    if value is None:
+        raise _Refused(f"{column!r} is null")
+    return value
+
+
+def _text(record: Record, column: str, may_be_empty: bool = False) -> str:
+    value = _cell(record, column)
+    if not isinstance(value, str):
+        raise _Refused(f"{column!r} is a {type(value).__name__}, expected text")
+    if not may_be_empty and not value.strip():
+        raise _Refused(f"{column!r} is empty")
+    if not is_unicode(value):
+        raise _Refused(f"{column!r} holds half of a surrogate pair, which is no character")
+    return value
+
+
+def _label(value: Any, reading: Reading) -> int:
+    """A name wins over a number, so that star ratings may be named "1" to "5"."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise _Refused(f"label is a {type(value).__name__}, expected a class name or a whole number")
+    name = str(value).strip()
+    if _INTEGER.fullmatch(name):
+        name = name if reading.labels and name in reading.labels else str(int(name.partition(".")[0]))
+    if reading.labels and name in reading.labels:
+        return reading.labels.index(name)
+    if not name or name == "nan":
+        raise _Refused("label is empty")
+    if not _INTEGER.fullmatch(name):
+        raise _not_a_class(value, reading)
+    num_labels = reading.num_labels
+    if int(name) < 0 or (num_labels is not None and int(name) >= num_labels):
+        top = "" if num_labels is None else f" to {num_labels - 1}"
+        raise _Refused(
+            f"label {_short(value)} is outside 0{top}: correct it, or set model.num_labels or data.labels", True
+        )
+    return int(name)
+
+
+def _not_a_class(value: Any, reading: Reading) -> _Refused:
+    if isinstance(value, float) or re.fullmatch(r"[+-]?\d*\.\d+", str(value).strip()):
+        return _Refused(f"label {_short(value)} is not a whole number")
+    if reading.labels:
+        return _Refused(f"unknown label {_short(value)}: data.labels is {list(reading.labels)}", True)
+    what = "give the names of the classes, in the order of their ids, in data.labels"
+    return _Refused(f"unknown label {_short(value)}: {what}", True)
+
+
+def _messages(value: Any) -> tuple[tuple[str, str], ...]:
+    turns = _decoded(value)
+    if not isinstance(turns, list) or not turns:
+        raise _Refused("messages is not a list of {role, content} with at least one turn")
+    messages = tuple(_turn(number, turn) for number, turn in enumerate(turns, start=1))
+    if not any(role == "assistant" for role, _ in messages):
+        roles = ", ".join(dict.fromkeys(role for role, _ in messages))
+        raise _Refused(f"no assistant turn, so nothing to learn (roles: {roles})")
+    return messages
+
+
+def _decoded(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:  # CSV has no lists: there they are written as JSON
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise _Refused(f"messages is text, but not JSON: {error}") from error
+
+
+def _turn(number: int, turn: Any) -> tuple[str, str]:
+    if not isinstance(turn, dict):
+        raise _Refused(f"turn {number} is a {type(turn).__name__}, expected {{role, content}}")
+    if "role" not in turn and "from" in turn:  # as ShareGPT has it
+        turn = {"role": _OTHER_ROLES.get(str(turn["from"]), turn["from"]), "content": turn.get("value")}
+    for key in ("role", "content"):
+        if key not in turn:
+            raise _Refused(f"turn {number} has no {key}; it has {', '.join(map(repr, turn)) or 'no keys'}")
+        if not isinstance(turn[key], str):
+            raise _Refused(f"{key} of turn {number} is a {type(turn[key]).__name__}, expected text")
+        if not is_unicode(turn[key]):
+            raise _Refused(f"{key} of turn {number} holds half of a surrogate pair, which is no character")
+    return turn["role"], turn["content"]
+
+
+def first_of(bad: list[BadRow], count: int) -> str:
+    """The first bad rows, indented; of reasons that are long (tracebacks), the first one whole."""
+    lines = []
+    for number, row in enumerate(bad[:count]):
+        text = str(row) if number == 0 else str(row).partition("\n")[0]
+        lines.append("  " + text.replace("\n", "\n      "))
+    return "\n".join(lines)

@@ -1,0 +1,400 @@
+"""Source files as streams of records: JSON lines, CSV, TSV, plain text, Parquet and Arrow, from a path or fsspec URL.
+
+Light to import.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from jobs.data.sources.dataset_dirs import arrow_batches, files_in, parquet_batches, values_of
+from jobs.data.sources.file_stamp import info_of, stamp
+from jobs.errors import DataError, StorageError
+from jobs.spec.checking.fields import did_you_mean
+from jobs.storage import files as storage
+
+__all__ = [
+    "SUPPORTED",
+    "BadRow",
+    "Record",
+    "RecordReader",
+    "expand",
+    "is_unicode",
+    "read_records",
+    "stamp",
+    "suffix_of",
+]
+
+TEXT_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".json")
+SUPPORTED = (*TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES), ".parquet", ".arrow")
+# A missing closing quote would otherwise pull the rest of the file into one field. In characters.
+LONGEST_CSV_FIELD = 64 * 2**20
+# Likewise a file without line ends, as minified JSON. In bytes.
+LONGEST_LINE = 256 * 2**20
+_BLOCK = 64 * 2**10  # bytes read at a time, and looked at before a file is taken as text
+_BOM = b"\xef\xbb\xbf"
+_FOREIGN = (  # first bytes of what is no UTF-8 text, and what to do
+    (b"\x1f\x8b", "is gzip-compressed: let its name end in .gz"),
+    (b"\x28\xb5\x2f\xfd", "is zstd-compressed: decompress it"),
+    (b"PK\x03\x04", "is a zip archive, as .xlsx is: extract or export it"),
+    (b"PAR1", "is a Parquet file: let its name end in .parquet"),
+    (b"ARROW1", "is an Arrow file: let its name end in .arrow"),
+    (b"\xff\xfe\0\0", "is encoded as UTF-32: convert it, as: iconv -f UTF-32 -t UTF-8 old > new"),
+    (b"\0\0\xfe\xff", "is encoded as UTF-32: convert it, as: iconv -f UTF-32 -t UTF-8 old > new"),
+    (b"\xff\xfe", "is encoded as UTF-16: convert it, as: iconv -f UTF-16 -t UTF-8 old > new"),
+    (b"\xfe\xff", "is encoded as UTF-16: convert it, as: iconv -f UTF-16 -t UTF-8 old > new"),
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record of a source file."""
+
+    file: str
+    line: int  # 1-based; where a CSV record starts; the row number in Parquet
+    value: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A record that cannot be used, and why."""
+
+    file: str
+    line: int
+    reason: str
+    fatal: bool = field(default=False, kw_only=True)  # the spec does not fit the data: no row may be set aside for it
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be written as UTF-8, which no lone surrogate can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def suffix_of(path: str) -> str:
+    """The one of SUPPORTED that `path` ends with. Raises DataError."""
+    for suffix in SUPPORTED:
+        if path.lower().endswith(suffix):
+            return suffix
+    raise DataError(f"{path} has no supported ending: convert it to one of {', '.join(SUPPORTED)}")
+
+
+def expand(pattern: str) -> tuple[str, ...]:
+    """The files that a path, directory, glob or fsspec URL names; local ones as absolute paths.
+
+    They are sorted; a directory means what `datasets` saved there, else all supported files under it except those whose
+    name, or a directory's on the way, begins with "." or "_".
+
+    Raises:
+        DataError: no file matches, a directory holds none that is supported, or an ending is not supported.
+    """
+    try:
+        fs, inner = storage.filesystem(pattern)
+        fs.invalidate_cache()
+        if not fs.isfile(inner) and fs.isdir(inner):
+            return files_in(_path(fs, inner, pattern), SUPPORTED)
+        names = _matches(fs, inner)
+    except DataError:
+        raise
+    except StorageError as error:
+        raise DataError(f"cannot look for {error}") from error
+    except Exception as error:  # object stores raise whatever their client raises
+        raise DataError(f"cannot look for {pattern} ({error!r}): check the address, credentials and network") from error
+    if not names:
+        where = "" if inner == pattern else f" (looked for {inner})"
+        near = _near(inner) if storage.is_local(pattern) else ""
+        raise DataError(f"no file matches {pattern}{where}{near or '. Check the path in data.train and data.eval'}")
+    files = tuple(sorted(_path(fs, name, pattern) for name in names))
+    for file in files:
+        suffix_of(file)
+    return files
+
+
+def _near(path: str) -> str:
+    """A file of nearly this name in the same directory, as a guess."""
+    try:
+        names = os.listdir(os.path.dirname(path) or ".")
+    except OSError:
+        return ". That directory does not exist either: check the path in data.train and data.eval"
+    return did_you_mean(os.path.basename(path), names)
+
+
+def _path(fs: Any, name: str, pattern: str) -> str:
+    return name if storage.is_local(pattern) else str(fs.unstrip_protocol(name))
+
+
+def _matches(fs: Any, inner: str) -> list[str]:
+    if fs.isfile(inner):  # first, since a file's own name may hold brackets
+        return [inner]
+    if not glob.has_magic(inner):
+        return []
+    return [str(name) for name in fs.glob(inner) if fs.isfile(name)]
+
+
+def read_records(file: str) -> Iterator[Record | BadRow]:
+    """Stream the records of one file; empty lines are skipped. Raises DataError, as RecordReader does."""
+    yield from RecordReader(file)
+
+
+@dataclass
+class _Progress:
+    """Bytes of a file, as stored, that were read so far."""
+
+    done: int = 0
+
+
+class RecordReader:
+    """The records of one file, as a stream that tells how far it is; empty lines are skipped. To be iterated once.
+
+    Raises:
+        DataError: the ending is not supported, or there is no such file; while iterating: the file cannot be read, is
+            something else than its name says, or is damaged so that what follows is lost.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self._suffix = suffix_of(file)
+        # Bytes, as stored; 0 where the store does not tell.
+        self.size = int(info_of(file, fresh=False).get("size") or 0)
+        self._progress = _Progress()
+
+    @property
+    def has_header(self) -> bool:
+        """Whether its first line names the columns."""
+        return self._suffix.startswith((".csv", ".tsv"))
+
+    @property
+    def position(self) -> int:
+        """Bytes of the file, as stored, that were read so far, at most `size`; up to some blocks ahead of the rows."""
+        return min(self._progress.done, self.size)
+
+    def __iter__(self) -> Iterator[Record | BadRow]:
+        line = 0
+        try:
+            with storage.open_read(self.file) as raw:
+                for row in self._rows(raw):
+                    line = row.line
+                    yield row
+        except StorageError as error:
+            raise DataError(str(error)) from error
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(self._lost(line, error)) from error
+        self._progress.done = self.size
+
+    def _rows(self, raw: BinaryIO) -> Iterator[Record | BadRow]:
+        if self._suffix in (".parquet", ".arrow"):
+            batches = parquet_batches if self._suffix == ".parquet" else arrow_batches
+            return _table_rows(self.file, batches(raw, self.size), self._progress)
+        source: Any = _Counted(raw, self._progress)
+        if self._suffix.endswith(".gz"):
+            source = gzip.GzipFile(fileobj=source, mode="rb")
+        lines = io.BufferedReader(source, _BLOCK)
+        head = lines.peek(_BLOCK)
+        _check_head(self.file, head)
+        if self.has_header:
+            return _csv(self.file, lines, "\t" if self._suffix.startswith(".tsv") else ",")
+        if self._suffix.startswith(".txt"):
+            return _lines_of_text(self.file, lines)
+        _check_json(self.file, head, strict=self._suffix in (".json", ".json.gz"))
+        return _jsonl(self.file, lines)
+
+    def _lost(self, line: int, error: Exception) -> str:
+        what = f"cannot read {self.file} after line {line}, at byte {self.position} of {self.size}: {error}"
+        if isinstance(error, gzip.BadGzipFile) and not line:
+            return f"{what}. If it is not compressed, let its name end without .gz; else copy or write it again."
+        return f"{what}. Copy or write the file again."
+
+
+class _Counted(io.RawIOBase):
+    """A file whose reading is counted. It leaves the file open."""
+
+    def __init__(self, raw: BinaryIO, progress: _Progress) -> None:
+        self._raw, self._progress = raw, progress
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._raw.read(len(buffer))
+        except OSError:
+            raise
+        except Exception as error:  # object stores raise whatever their client raises
+            raise OSError(f"{type(error).__name__}: {error}") from error
+        buffer[: len(data)] = data
+        self._progress.done += len(data)
+        return len(data)
+
+
+def _check_head(file: str, head: bytes) -> None:
+    """Refuse what is no UTF-8 text at all, rather than report each line of it."""
+    for begin, what in _FOREIGN:
+        if head.startswith(begin):
+            raise DataError(f"{file} {what}")
+    for name, zeros, others in (("UTF-16LE", head[1:8:2], head[0:8:2]), ("UTF-16BE", head[0:8:2], head[1:8:2])):
+        if len(zeros) == 4 and not any(zeros) and all(others):
+            raise DataError(f"{file} is encoded as {name}: convert it, as: iconv -f {name} -t UTF-8 old > new")
+
+
+def _check_json(file: str, head: bytes, strict: bool) -> None:
+    """Refuse a document over several lines; if `strict`, whatever does not begin with an object in one line."""
+    first, end, rest = head.removeprefix(_BOM).lstrip().partition(b"\n")
+    first = first.strip()
+    seen = _json_record(file, 1, first) if end or len(head) < _BLOCK else None
+    if first.startswith(b"["):  # one bad line among others is no reason to refuse the file
+        document = not rest.strip() or seen is None or (isinstance(seen, BadRow) and seen.reason.startswith("not"))
+    else:
+        document = first == b"{" or (strict and bool(first) and isinstance(seen, BadRow))
+    if document:
+        raise DataError(
+            f"{file} begins with {first[:20].decode(errors='replace')!r}, but a JSON object in each line is expected: "
+            "convert an array, as: jq -c '.[]' old.json > new.jsonl; objects over several lines, as: jq -c . old > new"
+        )
+
+
+def _lines_of_text(file: str, lines: BinaryIO) -> Iterator[Record | BadRow]:
+    """Each line that is not blank is a record with the one column `text`."""
+    for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), start=1):
+        if len(line) > LONGEST_LINE:
+            raise DataError(f"{file}:{number}: a line of over {LONGEST_LINE} bytes: write one text a line")
+        content = (line.removeprefix(_BOM) if number == 1 else line).rstrip(b"\r\n")
+        if content.strip():
+            yield _text_record(file, number, content)
+
+
+def _text_record(file: str, number: int, content: bytes) -> Record | BadRow:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return BadRow(file, number, f"not UTF-8: {error}")
+    problem = _not_text([text])
+    return BadRow(file, number, problem) if problem else Record(file, number, {"text": text})
+
+
+def _jsonl(file: str, lines: BinaryIO) -> Iterator[Record | BadRow]:
+    for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), start=1):
+        if len(line) > LONGEST_LINE:
+            raise DataError(f"{file}:{number}: a line of over {LONGEST_LINE} bytes: write one object a line")
+        content = (line.removeprefix(_BOM) if number == 1 else line).strip()
+        if content:
+            yield _json_record(file, number, content)
+
+
+def _json_record(file: str, number: int, content: bytes) -> Record | BadRow:
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return BadRow(file, number, f"not UTF-8: {error}")
+    except (ValueError, RecursionError) as error:
+        return BadRow(file, number, f"not JSON: {error}")
+    if not isinstance(value, dict):
+        return BadRow(file, number, f"a JSON {_json_name(value)}, but each line must hold an object")
+    return Record(file, number, value)
+
+
+def _json_name(value: object) -> str:
+    names = {list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
+
+
+def _csv(file: str, lines: BinaryIO, delimiter: str) -> Iterator[Record | BadRow]:
+    csv.field_size_limit(LONGEST_CSV_FIELD)  # global to the process; Python's own limit is 128 Ki characters
+    # Undecodable bytes come through as surrogates, so that one bad record does not end the file.
+    text = io.TextIOWrapper(lines, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    header: list[str] | None = None
+    for line, fields in _csv_rows(file, csv.reader(text, delimiter=delimiter, strict=True)):
+        if header is None:
+            header = _header(file, fields, delimiter)
+        elif isinstance(fields, BadRow):
+            yield fields
+        else:
+            yield _csv_record(file, line, header, fields)
+
+
+def _csv_rows(file: str, reader: Any) -> Iterator[tuple[int, list[str] | BadRow]]:
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                what = "a quote that opens in this record is never closed, so what follows is lost: close it"
+                raise DataError(f"{file}:{line}: {what}") from error
+            fields = BadRow(file, line, f"not CSV: {error}")
+        if fields:
+            yield line, fields
+
+
+def _header(file: str, fields: list[str] | BadRow, used: str) -> list[str]:
+    if isinstance(fields, BadRow):
+        raise DataError(f"{fields}: correct the header, which names the columns")
+    if problem := _not_text(fields):
+        raise DataError(f"{file}: the header is {problem}: convert the file to UTF-8")
+    if not any(map(str.strip, fields)):
+        raise DataError(f"{file}: the header is empty: name the columns in the first line")
+    if used == "," and len(fields) == 1 and "\t" in fields[0]:
+        raise DataError(
+            f"{file}: the header is one column, {fields[0]!r}: is it separated by tabs? End its name in .tsv"
+        )
+    for delimiter, name in ((";", "';'"), (",", "commas")):
+        if len(fields) == 1 and delimiter != used and delimiter in fields[0]:
+            convert = f"csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={delimiter!r}))"
+            raise DataError(
+                f"{file}: the header is one column, {fields[0]!r}: is it separated by {name}? Convert it to commas, "
+                f'as: python -c "import csv, sys; {convert}" < old.csv > new.csv'
+            )
+    twice = sorted({name for name in fields if fields.count(name) > 1})
+    if twice:
+        raise DataError(f"{file}: the header names a column twice: {', '.join(map(repr, twice))}: rename one")
+    return fields
+
+
+def _csv_record(file: str, line: int, header: list[str], fields: list[str]) -> Record | BadRow:
+    if len(fields) != len(header):
+        return BadRow(file, line, f"{len(fields)} fields, but the header has {len(header)}")
+    if problem := _not_text(fields):
+        return BadRow(file, line, problem)
+    return Record(file, line, dict(zip(header, fields, strict=True)))
+
+
+def _not_text(fields: list[str]) -> str | None:
+    if not all(map(is_unicode, fields)):
+        return "not UTF-8"
+    if any("\0" in one for one in fields):  # what a crash leaves of blocks that were not yet written
+        return "not text: it holds NUL bytes"
+    return None
+
+
+def _table_rows(file: str, batches: Iterator[tuple[Any, int]], progress: _Progress) -> Iterator[Record | BadRow]:
+    line = 0
+    try:
+        for batch, done in batches:
+            names = batch.schema.names
+            if len(set(names)) < len(names):
+                raise DataError(f"{file} has two columns of one name, among {', '.join(map(repr, names))}: rename one")
+            for value in values_of(batch):
+                line += 1
+                yield Record(file, line, value) if isinstance(value, dict) else BadRow(file, line, value)
+            progress.done = done
+    except DataError:
+        raise
+    except Exception as error:  # object stores raise whatever their client raises, and so does pyarrow
+        what = f"cannot read {file} after row {line}: {type(error).__name__}: {error}"
+        raise DataError(f"{what}. Copy or write the file again.") from error

@@ -1,0 +1,249 @@
+"""From samples to tokens and targets, with a transformers tokenizer. Both engines of `prepare` run these functions."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.data.prepared import IGNORE_INDEX
+from jobs.data.sources.assistant_spans import (
+    Frame,
+    Span,
+    Unrenderable,
+    assistant_spans,
+    frame_of,
+    framed_spans,
+    target_tokens,
+)
+from jobs.data.sources.formats import ChatSample, ClassSample, InstructionSample, PairSample, Sample, TextSample
+from jobs.model_files.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Result", "TokenRow", "load_tokenizer", "tokenise"]
+
+Ints = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
+LossOn = Literal["completion", "all"]
+_GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\b")
+
+
+class TokenRow(TypedDict):
+    """One sample as `prepared.ROW_SCHEMA` wants it."""
+
+    input_ids: Ints  # (tokens,), at most seq_len
+    labels: Ints  # causal-lm: (tokens,), not shifted, IGNORE_INDEX where no target; classification: (1,), the class
+    cut: int  # tokens of the sample that seq_len had no room for; 0 where a text was cut into pieces
+
+
+Result = list[TokenRow] | str  # the rows of one sample, or why it cannot be used
+
+
+def tokenise(
+    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn = "completion"
+) -> list[Result]:
+    """Turn samples into rows of at most `seq_len` tokens.
+
+    Args:
+        loss_on: "completion" takes what the assistant or the completion says, with its end token, for targets; "all"
+            every token. A plain text always has all.
+
+    Returns:
+        For each sample its rows (several only where a long text is cut), or the reason why it has none.
+    """
+    results: list[Result] = []
+    for kind, same in itertools.groupby(samples, type):
+        results += _WAYS[kind](tuple(same), tokenizer, seq_len, loss_on)
+    return results
+
+
+def _text_rows(
+    samples: Sequence[TextSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
+) -> list[Result]:
+    eos = tokenizer.eos_token_id
+    encoded = tokenizer([sample.text for sample in samples], return_attention_mask=False, verbose=False)["input_ids"]
+    results: list[Result] = []
+    for ids in encoded:
+        ended = ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+        pieces = _pieces(np.asarray(ended, dtype=np.int32), seq_len)
+        results.append([_causal(piece, piece) for piece in pieces] or "fewer than two tokens, so nothing to predict")
+    return results
+
+
+def _pieces(ids: Ints, seq_len: int) -> list[Ints]:
+    """Consecutive pieces of at most `seq_len` tokens. None has only one, which would hold no target."""
+    if len(ids) < 2:
+        return []
+    cuts = list(range(seq_len, len(ids), seq_len))
+    if cuts and len(ids) - cuts[-1] == 1:
+        cuts[-1] -= 1
+    return np.split(ids, cuts)
+
+
+def _causal(ids: Ints, labels: Ints, cut: int = 0) -> TokenRow:
+    labels = labels.copy()
+    labels[:1] = IGNORE_INDEX  # nothing comes before it in the sample; in a packed row, only another sample
+    return {"input_ids": ids, "labels": labels, "cut": cut}
+
+
+def _class_rows(
+    samples: Sequence[ClassSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
+) -> list[Result]:
+    encoded = tokenizer([sample.text for sample in samples], return_attention_mask=False, verbose=False)["input_ids"]
+    long = [number for number, ids in enumerate(encoded) if len(ids) > seq_len]
+    texts = [samples[number].text for number in long]
+    # A cut sequence keeps the special tokens at both of its ends, so the tokenizer itself must cut it.
+    kept = (
+        tokenizer(texts, truncation=True, max_length=seq_len, return_attention_mask=False)["input_ids"] if long else []
+    )
+    shorter = dict(zip(long, kept, strict=True))
+    results: list[Result] = []
+    for number, sample in enumerate(samples):
+        ids = shorter.get(number, encoded[number])
+        row: TokenRow = {
+            "input_ids": np.asarray(ids, np.int32),
+            "labels": np.asarray([sample.label], np.int32),
+            "cut": len(encoded[number]) - len(ids),
+        }
+        results.append([row] if len(ids) else "no token is left of the text")
+    return results
+
+
+def _pair_rows(
+    samples: Sequence[PairSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
+) -> list[Result]:
+    """Prompt and completion are one text, so that tokens are those of generation; the completion ends with eos."""
+    eos = tokenizer.eos_token_id
+    results: list[Result] = []
+    encodings = _encode([sample.prompt + sample.completion for sample in samples], tokenizer, True)
+    for sample, encoding in zip(samples, encodings, strict=True):
+        ids = np.asarray(encoding.ids, dtype=np.int32)
+        target = target_tokens(encoding, len(ids), [(len(sample.prompt), len(sample.prompt) + len(sample.completion))])
+        if eos is not None and (not len(ids) or ids[-1] != eos):
+            ids, target = np.append(ids, np.int32(eos)), np.append(target, True)
+        elif eos is not None:
+            target[-1] = True
+        results.append(_targeted(ids, target, seq_len, loss_on, "the completion"))
+    return results
+
+
+def _instruction_rows(
+    samples: Sequence[InstructionSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
+) -> list[Result]:
+    """As a dialogue of two turns where the tokenizer has a chat template, else as plain text under headings."""
+    if tokenizer.chat_template:
+        turns = [(("user", _task(sample)), ("assistant", sample.output)) for sample in samples]
+        return _chat_rows([ChatSample(one) for one in turns], tokenizer, seq_len, loss_on)
+    pairs = [PairSample(_headed(sample), sample.output) for sample in samples]
+    return _pair_rows(pairs, tokenizer, seq_len, loss_on)
+
+
+def _task(sample: InstructionSample) -> str:
+    return f"{sample.instruction}\n\n{sample.input}" if sample.input.strip() else sample.instruction
+
+
+def _headed(sample: InstructionSample) -> str:
+    given = f"### Input:\n{sample.input}\n\n" if sample.input.strip() else ""
+    return f"### Instruction:\n{sample.instruction}\n\n{given}### Response:\n"
+
+
+def _chat_rows(
+    samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
+) -> list[Result]:
+    if not tokenizer.chat_template:  # only where a function of the user's own gives dialogues; else refused before
+        return ["it is a dialogue, but the tokenizer has no chat template"] * len(samples)
+    template = tokenizer.get_chat_template()
+    marked = bool(_GENERATION_BLOCK.search(template))
+    tokenised = (_marked_chats if marked else _rendered_chats)(samples, tokenizer)
+    return [
+        found if isinstance(found, str) else _targeted(*found, seq_len, loss_on, "the assistant") for found in tokenised
+    ]
+
+
+def _targeted(ids: Ints, target: Mask, seq_len: int, loss_on: LossOn, whose: str) -> Result:
+    if loss_on == "all":
+        target = np.ones(len(ids), dtype=bool)
+    labels = np.where(target, ids, IGNORE_INDEX).astype(np.int32)
+    row = _causal(ids[:seq_len], labels[:seq_len], max(len(ids) - seq_len, 0))
+    if np.any(row["labels"] != IGNORE_INDEX):
+        return [row]
+    if np.any(labels[1:] != IGNORE_INDEX):
+        return f"no token of {whose} is left after data.seq_len ({seq_len}) has cut its {len(ids)} tokens: raise it"
+    return f"there is no token of {whose} to learn"
+
+
+def _turns(sample: ChatSample) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in sample.messages]
+
+
+Tokenised = tuple[Ints, Mask] | str  # all tokens of a dialogue and which are the assistant's; or why it has none
+
+
+def _marked_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenised]:
+    """The template itself says which tokens are generated."""
+    for sample in samples:
+        try:
+            encoded: Any = tokenizer.apply_chat_template(
+                _turns(sample), return_dict=True, return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
+            )
+        except Exception as error:  # the template is a program of its own
+            yield f"the chat template refuses it: {error}"
+            continue
+        yield np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["assistant_masks"], dtype=bool)
+
+
+def _rendered_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenised]:
+    """Which characters are the assistant's follows from rendering the dialogue turn by turn."""
+
+    def render(messages: Sequence[dict[str, str]], prompt: bool) -> str:
+        return cast(str, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+
+    ends = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
+    frame = frame_of(render, ends)
+    rendered = [_rendered(_turns(sample), render, ends, frame) for sample in samples]
+    # The template writes special tokens itself, so none are added.
+    encoded = iter(_encode([found[0] for found in rendered if not isinstance(found, str)], tokenizer, False))
+    for found in rendered:
+        if isinstance(found, str):
+            yield found
+        else:
+            encoding = next(encoded)
+            yield np.asarray(encoding.ids, np.int32), target_tokens(encoding, len(encoding.ids), found[1])
+
+
+def _rendered(
+    turns: list[dict[str, str]],
+    render: Callable[[Sequence[dict[str, str]], bool], str],
+    ends: tuple[str, ...],
+    frame: Frame | None,
+) -> tuple[str, list[Span]] | str:
+    try:
+        return (framed_spans(turns, render, frame) if frame else None) or assistant_spans(turns, render, ends)
+    except Unrenderable as error:
+        return str(error)
+
+
+def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, special: bool) -> Iterable[Any]:
+    """Encodings of the tokenizers library, which tell the token of a character without listing those of all."""
+    if not texts:
+        return []
+    backend: Any = tokenizer.backend_tokenizer
+    backend.no_truncation()  # an earlier call of the tokenizer may have left it on
+    backend.no_padding()
+    found: Iterable[Any] = backend.encode_batch(texts, add_special_tokens=special)
+    return found
+
+
+_WAYS: dict[type, Callable[[Any, Any, int, LossOn], list[Result]]] = {
+    TextSample: _text_rows,
+    ChatSample: _chat_rows,
+    PairSample: _pair_rows,
+    InstructionSample: _instruction_rows,
+    ClassSample: _class_rows,
+}

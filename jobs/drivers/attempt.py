@@ -1,0 +1,120 @@
+"""The driver of one attempt of a queued job. The queue's backend starts it (`python -m jobs.drivers.attempt`).
+
+It asks the server what to run, and until it is told so it is light. Exit codes: 0 succeeded, 1 failed, 2 bad input,
+75 the machines failed it, 76 out of memory, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+
+from cluster.local.supervisor import descendants, kill
+from cluster.settings import DRIVER_TOKEN, DriverPlace, driver_place, take_out
+from jobs.drivers.link.link import HttpLink
+from jobs.drivers.link.messages import Order, Registered
+from jobs.errors import FleetuneError, InputError, Interrupted
+from jobs.teller import Teller
+
+_RAY_COMES_UP_S = 60.0
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+def main() -> int:
+    """Run the attempt; the exit code."""
+    place = driver_place()
+    if place is None:
+        print(
+            "error: python -m jobs.drivers.attempt is how a queue starts its jobs, and FLEETUNE_URL, FLEETUNE_JOB, "
+            "FLEETUNE_ATTEMPT and FLEETUNE_DRIVER_TOKEN say which. By hand: fleetune run SPEC, or fleetune submit SPEC",
+            file=sys.stderr,
+        )
+        return InputError.exit_code
+    take_out(DRIVER_TOKEN)
+    say = Teller()
+    link = HttpLink(place, say)
+    try:
+        with _stopping():
+            registered = link.register()
+            if registered.order is not Order.GO_ON:
+                raise Interrupted(f"the server says: {registered.order}")
+            link.start(registered.beat_every_s, obey)
+            return run(registered, place, link, say)
+    except FleetuneError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except (KeyboardInterrupt, SystemExit):  # a signal; the latter while ray.init had it
+        say("asked to end while there was nothing to save")
+        return Interrupted.exit_code
+    except Exception:
+        traceback.print_exc()
+        return FleetuneError.exit_code
+    finally:
+        link.close()
+
+
+def run(registered: Registered, place: DriverPlace, link: HttpLink, say: Teller) -> int:
+    """What is imported here is what the kind of job needs. Raises FleetuneError."""
+    if registered.kind == "command":
+        from jobs.drivers.command.attempt import drive_command
+
+        return drive_command(registered, place, say.stream.fileno(), say)
+    from jobs.drivers.training_attempt import drive_training
+
+    return drive_training(registered, link, say.stream, say)
+
+
+def obey(order: Order, reason: str) -> None:
+    """STOP is what SIGTERM is. LEAVE: another attempt may run, and nothing more may be written."""
+    if order is Order.STOP:
+        deadline = time.monotonic() + _RAY_COMES_UP_S
+        while _ray_has_sigterm() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+    while kill([pid for pid in descendants(os.getpid()) if _runs(pid)]):
+        pass
+    os._exit(Interrupted.exit_code)
+
+
+def _ray_has_sigterm() -> bool:
+    """While `ray.init` is at work, SIGTERM ends the process, and not as it should."""
+    return getattr(signal.getsignal(signal.SIGTERM), "__module__", "").startswith("ray.")
+
+
+def _runs(pid: int) -> bool:
+    """A child that has ended stays until its parent asks for it."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Whoever asks for the end before there is anything to save gets it at once.
+
+    What is raised is no `Exception`, which code of others may catch and go on.
+    """
+    for number in _STOPS:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in _STOPS:  # how it ended is settled
+            signal.signal(number, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is closed and told. A thread that waits in Ray's own code for a gang that is lost would end the process by a
+    # signal while the interpreter ends.
+    os._exit(code)

@@ -1,0 +1,101 @@
+"""One attempt of a queued job that runs a program of the user's own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+from cluster.settings import DriverPlace, ray_address
+from jobs.drivers.command.gang import Process, watch_gang
+from jobs.drivers.command.local_gang import local_gang
+from jobs.drivers.command.output import Log
+from jobs.drivers.command.places import Place, places_of, variables_of_job
+from jobs.drivers.link.link import Say
+from jobs.drivers.link.messages import Registered
+from jobs.drivers.training_attempt import local_gpus
+from jobs.errors import Interrupted, SpecError
+from jobs.spec.command import CommandSpec
+from jobs.spec.load import spec_of
+
+
+def drive_command(registered: Registered, place: DriverPlace, descriptor: int, say: Say) -> int:
+    """Run the job's program to its end; the exit code.
+
+    Args:
+        descriptor: what the processes write goes there.
+
+    Raises:
+        FleetuneError: it could not be started, was stopped, or its machines are gone.
+    """
+    spec = spec_of(registered.spec)
+    if not isinstance(spec, CommandSpec):
+        raise SpecError(f"the server says that the job is a command, but its spec is of kind {spec.kind}")
+    places = places_of(registered.placement, spec.resources.num_workers)
+    variables = variables_of_job(spec, registered, place.job_id, place.attempt)
+    log = Log(lambda lines: _write_all(descriptor, lines), registered.secrets.values())
+    with Stop() as stop, _gang(registered, spec, places, variables, stop, say) as processes:
+        stop.check()
+        return watch_gang(processes, log, stop.asked, say)
+
+
+@contextlib.contextmanager
+def _gang(
+    registered: Registered,
+    spec: CommandSpec,
+    places: tuple[Place, ...],
+    variables: dict[str, str],
+    stop: Stop,
+    say: Say,
+) -> Iterator[Sequence[Process]]:
+    if registered.engine == "ray":
+        from jobs.drivers.command.ray_gang import ray_gang
+
+        with ray_gang(spec, places, variables, ray_address() or "auto", stop.check) as processes:
+            yield processes
+        return
+    count = len(places) * spec.resources.gpus_per_worker
+    with local_gpus(count, say) as gpus, local_gang(spec, places, variables, gpus) as members:
+        yield members
+
+
+class Stop:
+    """Holds SIGINT and SIGTERM while its context is open, and remembers that one has come."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._kept: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        self._kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.hold()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._kept.items():
+            signal.signal(number, handler)
+
+    def hold(self) -> None:
+        """Once more after `ray.init`, which takes SIGTERM for itself."""
+        for number in self._kept:
+            signal.signal(number, self._arrived)
+
+    def asked(self) -> bool:
+        return self._asked
+
+    def check(self) -> None:
+        """Raises Interrupted."""
+        self.hold()
+        if self._asked:
+            raise Interrupted("asked to stop before it had begun")
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]

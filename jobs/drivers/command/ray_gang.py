@@ -1,0 +1,139 @@
+"""The processes of a gang on the nodes of a Ray cluster: one actor for each, all in one placement group."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from cluster.ray.connection import address_of, connected, held_places
+from jobs.drivers.command.member import Member
+from jobs.drivers.command.places import Place
+from jobs.errors import CapacityError, MachinesFailed, SpecError
+from jobs.planning import gang_of
+from jobs.spec.command import CommandSpec
+
+_ANSWER_S: Final = 120.0
+_END_S: Final = 15.0
+
+
+class RayProcess:
+    """One process, seen from the driver."""
+
+    def __init__(self, actor: Any, node: str) -> None:
+        self._actor, self._node = actor, node
+
+    def read(self, wait_s: float) -> tuple[bytes, int | None]:
+        output: tuple[bytes, int | None] = self.ask("read", wait_s)
+        return output
+
+    def stop(self, *, hard: bool = False) -> None:
+        self.ask("stop", hard)
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """Raises MachinesFailed."""
+        import ray
+
+        try:
+            return ray.get(getattr(self._actor, method).remote(*arguments), timeout=_ANSWER_S)
+        except ray.exceptions.RayError as error:
+            why = str(error).strip().splitlines() or [type(error).__name__]
+            raise MachinesFailed(f"a process on node {self._node} is lost: {why[0]}") from error
+
+
+class Host:
+    """In a worker of Ray: the program as a child of it. Made an actor of by `_actors`."""
+
+    def __init__(self) -> None:
+        self._member = Member()
+
+    def free_port(self) -> int:
+        from jobs.drivers.command.local_gang import free_port
+
+        return free_port("")
+
+    def start(
+        self,
+        spec: CommandSpec,
+        place: Place,
+        master: tuple[str, int],
+        variables: Mapping[str, str],
+    ) -> str | None:
+        import os
+
+        import ray
+
+        from cluster.settings import with_environment
+        from jobs.drivers.command.places import environment_of_program, variables_of
+
+        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        environment = environment_of_program(with_environment({}), {**variables, **variables_of(place, master, gpus)})
+        return self._member.start(spec.command, environment, spec.working_dir or os.getcwd())
+
+    def read(self, wait_s: float) -> tuple[bytes, int | None]:
+        return self._member.read(wait_s)
+
+    def stop(self, hard: bool) -> None:
+        self._member.stop(hard=hard)
+
+    def close(self) -> None:
+        self._member.close()
+
+
+@contextlib.contextmanager
+def ray_gang(
+    spec: CommandSpec,
+    places: Sequence[Place],
+    variables: Mapping[str, str],
+    address: str,
+    check: Callable[[], None],
+) -> Iterator[list[RayProcess]]:
+    """All of them, started; neither they nor anything on Ray is left when the context has ended.
+
+    Args:
+        variables: of the programs; they go to the actors alone.
+        check: called while this waits; what it raises ends the wait.
+
+    Raises:
+        SpecError: the program cannot be started.
+        MachinesFailed: the nodes are not there any more, or have no room.
+    """
+    try:
+        nodes, gang = [place.node for place in places], gang_of(spec)
+        with (
+            connected(address, None),
+            held_places(gang, nodes, check) as group,
+            _actors(spec, places, group) as processes,
+        ):
+            master = (address_of(places[0].node), processes[0].ask("free_port"))
+            for process, place in zip(processes, places, strict=True):
+                if problem := process.ask("start", spec, place, master, variables):
+                    raise SpecError(problem)
+            yield processes
+    except CapacityError as error:
+        raise MachinesFailed(str(error)) from error
+
+
+@contextlib.contextmanager
+def _actors(spec: CommandSpec, places: Sequence[Place], group: Any) -> Iterator[list[RayProcess]]:
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    resources, kind = spec.resources, ray.remote(Host)
+    actors = [
+        kind.options(
+            num_cpus=resources.cpus_per_worker,
+            num_gpus=resources.gpus_per_worker,
+            max_concurrency=3,  # one reads, one stops
+            max_restarts=0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place.rank),
+        ).remote()
+        for place in places
+    ]
+    try:
+        yield [RayProcess(actor, place.node) for actor, place in zip(actors, places, strict=True)]
+    finally:
+        closed = [actor.close.remote() for actor in actors]
+        ray.wait(closed, num_returns=len(closed), timeout=_END_S)
+        for actor in actors:
+            ray.kill(actor)

@@ -1,0 +1,95 @@
+"""How a run begins: from what was typed to a run's directory that is open, new or gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jobs.errors import SpecError
+from jobs.preflight.validate import validate
+from jobs.run.events import Announcer
+from jobs.run.find import find_run, storage_root
+from jobs.run.paths import JobPaths
+from jobs.run.record import open_run, reopen_run
+from jobs.run.references import with_model_of_run
+from jobs.run.resume import check_resumable
+from jobs.spec.finetune import Spec
+from jobs.spec.load import load_to_run
+from jobs.spec.sweep import SweepSpec
+
+
+def load_job(path: str | None, overrides: Sequence[str], resume: str | None) -> tuple[Spec, str | None]:
+    """The spec of one job, and the root of the run that goes on with it (see `load_work`).
+
+    Raises:
+        InputError: as `load_work`; or it is a sweep.
+    """
+    spec, root = load_work(path, overrides, resume)
+    if isinstance(spec, SweepSpec):
+        file = path or JobPaths(str(root)).spec
+        raise SpecError(f"{file} is of kind sweep: fleetune run {file}, or python -m jobs.sweep {file}, runs it")
+    return spec, root
+
+
+def load_work(path: str | None, overrides: Sequence[str], resume: str | None) -> tuple[Spec | SweepSpec, str | None]:
+    """The spec of a job or of a sweep, and the root of the run that goes on with it; None for a new one.
+
+    Args:
+        path: of the spec; left out, it is the run's own.
+        overrides: as `load_spec` takes them.
+        resume: name, start of a name, path or URL of the run. Names are looked for under the spec's storage_path, or
+            where the environment says when there is no spec.
+
+    Raises:
+        InputError: no run, or several, are meant; or the spec is wrong.
+    """
+    if path is not None:
+        spec = load_to_run(path, overrides)
+        base = spec.base if isinstance(spec, SweepSpec) else spec
+        return spec, None if resume is None else find_run(resume, base.storage_path)
+    if resume is None:
+        raise SpecError("give the spec of a new run, or --resume RUN to go on with an earlier one")
+    root = find_run(resume, storage_root(None))
+    return load_to_run(JobPaths(root).spec, overrides), root
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run whose directory is open, with its spec as it is in there."""
+
+    spec: Spec
+    paths: JobPaths
+    warnings: tuple[str, ...]
+    resumed: bool
+
+    def tell(self, announce: Announcer) -> None:
+        """The first events of the run."""
+        verb = "going on with run" if self.resumed else "run"
+        announce(
+            "phase",
+            f"{verb} {self.paths.name} in {self.paths.root}",
+            phase="start",
+            root=self.paths.root,
+            resumed=self.resumed,
+        )
+        for warning in self.warnings:
+            announce("warning", warning)
+
+
+def begin_run(spec: Spec, resume: str | None = None, *, alone: bool = False, root: str | None = None) -> Begun:
+    """Check everything that can be checked before a worker starts, and open the run's directory.
+
+    Args:
+        resume: root of the run to go on with.
+        alone: the caller knows that nobody drives that run any more.
+        root: of a new run; None: under a new name.
+
+    Raises:
+        InputError: nothing was written.
+    """
+    if resume is not None:
+        check_resumable(JobPaths(resume), spec, alone=alone)
+    warnings = validate(spec).warnings
+    spec = with_model_of_run(spec)
+    paths = open_run(spec, root) if resume is None else reopen_run(resume, spec)
+    return Begun(spec, paths, warnings, resume is not None)

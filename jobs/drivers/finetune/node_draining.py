@@ -1,0 +1,58 @@
+"""What a run does when Ray is about to take nodes away: for a spot notice, maintenance, or fewer machines."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import math
+import os
+import signal
+import time
+from collections.abc import Collection, Mapping
+
+from jobs.errors import StorageError
+from jobs.run.events import Announcer
+from jobs.run.paths import JobPaths
+from jobs.storage import files as storage
+
+# Whoever has given the nodes gives others, and says when to leave these. Where it does not, the run leaves by itself.
+_WAITS_S = 15.0
+
+
+class Draining:
+    """
+    Args:
+        places: ids of the nodes that a queue has given; None: there is no queue, and any node may be one of the run's.
+    """
+
+    def __init__(self, paths: JobPaths, announce: Announcer, places: Collection[str] | None) -> None:
+        self._paths, self._announce = paths, announce
+        self._places = None if places is None else frozenset(places)
+        self._known: set[str] = set()
+        self._leaves_at_s = math.inf
+
+    def look(self, leaving: Mapping[str, float]) -> None:
+        """Called every few seconds.
+
+        Args:
+            leaving: ids of the nodes, and when they go at the latest, in seconds since 1970; inf: it is not said.
+        """
+        new = {node for node in leaving if node not in self._known and (self._places is None or node in self._places)}
+        if new:
+            self._known |= new
+            self._tell({node: leaving[node] for node in sorted(new)})
+        if time.monotonic() >= self._leaves_at_s:
+            self._leaves_at_s = math.inf
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _tell(self, new: Mapping[str, float]) -> None:
+        until_s = min(new.values())
+        when = "" if math.isinf(until_s) else f" at {datetime.datetime.fromtimestamp(until_s, datetime.UTC):%H:%M:%SZ}"
+        nodes = f"{len(new)} node" + ("s" if len(new) > 1 else "")
+        if self._places is None:
+            with contextlib.suppress(StorageError):
+                storage.write_bytes(self._paths.save_request, b"draining")
+            self._announce("draining", f"Ray takes {nodes} away{when}: saving a checkpoint", nodes=list(new))
+            return
+        self._leaves_at_s = time.monotonic() + _WAITS_S
+        self._announce("draining", f"Ray takes {nodes} of this run away{when}: it leaves", nodes=list(new))

@@ -1,0 +1,249 @@
+"""One run on a Ray cluster, seen from its driver: prepare, check, fit, watch."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Inventory
+from cluster.job_environment import JobEnvironment
+from cluster.ray.connection import (
+    ask_node,
+    check_alive,
+    connected,
+    free_now,
+    held_places,
+    is_own,
+    keep_actors_here,
+    leaving_nodes,
+    snapshot,
+    wait_for_room,
+)
+from jobs.drivers.finetune.allocation import Assignment
+from jobs.drivers.finetune.node_draining import Draining
+from jobs.drivers.finetune.stop_signals import StopSignals
+from jobs.errors import (
+    CapacityError,
+    FleetuneError,
+    Interrupted,
+    MachinesFailed,
+    OutOfMemory,
+    RunFailed,
+)
+from jobs.planning import gang_of, most_workers, with_workers, worker_numbers
+from jobs.planning.out_of_memory import advice
+from jobs.preflight.ready import ready_data
+from jobs.run.attempts import count_attempts, take_run
+from jobs.run.checkpoints import committed_steps
+from jobs.run.events import Announcer, Watch
+from jobs.run.manifest import run_facts
+from jobs.run.outcome import Outcome
+from jobs.run.paths import JobPaths
+from jobs.run.progress import Progress
+from jobs.run.record import write_manifest
+from jobs.spec.finetune import Spec
+from jobs.storage.journal import Record
+from jobs.training.ending import failures_of, outcome_of
+from jobs.training.faults import first_line
+from jobs.training.on_ray.crash import Crash, How, crashes_of, examined
+from jobs.training.on_ray.fit import fit
+from jobs.training.on_ray.healing import Healing
+from jobs.training.vitals import remains
+from jobs.training.worker_input import Job
+
+_LOOK_AT_NODES_S = 5.0
+_NEEDED = ("ray.data", "ray.train.torch")  # in this process, to start workers
+_MOST_EXAMINED = 8  # dead processes whose nodes are asked
+
+
+def drive_on_ray(
+    spec: Spec,
+    paths: JobPaths,
+    address: str | None,
+    announce: Announcer,
+    progress: Progress,
+    assignment: Assignment | None = None,
+) -> Outcome:
+    """Run the job to its outcome.
+
+    Raises:
+        InputError: the data, or the gang, cannot be.
+        RunFailed: the workers died more often than is forgiven, or one of them ran out of memory.
+        MachinesFailed: a node of the assignment is gone, or its cluster; or the workers died there again and again.
+        Interrupted: a second Ctrl-C, or one before training began.
+    """
+    given = assignment or Assignment()
+    if given.num_workers is not None:
+        spec = with_workers(spec, given.num_workers)
+    facts, word = run_facts(), take_run(paths)
+    with StopSignals(paths, announce, patient=assignment is not None) as signals:
+        announce("phase", "connecting to Ray", phase="connect")
+        least = gang_of(with_workers(spec, worker_numbers(spec)[0]))
+        with connected_as_given(spec, least, address, given, _NEEDED) as inventory:
+            signals.hold()
+            facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
+            if not is_own(address):
+                keep_actors_here()
+            look = Watch(paths, progress).look
+            driver = Driver(paths, word, facts, signals, announce, look, given.places, is_own(address))
+            return trained(spec, driver)
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What the driver of a run has once it is connected to Ray.
+
+    Attributes:
+        word: see `JobPaths.driver`.
+        facts: for the manifest.
+        look: called twice a second while workers run.
+        places: the node of each worker, given by a queue; None: wherever there is room.
+        alone: on a Ray that this process has started, and that ends with it.
+    """
+
+    paths: JobPaths
+    word: str
+    facts: Mapping[str, Any]
+    signals: StopSignals
+    announce: Announcer
+    look: Callable[[], None]
+    places: tuple[str, ...] | None
+    alone: bool
+
+
+def trained(spec: Spec, driver: Driver) -> Outcome:
+    """Prepare the data and train, on the connected cluster; the outcome, which is not yet written.
+
+    Raises:
+        FleetuneError: see `drive_on_ray`.
+    """
+    paths, announce = driver.paths, driver.announce
+    prepared = ready_data(spec, "ray", announce)
+    facts = {**driver.facts, "data_fingerprint": prepared.manifest.fingerprint}
+    write_manifest(paths, facts)
+    if spec.resources.min_workers is not None:  # not before: preparing may have taken hours
+        spec = with_workers(spec, most_workers(spec, free_now()))
+    announce("phase", f"starting {gang_of(spec)}", phase="workers")
+    job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver.word)
+    result = Training(job, driver, Draining(paths, announce, driver.places)).run()
+    write_manifest(paths, facts | (result or {}).get("facts", {}))
+    return outcome_of(paths, result, failures_of(paths))
+
+
+@contextlib.contextmanager
+def connected_as_given(
+    spec: Spec, gang: Gang, address: str | None, given: Assignment, needed: Sequence[str]
+) -> Iterator[Inventory]:
+    """Connected to the cluster at `address`, with the job's working directory and the variables that a queue gives.
+
+    Args:
+        gang: what the job needs at least.
+        needed: modules to import while this waits for Ray.
+
+    Raises:
+        CapacityError: the gang can never fit.
+        MachinesFailed: it does not fit any more. The queue has seen that it did, so the machines have changed.
+    """
+    job_environment = JobEnvironment(spec.working_dir, given.variables, gpus=spec.resources.gpus_per_worker > 0)
+    try:
+        with connected(address, gang, job_environment, needed) as inventory:
+            yield inventory
+    except CapacityError as error:
+        if given.places is None:
+            raise
+        raise MachinesFailed(f"the nodes of this attempt cannot be had any more: {error}") from error
+
+
+@dataclass
+class Training:
+    """The worker groups of one driver, one after another, until one ends well or no other is worth it."""
+
+    job: Job
+    driver: Driver
+    draining: Draining
+    _looked_at_s: float = field(default_factory=time.monotonic)
+
+    def run(self) -> Record | None:
+        """What rank 0 returned; None where a worker reported a failure.
+
+        Raises:
+            RunFailed, MachinesFailed: see `drive_on_ray`.
+            Interrupted: a signal while no workers ran, or a second one.
+        """
+        paths = self.job.paths
+        healing = Healing(lambda: max(committed_steps(paths), default=0))
+        while True:
+            self._find_room()
+            self.driver.signals.graceful = True
+            try:
+                return fit(self.job, self.driver.places, self.driver.alone, self._look)
+            except FleetuneError:
+                raise
+            except Exception as error:
+                traceback.print_exc()
+                crash = crash_of(error, self.job.driver, self.driver.places or ())
+                self._go_on_after(crash, healing, error)
+            self.driver.signals.graceful = False
+
+    def _find_room(self) -> None:
+        """Ray Train would wait for ever for a node that is gone, and not long enough for one that is taken."""
+        gang = gang_of(self.job.spec)
+        if self.driver.places is None:
+            wait_for_room(gang, lambda text: self.driver.announce("phase", text, phase="workers"))
+            return
+        with held_places(gang, self.driver.places, lambda: None):
+            pass
+
+    def _look(self) -> None:
+        self.driver.look()
+        self.driver.signals.check()
+        if time.monotonic() - self._looked_at_s > _LOOK_AT_NODES_S:
+            self.draining.look(leaving_nodes())
+            check_alive(self.driver.places or (), snapshot())
+            self._looked_at_s = time.monotonic()
+
+    def _go_on_after(self, crash: Crash | None, healing: Healing, error: Exception) -> None:
+        """Returns where the workers are to be started again. Raises RunFailed, MachinesFailed, Interrupted."""
+        if crash is None:
+            raise RunFailed(f"Ray Train gave the run up: {first_line(getattr(error, 'controller_failure', error))}")
+        if self.driver.signals.asked:
+            raise Interrupted(f"asked to stop, but {crash} before a checkpoint was written") from error
+        if crash.how is How.MEMORY:
+            raise OutOfMemory(f"{crash}. {advice(self.job.spec)}") from error
+        if crash.how is How.NO_ROOM and self.driver.places is None:
+            return
+        if not healing.may_go_on():
+            said = f"workers were lost {healing.losses} times without a newer checkpoint; the last time {crash}"
+            if self.driver.places is not None:
+                raise MachinesFailed(said) from error
+            raise RunFailed(f"{said}. Look at the log of that rank") from error
+        self.driver.announce("warning", f"{crash}: starting the workers again", losses=healing.losses)
+
+
+def crash_of(error: Exception, driver: str, places: Sequence[str] = ()) -> Crash | None:
+    """What became of the workers, with what their nodes know; None where no worker was lost.
+
+    Args:
+        error: what `TorchTrainer.fit` raised.
+        driver: see `Job`.
+        places: the nodes that a queue has given.
+
+    Raises:
+        MachinesFailed: one of these nodes is gone.
+    """
+    nodes = snapshot()
+    check_alive(places, nodes)
+    found = [_examined(crash, nodes, driver) for crash in crashes_of(error)[:_MOST_EXAMINED]]
+    return min(found, key=lambda crash: list(How).index(crash.how), default=None)
+
+
+def _examined(crash: Crash, nodes: Inventory, driver: str) -> Crash:
+    if crash.node is None or crash.node not in {node.node_id for node in nodes.nodes}:
+        return crash
+    left = ask_node(crash.node, remains, driver)
+    return crash if left is None else examined(crash, left)

@@ -1,0 +1,155 @@
+"""The same run with no Ray at all: torchrun starts the processes, rank 0 prepares, a plain reader feeds the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch.distributed as dist
+
+from cluster.local.memory import killed_since, memory_here
+from cluster.settings import TorchrunWorld, expand_gpu_memory
+from jobs.console import redirected_output, user_stream
+from jobs.drivers.finetune.begin import begin_run
+from jobs.drivers.finetune.torchrun_watch import FailureWatch
+from jobs.errors import FleetuneError, OutOfMemory, RunFailed
+from jobs.planning import with_workers
+from jobs.planning.out_of_memory import advice
+from jobs.preflight.ready import ready_data
+from jobs.preflight.validate import enter_working_dir
+from jobs.run.attempts import count_attempts
+from jobs.run.events import Announcer, Watch
+from jobs.run.manifest import run_facts
+from jobs.run.outcome import Outcome, Status
+from jobs.run.paths import JobPaths
+from jobs.run.progress import PlainProgress, Progress
+from jobs.run.record import concluded, ending_of, write_manifest
+from jobs.spec.finetune import Spec
+from jobs.storage import files as storage
+from jobs.training.ending import failures_of, outcome_of
+from jobs.training.faults import first_line
+from jobs.training.loop.loop import train
+from jobs.training.loop.worker import guarded
+from jobs.training.worker_context import TorchrunGang, gang_device
+from jobs.training.worker_input import Job
+
+# Other ranks wait this long for rank 0 to prepare the data; in training, a rank that hangs is given up much sooner.
+_PREPARE_TIMEOUT = datetime.timedelta(hours=6)
+_TRAIN_TIMEOUT = datetime.timedelta(minutes=30)
+
+
+def run_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None = None) -> Outcome:
+    """One process's part of the run; torchrun's number of processes takes the place of the spec's num_workers.
+
+    Args:
+        resume: root of an earlier run to go on with.
+
+    Raises:
+        InputError: found by rank 0 before anything was written; the other ranks end quietly.
+    """
+    spec = with_workers(spec, world.world_size)
+    if spec.resources.gpus_per_worker:
+        expand_gpu_memory()
+    device = gang_device(spec.resources.gpus_per_worker, world.local_rank)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TRAIN_TIMEOUT)
+    waiting = dist.new_group(backend="gloo", timeout=_PREPARE_TIMEOUT)
+    if world.rank == 0:
+        outcome = _lead(spec, world, resume, waiting, PlainProgress(user_stream()))
+    else:
+        outcome = _follow(world, waiting)
+    if outcome.status is not Status.FAILED and dist.is_initialized():  # else NCCL would wait for ranks that are gone
+        dist.destroy_process_group()
+    return outcome
+
+
+def _lead(spec: Spec, world: TorchrunWorld, resume: str | None, waiting: Any, progress: Progress) -> Outcome:
+    """Rank 0: validate, prepare, tell the others, train, conclude."""
+    told = False
+
+    def tell(job: Job | None) -> None:
+        nonlocal told
+        told = True
+        dist.broadcast_object_list([job], src=0, group=waiting)
+
+    try:
+        begun = begin_run(spec, resume)
+        paths = begun.paths
+        with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("rank-0")):
+            begun.tell(announce)
+            outcome = concluded(paths, lambda: _prepare_and_train(begun.spec, world, paths, announce, progress, tell))
+            announce("ended", ending_of(paths, outcome), status=outcome.status)
+        return outcome
+    finally:
+        if not told:
+            tell(None)
+
+
+def _prepare_and_train(
+    spec: Spec, world: TorchrunWorld, paths: JobPaths, announce: Announcer, progress: Progress, tell: Any
+) -> Outcome:
+    prepared = ready_data(spec, "plain", announce)
+    facts = run_facts() | {"data_fingerprint": prepared.manifest.fingerprint}
+    write_manifest(paths, facts)
+    job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths))
+    tell(job)
+
+    def end() -> None:
+        outcome = concluded(paths, lambda: outcome_of(paths, None, failures_of(paths)))
+        announce("ended", ending_of(paths, outcome), status=outcome.status)
+        announce.close()
+        end_process(outcome.exit_code)
+
+    kills = memory_here().kills
+    with FailureWatch(paths, end), Watch(paths, progress).in_background():
+        try:
+            result = guarded(job, _gang(job, world), train)
+        except Exception as error:
+            raise _of_lost_peer(error, kills, spec) from error
+    write_manifest(paths, facts | (result or {}).get("facts", {}))
+    return outcome_of(paths, result, failures_of(paths))
+
+
+def _of_lost_peer(error: Exception, kills: Sequence[int], spec: Spec) -> FleetuneError:
+    """The error for a process that ended without a report. `kills`: see `Memory`; read when training began."""
+    if killed_since(kills, memory_here().kills):
+        host = os.uname().nodename
+        return OutOfMemory(
+            f"a process of this run is gone, and the kernel of {host} has killed a process for memory since the run "
+            f"began. {advice(spec)}"
+        )
+    return RunFailed(f"a process of this run is gone ({first_line(error)}). The output of torchrun says how it ended")
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process now: what its threads wait for may never come."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _follow(world: TorchrunWorld, waiting: Any) -> Outcome:
+    """Another rank: hear from rank 0 what to do, and do it."""
+    heard: list[Job | None] = [None]
+    dist.broadcast_object_list(heard, src=0, group=waiting)
+    job = heard[0]
+    ended = datetime.datetime.now(datetime.UTC)
+    if job is None:  # rank 0 says why
+        return Outcome(status=Status.SUCCEEDED, ended_at=ended)
+    enter_working_dir(job.spec)
+    watch = FailureWatch(job.paths, lambda: end_process(1)) if world.local_rank == 0 else contextlib.nullcontext()
+    with watch, redirected_output(job.paths.log(f"rank-{world.rank}")):
+        guarded(job, _gang(job, world), train)
+    failed = bool(storage.list_names(job.paths.failures))  # rank 0 says why
+    return Outcome(status=Status.FAILED if failed else Status.SUCCEEDED, ended_at=ended)
+
+
+def _gang(job: Job, world: TorchrunWorld) -> TorchrunGang:
+    gang = TorchrunGang(job.paths, job.spec.resources.gpus_per_worker, world)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, gang.on_signal)
+    return gang

@@ -1,0 +1,207 @@
+"""A driver's side of `messages`: it registers, says how it goes, and hears orders. Light, for drivers that wait.
+
+Nothing of it ever reaches the training: a server that does not answer is told the newest once it does.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol, TypeVar
+
+from cluster.settings import DriverPlace
+from jobs.drivers.link.call import ANSWER_S, NoAnswer, NotUnderstood, Refused, Server
+from jobs.drivers.link.messages import Answer, Beat, Message, Order, Register, Registered
+from jobs.errors import FleetuneError
+
+Say = Callable[[str], None]
+OnOrder = Callable[[Order, str], None]
+FromQueue = TypeVar("FromQueue", Registered, Answer)
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
+_SAYS_EVERY_S = 60.0
+_LAST_BEAT_S: Final = 5.0
+_HURRIES_S: Final = 1.0
+_OVER: Final = "AttemptOver"  # as the server's problem calls it
+_BAD_REQUEST: Final = 400
+
+
+class AttemptOver(FleetuneError):
+    """The queue has ended this attempt, and may have started another one: this driver must write nothing more."""
+
+    exit_code = 130
+
+
+class Link(Protocol):
+    """From a driver to whoever it works for. No method raises into the training, or holds it up."""
+
+    def tell(self, **known: Any) -> None:
+        """What is known by now, as fields of a `Beat`; they take the place of what was known before."""
+
+    def close(self) -> None:
+        """A last beat, which may take a few seconds."""
+
+
+class NullLink:
+    """There is no server."""
+
+    def tell(self, **known: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class HttpLink:
+    """The link to the servers of a queue.
+
+    Only the queue itself can end the attempt: by `Order.LEAVE`, or by a problem called `AttemptOver`, with the id of
+    the queue that has started this driver. Anything else may come from a proxy or from the server of another queue, and
+    counts as no answer. After no answer the next of the queue's servers is asked.
+    """
+
+    def __init__(self, place: DriverPlace, say: Say) -> None:
+        """`say`: tells people, a line at a time."""
+        self._place, self._say = place, say
+        self._servers = [Server(url, place.token) for url in dict.fromkeys((place.url, *place.other_urls))]
+        self._lock = threading.Lock()
+        self._known: dict[str, Any] = {}
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._silent = False
+        self._order = Order.GO_ON
+        self._hurries = False  # its nodes are taken away, and it waits for an order
+
+    def register(self) -> Registered:
+        """What is to be run. Waits for as long as it takes until a server of the queue says so.
+
+        Raises:
+            AttemptOver: another attempt has taken its place.
+            NotUnderstood: the server speaks otherwise.
+            Refused: what the job names is not there any more.
+        """
+        message = Register(
+            job_id=self._place.job_id,
+            queue=self._place.queue,
+            attempt=self._place.attempt,
+            host=os.uname().nodename,
+            pid=os.getpid(),
+        )
+        began, said, pause_s = time.monotonic(), -_SAYS_EVERY_S, _FIRST_PAUSE_S
+        while True:
+            asked = self._servers[0].url
+            try:
+                return self._post("register", message, Registered)
+            except NoAnswer as error:
+                waited_s = time.monotonic() - began
+                if waited_s - said >= _SAYS_EVERY_S:
+                    said = waited_s
+                    self._say(f"waiting for the server at {asked} ({waited_s:.0f} s so far): {error}")
+            time.sleep(pause_s * random.uniform(0.7, 1.3))  # many drivers may wait for one server
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    def start(self, every_s: float, on_order: OnOrder) -> None:
+        """Send beats from now on. Orders other than to go on reach `on_order`, in a thread, once each."""
+        self._thread = threading.Thread(target=self._run, args=(every_s, on_order), name="link", daemon=True)
+        self._thread.start()
+
+    def tell(self, **known: Any) -> None:
+        with self._lock:
+            metrics = {**self._known.get("metrics", {}), **_finite(known.pop("metrics", {}))}
+            self._known |= {name: value for name, value in known.items() if _may_be_told(value)}
+            self._known["metrics"] = metrics
+            self._hurries = self._hurries or bool(self._known.get("draining"))
+        if known.keys() & {"run", "draining", "keeps"}:
+            self._wake.set()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(_LAST_BEAT_S + 1.0)
+
+    def _run(self, every_s: float, on_order: OnOrder) -> None:
+        last = False
+        while not last:
+            hurries = self._hurries and self._order is Order.GO_ON
+            self._wake.wait((min(every_s, _HURRIES_S) if hurries else every_s) * random.uniform(0.8, 1.2))
+            last = self._closing.is_set()
+            self._wake.clear()
+            order, reason = self._beat()
+            if order is not self._order and not last:
+                self._order = order
+                if order is not Order.GO_ON:
+                    self._say(f"the server says: {order}{f' ({reason})' if reason else ''}")
+                    on_order(order, reason)
+
+    def _beat(self) -> tuple[Order, str]:
+        """What the server wants, and why; while it does not answer, what it wanted before."""
+        asked = self._servers[0].url
+        try:
+            answer = self._send()
+        except AttemptOver as error:
+            return Order.LEAVE, str(error)
+        except Exception as error:  # whatever it is, the training goes on
+            if not self._silent:
+                self._silent = True
+                self._say(f"the server at {asked} does not answer; the job goes on without it: {error}")
+            return self._order, ""
+        if self._silent:
+            self._silent = False
+            self._say("the server answers again, and knows how far the job is")
+        return answer.order, answer.reason
+
+    def _send(self) -> Answer:
+        with self._lock:
+            known = dict(self._known)
+        last = self._closing.is_set()
+        place = self._place
+        beat = Beat(job_id=place.job_id, queue=place.queue, attempt=place.attempt, last=last, **known)
+        return self._post("beat", beat, Answer, _LAST_BEAT_S if last else ANSWER_S)
+
+    def _post(self, what: str, message: Message, reply: type[FromQueue], timeout_s: float = ANSWER_S) -> FromQueue:
+        """Raises AttemptOver, NotUnderstood, Refused, NoAnswer."""
+        try:
+            return self._asked(what, message, reply, timeout_s)
+        except NoAnswer:
+            self._servers.append(self._servers.pop(0))
+            raise
+
+    def _asked(self, what: str, message: Message, reply: type[FromQueue], timeout_s: float) -> FromQueue:
+        server = self._servers[0]
+        try:
+            answer = server.post(f"/v1/driver/{what}", message, reply, timeout_s)
+        except Refused as error:
+            if not error.error or not self._is_own(error.queue):
+                raise NoAnswer(f"status {error.answered}, and not from this job's queue: {error}") from error
+            if error.error == _OVER:
+                known = f"attempt {self._place.attempt} of job {self._place.job_id}"
+                raise AttemptOver(f"{known} is over: {error}") from error
+            if error.answered != _BAD_REQUEST:
+                raise NoAnswer(f"status {error.answered}: {error}") from error
+            raise
+        except NotUnderstood as error:
+            if not self._is_own(error.queue):
+                raise NoAnswer(str(error)) from error
+            raise
+        if not self._is_own(answer.queue):
+            raise NoAnswer(f"the server at {server.url} keeps another queue than this job's")
+        return answer
+
+    def _is_own(self, queue: str) -> bool:
+        """Servers of older releases start drivers without an id, and do not name their queue."""
+        return not self._place.queue or queue == self._place.queue
+
+
+def _finite(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """JSON has no NaN, and the run's own files have it."""
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _may_be_told(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(isinstance(one, str) for one in value)
+    return isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))

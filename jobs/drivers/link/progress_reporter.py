@@ -1,0 +1,88 @@
+"""From a run's progress to the newest that its driver knows: how far, how long still, what an interruption costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from jobs.drivers.link.link import Link
+from jobs.run.outcome import Event
+from jobs.run.progress import Clock, Pace, Progress
+
+# Of a step's record, what people want to see of a job from far.
+_METRICS = ("loss", "learning_rate", "grad_norm", "epoch", "tokens_per_s")
+
+
+class Telling:
+    """A Progress that passes everything on, and tells the link."""
+
+    def __init__(self, inner: Progress, link: Link, places: Sequence[str] = (), clock: Clock = time.monotonic) -> None:
+        """`places`: node of each worker of the lease, if a part of it may be given back."""
+        self._places = places
+        self._inner, self._link, self._clock = inner, link, clock
+        self._pace = Pace(clock)
+        self._began = clock()
+        self._startup_s: float | None = None  # from here to the end of the first step
+        self._saved = 0  # the step that a checkpoint holds
+        self._step, self._step_s = 0, 0.0
+        self._before = 0  # steps of the trials, before the final run of a sweep
+
+    def event(self, event: Event) -> None:
+        self._inner.event(event)
+        data = event.data
+        if event.kind == "phase" and "root" in data:
+            self._link.tell(run=data["root"])
+        elif data.get("phase") == "workers":
+            self._began = self._clock()  # preparing the data is done once
+        elif data.get("phase") == "given-back" and self._places:
+            self._link.tell(keeps=tuple(self._places[worker] for worker in data["workers"]))
+        elif data.get("phase") == "final":
+            self._before = self._step = self._saved = data["steps"]
+            self._pace = Pace(self._clock)
+            self._link.tell(step=self._step, saved_step=self._saved)
+        elif event.kind == "plan" and "total_steps" in data:
+            self._pace.total = data["total_steps"]
+            self._link.tell(total_steps=self._before + data["total_steps"])
+        elif (event.kind == "checkpoint" or data.get("phase") == "resumed") and "step" in data:
+            self._saved = max(self._saved, self._before + data["step"])
+            self._step = max(self._step, self._saved)
+            cost_s = self.interruption_cost_s()
+            self._link.tell(step=self._step, saved_step=self._saved, interruption_cost_s=cost_s)
+        elif event.kind == "draining":
+            self._link.tell(draining=tuple(data.get("nodes", ())))
+        elif event.kind == "evaluated":
+            self._link.tell(metrics=data.get("metrics", {}))
+        elif event.kind == "trial" and "step" in data:
+            self._trial(data)
+
+    def _trial(self, data: dict[str, Any]) -> None:
+        """Report a sweep after a trial has reached a rung and has saved. Steps are summed over the trials."""
+        if self._startup_s is None:
+            self._startup_s = self._clock() - self._began
+        self._step = self._saved = data["step"]
+        known = {name: data[name] for name in ("step", "total_steps", "metrics", "remaining_s") if name in data}
+        self._link.tell(**known, saved_step=self._saved, interruption_cost_s=self.interruption_cost_s())
+
+    def step(self, record: dict[str, Any]) -> None:
+        self._inner.step(record)
+        if self._startup_s is None:
+            self._startup_s = self._clock() - self._began
+        self._step, self._step_s = self._before + int(record["step"]), float(record.get("step_time_s", self._step_s))
+        metrics = {name: value for name, value in record.items() if name in _METRICS or name.startswith("eval_")}
+        known: dict[str, Any] = {"step": self._step, "metrics": metrics}
+        eta_s = self._pace.eta_s(record)
+        if eta_s is not None:
+            known["remaining_s"] = eta_s
+        self._link.tell(**known, interruption_cost_s=self.interruption_cost_s())
+
+    def interruption_cost_s(self) -> float:
+        """Steps that no checkpoint holds would be done again, after starting as slowly as this time.
+
+        A run that is *asked* to stop saves first; this is what it costs where it cannot.
+        """
+        startup_s = self._startup_s if self._startup_s is not None else self._clock() - self._began
+        return startup_s + max(self._step - self._saved, 0) * self._step_s
+
+    def close(self) -> None:
+        self._inner.close()

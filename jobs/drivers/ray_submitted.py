@@ -1,0 +1,272 @@
+"""What `ray job submit -- python -m jobs.finetune SPEC` does on a cluster that has an orchestrator: it queues.
+
+The program that Ray has started stays, small, for as long as the job does: it shows what the job's attempts write, ends
+as the job ends, and takes the job with it when it is stopped. Training is done by attempts, which the orchestrator
+starts in this program's own environment, and starts again after whatever has interrupted them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sys
+import time
+import urllib.parse
+import uuid
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Final, TypeVar
+
+from cluster.ray.backend import KIND_KEY
+from cluster.ray.raylets import raylet_above
+from cluster.ray.runtime_env import RAY_PACKAGE, digest_of_environment
+from cluster.ray.session_record import SessionRecord, read_record
+from cluster.settings import RayJob, ray_job, server_token, server_url
+from jobs.drivers.link.call import NoAnswer, NotUnderstood, Refused, Server, check_url
+from jobs.drivers.link.messages import SUBMISSION, Join, Joined, Leave, Look, Looked
+from jobs.errors import FleetuneError, InputError, Interrupted, SpecError
+from jobs.preflight.validate import Validated, validate
+from jobs.run.references import run_named
+from jobs.spec.finetune import Spec
+from jobs.spec.sweep import SweepSpec
+
+WITHOUT: Final = "none"  # FLEETUNE_URL, of who wants to go round the queue
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
+_SAYS_EVERY_S = 60.0
+_HERE: Final = ("localhost", "127.0.0.1", "::1")
+_LEAVES_WITHIN_S = 2.0  # Ray kills what has not ended 3 s after it was told to
+_UNKNOWN: Final = "UnknownJob"
+_OTHER: Final = "OtherQueue"
+
+Answer = TypeVar("Answer")
+Say = Callable[[str], None]
+
+
+class Uninvited(InputError):
+    """The orchestrator does not take this job."""
+
+
+def host_of_this_program() -> tuple[RayJob, SessionRecord] | None:
+    """The submitted job that this program is, and the cluster's orchestrator; None where it is to run at once.
+
+    Raises:
+        MachinesFailed: Ray does not say whether it has one.
+        InputError: it has one, which cannot be reached from here; or FLEETUNE_URL is none.
+    """
+    job, url = ray_job(), server_url()
+    if job is None or KIND_KEY in job.metadata or (url or "").lower() == WITHOUT:  # what the queue has started has room
+        return None
+    if url is not None:
+        check_url(url)
+        return job, SessionRecord(url, "")
+    raylet = raylet_above(os.getpid())
+    record = read_record(raylet) if raylet is not None else None
+    if raylet is None or record is None:
+        return None
+    check_url(record.url)
+    if not raylet.is_head and urllib.parse.urlsplit(record.url).hostname in _HERE:
+        raise Uninvited(
+            "this program runs on another node than the head, where the orchestrator of this cluster listens for its "
+            f"own machine alone ({record.url}). Submit without --entrypoint-num-cpus and the like, which put a driver "
+            "anywhere; or have the orchestrator started with --host 0.0.0.0, or with --url and a proxy"
+        )
+    return job, record
+
+
+def run_as_guest(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say: Say) -> int:
+    """Queue the job and stay until it ends; its exit code.
+
+    Raises:
+        InputError: it is not taken.
+        Interrupted: this program was asked to end, and the job with it.
+    """
+    if not re.fullmatch(SUBMISSION, job.submission):
+        raise Uninvited(
+            f"Ray's job {job.submission!r} cannot be queued: give it a --submission-id of letters, digits, '.', '_' "
+            "and '-', at most 200 of them"
+        )
+    package = package_of(os.getcwd())
+    trains = spec.base if isinstance(spec, SweepSpec) else spec
+    if run_named(trains.model.path) is None:  # the model of a run may not exist yet
+        for warning in _validated_apart(trains).warnings:
+            say(f"warning: {warning}")
+    guest = _Guest(record, say)
+    message = Join(
+        key=uuid.uuid4().hex,
+        queue=record.queue,
+        submission=job.submission,
+        environment=digest_of_environment(job.runtime_env),
+        spec=queued(spec, job).model_dump(mode="json"),
+        package=package,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)  # what it raises passes whoever catches every `Exception`
+    joined: Joined | None = None
+    try:
+        joined = guest.join(message)
+        say(f"queued as {joined.job_id} by the orchestrator of this cluster, {guest.url}: fleetune why {joined.job_id}")
+        return guest.stay(joined)
+    except KeyboardInterrupt:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        if joined is not None:
+            guest.leave(joined.job_id)
+        raise Interrupted("this program was asked to end: its job is cancelled") from None
+
+
+def _validated_apart(spec: Spec) -> Validated:
+    """Run `validate` in a child process. What it imports takes 30 MB, which this program would keep as long as it runs.
+
+    Raises:
+        FleetuneError: what `validate` raises; or the child ended without a result.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_validate_into, args=(sender, spec))
+    child.start()
+    sender.close()
+    try:
+        found: Validated | FleetuneError = receiver.recv()
+    except EOFError:
+        child.join()
+        raise FleetuneError(
+            "the process that checks the spec, its data and its model ended without a result (exit code "
+            f"{child.exitcode}; -9 is a kill, mostly for memory). Try fleetune validate on the same files"
+        ) from None
+    child.join()
+    if isinstance(found, FleetuneError):
+        raise found
+    return found
+
+
+def _validate_into(sender: Connection, spec: Spec) -> None:
+    """The child's part: send what `validate` returns or raises."""
+    try:
+        sender.send(validate(spec))
+    except FleetuneError as error:
+        sender.send(error)
+
+
+def queued(spec: Spec | SweepSpec, job: RayJob) -> Spec | SweepSpec:
+    """With the tenant and the priority that the submission names (`--metadata-json`). Raises SpecError."""
+    update: dict[str, str | int] = {}
+    if tenant := job.metadata.get("tenant"):
+        update["tenant"] = tenant
+    if (given := job.metadata.get("priority")) is not None:
+        try:
+            update["priority"] = int(given)
+        except ValueError:
+            raise SpecError(f"the job's metadata says priority {given!r}: give a whole number") from None
+    return spec.model_copy(update={"queue": spec.queue.model_copy(update=update)})
+
+
+def package_of(folder: str) -> str | None:
+    """That of which a working directory is part, into which Ray has unpacked what `--working-dir` ships."""
+    before, found, name = folder.partition(RAY_PACKAGE)
+    return f"{before}{found}{name.partition('/')[0]}" if found else None
+
+
+class _Guest:
+    def __init__(self, record: SessionRecord, say: Say) -> None:
+        self._record, self._say = record, say
+        self._server = Server(record.url, server_token())
+        self._silent_since_s: float | None = None
+        self._said_s = 0.0
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    def join(self, message: Join) -> Joined:
+        """Waits for as long as it takes. Raises Uninvited."""
+
+        def once() -> Joined:
+            try:
+                return self._server.post("/v1/guest/join", message, Joined)
+            except Refused as error:
+                if error.error in ("", _OTHER):  # of something that stands before the server, or of another one
+                    raise NoAnswer(f"status {error.answered}: {error}") from error
+                raise Uninvited(
+                    f"the orchestrator of this cluster, {self.url}, does not take this job: {error}"
+                ) from error
+
+        return self._patiently(once, "nothing is started before it does")
+
+    def stay(self, joined: Joined) -> int:
+        """Show what the job writes until it has ended. Raises Uninvited."""
+        look, words = Look(job_id=joined.job_id, queue=self._record.queue), ""
+        while True:
+            told = self._patiently(lambda at=look: self._look(at), "the job goes on meanwhile")  # type: ignore[misc]
+            sys.stdout.write(told.output)
+            sys.stdout.flush()
+            if told.words != words:
+                words = told.words
+                if words:
+                    self._say(words)
+            look = look.model_copy(update={"attempt": told.attempt, "after": told.after})
+            if told.more:
+                continue
+            if told.exit_code is not None:
+                return told.exit_code
+            time.sleep(joined.look_every_s * random.uniform(0.8, 1.2))
+
+    def leave(self, job_id: str) -> None:
+        """If it is not heard, Ray's word that this program has ended is."""
+        try:
+            self._server.post("/v1/guest/leave", Leave(job_id=job_id), Looked, _LEAVES_WITHIN_S)
+        except (NoAnswer, NotUnderstood, Refused) as error:
+            self._say(f"the orchestrator was not told ({error}); it will see that this program has ended")
+
+    def _look(self, look: Look) -> Looked:
+        """Whatever else is answered, the job may train well: it must not end for that."""
+        try:
+            return self._server.post("/v1/guest/look", look, Looked)
+        except Refused as error:
+            if error.error == _UNKNOWN:
+                raise Uninvited(f"the orchestrator does not know {look.job_id} any more: {error}") from error
+            raise NoAnswer(f"status {error.answered}: {error}") from error
+
+    def _patiently(self, ask: Callable[[], Answer], meanwhile: str) -> Answer:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                answer = ask()
+            except (NoAnswer, NotUnderstood) as error:
+                if self._tell(error, meanwhile):
+                    self._look_for_it_again()
+            else:
+                if self._silent_since_s is not None:
+                    self._silent_since_s = None
+                    self._say("the orchestrator answers again")
+                return answer
+            time.sleep(pause_s * random.uniform(0.7, 1.3))
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    def _tell(self, error: Exception, meanwhile: str) -> bool:
+        """Once a minute; whether it was told."""
+        now_s = time.monotonic()
+        if self._silent_since_s is None:
+            self._silent_since_s, self._said_s = now_s, now_s - _SAYS_EVERY_S
+        if now_s - self._said_s < _SAYS_EVERY_S:
+            return False
+        self._said_s = now_s
+        self._say(
+            f"the orchestrator of this cluster, {self.url}, gives no answer that helps "
+            f"({now_s - self._silent_since_s:.0f} s so far); {meanwhile}: {error}"
+        )
+        return True
+
+    def _look_for_it_again(self) -> None:
+        """It may have moved, and tokens are made anew now and then."""
+        url = self.url
+        with contextlib.suppress(FleetuneError):
+            if self._record.queue and (raylet := raylet_above(os.getpid())) is not None:
+                found = read_record(raylet)
+                if found is not None and found.queue == self._record.queue:
+                    check_url(found.url)
+                    url = found.url
+            self._server = Server(url, server_token())

@@ -1,0 +1,114 @@
+"""One attempt of a queued job that trains, or of a sweep."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TextIO
+
+from cluster.capacity.occupancy import workers_in
+from cluster.errors import OUT_OF_MEMORY_EXIT
+from cluster.local.gpus import held_gpus
+from cluster.local.machine import this_machine
+from cluster.ray.connection import THIS_MACHINE
+from cluster.settings import add_to_environment, ray_address, visible_gpus
+from jobs.drivers.finetune.allocation import Assignment
+from jobs.drivers.link.link import Link, Say
+from jobs.drivers.link.messages import Registered
+from jobs.drivers.link.progress_reporter import Telling
+from jobs.errors import MachinesFailed, SpecError, StorageError
+from jobs.finetune import run_on_ray
+from jobs.run.outcome import Status, read_outcome
+from jobs.run.paths import JobPaths
+from jobs.run.progress import PlainProgress
+from jobs.spec.command import CommandSpec
+from jobs.spec.finetune import Spec
+from jobs.spec.load import spec_of
+from jobs.spec.sweep import SweepSpec
+from jobs.storage import files as storage
+from jobs.sweep import run_sweep
+
+
+def drive_training(registered: Registered, link: Link, stream: TextIO, say: Say) -> int:
+    """Begin the job's run, or go on with it; the exit code.
+
+    Raises:
+        FleetuneError: found before anything was written.
+    """
+    spec = spec_of(registered.spec)
+    if isinstance(spec, CommandSpec):
+        raise SpecError(f"the server says that the job trains, but its spec is of kind {spec.kind}")
+    succeeded, resume = run_so_far(registered.run)
+    if succeeded:
+        say(f"its run has succeeded in an earlier attempt: {registered.run}")
+        link.tell(run=registered.run)
+        return 0
+    add_to_environment(registered.secrets)
+    local = registered.engine == "local"
+    resources = spec.resources if isinstance(spec, Spec) else spec.base.resources
+    elastic = isinstance(spec, SweepSpec) or resources.min_workers is not None
+    num_workers = workers_in(registered.placement) if elastic else resources.num_workers
+    places = None if local else places_of(registered, num_workers)
+    progress = Telling(PlainProgress(stream), link, _places_to_give_back(registered, spec, num_workers))
+    with contextlib.closing(progress), local_gpus(num_workers * resources.gpus_per_worker if local else 0, say):
+        address = THIS_MACHINE if local else ray_address() or "auto"
+        given = Assignment(places, num_workers, registered.secrets, registered.run)
+        if isinstance(spec, SweepSpec):
+            outcome = run_sweep(spec, address=address, progress=progress, resume=resume, assignment=given)
+        else:
+            outcome = run_on_ray(spec, address=address, progress=progress, resume=resume, assignment=given)
+    if outcome.faulty_nodes:
+        link.tell(faulty=outcome.faulty_nodes)
+    return OUT_OF_MEMORY_EXIT if outcome.out_of_memory else outcome.exit_code
+
+
+def run_so_far(run: str | None) -> tuple[bool, str | None]:
+    """Whether the run has succeeded, and where to go on with it; None: it is to begin.
+
+    Raises:
+        MachinesFailed: the storage does not say. It did when the job was submitted, or will say the same again.
+    """
+    try:
+        return (run is not None and has_succeeded(run)), resumable(run)
+    except StorageError as error:
+        raise MachinesFailed(f"what there is of the run cannot be seen now: {error}") from error
+
+
+def has_succeeded(run: str) -> bool:
+    outcome = read_outcome(JobPaths(run))
+    return outcome is not None and outcome.status is Status.SUCCEEDED
+
+
+def resumable(run: str | None) -> str | None:
+    """The run of an earlier attempt; None where it left nothing to go on with."""
+    return run if run is not None and storage.exists(JobPaths(run).spec) else None
+
+
+def places_of(registered: Registered, num_workers: int) -> tuple[str, ...]:
+    """The node of each worker, in the order of the lease. Raises MachinesFailed."""
+    places = tuple(node for node, workers in registered.placement for _ in range(workers))
+    if len(places) != num_workers:
+        raise MachinesFailed(f"the lease has room for {len(places)} workers, and the job has {num_workers}")
+    return places
+
+
+def _places_to_give_back(registered: Registered, spec: Spec | SweepSpec, num_workers: int) -> tuple[str, ...]:
+    """Node of each worker of a sweep. Empty: nothing is given back, as on one machine, whose GPUs a driver holds."""
+    if isinstance(spec, Spec) or (registered.engine == "local" and spec.base.resources.gpus_per_worker):
+        return ()
+    return places_of(registered, num_workers)
+
+
+@contextlib.contextmanager
+def local_gpus(count: int, say: Say) -> Iterator[tuple[str, ...]]:
+    """GPUs of this machine that are nobody else's, as long as this lasts, and the only ones that this process sees.
+
+    Raises:
+        MachinesFailed: others hold them.
+    """
+    seen = visible_gpus()
+    gpus = seen if seen is not None or count == 0 else [str(index) for index in range(this_machine().gpus)]
+    with held_gpus(count, gpus or (), say=say) as taken:
+        if taken:
+            add_to_environment({"CUDA_VISIBLE_DEVICES": ",".join(taken)})
+        yield taken

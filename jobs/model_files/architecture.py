@@ -1,0 +1,193 @@
+"""What transformers says about a model type, read from its source without importing it. Light to import.
+
+To import transformers' model classes takes seconds and needs torch, which a laptop may not have. Each class states
+what it supports in class attributes, and transformers keeps a type's classes in one file, so the syntax tree of that
+file answers. What the source does not state plainly counts as supported: a wrong refusal would be worse than an error
+that comes late.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import glob
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, get_args
+
+from jobs.spec.finetune import Spec, Task
+
+_MAPPINGS: Final[dict[Task, str]] = {
+    "causal-lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "sequence-classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+}
+_FOLDERS: Final = "SPECIAL_MODEL_TYPE_TO_MODULE_NAME"
+_AUTO: Final = "models/auto"
+_READS_BOTH_WAYS: Final = ("cpmant",)  # language models that see the text behind a token, whatever config.json says
+
+
+def architecture_problems(config: dict[str, Any], spec: Spec) -> list[str]:
+    """What in the spec the model type of a config.json does not support; empty where transformers is not installed."""
+    root, model_type = transformers_root(), config.get("model_type")
+    if root is None or not isinstance(model_type, str):
+        return []
+    class_name = class_names(root, spec.model.task).get(model_type)
+    if class_name is None:
+        return [_no_class(root, model_type, spec.model.task)]
+    if spec.model.task == "causal-lm" and model_type in _READS_BOTH_WAYS:
+        return [
+            f"{class_name} reads a text in both directions, so it would see each token that it has to predict: choose "
+            "a causal model"
+        ]
+    found = model_class(root, model_type, class_name)
+    return _class_problems(found, spec) if found else []
+
+
+def _class_problems(found: ModelClass, spec: Spec) -> list[str]:
+    problems = []
+    kernel, kernels = spec.model.attn_implementation, found.attention_kernels
+    if kernel is not None and kernel not in kernels:
+        problems.append(
+            f"{found.name} does not support model.attn_implementation: {kernel}. Leave it out, or choose one of: "
+            f"{', '.join(kernels)}"
+        )
+    if spec.train.gradient_checkpointing and not found.has("supports_gradient_checkpointing"):
+        problems.append(
+            f"{found.name} does not support train.gradient_checkpointing: leave it out, and make "
+            "train.per_device_train_batch_size or data.seq_len smaller if memory is short"
+        )
+    if spec.model.task == "sequence-classification" and not found.takes("attention_mask"):
+        sizes = {"train.per_device_train_batch_size": spec.train.per_device_train_batch_size}
+        if spec.data.has_eval:
+            sizes["eval.per_device_eval_batch_size"] = spec.eval.per_device_eval_batch_size
+        problems += [
+            f"{found.name} takes no attention mask: padding would be part of the text, so its answers would depend on "
+            f"the other rows of a batch. Set {name} ({size}) to 1"
+            for name, size in sizes.items()
+            if size > 1
+        ]
+    return problems
+
+
+def _no_class(root: str, model_type: str, task: Task) -> str:
+    version = importlib.metadata.version("transformers")
+    if tasks := [other for other in get_args(Task) if model_type in class_names(root, other)]:
+        return f"transformers {version} has no class for {task} of model type {model_type}: it has {', '.join(tasks)}"
+    if os.path.isdir(os.path.join(root, "models", module_of(root, model_type))):
+        return (
+            f"transformers {version} has no class for {task} of model type {model_type}, nor for the other tasks of "
+            "model.task: choose a text model"
+        )
+    return (
+        f"transformers {version} does not know model type {model_type}: install a release that has it, or choose "
+        "another model"
+    )
+
+
+def transformers_root() -> str | None:
+    """Where transformers is installed; None where it is not."""
+    found = importlib.util.find_spec("transformers")  # does not import it
+    folders = list((found.submodule_search_locations if found else None) or [])
+    return folders[0] if folders else None
+
+
+@functools.cache
+def class_names(root: str, task: Task) -> dict[str, str]:
+    """For each model type, the name of its class for the task."""
+    return _pairs(os.path.join(root, _AUTO, "modeling_auto.py"), _MAPPINGS[task])
+
+
+def module_of(root: str, model_type: str) -> str:
+    """The folder under models/ that has the type's classes."""
+    special = _pairs(os.path.join(root, _AUTO, "auto_mappings.py"), _FOLDERS)
+    return special.get(model_type, model_type.replace("-", "_"))
+
+
+@functools.cache
+def _pairs(path: str, name: str) -> dict[str, str]:
+    """The pairs of strings in `name = OrderedDict([(key, value), ...])`; of several values, the first."""
+    pairs: dict[str, str] = {}
+    for node in _tree(path).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
+            for pair in (inner for inner in ast.walk(node) if isinstance(inner, ast.Tuple) and len(inner.elts) == 2):
+                key, value = pair.elts
+                first = value.elts[0] if isinstance(value, ast.Tuple) and value.elts else value
+                if isinstance(key, ast.Constant) and isinstance(first, ast.Constant):
+                    pairs.setdefault(str(key.value), str(first.value))
+    return pairs
+
+
+@functools.cache
+def _tree(path: str) -> ast.Module:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return ast.parse(file.read())
+    except (OSError, SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
+def model_class(root: str, model_type: str, name: str) -> ModelClass | None:
+    """A class with its bases as far as transformers defines them; None where its file is not found."""
+    for path in _files(root, model_type, name):
+        if lineage := tuple(_lineage(path, name)):
+            return ModelClass(name, lineage)
+    return None
+
+
+def _files(root: str, model_type: str, name: str) -> Iterator[str]:
+    """Where a class may be: the files of its type, then those of other types with the same class."""
+    same = [other for task in get_args(Task) for other, its in class_names(root, task).items() if its == name]
+    for module in dict.fromkeys(module_of(root, one) for one in [model_type, *same]):
+        yield from sorted(glob.glob(os.path.join(root, "models", module, "modeling_*.py")))
+
+
+def _lineage(path: str, name: str) -> Iterator[ast.ClassDef]:
+    """The class and its bases, depth first: near enough to Python's order for attributes that mixins do not have."""
+    tree = _tree(path)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            yield node
+            for base in node.bases:
+                yield from _lineage(path, ast.unparse(base))
+            return
+        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names) and node.level:
+            folder = path
+            for _ in range(node.level):
+                folder = os.path.dirname(folder)
+            yield from _lineage(os.path.join(folder, *(node.module or "").split(".")) + ".py", name)
+            return
+
+
+@dataclass(frozen=True)
+class ModelClass:
+    """A class of a model, as its source describes it."""
+
+    name: str
+    lineage: tuple[ast.ClassDef, ...]  # the class first
+
+    def has(self, flag: str) -> bool:
+        """Whether a class attribute is true; True where its value is no constant."""
+        for owner in self.lineage:
+            for node in owner.body:
+                targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+                if any(isinstance(target, ast.Name) and target.id == flag for target in targets):
+                    value = getattr(node, "value", None)
+                    return bool(value.value) if isinstance(value, ast.Constant) else True
+        return False
+
+    def takes(self, argument: str) -> bool:
+        """Whether `forward` names the argument; True where no source of it is found."""
+        for owner in self.lineage:
+            for node in owner.body:
+                if isinstance(node, ast.FunctionDef) and node.name == "forward":
+                    return argument in {one.arg for one in [*node.args.args, *node.args.kwonlyargs]}
+        return True
+
+    @property
+    def attention_kernels(self) -> tuple[str, ...]:
+        """What model.attn_implementation may be."""
+        flags = {"sdpa": "_supports_sdpa", "eager": None, "flash_attention_2": "_supports_flash_attn"}
+        return tuple(kernel for kernel, flag in flags.items() if flag is None or self.has(flag))

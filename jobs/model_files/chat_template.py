@@ -1,0 +1,38 @@
+"""Whether a model directory brings a chat template; needs no transformers."""
+
+from __future__ import annotations
+
+import json
+
+from jobs.errors import DataError
+from jobs.storage import files as storage
+
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+
+
+def has_chat_template(model_dir: str) -> bool:
+    """Whether the tokenizer of a model directory (a path or fsspec URL) has a chat template.
+
+    Raises:
+        DataError: tokenizer_config.json is not JSON.
+        StorageError: the directory cannot be read.
+    """
+    names = storage.list_names(model_dir)
+    if any(name in names for name in _TEMPLATE_FILES):
+        return True
+    if "tokenizer_config.json" not in names:
+        return False
+    path = storage.join(model_dir, "tokenizer_config.json")
+    try:
+        config = json.loads(storage.read_bytes(path))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}. Fetch the model again.") from error
+    return isinstance(config, dict) and bool(config.get("chat_template"))
+
+
+def no_chat_template(model_dir: str) -> DataError:
+    """The error for chat data and a tokenizer that cannot render it."""
+    return DataError(
+        f"data.format is chat, but the tokenizer in {model_dir} has no chat template: take an instruct model, put a "
+        "chat_template.jinja beside its tokenizer, or use data.format: text"
+    )

@@ -1,0 +1,332 @@
+"""Whether a directory holds a model that can be trained, and how it comes to this machine. Light to import."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from jobs.errors import DataError
+from jobs.model_files.architecture import architecture_problems
+from jobs.spec.finetune import Spec
+from jobs.storage import files as storage
+
+INDEX = "model.safetensors.index.json"
+# Any one of these sets makes a tokenizer.
+TOKENIZER_FILES = (
+    ("tokenizer.json",),
+    ("vocab.txt",),
+    ("vocab.json", "merges.txt"),
+    ("tokenizer.model",),
+    ("spiece.model",),
+    ("sentencepiece.bpe.model",),
+)
+_POSITIONS_START_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_TOKENIZER = ["*.json", "*.txt", "*.model", "*.jinja"]
+_WANTED = [*_TOKENIZER, "*.safetensors"]
+
+
+def check_model_dir(spec: Spec) -> None:
+    """Look at the spec's model as far as this machine can: a directory in full, a URL for its config, a hub id not.
+
+    Raises:
+        DataError: all that is wrong with it.
+    """
+    path = spec.model.path
+    if storage.is_local(path):
+        local = storage.local_path(path)
+        if os.path.isabs(local):  # anything else that is no URL is a hub id: see `jobs.spec.load`
+            check_model_files(local, spec)
+    elif not storage.exists(storage.join(path, "config.json")):
+        raise DataError(f"model.path {path}: there is no config.json")
+
+
+def check_model_files(folder: str, spec: Spec) -> None:
+    """Refuse a local directory that cannot be trained from as the spec asks.
+
+    Raises:
+        DataError: all that is wrong with it, one a line.
+    """
+    try:
+        problems = model_files_problems(folder, spec) or tokenizer_problems(folder, "chat" in spec.data.formats)
+    except OSError as error:
+        problems = [f"cannot be read: {error}"]
+    if problems:
+        raise DataError("\n".join(f"model.path {folder}: {problem}" for problem in problems))
+
+
+def model_files_problems(folder: str, spec: Spec) -> list[str]:
+    """What is wrong with the directory's config and weights."""
+    if os.path.isfile(folder):
+        return ["this is a file: give the directory that holds config.json and *.safetensors"]
+    if not os.path.isdir(folder):
+        return ["no such directory"]
+    config, problem = _read_config(folder)
+    problems = [problem] if problem else _config_problems(config, spec)
+    return problems + _weights_problems(folder)
+
+
+def _config_problems(config: dict[str, Any], spec: Spec) -> list[str]:
+    if problems := _needs_own_code(config):
+        return problems
+    found = _quantised(config) + _too_few_positions(config, spec.data.seq_len) + _other_classes(config, spec)
+    return found + architecture_problems(config, spec)
+
+
+def _quantised(config: dict[str, Any]) -> list[str]:
+    found = config.get("quantization_config")
+    if not found:
+        return []
+    method = found.get("quant_method", "unknown method") if isinstance(found, dict) else "unknown method"
+    return [
+        f"the weights are quantised ({method}), and full fine-tuning needs weights in fp32, bf16 or fp16. Take the "
+        "release that is not quantised, or dequantise it (model.dequantize() in transformers) and save it without "
+        "quantization_config"
+    ]
+
+
+def _other_classes(config: dict[str, Any], spec: Spec) -> list[str]:
+    """A classifier keeps its head, so its number of classes must be that of the data."""
+    architectures = config.get("architectures") or ()
+    if spec.num_labels is None or not any(str(one).endswith("ForSequenceClassification") for one in architectures):
+        return []
+    names = config.get("id2label")
+    count = len(names) if isinstance(names, dict) else config.get("num_labels", 2)  # 2 is transformers' default
+    if count == spec.num_labels:
+        return []
+    listed = f" ({', '.join(map(str, list(names.values())[:10]))})" if isinstance(names, dict) else ""
+    return [
+        f"the model is a classifier of {count} classes{listed}, but the spec has {spec.num_labels}: give data.labels "
+        "with the model's classes, or a base model without a classifier"
+    ]
+
+
+def _read_config(folder: str) -> tuple[dict[str, Any], str | None]:
+    path = os.path.join(folder, "config.json")
+    if not os.path.exists(path):
+        return {}, "there is no config.json: this is no Hugging Face model directory"
+    try:
+        config = json.loads(_read(path))
+    except (OSError, ValueError) as error:
+        return {}, f"config.json cannot be read: {error}"
+    return (config, None) if isinstance(config, dict) else ({}, "config.json is no JSON object")
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def _needs_own_code(config: dict[str, Any]) -> list[str]:
+    """A config may name code of its own although transformers has the architecture too: then ours is that one."""
+    if "auto_map" not in config or _is_known_to_transformers(str(config.get("model_type", ""))):
+        return []
+    return [
+        "config.json has auto_map: this model brings Python code of its own, and trust_remote_code is off here. "
+        "Choose a model whose architecture is part of transformers"
+    ]
+
+
+def _too_few_positions(config: dict[str, Any], seq_len: int) -> list[str]:
+    """Learned positions end where their table ends; rotary ones do not, so those are let pass."""
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    rotary = any(key.startswith("rope_") for key in config)
+    if rotary or not isinstance(positions, int):
+        return []
+    if config.get("model_type") in _POSITIONS_START_BEHIND_PADDING:
+        positions -= int(config.get("pad_token_id") or 1) + 1
+    if seq_len <= positions:
+        return []
+    return [
+        f"the model has {positions} positions, but data.seq_len is {seq_len}: set data.seq_len to {positions} or less"
+    ]
+
+
+def _is_known_to_transformers(model_type: str) -> bool:
+    found = importlib.util.find_spec("transformers")  # does not import it
+    roots = found.submodule_search_locations if found else None
+    name = model_type.replace("-", "_")
+    return bool(name) and any(os.path.isdir(os.path.join(root, "models", name)) for root in roots or [])
+
+
+def _weights_problems(folder: str) -> list[str]:
+    names = sorted(os.listdir(folder))
+    shards = [name for name in names if name.endswith(".safetensors")]
+    if INDEX in names:
+        try:
+            wanted = sorted(set(json.loads(_read(os.path.join(folder, INDEX)))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            return [f"{INDEX} cannot be read: {type(error).__name__}: {error}"]
+        if missing := [name for name in wanted if name not in names]:
+            return [f"{len(missing)} of {len(wanted)} weight files of {INDEX} are missing, the first is {missing[0]}"]
+        shards = [str(name) for name in wanted]
+    if shards:
+        broken = {name: safetensors_problem(os.path.join(folder, name)) for name in shards}
+        return [f"{name} {problem}" for name, problem in broken.items() if problem]
+    if pickles := [name for name in names if name.endswith(_PICKLES)]:
+        return [
+            f"the weights are pickles ({', '.join(pickles[:3])}), which are never loaded since they can run code: "
+            "convert them to safetensors with model.save_pretrained(DIR) on a machine that may run them"
+        ]
+    gguf = " (a GGUF file cannot be trained: convert it first)" if any(n.endswith(".gguf") for n in names) else ""
+    return [f"there are no weights: no *.safetensors{gguf}"]
+
+
+def safetensors_problem(path: str) -> str | None:
+    """Whether the file is as long as its header says; a cut download and a Git LFS pointer are not."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if length + 8 > size:
+            return f"is cut short or no safetensors file ({size} bytes): fetch it again"
+        try:
+            tensors = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "has no readable header: fetch it again"
+    expected = 8 + length + max(ends, default=0)
+    return None if size == expected else f"has {size} bytes, but its header says {expected}: fetch it again"
+
+
+def tensor_names(folder: str) -> set[str]:
+    """Names of all tensors in a local directory's safetensors."""
+    if os.path.exists(index := os.path.join(folder, INDEX)):
+        return set(json.loads(_read(index))["weight_map"])
+    names: set[str] = set()
+    for file_name in sorted(name for name in os.listdir(folder) if name.endswith(".safetensors")):
+        with open(os.path.join(folder, file_name), "rb") as file:
+            names |= set(json.loads(file.read(struct.unpack("<Q", file.read(8))[0])))
+    return names - {"__metadata__"}
+
+
+def tokenizer_problems(folder: str, chat: bool) -> list[str]:
+    """What is wrong with the directory's tokenizer; `chat` asks for a chat template."""
+    names = set(os.listdir(folder))
+    if not any(names.issuperset(files) for files in TOKENIZER_FILES):
+        return [
+            "there is no tokenizer: no tokenizer.json, vocab.txt, vocab.json with merges.txt, or tokenizer.model. "
+            "Copy it from the model that this one was made from: "
+            "AutoTokenizer.from_pretrained(BASE).save_pretrained(THIS)"
+        ]
+    if chat and not has_chat_template(folder):
+        return [
+            "data.format is chat, but the tokenizer has no chat template: take the instruct model's tokenizer, or put "
+            "a chat_template.jinja into the directory"
+        ]
+    return []
+
+
+def has_chat_template(folder: str) -> bool:
+    if any(os.path.exists(os.path.join(folder, name)) for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    try:
+        return bool(json.loads(_read(os.path.join(folder, "tokenizer_config.json"))).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def local_model_dir(path: str, cache_dir: str | None = None) -> str:
+    """A directory on this machine with the model of `model.path`; fetched once per machine where it is elsewhere.
+
+    Args:
+        path: absolute directory, fsspec URL or hub id.
+        cache_dir: holds what is fetched from URLs; ~/.cache/fleetune/models if left out.
+
+    Raises:
+        DataError: it cannot be fetched.
+        StorageError: the URL cannot be read.
+    """
+    if storage.is_local(path):
+        local = storage.local_path(path)
+        return local if os.path.isdir(local) or os.path.isabs(local) else _from_hub(path)
+    return fetched_once(path, cache_dir, storage.fetch_dir)
+
+
+def fetched_once(url: str, cache_dir: str | None, fetch: Callable[[str, str], None], suffix: str = "") -> str:
+    """The directory of this machine that `fetch(url, directory)` has filled, now or for an earlier caller.
+
+    Args:
+        suffix: of the directory's name, for another part of the same model.
+
+    Raises:
+        DataError: nothing is there, or it cannot be listed.
+        StorageError: it cannot be read.
+    """
+    cache = cache_dir or os.path.expanduser("~/.cache/fleetune/models")
+    target = os.path.join(cache, _content_key(url) + suffix)
+    os.makedirs(cache, exist_ok=True)
+    with open(f"{target}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other workers of this machine wait here, and find it whole
+        if not os.path.isdir(target):
+            _fetch(url, target, fetch)
+    return target
+
+
+def _content_key(url: str) -> str:
+    """Changes when a file at the URL does, as far as its size and its date or tag tell."""
+    fs, inner = storage.filesystem(url)
+    try:
+        listing = fs.find(inner, detail=True)
+    except Exception as error:  # object stores raise whatever their client raises
+        raise DataError(f"model.path {url} cannot be listed: {type(error).__name__}: {error}") from error
+    if not listing:
+        raise DataError(f"model.path {url}: nothing is there")
+    stamps = ("ETag", "etag", "LastModified", "updated", "mtime", "created")
+    facts = [
+        (name, info.get("size"), str(next((info[key] for key in stamps if key in info), "")))
+        for name, info in sorted(listing.items())
+    ]
+    return hashlib.sha256(json.dumps([url, facts]).encode()).hexdigest()[:24]
+
+
+def _fetch(url: str, target: str, fetch: Callable[[str, str], None]) -> None:
+    beside = tempfile.mkdtemp(dir=os.path.dirname(target), prefix=".part-")
+    try:
+        fetch(url, beside)
+        os.rename(beside, target)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def tokenizer_dir(path: str, chat: bool) -> str:
+    """Where the tokenizer of `model.path` can be read: a directory or URL. Weights are neither fetched nor looked at.
+
+    Raises:
+        DataError: there is none, or it has no chat template where `chat` asks for one.
+    """
+    if not storage.is_local(path):
+        return path
+    local = storage.local_path(path)
+    if not os.path.isdir(local):
+        if os.path.isabs(local):
+            raise DataError(f"model.path {local}: no such directory")
+        local = _from_hub(path, _TOKENIZER)
+    if problems := tokenizer_problems(local, chat):
+        raise DataError("\n".join(f"model.path {local}: {problem}" for problem in problems))
+    return local
+
+
+def _from_hub(name: str, wanted: list[str] = _WANTED) -> str:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise DataError(f"model.path {name} is on the hub, and huggingface_hub is not installed here") from error
+    try:
+        return snapshot_download(name, allow_patterns=wanted)
+    except Exception as error:  # network, authentication, no such repository, disk full: all end here
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        raise DataError(
+            f"model.path {name}: no such directory beside the spec's file, and it cannot be fetched from the hub "
+            f"({type(error).__name__}: {reason}). Give a local directory, or a name that the hub has; for a gated "
+            "model log in with `hf auth login`"
+        ) from error

@@ -1,0 +1,60 @@
+"""The learning rate as a pure function of the step, equal to what transformers' `get_scheduler` gives.
+
+Equality is shown over whole runs by tests/integration/test_schedule_matches_transformers.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from jobs.planning.steps import warmup_steps
+from jobs.spec.finetune import SchedulerType, Train
+
+
+def learning_rate_at(step: int, train: Train, total_steps: int) -> float:
+    """The rate of optimizer step `step`, counted from 0, which is about to be taken.
+
+    Raises:
+        SpecError: the warmup is longer than the run.
+    """
+    warmup = warmup_steps(train, total_steps)
+    if step < warmup:
+        return train.learning_rate * (step / warmup)
+    return train.learning_rate * _SHAPES[train.lr_scheduler_type](step, warmup, total_steps, train)
+
+
+def decay_steps(train: Train, total_steps: int) -> int:
+    """Steps that decay at the end, for warmup_stable_decay; no more than the warmup leaves."""
+    return min(math.ceil(train.decay_ratio * total_steps), total_steps - warmup_steps(train, total_steps))
+
+
+def _linear(step: int, warmup: int, total: int, train: Train) -> float:
+    return max(0.0, (total - step) / max(1, total - warmup))
+
+
+def _cosine(step: int, warmup: int, total: int, train: Train) -> float:
+    return _half_cosine((step - warmup) / max(1, total - warmup))
+
+
+def _constant(step: int, warmup: int, total: int, train: Train) -> float:
+    return 1.0
+
+
+def _stable_then_decay(step: int, warmup: int, total: int, train: Train) -> float:
+    decay = decay_steps(train, total)
+    if step < total - decay:
+        return 1.0
+    return _half_cosine((step - (total - decay)) / max(1, decay)) if step < total else 0.0
+
+
+def _half_cosine(progress: float) -> float:
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+_SHAPES: dict[SchedulerType, Callable[[int, int, int, Train], float]] = {
+    "linear": _linear,
+    "cosine": _cosine,
+    "constant_with_warmup": _constant,
+    "warmup_stable_decay": _stable_then_decay,
+}

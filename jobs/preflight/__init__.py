@@ -1,0 +1,4 @@
+"""What is checked or done before a worker starts.
+
+May import `data`, `training.model` and what these may import. Start with `validate`, then `ready`.
+"""

@@ -1,0 +1,130 @@
+"""What `fleetune data` does, from a spec to its result. Light to import: libraries are loaded once there is work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
+
+from cluster.ray.connection import connected
+from cluster.settings import set_default
+from jobs.console import redirected_output
+from jobs.errors import FleetuneError, SpecError
+from jobs.preflight.validate import enter_working_dir, own_function_problem
+from jobs.run.outcome import event
+from jobs.run.paths import prepared_root
+from jobs.run.progress import Progress
+from jobs.run.references import with_model_of_run
+from jobs.spec.data import OWN_FUNCTION
+from jobs.spec.finetune import Spec
+from jobs.storage import files as storage
+
+if TYPE_CHECKING:
+    from jobs.data.prepared import Prepared
+    from jobs.data.quality.check import Checked
+    from jobs.data.quality.preview import ShownRow
+
+# So little is done by this process alone, with the tokenizer's own threads, about as soon as by a Ray of this machine.
+SMALL_BYTES = 64 * 2**20
+
+Say = Callable[[str], None]
+
+
+def prepare_data(spec: Spec, address: str | None, progress: Progress) -> Prepared:
+    """Prepare the data of a spec on the cluster at `address`, or on this machine; or find it prepared.
+
+    Raises:
+        InputError: the spec, the data or the storage does not fit.
+    """
+    _check_functions(spec)
+    with _working(spec, address, progress) as (engine, model_dir, say):
+        from jobs.data.order.stream import step_plan
+        from jobs.data.preparation.prepare import prepare
+
+        prepared = prepare(spec, model_dir, engine=engine, say=say)
+        if spec.data.mixed:  # whether max_epochs leaves enough shows once the rows are counted
+            step_plan(spec, prepared.split("train"))
+        return prepared
+
+
+def check_data(spec: Spec, address: str | None, progress: Progress) -> Checked:
+    """Look at all samples. Raises as `prepare_data`; what is wrong with the samples is in the report."""
+    _check_functions(spec)
+    with _working(spec, address, progress) as (engine, model_dir, say):
+        from jobs.data.quality.check import check
+
+        return check(spec, model_dir, engine=engine, say=say)
+
+
+def show_data(spec: Spec, count: int, split: Literal["train", "eval"], start: int) -> list[ShownRow]:
+    """`count` rows from number `start` on: of the prepared data if there is some, else of the first samples."""
+    _check_functions(spec)
+    with _quietly():
+        from jobs.data.quality.preview import shown_rows
+
+        return shown_rows(spec, _model_dir(spec), count, split, start)
+
+
+def _check_functions(spec: Spec) -> None:
+    enter_working_dir(spec)
+    problems = [own_function_problem(name) for name in sorted(spec.data.formats) if OWN_FUNCTION.match(name)]
+    if found := [problem for problem in problems if problem]:
+        raise SpecError("\n".join(f"data.format: {problem}" for problem in found))
+
+
+@contextlib.contextmanager
+def _working(spec: Spec, address: str | None, progress: Progress) -> Iterator[tuple[Literal["plain", "ray"], str, Say]]:
+    """An engine that is ready, the model's directory, and a way to tell how it goes."""
+
+    def say(text: str) -> None:
+        progress.event(event("phase", text, phase="prepare"))
+
+    storage.check_writable(prepared_root(spec.storage_path, ""))
+    with _quietly():
+        say("loading the tokenizer")
+        model_dir = _model_dir(spec)
+        if address is None and _size(spec) <= SMALL_BYTES:
+            yield "plain", model_dir, say
+            return
+        say("connecting to Ray")
+        with connected(address, None):
+            yield "ray", model_dir, say
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """What libraries have to say goes to a file, which is named where something unexpected is raised."""
+    set_default("DS_ACCELERATOR", "cpu")
+    with tempfile.NamedTemporaryFile(prefix="fleetune-data-", suffix=".log", delete=False) as file:
+        log = file.name
+    try:
+        with redirected_output(log):
+            yield
+    except FleetuneError:
+        os.unlink(log)
+        raise
+    except Exception as error:
+        error.add_note(f"what the libraries said is in {log}")
+        raise
+    except BaseException:  # Ctrl-C
+        os.unlink(log)
+        raise
+    else:
+        os.unlink(log)
+
+
+def _model_dir(spec: Spec) -> str:
+    """Only the tokenizer is needed: data may be prepared where the weights are not."""
+    from jobs.model_files.directory import tokenizer_dir
+
+    return tokenizer_dir(with_model_of_run(spec).model.path, "chat" in spec.data.formats)
+
+
+def _size(spec: Spec) -> int:
+    """Bytes of all source files. Raises DataError."""
+    from jobs.data.sources.records import expand
+
+    sources = (*spec.data.train, *(spec.data.eval or ()))
+    return sum(storage.size(file) for source in sources for file in expand(source.path))

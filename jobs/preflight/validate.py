@@ -1,0 +1,242 @@
+"""Everything that can be found wrong with a job before a worker starts. Light to import; reads files and URLs."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from typing import TYPE_CHECKING, get_args
+
+from cluster.job_environment import JobEnvironment
+from jobs.errors import DataError, InputError, SpecError
+from jobs.model_files.directory import check_model_dir
+from jobs.planning import plan_batching, warmup_steps, worker_numbers
+from jobs.run.references import with_model_of_run
+from jobs.spec.checking.fields import did_you_mean
+from jobs.spec.data import OWN_FUNCTION
+from jobs.spec.finetune import Spec, Task
+from jobs.storage import files as storage
+
+if TYPE_CHECKING:
+    from jobs.data.sources.first_records import Looked
+
+# For which tasks a built-in metric says something.
+BUILTIN_METRICS: dict[str, tuple[Task, ...]] = {
+    "loss": get_args(Task),
+    "accuracy": get_args(Task),
+    "perplexity": ("causal-lm",),
+    "exact_match": ("causal-lm",),
+    "f1": ("sequence-classification",),
+}
+_OFFLOAD_CPUS = 4  # for the Adam of one GPU on the host
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What was found in a spec without a problem.
+
+    Attributes:
+        warnings: what is allowed, and probably not meant.
+        looked_at: what was seen beside the spec itself, in words.
+        not_looked_at: what could not be seen from here, and so may still be wrong.
+    """
+
+    warnings: tuple[str, ...]
+    looked_at: tuple[str, ...]
+    not_looked_at: tuple[str, ...]
+
+
+def validate(spec: Spec) -> Validated:
+    """Check batch, warmup, metrics, model directory, data and storage; this process goes to the spec's working_dir.
+
+    Raises:
+        InputError: of the first problem's class, with the messages of all problems, one a line.
+    """
+    problems = [problem for check in _CHECKS if (problem := _problem(functools.partial(check, spec)))]
+    sources = _looked_at_sources(spec, problems)
+    _raise_all(problems)
+    seen, unseen = _model_seen(spec)
+    warnings = list(_warnings(spec))
+    for where, source in sources.items():
+        seen.append(f"{where}: {source.words}")
+        warnings += _source_warnings(spec, where, source)
+        if not source.samples and not source.bad:
+            unseen.append(f"{where}: what your function makes of its rows (it runs when the data is prepared)")
+    return Validated(tuple(warnings), (*seen, f"storage: {spec.storage_path} can be written"), tuple(unseen))
+
+
+def _raise_all(problems: list[InputError]) -> None:
+    if problems:
+        raise type(problems[0])("\n".join(dict.fromkeys(str(problem) for problem in problems))) from problems[0]
+
+
+def _problem(check: Callable[[], object]) -> InputError | None:
+    try:
+        check()
+    except InputError as error:
+        return error
+    return None
+
+
+def enter_working_dir(spec: Spec) -> None:
+    """Go where the job's own modules are. Raises SpecError."""
+    try:
+        JobEnvironment(spec.working_dir).enter()
+    except OSError as error:
+        raise SpecError(
+            f"working_dir {spec.working_dir}: {error.strerror}: give a directory that every node sees"
+        ) from error
+
+
+def _check_model(spec: Spec) -> None:
+    check_model_dir(with_model_of_run(spec))
+
+
+def _check_warmup(spec: Spec) -> None:
+    if spec.train.max_steps is not None:
+        warmup_steps(spec.train, spec.train.max_steps)
+
+
+def check_metrics(spec: Spec) -> None:
+    """Refuse metrics that are not there or say nothing about the task. Raises SpecError."""
+    problems = [problem for name in spec.eval.metrics if (problem := _metric_problem(name, spec.model.task))]
+    if problems:
+        raise SpecError("\n".join(f"eval.metrics: {problem}" for problem in problems))
+
+
+def _metric_problem(name: str, task: Task) -> str | None:
+    if name in BUILTIN_METRICS:
+        tasks = BUILTIN_METRICS[name]
+        return None if task in tasks else f"{name} is for {' and '.join(tasks)}, but model.task is {task}"
+    if OWN_FUNCTION.match(name):
+        return own_function_problem(name)
+    hint = did_you_mean(name, BUILTIN_METRICS)
+    return f"{name!r} is neither one of {', '.join(BUILTIN_METRICS)} nor package.module:function{hint}"
+
+
+def own_function_problem(name: str) -> str | None:
+    """Look for package.module:function as a worker will, the working directory on the path, but do not run it."""
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.util.find_spec(module)
+    except Exception as error:  # the packages around it are imported, and may raise anything
+        return f"cannot find {module}: {type(error).__name__}: {error} (searched from {os.getcwd()})"
+    if found is None:
+        return f"there is no module {module}: it must be installed, or lie under {os.getcwd()}"
+    names = _top_level_names(found)
+    if names is not None and function not in names:
+        return f"{found.origin} has no {function}{did_you_mean(function, names)}"
+    return None
+
+
+def _top_level_names(module: ModuleSpec) -> set[str] | None:
+    """Names that a module's source defines; None where its text does not tell."""
+    if not module.origin or not module.origin.endswith(".py"):
+        return None
+    try:
+        with open(module.origin, "rb") as file:
+            tree = ast.parse(file.read())
+    except (OSError, SyntaxError, ValueError):
+        return None  # the worker's import says it better
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names.update(alias.asname or alias.name for alias in node.names)
+    return None if "*" in names or "__getattr__" in names else names
+
+
+def _looked_at_sources(spec: Spec, problems: list[InputError]) -> dict[str, Looked]:
+    """What was seen of each source, by its name in the spec; what is wrong with one is added to `problems`."""
+    from jobs.data.sources.first_records import bad_rows_words, look_at
+    from jobs.data.sources.formats import Reading
+
+    found: dict[str, Looked] = {}
+    for role, sources in (("data.train", spec.data.train), ("data.eval", spec.data.eval or ())):
+        for number, source in enumerate(sources):
+            where = role if len(sources) == 1 else f"{role}[{number}]"
+            try:
+                found[where] = look_at(Reading.of(spec, source), source.path)
+                wrong, _ = bad_rows_words(found[where], where, spec.data.max_bad_fraction)
+                if wrong:
+                    raise DataError(wrong)
+            except InputError as error:
+                named = str(error) if str(error).startswith("data.") else f"{role}: {error}"
+                problems.append(type(error)(named))
+    return found
+
+
+def _source_warnings(spec: Spec, where: str, source: Looked) -> Iterator[str]:
+    from jobs.data.sources.first_records import bad_rows_words, cut_in_sample
+
+    _, warning = bad_rows_words(source, where, spec.data.max_bad_fraction)
+    if warning:
+        yield warning
+    model = with_model_of_run(spec).model.path
+    if storage.is_local(model) and (cut := cut_in_sample(source.samples, model, spec.data.seq_len, where)):
+        yield cut
+
+
+def _model_seen(spec: Spec) -> tuple[list[str], list[str]]:
+    """What was seen of the model, and what was not."""
+    path = with_model_of_run(spec).model.path
+    if not storage.is_local(path):
+        return [f"model: config.json of {path}"], [f"model: the weights and the tokenizer at {path}"]
+    if os.path.isabs(storage.local_path(path)):
+        return [f"model: {path}"], []
+    return [], [f"model: {path} is no directory beside the spec, and the hub was not asked for it"]
+
+
+def _check_formats(spec: Spec) -> None:
+    """Functions of the user's own are looked for, not run: only workers import them."""
+    own = sorted(name for name in spec.data.formats if OWN_FUNCTION.match(name))
+    problems = [f"data.format: {problem}" for name in own if (problem := own_function_problem(name))]
+    if problems:
+        raise SpecError("\n".join(problems))
+
+
+def _check_storage(spec: Spec) -> None:
+    storage.check_writable(spec.storage_path)
+
+
+_CHECKS: tuple[Callable[[Spec], object], ...] = (
+    enter_working_dir,  # first: functions are looked for from there
+    plan_batching,
+    worker_numbers,
+    _check_warmup,
+    check_metrics,
+    _check_model,
+    _check_formats,
+    _check_storage,
+)
+
+
+def _warnings(spec: Spec) -> Iterator[str]:
+    held_out = spec.data.has_eval
+    asked = [name for name in spec.eval.metrics if name != "loss"]
+    if not held_out and (asked or spec.eval.eval_steps):
+        what = f"eval.metrics asks for {', '.join(asked)}" if asked else "eval.eval_steps is set"
+        yield f"{what}, but there are no held-out samples: give data.eval or data.eval_fraction"
+    train = spec.train
+    if train.lr_scheduler_type == "warmup_stable_decay" and (train.warmup_ratio or 0.0) + train.decay_ratio > 1.0:
+        yield f"warmup_ratio ({train.warmup_ratio}) + decay_ratio ({train.decay_ratio}) > 1: the decay is shortened"
+    cpus, gpus = spec.resources.cpus_per_worker, spec.resources.gpus_per_worker
+    if train.zero.offload_optimizer is not None and gpus and cpus < _OFFLOAD_CPUS:
+        yield (
+            "zero.offload_optimizer: the optimizer runs on the host, and Ray gives it resources.cpus_per_worker "
+            f"({cpus}) threads: set it to {_OFFLOAD_CPUS} or more, or the GPU waits for it"
+        )
+    if train.max_steps and spec.checkpoint.save_steps and spec.checkpoint.save_steps > train.max_steps:
+        yield f"checkpoint.save_steps ({spec.checkpoint.save_steps}) is more than max_steps ({train.max_steps})"
+    if train.max_steps and spec.eval.eval_steps and spec.eval.eval_steps > train.max_steps:
+        yield f"eval.eval_steps ({spec.eval.eval_steps}) is more than max_steps ({train.max_steps})"

@@ -1,0 +1,114 @@
+"""From a run's files to whoever watches: events and steps, as they come."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import deque
+from typing import Any
+
+from jobs.errors import StorageError
+from jobs.run.outcome import Event, event
+from jobs.run.paths import JobPaths
+from jobs.run.progress import Progress
+from jobs.storage.journal import JournalReader, JournalWriter, Record
+
+DRIVER = "driver"
+ALIVE = "alive"
+ALIVE_EVERY_S = 60.0
+
+
+def this_driver() -> dict[str, Any]:
+    """Which process this is. Hosts may share a name, and containers a host: `machine` tells them apart."""
+    machine = ""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        machine = f"{file.read().strip()}-{os.stat('/proc/self/ns/pid').st_ino}"
+    return {"host": os.uname().nodename, "machine": machine, "pid": os.getpid()}
+
+
+def process_lives(pid: int) -> bool:
+    """Whether there is such a process. One that has ended, and waits for its parent to notice, is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class Announcer:
+    """The driver's own events: shown at once, and kept with the run's; and a sign of life at first and every minute."""
+
+    def __init__(self, paths: JobPaths, progress: Progress) -> None:
+        self._journal = JournalWriter(paths.events, DRIVER)
+        self._progress = progress
+        self._closed = threading.Event()
+        self._sign_of_life()
+        with contextlib.suppress(StorageError):
+            self._journal.flush()  # so that others see at once that the run has a driver
+        threading.Thread(target=self._stay_alive, name="alive", daemon=True).start()
+
+    def __call__(self, kind: str, message: str, **data: Any) -> None:
+        happened = event(kind, message, **data)
+        self._journal.append(happened.model_dump(mode="json"))
+        self._progress.event(happened)
+
+    def close(self) -> None:
+        self._closed.set()
+        self._journal.close()
+
+    def _stay_alive(self) -> None:
+        while not self._closed.wait(ALIVE_EVERY_S):
+            self._sign_of_life()
+
+    def _sign_of_life(self) -> None:
+        """Not shown. Tells a long step from a dead driver, and whoever would go on with the run who drives it."""
+        sign = event(ALIVE, "the driver is alive", **this_driver())
+        self._journal.append(sign.model_dump(mode="json"))
+
+
+class Watch:
+    """Passes on what the workers have written since the last look; at first, since this was made."""
+
+    def __init__(self, paths: JobPaths, progress: Progress) -> None:
+        self._events = JournalReader(paths.events, skip=DRIVER)
+        self._metrics = JournalReader(paths.metrics)
+        self._steps: deque[Record] = deque()
+        self._progress = progress
+        with contextlib.suppress(StorageError):
+            self._events.pass_over()
+            self._metrics.pass_over()
+
+    def look(self) -> None:
+        """Show what is new; storage that does not answer is asked again at the next look."""
+        with contextlib.suppress(StorageError):
+            for happened in map(Event.model_validate, self._events.new()):
+                if record := happened.data.get("record"):  # of a step that the metrics have once it is evaluated
+                    self._show_steps(before=record["step"])
+                    self._progress.step(record)
+                self._progress.event(happened)
+            self._show_steps()
+
+    def _show_steps(self, before: int | None = None) -> None:
+        """Show the steps that are new, up to the first one that is not before a certain step. Raises StorageError."""
+        self._steps.extend(self._metrics.new())
+        while self._steps and (before is None or self._steps[0]["step"] < before):
+            self._progress.step(self._steps.popleft())
+
+    @contextlib.contextmanager
+    def in_background(self, every_s: float = 0.5) -> Any:
+        """Look every so often, in a thread, while the context is open; once more at its end."""
+        ended = threading.Event()
+
+        def run() -> None:
+            while not ended.wait(every_s):
+                self.look()
+
+        thread = threading.Thread(target=run, name="watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self.look()

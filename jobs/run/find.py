@@ -1,0 +1,65 @@
+"""Which run is meant, given a name, the start of one, a path or a URL."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+
+from cluster.settings import read_settings
+from jobs.errors import InputError, StorageError
+from jobs.run.paths import JobPaths
+from jobs.spec.checking.fields import did_you_mean
+from jobs.storage import files as storage
+
+
+def storage_root(given: str | None) -> str:
+    """Where the runs are: as given, or else as the environment says; absolute."""
+    return _absolute(given or read_settings().storage_path)
+
+
+def run_names(storage_path: str) -> list[str]:
+    """Names of the directories with a spec.json."""
+    names = [name for name in storage.list_names(storage_path) if name != "prepared" and not name.startswith(".")]
+    return [name for name in names if storage.exists(JobPaths.of(storage_path, name).spec)]
+
+
+def find_run(run: str, storage_path: str) -> str:
+    """The root of a run, given its path, URL, name or a start of the name that no other run shares.
+
+    Raises:
+        InputError: none or several are meant.
+    """
+    if storage.is_url(run) or os.sep in run or os.path.exists(os.path.join(run, "spec.json")):
+        root = _absolute(run).rstrip("/")
+        if not storage.exists(JobPaths(root).spec):
+            raise InputError(f"{run} is no run: there is no spec.json in it{_beside(root)}")
+        return root
+    names = run_names(storage_path) if storage.is_dir(storage_path) else []
+    found = [name for name in names if name == run] or [name for name in names if name.startswith(run)]
+    if len(found) == 1:
+        return JobPaths.of(storage_path, found[0]).root
+    if found:
+        raise InputError(f"{run!r} may mean {len(found)} runs: {_some(found)}. Give more of the name")
+    what = (
+        f"the runs there are {_some(names)}. Jobs of a queue: `fleetune queue --all`"
+        if names
+        else "there are no runs. Give the run's path, or say where the runs are (FLEETUNE_STORAGE_PATH)"
+    )
+    raise InputError(f"no run {run!r} under {storage_path}{did_you_mean(run, names) or f': {what}'}")
+
+
+def _absolute(path: str) -> str:
+    return path if storage.is_url(path) else os.path.abspath(os.path.expanduser(path))
+
+
+def _beside(root: str) -> str:
+    """What a path that is no run may have meant."""
+    folder, name = posixpath.split(root)
+    with contextlib.suppress(StorageError):
+        return did_you_mean(name, [other for other in storage.list_names(folder) if other != name])
+    return ""
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[-5:]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

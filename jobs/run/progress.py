@@ -1,0 +1,170 @@
+"""What a run tells whoever watches it: a protocol, plain lines for logs, and silence."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TextIO
+
+from jobs.run.metric_names import metric_words
+from jobs.run.outcome import Event
+
+STEP_LINE_INTERVAL_S = 10.0
+SILENCE_S = 30.0
+
+Clock = Callable[[], float]
+
+
+class Progress(Protocol):
+    """Told of events and steps as they are seen, from any thread; `close` ends the display and may be called twice."""
+
+    def event(self, event: Event) -> None: ...
+
+    def step(self, record: dict[str, Any]) -> None:
+        """`record` is one object of the metrics: step (1-based, finished), epoch, loss, learning_rate, ..."""
+
+    def close(self) -> None: ...
+
+
+class NoProgress:
+    """Shows nothing."""
+
+    def event(self, event: Event) -> None: ...
+
+    def step(self, record: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Pace:
+    """Seconds to the end, from the wall clock of the steps seen so far, evaluations and checkpoints included."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self.total: int | None = None
+        self._clock = clock
+        self._first: tuple[int, float] | None = None
+
+    def eta_s(self, record: dict[str, Any]) -> float | None:
+        """None while the number of steps is not known."""
+        step = int(record["step"])
+        if self._first is None or step < self._first[0]:
+            self._first = (step, self._clock())
+        if self.total is None:
+            return None
+        seen = step - self._first[0]
+        step_s = (self._clock() - self._first[1]) / seen if seen else float(record.get("step_time_s", 0.0))
+        return max(self.total - step, 0) * step_s
+
+
+class PlainProgress:
+    """Log lines for a terminal that is none: every event, a step now and then, and a sign of life in silence."""
+
+    def __init__(self, stream: TextIO, *, clock: Clock = time.monotonic, background: bool = True) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._pace = Pace(clock)
+        self._phase, self._phase_at = "starting", clock()
+        self._printed_at = clock()
+        self._newest_at = datetime.datetime.min.replace(tzinfo=datetime.UTC)  # of the last line
+        self._step_printed_at: float | None = None
+        self._printed_step: int | None = None
+        self._unprinted: dict[str, Any] | None = None
+        self._closed = threading.Event()
+        if background:
+            threading.Thread(target=self._keep_alive, name="progress", daemon=True).start()
+
+    def event(self, event: Event) -> None:
+        with self._lock:
+            if event.kind == "phase":
+                self._enter(phase_words(event))
+            if event.kind == "evaluated":
+                self._enter("training")
+            if event.kind == "plan":
+                self._pace.total = event.data.get("total_steps", self._pace.total)
+            if event.kind in ("ended", "failed") or event.data.get("phase") == "evaluate":
+                self._print_pending()
+            self._print(event.message, event.at)
+
+    def step(self, record: dict[str, Any]) -> None:
+        with self._lock:
+            line = step_line(record, self._pace.total, self._pace.eta_s(record))
+            self._enter("training")
+            if record["step"] == self._printed_step:  # again, with what was evaluated: an event has said that
+                return
+            now, last = self._clock(), self._step_printed_at
+            self._unprinted = record
+            if last is None or now - last >= STEP_LINE_INTERVAL_S or record["step"] == self._pace.total:
+                self._step_printed_at, self._unprinted, self._printed_step = now, None, record["step"]
+                self._print(line)
+
+    def sign_of_life(self) -> None:
+        """Called every second; prints when nothing else was printed for SILENCE_S."""
+        with self._lock:
+            now = self._clock()
+            if now - self._printed_at >= SILENCE_S:
+                self._print(f"still {self._phase} ({duration(now - self._phase_at)})")
+
+    def close(self) -> None:
+        with self._lock:
+            self._print_pending()
+            self._closed.set()
+
+    def _enter(self, phase: str) -> None:
+        if phase != self._phase:
+            self._phase, self._phase_at = phase, self._clock()
+
+    def _print_pending(self) -> None:
+        record, self._unprinted = self._unprinted, None
+        # The step before an evaluation may be seen after the evaluated one. It is too late for its line then.
+        if record is not None and record["step"] > (self._printed_step or 0):
+            self._printed_step = record["step"]
+            self._print(step_line(record, self._pace.total, None))
+
+    def _print(self, text: str, at: datetime.datetime | None = None) -> None:
+        """A line never has an earlier time than the line above: a step is printed a second or two after its end."""
+        now = datetime.datetime.now(datetime.UTC)
+        self._newest_at = at = max((at or now).astimezone(datetime.UTC), self._newest_at)
+        self._printed_at = self._clock()
+        print(f"{at:%Y-%m-%d %H:%M:%SZ} {text}", file=self._stream, flush=True)
+
+    def _keep_alive(self) -> None:
+        while not self._closed.wait(1.0):
+            self.sign_of_life()
+
+
+def phase_words(event: Event) -> str:
+    """What goes on, as it reads after "still"."""
+    return "starting" if event.data.get("phase") == "start" else event.message
+
+
+def step_line(record: dict[str, Any], total: int | None, eta_s: float | None) -> str:
+    """`step 120/900  epoch 0.40  loss 0.4312  lr 9.1e-05  grad_norm 1.2  1,234 tokens/s  eta 3m20s`."""
+    parts = [f"step {record['step']}" + (f"/{total}" if total else "")]
+    parts += [shape.format(record[key]) for key, shape in _SHAPES if record.get(key) is not None]
+    held_out = {name: value for name, value in record.items() if name.startswith("eval_")}
+    parts += metric_words(held_out, prefix="eval_")
+    if eta_s is not None:
+        parts.append(f"eta {duration(eta_s)}")
+    return "  ".join(parts)
+
+
+_SHAPES = (
+    ("epoch", "epoch {:.2f}"),
+    ("loss", "loss {:.4f}"),
+    ("learning_rate", "lr {:.2g}"),
+    ("grad_norm", "grad_norm {:.3g}"),
+    ("tokens_per_s", "{:,.0f} tokens/s"),
+)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3m20s` or `2h05m`."""
+    whole = int(seconds + 0.5)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

@@ -1,0 +1,183 @@
+"""The record of a run: opened with its spec, closed with its outcome, whatever happens in between; and opened again."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import shlex
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from cluster.text import many
+from jobs.errors import (
+    FleetuneError,
+    InputError,
+    Interrupted,
+    MachinesFailed,
+    OutOfMemory,
+    StorageError,
+    StorageOutage,
+)
+from jobs.run.outcome import Outcome, Status, write_outcome
+from jobs.run.paths import JobPaths, new_run_name
+from jobs.spec.finetune import Spec
+from jobs.spec.load import dump_spec
+from jobs.spec.sweep import SweepSpec
+from jobs.storage import files as storage
+from jobs.storage.journal import Record, part_names, read_journal, read_part
+
+
+def open_run(spec: Spec, root: str | None = None) -> JobPaths:
+    """Make the run's directory, under a new name unless its root is given, with the resolved spec in it."""
+    if root is None:
+        paths = JobPaths.of(spec.storage_path, new_run_name(spec.name, datetime.datetime.now(datetime.UTC)))
+    else:
+        paths = JobPaths(root)
+    storage.write_bytes(paths.spec, dump_spec(spec))
+    return paths
+
+
+def reopen_run(run_root: str, spec: Spec | SweepSpec) -> JobPaths:
+    """Make the directory of an earlier run, or sweep, ready to go on.
+
+    Metrics, events, logs and checkpoints stay. Spec, manifest and outcome of the attempt that ended are kept under its
+    number; orders and failures that were meant for it are removed.
+    """
+    paths = JobPaths(run_root)
+    number = 1 + max(
+        (int(match[1]) for name in storage.list_names(run_root) if (match := _EARLIER.match(name))), default=0
+    )
+    kept = (
+        (paths.spec, paths.earlier_spec(number)),
+        (paths.manifest, paths.earlier_manifest(number)),
+        (paths.outcome, paths.earlier_outcome(number)),
+    )
+    for newest, earlier in kept:
+        if storage.exists(newest):
+            storage.write_bytes(earlier, storage.read_bytes(newest))
+    storage.write_bytes(paths.spec, dump_spec(spec))
+    storage.remove_dir(paths.failures)
+    for gone in (paths.stop_request, paths.save_request, paths.outcome):
+        storage.remove_file(gone)
+    return paths
+
+
+_EARLIER = re.compile(r"^(?:spec|manifest|outcome)-(\d+)\.json$")
+
+
+def concluded(paths: JobPaths, drive: Callable[[], Outcome]) -> Outcome:
+    """Call `drive` and write what came of it; an error becomes the outcome, its traceback goes to the log."""
+    try:
+        outcome = drive()
+    except Exception as error:
+        traceback.print_exc()
+        outcome = outcome_of_error(paths, error)
+    except KeyboardInterrupt:
+        outcome = outcome_of_error(paths, Interrupted("interrupted"))
+    if outcome.status is not Status.SUCCEEDED and outcome.step == 0:
+        outcome = outcome.model_copy(update=last_record(paths))
+    write_outcome(paths, outcome)
+    return outcome
+
+
+def last_record(paths: JobPaths) -> dict[str, Any]:
+    """Step and metrics that a run had reached when it failed, as fields of an outcome."""
+    try:
+        written, events = read_journal(paths.metrics), read_journal(paths.events)
+    except StorageError:
+        return {}
+    evaluated = [event["data"] for event in events if event["kind"] == "evaluated"]
+    before: dict[str, float] = next((one["metrics"] for one in reversed(evaluated) if one["step"] == 0), {})
+    if not written:
+        return {"metrics_before": before}
+    newest = written[-1]  # an earlier attempt may have been further, but that is undone
+    steps = [record for record in one_of_each_step(written) if record["step"] <= newest["step"]]
+    last = next((record for record in reversed(steps) if "eval_loss" in record), {})  # every evaluation has a loss
+    known = {name: value for name, value in last.items() if name.startswith("eval_")}
+    return {
+        "step": newest["step"],
+        "metrics": {**known, "loss": newest["loss"]},
+        "evaluated_step": last.get("step"),
+        "metrics_before": before,
+    }
+
+
+def read_steps(paths: JobPaths) -> list[Record]:
+    """The metrics, one record for each step, in the order of the steps. Raises StorageError.
+
+    An attempt that goes back to a checkpoint computes some steps again: what was written last counts.
+    """
+    return one_of_each_step(read_journal(paths.metrics))
+
+
+def logged_loss(paths: JobPaths, step: int) -> float | None:
+    """The loss that was logged last for a step which is the next to be done; None where none got so far.
+
+    Looks from the end only as far as that step may be: a long past costs nothing. Raises StorageError.
+    """
+    for name in reversed(part_names(paths.metrics)):
+        records = read_part(paths.metrics, name)
+        for record in reversed(records):
+            if record["step"] == step:
+                return float(record["loss"])
+        if all(record["step"] < step for record in records):
+            return None
+    return None
+
+
+def one_of_each_step(records: list[Record]) -> list[Record]:
+    """The last one of each step, in the order of the steps."""
+    newest = {record["step"]: record for record in records}
+    return [newest[step] for step in sorted(newest)]
+
+
+def outcome_of_error(paths: JobPaths, error: Exception) -> Outcome:
+    now = datetime.datetime.now(datetime.UTC)
+    if isinstance(error, Interrupted):
+        return Outcome(status=Status.INTERRUPTED, reason=str(error), ended_at=now)
+    known = isinstance(error, FleetuneError)
+    reason = str(error) if known else f"{type(error).__name__}: {error}"
+    return Outcome(
+        status=Status.FAILED,
+        reason=reason,
+        bad_input=isinstance(error, InputError) and not isinstance(error, StorageOutage),
+        lost=isinstance(error, MachinesFailed | StorageOutage),
+        out_of_memory=isinstance(error, OutOfMemory),
+        faulty_nodes=error.nodes if isinstance(error, MachinesFailed) else (),
+        ended_at=now,
+    )
+
+
+def ending_of(paths: JobPaths, outcome: Outcome) -> str:
+    """The last line about a run."""
+    if outcome.status is Status.SUCCEEDED:
+        return f"succeeded after {many(outcome.step, 'step')}; the model is in {outcome.model_path}"
+    how = how_to_go_on(paths, outcome)
+    return f"{outcome.status}: {outcome.reason}\nlogs: {paths.logs}" + (f"\nresume: {how}" if how else "")
+
+
+def how_to_go_on(paths: JobPaths, outcome: Outcome | None) -> str | None:
+    """The command that goes on with a run; None where there is nothing to go on with, or it would fail again.
+
+    Args:
+        outcome: None for a run that was killed.
+    """
+    if outcome is not None and (outcome.status is Status.SUCCEEDED or outcome.bad_input):
+        return None
+    from jobs.run.checkpoints import committed_steps  # brings numpy, which the command line shall not wait for
+
+    try:
+        return resume_command(paths) if committed_steps(paths) else None
+    except StorageError:
+        return None
+
+
+def resume_command(paths: JobPaths) -> str:
+    return f"fleetune run --resume {shlex.quote(paths.root)}"
+
+
+def write_manifest(paths: JobPaths, facts: dict[str, Any]) -> None:
+    """What ran where (see `JobPaths.manifest`)."""
+    storage.write_bytes(paths.manifest, json.dumps(facts, indent=1).encode())

@@ -1,0 +1,52 @@
+"""What somebody may ask of a run that is going on, by a file in its directory; its workers look every second."""
+
+from __future__ import annotations
+
+from cluster.text import many
+from jobs.errors import InputError
+from jobs.run.paths import JobPaths
+from jobs.run.progress import duration
+from jobs.run.record import resume_command
+from jobs.run.summary import Now, RunSummary, summarise, utc_now
+from jobs.storage import files as storage
+
+
+def ask_to_stop(root: str, now: Now = utc_now) -> str:
+    """Ask a run to save a checkpoint and end; what will happen, in words.
+
+    Raises:
+        InputError: it has ended.
+    """
+    paths = JobPaths(root)
+    heard = _heard(paths, now)
+    storage.write_bytes(paths.stop_request, b"fleetune stop")
+    return (
+        f"run {paths.name} will save a checkpoint at its next step, and end as interrupted{heard}; "
+        f"go on later with: {resume_command(paths)}"
+    )
+
+
+def ask_to_save(root: str, now: Now = utc_now) -> str:
+    """Ask a run to save a checkpoint and go on; what will happen, in words.
+
+    Raises:
+        InputError: it has ended.
+    """
+    paths = JobPaths(root)
+    heard = _heard(paths, now)
+    storage.write_bytes(paths.save_request, b"fleetune save")
+    return f"run {paths.name} will save a checkpoint at its next step, and go on{heard}"
+
+
+def _heard(paths: JobPaths, now: Now) -> str:
+    """Nothing, or why nobody may hear. Raises InputError."""
+    run = summarise(paths, now)
+    if run.status not in ("running", "lost"):
+        raise InputError(_has_ended(run))
+    return f", if it is alive: it has been silent for {duration(run.silent_s or 0.0)}" if run.status == "lost" else ""
+
+
+def _has_ended(run: RunSummary) -> str:
+    if run.status == "unreadable":
+        return f"run {run.name}: {run.reason}"
+    return f"run {run.name} has ended: {run.status} after {many(run.step, 'step')}. There is nobody to ask"

@@ -1,0 +1,178 @@
+"""Whether a run may go on with a spec: what may change, what may not, and whether somebody still drives it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from cluster.text import many
+from jobs.errors import InputError, SpecError
+from jobs.planning import plan_batching
+from jobs.run.events import ALIVE, DRIVER, process_lives, this_driver
+from jobs.run.outcome import Outcome, Status, read_outcome
+from jobs.run.paths import JobPaths
+from jobs.spec.checking.fields import section_model, spec_fields
+from jobs.spec.data import Source, source_words
+from jobs.spec.finetune import Spec
+from jobs.spec.load import load_spec
+from jobs.storage import files as storage
+from jobs.storage.journal import Record, part_names, read_part, written_at_s
+
+# How a run is computed, saved and measured, a field or a whole section. Every other field is what is computed.
+MAY_CHANGE: Final = frozenset(
+    {
+        "name",
+        "storage_path",
+        "working_dir",
+        "queue",
+        "data.max_bad_fraction",
+        "resources",
+        "checkpoint",
+        "eval",
+        "train.per_device_train_batch_size",
+        "train.gradient_accumulation_steps",
+        "train.global_batch_size",  # these two are compared as the rows that follow from them
+        "train.global_batch_tokens",
+        "train.gradient_checkpointing",
+        "train.zero",
+    }
+)
+# Where something lies: it may lie elsewhere, but not come or go. What is in it is compared when it is read.
+MAY_MOVE: Final = frozenset({"model.path", "data.train", "data.eval"})
+# Left to the device before, it may be said now; what the checkpoint was computed in is compared when it is read.
+MAY_BE_SAID: Final = frozenset({"train.bf16"})
+# What a field that is left out stands for. Earlier releases wrote the kernel down as sdpa where it was left out.
+LEFT_OUT: Final = {"model.attn_implementation": "sdpa"}
+
+# A driver gives a sign of life every minute, which is at most half a minute on its way to storage.
+SILENT_S: Final = 150.0
+
+
+def leaf_fields() -> list[str]:
+    """Dotted names of all fields that are no sections."""
+    return [name for name, info in spec_fields().items() if section_model(info) is None]
+
+
+def may_change(name: str) -> bool:
+    parts = name.split(".")
+    return any(".".join(parts[:depth]) in MAY_CHANGE for depth in range(1, len(parts) + 1))
+
+
+def differences(before: Spec, now: Spec) -> list[str]:
+    """What a run may not change when it goes on, each as one line; empty where it may go on. Pure.
+
+    Raises:
+        SpecError: the batch of `now` contradicts itself.
+    """
+    return [*_changed_fields(before, now), *_changed_rows(before, now)]
+
+
+def _changed_fields(before: Spec, now: Spec) -> Iterator[str]:
+    for name in leaf_fields():
+        old, new = (_value(spec, name) for spec in (before, now))
+        moved = name in MAY_MOVE and _unmoved(old) == _unmoved(new)
+        said = name in MAY_BE_SAID and old is None
+        if old != new and not moved and not said and not may_change(name):
+            yield f"{name}: {_shown(old)} -> {_shown(new)}"
+
+
+def _value(spec: Spec, name: str) -> Any:
+    value = functools.reduce(getattr, name.split("."), spec)
+    return LEFT_OUT.get(name) if value is None else value
+
+
+def _unmoved(value: Any) -> Any:
+    """What a path or sources are beside the places where they lie."""
+    if isinstance(value, tuple):
+        return tuple(source.model_copy(update={"path": ""}) for source in value)
+    return value is None
+
+
+def _changed_rows(before: Spec, now: Spec) -> Iterator[str]:
+    old, new = plan_batching(before).rows, plan_batching(now).rows
+    if old != new:
+        against = ("gradient_accumulation_steps", "global_batch_tokens")
+        drop = [f"train.{name}: null" for name in against if getattr(now.train, name) is not None]
+        yield f"rows per optimizer step: {old} -> {new}; set {', '.join([f'train.global_batch_size: {old}', *drop])}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple) and all(isinstance(one, Source) for one in value):
+        value = [source_words(one) for one in value]
+        return ", ".join(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def check_resumable(paths: JobPaths, now: Spec, clock: Callable[[], float] = time.time, *, alone: bool = False) -> Spec:
+    """The spec that the run had so far, which may go on as `now`.
+
+    Args:
+        clock: seconds since 1970.
+        alone: the caller knows that nobody drives the run any more.
+
+    Raises:
+        SpecError: the new spec is of another run; all that differs, one a line.
+        InputError: there is no such run, it has succeeded, or it may still be going on.
+    """
+    if not storage.exists(paths.spec):
+        raise InputError(f"{paths.root} is no run: there is no spec.json in it")
+    outcome = read_outcome(paths)
+    if outcome is None and not alone:
+        check_not_driven(paths, clock())
+    if outcome is not None and outcome.status is Status.SUCCEEDED:
+        raise InputError(_has_succeeded(paths, outcome))
+    before = load_spec(paths.spec)
+    changed = differences(before, now)
+    if changed:
+        lines = "\n".join(f"  {line}" for line in changed)
+        raise SpecError(
+            f"run {paths.name} cannot resume: the spec changes what is computed (from what the run had to what is "
+            f"given):\n{lines}\nA resume may change resources, checkpoint, eval, the micro-batch and train.zero. "
+            f"Take these back, or start a new run from its model (`fleetune export {paths.root}`, then model.path: "
+            f"{paths.model})"
+        )
+    return before
+
+
+def _has_succeeded(paths: JobPaths, outcome: Outcome) -> str:
+    return (
+        f"run {paths.name} has succeeded after {many(outcome.step, 'step')}: nothing is left to do. To train on from "
+        f"it, start a new run with model.path: {paths.model}"
+    )
+
+
+def check_not_driven(paths: JobPaths, now_s: float) -> None:
+    """Two drivers of one run would overwrite each other's checkpoints. Raises InputError."""
+    fresh = [name for name in part_names(paths.events) if now_s - written_at_s(name) < SILENT_S]
+    if not fresh:
+        return
+    driver, here = _driver_of(paths, fresh), this_driver()
+    stop = f"fleetune stop {paths.root}"
+    if driver is not None and (driver["host"], driver.get("machine")) == (here["host"], here["machine"]):
+        if process_lives(driver["pid"]):
+            raise InputError(
+                f"run {paths.name} is still going on: process {driver['pid']} of this host drives it. "
+                f"To stop it: {stop}"
+            )
+        return
+    silent_s = now_s - written_at_s(fresh[-1])
+    who = f"process {driver['pid']} on host {driver['host']}" if driver else "a process that did not say where it is"
+    raise InputError(
+        f"run {paths.name} may still be going on: it was driven by {who}, and wrote {silent_s:.0f} s ago. To stop it: "
+        f"{stop}. If that process is dead, the run may go on in {SILENT_S - silent_s:.0f} s"
+    )
+
+
+def _driver_of(paths: JobPaths, parts: list[str]) -> Record | None:
+    """Host, machine and process of whoever gave the newest sign of life in these parts of the events."""
+    for name in reversed(parts):
+        if not name.endswith(f"-{DRIVER}.jsonl"):
+            continue
+        for record in reversed(read_part(paths.events, name)):
+            data: Record = record.get("data", {})
+            if record.get("kind") == ALIVE and "pid" in data:
+                return data
+    return None

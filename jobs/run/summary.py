@@ -1,0 +1,192 @@
+"""The runs under a storage path, read from what they left behind. Never writes; needs no cluster."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from jobs.errors import FleetuneError, StorageError
+from jobs.run.find import run_names
+from jobs.run.outcome import Outcome, Status, read_outcome
+from jobs.run.paths import JobPaths
+from jobs.run.record import how_to_go_on
+from jobs.spec.finetune import Frozen
+from jobs.storage import files as storage
+from jobs.storage.journal import Record, newest_record, part_names, read_journal, written_at_s
+
+SILENT_AFTER_S = 300.0
+LOG_TAIL_BYTES = 4096
+LAST_EVENTS = 10
+
+_RUN_NAME = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
+Now = Callable[[], datetime.datetime]
+
+
+class _Read(Frozen):
+    """What was read, as it is: a loss that is no number any more is what the reader came to see (null in JSON)."""
+
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="null")
+
+
+class RunSummary(_Read):
+    """One line of `fleetune runs`."""
+
+    name: str
+    root: str
+    status: str = Field(description="succeeded, failed, interrupted; running; or lost: silent for five minutes.")
+    started_at: datetime.datetime | None
+    silent_s: float | None = Field(description="Seconds since it last wrote something; None when it has ended.")
+    step: int
+    metrics: dict[str, float] = Field(description="Last loss, and the last eval_* that were measured after a step.")
+    evaluated_step: int | None = Field(None, description="The step of these eval_*.")
+    reason: str | None
+
+
+class RunDetails(_Read):
+    """What `fleetune show` prints."""
+
+    summary: RunSummary
+    spec: dict[str, Any]
+    total_steps: int | None
+    metrics_before: dict[str, float]
+    confusion: tuple[tuple[int, ...], ...] | None = Field(None, description="Held-out samples, true by predicted.")
+    last_step: Record | None
+    paths: dict[str, str]
+    resume: str | None = Field(description="The command that goes on with a run that has ended early.")
+    events: tuple[Record, ...]
+    log_tail: str | None = Field(description="End of the log that tells most, when the run did not succeed.")
+
+
+def utc_now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def list_runs(storage_path: str, now: Now = utc_now) -> list[RunSummary]:
+    """All runs directly under `storage_path`, newest last.
+
+    Raises:
+        StorageError: the storage path is not there or cannot be read.
+    """
+    if not storage.is_dir(storage_path):
+        raise StorageError(
+            f"no runs: there is no directory {storage_path}. Give --storage, or set FLEETUNE_STORAGE_PATH"
+        )
+    runs = [summarise(JobPaths.of(storage_path, name), now) for name in run_names(storage_path)]
+    return sorted(
+        runs, key=lambda run: (run.started_at or datetime.datetime.min.replace(tzinfo=datetime.UTC), run.name)
+    )
+
+
+def summarise(paths: JobPaths, now: Now = utc_now) -> RunSummary:
+    """One run in a few small reads, however long it is. A run with an unreadable outcome has status `unreadable`."""
+    try:
+        outcome = read_outcome(paths)
+    except (FleetuneError, ValueError) as error:
+        return _summary(paths, "unreadable", None, 0, {}, str(error))
+    if outcome is not None:
+        ended = _summary(paths, outcome.status, None, outcome.step, outcome.metrics, outcome.reason)
+        return ended.model_copy(update={"evaluated_step": outcome.evaluated_step})
+    last = newest_record(paths.metrics) or {}
+    written_at = max(
+        (at for at in (_newest(paths.events), _newest(paths.metrics), started_at(paths)) if at), default=None
+    )
+    silent_s = max((now() - written_at).total_seconds(), 0.0) if written_at else None
+    status = "running" if silent_s is not None and silent_s <= SILENT_AFTER_S else "lost"
+    running = _summary(paths, status, silent_s, int(last.get("step", 0)), _metrics_of(last), None)
+    return running.model_copy(update={"evaluated_step": running.step if "eval_loss" in running.metrics else None})
+
+
+def _summary(
+    paths: JobPaths, status: str, silent_s: float | None, step: int, metrics: dict[str, float], reason: str | None
+) -> RunSummary:
+    return RunSummary(
+        name=paths.name,
+        root=paths.root,
+        status=status,
+        started_at=started_at(paths),
+        silent_s=silent_s,
+        step=step,
+        metrics=metrics,
+        reason=reason,
+    )
+
+
+def started_at(paths: JobPaths) -> datetime.datetime | None:
+    """From the run's name; None where somebody renamed it."""
+    match = _RUN_NAME.search(paths.name)
+    if not match:
+        return None
+    try:
+        return datetime.datetime.strptime(match.group(1), "%Y%m%d-%H%M%S").replace(tzinfo=datetime.UTC)
+    except ValueError:
+        return None
+
+
+def _newest(folder: str) -> datetime.datetime | None:
+    """When the newest part was written."""
+    names = part_names(folder)
+    return datetime.datetime.fromtimestamp(written_at_s(names[-1]), datetime.UTC) if names else None
+
+
+def _metrics_of(record: Record) -> dict[str, float]:
+    wanted = {key: value for key, value in record.items() if key == "loss" or key.startswith("eval_")}
+    return {key: float(value) for key, value in wanted.items() if isinstance(value, int | float)}
+
+
+def describe_run(root: str, now: Now = utc_now) -> RunDetails:
+    """Everything that `fleetune show` prints.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    paths = JobPaths(root)
+    summary = summarise(paths, now)
+    events = read_journal(paths.events)
+    plans = [event.get("data", {}).get("total_steps") for event in events if event.get("kind") == "plan"]
+    outcome = _outcome(paths)
+    ended_well = summary.status in ("running", Status.SUCCEEDED)
+    spec = json.loads(storage.read_bytes(paths.spec))
+    return RunDetails(
+        summary=summary,
+        spec=spec,
+        total_steps=plans[-1] if plans else None,
+        metrics_before=outcome.metrics_before if outcome else {},
+        confusion=outcome.confusion if outcome else None,
+        last_step=newest_record(paths.metrics),
+        paths=_paths_of(paths, outcome, spec.get("kind") == "sweep"),
+        resume=None if ended_well else how_to_go_on(paths, outcome),
+        events=tuple([event for event in events if event.get("kind") != "alive"][-LAST_EVENTS:]),
+        log_tail=None if ended_well else log_tail(paths),
+    )
+
+
+def _outcome(paths: JobPaths) -> Outcome | None:
+    try:
+        return read_outcome(paths)
+    except (FleetuneError, ValueError):
+        return None  # summarise says so
+
+
+def _paths_of(paths: JobPaths, outcome: Outcome | None, is_sweep: bool) -> dict[str, str]:
+    found = {"run": paths.root, "spec": paths.spec, "logs": paths.logs}
+    if not is_sweep:  # its trials have checkpoints
+        found["checkpoints"] = paths.checkpoints
+    if outcome and outcome.model_path:
+        found["model"] = outcome.model_path
+    return found
+
+
+def log_tail(paths: JobPaths) -> str | None:
+    """The end of the driver's log, or else of the first rank's; None where it is empty."""
+    names = storage.list_names(paths.logs)
+    name = next((name for name in ("driver.log", *names) if name in names), None)
+    if name is None:
+        return None
+    path = storage.join(paths.logs, name)
+    tail = storage.read_end(path, LOG_TAIL_BYTES)
+    return f"{path}\n{tail}" if tail else None

@@ -1,0 +1,194 @@
+"""One sweep on a Ray cluster, seen from its driver: prepare, start the gangs, search, export the best."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import shlex
+from collections import Counter
+from dataclasses import replace
+
+from cluster.ray.connection import is_own, keep_actors_here
+from cluster.text import many
+from jobs.data.order.row_order import StepPlan
+from jobs.data.order.stream import step_plan
+from jobs.data.prepared import Split
+from jobs.drivers.finetune.allocation import Assignment
+from jobs.drivers.finetune.node_draining import Draining
+from jobs.drivers.finetune.ray_driver import connected_as_given
+from jobs.drivers.finetune.stop_signals import StopSignals
+from jobs.errors import (
+    Interrupted,
+    RunFailed,
+    StorageError,
+)
+from jobs.planning import gang_of
+from jobs.preflight.ready import ready_data
+from jobs.run.events import Announcer
+from jobs.run.manifest import run_facts
+from jobs.run.outcome import Outcome, Status, read_outcome, write_outcome
+from jobs.run.paths import JobPaths
+from jobs.run.progress import Progress
+from jobs.run.record import write_manifest
+from jobs.search.changes import Changes
+from jobs.search.driver.final import SweepDriver, end_earlier_final_runs, with_final_run
+from jobs.search.driver.gangs import Gangs, end_earlier_gangs, gangs_that_fit
+from jobs.search.driver.searching import Search
+from jobs.search.driver.spending import is_spent
+from jobs.search.ledger import Ledger
+from jobs.search.report.summary import summary_lines
+from jobs.search.report.trial_text import leaderboard
+from jobs.search.rules.budget import check_lengths, most_gangs
+from jobs.search.rules.varying import engines
+from jobs.search.shares import Shares
+from jobs.spec.load import dump_spec
+from jobs.spec.sweep import SweepSpec
+from jobs.storage import files as storage
+from jobs.training.mailbox import Order
+from jobs.training.worker_input import Job
+
+_NEEDED = ("ray.data", "ray.train.torch", "ray.tune", "optuna")  # in this process
+ATTEMPTS = "drivers"
+
+
+def drive_sweep(
+    sweep: SweepSpec,
+    paths: JobPaths,
+    address: str | None,
+    announce: Announcer,
+    progress: Progress,
+    assignment: Assignment | None = None,
+) -> Outcome:
+    """Run the search until its budget is spent; returns the outcome of the best trial.
+
+    With `then: final`, the model is that of the final run.
+
+    Args:
+        assignment: of a queue: the workers of all gangs together.
+
+    Raises:
+        InputError: the data, or a gang, cannot be.
+        RunFailed: every trial failed, or the gangs did.
+        MachinesFailed: a node of the assignment is gone, or its cluster.
+        Interrupted: a second Ctrl-C, or one before a gang was started.
+    """
+    given = assignment or Assignment()
+    base, facts, drivers = sweep.base, run_facts(), storage.join(paths.root, ATTEMPTS)
+    end_earlier_gangs(drivers)
+    end_earlier_final_runs(paths)
+    with StopSignals(paths, announce, patient=assignment is not None) as signals:
+        announce("phase", "connecting to Ray", phase="connect")
+        gang = gang_of(base)
+        workers = replace(gang, num_workers=given.num_workers or gang.num_workers)
+        with connected_as_given(base, workers, address, given, _NEEDED) as inventory:
+            signals.hold()
+            facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
+            if not is_own(address):
+                keep_actors_here()
+            prepared = ready_data(base, "ray", announce)
+            write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
+            split = prepared.split("train")
+            plan = step_plan(base, split)
+            check_lengths(sweep, lambda spec: step_plan(spec, split).total_steps)
+            shares = Shares.of(sweep, plan.total_steps, tokens_per_run(split, plan))
+            ledger = Ledger(sweep, paths.root, lambda spec: step_plan(spec, split).total_steps, shares.tokens_per_run)
+            # Orders of earlier drivers are not to be read.
+            own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
+            job = Job(base, own, prepared.root, base.model.path)
+            count = _gangs_of(sweep, given, os.cpu_count() if is_own(address) else None)
+            known = {"driver": own.rpartition("/")[2], "planned_steps": shares.steps(ledger)}
+            goes_on = not is_spent(ledger, shares)
+            if goes_on:
+                announce("phase", f"starting {many(count, 'gang')} of {gang}", phase="workers", **known)
+            gangs = Gangs(job, count, is_own(address), announce, given.places, engines(sweep) != [{}], goes_on)
+            signals.graceful = True
+            gives_back = assignment is not None or not is_own(address)
+            draining = Draining(paths, announce, given.places)
+            try:
+                search = Search(ledger, paths, own, gangs, announce, signals, shares, draining, gives_back)
+                search.run()
+                outcome = concluded_sweep(search)
+            except Interrupted:  # the second signal: Ray ends what it runs
+                raise
+            except BaseException:
+                gangs.end()
+                raise
+            finally:
+                if ledger.trials:
+                    announce("leaderboard", leaderboard(ledger))
+                    for line in summary_lines(ledger):
+                        announce("summary", line)
+                ledger.close()
+            have_ended = gangs.end()
+            if sweep.then == "final" and outcome.status is Status.SUCCEEDED:
+                kept = gangs.workers_kept[: gang.num_workers]
+                if gives_back and have_ended and len(gangs.workers_kept) > len(kept):
+                    said = "the final run needs one gang: the others are given back"
+                    announce("phase", said, phase="given-back", workers=list(kept))
+                places = None if given.places is None else tuple(given.places[worker] for worker in kept)
+                driver = SweepDriver(paths, facts, signals, announce, progress, places, is_own(address))
+                outcome = with_final_run(ledger, outcome, driver)
+        _tell_late_changes(paths, announce)
+    return outcome
+
+
+def _tell_late_changes(paths: JobPaths, announce: Announcer) -> None:
+    """Warn of each change that came too late for this driver."""
+    with contextlib.suppress(StorageError):
+        for _, change in Changes(paths).waiting():
+            announce("warning", f"{change} came too late. To apply it: fleetune run --resume {shlex.quote(paths.root)}")
+
+
+def _gangs_of(sweep: SweepSpec, given: Assignment, cpus: int | None) -> int:
+    """How many gangs to start."""
+    gang = gang_of(sweep.base)
+    if given.num_workers is not None:
+        return given.num_workers // gang.num_workers
+    return gangs_that_fit(gang, most_gangs(sweep), cpus)
+
+
+def tokens_per_run(split: Split, plan: StepPlan) -> float:
+    """About how many tokens a run takes."""
+    return int(split.index.num_tokens.sum()) * plan.total_rows / max(len(split), 1)
+
+
+def concluded_sweep(search: Search) -> Outcome:
+    """The outcome of a search that has ended, its best trial exported if the sweep says so.
+
+    Raises:
+        RunFailed: every trial failed.
+    """
+    ledger, now = search.ledger, datetime.datetime.now(datetime.UTC)
+    if search.asked_to_stop():
+        done = sum(trial.is_over for trial in ledger.trials.values())
+        reason = f"stopped on request after {done} of {many(len(ledger.trials), 'trial')}; checkpoints are kept"
+        return Outcome(status=Status.INTERRUPTED, reason=reason, ended_at=now)
+    ledger.search_has_ended()
+    best = ledger.best
+    if best is None:
+        reasons = Counter(trial.reason for trial in ledger.trials.values() if trial.reason)
+        (reason, count), *_ = reasons.most_common(1) or [("no trial was finished", 0)]
+        if (log := search.gangs.log_of(reason)) is not None:
+            search.announce("log", f"the end of {log[0]}:\n{log[1]}")
+        raise RunFailed(f"no trial was trained to its end; {count} of {len(ledger.trials)} ended so: {reason}")
+    storage.write_bytes(search.paths.best, dump_spec(best.spec))
+    before = read_outcome(best.paths)
+    model = before.model_path if before is not None else None
+    if ledger.sweep.then == "export" and model is None:
+        search.announce("phase", f"exporting the model of trial {best.number}", phase="export")
+        order = Order(action="export", run=best.paths.root, spec=best.spec, driver=best.driver)
+        answer = search.carried_out(order)
+        if answer.status != "exported":
+            raise RunFailed(f"the model of trial {best.number} could not be exported: {answer.reason}")
+        model = best.paths.model
+        if before is not None:
+            write_outcome(best.paths, before.model_copy(update={"model_path": model}))
+    return Outcome(
+        status=Status.SUCCEEDED,
+        step=best.step,
+        metrics=best.metrics,
+        evaluated_step=best.scores[-1][0],
+        model_path=model,
+        ended_at=now,
+    )

@@ -1,0 +1,172 @@
+"""The final run of a sweep: the best values are trained once more, on all samples, the held-out ones included.
+
+`drive` calls `with_final_run` after the gangs have ended. The run lies in the sweep's directory, and has its own
+ spec, metrics, checkpoints and outcome.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from jobs.drivers.finetune.ray_driver import Driver, trained
+from jobs.drivers.finetune.stop_signals import StopSignals
+from jobs.errors import Interrupted, StorageError
+from jobs.planning import with_workers
+from jobs.run.attempts import take_run
+from jobs.run.events import Announcer, Watch
+from jobs.run.outcome import Outcome, Status, read_outcome
+from jobs.run.paths import JobPaths
+from jobs.run.progress import Progress
+from jobs.run.record import concluded, open_run, reopen_run
+from jobs.run.resume import differences
+from jobs.search.ledger import Trials
+from jobs.search.report.trial_text import values_words
+from jobs.search.shares import steps_done
+from jobs.spec.finetune import Eval, Spec
+from jobs.spec.load import load_spec
+from jobs.storage import files as storage
+
+FINAL: Final = "final"
+_LOOK_EVERY_S = 1.0  # for requests; each look asks the storage
+
+
+@dataclass(frozen=True)
+class SweepDriver:
+    """What the driver of a sweep has for its final run.
+
+    Attributes:
+        facts: for the manifest.
+        places: the node of each worker of the sweep, given by a queue; None: wherever there is room.
+        alone: on a Ray that this process has started, and that ends with it.
+    """
+
+    paths: JobPaths
+    facts: Mapping[str, Any]
+    signals: StopSignals
+    announce: Announcer
+    progress: Progress
+    places: tuple[str, ...] | None
+    alone: bool
+
+
+def final_spec(best: Spec, sweep_name: str) -> Spec:
+    """The best trial's spec without held-out samples, and without everything that needs them. Pure."""
+    scored = {"metric_for_best_model": None, "greater_is_better": None, "load_best_model_at_end": False}
+    return best.model_copy(
+        update={
+            "name": f"{sweep_name[:56]}-{FINAL}",
+            "data": best.data.model_copy(update={"eval_fraction": None}),
+            # The rows of an evaluation stay: they are checked together with attn_implementation.
+            "eval": Eval(per_device_eval_batch_size=best.eval.per_device_eval_batch_size),
+            "checkpoint": best.checkpoint.model_copy(update=scored),
+        }
+    )
+
+
+def final_paths(sweep: JobPaths, spec: Spec) -> tuple[JobPaths, bool]:
+    """The directory of the final run with this spec, and whether there is such a run already.
+
+    It is `final`. If an earlier final run had other values, its directory stays, and the next one is `final-2`.
+
+    Raises:
+        StorageError: the sweep's directory cannot be read.
+    """
+    for number in itertools.count(1):
+        paths = JobPaths(storage.join(sweep.root, FINAL if number == 1 else f"{FINAL}-{number}"))
+        if not storage.exists(paths.spec):
+            return paths, False
+        if not differences(load_spec(paths.spec), spec):
+            return paths, True
+    raise AssertionError("unreachable")
+
+
+def end_earlier_final_runs(sweep: JobPaths) -> None:
+    """Make the workers of earlier drivers' final runs end, in case they live on without Ray."""
+    for name in storage.list_names(sweep.root):
+        if name == FINAL or name.startswith(f"{FINAL}-"):
+            take_run(JobPaths(storage.join(sweep.root, name)))
+
+
+def with_final_run(trials: Trials, found: Outcome, driver: SweepDriver) -> Outcome:
+    """Train the best values on all samples, unless that is done; the sweep's outcome.
+
+    Args:
+        found: the outcome of the search, which has succeeded.
+
+    Raises:
+        StorageError: the sweep's directory cannot be read or written.
+    """
+    best = trials.best
+    assert best is not None, "the search has succeeded"
+    spec = final_spec(best.spec, trials.sweep.name)
+    paths, is_there = final_paths(driver.paths, spec)
+    steps = steps_done(trials)
+    before = read_outcome(paths) if is_there else None
+    if before is not None and before.status is Status.SUCCEEDED:
+        driver.announce("phase", f"the final run has succeeded before: {paths.root}", phase="final", steps=steps)
+        return with_outcome_of_final_run(found, before, paths)
+    paths = reopen_run(paths.root, spec) if is_there else open_run(spec, paths.root)
+    verb = "going on to train" if is_there else "training"
+    said = f"{verb} the best values once more on all samples ({values_words(best)}), in {paths.root}"
+    driver.announce("phase", said, phase="final", steps=steps)
+    with contextlib.closing(Announcer(paths, driver.progress)) as announce:
+        final = concluded(paths, lambda: _trained(spec, paths, announce, driver))
+    return with_outcome_of_final_run(found, final, paths)
+
+
+def _trained(spec: Spec, paths: JobPaths, announce: Announcer, driver: SweepDriver) -> Outcome:
+    """Raises FleetuneError: see `trained`."""
+    word, size = take_run(paths), spec.resources.num_workers
+    places = None if driver.places is None else driver.places[:size]
+    look = _Look(driver.paths, paths, driver.progress)
+    with driver.signals.of_run(paths, announce) as signals:
+        if driver.signals.asked or storage.exists(driver.paths.stop_request):
+            raise Interrupted("stopped on request before the first step")
+        own = Driver(paths, word, driver.facts, signals, announce, look, places, driver.alone)
+        return trained(with_workers(spec, size), own)
+
+
+class _Look:
+    """Shows new events of the final run. Once a second, passes requests for the sweep on to it."""
+
+    def __init__(self, sweep: JobPaths, final: JobPaths, progress: Progress) -> None:
+        self._sweep, self._final, self._watch = sweep, final, Watch(final, progress)
+        self._looked_s = time.monotonic()
+
+    def __call__(self) -> None:
+        self._watch.look()
+        if time.monotonic() - self._looked_s > _LOOK_EVERY_S:
+            self._looked_s = time.monotonic()
+            pass_on_requests(self._sweep, self._final)
+
+
+def pass_on_requests(sweep: JobPaths, final: JobPaths) -> None:
+    """Pass a request to stop, or to save a checkpoint, on from the sweep to its final run."""
+    with contextlib.suppress(StorageError):  # tried again at the next look
+        if storage.exists(sweep.stop_request) and not storage.exists(final.stop_request):
+            storage.write_bytes(final.stop_request, b"of the sweep")
+        if storage.exists(sweep.save_request):
+            storage.remove_file(sweep.save_request)
+            storage.write_bytes(final.save_request, b"of the sweep")
+
+
+def with_outcome_of_final_run(found: Outcome, final: Outcome, paths: JobPaths) -> Outcome:
+    """Return the outcome of a sweep whose search has succeeded, from the outcome of its final run. Pure.
+
+    Step and metrics stay those of the best trial: the final run has no held-out samples.
+    """
+    if final.status is Status.SUCCEEDED:
+        return found.model_copy(update={"model_path": final.model_path, "ended_at": final.ended_at})
+    if final.status is Status.INTERRUPTED:
+        reason = f"the search has ended, and the final run was interrupted: {final.reason}"
+    else:
+        why, logs = str(final.reason).rstrip("."), f"Its logs: {paths.logs}"
+        again = "" if final.bad_input else ". --resume trains it again, from its newest checkpoint if it has one"
+        reason = f"the search has ended, but the final run failed: {why}. {logs}{again}"
+    update = {"metrics": found.metrics, "step": found.step, "evaluated_step": found.evaluated_step, "reason": reason}
+    return final.model_copy(update=update | {"model_path": None, "metrics_before": {}, "confusion": None})

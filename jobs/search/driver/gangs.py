@@ -1,0 +1,385 @@
+"""The warm gangs of a sweep, seen from its driver: started, given orders, started again after a loss, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from cluster.capacity.gang import Gang
+from cluster.ray.connection import free_now, held_places, wait_for_room
+from jobs.drivers.finetune.ray_driver import crash_of
+from jobs.errors import FleetuneError, MachinesFailed, RunFailed, StorageError
+from jobs.planning import gang_of
+from jobs.planning.out_of_memory import advice
+from jobs.run.attempts import take_run
+from jobs.run.events import Announcer
+from jobs.run.outcome import Outcome, Status
+from jobs.run.paths import JobPaths
+from jobs.search.rules.varying import engine_of
+from jobs.spec.finetune import Spec
+from jobs.spec.load import dump_spec
+from jobs.storage import files as storage
+from jobs.training.ending import failures_of, outcome_of
+from jobs.training.faults import first_line
+from jobs.training.mailbox import Answer, Mailbox, Order
+from jobs.training.on_ray.crash import How
+from jobs.training.on_ray.fit import fit
+from jobs.training.on_ray.healing import Healing
+from jobs.training.on_ray.worker import warm_ray_worker
+from jobs.training.worker_input import Job
+
+_END_S = 30.0
+_LOG_BYTES = 1500  # of the end of a log, about 15 lines
+_WORDS = 40  # characters of a reason that are looked for in logs
+
+
+class GangLost(FleetuneError):
+    """The gang was lost while it carried out an order. The order may be given again, to this gang or another one."""
+
+
+class WarmGang:
+    """Workers that stay, and the orders that they carry out one at a time. Its methods may be called by any thread."""
+
+    def __init__(self, job: Job, alone: bool, announce: Announcer, places: Sequence[str] | None = None) -> None:
+        """
+        Args:
+            job: the base job; its run's directory is the gang's.
+            alone: on a Ray that ends with this process.
+            places: the node of each worker, given by a queue; None: wherever there is room.
+        """
+        self._job, self._alone, self._announce, self._places = job, alone, announce, places
+        self.engine = engine_of(job.spec)
+        self._mailbox = Mailbox(job.run_root)
+        self._lock = threading.Lock()
+        self._next = 1  # number of the next order
+        self._open: int | None = None  # the order that is being carried out
+        self._given_up: dict[int, Answer | FleetuneError] = {}  # by number of an order that will not be answered
+        self._dead: FleetuneError | None = None
+        self._ending = False
+        storage.write_bytes(job.paths.spec, dump_spec(job.spec))
+        self._thread = threading.Thread(target=self._run, name="gang", daemon=True)
+        self._thread.start()
+
+    @property
+    def dead(self) -> FleetuneError | None:
+        """Why it will not carry out any more orders; None while it may."""
+        return self._dead
+
+    def carry_out(self, order: Order) -> Answer:
+        """Wait until it is done.
+
+        Raises:
+            GangLost: see there.
+            FleetuneError: the gang cannot be started (again).
+        """
+        with self._lock:
+            if self._dead is not None:
+                raise self._dead
+            assert self._open is None, "one order at a time"
+            number = self._open = self._next
+            self._next += 1
+
+        def look() -> None:
+            with self._lock:
+                given_up = self._given_up.pop(number, None)
+                if given_up is None and self._dead is not None:
+                    given_up = self._dead
+            if isinstance(given_up, FleetuneError):
+                raise given_up
+            if given_up is not None:
+                raise _Instead(given_up)
+
+        try:
+            self._mailbox.send(number, order)
+            return self._mailbox.await_answer(number, look)
+        except _Instead as instead:
+            return instead.answer
+        finally:
+            with self._lock:
+                if self._open == number:
+                    self._open = None
+
+    def end(self) -> bool:
+        """Have its workers end, and wait for that. False: they had not ended after half a minute."""
+        with self._lock:
+            self._ending = True
+            number = self._next
+            self._next += 1
+        with contextlib.suppress(StorageError):
+            self._mailbox.send(number, Order(action="end"))
+        self._thread.join(_END_S)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        healing = Healing(lambda: self._next)
+        try:
+            while not self._ending:
+                outcome = self._served()
+                if self._ending:
+                    return
+                self._go_on_after(outcome, healing)
+        except FleetuneError as error:
+            self._dead = error
+        except Exception as error:
+            traceback.print_exc()
+            self._dead = RunFailed(f"the gang failed: {type(error).__name__}: {error}")
+
+    def _served(self) -> Outcome:
+        """Start the workers; once they have ended, what came of them."""
+        paths = self._job.paths
+        storage.remove_dir(paths.failures)
+        self._mailbox.close()
+        # Workers of an earlier start that wait for a rank that has failed see that another driver has come, and end.
+        self._job = replace(self._job, driver=take_run(paths))
+        self._find_room()
+        with self._lock:
+            if self._ending:
+                return outcome_of(paths, None, [])
+            first = self._open or self._next
+        try:
+            result = fit(self._job, self._places, self._alone, lambda: None, warm_ray_worker, first=first)
+        except FleetuneError:
+            raise
+        except Exception as error:
+            if self._ending:
+                return outcome_of(paths, None, [])
+            traceback.print_exc()
+            return self._outcome_of_crash(error)
+        return outcome_of(paths, result, failures_of(paths))
+
+    def _find_room(self) -> None:
+        """Raises MachinesFailed: a node that the queue has given is gone."""
+        gang = gang_of(self._job.spec)
+        if self._places is None:
+            wait_for_room(gang, lambda text: self._announce("phase", text, phase="workers"))
+            return
+        with held_places(gang, self._places, lambda: None):
+            pass
+
+    def _outcome_of_crash(self, error: Exception) -> Outcome:
+        crash = crash_of(error, self._job.driver, self._places or ())
+        if crash is None:
+            cause = first_line(getattr(error, "controller_failure", error))
+            raise RunFailed(f"Ray Train gave the gang up: {cause}") from error
+        out_of_memory = crash.how is How.MEMORY
+        reason = f"{crash}. {advice(self._job.spec)}" if out_of_memory else str(crash)
+        lost = outcome_of(self._job.paths, None, [])
+        return lost.model_copy(update={"reason": reason, "lost": not out_of_memory, "out_of_memory": out_of_memory})
+
+    def _go_on_after(self, outcome: Outcome, healing: Healing) -> None:
+        """Give the open order up. Raises FleetuneError where the workers are not worth another start."""
+        reason = str(outcome.reason)
+        if outcome.status is not Status.FAILED:
+            raise RunFailed("the workers of the gang ended without being asked to")
+        if not outcome.lost and not self._mailbox.is_open:
+            raise RunFailed(reason)
+        if not healing.may_go_on():
+            raise MachinesFailed(f"the workers of a gang were lost {healing.losses} times; the last time {reason}")
+        self._announce("warning", f"{reason}: starting the workers of the gang again", losses=healing.losses)
+        given_up: Answer | FleetuneError = GangLost(reason) if outcome.lost else Answer(status="failed", reason=reason)
+        with self._lock:
+            if self._open is not None:
+                self._given_up[self._open] = given_up
+                self._open = None  # the workers are not to begin with it again
+
+
+class _Instead(Exception):
+    """An order is answered by the driver in the gang's place."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.reason)
+        self.answer = answer
+
+
+class Gangs:
+    """All gangs of a sweep, and which of them are free. Its methods may be called by any thread."""
+
+    def __init__(
+        self,
+        job: Job,
+        most: int,
+        alone: bool,
+        announce: Announcer,
+        places: Sequence[str] | None = None,
+        engines_vary: bool = False,
+        at_once: bool = True,
+    ) -> None:
+        """
+        Args:
+            job: the base job; the gangs' directories lie in its run's.
+            most: gangs at once.
+            places: the node of each worker of all gangs, given by a queue; None: wherever there is room.
+            engines_vary: start each gang at its first order, with the engine of that order, and again for an order with
+                another engine. A gang that cannot be started then fails its trial, and not the sweep.
+            at_once: start all gangs now; else each at its first order.
+        """
+        self._job, self._alone, self._announce, self._places = job, alone, announce, places
+        self._engines_vary = engines_vary
+        self._changed = threading.Condition()
+        self._starts = 0
+        at_once = at_once and not engines_vary
+        self._all: list[WarmGang | None] = [self._started(place) if at_once else None for place in range(most)]
+        self._free = list(range(most))  # places in `_all`
+        self._held = dict[int, str]()  # by place: the run whose state its gang holds
+        self._over = set[int]()  # places whose gangs get no other order
+        self._given_back = set[int]()  # those of them whose workers have ended
+
+    def _started(self, place: int, spec: Spec | None = None) -> WarmGang:
+        """Start a gang for this place. `spec`: its engine is built from it; None: from the base."""
+        self._starts += 1
+        root = storage.join(self._job.run_root, "gangs", str(self._starts))
+        spec = spec or self._job.spec
+        own = replace(self._job, spec=spec, run_root=root, driver=take_run(JobPaths(root)))
+        size = self._job.spec.resources.num_workers
+        places = None if self._places is None else self._places[place * size : (place + 1) * size]
+        return WarmGang(own, self._alone, self._announce, places)
+
+    def __len__(self) -> int:
+        return sum(self._is_usable(place) for place in range(len(self._all)))
+
+    def _is_usable(self, place: int) -> bool:
+        if place in self._over:
+            return False
+        gang = self._all[place]
+        return self._engines_vary or gang is None or gang.dead is None
+
+    @property
+    def failure(self) -> FleetuneError | None:
+        """Why there is no gang left; None while there is one."""
+        return None if len(self) else next((gang.dead for gang in self._all if gang is not None and gang.dead), None)
+
+    def carry_out(self, order: Order) -> Answer:
+        """On the gang that holds the run's state, if it is free; else on one with its engine, or any. Waits for one.
+
+        Raises:
+            GangLost: the order may be given again.
+            FleetuneError: no gang is left; or a node that the queue has given is gone.
+        """
+        with self._taken(order) as place:
+            self._held[place] = order.run
+            try:
+                return self._gang_for(place, order.spec).carry_out(order)
+            except (GangLost, StorageError):
+                raise
+            except FleetuneError as error:
+                if self._places and isinstance(error, MachinesFailed):
+                    raise
+                if self._engines_vary and not isinstance(error, MachinesFailed):
+                    return Answer(status="failed", reason=str(error))
+                if len(self):
+                    raise GangLost(str(error)) from error
+                raise
+
+    def _gang_for(self, place: int, spec: Spec | None) -> WarmGang:
+        """Return the gang of this place. Start a new one if there is none yet, or if it has another engine."""
+        gang = self._all[place]
+        if gang is not None and (not self._engines_vary or (gang.dead is None and gang.engine == _engine_of(spec))):
+            return gang
+        if gang is not None:
+            self._announce("phase", "starting a gang anew, for a trial with another engine", phase="workers")
+            gang.end()
+        with self._changed:
+            new = self._all[place] = self._started(place, spec)
+        return new
+
+    @contextlib.contextmanager
+    def _taken(self, order: Order) -> Iterator[int]:
+        """Reserve the place of a free gang."""
+        engine = _engine_of(order.spec)
+
+        def fits(place: int) -> tuple[bool, bool, bool]:
+            gang = self._all[place]
+            return self._held.get(place) == order.run, gang is not None and gang.engine == engine, gang is None
+
+        with self._changed:
+            while not (usable := [place for place in self._free if self._is_usable(place)]):
+                if (failure := self.failure) is not None:
+                    raise failure
+                self._changed.wait(1.0)
+            place = max(usable, key=fits)
+            self._free.remove(place)
+        try:
+            yield place
+        finally:
+            with self._changed:
+                self._free.append(place)
+                self._changed.notify_all()
+
+    def give_back(self, most: int) -> bool:
+        """End free gangs for good until `most` are left. False: no more than these are left, or none is free."""
+        with self._changed:
+            over = len(self) - most
+            places = [place for place in reversed(self._free) if self._is_usable(place)][: max(over, 0)]
+            self._over.update(places)
+        ended = [place for place in places if (gang := self._all[place]) is None or gang.end()]
+        self._given_back.update(ended)
+        return bool(ended)
+
+    @property
+    def workers_kept(self) -> tuple[int, ...]:
+        """Numbers of the workers whose gangs have not been given back, of all workers of the sweep."""
+        size = self._job.spec.resources.num_workers
+        kept = [place for place in range(len(self._all)) if place not in self._given_back]
+        return tuple(worker for place in kept for worker in range(place * size, (place + 1) * size))
+
+    def log_of(self, reason: str) -> tuple[str, str] | None:
+        """Return path and last lines of a log that has the reason, or else of any log; None if all are empty."""
+        found: tuple[str, str] | None = None
+        home = storage.join(self._job.run_root, "gangs")
+        with contextlib.suppress(StorageError):
+            for logs in (JobPaths(storage.join(home, name)).logs for name in storage.list_names(home)):
+                for path in (storage.join(logs, name) for name in storage.list_names(logs)):
+                    end = storage.read_end(path, _LOG_BYTES)
+                    if reason[:_WORDS] in end:
+                        return path, end
+                    found = found or ((path, end) if end else None)
+        return found
+
+    def end(self) -> bool:
+        """End all of them at once. False: the workers of some had not ended after half a minute."""
+        ended = list[bool]()
+        gangs = [gang for gang in self._all if gang is not None]
+        threads = [threading.Thread(target=lambda gang=gang: ended.append(gang.end()), daemon=True) for gang in gangs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return ended.count(True) == len(gangs)
+
+
+def _engine_of(spec: Spec | None) -> str | None:
+    return None if spec is None else engine_of(spec)
+
+
+def end_earlier_gangs(drivers: str) -> None:
+    """Make the gangs of earlier drivers end.
+
+    Only a gang that is cut off from Ray still lives. Its rank 0 sees in its directory that another driver has come.
+
+    Args:
+        drivers: the directory with those of the sweep's drivers.
+    """
+    for attempt in storage.list_names(drivers):
+        gangs = storage.join(drivers, attempt, "gangs")
+        for gang in storage.list_names(gangs):
+            take_run(JobPaths(storage.join(gangs, gang)))
+
+
+def gangs_that_fit(gang: Gang, most: int, cpus: int | None = None) -> int:
+    """How many such gangs have room now on the connected cluster: at least 1, at most `most`.
+
+    Args:
+        cpus: that a node has at most, where Ray counts more than there are.
+    """
+    free = free_now()
+    each = [
+        min(
+            (node.cpus if cpus is None else min(node.cpus, cpus)) // gang.cpus_per_worker,
+            node.gpus // gang.gpus_per_worker if gang.gpus_per_worker else node.cpus,
+        )
+        for node in free.nodes
+    ]
+    return max(1, min(most, sum(each) // gang.num_workers))

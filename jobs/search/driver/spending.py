@@ -1,0 +1,73 @@
+"""What a search has used of its budget: time, devices and tokens."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Mapping
+
+from jobs.planning import gang_of
+from jobs.search.driver.gangs import Gangs
+from jobs.search.ledger import Trials
+from jobs.search.rules.budget import next_kind
+from jobs.search.shares import Shares
+
+
+class Spending:
+    """Of the search of one driver and of earlier ones. Its methods may be called by any thread."""
+
+    def __init__(self, trials: Trials, gangs: Gangs, driver: str) -> None:
+        """`driver`: its name, as in `Trials.spent`."""
+        self._trials, self._gangs, self._driver = trials, gangs, driver
+        self._lock = threading.Lock()
+        self._began_s = self._counted_s = time.monotonic()
+        self._device_s = 0.0  # up to `_counted_s`
+
+    def so_far(self) -> tuple[str, float, float]:
+        """Of this driver: its name, seconds, and seconds times GPUs, or CPUs where none is used.
+
+        What its gangs have held since the last call is counted with those that there are now.
+        """
+        gang = gang_of(self._trials.sweep.base)
+        with self._lock:
+            now_s = time.monotonic()
+            devices = len(self._gangs.workers_kept) * (gang.gpus_per_worker or gang.cpus_per_worker)
+            self._device_s += (now_s - self._counted_s) * devices
+            self._counted_s = now_s
+            return self._driver, now_s - self._began_s, self._device_s
+
+    def used(self, runs: float) -> float:
+        """Share of the budget that is used up, of the bound that is nearest; with halving, the plan counts the trials.
+
+        Args:
+            runs: whole runs that the budget pays for.
+        """
+        driver, *spent = self.so_far()
+        return used_share(self._trials, {**self._trials.spent, driver: (spent[0], spent[1])}, runs)
+
+
+def used_share(trials: Trials, spent: Mapping[str, tuple[float, float]], runs: float) -> float:
+    """Share of the budget that is used up. Pure.
+
+    Args:
+        spent: by driver: seconds, and seconds times GPUs (or CPUs).
+        runs: whole runs that the budget pays for.
+    """
+    budget = trials.sweep.budget
+    seconds, device_seconds = (sum(each[place] for each in spent.values()) for place in (0, 1))
+    used = [seconds / 60 / (budget.minutes or math.inf), device_seconds / 3600 / (budget.gpu_hours or math.inf)]
+    if trials.sweep.scheduler != "halving":
+        begun = [trial for trial in trials.searched if not trial.is_over]
+        to_come = sum(1 - trial.step / trial.total_steps for trial in begun)
+        tokens = trials.probe_tokens + sum(trial.tokens for trial in trials.searched)
+        used.append((tokens / trials.tokens_per_run + to_come) / runs)
+    return max(used)
+
+
+def is_spent(trials: Trials, shares: Shares) -> bool:
+    """Whether earlier drivers have ended the search: no trial is left to begin or to go on. Pure."""
+    used = used_share(trials, trials.spent, shares.runs)
+    to_repeat = trials.to_repeat() is not None
+    kind = next_kind(trials.searched, shares.plan, used, bool(trials.going_on), to_repeat)
+    return kind == "done" and all(trial.is_over for trial in trials.trials.values() if trial.repeats)

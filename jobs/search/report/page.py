@@ -1,0 +1,165 @@
+"""A sweep as one HTML page that needs no network: plots by plotly, and the leaderboard."""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from jobs.errors import InputError
+from jobs.search.ledger import Trials
+from jobs.search.report.summary import fitted_rate, summary_lines
+from jobs.search.report.trial_text import leaderboard, values_words
+from jobs.search.rules.auto import rate_name
+from jobs.search.rules.spec_text import space_words, sweep_words
+from jobs.search.rules.varying import short_name
+from jobs.spec.sweep import Range
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+FEWEST_FOR_IMPORTANCE: Final = 10
+_HEIGHT = 420
+_STYLE = (
+    "body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 24px auto; padding: 0 20px; } "
+    "pre { overflow-x: auto; font-size: 13px; }"
+)
+
+
+def sweep_page(trials: Trials) -> str:
+    """The whole page.
+
+    Raises:
+        InputError: plotly is not installed, or no trial was scored yet.
+    """
+    try:
+        import plotly.io  # noqa: F401
+    except ImportError as error:
+        raise InputError("a page with plots needs plotly: pip install 'fleetune[plots]'") from error
+    if not any(trial.scores for trial in trials.trials.values()):
+        raise InputError("no trial was scored yet, so there is nothing to plot: fleetune sweep leaderboard shows them")
+    figures = [
+        over_rate(trials),
+        over_rate_and_warmup(trials),
+        best_so_far(trials),
+        by_step(trials),
+        importance(trials),
+    ]
+    drawn = [figure for figure in figures if figure is not None]
+    plots = [figure.to_html(full_html=False, include_plotlyjs=number == 0) for number, figure in enumerate(drawn)]
+    lines = "".join(f"<p>{html.escape(line)}</p>" for line in summary_lines(trials))
+    title = html.escape(trials.root.rstrip("/").rpartition("/")[2])
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style></head>"
+        f"<body><h1>{title}</h1><p>{html.escape(sweep_words(trials.sweep))}</p>"
+        f"<p>{html.escape(space_words(trials.sweep))}</p>{lines}{''.join(plots)}"
+        f"<h2>Trials</h2><pre>{html.escape(leaderboard(trials))}</pre></body></html>\n"
+    )
+
+
+def _figure(title: str, x: str, y: str, **layout: Any) -> Figure:
+    from plotly.graph_objects import Figure
+
+    figure = Figure()
+    figure.update_layout(title=title, xaxis_title=x, yaxis_title=y, height=_HEIGHT, template="plotly_white", **layout)
+    return figure
+
+
+def _hover(trials: Trials, numbers: list[int]) -> list[str]:
+    return [f"trial {number}: {values_words(trials.trials[number])}" for number in numbers]
+
+
+def over_rate(trials: Trials) -> Figure | None:
+    """Scores over the learning rate, in one colour for each step of scoring, with the fitted parabola."""
+    name, judged = rate_name(trials.sweep), trials.sweep.judged
+    if name is None or not isinstance(trials.sweep.dimensions[name], Range):
+        return None
+    figure = _figure(f"{judged} over the learning rate", "learning rate", judged, xaxis_type="log")
+    for step in sorted({step for trial in trials.trials.values() for step, _ in trial.scores}):
+        found = [(trial.values[name], score, trial.number) for trial in trials.trials.values()
+                 for at, score in trial.scores if at == step]  # fmt: skip
+        rates, scores, numbers = (list(column) for column in zip(*found, strict=True))
+        figure.add_scatter(
+            x=rates, y=scores, mode="markers", name=f"after step {step}", text=_hover(trials, numbers),
+            marker={"size": 10},
+        )  # fmt: skip
+    if (fit := fitted_rate(trials)) is not None:
+        rates = [trial.values[name] for trial in trials.trials.values() if fit.step in dict(trial.scores)]
+        x = np.linspace(math.log(min(rates)), math.log(max(rates)), 80)
+        figure.add_scatter(x=np.exp(x).tolist(), y=np.polyval(fit.coefficients, x).tolist(), mode="lines",
+                           name=f"parabola after step {fit.step}")  # fmt: skip
+        figure.add_vrect(x0=fit.low, x1=fit.high, opacity=0.12, line_width=0, fillcolor="green")
+        figure.add_vline(x=fit.optimum, line_dash="dot", annotation_text=f"{fit.optimum:.2g}")
+    return figure
+
+
+def over_rate_and_warmup(trials: Trials) -> Figure | None:
+    """The newest score of each trial as a colour, over the learning rate and one other field, such as the warmup."""
+    name, sweep = rate_name(trials.sweep), trials.sweep
+    others = [other for other in sweep.dimensions if other != name]
+    if name is None or not others:
+        return None
+    other = next((one for one in others if "warmup" in one), others[0])
+    found = [trial for trial in trials.trials.values() if trial.score is not None]
+    title = f"newest {sweep.judged} over learning rate and {short_name(other)}"
+    figure = _figure(title, "learning rate", short_name(other), xaxis_type="log")
+    figure.add_scatter(
+        x=[trial.values[name] for trial in found],
+        y=[trial.values[other] for trial in found],
+        mode="markers",
+        text=[f"{words}: {trial.score:.4f}"
+              for words, trial in zip(_hover(trials, [one.number for one in found]), found, strict=True)],
+        marker={
+            "size": 16, "color": [trial.score for trial in found], "colorscale": "Viridis", "showscale": True,
+            "reversescale": sweep.lower_is_better,
+        },
+    )  # fmt: skip
+    return figure
+
+
+def best_so_far(trials: Trials) -> Figure:
+    """The best final score so far, over the tokens of the trials in their order."""
+    judged, pick = trials.sweep.judged, min if trials.sweep.lower_is_better else max
+    tokens, taken, best = 0, list[int](), list[float]()
+    for trial in trials.trials.values():
+        tokens += trial.tokens
+        if trial.state == "finished" and trial.score is not None:
+            taken.append(tokens)
+            best.append(pick([*best[-1:], trial.score]))
+    figure = _figure(f"best {judged} so far", "tokens, trial after trial", judged)
+    figure.add_scatter(x=taken, y=best, mode="lines+markers", line={"shape": "hv"})
+    return figure
+
+
+def by_step(trials: Trials) -> Figure:
+    """The scores of each trial over its steps."""
+    figure = _figure(f"{trials.sweep.judged} of each trial", "optimizer steps", trials.sweep.judged)
+    for trial in trials.trials.values():
+        if trial.scores:
+            steps, scores = (list(column) for column in zip(*trial.scores, strict=True))
+            figure.add_scatter(x=steps, y=scores, mode="lines+markers", name=f"{trial.number}: {values_words(trial)}")
+    return figure
+
+
+def importance(trials: Trials) -> Figure | None:
+    """The importance of each field, by Optuna; None if there are too few trials."""
+    scored = [trial for trial in trials.trials.values() if trial.scores]
+    if len(scored) < FEWEST_FOR_IMPORTANCE or len(trials.sweep.dimensions) < 2:
+        return None
+    import optuna
+
+    from jobs.search.tuning.proposing import distribution_of, holds
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="minimize" if trials.sweep.lower_is_better else "maximize")
+    space = {name: distribution_of(values) for name, values in trials.sweep.dimensions.items()}
+    for trial in [one for one in scored if holds(trials.sweep, one.values)]:  # at the first rung, where all were scored
+        study.add_trial(optuna.trial.create_trial(params=trial.values, distributions=space, value=trial.scores[0][1]))
+    found = optuna.importance.get_param_importances(study)
+    names = [short_name(name) for name in found]
+    figure = _figure(f"importance for {trials.sweep.judged} after step {scored[0].scores[0][0]}", "share", "")
+    figure.add_bar(x=list(found.values()), y=names, orientation="h")
+    return figure

@@ -1,0 +1,155 @@
+"""What a search has found, in numbers: the optimum of the learning rate with an interval, and the cost. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from jobs.search.ledger import Trials
+from jobs.search.rules.auto import rate_for_a_whole_run, rate_name
+from jobs.spec.sweep import GRID_POINTS, Range
+
+FEWEST_FITTED: Final = 4
+_NEAREST: Final = 6  # trials that are fitted: farther away, the loss is flat on one side and a cliff on the other
+_DRAWS: Final = 400
+_QUANTILES: Final = (0.1, 0.9)
+
+
+@dataclass(frozen=True)
+class RateFit:
+    """A parabola in the logarithm of the learning rate, fitted to the trials nearest to the best one.
+
+    Attributes:
+        optimum: learning rate of the parabola's best point.
+        low, high: interval of the optimum, by bootstrapping the residuals (10 % and 90 % quantiles).
+        coefficients: of the parabola in log(rate), highest power first.
+        step: the scores were taken after this step.
+        share: of a run, at that step.
+    """
+
+    optimum: float
+    low: float
+    high: float
+    coefficients: tuple[float, float, float]
+    step: int
+    share: float
+
+
+def fitted_rate(trials: Trials) -> RateFit | None:
+    """The fit; None if too few trials were scored at one step, or if the parabola has no optimum between them."""
+    name = rate_name(trials.sweep)
+    if name is None or not isinstance(trials.sweep.dimensions[name], Range):
+        return None
+    by_step: dict[int, list[tuple[float, float]]] = {}
+    first = next(iter(trials.ranked()), None)
+    # Trials with another batch have another number of steps, and another best rate.
+    for trial in [one for one in trials.searched if first is not None and one.total_steps == first.total_steps]:
+        for step, score in trial.scores:
+            by_step.setdefault(step, []).append((math.log(trial.values[name]), score))
+    enough = {step: points for step, points in by_step.items() if len({x for x, _ in points}) >= FEWEST_FITTED}
+    if not enough:
+        return None
+    step = max(enough)
+    sign = 1.0 if trials.sweep.lower_is_better else -1.0
+    found = parabola(enough[step], sign)
+    return None if found is None else RateFit(*found, step, step / first.total_steps if first is not None else 1.0)
+
+
+def parabola(
+    points: Sequence[tuple[float, float]], sign: float
+) -> tuple[float, float, float, tuple[float, float, float]] | None:
+    """(optimum, low, high, coefficients) of points (log rate, score).
+
+    Args:
+        sign: 1 where lower scores are better, -1 where higher ones are.
+    """
+    best_x = min(points, key=lambda point: sign * point[1])[0]
+    near = sorted(points, key=lambda point: abs(point[0] - best_x))[:_NEAREST]
+    x, y = np.array([point[0] for point in near]), sign * np.array([point[1] for point in near])
+    whole = _vertex(x, y)
+    if whole is None:
+        return None
+    optimum, coefficients = whole
+    smooth = np.polyval(coefficients, x)
+    residuals = (y - smooth) * math.sqrt(len(x) / max(len(x) - 3, 1))
+    draws = np.random.default_rng(0).choice(residuals, size=(_DRAWS, len(x)))
+    tops = [top for draw in draws if (top := _vertex(x, smooth + draw)) is not None]
+    low, high = np.quantile([top for top, _ in tops] or [optimum], _QUANTILES)
+    a, b, c = (float(sign * value) for value in coefficients)
+    return math.exp(optimum), math.exp(float(low)), math.exp(float(high)), (a, b, c)
+
+
+def _vertex(x: Any, y: Any) -> tuple[float, Any] | None:
+    """The minimum of the fitted parabola and its coefficients; None if there is no minimum between the points."""
+    coefficients = np.polyfit(x, y, 2)
+    if coefficients[0] <= 0:
+        return None
+    place = float(-coefficients[1] / (2 * coefficients[0]))
+    return (place, coefficients) if x.min() <= place <= x.max() else None
+
+
+def grid_trials(trials: Trials) -> int:
+    """Trials of a grid over the same space, of GRID_POINTS values in each range."""
+    return math.prod(
+        len(values) if isinstance(values, tuple) else GRID_POINTS for values in trials.sweep.dimensions.values()
+    )
+
+
+def at_an_end(trials: Trials) -> str | None:
+    """A warning if the best learning rate lies at an end of its range."""
+    name, best = rate_name(trials.sweep), trials.best
+    if name is None or best is None:
+        return None
+    values = trials.sweep.dimensions[name]
+    if not isinstance(values, Range):
+        return None
+    value, width = best.values[name], math.log(values.max / values.min) if values.min > 0 else math.inf
+    for end, words in ((values.min, "lower"), (values.max, "upper")):
+        if end > 0 and abs(math.log(value / end)) < 0.02 * width:
+            return (
+                f"the best learning rate lies at the {words} end of its range ({end:.2g}): a wider space may have a "
+                "better one"
+            )
+    return None
+
+
+def facts(trials: Trials) -> dict[str, Any]:
+    """What a search has found and cost, as JSON."""
+    fit, best = fitted_rate(trials), trials.best
+    return {
+        "best_trial": None if best is None else best.number,
+        "best_values": None if best is None else best.values,
+        trials.sweep.judged: None if best is None else best.score,
+        "scores_of_seeds": [] if best is None else trials.scores_of_seeds(best),
+        "fitted_rate": None if fit is None else {"optimum": fit.optimum, "low": fit.low, "high": fit.high},
+        "trials": len(trials.trials),
+        "tokens": trials.tokens,
+        "runs": trials.tokens / trials.tokens_per_run if trials.tokens_per_run else None,
+        "device_hours": trials.device_hours,
+        "grid_trials": grid_trials(trials),
+    }
+
+
+def summary_lines(trials: Trials) -> list[str]:
+    """The same as lines of text."""
+    lines = []
+    if (fit := fitted_rate(trials)) is not None:
+        rate = rate_for_a_whole_run(fit.optimum, fit.share)
+        whole = f", which leads to {rate:.2g} for a whole run" if fit.share < 1 else ""
+        lines.append(
+            f"a parabola through the scores after step {fit.step} has its optimum at learning_rate {fit.optimum:.2g} "
+            f"(probably {fit.low:.2g} to {fit.high:.2g}){whole}"
+        )
+    if (warning := at_an_end(trials)) is not None:
+        lines.append(warning)
+    if trials.tokens_per_run:
+        kind = "GPU" if trials.sweep.base.resources.gpus_per_worker else "CPU"
+        lines.append(
+            f"{trials.tokens:,} tokens were trained on in {trials.device_hours:.2g} {kind}-hours, as many as "
+            f"{trials.tokens / trials.tokens_per_run:.1f} runs take; a grid would have taken {grid_trials(trials)} runs"
+        )
+    return lines

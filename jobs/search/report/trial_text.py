@@ -1,0 +1,100 @@
+"""What is said of trials: one line each, and the leaderboard. Pure; light to import."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from jobs.search.ledger import Ledger, Trial, Trials
+from jobs.search.rules.varying import short_name
+
+
+def value_words(value: Any) -> str:
+    """`3.2e-04`, `0.1`, `cosine`."""
+    if isinstance(value, float):
+        return f"{value:.1e}" if 0 < abs(value) < 1e-2 else f"{value:.3g}"
+    return str(value)
+
+
+def values_words(trial: Trial) -> str:
+    """`learning_rate 3.2e-04, warmup_ratio 0.1`."""
+    return ", ".join(f"{short_name(name)} {value_words(value)}" for name, value in trial.values.items())
+
+
+def trial_words(trial: Trial) -> str:
+    """`trial 3 (learning_rate 3.2e-04, warmup_ratio 0.1)`; a repeat has its seed too."""
+    seed = "" if trial.repeats is None else f", seed {trial.spec.seed}"
+    return f"trial {trial.number} ({values_words(trial)}{seed})"
+
+
+def seeds_words(trials: Trials, trial: Trial) -> str:
+    """`mean of 3 seeds 0.4628 ± 0.0110`, or `seed 43 of trial 5`; empty for a trial that is not repeated."""
+    if trial.repeats is not None:
+        return f"seed {trial.spec.seed} of trial {trial.repeats}"
+    scores = trials.scores_of_seeds(trial)
+    if len(scores) < 2:
+        return ""
+    return f"mean of {len(scores)} seeds {statistics.fmean(scores):.4f} ± {statistics.stdev(scores):.4f}"
+
+
+def leaderboard_facts(trials: Trials) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [
+        {
+            "trial": trial.number,
+            "values": trial.values,
+            "state": trial.state,
+            trials.sweep.judged: trial.score,
+            "scores": trial.scores,
+            "step": trial.step,
+            "tokens": trial.tokens,
+            "reason": trial.reason,
+            "seed": trial.spec.seed,
+            "repeats": trial.repeats,
+            "mean": statistics.fmean(seeds) if len(seeds := trials.scores_of_seeds(trial)) > 1 else None,
+            "run": trial.paths.root,
+        }
+        for trial in trials.ranked()
+    ]
+
+
+def trial_line(ledger: Ledger, trial: Trial) -> str:
+    """What a gang has just answered of a trial."""
+    what = trial_words(trial)
+    metric = ledger.sweep.judged.removeprefix("eval_")
+    if trial.state in ("failed", "stopped"):
+        return f"{what}: {trial.state}: {trial.reason}"
+    if trial.score is None or trial.step > trial.scores[-1][0]:
+        return f"{what}: saved at step {trial.step} of {trial.total_steps}"
+    best, rank = ledger.best, ""
+    if trial.repeats is not None:
+        rank = f": trial {trial.repeats} has a {seeds_words(ledger, ledger.trials[trial.repeats])}"
+    elif trial.state == "finished" and best is not None:
+        rank = ", the best so far" if best is trial else f", the best is {best.score:.4f}"
+    return f"{what}: {metric} {trial.score:.4f} after step {trial.step} of {trial.total_steps}{rank}"
+
+
+def leaderboard(trials: Trials) -> str:
+    """A line for each trial, the best first."""
+    names = list(trials.sweep.dimensions)
+    metric = trials.sweep.judged.removeprefix("eval_")
+    head = ["trial", *(short_name(name) for name in names), metric, "step", "tokens", "state", "why"]
+    rows = [head]
+    for trial in trials.ranked():
+        rows.append(
+            [
+                f"{trial.number}",
+                *(value_words(trial.values.get(name)) for name in names),
+                "-" if trial.score is None else f"{trial.score:.4f}",
+                f"{trial.step}",
+                f"{trial.tokens:,}",
+                trial.state,
+                trial.reason or seeds_words(trials, trial),
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    last = len(head) - 1
+    return "\n".join(
+        "  ".join(cell if column == last else cell.rjust(widths[column]) for column, cell in enumerate(row)).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,28 @@
+"""Checks a sweep before anything is started. Light to import."""
+
+from __future__ import annotations
+
+from jobs.errors import SpecError
+from jobs.search.rules.budget import check_budget
+from jobs.search.rules.prior import with_prior
+from jobs.search.rules.varying import check_space
+from jobs.spec.sweep import SweepSpec
+
+
+def checked_sweep(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
+    """The sweep with its prior, and where the prior's learning rate comes from (see `with_prior`).
+
+    Raises:
+        SpecError: with all mistakes in space, budget and prior, one a line.
+    """
+    problems = list[str]()
+    for check in (check_space, check_budget):
+        try:
+            check(sweep)
+        except SpecError as error:
+            problems.append(str(error))
+    if problems:
+        raise SpecError("\n".join(problems))
+    found, source = with_prior(sweep)
+    check_space(found)  # also the default space, which is laid around the prior
+    return found, source

@@ -1,0 +1,132 @@
+"""The prior of `auto`: the values of its first trial. Light to import."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import statistics
+from typing import Any, Final
+
+from jobs.errors import SpecError, StorageError
+from jobs.run.paths import JobPaths
+from jobs.search.rules.varying import field_meant
+from jobs.spec.finetune import Spec
+from jobs.spec.load import load_spec
+from jobs.spec.sweep import Range, SweepSpec
+from jobs.storage import files as storage
+
+RATE: Final = "train.learning_rate"
+_WARMUP: Final = "train.warmup_ratio"
+_USUAL_WARMUP: Final = 0.06  # of RoBERTa (arXiv 1907.11692); recipes for instructions warm up for 0.03
+_MOST_LOOKED_AT = 30  # earlier sweeps
+_AROUND: Final = 10.0  # the range reaches from a tenth of the prior to ten times it
+_DATE = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
+
+
+def with_prior(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
+    """Fill in the prior for each field of the space, and say where the prior of the learning rate comes from.
+
+    A sweep without a space gets the default one, around the prior. Algorithms other than auto have no prior.
+
+    Raises:
+        SpecError: the given prior lies outside the space, or names a field that is not in it.
+    """
+    if sweep.algorithm != "auto":
+        return sweep, None
+    given = {field_meant(name, "prior"): value for name, value in sweep.prior.items()}
+    rate, said = (checked_rate(given[RATE]), None) if RATE in given else rate_to_begin_with(sweep.base)
+    space = dict(sweep.space) or {
+        "learning_rate": Range(min=rate / _AROUND, max=min(rate * _AROUND, 1.0), log=True),
+        "warmup_ratio": Range(min=0.0, max=0.2),
+    }
+    fields = {field_meant(name): name for name in space}
+    if strangers := sorted(given.keys() - fields):
+        raise SpecError(f"prior.{strangers[0]}: the space has no such field: it has {', '.join(sorted(fields))}")
+    prior = {}
+    for field, name in fields.items():
+        value = rate if field == RATE else given.get(field, _value_of(sweep.base, field))
+        prior[name] = inside(value, space[name])
+        if field in given and prior[name] != value:
+            raise SpecError(f"prior.{field}: {value} is outside of space.{name}")
+    return sweep.model_copy(update={"space": space, "prior": prior}), said if RATE in fields else None
+
+
+def checked_rate(value: Any) -> float:
+    """The learning rate that a prior gives. Raises SpecError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise SpecError(f"prior.{RATE} is {value}: give a number above 0, at most 1")
+    return float(value)
+
+
+def inside(value: Any, values: Range | tuple[Any, ...]) -> Any:
+    """The nearest value of the space. Choices that are not numbers have no nearest one: the first stands for it."""
+    if isinstance(values, tuple):
+        if value in values or not all(_is_number(one) for one in (value, *values)):
+            return value if value in values else values[0]
+        return min(values, key=lambda one: abs(one - value))
+    number = value if isinstance(value, int | float) else values.between
+    return min(max(float(number), values.min), values.max)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _value_of(base: Spec, field: str) -> Any:
+    value: Any = base
+    for key in field.split("."):
+        value = value[int(key)] if isinstance(value, tuple) else getattr(value, key)
+    return _USUAL_WARMUP if value is None and field == _WARMUP else value
+
+
+def rate_to_begin_with(base: Spec) -> tuple[float, str]:
+    """The prior of the learning rate, and its source in words."""
+    if earlier := earlier_rates(base):
+        count = "an earlier sweep" if len(earlier) == 1 else f"{len(earlier)} earlier sweeps"
+        return statistics.geometric_mean(earlier), f"{count} of this model"
+    rate = base.train.learning_rate
+    if "learning_rate" in base.train.model_fields_set:
+        return rate, "the base"
+    hidden = hidden_size(base.model.path)
+    return (rate, "the base") if hidden is None else (rate_by_size(hidden), f"the model's width of {hidden}")
+
+
+def rate_by_size(hidden_size: int) -> float:
+    """5e-5 (2000 / hidden_size)^0.43.
+
+    A geometric mean of the two fits for full fine-tuning that the cookbook of Tinker published in 2025: the exponent
+    was 0.78 for Llama and 0.08 for Qwen.
+    """
+    return float(f"{5e-5 * (2000 / hidden_size) ** 0.43:.2g}")
+
+
+def hidden_size(model: str) -> int | None:
+    """The hidden size of a model (of its text part); None if its config.json cannot be read here."""
+    with contextlib.suppress(StorageError, ValueError, AttributeError):
+        config = json.loads(storage.read_bytes(storage.join(model, "config.json")))
+        text = config.get("text_config") or config
+        size = next((text[key] for key in ("hidden_size", "n_embd", "d_model", "dim") if key in text), None)
+        return size if isinstance(size, int) and size > 0 else None
+    return None
+
+
+def earlier_rates(base: Spec) -> list[float]:
+    """The best learning rates of earlier sweeps with the same model, task and storage_path."""
+    with contextlib.suppress(StorageError):
+        names = storage.list_names(base.storage_path)
+        dated = sorted((match[1], name) for name in names if (match := _DATE.search(name)))
+        found = [_best_of(JobPaths.of(base.storage_path, name).best) for _, name in dated[-_MOST_LOOKED_AT:]]
+        return [
+            best.train.learning_rate
+            for best in found
+            if best is not None and (best.model.path, best.model.task) == (base.model.path, base.model.task)
+        ]
+    return []
+
+
+def _best_of(path: str) -> Spec | None:
+    try:
+        return load_spec(path) if storage.exists(path) else None
+    except (StorageError, SpecError):
+        return None

@@ -1,0 +1,42 @@
+"""A sweep's spec in words. Pure; light to import."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.search.rules.varying import short_name
+from jobs.spec.sweep import Range, SweepSpec
+
+
+def sweep_words(sweep: SweepSpec) -> str:
+    """`tpe, halving at 25% and 50% of a run, at most 16 trials; the least eval_loss is best`."""
+    judged = f"the {'least' if sweep.lower_is_better else 'greatest'} {sweep.judged} is best"
+    rungs = " and ".join(f"{rung:.0%}" for rung in sweep.rungs)
+    halts = "" if sweep.scheduler == "none" else f", {sweep.scheduler} at {rungs} of a run"
+    given = sweep.budget.model_dump(exclude_none=True)
+    bounds = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in given.items())
+    seeds = f"; then the two best with {sweep.seeds} seeds each" if sweep.seeds > 1 else ""
+    return f"{sweep.algorithm}{halts}, at most {bounds}{seeds}; {judged}"
+
+
+def prior_words(sweep: SweepSpec, source: str | None) -> str:
+    """`, beginning at learning_rate 0.0001 (2 earlier sweeps of this model), warmup_ratio 0.1`."""
+    if not sweep.prior:
+        return ""
+    said = [f"{short_name(name)} {_number(value)}" for name, value in sweep.prior.items()]
+    return f", beginning at {', '.join(said)}{f' (the rate from {source})' if source else ''}"
+
+
+def space_words(sweep: SweepSpec) -> str:
+    """`learning_rate 1e-05..0.001 (log), warmup_ratio 0..0.2, lr_scheduler_type linear|cosine`."""
+    return ", ".join(f"{short_name(name)} {_values(values)}" for name, values in sweep.dimensions.items())
+
+
+def _values(values: Range | tuple[Any, ...]) -> str:
+    if isinstance(values, tuple):
+        return "|".join(str(value) for value in values)
+    return f"{_number(values.min)}..{_number(values.max)}{' (log)' if values.log else ''}"
+
+
+def _number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,214 @@
+"""Which fields of a job may vary between trials, and the job of one trial. Pure; light to import."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from cluster.text import many
+from jobs.errors import SpecError
+from jobs.planning import plan_batching
+from jobs.spec.checking.fields import homes_of, spec_fields, unknown_key
+from jobs.spec.checking.mistakes import reworded
+from jobs.spec.finetune import Spec
+from jobs.spec.sweep import Range, SweepSpec
+
+# What a warm gang changes from trial to trial. It also changes the weights of the sources.
+VARYING: Final = frozenset(
+    {
+        "seed",
+        *(
+            f"train.{name}"
+            for name in (
+                "learning_rate",
+                "lr_scheduler_type",
+                "warmup_ratio",
+                "warmup_steps",
+                "decay_ratio",
+                "num_train_epochs",
+                "max_steps",
+                "weight_decay",
+                "adam_beta1",
+                "adam_beta2",
+                "adam_epsilon",
+                "max_grad_norm",
+            )
+        ),
+    }
+)
+# What an engine is built from. A gang is started again for a trial with other values.
+ENGINE: Final = frozenset(
+    {
+        "model.attn_implementation",
+        *(
+            f"train.{name}"
+            for name in (
+                "global_batch_size",
+                "global_batch_tokens",
+                "per_device_train_batch_size",
+                "gradient_accumulation_steps",
+                "bf16",
+                "fp16",
+                "gradient_checkpointing",
+                "group_by_length",
+                "zero.stage",
+            )
+        ),
+    }
+)
+MOST_ENGINES: Final = 8  # combinations of these fields: each change from one to another starts a gang
+_WEIGHT = re.compile(r"data\.train\.(\d+)\.weight")
+_LENGTHS: Final = frozenset({"train.max_steps", "train.num_train_epochs"})
+_EITHER: Final = {"train.warmup_ratio": "train.warmup_steps", "train.num_train_epochs": "train.max_steps"}
+_LIST: Final = ". A range draws any number between its ends: give a list of values"
+_INSTEAD: Final = {**_EITHER, **{other: one for one, other in _EITHER.items()}}
+
+
+def field_meant(name: str, section: str = "space") -> str:
+    """The dotted name of a field that may vary; the last part alone is enough.
+
+    Args:
+        section: of the sweep, in which the name stands.
+
+    Raises:
+        SpecError: no field that may vary has this name.
+    """
+    full = [known for known in sorted(VARYING | ENGINE) if name in (known, known.rpartition(".")[2])]
+    if full or is_weight(name):
+        return full[0] if full else name
+    if name in spec_fields() or homes_of(name):
+        raise SpecError(
+            f"{section}.{name}: the model and the rows are prepared once for all trials, so this field cannot vary. "
+            f"What can: {', '.join(sorted((VARYING | ENGINE) - _LENGTHS))}, data.train.N.weight"
+        )
+    outer, _, key = name.rpartition(".")
+    raise SpecError(f"{section}.{name}: {unknown_key(outer if outer in spec_fields() else '', key)[0]}")
+
+
+def check_space(sweep: SweepSpec) -> None:
+    """Try the ends of every range, a value between them, and every choice.
+
+    Raises:
+        SpecError: with the first mistake of each field.
+    """
+    problems, meant = list[str](), dict[str, str]()
+    for name, values in sweep.dimensions.items():
+        try:
+            full = field_meant(name)
+            if full in meant or _INSTEAD.get(full) in meant:
+                other = meant.get(full) or meant[_INSTEAD[full]]
+                raise SpecError(f"space.{name}: {other} says the same: drop one of them")
+            meant[full] = name
+            if full in _LENGTHS:
+                raise SpecError(f"space.{name}: trials of unlike lengths cannot be compared: give it in the base")
+            _check_kind(sweep, name, full)
+            for value in tried(values):
+                trial_spec(sweep.base, {full: value})
+        except SpecError as error:
+            problems.append(str(error) if str(error).startswith("space") else f"space.{name}: {error}")
+    if problems := problems or _wrong_engines(sweep):
+        raise SpecError("\n".join(problems))
+
+
+def _wrong_engines(sweep: SweepSpec) -> list[str]:
+    """What is wrong with the values that engines are built from, taken together."""
+    choices = _engine_choices(sweep)
+    if (count := math.prod(map(len, choices.values()))) > MOST_ENGINES:
+        fields = ", ".join(choices)
+        return [f"space: {fields} have {count} combinations, and each needs an engine: give at most {MOST_ENGINES}"]
+    rows = set[int]()
+    for engine in engines(sweep):
+        try:
+            rows.add(plan_batching(trial_spec(sweep.base, engine)).rows)
+        except SpecError as error:
+            said = ", ".join(f"{name} {value}" for name, value in engine.items())
+            return [f"space: {said}: {str(error).removeprefix('space.')}" if said else f"base: {error}"]
+    if len(rows) > 1 and sweep.base.train.max_steps is not None:
+        return [
+            "space: with base.train.max_steps, trials with larger batches take more tokens and cannot be compared: "
+            "give num_train_epochs instead of max_steps"
+        ]
+    return []
+
+
+def engines(sweep: SweepSpec) -> list[dict[str, Any]]:
+    """Return the combinations of the fields in the space that an engine is built from: `[{}]` if there are none."""
+    choices = _engine_choices(sweep)
+    return [dict(zip(choices, each, strict=True)) for each in itertools.product(*choices.values())]
+
+
+def _engine_choices(sweep: SweepSpec) -> dict[str, tuple[Any, ...]]:
+    """The values of the fields in the space that an engine is built from; ranges, which are refused, are left out."""
+    return {
+        name: values
+        for name, values in sweep.dimensions.items()
+        if isinstance(values, tuple) and field_meant(name) in ENGINE
+    }
+
+
+def tried(values: Range | tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the values of a dimension that are checked first: each choice, or the ends and one value between."""
+    return values if isinstance(values, tuple) else (values.min, values.max, values.between)
+
+
+def _check_kind(sweep: SweepSpec, name: str, full: str) -> None:
+    """Raises SpecError: the field makes trials of unlike lengths, or an engine is built from it and it has a range."""
+    if is_weight(full) and sweep.base.train.max_steps is None:
+        raise SpecError(
+            f"space.{name}: the number of rows in an epoch depends on the weights, and trials of unlike lengths cannot "
+            "be compared: give base.train.max_steps"
+        )
+    if full in ENGINE and not isinstance(sweep.dimensions[name], tuple):
+        raise SpecError(f"space.{name}: each value needs an engine: give a list of a few values")
+
+
+def engine_of(spec: Spec) -> str:
+    """Return a text of the fields that the engine is built from. Specs with the same text can share a gang."""
+    raw = spec.model_dump(mode="json")
+    return json.dumps([_get(raw, name) for name in sorted(ENGINE)])
+
+
+def is_weight(name: str) -> bool:
+    """Whether the field is the weight of a source."""
+    return _WEIGHT.fullmatch(name) is not None
+
+
+def short_name(name: str) -> str:
+    """Return the last part of a dotted name, as `learning_rate`; for the weight of a source, `train.0.weight`."""
+    return name.removeprefix("data.") if is_weight(name) else name.rpartition(".")[2]
+
+
+def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
+    """The base with these values. Raises SpecError: a value is not allowed."""
+    raw = base.model_dump(mode="json")
+    for given, value in values.items():
+        name = field_meant(given)
+        if (other := _INSTEAD.get(name)) is not None:
+            _set(raw, other, None)
+        if (weight := _WEIGHT.fullmatch(name)) and int(weight[1]) >= len(base.data.train):
+            raise SpecError(f"space.{given}: base.data.train has {many(len(base.data.train), 'source')}, from 0 on")
+        _set(raw, name, value)
+    try:
+        return Spec.model_validate_json(json.dumps(raw), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or next(iter(values))
+        said = reworded("finetune", place, first["type"], first.get("ctx", {}), first["input"])
+        raise SpecError(f"space.{next(iter(values))}: {said}{_LIST if 'whole' in said else ''}") from error
+
+
+def _get(value: Any, name: str) -> Any:
+    for key in name.split("."):
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
+
+
+def _set(value: dict[str, Any], name: str, new: Any) -> None:
+    home, _, key = name.rpartition(".")
+    (_get(value, home) if home else value)[key] = new

@@ -1,0 +1,249 @@
+"""The values of the next trial, from Optuna's samplers through Ray Tune's `OptunaSearch`.
+
+Each proposal has a sampler of its own, seeded by the proposal's number. The samplers know each trial's score at the
+first rung (its final score if there are no rungs). So a proposal depends on nothing but the trials before it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+from ray.tune.search.optuna import OptunaSearch
+
+from jobs.search.ledger import Trial, Trials
+from jobs.search.rules.auto import (
+    BRACKETED,
+    aims,
+    brackets_rate,
+    compared_point,
+    fixed_values,
+    further_rate,
+    is_near,
+    last_points,
+    prior_of,
+    rate_name,
+)
+from jobs.spec.sweep import GRID_POINTS, Range, SweepSpec
+from jobs.storage import files as storage
+
+_STUDY = "optuna.journal"
+
+
+class Proposer:
+    """Proposes the trials of a sweep, and takes their scores. A new one continues from the trials in the ledger."""
+
+    def __init__(self, known: Trials, study: Any = None) -> None:
+        """`study`: where Optuna stores its studies; None for memory."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of PartialFixedSampler
+        self._known, self._sweep = known, known.sweep
+        self._compared = _Study(self._sweep, self._sweep.name, study)
+        self._storage = study
+        self._straight: _Study | None = None
+        for trial in known.searched:
+            if not trial.straight:
+                self._recall(self._compared, trial)
+        if any(trial.straight for trial in known.searched):
+            self._study_of_straight()
+
+    def _recall(self, study: _Study, trial: Trial) -> None:
+        """Tell Optuna of an earlier trial, unless its values are outside the space, which may have been narrowed."""
+        if not holds(self._sweep, trial.values):
+            return
+        study.begin(trial.number, trial.values, None)
+        if trial.is_over or trial.scores:
+            self.told(trial)
+
+    def _study_of_straight(self) -> _Study:
+        """The study of the whole runs. It also holds the final scores of the compared trials."""
+        if self._straight is None:
+            self._straight = _Study(self._sweep, f"{self._sweep.name}-straight", self._storage)
+            for trial in self._known.searched:
+                if trial.straight:
+                    self._recall(self._straight, trial)
+                elif trial.state == "finished" and holds(self._sweep, trial.values):
+                    self._straight.add(trial.values, self._known.told_as(trial))
+        return self._straight
+
+    def next_values(self, straight: bool = False) -> dict[str, Any]:
+        """The values of the next trial; `straight`: it is a whole run without a comparison."""
+        known, sweep = self._known, self._sweep
+        number, place = len(known.trials) + 1, len(known.searched) + 1
+        if straight:
+            return self._whole_run(number)
+        if brackets_rate(sweep) and place <= BRACKETED:
+            return self._compared.begin(number, compared_point(sweep, self._rates()), None)
+        if sweep.algorithm == "auto" and place == 1:
+            return self._compared.begin(number, prior_of(sweep), None)
+        if sweep.algorithm == "grid":
+            return self._compared.begin(number, grid_values(sweep, place), None)
+        fixed = fixed_values(sweep, False, {}) if sweep.algorithm == "auto" else {}
+        return self._compared.begin(number, None, sampler_of(sweep, number, fixed))
+
+    def _rates(self) -> dict[float, float | None]:
+        """Scores of the compared trials by their rates, for `next_rate`."""
+        name, sign = rate_name(self._sweep), 1.0 if self._sweep.lower_is_better else -1.0
+        found: dict[float, float | None] = {}
+        for trial in [one for one in self._known.searched if not one.straight]:
+            score = sign * trial.scores[0][1] if trial.scores else None
+            found[trial.values[str(name)]] = math.inf if trial.state == "failed" else score
+        return found
+
+    def _whole_run(self, number: int) -> dict[str, Any]:
+        """The values of a whole run."""
+        study, point = self._study_of_straight(), self._whole_point()
+        if point is not None:
+            return study.begin(number, point, None)
+        assert self._known.best is not None
+        fixed = fixed_values(self._sweep, True, self._known.best.values)
+        return study.begin(number, None, sampler_of(self._sweep, number, fixed))
+
+    def _whole_point(self) -> dict[str, Any] | None:
+        """The values of the next whole run; None if the sampler proposes them, at the best trial's rate."""
+        known, sweep, name = self._known, self._sweep, str(rate_name(self._sweep))
+        if not aims(sweep):
+            assert known.best is not None
+            begun = sum(trial.straight for trial in known.searched)
+            return next(iter(last_points(sweep, known.best.values)[begun:]), None)
+        tried = [trial.values[name] for trial in known.searched if trial.is_whole]
+        if known.best is None or not any(is_near(rate, known.target) for rate in tried):
+            return {**prior_of(sweep), name: known.target}
+        return {name: further_rate(sweep, known.target, tried)} if len(sweep.dimensions) == 1 else None
+
+    def told(self, trial: Trial) -> None:
+        """Tell Optuna a trial's score, or that it failed. A second call for the same score does nothing."""
+        if trial.repeats is not None or not holds(self._sweep, trial.values):
+            return
+        study = self._study_of_straight() if trial.straight else self._compared
+        worst = self._worst(trial) if trial.state == "failed" else None
+        study.tell(trial.number, trial.values, trial.scores[0][1] if trial.scores else None, worst)
+        if trial.scores:
+            for other in [one for one in self._known.searched if one.state == "failed" and not one.scores]:
+                if other.number in study.untold:
+                    self.told(other)
+
+    def _worst(self, failed: Trial) -> float | None:
+        """The score that stands for a failed trial: the worst one of the trials before it, else the first one there is.
+
+        None while no trial has a score. A score far from all others would spoil the Gaussian process.
+        """
+        scored = [one for one in self._known.searched if one.scores and one.straight == failed.straight]
+        before = [one.scores[0][1] for one in scored if one.number < failed.number]
+        if before:
+            return max(before) if self._sweep.lower_is_better else min(before)
+        return scored[0].scores[0][1] if scored else None
+
+
+class _Study:
+    """One study of Optuna. Its trials have the numbers of the sweep's trials."""
+
+    def __init__(self, sweep: SweepSpec, name: str, study: Any) -> None:
+        space = {name: distribution_of(values) for name, values in sweep.dimensions.items()}
+        mode = "min" if sweep.lower_is_better else "max"
+        self._metric = sweep.judged
+        self._search = OptunaSearch(
+            space=space, metric=self._metric, mode=mode, sampler=optuna.samplers.RandomSampler(seed=sweep.seed),
+            storage=study, study_name=name,
+        )  # fmt: skip
+        self._study = self._search._ot_study  # OptunaSearch has no way to enqueue a trial later, or to seed again
+        self._begun: set[int] = set()
+        self._told: set[int] = set()
+        self._failed: set[int] = set()
+
+    @property
+    def untold(self) -> set[int]:
+        """Numbers of the trials whose scores Optuna does not have yet."""
+        return self._begun - self._told
+
+    def begin(
+        self, number: int, values: Mapping[str, Any] | None, sampler: optuna.samplers.BaseSampler | None
+    ) -> dict[str, Any]:
+        """Begin a trial with the given values, or with values from the sampler."""
+        if values is not None:
+            self._study.enqueue_trial(dict(values))
+        if sampler is not None:
+            self._study.sampler = sampler
+        self._begun.add(number)
+        begun: dict[str, Any] = self._search.suggest(str(number))
+        return begun
+
+    def add(self, values: Mapping[str, Any], score: float) -> None:
+        """Add a trial of another study with its score."""
+        self._search.add_evaluated_point(dict(values), score)
+
+    def tell(self, number: int, values: Mapping[str, Any], score: float | None, worst: float | None) -> None:
+        """Tell a score. `worst` stands for a failed trial; if that trial had a score before, its values get both."""
+        told = score if score is not None else worst
+        if number not in self._told and told is not None:
+            self._told.add(number)
+            self._search.on_trial_complete(str(number), {self._metric: told})
+        if worst is not None and score is not None and number not in self._failed:
+            self._failed.add(number)
+            self.add(values, worst)
+
+
+def sampler_of(sweep: SweepSpec, number: int, fixed: Mapping[str, Any]) -> optuna.samplers.BaseSampler:
+    """The sampler of one proposal.
+
+    Args:
+        fixed: values that the sampler may not change.
+    """
+    seed = int(np.random.SeedSequence([sweep.seed, number]).generate_state(1)[0])
+    samplers: Mapping[str, Callable[[], optuna.samplers.BaseSampler]] = {
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True),
+        "gp": lambda: _gaussian_process(seed=seed),
+        "auto": lambda: _gaussian_process(seed=seed, n_startup_trials=1),
+    }
+    sampler = samplers[sweep.algorithm]()
+    return optuna.samplers.PartialFixedSampler(dict(fixed), sampler) if fixed else sampler
+
+
+def _gaussian_process(**options: Any) -> optuna.samplers.BaseSampler:
+    """Its torch computes with one thread: several would wait for each other while gangs keep the cores busy."""
+    import torch
+
+    torch.set_num_threads(1)
+    return optuna.samplers.GPSampler(**options)
+
+
+def distribution_of(values: Range | tuple[Any, ...]) -> optuna.distributions.BaseDistribution:
+    if isinstance(values, tuple):
+        return optuna.distributions.CategoricalDistribution(values)
+    return optuna.distributions.FloatDistribution(values.min, values.max, log=values.log)
+
+
+def holds(sweep: SweepSpec, values: Mapping[str, Any]) -> bool:
+    """Whether the values lie in the sweep's space."""
+    return all(
+        values[name] in wanted if isinstance(wanted, tuple) else wanted.min <= values[name] <= wanted.max
+        for name, wanted in sweep.dimensions.items()
+    )
+
+
+def grid_values(sweep: SweepSpec, number: int) -> dict[str, Any]:
+    """The values of one trial of a grid, by its number from 1 on."""
+    lines = [values if isinstance(values, tuple) else values.values(values.points or GRID_POINTS)
+             for values in sweep.dimensions.values()]  # fmt: skip
+    return dict(zip(sweep.dimensions, next(itertools.islice(itertools.product(*lines), number - 1, None)), strict=True))
+
+
+def new_study(root: str) -> Any:
+    """A file that optuna-dashboard opens; None, and so in memory, where the sweep is on an object store.
+
+    It takes the place of an earlier driver's: the ledger is what a search goes on from.
+    """
+    if not storage.is_local(root):
+        return None
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage.remove_file(storage.join(root, _STUDY))
+    return JournalStorage(JournalFileBackend(os.path.join(storage.local_path(root), _STUDY)))

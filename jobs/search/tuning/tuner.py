@@ -1,0 +1,247 @@
+"""Ray Tune as the brain of a sweep: Optuna's samplers propose, Tune's schedulers judge, the trials ask for gangs.
+
+What Tune does not save (rungs, proposals, which trial ended why), the ledger does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from ray import tune
+from ray.tune import PlacementGroupFactory
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from cluster.settings import set_default
+from jobs.search.ledger import Ledger, Trial
+from jobs.search.rules.budget import Next
+from jobs.search.rules.rungs import ETA, stops_of
+from jobs.search.tuning.proposing import Proposer, new_study
+from jobs.search.tuning.trainable import GangTrial
+from jobs.spec.sweep import SweepSpec
+from jobs.storage import files as storage
+
+_ON_THE_HEAD = {"node:__internal_head__": 0.0001}  # a trial waits for its gang and needs no CPU
+_FOLDER = "tune"
+
+
+@dataclass(frozen=True)
+class Asks:
+    """Callbacks from Ray Tune's thread into the driver.
+
+    Attributes:
+        room: the number of gangs.
+        next_kind: the kind of trial that may begin now.
+        finish: called when no other trial will be asked for.
+        lost: called with a trial whose Tune actor has died.
+    """
+
+    room: Callable[[], int]
+    next_kind: Callable[[], Next]
+    finish: Callable[[], None]
+    lost: Callable[[Trial], None]
+
+
+def make_tuner(ledger: Ledger, root: str, own: str, asks: Asks) -> Any:
+    """The tuner of a sweep, which goes on from what the ledger knows.
+
+    Args:
+        root: the sweep's directory; Optuna's study lies there.
+        own: this driver's directory, where trials leave their requests (see `Desk`), and Tune what it writes.
+    """
+    sweep = ledger.sweep
+    set_default("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    proposals = Proposals(ledger, lambda: Proposer(ledger, new_study(root)), own, asks)
+    return tune.Tuner(
+        tune.with_resources(GangTrial, PlacementGroupFactory([_ON_THE_HEAD])),
+        tune_config=tune.TuneConfig(
+            metric=sweep.judged,
+            mode="min" if sweep.lower_is_better else "max",
+            search_alg=proposals,
+            scheduler=Judge(ledger, scheduler_of(sweep), asks),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: f"{trial.config.get('trial', 0):04d}",
+        ),
+        run_config=tune.RunConfig(
+            name=_FOLDER, storage_path=storage.local_path(own) if storage.is_local(own) else own, verbose=0
+        ),
+    )
+
+
+def scheduler_of(sweep: SweepSpec) -> TrialScheduler | None:
+    """Tune's own for asha; None: no trial is stopped by comparison, or `Judge` does it (halving)."""
+    if sweep.scheduler != "asha":
+        return None
+    return AsyncHyperBandScheduler(
+        time_attr="resource",
+        max_t=ETA ** len(sweep.rungs),
+        grace_period=1,
+        reduction_factor=ETA,
+        stop_last_trials=False,
+    )
+
+
+def with_resource(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with what Tune's ASHA counts: ETA**k at rung k, so that it compares at each and lets one in ETA pass."""
+    return {**result, "resource": ETA ** (result.get("rung", 1) - 1)}
+
+
+def _of_an_ended_search() -> None:
+    """Stands in Tune's own file for objects of this process. Nothing resumes from that file."""
+
+
+class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
+    """A trial of the ledger whenever a gang is free: one that an earlier driver has begun, or a new one."""
+
+    def __init__(self, ledger: Ledger, make_proposer: Callable[[], Proposer], desk: str, asks: Asks) -> None:
+        super().__init__(metric=ledger.sweep.judged, mode="min" if ledger.sweep.lower_is_better else "max")
+        self._ledger, self._make_proposer, self._desk = ledger, make_proposer, desk
+        self._of, self._made = ledger.sweep, make_proposer()
+        self._asks = asks
+        self._trials: dict[str, Trial] = {}  # by Tune's name
+        self._open: set[str] = set()  # Tune's names of trials that run, or whose result is not told yet
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _of_an_ended_search, ()
+
+    @property
+    def _proposer(self) -> Proposer:
+        """That of the sweep as it is now: its ranges may have been changed."""
+        if self._of is not self._ledger.sweep:
+            self._of, self._made = self._ledger.sweep, self._make_proposer()
+        return self._made
+
+    def suggest(self, trial_id: str) -> Any:
+        kind = self._asks.next_kind()
+        if len(self._open) >= self._asks.room() or kind == "stopped":
+            return None
+        trial = self._waiting(kind)
+        if trial is None:
+            if kind in ("wait", "done"):
+                if kind == "wait":
+                    return None
+                self._asks.finish()
+                return Searcher.FINISHED
+            trial = self._begun(kind)
+        self._trials[trial_id] = trial
+        self._open.add(trial_id)
+        trial.state = "running"
+        return {
+            "trial": trial.number,
+            "desk": self._desk,
+            "metric": self.metric,
+            "stops": stops_of(self._ledger.sweep, trial.total_steps, trial.straight),
+            "rung": trial.rung,
+            **trial.values,
+        }
+
+    def _begun(self, kind: Next) -> Trial:
+        """A new trial of this kind."""
+        first = self._ledger.to_repeat() if kind == "repeat" else None
+        if first is not None:
+            return self._ledger.add(first.values, straight=True, repeats=first.number)
+        straight = kind == "straight"
+        return self._ledger.add(self._proposer.next_values(straight), straight)
+
+    def _waiting(self, kind: Next) -> Trial | None:
+        """The next trial of an earlier driver that Tune does not know yet, if it may go on; `kind`: see `halved`."""
+        known = {trial.number for trial in self._trials.values()}
+        waiting = [trial for trial in self._ledger.trials.values() if not trial.is_over and trial.number not in known]
+        if self._ledger.sweep.scheduler == "halving":
+            going = halved(self._ledger, kind)
+            waiting = [trial for trial in waiting if not trial.scores or trial.number in going]
+        return next(iter(waiting), None)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if self._ledger.sweep.scheduler == "halving":  # it rests until the others have come as far
+            self._open.discard(trial_id)
+        self._proposer.told(self._trials[trial_id])
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._open.discard(trial_id)
+        self._proposer.told(self._trials[trial_id])
+        if error:
+            self._asks.lost(self._trials[trial_id])
+
+    def save(self, checkpoint_path: str) -> None:
+        """The ledger keeps what is needed."""
+        open(checkpoint_path, "wb").close()
+
+    def restore(self, checkpoint_path: str) -> None: ...
+
+
+def halved(ledger: Ledger, kind: Next) -> list[int]:
+    """Numbers of the trials that go on from a rung; empty until all trials have begun.
+
+    Args:
+        kind: the kind of trial that may begin next.
+    """
+    if kind in ("compared", "stopped"):
+        return []
+    return ledger.going_on
+
+
+class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
+    """Which trials go on: Tune's scheduler is asked where there is one; in halving, `rules.rungs` decides."""
+
+    def __init__(self, ledger: Ledger, inner: TrialScheduler | None, asks: Asks) -> None:
+        super().__init__()
+        self._ledger, self._inner, self._asks = ledger, inner, asks
+        self._halving = ledger.sweep.scheduler == "halving"
+        if inner is not None:
+            inner.set_search_properties(ledger.sweep.judged, "min" if ledger.sweep.lower_is_better else "max")
+            for trial in ledger.searched:
+                self._recall(trial)
+
+    def _recall(self, trial: Trial) -> None:
+        """Show Tune's scheduler, which nothing saves, the scores that a trial had under an earlier driver."""
+        assert self._inner is not None
+        stand_in = SimpleNamespace(trial_id=f"recalled-{trial.number}")
+        self._inner.on_trial_add(None, stand_in)
+        for rung, (_, score) in enumerate(trial.scores):
+            shown = {self._ledger.sweep.judged: score, "rung": rung + 1}
+            self._inner.on_trial_result(None, stand_in, with_resource(shown))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _of_an_ended_search, ()
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        if self._inner is not None:
+            self._inner.on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        mine = self._ledger.trials[trial.config["trial"]]
+        if self._halving:
+            return str(TrialScheduler.PAUSE)
+        if self._inner is None or mine.repeats is not None:
+            return str(TrialScheduler.CONTINUE)
+        decision = str(self._inner.on_trial_result(tune_controller, trial, with_resource(result)))
+        if decision == TrialScheduler.STOP:
+            self._ledger.stopped(mine, f"not in the best quarter after step {mine.step}")
+        return decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
+        if self._inner is not None and self._ledger.trials[trial.config["trial"]].repeats is None:
+            self._inner.on_trial_complete(tune_controller, trial, with_resource(result))
+
+    def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
+        if not self._halving:
+            return super().choose_trial_to_run(tune_controller)
+        by_number = {trial.config["trial"]: trial for trial in tune_controller.get_trials()}
+        kind = self._asks.next_kind()
+        if kind == "done":  # Tune ends once no trial is paused
+            for trial in by_number.values():
+                if trial.status == TuneTrial.PAUSED:
+                    tune_controller.stop_trial(trial)
+            return None
+        going = halved(self._ledger, kind)
+        running = sum(trial.status == TuneTrial.RUNNING for trial in by_number.values())
+        paused = [by_number[one] for one in going if one in by_number and by_number[one].status == TuneTrial.PAUSED]
+        if paused and running < self._asks.room():
+            return paused[0]
+        return next((trial for trial in by_number.values() if trial.status == TuneTrial.PENDING), None)

@@ -1,0 +1,124 @@
+"""What pydantic finds wrong with a spec, in words for people who never heard of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from jobs.spec.checking.fields import ABSENT, did_you_mean, keys_of, spec_fields
+from jobs.spec.finetune import Columns, Source
+from jobs.spec.queue import Kind, OnEnd
+from jobs.spec.sweep import Range
+
+KEY = "[key]"  # pydantic's last part of the place of a key, as opposed to its value
+_A_SOURCE = re.compile(r"^data\.(train|eval)(\.\d+)?(\.|$)")
+_VARIABLE = "is no name of a variable: letters, digits and _, and no digit first"
+
+
+def reworded(kind: Kind, name: str, mistake: str, context: Mapping[str, Any], value: Any) -> str:
+    """The message of one mistake.
+
+    Args:
+        kind: of the spec.
+        name: dotted, of the field.
+        mistake: pydantic's name for it.
+        context: pydantic's facts about it.
+    """
+    about = _about(kind, name)
+    if mistake == "extra_forbidden":
+        in_space = kind == "sweep" and name.startswith("space.")
+        return f"unknown key; a range has {', '.join(Range.model_fields)}" if in_space else _unknown_key_within(name)
+    if mistake == "missing":
+        needs = [key for key in keys_of(name, kind) if spec_fields(kind)[f"{name}.{key}"].is_required()]
+        return f"is missing. {about}" + (f" It needs {' and '.join(needs)}." if needs else "")
+    if mistake == "value_error":
+        return str(context["error"])
+    if mistake == "literal_error":
+        choices = str(context["expected"]).replace("'", "")
+        hint = ABSENT.get(str(value)) or did_you_mean(str(value), re.split(r", | or ", choices)).removeprefix("; ")
+        return f"must be {choices}, but is {shown(value, '')}" + (f"; {hint}" if hint else "")
+    if mistake == "dict_type" and kind == "command" and name == "env":
+        return f"must be variables with their values (NAME: text), but is {shown(value)}"
+    if kind == "sweep" and name in ("space", "prior") and mistake == "dict_type":
+        return f"must be fields with their values, as learning_rate: ..., but is {shown(value)}"
+    if kind == "sweep" and name.startswith("space.") and mistake == "model_type":
+        return f"must be a list of values, or a range ({{min: 1e-5, max: 1e-3, log: true}}), but is {shown(value)}"
+    if mistake in ("model_type", "model_attributes_type", "dict_type"):
+        keys = keys_of(name, kind) or _model_within(name).model_fields
+        return f"must be a section with keys of its own ({', '.join(keys)}), but is {shown(value)}"
+    if mistake == "string_pattern_mismatch":
+        if name.endswith(KEY) or name.startswith("queue.secrets"):
+            return f"{shown(value, '')} {_VARIABLE}"
+        if "\0" in str(value):
+            return "has a zero byte in it, which no program can be given"
+        return f"{shown(value, '')} does not fit. {about}"
+    text = must_be(mistake, context)
+    return f"must be {text}, but is {shown(value)}" if text else f"{mistake}: {shown(value)}. {about}"
+
+
+def must_be(mistake: str, context: Mapping[str, Any]) -> str | None:
+    """What is allowed, after `must be`; None for a mistake that needs other words."""
+    text = _MUST_BE.get(mistake)
+    return None if text is None else text.format(**context)
+
+
+def _about(kind: Kind, name: str) -> str:
+    """What the field is, or else the nearest one around it."""
+    fields: dict[str, FieldInfo] = {**spec_fields(kind)}
+    inner = _model_within(name).model_fields.get(name.rpartition(".")[2])
+    if name not in fields and inner is not None:
+        return inner.description or ""
+    while name and name not in fields:
+        name = name.rpartition(".")[0]
+    return (fields[name].description or "") if name else ""
+
+
+def _model_within(name: str) -> type[BaseModel]:
+    """The model of a value that has keys, and is no section: a source, its columns, queue.on_end."""
+    if name.startswith("queue.on_end"):
+        return OnEnd
+    section = name if name.endswith("columns") else name.rpartition(".")[0]
+    return Columns if _A_SOURCE.match(name) and section.endswith("columns") else Source
+
+
+def _unknown_key_within(name: str) -> str:
+    key, keys = name.rpartition(".")[2], _model_within(name).model_fields
+    whose = "on_end" if name.startswith("queue.") else "a source"
+    return f"unknown key{did_you_mean(key, keys) or f'; {whose} has ' + ', '.join(keys)}"
+
+
+_MUST_BE = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text (in quotes)",
+    "tuple_type": "a list (in square brackets)",
+    "too_short": "a list of {min_length} or more",
+    "too_long": "a list of {max_length} or fewer",
+    "string_too_short": "some text",
+    "string_too_long": "text of {max_length} characters or fewer",
+    "finite_number": "a finite number",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+}
+
+
+def shown(value: Any, kind: str = "the text ") -> str:
+    """A value as a message shows it; `kind` comes before a text."""
+    if value is None:
+        return "empty"
+    if isinstance(value, str):
+        return f'{kind}"{_cut(value)}"' if value.strip() else "empty"
+    return _cut(json.dumps(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."

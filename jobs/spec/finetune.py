@@ -1,0 +1,386 @@
+"""What a job is: the spec, a frozen pydantic model. Light to import; no torch, no ray.
+
+Training arguments carry the names and the meaning that Hugging Face's `TrainingArguments` gives them.
+Whatever can be derived from other fields is derived (see `jobs.planning.batching`), never repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_WORKERS, Gang
+from jobs.frozen import Frozen
+from jobs.spec.data import MOST_EPOCHS, Columns, Data, Source, StoragePath, checked_path
+from jobs.spec.queue import Queue
+from jobs.spec.zero import MOST_COUNT, Zero
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Checkpoint",
+    "Columns",
+    "Data",
+    "Eval",
+    "Frozen",
+    "Model",
+    "Queue",
+    "Resources",
+    "Source",
+    "Spec",
+    "Task",
+    "Train",
+    "Zero",
+]
+
+SCHEMA_VERSION: Final = 1
+MOST_ROWS: Final = 2**31 - 1  # of one step
+RUN_REFERENCE: Final = re.compile(r"run:([A-Za-z0-9_][A-Za-z0-9._-]*)\Z")
+
+Task = Literal["causal-lm", "sequence-classification"]
+SchedulerType = Literal["linear", "cosine", "constant_with_warmup", "warmup_stable_decay"]
+
+
+class Model(Frozen):
+    """The model to start from."""
+
+    path: str = Field(
+        min_length=1,
+        description="Local directory (relative to the spec's file), hub id, allowed URL, or run:NAME, a run's model.",
+    )
+    task: Task = Field(description="What the model is trained for: causal-lm or sequence-classification.")
+    num_labels: int | None = Field(
+        None,
+        ge=2,
+        le=1_048_576,
+        description="Number of classes for sequence-classification; left out, it is the length of data.labels.",
+    )
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(
+        None, description="Attention kernel, as transformers names it; left out, sdpa where the model supports it."
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _a_run_has_a_name(cls, path: str) -> str:
+        if path.startswith("run:") and not RUN_REFERENCE.match(path):
+            raise ValueError(
+                f"{path!r}: after run: comes the name of a run or job; a path to a model goes without run:"
+            )
+        return path if path.startswith("run:") else checked_path(path)
+
+
+class FullMethod(Frozen):
+    """Full fine-tuning: every parameter is trained."""
+
+    kind: Literal["full"] = Field("full", description="The method's name.")
+
+
+def _method_from_name(value: object) -> object:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Method = Annotated[FullMethod, BeforeValidator(_method_from_name)]
+
+
+class Train(Frozen):
+    """Training arguments, with Hugging Face's names and meaning."""
+
+    learning_rate: float = Field(2e-5, gt=0.0, le=1.0, description="Peak learning rate.")
+    lr_scheduler_type: SchedulerType = Field("linear", description="Shape of the rate after the warmup.")
+    warmup_ratio: float | None = Field(None, ge=0.0, le=1.0, description="Warmup as a share of all steps.")
+    warmup_steps: float | None = Field(
+        None,
+        ge=0.0,
+        le=MOST_COUNT,
+        description="Warmup in optimizer steps; below 1 it is a share of all steps, as in transformers 5.",
+    )
+    decay_ratio: float = Field(
+        0.1, ge=0.0, le=1.0, description="Share of all steps that decay at the end, for warmup_stable_decay."
+    )
+    num_train_epochs: float | None = Field(
+        None, gt=0.0, le=MOST_EPOCHS, description="Passes over the training rows (3 if left out)."
+    )
+    max_steps: int | None = Field(
+        None, ge=1, le=MOST_COUNT, description="Optimizer steps; takes the place of num_train_epochs."
+    )
+    global_batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_ROWS,
+        description="Rows per optimizer step over all workers; accumulation is derived from it.",
+    )
+    global_batch_tokens: int | None = Field(
+        None, ge=1, le=MOST_COUNT, description="The same in tokens: global_batch_tokens // data.seq_len rows."
+    )
+    per_device_train_batch_size: int = Field(
+        1, ge=1, le=MOST_ROWS, description="Rows per worker in one forward pass (micro-batch)."
+    )
+    gradient_accumulation_steps: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_ROWS,
+        description="Forward passes per optimizer step; left out, derived from the global batch.",
+    )
+    optim: Literal["adamw_torch"] = Field("adamw_torch", description="The optimizer, as Hugging Face names it.")
+    weight_decay: float = Field(0.0, ge=0.0, lt=1.0, description="Decay of weight matrices; never of norms and biases.")
+    adam_beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW's first beta.")
+    adam_beta2: float = Field(0.999, ge=0.0, lt=1.0, description="AdamW's second beta.")
+    adam_epsilon: float = Field(1e-8, gt=0.0, le=1.0, description="AdamW's epsilon.")
+    max_grad_norm: float = Field(
+        1.0, ge=0.0, le=1e30, description="Gradients are scaled down to this norm; 0 turns it off."
+    )
+    bf16: bool | None = Field(
+        None, description="Compute in bfloat16 with fp32 master weights; left out: where the device has it (GPU)."
+    )
+    fp16: bool = Field(False, description="Compute in float16 with loss scaling, for devices without bfloat16.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    group_by_length: bool = Field(
+        True, description="Put rows of like length in one step where rows are not packed, so that less is padded."
+    )
+    zero: Zero = Field(default_factory=Zero, description="DeepSpeed ZeRO.")
+
+    @model_validator(mode="after")
+    def _nothing_is_said_twice(self) -> Train:
+        for one, other in (
+            ("warmup_ratio", "warmup_steps"),
+            ("num_train_epochs", "max_steps"),
+            ("global_batch_size", "global_batch_tokens"),
+        ):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise ValueError(f"{one} and {other} are both given: drop one of them")
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 are both true: drop one of them")
+        if self.warmup_steps is not None and self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) is neither whole nor below 1")
+        return self
+
+
+class Eval(Frozen):
+    """When and how the held-out samples are scored."""
+
+    metrics: tuple[str, ...] = Field(
+        ("loss",),
+        fail_fast=True,
+        description="loss, perplexity, accuracy, f1, exact_match, or package.module:function of your own.",
+    )
+    eval_steps: int | None = Field(
+        None, ge=1, le=MOST_COUNT, description="Evaluate every so many steps, beside the start and the end."
+    )
+    eval_on_start: bool = Field(True, description="Evaluate before the first step.")
+    per_device_eval_batch_size: int = Field(
+        8, ge=1, le=MOST_ROWS, description="Most rows per worker in a forward pass of evaluation."
+    )
+
+
+class Resources(Frozen):
+    """The gang: all workers start together, or none."""
+
+    num_workers: int = Field(
+        1,
+        ge=1,
+        le=MOST_WORKERS,
+        description="Number of workers (processes), one GPU each; {min: N, max: N}: as many as there is room for.",
+    )
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_WORKERS,
+        description="The same as num_workers.min: the fewest, where num_workers is the most.",
+    )
+    gpus_per_worker: Literal[0, 1] = Field(1, description="1 trains on GPUs; 0 on CPUs, for small models and tests.")
+    cpus_per_worker: int = Field(
+        1,
+        ge=1,
+        le=MOST_CPUS_PER_WORKER,
+        description="CPU cores per worker, for Ray's bookkeeping and torch's threads.",
+    )
+    accelerator_type: str | None = Field(None, description="Only GPUs of this type, as Ray names it (A100, H100).")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_min_to_max(cls, value: object) -> object:
+        given = value.get("num_workers") if isinstance(value, Mapping) else None
+        if not (isinstance(value, Mapping) and isinstance(given, Mapping) and given.keys() == {"min", "max"}):
+            return value
+        if value.get("min_workers") not in (None, given["min"]):
+            raise ValueError("give num_workers: {min: N, max: N}, or num_workers and min_workers, and not both")
+        return {**value, "num_workers": given["max"], "min_workers": given["min"]}
+
+    @model_serializer(mode="wrap")
+    def _as_one_value(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that whoever puts a number in the place of `num_workers` gets that number."""
+        values: dict[str, Any] = dumped(self)
+        least = values.pop("min_workers", None)
+        return values if least is None else {**values, "num_workers": {"min": least, "max": values["num_workers"]}}
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _one_number_or_two(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        raise ValueError(f"must be a whole number, or {{min: N, max: N}}, but is {json.dumps(value)[:60]}")
+
+    @model_validator(mode="after")
+    def _the_least_is_not_more_than_the_most(self) -> Resources:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"num_workers is from {self.min_workers} to {self.num_workers}: min is the smaller one")
+        Gang(self.num_workers, self.cpus_per_worker, self.gpus_per_worker).check_size()
+        return self
+
+
+class Checkpoint(Frozen):
+    """When the training state is saved, and what is kept of it."""
+
+    save_steps: int | None = Field(
+        None, ge=1, le=MOST_COUNT, description="Save every so many steps, beside the last one."
+    )
+    save_minutes: float | None = Field(
+        30.0, gt=0.0, le=1e7, description="Save every so many minutes; null turns it off."
+    )
+    save_total_limit: int = Field(
+        2, ge=1, le=MOST_ROWS, description="Keep this many newest checkpoints, and the best one."
+    )
+    metric_for_best_model: str | None = Field(
+        None, min_length=1, description="Held-out metric by which a checkpoint is the best, e.g. accuracy or loss."
+    )
+    greater_is_better: bool | None = Field(
+        None, description="Whether more of that metric is better; left out: not for loss and perplexity."
+    )
+    load_best_model_at_end: bool = Field(False, description="Export the best checkpoint instead of the last state.")
+
+    @model_validator(mode="after")
+    def _best_by_some_metric(self) -> Checkpoint:
+        if self.metric_for_best_model is None:
+            for name in ("greater_is_better", "load_best_model_at_end"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} needs metric_for_best_model, the metric to go by")
+        return self
+
+    @property
+    def best_metric(self) -> str | None:
+        """The metric's full name, eval_*."""
+        name = self.metric_for_best_model
+        return None if name is None else f"eval_{name.removeprefix('eval_')}"
+
+    @property
+    def greater_is_best(self) -> bool:
+        """`greater_is_better`, or what the metric's name says where it is left out."""
+        if self.greater_is_better is not None:
+            return self.greater_is_better
+        return not str(self.best_metric).endswith(("loss", "perplexity"))
+
+
+class Spec(Frozen):
+    """A fine-tuning job."""
+
+    version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this schema.")
+    kind: Literal["finetune"] = Field(
+        "finetune", description="finetune; the other kind, command, has fields of its own."
+    )
+    name: str = Field(
+        "run",
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
+        description="Start of the run's name: lower-case letters, digits, '.', '_' and '-'.",
+    )
+    model: Model = Field(description="The model to start from.")
+    method: Method = Field(default_factory=FullMethod, description="How it is trained: full.")
+    data: Data = Field(description="The samples.")
+    train: Train = Field(default_factory=Train, description="Training arguments.")
+    eval: Eval = Field(default_factory=Eval, description="Evaluation.")
+    resources: Resources = Field(default_factory=Resources, description="The gang of workers.")
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="Checkpoints.")
+    storage_path: StoragePath = Field(
+        "runs", min_length=1, description="Directory (relative to the spec's file) or allowed URL that holds the runs."
+    )
+    seed: int = Field(42, ge=0, lt=2**63, description="Seed of the order of rows, of new weights and of dropout.")
+    working_dir: str | None = Field(
+        None,
+        min_length=1,
+        description="Directory (relative to the spec's file) that has modules of your own; every node must see it.",
+    )
+    queue: Queue = Field(default_factory=Queue, description="What it asks of the queue.")
+
+    @model_validator(mode="after")
+    def _task_and_format_fit(self) -> Spec:
+        classify = self.model.task == "sequence-classification"
+        every = [(role, source) for role in ("train", "eval") for source in getattr(self.data, role) or ()]
+        for role, source in every:
+            name = self.data.format_of(source)
+            if ":" not in name and classify != (name == "classification"):
+                what = "data.format" if source.format is None else f"the format of {source.path} in data.{role}"
+                raise ValueError(
+                    f"model.task is {self.model.task} but {what} is {name}: sequence-classification goes with "
+                    "classification, causal-lm with text, chat, prompt-completion or instruction"
+                )
+        if classify and self.num_labels is None:
+            raise ValueError("sequence-classification needs data.labels (the names) or model.num_labels")
+        if classify and self.data.labels and self.model.num_labels not in (None, len(self.data.labels)):
+            raise ValueError(
+                f"model.num_labels is {self.model.num_labels}, but data.labels names {len(self.data.labels)} classes"
+            )
+        if not classify and (self.model.num_labels is not None or self.data.labels is not None):
+            raise ValueError("model.num_labels and data.labels are for sequence-classification only")
+        return self
+
+    @model_validator(mode="after")
+    def _the_best_can_be_told(self) -> Spec:
+        wanted, metrics = self.checkpoint.metric_for_best_model, self.eval.metrics
+        if wanted is None:
+            return self
+        if not self.data.has_eval:
+            raise ValueError("checkpoint.metric_for_best_model needs held-out samples: data.eval or data.eval_fraction")
+        own = any(":" in name for name in metrics)  # may return metrics of any name
+        if wanted.removeprefix("eval_") not in {"loss", *metrics} and not own:
+            raise ValueError(f"checkpoint.metric_for_best_model is {wanted}, but eval.metrics has {list(metrics)}")
+        return self
+
+    @model_validator(mode="after")
+    def _what_needs_gpus_has_them(self) -> Spec:
+        """DeepSpeed's loss scaling and the kernels of flash attention do not run on CPUs."""
+        if self.resources.gpus_per_worker > 0:
+            return self
+        if self.train.fp16:
+            raise ValueError("train.fp16 needs GPUs, but gpus_per_worker is 0: leave it out (fp32), or set train.bf16")
+        if self.model.attn_implementation == "flash_attention_2":
+            raise ValueError("flash_attention_2 needs GPUs, but gpus_per_worker is 0: leave attn_implementation out")
+        return self
+
+    @model_validator(mode="after")
+    def _flash_attention_keeps_packed_samples_apart(self) -> Spec:
+        """transformers looks for the borders of packed samples in a batch of one row only under this kernel."""
+        rows = max(self.train.per_device_train_batch_size, self.eval.per_device_eval_batch_size)
+        if self.packed and self.model.attn_implementation == "flash_attention_2" and rows > 1:
+            raise ValueError(
+                f"flash_attention_2 keeps packed samples apart only in batches of one row, but the spec has {rows}: "
+                "set train.per_device_train_batch_size and eval.per_device_eval_batch_size to 1 (and a longer "
+                "data.seq_len), or data.packing: false, or leave model.attn_implementation out"
+            )
+        return self
+
+    def vary(self, fields: Mapping[str, Iterable[Any]] | None = None, /, **named: Iterable[Any]) -> list[Spec]:
+        """All combinations of some fields' values, as in `vary(learning_rate=[1e-5, 2e-5])` (see `jobs.spec.vary`)."""
+        from jobs.spec.vary import vary  # it is about specs of all kinds
+
+        return vary(self, {**(fields or {}), **named})
+
+    @property
+    def num_labels(self) -> int | None:
+        """Number of classes, or None for a language model."""
+        if self.model.num_labels is not None:
+            return self.model.num_labels
+        return len(self.data.labels) if self.data.labels else None
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows hold several samples: sequence classification pools one token a row and cannot be packed."""
+        return self.data.packing and self.model.task == "causal-lm"

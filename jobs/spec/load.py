@@ -1,0 +1,383 @@
+"""From a file and `--set` to a spec of either kind, or to one message that names every mistake and its line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from cluster.ray.runtime_env import RAY_PACKAGE
+from jobs.errors import SpecError, StorageError
+from jobs.run.references import run_named
+from jobs.spec.checking.fields import SPEC_MODELS, did_you_mean, keys_of, section_model, unknown_key
+from jobs.spec.checking.lines import Document, Path, dotted, parse, parse_value
+from jobs.spec.checking.mistakes import KEY, reworded, shown
+from jobs.spec.command import CommandSpec
+from jobs.spec.finetune import SCHEMA_VERSION, Source, Spec
+from jobs.spec.queue import MOST_KEYS, Kind
+from jobs.spec.sweep import SweepSpec
+from jobs.storage import files as storage
+
+_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+_SET = "--set"
+_DATA = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".parquet", ".arrow", ".gz", ".safetensors")
+
+AnySpec = Spec | CommandSpec | SweepSpec
+_LONGEST_KEY = 100
+_DEEPEST = 8  # levels in which mappings are counted; the fields of a spec have fewer
+MOST_MISTAKES = 50  # told of one spec: each one costs time, and nobody reads more
+
+
+def load_spec(path: str, overrides: Sequence[str] = ()) -> Spec:
+    """Read a spec that trains, from YAML or JSON; relative paths in it become absolute, relative to the file.
+
+    Args:
+        path: local path or fsspec URL.
+        overrides: `train.learning_rate=1e-5` and so on; the value is YAML.
+
+    Raises:
+        SpecError: with all mistakes at once, one a line as `file:line: key: what is wrong`; or it is of another kind.
+    """
+    return training(load_job_spec(path, overrides), path)
+
+
+def trained(spec: AnySpec) -> Spec | None:
+    """The job that a spec trains, or the base of its trials; None for a command."""
+    if isinstance(spec, SweepSpec):
+        return spec.base
+    return spec if isinstance(spec, Spec) else None
+
+
+def training(spec: AnySpec, path: str) -> Spec:
+    """The spec that was read from `path`, if it trains. Raises SpecError."""
+    if isinstance(spec, CommandSpec):
+        raise SpecError(
+            f"{path} is of kind command, and nothing is trained with it here. Commands go to the queue: "
+            f"fleetune submit {path}"
+        )
+    if isinstance(spec, SweepSpec):
+        raise SpecError(f"{path} is of kind sweep, and a single job is needed here: fleetune run {path} runs the sweep")
+    return spec
+
+
+def load_job_spec(path: str, overrides: Sequence[str] = ()) -> AnySpec:
+    """The same for a spec of any kind. Raises SpecError."""
+    return load_marked(path, overrides).spec
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A spec, and where its fields are written (`job.yaml:12`, or `--set`), by their dotted names."""
+
+    spec: AnySpec
+    marks: Mapping[str, str]
+
+
+def load_marked(path: str, overrides: Sequence[str] = ()) -> Loaded:
+    """The same, for whoever has more to say of its fields. Raises SpecError."""
+    return Loaded(*_read(path, overrides))
+
+
+def load_to_run(path: str, overrides: Sequence[str] = ()) -> Spec | SweepSpec:
+    """The job, or the sweep, of a file. Raises SpecError: also where it is a command, which the queue runs."""
+    spec, _ = _read(path, overrides)
+    return spec if isinstance(spec, SweepSpec) else training(spec, path)
+
+
+def load_sweep(path: str, overrides: Sequence[str] = ()) -> SweepSpec | None:
+    """The sweep of a file; None where it holds a spec of another kind. Raises SpecError."""
+    spec, _ = _read(path, overrides)
+    return spec if isinstance(spec, SweepSpec) else None
+
+
+def _read(path: str, overrides: Sequence[str]) -> tuple[AnySpec, Mapping[str, str]]:
+    """Raises SpecError."""
+    if path.lower().endswith(_DATA):
+        raise SpecError(
+            f"{path} is a data file, not a spec: write a spec that names it as data.train{_specs_beside(path)}"
+        )
+    document = parse(_text(path), path)
+    if not isinstance(document.value, dict):
+        what = "is empty" if document.value is None else "is no mapping of keys to values"
+        raise SpecError(f"{path}: {what}: a spec needs model and data. `fleetune spec` prints every field")
+    base = _take_in_base(document, path)
+    for override in overrides:
+        _override(document, override)
+    checked, marks = _checked(document), {dotted(place): mark for place, mark in document.marks.items() if place}
+    return with_absolute_paths(checked, base), marks
+
+
+def _take_in_base(document: Document, path: str) -> str:
+    """Put the base of a sweep in the place of its path; the file that its own paths are relative to.
+
+    Raises SpecError.
+    """
+    named = document.value.get("base") if document.value.get("kind") == "sweep" else None
+    if not isinstance(named, str):
+        return path
+    file = _absolute(named, os.path.dirname(path) if storage.is_url(path) else os.path.dirname(os.path.abspath(path)))
+    try:
+        base = parse(_text(file), named)
+    except SpecError as error:
+        raise SpecError(_said(document.mark(("base",)), f"base: {error}")) from error
+    if not isinstance(base.value, dict):
+        raise SpecError(_said(document.mark(("base",)), f"base: {named} is no mapping of keys to values"))
+    document.value["base"] = base.value
+    document.marks |= {("base", *place): mark for place, mark in base.marks.items()}
+    document.problems += base.problems
+    return file
+
+
+def spec_of(value: Mapping[str, Any]) -> AnySpec:
+    """The spec out of its own JSON, as `dump_spec` writes it; paths stay as they are.
+
+    Raises:
+        SpecError: with all mistakes at once, one a line as `key: what is wrong`.
+    """
+    try:
+        copied = json.loads(json.dumps(dict(value)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError(f"a spec is a mapping of keys to values, as JSON has them: {error}") from error
+    return _checked(Document(copied, {(): ""}))
+
+
+def _checked(document: Document) -> AnySpec:
+    """Raises SpecError."""
+    _check_version(document)
+    kind = _kind_of(document)
+    problems = list(document.problems[:MOST_MISTAKES])
+    meant = {target for target in _drop_unknown_keys(document, kind, problems) if target}
+    if (large := too_large(document.value)) is not None:
+        path, what = large
+        problems.append((document.mark(path), f"{_short(dotted(path))}: {what}"))
+    spec = None if large else _validate(document, kind, problems, meant)
+    if problems or spec is None:
+        lines = [_said(*problem) for problem in sorted(problems, key=_line)]
+        if len(lines) >= MOST_MISTAKES:
+            lines.append(f"no more than {MOST_MISTAKES} mistakes are looked for: there may be others")
+        raise SpecError("\n".join(lines))
+    return spec
+
+
+def _short(key: str) -> str:
+    return key if len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]}..."
+
+
+def _said(mark: str, message: str) -> str:
+    return f"{mark}: {message}" if mark else message
+
+
+def _kind_of(document: Document) -> Kind:
+    """Without it, nothing else of a spec can be judged. Raises SpecError."""
+    values = document.value
+    named = values.get("kind", "finetune")
+    if "kind" not in values and "command" in values and "model" not in values:
+        raise SpecError(
+            _said(document.mark(("command",)), "kind: is missing: a spec with a command says kind: command")
+        )
+    for kind in SPEC_MODELS:
+        if named == kind:
+            return kind
+    hint = did_you_mean(str(named), SPEC_MODELS)
+    message = f"kind: must be finetune, command or sweep, but is {shown(named, '')}{hint}"
+    raise SpecError(_said(document.mark(("kind",)), message))
+
+
+def dump_spec(spec: AnySpec) -> bytes:
+    """The resolved spec as JSON; `load_job_spec` of it gives an equal one."""
+    return spec.model_dump_json(indent=1).encode() + b"\n"
+
+
+def _text(path: str) -> str:
+    if storage.is_local(path) and os.path.isdir(storage.local_path(path)):
+        raise SpecError(f"{path} is a directory: give the spec's file{_specs_beside(path)}")
+    try:
+        return storage.read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise SpecError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): give the YAML or JSON file of a spec"
+        ) from error
+    except StorageError as error:
+        raise SpecError(f"{error}{_specs_beside(path)}") from error
+
+
+def _specs_beside(path: str) -> str:
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    try:
+        names = [name for name in os.listdir(folder or ".") if name.endswith((".yaml", ".yml", ".json"))]
+    except OSError:
+        return ""
+    return did_you_mean(os.path.basename(path), names)
+
+
+def override_value(text: str) -> tuple[str, Any]:
+    """The dotted name and the value of one `--set`. Raises SpecError."""
+    key, _, raw = text.partition("=")
+    return ".".join(part.strip() for part in key.split(".")), parse_value(raw, f"{_SET} {text}")
+
+
+def _override(document: Document, text: str) -> None:
+    key, equals, raw = text.partition("=")
+    path: Path = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(path):
+        document.problems.append((_SET, f"{text!r} is not KEY=VALUE, as train.learning_rate=1e-5 is"))
+        return
+    try:
+        value = parse_value(raw, f"{_SET} {text}")
+    except SpecError as error:
+        document.problems.append((_SET, str(error).removeprefix(f"{_SET} ")))
+        return
+    section = document.value
+    for depth, part in enumerate(path[:-1], 1):
+        section[part] = section.get(part) or {}
+        section = section[part]
+        if not isinstance(section, dict):
+            document.problems.append((_SET, f"{text}: {dotted(path[:depth])} is a value, not a section"))
+            return
+    section[path[-1]] = value
+    for known in [known for known in document.marks if known[: len(path)] == path]:
+        del document.marks[known]
+    document.marks[path] = _SET
+
+
+def _check_version(document: Document) -> None:
+    version = document.value.get("version", SCHEMA_VERSION)
+    if isinstance(version, int | float) and version > SCHEMA_VERSION:
+        what = f"written for schema version {version}; this release reads {SCHEMA_VERSION}: upgrade Fleetune"
+        raise SpecError(_said(document.mark(("version",)), what))
+
+
+def _drop_unknown_keys(document: Document, kind: Kind, problems: list[tuple[str, str]]) -> Iterator[str | None]:
+    """Report and remove keys that no section has; yields the fields that were probably meant."""
+    for section, values in list(_sections(document.value, SPEC_MODELS[kind], ())):
+        known = frozenset(keys_of(dotted(section), kind))
+        for key in [key for key in values if key not in known]:
+            if len(problems) >= MOST_MISTAKES:
+                del values[key]
+                continue
+            message, target = unknown_key(dotted(section), key, kind)
+            name = dotted((*section, _short(key)))
+            problems.append((document.mark((*section, key)), f"{name}: {message}"))
+            del values[key]
+            yield target
+
+
+def _sections(values: dict[str, Any], model: type[BaseModel], path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """All sections that are there; one whose keys are all commented out counts as an empty one."""
+    yield path, values
+    for name, info in model.model_fields.items():
+        inner = section_model(info)
+        if inner is None or name not in values:
+            continue
+        if values[name] is None:
+            values[name] = {}
+        if isinstance(values[name], dict):
+            yield from _sections(values[name], inner, (*path, name))
+
+
+def too_large(value: Any, path: Path = ()) -> tuple[Path, str] | None:
+    """Path of a mapping that has more keys than any field allows, and a message; None if there is none. Pure.
+
+    Found before the keys are checked one by one, which takes long.
+    """
+    if isinstance(value, dict) and len(value) > MOST_KEYS:
+        return path, f"has {len(value):,} keys, but at most {MOST_KEYS:,} are allowed"
+    if len(path) == _DEEPEST:
+        return None
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((found for name, one in inner if (found := too_large(one, (*path, name)))), None)
+
+
+def _validate(document: Document, kind: Kind, problems: list[tuple[str, str]], meant: set[str]) -> AnySpec | None:
+    try:
+        return SPEC_MODELS[kind].model_validate_json(json.dumps(document.value), strict=True)  # type: ignore[return-value]
+    except ValidationError as error:
+        # Pydantic tells of each default that follows from other fields where any field is wrong.
+        found = [one for one in error.errors(include_url=False) if one["type"] != "default_factory_not_called"]
+        told = (one for one in found if not _seems_short(one["loc"], one["type"], found))
+        for one in islice(told, max(MOST_MISTAKES - len(problems), 0)):
+            place = _as_written(document, one["loc"])
+            name = dotted(place)
+            if one["type"] == "missing" and name in meant:
+                continue  # said already: the key is there under another name
+            message = reworded(kind, name, one["type"], one.get("ctx", {}), one["input"])
+            name = name.removesuffix(f".{KEY}")
+            problems.append((document.mark(place), f"{name}: {message}" if name else message))
+    return None
+
+
+def _seems_short(place: Path, kind: str, found: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an error only says that a list is too short, since its check ended at the first wrong item."""
+    return kind == "too_short" and any(one["loc"][: len(place)] == place != one["loc"] for one in found)
+
+
+def _as_written(document: Document, place: Path) -> Path:
+    """A source that stands alone is written without the list that it is checked as; a range without its form's name."""
+    if place[:1] == ("space",):
+        return (*place[:2], *place[3:])
+    if place[:1] == ("base",):
+        inner = document.value.get("base")
+        return ("base", *_as_written(Document(inner), place[1:])) if isinstance(inner, dict) else place
+    head, rest = place[:2], place[2:]
+    if rest[:1] == (0,) and head in (("data", "train"), ("data", "eval")):
+        written = document.value["data"][head[1]]
+        return place if isinstance(written, list) else (*head, *rest[1:])
+    return place
+
+
+def _line(problem: tuple[str, str]) -> tuple[str, int]:
+    source, _, line = problem[0].rpartition(":")
+    return (source, int(line)) if line.isdigit() else (problem[0], 0)
+
+
+def with_absolute_paths(spec: AnySpec, path: str) -> AnySpec:
+    """Its paths, relative to a spec's file at `path`. Raises SpecError."""
+    if isinstance(spec, SweepSpec):
+        return spec.model_copy(update={"base": with_absolute_paths(spec.base, path)})
+    base = os.path.dirname(path) if storage.is_url(path) else os.path.dirname(os.path.abspath(path))
+    working_dir = None if spec.working_dir is None else _absolute(spec.working_dir, base)
+    if working_dir is not None and storage.is_url(working_dir):
+        raise SpecError(
+            f"working_dir: {working_dir} is a URL, and programs run in directories: give one that nodes see"
+        )
+    if isinstance(spec, CommandSpec):
+        return spec.model_copy(update={"working_dir": working_dir})
+    root = _absolute(spec.storage_path, base)
+    if RAY_PACKAGE in root:  # it is deleted some time after the job
+        raise SpecError(
+            f"storage_path {spec.storage_path} lies in the package that Ray unpacked for this job, and would vanish "
+            "with it: give a directory that every node sees, or a URL, as --set storage_path=/shared/runs"
+        )
+    data = {name: _absolute_sources(getattr(spec.data, name), base) for name in ("train", "eval")}
+    model = {"path": _model_path(spec.model.path, base)}
+    update = {"storage_path": root, "working_dir": working_dir, "data": spec.data.model_copy(update=data)}
+    return spec.model_copy(update={**update, "model": spec.model.model_copy(update=model)})
+
+
+def _absolute_sources(sources: tuple[Source, ...] | None, base: str) -> tuple[Source, ...] | None:
+    if sources is None:
+        return None
+    return tuple(source.model_copy(update={"path": _absolute(source.path, base)}) for source in sources)
+
+
+def _absolute(path: str, base: str) -> str:
+    if storage.is_url(path):
+        return path
+    path = os.path.expanduser(path)
+    if storage.is_url(base) and not os.path.isabs(path):
+        return storage.join(base, path.removeprefix("./"))
+    return os.path.normpath(os.path.join(base, path))
+
+
+def _model_path(path: str, base: str) -> str:
+    """A directory becomes absolute; what is none, and looks like one of the hub's names, stays, and so does a run."""
+    if run_named(path) is not None:
+        return path
+    local = path.startswith(("./", "../", "/", "~")) or path in (".", "..") or not _HUB_ID.match(path)
+    return _absolute(path, base) if local or os.path.isdir(os.path.join(base, path)) else path

@@ -1,0 +1,97 @@
+"""The section `queue` of every spec: what a job asks of the queue. A run without a queue passes it over."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from jobs.frozen import Frozen
+
+MOST_PRIORITY: Final = 1000
+MOST_RUNTIME_S: Final = 1e9  # some 30 years
+LONGEST_LABEL: Final = 200
+MOST_LABELS: Final = 50
+MOST_KEYS: Final = 1000  # of any mapping in a spec
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
+
+# What each process of a command is told of itself (`drivers.command.places`), in whose place nothing else can stand.
+SET_FOR_PROGRAMS: Final = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "NODE_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "CUDA_VISIBLE_DEVICES",
+)
+OWN: Final = "FLEETUNE_"
+_OF_FOLLOWERS: Final = ("FLEETUNE_ENDED_", "FLEETUNE_WEBHOOK_")  # in the specs that the queue makes for `on_end`
+
+
+def _is_free(name: str) -> str:
+    if name in SET_FOR_PROGRAMS or (name.startswith(OWN) and not name.startswith(_OF_FOLLOWERS)):
+        raise ValueError(
+            f"Fleetune sets {name} itself: take another name (its own are {', '.join(SET_FOR_PROGRAMS)}, and all that "
+            f"begin with {OWN})"
+        )
+    return name
+
+
+VariableName = Annotated[str, Field(pattern=VARIABLE), AfterValidator(_is_free)]
+
+
+LabelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,99}$")]
+LabelValue = Annotated[str, Field(max_length=LONGEST_LABEL)]
+
+
+class OnEnd(Frozen):
+    """What is done once a job has ended, whichever way; as a small job of its own."""
+
+    webhook: str | None = Field(
+        None, pattern=r"^https?://[^\s]+$", max_length=2000, description="URL to which the end is sent as JSON (POST)."
+    )
+    command: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        fail_fast=True,
+        description="Program and arguments; FLEETUNE_ENDED_JOB and more are in its environment.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> OnEnd:
+        if (self.webhook is None) == (self.command is None):
+            raise ValueError("on_end needs either webhook or command")
+        return self
+
+
+class Queue(Frozen):
+    """What a job asks of the queue."""
+
+    tenant: str | None = Field(None, min_length=1, description="Whose job it is; left out, the tenant of the token.")
+    priority: int = Field(0, ge=-MOST_PRIORITY, le=MOST_PRIORITY, description="Higher ones go first; -1000 to 1000.")
+    after: tuple[str, ...] = Field(
+        (), max_length=1000, fail_fast=True, description="Jobs that must have succeeded before."
+    )
+    max_runtime_s: float | None = Field(
+        None, gt=0.0, le=MOST_RUNTIME_S, description="Most seconds of all attempts together; then it fails."
+    )
+    preemptible: bool | None = Field(
+        None, description="Whether it may be interrupted and go on later; left out: command no, the others yes."
+    )
+    secrets: tuple[VariableName, ...] = Field(
+        (),
+        max_length=100,
+        fail_fast=True,
+        description="Variables that the server gives it: NAME is FLEETUNE_SECRET_NAME of the server's environment.",
+    )
+    on_end: OnEnd | None = Field(None, description="What is done once it has ended: a webhook or a command.")
+    labels: dict[LabelName, LabelValue] = Field(
+        default_factory=dict,
+        max_length=MOST_LABELS,
+        description="Facts that `queue` and `status` show; --set, --sweep and vary add what they change.",
+    )
+
+
+Kind = Literal["finetune", "command", "sweep"]

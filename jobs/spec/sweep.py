@@ -1,0 +1,221 @@
+"""What a sweep is: a base job, the fields that vary, what is judged, and what may be spent. Light to import."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
+
+from jobs.frozen import Frozen
+from jobs.spec.finetune import SCHEMA_VERSION, Spec
+from jobs.spec.queue import Queue
+from jobs.spec.zero import MOST_COUNT
+
+MOST_FIELDS: Final = 16
+MOST_TRIALS: Final = 10_000
+MOST_CHOICES: Final = 1000
+GRID_POINTS: Final = 5  # of a range in a grid, where it does not say how many
+_AROUND: Final = 10.0  # the default range reaches from a tenth of the base's learning rate to ten times it
+_MOST_WARMUP: Final = 0.2
+
+Algorithm = Literal["auto", "grid", "random", "tpe", "gp"]
+Scheduler = Literal["none", "asha", "halving"]
+Then = Literal["export", "final", "nothing"]
+
+
+class Range(Frozen):
+    """Numbers from `min` to `max`."""
+
+    min: float = Field(description="The least value.")
+    max: float = Field(description="The greatest value.")
+    log: bool = Field(False, description="Draw the logarithm evenly, as for learning rates.")
+    points: int | None = Field(None, ge=2, le=MOST_CHOICES, description="Values that a grid takes of it.")
+
+    @model_validator(mode="after")
+    def _goes_up(self) -> Range:
+        if self.min >= self.max:
+            raise ValueError(f"min ({self.min:g}) must be less than max ({self.max:g})")
+        if self.log and self.min <= 0:
+            raise ValueError(f"min is {self.min:g}, but a logarithm needs numbers above 0: raise min, or drop log")
+        return self
+
+    @property
+    def between(self) -> float:
+        """A value that is no whole number where the ends are: fields that take whole numbers alone refuse it."""
+        return self.min + (self.max - self.min) * 0.381966
+
+    def values(self, count: int) -> tuple[float, ...]:
+        """So many values at equal distances, of logarithms where `log` is set."""
+        if self.log:
+            ratio = self.max / self.min
+            found = [self.min * ratio ** (place / (count - 1)) for place in range(count)]
+        else:
+            found = [self.min + (self.max - self.min) * place / (count - 1) for place in range(count)]
+        return (*found[:-1], self.max)  # and not what rounding makes of it
+
+
+def _form_of(value: object) -> str:
+    return "choices" if isinstance(value, list | tuple) else "range"
+
+
+Choices = Annotated[tuple[JsonValue, ...], Field(min_length=1, max_length=MOST_CHOICES)]
+Dimension = Annotated[Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")], Discriminator(_form_of)]
+Space = dict[str, Dimension]
+
+
+class Budget(Frozen):
+    """What the trials may spend. Once one of these is reached, no other trial is begun."""
+
+    trials: int | None = Field(None, ge=1, le=MOST_TRIALS, description="Trials that are begun.")
+    runs: float | None = Field(None, gt=0.0, le=1e6, description="Tokens, in runs of the base job to its end.")
+    tokens: int | None = Field(None, ge=1, le=MOST_COUNT, description="Tokens that all trials take.")
+    gpu_hours: float | None = Field(None, gt=0.0, le=1e9, description="Hours of GPUs, of CPUs where none is used.")
+    minutes: float | None = Field(None, gt=0.0, le=1e7, description="Time since the search began.")
+
+    @model_validator(mode="after")
+    def _some_bound(self) -> Budget:
+        if all(getattr(self, name) is None for name in type(self).model_fields):
+            raise ValueError(f"needs one of {', '.join(type(self).model_fields)}")
+        return self
+
+
+def _is_auto(data: dict[str, Any]) -> bool:
+    """Of the fields that are known to be valid."""
+    return bool(data.get("algorithm", "auto") == "auto")
+
+
+class SweepSpec(Frozen):
+    """A search for the best values of some fields of a job."""
+
+    version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this schema.")
+    kind: Literal["sweep"] = Field(description="sweep.")
+    name: str = Field(
+        "sweep",
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
+        description="Start of the sweep's name: lower-case letters, digits, '.', '_' and '-'.",
+    )
+    base: Spec = Field(description="The job that every trial changes: a path (relative to this file), or a spec.")
+    queue: Queue = Field(
+        default_factory=lambda data: data["base"].queue if "base" in data else Queue(),
+        description="What it asks of the queue; left out: what the base asks.",
+    )
+    space: Space = Field(
+        default_factory=dict,
+        max_length=MOST_FIELDS,
+        description="Fields of the base that vary: a list of values, or {min, max, log}. Left out: learning rate and "
+        "warmup.",
+    )
+    metric: str = Field("loss", min_length=1, description="Held-out metric that is judged, e.g. loss or accuracy.")
+    mode: Literal["min", "max"] | None = Field(
+        None, description="min or max of the metric is best; left out: min for loss and perplexity, else max."
+    )
+    algorithm: Algorithm = Field(
+        "auto", description="How values are proposed: auto (the rate first), grid, random, tpe or gp (of Optuna)."
+    )
+    budget: Budget = Field(
+        default_factory=lambda data: Budget(runs=3.2) if _is_auto(data) else Budget(trials=16),
+        description="What may be spent; left out: 3.2 runs for auto, else 16 trials.",
+    )
+    scheduler: Scheduler = Field(
+        default_factory=lambda data: "halving" if _is_auto(data) else "none",
+        description="Which trials go on after each rung: none (all), asha or halving; left out: halving for auto, else "
+        "none.",
+    )
+    rungs: tuple[float, ...] = Field(
+        (0.25,), max_length=20, description="Shares of a run after which trials are compared (asha, halving)."
+    )
+    checkpoints_gb: float | None = Field(
+        None,
+        gt=0.0,
+        description="Most gigabytes of all checkpoints together; left out: no bound. Those of failed and stopped "
+        "trials are removed first, then those of the worst trials, never those of the best.",
+    )
+    cooldown: float = Field(
+        default_factory=lambda data: 0.1 if _is_auto(data) else 0.0,
+        ge=0.0,
+        le=0.5,
+        description="Share of a run in which the rate falls to zero before the score at a rung, and is then put back; "
+        "left out: 0.1 for auto, else 0.",
+    )
+    prior: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        max_length=MOST_FIELDS,
+        description="Values that auto begins with; left out: what earlier sweeps of the model found, or its size says.",
+    )
+    seeds: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="Number of seeds of the two best trials, beyond the budget; the best mean wins.",
+    )
+    num_gangs: int | None = Field(None, ge=1, le=1000, description="Most gangs at once; left out: as many as fit.")
+    then: Then = Field(
+        "export",
+        description="At the end: export the best trial's model; final: train the best values once more on all samples, "
+        "with those of data.eval_fraction; or nothing.",
+    )
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of the proposals; each trial has the base's seed.")
+
+    @field_validator("rungs")
+    @classmethod
+    def _rungs_go_up(cls, rungs: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < rung < 1 for rung in rungs) or list(rungs) != sorted(set(rungs)):
+            raise ValueError("must be shares between 0 and 1, each greater than the one before")
+        return rungs
+
+    @model_validator(mode="after")
+    def _can_be_searched(self) -> SweepSpec:
+        if not self.base.data.has_eval:
+            raise ValueError(
+                "the base has no held-out samples to judge trials by: give base.data.eval or base.data.eval_fraction"
+            )
+        if self.then == "final" and self.base.data.eval is not None:
+            raise ValueError(
+                "then is final, but the base has held-out samples of its own (data.eval): a final run would train on "
+                "the same samples again. Use then: export"
+            )
+        if self.scheduler != "none" and not self.rungs:
+            raise ValueError(
+                f"scheduler is {self.scheduler}, but rungs are empty: give some, as [0.25], or scheduler: none"
+            )
+        names = {"loss", *self.base.eval.metrics}
+        own = any(":" in name for name in names)  # may return metrics of any name
+        if self.metric.removeprefix("eval_") not in names and not own:
+            raise ValueError(f"metric is {self.metric}, but base.eval.metrics has {', '.join(sorted(names))}")
+        if self.seeds > 1 and any(name.rpartition(".")[2] == "seed" for name in self.space):
+            raise ValueError("seeds trains the best trials with other seeds, and space has seed too: drop one of them")
+        return self
+
+    @property
+    def working_dir(self) -> str | None:
+        return self.base.working_dir
+
+    @property
+    def dimensions(self) -> dict[str, Range | tuple[Any, ...]]:
+        """The space, or the one that stands for none: the learning rate around the base's, and the warmup."""
+        if self.space:
+            return dict(self.space)
+        rate = self.base.train.learning_rate
+        return {
+            "learning_rate": Range(min=rate / _AROUND, max=min(rate * _AROUND, 1.0), log=True),
+            "warmup_ratio": Range(min=0.0, max=_MOST_WARMUP),
+        }
+
+    @property
+    def grid_size(self) -> int:
+        """Trials of a grid over the whole space."""
+        sizes = (
+            len(values) if isinstance(values, tuple) else values.points or GRID_POINTS
+            for values in self.dimensions.values()
+        )
+        return math.prod(sizes)
+
+    @property
+    def judged(self) -> str:
+        """The metric's full name, eval_*."""
+        return f"eval_{self.metric.removeprefix('eval_')}"
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.mode == "min" if self.mode else self.judged.endswith(("loss", "perplexity"))

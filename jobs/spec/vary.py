@@ -1,0 +1,230 @@
+"""Many specs out of one: every combination of some fields' values, each under a name that says which it is."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar, cast
+
+from jobs.errors import SpecError
+from jobs.spec.checking.fields import did_you_mean, homes_of, section_model, spec_fields, unknown_key
+from jobs.spec.checking.lines import parse_value
+from jobs.spec.command import CommandSpec
+from jobs.spec.finetune import Spec
+from jobs.spec.labels import labelled
+from jobs.spec.load import AnySpec, spec_of, with_absolute_paths
+from jobs.spec.queue import Kind
+from jobs.spec.sweep import SweepSpec
+
+MOST_SPECS: Final = 10_000
+LONGEST_NAME: Final = 63
+# Fields that say the same thing twice: one that is given takes the other away.
+_EITHER: Final = (
+    ("train.warmup_ratio", "train.warmup_steps"),
+    ("train.num_train_epochs", "train.max_steps"),
+    ("train.global_batch_size", "train.global_batch_tokens"),
+    ("data.eval", "data.eval_fraction"),
+)
+_INSTEAD: Final = {**dict(_EITHER), **{other: one for one, other in _EITHER}}
+_PATHS: Final = frozenset({"model.path", "data.train", "data.eval", "storage_path", "working_dir"})
+_LONGEST_VALUE = 20
+
+AnyOne = TypeVar("AnyOne", bound=Spec | CommandSpec | SweepSpec)
+
+
+def vary(spec: AnyOne, fields: Mapping[str, Iterable[Any]]) -> list[AnyOne]:
+    """The specs of all combinations; the last field changes fastest.
+
+    Args:
+        fields: values by field; `train.learning_rate`, or the last part alone where it can mean one field only (one
+            under `train` goes first); of a command also `env.NAME`. Values are what a file may have; paths that are
+            relative are so to the working directory.
+
+    Raises:
+        SpecError: all mistakes at once, in names and in values.
+    """
+    values = _values_by_field(spec.kind, fields)
+    combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    # Without warnings: what was put into a copy is checked here, and may be a dictionary for a section.
+    base, problems, made = spec.model_dump(mode="json", warnings=False), dict[str, None](), []
+    for changes in combinations:
+        try:
+            made.append(_changed(base, changes))
+        except SpecError as error:
+            problems |= dict.fromkeys(str(error).splitlines())
+    if problems:
+        raise SpecError("\n".join(problems))
+    names = _names([one.name for one in made], values, combinations)
+    named = [
+        labelled(one, changes).model_copy(update={"name": name})
+        for one, changes, name in zip(made, combinations, names, strict=True)
+    ]
+    return cast("list[AnyOne]", named)
+
+
+def sweep_values(options: Sequence[str]) -> dict[str, list[Any]]:
+    """The fields and values of `--sweep` options: `train.learning_rate=1e-5,5e-5`, or a YAML list after the `=`.
+
+    Raises:
+        SpecError: with the mistakes of all options.
+    """
+    fields, problems = dict[str, list[Any]](), list[str]()
+    for option in options:
+        key, equals, text = option.partition("=")
+        key = key.strip()
+        if not equals or not key or not text.strip():
+            problems.append(f"--sweep: {option!r} is not KEY=VALUE,VALUE, as train.learning_rate=1e-5,5e-5 is")
+            continue
+        if key in fields:
+            problems.append(f"--sweep: {key} is given twice: give all its values in one option")
+            continue
+        parts = [text] if text.lstrip().startswith("[") else text.split(",")
+        if key.startswith("env.") and not text.lstrip().startswith(
+            "["
+        ):  # variables are text, also those that look like numbers
+            fields[key] = [part.strip() for part in parts]
+            continue
+        try:
+            values = [parse_value(part.strip(), f"--sweep {option}") for part in parts]
+        except SpecError as error:
+            problems.append(str(error))
+            continue
+        fields[key] = values[0] if isinstance(values[0], list) and len(values) == 1 else values
+    if problems:
+        raise SpecError("\n".join(problems))
+    return fields
+
+
+def _values_by_field(kind: Kind, fields: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:
+    values, problems = dict[str, list[Any]](), []
+    for given, wanted in fields.items():
+        try:
+            name, found = _field_meant(kind, given), _list_of(given, wanted)
+            if name in values:
+                raise SpecError(f"{given}: {name} is given twice")
+            values[name] = found
+        except SpecError as error:
+            problems.append(str(error))
+    if not fields:
+        problems.append("nothing is varied: give fields with their values, as learning_rate=[1e-5, 2e-5]")
+    if problems:
+        raise SpecError("\n".join(problems))
+    count = math.prod(map(len, values.values()))
+    if count > MOST_SPECS:
+        raise SpecError(
+            f"these are {count:,} combinations, and at most {MOST_SPECS:,} are made at once: give fewer values"
+        )
+    return values
+
+
+def _field_meant(kind: Kind, given: str) -> str:
+    """Its dotted name. Raises SpecError."""
+    fields = spec_fields(kind)
+    if kind == "command" and given.startswith("env.") and len(given) > len("env."):
+        return given
+    homes = [given] if given in fields else homes_of(given, kind)
+    if not homes:
+        section, _, key = given.rpartition(".")
+        if section and section not in fields:
+            raise SpecError(f"{given}: there is no section {section}{did_you_mean(given, fields)}")
+        raise SpecError(f"{given}: {unknown_key(section, key, kind)[0]}")
+    in_train = [name for name in homes if name.startswith("train.")]
+    chosen = homes if len(homes) == 1 else in_train
+    if len(chosen) != 1:
+        raise SpecError(f"{given}: may mean {' or '.join(homes)}: give one of these, as vary({{{homes[0]!r}: [...]}})")
+    if section_model(fields[chosen[0]]) or chosen[0] in ("version", "kind"):
+        what = "is a section: vary the fields in it" if section_model(fields[chosen[0]]) else "is the same for all"
+        raise SpecError(f"{given}: {what}")
+    return chosen[0]
+
+
+def _list_of(given: str, wanted: Any) -> list[Any]:
+    """Plain values, out of any sequence, numpy's arrays too. Raises SpecError."""
+    if isinstance(wanted, str | bytes | Mapping) or not isinstance(wanted, Iterable):
+        raise SpecError(f"{given}: give a list of values, as {given}=[{wanted!r}]")
+    try:
+        values: list[Any] = json.loads(json.dumps(list(wanted), default=lambda value: value.item()))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise SpecError(f"{given}: holds a value that a spec cannot have: {error}") from error
+    if not values:
+        raise SpecError(f"{given}: has no values")
+    return values
+
+
+def _changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> AnySpec:
+    """Raises SpecError."""
+    value = json.loads(json.dumps(base))
+    for name, new in changes.items():
+        other = _INSTEAD.get(name)
+        if other is not None and new is not None and other not in changes:
+            _set(value, other, None)
+        _set(value, name, new)
+    spec = spec_of(value)
+    if not _PATHS.intersection(changes):
+        return spec
+    absolute = with_absolute_paths(spec, os.path.join(os.getcwd(), "spec"))
+    if isinstance(spec, Spec) and "model.path" not in changes:  # a hub's name may be that of a directory here
+        return absolute.model_copy(update={"model": spec.model})
+    return absolute
+
+
+def _set(value: dict[str, Any], name: str, new: Any) -> None:
+    *sections, key = name.split(".")
+    for section in sections:
+        value = value[section]
+    value[key] = new
+
+
+def _names(
+    bases: Sequence[str], values: Mapping[str, list[Any]], combinations: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """`rotten-lr2e-05-wr0.1` and so on; all different."""
+    short, seen = _short_names([name for name in values if name != "name"]), set[str]()
+    for base, changes in zip(bases, combinations, strict=True):
+        parts = [f"{label}{_in_a_name(changes[name], values[name])}" for name, label in short.items()]
+        name = _fitting(base, "".join(f"-{part}" for part in parts), seen)
+        seen.add(name)
+        yield name
+
+
+def _fitting(base: str, suffix: str, taken: set[str]) -> str:
+    """The base is cut first; where the suffix alone is too long, a number takes its place."""
+    endings: Iterator[str] = (f"{suffix}-{number}" for number in itertools.count(2))
+    if len(suffix) > LONGEST_NAME * 3 // 4:
+        endings = (f"-{number}" for number in itertools.count(1))
+    elif suffix or base not in taken:
+        endings = itertools.chain([suffix], endings)
+    for ending in endings:
+        name = f"{base[: LONGEST_NAME - len(ending)].rstrip('.-_') or base[:1]}{ending}"
+        if name not in taken:
+            return name
+    raise AssertionError("numbers do not end")
+
+
+def _short_names(names: Sequence[str]) -> dict[str, str]:
+    """Initials of the last part (lr for learning_rate), where no two are the same; a single word stays."""
+    last = {name: name.rpartition(".")[2].lower() for name in names}
+    short = {name: _initials(part) for name, part in last.items()}
+    twice = [label for label in short.values() if list(short.values()).count(label) > 1]
+    return {name: (last[name] if label in twice else label) for name, label in short.items()}
+
+
+def _initials(part: str) -> str:
+    words = [word for word in part.split("_") if word]
+    return part if len(words) < 2 else "".join(word[0] for word in words)
+
+
+def _in_a_name(value: Any, among: list[Any]) -> str:
+    if isinstance(value, list | dict):
+        return str(among.index(value) + 1)
+    if isinstance(value, float):
+        text = f"{value:.6g}".replace("e+", "e")
+    elif isinstance(value, str):
+        text = value.rstrip("/").rpartition("/")[2]
+    else:
+        text = json.dumps(value)
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower())[:_LONGEST_VALUE].strip("-") or "0"

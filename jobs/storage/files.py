@@ -1,0 +1,330 @@
+"""Files at a path or an fsspec URL. A file appears whole or not at all.
+
+StorageError is raised for all that goes wrong, and StorageOutage, a kind of it, for what may pass.
+Everything here raises StorageError for what `jobs.storage.locations` does not allow, before anything is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Protocol, cast
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from cluster.settings import extra_protocols
+from jobs.errors import StorageError, StorageOutage
+from jobs.storage import locations as location
+from jobs.storage.direct_io import DirectFile
+from jobs.storage.outage import is_outage
+
+
+class Writable(Protocol):
+    """What `open_write` gives."""
+
+    def write(self, data: Any, /) -> int: ...
+
+
+_UPLOAD_BYTES = 32 * 2**20
+
+
+def is_url(path: str) -> bool:
+    """Whether `path` carries a protocol, as s3://bucket/key does."""
+    return "://" in path
+
+
+def is_local(path: str) -> bool:
+    return not is_url(path) or path.startswith("file://")
+
+
+def local_path(path: str) -> str:
+    """The path without file://; only for paths that are local. Raises StorageError."""
+    check_allowed(path)
+    return path.removeprefix("file://")
+
+
+def check_allowed(path: str) -> None:
+    """Raises StorageError for a path or URL that is not opened here (see `jobs.storage.locations`)."""
+    if (wrong := location.problem(path, extra_protocols())) is not None:
+        raise StorageError(wrong)
+
+
+def join(base: str, *parts: str) -> str:
+    return posixpath.join(base, *parts)
+
+
+def filesystem(path: str) -> tuple[Any, str]:
+    """The fsspec filesystem of `path` and the path inside it.
+
+    A URL of `location.PROTOCOLS` is data only: nothing in it configures the file system. Credentials and endpoint come
+    from the environment of this process.
+
+    Raises:
+        StorageError: the protocol is not allowed, or the library behind it is not installed.
+    """
+    check_allowed(path)
+    try:
+        if is_local(path):
+            return fsspec.filesystem("file"), os.path.abspath(local_path(path))
+        protocol = path.partition("://")[0]
+        if protocol in location.PROTOCOLS:
+            fs = fsspec.filesystem(protocol)
+            return fs, fs._strip_protocol(path)
+        return cast(tuple[Any, str], url_to_fs(path))
+    except (ValueError, ImportError, OSError) as error:
+        raise StorageError(f"cannot open {path}: {error}") from error
+
+
+@contextlib.contextmanager
+def _as_storage_error(what: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except FileNotFoundError as error:
+        raise StorageError(f"cannot {what} {path}: no such file") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError(f"cannot {what} {path}: {error.filename} is a file, not a directory") from error
+    except Exception as error:  # object stores raise whatever their client raises
+        kind = StorageOutage if is_outage(error, is_local(path)) else StorageError
+        raise kind(f"cannot {what} {path}: {type(error).__name__}: {error}") from error
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole file. Raises StorageError."""
+    with _as_storage_error("read", path):
+        fs, inner = filesystem(path)
+        with fs.open(inner, "rb") as file:
+            return cast(bytes, file.read())
+
+
+def exists(path: str) -> bool:
+    with _as_storage_error("look at", path):
+        fs, inner = filesystem(path)
+        fs.invalidate_cache()
+        return bool(fs.exists(inner))
+
+
+def read_end(path: str, most: int) -> str:
+    """Return the last lines of a text file, at most `most` bytes. Raises StorageError."""
+    with open_read(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - most, 0))
+        text = file.read().decode(errors="replace")
+    return (text if size <= most else text.partition("\n")[2]).rstrip()
+
+
+def size(path: str) -> int:
+    """Bytes of a file. Raises StorageError."""
+    with _as_storage_error("look at", path):
+        fs, inner = filesystem(path)
+        return int(fs.size(inner))
+
+
+def size_of_dir(path: str) -> int:
+    """Bytes of all files below a directory; 0 where there is none. Raises StorageError."""
+    with _as_storage_error("look at", path):
+        fs, inner = filesystem(path)
+        fs.invalidate_cache()
+        try:
+            return int(fs.du(inner, total=True))
+        except FileNotFoundError:
+            return 0
+
+
+def is_dir(path: str) -> bool:
+    with _as_storage_error("look at", path):
+        fs, inner = filesystem(path)
+        return bool(fs.isdir(inner))
+
+
+def list_names(path: str) -> list[str]:
+    """Sorted names directly under a directory; empty if there is none."""
+    with _as_storage_error("list", path):
+        fs, inner = filesystem(path)
+        fs.invalidate_cache()
+        try:
+            entries = fs.ls(inner, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted({posixpath.basename(str(entry).rstrip("/")) for entry in entries} - {""})
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Write a file that appears whole or not at all. Raises StorageError."""
+    with _as_storage_error("write", path):
+        if is_local(path):
+            _write_local(local_path(path), content)
+            return
+        fs, inner = filesystem(path)
+        fs.pipe_file(inner, content)  # an object store shows an object only when it is whole
+
+
+def _write_local(path: str, content: bytes) -> None:
+    with _beside(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def _beside(path: str) -> Iterator[BinaryIO]:
+    """A new file beside `path` that takes its place when the context ends well."""
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield cast(BinaryIO, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)
+        raise
+
+
+def put_file(local: str, path: str) -> None:
+    """Bring a finished local file to `path`, whole or not at all; the local file may be moved away."""
+    with _as_storage_error("write", path):
+        if is_local(path):
+            target = local_path(path)
+            os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+            with open(local, "rb") as file:
+                os.fsync(file.fileno())
+            os.chmod(local, 0o644)
+            _move(local, target)
+            return
+        fs, inner = filesystem(path)
+        fs.put_file(local, inner)
+
+
+def _move(source: str, target: str) -> None:
+    try:
+        os.replace(source, target)
+    except OSError:  # another file system
+        handle, beside = tempfile.mkstemp(dir=os.path.dirname(target) or ".", prefix=".part.")
+        with os.fdopen(handle, "wb") as file, open(source, "rb") as content:
+            shutil.copyfileobj(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)
+        os.replace(beside, target)
+        os.unlink(source)
+
+
+@contextlib.contextmanager
+def open_write(path: str) -> Iterator[Writable]:
+    """A large file to be written as a stream, which appears whole when the context ends well, and else not at all.
+
+    Raises:
+        StorageError: also when the storage is full.
+    """
+    with _as_storage_error("write", path):
+        if is_local(path):
+            with _beside(local_path(path)) as local:
+                direct = DirectFile(local.fileno())
+                yield direct
+                direct.finish()
+            return
+        fs, inner = filesystem(path)
+        file = fs.open(inner, "wb", block_size=_UPLOAD_BYTES)
+        try:
+            yield file
+            file.close()
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                file.discard()
+                file.closed = True  # else its destructor would finish the upload
+            raise
+
+
+def read_range(path: str, begin: int, end: int) -> bytes:
+    """Bytes begin .. end - 1; fewer where the file is shorter. Raises StorageError."""
+    with _as_storage_error("read", path):
+        fs, inner = filesystem(path)
+        return cast(bytes, fs.cat_file(inner, start=begin, end=end))
+
+
+@contextlib.contextmanager
+def open_read(path: str) -> Iterator[BinaryIO]:
+    """A seekable binary file. Raises StorageError when it cannot be opened."""
+    with _as_storage_error("read", path):
+        fs, inner = filesystem(path)
+        file = fs.open(inner, "rb")
+    with file:
+        yield cast(BinaryIO, file)
+
+
+def fetch_dir(path: str, target: str) -> None:
+    """Copy a directory from any URL to a local one."""
+    with _as_storage_error("fetch", path):
+        fs, inner = filesystem(path)
+        os.makedirs(target, exist_ok=True)
+        fs.get(inner.rstrip("/") + "/", target.rstrip("/") + "/", recursive=True)
+
+
+def remove_dir(path: str) -> None:
+    """Remove a directory and what is in it; none there is fine."""
+    with _as_storage_error("remove", path):
+        fs, inner = filesystem(path)
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm(inner, recursive=True)
+
+
+def remove_file(path: str) -> None:
+    """Remove a file; none there is fine."""
+    with _as_storage_error("remove", path):
+        fs, inner = filesystem(path)
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm_file(inner)
+
+
+def make_dir(path: str) -> None:
+    with _as_storage_error("create", path):
+        fs, inner = filesystem(path)
+        fs.makedirs(inner, exist_ok=True)
+
+
+def _nearest(path: str) -> str:
+    """The directory itself, or the nearest one above it that is there: a check leaves no new directory behind."""
+    if not is_local(path):
+        return path
+    folder = os.path.abspath(local_path(path))
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    return folder
+
+
+def check_writable(path: str) -> None:
+    """Write and remove a small file under `path`, or where `path` would be made.
+
+    Raises:
+        StorageError: with what the storage answered, and what to change.
+    """
+    nearest = _nearest(path)
+    if is_local(nearest) and not os.path.isdir(local_path(nearest)):
+        raise StorageError(
+            f"storage_path {path} is not writable: {nearest} is not a directory. Choose a directory or URL you own."
+        )
+    probe = join(nearest, f".probe-{uuid.uuid4().hex}")
+    try:
+        write_bytes(probe, b"fleetune")
+        fs, inner = filesystem(probe)
+        fs.rm(inner)
+    except StorageOutage:
+        raise
+    except StorageError as error:
+        raise StorageError(
+            f"storage_path {path} is not writable: {error}. Choose a directory or URL you own."
+        ) from error
+    except Exception as error:
+        raise StorageError(
+            f"storage_path {path} is not writable: {error}. Choose a directory or URL you own."
+        ) from error

@@ -1,0 +1,153 @@
+"""Append-only records on storage that can neither append nor rename: numbered parts, joined by one reader."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from jobs.storage import files as storage
+
+Record = dict[str, Any]
+
+FIRST_INTERVAL_S = 1.0
+LAST_INTERVAL_S = 30.0
+PART_BYTES = 1 << 20  # a part has one record more at most
+
+_PART_NAME = re.compile(r"^\d{20}-.*\.jsonl$")
+
+
+class JournalWriter:
+    """Collects records and puts them to the folder as parts `{time in ns}-{writer}.jsonl`.
+
+    A part is written when `interval` seconds have passed since the last one: 1 s at the start of a run, growing with
+    its age to 30 s, so that days of training do not become a million files. A background thread does the writing, so
+    that slow storage never holds up a step.
+    """
+
+    def __init__(self, folder: str, writer: str = "0") -> None:
+        self._folder = folder
+        self._writer = writer
+        self._part: str | None = None
+        self._writing = threading.Lock()
+        self._pending: list[str] = []
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closed = False
+        self._started_at = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name=f"journal-{writer}", daemon=True)
+        self._thread.start()
+
+    def append(self, record: Record) -> None:
+        """Add one record, in order. Never blocks on storage."""
+        line = json.dumps(record, allow_nan=True)
+        with self._lock:
+            self._pending.append(line)
+
+    def flush(self) -> None:
+        """Put what is pending to storage now. Raises StorageError."""
+        with self._writing:
+            self._flush()
+
+    def _flush(self) -> None:
+        while lines := self._taken():
+            self._put(lines)
+
+    def _taken(self) -> list[str]:
+        """What goes into the next part: after a while without storage there may be more than one."""
+        with self._lock:
+            size = count = 0
+            while count < len(self._pending) and (not count or size < PART_BYTES):
+                size += len(self._pending[count])
+                count += 1
+            lines, self._pending = self._pending[:count], self._pending[count:]
+        return lines
+
+    def _put(self, lines: list[str]) -> None:
+        if self._part is None:  # else the last try failed: the same part, again, so that nothing doubles
+            self._part = f"{time.time_ns():020d}-{self._writer}.jsonl"
+        try:
+            storage.write_bytes(storage.join(self._folder, self._part), ("\n".join(lines) + "\n").encode())
+            self._part = None
+        except BaseException:
+            with self._lock:
+                self._pending = lines + self._pending
+            raise
+
+    def close(self) -> None:
+        """Flush and end the thread."""
+        self._closed = True
+        self._wake.set()
+        self._thread.join()
+        self.flush()
+
+    def _run(self) -> None:
+        while not self._closed:
+            age_s = time.monotonic() - self._started_at
+            self._wake.wait(min(max(age_s / 60.0, FIRST_INTERVAL_S), LAST_INTERVAL_S))
+            try:
+                self.flush()
+            except Exception:  # whatever a storage raises
+                continue  # kept, and tried again with the next part; close() raises it
+
+
+class JournalReader:
+    """Joins the parts of a folder; each call of `new` gives what came since the last."""
+
+    def __init__(self, folder: str, skip: str | None = None) -> None:
+        """`skip` names a writer whose parts are passed over."""
+        self._folder = folder
+        self._skip = None if skip is None else f"-{skip}.jsonl"
+        self._seen: set[str] = set()
+
+    def pass_over(self) -> None:
+        """Take what is there now for read: it is of an earlier attempt. Raises StorageError."""
+        self._seen.update(storage.list_names(self._folder))
+
+    def new(self) -> Iterator[Record]:
+        for name in storage.list_names(self._folder):
+            if name in self._seen or not name.endswith(".jsonl"):
+                continue
+            records = [] if self._passed_over(name) else read_part(self._folder, name)
+            self._seen.add(name)  # only now: a part that could not be read is tried again
+            yield from records
+
+    def _passed_over(self, name: str) -> bool:
+        return self._skip is not None and name.endswith(self._skip)
+
+
+def is_part(name: str) -> bool:
+    return _PART_NAME.match(name) is not None
+
+
+def part_names(folder: str) -> list[str]:
+    """Names of the parts, oldest first. Raises StorageError."""
+    return [name for name in storage.list_names(folder) if is_part(name)]
+
+
+def written_at_s(part: str) -> float:
+    """When a part was written, which its name tells; seconds since 1970."""
+    return int(part[:20]) / 1e9
+
+
+def read_part(folder: str, part: str) -> list[Record]:
+    """The records of one part. Raises StorageError."""
+    return [json.loads(line) for line in storage.read_bytes(storage.join(folder, part)).splitlines()]
+
+
+def newest_record(folder: str) -> Record | None:
+    """Return the record that was written last; None if there is none. Raises StorageError.
+
+    An earlier attempt may have written records of later steps.
+    """
+    names = part_names(folder)
+    records = read_part(folder, names[-1]) if names else []
+    return records[-1] if records else None
+
+
+def read_journal(folder: str) -> list[Record]:
+    """All records so far, in the order of their parts."""
+    return list(JournalReader(folder).new())

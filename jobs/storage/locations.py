@@ -1,0 +1,139 @@
+"""Which paths and URLs Fleetune opens. Pure: nothing is opened here; `files` asks before it opens anything.
+
+One allowlist holds for specs, for jobs and for the server, because fsspec knows some fifty protocols. Several of them
+read local files (`local://`), wrap other URLs (`simplecache::file://...`) or fetch any address (`http://`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote
+
+PROTOCOLS: Final = ("file", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hf")
+# Other names of one storage, so that a limit for one name holds for all of them.
+_SAME: Final = {"s3a": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs"}
+_PROTOCOL: Final = re.compile(r"[a-z][a-z0-9+.-]*")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_SHOWN: Final = 200  # characters of a wrong value that a message repeats
+
+
+@dataclass(frozen=True)
+class Location:
+    """A path or URL as a sequence of names, so that two spellings of one place are equal.
+
+    Attributes:
+        protocol: `file` for every path.
+        parts: names from the root on; the first one of a URL is its bucket.
+    """
+
+    protocol: str
+    parts: tuple[str, ...]
+
+    def is_under(self, root: Location) -> bool:
+        return self.protocol == root.protocol and self.parts[: len(root.parts)] == root.parts
+
+
+def problem(text: str, extra: Collection[str]) -> str | None:
+    """Why Fleetune does not open a path or URL; None: it does.
+
+    Args:
+        extra: protocols that an administrator has added to `PROTOCOLS`.
+    """
+    if (wrong := form_problem(text)) is not None:
+        return wrong
+    protocol = _protocol(text)
+    if protocol in PROTOCOLS or protocol in extra:
+        return None
+    known = ", ".join(f"{name}://" for name in (*PROTOCOLS, *sorted(extra)))
+    return (
+        f"{shown(text)}: the protocol {protocol}:// is not allowed. Allowed are paths and {known}. An administrator "
+        "allows another one with FLEETUNE_PROTOCOLS in the environment of the server, or of the run without a server"
+    )
+
+
+def form_problem(text: str) -> str | None:
+    """Why a text is neither a path nor a URL, whichever protocols are allowed; None: it is one of them."""
+    if wrong := _spelling_problem(text):
+        return f"{shown(text)} {wrong}"
+    return None
+
+
+def locate(text: str) -> Location | None:
+    """Where a path or URL leads; None for a relative path, for one with `..` in it, and for what is neither."""
+    if form_problem(text) is not None:
+        return None
+    protocol, slashes, rest = text.partition("://")
+    if not slashes or protocol == "file":
+        names = (rest if slashes else text).split("/")
+        inside = tuple(name for name in names if name not in ("", "."))
+        return None if names[0] or ".." in inside else Location("file", inside)
+    return Location(_SAME.get(protocol, protocol), tuple(rest.rstrip("/").split("/")))
+
+
+def is_under_any(text: str, roots: Sequence[str]) -> bool:
+    """Whether a path or URL lies at or under one of the roots. Names are compared whole, not as prefixes of text."""
+    place = locate(text)
+    if place is None:
+        return False
+    return any(place.is_under(root) for root in map(locate, roots) if root is not None)
+
+
+def shown(text: str) -> str:
+    """A path or URL for a message: short, and without control characters."""
+    safe = _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+    return safe if len(safe) <= _SHOWN else f"{safe[:_SHOWN]}..."
+
+
+def _protocol(text: str) -> str:
+    head, slashes, _ = text.partition("://")
+    return head if slashes else "file"
+
+
+def _spelling_problem(text: str) -> str | None:
+    if "\0" in text:
+        return "has a zero byte in it"
+    if text != text.strip():
+        return "begins or ends with white space"
+    if "::" in text:
+        return "has '::' in it, which would chain URLs: give one path or URL"
+    head, colon, rest = text.partition(":")
+    if not colon or "/" in head:
+        return "has '://' in the middle of a path" if "://" in text else None
+    if rest.startswith("//"):
+        return _url_problem(head, rest[2:])
+    if len(head) == 1 and rest.startswith(("\\", "/")):
+        return "is a path of Windows: give a path that begins with /"
+    if _PROTOCOL.fullmatch(head.lower()):
+        return f"is neither a path nor a URL: write {head.lower()}://... for a URL, or ./{shown(text)} for a path"
+    return "has '://' in the middle of a path" if "://" in text else None
+
+
+def _url_problem(protocol: str, rest: str) -> str | None:
+    if not _PROTOCOL.fullmatch(protocol):
+        lower = protocol.lower()
+        return (
+            f"must begin with {lower}:// in lower case" if _PROTOCOL.fullmatch(lower) else "has no protocol before ://"
+        )
+    if _CONTROL.search(rest) or "\\" in rest or "://" in rest:
+        return "has a control character, a backslash or a second '://' in it"
+    if ".." in unquote(rest).replace("\\", "/").split("/"):
+        return "has '..' in it: give the whole URL without it"
+    if protocol == "file":
+        return None if rest.startswith("/") else "names a host: write file:/// and an absolute path"
+    if protocol in PROTOCOLS:
+        return _bucket_problem(protocol, rest.partition("/")[0])
+    return None
+
+
+def _bucket_problem(protocol: str, bucket: str) -> str | None:
+    if not bucket:
+        return "names no bucket"
+    if ":" in bucket or ("@" in bucket and protocol != "hf"):
+        return (
+            "names an account or an address before its path: write only the bucket or container. Account and endpoint "
+            "come from the environment of the server and of the workers"
+        )
+    return None

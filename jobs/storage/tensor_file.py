@@ -1,0 +1,179 @@
+"""One file of tensors in the safetensors format, written as a stream and read in checked ranges.
+
+A file is never in memory whole, on either side. Its checksums are taken over pieces of `CHUNK_BYTES` (CRC-32, which
+finds every error burst of up to 32 bits), so that a reader that needs a part of a tensor can check that part alone.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from jobs.errors import StorageError, StorageOutage
+from jobs.spec.finetune import Frozen
+from jobs.storage import files as storage
+
+CHUNK_BYTES = 4 * 2**20
+_CHUNKS_PER_READ = 16
+_READERS = 4
+_DTYPES = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Damaged(StorageError):
+    """A file is not what was written: cut off, gone, or with other bytes in it."""
+
+
+class ShardFile(Frozen):
+    """What is known of a written file."""
+
+    name: str
+    bytes: int
+    checksums: tuple[int, ...] = Field(description="CRC-32 of each CHUNK_BYTES of the file.")
+    offsets: dict[str, int] = Field(description="Where each tensor begins in the file.")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A flat tensor to be written; `data` are its bytes."""
+
+    name: str
+    dtype: str  # as safetensors spells it: F32, I64 ...
+    shape: tuple[int, ...]
+    data: Bytes
+
+
+def as_bytes(array: npt.NDArray[Any]) -> Bytes:
+    """A contiguous array's bytes, without a copy."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def write_shard(folder: str, name: str, tensors: list[Tensor]) -> ShardFile:
+    """Write tensors as `folder/name`; the file appears whole or not at all.
+
+    Raises:
+        StorageError: the storage refused, or is full.
+    """
+    header, offsets = _header(tensors)
+    checksums: list[int] = []
+    size = 0
+    with storage.open_write(storage.join(folder, name)) as file:
+        for chunk in _chunks([np.frombuffer(header, dtype=np.uint8), *(tensor.data for tensor in tensors)]):
+            crc = 0
+            for piece in chunk:
+                crc = zlib.crc32(piece, crc)
+                file.write(piece)
+                size += len(piece)
+            checksums.append(crc)
+    return ShardFile(name=name, bytes=size, checksums=tuple(checksums), offsets=offsets)
+
+
+def _header(tensors: list[Tensor]) -> tuple[bytes, dict[str, int]]:
+    """The format's head (a length, then JSON, then blanks up to a multiple of 8), and each tensor's place behind it."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "fleetune-checkpoint"}}
+    begin = 0
+    for tensor in tensors:
+        end = begin + len(tensor.data)
+        entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    places = {name: len(head) + entry["data_offsets"][0] for name, entry in entries.items() if name != "__metadata__"}
+    return head, places
+
+
+def _chunks(parts: Iterable[Bytes]) -> Iterator[list[memoryview]]:
+    """Cut a sequence of byte arrays into chunks of CHUNK_BYTES, each a list of views; the last may be shorter."""
+    chunk: list[memoryview] = []
+    room = CHUNK_BYTES
+    for part in parts:
+        view = memoryview(part.data)
+        while len(view):
+            chunk.append(view[:room])
+            room -= len(chunk[-1])
+            view = view[len(chunk[-1]) :]
+            if room == 0:
+                yield chunk
+                chunk, room = [], CHUNK_BYTES
+    if chunk:
+        yield chunk
+
+
+@dataclass(frozen=True)
+class Want:
+    """Bytes begin .. begin + len(into) - 1 of a file, and where they belong."""
+
+    begin: int
+    into: Bytes
+
+
+def read_ranges(folder: str, file: ShardFile, wants: list[Want]) -> None:
+    """Read parts of a written file into memory that the caller owns; every chunk that is touched is checked.
+
+    Raises:
+        Damaged: the file is gone, shorter, or differs from what was written.
+        StorageOutage: the storage does not answer now.
+    """
+    path = storage.join(folder, file.name)
+    wants = sorted((want for want in wants if len(want.into)), key=lambda want: want.begin)
+    runs = list(_runs(wants))
+    with ThreadPoolExecutor(_READERS) as pool:
+        for failure in pool.map(lambda run: _read_run(path, file, wants, *run), runs):
+            if failure is not None:
+                raise Damaged(failure)
+
+
+def _runs(wants: list[Want]) -> Iterator[tuple[int, int]]:
+    """(first, last exclusive) numbers of the chunks to read at once, none twice."""
+    done = 0
+    first = last = 0
+    for want in wants:
+        low = max(want.begin // CHUNK_BYTES, done)
+        high = (want.begin + len(want.into) - 1) // CHUNK_BYTES + 1
+        for chunk in range(low, high):
+            if chunk != last or last - first == _CHUNKS_PER_READ:
+                if last > first:
+                    yield first, last
+                first = chunk
+            last = chunk + 1
+        done = max(done, high)
+    if last > first:
+        yield first, last
+
+
+def _read_run(path: str, file: ShardFile, wants: list[Want], first: int, last: int) -> str | None:
+    """Read and check chunks first..last-1 and hand out what is wanted of them; what is wrong, or None."""
+    begin, end = first * CHUNK_BYTES, min(last * CHUNK_BYTES, file.bytes)
+    try:
+        content = storage.read_range(path, begin, end)
+    except StorageOutage:  # it says nothing of the file
+        raise
+    except StorageError as error:
+        return str(error)
+    if len(content) != end - begin:
+        return f"{path} is shorter than the {file.bytes:,} bytes that were written"
+    view = memoryview(content)
+    for number in range(first, last):
+        if (
+            zlib.crc32(view[(number - first) * CHUNK_BYTES : (number + 1 - first) * CHUNK_BYTES])
+            != (file.checksums[number])
+        ):
+            return (
+                f"{path} has other bytes than were written, within {CHUNK_BYTES:,} bytes from {number * CHUNK_BYTES:,}"
+            )
+    array = np.frombuffer(content, dtype=np.uint8)
+    for want in wants:
+        low, high = max(want.begin, begin), min(want.begin + len(want.into), end)
+        if low < high:
+            want.into[low - want.begin : high - want.begin] = array[low - begin : high - begin]
+    return None

@@ -1,0 +1,139 @@
+"""Reading a checkpoint back, on any number of workers: the newest that is whole, checked by all ranks together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from jobs.errors import DataError, StorageError, StorageOutage
+from jobs.run.checkpoints import Commit, Part, committed_steps, read_commit, read_parts, read_slices, saved_steps
+from jobs.run.paths import JobPaths
+from jobs.storage.tensor_file import Damaged, Want, read_ranges
+from jobs.training.checkpoint.host_copy import HostCopy
+from jobs.training.model.partitions import Partitions
+
+
+class CheckpointReader:
+    """One rank's view of the checkpoints that are there."""
+
+    def __init__(
+        self,
+        paths: JobPaths,
+        partitions: Partitions,
+        buffers: dict[str, torch.Tensor],
+        host: HostCopy,
+        rank: int,
+        report: Callable[..., None],
+    ) -> None:
+        self._paths, self._partitions, self._buffers, self._host = paths, partitions, buffers, host
+        self._rank, self._report = rank, report
+
+    def restore(self, only: int | None = None) -> Commit | None:
+        """Load the newest whole checkpoint (or that of step `only`) into the engine; a call of every rank.
+
+        Returns:
+            Its marker, or None where there is none.
+
+        Raises:
+            DataError: it is of another model.
+            StorageOutage: the storage does not answer now. To pass the checkpoint over would throw away its steps.
+        """
+        for step in self._candidates() if only is None else [only]:
+            found, reason = self._described(step)
+            if found is not None:
+                commit, parts = found
+                check_same_model(commit, self._partitions.shapes)
+                reason, buffers = self._read(commit, parts)
+                if reason is None:
+                    self._partitions.load(self._host.flats, commit.optimizer_step)
+                    self._host.release()
+                    with torch.no_grad():
+                        for name, buffer in buffers.items():
+                            self._buffers[name].copy_(buffer)
+                    return commit
+            self._report("warning", f"the checkpoint of step {step} is damaged and passed over: {reason}", step=step)
+        return None
+
+    def _candidates(self) -> list[int]:
+        """Steps with a marker, newest first, as rank 0 sees them."""
+        told: list[Any] = [None]
+        if self._rank == 0:
+            whole = committed_steps(self._paths)
+            told[0] = whole[::-1]
+            for step in saved_steps(self._paths):
+                if step not in whole and step > max(whole, default=0):
+                    self._report("warning", f"the checkpoint of step {step} was never finished and is passed over")
+        dist.broadcast_object_list(told, src=0)
+        return list(told[0])
+
+    def _described(self, step: int) -> tuple[tuple[Commit, tuple[Part, ...]] | None, str | None]:
+        """Rank 0's reading of a marker and its parts, told to all; or what is wrong with them."""
+        told: list[Any] = [None, None]
+        if self._rank == 0:
+            try:
+                commit = read_commit(self._paths, step)
+                told[0] = (commit, read_parts(self._paths, commit))
+            except Damaged as error:
+                told[1] = str(error)
+            except StorageError as error:
+                told[1] = error
+        dist.broadcast_object_list(told, src=0)
+        if isinstance(told[1], StorageError):
+            raise told[1]
+        return told[0], told[1]
+
+    def _read(self, commit: Commit, parts: tuple[Part, ...]) -> tuple[str | None, dict[str, torch.Tensor]]:
+        """Read this rank's slices into the host copy, and the buffers.
+
+        Returns:
+            What is wrong on any rank, or None on all; and the buffers.
+
+        Raises:
+            StorageOutage: the storage does not answer a rank now; on all ranks.
+        """
+        folder = self._paths.checkpoint(commit.step)
+        buffers: dict[str, torch.Tensor] = {}
+        reason: str | StorageOutage | None = None
+        try:
+            read_slices(folder, parts, self._host.reads())
+            buffers = read_buffers(folder, parts[0], self._buffers)
+        except Damaged as error:
+            reason = str(error)
+        except StorageOutage as error:
+            reason = error
+        reasons: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(reasons, reason)
+        if outage := next((one for one in reasons if isinstance(one, StorageOutage)), None):
+            raise outage
+        return next((one for one in reasons if one is not None), None), buffers
+
+
+def check_same_model(commit: Commit, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise DataError where a checkpoint's parameters are not those of the model."""
+    saved = commit.shapes
+    other = [
+        f"{name} {list(saved.get(name, ())) or 'missing'} -> {list(shapes.get(name, ())) or 'missing'}"
+        for name in sorted({*saved, *shapes})
+        if tuple(saved.get(name, (-1,))) != tuple(shapes.get(name, (-1,)))
+    ]
+    if other:
+        raise DataError(
+            f"the checkpoint of step {commit.step} is of another model than model.path: {len(other)} parameters "
+            f"differ, first {'; '.join(other[:3])}"
+        )
+
+
+def read_buffers(folder: str, part: Part, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The model's buffers out of rank 0's part, shaped as `like`, on the host. Raises Damaged."""
+    kept = {
+        name: torch.empty(buffer.shape, dtype=buffer.dtype) for name, buffer in like.items() if name in part.buffers
+    }
+    wants = [
+        Want(part.file.offsets[f"buffer:{name}"], tensor.reshape(-1).view(torch.uint8).numpy())
+        for name, tensor in kept.items()
+    ]
+    read_ranges(folder, part.file, wants)
+    return kept

@@ -1,0 +1,294 @@
+"""Saving the training state behind the step loop.
+
+A save copies this rank's state to host memory, which is all that the loop waits for. A thread then writes the copy and
+describes it; rank 0's thread waits for the descriptions of all ranks and puts the marker. There is one copy: while it
+is being written a rank is `busy`, and the loop puts the next save off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from jobs.errors import StorageError
+from jobs.run.checkpoints import (
+    KINDS,
+    Commit,
+    Part,
+    PartEntry,
+    commit_path,
+    committed_steps,
+    entry_of,
+    leftovers,
+    part_stem,
+    saved_steps,
+    to_remove,
+)
+from jobs.run.paths import JobPaths
+from jobs.storage import files as storage
+from jobs.storage.tensor_file import Tensor, write_shard
+from jobs.training.checkpoint.host_copy import HostCopy
+from jobs.training.model.partitions import Partitions
+from jobs.training.reporter import Reporter
+from jobs.training.worker_context import Gang
+
+_POLL_S = (0.05, 1.0)  # rank 0's look for the other ranks' parts: first and longest pause
+_SAY_EVERY_S = 20.0
+_GIVE_UP_S = 1200.0  # less than the half an hour that the other ranks wait in a collective
+_DTYPES = {
+    torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
+    torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+@dataclass
+class Writing:
+    """One checkpoint on its way to storage."""
+
+    step: int
+    began_at: float = field(default_factory=time.monotonic)
+    part_done: threading.Event = field(default_factory=threading.Event)
+    done: threading.Event = field(default_factory=threading.Event)
+    abandoned: threading.Event = field(default_factory=threading.Event)
+    error: str | None = None
+
+
+class Checkpointer:
+    """One rank's checkpoints. What says "a call of every rank" must be made by all of them, in the same order."""
+
+    def __init__(
+        self, paths: JobPaths, partitions: Partitions, host: HostCopy, gang: Gang, keep: int, reporter: Reporter
+    ) -> None:
+        """A call of every rank: they agree on the token of this worker group.
+
+        Args:
+            host: nobody else may write into it while this rank is busy.
+            keep: so many newest checkpoints, beside the best.
+        """
+        self._paths, self._partitions, self._host, self._keep = paths, partitions, host, keep
+        self._reporter, self._report = reporter, reporter.event
+        self._rank, self._world_size = gang.rank, gang.world_size
+        token = [secrets.token_hex(4)]
+        dist.broadcast_object_list(token, src=0)
+        self._stem = [part_stem(number, gang.world_size, token[0]) for number in range(gang.world_size)]
+        self._writing: Writing | None = None
+        self._copied = False  # the host copy holds a state
+        self.last_began_at = time.monotonic()  # of the newest save; at first, of the worker group
+
+    @property
+    def busy(self) -> bool:
+        """Whether this rank is still writing."""
+        return self._writing is not None and not self._writing.done.is_set()
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank's write has failed, and `give_up` has not been called for it."""
+        return self._writing is not None and self._writing.error is not None
+
+    @property
+    def writing_for_s(self) -> float:
+        return time.monotonic() - self._writing.began_at if self._writing is not None else 0.0
+
+    @property
+    def writing_step(self) -> int | None:
+        return self._writing.step if self._writing is not None else None
+
+    def save(self, step: int, fields: dict[str, Any], buffers: dict[str, torch.Tensor]) -> None:
+        """Take the state of `step` and have it written; a call of every rank, none of which may be busy.
+
+        Args:
+            fields: what `Commit` says of the run.
+            buffers: the model's; the same on all ranks, written by rank 0.
+        """
+        assert not self.busy
+        self._host.take(self._partitions.state())
+        self._copied = True
+        fields = {
+            **fields,
+            "optimizer_step": self._partitions.optimizer_step(),
+            "shapes": self._partitions.shapes,
+        }
+        tensors, part = self._part(buffers if self._rank == 0 else {})
+        writing = self._writing = Writing(step)
+        self.last_began_at = writing.began_at
+        arguments = (writing, tensors, part, fields)
+        threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True).start()
+
+    def _part(self, buffers: dict[str, torch.Tensor]) -> tuple[list[Tensor], dict[str, Any]]:
+        tensors = [
+            Tensor(
+                f"{kind}:{piece.slice.parameter}",
+                "F32",
+                (piece.slice.numel,),
+                self._host.bytes_of(kind, piece),
+            )
+            for kind in KINDS
+            for piece in self._partitions.pieces
+        ]
+        described = {}
+        for name, buffer in buffers.items():
+            kept = buffer.detach().to("cpu", copy=True).contiguous()
+            dtype, shape = _DTYPES[kept.dtype], tuple(kept.shape)
+            tensors.append(Tensor(f"buffer:{name}", dtype, shape, kept.reshape(-1).view(torch.uint8).numpy()))
+            described[name] = (dtype, shape)
+        slices = tuple(piece.slice for piece in self._partitions.pieces)
+        return tensors, {"rank": self._rank, "slices": slices, "buffers": described}
+
+    def _write(self, writing: Writing, tensors: list[Tensor], part: dict[str, Any], fields: dict[str, Any]) -> None:
+        """The thread: this rank's part; on rank 0 then the marker, and what is no longer kept goes."""
+        folder, stem = self._paths.checkpoint(writing.step), self._stem[self._rank]
+        try:
+            file = write_shard(folder, f"{stem}.safetensors", tensors)
+            description = Part(file=file, **part).model_dump_json().encode()
+            if not writing.abandoned.is_set():
+                storage.write_bytes(storage.join(folder, f"{stem}.json"), description)
+            writing.part_done.set()
+            if self._rank == 0:
+                self._commit(writing, fields)
+            elif writing.abandoned.is_set():
+                self._remove_own_part(writing.step)
+        except Exception as error:
+            writing.error = str(error) or type(error).__name__
+            self._remove_own_part(writing.step)
+        finally:
+            writing.part_done.set()
+            writing.done.set()
+
+    def _commit(self, writing: Writing, fields: dict[str, Any]) -> None:
+        entries = self._parts_of_all_ranks(writing)
+        if entries is None:
+            self._remove_own_part(writing.step)
+            return
+        size = sum(int(entry[1]) for entry in entries)
+        commit = Commit(
+            step=writing.step,
+            num_workers=self._world_size,
+            parts=tuple(entry for entry, _ in entries),
+            bytes=size,
+            **fields,
+        )
+        self._reporter.flush()  # a run that goes on from here must find the metrics of every step before
+        try:
+            storage.write_bytes(commit_path(self._paths, writing.step), commit.model_dump_json().encode())
+        except StorageError:  # an object store may have taken it all the same
+            self._remove_marker(writing.step)
+            raise
+        if writing.abandoned.is_set():  # meanwhile: other ranks' parts may be gone
+            self._remove_marker(writing.step)
+            self._remove_own_part(writing.step)
+            return
+        took_s = time.monotonic() - writing.began_at
+        self._report(
+            "checkpoint",
+            f"checkpoint of step {writing.step}: {size / 1e6:,.1f} MB in {took_s:.1f} s, behind the training",
+            step=writing.step,
+            bytes=size,
+            seconds=took_s,
+        )
+        self._clean(commit)
+
+    def _parts_of_all_ranks(self, writing: Writing) -> list[tuple[PartEntry, int]] | None:
+        """Wait for every rank's description; None when the save was abandoned."""
+        folder = self._paths.checkpoint(writing.step)
+        missing, entries = set(range(self._world_size)), {}
+        pause = _POLL_S[0]
+        while not writing.abandoned.is_set():
+            names = set(storage.list_names(folder))
+            for rank in [rank for rank in missing if f"{self._stem[rank]}.json" in names]:
+                content = storage.read_bytes(storage.join(folder, f"{self._stem[rank]}.json"))
+                entry = entry_of(f"{self._stem[rank]}.json", content)
+                entries[rank] = (entry, Part.model_validate_json(content).file.bytes)
+                missing.discard(rank)
+            if not missing:
+                return [entries[rank] for rank in range(self._world_size)]
+            writing.abandoned.wait(pause)
+            pause = min(pause * 1.5, _POLL_S[1])
+        return None
+
+    def _clean(self, commit: Commit) -> None:
+        """Remove what is no longer kept; that it cannot be removed harms nobody."""
+        best = commit.best.step if commit.best else None
+        with contextlib.suppress(StorageError):
+            whole = committed_steps(self._paths)
+            gone = to_remove(whole, self._keep, best, commit.step)
+            for step in [*gone, *leftovers(saved_steps(self._paths), whole)]:
+                # The marker first: a checkpoint that is half removed must not look whole.
+                storage.remove_file(commit_path(self._paths, step))
+                storage.remove_dir(self._paths.checkpoint(step))
+
+    def _remove_marker(self, step: int) -> None:
+        with contextlib.suppress(StorageError):
+            storage.remove_file(commit_path(self._paths, step))
+
+    def _remove_own_part(self, step: int) -> None:
+        for ending in ("json", "safetensors"):
+            with contextlib.suppress(StorageError):
+                storage.remove_file(storage.join(self._paths.checkpoint(step), f"{self._stem[self._rank]}.{ending}"))
+
+    def give_up(self) -> None:
+        """Abandon the write under way, since some rank's has failed, and say why; a call of every rank."""
+        writing = self._writing
+        self._writing = None
+        reasons: list[Any] = [None] * self._world_size
+        dist.all_gather_object(reasons, writing.error if writing is not None else None)
+        if writing is None:
+            return
+        writing.abandoned.set()
+        if writing.part_done.is_set() and writing.done.is_set():
+            self._remove_own_part(writing.step)
+        for rank, reason in enumerate(reasons):
+            if reason is not None:
+                self._report(
+                    "warning",
+                    f"the checkpoint of step {writing.step} could not be written (rank {rank}: {reason}); the one "
+                    "before it is kept, and training goes on",
+                    step=writing.step,
+                )
+                return
+
+    def settle(self) -> bool:
+        """Wait until the write under way, if any, is on storage; whether it is whole. A call of every rank."""
+        writing = self._writing
+        if writing is None:
+            return True
+        self._wait(writing, writing.part_done)
+        reasons: list[Any] = [None] * self._world_size
+        dist.all_gather_object(reasons, writing.error)
+        if any(reasons):
+            self.give_up()
+            return False
+        if self._rank == 0:
+            self._wait(writing, writing.done)
+        verdict = [writing.error]
+        dist.broadcast_object_list(verdict, src=0)
+        if verdict[0] is not None:
+            self.give_up()
+            return False
+        self._writing = None
+        return True
+
+    def rest(self) -> None:
+        """Give the memory of the host copy back once nothing is being written; for the thread of the loop only."""
+        if self._copied and not self.busy:
+            self._host.release()
+            self._copied = False
+
+    def finish(self, within_s: float) -> None:
+        """Let this rank's write under way, if any, end before the process does; for an end by an error."""
+        if self._writing is not None:
+            self._writing.done.wait(within_s)
+
+    def _wait(self, writing: Writing, event: threading.Event) -> None:
+        while not event.wait(_SAY_EVERY_S):
+            waited_s = time.monotonic() - writing.began_at
+            if waited_s > _GIVE_UP_S:
+                writing.error = f"the storage did not take it within {waited_s / 60:.0f} minutes"
+                return
+            self._report("phase", f"writing the checkpoint of step {writing.step} ({waited_s:.0f} s)", phase="save")

@@ -1,0 +1,179 @@
+"""Scoring the held-out rows on the living gang."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from jobs.data.order.row_order import shares
+from jobs.data.prepared import IGNORE_INDEX, Split
+from jobs.errors import DataError, MetricFailed
+from jobs.spec.finetune import Spec
+from jobs.training.loop.loss import loss_sum
+from jobs.training.loop.metrics import (
+    Confusion,
+    EvalPrediction,
+    Sums,
+    apply_own,
+    confusion_of,
+    metrics_of,
+    own_functions,
+)
+from jobs.training.model.batch import Batch, collate, model_logits
+from jobs.training.worker_context import Gang
+
+_MOST_LOGITS = 2**26  # of a forward pass: 256 MiB in fp32
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """The held-out rows and what is asked of them."""
+
+    spec: Spec
+    split: Split
+    pad_token_id: int
+    unpack: bool = False  # score each sample of a packed row in a row of its own
+
+    @torch.no_grad()
+    def score(self, engine: torch.nn.Module, gang: Gang) -> tuple[dict[str, float], Confusion | None]:
+        """eval_* and confusion of all held-out rows; every rank must call it, and gets the same values.
+
+        Each rank scores its share. A rank whose share is over goes through empty rows with the others, since ZeRO-3
+        gathers every layer from all ranks.
+
+        Raises:
+            MetricFailed: a function of the user's own failed, on all ranks.
+        """
+        own = own_functions(self.spec.eval.metrics)
+        tally, kept = _Tally(self.spec.num_labels or 0), _Kept(bool(own))
+        engine.eval()
+        try:
+            for start, stop in self._rounds(gang, self._rows_at_once(vocabulary_of(engine))):
+                rows = self.split.read_rows(np.arange(start, stop))
+                batch = collate(rows, self.spec.model.task, self.pad_token_id, gang.device, self.unpack)
+                logits = model_logits(engine, batch, self.spec.model.task)
+                tally.add(logits, batch)
+                kept.add(logits, batch)
+        finally:
+            engine.train()
+        sums = tally.over_all_ranks(gang.device)
+        metrics = metrics_of(self.spec.eval.metrics, sums)
+        return metrics | (kept.judged_by(own) if own else {}), confusion_of(sums)
+
+    def _rounds(self, gang: Gang, rows: int) -> list[tuple[int, int]]:
+        """This rank's (start, stop) of every round."""
+        return list(shares(len(self.split), rows, gang.world_size))[gang.rank :: gang.world_size]
+
+    def _rows_at_once(self, vocabulary: int) -> int:
+        """Rows of a forward pass; the same on all ranks, each of which takes part in every gathering of weights."""
+        wanted, trained = self.spec.eval.per_device_eval_batch_size, self.spec.train.per_device_train_batch_size
+        if self.spec.model.task != "causal-lm":
+            return wanted
+        longest = int(self.split.index.num_tokens.max(initial=1))
+        return rows_within(wanted, trained, longest * vocabulary)
+
+
+def rows_within(wanted: int, trained: int, logits_of_row: int) -> int:
+    """Rows of a forward pass: as many as wanted, within the most logits at once. Pure.
+
+    No fewer than a micro-batch of training has, whose gradients take more memory than an evaluation.
+    """
+    return min(wanted, max(trained, _MOST_LOGITS // max(logits_of_row, 1), 1))
+
+
+def vocabulary_of(engine: torch.nn.Module) -> int:
+    config: Any = getattr(engine, "module", engine).config
+    return int(config.get_text_config().vocab_size)
+
+
+class _Tally:
+    """Counts that add up over batches and over ranks."""
+
+    def __init__(self, num_labels: int) -> None:
+        self._labels = num_labels
+        self._sums = np.zeros(5 + num_labels * num_labels, dtype=np.float64)
+
+    def add(self, logits: torch.Tensor, batch: Batch) -> None:
+        targets = batch.targets
+        best = logits.argmax(-1)
+        real = targets != IGNORE_INDEX
+        hit = (best == targets) & real
+        per_row = real.reshape(len(targets), -1)
+        exact = (hit.reshape(len(targets), -1) | ~per_row).all(-1) & per_row.any(-1)
+        self._sums[0] += float(loss_sum(logits, targets))
+        self._sums[1:5] += [int(real.sum()), int(hit.sum()), int(per_row.any(-1).sum()), int(exact.sum())]
+        if self._labels:
+            cell = (targets[real] * self._labels + best[real]).cpu().numpy()
+            self._sums[5:] += np.bincount(cell, minlength=self._labels**2)
+
+    def over_all_ranks(self, device: torch.device) -> Sums:
+        total = torch.from_numpy(self._sums).to(device)
+        dist.all_reduce(total)
+        values = total.cpu().numpy()
+        loss, (targets, correct, rows, exact) = float(values[0]), (int(value) for value in values[1:5])
+        confusion = values[5:].astype(np.int64).reshape(self._labels, self._labels)
+        return Sums(loss, targets, correct, rows, exact, confusion)
+
+
+class _Kept:
+    """Predictions themselves, for functions of the user's own."""
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted
+        self._pairs: list[tuple[Any, Any]] = []
+
+    def add(self, logits: torch.Tensor, batch: Batch) -> None:
+        if not self._wanted:
+            return
+        causal = batch.targets.dim() == 2
+        predicted = logits.argmax(-1) if causal else logits.float()
+        targets = batch.targets
+        real = (targets != IGNORE_INDEX).reshape(len(targets), -1).any(-1)
+        self._pairs.append((predicted[real].cpu().numpy(), targets[real].cpu().numpy()))
+
+    def judged_by(self, functions: dict[str, Callable[[EvalPrediction], Any]]) -> dict[str, float]:
+        """What the functions say of all predictions: rank 0 gathers them and asks, once; every rank hears the answer.
+
+        Raises:
+            MetricFailed: on all ranks, when a function failed.
+        """
+        rank = dist.get_rank()
+        gathered: list[Any] | None = [None] * dist.get_world_size() if rank == 0 else None
+        dist.gather_object(self._pairs, gathered)
+        answer: list[Any] = [None]
+        if gathered is not None:
+            try:
+                given = _in_order(gathered)
+                answer[0] = {}
+                for name, function in functions.items():
+                    answer[0] |= apply_own(name, function, given)
+            except DataError as error:
+                answer[0] = str(error)
+        dist.broadcast_object_list(answer, src=0)
+        if isinstance(answer[0], str):
+            raise MetricFailed(answer[0])
+        return cast(dict[str, float], answer[0])
+
+
+def _in_order(gathered: list[Any]) -> EvalPrediction:
+    """Round by round, rank by rank: the order of the rows in the split."""
+    rounds = [pair for pairs in zip(*gathered, strict=True) for pair in pairs]
+    return EvalPrediction(
+        predictions=_stack([predicted for predicted, _ in rounds]), label_ids=_stack([label for _, label in rounds])
+    )
+
+
+def _stack(arrays: list[Any]) -> Any:
+    """Concatenate along rows; sequences of unlike length are filled up with IGNORE_INDEX."""
+    arrays = [array for array in arrays if len(array)]
+    if arrays and arrays[0].ndim == 2 and len({array.shape[1] for array in arrays}) > 1:
+        width = max(array.shape[1] for array in arrays)
+        arrays = [
+            np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=IGNORE_INDEX) for array in arrays
+        ]
+    return np.concatenate(arrays)

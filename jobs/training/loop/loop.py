@@ -1,0 +1,294 @@
+"""The training loop: set up, restore, then for each step: rows, loss, backward, step, report, checkpoint.
+
+Runs on every worker of the gang, under Ray Train or under torchrun alike (see `jobs.training.worker_context`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from cluster.text import many
+from jobs.data.order.digest_chain import row_digests, to_hex
+from jobs.data.order.permutation import key
+from jobs.data.order.row_order import MICRO_BATCH
+from jobs.data.order.stream import StepRows, Stream, step_plan
+from jobs.data.prepared import Prepared
+from jobs.errors import Diverged
+from jobs.model_files.directory import local_model_dir
+from jobs.planning import learning_rate_at, plan_batching
+from jobs.run.attempts import count_attempts
+from jobs.run.metric_names import metric_words
+from jobs.storage.journal import Record
+from jobs.training.checkpoint.host_copy import HostCopy
+from jobs.training.checkpoint.reader import CheckpointReader
+from jobs.training.checkpoint.writer import Checkpointer
+from jobs.training.loop.evaluation import Evaluator
+from jobs.training.loop.loss import loss_sum
+from jobs.training.loop.restoring import check_step, load_best, restored
+from jobs.training.loop.saving import Heard, digest_of_rows, heard_of, saved_if_due, saying
+from jobs.training.loop.skips import skip_message, untrained
+from jobs.training.loop.state import Loaded, LoopState, Run
+from jobs.training.model.batch import collate, model_logits
+from jobs.training.model.engine import build_engine, peak_memory_bytes
+from jobs.training.model.host_memory import give_back_freed_memory
+from jobs.training.model.packing import rows_are_unpacked
+from jobs.training.reporter import Reporter
+from jobs.training.worker_context import Gang
+from jobs.training.worker_input import Job
+
+_LAST_WRITE_S = 60.0  # after an error, for the checkpoint that is being written
+
+
+def train(job: Job, gang: Gang) -> LoopState:
+    """Train, from the newest checkpoint if there is one, to the end or until told to stop; export at the end."""
+    reporter = Reporter(job.paths, gang.rank)
+    run = None
+    try:
+        run = set_up(job, gang, reporter)
+        state = begun(run, restored(run))
+        if state.step < run.plan.total_steps:
+            state = train_steps(run, state)
+        if not state.stopped:
+            finish(run, state)
+        return replace(state, facts={**run.engine.facts(), "peak_memory_bytes": most_memory_bytes(gang)})
+    finally:
+        if run is not None:
+            run.checkpoints.finish(_LAST_WRITE_S)
+        reporter.close()
+
+
+def begun(run: Run, state: LoopState) -> LoopState:
+    """The state with the metrics before the first step, where the run is new and asks for them."""
+    return evaluated(run, state) if state.step == 0 and run.job.spec.eval.eval_on_start else state
+
+
+def train_steps(run: Run, state: LoopState, until: int | None = None, score_pause: bool = True) -> LoopState:
+    """Every step from the state's on.
+
+    Args:
+        until: pause after this step, with a score and a checkpoint; None: go on to the end.
+        score_pause: evaluate before the pause.
+    """
+    spec, plan = run.job.spec, run.plan
+    rows_of_steps = timed(run.gang.steps(stream_of(run), state.step))
+    started = time.perf_counter()
+    for rows, data_wait_s in rows_of_steps:
+        rate = learning_rate_at(rows.step, spec.train, plan.total_steps)
+        heard = train_step(run, rows, rate)
+        check_step(run, state, heard)
+        state = counted(run, state.after(heard.loss, heard.digest), heard)
+        last = state.step == plan.total_steps
+        ends = last or state.step == until
+        record = step_record(run, state, rate, data_wait_s, time.perf_counter() - started)
+        if last or (ends and score_pause) or (spec.eval.eval_steps and state.step % spec.eval.eval_steps == 0):
+            state = evaluated(run, state, record)
+            record |= state.metrics
+        run.reporter.step(record)
+        check_skips(run, state, heard, last)
+        state = saved_if_due(run, state, heard, ends)
+        run.checkpoints.rest()
+        if (heard.stop or ends) and not last:
+            return replace(state, stopped=heard.stop)
+        started = time.perf_counter()
+    return state
+
+
+def counted(run: Run, state: LoopState, heard: Heard) -> LoopState:
+    """The state after a step that may have been skipped, which is told."""
+    scaler = run.engine.loss_scaler()
+    scale = None if scaler is None else scaler["cur_scale"]
+    if heard.skipped:
+        finite = bool(np.isfinite(heard.loss))
+        message = skip_message(state.step, finite, heard.loss, scale)
+        run.reporter.event("warning", message, step=state.step, skipped="gradients" if finite else "loss")
+    return replace(state, skips=state.skips.after(heard.skipped, scaling=scale is not None and scale > 1.0))
+
+
+def check_skips(run: Run, state: LoopState, heard: Heard, last: bool) -> None:
+    """Raise Diverged where steps change nothing, or a step with a loss that is not finite changed the weights."""
+    if not heard.skipped and not np.isfinite(heard.loss):
+        raise Diverged(f"the loss of step {state.step} is {heard.loss}: lower train.learning_rate, or look at the data")
+    reason = state.skips.failure()
+    if reason is None and last and heard.skipped and run.engine.partitions.optimizer_step() == 0:
+        reason = untrained(state.step)
+    if reason is not None:
+        raise Diverged(reason)
+
+
+def train_step(run: Run, rows: StepRows, rate: float) -> Heard:
+    """One optimizer step.
+
+    The gradient is that of the mean loss over all targets of the global batch. DeepSpeed averages over ranks, hence
+    the factor world_size; the count is known from the index before anything is computed.
+
+    Returns:
+        What the step's all-reduce has told every rank alike.
+    """
+    gang, engine, spec = run.gang, run.engine, run.job.spec
+    targets = max(int(run.num_targets[run.plan.rows_of_step(rows.step)].sum()), 1)
+    engine.set_learning_rate(rate)
+    loss_here = torch.zeros((), dtype=torch.float64, device=gang.device)
+    digest = 0
+    for turn, table in enumerate(rows.micros):
+        number = turn * gang.world_size + gang.rank
+        seed_micro_batch(spec.seed, rows.step, number)
+        batch = collate(table, spec.model.task, run.pad_token_id, gang.device, run.unpack)
+        loss = loss_sum(model_logits(engine.module, batch, spec.model.task), batch.targets)
+        engine.backward(loss * (gang.world_size / targets))
+        engine.step()
+        loss_here += loss.detach().double()
+        digest += digest_of_rows(table, number * run.batching.per_device)
+    said = saying(run, loss_here, digest)
+    dist.all_reduce(said)
+    return heard_of(said, targets)
+
+
+def seed_micro_batch(seed: int, step: int, number: int) -> None:
+    """Randomness of a forward pass follows from its place in the run, never from the rank that computes it."""
+    torch.manual_seed(key(seed, MICRO_BATCH, step, number) >> 1)
+
+
+def timed(items: Iterator[StepRows]) -> Iterator[tuple[StepRows, float]]:
+    """Each item, and the seconds that it was waited for."""
+    while True:
+        asked = time.perf_counter()
+        item = next(items, None)
+        if item is None:
+            return
+        yield item, time.perf_counter() - asked
+
+
+def step_record(run: Run, state: LoopState, rate: float, data_wait_s: float, step_time_s: float) -> Record:
+    """One line of the metrics."""
+    tokens = int(run.num_tokens[run.plan.rows_of_step(state.step - 1)].sum())
+    return {
+        "step": state.step,
+        "epoch": round(run.plan.epoch_of_step(state.step), 6),
+        "loss": state.loss,
+        "learning_rate": rate,
+        # DeepSpeed keeps the norm of the last step that was not skipped.
+        "grad_norm": None if state.skips.in_a_row else run.engine.grad_norm(),
+        "tokens": tokens,
+        "tokens_per_s": tokens / step_time_s,
+        "step_time_s": step_time_s,
+        "data_wait_s": data_wait_s,
+        "max_memory_bytes": peak_memory_bytes(run.gang.device),
+        "chain": to_hex(state.chain),
+        "at": round(time.time(), 3),
+    }
+
+
+def most_memory_bytes(gang: Gang) -> int:
+    """The largest peak of any rank; a call of every rank."""
+    peak = torch.tensor(peak_memory_bytes(gang.device), dtype=torch.int64, device=gang.device)
+    dist.all_reduce(peak, dist.ReduceOp.MAX)
+    return int(peak)
+
+
+def set_up(job: Job, gang: Gang, reporter: Reporter) -> Run:
+    """Load the rows and the model, and make the run ready; a call of every rank."""
+    lost = count_attempts(job.paths) - job.earlier_attempts if gang.rank == 0 else 0
+    if lost > 0:  # only under Ray, which starts lost workers again
+        reporter.event("warning", f"workers were lost and are started again ({lost} so far)", lost=lost)
+    reporter.event("phase", f"loading the model on {many(gang.world_size, 'worker')}", phase="model")
+    return ready(load(job, gang, reporter), job, gang, reporter)
+
+
+def load(job: Job, gang: Gang, reporter: Reporter) -> Loaded:
+    """Open the prepared rows, load the model sharded, build the engine; a call of every rank."""
+    prepared = Prepared.open(job.prepared_root)
+    engine = build_engine(job.spec, local_model_dir(job.model), gang, prepared.manifest.pad_token_id)
+    unpack = rows_are_unpacked(job.spec, gang, engine.module, engine.pad_token_id, reporter)
+    return Loaded(engine, prepared, unpack, row_digests(prepared.split("train").index.sample_ids))
+
+
+def ready(loaded: Loaded, job: Job, gang: Gang, reporter: Reporter) -> Run:
+    """A run of the job on what is loaded; a call of every rank. The weights are those that the engine holds."""
+    engine, prepared = loaded.engine, loaded.prepared
+    split, pad = prepared.split("train"), engine.pad_token_id
+    plan, host = step_plan(job.spec, split), HostCopy(engine.partitions)
+    reporter.event("plan", f"training {many(plan.total_steps, 'step')}", total_steps=plan.total_steps, **engine.facts())
+    return Run(
+        job=job,
+        gang=gang,
+        engine=engine,
+        checkpoints=Checkpointer(
+            job.paths, engine.partitions, host, gang, job.spec.checkpoint.save_total_limit, reporter
+        ),
+        reader=CheckpointReader(job.paths, engine.partitions, engine.buffers, host, gang.rank, reporter.event),
+        plan=plan,
+        batching=plan_batching(job.spec),
+        evaluator=Evaluator(job.spec, prepared.split("eval"), pad, loaded.unpack) if prepared.has("eval") else None,
+        reporter=reporter,
+        num_targets=split.index.num_targets,
+        num_tokens=split.index.num_tokens,
+        row_digests=loaded.row_digests,
+        pad_token_id=pad,
+        unpack=loaded.unpack,
+        data_fingerprint=prepared.manifest.fingerprint,
+    )
+
+
+def stream_of(run: Run) -> Stream:
+    return Stream(run.job.prepared_root, run.job.spec, run.gang.rank)
+
+
+def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopState:
+    """The state with held-out metrics; the same where there are no held-out rows.
+
+    Args:
+        record: of the step before the evaluation. Its event carries it, so that a viewer shows the step first.
+    """
+    if run.evaluator is None:
+        return state
+    what = f"evaluating on {many(len(run.evaluator.split), 'held-out row')}"
+    run.reporter.event("phase", what, phase="evaluate", **({} if record is None else {"record": record}))
+    metrics, confusion = run.evaluator.score(run.engine.module, run.gang)
+    give_back_freed_memory()
+    if state.step == 0:  # kept apart, so that a run that is interrupted early does not report its start as its end
+        return told_before_training(run, replace(state, metrics_before=metrics))
+    said = f"after step {state.step}: {metric_text(metrics)}"
+    run.reporter.event("evaluated", said, step=state.step, metrics=metrics)
+    return replace(state, metrics=metrics, evaluated_at=state.step, confusion=confusion)
+
+
+def told_before_training(run: Run, state: LoopState) -> LoopState:
+    """The state, its metrics before the first step told as an event, if it has some."""
+    if metrics := state.metrics_before:
+        run.reporter.event("evaluated", f"before training: {metric_text(metrics)}", step=0, metrics=metrics)
+    return state
+
+
+def metric_text(metrics: dict[str, float]) -> str:
+    """`accuracy 0.512  loss 0.693`: what people ask for first comes first."""
+    ordered = sorted(metrics.items(), key=lambda item: item[0] in ("eval_loss", "eval_perplexity"))
+    return "  ".join(metric_words(dict(ordered), "{:.3f}"))
+
+
+def finish(run: Run, state: LoopState) -> None:
+    """Export the model and read it back."""
+    if run.job.spec.checkpoint.load_best_model_at_end:
+        load_best(run, state)
+    run.reporter.event("phase", "exporting the model", phase="export")
+    run.engine.partitions.release()  # reading the model back needs the memory
+    give_back_freed_memory()
+    difference = run.engine.export(run.job, run.gang, fixed_rows(run), run.pad_token_id)
+    run.reporter.event(
+        "exported",
+        f"model exported and read back: logits differ by at most {difference:.1e} of their largest",
+        difference=difference,
+        path=run.job.paths.model,
+    )
+
+
+def fixed_rows(run: Run) -> Any:
+    """A few rows on which the exported model must agree with the trained one."""
+    split = run.evaluator.split if run.evaluator else Prepared.open(run.job.prepared_root).split("train")
+    return split.read_rows(np.arange(min(4, len(split))))

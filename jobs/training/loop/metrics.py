@@ -1,0 +1,115 @@
+"""Held-out metrics from sums that add up over workers, and people's own functions of all predictions."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.errors import DataError
+from jobs.run.metric_names import ACCURACY, MAJORITY
+
+BUILTIN = ("loss", "perplexity", "accuracy", "f1", "exact_match")
+Confusion = tuple[tuple[int, ...], ...]  # true by predicted
+MOST_CLASSES_SHOWN = 50  # a larger confusion matrix is neither read by people nor kept
+
+
+@dataclass(frozen=True)
+class EvalPrediction:
+    """What a metric function of your own is given; the fields are named as in Hugging Face's class of this name."""
+
+    predictions: npt.NDArray[Any]  # classification: (n, classes) logits; causal-lm: (n, targets) predicted ids
+    label_ids: npt.NDArray[np.int64]  # classification: (n,) classes; causal-lm: (n, targets), -100 is none
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the held-out rows; those of two workers are added."""
+
+    loss: float
+    targets: int
+    correct: int  # targets that the model puts first
+    rows: int
+    exact_rows: int  # rows of which every target is put first
+    confusion: npt.NDArray[np.int64]  # (classes, classes) true by predicted; (0, 0) for causal-lm
+
+
+def metrics_of(names: tuple[str, ...], sums: Sums) -> dict[str, float]:
+    """The asked built-in metrics as eval_*; always with the loss, and an accuracy over classes with its baseline."""
+    loss = sums.loss / max(sums.targets, 1)
+    values = {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "accuracy": sums.correct / max(sums.targets, 1),
+        "exact_match": sums.exact_rows / max(sums.rows, 1),
+        "f1": f1_score(sums.confusion),
+    }
+    found = {f"eval_{name}": values[name] for name in BUILTIN if name == "loss" or name in names}
+    if ACCURACY in found and sums.confusion.size:
+        found[MAJORITY] = float(sums.confusion.sum(1).max()) / max(sums.targets, 1)
+    return found
+
+
+def confusion_of(sums: Sums) -> Confusion | None:
+    """The confusion matrix as plain numbers; None without classes, and with more than MOST_CLASSES_SHOWN."""
+    if not 0 < len(sums.confusion) <= MOST_CLASSES_SHOWN:
+        return None
+    return tuple(tuple(row) for row in sums.confusion.tolist())
+
+
+def f1_score(confusion: npt.NDArray[np.int64]) -> float:
+    """F1 of class 1 where there are two classes, else the unweighted mean over classes (macro).
+
+    Args:
+        confusion: (classes, classes) counts, true by predicted. A class that neither occurs nor is predicted counts 0.
+    """
+    if not confusion.size:
+        return 0.0
+    hits = np.diag(confusion)
+    scores = 2 * hits / np.maximum(confusion.sum(0) + confusion.sum(1), 1)
+    return float(scores[1]) if len(scores) == 2 else float(scores.mean())
+
+
+def own_functions(names: tuple[str, ...]) -> dict[str, Callable[[EvalPrediction], Any]]:
+    """The functions among `names`, imported.
+
+    Raises:
+        DataError: a module or function is not there.
+    """
+    found = {}
+    for name in names:
+        if name in BUILTIN:
+            continue
+        module, _, function = name.partition(":")
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        try:
+            found[name] = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise DataError(f"eval.metrics: cannot import {name} on a worker: {error}") from error
+    return found
+
+
+def apply_own(name: str, function: Callable[[EvalPrediction], Any], given: EvalPrediction) -> dict[str, float]:
+    """Call a function of the user's own.
+
+    Returns:
+        eval_<function's name>, or eval_<key> for each key where it returns a mapping.
+
+    Raises:
+        DataError: it raised, or returned something that is no number.
+    """
+    short = name.rpartition(":")[2]
+    try:
+        result = function(given)
+        values = cast(Mapping[str, Any], result) if isinstance(result, Mapping) else {short: result}
+        return {f"eval_{key.removeprefix('eval_')}": float(value) for key, value in values.items()}
+    except Exception as error:
+        raise DataError(f"eval.metrics: {name} failed: {type(error).__name__}: {error}") from error

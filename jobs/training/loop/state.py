@@ -1,0 +1,80 @@
+"""What the loop holds on to: the parts of a run, and the state that goes from step to step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.data.order.digest_chain import EMPTY_CHAIN, extended
+from jobs.data.order.row_order import StepPlan
+from jobs.data.prepared import Prepared
+from jobs.planning import Batching
+from jobs.run.checkpoints import Best
+from jobs.training.checkpoint.reader import CheckpointReader
+from jobs.training.checkpoint.writer import Checkpointer
+from jobs.training.loop.evaluation import Evaluator
+from jobs.training.loop.metrics import Confusion
+from jobs.training.loop.skips import Skips
+from jobs.training.model.engine import Engine
+from jobs.training.reporter import Reporter
+from jobs.training.worker_context import Gang
+from jobs.training.worker_input import Job
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """All that a resumed run needs beside weights and optimizer: rows and randomness follow from the step."""
+
+    step: int = 0  # optimizer steps that are done
+    loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)  # newest eval_* that were measured after a step
+    metrics_before: dict[str, float] = field(default_factory=dict)  # eval_* before the first step
+    evaluated_at: int | None = None  # step of `metrics`
+    confusion: Confusion | None = None  # of `metrics`, when this process has measured them
+    best: Best | None = None
+    chain: int = EMPTY_CHAIN  # over the samples of all steps (see `jobs.data.order.digest_chain`)
+    expected_loss: float | None = None  # of the next step, as an earlier attempt has logged it
+    save_due: bool = False  # a checkpoint has been put off
+    kept: bool = False  # the checkpoint of this step is whole
+    stopped: bool = False
+    skips: Skips = field(default_factory=Skips)
+    facts: dict[str, Any] = field(default_factory=dict)  # for the run's manifest
+
+    def after(self, loss: float, digest: int) -> LoopState:
+        """The state after one more step."""
+        chain = extended(self.chain, digest)
+        return replace(self, step=self.step + 1, loss=loss, chain=chain, expected_loss=None, kept=False)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a process loads once, whichever runs it trains: the model in its engine, and the prepared rows."""
+
+    engine: Engine
+    prepared: Prepared
+    unpack: bool  # the model would let packed samples see each other
+    row_digests: npt.NDArray[np.uint64]  # of every prepared training row
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the loop holds on to while it runs."""
+
+    job: Job
+    gang: Gang
+    engine: Engine
+    checkpoints: Checkpointer
+    reader: CheckpointReader
+    plan: StepPlan
+    batching: Batching
+    evaluator: Evaluator | None
+    reporter: Reporter
+    num_targets: npt.NDArray[np.int32]  # of every prepared row
+    num_tokens: npt.NDArray[np.int32]
+    row_digests: npt.NDArray[np.uint64]
+    pad_token_id: int
+    unpack: bool  # the model would let packed samples see each other
+    data_fingerprint: str

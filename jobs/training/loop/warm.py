@@ -1,0 +1,176 @@
+"""A warm gang: workers that load the model and the rows once, then train one trial after another.
+
+Before each trial the weights, the optimizer and every setting that a trial may vary are put back, so that a trial
+computes what a fresh run with its spec would compute, to the last digit. What cannot be put back (see
+`jobs.search.rules.varying`) needs another gang.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from dataclasses import dataclass, replace
+
+import torch
+
+from jobs.errors import Diverged, MetricFailed
+from jobs.model_files.directory import local_model_dir
+from jobs.training.loop.cooldown import cooled_down, on_host
+from jobs.training.loop.loop import begun, finish, load, ready, told_before_training, train_steps
+from jobs.training.loop.rate_probe import losses_along_first_step
+from jobs.training.loop.restoring import restored
+from jobs.training.loop.state import Loaded, LoopState, Run
+from jobs.training.mailbox import Answer, Mailbox, Order, Status
+from jobs.training.model.engine import Engine
+from jobs.training.model.host_memory import give_back_freed_memory
+from jobs.training.reporter import Reporter
+from jobs.training.worker_context import Gang
+from jobs.training.worker_input import Job
+
+_LAST_WRITE_S = 60.0
+
+
+@dataclass(frozen=True)
+class BaseState:
+    """The state of a new engine on this rank, in the host's memory: everything that training changes."""
+
+    seed: int  # of the weights that the model's directory lacks
+    weights: tuple[torch.Tensor, ...]  # as `Partitions.flats`
+    buffers: dict[str, torch.Tensor]
+    loss_scaler: dict[str, float] | None
+
+    @classmethod
+    def of(cls, engine: Engine) -> BaseState:
+        return cls(
+            engine.spec.seed,
+            tuple(on_host(flat) for flat in engine.partitions.flats),
+            {name: on_host(buffer) for name, buffer in engine.buffers.items()},
+            engine.loss_scaler(),
+        )
+
+    @torch.no_grad()
+    def put_back(self, engine: Engine) -> None:
+        """A call of every rank."""
+        engine.partitions.restart(self.weights)
+        for name, buffer in engine.buffers.items():
+            buffer.copy_(self.buffers[name])
+        engine.load_loss_scaler(self.loss_scaler)
+
+
+def serve(job: Job, gang: Gang, first: int) -> LoopState:
+    """Carry out the gang's orders until it is told to end; the state of the last one. A call of every rank.
+
+    Args:
+        job: the base job; its run's directory is the gang's.
+        first: number of the first order.
+
+    Raises:
+        Exception: something that may have happened on this rank alone. The gang is broken then.
+    """
+    mailbox = Mailbox(job.run_root)
+    with contextlib.closing(Reporter(job.paths, gang.rank)) as reporter:
+        loaded = load(job, gang, reporter)
+    workshop = _Workshop(job, gang, loaded, BaseState.of(loaded.engine))
+    if gang.rank == 0:
+        mailbox.open()
+    number = first
+    while (order := mailbox.await_order(number)).action != "end":
+        answer = workshop.carry_out(order)
+        if gang.rank == 0:
+            mailbox.answer(number, answer)
+        number += 1
+    return LoopState(step=number - first)
+
+
+class _Workshop:
+    """A loaded engine, and which trial's state it holds."""
+
+    def __init__(self, job: Job, gang: Gang, loaded: Loaded, base: BaseState) -> None:
+        self._job, self._gang, self._loaded, self._base = job, gang, loaded, base
+        self._other = base  # that of the newest other seed
+        self._before = dict[int, dict[str, float]]()  # eval_* of the weights that trials begin with, by their seed
+        self._held: tuple[str, LoopState] | None = None  # root of a trial's run, and its state as the engine has it
+
+    def carry_out(self, order: Order) -> Answer:
+        assert order.spec is not None
+        job = replace(self._job, spec=order.spec, run_root=order.run, driver=order.driver)
+        gang, reporter = self._gang.for_run(job.paths, order.driver), Reporter(job.paths, self._gang.rank)
+        run = None
+        try:
+            run = ready(replace(self._loaded, engine=self._loaded.engine.set_for(job.spec)), job, gang, reporter)
+            state = self._state_of(run)
+            if order.action == "probe":
+                self._held = None
+                losses, tokens = losses_along_first_step(run, order.rates)
+                return Answer(status="probed", losses=tuple(losses), tokens=tokens)
+            if order.action == "export" and state.step < run.plan.total_steps:
+                return Answer(status="failed", step=state.step, reason="its last checkpoint is gone")
+            if order.action == "export":
+                finish(run, state)
+                return _answer("exported", run, state)
+            return self._trained(run, state, order)
+        except (Diverged, MetricFailed) as error:
+            traceback.print_exc()  # to the rank's log
+            return Answer(status="failed", reason=str(error))
+        finally:
+            if run is not None:
+                run.checkpoints.finish(_LAST_WRITE_S)
+            reporter.close()
+            gang.close()
+
+    def _state_of(self, run: Run) -> LoopState:
+        """The trial's newest state, in the engine."""
+        held, self._held = self._held, None
+        if held is not None and held[0] == run.job.run_root:
+            return held[1]
+        self._base_of(run).put_back(run.engine)
+        state = restored(run)
+        if state.step > 0:
+            return state
+        if (known := self._before.get(run.job.spec.seed)) is None:
+            state = begun(run, state)
+            self._before[run.job.spec.seed] = state.metrics_before
+            return state
+        return told_before_training(run, replace(state, metrics_before=known))
+
+    def _base_of(self, run: Run) -> BaseState:
+        seed = run.job.spec.seed
+        if seed == self._base.seed:
+            return self._base
+        if seed != self._other.seed:
+            self._other = self._base  # free the weights of the other seed before more are made
+            weights = run.engine.new_weights(run.job.spec, local_model_dir(run.job.model))
+            self._other = replace(self._base, seed=seed, weights=weights)
+        return self._other
+
+    def _trained(self, run: Run, state: LoopState, order: Order) -> Answer:
+        before = state.metrics_before
+        if before and order.metric and order.metric not in before:
+            return Answer(status="failed", metrics=before, reason=f"the job reports no {order.metric}")
+        stop = min(order.until or run.plan.total_steps, run.plan.total_steps)
+        start, state = state.step, replace(state, stopped=False)
+        if start < stop:
+            state = train_steps(run, state, stop, score_pause=not order.cooldown_steps)
+        give_back_freed_memory()
+        self._held = run.job.run_root, state
+        if state.stopped:
+            return _answer("stopped", run, state, start)
+        if state.step == run.plan.total_steps:
+            return _answer("finished", run, state, start)
+        answer = _answer("paused", run, state, start)
+        if order.cooldown_steps:
+            cooled, tokens = cooled_down(run, state, order.cooldown_steps)
+            answer = answer.model_copy(update={"cooled": cooled, "tokens": answer.tokens + tokens})
+        return answer
+
+
+def _answer(status: Status, run: Run, state: LoopState, start: int | None = None) -> Answer:
+    done = range(state.step if start is None else start, state.step)
+    return Answer(
+        status=status,
+        step=state.step,
+        total_steps=run.plan.total_steps,
+        tokens=sum(int(run.num_tokens[run.plan.rows_of_step(step)].sum()) for step in done),
+        loss=state.loss,
+        metrics=state.metrics if state.evaluated_at == state.step else {},
+    )

@@ -1,0 +1,116 @@
+"""What runs in a worker process: the loop, and what becomes of its errors.
+
+An error that the same input would raise again is *returned*: Ray Train retries whatever is raised. What the loss of a
+peer raises is raised on, so that the gang is healed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from jobs.run.paths import JobPaths
+from jobs.storage import files as storage
+from jobs.storage.journal import Record
+from jobs.training.faults import Fault, fault_of, reason_of
+from jobs.training.loop.state import LoopState
+from jobs.training.worker_context import Gang
+from jobs.training.worker_input import Job
+
+PEER_GRACE_S = 15.0
+
+
+def guarded(job: Job, gang: Gang, loop: Callable[[Job, Gang], LoopState]) -> Record | None:
+    """Run the loop; rank 0's result as a record (see `result_of`), None on other ranks and after a failure."""
+    blind = hosts_that_do_not_see(job.paths, job.spec.working_dir)
+    if blind is not None:  # told by the result: a failure file might lie where the driver does not look
+        return {"failure": blind} if gang.rank == 0 else None
+    # DeepSpeed's own calls, again and again: of no use to whoever reads the log.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    joined = dist.is_initialized()
+    try:
+        state = loop(job, gang)
+    except Exception as error:
+        traceback.print_exc()
+        fault = fault_of(error, taken_apart=joined and not dist.is_initialized())
+        if fault is Fault.PEER:
+            if not a_peer_reported(job.paths):
+                raise
+            return None
+        record_failure(job, gang.rank, gang.node, error, fault)
+        leave_gang()
+        return None
+    return result_of(state) if gang.rank == 0 else None
+
+
+def result_of(state: LoopState) -> Record:
+    return {
+        "step": state.step,
+        "stopped": state.stopped,
+        "kept": state.kept,
+        "metrics": {**state.metrics, **({} if state.loss is None else {"loss": state.loss})},
+        "evaluated_step": state.evaluated_at,
+        "metrics_before": state.metrics_before,
+        "confusion": state.confusion,
+        "facts": state.facts,
+    }
+
+
+def a_peer_reported(paths: JobPaths) -> bool:
+    """Whether a rank has left a failure: its report is written before its connections close."""
+    deadline = time.monotonic() + PEER_GRACE_S
+    while time.monotonic() < deadline:
+        if storage.list_names(paths.failures):
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def record_failure(job: Job, rank: int, node: str, error: Exception, fault: Fault) -> None:
+    """Leave a failure for the driver and the other ranks."""
+    content = {
+        "rank": rank,
+        "node": node,
+        "fault": fault,
+        "reason": reason_of(error, fault, rank, os.uname().nodename, job.spec),
+        "log": job.paths.log(f"rank-{rank}"),
+    }
+    storage.write_bytes(job.paths.failure(rank), json.dumps(content).encode())
+
+
+def leave_gang() -> None:
+    """Close this rank's connections, so that peers that wait for it in a collective find out at once.
+
+    NCCL would wait for kernels that wait for those peers. There the driver, or the watch of a torchrun process, sees
+    the failure and ends the peers.
+    """
+    if dist.is_initialized() and dist.get_backend() != "nccl":
+        with contextlib.suppress(Exception):  # the failure is recorded; nothing here may hide it
+            dist.destroy_process_group()
+
+
+def hosts_that_do_not_see(paths: JobPaths, working_dir: str | None = None) -> str | None:
+    """What to say where a worker does not see the run, and so would train into nowhere; a call of all ranks."""
+    lacks_dir = working_dir is not None and not os.path.isdir(working_dir)
+    seen: list[Any] = [(os.uname().nodename, storage.exists(paths.spec), lacks_dir)]
+    if dist.is_initialized():
+        mine, seen = seen[0], [None] * dist.get_world_size()
+        dist.all_gather_object(seen, mine)
+    blind = sorted({host for host, sees, _ in seen if not sees})
+    without = sorted({host for host, _, lacks in seen if lacks})
+    if blind:
+        return (
+            f"host {', '.join(blind)} does not see {paths.spec}, which the driver wrote: storage_path must be the "
+            "same storage on every node (a shared file system, or a URL such as s3://...)"
+        )
+    if without:
+        return f"host {', '.join(without)} has no directory {working_dir}: working_dir must be seen by every node"
+    return None

@@ -1,0 +1,148 @@
+"""From rows to tensors, and from tensors to logits. `jobs.training.loop.loss` turns these into a loss."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from jobs.data.prepared import IGNORE_INDEX
+from jobs.spec.finetune import Task
+from jobs.training.model.pooling import reads_the_end, with_one_end
+
+# Length of the row that stands in where a worker has none, and shortest row of a classifier.
+_EMPTY_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on the device."""
+
+    inputs: dict[str, torch.Tensor]  # arguments of the model's forward, (rows, tokens) int64 each
+    # Causal-lm: (rows, columns), the token that follows; classification: (rows,) classes. IGNORE_INDEX is no target.
+    targets: torch.Tensor
+    # Causal-lm: (columns,) the places in a row that are a target in some row of the batch. Logits are computed for
+    # these only: the vocabulary is the widest layer, and a prompt's tokens need no logits.
+    columns: torch.Tensor | None = None
+
+    def with_few_columns(self, most: int) -> Batch:
+        """The batch with at most `most` of its columns, evenly spaced."""
+        if self.columns is None:
+            return self
+        every = -(-len(self.columns) // most)
+        return replace(self, targets=self.targets[:, ::every], columns=self.columns[::every])
+
+
+def collate(rows: Any, task: Task, pad_token_id: int, device: torch.device, unpack: bool = False) -> Batch:
+    """Pad rows to the longest and put them on the device.
+
+    Args:
+        rows: pyarrow.Table with ROW_SCHEMA; none at all gives one row without a target.
+        unpack: Give every sample of a packed row a row of its own. The targets are the same, in the same order.
+    """
+    tokens = [np.asarray(row, dtype=np.int64) for row in _lists(rows, "input_ids")]
+    labels = [np.asarray(row, dtype=np.int64) for row in _lists(rows, "labels")]
+    lengths = [np.asarray(row, dtype=np.int64) for row in _lists(rows, "lengths")]
+    if not tokens:
+        tokens = [np.full(_EMPTY_TOKENS, pad_token_id, dtype=np.int64)]
+        labels = [np.full(_EMPTY_TOKENS if task == "causal-lm" else 1, IGNORE_INDEX, dtype=np.int64)]
+        lengths = [np.array([_EMPTY_TOKENS])]
+    if task == "causal-lm":
+        if unpack:
+            tokens, labels = _cut(tokens, lengths), _cut(labels, lengths)
+            lengths = [np.array([len(sample)]) for sample in tokens]
+        return _causal_batch(tokens, labels, lengths, pad_token_id, device)
+    # CANINE, which shortens a text to a quarter, cannot read shorter ones.
+    mask = _padded([np.ones(len(row), dtype=np.int64) for row in tokens], 0, _EMPTY_TOKENS)
+    inputs = {"input_ids": _padded(tokens, pad_token_id, _EMPTY_TOKENS), "attention_mask": mask}
+    targets = np.concatenate(labels)
+    return Batch({name: _tensor(value, device) for name, value in inputs.items()}, _tensor(targets, device))
+
+
+def _causal_batch(
+    tokens: list[npt.NDArray[np.int64]],
+    labels: list[npt.NDArray[np.int64]],
+    lengths: list[npt.NDArray[np.int64]],
+    pad_token_id: int,
+    device: torch.device,
+) -> Batch:
+    # Padding stands behind all real tokens, where a causal model never looks: no attention mask.
+    inputs = {"input_ids": _padded(tokens, pad_token_id)}
+    if any(len(row) > 1 for row in lengths):
+        # Without a mask, the model keeps packed samples apart by their positions. A sample with a row of its own goes
+        # without: some types (RoBERTa) do not count from 0, and each knows where it begins.
+        width = inputs["input_ids"].shape[1]
+        inputs["position_ids"] = np.stack([_positions(row, width) for row in lengths])
+    shifted = _padded([np.append(row[1:], IGNORE_INDEX) for row in labels], IGNORE_INDEX)
+    columns = np.flatnonzero((shifted != IGNORE_INDEX).any(0))
+    columns = columns if len(columns) else np.zeros(1, dtype=np.int64)
+    return Batch(
+        {name: _tensor(value, device) for name, value in inputs.items()},
+        _tensor(shifted[:, columns], device),
+        _tensor(columns, device),
+    )
+
+
+def model_logits(model: torch.nn.Module, batch: Batch, task: Task) -> torch.Tensor:
+    """Logits that go with the batch's targets: (rows, columns, vocabulary) for causal-lm, else (rows, classes)."""
+    logits: torch.Tensor
+    inner: Any = getattr(model, "module", model)
+    known = _arguments(inner)
+    if task != "causal-lm":
+        inputs = batch.inputs
+        if reads_the_end(inner):
+            inputs = with_one_end(inputs, inner.config.eos_token_id, inner.config.pad_token_id)
+        if "attention_mask" not in known:  # FNet: padding is part of the text to it, so its batches have one row
+            inputs = {"input_ids": inputs["input_ids"][:, : int(inputs["attention_mask"].sum(1).max())]}
+        logits = model(**{name: value for name, value in inputs.items() if name in known}).logits
+        return logits
+    # Some models have no place for positions (Bloom, MPT, Mamba): packed samples are one text to them.
+    inputs = {name: value for name, value in batch.inputs.items() if name != "position_ids" or name in known}
+    # Without a cache: with one, transformers forgets the borders of packed samples.
+    if "logits_to_keep" in known:
+        logits = model(**inputs, use_cache=False, logits_to_keep=batch.columns).logits
+        return logits
+    logits = model(**inputs, use_cache=False).logits[:, batch.columns]
+    return logits
+
+
+def _arguments(model: Any) -> Collection[str]:
+    """Names of the arguments of the model's forward."""
+    return inspect.signature(model.forward).parameters.keys()
+
+
+def _lists(rows: Any, column: str) -> list[npt.NDArray[np.int32]]:
+    chunk = rows[column].combine_chunks()
+    values, offsets = chunk.values.to_numpy(), chunk.offsets.to_numpy()
+    return [values[low:high] for low, high in pairwise(offsets)]
+
+
+def _cut(rows: list[npt.NDArray[np.int64]], lengths: list[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.int64]]:
+    """The samples of all rows, in order."""
+    return [
+        sample for row, counts in zip(rows, lengths, strict=True) for sample in np.split(row, np.cumsum(counts)[:-1])
+    ]
+
+
+def _padded(rows: list[npt.NDArray[np.int64]], fill: int, width: int = 0) -> npt.NDArray[np.int64]:
+    out = np.full((len(rows), max(width, *map(len, rows))), fill, dtype=np.int64)
+    for number, row in enumerate(rows):
+        out[number, : len(row)] = row
+    return out
+
+
+def _positions(lengths: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
+    """Positions that start again at each sample; padding goes on from the last one."""
+    stretched = lengths.copy()
+    stretched[-1] += width - lengths.sum()
+    return np.concatenate([np.arange(length) for length in stretched])
+
+
+def _tensor(array: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)

@@ -1,0 +1,75 @@
+"""The DeepSpeed dictionary: one pure function, every value written out, nothing on "auto"."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from jobs.planning.batching import Batching
+from jobs.spec.finetune import Spec, Train, Zero
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def precision_of(train: Train, device_has_bf16: bool) -> Precision:
+    """What is computed in: bf16 where it is asked for, or not spoken of and the device (a GPU) has it."""
+    if train.fp16:
+        return "fp16"
+    wanted = device_has_bf16 if train.bf16 is None else train.bf16
+    return "bf16" if wanted else "fp32"
+
+
+def deepspeed_config(spec: Spec, batching: Batching, precision: Precision) -> dict[str, Any]:
+    """The configuration of the engine.
+
+    The learning rate in it is the peak; the loop sets each step's rate itself. Weight decay is set per group.
+    """
+    train = spec.train
+    return {
+        "train_micro_batch_size_per_gpu": batching.per_device,
+        "gradient_accumulation_steps": batching.accumulation,
+        "train_batch_size": batching.per_device * batching.accumulation * batching.num_workers,
+        "gradient_clipping": train.max_grad_norm,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": train.learning_rate,
+                "betas": [train.adam_beta1, train.adam_beta2],
+                "eps": train.adam_epsilon,
+                "weight_decay": train.weight_decay,
+                # torch's own AdamW needs no compiler at start; only offload uses DeepSpeed's, on the host.
+                "torch_adam": train.zero.offload_optimizer is None,
+                "adam_w_mode": True,
+            },
+        },
+        "bf16": {"enabled": precision == "bf16"},
+        "fp16": {"enabled": precision == "fp16", "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000},
+        # Gradients of several micro-batches add up in fp32, so that 1 x 4 equals 4 x 1 in bf16 too.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": _zero(train.zero),
+        "steps_per_print": 2**31 - 1,
+        "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice in each micro-batch
+    }
+
+
+def _zero(zero: Zero) -> dict[str, Any]:
+    common: dict[str, Any] = {
+        "stage": zero.stage,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": zero.reduce_bucket_size,
+    }
+    if zero.offload_optimizer is not None:
+        common["offload_optimizer"] = {"device": zero.offload_optimizer, "pin_memory": True}
+    if zero.stage != 3:
+        return {**common, "allgather_bucket_size": zero.reduce_bucket_size, "allgather_partitions": True}
+    if zero.offload_param is not None:
+        common["offload_param"] = {"device": zero.offload_param, "pin_memory": True}
+    return {
+        **common,
+        "stage3_prefetch_bucket_size": zero.prefetch_bucket_size,
+        "stage3_param_persistence_threshold": zero.param_persistence_threshold,
+        "stage3_max_live_parameters": zero.max_live_parameters,
+        "stage3_max_reuse_distance": zero.max_reuse_distance,
+        "stage3_gather_16bit_weights_on_model_save": False,
+    }

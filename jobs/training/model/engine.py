@@ -1,0 +1,253 @@
+"""The DeepSpeed engine. Its ways are known here, in `partitions`, `zero3` and `export`, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from jobs.errors import RunFailed
+from jobs.model_files.directory import local_model_dir
+from jobs.planning import plan_batching
+from jobs.spec.finetune import Spec
+from jobs.training.model.batch import collate, model_logits
+from jobs.training.model.deepspeed_config import Precision, deepspeed_config, precision_of
+from jobs.training.model.export import Weights, export_model, verify_export
+from jobs.training.model.host_memory import give_back_freed_memory, keep_freed_memory
+from jobs.training.model.load import DTYPES, load_model, parameter_groups, weight_decay_of
+from jobs.training.model.partitions import Partitions
+from jobs.training.model.sharding import gather_data_dependent_modules, loads_in_shards
+from jobs.training.worker_context import Gang
+from jobs.training.worker_input import Job
+
+_COMPARED_TARGETS = 64  # of each row on which the exported model must agree with the trained one
+_SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def build_engine(spec: Spec, model_dir: str, gang: Gang, pad_token_id: int) -> Engine:
+    """Load the model and wrap it; a call of every rank, inside a joined process group."""
+    deepspeed = import_deepspeed(gang.device)
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    deepspeed.init_distributed(dist_backend="nccl" if gang.device.type == "cuda" else "gloo", verbose=False)
+    has_bf16 = gang.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    precision = precision_of(spec.train, has_bf16)
+    config = deepspeed_config(spec, plan_batching(spec), precision)
+    unset_hf_deepspeed_config()  # of an earlier run in this process
+    # transformers shards weights while it reads them as long as this object lives.
+    in_shards = spec.train.zero.stage == 3 and loads_in_shards(spec, model_dir)
+    sharding = HfDeepSpeedConfig(config) if in_shards else None
+    model = load_model(spec, model_dir, precision, pad_token_id)
+    if spec.train.zero.stage == 3:
+        gather_data_dependent_modules(model)
+    groups = parameter_groups(model, spec.train.weight_decay)
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
+    if precision == "fp16":  # with the scale at 1, `jobs.training.loop.skips` decides when the run fails
+        engine.optimizer.loss_scaler.raise_error_at_min_scale = False
+    built = Engine(engine, spec, precision, sharding)
+    built.partitions.share_fp32_weights()
+    if gang.device.type == "cpu":
+        keep_freed_memory(largest_tensor_bytes(spec, model))
+        give_back_freed_memory()
+    return built
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, set to the device before its first import."""
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    import deepspeed.ops
+
+    # The operators that could be compiled here. DeepSpeed asks for one only, an operator for inference on CPUs, which
+    # would be compiled for half a minute at the first start. Left to itself it tries every compiler in every process.
+    deepspeed.ops.__compatible_ops__ = {}
+    return deepspeed
+
+
+def largest_tensor_bytes(spec: Spec, model: torch.nn.Module) -> int:
+    """Bytes of the largest tensor of a step: a gathered parameter's gradient, or the logits of a micro-batch."""
+    parameter = max(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters())
+    config: Any = model.config
+    vocabulary = int(config.get_text_config().vocab_size) if spec.model.task == "causal-lm" else 0
+    return 4 * max(parameter, spec.train.per_device_train_batch_size * spec.data.seq_len * vocabulary)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model in training."""
+
+    module: Any  # deepspeed.DeepSpeedEngine; called like the model
+    spec: Spec
+    precision: Precision
+    _sharding: Any
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills a row behind its tokens."""
+        return int(self.module.module.config.get_text_config().pad_token_id)
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's manifest keeps of the engine."""
+        weights = Weights(self.module.module)
+        count = sum(int(getattr(p, "ds_numel", p.numel())) for _, p in weights.parameters)
+        device = self.module.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        return {"parameters": count, "precision": self.precision, "device": name}
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self.module.optimizer.param_groups:
+            group["lr"] = rate
+
+    def set_for(self, spec: Spec) -> Engine:
+        """The engine, set for another run of the same model with the same batches, precision and ZeRO settings."""
+        train, zero = spec.train, self.module.optimizer
+        for group in zero.param_groups:
+            group["betas"], group["eps"] = (train.adam_beta1, train.adam_beta2), train.adam_epsilon
+            group["weight_decay"] = train.weight_decay if group["decays"] else 0.0
+        zero.clip_grad = train.max_grad_norm
+        return replace(self, spec=spec)
+
+    @torch.no_grad()
+    def new_weights(self, spec: Spec, model_dir: str) -> tuple[torch.Tensor, ...]:
+        """The flat weights, as `Partitions.flats`, with which a new engine would begin for this spec.
+
+        A call of every rank. The model is loaded again, since weights that its directory lacks follow from the seed.
+        """
+        from transformers.integrations import HfDeepSpeedConfig
+        from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+        config = deepspeed_config(spec, plan_batching(spec), self.precision)
+        in_shards = spec.train.zero.stage == 3 and loads_in_shards(spec, model_dir)
+        sharding = HfDeepSpeedConfig(config) if in_shards else None
+        named = dict(load_model(spec, model_dir, self.precision, self.pad_token_id).named_parameters())
+        del sharding
+        unset_hf_deepspeed_config()
+        if self._sharding is not None:
+            set_hf_deepspeed_config(self._sharding)
+        flats = tuple(flat.detach().clone() for flat in self.partitions.flats)
+        for piece in self.partitions.pieces:
+            parameter, begin, numel = named[piece.slice.parameter], piece.slice.start, piece.slice.numel
+            whole = getattr(parameter, "ds_tensor", None)  # this rank's part, where it was loaded in shards
+            part = parameter.reshape(-1)[begin : begin + numel] if whole is None else whole.reshape(-1)[:numel]
+            flats[piece.flat][piece.offset : piece.offset + numel].copy_(part)
+        return flats
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Gradients of `loss`, which the caller has normalised."""
+        self.module.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> None:
+        """After each forward pass; DeepSpeed updates the weights at the last one of an optimizer step."""
+        self.module.step()
+
+    def was_step_applied(self) -> bool:
+        """Whether the last step changed the weights; DeepSpeed skips it on all ranks if gradients are not finite."""
+        return bool(self.module.was_step_applied())
+
+    def grad_norm(self) -> float | None:
+        """2-norm of the last step's gradient over all parameters, before clipping."""
+        norm = self.module.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    @cached_property
+    def partitions(self) -> Partitions:
+        """This rank's part of the state: what a checkpoint keeps."""
+        return Partitions.of(self.module)
+
+    @property
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """The model's persistent buffers, the same on all ranks."""
+        return dict(Weights(self.module.module).buffers)
+
+    def loss_scaler(self) -> dict[str, float] | None:
+        """State of fp16's dynamic loss scale; None in other precisions."""
+        scaler = self.module.optimizer.loss_scaler if self.precision == "fp16" else None
+        return None if scaler is None else {name: float(getattr(scaler, name)) for name in _SCALER_STATE}
+
+    def load_loss_scaler(self, state: dict[str, float] | None) -> None:
+        for name, value in (state or {}).items():
+            setattr(self.module.optimizer.loss_scaler, name, value if name == "cur_scale" else int(value))
+
+    def check_groups(self, optimizer_step: int) -> None:
+        """Hold the optimizer's settings, parameter by parameter, against the spec.
+
+        Raises:
+            RunFailed: a parameter would be trained with other settings than the spec's, or Adam counts otherwise.
+        """
+        train, shapes = self.spec.train, self.partitions.shapes
+        for name, found in self.partitions.groups().items():
+            expected = {
+                "betas": [train.adam_beta1, train.adam_beta2],
+                "eps": train.adam_epsilon,
+                "weight_decay": weight_decay_of(shapes[name], train.weight_decay),
+                "step": optimizer_step,
+            }
+            if found != expected:
+                raise RunFailed(f"after the checkpoint was read, the optimizer has {found} for {name}, not {expected}")
+
+    def export(self, job: Job, gang: Gang, rows: Any, pad_token_id: int) -> float:
+        """Write job.paths.model and read it back; returns the largest difference of logits (see `verify_export`)."""
+        dtype = DTYPES[self.precision]
+        task = self.spec.model.task
+        # Row by row, and few targets of each: the training state leaves no room for the logits of whole rows.
+        batches = [
+            collate(rows.slice(number, 1), task, pad_token_id, gang.device).with_few_columns(_COMPARED_TARGETS)
+            for number in range(rows.num_rows)
+        ]
+
+        @torch.no_grad()
+        def run(model: Any) -> list[torch.Tensor]:
+            model.eval()
+            return [model_logits(model, batch, task) for batch in batches]
+
+        living = run(self.module)
+        self.partitions.free_gathered()  # DeepSpeed cannot gather a weight that it is gathering already
+        export_model(self.module, job.paths.model, local_model_dir(job.model), gang.rank, dtype)
+        size = sum(size for _, size in Weights(self.module.module).sizes)
+        load = _Reload(self.spec, self.precision, gang.device, pad_token_id)
+        difference = verify_export(job.paths.model, dtype, size, living, run, load, gang.rank)
+        self.module.train()
+        return difference
+
+
+@dataclass(frozen=True)
+class _Reload:
+    """Reads an exported directory back: sharded over the gang, or whole in this process."""
+
+    spec: Spec
+    precision: Precision
+    device: torch.device
+    pad_token_id: int
+
+    def __call__(self, folder: str, sharded: bool) -> Any:
+        import deepspeed
+        from transformers.integrations import HfDeepSpeedConfig
+        from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+        if not sharded:
+            return load_model(self.spec, folder, self.precision, self.pad_token_id).to(self.device)
+        config = deepspeed_config(self.spec, plan_batching(self.spec), self.precision)
+        config = {key: value for key, value in config.items() if key != "optimizer"}
+        sharding = HfDeepSpeedConfig(config)
+        unset_hf_deepspeed_config()
+        if loads_in_shards(self.spec, folder):
+            set_hf_deepspeed_config(sharding)
+        model = load_model(self.spec, folder, self.precision, self.pad_token_id)
+        engine, *_ = deepspeed.initialize(model=model, config=config)
+        engine.kept_alive = sharding
+        return engine
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory held so far: the device's on a GPU, else this process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

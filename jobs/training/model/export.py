@@ -1,0 +1,248 @@
+"""Writing the model as a Hugging Face directory, and reading it back before the run may say that it succeeded."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+
+from jobs.errors import RunFailed
+from jobs.model_files.directory import fetched_once, tensor_names
+from jobs.storage import files as storage
+from jobs.training.model.pooling import reads_padding
+from jobs.training.model.tensor_names import naming_of
+
+MAX_SHARD_BYTES = 2_000_000_000
+# Up to this size of weights, one process reads the exported model back; above, the gang reads it sharded.
+ONE_PROCESS_BYTES = 1_000_000_000
+
+Shapes = list[tuple[str, int]]  # name and size in bytes
+
+
+def plan_shards(sizes: Shapes, max_shard_bytes: int = MAX_SHARD_BYTES) -> list[tuple[str, list[str]]]:
+    """Cut tensors, in order, into files of at most `max_shard_bytes` (a larger tensor has a file of its own). Pure.
+
+    Returns:
+        (file name, tensor names) for each file, named as transformers names them.
+    """
+    shards: list[list[str]] = []
+    room = -1
+    for name, size in sizes:
+        if size > room or not shards:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(name)
+        room -= size
+    if len(shards) == 1:
+        return [("model.safetensors", shards[0])]
+    return [(f"model-{number:05d}-of-{len(shards):05d}.safetensors", names) for number, names in enumerate(shards, 1)]
+
+
+def write_weights(
+    folder: str, sizes: Shapes, tensors: Iterable[tuple[str, torch.Tensor]], max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Write tensors that come in the order of `sizes`; at most one file's worth is in memory.
+
+    Args:
+        folder: local path or URL.
+        tensors: (name, tensor on any device); taken one by one.
+    """
+    from safetensors.torch import save_file
+
+    coming = iter(tensors)
+    placed: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="fleetune-export-") as scratch:
+        for file_name, names in plan_shards(sizes, max_shard_bytes):
+            held = {}
+            for expected in names:
+                name, tensor = next(coming)
+                assert name == expected, (name, expected)
+                held[name] = tensor.detach().to("cpu", copy=True).contiguous()
+                placed[name] = file_name
+            local = os.path.join(scratch, file_name)
+            save_file(held, local, metadata={"format": "pt"})
+            held.clear()
+            storage.put_file(local, storage.join(folder, file_name))
+    if len(set(placed.values())) > 1:
+        index = {"metadata": {"total_size": sum(size for _, size in sizes)}, "weight_map": placed}
+        storage.write_bytes(
+            storage.join(folder, "model.safetensors.index.json"), json.dumps(index, indent=1, sort_keys=True).encode()
+        )
+
+
+def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype) -> None:
+    """Config, generation config and tokenizer beside the weights."""
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory(prefix="fleetune-export-") as scratch:
+        config = type(model.config).from_dict({**model.config.to_dict(), "dtype": str(dtype).removeprefix("torch.")})
+        if not reads_padding(model):
+            _restore_pad_token(config, model_dir)
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(scratch)
+        if model.can_generate() and model.generation_config is not None:
+            model.generation_config.save_pretrained(scratch)
+        tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
+        if tokenizer.pad_token_id is None:  # without one nobody could run two texts at once
+            tokenizer.pad_token_id = model.config.pad_token_id
+        tokenizer.save_pretrained(scratch)
+        for name in sorted(os.listdir(scratch)):
+            storage.put_file(os.path.join(scratch, name), storage.join(folder, name))
+
+
+def _restore_pad_token(config: Any, model_dir: str) -> None:
+    """Give the exported configuration the pad token of the source, or none where the source has none.
+
+    PyTorch never trains the embedding of a configured pad token, and some types (Youtu) set it to zero when they load.
+    """
+    from transformers import AutoConfig
+
+    source = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
+    for part, of in ((config, source), (config.get_text_config(), source.get_text_config())):
+        if getattr(part, "pad_token_id", None) is not None:
+            part.pad_token_id = getattr(of, "pad_token_id", None)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model's tensors in a fixed order; tied ones once."""
+
+    model: torch.nn.Module
+
+    @property
+    def parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return list(self.model.named_parameters())
+
+    @property
+    def buffers(self) -> list[tuple[str, torch.Tensor]]:
+        saved = set(self.model.state_dict().keys())
+        return [(name, buffer) for name, buffer in self.model.named_buffers() if name in saved]
+
+    @property
+    def sizes(self) -> Shapes:
+        return [(name, _numel(tensor) * tensor.element_size()) for name, tensor in [*self.parameters, *self.buffers]]
+
+    @property
+    def empty(self) -> dict[str, torch.Tensor]:
+        """All tensors on the meta device, whole where they are sharded."""
+        return {
+            name: torch.empty(getattr(tensor, "ds_shape", tensor.shape), dtype=tensor.dtype, device="meta")
+            for name, tensor in [*self.parameters, *self.buffers]
+        }
+
+    def gathered(self, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each tensor whole, gathered from all ranks one at a time; every rank must take all of them."""
+        import deepspeed
+
+        parameters, buffers = dict(self.parameters), dict(self.buffers)
+        for name in names:
+            if name in buffers:
+                yield name, buffers[name]
+                continue
+            with deepspeed.zero.GatheredParameters([parameters[name]]):
+                yield name, parameters[name].data
+
+
+def _numel(tensor: torch.Tensor) -> int:
+    return int(getattr(tensor, "ds_numel", tensor.numel()))
+
+
+def export_model(engine: Any, folder: str, model_dir: str, rank: int, dtype: torch.dtype) -> None:
+    """Write the living model to `folder`; a call of every rank, of which rank 0 writes."""
+    weights = Weights(engine.module)
+    naming = naming_of(engine.module, weights.empty, tensor_names(model_dir))
+    if rank == 0:
+        write_weights(folder, naming.sizes, naming.converted(weights.gathered(naming.order)))
+        write_config(folder, engine.module, model_dir, dtype)
+    else:
+        for _ in weights.gathered(naming.order):
+            pass
+    dist.barrier()
+
+
+def check_same_logits(living: Iterable[torch.Tensor], reloaded: Iterable[torch.Tensor], dtype: torch.dtype) -> float:
+    """Compare logits of the model in training with those of the one read back, batch by batch.
+
+    Returns:
+        The largest difference as a share of the largest logit.
+
+    Raises:
+        RunFailed: they differ by more than rounding.
+    """
+    pairs = [
+        (one.float().abs().max(), (one.float() - other.float()).abs().max())
+        for one, other in zip(living, reloaded, strict=True)
+    ]
+    # In tensors, since Python's max() may pass over NaN.
+    largest, furthest = (float(torch.stack(values).max()) for values in zip(*pairs, strict=True))
+    difference = furthest / (largest or 1.0)
+    allowed = 1e-4 if dtype == torch.float32 else 3e-2
+    if not difference <= allowed:
+        raise RunFailed(
+            f"the exported model does not compute what the trained one does: logits differ by {difference:.2e} of "
+            f"their largest value (allowed {allowed:.0e}). The checkpoint is kept; do not use the exported directory"
+        )
+    return difference
+
+
+def verify_export(
+    folder: str,
+    dtype: torch.dtype,
+    size_bytes: int,
+    living: Sequence[torch.Tensor],
+    run: Callable[[Any], Sequence[torch.Tensor]],
+    load: Callable[[str, bool], Any],
+    rank: int,
+) -> float:
+    """Read the exported directory back and compare logits; a call of every rank.
+
+    Args:
+        living: logits of the model in training on fixed batches.
+        run: logits of a given model on the same batches.
+        load: (folder, sharded) -> a model to run; sharded over the gang, or whole in this process.
+
+    Returns:
+        The largest difference, as `check_same_logits` gives it.
+    """
+    sharded = size_bytes > ONE_PROCESS_BYTES
+    verdict: list[Any] = [None]
+    if sharded or rank == 0:
+        with on_this_node(folder, dist.barrier if sharded else lambda: None) as local:
+            try:
+                verdict[0] = check_same_logits(living, run(load(local, sharded)), dtype)
+            except Exception as error:
+                if sharded:
+                    raise
+                verdict[0] = str(error) or type(error).__name__
+    dist.broadcast_object_list(verdict, src=0)
+    if isinstance(verdict[0], str):
+        raise RunFailed(verdict[0])
+    return cast(float, verdict[0])
+
+
+@contextlib.contextmanager
+def on_this_node(folder: str, all_read: Callable[[], None]) -> Iterator[str]:
+    """A local directory with the exported model. From a URL it is fetched once for all ranks of this node.
+
+    Args:
+        all_read: returns once no rank needs the directory any more.
+    """
+    if storage.is_local(folder):
+        yield storage.local_path(folder)
+        return
+    name = hashlib.sha256(folder.encode()).hexdigest()[:16]
+    cache = os.path.expanduser(f"~/.cache/fleetune/exports/{name}")
+    try:
+        yield fetched_once(folder, cache, storage.fetch_dir)
+        all_read()
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)

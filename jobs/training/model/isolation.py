@@ -1,0 +1,218 @@
+"""Whether a model keeps packed samples apart: tried on the living model, as no list of model types is to be trusted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
+from jobs.spec.finetune import Task
+from jobs.training.model.batch import collate, model_logits
+
+_TOKENS = 128  # of a trial row: cheap even on a CPU. Windows of sliding attention, of thousands, are not reached.
+_ROWS = 2
+# Of the vocabulary: all logits of a target come from one hidden state, and those of a wide vocabulary take gigabytes.
+_COMPARED_TOKENS = 4096
+# How many tokens of padding are tried. One is among them, for types that pool tokens in pairs (Funnel).
+_MORE_PADDING = (1, 4)
+# For a configuration without a vocabulary: CANINE reads any character of Unicode.
+_ANY_VOCABULARY = 256
+_SEED = 0
+# How far a packed sample's logits may be from those of the sample alone, as a share of what tokens differ by. Another
+# order of summation stays below, positions that are off by tens of tokens come near 1.
+_TOLERANCE = {torch.float32: 1e-2, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+# How far later tokens may move logits, as a share of their size. Tiny models with random weights that read in both
+# directions move them by 1.5e-3 to 4e-3. The causal types of transformers 5.24 do not move them by one bit; the rest is
+# room for experts, whose sums may be in another order.
+_UNSEEN = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+
+
+def packed_samples_are_isolated(
+    model: torch.nn.Module, pad_token_id: int, device: torch.device, rows: int, seq_len: int = _TOKENS
+) -> bool:
+    """Whether a sample in a packed row gets the logits that it gets alone, whatever stands before it in the row.
+
+    Three forward passes without gradient, in eval mode, over rows of three random samples, collated as in training:
+    as they are; with every token of the first samples changed, which may not move one bit of the other samples'
+    logits; and with a row for each sample, which must give nearly the same logits. A model that says the same of all
+    tokens proves nothing, and counts as not isolated.
+
+    Under ZeRO-3 every rank must call it, with the same arguments: the forward passes gather weights. The verdict is
+    this rank's own; the caller combines them.
+
+    Args:
+        model: A causal-lm of transformers, or the DeepSpeed engine around it.
+        rows: Most rows of a forward pass, training or evaluation; the trial needs no more than two.
+        seq_len: Most tokens of a row, at least 8; the trial needs no more than 128.
+    """
+    trial = _trial_for(model, rows, seq_len)
+    with torch.no_grad(), _evaluating(model):
+        packed = _scored(model, trial.rows, pad_token_id, device)
+        changed = _scored(model, trial.changed, pad_token_id, device)
+        alone = _scored(model, trial.rows, pad_token_id, device, unpack=True)
+    return _verdict(packed, changed, alone, torch.from_numpy(trial.first).to(device))
+
+
+def later_tokens_are_unseen(
+    model: torch.nn.Module, pad_token_id: int, device: torch.device, rows: int, seq_len: int = _TOKENS
+) -> bool:
+    """Whether a token's logits stay the same when all tokens of the second half of its sample change.
+
+    A model that reads a text in both directions sees what it has to predict. Two forward passes; the arguments are
+    those of `packed_samples_are_isolated`.
+    """
+    trial = _trial_for(model, rows, seq_len)
+    with torch.no_grad(), _evaluating(model):
+        as_they_are = _scored(model, trial.halves, pad_token_id, device)
+        changed = _scored(model, trial.halves_changed, pad_token_id, device)
+    error = (changed.float() - as_they_are.float()).square().mean(1).sqrt().max()
+    return bool(error <= _UNSEEN[changed.dtype] * as_they_are.float().square().mean().sqrt())
+
+
+def padding_is_ignored(
+    model: torch.nn.Module,
+    pad_token_id: int,
+    device: torch.device,
+    rows: int,
+    seq_len: int = _TOKENS,
+    task: Task = "causal-lm",
+) -> bool:
+    """Whether samples in rows of their own get nearly the same logits with more padding behind them.
+
+    Three forward passes; the arguments and the rules are those of `packed_samples_are_isolated`.
+    """
+    trial = _trial_for(model, rows, seq_len)
+    table = trial.rows if task == "causal-lm" else _labelled(trial.rows, pad_token_id)
+    with torch.no_grad(), _evaluating(model):
+        some, *more = (
+            _scored(model, table, pad_token_id, device, task, unpack=True, padding=padding)
+            for padding in (0, *_MORE_PADDING)
+        )
+    return all(_alike(one, some) for one in more)
+
+
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _trial_for(model: torch.nn.Module, rows: int, seq_len: int) -> _Trial:
+    config: Any = getattr(model, "module", model).config
+    vocabulary = getattr(config.get_text_config(), "vocab_size", _ANY_VOCABULARY)
+    return _trial(int(vocabulary), min(seq_len, _TOKENS), min(rows, _ROWS))
+
+
+def _verdict(packed: torch.Tensor, changed: torch.Tensor, alone: torch.Tensor, first: torch.Tensor) -> bool:
+    """What three times (targets, vocabulary) logits say; `first` tells which targets are of a row's first sample."""
+    unmoved = torch.equal(packed[~first], changed[~first])
+    moved = not torch.equal(packed[first], changed[first])
+    return unmoved and moved and _alike(packed, alone)
+
+
+def _alike(packed: torch.Tensor, alone: torch.Tensor) -> bool:
+    """Whether no target's logits are far off, measured by how much logits differ between targets.
+
+    Not by their size: many models give all tokens the same large offset, in which an error would drown.
+    """
+    tolerance = _TOLERANCE[packed.dtype]
+    rounding = torch.finfo(packed.dtype).eps * alone.float().square().mean().sqrt()
+    signal = (alone.float() - alone.float().mean(0)).square().mean().sqrt()
+    error = (packed.float() - alone.float()).square().mean(1).sqrt().max()
+    return bool(error <= tolerance * signal + rounding)
+
+
+def _scored(
+    model: torch.nn.Module,
+    rows: pa.Table,
+    pad_token_id: int,
+    device: torch.device,
+    task: Task = "causal-lm",
+    unpack: bool = False,
+    padding: int = 0,
+) -> torch.Tensor:
+    """Logits of all targets, sample after sample: (targets, classes or some evenly spaced tokens of the vocabulary)."""
+    batch = collate(rows, task, pad_token_id, device, unpack)
+    fills = {"input_ids": pad_token_id, "attention_mask": 0}
+    longer = {
+        name: torch.nn.functional.pad(batch.inputs[name], (0, padding), value=value)
+        for name, value in fills.items()
+        if name in batch.inputs
+    }
+    logits = model_logits(model, replace(batch, inputs={**batch.inputs, **longer}), task)
+    every = -(-logits.shape[-1] // _COMPARED_TOKENS)
+    return logits[..., ::every][batch.targets != IGNORE_INDEX]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Tables with ROW_SCHEMA, of three samples a row; every token but the first of a sample is a target."""
+
+    rows: pa.Table
+    changed: pa.Table  # the same with another token in every place of the first samples
+    first: npt.NDArray[np.bool_]  # (targets,) whether the target is of a first sample
+    halves: pa.Table  # one sample a row; the targets are the tokens of its first half but the first
+    halves_changed: pa.Table  # the same with other tokens in the second halves
+
+
+def _trial(vocab_size: int, num_tokens: int, num_rows: int) -> _Trial:
+    draw = np.random.default_rng(_SEED)
+    lengths = [_lengths(num_tokens, number) for number in range(num_rows)]
+    rows = [draw.integers(vocab_size, size=sum(row)) for row in lengths]
+    changed = [row.copy() for row in rows]
+    for row, (first, *_) in zip(changed, lengths, strict=True):
+        row[:first] = (row[:first] + draw.integers(1, vocab_size, size=first)) % vocab_size
+    is_first = np.concatenate([np.arange(sum(row) - 3) < row[0] - 1 for row in lengths])
+    half = num_tokens // 2
+    texts = [draw.integers(vocab_size, size=num_tokens) for _ in range(num_rows)]
+    others = [np.append(row[:half], (row[half:] + 1) % vocab_size) for row in texts]
+    return _Trial(
+        _table(rows, lengths), _table(changed, lengths), is_first, _halves(texts, half), _halves(others, half)
+    )
+
+
+def _labelled(packed: pa.Table, pad_token_id: int) -> pa.Table:
+    """Each row as one text with a class; the texts differ in length, and have no pad token of their own."""
+    rows = [np.asarray(row) for row in packed["input_ids"].to_pylist()]
+    rows = [np.where(row == pad_token_id, (row + 1) % (row.max() + 1), row) for row in rows]
+    texts = [row[: len(row) - _MORE_PADDING[-1] * number] for number, row in enumerate(rows)]
+    return _as_table(texts, [np.zeros(1, np.int64) for _ in texts], [[len(text)] for text in texts])
+
+
+def _lengths(num_tokens: int, number: int) -> list[int]:
+    """Tokens of three samples, at least 2 each. The second row has other borders, and padding at its end."""
+    second, third = num_tokens // 4, num_tokens // 3
+    return [num_tokens - second - third - number, second, third]
+
+
+def _halves(rows: list[npt.NDArray[np.int64]], half: int) -> pa.Table:
+    labels = [np.where(np.arange(len(row)) < half, row, IGNORE_INDEX) for row in rows]
+    for row in labels:
+        row[0] = IGNORE_INDEX
+    return _as_table(rows, labels, [[len(row)] for row in rows])
+
+
+def _table(rows: list[npt.NDArray[np.int64]], lengths: list[list[int]]) -> pa.Table:
+    labels = [row.copy() for row in rows]
+    for row, counts in zip(labels, lengths, strict=True):
+        row[np.cumsum([0, *counts[:-1]])] = IGNORE_INDEX
+    return _as_table(rows, labels, lengths)
+
+
+def _as_table(
+    rows: list[npt.NDArray[np.int64]], labels: list[npt.NDArray[np.int64]], lengths: list[list[int]]
+) -> pa.Table:
+    samples = [list(range(len(counts))) for counts in lengths]
+    columns = {"input_ids": rows, "labels": labels, "lengths": lengths, "sample_ids": samples}
+    return pa.table(columns, schema=ROW_SCHEMA)

@@ -1,0 +1,140 @@
+"""Loading a model so that it is sharded as it is read, and the parameter groups of its optimizer."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, cast
+
+import torch
+
+from jobs.spec.finetune import Spec
+from jobs.training.model.deepspeed_config import Precision
+
+# Settings with which a model sees the tokens after the current one, and the settings with which it does not.
+_DIRECTIONS: dict[str, tuple[Any, Any]] = {
+    "is_decoder": (False, True),
+    "causal": (False, True),
+    "attn_type": ("bi", "uni"),
+}
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_model(spec: Spec, model_dir: str, precision: Precision, pad_token_id: int) -> torch.nn.Module:
+    """The model, ready for `deepspeed.initialize`.
+
+    While a `HfDeepSpeedConfig` of stage 3 is alive, transformers shards every weight as it reads it. New weights (a
+    classification head) are drawn from the spec's seed on rank 0 and handed to all.
+    """
+    import transformers
+
+    transformers.set_seed(spec.seed % 2**32)
+    model = model_class(spec).from_pretrained(
+        model_dir,
+        config=model_config(spec, model_dir),
+        dtype=DTYPES[precision],
+        trust_remote_code=False,
+        use_safetensors=True,
+        **attention_arguments(spec),
+    )
+    set_pad_token(model.config, pad_token_id)
+    if spec.train.gradient_checkpointing:
+        # The re-entrant form: the other one compares shapes of parameters that ZeRO-3 has sharded again by then.
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.train()
+    return cast(torch.nn.Module, model)
+
+
+def empty_model(spec: Spec, model_dir: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The model on torch's meta device: every tensor's shape, and no memory.
+
+    It does not use flash attention, whose package may be installed on GPU nodes only.
+    """
+    config = model_config(spec, model_dir)
+    kernel = {} if spec.model.attn_implementation == "flash_attention_2" else attention_arguments(spec)
+    with torch.device("meta"):
+        return model_class(spec).from_config(config, dtype=dtype, **kernel)
+
+
+def model_config(spec: Spec, model_dir: str) -> Any:
+    """The model's configuration, set for the task.
+
+    Types such as BERT, XLM and XLNet read a text in both directions unless their configuration says otherwise; as
+    language models they would see the tokens that they have to predict.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(model_dir, trust_remote_code=False, **label_arguments(spec))
+    if spec.model.task == "causal-lm":
+        for name, (both_ways, one_way) in _DIRECTIONS.items():
+            if getattr(config, name, None) == both_ways:
+                setattr(config, name, one_way)
+    return config
+
+
+def attention_arguments(spec: Spec) -> dict[str, Any]:
+    """What `from_pretrained` needs to know of the attention kernel: without it, transformers chooses."""
+    kernel = spec.model.attn_implementation
+    return {} if kernel is None else {"attn_implementation": kernel}
+
+
+def set_pad_token(config: Any, pad_token_id: int) -> int:
+    """Name the token that fills rows where the configuration names none that the vocabulary has.
+
+    Returns:
+        What fills rows of this model: a classification head may take every other token for the end of the text.
+    """
+    text = config.get_text_config()
+    for part in (config, text):
+        named = getattr(part, "pad_token_id", None)
+        if named is None or not 0 <= named < getattr(text, "vocab_size", math.inf):
+            part.pad_token_id = pad_token_id
+    return int(text.pad_token_id)
+
+
+@functools.cache
+def _auto_classes() -> dict[str, Any]:
+    import transformers
+
+    return {
+        "causal-lm": transformers.AutoModelForCausalLM,
+        "sequence-classification": transformers.AutoModelForSequenceClassification,
+    }
+
+
+def model_class(spec: Spec) -> Any:
+    """The transformers class for the task."""
+    return _auto_classes()[spec.model.task]
+
+
+def label_arguments(spec: Spec) -> dict[str, Any]:
+    """What `from_pretrained` needs to know of the classes."""
+    if spec.num_labels is None:
+        return {}
+    if spec.data.labels is None:
+        return {"num_labels": spec.num_labels}
+    names = dict(enumerate(spec.data.labels))
+    return {"num_labels": len(names), "id2label": names, "label2id": {name: number for number, name in names.items()}}
+
+
+def weight_decay_of(shape: tuple[int, ...], weight_decay: float) -> float:
+    """Weights with two or more dimensions decay; norms and biases (one dimension) do not."""
+    return weight_decay if len(shape) >= 2 else 0.0
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The optimizer's groups: what decays (`decays`), and what does not.
+
+    A sharded parameter is flat; DeepSpeed keeps its real shape in `ds_shape`.
+    """
+    decayed: list[torch.nn.Parameter] = []
+    plain: list[torch.nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            (decayed if weight_decay_of(shape, 1.0) else plain).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay, "decays": True},
+        {"params": plain, "weight_decay": 0.0, "decays": False},
+    ]
+    return [group for group in groups if group["params"]]

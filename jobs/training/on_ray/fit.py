@@ -1,0 +1,144 @@
+"""One worker group on Ray, from its start to its end: all that Ray Train is told, and what comes back from it.
+
+Ray Train itself starts nothing again: whether a lost group is worth another one is decided by `ray_driver`, which knows
+of checkpoints, and of the nodes that a queue has given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cluster.ray.connection import NODE_LABEL
+from cluster.settings import set_default
+from jobs.errors import StorageError
+from jobs.storage import files as storage
+from jobs.storage.journal import Record
+from jobs.training.on_ray.worker import ray_worker
+from jobs.training.worker_input import Job
+
+Worker = Callable[[dict[str, Any]], Record | None]
+_FEW_WORKERS = 64
+_POLL_S = 0.5
+# From the room that was seen to workers that run: Ray's own 60 s are too short where a node imports torch from a slow
+# file system.
+_START_TIMEOUT_S = 300
+# A rank that has failed leaves the others in a collective that nothing can interrupt. They get this long to end by
+# themselves; then the driver leaves, and Ray ends what belongs to it.
+_FAILURE_GRACE_S = 10.0
+_LEAVES_WITHIN_S = 2.0  # for Ray Train's thread to end the workers, before the driver shuts Ray down
+
+
+def fit(
+    job: Job,
+    places: Sequence[str] | None,
+    alone: bool,
+    look: Callable[[], None],
+    worker: Worker = ray_worker,
+    **more: Any,
+) -> Record | None:
+    """Train on the connected cluster; what rank 0 returned, None where a worker reported a failure.
+
+    `TorchTrainer.fit` runs in a thread: on the main thread it would take Ctrl-C for itself and save nothing.
+
+    Args:
+        places: the node of each worker; None: wherever there is room.
+        alone: on a Ray that ends with this process.
+        look: called twice a second; what it raises ends the wait, not the workers.
+        worker: what each worker calls with {"job": job} and `more`.
+
+    Raises:
+        Exception: what `TorchTrainer.fit` raises.
+    """
+    done: dict[str, Any] = {}
+    left = threading.Event()
+    name = f"ray-{secrets.token_hex(4)}"
+
+    def run() -> None:
+        try:
+            done["result"] = make_trainer(job, name, left, places, alone, worker, **more).fit().return_value
+        except BaseException as error:
+            done["error"] = error
+        with contextlib.suppress(StorageError):  # Ray's own notes, of no use to anybody
+            storage.remove_dir(storage.join(job.run_root, name))
+
+    thread = threading.Thread(target=run, name="fit", daemon=True)
+    thread.start()
+    try:
+        failed_at: float | None = None
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            look()
+            if failed_at is None:
+                with contextlib.suppress(StorageError):  # asked again at the next look
+                    failed_at = time.monotonic() if storage.list_names(job.paths.failures) else None
+            if failed_at is not None and time.monotonic() - failed_at > _FAILURE_GRACE_S:
+                return None
+    finally:
+        left.set()
+        thread.join(_LEAVES_WITHIN_S)
+    look()
+    if "error" in done:
+        raise done["error"]
+    result: Record | None = done["result"]
+    return result
+
+
+def make_trainer(
+    job: Job,
+    name: str,
+    left: threading.Event,
+    places: Sequence[str] | None = None,
+    alone: bool = False,
+    worker: Worker = ray_worker,
+    **more: Any,
+) -> Any:
+    """The trainer of a job: all that Ray Train is told.
+
+    Args:
+        name: under which Ray keeps a state of its own, and would go on from one that it finds: a new one each time.
+        left: see `DriverTrainer`.
+        places: the node of each worker.
+        alone: on a Ray that ends with this process.
+        worker, more: as `fit` takes them.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
+
+    from jobs.training.on_ray.controller import DriverTrainer
+
+    resources = job.spec.resources
+    if resources.num_workers <= _FEW_WORKERS:
+        set_default("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # its own 2 s pass before an end, or a death, is seen
+    set_default("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
+    # The controller runs in this process, and would change its logging.
+    set_default("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
+    each = {"CPU": float(resources.cpus_per_worker)}
+    if resources.gpus_per_worker:
+        each["GPU"] = float(resources.gpus_per_worker)
+    return DriverTrainer(
+        worker,
+        left=left,
+        alone=alone,
+        train_loop_config={"job": job, **more},
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=resources.num_workers,
+            use_gpu=bool(resources.gpus_per_worker),
+            resources_per_worker=each,
+            accelerator_type=resources.accelerator_type,
+            label_selector=[{NODE_LABEL: place} for place in places] if places is not None else None,
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=job.run_root,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            # Ray Train runs the loop in a thread, to which glibc would give an arena of its own, out of reach of
+            # `keep_freed_memory`: half a million page faults a step.
+            worker_runtime_env=None if resources.gpus_per_worker else {"env_vars": {"MALLOC_ARENA_MAX": "1"}},
+        ),
+    )

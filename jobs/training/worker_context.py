@@ -1,0 +1,179 @@
+"""The gang: what surrounds the loop of one worker. Two kinds, behind one protocol: Ray Train's and torchrun's."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Protocol
+
+import torch
+
+from cluster.settings import TorchrunWorld
+from jobs.data.order.stream import StepRows, Stream, plain_steps, ray_steps
+from jobs.errors import StorageError
+from jobs.run.attempts import write_attempt
+from jobs.run.paths import JobPaths
+from jobs.storage import files as storage
+
+
+class Gang(Protocol):
+    """One worker's view of its gang."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+    node: str  # as Ray identifies it; without Ray, the host's name
+
+    def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
+        """This worker's rows from step `start` on."""
+        ...
+
+    def orders(self) -> Orders:
+        """What this worker has been told since the last look; asked every step, so it must be cheap."""
+        ...
+
+    def for_run(self, paths: JobPaths, driver: str = "") -> Gang:
+        """This worker as it trains another run, whose orders it sees. To be closed after that run."""
+        ...
+
+    def close(self) -> None:
+        """Look for no more orders."""
+        ...
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What somebody asks of a running gang; one rank hears it, the step's all-reduce tells the others."""
+
+    stop: bool = False  # after a checkpoint of the next step
+    save: bool = False  # a checkpoint at the next step
+
+
+def gang_device(gpus_per_worker: int, local_rank: int) -> torch.device:
+    if gpus_per_worker == 0:
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+class RayGang:
+    """A worker of Ray Train: rows through Ray Data."""
+
+    def __init__(self, paths: JobPaths, gpus_per_worker: int, driver: str = "") -> None:
+        """`driver`: see `Job`."""
+        import ray.train
+        import ray.train.torch
+
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.world_size = context.get_world_size()
+        self.local_rank = context.get_local_rank()
+        self.node = ray.get_runtime_context().get_node_id()
+        self.device = ray.train.torch.get_device() if gpus_per_worker else torch.device("cpu")
+        self._paths = paths
+        self._watch = OrderWatch(paths, driver) if self.rank == 0 else None
+
+    def for_run(self, paths: JobPaths, driver: str = "") -> RayGang:
+        other = copy.copy(self)
+        other._paths, other._watch = paths, OrderWatch(paths, driver) if self.rank == 0 else None
+        return other
+
+    def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
+        if self.rank == 0:
+            write_attempt(self._paths, start, self.world_size)
+        return ray_steps(stream, start, self.node)
+
+    def orders(self) -> Orders:
+        return self._watch.orders() if self._watch is not None else Orders()
+
+    def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+
+
+class TorchrunGang:
+    """A process that torchrun started: rows from a plain reader."""
+
+    def __init__(self, paths: JobPaths, gpus_per_worker: int, world: TorchrunWorld) -> None:
+        self.rank, self.world_size, self.local_rank = world.rank, world.world_size, world.local_rank
+        self.node = os.uname().nodename
+        self.device = gang_device(gpus_per_worker, self.local_rank)
+        self._watch = OrderWatch(paths) if self.rank == 0 else None
+        self._signalled = False
+
+    def for_run(self, paths: JobPaths, driver: str = "") -> TorchrunGang:
+        other = copy.copy(self)
+        other._watch = OrderWatch(paths, driver) if self.rank == 0 else None
+        return other
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """A signal handler: the next step's all-reduce tells the others."""
+        self._signalled = True
+
+    def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
+        return plain_steps(stream, start)
+
+    def orders(self) -> Orders:
+        heard = self._watch.orders() if self._watch is not None else Orders()
+        return replace(heard, stop=heard.stop or self._signalled)
+
+    def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+
+
+def end_superseded() -> None:
+    """At once, and without a checkpoint: the run is somebody else's."""
+    print("another driver has the run: these workers end", flush=True)
+    os._exit(1)
+
+
+class OrderWatch:
+    """Rank 0's look, in a thread, whether somebody has left an order in the run's directory, or has taken the run.
+
+    Workers that are cut off from Ray and from their driver still see the storage. Another driver, which goes on with
+    the run on other nodes, needs much longer to its first step than these need to see its word.
+    """
+
+    def __init__(
+        self, paths: JobPaths, driver: str = "", every_s: float = 1.0, leave: Callable[[], None] = end_superseded
+    ) -> None:
+        """`driver`: see `Job`."""
+        self._paths, self._driver, self._every_s, self._leave = paths, driver, every_s, leave
+        self._stop = self._save = False
+        self._closed = threading.Event()
+        threading.Thread(target=self._run, name="orders", daemon=True).start()
+
+    def orders(self) -> Orders:
+        save = self._save
+        if save:  # else an order that comes just now would be lost
+            self._save = False
+        return Orders(self._stop, save)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._closed.set()
+
+    def _run(self) -> None:
+        while not self._stop and not self._closed.wait(self._every_s):
+            if self._is_superseded():
+                self._leave()
+                return
+            with contextlib.suppress(StorageError):  # asked again a second later
+                self._stop = storage.exists(self._paths.stop_request)
+                if storage.exists(self._paths.save_request):
+                    storage.remove_file(self._paths.save_request)
+                    self._save = True
+
+    def _is_superseded(self) -> bool:
+        try:
+            return bool(self._driver) and storage.read_bytes(self._paths.driver).decode() != self._driver
+        except StorageError:  # asked again a second later
+            return False

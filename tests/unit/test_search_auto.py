@@ -124,7 +124,7 @@ def test_a_prior_outside_of_the_space_is_refused(tmp_path: Path, prior: dict[str
 def test_compared_trials_have_the_priors_values_but_for_the_rate(tmp_path: Path) -> None:
     sweep, _ = with_prior(sweep_with(tmp_path, prior={"learning_rate": 1e-4}))
     assert compared_point(sweep, {}) == {RATE: 1e-4, WARMUP: 0.06}
-    assert compared_point(sweep, {1e-4: 0.5}) == {RATE: pytest.approx(3e-4), WARMUP: 0.1}
+    assert compared_point(sweep, {1e-4: 0.5}) == {RATE: pytest.approx(3e-4), WARMUP: 0.06}
     narrow = {"learning_rate": {"min": 5e-5, "max": 1e-4, "log": True}}
     at_an_end, _ = with_prior(sweep_with(tmp_path, prior={"learning_rate": 1e-4}, space=narrow))
     assert compared_point(at_an_end, {1e-4: 0.5}) == {RATE: pytest.approx(5e-5)}
@@ -145,7 +145,7 @@ def test_rates_outside_of_a_range_that_was_narrowed_are_left_out(tmp_path: Path)
 def test_the_rate_is_searched_first_and_the_rest_at_the_best_rate(tmp_path: Path) -> None:
     sweep, _ = with_prior(sweep_with(tmp_path))
     assert fixed_values(sweep, False, {}) == {WARMUP: 0.06}
-    assert fixed_values(sweep, True, {RATE: 7e-4, WARMUP: 0.1}) == {RATE: 7e-4}
+    assert fixed_values(sweep, True, {RATE: 7e-4, WARMUP: 0.06}) == {RATE: 7e-4}
 
 
 def test_a_whole_run_has_the_rate_that_the_best_one_at_the_rung_leads_to(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_whole_run_has_the_rate_that_the_best_one_at_the_rung_leads_to(tmp_pat
     assert further_rate(sweep, 3e-4, [3e-4, 2.1e-4]) == pytest.approx(4.5e-4)
     rungs, _ = with_prior(sweep_with(tmp_path, rungs=[0.25, 0.5]))
     assert not aims(rungs)
-    assert last_points(rungs, {RATE: 1e-3, WARMUP: 0.1}) == [{RATE: pytest.approx(1e-3 * 0.25**0.32), WARMUP: 0.1}]
+    assert last_points(rungs, {RATE: 1e-3, WARMUP: 0.06}) == [{RATE: pytest.approx(1e-3 * 0.25**0.32), WARMUP: 0.1}]
 
 
 def scored_at(folder: Path, losses: dict[float, float], **fields: Any) -> Ledger:
@@ -165,7 +165,7 @@ def scored_at(folder: Path, losses: dict[float, float], **fields: Any) -> Ledger
     sweep, _ = with_prior(sweep_with(folder, prior={"learning_rate": 1e-4}, **fields))
     ledger = Ledger(sweep, str(folder / "found"), lambda spec: 100, 1000.0)
     for rate, loss in losses.items():
-        trial = ledger.add({RATE: rate, WARMUP: 0.1})
+        trial = ledger.add({RATE: rate, WARMUP: 0.06})
         ledger.answered(trial, Answer(status="paused", step=25, metrics={"eval_loss": loss}))
     return ledger
 
@@ -174,7 +174,7 @@ def test_the_trial_that_goes_on_is_the_one_near_the_target(tmp_path: Path) -> No
     """The best rate at the rung, 3e-4, leads to 1.9e-4 for a whole run."""
     ledger = scored_at(tmp_path, {1e-4: 0.6, 3e-4: 0.5, 1.8e-4: 0.55})
     assert ledger.target == pytest.approx(3e-4 * 0.25**0.32) and ledger.going_on == [3]
-    running = ledger.add({RATE: 5e-4, WARMUP: 0.1})
+    running = ledger.add({RATE: 5e-4, WARMUP: 0.06})
     assert ledger.going_on == []  # it may be better
     ledger.answered(running, Answer(status="paused", step=25, metrics={"eval_loss": 0.7}))
     assert ledger.going_on == [3]
@@ -187,7 +187,7 @@ def test_without_a_trial_near_the_target_a_whole_run_begins_there(tmp_path: Path
     assert ledger.going_on == []
     plan = BudgetPlan(compared=3, straight=1, aims=True)
     assert next_kind(ledger.searched, plan, 0.9, False) == "straight"
-    ledger.add({RATE: ledger.target, WARMUP: 0.1}, straight=True)
+    ledger.add({RATE: ledger.target, WARMUP: 0.06}, straight=True)
     assert next_kind(ledger.searched, plan, 0.9, False) == "wait"
 
 
@@ -196,7 +196,7 @@ def test_a_trial_that_went_on_is_one_of_the_whole_runs(tmp_path: Path) -> None:
     plan = BudgetPlan(compared=3, straight=1, aims=True)
     ledger.answered(ledger.trials[3], Answer(status="finished", step=100, metrics={"eval_loss": 0.4}))
     assert next_kind(ledger.searched, plan, 0.9, False) == "done"
-    ledger.answered(ledger.add({RATE: 9e-5, WARMUP: 0.1}), Answer(status="failed", reason="diverged"))
+    ledger.answered(ledger.add({RATE: 9e-5, WARMUP: 0.06}), Answer(status="failed", reason="diverged"))
     assert next_kind(ledger.searched, plan, 2.0, False) == "done"
 
 

@@ -157,7 +157,7 @@ def test_a_whole_run_has_the_rate_that_the_best_one_at_the_rung_leads_to(tmp_pat
     assert further_rate(sweep, 3e-4, [3e-4, 2.1e-4]) == pytest.approx(4.5e-4)
     rungs, _ = with_prior(sweep_with(tmp_path, rungs=[0.25, 0.5]))
     assert not aims(rungs)
-    assert last_points(rungs, {RATE: 1e-3, WARMUP: 0.06}) == [{RATE: pytest.approx(1e-3 * 0.25**0.32), WARMUP: 0.1}]
+    assert last_points(rungs, {RATE: 1e-3, WARMUP: 0.06}) == [{RATE: pytest.approx(1e-3 * 0.25**0.32), WARMUP: 0.06}]
 
 
 def scored_at(folder: Path, losses: dict[float, float], **fields: Any) -> Ledger:

@@ -38,9 +38,9 @@ from orchestrator import Client
 from orchestrator.queue.controller import Controller
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.records import Job, NewJob
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Filter, Store
-from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.store import open_store
 
 Answer = dict[str, Any]

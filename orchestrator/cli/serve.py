@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cluster.settings import fleetune_home
+from cluster.text import day
 from jobs.errors import InputError
 from orchestrator.cli import completing
 from orchestrator.cli.edge import Json, edge
 from orchestrator.cli.helpgroups import command_group
-from orchestrator.pages.times import day
 
 if TYPE_CHECKING:
     from orchestrator.api import TokenSent, TokenView

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from cluster.text import at_words
 from orchestrator.api import NodeView, QuotaView, TenantView, UsageRow
 from orchestrator.pages.tables import columns, cut
-from orchestrator.pages.times import at_words
 from orchestrator.queue.restrictions import MEMBERS_MAX_PRIORITY
 from orchestrator.scheduling.whytext import span
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cluster.text import at_words
 from orchestrator.api import EventView
 from orchestrator.pages.tables import plain
-from orchestrator.pages.times import at_words
 from orchestrator.queue.states import State
 from orchestrator.queue.words import happened
 

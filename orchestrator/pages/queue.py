@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from cluster.text import at_words
 from jobs.run.progress import duration
 from orchestrator.api import EventView, JobView, WhyView
 from orchestrator.pages.events import event_rows
 from orchestrator.pages.show import numbers, table
 from orchestrator.pages.tables import columns, cut, plain
-from orchestrator.pages.times import at_words
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Reason, State, Wanted
 from orchestrator.queue.words import telling
 

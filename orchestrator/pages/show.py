@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from cluster.text import many
+from cluster.text import many, when_written
 from jobs.planning import plan_batching
 from jobs.preflight.validate import Validated
 from jobs.run.metric_names import metric_words
@@ -25,7 +25,6 @@ from jobs.spec.data import Source, source_words
 from jobs.spec.finetune import SCHEMA_VERSION, Spec
 from jobs.spec.queue import Kind, OnEnd
 from jobs.spec.sweep import Dimension
-from orchestrator.pages.times import when_written
 
 Row = tuple[str, str]
 

@@ -26,6 +26,7 @@ from orchestrator.queue.months import MonthUse
 from orchestrator.queue.noderules import rules_by_node, to_be_left
 from orchestrator.queue.nodewatch import NodeWatch
 from orchestrator.queue.records import Job, Move, NodeRule, UnreadableRow
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.retry import may_start_at_s
 from orchestrator.queue.rules import Seen, next_move
 from orchestrator.queue.setaside import SetAside, held_aside, without_faulty
@@ -37,7 +38,6 @@ from orchestrator.queue.strays import clear_away
 from orchestrator.queue.timing import USUAL, Timing
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
-from orchestrator.scheduling.snapshot import Tenant
 
 LaunchOf = Callable[[Job, str], Launch]  # from a job and its spec
 _LABELS_KEPT = 1000  # of nodes that are gone: jobs may still be told of them

@@ -18,12 +18,13 @@ from cluster.capacity.occupancy import Placement, workers_in
 from cluster.text import many
 from orchestrator.queue.months import spent
 from orchestrator.queue.records import Job, Move, NodePlaces
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.retry import BUDGETS, may_start_at_s
 from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State, Wanted
 from orchestrator.scheduling import table
 from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Start
 from orchestrator.scheduling.rows import snapshot_of
-from orchestrator.scheduling.snapshot import Snapshot, Tenant, Window
+from orchestrator.scheduling.snapshot import Snapshot, Window
 
 Promises = Mapping[str, NodePlaces]  # by job
 

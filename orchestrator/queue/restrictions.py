@@ -1,7 +1,8 @@
-"""What a tenant may ask for, beyond its share of the GPUs."""
+"""Tenants: their shares of the cluster, and what their jobs may ask for."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from orchestrator.queue.errors import TooManyQueued
@@ -33,6 +34,31 @@ class Restrictions:
 
 
 DEFAULT_RESTRICTIONS = Restrictions()
+
+
+Quota = tuple[tuple[str | None, int], ...]  # (accelerator type, or None for all together; GPUs)
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """Who shares the cluster.
+
+    Attributes:
+        weight: its share of the cluster, against the weights of the others.
+        guaranteed: GPUs that it gets back at once, by type. What it leaves idle is lent.
+        limit: GPUs that it never holds more of, by type.
+        restrictions: what its jobs may ask for; checked when they are submitted.
+    """
+
+    name: str
+    weight: float = 1.0
+    guaranteed: Quota = ()
+    limit: Quota = ()
+    restrictions: Restrictions = DEFAULT_RESTRICTIONS
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise ValueError(f"the weight of tenant {self.name!r} must be above 0, and is {self.weight}")
 
 
 def check_queued(tenant: str, most: int, queued: int, more: int) -> None:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import Occupancy
 from cluster.errors import CapacityError
-from orchestrator.scheduling.snapshot import Quota, Snapshot, Tenant
+from orchestrator.queue.restrictions import Quota, Tenant
+from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.table import Floats, JobTable, Rows
 
 NOT_ENTITLED, ENTITLED_ANYWHERE = -2, -1  # else the kind of node that a job is entitled to

@@ -10,7 +10,8 @@ import numpy as np
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory
 from cluster.capacity.occupancy import Occupancy
-from orchestrator.scheduling.snapshot import Snapshot, Tenant, Window
+from orchestrator.queue.restrictions import Tenant
+from orchestrator.scheduling.snapshot import Snapshot, Window
 from orchestrator.scheduling.table import HELD, RUNNING, WAITING, Floats, JobTable
 
 # What a row has, in this order. Times are seconds of the store's clock, None where nobody knows or there is none.

@@ -11,32 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.capacity.occupancy import Occupancy
-from orchestrator.queue.restrictions import DEFAULT_RESTRICTIONS, Restrictions
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.scheduling.table import RUNNING, WAITING, Floats, JobTable, Rows
-
-Quota = tuple[tuple[str | None, int], ...]  # (accelerator type, or None for all together; GPUs)
-
-
-@dataclass(frozen=True)
-class Tenant:
-    """Who shares the cluster.
-
-    Attributes:
-        weight: its share of the cluster, against the weights of the others.
-        guaranteed: GPUs that it gets back at once, by type. What it leaves idle is lent.
-        limit: GPUs that it never holds more of, by type.
-        restrictions: what its jobs may ask for; checked when they are submitted.
-    """
-
-    name: str
-    weight: float = 1.0
-    guaranteed: Quota = ()
-    limit: Quota = ()
-    restrictions: Restrictions = DEFAULT_RESTRICTIONS
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.weight) and self.weight > 0):
-            raise ValueError(f"the weight of tenant {self.name!r} must be above 0, and is {self.weight}")
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ import numpy as np
 
 from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import Occupancy, Placement, placement_of, workers_in
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Start
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import Policy
-from orchestrator.scheduling.snapshot import Snapshot, Tenant, Window
+from orchestrator.scheduling.snapshot import Snapshot, Window
 from orchestrator.scheduling.table import RUNNING, WAITING, Floats, JobTable
 
 TICK_S = 300.0  # while something waits, the queue is looked at so often even if nothing happens

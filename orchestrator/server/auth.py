@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
-from orchestrator.pages.times import at_words
+from cluster.text import at_words
 from orchestrator.queue.errors import Forbidden, QueueError
 from orchestrator.queue.records import Role, Token
 from orchestrator.queue.store import Store

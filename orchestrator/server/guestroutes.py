@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from jobs.drivers.link.messages import Join, Joined, Leave, Look, Looked
+from orchestrator.queue.clients import client_of
 from orchestrator.queue.errors import JobEnded, OtherQueue, QueueError
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, State, Wanted
@@ -18,7 +19,7 @@ from orchestrator.server.jobroutes import digest_of, submitted
 from orchestrator.server.serving import Asker, Serving, Writer, answer, problems
 from orchestrator.server.serving import router as made
 from orchestrator.service.caller import Caller
-from orchestrator.service.guests import check_room, client_of, look
+from orchestrator.service.guests import check_room, look
 
 
 def routes(serving: Serving) -> APIRouter:
@@ -57,7 +58,7 @@ def routes(serving: Serving) -> APIRouter:
             _check_queue(serving, sent.queue)
             job = serving.job(sent.job_id, caller)
             told = look(around, job, sent.attempt, sent.after)
-            scrub = serving.scrub.and_also(tokens_of(serving, job))
+            scrub = serving.scrub.and_also(tokens_of(serving.surroundings.driver_key, job))
             words = _words(serving, job, caller)
             return told.model_copy(update={"output": scrub.text(told.output), "words": scrub.line(words)})
 

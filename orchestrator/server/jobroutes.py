@@ -15,9 +15,9 @@ from cluster.errors import FleetuneError
 from orchestrator import api
 from orchestrator.queue.errors import UnknownJob
 from orchestrator.queue.records import Job
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.states import State, Wanted
 from orchestrator.queue.store import Change, Filter, SubmissionKey
-from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.server.lookups import last_change
 from orchestrator.server.scrub import without_secrets
 from orchestrator.server.serving import (

@@ -122,7 +122,7 @@ def _logs(router: APIRouter, serving: Serving) -> None:
         def read() -> api.LogPart:
             job = serving.job(job_id, caller)
             found = logs.part(around, job, source, after)
-            scrub = serving.scrub.and_also(tokens_of(serving, job))
+            scrub = serving.scrub.and_also(tokens_of(serving.surroundings.driver_key, job))
             return found.model_copy(update={"text": scrub.text(found.text)})
 
         return answer(await serving.slow.run(read))

@@ -27,10 +27,10 @@ from orchestrator.queue.controller import Controller
 from orchestrator.queue.errors import StoreBroken
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.records import QueueEvent
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.store import Store
 from orchestrator.queue.timing import Timing
 from orchestrator.scheduling.policy import DEFAULT
-from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.server import greeting, taking_over
 from orchestrator.server.announcing import Announcing
 from orchestrator.server.app import make_app

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from cluster.text import at_words
 from jobs.spec.checking.fields import did_you_mean
 from orchestrator import api
-from orchestrator.pages.times import at_words
 from orchestrator.queue.errors import NameTaken, QueueError, UnknownTenant
 from orchestrator.queue.records import QueueEvent, Role, Token
 from orchestrator.queue.store import Store

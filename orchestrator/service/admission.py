@@ -21,8 +21,8 @@ from jobs.spec.load import MOST_MISTAKES, AnySpec, trained
 from jobs.spec.sweep import SweepSpec
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownTenant
 from orchestrator.queue.records import Job, NewJob
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.scheduling.quota import check_within_limit
-from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.service import limits
 from orchestrator.service.caller import Caller
 from orchestrator.service.parents import Parents

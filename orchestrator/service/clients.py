@@ -10,11 +10,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.queue.clients import guest_of
 from orchestrator.queue.errors import JobEnded, QueueError
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import Wanted
 from orchestrator.queue.store import Change
-from orchestrator.service.guests import guest_of
 from orchestrator.service.surroundings import Surroundings
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")

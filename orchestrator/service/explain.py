@@ -14,20 +14,21 @@ from cluster.capacity.feasibility import check_can_ever_fit
 from cluster.errors import BackendUnreachable, CapacityError
 from orchestrator.api import WhyView
 from orchestrator.queue.book import Book
+from orchestrator.queue.clients import guest_of
 from orchestrator.queue.growing import growth_words
 from orchestrator.queue.ledger import Cluster, snapshot
 from orchestrator.queue.noderules import rules_by_node
 from orchestrator.queue.records import Job, NodeRule
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.shares import Shares
 from orchestrator.queue.states import ENDED, State, Wanted
 from orchestrator.queue.store import Filter
 from orchestrator.scheduling.forecast import Expected, expected_starts, rough_start
-from orchestrator.scheduling.snapshot import Snapshot, Tenant
+from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.why import Obstacle, Why, why
 from orchestrator.scheduling.whytext import ends_are_known, to_do, why_text
 from orchestrator.service import storytext
 from orchestrator.service.caller import ANYBODY, Caller
-from orchestrator.service.guests import guest_of
 from orchestrator.service.surroundings import Surroundings
 
 _KEPT_S = 5.0

@@ -6,34 +6,19 @@ from collections.abc import Mapping
 from typing import Final
 
 from jobs.drivers.link.messages import Looked
+from orchestrator.queue.clients import guest_of
 from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, Reason, State
 from orchestrator.service import logs
 from orchestrator.service.surroundings import Surroundings
 
-_PREFIX: Final = "ray:"  # what no other client's name may begin with
 _EXIT_CODES: Final[Mapping[State, int]] = {State.SUCCEEDED: 0, State.FAILED: 1, State.CANCELLED: 130}
 _BAD_INPUT: Final = 2
 
 
 class TooManyGuests(QueueError):
     status = 409
-
-
-def client_of(submission: str, environment: str) -> str:
-    """The client that a guest is: its jobs end with it. `environment`: the digest of the guest's own."""
-    return f"{_PREFIX}{submission}:{environment}"
-
-
-def guest_of(job: Job) -> str | None:
-    """The name under which Ray knows the guest whose job it is; None: it is nobody's."""
-    return job.client.split(":")[1] if job.client is not None and job.client.startswith(_PREFIX) else None
-
-
-def environment_of(job: Job) -> str:
-    """The digest of the guest's environment; '' without a guest."""
-    return job.client.rpartition(":")[2] if job.client is not None and guest_of(job) is not None else ""
 
 
 def check_room(surroundings: Surroundings, client: str) -> None:

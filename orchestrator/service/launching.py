@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from cluster.backend import Launch
 from cluster.settings import DriverPlace, ca_for_drivers, protocols_environment
+from orchestrator.queue.clients import environment_of, guest_of
 from orchestrator.queue.controller import LaunchOf
 from orchestrator.queue.records import Job
 from orchestrator.service.driverkey import attempt_token
-from orchestrator.service.guests import environment_of, guest_of
 from orchestrator.service.surroundings import Surroundings
 
 __all__ = ["attempt_token", "launch_of"]

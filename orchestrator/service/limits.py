@@ -8,10 +8,9 @@ from cluster.errors import InputError
 from jobs.spec.queue import Queue
 from orchestrator.queue.errors import Forbidden, QueueError
 from orchestrator.queue.records import Role
-from orchestrator.queue.restrictions import check_queued
+from orchestrator.queue.restrictions import Tenant, check_queued
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Filter, Store
-from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.service.caller import Caller
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cluster.capacity.inventory import Node
+from cluster.text import at_words
 from jobs.spec.checking.fields import did_you_mean
 from orchestrator.api import NodeOrderSent, Nodes, NodeView
-from orchestrator.pages.times import at_words
 from orchestrator.queue.errors import QueueError, UnknownNode
 from orchestrator.queue.growing import growth_words
 from orchestrator.queue.noderules import rules_by_node

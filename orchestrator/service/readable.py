@@ -17,7 +17,7 @@ from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
 from jobs.storage import locations as location
 from jobs.storage import without_links as beneath
-from orchestrator.scheduling.snapshot import Tenant
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.service.roots import outside, root_of
 
 _HUB_ID = re.compile(r"(?=.*\w)[\w-][\w.-]*(/[\w-][\w.-]*)?")  # as meta-llama/Llama-3.2-1B

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from orchestrator.queue.clients import guest_of
 from orchestrator.queue.errors import ParentFailed, QueueError, UnknownJob
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Store
 from orchestrator.queue.words import HAS_ENDED
 from orchestrator.service.caller import Caller
-from orchestrator.service.guests import guest_of
 
 _MOST_LOOKED_AT: Final = 50
 _NAMED: Final = 10

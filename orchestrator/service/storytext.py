@@ -9,10 +9,10 @@ from cluster.text import many
 from orchestrator.queue.advice import advice
 from orchestrator.queue.months import month_around, utc
 from orchestrator.queue.records import Job, NodeOrder, NodeRule
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.retry import BUDGETS
 from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State, Wanted
 from orchestrator.queue.words import does, telling
-from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.scheduling.why import Obstacle, Why
 from orchestrator.scheduling.whytext import span
 

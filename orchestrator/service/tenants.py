@@ -18,10 +18,9 @@ from orchestrator.api import (
 )
 from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Lease, QueueEvent
-from orchestrator.queue.restrictions import DEFAULT_RESTRICTIONS, Restrictions
+from orchestrator.queue.restrictions import DEFAULT_RESTRICTIONS, Quota, Restrictions, Tenant
 from orchestrator.queue.states import HOLDS_A_LEASE, State
 from orchestrator.queue.store import Filter
-from orchestrator.scheduling.snapshot import Quota, Tenant
 from orchestrator.service.caller import ANYBODY
 from orchestrator.service.surroundings import Surroundings
 

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from orchestrator.queue.errors import NameTaken, UnknownToken
 from orchestrator.queue.records import NodeOrder, NodeRule, Token
-from orchestrator.scheduling.snapshot import Tenant
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.store.numbers import take
 from orchestrator.store.rows import node_rule_of, tenant_of, tenant_values, token_of, unreadable_tenant
 from orchestrator.store.schema import FACTS, NODE_RULES, TENANTS, TOKENS

@@ -13,9 +13,8 @@ from sqlalchemy import Column, Double, Integer
 from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import workers_in
 from orchestrator.queue.records import Job, Lease, NodeOrder, NodePlaces, NodeRule, QueueEvent, Role, Token
-from orchestrator.queue.restrictions import Restrictions
+from orchestrator.queue.restrictions import Quota, Restrictions, Tenant
 from orchestrator.queue.states import Reason, State, Wanted
-from orchestrator.scheduling.snapshot import Quota, Tenant
 from orchestrator.store.schema import JOBS, LEASES
 
 Values = dict[str, Any]  # by column

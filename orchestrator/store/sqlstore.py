@@ -19,10 +19,10 @@ from orchestrator.queue.records import (
     Token,
     UnreadableRow,
 )
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.shares import counts_since_s, used_of_spans
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Change, Filter, SubmissionKey
-from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.store import history, jobtable, movement, numbers, pages, pruning, registry, steps, usetable
 from orchestrator.store.database import Database
 from orchestrator.store.submissions import Draw, Submission, Submissions, draw

@@ -12,9 +12,9 @@ from cluster.errors import BackendUnreachable, SpecError
 from cluster.testing import FakeBackend
 from orchestrator.queue.growing import Wish
 from orchestrator.queue.records import Job, NodeOrder, NodeRule
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.states import Reason, State, Wanted
 from orchestrator.queue.store import Change
-from orchestrator.scheduling.snapshot import Tenant
 from tests.support.queueworld import QueueWorld, launch_of, new
 
 

@@ -17,9 +17,8 @@ from cluster.errors import CapacityError, FleetuneError, SpecError
 from jobs.storage.locations import PROTOCOLS
 from orchestrator.queue.errors import Forbidden, ParentFailed, QueueError, UnknownJob, UnknownTenant
 from orchestrator.queue.records import Role
-from orchestrator.queue.restrictions import Restrictions
+from orchestrator.queue.restrictions import Restrictions, Tenant
 from orchestrator.queue.states import State
-from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.service.admission import admit
 from orchestrator.service.caller import ANYBODY, Caller
 from orchestrator.service.clients import check_client

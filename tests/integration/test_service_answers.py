@@ -14,11 +14,11 @@ from cluster.capacity.inventory import Growth, Node, NodeType
 from orchestrator.api import NodeOrderSent, QuotaSent, TenantSent
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownJob, UnknownNode
 from orchestrator.queue.records import Job, Measured
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.states import Reason, State, Wanted
 from orchestrator.queue.store import Change
 from orchestrator.scheduling.forecast import rough_start
 from orchestrator.scheduling.policy import DEFAULT
-from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.scheduling.why import why
 from orchestrator.service import nodes, tenants
 from orchestrator.service.explain import Explainer

@@ -13,10 +13,9 @@ import pytest
 from jobs.drivers.link.messages import Register
 from orchestrator.api import RestrictionsSent, TenantSent
 from orchestrator.queue.errors import Forbidden, QueueError, StoreBroken, TooManyQueued
-from orchestrator.queue.restrictions import Restrictions
+from orchestrator.queue.restrictions import Restrictions, Tenant
 from orchestrator.queue.states import State, Wanted
 from orchestrator.queue.store import Change, Filter
-from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.service import driving, followups, limits, tenants
 from orchestrator.service.admission import admit
 from orchestrator.service.explain import Explainer

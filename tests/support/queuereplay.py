@@ -9,12 +9,12 @@ from itertools import groupby
 from cluster.capacity.inventory import Inventory
 from orchestrator.queue.ledger import Cluster, snapshot
 from orchestrator.queue.records import Job, Lease
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.shares import used_of
 from orchestrator.queue.states import Reason, State
 from orchestrator.scheduling.decisions import Start
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
-from orchestrator.scheduling.snapshot import Tenant
 
 
 def starts_and_plans(

@@ -13,10 +13,10 @@ from orchestrator.queue.clock import Clock
 from orchestrator.queue.controller import Controller, LaunchOf
 from orchestrator.queue.leading import Leading
 from orchestrator.queue.records import Job, Measured, NewJob
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
 from orchestrator.queue.store import Store
 from orchestrator.queue.timing import Timing
-from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.store import open_store
 
 START_S = 1_000_000.0

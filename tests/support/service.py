@@ -7,8 +7,7 @@ from typing import Any
 
 from cluster.capacity.inventory import Growth
 from orchestrator.queue.records import Job, Role
-from orchestrator.queue.restrictions import Restrictions
-from orchestrator.scheduling.snapshot import Tenant
+from orchestrator.queue.restrictions import Restrictions, Tenant
 from orchestrator.service.admission import admit
 from orchestrator.service.caller import ANYBODY, Caller
 from orchestrator.service.launching import launch_of

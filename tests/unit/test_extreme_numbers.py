@@ -14,10 +14,10 @@ from jobs.spec.queue import MOST_PRIORITY, MOST_RUNTIME_S
 from orchestrator.queue.growing import wish
 from orchestrator.queue.ledger import Cluster, orders, snapshot
 from orchestrator.queue.records import Job
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.states import State
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import DEFAULT
-from orchestrator.scheduling.snapshot import Tenant
 from tests.support.queuejobs import NOW_S, job
 
 SECONDS = st.sampled_from([0.0, 1e-300, 1.0, 1e6, MOST_RUNTIME_S])

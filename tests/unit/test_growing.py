@@ -18,9 +18,9 @@ from cluster.ray.autoscaler import Autoscaler, config_file, growth_of, read_grow
 from cluster.ray.raylets import Process
 from orchestrator.queue.growing import Wish, growth_words, wish
 from orchestrator.queue.ledger import Cluster
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.states import State, Wanted
 from orchestrator.scheduling.policy import DEFAULT
-from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.server.wishing import Wishing
 from tests.support.queuejobs import NOW_S, inventory, job
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from cluster.text import at_words, day, when_written
 from orchestrator.api import EventView, JobView, NodeView, QuotaView, TenantView, UsageRow, WhyView
 from orchestrator.pages.cluster import nodes_page, tenants_page, usage_page
 from orchestrator.pages.events import event_lines
 from orchestrator.pages.queue import in_order, queue_page, status_page
 from orchestrator.pages.tables import columns
-from orchestrator.pages.times import at_words, day, when_written
 from orchestrator.queue.states import Reason, State, Wanted
 from tests.support.jobviews import NOW_S, job
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from cluster.capacity.free_slots import FreeSlots
 from cluster.capacity.gang import Gang
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Start
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.scheduling.room import room_for
-from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.scheduling.standing import standing
 from orchestrator.scheduling.victims import Victims
 from orchestrator.scheduling.world import Attempt, Measuring, World

@@ -9,10 +9,11 @@ import pytest
 
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Node
+from orchestrator.queue.restrictions import Tenant
 from orchestrator.scheduling.decisions import Cause, Interrupt, Start
 from orchestrator.scheduling.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, POLICIES, Policy
-from orchestrator.scheduling.snapshot import Tenant, Window
+from orchestrator.scheduling.snapshot import Window
 from orchestrator.scheduling.standing import standing
 from orchestrator.scheduling.table import RUNNING
 from orchestrator.scheduling.world import TICK_S, Attempt, Measuring, World

@@ -15,9 +15,8 @@ from cluster.errors import StorageError
 from cluster.testing import FakeBackend, FakeClock, FakeCluster
 from orchestrator.queue.errors import QueueError, UnknownSource
 from orchestrator.queue.records import Job
-from orchestrator.queue.restrictions import Restrictions
+from orchestrator.queue.restrictions import Restrictions, Tenant
 from orchestrator.queue.states import State
-from orchestrator.scheduling.snapshot import Tenant
 from orchestrator.service import logs
 from orchestrator.service.surroundings import Surroundings
 from tests.support.queuejobs import job

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.queueing import Answer, milliseconds, opened, submit, world
+from orchestrator.controller.fair_share import counts_since_s, used_of
 from orchestrator.queue.records import Move, NodePlaces
-from orchestrator.queue.shares import counts_since_s, used_of
 from orchestrator.queue.states import Reason, State
 from orchestrator.queue.store import Filter, Store
 from orchestrator.scheduling.policy import DEFAULT

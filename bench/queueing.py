@@ -35,12 +35,12 @@ from cluster.capacity.inventory import Inventory, Node
 from cluster.testing import FakeBackend, FakeClock, FakeCluster, served
 from jobs.spec.command import CommandSpec
 from orchestrator import Client
-from orchestrator.queue.controller import Controller
-from orchestrator.queue.leading import Leading
+from orchestrator.controller.controller import Controller
+from orchestrator.controller.leadership import Leading
 from orchestrator.queue.records import Job, NewJob
-from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Filter, Store
+from orchestrator.queue.tenants import Tenant
 from orchestrator.store import open_store
 
 Answer = dict[str, Any]

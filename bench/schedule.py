@@ -27,14 +27,14 @@ import numpy as np
 from cluster.capacity.inventory import Inventory, Node
 from cluster.capacity.occupancy import Placement
 from orchestrator.pages import svg
-from orchestrator.queue.restrictions import Tenant
-from orchestrator.scheduling.decisions import Plan, Start
-from orchestrator.scheduling.plan import plan
+from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling.forecast.queue_simulation import Measuring, World
+from orchestrator.scheduling.job_table import RUNNING, WAITING
+from orchestrator.scheduling.plan.decisions import Plan, Start
+from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import DEFAULT
-from orchestrator.scheduling.rows import ROW, snapshot_of
 from orchestrator.scheduling.snapshot import Snapshot
-from orchestrator.scheduling.table import RUNNING, WAITING
-from orchestrator.scheduling.world import Measuring, World
+from orchestrator.scheduling.snapshot_rows import ROW, snapshot_of
 
 Answer = dict[str, Any]
 Job = dict[str, Any]  # by the names of ROW

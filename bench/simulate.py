@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from cluster.errors import InputError
-from orchestrator.scheduling.forecast import Expected, expected_starts
+from orchestrator.scheduling.forecast.expected_start import Expected, expected_starts
+from orchestrator.scheduling.forecast.queue_simulation import World
 from orchestrator.scheduling.policy import POLICIES
-from orchestrator.scheduling.world import World
 from orchestrator.simulate.engine import simulate
 from orchestrator.simulate.figures import Figures, figures
 from orchestrator.simulate.trace import read_trace

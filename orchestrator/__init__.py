@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cluster.errors import FleetuneError
     from jobs.spec.load import load_job_spec, load_spec
-    from orchestrator.client import Client
-    from orchestrator.handle import JobHandle
-    from orchestrator.result import JobCancelled, JobFailed, Result
+    from orchestrator.client.client import Client
+    from orchestrator.client.handle import JobHandle
+    from orchestrator.client.result import JobCancelled, JobFailed, Result
 
 __all__ = [
     "Client",
@@ -24,12 +24,12 @@ __all__ = [
 
 # Imported when they are asked for: `import orchestrator` stays light for all that lies under it.
 _HOMES = {
-    "Client": "orchestrator.client",
+    "Client": "orchestrator.client.client",
     "FleetuneError": "cluster.errors",
-    "JobCancelled": "orchestrator.result",
-    "JobFailed": "orchestrator.result",
-    "JobHandle": "orchestrator.handle",
-    "Result": "orchestrator.result",
+    "JobCancelled": "orchestrator.client.result",
+    "JobFailed": "orchestrator.client.result",
+    "JobHandle": "orchestrator.client.handle",
+    "Result": "orchestrator.client.result",
     "load_job_spec": "jobs.spec.load",
     "load_spec": "jobs.spec.load",
 }

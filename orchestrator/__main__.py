@@ -1,5 +1,5 @@
 """`python -m orchestrator` is `fleetune`."""
 
-from orchestrator.entry import main
+from orchestrator.cli.entry import main
 
 main()

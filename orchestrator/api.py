@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.spec.queue import MOST_PRIORITY, VARIABLE
 from orchestrator.queue.records import Job
-from orchestrator.queue.restrictions import MEMBERS_MAX_PRIORITY
 from orchestrator.queue.retry import waits_s
 from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queue.tenants import MEMBERS_MAX_PRIORITY
 
 API_VERSION: Final = "1"
 MOST_JOBS: Final = 10_000  # of one submission
@@ -285,7 +285,7 @@ class QuotaSent(Sent):
 
 
 class RestrictionsSent(Sent):
-    """All limits of a tenant's jobs; see `orchestrator.queue.restrictions`. None: no limit."""
+    """All limits of a tenant's jobs; see `orchestrator.queue.tenants`. None: no limit."""
 
     max_priority: int = Field(MEMBERS_MAX_PRIORITY, ge=-MOST_PRIORITY, le=MOST_PRIORITY)
     max_queued_jobs: int | None = Field(None, ge=0, le=1_000_000_000)

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("orchestrator", "jobs", "cluster", "tests", "bench", "examples")
 HOPS = 2
-COMMAND = "orchestrator.entry"  # what `fleetune` runs
+COMMAND = "orchestrator.cli.entry"  # what `fleetune` runs
 ALWAYS = ("tests/unit/test_structure.py",)
 
 

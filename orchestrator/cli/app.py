@@ -21,24 +21,24 @@ from jobs.search.rules.spec_text import prior_words, space_words, sweep_words
 from jobs.spec.checking.fields import SPEC_MODELS
 from jobs.spec.load import Loaded, load_marked, load_sweep, training
 from jobs.spec.sweep import SweepSpec
-from orchestrator.cli import cluster as clustercli
-from orchestrator.cli import completing
-from orchestrator.cli import data as datacli
-from orchestrator.cli import gc as gccli
-from orchestrator.cli import orders as ordercli
-from orchestrator.cli import queue as queuecli
-from orchestrator.cli import serve as servecli
-from orchestrator.cli import simulate as simulatecli
-from orchestrator.cli import submit as submitcli
-from orchestrator.cli import sweepchange as sweepchangecli
-from orchestrator.cli import upload as uploadcli
+from orchestrator.cli import completion as completing
+from orchestrator.cli.commands import cluster as clustercli
+from orchestrator.cli.commands import data as datacli
+from orchestrator.cli.commands import gc as gccli
+from orchestrator.cli.commands import job_actions as ordercli
+from orchestrator.cli.commands import queue as queuecli
+from orchestrator.cli.commands import serve as servecli
+from orchestrator.cli.commands import simulate as simulatecli
+from orchestrator.cli.commands import submit as submitcli
+from orchestrator.cli.commands import sweep_change as sweepchangecli
+from orchestrator.cli.commands import upload as uploadcli
 from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of, refuse_dashboard
-from orchestrator.cli.helpgroups import Grouped, command_group
+from orchestrator.cli.help_groups import Grouped, command_group
 from orchestrator.cli.meant import run_meant, run_to_stop
 from orchestrator.cli.options import CLUSTER, QUEUE, YOURS
-from orchestrator.cli.sweeping import Rooted, run_sweep_here
+from orchestrator.cli.sweep_reading import Rooted, run_sweep_here
+from orchestrator.client.spec_names import Named, of_one
 from orchestrator.pages import show as text
-from orchestrator.specnames import Named, of_one
 
 app = command_group(
     name="fleetune",

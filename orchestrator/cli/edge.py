@@ -36,11 +36,11 @@ def progress_of(quiet: bool, *, sweep: bool = False) -> Progress:
     # The run sends this process's stdout to its log; under a test's capture there is no descriptor to copy.
     stream = user_stream() if sys.stdout is sys.__stdout__ else sys.stdout
     if stream.isatty() and sweep:
-        from orchestrator.cli.sweeptable import table_or_lines
+        from orchestrator.cli.sweep_table import table_or_lines
 
         return table_or_lines(stream)
     if stream.isatty():
-        from orchestrator.cli.bar import BarProgress
+        from orchestrator.cli.progress_bar import BarProgress
 
         return BarProgress(stream)
     return PlainProgress(stream)

@@ -67,8 +67,8 @@ def job_that_goes_on(root: str) -> JobView | None:
 
 def _job_meant(given: str) -> JobView | None:
     """The job with that id or that run; None where no server can be asked, or it knows none."""
-    from orchestrator.discovery import connect, local_server
-    from orchestrator.jobref import find_job
+    from orchestrator.client.discovery import connect, local_server
+    from orchestrator.client.lookup import find_job
 
     if server_url() is None and local_server(fleetune_home()) is None:
         return None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from orchestrator.cli import completing
+from orchestrator.cli import completion as completing
 
 YOURS: Final = "Runs of your own"
 QUEUE: Final = "The queue"

@@ -8,8 +8,8 @@ from typing import Final
 
 from jobs.errors import FleetuneError
 from orchestrator.api import JobView, WhyView
-from orchestrator.connection import Connection
-from orchestrator.jobref import job_path
+from orchestrator.client.connection import Connection
+from orchestrator.client.lookup import job_path
 from orchestrator.pages.queue import long_duration
 from orchestrator.queue.states import HOLDS_A_LEASE, State
 

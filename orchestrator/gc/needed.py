@@ -15,11 +15,11 @@ from cluster.settings import fleetune_home, server_url
 from jobs.errors import FleetuneError
 from jobs.run.references import run_named
 from orchestrator.api import MOST_PAGE, JobPage, JobView, Me
-from orchestrator.connection import Connection
-from orchestrator.discovery import connect
-from orchestrator.gc.look import run_named_by
+from orchestrator.client.connection import Connection
+from orchestrator.client.discovery import connect
+from orchestrator.client.lookup import job_path
+from orchestrator.gc.scan import run_named_by
 from orchestrator.gc.values import Held
-from orchestrator.jobref import job_path
 from orchestrator.queue.states import ENDED, State
 
 PATIENCE_S: Final = 10.0

@@ -8,8 +8,8 @@ from typing import Final
 from cluster.text import at_words
 from orchestrator.api import NodeView, QuotaView, TenantView, UsageRow
 from orchestrator.pages.tables import columns, cut
-from orchestrator.queue.restrictions import MEMBERS_MAX_PRIORITY
-from orchestrator.scheduling.whytext import span
+from orchestrator.queue.tenants import MEMBERS_MAX_PRIORITY
+from orchestrator.scheduling.forecast.why_text import span
 
 LONGEST_NODE: Final = 16  # characters; Ray's ids have 56, and the start of one is enough for every command
 

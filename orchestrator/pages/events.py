@@ -8,7 +8,7 @@ from cluster.text import at_words
 from orchestrator.api import EventView
 from orchestrator.pages.tables import plain
 from orchestrator.queue.states import State
-from orchestrator.queue.words import happened
+from orchestrator.queue.wording import happened
 
 Row = tuple[str, str, str]
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from jobs.errors import InputError
 from jobs.run.progress import duration
-from orchestrator.gc.act import Removed
+from orchestrator.gc.remove import Removed
 from orchestrator.gc.values import Bounds, Found, GcPlan, Goes
 
 _AGE = re.compile(r"^([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h|d|w)$")

@@ -12,7 +12,7 @@ from orchestrator.pages.events import event_rows
 from orchestrator.pages.show import numbers, table
 from orchestrator.pages.tables import columns, cut, plain
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Reason, State, Wanted
-from orchestrator.queue.words import telling
+from orchestrator.queue.wording import telling
 
 QUEUE_HEAD: Final = ("JOB", "STATE", "TENANT", "PRIO", "SIZE", "TIME", "STEP", "SET", "NEXT")
 LONGEST_NEXT: Final = 100  # characters; `status` has the whole text

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from orchestrator.queue.records import Job, Lease
-from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.states import HOLDS_A_LEASE
+from orchestrator.queue.tenants import Tenant
 
 _HOUR_S = 3600.0
 

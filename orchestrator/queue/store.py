@@ -30,8 +30,8 @@ from orchestrator.queue.records import (
     Token,
     UnreadableRow,
 )
-from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.tenants import Tenant
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import Occupancy
 from cluster.errors import CapacityError
-from orchestrator.queue.restrictions import Quota, Tenant
+from orchestrator.queue.tenants import Quota, Tenant
+from orchestrator.scheduling.job_table import Floats, JobTable, Rows
 from orchestrator.scheduling.snapshot import Snapshot
-from orchestrator.scheduling.table import Floats, JobTable, Rows
 
 NOT_ENTITLED, ENTITLED_ANYWHERE = -2, -1  # else the kind of node that a job is entitled to
 NOWHERE: frozenset[int] = frozenset()  # no kind of nodes

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.capacity.occupancy import Occupancy
-from orchestrator.queue.restrictions import Tenant
-from orchestrator.scheduling.table import RUNNING, WAITING, Floats, JobTable, Rows
+from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling.job_table import RUNNING, WAITING, Floats, JobTable, Rows
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from cluster.capacity.inventory import Inventory
 from cluster.errors import BackendUnreachable
-from orchestrator.service.surroundings import Surroundings
+from orchestrator.service.context.context import Surroundings
 
 _AHEAD_S = 5.0
 

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 
 from cluster.errors import BackendUnreachable, Fenced
-from orchestrator.queue.controller import Controller
+from orchestrator.controller.controller import Controller
+from orchestrator.controller.keeping import Keeper
+from orchestrator.controller.leadership import Leading
+from orchestrator.http.metrics import Meters
 from orchestrator.queue.errors import NotLeader, StoreBroken
-from orchestrator.queue.keeping import Keeper
-from orchestrator.queue.leading import Leading
-from orchestrator.queue.loop import run_passes
-from orchestrator.server.metrics import Meters
-from orchestrator.server.news import News
+from orchestrator.server.control_loop import run_passes
+from orchestrator.server.event_log import News
 
 NEWEST = "newest_s"  # the fact of the store that the clock goes by after a restart
 _NOTE_EVERY_S = 60.0

@@ -22,37 +22,39 @@ from cluster.local.machine import machine_name
 from cluster.ray.session_record import SessionRecord
 from cluster.settings import extra_protocols, fleetune_home, retention_days, server_secrets
 from cluster.tls import check_own
+from orchestrator.controller.controller import Controller
+from orchestrator.controller.leadership import Leading
+from orchestrator.http.app import make_app
+from orchestrator.http.auth import Tokens, is_loopback
+from orchestrator.http.metrics import Cluster, Meters
+from orchestrator.http.routing import Serving
+from orchestrator.http.scrub import Scrubber
+from orchestrator.local_server import Record, locked, make_home, write_record
 from orchestrator.queue.clock import SystemClock
-from orchestrator.queue.controller import Controller
 from orchestrator.queue.errors import StoreBroken
-from orchestrator.queue.leading import Leading
 from orchestrator.queue.records import QueueEvent
-from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.store import Store
+from orchestrator.queue.tenants import Tenant
 from orchestrator.queue.timing import Timing
 from orchestrator.scheduling.policy import DEFAULT
-from orchestrator.server import greeting, taking_over
-from orchestrator.server.announcing import Announcing
-from orchestrator.server.app import make_app
-from orchestrator.server.auth import Tokens, is_loopback
-from orchestrator.server.embedding import Embedding
-from orchestrator.server.identity import queue_id
-from orchestrator.server.listening import listen, url_here, urls_for_drivers
-from orchestrator.server.machines import Place, machines
-from orchestrator.server.metrics import Cluster, Meters
-from orchestrator.server.news import News
-from orchestrator.server.output import Output
+from orchestrator.server import greeting
+from orchestrator.server import take_over as taking_over
+from orchestrator.server.address import listen, url_here, urls_for_drivers
+from orchestrator.server.autoscaler_updates import Wishing
+from orchestrator.server.backends import Place, machines
+from orchestrator.server.console import Output
+from orchestrator.server.event_log import News
+from orchestrator.server.idle_shutdown import Embedding
 from orchestrator.server.passes import NEWEST, Minute, Passes
-from orchestrator.server.record import Record, locked, make_home, write_record
-from orchestrator.server.scrub import Scrubber
-from orchestrator.server.serving import Serving
-from orchestrator.server.tokenrules import has_admin
-from orchestrator.server.wishing import Wishing
-from orchestrator.service import clients, followups
-from orchestrator.service.explain import Explainer
-from orchestrator.service.launching import launch_of
+from orchestrator.server.session_record import Announcing
+from orchestrator.service.admission import clients
+from orchestrator.service.admission import follow_ups as followups
+from orchestrator.service.context.context import MOST_GUESTS, Surroundings
+from orchestrator.service.context.queue_identity import queue_id
+from orchestrator.service.launch import launch_of
+from orchestrator.service.observability.explain import Explainer
 from orchestrator.service.retention import Retention
-from orchestrator.service.surroundings import MOST_GUESTS, Surroundings
+from orchestrator.service.tokens import has_admin
 from orchestrator.store import open_store
 
 REGISTER_S, SILENT_S = 600.0, 6 * 3600.0

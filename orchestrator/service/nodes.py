@@ -8,12 +8,12 @@ from cluster.capacity.inventory import Node
 from cluster.text import at_words
 from jobs.spec.checking.fields import did_you_mean
 from orchestrator.api import NodeOrderSent, Nodes, NodeView
+from orchestrator.controller.autoscaler_demand import growth_words
 from orchestrator.queue.errors import QueueError, UnknownNode
-from orchestrator.queue.growing import growth_words
-from orchestrator.queue.noderules import rules_by_node
+from orchestrator.queue.node_rules import rules_by_node
 from orchestrator.queue.records import Lease, NodeOrder, NodeRule, QueueEvent
-from orchestrator.service.caller import ANYBODY, Caller
-from orchestrator.service.surroundings import Surroundings
+from orchestrator.service.context.caller import ANYBODY, Caller
+from orchestrator.service.context.context import Surroundings
 
 _DONE = {
     NodeOrder.USE: "is used again",

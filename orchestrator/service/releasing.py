@@ -5,8 +5,8 @@ from __future__ import annotations
 from orchestrator.queue.errors import NotReleasable
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, State
-from orchestrator.service.caller import Caller
-from orchestrator.service.surroundings import Surroundings
+from orchestrator.service.context.caller import Caller
+from orchestrator.service.context.context import Surroundings
 
 
 def release(surroundings: Surroundings, job: Job, caller: Caller) -> Job:

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from orchestrator.controller.fair_share import counts_since_s
 from orchestrator.queue.months import month_around
-from orchestrator.queue.shares import counts_since_s
-from orchestrator.service.surroundings import Surroundings
+from orchestrator.service.context.context import Surroundings
 
 DAY_S: Final = 86_400.0
 BATCH: Final = 200  # jobs in one transaction

@@ -18,11 +18,11 @@ from orchestrator.api import (
 )
 from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Lease, QueueEvent
-from orchestrator.queue.restrictions import DEFAULT_RESTRICTIONS, Quota, Restrictions, Tenant
 from orchestrator.queue.states import HOLDS_A_LEASE, State
 from orchestrator.queue.store import Filter
-from orchestrator.service.caller import ANYBODY
-from orchestrator.service.surroundings import Surroundings
+from orchestrator.queue.tenants import DEFAULT_RESTRICTIONS, Quota, Restrictions, Tenant
+from orchestrator.service.context.caller import ANYBODY
+from orchestrator.service.context.context import Surroundings
 
 TENANT: Final = "tenant"  # the kind of its events
 _SCHEME = re.compile(r"(?!file$)[a-z][a-z0-9+.-]{0,20}")

@@ -13,11 +13,11 @@ from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory, Node
 from cluster.capacity.occupancy import Occupancy
 from cluster.errors import InputError
-from orchestrator.queue.restrictions import Tenant
-from orchestrator.scheduling.decisions import Cause
+from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling.forecast.queue_simulation import Attempt, Measuring, World
+from orchestrator.scheduling.job_table import WAITING
+from orchestrator.scheduling.plan.decisions import Cause
 from orchestrator.scheduling.policy import Order, Policy, policy_named
-from orchestrator.scheduling.table import WAITING
-from orchestrator.scheduling.world import Attempt, Measuring, World
 from orchestrator.simulate.values import Ended, Setup, Simulated, Stretch, TraceJob
 
 _JITTER_S = 10.0

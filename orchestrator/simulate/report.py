@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from cluster.text import many
 from orchestrator.pages import html as htmlpage
-from orchestrator.pages import svg, svgarea
+from orchestrator.pages import svg
+from orchestrator.pages import svg_areas as svgarea
 from orchestrator.pages.data import shortened
 from orchestrator.simulate.figures import Floats, OverTime, TenantFigures, figures, over_time, tenant_figures
 from orchestrator.simulate.page import circumstances, cluster_words, figure_rows, plain, times

@@ -20,8 +20,8 @@ def open_store(url: str) -> Store:
         StoreBroken: it does not answer now.
     """
     try:
-        from orchestrator.store.engine import open_database
-        from orchestrator.store.sqlstore import SqlStore
+        from orchestrator.store.database.engine import open_database
+        from orchestrator.store.sql_store import SqlStore
 
         return SqlStore(open_database(url))
     except ModuleNotFoundError as error:

@@ -14,10 +14,10 @@ from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, s
 from orchestrator.queue.months import by_month, totals_of
 from orchestrator.queue.records import Lease
 from orchestrator.queue.states import ENDED
-from orchestrator.store.numbers import take_as_leader
-from orchestrator.store.rows import LEASE_COLUMNS, lease_of
-from orchestrator.store.schema import EVENTS, JOBS, KEYS, LEASES, NEEDS_OTHERS, SPECS, USAGE
-from orchestrator.store.unread import records_of
+from orchestrator.store.counters import take_as_leader
+from orchestrator.store.database.rows import LEASE_COLUMNS, lease_of
+from orchestrator.store.database.schema import EVENTS, JOBS, KEYS, LEASES, NEEDS_OTHERS, SPECS, USAGE
+from orchestrator.store.database.unreadable import records_of
 
 _NEEDED = select(JOBS.c.after).where(text(NEEDS_OTHERS))
 _STATE = func.coalesce(JOBS.c.state, "")  # an expression, so that no planner reads all ended jobs by their state

@@ -8,11 +8,11 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from orchestrator.queue.errors import NameTaken, UnknownToken
 from orchestrator.queue.records import NodeOrder, NodeRule, Token
-from orchestrator.queue.restrictions import Tenant
-from orchestrator.store.numbers import take
-from orchestrator.store.rows import node_rule_of, tenant_of, tenant_values, token_of, unreadable_tenant
-from orchestrator.store.schema import FACTS, NODE_RULES, TENANTS, TOKENS
-from orchestrator.store.unread import records_of
+from orchestrator.queue.tenants import Tenant
+from orchestrator.store.counters import take
+from orchestrator.store.database.rows import node_rule_of, tenant_of, tenant_values, token_of, unreadable_tenant
+from orchestrator.store.database.schema import FACTS, NODE_RULES, TENANTS, TOKENS
+from orchestrator.store.database.unreadable import records_of
 
 _TENANTS = select(TENANTS).order_by(TENANTS.c.number)
 _NODE_RULES = select(NODE_RULES).order_by(NODE_RULES.c.number)

@@ -11,16 +11,20 @@ from sqlalchemy import Connection, bindparam, exc, insert, select
 
 from orchestrator.queue.errors import KeyReused, StoreBroken, UnknownJob, UnknownTenant
 from orchestrator.queue.records import Job, NewJob, QueueEvent
-from orchestrator.queue.restrictions import check_queued
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Filter, SubmissionKey
-from orchestrator.store import bulk, history, jobtable, pages, steps
-from orchestrator.store.database import Database
-from orchestrator.store.gathering import Call, Gathering
-from orchestrator.store.numbers import Numbers, take
-from orchestrator.store.rows import JOB_COLUMNS, Values, plain, values_of
-from orchestrator.store.schema import JOBS, KEYS, SPECS, TENANTS
-from orchestrator.store.unread import jobs_of
+from orchestrator.queue.tenants import check_queued
+from orchestrator.store import bulk_insert as bulk
+from orchestrator.store import events as history
+from orchestrator.store import job_changes as steps
+from orchestrator.store import jobs as jobtable
+from orchestrator.store import listing as pages
+from orchestrator.store.counters import Numbers, take
+from orchestrator.store.database.database import Database
+from orchestrator.store.database.rows import JOB_COLUMNS, Values, plain, values_of
+from orchestrator.store.database.schema import JOBS, KEYS, SPECS, TENANTS
+from orchestrator.store.database.unreadable import jobs_of
+from orchestrator.store.group_commit import Call, Gathering
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # without i, l, o (1, 1, 0) and u
 _PAIRS = [one + other for one in ALPHABET for other in ALPHABET]

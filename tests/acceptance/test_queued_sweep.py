@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.discovery import local_server
-from orchestrator.embedded import Presence
+from orchestrator.client.discovery import local_server
+from orchestrator.client.embedded_server import Presence
 from tests.support import tiny
 from tests.support.gangs import ROOT
 from tests.support.processes import process_lives, wait_for

@@ -20,7 +20,7 @@ from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
 from orchestrator.api import Problem
-from orchestrator.service.driverkey import attempt_token
+from orchestrator.service.context.identity import attempt_token
 from orchestrator.store import open_store
 from tests.support.server import Server, server, spec
 

@@ -13,8 +13,8 @@ from orchestrator.queue.records import NewJob
 from orchestrator.queue.states import Reason, State, Wanted
 from orchestrator.queue.store import Change, Filter, Store, SubmissionKey
 from orchestrator.store import open_store
-from orchestrator.store.engine import open_database
-from orchestrator.store.sqlstore import SqlStore
+from orchestrator.store.database.engine import open_database
+from orchestrator.store.sql_store import SqlStore
 from tests.support.stores import RUN, START_S, go, new, submit, with_tenants
 
 KEY = SubmissionKey("anna", "key", "digest")

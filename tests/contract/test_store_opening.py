@@ -20,10 +20,10 @@ from cluster.errors import FleetuneError
 from orchestrator.queue.errors import QueueError, StoreBroken
 from orchestrator.queue.states import State
 from orchestrator.store import open_store
-from orchestrator.store.engine import open_database
-from orchestrator.store.migrate import SCRIPTS, migrate
-from orchestrator.store.schema import METADATA, REVISION, VERSION_TABLE
-from orchestrator.store.sqlstore import SqlStore
+from orchestrator.store.database.engine import open_database
+from orchestrator.store.database.migrate import SCRIPTS, migrate
+from orchestrator.store.database.schema import METADATA, REVISION, VERSION_TABLE
+from orchestrator.store.sql_store import SqlStore
 from tests.contract import postgres
 from tests.contract.processes import begin, lines, workers
 from tests.support.stores import START_S, submit, with_tenants

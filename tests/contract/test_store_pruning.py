@@ -13,9 +13,9 @@ from orchestrator.queue.errors import NotLeader, UnknownJob
 from orchestrator.queue.records import Job, QueueEvent
 from orchestrator.queue.states import Reason, State
 from orchestrator.queue.store import Store, SubmissionKey
-from orchestrator.store.engine import open_database
-from orchestrator.store.schema import EVENTS, JOBS, KEYS, LEASES, SPECS
-from orchestrator.store.sqlstore import SqlStore
+from orchestrator.store.database.engine import open_database
+from orchestrator.store.database.schema import EVENTS, JOBS, KEYS, LEASES, SPECS
+from orchestrator.store.sql_store import SqlStore
 from tests.support.stores import RUN, START_S, go, lead, new, step, submit, with_tenants
 
 DAY_S = 86_400.0

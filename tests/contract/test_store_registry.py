@@ -8,8 +8,8 @@ import pytest
 
 from orchestrator.queue.errors import NameTaken, UnknownToken
 from orchestrator.queue.records import NodeOrder, NodeRule, QueueEvent, Role, Token
-from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.store import Store
+from orchestrator.queue.tenants import Tenant
 from tests.support.stores import START_S, submit
 
 TOKEN = Token("anna", "ab12", Role.MEMBER, "a", START_S)

@@ -19,8 +19,8 @@ from orchestrator.queue.records import Job, QueueEvent
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Change, Store, SubmissionKey
 from orchestrator.store import open_store
-from orchestrator.store.engine import open_database
-from orchestrator.store.sqlstore import SqlStore
+from orchestrator.store.database.engine import open_database
+from orchestrator.store.sql_store import SqlStore
 from tests.contract import postgres
 from tests.contract.processes import begin, lines, workers
 from tests.support.stores import START_S, at_once, lead, new, step, submit, with_tenants

@@ -13,9 +13,9 @@ from sqlalchemy import Engine, event
 from orchestrator.queue.records import Measured
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Change, Filter, SubmissionKey
-from orchestrator.store.engine import open_database
-from orchestrator.store.schema import METADATA
-from orchestrator.store.sqlstore import SqlStore
+from orchestrator.store.database.engine import open_database
+from orchestrator.store.database.schema import METADATA
+from orchestrator.store.sql_store import SqlStore
 from tests.support.stores import RUN, START_S, go, lead, new, step, submit, with_tenants
 
 KEY = SubmissionKey("anna", "key", "digest")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.http.ownership import Ownership
 from orchestrator.queue.errors import UnknownJob, UnreadableJob
 from orchestrator.queue.records import Role
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Store
-from orchestrator.server.ownership import Ownership
-from orchestrator.service.caller import Caller
-from orchestrator.service.parents import Parents
+from orchestrator.service.admission.parents import Parents
+from orchestrator.service.context.caller import Caller
 from orchestrator.store import open_store
 from tests.support.stores import RUN, START_S, go, lead, new, step, submit, with_tenants
 

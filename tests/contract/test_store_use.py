@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 
 from cluster.capacity.gang import Gang
+from orchestrator.controller.fair_share import counts_since_s, used_of
 from orchestrator.queue.months import by_month, month_around, month_of, totals_of
 from orchestrator.queue.records import Move
-from orchestrator.queue.shares import counts_since_s, used_of
 from orchestrator.queue.states import Reason, State
 from orchestrator.queue.store import Store
 from tests.support.stores import lead, new, step

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from cluster.errors import FleetuneError, StorageError
-from orchestrator.service import runmetrics
-from orchestrator.service.admission import admit
-from orchestrator.service.runfiles import RunFiles
+from orchestrator.service.admission.admit import admit
+from orchestrator.service.observability import run_metrics as runmetrics
+from orchestrator.service.observability.run_files import RunFiles
 from tests.support.service import ANNA, ServiceWorld, command, queue
 
 MOST_CPU_S = 0.5  # ten times what is aimed at: the machine may be slow

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.discovery import local_server
+from orchestrator.client.discovery import local_server
 from tests.support.gangs import ROOT
 from tests.support.processes import process_lives, wait_for
 

@@ -27,11 +27,11 @@ from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths, prepared_root
 from jobs.storage import files as storage
 from jobs.storage.listing import listing
-from orchestrator.cli.gc import gc
-from orchestrator.gc import act
-from orchestrator.gc.act import carry_out
-from orchestrator.gc.look import look
+from orchestrator.cli.commands.gc import gc
+from orchestrator.gc import remove as act
 from orchestrator.gc.plan import plan_gc
+from orchestrator.gc.remove import carry_out
+from orchestrator.gc.scan import look
 from orchestrator.gc.values import Bounds, Goes
 from orchestrator.queue.states import State
 from tests.support.cutstorage import Cut, changes

@@ -11,7 +11,7 @@ from jobs.drivers.link.messages import Beat
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, State, Wanted
 from orchestrator.queue.store import Change
-from orchestrator.service import driving
+from orchestrator.service import drivers as driving
 from tests.support.service import ServiceWorld, command, finetune, queue
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.controller.keeping import Keeper
+from orchestrator.controller.leadership import Leading
 from orchestrator.queue.clock import SystemClock
 from orchestrator.queue.errors import NotLeader
-from orchestrator.queue.keeping import Keeper
-from orchestrator.queue.leading import Leading
 from orchestrator.queue.store import Store
 from orchestrator.store import open_store
 

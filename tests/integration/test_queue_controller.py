@@ -10,11 +10,11 @@ from cluster.backend import Launch, Phase
 from cluster.capacity.inventory import Growth, Node, NodeType
 from cluster.errors import BackendUnreachable, SpecError
 from cluster.testing import FakeBackend
-from orchestrator.queue.growing import Wish
+from orchestrator.controller.autoscaler_demand import Wish
 from orchestrator.queue.records import Job, NodeOrder, NodeRule
-from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.states import Reason, State, Wanted
 from orchestrator.queue.store import Change
+from orchestrator.queue.tenants import Tenant
 from tests.support.queueworld import QueueWorld, launch_of, new
 
 

@@ -17,9 +17,9 @@ from cluster.capacity.gang import Gang
 from cluster.testing import FakeBackend, double_runs, most_gpus, served
 from orchestrator.queue.errors import JobEnded
 from orchestrator.queue.records import NewJob
-from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.states import ENDED, State, Wanted
 from orchestrator.queue.store import Change, Store
+from orchestrator.queue.tenants import Tenant
 from orchestrator.store import open_store
 from tests.support.queueservers import TERM_S, Servers, servers
 from tests.support.queueworld import new

@@ -12,8 +12,8 @@ from orchestrator.queue.errors import Forbidden, NotReleasable
 from orchestrator.queue.records import Role
 from orchestrator.queue.states import State, Wanted
 from orchestrator.queue.store import Change
-from orchestrator.service.caller import Caller
-from orchestrator.service.launching import launch_of
+from orchestrator.service.context.caller import Caller
+from orchestrator.service.launch import launch_of
 from orchestrator.service.releasing import release
 from tests.support.service import ANNA, ServiceWorld, command
 

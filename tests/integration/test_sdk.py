@@ -15,11 +15,11 @@ import pytest
 from cluster.errors import SpecError
 from jobs.spec.command import CommandSpec
 from orchestrator import Client, JobCancelled, JobFailed
-from orchestrator.connection import NoServer
+from orchestrator.client.connection import NoServer
+from orchestrator.client.queue_reader import QueueReader
 from orchestrator.pages.queue import in_order
 from orchestrator.queue.errors import JobEnded, KeyReused, ParentFailed, UnknownJob, UnknownTenant
 from orchestrator.queue.states import State
-from orchestrator.queuereading import QueueReader
 from tests.support.processes import free_port, wait_for
 from tests.support.server import Server, server
 

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from orchestrator.controller.set_aside import KIND as SET_ASIDE
 from orchestrator.queue.records import QueueEvent
-from orchestrator.queue.setaside import KIND as SET_ASIDE
-from orchestrator.service.driverkey import attempt_token
+from orchestrator.service.context.identity import attempt_token
 from orchestrator.store import open_store
 from tests.support.processes import wait_for
 from tests.support.server import Server, server, spec

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from orchestrator.service.driverkey import attempt_token
+from orchestrator.service.context.identity import attempt_token
 from orchestrator.store import open_store
 from tests.support.processes import wait_for
 from tests.support.server import Server, server, spec

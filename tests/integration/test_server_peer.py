@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.server.peer import user_of
+from orchestrator.http.peer import user_of
 from tests.support.server import Server, server
 
 NOBODY = 65534

@@ -17,12 +17,12 @@ from cluster.errors import CapacityError, FleetuneError, SpecError
 from jobs.storage.locations import PROTOCOLS
 from orchestrator.queue.errors import Forbidden, ParentFailed, QueueError, UnknownJob, UnknownTenant
 from orchestrator.queue.records import Role
-from orchestrator.queue.restrictions import Restrictions, Tenant
 from orchestrator.queue.states import State
-from orchestrator.service.admission import admit
-from orchestrator.service.caller import ANYBODY, Caller
-from orchestrator.service.clients import check_client
-from orchestrator.service.readable import NotReadable
+from orchestrator.queue.tenants import Restrictions, Tenant
+from orchestrator.service.admission.admit import admit
+from orchestrator.service.admission.clients import check_client
+from orchestrator.service.admission.shared_paths import NotReadable
+from orchestrator.service.context.caller import ANYBODY, Caller
 from tests.support.queueworld import START_S
 from tests.support.service import ANNA, BERT, VERA, ServiceWorld, command, finetune, queue
 from tests.support.stores import go

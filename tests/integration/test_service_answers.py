@@ -14,14 +14,14 @@ from cluster.capacity.inventory import Growth, Node, NodeType
 from orchestrator.api import NodeOrderSent, QuotaSent, TenantSent
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownJob, UnknownNode
 from orchestrator.queue.records import Job, Measured
-from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.states import Reason, State, Wanted
 from orchestrator.queue.store import Change
-from orchestrator.scheduling.forecast import rough_start
+from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling.forecast.expected_start import rough_start
+from orchestrator.scheduling.forecast.why import why
 from orchestrator.scheduling.policy import DEFAULT
-from orchestrator.scheduling.why import why
 from orchestrator.service import nodes, tenants
-from orchestrator.service.explain import Explainer
+from orchestrator.service.observability.explain import Explainer
 from tests.support.queueworld import START_S, new
 from tests.support.service import ANNA, ANYBODY, BERT, ServiceWorld, command, queue
 from tests.support.stores import go

@@ -16,6 +16,7 @@ import pytest
 from cluster.settings import driver_place
 from cluster.testing import FakeClock
 from jobs.drivers.link.messages import Beat, Order, Register
+from orchestrator.controller.node_failures import FAULTY, REPORTED, Incident, dumped, loaded
 from orchestrator.queue.errors import (
     AttemptOver,
     NotYourAttempt,
@@ -26,12 +27,13 @@ from orchestrator.queue.errors import (
 from orchestrator.queue.records import Job, Measured, NodeOrder
 from orchestrator.queue.states import ENDED, Reason, State, Wanted
 from orchestrator.queue.store import Change
-from orchestrator.queue.suspicion import FAULTY, REPORTED, Incident, dumped, loaded
-from orchestrator.service import clients, driving, followups
-from orchestrator.service.beats import Beats
-from orchestrator.service.driverkey import DriverKey
-from orchestrator.service.launching import attempt_token, launch_of
-from orchestrator.service.surroundings import Surroundings
+from orchestrator.service import drivers as driving
+from orchestrator.service.admission import clients
+from orchestrator.service.admission import follow_ups as followups
+from orchestrator.service.context.context import Surroundings
+from orchestrator.service.context.heartbeats import Beats
+from orchestrator.service.context.identity import DriverKey
+from orchestrator.service.launch import attempt_token, launch_of
 from orchestrator.store import open_store
 from tests.support.processes import wait_for
 from tests.support.queueworld import START_S, new

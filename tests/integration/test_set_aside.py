@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.queue import controller
+from orchestrator.controller import controller
+from orchestrator.controller.set_aside import KIND, without_faulty
 from orchestrator.queue.records import Job
-from orchestrator.queue.setaside import KIND, without_faulty
 from orchestrator.queue.states import State
 from tests.support.queuejobs import job
 from tests.support.queueworld import QueueWorld, new

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from cluster.testing import FakeBackend
 from orchestrator.api import NodeOrderSent
+from orchestrator.controller.node_failures import BY
 from orchestrator.queue.records import NodeOrder
 from orchestrator.queue.states import State
-from orchestrator.queue.suspicion import BY
 from orchestrator.service import nodes
-from orchestrator.service.caller import ANYBODY
-from orchestrator.service.explain import Explainer
+from orchestrator.service.context.caller import ANYBODY
+from orchestrator.service.observability.explain import Explainer
 from tests.support.queueworld import QueueWorld, new
 from tests.support.service import ServiceWorld
 

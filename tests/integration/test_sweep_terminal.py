@@ -23,7 +23,7 @@ from jobs.spec.load import dump_spec
 from jobs.storage.files import write_bytes
 from jobs.training.mailbox import Answer
 from orchestrator.cli.edge import progress_of
-from orchestrator.cli.sweeptable import SweepTable, table_or_lines
+from orchestrator.cli.sweep_table import SweepTable, table_or_lines
 from tests.support.processes import wait_for
 from tests.unit.test_search_spec import BASE, sweep_of
 

@@ -13,12 +13,15 @@ import pytest
 from jobs.drivers.link.messages import Register
 from orchestrator.api import RestrictionsSent, TenantSent
 from orchestrator.queue.errors import Forbidden, QueueError, StoreBroken, TooManyQueued
-from orchestrator.queue.restrictions import Restrictions, Tenant
 from orchestrator.queue.states import State, Wanted
 from orchestrator.queue.store import Change, Filter
-from orchestrator.service import driving, followups, limits, tenants
-from orchestrator.service.admission import admit
-from orchestrator.service.explain import Explainer
+from orchestrator.queue.tenants import Restrictions, Tenant
+from orchestrator.service import drivers as driving
+from orchestrator.service import tenants
+from orchestrator.service.admission import follow_ups as followups
+from orchestrator.service.admission import limits
+from orchestrator.service.admission.admit import admit
+from orchestrator.service.observability.explain import Explainer
 from orchestrator.service.usage import UsageMonths
 from tests.support.queueworld import START_S
 from tests.support.service import ANNA, ANYBODY, ServiceWorld, command, queue

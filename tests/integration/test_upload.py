@@ -18,8 +18,8 @@ from jobs.storage import files as storage
 from jobs.storage.listing import listing
 from jobs.storage.upload import upload
 from jobs.storage.upload_plan import plan_upload
-from orchestrator.cli.upload import Progress
-from orchestrator.cli.upload import upload as command
+from orchestrator.cli.commands.upload import Progress
+from orchestrator.cli.commands.upload import upload as command
 from tests.support.cutstorage import Cut, changes
 
 pytestmark = pytest.mark.usefixtures("own_protocols")

@@ -9,7 +9,7 @@ from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory, Node
 from orchestrator.queue.records import Job, NewJob, NodePlaces
 from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State
-from orchestrator.store.steps import submitted
+from orchestrator.store.job_changes import submitted
 
 NOW_S = 1_000_000.0
 

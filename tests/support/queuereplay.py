@@ -7,13 +7,13 @@ from dataclasses import replace
 from itertools import groupby
 
 from cluster.capacity.inventory import Inventory
-from orchestrator.queue.ledger import Cluster, snapshot
+from orchestrator.controller.fair_share import used_of
+from orchestrator.controller.ledger import Cluster, snapshot
 from orchestrator.queue.records import Job, Lease
-from orchestrator.queue.restrictions import Tenant
-from orchestrator.queue.shares import used_of
 from orchestrator.queue.states import Reason, State
-from orchestrator.scheduling.decisions import Start
-from orchestrator.scheduling.plan import plan
+from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling.plan.decisions import Start
+from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
 
 

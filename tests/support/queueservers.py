@@ -20,12 +20,12 @@ from cluster.capacity.inventory import Inventory, Node
 from cluster.local.backend import LocalBackend
 from cluster.ray.backend import RayJobsBackend
 from cluster.testing import FakeBackend, ServedCluster
+from orchestrator.controller.controller import Controller
+from orchestrator.controller.leadership import Leading
 from orchestrator.queue.clock import SystemClock
-from orchestrator.queue.controller import Controller
-from orchestrator.queue.leading import Leading
-from orchestrator.queue.loop import run_passes
 from orchestrator.queue.records import Job
 from orchestrator.queue.timing import Timing
+from orchestrator.server.control_loop import run_passes
 from orchestrator.store import open_store
 from tests.support.queueworld import launch_of
 

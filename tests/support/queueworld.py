@@ -9,13 +9,13 @@ from cluster.backend import Backend, Launch
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Growth, Inventory, Node
 from cluster.testing import FakeBackend, FakeClock, FakeCluster, double_runs, most_gpus
+from orchestrator.controller.controller import Controller, LaunchOf
+from orchestrator.controller.leadership import Leading
 from orchestrator.queue.clock import Clock
-from orchestrator.queue.controller import Controller, LaunchOf
-from orchestrator.queue.leading import Leading
 from orchestrator.queue.records import Job, Measured, NewJob
-from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
 from orchestrator.queue.store import Store
+from orchestrator.queue.tenants import Tenant
 from orchestrator.queue.timing import Timing
 from orchestrator.store import open_store
 

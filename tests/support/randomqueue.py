@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from cluster.capacity.inventory import Node
-from orchestrator.queue.restrictions import Quota, Tenant
+from orchestrator.queue.tenants import Quota, Tenant
 from orchestrator.scheduling.policy import DEFAULT, POLICIES
 from orchestrator.scheduling.snapshot import Snapshot, Window
 from tests.support.scheduling import HOUR, NOW_S, Job, snapshot

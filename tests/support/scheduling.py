@@ -15,11 +15,11 @@ import numpy as np
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory, Node
 from cluster.capacity.occupancy import Occupancy, Placement
-from orchestrator.queue.restrictions import Tenant
-from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Start
+from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling.job_table import HELD, RUNNING, WAITING, JobTable
+from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Start
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.snapshot import Snapshot, Window
-from orchestrator.scheduling.table import HELD, RUNNING, WAITING, JobTable
 
 NOW_S = 10_000_000.0
 HOUR = 3600.0

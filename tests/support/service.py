@@ -7,11 +7,11 @@ from typing import Any
 
 from cluster.capacity.inventory import Growth
 from orchestrator.queue.records import Job, Role
-from orchestrator.queue.restrictions import Restrictions, Tenant
-from orchestrator.service.admission import admit
-from orchestrator.service.caller import ANYBODY, Caller
-from orchestrator.service.launching import launch_of
-from orchestrator.service.surroundings import Surroundings
+from orchestrator.queue.tenants import Restrictions, Tenant
+from orchestrator.service.admission.admit import admit
+from orchestrator.service.context.caller import ANYBODY, Caller
+from orchestrator.service.context.context import Surroundings
+from orchestrator.service.launch import launch_of
 from tests.support.queueworld import NO_GROWTH, QueueWorld
 
 ANNA, BERT, VERA = Caller("anna", Role.MEMBER, "a"), Caller("bert", Role.MEMBER, "b"), Caller("vera", Role.VIEWER, "a")

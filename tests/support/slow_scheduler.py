@@ -11,10 +11,10 @@ from itertools import chain, combinations
 
 from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import Placement
-from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Reservation, Start
+from orchestrator.scheduling.job_table import NOBODY, RUNNING, WAITING
+from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Reservation, Start
 from orchestrator.scheduling.policy import Order, Policy
 from orchestrator.scheduling.snapshot import Snapshot
-from orchestrator.scheduling.table import NOBODY, RUNNING, WAITING
 from tests.support.scheduling import Machine, placement_in, type_of
 
 

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from cluster.capacity.gang import Gang
 from orchestrator.queue.records import Job, Move, NewJob, NodePlaces
-from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.states import Reason, State
 from orchestrator.queue.store import Store
+from orchestrator.queue.tenants import Tenant
 
 Result = TypeVar("Result")
 

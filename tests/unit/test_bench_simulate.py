@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench import simulate as bench
-from orchestrator.scheduling.forecast import Expected
+from orchestrator.scheduling.forecast.expected_start import Expected
 from orchestrator.simulate.trace import read_trace
 from orchestrator.simulate.values import Setup
 

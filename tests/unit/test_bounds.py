@@ -12,7 +12,7 @@ from cluster.capacity.occupancy import Occupancy
 from cluster.errors import SpecError
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
-from orchestrator.service.specs import checked
+from jobs.spec.received import checked
 from tests.support.queuejobs import inventory
 from tests.support.service import command, finetune
 

@@ -22,7 +22,7 @@ from jobs.run.outcome import Outcome, Status, event
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec, load_spec
 from orchestrator.cli.edge import edge
-from orchestrator.cli.helpgroups import SYNONYMS
+from orchestrator.cli.help_groups import SYNONYMS
 
 # Scripts depend on these: whoever changes the list changes CHANGELOG.md too.
 COMMANDS = {
@@ -358,7 +358,7 @@ def test_a_command_that_used_torch_leaves_with_its_code_what_it_printed_and_its_
     (tmp_path / "torch.py").touch()
     program = """if True:
         import atexit, sys, threading
-        import torch, orchestrator.cli.app, orchestrator.entry
+        import torch, orchestrator.cli.app, orchestrator.cli.entry
 
         def ends_with(code):
             print("said", end="")
@@ -367,7 +367,7 @@ def test_a_command_that_used_torch_leaves_with_its_code_what_it_printed_and_its_
         atexit.register(print, " last")
         orchestrator.cli.app.main = lambda: ends_with(75)
         threading.Thread(target=threading.Event().wait).start()  # an interpreter would wait for it for ever
-        orchestrator.entry.main()
+        orchestrator.cli.entry.main()
     """
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60)

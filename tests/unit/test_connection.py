@@ -13,8 +13,8 @@ import pytest
 
 from cluster.errors import CapacityError, FleetuneError, InputError
 from orchestrator.api import JobPage, Me, Priority, Problem
-from orchestrator.connection import Connection, NoServer, NotAServer, ServerError, TokenRefused, checked_url
-from orchestrator.discovery import connected, token_here
+from orchestrator.client.connection import Connection, NoServer, NotAServer, ServerError, TokenRefused, checked_url
+from orchestrator.client.discovery import connected, token_here
 from orchestrator.queue.errors import JobEnded, UnknownJob
 
 ME = {"name": "anna", "role": "member", "tenant": "vision", "tokens_needed": True}

@@ -17,7 +17,7 @@ from jobs.data.quality.report import DataReport, Example, Finding, Histogram, Lo
 from orchestrator.pages import data as datapage
 from orchestrator.pages import svg
 from orchestrator.pages.data import page
-from orchestrator.pages.datahtml import html
+from orchestrator.pages.data_html import html
 
 NOW = datetime.datetime(2026, 11, 24, 12, 5, tzinfo=datetime.UTC)
 SVG = "{http://www.w3.org/2000/svg}"

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_GPUS_PER_WORKER, MOST_OF_A_GANG, MOST_WORKERS, Gang
 from cluster.capacity.inventory import Inventory, Node
 from jobs.spec.queue import MOST_PRIORITY, MOST_RUNTIME_S
-from orchestrator.queue.growing import wish
-from orchestrator.queue.ledger import Cluster, orders, snapshot
+from orchestrator.controller.autoscaler_demand import wish
+from orchestrator.controller.ledger import Cluster, orders, snapshot
 from orchestrator.queue.records import Job
-from orchestrator.queue.restrictions import Tenant
 from orchestrator.queue.states import State
-from orchestrator.scheduling.plan import plan
+from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import DEFAULT
 from tests.support.queuejobs import NOW_S, job
 

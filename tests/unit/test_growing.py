@@ -16,12 +16,12 @@ from cluster.capacity.inventory import Growth, Inventory, Node, NodeType
 from cluster.errors import BackendUnreachable, CapacityError, InputError, MachinesFailed
 from cluster.ray.autoscaler import Autoscaler, config_file, growth_of, read_growth
 from cluster.ray.raylets import Process
-from orchestrator.queue.growing import Wish, growth_words, wish
-from orchestrator.queue.ledger import Cluster
-from orchestrator.queue.restrictions import Tenant
+from orchestrator.controller.autoscaler_demand import Wish, growth_words, wish
+from orchestrator.controller.ledger import Cluster
 from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.policy import DEFAULT
-from orchestrator.server.wishing import Wishing
+from orchestrator.server.autoscaler_updates import Wishing
 from tests.support.queuejobs import NOW_S, inventory, job
 
 CONFIG = {

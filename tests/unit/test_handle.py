@@ -10,10 +10,10 @@ import pytest
 
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths
-from orchestrator.connection import Connection
-from orchestrator.handle import JobHandle
+from orchestrator.client.connection import Connection
+from orchestrator.client.handle import JobHandle
+from orchestrator.client.result import JobCancelled
 from orchestrator.queue.states import State
-from orchestrator.result import JobCancelled
 from tests.support.jobviews import job
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from jobs.errors import InputError
 from orchestrator.api import JobPage, JobView, Problem
-from orchestrator.connection import Connection
-from orchestrator.jobref import find_job
+from orchestrator.client.connection import Connection
+from orchestrator.client.lookup import find_job
 from orchestrator.queue.errors import UnknownJob
 from tests.support.jobviews import job
 

@@ -10,8 +10,8 @@ from jobs.errors import SpecError
 from jobs.spec.command import CommandSpec
 from jobs.spec.labels import label_value, labelled
 from jobs.spec.queue import LONGEST_LABEL, Queue
+from orchestrator.client.spec_names import named
 from orchestrator.pages.queue import label_words
-from orchestrator.specnames import named
 
 
 def command(**more: object) -> CommandSpec:

@@ -19,8 +19,8 @@ from jobs.storage import locations as location
 from jobs.storage.listing import listing
 from jobs.storage.locations import form_problem, is_under_any, problem
 from orchestrator.queue.errors import QueueError
+from orchestrator.service.observability.run_files import RunFiles
 from orchestrator.service.roots import check_run, outside
-from orchestrator.service.runfiles import RunFiles
 from tests.support.queuejobs import job
 
 EVERY = sorted({*fsspec.available_protocols(), *known_implementations, "local", "memory", "data"})

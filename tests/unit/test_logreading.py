@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.api import JobView, LogPart, LogSources
-from orchestrator.cli.logs import print_logs
+from orchestrator.cli.log_printing import print_logs
 from orchestrator.queue.states import State
 from tests.support.jobviews import job
 

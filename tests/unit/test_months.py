@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from cluster.capacity.gang import Gang
-from orchestrator.queue.ledger import Cluster, orders, snapshot
+from orchestrator.controller.ledger import Cluster, orders, snapshot
 from orchestrator.queue.months import MonthTotal, MonthUse, by_month, month_around, month_of, spent, totals_of
 from orchestrator.queue.records import Job, Lease
-from orchestrator.queue.restrictions import Restrictions, Tenant
 from orchestrator.queue.states import State
-from orchestrator.scheduling.plan import plan
+from orchestrator.queue.tenants import Restrictions, Tenant
+from orchestrator.scheduling.plan.plan import plan
 from tests.support.queuejobs import NOW_S, inventory, job
 
 HOUR_S = 3600.0

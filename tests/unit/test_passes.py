@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 from cluster.errors import BackendUnreachable
-from orchestrator.server.metrics import Meters
+from orchestrator.http.metrics import Meters
 from orchestrator.server.passes import Passes
 
 

@@ -8,7 +8,7 @@ from cluster.capacity.feasibility import check_can_ever_fit, workers_that_fit
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory, Node
 from cluster.errors import CapacityError
-from orchestrator.queue.restrictions import Quota, Tenant
+from orchestrator.queue.tenants import Quota, Tenant
 from orchestrator.scheduling.quota import check_within_limit
 
 A100S = Inventory(tuple(Node(f"n{number}", cpus=32, gpus=8, accelerator_type="A100") for number in range(2)))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.discovery import local_server
-from orchestrator.embedded import LEFT_S, NotStarted, Presence, embedded_url
+from orchestrator.client.discovery import local_server
+from orchestrator.client.embedded_server import LEFT_S, NotStarted, Presence, embedded_url
 
 
 def locks(home: Path) -> set[str]:

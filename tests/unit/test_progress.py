@@ -14,7 +14,7 @@ from jobs.run.outcome import event
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress, PlainProgress, Progress, duration, step_line
 from jobs.storage.journal import JournalWriter
-from orchestrator.cli.bar import BarProgress
+from orchestrator.cli.progress_bar import BarProgress
 
 LONG_AGO = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 

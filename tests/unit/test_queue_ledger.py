@@ -8,12 +8,12 @@ import pytest
 
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory
-from orchestrator.queue.ledger import Cluster, Orders, Promises, kept, orders, snapshot
+from orchestrator.controller.fair_share import Shares, used_of
+from orchestrator.controller.ledger import Cluster, Orders, Promises, kept, orders, snapshot
 from orchestrator.queue.records import Job, Lease
-from orchestrator.queue.restrictions import Tenant
-from orchestrator.queue.shares import Shares, used_of
 from orchestrator.queue.states import Reason, State, Wanted
-from orchestrator.scheduling.plan import plan
+from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling.plan.plan import plan
 from tests.support.queuejobs import NOW_S, inventory, job
 
 A = (Tenant("a"),)

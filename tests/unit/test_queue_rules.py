@@ -11,8 +11,8 @@ from cluster.backend import Phase, Submission
 from orchestrator.queue.advice import advice
 from orchestrator.queue.records import Job
 from orchestrator.queue.retry import BUDGETS, landing, may_start_at_s, why_ended
-from orchestrator.queue.rules import Seen, next_move
 from orchestrator.queue.states import ENDED, MAY_GO_TO, Reason, State, Wanted
+from orchestrator.queue.transitions import Seen, next_move
 from tests.support.queuejobs import NOW_S, job
 
 

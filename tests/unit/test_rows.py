@@ -12,12 +12,12 @@ from bench.schedule import NOW_S as BENCH_NOW_S
 from bench.schedule import TENANTS, rows_of, waiting_job
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory, Node
-from orchestrator.queue.restrictions import Tenant
-from orchestrator.scheduling.decisions import Start
-from orchestrator.scheduling.plan import plan
-from orchestrator.scheduling.rows import ROW, snapshot_of
+from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling.job_table import HELD, RUNNING, WAITING
+from orchestrator.scheduling.plan.decisions import Start
+from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.snapshot import Snapshot
-from orchestrator.scheduling.table import HELD, RUNNING, WAITING
+from orchestrator.scheduling.snapshot_rows import ROW, snapshot_of
 
 INVENTORY = Inventory((Node("n1", 32, 8, "A100"), Node("n2", 32, 8, "H100")))
 USUAL = dict.fromkeys(ROW) | {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.simulate.schedule import schedule_csv, write_schedule
+from orchestrator.simulate.schedule_csv import schedule_csv, write_schedule
 from orchestrator.simulate.values import Ended, Setup, Simulated, Stretch, TraceJob
 from tests.support.schedulecheck import check_schedule
 

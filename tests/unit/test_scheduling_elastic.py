@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.capacity.inventory import Node
-from orchestrator.queue.restrictions import Tenant
-from orchestrator.scheduling.decisions import Cause, Interrupt, Start
-from orchestrator.scheduling.plan import plan
+from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling.forecast.queue_simulation import Attempt, Measuring, World
+from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Start
+from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.scheduling.snapshot import Window
-from orchestrator.scheduling.world import Attempt, Measuring, World
 from tests.support.randomqueue import PLAIN, PREEMPTING, Drawn, drawn, many
 from tests.support.scheduling import HOUR, NOW_S, Job, carry_out, nodes, snapshot, violations
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from cluster.capacity.free_slots import FreeSlots
 from cluster.capacity.gang import Gang
-from orchestrator.queue.restrictions import Tenant
-from orchestrator.scheduling.decisions import Cause, Interrupt, Plan, Start
-from orchestrator.scheduling.plan import plan
+from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling.forecast.queue_simulation import Attempt, Measuring, World
+from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Start
+from orchestrator.scheduling.plan.plan import plan
+from orchestrator.scheduling.plan.preemption import room_for
+from orchestrator.scheduling.plan.victims import Victims
 from orchestrator.scheduling.policy import DEFAULT, Policy
-from orchestrator.scheduling.room import room_for
-from orchestrator.scheduling.standing import standing
-from orchestrator.scheduling.victims import Victims
-from orchestrator.scheduling.world import Attempt, Measuring, World
+from orchestrator.scheduling.ranking import standing
 from tests.support.randomqueue import PLAIN, PREEMPTING, QUICK, Drawn, drawn, few, many
 from tests.support.scheduling import HOUR, NOW_S, Job, carry_out, cluster, nodes, said, snapshot, violations
 from tests.support.slow_scheduler import Standings, machines_of, may_be_victim, place, rooms, slow_plan

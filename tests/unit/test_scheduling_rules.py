@@ -9,14 +9,14 @@ import pytest
 
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Node
-from orchestrator.queue.restrictions import Tenant
-from orchestrator.scheduling.decisions import Cause, Interrupt, Start
-from orchestrator.scheduling.plan import plan
+from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling.forecast.queue_simulation import TICK_S, Attempt, Measuring, World
+from orchestrator.scheduling.job_table import RUNNING
+from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Start
+from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, POLICIES, Policy
+from orchestrator.scheduling.ranking import standing
 from orchestrator.scheduling.snapshot import Window
-from orchestrator.scheduling.standing import standing
-from orchestrator.scheduling.table import RUNNING
-from orchestrator.scheduling.world import TICK_S, Attempt, Measuring, World
 from tests.support.scheduling import HOUR, NOW_S, Job, carry_out, cluster, nodes, said, snapshot
 
 EASY, FIFO, FAIR = POLICIES["easy"], POLICIES["fifo"], POLICIES["fair"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.http import auth
 from orchestrator.queue.errors import Forbidden
 from orchestrator.queue.records import Role, Token
-from orchestrator.server import auth, tokenrules
-from orchestrator.service.caller import ANYBODY
+from orchestrator.service import tokens as tokenrules
+from orchestrator.service.context.caller import ANYBODY
 from orchestrator.store import open_store
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
+from orchestrator.http.auth import Tokens
+from orchestrator.http.failures import MOST, WINDOW_S, Failures, TooManyFailures, address_of
+from orchestrator.http.gate import MOST_BYTES_ELSEWHERE, MOST_BYTES_OF_DRIVER, Gate
+from orchestrator.http.metrics import Meters
+from orchestrator.http.scrub import Scrubber
 from orchestrator.queue.records import Role
-from orchestrator.server import tokenrules
-from orchestrator.server.auth import Tokens
-from orchestrator.server.failures import MOST, WINDOW_S, Failures, TooManyFailures, address_of
-from orchestrator.server.gate import MOST_BYTES_ELSEWHERE, MOST_BYTES_OF_DRIVER, Gate
-from orchestrator.server.metrics import Meters
-from orchestrator.server.scrub import Scrubber
-from orchestrator.service.driverkey import DriverKey, attempt_token, signature_of
+from orchestrator.service import tokens as tokenrules
+from orchestrator.service.context.identity import DriverKey, attempt_token, signature_of
 from orchestrator.store import open_store
 
 

@@ -11,12 +11,12 @@ import pytest
 from fastapi import FastAPI
 
 from cluster.errors import BackendUnreachable, FleetuneError, RunFailed, SpecError
+from orchestrator.http.auth import Tokens
+from orchestrator.http.errors import handle
+from orchestrator.http.gate import Gate
+from orchestrator.http.metrics import Meters
+from orchestrator.http.scrub import Scrubber
 from orchestrator.queue.errors import NotLeader, StoreBroken
-from orchestrator.server.auth import Tokens
-from orchestrator.server.gate import Gate
-from orchestrator.server.metrics import Meters
-from orchestrator.server.problems import handle
-from orchestrator.server.scrub import Scrubber
 from orchestrator.store import open_store
 
 

@@ -8,8 +8,8 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from orchestrator.api import NodeOrderSent, Priority, Submission, TenantSent, TokenSent
+from orchestrator.http.errors import shape_message
 from orchestrator.queue.states import State
-from orchestrator.server.problems import shape_message
 
 
 def said_of(model: type[BaseModel], value: Any) -> str:

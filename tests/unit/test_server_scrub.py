@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 import pytest
 
-from orchestrator.server.output import Output
-from orchestrator.server.scrub import HIDDEN, Scrubber, without_secrets
+from orchestrator.http.scrub import HIDDEN, Scrubber, without_secrets
+from orchestrator.server.console import Output
 
 AWKWARD = 'p"a\\ss wörd/1&x'
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from orchestrator.http.routing import named
 from orchestrator.queue.records import Role, UnreadableRow
-from orchestrator.server.serving import named
-from orchestrator.service.caller import Caller
+from orchestrator.service.context.caller import Caller
 
 
 def test_an_admin_sees_all_rows_that_are_set_aside_and_a_member_the_own_jobs() -> None:

@@ -15,10 +15,10 @@ from cluster.errors import StorageError
 from cluster.testing import FakeBackend, FakeClock, FakeCluster
 from orchestrator.queue.errors import QueueError, UnknownSource
 from orchestrator.queue.records import Job
-from orchestrator.queue.restrictions import Restrictions, Tenant
 from orchestrator.queue.states import State
-from orchestrator.service import logs
-from orchestrator.service.surroundings import Surroundings
+from orchestrator.queue.tenants import Restrictions, Tenant
+from orchestrator.service.context.context import Surroundings
+from orchestrator.service.observability import logs
 from tests.support.queuejobs import job
 
 

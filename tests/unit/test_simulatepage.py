@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from cluster.errors import InputError
 from orchestrator.cli import app as cli
-from orchestrator.cli.simulate import as_json, check_setup, check_targets, shown_progress
-from orchestrator.pages import svg, svgarea
+from orchestrator.cli.commands.simulate import as_json, check_setup, check_targets, shown_progress
+from orchestrator.pages import svg
+from orchestrator.pages import svg_areas as svgarea
 from orchestrator.simulate.figures import figures
 from orchestrator.simulate.page import headline, page
 from orchestrator.simulate.report import report

@@ -8,9 +8,9 @@ import pytest
 
 from cluster.errors import CapacityError, SpecError
 from jobs.spec.command import CommandSpec
-from orchestrator.client import asking
+from orchestrator.client.client import asking
+from orchestrator.client.spec_names import Named, named, of_one, with_names
 from orchestrator.queue.errors import UnknownJob
-from orchestrator.specnames import Named, named, of_one, with_names
 
 ONE = CommandSpec(kind="command", name="one", command=("true",))
 

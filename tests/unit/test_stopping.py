@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster.errors import BackendUnreachable
 from cluster.testing import FakeBackend
-from orchestrator.queue.stopping import Stops
+from orchestrator.controller.stopping import Stops
 
 
 class Counts(FakeBackend):

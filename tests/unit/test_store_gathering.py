@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from orchestrator.store.gathering import MOST, Call, Gathering
+from orchestrator.store.group_commit import MOST, Call, Gathering
 
 
 class Doubling:

@@ -34,7 +34,7 @@ TUNING = (
     "jobs/search/tuning/trainable.py",
     "jobs/search/tuning/tuner.py",
 )
-SERVING = ("orchestrator/server/", "orchestrator/store/")
+SERVING = ("orchestrator/http/", "orchestrator/server/", "orchestrator/store/")
 HOMES = {
     "ray": (
         *TRAINING,
@@ -60,7 +60,7 @@ HOMES = {
     "prometheus_client": SERVING,
     "sqlalchemy": SERVING,
     "alembic": SERVING,
-    "pandas": (*TRAINING, "orchestrator/handle.py"),
+    "pandas": (*TRAINING, "orchestrator/client/handle.py"),
 }
 LIGHT_MODULES = (
     "orchestrator.cli.app",

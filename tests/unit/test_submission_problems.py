@@ -6,7 +6,7 @@ import pytest
 
 from cluster.errors import CapacityError, InputError, SpecError
 from orchestrator.queue.errors import QueueError, UnknownTenant
-from orchestrator.service.problems import Problems
+from orchestrator.service.admission.problems import Problems
 
 
 def told(problems: Problems) -> InputError:

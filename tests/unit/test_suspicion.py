@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from cluster.capacity.inventory import Node
-from orchestrator.queue.noderules import rules_by_node
+from orchestrator.controller.node_failures import (
+    WITHIN_S,
+    Incident,
+    added,
+    dumped,
+    incident_of,
+    is_an_outage,
+    loaded,
+    suspects,
+)
+from orchestrator.queue.node_rules import rules_by_node
 from orchestrator.queue.records import Move, NodeOrder, NodeRule
 from orchestrator.queue.states import Reason, State
-from orchestrator.queue.suspicion import WITHIN_S, Incident, added, dumped, incident_of, is_an_outage, loaded, suspects
 from tests.support.queuejobs import NOW_S, job
 
 HOUR_S = 3600.0

@@ -6,7 +6,7 @@ import pytest
 
 from jobs.errors import InputError
 from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, RestrictionsView, TenantView
-from orchestrator.cli.tenantsettings import Asked, check_name, quotas, settings
+from orchestrator.cli.tenant_settings import Asked, check_name, quotas, settings
 from orchestrator.pages.cluster import restriction_words
 
 NOW = TenantView(

@@ -7,12 +7,12 @@ import math
 
 import pytest
 
-from orchestrator.queue.restrictions import Tenant
-from orchestrator.scheduling.forecast import Expected, expected_starts
+from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling.forecast.expected_start import Expected, expected_starts
+from orchestrator.scheduling.forecast.why import Before, Obstacle, why
+from orchestrator.scheduling.forecast.why_text import expected_words, to_do, why_text
 from orchestrator.scheduling.policy import DEFAULT
 from orchestrator.scheduling.snapshot import Window
-from orchestrator.scheduling.why import Before, Obstacle, why
-from orchestrator.scheduling.whytext import expected_words, to_do, why_text
 from tests.support.scheduling import HOUR, NOW_S, Job, nodes, snapshot
 
 RAN_S = (1800.0,)

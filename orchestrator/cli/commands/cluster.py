@@ -1,0 +1,242 @@
+"""The commands that look at the cluster and set it up: nodes, cordon, uncordon, drain, tenants, usage, events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from orchestrator.cli.completion import ANY, node_ids, tenant_names
+from orchestrator.cli.edge import Json, edge
+from orchestrator.cli.help_groups import command_group
+from orchestrator.cli.options import PATIENCE_S, OneTenant, Url, width
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+NodeIds = Annotated[
+    list[str],
+    typer.Argument(metavar="NODE", help="Ids, or unique starts.", autocompletion=node_ids, show_default=False),
+]
+WhyNode = Annotated[str, typer.Option("--reason", metavar="TEXT", help="What others will see beside the node.")]
+Quotas = list[str] | None
+FOLLOW_S = 1.0
+
+
+def nodes(json_: Json = False, url: Url = None) -> None:
+    """List the machines, and who holds them."""
+    with edge():
+        from orchestrator.api import Nodes
+        from orchestrator.client.discovery import connected
+        from orchestrator.pages.cluster import nodes_page
+
+        with connected(url, PATIENCE_S) as server:
+            told = server.get("/v1/nodes", Nodes)
+        typer.echo(_listed(told.nodes) if json_ else nodes_page(told.nodes, width(), told.growth))
+
+
+def cordon(nodes: NodeIds, reason: WhyNode = "", json_: Json = False, url: Url = None) -> None:
+    """Put nothing new on machines. What runs there goes on."""
+    _order(nodes, "cordon", reason, json_, url)
+
+
+def uncordon(nodes: NodeIds, json_: Json = False, url: Url = None) -> None:
+    """Use machines again, after cordon or drain."""
+    _order(nodes, "use", "", json_, url)
+
+
+def drain(
+    nodes: NodeIds,
+    reason: WhyNode = "",
+    deadline: Annotated[
+        str | None,
+        typer.Option(
+            "--deadline", metavar="AGE", help="Then stop jobs that may not be interrupted, too, e.g. 2h [never]."
+        ),
+    ] = None,
+    stop_all: Annotated[bool, typer.Option("--stop-all", help="Stop those jobs now.")] = False,
+    json_: Json = False,
+    url: Url = None,
+) -> None:
+    """Empty machines. Jobs there save and go elsewhere.
+
+    A job that may not be interrupted (queue.preemptible: false, which commands are by default) ends by itself.
+    """
+    _order(nodes, "drain", reason, json_, url, "0s" if stop_all else deadline)
+
+
+def _order(
+    given: list[str],
+    order: Literal["use", "cordon", "drain"],
+    reason: str,
+    as_json: bool,
+    url: str | None,
+    deadline: str | None = None,
+) -> None:
+    with edge():
+        from urllib.parse import quote
+
+        from orchestrator.api import NodeOrderSent, Nodes, NodeView
+        from orchestrator.client.discovery import connected
+        from orchestrator.client.lookup import find_node
+        from orchestrator.pages.cluster import nodes_page
+        from orchestrator.pages.gc import age_s
+
+        with connected(url, PATIENCE_S) as server:
+            known = server.get("/v1/nodes", Nodes)
+            meant = [find_node(known, one) for one in dict.fromkeys(given)]  # all of them, before any is changed
+            deadline_s = None if deadline is None else age_s(deadline, "--deadline")
+            sent = NodeOrderSent(order=order, reason=reason[:500], deadline_s=deadline_s)
+            done = [server.put(f"/v1/nodes/{quote(one.node_id, safe='')}", NodeView, sent) for one in meant]
+        typer.echo(_listed(done) if as_json else nodes_page(done, width()))
+
+
+tenants = command_group(
+    name="tenants",
+    help="List tenants, and set their shares.",
+    epilog="Example:  fleetune tenants  |  fleetune tenants set vision --weight 2 --limit 16",
+    invoke_without_command=True,
+)
+
+
+@tenants.callback()
+def _tenants(context: typer.Context, json_: Json = False, url: Url = None) -> None:
+    if context.invoked_subcommand is None:
+        tenants_list(json_, url)
+
+
+@tenants.command("list", epilog="Example:  fleetune tenants list --json")
+def tenants_list(json_: Json = False, url: Url = None) -> None:
+    """List tenants: shares, limits, what they hold."""
+    with edge():
+        from orchestrator.api import Tenants
+        from orchestrator.client.discovery import connected
+        from orchestrator.pages.cluster import tenants_page
+
+        with connected(url, PATIENCE_S) as server:
+            told = server.get("/v1/tenants", Tenants)
+        typer.echo(_listed(told.tenants) if json_ else tenants_page(told.tenants, width()))
+
+
+@tenants.command("set", epilog="Example:  fleetune tenants set vision --weight 2 --guaranteed A100=8 --limit 16")
+def tenants_set(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="Made where there is none.", autocompletion=tenant_names, show_default=False
+        ),
+    ],
+    weight: Annotated[
+        float | None, typer.Option("--weight", metavar="W", help="Share beside the others, e.g. 2 for twice as much.")
+    ] = None,
+    guaranteed: Annotated[
+        Quotas, typer.Option("--guaranteed", metavar="[TYPE=]N", help="GPUs it can always claim; repeatable, or none.")
+    ] = None,
+    limit: Annotated[
+        Quotas, typer.Option("--limit", metavar="[TYPE=]N", help="GPUs it may hold at most; repeatable, or none.")
+    ] = None,
+    max_priority: Annotated[
+        str | None,
+        typer.Option("--max-priority", metavar="N", help="Highest priority that its members may give, or none [0]."),
+    ] = None,
+    max_queued: Annotated[
+        str | None, typer.Option("--max-queued", metavar="N", help="Most jobs it may have in the queue, or none.")
+    ] = None,
+    max_runtime: Annotated[
+        str | None, typer.Option("--max-runtime", metavar="TIME", help="Longest run time of a job, e.g. 24h, or none.")
+    ] = None,
+    max_gpu_hours: Annotated[
+        str | None,
+        typer.Option("--max-gpu-hours", metavar="N", help="GPU-hours of a month (UTC); then nothing starts; or none."),
+    ] = None,
+    root: Annotated[
+        list[str] | None,
+        typer.Option("--root", metavar="PATH", help="Where its files may lie: a path or URL; repeatable, or none."),
+    ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option("--secret", metavar="NAME", help="Secret of the server for its jobs; repeatable, or none."),
+    ] = None,
+    json_: Json = False,
+    url: Url = None,
+) -> None:
+    """Make a tenant, or change its settings; those left out stay."""
+    with edge():
+        from urllib.parse import quote
+
+        from orchestrator.api import Tenants, TenantView
+        from orchestrator.cli.tenant_settings import Asked, check_name, settings
+        from orchestrator.client.discovery import connected
+        from orchestrator.pages.cluster import tenants_page
+
+        check_name(name)
+        with connected(url, PATIENCE_S) as server:
+            known = {one.name: one for one in server.get("/v1/tenants", Tenants).tenants}
+            asked = Asked(max_priority, max_queued, max_runtime, max_gpu_hours, root, secret)
+            sent = settings(known.get(name), weight, guaranteed, limit, asked)
+            told = server.put(f"/v1/tenants/{quote(name, safe='')}", TenantView, sent)
+        typer.echo(told.model_dump_json() if json_ else tenants_page([told], width()))
+
+
+def usage(
+    month: Annotated[
+        str | None, typer.Option("--month", metavar="YYYY-MM", help="Only that month (UTC) [the newest twelve].")
+    ] = None,
+    tenant: OneTenant = None,
+    json_: Json = False,
+    url: Url = None,
+) -> None:
+    """GPU-hours of tenants, by month."""
+    with edge():
+        import re
+
+        from jobs.errors import InputError
+        from orchestrator.api import Usage
+        from orchestrator.client.discovery import connected
+        from orchestrator.client.lookup import find_tenant
+        from orchestrator.pages.cluster import usage_page
+
+        if month is not None and not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", month):
+            raise InputError(f"--month {month!r} is no month, as 2026-11 is")
+        with connected(url, PATIENCE_S) as server:
+            whose = None if tenant is None else find_tenant(server, tenant)
+            told = server.get("/v1/usage", Usage, {"month": month, "tenant": whose})
+        typer.echo(_listed(told.rows) if json_ else usage_page(told.rows, width()))
+
+
+def events(
+    job: Annotated[
+        str | None, typer.Option("--job", metavar="JOB", help="Only this job's.", autocompletion=ANY)
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=0, max=10_000, help="Most of the newest.")] = 50,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")] = False,
+    json_: Json = False,
+    url: Url = None,
+) -> None:
+    """What has happened: to jobs, nodes and servers.
+
+    With --json one object a line.
+    """
+    with edge(0 if follow else None):
+        from orchestrator.client.discovery import connected
+        from orchestrator.client.event_reader import EventReader
+        from orchestrator.client.lookup import find_job, job_path
+        from orchestrator.pages.events import event_lines
+
+        with connected(url, PATIENCE_S) as server:
+            path = "/v1/events" if job is None else f"{job_path(find_job(server, job).job_id)}/events"
+            reader = EventReader(server, path)
+            shown = reader.newest(limit)
+            while True:
+                for line in (one.model_dump_json() for one in shown) if json_ else event_lines(shown):
+                    typer.echo(line)
+                if not follow:
+                    return
+                time.sleep(FOLLOW_S)
+                shown = reader.new()
+
+
+def _listed(values: Iterable[BaseModel]) -> str:
+    return f"[{', '.join(value.model_dump_json() for value in values)}]"

@@ -1,0 +1,99 @@
+"""The commands `fleetune data ...`: look at the data of a spec, and prepare it, before a GPU is held."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from typing import Annotated, Any, Literal
+
+import typer
+
+from jobs.preflight.data_commands import check_data, prepare_data, show_data
+from jobs.spec.load import load_spec
+from jobs.storage import files as storage
+from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
+from orchestrator.cli.help_groups import command_group
+from orchestrator.pages import show as text
+from orchestrator.pages.data import page
+
+app = command_group(
+    name="data",
+    help="Check, prepare and show the data of a spec.",
+    epilog="Start here:  fleetune data check job.yaml  |  fleetune data show job.yaml --n 3",
+    no_args_is_help=True,
+)
+
+
+@app.command(epilog="Example:  fleetune data check job.yaml --html report.html")
+def check(
+    spec: SpecFile,
+    set_: Set = None,
+    address: Address = None,
+    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Where to write the page.")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look at every sample, and say what is wrong.
+
+    Exits with 2 where `prepare` would refuse the data. The page and the list of bad rows are left beside the prepared
+    data.
+    """
+    with edge():
+        loaded = load_spec(spec, set_ or [])
+        with closing(progress_of(quiet or json_)) as progress:
+            checked = check_data(loaded, address, progress)
+        from orchestrator.pages.data_html import html as html_page
+
+        report = checked.report
+        where = html or storage.join(checked.folder, "report.html")
+        storage.write_bytes(where, html_page(report).encode())
+        storage.write_bytes(storage.join(checked.folder, "report.json"), report.model_dump_json(indent=1).encode())
+        typer.echo(report.model_dump_json() if json_ else page(report, html=where, width=text.terminal_width()))
+        raise typer.Exit(2 if report.verdict == "errors" else 0)
+
+
+@app.command(epilog="Example:  fleetune data prepare job.yaml --address auto")
+def prepare(
+    spec: SpecFile, set_: Set = None, address: Address = None, json_: Json = False, quiet: Quiet = False
+) -> None:
+    """Tokenise, shuffle and pack, once for all runs.
+
+    What an interrupted prepare has done is kept: the same command goes on from there. A run prepares its data itself
+    where nobody has.
+    """
+    with edge():
+        loaded = load_spec(spec, set_ or [])
+        with closing(progress_of(quiet or json_)) as progress:
+            prepared = prepare_data(loaded, address, progress)
+        manifest = prepared.manifest
+        facts: dict[str, Any] = {"root": prepared.root, "fingerprint": manifest.fingerprint}
+        facts |= {"records": manifest.records, "bad_rows": manifest.bad_rows}
+        for name, parts in manifest.splits.items():
+            counts = ("rows", "samples", "tokens", "targets", "longest_row")
+            facts[name] = {
+                count: (max if count == "longest_row" else sum)(getattr(part, count) for part in parts)
+                for count in counts
+            }
+        typer.echo(json.dumps(facts) if json_ else text.prepared_page(facts, loaded))
+
+
+@app.command(epilog="Example:  fleetune data show job.yaml --n 3 --split eval")
+def show(
+    spec: SpecFile,
+    set_: Set = None,
+    n: Annotated[int, typer.Option("--n", min=1, max=1000, help="How many rows.")] = 5,
+    start: Annotated[int, typer.Option("--from", min=0, help="Number of the first one.")] = 0,
+    split: Annotated[Literal["train", "eval"], typer.Option("--split", help="Which rows.")] = "train",
+    json_: Json = False,
+) -> None:
+    """Print rows as the model will see them.
+
+    Text, tokens, which of them are targets, and where samples meet in a packed row. Nothing needs to be prepared.
+    """
+    with edge():
+        loaded = load_spec(spec, set_ or [])
+        typer.echo("loading the tokenizer", err=True)  # takes seconds
+        rows = show_data(loaded, n, split, start)
+        from orchestrator.pages.rows import rows_json, rows_page
+
+        typer.echo(rows_json(rows) if json_ else rows_page(rows, colour=text.is_terminal()))

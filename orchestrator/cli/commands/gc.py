@@ -1,0 +1,90 @@
+"""The command `fleetune gc`: runs, checkpoints and prepared data by age and size."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from jobs.errors import InputError
+from jobs.run.find import storage_root
+from orchestrator.cli.edge import Json, edge
+from orchestrator.gc.values import Bounds, Found, Held
+
+EPILOG = (
+    "Example:  fleetune gc --storage s3://bucket/runs --older-than 30d --keep-last 20 --dry-run  |  "
+    "fleetune gc --max-size 500GB --checkpoints-only"
+)
+
+
+def gc(
+    storage: Annotated[
+        str | None,
+        typer.Option("--storage", metavar="PATH", help="Where the runs are [FLEETUNE_STORAGE_PATH, or else ./runs]."),
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option("--older-than", metavar="AGE", help="Runs that ended before that go, e.g. 30d or 12h.")
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option("--max-size", metavar="SIZE", help="The oldest go until the rest fits, e.g. 500GB or 2TiB."),
+    ] = None,
+    keep_last: Annotated[
+        int, typer.Option("--keep-last", metavar="N", min=0, help="Leave the N newest runs as they are.")
+    ] = 0,
+    checkpoints_only: Annotated[
+        bool, typer.Option("--checkpoints-only", help="Only checkpoints go; models, metrics and logs stay.")
+    ] = False,
+    prepared: Annotated[
+        bool, typer.Option("--prepared", help="Prepared data that no run uses goes, too; it can be made again.")
+    ] = False,
+    no_server: Annotated[
+        bool, typer.Option("--no-server", help="Do not ask the queue's server which runs its jobs need.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
+    json_: Json = False,
+) -> None:
+    """Remove old runs and checkpoints, by age and size.
+
+    Without --older-than and --max-size: say what there is, and remove nothing. Both bounds count, each by itself. A run
+    that is going on, that was heard of within a day, or that a job of the queue needs, is left alone.
+    To make room, checkpoints of runs that have succeeded go first, then those of others, then whole runs. A model goes
+    with its whole run only.
+    """
+    with edge():
+        from orchestrator.gc.plan import plan_gc
+        from orchestrator.gc.remove import carry_out
+        from orchestrator.gc.scan import look
+        from orchestrator.pages import gc as gcpage
+
+        bounds = Bounds(
+            gcpage.age_s(older_than) if older_than is not None else None,
+            gcpage.size_bytes(max_size) if max_size is not None else None,
+            keep_last,
+            checkpoints_only,
+            prepared,
+        )
+        if storage == "":
+            raise InputError("--storage is empty: is a variable not set?")
+        root, now_s = storage_root(storage), time.time()
+        found = look(root, now_s)
+        plan = plan_gc(found, bounds, now_s, _held(found) if bounds.any and not no_server else Held())
+        if not json_:
+            typer.echo(gcpage.page(plan, found, bounds, now_s))
+        acts = bounds.any and not dry_run
+        removed = list(carry_out(root, plan)) if acts else None
+        if json_:
+            typer.echo(gcpage.as_json(plan, found, root, removed))
+        elif removed is not None:
+            typer.echo(gcpage.ending(removed))
+        else:
+            typer.echo("dry run: nothing was removed" if bounds.any else gcpage.OPTIONS)
+        raise typer.Exit(1 if any(one.problem for one in removed or ()) else 0)
+
+
+def _held(found: Found) -> Held:
+    from orchestrator.gc.needed import expected_server, needed_by_queue
+
+    url = expected_server()
+    return needed_by_queue(url, {run.name for run in found.runs}) if url else Held()

@@ -1,0 +1,160 @@
+"""The commands that ask something of jobs: cancel, pause, resume, retry, priority."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli import completion as completing
+from orchestrator.cli.edge import Json, edge
+from orchestrator.cli.options import PATIENCE_S, Url, job_ids
+
+if TYPE_CHECKING:
+    from orchestrator.api import JobView
+    from orchestrator.client.connection import Connection
+
+Order = Callable[["Connection", "JobView"], "JobView"]
+
+
+def cancel(jobs: Annotated[list[str], job_ids(completing.TO_CANCEL)], json_: Json = False, url: Url = None) -> None:
+    """Have jobs end, those that run and those that wait.
+
+    Jobs that come after them will fail.
+    """
+    _ask_all(jobs, _posted("cancel"), json_, url)
+
+
+def pause(jobs: Annotated[list[str], job_ids(completing.TO_PAUSE)], json_: Json = False, url: Url = None) -> None:
+    """Have jobs save, leave what they hold, and wait for `resume`.
+
+    A job that trains goes on from there. A command saves nothing by itself: it begins anew.
+    """
+
+    def said(view: JobView) -> str:
+        again = "; resumed, a command begins anew" if view.kind == "command" and view.attempt else ""
+        return f"{_said(view)}{again}"
+
+    _ask_all(jobs, _posted("pause"), json_, url, said)
+
+
+def resume(jobs: Annotated[list[str], job_ids(completing.TO_RESUME)], json_: Json = False, url: Url = None) -> None:
+    """Have paused jobs go on: training from its newest checkpoint."""
+    _ask_all(jobs, _posted("resume"), json_, url)
+
+
+def retry(jobs: Annotated[list[str], job_ids(completing.TO_RETRY)], json_: Json = False, url: Url = None) -> None:
+    """Queue jobs again that have failed or were cancelled.
+
+    A job that comes after one that has failed would fail again: give both.
+    """
+    _ask_all(jobs, _posted("retry"), json_, url)
+
+
+def release(
+    jobs: Annotated[list[str], job_ids(completing.TO_CANCEL)],
+    force: Annotated[bool, typer.Option("--force", help="Needed: a driver that still runs would run twice.")] = False,
+    json_: Json = False,
+    url: Url = None,
+) -> None:
+    """Free the nodes of jobs that cannot be stopped.
+
+    For admins. Refused as long as the cluster lists a driver's node as alive.
+    """
+    with edge():
+        if not force:
+            from jobs.errors import InputError
+
+            raise InputError(
+                "release gives nodes free although nobody has seen the driver end. Make sure that its machine is off, "
+                "and then give --force"
+            )
+    _ask_all(jobs, _posted("release"), json_, url)
+
+
+def priority(
+    jobs: Annotated[list[str], job_ids(completing.NOT_ENDED)],
+    to: Annotated[int, typer.Option("--to", metavar="N", help="-1000 to 1000; higher ones go first.")],
+    json_: Json = False,
+    url: Url = None,
+) -> None:
+    """Change the priority of jobs."""
+
+    def put(server: Connection, job: JobView) -> JobView:
+        from jobs.errors import InputError
+        from jobs.spec.queue import MOST_PRIORITY
+        from orchestrator.api import JobView, Priority
+        from orchestrator.client.lookup import job_path
+
+        if not -MOST_PRIORITY <= to <= MOST_PRIORITY:
+            raise InputError(f"--to {to} is out of range: a priority is {-MOST_PRIORITY} to {MOST_PRIORITY}")
+        return server.put(f"{job_path(job.job_id)}/priority", JobView, Priority(priority=to))
+
+    _ask_all(jobs, put, json_, url, lambda view: f"{_said(view)}, priority {view.priority}")
+
+
+def _posted(what: str) -> Order:
+    def post(server: Connection, job: JobView) -> JobView:
+        from orchestrator.api import JobView
+        from orchestrator.client.lookup import job_path
+
+        return server.post(f"{job_path(job.job_id)}/{what}", JobView)
+
+    return post
+
+
+def _ask_all(
+    given: list[str], order: Order, as_json: bool, url: str | None, said: Callable[[JobView], str] | None = None
+) -> None:
+    """Each job on a line; one that refuses does not keep the others from being asked."""
+    with edge():
+        from jobs.errors import FleetuneError
+        from orchestrator.client.discovery import connected
+        from orchestrator.client.lookup import find_job
+
+        codes = [0]
+
+        def tried(ask: Callable[[], JobView]) -> JobView | None:
+            try:
+                return ask()
+            except FleetuneError as error:
+                if _concerns_all(error):
+                    raise
+                typer.echo(f"error: {error}", err=True)
+                codes.append(error.exit_code)
+                return None
+
+        with connected(url, PATIENCE_S) as server:
+            found = [tried(partial(find_job, server, one)) for one in given]
+            meant = {view.number: view for view in found if view is not None}
+            # Parents have the lower numbers: a child that is queued again before its parent would fail again.
+            views = [tried(partial(order, server, meant[number])) for number in sorted(meant)]
+        done = [view for view in views if view is not None]
+        if as_json:
+            typer.echo(f"[{', '.join(view.model_dump_json() for view in done)}]")
+        else:
+            for view in done:
+                typer.echo(f"{view.job_id}  {(said or _said)(view)}")
+        raise typer.Exit(max(codes))
+
+
+def _concerns_all(error: Exception) -> bool:
+    from orchestrator.client.connection import NoServer, NotAServer, TokenRefused
+
+    return isinstance(error, NoServer | NotAServer | TokenRefused)
+
+
+def _said(view: JobView) -> str:
+    """Where it is, and what it was asked for if it is not there yet."""
+    from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Wanted
+
+    words = {Wanted.CANCEL: "asked to end", Wanted.PAUSE: "asked to pause"}
+    if view.state in ENDED:
+        return str(view.state)
+    if view.state in HOLDS_A_LEASE and view.wanted in words:
+        return f"{words[view.wanted]} ({view.state})"
+    if view.wanted is Wanted.PAUSE:
+        return "paused"
+    return words.get(view.wanted, str(view.state))

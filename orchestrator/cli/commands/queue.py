@@ -1,0 +1,188 @@
+"""The commands that look at the queue: queue, status, logs, why."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from orchestrator.cli import completion as completing
+from orchestrator.cli.edge import Json, edge
+from orchestrator.cli.options import PATIENCE_S, JobId, OneTenant, Url, width
+
+if TYPE_CHECKING:
+    from orchestrator.api import EventView, JobView, WhyView
+    from orchestrator.client.connection import Connection
+    from orchestrator.queue.states import State
+
+EXPLAINED: Final = 3  # of those that wait first, when they are expected to start
+MOST_SHOWN: Final = 10_000
+LAST_EVENTS: Final = 10
+LOG_LINES: Final = 10
+
+
+def queue(
+    all_: Annotated[bool, typer.Option("--all", help="Also jobs that have ended.")] = False,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--state",
+            metavar="STATE",
+            help="Only these: queued, running, failed, ...; repeatable.",
+            autocompletion=completing.state_names,
+        ),
+    ] = None,
+    tenant: OneTenant = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=MOST_SHOWN, help="Most jobs that are shown.")] = 50,
+    json_: Json = False,
+    url: Url = None,
+) -> None:
+    """List what runs, and what waits, in order.
+
+    TIME is how long a job has run or waited, or how long ago it ended. NEXT is when it is expected to start or end,
+    or how it ended.
+    """
+    with edge():
+        from orchestrator.client.discovery import connected
+        from orchestrator.client.lookup import find_tenant, removed_jobs
+        from orchestrator.client.queue_reader import QueueReader
+        from orchestrator.pages.queue import in_order, queue_page
+        from orchestrator.queue.states import ENDED, State
+
+        asked = _states(state)
+        states = asked or [one for one in State if all_ or one not in ENDED]
+        with connected(url, PATIENCE_S) as server:
+            reader = QueueReader(server, tenant if tenant is None else find_tenant(server, tenant))
+            counts = reader.counts()
+            jobs = in_order(reader.jobs(states, counts, limit))[:limit]
+            if json_:
+                typer.echo(f"[{', '.join(job.model_dump_json() for job in jobs)}]")
+                return
+            told = {one: count for one, count in counts.items() if one in asked} if asked else counts
+            whys = _whys(server, jobs)
+            typer.echo(queue_page(jobs, told, whys, time.time(), width(), asked, reader.set_aside))
+            if all_ and (old := removed_jobs(server)):
+                typer.echo(old)
+
+
+def status(job: JobId, json_: Json = False, url: Url = None) -> None:
+    """One job: where it is and why, step, metrics, events."""
+    with edge():
+        from orchestrator.client.discovery import connected
+        from orchestrator.client.lookup import find_job
+        from orchestrator.pages.queue import status_page
+        from orchestrator.queue.states import State
+
+        with connected(url, PATIENCE_S) as server:
+            found = find_job(server, job)
+            events = _events(server, found.job_id)
+            if json_:
+                told = found.model_dump(mode="json") | {"events": [one.model_dump(mode="json") for one in events]}
+                typer.echo(json.dumps(told))
+                return
+            why = _whys(server, [found]).get(found.job_id) if found.state is State.QUEUED else None
+            typer.echo(status_page(found, why, events, time.time(), _log_end(server, found)))
+
+
+def logs(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job has ended.")] = False,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source",
+            metavar="NAME",
+            help="One log: output, driver, rank-0, ...; or all.",
+            autocompletion=completing.sources,
+        ),
+    ] = None,
+    tail: Annotated[int | None, typer.Option("--tail", min=0, help="Only so many lines of the end of each.")] = None,
+    json_: Json = False,
+    url: Url = None,
+) -> None:
+    """Print what a job has printed, in the order of its attempts.
+
+    If a rank made a training job fail, the end of that rank's log follows. --source all also prints the logs of the
+    driver and of all ranks, one after another. Each line begins with the name of its log, unless --source asks for
+    one. With -f the command goes on across all attempts, until the job has ended.
+    """
+    with edge(130 if follow else None):
+        from orchestrator.cli.log_printing import print_logs
+        from orchestrator.client.discovery import connected
+        from orchestrator.client.lookup import find_job
+
+        with connected(url) as server:
+            print_logs(server, find_job(server, job), follow=follow, source=source, tail=tail, as_json=json_)
+
+
+def why(job: JobId, json_: Json = False, url: Url = None) -> None:
+    """Say why a job waits, and when it may start."""
+    with edge():
+        from orchestrator.api import WhyView
+        from orchestrator.client.discovery import connected
+        from orchestrator.client.lookup import find_job, job_path
+
+        with connected(url, PATIENCE_S) as server:
+            found = find_job(server, job)
+            told = server.get(f"{job_path(found.job_id)}/why", WhyView)
+            typer.echo(told.model_dump_json() if json_ else told.text)
+
+
+def _states(given: list[str] | None) -> list[State]:
+    """Raises InputError."""
+    from jobs.errors import InputError
+    from jobs.spec.checking.fields import did_you_mean
+    from orchestrator.queue.states import State
+
+    names = [part.strip().lower() for one in given or () for part in one.split(",")]
+    for name in names:
+        if name not in list(State):
+            hint = did_you_mean(name, list(State)) or f": there are {', '.join(State)}"
+            raise InputError(f"--state {name!r} is no state{hint}")
+    return [State(name) for name in dict.fromkeys(names)]
+
+
+def _whys(server: Connection, jobs: list[JobView]) -> dict[str, WhyView]:
+    """Of the first that wait; of none if the server cannot say now."""
+    from jobs.errors import FleetuneError
+    from orchestrator.api import WhyView
+    from orchestrator.client.lookup import job_path
+    from orchestrator.queue.states import State, Wanted
+
+    waiting = [job for job in jobs if job.state is State.QUEUED and job.wanted is Wanted.RUN]
+    try:
+        return {job.job_id: server.get(f"{job_path(job.job_id)}/why", WhyView) for job in waiting[:EXPLAINED]}
+    except FleetuneError:
+        return {}
+
+
+def _log_end(server: Connection, job: JobView) -> str:
+    """Of a job that has failed, where its log can be read."""
+    from jobs.errors import FleetuneError
+    from orchestrator.cli.log_printing import printable
+    from orchestrator.client.log_reader import telling_end
+    from orchestrator.queue.states import State
+
+    if job.state is not State.FAILED or not job.attempt:
+        return ""
+    try:
+        source, text = telling_end(server, job, LOG_LINES)
+    except FleetuneError as error:
+        return f"the log cannot be read: {error}"
+    return "\n".join([f"end of {source}:", *(f"  {printable(line)}" for line in text.splitlines())]) if text else ""
+
+
+def _events(server: Connection, job_id: str) -> list[EventView]:
+    from orchestrator.api import MOST_PAGE, Events
+    from orchestrator.client.lookup import job_path
+
+    found: list[EventView] = []
+    after = 0
+    while True:
+        page = server.get(f"{job_path(job_id)}/events", Events, {"after": after, "limit": MOST_PAGE}).events
+        found = [*found, *page][-LAST_EVENTS:]
+        if len(page) < MOST_PAGE:
+            return found
+        after = page[-1].number

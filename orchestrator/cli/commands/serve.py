@@ -1,0 +1,296 @@
+"""`fleetune serve` and `fleetune tokens`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cluster.settings import fleetune_home
+from cluster.text import day
+from jobs.errors import InputError
+from orchestrator.cli import completion as completing
+from orchestrator.cli.edge import Json, edge
+from orchestrator.cli.help_groups import command_group
+
+if TYPE_CHECKING:
+    from orchestrator.api import TokenSent, TokenView
+    from orchestrator.queue.store import Store
+
+SERVE_EPILOG = (
+    "Examples:  fleetune serve  |  fleetune serve --address auto  |  "
+    "fleetune serve --host 0.0.0.0 --store postgresql://queue@db/queue --shared /shared"
+)
+StoreUrl = Annotated[
+    str | None,
+    typer.Option("--store", metavar="URL", help="Path or URL of the queue's store, without a server in between."),
+]
+ServerUrl = Annotated[
+    str | None, typer.Option("--url", metavar="URL", help="Of the server [FLEETUNE_URL, or the one of this machine].")
+]
+TokenName = Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; for lists and events.")]
+
+_LONGEST_S = 1e10
+_BESIDE = "somebody beside the server (--store)"
+_FIRST = (
+    "This is the first token: from now on every command on this server needs one, also in this shell.\n"
+    "To go on here, keep the token that follows. Jobs that run are not affected."
+)
+
+tokens = command_group(
+    name="tokens",
+    help="Who may use the server. With --store, on the store itself: for the first token.",
+    no_args_is_help=True,
+)
+
+
+def serve(
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store", metavar="URL", help="Path of a SQLite file, or postgresql://... [queue.db in FLEETUNE_HOME]."
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", metavar="RAY", help="Ray's dashboard, as http://head:8265; auto: of this machine [no Ray]."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", metavar="H", help="Address to listen on; others than loopback need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8400,
+    url: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--url",
+            metavar="URL",
+            help="How drivers reach this server [from --host and --port]; repeated: other servers of the same store.",
+        ),
+    ] = None,
+    shared: Annotated[
+        list[str] | None,
+        typer.Option("--shared", metavar="PATH", help="Folder that all machines see under this path; repeatable."),
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option("--python", metavar="PATH", help="Python that starts drivers, where they run.")
+    ] = None,
+    protected: Annotated[
+        float,
+        typer.Option(
+            "--protected-s",
+            metavar="S",
+            min=0.0,
+            help="No attempt is interrupted for another job in its first S seconds.",
+        ),
+    ] = 600.0,
+    register: Annotated[
+        float,
+        typer.Option(
+            "--register-s", metavar="S", min=10.0, help="Stop a driver that has not registered within this time."
+        ),
+    ] = 600.0,
+    silent: Annotated[
+        float,
+        typer.Option(
+            "--silent-s", metavar="S", min=60.0, help="Stop a driver that has not been heard for this long [6 hours]."
+        ),
+    ] = 21600.0,
+    retention: Annotated[
+        float | None,
+        typer.Option(
+            "--retention-days",
+            metavar="D",
+            min=0.0,
+            max=100_000.0,
+            help="Jobs are removed so long after their end; 0: never [FLEETUNE_RETENTION_DAYS, or 90].",
+        ),
+    ] = None,
+    most_guests: Annotated[
+        int,
+        typer.Option("--most-guests", metavar="N", min=0, help="So many programs of `ray job submit` may be queued."),
+    ] = 250,
+    autoscaler: Annotated[
+        str | None,
+        typer.Option(
+            "--autoscaler", metavar="FILE", help="What Ray's autoscaler may add [that of the head on this machine]."
+        ),
+    ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over", help="The store was brought back from a backup: take its machines from the state after it."
+        ),
+    ] = False,
+    embedded: Annotated[bool, typer.Option("--embedded", hidden=True, help="End with the last client.")] = False,
+    tls_cert: Annotated[
+        str | None, typer.Option("--tls-cert", metavar="FILE", help="Answer by https, with this certificate (PEM).")
+    ] = None,
+    tls_key: Annotated[
+        str | None, typer.Option("--tls-key", metavar="FILE", help="Private key of the certificate (PEM).")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="A line for each request, too.")] = False,
+) -> None:
+    """Run the queue's server: take jobs, start and watch them."""
+    with edge():
+        typer.echo("fleetune serve: starting ...", err=True)  # what follows is imported for seconds
+        try:
+            from orchestrator.server.process import Options, serve
+        except ModuleNotFoundError as error:
+            raise InputError(f"a server needs {error.name}: pip install 'fleetune[serve]'") from error
+        serve(
+            Options(
+                store=store,
+                address=address,
+                host=host,
+                port=port,
+                urls=tuple(url or ()),
+                shared=tuple(shared or ()),
+                python=python,
+                protected_s=protected,
+                register_s=register,
+                silent_s=silent,
+                retention_days=retention,
+                most_guests=most_guests,
+                autoscaler=autoscaler,
+                take_over=take_over,
+                embedded=embedded,
+                verbose=verbose,
+                tls_cert=tls_cert,
+                tls_key=tls_key,
+            )
+        )
+
+
+@tokens.command(epilog="Example:  fleetune tokens add anna --role member --tenant vision")
+def add(
+    name: TokenName,
+    role: Annotated[Literal["admin", "member", "viewer"], typer.Option("--role", help="What it may do.")] = "member",
+    tenant: Annotated[
+        str | None,
+        typer.Option("--tenant", metavar="T", help="Whose jobs; of a member.", autocompletion=completing.tenant_names),
+    ] = None,
+    expires: Annotated[
+        str | None, typer.Option("--expires", metavar="TIME", help="When it ends, from now, e.g. 90d or 12h [never].")
+    ] = None,
+    store: StoreUrl = None,
+    url: ServerUrl = None,
+    json_: Json = False,
+) -> None:
+    """Make a token. It is printed once, and kept nowhere."""
+    with edge():
+        from orchestrator.api import NewToken, TokenSent
+        from orchestrator.cli.durations import duration_s
+
+        lifetime_s = None if expires is None else duration_s("--expires", expires)
+        try:
+            sent = TokenSent(name=name, role=role, tenant=tenant, lifetime_s=lifetime_s)
+        except ValueError as error:
+            if lifetime_s is not None and lifetime_s > _LONGEST_S:
+                raise InputError(f"--expires {expires} is too long: leave it out for a token without end") from error
+            raise InputError(f"{name!r} cannot be a token's name: use letters, digits, '.', '_', '@', '-'") from error
+        first = role == "admin" and not any(one.revoked_s is None for one in _listed(store, url, new=True))
+        if first:
+            typer.echo(_FIRST, err=True)
+        made = NewToken(name=name, token=_added(sent, store, url))
+        if json_:
+            typer.echo(made.model_dump_json())
+            return
+        typer.echo(made.token)
+        home = fleetune_home()
+        typer.echo(
+            f"It is not shown again. {name} sets FLEETUNE_TOKEN to it, or writes it to a file of their own:\n"
+            f"  (umask 077; mkdir -p {home}; cat > {home / 'token'})    # then paste it, and end with Ctrl-D",
+            err=True,
+        )
+
+
+@tokens.command(name="list", epilog="Example:  fleetune tokens list --json")
+def list_(store: StoreUrl = None, url: ServerUrl = None, json_: Json = False) -> None:
+    """All tokens there are and were."""
+    with edge():
+        found = _listed(store, url)
+        if json_:
+            typer.echo(json.dumps([token.model_dump(mode="json") for token in found]))
+        elif not found:
+            typer.echo("no tokens: the server lets in its own user's programs on its machine, and nobody else")
+        else:
+            typer.echo(_table(found))
+
+
+@tokens.command(epilog="Example:  fleetune tokens revoke anna")
+def revoke(name: TokenName, store: StoreUrl = None, url: ServerUrl = None) -> None:
+    """Have a token open nothing any more, within a second or two. Its name stays taken."""
+    with edge():
+        if store is not None:
+            with _opened(store) as opened:
+                from orchestrator.service.tokens import revoke as revoke_token
+
+                revoke_token(opened, name, time.time(), _BESIDE)
+        else:
+            from orchestrator.api import TokenView
+            from orchestrator.client.discovery import connected
+
+            with connected(url) as connection:
+                connection.delete(f"/v1/tokens/{name}", TokenView)
+        typer.echo(f"{name} is revoked")
+
+
+def _added(sent: TokenSent, store: str | None, url: str | None) -> str:
+    if store is None:
+        from orchestrator.api import NewToken
+        from orchestrator.client.discovery import connected
+
+        with connected(url) as connection:
+            return connection.post("/v1/tokens", NewToken, sent).token
+    with _opened(store, new=True) as opened:
+        from orchestrator.queue.records import Role
+        from orchestrator.service.tokens import add
+
+        return add(opened, sent.name, Role(sent.role), sent.tenant, time.time(), _BESIDE, sent.lifetime_s)
+
+
+def _listed(store: str | None, url: str | None, new: bool = False) -> list[TokenView]:
+    if store is None:
+        from orchestrator.api import Tokens
+        from orchestrator.client.discovery import connected
+
+        with connected(url) as connection:
+            return list(connection.get("/v1/tokens", Tokens).tokens)
+    with _opened(store, new) as opened:
+        from orchestrator.service.tokens import view
+
+        return [view(token) for token in opened.tokens()]
+
+
+@contextlib.contextmanager
+def _opened(url: str, new: bool = False) -> Iterator[Store]:
+    """`new`: one that is not there is made."""
+    from orchestrator.store import open_store
+
+    if not new and "://" not in url and not os.path.exists(url):
+        raise InputError(f"there is no store at {url}: give the path of the server's")
+    with contextlib.closing(open_store(url)) as store:
+        yield store
+
+
+def _table(found: list[TokenView]) -> str:
+    rows = [("NAME", "ROLE", "TENANT", "MADE", "EXPIRES", "REVOKED")]
+    rows += [
+        (one.name, one.role, one.tenant or "all", day(one.created_s), _expires(one), day(one.revoked_s))
+        for one in found
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _expires(token: TokenView) -> str:
+    if token.expires_s is None:
+        return "never"
+    return f"{day(token.expires_s)}{' (expired)' if token.expires_s <= time.time() else ''}"

@@ -1,0 +1,198 @@
+"""The command `fleetune simulate`: a trace of jobs run again on a cluster that need not exist."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated
+
+import typer
+
+from cluster.errors import InputError
+from orchestrator.cli.edge import Json, Quiet, edge
+from orchestrator.simulate.values import Setup, Simulated, TraceJob
+
+Report = Callable[[float], None]
+
+_MOST_NODES, _MOST_GPUS_OF_A_NODE = 100_000, 1024
+
+EPILOG = (
+    "Example:  fleetune simulate trace.csv --nodes 64 --what-if-nodes 48 --report page.html  |  "
+    "fleetune simulate trace.csv --nodes 64 --policy easy --schedule schedule.csv"
+)
+
+
+def simulate(
+    trace: Annotated[str, typer.Argument(metavar="TRACE", help="CSV: submit_s, duration_s, num_gpus, tenant.")],
+    nodes: Annotated[int, typer.Option("--nodes", metavar="N", help="Nodes of the cluster.")],
+    gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", metavar="N", help="GPUs of each node.")] = 8,
+    policy: Annotated[
+        str, typer.Option("--policy", metavar="NAME", help="Who goes first: fifo, easy, las, fair or default.")
+    ] = "default",
+    what_if_nodes: Annotated[
+        int | None, typer.Option("--what-if-nodes", metavar="M", help="Compare with so many nodes.")
+    ] = None,
+    jitter: Annotated[
+        int, typer.Option("--jitter", metavar="K", help="Seed: each job comes up to 10 s later; 0 leaves them.")
+    ] = 0,
+    preemption_cost_s: Annotated[
+        float, typer.Option("--preemption-cost-s", metavar="S", help="What each interruption adds to a job's work.")
+    ] = 60.0,
+    failures_per_node_day: Annotated[
+        float, typer.Option("--failures-per-node-day", metavar="R", help="How often a node fails, on average.")
+    ] = 0.0,
+    schedule: Annotated[
+        str | None, typer.Option("--schedule", metavar="FILE", help="Write where and when each job ran, as CSV.")
+    ] = None,
+    report: Annotated[
+        str | None, typer.Option("--report", metavar="FILE", help="Write a page of figures and plots, as HTML.")
+    ] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a trace of jobs on a cluster of any size, in seconds.
+
+    The trace is a CSV file with a line for each job: when it came and how long it ran (in seconds), its GPUs, its
+    tenant and, if there is such a column, its priority. Nothing is started, and no GPU is needed.
+    """
+    with edge():
+        setup = Setup(
+            nodes=nodes,
+            gpus_per_node=gpus_per_node,
+            policy=policy,
+            preemption_cost_s=preemption_cost_s,
+            jitter=jitter,
+            failures_per_node_day=failures_per_node_day,
+        )
+        check_setup(setup, what_if_nodes)
+        check_targets(trace, schedule, report)
+        simulations = _simulations(trace, setup, what_if_nodes, quiet or json_)
+        if not json_:
+            typer.echo(_page(simulations))
+        for what, where in _write(simulations, schedule, report):
+            if not (json_ or quiet):
+                typer.echo(f"{what} {where}")
+        if json_:
+            typer.echo(as_json(simulations))
+
+
+def check_setup(setup: Setup, what_if_nodes: int | None) -> None:
+    """Raises InputError, which names the option."""
+    counts = [("--nodes", setup.nodes), ("--gpus-per-node", setup.gpus_per_node)]
+    counts += [("--what-if-nodes", what_if_nodes)] if what_if_nodes is not None else []
+    for name, value in counts:
+        if value < 1:
+            without = "GPUs" if name == "--gpus-per-node" else "nodes"
+            raise InputError(f"{name} must be at least 1: a cluster without {without} runs nothing")
+        most = _MOST_GPUS_OF_A_NODE if name == "--gpus-per-node" else _MOST_NODES
+        if value > most:
+            raise InputError(f"{name} must be at most {most:,}, and is {value:,}")
+    amounts = (
+        ("--jitter", float(setup.jitter), "it is a seed, and 0 leaves the trace as it is"),
+        ("--preemption-cost-s", setup.preemption_cost_s, "an interruption saves no work"),
+        ("--failures-per-node-day", setup.failures_per_node_day, "0 means that no node fails"),
+    )
+    for name, amount, why in amounts:
+        if not (math.isfinite(amount) and amount >= 0):
+            raise InputError(f"{name} must be a number of at least 0, and is {amount:g}: {why}")
+    from orchestrator.scheduling.policy import policy_named
+
+    policy_named(setup.policy)
+
+
+def check_targets(trace: str, schedule: str | None, report: str | None) -> None:
+    """Raises InputError where one file would take the place of another, or cannot be a file."""
+    for name, target in (("--schedule", schedule), ("--report", report)):
+        if target is not None and ("://" not in target) and (not os.path.basename(target) or os.path.isdir(target)):
+            raise InputError(f"{name} {target!r} is not the name of a file: give one")
+        if target is not None and _same(target, trace):
+            raise InputError(f"{name} {target} is the trace itself: give another file")
+    if schedule is not None and report is not None and _same(schedule, report):
+        raise InputError(f"--schedule and --report are both {report}: give two files")
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two paths or URLs are of one file, however they are spelt."""
+    return one == other or ("://" not in one + other and os.path.realpath(one) == os.path.realpath(other))
+
+
+def as_json(simulations: Sequence[tuple[str, Simulated]]) -> str:
+    """One object: the figures of the first simulation, and those of a second one under `what_if`."""
+    from orchestrator.simulate.figures import figures
+
+    first, *others = (figures(simulated).as_dict() for _, simulated in simulations)
+    return json.dumps({**first, **({"what_if": others[0]} if others else {})}, allow_nan=False)
+
+
+def _simulations(trace: str, setup: Setup, what_if_nodes: int | None, silent: bool) -> list[tuple[str, Simulated]]:
+    from orchestrator.simulate.engine import simulate as run
+    from orchestrator.simulate.trace import read_trace
+
+    jobs = read_trace(trace, setup.nodes * setup.gpus_per_node)
+    setups = [setup]
+    if what_if_nodes is not None:
+        _check_gangs(jobs, what_if_nodes, setup.gpus_per_node)
+        setups.append(dataclasses.replace(setup, nodes=what_if_nodes))
+    found = []
+    for one in setups:
+        name = f"{one.nodes:,} node{'' if one.nodes == 1 else 's'}"
+        with shown_progress(f"{len(jobs):,} jobs on {name}", silent) as progress:
+            found.append((name, run(jobs, one, progress)))
+    return found
+
+
+def _check_gangs(jobs: Sequence[TraceJob], what_if_nodes: int, gpus_per_node: int) -> None:
+    largest = max(job.num_gpus for job in jobs)
+    least = math.ceil(largest / gpus_per_node)
+    if what_if_nodes < least:
+        raise InputError(
+            f"--what-if-nodes {what_if_nodes} has {what_if_nodes * gpus_per_node:,} GPUs, and a job of the trace asks "
+            f"for {largest:,}: give at least {least} nodes"
+        )
+
+
+@contextlib.contextmanager
+def shown_progress(title: str, silent: bool) -> Iterator[Report | None]:
+    """A line that moves on a terminal, also while nothing is reported; nothing elsewhere."""
+    if silent or not sys.stdout.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
+    console = Console(file=sys.stdout, highlight=False)
+    with Progress(*columns, TaskProgressColumn(), TimeElapsedColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(title, total=1.0)
+        yield lambda share: bar.update(task, completed=share)
+
+
+def _write(
+    simulations: Sequence[tuple[str, Simulated]], schedule: str | None, report: str | None
+) -> list[tuple[str, str]]:
+    """The files that are wanted; returns what each is, and where."""
+    written = []
+    if schedule is not None:
+        from orchestrator.simulate.schedule_csv import write_schedule
+
+        write_schedule(schedule, simulations[0][1])
+        written.append(("schedule", schedule))
+    if report is not None:
+        from jobs.storage import files as storage
+        from orchestrator.simulate.report import report as html_page
+
+        storage.write_bytes(report, html_page(simulations).encode())
+        written.append(("report", report))
+    return written
+
+
+def _page(simulations: Sequence[tuple[str, Simulated]]) -> str:
+    from orchestrator.simulate.figures import figures
+    from orchestrator.simulate.page import headline, page
+
+    return f"{headline(simulations[0][1])}\n{page([(name, figures(one)) for name, one in simulations])}"

@@ -1,0 +1,109 @@
+"""The command `fleetune submit`: specs are read and checked here, and queued by the server."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli import completion as completing
+from orchestrator.cli.edge import Json, Set, edge
+from orchestrator.cli.options import PATIENCE_S, Url
+
+if TYPE_CHECKING:
+    from orchestrator.api import JobView
+
+EPILOG = (
+    "Example:  fleetune submit job.yaml --set train.learning_rate=1e-5 --follow  |  "
+    "fleetune submit job.yaml --sweep train.learning_rate=1e-5,3e-5 --sweep train.warmup_ratio=0,0.1  |  "
+    "fleetune submit evaluate.yaml --after $(fleetune submit job.yaml)"
+)
+
+
+def submit(
+    specs: Annotated[
+        list[str], typer.Argument(metavar="SPEC", help="YAML or JSON files, or URLs.", show_default=False)
+    ],
+    set_: Set = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            metavar="KEY=VALUE,VALUE",
+            help="Queue one job for each value; given several times, one for each combination.",
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Start of the job's id.")] = None,
+    tenant: Annotated[
+        str | None,
+        typer.Option("--tenant", metavar="NAME", help="Whose job it is.", autocompletion=completing.tenant_names),
+    ] = None,
+    priority: Annotated[
+        int | None, typer.Option("--priority", metavar="N", help="-1000 to 1000; higher ones go first [0].")
+    ] = None,
+    after: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--after",
+            metavar="JOB",
+            help="Only once this job has succeeded; repeatable.",
+            autocompletion=completing.TO_COME_AFTER,
+        ),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", metavar="TEXT", help="The same key and specs again give the same jobs, not new ones."),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Look at model and data before.")] = True,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; the exit code tells which.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="The same, and print the logs.")] = False,
+    json_: Json = False,
+    url: Url = None,
+) -> None:
+    """Queue jobs, all of them or none, and print their ids.
+
+    What goes on is said on stderr. With --wait the exit code is 0 if all have succeeded, 1 if one has failed, 2 if
+    it would fail again, 130 if one was cancelled.
+    """
+    with edge():
+        from orchestrator.cli.submission import Asked, submit_all, wait_for
+        from orchestrator.client.discovery import connected
+
+        overrides = (*(set_ or ()), *((f"name={json.dumps(name)}",) if name is not None else ()))
+        asked = Asked(
+            tuple(specs), overrides, tuple(sweep or ()), tenant, priority, tuple(after or ()), key, check, follow
+        )
+        with connected(url, PATIENCE_S) as server:
+            jobs = submit_all(server, asked, _say)
+            _show(jobs, json_ and not (wait or follow))
+            if wait or follow:
+                ended = wait_for(server, jobs, follow=follow, as_json=json_, say=_say)
+                if json_:
+                    _show(ended, True)
+                raise typer.Exit(_exit_code(ended))
+
+
+def _show(jobs: list[JobView], as_json: bool) -> None:
+    if as_json:
+        typer.echo(f"[{', '.join(job.model_dump_json() for job in jobs)}]")
+    else:
+        for job in jobs:
+            typer.echo(job.job_id)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _exit_code(jobs: list[JobView]) -> int:
+    """Of the worst."""
+    from orchestrator.queue.states import Reason, State
+
+    def code(job: JobView) -> int:
+        if job.state is State.FAILED:
+            return 2 if job.reason is Reason.BAD_INPUT else 1
+        return 130 if job.state is State.CANCELLED else 0
+
+    codes = {code(job) for job in jobs}
+    return next((one for one in (2, 1, 130) if one in codes), 0)

@@ -1,0 +1,118 @@
+"""The commands `fleetune sweep ...`: look into a sweep, and stop one of its trials."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from jobs.errors import InputError
+from jobs.run import requests as orders
+from jobs.run.find import storage_root
+from jobs.run.paths import JobPaths
+from jobs.run.summary import summarise, utc_now
+from jobs.search.ledger import Trials
+from jobs.search.report.standing import Heard, heard_of, look
+from jobs.search.report.standing import facts as standing_facts
+from jobs.search.report.trial_text import leaderboard as leaderboard_page
+from jobs.search.report.trial_text import leaderboard_facts, trial_words
+from jobs.spec.load import load_sweep
+from jobs.storage.files import write_bytes
+from orchestrator.cli.edge import Json, edge
+from orchestrator.cli.help_groups import command_group
+from orchestrator.cli.meant import run_meant
+
+app = command_group(
+    name="sweep",
+    help="Look into a sweep, change it, and stop one of its trials. fleetune run and submit start one.",
+    epilog="Start here:  fleetune run sweep.yaml  |  fleetune sweep leaderboard reviews-lr-20261127",
+    no_args_is_help=True,
+)
+
+SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Name, a unique start of it, path, URL or job id.")]
+Storage = Annotated[
+    str | None,
+    typer.Option("--storage", metavar="PATH", help="Where the sweeps are [FLEETUNE_STORAGE_PATH, or else ./runs]."),
+]
+
+
+def trials_of(sweep: str, storage: str | None) -> Trials:
+    """Raises InputError."""
+    root = run_meant(sweep, storage_root(storage))
+    spec = load_sweep(JobPaths(root).spec)
+    if spec is None:
+        raise InputError(f"{root} is one run, and no sweep: fleetune show {root}")
+    return Trials(spec, root)
+
+
+@app.command(epilog="Example:  fleetune sweep leaderboard reviews-lr-20261127")
+def leaderboard(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -> None:
+    """All trials, the best first, while it runs and afterwards."""
+    with edge():
+        trials = trials_of(sweep, storage)
+        typer.echo(json.dumps(leaderboard_facts(trials)) if json_ else leaderboard_page(trials))
+
+
+@app.command(epilog="Example:  fleetune sweep status reviews-lr-20261127")
+def status(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -> None:
+    """Where it stands: trials by state, those being trained, the best so far, used budget, time to go."""
+    with edge():
+        from orchestrator.pages.sweep import status_page
+
+        trials = trials_of(sweep, storage)
+        paths = JobPaths(trials.root)
+        run = summarise(paths)
+        heard = heard_of(paths) if run.status == "running" else Heard()
+        standing = look(trials, heard, utc_now())
+        if json_:
+            known = {name: getattr(run, name) for name in ("name", "root", "status", "silent_s", "reason")}
+            typer.echo(json.dumps(known | standing_facts(standing)))
+        else:
+            typer.echo(status_page(run, standing))
+
+
+@app.command(epilog="Example:  fleetune sweep report reviews-lr-20261127 --html report.html")
+def report(
+    sweep: SweepArgument,
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="Also write a page with plots, which loads nothing.")
+    ] = None,
+    storage: Storage = None,
+    json_: Json = False,
+) -> None:
+    """What it has found and cost, while it runs and afterwards: the optimum of the rate, tokens, hours."""
+    with edge():
+        from jobs.search.report.summary import facts, summary_lines
+
+        trials = trials_of(sweep, storage)
+        if html is not None:
+            from jobs.search.report.page import sweep_page
+
+            write_bytes(html, sweep_page(trials).encode())
+        if json_:
+            typer.echo(json.dumps(facts(trials)))
+            return
+        best = trials.best
+        typer.echo(f"best: {trial_words(best)}, {best.score:.4f}" if best is not None else "no trial has finished yet")
+        for line in summary_lines(trials):
+            typer.echo(line)
+
+
+@app.command(epilog="Example:  fleetune sweep stop reviews-lr-20261127 7")
+def stop(
+    sweep: SweepArgument,
+    trial: Annotated[int, typer.Argument(metavar="TRIAL", help="Its number.")],
+    storage: Storage = None,
+) -> None:
+    """Have a trial that is being trained save a checkpoint and end; the sweep goes on with others.
+
+    To stop the sweep: fleetune stop SWEEP.
+    """
+    with edge():
+        found = trials_of(sweep, storage)
+        if trial not in found.trials:
+            raise InputError(f"there is no trial {trial}: the sweep has begun {len(found.trials)} so far")
+        if found.trials[trial].is_over:
+            raise InputError(f"trial {trial} has ended: {found.trials[trial].state}")
+        typer.echo(orders.ask_to_stop(found.trials[trial].paths.root))

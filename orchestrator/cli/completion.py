@@ -1,0 +1,122 @@
+"""Completion of the command line: the shells' scripts, and what the server knows: ids, names, logs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from orchestrator.cli.edge import edge
+
+if TYPE_CHECKING:
+    from orchestrator.api import JobView
+    from orchestrator.client.connection import Connection
+
+QUICK_S = 0.8  # a shell waits for this at every Tab
+OFFERED = 50
+
+Offers = Callable[[typer.Context, str], list[str]]
+Where = Callable[["JobView"], bool]
+
+
+def jobs_that(states: Collection[str] = (), where: Where | None = None) -> Offers:
+    """Ids of jobs that a command can do something with, the newest first; nothing where anything goes wrong.
+
+    Args:
+        states: only of jobs in these; none: in all.
+        where: and of which this is true.
+    """
+
+    def offered(context: typer.Context, incomplete: str) -> list[str]:
+        typed = context.params.get("jobs") or ()
+        return [one for one in _job_ids(incomplete, states, where) if one not in typed]
+
+    return offered
+
+
+UNFINISHED = ("queued", "starting", "running", "stopping")
+ANY = jobs_that()
+TO_CANCEL = jobs_that(UNFINISHED, lambda job: job.wanted != "cancel")
+TO_PAUSE = jobs_that(UNFINISHED, lambda job: job.wanted == "run")
+TO_RESUME = jobs_that(UNFINISHED, lambda job: job.wanted == "pause")
+TO_RETRY = jobs_that(("failed", "cancelled"))
+NOT_ENDED = jobs_that(UNFINISHED)
+TO_COME_AFTER = jobs_that((*UNFINISHED, "succeeded"), lambda job: job.wanted != "cancel")
+
+
+def _job_ids(incomplete: str, states: Collection[str], where: Where | None) -> list[str]:
+    try:
+        from orchestrator.api import MOST_PAGE, JobPage
+
+        limit = OFFERED if where is None else MOST_PAGE
+        asked = {"name": incomplete or None, "state": list(states) or None, "limit": limit}
+        page = _server().get("/v1/jobs", JobPage, asked)
+        return [job.job_id for job in page.jobs if where is None or where(job)][:OFFERED]
+    except Exception:
+        return []
+
+
+def node_ids(incomplete: str) -> list[str]:
+    try:
+        from orchestrator.api import Nodes
+
+        nodes = _server().get("/v1/nodes", Nodes).nodes
+        return [name for node in nodes if (name := node.name or node.node_id).startswith(incomplete)]
+    except Exception:
+        return []
+
+
+def tenant_names(incomplete: str) -> list[str]:
+    """Those that one may see."""
+    try:
+        from orchestrator.api import Tenants
+
+        known = _server().get("/v1/tenants", Tenants).tenants
+        return [one.name for one in known if one.name.startswith(incomplete)]
+    except Exception:
+        return []
+
+
+def state_names(incomplete: str) -> list[str]:
+    """Of several with commas between, the last."""
+    from orchestrator.queue.states import State
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{state}" for state in State if state.startswith(last)]
+
+
+def sources(context: typer.Context, incomplete: str) -> list[str]:
+    """The logs of the job that was typed before."""
+    try:
+        from orchestrator.api import LogSources
+        from orchestrator.client.log_reader import ALL, OUTPUT
+        from orchestrator.client.lookup import find_job, job_path
+
+        server = _server()
+        # Behind an option whose value is still to come, arguments are only found among the rest.
+        job = find_job(server, context.params.get("job") or context.args[0])
+        found = server.get(f"{job_path(job.job_id)}/logs", LogSources).sources
+        return [one for one in dict.fromkeys((OUTPUT, *found, ALL)) if one.startswith(incomplete)]
+    except Exception:
+        return []
+
+
+def _server() -> Connection:
+    from orchestrator.client.discovery import connect
+
+    return connect(patience_s=0.0, answer_s=QUICK_S)
+
+
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(metavar="SHELL", help="bash, zsh or fish.")],
+) -> None:
+    """Print the script that completes commands and job ids.
+
+    To have it in every shell: `fleetune completion bash >> ~/.bashrc`, or `fleetune completion zsh > DIR/_fleetune`
+    with a DIR of fpath, or `fleetune completion fish > ~/.config/fish/completions/fleetune.fish`.
+    """
+    with edge():
+        from typer.completion import get_completion_script  # type: ignore[attr-defined]
+
+        typer.echo(get_completion_script(prog_name="fleetune", complete_var="_FLEETUNE_COMPLETE", shell=shell))

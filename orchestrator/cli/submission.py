@@ -1,0 +1,196 @@
+"""From files to queued jobs, and to their ends, as `fleetune submit` does it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from jobs.errors import FleetuneError, InputError
+from jobs.preflight.validate import validate
+from jobs.run.references import run_named
+from jobs.search.rules.checking import checked_sweep
+from jobs.spec.finetune import Spec
+from jobs.spec.load import trained
+from jobs.spec.queue import MOST_PRIORITY
+from jobs.spec.sweep import SweepSpec
+from jobs.spec.vary import sweep_values, vary
+from jobs.storage import files as storage
+from orchestrator.api import MOST_JOBS, JobView, Server, Submission
+from orchestrator.cli.log_printing import print_logs
+from orchestrator.client.client import asking, completed, submitted
+from orchestrator.client.connection import Connection
+from orchestrator.client.handle import JobHandle
+from orchestrator.client.lookup import find_job
+from orchestrator.client.spec_names import Named, named, of_one
+from orchestrator.pages.queue import label_words, metrics_words, size_words
+from orchestrator.queue.states import State
+
+Say = Callable[[str], None]
+NAMED: Final = 5
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of `fleetune submit`."""
+
+    specs: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+    sweep: tuple[str, ...] = ()
+    tenant: str | None = None
+    priority: int | None = None
+    after: tuple[str, ...] = ()
+    key: str | None = None
+    check: bool = True
+    follow: bool = False
+
+
+def submit_all(server: Connection, asked: Asked, say: Say) -> list[JobView]:
+    """All of them, or none.
+
+    Raises:
+        InputError: an option is wrong, or a spec, or a job that it comes after is not there.
+    """
+    _check_options(asked)
+    specs = _swept(named(asked.specs, asked.overrides), asked.sweep)
+    told = server.get("/v1/server", Server)
+    if asked.check:
+        _check(specs, told, say)
+    parents = tuple(find_job(server, job).job_id for job in asked.after)
+    bodies = asking(specs, asked.tenant, asked.priority, parents)
+    body = Submission(specs=tuple(bodies), key=asked.key or uuid.uuid4().hex)
+    jobs = list(submitted(server, body, specs))
+    for job in jobs:
+        after = f", after {', '.join(job.after)}" if job.after else ""
+        labels = f", {label_words(job.labels)}" if job.labels else ""
+        say(f"{job.state} {job.job_id} ({job.kind}, {size_words(job)}, tenant {job.tenant}{after}{labels})")
+    return jobs
+
+
+def _swept(specs: Sequence[Named], options: Sequence[str]) -> list[Named]:
+    """One spec for each combination of the swept fields. Raises SpecError."""
+    if not options:
+        return list(specs)
+    fields = sweep_values(options)
+    found = [Named(spec, f"{one.name} ({spec.name})", one.marks) for one in specs for spec in vary(one.spec, fields)]
+    if len(found) > MOST_JOBS:
+        raise InputError(f"these are {len(found):,} jobs, and at most {MOST_JOBS:,} are taken at once: sweep less")
+    return found
+
+
+def _check_options(asked: Asked) -> None:
+    if asked.follow and (len(asked.specs) > 1 or asked.sweep):
+        raise InputError("--follow prints the logs of one job: give one SPEC, or --wait")
+    if len(asked.specs) > MOST_JOBS:
+        raise InputError(f"{len(asked.specs):,} specs are too many at once: at most {MOST_JOBS:,}")
+    if asked.priority is not None and not -MOST_PRIORITY <= asked.priority <= MOST_PRIORITY:
+        raise InputError(f"--priority {asked.priority} is out of range: {-MOST_PRIORITY} to {MOST_PRIORITY}")
+    if asked.key is not None and not 1 <= len(asked.key) <= 200:
+        raise InputError("--key has 1 to 200 characters")
+    if asked.tenant == "":
+        raise InputError("--tenant is empty: leave it out, or give a name")
+
+
+def _check(specs: Sequence[Named], told: Server, say: Say) -> None:
+    """What `fleetune validate` finds, where model and data are here. Raises InputError."""
+    several = len(specs) > 1
+    for one in specs:
+        spec, path = trained(one.spec), one.name
+        if isinstance(one.spec, SweepSpec):
+            _check_sweep(one.spec, one)
+        if spec is None:
+            continue
+        if meant := _meant(spec.model.path, path):
+            say(f"warning: {path}: model.path {spec.model.path} is taken for a model of the hub; {meant}")
+        if _is_here(spec):
+            for warning in _warnings(spec, one):
+                say(f"warning: {path}: {warning}" if several else f"warning: {warning}")
+        else:
+            say(f"not looked at: model and data of {path}, of which some are not on this machine")
+
+
+def _warnings(spec: Spec, one: Named) -> tuple[str, ...]:
+    """Raises InputError."""
+    try:
+        return validate(spec).warnings
+    except InputError as error:
+        raise of_one(error, one) from error
+
+
+def _check_sweep(sweep: SweepSpec, one: Named) -> None:
+    """Raises InputError."""
+    try:
+        checked_sweep(sweep)
+    except InputError as error:
+        raise of_one(error, one) from error
+
+
+def _meant(model: str, path: str) -> str:
+    """A directory beside the spec that has nearly this name; a hint, or nothing."""
+    base = "" if storage.is_url(path) else os.path.dirname(os.path.abspath(path))
+    if not base or not storage.is_local(model) or os.path.isabs(model):
+        return ""
+    folder, name = os.path.split(model)
+    try:
+        near = [
+            os.path.join(one, two) if folder else two
+            for one in _alike(base, folder)
+            for two in _alike(os.path.join(base, one), name)
+        ]
+    except OSError:
+        return ""
+    return f"did you mean ./{near[0]}?" if near else ""
+
+
+def _alike(folder: str, name: str) -> list[str]:
+    """Directories with nearly this name. Raises OSError."""
+    if not name:
+        return [""]
+    names = [one for one in os.listdir(folder) if os.path.isdir(os.path.join(folder, one))]
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+
+
+def _is_here(spec: Spec) -> bool:
+    """Whether all that it names can be looked at from here; a cluster's own folders cannot."""
+    if run_named(spec.model.path) is not None:
+        return False
+    named = [spec.model.path, *(source.path for source in (*spec.data.train, *(spec.data.eval or ())))]
+    local = [storage.local_path(path) for path in named if storage.is_local(path)]
+    folder = os.path.dirname(storage.local_path(spec.storage_path)) if storage.is_local(spec.storage_path) else "."
+    return all(map(os.path.exists, local)) and os.path.isdir(folder)
+
+
+def wait_for(server: Connection, jobs: Sequence[JobView], *, follow: bool, as_json: bool, say: Say) -> list[JobView]:
+    """Their ends, in the order of submission; each is said as it comes."""
+    try:
+        if follow:
+            ended = [print_logs(server, jobs[0], follow=True, source=None, tail=None, as_json=as_json)]
+            say(_end(ended[0], server))
+            return ended
+        handles = [JobHandle(server, job) for job in jobs]
+        say(f"waiting for {'its end' if len(jobs) == 1 else 'their ends'}; meanwhile: fleetune queue")
+        for handle in completed(server, handles):
+            say(_end(handle.view, server))
+        return [handle.view for handle in handles]
+    except KeyboardInterrupt:
+        ids = " ".join(job.job_id for job in jobs[:NAMED]) + (" ..." if len(jobs) > NAMED else "")
+        say(
+            f"{'it goes' if len(jobs) == 1 else 'they go'} on. To watch: fleetune logs {jobs[0].job_id} -f; "
+            f"to end: fleetune cancel {ids}"
+        )
+        raise
+
+
+def _end(job: JobView, server: Connection) -> str:
+    if job.state is State.SUCCEEDED:
+        metrics = metrics_words(job)
+        return f"{job.job_id} succeeded{f'  {metrics}' if metrics else ''}{f'  run {job.run}' if job.run else ''}"
+    if job.state is State.CANCELLED:
+        return f"{job.job_id} was cancelled"
+    try:
+        return str(JobHandle(server, job).exception())
+    except FleetuneError as error:
+        return f"{job.job_id} {job.state}: {job.message} ({error})"

@@ -1,0 +1,106 @@
+"""Which server is meant: the one that is named, the one that lives on this machine, or the usual address."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cluster.errors import InputError
+from cluster.settings import fleetune_home, server_token, server_url
+from orchestrator.client.connection import ANSWER_S, PATIENCE_S, Connection
+
+USUAL_URL: Final = "http://127.0.0.1:8400"
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """What a server of this machine has left of itself, in the file server.json."""
+
+    url: str
+    pid: int
+
+    @property
+    def lives(self) -> bool:
+        """Whether there is such a process: it may be another one by now, so the server is to be asked too."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except (PermissionError, OverflowError):
+            return True
+        return True
+
+
+def local_server(home: Path) -> LocalServer | None:
+    """None where there is no server, or what it has left cannot be read."""
+    found = _recorded(home)
+    return found if found is not None and found.lives else None
+
+
+def ended_server(home: Path) -> LocalServer | None:
+    """The server that was killed before it could remove its file; None where one lives, or none was there."""
+    found = _recorded(home)
+    return None if found is None or found.lives else found
+
+
+def _recorded(home: Path) -> LocalServer | None:
+    try:
+        left = json.loads((home / "server.json").read_bytes())
+        found = LocalServer(str(left["url"]), int(left["pid"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return found if found.pid > 0 else None
+
+
+def url_of(given: str | None) -> str:
+    """As given, or else by FLEETUNE_URL, or else the server of this machine."""
+    if url := given or server_url():
+        return url
+    found = local_server(fleetune_home())
+    return USUAL_URL if found is None else found.url
+
+
+def token_here(given: str | None = None) -> tuple[str | None, str]:
+    """The token to be sent, and where it is from, for messages. None: there is none.
+
+    Raises:
+        InputError: others may read the token's file.
+    """
+    if given is not None:
+        return given, "that was given"
+    token, home = server_token(), fleetune_home()
+    try:
+        in_file = server_token({"FLEETUNE_HOME": str(home)})
+    except InputError:  # the variable goes first, and the file was not looked at
+        in_file = None
+    return token, f"of the file {home / 'token'}" if token == in_file else "of FLEETUNE_TOKEN"
+
+
+def connect(
+    url: str | None = None,
+    token: str | None = None,
+    *,
+    patience_s: float = PATIENCE_S,
+    answer_s: float = ANSWER_S,
+) -> Connection:
+    """A connection to the server that is meant. Nothing is sent yet.
+
+    Raises:
+        InputError: the URL is none, or the token's file may be read by others.
+    """
+    token, token_from = token_here(token)
+    ended = None if url or server_url() else ended_server(fleetune_home())
+    note = f"the server at {ended.url} (process {ended.pid}) has ended without stopping" if ended is not None else ""
+    return Connection(url_of(url), token, token_from=token_from, note=note, patience_s=patience_s, answer_s=answer_s)
+
+
+@contextlib.contextmanager
+def connected(url: str | None, patience_s: float = PATIENCE_S) -> Iterator[Connection]:
+    """The same, closed at the end."""
+    with contextlib.closing(connect(url, patience_s=patience_s)) as connection:
+        yield connection

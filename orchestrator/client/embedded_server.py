@@ -1,0 +1,179 @@
+"""A server that a script brings along: started where none lives on this machine, and shared by all its scripts."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from cluster.errors import FleetuneError
+from orchestrator.client.discovery import local_server
+
+READY_S: Final = 120.0
+POLL_S: Final = 0.1
+OTHERS_S: Final = 5.0  # from the end of our own server to the address of the one that was faster
+TAIL_BYTES: Final = 3000
+LEFT_S: Final = 3600.0
+
+
+class NotStarted(FleetuneError):
+    """The embedded server did not come up."""
+
+
+def embedded_url(home: Path, ready_s: float = READY_S) -> str:
+    """URL of the server that lives on this machine; of a new one where there is none.
+
+    Two scripts that come at once take turns. A server that somebody starts by hand meanwhile is found as well: the
+    store has one lock, and only its holder leaves its address.
+
+    Raises:
+        NotStarted: it did not come up, with the end of its log.
+    """
+    until_s = time.monotonic() + ready_s
+    _make(home)
+    with _alone(home / "embedded.lock", until_s):
+        return _living(home) or _started(home, until_s)
+
+
+def _living(home: Path) -> str | None:
+    found = local_server(home)
+    return found.url if found is not None and _answers(found.url, "/healthz") else None
+
+
+def _started(home: Path, until_s: float) -> str:
+    log = home / "serve.log"
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        begin = os.lseek(descriptor, 0, os.SEEK_END)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator", "serve", "--embedded", "--port", "0"],
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            start_new_session=True,  # Ctrl-C in the script is not for the server
+        )
+    finally:
+        os.close(descriptor)
+    while True:
+        found = local_server(home)
+        if found is not None and _answers(found.url, "/readyz"):
+            _let_go(child)
+            return found.url
+        if child.poll() is not None:  # somebody else holds the store, and is to be found soon
+            until_s = min(until_s, time.monotonic() + OTHERS_S)
+        if time.monotonic() > until_s:
+            code = child.returncode
+            what = "is not ready yet" if code is None else f"did not start (exit code {code})"
+            _let_go(child)
+            raise NotStarted(f"the server of this machine {what}. The end of {log}:\n{_tail(log, begin)}")
+        time.sleep(POLL_S)
+
+
+def _let_go(child: subprocess.Popen[bytes]) -> None:
+    """It outlives this process, and nobody is to warn of that."""
+    if child.poll() is None:
+        child.returncode = 0
+
+
+def _answers(url: str, path: str) -> bool:
+    try:
+        with httpx.Client(trust_env=False, verify=False, timeout=5.0) as client:
+            return client.get(f"{url}{path}").status_code == 200
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
+
+
+def _tail(log: Path, begin: int) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(begin, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            return file.read().decode(errors="replace").strip() or "(it said nothing)"
+    except OSError as error:
+        return f"(it cannot be read: {error.strerror})"
+
+
+@contextlib.contextmanager
+def _alone(path: Path, until_s: float) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        while not _locked(descriptor):
+            if time.monotonic() > until_s:
+                raise NotStarted(
+                    f"another script has been starting the embedded server for too long ({path} is locked)"
+                )
+            time.sleep(POLL_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class Presence:
+    """Says that this process lives: a lock on a file of FLEETUNE_HOME/clients, which any end of it lets go of.
+
+    The server cancels the jobs of a client whose lock is free. Children by fork hold it as well, as long as they live.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.client = f"{os.getpid()}-{secrets.token_hex(8)}"
+        _make(home)
+        folder = _make(home / "clients")
+        self._path = folder / f"{self.client}.lock"
+        # No file object: one that is collected early would let go of the lock.
+        self._descriptor: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        _sweep(folder)
+
+    def end(self) -> None:
+        """A file that is gone says the same as one that nobody holds."""
+        if self._descriptor is not None:
+            self._path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes have left that were killed; nothing so young that its lock may not be there yet."""
+    for path in folder.glob("*.lock"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFT_S and _is_free(path):
+                path.unlink()
+
+
+def _is_free(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return _locked(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make(folder: Path) -> Path:
+    """Raises NotStarted."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise NotStarted(
+            f"no server can be brought along: {folder} cannot be used ({error.strerror}). Set FLEETUNE_HOME to a "
+            "folder of your own, or FLEETUNE_URL to a server"
+        ) from error
+    return folder

@@ -1,0 +1,102 @@
+"""Which job or node is meant, given its id or a start of it that no other shares; and which tenant, by its name."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from typing import Final
+from urllib.parse import quote
+
+from jobs.errors import InputError
+from jobs.spec.checking.fields import did_you_mean
+from orchestrator.api import JobPage, JobView, Nodes, NodeView, Server, Tenants
+from orchestrator.client.connection import Connection
+from orchestrator.queue.errors import UnknownJob, UnknownNode, UnknownTenant
+from orchestrator.queue.wording import removed
+
+NAMED: Final = 5  # of those that may be meant
+_ID = re.compile(r"^[A-Za-z0-9._-]{1,200}$")
+_OF_A_RUN: Final = re.compile(r"(.+)-[0-9]{8}(-[0-9a-f-]*)?")  # as `jobs.run.paths.new_run_name` makes names
+_MOST_LOOKED_AT: Final = 1000
+
+
+def job_path(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def find_job(connection: Connection, given: str) -> JobView:
+    """The job with that id, a unique start of it, or the name of the run that it writes.
+
+    Raises:
+        UnknownJob: none is meant, with what may have been.
+        InputError: several are.
+    """
+    if not _ID.match(given):
+        raise UnknownJob(f"no job has an id like {given!r}: `fleetune queue --all` lists them")
+    try:
+        return connection.get(job_path(given), JobView)
+    except UnknownJob as error:
+        page = connection.get("/v1/jobs", JobPage, {"name": given, "limit": NAMED + 1})
+        if not page.jobs:
+            page = _writing(connection, given)
+        if not page.jobs:
+            said, old = _unknown(connection, given, str(error)), removed_jobs(connection)
+            if old:
+                said += f"{'' if said.endswith('?') else '.'} {old[:1].upper()}{old[1:]}"
+            raise UnknownJob(said) from None
+    if len(page.jobs) == 1 and page.next is None:
+        return page.jobs[0]
+    names = ", ".join(job.job_id for job in page.jobs[:NAMED])
+    more = " and more" if len(page.jobs) > NAMED or page.next is not None else ""
+    raise InputError(f"{given!r} may mean several jobs: {names}{more}. Give more of the id")
+
+
+def _writing(connection: Connection, run: str) -> JobPage:
+    """The jobs whose run has that name, or a name that starts so."""
+    match = _OF_A_RUN.fullmatch(run)
+    if match is None:
+        return JobPage(jobs=(), next=None)
+    page = connection.get("/v1/jobs", JobPage, {"name": f"{match[1]}-", "limit": _MOST_LOOKED_AT})
+    jobs = [job for job in page.jobs if job.run is not None and posixpath.basename(job.run).startswith(run)]
+    return JobPage(jobs=tuple(jobs), next=None)
+
+
+def removed_jobs(connection: Connection) -> str:
+    """What the server does with old jobs; '' where it keeps all."""
+    return removed(connection.get("/v1/server", Server).retention_days)
+
+
+def _unknown(connection: Connection, given: str, said: str) -> str:
+    """The server's words, or ids that look like the given one, or those of the same name."""
+    if "did you mean" in said:
+        return said
+    if _OF_A_RUN.fullmatch(given):
+        return f"no job of the queue writes a run {given!r}. To see a run of your own: fleetune show {given}"
+    newest = [job.job_id for job in connection.get("/v1/jobs", JobPage, {"limit": 200}).jobs]
+    hint = did_you_mean(given, newest)
+    if not hint and (same := [one for one in newest if one.rpartition("-")[0] == given.rpartition("-")[0]]):
+        hint = f": jobs of that name are {', '.join(same[:NAMED])}{' and more' if len(same) > NAMED else ''}"
+    hint = hint or did_you_mean(given, {one.rpartition("-")[0] for one in newest})
+    lists = ": `fleetune queue --all` lists the jobs, and `fleetune runs` your own runs"
+    return f"there is no job {given!r}{hint or lists}"
+
+
+def find_node(nodes: Nodes, given: str) -> NodeView:
+    """By name or id. Raises UnknownNode, or InputError where several are meant."""
+    found = [one for one in nodes.nodes if given in (one.node_id, one.name)]
+    found = found or [one for one in nodes.nodes if given and one.node_id.startswith(given)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"{given!r} may mean {len(found)} nodes. Give more of the id")
+    ids = [one.name or one.node_id for one in nodes.nodes]
+    hint = did_you_mean(given, ids) or f": there are {', '.join(ids[:NAMED])}{' and more' if len(ids) > NAMED else ''}"
+    raise UnknownNode(f"there is no node {given!r}{hint if ids else ': the cluster has no machines'}")
+
+
+def find_tenant(connection: Connection, given: str) -> str:
+    """Raises UnknownTenant, with the same words for what is not there and for what is others'."""
+    known = [one.name for one in connection.get("/v1/tenants", Tenants).tenants]
+    if given in known:
+        return given
+    raise UnknownTenant.among(given, known)

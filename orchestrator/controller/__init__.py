@@ -1,0 +1,4 @@
+"""Carries the queue forward, one pass after another: look, settle, plan, write, act.
+
+May import `queue`, `scheduling`, `cluster.backend` and `cluster.capacity`. Start with `controller`, then `ledger`.
+"""

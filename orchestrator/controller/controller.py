@@ -1,0 +1,392 @@
+"""Carries the queue forward: looks at store and machines, decides by pure functions, writes, and only then acts.
+
+Whatever is to be done to the machines follows from the states of the jobs alone: a STARTING job whose driver is not
+there is started, a STOPPING one whose driver is there is stopped. So a server that was killed anywhere in a pass leaves
+nothing that the next pass, its own or another server's, would not do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from cluster.backend import Backend, Launch, Phase, Submission
+from cluster.capacity.inventory import Inventory
+from cluster.errors import BackendUnreachable, Fenced, FleetuneError, LaunchRefused
+from orchestrator.controller.autoscaler_demand import Wish, wish
+from orchestrator.controller.fair_share import Shares
+from orchestrator.controller.job_cache import Book
+from orchestrator.controller.leadership import Leading
+from orchestrator.controller.ledger import Cluster, Orders, Promises, kept, orders, snapshot
+from orchestrator.controller.node_health import NodeWatch
+from orchestrator.controller.set_aside import SetAside, held_aside, without_faulty
+from orchestrator.controller.silence import Hearing
+from orchestrator.controller.stopping import Stops
+from orchestrator.controller.strays import clear_away
+from orchestrator.queue.clock import TOLERANCE_S, Clock
+from orchestrator.queue.errors import NotLeader, StoreBroken
+from orchestrator.queue.months import MonthUse
+from orchestrator.queue.node_rules import rules_by_node, to_be_left
+from orchestrator.queue.records import Job, Move, NodeRule, UnreadableRow
+from orchestrator.queue.retry import may_start_at_s
+from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
+from orchestrator.queue.store import Store
+from orchestrator.queue.tenants import Tenant
+from orchestrator.queue.timing import USUAL, Timing
+from orchestrator.queue.transitions import Seen, next_move
+from orchestrator.scheduling.plan.plan import plan
+from orchestrator.scheduling.policy import DEFAULT, Policy
+
+LaunchOf = Callable[[Job, str], Launch]  # from a job and its spec
+_LABELS_KEPT = 1000  # of nodes that are gone: jobs may still be told of them
+_ROUNDS = 4  # steps of one job in one pass: running, stopping, queued
+
+
+class Controller:
+    """One pass is `step`. Not for several threads."""
+
+    def __init__(
+        self,
+        store: Store,
+        backend: Backend,
+        clock: Clock,
+        leading: Leading,
+        launch_of: LaunchOf,
+        policy: Policy = DEFAULT,
+        timing: Timing = USUAL,
+        takes_over: bool = False,
+    ) -> None:
+        """
+        Args:
+            takes_over: machines that a newer state of the store has used are used all the same. Only where that state
+                is gone for good, as after the store was brought back from a backup.
+        """
+        self._store, self._backend, self._clock, self._leading = store, backend, clock, leading
+        self._launch_of, self._policy, self._timing = launch_of, policy, timing
+        self._takes_over = takes_over
+        self._term: _Term | None = None
+        self._newest_s = clock.now_s()
+
+    def wish(self) -> Wish:
+        """For the autoscaler of the machines, of the queue as the last pass has left it."""
+        return self._term.wish() if self._term is not None else Wish()
+
+    def set_aside(self) -> tuple[UnreadableRow, ...]:
+        """Jobs that the last pass could not plan."""
+        term = self._term  # others may ask, from other threads
+        return term.set_aside() if term is not None else ()
+
+    def step(self) -> bool:
+        """Look, decide, write, act. Whether this server leads.
+
+        Raises:
+            StoreBroken, BackendUnreachable: nothing is lost; the next pass goes on.
+            Fenced: this server leads, but the machines know of a newer leader.
+        """
+        if not self._leading.renew():
+            self._term = None
+            return False
+        now_s = self._clock.now_s()
+        if now_s < self._newest_s - TOLERANCE_S:  # a clock that was ahead was put right: what is known is of no use
+            self._term = None
+        self._newest_s = now_s
+        try:
+            if self._term is None or self._term.epoch != self._leading.epoch:
+                self._term = _Term(self, self._leading.epoch)
+            self._term.step()
+        except NotLeader:
+            self._term = None
+            return False
+        except Fenced:
+            return self._refused()
+        return True
+
+    def _refused(self) -> bool:
+        """By the machines. If somebody leads by now, it is theirs to act; else somebody is to hear of it."""
+        self._term = None
+        if self._takes_over:
+            self._leading.resign()  # the next epoch is larger
+            return False
+        if not self._leading.still_leads():
+            return False
+        raise Fenced(
+            "the machines know of a newer leader of this queue than its store does, and start nothing for this server. "
+            "Is there a second server with a copy of this store? End it. Was the store brought back from a backup? "
+            "Then start this server with --take-over"
+        )
+
+
+class _Term:
+    """What one leadership knows. Times are of the steady clock unless they say otherwise."""
+
+    def __init__(self, of: Controller, epoch: int) -> None:
+        self.epoch = epoch
+        self._of, self._store, self._backend, self._timing = of, of._store, of._backend, of._timing
+        self._backend.fence(epoch)  # from now on no earlier server starts anything
+        now_s, half_life_s = of._clock.now_s(), of._policy.share_half_life_s
+        self._store.pull_back(epoch, now_s)
+        self._book = Book(self._store)
+        self._book.read()
+        self._shares = Shares(self._store.decayed_use(now_s, half_life_s), now_s, half_life_s)
+        self._month: MonthUse | None = None  # once a tenant has a limit of GPU-hours
+        self._promises: Promises = {}
+        self._cluster: Cluster | None = None  # as of the last pass
+        self._wished: tuple[Any, Wish] = (None, Wish())
+        self._planned: Any = None  # what the last plan was made from
+        self._plan_again_s = 0.0
+        self._refused: dict[str, str] = {}
+        self._doubtful: dict[str, float] = {}  # submission -> until when
+        self._stops = Stops(self._backend, self._timing.grace_s)
+        self._labels: dict[str, str] = {}
+        self._hearing = Hearing(self._store) if self._timing.silent_s is not None else None
+        self._watch = NodeWatch(self._store, self._go_on)
+        self._aside = SetAside(self._store, self._go_on)
+        self._seen_nodes = {node: self._steady_s for job in self._book.jobs for node, _ in job.placement}
+        # Nobody knows any more for whom these stop: nobody else is stopped before they have.
+        self._inherited = {job.submission for job in self._book.jobs if job.state is State.STOPPING}
+
+    @property
+    def _steady_s(self) -> float:
+        return self._of._clock.steady_s()
+
+    def step(self) -> None:
+        inventory, given = self._backend.inventory(), self._store.node_rules()
+        rules = rules_by_node(given, inventory.nodes)
+        seen = self._look(inventory, rules)
+        self._go_on()
+        inventory = self._without_unreadable(inventory, seen.now_s)
+        self._watch.look(inventory, given, self._seen_nodes, seen.now_s)
+        self._settle(seen)
+        self._watch.suspect(inventory, given, seen.now_s)
+        try:
+            self._admit(inventory, rules, seen.now_s)
+        except (NotLeader, Fenced, StoreBroken):
+            raise
+        except Exception:  # a fault of ours: nothing starts, but what is to stop is stopped
+            self._act(seen)
+            raise
+        self._act(seen)
+
+    def set_aside(self) -> tuple[UnreadableRow, ...]:
+        return self._aside.rows
+
+    def _without_unreadable(self, inventory: Inventory, now_s: float) -> Inventory:
+        """What jobs that cannot be read hold is not free."""
+        rows = self._store.unreadable()
+        if not rows:
+            return inventory
+        self._aside.tell(rows, now_s)
+        return held_aside(inventory, self._store.leases(held=True), (job.job_id for job in self._book.jobs))
+
+    def _go_on(self) -> None:
+        """Before anything that only the leader may do. Raises NotLeader."""
+        self._of._leading.go_on(self.epoch)
+
+    def _look(self, inventory: Inventory, rules: Mapping[str, NodeRule]) -> Seen:
+        steady_s, present = self._steady_s, {node.node_id for node in inventory.nodes}
+        self._seen_nodes |= dict.fromkeys(present, steady_s)
+        self._labels |= inventory.labels
+        for node in [node for node, at_s in self._seen_nodes.items() if steady_s - at_s > self._timing.absent_s]:
+            del self._seen_nodes[node]
+        if len(self._labels) > 2 * len(present) + _LABELS_KEPT:  # nodes come and go, each with a new id
+            self._labels = dict(inventory.labels)
+        submissions = {one.submission: one for one in self._backend.submissions()}
+        self._book.read()  # after that: a driver says its last before it is seen to have ended
+        now_s = self._of._clock.now_s()
+        draining, overdue = to_be_left(rules, now_s)
+        return Seen(
+            now_s,
+            submissions,
+            doubtful=frozenset(name for name, until_s in self._doubtful.items() if steady_s < until_s),
+            nodes=frozenset(self._seen_nodes),
+            absent=frozenset(self._seen_nodes.keys() - present),
+            labels=self._labels,
+            draining=draining,
+            overdue=overdue,
+            failed=self._book.failed,
+            refused=self._refused,
+            most_pending_s=self._timing.pending_s,
+            **self._silence(submissions, steady_s),
+        )
+
+    def _silence(self, submissions: Mapping[str, Submission], steady_s: float) -> dict[str, Any]:
+        """The part of `Seen` that is about silent drivers."""
+        if self._hearing is None or self._timing.silent_s is None:
+            return {}
+        running = {name for name, one in submissions.items() if one.phase is Phase.RUNNING}
+        return {
+            "silent_s": self._hearing.look(self._book.jobs, running, steady_s),
+            "most_unregistered_s": self._timing.register_s,
+            "most_silent_s": self._timing.silent_s,
+        }
+
+    def _settle(self, seen: Seen) -> None:
+        """Take every job as far as what was seen lets it go."""
+        self._aside.look_again(self._book.jobs)
+        for _ in range(_ROUNDS):
+            moves = [move for job in self._book.jobs if (move := self._next_move(job, seen)) is not None]
+            if not moves:
+                return
+            self._watch.note(self._book.jobs, moves, seen)
+            self._write(moves, seen.now_s)
+
+    def _next_move(self, job: Job, seen: Seen) -> Move | None:
+        if job in self._aside:
+            return None
+        try:
+            return next_move(job, seen)
+        except Exception as error:  # a row that no rule is for
+            self._aside.note(job, error, seen.now_s)
+            return None
+
+    def _admit(self, inventory: Inventory, rules: Mapping[str, NodeRule], now_s: float) -> None:
+        """Plan, and do what can be done at once."""
+        jobs = self._book.jobs
+        slow = self._slow(jobs)
+        self._inherited &= {job.submission for job in jobs if job.state is State.STOPPING and job.job_id not in slow}
+        tenants = tuple(self._store.tenants())
+        cluster = Cluster(
+            inventory,
+            tenants,
+            self._shares.advance(jobs, now_s),
+            closed=frozenset(rules),
+            slow=slow,
+            gpu_hours=self._gpu_hours(tenants, jobs, now_s),
+        )
+        self._promises = kept(jobs, self._promises, cluster)
+        looked_at = (
+            self._book.newest,
+            inventory,
+            tuple(rules.items()),
+            cluster.tenants,
+            cluster.spent,
+            slow,
+            bool(self._inherited),
+        )
+        waits = [job for job in jobs if job.state is State.QUEUED and job.wanted is Wanted.RUN]
+        nothing = not waits and not any(job.sizes and job.state is State.RUNNING for job in jobs)
+        self._cluster = cluster
+        if nothing or (looked_at == self._planned and now_s < self._plan_again_s):
+            return
+        policy = replace(self._of._policy, preemption=False) if self._inherited else self._of._policy
+        found = self._orders(jobs, cluster, policy, now_s)
+        self._write(found.moves, now_s)
+        self._promises = found.promises
+        # Nothing has changed since: only time goes by, which moves a waiting queue slowly.
+        self._planned = looked_at
+        later_s = [at_s for job in waits if (at_s := may_start_at_s(job)) > now_s]
+        self._plan_again_s = min([now_s + self._timing.replan_s, *later_s])
+
+    def _gpu_hours(self, tenants: Sequence[Tenant], jobs: Sequence[Job], now_s: float) -> Mapping[str, float]:
+        """Of the running month, by tenant; nothing where no tenant has a limit of them."""
+        if all(tenant.restrictions.max_gpu_hours_per_month is None for tenant in tenants):
+            self._month = None
+            return {}
+        if self._month is None:
+            self._month = MonthUse(self._store.month_totals(now_s, now_s, held=False), now_s)
+        return self._month.advance(jobs, now_s)
+
+    def _orders(self, jobs: Sequence[Job], cluster: Cluster, policy: Policy, now_s: float) -> Orders:
+        """What is to be done. A job that no plan can be made with is set aside."""
+
+        def of(some: Sequence[Job]) -> Orders:
+            ids = {job.job_id for job in some}
+            promises = {job_id: places for job_id, places in self._promises.items() if job_id in ids}
+            return orders(some, plan(snapshot(some, promises, cluster, now_s), policy), promises, cluster)
+
+        planned = [job for job in jobs if self._may_be_planned(job)]
+        return without_faulty(planned, of, lambda job, error: self._aside.note(job, error, now_s))
+
+    def _may_be_planned(self, job: Job) -> bool:
+        return job.state is not State.QUEUED or (job not in self._aside and self._book.may_be_planned(job))
+
+    def wish(self) -> Wish:
+        if self._cluster is None:
+            return Wish()
+        of = (
+            self._book.newest,
+            self._cluster.inventory,
+            self._cluster.closed,
+            self._cluster.spent,
+            tuple(self._promises.items()),
+        )
+        if of != self._wished[0]:
+            now_s, policy = self._of._clock.now_s(), self._of._policy
+            self._wished = of, wish(self._book.jobs, self._promises, self._cluster, policy, now_s)
+        return self._wished[1]
+
+    def _slow(self, jobs: Sequence[Job]) -> frozenset[str]:
+        steady_s = self._steady_s
+        return frozenset(
+            job.job_id
+            for job in jobs
+            if job.state is State.STOPPING
+            and steady_s - self._stops.asked_s(job.submission, steady_s) > self._timing.slow_s
+        )
+
+    def _write(self, moves: Sequence[Move], now_s: float) -> None:
+        if moves:
+            self._go_on()
+            self._book.note(self._store.move(self.epoch, moves, now_s))
+
+    def _act(self, seen: Seen) -> None:
+        """Stop and start what the jobs' states ask for. One that gets no answer holds up no other.
+
+        Raises:
+            BackendUnreachable, or what else the first that failed did, at the end.
+        """
+        jobs = [job for job in self._book.jobs if job.state in HOLDS_A_LEASE]
+        current = {job.submission for job in jobs}
+        there = {name: one for name, one in seen.submissions.items() if not one.ended}
+        strays = [one for name, one in seen.submissions.items() if name not in current]
+        tasks: list[Callable[[], None]] = []
+        tasks += [
+            partial(self._stops.stop, job.submission, self._steady_s) for job in jobs if self._is_to_stop(job, there)
+        ]
+        tasks += [partial(self._start, job) for job in jobs if self._is_to_start(job, seen)]
+        end = partial(self._stops.end, steady_s=self._steady_s)
+        tasks.append(partial(clear_away, self._store, self._backend, strays, end))
+        self._forget_all_but(current, seen)
+        failed: Exception | None = None
+        for task in tasks:
+            self._go_on()
+            try:
+                task()
+            except (NotLeader, Fenced, StoreBroken):
+                raise
+            except Exception as error:  # also a fault of ours
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def _is_to_stop(self, job: Job, there: Mapping[str, Submission]) -> bool:
+        return job.state is State.STOPPING and job.submission in there
+
+    def _is_to_start(self, job: Job, seen: Seen) -> bool:
+        known = job.submission in seen.submissions or job.submission in self._refused
+        return job.state is State.STARTING and not known
+
+    def _start(self, job: Job) -> None:
+        try:
+            launch = self._of._launch_of(job, self._store.spec(job.job_id))
+        except (StoreBroken, BackendUnreachable):
+            raise
+        except FleetuneError as error:
+            self._refused[job.submission] = str(error)
+            return
+        try:
+            self._backend.start(launch, self.epoch)
+        except LaunchRefused as error:
+            self._refused[job.submission] = str(error)
+        except BackendUnreachable:
+            self._doubtful[job.submission] = self._steady_s + self._timing.doubt_s
+            raise
+
+    def _forget_all_but(self, current: set[str], seen: Seen) -> None:
+        """What is known of submissions that are over."""
+        self._stops.forget_all_but(current | seen.submissions.keys())
+        for known in (self._refused, self._doubtful):
+            for name in known.keys() - current:
+                del known[name]

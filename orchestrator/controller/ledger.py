@@ -1,0 +1,258 @@
+"""Who gets which nodes: from the jobs of the queue to a plan of the scheduler, and back to moves. Pure functions.
+
+The scheduler speaks of one moment: this job stops, and that one starts in its place. In life a job takes a while to
+stop. Its nodes count as free as soon as it is told to, and what is to start there gets a promise. A promise holds its
+nodes against everybody else, and becomes a lease once they are free in fact.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from cluster.capacity.inventory import Inventory, Node
+from cluster.capacity.occupancy import Placement, workers_in
+from cluster.text import many
+from orchestrator.queue.months import spent
+from orchestrator.queue.records import Job, Move, NodePlaces
+from orchestrator.queue.retry import BUDGETS, may_start_at_s
+from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State, Wanted
+from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling import job_table as table
+from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Start
+from orchestrator.scheduling.snapshot import Snapshot, Window
+from orchestrator.scheduling.snapshot_rows import snapshot_of
+
+Promises = Mapping[str, NodePlaces]  # by job
+
+_REASONS: Mapping[Cause, Reason] = {
+    Cause.PREEMPTED: Reason.PREEMPTED,
+    Cause.RECLAIMED: Reason.RECLAIMED,
+    Cause.MOVED: Reason.MOVED,
+    Cause.MAINTENANCE: Reason.MAINTENANCE,
+    Cause.RESIZED: Reason.RESIZED,
+}
+
+_BY_PLAN = frozenset(_REASONS.values())
+
+
+_SOON_S = 600.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What jobs are put on.
+
+    Attributes:
+        used_s: decayed GPU-seconds by tenant.
+        closed: ids of nodes that get nothing new.
+        slow: jobs that do not stop in the time that is usual: their nodes are not free any time soon.
+        gpu_hours: of the running month, by tenant; needed for those tenants that have a limit of them.
+    """
+
+    inventory: Inventory
+    tenants: tuple[Tenant, ...]
+    used_s: Mapping[str, float] = field(default_factory=dict)
+    closed: frozenset[str] = frozenset()
+    windows: tuple[Window, ...] = ()
+    slow: frozenset[str] = frozenset()
+    gpu_hours: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def spent(self) -> frozenset[str]:
+        """Tenants that have used up their GPU-hours of the month: nothing of theirs that needs GPUs starts."""
+        return spent(self.tenants, self.gpu_hours)
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What is to be done after a plan: moves in their order, and what is promised from now on."""
+
+    moves: tuple[Move, ...]
+    promises: Promises
+
+
+def snapshot(jobs: Sequence[Job], promises: Promises, cluster: Cluster, now_s: float) -> Snapshot:
+    """The scheduler's view; row *n* is the *n*-th job. Jobs that have ended must not be among them."""
+    of = {node.node_id: node for node in cluster.inventory.nodes}
+    places = [places_of(job, promises, cluster, of.keys()) for job in jobs]
+    held = Counter[str]()
+    for job, nodes in zip(jobs, places, strict=True):
+        for node, workers in nodes:
+            held[node] += workers * (job.gang.gpus_per_worker if of[node].gpus else job.gang.cpus_per_worker)
+    inventory = Inventory(tuple(_as_held(node, held[node.node_id], cluster) for node in cluster.inventory.nodes))
+    rows = [
+        _row(job, nodes, promises.get(job.job_id, ()), now_s, cluster.spent)
+        for job, nodes in zip(jobs, places, strict=True)
+    ]
+    made = snapshot_of(rows, inventory, cluster.tenants, cluster.used_s, now_s, cluster.windows)
+    return replace(made, grows=not any(_is_about_to_wait(job, promises, now_s) for job in jobs))
+
+
+def _is_about_to_wait(job: Job, promises: Promises, now_s: float) -> bool:
+    """Whether it is in the queue soon, without knowing where it will go."""
+    if job.job_id in promises or job.wanted is not Wanted.RUN:
+        return False
+    if job.state is State.STOPPING:
+        return job.reason in BUDGETS
+    return job.state is State.QUEUED and now_s < may_start_at_s(job) <= now_s + _SOON_S
+
+
+def _as_held(node: Node, held: int, cluster: Cluster) -> Node:
+    """A node that has room for what is held there: what others hold is counted late, and nodes may shrink."""
+    size, foreign = (node.gpus, node.foreign_gpus) if node.gpus else (node.cpus, node.foreign_cpus)
+    usable = node.usable and node.node_id not in cluster.closed and held <= size
+    foreign, size = max(min(foreign, size - held), 0), max(size, held)
+    if node.gpus:
+        return replace(node, usable=usable, gpus=size, foreign_gpus=foreign)
+    return replace(node, usable=usable, cpus=size, foreign_cpus=foreign)
+
+
+def orders(jobs: Sequence[Job], plan: Plan, promises: Promises, cluster: Cluster) -> Orders:
+    """What a plan means for the jobs that it was made from, in the same order."""
+    names = [node.node_id for node in cluster.inventory.nodes]
+    starts = {one.row: one.placement for one in plan.decisions if isinstance(one, Start)}
+    stops = [_stop(one, jobs, starts) for one in plan.decisions if isinstance(one, Interrupt)]
+    wanted = dict(promises)
+    for row, placement in starts.items():
+        wanted[jobs[row].job_id] = tuple((names[node], workers) for node, workers in placement)
+    grants = _grants(jobs, wanted, cluster)
+    granted = {move.job_id for move in grants}
+    return Orders((*stops, *grants), {job_id: places for job_id, places in wanted.items() if job_id not in granted})
+
+
+def kept(jobs: Iterable[Job], promises: Promises, cluster: Cluster) -> Promises:
+    """The promises that still make sense: the job waits for it, and its nodes are open and will be free soon."""
+    if not promises:
+        return promises
+    open_nodes = {node.node_id for node in cluster.inventory.nodes if node.usable} - cluster.closed
+    waits = {job.job_id: job for job in jobs if job.job_id in promises and _waits(job, cluster)}
+    stays = _Free([job for job in jobs if _holds(job, cluster)], cluster)
+    return {
+        job_id: places
+        for job_id, places in promises.items()
+        if job_id in waits and all(node in open_nodes for node, _ in places) and stays.take(waits[job_id], places)
+    }
+
+
+def _waits(job: Job, cluster: Cluster) -> bool:
+    """Whether a promise is of use to it."""
+    moved = job.state is State.STOPPING and job.reason in _BY_PLAN and job.job_id not in cluster.slow
+    return job.wanted is Wanted.RUN and (job.state is State.QUEUED or moved)
+
+
+def _holds(job: Job, cluster: Cluster) -> bool:
+    """Whether it has nodes that it will not leave soon."""
+    return job.state in (State.STARTING, State.RUNNING) or job.job_id in cluster.slow
+
+
+def places_of(job: Job, promises: Promises, cluster: Cluster, living: Container[str]) -> NodePlaces:
+    """What a job holds in the scheduler's eyes."""
+    if job.job_id in promises:
+        return tuple(place for place in promises[job.job_id] if place[0] in living)
+    return tuple(place for place in job.placement if place[0] in living) if _holds(job, cluster) else ()
+
+
+def _row(job: Job, nodes: NodePlaces, promised: NodePlaces, now_s: float, spent: Container[str]) -> tuple[Any, ...]:
+    """As `orchestrator.scheduling.snapshot_rows.ROW` has it."""
+    runs = job.state in (State.STARTING, State.RUNNING)
+    since_s = job.started_s if runs and job.started_s is not None else now_s
+    left_s = None if job.max_runtime_s is None else job.max_runtime_s - job.attained_s - (now_s - since_s)
+    return (
+        job.job_id,
+        job.tenant,
+        job.priority,
+        workers_in(promised) or job.gang.num_workers,
+        job.gang.cpus_per_worker,
+        job.gang.gpus_per_worker,
+        job.gang.accelerator_type,
+        _state(job, nodes, spent),
+        job.submitted_s,
+        job.waiting_since_s,
+        job.waited_s,
+        may_start_at_s(job),
+        since_s,
+        job.attained_s,
+        job.remaining_s,
+        left_s,
+        job.preemptible and runs,
+        job.interruptions,
+        job.interruption_cost_s,
+        nodes,
+        job.after,
+        job.usable_sizes,
+    )
+
+
+def _state(job: Job, nodes: NodePlaces, spent: Container[str]) -> int:
+    """What was promised before the GPU-hours were used up still starts: another job may have left for it."""
+    if nodes or job.state in (State.STARTING, State.RUNNING):
+        return table.RUNNING
+    if job.gang.gpus_per_worker and job.tenant in spent:
+        return table.HELD
+    return table.WAITING if job.state is State.QUEUED and job.wanted is Wanted.RUN else table.HELD
+
+
+def _stop(decision: Interrupt, jobs: Sequence[Job], starts: Mapping[int, Placement]) -> Move:
+    job, what = jobs[decision.row], decision.cause.value
+    if decision.cause is Cause.RESIZED:
+        what = f"goes on with {many(workers_in(starts[decision.row]), 'worker')} instead of {job.gang.num_workers}"
+    first = "" if decision.for_row is None else f": {_name_for(job, jobs[decision.for_row])} goes first"
+    return Move(job.job_id, job.state, job.attempt, State.STOPPING, _REASONS[decision.cause], f"{what}{first}")
+
+
+def _name_for(job: Job, other: Job) -> str:
+    """How a message of one job calls another one. Ids of jobs are for their own tenant."""
+    return other.job_id if other.tenant == job.tenant else f"a job of tenant {other.tenant}"
+
+
+def _grants(jobs: Sequence[Job], wanted: Promises, cluster: Cluster) -> list[Move]:
+    """Leases for those whose nodes are free in fact."""
+    free, labels = _Free(jobs, cluster), cluster.inventory.labels
+    job_of = {job.job_id: job for job in jobs}
+    found = []
+    for job_id, places in wanted.items():
+        job = job_of[job_id]
+        if job.state is State.QUEUED and free.take(job, places):
+            where = ", ".join(labels.get(node, node) for node, _ in places)
+            found.append(Move(job_id, job.state, job.attempt, State.STARTING, Reason.GRANTED, f"on {where}", places))
+    return found
+
+
+class _Free:
+    """What no lease holds, whatever has been promised."""
+
+    def __init__(self, jobs: Iterable[Job], cluster: Cluster) -> None:
+        nodes = cluster.inventory.nodes
+        self._gpus = Counter({node.node_id: node.gpus - node.foreign_gpus for node in nodes})
+        self._cpus = Counter({node.node_id: node.cpus - node.foreign_cpus for node in nodes})
+        self._type_of = {node.node_id: node.accelerator_type for node in nodes}
+        self._limits = {tenant.name: tenant.limit for tenant in cluster.tenants if tenant.limit}
+        self._used = Counter[tuple[str, str | None]]()  # GPUs by tenant and type; None: of all types
+        for job in jobs:
+            if job.state in HOLDS_A_LEASE:
+                self._hold(job, job.placement)
+
+    def take(self, job: Job, places: NodePlaces) -> bool:
+        """Whether all of it is free, and within the tenant's limit; then it is taken."""
+        gang = job.gang
+        for node, workers in places:
+            if self._gpus[node] < workers * gang.gpus_per_worker or self._cpus[node] < workers * gang.cpus_per_worker:
+                return False
+        size, kind = workers_in(places) * gang.gpus_per_worker, self._type_of.get(places[0][0])
+        for key, most in self._limits.get(job.tenant, ()) if size else ():
+            if key in (None, kind) and self._used[job.tenant, key] + size > most:
+                return False
+        self._hold(job, places)
+        return True
+
+    def _hold(self, job: Job, places: NodePlaces) -> None:
+        for node, workers in places:
+            gpus = workers * job.gang.gpus_per_worker
+            self._gpus[node] -= gpus
+            self._cpus[node] -= workers * job.gang.cpus_per_worker
+            for key in {None, self._type_of.get(node)}:
+                self._used[job.tenant, key] += gpus

@@ -1,0 +1,111 @@
+"""Removing what `fleetune gc` has decided on: the one place that does.
+
+A run goes in an order that leaves nothing half which looks whole, wherever this is cut off: a note that it is being
+removed; its spec, without which it is no run to anybody; everything else; the note. What has the note and no spec is
+taken up by the next `gc`. A checkpoint loses its marker first, prepared data its manifest. No link is followed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from jobs.errors import FleetuneError, StorageError
+from jobs.run.find import run_names
+from jobs.run.paths import JobPaths, checkpoint_step, prepared_root
+from jobs.storage.listing import listing
+from orchestrator.gc.scan import INSIDE, MANIFEST, size_of, touched_s
+from orchestrator.gc.tree import Tree
+from orchestrator.gc.values import GcPlan, Goes, PreparedFacts, RunFacts, RunVerdict
+
+_TRIES: Final = 5
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What became of one thing: gone, or why it is not. `freed`: bytes."""
+
+    name: str
+    freed: int
+    problem: str | None = None
+
+
+def carry_out(storage_path: str, plan: GcPlan) -> Iterator[Removed]:
+    """Remove what goes, one thing after the other. What cannot be removed is told, and the next one tried.
+
+    Everything is looked at once more first: what was written to meanwhile stays.
+    """
+    for left in plan.leftovers:
+        yield _tried(left.name, left.size, partial(_empty, Tree(storage_path), left.name))
+    for verdict in plan.runs:
+        if verdict.goes is not Goes.NOTHING:
+            yield _tried(verdict.run.name, verdict.freed, partial(_remove, storage_path, verdict))
+    known = {verdict.run.name for verdict in plan.runs}
+    for one in (verdict.prepared for verdict in plan.prepared if verdict.goes):
+        yield _tried(f"prepared/{one.name}", one.size, partial(_remove_prepared, storage_path, one, known))
+
+
+def _tried(name: str, size: int, remove: Callable[[], None]) -> Removed:
+    try:
+        remove()
+    except FleetuneError as error:
+        return Removed(name, 0, str(error))
+    return Removed(name, size)
+
+
+class _Changed(FleetuneError):
+    """Somebody was there meanwhile."""
+
+
+def _remove(storage_path: str, verdict: RunVerdict) -> None:
+    tree, name = Tree(storage_path), verdict.run.name
+    _check_as_seen(JobPaths.of(storage_path, name).root, verdict.run)
+    if verdict.goes is Goes.CHECKPOINTS:
+        _remove_checkpoints(tree, name)
+    else:
+        tree.write(json.dumps({"by": "fleetune gc"}).encode(), name, INSIDE.removing)
+        tree.remove_file(name, INSIDE.spec)
+        _empty(tree, name)
+
+
+def _check_as_seen(root: str, seen: RunFacts | PreparedFacts) -> None:
+    files = listing(root)
+    if (size_of(files), touched_s(files, seen.touched_s)) != (seen.size, seen.touched_s):
+        raise _Changed("somebody wrote to it meanwhile")
+
+
+def _remove_checkpoints(tree: Tree, run: str) -> None:
+    from jobs.run.checkpoints import COMMIT_NAME  # brings numpy
+
+    if not tree.is_link(run, INSIDE.checkpoints):
+        for name in tree.names(run, INSIDE.checkpoints):
+            if checkpoint_step(name) is not None and not tree.is_link(run, INSIDE.checkpoints, name):
+                tree.remove_file(run, INSIDE.checkpoints, name, COMMIT_NAME)
+                tree.remove(run, INSIDE.checkpoints, name)
+    tree.remove(run, INSIDE.checkpoints)
+
+
+def _empty(tree: Tree, run: str) -> None:
+    """Remove a run that has no spec any more; the note goes last. Two may do so at once."""
+    for _ in range(_TRIES):
+        names = [name for name in tree.names(run) if name != INSIDE.removing]
+        if not names:
+            tree.remove_file(run, INSIDE.removing)
+            tree.remove(run)
+            return
+        for name in names:
+            tree.remove(run, name)
+    raise StorageError(f"{tree.root}/{run} does not get empty: somebody writes to it. Call gc again when nobody does")
+
+
+def _remove_prepared(storage_path: str, one: PreparedFacts, known: set[str]) -> None:
+    root = prepared_root(storage_path, one.name)
+    if new := [name for name in run_names(storage_path) if name not in known]:
+        raise _Changed(f"{new[0]} has begun meanwhile, and may use it")
+    _check_as_seen(root, one)
+    tree, inside = Tree(storage_path), tuple(prepared_root("", one.name).split("/"))
+    tree.remove_file(*inside, MANIFEST)
+    tree.remove(*inside)

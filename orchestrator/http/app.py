@@ -1,0 +1,74 @@
+"""The app: all routes, and how they are documented."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.types import ASGIApp
+
+from orchestrator.http.body import StrictRoute
+from orchestrator.http.errors import handle
+from orchestrator.http.gate import DRIVER, OPEN, Gate
+from orchestrator.http.peer import Neighbours
+from orchestrator.http.routes import drivers as driverroutes
+from orchestrator.http.routes import health as healthroutes
+from orchestrator.http.routes import jobs as jobroutes
+from orchestrator.http.routes import logs as logroutes
+from orchestrator.http.routes import nodes as noderoutes
+from orchestrator.http.routes import ray_submitted as guestroutes
+from orchestrator.http.routes import tenants as tenantroutes
+from orchestrator.http.routes import tokens as tokenroutes
+from orchestrator.http.routing import Serving
+
+_ABOUT = """
+Jobs of a shared GPU cluster: submitted, watched, and moved.
+
+* All answers are JSON; what is refused is answered with `Problem`, which says what to do.
+* Times are seconds since 1970 (UTC).
+* A token goes into the header `Authorization: Bearer ...`. A server of this machine alone may do without.
+* What belongs to other tenants is answered like what does not exist.
+"""
+_ROUTES = (jobroutes, logroutes, noderoutes, tenantroutes, tokenroutes, driverroutes, guestroutes, healthroutes)
+
+
+def make_app(serving: Serving, say: Callable[[str], None]) -> ASGIApp:
+    """`say`: where faults of the server itself are told, with their tracebacks."""
+    knows_driver = serving.surroundings.driver_key.knows
+    routes = make_routes(serving, say)
+    return Gate(routes, serving.tokens, serving.scrub, serving.meters, say, Neighbours().check, knows_driver)
+
+
+def make_routes(serving: Serving, say: Callable[[str], None]) -> FastAPI:
+    """Without what stands before them."""
+    app = FastAPI(
+        title="Fleetune",
+        description=_ABOUT,
+        version=serving.version,
+        docs_url=None,  # their scripts come from elsewhere, and would run with the rights of whoever looks
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.router.route_class = StrictRoute
+    for one in _ROUTES:
+        router = one.routes(serving)
+        app.include_router(router)
+    handle(app, serving.scrub, say, serving.surroundings.queue)
+    app.openapi = lambda: _documented(app)  # type: ignore[method-assign]
+    return app
+
+
+def _documented(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes["token"] = {"type": "http", "scheme": "bearer", "description": "Made by `fleetune tokens add`."}
+        schemes["attempt"] = {"type": "http", "scheme": "bearer", "description": "Of one attempt of a job."}
+        for path, operations in schema["paths"].items():
+            if path not in OPEN:
+                for operation in operations.values():
+                    operation["security"] = [{"attempt" if path.startswith(DRIVER) else "token": []}]
+        app.openapi_schema = schema
+    return app.openapi_schema

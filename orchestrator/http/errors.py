@@ -1,0 +1,178 @@
+"""From whatever went wrong to what is answered: `api.Problem` and a status."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import traceback
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cluster.errors import BackendUnreachable, FleetuneError, InputError
+from jobs.spec.checking.mistakes import must_be, shown
+from orchestrator.api import Problem
+from orchestrator.http.scrub import Scrubber
+from orchestrator.queue.errors import NotLeader, StoreBroken
+
+TOLD = "fleetune.told"  # in the scope: its fault is in the log
+_AGAIN_S = 2
+_MOST_SHOWN = 10
+_SAID: Mapping[str, str] = {
+    "missing": "is missing",
+    "extra_forbidden": "there is no such key: GET /openapi.json lists those that there are",
+}
+_MUST_BE: Mapping[str, str] = {  # beside those of specs
+    "literal_error": "{expected}",
+    "enum": "{expected}",
+    "string_pattern_mismatch": "text of the form {pattern}",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object with keys",
+    "mapping_type": "an object with keys",
+    "model_type": "an object with keys",
+    "model_attributes_type": "an object with keys",
+}
+_NAMES: Mapping[int, str] = {400: "BadRequest", 404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
+
+
+class TooMany(FleetuneError):
+    """Too many ask for the same slow thing at once."""
+
+    status = 429
+
+
+def status_of(error: FleetuneError) -> int:
+    given = getattr(error, "status", None)
+    if isinstance(given, int):
+        return given
+    if isinstance(error, NotLeader | StoreBroken | BackendUnreachable):
+        return 503
+    return 400 if isinstance(error, InputError) else 500
+
+
+def answer(
+    error: str, message: str, status: int, headers: Mapping[str, str] | None = None, queue: str = ""
+) -> Response:
+    more = dict(headers or {})
+    if status in (429, 503):
+        more.setdefault("Retry-After", str(_AGAIN_S))
+    if status == 401:
+        more["WWW-Authenticate"] = "Bearer"
+    body = Problem(error=error, message=message, queue=queue).model_dump_json()
+    return Response(body, status, more, media_type="application/json")
+
+
+def answer_to(error: FleetuneError, scrub: Scrubber, queue: str = "") -> Response:
+    wait_s = getattr(error, "retry_after_s", None)
+    headers = None if wait_s is None else {"Retry-After": str(math.ceil(wait_s))}
+    return answer(type(error).__name__, scrub.line(str(error)), status_of(error), headers, queue)
+
+
+def handle(app: FastAPI, scrub: Scrubber, say: Callable[[str], None], queue: str = "") -> None:
+    """Have all errors of an app answered.
+
+    Args:
+        say: where tracebacks of our own faults go.
+        queue: id of the queue. Drivers believe no problem that does not name theirs.
+    """
+
+    async def known(_: Request, error: Exception) -> Response:
+        assert isinstance(error, FleetuneError)
+        if status_of(error) >= 500 and not isinstance(error, StoreBroken | BackendUnreachable | NotLeader):
+            say(f"{type(error).__name__}: {error}")
+        return answer_to(error, scrub, queue)
+
+    async def shape(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return answer("WrongShape", scrub.line(shape_message(error.errors())), 422, queue=queue)
+
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        name = _NAMES.get(error.status_code, "HTTPError")
+        return answer(name, scrub.line(_http_message(error)), error.status_code, error.headers, queue)
+
+    async def fault(request: Request, error: Exception) -> Response:
+        return unexpected(request.scope, error, say)
+
+    app.add_exception_handler(FleetuneError, known)
+    app.add_exception_handler(RequestValidationError, shape)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, fault)  # it is raised again afterwards
+
+
+def unexpected(scope: MutableMapping[str, Any], error: Exception, say: Callable[[str], None]) -> Response:
+    """A fault of ours: all of it in the server's log, and nothing of it in the answer."""
+    number = secrets.token_hex(4)
+    scope[TOLD] = True
+    say(f"error {number} of {scope.get('method')} {route_of(scope)}:\n{''.join(traceback.format_exception(error))}")
+    return answer("ServerError", f"the server has failed; its log says more: look there for {number}", 500)
+
+
+def route_of(scope: Mapping[str, Any]) -> str:
+    """As it was declared, so that there are few different ones."""
+    return str(getattr(scope.get("route"), "path", "(none)"))
+
+
+def shape_message(errors: Sequence[Any]) -> str:
+    """Where, what is allowed, and what was given; of a text in a body, which may be a secret, only that it is one."""
+    lines = [_line(error) for error in errors[:_MOST_SHOWN]]
+    if len(errors) > _MOST_SHOWN:
+        lines.append(f"and {len(errors) - _MOST_SHOWN} more")
+    return lines[0] if len(lines) == 1 else "\n".join(lines)
+
+
+def _line(error: Any) -> str:
+    if error["type"] == "json_invalid":
+        return f"the body is no JSON: {error['ctx']['error']}"
+    return f"{_place(error['loc'])}: {_wrong(str(error['type']), error.get('ctx') or {}, error)}"
+
+
+def _wrong(mistake: str, context: Mapping[str, Any], error: Any) -> str:
+    if mistake in _SAID:
+        return _SAID[mistake]
+    allowed = must_be(mistake, context) or _MUST_BE.get(mistake, "").format(**context)
+    if not allowed or "input" not in error:  # a mistake that we have found ourselves says enough
+        return _lower(str(error["msg"]))
+    given = _given(error["input"], error["loc"])
+    return f"must be {allowed}{f', but is {given}' if given else ''}"
+
+
+def _given(value: Any, place: Sequence[int | str]) -> str:
+    """As it may be shown."""
+    if isinstance(value, str) and place[:1] == ("body",):
+        return f"a text of {len(value):,} characters" if value else "empty"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value):,}"
+    if isinstance(value, str | bool | int | float) or value is None:
+        return shown(value, "")
+    return "an object" if isinstance(value, Mapping) else ""
+
+
+def _place(place: Sequence[int | str]) -> str:
+    text = ""
+    for part in place:
+        text += f"[{part}]" if isinstance(part, int) and text else f"{'.' if text else ''}{str(part)[:100]}"
+    return text or "the body"
+
+
+def _lower(message: str) -> str:
+    """Pydantic's words, without those of the value that some of them quote."""
+    head = message.removeprefix("Value error, ")
+    return head[:1].lower() + head[1:300]
+
+
+def _http_message(error: HTTPException) -> str:
+    if error.status_code == 404:
+        return "there is nothing at this path: GET /openapi.json lists what there is"
+    if error.status_code == 405:
+        return "this path takes other methods: GET /openapi.json lists them"
+    return str(error.detail)

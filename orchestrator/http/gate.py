@@ -1,0 +1,158 @@
+"""What every request passes before its body is read: who asks, and how large it is. After it: what is counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import anyio
+from anyio import to_thread
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cluster.errors import FleetuneError
+from orchestrator.api import MOST_BYTES
+from orchestrator.http.auth import NoToken, Tokens, bearer, check_at_home
+from orchestrator.http.errors import TOLD, answer_to, route_of, unexpected
+from orchestrator.http.failures import Failures
+from orchestrator.http.metrics import Meters
+from orchestrator.http.scrub import Scrubber
+
+OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})  # without a token
+DRIVER = "/v1/driver/"  # with the token of an attempt
+LARGE = frozenset({"/v1/jobs", "/v1/guest/join"})  # whose bodies are specs
+MOST_BYTES_OF_DRIVER = 256 << 10
+MOST_BYTES_ELSEWHERE = 1 << 20
+CALLER = "fleetune.caller"
+
+Asked = MutableMapping[str, Any]
+
+
+class Gate:
+    """Stands before the app. Whatever happens inside, something readable is answered."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        tokens: Tokens,
+        scrub: Scrubber,
+        meters: Meters,
+        say: Callable[[str], None],
+        check_peer: Callable[[Scope], None],
+        knows_driver: Callable[[str], bool | None],
+    ) -> None:
+        """
+        Args:
+            check_peer: raises where nobody shows a token and the program at the other end may not ask without one.
+            knows_driver: whether a token is of an attempt (`DriverKey.knows`).
+        """
+        self._app, self._tokens, self._scrub, self._meters, self._say = app, tokens, scrub, meters, say
+        self._check_peer, self._knows_driver = check_peer, knows_driver
+        self._failures = Failures()
+        self._reading = anyio.CapacityLimiter(4)  # threads of its own: who asks is known also when others wait
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began_s, status = time.perf_counter(), 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            refused = await self._pass(scope, receive, sending)
+            if refused is not None and not status:
+                await refused(scope, receive, sending)
+            if status == 401:
+                self._failures.note(scope)
+        finally:
+            self._meters.asked(scope["method"], route_of(scope), status or 500, time.perf_counter() - began_s)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
+        """What is answered instead."""
+        try:
+            headers = Headers(scope=scope)
+            try:
+                await self._let_in(scope, headers)
+            except NoToken:
+                self._failures.check(scope)
+                raise
+            most = most_bytes(scope["path"])
+            check_length(headers, most)
+            await self._app(scope, limited(receive, most), send)
+        except FleetuneError as error:
+            return answer_to(error, self._scrub)
+        except Exception as error:
+            return None if TOLD in scope else unexpected(scope, error, self._say)
+        return None
+
+    async def _let_in(self, scope: Scope, headers: Headers) -> None:
+        """Raises NoToken, Forbidden or StoreBroken."""
+        path = scope["path"]
+        if path in OPEN:
+            return
+        if path.startswith(DRIVER):
+            await self._let_driver_in(scope, headers)
+            return
+        if not self._tokens.fresh:
+            await to_thread.run_sync(self._tokens.read, limiter=self._reading)
+        if not self._tokens.needed:
+            check_at_home(headers)
+            self._check_peer(scope)
+        scope[CALLER] = self._tokens.caller(bearer(headers))
+
+    async def _let_driver_in(self, scope: Scope, headers: Headers) -> None:
+        """Whether it is the attempt that the message names is left to the route. Raises NoToken or StoreBroken."""
+        shown = bearer(headers)
+        if shown is None:
+            raise NoToken("a driver shows the token of its attempt, from FLEETUNE_DRIVER_TOKEN")
+        known = await to_thread.run_sync(self._knows_driver, shown, limiter=self._reading)
+        if known is False:
+            raise NoToken(
+                "this token is of no attempt of this queue. A driver shows the FLEETUNE_DRIVER_TOKEN that it was "
+                "started with, to a server with the store of its own queue"
+            )
+        if known is None:
+            self._failures.check(scope)  # the body has to be read to tell
+
+
+class TooLarge(FleetuneError):
+    status = 413
+
+
+def most_bytes(path: str) -> int:
+    """Of a body."""
+    if path in LARGE:
+        return MOST_BYTES
+    return MOST_BYTES_OF_DRIVER if path.startswith(DRIVER) else MOST_BYTES_ELSEWHERE
+
+
+def check_length(headers: Headers, most: int) -> None:
+    """What the body is said to have; `limited` counts what it has. Raises TooLarge."""
+    said = headers.get("content-length", "")
+    if said.isdecimal() and int(said[:20]) > most:
+        raise _too_large(most)
+
+
+def limited(receive: Receive, most: int) -> Receive:
+    got = 0
+
+    async def receiving() -> Message:
+        nonlocal got
+        message = await receive()
+        got += len(message.get("body", b""))
+        if got > most:
+            raise HTTPException(413, str(_too_large(most)))  # one that passes through FastAPI
+        return message
+
+    return receiving
+
+
+def _too_large(most: int) -> TooLarge:
+    return TooLarge(f"a body may have {most:,} bytes here: send less at once")

@@ -1,0 +1,55 @@
+"""What the drivers of jobs say, and are told; see `jobs.drivers.link.messages`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jobs.drivers.link.messages import Answer, Beat, Register, Registered
+from orchestrator.http.auth import NoToken, bearer
+from orchestrator.http.routing import Serving, answer, problems
+from orchestrator.http.routing import router as made
+from orchestrator.service import drivers as driving
+
+
+def routes(serving: Serving) -> APIRouter:
+    router = made("drivers", "/v1/driver")
+    around = serving.surroundings
+
+    @router.post(
+        "/register",
+        response_model=Registered,
+        responses=problems(401, 404, 409, 410, 413, 422),
+        summary="A driver has come up: what is it to run?",
+    )
+    def register(sent: Register, request: Request) -> Response:
+        _check(serving, request, sent)
+        told = driving.register(around, sent)
+        serving.meters.beats.inc()
+        serving.wake()
+        return answer(told)
+
+    @router.post(
+        "/beat",
+        response_model=Answer,
+        responses=problems(401, 404, 409, 410, 413, 422),
+        summary="A driver lives: what is it to do?",
+    )
+    def beat(sent: Beat, request: Request) -> Response:
+        _check(serving, request, sent)
+        told = driving.beat(around, sent)
+        if sent.draining:
+            serving.wake()
+        serving.meters.beats.inc()
+        return answer(told)
+
+    return router
+
+
+def _check(serving: Serving, request: Request, sent: Register | Beat) -> None:
+    """Raises NoToken, OtherQueue or NotYourAttempt."""
+    shown = bearer(request.headers)
+    if shown is None:
+        raise NoToken("a driver shows the token of its attempt, from FLEETUNE_DRIVER_TOKEN")
+    driving.check_attempt(serving.surroundings, shown, sent)

@@ -1,0 +1,76 @@
+"""Whether the server lives and can work, who it is, and who asks."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from orchestrator import api
+from orchestrator.http import metrics
+from orchestrator.http.routing import Asker, Serving, answer, problems
+from orchestrator.http.routing import router as made
+from orchestrator.queue.errors import StoreBroken
+
+
+def routes(serving: Serving) -> APIRouter:
+    router = made("server", "")
+    around = serving.surroundings
+
+    @router.get("/healthz", response_model=dict[str, str], summary="Whether the process lives; without a token")
+    async def healthz() -> Response:
+        return Response(b'{"status":"ok"}', media_type="application/json")
+
+    @router.get(
+        "/readyz",
+        response_model=dict[str, str],
+        responses=problems(503),
+        summary="Whether the store answers, somebody leads and the queue moves; without a token",
+    )
+    def readyz() -> Response:
+        leader = serving.store.leader()
+        if not serving.leads() and (leader is None or leader.expires_s < serving.now_s()):
+            raise StoreBroken("no server leads yet: try again in a few seconds")
+        if trouble := serving.trouble():
+            raise StoreBroken(trouble)
+        told = {"status": "ready"}
+        if rows := serving.set_aside():  # numbers alone: everybody may ask, and names are for those who may see them
+            counts = sorted(Counter(row.table for row in rows).items())
+            told["set_aside"] = ", ".join(f"{table}: {number}" for table, number in counts)
+        return Response(json.dumps(told), media_type="application/json")
+
+    @router.get("/metrics", response_class=Response, responses=_TEXT, summary="For Prometheus")
+    async def prometheus(caller: Asker) -> Response:
+        """Of jobs, those of the own tenant only, where the token has one."""
+        text = await serving.slow.run(serving.meters.text)
+        shown = text if caller.tenant is None else metrics.of_tenant(text, caller.tenant)
+        return Response(shown, media_type=metrics.CONTENT_TYPE)
+
+    @router.get("/v1/server", response_model=api.Server, responses=problems(401), summary="What this server is")
+    def server(caller: Asker) -> Response:
+        leader = serving.store.leader()
+        known = leader is not None and leader.expires_s >= serving.now_s()
+        return answer(
+            api.Server(
+                version=serving.version,
+                api=api.API_VERSION,
+                leads=serving.leads(),
+                leader_url=leader.url if leader is not None and known else None,
+                engine=around.engine,
+                machine=serving.machine,
+                shared=around.shared,
+                retention_days=around.retention_days or None,
+            )
+        )
+
+    @router.get("/v1/me", response_model=api.Me, responses=problems(401), summary="Whose the token is")
+    async def me(caller: Asker) -> Response:
+        needed = serving.tokens.needed
+        return answer(api.Me(name=caller.name, role=caller.role, tenant=caller.tenant, tokens_needed=needed))
+
+    return router
+
+
+_TEXT = {**problems(401, 429), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Text"}}

@@ -1,0 +1,141 @@
+"""What a job has written: events, logs, metrics; and why it is where it is. All that may wait for storage."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from starlette.responses import Response
+
+from orchestrator import api
+from orchestrator.controller.set_aside import KIND as SET_ASIDE
+from orchestrator.http.ownership import Ownership
+from orchestrator.http.routing import After, Asker, JobId, Limit, Serving, answer, problems
+from orchestrator.http.routing import router as made
+from orchestrator.queue.records import QueueEvent
+from orchestrator.service.context.attempt_tokens import tokens_of
+from orchestrator.service.context.caller import Caller
+from orchestrator.service.observability import logs
+from orchestrator.service.tenants import TENANT
+from orchestrator.service.tokens import TOKEN
+
+_PAGE, _MOST_PAGES = 1000, 50  # of events, for one answer
+_ADMINS = frozenset({TOKEN, SET_ASIDE})  # kinds that only admins see, where the event is of no job
+
+Source = Annotated[str, Path(max_length=300, description="One of `GET /v1/jobs/{job_id}/logs`.")]
+
+
+def routes(serving: Serving) -> APIRouter:
+    router = made("what jobs have written")
+    _events(router, serving, Ownership(serving.store))
+    _logs(router, serving)
+    return router
+
+
+def _view(serving: Serving, event: QueueEvent) -> api.EventView:
+    return api.EventView(
+        number=event.number,
+        at_s=event.at_s,
+        kind=event.kind,
+        message=serving.scrub.line(event.message),
+        job_id=event.job_id,
+    )
+
+
+def _sees(caller: Caller, event: QueueEvent, owners: Ownership) -> bool:
+    """Events of nodes and servers are for everybody. Those of tokens, and of rows that are set aside, name others."""
+    if event.job_id is not None:
+        return owners.sees(caller, event.job_id)
+    if event.kind == TENANT:
+        return caller.may_see(str(event.data.get("tenant")))
+    return event.kind not in _ADMINS or caller.is_admin
+
+
+def _events(router: APIRouter, serving: Serving, owners: Ownership) -> None:
+    @router.get(
+        "/jobs/{job_id}/events",
+        response_model=api.Events,
+        responses=problems(401, 404, 422),
+        summary="What has happened to a job, oldest first",
+    )
+    def of_job(job_id: JobId, caller: Asker, after: After = 0, limit: Limit = api.MOST_PAGE) -> Response:
+        serving.job(job_id, caller)
+        found = serving.store.events(job_id, after=after, limit=limit)
+        last = found[-1].number if found else after
+        return answer(api.Events(events=tuple(_view(serving, event) for event in found), last=last))
+
+    @router.get(
+        "/events",
+        response_model=api.Events,
+        responses=problems(401, 422, 429),
+        summary="What has happened, oldest first: of the jobs that one may see, and of the cluster",
+    )
+    async def of_all(caller: Asker, after: After = 0, limit: Limit = api.MOST_PAGE) -> Response:
+        def read() -> api.Events:
+            found: list[QueueEvent] = []
+            last = after
+            for _ in range(_MOST_PAGES):
+                page = serving.store.events(after=last, limit=_PAGE)
+                found += [event for event in page if _sees(caller, event, owners)]
+                last = page[-1].number if page else last
+                if len(page) < _PAGE or len(found) >= limit:
+                    break
+            last = found[limit - 1].number if len(found) > limit else last
+            return api.Events(events=tuple(_view(serving, event) for event in found[:limit]), last=last)
+
+        return answer(await serving.slow.run(read))
+
+
+def _logs(router: APIRouter, serving: Serving) -> None:
+    around = serving.surroundings
+
+    @router.get(
+        "/jobs/{job_id}/why",
+        response_model=api.WhyView,
+        responses=problems(401, 404, 422, 429),
+        summary="Why a job is where it is, and when it is expected to start",
+    )
+    async def why(job_id: JobId, caller: Asker) -> Response:
+        def explained() -> api.WhyView:
+            serving.job(job_id, caller)
+            said = serving.explainer.why(job_id, caller)
+            return said.model_copy(update={"text": serving.scrub.line(said.text)})
+
+        return answer(await serving.slow.run(explained))
+
+    @router.get(
+        "/jobs/{job_id}/logs",
+        response_model=api.LogSources,
+        responses=problems(401, 404, 422, 429),
+        summary="The names of a job's logs",
+    )
+    async def sources(job_id: JobId, caller: Asker) -> Response:
+        return answer(await serving.slow.run(lambda: logs.sources(around, serving.job(job_id, caller))))
+
+    @router.get(
+        "/jobs/{job_id}/logs/{source}",
+        response_model=api.LogPart,
+        responses=problems(400, 401, 404, 422, 429),
+        summary="A log, from a byte on",
+    )
+    async def part(job_id: JobId, source: Source, caller: Asker, after: After = 0) -> Response:
+        def read() -> api.LogPart:
+            job = serving.job(job_id, caller)
+            found = logs.part(around, job, source, after)
+            scrub = serving.scrub.and_also(tokens_of(serving.surroundings.driver_key, job))
+            return found.model_copy(update={"text": scrub.text(found.text)})
+
+        return answer(await serving.slow.run(read))
+
+    @router.get(
+        "/jobs/{job_id}/metrics",
+        response_model=api.MetricsPart,
+        responses=problems(400, 401, 404, 422, 429),
+        summary="The metrics of a job's run, step by step",
+    )
+    async def metrics(job_id: JobId, caller: Asker, after: After = 0) -> Response:
+        def read() -> api.MetricsPart:
+            found = logs.metrics(around, serving.job(job_id, caller), after)
+            return found.model_copy(update={"records": tuple(map(serving.scrub.value, found.records))})
+
+        return answer(await serving.slow.run(read))

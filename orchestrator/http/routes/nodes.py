@@ -1,0 +1,59 @@
+"""The machines, and what is ordered of them."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from orchestrator import api
+from orchestrator.http.routing import Admin, Asker, JobId, Name, Serving, answer, problems
+from orchestrator.http.routing import router as made
+from orchestrator.service import nodes as service
+from orchestrator.service.releasing import release as released
+
+
+def routes(serving: Serving) -> APIRouter:
+    router = made("nodes")
+
+    @router.get(
+        "/nodes",
+        response_model=api.Nodes,
+        responses=problems(401, 422, 429),
+        summary="The machines, and who holds them",
+    )
+    async def nodes(caller: Asker) -> Response:
+        """Of others' jobs it is not told which they are."""
+
+        def look() -> api.Nodes:
+            found = service.nodes(serving.surroundings, caller)
+            return found.model_copy(update={"nodes": tuple(_shown(serving, node) for node in found.nodes)})
+
+        return answer(await serving.slow.run(look))
+
+    @router.put(
+        "/nodes/{node_id}",
+        response_model=api.NodeView,
+        responses=problems(401, 403, 404, 422, 429),
+        summary="Put nothing new there, empty it, or use it again",
+    )
+    async def order(node_id: Name, sent: api.NodeOrderSent, caller: Admin) -> Response:
+        found = await serving.slow.run(lambda: service.order(serving.surroundings, node_id, sent, caller))
+        serving.wake()
+        return answer(_shown(serving, found))
+
+    @router.post(
+        "/jobs/{job_id}/release",
+        response_model=api.JobView,
+        responses=problems(401, 403, 404, 409, 422, 429),
+        summary="Close the lease of a stopping job whose driver's node is gone",
+    )
+    async def release(job_id: JobId, caller: Admin) -> Response:
+        found = await serving.slow.run(lambda: released(serving.surroundings, serving.job(job_id, caller), caller))
+        serving.wake()
+        return answer(serving.view(found))
+
+    return router
+
+
+def _shown(serving: Serving, node: api.NodeView) -> api.NodeView:
+    return node.model_copy(update={"reason": serving.scrub.line(node.reason)})

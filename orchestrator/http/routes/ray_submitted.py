@@ -1,0 +1,100 @@
+"""What programs that `ray job submit` has started ask, and are told; see `jobs.drivers.link.messages`."""
+
+from __future__ import annotations
+
+import threading
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from jobs.drivers.link.messages import Join, Joined, Leave, Look, Looked
+from orchestrator.http.routes.jobs import digest_of, submitted
+from orchestrator.http.routing import Asker, Serving, Writer, answer, problems
+from orchestrator.http.routing import router as made
+from orchestrator.queue.clients import client_of
+from orchestrator.queue.errors import JobEnded, OtherQueue, QueueError
+from orchestrator.queue.records import Job
+from orchestrator.queue.states import ENDED, State, Wanted
+from orchestrator.queue.store import Change, SubmissionKey
+from orchestrator.service.context.attempt_tokens import tokens_of
+from orchestrator.service.context.caller import Caller
+from orchestrator.service.context.queue_identity import queue_id
+from orchestrator.service.ray_submitted import check_room, look
+
+
+def routes(serving: Serving) -> APIRouter:
+    router = made("guests", "/v1/guest")
+    around, one_by_one = serving.surroundings, threading.Lock()
+
+    @router.post(
+        "/join",
+        status_code=201,
+        response_model=Joined,
+        responses=problems(400, 401, 403, 404, 409, 413, 422),
+        summary="A program that Ray has started asks for its job to be queued",
+    )
+    def join(sent: Join, caller: Writer) -> Response:
+        _check_queue(serving, sent.queue)
+        if around.engine == "local" or sent.spec.get("kind", "finetune") == "command":
+            raise QueueError("a guest trains on the Ray cluster that has started it, and this server's jobs do not")
+        client = client_of(sent.submission, sent.environment)
+        key = SubmissionKey(caller.name, f"{client}:{sent.key}", digest_of([sent.spec]))
+        packages = () if sent.package is None else (sent.package,)
+        with one_by_one:
+            check_room(around, client)
+            (job,) = submitted(serving, [sent.spec], caller, key, client, packages)
+        serving.meters.submitted.inc()
+        serving.wake()
+        return answer(Joined(job_id=job.job_id), 201)
+
+    @router.post(
+        "/look",
+        response_model=Looked,
+        responses=problems(401, 404, 409, 413, 422, 429),
+        summary="What its job has written since, and how it is",
+    )
+    async def looked(sent: Look, caller: Asker) -> Response:
+        def read() -> Looked:
+            _check_queue(serving, sent.queue)
+            job = serving.job(sent.job_id, caller)
+            told = look(around, job, sent.attempt, sent.after)
+            scrub = serving.scrub.and_also(tokens_of(serving.surroundings.driver_key, job))
+            words = _words(serving, job, caller)
+            return told.model_copy(update={"output": scrub.text(told.output), "words": scrub.line(words)})
+
+        return answer(await serving.slow.run(read))
+
+    @router.post(
+        "/leave",
+        response_model=Looked,
+        responses=problems(401, 403, 404, 413, 422),
+        summary="It is about to end: its job is not wanted any more",
+    )
+    def leave(sent: Leave, caller: Writer) -> Response:
+        serving.job(sent.job_id, caller)
+        try:
+            serving.store.ask(sent.job_id, Change(wanted=Wanted.CANCEL), serving.now_s(), f"{caller.name} (ray job)")
+            serving.wake()
+        except JobEnded:
+            pass
+        return answer(Looked())
+
+    return router
+
+
+def _check_queue(serving: Serving, queue: str) -> None:
+    """Raises OtherQueue, StoreBroken."""
+    if queue and queue != queue_id(serving.store):
+        raise OtherQueue("this server is not the one of the queue that is meant")
+
+
+def _words(serving: Serving, job: Job, caller: Caller) -> str:
+    """One line; nothing of a job that runs, which speaks for itself."""
+    if job.state is State.RUNNING:
+        return ""
+    lines = serving.explainer.why(job.job_id, caller).text.splitlines()
+    if job.state in ENDED:
+        lines = [line for line in lines if not line.startswith("to do: ")]
+        again = ["to do: submit it again with ray job submit"] if job.state is not State.SUCCEEDED else []
+        return "; ".join([*lines, *again])
+    return lines[0].partition("; it has been there for ")[0]

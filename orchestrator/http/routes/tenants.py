@@ -1,0 +1,58 @@
+"""Tenants, and what they have used."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+from starlette.responses import Response
+
+from orchestrator import api
+from orchestrator.http.routing import Admin, Asker, Serving, answer, problems
+from orchestrator.http.routing import router as made
+from orchestrator.service import tenants as service
+
+TenantName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")]
+
+
+def routes(serving: Serving) -> APIRouter:
+    router = made("tenants")
+
+    @router.get(
+        "/tenants", response_model=api.Tenants, responses=problems(401, 429), summary="Tenants that one may see"
+    )
+    async def tenants(caller: Asker) -> Response:
+        found = (await serving.slow.run(lambda: service.tenants(serving.surroundings))).tenants
+        return answer(api.Tenants(tenants=tuple(tenant for tenant in found if caller.may_see(tenant.name))))
+
+    @router.put(
+        "/tenants/{tenant}",
+        response_model=api.TenantView,
+        responses=problems(400, 401, 403, 422),
+        summary="Make a tenant, or change all of its settings",
+    )
+    def put(tenant: TenantName, sent: api.TenantSent, caller: Admin) -> Response:
+        found = service.put(serving.surroundings, tenant, sent, caller.name)
+        serving.wake()
+        return answer(found)
+
+    @router.get(
+        "/usage",
+        response_model=api.Usage,
+        responses=problems(400, 401, 422, 429),
+        summary="GPU-hours by tenant and month; without a month, of the newest twelve",
+    )
+    async def usage(
+        caller: Asker,
+        month: Annotated[str | None, Query(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$", description="As 2026-11.")] = None,
+        tenant: Annotated[str | None, Query(min_length=1, max_length=100)] = None,
+    ) -> Response:
+        if tenant is not None and not caller.may_see(tenant):
+            return answer(api.Usage(rows=()))
+
+        def added() -> api.Usage:
+            return serving.surroundings.usage_months.usage(month, tenant or caller.tenant)
+
+        return answer(await serving.slow.run(added))
+
+    return router

@@ -1,0 +1,72 @@
+"""Which server of this machine uses FLEETUNE_HOME: a lock that the kernel keeps, and a file that says where it is."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cluster.errors import InputError, StorageError
+from orchestrator.client.discovery import local_server
+
+_LOCK, _RECORD = "server.lock", "server.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """As `orchestrator.client.discovery` reads it."""
+
+    url: str
+    pid: int
+    version: str
+
+
+class HomeTaken(InputError):
+    """Another server has it."""
+
+
+def make_home(home: Path) -> None:
+    """Raises StorageError."""
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{home} cannot be made: {error.strerror}. Set FLEETUNE_HOME to another folder") from error
+
+
+@contextlib.contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """Raises HomeTaken or StorageError."""
+    make_home(home)
+    try:
+        lock = os.open(home / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(f"{home / _LOCK} cannot be opened: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        other = local_server(home)
+        where = f" at {other.url} (process {other.pid})" if other else ""
+        raise HomeTaken(
+            f"a server runs already{where} on the store in {home}: use that one, or give this one a store of its own "
+            "with --store"
+        ) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (home / _RECORD).unlink(missing_ok=True)
+        os.close(lock)
+
+
+def write_record(home: Path, record: Record) -> None:
+    """By who holds the lock."""
+    new = home / f"{_RECORD}.new"
+    new.unlink(missing_ok=True)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(asdict(record), file)
+    new.replace(home / _RECORD)

@@ -1,0 +1,234 @@
+"""A cluster and its queue, carried forward in time by the scheduler's own plans.
+
+The simulator runs traces through it, and `forecast` the queue of now. It knows how long each job really takes; plans do
+not: they see what a run would have measured.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cluster.capacity.gang import Gang
+from cluster.capacity.occupancy import Occupancy, Placement, placement_of, workers_in
+from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling.job_table import RUNNING, WAITING, Floats, JobTable
+from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Start
+from orchestrator.scheduling.plan.plan import plan
+from orchestrator.scheduling.policy import Policy
+from orchestrator.scheduling.snapshot import Snapshot, Window
+
+TICK_S = 300.0  # while something waits, the queue is looked at so often even if nothing happens
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One uninterrupted run of a job that has ended. cause None: the job is finished."""
+
+    row: int
+    start_s: float
+    end_s: float
+    placement: Placement
+    cause: Cause | None
+    lost_s: float = 0.0
+    node_failed: bool = False
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What runs know of their remaining time.
+
+    after_s: only after so much running. 0: always.
+    exact: as it is, instead of times the job's own error.
+    """
+
+    after_s: float = 600.0
+    exact: bool = False
+
+
+class World:
+    """Time stands still but in `advance`. Rows are those of `jobs`."""
+
+    def __init__(
+        self,
+        cluster: Occupancy,
+        tenants: Sequence[Tenant],
+        policy: Policy,
+        measuring: Measuring,
+        on_end: Callable[[Attempt], None],
+        windows: tuple[Window, ...] = (),
+    ) -> None:
+        self.now_s = 0.0
+        self.jobs = JobTable()
+        self.cluster, self.tenants, self.policy = cluster, tuple(tenants), policy
+        self.passes, self.tick_s = 0, TICK_S
+        self._measuring, self._on_end, self._windows = measuring, on_end, windows
+        self._used_s = np.zeros(len(self.tenants))
+        self._in_use = np.zeros(len(self.tenants))  # GPUs
+        self._used_at_s = 0.0
+        self._left_s = np.zeros(0)  # [rows]; true running time left when the attempt began, or now if it waits
+        self._error = np.ones(0)  # [rows]; measured over true
+        self._sizes: dict[int, tuple[int, ...]] = {}  # of elastic jobs
+        self._where: dict[int, Placement] = {}
+        self._ends: list[tuple[float, int, float]] = []  # heap: end, row, start
+        self._waiting = 0
+
+    @staticmethod
+    def of(
+        snapshot: Snapshot, policy: Policy, left_s: Floats, measuring: Measuring, on_end: Callable[[Attempt], None]
+    ) -> World:
+        """A world that goes on from a snapshot, which is not changed.
+
+        Args:
+            left_s: [rows]; running time that each job is taken to have left.
+        """
+        world = World(snapshot.cluster.copy(), snapshot.tenants, policy, measuring, on_end, snapshot.windows)
+        jobs = world.jobs = snapshot.jobs.copy()
+        world._sizes = dict(snapshot.sizes)
+        world.now_s = world._used_at_s = snapshot.now_s
+        world._used_s = snapshot.used_s.copy()
+        elapsed = np.where(snapshot.running, snapshot.now_s - jobs.started_s, 0.0)
+        world._left_s, world._error = left_s + elapsed, np.ones(jobs.rows)
+        world._waiting = int((jobs.state == WAITING).sum())
+        for row in snapshot.running.nonzero()[0].tolist():
+            world._where[row] = placement_of(row, jobs.gang_of(row), world.cluster)
+            world._in_use[jobs.tenant[row]] += jobs.size[row]
+            heapq.heappush(world._ends, (snapshot.now_s + float(left_s[row]), row, float(jobs.started_s[row])))
+        return world
+
+    def submit(self, gang: Gang, work_s: float, error: float = 1.0, **values: float) -> int:
+        """A job that takes `work_s` of running arrives now. Its row."""
+        row = self.jobs.add(
+            gang, state=WAITING, submitted_s=self.now_s, waiting_since_s=self.now_s, preemptible=True, **values
+        )
+        self._remember(row, work_s, error)
+        self._waiting += 1
+        return row
+
+    @property
+    def next_event_s(self) -> float:
+        """When the next running job ends, or the queue is to be looked at again; inf: nothing will ever happen."""
+        end = self._ends[0][0] if self._ends else math.inf
+        if not self._waiting:
+            return end
+        if self._ends:
+            return min(end, self.now_s + self.tick_s)
+        later = self.jobs.not_before_s[self.jobs.state == WAITING].tolist()
+        later += [at for window in self._windows for at in (window.start_s, window.end_s)]
+        return min((at for at in later if at > self.now_s), default=math.inf)
+
+    @property
+    def running(self) -> int:
+        return len(self._where)
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting
+
+    def advance(self, to_s: float) -> None:
+        """Let the time pass, and end the jobs that are done by then, at their own times."""
+        while self._ends and self._ends[0][0] <= to_s:
+            end_s, row, start_s = heapq.heappop(self._ends)
+            if row in self._where and self.jobs.started_s[row] == start_s and self.jobs.state[row] == RUNNING:
+                self._pass_time(end_s)
+                self._leave(row, None, 0.0)
+                self.jobs.remove(row)
+                self._sizes.pop(row, None)
+        self._pass_time(to_s)
+
+    def decide(self) -> Plan:
+        """Ask the scheduler, and do what it says."""
+        made = plan(self.snapshot(), self.policy)
+        self.passes += 1
+        started = {one.row for one in made.decisions if isinstance(one, Start)} if made.decisions else set()
+        for decision in made.decisions:
+            if isinstance(decision, Start):
+                self._begin(decision.row, decision.placement)
+            else:
+                self._interrupt(decision, decision.row in started)
+        return made
+
+    def snapshot(self) -> Snapshot:
+        jobs = self.jobs
+        running = jobs.state == RUNNING
+        elapsed = (self.now_s - jobs.started_s) * running
+        left = self._left_s[: jobs.rows] - elapsed
+        if self._measuring.exact:
+            jobs.remaining_s = left
+        else:
+            told = jobs.attained_s + elapsed >= self._measuring.after_s
+            jobs.remaining_s = np.where(told, left * self._error[: jobs.rows], np.nan)
+        return Snapshot(self.now_s, jobs, self.cluster, self.tenants, self._used_s, self._windows, sizes=self._sizes)
+
+    def fail(self, node: int, checkpoint_every_s: float) -> None:
+        """A node dies: what ran there loses the work since its newest checkpoint, and waits again."""
+        self.cluster.usable[node] = False
+        for row in [row for row, placement in self._where.items() if any(one == node for one, _ in placement)]:
+            elapsed = self.now_s - float(self.jobs.started_s[row])
+            lost = elapsed % checkpoint_every_s + float(self.jobs.interruption_cost_s[row])
+            self._stop(row, Cause.PREEMPTED, lost, node_failed=True)
+
+    def repair(self, node: int) -> None:
+        self.cluster.usable[node] = True
+
+    def _pass_time(self, to_s: float) -> None:
+        """Use decays, and what is in use is added (to first order within the step)."""
+        step = to_s - self._used_at_s
+        if step > 0:
+            self._used_s = (self._used_s + self._in_use * step) * 0.5 ** (step / self.policy.share_half_life_s)
+            self._used_at_s = to_s
+        self.now_s = max(self.now_s, to_s)
+
+    def _remember(self, row: int, work_s: float, error: float) -> None:
+        if self.jobs.rows > len(self._left_s):
+            more = self.jobs.rows - len(self._left_s)
+            self._left_s = np.concatenate([self._left_s, np.zeros(more)])
+            self._error = np.concatenate([self._error, np.ones(more)])
+        self._left_s[row], self._error[row] = work_s, error
+
+    def _begin(self, row: int, placement: Placement) -> None:
+        jobs = self.jobs
+        self._resize(row, workers_in(placement))
+        self.cluster.hold(row, jobs.gang_of(row), placement)
+        self._where[row] = placement
+        self._in_use[jobs.tenant[row]] += jobs.size[row]
+        jobs.waited_s[row] += self.now_s - jobs.waiting_since_s[row]
+        jobs.state[row], jobs.started_s[row] = RUNNING, self.now_s
+        self._waiting -= 1
+        heapq.heappush(self._ends, (self.now_s + float(self._left_s[row]), row, self.now_s))
+
+    def _interrupt(self, decision: Interrupt, moved: bool) -> None:
+        cause = Cause.MOVED if moved else decision.cause
+        lost_s = float(self.jobs.interruption_cost_s[decision.row])
+        self._stop(decision.row, cause, lost_s, node_failed=False, counts=decision.cause is not Cause.RESIZED)
+
+    def _stop(self, row: int, cause: Cause, lost_s: float, node_failed: bool, counts: bool = True) -> None:
+        jobs = self.jobs
+        elapsed = self.now_s - float(jobs.started_s[row])
+        self._leave(row, cause, lost_s, node_failed)
+        jobs.attained_s[row] += elapsed
+        self._left_s[row] += lost_s - elapsed
+        if row in self._sizes:
+            self._resize(row, self._sizes[row][0])
+        jobs.interruptions[row] += counts
+        jobs.state[row], jobs.waiting_since_s[row] = WAITING, self.now_s
+        self._waiting += 1
+
+    def _resize(self, row: int, num_workers: int) -> None:
+        """An elastic job that waits: with twice the workers it is taken to need half the time."""
+        before = self.jobs.gang_of(row).num_workers
+        if num_workers != before:
+            self.jobs.resize(row, num_workers)
+            self._left_s[row] *= before / num_workers
+
+    def _leave(self, row: int, cause: Cause | None, lost_s: float, node_failed: bool = False) -> None:
+        """Free the nodes, and say what has ended."""
+        jobs = self.jobs
+        placement = self._where.pop(row)
+        self.cluster.release(row, jobs.gang_of(row), placement)
+        self._in_use[jobs.tenant[row]] -= jobs.size[row]
+        self._on_end(Attempt(row, float(jobs.started_s[row]), self.now_s, placement, cause, lost_s, node_failed))

@@ -1,0 +1,180 @@
+"""Why a job waits: what it asks for, what is free, who holds the rest, what stands before it, when it may start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from cluster.capacity.free_slots import FreeSlots, Terms
+from cluster.capacity.gang import Gang
+from cluster.capacity.occupancy import FOREIGN
+from orchestrator.scheduling.forecast.expected_start import Expected, ends_s, expected_starts
+from orchestrator.scheduling.job_table import HELD, RUNNING
+from orchestrator.scheduling.plan.reservation import reserve
+from orchestrator.scheduling.policy import Policy
+from orchestrator.scheduling.quota import Limits
+from orchestrator.scheduling.ranking import Standing, standing
+from orchestrator.scheduling.snapshot import Snapshot
+
+
+class Before(StrEnum):
+    """Why another job goes first."""
+
+    GUARANTEE = "within its tenant's guarantee"
+    PRIORITY = "a higher priority"
+    WAITED = "has waited longest"
+    INDEX = "expected to take less, for its size and its tenant's share"
+    SUBMITTED = "submitted earlier"
+
+
+class Obstacle(StrEnum):
+    """What keeps the job from starting now."""
+
+    NONE = "nothing keeps it, and it starts within seconds"
+    RUNS = "it runs already"
+    HELD = "it is paused"
+    AFTER = "it waits for the end of other jobs"
+    EARLY = "it may not start yet"
+    LIMIT = "its tenant's limit is reached"
+    CLOSED = "the machines that have room take nothing new"
+    FULL = "too little is free"
+    SCATTERED = "enough is free, but not together"
+    PROMISED = "what is free is reserved for another job, or for maintenance"
+    BEHIND = "jobs before it take what is free"
+
+
+@dataclass(frozen=True)
+class NodeUse:
+    """One node as the job sees it."""
+
+    node: int
+    size: int  # GPUs, or CPUs for a gang that needs no GPU
+    free: int
+    usable: bool
+    foreign: int  # slots held outside Fleetune
+    holders: tuple[tuple[int, int, float | None], ...]  # row, slots there, when it ends; None: nobody knows
+
+
+@dataclass(frozen=True)
+class Why:
+    """All that can be said of one job. Rows and nodes are the snapshot's; times are on its clock."""
+
+    row: int
+    gang: Gang
+    obstacle: Obstacle
+    waited_s: float
+    after: tuple[int, ...]  # jobs that must end before
+    not_before_s: float  # -inf: at any time
+    free: int  # slots of fitting nodes
+    most_on_one: int  # of those, on one node
+    nodes: tuple[NodeUse, ...]  # fitting ones
+    before: tuple[tuple[int, Before], ...]  # who goes first, and why
+    room_at_s: float | None  # when it would have room if nobody went before it; None: nobody knows
+    room_on: tuple[int, ...]
+    expected: Expected | None
+
+
+def why(snapshot: Snapshot, policy: Policy, row: int, ran_s: Sequence[float] = (), *, expects: bool = True) -> Why:
+    """Explain one job of a snapshot.
+
+    Args:
+        ran_s: run times of some jobs that have ended lately, for the expected start.
+        expects: whether to look for the expected start, which takes long in a long queue.
+    """
+    stands = standing(snapshot, policy)
+    gang = snapshot.jobs.gang_of(row)
+    nodes = _nodes(snapshot, gang)
+    waits = bool(snapshot.waiting[row])
+    before = _before(snapshot, stands, row) if waits else ()
+    room_at_s, room_on = _room(snapshot, row, gang) if waits else (None, ())
+    usable = [node for node in nodes if node.usable]
+    closed = sum(node.free for node in nodes if not node.usable)
+    free, most = sum(node.free for node in usable), max((node.free for node in usable), default=0)
+    return Why(
+        row=row,
+        gang=gang,
+        obstacle=_obstacle(snapshot, policy, row, gang, free, closed, bool(before)),
+        waited_s=float(stands.waited_s[row]),
+        after=snapshot.parents.get(row, ()),
+        not_before_s=float(snapshot.jobs.not_before_s[row]),
+        free=free,
+        most_on_one=most,
+        nodes=nodes,
+        before=before,
+        room_at_s=room_at_s,
+        room_on=room_on,
+        expected=expected_starts(snapshot, policy, [row], ran_s)[row] if waits and expects else None,
+    )
+
+
+def _nodes(snapshot: Snapshot, gang: Gang) -> tuple[NodeUse, ...]:
+    cluster, ends = snapshot.cluster, ends_s(snapshot)
+    found = []
+    for node in range(len(cluster.names)):
+        right_type = gang.accelerator_type in (None, cluster.types[cluster.kinds[node]])
+        if not right_type or (gang.gpus_per_worker and not cluster.has_gpus[node]):
+            continue
+        line = cluster.slots[node]
+        rows, counts = np.unique(line[line >= 0], return_counts=True)
+        holders = tuple(
+            (row, count, float(ends[row]) if math.isfinite(ends[row]) else None)
+            for row, count in zip(rows.tolist(), counts.tolist(), strict=True)
+        )
+        foreign = int((line == FOREIGN).sum())
+        size, free, usable = int(cluster.sizes[node]), int(cluster.free[node]), bool(cluster.usable[node])
+        if not gang.gpus_per_worker:
+            size, free = int(cluster.cpus[node]), int(cluster.cpus_free[node])
+        found.append(NodeUse(node, size, free, usable, foreign, holders))
+    return tuple(found)
+
+
+def _before(snapshot: Snapshot, stands: Standing, row: int) -> tuple[tuple[int, Before], ...]:
+    order = stands.order(snapshot.waiting.nonzero()[0], snapshot.jobs.submitted_s).tolist()
+    return tuple((other, _reason(stands, other, row)) for other in order[: order.index(row)])
+
+
+def _reason(stands: Standing, other: int, row: int) -> Before:
+    if stands.is_entitled(other) and not stands.is_entitled(row):
+        return Before.GUARANTEE
+    if stands.level[other] > stands.level[row]:
+        return Before.PRIORITY
+    if stands.index[other] < stands.index[row]:
+        return Before.WAITED if stands.lane is not None and stands.lane[other] else Before.INDEX
+    return Before.SUBMITTED
+
+
+def _room(snapshot: Snapshot, row: int, gang: Gang) -> tuple[float | None, tuple[int, ...]]:
+    ends = ends_s(snapshot)
+    found = reserve(row, gang, snapshot.cluster, ends, snapshot.now_s, snapshot.cluster.fits(gang))
+    if found is None:
+        return None, ()
+    slots = snapshot.cluster.slots[list(found.nodes)]
+    known = np.isfinite(ends[slots[slots >= 0]]).all() and not (slots == FOREIGN).any()
+    return (found.at_s if known or found.at_s > snapshot.now_s else None), found.nodes
+
+
+def _obstacle(
+    snapshot: Snapshot, policy: Policy, row: int, gang: Gang, free: int, closed: int, behind: bool
+) -> Obstacle:
+    state, size = int(snapshot.jobs.state[row]), int(snapshot.jobs.size[row])
+    if state == RUNNING:
+        return Obstacle.RUNS
+    if state == HELD:
+        return Obstacle.AFTER if row in snapshot.parents else Obstacle.HELD
+    if not snapshot.waiting[row]:
+        return Obstacle.EARLY
+    kinds = Limits(snapshot).kinds(snapshot.jobs, row)
+    if kinds is not None and not kinds:
+        return Obstacle.LIMIT
+    if free < size:
+        return Obstacle.CLOSED if free + closed >= size else Obstacle.FULL
+    if FreeSlots(snapshot.cluster).place(gang) is None:
+        return Obstacle.SCATTERED
+    leaves_s = float(snapshot.leaves_s(np.array([row]), policy.protected_s)[0])
+    if FreeSlots(snapshot.cluster, snapshot.closes_s()).place(gang, Terms(leaves_s=leaves_s, kinds=kinds)) is None:
+        return Obstacle.PROMISED
+    return Obstacle.BEHIND if behind else Obstacle.NONE

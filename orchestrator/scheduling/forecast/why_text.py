@@ -1,0 +1,162 @@
+"""What `why` found, in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from orchestrator.scheduling.forecast.expected_start import Expected
+from orchestrator.scheduling.forecast.why import Before, NodeUse, Obstacle, Why
+from orchestrator.scheduling.snapshot import Snapshot
+
+_SHOWN = 5
+
+
+def why_text(
+    found: Why,
+    snapshot: Snapshot,
+    names: Sequence[str],
+    nodes: Sequence[str] | None = None,
+    seen_others: bool = True,
+) -> str:
+    """Some ten lines.
+
+    Args:
+        names: of the jobs, by row.
+        nodes: what people call the machines, in the snapshot's order; None: their ids.
+        seen_others: whether jobs have ended lately, whose run times the expected start can go by.
+    """
+    lines = [f"{names[found.row]} asks for {_asks(found, snapshot)}: {found.obstacle}"]
+    if found.obstacle is Obstacle.RUNS:
+        return lines[0]
+    if found.after:
+        lines.append("first must end: " + ", ".join(names[row] for row in found.after))
+    if found.not_before_s > snapshot.now_s:
+        lines.append(f"it may start in {span(found.not_before_s - snapshot.now_s)}")
+    if found.waited_s > 0:
+        lines.append(f"it has waited for {span(found.waited_s)}")
+    lines.append(_free_words(found))
+    called = snapshot.cluster.names if nodes is None else nodes
+    lines += [_node_words(node, snapshot, names, called) for node in _telling(found)[:_SHOWN]]
+    if found.before:
+        lines.append(_before_words(found, names))
+    if found.room_on:
+        lines.append(_room_words(found, snapshot, called))
+    if found.expected is not None:
+        lines.append(expected_words(found.expected, ends_are_known(found), seen_others))
+    return "\n".join(lines)
+
+
+def _asks(found: Why, snapshot: Snapshot) -> str:
+    """Of one that is elastic and waits, also how many workers it would take."""
+    sizes = snapshot.sizes.get(found.row)
+    more = f" (up to {sizes[-1]})" if sizes and found.obstacle is not Obstacle.RUNS else ""
+    return f"{found.gang}{more}"
+
+
+def to_do(found: Why, name: str) -> str:
+    """What whoever has submitted it can do; '' where there is nothing to say. `name`: of the job."""
+    what = _TO_DO.get(found.obstacle, "")
+    if found.before and found.obstacle in (Obstacle.FULL, Obstacle.SCATTERED, Obstacle.PROMISED, Obstacle.BEHIND):
+        what += "; sooner, with a higher priority: fleetune priority {job} --to N"
+    return f"to do: {what.format(job=name)}" if what else ""
+
+
+_BY_ITSELF = "nothing: it starts by itself"
+_TO_DO: Final[Mapping[Obstacle, str]] = {
+    Obstacle.HELD: "fleetune resume {job} lets it go on",
+    Obstacle.EARLY: _BY_ITSELF,
+    Obstacle.LIMIT: "nothing, or ask an admin for a higher limit (fleetune tenants set)",
+    Obstacle.CLOSED: "ask an admin when they take something again; fleetune nodes says who has closed them, and why",
+    Obstacle.FULL: _BY_ITSELF,
+    Obstacle.SCATTERED: _BY_ITSELF,
+    Obstacle.PROMISED: _BY_ITSELF,
+    Obstacle.BEHIND: _BY_ITSELF,
+}
+
+
+def span(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
+
+
+def expected_words(expected: Expected, known: bool = True, seen_others: bool = True) -> str:
+    """The expected start, and how sure it is.
+
+    Args:
+        known: whether the jobs that hold the nodes have measured how long they still run.
+        seen_others: whether jobs have ended lately, so that the others' run times are more than a guess.
+    """
+    if expected.start_s is None or expected.earliest_s is None:
+        return "expected start: not within the next weeks, as things are"
+    if expected.start_s == 0 and expected.latest_s == 0:
+        return "expected start: now"
+    latest = "or later" if expected.latest_s is None else f"to {span(expected.latest_s)}"
+    guess = ""
+    if not known and seen_others:
+        guess = ", if the jobs there take as long as others did lately"
+    elif not known:
+        guess = ". This is a guess: no job has ended yet, and those that run have not measured their speed"
+    return f"expected start: in {span(expected.start_s)} (from {span(expected.earliest_s)} {latest}){guess}"
+
+
+def ends_are_known(found: Why) -> bool:
+    return all(ends is not None for node in found.nodes for _, _, ends in node.holders)
+
+
+def _free_words(found: Why) -> str:
+    usable = sum(node.usable for node in found.nodes)
+    if not found.nodes:
+        return "there is no node that it could use"
+    if not usable:
+        return "no node that it could use takes anything new"
+    unit = "GPUs" if found.gang.gpus_per_worker else "CPUs"
+    where = "the 1 node" if usable == 1 else f"the {usable} nodes"
+    most = f", {found.most_on_one} of them on one node" if usable > 1 and found.free else ""
+    foreign = sum(node.foreign for node in found.nodes)
+    outside = f"; {foreign} are held outside Fleetune" if foreign else ""
+    return f"{found.free} {unit} are free on {where} that it could use{most}{outside}"
+
+
+def _telling(found: Why) -> list[NodeUse]:
+    """The nodes it waits for, then those with the most free slots."""
+    rest = sorted((node for node in found.nodes if node.node not in found.room_on), key=lambda node: -node.free)
+    return [node for node in found.nodes if node.node in found.room_on] + rest
+
+
+def _node_words(node: NodeUse, snapshot: Snapshot, names: Sequence[str], nodes: Sequence[str]) -> str:
+    held = [f"{names[row]} has {slots}{_until(ends, snapshot.now_s)}" for row, slots, ends in node.holders[:_SHOWN]]
+    more = len(node.holders) - _SHOWN
+    held += [f"{more} more jobs"] if more > 0 else []
+    held += [f"{node.foreign} outside Fleetune"] if node.foreign else []
+    state = "" if node.usable else " (takes nothing new)"
+    return f"  {nodes[node.node]}{state}: {node.free} of {node.size} free; " + (", ".join(held) or "nobody there")
+
+
+def _until(ends: float | None, now_s: float) -> str:
+    return " (end unknown)" if ends is None else f" for about {span(max(ends - now_s, 0.0))} more"
+
+
+def _before_words(found: Why, names: Sequence[str]) -> str:
+    counts = Counter(reason for _, reason in found.before)
+    first = ", ".join(names[row] for row, _ in found.before[:_SHOWN]) + (", ..." if len(found.before) > _SHOWN else "")
+    if len(counts) == 1:
+        reasons = next(iter(counts)).value
+    else:
+        reasons = ", ".join(f"{counts[reason]}: {reason}" for reason in Before if counts[reason])
+    many = "1 job goes" if len(found.before) == 1 else f"{len(found.before)} jobs go"
+    return f"{many} before it ({reasons}): {first}"
+
+
+def _room_words(found: Why, snapshot: Snapshot, called: Sequence[str]) -> str:
+    nodes = ", ".join(called[node] for node in found.room_on[:_SHOWN])
+    nodes += ", ..." if len(found.room_on) > _SHOWN else ""
+    others = "if nobody went before it, it" if found.before else "it"
+    if found.room_at_s is None:
+        return f"{others} would start on {nodes} once the jobs there end, and these do not say when"
+    return f"{others} would have room on {nodes} in {span(found.room_at_s - snapshot.now_s)}"

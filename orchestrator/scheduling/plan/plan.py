@@ -1,0 +1,231 @@
+"""One pass over the queue: who starts now, where, and who is interrupted for it. A pure function of a snapshot.
+
+The queue is gone through once, in the order of `standing`:
+
+1. A gang that fits the free slots starts.
+2. One that does not may take back what others were lent (`lending`), or their place (`room`), where they make way for
+   it (`victims`), or have small ones moved (`moves`).
+3. The first one that can do neither gets a reservation (`reserve`); whoever comes after it starts only if it is gone by
+   then, or on other nodes.
+
+What is left over is lent to elastic jobs (`lending`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+
+from cluster.capacity.free_slots import ANYWHERE, Terms
+from orchestrator.scheduling.job_table import Floats, Rows
+from orchestrator.scheduling.plan.decisions import Cause, Plan, Reservation
+from orchestrator.scheduling.plan.defragmentation import moves_for
+from orchestrator.scheduling.plan.lending import can_take_back, lend, take_back, take_back_within_limit
+from orchestrator.scheduling.plan.plan_builder import Draft
+from orchestrator.scheduling.plan.preemption import room_for
+from orchestrator.scheduling.plan.reservation import reserve
+from orchestrator.scheduling.policy import DEFAULT, Policy
+from orchestrator.scheduling.quota import NOWHERE
+from orchestrator.scheduling.snapshot import Snapshot
+
+_TIMES = 1 << 12  # more than there are distinct reservations or closings
+
+
+def plan(snapshot: Snapshot, policy: Policy = DEFAULT) -> Plan:
+    """What is to be done now. The snapshot is not changed."""
+    if not snapshot.waiting.any() and not snapshot.windows and not snapshot.sizes:
+        return Plan(())
+    return _Pass(snapshot, policy).run()
+
+
+class _Pass:
+    def __init__(self, snapshot: Snapshot, policy: Policy) -> None:
+        self._snapshot, self._policy = snapshot, policy
+        self._draft = Draft(snapshot, policy)
+        self._reservation: Reservation | None = None
+        self._made_room = 0
+        self._no_room: set[int] = set()  # keys of what can get nothing any more
+
+    def run(self) -> Plan:
+        draft, waiting = self._draft, self._snapshot.waiting.nonzero()[0]
+        if draft.free.closings:
+            self._clear_for_maintenance()
+            waiting = np.append(waiting, draft.interrupted).astype(np.intp)
+        while len(waiting):
+            before = len(draft.decisions)
+            draft.interrupted = []
+            started = self._go_through(waiting)
+            if not draft.interrupted or len(draft.decisions) == before or self._nothing_left_for_them:
+                break
+            # They may fit elsewhere or make others yield, and others may fit into what is left over.
+            self._no_room.clear()
+            draft.look_again()
+            self._reservation = None
+            waiting = np.array([row for row in waiting.tolist() if row not in started] + draft.interrupted, np.intp)
+        if self._snapshot.sizes:
+            lend(draft, self._terms)
+        return Plan(tuple(draft.decisions), self._reservation)
+
+    def _go_through(self, rows: Rows) -> set[int]:
+        """The rows that were started."""
+        order = self._draft.standing.order(rows, self._draft.jobs.submitted_s) if len(rows) > 1 else rows
+        started: set[int] = set()
+        queue = order.tolist()
+        keys, yields_s, leaves_s = self._keys(order)
+        distinct = len(set(keys))
+        at_limit: set[int] = set()  # tenants of which a job waits for their limit: their later ones do not pass it
+        for at, row in enumerate(queue):
+            if keys[at] in self._no_room or (at_limit and int(self._draft.jobs.tenant[row]) in at_limit):
+                continue
+            if self._draft.kinds(row) == NOWHERE:
+                if self._may_make_room and self._note_room(take_back_within_limit(self._draft, row, self._terms)):
+                    started.add(row)
+                else:
+                    at_limit.add(int(self._draft.jobs.tenant[row]))
+                continue
+            if self._start(row, Terms(yields_s[at], leaves_s[at]) if yields_s else ANYWHERE):
+                started.add(row)
+                continue
+            if not self._policy.backfill or self._nothing_left(row):
+                break
+            self._no_room.add(keys[at])
+            if len(self._no_room) >= distinct:
+                break
+            if self._reserve(row):
+                keys, yields_s, leaves_s = self._keys(order)
+                distinct = len(set(keys))
+                self._no_room = {keys[at]}
+        return started
+
+    def _nothing_left(self, row: int) -> bool:
+        """Whether neither this job nor one that stands behind it can get anything: no slot is free, nobody yields."""
+        if self._draft.free.total or self._may_need_no_slot:
+            return False
+        return not self._policy.preemption or self._nobody_makes_way(row)
+
+    @property
+    def _nothing_left_for_them(self) -> bool:
+        """Whether going through the queue again finds nothing: all slots are held, and who was stopped stops nobody."""
+        if self._draft.free.total or self._reservation is not None or self._draft.limits or self._may_need_no_slot:
+            return False
+        return all(self._nobody_makes_way(row) for row in self._draft.interrupted)
+
+    def _nobody_makes_way(self, row: int) -> bool:
+        return self._draft.victims.nobody_yields_to(row) and not can_take_back(self._draft, row)
+
+    @cached_property
+    def _may_need_no_slot(self) -> bool:
+        return any(not gang.gpus_per_worker for gang in self._draft.jobs.gangs)
+
+    def _keys(self, rows: Rows) -> tuple[list[int], list[float], list[float]]:
+        """Keys of jobs, and their terms: yields_s and leaves_s; none where nothing is reserved and no node closes.
+
+        Jobs with one key ask for the same slots on the same nodes, and the first of them goes before the others: what
+        it does not get they do not get either.
+        """
+        codes = self._draft.jobs.gang[rows].astype(np.int64)
+        if self._draft.limits or self._standing_is_by_tenant:
+            codes = codes * len(self._snapshot.tenants) + self._draft.jobs.tenant[rows]
+        if self._standing_is_by_tenant:
+            codes = codes * 2 + [self._draft.standing.is_entitled(row) for row in rows.tolist()]
+        if not (self._draft.free.reservations or self._draft.free.closings):
+            return codes.tolist(), [], []
+        yields_s, leaves_s = self._yields_s(rows), self._snapshot.leaves_s(rows, self._policy.protected_s)
+        codes = codes * _TIMES + np.searchsorted(self._draft.free.reservations, yields_s, side="left")
+        codes = codes * _TIMES + np.searchsorted(self._draft.free.closings, leaves_s, side="left")
+        return codes.tolist(), yields_s.tolist(), leaves_s.tolist()
+
+    @cached_property
+    def _standing_is_by_tenant(self) -> bool:
+        return any(tenant.guaranteed for tenant in self._snapshot.tenants)
+
+    def _yields_s(self, rows: Rows) -> Floats:
+        """[rows]; when each would be gone from nodes reserved for another: at its end, or when it would make way."""
+        ends: Floats = self._snapshot.now_s + self._snapshot.left_s[rows]
+        if self._reservation is None:
+            return ends
+        holder = self._reservation.row
+        if self._policy.preemption:
+            jobs, victims = self._draft.jobs, self._draft.victims
+            may_go = jobs.preemptible[rows] & (jobs.interruptions[rows] < self._policy.most_interruptions)
+            may_go &= victims.stands_behind(rows, holder)
+            ends = np.where(may_go, np.minimum(ends, self._snapshot.now_s + victims.pause_s[rows]), ends)
+        ends[rows == holder] = self._snapshot.now_s
+        return ends
+
+    def _terms(self, row: int) -> Terms:
+        _, yields_s, leaves_s = self._keys(np.array([row], np.intp))
+        return Terms(yields_s[0], leaves_s[0]) if yields_s else ANYWHERE
+
+    def _start(self, row: int, terms: Terms) -> bool:
+        draft = self._draft
+        if draft.limits:
+            terms = replace(terms, kinds=draft.kinds(row))
+        placement = draft.free.place(draft.jobs.gang_of(row), terms)
+        if placement is not None:
+            draft.put(row, placement)
+            return True
+        if not self._may_make_room:
+            return False
+        made = take_back(draft, row, terms) or self._interrupt_for(row, terms) or self._move(row, terms)
+        return self._note_room(made)
+
+    @property
+    def _may_make_room(self) -> bool:
+        return self._policy.preemption and self._made_room < self._policy.most_preempting
+
+    def _note_room(self, made: bool) -> bool:
+        if made:
+            self._made_room += 1
+            self._no_room.clear()  # more may have come free than was needed
+        return made
+
+    def _interrupt_for(self, row: int, terms: Terms) -> bool:
+        draft, gang = self._draft, self._draft.jobs.gang_of(row)
+        room = room_for(row, gang, draft.jobs, draft.cluster, draft.victims, draft.free.closed_to(terms))
+        if room is None:
+            return False
+        for victim in room.victims:
+            draft.stop(victim, self._cause(row, victim), row)
+            draft.interrupted.append(victim)
+        draft.start(row, room.placement)
+        return True
+
+    def _move(self, row: int, terms: Terms) -> bool:
+        moved = moves_for(self._draft, row, terms)
+        if moved is not None:
+            self._draft.rearrange(row, moved, Cause.MOVED)
+        return moved is not None
+
+    def _cause(self, row: int, victim: int) -> Cause:
+        return Cause.RECLAIMED if self._draft.victims.is_reclaimed(victim, row) else Cause.PREEMPTED
+
+    def _reserve(self, row: int) -> bool:
+        """For the first that must wait. Where nothing is free there is nothing to keep others from."""
+        if self._reservation is not None or not (self._draft.free.total or self._may_need_no_slot):
+            return False
+        gang, now_s, cluster = self._draft.jobs.gang_of(row), self._snapshot.now_s, self._draft.cluster
+        kinds = self._draft.kinds(row)
+        released_s: Floats = now_s + self._snapshot.left_s
+        if self._policy.preemption:
+            released_s = np.minimum(released_s, self._draft.victims.yields_s(row))
+        leaves_s = float(self._snapshot.leaves_s(np.array([row]), self._policy.protected_s)[0])
+        closed = self._draft.free.closed_to(Terms(leaves_s=leaves_s, kinds=kinds))
+        fits = cluster.fits(gang)
+        open_nodes = fits if closed is None else fits & ~closed
+        self._reservation = reserve(row, gang, cluster, released_s, now_s, open_nodes)
+        if self._reservation is None:
+            return False
+        self._draft.free.reserve(self._reservation.nodes, self._reservation.at_s)
+        return True
+
+    def _clear_for_maintenance(self) -> None:
+        """Interrupt what may be interrupted on nodes whose maintenance has begun."""
+        closes_s = self._snapshot.closes_s()
+        on_them = np.unique(self._draft.cluster.slots[np.isneginf(np.array(closes_s))])
+        for row in on_them[on_them >= 0].tolist():
+            if self._snapshot.running[row] and self._draft.jobs.preemptible[row]:
+                self._draft.stop(row, Cause.MAINTENANCE, None)
+                self._draft.interrupted.append(row)

@@ -1,0 +1,192 @@
+"""Where room can be made for a gang by interrupting others: the least loss that makes room.
+
+Everything is looked up by slot: a node's slots, sorted by what freeing each would cost, say what any number of slots on
+that node costs, for all nodes at once. The few cheapest nodes are then looked at job by job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.capacity.gang import Gang
+from cluster.capacity.occupancy import Occupancy, Placement
+from orchestrator.scheduling.job_table import Floats, JobTable, Rows
+from orchestrator.scheduling.plan.victims import Victims
+
+_LOOKED_AT = 4  # nodes, job by job
+# For slots that are FOREIGN, ABSENT or FREE, which count from the end.
+_NOBODY_YIELDS = np.array([False, False, True])
+
+
+@dataclass(frozen=True)
+class Room:
+    """Jobs to interrupt, and where the gang goes then."""
+
+    victims: tuple[int, ...]
+    placement: Placement
+
+
+def room_for(
+    row: int, gang: Gang, jobs: JobTable, cluster: Occupancy, victims: Victims, closed: NDArray[np.bool_] | None = None
+) -> Room | None:
+    """The cheapest room for a job that waits; None where none is worth its cost.
+
+    Args:
+        closed: [nodes]; where it may not go.
+    """
+    if victims.nobody_yields_to(row):
+        return None
+    open_jobs = victims.open_to(row)
+    if int(cluster.free.sum()) + float(jobs.size @ open_jobs) < jobs.size[row]:
+        return None
+    fits = cluster.fits(gang) if closed is None else cluster.fits(gang) & ~closed
+    open_slots = np.concatenate((open_jobs, _NOBODY_YIELDS))[cluster.slots] & fits[:, None]
+    search = _Search(gang, jobs, cluster, victims, open_slots)
+    if cluster.fits_every_node(gang):
+        return search.on_one_node(None)
+    rooms = []
+    for kind in sorted(cluster.kinds_for(gang)):
+        of_kind = cluster.kinds == kind
+        room = search.on_whole_nodes(of_kind) if cluster.spans_nodes(gang, kind) else search.on_one_node(of_kind)
+        rooms += [(search.cost(room.victims), kind, room)] if room is not None else []
+    return min(rooms)[2] if rooms else None
+
+
+class _Search:
+    """One gang's search. `open_slots`: [nodes, slots]; free ones, and those whose holders make way."""
+
+    def __init__(
+        self, gang: Gang, jobs: JobTable, cluster: Occupancy, victims: Victims, open_slots: NDArray[np.bool_]
+    ) -> None:
+        self._gang, self._jobs, self._cluster, self._victims, self._open = gang, jobs, cluster, victims, open_slots
+        self._per_worker = gang.gpus_per_worker or gang.cpus_per_worker
+
+    def on_one_node(self, among: NDArray[np.bool_] | None) -> Room | None:
+        workers = self._gang.num_workers
+        enough = self._open.sum(axis=1) >= workers * self._per_worker
+        nodes = (enough if among is None else enough & among).nonzero()[0]
+        found = self._cheapest(nodes, workers, ())
+        return None if found is None else Room(found[1], ((found[0], workers),))
+
+    def on_whole_nodes(self, among: NDArray[np.bool_]) -> Room | None:
+        """Nodes that can be emptied, the largest first, of those the cheapest; and one for the rest."""
+        cluster, left = self._cluster, self._gang.num_workers
+        whole = ((self._open.sum(axis=1) == cluster.sizes) & (cluster.sizes >= self._per_worker) & among).nonzero()[0]
+        placement: list[tuple[int, int]] = []
+        stopped: dict[int, None] = {}
+        for node in whole[np.lexsort((self._cost_of_all_on(whole), -cluster.sizes[whole]))].tolist():
+            each = min(int(cluster.sizes[node]) // self._per_worker, self._cpus_for(node))
+            if each > left or not left:
+                break
+            if each:
+                placement.append((node, each))
+                stopped |= dict.fromkeys(row for row in cluster.slots[node].tolist() if row >= 0)
+                left -= each
+        if not placement:
+            return None
+        if left:
+            rest = among.copy()
+            rest[[node for node, _ in placement]] = False
+            found = self._cheapest(rest.nonzero()[0], left, tuple(stopped))
+            if found is None:
+                return None
+            placement.append((found[0], left))
+            stopped |= dict.fromkeys(found[1])
+        return Room(tuple(stopped), tuple(placement))
+
+    def cost(self, rows: Sequence[int]) -> float:
+        return sum(float(self._victims.harm_by_slot[row] * self._jobs.size[row]) for row in rows)
+
+    def _cost_of_all_on(self, nodes: Rows) -> Floats:
+        """[nodes]; `cost` of all jobs on each."""
+        lines = np.sort(self._cluster.slots[nodes], axis=1)
+        again = np.zeros(lines.shape, bool)
+        again[:, 1:] = lines[:, 1:] == lines[:, :-1]
+        costs = np.append(self._victims.harm_by_slot[: self._jobs.rows] * self._jobs.size, (0.0, 0.0, 0.0))
+        by_job = np.where(again, 0.0, costs[lines])
+        cost: Floats = by_job.sum(axis=1)
+        return cost
+
+    def _cheapest(self, nodes: Rows, workers: int, stopped: Sequence[int]) -> tuple[int, tuple[int, ...]] | None:
+        """(node, victims) for so many workers on one node, where some jobs are stopped in any case."""
+        if not len(nodes):
+            return None
+        size = workers * self._per_worker
+        harm = self._harm(nodes, stopped)
+        harm.sort(axis=1)
+        cost = harm[:, :size].sum(axis=1) if harm.shape[1] >= size else np.full(len(nodes), np.inf)
+        options = []
+        for at in cost.argsort(kind="stable")[:_LOOKED_AT].tolist():
+            node = int(nodes[at])
+            rows = self._on(node, size, stopped) if cost[at] < np.inf else None
+            if rows is not None and self._cpus_suffice(node, workers, (*stopped, *rows)):
+                options.append((self.cost(rows), self._left_over(node, rows, stopped), node, rows))
+        if not options:
+            return None
+        _, _, node, rows = min(options)
+        return node, rows
+
+    def _harm(self, nodes: Rows, stopped: Sequence[int]) -> Floats:
+        """[nodes, slots]; what freeing each slot costs; inf where its holder does not make way."""
+        harm = self._victims.harm_by_slot
+        if stopped:
+            harm = harm.copy()
+            harm[list(stopped)] = 0.0
+        by_slot: Floats = np.where(self._open[nodes], harm[self._cluster.slots[nodes]], np.inf)
+        return by_slot
+
+    def _on(self, node: int, size: int, stopped: Sequence[int]) -> tuple[int, ...] | None:
+        """The jobs on a node that make room for `size` slots together with what is free there, and no more than that.
+
+        Those expected to take longest first, as long as they are not more than is needed; at last the smallest one that
+        is enough.
+        """
+        line = self._cluster.slots[node]
+        held: dict[int, int] = {}
+        for row in line[self._open[node] & (line >= 0)].tolist():
+            held[row] = held.get(row, 0) + 1
+        need = size - int(self._cluster.free[node]) - sum(held.pop(row, 0) for row in stopped)
+        chosen: dict[int, int] = {}
+        for row in sorted(held, key=self._longest_first):
+            if 0 < held[row] <= need:
+                chosen[row] = held[row]
+                need -= held[row]
+        if need > 0:
+            enough = [row for row, slots in held.items() if row not in chosen and slots >= need]
+            if not enough:
+                return None
+            last = min(enough, key=lambda row: (held[row], *self._longest_first(row)))
+            chosen[last] = held[last]
+            need -= held[last]
+        for row in list(chosen):  # what the last one frees may have made others needless
+            if chosen[row] <= -need:
+                need += chosen.pop(row)
+        return tuple(chosen)
+
+    def _longest_first(self, row: int) -> tuple[float, float, int]:
+        return -float(self._victims.worth[row]), float(self._jobs.submitted_s[row]), row
+
+    def _left_over(self, node: int, rows: Sequence[int], stopped: Sequence[int]) -> int:
+        gone = {*rows, *stopped}
+        return int(self._cluster.free[node]) + sum(row in gone for row in self._cluster.slots[node].tolist())
+
+    def _cpus_for(self, node: int) -> int:
+        """Workers that the CPUs of a node are enough for, once all that hold slots there are stopped."""
+        rows = {row for row in self._cluster.slots[node].tolist() if row >= 0}
+        return self._cpus_with(node, tuple(rows)) // max(self._gang.cpus_per_worker, 1)
+
+    def _cpus_suffice(self, node: int, workers: int, stopped: Sequence[int]) -> bool:
+        return self._cpus_with(node, stopped) >= workers * self._gang.cpus_per_worker
+
+    def _cpus_with(self, node: int, stopped: Sequence[int]) -> int:
+        """CPUs that are free once these are stopped."""
+        free, line = int(self._cluster.cpus_free[node]), self._cluster.slots[node].tolist()
+        for row in stopped:
+            held = self._jobs.gang_of(row)
+            per_worker = held.gpus_per_worker or held.cpus_per_worker
+            free += line.count(row) // per_worker * held.cpus_per_worker
+        return free

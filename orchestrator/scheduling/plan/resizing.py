@@ -1,0 +1,116 @@
+"""Elastic jobs, which may go on with fewer workers or with more: what is shrunk for a gang, and when growing pays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from cluster.capacity.free_slots import FreeSlots, Terms
+from cluster.capacity.gang import Gang
+from cluster.capacity.occupancy import Placement, placement_of, workers_in
+from orchestrator.scheduling.job_table import JobTable
+from orchestrator.scheduling.plan.decisions import Moved
+from orchestrator.scheduling.plan.plan_builder import Draft
+from orchestrator.scheduling.policy import Policy
+from orchestrator.scheduling.snapshot import Snapshot
+
+_TRIED = 8  # jobs
+
+
+def shrinkable(draft: Draft, row: int) -> list[int]:
+    """Running jobs that may go on with fewer workers for this one, the cheapest first, of equals the largest."""
+    jobs, sizes, may = draft.jobs, draft.snapshot.sizes, draft.victims.shrinkable_for(row)
+    found = [one for one in sizes if may[one] and jobs.gang_of(one).num_workers > sizes[one][0]]
+    return sorted(found, key=lambda one: (_cost(one, jobs), -float(jobs.size[one]), float(jobs.submitted_s[one]), one))
+
+
+def shrink_for(draft: Draft, row: int, terms: Terms) -> Moved | None:
+    """Jobs that go on with fewer workers, so that a gang has room at once.
+
+    None where there are none, or where it costs more than `move_worth_s` of the gang's own slots. They stay on nodes of
+    the kind that they are on, and go to none that is reserved or about to close.
+    """
+    if draft.policy.move_worth_s <= 0:
+        return None
+    groups = _groups(shrinkable(draft, row)[:_TRIED])
+    found = (_try(draft, row, group, draft.snapshot.sizes, terms) for group in groups if _is_worth(draft, row, group))
+    return next((moved for moved in found if moved is not None), None)
+
+
+def shrink_own(draft: Draft, row: int, victim: int, terms: Terms) -> Moved | None:
+    """The same with one job, which goes on with its fewest, for one that waits for the limit of their tenant."""
+    if not _is_worth(draft, row, (victim,)):
+        return None
+    return _try(draft, row, (victim,), {victim: draft.snapshot.sizes[victim][:1]}, terms)
+
+
+def is_worth_growing(row: int, num_workers: int, snapshot: Snapshot, policy: Policy) -> bool:
+    """Whether a running job would end so much earlier with so many workers that its interruption pays.
+
+    It is taken to be as many times as fast as it has more workers.
+    """
+    now = snapshot.jobs.gang_of(row).num_workers
+    saved_s = float(snapshot.left_s[row]) * (1.0 - now / num_workers)
+    return saved_s > policy.grow_worth * float(snapshot.jobs.interruption_cost_s[row])
+
+
+def is_whole(placement: Placement, gang: Gang) -> bool:
+    """Not of a gang on a node that is not seen at the moment, nor of one without GPUs on a node that has some: it holds
+    no slot there.
+    """
+    return workers_in(placement) == gang.num_workers
+
+
+def _cost(row: int, jobs: JobTable) -> float:
+    """GPU-seconds"""
+    return float(jobs.interruption_cost_s[row] * jobs.size[row])
+
+
+def _groups(rows: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Each alone, then more and more of them together."""
+    yield from ((row,) for row in rows)
+    yield from (tuple(rows[:count]) for count in range(2, len(rows) + 1))
+
+
+def _is_worth(draft: Draft, row: int, group: Sequence[int]) -> bool:
+    cost = sum(_cost(one, draft.jobs) for one in group)
+    return cost <= draft.policy.move_worth_s * float(draft.jobs.size[row])
+
+
+def _try(
+    draft: Draft, row: int, group: Sequence[int], sizes: Mapping[int, tuple[int, ...]], terms: Terms
+) -> Moved | None:
+    jobs, after = draft.jobs, draft.cluster.copy()
+    same_kind: dict[int, Terms] = {}
+    for one in group:
+        placement = placement_of(one, jobs.gang_of(one), after)
+        if not is_whole(placement, jobs.gang_of(one)):
+            return None
+        same_kind[one] = Terms(kinds=frozenset({draft.kind_of(placement)}))
+        after.release(one, jobs.gang_of(one), placement)
+    left = draft.free.after(after)
+    placed = left.place(jobs.gang_of(row), terms)
+    if placed is None:
+        return None
+    places: dict[int, Placement] = {}
+    order = sorted(group, key=lambda one: (-sizes[one][0], one))
+    for one in order:  # room for all of them at first, and then as much as each can have
+        place = left.place(replace(jobs.gang_of(one), num_workers=sizes[one][0]), same_kind[one])
+        if place is None:
+            return None
+        places[one] = place
+    for one in order:
+        places[one] = _largest(jobs.gang_of(one), sizes[one], places[one], left, same_kind[one])
+    return Moved(tuple(group), tuple(places.items()), placed)
+
+
+def _largest(gang: Gang, sizes: Sequence[int], least: Placement, free: FreeSlots, terms: Terms) -> Placement:
+    """Instead of the least, with as many workers as there is room for, and no more than it has."""
+    smallest = replace(gang, num_workers=sizes[0])
+    free.give(smallest, least)
+    for size in [size for size in reversed(sizes[1:]) if size <= gang.num_workers]:
+        place = free.place(replace(gang, num_workers=size), terms)
+        if place is not None:
+            return place
+    free.take(smallest, least)
+    return least

@@ -1,0 +1,124 @@
+"""Which running jobs make way for which waiting ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.scheduling.job_table import Floats
+from orchestrator.scheduling.policy import Policy
+from orchestrator.scheduling.quota import NOT_ENTITLED, kinds_of_rows
+from orchestrator.scheduling.ranking import Standing
+from orchestrator.scheduling.snapshot import Snapshot
+
+_NOBODYS_HARM = (np.inf, 0.0, 0.0)
+_CHANCE_S = 180.0  # bounds what is lost by interrupting a job that would soon have ended
+
+
+class Victims:
+    """The running jobs of a snapshot, while a plan is made.
+
+    A job yields only to those that go before it in the queue, so nobody is interrupted by whom it has displaced.
+
+    Attributes:
+        pause_s: [rows]; how long each attempt is left alone.
+        worth: [rows]; the index that counts against others: that of the job, less what its interruption costs.
+        movable: [rows]; running jobs that allow it, and were not interrupted too often.
+        harm_by_slot: [rows + 3]; what stopping a job costs, for each of its slots: its own loss, and that of one which
+            is about to end. At the end those of slots that are FOREIGN, ABSENT or FREE.
+    """
+
+    def __init__(self, snapshot: Snapshot, standing: Standing, policy: Policy) -> None:
+        jobs = self._jobs = snapshot.jobs
+        self._snapshot, self._standing, self._policy = snapshot, standing, policy
+        self.pause_s: Floats = policy.protected_s * (1.0 + jobs.interruptions / policy.protected_growth)
+        self.movable = snapshot.running & jobs.preemptible & (jobs.interruptions < policy.most_interruptions)
+        self.worth: Floats = standing.index - policy.cost_margin * (jobs.interruption_cost_s / standing.weight)
+        harm = jobs.interruption_cost_s + 3600.0 * 3600.0 / (np.maximum(standing.index, 0.0) + _CHANCE_S)
+        self.harm_by_slot: Floats = np.concatenate((harm, _NOBODYS_HARM))
+        self._may_go = self.movable & (snapshot.now_s + 1e-6 >= jobs.started_s + self.pause_s)
+        self._one_class = standing.one_class
+        self._best = float(np.where(self._may_go, self.worth, -np.inf).max(initial=-np.inf))
+
+    def gone(self, row: int) -> None:
+        """This job is interrupted already, or was started by this plan."""
+        self._may_go[row] = False
+
+    def movable_for(self, row: int) -> NDArray[np.bool_]:
+        """[rows]; jobs that may be moved for this one: of no higher class, nor within a guarantee if it is not."""
+        found: NDArray[np.bool_] = self._may_go
+        if self._one_class:
+            return found
+        found = found & (self._standing.level <= self._standing.level[row])
+        if self._standing.entitlement is not None and not self._standing.is_entitled(row):
+            found = found & (self._standing.entitlement == NOT_ENTITLED)
+        return found
+
+    def shrinkable_for(self, row: int) -> NDArray[np.bool_]:
+        """[rows]; jobs that may be left with less for this one. What is within a guarantee stays theirs."""
+        found: NDArray[np.bool_] = self._may_go & (self._standing.level <= self._standing.level[row])
+        return found
+
+    def may_grow(self, rows: Iterable[int]) -> list[int]:
+        """Of these, those that may be interrupted now, the first in the queue's order first."""
+        index, submitted_s = self._standing.index, self._jobs.submitted_s
+        may = [row for row in rows if self._may_go[row]]
+        return sorted(may, key=lambda row: (float(index[row]), float(submitted_s[row]), row))
+
+    def open_to(self, row: int) -> NDArray[np.bool_]:
+        """[rows]; jobs that may be interrupted now, for this one."""
+        found: NDArray[np.bool_] = self._yields_to(row) & self._may_go
+        return found
+
+    def is_reclaimed(self, victim: int, row: int) -> bool:
+        """Whether what a job has is lent, and this one's tenant is its owner."""
+        entitlement, tenant = self._standing.entitlement, self._jobs.tenant
+        if entitlement is None or entitlement[row] == NOT_ENTITLED or tenant[row] == tenant[victim]:
+            return False
+        of_kind = entitlement[row] < 0 or entitlement[row] == self._kinds[victim]
+        return bool(of_kind and entitlement[victim] == NOT_ENTITLED)
+
+    def yields_s(self, row: int) -> Floats:
+        """[rows]; from when on each running job would make way for this one; inf: never."""
+        pauses: Floats = np.where(self._yields_to(row) & self.movable, self._jobs.started_s + self.pause_s, np.inf)
+        return pauses
+
+    def nobody_yields_to(self, row: int) -> bool:
+        """Whether no job would make way for this one, nor for any that stands behind it."""
+        return self._one_class and self._best <= self._threshold(row)
+
+    def stands_behind(self, rows: NDArray[np.intp], row: int) -> NDArray[np.bool_]:
+        """[rows]; which of some waiting jobs would make way for another one once they run."""
+        behind: NDArray[np.bool_] = self._yields_to(row)[rows]
+        return behind
+
+    def _threshold(self, row: int) -> float:
+        return self._policy.margin * float(self._standing.index[row])
+
+    def _yields_to(self, row: int) -> NDArray[np.bool_]:
+        """[rows]; by standing alone: a lower class always, of the same class what is worth it, a higher class never."""
+        worth: NDArray[np.bool_] = self.worth > self._threshold(row)
+        if self._one_class:
+            return worth
+        level = self._standing.level
+        yields: NDArray[np.bool_] = (level < level[row]) | ((level == level[row]) & worth)
+        return yields if self._standing.entitlement is None else self._by_entitlement(row, yields)
+
+    def _by_entitlement(self, row: int, yields: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """What is within a guarantee yields to the same tenant's only; what is not, to all that are, where they are."""
+        entitlement = self._standing.entitlement
+        assert entitlement is not None
+        entitled: NDArray[np.bool_] = entitlement != NOT_ENTITLED
+        if not entitled[row]:
+            return np.logical_and(yields, ~entitled)
+        own = self._jobs.tenant == self._jobs.tenant[row]
+        lent = ~entitled if entitlement[row] < 0 else ~entitled & (self._kinds == entitlement[row])
+        found: NDArray[np.bool_] = np.logical_or(yields & (~entitled | own), lent)
+        return found
+
+    @cached_property
+    def _kinds(self) -> NDArray[np.int32]:
+        return kinds_of_rows(self._jobs, self._snapshot.cluster)

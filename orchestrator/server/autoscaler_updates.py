@@ -1,0 +1,73 @@
+"""Tells Ray's autoscaler what the queue wishes for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from cluster.errors import FleetuneError
+from cluster.ray.autoscaler import Autoscaler
+from cluster.ray.bundles import in_words
+from orchestrator.controller.autoscaler_demand import Wish
+
+_SHOWN = 3
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 60.0  # after a failure
+
+
+class Wishing:
+    """Called by the leader every few seconds. Telling Ray takes a while: that is done in a thread of its own."""
+
+    def __init__(self, autoscaler: Autoscaler, wish: Callable[[], Wish], say: Callable[[str], None]) -> None:
+        self._autoscaler, self._wish, self._say = autoscaler, wish, say
+        self._told: Wish | None = (
+            None  # None: an earlier server, or a call without an answer, may have wished something
+        )
+        self._announced: tuple[tuple[str, ...], bool] = ((), False)
+        self._session = self._trouble = self._failure = ""  # the last two as they were said last
+        self._wait_s, self._not_before_s = _FIRST_WAIT_S, 0.0
+        self._telling: threading.Thread | None = None
+
+    def __call__(self) -> None:
+        """Raises BackendUnreachable."""
+        grows = bool(self._autoscaler.growth().types)
+        if (trouble := self._autoscaler.trouble) != self._trouble:
+            self._trouble = trouble
+            if trouble:
+                self._say(f"what Ray's autoscaler may add cannot be read now, and is taken as it was: {trouble}")
+        if self._telling is not None and self._telling.is_alive():
+            return
+        if time.monotonic() < self._not_before_s or not (grows or self._session):
+            return
+        wish = self._wish()  # of a cluster that does not grow any more: nothing
+        if self._told is None or wish.bundles != self._told.bundles or self._autoscaler.session() != self._session:
+            self._telling = threading.Thread(target=self._tell, args=(wish,), name="autoscaler", daemon=True)
+            self._telling.start()
+        else:
+            self._announce(wish)
+
+    def _tell(self, wish: Wish) -> None:
+        self._told = None
+        try:
+            self._session = self._autoscaler.ask(wish.bundles)
+        except (FleetuneError, OSError) as error:
+            self._not_before_s = time.monotonic() + self._wait_s
+            self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
+            if str(error) != self._failure:
+                self._failure = str(error)
+                self._say(f"Ray's autoscaler could not be told what is wanted: {error}")
+            return
+        self._told, self._failure, self._wait_s = wish, "", _FIRST_WAIT_S
+        self._announce(wish)
+
+    def _announce(self, wish: Wish) -> None:
+        announced = (wish.waiting, bool(wish.bundles))
+        if announced == self._announced:
+            return
+        self._announced = announced
+        if wish.waiting:
+            more = len(wish.waiting) - _SHOWN
+            names = ", ".join(wish.waiting[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+            self._say(f"{names}: Ray's autoscaler is asked for room, {in_words(wish.bundles)} in all")
+        else:
+            self._say(f"nobody waits for room: Ray's autoscaler is asked for {in_words(wish.bundles)} from now on")

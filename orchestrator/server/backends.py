@@ -1,0 +1,108 @@
+"""From `--address` to the machines that run the jobs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cluster.backend import Backend
+from cluster.capacity.inventory import Growth
+from cluster.errors import BackendUnreachable, InputError
+from cluster.ray.autoscaler import Autoscaler
+from orchestrator.http.auth import is_loopback
+from orchestrator.queue.store import Store
+from orchestrator.service.context.context import Engine
+from orchestrator.service.context.queue_identity import queue_id
+
+_DASHBOARD = "http://127.0.0.1:8265"
+_GCS_PORT = 6379  # Ray's own default
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where jobs run.
+
+    Attributes:
+        label: for people.
+        same_machine: drivers are started on the server's own machine.
+        one_machine: the workers too, all of them; on Ray, as long as it has one node.
+        session: the name of the Ray session, now; None: there is no Ray, or its head is elsewhere.
+        autoscaler: of Ray; None: there is no Ray, or nothing is known of what its autoscaler may add.
+    """
+
+    backend: Backend
+    engine: Engine
+    label: str
+    same_machine: bool
+    one_machine: bool
+    session: Callable[[], str] | None = None
+    autoscaler: Autoscaler | None = None
+
+
+def machines(address: str | None, store: Store, home: Path, autoscaler: Path | None = None) -> Place:
+    """
+    Args:
+        autoscaler: the file that Ray's autoscaler was started with, where it is not found by itself.
+
+    Raises:
+        InputError: it is no address, or no such file.
+        BackendUnreachable: nobody answers there.
+    """
+    if autoscaler is not None and (address is None or address.startswith("fake:")):
+        raise InputError("--autoscaler goes with --address: without Ray nobody adds machines")
+    if address is None:
+        from cluster.local.backend import LocalBackend
+
+        return Place(LocalBackend(home / "local" / queue_id(store)), "local", "this machine, without Ray", True, True)
+    if address.startswith("fake:"):
+        from cluster.testing import FakeBackend, ServedCluster
+
+        return Place(FakeBackend(ServedCluster(address.removeprefix("fake:"))), "fake", "a made-up cluster", True, True)
+    return _ray(_DASHBOARD if address == "auto" else address, store, address == "auto", autoscaler)
+
+
+def _ray(dashboard: str, store: Store, found: bool, autoscaler: Path | None) -> Place:
+    parts = urlsplit(dashboard)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        host = dashboard.removeprefix("ray://").partition(":")[0] or "HOST"
+        raise InputError(
+            f"--address {dashboard}: give the address of Ray's dashboard, as http://{host}:8265 (`ray start` prints "
+            "it), or auto for the Ray of this machine; nothing: without Ray"
+        )
+    try:
+        from cluster.ray.backend import RayJobsBackend
+
+        here = is_loopback(parts.hostname)
+        session = RayJobsBackend(dashboard).session
+        grows = Autoscaler(session, f"{parts.hostname}:{_GCS_PORT}", autoscaler) if here or autoscaler else None
+        if grows is not None:
+            grows.check()
+        backend = RayJobsBackend(
+            dashboard,
+            queue=queue_id(store),
+            own_use=lambda: held_by_node(store),
+            growth=grows.growth if grows is not None else Growth,
+        )
+        backend.inventory()
+    except ModuleNotFoundError as error:
+        raise InputError(f"jobs on Ray need {error.name}: pip install 'fleetune[train]'") from error
+    except BackendUnreachable as error:
+        start = (
+            "\nStart one with `ray start --head`, or leave --address out: then jobs run without Ray" if found else ""
+        )
+        raise BackendUnreachable(f"{error}{start}") from error
+    return Place(backend, "ray", f"Ray at {dashboard}", here, here, session if here else None, grows)
+
+
+def held_by_node(store: Store) -> Mapping[str, tuple[float, float]]:
+    """CPUs and GPUs that held leases have on each node."""
+    held: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    for lease in store.leases(held=True):
+        for node, workers in lease.placement:
+            cpus, gpus = held[node]
+            gang = lease.gang
+            held[node] = cpus + workers * gang.cpus_per_worker, gpus + workers * gang.gpus_per_worker
+    return held

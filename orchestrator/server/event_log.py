@@ -1,0 +1,60 @@
+"""What has happened since the last look, in a line each; what is counted of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from orchestrator.controller.node_failures import FAULTY
+from orchestrator.http.lookups import last_event
+from orchestrator.http.metrics import Meters
+from orchestrator.queue.records import QueueEvent
+from orchestrator.queue.states import ENDED, State
+from orchestrator.queue.store import Store
+from orchestrator.queue.wording import telling
+
+_PAGE, _MOST_PAGES = 1000, 20
+_MOST_LINES = 10  # of one kind in one look; more are summed up
+_TOLD = frozenset({State.RUNNING, *ENDED, FAULTY})
+
+
+class News:
+    """Of the events of a store from now on. Not for several threads."""
+
+    def __init__(self, store: Store, meters: Meters, say: Callable[[str], None]) -> None:
+        self._store, self._meters, self._say = store, meters, say
+        self._seen = last_event(store)
+
+    def tell(self) -> None:
+        """Raises StoreBroken."""
+        for _ in range(_MOST_PAGES):
+            events = self._store.events(after=self._seen, limit=_PAGE)
+            if events:
+                self._seen = events[-1].number
+                self._count(events)
+                for line in lines_of(events):
+                    self._say(line)
+            if len(events) < _PAGE:
+                return
+
+    def _count(self, events: Sequence[QueueEvent]) -> None:
+        kinds = Counter(event.kind for event in events)
+        self._meters.admissions.inc(kinds[State.STARTING])
+        for state in ENDED:
+            if kinds[state]:
+                self._meters.ended.labels(state.value).inc(kinds[state])
+
+
+def lines_of(events: Sequence[QueueEvent]) -> list[str]:
+    """Starts and ends of jobs, and all that happened to the cluster."""
+    told = [event for event in events if event.job_id is None or event.kind in _TOLD]
+    many = {kind for kind, number in Counter(event.kind for event in told).items() if number > _MOST_LINES}
+    lines = [_line(event) for event in told if event.kind not in many]
+    return [*lines, *(f"{sum(event.kind == kind for event in told)} jobs: {kind}" for kind in sorted(many))]
+
+
+def _line(event: QueueEvent) -> str:
+    if event.job_id is None:
+        return event.message
+    message = telling(event.kind, event.message)
+    return f"{event.job_id}: {event.kind}{f' ({message})' if message else ''}"

@@ -1,0 +1,259 @@
+"""From specs that somebody has sent to jobs that the queue takes, or to one message with all that is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from cluster.capacity.feasibility import check_can_ever_fit
+from cluster.capacity.gang import Gang
+from cluster.errors import BackendUnreachable, CapacityError, InputError, SpecError
+from jobs.planning import gang_of, worker_numbers
+from jobs.run.references import run_named
+from jobs.search.rules.budget import check_budget, most_gangs
+from jobs.search.rules.varying import check_space
+from jobs.spec.command import CommandSpec
+from jobs.spec.finetune import Spec
+from jobs.spec.load import MOST_MISTAKES, AnySpec, trained
+from jobs.spec.received import checked
+from jobs.spec.sweep import SweepSpec
+from orchestrator.queue.errors import Forbidden, QueueError, UnknownTenant
+from orchestrator.queue.records import Job, NewJob
+from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling.quota import check_within_limit
+from orchestrator.service.admission import limits
+from orchestrator.service.admission.parents import Parents
+from orchestrator.service.admission.problems import Problems
+from orchestrator.service.admission.shared_paths import Readable
+from orchestrator.service.context.caller import Caller
+from orchestrator.service.context.context import Surroundings
+from orchestrator.service.roots import outside
+
+DEFAULT_TENANT = "default"
+
+
+def admit(
+    surroundings: Surroundings,
+    specs: Sequence[Mapping[str, Any]],
+    caller: Caller,
+    client: str | None = None,
+    packages: Sequence[str] = (),
+) -> list[NewJob]:
+    """Jobs in the order of the specs, to be given to `Store.submit`. Nothing is written here.
+
+    Args:
+        specs: JSON, resolved by the client.
+        client: with whose end they are cancelled.
+        packages: folders that their workers see, whatever machine they run on.
+
+    Raises:
+        InputError: of the class of what is wrong (SpecError, CapacityError, Forbidden, UnknownTenant, UnknownJob,
+            ParentFailed, ...), or QueueError where several things are.
+        StoreBroken: tried again later.
+    """
+    problems, admission = Problems(len(specs)), _Admission(surroundings, specs, caller, packages)
+    jobs = []
+    for number, value in enumerate(specs, 1):
+        if problems.full:
+            problems.leave_out(len(specs) - number + 1)
+            break
+        try:
+            spec = checked(value)
+        except SpecError as error:
+            problems.add(number, error)
+            continue
+        wrong = list(islice(admission.problems(spec), MOST_MISTAKES))
+        for one in wrong:
+            problems.add(number, one)
+        if not wrong:
+            jobs.append(admission.job(spec, client))
+    problems.check()
+    return jobs
+
+
+class _Admission:
+    """One submission: what was found for one of its specs holds for the others."""
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        specs: Sequence[Mapping[str, Any]],
+        caller: Caller,
+        packages: Sequence[str],
+    ) -> None:
+        self._surroundings, self._caller = surroundings, caller
+        self._tenants = {tenant.name: tenant for tenant in surroundings.store.tenants()}
+        self._readable = Readable(surroundings.shared, surroundings.shares_files, packages, surroundings.protocols)
+        names = frozenset(name for value in specs if isinstance(name := value.get("name"), str))
+        self._parents = Parents(surroundings.store, caller, names)
+        self._fits: dict[Gang, CapacityError | None] = {}
+        self._tenant_of: dict[str | None, Tenant | QueueError] = {}
+
+    def problems(self, spec: AnySpec) -> Iterator[InputError]:
+        tenant = self._tenant(spec.queue.tenant)
+        wrong = list(_wrong_sweep(spec)) if isinstance(spec, SweepSpec) else []
+        yield from wrong
+        if isinstance(tenant, QueueError):
+            yield tenant
+        elif not wrong:
+            try:
+                yield from self._capacity(gang_and_sizes(spec)[0], tenant)
+            except SpecError as error:
+                yield error
+        yield from self._wrong_parents(spec, tenant)
+        yield from self._readable.problems(spec, tenant if isinstance(tenant, Tenant) else None)
+        if isinstance(tenant, Tenant):
+            yield from limits.problems(spec.queue, tenant, self._caller, self._surroundings.secrets)
+
+    def job(self, spec: AnySpec, client: str | None) -> NewJob:
+        """Of a spec that has no problems."""
+        queue, after = spec.queue, [parent.job_id for parent in self._named_parents(spec)]
+        source = self._source(spec)
+        if source is not None:
+            after += [source.job_id]  # also if it has succeeded: its job must not be removed meanwhile
+            spec = with_model(spec, f"run:{source.job_id}")
+        tenant = self._tenant(queue.tenant)
+        assert isinstance(tenant, Tenant)
+        gang, sizes = gang_and_sizes(spec)
+        return NewJob(
+            name=spec.name,
+            kind=spec.kind,
+            tenant=tenant.name,
+            spec=spec.model_dump_json(),
+            gang=gang,
+            sizes=sizes,
+            submitted_by=self._caller.name,
+            priority=queue.priority,
+            after=tuple(dict.fromkeys(after)),
+            max_runtime_s=limits.runtime_s(queue, tenant),
+            preemptible=spec.kind != "command" if queue.preemptible is None else queue.preemptible,
+            on_end="" if queue.on_end is None else queue.on_end.model_dump_json(exclude_none=True),
+            client=client,
+            most_queued=tenant.restrictions.max_queued_jobs,
+            labels=queue.labels,
+        )
+
+    def _tenant(self, asked: str | None) -> Tenant | QueueError:
+        if asked not in self._tenant_of:
+            try:
+                self._tenant_of[asked] = self._find_tenant(asked)
+            except QueueError as error:
+                self._tenant_of[asked] = error
+        return self._tenant_of[asked]
+
+    def _find_tenant(self, asked: str | None) -> Tenant:
+        """Raises Forbidden, UnknownTenant, QueueError."""
+        caller, known = self._caller, self._tenants
+        name = asked if asked is not None else caller.tenant
+        if name is None:
+            name = self._usual_tenant()
+        caller.check_may_touch(name)
+        if name not in known:
+            raise UnknownTenant.among(name, known)
+        return known[name]
+
+    def _usual_tenant(self) -> str:
+        """Of who is of none. Raises QueueError."""
+        if self._caller.role != "admin":
+            raise Forbidden(f"{self._caller.name} has no tenant, and may submit nothing: ask an admin")
+        if DEFAULT_TENANT in self._tenants:
+            return DEFAULT_TENANT
+        if len(self._tenants) == 1:
+            return next(iter(self._tenants))
+        if not self._tenants:
+            raise UnknownTenant("there are no tenants yet: make one first")
+        raise QueueError(f"queue.tenant: say whose job it is: {', '.join(sorted(self._tenants)[:20])}")
+
+    def _capacity(self, gang: Gang, tenant: Tenant) -> Iterator[CapacityError]:
+        if gang not in self._fits:
+            self._fits[gang] = self._too_large(gang)
+        if (error := self._fits[gang]) is not None:
+            yield error
+        if tenant.limit:
+            try:
+                check_within_limit(gang, tenant)
+            except CapacityError as error:
+                yield error
+
+    def _too_large(self, gang: Gang) -> CapacityError | None:
+        """Machines that do not answer, or have only just gone, may be large enough: `why` tells who asks."""
+        try:
+            inventory = self._surroundings.machines.lately()
+        except BackendUnreachable:
+            return None
+        try:
+            check_can_ever_fit(gang, inventory)
+        except CapacityError as error:
+            return error
+        return None
+
+    def _wrong_parents(self, spec: AnySpec, tenant: Tenant | QueueError) -> Iterator[QueueError]:
+        for reference in spec.queue.after:
+            try:
+                self._parents.find(reference, "queue.after", spec.name)
+            except QueueError as error:
+                yield error
+        try:
+            source = self._source(spec)
+        except QueueError as error:
+            yield error
+            return
+        if source is None or isinstance(tenant, QueueError):
+            return
+        if source.tenant != tenant.name:
+            yield Forbidden(
+                f"model.path: {source.job_id} is of tenant {source.tenant!r}, and its model is not for jobs of "
+                f"{tenant.name!r}: give the model's path"
+            )
+        elif source.kind != "finetune":
+            yield QueueError(f"model.path: {source.job_id} is a {source.kind}, and exports no model: give a path")
+        elif (
+            refused := outside("model.path", self._place_of(source), tenant.name, tenant.restrictions.roots)
+        ) is not None:
+            yield refused
+
+    def _place_of(self, source: Job) -> str:
+        """Where a job's run and its model lie, or will lie."""
+        return source.run or str(json.loads(self._surroundings.store.spec(source.job_id))["storage_path"])
+
+    def _named_parents(self, spec: AnySpec) -> list[Job]:
+        return [self._parents.find(reference, "queue.after", spec.name) for reference in spec.queue.after]
+
+    def _source(self, spec: AnySpec) -> Job | None:
+        """The job whose model is trained on. Raises QueueError."""
+        job = trained(spec)
+        name = run_named(job.model.path) if job is not None else None
+        return None if name is None else self._parents.find(name, "model.path", spec.name)
+
+
+def _wrong_sweep(sweep: SweepSpec) -> Iterator[SpecError]:
+    """What can be said without its storage, where its prior may come from."""
+    for check in (check_space, check_budget):
+        try:
+            check(sweep)
+        except SpecError as error:
+            yield error
+
+
+def gang_and_sizes(spec: AnySpec) -> tuple[Gang, tuple[int, ...]]:
+    """The least that it starts with, and with how many workers it can go on; none where there is one number only."""
+    if isinstance(spec, CommandSpec):
+        return gang_of(spec), ()
+    if isinstance(spec, SweepSpec):
+        each = gang_of(spec.base)
+        numbers = tuple(each.num_workers * gangs for gangs in range(1, most_gangs(spec) + 1))
+    else:
+        each, numbers = gang_of(spec), worker_numbers(spec)
+    return replace(each, num_workers=numbers[0]), numbers if len(numbers) > 1 else ()
+
+
+def with_model(spec: AnySpec, path: str) -> AnySpec:
+    """The same job, or sweep, of another model."""
+    if isinstance(spec, SweepSpec):
+        base = with_model(spec.base, path)
+        return spec.model_copy(update={"base": base})
+    assert isinstance(spec, Spec)
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"path": path})})

@@ -1,0 +1,99 @@
+"""Clients whose jobs end with them: scripts that use an embedded server."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.queue.clients import guest_of
+from orchestrator.queue.errors import JobEnded, QueueError
+from orchestrator.queue.records import Job
+from orchestrator.queue.states import Wanted
+from orchestrator.queue.store import Change
+from orchestrator.service.context.context import Surroundings
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_BY = "the end of its client"
+_BY_GUEST = "the end of its ray job"
+_NEW_S = 3600.0
+
+
+def check_client(client: str) -> None:
+    """Raises QueueError: it cannot be the name of a file."""
+    if not _NAME.fullmatch(client):
+        raise QueueError("client: a client's name has letters, digits, '_' and '-', at most 100 of them")
+
+
+def cancel_what_the_gone_left(surroundings: Surroundings, home: Path) -> int:
+    """Called by the leader after each pass; how many jobs were asked to end.
+
+    A client lives for as long as it holds the lock (flock) of `HOME/clients/ID.lock`; the kernel lets go of it when
+    the process is gone. A file that is not there means that it is gone too.
+
+    Args:
+        home: FLEETUNE_HOME.
+
+    Raises:
+        StoreBroken: nothing is lost; the next call goes on.
+    """
+    jobs = [job for job in surroundings.store.of_clients() if job.wanted is not Wanted.CANCEL and guest_of(job) is None]
+    lives = {client: is_alive(home, client) for client in {job.client for job in jobs if job.client is not None}}
+    return _cancel(surroundings, [job for job in jobs if job.client is not None and not lives[job.client]], _BY)
+
+
+def cancel_what_guests_left(surroundings: Surroundings) -> int:
+    """The same for programs that Ray has started and says have ended. One that Ray does not know any more, as after the
+    head was started anew, has not been ended by anybody: its jobs go on.
+
+    Raises:
+        StoreBroken, BackendUnreachable: nothing is lost; the next call goes on.
+    """
+    jobs = [job for job in surroundings.store.of_clients() if job.wanted is not Wanted.CANCEL]
+    guests = {job.job_id: guest for job in jobs if (guest := guest_of(job)) is not None}
+    if not guests:
+        return 0
+    ended = surroundings.backend.ended_elsewhere(sorted(set(guests.values())))
+    return _cancel(surroundings, [job for job in jobs if guests.get(job.job_id) in ended], _BY_GUEST)
+
+
+def _cancel(surroundings: Surroundings, jobs: Sequence[Job], by: str) -> int:
+    asked = 0
+    for job in jobs:
+        with contextlib.suppress(JobEnded):
+            surroundings.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), surroundings.clock.now_s(), by)
+            asked += 1
+    return asked
+
+
+def forget_the_gone(surroundings: Surroundings, home: Path) -> None:
+    """Remove the files of clients that are gone and have left nothing. Raises StoreBroken."""
+    needed = {job.client for job in surroundings.store.of_clients()}
+    for path in sorted((home / "clients").glob("*.lock")):
+        with contextlib.suppress(OSError):
+            old = time.time() - path.stat().st_mtime > _NEW_S  # one that is new may be about to be locked
+            if old and path.stem not in needed and not is_alive(home, path.stem):
+                path.unlink()
+
+
+def is_alive(home: Path, client: str) -> bool:
+    """Whether a process holds the client's lock. Where nobody can say, it lives."""
+    if not _NAME.fullmatch(client):
+        return True
+    try:
+        descriptor = os.open(home / "clients" / f"{client}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

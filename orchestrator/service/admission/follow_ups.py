@@ -1,0 +1,83 @@
+"""What is submitted once a job has ended (`queue.on_end`): a small job of its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from cluster.capacity.gang import Gang
+from jobs.spec.command import CommandSpec
+from jobs.spec.queue import OnEnd, Queue
+from orchestrator.queue.errors import QueueError
+from orchestrator.queue.records import Job, NewJob, QueueEvent
+from orchestrator.queue.store import SubmissionKey
+from orchestrator.service.context.context import Surroundings
+
+_SCOPE = "fleetune"
+_LONGEST_NAME, _END = 63, "-on-end"
+_LONGEST_MESSAGE = 10_000
+
+
+def follow_up(surroundings: Surroundings, most: int = 50) -> int:
+    """Called by the leader after each pass; how many were submitted. May be called twice for the same end.
+
+    Raises:
+        StoreBroken: nothing is lost; the next call goes on.
+    """
+    due = surroundings.store.followups_due(most)
+    for job in due:
+        try:
+            _submit(surroundings, job)
+        except (ValueError, LookupError, TypeError, QueueError) as error:  # it would be so again, and hold up others
+            said = " ".join(f"what is to follow its end cannot be submitted: {error}".split())[:_LONGEST_MESSAGE]
+            surroundings.store.add_events([QueueEvent(surroundings.clock.now_s(), "on-end", said, job.job_id)])
+        surroundings.store.followed(job)
+    return len(due)
+
+
+def _submit(surroundings: Surroundings, job: Job) -> None:
+    new = follower(job, json.loads(surroundings.store.spec(job.job_id)), surroundings.python)
+    tenant = next((one for one in surroundings.store.tenants() if one.name == job.tenant), None)
+    if tenant is not None:
+        new = replace(new, max_runtime_s=tenant.restrictions.max_runtime_s)
+    # `changed` names this end: a job that is put back ends once more.
+    key = SubmissionKey(_SCOPE, f"on-end-{job.job_id}-{job.changed}", job.on_end)
+    surroundings.store.submit([new], surroundings.clock.now_s(), key)
+
+
+def follower(job: Job, spec: dict[str, Any], python: tuple[str, ...]) -> NewJob:
+    """The job that follows one that has ended; with nothing that follows itself."""
+    on_end, environment, queue = OnEnd.model_validate_json(job.on_end), _told(job), spec.get("queue") or {}
+    command = on_end.command or (*python, "-m", "jobs.webhook")
+    if on_end.webhook is not None:
+        environment |= {"FLEETUNE_WEBHOOK_URL": on_end.webhook, "FLEETUNE_WEBHOOK_BODY": json.dumps(_body(job))}
+    made = CommandSpec(
+        kind="command",
+        name=job.name[: _LONGEST_NAME - len(_END)] + _END,
+        command=command,
+        working_dir=spec.get("working_dir"),
+        env=environment,
+        queue=Queue(tenant=job.tenant, priority=job.priority, secrets=tuple(queue.get("secrets") or ())),
+    )
+    return NewJob(
+        name=made.name,
+        kind=made.kind,
+        tenant=job.tenant,
+        spec=made.model_dump_json(),
+        gang=Gang(1, 1, 0),
+        submitted_by=job.submitted_by,
+        priority=job.priority,
+        preemptible=False,
+    )
+
+
+def _told(job: Job) -> dict[str, str]:
+    """Variables of its environment."""
+    return {f"FLEETUNE_ENDED_{name.upper()}": "" if value is None else str(value) for name, value in _body(job).items()}
+
+
+def _body(job: Job) -> dict[str, Any]:
+    message = job.message.replace("\0", " ")[:_LONGEST_MESSAGE]
+    facts = {"job": job.job_id, "state": job.state.value, "reason": job.reason.value, "message": message}
+    return {**facts, "run": job.run, "name": job.name, "tenant": job.tenant, "attempt": job.attempt}

@@ -1,0 +1,77 @@
+"""What a tenant's jobs may ask for: checked when they are submitted, changed, and given secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from cluster.errors import InputError
+from jobs.spec.queue import Queue
+from orchestrator.queue.errors import Forbidden, QueueError
+from orchestrator.queue.records import Role
+from orchestrator.queue.states import State
+from orchestrator.queue.store import Filter, Store
+from orchestrator.queue.tenants import Tenant, check_queued
+from orchestrator.service.context.caller import Caller
+
+
+def problems(queue: Queue, tenant: Tenant, caller: Caller, secrets: Collection[str]) -> Iterator[InputError]:
+    """`secrets`: names of those that the server has."""
+    try:
+        check_priority(queue.priority, tenant, caller)
+    except Forbidden as error:
+        yield error
+    most_s = tenant.restrictions.max_runtime_s
+    if most_s is not None and queue.max_runtime_s is not None and queue.max_runtime_s > most_s:
+        yield QueueError(
+            f"queue.max_runtime_s is {queue.max_runtime_s:,.0f}, and a job of tenant {tenant.name!r} may run for "
+            f"{most_s:,.0f} s: ask for less, or leave it out"
+        )
+    yield from wrong_secrets(queue.secrets, tenant, secrets)
+
+
+def check_priority(priority: int, tenant: Tenant, caller: Caller) -> None:
+    """Check the priority that a member gives. Admins may give any, and so may everybody on a server without tokens.
+
+    Raises:
+        Forbidden: it is above the highest one of the tenant.
+    """
+    most = tenant.restrictions.max_priority
+    if caller.role is Role.MEMBER and priority > most:
+        raise Forbidden(
+            f"priority {priority} is above {most}, the highest for members of tenant {tenant.name!r}: give a lower "
+            f"one, or ask an admin (fleetune tenants set {tenant.name} --max-priority N)"
+        )
+
+
+def runtime_s(queue: Queue, tenant: Tenant) -> float | None:
+    """Longest run time of a job: the one that it asks for, else the limit of its tenant. None: no limit."""
+    return queue.max_runtime_s if queue.max_runtime_s is not None else tenant.restrictions.max_runtime_s
+
+
+def wrong_secrets(names: Sequence[str], tenant: Tenant, there: Collection[str]) -> Iterator[QueueError]:
+    """Yield an error for secrets that the tenant was not given, and for each that the server lacks.
+
+    Args:
+        there: names of the secrets that the server has.
+    """
+    given = tenant.restrictions.secrets
+    if missing := [name for name in names if name not in given]:
+        options = "".join(f" --secret {name}" for name in (*given, *missing))
+        yield QueueError(
+            f"queue.secrets: tenant {tenant.name!r} was not given {', '.join(missing)}. An admin gives it: "
+            f"fleetune tenants set {tenant.name}{options}"
+        )
+    for name in names:
+        if name in given and name not in there:
+            yield QueueError(
+                f"queue.secrets: the server has no secret {name}. Start it with FLEETUNE_SECRET_{name} in its "
+                "environment"
+            )
+
+
+def check_room(store: Store, tenant: Tenant | None) -> None:
+    """Whether one more job may be queued. Raises TooManyQueued."""
+    most = None if tenant is None else tenant.restrictions.max_queued_jobs
+    if tenant is not None and most is not None:
+        queued = store.count(Filter(tenant.name, (State.QUEUED,))).get(State.QUEUED, 0)
+        check_queued(tenant.name, most, queued, 1)

@@ -1,0 +1,80 @@
+"""The jobs that a submission refers to, by their ids or the starts of these."""
+
+from __future__ import annotations
+
+from orchestrator.queue.errors import ParentFailed, QueueError, UnknownJob, UnreadableJob
+from orchestrator.queue.records import Job
+from orchestrator.queue.states import State
+from orchestrator.queue.store import Filter, Store
+from orchestrator.queue.wording import HAS_ENDED
+from orchestrator.service.context.caller import Caller
+
+_SHOWN = 3
+
+
+class Parents:
+    """Remembers what it has found, for one submission.
+
+    A circle cannot come about: a job refers to ids, and an id is drawn when its job is stored. So whatever a job
+    refers to is older than itself, and nothing older refers to it.
+    """
+
+    def __init__(self, store: Store, caller: Caller, own_names: frozenset[str]) -> None:
+        """`own_names`: of the specs of this submission, which have no ids yet."""
+        self._store, self._caller, self._own_names = store, caller, own_names
+        self._known: dict[str, Job | QueueError] = {}
+
+    def find(self, reference: str, field: str, own_name: str) -> Job:
+        """A job that the caller may see, and that has not failed.
+
+        Raises:
+            UnknownJob: there is none.
+            QueueError: several are meant, or the spec's own name is.
+            ParentFailed: it has failed or was cancelled.
+        """
+        if reference == own_name:
+            raise QueueError(
+                f"{field}: {reference} is the name of this very job, which cannot come after itself. Jobs are named "
+                f"by their ids, as {own_name}-4f7k2m"
+            )
+        if reference not in self._known:
+            self._known[reference] = self._look(reference)
+        found = self._known[reference]
+        if isinstance(found, QueueError):
+            raise type(found)(f"{field}: {found}")
+        if found.state in (State.FAILED, State.CANCELLED):
+            raise ParentFailed(
+                f"{field}: {found.job_id} {HAS_ENDED[found.state]}: retry it first (fleetune retry {found.job_id})"
+            )
+        return found
+
+    def _look(self, reference: str) -> Job | QueueError:
+        exact = self._exact(reference)
+        if exact is not None:
+            return exact
+        alike = self._beginning_with(reference) if reference else []
+        if len(alike) == 1:
+            return alike[0]
+        if alike:
+            some = ", ".join(job.job_id for job in alike[:_SHOWN]) + (", ..." if len(alike) > _SHOWN else "")
+            return QueueError(f"{reference!r} may mean several jobs ({some}): give more of the id")
+        if reference in self._own_names:
+            return UnknownJob(
+                f"{reference!r} is another job of this submission, and has no id yet: submit it first, and give its id"
+            )
+        return UnknownJob(f"there is no job {reference!r}: `fleetune queue` lists the ids")
+
+    def _exact(self, reference: str) -> Job | None:
+        try:
+            job = self._store.job(reference)
+        except UnknownJob:
+            return None
+        except UnreadableJob as error:
+            if self._caller.may_see(error.tenant):
+                raise
+            return None
+        return job if self._caller.may_see(job.tenant) else None
+
+    def _beginning_with(self, reference: str) -> list[Job]:
+        which = Filter(tenant=None if self._caller.tenant is None else self._caller.tenant, name=reference)
+        return [job for job in self._store.jobs(which, limit=_SHOWN + 1) if self._caller.may_see(job.tenant)]

@@ -1,0 +1,187 @@
+"""Whether the workers of a cluster will see the paths that a spec names: those of one machine are no others'."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import os
+import re
+import shlex
+from collections.abc import Collection, Iterator, Sequence
+
+from cluster.errors import InputError
+from jobs.run.references import run_named
+from jobs.spec.load import AnySpec, trained
+from jobs.spec.sweep import SweepSpec
+from jobs.storage import files as storage
+from jobs.storage import locations as location
+from jobs.storage import without_links as beneath
+from orchestrator.queue.tenants import Tenant
+from orchestrator.service.roots import outside, root_of
+
+_HUB_ID = re.compile(r"(?=.*\w)[\w-][\w.-]*(/[\w-][\w.-]*)?")  # as meta-llama/Llama-3.2-1B
+
+
+Roots = tuple[str, ...] | None  # of a tenant; None: it may name any path
+
+
+class NotReadable(InputError):
+    """The workers cannot read, or not write, what the spec names."""
+
+    status = 400
+
+
+class Readable:
+    """Remembers what it has found, for one submission.
+
+    It looks only where the workers see the same files, and below the roots of a tenant that is limited to some. A path
+    that is missing and one that cannot be read get the same answer, which tells nobody which files of others exist.
+    """
+
+    def __init__(
+        self,
+        shared: tuple[str, ...],
+        one_machine: bool,
+        packages: Sequence[str] = (),
+        protocols: Collection[str] = (),
+    ) -> None:
+        """
+        Args:
+            packages: folders that Ray unpacks wherever the job runs; what is written there is lost.
+            protocols: those that the administrator allows beside `location.PROTOCOLS`.
+        """
+        self._protocols = protocols
+        self._shared = tuple(os.path.normpath(root) for root in shared)
+        self._packages = tuple(os.path.normpath(root) for root in packages)
+        self._one_machine = one_machine
+        self._known: dict[tuple[str, str, bool, Roots], str | None] = {}
+
+    def problems(self, spec: AnySpec, tenant: Tenant | None = None) -> Iterator[InputError]:
+        """
+        Args:
+            tenant: whose job it is; None: nobody knows, and the roots of no tenant are applied.
+        """
+        roots = tenant.restrictions.roots if tenant is not None else None
+        inside = "base." if isinstance(spec, SweepSpec) else ""
+        for field, path, is_written in named_paths(spec):
+            refused = None
+            if tenant is not None and field != "working_dir":
+                refused = outside(f"{inside}{field}", path, tenant.name, roots)
+            if refused is not None:
+                yield refused
+            elif (wrong := self._problem(field, path, is_written, roots)) is not None:
+                yield NotReadable(f"{inside}{field}: {wrong}")
+
+    def _problem(self, field: str, path: str, is_written: bool, roots: Roots) -> str | None:
+        key = (field, path, is_written, roots)
+        if key not in self._known:
+            self._known[key] = self._look(field, path, is_written, roots)
+        return self._known[key]
+
+    def _look(self, field: str, given: str, is_written: bool, roots: Roots) -> str | None:
+        if (wrong := location.problem(given, self._protocols)) is not None:
+            return wrong
+        if not storage.is_local(given):
+            return f"{given} is a URL, and programs run in folders" if field == "working_dir" else None
+        path = given.removeprefix("file://")
+        if not os.path.isabs(path):
+            return f"{given} is no absolute path, and where it begins is not known here: give all of it, or a URL"
+        path = os.path.normpath(path)
+        if not is_written and _root_of(path, self._packages) is not None:
+            return _is_not_there(field, path) if os.path.isdir(os.path.dirname(path)) else None
+        root = _root_of(path, self._shared)
+        if root is None and not self._one_machine:
+            return self._elsewhere(field, given)
+        if root is not None and not self._one_machine and not os.path.isdir(root):
+            return None  # the workers see it, this machine does not
+        if roots is not None:
+            own = root_of(path, roots)  # None for a working_dir, which the roots do not limit
+            return _problem_below(own.removeprefix("file://"), path, is_written) if own is not None else None
+        return _cannot_be_written(path) if is_written else _is_not_there(field, path)
+
+    def _elsewhere(self, field: str, path: str) -> str:
+        seen = f" Paths that all machines see begin with {' or '.join(self._shared)}." if self._shared else ""
+        if field in ("storage_path", "working_dir"):
+            what = "a URL (s3://..., gs://...)" if field == "storage_path" else "a folder that all machines see"
+            return f"{path} is a path of one machine, and the workers run on others: give {what}.{seen}"
+        return (
+            f"{path} is a path of one machine, and the workers run on others, which cannot read it. Upload it, as "
+            f"`fleetune upload {shlex.quote(path)} s3://BUCKET/FOLDER`, and give that URL.{seen}"
+        )
+
+
+def _root_of(path: str, roots: Sequence[str]) -> str | None:
+    return next((root for root in roots if path == root or path.startswith(root.rstrip("/") + "/")), None)
+
+
+def named_paths(asked: AnySpec) -> Iterator[tuple[str, str, bool]]:
+    """(field, path or URL, whether it is written to) of all that the workers are to find. Names of a hub are none."""
+    if asked.working_dir is not None:
+        yield "working_dir", asked.working_dir, False
+    spec = trained(asked)
+    if spec is None:
+        return
+    yield "storage_path", spec.storage_path, True
+    model = spec.model.path
+    if run_named(model) is None and not _HUB_ID.fullmatch(model):
+        yield "model.path", model, False
+    for role in ("train", "eval"):
+        sources = getattr(spec.data, role) or ()
+        for number, source in enumerate(sources):
+            yield f"data.{role}" + (f"[{number}]" if len(sources) > 1 else ""), source.path, False
+
+
+def _is_not_there(field: str, path: str) -> str | None:
+    if field == "working_dir":
+        return None if os.path.isdir(path) else f"{path} is no folder, or cannot be read"
+    if field.startswith("data."):
+        path = _before_glob(path)
+    return None if os.access(path, os.R_OK) else _not_there(path)
+
+
+def _before_glob(path: str) -> str:
+    """The directory where a glob begins: to walk through all of it may take for ever."""
+    while glob.has_magic(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _not_there(path: str) -> str:
+    return f"{path} is not there, or cannot be read"
+
+
+def _not_writable(path: str) -> str:
+    return f"{path} cannot be written to: give a directory, or the path of one that can be made"
+
+
+def _cannot_be_written(path: str) -> str | None:
+    """Whether it is a folder, or could be made, as far as this process may say."""
+    there = path
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    fits = os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
+    return None if fits else _not_writable(path)
+
+
+def _problem_below(root: str, path: str, is_written: bool) -> str | None:
+    """The same below a tenant's root, without following a link: what is behind one is not looked at."""
+    path = path if is_written else _before_glob(path)
+    names = tuple(os.path.relpath(path, root).split("/")) if path != os.path.normpath(root) else ()
+    try:
+        if is_written:
+            return None if _has_writable_part(root, names) else _not_writable(path)
+        with beneath.opened(root, names, os.O_RDONLY | os.O_NONBLOCK):
+            return None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):  # behind a link, or in a place of a file: the job will see
+            return None
+        return _not_writable(path) if is_written else _not_there(path)
+
+
+def _has_writable_part(root: str, names: Sequence[str]) -> bool:
+    """Whether the deepest directory of the path that exists can be written to. Raises OSError."""
+    for depth in range(len(names), -1, -1):
+        with contextlib.suppress(FileNotFoundError), beneath.opened(root, names[:depth]) as handle:
+            return os.access(".", os.W_OK | os.X_OK, dir_fd=handle)
+    return False

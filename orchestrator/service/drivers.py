@@ -1,0 +1,213 @@
+"""What a job's driver is told: what to run, and whether to go on. The messages are in `jobs.drivers.link.messages`."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from cluster.capacity.occupancy import workers_in
+from jobs.drivers.link.messages import Answer, Beat, Order, Register, Registered
+from jobs.run.paths import JobPaths, new_run_name
+from jobs.run.references import run_named
+from orchestrator.controller.node_failures import FAULTY, REPORTED, Incident, added, dumped, loaded
+from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, QueueError, StoreBroken, UnknownJob
+from orchestrator.queue.node_rules import taken_by_ray
+from orchestrator.queue.plausible import plausible
+from orchestrator.queue.records import Job, Measured, QueueEvent
+from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
+from orchestrator.service.admission.limits import wrong_secrets
+from orchestrator.service.context.context import Surroundings
+
+_ASKED = {Wanted.CANCEL: "it is to be cancelled", Wanted.PAUSE: "it is to be paused"}
+
+
+def check_attempt(surroundings: Surroundings, token: str, message: Register | Beat) -> None:
+    """Before anything else is done with a message.
+
+    Raises:
+        OtherQueue: the driver is of another queue (409).
+        NotYourAttempt: the token is not of the attempt that the message names (401).
+    """
+    if message.queue and message.queue != surroundings.queue:
+        raise OtherQueue(
+            f"the driver of {message.job_id} belongs to queue {message.queue}, and this server keeps another one. "
+            "Start the server with the store of that queue, or give drivers the right --url"
+        )
+    if not surroundings.driver_key.fits(token, message.job_id, message.attempt):
+        raise NotYourAttempt(
+            f"this token is not of attempt {message.attempt} of {message.job_id}: a driver shows the "
+            "FLEETUNE_DRIVER_TOKEN that it was started with"
+        )
+
+
+def register(surroundings: Surroundings, message: Register) -> Registered:
+    """What the attempt is to run.
+
+    Raises:
+        AttemptOver: it is not the newest, or has ended (410).
+        QueueError: a secret or a model that the spec names is not there any more (400).
+    """
+    job = _current(surroundings, message)
+    if job is None:
+        raise AttemptOver(f"attempt {message.attempt} of {message.job_id} is over: end this driver")
+    spec = json.loads(surroundings.store.spec(job.job_id))
+    run = _run(surroundings, job, spec)
+    parents = _parents(surroundings, job)
+    surroundings.beats.note(Measured(job.job_id, job.attempt))
+    surroundings.beats.flush()  # the job counts as running from now on
+    order, _ = _order(job)
+    return Registered(
+        queue=surroundings.queue,
+        kind=job.kind,
+        spec=_with_model(surroundings, job, spec),
+        run=run,
+        placement=job.placement,
+        engine=_engine(surroundings),
+        parents={parent.job_id: parent.run for parent in parents if parent.run is not None},
+        secrets=_secrets(surroundings, job, spec),
+        order=order,
+    )
+
+
+def beat(surroundings: Surroundings, message: Beat) -> Answer:
+    """Note what it says; an attempt that is over is answered with Order.LEAVE. Raises QueueError, StoreBroken."""
+    job = _current(surroundings, message)
+    if job is None:
+        reason = "the attempt is over, and another one may run"
+        return Answer(order=Order.LEAVE, reason=reason, queue=surroundings.queue)
+    if message.run is not None and message.run != job.run:
+        raise QueueError(f"{message.run[:200]} is not the run of {job.job_id}: that is {job.run}")
+    said = Measured(
+        job.job_id,
+        job.attempt,
+        step=message.step,
+        total_steps=message.total_steps,
+        saved_step=message.saved_step,
+        remaining_s=message.remaining_s,
+        interruption_cost_s=message.interruption_cost_s,
+        metrics=message.metrics or None,
+    )
+    surroundings.beats.note(plausible(said, job, surroundings.clock.now_s()))
+    if message.draining and surroundings.engine != "local":  # nothing else takes nodes away
+        _note_draining(surroundings, job, message.draining)
+    if message.faulty and surroundings.engine != "local":
+        _note_faulty(surroundings, job, message.faulty)
+    if 0 < len(message.keeps) < workers_in(job.placement):
+        kept = tuple(Counter(message.keeps).items())
+        surroundings.store.give_back(job.job_id, job.attempt, kept, surroundings.clock.now_s())
+    if message.last:  # once it is seen to have ended, nothing that it has said is taken any more
+        surroundings.beats.flush()
+    order, reason = _order(job)
+    return Answer(order=order, reason=reason, queue=surroundings.queue)
+
+
+def _note_draining(surroundings: Surroundings, job: Job, draining: Sequence[str]) -> None:
+    """The queue does not see it by itself. What runs there is then told to leave, as if somebody drained the node."""
+    store, now_s = surroundings.store, surroundings.clock.now_s()
+    known = {rule.node_id for rule in store.node_rules()}
+    for node in {node for node, _ in job.placement}.intersection(draining) - known:
+        store.put_node_rule(taken_by_ray(node, now_s))
+        said = f"Ray is about to take {surroundings.machines.label(node)} away: what runs there goes elsewhere"
+        store.add_events([QueueEvent(now_s, "drain", said, data={"node": node, "by": "ray"})])
+
+
+def _note_faulty(surroundings: Surroundings, job: Job, faulty: Sequence[str]) -> None:
+    """Kept for the leader, which suspects a node only once several jobs have said so (see `suspicion`)."""
+    store, now_s = surroundings.store, surroundings.clock.now_s()
+    nodes = {node for node, _ in job.placement}.intersection(faulty)
+    if not nodes:
+        return
+    names = tuple(sorted(surroundings.machines.label(node) for node in nodes))
+    known = loaded(store.facts().get(REPORTED, ""))
+    kept = added(known, [Incident(now_s, names, job.submission)], now_s)
+    if kept != known:
+        store.put_facts({REPORTED: dumped(kept)})
+        said = f"reports that the hardware of {', '.join(names)} failed"
+        data = {"nodes": list(names), "attempt": job.submission}
+        store.add_events([QueueEvent(now_s, FAULTY, said, job.job_id, data)])
+
+
+def _current(surroundings: Surroundings, message: Register | Beat) -> Job | None:
+    """None: the attempt is over."""
+    try:
+        job = surroundings.store.job(message.job_id)
+    except UnknownJob:  # its rows were removed
+        return None
+    return job if job.attempt == message.attempt and job.state in HOLDS_A_LEASE else None
+
+
+def _order(job: Job) -> tuple[Order, str]:
+    if job.wanted in _ASKED:
+        return Order.STOP, _ASKED[job.wanted]
+    if job.state is State.STOPPING:
+        return Order.STOP, job.message or job.reason.value
+    return Order.GO_ON, ""
+
+
+def _engine(surroundings: Surroundings) -> Literal["ray", "local"]:
+    return "ray" if surroundings.engine == "ray" else "local"
+
+
+def _parents(surroundings: Surroundings, job: Job) -> list[Job]:
+    """Those of its own tenant that are still known."""
+    found = []
+    for parent in job.after:
+        try:
+            known = surroundings.store.job(parent)
+        except UnknownJob:
+            continue
+        found += [known] if known.tenant == job.tenant else []
+    return found
+
+
+def _with_model(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> dict[str, Any]:
+    """`run:JOB` becomes the directory of the model that the job has exported. Raises QueueError."""
+    if isinstance(base := spec.get("base"), dict):  # of a sweep
+        return {**spec, "base": _with_model(surroundings, job, base)}
+    model = spec.get("model")
+    path = model.get("path") if isinstance(model, dict) else None
+    name = run_named(path) if isinstance(path, str) else None
+    if not isinstance(model, dict) or name is None:
+        return spec
+    try:
+        source = surroundings.store.job(name)
+    except UnknownJob:
+        source = None
+    if source is None or source.tenant != job.tenant or source.run is None:
+        raise QueueError(f"model.path is {path}, and that job has left no run: give the model's path instead")
+    return {**spec, "model": {**model, "path": JobPaths(source.run).model}}
+
+
+def _secrets(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> dict[str, str]:
+    """The secrets that the job asks for and its tenant has now.
+
+    Raises:
+        QueueError: the tenant was not given one, or the server lacks it.
+        StoreBroken: nobody can say, because the tenant's row cannot be read. The driver asks again.
+    """
+    names = (spec.get("queue") or {}).get("secrets") or ()
+    if not names:
+        return {}
+    tenant = next(one for one in surroundings.store.tenants() if one.name == job.tenant)
+    if any((row.table, row.name) == ("tenant", tenant.name) for row in surroundings.store.unreadable()):
+        raise StoreBroken(f"the settings of tenant {tenant.name!r} cannot be read, and so not which secrets it may use")
+    for wrong in wrong_secrets(names, tenant, surroundings.secrets):
+        raise wrong
+    return {name: surroundings.secrets[name] for name in names}
+
+
+def _run(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> str | None:
+    """Where a job that trains writes: the same in all its attempts, and known before anything is written there.
+
+    The server reads there on behalf of people, so no driver can choose it.
+    """
+    if job.run is not None or job.kind == "command":
+        return job.run
+    now_s = surroundings.clock.now_s()
+    name = new_run_name(job.name, datetime.datetime.fromtimestamp(now_s, datetime.UTC))
+    root = JobPaths.of((spec["base"] if job.kind == "sweep" else spec)["storage_path"], name).root
+    surroundings.store.measure([Measured(job.job_id, job.attempt, run=root)], now_s)
+    return surroundings.store.job(job.job_id).run  # somebody may have been faster

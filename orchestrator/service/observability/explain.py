@@ -1,0 +1,250 @@
+"""Why a job is where it is, in words, and when it is expected to start."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from cluster.backend import Other
+from cluster.capacity.feasibility import check_can_ever_fit
+from cluster.errors import BackendUnreachable, CapacityError
+from orchestrator.api import WhyView
+from orchestrator.controller.autoscaler_demand import growth_words
+from orchestrator.controller.fair_share import Shares
+from orchestrator.controller.job_cache import Book
+from orchestrator.controller.ledger import Cluster, snapshot
+from orchestrator.queue.clients import guest_of
+from orchestrator.queue.node_rules import rules_by_node
+from orchestrator.queue.records import Job, NodeRule
+from orchestrator.queue.states import ENDED, State, Wanted
+from orchestrator.queue.store import Filter
+from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling.forecast.expected_start import Expected, expected_starts, rough_start
+from orchestrator.scheduling.forecast.why import Obstacle, Why, why
+from orchestrator.scheduling.forecast.why_text import ends_are_known, to_do, why_text
+from orchestrator.scheduling.snapshot import Snapshot
+from orchestrator.service.context.caller import ANYBODY, Caller
+from orchestrator.service.context.context import Surroundings
+from orchestrator.service.observability import story_text as storytext
+
+_KEPT_S = 5.0
+_NEW_KEPT_S = 0.5  # for a job that is not in it
+_ANSWERS_KEPT = 1000
+_ENDED_LATELY = 200
+_SHARES_KEPT_S = 60.0
+_FOR_WANT_OF_ROOM = frozenset({Obstacle.CLOSED, Obstacle.FULL, Obstacle.SCATTERED, Obstacle.BEHIND})
+_RUN_FORWARD = 100  # jobs before one, at most, for which the queue is run forward
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """The queue as it was a few seconds ago."""
+
+    snapshot: Snapshot
+    jobs: tuple[Job, ...]
+    row_of: dict[str, int]
+    ran_s: tuple[float, ...]
+    tenants: dict[str, Tenant]
+    cluster: Cluster
+    silent: bool
+    rules: Mapping[str, NodeRule]
+
+
+class Explainer:
+    """For many threads. Keeps what it has found for a few seconds."""
+
+    def __init__(self, surroundings: Surroundings, kept_s: float = _KEPT_S) -> None:
+        self._surroundings, self._kept_s = surroundings, kept_s
+        self._lock = threading.Lock()  # one of them looks, the others wait for what it finds
+        self._book = Book(surroundings.store)
+        self._moment: _Moment | None = None
+        self._looked_s = -math.inf
+        self._shares: Shares | None = None
+        self._shares_until_s = 0.0
+        self._answers: OrderedDict[tuple[str, int, str | None], WhyView] = OrderedDict()
+
+    def why(self, job_id: str, caller: Caller = ANYBODY) -> WhyView:
+        """Jobs that the caller may not see are not named.
+
+        Raises:
+            UnknownJob, StoreBroken.
+        """
+        store, now_s = self._surroundings.store, self._surroundings.clock.now_s()
+        job = store.job(job_id)
+        if job.state in ENDED:
+            return _said(storytext.ended(job, now_s))
+        if job.state is not State.QUEUED:
+            return _said(storytext.holding(job, now_s, self._surroundings.machines.label))
+        if job.wanted is not Wanted.RUN:
+            return _said(storytext.not_wanted(job, now_s))
+        if waits := self._waits_for(job, caller):
+            return _said(waits)
+        return self._of_the_queue(job, caller)
+
+    def _waits_for(self, job: Job, caller: Caller) -> str | None:
+        """For which jobs, and how these are."""
+        if not job.after:
+            return None
+        store = self._surroundings.store
+        parents = [
+            parent for one in job.after for parent in store.jobs(Filter(name=one), limit=3) if parent.job_id == one
+        ]
+        left = [parent for parent in parents if parent.state is not State.SUCCEEDED]
+        if not left:
+            return None
+        return storytext.waits_for(job, left, [_name(parent, caller) for parent in left])
+
+    def _of_the_queue(self, job: Job, caller: Caller) -> WhyView:
+        whose = None if caller.tenant is None or caller.is_admin else caller.tenant
+        with self._lock:
+            moment = self._now()
+            if moment is not None and job.job_id not in moment.row_of:  # it has only just come
+                moment = self._now(_NEW_KEPT_S)
+            key = (job.job_id, job.changed, whose)
+            if (known := self._answers.get(key)) is not None:
+                return known
+            found = self._explained(job, caller, moment)
+            self._answers[key] = found
+            while len(self._answers) > _ANSWERS_KEPT:
+                self._answers.popitem(last=False)
+            return found
+
+    def _explained(self, job: Job, caller: Caller, moment: _Moment | None) -> WhyView:
+        if moment is None:
+            return _said(
+                f"{job.job_id} waits: the machines do not answer, and nothing is started until they do\n"
+                "to do: nothing, if they come back; ask whoever keeps them"
+            )
+        row = moment.row_of.get(job.job_id)
+        if row is None:
+            return _said(f"{job.job_id} is new in the queue: ask again in a few seconds")
+        try:
+            check_can_ever_fit(job.gang, moment.cluster.inventory)
+        except CapacityError as error:
+            return _said(
+                f"{job.job_id} waits for machines that are not there: {error}\nto do: wait until there are; or "
+                f"fleetune cancel {job.job_id}, and submit it again with less"
+            )
+        tenant = moment.tenants.get(job.tenant)
+        if tenant is not None and job.gang.gpus_per_worker and job.tenant in moment.cluster.spent:
+            return _said(storytext.hours_used_up(job, tenant, moment.cluster.gpu_hours, moment.snapshot.now_s))
+        found = why(moment.snapshot, self._surroundings.policy, row, moment.ran_s, expects=False)
+        if moment.snapshot.waiting[row]:
+            found = replace(found, expected=self._expected(moment, found))
+        names = [_name(one, caller) for one in moment.jobs]
+        labels = moment.cluster.inventory.labels
+        called = [labels.get(node, node) for node in moment.snapshot.cluster.names]
+        lines = [
+            why_text(found, moment.snapshot, names, called, seen_others=bool(moment.ran_s)),
+            storytext.put_back(job),
+            "the machines do not answer now: nothing is started until they do" if moment.silent else "",
+            storytext.closed(found, moment.snapshot.cluster.names, moment.rules, called),
+            storytext.outside(found, self._others(moment) if _is_foreign(found) else ()),
+            storytext.limit(found, tenant),
+            growth_words(moment.cluster.inventory) if found.obstacle in _FOR_WANT_OF_ROOM else "",
+            to_do(found, job.job_id),
+        ]
+        text = "\n".join(filter(None, lines))
+        expected, now_s = found.expected, moment.snapshot.now_s
+        if expected is None:
+            return _said(text)
+        starts = (expected.start_s, expected.earliest_s, expected.latest_s)
+        start, earliest, latest = (None if at is None else now_s + at for at in starts)
+        return WhyView(
+            text=text,
+            expected_start_s=start,
+            earliest_start_s=earliest,
+            latest_start_s=latest,
+            is_guess=not moment.ran_s and not ends_are_known(found),
+        )
+
+    def _others(self, moment: _Moment) -> list[Other]:
+        """Programs that may hold what is held outside Fleetune; guests of the queue hold nothing."""
+        guests = {guest_of(job) for job in moment.jobs}
+        return [other for other in self._surroundings.machines.others() if other.name not in guests]
+
+    def _expected(self, moment: _Moment, found: Why) -> Expected | None:
+        """None: not with the nodes of now, but more may come."""
+        expected = self._of_these_nodes(moment, found)
+        return None if expected.start_s is None and moment.cluster.inventory.most_more else expected
+
+    def _of_these_nodes(self, moment: _Moment, found: Why) -> Expected:
+        """Near the head of the queue by running it forward, without those behind; further back roughly."""
+        before = [row for row, _ in found.before]
+        if len(before) > _RUN_FORWARD:
+            return rough_start(moment.snapshot, before, moment.ran_s)
+        rows = [*moment.snapshot.running.nonzero()[0].tolist(), *before, found.row]
+        jobs = [moment.jobs[row] for row in rows]
+        part = snapshot(jobs, {}, moment.cluster, moment.snapshot.now_s)
+        row = len(rows) - 1
+        return expected_starts(part, self._surroundings.policy, [row], moment.ran_s)[row]
+
+    def _now(self, kept_s: float | None = None) -> _Moment | None:
+        """None: the machines have never answered."""
+        if time.monotonic() >= self._looked_s + (self._kept_s if kept_s is None else min(kept_s, self._kept_s)):
+            self._moment = self._look()
+            self._answers.clear()
+            self._looked_s = time.monotonic()
+        return self._moment
+
+    def _look(self) -> _Moment | None:
+        store, now_s = self._surroundings.store, self._surroundings.clock.now_s()
+        machines = self._surroundings.machines
+        try:
+            inventory, silent = machines.inventory(), False
+        except BackendUnreachable:
+            known = machines.last_known()
+            if known is None:
+                return None
+            inventory, silent = known, True
+        self._book.read()
+        jobs, tenants = tuple(self._book.jobs), tuple(store.tenants())
+        rules = rules_by_node(store.node_rules(), inventory.nodes)
+        cluster = Cluster(
+            inventory,
+            tenants,
+            self._shares_now(now_s).advance(jobs, now_s),
+            closed=frozenset(rules),
+            slow=frozenset(job.job_id for job in jobs if job.state is State.STOPPING),  # they are still there
+            gpu_hours=self._gpu_hours(tenants),
+        )
+        ended = store.jobs(Filter(states=(State.SUCCEEDED, State.FAILED)), limit=_ENDED_LATELY)
+        return _Moment(
+            snapshot(jobs, {}, cluster, now_s),
+            jobs,
+            {job.job_id: row for row, job in enumerate(jobs)},
+            tuple(job.attained_s for job in ended if job.attained_s > 0),
+            {tenant.name: tenant for tenant in tenants},
+            cluster,
+            silent,
+            rules,
+        )
+
+    def _gpu_hours(self, tenants: Sequence[Tenant]) -> Mapping[str, float]:
+        limited = any(tenant.restrictions.max_gpu_hours_per_month is not None for tenant in tenants)
+        return self._surroundings.usage_months.gpu_hours() if limited else {}
+
+    def _shares_now(self, now_s: float) -> Shares:
+        """Read anew once in a while: in between, they are carried forward."""
+        if self._shares is None or time.monotonic() >= self._shares_until_s:
+            half_life_s = self._surroundings.policy.share_half_life_s
+            used_s = self._surroundings.store.decayed_use(now_s, half_life_s)
+            self._shares = Shares(used_s, now_s, half_life_s)
+            self._shares_until_s = time.monotonic() + _SHARES_KEPT_S
+        return self._shares
+
+
+def _name(job: Job, caller: Caller) -> str:
+    return job.job_id if caller.may_see(job.tenant) else f"a job of tenant {job.tenant}"
+
+
+def _said(text: str) -> WhyView:
+    return WhyView(text=text, expected_start_s=None, earliest_start_s=None, latest_start_s=None)
+
+
+def _is_foreign(found: Why) -> bool:
+    return any(node.foreign for node in found.nodes)

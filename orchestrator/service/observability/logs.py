@@ -1,0 +1,110 @@
+"""What a job has written: its output, the logs of its run, its metrics. In parts, no larger than they need be."""
+
+from __future__ import annotations
+
+import re
+
+from cluster.backend import MAX_OUTPUT_BYTES
+from jobs.spec.checking.fields import did_you_mean
+from orchestrator.api import LogPart, LogSources, MetricsPart
+from orchestrator.queue.errors import UnknownSource
+from orchestrator.queue.records import Job
+from orchestrator.queue.states import ENDED, HOLDS_A_LEASE
+from orchestrator.service.context.context import Surroundings
+from orchestrator.service.observability.run_files import RunFiles
+from orchestrator.service.observability.run_metrics import records
+
+PART_BYTES = 256 << 10
+OUTPUT, LOGS = "output", "logs"
+_OUTPUT_OF = re.compile(r"output-([1-9][0-9]{0,8})")
+_LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})\.log")
+
+
+def sources(surroundings: Surroundings, job: Job) -> LogSources:
+    """`output` of the newest attempt, `output-1` and so on of those before, and the logs of its run: `driver`, ...
+
+    Raises:
+        StorageError: the run cannot be listed now.
+    """
+    outputs = [OUTPUT] if job.attempt else []
+    outputs += [f"{OUTPUT}-{attempt}" for attempt in range(1, job.attempt)]
+    return LogSources(sources=(*outputs, *_logs(RunFiles.of(surroundings.store, job))))
+
+
+def part(surroundings: Surroundings, job: Job, source: str, after: int) -> LogPart:
+    """Up to 256 KiB from a byte on. `output-N` is known of every attempt, the newest one as well.
+
+    Raises:
+        UnknownSource: it has no such log (404).
+        StorageError, BackendUnreachable: it cannot be read now.
+    """
+    after = max(after, 0)
+    attempt = _attempt(job, source)
+    if attempt is not None:
+        submission, over = f"{job.job_id}-{attempt}", attempt < job.attempt or job.state not in HOLDS_A_LEASE
+        # Asked for after the state was read: what is written until its end is in it.
+        return _cut(surroundings.backend.output(submission, after), after, over, MAX_OUTPUT_BYTES)
+    content = _run_with(surroundings, job, source).read(LOGS, f"{source}.log", after, PART_BYTES + 1)
+    return _cut(content, after, job.state in ENDED, PART_BYTES)
+
+
+def metrics(surroundings: Surroundings, job: Job, after: int) -> MetricsPart:
+    """Records from number `after` on, up to 1,000. A command has none. Raises StorageError."""
+    files = RunFiles.of(surroundings.store, job)
+    found = records(files, max(after, 0)) if files is not None else ()
+    return MetricsPart(records=found, next=max(after, 0) + len(found))
+
+
+def _attempt(job: Job, source: str) -> int | None:
+    """Whose output a source is; None: it is none."""
+    if source == OUTPUT:
+        return _known(job, source, job.attempt)
+    match = _OUTPUT_OF.fullmatch(source)
+    return _known(job, source, int(match[1])) if match else None
+
+
+def _known(job: Job, source: str, attempt: int) -> int:
+    """Raises UnknownSource."""
+    if not 1 <= attempt <= job.attempt:
+        begun = f"it has begun {job.attempt} times" if job.attempt else "it has not begun"
+        raise UnknownSource(f"job {job.job_id} has no {source} yet: {begun}")
+    return attempt
+
+
+def _logs(files: RunFiles | None) -> list[str]:
+    return [match[1] for name in files.names(LOGS) if (match := _LOG.fullmatch(name))] if files is not None else []
+
+
+def _run_with(surroundings: Surroundings, job: Job, source: str) -> RunFiles:
+    """The run that has this log in the listing of its folder; nothing else is ever read. Raises UnknownSource."""
+    files = RunFiles.of(surroundings.store, job)
+    known = _logs(files)
+    if source not in known or files is None:
+        some = did_you_mean(source, known) or f": there are {', '.join([OUTPUT, *known][:20])}"
+        raise UnknownSource(f"job {job.job_id} has no log {source[:100]!r}{some}")
+    return files
+
+
+def _cut(content: bytes, after: int, over: bool, most: int) -> LogPart:
+    """
+    Args:
+        over: nothing more is written.
+        most: the source gives no more bytes than this at once.
+    """
+    piece = content[:PART_BYTES]
+    is_last = over and len(piece) == len(content) and len(content) < most
+    if not is_last:
+        end = piece.rfind(b"\n") + 1
+        piece = piece[:end] if end else _whole_characters(piece)
+    return LogPart(text=piece.decode("utf-8", "replace"), next=after + len(piece), ended=is_last)
+
+
+def _whole_characters(piece: bytes) -> bytes:
+    """Without the beginning of a character at its end."""
+    for back in range(1, min(4, len(piece)) + 1):
+        byte = piece[-back]
+        if byte & 0xC0 == 0x80:  # inside of one
+            continue
+        needs = 2 if byte >> 5 == 0b110 else 3 if byte >> 4 == 0b1110 else 4 if byte >> 3 == 0b11110 else 1
+        return piece[:-back] if needs > back else piece
+    return piece

@@ -1,0 +1,67 @@
+"""Programs of others on the cluster that have asked to be queued; the messages are in `jobs.drivers.link.messages`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from jobs.drivers.link.messages import Looked
+from orchestrator.queue.clients import guest_of
+from orchestrator.queue.errors import QueueError
+from orchestrator.queue.records import Job
+from orchestrator.queue.states import ENDED, Reason, State
+from orchestrator.service.context.context import Surroundings
+from orchestrator.service.observability import logs
+
+_EXIT_CODES: Final[Mapping[State, int]] = {State.SUCCEEDED: 0, State.FAILED: 1, State.CANCELLED: 130}
+_BAD_INPUT: Final = 2
+
+
+class TooManyGuests(QueueError):
+    status = 409
+
+
+def check_room(surroundings: Surroundings, client: str) -> None:
+    """Every guest holds memory of the head for as long as it waits. One that is there already may ask again.
+
+    Raises:
+        TooManyGuests
+    """
+    there = {job.client for job in surroundings.store.of_clients() if guest_of(job) is not None}
+    if client not in there and len(there) >= surroundings.most_guests:
+        raise TooManyGuests(
+            f"as many programs of `ray job submit` are queued as may be ({len(there)}): each of them, with what Ray "
+            "keeps for it, holds memory of the head for as long as it waits. Queue with `fleetune submit`, which "
+            "leaves no process behind, or submit again when some have ended (whoever starts the server sets "
+            "--most-guests)"
+        )
+
+
+def look(surroundings: Surroundings, job: Job, attempt: int, after: int) -> Looked:
+    """What its attempts have written since, one after the other. `words` are left to the caller.
+
+    Raises:
+        BackendUnreachable: the output cannot be read now.
+    """
+    attempt, after = (attempt, after) if attempt else (min(job.attempt, 1), 0)
+    exit_code = exit_code_of(job)
+    if not attempt:
+        return Looked(exit_code=exit_code)
+    part = logs.part(surroundings, job, f"{logs.OUTPUT}-{min(attempt, job.attempt)}", after)
+    if part.ended and attempt < job.attempt:
+        return Looked(output=part.text, attempt=attempt + 1, more=True)
+    is_all = part.ended or part.next - after < logs.PART_BYTES // 2
+    return Looked(
+        output=part.text,
+        attempt=attempt,
+        after=part.next,
+        more=not is_all,
+        exit_code=exit_code if part.ended else None,
+    )
+
+
+def exit_code_of(job: Job) -> int | None:
+    """With which a program ends whose job this is; None: it has not ended."""
+    if job.state not in ENDED:
+        return None
+    return _BAD_INPUT if job.state is State.FAILED and job.reason is Reason.BAD_INPUT else _EXIT_CODES[job.state]

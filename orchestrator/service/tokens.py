@@ -1,0 +1,105 @@
+"""Which tokens may be made and revoked: there is always an admin, as soon as there is anybody."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cluster.text import at_words
+from jobs.spec.checking.fields import did_you_mean
+from orchestrator import api
+from orchestrator.http.auth import digest_of, new_token
+from orchestrator.queue.errors import NameTaken, QueueError, UnknownTenant
+from orchestrator.queue.records import QueueEvent, Role, Token
+from orchestrator.queue.store import Store
+
+TOKEN: Final = "token"  # the kind of its events
+
+
+class LastAdmin(QueueError):
+    """Nobody could make tokens any more."""
+
+    status = 409
+
+
+def add(
+    store: Store, name: str, role: Role, tenant: str | None, now_s: float, by: str, lifetime_s: float | None = None
+) -> str:
+    """Make a token, with an event; it is to be shown once.
+
+    Args:
+        by: who makes it.
+        lifetime_s: for how long it opens anything. None: for ever.
+
+    Raises:
+        QueueError: role and tenant do not go together, or the first one is no admin's.
+        UnknownTenant, NameTaken.
+    """
+    _check(store, name, role, tenant, now_s)
+    token = new_token()
+    expires_s = None if lifetime_s is None else now_s + lifetime_s
+    store.add_token(Token(name, digest_of(token), role, tenant, now_s, expires_s=expires_s))
+    whose = f" of tenant {tenant}" if tenant is not None else ""
+    until = "" if expires_s is None else f", until {at_words(expires_s)}"
+    _tell(store, now_s, f"{by} makes the token {name} ({role}{whose}{until})", name, by)
+    return token
+
+
+def revoke(store: Store, name: str, now_s: float, by: str) -> None:
+    """Have a token open nothing any more, with an event. Raises UnknownToken."""
+    store.revoke_token(name, now_s)
+    _tell(store, now_s, f"{by} revokes the token {name}", name, by)
+
+
+def _tell(store: Store, now_s: float, said: str, name: str, by: str) -> None:
+    store.add_events([QueueEvent(now_s, TOKEN, said, data={"token": name, "by": by})])
+
+
+def _check(store: Store, name: str, role: Role, tenant: str | None, now_s: float) -> None:
+    if role is Role.ADMIN and tenant is not None:
+        raise QueueError("an admin acts for all tenants: leave --tenant out, or say --role member")
+    if role is Role.MEMBER and tenant is None:
+        raise QueueError(
+            "a member belongs to a tenant: say to which with --tenant NAME. `fleetune tenants` lists them, and "
+            "`fleetune tenants set NAME` makes one"
+        )
+    if tenant is not None and tenant not in {one.name for one in store.tenants()}:
+        hint = did_you_mean(tenant, [one.name for one in store.tenants()])
+        raise UnknownTenant(f"there is no tenant {tenant!r}{hint or f': fleetune tenants set {tenant} makes it'}")
+    known = store.tokens()
+    if any(token.name == name for token in known):
+        raise NameTaken(f"there is, or was, a token {name!r}: give this one another name")
+    if role is not Role.ADMIN and not _admins(known, now_s):
+        raise LastAdmin("the first token must be an admin's: as soon as there is one, nobody gets in without")
+
+
+def check_revocable(store: Store, name: str, now_s: float) -> None:
+    """Raises LastAdmin."""
+    admins = _admins(store.tokens(), now_s)
+    others = [token for token in admins if token.name != name]
+    is_admin = any(token.name == name for token in admins)
+    if is_admin and not others:
+        raise LastAdmin(
+            f"{name!r} is the only admin: make another one first, or revoke it beside the server with "
+            "`fleetune tokens revoke NAME --store URL`"
+        )
+
+
+def has_admin(store: Store, now_s: float) -> bool:
+    return bool(_admins(store.tokens(), now_s))
+
+
+def _admins(tokens: list[Token], now_s: float) -> list[Token]:
+    """Those that open something."""
+    live = (token for token in tokens if token.revoked_s is None and not token.has_expired(now_s))
+    return [token for token in live if token.role is Role.ADMIN]
+
+
+def view(token: Token) -> api.TokenView:
+    return api.TokenView(
+        name=token.name,
+        role=token.role,
+        tenant=token.tenant,
+        created_s=token.created_s,
+        revoked_s=token.revoked_s,
+        expires_s=token.expires_s,
+    )

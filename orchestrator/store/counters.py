@@ -1,0 +1,75 @@
+"""The row that every write takes its numbers from, and so waits for. It also says who leads."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sqlalchemy import Connection, bindparam, select, update
+
+from orchestrator.queue.errors import NotLeader
+from orchestrator.queue.records import Leadership
+from orchestrator.store.database.schema import QUEUE
+
+
+class Numbers(NamedTuple):
+    """The newest ones before: what is written gets the next."""
+
+    change: int
+    job: int
+    event: int
+
+
+_TAKE = (
+    update(QUEUE)
+    .values(
+        last_change=QUEUE.c.last_change + bindparam("changes"),
+        last_job=QUEUE.c.last_job + bindparam("jobs"),
+        last_event=QUEUE.c.last_event + bindparam("events"),
+    )
+    .returning(QUEUE.c.last_change, QUEUE.c.last_job, QUEUE.c.last_event)
+)
+_TAKE_AS_LEADER = _TAKE.where(QUEUE.c.epoch == bindparam("led"), QUEUE.c.holder.is_not(None))
+_LEADER = select(QUEUE.c.holder, QUEUE.c.epoch, QUEUE.c.url, QUEUE.c.expires_s)
+_LEAD = update(QUEUE)
+
+
+def take(connection: Connection, *, changes: int = 0, jobs: int = 0, events: int = 0) -> Numbers:
+    """First in every transaction that writes: nobody else writes until it has ended."""
+    given = {"changes": changes, "jobs": jobs, "events": events}
+    change, job, event = connection.execute(_TAKE, given).one()
+    return Numbers(change - changes, job - jobs, event - events)
+
+
+def take_as_leader(connection: Connection, epoch: int, *, changes: int, events: int) -> Numbers:
+    """The same, for who leads. Raises NotLeader."""
+    given = {"changes": changes, "jobs": 0, "events": events, "led": epoch}
+    row = connection.execute(_TAKE_AS_LEADER, given).one_or_none()
+    if row is None:
+        leads = leader(connection)
+        who = f"{leads.holder} leads, with epoch {leads.epoch}" if leads else "nobody has ever led"
+        raise NotLeader(f"the leadership with epoch {epoch} is over: {who}")
+    return Numbers(row[0] - changes, row[1], row[2] - events)
+
+
+def leader(connection: Connection) -> Leadership | None:
+    holder, epoch, url, expires_s = connection.execute(_LEADER).one()
+    return None if holder is None else Leadership(holder, epoch, url, expires_s)
+
+
+def lead(connection: Connection, holder: str, url: str, now_s: float, for_s: float) -> Leadership | None:
+    take(connection)
+    before = leader(connection)
+    if before is not None and before.holder != holder and before.expires_s > now_s:
+        return None
+    same = before is not None and before.holder == holder
+    epoch = (before.epoch if before else 0) + (not same)
+    leads = Leadership(holder, epoch, url, now_s + for_s)
+    connection.execute(_LEAD, {"holder": holder, "epoch": epoch, "url": url, "expires_s": leads.expires_s})
+    return leads
+
+
+def resign(connection: Connection, holder: str) -> None:
+    take(connection)
+    before = leader(connection)
+    if before is not None and before.holder == holder:
+        connection.execute(_LEAD, {"expires_s": 0.0})

@@ -1,0 +1,293 @@
+"""Records to rows and back."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from sqlalchemy import Column, Double, Integer
+
+from cluster.capacity.gang import Gang
+from cluster.capacity.occupancy import workers_in
+from orchestrator.queue.records import Job, Lease, NodeOrder, NodePlaces, NodeRule, QueueEvent, Role, Token
+from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queue.tenants import Quota, Restrictions, Tenant
+from orchestrator.store.database.schema import JOBS, LEASES
+
+Values = dict[str, Any]  # by column
+
+# In the order in which `job_of` takes them apart.
+JOB_COLUMNS: tuple[Column[Any], ...] = tuple(JOBS.c)
+# SQLite keeps a text also in a column of numbers.
+_NUMBERS = tuple(place for place, column in enumerate(JOB_COLUMNS) if isinstance(column.type, (Integer, Double)))
+GANG_COLUMNS = (JOBS.c.num_workers, JOBS.c.cpus_per_worker, JOBS.c.gpus_per_worker, JOBS.c.accelerator_type)
+LEASE_COLUMNS = (
+    JOBS.c.job_id,
+    LEASES.c.attempt,
+    JOBS.c.tenant,
+    *GANG_COLUMNS,
+    LEASES.c.placement,
+    LEASES.c.granted_s,
+    LEASES.c.released_s,
+)
+MEASURED = (
+    "run",
+    "step",
+    "total_steps",
+    "remaining_s",
+    "interruption_cost_s",
+    "metrics",
+    "retries",
+    "restored_at_step",
+    "heard_s",
+    "changed",
+)
+HEARD = ("heard_s",)
+ASKED = ("wanted", "priority", "waiting_since_s", "waited_s", "changed")
+MOVED = (
+    "wanted",
+    "state",
+    "reason",
+    "message",
+    "attempt",
+    "placement",
+    "num_workers",
+    "remaining_s",
+    "waiting_since_s",
+    "waited_s",
+    "started_s",
+    "attained_s",
+    "ended_s",
+    "interruptions",
+    "retries",
+    "restored_at_step",
+    "heard_s",
+    "most_workers",
+    "changed",
+)
+
+_STATES: Mapping[str, State] = {state.value: state for state in State}
+_REASONS: Mapping[str, Reason] = {reason.value: reason for reason in Reason}
+_RESTRICTIONS = frozenset(field.name for field in fields(Restrictions))
+_WANTED: Mapping[str, Wanted] = {wanted.value: wanted for wanted in Wanted}
+
+
+@functools.lru_cache(maxsize=4096)  # most jobs share a few
+def _gang(num_workers: int, cpus_per_worker: int, gpus_per_worker: int, accelerator_type: str | None) -> Gang:
+    """Raises ValueError: no plan could be made with it."""
+    gang = Gang(num_workers, cpus_per_worker, gpus_per_worker, accelerator_type)
+    gang.check_size()
+    return gang
+
+
+def dumped(value: Any) -> str:
+    """JSON in ASCII, '' for what is empty. Numbers that are none are kept, as Python's NaN and Infinity."""
+    return json.dumps(value, separators=(",", ":"), default=str) if value else ""
+
+
+def plain(text: str) -> str:
+    """Text for people, without what a database would refuse: NUL, and halves of characters."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+def job_of(row: Sequence[Any]) -> Job:
+    """From JOB_COLUMNS. By position: there are fifty thousand of them at the start of a server."""
+    for place in _NUMBERS:
+        if row[place].__class__ is str:
+            raise ValueError(f"{JOB_COLUMNS[place].name} is no number: {row[place][:50]!r}")
+    return Job(
+        row[1],
+        row[0],
+        row[2],
+        row[3],
+        row[4],
+        row[5],
+        _gang(row[6], row[7], row[8], row[9]),
+        row[10],
+        _texts(row[11]),
+        row[12],
+        row[13],
+        row[14],
+        row[15],
+        _WANTED[row[16]],
+        _STATES[row[17]],
+        _REASONS[row[18]],
+        row[19],
+        row[20],
+        _places(row[21]),
+        row[22],
+        row[23],
+        row[24],
+        row[25],
+        row[26],
+        row[27],
+        row[28],
+        row[29],
+        {Reason(name): int(count) for name, count in json.loads(row[30]).items()} if row[30] else {},
+        row[31],
+        row[32],
+        row[33],
+        _numbers(row[34]),
+        row[35],
+        row[36],
+        row[37],
+        row[38],
+        row[39],
+        tuple(map(int, json.loads(row[40]))) if row[40] else (),
+        row[41],
+        dict(json.loads(row[42])) if row[42] else {},
+        row[43],
+    )
+
+
+def problem_of(row: Sequence[Any], error: Exception) -> str:
+    """Why `job_of` cannot read a row, in one line."""
+    for what, value, known in (
+        ("state", row[17], _STATES),
+        ("reason", row[18], _REASONS),
+        ("wanted", row[16], _WANTED),
+    ):
+        if value not in known:
+            return f"its {what} is {str(value)[:50]!r}, which this release does not know"
+    return f"a column cannot be read: {' '.join(str(error).split())[:200] or type(error).__name__}"
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    """Raises ValueError: it is no list of texts."""
+    if not text:
+        return ()
+    found = json.loads(text)
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ValueError(f"not a list of texts: {text[:50]}")
+    return tuple(found)
+
+
+def _numbers(text: str) -> dict[str, float]:
+    """Raises ValueError: these are no numbers by name."""
+    if not text:
+        return {}
+    found = json.loads(text)
+    if not isinstance(found, dict) or not all(isinstance(one, int | float) for one in found.values()):
+        raise ValueError(f"no numbers by name: {text[:50]}")
+    return found
+
+
+def values_of(job: Job) -> Values:
+    """Of all columns of the job's row, in their order. `_value_`: what `value` looks up, without the look-up."""
+    gang = job.gang
+    return {
+        "number": job.number,
+        "job_id": job.job_id,
+        "name": job.name,
+        "kind": job.kind,
+        "tenant": job.tenant,
+        "submitted_by": job.submitted_by,
+        "num_workers": gang.num_workers,
+        "cpus_per_worker": gang.cpus_per_worker,
+        "gpus_per_worker": gang.gpus_per_worker,
+        "accelerator_type": gang.accelerator_type,
+        "priority": job.priority,
+        "after": dumped(job.after),
+        "not_before_s": job.not_before_s,
+        "max_runtime_s": job.max_runtime_s,
+        "preemptible": job.preemptible,
+        "submitted_s": job.submitted_s,
+        "wanted": job.wanted._value_,
+        "state": job.state._value_,
+        "reason": job.reason._value_,
+        "message": job.message,
+        "attempt": job.attempt,
+        "placement": dumped(job.placement),
+        "waiting_since_s": job.waiting_since_s,
+        "waited_s": job.waited_s,
+        "started_s": job.started_s,
+        "attained_s": job.attained_s,
+        "ended_s": job.ended_s,
+        "remaining_s": job.remaining_s,
+        "interruptions": job.interruptions,
+        "interruption_cost_s": job.interruption_cost_s,
+        "retries": dumped(job.retries),
+        "run": job.run,
+        "step": job.step,
+        "total_steps": job.total_steps,
+        "metrics": dumped(job.metrics),
+        "changed": job.changed,
+        "on_end": job.on_end,
+        "followed": job.followed,
+        "heard_s": job.heard_s,
+        "client": job.client,
+        "sizes": dumped(job.sizes),
+        "restored_at_step": job.restored_at_step,
+        "labels": dumped(job.labels),
+        "most_workers": job.most_workers,
+    }
+
+
+def _places(text: str) -> NodePlaces:
+    return tuple((str(node), int(workers)) for node, workers in json.loads(text)) if text else ()
+
+
+def lease_of(row: Sequence[Any]) -> Lease:
+    """From LEASE_COLUMNS. The job may have had other numbers of workers in other attempts."""
+    job_id, attempt, tenant, _, *each, placement, granted_s, released_s = row
+    places = _places(placement)
+    return Lease(job_id, attempt, tenant, _gang(workers_in(places), *each), places, granted_s, released_s)
+
+
+def event_values(event: QueueEvent, number: int) -> Values:
+    return {
+        "number": number,
+        "at_s": event.at_s,
+        "kind": str(event.kind),
+        "message": plain(event.message),
+        "job_id": event.job_id,
+        "data": dumped(event.data),
+    }
+
+
+def event_of(row: Any) -> QueueEvent:
+    try:
+        data = dict(json.loads(row.data)) if row.data else {}
+    except (ValueError, TypeError):  # its message says the same to people
+        data = {}
+    return QueueEvent(row.at_s, row.kind, row.message, row.job_id, data, row.number)
+
+
+def tenant_values(tenant: Tenant) -> Values:
+    limits = {"guaranteed": dumped(tenant.guaranteed), "limit": dumped(tenant.limit)}
+    restrictions = dumped({name: value for name, value in asdict(tenant.restrictions).items() if value is not None})
+    return {"name": tenant.name, "weight": tenant.weight, **limits, "restrictions": restrictions}
+
+
+def unreadable_tenant(row: Any) -> Tenant:
+    """A tenant whose row cannot be read: its jobs go on, none that needs GPUs starts, and no path is allowed."""
+    return Tenant(row.name, limit=((None, 0),), restrictions=Restrictions(roots=()))
+
+
+def tenant_of(row: Any) -> Tenant:
+    restrictions = _restrictions(row.restrictions)
+    return Tenant(row.name, row.weight, _quota(row.guaranteed), _quota(row.limit), restrictions)
+
+
+def _restrictions(text: str) -> Restrictions:
+    """What a newer release has added is passed over: the store's schema would have another revision if it mattered."""
+    stored = {name: value for name, value in (json.loads(text) if text else {}).items() if name in _RESTRICTIONS}
+    lists = {name: tuple(stored[name]) for name in ("roots", "secrets") if name in stored}
+    return Restrictions(**{**stored, **lists})
+
+
+def _quota(text: str) -> Quota:
+    return tuple((kind, gpus) for kind, gpus in json.loads(text)) if text else ()
+
+
+def token_of(row: Any) -> Token:
+    return Token(row.name, row.digest, Role(row.role), row.tenant, row.created_s, row.revoked_s, row.expires_s)
+
+
+def node_rule_of(row: Any) -> NodeRule:
+    return NodeRule(row.node_id, NodeOrder(row.order), row.by, row.reason, row.since_s, row.deadline_s)

@@ -1,0 +1,86 @@
+"""Rows that this release cannot read. They are left out and noted, so that one of them never hides the others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection
+
+from orchestrator.queue.records import Job, UnreadableRow
+from orchestrator.store.database.rows import job_of, problem_of
+
+OPTION: Final = "fleetune_unread"  # the engine's option that holds the notes
+_MOST_KEPT: Final = 10_000
+Record = TypeVar("Record")
+
+
+class Unread:
+    """Notes on the unreadable rows that were found in one database. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rows: dict[tuple[str, str], UnreadableRow] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._rows)
+
+    def note(self, row: UnreadableRow) -> None:
+        with self._lock:
+            if len(self._rows) < _MOST_KEPT:
+                self._rows[row.table, row.name] = row
+
+    def forget(self, table: str, names: Iterable[str]) -> None:
+        """Remove the notes on rows that can be read now."""
+        with self._lock:
+            for name in names:
+                self._rows.pop((table, name), None)
+
+    def rows(self) -> list[UnreadableRow]:
+        with self._lock:
+            return [self._rows[key] for key in sorted(self._rows)]
+
+
+def unread_of(connection: Connection) -> Unread:
+    unread: Unread = connection.get_execution_options()[OPTION]
+    return unread
+
+
+def jobs_of(connection: Connection, rows: Iterable[Any]) -> list[Job]:
+    """The rows that can be read, from JOB_COLUMNS."""
+    rows, unread = list(rows), unread_of(connection)
+    try:
+        found = list(map(job_of, rows))
+    except Exception:  # whatever one row holds, the others count
+        found = [job for row in rows if (job := _job_of(unread, row)) is not None]
+    if unread:
+        unread.forget("job", (job.job_id for job in found))
+    return found
+
+
+def _job_of(unread: Unread, row: Sequence[Any]) -> Job | None:
+    try:
+        return job_of(row)
+    except Exception as error:
+        unread.note(UnreadableRow("job", row[1], row[4], problem_of(row, error)))
+        return None
+
+
+def records_of(
+    connection: Connection, table: str, rows: Iterable[Any], read: Callable[[Any], Record], name: int = 0
+) -> list[Record]:
+    """The rows of another table that can be read. `name`: number of the column that names a row."""
+    found, unread = [], unread_of(connection)
+    good, bad = set[str](), set[str]()  # names; several leases have the name of their job
+    looks = bool(unread)
+    for row in rows:
+        try:
+            found.append(read(row))
+            if looks:
+                good.add(str(row[name]))
+        except Exception as error:
+            bad.add(str(row[name]))
+            unread.note(UnreadableRow(table, str(row[name]), None, f"{type(error).__name__}: {error}"))
+    unread.forget(table, good - bad)
+    return found

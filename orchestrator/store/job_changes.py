@@ -1,0 +1,209 @@
+"""What becomes of a job's columns with each write. Pure functions; whoever calls has the row, and nobody else has.
+
+A clock may go backwards: what has been waited or held for never shrinks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from cluster.capacity.occupancy import workers_in
+from jobs.drivers.link.messages import MOST_METRICS
+from jobs.spec.queue import MOST_RUNTIME_S
+from orchestrator.queue.records import Job, Measured, Move, NewJob, NodePlaces
+from orchestrator.queue.retry import waits_s
+from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, MAY_GO_TO, Reason, State, Wanted
+from orchestrator.queue.store import Change
+from orchestrator.store.database.rows import plain
+
+BY_THE_SCHEDULER = frozenset({Reason.PREEMPTED, Reason.RECLAIMED, Reason.MOVED, Reason.MAINTENANCE})
+
+
+def check(moves: Sequence[Move]) -> None:
+    """Raises ValueError for a move that no job can make."""
+    for move in moves:
+        if move.to not in MAY_GO_TO[move.expect]:
+            raise ValueError(f"job {move.job_id} may not go from {move.expect} to {move.to}")
+        if bool(move.placement) is not (move.to is State.STARTING):
+            raise ValueError(f"job {move.job_id}: a placement goes with a move to starting, and with no other")
+
+
+def submitted(new: NewJob, job_id: str, number: int, now_s: float, changed: int) -> Job:
+    return Job(
+        job_id=job_id,
+        number=number,
+        name=new.name,
+        kind=new.kind,
+        tenant=new.tenant,
+        submitted_by=new.submitted_by,
+        gang=new.gang,
+        priority=new.priority,
+        after=new.after,
+        not_before_s=new.not_before_s,
+        max_runtime_s=new.max_runtime_s,
+        preemptible=new.preemptible,
+        submitted_s=now_s,
+        wanted=Wanted.RUN,
+        state=State.QUEUED,
+        reason=Reason.SUBMITTED,
+        message="",
+        attempt=0,
+        placement=(),
+        waiting_since_s=now_s,
+        waited_s=0.0,
+        started_s=None,
+        attained_s=0.0,
+        ended_s=None,
+        remaining_s=None,
+        interruptions=0,
+        interruption_cost_s=0.0,
+        retries={},
+        run=None,
+        step=0,
+        total_steps=None,
+        metrics={},
+        changed=changed,
+        on_end=new.on_end,
+        client=new.client,
+        sizes=new.sizes,
+        labels=new.labels,
+    )
+
+
+def moved(job: Job, move: Move, now_s: float, changed: int, parents_ended_s: float = 0.0) -> Job | None:
+    """None: the job is not where the move expects it."""
+    if job.state is not move.expect or job.attempt != move.attempt:
+        return None
+    follows = {**_leaving(job, move, now_s, parents_ended_s), **_arriving(job, move, now_s)}
+    return replace(job, state=move.to, reason=move.reason, message=plain(move.message), changed=changed, **follows)
+
+
+def _leaving(job: Job, move: Move, now_s: float, parents_ended_s: float) -> dict[str, Any]:
+    if job.state is State.QUEUED:
+        return {"waited_s": job.waited_s + waits_s(job, now_s, parents_ended_s)}
+    if job.state in HOLDS_A_LEASE and move.to not in HOLDS_A_LEASE:
+        held_s = max(now_s - job.started_s, 0.0) if job.started_s is not None else 0.0
+        return {"placement": (), "started_s": None, "attained_s": job.attained_s + held_s, "most_workers": None}
+    return {}
+
+
+def _with_workers(job: Job, num_workers: int) -> dict[str, Any]:
+    """An elastic job that gets so many; it is taken to be as many times as fast as it has more."""
+    if not job.sizes or num_workers == job.gang.num_workers:
+        return {}
+    faster, left_s = num_workers / job.gang.num_workers, job.remaining_s
+    gang = replace(job.gang, num_workers=num_workers)
+    return {"gang": gang, "remaining_s": None if left_s is None else left_s / faster}
+
+
+def _arriving(job: Job, move: Move, now_s: float) -> dict[str, Any]:
+    if move.to is State.STARTING:
+        attempt = {"attempt": job.attempt + 1, "placement": move.placement, "started_s": now_s, "heard_s": None}
+        return attempt | _with_workers(job, workers_in(move.placement))
+    if move.to in ENDED:
+        return {"ended_s": now_s}
+    if move.to is not State.QUEUED:
+        return {}
+    return {"waiting_since_s": now_s, **_counted(job, move.reason), **_with_least(job)}
+
+
+def _with_least(job: Job) -> dict[str, Any]:
+    return _with_workers(job, job.sizes[0]) if job.sizes else {}
+
+
+def _counted(job: Job, reason: Reason) -> dict[str, Any]:
+    if reason is Reason.PAUSED:
+        return {}
+    retries = {**job.retries, reason: job.retries.get(reason, 0) + 1}
+    return {"retries": retries, "interruptions": job.interruptions + (reason in BY_THE_SCHEDULER)}
+
+
+def given_back(job: Job, kept: NodePlaces, changed: int) -> tuple[Job, NodePlaces] | None:
+    """The job with a part of its lease, and the places that it gives back. None: this is no part of its lease.
+
+    `remaining_s` stays: what was given back was of no use any more.
+    """
+    held, keeps = Counter(dict(job.placement)), Counter(dict(kept))
+    back = held - keeps
+    if job.state not in HOLDS_A_LEASE or not job.sizes or not back or not keeps or keeps - held:
+        return None
+    num_workers = keeps.total()
+    if num_workers not in job.sizes:
+        return None
+    placement = tuple((node, keeps[node]) for node, _ in job.placement if keeps[node])
+    gang = replace(job.gang, num_workers=num_workers)
+    after = replace(job, placement=placement, gang=gang, most_workers=num_workers, changed=changed)
+    return after, tuple((node, back[node]) for node, _ in job.placement if back[node])
+
+
+def asked(job: Job, change: Change, now_s: float, changed: int, parents_ended_s: float = 0.0) -> Job:
+    wanted = job.wanted if change.wanted is None else change.wanted
+    follows: dict[str, Any] = {}
+    if job.state is State.QUEUED and wanted is not job.wanted:
+        follows = {"waited_s": job.waited_s + waits_s(job, now_s, parents_ended_s), "waiting_since_s": now_s}
+    priority = job.priority if change.priority is None else change.priority
+    return replace(job, wanted=wanted, priority=priority, changed=changed, **follows)
+
+
+def retried(job: Job, by: str, now_s: float, changed: int) -> Job:
+    return replace(
+        job,
+        state=State.QUEUED,
+        reason=Reason.RETRIED,
+        message=plain(f"retried by {by}"),
+        wanted=Wanted.RUN,
+        waiting_since_s=now_s,
+        attained_s=0.0,  # max_runtime_s begins anew
+        client=None,  # whoever retries a job wants it, also if the script that has submitted it is gone
+        ended_s=None,
+        retries={},
+        changed=changed,
+        **_with_least(job),
+    )
+
+
+def measured(job: Job, said: Measured, now_s: float, changed: int) -> Job | None:
+    """None: it is of an attempt before, or too late. Durations that are no numbers say nothing.
+
+    `changed` stays where nothing else is new than that its driver was heard again.
+    """
+    if job.attempt != said.attempt or job.state in ENDED:
+        return None
+    told: Mapping[str, Any] = {
+        "run": None if said.run is None else plain(said.run),
+        "step": said.step,
+        "total_steps": said.total_steps,
+        "remaining_s": _finite(said.remaining_s) if job.state in HOLDS_A_LEASE or not job.sizes else None,
+        "interruption_cost_s": _finite(said.interruption_cost_s),
+        "metrics": None if said.metrics is None else _merged(job.metrics, said.metrics),
+    }
+    news: dict[str, Any] = {
+        name: value for name, value in told.items() if value is not None and value != getattr(job, name)
+    }
+    if said.saved_step is not None and said.saved_step > job.restored_at_step:
+        news |= {"restored_at_step": said.saved_step, "retries": {}}
+    is_a_change = bool(news) or job.heard_s is None
+    # Also where the clock was put back: the leader takes an unchanged time for silence.
+    return replace(job, heard_s=now_s, changed=changed if is_a_change else job.changed, **news)
+
+
+def _merged(known: Mapping[str, float], said: Mapping[str, float]) -> dict[str, float]:
+    """The names that were said last stay, where there are too many."""
+    merged = {name: value for name, value in known.items() if name not in said} | _numbers(said)
+    return dict(list(merged.items())[-MOST_METRICS:])
+
+
+def _finite(value: float | None) -> float | None:
+    """Bounded, so that what is computed from it stays finite."""
+    if value is None or not math.isfinite(value):
+        return None
+    return min(max(value, 0.0), MOST_RUNTIME_S)
+
+
+def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Also of the kinds that JSON does not know, as NumPy's."""
+    return {name: float(value) for name, value in metrics.items()}

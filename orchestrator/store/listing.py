@@ -1,0 +1,127 @@
+"""Pages and counts of jobs, whose time does not grow with the number of jobs that were ever submitted.
+
+A page of some states is read as one page of each, which is a piece of an index, and the newest of these are taken.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    func,
+    literal_column,
+    or_,
+    select,
+    union_all,
+)
+
+from orchestrator.queue.records import Job
+from orchestrator.queue.states import ENDED, State
+from orchestrator.queue.store import Filter
+from orchestrator.store.database.rows import JOB_COLUMNS
+from orchestrator.store.database.schema import JOBS
+from orchestrator.store.database.unreadable import jobs_of
+
+NEWEST = 2**63 - 1
+_LAST_CHARACTER = "\U0010ffff"
+_KNOWN = frozenset(state.value for state in State)
+
+_CHANGES = (
+    select(*JOB_COLUMNS).where(JOBS.c.changed > bindparam("after")).order_by(JOBS.c.changed).limit(bindparam("limit"))
+)
+
+
+def _has_not_ended() -> ColumnElement[bool]:
+    """Ranges between the states of an end: an index gives them, also states that only a newer release knows."""
+    ends = sorted(state.value for state in ENDED)
+    between = [and_(JOBS.c.state > low, JOBS.c.state < high) for low, high in itertools.pairwise(ends)]
+    return or_(JOBS.c.state < ends[0], *between, JOBS.c.state > ends[-1])
+
+
+# By an expression, so that no planner walks through all changes there ever were to find what is active.
+_FIRST_CHANGES = (
+    select(*JOB_COLUMNS)
+    .where(_has_not_ended())
+    .order_by(JOBS.c.changed + literal_column("0"))
+    .limit(bindparam("limit"))
+)
+
+
+def changes(connection: Connection, after: int, limit: int) -> list[Job]:
+    if after <= 0:
+        return jobs_of(connection, connection.execute(_FIRST_CHANGES, {"limit": limit}))
+    while True:  # a page of rows of which none can be read is not the end
+        rows = connection.execute(_CHANGES, {"after": after, "limit": limit}).all()
+        found = jobs_of(connection, rows)
+        if found or len(rows) < max(limit, 1):
+            return found
+        after = rows[-1].changed
+
+
+def page(connection: Connection, which: Filter, before: int | None, limit: int) -> list[Job]:
+    states = which.states or (tuple(State) if which.tenant is not None else ())
+    statement = _page(len(set(states)), which.tenant is not None, bool(which.name))
+    values = _values(which) | {f"state_{place}": state.value for place, state in enumerate(sorted(set(states)))}
+    found: list[Job] = []
+    before = NEWEST if before is None else before
+    while True:  # rows that cannot be read do not make a page shorter: who reads on would stop there
+        left = max(limit, 0) - len(found)
+        rows = connection.execute(statement, {**values, "before": before, "limit": left}).all()
+        found += jobs_of(connection, rows)
+        if len(rows) < left or len(found) >= limit:
+            return found
+        before = rows[-1].number
+
+
+def count(connection: Connection, which: Filter) -> dict[State, int]:
+    # With all states named, a start of an id is looked for in the index of states and not in all those rows.
+    states = which.states or (tuple(State) if which.name else ())
+    statement = _count(bool(states), which.tenant is not None, bool(which.name))
+    given = {"states": [state.value for state in states]} if states else {}
+    found = connection.execute(statement, {**given, **_values(which)})
+    return {State(state): jobs for state, jobs in found if state in _KNOWN}
+
+
+@functools.cache
+def _page(states: int, by_tenant: bool, by_name: bool) -> Select[Any]:
+    conditions = [JOBS.c.number < bindparam("before"), *_conditions(by_tenant, by_name)]
+    of_states = [[JOBS.c.state == bindparam(f"state_{place}")] for place in range(states)] or [[]]
+    parts = [
+        select(JOBS.c.number)
+        .where(*of_state, *conditions)
+        .order_by(JOBS.c.number.desc())
+        .limit(bindparam("limit"))
+        .subquery()
+        for of_state in of_states
+    ]
+    numbers = union_all(*(select(part.c.number) for part in parts)).subquery()
+    return (
+        select(*JOB_COLUMNS)
+        .join(numbers, numbers.c.number == JOBS.c.number)
+        .order_by(JOBS.c.number.desc())
+        .limit(bindparam("limit"))
+    )
+
+
+@functools.cache
+def _count(by_state: bool, by_tenant: bool, by_name: bool) -> Select[Any]:
+    of_states = [JOBS.c.state.in_(bindparam("states", expanding=True))] if by_state else []
+    return select(JOBS.c.state, func.count()).where(*of_states, *_conditions(by_tenant, by_name)).group_by(JOBS.c.state)
+
+
+def _conditions(by_tenant: bool, by_name: bool) -> list[ColumnElement[bool]]:
+    tenant = [JOBS.c.tenant == bindparam("tenant")] if by_tenant else []
+    name = [JOBS.c.job_id >= bindparam("name"), JOBS.c.job_id < bindparam("name_end")] if by_name else []
+    return [*tenant, *name]
+
+
+def _values(which: Filter) -> dict[str, Any]:
+    tenant = {"tenant": which.tenant} if which.tenant is not None else {}
+    return {**tenant, "name": which.name, "name_end": which.name + _LAST_CHARACTER} if which.name else tenant

@@ -1,0 +1,151 @@
+"""Moves of jobs, with their leases and events: a handful of statements, however many jobs there are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sqlalchemy import Connection, and_, bindparam, insert, or_, select, update
+
+from cluster.capacity.occupancy import workers_in
+from cluster.text import many
+from orchestrator.queue.errors import NotReleasable
+from orchestrator.queue.records import Job, Lease, Move, NodePlaces, QueueEvent
+from orchestrator.queue.retry import landing
+from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Reason, State, Wanted
+from orchestrator.store import events as history
+from orchestrator.store import job_changes as steps
+from orchestrator.store import jobs as jobtable
+from orchestrator.store.counters import take, take_as_leader
+from orchestrator.store.database.rows import JOB_COLUMNS, LEASE_COLUMNS, MOVED, Values, dumped, lease_of
+from orchestrator.store.database.schema import JOBS, LEASES
+from orchestrator.store.database.unreadable import jobs_of, records_of
+
+_GRANT = insert(LEASES)
+_OF_ATTEMPT = and_(LEASES.c.job == bindparam("of_job"), LEASES.c.attempt == bindparam("of_attempt"))
+_RELEASE = update(LEASES).where(_OF_ATTEMPT, LEASES.c.released_s.is_(None)).values(released_s=bindparam("at_s"))
+_SHRINK = update(LEASES).where(_OF_ATTEMPT, LEASES.c.released_s.is_(None))
+_LATER = select(*JOB_COLUMNS).where(
+    JOBS.c.state.in_([state.value for state in State if state not in ENDED]),
+    or_(JOBS.c.started_s > bindparam("now_s"), JOBS.c.waiting_since_s > bindparam("now_s")),
+)
+_LEASES = select(*LEASE_COLUMNS).join(JOBS, JOBS.c.number == LEASES.c.job).order_by(LEASES.c.number)
+_HELD = _LEASES.where(LEASES.c.released_s.is_(None))
+_SINCE = _LEASES.where(LEASES.c.released_s.is_(None) | (LEASES.c.released_s >= bindparam("since_s")))
+_BETWEEN = _SINCE.where(LEASES.c.granted_s < bindparam("until_s"))
+
+
+def move(connection: Connection, epoch: int, moves: Sequence[Move], now_s: float) -> list[Job]:
+    """Raises NotLeader."""
+    numbers = take_as_leader(connection, epoch, changes=len(moves), events=len(moves))
+    now = jobtable.get_all(connection, (one.job_id for one in moves))
+    parents_ended_s = jobtable.parents_ended_s(connection, now.values())
+    moved: dict[str, Job] = {}
+    granted: list[Values] = []
+    released: list[Values] = []
+    happened: list[QueueEvent] = []
+    for place, one in enumerate(moves, 1):
+        before = now.get(one.job_id)
+        if before is None:
+            continue
+        after = steps.moved(before, one, now_s, numbers.change + place, parents_ended_s.get(one.job_id, 0.0))
+        if after is None:
+            continue
+        if one.to is State.STARTING:
+            granted.append(_grant(after, now_s))
+        if before.state in HOLDS_A_LEASE and after.state not in HOLDS_A_LEASE:
+            released.append(_release(before, now_s))
+        happened.append(_event(after, now_s))
+        now[one.job_id] = moved[one.job_id] = after
+    jobtable.write(connection, moved.values(), MOVED)
+    for statement, rows in ((_GRANT, granted), (_RELEASE, released)):
+        if rows:
+            connection.execute(statement, rows)
+    history.add(connection, happened, numbers.event)
+    return list(moved.values())
+
+
+def release(connection: Connection, job_id: str, attempt: int, now_s: float, by: str) -> Job:
+    """Raises UnknownJob, NotReleasable."""
+    numbers = take(connection, changes=1, events=2)
+    job = jobtable.get(connection, job_id)
+    if job.state is not State.STOPPING or job.attempt != attempt:
+        raise NotReleasable(
+            f"job {job_id} is {job.state}, in attempt {job.attempt}: only one that is stopping is released"
+        )
+    state, text = landing(job) if job.wanted is not Wanted.CANCEL else (State.CANCELLED, "cancelled")
+    reason = Reason.CANCELLED if job.wanted is Wanted.CANCEL else job.reason
+    after = steps.moved(job, Move(job_id, job.state, attempt, state, reason, text), now_s, numbers.change + 1)
+    assert after is not None
+    jobtable.write(connection, [after], MOVED)
+    connection.execute(_RELEASE, [_release(job, now_s)])
+    said = f"{by} has released the nodes of attempt {attempt}, whose driver was not seen to end"
+    event = QueueEvent(now_s, "released", said, job_id, {"by": by, "attempt": attempt, "placement": job.placement})
+    history.add(connection, [event, _event(after, now_s)], numbers.event)
+    return after
+
+
+def give_back(connection: Connection, job_id: str, attempt: int, kept: NodePlaces, now_s: float) -> Job:
+    """Raises UnknownJob."""
+    numbers = take(connection, changes=2, events=1)  # the job's, and the number of the lease of what is given back
+    job = jobtable.get(connection, job_id)
+    found = steps.given_back(job, kept, numbers.change + 2) if job.attempt == attempt else None
+    if found is None:
+        return job
+    after, back = found
+    jobtable.write(connection, [after], MOVED)
+    key = {"of_job": job.number, "of_attempt": attempt}
+    connection.execute(_SHRINK.values(placement=dumped(after.placement), workers=workers_in(after.placement)), key)
+    granted_s = now_s if job.started_s is None else job.started_s
+    lease = _grant(replace(after, placement=back, changed=numbers.change + 1), granted_s)
+    connection.execute(_GRANT, [lease | {"released_s": max(now_s, granted_s)}])
+    said = f"goes on with {many(after.gang.num_workers, 'worker')} of {job.gang.num_workers}, and gives the others back"
+    data = {"attempt": attempt, "placement": after.placement, "given_back": back}
+    history.add(connection, [QueueEvent(now_s, "given-back", said, job_id, data)], numbers.event)
+    return after
+
+
+def pull_back(connection: Connection, epoch: int, now_s: float) -> None:
+    """Raises NotLeader."""
+    take_as_leader(connection, epoch, changes=0, events=0)  # nobody else writes from here on
+    jobs = jobs_of(connection, connection.execute(_LATER, {"now_s": now_s}))
+    numbers = take_as_leader(connection, epoch, changes=len(jobs), events=0)
+    for place, job in enumerate(jobs, 1):
+        began_s = None if job.started_s is None else min(job.started_s, now_s)
+        since_s, changed = min(job.waiting_since_s, now_s), numbers.change + place
+        jobtable.write(connection, [replace(job, started_s=began_s, waiting_since_s=since_s, changed=changed)], MOVED)
+
+
+def _grant(job: Job, now_s: float) -> Values:
+    return {
+        "number": job.changed,
+        "job": job.number,
+        "attempt": job.attempt,
+        "placement": dumped(job.placement),
+        "granted_s": now_s,
+        "released_s": None,
+        "workers": workers_in(job.placement),
+    }
+
+
+def _release(job: Job, now_s: float) -> Values:
+    started_s = now_s if job.started_s is None else job.started_s
+    return {"of_job": job.number, "of_attempt": job.attempt, "at_s": max(now_s, started_s)}
+
+
+def _event(job: Job, now_s: float) -> QueueEvent:
+    data = {"reason": job.reason, "attempt": job.attempt}
+    if job.placement and job.state is State.STARTING:
+        data["placement"] = job.placement
+    return QueueEvent(now_s, job.state, job.message or job.reason.replace("-", " "), job.job_id, data)
+
+
+def leases(connection: Connection, held: bool, since_s: float, until_s: float) -> list[Lease]:
+    if held:
+        rows = connection.execute(_HELD)
+    elif until_s == math.inf:
+        rows = connection.execute(_SINCE, {"since_s": since_s})
+    else:
+        rows = connection.execute(_BETWEEN, {"since_s": since_s, "until_s": until_s})
+    return records_of(connection, "lease", rows, lease_of)

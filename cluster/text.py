@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import difflib
+from collections.abc import Iterable
+from typing import Final
+
+_LONGEST_WORD: Final = 300  # characters that are compared
 
 
 def many(count: int, noun: str) -> str:
@@ -32,3 +37,9 @@ def when_written(text: str) -> str:
 def day(at_s: float | None) -> str:
     """In UTC; empty for None."""
     return at_words(at_s).partition(" ")[0]
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """ "; did you mean x?", or nothing where nothing is near."""
+    near = difflib.get_close_matches(word.lower()[:_LONGEST_WORD], sorted(choices), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -17,11 +17,11 @@ from jobs.errors import CapacityError, FleetuneError, Interrupted, SpecError
 from jobs.preflight.devices import no_gpu_here
 from jobs.preflight.validate import validate
 from jobs.run.events import Announcer
+from jobs.run.find import with_model_of_run
 from jobs.run.outcome import Outcome
 from jobs.run.paths import JobPaths, new_run_name
 from jobs.run.progress import PlainProgress, Progress
 from jobs.run.record import concluded, reopen_run
-from jobs.run.references import with_model_of_run
 from jobs.search.rules.checking import checked_sweep
 from jobs.search.rules.resuming import begun_like, check_sweep_resumable
 from jobs.search.rules.spec_text import prior_words, space_words

@@ -30,8 +30,8 @@ from jobs.drivers.link.call import NoAnswer, NotUnderstood, Refused, Server, che
 from jobs.drivers.link.messages import SUBMISSION, Join, Joined, Leave, Look, Looked
 from jobs.errors import FleetuneError, InputError, Interrupted, SpecError
 from jobs.preflight.validate import Validated, validate
-from jobs.run.references import run_named
 from jobs.spec.finetune import Spec
+from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
 
 WITHOUT: Final = "none"  # FLEETUNE_URL, of who wants to go round the queue

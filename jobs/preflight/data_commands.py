@@ -13,10 +13,10 @@ from cluster.settings import set_default
 from jobs.console import redirected_output
 from jobs.errors import FleetuneError, SpecError
 from jobs.preflight.validate import enter_working_dir, own_function_problem
+from jobs.run.find import with_model_of_run
 from jobs.run.outcome import event
 from jobs.run.paths import prepared_root
 from jobs.run.progress import Progress
-from jobs.run.references import with_model_of_run
 from jobs.spec.data import OWN_FUNCTION
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage

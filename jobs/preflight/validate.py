@@ -13,11 +13,11 @@ from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, get_args
 
 from cluster.job_environment import JobEnvironment
+from cluster.text import did_you_mean
 from jobs.errors import DataError, InputError, SpecError
 from jobs.model_files.directory import check_model_dir
 from jobs.planning import plan_batching, warmup_steps, worker_numbers
-from jobs.run.references import with_model_of_run
-from jobs.spec.checking.fields import did_you_mean
+from jobs.run.find import with_model_of_run
 from jobs.spec.data import OWN_FUNCTION
 from jobs.spec.finetune import Spec, Task
 from jobs.storage import files as storage

@@ -18,8 +18,8 @@ from typing import Final, NamedTuple
 from pydantic import ConfigDict, Field, ValidationError
 
 from jobs.errors import StorageError, StorageOutage
+from jobs.frozen import Frozen
 from jobs.run.paths import JobPaths, checkpoint_step
-from jobs.spec.finetune import Frozen
 from jobs.storage import files as storage
 from jobs.storage.tensor_file import Bytes, Damaged, ShardFile, Want, read_ranges
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import shlex
 
 from cluster.settings import read_settings
-from jobs.errors import InputError, StorageError
+from cluster.text import did_you_mean
+from jobs.errors import DataError, InputError, StorageError
 from jobs.run.paths import JobPaths
-from jobs.spec.checking.fields import did_you_mean
+from jobs.spec.finetune import Spec
+from jobs.spec.references import run_named
 from jobs.storage import files as storage
 
 
@@ -63,3 +66,21 @@ def _beside(root: str) -> str:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[-5:]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def with_model_of_run(spec: Spec) -> Spec:
+    """The spec with the model's own path in the place of `run:NAME`, which is looked for under its storage_path.
+
+    Raises:
+        InputError: none or several runs are meant, or the one has exported no model.
+    """
+    name = run_named(spec.model.path)
+    if name is None:
+        return spec
+    paths = JobPaths(find_run(name, spec.storage_path))
+    if not storage.exists(storage.join(paths.model, "config.json")):
+        raise DataError(
+            f"model.path {spec.model.path}: run {paths.name} has no model, which it exports when it succeeds. "
+            f"`fleetune export {shlex.quote(paths.root)}` makes one of its newest checkpoint"
+        )
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"path": paths.model})})

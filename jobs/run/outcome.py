@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from jobs.errors import MachinesFailed, StorageError
+from jobs.frozen import Frozen
 from jobs.run.paths import JobPaths
-from jobs.spec.finetune import Frozen
 from jobs.storage import files as storage
 
 OUTCOME_VERSION = 1

@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from jobs.errors import FleetuneError, StorageError
+from jobs.frozen import Frozen
 from jobs.run.find import run_names
 from jobs.run.outcome import Outcome, Status, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.record import how_to_go_on
-from jobs.spec.finetune import Frozen
 from jobs.storage import files as storage
 from jobs.storage.journal import Record, newest_record, part_names, read_journal, written_at_s
 

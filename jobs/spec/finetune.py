@@ -7,7 +7,6 @@ Whatever can be derived from other fields is derived (see `jobs.planning.batchin
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -24,6 +23,7 @@ from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_WORKERS, Gang
 from jobs.frozen import Frozen
 from jobs.spec.data import MOST_EPOCHS, Columns, Data, Source, StoragePath, checked_path
 from jobs.spec.queue import Queue
+from jobs.spec.references import RUN_REFERENCE
 from jobs.spec.zero import MOST_COUNT, Zero
 
 __all__ = [
@@ -45,7 +45,6 @@ __all__ = [
 
 SCHEMA_VERSION: Final = 1
 MOST_ROWS: Final = 2**31 - 1  # of one step
-RUN_REFERENCE: Final = re.compile(r"run:([A-Za-z0-9_][A-Za-z0-9._-]*)\Z")
 
 Task = Literal["causal-lm", "sequence-classification"]
 SchedulerType = Literal["linear", "cosine", "constant_with_warmup", "warmup_stable_decay"]

@@ -13,14 +13,16 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from cluster.ray.runtime_env import RAY_PACKAGE
+from cluster.text import did_you_mean
 from jobs.errors import SpecError, StorageError
-from jobs.run.references import run_named
-from jobs.spec.checking.fields import SPEC_MODELS, did_you_mean, keys_of, section_model, unknown_key
+from jobs.spec.checking.fields import SPEC_MODELS, keys_of, section_model, unknown_key
 from jobs.spec.checking.lines import Document, Path, dotted, parse, parse_value
 from jobs.spec.checking.mistakes import KEY, reworded, shown
 from jobs.spec.command import CommandSpec
-from jobs.spec.finetune import SCHEMA_VERSION, Source, Spec
+from jobs.spec.data import Source
+from jobs.spec.finetune import SCHEMA_VERSION, Spec
 from jobs.spec.queue import MOST_KEYS, Kind
+from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
 

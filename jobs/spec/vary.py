@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
+from cluster.text import did_you_mean
 from jobs.errors import SpecError
-from jobs.spec.checking.fields import did_you_mean, homes_of, section_model, spec_fields, unknown_key
+from jobs.spec.checking.fields import homes_of, section_model, spec_fields, unknown_key
 from jobs.spec.checking.lines import parse_value
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec

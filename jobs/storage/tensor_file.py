@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from jobs.errors import StorageError, StorageOutage
-from jobs.spec.finetune import Frozen
+from jobs.frozen import Frozen
 from jobs.storage import files as storage
 
 CHUNK_BYTES = 4 * 2**20

@@ -11,11 +11,11 @@ from typing import Final
 
 from jobs.errors import FleetuneError, InputError
 from jobs.preflight.validate import validate
-from jobs.run.references import run_named
 from jobs.search.rules.checking import checked_sweep
 from jobs.spec.finetune import Spec
 from jobs.spec.load import trained
 from jobs.spec.queue import MOST_PRIORITY
+from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
 from jobs.spec.vary import sweep_values, vary
 from jobs.storage import files as storage

@@ -7,8 +7,8 @@ import re
 from typing import Final
 from urllib.parse import quote
 
+from cluster.text import did_you_mean
 from jobs.errors import InputError
-from jobs.spec.checking.fields import did_you_mean
 from orchestrator.api import JobPage, JobView, Nodes, NodeView, Server, Tenants
 from orchestrator.client.connection import Connection
 from orchestrator.queue.errors import UnknownJob, UnknownNode, UnknownTenant

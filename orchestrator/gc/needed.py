@@ -13,7 +13,7 @@ from pydantic import RootModel
 
 from cluster.settings import fleetune_home, server_url
 from jobs.errors import FleetuneError
-from jobs.run.references import run_named
+from jobs.spec.references import run_named
 from orchestrator.api import MOST_PAGE, JobPage, JobView, Me
 from orchestrator.client.connection import Connection
 from orchestrator.client.discovery import connect

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from cluster.errors import FleetuneError, InputError
-from jobs.spec.checking.fields import did_you_mean
+from cluster.text import did_you_mean
 
 _NAMED = 5
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from cluster.capacity.occupancy import workers_in
 from jobs.drivers.link.messages import Answer, Beat, Order, Register, Registered
 from jobs.run.paths import JobPaths, new_run_name
-from jobs.run.references import run_named
+from jobs.spec.references import run_named
 from orchestrator.controller.node_failures import FAULTY, REPORTED, Incident, added, dumped, loaded
 from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, QueueError, StoreBroken, UnknownJob
 from orchestrator.queue.node_rules import taken_by_ray

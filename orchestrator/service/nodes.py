@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cluster.capacity.inventory import Node
-from cluster.text import at_words
-from jobs.spec.checking.fields import did_you_mean
+from cluster.text import at_words, did_you_mean
 from orchestrator.api import NodeOrderSent, Nodes, NodeView
 from orchestrator.controller.autoscaler_demand import growth_words
 from orchestrator.queue.errors import QueueError, UnknownNode

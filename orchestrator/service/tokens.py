@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cluster.text import at_words
-from jobs.spec.checking.fields import did_you_mean
+from cluster.text import at_words, did_you_mean
 from orchestrator import api
 from orchestrator.http.auth import digest_of, new_token
 from orchestrator.queue.errors import NameTaken, QueueError, UnknownTenant

@@ -18,7 +18,7 @@ from jobs.data.sources.formats import BadRow, ChatSample, ClassSample, Reading, 
 from jobs.data.sources.records import expand, read_records
 from jobs.errors import DataError
 from jobs.model_files.chat_template import has_chat_template
-from jobs.spec.finetune import Columns
+from jobs.spec.data import Columns
 
 pytestmark = pytest.mark.usefixtures("own_protocols")
 

@@ -14,9 +14,10 @@ import pytest
 from jobs.drivers.finetune.begin import begin_run
 from jobs.errors import DataError, InputError, SpecError
 from jobs.preflight.validate import validate
-from jobs.run.references import run_named, with_model_of_run
+from jobs.run.find import with_model_of_run
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec, spec_of
+from jobs.spec.references import run_named
 from jobs.storage import files as storage
 
 

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from cluster.text import did_you_mean
 from jobs.data.sources.dataset_dirs import arrow_batches, files_in, parquet_batches, values_of
 from jobs.data.sources.file_stamp import info_of, stamp
 from jobs.errors import DataError, StorageError
-from jobs.spec.checking.fields import did_you_mean
 from jobs.storage import files as storage
 
 __all__ = [

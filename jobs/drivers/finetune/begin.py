@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from jobs.errors import SpecError
 from jobs.preflight.validate import validate
 from jobs.run.events import Announcer
-from jobs.run.find import find_run, storage_root
+from jobs.run.find import find_run, storage_root, with_model_of_run
 from jobs.run.paths import JobPaths
 from jobs.run.record import open_run, reopen_run
-from jobs.run.references import with_model_of_run
 from jobs.run.resume import check_resumable
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_to_run

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from cluster.text import did_you_mean
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.queue import Kind
@@ -161,7 +162,6 @@ COMMAND_ALIASES: Mapping[str, str] = {
     "processes": "resources.num_workers",
     "num_processes": "resources.num_workers",
 }
-_LONGEST_WORD = 300  # characters that are compared
 _LONGEST_KEY = 100  # characters of a key that are looked at: no field has as many
 # Wanted elsewhere, and not offered here.
 ABSENT: Mapping[str, str] = {
@@ -199,12 +199,6 @@ def keys_of(section: str, kind: Kind = "finetune") -> list[str]:
     prefix = f"{section}." if section else ""
     names = [name[len(prefix) :] for name in spec_fields(kind) if name.startswith(prefix)]
     return [name for name in names if "." not in name]
-
-
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """ "; did you mean x?", or nothing where nothing is near."""
-    near = difflib.get_close_matches(word.lower()[:_LONGEST_WORD], sorted(choices), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def unknown_key(section: str, key: str, kind: Kind = "finetune") -> tuple[str, str | None]:

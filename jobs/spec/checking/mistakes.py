@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from jobs.spec.checking.fields import ABSENT, did_you_mean, keys_of, spec_fields
-from jobs.spec.finetune import Columns, Source
+from cluster.text import did_you_mean
+from jobs.spec.checking.fields import ABSENT, keys_of, spec_fields
+from jobs.spec.data import Columns, Source
 from jobs.spec.queue import Kind, OnEnd
 from jobs.spec.sweep import Range
 

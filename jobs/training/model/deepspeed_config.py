@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from jobs.planning.batching import Batching
-from jobs.spec.finetune import Spec, Train, Zero
+from jobs.spec.finetune import Spec, Train
+from jobs.spec.zero import Zero
 
 Precision = Literal["fp32", "bf16", "fp16"]
 

@@ -132,8 +132,8 @@ def why(job: JobId, json_: Json = False, url: Url = None) -> None:
 
 def _states(given: list[str] | None) -> list[State]:
     """Raises InputError."""
+    from cluster.text import did_you_mean
     from jobs.errors import InputError
-    from jobs.spec.checking.fields import did_you_mean
     from orchestrator.queue.states import State
 
     names = [part.strip().lower() for one in given or () for part in one.split(",")]

@@ -12,13 +12,13 @@ from cluster.capacity.feasibility import check_can_ever_fit
 from cluster.capacity.gang import Gang
 from cluster.errors import BackendUnreachable, CapacityError, InputError, SpecError
 from jobs.planning import gang_of, worker_numbers
-from jobs.run.references import run_named
 from jobs.search.rules.budget import check_budget, most_gangs
 from jobs.search.rules.varying import check_space
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.load import MOST_MISTAKES, AnySpec, trained
 from jobs.spec.received import checked
+from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownTenant
 from orchestrator.queue.records import Job, NewJob

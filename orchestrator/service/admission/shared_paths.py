@@ -11,8 +11,8 @@ import shlex
 from collections.abc import Collection, Iterator, Sequence
 
 from cluster.errors import InputError
-from jobs.run.references import run_named
 from jobs.spec.load import AnySpec, trained
+from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
 from jobs.storage import locations as location

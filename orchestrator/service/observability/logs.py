@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from cluster.backend import MAX_OUTPUT_BYTES
-from jobs.spec.checking.fields import did_you_mean
+from cluster.text import did_you_mean
 from orchestrator.api import LogPart, LogSources, MetricsPart
 from orchestrator.queue.errors import UnknownSource
 from orchestrator.queue.records import Job

@@ -1,0 +1,18 @@
+"""`model.path: run:NAME` refers to the model that another run has exported. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+RUN_REFERENCE: Final = re.compile(r"run:([A-Za-z0-9_][A-Za-z0-9._-]*)\Z")
+
+
+def run_named(path: str) -> str | None:
+    """NAME of `run:NAME`; None for every other path, which is a directory or a URL."""
+    match = RUN_REFERENCE.match(path)
+    return match[1] if match else None
+
+
+def is_run_reference(path: str) -> bool:
+    return run_named(path) is not None

@@ -1,1 +1,4 @@
-"""The machines: what is free, where a gang fits, how a program is started, watched and stopped."""
+"""The machines: what there is, where a gang fits, how programs are started, watched and stopped.
+
+May import nothing else of this repository. Start with `backend`, the contract of all backends.
+"""

@@ -1,1 +1,4 @@
-"""The work: what a job is (spec), how its data is prepared, how it trains, evaluates and exports."""
+"""The work: what a job is, how its data is prepared, how it trains, evaluates and exports.
+
+May import `cluster`. Start with `finetune`, the door of a run, or with `spec`.
+"""

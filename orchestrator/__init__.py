@@ -1,4 +1,7 @@
-"""The decisions and the ways in: the queue and its server, the command line, and the SDK, which this module offers."""
+"""The decisions and the ways in: the queue and its server, the command line, and the SDK, which this module offers.
+
+May import `jobs` and `cluster`. Start with `client` for the SDK, with `cli` for the commands.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A cluster that is made up, for tests: see `FakeBackend`. Ships with the package, so that others can test against it.
+"""A made-up cluster for tests, which ships with the package so that others can test against it.
+
+May import `capacity`, `backend` and the ground of `cluster`. Start with `fake_backend`.
 
     clock = FakeClock()
     backend = FakeBackend(FakeCluster(nodes("n1", "n2", gpus=8), clock))

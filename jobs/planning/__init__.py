@@ -1,4 +1,7 @@
-"""What a job will do, worked out before anything is started. Pure functions of the spec."""
+"""What a job will do, worked out before anything is started. Pure functions of the spec.
+
+May import `spec` and `cluster.capacity`. Start with `batching`.
+"""
 
 from jobs.planning.batching import Batching, plan_batching
 from jobs.planning.elastic import gang_of, most_workers, with_workers, worker_numbers

@@ -1,1 +1,4 @@
-"""The loop on a DeepSpeed engine, and what it calls. Imported only where training happens."""
+"""What every worker has: its context, its input, its reporter, and names for its failures.
+
+May import `run`, `data.order` and what these may import. Start with `worker_input`, then `loop`.
+"""

@@ -1,1 +1,4 @@
-"""The command line: what is typed becomes calls of the rooms below, and their answers become text or JSON."""
+"""The command line: what is typed becomes calls, and their results become text or JSON.
+
+May import `client`, `pages` and `jobs`. The doors are `entry` and `app`.
+"""

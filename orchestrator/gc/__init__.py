@@ -1,1 +1,4 @@
-"""`fleetune gc`: runs, checkpoints and prepared data that may go, found, decided on and removed."""
+"""`fleetune gc`: finds runs, checkpoints and prepared data that may go, decides, and removes them.
+
+May import `client`, `api` and `jobs`. Start with `plan`.
+"""

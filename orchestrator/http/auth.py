@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import ipaddress
-import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +14,8 @@ from orchestrator.queue.errors import Forbidden, QueueError
 from orchestrator.queue.records import Role, Token
 from orchestrator.queue.store import Store
 from orchestrator.service.context.caller import ANYBODY, Caller
+from orchestrator.service.tokens import digest_of
 
-PREFIX = "ft_"
 _FRESH_S = 1.0  # a token that was revoked by another process may be used for so long
 _LONGEST = 200
 
@@ -26,15 +24,6 @@ class NoToken(QueueError):
     """Nobody knows who asks."""
 
     status = 401
-
-
-def new_token() -> str:
-    """To be shown once; the store keeps its digest."""
-    return PREFIX + secrets.token_urlsafe(32)
-
-
-def digest_of(token: str) -> str:
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class TokenExpired(NoToken):

@@ -1,1 +1,4 @@
-"""The queue: what a job may be, where it is kept, and who moves it. No torch, no ray."""
+"""Values and pure rules of the queue: states, records, transitions, retries, tenants, and the contract of a store.
+
+May import `cluster.backend` and `cluster.capacity`. Start with `states`, then `records`.
+"""

@@ -1,1 +1,4 @@
-"""Who runs next, and where. Pure functions of a snapshot: no clock, no disk, no network."""
+"""What a plan looks at: a snapshot of jobs, machines and tenants, the policy, quotas and the ranking.
+
+May import `queue` and `cluster.capacity`. Pure: no clock, no disk, no network. Start with `snapshot`.
+"""

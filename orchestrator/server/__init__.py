@@ -1,1 +1,4 @@
-"""The queue over HTTP: `fleetune serve`. Needs the group `serve`, except for `record` and `scrub`."""
+"""The process of `fleetune serve`: put together, its background tasks, ended in order.
+
+May import `http`, `controller`, `store`, `local_server` and `cluster`. Start with `process`.
+"""

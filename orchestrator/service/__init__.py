@@ -1,1 +1,4 @@
-"""What the server does, free of HTTP: jobs are let in, drivers are spoken with, questions are answered."""
+"""What the server does, free of HTTP: drivers, launches, nodes, tenants, tokens and usage.
+
+May import its rooms, `api`, `controller` and `jobs`. Start with `drivers`.
+"""

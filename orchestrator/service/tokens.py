@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from typing import Final
 
 from cluster.text import at_words, did_you_mean
 from orchestrator import api
-from orchestrator.http.auth import digest_of, new_token
 from orchestrator.queue.errors import NameTaken, QueueError, UnknownTenant
 from orchestrator.queue.records import QueueEvent, Role, Token
 from orchestrator.queue.store import Store
 
+PREFIX: Final = "ft_"
 TOKEN: Final = "token"  # the kind of its events
 
 
@@ -18,6 +20,15 @@ class LastAdmin(QueueError):
     """Nobody could make tokens any more."""
 
     status = 409
+
+
+def new_token() -> str:
+    """To be shown once; the store keeps its digest."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def digest_of(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def add(

@@ -1,4 +1,7 @@
-"""The store of the queue, on SQLite and PostgreSQL. Needs the group `serve`; its contract does not."""
+"""The store of the queue, on SQLite and PostgreSQL. Needs the group `serve`; its contract does not.
+
+May import `queue`, `database` and `cluster.capacity`. Start with `sql_store`.
+"""
 
 from __future__ import annotations
 

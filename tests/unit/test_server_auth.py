@@ -66,13 +66,13 @@ def test_without_tokens_everybody_is_an_admin_unless_one_is_always_needed() -> N
 
 
 def test_a_token_is_known_by_its_digest_until_it_is_revoked() -> None:
-    store, token = open_store("sqlite://"), auth.new_token()
-    store.add_token(Token("anna", auth.digest_of(token), Role.MEMBER, "a", 1.0))
+    store, token = open_store("sqlite://"), tokenrules.new_token()
+    store.add_token(Token("anna", tokenrules.digest_of(token), Role.MEMBER, "a", 1.0))
     tokens = auth.Tokens(store)
     tokens.read()
     found = tokens.caller(token)
     assert (found.name, found.role, found.tenant) == ("anna", Role.MEMBER, "a")
-    for wrong in (None, "", token[:-1], token + "x", auth.digest_of(token), "\udcff"):
+    for wrong in (None, "", token[:-1], token + "x", tokenrules.digest_of(token), "\udcff"):
         with pytest.raises(auth.NoToken):
             tokens.caller(wrong)
     store.revoke_token("anna", 2.0)

@@ -14,6 +14,7 @@ import pytest
 from jobs.planning import plan_batching
 from jobs.spec.command import CommandSpec
 from jobs.spec.load import load_job_spec
+from tests import rooms
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("cluster", "jobs", "orchestrator")
@@ -75,6 +76,7 @@ LIGHT_MODULES = (
 READS_THE_ENVIRONMENT = "cluster/settings.py"
 MAY_SET_THE_ENVIRONMENT = ("jobs/training/model/engine.py", "jobs/data/preparation/ray_data.py")
 MOST_LINES = 400
+MOST_FILES = 15  # in one room
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "bench/**/*.md", "docker/**/*.md")
 BINARY_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".gguf", ".npy", ".npz", ".arrow")
 MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:work|root|mnt|Users|home/\w+)/[\w.]")
@@ -355,3 +357,17 @@ def test_machine_path_is_told_from_other_text(text: str, is_path: bool) -> None:
 def test_no_weights_or_pickles_are_tracked() -> None:
     assert [name_of(path) for path in tracked() if path.suffix in BINARY_SUFFIXES] == []
     assert [name_of(path) for path in tracked() if path.stat().st_size > 1_000_000] == []
+
+
+def test_the_picture_and_the_table_of_rooms_are_those_of_the_code() -> None:
+    assert not rooms.circle(), "rooms import each other: carry what the lower one needs into it"
+    assert rooms.PICTURE.read_text() == rooms.picture(), "python -m tests.rooms draws it again"
+    assert rooms.table() in rooms.PAGE.read_text(), "python -m tests.rooms writes it again"
+
+
+def test_every_room_is_small_and_says_where_to_start() -> None:
+    for room in rooms.rooms():
+        own = [path for path in rooms.files() if path.rpartition("/")[0] == room and not path.endswith("/__init__.py")]
+        said = (ROOT / room / "__init__.py").read_text()
+        assert len(own) <= MOST_FILES, room
+        assert "May import" in said and ("Start with" in said or "doors are" in said), room

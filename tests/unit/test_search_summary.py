@@ -9,6 +9,7 @@ import pytest
 
 from jobs.search.ledger import Ledger, Trials
 from jobs.search.report.summary import at_an_end, facts, fitted_rate, parabola, summary_lines
+from jobs.search.rules.prior import with_prior
 from jobs.training.mailbox import Answer
 from tests.unit.test_search_spec import BASE, sweep_of
 
@@ -91,3 +92,21 @@ def test_what_it_has_cost_is_known_to_the_next_driver(tmp_path: Path) -> None:
     assert summary_lines(again)[-1] == (
         "450 tokens were trained on in 0.05 GPU-hours, as many as 4.5 runs take; a grid would have taken 25 runs"
     )
+
+
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        ([0.6902, 0.6846, 0.6873, 0.7006, 0.6935, 0.6941], True),  # MiniLM, seed 42, after 12 steps
+        ([0.677, 0.636, 0.611, 0.586, 0.605, 0.628], False),  # seed 1
+        ([0.69, 0.68], False),  # too few
+    ],
+)
+def test_scores_at_the_rung_that_may_be_noise_are_told(tmp_path: Path, scores: list[float], says: bool) -> None:
+    sweep, _ = with_prior(sweep_of(tmp_path, BASE, algorithm="auto", rungs=[0.25]))
+    ledger = Ledger(sweep, str(tmp_path / "found"), lambda spec: 48, 100.0)
+    for number, score in enumerate(scores):
+        trial = ledger.add({"learning_rate": 3e-5 * 2**number, "warmup_ratio": 0.06})
+        ledger.answered(trial, Answer(status="paused", step=12, metrics={"eval_loss": score}))
+    told = [line for line in summary_lines(ledger) if "may be noise" in line]
+    assert len(told) == says and all("rungs: [0.5]" in line for line in told)

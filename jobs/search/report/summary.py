@@ -10,12 +10,13 @@ from typing import Any, Final
 import numpy as np
 
 from jobs.search.ledger import Trials
-from jobs.search.rules.auto import rate_for_a_whole_run, rate_name
+from jobs.search.rules.auto import aims, rate_for_a_whole_run, rate_name
 from jobs.spec.sweep import GRID_POINTS, Range
 
 FEWEST_FITTED: Final = 4
 _NEAREST: Final = 6  # trials that are fitted: farther away, the loss is flat on one side and a cliff on the other
 _DRAWS: Final = 400
+_LEAST_SPREAD: Final = 0.03  # of MiniLM: 16 % where the rung says something, 2.3 % where nothing is learned there
 _QUANTILES: Final = (0.1, 0.9)
 
 
@@ -117,6 +118,22 @@ def at_an_end(trials: Trials) -> str | None:
     return None
 
 
+def says_little(trials: Trials) -> str | None:
+    """A warning if the scores at the rung of `auto` are so near each other that their order may be noise."""
+    compared = [trial for trial in trials.searched if not trial.straight and trial.scores]
+    if not aims(trials.sweep) or len(compared) < FEWEST_FITTED:
+        return None
+    scores = [trial.scores[0][1] for trial in compared]
+    spread = (max(scores) - min(scores)) / max(abs(score) for score in scores)
+    if spread >= _LEAST_SPREAD:
+        return None
+    return (
+        f"the scores after step {compared[0].scores[0][0]} differ by {spread:.1%} at most, which may be noise: the run "
+        "may be too short to compare learning rates so early. To compare them later, start a new sweep with rungs: [0.5] "
+        "and budget.runs: 4.6"
+    )
+
+
 def facts(trials: Trials) -> dict[str, Any]:
     """What a search has found and cost, as JSON."""
     fit, best = fitted_rate(trials), trials.best
@@ -144,8 +161,7 @@ def summary_lines(trials: Trials) -> list[str]:
             f"a parabola through the scores after step {fit.step} has its optimum at learning_rate {fit.optimum:.2g} "
             f"(probably {fit.low:.2g} to {fit.high:.2g}){whole}"
         )
-    if (warning := at_an_end(trials)) is not None:
-        lines.append(warning)
+    lines += [warning for warning in (at_an_end(trials), says_little(trials)) if warning is not None]
     if trials.tokens_per_run:
         kind = "GPU" if trials.sweep.base.resources.gpus_per_worker else "CPU"
         lines.append(

@@ -129,8 +129,8 @@ def says_little(trials: Trials) -> str | None:
         return None
     return (
         f"the scores after step {compared[0].scores[0][0]} differ by {spread:.1%} at most, which may be noise: the run "
-        "may be too short to compare learning rates so early. To compare them later, start a new sweep with rungs: [0.5] "
-        "and budget.runs: 4.6"
+        "may be too short to compare learning rates so early. To compare them later, start a new sweep with "
+        "rungs: [0.5] and budget.runs: 4.6"
     )
 
 

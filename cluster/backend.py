@@ -1,7 +1,7 @@
-"""How a program is started, watched and stopped on the machines: the contract of every backend.
+"""The contract of every backend: how programs are started, watched and stopped on the machines.
 
-A backend knows submissions by name, and takes each name once, for ever: to start one that it knows does nothing. So
-whoever was killed in the middle of a start may start again, and nothing runs twice.
+A backend knows programs by name and accepts each name once. Starting a known name does nothing, so a caller that was
+killed in the middle of a start can repeat it, and nothing runs twice.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 
 class Phase(StrEnum):
-    PENDING = "pending"  # taken, and not started yet
+    PENDING = "pending"  # accepted, and not started yet
     RUNNING = "running"
     SUCCEEDED = "succeeded"  # exit code 0
     FAILED = "failed"
-    STOPPED = "stopped"  # after it was told to, whatever its exit code
-    LOST = "lost"  # nobody can say any more; it does not run
+    STOPPED = "stopped"  # on request, with any exit code
+    LOST = "lost"  # it does not run, and how it ended is unknown
 
 
 ENDED_PHASES = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED, Phase.LOST})
@@ -36,14 +36,15 @@ class Launch:
     """A program to be started.
 
     Attributes:
-        submission: its name; letters, digits, '.', '_' and '-', at most 200, and no '.' or '-' at the start.
-        command: the program and its arguments; no shell.
-        environment: added to what the backend's programs have anyway.
-        working_dir: None: a folder of the backend's own.
-        metadata: for people who look at the backend itself.
-        like: a program that somebody else has started there. This one runs in that one's environment (packages,
-            variables, working directory), where the backend still knows it.
-        like_digest: its `runtime_env.digest_of_environment`: another program of the same name is not meant.
+        submission: the program's name: at most 200 letters, digits, '.', '_' and '-', with no '.' or '-' at the start.
+        command: the program and its arguments. There is no shell.
+        environment: variables, added to those that the backend gives to all its programs.
+        working_dir: None: the backend makes a folder.
+        metadata: shown to people who look at the backend itself.
+        like: the name of a program that somebody else has started on these machines. This program runs in the same
+            environment (packages, variables, working directory), if the backend still knows the other one.
+        like_digest: the digest of that environment (`runtime_env.digest_of_environment`). It tells programs with equal
+            names apart.
     """
 
     submission: str
@@ -57,12 +58,12 @@ class Launch:
 
 @dataclass(frozen=True)
 class Submission:
-    """A program that was started here.
+    """A program that this backend has started.
 
     Attributes:
-        exit_code: of one that has ended, where the backend knows it; -N: ended by signal N.
-        message: why, where the backend knows more.
-        node_id: the node that it was started on, where the backend knows it.
+        exit_code: None while the program runs, or if the backend does not know it; -N: ended by signal N.
+        message: the reason of the end, if the backend knows one.
+        node_id: the node on which the program was started; None: unknown.
     """
 
     submission: str
@@ -78,66 +79,67 @@ class Submission:
 
 @dataclass(frozen=True)
 class Other:
-    """A program that somebody else runs: its name there, and what it is."""
+    """A program that somebody else runs on these machines: its name, and a description."""
 
     name: str
     what: str
 
 
 class Backend(Protocol):
-    """All calls may raise BackendUnreachable: the machines do not answer, and nothing is known of what was asked."""
+    """Every call may raise BackendUnreachable. Then nobody knows whether the machines have done what was asked."""
 
     def inventory(self) -> Inventory:
-        """All living machines, with what others than Fleetune hold on them."""
+        """Return all living machines, with the slots that other programs than Fleetune's hold on them."""
 
     def fence(self, fence: int) -> None:
-        """From now on callers with a lower number are refused (`start`). Raises Fenced if this one is lower."""
+        """Refuse callers of `start` with a lower number from now on. Raises Fenced if a higher number is known."""
 
     def start(self, launch: Launch, fence: int) -> None:
-        """Start a program, unless its name is known. Returns once it is taken.
+        """Start a program unless its name is known. Returns when the backend has accepted it.
 
         Args:
-            fence: a number that grows with each new caller. A lower one than was seen before is refused.
+            fence: a number that grows with each new caller.
 
         Raises:
-            Fenced: a newer caller has been here.
-            LaunchRefused: this program can never start here (no such program, no such folder). Its name is not taken.
-                A backend that cannot see that at once takes it, and it ends as FAILED with exit code 126 or 127.
+            Fenced: a caller with a higher fence has called before.
+            LaunchRefused: this program can never start (no such program or folder). Its name stays unused. A backend
+                that cannot see this at once accepts the program, which then ends as FAILED with exit code 126 or 127.
         """
 
     def submissions(self) -> Sequence[Submission]:
-        """All that are known, ended ones included until they are forgotten."""
+        """Return all known programs. Those that have ended are included until they are forgotten."""
 
     def stop(self, submission: str, *, hard: bool = False) -> None:
-        """Ask it to end; hard: end it. Returns at once; one that is not known or has ended is left alone.
+        """Ask a program to end, or end it by force (`hard`). Returns at once; unknown names are passed over.
 
-        What it started itself ends with it, at the latest when it is ended hard.
+        Processes that the program has started end with it, at the latest when it is ended by force.
         """
 
     def forget(self, submissions: Sequence[str]) -> None:
-        """These have ended and need not be listed any more. Their names stay taken."""
+        """Stop listing programs that have ended. Their names stay used."""
 
     def discard(self, submissions: Sequence[str]) -> None:
-        """Remove all that is kept of programs that have ended: entry, output, folder of their own.
+        """Remove everything that is kept of programs that have ended: entry, output and folder.
 
-        Their names are free then: only for programs that nobody will start again. Unknown ones are passed over.
+        Their names become free again, so call this only for programs that nobody will start again. Unknown names are
+        passed over.
         """
 
     def output(self, submission: str, after: int = 0) -> bytes:
-        """What it has written to stdout and stderr, from a byte on, up to 1 MiB; empty where nothing is known."""
+        """Return up to 1 MiB of the program's stdout and stderr, from byte `after` on; empty if nothing is known."""
 
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
-        """Which of these programs, that others have started there, are known to have ended."""
+        """Return those of these programs, which others have started, that are known to have ended."""
 
     def others(self) -> Sequence[Other]:
-        """Programs that others than Fleetune run there, as far as the backend knows of them."""
+        """Return the programs that others run on these machines, as far as the backend knows them."""
 
     def close(self) -> None:
-        """Let go of the backend; what runs goes on."""
+        """Disconnect. Running programs go on."""
 
 
 def check_launch(launch: Launch) -> None:
-    """What holds for every backend.
+    """Check what every backend requires of a launch.
 
     Raises:
         LaunchRefused: the name or the command cannot be used.

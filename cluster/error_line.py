@@ -1,4 +1,4 @@
-"""What a program has said of its own failure, at the end of its output."""
+"""The error line of a program: how a driver of Fleetune says why it failed, at the end of its output."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ _ERROR = re.compile(r"^(?:\S+ \S+Z )?(?:error|failed): (?P<said>\S.*)$", re.MULT
 
 
 def last_words(tail: str) -> str:
-    """The last line that a driver of Fleetune begins with `error: `, or `failed: ` where it is the run; else empty."""
+    """Return the text of the last line that begins with `error: ` or `failed: `; empty: there is no such line."""
     said = [match["said"].strip() for match in _ERROR.finditer(tail)]
     return said[-1][:LONGEST] if said else ""

@@ -1,4 +1,4 @@
-"""What a job's own code finds around it, in the driver and in every worker: its directory and its variables."""
+"""The environment of a job's own code, in the driver and in every worker: working directory and variables."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cluster.settings import add_to_environment, expand_gpu_memory
 class JobEnvironment:
     """
     Attributes:
-        working_dir: where the code runs, and finds modules; None: where the process is.
-        variables: of the environment. They may be secret, and are shown nowhere.
+        working_dir: the current directory and the first place for imports; None: both stay as they are.
+        variables: environment variables. They may be secret and are never shown.
         gpus: the process uses GPUs.
     """
 
@@ -28,10 +28,10 @@ class JobEnvironment:
         return self.working_dir is None and not self.variables and not self.gpus
 
     def enter(self) -> None:
-        """Make this process one of that place.
+        """Give this process the variables and the working directory.
 
         Raises:
-            OSError: there is no such directory. The variables are set.
+            OSError: there is no such directory. The variables are set nevertheless.
         """
         add_to_environment(self.variables)
         if self.gpus:

@@ -1,4 +1,4 @@
-"""Which GPUs of this machine a driver takes, where no cluster hands them out: by locks that go with the process."""
+"""GPUs of this machine, taken by drivers where no cluster assigns them. The locks end with the process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WAIT_S, _POLL_S = 60.0, 0.2
 
 
 def lock_folder() -> Path:
-    """One for all users of the machine."""
+    """Return the folder of the locks, which all users of the machine share."""
     return Path(tempfile.gettempdir()) / "fleetune-gpus"
 
 
@@ -28,15 +28,15 @@ def held_gpus(
     wait_s: float = _WAIT_S,
     say: Callable[[str], None] = print,
 ) -> Iterator[tuple[str, ...]]:
-    """`count` of the GPUs that no other driver holds, in the order given; held until the context ends.
+    """Hold `count` GPUs that no other driver holds, in the given order, until the context ends.
 
-    Whoever held them before may take a moment to end.
+    Waits for up to `wait_s`, because an earlier holder may take a moment to end.
 
     Args:
-        gpus: as CUDA_VISIBLE_DEVICES names them: numbers, or UUIDs.
+        gpus: names as in CUDA_VISIBLE_DEVICES: numbers or UUIDs.
 
     Raises:
-        MachinesFailed: there were not enough free ones for `wait_s`.
+        MachinesFailed: not enough GPUs became free in time.
     """
     if count == 0:
         yield ()
@@ -64,7 +64,7 @@ def held_gpus(
 
 
 def _take(count: int, gpus: Sequence[str], folder: Path, held: contextlib.ExitStack) -> tuple[str, ...]:
-    """As many as are free, up to `count`; no waiting, so that two who take some each cannot block one another."""
+    """Lock up to `count` free GPUs without waiting, so that two drivers with some each cannot block one another."""
     taken: list[str] = []
     for gpu in gpus:
         if len(taken) == count:
@@ -81,7 +81,7 @@ def _take(count: int, gpus: Sequence[str], folder: Path, held: contextlib.ExitSt
 
 
 def _open(path: Path) -> int:
-    """Another user may have made it; to lock it, reading is enough."""
+    """Open a lock file, which another user may have made: reading is enough to lock it."""
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDONLY, 0o644))
     return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)

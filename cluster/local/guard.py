@@ -1,10 +1,12 @@
-"""Stands around one program: whatever the program has started ends with it, and all of it ends with whoever asked.
+"""A guard around one program: all processes that the program starts end with it, and with the guard's caller.
 
-`python -I -S guard.py STATUS CONTROL PROGRAM ARGUMENT...`: nothing but the standard library, so that it is up at once.
-STATUS and CONTROL are descriptors. STATUS gets b"+" once the program runs, or b"-" and why it cannot; and in the end
-the exit code, -N for signal N. CONTROL takes orders of one byte, TERM and KILL; its end is KILL, too, and by that the
-kernel tells that whoever held it is gone. The guard is nobody's child: Ray kills the children of a worker that ends,
-and would leave those of the guard.
+    python -I -S guard.py STATUS CONTROL PROGRAM ARGUMENT...
+
+It uses the standard library only, so that it starts at once. STATUS and CONTROL are file descriptors. The guard writes
+b"+" to STATUS when the program runs, or b"-" and the reason why it cannot; at the end it writes the exit code, -N for
+signal N. CONTROL takes orders of one byte, TERM and KILL. When CONTROL is closed, its holder is gone, and the guard
+kills the program. The guard detaches from its parent, because Ray kills the children of a worker that ends and would
+leave the children of the guard.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ def main(status: int, control: int, command: list[str]) -> None:
     woken = _woken_by_children()
 
     def in_the_program() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # should the guard itself be killed
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # in case the guard itself is killed
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     try:
@@ -49,7 +51,7 @@ def main(status: int, control: int, command: list[str]) -> None:
 
 
 def _woken_by_children() -> int:
-    """A descriptor that has something to read when a child has ended."""
+    """Return a file descriptor that becomes readable when a child has ended."""
     reads, writes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -59,7 +61,7 @@ def _woken_by_children() -> int:
 
 
 def _wait(program: int, control: int, woken: int) -> int:
-    """Until it has ended; its status, as waitpid gives it."""
+    """Wait for the end of the program, and return its status as waitpid gives it."""
     listening = [control, woken]
     while True:
         ready, _, _ = select.select(listening, [], [])
@@ -95,7 +97,7 @@ def _kill_the_rest() -> None:
 
 
 def _children() -> list[int]:
-    """Whoever has lost its parent is one of these, so there is no need to look deeper."""
+    """Return the direct children. Orphans become children of the guard, so this is enough."""
     with open(f"/proc/self/task/{os.getpid()}/children") as file:
         return [int(pid) for pid in file.read().split()]
 

@@ -17,20 +17,20 @@ _ASK_GPUS_S = 20.0
 
 
 def this_machine() -> Node:
-    """What this process may use of the machine. GPUs are asked of nvidia-smi, where there is one."""
+    """Return the CPUs and GPUs that this process may use. GPUs are read from nvidia-smi, if it is installed."""
     gpus = _gpu_names()
     return Node(os.uname().nodename, len(os.sched_getaffinity(0)), len(gpus), _model(gpus[0]) if gpus else None)
 
 
 def has_gpus() -> bool:
-    """Whether anything says that this machine has a GPU; at once, without counting them."""
+    """Whether this machine seems to have a GPU. Fast: nothing is counted."""
     devices = Path("/dev")
     signs = [*devices.glob("nvidia[0-9]*"), *devices.glob("kfd"), *devices.glob("dxg")]  # NVIDIA, AMD, WSL
     return bool(signs) or shutil.which("nvidia-smi") is not None
 
 
 def machine_name() -> str:
-    """The same for all processes of one machine until it is started again, and for none of another one."""
+    """Return a name that is equal for all processes of this machine until it boots again, and differs elsewhere."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{os.uname().nodename} {boot.read_text()[:13]}" if boot.exists() else os.uname().nodename
 

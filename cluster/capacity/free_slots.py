@@ -1,8 +1,8 @@
-"""Where the free slots of a cluster are, for placing many gangs one after the other.
+"""The free slots of a cluster, and where gangs are placed on them, one after the other.
 
-A gang goes on one node where all its workers fit; the node with the fewest slots left over takes it, so that whole
-nodes stay free. A gang that fits no node takes wholly free nodes of one accelerator type, and for its last workers a
-node that may be shared.
+If all workers of a gang fit on one node, the fitting node with the fewest free slots takes them, so that whole nodes
+stay free. A larger gang takes wholly free nodes of one accelerator type, and for its last workers a node that it may
+share.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import Occupancy, Placement
 
 _Zone = tuple[int, float, float]  # kind, reserved from, closes at
-_Level = tuple[int, bool]  # free slots, wholly free: of nodes with as many free slots, one in use comes first
+_Level = tuple[int, bool]  # (free slots, wholly free): among equally many free slots, nodes in use come first
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a gang may be asked for, beside its workers.
+    """Conditions of a placement, beside the number of workers.
 
     Attributes:
-        yields_s: when it is gone from nodes that are reserved for another; inf: when nobody knows.
-        leaves_s: when it is gone from nodes that close for maintenance.
-        kinds: of nodes that it may go to; None: all.
+        yields_s: time at which the gang will have left nodes that are reserved for another job; inf: unknown.
+        leaves_s: time at which it will have left nodes that close for maintenance.
+        kinds: kinds of nodes that it may be placed on; None: all.
     """
 
     yields_s: float = math.inf
@@ -41,10 +41,10 @@ ANYWHERE = Terms()
 
 
 class FreeSlots:
-    """The free slots of the usable nodes of one occupancy. Lives for one plan; the occupancy itself is not changed."""
+    """The free slots of the usable nodes of an occupancy. It lives for one plan, and does not change the occupancy."""
 
     def __init__(self, occupancy: Occupancy, closes_s: Sequence[float] | None = None) -> None:
-        """`closes_s`: [nodes]; when each is closed for maintenance; -inf: it is."""
+        """`closes_s`: [nodes]; the time at which each node closes for maintenance; -inf: it is closed."""
         self._of = occupancy
         now_free = occupancy.free * occupancy.usable
         self.free: list[int] = now_free.tolist()
@@ -52,14 +52,14 @@ class FreeSlots:
         self._sizes, self._kinds, self._gpu = occupancy.lists
         self._reserved_s = [math.inf] * len(self.free)
         self._closes_s = self._reserved_s if closes_s is None else list(closes_s)
-        # Distinct times that not everybody can keep to, in their order.
+        # Distinct times of reservations and closings, ascending.
         self.reservations: list[float] = []
         self.closings: list[float] = sorted({at for at in closes_s or () if at < math.inf})
         self._reserved_array = self._closes_array = np.array(self._closes_s if closes_s is not None else ())
         self.total = 0
-        self._with_free = [0] * (occupancy.slots.shape[1] + 1)  # nodes by free slots
+        self._with_free = [0] * (occupancy.slots.shape[1] + 1)  # number of nodes, by free slots
         self._highest = 0  # no node has more free slots
-        # Heaps of nodes. An entry whose node has gone to another heap since is stale.
+        # Heaps of nodes. An entry is stale if its node has been pushed to another heap since.
         self._zones: dict[_Zone, dict[_Level, list[int]]] = {}
         self._heap_of: list[list[int] | None] = [None] * len(self.free)
         for node in now_free.nonzero()[0].tolist():
@@ -71,14 +71,14 @@ class FreeSlots:
             self._enter(node)
 
     def after(self, occupancy: Occupancy) -> FreeSlots:
-        """Of another occupancy of the same nodes, with the same reservations and closings."""
+        """Return the free slots of another occupancy of the same nodes, with the same reservations and closings."""
         other = FreeSlots(occupancy, self._closes_s if self.closings else None)
         for at_s in self.reservations:
             other.reserve([node for node, reserved in enumerate(self._reserved_s) if reserved == at_s], at_s)
         return other
 
     def place(self, gang: Gang, terms: Terms = ANYWHERE) -> Placement | None:
-        """Take slots for a gang; None where it does not fit now."""
+        """Place a gang and take its slots; None: it does not fit now."""
         placement = self._find(gang, terms) if gang.gpus_per_worker else self._find_by_cpus(gang, terms)
         if placement is not None:
             self.take(gang, placement)
@@ -89,12 +89,12 @@ class FreeSlots:
             self._change(node, gang, -workers)
 
     def give(self, gang: Gang, placement: Placement) -> None:
-        """Give slots back, of a gang that is stopped. Nodes that are not usable stay without free slots."""
+        """Free the slots of a gang that is stopped. Nodes that are not usable stay without free slots."""
         for node, workers in placement:
             self._change(node, gang, workers)
 
     def reserve(self, nodes: Iterable[int], at_s: float) -> None:
-        """From `at_s` on these nodes are somebody's."""
+        """Reserve nodes from `at_s` on."""
         if not self.reservations:
             self._reserved_s = list(self._reserved_s)
         for node in nodes:
@@ -105,7 +105,7 @@ class FreeSlots:
         self._reserved_array = np.array(self._reserved_s)
 
     def closed_to(self, terms: Terms) -> NDArray[np.bool_] | None:
-        """[nodes]; where a gang with such terms may not go; None: it may go everywhere."""
+        """[nodes]; True: a gang with these terms may not be placed there. None: it may be placed everywhere."""
         closed = None
         if self.reservations:
             closed = self._reserved_array < terms.yields_s
@@ -154,13 +154,13 @@ class FreeSlots:
         return next((placement for placement in spanning if placement is not None), None)
 
     def _most_on_one(self) -> int:
-        """Free slots of the node with the most."""
+        """Return the number of free slots on the node that has most."""
         while self._highest and not self._with_free[self._highest]:
             self._highest -= 1
         return self._highest
 
     def _zones_for(self, gang: Gang, terms: Terms) -> list[_Zone]:
-        """Those the gang may use, the ones that are spoken for soonest first: they are of use to few."""
+        """Return the zones that the gang may use. Those that close soonest come first: few gangs can use them."""
         fits = self._of.kinds_for(gang)
         found = [
             zone
@@ -173,7 +173,7 @@ class FreeSlots:
         return sorted(found, key=lambda zone: (*zone[1:], zone[0])) if len(found) > 1 else found
 
     def _best_node(self, zones: Sequence[_Zone], gang: Gang, workers: int, avoid: Sequence[int] = ()) -> int | None:
-        """The node with the fewest free slots that holds so many workers; of equals one in use, then the lowest."""
+        """Return the node with the fewest free slots that holds the workers; of equals one in use, then the lowest."""
         slots, cpus = workers * gang.gpus_per_worker, workers * gang.cpus_per_worker
         best: tuple[_Level, int] | None = None
         for zone in zones:
@@ -188,7 +188,7 @@ class FreeSlots:
         return best[1] if best is not None else None
 
     def _lowest(self, levels: dict[_Level, list[int]], level: _Level, cpus: int, avoid: Sequence[int]) -> int | None:
-        """The lowest node of a level with so many CPUs."""
+        """Return the lowest node of a level that has the CPUs."""
         heap, passed, found = levels[level], list[int](), None
         while heap and found is None:
             if self._heap_of[heap[0]] is not heap:
@@ -204,7 +204,7 @@ class FreeSlots:
         return found
 
     def _whole_nodes(self, zones: Sequence[_Zone], gang: Gang) -> Placement | None:
-        """Wholly free nodes, the largest first, and one that may be shared for the rest."""
+        """Place a gang on wholly free nodes, the largest first, and its last workers on a node that may be shared."""
         chosen: list[tuple[int, int]] = []
         left = gang.num_workers
         levels = sorted((-level[0], zone[1:], level, zone) for zone in zones for level in self._zones[zone] if level[1])
@@ -221,7 +221,7 @@ class FreeSlots:
         return (*chosen, (last, left)) if chosen and last is not None else None
 
     def _find_by_cpus(self, gang: Gang, terms: Terms) -> Placement | None:
-        """One node where it fits, without GPUs if there is one; else wholly free nodes without GPUs."""
+        """Place a gang without GPUs on one node, if possible without GPUs; else on wholly free nodes without GPUs."""
         need = gang.num_workers * gang.cpus_per_worker
         closed = self.closed_to(terms)
         usable = self._of.usable if closed is None else self._of.usable & ~closed

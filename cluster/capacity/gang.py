@@ -1,4 +1,4 @@
-"""What a gang asks for. Values only."""
+"""A gang: the workers of a job and what each needs. Values only."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Final
 
 from cluster.text import many
 
-# The most that a gang may ask for. Products and sums over a cluster stay far below 2**31, so that the 32-bit arrays of
-# `cluster.capacity.occupancy` cannot overflow.
+# Upper bounds of a gang. Products and sums over a cluster stay far below 2**31, so that the 32-bit arrays in
+# `occupancy` cannot overflow.
 MOST_WORKERS: Final = 65_536
 MOST_CPUS_PER_WORKER: Final = 65_536
 MOST_GPUS_PER_WORKER: Final = 1024
-MOST_OF_A_GANG: Final = 1 << 24  # CPUs, and GPUs, of all workers together
+MOST_OF_A_GANG: Final = 1 << 24  # CPUs of all workers together, and GPUs of all workers together
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What machines there are. Values only; `cluster.ray.connection` fills them from a living cluster."""
+"""Machines as values. `cluster.ray.connection` reads them from a living cluster."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Node:
     cpus: int
     gpus: int = 0
     accelerator_type: str | None = None
-    usable: bool = True  # False: cordoned, draining or suspected; nothing new is put there
-    foreign_gpus: int = 0  # held by somebody else than Fleetune
+    usable: bool = True  # False: cordoned, draining or suspected, so that nothing new is placed there
+    foreign_gpus: int = 0  # held by other programs than Fleetune's
     foreign_cpus: int = 0
-    name: str = ""  # for people; empty where the id is one
+    name: str = ""  # for people; empty: the id is shown
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class NodeType:
     """Machines that an autoscaler may add.
 
     Attributes:
-        node: as each of them is, as far as that is known; its id is the type's name.
-        most: at once, those that are there included.
-        asks: the accelerator type by which the autoscaler knows them; None: it does not.
+        node: what a node of this type has, as far as it is known. Its id is the name of the type.
+        most: most nodes of this type at once, with those that exist.
+        asks: the accelerator type under which the autoscaler knows these nodes; None: it knows none.
     """
 
     node: Node
@@ -36,18 +36,18 @@ class NodeType:
     asks: str | None = None
 
     def is_of(self, node: Node) -> bool:
-        """Whether a living node looks like it: its labels do not say it on every Ray."""
+        """Whether a living node looks like this type. Labels are not used, since not every Ray has them."""
         kinds = {None, self.node.accelerator_type, node.accelerator_type}
         return (node.cpus, node.gpus) == (self.node.cpus, self.node.gpus) and len(kinds) <= 2
 
 
 @dataclass(frozen=True)
 class Growth:
-    """How far an autoscaler may take a cluster. Without types there is none.
+    """How far an autoscaler may extend a cluster. Without types, there is no autoscaler.
 
     Attributes:
-        most_nodes: of all types together.
-        head: how the head's own node looks, where that is known: it is no worker.
+        most_nodes: most nodes of all types together.
+        head: the type of the head's node, which is no worker; None: unknown.
     """
 
     types: tuple[NodeType, ...] = ()
@@ -64,7 +64,7 @@ class Inventory:
 
     @cached_property
     def kinds(self) -> tuple[NodeType | None, ...]:
-        """[nodes]; what each is of; None: the head, or no machine of the autoscaler's, or it has only just come."""
+        """[nodes]; the type of each node; None: the head, or a node that the autoscaler has not added."""
         head, counts, found = self.growth.head, Counter[str](), list[NodeType | None]()
         for node in self.nodes:
             if head is not None and head.is_of(node):
@@ -80,9 +80,9 @@ class Inventory:
 
     @cached_property
     def more(self) -> tuple[tuple[NodeType, int], ...]:
-        """Types of which nodes may still be added, and how many. See `most_more` for all together.
+        """Types of which nodes may still be added, and how many of each. `most_more` bounds the sum.
 
-        A type that does not say which accelerator it has is known by those that are there.
+        If a type does not name its accelerator, the accelerator of its existing nodes is taken.
         """
         counts = Counter(kind.node.node_id for kind in self.kinds if kind is not None)
         known = {
@@ -100,13 +100,13 @@ class Inventory:
 
     @cached_property
     def most_more(self) -> int:
-        """Nodes that may still be added in all."""
+        """How many nodes of all types may still be added."""
         there = sum(kind is not None for kind in self.kinds)
         return max(0, min(self.growth.most_nodes - there, sum(count for _, count in self.more)))
 
     @property
     def labels(self) -> dict[str, str]:
-        """What people call each node, by id: its name, where no other node has the same."""
+        """The label of each node for people, by id: its name if no other node has it, else its id."""
         named = Counter(node.name for node in self.nodes)
         return {node.node_id: node.name if node.name and named[node.name] == 1 else node.node_id for node in self.nodes}
 

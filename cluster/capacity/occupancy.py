@@ -1,4 +1,4 @@
-"""Who holds what on which machine, at one moment. Values only.
+"""Occupancy: which job holds which slots of which node, at one moment. Values only.
 
 A node's slots are its GPUs, or its CPUs where it has no GPU. Gangs that need no GPU take CPUs of GPU nodes and no slot.
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory, Node
 
-# What a slot holds that no job holds. They count from the end of an array that is looked up by slot.
+# Values of slots that no job holds. They are negative, so that they index an array of rows from its end.
 FREE, ABSENT, FOREIGN = -1, -2, -3
 
 Placement = tuple[tuple[int, int], ...]  # (node, workers' slots there), nodes by their number
@@ -35,17 +35,17 @@ class Occupancy:
     """The nodes of a cluster and the jobs on them.
 
     Attributes:
-        names: of the nodes; all other attributes count nodes in this order.
-        slots: int32 [nodes, slots of the largest]; the row of the job that holds the slot, or FREE, ABSENT (the node is
-            smaller) or FOREIGN (taken by somebody else).
-        sizes: int32 [nodes]; slots of each.
-        free: int32 [nodes]; free slots of each, as in `slots`.
-        cpus_free: int32 [nodes]; CPUs that nobody holds.
-        cpus: int32 [nodes]; CPUs of each, whoever holds them.
-        kinds: int32 [nodes]; index into `types`. Nodes with GPUs and nodes without are never of one kind.
-        types: the accelerator type of each kind; None for nodes without GPU, and where it is unknown.
+        names: names of the nodes. All other attributes have the nodes in this order.
+        slots: int32 [nodes, slots of the largest node]; the row of the job that holds the slot, or FREE, ABSENT (the
+            node has fewer slots) or FOREIGN (used by other programs).
+        sizes: int32 [nodes]; number of slots.
+        free: int32 [nodes]; number of free slots, as in `slots`.
+        cpus_free: int32 [nodes]; free CPUs.
+        cpus: int32 [nodes]; all CPUs.
+        kinds: int32 [nodes]; index into `types`. Nodes with and without GPUs never have the same kind.
+        types: the accelerator type of each kind; None: no GPU, or an unknown type.
         has_gpus: bool [nodes].
-        usable: bool [nodes]; False where nothing new may be put (cordoned, draining, suspected).
+        usable: bool [nodes]; False: nothing new may be placed there (cordoned, draining or suspected).
     """
 
     names: tuple[str, ...]
@@ -61,7 +61,7 @@ class Occupancy:
 
     @staticmethod
     def of(inventory: Inventory, held: Iterable[tuple[int, Gang, Placement]] = ()) -> Occupancy:
-        """An inventory with what jobs hold on it: (row of the job, its gang, where it is)."""
+        """Make the occupancy of an inventory. `held`: (row of the job, its gang, its placement)."""
         nodes = inventory.nodes
         sizes = np.array([slots_of(node) for node in nodes], np.int32)
         slots = np.full((len(nodes), max(sizes, default=0)), ABSENT, np.int32)
@@ -88,14 +88,14 @@ class Occupancy:
         return occupancy
 
     def fits(self, gang: Gang) -> NDArray[np.bool_]:
-        """[nodes]; usable nodes of the gang's type, with GPUs exactly if it needs some."""
+        """[nodes]; usable nodes of the gang's type. They have GPUs if the gang needs some, and none otherwise."""
         fits: NDArray[np.bool_] = self.usable & (self.has_gpus == (gang.gpus_per_worker > 0))
         return fits if gang.accelerator_type is None else fits & np.isin(self.kinds, list(self.kinds_for(gang)))
 
     def copy(self) -> Occupancy:
-        """With slots, CPUs and `usable` of its own, to be changed while a plan is made."""
+        """Return a copy whose slots, CPUs and `usable` can be changed while a plan is made."""
         other = object.__new__(Occupancy)
-        # What is derived of the nodes alone is derived once, here, and shared by all copies.
+        # What is derived from the nodes alone is computed here once, and all copies share it.
         _ = self.lists, self.total, self._smallest, self._kinds_for
         own = {name: getattr(self, name).copy() for name in ("slots", "free", "cpus_free", "usable")}
         other.__dict__.update(self.__dict__, **own)
@@ -103,11 +103,11 @@ class Occupancy:
 
     @cached_property
     def total(self) -> int:
-        """Slots of all nodes."""
+        """The number of slots of all nodes."""
         return int(self.sizes.sum())
 
     def kinds_for(self, gang: Gang) -> frozenset[int]:
-        """Kinds of nodes that may hold workers of a gang: a GPU of its type, if it needs any."""
+        """Return the kinds of nodes that can hold workers of a gang: with GPUs of its type, if it needs any."""
         key = (gang.gpus_per_worker > 0, gang.accelerator_type)
         if key not in self._kinds_for:
             pairs = set(zip(self.kinds.tolist(), self.has_gpus.tolist(), strict=True))
@@ -121,14 +121,14 @@ class Occupancy:
         return {}
 
     def spans_nodes(self, gang: Gang, kind: int) -> bool:
-        """Whether no usable node of the kind, if it was empty, could hold the whole gang."""
+        """Whether the gang needs several nodes of this kind, because no usable one could hold it even if empty."""
         mine = self.usable & (self.kinds == kind)
         per_worker = gang.gpus_per_worker or gang.cpus_per_worker
         workers = np.minimum(self.sizes[mine] // per_worker, self.cpus[mine] // max(gang.cpus_per_worker, 1))
         return bool((workers < gang.num_workers).all())
 
     def fits_every_node(self, gang: Gang) -> bool:
-        """Whether each node with GPUs, if it was empty, could hold the whole gang."""
+        """Whether every node with GPUs could hold the whole gang if it were empty."""
         slots, cpus = self._smallest
         return gang.num_workers * gang.gpus_per_worker <= slots and gang.num_workers * gang.cpus_per_worker <= cpus
 
@@ -141,7 +141,7 @@ class Occupancy:
 
     @cached_property
     def lists(self) -> tuple[list[int], list[int], list[bool]]:
-        """Sizes, kinds and has_gpus as lists, for those who go through the nodes one by one."""
+        """Sizes, kinds and has_gpus as lists, which are faster to read one by one."""
         return self.sizes.tolist(), self.kinds.tolist(), self.has_gpus.tolist()
 
     def take(self, node: int, row: int, slots: int, cpus: int) -> None:
@@ -161,7 +161,7 @@ class Occupancy:
             self.take(node, row, slots, workers * gang.cpus_per_worker)
 
     def hold_all(self, held: Iterable[tuple[int, Gang, Placement]]) -> None:
-        """What `hold` does, for many at once."""
+        """Do what `hold` does for many jobs at once."""
         pieces = [
             (node, row, self.slots_for(gang, node, workers), workers * gang.cpus_per_worker)
             for row, gang, placement in held
@@ -176,7 +176,7 @@ class Occupancy:
         if (over := (wanted > self.free).nonzero()[0]).size:
             node = int(over[0])
             raise ValueError(f"{self.names[node]} has {self.free[node]} free slots, not {wanted[node]}")
-        # The n-th slot wanted of a node is its n-th free one.
+        # The n-th slot that is taken on a node is its n-th free one.
         number = np.arange(len(lines)) - np.concatenate([[0], np.cumsum(wanted)[:-1]])[lines]
         free_first = np.argsort(self.slots != FREE, axis=1, kind="stable")
         self.slots[lines, free_first[lines, number]] = np.repeat(rows, slots)
@@ -191,7 +191,7 @@ class Occupancy:
             self.cpus_free[node] += workers * gang.cpus_per_worker
 
     def slots_for(self, gang: Gang, node: int, workers: int) -> int:
-        """Slots that so many workers of the gang hold on a node."""
+        """Return how many slots these workers of the gang hold on a node."""
         if gang.gpus_per_worker:
             return workers * gang.gpus_per_worker
         return 0 if self.has_gpus[node] else workers * gang.cpus_per_worker
@@ -202,7 +202,7 @@ def workers_in(placement: Iterable[tuple[object, int]]) -> int:
 
 
 def placement_of(row: int, gang: Gang, occupancy: Occupancy) -> Placement:
-    """Where a row's slots are. Empty for a gang that holds none."""
+    """Return the placement of a row from its slots. Empty if the gang holds none."""
     held = Counter((occupancy.slots == row).nonzero()[0].tolist())
     per_worker = gang.gpus_per_worker or gang.cpus_per_worker
     return tuple((node, slots // per_worker) for node, slots in held.items())

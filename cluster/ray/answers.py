@@ -1,4 +1,4 @@
-"""What Ray says of one of its jobs, in our terms. Pure functions of its JobDetails."""
+"""Submissions from Ray's JobDetails. Pure functions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PHASES = {
     "FAILED": Phase.FAILED,
     "STOPPED": Phase.STOPPED,
 }
-# How Ray says that it has lost a job, as opposed to a job that has failed.
+# Errors by which Ray reports that it has lost a job. Other errors report a job that has failed.
 _LOST_TYPES = frozenset(
     f"JOB_SUPERVISOR_ACTOR_{what}"
     for what in ("START_TIMEOUT", "START_FAILURE", "UNSCHEDULABLE", "UNKNOWN_FAILURE", "DIED")
@@ -24,26 +24,26 @@ _LONGEST_MESSAGE = 500
 
 
 def environment_like(job: Any) -> dict[str, Any]:
-    """The runtime environment of one of Ray's JobDetails, for another job; without what names its own server."""
+    """Return a job's runtime environment for another job, without the variables that name the first one's server."""
     found = dict((job.runtime_env if job is not None else None) or {})
     variables = dict(found.get("env_vars") or {})
     return {**found, "env_vars": {name: value for name, value in variables.items() if not name.startswith(_OURS)}}
 
 
 def submission_of(job: Any) -> Submission:
-    """What one of Ray's JobDetails says."""
+    """Make a submission from JobDetails."""
     name, phase = job.submission_id, PHASES[job.status.value]
     if phase is not Phase.FAILED:
         return Submission(name, phase, job.driver_exit_code, node_id=job.driver_node_id)
     if job.error_type in _LOST_TYPES:
         return Submission(name, Phase.LOST, message=one_line(job.message or ""))
-    # Of a program that ran, Ray's message is the end of its output.
+    # If the program ran, Ray's message is the end of its output.
     text = job.message or ""
     message = last_words(text[-TAIL_BYTES:]) if job.driver_exit_code is not None else one_line(text)
     return Submission(name, phase, job.driver_exit_code, message)
 
 
 def one_line(text: str) -> str:
-    """What an error says; of a traceback, its last line."""
+    """Return the first line of an error, or the last line of a traceback."""
     lines = text.strip().splitlines() or [""]
     return lines[-1 if "Traceback" in text else 0][:_LONGEST_MESSAGE]

@@ -1,4 +1,4 @@
-"""What is asked of one node, in the words of Ray's resources. Values only."""
+"""Bundles: the resources that are requested on one node, under the names that Ray uses. Values only."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Iterable, Mapping
 
 Bundle = Mapping[str, float]
 
-TYPE_RESOURCE = "accelerator_type:"  # what a node has of it is its accelerators' type
-_LEAST = 0.001  # of a resource that only marks a node
+TYPE_RESOURCE = "accelerator_type:"  # a prefix: the rest of the resource's name is the type of the node's accelerators
+_LEAST = 0.001  # amount of a resource that only marks a node
 
 
 def bundle(cpus: int, gpus: int, accelerator_type: str | None = None) -> Bundle:
-    """In Ray's words."""
+    """Make the bundle for CPUs, GPUs and an accelerator type."""
     found: dict[str, float] = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
     return found | {f"{TYPE_RESOURCE}{accelerator_type}": _LEAST} if gpus and accelerator_type else found
 
 
 def in_words(bundles: Iterable[Bundle]) -> str:
-    """`2 x (4 CPU, 1 GPU), 1 x (2 CPU)`; of nothing, `nothing`."""
+    """Format bundles: `2 x (4 CPU, 1 GPU), 1 x (2 CPU)`; `nothing` if there are none."""
     counts: dict[str, int] = {}
     for one in bundles:
         text = ", ".join(f"{amount:g} {name}" for name, amount in one.items() if not name.startswith(TYPE_RESOURCE))

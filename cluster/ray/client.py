@@ -1,4 +1,4 @@
-"""Ray's own client of the dashboard, and single questions to it."""
+"""Ray's client of the dashboard, with a time limit, and single requests."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from urllib.parse import quote
 
 
 def job_named(client: Any, submission: str) -> Any:
-    """Ray's JobDetails; None where it knows no such submission."""
+    """Return the JobDetails of a submission; None: Ray knows no such submission."""
     name = quote(submission, safe="")
     answer = client._do_request("GET", f"/api/jobs/{name}")
     if answer.status_code == 404:
         return None
     job = client.get_job_info(name)
-    return job if job.submission_id == submission else None  # Ray's own ids of jobs lead here, too
+    return job if job.submission_id == submission else None  # Ray finds jobs by its internal ids, too
 
 
 def json_of(client: Any, path: str) -> Any:
@@ -24,14 +24,14 @@ def json_of(client: Any, path: str) -> Any:
 
 
 def ray_client(dashboard: str, token: str | None, timeout_s: float) -> Any:
-    """Ray's own client, with two habits less: it waits for ever, and prefers RAY_ADDRESS to the address it is given."""
+    """Make Ray's client, but with a time limit, and for the given address even if RAY_ADDRESS is set."""
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     class TimelyClient(JobSubmissionClient):  # type: ignore[misc]
         def __init__(self) -> None:
             headers = {"Authorization": f"Bearer {token}"} if token else None
-            # Not JobSubmissionClient's own, which looks for the address, and may wait for a GCS that is not there.
+            # JobSubmissionClient.__init__ is skipped: it resolves the address, and may wait for a GCS that is gone.
             super(JobSubmissionClient, self).__init__(dashboard, headers=headers)
 
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which entries of Ray's list of jobs are deleted. Ray itself keeps and lists every job until its head ends."""
+"""Entries of Ray's list of jobs that can be deleted. Ray itself keeps and lists every job until its head ends."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Keeping:
-    """How long an entry of an attempt that is over stays in Ray's list. The output can be read for as long.
+    """How long entries of ended attempts stay in Ray's list. Their output can be read for the same time.
 
     Attributes:
-        kept_s: no longer than this after its end.
-        most: number of entries that are kept among those that ended longer ago than `least_s`, the newest ones. Ray's
-            maintainers call about 1,000 entries fine.
-        least_s: at least this long after its end, longer than any request for its start may be under way.
+        kept_s: longest time that an entry stays after its end.
+        most: most entries that stay after `least_s`; the oldest go first. Ray's maintainers call about 1,000 entries
+            fine.
+        least_s: shortest time that an entry stays. It is longer than a request to start the attempt can be under way.
     """
 
     kept_s: float = 7 * 86_400.0
@@ -25,12 +25,12 @@ class Keeping:
 def entries_to_delete(
     ended_s: Mapping[str, float], over: Iterable[str], helpers: Collection[str], now_s: float, keeping: Keeping
 ) -> list[str]:
-    """Names of the entries that are not needed any more, the oldest first.
+    """Return the names of entries that can be deleted, the oldest first.
 
     Args:
         ended_s: when each entry ended, by name.
-        over: those that no lease will ever be for again.
-        helpers: jobs that ended a program; needed no longer than that.
+        over: names of attempts that will never hold a lease again.
+        helpers: names of jobs that only stopped another program. They are not needed after their end.
     """
     oldest_first = sorted((name for name in over if name in ended_s), key=lambda name: ended_s[name])
     too_many = max(len(oldest_first) - keeping.most, 0)

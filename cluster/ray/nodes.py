@@ -1,4 +1,4 @@
-"""From what Ray's dashboard says of its nodes to an inventory. Pure functions of its JSON answers."""
+"""An inventory from the answers of Ray's dashboard. Pure functions of JSON."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ _NO_USE = (0.0, 0.0)
 _LINE = re.compile(
     r"^([\d.]+)/[\d.]+ (CPU|GPU)(?: \(([\d.]+) used of ([\d.]+) reserved in placement groups\))?", re.MULTILINE
 )
-_ROUNDING = 1e-4  # Ray counts in ten-thousandths
+_ROUNDING = 1e-4  # Ray's unit of resources is a ten-thousandth
 
 
 def inventory_of(nodes: Iterable[Mapping[str, Any]], use: Use, own: Use) -> Inventory:
-    """
+    """Make the inventory of all living nodes.
+
     Args:
-        nodes: of `/api/v0/nodes?detail=1`.
-        use: of all; a node that is missing has only just come, and is not used before it is known what runs there.
-        own: the part of it that is Fleetune's.
+        nodes: from `/api/v0/nodes?detail=1`.
+        use: what is used on each node, by anybody. A node without an entry has just joined, and is not usable until it
+            is known what runs there.
+        own: what Fleetune uses on each node.
     """
     return Inventory(
         tuple(
@@ -36,7 +38,7 @@ def inventory_of(nodes: Iterable[Mapping[str, Any]], use: Use, own: Use) -> Inve
 
 
 def use_from_status(answer: Mapping[str, Any]) -> Use | None:
-    """Of `/api/cluster_status`; None where the cluster's autoscaler does not publish it there. Up to 5 s old."""
+    """Read `/api/cluster_status`, which is up to 5 s old; None: this cluster's autoscaler does not publish it."""
     report = (answer.get("clusterStatus") or {}).get("loadMetricsReport")
     if not report:
         return None
@@ -47,12 +49,12 @@ def use_from_status(answer: Mapping[str, Any]) -> Use | None:
 
 
 def use_from_summary(answer: Mapping[str, Any]) -> Use:
-    """Of `/nodes?view=summary`, where it is text for people."""
+    """Read `/nodes?view=summary`, which gives the use as text for people."""
     return {node_id: _use_of(text) for node_id, text in answer["nodeLogicalResources"].items()}
 
 
 def _use_of(text: str) -> tuple[float, float]:
-    """Room that a placement group holds and does not use is taken, too; the text leaves it out."""
+    """Return used CPUs and GPUs, with what placement groups hold and do not use, which the text leaves out."""
     used = {"CPU": 0.0, "GPU": 0.0}
     for busy, resource, of_reserved, reserved in _LINE.findall(text):
         used[resource] = float(busy) + (float(reserved) - float(of_reserved) if reserved else 0.0)
@@ -77,5 +79,5 @@ def _node(node: Mapping[str, Any], use: tuple[float, float] | None, own: tuple[f
 
 
 def _whole(amount: float) -> int:
-    """A GPU of which somebody holds a part is theirs. What Fleetune holds and Ray does not know yet counts as none."""
+    """Round up, since a GPU that is used in part is not free. Negative amounts (not known to Ray yet) become 0."""
     return max(0, math.ceil(amount - _ROUNDING))

@@ -1,8 +1,7 @@
-"""What a program has written, out of the log that Ray keeps of its job.
+"""The output of a program, taken from the log that Ray keeps of its job.
 
-Ray's own lines are in that log, too. Most come first, but the last one may stand anywhere: Ray writes it without haste,
-while the program has begun. So the program's shell writes a mark before it starts the program, and Ray's line is cut
-out wherever it is.
+The log has lines of Ray, too. Most come first, but Ray may write the last one after the program has begun. So the shell
+writes a mark before it starts the program, and Ray's line is removed wherever it is.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _MARK = b"\x1e\n"
 
 
 def program_output(log: Iterable[bytes], rays_line: bytes, after: int) -> bytes:
-    """The program's bytes from `after` on, up to 1 MiB. Reads no more of the log than it must."""
+    """Return the program's bytes from `after` on, up to 1 MiB. Reads the log only as far as needed."""
     wanted, skip = bytearray(), after
     for chunk in _behind_mark(_without(log, rays_line)):
         wanted += chunk[skip:]
@@ -27,13 +26,13 @@ def program_output(log: Iterable[bytes], rays_line: bytes, after: int) -> bytes:
 
 
 def _without(log: Iterable[bytes], line: bytes) -> Iterable[bytes]:
-    """The log without the first occurrence of a line."""
+    """Yield the log without the first occurrence of a line."""
     held, found = b"", False
     for chunk in log:
         held += chunk
         if not found and (at := held.find(line)) >= 0:
             held, found = held[:at] + held[at + len(line) :], True
-        keep = 0 if found else len(line) - 1  # its first part may have come, and the rest not yet
+        keep = 0 if found else len(line) - 1  # the chunk may end within the line
         whole, held = held[: max(0, len(held) - keep)], held[max(0, len(held) - keep) :]
         yield whole
     yield held

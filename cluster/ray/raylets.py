@@ -1,4 +1,4 @@
-"""Which Ray a process of this machine belongs to, read from the kernel's list of processes; ray is not imported."""
+"""Raylets on this machine, found in the kernel's list of processes without importing ray."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _PROGRAM = "/raylet"
 
 @dataclass(frozen=True)
 class Raylet:
-    """One node of a Ray cluster, as its raylet was started.
+    """A raylet, which is one node of a Ray cluster, with values from its command line.
 
     Attributes:
-        session: its session directory.
-        gcs: host:port of the cluster's head service.
-        is_head: whether this is the cluster's head node.
+        session: session directory.
+        gcs: host:port of the cluster's global control store.
+        is_head: the node is the head of its cluster.
     """
 
     session: Path
@@ -27,7 +27,7 @@ class Raylet:
 
 
 def raylet_above(pid: int) -> Raylet | None:
-    """The raylet that a process descends from; that of the driver of a submitted job, as Ray starts it."""
+    """Return the raylet among the ancestors of a process; None: there is none. Drivers of submitted jobs have one."""
     while pid > 1:
         if (found := _raylet(pid)) is not None:
             return found
@@ -36,24 +36,24 @@ def raylet_above(pid: int) -> Raylet | None:
 
 
 def raylet_of_session(name: str, trusted: bool = False) -> Raylet | None:
-    """The one of a session, of those that run on this machine; the head's where there are several.
+    """Return a raylet of this session on this machine, the head's if there are several; None: there is none.
 
     Args:
-        trusted: only one of root or of this user.
+        trusted: consider only processes of root and of this user.
     """
     found = []
     for process in words_of_processes():
         one = raylet_of(process.words) if process.words[0].endswith(_PROGRAM) else None
         if one is not None and one.session.name == name:
             found.append((one, process.user))
-    # Anybody may start a program that looks like one: those of root and of this user go before.
+    # Any user can start a program that looks like a raylet, so those of root and of this user come first.
     own = [one for one, user in found if user in (0, os.getuid())]
     return max(own or [one for one, _ in found if not trusted], key=lambda one: one.is_head, default=None)
 
 
 @dataclass(frozen=True)
 class Process:
-    """One of this machine: its user, the words of its command line, and where its paths begin."""
+    """A process of this machine: its user, its command line, and the folder that its relative paths begin in."""
 
     user: int
     words: list[str]
@@ -61,7 +61,7 @@ class Process:
 
 
 def words_of_processes() -> Iterator[Process]:
-    """Those that have a command line."""
+    """Yield all processes that have a command line."""
     for entry in os.scandir("/proc"):
         if entry.name.isdecimal() and (words := _words(int(entry.name))):
             with contextlib.suppress(OSError):  # it has ended
@@ -82,7 +82,7 @@ def _raylet(pid: int) -> Raylet | None:
 
 
 def raylet_of(words: list[str]) -> Raylet | None:
-    """From the words of its command line."""
+    """Read a raylet from the words of its command line."""
     given = dict(word.removeprefix("--").partition("=")[::2] for word in words[1:] if word.startswith("--"))
     session, gcs = given.get("session_dir"), given.get("gcs-address")
     return Raylet(Path(session), gcs, "head" in given) if session and gcs else None

@@ -120,7 +120,7 @@ def test_a_run_lives_wholly_on_an_object_store(
     assert [run["status"] for run in listed] == ["succeeded"]
     root = f"s3://lake/runs/{listed[0]['name']}"
     code = (
-        "import json; from jobs import storage; from jobs.storage.journal import read_journal\n"
+        "import json; from jobs.storage import files as storage; from jobs.storage.journal import read_journal\n"
         f"steps = [record['step'] for record in read_journal('{root}/metrics')]\n"
         f"names = [storage.list_names('{root}/' + name) for name in ('model', 'logs', 'checkpoints')]\n"
         "print(json.dumps([steps, *names]))"

@@ -1,4 +1,4 @@
-"""The only file of this room that knows Ray: connecting, and what the cluster holds."""
+"""The connection to Ray: to a given cluster, or to one that is started here; and what the cluster holds."""
 
 from __future__ import annotations
 

@@ -69,10 +69,10 @@ def _some(names: list[str]) -> str:
 
 
 def with_model_of_run(spec: Spec) -> Spec:
-    """The spec with the model's own path in the place of `run:NAME`, which is looked for under its storage_path.
+    """Replace `model.path: run:NAME` by the path of the model that this run under `storage_path` has exported.
 
     Raises:
-        InputError: none or several runs are meant, or the one has exported no model.
+        InputError: no run or several runs have this name, or the run has exported no model.
     """
     name = run_named(spec.model.path)
     if name is None:

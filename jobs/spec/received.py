@@ -1,4 +1,4 @@
-"""From what was sent to specs: quick for what is right, and with all mistakes for what is not."""
+"""Specs from JSON that was sent: fast if it is valid, and with a message that names all mistakes if it is not."""
 
 from __future__ import annotations
 

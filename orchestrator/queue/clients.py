@@ -1,4 +1,4 @@
-"""Clients that are Ray-submitted programs: their names, which hold Ray's submission and a digest of its environment."""
+"""Names of clients that are Ray-submitted programs. They contain Ray's submission and a digest of its environment."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Final
 
 from orchestrator.queue.records import Job
 
-_PREFIX: Final = "ray:"  # what no other client's name may begin with
+_PREFIX: Final = "ray:"  # no other client's name may begin with it
 
 
 def client_of(submission: str, environment: str) -> str:
-    """The client that a guest is: its jobs end with it. `environment`: the digest of the guest's own."""
+    """Make the name of the client. `environment`: a digest of the program's environment."""
     return f"{_PREFIX}{submission}:{environment}"
 
 
 def guest_of(job: Job) -> str | None:
-    """The name under which Ray knows the guest whose job it is; None: it is nobody's."""
+    """Return Ray's submission of the program that has queued this job; None: no such program has."""
     return job.client.split(":")[1] if job.client is not None and job.client.startswith(_PREFIX) else None
 
 
 def environment_of(job: Job) -> str:
-    """The digest of the guest's environment; '' without a guest."""
+    """Return the digest of that program's environment; empty: no such program has queued this job."""
     return job.client.rpartition(":")[2] if job.client is not None and guest_of(job) is not None else ""

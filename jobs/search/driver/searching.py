@@ -75,7 +75,8 @@ class Search:
         self._began_s = self._told_s = self._looked_s = self._saw_nodes_s = self._gave_back_s = time.monotonic()
         self._steps_before = self._steps
         self._saw_changes_s, self._changes = 0.0, Changes(paths)
-        self._gives_back, self._giving_back = gives_back, threading.Lock()
+        self._gives_back = gives_back
+        self._ending: threading.Thread | None = None  # ends gangs that nobody needs
         self._spending = Spending(ledger, gangs, own.rpartition("/")[2])
         self._finished = False
         self._stopped = False  # by `fleetune stop`
@@ -103,6 +104,8 @@ class Search:
                 self._stop_running()
                 return
             time.sleep(_POLL_S)
+        if self._ending is not None:
+            self._ending.join()  # the final run must not take a gang that is about to be given back
         if "error" in done:
             raise done["error"]
 
@@ -311,17 +314,17 @@ class Search:
         if not self._gives_back or time.monotonic() - self._gave_back_s < _LOOK_EVERY_S:
             return
         self._gave_back_s = time.monotonic()
-        if len(self.gangs) > self._gangs_needed() and not self._giving_back.locked():
-            threading.Thread(target=self._end_gangs, daemon=True).start()
+        is_free = self._ending is None or not self._ending.is_alive()
+        if is_free and len(self.gangs) > self._gangs_needed():
+            self._ending = threading.Thread(target=self._end_gangs, daemon=True)
+            self._ending.start()
 
     def _end_gangs(self) -> None:
-        with self._giving_back:
-            before = len(self.gangs)
-            self._spending.so_far()  # with those that end
-            if self.gangs.give_back(self._gangs_needed()):
-                given_back = before - len(self.gangs)
-                said = f"no trial is left for {many(given_back, 'gang')}: given back"
-                self.announce("phase", said, phase="given-back", workers=list(self.gangs.workers_kept))
+        before = len(self.gangs)
+        self._spending.so_far()  # with those that end
+        if self.gangs.give_back(self._gangs_needed()):
+            said = f"no trial is left for {many(before - len(self.gangs), 'gang')}: given back"
+            self.announce("phase", said, phase="given-back", workers=list(self.gangs.workers_kept))
 
     def _gangs_needed(self) -> int:
         ledger, kind = self.ledger, self.next_kind()

@@ -323,7 +323,7 @@ class Search:
         before = len(self.gangs)
         self._spending.so_far()  # with those that end
         if self.gangs.give_back(self._gangs_needed()):
-            said = f"no trial is left for {many(before - len(self.gangs), 'gang')}: given back"
+            said = f"given back: {many(before - len(self.gangs), 'gang')}, for which no trial is left"
             self.announce("phase", said, phase="given-back", workers=list(self.gangs.workers_kept))
 
     def _gangs_needed(self) -> int:

@@ -117,7 +117,7 @@ def key_of(values: dict[str, Any]) -> tuple[float, float, int]:
     return values["learning_rate"], values["warmup_ratio"], values["seed"]
 
 
-def sweep_of(name: str, folder: pathlib.Path, **changes: Any) -> SweepSpec:
+def sweep_of(name: str, folder: pathlib.Path, base_seed: int = 42, **changes: Any) -> SweepSpec:
     """A sweep over the task's rate and warmup, its files in the folder."""
     task = TASKS[name]
     model, data = (models.minilm(), models.reviews(2000)) if name == "minilm" else (
@@ -126,6 +126,7 @@ def sweep_of(name: str, folder: pathlib.Path, **changes: Any) -> SweepSpec:
     base = {
         **task.base,
         "name": name,
+        "seed": base_seed,
         "model": {"path": str(model), **task.base["model"]},
         "data": {"train": str(data), **task.base["data"]},
         "checkpoint": {"save_total_limit": 1},

@@ -1,11 +1,12 @@
 """Confirm on real trainings what `bench/replay.py` finds on recorded curves.
 
-    python -m bench.livesearch minilm [--seeds 5] [--runs 3.2]
+    python -m bench.livesearch minilm [--seeds 42 43 44 45 46] [--runs 3.2]
 
-Each search is a whole sweep by `auto`, with another seed and another prior, which is off by up to a factor of three
-from the middle of the recorded rates. Regret is that of `bench/replay.py`: the values that the sweep has chosen are
-looked up in the table of recorded curves. `share_of_grid_tokens` counts the tokens of training, cool-downs, the probe
-and all evaluations, against a 5x5 grid of plain runs with their evaluations.
+Each search is a whole sweep by `auto`. Its seed is that of its proposals and of its trainings, and none of the recorded
+curves has it. Its prior is off by up to a factor of three from the middle of the recorded rates. Regret is that of
+`bench/replay.py`: the values that the sweep has chosen are looked up in the table of recorded curves.
+`share_of_grid_tokens` counts the tokens of training, cool-downs, the probe and all evaluations, against a 5x5 grid of
+plain runs with their evaluations.
 
 Lines for people go to stderr, one JSON object for each search and one for all to stdout.
 """
@@ -28,8 +29,10 @@ import numpy as np
 from bench.curves import DATA, TASKS, sweep_of
 from bench.replay import GRID, MIDDLE, PRIOR_OFF, Table, chosen
 from jobs.run.progress import PlainProgress
-from jobs.search.ledger import Trials
 from jobs.search.rules.prior import with_prior
+from jobs.search.trials import LEDGER, Trials
+from jobs.storage import files as storage
+from jobs.storage.journal import read_journal
 from jobs.sweep import run_sweep
 
 
@@ -37,15 +40,14 @@ def main() -> int:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=sorted(TASKS))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44, 45, 46])
     parser.add_argument("--runs", type=float, default=3.2, help="budget of a search")
     options = parser.parse_args()
     lines = (DATA / f"{options.task}.jsonl").read_text().splitlines()
     table = Table(options.task, [json.loads(line) for line in lines])
-    priors_off = np.random.default_rng(1).uniform(-1, 1, size=options.seeds)
     found = []
-    for seed in range(1, options.seeds + 1):
-        prior = float(MIDDLE * PRIOR_OFF ** priors_off[seed - 1])
+    for seed in options.seeds:
+        prior = float(MIDDLE * PRIOR_OFF ** np.random.default_rng(seed).uniform(-1, 1))
         with tempfile.TemporaryDirectory(prefix="fleetune-live-") as folder, contextlib.redirect_stdout(sys.stderr):
             found.append(searched(table, options.task, Path(folder), seed, prior, options.runs))
         print(json.dumps(found[-1]), flush=True)
@@ -67,8 +69,8 @@ def searched(table: Table, task: str, folder: Path, seed: int, prior: float, run
     """Search once, and look up what came of it."""
     rates = {"min": prior / 10, "max": prior * 10, "log": True}
     space = {"learning_rate": rates, "warmup_ratio": {"min": 0.0, "max": 0.2}}
-    more = {"budget": {"runs": runs}, "prior": {"learning_rate": prior}, "rungs": [0.25], "seed": seed}
-    sweep, _ = with_prior(sweep_of(task, folder, space=space, **more))
+    more = {"budget": {"runs": runs}, "prior": {"learning_rate": prior}, "rungs": None, "seed": seed}
+    sweep, _ = with_prior(sweep_of(task, folder, seed, space=space, **more))
     began_s = time.monotonic()
     outcome = run_sweep(sweep, progress=PlainProgress(sys.stderr))
     assert outcome.reason is None, outcome.reason
@@ -76,7 +78,8 @@ def searched(table: Table, task: str, folder: Path, seed: int, prior: float, run
     known = Trials(sweep, str(root))
     values = chosen(known)
     at = values["learning_rate"], values["warmup_ratio"]
-    scored = 1 + sum(len(trial.scores) for trial in known.trials.values())
+    answers = [record["answer"] for record in read_journal(storage.join(str(root), LEDGER)) if "answer" in record]
+    scored = 1 + sum(bool(answer["metrics"] or answer["cooled"]) for answer in answers)
     grid = GRID * (table.run_tokens + 2 * table.evaluation_tokens)
     return {
         "seed": seed,
@@ -84,6 +87,7 @@ def searched(table: Table, task: str, folder: Path, seed: int, prior: float, run
         "learning_rate": float(f"{at[0]:.3g}"),
         "warmup_ratio": round(at[1], 3),
         "trials": len(known.trials),
+        "compared_later": known.is_later,
         "loss": known.ranked()[0].score,
         "regret": round(table.quality(*at) / table.reference[0] - 1, 5),
         "share_of_grid_tokens": round((known.tokens + scored * table.evaluation_tokens) / grid, 4),

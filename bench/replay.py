@@ -35,11 +35,13 @@ from typing import Any, Final
 import numpy as np
 
 from bench.curves import DATA, TASKS, sweep_of
-from jobs.search.ledger import Trial, Trials
 from jobs.search.rules.auto import probed_rates
 from jobs.search.rules.budget import budget_plan, next_kind
 from jobs.search.rules.prior import with_prior
 from jobs.search.rules.rungs import cooldown_of, stops_of
+from jobs.search.shares import Shares
+from jobs.search.trial import Trial
+from jobs.search.trials import Trials
 from jobs.search.tuning.proposing import Proposer
 from jobs.search.tuning.tuner import scheduler_of, with_resource
 from jobs.spec.sweep import SweepSpec
@@ -71,6 +73,8 @@ class Table:
             if all((rate, warmup, seed) in self._records for rate in self.rates for seed in self.seeds)
         ]
         self.total_steps = TASKS[task].steps
+        # Of the first step's rows, before it: about the score of the model before training.
+        self.base = statistics.mean(one["training_loss"][0] for one in records)
         self.evaluation_tokens = float(records[0]["evaluation_tokens"])
         cooldowns = len(TASKS[task].rungs) * TASKS[task].cooldown  # whose tokens are counted in the records
         self.run_tokens = sum(records[0]["tokens"].values()) * self.total_steps / (self.total_steps + cooldowns)
@@ -130,16 +134,23 @@ class Replay:
             self.taken += _PROBE_STEPS / self.table.total_steps * self.table.run_tokens
         self._proposer = Proposer(self.known)
         self._total = self.known.total_steps = self.table.total_steps
+        self.known.tokens_per_run = self.table.run_tokens
         stops, cooldown = stops_of(self.sweep, self._total), cooldown_of(self.sweep, self._total)
         plan = budget_plan(self.sweep, stops, cooldown, self.table.run_tokens)
         halving, asha = self.sweep.scheduler == "halving", scheduler_of(self.sweep)
         if asha is not None:
             asha.set_search_properties(self.sweep.judged, "min")
+        self.known.base_score = self.table.base
         while True:
+            if self.known.is_too_early and (later := Shares.if_later(self.known)) is not None:
+                self.known.compare_later()
+                plan = later.plan
             used = 0.0 if halving else (self.taken + 0.5 * self.table.run_tokens) / self.tokens
             trials = list(self.known.trials.values())
             going = self.known.going_on
             kind = next_kind(trials, plan, used, bool(going))
+            for number in self.known.on_their_way:
+                self._to_next_stop(self.known.trials[number])
             if kind == "done":
                 return self.known
             if kind == "wait":
@@ -154,7 +165,7 @@ class Replay:
                 self._compare(asha, trial)
 
     def _to_next_stop(self, trial: Trial) -> None:
-        stops = stops_of(self.sweep, self._total, trial.straight)
+        stops = stops_of(self.known.sweep, self._total, trial.straight)
         until = next(stop for stop in stops if stop > trial.step)
         cooldown = cooldown_of(self.sweep, self._total) if until < self._total else 0
         values = {name.rpartition(".")[2]: value for name, value in trial.values.items()}
@@ -204,7 +215,7 @@ def replayed(table: Table, task: str, way: str, folder: Path, seeds: int, runs: 
         if way != "grid":  # which has four trials: four rates, and one warmup
             more["space"]["warmup_ratio"] = {"min": 0.0, "max": 0.2}
         if way == "auto":
-            more |= {"budget": {"runs": runs}, "prior": {"learning_rate": prior}, "rungs": [0.25]}
+            more |= {"budget": {"runs": runs}, "prior": {"learning_rate": prior}, "rungs": None}
         sweep, _ = with_prior(sweep_of(task, folder, seed=seed, **more, **WAYS[way]))
         replay = Replay(table, sweep, table.seeds[seed % len(table.seeds)], cap)
         values = chosen(replay.run())

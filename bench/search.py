@@ -37,8 +37,8 @@ import psutil
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress
 from jobs.run.record import read_steps
-from jobs.search.ledger import Trials
 from jobs.search.rules.varying import trial_spec
+from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
 from jobs.sweep import run_sweep

@@ -19,10 +19,10 @@ from jobs.frozen import Frozen
 from jobs.run.outcome import read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.resume import check_not_driven
-from jobs.search.ledger import Trials
 from jobs.search.rules.budget import check_budget
 from jobs.search.rules.resuming import check_same_search
 from jobs.search.rules.varying import check_space, field_meant
+from jobs.search.trials import Trials
 from jobs.spec.checking.lines import parse_value
 from jobs.spec.load import spec_of
 from jobs.spec.sweep import SweepSpec

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 
 from jobs.errors import SpecError
-from jobs.search.ledger import FINALISTS, Trials
+from jobs.search.rules.auto import LATER
 from jobs.search.rules.budget import BudgetPlan, budget_plan, compared_steps, runs_of, too_little
 from jobs.search.rules.rungs import cooldown_of, stops_of
+from jobs.search.trials import FINALISTS, Trials
 from jobs.spec.sweep import SweepSpec
 
 
@@ -32,6 +33,16 @@ class Shares:
         if (wrong := too_little(sweep, total_steps, runs)) is not None:
             raise SpecError(wrong)
         return cls(plan, per_run, runs)
+
+    @classmethod
+    def if_later(cls, trials: Trials) -> Shares | None:
+        """What the budget pays for with the later rung. None: it does not pay for the trials that have begun."""
+        try:
+            later = trials.sweep.model_copy(update={"rungs": LATER})
+            shares = cls.of(later, trials.total_steps, trials.tokens_per_run)
+        except SpecError:
+            return None
+        return shares if len(trials.searched) <= shares.plan.compared else None
 
     def steps(self, ledger: Trials) -> int | None:
         """Optimizer steps of all planned trials, each as long as the base; None if the budget does not say."""

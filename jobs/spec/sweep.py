@@ -64,6 +64,9 @@ Dimension = Annotated[Annotated[Range, Tag("range")] | Annotated[Choices, Tag("c
 Space = dict[str, Dimension]
 
 
+FIRST_RUNGS: Final = (0.25,)  # where the spec gives none
+
+
 class Budget(Frozen):
     """What the trials may spend. Once one of these is reached, no other trial is begun."""
 
@@ -122,8 +125,11 @@ class SweepSpec(Frozen):
         description="Which trials go on after each rung: none (all), asha or halving; left out: halving for auto, else "
         "none.",
     )
-    rungs: tuple[float, ...] = Field(
-        (0.25,), max_length=20, description="Shares of a run after which trials are compared (asha, halving)."
+    rungs: tuple[float, ...] | None = Field(
+        None,
+        max_length=20,
+        description="Shares of a run after which trials are compared (asha, halving); left out: 0.25, and auto goes on "
+        "to 0.5 if nothing has been learned by then.",
     )
     checkpoints_gb: float | None = Field(
         None,
@@ -159,8 +165,8 @@ class SweepSpec(Frozen):
 
     @field_validator("rungs")
     @classmethod
-    def _rungs_go_up(cls, rungs: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not 0 < rung < 1 for rung in rungs) or list(rungs) != sorted(set(rungs)):
+    def _rungs_go_up(cls, rungs: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if any(not 0 < rung < 1 for rung in rungs or ()) or list(rungs or ()) != sorted(set(rungs or ())):
             raise ValueError("must be shares between 0 and 1, each greater than the one before")
         return rungs
 
@@ -175,7 +181,7 @@ class SweepSpec(Frozen):
                 "then is final, but the base has held-out samples of its own (data.eval): a final run would train on "
                 "the same samples again. Use then: export"
             )
-        if self.scheduler != "none" and not self.rungs:
+        if self.scheduler != "none" and self.rungs == ():
             raise ValueError(
                 f"scheduler is {self.scheduler}, but rungs are empty: give some, as [0.25], or scheduler: none"
             )
@@ -190,6 +196,11 @@ class SweepSpec(Frozen):
     @property
     def working_dir(self) -> str | None:
         return self.base.working_dir
+
+    @property
+    def rung_shares(self) -> tuple[float, ...]:
+        """Shares of a run after which trials are compared."""
+        return FIRST_RUNGS if self.rungs is None else self.rungs
 
     @property
     def dimensions(self) -> dict[str, Range | tuple[Any, ...]]:

@@ -60,6 +60,7 @@ class Answer(Frozen):
     tokens: int = Field(0, ge=0, description="Tokens that the steps of this order have taken.")
     loss: float | None = Field(None, description="Training loss of the last step.")
     metrics: dict[str, float] = Field(default_factory=dict, description="Newest eval_*, measured after `step`.")
+    base: dict[str, float] = Field(default_factory=dict, description="eval_* before the first step, if known.")
     cooled: dict[str, float] = Field(default_factory=dict, description="eval_* after the cool-down of a pause.")
     losses: tuple[float, ...] = Field((), description="Of a probe: before the step, and after it at each rate.")
     reason: str | None = Field(None, description="Why it failed.")

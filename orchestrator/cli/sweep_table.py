@@ -18,8 +18,8 @@ from jobs.run.outcome import Event
 from jobs.run.paths import JobPaths
 from jobs.run.progress import Pace, PlainProgress, Progress, duration, step_line
 from jobs.run.summary import utc_now
-from jobs.search.ledger import Trials
 from jobs.search.report.standing import Heard, Standing, look
+from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
 from orchestrator.pages.sweep import screen, time_words
 

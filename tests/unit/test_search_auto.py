@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import SpecError
-from jobs.search.ledger import Ledger, Trials
+from jobs.search.ledger import Ledger
 from jobs.search.rules.auto import (
     aims,
     compared_point,
@@ -34,6 +34,7 @@ from jobs.search.rules.budget import (
 from jobs.search.rules.prior import rate_by_size, with_prior
 from jobs.search.rules.resuming import begun_like, check_sweep_resumable
 from jobs.search.rules.rungs import ETA, going_on, halving_steps, stops_of
+from jobs.search.trials import Trials
 from jobs.spec.load import dump_spec, load_sweep
 from jobs.spec.sweep import Range, SweepSpec
 from jobs.sweep import open_sweep

@@ -10,8 +10,9 @@ import pytest
 
 from jobs.errors import SpecError
 from jobs.run.outcome import Status, read_outcome
-from jobs.search.ledger import Ledger, Trials
+from jobs.search.ledger import Ledger
 from jobs.search.report.trial_text import leaderboard, leaderboard_facts, trial_line
+from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
 from jobs.training.mailbox import Answer, Mailbox, Order, Tray

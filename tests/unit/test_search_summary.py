@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.search.ledger import Ledger, Trials
+from jobs.search.ledger import Ledger
 from jobs.search.report.summary import at_an_end, facts, fitted_rate, parabola, summary_lines
 from jobs.search.rules.prior import with_prior
+from jobs.search.trials import Trials
 from jobs.training.mailbox import Answer
 from tests.unit.test_search_spec import BASE, sweep_of
 

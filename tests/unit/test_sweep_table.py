@@ -16,8 +16,9 @@ import orchestrator.cli.app as cli
 from jobs.run.outcome import Event, Outcome, Status, event, write_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.summary import RunSummary
-from jobs.search.ledger import Ledger, Trials
+from jobs.search.ledger import Ledger
 from jobs.search.report.standing import Heard, Standing, facts, look, standing_of
+from jobs.search.trials import Trials
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import Budget
 from jobs.storage.files import write_bytes

@@ -91,8 +91,10 @@ def drive_sweep(
             split = prepared.split("train")
             plan = step_plan(base, split)
             check_lengths(sweep, lambda spec: step_plan(spec, split).total_steps)
-            shares = Shares.of(sweep, plan.total_steps, tokens_per_run(split, plan))
-            ledger = Ledger(sweep, paths.root, lambda spec: step_plan(spec, split).total_steps, shares.tokens_per_run)
+            per_run = tokens_per_run(split, plan)
+            Shares.of(sweep, plan.total_steps, per_run)  # raises before anything is written
+            ledger = Ledger(sweep, paths.root, lambda spec: step_plan(spec, split).total_steps, per_run)
+            shares = Shares.of(ledger.sweep, plan.total_steps, per_run)
             # Orders of earlier drivers are not to be read.
             own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
             job = Job(base, own, prepared.root, base.model.path)

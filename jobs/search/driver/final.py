@@ -24,9 +24,9 @@ from jobs.run.paths import JobPaths
 from jobs.run.progress import Progress
 from jobs.run.record import concluded, open_run, reopen_run
 from jobs.run.resume import differences
-from jobs.search.ledger import Trials
 from jobs.search.report.trial_text import values_words
 from jobs.search.shares import steps_done
+from jobs.search.trials import Trials
 from jobs.spec.finetune import Eval, Spec
 from jobs.spec.load import load_spec
 from jobs.storage import files as storage

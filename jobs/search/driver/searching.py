@@ -24,16 +24,18 @@ from jobs.run.attempts import take_run
 from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
 from jobs.search.changes import Change, Changes, changed, spec_in
+from jobs.search.driver.checkpoint_space import CheckpointSpace
 from jobs.search.driver.gangs import GangLost, Gangs
 from jobs.search.driver.spending import Spending
-from jobs.search.ledger import Ledger, Trial
+from jobs.search.ledger import Ledger
 from jobs.search.report.trial_text import trial_line, trial_words
-from jobs.search.rules.auto import greatest_rate, prior_of, probed_rates
+from jobs.search.rules.auto import aims, greatest_rate, prior_of, probed_rates
 from jobs.search.rules.budget import Next, check_lengths, most_to_train, next_kind
-from jobs.search.rules.rungs import cooldown_of, given_up
+from jobs.search.rules.rungs import cooldown_of, stops_of
 from jobs.search.rules.spec_text import space_words
 from jobs.search.rules.varying import trial_spec
 from jobs.search.shares import Shares, steps_done
+from jobs.search.trial import Trial
 from jobs.spec.load import dump_spec
 from jobs.storage import files as storage
 from jobs.storage.journal import JournalReader
@@ -71,7 +73,8 @@ class Search:
         self._desk = Desk(own)
         self._seen: set[str] = set()
         self._serving: list[threading.Thread] = []
-        self._room_lock = threading.Lock()
+        self._answered_lock = threading.Lock()
+        self._space = CheckpointSpace(ledger, announce)
         self._began_s = self._told_s = self._looked_s = self._saw_nodes_s = self._gave_back_s = time.monotonic()
         self._steps_before = self._steps
         self._saw_changes_s, self._changes = 0.0, Changes(paths)
@@ -225,14 +228,29 @@ class Search:
         answer = self._carried_out(trial, request.until)
         self._check_metric(answer)
         self.ledger.answered(trial, answer, self._spending.so_far())
+        self._look_at_rung()
         if answer.status == "stopped" and self._failed is None and not self.asked_to_stop():
             self.ledger.stopped(trial, f"stopped by hand after step {answer.step}")
-        self._keep_within_room()
+        self._space.keep_within()
         said = trial_line(self.ledger, trial)
         self.announce("trial", said, trial=trial.number, state=trial.state, **self._progress())
         judged = {self.ledger.sweep.judged: self.ledger.told_as(trial)}
         status = "failed" if trial.state == "failed" else answer.status
         self._desk.answers.put(name, answer.model_copy(update={"metrics": judged, "status": status}))
+
+    def _look_at_rung(self) -> None:
+        """Compare trials at the later rung if nothing has been learned at the first one and the budget pays for it."""
+        ledger = self.ledger
+        with self._answered_lock:
+            later = Shares.if_later(ledger) if ledger.is_too_early else None
+            if later is None:
+                return
+            before = stops_of(ledger.sweep, ledger.total_steps)[0]
+            self._shares = later
+            ledger.compare_later()
+        after = stops_of(ledger.sweep, ledger.total_steps)[0]
+        said = f"nothing is learned in {before} steps: trials are compared after step {after} instead"
+        self.announce("phase", said, phase="rung")
 
     def _check_metric(self, answer: Answer) -> None:
         """Raises SpecError: the job does not report the judged metric, and no trial ever did."""
@@ -240,37 +258,12 @@ class Search:
         if known and judged not in known and not any(trial.scores for trial in list(self.ledger.trials.values())):
             raise SpecError(f"metric: the job reports no {judged}; it reports {', '.join(sorted(known))}")
 
-    def _keep_within_room(self) -> None:
-        """Remove checkpoints of the worst trials if all checkpoints together exceed the sweep's `checkpoints_gb`."""
-        most, ledger = self.ledger.sweep.checkpoints_gb, self.ledger
-        if most is None:
-            return
-        with self._room_lock:
-            sizes = {trial.number: self._size_of(trial) for trial in list(ledger.trials.values())}
-            wanted = {*ledger.going_on, *(one.number for one in ledger.finalists if ledger.sweep.seeds > 1)}
-            ranked = [trial for trial in ledger.ranked() if trial.number not in wanted and not self._comes_back(trial)]
-            ranked.sort(key=lambda trial: trial.repeats is not None)  # their checkpoints go first
-            for number in given_up(ranked, sizes, most * 1e9):
-                trial = ledger.trials[number]
-                ledger.stopped(trial, "its checkpoint made room for those of better trials")
-                storage.remove_dir(trial.paths.checkpoints)
-                said = f"removed the checkpoints of trial {number} ({sizes[number] / 1e9:.2f} GB)"
-                self.announce("phase", said, phase="room")
-
-    def _comes_back(self, trial: Trial) -> bool:
-        """Whether a paused trial will go on by itself: it was interrupted, or the scheduler does not pause at rungs."""
-        return trial.state == "paused" and (self.ledger.sweep.scheduler != "halving" or not trial.scores)
-
-    def _size_of(self, trial: Trial) -> int:
-        """Bytes of the trial's checkpoints."""
-        try:
-            return storage.size_of_dir(trial.paths.checkpoints)
-        except StorageError:
-            return 0  # looked at again after the next answer
-
     def _carried_out(self, trial: Trial, until: int | None) -> Answer:
         """Raises FleetuneError: no gang is left."""
         ledger, total = self.ledger, trial.total_steps
+        if aims(ledger.sweep):  # Tune knows the first rung only
+            stops = stops_of(ledger.sweep, total, trial.straight)
+            until = next(stop for stop in [*stops, total] if stop > trial.step or stop == total)
         if trial.impossible is not None:
             return Answer(status="failed", reason=trial.impossible)
         if not trial.driver:
@@ -347,13 +340,13 @@ class Search:
         try:
             sweep = changed(spec_in(self.paths), change)
             check_lengths(sweep, ledger.steps_of)
-            shares = Shares.of(sweep, ledger.total_steps, ledger.tokens_per_run)
+            shares = Shares.of(ledger.as_searched(sweep), ledger.total_steps, ledger.tokens_per_run)
         except SpecError as error:
             self.announce("warning", f"the sweep is not changed ({change}): {error}")
             return
         storage.write_bytes(self.paths.spec, dump_spec(sweep))
-        self._shares = shares
         ledger.change(sweep)
+        self._shares = shares
         self.announce("phase", f"changed ({change}): searching {space_words(ledger.sweep)}", phase="changed")
 
     def _pass_on_save_request(self) -> None:

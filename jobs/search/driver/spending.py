@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 from jobs.planning import gang_of
 from jobs.search.driver.gangs import Gangs
-from jobs.search.ledger import Trials
 from jobs.search.rules.budget import next_kind
 from jobs.search.shares import Shares
+from jobs.search.trials import Trials
 
 
 class Spending:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from jobs.errors import InputError
-from jobs.search.ledger import Trials
 from jobs.search.report.summary import fitted_rate, summary_lines
 from jobs.search.report.trial_text import leaderboard, values_words
 from jobs.search.rules.auto import rate_name
 from jobs.search.rules.spec_text import space_words, sweep_words
 from jobs.search.rules.varying import short_name
+from jobs.search.trials import Trials
 from jobs.spec.sweep import Range
 
 if TYPE_CHECKING:

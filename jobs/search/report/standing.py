@@ -17,13 +17,14 @@ from jobs.errors import StorageError
 from jobs.run.outcome import Event
 from jobs.run.paths import JobPaths
 from jobs.run.progress import phase_words
-from jobs.search.ledger import Trial, Trials
 from jobs.search.report.trial_text import seeds_words
+from jobs.search.trial import Trial
+from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
 from jobs.spec.sweep import Budget
 from jobs.storage.journal import Record, newest_record, read_journal
 
-_MOMENTARY: Final = ("room", "search", "changed", "given-back")  # phases that are over when they are told
+_MOMENTARY: Final = ("room", "search", "changed", "given-back", "rung")  # phases that are over when they are told
 STOPPING: Final = "stopping"
 
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from jobs.search.ledger import Trials
 from jobs.search.rules.auto import aims, rate_for_a_whole_run, rate_name
+from jobs.search.trials import Trials
 from jobs.spec.sweep import GRID_POINTS, Range
 
 FEWEST_FITTED: Final = 4
@@ -121,7 +121,7 @@ def at_an_end(trials: Trials) -> str | None:
 def says_little(trials: Trials) -> str | None:
     """A warning if the scores at the rung of `auto` are so near each other that their order may be noise."""
     compared = [trial for trial in trials.searched if not trial.straight and trial.scores]
-    if not aims(trials.sweep) or trials.sweep.rungs[0] >= 0.5 or len(compared) < FEWEST_FITTED:
+    if not aims(trials.sweep) or trials.sweep.rung_shares[0] >= 0.5 or len(compared) < FEWEST_FITTED:
         return None
     scores = [trial.scores[0][1] for trial in compared]
     spread = (max(scores) - min(scores)) / max(abs(score) for score in scores)

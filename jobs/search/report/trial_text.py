@@ -5,8 +5,10 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from jobs.search.ledger import Ledger, Trial, Trials
+from jobs.search.ledger import Ledger
 from jobs.search.rules.varying import short_name
+from jobs.search.trial import Trial
+from jobs.search.trials import Trials
 
 
 def value_words(value: Any) -> str:

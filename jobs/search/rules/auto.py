@@ -17,6 +17,8 @@ _PROBED = 8  # learning rates at which the loss after one step is measured
 # Share of the loss. Even at the best rate, a step on a few rows can raise the loss on other rows by some percent.
 _EXCESSIVE: Final = 0.2
 BRACKETED: Final = 8  # compared trials whose rates bracket the best one; after them, a Gaussian process proposes
+LATER: Final = (0.5,)  # the rung, as a share of a run, if nothing has been learned at the first one
+_LEAST_GAIN: Final = 0.05  # share of the base model's score. At a rung that says something, MiniLM has gained 15 %
 _NEAR: Final = 1.15  # factor between two rates; a whole run with one of them stands for the other
 _FURTHER: Final = 1.5  # factor from the target to the rate of a further whole run
 
@@ -49,7 +51,23 @@ def brackets_rate(sweep: SweepSpec) -> bool:
 
 def aims(sweep: SweepSpec) -> bool:
     """Return whether compared trials pause at one rung, and the rates of whole runs follow from their scores."""
-    return brackets_rate(sweep) and sweep.scheduler == "halving" and len(sweep.rungs) == 1
+    return brackets_rate(sweep) and sweep.scheduler == "halving" and len(sweep.rung_shares) == 1
+
+
+def is_too_early(sweep: SweepSpec, base: float | None, scores: Sequence[float]) -> bool:
+    """Return whether nothing has been learned at the rung: no score is clearly better than the base model's.
+
+    The order of such scores is noise. Two scores are enough to tell, since their rates differ by a factor of three. A
+    rung that the spec gives is never too early.
+
+    Args:
+        base: score of the model before training; None: not known.
+        scores: of the compared trials, at the rung.
+    """
+    if not aims(sweep) or sweep.rungs is not None or base is None or len(scores) < 2:
+        return False
+    gains = (base - score if sweep.lower_is_better else score - base for score in scores)
+    return max(gains) < _LEAST_GAIN * abs(base)
 
 
 def compared_point(sweep: SweepSpec, scores: Mapping[float, float | None]) -> dict[str, Any]:
@@ -79,7 +97,7 @@ def whole_run_rate(sweep: SweepSpec, best: float) -> float:
     """Return the rate of a whole run, inside the range. `best`: the best rate at the rung."""
     name = rate_name(sweep)
     assert name is not None
-    return float(inside(rate_for_a_whole_run(best, sweep.rungs[0]), sweep.dimensions[name]))
+    return float(inside(rate_for_a_whole_run(best, sweep.rung_shares[0]), sweep.dimensions[name]))
 
 
 def is_near(rate: float, other: float) -> bool:

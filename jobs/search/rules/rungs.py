@@ -96,7 +96,7 @@ def halving_steps(trials: int, stops: Sequence[int], eta: int, cooldown: int) ->
 
 def stops_of(sweep: SweepSpec, total_steps: int, straight: bool = False) -> list[int]:
     """Steps at which a trial is scored, the last one included. `straight`: a whole run, which has only the last one."""
-    rungs = () if sweep.scheduler == "none" or straight else sweep.rungs
+    rungs = () if sweep.scheduler == "none" or straight else sweep.rung_shares
     return sorted({min(max(round(share * total_steps), 1), total_steps) for share in (*rungs, 1.0)})
 
 

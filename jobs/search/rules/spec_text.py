@@ -11,7 +11,7 @@ from jobs.spec.sweep import Range, SweepSpec
 def sweep_words(sweep: SweepSpec) -> str:
     """`tpe, halving at 25% and 50% of a run, at most 16 trials; the least eval_loss is best`."""
     judged = f"the {'least' if sweep.lower_is_better else 'greatest'} {sweep.judged} is best"
-    rungs = " and ".join(f"{rung:.0%}" for rung in sweep.rungs)
+    rungs = " and ".join(f"{rung:.0%}" for rung in sweep.rung_shares)
     halts = "" if sweep.scheduler == "none" else f", {sweep.scheduler} at {rungs} of a run"
     given = sweep.budget.model_dump(exclude_none=True)
     bounds = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in given.items())

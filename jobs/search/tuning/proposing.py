@@ -17,7 +17,6 @@ import numpy as np
 import optuna
 from ray.tune.search.optuna import OptunaSearch
 
-from jobs.search.ledger import Trial, Trials
 from jobs.search.rules.auto import (
     BRACKETED,
     aims,
@@ -30,6 +29,8 @@ from jobs.search.rules.auto import (
     prior_of,
     rate_name,
 )
+from jobs.search.trial import Trial
+from jobs.search.trials import Trials
 from jobs.spec.sweep import GRID_POINTS, Range, SweepSpec
 from jobs.storage import files as storage
 

@@ -24,7 +24,8 @@ class GangTrial(tune.Trainable):  # type: ignore[misc]  # ray carries no types
 
     def step(self) -> dict[str, Any]:
         name = f"{self._trial:04d}-{self._rung:02d}-{secrets.token_hex(4)}"
-        self._desk.requests.put(name, Request(trial=self._trial, until=self._stops[self._rung]))
+        until = self._stops[min(self._rung, len(self._stops) - 1)]  # of auto, the driver decides
+        self._desk.requests.put(name, Request(trial=self._trial, until=until))
         answer = self._desk.answers.wait(name, Answer)
         self._rung += 1
         return {

@@ -17,9 +17,10 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search import Searcher
 
 from cluster.settings import set_default
-from jobs.search.ledger import Ledger, Trial
+from jobs.search.ledger import Ledger
 from jobs.search.rules.budget import Next
 from jobs.search.rules.rungs import ETA, stops_of
+from jobs.search.trial import Trial
 from jobs.search.tuning.proposing import Proposer, new_study
 from jobs.search.tuning.trainable import GangTrial
 from jobs.spec.sweep import SweepSpec
@@ -79,7 +80,7 @@ def scheduler_of(sweep: SweepSpec) -> TrialScheduler | None:
         return None
     return AsyncHyperBandScheduler(
         time_attr="resource",
-        max_t=ETA ** len(sweep.rungs),
+        max_t=ETA ** len(sweep.rung_shares),
         grace_period=1,
         reduction_factor=ETA,
         stop_last_trials=False,
@@ -239,7 +240,7 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
                 if trial.status == TuneTrial.PAUSED:
                     tune_controller.stop_trial(trial)
             return None
-        going = halved(self._ledger, kind)
+        going = [*self._ledger.on_their_way, *halved(self._ledger, kind)]
         running = sum(trial.status == TuneTrial.RUNNING for trial in by_number.values())
         paused = [by_number[one] for one in going if one in by_number and by_number[one].status == TuneTrial.PAUSED]
         if paused and running < self._asks.room():

@@ -173,4 +173,5 @@ def _answer(status: Status, run: Run, state: LoopState, start: int | None = None
         tokens=sum(int(run.num_tokens[run.plan.rows_of_step(step)].sum()) for step in done),
         loss=state.loss,
         metrics=state.metrics if state.evaluated_at == state.step else {},
+        base=state.metrics_before,
     )

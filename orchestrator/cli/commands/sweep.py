@@ -12,11 +12,11 @@ from jobs.run import requests as orders
 from jobs.run.find import storage_root
 from jobs.run.paths import JobPaths
 from jobs.run.summary import summarise, utc_now
-from jobs.search.ledger import Trials
 from jobs.search.report.standing import Heard, heard_of, look
 from jobs.search.report.standing import facts as standing_facts
 from jobs.search.report.trial_text import leaderboard as leaderboard_page
 from jobs.search.report.trial_text import leaderboard_facts, trial_words
+from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
 from jobs.storage.files import write_bytes
 from orchestrator.cli.edge import Json, edge

@@ -11,7 +11,7 @@ from jobs.drivers.finetune.begin import load_work
 from jobs.errors import InputError
 from jobs.run.paths import JobPaths
 from jobs.search.changes import Change, Changes, changed, is_driven, larger, narrower
-from jobs.search.ledger import Trials
+from jobs.search.trials import Trials
 from jobs.spec.sweep import SweepSpec
 from orchestrator.cli.commands.sweep import Storage, SweepArgument, app, trials_of
 from orchestrator.cli.edge import Address, Quiet, edge, refuse_dashboard

@@ -1,0 +1,52 @@
+"""A trial of a sweep: its values, its run, how far it is and what it has scored. Light to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jobs.run.paths import JobPaths
+from jobs.spec.finetune import Spec
+
+State = Literal["waiting", "running", "paused", "finished", "stopped", "failed"]
+
+
+@dataclass
+class Trial:
+    """One run of the sweep, with its own values."""
+
+    number: int
+    values: dict[str, Any]  # by the names of the sweep's space
+    spec: Spec
+    paths: JobPaths
+    total_steps: int = 0  # of this trial when it is trained to its end
+    straight: bool = False  # trained to its end without rungs: a whole run of auto, or a repeat
+    repeats: int | None = None  # number of the finalist that it repeats with another seed
+    impossible: str | None = None  # why its values cannot be trained
+    driver: str = ""  # see `JobPaths.driver`
+    state: State = "waiting"
+    scores: list[tuple[int, float]] = field(default_factory=list)  # (step, judged metric), finite ones
+    step: int = 0
+    tokens: int = 0
+    loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    reason: str | None = None  # why it ended before its last step
+
+    @property
+    def score(self) -> float | None:
+        """The newest one."""
+        return self.scores[-1][1] if self.scores else None
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in ("finished", "stopped", "failed")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is one of the whole runs of a sweep with one rung: begun as one, or gone on from the rung."""
+        return self.straight or len(self.scores) > 1
+
+    @property
+    def rung(self) -> int:
+        """How often it was scored."""
+        return len(self.scores)

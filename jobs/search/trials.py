@@ -1,0 +1,288 @@
+"""The record of the trials of a sweep: values, runs, scores and outcomes. Light to import."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import threading
+from collections.abc import Mapping
+from typing import Any, Final
+
+from jobs.errors import SpecError
+from jobs.run.paths import JobPaths
+from jobs.search.rules.auto import LATER, aims, bounded, is_near, is_too_early, prior_of, rate_name, whole_run_rate
+from jobs.search.rules.rates import best_rate
+from jobs.search.rules.rungs import ETA, going_on, stops_of
+from jobs.search.rules.varying import trial_spec
+from jobs.search.trial import Trial
+from jobs.spec.sweep import SweepSpec
+from jobs.storage import files as storage
+from jobs.storage.journal import JournalReader
+from jobs.training.mailbox import Answer
+
+LEDGER = "ledger"
+FINALISTS: Final = 2  # trials that are repeated with other seeds
+_NO_SCORE = 1e9  # told of a failed trial while no other one has a score
+
+
+class Trials:
+    """All trials of a sweep, as the ledger in its directory tells."""
+
+    def __init__(self, sweep: SweepSpec, root: str) -> None:
+        """`root`: of the sweep's directory. Raises StorageError: the ledger cannot be read."""
+        self.sweep, self.root = sweep, root
+        self.trials: dict[int, Trial] = {}
+        self.total_steps, self.tokens_per_run = 0, 0.0  # of a whole trial; 0 before the first driver has looked
+        self.is_bounded, self.probe_tokens = False, 0
+        self._greatest: float | None = None  # learning rate, as the probe has found
+        self.base_score: float | None = None  # of the model before training
+        self.is_later = False  # trials are compared at the later rung: nothing had been learned at the first one
+        self.spent: dict[str, tuple[float, float]] = {}  # by driver: seconds, and seconds times GPUs (or CPUs)
+        self._lock = threading.RLock()
+        self._records = JournalReader(storage.join(root, LEDGER))
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Take over what the driver has written since the last call; not for the driver. Raises StorageError."""
+        for record in self._records.new():
+            self._replay(record)
+
+    def _replay(self, record: Mapping[str, Any]) -> None:
+        number = int(record["trial"])
+        if "tokens_per_run" in record:
+            self.total_steps, self.tokens_per_run = int(record["total_steps"]), float(record["tokens_per_run"])
+            return
+        if "greatest_rate" in record:
+            self.bound(record["greatest_rate"], int(record["tokens"]))
+            return
+        if "later" in record:
+            self.compare_later()
+            return
+        if "spent" in record:
+            driver, seconds, device_seconds = record["spent"]
+            self.spent[driver] = (seconds, device_seconds)
+        if "values" in record:
+            self.trials[number] = self.new_trial(
+                number,
+                record["values"],
+                record.get("straight", False),
+                total_steps=record.get("total_steps"),
+                repeats=record.get("repeats"),
+                impossible=record.get("impossible"),
+            )
+            return
+        trial = self.trials[number]
+        if "answer" in record:
+            self.take(trial, Answer.model_validate(record["answer"]))
+        elif "stopped" in record:
+            trial.state, trial.reason = "stopped", record["stopped"]
+
+    def bound(self, greatest: float | None, tokens: int) -> None:
+        """Take over the result of the probe: no proposal has a higher learning rate. None: the probe found no bound."""
+        with self._lock:
+            self.is_bounded, self.probe_tokens, self._greatest = True, tokens, greatest
+            self.change(self.sweep)
+
+    def change(self, sweep: SweepSpec) -> None:
+        """Go on with another spec of the same search."""
+        with self._lock:
+            self.sweep = self.as_searched(sweep)
+
+    def as_searched(self, sweep: SweepSpec) -> SweepSpec:
+        """Return a spec with what the search has found: the greatest learning rate, and whether the rung is later."""
+        if self.is_later and sweep.rungs is None:
+            sweep = sweep.model_copy(update={"rungs": LATER})
+        return sweep if self._greatest is None else bounded(sweep, self._greatest)
+
+    @property
+    def is_too_early(self) -> bool:
+        """Whether nothing has been learned at the rung (`auto.is_too_early`), and no whole run has begun."""
+        if any(trial.is_whole for trial in self.searched):
+            return False
+        return is_too_early(self.sweep, self.base_score, [one.scores[0][1] for one in self.searched if one.scores])
+
+    def compare_later(self) -> None:
+        """Compare trials at the later rung. The scores at the first one are dropped: their order is noise."""
+        with self._lock:
+            self.is_later = True
+            self.change(self.sweep)
+            for trial in self.searched:
+                trial.scores = [one for one in trial.scores if not self._is_before_the_rung(trial, one[0])]
+
+    @property
+    def on_their_way(self) -> list[int]:
+        """Numbers of the trials that pause at the first rung and go on to the later one."""
+        paused = [trial for trial in self.searched if trial.state == "paused" and not trial.scores]
+        return [trial.number for trial in paused] if self.is_later else []
+
+    def _is_before_the_rung(self, trial: Trial, step: int) -> bool:
+        """Whether the trial stops at the first rung only because it began before the later one replaced it."""
+        return self.is_later and step < stops_of(self.sweep, trial.total_steps, trial.straight)[0]
+
+    def new_trial(
+        self,
+        number: int,
+        values: Mapping[str, Any],
+        straight: bool,
+        *,
+        total_steps: int | None = None,
+        repeats: int | None = None,
+        impossible: str | None = None,
+    ) -> Trial:
+        """
+        Args:
+            total_steps: optimizer steps of the trial; None: those of the base.
+            repeats, impossible: see `Trial`.
+        """
+        try:
+            spec = trial_spec(self.sweep.base, values)
+        except SpecError as error:
+            spec, impossible = self.sweep.base, str(error)
+        if repeats is not None:
+            spec = spec.model_copy(update={"seed": spec.seed + 1 + len(self.repeats_of(self.trials[repeats]))})
+        spec = spec.model_copy(update={"name": f"{self.sweep.name[:56]}-{number:04d}"})
+        paths = JobPaths(storage.join(self.root, f"{number:04d}"))
+        steps = total_steps or self.total_steps
+        return Trial(number, dict(values), spec, paths, steps, straight, repeats, impossible)
+
+    def take(self, trial: Trial, answer: Answer) -> None:
+        trial.step, trial.tokens = max(trial.step, answer.step), trial.tokens + answer.tokens
+        if answer.status == "stopped":  # the sweep was: the trial goes on with it
+            trial.state = "paused"
+            return
+        trial.loss, trial.metrics = answer.loss, answer.metrics or trial.metrics
+        trial.reason = answer.reason if answer.status == "failed" else self._unscored(answer)
+        if trial.reason is not None:
+            trial.state = "failed"
+            return
+        if self.base_score is None:
+            self.base_score = answer.base.get(self.sweep.judged)
+        if not self._is_before_the_rung(trial, answer.step):
+            trial.scores.append((answer.step, answer.judged[self.sweep.judged]))
+        trial.state = "finished" if answer.status == "finished" else "paused"
+
+    def _unscored(self, answer: Answer) -> str | None:
+        """Why an answer has no score; None if it has one."""
+        score = answer.judged.get(self.sweep.judged)
+        if score is None:
+            known = ", ".join(sorted(answer.judged)) or "nothing"
+            return f"the job reports no {self.sweep.judged}: it reports {known}"
+        return None if math.isfinite(score) else f"{self.sweep.judged} was {score} after step {answer.step}"
+
+    @property
+    def searched(self) -> list[Trial]:
+        """All trials but repeats, which train a finalist with another seed."""
+        return [trial for trial in list(self.trials.values()) if trial.repeats is None]
+
+    def repeats_of(self, trial: Trial) -> list[Trial]:
+        return [one for one in list(self.trials.values()) if one.repeats == trial.number]
+
+    def scores_of_seeds(self, trial: Trial) -> list[float]:
+        """Final scores of a finished trial and of its repeats."""
+        every = [trial, *self.repeats_of(trial)]
+        return [one.score for one in every if one.state == "finished" and one.score is not None]
+
+    def ranked(self) -> list[Trial]:
+        """The best first: those that are finished, then by how far they came; what has no score comes last.
+
+        A finalist is ranked by the mean over its seeds, before trials that have one seed only: the best of many single
+        scores is partly luck. It is followed by its repeats.
+        """
+        with self._lock:
+            return sorted(self.trials.values(), key=self._rank)
+
+    def _rank(self, trial: Trial) -> tuple[Any, ...]:
+        sign = 1.0 if self.sweep.lower_is_better else -1.0
+        first = trial if trial.repeats is None else self.trials[trial.repeats]
+        seeds = self.scores_of_seeds(first) if trial.state == "finished" else []
+        score = statistics.fmean(seeds) if len(seeds) > 1 else trial.score or 0.0
+        return (
+            trial.state == "failed" or trial.score is None,
+            -(trial.scores[-1][0] / trial.total_steps if trial.scores and trial.total_steps else 0.0),
+            len(seeds) < 2,
+            sign * score,
+            first.number,
+            trial.number,
+        )
+
+    @property
+    def finalists(self) -> list[Trial]:
+        """The finished trials that are repeated with other seeds, best first."""
+        sign = 1.0 if self.sweep.lower_is_better else -1.0
+        finished = [trial for trial in self.searched if trial.state == "finished" and trial.score is not None]
+        return sorted(finished, key=lambda trial: sign * (trial.score or 0.0))[:FINALISTS]
+
+    def to_repeat(self) -> Trial | None:
+        """The finalist that is repeated next; None if each has the number of seeds that the sweep asks for."""
+        short = [trial for trial in self.finalists if len(self.repeats_of(trial)) + 1 < self.sweep.seeds]
+        return min(short, key=lambda trial: len(self.repeats_of(trial)), default=None)
+
+    @property
+    def repeats_left(self) -> int:
+        """How many repeats have not ended or are still to begin, at most."""
+        ended = sum(trial.is_over for trial in list(self.trials.values()) if trial.repeats is not None)
+        return max(FINALISTS * (self.sweep.seeds - 1) - ended, 0)
+
+    @property
+    def going_on(self) -> list[int]:
+        """Numbers of the trials that go on from a rung, once all have begun; see `jobs.search.rules.rungs.going_on`."""
+        if self.sweep.scheduler != "halving":  # Ray Tune lets them go on
+            return [trial.number for trial in self.searched if trial.state == "paused" and trial.scores]
+        compared = [trial for trial in list(self.trials.values()) if not trial.straight]
+        if aims(self.sweep):
+            return self._nearest_to_target(compared)
+        return going_on(compared, len(self.sweep.rung_shares), ETA, self.sweep.lower_is_better)
+
+    @property
+    def target(self) -> float:
+        """The learning rate for a whole run, from the scores at the rung; the prior's rate if there are no scores."""
+        name, sign = str(rate_name(self.sweep)), 1.0 if self.sweep.lower_is_better else -1.0
+        scored = [trial for trial in self.searched if not trial.straight and trial.scores]
+        if not scored:
+            return float(prior_of(self.sweep)[name])
+        return whole_run_rate(
+            self.sweep, best_rate({trial.values[name]: sign * trial.scores[0][1] for trial in scored})
+        )
+
+    def _nearest_to_target(self, compared: list[Trial]) -> list[int]:
+        """The number of the paused trial near the target, if all have reached the rung and no whole run is near it."""
+        paused = [trial for trial in compared if not trial.is_over]
+        if not paused or any(not trial.scores for trial in paused):
+            return []
+        name, target = str(rate_name(self.sweep)), self.target
+        if any(trial.is_whole and is_near(trial.values[name], target) for trial in self.searched):
+            return []
+        nearest = min(paused, key=lambda trial: abs(math.log(trial.values[name] / target)))
+        return [nearest.number] if is_near(nearest.values[name], target) else []
+
+    @property
+    def best(self) -> Trial | None:
+        """The best finished trial, which is no repeat."""
+        first = next((trial for trial in self.ranked() if trial.repeats is None), None)
+        return first if first is not None and first.state == "finished" else None
+
+    def told_as(self, trial: Trial) -> float:
+        """The value that the sampler gets for a trial: its score, or the worst known score if it failed.
+
+        Optuna takes no NaN, and a number far from all others would spoil a Gaussian process.
+        """
+        worst = max if self.sweep.lower_is_better else min
+        scores = [score for one in list(self.trials.values()) for _, score in one.scores]
+        if trial.state == "failed" or trial.score is None:
+            return worst(scores, default=_NO_SCORE if self.sweep.lower_is_better else -_NO_SCORE)
+        return trial.score
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that all drivers of the sweep have searched."""
+        return sum(seconds for seconds, _ in self.spent.values())
+
+    @property
+    def device_hours(self) -> float:
+        """Hours of GPUs that its gangs have held; of CPUs where none is used."""
+        return sum(each for _, each in self.spent.values()) / 3600
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all trials and of the probe."""
+        return self.probe_tokens + sum(trial.tokens for trial in self.trials.values())

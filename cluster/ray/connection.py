@@ -185,11 +185,12 @@ def held_places(gang: Gang, nodes: Sequence[str], check: Callable[[], None]) -> 
         _wait_until_removed(group)
 
 
-def wait_for_room(gang: Gang, say: Callable[[str], None]) -> None:
+def wait_for_room(gang: Gang, say: Callable[[str], None], check: Callable[[], None] = lambda: None) -> None:
     """Return once the cluster has room for the whole gang. What is wanted is known to Ray's autoscaler meanwhile.
 
     Args:
         say: called with one line when this has waited for ten seconds, and then every minute.
+        check: called every two seconds; what it raises ends the wait.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -198,6 +199,7 @@ def wait_for_room(gang: Gang, say: Callable[[str], None]) -> None:
     began, say_after_s = time.monotonic(), _SAY_FIRST_S
     try:
         while not group.wait(_LOOK_S):
+            check()
             waited_s = time.monotonic() - began
             if waited_s > say_after_s:
                 say_after_s += SAY_AGAIN_S

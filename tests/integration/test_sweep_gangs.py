@@ -24,6 +24,7 @@ class Started:
 
     def __init__(self, job: Job, *_: Any) -> None:
         self.spec, self.root, self.ended = job.spec, job.run_root, False
+        self.waits_for_room = False
         self.engine, self.dead = engine_of(job.spec), self.failures.get(job.spec.train.global_batch_size)
         self.every.append(self)
 
@@ -100,6 +101,20 @@ def test_an_engine_that_cannot_start_fails_its_trial_and_the_gang_is_started_ane
     with pytest.raises(GangLost):  # the machines may be at fault: another gang is tried
         made.carry_out(order(base, "b", 32))
     assert made.carry_out(order(base, "c", 8)).status == "paused"
+
+
+def test_a_gang_that_waits_for_room_gets_no_order_while_another_one_has_room(base: Spec) -> None:
+    """A run whose state it holds is trained by the other one. If all wait, the order waits for any of them."""
+    made = gangs_of(base, engines_vary=False)
+    assert made.carry_out(order(base, "one", 4)).status == "paused" and len(made) == 2
+    ((held, _),) = made._held.items()
+    other = 1 - held
+    Started.every[held].waits_for_room = True
+    with made._taken(order(base, "one", 4)) as place:
+        assert place == other and len(made) == 1
+    Started.every[other].waits_for_room = True
+    with made._taken(order(base, "one", 4)) as place:
+        assert place == held and len(made) == 2
 
 
 def test_where_a_node_of_the_lease_is_gone_the_queue_is_told(base: Spec) -> None:

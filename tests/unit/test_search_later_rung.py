@@ -36,8 +36,8 @@ def test_where_nothing_is_learned_at_the_first_rung_trials_are_compared_at_the_l
     assert ledger.on_their_way == [1, 2, 3] and ledger.going_on == []
     for trial, loss in ((first, 0.615), (second, 0.569), (third, 0.629)):
         at_rung(ledger, trial, loss, step=50)
-    target = 1.78e-4 * 0.5**0.32
-    assert ledger.on_their_way == [] and ledger.target == pytest.approx(target) and ledger.going_on == []
+    target = 1.71e-4 * 0.5**0.32  # of the parabola through the three
+    assert ledger.on_their_way == [] and ledger.target == pytest.approx(target, rel=0.01) and ledger.going_on == []
     for again in (ledger, Trials(scored_sweep(ledger), ledger.root)):
         assert again.is_later and again.sweep.rung_shares == LATER and again.base_score == 0.693
         assert [trial.scores for trial in again.searched] == [[(50, 0.615)], [(50, 0.569)], [(50, 0.629)]]

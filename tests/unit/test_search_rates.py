@@ -77,8 +77,17 @@ def test_after_failures_it_goes_on_between_them_and_the_best() -> None:
 
 
 def test_of_rates_that_score_alike_the_lowest_is_best() -> None:
-    assert best_rate({1e-4: 0.6, 2e-4: 0.504, 3e-4: 0.5, 5e-4: 0.503}) == 2e-4
+    assert best_rate({5e-5: 0.65, 1e-4: 0.6, 2e-4: 0.504, 3e-4: 0.5, 5e-4: 0.503}) == 2e-4
     assert best_rate({1e-4: -0.80, 2e-4: -0.90}) == 2e-4  # of a share, where more is better
+
+
+def test_of_a_few_rates_that_lie_far_apart_the_best_one_lies_between_them() -> None:
+    def loss(rate: float) -> float:
+        return 0.5 + 0.1 * math.log(rate / 1.9e-4) ** 2
+
+    assert best_rate({rate: loss(rate) for rate in (1.4e-4, 4.2e-4, 4.7e-5)}) == pytest.approx(1.9e-4)
+    assert best_rate({1.4e-4: 0.5, 4.2e-4: 0.6}) == 1.4e-4  # which may be an end
+    assert best_rate({1.4e-4: 0.5, 4.2e-4: math.inf, 4.7e-5: 0.6}) == 1.4e-4  # a failed one says nothing of a slope
 
 
 def test_a_line_has_no_vertex() -> None:

@@ -59,6 +59,7 @@ class WarmGang:
         self._given_up: dict[int, Answer | FleetuneError] = {}  # by number of an order that will not be answered
         self._dead: FleetuneError | None = None
         self._ending = False
+        self.waits_for_room = False  # its workers were lost, and the cluster has no room for others
         storage.write_bytes(job.paths.spec, dump_spec(job.spec))
         self._thread = threading.Thread(target=self._run, name="gang", daemon=True)
         self._thread.start()
@@ -154,10 +155,19 @@ class WarmGang:
         """Raises MachinesFailed: a node that the queue has given is gone."""
         gang = gang_of(self._job.spec)
         if self._places is None:
-            wait_for_room(gang, lambda text: self._announce("phase", text, phase="workers"))
+            self.waits_for_room = True
+            try:
+                wait_for_room(gang, lambda text: self._announce("phase", text, phase="workers"), self._check_ending)
+            finally:
+                self.waits_for_room = False
             return
         with held_places(gang, self._places, lambda: None):
             pass
+
+    def _check_ending(self) -> None:
+        """Raises MachinesFailed: nobody needs the gang any more."""
+        if self._ending:
+            raise MachinesFailed("the gang was ended while it waited for room")
 
     def _outcome_of_crash(self, error: Exception) -> Outcome:
         crash = crash_of(error, self._job.driver, self._places or ())
@@ -238,7 +248,16 @@ class Gangs:
         return WarmGang(own, self._alone, self._announce, places)
 
     def __len__(self) -> int:
-        return sum(self._is_usable(place) for place in range(len(self._all)))
+        return len(self._usable())
+
+    def _usable(self) -> list[int]:
+        """Places whose gangs may get an order. A gang that waits for room gets none while another one has room."""
+        usable = [place for place in range(len(self._all)) if self._is_usable(place)]
+        return [place for place in usable if not self._waits(place)] or usable
+
+    def _waits(self, place: int) -> bool:
+        gang = self._all[place]
+        return gang is not None and gang.waits_for_room
 
     def _is_usable(self, place: int) -> bool:
         if place in self._over:
@@ -295,7 +314,7 @@ class Gangs:
             return self._held.get(place) == order.run, gang is not None and gang.engine == engine, gang is None
 
         with self._changed:
-            while not (usable := [place for place in self._free if self._is_usable(place)]):
+            while not (usable := [place for place in self._usable() if place in self._free]):
                 if (failure := self.failure) is not None:
                     raise failure
                 self._changed.wait(1.0)

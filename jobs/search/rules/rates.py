@@ -14,6 +14,7 @@ from typing import Final
 CLEARLY: Final = 0.01  # share of a loss; smaller differences are noise
 UP: Final = 1.75  # factor to the next rate above the best one: a rate that is much too high diverges
 DOWN: Final = 3.0  # factor to the next rate below it: a rate that is too low only learns less
+FEW: Final = 4  # scores whose rates lie far apart
 _APART: Final = 1.2  # factor; a new rate that is nearer to the best one tells little
 
 
@@ -34,13 +35,18 @@ def next_rate(scores: Mapping[float, float | None], least: float, greatest: floa
 
 
 def best_rate(scores: Mapping[float, float]) -> float:
-    """Return the lowest rate whose score is at most 1 % worse than the best one.
+    """Estimate the best rate from scores.
 
-    The lowest one is the safest: at rates above the best one, trainings diverge.
+    Of many scores, it is the lowest rate whose score is at most 1 % worse than the best one. The lowest one is the
+    safest: at rates above the best one, trainings diverge. A few scores lie far apart: there it is the minimum of the
+    parabola through the best one and its neighbours, if it has both.
 
     Args:
         scores: by rate; lower is better.
     """
+    vertex = _vertex_at_best({math.log(rate): score for rate, score in scores.items()})
+    if len(scores) <= FEW and vertex is not None:
+        return math.exp(vertex)
     best = min(scores.values())
     return min(rate for rate, score in scores.items() if score <= best + CLEARLY * abs(best))
 
@@ -69,6 +75,15 @@ def _in_bracket(known: Mapping[float, float], low: float, high: float) -> float 
     if vertex is None or abs(vertex - best) < 2 * margin or not left + margin < vertex < right - margin:
         return (best + right) / 2 if right - best >= best - left else (best + left) / 2
     return vertex
+
+
+def _vertex_at_best(known: Mapping[float, float]) -> float | None:
+    """Return the minimum of the parabola through the best place and its neighbours; None if the best one is an end."""
+    places = sorted(known)
+    at = places.index(min(places, key=lambda place: known[place]))
+    near = places[max(at - 1, 0) : at + 2]
+    vertex = vertex_of({place: known[place] for place in near}) if len(near) == 3 else None
+    return vertex if vertex is not None and near[0] < vertex < near[-1] else None
 
 
 def vertex_of(scores: Mapping[float, float]) -> float | None:

@@ -195,7 +195,7 @@ class JobHandle:
 
     @property
     def metrics(self) -> pandas.DataFrame:
-        """A row for each step: `step`, `loss`, `learning_rate`, `eval_loss`, ... The last row of a repeated step counts.
+        """A row for each step: `step`, `loss`, `learning_rate`, `eval_loss`, ... Of a repeated step, the last row.
 
         Raises:
             FleetuneError: pandas is not installed.

@@ -57,7 +57,7 @@ class Leading:
     def renew(self) -> bool:
         """Take or renew the leadership. Returns whether this server leads.
 
-        It writes only if the leadership may be free, or a third of the term is over.
+        A leader asks the store only after a third of its term.
         """
         with self._lock:
             return self._renew()

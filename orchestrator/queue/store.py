@@ -224,7 +224,7 @@ class Store(Protocol):
     def prune(self, epoch: int, job_ids: Sequence[str], before_s: float) -> int:
         """Remove those of these jobs that are still prunable, and some old events. Returns the number of removed rows.
 
-        Their specs, leases, events and keys are removed too. The totals of their leases are kept (`used`).
+        Their specs, leases, events and keys are removed too. `month_totals` still counts their leases.
 
         Raises:
             NotLeader: another server has led since.

@@ -77,7 +77,7 @@ _WANTED: Mapping[str, Wanted] = {wanted.value: wanted for wanted in Wanted}
 
 @functools.lru_cache(maxsize=4096)  # most jobs share a few gangs
 def _gang(num_workers: int, cpus_per_worker: int, gpus_per_worker: int, accelerator_type: str | None) -> Gang:
-    """Return a gang. Raises ValueError if it is too large to be planned."""
+    """Return a gang. Raises ValueError if its numbers are out of bounds, so that it cannot be planned."""
     gang = Gang(num_workers, cpus_per_worker, gpus_per_worker, accelerator_type)
     gang.check_size()
     return gang

@@ -1,4 +1,4 @@
-"""The only file that reads the environment. Everybody else is given values."""
+"""Settings from the environment. This is the only file that reads it; all other code gets values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cluster.errors import InputError
 
 @dataclass(frozen=True)
 class TorchrunWorld:
-    """Where torchrun has put this process."""
+    """The place of this process in a group that torchrun has started."""
 
     rank: int
     world_size: int
@@ -24,31 +24,31 @@ class TorchrunWorld:
 
 
 def torchrun_world() -> TorchrunWorld | None:
-    """This process's place under torchrun, or None when torchrun did not start it."""
+    """Return this process's place under torchrun; None: torchrun has not started it."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     return TorchrunWorld(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
 
 
 def ray_address() -> str | None:
-    """RAY_ADDRESS, which Ray sets for the driver of a submitted job; None where there is none."""
+    """Return RAY_ADDRESS, which Ray sets for the driver of a submitted job; None: it is not set."""
     return os.environ.get("RAY_ADDRESS") or None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the surroundings say, as opposed to a spec or an option."""
+    """Settings from the environment, as opposed to a spec or an option."""
 
-    storage_path: str = "runs"  # where `fleetune runs`, `show` and `export` look when --storage is left out
+    storage_path: str = "runs"  # where `fleetune runs`, `show` and `export` look without --storage
 
 
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
-    """FLEETUNE_STORAGE_PATH, or `runs` under the working directory."""
+    """Read the settings: FLEETUNE_STORAGE_PATH, or `runs` in the working directory."""
     return Settings(storage_path=environ.get("FLEETUNE_STORAGE_PATH") or "runs")
 
 
 PROTOCOLS_VARIABLE = "FLEETUNE_PROTOCOLS"
-# These read local files under another name, or wrap another URL. No setting allows them.
+# They read local files under another name, or wrap another URL. No setting can allow them.
 _NEVER_PROTOCOLS = frozenset(
     {"local", "asynclocal", "asyncwrapper", "async_wrapper", "generic", "reference", "simplecache", "filecache"}
     | {"blockcache", "cached", "dir", "zip", "tar", "libarchive", "data"}
@@ -56,7 +56,7 @@ _NEVER_PROTOCOLS = frozenset(
 
 
 def extra_protocols(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
-    """FLEETUNE_PROTOCOLS: protocols that are allowed beside those of `jobs.storage.locations`, separated by commas.
+    """Read FLEETUNE_PROTOCOLS: allowed protocols in addition to those of `jobs.storage.locations`, separated by commas.
 
     Raises:
         InputError: one of them can never be allowed.
@@ -73,7 +73,7 @@ def extra_protocols(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
 
 
 def protocols_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What a process of a job on another machine is started with, so that the same protocols are allowed there."""
+    """Return variables for a job's process on another machine, so that the same protocols are allowed there."""
     names = extra_protocols(environ)
     return {PROTOCOLS_VARIABLE: ",".join(sorted(names))} if names else {}
 
@@ -87,34 +87,35 @@ _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLO
 
 
 def expand_gpu_memory() -> None:
-    """Have torch grow segments of GPU memory instead of cutting them, which leaves gaps that no large tensor fits into.
+    """Make torch grow segments of GPU memory, instead of cutting them into pieces that no large tensor fits into.
 
-    Takes effect until this process first allocates on a GPU. What the user has set for torch's allocator stays.
+    It must be called before this process first allocates memory on a GPU. It does not override the user's settings for
+    torch's allocator.
     """
     if not any(name in os.environ for name in _ALLOCATOR):
         os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
 
 
 def add_to_environment(added: Mapping[str, str]) -> None:
-    """Set variables of this process, and of what it starts."""
+    """Set variables of this process and its children."""
     os.environ.update(added)
 
 
 def take_out(name: str) -> None:
-    """Unset a variable of this process, so that what it starts does not see it."""
+    """Unset a variable of this process, so that its children do not inherit it."""
     os.environ.pop(name, None)
 
 
 def visible_gpus(environ: Mapping[str, str] = os.environ) -> tuple[str, ...] | None:
-    """What CUDA_VISIBLE_DEVICES leaves to this process; None where it is not set."""
+    """Return the GPUs in CUDA_VISIBLE_DEVICES; None: it is not set."""
     value = environ.get("CUDA_VISIBLE_DEVICES")
     return None if value is None else tuple(one.strip() for one in value.split(",") if one.strip())
 
 
 def with_environment(added: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment and more: what a program of this machine is started with.
+    """Return this process's environment with added variables, for a child process.
 
-    What a server keeps for itself and for jobs that name it stays behind.
+    Secrets and the token of a server are left out.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_KEPT_BACK)}
     return {**kept, **added}
@@ -124,12 +125,12 @@ _CA_FILE = "FLEETUNE_CA_FILE"
 
 
 def ca_file(environ: Mapping[str, str] = os.environ) -> str | None:
-    """FLEETUNE_CA_FILE, or SSL_CERT_FILE: the certificates that servers are trusted by. None: those of this machine."""
+    """Return FLEETUNE_CA_FILE or SSL_CERT_FILE, the trusted CA certificates. None: those of this machine."""
     return environ.get(_CA_FILE) or environ.get("SSL_CERT_FILE") or None
 
 
 def ca_for_drivers(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """FLEETUNE_CA_FILE of a server, for the environment of the drivers that it starts."""
+    """Return the variable FLEETUNE_CA_FILE of a server, for the environment of its drivers."""
     path = environ.get(_CA_FILE)
     return {_CA_FILE: os.path.abspath(path)} if path else {}
 
@@ -139,12 +140,12 @@ _KEPT_BACK = (SECRET_PREFIX, "FLEETUNE_TOKEN")
 
 
 def fleetune_home(environ: Mapping[str, str] = os.environ) -> Path:
-    """FLEETUNE_HOME, or ~/.fleetune: the token, and what a server of this machine and its clients keep."""
+    """Return FLEETUNE_HOME, or ~/.fleetune: the folder of the token, and of the local server and its clients."""
     return Path(environ.get("FLEETUNE_HOME") or "~/.fleetune").expanduser().absolute()
 
 
 def server_url(environ: Mapping[str, str] = os.environ) -> str | None:
-    """FLEETUNE_URL, of the queue's server; None where it is not set."""
+    """Return FLEETUNE_URL, the URL of the queue's server; None: it is not set."""
     return environ.get("FLEETUNE_URL") or None
 
 
@@ -152,10 +153,10 @@ RETENTION_DAYS = 90.0
 
 
 def retention_days(environ: Mapping[str, str] = os.environ) -> float:
-    """FLEETUNE_RETENTION_DAYS: how long a server keeps jobs after their end; 0: for ever. 90 where it is not set.
+    """Read FLEETUNE_RETENTION_DAYS: how long a server keeps jobs after their end; 0: forever. Default: 90.
 
     Raises:
-        InputError: it is no such number.
+        InputError: it is not a number in this range.
     """
     text = environ.get("FLEETUNE_RETENTION_DAYS", "").strip()
     try:
@@ -170,10 +171,10 @@ def retention_days(environ: Mapping[str, str] = os.environ) -> float:
 
 
 def server_token(environ: Mapping[str, str] = os.environ) -> str | None:
-    """FLEETUNE_TOKEN, or what the file `token` of FLEETUNE_HOME has; None where there is neither.
+    """Return FLEETUNE_TOKEN, or the content of the file `token` in FLEETUNE_HOME; None: there is neither.
 
     Raises:
-        InputError: others may read that file.
+        InputError: other users can read the file.
     """
     if token := environ.get("FLEETUNE_TOKEN", "").strip():
         return token
@@ -191,7 +192,7 @@ def server_token(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def server_secrets(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What a server may give to jobs that name it: NAME for each FLEETUNE_SECRET_NAME."""
+    """Return the secrets that a server may give to jobs: NAME for each variable FLEETUNE_SECRET_NAME."""
     return {
         name.removeprefix(SECRET_PREFIX): value
         for name, value in environ.items()
@@ -204,12 +205,12 @@ DRIVER_TOKEN = "FLEETUNE_DRIVER_TOKEN"
 
 @dataclass(frozen=True)
 class DriverPlace:
-    """Which attempt of which job a driver is, and where its queue is served.
+    """The attempt that a driver leads, and the servers of its queue.
 
     Attributes:
-        url: of the server that has started the driver.
+        url: URL of the server that has started the driver.
         queue: id of the queue; '': a server of an older release has started the driver, and does not name its queue.
-        other_urls: of further servers of the queue, which are asked when the first one does not answer.
+        other_urls: URLs of further servers of the queue, for when the first one does not answer.
     """
 
     url: str
@@ -220,7 +221,7 @@ class DriverPlace:
     other_urls: tuple[str, ...] = ()
 
     def environment(self) -> dict[str, str]:
-        """What the driver is started with; `driver_place` reads it."""
+        """Return the variables that the driver is started with; `driver_place` reads them."""
         return {
             "FLEETUNE_URL": self.url,
             "FLEETUNE_JOB": self.job_id,
@@ -232,7 +233,7 @@ class DriverPlace:
 
 
 def driver_place(environ: Mapping[str, str] = os.environ) -> DriverPlace | None:
-    """Where this process is the driver of a queued job, from the variables that it was started with; else None."""
+    """Read the place of this process from the variables that it was started with; None: it is not a driver."""
     values = [environ.get(f"FLEETUNE_{name}", "") for name in ("URL", "JOB", "ATTEMPT", "DRIVER_TOKEN")]
     url, job_id, attempt, token = values
     if not all(values) or not attempt.isdecimal() or int(attempt) < 1:
@@ -246,7 +247,7 @@ RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 @dataclass(frozen=True)
 class RayJob:
-    """Which submitted job of a Ray cluster this process is the driver of, and what was said of it at submission."""
+    """A submitted job of a Ray cluster whose driver is this process, with the data given at its submission."""
 
     submission: str
     metadata: Mapping[str, str]
@@ -254,7 +255,7 @@ class RayJob:
 
 
 def ray_job(environ: Mapping[str, str] = os.environ) -> RayJob | None:
-    """From the variable that Ray starts drivers of submitted jobs with; None: this process is none."""
+    """Read the variable that Ray sets for drivers of submitted jobs; None: this process is not one."""
     try:
         given = json.loads(environ.get(RAY_JOB, ""))
         metadata = {str(key): str(value) for key, value in given["metadata"].items()}
@@ -265,13 +266,13 @@ def ray_job(environ: Mapping[str, str] = os.environ) -> RayJob | None:
 
 @dataclass(frozen=True)
 class WebhookOrder:
-    """What `jobs.webhook` is to send, and where to."""
+    """The request that `jobs.webhook` must send."""
 
     url: str
     body: str
 
 
 def webhook_order(environ: Mapping[str, str] = os.environ) -> WebhookOrder | None:
-    """FLEETUNE_WEBHOOK_URL and FLEETUNE_WEBHOOK_BODY (JSON); None where one of them is not set."""
+    """Read FLEETUNE_WEBHOOK_URL and FLEETUNE_WEBHOOK_BODY (JSON); None: one of them is not set."""
     url, body = environ.get("FLEETUNE_WEBHOOK_URL"), environ.get("FLEETUNE_WEBHOOK_BODY")
     return None if not url or not body else WebhookOrder(url, body)

@@ -1,4 +1,4 @@
-"""The decisions and the ways in: the queue and its server, the command line, and the SDK, which this module offers.
+"""The decisions and the interfaces: the queue and its server, the command line, and the SDK, which this module exports.
 
 May import `jobs` and `cluster`. Start with `client` for the SDK, with `cli` for the commands.
 """
@@ -25,7 +25,7 @@ __all__ = [
     "load_spec",
 ]
 
-# Imported when they are asked for: `import orchestrator` stays light for all that lies under it.
+# Imported on first use, so that `import orchestrator` stays fast for every module of the package.
 _HOMES = {
     "Client": "orchestrator.client.client",
     "FleetuneError": "cluster.errors",

@@ -1,9 +1,9 @@
-"""What the server answers and is asked, over HTTP: shared by the server, the SDK and the command line.
+"""Requests and answers over HTTP, shared by the server, the SDK and the command line.
 
-Times are seconds since 1970 (UTC). Whatever is refused is answered with `Problem`, and one of these statuses: 400 what
-was asked cannot be done; 401 no token, or one that is not known; 403 a token that may not do that; 404 there is no such
-thing; 409 it is too late or too early for that, or the name is taken; 413 too large; 422 what was sent has the wrong
-shape; 429 too many at once; 503 tried again later.
+Times are seconds since 1970 (UTC). A refused request is answered with `Problem` and one of these statuses: 400 it
+cannot be done; 401 no token, or an unknown one; 403 the token may not do this; 404 there is no such thing; 409 it is
+too late or too early, or the name is taken; 413 the body is too large; 422 the body has the wrong shape; 429 too many
+requests at once; 503 try again later.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from orchestrator.queue.states import Reason, State, Wanted
 from orchestrator.queue.tenants import MEMBERS_MAX_PRIORITY
 
 API_VERSION: Final = "1"
-MOST_JOBS: Final = 10_000  # of one submission
-MOST_BYTES: Final = 64 << 20  # of one body
+MOST_JOBS: Final = 10_000  # in one submission
+MOST_BYTES: Final = 64 << 20  # in the body of a submission
 MOST_PAGE: Final = 1000
 
 
 class Sent(BaseModel):
-    """What a client sends: unknown keys are refused."""
+    """A request. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Told(BaseModel):
-    """What the server answers: unknown keys are passed over, so that a newer server may say more."""
+    """An answer. Unknown keys are ignored, so that a newer server may add some."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=True, ser_json_inf_nan="null")
 
 
 class Problem(Told):
-    """Why it was refused, and what to do.
+    """Why a request was refused, and what to do.
 
     Attributes:
         error: name of the exception's class (`UnknownJob`, `SpecError`, ...).
-        message: for people.
+        message: explanation for people.
         queue: id of the queue whose server answers.
     """
 
@@ -52,12 +52,12 @@ class Problem(Told):
 
 
 class Submission(Sent):
-    """Jobs to be queued: all of them, or none.
+    """Jobs to queue: all of them, or none.
 
     Attributes:
-        specs: resolved, with a section `queue`; paths are absolute.
-        key: given by the client, so that it can send again: the same key and specs give the same jobs.
-        client: whose end takes these jobs along (an embedded orchestrator's clients); None: they outlive it.
+        specs: resolved specs, with a section `queue`; paths are absolute.
+        key: idempotency key of the client: the same key and specs give the same jobs.
+        client: client of an embedded server, whose end cancels these jobs; None: the jobs outlive their submitter.
     """
 
     specs: tuple[dict[str, Any], ...] = Field(min_length=1, max_length=MOST_JOBS)
@@ -66,18 +66,18 @@ class Submission(Sent):
 
 
 class JobView(Told):
-    """A job, as everybody sees it who may.
+    """A job, as shown to all who may see it.
 
     Attributes:
-        placement: (node id, workers there) of its lease; empty while it holds none.
-        on: the same with what people call the nodes.
-        num_workers: that it has or has had last; of one that waits, the least that it starts with.
-        sizes: numbers of workers that it can go on with, ascending; empty: with no other than `num_workers`.
-        heard_s: when its driver was last heard of.
-        run: root of the run that it writes; for a command None.
-        metrics: last known, by name.
+        placement: (node id, workers) for each node of its lease; empty: it holds none.
+        on: the placement with names of nodes for people.
+        num_workers: current or last number of workers; for a waiting job, the least that it starts with.
+        sizes: numbers of workers that the job can have, ascending; empty: it is not elastic.
+        heard_s: when its driver was last heard.
+        run: root of its run; None for a command.
+        metrics: last known metrics, by name.
         changed: grows with each change of the job; see `GET /v1/changes`.
-        waiting_since_s: of a QUEUED job, since when it has waited, or since it was paused or resumed.
+        waiting_since_s: since when a QUEUED job has waited, or was paused or resumed.
         labels: facts that tell the job from others.
     """
 
@@ -163,9 +163,9 @@ class JobView(Told):
 
 
 class JobPage(Told):
-    """Newest first. `next`: what to give as `before` for the page after this one; None: this was the last.
+    """A page of jobs, newest first. `next`: the value of `before` for the next page; None: this is the last page.
 
-    `set_aside`: jobs that the server cannot read, which no page has, or cannot plan, each with the reason.
+    `set_aside`: jobs that the server cannot read (which are on no page) or cannot plan, each with the reason.
     """
 
     jobs: tuple[JobView, ...]
@@ -174,7 +174,7 @@ class JobPage(Told):
 
 
 class Changes(Told):
-    """Jobs that have changed, in that order; `last`: what to give as `after` the next time."""
+    """Jobs that have changed, in order of their changes. `last`: the value of `after` for the next request."""
 
     jobs: tuple[JobView, ...]
     last: int
@@ -197,17 +197,17 @@ class EventView(Told):
 
 
 class Events(Told):
-    """`last`: what to give as `after` the next time; others' events may lie between."""
+    """Events in order. `last`: the value of `after` for the next request, also if the newest events are not shown."""
 
     events: tuple[EventView, ...]
     last: int = 0
 
 
 class WhyView(Told):
-    """Why a job is where it is. Starts are seconds since 1970; None: nobody can say.
+    """Why a job is in its state. Starts are seconds since 1970; None: unknown.
 
     Attributes:
-        is_guess: no run time is known that the expected start could go by.
+        is_guess: no known run times support the expected start.
     """
 
     text: str
@@ -218,16 +218,16 @@ class WhyView(Told):
 
 
 class LogSources(Told):
-    """`output`: what its newest attempt has written to its terminal; `driver`, `rank-0`, ...: the logs of its run."""
+    """Names of logs. `output`: the terminal output of the newest attempt; `driver`, `rank-0`, ...: logs of the run."""
 
     sources: tuple[str, ...]
 
 
 class LogPart(Told):
-    """Text from a byte on, whole lines where there are any.
+    """A part of a log from a byte on, cut at the end of a line if possible.
 
     Attributes:
-        next: the byte to go on from.
+        next: the byte to continue with.
         ended: nothing more will come.
     """
 
@@ -237,14 +237,14 @@ class LogPart(Told):
 
 
 class MetricsPart(Told):
-    """The records of a run's journal of metrics, in the order of steps; `next`: what to give as `after`."""
+    """Records of a run's metrics, in order of steps. `next`: the value of `after` for the next request."""
 
     records: tuple[dict[str, Any], ...]
     next: int
 
 
 class NodeView(Told):
-    """A machine. `name`: what people call it. `order`: use, cordon or drain, which stops all jobs at `deadline_s`."""
+    """A node. `name`: for people. `order`: use, cordon or drain; a drain stops all jobs at `deadline_s`."""
 
     node_id: str
     name: str = ""
@@ -263,14 +263,14 @@ class NodeView(Told):
 
 
 class Nodes(Told):
-    """`growth`: what an autoscaler may add, in words; empty where there is none."""
+    """`growth`: a text on what an autoscaler may add; '': there is no autoscaler."""
 
     nodes: tuple[NodeView, ...]
     growth: str = ""
 
 
 class NodeOrderSent(Sent):
-    """`deadline_s`: of a drain; seconds from now, after which jobs that may not be interrupted are stopped too."""
+    """`deadline_s`: of a drain, in seconds from now; after that, non-preemptible jobs are stopped too."""
 
     order: Literal["use", "cordon", "drain"]
     reason: str = Field("", max_length=500)
@@ -296,7 +296,7 @@ class RestrictionsSent(Sent):
 
 
 class TenantSent(Sent):
-    """All of a tenant's settings. Without `restrictions`, these stay as they are."""
+    """All settings of a tenant. Without `restrictions`, these are unchanged."""
 
     weight: float = Field(1.0, gt=0.0, le=1_000_000.0)
     guaranteed: tuple[QuotaSent, ...] = Field((), max_length=100)
@@ -337,7 +337,7 @@ class Tenants(Told):
 
 
 class UsageRow(Told):
-    """What a tenant has held in one month (UTC), `2026-11`."""
+    """What a tenant has held in one month (UTC), for example `2026-11`."""
 
     month: str
     tenant: str
@@ -371,14 +371,14 @@ class Tokens(Told):
 
 
 class NewToken(Told):
-    """The only time that it is shown."""
+    """A new token, which is shown only here."""
 
     name: str
     token: str
 
 
 class Me(Told):
-    """Who the token is of. Without tokens whoever gets in is an admin."""
+    """The owner of the token. On a server without tokens, every caller is an admin."""
 
     name: str
     role: str
@@ -387,7 +387,7 @@ class Me(Told):
 
 
 class Server(Told):
-    """`machine`: which one the server runs on, so that a client can tell whether it is the same."""
+    """`machine`: the machine that the server runs on, so that a client can tell whether it is on the same one."""
 
     version: str
     api: str

@@ -1,4 +1,4 @@
-"""Which server of this machine uses FLEETUNE_HOME: a lock that the kernel keeps, and a file that says where it is."""
+"""The server of this machine that uses FLEETUNE_HOME: its lock, and a file with its URL."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOCK, _RECORD = "server.lock", "server.json"
 
 @dataclass(frozen=True)
 class Record:
-    """As `orchestrator.client.discovery` reads it."""
+    """The content of the file; `orchestrator.client.discovery` reads it."""
 
     url: str
     pid: int
@@ -26,11 +26,11 @@ class Record:
 
 
 class HomeTaken(InputError):
-    """Another server has it."""
+    """Another server uses this FLEETUNE_HOME."""
 
 
 def make_home(home: Path) -> None:
-    """Raises StorageError."""
+    """Create the folder. Raises StorageError."""
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -39,7 +39,7 @@ def make_home(home: Path) -> None:
 
 @contextlib.contextmanager
 def locked(home: Path) -> Iterator[None]:
-    """Raises HomeTaken or StorageError."""
+    """Lock the folder, and remove the record at the end. Raises HomeTaken or StorageError."""
     make_home(home)
     try:
         lock = os.open(home / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -64,7 +64,7 @@ def locked(home: Path) -> Iterator[None]:
 
 
 def write_record(home: Path, record: Record) -> None:
-    """By who holds the lock."""
+    """Write the record, atomically. The caller must hold the lock."""
     new = home / f"{_RECORD}.new"
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

@@ -1,8 +1,8 @@
-"""Ray's autoscaler: how far it may take a cluster, and what it is told that is wanted.
+"""Ray's autoscaler: how far it may extend a cluster, and the demand that it is told.
 
-What it may add is in the file that it was started with (`ray up` writes it on the head; see Ray's "Cluster YAML"), and
-nowhere in Ray's own store. It takes one wish at a time, for the whole cluster, and holds to it until it gets another:
-that of `ray.autoscaler.sdk.request_resources`. Here it is written without a driver, by a process of its own.
+The types of nodes that it may add are only in its configuration file (`ray up` writes it on the head; see Ray's
+"Cluster YAML"). The autoscaler knows one demand for the whole cluster, and keeps it until it gets another one: the
+demand of `ray.autoscaler.sdk.request_resources`. Here it is written by a separate process, without a Ray driver.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ TYPE_LABEL = "ray.io/accelerator-type"
 _PROGRAM = "/monitor.py"
 _LOOKED_FOR_EVERY_S = 30.0
 _ANSWERS_S = 60.0
-_USUAL_WORKERS = 2  # Ray's own default for max_workers
+_USUAL_WORKERS = 2  # Ray's default for max_workers
 _LARGEST_FILE = 1 << 20
 _MOST = 1_000_000
 
 
 class Autoscaler:
-    """Of one cluster, seen from the machine of its head."""
+    """The autoscaler of one cluster, used on the machine of its head."""
 
     def __init__(self, session: Callable[[], str], gcs: str, file: Path | None = None) -> None:
         """
         Args:
-            session: the name of the cluster's session, now. Raises BackendUnreachable.
-            gcs: host:port of the head service, where the head does not run on this machine.
-            file: what the autoscaler was started with; None: as the command line of its process says.
+            session: returns the name of the cluster's current session; raises BackendUnreachable.
+            gcs: host:port of the head service, in case the head does not run on this machine.
+            file: the autoscaler's configuration file; None: as given on the command line of its process.
         """
         self._session, self._gcs, self._given = session, gcs, file
         self._file = file
         self._look_again_s = 0.0
         self._growth = Growth()
         self._mark: tuple[Path, int] | None = None
-        self.trouble = ""  # why its file cannot be used, in words
+        self.trouble = ""  # why its file cannot be used; '': it can
 
     def growth(self) -> Growth:
-        """How far it may go; while its file cannot be read or its process is away, as it was known before."""
+        """Return how far the cluster may grow. If the file or the process is missing, return what was known before."""
         if self._given is None and time.monotonic() >= self._look_again_s:
             self._look_again_s = time.monotonic() + _LOOKED_FOR_EVERY_S
             try:
@@ -72,7 +72,7 @@ class Autoscaler:
         return self._growth
 
     def check(self) -> None:
-        """Raises InputError: the file that was given cannot be used."""
+        """Check the given file. Raises InputError: it cannot be used."""
         if self._given is None:
             return
         try:
@@ -88,14 +88,14 @@ class Autoscaler:
             )
 
     def session(self) -> str:
-        """The name of the cluster's session, now. Raises BackendUnreachable."""
+        """Return the name of the cluster's current session. Raises BackendUnreachable."""
         return self._session()
 
     def ask(self, bundles: Sequence[Bundle]) -> str:
-        """Wish for a cluster that has room for all of these at once; none: for nothing. The session's name.
+        """Demand a cluster with room for all bundles at once; an empty demand withdraws it. Returns the session's name.
 
         Raises:
-            BackendUnreachable, MachinesFailed: it may not have been told.
+            BackendUnreachable, MachinesFailed: the autoscaler may not have been told.
         """
         session = self._session()
         raylet = raylet_of_session(session, trusted=True)
@@ -114,9 +114,9 @@ class Autoscaler:
 
 
 def config_file(session: str) -> Path | None:
-    """What the autoscaler of a session, on this machine, was started with; None: there is none that adds machines.
+    """Return the configuration file of a session's autoscaler on this machine; None: there is no such autoscaler.
 
-    Only one of root or of this user is believed.
+    Only processes of root and of this user are trusted.
     """
     for process in words_of_processes():
         if process.user in (0, os.getuid()) and any(word.endswith(_PROGRAM) for word in process.words[:4]):
@@ -127,17 +127,18 @@ def config_file(session: str) -> Path | None:
 
 
 def _as_seen_by(user: int, folder: Path, path: str) -> Path:
-    """Ray hands on what it was given: `~/ray_bootstrap_config.yaml`."""
+    """Resolve a path of the autoscaler's command line, which may be like `~/ray_bootstrap_config.yaml`."""
     if path == "~" or path.startswith("~/"):
         return Path(pwd.getpwuid(user).pw_dir) / path[2:]
     return folder / path
 
 
 def read_growth(file: Path) -> Growth:
-    """
+    """Read a configuration file.
+
     Raises:
         OSError: it cannot be read.
-        InputError: it is no such file.
+        InputError: it is not a configuration file of Ray.
     """
     with open(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), encoding="utf-8") as opened:
         if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
@@ -152,10 +153,10 @@ def read_growth(file: Path) -> Growth:
 
 
 def growth_of(config: Any) -> Growth:
-    """Of Ray's cluster YAML. Types that do not say what their nodes have are left out: nobody knows before one is up.
+    """Parse Ray's cluster YAML. Types without resources are left out: these are unknown until such a node is up.
 
     Raises:
-        InputError: it is no such file.
+        InputError: it is not such a file.
     """
     types = config.get("available_node_types") if isinstance(config, Mapping) else None
     if not isinstance(types, Mapping):
@@ -190,7 +191,7 @@ def _type(name: str, one: Mapping[str, Any], most: int) -> NodeType | None:
 
 
 def _number(value: Any, what: str, usual: int) -> int:
-    """Raises InputError."""
+    """Parse a number. Raises InputError."""
     if value is None:
         return usual
     try:

@@ -1,4 +1,4 @@
-"""The connection to Ray: to a given cluster, or to one that is started here; and what the cluster holds."""
+"""Connections to Ray: to an existing cluster, or to one that is started here. Also reads what the cluster has."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from cluster.job_environment import JobEnvironment
 from cluster.ray.bundles import bundle
 from cluster.settings import add_to_environment, protocols_environment, ray_address, set_default
 
-# Logical CPUs beside the workers' own, for Ray Data's tasks and the Train controller.
+# Logical CPUs in addition to the workers' own, for Ray Data's tasks and the Train controller.
 SPARE_CPUS = 2
-# How far CPU workers may share cores on a machine of one's own: enough to try a gang, not enough to choke on.
+# How many CPU workers may share a core of the local machine: enough to try out a gang, without overloading it.
 MOST_WORKERS_PER_CORE = 4
 KNOCK_TIMEOUT_S = 10.0
-PLACED_WITHIN_S = 300.0  # so long may whoever was there before take to go
+PLACED_WITHIN_S = 300.0  # most seconds that previous users of the nodes may take to leave
 _LOOK_S, _REMOVED_WITHIN_S = 2.0, 15.0
 _SAY_FIRST_S, SAY_AGAIN_S = 10.0, 60.0
 THIS_MACHINE = "local"
-NODE_LABEL = "ray.io/node-id"  # which every node has
-# A local Ray shares the machine's cores with the training. These settings switch off what nobody uses there.
+NODE_LABEL = "ray.io/node-id"  # a label that every node has
+# A local Ray shares the machine's cores with the training. These settings switch off services that are not needed.
 QUIET_LOCAL_RAY = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one's own machine gives no notice
-    "RAY_num_workers_soft_limit": "0",  # no idle workers in stock
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a local machine gives no notice of preemption
+    "RAY_num_workers_soft_limit": "0",  # start no idle workers in advance
     "REPORTER_UPDATE_INTERVAL_MS": "60000",  # there is no dashboard to report to
 }
 
@@ -43,13 +43,13 @@ QUIET_LOCAL_RAY = {
 def connected(
     address: str | None, gang: Gang | None, job_environment: JobEnvironment | None = None, ahead: Sequence[str] = ()
 ) -> Iterator[Inventory]:
-    """Connect to the cluster at `address` (or RAY_ADDRESS), or start a Ray of this machine; leave it at the end.
+    """Connect to the cluster at `address` (or RAY_ADDRESS), or start a Ray on this machine; disconnect at the end.
 
     Args:
-        address: THIS_MACHINE starts one whatever RAY_ADDRESS says.
-        gang: what will run on it; None for tasks alone, which take what CPUs there are.
-        job_environment: what every worker process enters before anything else.
-        ahead: modules to import in a thread while this waits for Ray to start.
+        address: THIS_MACHINE starts a Ray regardless of RAY_ADDRESS.
+        gang: the gang that will run there; None: only tasks, which use any free CPUs.
+        job_environment: the environment that every worker process enters first.
+        ahead: modules to import in a thread while Ray starts.
 
     Raises:
         CapacityError: the gang can never fit, or nothing answers at the address.
@@ -60,15 +60,15 @@ def connected(
 
     set_default("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     set_default("RAY_TRAIN_V2_ENABLED", "1")
-    set_default("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it would write each printed line to a worker's log twice
-    set_default("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay where the job's own modules are
+    set_default("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # otherwise each printed line is written to a worker's log twice
+    set_default("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the directory of the job's own modules
     where = _where(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if where is None:
         if gang is not None:
             _check_local(gang)
         for name, value in QUIET_LOCAL_RAY.items():
-            if gang is not None or name != "RAY_num_workers_soft_limit":  # tasks want workers in stock
+            if gang is not None or name != "RAY_num_workers_soft_limit":  # tasks need idle workers
                 set_default(name, value)
         cpus = gang.num_workers * gang.cpus_per_worker + SPARE_CPUS if gang is not None else 0
         options |= {"address": "local", "num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
@@ -100,9 +100,9 @@ def connected(
 def _end_needless_processes() -> None:
     """End two processes of a local Ray: the autoscaler, and the one that forwards logs.
 
-    `ray.shutdown` would wait one second for the autoscaler.
+    Otherwise `ray.shutdown` would wait one second for the autoscaler.
     """
-    from ray._private.worker import _global_node as node  # there is no public way; if it fails, both stay
+    from ray._private.worker import _global_node as node  # there is no public API; if it fails, both keep running
 
     with contextlib.suppress(Exception):
         node.kill_monitor(check_alive=False)
@@ -110,7 +110,7 @@ def _end_needless_processes() -> None:
 
 
 def is_own(address: str | None) -> bool:
-    """Whether `connected` starts a Ray of its own for this address, and ends it at the end."""
+    """Whether `connected` would start its own Ray for this address, and end it afterwards."""
     return _where(address) is None
 
 
@@ -125,28 +125,32 @@ def _import_all(modules: Sequence[str]) -> None:
 
 
 def _entering(job_environment: JobEnvironment | None, environment: Mapping[str, str]) -> Callable[[], None]:
-    """A function goes to the workers as bytes. Variables of a runtime environment stand in Ray's logs and dashboard."""
+    """Return the function that workers call first. It is sent to them serialised.
+
+    `environment` is part of this function, because variables of a runtime environment appear in Ray's logs and
+    dashboard.
+    """
 
     def enter_job_environment() -> None:
         add_to_environment(environment)
         if job_environment is None:
             return
-        with contextlib.suppress(OSError):  # a node without the directory is told of by the worker itself
+        with contextlib.suppress(OSError):  # the worker itself reports a node without the directory
             job_environment.enter()
 
     return enter_job_environment
 
 
 def snapshot() -> Inventory:
-    """The living nodes of the connected cluster, in logical resources."""
+    """Return the living nodes of the connected cluster, in logical resources."""
     import ray
 
     return Inventory(tuple(_node(entry) for entry in ray.nodes() if entry["Alive"]))
 
 
 def free_now() -> Inventory:
-    """The same with what nobody holds at this moment, as far as the head knows."""
-    from ray._private.state import available_resources_per_node  # there is no public way
+    """Return the nodes with what is free at the moment, as far as the head knows."""
+    from ray._private.state import available_resources_per_node  # there is no public API
 
     free = available_resources_per_node()
     return Inventory(tuple(_left(node, free.get(node.node_id, {})) for node in snapshot().nodes))
@@ -158,11 +162,11 @@ def _left(node: Node, free: Mapping[str, float]) -> Node:
 
 @contextlib.contextmanager
 def held_places(gang: Gang, nodes: Sequence[str], check: Callable[[], None]) -> Iterator[Any]:
-    """A placement group with room for each worker on its node; removed when the context ends.
+    """Hold a placement group with room for each worker on its node, until the context ends.
 
     Args:
         nodes: id of the node of each worker.
-        check: called while this waits; what it raises ends the wait.
+        check: called while this waits; an exception from it ends the wait.
 
     Raises:
         MachinesFailed: a node is gone, or has no room.
@@ -186,10 +190,10 @@ def held_places(gang: Gang, nodes: Sequence[str], check: Callable[[], None]) -> 
 
 
 def wait_for_room(gang: Gang, say: Callable[[str], None], check: Callable[[], None] = lambda: None) -> None:
-    """Return once the cluster has room for the whole gang. What is wanted is known to Ray's autoscaler meanwhile.
+    """Wait until the cluster has room for the whole gang. Ray's autoscaler sees the demand meanwhile.
 
     Args:
-        say: called with one line when this has waited for ten seconds, and then every minute.
+        say: called with one line after waiting for ten seconds, and then every minute.
         check: called every two seconds; what it raises ends the wait.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
@@ -219,7 +223,7 @@ def _waiting_words(gang: Gang, nodes: Inventory, free: Inventory, waited_s: floa
 
 
 def ask_node(node_id: str, question: Callable[..., Any], *arguments: Any, timeout_s: float = 30.0) -> Any:
-    """The answer of a function that runs on a living node; None: it has not answered."""
+    """Run a function on a living node, and return its result; None: there was no answer in time."""
     import ray
 
     task = ray.remote(num_cpus=0, max_retries=0, label_selector={NODE_LABEL: node_id})(question)
@@ -233,13 +237,13 @@ def ask_node(node_id: str, question: Callable[..., Any], *arguments: Any, timeou
 
 
 def keep_actors_here() -> None:
-    """Start two actors on this process's node that a cluster has once and keeps: Ray Data's statistics and coordinator.
+    """Start two actors of Ray Data on this process's node: statistics and coordinator, which a cluster has once.
 
-    Ray Data starts the first one on the node where a data set is first read. A node of workers would then never be idle
-    again, and neither a drain nor the autoscaler would take it away. Ray Train waits for the second one before it
-    starts workers, so it is started early.
+    Ray Data would start the first one on the node where a data set is first read. A worker node would then never be
+    idle again, and neither a drain nor the autoscaler would remove it. Ray Train waits for the second one before it
+    starts workers, so starting it early saves time.
     """
-    with contextlib.suppress(Exception):  # there is no public way; without it all goes on
+    with contextlib.suppress(Exception):  # there is no public API; everything works without it, too
         from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
             get_or_create_autoscaling_coordinator,
         )
@@ -250,25 +254,25 @@ def keep_actors_here() -> None:
 
 
 def check_alive(nodes: Iterable[str], inventory: Inventory) -> None:
-    """Ray would wait for ever for a node that is not there. Raises MachinesFailed."""
+    """Check that all nodes exist, since Ray would wait forever for a missing one. Raises MachinesFailed."""
     gone = sorted(set(nodes) - {node.node_id for node in inventory.nodes})
     if gone:
         raise MachinesFailed(f"nodes of this attempt are not in the Ray cluster any more: {', '.join(gone)}")
 
 
 def leaving_nodes() -> Mapping[str, float]:
-    """Nodes of the connected cluster that Ray drains, and when they go at the latest: seconds since 1970, or inf."""
-    from ray._private.state import state  # as Ray Train does it; there is no public way
+    """Return nodes that Ray drains, with the latest time at which they go: seconds since 1970, or inf."""
+    from ray._private.state import state  # there is no public API; Ray Train does the same
 
     try:
         found = state.get_draining_nodes()
-    except Exception:  # the head does not answer: asked again a little later
+    except Exception:  # the head does not answer; the caller asks again later
         return {}
     return {node: until_ms / 1000.0 if until_ms else math.inf for node, until_ms in found.items()}
 
 
 def _wait_until_removed(group: Any) -> None:
-    """Ray removes it without haste; the next one shall find the room."""
+    """Wait until Ray has removed a group, which is asynchronous, so that the next group finds room."""
     from ray.util.placement_group import placement_group_table
 
     deadline = time.monotonic() + _REMOVED_WITHIN_S
@@ -277,10 +281,10 @@ def _wait_until_removed(group: Any) -> None:
 
 
 def address_of(node_id: str) -> str:
-    """Where the others reach a living node of the connected cluster. What the node itself would guess may be another.
+    """Return the address at which other nodes reach a living node. The node's own guess may differ.
 
     Raises:
-        MachinesFailed: it is gone.
+        MachinesFailed: the node is gone.
     """
     import ray
 
@@ -302,7 +306,7 @@ def _node(entry: dict[str, Any]) -> Node:
 
 
 def _knock(address: str | None) -> None:
-    """Ray itself waits for minutes at an address where nobody is.
+    """Check that something listens at an address: Ray itself would wait for minutes.
 
     Raises:
         ConnectionError: nothing listens at host:port.

@@ -1,7 +1,7 @@
-"""Which orchestrator a Ray cluster has: a file in the session directory of its head, with a copy in Ray's own store.
+"""The record of the server for a Ray cluster: a file in the session directory of its head, and a copy in Ray's store.
 
-Whoever submits with `ray job submit` knows nothing of Fleetune's server. Their driver finds the record, and queues.
-The record lives as long as the cluster does, also while no server is up: a driver that finds it waits.
+Users of `ray job submit` do not name Fleetune's server. Their driver finds the record, and joins the queue. The record
+lives as long as the cluster, even while no server is running: a driver that finds it waits.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ _LONGEST = 10_000
 
 @dataclass(frozen=True)
 class SessionRecord:
-    """
+    """The server of a cluster.
+
     Attributes:
-        url: under which drivers reach the server.
-        queue: the id of its queue.
+        url: URL at which drivers reach the server.
+        queue: id of its queue.
     """
 
     url: str
@@ -36,10 +37,10 @@ class SessionRecord:
 
 
 def write_record(raylet: Raylet, record: SessionRecord) -> None:
-    """For drivers of this machine; `ask_store` writes the copy for those of other nodes.
+    """Write the record for drivers on this machine. `ask_store` writes the copy for drivers on other nodes.
 
     Raises:
-        StorageError: the session directory is not to be written to.
+        StorageError: the session directory cannot be written.
     """
     text, new = json.dumps(asdict(record)), raylet.session / f"{FILE}.{secrets.token_hex(4)}"
     try:
@@ -54,10 +55,10 @@ def write_record(raylet: Raylet, record: SessionRecord) -> None:
 
 
 def read_record(raylet: Raylet) -> SessionRecord | None:
-    """None: the cluster has no orchestrator, and never had one.
+    """Read the record; None: the cluster has never had a server.
 
     Raises:
-        MachinesFailed: Ray does not say.
+        MachinesFailed: Ray does not answer.
     """
     found = _read_file(raylet)
     if found is not None or raylet.is_head:
@@ -66,10 +67,12 @@ def read_record(raylet: Raylet) -> SessionRecord | None:
 
 
 def ask_store(gcs: str, write: SessionRecord | None = None) -> str:
-    """What Ray's key-value store has, after it was given `write`; ''. By a process of its own: ray is large.
+    """Return the record in Ray's key-value store, after writing `write` if given; '': there is none.
+
+    It uses a separate process, because importing ray is slow and needs much memory.
 
     Raises:
-        MachinesFailed: it does not answer.
+        MachinesFailed: the store does not answer.
     """
     words = [sys.executable, "-m", "cluster.ray.key_value_store", gcs, *([json.dumps(asdict(write))] if write else [])]
     try:
@@ -82,7 +85,7 @@ def ask_store(gcs: str, write: SessionRecord | None = None) -> str:
 
 
 def _read_file(raylet: Raylet) -> SessionRecord | None:
-    """Everybody may write to a session directory: whose file it is decides. What others have put there is nothing."""
+    """Read the file if its owner is trusted: every user may write to a session directory."""
     try:
         descriptor = os.open(raylet.session / FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, encoding="utf-8", errors="replace") as file:

@@ -1,4 +1,4 @@
-"""The command `fleetune`. Light: neither torch nor ray is imported before a run starts."""
+"""The command `fleetune`. It starts fast: torch and ray are not imported before a run starts."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def run(
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Start of the run's name.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train now, and watch. Relative paths in the spec are relative to the spec's file, also with --set."""
+    """Train here, and show the progress. Paths are relative to the spec's file, also those given with --set."""
     with edge():
         refuse_dashboard(address, [*([spec] if spec else []), *(["--resume", resume] if resume else [])])
         overrides = [*(set_ or []), *([f"name={json.dumps(name)}"] if name is not None else [])]
@@ -113,7 +113,7 @@ def run(
 
 @app.command(rich_help_panel=YOURS, epilog="Example:  fleetune validate job.yaml --set train.global_batch_size=64")
 def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
-    """Check a job without a worker; say what would run."""
+    """Check a job without starting a worker, and show what would run."""
     with edge():
         sweep = load_sweep(spec, set_ or [])
         source = None
@@ -162,14 +162,14 @@ def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None
 
 @app.command(rich_help_panel=YOURS, epilog="Example:  fleetune stop rotten-20261124")
 def stop(run: RunArgument, storage: Storage = None) -> None:
-    """Have a run save a checkpoint and end."""
+    """Tell a run to save a checkpoint and end."""
     with edge():
         typer.echo(orders.ask_to_stop(run_to_stop(run, storage_root(storage))))
 
 
 @app.command(rich_help_panel=YOURS, epilog="Example:  fleetune save rotten-20261124")
 def save(run: RunArgument, storage: Storage = None) -> None:
-    """Have a run save a checkpoint and go on."""
+    """Tell a run to save a checkpoint and go on."""
     with edge():
         typer.echo(orders.ask_to_save(run_meant(run, storage_root(storage))))
 
@@ -182,11 +182,11 @@ def export(
 ) -> None:
     """Write a run's newest checkpoint as a model.
 
-    That is a directory that Hugging Face's from_pretrained reads.
+    The result is a directory that Hugging Face's from_pretrained reads.
     """
     with edge():
         root = run_meant(run, storage_root(storage))
-        typer.echo(f"exporting {root}", err=True)  # loading torch takes seconds
+        typer.echo(f"exporting {root}", err=True)  # importing torch takes seconds
         from jobs.training.checkpoint.to_model import export_run
 
         typer.echo(f"model {export_run(root, to, say=typer.echo)}")
@@ -206,7 +206,7 @@ def spec(
 
 
 def _add(command: Any, panel: str, *examples: str) -> None:
-    """One of the commands that have files of their own."""
+    """Register a command that is defined in another file."""
     epilog = "Example:  " + "  |  ".join(f"fleetune {example}" for example in examples)
     app.command(rich_help_panel=panel, epilog=epilog)(command)
 
@@ -242,5 +242,5 @@ _add(completing.completion, CLUSTER, "completion bash >> ~/.bashrc")
 
 
 def main() -> None:
-    completion_init()  # shells ask by variables of the environment
+    completion_init()  # shells request completions through environment variables
     app(prog_name="fleetune")

@@ -1,4 +1,4 @@
-"""Completion of the command line: the shells' scripts, and what the server knows: ids, names, logs."""
+"""Completion for shells: their scripts, and the ids, names and logs that the server knows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from orchestrator.api import JobView
     from orchestrator.client.connection import Connection
 
-QUICK_S = 0.8  # a shell waits for this at every Tab
+QUICK_S = 0.8  # seconds; the shell waits at every Tab
 OFFERED = 50
 
 Offers = Callable[[typer.Context, str], list[str]]
@@ -21,11 +21,11 @@ Where = Callable[["JobView"], bool]
 
 
 def jobs_that(states: Collection[str] = (), where: Where | None = None) -> Offers:
-    """Ids of jobs that a command can do something with, the newest first; nothing where anything goes wrong.
+    """Make a completion function for ids of jobs, newest first. On any error it offers nothing.
 
     Args:
-        states: only of jobs in these; none: in all.
-        where: and of which this is true.
+        states: only jobs in these states; empty: all.
+        where: only jobs for which this is true.
     """
 
     def offered(context: typer.Context, incomplete: str) -> list[str]:
@@ -68,7 +68,7 @@ def node_ids(incomplete: str) -> list[str]:
 
 
 def tenant_names(incomplete: str) -> list[str]:
-    """Those that one may see."""
+    """Offer the names of tenants that the caller may see."""
     try:
         from orchestrator.api import Tenants
 
@@ -79,7 +79,7 @@ def tenant_names(incomplete: str) -> list[str]:
 
 
 def state_names(incomplete: str) -> list[str]:
-    """Of several with commas between, the last."""
+    """Offer names of states; in a list with commas, for its last part."""
     from orchestrator.queue.states import State
 
     before, comma, last = incomplete.rpartition(",")
@@ -87,14 +87,14 @@ def state_names(incomplete: str) -> list[str]:
 
 
 def sources(context: typer.Context, incomplete: str) -> list[str]:
-    """The logs of the job that was typed before."""
+    """Offer the logs of the job that was typed before."""
     try:
         from orchestrator.api import LogSources
         from orchestrator.client.log_reader import ALL, OUTPUT
         from orchestrator.client.lookup import find_job, job_path
 
         server = _server()
-        # Behind an option whose value is still to come, arguments are only found among the rest.
+        # After an option whose value is not typed yet, arguments are among the unparsed ones only.
         job = find_job(server, context.params.get("job") or context.args[0])
         found = server.get(f"{job_path(job.job_id)}/logs", LogSources).sources
         return [one for one in dict.fromkeys((OUTPUT, *found, ALL)) if one.startswith(incomplete)]
@@ -111,9 +111,9 @@ def _server() -> Connection:
 def completion(
     shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(metavar="SHELL", help="bash, zsh or fish.")],
 ) -> None:
-    """Print the script that completes commands and job ids.
+    """Print the shell script that completes commands and job ids.
 
-    To have it in every shell: `fleetune completion bash >> ~/.bashrc`, or `fleetune completion zsh > DIR/_fleetune`
+    To enable it in every shell: `fleetune completion bash >> ~/.bashrc`, or `fleetune completion zsh > DIR/_fleetune`
     with a DIR of fpath, or `fleetune completion fish > ~/.config/fish/completions/fleetune.fish`.
     """
     with edge():

@@ -1,4 +1,4 @@
-"""Durations as options have them: `90m`, `12h`, `30d`."""
+"""Durations in options: `90m`, `12h`, `30d`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SECONDS: Final[Mapping[str, float]] = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 8
 
 
 def duration_s(option: str, text: str) -> float:
-    """Seconds, above 0. Raises InputError."""
+    """Parse a duration above 0, to seconds. Raises InputError."""
     match = _DURATION.match(text.strip().lower())
     seconds = float(match[1]) * _SECONDS[match[2]] if match is not None else 0.0
     if seconds <= 0.0:

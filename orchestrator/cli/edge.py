@@ -1,4 +1,4 @@
-"""What all commands share: options, how progress is shown, and the edge, where errors become messages."""
+"""What all commands share: options, progress, and the edge, where errors become messages."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def progress_of(quiet: bool, *, sweep: bool = False) -> Progress:
-    """A bar on a terminal, or the table of a sweep; lines elsewhere, or nothing."""
+    """Return the progress display: a bar or a sweep's table on a terminal, else lines, or nothing if quiet."""
     if quiet:
         return NoProgress()
-    # The run sends this process's stdout to its log; under a test's capture there is no descriptor to copy.
+    # A run redirects this process's stdout to its log. Captured by a test, stdout has no descriptor to copy.
     stream = user_stream() if sys.stdout is sys.__stdout__ else sys.stdout
     if stream.isatty() and sweep:
         from orchestrator.cli.sweep_table import table_or_lines
@@ -48,11 +48,11 @@ def progress_of(quiet: bool, *, sweep: bool = False) -> Progress:
 
 @contextlib.contextmanager
 def edge(until_interrupted: int | None = None) -> Iterator[None]:
-    """One message for whatever went wrong, and the exit code.
+    """Turn every error into one message and an exit code.
 
     Args:
-        until_interrupted: the exit code after Ctrl-C of a command that goes on until then: nothing is said. None: one
-            that it interrupts, which is said, with 130.
+        until_interrupted: the exit code after Ctrl-C, for a command that runs until then, without a message. None:
+            Ctrl-C interrupts the command, with a message and exit code 130.
     """
     try:
         yield
@@ -62,7 +62,7 @@ def edge(until_interrupted: int | None = None) -> Iterator[None]:
         if until_interrupted is not None:
             raise typer.Exit(until_interrupted) from None
         _fail("interrupted", 130)
-    except BrokenPipeError:  # `fleetune runs | head`
+    except BrokenPipeError:  # for example `fleetune runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         raise typer.Exit(0) from None
     except (typer.Exit, typer.Abort):
@@ -84,7 +84,7 @@ def _keep_traceback() -> str:
 
 
 def refuse_dashboard(address: str | None, arguments: list[str]) -> None:
-    """Raises SpecError."""
+    """Raise SpecError if the address is that of Ray's dashboard."""
     if address is not None and address.startswith(("http://", "https://")):
         raise SpecError(
             f"--address {address} is the dashboard's: it takes jobs, and this command is the driver itself. Either "

@@ -1,4 +1,4 @@
-"""Where the command `fleetune` begins and ends."""
+"""The entry point of the command `fleetune`."""
 
 import atexit
 import contextlib
@@ -7,7 +7,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command. Ctrl-C during the imports is answered too."""
+    """Run the command. Ctrl-C is handled during the imports, too."""
     try:
         from orchestrator.cli.app import main as run
 
@@ -24,7 +24,7 @@ def main() -> None:
 def _leave(code: int) -> None:
     """Exit without the interpreter's cleanup, which takes a second once Ray and torch are loaded."""
     atexit._run_exitfuncs()
-    with contextlib.suppress(OSError, ValueError):  # the reader has closed the pipe
+    with contextlib.suppress(OSError, ValueError):  # the reader may have closed the pipe
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""The help of `fleetune` and its groups of commands, as plain text."""
+"""Help of `fleetune` and its groups of commands, as plain text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import typer.core
 
 
 def command_group(**options: Any) -> typer.Typer:
-    """With help that looks the same for all groups of commands. `options`: of `typer.Typer`."""
+    """Make a group of commands with a common style of help. `options`: arguments of `typer.Typer`."""
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
     return typer.Typer(rich_markup_mode=None, context_settings=settings, **options)
 
 
-# What other tools call a command. Without this, a guess by spelling sends `train` to `drain`.
+# Names of similar commands in other tools. Without this, a guess by spelling would turn `train` into `drain`.
 SYNONYMS: Final[Mapping[str, str]] = {
     "train": "run",
     "finetune": "run",
@@ -54,7 +54,7 @@ SYNONYMS: Final[Mapping[str, str]] = {
 
 
 class Grouped(typer.core.TyperGroup):
-    """A command's group is its `rich_help_panel`; groups come in the order of their first commands."""
+    """Lists commands by `rich_help_panel`. Panels are in the order of their first commands."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None and (meant := self._meant(ctx, args[0])):
@@ -62,7 +62,7 @@ class Grouped(typer.core.TyperGroup):
         return super().resolve_command(ctx, args)
 
     def _meant(self, ctx: Any, word: str) -> str | None:
-        """The command that a synonym, the start of a command, or a misspelt one of either stands for."""
+        """Return the command meant by a synonym, by the beginning of a name, or by a misspelt name or synonym."""
         names = self.list_commands(ctx)
         meanings = {name: name for name in names}
         meanings |= {other: name for other, name in SYNONYMS.items() if name in meanings}

@@ -1,4 +1,4 @@
-"""How `fleetune logs` and `fleetune submit --follow` print the lines of a job."""
+"""Printing of a job's lines, for `fleetune logs` and `fleetune submit --follow`."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from orchestrator.client.log_reader import (
 from orchestrator.client.lookup import job_path
 from orchestrator.queue.states import ENDED
 
-NAMED = 5  # logs in a line
+NAMED = 5  # most logs to name in a line
 
-# Escape sequences other than colours; then all that is no character of a text.
+# Escape sequences other than colours, and control characters.
 _CONTROL = re.compile(
-    r"\x1b\[[0-9;:?]*[ -/]*[@-ln-~]"  # that moves, erases, asks
-    r"|\x1b[\]PX^_].*?(?:\x07|\x1b\\|$)"  # titles, clipboards
+    r"\x1b\[[0-9;:?]*[ -/]*[@-ln-~]"  # moves, erases, queries
+    r"|\x1b[\]PX^_].*?(?:\x07|\x1b\\|$)"  # sets titles, clipboards
     r"|\x1b(?!\[[0-9;]*m)"
     r"|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f\x80-\x9f]"
 )
@@ -40,7 +40,11 @@ _CONTROL = re.compile(
 def print_logs(
     connection: Connection, job: JobView, *, follow: bool, source: str | None, tail: int | None, as_json: bool
 ) -> JobView:
-    """The job as it was last seen; with `follow`, it has ended. Raises InputError: it has no such log."""
+    """Print the lines of a job. Returns the job's last known state; with `follow`, it has ended.
+
+    Raises:
+        InputError: the job has no such log.
+    """
     last, printed = job, False
     news = WaitingNews(connection, lambda text: typer.echo(text, err=True))
 
@@ -71,13 +75,13 @@ def print_logs(
 
 
 def _of_run(connection: Connection, job: JobView, count: int, as_json: bool) -> None:
-    """Print the end of the log of the rank that failed, and say which logs there are besides the output."""
+    """Print the end of the failed rank's log, and name the logs besides the output."""
     try:
         logs = run_logs(connection, job)
         rank = failed_rank(job, logs)
         for line in last_lines(connection, job, rank, count) if rank else ():
             _print(line, None, as_json)
-    except FleetuneError:  # the output is what was asked for, and it is printed
+    except FleetuneError:  # the requested output is printed already
         return
     if logs and not as_json:
         names = ", ".join(logs[:NAMED]) + (f" and {len(logs) - NAMED} others" if len(logs) > NAMED else "")
@@ -92,7 +96,7 @@ def _there(reader: LogReader, job: JobView) -> Iterator[LogLine]:
 
 
 def _last(lines: Iterable[LogLine], count: int) -> Iterator[LogLine]:
-    """The last lines of each log."""
+    """Yield the last lines of each log."""
     kept: dict[str, deque[LogLine]] = {}
     for line in lines:
         kept.setdefault(line.source, deque(maxlen=count)).append(line)
@@ -109,9 +113,9 @@ def _print(line: LogLine, source: str | None, as_json: bool) -> None:
 
 
 def printable(text: str) -> str:
-    """As a terminal would leave it: of a line that was drawn several times the last, and nothing that moves elsewhere.
+    """Return a line as a terminal would show it in the end, without sequences that move the cursor.
 
-    A log may hold anything. Colours are left in it.
+    Of a line that was overwritten with carriage returns, the last version is kept. Colours are kept, too.
     """
     drawn = next((part for part in reversed(text.split("\r")) if part), "")
     return _CONTROL.sub("", drawn)

@@ -1,4 +1,4 @@
-"""The run that a command's argument means: a run's name or path, or a job of the queue that writes one."""
+"""The run that an argument names: by name or path, or by a job of the queue that writes it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from jobs.run.find import find_run
 if TYPE_CHECKING:
     from orchestrator.api import JobView
 
-ANSWER_S: Final = 5.0  # the server is asked only for help, so that a slow one is not waited for
+ANSWER_S: Final = 5.0  # seconds; short, since the server is only asked for additional help
 
 
 def run_meant(given: str, storage_path: str) -> str:
-    """The root of the run.
+    """Return the root of the run.
 
     Raises:
-        InputError: neither a run nor a job is meant, or the job's run cannot be read here.
+        InputError: the argument names neither a run nor a job, or the job's run cannot be read here.
     """
     try:
         return find_run(given, storage_path)
@@ -38,10 +38,10 @@ def run_meant(given: str, storage_path: str) -> str:
 
 
 def run_to_stop(given: str, storage_path: str) -> str:
-    """The root of the run, unless the queue would start it again.
+    """Return the root of the run, unless the queue would start it again.
 
     Raises:
-        InputError: as `run_meant`; or the run belongs to a job that has not ended.
+        InputError: as for `run_meant`; or the run belongs to a job that has not ended.
     """
     try:
         root = find_run(given, storage_path)
@@ -60,13 +60,13 @@ def run_to_stop(given: str, storage_path: str) -> str:
 
 
 def job_that_goes_on(root: str) -> JobView | None:
-    """Return the job of the queue that writes this run; None if there is no such job, or it has ended."""
+    """Return the job that writes this run; None: there is no such job, or it has ended."""
     job = _job_meant(root.rstrip("/").rpartition("/")[2])
     return job if job is not None and job.run == root and job.ended_s is None else None
 
 
 def _job_meant(given: str) -> JobView | None:
-    """The job with that id or that run; None where no server can be asked, or it knows none."""
+    """Return the job with this id or run; None: there is no server or no such job."""
     from orchestrator.client.discovery import connect, local_server
     from orchestrator.client.lookup import find_job
 

@@ -1,4 +1,4 @@
-"""What the commands of the queue share: their options, and how wide they may print."""
+"""What commands of the queue share: options and the width of the output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ YOURS: Final = "Runs of your own"
 QUEUE: Final = "The queue"
 CLUSTER: Final = "The cluster"
 
-PATIENCE_S: Final = 20.0  # a command waits less long than a script for a server that starts again
+PATIENCE_S: Final = 20.0  # seconds; commands wait less than scripts for a server that restarts
 
 Url = Annotated[
     str | None,
@@ -33,10 +33,10 @@ OneTenant = Annotated[
 
 
 def job_ids(offered: completing.Offers) -> Any:
-    """An argument of one id or more. `offered`: what is completed."""
+    """Make an argument of one or more ids. `offered`: their completion."""
     return typer.Argument(metavar="JOB", help="Ids, or unique starts.", autocompletion=offered, show_default=False)
 
 
 def width() -> int | None:
-    """Columns of the terminal; None where there is none."""
+    """Return the columns of the terminal; None: stdout is not a terminal."""
     return shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else None

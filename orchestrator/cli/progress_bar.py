@@ -1,4 +1,4 @@
-"""The progress bar of `fleetune run` on a terminal: a spinner until the first step, then one line that moves."""
+"""The progress bar of `fleetune run` on a terminal: a spinner until the first step, then one updated line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STYLES = {"warning": "yellow", "failed": "bold red", "evaluated": "bold", "phas
 
 
 class BarProgress:
-    """Draws on `stream`, which must stay the terminal while the process's own output is sent elsewhere."""
+    """Draws on `stream`, which must be the terminal, even while the process's own output is redirected."""
 
     def __init__(self, stream: TextIO, *, width: int | None = None) -> None:
         self._console = Console(file=stream, highlight=False, width=width)
@@ -44,7 +44,7 @@ class BarProgress:
             self._console.print(escape(event.message), style=_STYLES.get(event.kind, ""), soft_wrap=True)
 
     def _print_step(self) -> None:
-        """The newest step as a line that stays, once."""
+        """Print the newest step as a permanent line, once."""
         if self._last is not None and self._last["step"] != self._printed_step:
             self._printed_step = self._last["step"]
             self._console.print(escape(step_line(self._last, self._pace.total, None)), style="dim", soft_wrap=True)
@@ -65,12 +65,12 @@ class BarProgress:
         with self._lock:
             if self._open:
                 self._open = False
-                with contextlib.suppress(OSError, ValueError):  # the terminal is gone
+                with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
                     self._bar.stop()
 
 
 def _new_bar(console: Console) -> Progress:
-    """Redirection is off: who writes to stdout meanwhile has been sent to a log."""
+    """Make the bar. It does not redirect stdout, because other output is redirected to a log already."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -85,14 +85,14 @@ def _new_bar(console: Console) -> Progress:
 
 
 class _StepBar(BarColumn):
-    """The bar, once there is something to fill it with."""
+    """The bar, hidden until there is a step to show."""
 
     def render(self, task: Task) -> Any:
         return super().render(task) if "record" in task.fields else Text("")
 
 
 class _Numbers(ProgressColumn):
-    """Step, loss, rate, tokens/s and time to the end; before the first step the seconds of the phase."""
+    """Step, loss, rate, tokens/s and remaining time; before the first step, the seconds of the phase."""
 
     max_refresh = 0.25
 

@@ -1,4 +1,4 @@
-"""From files to queued jobs, and to their ends, as `fleetune submit` does it."""
+"""Submission for `fleetune submit`: from spec files to queued jobs, and to their ends."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Asked:
 
 
 def submit_all(server: Connection, asked: Asked, say: Say) -> list[JobView]:
-    """All of them, or none.
+    """Submit all jobs, or none.
 
     Raises:
-        InputError: an option is wrong, or a spec, or a job that it comes after is not there.
+        InputError: an option or a spec is wrong, or a parent does not exist.
     """
     _check_options(asked)
     specs = _swept(named(asked.specs, asked.overrides), asked.sweep)
@@ -71,7 +71,7 @@ def submit_all(server: Connection, asked: Asked, say: Say) -> list[JobView]:
 
 
 def _swept(specs: Sequence[Named], options: Sequence[str]) -> list[Named]:
-    """One spec for each combination of the swept fields. Raises SpecError."""
+    """Return one spec for each combination of the swept fields. Raises SpecError."""
     if not options:
         return list(specs)
     fields = sweep_values(options)
@@ -95,7 +95,7 @@ def _check_options(asked: Asked) -> None:
 
 
 def _check(specs: Sequence[Named], told: Server, say: Say) -> None:
-    """What `fleetune validate` finds, where model and data are here. Raises InputError."""
+    """Validate specs as `fleetune validate` does, if model and data are on this machine. Raises InputError."""
     several = len(specs) > 1
     for one in specs:
         spec, path = trained(one.spec), one.name
@@ -113,7 +113,7 @@ def _check(specs: Sequence[Named], told: Server, say: Say) -> None:
 
 
 def _warnings(spec: Spec, one: Named) -> tuple[str, ...]:
-    """Raises InputError."""
+    """Validate one spec, and return its warnings. Raises InputError."""
     try:
         return validate(spec).warnings
     except InputError as error:
@@ -121,7 +121,7 @@ def _warnings(spec: Spec, one: Named) -> tuple[str, ...]:
 
 
 def _check_sweep(sweep: SweepSpec, one: Named) -> None:
-    """Raises InputError."""
+    """Check a sweep. Raises InputError."""
     try:
         checked_sweep(sweep)
     except InputError as error:
@@ -129,7 +129,7 @@ def _check_sweep(sweep: SweepSpec, one: Named) -> None:
 
 
 def _meant(model: str, path: str) -> str:
-    """A directory beside the spec that has nearly this name; a hint, or nothing."""
+    """Return a hint to a directory beside the spec with a similar name; '': there is none."""
     base = "" if storage.is_url(path) else os.path.dirname(os.path.abspath(path))
     if not base or not storage.is_local(model) or os.path.isabs(model):
         return ""
@@ -146,7 +146,7 @@ def _meant(model: str, path: str) -> str:
 
 
 def _alike(folder: str, name: str) -> list[str]:
-    """Directories with nearly this name. Raises OSError."""
+    """Return directories with a similar name. Raises OSError."""
     if not name:
         return [""]
     names = [one for one in os.listdir(folder) if os.path.isdir(os.path.join(folder, one))]
@@ -154,7 +154,7 @@ def _alike(folder: str, name: str) -> list[str]:
 
 
 def _is_here(spec: Spec) -> bool:
-    """Whether all that it names can be looked at from here; a cluster's own folders cannot."""
+    """Whether model, data and storage of a spec can be read on this machine."""
     if run_named(spec.model.path) is not None:
         return False
     named = [spec.model.path, *(source.path for source in (*spec.data.train, *(spec.data.eval or ())))]
@@ -164,7 +164,7 @@ def _is_here(spec: Spec) -> bool:
 
 
 def wait_for(server: Connection, jobs: Sequence[JobView], *, follow: bool, as_json: bool, say: Say) -> list[JobView]:
-    """Their ends, in the order of submission; each is said as it comes."""
+    """Wait for the jobs, and report each end. Returns them in the order of submission."""
     try:
         if follow:
             ended = [print_logs(server, jobs[0], follow=True, source=None, tail=None, as_json=as_json)]

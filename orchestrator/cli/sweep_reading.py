@@ -1,4 +1,4 @@
-"""Runs a sweep in this process, for the commands that start or resume one."""
+"""Running a sweep in this process, for commands that start or resume one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.cli.edge import progress_of
 
 
 class Rooted:
-    """Passes everything on, and remembers where the run is."""
+    """Passes events on, and remembers the run's root."""
 
     def __init__(self, inner: Progress) -> None:
         self._inner = inner
@@ -32,7 +32,7 @@ class Rooted:
 
 
 def run_sweep_here(sweep: SweepSpec, resume: str | None, address: str | None, quiet: bool) -> int:
-    """Run the sweep and return the exit code. `resume`: root of an earlier sweep. Raises FleetuneError."""
+    """Run a sweep, and return the exit code. `resume`: root of an earlier sweep. Raises FleetuneError."""
     progress = progress_of(quiet, sweep=True)
     from jobs.sweep import ending_of_sweep, run_sweep
 

@@ -1,4 +1,4 @@
-"""The live table of a sweep that `fleetune run` draws on a terminal. Its lines come from `orchestrator.pages.sweep`."""
+"""The live table of a sweep, for `fleetune run` on a terminal. `orchestrator.pages.sweep` makes its lines."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from jobs.spec.load import load_sweep
 from orchestrator.pages.sweep import screen, time_words
 
 _LOOK_EVERY_S: Final = 1.0
-_END_S: Final = 2.0  # of waiting for a look that storage holds up
-_SPARE_LINES: Final = 3  # below the table: the line that moves, and room for the prompt and for what the user types
+_END_S: Final = 2.0  # most time to wait for a read that storage holds up
+_SPARE_LINES: Final = 3  # lines below the table: the spinner's line, and room for the prompt and the user's typing
 _EVENTS: Final = {"warning": "yellow", "failed": "bold red", "phase": "dim", "stopping": "yellow"}
 _LINES: Final = {"head": "dim", "best": "bold green", "running": "cyan", "failed": "red", "other": "", "note": ""}
-_IN_THE_TABLE: Final = "train"  # phase of the events that the table shows: a trial begins, and how far it is
+_IN_THE_TABLE: Final = "train"  # phase of events that the table shows itself: a trial starts or advances
 
 
 def table_or_lines(stream: TextIO) -> Progress:
-    """The table; plain lines on a terminal that cannot move its cursor (TERM=dumb)."""
+    """Return a table; or plain lines, if the terminal cannot move its cursor (TERM=dumb)."""
     return PlainProgress(stream) if Console(file=stream).is_dumb_terminal else SweepTable(stream)
 
 
 class SweepTable:
-    """Draws on `stream`, which must stay the terminal while the process's own output is sent elsewhere.
+    """Draws on `stream`, which must be the terminal, even while the process's own output is redirected.
 
-    What the driver says is printed above the table. The rest is read from the sweep's directory.
+    The driver's messages are printed above the table. Everything else is read from the sweep's directory.
     """
 
     def __init__(self, stream: TextIO, *, look_every_s: float = _LOOK_EVERY_S) -> None:
         self._console = Console(file=stream, highlight=False)
         self._heard, self._lock = Heard(), threading.Lock()
-        self._standing: Standing | None = None  # replaced as a whole: the thread that draws takes no lock
-        self._pace = Pace()  # of the final run
-        self._step: tuple[dict[str, Any], float | None] | None = None  # of the final run: the newest, and time to go
-        self._is_over = self._closed = False  # the search; this display
+        self._standing: Standing | None = None  # replaced as a whole, since the drawing thread takes no lock
+        self._pace = Pace()  # pace of the final run
+        self._step: tuple[dict[str, Any], float | None] | None = None  # of the final run: newest record, seconds to go
+        self._is_over = self._closed = False  # whether the search has ended; whether this display was closed
         self._look_every_s, self._ended = look_every_s, threading.Event()
         self._looker: threading.Thread | None = None
         self._spinner = Spinner("dots")
@@ -56,7 +56,7 @@ class SweepTable:
             get_renderable=self._drawn,
             console=self._console,
             transient=True,
-            redirect_stdout=False,  # who writes to stdout meanwhile has been sent to a log
+            redirect_stdout=False,  # other output to stdout is redirected to a log already
             redirect_stderr=False,
         )
         self._live.start()
@@ -72,20 +72,20 @@ class SweepTable:
             if phase == "start" and "root" in event.data and self._looker is None:
                 self._looker = threading.Thread(target=self._keep_looking, args=(event.data["root"],), daemon=True)
                 self._looker.start()
-        # Without the lock: the thread that draws holds the terminal's.
+        # Without our lock: the drawing thread holds the terminal's lock.
         if phase == "export" or event.kind in ("failed", "ended"):
             self._print_step()
         if phase != _IN_THE_TABLE:
             self._console.print(escape(event.message), style=_EVENTS.get(event.kind, ""), soft_wrap=True)
 
     def step(self, record: dict[str, Any]) -> None:
-        """Only the final run tells its steps: it comes after the search, and is no trial."""
+        """Note a step of the final run, which follows the search. Trials do not report steps here."""
         with self._lock:
             self._heard.phase = None
             self._step = record, self._pace.eta_s(record)
 
     def _print_step(self) -> None:
-        """The newest step of the final run as a line that stays, once."""
+        """Print the newest step of the final run as a permanent line, once."""
         step, self._step = self._step, None
         if step is not None:
             line = step_line(step[0], self._pace.total, None)
@@ -97,13 +97,13 @@ class SweepTable:
             self._looker.join(_END_S)
         if not self._closed:
             self._closed = True
-            with contextlib.suppress(OSError, ValueError):  # the terminal is gone
+            with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
                 self._live.stop()
 
     def _keep_looking(self, root: str) -> None:
         trials: Trials | None = None
         while not self._ended.wait(self._look_every_s) and not self._is_over:
-            with contextlib.suppress(FleetuneError):  # looked at again
+            with contextlib.suppress(FleetuneError):  # the next look tries again
                 if trials is None and (sweep := load_sweep(JobPaths(root).spec)) is not None:
                     trials = Trials(sweep, root)
                 if trials is not None:
@@ -112,7 +112,7 @@ class SweepTable:
                         self._standing = None if self._is_over else standing
 
     def _drawn(self) -> Group:
-        with contextlib.suppress(OSError, ValueError):  # stdin and stdout, where rich looks, may be no terminal
+        with contextlib.suppress(OSError, ValueError):  # rich measures stdin and stdout, which may not be the terminal
             size = os.get_terminal_size(self._console.file.fileno())
             if size.columns and size.lines:
                 self._console.size = ConsoleDimensions(size.columns, size.lines)

@@ -1,4 +1,4 @@
-"""What `fleetune tenants set` sends: what is known of a tenant, with what was given in its place."""
+"""The settings that `fleetune tenants set` sends: the known ones, overridden by the given options."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")
 
 @dataclass(frozen=True)
 class Asked:
-    """The options that limit a tenant's jobs, as they were given. None: as it is; `none`: no limit."""
+    """The options that limit a tenant's jobs, as typed. None: unchanged; `none`: no limit."""
 
     max_priority: str | None = None
     max_queued: str | None = None
@@ -39,7 +39,7 @@ def settings(
     limit: Sequence[str] | None,
     asked: Asked = Asked(),
 ) -> TenantSent:
-    """None: as it is, or as a new one has it. Raises InputError."""
+    """Merge known and given settings. None: unchanged, or the default of a new tenant. Raises InputError."""
     if weight is None:
         weight = 1.0 if now is None else now.weight
     if not (math.isfinite(weight) and 0.0 < weight <= MOST_GPUS):
@@ -54,7 +54,7 @@ def settings(
 
 
 def restrictions(now: TenantView | None, asked: Asked) -> RestrictionsSent:
-    """Raises InputError."""
+    """Merge known and given restrictions. Raises InputError."""
     known = (now.restrictions if now is not None else RestrictionsView()).model_dump()
     given: Mapping[str, Any] = {
         "max_priority": _number("--max-priority", asked.max_priority, MOST_PRIORITY),
@@ -111,14 +111,14 @@ def _lower(message: str) -> str:
 
 
 def check_name(name: str) -> str:
-    """Raises InputError."""
+    """Check the name of a tenant. Raises InputError."""
     if not _NAME.match(name):
         raise InputError(f"{name!r} cannot be a tenant's name: letters, digits, '.', '_', '@' and '-', up to 100")
     return name
 
 
 def quotas(option: str, given: Sequence[str]) -> tuple[QuotaSent, ...]:
-    """Out of `A100=8` and `16`; `none` alone is no quota. Raises InputError."""
+    """Parse quotas such as `A100=8` and `16`; `none` alone: no quota. Raises InputError."""
     if [one.lower() for one in given] == ["none"]:
         return ()
     found: dict[str | None, int] = {}

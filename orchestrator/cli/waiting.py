@@ -1,4 +1,4 @@
-"""What is said while somebody waits for a job: why it waits, whenever that changes, and that it starts."""
+"""News for a user who waits for a job: why it waits, whenever that changes, and when it starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STARTS: Final = "expected start: "
 
 
 class WaitingNews:
-    """For one job. `say`: for people, one line."""
+    """Reports about one job. `say`: prints a line for people."""
 
     def __init__(self, connection: Connection, say: Callable[[str], None]) -> None:
         self._connection, self._say = connection, say
@@ -27,7 +27,7 @@ class WaitingNews:
         self._waited = False
 
     def look(self, view: JobView) -> None:
-        """Called with the job as it is now, every so often."""
+        """Report what is new. Called repeatedly with the job's current state."""
         if view.state in HOLDS_A_LEASE and self._waited:
             self._waited, self._said = False, ""
             on = ", ".join(node for node, _ in view.on or view.placement)
@@ -37,11 +37,11 @@ class WaitingNews:
         self._ask_at_s = time.monotonic() + EVERY_S
         try:
             told = self._connection.get(f"{job_path(view.job_id)}/why", WhyView)
-        except FleetuneError:  # the logs are what was asked for
+        except FleetuneError:  # the user has asked for logs, so this is not an error
             return
         self._waited = True
         reason = told.text.splitlines()[0]
-        if reason != self._said:  # the expected start changes all the time
+        if reason != self._said:  # the expected start is ignored here, since it changes all the time
             self._said = reason
             starts = [line for line in told.text.splitlines() if line.startswith(_STARTS)]
             self._say("; ".join([reason, *starts]))

@@ -1,4 +1,4 @@
-"""The queue from a script: submit, wait, look.
+"""The client of the queue, for scripts: submit jobs, wait for them, and read about them.
 
 with Client() as client:
     runs = client.submit_many(load_spec("job.yaml").vary(learning_rate=[1e-5, 2e-5]))
@@ -46,7 +46,7 @@ from orchestrator.client.handle import FIRST_POLL_S, LONGEST_POLL_S, JobHandle
 from orchestrator.client.spec_names import Named, named, of_one, with_names
 from orchestrator.queue.states import ENDED, State
 
-Job = JobHandle | str  # a job, or its id
+Job = JobHandle | str  # a job, or the id of one
 StateName = Literal["queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled"]
 
 PER_REQUEST: Final = 1000
@@ -54,23 +54,24 @@ PAGE: Final = 500
 
 
 class Client:
-    """May be used by several threads at once.
+    """A client of one server. Thread-safe.
 
     Args:
-        url: of the server; left out: FLEETUNE_URL, or else a server of this machine, which is started where none lives.
-        token: left out: FLEETUNE_TOKEN, or the file token of FLEETUNE_HOME.
-        detach: jobs go on after the end of this script. With a server of this machine they otherwise end with it;
-            those of a server by URL always go on.
+        url: URL of the server. Default: FLEETUNE_URL, or else the server of this machine, which is started if there is
+            none.
+        token: default: FLEETUNE_TOKEN, or the file `token` in FLEETUNE_HOME.
+        detach: let jobs go on after the end of this script. By default they end with it on the server of this machine;
+            on a server given by URL they always go on.
 
     Raises:
-        InputError: the URL or the token is none.
-        NotStarted: the server of this machine does not come up.
+        InputError: the URL or the token is not valid.
+        NotStarted: the server of this machine does not start.
     """
 
     def __init__(self, url: str | None = None, token: str | None = None, *, detach: bool = False) -> None:
         where, home = url or server_url(), fleetune_home()
         token, token_from = token_here(token)
-        # Before the server is looked for: it stays as long as somebody is there.
+        # Before the server is looked up, because it stays as long as a client is present.
         self._presence = Presence(home) if where is None else None
         self._ends_jobs = not detach
         find = None if where is not None else partial(embedded_url, home)
@@ -85,7 +86,7 @@ class Client:
         return self._connection.url
 
     def close(self) -> None:
-        """Jobs that were not to outlive this client are cancelled by their server."""
+        """Close the client. Jobs that should end with it are cancelled by the server."""
         self._end_presence()
         self._connection.close()
 
@@ -115,13 +116,15 @@ class Client:
         """Queue one job.
 
         Args:
-            spec: or the path or URL of its file.
-            tenant, priority, after: in place of what the spec's section `queue` says; `after` is added to it.
-            key: the same key and spec give the same job, also from another process. Left out, each call is a new job.
+            spec: a spec, or the path or URL of its file.
+            tenant, priority: override the spec's section `queue`.
+            after: jobs that must succeed first, in addition to those in the spec.
+            key: idempotency key: the same key and spec give the same job, even from another process. Default: each call
+                is a new job.
 
         Raises:
-            SpecError: the spec is wrong, or names files that the server's workers cannot read.
-            KeyReused: the key was used for something else.
+            SpecError: the spec is wrong, or names files that the workers cannot read.
+            KeyReused: the key was used with another spec.
         """
         return self._send(self._asked([spec], tenant, priority, after), key or uuid.uuid4().hex)[0]
 
@@ -134,7 +137,7 @@ class Client:
         after: Iterable[Job] = (),
         key: str | None = None,
     ) -> list[JobHandle]:
-        """Queue several, in their order. Each thousand of them is queued whole, or not at all."""
+        """Queue several jobs, in order. Each thousand of them is queued completely or not at all."""
         asked, key = self._asked(specs, tenant, priority, after), key or uuid.uuid4().hex
         parts = [asked[start : start + PER_REQUEST] for start in range(0, len(asked), PER_REQUEST)]
         return [handle for number, part in enumerate(parts) for handle in self._send(part, f"{key}-{number}")]
@@ -146,7 +149,7 @@ class Client:
         priority: int | None,
         after: Iterable[Job],
     ) -> list[tuple[Named, dict[str, Any]]]:
-        """Each as it is sent, beside what its author calls it."""
+        """Return each spec with its name, and in the form in which it is sent."""
         if isinstance(specs, Spec | CommandSpec | SweepSpec | str):
             raise InputError("submit_many takes a list of specs; submit takes one")
         if isinstance(after, str | JobHandle):
@@ -164,24 +167,24 @@ class Client:
     # Waiting
 
     def as_completed(self, handles: Iterable[JobHandle], timeout_s: float | None = None) -> Iterator[JobHandle]:
-        """Each handle once its job has ended, whichever way, in that order. One request asks for all of them.
+        """Yield each handle once its job has ended, in any state. One request serves all handles.
 
         Raises:
-            TimeoutError: some have not ended yet; they go on.
+            TimeoutError: some jobs have not ended yet; they go on.
         """
         return completed(self._connection, handles, timeout_s)
 
     def wait(self, handles: Iterable[JobHandle], timeout_s: float | None = None) -> list[JobHandle]:
-        """All of them, in their order, once all have ended. Raises TimeoutError."""
+        """Wait until all jobs have ended. Returns the handles in their order. Raises TimeoutError."""
         handles = list(handles)
         for _ in self.as_completed(handles, timeout_s):
             pass
         return handles
 
-    # Looking
+    # Reading
 
     def job(self, job_id: str) -> JobHandle:
-        """By its id. Raises UnknownJob."""
+        """Return a job by its id. Raises UnknownJob."""
         return JobHandle(self._connection, self._connection.get(f"/v1/jobs/{quote(job_id, safe='')}", JobView))
 
     def jobs(
@@ -190,7 +193,7 @@ class Client:
         states: Iterable[State | StateName] = (),
         name: str | None = None,
     ) -> Iterator[JobHandle]:
-        """The newest first; `name` is the start of an id."""
+        """Yield jobs, newest first. `name`: beginning of the job's id."""
         wanted = [State(state).value for state in states]
         before: int | None = None
         while True:
@@ -211,7 +214,7 @@ class Client:
         return self._connection.get("/v1/tenants", Tenants).tenants
 
     def usage(self, month: str | None = None, tenant: str | None = None) -> tuple[UsageRow, ...]:
-        """`month`: as 2026-11; left out: the newest twelve."""
+        """Return usage by month and tenant. `month`: for example 2026-11; default: the newest twelve."""
         return self._connection.get("/v1/usage", Usage, {"month": month, "tenant": tenant}).rows
 
     def server(self) -> Server:
@@ -221,7 +224,7 @@ class Client:
 def completed(
     connection: Connection, handles: Iterable[JobHandle], timeout_s: float | None = None
 ) -> Iterator[JobHandle]:
-    """As `Client.as_completed`."""
+    """Yield handles as `Client.as_completed` does."""
     waiting = {handle.id: handle for handle in handles}
     until_s = None if timeout_s is None else time.monotonic() + timeout_s
     yield from _ended(waiting)
@@ -232,7 +235,7 @@ def completed(
         for view in told.jobs:
             if view.job_id in waiting:
                 waiting[view.job_id].learn(view)
-        if told.last < after:  # another store than before: are they still there?
+        if told.last < after:  # the server has another store than before: check that the jobs still exist
             for handle in waiting.values():
                 handle.refresh()
         after = told.last
@@ -243,7 +246,7 @@ def completed(
 
 
 def submitted(connection: Connection, body: Submission, specs: Sequence[Named]) -> tuple[JobView, ...]:
-    """Submit; what is wrong is said of `specs` by their names. Raises what the server says."""
+    """Submit specs. Raises the server's errors, with names of specs instead of their numbers."""
     try:
         return connection.post("/v1/jobs", JobPage, body, again=True).jobs
     except InputError as error:
@@ -253,7 +256,7 @@ def submitted(connection: Connection, body: Submission, specs: Sequence[Named]) 
 def asking(
     specs: Sequence[Named], tenant: str | None, priority: int | None, after: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Specs as they are sent, with what is asked for on the way. Raises SpecError: the mistakes of all of them."""
+    """Return specs in the form in which they are sent. Raises SpecError with the mistakes of all of them."""
     found, wrong = list[dict[str, Any]](), dict[str, None]()
     for one in specs:
         try:
@@ -267,7 +270,7 @@ def asking(
 
 
 def _asking(spec: AnySpec, tenant: str | None, priority: int | None, after: tuple[str, ...]) -> dict[str, Any]:
-    """Checked once more: `model_copy(update=...)` takes anything, a dictionary for a section too. Raises SpecError."""
+    """Validate a spec again, since `model_copy(update=...)` accepts any value. Raises SpecError."""
     sent: dict[str, Any] = spec.model_dump(mode="json", warnings=False)
     sent = checked(sent).model_dump(mode="json")
     queue = sent["queue"]
@@ -281,13 +284,13 @@ def _id_of(job: Job) -> str:
 
 
 def _ended(waiting: dict[str, JobHandle]) -> Iterator[JobHandle]:
-    """Takes out those that have ended, as far as is known."""
+    """Remove and yield the handles whose jobs have ended, as far as is known."""
     for handle in [handle for handle in waiting.values() if handle.view.state in ENDED]:
         yield waiting.pop(handle.id)
 
 
 def _sleep(pause_s: float, until_s: float | None, count: int) -> float:
-    """The pause after this one. Raises TimeoutError."""
+    """Pause, and return the next pause. Raises TimeoutError."""
     if until_s is not None:
         left_s = until_s - time.monotonic()
         if left_s <= 0.0:

@@ -1,4 +1,4 @@
-"""One server, over HTTP: what may be sent again is, and whatever goes wrong becomes a readable exception."""
+"""A connection to one server: requests are repeated if that is safe, and errors become readable exceptions."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ from orchestrator.api import Problem
 
 CONNECT_S: Final = 5.0
 ANSWER_S: Final = 60.0
-PATIENCE_S: Final = 60.0  # for a server that has answered before, or says that it will soon
+PATIENCE_S: Final = 60.0  # seconds to repeat requests to a server that has answered before, or that asks to try again
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 3.0
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
-# Nothing has reached the server, so that anything may be sent again.
+# These errors occur before anything reaches the server, so that every request may be repeated.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
-_TOO_OFTEN: Final = b"TooManyFailures"  # the problem of an address that was refused again and again: waiting is no help
+_TOO_OFTEN: Final = b"TooManyFailures"  # the error of an address that failed too often; repeating does not help
 
 ToldT = TypeVar("ToldT", bound=BaseModel)
 Params = Mapping[str, "str | int | float | list[str] | None"]
 
 
 class NoServer(FleetuneError):
-    """Nothing answers there, or not any more."""
+    """No server answers at the URL, or it does not answer any more."""
 
 
 class NotAServer(FleetuneError):
-    """Something answers there, and it is no server of this kind."""
+    """Something else than a Fleetune server answers at the URL."""
 
 
 class TokenRefused(InputError):
-    """The server does not know the token, or it may not do that."""
+    """The server does not know the token, or its role does not permit the request."""
 
 
 class ServerError(FleetuneError):
-    """The server failed, or says something that this release does not know."""
+    """The server has failed, or its answer is not known to this release."""
 
 
 class Connection:
-    """May be used by several threads at once.
+    """A connection to a server. Thread-safe.
 
     Args:
         token: sent with each request; None: none.
-        token_from: where the token is from, for messages.
-        note: what is known of a server that is not there, for messages.
-        find: the URL of the server by now, once it does not answer any more; it may be another one that has started.
-        patience_s: for how long a request is sent again that may be. A server that has never answered is not waited
-            for: nobody wants to wait for one that was never started.
+        token_from: where the token comes from, for messages.
+        note: what is known about a server that does not answer, for messages.
+        find: returns the current URL of the server after it has stopped answering; another server may have started.
+        patience_s: how long a request is repeated if that is safe. If the server has never answered, the first failure
+            is final, since the server is probably not running.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Connection:
             headers=headers,
             timeout=httpx.Timeout(answer_s, connect=min(CONNECT_S, answer_s)),
             transport=transport,
-            # No proxy stands between a machine and itself; and without https there is nothing to be verified.
+            # Loopback connections need no proxy, and plain http needs no certificates.
             trust_env=urlsplit(self.url).hostname not in LOOPBACK,
             verify=trusted() if self.url.startswith("https:") else False,
         )
@@ -103,7 +103,7 @@ class Connection:
         return self._ask("GET", path, answer, params=params, again=True)
 
     def post(self, path: str, answer: type[ToldT], body: BaseModel | None = None, *, again: bool = False) -> ToldT:
-        """`again`: the server tells a second one from the first, by a key."""
+        """Send a POST request. `again`: repeating it is safe, because a key identifies it."""
         return self._ask("POST", path, answer, body=body, again=again)
 
     def put(self, path: str, answer: type[ToldT], body: BaseModel) -> ToldT:
@@ -122,7 +122,10 @@ class Connection:
         body: BaseModel | None = None,
         again: bool,
     ) -> ToldT:
-        """Raises what the server says, NoServer, NotAServer, TokenRefused or ServerError."""
+        """Send a request and parse the answer.
+
+        Raises the server's error, NoServer, NotAServer, TokenRefused or ServerError.
+        """
         content = None if body is None else body.model_dump_json().encode()
         request = partial(
             self._http.build_request,
@@ -225,7 +228,7 @@ class Connection:
 
 
 def checked_url(url: str) -> str:
-    """Without a slash at its end. Raises InputError."""
+    """Return the URL without a trailing slash. Raises InputError."""
     parts = urlsplit(url)
     try:
         port_is_one = parts.port is None or parts.port > 0
@@ -244,7 +247,7 @@ def _checked_token(token: str, token_from: str) -> str:
 
 
 def _cause(error: httpx.TransportError) -> str:
-    """In a few words, without what httpx wraps around them."""
+    """Describe a transport error in a few words."""
     text = str(error)
     if "refused" in text:
         return "connection refused"

@@ -1,4 +1,4 @@
-"""Which server is meant: the one that is named, the one that lives on this machine, or the usual address."""
+"""Discovery: the server that is named, else the one that runs on this machine, else the usual address."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ USUAL_URL: Final = "http://127.0.0.1:8400"
 
 @dataclass(frozen=True)
 class LocalServer:
-    """What a server of this machine has left of itself, in the file server.json."""
+    """The record that a server of this machine has written to server.json."""
 
     url: str
     pid: int
 
     @property
     def lives(self) -> bool:
-        """Whether there is such a process: it may be another one by now, so the server is to be asked too."""
+        """Whether the process exists. The id may have been reused, so callers should also ask the server."""
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -37,13 +37,13 @@ class LocalServer:
 
 
 def local_server(home: Path) -> LocalServer | None:
-    """None where there is no server, or what it has left cannot be read."""
+    """Return the server of this machine; None: there is none, or its record cannot be read."""
     found = _recorded(home)
     return found if found is not None and found.lives else None
 
 
 def ended_server(home: Path) -> LocalServer | None:
-    """The server that was killed before it could remove its file; None where one lives, or none was there."""
+    """Return a server that was killed before it could remove its record; None: there is no such record."""
     found = _recorded(home)
     return None if found is None or found.lives else found
 
@@ -58,7 +58,7 @@ def _recorded(home: Path) -> LocalServer | None:
 
 
 def url_of(given: str | None) -> str:
-    """As given, or else by FLEETUNE_URL, or else the server of this machine."""
+    """Return the given URL, or else FLEETUNE_URL, or else the server of this machine."""
     if url := given or server_url():
         return url
     found = local_server(fleetune_home())
@@ -66,17 +66,17 @@ def url_of(given: str | None) -> str:
 
 
 def token_here(given: str | None = None) -> tuple[str | None, str]:
-    """The token to be sent, and where it is from, for messages. None: there is none.
+    """Return the token to send, and a phrase for messages that says where it comes from. None: there is none.
 
     Raises:
-        InputError: others may read the token's file.
+        InputError: other users can read the file of the token.
     """
     if given is not None:
         return given, "that was given"
     token, home = server_token(), fleetune_home()
     try:
         in_file = server_token({"FLEETUNE_HOME": str(home)})
-    except InputError:  # the variable goes first, and the file was not looked at
+    except InputError:  # the variable takes precedence, so the file does not matter
         in_file = None
     return token, f"of the file {home / 'token'}" if token == in_file else "of FLEETUNE_TOKEN"
 
@@ -88,10 +88,10 @@ def connect(
     patience_s: float = PATIENCE_S,
     answer_s: float = ANSWER_S,
 ) -> Connection:
-    """A connection to the server that is meant. Nothing is sent yet.
+    """Make a connection to the server. Nothing is sent yet.
 
     Raises:
-        InputError: the URL is none, or the token's file may be read by others.
+        InputError: the URL is not valid, or other users can read the file of the token.
     """
     token, token_from = token_here(token)
     ended = None if url or server_url() else ended_server(fleetune_home())
@@ -101,6 +101,6 @@ def connect(
 
 @contextlib.contextmanager
 def connected(url: str | None, patience_s: float = PATIENCE_S) -> Iterator[Connection]:
-    """The same, closed at the end."""
+    """Make a connection with `connect`, and close it at the end."""
     with contextlib.closing(connect(url, patience_s=patience_s)) as connection:
         yield connection

@@ -1,4 +1,4 @@
-"""A server that a script brings along: started where none lives on this machine, and shared by all its scripts."""
+"""The embedded server: started if no server runs on this machine, and shared by all scripts."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from orchestrator.client.discovery import local_server
 
 READY_S: Final = 120.0
 POLL_S: Final = 0.1
-OTHERS_S: Final = 5.0  # from the end of our own server to the address of the one that was faster
+OTHERS_S: Final = 5.0  # seconds from the end of our server until the URL of a faster one must be there
 TAIL_BYTES: Final = 3000
 LEFT_S: Final = 3600.0
 
 
 class NotStarted(FleetuneError):
-    """The embedded server did not come up."""
+    """The embedded server did not start."""
 
 
 def embedded_url(home: Path, ready_s: float = READY_S) -> str:
-    """URL of the server that lives on this machine; of a new one where there is none.
+    """Return the URL of the server of this machine, which is started if there is none.
 
-    Two scripts that come at once take turns. A server that somebody starts by hand meanwhile is found as well: the
-    store has one lock, and only its holder leaves its address.
+    Scripts that start at the same time take turns. A server that is started by hand meanwhile is found, too: a server
+    locks the store, and only the holder of the lock records its URL.
 
     Raises:
-        NotStarted: it did not come up, with the end of its log.
+        NotStarted: the server did not start; the message has the end of its log.
     """
     until_s = time.monotonic() + ready_s
     _make(home)
@@ -60,7 +60,7 @@ def _started(home: Path, until_s: float) -> str:
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=descriptor,
-            start_new_session=True,  # Ctrl-C in the script is not for the server
+            start_new_session=True,  # Ctrl-C in the script must not reach the server
         )
     finally:
         os.close(descriptor)
@@ -69,7 +69,7 @@ def _started(home: Path, until_s: float) -> str:
         if found is not None and _answers(found.url, "/readyz"):
             _let_go(child)
             return found.url
-        if child.poll() is not None:  # somebody else holds the store, and is to be found soon
+        if child.poll() is not None:  # another server holds the store, and will soon record its URL
             until_s = min(until_s, time.monotonic() + OTHERS_S)
         if time.monotonic() > until_s:
             code = child.returncode
@@ -80,7 +80,7 @@ def _started(home: Path, until_s: float) -> str:
 
 
 def _let_go(child: subprocess.Popen[bytes]) -> None:
-    """It outlives this process, and nobody is to warn of that."""
+    """Detach from the child, which outlives this process, without a ResourceWarning."""
     if child.poll() is None:
         child.returncode = 0
 
@@ -126,9 +126,9 @@ def _locked(descriptor: int) -> bool:
 
 
 class Presence:
-    """Says that this process lives: a lock on a file of FLEETUNE_HOME/clients, which any end of it lets go of.
+    """Shows the server that this process lives: a lock on a file in FLEETUNE_HOME/clients, which its end releases.
 
-    The server cancels the jobs of a client whose lock is free. Children by fork hold it as well, as long as they live.
+    The server cancels the jobs of a client whose lock is free. Forked children keep the lock as long as they live.
     """
 
     def __init__(self, home: Path) -> None:
@@ -136,13 +136,13 @@ class Presence:
         _make(home)
         folder = _make(home / "clients")
         self._path = folder / f"{self.client}.lock"
-        # No file object: one that is collected early would let go of the lock.
+        # A plain descriptor: a file object that is garbage-collected early would release the lock.
         self._descriptor: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         _sweep(folder)
 
     def end(self) -> None:
-        """A file that is gone says the same as one that nobody holds."""
+        """Remove the file. For the server, this means the same as a free lock."""
         if self._descriptor is not None:
             self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
@@ -150,7 +150,7 @@ class Presence:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what processes have left that were killed; nothing so young that its lock may not be there yet."""
+    """Remove files of killed processes, but no new ones, which may not be locked yet."""
     for path in folder.glob("*.lock"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > LEFT_S and _is_free(path):
@@ -166,7 +166,7 @@ def _is_free(path: Path) -> bool:
 
 
 def _make(folder: Path) -> Path:
-    """Raises NotStarted."""
+    """Create a folder. Raises NotStarted."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):

@@ -1,4 +1,4 @@
-"""Events as they come. The server tells them from the oldest on, so the newest are looked for."""
+"""Events as they occur. The server lists them oldest first, so the newest are found by a binary search."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ FAR: Final = 1 << 40
 
 
 class EventReader:
-    """Gives each event once."""
+    """Reads the events of one path, each once."""
 
     def __init__(self, connection: Connection, path: str) -> None:
         self._connection, self._path, self._after = connection, path, 0
 
     def newest(self, count: int) -> list[EventView]:
-        """The last `count`, oldest first; all that come later are new."""
+        """Return the last `count` events, oldest first. `new` returns all later ones."""
         last = self._last()
         begin, span = last, max(count, 1)
         found: list[EventView] = []
-        while count and len(found) < count and begin > 0:  # others' events may lie between
+        while count and len(found) < count and begin > 0:  # events that the caller may not see may lie in between
             begin = max(last - span, 0)
             found, span = self._from(begin), span * 4
         self._after = last
@@ -41,12 +41,12 @@ class EventReader:
                 return found
 
     def _last(self) -> int:
-        """The number of the newest, by halving; 0: there is none."""
+        """Return the number of the newest event by a binary search; 0: there is none."""
         low, step = 0, 1
         while self._page(low + step, 1).events and step < FAR:
             low, step = low + step, step * 2
         high = low + step
-        while low < high:  # there are events after all below, and none after `high`
+        while low < high:  # there are events after every number below `low`, and none after `high`
             middle = (low + high) // 2
             low, high = (middle + 1, high) if self._page(middle, 1).events else (low, middle)
         return low

@@ -1,4 +1,4 @@
-"""One job of the queue, for a script: like `concurrent.futures.Future`, and what only a job has."""
+"""A handle of one job, for scripts. It resembles `concurrent.futures.Future`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from orchestrator.queue.states import ENDED, Reason, State
 if TYPE_CHECKING:
     import pandas
 
-FRESH_S: Final = 0.5  # what is known may be as old
+FRESH_S: Final = 0.5  # seconds; accepted age of a job's state
 FIRST_POLL_S: Final = 0.5
 LONGEST_POLL_S: Final = 2.0
 
 
 class JobHandle:
-    """May be used by several threads at once. What it says of a running job is at most half a second old."""
+    """A job of the queue. Thread-safe. The state of a running job is at most half a second old."""
 
     def __init__(self, connection: Connection, view: JobView) -> None:
         self._connection = connection
@@ -47,31 +47,31 @@ class JobHandle:
 
     @property
     def name(self) -> str:
-        """As in the spec. Several jobs may have it."""
+        """The name in the spec. Several jobs may have the same name."""
         return self._view.name
 
     @property
     def view(self) -> JobView:
-        """All that was last known of it; nothing is asked for."""
+        """The last known state of the job. No request is made."""
         with self._lock:
             return self._view
 
     def refresh(self) -> JobView:
-        """Ask now."""
+        """Request the state of the job now."""
         return self.learn(self._connection.get(self._path, JobView))
 
     def learn(self, view: JobView) -> JobView:
-        """Take what somebody else was told of this job, unless something newer is known."""
+        """Take over a state of the job that was received elsewhere, unless a newer one is known."""
         with self._lock:
             if view.changed >= self._view.changed:
                 self._view = view
             self._seen_s = time.monotonic()
             return self._view
 
-    # As concurrent.futures.Future
+    # Like concurrent.futures.Future
 
     def done(self) -> bool:
-        """Whether it has ended, whichever way."""
+        """Whether the job has ended, in any state."""
         return self.state in ENDED
 
     def running(self) -> bool:
@@ -81,7 +81,7 @@ class JobHandle:
         return self.state is State.CANCELLED
 
     def cancel(self) -> bool:
-        """Ask for its end; what runs ends soon. False where it has ended before."""
+        """Request the job's end; a running job stops soon. Returns False if the job had ended before."""
         try:
             self.learn(self._connection.post(f"{self._path}/cancel", JobView))
         except JobEnded:
@@ -89,12 +89,12 @@ class JobHandle:
         return True
 
     def result(self, timeout_s: float | None = None) -> Result:
-        """Wait for its end.
+        """Wait for the job's end, and return its result.
 
         Raises:
-            JobFailed: with the end of its log.
-            JobCancelled: somebody has cancelled it.
-            TimeoutError: it has not ended yet, and goes on.
+            JobFailed: the job has failed; the message has the end of its log.
+            JobCancelled: the job was cancelled.
+            TimeoutError: the job has not ended yet; it goes on.
         """
         error = self.exception(timeout_s)
         if error is not None:
@@ -113,11 +113,11 @@ class JobHandle:
         )
 
     def exception(self, timeout_s: float | None = None) -> JobFailed | None:
-        """What `result` would raise for a job that has failed; None where it has succeeded.
+        """Wait for the job's end, and return the error if it has failed; None: it has succeeded.
 
         Raises:
-            JobCancelled: somebody has cancelled it.
-            TimeoutError: it has not ended yet, and goes on.
+            JobCancelled: the job was cancelled.
+            TimeoutError: the job has not ended yet; it goes on.
         """
         view = self.wait(timeout_s)
         if view.state is State.CANCELLED:
@@ -133,7 +133,7 @@ class JobHandle:
         return JobFailed(view.job_id, view.reason, view.message, log, source)
 
     def wait(self, timeout_s: float | None = None) -> JobView:
-        """Raises TimeoutError."""
+        """Wait for the job's end. Raises TimeoutError."""
         until_s = None if timeout_s is None else time.monotonic() + timeout_s
         view, pause_s = self.view, FIRST_POLL_S
         while view.state not in ENDED:
@@ -147,7 +147,7 @@ class JobHandle:
             pause_s = min(pause_s * 1.2, LONGEST_POLL_S)
         return view
 
-    # What only a job has
+    # Specific to jobs
 
     @property
     def state(self) -> State:
@@ -155,36 +155,38 @@ class JobHandle:
 
     @property
     def reason(self) -> Reason:
-        """Why it is in its state."""
+        """The reason for its state."""
         return self._fresh().reason
 
     @property
     def message(self) -> str:
-        """The same in one line for people; may be empty."""
+        """An explanation of the reason, in one line for people; may be empty."""
         return self._fresh().message
 
     @property
     def expected_start(self) -> datetime.datetime | None:
-        """In UTC; None where nobody can say, and of a job that does not wait."""
+        """The expected start in UTC; None: unknown, or the job does not wait."""
         if self.state is not State.QUEUED:
             return None
         at_s = self.why().expected_start_s
         return None if at_s is None else datetime.datetime.fromtimestamp(at_s, datetime.UTC)
 
     def why(self) -> WhyView:
-        """Why it is where it is."""
+        """Explain why the job is in its state."""
         return self._connection.get(f"{self._path}/why", WhyView)
 
     @property
     def paths(self) -> JobPaths | None:
-        """Of what its run leaves behind; None for a command, and before it has begun."""
+        """The paths of the run's files; None for a command, and before the job has begun."""
         run = self._fresh().run
         return None if run is None else JobPaths(run)
 
     def logs(self, follow: bool = False, source: str | None = None) -> Iterator[LogLine]:
-        """Lines that its attempts have printed, in their order, or those of one log (`driver`, `rank-0`, ...).
+        """Yield lines that the job's attempts have printed, in order, or those of one log (`driver`, `rank-0`, ...).
 
-        With `follow` until it has ended. The source "all" gives every log, one after another.
+        Args:
+            follow: go on until the job has ended.
+            source: name of a log; "all": every log, one after another.
         """
         reader = LogReader(self._connection, self.id, source)
         if follow:
@@ -193,7 +195,7 @@ class JobHandle:
 
     @property
     def metrics(self) -> pandas.DataFrame:
-        """A row for each step: `step`, `loss`, `learning_rate`, `eval_loss`, ... Of a step done twice, the later.
+        """A row for each step: `step`, `loss`, `learning_rate`, `eval_loss`, ... Of a repeated step, the last row.
 
         Raises:
             FleetuneError: pandas is not installed.
@@ -207,7 +209,7 @@ class JobHandle:
         return pandas.DataFrame(self.metric_records())
 
     def metric_records(self) -> list[dict[str, Any]]:
-        """The same as dictionaries."""
+        """Return the rows of `metrics` as dictionaries."""
         found: dict[Any, dict[str, Any]] = {}
         after: int | None = None
         while True:
@@ -219,17 +221,17 @@ class JobHandle:
             after = part.next
 
     def pause(self) -> None:
-        """Have it leave what it holds, and wait until `resume`."""
+        """Make the job release its nodes, and wait until `resume`."""
         self._order("pause")
 
     def resume(self) -> None:
         self._order("resume")
 
     def retry(self) -> None:
-        """Queue it again after it has failed or was cancelled.
+        """Queue the job again after it has failed or was cancelled.
 
         Raises:
-            ParentFailed: a job that it comes after has failed: that one is to be retried before.
+            ParentFailed: a parent has failed; retry it first.
         """
         self._order("retry")
 
@@ -241,7 +243,7 @@ class JobHandle:
         self.learn(self._connection.post(f"{self._path}/{what}", JobView))
 
     def _fresh(self) -> JobView:
-        """What ends does not change, and is not asked for again."""
+        """Return a fresh state. The state of an ended job does not change, so it is not requested again."""
         with self._lock:
             view, age_s = self._view, time.monotonic() - self._seen_s
         return view if view.state in ENDED or age_s < FRESH_S else self.refresh()
@@ -252,7 +254,7 @@ def _numbers(metrics: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def _outcome(paths: JobPaths | None) -> Outcome | None:
-    """Where this machine sees the run: a driver may have ended while no server was there to be told."""
+    """Read the outcome if the run is on this machine: a driver may have ended while no server was running."""
     if paths is None or not storage.is_local(paths.root):
         return None
     try:

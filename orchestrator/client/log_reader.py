@@ -1,4 +1,4 @@
-"""The logs of one job, line by line, as they grow."""
+"""The logs of a job, line by line, as they grow."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from orchestrator.client.connection import Connection
 from orchestrator.client.lookup import job_path
 from orchestrator.queue.states import ENDED, State
 
-OUTPUT: Final = "output"  # of the newest attempt: it begins anew with each
+OUTPUT: Final = "output"  # output of the newest attempt; it starts anew with each attempt
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 1.0
-ALL: Final = "all"  # asked for as a source: every log
+ALL: Final = "all"  # as a source: every log
 TAIL_LINES: Final = 20
 _ATTEMPT = re.compile(rf"^{OUTPUT}(-[0-9]+)?$")
 _RANK = re.compile(r"\brank ([0-9]+)\b")
-_LATER = re.compile(rf"^(rank-[0-9]+|{OUTPUT}-[0-9]+)$")  # may still come
+_LATER = re.compile(rf"^(rank-[0-9]+|{OUTPUT}-[0-9]+)$")  # logs that may appear later
 
 
 @dataclass(frozen=True)
@@ -37,26 +37,26 @@ class LogLine:
 
 
 class LogReader:
-    """Gives each line once.
+    """Reads logs of a job, each line once.
 
     Args:
-        source: only that log. None: what the job's attempts have printed. ALL: the logs of its run as well, one after
-            another, because most of their lines carry no time. Logs that come later are included.
+        source: name of one log. None: the output of the job's attempts. ALL: also the logs of its run, one after
+            another, since most of their lines have no time. Logs that appear later are included.
     """
 
     def __init__(self, connection: Connection, job_id: str, source: str | None = None) -> None:
         self._connection, self._source = connection, source
         self._path = f"/v1/jobs/{quote(job_id, safe='')}/logs"
         self._next: dict[str, int] = {}
-        self._begun: dict[str, str] = {}  # lines without an end so far
+        self._begun: dict[str, str] = {}  # source -> its last line, as long as it is incomplete
         self._ended: set[str] = set()
         self._first_attempt: int | None = None
 
     def new(self, attempt: int) -> Iterator[LogLine]:
-        """What is there and was not given yet. `attempt`: the job's newest.
+        """Yield lines that were not read yet. `attempt`: the job's newest attempt.
 
         Raises:
-            InputError: it has logs, and not the one that is asked for.
+            InputError: the job has logs, but not the requested one.
         """
         if self._first_attempt is None:
             self._first_attempt = attempt
@@ -65,16 +65,16 @@ class LogReader:
                 yield from self._of(source)
 
     def rest(self) -> Iterator[LogLine]:
-        """Lines whose ends have not come."""
+        """Yield incomplete last lines."""
         for source in tuple(self._begun):
             yield LogLine(_shown(source), self._begun.pop(source))
 
     def _sources(self, attempt: int) -> list[str]:
-        """The outputs of attempts by their numbers, oldest first, then the logs of the run."""
+        """Return the outputs of attempts, oldest first, then the logs of the run."""
         outputs = [f"{OUTPUT}-{number}" for number in range(1, attempt + 1)]
         if self._source is None:
             return outputs
-        if self._source == OUTPUT:  # the newest, and those that come later
+        if self._source == OUTPUT:  # the newest, and those of later attempts
             return outputs[max((self._first_attempt or 1) - 1, 0) :]
         every = [*outputs, *_of_run(self._connection, self._path)]
         if self._source == ALL:
@@ -101,15 +101,15 @@ class LogReader:
 
 
 def _shown(source: str) -> str:
-    """Most jobs have one attempt only."""
+    """Return the name to show. Most jobs have one attempt only, whose number is left out."""
     return OUTPUT if source == f"{OUTPUT}-1" else source
 
 
 def followed(reader: LogReader, look: Callable[[], JobView]) -> Iterator[LogLine]:
-    """Lines until the job has ended, across its attempts. `look`: the job as it is now."""
+    """Yield lines until the job has ended, across its attempts. `look`: returns the current state of the job."""
     pause_s = FIRST_PAUSE_S
     while True:
-        view, got = look(), False  # before the logs: what a job has written by its end is read
+        view, got = look(), False  # before the logs, so that everything that an ended job has written is read
         for line in reader.new(view.attempt):
             got = True
             yield line
@@ -125,12 +125,12 @@ def _of_run(connection: Connection, path: str) -> tuple[str, ...]:
 
 
 def run_logs(connection: Connection, job: JobView) -> tuple[str, ...]:
-    """The logs of the job's run: `driver`, `rank-0`, ... A command has none."""
+    """List the logs of the job's run: `driver`, `rank-0`, ... A command has none."""
     return _of_run(connection, f"{job_path(job.job_id)}/logs")
 
 
 def failed_rank(job: JobView, logs: Sequence[str]) -> str | None:
-    """The log of the rank that made the job fail, where its message names one or there is only one."""
+    """Return the log of the rank that made the job fail, if its message names one or there is only one rank."""
     ranks = [name for name in logs if name.startswith("rank-")]
     named = [f"rank-{number}" for number in _RANK.findall(job.message)]
     if job.state is not State.FAILED:
@@ -139,7 +139,7 @@ def failed_rank(job: JobView, logs: Sequence[str]) -> str | None:
 
 
 def last_lines(connection: Connection, job: JobView, source: str, count: int = TAIL_LINES) -> list[LogLine]:
-    """The last lines of one log. Raises InputError: the job has no such log."""
+    """Return the last lines of one log. Raises InputError: the job has no such log."""
     reader = LogReader(connection, job.job_id, source)
     last = deque(reader.new(job.attempt), maxlen=count)
     last.extend(reader.rest())
@@ -147,9 +147,9 @@ def last_lines(connection: Connection, job: JobView, source: str, count: int = T
 
 
 def telling_end(connection: Connection, job: JobView, lines: int = TAIL_LINES) -> tuple[str, str]:
-    """The log that tells most of an end, and its last lines; two empty texts where nothing was written.
+    """Return the log that says most about the job's end, and its last lines; empty texts if nothing was written.
 
-    A run's driver says in its output how it ended; so does a command, whose ranks all write there.
+    The driver of a run prints how it ended, and so does a command, whose ranks share one output.
     """
     for source in (OUTPUT, "driver", "rank-0"):
         try:

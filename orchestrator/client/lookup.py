@@ -1,4 +1,4 @@
-"""Which job or node is meant, given its id or a start of it that no other shares; and which tenant, by its name."""
+"""Lookup of jobs and nodes by id or by a unique beginning of it, and of tenants by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.client.connection import Connection
 from orchestrator.queue.errors import UnknownJob, UnknownNode, UnknownTenant
 from orchestrator.queue.wording import removed
 
-NAMED: Final = 5  # of those that may be meant
+NAMED: Final = 5  # most candidates to name in a message
 _ID = re.compile(r"^[A-Za-z0-9._-]{1,200}$")
 _OF_A_RUN: Final = re.compile(r"(.+)-[0-9]{8}(-[0-9a-f-]*)?")  # as `jobs.run.paths.new_run_name` makes names
 _MOST_LOOKED_AT: Final = 1000
@@ -25,11 +25,11 @@ def job_path(job_id: str) -> str:
 
 
 def find_job(connection: Connection, given: str) -> JobView:
-    """The job with that id, a unique start of it, or the name of the run that it writes.
+    """Return the job with this id, with an id that begins with it, or whose run has this name.
 
     Raises:
-        UnknownJob: none is meant, with what may have been.
-        InputError: several are.
+        UnknownJob: there is no such job; the message suggests others.
+        InputError: there are several.
     """
     if not _ID.match(given):
         raise UnknownJob(f"no job has an id like {given!r}: `fleetune queue --all` lists them")
@@ -52,7 +52,7 @@ def find_job(connection: Connection, given: str) -> JobView:
 
 
 def _writing(connection: Connection, run: str) -> JobPage:
-    """The jobs whose run has that name, or a name that starts so."""
+    """Return the jobs whose run has this name, or a name that begins with it."""
     match = _OF_A_RUN.fullmatch(run)
     if match is None:
         return JobPage(jobs=(), next=None)
@@ -62,12 +62,12 @@ def _writing(connection: Connection, run: str) -> JobPage:
 
 
 def removed_jobs(connection: Connection) -> str:
-    """What the server does with old jobs; '' where it keeps all."""
+    """Say what the server does with old jobs; '': it keeps all."""
     return removed(connection.get("/v1/server", Server).retention_days)
 
 
 def _unknown(connection: Connection, given: str, said: str) -> str:
-    """The server's words, or ids that look like the given one, or those of the same name."""
+    """Make a message with the server's suggestion, or with similar ids, or with ids of the same name."""
     if "did you mean" in said:
         return said
     if _OF_A_RUN.fullmatch(given):
@@ -82,7 +82,7 @@ def _unknown(connection: Connection, given: str, said: str) -> str:
 
 
 def find_node(nodes: Nodes, given: str) -> NodeView:
-    """By name or id. Raises UnknownNode, or InputError where several are meant."""
+    """Return a node by name or id. Raises UnknownNode, or InputError if several match."""
     found = [one for one in nodes.nodes if given in (one.node_id, one.name)]
     found = found or [one for one in nodes.nodes if given and one.node_id.startswith(given)]
     if len(found) == 1:
@@ -95,7 +95,7 @@ def find_node(nodes: Nodes, given: str) -> NodeView:
 
 
 def find_tenant(connection: Connection, given: str) -> str:
-    """Raises UnknownTenant, with the same words for what is not there and for what is others'."""
+    """Check the name of a tenant. Raises UnknownTenant, also for tenants that the caller may not see."""
     known = [one.name for one in connection.get("/v1/tenants", Tenants).tenants]
     if given in known:
         return given

@@ -1,4 +1,4 @@
-"""Which jobs `fleetune queue` shows. The server lists the newest first, and of those that wait the oldest count."""
+"""The jobs that `fleetune queue` shows. The server lists the newest first, but the oldest waiting jobs matter."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from orchestrator.api import MOST_PAGE, Counts, JobPage, JobView
 from orchestrator.client.connection import Connection
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
 
-LOOKED_AT: Final = 10_000  # of those that wait; of more, the oldest thousand or so
+LOOKED_AT: Final = 10_000  # most waiting jobs to read; if there are more, about the oldest thousand are read
 
 
 class QueueReader:
-    """Of one tenant; None: of all that one may see."""
+    """Reads the jobs of one tenant; None: of all tenants that the caller may see."""
 
     def __init__(self, connection: Connection, tenant: str | None, looked_at: int = LOOKED_AT) -> None:
         self._connection, self._tenant, self._looked_at = connection, tenant, looked_at
@@ -23,7 +23,7 @@ class QueueReader:
         return self._connection.get("/v1/counts", Counts, {"tenant": self._tenant}).states
 
     def jobs(self, states: Sequence[State], counts: Mapping[State, int], most_ended: int) -> list[JobView]:
-        """Those that hold a lease, those that wait (see LOOKED_AT), and the newest that have ended."""
+        """Return jobs that hold a lease, jobs that wait (see LOOKED_AT), and the newest that have ended."""
         held = [state for state in states if state in HOLDS_A_LEASE]
         ended = [state for state in states if state in ENDED]
         found = self._pages(held, self._looked_at) if held else []
@@ -43,15 +43,15 @@ class QueueReader:
         return found
 
     def _oldest_waiting(self) -> list[JobView]:
-        """Some thousand."""
+        """Return about a thousand of the oldest waiting jobs."""
         waits = [State.QUEUED]
         newest = max((job.number for job in self._page(waits, None, 1).jobs), default=0)
         low, high = 0, newest
-        while low < high:  # the number of the oldest, by halving
+        while low < high:  # binary search for the number of the oldest
             middle = (low + high) // 2
             low, high = (low, middle) if self._page(waits, middle + 1, 1).jobs else (middle + 1, high)
         span = MOST_PAGE
-        while True:  # the numbers between may be those of others
+        while True:  # numbers in between may belong to other jobs
             found = self._pages(waits, 4 * MOST_PAGE, before=low + span)
             if len(found) >= MOST_PAGE or low + span > newest:
                 return found

@@ -1,4 +1,4 @@
-"""How a job of the queue ended, for whoever waits for it in a script."""
+"""The result of a job, for scripts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from orchestrator.queue.states import Reason, State
 
 @dataclass(frozen=True)
 class Result:
-    """Of a job that has succeeded.
+    """The result of a job that has succeeded.
 
     Attributes:
-        metrics: last known: `loss`, `eval_loss`, ... ; what is no number any more is nan.
-        paths: what its run has left; None for a command.
+        metrics: last known values: `loss`, `eval_loss`, ...; values that are not finite are NaN.
+        paths: paths of its run's files; None for a command.
     """
 
     job_id: str
@@ -33,8 +33,8 @@ class JobFailed(FleetuneError):
     """A job has failed.
 
     Attributes:
-        log: the end of the log that tells most.
-        source: which log that is.
+        log: end of the log that says most about the failure.
+        source: name of this log.
     """
 
     def __init__(self, job_id: str, reason: Reason, message: str, log: str, source: str) -> None:

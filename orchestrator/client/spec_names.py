@@ -1,4 +1,4 @@
-"""The specs of a submission by the names that people have for them: the server can only count them."""
+"""Names for the specs of a submission: the server knows only their numbers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from jobs.spec.labels import labelled
 from jobs.spec.load import AnySpec, load_marked, override_value
 from jobs.spec.sweep import SweepSpec
 
-_NUMBERED: Final = re.compile(r"spec ([0-9]+): (.*)")  # as `service.problems` writes it
+_NUMBERED: Final = re.compile(r"spec ([0-9]+): (.*)")  # as `service.admission.problems` writes it
 _OF_A_FIELD: Final = re.compile(r"([a-z_][\w.]*): ")
 
 
 @dataclass(frozen=True)
 class Named:
-    """
+    """A spec and its name.
+
     Attributes:
-        name: its file; or else its place in the submission.
-        marks: where its fields are written (`job.yaml:12`), by their dotted names.
+        name: path of its file, or else its place in the submission.
+        marks: locations of its fields (`job.yaml:12`), by dotted name.
     """
 
     spec: AnySpec
@@ -33,7 +34,10 @@ class Named:
 
 
 def named(given: Sequence[AnySpec | str | os.PathLike[str]], overrides: Sequence[str] = ()) -> list[Named]:
-    """Specs, and what files have; `overrides` are for those in files. Raises SpecError: the mistakes of all of them."""
+    """Load specs from files, and name all of them. `overrides` apply to files only.
+
+    Raises SpecError with the mistakes of all specs.
+    """
     found, wrong = list[Named](), dict[str, None]()
     for number, one in enumerate(given, 1):
         if isinstance(one, Spec | CommandSpec | SweepSpec):
@@ -43,7 +47,7 @@ def named(given: Sequence[AnySpec | str | os.PathLike[str]], overrides: Sequence
         try:
             loaded = load_marked(path, overrides)
         except SpecError as error:
-            wrong |= dict.fromkeys(str(error).splitlines())  # of a wrong option once
+            wrong |= dict.fromkeys(str(error).splitlines())  # a wrong override is reported once
         else:
             changes = dict(override_value(one) for one in overrides)
             found.append(Named(labelled(loaded.spec, changes), path, loaded.marks))
@@ -53,12 +57,12 @@ def named(given: Sequence[AnySpec | str | os.PathLike[str]], overrides: Sequence
 
 
 def with_names(error: InputError, specs: Sequence[Named]) -> InputError:
-    """What the server says of a submission, with names and lines where it has numbers and fields."""
+    """Replace numbers of specs in a server's error by names, and fields by lines."""
     return type(error)("\n".join(_line(line, specs) for line in str(error).splitlines()))
 
 
 def of_one(error: InputError, spec: Named) -> InputError:
-    """What is wrong with this one of several."""
+    """Add the name of the spec to an error about one of several."""
 
     def said(line: str) -> str:
         return line if line.startswith(" ") else f"{_mark(spec, line) or spec.name}: {line}"
@@ -76,9 +80,9 @@ def _line(line: str, specs: Sequence[Named]) -> str:
 
 
 def _mark(spec: Named, said: str) -> str | None:
-    """Where the field is written that this is about."""
+    """Return where the field that a message is about is written."""
     match = _OF_A_FIELD.match(said)
     name = match[1] if match is not None else ""
-    while name and name not in spec.marks:  # a field that is left out belongs to a section that is there
+    while name and name not in spec.marks:  # a field that is left out belongs to a section that is written
         name = name.rpartition(".")[0]
     return spec.marks.get(name)

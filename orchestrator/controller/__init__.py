@@ -1,4 +1,4 @@
-"""Carries the queue forward, one pass after another: look, settle, plan, write, act.
+"""The control loop of the queue, one pass after another: look, settle, plan, write, act.
 
 May import `queue`, `scheduling`, `cluster.backend` and `cluster.capacity`. Start with `controller`, then `ledger`.
 """

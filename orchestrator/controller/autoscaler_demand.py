@@ -1,8 +1,8 @@
-"""What an autoscaler is to be told: room for what is held, and for the gangs at the head of the queue. Pure functions.
+"""The demand that an autoscaler is told: nodes in use, and nodes for the first waiting gangs. Pure functions.
 
-An autoscaler packs what it is told into the nodes that there are, as if they were empty, and adds what is missing. It
-may pack more tightly than things lie, and hide that a gang finds no room. So it is told whole nodes: those that are in
-use, and those that a gang would be put on.
+An autoscaler packs the demand into the existing nodes as if they were empty, and adds nodes for what is left. It may
+pack more tightly than the jobs are placed, and so overlook that a gang does not fit. The demand therefore consists of
+whole nodes: those in use, and those on which the waiting gangs would be placed.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.quota import NOWHERE, Limits
 from orchestrator.scheduling.ranking import standing
 
-_MOST_AT_ONCE = 1000  # nodes that are asked for
+_MOST_AT_ONCE = 1000  # most new nodes in one demand
 
 
 @dataclass(frozen=True)
 class Wish:
-    """
+    """The demand for an autoscaler.
+
     Attributes:
-        bundles: a cluster with room for all of these at once: one for each node.
-        waiting: ids of the jobs that wait, and for whose gangs that is enough.
+        bundles: resources to provide at once, one bundle for each node.
+        waiting: ids of the waiting jobs for which this is enough.
     """
 
     bundles: tuple[Bundle, ...] = ()
@@ -39,13 +40,14 @@ class Wish:
 
 
 def wish(jobs: Sequence[Job], promises: Promises, cluster: Cluster, policy: Policy, now_s: float) -> Wish:
-    """Of the queue as it is after a plan. Where no autoscaler adds nodes: nothing.
+    """Return the demand of a queue after a plan. It is empty if no autoscaler adds nodes.
 
-    The gangs that wait are taken in the order of the queue, as many as the largest cluster has room for beside what
-    runs. The first that has none is waited for: those behind it would take what it needs. Those that wait for their
-    tenant's limit, or could not start on an empty cluster as large as it may become, are left out.
+    Waiting gangs are taken in the order of the queue, as long as the largest possible cluster has room for them beside
+    the running jobs. The first gang without room ends the demand, since later gangs would take what it needs. Jobs are
+    skipped if they wait for their tenant's limit, or if even the largest possible cluster could not hold them when
+    empty.
 
-    Nodes that are not the autoscaler's are none of its business.
+    Nodes that the autoscaler does not manage are left out.
     """
     inventory = cluster.inventory
     if not inventory.growth.types:
@@ -69,9 +71,9 @@ def wish(jobs: Sequence[Job], promises: Promises, cluster: Cluster, policy: Poli
 
 
 class _Grown:
-    """A cluster as large as it may become; where types compete for the last nodes, each as if it got them.
+    """The largest possible cluster. If node types compete for the last nodes, each is listed with all it could get.
 
-    Nodes that have only just come, and of which it is not known yet what is used, will be of use in a moment.
+    Nodes that were just added, and whose use is not known yet, count as usable: they will be in a moment.
     """
 
     def __init__(self, inventory: Inventory) -> None:
@@ -85,14 +87,14 @@ class _Grown:
         self.kinds: tuple[NodeType | None, ...] = (*inventory.kinds, *(kind for _, kind in added))
 
     def new(self, placement: Placement) -> set[int]:
-        """Of its nodes those that are not there yet."""
+        """Return those nodes of a placement that do not exist yet."""
         return {index for index, _ in placement if index >= self.there}
 
 
 def _placed(
     grown: _Grown, jobs: Sequence[Job], promises: Promises, cluster: Cluster, policy: Policy, now_s: float
 ) -> Iterator[tuple[int, Placement]]:
-    """Rows of those that wait, and where they would be."""
+    """Yield the rows of waiting jobs that would fit, with their placements."""
     made = snapshot(jobs, promises, replace(cluster, inventory=Inventory(grown.nodes)), now_s)
     rows = made.waiting.nonzero()[0]
     if not len(rows):
@@ -116,7 +118,7 @@ def _placed(
 
 
 class _Empty:
-    """The largest cluster with nobody on it, but for nodes that take nothing new."""
+    """The largest possible cluster without any jobs, except for nodes that take nothing new."""
 
     def __init__(self, grown: _Grown, closed: frozenset[str]) -> None:
         self._grown, self._closed = grown, closed
@@ -141,7 +143,7 @@ class _Empty:
 
 
 def growth_words(inventory: Inventory) -> str:
-    """For people; '' where no autoscaler adds nodes."""
+    """Describe for people which nodes may still be added; '': no autoscaler adds nodes."""
     if not inventory.growth.types:
         return ""
     if not inventory.most_more:

@@ -1,8 +1,8 @@
-"""Carries the queue forward: looks at store and machines, decides by pure functions, writes, and only then acts.
+"""The controller: look at store and machines, decide by pure functions, write the decisions, and only then act.
 
-Whatever is to be done to the machines follows from the states of the jobs alone: a STARTING job whose driver is not
-there is started, a STOPPING one whose driver is there is stopped. So a server that was killed anywhere in a pass leaves
-nothing that the next pass, its own or another server's, would not do.
+What to do to the machines follows from the states of the jobs alone: a STARTING job without a driver is started, a
+STOPPING job with a driver is stopped. If a server is killed anywhere in a pass, the next pass does what is left, on
+this server or another.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
 
 LaunchOf = Callable[[Job, str], Launch]  # from a job and its spec
-_LABELS_KEPT = 1000  # of nodes that are gone: jobs may still be told of them
-_ROUNDS = 4  # steps of one job in one pass: running, stopping, queued
+_LABELS_KEPT = 1000  # number of labels of former nodes to keep, for messages to jobs
+_ROUNDS = 4  # most transitions of one job in one pass: running, stopping, queued
 
 
 class Controller:
-    """One pass is `step`. Not for several threads."""
+    """The leader's part of a server. `step` is one pass. Not thread-safe."""
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class Controller:
     ) -> None:
         """
         Args:
-            takes_over: machines that a newer state of the store has used are used all the same. Only where that state
-                is gone for good, as after the store was brought back from a backup.
+            takes_over: use machines that a newer state of the store has used. Only if that state is gone for good, for
+                example after the store was restored from a backup.
         """
         self._store, self._backend, self._clock, self._leading = store, backend, clock, leading
         self._launch_of, self._policy, self._timing = launch_of, policy, timing
@@ -70,26 +70,26 @@ class Controller:
         self._newest_s = clock.now_s()
 
     def wish(self) -> Wish:
-        """For the autoscaler of the machines, of the queue as the last pass has left it."""
+        """Return the demand for an autoscaler, of the queue as the last pass left it."""
         return self._term.wish() if self._term is not None else Wish()
 
     def set_aside(self) -> tuple[UnreadableRow, ...]:
-        """Jobs that the last pass could not plan."""
-        term = self._term  # others may ask, from other threads
+        """Return the jobs that the last pass could not plan."""
+        term = self._term  # a copy, since other threads may call this
         return term.set_aside() if term is not None else ()
 
     def step(self) -> bool:
-        """Look, decide, write, act. Whether this server leads.
+        """Do one pass: look, decide, write, act. Returns whether this server leads.
 
         Raises:
             StoreBroken, BackendUnreachable: nothing is lost; the next pass goes on.
-            Fenced: this server leads, but the machines know of a newer leader.
+            Fenced: this server leads by the store, but the machines know a newer leader.
         """
         if not self._leading.renew():
             self._term = None
             return False
         now_s = self._clock.now_s()
-        if now_s < self._newest_s - TOLERANCE_S:  # a clock that was ahead was put right: what is known is of no use
+        if now_s < self._newest_s - TOLERANCE_S:  # the clock was ahead and was corrected: known times are wrong
             self._term = None
         self._newest_s = now_s
         try:
@@ -104,7 +104,7 @@ class Controller:
         return True
 
     def _refused(self) -> bool:
-        """By the machines. If somebody leads by now, it is theirs to act; else somebody is to hear of it."""
+        """Handle refusal by the machines: give way if another server leads, else raise Fenced."""
         self._term = None
         if self._takes_over:
             self._leading.resign()  # the next epoch is larger
@@ -119,32 +119,33 @@ class Controller:
 
 
 class _Term:
-    """What one leadership knows. Times are of the steady clock unless they say otherwise."""
+    """What this server knows during one leadership. Times are of the steady clock unless noted."""
 
     def __init__(self, of: Controller, epoch: int) -> None:
         self.epoch = epoch
         self._of, self._store, self._backend, self._timing = of, of._store, of._backend, of._timing
-        self._backend.fence(epoch)  # from now on no earlier server starts anything
+        self._backend.fence(epoch)  # from now on no earlier leader can start anything
         now_s, half_life_s = of._clock.now_s(), of._policy.share_half_life_s
         self._store.pull_back(epoch, now_s)
         self._book = Book(self._store)
         self._book.read()
         self._shares = Shares(self._store.decayed_use(now_s, half_life_s), now_s, half_life_s)
-        self._month: MonthUse | None = None  # once a tenant has a limit of GPU-hours
+        self._month: MonthUse | None = None  # None: no tenant has a limit of GPU-hours
         self._promises: Promises = {}
         self._cluster: Cluster | None = None  # as of the last pass
         self._wished: tuple[Any, Wish] = (None, Wish())
-        self._planned: Any = None  # what the last plan was made from
+        self._planned: Any = None  # the input of the last plan
         self._plan_again_s = 0.0
         self._refused: dict[str, str] = {}
-        self._doubtful: dict[str, float] = {}  # submission -> until when
+        self._doubtful: dict[str, float] = {}  # submission -> time until which it may still appear
         self._stops = Stops(self._backend, self._timing.grace_s)
         self._labels: dict[str, str] = {}
         self._hearing = Hearing(self._store) if self._timing.silent_s is not None else None
         self._watch = NodeWatch(self._store, self._go_on)
         self._aside = SetAside(self._store, self._go_on)
         self._seen_nodes = {node: self._steady_s for job in self._book.jobs for node, _ in job.placement}
-        # Nobody knows any more for whom these stop: nobody else is stopped before they have.
+        # Jobs that the previous leader was stopping. Preempt nothing until they are gone: it is unknown for whom they
+        # stop.
         self._inherited = {job.submission for job in self._book.jobs if job.state is State.STOPPING}
 
     @property
@@ -164,7 +165,7 @@ class _Term:
             self._admit(inventory, rules, seen.now_s)
         except (NotLeader, Fenced, StoreBroken):
             raise
-        except Exception:  # a fault of ours: nothing starts, but what is to stop is stopped
+        except Exception:  # an internal error must not keep jobs from being stopped, although nothing starts
             self._act(seen)
             raise
         self._act(seen)
@@ -173,7 +174,7 @@ class _Term:
         return self._aside.rows
 
     def _without_unreadable(self, inventory: Inventory, now_s: float) -> Inventory:
-        """What jobs that cannot be read hold is not free."""
+        """Count slots of jobs that cannot be read as held, and report these jobs."""
         rows = self._store.unreadable()
         if not rows:
             return inventory
@@ -181,7 +182,7 @@ class _Term:
         return held_aside(inventory, self._store.leases(held=True), (job.job_id for job in self._book.jobs))
 
     def _go_on(self) -> None:
-        """Before anything that only the leader may do. Raises NotLeader."""
+        """Check the leadership before an action that only the leader may take. Raises NotLeader."""
         self._of._leading.go_on(self.epoch)
 
     def _look(self, inventory: Inventory, rules: Mapping[str, NodeRule]) -> Seen:
@@ -193,7 +194,7 @@ class _Term:
         if len(self._labels) > 2 * len(present) + _LABELS_KEPT:  # nodes come and go, each with a new id
             self._labels = dict(inventory.labels)
         submissions = {one.submission: one for one in self._backend.submissions()}
-        self._book.read()  # after that: a driver says its last before it is seen to have ended
+        self._book.read()  # after the submissions: a driver sends its last report before it is seen to have ended
         now_s = self._of._clock.now_s()
         draining, overdue = to_be_left(rules, now_s)
         return Seen(
@@ -212,7 +213,7 @@ class _Term:
         )
 
     def _silence(self, submissions: Mapping[str, Submission], steady_s: float) -> dict[str, Any]:
-        """The part of `Seen` that is about silent drivers."""
+        """Return the part of `Seen` that is about silent drivers."""
         if self._hearing is None or self._timing.silent_s is None:
             return {}
         running = {name for name, one in submissions.items() if one.phase is Phase.RUNNING}
@@ -223,7 +224,7 @@ class _Term:
         }
 
     def _settle(self, seen: Seen) -> None:
-        """Take every job as far as what was seen lets it go."""
+        """Make all transitions that follow from what was seen."""
         self._aside.look_again(self._book.jobs)
         for _ in range(_ROUNDS):
             moves = [move for job in self._book.jobs if (move := self._next_move(job, seen)) is not None]
@@ -237,12 +238,12 @@ class _Term:
             return None
         try:
             return next_move(job, seen)
-        except Exception as error:  # a row that no rule is for
+        except Exception as error:  # a row that no rule handles
             self._aside.note(job, error, seen.now_s)
             return None
 
     def _admit(self, inventory: Inventory, rules: Mapping[str, NodeRule], now_s: float) -> None:
-        """Plan, and do what can be done at once."""
+        """Make a plan, and write those of its decisions that can be carried out now."""
         jobs = self._book.jobs
         slow = self._slow(jobs)
         self._inherited &= {job.submission for job in jobs if job.state is State.STOPPING and job.job_id not in slow}
@@ -274,13 +275,14 @@ class _Term:
         found = self._orders(jobs, cluster, policy, now_s)
         self._write(found.moves, now_s)
         self._promises = found.promises
-        # Nothing has changed since: only time goes by, which moves a waiting queue slowly.
+        # If the input does not change, a new plan can differ by the passing of time only. The queue is then planned
+        # rarely.
         self._planned = looked_at
         later_s = [at_s for job in waits if (at_s := may_start_at_s(job)) > now_s]
         self._plan_again_s = min([now_s + self._timing.replan_s, *later_s])
 
     def _gpu_hours(self, tenants: Sequence[Tenant], jobs: Sequence[Job], now_s: float) -> Mapping[str, float]:
-        """Of the running month, by tenant; nothing where no tenant has a limit of them."""
+        """Return the GPU-hours of this month by tenant; empty: no tenant has a limit on them."""
         if all(tenant.restrictions.max_gpu_hours_per_month is None for tenant in tenants):
             self._month = None
             return {}
@@ -289,7 +291,7 @@ class _Term:
         return self._month.advance(jobs, now_s)
 
     def _orders(self, jobs: Sequence[Job], cluster: Cluster, policy: Policy, now_s: float) -> Orders:
-        """What is to be done. A job that no plan can be made with is set aside."""
+        """Plan the jobs. Jobs that make planning fail are set aside."""
 
         def of(some: Sequence[Job]) -> Orders:
             ids = {job.job_id for job in some}
@@ -332,10 +334,10 @@ class _Term:
             self._book.note(self._store.move(self.epoch, moves, now_s))
 
     def _act(self, seen: Seen) -> None:
-        """Stop and start what the jobs' states ask for. One that gets no answer holds up no other.
+        """Stop and start drivers as the jobs' states demand. A call that fails does not hold up the others.
 
         Raises:
-            BackendUnreachable, or what else the first that failed did, at the end.
+            BackendUnreachable: some call failed. More generally, the first error is raised after all calls were made.
         """
         jobs = [job for job in self._book.jobs if job.state in HOLDS_A_LEASE]
         current = {job.submission for job in jobs}
@@ -356,7 +358,7 @@ class _Term:
                 task()
             except (NotLeader, Fenced, StoreBroken):
                 raise
-            except Exception as error:  # also a fault of ours
+            except Exception as error:  # including internal errors
                 failed = failed or error
         if failed is not None:
             raise failed
@@ -385,7 +387,7 @@ class _Term:
             raise
 
     def _forget_all_but(self, current: set[str], seen: Seen) -> None:
-        """What is known of submissions that are over."""
+        """Forget submissions that are over."""
         self._stops.forget_all_but(current | seen.submissions.keys())
         for known in (self._refused, self._doubtful):
             for name in known.keys() - current:

@@ -1,4 +1,4 @@
-"""What each tenant has used of the cluster, with a half-life: from the leases alone, so that nothing has to be kept."""
+"""GPU time that each tenant has used, with a half-life. It is computed from the leases, so nothing is stored."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from orchestrator.queue.records import Job, Lease
 from orchestrator.queue.states import HOLDS_A_LEASE
 from orchestrator.scheduling.job_table import slots_of
 
-_HALF_LIVES: Final = 10  # use before that counts less than a thousandth
+_HALF_LIVES: Final = 10  # number of half-lives after which use counts less than a thousandth
 
 Span = tuple[str, int, float, float | None]  # tenant, slots, granted_s, released_s
 
 
 def counts_since_s(now_s: float, half_life_s: float) -> float:
-    """Leases that ended before this need not be known."""
+    """Return the time before which ended leases no longer count."""
     return now_s - _HALF_LIVES * half_life_s
 
 
 def used_of(leases: Iterable[Lease], now_s: float, half_life_s: float) -> dict[str, float]:
-    """Decayed GPU-seconds by tenant; CPU-seconds of gangs without GPUs.
+    """Return decayed GPU-seconds by tenant; CPU-seconds for gangs without GPUs.
 
-    The integral of what is in use times 2 to the power of -(now - t) / half-life.
+    This is the integral over t of the slots in use, times 2 ** (-(now - t) / half-life).
     """
     spans = ((lease.tenant, slots_of(lease.gang), lease.granted_s, lease.released_s) for lease in leases)
     return used_of_spans(spans, now_s, half_life_s)
 
 
 def used_of_spans(spans: Iterable[Span], now_s: float, half_life_s: float) -> dict[str, float]:
-    """The same of the four values that count: to make a million leases takes a server too long."""
+    """Compute `used_of` from four values of each lease. With a million leases, Lease objects would take too long."""
     used: dict[str, float] = {}
     for tenant, slots, granted_s, released_s in spans:
         end_s = now_s if released_s is None or released_s > now_s else released_s
@@ -42,17 +42,17 @@ def used_of_spans(spans: Iterable[Span], now_s: float, half_life_s: float) -> di
 
 
 class Shares:
-    """The same, carried forward in time."""
+    """Decayed use by tenant, carried forward from pass to pass."""
 
     def __init__(self, used_s: Mapping[str, float], at_s: float, half_life_s: float) -> None:
         self._used_s, self._at_s, self._half_life_s = dict(used_s), at_s, half_life_s
-        self._held: Mapping[str, tuple[str, int]] = {}  # by job: tenant and slots of the leases at the last call
+        self._held: Mapping[str, tuple[str, int]] = {}  # job -> tenant and slots of its lease at the last call
 
     def advance(self, jobs: Iterable[Job], now_s: float) -> Mapping[str, float]:
         """Add what jobs have held since the last call, to first order within the step.
 
-        A lease that has ended since then counts for the whole step: the controller calls right after it gives leases
-        back.
+        A lease that ended since the last call counts for the whole step. The error is small, since the controller calls
+        right after leases end.
         """
         step_s = max(now_s - self._at_s, 0.0)
         holds = {job.job_id: (job.tenant, slots_of(job.gang)) for job in jobs if job.state in HOLDS_A_LEASE}

@@ -1,4 +1,4 @@
-"""The jobs that have not ended, as the leader knows them: a mirror of the store, brought up to date by its changes."""
+"""A cache of the jobs that have not ended, kept up to date by reading the store's changes."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ _WORDS = {State.FAILED: "has failed", State.CANCELLED: "was cancelled"}
 
 
 class Book:
-    """Changes only by `read` and `note`."""
+    """The jobs that have not ended, as the leader knows them. Changed by `read` and `note` only."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._jobs: dict[str, Job] = {}
-        self._children: dict[str, set[str]] = {}  # parent -> those that wait for it
+        self._children: dict[str, set[str]] = {}  # parent -> jobs that wait for it
         self._failed: dict[str, str] = {}
         self._succeeded: dict[str, float] = {}  # parent -> when it ended
-        self._unasked: list[Job] = []  # whose parents are to be looked at, also where the store broke in between
-        self._unknown: set[str] = set()  # parents that are there and cannot be read
+        self._unasked: list[Job] = []  # jobs whose parents are not looked up yet; kept if the store fails in between
+        self._unknown: set[str] = set()  # parents that exist but cannot be read
         self._seen = 0
 
     @property
     def jobs(self) -> list[Job]:
-        """In the order in which they became known; since their last parent has ended, as far as they come after any."""
+        """Return the jobs in the order in which they became known."""
         return list(self._jobs.values())
 
     @property
     def failed(self) -> Mapping[str, str]:
-        """Jobs that others wait for in vain, with a word on it."""
+        """Parents that did not succeed, each with a phrase for messages."""
         return self._failed
 
     def may_be_planned(self, job: Job) -> bool:
-        """Not while nobody can say whether one that it waits for has succeeded."""
+        """Whether the results of all parents are known. False while the row of a parent cannot be read."""
         return not job.after or self._unknown.isdisjoint(job.after)
 
     @property
     def newest(self) -> int:
-        """Number of the newest change that is known."""
+        """The number of the newest change that was read."""
         return self._seen
 
     def get(self, job_id: str) -> Job | None:
         return self._jobs.get(job_id)
 
     def read(self) -> list[Job]:
-        """What has changed in the store since the last time."""
+        """Read the store's changes since the last call. Returns the changed jobs."""
         found: list[Job] = []
         while page := self._store.changes(self._seen, _PAGE if self._seen else _ALL):
             self._seen = page[-1].changed
@@ -62,7 +62,7 @@ class Book:
         return found
 
     def note(self, jobs: Iterable[Job]) -> None:
-        """Jobs as they are now. What is known to be newer stays."""
+        """Take over the current state of jobs. States older than the known one are ignored."""
         for job in jobs:
             known = self._jobs.get(job.job_id)
             if known is not None and known.changed > job.changed:
@@ -98,7 +98,7 @@ class Book:
             self._note_success(job.job_id, self._children[job.job_id])
 
     def _note_success(self, parent: str, children: Iterable[str]) -> None:
-        """The time before a parent has ended is no waiting for nodes."""
+        """Let a child's wait begin when its parent has ended: the time before is not a wait for nodes."""
         ended_s = self._succeeded.get(parent, 0.0)
         for child in children:
             job = self._jobs.get(child)
@@ -106,7 +106,7 @@ class Book:
                 self._jobs[child] = replace(job, waiting_since_s=ended_s)
 
     def _ask_for_parents(self, jobs: Iterable[Job]) -> None:
-        """Those that ended before anybody looked."""
+        """Look up parents that ended before this server read any changes."""
         parents = {parent for job in jobs for parent in job.after if job.job_id in self._jobs}
         for parent in sorted(parents - self._jobs.keys() - self._failed.keys() - self._succeeded.keys()):
             try:

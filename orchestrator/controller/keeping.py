@@ -1,7 +1,7 @@
-"""Renews a leadership from a thread, while a pass of its leader takes long.
+"""A thread that renews a leadership while a pass takes long.
 
-A new leader reads the store, asks the machines and plans before it writes anything, which may take longer than its
-term. The epoch on every write stays the guard against a leader that was frozen.
+A new leader reads the store, asks the machines and plans before its first write, which may take longer than its term.
+Writes of a leader that was frozen are still refused, by the epoch that every write carries.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import Final
 
 from orchestrator.controller.leadership import Leading
 
+# longest time to renew for one pass, in seconds; far above the time of a pass
 _MOST_S: Final = 600.0
 
 
 class Keeper:
-    """Between `start` and `end`, renews every fifth of a term while `working` is open."""
+    """Renews the leadership every fifth of a term, between `start` and `end`, while `working` is entered."""
 
     def __init__(self, leading: Leading, most_s: float = _MOST_S) -> None:
-        """`most_s`: of one pass. A pass that takes longer hangs, and another server is to lead."""
+        """`most_s`: longest time to renew for one pass. A longer pass hangs, and another server should lead."""
         self._leading, self._most_s = leading, most_s
         self._since_s: float | None = None
         self._end = threading.Event()
@@ -45,5 +46,5 @@ class Keeper:
         while not self._end.wait(self._leading.term_s / 5):
             since_s = self._since_s
             if since_s is not None and time.monotonic() - since_s < self._most_s:
-                with contextlib.suppress(Exception):  # the pass finds out by itself, and says so
+                with contextlib.suppress(Exception):  # the pass meets and reports the same error
                     self._leading.keep()

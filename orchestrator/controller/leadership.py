@@ -1,4 +1,4 @@
-"""Who may move jobs: one server at a time."""
+"""Leadership: of the servers of one queue, only one at a time may move jobs."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from orchestrator.queue.store import Store
 
 @dataclass
 class _Watched:
-    """Another one's leadership, and since when it has looked the same, on the steady clock."""
+    """Another server's leadership, and the steady time since when it has not changed."""
 
     leadership: Leadership
     since_s: float
 
 
 class Leading:
-    """Takes the leadership where nobody has it, and keeps it. Thread-safe.
+    """Takes the leadership when it is free, and keeps it. Thread-safe.
 
-    A leader that has not renewed its right in time must not act, whatever it was about to do: the steady clock goes on
-    while a process is frozen.
+    A leader that has not renewed in time must not act. This is measured by the steady clock, which goes on while a
+    process is frozen.
     """
 
     def __init__(self, store: Store, clock: Clock, holder: str, url: str, term_s: float = 15.0) -> None:
         self._store, self._clock, self._url, self._term_s = store, clock, url, term_s
         self._lock = threading.RLock()
         self._name = holder
-        self._holder = self._new_holder()  # a server that is started again is another one
+        self._holder = self._new_holder()  # unique to this process, so that a restarted server counts as another one
         self._mine: Leadership | None = None
-        self._until_s = 0.0  # on the steady clock
+        self._until_s = 0.0  # of the steady clock
         self._other: _Watched | None = None
 
     @property
@@ -42,20 +42,23 @@ class Leading:
 
     @property
     def epoch(self) -> int:
-        """Raises NotLeader, also where the right has run out by now. Waits for no renewal."""
+        """The epoch of this leadership. Raises NotLeader, also if the term has run out. Does not wait for a renewal."""
         mine = self._mine
         if mine is None or self._clock.steady_s() >= self._until_s:
             raise NotLeader("this server does not lead any more: another one may")
         return mine.epoch
 
     def keep(self) -> None:
-        """Prolong the right of a server that leads; never take it. Raises StoreBroken."""
+        """Renew the leadership if this server has it; never take it. Raises StoreBroken."""
         with self._lock:
             if self._mine is not None:
                 self.renew()
 
     def renew(self) -> bool:
-        """Whether this server leads. Writes only where there is something to take, or a third of the term is over."""
+        """Take or renew the leadership. Returns whether this server leads.
+
+        A leader asks the store only after a third of its term.
+        """
         with self._lock:
             return self._renew()
 
@@ -72,15 +75,15 @@ class Leading:
         return self._mine is not None
 
     def still_leads(self) -> bool:
-        """As the store has it, whatever was renewed here."""
+        """Whether this server leads according to the store, regardless of what was renewed here."""
         leader = self._store.leader()
         return leader is not None and leader.holder == self._holder
 
     def go_on(self, epoch: int) -> None:
-        """Before anything is done that only the leader may do: prolong the right if need be.
+        """Renew if needed, before an action that only the leader may take.
 
         Raises:
-            NotLeader: the leadership with this epoch is over, also if this server leads again.
+            NotLeader: the leadership with this epoch is over, even if this server leads again.
         """
         self.renew()
         if self.epoch != epoch:
@@ -91,23 +94,23 @@ class Leading:
             if self._mine is not None:
                 self._mine = None
                 self._store.resign(self._holder)
-                self._holder = self._new_holder()  # whoever leads again does so with a new epoch
+                self._holder = self._new_holder()  # so that a later leadership of this server has a new epoch
 
     def _new_holder(self) -> str:
         return f"{self._name}-{secrets.token_hex(4)}"
 
     def _later_s(self) -> float:
-        """So that each renewal shows, also while this clock is held where it would go backwards.
+        """Return a time that makes the next renewal later than the last, even while this clock is held back.
 
-        One that was far ahead and was put right is followed: the term shall not end years from now.
+        If this clock was far ahead and has been corrected, return 0: the term must not end far in the future.
         """
         renewed_s = 0.0 if self._mine is None else self._mine.expires_s - self._term_s + 1e-3
         return renewed_s if renewed_s - self._clock.now_s() <= TOLERANCE_S else 0.0
 
     def _silent_since_s(self, steady_s: float) -> float:
-        """A time at which the other one's right has run out, if it has not been renewed for a whole term.
+        """Return a time at which the other server's term has expired, if it was not renewed for a whole term; else 0.
 
-        Clocks differ, and may be set back: what counts is that nothing was written for so long.
+        Clocks differ and may be set back, so the time without a change of the record counts, not its expiry time.
         """
         other = self._store.leader()
         if other is None or other.holder == self._holder:

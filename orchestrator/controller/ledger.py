@@ -1,8 +1,8 @@
-"""Who gets which nodes: from the jobs of the queue to a plan of the scheduler, and back to moves. Pure functions.
+"""The ledger of nodes: from queue jobs to the scheduler's snapshot, and from its plan to transitions. Pure functions.
 
-The scheduler speaks of one moment: this job stops, and that one starts in its place. In life a job takes a while to
-stop. Its nodes count as free as soon as it is told to, and what is to start there gets a promise. A promise holds its
-nodes against everybody else, and becomes a lease once they are free in fact.
+A plan is about one moment: this job stops, and that one starts in its place. In reality a job takes a while to stop.
+Its nodes count as free as soon as it is told to stop, and the job that is to start there gets a promise. A promise
+holds its nodes against all other jobs, and becomes a lease once they are actually free.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Start
 from orchestrator.scheduling.snapshot import Snapshot, Window
 from orchestrator.scheduling.snapshot_rows import snapshot_of
 
-Promises = Mapping[str, NodePlaces]  # by job
+Promises = Mapping[str, NodePlaces]  # by job id
 
 _REASONS: Mapping[Cause, Reason] = {
     Cause.PREEMPTED: Reason.PREEMPTED,
@@ -44,13 +44,13 @@ _SOON_S = 600.0
 
 @dataclass(frozen=True)
 class Cluster:
-    """What jobs are put on.
+    """The resources and rules that jobs are planned with.
 
     Attributes:
         used_s: decayed GPU-seconds by tenant.
-        closed: ids of nodes that get nothing new.
-        slow: jobs that do not stop in the time that is usual: their nodes are not free any time soon.
-        gpu_hours: of the running month, by tenant; needed for those tenants that have a limit of them.
+        closed: ids of nodes that take nothing new.
+        slow: ids of jobs that take unusually long to stop; their nodes are not expected to be free soon.
+        gpu_hours: GPU-hours of this month by tenant, for tenants that have a limit on them.
     """
 
     inventory: Inventory
@@ -63,20 +63,20 @@ class Cluster:
 
     @cached_property
     def spent(self) -> frozenset[str]:
-        """Tenants that have used up their GPU-hours of the month: nothing of theirs that needs GPUs starts."""
+        """Tenants that have used up their GPU-hours of the month. None of their jobs that need GPUs starts."""
         return spent(self.tenants, self.gpu_hours)
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What is to be done after a plan: moves in their order, and what is promised from now on."""
+    """The result of a plan: transitions in order, and the promises from now on."""
 
     moves: tuple[Move, ...]
     promises: Promises
 
 
 def snapshot(jobs: Sequence[Job], promises: Promises, cluster: Cluster, now_s: float) -> Snapshot:
-    """The scheduler's view; row *n* is the *n*-th job. Jobs that have ended must not be among them."""
+    """Build the scheduler's snapshot. Row *n* is the *n*-th job. Jobs that have ended must not be given."""
     of = {node.node_id: node for node in cluster.inventory.nodes}
     places = [places_of(job, promises, cluster, of.keys()) for job in jobs]
     held = Counter[str]()
@@ -93,7 +93,7 @@ def snapshot(jobs: Sequence[Job], promises: Promises, cluster: Cluster, now_s: f
 
 
 def _is_about_to_wait(job: Job, promises: Promises, now_s: float) -> bool:
-    """Whether it is in the queue soon, without knowing where it will go."""
+    """Whether a job will wait in the queue soon, without a place to go to."""
     if job.job_id in promises or job.wanted is not Wanted.RUN:
         return False
     if job.state is State.STOPPING:
@@ -102,7 +102,7 @@ def _is_about_to_wait(job: Job, promises: Promises, now_s: float) -> bool:
 
 
 def _as_held(node: Node, held: int, cluster: Cluster) -> Node:
-    """A node that has room for what is held there: what others hold is counted late, and nodes may shrink."""
+    """Adjust a node so that it has room for the leases there: external use is seen late, and nodes may shrink."""
     size, foreign = (node.gpus, node.foreign_gpus) if node.gpus else (node.cpus, node.foreign_cpus)
     usable = node.usable and node.node_id not in cluster.closed and held <= size
     foreign, size = max(min(foreign, size - held), 0), max(size, held)
@@ -112,7 +112,7 @@ def _as_held(node: Node, held: int, cluster: Cluster) -> Node:
 
 
 def orders(jobs: Sequence[Job], plan: Plan, promises: Promises, cluster: Cluster) -> Orders:
-    """What a plan means for the jobs that it was made from, in the same order."""
+    """Translate a plan for the jobs that it was made from, given in the same order."""
     names = [node.node_id for node in cluster.inventory.nodes]
     starts = {one.row: one.placement for one in plan.decisions if isinstance(one, Start)}
     stops = [_stop(one, jobs, starts) for one in plan.decisions if isinstance(one, Interrupt)]
@@ -125,7 +125,7 @@ def orders(jobs: Sequence[Job], plan: Plan, promises: Promises, cluster: Cluster
 
 
 def kept(jobs: Iterable[Job], promises: Promises, cluster: Cluster) -> Promises:
-    """The promises that still make sense: the job waits for it, and its nodes are open and will be free soon."""
+    """Return the promises that still hold: the job waits for it, and its nodes are open and will be free soon."""
     if not promises:
         return promises
     open_nodes = {node.node_id for node in cluster.inventory.nodes if node.usable} - cluster.closed
@@ -139,25 +139,25 @@ def kept(jobs: Iterable[Job], promises: Promises, cluster: Cluster) -> Promises:
 
 
 def _waits(job: Job, cluster: Cluster) -> bool:
-    """Whether a promise is of use to it."""
+    """Whether a job can use a promise."""
     moved = job.state is State.STOPPING and job.reason in _BY_PLAN and job.job_id not in cluster.slow
     return job.wanted is Wanted.RUN and (job.state is State.QUEUED or moved)
 
 
 def _holds(job: Job, cluster: Cluster) -> bool:
-    """Whether it has nodes that it will not leave soon."""
+    """Whether a job holds nodes that it will not leave soon."""
     return job.state in (State.STARTING, State.RUNNING) or job.job_id in cluster.slow
 
 
 def places_of(job: Job, promises: Promises, cluster: Cluster, living: Container[str]) -> NodePlaces:
-    """What a job holds in the scheduler's eyes."""
+    """Return what a job holds from the scheduler's point of view."""
     if job.job_id in promises:
         return tuple(place for place in promises[job.job_id] if place[0] in living)
     return tuple(place for place in job.placement if place[0] in living) if _holds(job, cluster) else ()
 
 
 def _row(job: Job, nodes: NodePlaces, promised: NodePlaces, now_s: float, spent: Container[str]) -> tuple[Any, ...]:
-    """As `orchestrator.scheduling.snapshot_rows.ROW` has it."""
+    """Make a row with the fields of `orchestrator.scheduling.snapshot_rows.ROW`."""
     runs = job.state in (State.STARTING, State.RUNNING)
     since_s = job.started_s if runs and job.started_s is not None else now_s
     left_s = None if job.max_runtime_s is None else job.max_runtime_s - job.attained_s - (now_s - since_s)
@@ -188,7 +188,10 @@ def _row(job: Job, nodes: NodePlaces, promised: NodePlaces, now_s: float, spent:
 
 
 def _state(job: Job, nodes: NodePlaces, spent: Container[str]) -> int:
-    """What was promised before the GPU-hours were used up still starts: another job may have left for it."""
+    """Return the scheduler's state of a job.
+
+    A promise from before the GPU-hours were used up stays valid, since another job may have been stopped for it.
+    """
     if nodes or job.state in (State.STARTING, State.RUNNING):
         return table.RUNNING
     if job.gang.gpus_per_worker and job.tenant in spent:
@@ -205,12 +208,12 @@ def _stop(decision: Interrupt, jobs: Sequence[Job], starts: Mapping[int, Placeme
 
 
 def _name_for(job: Job, other: Job) -> str:
-    """How a message of one job calls another one. Ids of jobs are for their own tenant."""
+    """Name another job in a message of this job. Ids of jobs are shown to their own tenant only."""
     return other.job_id if other.tenant == job.tenant else f"a job of tenant {other.tenant}"
 
 
 def _grants(jobs: Sequence[Job], wanted: Promises, cluster: Cluster) -> list[Move]:
-    """Leases for those whose nodes are free in fact."""
+    """Grant leases to jobs whose nodes are actually free."""
     free, labels = _Free(jobs, cluster), cluster.inventory.labels
     job_of = {job.job_id: job for job in jobs}
     found = []
@@ -223,7 +226,7 @@ def _grants(jobs: Sequence[Job], wanted: Promises, cluster: Cluster) -> list[Mov
 
 
 class _Free:
-    """What no lease holds, whatever has been promised."""
+    """The slots that no lease holds. Promises do not count here."""
 
     def __init__(self, jobs: Iterable[Job], cluster: Cluster) -> None:
         nodes = cluster.inventory.nodes
@@ -231,13 +234,13 @@ class _Free:
         self._cpus = Counter({node.node_id: node.cpus - node.foreign_cpus for node in nodes})
         self._type_of = {node.node_id: node.accelerator_type for node in nodes}
         self._limits = {tenant.name: tenant.limit for tenant in cluster.tenants if tenant.limit}
-        self._used = Counter[tuple[str, str | None]]()  # GPUs by tenant and type; None: of all types
+        self._used = Counter[tuple[str, str | None]]()  # (tenant, type) -> GPUs in use; type None: of all types
         for job in jobs:
             if job.state in HOLDS_A_LEASE:
                 self._hold(job, job.placement)
 
     def take(self, job: Job, places: NodePlaces) -> bool:
-        """Whether all of it is free, and within the tenant's limit; then it is taken."""
+        """Take slots if all are free and within the tenant's limit. Returns whether they were taken."""
         gang = job.gang
         for node, workers in places:
             if self._gpus[node] < workers * gang.gpus_per_worker or self._cpus[node] < workers * gang.cpus_per_worker:

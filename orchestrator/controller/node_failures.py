@@ -1,8 +1,8 @@
-"""Nodes that fail again and again: what counts against one, and when it is enough. Values and pure functions.
+"""Failures of nodes: what counts as one, and how many make a node suspect. Values and pure functions.
 
-A node counts as gone under a job, or as broken where drivers of several jobs name its hardware. A driver that blames
-its machines without naming one does not count: it cannot tell them from storage that does not answer. A node is known
-by its name where it has one: Ray gives a machine a new id each time it comes back.
+A node has an incident if it disappears under a job, or if drivers of several jobs report its hardware as broken. A
+report that does not name the node does not count: the cause may be storage that does not answer. Nodes are identified
+by name if they have one, because Ray gives a machine a new id each time it comes back.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import Final
 from orchestrator.queue.records import Job, Move
 from orchestrator.queue.states import DRIVER_ENDED, Reason, State
 
-BY: Final = "fleetune"  # whose order it is
+BY: Final = "fleetune"  # who has ordered the cordon, for node rules
 WITHIN_S: Final = 24 * 3600.0
 ENOUGH: Final = 3
-AT_ONCE_S: Final = 120.0  # a node that is gone under several jobs within so long has failed once
-FACT: Final = "incidents"  # of the store: nodes that were gone
-REPORTED: Final = "reported-incidents"  # of the store: hardware that drivers say has failed
-FAULTY: Final = "faulty"  # the kind of the events of these; each is of a job, since others may not know its name
+AT_ONCE_S: Final = 120.0  # seconds; a node that disappears under several jobs within this time has one incident
+FACT: Final = "incidents"  # key in the store: nodes that disappeared
+REPORTED: Final = "reported-incidents"  # key in the store: hardware failures that drivers reported
+FAULTY: Final = "faulty"  # kind of the events about reports, which belong to a job: other tenants may not see its id
 _TOLD: Final = 5
 _MOST_KEPT: Final = 1000
 
 
 @dataclass(frozen=True)
 class Incident:
-    """An attempt whose nodes were gone; `nodes`: their names."""
+    """An attempt whose nodes failed. `nodes`: their names."""
 
     at_s: float
     nodes: tuple[str, ...]
@@ -39,32 +39,33 @@ class Incident:
 
 
 def incident_of(job: Job, move: Move, gone: Sequence[str], now_s: float) -> Incident | None:
-    """What a move says of machines; None: nothing. `gone`: names of the job's nodes that do not live any more."""
+    """Return the incident that a transition implies; None: none. `gone`: names of the job's nodes that disappeared."""
     stops = move.to is State.STOPPING and move.reason in (Reason.NODE_LOST, *DRIVER_ENDED)
     return Incident(now_s, tuple(gone), job.submission) if stops and gone else None
 
 
 def is_an_outage(gone: int, nodes: int) -> bool:
-    """Whether more than half of the nodes went at about the same time, which blames none of them.
+    """Whether more than half of the nodes disappeared at about the same time. Then none of them is blamed.
 
     Args:
-        nodes: number of all nodes, including those that are gone.
+        nodes: number of all nodes, including those that disappeared.
     """
     return gone * 2 > nodes
 
 
 def added(incidents: Sequence[Incident], found: Iterable[Incident], now_s: float) -> list[Incident]:
-    """Those that still count, each attempt once."""
+    """Add incidents, each attempt once, and drop those that are too old."""
     known = {one.attempt for one in incidents}
     every = [*incidents, *(one for one in found if one.attempt not in known)]
     return [one for one in every if now_s - one.at_s <= WITHIN_S][-_MOST_KEPT:]
 
 
 def suspects(incidents: Iterable[Incident], now_s: float, reported: Iterable[Incident] = ()) -> Mapping[str, str]:
-    """Nodes that have failed often enough, and the evidence, in one line each.
+    """Return nodes that have failed often enough, each with the evidence in one line.
 
     Args:
-        reported: by drivers. Each job counts once against a node: its own program may be what breaks there.
+        reported: incidents that drivers reported. Each job counts once against a node, since its own program may be the
+            cause.
     """
     against: dict[str, list[float]] = defaultdict(list)
     named = list(_one_of_each_job(reported))
@@ -87,12 +88,12 @@ def _one_of_each_job(reported: Iterable[Incident]) -> Iterator[Incident]:
 
 
 def dumped(incidents: Sequence[Incident]) -> str:
-    """For a store."""
+    """Encode incidents for the store."""
     return json.dumps([asdict(one) for one in incidents], separators=(",", ":"))
 
 
 def loaded(text: str) -> list[Incident]:
-    """What another release has written, and this one does not know, is passed over."""
+    """Decode incidents. Content in a format of another release is ignored."""
     found = []
     with contextlib.suppress(ValueError, TypeError, KeyError):
         for one in json.loads(text or "[]"):
@@ -101,7 +102,7 @@ def loaded(text: str) -> list[Incident]:
 
 
 def _evidence(times: Sequence[float], broken: bool) -> str:
-    """Of whose jobs, is for those who may know."""
+    """Describe incidents without the jobs, which only their tenants may see."""
     told = [f"{datetime.datetime.fromtimestamp(at_s, datetime.UTC):%H:%MZ}" for at_s in times[-_TOLD:]]
     what = "was gone or had broken hardware" if broken else "was gone"
     return f"{what} under jobs {len(times)} times within a day: at {', '.join(told)}"

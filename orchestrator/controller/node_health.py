@@ -1,4 +1,4 @@
-"""What the leader does about nodes by itself: it leaves alone what fails again and again, and forgets what is over."""
+"""The leader's own actions on nodes: it cordons nodes that fail repeatedly, and removes rules that are over."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _READ_EVERY_S = 30.0
 
 
 class NodeWatch:
-    """Of one leadership. Its memory is the store's, for those who lead later."""
+    """Watches nodes during one leadership. What it learns is kept in the store for later leaders."""
 
     def __init__(self, store: Store, go_on: Callable[[], None]) -> None:
-        """`go_on`: before each write; raises NotLeader."""
+        """`go_on`: called before each write; raises NotLeader."""
         self._store, self._go_on = store, go_on
         self._incidents = loaded(store.facts().get(FACT, ""))
         self._reported: list[Incident] = []
         self._read_at_s = -math.inf
         self._present: frozenset[str] = frozenset()
-        self._gone: dict[str, float] = {}  # id -> since when
+        self._gone: dict[str, float] = {}  # id -> time at which it disappeared
 
     def look(self, inventory: Inventory, rules: Iterable[NodeRule], lives: Collection[str], now_s: float) -> None:
-        """At the begin of a pass. `lives`: ids of the nodes that are there, or may be."""
+        """Compare the nodes with the last pass. `lives`: ids of nodes that exist, or may reappear."""
         present = frozenset(node.node_id for node in inventory.nodes)
         self._gone |= dict.fromkeys(self._present - present, now_s)
         self._gone = {node: at_s for node, at_s in self._gone.items() if now_s - at_s <= AT_ONCE_S}
@@ -52,7 +52,7 @@ class NodeWatch:
                 self._store.put_node_rule(replace(rule, order=NodeOrder.USE))
 
     def note(self, jobs: Iterable[Job], moves: Sequence[Move], seen: Seen) -> None:
-        """What moves that are about to be made say of machines."""
+        """Record the incidents that these transitions imply, before they are made."""
         gone = {node for node in self._gone if node not in self._present}
         if not gone or is_an_outage(len(gone), len(self._present | gone)):
             return
@@ -67,8 +67,10 @@ class NodeWatch:
             self._keep(added(self._incidents, found, seen.now_s))
 
     def suspect(self, inventory: Inventory, rules: Sequence[NodeRule], now_s: float) -> None:
-        """Have nodes that fail again and again take nothing new; never the last one. What was known is forgotten then:
-        once somebody lets such a node work again, it begins anew."""
+        """Cordon nodes that fail repeatedly, but never the last one.
+
+        The incidents of such a node are then forgotten, so that it starts anew once somebody lets it work again.
+        """
         labels, named = inventory.labels, {rule.node_id for rule in rules}
         closed = {labels[node] for node in rules_by_node(rules, inventory.nodes)}
         self._read_reported(now_s)
@@ -89,7 +91,7 @@ class NodeWatch:
             self._store.put_facts({REPORTED: dumped(self._reported)})
 
     def _read_reported(self, now_s: float) -> None:
-        """What drivers have said since, to any server."""
+        """Read what drivers have reported, to any server of the queue."""
         if now_s - self._read_at_s >= _READ_EVERY_S:
             self._read_at_s = now_s
             self._reported = loaded(self._store.facts().get(REPORTED, ""))

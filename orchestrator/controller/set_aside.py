@@ -1,4 +1,4 @@
-"""Jobs that are set aside, so that one that cannot be read or planned never stops the others."""
+"""Jobs that are set aside: a job that cannot be read or planned does not stop the others."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from orchestrator.queue.records import Job, Lease, QueueEvent, UnreadableRow
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Store
 
-KIND: Final = "set-aside"  # of the event
-_MOST_BLAMED: Final = 10  # jobs in one pass
+KIND: Final = "set-aside"  # kind of the event
+_MOST_BLAMED: Final = 10  # most jobs to blame in one pass; each takes several plans to find
 _EVENTS_LOOKED_AT: Final = 1000
 Result = TypeVar("Result")
 
 
 class SetAside:
-    """What one leadership has set aside. A job that changes is tried again. Not for several threads."""
+    """The jobs that one leadership has set aside. A job that changes is tried again. Not thread-safe."""
 
     def __init__(self, store: Store, go_on: Callable[[], None]) -> None:
-        """`go_on`: before each write; raises NotLeader."""
+        """`go_on`: called before each write; raises NotLeader."""
         self._store, self._go_on = store, go_on
-        self._jobs: dict[str, tuple[int, UnreadableRow]] = {}  # job -> its change, and what is wrong
-        self.rows: tuple[UnreadableRow, ...] = ()  # the jobs among them, for other threads, too
+        self._jobs: dict[str, tuple[int, UnreadableRow]] = {}  # job id -> number of its change, and its row
+        self.rows: tuple[UnreadableRow, ...] = ()  # the rows of `_jobs`; a tuple that other threads may read
         self._told: set[tuple[str, str]] = set()
 
     def __contains__(self, job: Job) -> bool:
@@ -33,7 +33,7 @@ class SetAside:
         return known is not None and known[0] == job.changed
 
     def look_again(self, jobs: Iterable[Job]) -> None:
-        """Forget those that have changed or ended. `jobs`: all that have not ended."""
+        """Forget jobs that have changed or ended. `jobs`: all jobs that have not ended."""
         if self._jobs:
             current = {job.job_id: job.changed for job in jobs}
             self._jobs = {name: one for name, one in self._jobs.items() if current.get(name) == one[0]}
@@ -47,7 +47,7 @@ class SetAside:
         self.tell([row], now_s)
 
     def tell(self, rows: Iterable[UnreadableRow], now_s: float) -> None:
-        """One event for each, also across leaders."""
+        """Add an event for each row, unless this or an earlier leader has done so."""
         for row in rows:
             said = f"{row.table} {row.name} is set aside, and the others go on: {row.problem}"
             job_id = row.name if row.table == "job" else None
@@ -77,7 +77,7 @@ def without_faulty(
 
 
 def _blamed(jobs: Sequence[Job], work: Callable[[Sequence[Job]], object]) -> list[tuple[Job, Exception]]:
-    """The waiting jobs that are the cause, found by bisection; none where jobs that hold leases are the cause."""
+    """Find the waiting jobs that are the cause, by bisection; empty: jobs that hold leases are the cause."""
 
     def raised(some: Sequence[Job]) -> Exception | None:
         try:
@@ -92,7 +92,7 @@ def _blamed(jobs: Sequence[Job], work: Callable[[Sequence[Job]], object]) -> lis
         return []
     found: list[tuple[Job, Exception]] = []
     while len(found) < _MOST_BLAMED and (error := raised([*rest, *waits])) is not None:
-        low, high = 0, len(waits)  # the first `low` can be planned, and the first `high` cannot
+        low, high = 0, len(waits)  # the first `low` jobs can be planned, the first `high` cannot
         while high - low > 1:
             middle = (low + high) // 2
             one = raised([*rest, *waits[:middle]])
@@ -102,7 +102,11 @@ def _blamed(jobs: Sequence[Job], work: Callable[[Sequence[Job]], object]) -> lis
 
 
 def held_aside(inventory: Inventory, leases: Iterable[Lease], known: Iterable[str]) -> Inventory:
-    """The inventory in which leases of jobs that cannot be read count as held by others. `known`: jobs that can."""
+    """Count leases of jobs that cannot be read as external use.
+
+    Args:
+        known: ids of the jobs that can be read.
+    """
     ids = set(known)
     cpus, gpus = Counter[str](), Counter[str]()
     for lease in leases:

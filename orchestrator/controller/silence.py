@@ -15,7 +15,7 @@ from orchestrator.queue.states import State
 from orchestrator.queue.store import Store
 
 _READ_EVERY_S: Final = 30.0
-_MOST_STEP_S: Final = 60.0  # between two passes; a server that was frozen for longer did not listen
+_MOST_STEP_S: Final = 60.0  # most to count between two passes: a server that was frozen for longer did not listen
 
 
 class Hearing:
@@ -29,7 +29,7 @@ class Hearing:
         self._read_s = float("-inf")
 
     def look(self, jobs: Iterable[Job], running: Container[str], steady_s: float) -> Mapping[str, float]:
-        """Seconds of silence of each running driver, by submission.
+        """Return seconds of silence of each running driver, by submission.
 
         Args:
             running: submissions whose program runs, as the machines say.

@@ -1,4 +1,4 @@
-"""How drivers are stopped: softly, then hard, then hard again ever less often."""
+"""How drivers are stopped: a soft stop, then hard stops at growing intervals."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Final
 
 from cluster.backend import Backend
 
-_LONGEST_S: Final = 3600.0  # on Ray each hard stop is a job of its own, and a process that cannot be killed takes many
+_LONGEST_S: Final = 3600.0  # seconds; on Ray each hard stop is a separate job, and an unkillable process needs many
 
 
 class Stops:
-    """What one leadership has asked of drivers. Times are of the steady clock."""
+    """The stops that one leadership has requested. Times are of the steady clock."""
 
     def __init__(self, backend: Backend, grace_s: float) -> None:
-        """`grace_s`: from a soft stop to a hard one."""
+        """`grace_s`: time between the soft stop and the first hard one."""
         self._backend, self._grace_s = backend, grace_s
-        self._asked: dict[str, float] = {}  # submission -> when it was told to stop for the first time
-        self._hard: dict[str, tuple[float, float]] = {}  # submission -> when it is ended next, and the pause after that
+        self._asked: dict[str, float] = {}  # submission -> time of the soft stop
+        self._hard: dict[str, tuple[float, float]] = {}  # submission -> (time of the next hard stop, pause after it)
 
     def asked_s(self, submission: str, default: float) -> float:
-        """When a driver was told to stop for the first time."""
+        """When a driver was first told to stop."""
         return self._asked.get(submission, default)
 
     def stop(self, submission: str, steady_s: float) -> None:
-        """Ask once; end it when its grace is over. Raises BackendUnreachable."""
+        """Request a soft stop once, and hard stops after the grace period. Raises BackendUnreachable."""
         if submission not in self._asked:
             self._backend.stop(submission)
             self._asked[submission] = steady_s
@@ -32,7 +32,7 @@ class Stops:
             self.end(submission, steady_s)
 
     def end(self, submission: str, steady_s: float) -> None:
-        """End it hard, unless that was tried a short while ago. Raises BackendUnreachable."""
+        """Request a hard stop, unless one was requested recently. Raises BackendUnreachable."""
         next_s, pause_s = self._hard.get(submission, (steady_s, self._grace_s))
         if steady_s >= next_s:
             self._backend.stop(submission, hard=True)

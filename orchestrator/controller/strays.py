@@ -1,4 +1,4 @@
-"""Drivers of attempts that are over: what still runs is ended, the rest forgotten."""
+"""Strays: drivers of attempts that are over. Those that still run are ended, and then forgotten."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from orchestrator.queue.store import Store
 
 
 def clear_away(store: Store, backend: Backend, strays: Sequence[Submission], end: Callable[[str], None]) -> None:
-    """End and forget programs that no lease is for any more. `end`: ends one hard.
+    """End and forget programs that have no lease any more. `end`: stops one hard.
 
-    The store decides, because the knowledge of a leader that was frozen may be old. A program of a job that the store
-    does not know, or cannot read, is left alone: another queue may use the same machines.
+    The store decides, because a leader that was frozen may have outdated knowledge. A program whose job the store does
+    not know or cannot read is left alone: another queue may use the same machines.
     """
     known = store.find({_job_of(one.submission) for one in strays}) if strays else {}
     over = [one for one in strays if _is_over(known.get(_job_of(one.submission)), one.submission)]

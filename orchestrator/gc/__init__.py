@@ -1,4 +1,4 @@
-"""`fleetune gc`: finds runs, checkpoints and prepared data that may go, decides, and removes them.
+"""`fleetune gc`: finds runs, checkpoints and prepared data, decides what to remove, and removes it.
 
 May import `client`, `api` and `jobs`. Start with `plan`.
 """

@@ -1,4 +1,4 @@
-"""Which runs the queue still needs: those of its jobs that have not ended, and those whose models these start from."""
+"""Runs that the queue still needs: runs of unfinished jobs, and runs whose models these jobs start from."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class _AnySpec(RootModel[dict[str, Any]]):
 
 
 def expected_server() -> str | None:
-    """URL of the server that there should be: FLEETUNE_URL, or the one that has left its address in FLEETUNE_HOME.
+    """Return the URL of the server that should exist: FLEETUNE_URL, or the one recorded in FLEETUNE_HOME.
 
-    Also of one that was killed: its store still has its jobs.
+    This includes a server that was killed, because its store still has its jobs.
     """
     if url := server_url():
         return url
@@ -51,7 +51,7 @@ def expected_server() -> str | None:
 
 
 def needed_by_queue(url: str, runs: Collection[str], patience_s: float = PATIENCE_S) -> Held:
-    """Of these runs, those that jobs of the queue still need.
+    """Return which of these runs the queue's jobs still need.
 
     Raises:
         QueueSilent: the server does not answer, or does not show all jobs.
@@ -73,7 +73,7 @@ def needed_by_queue(url: str, runs: Collection[str], patience_s: float = PATIENC
 
 
 def held_by(jobs: Collection[JobView], models: Mapping[str, str], runs: Collection[str]) -> Held:
-    """What jobs that have not ended need; `models`: the path that each starts from, by job id. Pure."""
+    """Return the runs that unfinished jobs need. `models`: path of each job's base model, by job id. Pure."""
     wholly = {run: f"job {job.job_id} has not ended" for job in jobs if (run := run_named_by(job.run or "", runs))}
     starts = {job: run for job, path in models.items() if (run := run_named_by(path, runs))}
     return Held(wholly, {run: f"job {job} starts from it" for job, run in starts.items()})
@@ -97,7 +97,7 @@ def _models(server: Connection, jobs: Collection[JobView]) -> dict[str, str]:
 
 
 def _model(server: Connection, job_id: str) -> str:
-    """Path of the model; where it is that of another job, which may have ended, of that job's run."""
+    """Return the path of a job's model. If it is the model of another job, return that job's run."""
     spec = server.get(f"{job_path(job_id)}/spec", _AnySpec).root
     model = (spec.get("base") or spec).get("model")
     path = str(model.get("path", "")) if isinstance(model, dict) else ""

@@ -1,14 +1,14 @@
-"""What `fleetune gc` removes: decided from values alone. Pure: no clock, no disk, no network.
+"""The plan of `fleetune gc`: what to remove. Pure: no clock, no disk, no network.
 
-Two bounds: an age, and a size of everything together. What is older goes; where the rest is still too large, more goes
-until it fits, in this order, oldest first:
+There are two bounds: an age, and a total size. Everything older than the age goes. If the rest is still too large, more
+goes until it fits, in this order, oldest first:
 
-1. prepared data that nobody uses (where that was asked for): it can be made again;
-2. checkpoints of runs that have succeeded: their model stays;
-3. checkpoints of runs that have ended otherwise: what they have logged stays;
+1. unused prepared data (if requested): it can be made again;
+2. checkpoints of succeeded runs: their models stay;
+3. checkpoints of runs that ended otherwise: their logs stay;
 4. whole runs.
 
-Without a bound nothing goes, but what is left of an earlier removal that was cut off.
+Without a bound nothing goes, except remains of an earlier removal that was interrupted.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from orchestrator.gc.values import (
     RunVerdict,
 )
 
-ALIVE_S: Final = 86_400.0  # what was written to within a day is left alone
-SLACK_S: Final = 600.0  # what a run may still write after its outcome; clocks of hosts differ, too
+ALIVE_S: Final = 86_400.0  # seconds; what was written to more recently is left alone
+SLACK_S: Final = 600.0  # seconds that a run may write after its outcome, including the difference of clocks
 
 
 def plan_gc(found: Found, bounds: Bounds, now_s: float, held: Held | None = None) -> GcPlan:
-    """What goes under these bounds, and why what stays does."""
+    """Decide what goes under these bounds, with reasons."""
     runs = tuple(sorted(found.runs, key=lambda run: (run.since_s, run.name)))
     stay = reasons_to_stay(runs, bounds, now_s, held or Held())
     taken, shared = _Taken(found, stay), _Shared(found, runs, bounds, now_s)
@@ -52,7 +52,7 @@ def plan_gc(found: Found, bounds: Bounds, now_s: float, held: Held | None = None
 
 
 def reasons_to_stay(runs: tuple[RunFacts, ...], bounds: Bounds, now_s: float, held: Held) -> Held:
-    """Why runs stay, wholly or but for their checkpoints. `runs`: oldest first."""
+    """Return why runs stay, wholly or except for their checkpoints. `runs`: oldest first."""
     alive = {run.name: why for run in runs if (why := why_alive(run, now_s))}
     last = runs[-bounds.keep_last :] if bounds.keep_last else ()
     models = {run.starts_from: f"{run.name} starts from it" for run in runs if run.starts_from and run.name in alive}
@@ -63,7 +63,7 @@ def reasons_to_stay(runs: tuple[RunFacts, ...], bounds: Bounds, now_s: float, he
 
 
 def why_alive(run: RunFacts, now_s: float) -> str | None:
-    """Why somebody may still be at work on a run; None where nobody is."""
+    """Return why a run may still be in use; None: it is not."""
     silent_s = now_s - max(run.since_s, run.touched_s)
     if run.status == "running":
         return "running"
@@ -77,7 +77,7 @@ def why_alive(run: RunFacts, now_s: float) -> str | None:
 
 
 class _Taken:
-    """What goes so far, and the bytes that are left."""
+    """The decisions so far, and the bytes that are left."""
 
     def __init__(self, found: Found, stay: Held) -> None:
         self._stay = stay
@@ -86,7 +86,7 @@ class _Taken:
         self.prepared: dict[str, str] = {}
 
     def take(self, run: RunFacts, goes: Goes, why: str) -> None:
-        """As much of a run as may go, if that is more than goes already."""
+        """Take as much of a run as allowed, if that is more than is taken already."""
         before = self.runs.get(run.name, (Goes.NOTHING, ""))[0]
         if run.name in self._stay.wholly or before is Goes.RUN:
             return
@@ -107,17 +107,17 @@ class _Taken:
 
 
 class _Shared:
-    """Prepared data, oldest first, and who needs it."""
+    """Prepared data, oldest first, and the runs that use it."""
 
     def __init__(self, found: Found, runs: tuple[RunFacts, ...], bounds: Bounds, now_s: float) -> None:
         self.every = tuple(sorted(found.prepared, key=lambda one: (one.touched_s, one.name)))
         self._asked_for, self._now_s = bounds.prepared, now_s
         parts = {one.name: one.sources for one in found.prepared}
         self.touched_s = {one.name: one.touched_s for one in found.prepared}
-        for one in found.prepared:  # sources are as young as what is made of them
+        for one in found.prepared:  # sources count as recently used as the data made from them
             for source in one.sources & self.touched_s.keys():
                 self.touched_s[source] = max(self.touched_s[source], one.touched_s)
-        self._users: dict[str, list[str]] = {}  # oldest first
+        self._users: dict[str, list[str]] = {}  # run names, oldest first
         self._used_by: dict[str, list[PreparedFacts]] = {}
         by_name = {one.name: one for one in found.prepared}
         for run in runs:
@@ -129,16 +129,16 @@ class _Shared:
         )
 
     def unused(self, taken: _Taken) -> Iterator[PreparedFacts]:
-        """What may go, as the decisions about runs stand now."""
+        """Yield prepared data that may go, given the decisions about runs so far."""
         return (one for one in self.every if self.why_kept(one, taken) is None)
 
     def freed_by(self, run: str, taken: _Taken) -> Iterator[PreparedFacts]:
-        """What may go because this run does."""
+        """Yield prepared data that may go because this run goes."""
         return (one for one in self._used_by.get(run, ()) if self.why_kept(one, taken) is None)
 
     def why_kept(self, one: PreparedFacts, taken: _Taken) -> str | None:
         users = self._users.get(one.name, ())
-        if user := next((run for run in reversed(users) if not taken.is_gone(run)), None):  # the newest go last
+        if user := next((run for run in reversed(users) if not taken.is_gone(run)), None):  # the newest runs go last
             return f"used by {user}" + (" and others" if len(users) > 1 else "")
         if one.lease_s is not None and self._now_s - one.lease_s < ALIVE_S:
             return "somebody prepares it"
@@ -167,7 +167,7 @@ def _by_size(taken: _Taken, runs: tuple[RunFacts, ...], shared: _Shared, bounds:
 
 
 def _steps(taken: _Taken, runs: tuple[RunFacts, ...], shared: _Shared, bounds: Bounds) -> Iterator[Callable[[], None]]:
-    """What may go to make room, in the order that is told above."""
+    """Yield the possible steps to make room, in the order described above."""
     why, unused = "the oldest, until the size fits", "no run uses it, and the size does not fit"
     for one in shared.unused(taken):
         yield partial(taken.take_prepared, one, unused)

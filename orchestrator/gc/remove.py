@@ -1,8 +1,9 @@
-"""Removing what `fleetune gc` has decided on: the one place that does.
+"""Removal of what `fleetune gc` has decided on. No other module removes anything.
 
-A run goes in an order that leaves nothing half which looks whole, wherever this is cut off: a note that it is being
-removed; its spec, without which it is no run to anybody; everything else; the note. What has the note and no spec is
-taken up by the next `gc`. A checkpoint loses its marker first, prepared data its manifest. No link is followed.
+The order of steps ensures that an interrupted removal leaves nothing that looks complete: first a note that the run is
+being removed; then its spec, without which it does not count as a run; then everything else; last the note. The next
+`gc` continues with runs that have the note and no spec. A checkpoint loses its marker first, prepared data its
+manifest. Links are not followed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _TRIES: Final = 5
 
 @dataclass(frozen=True)
 class Removed:
-    """What became of one thing: gone, or why it is not. `freed`: bytes."""
+    """The result for one run or directory: removed, or why not. `freed`: bytes."""
 
     name: str
     freed: int
@@ -34,9 +35,9 @@ class Removed:
 
 
 def carry_out(storage_path: str, plan: GcPlan) -> Iterator[Removed]:
-    """Remove what goes, one thing after the other. What cannot be removed is told, and the next one tried.
+    """Remove what the plan says, item by item. A failure is reported, and the others are still tried.
 
-    Everything is looked at once more first: what was written to meanwhile stays.
+    Each item is checked again first: what was written to since the plan stays.
     """
     for left in plan.leftovers:
         yield _tried(left.name, left.size, partial(_empty, Tree(storage_path), left.name))
@@ -57,7 +58,7 @@ def _tried(name: str, size: int, remove: Callable[[], None]) -> Removed:
 
 
 class _Changed(FleetuneError):
-    """Somebody was there meanwhile."""
+    """The item was written to since the plan."""
 
 
 def _remove(storage_path: str, verdict: RunVerdict) -> None:
@@ -78,7 +79,7 @@ def _check_as_seen(root: str, seen: RunFacts | PreparedFacts) -> None:
 
 
 def _remove_checkpoints(tree: Tree, run: str) -> None:
-    from jobs.run.checkpoints import COMMIT_NAME  # brings numpy
+    from jobs.run.checkpoints import COMMIT_NAME  # imported here, since it imports numpy
 
     if not tree.is_link(run, INSIDE.checkpoints):
         for name in tree.names(run, INSIDE.checkpoints):
@@ -89,7 +90,7 @@ def _remove_checkpoints(tree: Tree, run: str) -> None:
 
 
 def _empty(tree: Tree, run: str) -> None:
-    """Remove a run that has no spec any more; the note goes last. Two may do so at once."""
+    """Remove a run without a spec; the note goes last. Safe if two processes do so at once."""
     for _ in range(_TRIES):
         names = [name for name in tree.names(run) if name != INSIDE.removing]
         if not names:

@@ -1,4 +1,4 @@
-"""What there is under a storage path, for `fleetune gc`: one listing, and some small files of runs. Never writes."""
+"""The scan of a storage path for `fleetune gc`: one listing, and some small files of runs. Never writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jobs.storage.listing import Listed, listing
 from orchestrator.gc.tree import Tree
 from orchestrator.gc.values import Found, Leftover, PreparedFacts, RunFacts
 
-INSIDE: Final = JobPaths("")  # names as they are in a listing of a run
+INSIDE: Final = JobPaths("")  # names as in a listing of a run
 MANIFEST, LEASE = "manifest.json", "preparing.json"  # of prepared data; see `jobs.data.preparation.prepare_source`
 
 _READERS = 8
@@ -34,10 +34,10 @@ Fact = TypeVar("Fact")
 
 
 def look(storage_path: str, now_s: float) -> Found:
-    """Everything under a storage path.
+    """Return everything under a storage path.
 
     Raises:
-        StorageError: it is not there, or cannot be read.
+        StorageError: the path does not exist, or cannot be read.
     """
     if not storage.is_dir(storage_path):
         raise StorageError(f"there is no directory {storage_path}. Give --storage, or set FLEETUNE_STORAGE_PATH")
@@ -60,7 +60,7 @@ def _at_once(read: Callable[[Item], Fact], items: Iterable[Item]) -> tuple[Fact,
 
 
 def _by_folder(files: Iterable[Listed]) -> dict[str, list[Listed]]:
-    """The files of each folder, under the names that they have in it; those in none are under an empty name."""
+    """Group files by folder, with names relative to it; files without a folder are under ''."""
     folders: dict[str, list[Listed]] = defaultdict(list)
     for file in files:
         folder, slash, inner = file.name.partition("/")
@@ -77,12 +77,12 @@ def _holds(files: Files, name: str) -> bool:
 
 
 def touched_s(files: Files, unknown_s: float) -> float:
-    """When something was written last; `unknown_s` where the storage does not tell."""
+    """Return when a file was last written; `unknown_s`: the storage does not tell."""
     return max((file.modified_s for file in files if file.modified_s is not None), default=unknown_s)
 
 
 def _run_of(storage_path: str, now_s: float, runs: Collection[str], named: tuple[str, Files]) -> RunFacts:
-    """A run, from the listing of its directory. What the storage tells no time of counts as written now."""
+    """Describe a run from the listing of its directory. If the storage has no times, it counts as written now."""
     name, files = named
     paths = JobPaths.of(storage_path, name)
     written_s = touched_s(files, now_s)
@@ -100,7 +100,7 @@ def _run_of(storage_path: str, now_s: float, runs: Collection[str], named: tuple
 
 
 def _status(storage_path: str, paths: JobPaths, files: Files, written_s: float, now_s: float) -> tuple[str, float]:
-    """As `jobs.run.summary.summarise` says it, and since when."""
+    """Return the status, as `jobs.run.summary.summarise` does, and since when."""
     outcome: Outcome | None = None
     if _holds(files, INSIDE.outcome):
         try:
@@ -126,7 +126,7 @@ def _model_path(storage_path: str, run: str) -> str:
 
 
 def run_named_by(path: str, runs: Collection[str]) -> str | None:
-    """The run that a model's path lies in, however the path to it is spelt. None: in none of these."""
+    """Return the run that contains the path of a model, however it is written; None: none of these."""
     return next((part for part in path.split("/") if part in runs), None)
 
 
@@ -139,7 +139,7 @@ def _read_json(storage_path: str, *names: str) -> dict[str, Any]:
 
 
 def _prepared_folders(files: Iterable[Listed]) -> tuple[dict[str, list[Listed]], list[Listed]]:
-    """The directories of prepared data and of reports, by name; and what is neither."""
+    """Split files into directories of prepared data and of reports, by name, and all others."""
     known: dict[str, list[Listed]] = defaultdict(list)
     strange: list[Listed] = []
     for file in files:
@@ -163,7 +163,7 @@ def _prepared_of(storage_path: str, now_s: float, named: tuple[str, Files]) -> P
 
 
 def _sources_of(storage_path: str, name: str) -> frozenset[str]:
-    """The directories that the splits of a job's data lie in."""
+    """Return the directories that contain the splits of a job's data."""
     splits = _read_json(storage_path, *prepared_root("", name).split("/"), MANIFEST).get("splits")
     parts = [part for of_name in (splits.values() if isinstance(splits, dict) else ()) for part in _listed(of_name)]
     folders = (part.get("folder") for part in parts if isinstance(part, dict))

@@ -1,7 +1,7 @@
-"""What lies under a storage path, read and removed by `fleetune gc` without following a link.
+"""Files under a storage path, read and removed for `fleetune gc` without following links.
 
-Everybody whose runs lie there can put a link in the place of any file or directory, at any time. So each path is given
-as names below the storage path, to which alone links may lead: see `jobs.storage.without_links`.
+Users whose runs are there can replace any file or directory by a link at any time. Therefore each path is given as
+names below the storage path, and only the path itself may contain links: see `jobs.storage.without_links`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jobs.errors import StorageError
 from jobs.storage import files as storage
 from jobs.storage import without_links as beneath
 
-_LARGEST: Final = 64 << 20  # bytes of a file that is read; specs, manifests and outcomes are far smaller
+_LARGEST: Final = 64 << 20  # most bytes of a file to read; specs, manifests and outcomes are far smaller
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Tree:
     root: str  # path or URL
 
     def names(self, *names: str) -> list[str]:
-        """Sorted names in a directory; none where it is missing. Raises StorageError."""
+        """List a directory, sorted; empty if it does not exist. Raises StorageError."""
         if not storage.is_local(self.root):
             return storage.list_names(self._url(names))
         with self._explained("list", names):
@@ -37,7 +37,7 @@ class Tree:
             return beneath.is_link(self._base, names)
 
     def read(self, *names: str) -> bytes:
-        """A small file. Raises StorageError."""
+        """Read a small file. Raises StorageError."""
         if not storage.is_local(self.root):
             return storage.read_bytes(self._url(names))
         with self._explained("read", names):
@@ -47,7 +47,7 @@ class Tree:
         return content
 
     def write(self, content: bytes, *names: str) -> None:
-        """Write a file that appears whole, in a directory that is there. Raises StorageError."""
+        """Write a file atomically, in an existing directory. Raises StorageError."""
         if not storage.is_local(self.root):
             storage.write_bytes(self._url(names), content)
             return
@@ -55,11 +55,11 @@ class Tree:
             beneath.write(self._base, names, content)
 
     def remove_file(self, *names: str) -> None:
-        """One that is missing is fine; of a link, the link goes. Raises StorageError."""
+        """Remove a file, or a link itself. A missing one is no error. Raises StorageError."""
         self._remove(names, is_file=True)
 
     def remove(self, *names: str) -> None:
-        """Remove a file, a link, or a directory with all that is in it. Raises StorageError."""
+        """Remove a file, a link, or a directory with its content. Raises StorageError."""
         self._remove(names, is_file=False)
 
     def _remove(self, names: tuple[str, ...], is_file: bool) -> None:

@@ -1,4 +1,4 @@
-"""What `fleetune gc` finds, is asked for, and decides; times are seconds since 1970, sizes are bytes."""
+"""Values of `fleetune gc`: findings, bounds and decisions. Times are seconds since 1970, sizes are bytes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Goes(StrEnum):
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run, as its files tell.
+    """A run, as described by its files.
 
     Attributes:
-        status: as `fleetune runs` says it.
-        since_s: when it ended, or else when it was last heard of.
-        touched_s: when something in it was written last.
+        status: as in `fleetune runs`.
+        since_s: when it ended, or else when it was last heard.
+        touched_s: when one of its files was last written.
         size, checkpoint_size: of all its files, and of those under checkpoints/.
-        prepared: fingerprint of the data that it was trained on; None while it is not known.
-        starts_from: the run whose model it starts from, where that is one of these.
+        prepared: fingerprint of the data that it was trained on; None: not known yet.
+        starts_from: the run whose model it starts from, if that is one of the found runs.
     """
 
     name: str
@@ -42,7 +42,7 @@ class RunFacts:
         return self.status in ("succeeded", "failed", "interrupted")
 
     def size_of(self, goes: Goes) -> int:
-        """Of as much of it."""
+        """Return the size of the part that goes."""
         return {Goes.NOTHING: 0, Goes.CHECKPOINTS: self.checkpoint_size, Goes.RUN: self.size}[goes]
 
 
@@ -52,7 +52,7 @@ class PreparedFacts:
 
     Attributes:
         sources: fingerprints of the directories that this one is made of.
-        lease_s: when somebody who prepares it gave the last sign of life.
+        lease_s: last sign of life of a process that prepares it; None: there is none.
     """
 
     name: str
@@ -64,7 +64,7 @@ class PreparedFacts:
 
 @dataclass(frozen=True)
 class Leftover:
-    """A run that an earlier `gc` has begun to remove: it has no spec any more."""
+    """A run whose removal an earlier `gc` has begun. It has no spec any more."""
 
     name: str
     size: int
@@ -72,7 +72,7 @@ class Leftover:
 
 @dataclass(frozen=True)
 class Found:
-    """Everything under a storage path. `other_size`: of what is none of these, and never touched."""
+    """Everything under a storage path. `other_size`: size of other files, which are never touched."""
 
     runs: tuple[RunFacts, ...]
     prepared: tuple[PreparedFacts, ...] = ()
@@ -81,7 +81,7 @@ class Found:
 
     @property
     def size(self) -> int:
-        """Of everything that is counted: runs and prepared data."""
+        """Total size of what is counted: runs and prepared data."""
         return (
             sum(run.size for run in self.runs)
             + sum(one.size for one in self.prepared)
@@ -91,7 +91,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What was asked for. `keep_last`: the newest runs, which stay as they are; no bound by itself."""
+    """The user's bounds. `keep_last`: number of newest runs that stay as they are; not a bound by itself."""
 
     older_than_s: float | None = None
     most_size: int | None = None
@@ -106,11 +106,11 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Held:
-    """What others need, by the name of the run, and why.
+    """Runs that are needed, by name, with the reason.
 
     Attributes:
-        wholly: nothing of these goes.
-        models: these stay, but for their checkpoints.
+        wholly: nothing of these runs goes.
+        models: these runs stay, except for their checkpoints.
     """
 
     wholly: Mapping[str, str] = field(default_factory=dict)
@@ -163,5 +163,5 @@ class GcPlan:
 
     @property
     def over(self) -> int:
-        """Bytes by which what is left is still too large."""
+        """Bytes by which the remaining size exceeds the bound."""
         return max(self.left - self.most_size, 0) if self.most_size is not None else 0

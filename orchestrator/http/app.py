@@ -1,4 +1,4 @@
-"""The app: all routes, and how they are documented."""
+"""The ASGI app: all routes, and their documentation."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ _ROUTES = (jobroutes, logroutes, noderoutes, tenantroutes, tokenroutes, driverro
 
 
 def make_app(serving: Serving, say: Callable[[str], None]) -> ASGIApp:
-    """`say`: where faults of the server itself are told, with their tracebacks."""
+    """Make the app. `say`: reports internal errors with their tracebacks."""
     knows_driver = serving.surroundings.driver_key.knows
     routes = make_routes(serving, say)
     return Gate(routes, serving.tokens, serving.scrub, serving.meters, say, Neighbours().check, knows_driver)
 
 
 def make_routes(serving: Serving, say: Callable[[str], None]) -> FastAPI:
-    """Without what stands before them."""
+    """Make the routes, without the gate before them."""
     app = FastAPI(
         title="Fleetune",
         description=_ABOUT,
         version=serving.version,
-        docs_url=None,  # their scripts come from elsewhere, and would run with the rights of whoever looks
+        docs_url=None,  # the pages load scripts from other sites, which would run with the rights of the visitor
         redoc_url=None,
         redirect_slashes=False,
     )

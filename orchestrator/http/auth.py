@@ -1,4 +1,4 @@
-"""Who asks: from a token to a caller, and what a caller may do."""
+"""Authentication: from a token to a caller, and what a caller may do."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from orchestrator.queue.store import Store
 from orchestrator.service.context.caller import ANYBODY, Caller
 from orchestrator.service.tokens import digest_of
 
-_FRESH_S = 1.0  # a token that was revoked by another process may be used for so long
+_FRESH_S = 1.0  # seconds; how long a token may still be used after another process has revoked it
 _LONGEST = 200
 
 
 class NoToken(QueueError):
-    """Nobody knows who asks."""
+    """The request shows no valid token."""
 
     status = 401
 
 
 class TokenExpired(NoToken):
-    """The token was known here, and its time is over."""
+    """The token has expired."""
 
 
 class Tokens:
-    """The store's tokens, looked up again every second.
+    """The tokens of the store, read again every second.
 
     Args:
-        always: a token is needed even where the store has none: the server can be reached from elsewhere.
-        now_s: the time, by which tokens expire.
+        always: a token is needed even if the store has none, because the server can be reached from other machines.
+        now_s: returns the time, for the expiry of tokens.
     """
 
     def __init__(self, store: Store, always: bool = False, now_s: Callable[[], float] = time.time) -> None:
@@ -46,11 +46,11 @@ class Tokens:
 
     @property
     def fresh(self) -> bool:
-        """Whether `caller` answers without asking the store."""
+        """Whether `caller` can answer without reading the store."""
         return time.monotonic() < self._until_s
 
     def read(self) -> None:
-        """Raises StoreBroken: nobody is let in on what was known once."""
+        """Read the tokens if they are not fresh. Raises StoreBroken, so that outdated tokens let no one in."""
         with self._lock:
             if not self.fresh:
                 began_s = time.monotonic()
@@ -58,26 +58,30 @@ class Tokens:
                 self._until_s = began_s + _FRESH_S
 
     def forget(self) -> None:
-        """The next one to ask looks at the store."""
+        """Read the tokens again before the next use."""
         self._until_s = -1.0
 
     @property
     def needed(self) -> bool:
-        """As of the last look at the store. A token that has expired does not open the server to everybody."""
+        """Whether a token is needed, as of the last read.
+
+        Expired tokens count: they must not open the server to all.
+        """
         return self._always or bool(self._known)
 
     def caller(self, shown: str | None) -> Caller:
-        """
+        """Return the caller that a token belongs to.
+
         Raises:
-            NoToken: one is needed, and there is none, or one that is not known.
-            TokenExpired: it was known until a while ago.
+            NoToken: a token is needed, and none is shown, or it is unknown.
+            TokenExpired: the token has expired.
         """
         if not self.needed:
             return ANYBODY
         if shown is None:
             raise NoToken("this server needs a token")
         given, found = digest_of(shown[:_LONGEST]), None
-        for token in self._known:  # all of them, however soon it is found
+        for token in self._known:  # always all of them, for constant time
             if hmac.compare_digest(token.digest, given):
                 found = token
         if found is None:
@@ -91,19 +95,19 @@ class Tokens:
 
 
 def bearer(headers: Mapping[str, str]) -> str | None:
-    """The token that was shown, or None."""
+    """Return the bearer token of a request; None: there is none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" and token.strip() else None
 
 
 def check_writer(caller: Caller) -> None:
-    """Raises Forbidden."""
+    """Raise Forbidden if the caller may only read."""
     if caller.role is Role.VIEWER:
         raise Forbidden(f"{caller.name} may look, and change nothing: ask an admin for a token with the role member")
 
 
 def is_loopback(host: str) -> bool:
-    """Of a name or an address, as an option or a header has it."""
+    """Whether a name or address, from an option or a header, is this machine's loopback."""
     name = host.strip("[]").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -114,13 +118,13 @@ def is_loopback(host: str) -> bool:
 
 
 def check_at_home(headers: Mapping[str, str]) -> None:
-    """Without tokens only programs of this machine may ask, and no page in one of its browsers.
+    """Check that a request without tokens comes from a program, and not from a page in a browser.
 
-    A page could have its own name lead to this machine (then the header Host has that name), or send its request here
-    (then Origin has its name).
+    A page could make its own name resolve to this machine (then the header Host has that name), or send a cross-site
+    request (then Origin has its name).
 
     Raises:
-        Forbidden: it looks like that.
+        Forbidden: the headers have another name.
     """
     host = headers.get("host", "")
     if not is_loopback(_name_of(f"//{host}")):

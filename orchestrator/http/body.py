@@ -1,4 +1,4 @@
-"""Bodies: JSON, read once and strictly."""
+"""Request bodies: JSON, read once and strictly."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-_LARGE = 1 << 18  # bytes; the time to read more is not taken from others
+_LARGE = 1 << 18  # bytes; larger bodies are parsed in a thread, so that other requests are not held up
 
 
 class StrictRequest(Request):
     async def json(self) -> Any:
-        """Without NaN, lone surrogates, or more than 200 levels. Raises JSONDecodeError."""
+        """Parse the body. NaN, lone surrogates and more than 200 levels are refused. Raises JSONDecodeError."""
         body = await self.body()
         return await to_thread.run_sync(read_json, body) if len(body) > _LARGE else read_json(body)
 
@@ -43,7 +43,7 @@ def read_json(body: bytes) -> Any:
 
 
 def _check_type(request: Request) -> None:
-    """A page of another site may send other types without asking its browser first."""
+    """Require a JSON content type: a page of another site may send other types without a preflight request."""
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given != "application/json" and not (given.startswith("application/") and given.endswith("+json")):
         raise HTTPException(415, "the body must be JSON, and say so: Content-Type: application/json")

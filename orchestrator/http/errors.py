@@ -1,4 +1,4 @@
-"""From whatever went wrong to what is answered: `api.Problem` and a status."""
+"""From errors to answers: `api.Problem` and a status."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from orchestrator.api import Problem
 from orchestrator.http.scrub import Scrubber
 from orchestrator.queue.errors import NotLeader, StoreBroken
 
-TOLD = "fleetune.told"  # in the scope: its fault is in the log
+TOLD = "fleetune.told"  # key in the scope: the error was logged already
 _AGAIN_S = 2
 _MOST_SHOWN = 10
 _SAID: Mapping[str, str] = {
     "missing": "is missing",
     "extra_forbidden": "there is no such key: GET /openapi.json lists those that there are",
 }
-_MUST_BE: Mapping[str, str] = {  # beside those of specs
+_MUST_BE: Mapping[str, str] = {  # in addition to those for specs
     "literal_error": "{expected}",
     "enum": "{expected}",
     "string_pattern_mismatch": "text of the form {pattern}",
@@ -45,7 +45,7 @@ _NAMES: Mapping[int, str] = {400: "BadRequest", 404: "NotFound", 405: "MethodNot
 
 
 class TooMany(FleetuneError):
-    """Too many ask for the same slow thing at once."""
+    """Too many requests for a slow resource at once."""
 
     status = 429
 
@@ -78,11 +78,11 @@ def answer_to(error: FleetuneError, scrub: Scrubber, queue: str = "") -> Respons
 
 
 def handle(app: FastAPI, scrub: Scrubber, say: Callable[[str], None], queue: str = "") -> None:
-    """Have all errors of an app answered.
+    """Register handlers that answer all errors of an app.
 
     Args:
-        say: where tracebacks of our own faults go.
-        queue: id of the queue. Drivers believe no problem that does not name theirs.
+        say: reports internal errors with their tracebacks.
+        queue: id of the queue. Drivers ignore problems that do not name their queue.
     """
 
     async def known(_: Request, error: Exception) -> Response:
@@ -106,11 +106,11 @@ def handle(app: FastAPI, scrub: Scrubber, say: Callable[[str], None], queue: str
     app.add_exception_handler(FleetuneError, known)
     app.add_exception_handler(RequestValidationError, shape)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, fault)  # it is raised again afterwards
+    app.add_exception_handler(Exception, fault)  # Starlette raises it again afterwards
 
 
 def unexpected(scope: MutableMapping[str, Any], error: Exception, say: Callable[[str], None]) -> Response:
-    """A fault of ours: all of it in the server's log, and nothing of it in the answer."""
+    """Answer an internal error. The details go to the server's log, and none of them into the answer."""
     number = secrets.token_hex(4)
     scope[TOLD] = True
     say(f"error {number} of {scope.get('method')} {route_of(scope)}:\n{''.join(traceback.format_exception(error))}")
@@ -118,12 +118,15 @@ def unexpected(scope: MutableMapping[str, Any], error: Exception, say: Callable[
 
 
 def route_of(scope: Mapping[str, Any]) -> str:
-    """As it was declared, so that there are few different ones."""
+    """Return the path of a route as declared, so that metrics have few different labels."""
     return str(getattr(scope.get("route"), "path", "(none)"))
 
 
 def shape_message(errors: Sequence[Any]) -> str:
-    """Where, what is allowed, and what was given; of a text in a body, which may be a secret, only that it is one."""
+    """Describe invalid fields: where, what is allowed, what was given.
+
+    Texts in a body may be secret, and are not shown.
+    """
     lines = [_line(error) for error in errors[:_MOST_SHOWN]]
     if len(errors) > _MOST_SHOWN:
         lines.append(f"and {len(errors) - _MOST_SHOWN} more")
@@ -140,14 +143,14 @@ def _wrong(mistake: str, context: Mapping[str, Any], error: Any) -> str:
     if mistake in _SAID:
         return _SAID[mistake]
     allowed = must_be(mistake, context) or _MUST_BE.get(mistake, "").format(**context)
-    if not allowed or "input" not in error:  # a mistake that we have found ourselves says enough
+    if not allowed or "input" not in error:  # a message of our own validators is complete
         return _lower(str(error["msg"]))
     given = _given(error["input"], error["loc"])
     return f"must be {allowed}{f', but is {given}' if given else ''}"
 
 
 def _given(value: Any, place: Sequence[int | str]) -> str:
-    """As it may be shown."""
+    """Describe a value without revealing texts of the body."""
     if isinstance(value, str) and place[:1] == ("body",):
         return f"a text of {len(value):,} characters" if value else "empty"
     if isinstance(value, list | tuple):
@@ -165,7 +168,7 @@ def _place(place: Sequence[int | str]) -> str:
 
 
 def _lower(message: str) -> str:
-    """Pydantic's words, without those of the value that some of them quote."""
+    """Return Pydantic's message in lower case, shortened."""
     head = message.removeprefix("Value error, ")
     return head[:1].lower() + head[1:300]
 

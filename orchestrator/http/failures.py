@@ -1,4 +1,4 @@
-"""How often each address has shown no valid token lately, in bounded memory."""
+"""Failed authentications of each address, counted in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from cluster.errors import FleetuneError
 
-MOST: Final = 30  # failures of one address within a window
+MOST: Final = 30  # most failures of one address in a window
 WINDOW_S: Final = 60.0
 _MOST_KNOWN: Final = 10_000
-_IPV6_PREFIX: Final = 64  # a host has all addresses of such a network
+_IPV6_PREFIX: Final = 64  # bits; a host may use all addresses of such a network
 
 
 class TooManyFailures(FleetuneError):
@@ -27,18 +27,18 @@ class TooManyFailures(FleetuneError):
 
 
 class Failures:
-    """Counts failures in windows of a minute for each address, or IPv6 network of 64 bits.
+    """Counts failures for each address, or IPv6 network of 64 bits, in windows of a minute. Not thread-safe.
 
-    Only failures are counted and refused: a request with a valid token is answered at once, whatever its address did
-    before. Otherwise one program could silence all others behind the same address. Not for several threads.
+    Only requests without a valid token are counted and refused. Requests with a valid token are always answered:
+    otherwise one program could lock out all others behind the same address.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._windows: OrderedDict[str, tuple[int, float]] = OrderedDict()  # address -> failures, end
+        self._windows: OrderedDict[str, tuple[int, float]] = OrderedDict()  # address -> (failures, end of the window)
 
     def check(self, scope: Mapping[str, Any]) -> None:
-        """Raises TooManyFailures where no more failures of this address are looked at."""
+        """Raise TooManyFailures if this address has failed too often in the current window."""
         address = address_of(scope)
         count, until_s = self._windows.get(address, (0, 0.0))
         left_s = until_s - self._clock()
@@ -55,12 +55,12 @@ class Failures:
         self._windows[address] = (count + 1, until_s) if now_s < until_s else (1, now_s + WINDOW_S)
         if count == 0 or now_s >= until_s:
             self._windows.move_to_end(address)
-        while len(self._windows) > _MOST_KNOWN:  # those that began first are over first
+        while len(self._windows) > _MOST_KNOWN:  # the oldest windows end first
             self._windows.popitem(last=False)
 
 
 def address_of(scope: Mapping[str, Any]) -> str:
-    """Of the other end of the connection: behind a proxy, the proxy's own."""
+    """Return the address of the peer of the connection; behind a proxy, this is the proxy's."""
     client = scope.get("client")
     if not client:
         return "an unknown address"

@@ -1,4 +1,4 @@
-"""What every request passes before its body is read: who asks, and how large it is. After it: what is counted."""
+"""The gate that every request passes: the caller and the size are checked before the body is read. Counts requests."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from orchestrator.http.failures import Failures
 from orchestrator.http.metrics import Meters
 from orchestrator.http.scrub import Scrubber
 
-OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})  # without a token
-DRIVER = "/v1/driver/"  # with the token of an attempt
-LARGE = frozenset({"/v1/jobs", "/v1/guest/join"})  # whose bodies are specs
+OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})  # paths without a token
+DRIVER = "/v1/driver/"  # paths with the token of an attempt
+LARGE = frozenset({"/v1/jobs", "/v1/guest/join"})  # paths whose bodies are specs
 MOST_BYTES_OF_DRIVER = 256 << 10
 MOST_BYTES_ELSEWHERE = 1 << 20
 CALLER = "fleetune.caller"
@@ -32,7 +32,7 @@ Asked = MutableMapping[str, Any]
 
 
 class Gate:
-    """Stands before the app. Whatever happens inside, something readable is answered."""
+    """Middleware around the app. Every error is answered with a readable problem."""
 
     def __init__(
         self,
@@ -46,13 +46,13 @@ class Gate:
     ) -> None:
         """
         Args:
-            check_peer: raises where nobody shows a token and the program at the other end may not ask without one.
-            knows_driver: whether a token is of an attempt (`DriverKey.knows`).
+            check_peer: raises if a peer without a token may not use a server without tokens.
+            knows_driver: whether a token belongs to an attempt (`DriverKey.knows`).
         """
         self._app, self._tokens, self._scrub, self._meters, self._say = app, tokens, scrub, meters, say
         self._check_peer, self._knows_driver = check_peer, knows_driver
         self._failures = Failures()
-        self._reading = anyio.CapacityLimiter(4)  # threads of its own: who asks is known also when others wait
+        self._reading = anyio.CapacityLimiter(4)  # separate threads: authentication works when the others are busy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,7 +75,7 @@ class Gate:
             self._meters.asked(scope["method"], route_of(scope), status or 500, time.perf_counter() - began_s)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
-        """What is answered instead."""
+        """Handle a request. Returns a response if the app did not send one."""
         try:
             headers = Headers(scope=scope)
             try:
@@ -93,7 +93,7 @@ class Gate:
         return None
 
     async def _let_in(self, scope: Scope, headers: Headers) -> None:
-        """Raises NoToken, Forbidden or StoreBroken."""
+        """Authenticate a request. Raises NoToken, Forbidden or StoreBroken."""
         path = scope["path"]
         if path in OPEN:
             return
@@ -108,7 +108,7 @@ class Gate:
         scope[CALLER] = self._tokens.caller(bearer(headers))
 
     async def _let_driver_in(self, scope: Scope, headers: Headers) -> None:
-        """Whether it is the attempt that the message names is left to the route. Raises NoToken or StoreBroken."""
+        """Check that a token belongs to some attempt; routes check which. Raises NoToken or StoreBroken."""
         shown = bearer(headers)
         if shown is None:
             raise NoToken("a driver shows the token of its attempt, from FLEETUNE_DRIVER_TOKEN")
@@ -119,7 +119,7 @@ class Gate:
                 "started with, to a server with the store of its own queue"
             )
         if known is None:
-            self._failures.check(scope)  # the body has to be read to tell
+            self._failures.check(scope)  # an old token, which can be checked only with the body
 
 
 class TooLarge(FleetuneError):
@@ -127,14 +127,14 @@ class TooLarge(FleetuneError):
 
 
 def most_bytes(path: str) -> int:
-    """Of a body."""
+    """Return the most bytes of a body."""
     if path in LARGE:
         return MOST_BYTES
     return MOST_BYTES_OF_DRIVER if path.startswith(DRIVER) else MOST_BYTES_ELSEWHERE
 
 
 def check_length(headers: Headers, most: int) -> None:
-    """What the body is said to have; `limited` counts what it has. Raises TooLarge."""
+    """Check the declared length of the body; `limited` counts the actual bytes. Raises TooLarge."""
     said = headers.get("content-length", "")
     if said.isdecimal() and int(said[:20]) > most:
         raise _too_large(most)
@@ -148,7 +148,7 @@ def limited(receive: Receive, most: int) -> Receive:
         message = await receive()
         got += len(message.get("body", b""))
         if got > most:
-            raise HTTPException(413, str(_too_large(most)))  # one that passes through FastAPI
+            raise HTTPException(413, str(_too_large(most)))  # FastAPI passes this exception on
         return message
 
     return receiving

@@ -1,4 +1,4 @@
-"""Questions that the store's contract does not answer in one call: by halving, in a few dozen short ones."""
+"""Queries that the contract of a store does not offer, answered by a binary search of a few dozen calls."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _QUEUED = Filter(states=(State.QUEUED,))
 
 
 def last_change(store: Store, known: int = 0) -> int:
-    """The number of the newest change. `known`: one that there was."""
+    """Return the number of the newest change. `known`: a lower bound."""
 
     return _last(lambda number: not store.changes(max(number, 1), limit=1), known)
 
 
 def last_event(store: Store) -> int:
-    """The number of the newest event."""
+    """Return the number of the newest event."""
     return _last(lambda number: not store.events(after=number, limit=1), 0)
 
 
 def oldest_waiting(store: Store) -> Job | None:
-    """Of those that are QUEUED, the one that was submitted first."""
+    """Return the QUEUED job that was submitted first; None: none is queued."""
     newest = store.jobs(_QUEUED, limit=1)
     if not newest:
         return None
@@ -43,7 +43,7 @@ def _last(is_last: Callable[[int], bool], known: int) -> int:
 
 
 def _first(true: Callable[[int], bool], low: int, high: int) -> int:
-    """The lowest number in [low, high] of which it is true; it is of `high`, and of all above the first."""
+    """Return the lowest number in [low, high] for which a monotonic condition is true. It must be true for `high`."""
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if true(middle) else (middle + 1, high)

@@ -1,4 +1,4 @@
-"""What Prometheus is told. What the store and the machines know is asked when it is scraped."""
+"""Metrics for Prometheus. Metrics of the store and the machines are read when they are scraped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Meters:
-    """A registry of our own. Thread-safe."""
+    """The metrics of a server, in a registry of its own. Thread-safe."""
 
     def __init__(self) -> None:
         self.registry = own = CollectorRegistry(auto_describe=True)
@@ -49,9 +49,9 @@ class Meters:
         self._children: dict[tuple[str, str, int], Any] = {}
 
     def asked(self, method: str, route: str, status: int, seconds: float) -> None:
-        key = (method if method in _METHODS else "other", route, status)  # few different ones, whatever is sent
+        key = (method if method in _METHODS else "other", route, status)  # few different labels, whatever clients send
         child = self._children.get(key)
-        if child is None:  # looking a child up by its labels takes longer than counting
+        if child is None:  # a lookup by labels takes longer than the count
             child = self._children[key] = self._requests.labels(*key)
         child.observe(seconds)
 
@@ -60,13 +60,13 @@ class Meters:
 
 
 def of_tenant(text: bytes, tenant: str) -> bytes:
-    """Without the lines of other tenants."""
+    """Return the text without lines of other tenants."""
     own = f'tenant="{tenant}"'.encode()
     return b"".join(line for line in text.splitlines(keepends=True) if b'tenant="' not in line or own in line)
 
 
 class Cluster:
-    """Of the store and the machines, as a collector; asked at most once in a few seconds."""
+    """A collector for metrics of the store and the machines. It reads them at most once in a few seconds."""
 
     FRESH_S = 5.0
 
@@ -77,7 +77,7 @@ class Cluster:
         self._until_s = -1.0
 
     def describe(self) -> list[GaugeMetricFamily]:
-        return []  # so that nothing is asked when it is registered
+        return []  # so that registering it reads nothing
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         with self._lock:
@@ -92,7 +92,7 @@ class Cluster:
         for part in (self._jobs, self._oldest, self._gpus):
             try:
                 found += part()
-            except FleetuneError:  # what does not answer is left out
+            except FleetuneError:  # metrics that cannot be read are left out
                 continue
         return found
 

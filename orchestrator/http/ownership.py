@@ -1,4 +1,4 @@
-"""Whose jobs events are of."""
+"""Which events a caller may see, by the tenants of their jobs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MOST_KEPT = 200_000
 
 
 class Ownership:
-    """Remembers it: a job's tenant never changes. Thread-safe."""
+    """Caches the tenants of jobs, which never change. Thread-safe."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -1,7 +1,7 @@
-"""Whose program is at the other end of a connection within this machine: the kernel knows.
+"""The user of the program at the other end of a local connection, as known by the kernel.
 
-/proc/net/tcp lists every connection from both its ends, each with the user whose socket it is (proc_pid_net(5)). An end
-that is being closed belongs to nobody any more, and is listed with user 0: so only an open one counts.
+/proc/net/tcp lists each local connection twice, once from each end, with the user of the socket (proc_pid_net(5)). An
+end that is being closed is listed with user 0, so only open ends count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OPEN = "01"
 _FRESH_S = 1.0
 _MOST_KNOWN = 10_000
 
-End = tuple[str, int]  # address, port
+End = tuple[str, int]  # (address, port)
 
 
 class NotYours(FleetuneError):
@@ -28,14 +28,14 @@ class NotYours(FleetuneError):
 
 
 class Neighbours:
-    """Lets in programs of the server's own user, and of root. One lookup a second for each connection."""
+    """Accepts programs of the server's user and of root. Looks up each connection at most once a second."""
 
     def __init__(self) -> None:
         self._allowed = {0, os.getuid()}
         self._known: dict[End, tuple[int | None, float]] = {}
 
     def check(self, scope: Mapping[str, Any]) -> None:
-        """Raises NotYours."""
+        """Check the peer of a request. Raises NotYours."""
         if self._user(scope) not in self._allowed:
             raise NotYours(
                 "without tokens this server answers programs of the user that has started it, and no others: ask that "
@@ -57,7 +57,7 @@ class Neighbours:
 
 
 def user_of(client: End, server: End) -> int | None:
-    """The id of the user whose socket the client's end is; None: there is no such connection that is open."""
+    """Return the user id of the client's socket; None: there is no such open connection."""
     wanted = {(mine, others) for mine in _written(*client) for others in _written(*server)}
     for path in _FILES:
         try:
@@ -67,13 +67,16 @@ def user_of(client: End, server: End) -> int | None:
                     parts = line.split(maxsplit=8)
                     if (parts[1], parts[2]) in wanted and parts[3] == _OPEN:
                         return int(parts[7])
-        except OSError:  # no such file where the machine has no IPv6
+        except OSError:  # the file is missing if the machine has no IPv6
             continue
     return None
 
 
 def _written(address: str, port: int) -> list[str]:
-    """As the kernel writes it: words of four bytes, each in the machine's own order. IPv4 may stand in IPv6."""
+    """Format an address like the kernel: hexadecimal words of four bytes, each in the machine's byte order.
+
+    An IPv4 address may also appear as an IPv6 one.
+    """
     if ":" in address:
         forms = [socket.inet_pton(socket.AF_INET6, address.partition("%")[0])]
     else:

@@ -1,4 +1,4 @@
-"""What the routes work with, and how they answer."""
+"""What all routes share: their context, their parameters and their answers."""
 
 from __future__ import annotations
 
@@ -49,23 +49,23 @@ _WHAT: Final = {
 
 
 def problems(*statuses: int) -> Responses:
-    """What a route may answer with besides its result, for its documentation."""
+    """Document the errors of a route."""
     return {status: {"model": api.Problem, "description": _WHAT[status]} for status in sorted({*statuses, 500, 503})}
 
 
 class Slow:
-    """A pool of threads for what waits for storage, so that it takes none from what does not.
+    """A thread pool for calls that wait for storage, so that they do not block the threads of other routes.
 
     Args:
-        threads: at work at once.
-        waiting: more than so many that wait are sent away.
+        threads: number of threads.
+        waiting: most calls that wait; further ones are refused.
     """
 
     def __init__(self, threads: int, waiting: int) -> None:
         self._limiter, self._most = anyio.CapacityLimiter(threads), waiting
 
     async def run(self, call: Callable[[], Result]) -> Result:
-        """Raises TooMany."""
+        """Run a call in the pool. Raises TooMany."""
         if self._limiter.statistics().tasks_waiting >= self._most:
             raise TooMany("too many ask for logs, nodes or reasons at once: try again in a few seconds")
         return await to_thread.run_sync(call, limiter=self._limiter)
@@ -73,12 +73,13 @@ class Slow:
 
 @dataclass(frozen=True)
 class Serving:
-    """
+    """The context of the routes.
+
     Attributes:
-        wake: makes the next pass come at once.
-        leads: whether this server does.
-        machine: as `api.Server` has it.
-        trouble: why the queue does not move; '' where it does.
+        wake: makes the next pass start at once.
+        leads: whether this server leads.
+        machine: see `api.Server`.
+        trouble: why the queue does not move; '': it does.
         planning_leaves_out: jobs that this server could not plan.
     """
 
@@ -100,18 +101,18 @@ class Serving:
         return self.surroundings.store
 
     def set_aside(self) -> list[UnreadableRow]:
-        """Rows that cannot be read, and jobs that cannot be planned."""
+        """Return rows that cannot be read, and jobs that cannot be planned."""
         return [*self.store.unreadable(), *self.planning_leaves_out()]
 
     def set_aside_for(self, caller: Caller) -> tuple[str, ...]:
-        """The same in words: to an admin all of them, to others the jobs that they may see."""
+        """Describe what is set aside: all of it for an admin, jobs that they may see for others."""
         return tuple(map(self.scrub.line, islice(named(self.set_aside(), caller), _MOST_SET_ASIDE)))
 
     def now_s(self) -> float:
         return self.surroundings.clock.now_s()
 
     def job(self, job_id: str, caller: Caller) -> Job:
-        """Raises UnknownJob, with the same words for what is not there and for what is others'."""
+        """Return a job. Raises UnknownJob with the same message if there is none and if it is another tenant's."""
         try:
             job = self.store.job(job_id)
         except UnknownJob:
@@ -145,7 +146,7 @@ def sees_all(caller: Caller) -> bool:
 
 
 def named(rows: Iterable[UnreadableRow], caller: Caller) -> Iterator[str]:
-    """Each row that the caller may see, with its problem."""
+    """Yield each row that the caller may see, with its problem."""
     for row in rows:
         if row.table == "job" and caller.may_see(row.tenant or ""):
             yield f"{row.name}: {row.problem}"
@@ -162,7 +163,7 @@ def router(tag: str, prefix: str = "/v1") -> APIRouter:
 
 
 def answer(model: BaseModel, status: int = 200) -> Response:
-    """As JSON. FastAPI would look at all of it again."""
+    """Answer with JSON. FastAPI's own way would validate the model again."""
     return Response(model.model_dump_json(), status, media_type="application/json")
 
 

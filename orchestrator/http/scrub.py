@@ -1,4 +1,4 @@
-"""Takes secrets out of text that somebody will see: logs, events, messages, what the server itself prints."""
+"""Removal of secrets from texts that people see: logs, events, messages, and the server's output."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from urllib.parse import quote
 
 HIDDEN = "***"
-_SHORTEST = 4  # characters; of shorter ones too much would be hidden that is none
+_SHORTEST = 4  # characters; hiding shorter secrets would hide too much other text
 _OWN_TOKEN = re.compile(r"\bft_[A-Za-z0-9_-]{20,}")
-# Of bounded length, so that no text takes long.
+# Bounded lengths, so that matching is fast for every text.
 _PASSWORD = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]{0,20}://[^\s/:@'\"]{0,100}):[^\s@]{1,200}@")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline; C1 has an escape of its own
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline; C1 codes can start escape sequences
 _BEARER = re.compile(r"(\bBearer\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _LOOKS_SECRET = re.compile(
     r"secret|token|passw|passphrase|credential|private|(?:^|_)(?:key|pwd|auth|dsn)(?:$|_)|api_?key|access_?key", re.I
@@ -21,11 +21,11 @@ _LOOKS_SECRET = re.compile(
 
 
 class Scrubber:
-    """Knows the values that must not be shown. Thread-safe."""
+    """Replaces known secrets in texts. Thread-safe."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         known = {form for secret in secrets if len(secret) >= _SHORTEST for form in _forms(secret)}
-        self._known = tuple(sorted(known, key=len, reverse=True))  # one may be part of another
+        self._known = tuple(sorted(known, key=len, reverse=True))  # longest first, since one may contain another
 
     def text(self, text: str) -> str:
         for secret in self._known:
@@ -38,11 +38,11 @@ class Scrubber:
         return _BEARER.sub(rf"\1{HIDDEN}", text) if "earer" in text.casefold() else text
 
     def line(self, text: str) -> str:
-        """The same for a text that a terminal shows: what would move or colour it is written out, as `\\x1b`."""
+        """Scrub a text for a terminal: control characters are written as `\\x1b`."""
         return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", self.text(text))
 
     def value(self, value: Any) -> Any:
-        """All texts in a value as JSON has them."""
+        """Scrub all texts in a JSON value."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, dict):
@@ -52,14 +52,14 @@ class Scrubber:
         return value
 
     def and_also(self, secrets: Iterable[str]) -> Scrubber:
-        """One that hides these, too."""
+        """Return a scrubber that hides these secrets, too."""
         more = Scrubber()
         more._known = tuple(sorted({*self._known, *secrets}, key=len, reverse=True))
         return more
 
 
 def without_secrets(spec: Any, inside: bool = False) -> Any:
-    """A spec without the values of variables whose names look secret, in whatever section `env` they stand."""
+    """Return a spec in which values of secret-looking variables are hidden, in every section `env`."""
     if isinstance(spec, list | tuple):
         return [without_secrets(one) for one in spec]
     if not isinstance(spec, dict):
@@ -73,7 +73,7 @@ def without_secrets(spec: Any, inside: bool = False) -> Any:
 
 
 def _forms(secret: str) -> set[str]:
-    """As it is, and as it stands in JSON, in Python's quotes and in a URL; of one with several lines, each of them."""
+    """Return the forms of a secret: as is, in JSON, in Python's quotes, in a URL; and each long line of it."""
     written = {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1]}
     lines = {line for line in map(str.strip, secret.splitlines()) if len(line) > _SHORTEST * 2}
     return {secret, secret.strip(), *written, quote(secret, safe=""), *lines}

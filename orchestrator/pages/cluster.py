@@ -1,4 +1,4 @@
-"""What the queue's commands print of machines and tenants. Text only; asks nothing."""
+"""Pages about nodes, tenants and usage, for commands of the queue. Text only; no requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.pages.tables import columns, cut
 from orchestrator.queue.tenants import MEMBERS_MAX_PRIORITY
 from orchestrator.scheduling.forecast.why_text import span
 
-LONGEST_NODE: Final = 16  # characters; Ray's ids have 56, and the start of one is enough for every command
+LONGEST_NODE: Final = 16  # characters; Ray's ids have 56, and the beginning of one is enough for every command
 
 
 def nodes_page(nodes: Sequence[NodeView], width: int | None, growth: str = "") -> str:
@@ -49,7 +49,7 @@ def node_state(node: NodeView) -> str:
 
 
 def _outside(node: NodeView) -> str:
-    """What others than the queue hold there."""
+    """Format the external use of a node."""
     counts = ((node.foreign_gpus, "GPU"), (node.foreign_cpus, "CPU"))
     return ", ".join(f"{count} {what}" for count, what in counts if count)
 
@@ -75,7 +75,7 @@ def tenants_page(tenants: Sequence[TenantView], width: int | None) -> str:
 
 
 def restriction_words(tenant: TenantView) -> str:
-    """The limits of a tenant's jobs, beyond GPUs; '' where nothing was set."""
+    """Describe the limits of a tenant's jobs, beyond GPUs; '': none are set."""
     one = tenant.restrictions
     found = [f"priority up to {one.max_priority}"] if one.max_priority != MEMBERS_MAX_PRIORITY else []
     found += [f"at most {one.max_queued_jobs:,} queued"] if one.max_queued_jobs is not None else []
@@ -88,7 +88,7 @@ def restriction_words(tenant: TenantView) -> str:
 
 
 def quota_words(quotas: Sequence[QuotaView]) -> str:
-    """`8 A100, 16`."""
+    """Format quotas, as in `8 A100, 16`."""
     return ", ".join(f"{one.gpus} {one.accelerator_type}" if one.accelerator_type else str(one.gpus) for one in quotas)
 
 

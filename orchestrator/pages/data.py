@@ -1,4 +1,4 @@
-"""What `fleetune data check` prints: a DataReport as plain text, the verdict first. Decides nothing."""
+"""The output of `fleetune data check`: a DataReport as plain text, the verdict first. It decides nothing."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ NARROWEST = 60
 SEVERITIES = ("error", "warning", "note")
 ROLES = ("train", "eval")
 SOURCE_HEAD = ("source", "path", "format", "files", "size", "records", "bad", "samples", "tokens", "cut", "weight")
-SOURCE_WORDS = ("source", "path", "format")  # columns of words; the others are numbers
+SOURCE_WORDS = ("source", "path", "format")  # columns with text; the others are numbers
 
 _EXAMPLES, _SOURCES, _LONGEST, _BINS = 3, 12, 5, 14
 _MOST_FREQUENT, _RAREST = 8, 4
-_BAR = 32  # cells, at most
+_BAR = 32  # most cells
 _NUMBERS = ("records", "bad", "samples", "tokens", "cut")
 _HIDDEN = ((), ("format",), ("format", "files", "size", "weight"), ("format", "files", "size", "weight", *_NUMBERS[:2]))
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _NEWLINES = {"\n": "↵", "\u2028": "↵", "\u2029": "↵", "\t": " "}
-_JOINERS = "\u200c\u200d"  # parts of words in some scripts, and of emoji
+_JOINERS = "\u200c\u200d"  # these are parts of words in some scripts, and of emoji
 
 
 def page(report: DataReport, width: int = 100, html: str | None = None) -> str:
-    """Lines of at most `width` cells (60 or more), but for the paths at the end: those are there to be copied.
+    """Format the report in lines of at most `width` cells (60 or more), except for the paths at the end.
 
     Args:
-        html: where the page with all examples was written, if it was.
+        html: path of the page with all examples, if it was written.
     """
     width = max(width, NARROWEST)
     names = short_names(report)
@@ -58,7 +58,7 @@ def page(report: DataReport, width: int = 100, html: str | None = None) -> str:
 
 
 def verdict(report: DataReport) -> str:
-    """The first line: what a user who reads no further must know."""
+    """Return the first line: what a user must know who reads no further."""
     counts = Counter[str](finding.severity for finding in report.findings)
     found = ", ".join(many(counts[name], name) for name in SEVERITIES if counts[name])
     if report.blocked:
@@ -71,7 +71,7 @@ def verdict(report: DataReport) -> str:
 
 
 def total_rows(report: DataReport) -> list[tuple[str, str]]:
-    """Name and words of each total."""
+    """Return (name, text) of each total."""
     at = report.created_at.astimezone(datetime.UTC)
     split = f"{report.train_samples:,} train, {report.eval_samples:,} eval"
     rows = [
@@ -93,7 +93,7 @@ def total_rows(report: DataReport) -> list[tuple[str, str]]:
 
 
 def source_rows(sources: Sequence[SourceReport], number: Callable[[int], str] = "{:,}".format) -> list[list[str]]:
-    """Cells in the order of SOURCE_HEAD."""
+    """Return cells in the order of SOURCE_HEAD."""
     roles = Counter(_role(source) for source in sources)
     return [
         [
@@ -114,7 +114,7 @@ def _role(source: SourceReport) -> str:
 
 
 def share_words(finding: Finding) -> str:
-    """`1,204 of 80,000 records (1.5 %)`; empty where nothing was counted."""
+    """Format a share, as in `1,204 of 80,000 records (1.5 %)`; '': nothing was counted."""
     if not finding.of:
         return many(finding.count, "record") if finding.count else ""
     return f"{finding.count:,} of {many(finding.of, 'record')} ({percent(finding.count, finding.of)})"
@@ -125,7 +125,7 @@ def by_severity(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def place_words(example: Example, names: Mapping[str, str], kind: str, width: int) -> str:
-    """`file:line`, and for what repeats another record `file:line = other:line`; about `width` cells at most."""
+    """Format a place as `file:line`; for a duplicate as `file:line = other:line`. About `width` cells at most."""
     if example.other_file is None:
         return shortened_within(location(example.file, example.line, names), width)
     both = ((example.file, example.line), (example.other_file, example.other_line or 0))
@@ -146,7 +146,7 @@ def packing_words(packing: Packing) -> str:
 
 
 def short_names(report: DataReport) -> dict[str, str]:
-    """Of each file that is named, as much of the end of its path as tells it from the others."""
+    """Shorten the path of each named file to the shortest end that tells it from the others."""
     files = {sample.file for sample in report.longest}
     for finding in report.findings:
         for example in finding.examples:
@@ -161,7 +161,7 @@ def short_names(report: DataReport) -> dict[str, str]:
 
 
 def shown(text: str) -> str:
-    """The text on one line; what would act on a terminal, or hide in it, is spelled out."""
+    """Return the text on one line, with control and invisible characters written as escapes."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(map(_shown, text.replace("\r\n", "\n")))
@@ -171,14 +171,14 @@ def _shown(character: str) -> str:
     if character in _NEWLINES:
         return _NEWLINES[character]
     code = ord(character)
-    no_character = code & 0xFFFE == 0xFFFE  # and no XML may hold it
+    no_character = code & 0xFFFE == 0xFFFE  # a noncharacter, which XML does not allow either
     if no_character or (unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in _JOINERS):
         return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
     return character
 
 
 def cells(text: str) -> int:
-    """How many places a terminal gives to a text."""
+    """Return the number of cells that a terminal needs for a text."""
     return len(text) if text.isascii() else sum(map(_cells, text))
 
 
@@ -189,7 +189,7 @@ def _cells(character: str) -> int:
 
 
 def shortened(text: str, width: int) -> str:
-    """The beginning, and an ellipsis where something is missing."""
+    """Return the beginning, with an ellipsis if something is left out."""
     begin = shown(text[: 4 * width])
     if len(text) <= 4 * width and cells(begin) <= width:
         return begin
@@ -197,7 +197,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def shortened_within(text: str, width: int) -> str:
-    """The beginning and the end, for paths."""
+    """Return the beginning and the end, for paths."""
     whole = shown(text)
     if cells(whole) <= width:
         return whole
@@ -211,7 +211,7 @@ def _beginning(text: str, width: int) -> str:
 
 
 def wrapped(text: str, width: int, first: str = "", indent: str = "") -> list[str]:
-    """Lines of whole words; a word that is too long is broken."""
+    """Split into lines at spaces; a word that is too long is broken."""
     lines, line, empty = list[str](), first, True
     for word in re.split(r" +(?!%)", shown(text).strip()):
         if not empty and cells(line) + 1 + cells(word) > width:
@@ -229,7 +229,7 @@ def _padded(text: str, width: int, right: bool = False) -> str:
 
 
 def _columns(rows: Sequence[Sequence[str]], words: int = 1, indent: str = "") -> list[str]:
-    """Columns, the first `words` of them to the left and the rest to the right."""
+    """Align columns: the first `words` of them to the left, the others to the right."""
     widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
     return [
         (indent + "  ".join(_padded(cell, widths[at], at >= words) for at, cell in enumerate(row))).rstrip()
@@ -254,7 +254,7 @@ def _sources(sources: Sequence[SourceReport], width: int) -> list[str]:
 
 
 def _source_lines(rows: list[list[str]], hidden: tuple[str, ...], width: int) -> list[str]:
-    """Empty if too little of the paths would be seen."""
+    """Return the table of sources; empty if too little of the paths would be visible."""
     table = [
         list(SOURCE_HEAD),
         *([shortened(row[0], 14), row[1], shortened_within(row[2], 18), *row[3:]] for row in rows),
@@ -312,13 +312,13 @@ def _histogram(role: str, bins: Bins, seq_len: int, width: int) -> list[str]:
 
 
 def bins_by_role(report: DataReport) -> dict[str, Bins]:
-    """Without the roles that have no samples."""
+    """Return the bins of each role that has samples."""
     every = {role: Bins(hist.edges, hist.counts).filled() for role, hist in report.lengths.items()}
     return {role: bins for role, bins in every.items() if bins.counts}
 
 
 def bar(share: float, width: int) -> str:
-    """What is there is seen, however little it is."""
+    """Draw a bar. Any share above 0 is visible."""
     eighths = max(round(share * width * 8), 1) if share else 0
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
@@ -335,7 +335,7 @@ def _quantiles(report: DataReport) -> list[str]:
 
 
 def quantile_rows(report: DataReport) -> list[list[str]]:
-    """The head and a row for each role; empty where there is nothing."""
+    """Return the head and a row for each role; empty if there is nothing."""
     found = {role: values for role, values in report.length_quantiles.items() if values}
     names = list(dict.fromkeys(name for values in found.values() for name in values))
     rows = [
@@ -345,7 +345,7 @@ def quantile_rows(report: DataReport) -> list[list[str]]:
 
 
 def label_totals(labels: Iterable[LabelCount]) -> dict[str, int]:
-    """The splits that have labels, and how many."""
+    """Return the number of labels in each split that has any."""
     totals = {role: sum(getattr(label, role) for label in labels) for role in ROLES}
     return {role: total for role, total in totals.items() if total}
 
@@ -367,7 +367,7 @@ def _labels(labels: Sequence[LabelCount], width: int) -> list[str]:
 
 
 def _label_lines(labels: Sequence[LabelCount], totals: Mapping[str, int], width: int) -> list[str]:
-    """A bar is as long as the label's share of its split, so that splits compare."""
+    """Format labels. Bars show the label's share of its split, so that splits can be compared."""
     shares = [{role: getattr(label, role) / total for role, total in totals.items()} for label in labels]
     highest = max(max(share.values()) for share in shares)
     names = [shortened(label.label, 24) for label in labels]

@@ -1,4 +1,4 @@
-"""A DataReport as one HTML page: no scripts, nothing loaded, made to be opened from a disk. Decides nothing."""
+"""A DataReport as one HTML page, to be opened from a disk: no scripts, nothing loaded. It decides nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from orchestrator.pages import data as words
 from orchestrator.pages import html as htmlpage
 from orchestrator.pages import svg
 
-_PLOTTED = 40  # bars; one for each
+_PLOTTED = 40  # most bars in a plot
 _ROWS_SHOWN = 20
 
 
 def html(report: DataReport) -> str:
-    """The whole page; it parses as XML too."""
+    """Make the page. It is well-formed XML, too."""
     names = words.short_names(report)
     body = (
         _head(report),
@@ -35,7 +35,7 @@ def html(report: DataReport) -> str:
 
 
 def _folded(table: str, rows: int, what: str) -> str:
-    """A long table behind its title."""
+    """Fold a long table behind its title."""
     if rows <= _ROWS_SHOWN or not table:
         return table
     return f"<details><summary>{many(rows, what)}</summary>{table}</details>"

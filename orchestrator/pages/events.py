@@ -1,4 +1,4 @@
-"""Events of the queue as people read them, each once. Text only; asks nothing."""
+"""Events of the queue for people, each shown once. Text only; no requests."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ Row = tuple[str, str, str]
 
 
 def event_rows(events: Sequence[EventView]) -> list[Row]:
-    """When, of which job (`cluster`: of none), and what.
+    """Return (time, job or `cluster`, text) for each event.
 
-    A job whose program ends by itself is stopping and has ended at one moment, for one reason: that is said once.
+    A job whose program ends by itself has two events at the same moment with the same text (stopping, ended), of which
+    one is shown.
     """
     said = {(one.job_id, one.at_s, one.message) for one in events if one.kind != State.STOPPING}
     shown = [one for one in events if one.kind != State.STOPPING or (one.job_id, one.at_s, one.message) not in said]

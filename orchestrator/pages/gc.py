@@ -1,4 +1,4 @@
-"""What `fleetune gc` prints, and the ages and sizes that it is given."""
+"""The output of `fleetune gc`, and the parsing of ages and sizes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPTIONS: Final = (
 
 
 def age_s(text: str, option: str = "--older-than") -> float:
-    """Seconds in `90m`, `12h`, `30d` or `2w`. Raises InputError."""
+    """Parse an age such as `90m`, `12h`, `30d` or `2w`, to seconds. Raises InputError."""
     match = _AGE.match(text.strip().lower())
     if match is None:
         raise InputError(f"{option} {text!r} is not a duration: give a number and s, m, h, d or w, as in 30d")
@@ -34,7 +34,7 @@ def age_s(text: str, option: str = "--older-than") -> float:
 
 
 def size_bytes(text: str) -> int:
-    """Bytes in `500GB` (powers of 1000) or `500GiB` (of 1024). Raises InputError."""
+    """Parse a size such as `500GB` (powers of 1000) or `500GiB` (of 1024), to bytes. Raises InputError."""
     match = _SIZE.match(text.strip())
     if match is None:
         raise InputError(f"--max-size {text!r} is no size: give a number and B, kB, MB, GB, TB or GiB, as in 500GB")
@@ -42,7 +42,7 @@ def size_bytes(text: str) -> int:
 
 
 def size_words(count: int) -> str:
-    """`0 B`, `312 kB`, `45.2 MB`, `1.3 TB`."""
+    """Format a size: `0 B`, `312 kB`, `45.2 MB`, `1.3 TB`."""
     size, power = float(count), 0
     while size >= 999.5 and power < len(_UNITS) - 1:
         size, power = size / 1000, power + 1
@@ -54,7 +54,7 @@ def age_words(seconds: float) -> str:
 
 
 def page(plan: GcPlan, found: Found, bounds: Bounds, now_s: float) -> str:
-    """The table and its totals, the same for a dry run; without a bound the largest come first."""
+    """Format the plan as a table with totals. It is the same for a dry run; without a bound, the largest come first."""
     rows = [*_run_rows(plan, now_s), *_leftover_rows(plan, found), *_prepared_rows(plan, now_s)]
     if not bounds.any:
         rows.sort(key=lambda row: -row[0])
@@ -62,7 +62,7 @@ def page(plan: GcPlan, found: Found, bounds: Bounds, now_s: float) -> str:
     return "\n".join([*(_columns(shown) if rows else ["no runs"]), *_totals(plan, found)])
 
 
-Row = tuple[int, tuple[str, ...]]  # size, and the cells
+Row = tuple[int, tuple[str, ...]]  # (size, cells)
 
 
 def _run_rows(plan: GcPlan, now_s: float) -> list[Row]:
@@ -136,14 +136,14 @@ def _totals(plan: GcPlan, found: Found) -> list[str]:
 
 
 def ending(removed: Sequence[Removed]) -> str:
-    """What was done, and what could not be."""
+    """Say what was removed, and what could not be."""
     problems = [f"could not remove {one.name}: {one.problem}" for one in removed if one.problem]
     done = [one for one in removed if not one.problem]
     return "\n".join([*problems, f"removed {size_words(sum(one.freed for one in done))} in {len(done)} places"])
 
 
 def as_json(plan: GcPlan, found: Found, storage_path: str, removed: Sequence[Removed] | None) -> str:
-    """For programs; `removed`: None for a dry run, or where there was no bound."""
+    """Format the result for programs. `removed`: None for a dry run, or without a bound."""
     problems = {one.name: one.problem for one in removed or () if one.problem}
     facts: dict[str, Any] = {
         "storage": storage_path,

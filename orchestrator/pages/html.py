@@ -1,4 +1,4 @@
-"""What our HTML pages share: the frame, the look, tables and cards. No scripts, nothing loaded, opened from a disk."""
+"""The common parts of our HTML pages: frame, style, tables and cards. No scripts; opened from a disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 from orchestrator.pages import data as datapage
 from orchestrator.pages import svg
 
-# Should a text from outside ever get past the escaping, it still cannot run or load anything.
+# If some external text ever evades the escaping, it still cannot run or load anything.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 STYLE = """
@@ -61,7 +61,7 @@ summary { cursor: pointer; color: var(--soft); font-size: 13px; } details table 
 
 
 def document(title: str, body: str, style: str = "") -> str:
-    """The whole page; it parses as XML too. `title` and `body` are markup already; `style` is CSS beside STYLE."""
+    """Make the page. It is well-formed XML, too. `title` and `body` are markup already; `style` is CSS after STYLE."""
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n<title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
@@ -71,12 +71,12 @@ def document(title: str, body: str, style: str = "") -> str:
 
 
 def shown(text: str) -> str:
-    """Every text of a page goes through here: no markup, no control characters."""
+    """Escape a text for the page, without control characters. Every text of a page must pass through here."""
     return escape(datapage.shown(text))
 
 
 def tag(name: str, inside: str = "", /, **attributes: str) -> str:
-    """`inside` is markup already; attributes are escaped, and left out where empty."""
+    """Make an element. `inside` is markup already; attributes are escaped, and left out if empty."""
     pairs = (f' {key.rstrip("_")}="{shown(value)}"' for key, value in attributes.items() if value)
     return f"<{name}{''.join(pairs)}>{inside}</{name}>"
 
@@ -90,13 +90,13 @@ def card(inside: str) -> str:
 
 
 def cell(text: str, kind: str = "", tip: str = "") -> str:
-    """`dir`, so that a text that is written from the right does not turn its neighbours around."""
+    """Make a table cell. `dir` keeps right-to-left text from affecting its neighbours."""
     direction = "auto" if kind == "text" else ""
     return tag("td", shown(text), class_=kind, dir=direction, title=tip if tip != text else "")
 
 
 def table(head: Sequence[str], rows: Sequence[str], numbers: int) -> str:
-    """Rows of cells; the last `numbers` columns are numbers."""
+    """Make a table from rows of cells. The last `numbers` columns are numbers."""
     kinds = [""] * (len(head) - numbers) + ["number"] * numbers
     titles = "".join(tag("th", shown(title), class_=kind) for title, kind in zip(head, kinds, strict=True))
     lines = "".join(f"<tr>{row}</tr>\n" for row in rows)

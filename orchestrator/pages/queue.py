@@ -1,4 +1,4 @@
-"""What the queue's commands print of jobs. Text only; asks nothing."""
+"""Pages about jobs, for commands of the queue. Text only; no requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Reason, State, Wante
 from orchestrator.queue.wording import telling
 
 QUEUE_HEAD: Final = ("JOB", "STATE", "TENANT", "PRIO", "SIZE", "TIME", "STEP", "SET", "NEXT")
-LONGEST_NEXT: Final = 100  # characters; `status` has the whole text
+LONGEST_NEXT: Final = 100  # characters; `status` shows the whole text
 LONGEST_SET: Final = 60
 DAY_S: Final = 86_400.0
 
@@ -29,12 +29,12 @@ def queue_page(
     asked: Sequence[State] = (),
     set_aside: Sequence[str] = (),
 ) -> str:
-    """The table of `fleetune queue`.
+    """Format the table of `fleetune queue`.
 
     Args:
         jobs: in the order in which they are shown.
-        whys: by job.
-        asked: the only states that were asked for.
+        whys: explanations, by job.
+        asked: the states that the user asked for; empty: all.
         set_aside: jobs that the server cannot read or plan, each with the reason.
     """
     prioritised, several = any(job.priority for job in jobs), len({job.tenant for job in jobs}) > 1
@@ -58,7 +58,7 @@ def queue_page(
 
 
 def in_order(jobs: Sequence[JobView]) -> list[JobView]:
-    """What runs first, as it was started; then what waits, by priority and submission; then what has ended."""
+    """Sort jobs: running ones by start, then waiting ones by priority and submission, then ended ones."""
 
     def key(job: JobView) -> tuple[int, float, float]:
         if job.state in HOLDS_A_LEASE:
@@ -106,7 +106,7 @@ def _state(job: JobView) -> str:
 
 
 def size_words(job: JobView) -> str:
-    """`4 x 1 H100`, `2 x 8 GPU`, `1 x 2 CPU`; `2-8 x 1 GPU` of one that waits and could have any of these."""
+    """Format a job's size: `4 x 1 H100`, `2 x 8 GPU`, `1 x 2 CPU`; `2-8 x 1 GPU` if it is elastic and waits."""
     workers = f"{job.sizes[0]}-{job.sizes[-1]}" if job.sizes and job.state is State.QUEUED else str(job.num_workers)
     if job.gpus_per_worker:
         return f"{workers} x {job.gpus_per_worker} {job.accelerator_type or 'GPU'}"
@@ -114,14 +114,14 @@ def size_words(job: JobView) -> str:
 
 
 def label_words(labels: Mapping[str, str]) -> str:
-    """`learning_rate=1e-05 warmup_ratio=0.1`; the section of a field is left out where its last part tells."""
+    """Format labels: `learning_rate=1e-05 warmup_ratio=0.1`. Sections of fields are left out if that is unambiguous."""
     last = [name.rpartition(".")[2] for name in labels]
     shown = [part if last.count(part) == 1 else name for name, part in zip(labels, last, strict=True)]
     return " ".join(f"{name}={value}" for name, value in zip(shown, labels.values(), strict=True))
 
 
 def _time(job: JobView, now_s: float) -> str:
-    """For how long it has run, waited or been paused, or how long ago it ended."""
+    """Format how long a job has run, waited or been paused, or how long ago it ended."""
     if job.state in ENDED:
         return f"{long_duration(now_s - job.ended_s)} ago" if job.ended_s is not None else ""
     if is_paused(job):
@@ -138,7 +138,7 @@ def steps(job: JobView) -> str:
 
 
 def _next(job: JobView, why: WhyView | None, now_s: float) -> str:
-    """What is to be expected of it, or how it ended."""
+    """Say what is expected next for a job, or how it ended."""
     if job.state in ENDED:
         return job.message if job.state is not State.SUCCEEDED and job.message else metrics_words(job)
     if job.state in HOLDS_A_LEASE:
@@ -167,7 +167,7 @@ def long_duration(seconds: float) -> str:
 
 
 def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], now_s: float, log_end: str = "") -> str:
-    """`fleetune status`. `events`: the last ones; `log_end`: of a job that has failed."""
+    """Format the page of `fleetune status`. `events`: the last ones; `log_end`: for a job that has failed."""
     state = _state(job)
     message = "\n".join(map(plain, telling(state, job.message).splitlines()))
     named = f"{state} ({job.reason})" if telling(state, job.reason) else state
@@ -196,7 +196,7 @@ def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], 
         ("go on", f"fleetune resume {job.job_id}" if state == "paused" else ""),
         ("again", f"fleetune retry {job.job_id}" if job.state in (State.FAILED, State.CANCELLED) else ""),
     ]
-    # The message of `state` has several lines, which are plain already.
+    # The message in `state` has several lines, which are plain already.
     parts = [table((name, value if name == "state" else plain(value)) for name, value in rows if value)]
     if why is not None:
         parts.append(why.text)

@@ -1,4 +1,4 @@
-"""Rows as the model sees them, on a terminal: targets stand out, and samples that meet in a row are kept apart."""
+"""Rows as the model sees them, on a terminal: with targets highlighted, and packed samples kept apart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rows_json(rows: list[ShownRow]) -> str:
 
 
 def rows_page(rows: list[ShownRow], colour: bool) -> str:
-    """All rows, one after the other, and a legend."""
+    """Format all rows, with a legend."""
     how = "inverse" if colour else f"in {_OPEN}{_CLOSE}"
     origin = "prepared data" if rows[0].prepared else "the first samples: nothing is prepared yet"
     causal = rows[0].samples[0].label is None
@@ -45,7 +45,7 @@ def _sample(place: int, sample: ShownSample, colour: bool) -> str:
 
 
 def _text(sample: ShownSample, colour: bool) -> str:
-    """The text with its runs of targets marked."""
+    """Return the text with runs of targets marked."""
     before, after = (_TARGET, _OFF) if colour else (_OPEN, _CLOSE)
     parts, inside = [], False
     for piece, target in zip(sample.pieces, sample.targets, strict=True):
@@ -59,12 +59,12 @@ def _text(sample: ShownSample, colour: bool) -> str:
 
 
 def _printable(text: str) -> str:
-    """Without what would steer the terminal."""
+    """Return the text without terminal control sequences."""
     return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
 
 
 def _ids(sample: ShownSample) -> str:
-    """The first and last token ids; those of targets with a star."""
+    """Return the first and last token ids, those of targets with a star."""
     ids = [f"{token}{'*' if target else ''}" for token, target in zip(sample.tokens, sample.targets, strict=True)]
     if len(ids) > TOKENS_SHOWN:
         ids = [*ids[: TOKENS_SHOWN // 2], "...", *ids[-TOKENS_SHOWN // 2 :]]

@@ -1,4 +1,4 @@
-"""What the commands print for people: plans, runs and the reference of the spec. Text only; decides nothing."""
+"""Pages about plans, runs and the fields of specs. Text only; nothing is decided here."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Row = tuple[str, str]
 
 
 def table(rows: Iterable[Row], indent: str = "") -> str:
-    """Two columns."""
+    """Align two columns."""
     rows = list(rows)
     width = max((len(left) for left, _ in rows), default=0)
     return "\n".join(f"{indent}{left.ljust(width)}  {right}".rstrip() for left, right in rows)
 
 
 def plan(spec: Spec) -> dict[str, str]:
-    """What a spec would run, as far as it can be told without reading the data. Raises SpecError."""
+    """Describe what a spec would run, as far as is known without reading the data. Raises SpecError."""
     train, data, resources = spec.train, spec.data, spec.resources
     batching = plan_batching(spec)
     empty = batching.places - batching.rows
@@ -67,7 +67,7 @@ def plan(spec: Spec) -> dict[str, str]:
 
 
 def validated_page(facts: Mapping[str, str], found: Validated, gpu_note: str | None) -> str:
-    """What `fleetune validate` says where there is no problem.
+    """Format the output of `fleetune validate` if there is no problem.
 
     Args:
         gpu_note: why a run on this machine would be refused; the spec may be for a cluster.
@@ -85,7 +85,7 @@ def sources_words(sources: Iterable[Source]) -> str:
 
 
 def prepared_page(facts: Mapping[str, Any], spec: Spec) -> str:
-    """What `fleetune data prepare` says at its end."""
+    """Format the output of `fleetune data prepare`."""
     rows = [("prepared at", str(facts["root"])), ("records", f"{facts['records']:,}")]
     if facts["bad_rows"]:
         rows.append(("set aside", f"{facts['bad_rows']:,} bad rows, listed in bad_rows.jsonl of their source"))
@@ -104,7 +104,7 @@ def is_terminal() -> bool:
 
 
 def terminal_width() -> int:
-    """Columns of the terminal; 100 where there is none."""
+    """Return the columns of the terminal; 100 if stdout is not one."""
     return shutil.get_terminal_size((100, 24)).columns if is_terminal() else 100
 
 
@@ -125,15 +125,15 @@ def _warmup_words(spec: Spec) -> str:
 
 
 def numbers(metrics: Mapping[str, float]) -> str:
-    """`train loss 0.4312  accuracy 0.830 (majority class 0.5)`."""
+    """Format metrics: `train loss 0.4312  accuracy 0.830 (majority class 0.5)`."""
     return "  ".join(metric_words(metrics))
 
 
 def ending(outcome: Outcome, root: str | None, labels: Sequence[str] = (), *, told: bool = False) -> str:
-    """The table at the end of `fleetune run`.
+    """Format the table at the end of `fleetune run`.
 
     Args:
-        told: whether the run's last line has given the reason, the logs and the command to go on.
+        told: whether the run's last line has given the reason, the logs and the command to resume.
     """
     rows = [("status", f"{outcome.status} after {many(outcome.step, 'step')}")]
     if outcome.reason and not told:
@@ -152,7 +152,7 @@ def ending(outcome: Outcome, root: str | None, labels: Sequence[str] = (), *, to
 
 
 def _before_and_after(before: Mapping[str, float], after: Mapping[str, float], step: int | None) -> list[Row]:
-    """Metrics before training, and after the step that was evaluated last; which step that was, if it is known."""
+    """Return rows with the metrics before training and of the last evaluation, with its step if known."""
     evaluated = numbers({name: value for name, value in after.items() if name.startswith("eval_")})
     rows = [("before", numbers(before)), ("after" if step is None else f"after step {step}", evaluated)]
     if before and not evaluated:
@@ -163,7 +163,7 @@ def _before_and_after(before: Mapping[str, float], after: Mapping[str, float], s
 
 
 def class_rows(confusion: Sequence[Sequence[int]] | None, labels: Sequence[str]) -> list[Row]:
-    """F1, precision and recall of each class, and which classes the model takes it for; empty without a matrix."""
+    """Return F1, precision and recall of each class, and what it is predicted as; empty without a confusion matrix."""
     if not confusion:
         return []
     names = list(labels) if len(labels) == len(confusion) else [str(number) for number in range(len(confusion))]
@@ -190,13 +190,13 @@ def runs_table(runs: list[RunSummary], now: datetime.datetime) -> str:
 
 
 def _metrics_of(run: RunSummary) -> str:
-    """The metrics; and the step of those that were evaluated, where training has gone on since."""
+    """Format the metrics, with the step of the evaluation if training has gone on since."""
     earlier = run.evaluated_step is not None and run.evaluated_step != run.step
     return numbers(run.metrics) + (f"  (evaluated after step {run.evaluated_step})" if earlier else "")
 
 
 def status_words(run: RunSummary) -> str:
-    """`running`, `succeeded`; `lost (12m00s silent)`."""
+    """Format the status: `running`, `succeeded`, `lost (12m00s silent)`."""
     return f"lost ({duration(run.silent_s)} silent)" if run.status == "lost" and run.silent_s else run.status
 
 
@@ -208,13 +208,13 @@ def _ago(at: datetime.datetime | None, now: datetime.datetime) -> str:
 
 
 def run_page(details: RunDetails) -> str:
-    """`fleetune show`."""
+    """Format the page of `fleetune show`."""
     run, spec = details.summary, details.spec
     steps = f"{run.step}/{details.total_steps}" if details.total_steps else str(run.step)
     rows = [("run", run.name), ("status", status_words(run))]
     if run.reason:
         rows.append(("reason", run.reason))
-    job = spec.get("base", spec)  # of a sweep, what its trials change
+    job = spec.get("base", spec)  # in a sweep, the base job of its trials
     rows += [("model", str(job.get("model", {}).get("path"))), ("data", _data_of(job))]
     if "base" in spec:
         rows.append(("trials", f"fleetune sweep leaderboard {details.paths['run']}"))
@@ -230,7 +230,7 @@ def run_page(details: RunDetails) -> str:
 
 
 def _data_of(spec: Mapping[str, Any]) -> str:
-    """Where the samples came from, out of a spec.json of any release."""
+    """Return the paths of the training data, from a spec.json of any release."""
     train = spec.get("data", {}).get("train")
     if isinstance(train, list):
         return ", ".join(str(one.get("path")) if isinstance(one, dict) else str(one) for one in train)
@@ -238,12 +238,12 @@ def _data_of(spec: Mapping[str, Any]) -> str:
 
 
 def _event_row(event: Mapping[str, Any]) -> Row:
-    message = str(event.get("message", "")).partition("\n")[0]  # the last one also has paths, which stand above
+    message = str(event.get("message", "")).partition("\n")[0]  # the last event also has paths, which are shown above
     return when_written(str(event.get("at", ""))), f"{event.get('kind', '')}: {message}"
 
 
 def reference(kind: Kind = "finetune") -> str:
-    """Every field of a spec of that kind, section by section."""
+    """Describe every field of a kind of spec, section by section."""
     lines = [f"Spec of kind {kind}, schema version {SCHEMA_VERSION}. (*) marks what must be given.", ""]
     for name, info in spec_fields(kind).items():
         depth = "  " * name.count(".")
@@ -270,7 +270,7 @@ def _default(info: FieldInfo) -> str:
 
 
 def _type_name(annotation: Any) -> str:
-    """The type in words: `whole number`, `one of a, b`, `list of text`."""
+    """Name a type in words: `whole number`, `one of a, b`, `list of text`."""
     if get_origin(annotation) is Literal:
         choices = get_args(annotation)
         return str(choices[0]) if len(choices) == 1 else "one of " + ", ".join(str(choice) for choice in choices)

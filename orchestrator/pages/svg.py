@@ -1,4 +1,4 @@
-"""Plots as SVG text: bars, axes, ticks, and the words for their numbers. Pure functions; STYLE has the colours."""
+"""Plots as SVG text: bars, axes, ticks, and formatted numbers. Pure functions; STYLE has the colours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-# Goes into the <style> of a page once. Colours of series are told apart by those who see no red or no green.
+# CSS for a page that has plots, needed once. The colours are distinguishable with red-green colour blindness.
 STYLE = """
 :root { --plot-text: #5b6068; --plot-line: #d9dce1; --plot-mark: #b3261e; --plot-0: #3569c4; --plot-1: #e0912f; }
 @media (prefers-color-scheme: dark) {
@@ -31,16 +31,16 @@ svg.plot .s1 { fill: var(--plot-1); }
 .swatch.s1 { background: var(--plot-1); }
 @media print { svg.plot, .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
-LABEL_CELLS = 24  # characters of a label that bar_chart has room for; wide ones count twice
+LABEL_CELLS = 24  # most characters of a label in a bar chart; wide ones count twice
 
 WIDTH = 560.0
-_SMALLEST_BAR = 1.5  # pixels: what is there is seen, however little it is
+_SMALLEST_BAR = 1.5  # pixels; any value above 0 is visible
 _BAR_HEIGHT, _ROW_GAP = 14.0, 10.0
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A line across a plot at a value of its x axis."""
+    """A line across a plot, at a value of the x axis."""
 
     at: float
     label: str
@@ -48,30 +48,30 @@ class Mark:
 
 @dataclass(frozen=True)
 class BarRow:
-    """One category of a bar chart: a bar for each series."""
+    """One category of a bar chart, with a bar for each series."""
 
     label: str  # at most LABEL_CELLS
     values: tuple[float, ...]
     words: tuple[str, ...]  # printed at the end of each bar
-    tips: tuple[str, ...]  # shown when the pointer rests on it
+    tips: tuple[str, ...]  # shown when the pointer rests on the bar
 
 
 @dataclass(frozen=True)
 class Bins:
-    """counts[i] values lie in [edges[i], edges[i + 1])."""
+    """counts[i] is the number of values in [edges[i], edges[i + 1])."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
 
     def filled(self) -> Bins:
-        """Without the empty bins at both ends."""
+        """Return the bins without empty ones at both ends."""
         there = [index for index, count in enumerate(self.counts) if count]
         if not there:
             return Bins((), ())
         return Bins(self.edges[there[0] : there[-1] + 2], self.counts[there[0] : there[-1] + 1])
 
     def merged(self, most: int, edge: float) -> Bins:
-        """Neighbours joined until there are about `most`; none goes across `edge` if that is an edge."""
+        """Merge neighbours until there are about `most` bins; none spans `edge` if that is an edge."""
         step = math.ceil(len(self.counts) / most)
         first = self.edges.index(edge) % step if edge in self.edges else 0
         bounds = sorted({0, *range(first, len(self.counts), step), len(self.counts)})
@@ -80,13 +80,16 @@ class Bins:
 
 
 def bin_words(low: float, high: float) -> str:
-    """The whole numbers in [low, high): `128–255`."""
+    """Format the whole numbers in [low, high): `128–255`."""
     first, last = math.ceil(low), math.ceil(high) - 1
     return f"{first:,}–{last:,}" if last > first else f"{first:,}"
 
 
 def element(name: str, inside: str = "", /, **attributes: str | float) -> str:
-    """`inside` is markup already; values of attributes are escaped. class_ is class, text_anchor is text-anchor."""
+    """Make an element. `inside` is markup already; values of attributes are escaped.
+
+    Attribute names are adapted: class_ becomes class, text_anchor becomes text-anchor.
+    """
     pairs = (
         f' {key.rstrip("_").replace("_", "-")}="{escape(value) if isinstance(value, str) else f"{value:g}"}"'
         for key, value in attributes.items()
@@ -95,7 +98,10 @@ def element(name: str, inside: str = "", /, **attributes: str | float) -> str:
 
 
 def nice_step(span: float, most: int) -> float:
-    """The smallest of 1, 2, 5, 10, 20, 50 ... (and 0.5, 0.2 ...) that divides `span` into at most `most` parts."""
+    """Return the smallest of 1, 2, 5, 10, 20, 50 ...
+
+    (and 0.5, 0.2 ...) that splits `span` into at most `most` parts.
+    """
     if span <= 0:
         return 1.0
     raw = span / most
@@ -104,7 +110,7 @@ def nice_step(span: float, most: int) -> float:
 
 
 def nice_ticks(low: float, high: float, most: int = 6, *, whole: bool = False) -> list[float]:
-    """Round values within [low, high]; `whole`: no fractions between them."""
+    """Return round values within [low, high]; `whole`: whole numbers only."""
     step = nice_step(high - low, most)
     step = max(step, 1.0) if whole else step
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -112,7 +118,7 @@ def nice_ticks(low: float, high: float, most: int = 6, *, whole: bool = False) -
 
 
 def compact(value: float) -> str:
-    """`0.25`, `950`, `1.2k`, `35M`: three digits at most."""
+    """Format a number with at most three digits: `0.25`, `950`, `1.2k`, `35M`."""
     for unit, sign in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit * 0.9995:
             return f"{float(f'{value / unit:.3g}'):g}{sign}"
@@ -120,12 +126,12 @@ def compact(value: float) -> str:
 
 
 def grouped(value: float) -> str:
-    """`1,024`; what is no whole number, or a large one, as `compact` has it."""
+    """Format a number as in `1,024`; fractions and large numbers as `compact` does."""
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e6 else compact(value)
 
 
 def percent(part: float, whole: float = 1.0) -> str:
-    """`0 %` and `100 %` only where it is none and all."""
+    """Format a percentage. `0 %` and `100 %` mean exactly none and all."""
     share = 100 * part / whole if whole else 0.0
     if share in (0, 100):
         return f"{share:.0f} %"
@@ -142,7 +148,7 @@ def size(count: int) -> str:
 
 
 def even_bins(edges: Sequence[float], low: float, high: float) -> Callable[[float], float]:
-    """From a value to its place in [low, high], where every bin is equally wide, whatever values it spans."""
+    """Return a function from a value to its place in [low, high], such that all bins have the same width."""
     bins = len(edges) - 1
 
     def place(value: float) -> float:
@@ -156,7 +162,7 @@ def even_bins(edges: Sequence[float], low: float, high: float) -> Callable[[floa
 
 
 def figure(height: float, body: str, title: str) -> str:
-    """The <svg> around a body that is drawn for a width of 560."""
+    """Make the <svg> element around a body that is drawn for a width of 560."""
     return element(
         "svg",
         body,
@@ -178,7 +184,7 @@ def histogram(
     mark: Mark | None = None,
     series: int = 0,
 ) -> str:
-    """Upright bars, a tip for each. Empty text where there are no bins."""
+    """Draw a histogram of vertical bars with a tip for each. '': there are no bins."""
     edges, counts = bins.edges, bins.counts
     if not counts:
         return ""
@@ -203,7 +209,7 @@ def histogram(
 
 
 def bar_chart(rows: Sequence[BarRow], *, title: str, x_label: str, number: Callable[[float], str] = compact) -> str:
-    """Lying bars, those of one row below each other. Empty text where there are none."""
+    """Draw horizontal bars, those of one row below each other. '': there are no rows."""
     if not rows:
         return ""
     left, right, top = 168.0, WIDTH - 74, 6.0
@@ -219,7 +225,7 @@ def bar_chart(rows: Sequence[BarRow], *, title: str, x_label: str, number: Calla
 
 
 def legend(names: Sequence[str]) -> str:
-    """HTML: which colour is which series."""
+    """Make an HTML legend of the series."""
     items = (f'<span><i class="swatch s{index}"></i> {escape(name)}</span>' for index, name in enumerate(names))
     return f'<p class="legend">{" ".join(items)}</p>'
 
@@ -231,7 +237,7 @@ def up_to_tick(value: float, whole: bool = False) -> float:
 
 
 def _ticks_of(edges: Sequence[float]) -> list[float]:
-    """Round numbers where bins span the same; else edges, as many as can be read."""
+    """Return round numbers if all bins are equally wide; else edges, as many as are readable."""
     spans = [after - before for before, after in itertools.pairwise(edges)]
     if max(spans) <= 1.1 * min(spans):
         return nice_ticks(edges[0], edges[-1], 8)
@@ -278,7 +284,7 @@ def x_axis(
 
 
 def _mark(mark: Mark, last: float, x: float, top: float, bottom: float) -> str:
-    """A value past the end of the axis is marked at its end, with an arrow."""
+    """Draw a mark. A value beyond the end of the axis is drawn at its end, with an arrow."""
     on_the_left = x < WIDTH / 2
     label = f"{mark.label} →" if mark.at > last else mark.label
     line = element("line", class_="mark", x1=x, x2=x, y1=top - 8, y2=bottom)

@@ -1,4 +1,4 @@
-"""Areas over time, stacked, as SVG text. Pure functions; STYLE, beside that of `svg`, has the colours."""
+"""Stacked areas over time, as SVG text. Pure functions; STYLE, in addition to that of `svg`, has the colours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from html import escape
 
 from orchestrator.pages import svg
 
-# Neighbours are told apart by those who see no red or no green, also by how light they are; the last one is grey.
+# Adjacent colours differ in lightness, too, for colour-blind readers. The last one is grey.
 STYLE = """
 :root { --area-0: #0072b2; --area-1: #e69f00; --area-2: #009e73; --area-3: #cc79a7; --area-4: #56b4e9;
   --area-5: #d55e00; --area-6: #e3d43a; --area-7: #9aa0a8; --area-gap: #fff; }
@@ -30,7 +30,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, svg.WIDTH - 14, 26.0, 214.0
 
 @dataclass(frozen=True)
 class Area:
-    """One layer of a stack: a value, never below 0, for each span between edges."""
+    """One layer of a stack, with a value of at least 0 for each span between edges."""
 
     name: str
     values: tuple[float, ...]
@@ -47,9 +47,9 @@ def stacked_area(
     tips: Sequence[str],
     limit: svg.Mark | None = None,
 ) -> str:
-    """Layers from below in the order given, as steps between the edges, and a tip for each span.
+    """Draw layers from bottom to top in the given order, as steps between the edges, with a tip for each span.
 
-    `limit` is a line across the plot at a value of its y axis. Empty text where there is no span.
+    `limit` is a line across the plot at a value of the y axis. Returns '' if there is no span.
     """
     if len(edges) < 2 or not areas:
         return ""
@@ -68,7 +68,7 @@ def stacked_area(
 
 
 def legend(areas: Sequence[Area]) -> str:
-    """HTML: which colour is which layer, the top one first."""
+    """Make an HTML legend of the layers, the top one first."""
     items = (f'<span><i class="swatch a{area.colour}"></i> {escape(area.name)}</span>' for area in reversed(areas))
     return f'<p class="legend">{" ".join(items)}</p>'
 
@@ -78,7 +78,7 @@ def _sum(low: Sequence[float], more: Sequence[float]) -> tuple[float, ...]:
 
 
 def _outline(xs: Sequence[float], low: Sequence[float], high: Sequence[float], highest: float) -> str:
-    """Along the top from the left, and back along the bottom."""
+    """Return the path along the top from left to right, and back along the bottom."""
     there = _steps(xs, high, highest)
     back = _steps(xs, low, highest)[::-1]
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in there + back) + "Z"

@@ -1,4 +1,4 @@
-"""What is printed of a sweep while it goes on: the live table, and `fleetune sweep status`. Text only; asks nothing."""
+"""Pages about a running sweep: the live table, and `fleetune sweep status`. Text only; no requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from orchestrator.pages.tables import GAP, cut, plain
 
 MOST_ROWS: Final = 20
 FEWEST_ROWS: Final = 3
-_LEAST_STATE: Final = 12  # characters of the last column
+_LEAST_STATE: Final = 12  # least characters of the last column
 _MOST_CELL: Final = 12
 _TOKENS, _LOSS = "tokens", "training loss"
 
@@ -28,14 +28,14 @@ Kind = Literal["head", "best", "running", "failed", "other", "note"]
 
 
 class Line(NamedTuple):
-    """A line on the screen, and what it shows: each kind has a style of its own."""
+    """A line on the screen, and its kind, which determines the style."""
 
     text: str
     kind: Kind
 
 
 def shown_trials(standing: Standing, most: int) -> tuple[TrialNow, ...]:
-    """The trials that get a row: those that ended or wait, the best first, and below them those that are running.
+    """Return the trials to show: those that ended or wait, the best first, and below them those that are running.
 
     If there are more than `most`, the running ones and the best ones are kept.
     """
@@ -45,16 +45,16 @@ def shown_trials(standing: Standing, most: int) -> tuple[TrialNow, ...]:
 
 
 def screen(standing: Standing, width: int, height: int) -> list[Line]:
-    """The live table, without its last line.
+    """Make the live table, without its last line.
 
     Args:
-        width: columns of the terminal. The less important columns are left out where they do not fit.
-        height: most lines; if they are too few, at least FEWEST_ROWS trials are shown anyway.
+        width: columns of the terminal. Less important columns are left out if they do not fit.
+        height: most lines; but at least FEWEST_ROWS trials are shown.
     """
     if not standing.trials:
         return []
     depth = max(len(_head_words(name)) for name in _heads(standing))
-    notes = 3  # below the rows: the best, what is not shown, and the counts
+    notes = 3  # lines below the rows: the best trial, what is not shown, and the counts
     rows = shown_trials(standing, max(min(MOST_ROWS, height - depth - notes), FEWEST_ROWS))
     texts = _columns(standing, rows, width)
     lines = [Line(text, "head") for text in texts[: -len(rows)]]
@@ -70,13 +70,13 @@ def screen(standing: Standing, width: int, height: int) -> list[Line]:
 
 
 def time_words(standing: Standing) -> str:
-    """`3m20s passed, about 5m00s to go`."""
+    """Format the time: `3m20s passed, about 5m00s to go`."""
     left = "" if standing.remaining_s is None else f", about {duration(standing.remaining_s)} to go"
     return f"{duration(standing.used_s)} passed{left}"
 
 
 def budget_words(standing: Standing) -> list[str]:
-    """`12,345 tokens, 1.2 of 3.5 runs`, and each other bound of the budget."""
+    """Describe the used budget: `12,345 tokens, 1.2 of 3.5 runs`, and each other bound."""
     budget, runs = standing.budget, standing.runs or 0.0
     tokens = f"{standing.tokens:,}{f' of {budget.tokens:,}' if budget.tokens is not None else ''} tokens"
     words = [f"{tokens}, {runs:.1f}{f' of {budget.runs:g}' if budget.runs is not None else ''} runs"]
@@ -90,19 +90,19 @@ def budget_words(standing: Standing) -> list[str]:
 
 
 def counts_words(counts: dict[str, int]) -> str:
-    """`2 running, 4 finished, 1 failed`."""
+    """Format counts by state: `2 running, 4 finished, 1 failed`."""
     return ", ".join(f"{count} {state}" for state, count in counts.items())
 
 
 def best_words(trial: TrialNow, standing: Standing) -> str:
-    """`trial 3, loss 0.4312 after step 12 of 12 (learning_rate 3.2e-04)`."""
+    """Describe a trial: `trial 3, loss 0.4312 after step 12 of 12 (learning_rate 3.2e-04)`."""
     metric = standing.judged.removeprefix("eval_")
     where = f"{metric} {trial.score:.4f} after step {trial.scored_step} of {trial.total_steps}"
     return f"trial {trial.number}, {where} ({_values_words(trial)})"
 
 
 def status_page(run: RunSummary, standing: Standing) -> str:
-    """`fleetune sweep status`. `run`: of the sweep, as `fleetune runs` has it."""
+    """Format the page of `fleetune sweep status`. `run`: the sweep's entry in `fleetune runs`."""
     counts = f": {counts_words(standing.counts)}" if standing.trials else ""
     rows = [("sweep", run.name), ("status", status_words(run)), *([("reason", run.reason)] if run.reason else [])]
     if standing.phase is not None:
@@ -136,14 +136,14 @@ def _kind(trial: TrialNow, standing: Standing) -> Kind:
 
 
 def _heads(standing: Standing) -> list[str]:
-    """Of all columns, the last of which is aligned to the left."""
+    """Return the heads of all columns. The last column is aligned to the left."""
     metric = standing.judged.removeprefix("eval_").rpartition(":")[2]
     values = [short_name(name) for name in standing.names]
     return ["trial", *values, f"held-out {metric}", _LOSS, "step", _TOKENS, "state"]
 
 
 def _head_words(head: str) -> list[str]:
-    """A head stands on several lines: names of fields are much longer than their values."""
+    """Split a head into several lines, since names of fields are much longer than their values."""
     return [cut(word, _MOST_CELL) for word in head.replace("_", " ").split()]
 
 
@@ -160,7 +160,10 @@ def _cells(trial: TrialNow, standing: Standing) -> list[str]:
 
 
 def _columns(standing: Standing, trials: Sequence[TrialNow], width: int) -> list[str]:
-    """Lines of the heads and of the trials. Tokens, training losses, and then the last values go where it is narrow."""
+    """Return lines of heads and trials.
+
+    If they are too wide, tokens, training losses and the last values are dropped.
+    """
     heads, rows = _heads(standing), [_cells(trial, standing) for trial in trials]
     words = [_head_words(head) for head in heads]
     widths = [max(map(len, [*words[at], *(row[at] for row in rows)])) for at in range(len(heads))]

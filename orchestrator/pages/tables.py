@@ -1,4 +1,4 @@
-"""Tables for people: as wide as the terminal at most, and plain columns where there is none."""
+"""Tables for people: at most as wide as the terminal, or plain columns without one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ LEAST_LAST: Final = 20
 def columns(
     head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None, droppable: Sequence[str] = ()
 ) -> str:
-    """Columns without a value in any row are left out.
+    """Format a table. Columns that are empty in all rows are left out.
 
     Args:
-        width: None: as wide as it gets.
-        droppable: heads of columns that are left out where the table is too wide, the first of them first. The last
-            column is cut before, down to LEAST_LAST characters, and after.
+        width: most characters of a line; None: no limit.
+        droppable: heads of columns that may be dropped if the table is too wide, in this order. Before that, the last
+            column is cut down to LEAST_LAST characters; after that, lines are cut.
     """
     rows = [tuple(map(plain, row)) for row in rows]
     kept = [at for at in range(len(head)) if any(row[at] for row in rows)] or list(range(len(head)))
@@ -30,7 +30,7 @@ def columns(
 
 
 def plain(text: str) -> str:
-    """One line, and nothing that a terminal would take for an order."""
+    """Return the text as one line without control characters."""
     return text if text.isprintable() else "".join(one if one.isprintable() else " " for one in text)
 
 
@@ -43,7 +43,7 @@ def _widths(head: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence[i
 
 
 def _width(head: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence[int]) -> int:
-    """The least."""
+    """Return the least width of the table, with the last column cut."""
     *others, last = _widths(head, rows, kept)
     return sum(others) + min(last, LEAST_LAST) + len(GAP) * len(others)
 

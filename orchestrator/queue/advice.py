@@ -1,4 +1,4 @@
-"""What to do about a job that has ended otherwise than it should: the same words wherever people read them."""
+"""Advice on what to do about a job that did not succeed. All interfaces show the same text."""
 
 from __future__ import annotations
 

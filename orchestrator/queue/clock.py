@@ -1,4 +1,4 @@
-"""The time that decisions go by."""
+"""The clocks that decisions are based on."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-TOLERANCE_S: Final = 60.0  # by which a clock may be set, or differ from another server's, without being doubted
+TOLERANCE_S: Final = 60.0  # tolerated difference from the steady clock or from another server's clock
+# seconds after which a jump of the clock is accepted
 _SETTLES_S: Final = 2 * 3600.0
+# longest time without a leader, in seconds, after which the clock of the machine is still trusted
 _LONGEST_DOWN_S: Final = 30 * 86400.0
 
 
 class Clock(Protocol):
     def now_s(self) -> float:
-        """Seconds since 1970, never less than before, but where a wrong clock was put right."""
+        """Return seconds since 1970. They never decrease, unless a wrong clock is corrected."""
 
     def steady_s(self) -> float:
-        """Seconds that pass evenly also while this process is frozen, from an unknown start."""
+        """Return seconds since an unknown start. They pass evenly, also while this process is frozen."""
 
 
 def _steady_s() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)  # which goes on while the machine is suspended
+    return time.clock_gettime(time.CLOCK_BOOTTIME)  # goes on while the machine is suspended
 
 
 class SystemClock:
-    """The machine's time, without its jumps.
+    """The machine's clock, without its jumps. Thread-safe.
 
-    The machine's clock is followed as long as it agrees with the steady clock within a minute, and held where it goes
-    back by less. After a jump time goes on evenly from where it was. If the jump has not been taken back within two
-    hours, the machine's clock is believed, also where that means to go back. Thread-safe.
+    The machine's clock is followed as long as it agrees with the steady clock within a minute. If it goes back by less,
+    the time stands still. After a larger jump, time goes on evenly from before the jump. If the jump has not been
+    undone within two hours, the machine's clock is accepted, even if that means going back.
     """
 
     def __init__(
@@ -41,16 +43,16 @@ class SystemClock:
     ) -> None:
         """
         Args:
-            not_before_s: the newest time of the leaders before, from the store. The machine's clock is doubted where it
-                is behind that, or more than a month ahead.
-            say: tells people of jumps.
+            not_before_s: the newest time that earlier leaders have written to the store. The machine's clock is not
+                trusted if it is behind this time, or more than a month ahead.
+            say: reports jumps to people.
         """
         self._say, self._wall, self._steady = say, wall, steady
         self._lock = threading.Lock()
         now_s, self._at_s = wall(), steady()
         fits = not not_before_s or -TOLERANCE_S <= now_s - not_before_s <= _LONGEST_DOWN_S
         self._now_s = max(now_s, not_before_s) if fits else not_before_s
-        self._doubted: tuple[float, float] | None = None  # by how much the clock is off, and since when
+        self._doubted: tuple[float, float] | None = None  # (deviation of the machine's clock, steady time since when)
 
     def now_s(self) -> float:
         with self._lock:
@@ -64,7 +66,7 @@ class SystemClock:
         return self._steady()
 
     def _go_on(self) -> str:
-        """Take the time of now. Returns what there is to say."""
+        """Advance the time. Returns a message about a jump; '': nothing to report."""
         wall_s, at_s = self._wall(), self._steady()
         expected_s, self._at_s = self._now_s + at_s - self._at_s, at_s
         off_s = wall_s - expected_s

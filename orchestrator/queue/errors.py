@@ -1,4 +1,4 @@
-"""What the queue refuses. Branches of the tree in `cluster.errors`; each says with which HTTP status it is answered."""
+"""Errors of the queue: branches of the tree in `cluster.errors`, each with its HTTP status."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAMED = 5
 
 
 class QueueError(InputError):
-    """What was asked cannot be done."""
+    """A request that the queue refuses."""
 
     status = 400
 
@@ -21,7 +21,7 @@ class UnknownJob(QueueError):
 
 
 class UnreadableJob(QueueError):
-    """The job's row cannot be read by this release. `tenant`: whose job it is."""
+    """The job's row cannot be read by this release. `tenant`: the tenant of the job."""
 
     status = 500
 
@@ -35,7 +35,7 @@ class UnknownTenant(QueueError):
 
     @classmethod
     def among(cls, name: str, known: Collection[str]) -> UnknownTenant:
-        """With the one that was probably meant, or else some of those that there are."""
+        """Make the error with the tenant that was probably meant, or with some of the existing ones."""
         some = ", ".join(sorted(known)[:_NAMED]) + (" and more" if len(known) > _NAMED else "")
         there = f"there {'is' if len(known) == 1 else 'are'} {some}" if known else "fleetune tenants set NAME makes one"
         return cls(f"there is no tenant {name!r}{did_you_mean(name, known) or f': {there}'}")
@@ -50,31 +50,31 @@ class UnknownToken(QueueError):
 
 
 class UnknownSource(QueueError):
-    """A job has no log of that name."""
+    """A job has no log with this name."""
 
     status = 404
 
 
 class JobEnded(QueueError):
-    """It is too late for that."""
+    """The job has ended, so that the request comes too late."""
 
     status = 409
 
 
 class NotEnded(QueueError):
-    """It is too early for that."""
+    """The job has not ended, so that the request comes too early."""
 
     status = 409
 
 
 class NotReleasable(QueueError):
-    """The driver of a job can be stopped, or is not known to be gone."""
+    """The driver of a job can still be stopped, or is not known to be gone."""
 
     status = 409
 
 
 class KeyReused(QueueError):
-    """One idempotency key, two contents."""
+    """The same idempotency key was used with other content."""
 
     status = 409
 
@@ -84,48 +84,48 @@ class NameTaken(QueueError):
 
 
 class ParentFailed(QueueError):
-    """What it is to wait for has failed, or was cancelled."""
+    """A parent of the job has failed or was cancelled."""
 
     status = 409
 
 
 class TooManyQueued(QueueError):
-    """A tenant would have more jobs in the queue than it may."""
+    """A tenant would have more jobs in the queue than its limit."""
 
     status = 409
 
 
 class Forbidden(QueueError):
-    """Who asks may not do that."""
+    """The caller may not do this."""
 
     status = 403
 
 
 class OtherQueue(QueueError):
-    """A driver or a guest of another queue asks: this server has nothing to tell it."""
+    """A driver or program of another queue sent the request to this server."""
 
     status = 409
 
 
 class NotYourAttempt(QueueError):
-    """The token of a driver that is not of this attempt."""
+    """The driver's token belongs to another attempt."""
 
     status = 401
 
 
 class AttemptOver(QueueError):
-    """Another attempt of the job may run by now: this one must not go on."""
+    """The attempt must not go on, since another attempt of the job may run by now."""
 
     status = 410
 
 
 class NotLeader(FleetuneError):
-    """Another server leads: this one's decision came too late, and nothing was written."""
+    """Another server leads. The decision of this server came too late, and nothing was written."""
 
     status = 503
 
 
 class StoreBroken(FleetuneError):
-    """The store cannot be read or written now; nothing was written. Tried again later."""
+    """The store cannot be read or written at the moment. Nothing was written; the caller tries again later."""
 
     status = 503

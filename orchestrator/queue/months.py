@@ -1,4 +1,4 @@
-"""Calendar months in UTC, and the GPU-hours that tenants have used in the running one. Pure functions and values."""
+"""Calendar months in UTC, and the GPU-hours that tenants use in a month. Pure functions and values."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _HOUR_S = 3600.0
 
 
 def month_around(at_s: float) -> tuple[float, float]:
-    """Begin and end of the month that contains `at_s`, in seconds since 1970."""
+    """Return begin and end of the month that contains `at_s`, in seconds since 1970."""
     begin = utc(at_s).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     return begin.timestamp(), next_month(begin).timestamp()
 
 
 def next_month(at: datetime.datetime) -> datetime.datetime:
-    """Begin of the month after the one that contains `at`."""
+    """Return the begin of the month after the one that contains `at`."""
     first = at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     return (first + datetime.timedelta(days=32)).replace(day=1)
 
@@ -31,12 +31,12 @@ def utc(at_s: float) -> datetime.datetime:
 
 
 def month_of(at_s: float) -> str:
-    """As `2026-11`."""
+    """Format a month, as in `2026-11`."""
     return f"{utc(at_s):%Y-%m}"
 
 
 class MonthTotal(NamedTuple):
-    """What a tenant has held in a month (`2026-11`): GPU-seconds, CPU-seconds of gangs without GPUs, and jobs."""
+    """What a tenant has held in one month (`2026-11`): GPU-seconds, CPU-seconds of gangs without GPUs, and jobs."""
 
     month: str
     tenant: str
@@ -46,9 +46,10 @@ class MonthTotal(NamedTuple):
 
 
 def by_month(lease: Lease, now_s: float = 0.0) -> Iterator[tuple[str, float]]:
-    """(month, seconds in it), from the grant on. A clock may have gone backwards: then it was no time.
+    """Yield (month, seconds in it) for a lease. If a clock went backwards and the end is before the grant, it is 0 s.
 
-    `now_s`: a lease that is held counts up to then.
+    Args:
+        now_s: end of a lease that is still held.
     """
     end_s = max(now_s if lease.released_s is None else lease.released_s, lease.granted_s)
     begin = utc(lease.granted_s)
@@ -64,7 +65,7 @@ def by_month(lease: Lease, now_s: float = 0.0) -> Iterator[tuple[str, float]]:
 def totals_of(
     leases: Iterable[Lease], split: Callable[[Lease], Iterable[tuple[str, float]]] = by_month
 ) -> list[MonthTotal]:
-    """By month and tenant. A job counts once in a month."""
+    """Sum leases by month and tenant. A job counts once a month."""
     held: dict[tuple[str, str], tuple[list[float], set[str]]] = {}
     for lease in leases:
         gang = lease.gang
@@ -77,7 +78,7 @@ def totals_of(
 
 
 def added_up(totals: Iterable[MonthTotal]) -> list[MonthTotal]:
-    """One for each month and tenant."""
+    """Merge totals of the same month and tenant."""
     found: dict[tuple[str, str], MonthTotal] = {}
     for one in totals:
         key = (one.month, one.tenant)
@@ -87,7 +88,7 @@ def added_up(totals: Iterable[MonthTotal]) -> list[MonthTotal]:
 
 
 def spent(tenants: Iterable[Tenant], gpu_hours: Mapping[str, float]) -> frozenset[str]:
-    """Names of the tenants that have used up their GPU-hours of the month."""
+    """Return the names of tenants that have used up their GPU-hours of the month."""
     return frozenset(
         tenant.name
         for tenant in tenants
@@ -105,18 +106,18 @@ class _Held:
 class MonthUse:
     """GPU-hours of the current month by tenant, carried forward from pass to pass.
 
-    The leases of the month are added up once, when a server becomes the leader. From then on the jobs that hold leases
-    say all that is needed: a lease, or a part of it, ends in the pass in which its job is seen without it.
+    When a server becomes leader, it adds up the leases of the month once. From then on the jobs that hold leases are
+    enough: a lease, or a part of it, ends in the pass in which its job is first seen without it.
     """
 
     def __init__(self, released: Iterable[MonthTotal], now_s: float) -> None:
-        """`released`: what leases of this month have held that have ended, one total for each tenant."""
+        """`released`: totals of the leases of this month that have ended, one for each tenant."""
         self._begin_s, self._end_s = month_around(now_s)
         self._held: dict[str, _Held] = {}
         self._released = {total.tenant: total.gpu_s for total in released}  # GPU-seconds
 
     def advance(self, jobs: Sequence[Job], now_s: float) -> Mapping[str, float]:
-        """GPU-hours by tenant. `jobs`: all that have not ended, as they are at `now_s`."""
+        """Return GPU-hours by tenant. `jobs`: all jobs that have not ended, as of `now_s`."""
         if now_s >= self._end_s:
             self._begin_s, self._end_s = month_around(now_s)
             self._released = {}

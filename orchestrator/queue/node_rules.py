@@ -1,7 +1,7 @@
-"""Which nodes of now an order is about. Pure functions.
+"""Node rules: which nodes an order (cordon, drain) applies to. Pure functions.
 
-An order names a node as people do where the node has a name of its own: Ray gives a machine a new id each time it comes
-back, and an order holds until it is taken back.
+An order uses the name of a node if it has one: Ray gives a machine a new id each time it comes back, and the order must
+hold until it is withdrawn.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _RAY, _TAKEN = "ray", "Ray is about to take it away"
 
 
 def rules_by_node(rules: Iterable[NodeRule], nodes: Iterable[Node]) -> dict[str, NodeRule]:
-    """The order of each node that has one, by its id; where there are two, the one that empties the node."""
+    """Return the rule of each node that has one, by node id. If there are two, a drain wins over a cordon."""
     named = {rule.node_id: rule for rule in rules}
     found = {}
     for node in nodes:
@@ -26,17 +26,17 @@ def rules_by_node(rules: Iterable[NodeRule], nodes: Iterable[Node]) -> dict[str,
 
 
 def taken_by_ray(node_id: str, now_s: float) -> NodeRule:
-    """Of a node that Ray is draining, by its id: a machine that comes back is another node."""
+    """Return the rule of a node that Ray drains. It uses the id, since a machine that comes back is a new node."""
     return NodeRule(node_id, NodeOrder.DRAIN, _RAY, _TAKEN, now_s)
 
 
 def is_over(rule: NodeRule, lives: Container[str]) -> bool:
-    """Whether Ray has done what such a rule says. `lives`: ids of the nodes that are there, or may be."""
+    """Whether a rule of `taken_by_ray` is done. `lives`: ids of nodes that exist, or may reappear."""
     return (rule.by, rule.reason) == (_RAY, _TAKEN) and rule.node_id not in lives
 
 
 def to_be_left(rules: Mapping[str, NodeRule], now_s: float) -> tuple[frozenset[str], frozenset[str]]:
-    """Ids of the nodes that are drained, and of those whose deadline is over."""
+    """Return the ids of drained nodes, and of those whose deadline is over."""
     drains = {node: rule for node, rule in rules.items() if rule.order is NodeOrder.DRAIN}
     overdue = {node for node, rule in drains.items() if rule.deadline_s is not None and rule.deadline_s <= now_s}
     return frozenset(drains), frozenset(overdue)

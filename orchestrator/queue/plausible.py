@@ -14,9 +14,9 @@ from typing import Final
 from jobs.drivers.link.messages import MOST_STEPS
 from orchestrator.queue.records import Job, Measured
 
-LONGEST_S: Final = 10 * 365 * 86_400.0  # no run takes longer than ten years
+LONGEST_S: Final = 10 * 365 * 86_400.0  # seconds; no run takes longer than ten years
 LARGEST_METRIC: Final = 1e30
-RESTART_S: Final = 3_600.0  # saving and starting again cost less than this, beside the work that is lost
+RESTART_S: Final = 3_600.0  # seconds; most that saving and starting again cost, beside the lost work
 
 
 def plausible(said: Measured, job: Job, now_s: float) -> Measured:

@@ -1,4 +1,4 @@
-"""What the store keeps. Values only; times are seconds since 1970 (UTC), sizes are GPUs unless they say CPUs."""
+"""Records: the values that the store keeps. Times are seconds since 1970 (UTC); slots are GPUs unless noted."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from typing import Any
 from cluster.capacity.gang import Gang
 from orchestrator.queue.states import Reason, State, Wanted
 
-NodePlaces = tuple[tuple[str, int], ...]  # (node id, workers there)
+NodePlaces = tuple[tuple[str, int], ...]  # (node id, workers) for each node
 
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """What is submitted. The store gives it an id: the name and a few random characters.
+    """A submission. The store gives the job its id: the name and a few random characters.
 
     Attributes:
         spec: the resolved spec, as JSON.
         after: ids of jobs that must have succeeded before.
-        not_before_s: it may not start earlier.
-        max_runtime_s: of all attempts together.
-        on_end: what is to be submitted once it has ended (`jobs.spec.queue.OnEnd` as JSON); '': nothing.
-        client: with whose end it is cancelled; None: it outlives whoever has submitted it.
-        sizes: numbers of workers that it can go on with, ascending, the first of them its gang's; empty: only with
-            those of its gang.
+        not_before_s: earliest start.
+        max_runtime_s: longest run time of all attempts together.
+        on_end: what to submit after the job's end (`jobs.spec.queue.OnEnd` as JSON); '': nothing.
+        client: the client whose end cancels the job; None: the job outlives its submitter.
+        sizes: numbers of workers that the job can have, ascending; the first is its gang's. Empty: it is not elastic.
         labels: facts that tell the job from others, for people.
-        most_queued: it is refused where its tenant would have more QUEUED jobs than this. None: no limit.
+        most_queued: the submission is refused if its tenant would have more QUEUED jobs than this. None: no limit.
     """
 
     name: str
@@ -50,33 +49,33 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as the queue sees it; its spec is kept apart.
+    """A job in the queue. Its spec is kept separately.
 
     Attributes:
         number: 1, 2, ... in the order of submission.
-        gang: what it holds or has held last; of one that waits, the least that it starts with.
-        message: one line for people on the reason.
-        attempt: the newest, counted from 1; 0: there was none. Every lease is of one attempt.
-        placement: of its lease; empty while it holds none.
-        waiting_since_s: since when it is QUEUED, or was last paused or let go on; of a QUEUED job. See
+        gang: the gang of its current or last lease; of a waiting job, the smallest gang that it starts with.
+        message: one line for people that explains the reason.
+        attempt: the newest attempt, counted from 1; 0: none yet. Every lease belongs to one attempt.
+        placement: the nodes of its lease; empty: it holds none.
+        waiting_since_s: since when it is QUEUED, or was last paused or resumed; valid for QUEUED jobs. See
             `retry.waits_s`.
-        waited_s: in the queue before, between attempts.
-        started_s: when its lease was granted; of a job that holds one.
-        attained_s: for how long it has held leases in earlier attempts.
-        remaining_s: running time left as the run measures it; None where nobody knows.
+        waited_s: total of earlier waits, between attempts.
+        started_s: when its lease was granted; None: it holds none.
+        attained_s: how long it has held leases in earlier attempts.
+        remaining_s: remaining running time as the run measures it; None: unknown.
         interruptions: how often the scheduler has stopped it.
-        interruption_cost_s: what stopping it now would cost, as measured.
-        retries: how often it went back to the queue for each reason, since `restored_at_step`.
-        restored_at_step: the step of the checkpoint that last restored the retry budgets.
-        run: root of the run that it writes, a path or URL.
-        metrics: last known, by name.
-        changed: number of the store's newest change of this row. A mere sign of life after the first one of an attempt,
-            and what is done for `on_end`, do not count as one.
+        interruption_cost_s: measured cost of stopping it now.
+        retries: how often it went back to the queue, by reason, since `restored_at_step`.
+        restored_at_step: step of the checkpoint that last restored the retry budgets.
+        run: root of its run, a path or URL.
+        metrics: last known metrics, by name.
+        changed: number of the store's newest change of this row. Mere signs of life after the first one of an attempt,
+            and processing of `on_end`, do not count as changes.
         on_end, client, sizes, labels: see NewJob.
-        followed: `changed` of the end that was followed by what `on_end` says; 0: none was.
-        heard_s: when the driver of its newest attempt was last heard of.
-        most_workers: of its lease: its driver has given the others back and needs no more in this attempt. None: it has
-            given nothing back.
+        followed: `changed` of the last end for which `on_end` was processed; 0: none.
+        heard_s: when the driver of its newest attempt was last heard.
+        most_workers: most workers that its driver still needs in this attempt, after it has given back the others.
+            None: it has given nothing back.
     """
 
     job_id: str
@@ -123,22 +122,22 @@ class Job:
 
     @property
     def usable_sizes(self) -> tuple[int, ...]:
-        """Those of its `sizes` that it may go on with now."""
+        """Those of its `sizes` that the job may go on with now."""
         return tuple(size for size in self.sizes if self.most_workers is None or size <= self.most_workers)
 
     @property
     def submission(self) -> str:
-        """The name of its newest attempt, under which the cluster knows it."""
+        """The name of its newest attempt on the cluster."""
         return f"{self.job_id}-{self.attempt}"
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One step of one job, done only if it still is where it is expected to be.
+    """One transition of one job. It is made only if the job is still in the expected state and attempt.
 
     Attributes:
-        expect, attempt: state and newest attempt of the job before.
-        placement: the lease that is granted, for a new attempt; only to STARTING.
+        expect, attempt: the job's state and newest attempt before.
+        placement: the lease to grant for a new attempt; only for transitions to STARTING.
     """
 
     job_id: str
@@ -152,10 +151,10 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a driver says of its run. None: as before.
+    """A driver's report about its run. None: unchanged.
 
     Attributes:
-        saved_step: step of its newest checkpoint. A newer one than `Job.restored_at_step` restores the retry budgets.
+        saved_step: step of its newest checkpoint. If it is above `Job.restored_at_step`, it restores the retry budgets.
     """
 
     job_id: str
@@ -171,10 +170,10 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Nodes that one attempt holds or has held. What it has given back before its end is a lease of its own.
+    """Nodes that one attempt holds or has held. What it gives back before its end becomes a separate lease.
 
     Attributes:
-        released_s: None while it is held.
+        released_s: None: it is still held.
     """
 
     job_id: str
@@ -188,25 +187,25 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class QueueEvent:
-    """Something that happened to a job, or to the cluster where it names none."""
+    """Something that happened to a job or, if `job_id` is None, to the cluster."""
 
     at_s: float
     kind: str
     message: str
     job_id: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
-    number: int = 0  # given by the store
+    number: int = 0  # assigned by the store
 
 
 @dataclass(frozen=True, slots=True)
 class UnreadableRow:
-    """A row of the store that this release cannot read: a newer one has written it, or it is damaged.
+    """A row of the store that this release cannot read: it is damaged, or a newer release has written it.
 
     Attributes:
         table: job, lease, event, tenant, token or node-rule.
-        name: of a job, its id.
-        tenant: of a job; None: of no tenant.
-        problem: one line on what cannot be read.
+        name: name of the row; of a job, its id.
+        tenant: tenant of the job; None: the row belongs to no tenant.
+        problem: what cannot be read, in one line.
     """
 
     table: str
@@ -217,16 +216,16 @@ class UnreadableRow:
 
 class NodeOrder(StrEnum):
     USE = "use"
-    CORDON = "cordon"  # nothing new is put there
-    DRAIN = "drain"  # and what runs there is to leave
+    CORDON = "cordon"  # nothing new is placed there
+    DRAIN = "drain"  # in addition, jobs that run there must leave
 
 
 @dataclass(frozen=True, slots=True)
 class NodeRule:
-    """What somebody has ordered of a node. Nodes without one are in use.
+    """An order about a node. A node without a rule is in use.
 
     Attributes:
-        deadline_s: of a drain: from then on jobs that may not be interrupted are stopped too. None: they never are.
+        deadline_s: end of a drain, after which non-preemptible jobs are stopped too. None: they are never stopped.
     """
 
     node_id: str
@@ -239,18 +238,18 @@ class NodeRule:
 
 class Role(StrEnum):
     ADMIN = "admin"
-    MEMBER = "member"  # of a tenant: submits, and moves the tenant's jobs
+    MEMBER = "member"  # of a tenant: may submit jobs, and change the tenant's jobs
     VIEWER = "viewer"
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """Who may do what. The token itself is not kept.
+    """The rights of a caller. The token itself is not stored.
 
     Attributes:
-        digest: SHA-256 of the token, in hexadecimal digits.
-        tenant: None for an admin, who may act for all.
-        expires_s: from when on the token is refused. None: never.
+        digest: SHA-256 of the token, as hexadecimal digits.
+        tenant: None: an admin, who may act for all tenants.
+        expires_s: time from which the token is refused. None: never.
     """
 
     name: str
@@ -267,7 +266,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Leadership:
-    """The right to move jobs. `epoch` grows with each new holder; a write with an older one is refused."""
+    """The right to move jobs. `epoch` grows with each new holder; a write with an older epoch is refused."""
 
     holder: str
     epoch: int

@@ -1,7 +1,7 @@
-"""Where a job lands once it has stopped, and how long it pauses before it may start again. Pure functions.
+"""Retries: where a job goes after it has stopped, and how long it pauses before it may start again. Pure functions.
 
-What stopped it decides, and each reason has a budget of its own: a job that was preempted fifty times has lost nothing
-of what a failing node may cost it.
+This depends on the reason of the stop. Each reason has a separate budget: fifty preemptions use up nothing of the
+budget for failing nodes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cluster.errors import OUT_OF_MEMORY_EXIT, TRY_AGAIN_EXIT
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import DRIVER_ENDED, Reason, State, Wanted
 
-# How often a job goes back to the queue for a reason; None: as often as it takes.
+# How often a job goes back to the queue for each reason; None: without limit.
 BUDGETS: Mapping[Reason, int | None] = {
     Reason.PREEMPTED: None,
     Reason.RECLAIMED: None,
@@ -26,7 +26,7 @@ BUDGETS: Mapping[Reason, int | None] = {
     Reason.NODE_LOST: 20,
     Reason.DRIVER_LOST: 5,
     Reason.DRIVER_KILLED: 5,
-    Reason.OUT_OF_MEMORY: 2,  # other programs of the node may have taken the memory; the job itself would take it again
+    Reason.OUT_OF_MEMORY: 2,  # few, since a job that needs too much memory itself fails each time
     Reason.SILENT: 5,
     Reason.NOT_STARTED: 5,
 }
@@ -43,10 +43,10 @@ BAD_INPUT_EXIT, INTERRUPTED_EXIT = 2, 130
 
 
 def landing(job: Job) -> tuple[State, str]:
-    """Where a STOPPING job goes now that it has stopped, and one line on why if there is more to say.
+    """Return the state that a STOPPING job goes to now that it has stopped, and one line of explanation.
 
     Raises:
-        KeyError: its reason is none of stopping.
+        KeyError: the job's reason is not one for stopping.
     """
     if job.reason in _ENDS:
         return _ENDS[job.reason], job.message
@@ -57,7 +57,7 @@ def landing(job: Job) -> tuple[State, str]:
 
 
 def may_start_at_s(job: Job) -> float:
-    """From when on a QUEUED job may start, for its own sake: what failed at once is not started at once again."""
+    """Return the earliest start of a QUEUED job. After a failure, it pauses for a time that grows with each retry."""
     earliest = job.not_before_s if job.not_before_s is not None else 0.0
     if job.reason in _BACKS_OFF:
         pause_s = _FIRST_PAUSE_S * 2.0 ** (job.retries.get(job.reason, 1) - 1)
@@ -66,9 +66,9 @@ def may_start_at_s(job: Job) -> float:
 
 
 def waits_s(job: Job, now_s: float, parents_ended_s: float = 0.0) -> float:
-    """For how long a QUEUED job has waited for nodes since it was last put there; 0 for any other.
+    """Return how long a QUEUED job has waited for nodes since it was last queued; 0 for any other job.
 
-    A pause of its owner's is no waiting, nor is the time before it may start at all.
+    Time while it is paused, and time before its earliest start, do not count.
     """
     if job.state is not State.QUEUED or job.wanted is Wanted.PAUSE:
         return 0.0
@@ -76,7 +76,7 @@ def waits_s(job: Job, now_s: float, parents_ended_s: float = 0.0) -> float:
 
 
 def why_ended(submission: Submission) -> tuple[Reason, str]:
-    """What the end of a driver that nobody has stopped says of its job."""
+    """Classify the end of a driver that was not stopped. Returns the reason and a message."""
     text = submission.message
     if submission.phase is Phase.SUCCEEDED:
         return Reason.FINISHED, text
@@ -93,6 +93,6 @@ def why_ended(submission: Submission) -> tuple[Reason, str]:
         )
     if submission.phase is Phase.FAILED and submission.exit_code is not None and submission.exit_code > 0:
         return Reason.RUN_FAILED, text or f"the driver ended with exit code {submission.exit_code}: see the log"
-    if submission.exit_code == -signal.SIGKILL:  # nothing of the machine's own tells who did it
+    if submission.exit_code == -signal.SIGKILL:  # nothing on the machine tells who sent the signal
         return Reason.DRIVER_KILLED, text or "the driver was killed, as happens where a machine runs out of memory"
     return Reason.DRIVER_LOST, text or "the driver is gone without an outcome"

@@ -1,7 +1,7 @@
-"""Where a job can be, why it is there, and where it may go. A table; nothing here acts.
+"""States of a job, reasons, and allowed transitions, as tables. Nothing here acts.
 
-A state says where, a reason says why, and what somebody has asked for (`Wanted`) is a field of its own: a job that is
-to be cancelled is still RUNNING until it has stopped.
+A state says where the job is, a reason says why. What its owner asked for is a separate field (`Wanted`): a job that is
+to be cancelled stays RUNNING until it has stopped.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    QUEUED = "queued"  # waits: for GPUs, for other jobs, for a time, or for its owner
-    STARTING = "starting"  # holds a lease; its driver was asked for and has not registered
+    QUEUED = "queued"  # waits for slots, for other jobs, for a time, or for its owner
+    STARTING = "starting"  # holds a lease; its driver was started and has not registered yet
     RUNNING = "running"
     STOPPING = "stopping"  # holds its lease until it is seen to have stopped
     SUCCEEDED = "succeeded"
@@ -35,7 +35,7 @@ MAY_GO_TO: Mapping[State, frozenset[State]] = {
 
 
 class Wanted(StrEnum):
-    """What its owner wants of a job."""
+    """What the owner of a job wants it to do."""
 
     RUN = "run"
     PAUSE = "pause"
@@ -43,33 +43,33 @@ class Wanted(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a job is in its state. What stops a job decides where it lands (`orchestrator.queue.retry`)."""
+    """Why a job is in its state. The reason of a stop decides where the job goes (`orchestrator.queue.retry`)."""
 
     SUBMITTED = "submitted"
     RETRIED = "retried"  # by its owner, after its end
-    GRANTED = "granted"  # a lease
-    ANSWERED = "answered"  # its driver has
+    GRANTED = "granted"  # a lease was granted
+    ANSWERED = "answered"  # its driver has registered
     FINISHED = "finished"
-    # of stopping; the job goes back to the queue:
+    # reasons for stopping after which the job goes back to the queue:
     PREEMPTED = "preempted"
     RECLAIMED = "reclaimed"
     MOVED = "moved"
     MAINTENANCE = "maintenance"
-    RESIZED = "resized"  # it goes on with fewer workers or with more; no interruption that counts
+    RESIZED = "resized"  # it goes on with more or fewer workers; does not count as an interruption
     DRAINED = "drained"
     PAUSED = "paused"
     NODE_LOST = "node-lost"
-    DRIVER_LOST = "driver-lost"  # it ended without an outcome
-    DRIVER_KILLED = "driver-killed"  # by SIGKILL, as the kernel does where memory is short
-    OUT_OF_MEMORY = "out-of-memory"  # its driver says so
-    SILENT = "silent"  # its driver ran, and did not register or was not heard for too long
-    NOT_STARTED = "not-started"  # the cluster did not take it
-    # of stopping; the job ends:
+    DRIVER_LOST = "driver-lost"  # its driver ended without an outcome
+    DRIVER_KILLED = "driver-killed"  # by SIGKILL, as the kernel does when memory is short
+    OUT_OF_MEMORY = "out-of-memory"  # reported by its driver
+    SILENT = "silent"  # its driver ran, but did not register, or was not heard for too long
+    NOT_STARTED = "not-started"  # the cluster did not start its driver
+    # reasons for stopping after which the job ends:
     CANCELLED = "cancelled"
-    TIMED_OUT = "timed-out"  # max_runtime_s
+    TIMED_OUT = "timed-out"  # its max_runtime_s is over
     BAD_INPUT = "bad-input"  # it would fail again
     RUN_FAILED = "run-failed"
-    # of ending in the queue:
+    # reasons for ending while it is queued:
     PARENT_FAILED = "parent-failed"
 
 

@@ -1,4 +1,4 @@
-"""Tenants: their shares of the cluster, and what their jobs may ask for."""
+"""Tenants: their shares of the cluster, and the limits of their jobs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.queue.errors import TooManyQueued
 
-MEMBERS_MAX_PRIORITY = 0  # what a tenant's members may ask for where nothing is set
+MEMBERS_MAX_PRIORITY = 0  # highest priority that members may use if nothing is set
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,13 @@ class Restrictions:
     """The limits that an administrator sets for one tenant with `fleetune tenants set`.
 
     Attributes:
-        max_priority: highest priority that members of the tenant may give to its jobs. Admins may give any, and so
-            may everybody on a server without tokens.
-        max_queued_jobs: jobs that wait at the same time. None: no limit of the tenant's own.
+        max_priority: highest priority that members of the tenant may give its jobs. Admins may give any, and so may all
+            callers of a server without tokens.
+        max_queued_jobs: most jobs that wait at the same time. None: no limit for this tenant.
         max_runtime_s: longest run time of one job, in seconds; a job without `max_runtime_s` gets it. None: no limit.
-        max_gpu_hours_per_month: GPU-hours of a calendar month in UTC, from which on no job of the tenant that needs
-            GPUs starts. Running jobs go on. None: no limit.
-        roots: directories and URLs under which the tenant's storage, data and models lie. None: anywhere.
+        max_gpu_hours_per_month: GPU-hours in a calendar month (UTC), after which no job of the tenant that needs GPUs
+            starts. Running jobs go on. None: no limit.
+        roots: directories and URLs that must contain the tenant's storage, data and models. None: no restriction.
         secrets: names of the server's secrets that the tenant's jobs may use.
     """
 
@@ -36,17 +36,17 @@ class Restrictions:
 DEFAULT_RESTRICTIONS = Restrictions()
 
 
-Quota = tuple[tuple[str | None, int], ...]  # (accelerator type, or None for all together; GPUs)
+Quota = tuple[tuple[str | None, int], ...]  # (accelerator type, GPUs); type None: all types together
 
 
 @dataclass(frozen=True)
 class Tenant:
-    """Who shares the cluster.
+    """A team that shares the cluster.
 
     Attributes:
-        weight: its share of the cluster, against the weights of the others.
-        guaranteed: GPUs that it gets back at once, by type. What it leaves idle is lent.
-        limit: GPUs that it never holds more of, by type.
+        weight: its share of the cluster, relative to the weights of the others.
+        guaranteed: GPUs that it gets back at once when it needs them, by type. What it leaves idle is lent.
+        limit: most GPUs that it may hold, by type.
         restrictions: what its jobs may ask for; checked when they are submitted.
     """
 
@@ -62,7 +62,7 @@ class Tenant:
 
 
 def check_queued(tenant: str, most: int, queued: int, more: int) -> None:
-    """Raises TooManyQueued where a tenant that has `queued` jobs in the queue may not add `more`."""
+    """Raise TooManyQueued if a tenant that has `queued` jobs in the queue may not add `more`."""
     if queued + more > most:
         raise TooManyQueued(
             f"tenant {tenant!r} may have at most {most:,} in the queue. It has {queued:,}, and this would add {more:,}."

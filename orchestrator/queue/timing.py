@@ -1,4 +1,4 @@
-"""How long the leader waits for machines and drivers."""
+"""Timeouts of the leader: how long it waits for machines and drivers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Timing:
-    """All in seconds.
+    """Timeouts in seconds.
 
     Attributes:
-        grace_s: from a soft stop to a hard one. Further hard ones follow ever less often.
-        slow_s: nodes of a job that takes longer than this to stop are no longer counted on.
+        grace_s: time between a soft stop and the first hard one. More hard stops follow at growing intervals.
+        slow_s: once a job takes longer than this to stop, its nodes are not expected to be free soon.
         pending_s: a driver that has not come up within this time is started again.
         absent_s: a node that has not been seen for this long is lost.
-        replan_s: how often the queue is planned where nothing has changed.
+        replan_s: interval between plans if nothing has changed.
         doubt_s: how long a start that was not answered may still happen.
         register_s: a running driver that has not registered within this time is stopped.
         silent_s: a driver that has not been heard for this long is stopped. None: drivers do not report, for example

@@ -1,4 +1,4 @@
-"""What becomes of one job, from what is seen of it: a table with one function for each state. Nothing here acts."""
+"""The next transition of a job, given what is seen: a table with one function for each state. Nothing here acts."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _STOPS: Mapping[Wanted, tuple[Reason, str]] = {
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of the machines and of other jobs, at one moment.
+    """What is known about the machines and other jobs, at one moment.
 
     Attributes:
-        submissions: by name; one that is missing does not run, and never will unless it is among the doubtful.
-        doubtful: names that were asked to start without an answer: they may still appear.
+        submissions: by name. A missing one does not run, and never will unless it is doubtful.
+        doubtful: names of starts that got no answer: these drivers may still appear.
         nodes: ids of nodes that are alive; None: not known.
         absent: ids of nodes that count as alive, but were not seen this time.
-        draining: ids of nodes that jobs must leave.
-        overdue: ids of draining nodes that also jobs which may not be interrupted must leave.
-        labels: what people call nodes, by id.
-        failed: jobs that have failed or were cancelled, with a word on it.
+        draining: ids of nodes that preemptible jobs must leave.
+        overdue: ids of draining nodes that all jobs must leave.
+        labels: names of nodes for people, by id.
+        failed: jobs that have failed or were cancelled, each with a phrase for messages.
         refused: submissions that can never start, and why.
-        most_pending_s: a driver that has not come up by then is stopped, and started again.
+        most_pending_s: a driver that has not come up within this time is stopped, and started again.
         silent_s: seconds of silence of each running driver, by submission. None: drivers do not report, and a job
             counts as RUNNING once the machines say that its driver runs.
         most_unregistered_s: a running driver that has not registered within this time is stopped and started again.
-        most_silent_s: the same for one that has registered.
+        most_silent_s: a registered driver that is silent for longer is stopped and started again.
     """
 
     now_s: float
@@ -57,7 +57,7 @@ class Seen:
 
 
 def next_move(job: Job, seen: Seen) -> Move | None:
-    """The next step of a job, apart from its start; None: it stays where it is."""
+    """Return the next transition of a job, except its start; None: it stays in its state."""
     return _BY_STATE[job.state](job, seen)
 
 
@@ -99,7 +99,7 @@ def _running(job: Job, seen: Seen) -> Move | None:
         return lost
     if submission is None or submission.ended:
         if submission is not None and submission.exit_code == INTERRUPTED_EXIT and job.wanted in _STOPS:
-            return _move(job, State.STOPPING, *_STOPS[job.wanted])  # the driver was told so before this pass
+            return _move(job, State.STOPPING, *_STOPS[job.wanted])  # the driver received the request before this pass
         reason, text = why_ended(submission or Submission(job.submission, Phase.LOST))
         if reason in DRIVER_ENDED and any(node in seen.absent for node, _ in job.placement):
             reason = Reason.NODE_LOST

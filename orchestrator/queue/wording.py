@@ -1,4 +1,4 @@
-"""States and events of jobs in words for people: the same wherever they are read. Pure functions."""
+"""Wording of a job's states and events. All interfaces show the same text. Pure functions."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ _ASKS: Final = re.compile(r"(.+) asks: (.+)", re.DOTALL)
 
 
 def removed(retention_days: float | None) -> str:
-    """What becomes of old jobs; '' where all are kept."""
+    """Say what happens to old jobs; '': all are kept."""
     if retention_days is None:
         return ""
     return f"jobs that ended more than {retention_days:g} days ago are removed (fleetune serve --retention-days)"
 
 
 def does(state: State, wanted: Wanted = Wanted.RUN) -> str:
-    """What a job does, after its name: `runs`, `is paused`, `has failed`."""
+    """Say what a job does, to follow its name: `runs`, `is paused`, `has failed`."""
     if state is State.QUEUED and wanted is Wanted.PAUSE:
         return "is paused"
     return _DOES[state]
 
 
 def telling(kind: str, message: str) -> str:
-    """The message of an event, or nothing where it says no more than its kind does."""
+    """Return the message of an event; '': it says no more than the event's kind."""
     return "" if message in _SAY_NOTHING or message == kind else message
 
 
 def happened(kind: str, message: str) -> str:
-    """An event, after the name of its job.
+    """Describe an event, to follow the name of its job.
 
     Args:
-        kind, message: as `records.QueueEvent` has them.
+        kind, message: as in `records.QueueEvent`.
     """
     if kind == "asked":
         return _asked(message)
@@ -76,7 +76,7 @@ def _put_into_the_queue(message: str) -> str:
 
 
 def _asked(message: str) -> str:
-    """Out of `anna asks: cancel`."""
+    """Rephrase `anna asks: cancel`."""
     found = _ASKS.fullmatch(message)
     if found is None:
         return message

@@ -1,4 +1,4 @@
-"""The jobs that wait or run, as columns: what a plan is made from."""
+"""The waiting and running jobs as a table of columns, the input of a plan."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Rows = NDArray[np.intp]
 
 
 def slots_of(gang: Gang) -> int:
-    """GPUs of a gang, or CPUs where it needs no GPU."""
+    """Return the GPUs of a gang, or its CPUs if it needs no GPU."""
     return gang.num_workers * (gang.gpus_per_worker or gang.cpus_per_worker)
 
 
 class State(IntEnum):
-    NOBODY = 0  # the row is free
+    NOBODY = 0  # the row has no job
     WAITING = 1
     RUNNING = 2
-    HELD = 3  # waits for something else than GPUs: another job, or its owner
+    HELD = 3  # waits for something other than slots: another job, or its owner
 
 
 _LEAST_ROWS, _LOOK_EVERY = 64, 64
 
-# As plain numbers: looking up a member of an enumeration takes longer than comparing a column.
+# Plain integers: looking up a member of an enumeration takes longer than comparing a column.
 NOBODY, WAITING, RUNNING, HELD = (int(state) for state in State)
 
-# name -> (type, what a row without a job has)
+# name -> (type, value in a row without a job)
 _COLUMNS: dict[str, tuple[type, float]] = {
     "state": (np.int8, State.NOBODY),
     "tenant": (np.int32, 0),
@@ -58,23 +58,23 @@ class JobTable:
     """One row for each job that has not ended, and spare rows. A job keeps its row; times are seconds of one clock.
 
     Attributes:
-        gangs: the distinct gangs; `gang` counts in it.
+        gangs: the distinct gangs; the column `gang` holds indices into this list.
         state: a State.
-        tenant: its number in the snapshot's tenants.
-        priority: the higher class goes first.
-        size: slots that the gang holds: its GPUs, or CPUs where it needs no GPU.
-        submitted_s: when it was submitted.
-        waiting_since_s: since when it waits for GPUs; of a WAITING job.
-        waited_s: for how long it has waited before, between attempts.
-        not_before_s: it may not start earlier.
-        started_s: when it got its nodes; of a RUNNING job.
-        attained_s: for how long it has run in earlier attempts.
-        remaining_s: running time that is left as the run measures it (steps left x step time); NaN where nobody knows.
-        most_left_s: running time that its max_runtime_s leaves; inf where it has none.
-        preemptible: whether it may be interrupted.
-        interruptions: how often it has been.
-        interruption_cost_s: what an interruption now would cost: saving, starting again, and the work since the newest
-            checkpoint where none can be saved.
+        tenant: index into the snapshot's tenants.
+        priority: the priority class; higher goes first.
+        size: slots that the gang holds: its GPUs, or its CPUs if it needs no GPU.
+        submitted_s: when the job was submitted.
+        waiting_since_s: start of the current wait; valid for WAITING jobs.
+        waited_s: total of earlier waits, between attempts.
+        not_before_s: earliest start.
+        started_s: when the job got its nodes; valid for RUNNING jobs.
+        attained_s: total running time of earlier attempts.
+        remaining_s: remaining running time as the run measures it (steps left x step time); NaN: unknown.
+        most_left_s: remaining running time under the job's max_runtime_s; inf: no maximum.
+        preemptible: whether the job may be interrupted.
+        interruptions: number of interruptions so far.
+        interruption_cost_s: cost of an interruption now: saving, starting again, and the work since the newest
+            checkpoint if none can be saved.
     """
 
     gangs: list[Gang] = field(default_factory=list)
@@ -98,7 +98,7 @@ class JobTable:
     def __post_init__(self) -> None:
         for name, (kind, nothing) in _COLUMNS.items():
             setattr(self, name, np.full(0, nothing, kind))
-        self._spare: list[int] = []  # heap
+        self._spare: list[int] = []  # heap of rows without a job
         self._removed = 0
         self._powered: dict[float, Floats] = {}  # exponent -> [gangs]
         self._codes: dict[Gang, int] = {gang: code for code, gang in enumerate(self.gangs)}
@@ -108,14 +108,14 @@ class JobTable:
         return len(self.state)
 
     def code(self, gang: Gang) -> int:
-        """The number of a gang, a new one where it has none."""
+        """Return the index of a gang in `gangs`, adding it if it is new."""
         code = self._codes.setdefault(gang, len(self.gangs))
         if code == len(self.gangs):
             self.gangs.append(gang)
         return code
 
     def powered_sizes(self, exponent: float) -> Floats:
-        """[rows]; `size` to a power. There are few distinct gangs, and powers are slow."""
+        """[rows]; `size` to a power, computed once per distinct gang since powers are slow."""
         known = self._powered.get(exponent)
         if known is None or len(known) != len(self.gangs):
             known = self._powered[exponent] = self.sizes() ** exponent
@@ -123,14 +123,14 @@ class JobTable:
         return powered
 
     def sizes(self) -> Floats:
-        """[gangs]; slots of each."""
+        """[gangs]; slots of each gang."""
         return np.array([slots_of(gang) for gang in self.gangs] or [1], float)
 
     def add(self, gang: Gang, **values: float) -> int:
-        """A row for a job. What is not given is as in a row without a job."""
+        """Add a job and return its row. Columns that are not given keep the value of a row without a job."""
         if not self._spare:
             self._grow()
-        row = heapq.heappop(self._spare)  # the lowest, so that the table can be cut at its end
+        row = heapq.heappop(self._spare)  # the lowest row, so that the table can be cut at its end
         self.gang[row] = self.code(gang)
         self.size[row] = slots_of(gang)
         for name, value in values.items():
@@ -146,7 +146,7 @@ class JobTable:
             self._cut()
 
     def fill(self, columns: dict[str, NDArray[np.generic]]) -> None:
-        """All rows at once: columns of one length; those not given are as in a row without a job."""
+        """Replace all rows by columns of one length. Missing columns have the value of a row without a job."""
         length = len(next(iter(columns.values())))
         for name, (kind, nothing) in _COLUMNS.items():
             given = columns.get(name)
@@ -157,13 +157,13 @@ class JobTable:
         return self.gangs[int(self.gang[row])]
 
     def resize(self, row: int, num_workers: int) -> Gang:
-        """Give a job so many workers; its gang then."""
+        """Change a job's number of workers. Returns its new gang."""
         gang = replace(self.gang_of(row), num_workers=num_workers)
         self.gang[row], self.size[row] = self.code(gang), slots_of(gang)
         return gang
 
     def copy(self) -> JobTable:
-        """Another table with the same jobs in the same rows."""
+        """Return another table with the same jobs in the same rows."""
         other = JobTable(list(self.gangs))
         for name in _COLUMNS:
             setattr(other, name, getattr(self, name).copy())
@@ -178,7 +178,7 @@ class JobTable:
         self._spare = list(range(before, self.rows))
 
     def _cut(self) -> None:
-        """Give up the rows at the end if many have no job: a plan goes through all rows many times."""
+        """Drop rows at the end if many have no job: a plan goes through all rows many times."""
         used = self.state.nonzero()[0]
         rows = (int(used[-1]) if len(used) else 0) + _LEAST_ROWS
         if rows < 0.75 * self.rows:

@@ -1,4 +1,4 @@
-"""By which rules the queue is ordered. One value; the plain policies exist to be compared with."""
+"""Policies: the rules that order the queue. Policies other than the default exist for comparisons."""
 
 from __future__ import annotations
 
@@ -11,41 +11,44 @@ from cluster.errors import InputError
 
 
 class Order(StrEnum):
-    """What orders the jobs of one priority class; of equals the one that was submitted first."""
+    """What orders the jobs of one priority class; of equals, the job submitted first goes first."""
 
     SUBMITTED = "submitted"
-    ATTAINED = "attained"  # little GPU time so far before much: two levels
-    SHARE = "share"  # the tenant that has used the least of its share
-    EXPECTED = "expected"  # the least expected remaining time, weighted by share; a part for those who wait longest
+    ATTAINED = "attained"  # jobs with little GPU time so far go before those with much: two levels
+    SHARE = "share"  # the tenant that has used least of its share goes first
+    EXPECTED = "expected"  # the least expected remaining time first, weighted by share; with a lane for long waits
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The numbers of the rules; times are in seconds.
+    """The parameters of the rules; times are in seconds.
 
     Attributes:
-        backfill: jobs may pass a gang that does not fit yet, if they do not delay it.
-        preemption: whether jobs that allow it are interrupted for others.
-        untold_s: what is expected of a run that has measured nothing yet: each new one gets its first minutes.
-        size_exponent: expected time is divided by the gang's slots to this power, since large gangs have few chances.
-        share_exponent: how much a tenant's use over its share weighs; `share_bound` bounds it to both sides.
-        share_half_life_s: after so long, used GPU time counts half.
-        lane_share: the part of the cluster that is for the jobs that have waited longest,
-        lane_after_s: of those that have waited for so long.
-        lane_expected_s: the index of such a job is at most that of a job of one GPU, of a tenant at its share, that is
-            expected to take this.
-        lane_stay: the wait of a running job counts so many times there, so that two do not take turns.
-        most_wait_s: a job of the lane that has waited this long goes before all classes; guarantees still go first.
-        margin: a job is interrupted only if its index is so many times that of the one that takes its place,
-        cost_margin: and so many times what the interruption costs on top.
-        protected_s: no interruption in the first minutes of an attempt.
-        protected_growth: after so many interruptions that time has doubled, after twice as many tripled.
-        most_interruptions: of one job.
-        attained_level_s: GPU-seconds that tell the two levels of Order.ATTAINED apart.
-        most_preempting: gangs that one plan makes room for by interrupting others; the next plan goes on.
-        move_worth_s: others are moved, or go on with fewer workers, for a gang if it costs less than so many seconds of
-            the gang's own GPUs.
-        grow_worth: a running job gets more workers if that ends it earlier by so many times what it costs.
+        order: what orders the jobs of one class.
+        backfill: jobs may overtake a gang that does not fit yet, if they do not delay it.
+        preemption: whether preemptible jobs are interrupted for others.
+        untold_s: remaining time assumed for a run that has measured none yet, so that new jobs soon get their first
+            minutes.
+        size_exponent: expected time is divided by the gang's slots to this power, since large gangs fit rarely.
+        share_exponent: weight of a tenant's use relative to its share.
+        share_bound: bound of this relative use, upwards and (inverse) downwards.
+        share_half_life_s: half-life of used GPU time.
+        lane_share: the lane (a starvation guard) is this part of the cluster, for the jobs that have waited longest.
+        lane_after_s: least wait of a job in the lane.
+        lane_expected_s: upper bound of the score of a job in the lane: the score of a job of one GPU that is expected
+            to take this long, of a tenant that has used its share.
+        lane_stay: multiplier on a running job's wait in the lane; stops two jobs from preempting each other in turn.
+        most_wait_s: a job of the lane that has waited longer goes before all classes; guarantees still go first.
+        margin: a job is interrupted only if its score is at least this many times the score of the waiting job,
+        cost_margin: after subtracting this many times the cost of the interruption from it.
+        protected_s: time after the start of an attempt during which it is not interrupted.
+        protected_growth: number of interruptions after which the protected time is doubled; it grows linearly.
+        most_interruptions: most interruptions of one job.
+        attained_level_s: GPU-seconds that separate the two levels of Order.ATTAINED.
+        most_preempting: most gangs for which one plan interrupts others; the next plan goes on.
+        move_worth_s: others are moved or shrunk for a gang if this costs at most so many seconds of the gang's own
+            GPUs.
+        grow_worth: a running job grows only if this saves more than so many times the cost of its interruption.
     """
 
     name: str
@@ -97,7 +100,11 @@ POLICIES: Mapping[str, Policy] = {
 
 
 def policy_named(name: str) -> Policy:
-    """Raises InputError, with the nearest name, where there is none."""
+    """Look up a policy.
+
+    Raises:
+        InputError: there is no such policy; the message has the nearest name.
+    """
     if name in POLICIES:
         return POLICIES[name]
     near = difflib.get_close_matches(name.lower(), POLICIES, n=1, cutoff=0.4)

@@ -1,4 +1,4 @@
-"""What a tenant is guaranteed, and what it may hold at most. Both are of GPUs."""
+"""Quotas of tenants: guaranteed GPUs, and limits on GPUs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from orchestrator.queue.tenants import Quota, Tenant
 from orchestrator.scheduling.job_table import Floats, JobTable, Rows
 from orchestrator.scheduling.snapshot import Snapshot
 
-NOT_ENTITLED, ENTITLED_ANYWHERE = -2, -1  # else the kind of node that a job is entitled to
-NOWHERE: frozenset[int] = frozenset()  # no kind of nodes
+NOT_ENTITLED, ENTITLED_ANYWHERE = -2, -1  # other values: the kind of node that a job is entitled to
+NOWHERE: frozenset[int] = frozenset()  # no kind of node
 
-_Used = dict[str | None, float]  # accelerator type -> GPUs; None: of all types
+_Used = dict[str | None, float]  # accelerator type -> GPUs in use; None: of all types together
 
 
 def entitlements(snapshot: Snapshot, index: Floats, level: NDArray[np.int32]) -> NDArray[np.int32] | None:
-    """[rows]; which jobs are within their tenant's guarantee, and on which kind of nodes; None: nobody has a guarantee.
+    """[rows]; which jobs are within their tenant's guarantee, and on which kind of nodes; None: no tenant has one.
 
-    A tenant's higher classes come first; of a class what runs, the longest first, then what waits, by standing.
+    A tenant's higher classes are served first; within a class running jobs, oldest start first, then waiting ones by
+    score.
     """
     guaranteed = [number for number, tenant in enumerate(snapshot.tenants) if tenant.guaranteed]
     if not guaranteed:
@@ -42,14 +43,14 @@ def entitlements(snapshot: Snapshot, index: Floats, level: NDArray[np.int32]) ->
             on = [int(kinds[row])] if kinds[row] >= 0 else sorted(cluster.kinds_for(gang))
             quota = dict(snapshot.tenants[tenant].guaranteed)
             size = float(jobs.size[row])
-            if row in snapshot.sizes:  # what is beyond its fewest is lent to it
+            if row in snapshot.sizes:  # workers beyond its fewest are on lent slots
                 size = snapshot.sizes[row][0] * float(gang.gpus_per_worker)
             found[row] = _claim(quota, used[tenant], on, cluster, size)
     return found
 
 
 def kinds_of_rows(jobs: JobTable, cluster: Occupancy) -> NDArray[np.int32]:
-    """[rows]; the kind of the nodes that each job is on; -1 where it is on none."""
+    """[rows]; the kind of the nodes that each job is on; -1: on none."""
     kinds = np.full(jobs.rows, -1, np.int32)
     nodes, places = (cluster.slots >= 0).nonzero()
     kinds[cluster.slots[nodes, places]] = cluster.kinds[nodes]
@@ -72,7 +73,7 @@ class Limits:
         return bool(self._limits)
 
     def kinds(self, jobs: JobTable, row: int) -> frozenset[int] | None:
-        """Kinds of nodes that its tenant's limit lets the job go to; None: all."""
+        """Kinds of nodes that the tenant's limit allows for the job; None: all."""
         tenant = int(jobs.tenant[row])
         if tenant not in self._limits:
             return None
@@ -85,14 +86,14 @@ class Limits:
         return None if allowed == fits else allowed
 
     def stopped(self, jobs: JobTable, rows: Rows) -> NDArray[np.bool_]:
-        """[rows]; which waiting jobs are larger than what their tenant may still take, on any kind of nodes."""
+        """[rows]; which waiting jobs exceed what their tenant may still take, on every kind of nodes."""
         codes = jobs.gang[rows].astype(np.int64) * (jobs.tenant.max(initial=0) + 1) + jobs.tenant[rows]
         _, first, which = np.unique(codes, return_index=True, return_inverse=True)
         found: NDArray[np.bool_] = np.array([self.kinds(jobs, row) == NOWHERE for row in rows[first].tolist()], bool)
         return found[which]
 
     def take(self, jobs: JobTable, row: int, kind: int, sign: int = 1) -> None:
-        """Count a job that is put on nodes of a kind; with sign -1 one that is stopped there."""
+        """Count a job as placed on nodes of a kind; with sign -1, as stopped there."""
         tenant = int(jobs.tenant[row])
         if tenant in self._limits and jobs.gang_of(row).gpus_per_worker:
             used = self._used[tenant]
@@ -101,7 +102,7 @@ class Limits:
 
 
 def _claim(quota: dict[str | None, int], used: _Used, kinds: Iterable[int], cluster: Occupancy, size: float) -> int:
-    """Take what a guarantee has room for, of a certain type first."""
+    """Claim a guarantee for a job, preferably one for a named type. Returns the entitlement."""
     named = [(cluster.types[kind], kind) for kind in kinds if cluster.types[kind] is not None]
     for key, entitled in [*named, (None, ENTITLED_ANYWHERE)]:
         if key in quota and used.get(key, 0.0) + size <= quota[key]:
@@ -115,13 +116,13 @@ def _within(limit: Quota, used: _Used, kind: str | None, size: float) -> bool:
 
 
 def check_within_limit(gang: Gang, tenant: Tenant) -> None:
-    """Refuse a gang that its tenant's limit would never let start.
+    """Refuse a gang that can never start within its tenant's limit.
 
     Raises:
         CapacityError: with the limit, and the largest gang that would start.
     """
     for kind, most in tenant.limit:
-        concerns = gang.gpus_per_worker and kind in (None, gang.accelerator_type)  # one without a type may go elsewhere
+        concerns = gang.gpus_per_worker and kind in (None, gang.accelerator_type)  # without a type, it may go elsewhere
         if not concerns or gang.num_workers * gang.gpus_per_worker <= most:
             continue
         of_kind = f"{kind} GPUs" if kind is not None else "GPUs"

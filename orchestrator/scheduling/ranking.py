@@ -1,4 +1,4 @@
-"""Where each job stands: its class, and its index within the class; the lower goes first."""
+"""The ranking of jobs: the priority class of each, and a score within the class. Lower scores go first."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from orchestrator.scheduling.policy import Order, Policy
 from orchestrator.scheduling.quota import NOT_ENTITLED, Limits, entitlements
 from orchestrator.scheduling.snapshot import Snapshot
 
-_LEAST_S = 60.0  # nothing is expected to take less
-_STEP = 1e-6  # keeps the jobs of the lane in order
+_LEAST_S = 60.0  # lower bound of an expected time
+_STEP = 1e-6  # relative difference of scores that keeps the jobs of the lane in order
 
 
 @dataclass(frozen=True)
 class Standing:
-    """All arrays are [rows].
+    """The ranking of all jobs. All arrays are [rows].
 
     Attributes:
-        index: within the class; in seconds for Order.EXPECTED.
-        level: the class. A job that has waited too long stands above all.
-        entitlement: the kind of nodes that its tenant's guarantee is of (see `quota`); None where nobody has one.
-        lane: among those that have waited longest.
-        waited_s: for GPUs, in all.
-        weight: of its size; the index of Order.EXPECTED is time over this.
+        index: the score within the class; in seconds for Order.EXPECTED.
+        level: the class. A job that has waited too long is above all.
+        entitlement: the kind of nodes of its tenant's guarantee (see `quota`); None: no tenant has a guarantee.
+        lane: whether the job is in the lane, among those that have waited longest; None: the lane is empty.
+        waited_s: total time that the job has waited for its gang.
+        weight: weight of the gang's size; the score of Order.EXPECTED is time divided by it.
     """
 
     index: Floats
@@ -39,14 +39,14 @@ class Standing:
 
     @cached_property
     def one_class(self) -> bool:
-        """Whether the index alone tells who goes first."""
+        """Whether the score alone decides the order."""
         return self.entitlement is None and bool((self.level == self.level[:1]).all())
 
     def is_entitled(self, row: int) -> bool:
         return self.entitlement is not None and bool(self.entitlement[row] != NOT_ENTITLED)
 
     def order(self, rows: Rows, submitted_s: Floats) -> Rows:
-        """Rows by who goes first."""
+        """Sort rows by ranking."""
         keys: tuple[NDArray[np.generic], ...] = (submitted_s[rows], self.index[rows])
         if not self.one_class:
             keys = (*keys, -self.level[rows])
@@ -72,10 +72,10 @@ def standing(snapshot: Snapshot, policy: Policy) -> Standing:
 
 
 def shares(snapshot: Snapshot, policy: Policy) -> Floats:
-    """[tenants]; use over share against the mean of those who have jobs, to the power of `share_exponent`."""
+    """[tenants]; use over share, relative to the mean of tenants with jobs, to the power of `share_exponent`."""
     over = snapshot.used_s / snapshot.weights
     jobs = snapshot.jobs
-    active = np.bincount(jobs.tenant, jobs.state, len(over)) > 0  # State.NOBODY is 0
+    active = np.bincount(jobs.tenant, jobs.state, len(over)) > 0  # State.NOBODY is 0, so that free rows do not count
     total = float(over @ active)
     if not total > 0:
         return np.ones(len(over))
@@ -102,7 +102,7 @@ def _by_share(snapshot: Snapshot, policy: Policy, weight: Floats) -> Floats:
 
 
 def _by_expected(snapshot: Snapshot, policy: Policy, weight: Floats) -> Floats:
-    """Shortest remaining time first, with what runs measure; see docs/decisions/0015 for weights and lane."""
+    """Shortest remaining time first, as runs measure it; docs/decisions/0015 explains the weights and the lane."""
     jobs = snapshot.jobs
     told = np.where(np.isnan(jobs.remaining_s), np.minimum(jobs.most_left_s, policy.untold_s), jobs.remaining_s)
     weighted: Floats = np.maximum(told, _LEAST_S) * shares(snapshot, policy)[jobs.tenant]
@@ -118,9 +118,9 @@ _INDICES = {
 
 
 def _longest_waiting(snapshot: Snapshot, policy: Policy, waited_s: Floats) -> Rows:
-    """Those who share the lane, the longest waiting first. The first is there however large it is.
+    """Return the jobs of the lane, longest wait first. The first is included however large it is.
 
-    Who waits for the limit of its tenant is not, since it would only keep others out.
+    A job that waits for its tenant's limit is left out: it cannot start and would only keep others out.
     """
     jobs = snapshot.jobs
     running = snapshot.running

@@ -1,4 +1,4 @@
-"""All that a plan may look at: the jobs, the machines, the tenants, and what time it is."""
+"""A snapshot: jobs, machines, tenants and the time. A plan reads nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.scheduling.job_table import RUNNING, WAITING, Floats, JobTable
 
 @dataclass(frozen=True)
 class Window:
-    """Maintenance: from `start_s` to `end_s` these nodes run nothing. None: all nodes."""
+    """A maintenance window: nothing runs on these nodes from `start_s` to `end_s`. nodes None: all nodes."""
 
     start_s: float
     end_s: float
@@ -26,15 +26,15 @@ class Window:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One moment.
+    """The queue and the cluster at one moment.
 
     Attributes:
-        now_s: on the clock of all times in `jobs`.
-        used_s: [tenants]; GPU-seconds that each has used, decayed (`Policy.share_half_life_s`).
-        parents: of HELD jobs, the rows of those that must end before.
-        sizes: of elastic jobs, the numbers of workers that they can have, ascending. A waiting one is in `jobs` with
-            the fewest, a running one with those that it has.
-        grows: whether running jobs may get more; not while others are about to wait that do not yet.
+        now_s: the time, on the clock of all times in `jobs`.
+        used_s: [tenants]; decayed GPU-seconds that each has used (`Policy.share_half_life_s`).
+        parents: rows of the jobs that must end first, for each HELD job that waits for others.
+        sizes: numbers of workers that each elastic job can have, ascending. In `jobs`, a waiting job has the fewest, a
+            running one those that it runs with.
+        grows: whether running jobs may grow. False while jobs that do not wait yet are about to.
     """
 
     now_s: float
@@ -49,32 +49,32 @@ class Snapshot:
 
     @cached_property
     def weights(self) -> Floats:
-        """[tenants]"""
+        """[tenants]; weight of each."""
         return np.array([tenant.weight for tenant in self.tenants], float)
 
     @cached_property
     def waiting(self) -> NDArray[np.bool_]:
-        """[rows]; jobs that could start if there was room."""
+        """[rows]; jobs that could start if they fitted."""
         return np.equal(self.jobs.state, WAITING) & (self.jobs.not_before_s <= self.now_s)
 
     @cached_property
     def running(self) -> NDArray[np.bool_]:
-        """[rows]"""
+        """[rows]; jobs that run."""
         return np.equal(self.jobs.state, RUNNING)
 
     @cached_property
     def left_s(self) -> Floats:
-        """[rows]; how long each job runs at most as far as anybody knows: measured, else declared, else inf."""
+        """[rows]; upper bound of each job's remaining time: measured, else declared, else inf."""
         jobs = self.jobs
         return np.where(np.isnan(jobs.remaining_s), jobs.most_left_s, jobs.remaining_s)
 
     def leaves_s(self, rows: Rows, protected_s: float) -> Floats:
-        """[rows]; when each is gone from nodes that close: at its end, or in some minutes if it may be interrupted."""
+        """[rows]; when each has left nodes that close: at its end, or after `protected_s` if it is preemptible."""
         ends: Floats = self.now_s + self.left_s[rows]
         return np.where(self.jobs.preemptible[rows], np.minimum(ends, self.now_s + protected_s), ends)
 
     def closes_s(self) -> list[float] | None:
-        """[nodes]; when the next maintenance begins, -inf where there is one; None if none is planned."""
+        """[nodes]; start of the next maintenance; -inf: it is going on, inf: none. None: none is planned at all."""
         ahead = [window for window in self.windows if window.end_s > self.now_s]
         if not ahead:
             return None

@@ -1,4 +1,4 @@
-"""From rows of a store to a snapshot, many at once."""
+"""Build a snapshot from rows of a store, column by column."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.job_table import HELD, RUNNING, WAITING, Floats, JobTable
 from orchestrator.scheduling.snapshot import Snapshot, Window
 
-# What a row has, in this order. Times are seconds of the store's clock, None where nobody knows or there is none.
+# The fields of a row, in this order. Times are seconds of the store's clock; None: unknown or not set.
 ROW = (
     "job_id",
     "tenant",
@@ -35,9 +35,9 @@ ROW = (
     "preemptible",
     "interruptions",
     "interruption_cost_s",
-    "placement",  # of a running job: ((node id, workers), ...)
-    "after",  # ids of jobs that must have ended before
-    "sizes",  # numbers of workers that it can have, ascending; None: only the one
+    "placement",  # of a running job: (node id, workers) for each node
+    "after",  # ids of jobs that must end first
+    "sizes",  # numbers of workers that the job can have, ascending; None: it is not elastic
 )
 _GANG = ("num_workers", "cpus_per_worker", "gpus_per_worker", "accelerator_type")
 _AS_THEY_ARE = (
@@ -63,10 +63,10 @@ def snapshot_of(
     now_s: float,
     windows: tuple[Window, ...] = (),
 ) -> Snapshot:
-    """Row *n* of the snapshot's table is the *n*-th of `rows`.
+    """Build a snapshot. Row *n* of its table is the *n*-th of `rows`.
 
     Args:
-        rows: of jobs that have not ended, as ROW has them.
+        rows: jobs that have not ended, with the fields of ROW.
         used_s: decayed GPU-seconds by tenant.
 
     Raises:
@@ -96,14 +96,14 @@ def snapshot_of(
 
 
 def _or(values: Sequence[float | None], nothing: float) -> Floats:
-    """As an array, with `nothing` for None."""
+    """Return values as an array, with `nothing` for None."""
     given = np.array(values, float)
     given[np.isnan(given)] = nothing
     return given
 
 
 def _parents(ids: Sequence[str], after: Sequence[Sequence[str] | None]) -> dict[int, tuple[int, ...]]:
-    """Those that have not ended, of the jobs that wait for some."""
+    """Return the parents that have not ended, for each job that waits for some."""
     waits = [row for row, parents in enumerate(after) if parents]
     row_of = {job_id: row for row, job_id in enumerate(ids)} if waits else {}
     found = ((row, tuple(row_of[one] for one in after[row] or () if one in row_of)) for row in waits)

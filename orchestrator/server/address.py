@@ -1,4 +1,4 @@
-"""The address of a server: taken before anything else is done, and how others reach it."""
+"""Addresses of a server: the socket, bound before anything else is started, and the URLs at which it is reached."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ _WILDCARDS = ("0.0.0.0", "::", "")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """
+    """Bind a socket.
+
     Args:
-        port: 0: any that is free.
+        port: 0: any free port.
 
     Raises:
-        InputError: it is taken, or no address of this machine.
+        InputError: the port is in use, or the host is no address of this machine.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -50,13 +51,16 @@ def _why(error: OSError, host: str, port: int) -> str:
 
 
 def url_here(sock: socket.socket, scheme: str = "http") -> str:
-    """For programs of this machine."""
+    """Return the URL for programs on this machine."""
     host, port = sock.getsockname()[:2]
     return _url("127.0.0.1" if host in _WILDCARDS else host, port, scheme)
 
 
 def urls_for_drivers(sock: socket.socket, given: Sequence[str], scheme: str = "http") -> tuple[str, ...]:
-    """The given URLs, or the one by which others may reach this machine. Raises InputError: one of them is no URL."""
+    """Return the given URLs, or else the one at which other machines may reach this one.
+
+    Raises InputError if one of them is not a URL.
+    """
     for url in given:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -72,10 +76,10 @@ def _url(host: str, port: int, scheme: str) -> str:
 
 
 def _outward() -> str:
-    """The address by which this machine speaks to others; nothing is sent."""
+    """Return the address that this machine uses to reach others. Nothing is sent."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(("192.0.2.1", 9))  # an address that is nobody's
+            probe.connect(("192.0.2.1", 9))  # an address reserved for documentation (RFC 5737)
             return str(probe.getsockname()[0])
     except OSError:
         return "127.0.0.1"

@@ -1,4 +1,4 @@
-"""Tells Ray's autoscaler what the queue wishes for."""
+"""Updates for Ray's autoscaler: tells it the demand of the queue."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from cluster.ray.bundles import in_words
 from orchestrator.controller.autoscaler_demand import Wish
 
 _SHOWN = 3
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 60.0  # after a failure
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 60.0  # seconds until the next try after a failure; the wait doubles
 
 
 class Wishing:
-    """Called by the leader every few seconds. Telling Ray takes a while: that is done in a thread of its own."""
+    """Called by the leader every few seconds. It tells Ray in a separate thread, since that takes a while."""
 
     def __init__(self, autoscaler: Autoscaler, wish: Callable[[], Wish], say: Callable[[str], None]) -> None:
         self._autoscaler, self._wish, self._say = autoscaler, wish, say
         self._told: Wish | None = (
-            None  # None: an earlier server, or a call without an answer, may have wished something
+            None  # None: unknown; an earlier server, or a call without an answer, may have set a demand
         )
         self._announced: tuple[tuple[str, ...], bool] = ((), False)
-        self._session = self._trouble = self._failure = ""  # the last two as they were said last
+        self._session = self._trouble = self._failure = ""  # the last two: as last reported
         self._wait_s, self._not_before_s = _FIRST_WAIT_S, 0.0
         self._telling: threading.Thread | None = None
 
     def __call__(self) -> None:
-        """Raises BackendUnreachable."""
+        """Tell Ray if the demand has changed. Raises BackendUnreachable."""
         grows = bool(self._autoscaler.growth().types)
         if (trouble := self._autoscaler.trouble) != self._trouble:
             self._trouble = trouble
@@ -39,7 +39,7 @@ class Wishing:
             return
         if time.monotonic() < self._not_before_s or not (grows or self._session):
             return
-        wish = self._wish()  # of a cluster that does not grow any more: nothing
+        wish = self._wish()  # empty if the cluster does not grow any more
         if self._told is None or wish.bundles != self._told.bundles or self._autoscaler.session() != self._session:
             self._telling = threading.Thread(target=self._tell, args=(wish,), name="autoscaler", daemon=True)
             self._telling.start()

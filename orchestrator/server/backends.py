@@ -1,4 +1,4 @@
-"""From `--address` to the machines that run the jobs."""
+"""Backends: from `--address` to the machines that run the jobs."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from orchestrator.service.context.context import Engine
 from orchestrator.service.context.queue_identity import queue_id
 
 _DASHBOARD = "http://127.0.0.1:8265"
-_GCS_PORT = 6379  # Ray's own default
+_GCS_PORT = 6379  # Ray's default port
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where jobs run.
+    """The place where jobs run.
 
     Attributes:
-        label: for people.
-        same_machine: drivers are started on the server's own machine.
-        one_machine: the workers too, all of them; on Ray, as long as it has one node.
-        session: the name of the Ray session, now; None: there is no Ray, or its head is elsewhere.
-        autoscaler: of Ray; None: there is no Ray, or nothing is known of what its autoscaler may add.
+        label: name for people.
+        same_machine: drivers are started on the server's machine.
+        one_machine: all workers run there, too; on Ray, as long as the cluster has one node.
+        session: returns the name of the current Ray session; None: there is no Ray, or its head is on another machine.
+        autoscaler: Ray's autoscaler; None: there is no Ray, or nothing is known about what the autoscaler may add.
     """
 
     backend: Backend
@@ -43,13 +43,14 @@ class Place:
 
 
 def machines(address: str | None, store: Store, home: Path, autoscaler: Path | None = None) -> Place:
-    """
+    """Connect to the machines of an address.
+
     Args:
-        autoscaler: the file that Ray's autoscaler was started with, where it is not found by itself.
+        autoscaler: the configuration file of Ray's autoscaler, if it is not found automatically.
 
     Raises:
-        InputError: it is no address, or no such file.
-        BackendUnreachable: nobody answers there.
+        InputError: the address is not valid, or the file does not exist.
+        BackendUnreachable: nothing answers at the address.
     """
     if autoscaler is not None and (address is None or address.startswith("fake:")):
         raise InputError("--autoscaler goes with --address: without Ray nobody adds machines")
@@ -98,7 +99,7 @@ def _ray(dashboard: str, store: Store, found: bool, autoscaler: Path | None) -> 
 
 
 def held_by_node(store: Store) -> Mapping[str, tuple[float, float]]:
-    """CPUs and GPUs that held leases have on each node."""
+    """Return the (CPUs, GPUs) that held leases use on each node."""
     held: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     for lease in store.leases(held=True):
         for node, workers in lease.placement:

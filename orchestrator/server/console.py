@@ -1,4 +1,4 @@
-"""What a server prints: few lines, and no secrets in them."""
+"""Console output of a server: few lines, without secrets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.http.scrub import Scrubber
 
 
 class Output:
-    """Thread-safe. A terminal that is gone does not end the server."""
+    """Prints lines. Thread-safe. If the terminal is gone, the server goes on."""
 
     def __init__(self, scrub: Scrubber, verbose: bool = False) -> None:
         self.scrub, self._verbose = scrub, verbose
@@ -19,14 +19,14 @@ class Output:
         self._gone = False
 
     def say(self, text: str) -> None:
-        """With the time (UTC)."""
+        """Print a line with the time (UTC)."""
         self._write(f"{time.strftime('%H:%M:%SZ', time.gmtime())} {self.scrub.line(text)}")
 
     def greet(self, lines: Sequence[str]) -> None:
         self._write(self.scrub.line("\n".join(lines)))
 
     def take_logs(self) -> None:
-        """Of the libraries, only what is wrong; verbose: all."""
+        """Print log messages of libraries: errors only, or more if verbose."""
         handler = _Handler(self)
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
         logging.basicConfig(handlers=[handler], level=logging.INFO if self._verbose else logging.ERROR, force=True)

@@ -1,4 +1,4 @@
-"""Passes of a controller, one after the other, for as long as a server lives."""
+"""The loop of passes, for the lifetime of a server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EVERY_S = 1.0
 
 
 class Steps(Protocol):
-    """A controller, or what stands before one."""
+    """A controller, or an object that wraps one."""
 
     def step(self) -> bool: ...
 
@@ -26,15 +26,16 @@ def run_passes(
     say: Callable[[str], None],
     every_s: float = EVERY_S,
 ) -> None:
-    """Until `stop` is set. `wake` makes the next pass come at once, `stop` only at the end of one.
+    """Run passes until `stop` is set.
 
-    What does not answer is waited for; it is said once, and that it answers again.
+    `wake` makes the next pass start at once. `stop` takes effect after the current pass. A pass that fails is repeated;
+    the error is reported once, and so is its end.
     """
     trouble = ""
     while not stop.is_set():
         try:
             controller.step()
-        except Exception as error:  # a fault of ours must not end the queue for everybody
+        except Exception as error:  # an internal error must not end the queue
             known = isinstance(error, StoreBroken | BackendUnreachable | Fenced)
             text = str(error) if known else "".join(traceback.format_exception(error))
             if text != trouble:

@@ -1,4 +1,4 @@
-"""What has happened since the last look, in a line each; what is counted of it."""
+"""The event log: a line for each new event, and counters for metrics."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from orchestrator.queue.store import Store
 from orchestrator.queue.wording import telling
 
 _PAGE, _MOST_PAGES = 1000, 20
-_MOST_LINES = 10  # of one kind in one look; more are summed up
+_MOST_LINES = 10  # most lines of one kind at a time; more are summed up in one line
 _TOLD = frozenset({State.RUNNING, *ENDED, FAULTY})
 
 
 class News:
-    """Of the events of a store from now on. Not for several threads."""
+    """New events of a store, from the creation of this object on. Not thread-safe."""
 
     def __init__(self, store: Store, meters: Meters, say: Callable[[str], None]) -> None:
         self._store, self._meters, self._say = store, meters, say
         self._seen = last_event(store)
 
     def tell(self) -> None:
-        """Raises StoreBroken."""
+        """Print and count new events. Raises StoreBroken."""
         for _ in range(_MOST_PAGES):
             events = self._store.events(after=self._seen, limit=_PAGE)
             if events:
@@ -46,7 +46,7 @@ class News:
 
 
 def lines_of(events: Sequence[QueueEvent]) -> list[str]:
-    """Starts and ends of jobs, and all that happened to the cluster."""
+    """Format starts and ends of jobs, and all events of the cluster."""
     told = [event for event in events if event.job_id is None or event.kind in _TOLD]
     many = {kind for kind, number in Counter(event.kind for event in told).items() if number > _MOST_LINES}
     lines = [_line(event) for event in told if event.kind not in many]

@@ -1,4 +1,4 @@
-"""What a server says of itself when it starts."""
+"""The greeting that a server prints at its start."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _AHEAD_S = 5.0
 
 @dataclass(frozen=True)
 class Facts:
-    """For the greeting.
+    """The facts of the greeting.
 
     Attributes:
-        store, machines: labels.
-        url: for people here.
-        named: in FLEETUNE_HOME, where clients of this machine find it by themselves.
+        store, machines: names for people.
+        url: the URL for people on this machine.
+        named: the URL is recorded in FLEETUNE_HOME, where clients on this machine find it.
     """
 
     store: str

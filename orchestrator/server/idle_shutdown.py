@@ -1,4 +1,4 @@
-"""When a server that a script has brought along is not needed any more."""
+"""The end of an embedded server (one that a script has started) when it is not needed any more."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _UNFINISHED = Filter(states=tuple(state for state in State if state not in ENDED
 
 
 class Embedding:
-    """Called after each pass; ends the server when for a while no client has lived and no job was unfinished."""
+    """Ends the server after a time without living clients and unfinished jobs. Called after each pass."""
 
     def __init__(self, store: Store, home: Path, end: Callable[[], None], idle_s: float = _IDLE_S) -> None:
         self._store, self._clients, self._end, self._idle_s = store, home / "clients", end, idle_s
         self._needed_s = time.monotonic()
 
     def __call__(self) -> None:
-        """Raises StoreBroken."""
+        """Check whether the server is needed. Raises StoreBroken."""
         if any_lives(self._clients) or self._store.jobs(_UNFINISHED, limit=1):
             self._needed_s = time.monotonic()
         elif time.monotonic() - self._needed_s > self._idle_s:
@@ -30,7 +30,7 @@ class Embedding:
 
 
 def any_lives(folder: Path) -> bool:
-    """Whether some client holds its lock; see `orchestrator.client.embedded_server.Presence`."""
+    """Whether any client holds its lock; see `orchestrator.client.embedded_server.Presence`."""
     return any(_is_held(path) for path in folder.glob("*.lock"))
 
 
@@ -40,6 +40,6 @@ def _is_held(path: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # gone meanwhile
+    except OSError:  # removed meanwhile
         return False
     return False

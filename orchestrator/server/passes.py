@@ -1,4 +1,4 @@
-"""The controller's passes as a server runs them: measured, told, and with what follows a pass."""
+"""The controller's passes on a server: with metrics, reports, and follow-up actions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from orchestrator.queue.errors import NotLeader, StoreBroken
 from orchestrator.server.control_loop import run_passes
 from orchestrator.server.event_log import News
 
-NEWEST = "newest_s"  # the fact of the store that the clock goes by after a restart
+NEWEST = "newest_s"  # fact in the store: the newest time, for the clock of a restarted server
 _NOTE_EVERY_S = 60.0
 _SHORTEST_GAP_S = 0.1
-_REST = 9.0  # times as long as a pass took, nothing is done: submissions in a row do not each bring one about
+_REST = 9.0  # idle for nine times the duration of the last pass, so that bursts of submissions share one pass
 _ENDS_WITHIN_S = 5.0
-_FAILING = 3  # passes that have failed in a row: one may be chance
+_FAILING = 3  # failed passes in a row before trouble is reported; a single failure may be chance
 
 Follow = Callable[[], object]
 
 
 class Passes:
-    """Runs in a thread of its own, between `start` and `end`."""
+    """Runs passes in a separate thread, between `start` and `end`."""
 
     def __init__(
         self,
@@ -39,14 +39,14 @@ class Passes:
         after: Sequence[Follow],
         begins: Follow,
     ) -> None:
-        """`after`: what the leader does after each pass. `begins`: called each time this server begins to lead."""
+        """`after`: actions of the leader after each pass. `begins`: called each time this server becomes the leader."""
         self._controller, self._leading, self._news = controller, leading, news
         self._meters, self._say, self._after, self._begins = meters, say, after, begins
         self._stop, self._wake = threading.Event(), threading.Event()
         self._keeper = Keeper(leading)
         self._thread = threading.Thread(target=self._run, name="passes", daemon=True)
         self._led = self._fenced = False
-        self._failures = 0  # passes in a row
+        self._failures = 0  # failed passes in a row
         self._rest_until_s = 0.0
 
     def start(self) -> None:
@@ -54,7 +54,7 @@ class Passes:
         self._thread.start()
 
     def end(self) -> bool:
-        """Whether the pass that was going on has ended."""
+        """Stop the passes. Returns whether the current pass has ended."""
         self._stop.set()
         self._wake.set()
         self._thread.join(_ENDS_WITHIN_S)
@@ -65,14 +65,14 @@ class Passes:
         self._wake.set()
 
     def leads(self) -> bool:
-        """As of now: a right that was not renewed in time has run out."""
+        """Whether this server leads now. False as soon as its term has run out."""
         try:
             return self._leading.epoch > 0 and not self._fenced
         except NotLeader:
             return False
 
     def trouble(self) -> str:
-        """Why the queue does not move; '' where it does. Machines that do not answer are no fault of this server."""
+        """Say why the queue does not move; '': it does. Machines that do not answer are not counted as a failure."""
         if self._failures < _FAILING:
             return ""
         return f"the last {self._failures} passes over the queue have failed: see the server's log"
@@ -107,13 +107,13 @@ class Passes:
         leads = self._controller.step()
         self._fenced = False
         self._note(leads)
-        with contextlib.suppress(StoreBroken):  # of which the next pass tells
+        with contextlib.suppress(StoreBroken):  # the next pass reports it
             self._news.tell()
         failed: Exception | None = None
         for follow in self._after if leads else ():
             try:
                 follow()
-            except Exception as error:  # one that fails holds up no other
+            except Exception as error:  # the other actions are still carried out
                 failed = failed or error
         if failed is not None:
             raise failed
@@ -127,7 +127,7 @@ class Passes:
 
     def _note(self, leads: bool) -> None:
         if leads and not self._led:
-            with contextlib.suppress(StoreBroken):  # only the event is lost, and the next pass says what is wrong
+            with contextlib.suppress(StoreBroken):  # only the event is lost; the next pass reports the error
                 self._begins()
         elif self._led and not leads:
             self._say("this server does not lead any more")
@@ -139,7 +139,7 @@ class Passes:
 
 
 class Minute:
-    """Does something about once a minute, whenever it is called."""
+    """Calls a function at most once in an interval, a minute by default."""
 
     def __init__(self, act: Follow, every_s: float = _NOTE_EVERY_S) -> None:
         self._act, self._every_s, self._next_s = act, every_s, 0.0

@@ -1,4 +1,4 @@
-"""`fleetune serve` as a process: put together, started, and ended in order."""
+"""The process of `fleetune serve`: assembled, started, and ended in order."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ from orchestrator.service.tokens import has_admin
 from orchestrator.store import open_store
 
 REGISTER_S, SILENT_S = 600.0, 6 * 3600.0
-TENANT = "default"  # there from the start, so that a first submission works
-_SWITCH_S = 5e-4  # a pass computes for up to a second, and no request is to wait 5 ms for each of its turns
+TENANT = "default"  # created at the start, so that a first submission works
+_SWITCH_S = 5e-4  # below Python's 5 ms, so that requests wait less for the interpreter while a pass computes
 _ENDS_WITHIN_S = 3
 _GUESTS_EVERY_S = 5.0
 _WISH_EVERY_S = 3.0
@@ -67,7 +67,7 @@ _WISH_EVERY_S = 3.0
 
 @dataclass(frozen=True)
 class Options:
-    """Of `fleetune serve`; None: left out."""
+    """Options of `fleetune serve`. None: not given."""
 
     store: str | None = None
     address: str | None = None
@@ -94,10 +94,10 @@ class Options:
 
 
 def serve(options: Options) -> None:
-    """Until SIGTERM or SIGINT.
+    """Serve until SIGTERM or SIGINT.
 
     Raises:
-        InputError, StoreBroken, BackendUnreachable: it cannot start.
+        InputError, StoreBroken, BackendUnreachable: the server cannot start.
     """
     for folder in options.shared:
         if not Path(folder).is_dir():
@@ -122,7 +122,7 @@ def serve(options: Options) -> None:
 
 
 def _check_tls(options: Options) -> None:
-    """Raises InputError."""
+    """Check the TLS options. Raises InputError."""
     if (options.tls_cert is None) is not (options.tls_key is None):
         raise InputError("--tls-cert and --tls-key go together: give the certificate and its private key, in PEM")
     if options.tls_cert is not None and options.tls_key is not None:
@@ -136,7 +136,7 @@ def _tell_of_clock(store: Store, output: Output, text: str) -> None:
 
 
 def _check_python(given: str | None, place: Place) -> None:
-    """Where jobs run without Ray; of other machines nobody knows what they have. Raises InputError."""
+    """Check `--python` if jobs run on this machine without Ray. Raises InputError."""
     if given is not None and place.engine == "local" and shutil.which(given) is None:
         raise InputError(
             f"--python {given}: there is no such program on this machine. Give the path of a Python that has Fleetune, "
@@ -190,7 +190,7 @@ def _surroundings(
 
 
 class _Server:
-    """All that lives as long as the process does."""
+    """The parts of a running server."""
 
     def __init__(
         self, options: Options, around: Surroundings, place: Place, sock: socket.socket, home: Path, output: Output
@@ -211,7 +211,7 @@ class _Server:
         sys.setswitchinterval(_SWITCH_S)
         self._passes.start()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)  # uvicorn takes them, and raises them again once it has ended
+            signal.signal(number, lambda *_: None)  # uvicorn handles these signals, and raises them again after its end
         try:
             self._http.run(sockets=[self._sock])
         finally:
@@ -224,7 +224,7 @@ class _Server:
 
     @property
     def _url_here(self) -> str:
-        """For clients of this machine. With TLS, the name must be one that the certificate has."""
+        """The URL for clients on this machine. With TLS, its name must be one of the certificate's."""
         if self._options.tls_cert is not None and self._options.urls:
             return self._around.url
         return url_here(self._sock, self._options.scheme)
@@ -246,11 +246,11 @@ class _Server:
         return Passes(controller, self._leading, news, self._meters, say, self._after_each_pass(controller), begins)
 
     def _note(self, what: Callable[[Store, float, str], None]) -> None:
-        """Raises StoreBroken."""
+        """Write an event about this server. Raises StoreBroken."""
         what(self._around.store, self._around.clock.now_s(), self._around.url)
 
     def _timing(self) -> Timing:
-        speak = self._around.engine != "fake"  # programs of made-up machines do nothing
+        speak = self._around.engine != "fake"  # drivers on a fake cluster send no heartbeats
         return Timing(register_s=self._options.register_s, silent_s=self._options.silent_s if speak else None)
 
     def _after_each_pass(self, controller: Controller) -> list[Callable[[], object]]:
@@ -258,9 +258,9 @@ class _Server:
         after: list[Callable[[], object]] = [
             partial(followups.follow_up, around),
             Minute(lambda: store.put_facts({NEWEST: repr(around.clock.now_s())})),
-            Minute(around.machines.last_known),  # so that those that go are known to have been there
+            Minute(around.machines.last_known),  # so that nodes that disappear are remembered
         ]
-        # Also without --embedded: a script may use a server that was there before it.
+        # Even without --embedded: a script may use a server that was already running.
         after.append(Retention(around, lambda: self._leading.epoch))
         after.append(partial(clients.cancel_what_the_gone_left, around, self._home))
         after.append(Minute(partial(clients.forget_the_gone, around, self._home)))

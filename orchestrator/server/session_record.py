@@ -1,4 +1,4 @@
-"""Has drivers that `ray job submit` starts find this server, by a record beside the head of their cluster."""
+"""The record beside the head of a Ray cluster, by which drivers of `ray job submit` find this server."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _ANSWERS_S = 2.0
 
 
 class Announcing:
-    """Called by the leader every few seconds: a head that was started anew has a new session, without the record."""
+    """Keeps the record up to date. Called every few seconds: a restarted head has a new session without the record."""
 
     def __init__(self, session: Callable[[], str], record: SessionRecord, say: Callable[[str], None]) -> None:
-        """`session`: the name of the cluster's, now. Raises BackendUnreachable."""
+        """`session`: returns the name of the current Ray session; raises BackendUnreachable."""
         self._session, self._record, self._say = session, record, say
         self._said = ""
-        self._copied = ""  # of the session in whose cluster the copy is
+        self._copied = ""  # name of the session whose cluster has the copy
         self._copying: threading.Thread | None = None
 
     def __call__(self) -> None:
-        """Raises BackendUnreachable."""
+        """Write the record if it is missing. Raises BackendUnreachable."""
         raylet = raylet_of_session(self._session())
         if (hindrance := self._hindrance(raylet)) or raylet is None:
             self._tell(f"{hindrance}: {_AT_ONCE}")
@@ -44,7 +44,7 @@ class Announcing:
             self._copying.start()
 
     def _hindrance(self, raylet: Raylet | None) -> str:
-        """Why drivers cannot be told; '' where they can."""
+        """Return why drivers cannot find this server; '': they can."""
         if raylet is None or not raylet.is_head:
             return "the head of the Ray cluster does not run on this machine, or its processes cannot be seen from here"
         owner = raylet.session.stat().st_uid
@@ -56,7 +56,7 @@ class Announcing:
         return ""
 
     def _copy(self, raylet: Raylet) -> None:
-        """For drivers on other nodes; it takes seconds."""
+        """Copy the record into Ray's key-value store, for drivers on other nodes. This takes seconds."""
         try:
             ask_store(raylet.gcs, self._record)
             self._copied = raylet.session.name

@@ -1,4 +1,4 @@
-"""Events that tell when a server begins to lead the queue, and when it is stopped."""
+"""Events that record when a server becomes the leader of the queue, and when it is stopped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ACTIVE = tuple(state for state in State if state not in ENDED)
 
 
 def begins_to_lead(store: Store, now_s: float, url: str) -> None:
-    """Write an event that names the jobs that were found. Raises StoreBroken."""
+    """Add an event with the number of jobs in each state. Raises StoreBroken."""
     counts = store.count(Filter(states=_ACTIVE))
     found = [f"{counts[state]:,} {state}" for state in _ACTIVE if counts.get(state)]
     message = f"the server at {url} leads the queue: {', '.join(found) or 'no'} jobs found"
@@ -19,6 +19,6 @@ def begins_to_lead(store: Store, now_s: float, url: str) -> None:
 
 
 def stops(store: Store, now_s: float, url: str) -> None:
-    """Raises StoreBroken."""
+    """Add an event about the end of the server. Raises StoreBroken."""
     message = f"the server at {url} was stopped; jobs go on"
     store.add_events([QueueEvent(now_s, STOPPED, message, data={"url": url})])

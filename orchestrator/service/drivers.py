@@ -1,4 +1,4 @@
-"""What a job's driver is told: what to run, and whether to go on. The messages are in `jobs.drivers.link.messages`."""
+"""The server's side of drivers: what to run, and whether to go on. Messages are in `jobs.drivers.link.messages`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _ASKED = {Wanted.CANCEL: "it is to be cancelled", Wanted.PAUSE: "it is to be pau
 
 
 def check_attempt(surroundings: Surroundings, token: str, message: Register | Beat) -> None:
-    """Before anything else is done with a message.
+    """Check that a message comes from the driver of its attempt, before anything else is done with it.
 
     Raises:
-        OtherQueue: the driver is of another queue (409).
-        NotYourAttempt: the token is not of the attempt that the message names (401).
+        OtherQueue: the driver belongs to another queue (409).
+        NotYourAttempt: the token does not belong to the attempt that the message names (401).
     """
     if message.queue and message.queue != surroundings.queue:
         raise OtherQueue(
@@ -44,11 +44,11 @@ def check_attempt(surroundings: Surroundings, token: str, message: Register | Be
 
 
 def register(surroundings: Surroundings, message: Register) -> Registered:
-    """What the attempt is to run.
+    """Return what the attempt is to run.
 
     Raises:
-        AttemptOver: it is not the newest, or has ended (410).
-        QueueError: a secret or a model that the spec names is not there any more (400).
+        AttemptOver: the attempt is not the newest, or has ended (410).
+        QueueError: a secret or a model that the spec names does not exist any more (400).
     """
     job = _current(surroundings, message)
     if job is None:
@@ -57,7 +57,7 @@ def register(surroundings: Surroundings, message: Register) -> Registered:
     run = _run(surroundings, job, spec)
     parents = _parents(surroundings, job)
     surroundings.beats.note(Measured(job.job_id, job.attempt))
-    surroundings.beats.flush()  # the job counts as running from now on
+    surroundings.beats.flush()  # from now on the job counts as running
     order, _ = _order(job)
     return Registered(
         queue=surroundings.queue,
@@ -73,7 +73,10 @@ def register(surroundings: Surroundings, message: Register) -> Registered:
 
 
 def beat(surroundings: Surroundings, message: Beat) -> Answer:
-    """Note what it says; an attempt that is over is answered with Order.LEAVE. Raises QueueError, StoreBroken."""
+    """Record a heartbeat, and answer what to do.
+
+    If the attempt is over: Order.LEAVE. Raises QueueError, StoreBroken.
+    """
     job = _current(surroundings, message)
     if job is None:
         reason = "the attempt is over, and another one may run"
@@ -91,21 +94,21 @@ def beat(surroundings: Surroundings, message: Beat) -> Answer:
         metrics=message.metrics or None,
     )
     surroundings.beats.note(plausible(said, job, surroundings.clock.now_s()))
-    if message.draining and surroundings.engine != "local":  # nothing else takes nodes away
+    if message.draining and surroundings.engine != "local":  # on a local backend, nodes are not taken away
         _note_draining(surroundings, job, message.draining)
     if message.faulty and surroundings.engine != "local":
         _note_faulty(surroundings, job, message.faulty)
     if 0 < len(message.keeps) < workers_in(job.placement):
         kept = tuple(Counter(message.keeps).items())
         surroundings.store.give_back(job.job_id, job.attempt, kept, surroundings.clock.now_s())
-    if message.last:  # once it is seen to have ended, nothing that it has said is taken any more
+    if message.last:  # the driver's end would make the store ignore reports that are still pending
         surroundings.beats.flush()
     order, reason = _order(job)
     return Answer(order=order, reason=reason, queue=surroundings.queue)
 
 
 def _note_draining(surroundings: Surroundings, job: Job, draining: Sequence[str]) -> None:
-    """The queue does not see it by itself. What runs there is then told to leave, as if somebody drained the node."""
+    """Drain nodes that Ray is about to take away. Only drivers see that; jobs there leave as in any drain."""
     store, now_s = surroundings.store, surroundings.clock.now_s()
     known = {rule.node_id for rule in store.node_rules()}
     for node in {node for node, _ in job.placement}.intersection(draining) - known:
@@ -115,7 +118,7 @@ def _note_draining(surroundings: Surroundings, job: Job, draining: Sequence[str]
 
 
 def _note_faulty(surroundings: Surroundings, job: Job, faulty: Sequence[str]) -> None:
-    """Kept for the leader, which suspects a node only once several jobs have said so (see `suspicion`)."""
+    """Record broken hardware for the leader, which suspects a node after several jobs have reported it."""
     store, now_s = surroundings.store, surroundings.clock.now_s()
     nodes = {node for node, _ in job.placement}.intersection(faulty)
     if not nodes:
@@ -131,7 +134,7 @@ def _note_faulty(surroundings: Surroundings, job: Job, faulty: Sequence[str]) ->
 
 
 def _current(surroundings: Surroundings, message: Register | Beat) -> Job | None:
-    """None: the attempt is over."""
+    """Return the job of an attempt; None: the attempt is over."""
     try:
         job = surroundings.store.job(message.job_id)
     except UnknownJob:  # its rows were removed
@@ -152,7 +155,7 @@ def _engine(surroundings: Surroundings) -> Literal["ray", "local"]:
 
 
 def _parents(surroundings: Surroundings, job: Job) -> list[Job]:
-    """Those of its own tenant that are still known."""
+    """Return the parents that belong to the same tenant and still exist."""
     found = []
     for parent in job.after:
         try:
@@ -164,7 +167,7 @@ def _parents(surroundings: Surroundings, job: Job) -> list[Job]:
 
 
 def _with_model(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> dict[str, Any]:
-    """`run:JOB` becomes the directory of the model that the job has exported. Raises QueueError."""
+    """Replace `run:JOB` by the directory of the model that the job has exported. Raises QueueError."""
     if isinstance(base := spec.get("base"), dict):  # of a sweep
         return {**spec, "base": _with_model(surroundings, job, base)}
     model = spec.get("model")
@@ -182,11 +185,11 @@ def _with_model(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> d
 
 
 def _secrets(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> dict[str, str]:
-    """The secrets that the job asks for and its tenant has now.
+    """Return the secrets that the job asks for and that its tenant has now.
 
     Raises:
-        QueueError: the tenant was not given one, or the server lacks it.
-        StoreBroken: nobody can say, because the tenant's row cannot be read. The driver asks again.
+        QueueError: the tenant was not given one of them, or the server lacks it.
+        StoreBroken: the row of the tenant cannot be read, so its secrets are unknown. The driver asks again.
     """
     names = (spec.get("queue") or {}).get("secrets") or ()
     if not names:
@@ -200,9 +203,9 @@ def _secrets(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> dict
 
 
 def _run(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> str | None:
-    """Where a job that trains writes: the same in all its attempts, and known before anything is written there.
+    """Return the run of a job that trains. It is the same for all attempts, and chosen before anything is written.
 
-    The server reads there on behalf of people, so no driver can choose it.
+    The server reads files of the run for other users, so the driver must not choose it.
     """
     if job.run is not None or job.kind == "command":
         return job.run
@@ -210,4 +213,4 @@ def _run(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> str | No
     name = new_run_name(job.name, datetime.datetime.fromtimestamp(now_s, datetime.UTC))
     root = JobPaths.of((spec["base"] if job.kind == "sweep" else spec)["storage_path"], name).root
     surroundings.store.measure([Measured(job.job_id, job.attempt, run=root)], now_s)
-    return surroundings.store.job(job.job_id).run  # somebody may have been faster
+    return surroundings.store.job(job.job_id).run  # another server may have been faster

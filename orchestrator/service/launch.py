@@ -1,4 +1,4 @@
-"""How the driver of an attempt is started."""
+"""Launches: how the driver of an attempt is started."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["attempt_token", "launch_of"]
 
 
 def launch_of(surroundings: Surroundings) -> LaunchOf:
-    """Every driver is `python -m jobs.drivers.attempt`, and asks the server for the rest.
+    """Make the function that describes how to start a driver.
 
-    A call of the result raises StoreBroken.
+    Every driver is `python -m jobs.drivers.attempt`, and asks the server for the rest. The function raises StoreBroken.
     """
 
     def launch(job: Job, spec: str) -> Launch:
@@ -36,5 +36,5 @@ def launch_of(surroundings: Surroundings) -> LaunchOf:
 
 
 def _gpus(job: Job) -> str:
-    """`n1=4 n2=4`."""
+    """Format the GPUs on each node, as in `n1=4 n2=4`."""
     return " ".join(f"{node}={workers * job.gang.gpus_per_worker}" for node, workers in job.placement)

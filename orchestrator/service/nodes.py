@@ -1,4 +1,4 @@
-"""The machines, what has been ordered of them, and who is there."""
+"""Nodes: their resources, orders (cordon, drain), and jobs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _DONE = {
 
 
 def nodes(surroundings: Surroundings, caller: Caller = ANYBODY) -> Nodes:
-    """Also those that are gone and of which something was ordered, so that the order can be taken back.
+    """Return all nodes, including gone nodes with an order, so that the order can be withdrawn.
 
-    Jobs that the caller may not see are `a job of TENANT`. Raises BackendUnreachable, StoreBroken.
+    Jobs that the caller may not see are named `a job of TENANT`. Raises BackendUnreachable, StoreBroken.
     """
     inventory = surroundings.machines.inventory()
     there, labels = {node.node_id: node for node in inventory.nodes}, inventory.labels
@@ -41,7 +41,7 @@ def nodes(surroundings: Surroundings, caller: Caller = ANYBODY) -> Nodes:
 
 
 def order(surroundings: Surroundings, node_id: str, sent: NodeOrderSent, caller: Caller) -> NodeView:
-    """Raises UnknownNode, Forbidden (of who is no admin), BackendUnreachable, StoreBroken."""
+    """Give an order about a node. Raises UnknownNode, Forbidden (not an admin), BackendUnreachable, StoreBroken."""
     caller.check_is_admin()
     known = [node.node_id for node in nodes(surroundings).nodes]
     if node_id not in known:
@@ -52,7 +52,7 @@ def order(surroundings: Surroundings, node_id: str, sent: NodeOrderSent, caller:
         raise QueueError(f"deadline_s goes with the order drain, and this one is {what}: leave it out")
     deadline_s = None if sent.deadline_s is None else now_s + sent.deadline_s
     label = surroundings.machines.label(node_id)
-    if label != node_id:  # one that was given by an id, of this machine as it is now, gives way
+    if label != node_id:  # the new rule is by name, and replaces an older one by this machine's id
         surroundings.store.put_node_rule(NodeRule(node_id, NodeOrder.USE, caller.name, sent.reason, now_s))
     surroundings.store.put_node_rule(NodeRule(label, what, caller.name, sent.reason, now_s, deadline_s))
     last = "" if deadline_s is None else f", from {at_words(deadline_s)} on also what may not be interrupted"
@@ -61,7 +61,7 @@ def order(surroundings: Surroundings, node_id: str, sent: NodeOrderSent, caller:
     data = {"node": node_id, "by": caller.name, "deadline_s": deadline_s}
     surroundings.store.add_events([QueueEvent(now_s, what.value, said, data=data)])
     found = {node.node_id: node for node in nodes(surroundings).nodes}
-    # An order to use a node that is gone takes it off the list.
+    # A gone node that is set to `use` disappears from the list.
     return found.get(node_id) or _view(node_id, None, None, {}, node_id)
 
 

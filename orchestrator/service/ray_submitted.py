@@ -1,4 +1,4 @@
-"""Programs of others on the cluster that have asked to be queued; the messages are in `jobs.drivers.link.messages`."""
+"""Ray-submitted programs that ask to be queued. Messages are in `jobs.drivers.link.messages`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ class TooManyGuests(QueueError):
 
 
 def check_room(surroundings: Surroundings, client: str) -> None:
-    """Every guest holds memory of the head for as long as it waits. One that is there already may ask again.
+    """Check that one more program may be queued: each holds memory of the head while it waits.
+
+    A program that is queued already may ask again.
 
     Raises:
-        TooManyGuests
+        TooManyGuests: there are as many as allowed.
     """
     there = {job.client for job in surroundings.store.of_clients() if guest_of(job) is not None}
     if client not in there and len(there) >= surroundings.most_guests:
@@ -38,10 +40,10 @@ def check_room(surroundings: Surroundings, client: str) -> None:
 
 
 def look(surroundings: Surroundings, job: Job, attempt: int, after: int) -> Looked:
-    """What its attempts have written since, one after the other. `words` are left to the caller.
+    """Return new output of a job's attempts, one attempt after the other. The caller fills in `words`.
 
     Raises:
-        BackendUnreachable: the output cannot be read now.
+        BackendUnreachable: the output cannot be read at the moment.
     """
     attempt, after = (attempt, after) if attempt else (min(job.attempt, 1), 0)
     exit_code = exit_code_of(job)
@@ -61,7 +63,7 @@ def look(surroundings: Surroundings, job: Job, attempt: int, after: int) -> Look
 
 
 def exit_code_of(job: Job) -> int | None:
-    """With which a program ends whose job this is; None: it has not ended."""
+    """Return the exit code of the program for the end of its job; None: the job has not ended."""
     if job.state not in ENDED:
         return None
     return _BAD_INPUT if job.state is State.FAILED and job.reason is Reason.BAD_INPUT else _EXIT_CODES[job.state]

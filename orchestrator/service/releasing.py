@@ -1,4 +1,4 @@
-"""A job whose driver cannot be stopped, because its node is gone: its lease is closed by an administrator's order."""
+"""Release a job whose driver cannot be stopped because its node is gone. An administrator closes its lease."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from orchestrator.service.context.context import Surroundings
 
 
 def release(surroundings: Surroundings, job: Job, caller: Caller) -> Job:
-    """Close the lease of a STOPPING job, unless a node answers on which its driver may still run.
+    """Close the lease of a STOPPING job, unless its driver may still run on a node that answers.
 
-    A node answers if the cluster lists it as alive now. The driver's own node counts where the backend knows it, and
-    all nodes of the lease where it does not.
+    A node answers if the cluster lists it as alive now. If the backend knows the driver's node, only this node counts;
+    otherwise all nodes of the lease do.
 
     Raises:
-        Forbidden: the caller is no admin.
+        Forbidden: the caller is not an admin.
         NotReleasable: the job is not stopping, or a node answers.
         BackendUnreachable: the cluster does not say which nodes are alive.
     """

@@ -1,4 +1,4 @@
-"""Removes old jobs, a small batch after each pass of the leader."""
+"""Retention: old jobs are removed, in small batches after the leader's passes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from orchestrator.queue.months import month_around
 from orchestrator.service.context.context import Surroundings
 
 DAY_S: Final = 86_400.0
-BATCH: Final = 200  # jobs in one transaction
+BATCH: Final = 200  # most jobs in one transaction
 _LOOKS_EVERY_S: Final = 60.0
 
 
 def kept_since_s(now_s: float, retention_days: float, half_life_s: float) -> float:
-    """Jobs that ended before this are removed.
+    """Return the time before which ended jobs are removed.
 
-    The leases of this month and the last are kept in any case, and so are those that still count for the shares of
-    tenants.
+    Leases of this month and the last one are always kept, and so are those that still count for the tenants' shares.
     """
     begin_s, _ = month_around(now_s)
     last_month_s, _ = month_around(begin_s - 1.0)
@@ -27,15 +26,18 @@ def kept_since_s(now_s: float, retention_days: float, half_life_s: float) -> flo
 
 
 class Retention:
-    """Called by the leader after each pass; removes one batch at most. Runs' directories are never touched."""
+    """Removes at most one batch per call.
+
+    The leader calls it after each pass. Directories of runs are never touched.
+    """
 
     def __init__(self, surroundings: Surroundings, epoch: Callable[[], int]) -> None:
-        """`epoch`: of this server's leadership; raises NotLeader."""
+        """`epoch`: returns the epoch of this server's leadership; raises NotLeader."""
         self._around, self._epoch = surroundings, epoch
         self._next_s = 0.0
 
     def __call__(self) -> int:
-        """How many rows were removed.
+        """Remove a batch if it is time to. Returns the number of removed rows.
 
         Raises:
             StoreBroken, BackendUnreachable, NotLeader: nothing is lost; the next call goes on.
@@ -46,7 +48,8 @@ class Retention:
         store, now_s = self._around.store, self._around.clock.now_s()
         before_s = kept_since_s(now_s, days, self._around.policy.share_half_life_s)
         found = store.prunable(before_s, BATCH)
-        # First on the machines: as long as the job is there, nobody else gets its id, and so the names of its attempts.
+        # The backend comes first: while the job exists, its id and the names of its attempts are not given to another
+        # job.
         names = [f"{job_id}-{number}" for job_id, attempts in found for number in range(1, attempts + 1)]
         if names:
             self._around.backend.discard(names)

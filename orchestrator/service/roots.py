@@ -1,4 +1,4 @@
-"""The directories and URLs under which a tenant's storage, data and models lie (`Restrictions.roots`). Pure."""
+"""Roots: the directories and URLs that must contain a tenant's storage, data and models (`Restrictions.roots`)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _SHOWN = 20
 
 
 def root_of(path: str, roots: Sequence[str]) -> str | None:
-    """The root at or under which a path or URL lies; None: under none of them."""
+    """Return the root that contains a path or URL; None: no root does."""
     return next((root for root in roots if location.is_under_any(path, (root,))), None)
 
 
 def outside(field: str, path: str, tenant: str, roots: Sequence[str] | None) -> Forbidden | None:
-    """Why a tenant's job may not name a path or URL in its spec; None: it may.
+    """Return why a tenant's job may not name a path or URL in its spec; None: it may.
 
     Args:
-        roots: None: the tenant may name any.
+        roots: None: the tenant may name any path.
     """
     if roots is None or root_of(path, roots) is not None:
         return None
@@ -30,7 +30,7 @@ def outside(field: str, path: str, tenant: str, roots: Sequence[str] | None) -> 
 
 
 def check_run(job_id: str, run: str, roots: Sequence[str] | None) -> None:
-    """Before the server reads the files of a run. Raises QueueError."""
+    """Check that the server may read the files of a run. Raises QueueError."""
     if roots is not None and root_of(run, roots) is None:
         raise QueueError(
             f"the run of {job_id} is not read: it lies outside of what its tenant may use, which is what lies under "

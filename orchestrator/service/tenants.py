@@ -1,4 +1,4 @@
-"""Who shares the cluster: their settings, and what they have in the queue."""
+"""Tenants: their settings, and what they have in the queue."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from orchestrator.queue.tenants import DEFAULT_RESTRICTIONS, Quota, Restrictions
 from orchestrator.service.context.caller import ANYBODY
 from orchestrator.service.context.context import Surroundings
 
-TENANT: Final = "tenant"  # the kind of its events
+TENANT: Final = "tenant"  # kind of the events about tenants
 _SCHEME = re.compile(r"(?!file$)[a-z][a-z0-9+.-]{0,20}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ACTIVE = (State.QUEUED, *sorted(HOLDS_A_LEASE))
 
 
 def tenants(surroundings: Surroundings) -> Tenants:
-    """All of them. Raises StoreBroken."""
+    """Return all tenants. Raises StoreBroken."""
     found, leases = surroundings.store.tenants(), surroundings.store.leases(held=True)
     hours = _gpu_hours(surroundings, found)
     return Tenants(tenants=tuple(_view(surroundings, one, leases, hours) for one in found))
 
 
 def put(surroundings: Surroundings, name: str, sent: TenantSent, by: str = ANYBODY.name) -> TenantView:
-    """Make or change one, with an event. May promise more than the cluster has: machines come and go.
+    """Create or change a tenant, with an event.
 
-    Raises QueueError.
+    Guarantees may exceed the present cluster, since machines come and go. Raises QueueError.
     """
     if not _NAME.fullmatch(name):
         raise QueueError(
@@ -63,14 +63,14 @@ def put(surroundings: Surroundings, name: str, sent: TenantSent, by: str = ANYBO
 
 
 def _restrictions(sent: RestrictionsSent) -> Restrictions:
-    """Raises QueueError."""
+    """Validate restrictions. Raises QueueError."""
     given = sent.model_dump(exclude={"roots", "secrets"})
     roots = None if sent.roots is None else tuple(dict.fromkeys(map(checked_root, sent.roots)))
     return Restrictions(**given, roots=roots, secrets=tuple(dict.fromkeys(sent.secrets)))
 
 
 def checked_root(root: str) -> str:
-    """A directory or URL under which a tenant's files may lie, without a slash at its end. Raises QueueError."""
+    """Return a valid root without a trailing slash. Raises QueueError."""
     scheme, url, path = root.partition("://")
     if "::" in root or not root.isprintable() or ".." in root.split("/"):
         wrong = "write it without '::', '..' and characters that cannot be seen"
@@ -84,7 +84,7 @@ def checked_root(root: str) -> str:
 
 
 def _changes(before: Tenant | None, after: Tenant) -> str | None:
-    """What is different, in words; None: nothing is."""
+    """Describe the changed settings; None: nothing has changed."""
     if before == after:
         return None
     old = before if before is not None else Tenant(after.name)
@@ -105,13 +105,13 @@ def _told(value: object) -> str:
 
 
 def _gpu_hours(surroundings: Surroundings, tenants: Sequence[Tenant]) -> dict[str, float]:
-    """Of this month, where one of them has a limit."""
+    """Return the GPU-hours of this month by tenant; empty if none of the tenants has a limit on them."""
     limited = any(one.restrictions.max_gpu_hours_per_month is not None for one in tenants)
     return surroundings.usage_months.gpu_hours() if limited else {}
 
 
 def _quota(what: str, sent: Sequence[QuotaSent]) -> Quota:
-    """Raises QueueError."""
+    """Validate a quota. Raises QueueError."""
     kinds = [one.accelerator_type for one in sent]
     for kind in kinds:
         if kinds.count(kind) > 1:
@@ -120,7 +120,7 @@ def _quota(what: str, sent: Sequence[QuotaSent]) -> Quota:
 
 
 def _check(tenant: Tenant) -> None:
-    """A guarantee that the limit does not let the tenant have is a mistake. Raises QueueError."""
+    """Check that guarantees do not exceed limits. Raises QueueError."""
     guaranteed, limits = dict(tenant.guaranteed), dict(tenant.limit)
     for kind, most in limits.items():
         least = guaranteed.get(kind, 0) if kind is not None else sum(guaranteed.values())

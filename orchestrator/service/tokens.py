@@ -1,4 +1,4 @@
-"""Which tokens may be made and revoked: there is always an admin, as soon as there is anybody."""
+"""Tokens: which may be made and revoked. As soon as there are tokens, one of them is an admin's."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from orchestrator.queue.records import QueueEvent, Role, Token
 from orchestrator.queue.store import Store
 
 PREFIX: Final = "ft_"
-TOKEN: Final = "token"  # the kind of its events
+TOKEN: Final = "token"  # kind of the events about tokens
 
 
 class LastAdmin(QueueError):
-    """Nobody could make tokens any more."""
+    """Without this token, no one could make tokens any more."""
 
     status = 409
 
 
 def new_token() -> str:
-    """To be shown once; the store keeps its digest."""
+    """Make a random token. It is shown once; the store keeps its digest."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
@@ -34,15 +34,17 @@ def digest_of(token: str) -> str:
 def add(
     store: Store, name: str, role: Role, tenant: str | None, now_s: float, by: str, lifetime_s: float | None = None
 ) -> str:
-    """Make a token, with an event; it is to be shown once.
+    """Make a token, with an event. The token is shown once.
 
     Args:
-        by: who makes it.
-        lifetime_s: for how long it opens anything. None: for ever.
+        by: name of the caller.
+        lifetime_s: time until it expires, in seconds. None: it never expires.
 
     Raises:
-        QueueError: role and tenant do not go together, or the first one is no admin's.
-        UnknownTenant, NameTaken.
+        QueueError: role and tenant do not fit together.
+        LastAdmin: it is the first token, and not an admin's.
+        UnknownTenant: the tenant does not exist.
+        NameTaken: the name is or was in use.
     """
     _check(store, name, role, tenant, now_s)
     token = new_token()
@@ -55,7 +57,7 @@ def add(
 
 
 def revoke(store: Store, name: str, now_s: float, by: str) -> None:
-    """Have a token open nothing any more, with an event. Raises UnknownToken."""
+    """Revoke a token, with an event. Raises UnknownToken."""
     store.revoke_token(name, now_s)
     _tell(store, now_s, f"{by} revokes the token {name}", name, by)
 
@@ -83,7 +85,7 @@ def _check(store: Store, name: str, role: Role, tenant: str | None, now_s: float
 
 
 def check_revocable(store: Store, name: str, now_s: float) -> None:
-    """Raises LastAdmin."""
+    """Raise LastAdmin if a token is the only valid admin token."""
     admins = _admins(store.tokens(), now_s)
     others = [token for token in admins if token.name != name]
     is_admin = any(token.name == name for token in admins)
@@ -99,7 +101,7 @@ def has_admin(store: Store, now_s: float) -> bool:
 
 
 def _admins(tokens: list[Token], now_s: float) -> list[Token]:
-    """Those that open something."""
+    """Return the valid admin tokens."""
     live = (token for token in tokens if token.revoked_s is None and not token.has_expired(now_s))
     return [token for token in live if token.role is Role.ADMIN]
 

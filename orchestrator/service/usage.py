@@ -1,4 +1,4 @@
-"""What tenants have held, by month."""
+"""Usage of tenants by month."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
 _HOUR_S = 3600.0
 
 
-NEWEST_MONTHS: Final = 12  # where no month is asked for
+NEWEST_MONTHS: Final = 12  # without a month in the request
 _FRESH_S: Final = 60.0
 _MONTHS_KEPT: Final = 120
 
@@ -40,7 +40,7 @@ def rows_of(totals: Iterable[MonthTotal]) -> tuple[UsageRow, ...]:
 
 
 def month_begins_s(month: str) -> float:
-    """Seconds since 1970. Leases that were released before do not count to it. Raises QueueError."""
+    """Return the begin of a month in seconds since 1970. Raises QueueError if it is not a month."""
     match = _MONTH.fullmatch(month)
     if match is None or match[1] == "0000":
         raise QueueError(f"{month[:40]!r} is no month: write it as 2026-11")
@@ -48,21 +48,24 @@ def month_begins_s(month: str) -> float:
 
 
 class UsageMonths:
-    """The use of each month, added up once: a month may have a million leases. For many threads.
+    """Usage by month, computed once, since a month may have a million leases. Thread-safe.
 
-    A lease over a month's end counts to both months, and a job once in each.
-    A month that is over does not change any more and is kept. The running one is added up again after a minute.
+    A lease that spans the end of a month counts in both months, and its job once in each. Past months do not change and
+    are kept. The current month is computed again after a minute.
     """
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store, self._clock = store, clock
-        self._lock = threading.Lock()  # one of them reads, the others wait for what it finds
+        self._lock = threading.Lock()  # one thread reads, the others wait for the result
         self._over: OrderedDict[str, tuple[UsageRow, ...]] = OrderedDict()
         self._running: tuple[str, tuple[UsageRow, ...]] = ("", ())
         self._until_s = -math.inf
 
     def usage(self, month: str | None = None, tenant: str | None = None) -> Usage:
-        """By month (UTC) and tenant; without a month, of the newest twelve. Raises QueueError, StoreBroken."""
+        """Return usage by month (UTC) and tenant; without a month, of the newest twelve.
+
+        Raises QueueError, StoreBroken.
+        """
         if month is not None:
             month_begins_s(month)
         now_s = self._clock.now_s()
@@ -72,7 +75,7 @@ class UsageMonths:
         return Usage(rows=tuple(row for row in rows if tenant is None or row.tenant == tenant))
 
     def gpu_hours(self) -> dict[str, float]:
-        """Of the running month, by tenant; up to a minute old. Raises StoreBroken."""
+        """Return GPU-hours of the current month by tenant, up to a minute old. Raises StoreBroken."""
         now_s = self._clock.now_s()
         with self._lock:
             return {row.tenant: row.gpu_hours for row in self._of(f"{utc(now_s):%Y-%m}", now_s)}
@@ -97,7 +100,7 @@ class UsageMonths:
 
 
 def newest_months(now_s: float) -> list[str]:
-    """`2026-11`, the running one, and those before it."""
+    """Return the current month, as `2026-11`, and those before it."""
     at = utc(now_s)
     numbers = (at.year * 12 + at.month - 1 - back for back in range(NEWEST_MONTHS))
     return [f"{number // 12:04}-{number % 12 + 1:02}" for number in numbers]

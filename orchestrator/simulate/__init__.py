@@ -1,4 +1,4 @@
-"""A queue's history run again: on another cluster, under another policy, by the functions that run the live queue.
+"""Simulations of a queue's history: on another cluster, under another policy, with the functions of the live queue.
 
 May import `scheduling`, `pages` and `jobs.storage`. Start with `engine`.
 """

@@ -1,4 +1,4 @@
-"""A trace run through the scheduler: arrivals, failures and ends in the order of time, one plan after each instant."""
+"""The engine: replays a trace in order of time (arrivals, failures, ends), with a plan after each instant."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from orchestrator.scheduling.policy import Order, Policy, policy_named
 from orchestrator.simulate.values import Ended, Setup, Simulated, Stretch, TraceJob
 
 _JITTER_S = 10.0
-_SAY_EVERY = 500  # passes
-_MOST_FAILURES = 10_000  # of one job
-# The plain policies are told how long everything takes, as schedulers with exact limits would be.
+_SAY_EVERY = 500  # passes between reports of progress
+_MOST_FAILURES = 10_000  # of one job, until the simulation is given up
+# Simple policies are told the exact run times, as schedulers with exact limits would be.
 _TOLD_EVERYTHING = (Order.SUBMITTED, Order.SHARE)
 
 OnWait = Callable[[World, int, int], None]
@@ -36,13 +36,13 @@ def simulate(
     policy: Policy | None = None,
     on_wait: OnWait | None = None,
 ) -> Simulated:
-    """Run a trace to its end.
+    """Simulate a trace to its end.
 
     Args:
-        progress: gets the share of jobs that have ended, now and then.
-        policy: instead of the one that the setup names.
-        on_wait: gets the world, the row in it and the row of the trace of each job that does not start as it arrives,
-            after that pass. It may look, and change nothing.
+        progress: called now and then with the share of jobs that have ended.
+        policy: overrides the policy that the setup names.
+        on_wait: called for each job that does not start when it arrives, after that pass, with the simulation, the
+            job's row in it and its row in the trace. It must not change anything.
     """
     return _Run(jobs, setup, policy or policy_named(setup.policy), progress, on_wait).run()
 
@@ -67,13 +67,13 @@ class _Run:
             Measuring(setup.measured_after_s, exact=policy.order in _TOLD_EVERYTHING),
             self._ended,
         )
-        # One for each, so that two clusters see the same jobs.
+        # Separate generators, so that two clusters see the same jobs.
         self._late, self._error, self._failing = (random.Random(3 * setup.jitter + number) for number in range(3))
-        self._job_of: dict[int, int] = {}  # row of the world -> row of the trace
+        self._job_of: dict[int, int] = {}  # row of the simulation -> row of the trace
         self._stretches: list[Stretch] = []
         self._finished = 0
         self._failed = Counter[int]()
-        self._failures: list[tuple[float, int, bool]] = []  # heap: when, node, whether it comes back then
+        self._failures: list[tuple[float, int, bool]] = []  # heap of (time, node, whether it is a repair)
 
     def run(self) -> Simulated:
         began = time.perf_counter()
@@ -109,7 +109,7 @@ class _Run:
                 on_wait(self._world, row, self._job_of[row])
 
     def _submit(self, number: int) -> int:
-        """The job's row in the world."""
+        """Submit a job of the trace. Returns its row in the simulation."""
         job, setup = self._jobs[number], self._setup
         row = self._world.submit(
             Gang(job.num_gpus, 1, 1),

@@ -1,4 +1,4 @@
-"""What a simulation comes to: its figures, those of its tenants, and the GPUs in use and waiting over time."""
+"""Figures of a simulation: over all jobs, for each tenant, and GPUs in use and waited for over time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from orchestrator.simulate.values import Ended, Simulated
 
-BIG_GANG = 8  # GPUs and more
-SHORTEST_S = 60.0  # a shorter job's slowdown is counted as if it had run so long
+BIG_GANG = 8  # least GPUs
+SHORTEST_S = 60.0  # bound of the bounded slowdown: shorter jobs count as if they had run this long
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -18,11 +18,11 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of one simulation, over all its jobs. Times in seconds.
+    """The figures of one simulation, over all its jobs. Times are in seconds.
 
-    A job's completion time (jct) runs from its submission in the trace to its end; its wait is the part of that in
-    which it made no headway, so interruptions and their cost count. Its bounded slowdown is jct over duration, where a
-    duration below 60 s counts as 60 s, and at least 1.
+    The completion time (jct) of a job runs from its submission in the trace to its end. Its wait is the part of that
+    time without progress, so interruptions and their cost count. Its bounded slowdown is jct / duration, where a
+    duration below 60 s counts as 60 s, and is at least 1.
     """
 
     policy: str
@@ -32,28 +32,28 @@ class Figures:
     p99_jct_s: float
     mean_wait_s: float
     mean_bounded_slowdown: float
-    utilisation: float  # 0..1: GPUs in use between the first and the last submission, over the cluster's
-    jain: float  # 1/tenants..1: Jain's index of the tenants' mean bounded slowdowns, each counted once; 1 is even
+    utilisation: float  # 0..1: GPUs in use between the first and the last submission, over those of the cluster
+    jain: float  # 1/tenants..1: Jain's index of the tenants' mean bounded slowdowns; 1: equal
     longest_wait_s: float
-    preemptions: int  # stretches that the scheduler ended, to run the job later or elsewhere
+    preemptions: int  # number of times that the scheduler interrupted a job
     most_preemptions_of_a_job: int
     lost_gpu_share: float  # GPU-seconds that interruptions added, over those of the trace
-    slowdown_of_big_gangs: float | None  # mean bounded slowdown of gangs of 8 GPUs or more; None without any
+    slowdown_of_big_gangs: float | None  # mean bounded slowdown of gangs of at least 8 GPUs; None: there are none
     makespan_s: float  # from the first submission to the last completion
-    wall_s: float  # how long simulating took
+    wall_s: float  # duration of the simulation itself
 
     def as_dict(self) -> dict[str, str | float | int | None]:
-        """By name, in the order above."""
+        """Return the figures by name, in the order above."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class TenantFigures:
-    """One tenant's part of a simulation."""
+    """The figures of one tenant."""
 
     tenant: str
     jobs: int
-    gpu_s: float  # GPU-seconds held, lost work included
+    gpu_s: float  # GPU-seconds held, including lost work
     mean_wait_s: float
     longest_wait_s: float
     mean_bounded_slowdown: float
@@ -61,9 +61,9 @@ class TenantFigures:
 
 @dataclass(frozen=True)
 class OverTime:
-    """Mean numbers of GPUs between `edges_s`, which count from the first submission.
+    """Mean numbers of GPUs in spans of time. `edges_s` counts from the first submission.
 
-    `in_use` and `waiting` have a row for each tenant, named by `tenants`, and a column for each span between edges.
+    `in_use` and `waiting` are [tenants, spans]; `tenants` names the rows.
     """
 
     edges_s: Floats
@@ -73,7 +73,7 @@ class OverTime:
 
 
 def figures(simulated: Simulated) -> Figures:
-    """The figures of a simulation of at least one job, all of which have finished."""
+    """Compute the figures of a simulation with at least one job, all of which have finished."""
     arrays = _Arrays(simulated)
     slowdown, big = arrays.slowdown, arrays.gpus >= BIG_GANG
     per_job = np.bincount(arrays.job[arrays.preempted], minlength=len(arrays.gpus))
@@ -100,7 +100,7 @@ def figures(simulated: Simulated) -> Figures:
 
 
 def tenant_figures(simulated: Simulated) -> tuple[TenantFigures, ...]:
-    """One for each tenant, the one with the most GPU-seconds first."""
+    """Compute the figures of each tenant, those with the most GPU-seconds first."""
     arrays = _Arrays(simulated)
     gpu_s = _by_tenant(arrays, (arrays.end - arrays.start) * arrays.held)
     waits, slowdowns = arrays.mean_by_tenant(arrays.wait), arrays.mean_by_tenant(arrays.slowdown)
@@ -121,13 +121,13 @@ def tenant_figures(simulated: Simulated) -> tuple[TenantFigures, ...]:
 
 
 def over_time(simulated: Simulated, spans: int) -> OverTime:
-    """GPUs in use, and GPUs that submitted jobs wait for, in so many equal spans of the whole simulation."""
+    """Compute the GPUs in use and the GPUs that submitted jobs wait for, in equal spans of the simulation."""
     arrays = _Arrays(simulated)
     zero = arrays.submit.min()
     edges = np.linspace(0.0, arrays.end.max() - zero, spans + 1)
     order = np.lexsort((arrays.start, arrays.job))
     job, start, end = arrays.job[order], arrays.start[order] - zero, arrays.end[order] - zero
-    since = np.empty_like(end)  # when the wait before each stretch began
+    since = np.empty_like(end)  # begin of the wait before each stretch
     since[1:] = end[:-1]
     first = np.r_[True, job[1:] != job[:-1]]
     since[first] = arrays.submit[job[first]] - zero
@@ -141,7 +141,7 @@ def over_time(simulated: Simulated, spans: int) -> OverTime:
 
 
 class _Arrays:
-    """The columns of a simulation: those of jobs by row of the trace, those of stretches by stretch."""
+    """The columns of a simulation: jobs by row of the trace, and stretches."""
 
     def __init__(self, simulated: Simulated) -> None:
         jobs, stretches = simulated.jobs, simulated.stretches
@@ -158,29 +158,29 @@ class _Arrays:
         self.lost: Floats = np.array([one.lost_s for one in stretches], dtype=float)
         preempted = (Ended.PREEMPTED, Ended.MOVED)
         self.preempted = np.array([one.ended in preempted for one in stretches], dtype=bool)
-        self.held: Ints = self.gpus[self.job]  # GPUs of each stretch
+        self.held: Ints = self.gpus[self.job]  # GPUs held in each stretch
 
         completion = np.full(len(jobs), -np.inf)
         np.maximum.at(completion, self.job, self.end)
         self.jct: Floats = completion - self.submit
-        # What is below 0 is rounding: no job runs shorter than its duration.
+        # Negative values are rounding errors: no job runs shorter than its duration.
         self.wait: Floats = np.maximum(self.jct - self.duration, 0.0)
         self.slowdown: Floats = np.maximum(self.jct / np.maximum(self.duration, SHORTEST_S), 1.0)
 
     def mean_by_tenant(self, values: Floats) -> Floats:
-        """Means over each tenant's jobs; `values` has one for each job."""
+        """Return the mean of each tenant's jobs; `values`: [jobs]."""
         totals: Floats = np.bincount(self.tenant, weights=values).astype(np.float64)
         return totals / np.bincount(self.tenant)
 
 
 def _by_tenant(arrays: _Arrays, values: Floats) -> Floats:
-    """Sums over each tenant's stretches; `values` has one for each stretch."""
+    """Return the sum of each tenant's stretches; `values`: [stretches]."""
     totals = np.bincount(arrays.tenant[arrays.job], weights=values, minlength=len(arrays.tenants))
     return totals.astype(np.float64)
 
 
 def _utilisation(arrays: _Arrays, gpus: int) -> float:
-    """0 where the first submission is the last one too."""
+    """Return the utilisation; 0 if all jobs were submitted at the same time."""
     first, last = arrays.submit.min(), arrays.submit.max()
     if last <= first:
         return 0.0
@@ -193,7 +193,7 @@ def _jain(values: Floats) -> float:
 
 
 def _means(edges: Floats, start: Floats, end: Floats, weight: Ints, row: Ints, rows: int) -> Floats:
-    """Mean over each span between edges of the weights whose interval [start, end) is on; shape (rows, spans)."""
+    """Return the mean weight of active intervals [start, end) in each span; shape (rows, spans)."""
     sums = np.zeros((rows, len(edges)))
     for at in range(rows):
         its = row == at
@@ -204,7 +204,7 @@ def _means(edges: Floats, start: Floats, end: Floats, weight: Ints, row: Ints, r
 
 
 def _ramp(edges: Floats, begin: Floats, weight: Ints) -> Floats:
-    """At each edge, the sum of weight x seconds since begin, over what has begun."""
+    """Return, at each edge, the sum of weight x seconds since `begin` over intervals that have begun."""
     order = np.argsort(begin)
     begin, weight = begin[order], weight[order]
     weights = np.r_[0, np.cumsum(weight)]

@@ -1,4 +1,4 @@
-"""What `fleetune simulate` prints: a table of figures, a column for each simulation. Text only; decides nothing."""
+"""The output of `fleetune simulate`: a table of figures with a column for each simulation. Text only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Words = Callable[[Sequence[float]], list[str]]
 
 
 def page(simulations: Sequence[tuple[str, Figures]]) -> str:
-    """A column of figures for each simulation, by its name; with two of them, how the second differs."""
+    """Format a table with a column for each simulation, by name; for two, also their difference."""
     columns = [figures for _, figures in simulations]
     two = len(columns) == 2
     head = ("", *(name for name, _ in simulations), *(("change",) if two else ()))
@@ -27,14 +27,14 @@ def page(simulations: Sequence[tuple[str, Figures]]) -> str:
 
 
 def headline(simulated: Simulated) -> str:
-    """`26,936 jobs of 11 tenants; 8 GPUs a node; policy default; ...`: all but the nodes, on one line."""
+    """Describe the simulation in one line, except for the nodes: `26,936 jobs of 11 tenants; 8 GPUs a node; ...`."""
     first, _, (_, policy), *others = circumstances(simulated)
     node = f"{many(simulated.setup.gpus_per_node, 'GPU')} a node"
     return "; ".join([first[1], node, f"policy {policy}", *(f"{name}: {words}" for name, words in others)])
 
 
 def circumstances(simulated: Simulated) -> list[tuple[str, str]]:
-    """What was simulated, as pairs of a name and words."""
+    """Describe the simulation as (name, text) pairs."""
     setup, tenants = simulated.setup, len({job.tenant for job in simulated.jobs})
     pairs = [
         ("trace", f"{many(len(simulated.jobs), 'job')} of {many(tenants, 'tenant')}"),
@@ -51,12 +51,12 @@ def circumstances(simulated: Simulated) -> list[tuple[str, str]]:
 
 
 def cluster_words(setup: Setup) -> str:
-    """`64 nodes x 8 GPUs`."""
+    """Format the cluster, as in `64 nodes x 8 GPUs`."""
     return f"{many(setup.nodes, 'node')} x {many(setup.gpus_per_node, 'GPU')}"
 
 
 def figure_rows(columns: Sequence[Figures]) -> list[Row]:
-    """A name and words for each figure, in units that fit; with two columns a third one, which compares them."""
+    """Return (name, text, ...) for each figure, in suitable units; for two columns also a comparison."""
     rows = list[Row]()
     for label, field, words, change in _FIGURES:
         values = [getattr(figures, field) for figures in columns]
@@ -70,19 +70,19 @@ def figure_rows(columns: Sequence[Figures]) -> list[Row]:
 
 
 def times(values_s: Sequence[float]) -> list[str]:
-    """`2.31 h`; all in the unit that fits the largest."""
+    """Format times in the unit that fits the largest, as in `2.31 h`."""
     largest = max(values_s, default=0.0)
     unit_s, sign = next(unit for unit in _UNITS if largest >= unit[0])
     return [f"{_three(value / (unit_s or 1.0))} {sign}" for value in values_s]
 
 
 def shares(values: Sequence[float]) -> list[str]:
-    """`78.2 %`."""
+    """Format shares, as in `78.2 %`."""
     return [percent(value) for value in values]
 
 
 def plain(values: Sequence[float]) -> list[str]:
-    """Three digits."""
+    """Format numbers with three digits."""
     return [_three(value) for value in values]
 
 

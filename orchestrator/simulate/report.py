@@ -1,4 +1,4 @@
-"""Simulations as one HTML page: figures, GPUs in use and waiting over time, and tenants. Decides nothing."""
+"""Simulations as an HTML page: figures, GPUs in use and waited for over time, and tenants."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from orchestrator.simulate.figures import Floats, OverTime, TenantFigures, figur
 from orchestrator.simulate.page import circumstances, cluster_words, figure_rows, plain, times
 from orchestrator.simulate.values import Simulated
 
-_SPANS = 168  # columns of a plot: an hour each in a week
-_NAMED = svgarea.MOST_SERIES - 1  # tenants with a colour of their own
+_SPANS = 168  # spans of a plot: an hour each in a week
+_NAMED = svgarea.MOST_SERIES - 1  # tenants with a separate colour
 _TENANTS_SHOWN = 100
 _NAME_CELLS = 24
 _UNITS = ((3 * 86400.0, 86400.0, "days"), (2 * 3600.0, 3600.0, "hours"), (0.0, 60.0, "minutes"))  # from, seconds, name
@@ -33,7 +33,7 @@ _TENANT_HEAD = ("tenant", "jobs", "GPU-hours", "mean wait", "longest wait", "mea
 
 
 def report(simulations: Sequence[tuple[str, Simulated]]) -> str:
-    """The whole page, for simulations of one trace by their names; it parses as XML too."""
+    """Make the page, for named simulations of one trace. It is well-formed XML, too."""
     first = simulations[0][1]
     clusters = " and ".join(cluster_words(simulated.setup) for _, simulated in simulations)
     title = f"Simulation: {clusters}, policy {first.setup.policy}"
@@ -49,7 +49,7 @@ def report(simulations: Sequence[tuple[str, Simulated]]) -> str:
 
 
 def _facts(simulations: Sequence[tuple[str, Simulated]]) -> list[tuple[str, str]]:
-    """What all have in common; of the clusters, each."""
+    """Return facts that the simulations have in common, and the cluster of each."""
     clusters = [("cluster", cluster_words(simulated.setup)) for _, simulated in simulations]
     return [pair for one in circumstances(simulations[0][1]) for pair in (clusters if one[0] == "cluster" else [one])]
 
@@ -62,7 +62,7 @@ def _figures(simulations: Sequence[tuple[str, Simulated]]) -> str:
 
 
 def _sections(name: str, simulated: Simulated, colours: dict[str, int]) -> str:
-    """Plots and tenants of one simulation; `name` is empty where there is only one."""
+    """Make the plots and the tenants of one simulation. `name` is '' if there is only one."""
     suffix = f", {htmlpage.shown(name)}" if name else ""
     course = over_time(simulated, _SPANS)
     gpus = simulated.setup.nodes * simulated.setup.gpus_per_node
@@ -94,7 +94,7 @@ def _plot(
 
 
 def _areas(tenants: Sequence[str], gpus: Floats, colours: dict[str, int]) -> list[svgarea.Area]:
-    """The largest tenants in the order of their colours, and the others together in the last colour."""
+    """Return the largest tenants in the order of their colours, and the others together in the last colour."""
     rows = {tenant: gpus[at] for at, tenant in enumerate(tenants)}
     areas = [
         svgarea.Area(shortened(tenant, _NAME_CELLS), tuple(rows[tenant].tolist()), colour)

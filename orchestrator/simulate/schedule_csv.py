@@ -1,4 +1,4 @@
-"""Writes down where and when every job of a simulation ran, as a CSV file."""
+"""The schedule of a simulation as a CSV file: where and when each job ran."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ HEAD = "job,start_s,end_s,placement"
 
 
 def schedule_csv(simulated: Simulated) -> str:
-    """A line for each stretch, by job and then by start.
+    """Format the schedule, one line for each stretch, sorted by job and start.
 
-    `job` is the 0-based row of the trace; times are seconds on the trace's clock with all their digits, so that a job's
-    stretches add up to its duration and what interruptions added; `placement` is node:GPUs, joined by semicolons.
+    `job` is the row of the trace, counted from 0. Times are seconds on the trace's clock in full precision, so that a
+    job's stretches add up to its duration and the cost of interruptions. `placement` is node:GPUs, joined by
+    semicolons.
     """
     ordered = sorted(simulated.stretches, key=lambda stretch: (stretch.job, stretch.start_s))
     return "\n".join([HEAD, *map(_line, ordered), ""])
 
 
 def write_schedule(path: str, simulated: Simulated) -> None:
-    """Write it to a path or URL, whole or not at all. Raises StorageError."""
+    """Write the schedule to a path or URL, atomically. Raises StorageError."""
     storage.write_bytes(path, schedule_csv(simulated).encode())
 
 

@@ -1,4 +1,4 @@
-"""Reads a trace: the CSV file of the jobs that once were submitted to a cluster. All bad rows are told at once."""
+"""Traces: CSV files of jobs that were submitted to a cluster. All bad rows are reported together."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ from orchestrator.pages.data import shortened
 from orchestrator.pages.svg import grouped
 from orchestrator.simulate.values import TraceJob
 
-COLUMNS = ("submit_s", "duration_s", "num_gpus", "tenant")  # must be there; priority may be
+COLUMNS = ("submit_s", "duration_s", "num_gpus", "tenant")  # required columns; priority is optional
 
-_TOLD = 5  # bad rows, by line
-# 3,000 years, so that today in milliseconds since 1970 is beyond; ten years.
+_TOLD = 5  # most bad rows in a message
+# Upper bounds in seconds: 3,000 years, which milliseconds since 1970 exceed, and ten years.
 _MOST_S = {"submit_s": 1e11, "duration_s": 3.2e8}
 _MOST_PRIORITY = 1_000_000_000
-_CELL = 40  # characters of a value that a message has room for
+_CELL = 40  # most characters of a value in a message
 _FORMAT = f"A trace is a CSV file whose first line names the columns {', '.join(COLUMNS)} and, if wanted, priority."
 
 _Row = tuple[int, Mapping[str, str]]
 
 
 def read_trace(path: str, most_gpus: int | None) -> tuple[TraceJob, ...]:
-    """The jobs of a CSV file or URL, gzipped or not, in the order of its rows.
+    """Read the jobs of a CSV file or URL, gzipped or not, in the order of its rows.
 
     Args:
-        path: columns submit_s and duration_s in seconds, num_gpus, tenant and, if there, priority (0 where empty), in
-            any order; others are ignored.
-        most_gpus: GPUs of the cluster, which no gang may exceed; None checks none.
+        path: a file with the columns submit_s and duration_s in seconds, num_gpus, tenant and, optionally, priority
+            (empty: 0), in any order; others are ignored.
+        most_gpus: GPUs of the cluster, which no gang may exceed; None: not checked.
 
     Raises:
-        TraceError: the file is missing, is no such CSV or has no jobs; or rows are bad, of which the first 5 are named.
+        TraceError: the file is missing, is not such a CSV file or has no jobs; or rows are bad, of which the first 5
+            are named.
     """
     jobs, bad = list[TraceJob](), list[str]()
-    last: tuple[int, float] | None = None  # line and submit_s of the row before
+    last: tuple[int, float] | None = None  # (line, submit_s) of the previous row
     for line, fields in _rows(path):
         reader = _Reader(fields)
         job = reader.job(most_gpus)
@@ -57,14 +58,14 @@ def read_trace(path: str, most_gpus: int | None) -> tuple[TraceJob, ...]:
 
 
 class _Reader:
-    """Turns the fields of one row into a job; `reasons` says what is wrong with them."""
+    """Converts the fields of one row to a job. `reasons` says what is wrong with them."""
 
     def __init__(self, fields: Mapping[str, str]) -> None:
         self._fields = fields
         self.reasons = [fields[""]] if "" in fields else []
 
     def job(self, most_gpus: int | None) -> TraceJob:
-        """NaN and 0 stand for what cannot be read."""
+        """Return the job. Fields that cannot be read are NaN or 0."""
         if self.reasons:
             return TraceJob(math.nan, math.nan, 0, "")
         submit_s, duration_s = self._time("submit_s"), self._time("duration_s")
@@ -117,7 +118,7 @@ class _Reader:
 
 
 def _rows(path: str) -> Iterator[_Row]:
-    """Line number and fields by name of each row; a row of another length has only a field "", which says so."""
+    """Yield (line number, fields by name) of each row. A row of the wrong length has only a field '' with an error."""
     reader = csv.reader(io.StringIO(_text(path), newline=""))
     try:
         names = [name.strip() for name in next(reader, [])]

@@ -1,4 +1,4 @@
-"""What goes into a simulation and what comes out. Values only; all times in seconds, from the trace's own zero."""
+"""Input and output of a simulation. Values only; times are in seconds from the trace's zero."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 @dataclass(frozen=True)
 class TraceJob:
-    """One job of a trace, as it was submitted and as long as it ran there."""
+    """A job of a trace, with its submission and its run time there."""
 
     submit_s: float
     duration_s: float
@@ -22,7 +22,7 @@ class Ended(StrEnum):
 
     FINISHED = "finished"
     PREEMPTED = "preempted"
-    MOVED = "moved"  # preempted, and started elsewhere at the same instant
+    MOVED = "moved"  # interrupted, and started elsewhere at the same instant
     NODE_FAILED = "node_failed"
 
 
@@ -30,11 +30,11 @@ class Ended(StrEnum):
 class Stretch:
     """One uninterrupted run of a job.
 
-    `lost_s` is what the interruption at its end added to the job's remaining work: what an interruption costs and,
-    where a node failed, the work since the newest checkpoint. 0 where the job finished.
+    `lost_s` is the work that the interruption at its end added: the cost of an interruption and, if a node failed, the
+    work since the newest checkpoint. 0 if the job finished.
     """
 
-    job: int  # 0-based row of the trace
+    job: int  # row of the trace, counted from 0
     start_s: float
     end_s: float
     placement: tuple[tuple[int, int], ...]  # (node, GPUs there)
@@ -44,18 +44,18 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Setup:
-    """The cluster and the circumstances that a trace is run under."""
+    """The cluster and the conditions of a simulation."""
 
     nodes: int
     gpus_per_node: int = 8
     policy: str = "default"
-    preemption_cost_s: float = 60.0  # added to the remaining work at each interruption
-    jitter: int = 0  # seed: each submission comes up to 10 s later; 0 leaves the trace as it is
-    measured_after_s: float = 600.0  # a run knows its remaining time only after so much running
-    noise: float = 0.2  # standard deviation of the logarithm of measured over true remaining time
+    preemption_cost_s: float = 60.0  # seconds that each interruption adds to the remaining work
+    jitter: int = 0  # random seed: each submission comes up to 10 s later; 0: unchanged
+    measured_after_s: float = 600.0  # running time after which a run knows its remaining time
+    noise: float = 0.2  # standard deviation of log(measured / true remaining time)
     failures_per_node_day: float = 0.0
     repair_s: float = 3600.0  # how long a failed node stays away
-    checkpoint_every_s: float = 1800.0  # what a failing node can cost at most
+    checkpoint_every_s: float = 1800.0  # most work that a failing node can cost
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Simulated:
     """A finished simulation. All figures follow from `jobs` and `stretches`."""
 
     jobs: tuple[TraceJob, ...]
-    stretches: tuple[Stretch, ...]  # in order of their ends
+    stretches: tuple[Stretch, ...]  # in the order of their ends
     setup: Setup
-    wall_s: float  # how long simulating took
-    passes: int  # how often the scheduler was asked
+    wall_s: float  # duration of the simulation itself
+    passes: int  # number of passes of the scheduler

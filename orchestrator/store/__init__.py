@@ -12,15 +12,16 @@ __all__ = ["open_store"]
 
 
 def open_store(url: str) -> Store:
-    """Open a store, make it if it is not there, and bring its schema up to date.
+    """Open a store. If it does not exist, create it; bring its schema up to date.
 
     Args:
         url: a path, `sqlite:///path`, `sqlite://` (in memory, gone with the process), or
             `postgresql://user:password@host:port/database`.
 
     Raises:
-        QueueError: it is no such place, somebody else's, written by a newer release, or the packages are missing.
-        StoreBroken: it does not answer now.
+        QueueError: the place is not valid, belongs to another program, was written by a newer release, or packages are
+            missing.
+        StoreBroken: the database does not answer at the moment.
     """
     try:
         from orchestrator.store.database.engine import open_database

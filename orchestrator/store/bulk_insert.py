@@ -1,4 +1,4 @@
-"""Many rows at once: SQLAlchemy takes longer to look at their values than SQLite to write them."""
+"""Insert many rows at once: SQLAlchemy needs more time to check the values than SQLite needs to write them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FEW = 8
 
 
 def add(connection: Connection, table: Table, rows: Sequence[Values]) -> None:
-    """Rows with all columns, in the table's order, and of types that the driver knows."""
+    """Insert rows. They have all columns, in the table's order, with values of types that the driver accepts."""
     if not rows:
         return
     if len(rows) < _FEW or not connection.dialect.positional:

@@ -1,4 +1,4 @@
-"""The row that every write takes its numbers from, and so waits for. It also says who leads."""
+"""The counters that every write takes its numbers from. Their row serves as the write lock, and holds the leader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.store.database.schema import QUEUE
 
 
 class Numbers(NamedTuple):
-    """The newest ones before: what is written gets the next."""
+    """The newest numbers in use. The writer continues with the next ones."""
 
     change: int
     job: int
@@ -34,14 +34,14 @@ _LEAD = update(QUEUE)
 
 
 def take(connection: Connection, *, changes: int = 0, jobs: int = 0, events: int = 0) -> Numbers:
-    """First in every transaction that writes: nobody else writes until it has ended."""
+    """Take numbers, first in every writing transaction. No other transaction writes until this one has ended."""
     given = {"changes": changes, "jobs": jobs, "events": events}
     change, job, event = connection.execute(_TAKE, given).one()
     return Numbers(change - changes, job - jobs, event - events)
 
 
 def take_as_leader(connection: Connection, epoch: int, *, changes: int, events: int) -> Numbers:
-    """The same, for who leads. Raises NotLeader."""
+    """Take numbers like `take`, as the leader. Raises NotLeader."""
     given = {"changes": changes, "jobs": 0, "events": events, "led": epoch}
     row = connection.execute(_TAKE_AS_LEADER, given).one_or_none()
     if row is None:

@@ -1,4 +1,4 @@
-"""What has happened, in the order of writing."""
+"""Events, in the order of writing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OF_JOB = _AFTER.where(EVENTS.c.job_id == bindparam("job_id"))
 
 
 def add(connection: Connection, events: Sequence[QueueEvent], newest: int) -> None:
-    """`newest`: the number of the event before; the transaction has taken those that follow."""
+    """Add events. `newest`: number of the previous event; the transaction has taken the following numbers."""
     bulk.add(connection, EVENTS, [event_values(event, newest + place) for place, event in enumerate(events, 1)])
 
 

@@ -1,7 +1,7 @@
-"""Calls of many threads, carried out together by one of them.
+"""Group commit: concurrent calls of many threads, carried out together by one of them.
 
-A commit waits for the disk, and databases let one writer in at a time. While one thread writes, the others' calls
-gather, and the next one writes them all in one go: a hundred clients cost little more than one.
+A commit waits for the disk, and databases allow one writer at a time. While one thread writes, calls of other threads
+collect, and the next thread writes all of them in one transaction. A hundred clients cost little more than one.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from orchestrator.queue.errors import StoreBroken
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
-MOST = 100  # calls in one go
+MOST = 100  # most calls in one transaction
 
 
 class Call(Generic[Question, Answer]):
-    """One call of one thread. Whoever carries it out sets the answer or the error."""
+    """One call of one thread. The thread that carries it out sets the answer or the error."""
 
     def __init__(self, question: Question) -> None:
         self.question = question
         self.answer: Answer | None = None
         self.error: Exception | None = None
-        self.its_turn = threading.Event()  # it has been carried out, or its thread is to do that for all
+        self.its_turn = threading.Event()  # set when the call is done, or when its thread must carry out others
 
     @property
     def done(self) -> bool:
@@ -33,7 +33,10 @@ class Call(Generic[Question, Answer]):
 
 
 class Gathering(Generic[Question, Answer]):
-    """`carry_out` settles every call that it is given; what it raises is the answer to those that it has not."""
+    """Collects calls.
+
+    `carry_out` settles every call that it gets; an exception goes to the calls it has not settled.
+    """
 
     def __init__(self, carry_out: Callable[[list[Call[Question, Answer]]], None]) -> None:
         self._carry_out = carry_out
@@ -43,11 +46,11 @@ class Gathering(Generic[Question, Answer]):
 
     @property
     def waiting(self) -> int:
-        """Calls that nobody has begun to carry out."""
+        """Number of calls that are not being carried out yet."""
         return len(self._waiting)
 
     def ask(self, question: Question) -> Answer:
-        """Raises what is the answer to this call."""
+        """Make a call and wait for its answer. Raises the error of the call."""
         call: Call[Question, Answer] = Call(question)
         with self._lock:
             self._waiting.append(call)
@@ -64,7 +67,7 @@ class Gathering(Generic[Question, Answer]):
     def _wait(self, call: Call[Question, Answer]) -> None:
         try:
             call.its_turn.wait()
-        except BaseException:  # as Ctrl-C: nobody may wait for this thread to serve
+        except BaseException:  # for example Ctrl-C: other calls must not wait for this thread
             with self._lock:
                 if call in self._waiting:
                     self._waiting.remove(call)

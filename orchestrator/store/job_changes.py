@@ -1,6 +1,6 @@
-"""What becomes of a job's columns with each write. Pure functions; whoever calls has the row, and nobody else has.
+"""Changes of a job's columns by each kind of write. Pure functions; the caller holds the write lock.
 
-A clock may go backwards: what has been waited or held for never shrinks.
+A clock may go backwards, but waited and held times never shrink.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BY_THE_SCHEDULER = frozenset({Reason.PREEMPTED, Reason.RECLAIMED, Reason.MOVED, 
 
 
 def check(moves: Sequence[Move]) -> None:
-    """Raises ValueError for a move that no job can make."""
+    """Check that transitions are allowed. Raises ValueError."""
     for move in moves:
         if move.to not in MAY_GO_TO[move.expect]:
             raise ValueError(f"job {move.job_id} may not go from {move.expect} to {move.to}")
@@ -75,7 +75,7 @@ def submitted(new: NewJob, job_id: str, number: int, now_s: float, changed: int)
 
 
 def moved(job: Job, move: Move, now_s: float, changed: int, parents_ended_s: float = 0.0) -> Job | None:
-    """None: the job is not where the move expects it."""
+    """Return the job after a transition; None: the job is not in the state or attempt that the transition expects."""
     if job.state is not move.expect or job.attempt != move.attempt:
         return None
     follows = {**_leaving(job, move, now_s, parents_ended_s), **_arriving(job, move, now_s)}
@@ -92,7 +92,7 @@ def _leaving(job: Job, move: Move, now_s: float, parents_ended_s: float) -> dict
 
 
 def _with_workers(job: Job, num_workers: int) -> dict[str, Any]:
-    """An elastic job that gets so many; it is taken to be as many times as fast as it has more."""
+    """Change the workers of an elastic job. Speed is taken to be proportional to the number of workers."""
     if not job.sizes or num_workers == job.gang.num_workers:
         return {}
     faster, left_s = num_workers / job.gang.num_workers, job.remaining_s
@@ -123,9 +123,9 @@ def _counted(job: Job, reason: Reason) -> dict[str, Any]:
 
 
 def given_back(job: Job, kept: NodePlaces, changed: int) -> tuple[Job, NodePlaces] | None:
-    """The job with a part of its lease, and the places that it gives back. None: this is no part of its lease.
+    """Return the job with the kept part of its lease, and the places given back. None: `kept` is not a valid part.
 
-    `remaining_s` stays: what was given back was of no use any more.
+    `remaining_s` is unchanged, because the workers that were given back no longer contributed.
     """
     held, keeps = Counter(dict(job.placement)), Counter(dict(kept))
     back = held - keeps
@@ -157,8 +157,8 @@ def retried(job: Job, by: str, now_s: float, changed: int) -> Job:
         message=plain(f"retried by {by}"),
         wanted=Wanted.RUN,
         waiting_since_s=now_s,
-        attained_s=0.0,  # max_runtime_s begins anew
-        client=None,  # whoever retries a job wants it, also if the script that has submitted it is gone
+        attained_s=0.0,  # max_runtime_s starts anew
+        client=None,  # a retry is an explicit wish for the job, even if the client that submitted it is gone
         ended_s=None,
         retries={},
         changed=changed,
@@ -167,9 +167,9 @@ def retried(job: Job, by: str, now_s: float, changed: int) -> Job:
 
 
 def measured(job: Job, said: Measured, now_s: float, changed: int) -> Job | None:
-    """None: it is of an attempt before, or too late. Durations that are no numbers say nothing.
+    """Return the job after a report; None: the attempt is not the newest, or the job has ended.
 
-    `changed` stays where nothing else is new than that its driver was heard again.
+    Durations that are not finite are ignored. `changed` stays if nothing is new except that the driver was heard again.
     """
     if job.attempt != said.attempt or job.state in ENDED:
         return None
@@ -187,23 +187,23 @@ def measured(job: Job, said: Measured, now_s: float, changed: int) -> Job | None
     if said.saved_step is not None and said.saved_step > job.restored_at_step:
         news |= {"restored_at_step": said.saved_step, "retries": {}}
     is_a_change = bool(news) or job.heard_s is None
-    # Also where the clock was put back: the leader takes an unchanged time for silence.
+    # `heard_s` is set even if the clock went back, because the leader takes an unchanged time for silence.
     return replace(job, heard_s=now_s, changed=changed if is_a_change else job.changed, **news)
 
 
 def _merged(known: Mapping[str, float], said: Mapping[str, float]) -> dict[str, float]:
-    """The names that were said last stay, where there are too many."""
+    """Merge metrics. If there are too many, the most recently reported ones are kept."""
     merged = {name: value for name, value in known.items() if name not in said} | _numbers(said)
     return dict(list(merged.items())[-MOST_METRICS:])
 
 
 def _finite(value: float | None) -> float | None:
-    """Bounded, so that what is computed from it stays finite."""
+    """Bound a duration, so that everything computed from it is finite. None: it was not finite."""
     if value is None or not math.isfinite(value):
         return None
     return min(max(value, 0.0), MOST_RUNTIME_S)
 
 
 def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Also of the kinds that JSON does not know, as NumPy's."""
+    """Convert to plain floats: JSON cannot encode NumPy's, for example."""
     return {name: float(value) for name, value in metrics.items()}

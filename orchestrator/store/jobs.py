@@ -1,4 +1,4 @@
-"""Single jobs: looked up, asked for something, put back, measured."""
+"""Single jobs: look up, request changes, retry, record reports."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from orchestrator.store.database.rows import ASKED, HEARD, JOB_COLUMNS, MEASURED
 from orchestrator.store.database.schema import ENDED_UNFOLLOWED, JOBS, OF_A_CLIENT, SPECS
 from orchestrator.store.database.unreadable import jobs_of, unread_of
 
-_BATCH = 1000  # parameters of one statement; both databases take more than 30,000
-_TAIL = 8  # characters of an id that may be wrong
+_BATCH = 1000  # parameters in one statement; both databases allow more than 30,000
+_TAIL = 8  # number of last characters of an id that may be wrong for a suggestion
 _BY_ID = select(*JOB_COLUMNS).where(JOBS.c.job_id == bindparam("job_id"))
 _BY_IDS = select(*JOB_COLUMNS).where(JOBS.c.job_id.in_(bindparam("job_ids", expanding=True)))
 _SPEC = select(SPECS.c.spec).join(JOBS, JOBS.c.number == SPECS.c.number).where(JOBS.c.job_id == bindparam("job_id"))
-_NUMBER = JOBS.c.number + literal_column("0")  # an expression, so that no planner walks through all jobs for it
+_NUMBER = JOBS.c.number + literal_column("0")  # an expression, so that no query planner scans all jobs in this order
 _UNFOLLOWED = (
     select(*JOB_COLUMNS)
-    .where(text(ENDED_UNFOLLOWED), JOBS.c.followed >= 0)  # the range has SQLite take the index
+    .where(text(ENDED_UNFOLLOWED), JOBS.c.followed >= 0)  # the range makes SQLite use the index
     .order_by(_NUMBER)
     .limit(bindparam("limit"))
 )
@@ -47,7 +47,7 @@ def find(connection: Connection, job_id: str) -> Job | None:
 
 
 def _read(connection: Connection, row: Sequence[Any]) -> Job:
-    """Raises UnreadableJob."""
+    """Convert one row. Raises UnreadableJob."""
     for job in jobs_of(connection, [row]):
         return job
     problem = next((one.problem for one in unread_of(connection).rows() if one.name == row[1]), "its row is damaged")
@@ -59,7 +59,7 @@ def _read(connection: Connection, row: Sequence[Any]) -> Job:
 
 
 def get(connection: Connection, job_id: str) -> Job:
-    """Raises UnknownJob, UnreadableJob."""
+    """Return a job. Raises UnknownJob, UnreadableJob."""
     job = find(connection, job_id)
     if job is None:
         raise unknown(connection, job_id)
@@ -67,7 +67,7 @@ def get(connection: Connection, job_id: str) -> Job:
 
 
 def get_all(connection: Connection, job_ids: Iterable[str]) -> dict[str, Job]:
-    """Those that there are and that can be read."""
+    """Return the jobs that exist and can be read, by id."""
     wanted = list(dict.fromkeys(job_ids))
     batches = (wanted[start : start + _BATCH] for start in range(0, len(wanted), _BATCH))
     rows = (row for batch in batches for row in connection.execute(_BY_IDS, {"job_ids": batch}))
@@ -75,7 +75,7 @@ def get_all(connection: Connection, job_ids: Iterable[str]) -> dict[str, Job]:
 
 
 def spec(connection: Connection, job_id: str) -> str:
-    """Raises UnknownJob."""
+    """Return the spec of a job. Raises UnknownJob."""
     found = connection.execute(_SPEC, {"job_id": job_id}).scalar_one_or_none()
     if found is None:
         raise unknown(connection, job_id)
@@ -83,7 +83,7 @@ def spec(connection: Connection, job_id: str) -> str:
 
 
 def unknown(connection: Connection, job_id: str) -> UnknownJob:
-    """The error, with the ids that were perhaps meant: those it is the start of, or else those that begin like it."""
+    """Make an error that names ids that begin with `job_id`, or else ids that are similar."""
     for length in range(len(job_id), max(len(job_id) - _TAIL, 0), -1):
         alike = [job.job_id for job in pages.page(connection, Filter(name=job_id[:length]), None, 50)]
         near = alike[:3] if length == len(job_id) else difflib.get_close_matches(job_id, alike, n=3, cutoff=0.7)
@@ -146,7 +146,7 @@ def heard(connection: Connection) -> dict[str, float | None]:
 
 
 def parents_ended_s(connection: Connection, jobs: Iterable[Job]) -> dict[str, float]:
-    """When the last of a job's parents ended that have; by job, those that come after none are left out."""
+    """Return when the last parent of each queued job ended, 0 if none has; jobs without parents are left out."""
     waiting = [job for job in jobs if job.state is State.QUEUED and job.after]
     parents = get_all(connection, (parent for job in waiting for parent in job.after)) if waiting else {}
     ended_s = {parent.job_id: parent.ended_s for parent in parents.values() if parent.ended_s is not None}
@@ -167,7 +167,7 @@ def of_clients(connection: Connection) -> list[Job]:
 
 
 def write(connection: Connection, jobs: Iterable[Job], columns: tuple[str, ...]) -> None:
-    """These columns of these rows."""
+    """Write these columns of the jobs' rows."""
     if rows := [_written(job, columns) for job in jobs]:
         connection.execute(_WRITE, rows)
 

@@ -1,6 +1,6 @@
-"""Pages and counts of jobs, whose time does not grow with the number of jobs that were ever submitted.
+"""Pages and counts of jobs, in a time that does not grow with the number of jobs ever submitted.
 
-A page of some states is read as one page of each, which is a piece of an index, and the newest of these are taken.
+A page of several states is read as one page for each state, each a range of an index, and the newest rows are kept.
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ _CHANGES = (
 
 
 def _has_not_ended() -> ColumnElement[bool]:
-    """Ranges between the states of an end: an index gives them, also states that only a newer release knows."""
+    """Match states between the ended ones, as ranges of an index.
+
+    This includes states that only newer releases know.
+    """
     ends = sorted(state.value for state in ENDED)
     between = [and_(JOBS.c.state > low, JOBS.c.state < high) for low, high in itertools.pairwise(ends)]
     return or_(JOBS.c.state < ends[0], *between, JOBS.c.state > ends[-1])
 
 
-# By an expression, so that no planner walks through all changes there ever were to find what is active.
+# Sorted by an expression, so that no query planner scans all changes to find the active jobs.
 _FIRST_CHANGES = (
     select(*JOB_COLUMNS)
     .where(_has_not_ended())
@@ -57,7 +60,7 @@ _FIRST_CHANGES = (
 def changes(connection: Connection, after: int, limit: int) -> list[Job]:
     if after <= 0:
         return jobs_of(connection, connection.execute(_FIRST_CHANGES, {"limit": limit}))
-    while True:  # a page of rows of which none can be read is not the end
+    while True:  # a page without a readable row is not the end
         rows = connection.execute(_CHANGES, {"after": after, "limit": limit}).all()
         found = jobs_of(connection, rows)
         if found or len(rows) < max(limit, 1):
@@ -71,7 +74,7 @@ def page(connection: Connection, which: Filter, before: int | None, limit: int) 
     values = _values(which) | {f"state_{place}": state.value for place, state in enumerate(sorted(set(states)))}
     found: list[Job] = []
     before = NEWEST if before is None else before
-    while True:  # rows that cannot be read do not make a page shorter: who reads on would stop there
+    while True:  # unreadable rows must not make a page shorter, because callers take a short page for the last one
         left = max(limit, 0) - len(found)
         rows = connection.execute(statement, {**values, "before": before, "limit": left}).all()
         found += jobs_of(connection, rows)
@@ -81,7 +84,7 @@ def page(connection: Connection, which: Filter, before: int | None, limit: int) 
 
 
 def count(connection: Connection, which: Filter) -> dict[State, int]:
-    # With all states named, a start of an id is looked for in the index of states and not in all those rows.
+    # Naming all states makes the database search the prefix in the index of states, instead of in all rows.
     states = which.states or (tuple(State) if which.name else ())
     statement = _count(bool(states), which.tenant is not None, bool(which.name))
     given = {"states": [state.value for state in states]} if states else {}

@@ -1,4 +1,4 @@
-"""Deletes jobs that ended long ago, with all their rows, and old events of the cluster.
+"""Deletion of jobs that ended long ago, with all their rows, and of old events of the cluster.
 
 Each call is a short transaction. Usage of tenants is kept: deleted leases are added to `USAGE` by month.
 """
@@ -20,7 +20,7 @@ from orchestrator.store.database.schema import EVENTS, JOBS, KEYS, LEASES, NEEDS
 from orchestrator.store.database.unreadable import records_of
 
 _NEEDED = select(JOBS.c.after).where(text(NEEDS_OTHERS))
-_STATE = func.coalesce(JOBS.c.state, "")  # an expression, so that no planner reads all ended jobs by their state
+_STATE = func.coalesce(JOBS.c.state, "")  # an expression, so that no query planner reads all ended jobs by state
 _OLD = and_(
     JOBS.c.ended_s < bindparam("before_s"),
     _STATE.in_(sorted(state.value for state in ENDED)),
@@ -39,20 +39,20 @@ _EVENTS = (
     .order_by(EVENTS.c.number)
     .limit(bindparam("limit"))
 )
-_MOST_EVENTS = 500  # of the cluster, in one call
+_MOST_EVENTS = 500  # most events of the cluster to delete in one call
 
 
 def prunable(connection: Connection, before_s: float, limit: int) -> list[tuple[str, int]]:
-    """Jobs, and how many attempts each had."""
+    """Return (job id, number of attempts) of prunable jobs, oldest first."""
     needed = _needed(connection)
     rows = connection.execute(_PRUNABLE, {"before_s": before_s, "limit": limit + len(needed)})
     return [(job_id, attempt) for job_id, attempt in rows if job_id not in needed][:limit]
 
 
 def prune(connection: Connection, epoch: int, job_ids: Sequence[str], before_s: float) -> int:
-    """Raises NotLeader."""
+    """Delete jobs that are still prunable, and old events. Returns the number of rows. Raises NotLeader."""
     take_as_leader(connection, epoch, changes=0, events=0)
-    needed = _needed(connection)  # again: a job that waits for one of them may have been submitted since
+    needed = _needed(connection)  # again, because a job that waits for one of them may have been submitted since
     wanted = [job_id for job_id in job_ids if job_id not in needed]
     found = connection.execute(_STILL, {"before_s": before_s, "ids": wanted}).all() if wanted else []
     numbers, ids = [row.number for row in found], [row.job_id for row in found]
@@ -70,7 +70,7 @@ def prune(connection: Connection, epoch: int, job_ids: Sequence[str], before_s: 
 
 
 def _needed(connection: Connection) -> set[str]:
-    """Ids of jobs that others wait for, or will wait for if they are retried."""
+    """Return the ids of jobs that others wait for, or would wait for after a retry."""
     found: set[str] = set()
     for after in connection.execute(_NEEDED).scalars():
         found.update(_ids(after))
@@ -80,7 +80,7 @@ def _needed(connection: Connection) -> set[str]:
 def _ids(after: str) -> Iterable[str]:
     try:
         return [one for one in json.loads(after) if isinstance(one, str)]
-    except ValueError:  # of a row that cannot be read: what it names in some way may be needed
+    except ValueError:  # the row cannot be read: keep everything that it may name
         return after.replace('"', " ").replace(",", " ").split()
 
 

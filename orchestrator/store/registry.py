@@ -1,4 +1,4 @@
-"""What the cluster is to know: tenants, orders on nodes, tokens, small facts."""
+"""Tenants, node rules, tokens and facts."""
 
 from __future__ import annotations
 

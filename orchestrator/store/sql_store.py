@@ -1,4 +1,4 @@
-"""The store on SQL: each method is one transaction. What it promises is in `orchestrator.queue.store`."""
+"""The store on SQL: each method is one transaction. `orchestrator.queue.store` documents them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _ALL = Filter()
 
 
 class SqlStore:
-    """Used by many threads at once, and its database by many processes."""
+    """A store. Many threads may use it at once, and many processes its database."""
 
     def __init__(self, database: Database, drawn: Draw = draw) -> None:
         self._database, self._submissions = database, Submissions(database, drawn)
@@ -46,7 +46,7 @@ class SqlStore:
     def close(self) -> None:
         self._database.close()
 
-    # Jobs, for everybody
+    # Jobs: for all callers
 
     def submit(self, jobs: Sequence[NewJob], now_s: float, key: SubmissionKey | None = None) -> tuple[Job, ...]:
         return self._submissions.submit(Submission(jobs, now_s, key))
@@ -90,7 +90,7 @@ class SqlStore:
         with self._database.write() as connection:
             return movement.give_back(connection, job_id, attempt, kept, now_s)
 
-    # Jobs, for the leader
+    # Jobs: for the leader
 
     def changes(self, after: int, limit: int = 10_000) -> list[Job]:
         with self._database.read() as connection:
@@ -128,7 +128,7 @@ class SqlStore:
     def unreadable(self) -> list[UnreadableRow]:
         return self._database.unread.rows()
 
-    # Leases, events
+    # Leases and events
 
     def leases(self, *, held: bool = False, since_s: float = 0.0, until_s: float = math.inf) -> list[Lease]:
         with self._database.read() as connection:
@@ -173,7 +173,7 @@ class SqlStore:
         with self._database.write() as connection:
             numbers.resign(connection, holder)
 
-    # What the cluster is to know
+    # Tenants, nodes and tokens
 
     def tenants(self) -> list[Tenant]:
         with self._database.read() as connection:
@@ -203,7 +203,7 @@ class SqlStore:
         with self._database.write() as connection:
             registry.revoke_token(connection, name, now_s)
 
-    # Small things by name
+    # Small values by name
 
     def facts(self) -> Mapping[str, str]:
         with self._database.read() as connection:

@@ -1,4 +1,4 @@
-"""Submission: ids, keys, and what a new job must not refer to."""
+"""Submissions: new ids, idempotency keys, and checks of what new jobs refer to."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from orchestrator.store.database.schema import JOBS, KEYS, SPECS, TENANTS
 from orchestrator.store.database.unreadable import jobs_of
 from orchestrator.store.group_commit import Call, Gathering
 
-ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # without i, l, o (1, 1, 0) and u
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # without i, l and o, which resemble 1 and 0, and without u
 _PAIRS = [one + other for one in ALPHABET for other in ALPHABET]
 _TRIES = 20
 
@@ -44,14 +44,14 @@ _TENANTS = select(TENANTS.c.name)
 
 
 class _SameAgain(Exception):
-    """The key is known: nothing is to be written."""
+    """The key is known, so that nothing is written."""
 
     def __init__(self, jobs: Jobs) -> None:
         self.jobs = jobs
 
 
 def draw() -> str:
-    """The end of an id; one of a thousand million."""
+    """Draw the random end of an id, one of 2**30."""
     number = secrets.randbits(30)
     return f"{_PAIRS[number & 1023]}{_PAIRS[number >> 10 & 1023]}{_PAIRS[number >> 20]}"
 
@@ -64,7 +64,7 @@ class Submission:
 
 
 class Submissions:
-    """Those of threads that come at once are written together."""
+    """Stores submissions. Those of concurrent threads are written in one transaction."""
 
     def __init__(self, database: Database, drawn: Draw = draw) -> None:
         self._database, self._drawn = database, drawn
@@ -74,7 +74,7 @@ class Submissions:
         return self._gathering.ask(submission) if submission.jobs else ()
 
     def known(self, key: SubmissionKey) -> Jobs | None:
-        """What was submitted with it. Raises KeyReused."""
+        """Return the jobs that were submitted with a key; None: there are none. Raises KeyReused."""
         with self._database.read() as connection:
             return _of_key(connection, key)
 
@@ -84,11 +84,14 @@ class Submissions:
         for call in calls:
             try:
                 call.answer = self._alone(call.question)
-            except Exception as error:  # its caller's to see; the others must not suffer
+            except Exception as error:  # for its caller only; the other calls go on
                 call.error = error
 
     def _together(self, calls: list[Call[Submission, Jobs]]) -> bool:
-        """False, with nothing written: one of them is refused, or has been there before. Raises StoreBroken."""
+        """Write several submissions in one transaction.
+
+        Returns False, with nothing written, if one of them is refused or was made before. Raises StoreBroken.
+        """
         try:
             with self._database.write() as connection:
                 answers = _add(connection, [call.question for call in calls], self._drawn)
@@ -101,7 +104,10 @@ class Submissions:
         return True
 
     def _alone(self, submission: Submission) -> Jobs:
-        """That the tenant of a single job exists and its id is new is left to the database: four statements do."""
+        """Write one submission.
+
+        For a single job, constraints of the database check tenant and id: four statements do.
+        """
         for _ in range(_TRIES):
             try:
                 with self._database.write() as connection:
@@ -117,7 +123,7 @@ class Submissions:
 
 
 def _add(connection: Connection, submissions: Sequence[Submission], drawn: Draw) -> list[Jobs]:
-    """Raises _SameAgain, QueueError, or IntegrityError where one tenant, id or key is not what it should be."""
+    """Add jobs. Raises _SameAgain, QueueError, or IntegrityError if a tenant is missing or an id or key is taken."""
     new = [job for submission in submissions for job in submission.jobs]
     numbers = take(connection, changes=len(new), jobs=len(new), events=len(new))
     for submission in submissions:
@@ -164,7 +170,7 @@ def _event(job: Job) -> QueueEvent:
 
 
 def _check_key(connection: Connection, submission: Submission) -> None:
-    """Raises _SameAgain, KeyReused."""
+    """Raise _SameAgain or KeyReused if the submission's key is known."""
     jobs = _of_key(connection, submission.key) if submission.key is not None else None
     if jobs is not None:
         raise _SameAgain(jobs)
@@ -197,7 +203,7 @@ def _check_parents(connection: Connection, new: Sequence[NewJob]) -> None:
 
 
 def _check_queued(connection: Connection, new: Sequence[NewJob]) -> None:
-    """Raises TooManyQueued. All writers go one after the other, so that two submissions cannot both pass."""
+    """Raise TooManyQueued if a tenant's limit is exceeded. Writers take turns, so two submissions cannot both pass."""
     limits = {job.tenant: job.most_queued for job in new if job.most_queued is not None}
     for tenant, most in limits.items():
         more = sum(job.tenant == tenant for job in new)

@@ -1,4 +1,4 @@
-"""Moves of jobs, with their leases and events: a handful of statements, however many jobs there are."""
+"""Transitions of jobs, with their leases and events, in a few statements for any number of jobs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _BETWEEN = _SINCE.where(LEASES.c.granted_s < bindparam("until_s"))
 
 
 def move(connection: Connection, epoch: int, moves: Sequence[Move], now_s: float) -> list[Job]:
-    """Raises NotLeader."""
+    """Make transitions. Raises NotLeader."""
     numbers = take_as_leader(connection, epoch, changes=len(moves), events=len(moves))
     now = jobtable.get_all(connection, (one.job_id for one in moves))
     parents_ended_s = jobtable.parents_ended_s(connection, now.values())
@@ -67,7 +67,7 @@ def move(connection: Connection, epoch: int, moves: Sequence[Move], now_s: float
 
 
 def release(connection: Connection, job_id: str, attempt: int, now_s: float, by: str) -> Job:
-    """Raises UnknownJob, NotReleasable."""
+    """Close the lease of a STOPPING job. Raises UnknownJob, NotReleasable."""
     numbers = take(connection, changes=1, events=2)
     job = jobtable.get(connection, job_id)
     if job.state is not State.STOPPING or job.attempt != attempt:
@@ -87,8 +87,8 @@ def release(connection: Connection, job_id: str, attempt: int, now_s: float, by:
 
 
 def give_back(connection: Connection, job_id: str, attempt: int, kept: NodePlaces, now_s: float) -> Job:
-    """Raises UnknownJob."""
-    numbers = take(connection, changes=2, events=1)  # the job's, and the number of the lease of what is given back
+    """Shrink the lease of an elastic job. Raises UnknownJob."""
+    numbers = take(connection, changes=2, events=1)  # one for the job, and one for the lease of what is given back
     job = jobtable.get(connection, job_id)
     found = steps.given_back(job, kept, numbers.change + 2) if job.attempt == attempt else None
     if found is None:
@@ -107,8 +107,8 @@ def give_back(connection: Connection, job_id: str, attempt: int, kept: NodePlace
 
 
 def pull_back(connection: Connection, epoch: int, now_s: float) -> None:
-    """Raises NotLeader."""
-    take_as_leader(connection, epoch, changes=0, events=0)  # nobody else writes from here on
+    """Set times of jobs that lie in the future to now. Raises NotLeader."""
+    take_as_leader(connection, epoch, changes=0, events=0)  # locks the row: no other transaction writes from here on
     jobs = jobs_of(connection, connection.execute(_LATER, {"now_s": now_s}))
     numbers = take_as_leader(connection, epoch, changes=len(jobs), events=0)
     for place, job in enumerate(jobs, 1):

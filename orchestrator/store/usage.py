@@ -1,4 +1,4 @@
-"""What tenants have held, from the columns that count alone: to make records of a million leases takes too long."""
+"""Usage of tenants, summed from few columns: to make records of a million leases would take too long."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _SINCE_BEGIN = or_(LEASES.c.released_s.is_(None), LEASES.c.released_s >= _BEGIN)
 
 
 def spans(connection: Connection, since_s: float) -> Iterator[Span]:
-    """Of leases that were held since then. The database adds up nothing here: SQLite may lack powers of two."""
-    with connection.execute(_SPANS, {"begin_s": since_s}) as rows:  # PostgreSQL has a cursor that is to be closed
+    """Yield leases that were held since then. They are not summed in SQL, because SQLite may lack powers of two."""
+    with connection.execute(_SPANS, {"begin_s": since_s}) as rows:  # PostgreSQL's cursor must be closed
         yield from rows
 
 
@@ -44,7 +44,10 @@ _SPANS = (
 
 
 def month_totals(connection: Connection, at_s: float, now_s: float, held: bool) -> list[MonthTotal]:
-    """Of the month that contains `at_s`. One statement, so that a lease that is removed meanwhile counts once."""
+    """Return the totals of the month that contains `at_s`.
+
+    One statement, so that a lease that is removed meanwhile counts exactly once.
+    """
     begin_s, end_s = month_around(at_s)
     month = month_of(at_s)
     given = {"begin_s": begin_s, "end_s": end_s, "now_s": now_s, "month": month}
@@ -75,7 +78,7 @@ _OF_LEASES = (
     .where(
         _SINCE_BEGIN,
         LEASES.c.granted_s < _END,
-        # One that was released as the month began is of the month before.
+        # A lease that was released exactly at the begin of the month belongs to the month before.
         or_(LEASES.c.released_s.is_(None), LEASES.c.released_s > _BEGIN, LEASES.c.granted_s >= _BEGIN),
     )
     .group_by(JOBS.c.tenant)

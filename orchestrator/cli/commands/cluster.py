@@ -1,4 +1,4 @@
-"""The commands that look at the cluster and set it up: nodes, cordon, uncordon, drain, tenants, usage, events."""
+"""Commands that show and configure the cluster: nodes, cordon, uncordon, drain, tenants, usage, events."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FOLLOW_S = 1.0
 
 
 def nodes(json_: Json = False, url: Url = None) -> None:
-    """List the machines, and who holds them."""
+    """List the machines, and the jobs on them."""
     with edge():
         from orchestrator.api import Nodes
         from orchestrator.client.discovery import connected
@@ -38,7 +38,7 @@ def nodes(json_: Json = False, url: Url = None) -> None:
 
 
 def cordon(nodes: NodeIds, reason: WhyNode = "", json_: Json = False, url: Url = None) -> None:
-    """Put nothing new on machines. What runs there goes on."""
+    """Place nothing new on machines. Jobs that run there go on."""
     _order(nodes, "cordon", reason, json_, url)
 
 
@@ -62,7 +62,7 @@ def drain(
 ) -> None:
     """Empty machines. Jobs there save and go elsewhere.
 
-    A job that may not be interrupted (queue.preemptible: false, which commands are by default) ends by itself.
+    A job that may not be interrupted (queue.preemptible: false, the default for commands) stays until it ends.
     """
     _order(nodes, "drain", reason, json_, url, "0s" if stop_all else deadline)
 
@@ -86,7 +86,7 @@ def _order(
 
         with connected(url, PATIENCE_S) as server:
             known = server.get("/v1/nodes", Nodes)
-            meant = [find_node(known, one) for one in dict.fromkeys(given)]  # all of them, before any is changed
+            meant = [find_node(known, one) for one in dict.fromkeys(given)]  # look all of them up before changing any
             deadline_s = None if deadline is None else age_s(deadline, "--deadline")
             sent = NodeOrderSent(order=order, reason=reason[:500], deadline_s=deadline_s)
             done = [server.put(f"/v1/nodes/{quote(one.node_id, safe='')}", NodeView, sent) for one in meant]
@@ -162,7 +162,7 @@ def tenants_set(
     json_: Json = False,
     url: Url = None,
 ) -> None:
-    """Make a tenant, or change its settings; those left out stay."""
+    """Create a tenant, or change its settings. Options that are left out change nothing."""
     with edge():
         from urllib.parse import quote
 
@@ -215,9 +215,9 @@ def events(
     json_: Json = False,
     url: Url = None,
 ) -> None:
-    """What has happened: to jobs, nodes and servers.
+    """Show what has happened to jobs, nodes and servers.
 
-    With --json one object a line.
+    With --json, each line is one object.
     """
     with edge(0 if follow else None):
         from orchestrator.client.discovery import connected

@@ -1,4 +1,4 @@
-"""The commands `fleetune data ...`: look at the data of a spec, and prepare it, before a GPU is held."""
+"""The commands `fleetune data ...`: check, prepare and show the data of a spec before using a GPU."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def check(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Look at every sample, and say what is wrong.
+    """Check every sample, and report problems.
 
-    Exits with 2 where `prepare` would refuse the data. The page and the list of bad rows are left beside the prepared
-    data.
+    The exit code is 2 if `prepare` would refuse the data. The page and the list of bad rows are written beside the
+    prepared data.
     """
     with edge():
         loaded = load_spec(spec, set_ or [])
@@ -58,8 +58,8 @@ def prepare(
 ) -> None:
     """Tokenise, shuffle and pack, once for all runs.
 
-    What an interrupted prepare has done is kept: the same command goes on from there. A run prepares its data itself
-    where nobody has.
+    An interrupted prepare can be continued with the same command. A run whose data is not prepared yet prepares it
+    itself.
     """
     with edge():
         loaded = load_spec(spec, set_ or [])
@@ -88,11 +88,12 @@ def show(
 ) -> None:
     """Print rows as the model will see them.
 
-    Text, tokens, which of them are targets, and where samples meet in a packed row. Nothing needs to be prepared.
+    Shows text and tokens, which of them are targets, and where samples meet in a packed row. Nothing needs to be
+    prepared.
     """
     with edge():
         loaded = load_spec(spec, set_ or [])
-        typer.echo("loading the tokenizer", err=True)  # takes seconds
+        typer.echo("loading the tokenizer", err=True)  # it takes seconds
         rows = show_data(loaded, n, split, start)
         from orchestrator.pages.rows import rows_json, rows_page
 

@@ -1,4 +1,4 @@
-"""The command `fleetune gc`: runs, checkpoints and prepared data by age and size."""
+"""The command `fleetune gc`: removes runs, checkpoints and prepared data by age and size."""
 
 from __future__ import annotations
 
@@ -47,10 +47,11 @@ def gc(
 ) -> None:
     """Remove old runs and checkpoints, by age and size.
 
-    Without --older-than and --max-size: say what there is, and remove nothing. Both bounds count, each by itself. A run
-    that is going on, that was heard of within a day, or that a job of the queue needs, is left alone.
-    To make room, checkpoints of runs that have succeeded go first, then those of others, then whole runs. A model goes
-    with its whole run only.
+    Without --older-than and --max-size, list what there is and remove nothing. Each bound applies by itself. A run is
+    left alone if it is going on, was heard within a day, or is needed by a job of the queue.
+
+    To make room, checkpoints of succeeded runs go first, then those of other runs, then whole runs. A model goes only
+    with its whole run.
     """
     with edge():
         from orchestrator.gc.plan import plan_gc

@@ -1,4 +1,4 @@
-"""The commands that ask something of jobs: cancel, pause, resume, retry, priority."""
+"""Commands that change jobs: cancel, pause, resume, retry, release, priority."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Order = Callable[["Connection", "JobView"], "JobView"]
 
 
 def cancel(jobs: Annotated[list[str], job_ids(completing.TO_CANCEL)], json_: Json = False, url: Url = None) -> None:
-    """Have jobs end, those that run and those that wait.
+    """End jobs, running or waiting.
 
     Jobs that come after them will fail.
     """
@@ -28,9 +28,9 @@ def cancel(jobs: Annotated[list[str], job_ids(completing.TO_CANCEL)], json_: Jso
 
 
 def pause(jobs: Annotated[list[str], job_ids(completing.TO_PAUSE)], json_: Json = False, url: Url = None) -> None:
-    """Have jobs save, leave what they hold, and wait for `resume`.
+    """Make jobs save, free their nodes, and wait for `resume`.
 
-    A job that trains goes on from there. A command saves nothing by itself: it begins anew.
+    A training job goes on from its checkpoint. A command saves nothing by itself and starts anew.
     """
 
     def said(view: JobView) -> str:
@@ -41,14 +41,14 @@ def pause(jobs: Annotated[list[str], job_ids(completing.TO_PAUSE)], json_: Json 
 
 
 def resume(jobs: Annotated[list[str], job_ids(completing.TO_RESUME)], json_: Json = False, url: Url = None) -> None:
-    """Have paused jobs go on: training from its newest checkpoint."""
+    """Let paused jobs go on: training from its newest checkpoint."""
     _ask_all(jobs, _posted("resume"), json_, url)
 
 
 def retry(jobs: Annotated[list[str], job_ids(completing.TO_RETRY)], json_: Json = False, url: Url = None) -> None:
-    """Queue jobs again that have failed or were cancelled.
+    """Queue failed or cancelled jobs again.
 
-    A job that comes after one that has failed would fail again: give both.
+    If a job comes after one that has failed, give both: alone, it would fail again.
     """
     _ask_all(jobs, _posted("retry"), json_, url)
 
@@ -108,7 +108,7 @@ def _posted(what: str) -> Order:
 def _ask_all(
     given: list[str], order: Order, as_json: bool, url: str | None, said: Callable[[JobView], str] | None = None
 ) -> None:
-    """Each job on a line; one that refuses does not keep the others from being asked."""
+    """Ask the server for a change of each job, and print a line for each. If one is refused, go on with the others."""
     with edge():
         from jobs.errors import FleetuneError
         from orchestrator.client.discovery import connected
@@ -129,7 +129,7 @@ def _ask_all(
         with connected(url, PATIENCE_S) as server:
             found = [tried(partial(find_job, server, one)) for one in given]
             meant = {view.number: view for view in found if view is not None}
-            # Parents have the lower numbers: a child that is queued again before its parent would fail again.
+            # Parents have lower numbers: a child that is retried before its parent would fail again.
             views = [tried(partial(order, server, meant[number])) for number in sorted(meant)]
         done = [view for view in views if view is not None]
         if as_json:
@@ -147,7 +147,7 @@ def _concerns_all(error: Exception) -> bool:
 
 
 def _said(view: JobView) -> str:
-    """Where it is, and what it was asked for if it is not there yet."""
+    """Describe the state of a job, or what it was asked for."""
     from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Wanted
 
     words = {Wanted.CANCEL: "asked to end", Wanted.PAUSE: "asked to pause"}

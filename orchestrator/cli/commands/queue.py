@@ -1,4 +1,4 @@
-"""The commands that look at the queue: queue, status, logs, why."""
+"""Commands that show the queue: queue, status, logs, why."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.client.connection import Connection
     from orchestrator.queue.states import State
 
-EXPLAINED: Final = 3  # of those that wait first, when they are expected to start
+EXPLAINED: Final = 3  # number of waiting jobs, from the first, whose expected start is requested
 MOST_SHOWN: Final = 10_000
 LAST_EVENTS: Final = 10
 LOG_LINES: Final = 10
@@ -39,10 +39,10 @@ def queue(
     json_: Json = False,
     url: Url = None,
 ) -> None:
-    """List what runs, and what waits, in order.
+    """List running jobs, and waiting ones in order.
 
-    TIME is how long a job has run or waited, or how long ago it ended. NEXT is when it is expected to start or end,
-    or how it ended.
+    TIME is how long a job has run or waited, or how long ago it ended. NEXT is when it is expected to start or end, or
+    how it ended.
     """
     with edge():
         from orchestrator.client.discovery import connected
@@ -68,7 +68,7 @@ def queue(
 
 
 def status(job: JobId, json_: Json = False, url: Url = None) -> None:
-    """One job: where it is and why, step, metrics, events."""
+    """Show one job: state and reason, step, metrics, events."""
     with edge():
         from orchestrator.client.discovery import connected
         from orchestrator.client.lookup import find_job
@@ -102,11 +102,11 @@ def logs(
     json_: Json = False,
     url: Url = None,
 ) -> None:
-    """Print what a job has printed, in the order of its attempts.
+    """Print the output of a job, in the order of its attempts.
 
     If a rank made a training job fail, the end of that rank's log follows. --source all also prints the logs of the
-    driver and of all ranks, one after another. Each line begins with the name of its log, unless --source asks for
-    one. With -f the command goes on across all attempts, until the job has ended.
+    driver and of all ranks, one after another. Each line begins with the name of its log, unless --source names one.
+    With -f, the command goes on across all attempts until the job has ended.
     """
     with edge(130 if follow else None):
         from orchestrator.cli.log_printing import print_logs
@@ -118,7 +118,7 @@ def logs(
 
 
 def why(job: JobId, json_: Json = False, url: Url = None) -> None:
-    """Say why a job waits, and when it may start."""
+    """Explain why a job waits, and when it may start."""
     with edge():
         from orchestrator.api import WhyView
         from orchestrator.client.discovery import connected
@@ -131,7 +131,7 @@ def why(job: JobId, json_: Json = False, url: Url = None) -> None:
 
 
 def _states(given: list[str] | None) -> list[State]:
-    """Raises InputError."""
+    """Parse `--state`. Raises InputError."""
     from cluster.text import did_you_mean
     from jobs.errors import InputError
     from orchestrator.queue.states import State
@@ -145,7 +145,7 @@ def _states(given: list[str] | None) -> list[State]:
 
 
 def _whys(server: Connection, jobs: list[JobView]) -> dict[str, WhyView]:
-    """Of the first that wait; of none if the server cannot say now."""
+    """Request why the first waiting jobs wait; empty if the server cannot tell at the moment."""
     from jobs.errors import FleetuneError
     from orchestrator.api import WhyView
     from orchestrator.client.lookup import job_path
@@ -159,7 +159,7 @@ def _whys(server: Connection, jobs: list[JobView]) -> dict[str, WhyView]:
 
 
 def _log_end(server: Connection, job: JobView) -> str:
-    """Of a job that has failed, where its log can be read."""
+    """Return the end of a failed job's log, if it can be read; else ''."""
     from jobs.errors import FleetuneError
     from orchestrator.cli.log_printing import printable
     from orchestrator.client.log_reader import telling_end

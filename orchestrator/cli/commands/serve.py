@@ -1,4 +1,4 @@
-"""`fleetune serve` and `fleetune tokens`."""
+"""The commands `fleetune serve` and `fleetune tokens`."""
 
 from __future__ import annotations
 
@@ -137,9 +137,9 @@ def serve(
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="A line for each request, too.")] = False,
 ) -> None:
-    """Run the queue's server: take jobs, start and watch them."""
+    """Run the queue's server: accept jobs, start and watch them."""
     with edge():
-        typer.echo("fleetune serve: starting ...", err=True)  # what follows is imported for seconds
+        typer.echo("fleetune serve: starting ...", err=True)  # the imports that follow take seconds
         try:
             from orchestrator.server.process import Options, serve
         except ModuleNotFoundError as error:
@@ -183,7 +183,7 @@ def add(
     url: ServerUrl = None,
     json_: Json = False,
 ) -> None:
-    """Make a token. It is printed once, and kept nowhere."""
+    """Make a token. It is printed once and not stored."""
     with edge():
         from orchestrator.api import NewToken, TokenSent
         from orchestrator.cli.durations import duration_s
@@ -213,7 +213,7 @@ def add(
 
 @tokens.command(name="list", epilog="Example:  fleetune tokens list --json")
 def list_(store: StoreUrl = None, url: ServerUrl = None, json_: Json = False) -> None:
-    """All tokens there are and were."""
+    """List all tokens, including revoked ones."""
     with edge():
         found = _listed(store, url)
         if json_:
@@ -226,7 +226,7 @@ def list_(store: StoreUrl = None, url: ServerUrl = None, json_: Json = False) ->
 
 @tokens.command(epilog="Example:  fleetune tokens revoke anna")
 def revoke(name: TokenName, store: StoreUrl = None, url: ServerUrl = None) -> None:
-    """Have a token open nothing any more, within a second or two. Its name stays taken."""
+    """Make a token invalid, within a second or two. Its name stays taken."""
     with edge():
         if store is not None:
             with _opened(store) as opened:
@@ -271,7 +271,7 @@ def _listed(store: str | None, url: str | None, new: bool = False) -> list[Token
 
 @contextlib.contextmanager
 def _opened(url: str, new: bool = False) -> Iterator[Store]:
-    """`new`: one that is not there is made."""
+    """Open a store. `new`: create it if it does not exist."""
     from orchestrator.store import open_store
 
     if not new and "://" not in url and not os.path.exists(url):

@@ -1,4 +1,4 @@
-"""The command `fleetune simulate`: a trace of jobs run again on a cluster that need not exist."""
+"""The command `fleetune simulate`: replays a trace of jobs on a simulated cluster."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def simulate(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a trace of jobs on a cluster of any size, in seconds.
+    """Simulate a trace of jobs on a cluster of any size, in seconds.
 
-    The trace is a CSV file with a line for each job: when it came and how long it ran (in seconds), its GPUs, its
-    tenant and, if there is such a column, its priority. Nothing is started, and no GPU is needed.
+    The trace is a CSV file with a line for each job: when it was submitted and how long it ran (in seconds), its GPUs,
+    its tenant and, optionally, its priority. Nothing is started, and no GPU is needed.
     """
     with edge():
         setup = Setup(
@@ -82,7 +82,7 @@ def simulate(
 
 
 def check_setup(setup: Setup, what_if_nodes: int | None) -> None:
-    """Raises InputError, which names the option."""
+    """Check the options. Raises InputError, which names the option."""
     counts = [("--nodes", setup.nodes), ("--gpus-per-node", setup.gpus_per_node)]
     counts += [("--what-if-nodes", what_if_nodes)] if what_if_nodes is not None else []
     for name, value in counts:
@@ -106,7 +106,7 @@ def check_setup(setup: Setup, what_if_nodes: int | None) -> None:
 
 
 def check_targets(trace: str, schedule: str | None, report: str | None) -> None:
-    """Raises InputError where one file would take the place of another, or cannot be a file."""
+    """Check the output files. Raises InputError if one would overwrite another, or cannot be a file."""
     for name, target in (("--schedule", schedule), ("--report", report)):
         if target is not None and ("://" not in target) and (not os.path.basename(target) or os.path.isdir(target)):
             raise InputError(f"{name} {target!r} is not the name of a file: give one")
@@ -117,12 +117,12 @@ def check_targets(trace: str, schedule: str | None, report: str | None) -> None:
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two paths or URLs are of one file, however they are spelt."""
+    """Whether two paths or URLs refer to the same file, however they are written."""
     return one == other or ("://" not in one + other and os.path.realpath(one) == os.path.realpath(other))
 
 
 def as_json(simulations: Sequence[tuple[str, Simulated]]) -> str:
-    """One object: the figures of the first simulation, and those of a second one under `what_if`."""
+    """Format as one JSON object: the figures of the first simulation, and those of the second under `what_if`."""
     from orchestrator.simulate.figures import figures
 
     first, *others = (figures(simulated).as_dict() for _, simulated in simulations)
@@ -158,7 +158,7 @@ def _check_gangs(jobs: Sequence[TraceJob], what_if_nodes: int, gpus_per_node: in
 
 @contextlib.contextmanager
 def shown_progress(title: str, silent: bool) -> Iterator[Report | None]:
-    """A line that moves on a terminal, also while nothing is reported; nothing elsewhere."""
+    """Show a progress bar on a terminal, which moves even while nothing is reported; nothing elsewhere."""
     if silent or not sys.stdout.isatty():
         yield None
         return
@@ -175,7 +175,7 @@ def shown_progress(title: str, silent: bool) -> Iterator[Report | None]:
 def _write(
     simulations: Sequence[tuple[str, Simulated]], schedule: str | None, report: str | None
 ) -> list[tuple[str, str]]:
-    """The files that are wanted; returns what each is, and where."""
+    """Write the requested files. Returns (kind, path) of each."""
     written = []
     if schedule is not None:
         from orchestrator.simulate.schedule_csv import write_schedule

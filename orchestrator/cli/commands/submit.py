@@ -1,4 +1,4 @@
-"""The command `fleetune submit`: specs are read and checked here, and queued by the server."""
+"""The command `fleetune submit`: reads and checks specs, and sends them to the server."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def submit(
 ) -> None:
     """Queue jobs, all of them or none, and print their ids.
 
-    What goes on is said on stderr. With --wait the exit code is 0 if all have succeeded, 1 if one has failed, 2 if
-    it would fail again, 130 if one was cancelled.
+    Messages go to stderr. With --wait, the exit code is 0 if all have succeeded, 1 if one has failed, 2 if it would
+    fail again, 130 if one was cancelled.
     """
     with edge():
         from orchestrator.cli.submission import Asked, submit_all, wait_for
@@ -97,7 +97,7 @@ def _say(text: str) -> None:
 
 
 def _exit_code(jobs: list[JobView]) -> int:
-    """Of the worst."""
+    """Return the exit code of the worst result."""
     from orchestrator.queue.states import Reason, State
 
     def code(job: JobView) -> int:

@@ -1,4 +1,4 @@
-"""The commands `fleetune sweep ...`: look into a sweep, and stop one of its trials."""
+"""The commands `fleetune sweep ...`: show a sweep, and stop one of its trials."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Storage = Annotated[
 
 
 def trials_of(sweep: str, storage: str | None) -> Trials:
-    """Raises InputError."""
+    """Return the trials of a sweep. Raises InputError."""
     root = run_meant(sweep, storage_root(storage))
     spec = load_sweep(JobPaths(root).spec)
     if spec is None:
@@ -48,7 +48,7 @@ def trials_of(sweep: str, storage: str | None) -> Trials:
 
 @app.command(epilog="Example:  fleetune sweep leaderboard reviews-lr-20261127")
 def leaderboard(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -> None:
-    """All trials, the best first, while it runs and afterwards."""
+    """List all trials, the best first, during the sweep and after it."""
     with edge():
         trials = trials_of(sweep, storage)
         typer.echo(json.dumps(leaderboard_facts(trials)) if json_ else leaderboard_page(trials))
@@ -56,7 +56,7 @@ def leaderboard(sweep: SweepArgument, storage: Storage = None, json_: Json = Fal
 
 @app.command(epilog="Example:  fleetune sweep status reviews-lr-20261127")
 def status(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -> None:
-    """Where it stands: trials by state, those being trained, the best so far, used budget, time to go."""
+    """Show trials by state, those being trained, the best so far, used budget, time to go."""
     with edge():
         from orchestrator.pages.sweep import status_page
 
@@ -81,7 +81,7 @@ def report(
     storage: Storage = None,
     json_: Json = False,
 ) -> None:
-    """What it has found and cost, while it runs and afterwards: the optimum of the rate, tokens, hours."""
+    """Show what the sweep found and cost, during it and after: the optimum of the rate, tokens, hours."""
     with edge():
         from jobs.search.report.summary import facts, summary_lines
 
@@ -105,7 +105,7 @@ def stop(
     trial: Annotated[int, typer.Argument(metavar="TRIAL", help="Its number.")],
     storage: Storage = None,
 ) -> None:
-    """Have a trial that is being trained save a checkpoint and end; the sweep goes on with others.
+    """Make a running trial save a checkpoint and end. The sweep goes on with other trials.
 
     To stop the sweep: fleetune stop SWEEP.
     """

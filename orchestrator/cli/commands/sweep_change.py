@@ -80,6 +80,6 @@ def narrow(
 
 
 def _ask(trials: Trials, change: Change) -> None:
-    """Raises SpecError: the change is impossible."""
+    """Request a change from the sweep's driver. Raises SpecError: the change is impossible."""
     Changes(JobPaths(trials.root)).ask(change)
     typer.echo(f"asked the sweep for {change}. Its output says when the change is applied")

@@ -1,4 +1,4 @@
-"""The command `fleetune upload`: what only this machine sees goes where workers can read it."""
+"""The command `fleetune upload`: copies files of this machine to storage that workers can read."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def upload(
 ) -> None:
     """Upload a model or data to where workers can read it.
 
-    It is there whole, or not at all, as far as the storage lets; an upload that was cut off goes on when called again.
-    What to write into the spec is printed at the end.
+    The upload is complete or not there at all, as far as the storage allows. An interrupted one goes on when repeated.
+    At the end, the line for the spec is printed.
     """
     with edge():
         from jobs.storage.upload import upload as carry_out
@@ -58,14 +58,14 @@ def upload(
 
 
 def spec_field(path: str) -> str | None:
-    """Which field of a spec takes such a thing; None where it may be several."""
+    """Return the field of a spec that takes this kind of file; None: several are possible."""
     if os.path.isdir(path):
         return "model.path" if os.path.exists(os.path.join(path, "config.json")) else None
     return "data.train" if path.lower().endswith(DATA) else None
 
 
 class Progress:
-    """Bytes so far: one line that changes on a terminal, else a line every few seconds."""
+    """Progress in bytes: one line that is updated on a terminal, else a line every few seconds."""
 
     def __init__(
         self, total: int, terminal: bool, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
@@ -83,7 +83,7 @@ class Progress:
             self._tell(now_s)
 
     def end(self) -> None:
-        """Leave the line of a terminal."""
+        """Finish the line on a terminal."""
         if self._has_told and self._terminal:
             self._tell(self._clock())
             self._write("\n")

@@ -1,4 +1,4 @@
-"""What the drivers of jobs say, and are told; see `jobs.drivers.link.messages`."""
+"""Routes of drivers; the messages are in `jobs.drivers.link.messages`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def routes(serving: Serving) -> APIRouter:
 
 
 def _check(serving: Serving, request: Request, sent: Register | Beat) -> None:
-    """Raises NoToken, OtherQueue or NotYourAttempt."""
+    """Check the token of a driver. Raises NoToken, OtherQueue or NotYourAttempt."""
     shown = bearer(request.headers)
     if shown is None:
         raise NoToken("a driver shows the token of its attempt, from FLEETUNE_DRIVER_TOKEN")

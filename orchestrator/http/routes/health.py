@@ -1,4 +1,4 @@
-"""Whether the server lives and can work, who it is, and who asks."""
+"""Routes about the server: whether it lives and can work, its version, and the caller."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def routes(serving: Serving) -> APIRouter:
         if trouble := serving.trouble():
             raise StoreBroken(trouble)
         told = {"status": "ready"}
-        if rows := serving.set_aside():  # numbers alone: everybody may ask, and names are for those who may see them
+        if rows := serving.set_aside():  # counts only, since names must not be shown to all callers
             counts = sorted(Counter(row.table for row in rows).items())
             told["set_aside"] = ", ".join(f"{table}: {number}" for table, number in counts)
         return Response(json.dumps(told), media_type="application/json")
 
     @router.get("/metrics", response_class=Response, responses=_TEXT, summary="For Prometheus")
     async def prometheus(caller: Asker) -> Response:
-        """Of jobs, those of the own tenant only, where the token has one."""
+        """If the token has a tenant, jobs of other tenants are left out."""
         text = await serving.slow.run(serving.meters.text)
         shown = text if caller.tenant is None else metrics.of_tenant(text, caller.tenant)
         return Response(shown, media_type=metrics.CONTENT_TYPE)

@@ -1,4 +1,4 @@
-"""Jobs: submitted, looked at, and asked for something."""
+"""Routes of jobs: submit, list, read, and change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from orchestrator.service.admission.clients import check_client
 from orchestrator.service.admission.retry import check_retry
 from orchestrator.service.context.caller import Caller
 
-_MOST_LOOKED_AT = 20  # pages of changes for one answer
+_MOST_LOOKED_AT = 20  # most pages of changes that are read for one answer
 
 OptionalTenant = Annotated[str | None, Query(min_length=1, max_length=100)]
 
@@ -51,7 +51,7 @@ def _submitting(router: APIRouter, serving: Serving) -> None:
         summary="Submit jobs: all of them, or none",
     )
     def submit(sent: api.Submission, caller: Writer) -> Response:
-        """Sent again with the same `key`, it answers with the jobs that are there already."""
+        """A submission that is repeated with the same `key` returns the existing jobs."""
         if sent.client is not None:
             check_client(sent.client)
         digest = digest_of(sent.specs)
@@ -70,21 +70,24 @@ def submitted(
     client: str | None,
     packages: Sequence[str] = (),
 ) -> tuple[Job, ...]:
-    """`packages`: folders that are unpacked wherever these jobs run."""
+    """Submit specs. `packages`: folders that Ray unpacks wherever these jobs run."""
     try:
         new = admit(serving.surroundings, specs, caller, client, packages)
         return serving.store.submit(new, serving.now_s(), key)
     except FleetuneError as error:
-        # What was taken once is answered again, also if it would not be taken any more.
+        # A repeated submission gets the same answer, even if it would be refused now.
         if key is not None and (jobs := serving.store.submitted(key)) is not None:
             return jobs
         if isinstance(error, UnknownJob) and not sees_all(caller):
-            raise UnknownJob(str(error).partition(": did you mean")[0]) from None  # which are perhaps others'
+            raise UnknownJob(str(error).partition(": did you mean")[0]) from None  # they may be others' ids
         raise
 
 
 def digest_of(specs: Any) -> str:
-    """Of what was sent, whatever the order of its keys. Raises RequestValidationError: a number is not finite."""
+    """Return a digest that does not depend on the order of keys.
+
+    Raises RequestValidationError: a number is not finite.
+    """
     try:
         text = json.dumps(specs, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except ValueError as error:
@@ -123,7 +126,7 @@ def _lists(router: APIRouter, serving: Serving) -> None:
         "/changes", response_model=api.Changes, responses=problems(401, 422), summary="Jobs that have changed since"
     )
     def changes(caller: Asker, after: After = 0, limit: Limit = api.MOST_PAGE) -> Response:
-        """With `after=0` only `last` is told, where to begin."""
+        """With `after=0`, the answer has only `last`: where to begin."""
         if after == 0:
             return answer(api.Changes(jobs=(), last=max(last_change(serving.store), 1)))
         found, last = _changes(serving, caller, after, limit)
@@ -131,7 +134,7 @@ def _lists(router: APIRouter, serving: Serving) -> None:
 
 
 def _may_look(caller: Caller, tenant: str | None) -> bool:
-    """Of others there is nothing, whether they exist or not."""
+    """Whether the caller may see a tenant's jobs. If not, the answer is empty, whether there are any or not."""
     return tenant is None or caller.may_see(tenant)
 
 
@@ -158,7 +161,7 @@ def _one(router: APIRouter, serving: Serving) -> None:
         summary="What was submitted, as it was resolved",
     )
     def spec(job_id: JobId, caller: Asker) -> Response:
-        """Without the values of variables whose names look secret."""
+        """The values of variables whose names look secret are left out."""
         serving.job(job_id, caller)
         content = serving.scrub.value(without_secrets(json.loads(serving.store.spec(job_id))))
         return Response(json.dumps(content), media_type="application/json")

@@ -1,4 +1,4 @@
-"""What a job has written: events, logs, metrics; and why it is where it is. All that may wait for storage."""
+"""Routes of what a job has written: events, logs, metrics; and why it is in its state. Storage may make them slow."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from orchestrator.service.observability import logs
 from orchestrator.service.tenants import TENANT
 from orchestrator.service.tokens import TOKEN
 
-_PAGE, _MOST_PAGES = 1000, 50  # of events, for one answer
-_ADMINS = frozenset({TOKEN, SET_ASIDE})  # kinds that only admins see, where the event is of no job
+_PAGE, _MOST_PAGES = 1000, 50  # pages of events for one answer
+_ADMINS = frozenset({TOKEN, SET_ASIDE})  # kinds of cluster events that only admins see
 
 Source = Annotated[str, Path(max_length=300, description="One of `GET /v1/jobs/{job_id}/logs`.")]
 
@@ -43,7 +43,10 @@ def _view(serving: Serving, event: QueueEvent) -> api.EventView:
 
 
 def _sees(caller: Caller, event: QueueEvent, owners: Ownership) -> bool:
-    """Events of nodes and servers are for everybody. Those of tokens, and of rows that are set aside, name others."""
+    """Whether a caller may see an event.
+
+    Events of nodes and servers are public; those in _ADMINS name other tenants.
+    """
     if event.job_id is not None:
         return owners.sees(caller, event.job_id)
     if event.kind == TENANT:

@@ -1,4 +1,4 @@
-"""The machines, and what is ordered of them."""
+"""Routes of nodes, and of orders about them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def routes(serving: Serving) -> APIRouter:
         summary="The machines, and who holds them",
     )
     async def nodes(caller: Asker) -> Response:
-        """Of others' jobs it is not told which they are."""
+        """Jobs of other tenants are not named."""
 
         def look() -> api.Nodes:
             found = service.nodes(serving.surroundings, caller)

@@ -1,4 +1,4 @@
-"""What programs that `ray job submit` has started ask, and are told; see `jobs.drivers.link.messages`."""
+"""Routes of programs that `ray job submit` has started; the messages are in `jobs.drivers.link.messages`."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ def routes(serving: Serving) -> APIRouter:
 
 
 def _check_queue(serving: Serving, queue: str) -> None:
-    """Raises OtherQueue, StoreBroken."""
+    """Raise OtherQueue if the request names another queue. Raises StoreBroken."""
     if queue and queue != queue_id(serving.store):
         raise OtherQueue("this server is not the one of the queue that is meant")
 
 
 def _words(serving: Serving, job: Job, caller: Caller) -> str:
-    """One line; nothing of a job that runs, which speaks for itself."""
+    """Describe a waiting or ended job in one line; '' for a running job, which writes output itself."""
     if job.state is State.RUNNING:
         return ""
     lines = serving.explainer.why(job.job_id, caller).text.splitlines()

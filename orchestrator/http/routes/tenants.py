@@ -1,4 +1,4 @@
-"""Tenants, and what they have used."""
+"""Routes of tenants and their usage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens: made, listed and revoked. The token itself is in one answer only."""
+"""Routes of tokens. A token itself is only in the answer that creates it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""When jobs that wait will start: the queue is run forward by the functions that plan it.
+"""Expected starts of waiting jobs: the queue is simulated with the functions that plan it.
 
-Nobody knows what is still to be submitted, nor how long jobs run that have measured nothing: these are taken to be
-spread as the jobs that ended lately were. So a forecast is a range: the same queue with all remaining times shorter, as
-they are, and longer.
+Future submissions are unknown, and so are the run times of jobs that have measured nothing. These run times are taken
+to be distributed like those of jobs that ended lately. A forecast is therefore a range: the queue is simulated three
+times, with shorter, unchanged and longer remaining times.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from orchestrator.scheduling.plan.decisions import Start
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.snapshot import Snapshot
 
-SHORTER, LONGER = 0.6, 1.6  # times the remaining times
-EARLIER, LATER = 0.9, 1.5  # times the starts that come of that: nobody knows who is still to come
-USUAL_S = (120.0, 600.0, 1800.0, 3600.0, 14_400.0)  # run times where nothing has ended yet
+SHORTER, LONGER = 0.6, 1.6  # factors on the remaining times of all jobs
+EARLIER, LATER = 0.9, 1.5  # factors on the resulting starts, since future submissions are unknown
+USUAL_S = (120.0, 600.0, 1800.0, 3600.0, 14_400.0)  # run times to assume before any job has ended
 _MOST_PASSES = 5000
 _LEAST_S = 60.0
-_TICK_S, _TICK_SHARE = 30.0, 0.05  # the queue is looked at less often the further ahead it is
-_GOLDEN = 0.6180339887498949  # multiples of it, less their whole parts, are spread evenly however many there are
+_TICK_S, _TICK_SHARE = 30.0, 0.05  # steps grow with the time ahead, as a far forecast is vague
+_GOLDEN = 0.6180339887498949  # golden ratio - 1; the fractional parts of its multiples are evenly spread for any count
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Seconds from now; None: not within what was looked at."""
+    """When a job is expected to start, in seconds from now; None: not within the simulated time."""
 
     start_s: float | None
     earliest_s: float | None
@@ -39,11 +39,12 @@ class Expected:
 def expected_starts(
     snapshot: Snapshot, policy: Policy, rows: Collection[int], ran_s: Sequence[float], horizon_s: float = 30 * 86_400.0
 ) -> dict[int, Expected]:
-    """When these waiting jobs are expected to get their nodes.
+    """Simulate when some waiting jobs get their nodes.
 
     Args:
-        ran_s: run times of some jobs that have ended lately; USUAL_S where there are none.
-        horizon_s: how far to look ahead.
+        rows: the jobs that are asked about.
+        ran_s: run times of jobs that have ended lately; empty: USUAL_S.
+        horizon_s: how far ahead to simulate.
     """
     left_s = _left_s(snapshot, ran_s or USUAL_S)
     early, likely, late = (
@@ -53,13 +54,14 @@ def expected_starts(
 
 
 def rough_start(snapshot: Snapshot, before: Sequence[int], ran_s: Sequence[float]) -> Expected:
-    """The same of a job far back in a long queue, from the work before it alone.
+    """Estimate the start of a job far back in a long queue from the work before it, without a simulation.
 
-    All of it, shared out over the cluster, would be done some time after the job has started: by then, what still runs
-    has half of E[t^2] / E[t] left, as what is met of intervals at a random moment has.
+    The work before the job, spread over the cluster, would be done some time after the job has started: at that moment
+    the jobs that still run have on average half of E[t^2] / E[t] left (inspection paradox).
 
     Args:
         before: rows of the waiting jobs that go first.
+        ran_s: see `expected_starts`.
     """
     left_s = _left_s(snapshot, ran_s or USUAL_S)
     rows = np.concatenate((snapshot.running.nonzero()[0], np.array(before, np.intp)))
@@ -73,14 +75,14 @@ def rough_start(snapshot: Snapshot, before: Sequence[int], ran_s: Sequence[float
 
 
 def _left_s(snapshot: Snapshot, ran_s: Sequence[float]) -> Floats:
-    """[rows]; as measured; else what jobs had left that had run as long, each job another one of them."""
+    """[rows]; remaining times: as measured, else drawn from the past run times that are longer than the job's own."""
     jobs = snapshot.jobs
     past = np.sort(np.array(ran_s, float))
     done = jobs.attained_s + (snapshot.now_s - jobs.started_s) * snapshot.running
     from_ = np.searchsorted(past, done, side="right")
     draw = (np.arange(jobs.rows) * _GOLDEN + 0.5) % 1.0
     like = past[np.minimum((from_ + draw * (len(past) - from_)).astype(int), len(past) - 1)]
-    guess = np.where(from_ < len(past), like - done, done)  # longer than any: as long again
+    guess = np.where(from_ < len(past), like - done, done)  # longer than every past run: assume as much again
     told: Floats = np.where(np.isnan(jobs.remaining_s), np.minimum(jobs.most_left_s, guess), jobs.remaining_s)
     return np.maximum(told, _LEAST_S)
 
@@ -107,7 +109,7 @@ def _nothing(attempt: Attempt) -> None:
 
 
 def _range(early: float | None, likely: float | None, late: float | None) -> Expected:
-    """Longer times of others can also bring a start forward: the range holds all that was seen."""
+    """Return the range over all three simulations: longer run times can also bring a job's start forward."""
     seen = [at for at in (early, likely, late) if at is not None]
     unknown = late is None
     earliest, latest = (EARLIER * min(seen), LATER * max(seen)) if seen else (None, None)
@@ -115,7 +117,7 @@ def _range(early: float | None, likely: float | None, late: float | None) -> Exp
 
 
 def ends_s(snapshot: Snapshot) -> Floats:
-    """[rows]; when each running job ends, as far as anybody knows; inf where nobody does."""
+    """[rows]; when each running job is expected to end; inf: unknown."""
     running = snapshot.jobs.state == RUNNING
     ends: Floats = np.where(running, snapshot.now_s + snapshot.left_s, np.inf)
     return ends

@@ -1,7 +1,7 @@
-"""A cluster and its queue, carried forward in time by the scheduler's own plans.
+"""A simulated cluster and its queue, carried forward in time by plans of the real scheduler.
 
-The simulator runs traces through it, and `forecast` the queue of now. It knows how long each job really takes; plans do
-not: they see what a run would have measured.
+`simulate` replays traces with it, and `expected_start` the current queue. The simulation knows how long each job really
+takes. Plans do not: they see what a run would have measured.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.snapshot import Snapshot, Window
 
-TICK_S = 300.0  # while something waits, the queue is looked at so often even if nothing happens
+TICK_S = 300.0  # seconds between passes while a job waits and no event happens
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One uninterrupted run of a job that has ended. cause None: the job is finished."""
+    """One uninterrupted run of a job, now over. cause None: the job is finished."""
 
     row: int
     start_s: float
@@ -40,10 +40,11 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Measuring:
-    """What runs know of their remaining time.
+    """What simulated runs know about their remaining time.
 
-    after_s: only after so much running. 0: always.
-    exact: as it is, instead of times the job's own error.
+    Attributes:
+        after_s: running time before a job can tell its remaining time; 0: from its start.
+        exact: tell the true time, instead of the true time times the job's own error.
     """
 
     after_s: float = 600.0
@@ -51,7 +52,7 @@ class Measuring:
 
 
 class World:
-    """Time stands still but in `advance`. Rows are those of `jobs`."""
+    """A simulation of the queue. Time passes in `advance` only. Rows are those of `jobs`."""
 
     def __init__(
         self,
@@ -70,21 +71,21 @@ class World:
         self._used_s = np.zeros(len(self.tenants))
         self._in_use = np.zeros(len(self.tenants))  # GPUs
         self._used_at_s = 0.0
-        self._left_s = np.zeros(0)  # [rows]; true running time left when the attempt began, or now if it waits
-        self._error = np.ones(0)  # [rows]; measured over true
-        self._sizes: dict[int, tuple[int, ...]] = {}  # of elastic jobs
+        self._left_s = np.zeros(0)  # [rows]; true running time left at the attempt's start, or now if it waits
+        self._error = np.ones(0)  # [rows]; measured remaining time / true remaining time
+        self._sizes: dict[int, tuple[int, ...]] = {}  # numbers of workers that each elastic job can have, ascending
         self._where: dict[int, Placement] = {}
-        self._ends: list[tuple[float, int, float]] = []  # heap: end, row, start
+        self._ends: list[tuple[float, int, float]] = []  # heap of (end, row, start)
         self._waiting = 0
 
     @staticmethod
     def of(
         snapshot: Snapshot, policy: Policy, left_s: Floats, measuring: Measuring, on_end: Callable[[Attempt], None]
     ) -> World:
-        """A world that goes on from a snapshot, which is not changed.
+        """Start a simulation from a snapshot, which is not changed.
 
         Args:
-            left_s: [rows]; running time that each job is taken to have left.
+            left_s: [rows]; running time that each job is assumed to have left.
         """
         world = World(snapshot.cluster.copy(), snapshot.tenants, policy, measuring, on_end, snapshot.windows)
         jobs = world.jobs = snapshot.jobs.copy()
@@ -101,7 +102,7 @@ class World:
         return world
 
     def submit(self, gang: Gang, work_s: float, error: float = 1.0, **values: float) -> int:
-        """A job that takes `work_s` of running arrives now. Its row."""
+        """Add a job that arrives now and takes `work_s` of running time. Returns its row."""
         row = self.jobs.add(
             gang, state=WAITING, submitted_s=self.now_s, waiting_since_s=self.now_s, preemptible=True, **values
         )
@@ -111,7 +112,7 @@ class World:
 
     @property
     def next_event_s(self) -> float:
-        """When the next running job ends, or the queue is to be looked at again; inf: nothing will ever happen."""
+        """When the next running job ends or the next pass is due; inf: nothing more will happen."""
         end = self._ends[0][0] if self._ends else math.inf
         if not self._waiting:
             return end
@@ -130,7 +131,7 @@ class World:
         return self._waiting
 
     def advance(self, to_s: float) -> None:
-        """Let the time pass, and end the jobs that are done by then, at their own times."""
+        """Let time pass, and end each job at its own end until then."""
         while self._ends and self._ends[0][0] <= to_s:
             end_s, row, start_s = heapq.heappop(self._ends)
             if row in self._where and self.jobs.started_s[row] == start_s and self.jobs.state[row] == RUNNING:
@@ -141,7 +142,7 @@ class World:
         self._pass_time(to_s)
 
     def decide(self) -> Plan:
-        """Ask the scheduler, and do what it says."""
+        """Make a plan and carry it out."""
         made = plan(self.snapshot(), self.policy)
         self.passes += 1
         started = {one.row for one in made.decisions if isinstance(one, Start)} if made.decisions else set()
@@ -165,7 +166,7 @@ class World:
         return Snapshot(self.now_s, jobs, self.cluster, self.tenants, self._used_s, self._windows, sizes=self._sizes)
 
     def fail(self, node: int, checkpoint_every_s: float) -> None:
-        """A node dies: what ran there loses the work since its newest checkpoint, and waits again."""
+        """Let a node die. Its jobs lose the work since their newest checkpoint, and wait again."""
         self.cluster.usable[node] = False
         for row in [row for row, placement in self._where.items() if any(one == node for one, _ in placement)]:
             elapsed = self.now_s - float(self.jobs.started_s[row])
@@ -176,7 +177,7 @@ class World:
         self.cluster.usable[node] = True
 
     def _pass_time(self, to_s: float) -> None:
-        """Use decays, and what is in use is added (to first order within the step)."""
+        """Let each tenant's use decay, and add what it uses now (to first order within the step)."""
         step = to_s - self._used_at_s
         if step > 0:
             self._used_s = (self._used_s + self._in_use * step) * 0.5 ** (step / self.policy.share_half_life_s)
@@ -219,14 +220,14 @@ class World:
         self._waiting += 1
 
     def _resize(self, row: int, num_workers: int) -> None:
-        """An elastic job that waits: with twice the workers it is taken to need half the time."""
+        """Change the workers of a waiting elastic job. Running time is taken to be inverse to the number of workers."""
         before = self.jobs.gang_of(row).num_workers
         if num_workers != before:
             self.jobs.resize(row, num_workers)
             self._left_s[row] *= before / num_workers
 
     def _leave(self, row: int, cause: Cause | None, lost_s: float, node_failed: bool = False) -> None:
-        """Free the nodes, and say what has ended."""
+        """Free the nodes of a job, and report the end of its attempt."""
         jobs = self.jobs
         placement = self._where.pop(row)
         self.cluster.release(row, jobs.gang_of(row), placement)

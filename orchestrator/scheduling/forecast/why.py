@@ -1,4 +1,4 @@
-"""Why a job waits: what it asks for, what is free, who holds the rest, what stands before it, when it may start."""
+"""Why a job waits: what it asks for, what is free, who holds the rest, which jobs go first, and its expected start."""
 
 from __future__ import annotations
 
@@ -49,41 +49,41 @@ class Obstacle(StrEnum):
 
 @dataclass(frozen=True)
 class NodeUse:
-    """One node as the job sees it."""
+    """A node that fits the job's gang, and who holds its slots."""
 
     node: int
     size: int  # GPUs, or CPUs for a gang that needs no GPU
     free: int
     usable: bool
     foreign: int  # slots held outside Fleetune
-    holders: tuple[tuple[int, int, float | None], ...]  # row, slots there, when it ends; None: nobody knows
+    holders: tuple[tuple[int, int, float | None], ...]  # (row, slots on this node, its end; None: unknown)
 
 
 @dataclass(frozen=True)
 class Why:
-    """All that can be said of one job. Rows and nodes are the snapshot's; times are on its clock."""
+    """All that is known about one waiting job. Rows and nodes are the snapshot's; times are on its clock."""
 
     row: int
     gang: Gang
     obstacle: Obstacle
     waited_s: float
-    after: tuple[int, ...]  # jobs that must end before
-    not_before_s: float  # -inf: at any time
-    free: int  # slots of fitting nodes
-    most_on_one: int  # of those, on one node
-    nodes: tuple[NodeUse, ...]  # fitting ones
-    before: tuple[tuple[int, Before], ...]  # who goes first, and why
-    room_at_s: float | None  # when it would have room if nobody went before it; None: nobody knows
+    after: tuple[int, ...]  # rows of jobs that must end first
+    not_before_s: float  # -inf: no earliest start
+    free: int  # free slots on usable nodes that fit
+    most_on_one: int  # free slots on the one node that has most
+    nodes: tuple[NodeUse, ...]  # nodes that fit
+    before: tuple[tuple[int, Before], ...]  # rows of jobs that go first, and why
+    room_at_s: float | None  # when it would fit if no job went before it; None: unknown
     room_on: tuple[int, ...]
     expected: Expected | None
 
 
 def why(snapshot: Snapshot, policy: Policy, row: int, ran_s: Sequence[float] = (), *, expects: bool = True) -> Why:
-    """Explain one job of a snapshot.
+    """Explain why one job of a snapshot waits.
 
     Args:
-        ran_s: run times of some jobs that have ended lately, for the expected start.
-        expects: whether to look for the expected start, which takes long in a long queue.
+        ran_s: run times of jobs that have ended lately, for the expected start.
+        expects: whether to compute the expected start, which is slow in a long queue.
     """
     stands = standing(snapshot, policy)
     gang = snapshot.jobs.gang_of(row)

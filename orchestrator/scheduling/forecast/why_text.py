@@ -1,4 +1,4 @@
-"""What `why` found, in words."""
+"""The result of `why` as text."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def why_text(
     nodes: Sequence[str] | None = None,
     seen_others: bool = True,
 ) -> str:
-    """Some ten lines.
+    """Format the result of `why`, in about ten lines.
 
     Args:
-        names: of the jobs, by row.
-        nodes: what people call the machines, in the snapshot's order; None: their ids.
-        seen_others: whether jobs have ended lately, whose run times the expected start can go by.
+        names: names of the jobs, by row.
+        nodes: names of the nodes for people, in the snapshot's order; None: their ids.
+        seen_others: whether jobs have ended lately whose run times support the expected start.
     """
     lines = [f"{names[found.row]} asks for {_asks(found, snapshot)}: {found.obstacle}"]
     if found.obstacle is Obstacle.RUNS:
@@ -49,14 +49,14 @@ def why_text(
 
 
 def _asks(found: Why, snapshot: Snapshot) -> str:
-    """Of one that is elastic and waits, also how many workers it would take."""
+    """Describe the gang of a job; for an elastic job that waits, also the most workers that it would take."""
     sizes = snapshot.sizes.get(found.row)
     more = f" (up to {sizes[-1]})" if sizes and found.obstacle is not Obstacle.RUNS else ""
     return f"{found.gang}{more}"
 
 
 def to_do(found: Why, name: str) -> str:
-    """What whoever has submitted it can do; '' where there is nothing to say. `name`: of the job."""
+    """Say what the submitter can do about a waiting job; '': nothing to say. `name`: the name of the job."""
     what = _TO_DO.get(found.obstacle, "")
     if found.before and found.obstacle in (Obstacle.FULL, Obstacle.SCATTERED, Obstacle.PROMISED, Obstacle.BEHIND):
         what += "; sooner, with a higher priority: fleetune priority {job} --to N"
@@ -77,7 +77,7 @@ _TO_DO: Final[Mapping[Obstacle, str]] = {
 
 
 def span(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    """Format a duration: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -86,11 +86,11 @@ def span(seconds: float) -> str:
 
 
 def expected_words(expected: Expected, known: bool = True, seen_others: bool = True) -> str:
-    """The expected start, and how sure it is.
+    """Format the expected start with its uncertainty.
 
     Args:
-        known: whether the jobs that hold the nodes have measured how long they still run.
-        seen_others: whether jobs have ended lately, so that the others' run times are more than a guess.
+        known: whether the jobs on the nodes have measured their remaining time.
+        seen_others: whether jobs have ended lately, so that unknown run times are more than a guess.
     """
     if expected.start_s is None or expected.earliest_s is None:
         return "expected start: not within the next weeks, as things are"
@@ -124,7 +124,7 @@ def _free_words(found: Why) -> str:
 
 
 def _telling(found: Why) -> list[NodeUse]:
-    """The nodes it waits for, then those with the most free slots."""
+    """Return the nodes that the job will start on, then the others, those with most free slots first."""
     rest = sorted((node for node in found.nodes if node.node not in found.room_on), key=lambda node: -node.free)
     return [node for node in found.nodes if node.node in found.room_on] + rest
 

@@ -1,4 +1,4 @@
-"""What a plan says is to be done. Values only; `row` is the job's in the snapshot's table."""
+"""The decisions of a plan. Values only; `row` is the job's row in the snapshot's table."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ class Cause(StrEnum):
     """Why a running job is interrupted."""
 
     PREEMPTED = "preempted"  # another job goes first
-    RECLAIMED = "reclaimed"  # what it had was lent, and its owner wants it back
-    MOVED = "moved"  # makes whole nodes; it starts elsewhere at once
-    MAINTENANCE = "maintenance"  # its nodes are about to be serviced
-    RESIZED = "resized"  # it goes on at once with fewer workers, for another, or with more
+    RECLAIMED = "reclaimed"  # its slots were lent to it, and the tenant that they are guaranteed to needs them
+    MOVED = "moved"  # it makes a whole node free, and starts elsewhere at once
+    MAINTENANCE = "maintenance"  # maintenance of its nodes begins
+    RESIZED = "resized"  # it goes on at once with more workers, or with fewer to make room for another job
 
 
 @dataclass(frozen=True)
 class Interrupt:
     row: int
     cause: Cause
-    for_row: int | None  # the job that gets the room
+    for_row: int | None  # the job that gets the slots
 
 
 @dataclass(frozen=True)
 class Start:
     row: int
-    placement: Placement  # (node, workers)
+    placement: Placement  # (node, workers) for each node
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Jobs to interrupt, where each of them starts again, and where the gang goes."""
+    """Jobs to interrupt, where each of them starts again, and where the gang starts."""
 
     victims: tuple[int, ...]
     elsewhere: tuple[tuple[int, Placement], ...]
@@ -42,7 +42,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class Reservation:
-    """From `at_s` on these nodes are for this job; others may use them only until then."""
+    """The nodes on which a job will start at `at_s`. Other jobs may use them only until then."""
 
     row: int
     nodes: tuple[int, ...]
@@ -51,7 +51,7 @@ class Reservation:
 
 @dataclass(frozen=True)
 class Plan:
-    """In the order in which it is to be carried out: interruptions come before the starts that need them."""
+    """Decisions in the order to carry them out: an interruption comes before the starts that need it."""
 
     decisions: tuple[Interrupt | Start, ...]
     reservation: Reservation | None = None

@@ -1,4 +1,4 @@
-"""Moving what is small, so that a gang gets a node of its own: defragmentation."""
+"""Defragmentation: moving small jobs so that a gang gets a whole node."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from orchestrator.scheduling.job_table import JobTable
 from orchestrator.scheduling.plan.decisions import Moved
 from orchestrator.scheduling.plan.plan_builder import Draft
 
-_TRIED = 3  # nodes
-_NOBODYS = np.array([False, False, False])  # slots that no job holds
+_TRIED = 3  # number of nodes that are examined
+_NOBODYS = np.array([False, False, False])  # for the marks FOREIGN, ABSENT and FREE, which index from the end
 
 
 def moves_for(draft: Draft, row: int, terms: Terms) -> Moved | None:
-    """The cheapest way to give a gang one node by moving others off it to slots that are free now.
+    """Return the cheapest way to clear one node for a gang, by moving other jobs to slots that are free now.
 
-    None where there is none, or where it costs more than `move_worth_s` of the gang's own GPUs. Jobs are moved only to
-    nodes of the kind that they are on, and to none that is reserved or about to close.
+    None: there is no such way, or it costs more than `move_worth_s` of the gang's own GPUs. Jobs are moved only to
+    nodes of the kind that they are on, and to no node that is reserved or about to close.
     """
     jobs, free, worth_s = draft.jobs, draft.free, draft.policy.move_worth_s
     gang, size = jobs.gang_of(row), int(jobs.size[row])
@@ -43,7 +43,7 @@ def moves_for(draft: Draft, row: int, terms: Terms) -> Moved | None:
 def _nodes_for(
     gang: Gang, size: int, cluster: Occupancy, movable: NDArray[np.bool_], closed: NDArray[np.bool_] | None
 ) -> list[int]:
-    """The nodes where the fewest slots have to be cleared, of those where that many can be."""
+    """Return the nodes that can be cleared for the gang, those that need the fewest slots cleared first."""
     free = cluster.free
     to_clear = np.concatenate((movable, _NOBODYS))[cluster.slots].sum(axis=1)
     fits = cluster.fits(gang) & (free > 0) & (free + to_clear >= size)
@@ -55,7 +55,7 @@ def _nodes_for(
 def _option(
     node: int, size: int, jobs: JobTable, cluster: Occupancy, movable: NDArray[np.bool_]
 ) -> tuple[float, int, tuple[int, ...]] | None:
-    """(cost in GPU-seconds, node, jobs): the cheapest jobs on a node that make room, small ones first, and no more."""
+    """Choose jobs to move off a node, small ones first. Returns (cost in GPU-seconds, node, rows); None: too few."""
     line = cluster.slots[node]
     need = size - int(cluster.free[node])
     held = {row: int((line == row).sum()) for row in dict.fromkeys(line[line >= 0].tolist()) if movable[row]}
@@ -66,7 +66,7 @@ def _option(
         if need > 0:
             chosen.append(row)
             need -= held[row]
-    for row in list(chosen):  # what the last one frees may have made others needless
+    for row in list(chosen):  # the last choice may free enough to make earlier ones unnecessary
         if held[row] <= -need:
             chosen.remove(row)
             need += held[row]
@@ -77,7 +77,7 @@ def _option(
 def _try(
     gang: Gang, node: int, on_node: Sequence[int], jobs: JobTable, cluster: Occupancy, free: FreeSlots
 ) -> Moved | None:
-    """Whether all of them find a place elsewhere."""
+    """Return the move if all its jobs find slots on other nodes, else None."""
     same_kind = Terms(kinds=frozenset({int(cluster.kinds[node])}))
     if not _may_go_elsewhere(node, on_node, jobs, cluster, free, same_kind):
         return None
@@ -101,7 +101,7 @@ def _try(
 def _may_go_elsewhere(
     node: int, on_node: Sequence[int], jobs: JobTable, cluster: Occupancy, free: FreeSlots, terms: Terms
 ) -> bool:
-    """Whether enough slots are free on other nodes, and on one of them for the largest."""
+    """Whether enough slots are free on other nodes, and on one of them for the largest job."""
     elsewhere = np.array(free.free)
     elsewhere[node] = 0
     closed = free.closed_to(terms)

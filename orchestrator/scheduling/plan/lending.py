@@ -1,4 +1,4 @@
-"""What is left over is lent to elastic jobs, and taken back for gangs that find no room."""
+"""Lending: slots that are left over go to elastic jobs, and are taken back for gangs that do not fit."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from orchestrator.scheduling.plan.plan_builder import Draft
 from orchestrator.scheduling.plan.resizing import is_whole, is_worth_growing, shrink_for, shrink_own, shrinkable
 from orchestrator.scheduling.quota import NOWHERE
 
-TermsOf = Callable[[int], Terms]  # of a row, besides its tenant's limit
+TermsOf = Callable[[int], Terms]  # the terms of a row, without the limit of its tenant
 
 _REPLACED = Start(-1, ())
 
 
 def can_take_back(draft: Draft, row: int) -> bool:
-    """Whether anybody has been lent something that this job may want."""
+    """Whether a running job can shrink for this one."""
     return bool(draft.snapshot.sizes and shrinkable(draft, row))
 
 
 def take_back(draft: Draft, row: int, terms: Terms) -> bool:
-    """Start a job in the place of what others were lent, if that is enough."""
+    """Start a job on slots that were lent to others, if shrinking these frees enough."""
     moved = shrink_for(draft, row, terms) if draft.snapshot.sizes else None
     if moved is not None:
         draft.rearrange(row, moved, Cause.RESIZED)
@@ -31,7 +31,7 @@ def take_back(draft: Draft, row: int, terms: Terms) -> bool:
 
 
 def take_back_within_limit(draft: Draft, row: int, terms_of: TermsOf) -> bool:
-    """The same for a job that waits for the limit of its tenant, from another one of the same tenant."""
+    """Start a job that its tenant's limit holds back, by shrinking another job of the same tenant."""
     tenant = draft.jobs.tenant
     for victim in shrinkable(draft, row) if draft.snapshot.sizes else ():
         kinds = _kinds_if_shrunk(draft, row, victim) if tenant[victim] == tenant[row] else NOWHERE
@@ -45,7 +45,7 @@ def take_back_within_limit(draft: Draft, row: int, terms_of: TermsOf) -> bool:
 
 
 def lend(draft: Draft, terms_of: TermsOf) -> None:
-    """Give what is left over to elastic jobs: first to those that start, then to those that run if nobody waits."""
+    """Lend free slots to elastic jobs: first to those that start, then, if no job waits, to those that run."""
     sizes, tenant = draft.snapshot.sizes, draft.jobs.tenant
     waits, limited = _who_waits(draft)
     starts = [(at, one) for at, one in enumerate(draft.decisions) if isinstance(one, Start) and one.row in sizes]
@@ -62,7 +62,7 @@ def lend(draft: Draft, terms_of: TermsOf) -> None:
 
 
 def _kinds_if_shrunk(draft: Draft, row: int, victim: int) -> frozenset[int] | None:
-    """Where the limit of its tenant would let a job go once another one has its fewest workers."""
+    """Return the kinds of nodes that the tenant's limit would allow if another job had its fewest workers."""
     placement = placement_of(victim, draft.jobs.gang_of(victim), draft.cluster)
     if not placement:
         return NOWHERE
@@ -78,7 +78,7 @@ def _kinds_if_shrunk(draft: Draft, row: int, victim: int) -> frozenset[int] | No
 
 
 def _who_waits(draft: Draft) -> tuple[bool, set[int]]:
-    """Whether anybody still waits for room, and the tenants of those who wait for their limit."""
+    """Return whether a job still waits for slots, and the tenants that have a job waiting for their limit."""
     started = {one.row for one in draft.decisions if isinstance(one, Start)}
     rows = draft.snapshot.waiting.nonzero()[0].tolist()
     rows += [one.row for one in draft.decisions if isinstance(one, Interrupt)]
@@ -88,7 +88,7 @@ def _who_waits(draft: Draft) -> tuple[bool, set[int]]:
 
 
 def _put_larger(draft: Draft, row: int, placement: Placement, terms_of: TermsOf, runs: bool = False) -> bool:
-    """Place a job anew with as many workers as it can get, if these are more; else all stays as it was."""
+    """Place a job again with more workers, as many as possible; if it cannot have more, nothing changes."""
     gang, sizes = draft.jobs.gang_of(row), draft.snapshot.sizes[row]
     if not is_whole(placement, gang):
         return False

@@ -1,14 +1,13 @@
-"""One pass over the queue: who starts now, where, and who is interrupted for it. A pure function of a snapshot.
+"""One pass over the queue: which jobs start now and where, and which are interrupted. A pure function of a snapshot.
 
-The queue is gone through once, in the order of `standing`:
-
+The pass goes through the queue once, in the order of the ranking:
 1. A gang that fits the free slots starts.
-2. One that does not may take back what others were lent (`lending`), or their place (`room`), where they make way for
-   it (`victims`), or have small ones moved (`moves`).
-3. The first one that can do neither gets a reservation (`reserve`); whoever comes after it starts only if it is gone by
-   then, or on other nodes.
+2. A gang that does not fit may take back slots that were lent to others (`lending`), preempt others (`preemption`) that
+   may be interrupted for it (`victims`), or have small jobs moved (`defragmentation`).
+3. The first gang for which none of this is possible gets a reservation (`reservation`). A later job starts only if it
+   ends before the reservation begins, or on other nodes.
 
-What is left over is lent to elastic jobs (`lending`).
+Slots that are left over are lent to elastic jobs (`lending`).
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.scheduling.quota import NOWHERE
 from orchestrator.scheduling.snapshot import Snapshot
 
-_TIMES = 1 << 12  # more than there are distinct reservations or closings
+_TIMES = 1 << 12  # exceeds the number of distinct reservations or closings, so that keys stay distinct
 
 
 def plan(snapshot: Snapshot, policy: Policy = DEFAULT) -> Plan:
-    """What is to be done now. The snapshot is not changed."""
+    """Decide what to do now. The snapshot is not changed."""
     if not snapshot.waiting.any() and not snapshot.windows and not snapshot.sizes:
         return Plan(())
     return _Pass(snapshot, policy).run()
@@ -46,7 +45,7 @@ class _Pass:
         self._draft = Draft(snapshot, policy)
         self._reservation: Reservation | None = None
         self._made_room = 0
-        self._no_room: set[int] = set()  # keys of what can get nothing any more
+        self._no_room: set[int] = set()  # keys of jobs for which nothing can be found any more
 
     def run(self) -> Plan:
         draft, waiting = self._draft, self._snapshot.waiting.nonzero()[0]
@@ -59,7 +58,7 @@ class _Pass:
             started = self._go_through(waiting)
             if not draft.interrupted or len(draft.decisions) == before or self._nothing_left_for_them:
                 break
-            # They may fit elsewhere or make others yield, and others may fit into what is left over.
+            # Interrupted jobs may fit elsewhere or preempt others, and other jobs may fit into what they left over.
             self._no_room.clear()
             draft.look_again()
             self._reservation = None
@@ -69,13 +68,13 @@ class _Pass:
         return Plan(tuple(draft.decisions), self._reservation)
 
     def _go_through(self, rows: Rows) -> set[int]:
-        """The rows that were started."""
+        """Try to start each of the waiting jobs, in order. Returns the rows that were started."""
         order = self._draft.standing.order(rows, self._draft.jobs.submitted_s) if len(rows) > 1 else rows
         started: set[int] = set()
         queue = order.tolist()
         keys, yields_s, leaves_s = self._keys(order)
         distinct = len(set(keys))
-        at_limit: set[int] = set()  # tenants of which a job waits for their limit: their later ones do not pass it
+        at_limit: set[int] = set()  # tenants with a job that waits for their limit; their later jobs do not overtake it
         for at, row in enumerate(queue):
             if keys[at] in self._no_room or (at_limit and int(self._draft.jobs.tenant[row]) in at_limit):
                 continue
@@ -100,14 +99,14 @@ class _Pass:
         return started
 
     def _nothing_left(self, row: int) -> bool:
-        """Whether neither this job nor one that stands behind it can get anything: no slot is free, nobody yields."""
+        """Whether neither this job nor a later one can start: no slot is free, and no job can be interrupted for it."""
         if self._draft.free.total or self._may_need_no_slot:
             return False
         return not self._policy.preemption or self._nobody_makes_way(row)
 
     @property
     def _nothing_left_for_them(self) -> bool:
-        """Whether going through the queue again finds nothing: all slots are held, and who was stopped stops nobody."""
+        """Whether another pass is useless: all slots are held, and the interrupted jobs can preempt none."""
         if self._draft.free.total or self._reservation is not None or self._draft.limits or self._may_need_no_slot:
             return False
         return all(self._nobody_makes_way(row) for row in self._draft.interrupted)
@@ -120,10 +119,10 @@ class _Pass:
         return any(not gang.gpus_per_worker for gang in self._draft.jobs.gangs)
 
     def _keys(self, rows: Rows) -> tuple[list[int], list[float], list[float]]:
-        """Keys of jobs, and their terms: yields_s and leaves_s; none where nothing is reserved and no node closes.
+        """Return keys of jobs, and their terms yields_s and leaves_s; no terms if no node is reserved or closes.
 
-        Jobs with one key ask for the same slots on the same nodes, and the first of them goes before the others: what
-        it does not get they do not get either.
+        Jobs with the same key ask for the same slots on the same nodes. The first of them goes first, so if it cannot
+        start, the others cannot either.
         """
         codes = self._draft.jobs.gang[rows].astype(np.int64)
         if self._draft.limits or self._standing_is_by_tenant:
@@ -142,7 +141,7 @@ class _Pass:
         return any(tenant.guaranteed for tenant in self._snapshot.tenants)
 
     def _yields_s(self, rows: Rows) -> Floats:
-        """[rows]; when each would be gone from nodes reserved for another: at its end, or when it would make way."""
+        """[rows]; when each would have left nodes reserved for another job: at its end, or when it is preempted."""
         ends: Floats = self._snapshot.now_s + self._snapshot.left_s[rows]
         if self._reservation is None:
             return ends
@@ -179,7 +178,7 @@ class _Pass:
     def _note_room(self, made: bool) -> bool:
         if made:
             self._made_room += 1
-            self._no_room.clear()  # more may have come free than was needed
+            self._no_room.clear()  # more slots may have become free than the job needed
         return made
 
     def _interrupt_for(self, row: int, terms: Terms) -> bool:
@@ -203,7 +202,7 @@ class _Pass:
         return Cause.RECLAIMED if self._draft.victims.is_reclaimed(victim, row) else Cause.PREEMPTED
 
     def _reserve(self, row: int) -> bool:
-        """For the first that must wait. Where nothing is free there is nothing to keep others from."""
+        """Reserve nodes for the first job that must wait. If no slot is free, no later job can start and delay it."""
         if self._reservation is not None or not (self._draft.free.total or self._may_need_no_slot):
             return False
         gang, now_s, cluster = self._draft.jobs.gang_of(row), self._snapshot.now_s, self._draft.cluster
@@ -222,7 +221,7 @@ class _Pass:
         return True
 
     def _clear_for_maintenance(self) -> None:
-        """Interrupt what may be interrupted on nodes whose maintenance has begun."""
+        """Interrupt the preemptible jobs on nodes whose maintenance has begun."""
         closes_s = self._snapshot.closes_s()
         on_them = np.unique(self._draft.cluster.slots[np.isneginf(np.array(closes_s))])
         for row in on_them[on_them >= 0].tolist():

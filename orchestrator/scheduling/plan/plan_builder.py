@@ -1,4 +1,4 @@
-"""A plan in the making: what is decided, and who holds what after it."""
+"""A plan in the making: the decisions so far, and the occupancy that follows from them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from orchestrator.scheduling.quota import Limits
 from orchestrator.scheduling.ranking import Standing, standing
 from orchestrator.scheduling.snapshot import Snapshot
 
-_FEW = 8  # holding more is quicker all at once
+_FEW = 8  # above this number, holding all at once is faster
 
 
 class Draft:
-    """The snapshot itself is not changed.
+    """The decisions so far and their effects. The snapshot itself is not changed.
 
     Attributes:
-        jobs: the snapshot's, with the workers that elastic ones get by the decisions so far.
-        free: slots after the decisions so far.
+        jobs: the snapshot's table, in which elastic jobs have the workers that the decisions give them.
+        free: free slots after the decisions so far.
         limits: what each tenant may still take after them.
-        decisions: in their order.
-        interrupted: rows that were stopped and are to be looked at again.
+        decisions: in the order to carry them out.
+        interrupted: rows of interrupted jobs, which this plan may start again.
     """
 
     def __init__(self, snapshot: Snapshot, policy: Policy) -> None:
@@ -37,11 +37,11 @@ class Draft:
         self.decisions: list[Interrupt | Start] = []
         self.interrupted: list[int] = []
         self._changed: Occupancy | None = None
-        self._held: list[tuple[int, Gang, Placement]] = []  # started, and not yet in `_changed`
+        self._held: list[tuple[int, Gang, Placement]] = []  # started jobs that `_changed` does not contain yet
 
     @property
     def cluster(self) -> Occupancy:
-        """Who holds what after the decisions so far. Most plans never ask."""
+        """The occupancy after the decisions so far. It is computed on demand, since most plans do not need it."""
         if self._changed is None:
             self._changed = self.snapshot.cluster.copy()
         if len(self._held) > _FEW:
@@ -61,30 +61,30 @@ class Draft:
         return Victims(self.snapshot, self.standing, self.policy)
 
     def look_again(self) -> None:
-        """At what is free, without reservations."""
+        """Recompute the free slots, without reservations."""
         self.free = FreeSlots(self.cluster, self.snapshot.closes_s())
 
     def kinds(self, row: int) -> frozenset[int] | None:
-        """Kinds of nodes that its tenant's limit lets a job go to; None: all."""
+        """Kinds of nodes that the tenant's limit allows for a job; None: all."""
         return self.limits.kinds(self.jobs, row) if self.limits else None
 
     def kind_of(self, placement: Placement) -> int:
         return int(self.snapshot.cluster.kinds[placement[0][0]])
 
     def start(self, row: int, placement: Placement) -> None:
-        """With as many workers as there are in the placement."""
+        """Start a job with as many workers as the placement has."""
         self.free.take(self.with_workers(row, workers_in(placement)), placement)
         self.put(row, placement)
 
     def put(self, row: int, placement: Placement) -> None:
-        """Start a job where slots were taken for it."""
+        """Start a job whose slots are taken already."""
         self._held.append((row, self.jobs.gang_of(row), placement))
         if self.limits:
             self.limits.take(self.jobs, row, self.kind_of(placement))
         self.decisions.append(Start(row, placement))
 
     def stop(self, row: int, cause: Cause, for_row: int | None) -> None:
-        """An elastic one waits with its fewest from now on."""
+        """Interrupt a job. An elastic job waits with its fewest workers from now on."""
         placement = placement_of(row, self.jobs.gang_of(row), self.cluster)
         self.let_go(row, placement)
         self.victims.gone(row)
@@ -93,7 +93,7 @@ class Draft:
         self.decisions.append(Interrupt(row, cause, for_row))
 
     def let_go(self, row: int, placement: Placement) -> None:
-        """Free what a job holds. No decision."""
+        """Free the slots of a job, without a decision."""
         gang = self.jobs.gang_of(row)
         self.cluster.release(row, gang, placement)
         self.free.give(gang, placement)
@@ -107,7 +107,7 @@ class Draft:
         self.limits.take(self.jobs, row, self.kind_of(placement))
 
     def rearrange(self, row: int, moved: Moved, cause: Cause) -> None:
-        """Start a job in the place of others, which go on elsewhere or with fewer workers."""
+        """Start a job on the slots of others, which go on elsewhere or with fewer workers."""
         after = {victim: workers_in(placement) for victim, placement in moved.elsewhere}
         for victim in moved.victims:
             same = after[victim] == self.jobs.gang_of(victim).num_workers
@@ -117,7 +117,7 @@ class Draft:
             self.start(victim, placement)
 
     def with_workers(self, row: int, num_workers: int) -> Gang:
-        """The gang of a job that gets so many."""
+        """Set a job's number of workers. Returns its gang."""
         gang = self.jobs.gang_of(row)
         if gang.num_workers == num_workers:
             return gang

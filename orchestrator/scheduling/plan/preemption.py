@@ -1,7 +1,8 @@
-"""Where room can be made for a gang by interrupting others: the least loss that makes room.
+"""Preemption: the cheapest set of jobs whose interruption makes room for a gang.
 
-Everything is looked up by slot: a node's slots, sorted by what freeing each would cost, say what any number of slots on
-that node costs, for all nodes at once. The few cheapest nodes are then looked at job by job.
+The search is by slot. If the slots of a node are sorted by the cost of freeing each, the sum of the first n is a lower
+bound for freeing n slots there; this is computed for all nodes at once. The few cheapest nodes are then searched job by
+job.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from cluster.capacity.occupancy import Occupancy, Placement
 from orchestrator.scheduling.job_table import Floats, JobTable, Rows
 from orchestrator.scheduling.plan.victims import Victims
 
-_LOOKED_AT = 4  # nodes, job by job
-# For slots that are FOREIGN, ABSENT or FREE, which count from the end.
+_LOOKED_AT = 4  # number of nodes that are searched job by job
+# Whether slots marked FOREIGN, ABSENT or FREE are open; these marks index from the end.
 _NOBODY_YIELDS = np.array([False, False, True])
 
 
 @dataclass(frozen=True)
 class Room:
-    """Jobs to interrupt, and where the gang goes then."""
+    """Jobs to interrupt, and the placement of the gang after that."""
 
     victims: tuple[int, ...]
     placement: Placement
@@ -33,10 +34,10 @@ class Room:
 def room_for(
     row: int, gang: Gang, jobs: JobTable, cluster: Occupancy, victims: Victims, closed: NDArray[np.bool_] | None = None
 ) -> Room | None:
-    """The cheapest room for a job that waits; None where none is worth its cost.
+    """Return the cheapest preemption for a waiting job; None: none is worth its cost.
 
     Args:
-        closed: [nodes]; where it may not go.
+        closed: [nodes]; True: the gang may not be placed there.
     """
     if victims.nobody_yields_to(row):
         return None
@@ -57,7 +58,7 @@ def room_for(
 
 
 class _Search:
-    """One gang's search. `open_slots`: [nodes, slots]; free ones, and those whose holders make way."""
+    """The search for one gang. `open_slots`: [nodes, slots]; True: free, or held by a job that may be interrupted."""
 
     def __init__(
         self, gang: Gang, jobs: JobTable, cluster: Occupancy, victims: Victims, open_slots: NDArray[np.bool_]
@@ -73,7 +74,7 @@ class _Search:
         return None if found is None else Room(found[1], ((found[0], workers),))
 
     def on_whole_nodes(self, among: NDArray[np.bool_]) -> Room | None:
-        """Nodes that can be emptied, the largest first, of those the cheapest; and one for the rest."""
+        """Choose nodes that can be emptied, large and then cheap ones first, and one node for the remaining workers."""
         cluster, left = self._cluster, self._gang.num_workers
         whole = ((self._open.sum(axis=1) == cluster.sizes) & (cluster.sizes >= self._per_worker) & among).nonzero()[0]
         placement: list[tuple[int, int]] = []
@@ -102,7 +103,7 @@ class _Search:
         return sum(float(self._victims.harm_by_slot[row] * self._jobs.size[row]) for row in rows)
 
     def _cost_of_all_on(self, nodes: Rows) -> Floats:
-        """[nodes]; `cost` of all jobs on each."""
+        """[nodes]; `cost` of all jobs on each node."""
         lines = np.sort(self._cluster.slots[nodes], axis=1)
         again = np.zeros(lines.shape, bool)
         again[:, 1:] = lines[:, 1:] == lines[:, :-1]
@@ -112,7 +113,7 @@ class _Search:
         return cost
 
     def _cheapest(self, nodes: Rows, workers: int, stopped: Sequence[int]) -> tuple[int, tuple[int, ...]] | None:
-        """(node, victims) for so many workers on one node, where some jobs are stopped in any case."""
+        """Return (node, victims) for `workers` on one node, given jobs that are stopped in any case; None: no node."""
         if not len(nodes):
             return None
         size = workers * self._per_worker
@@ -131,7 +132,7 @@ class _Search:
         return node, rows
 
     def _harm(self, nodes: Rows, stopped: Sequence[int]) -> Floats:
-        """[nodes, slots]; what freeing each slot costs; inf where its holder does not make way."""
+        """[nodes, slots]; cost of freeing each slot; inf: its holder may not be interrupted."""
         harm = self._victims.harm_by_slot
         if stopped:
             harm = harm.copy()
@@ -140,10 +141,10 @@ class _Search:
         return by_slot
 
     def _on(self, node: int, size: int, stopped: Sequence[int]) -> tuple[int, ...] | None:
-        """The jobs on a node that make room for `size` slots together with what is free there, and no more than that.
+        """Choose jobs on a node whose slots make up `size` together with its free ones; None: there are too few.
 
-        Those expected to take longest first, as long as they are not more than is needed; at last the smallest one that
-        is enough.
+        Jobs that are expected to run longest are chosen first, as long as they do not exceed the need. The last choice
+        is the smallest job that is enough.
         """
         line = self._cluster.slots[node]
         held: dict[int, int] = {}
@@ -162,7 +163,7 @@ class _Search:
             last = min(enough, key=lambda row: (held[row], *self._longest_first(row)))
             chosen[last] = held[last]
             need -= held[last]
-        for row in list(chosen):  # what the last one frees may have made others needless
+        for row in list(chosen):  # the last choice may free enough to make earlier ones unnecessary
             if chosen[row] <= -need:
                 need += chosen.pop(row)
         return tuple(chosen)
@@ -175,7 +176,7 @@ class _Search:
         return int(self._cluster.free[node]) + sum(row in gone for row in self._cluster.slots[node].tolist())
 
     def _cpus_for(self, node: int) -> int:
-        """Workers that the CPUs of a node are enough for, once all that hold slots there are stopped."""
+        """Return how many workers the CPUs of a node suffice for once all jobs with slots there are stopped."""
         rows = {row for row in self._cluster.slots[node].tolist() if row >= 0}
         return self._cpus_with(node, tuple(rows)) // max(self._gang.cpus_per_worker, 1)
 
@@ -183,7 +184,7 @@ class _Search:
         return self._cpus_with(node, stopped) >= workers * self._gang.cpus_per_worker
 
     def _cpus_with(self, node: int, stopped: Sequence[int]) -> int:
-        """CPUs that are free once these are stopped."""
+        """Return the free CPUs of a node once these jobs are stopped."""
         free, line = int(self._cluster.cpus_free[node]), self._cluster.slots[node].tolist()
         for row in stopped:
             held = self._jobs.gang_of(row)

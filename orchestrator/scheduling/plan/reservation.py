@@ -1,4 +1,4 @@
-"""When and where a gang that does not fit now will: the nodes that others may use only until then."""
+"""Reservations: when and where a gang that does not fit now will start. Others may use these nodes until then."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from orchestrator.scheduling.plan.decisions import Reservation
 def reserve(
     row: int, gang: Gang, cluster: Occupancy, released_s: Floats, now_s: float, open_nodes: NDArray[np.bool_]
 ) -> Reservation | None:
-    """The earliest nodes for a gang, as far as anybody knows when those who hold them end.
+    """Find the nodes on which a gang can start earliest, by the known ends of the jobs that hold them.
 
-    Where nobody knows, these are the nodes with the fewest such jobs, from now on: what has no known end must not be
-    put there. None where no nodes could hold it, nor where it would have to wait for what is held outside Fleetune:
-    that may be for good, and then nothing would be kept for anybody.
+    If ends are unknown, take the nodes with the fewest such jobs and reserve them from now on: no job without a known
+    end must be placed there. None: no nodes could hold the gang, or it would have to wait for slots that are held
+    outside Fleetune. These may never become free, and the reservation would only keep slots empty.
 
     Args:
-        released_s: [rows]; when each running job gives its slots back; inf where nobody knows.
-        open_nodes: [nodes]; where it may go.
+        released_s: [rows]; when each running job frees its slots; inf: unknown.
+        open_nodes: [nodes]; True: the gang may be placed there.
     """
     by_time = np.concatenate((released_s, (math.inf, math.inf, now_s)))[cluster.slots]  # FOREIGN, ABSENT, FREE
     by_time.sort(axis=1)
@@ -48,7 +48,7 @@ def reserve(
 
 
 def _one_node(nodes: Rows, size: int, by_time: Floats) -> tuple[float, int, tuple[int, ...]] | None:
-    """(when, slots whose end nobody knows, nodes)"""
+    """Return the earliest node: (when, its slots of unknown end, (node,)); None: there is no node."""
     if not len(nodes):
         return None
     at_s = by_time[nodes, size - 1]
@@ -60,10 +60,10 @@ def _one_node(nodes: Rows, size: int, by_time: Floats) -> tuple[float, int, tupl
 def _whole_nodes(
     nodes: Rows, gang: Gang, cluster: Occupancy, by_time: Floats, most: NDArray[np.int32]
 ) -> tuple[float, int, tuple[int, ...]] | None:
-    """The same for nodes that have to be free altogether."""
+    """Return the earliest wholly free nodes: (when, their slots of unknown end, nodes); None: there are too few."""
     sizes = cluster.sizes[nodes]
     whole_s = by_time[nodes, sizes - 1]
-    absent = by_time.shape[1] - sizes  # these are at the end of each line, and inf too
+    absent = by_time.shape[1] - sizes  # absent slots come last in each line and are inf too
     unknown = np.isinf(by_time[nodes]).sum(axis=1) - absent
     order = np.lexsort((nodes, unknown, whole_s))
     workers = most[nodes[order]].cumsum()

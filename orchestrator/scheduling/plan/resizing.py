@@ -1,4 +1,4 @@
-"""Elastic jobs, which may go on with fewer workers or with more: what is shrunk for a gang, and when growing pays."""
+"""Resizing of elastic jobs: which jobs shrink for a gang, and when growing pays."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from orchestrator.scheduling.plan.plan_builder import Draft
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.snapshot import Snapshot
 
-_TRIED = 8  # jobs
+_TRIED = 8  # number of jobs that are tried
 
 
 def shrinkable(draft: Draft, row: int) -> list[int]:
-    """Running jobs that may go on with fewer workers for this one, the cheapest first, of equals the largest."""
+    """Return running jobs that can shrink for this one: the cheapest first, of equals the largest."""
     jobs, sizes, may = draft.jobs, draft.snapshot.sizes, draft.victims.shrinkable_for(row)
     found = [one for one in sizes if may[one] and jobs.gang_of(one).num_workers > sizes[one][0]]
     return sorted(found, key=lambda one: (_cost(one, jobs), -float(jobs.size[one]), float(jobs.submitted_s[one]), one))
 
 
 def shrink_for(draft: Draft, row: int, terms: Terms) -> Moved | None:
-    """Jobs that go on with fewer workers, so that a gang has room at once.
+    """Find running jobs that can go on with fewer workers, so that a gang can start now.
 
-    None where there are none, or where it costs more than `move_worth_s` of the gang's own slots. They stay on nodes of
-    the kind that they are on, and go to none that is reserved or about to close.
+    None: there are none, or it costs more than `move_worth_s` of the gang's own slots. The jobs stay on nodes of the
+    kind that they are on, and move to no node that is reserved or about to close.
     """
     if draft.policy.move_worth_s <= 0:
         return None
@@ -38,16 +38,16 @@ def shrink_for(draft: Draft, row: int, terms: Terms) -> Moved | None:
 
 
 def shrink_own(draft: Draft, row: int, victim: int, terms: Terms) -> Moved | None:
-    """The same with one job, which goes on with its fewest, for one that waits for the limit of their tenant."""
+    """Shrink one job to its fewest workers, for a job of the same tenant that waits for the tenant's limit."""
     if not _is_worth(draft, row, (victim,)):
         return None
     return _try(draft, row, (victim,), {victim: draft.snapshot.sizes[victim][:1]}, terms)
 
 
 def is_worth_growing(row: int, num_workers: int, snapshot: Snapshot, policy: Policy) -> bool:
-    """Whether a running job would end so much earlier with so many workers that its interruption pays.
+    """Whether more workers end a running job so much earlier that the interruption pays.
 
-    It is taken to be as many times as fast as it has more workers.
+    Speed is taken to be proportional to the number of workers.
     """
     now = snapshot.jobs.gang_of(row).num_workers
     saved_s = float(snapshot.left_s[row]) * (1.0 - now / num_workers)
@@ -55,19 +55,21 @@ def is_worth_growing(row: int, num_workers: int, snapshot: Snapshot, policy: Pol
 
 
 def is_whole(placement: Placement, gang: Gang) -> bool:
-    """Not of a gang on a node that is not seen at the moment, nor of one without GPUs on a node that has some: it holds
-    no slot there.
+    """Whether a placement holds all workers of a gang.
+
+    It does not if a node of the gang is not seen at the moment, or if the gang needs no GPU and is on a node that has
+    some: it holds no slot there.
     """
     return workers_in(placement) == gang.num_workers
 
 
 def _cost(row: int, jobs: JobTable) -> float:
-    """GPU-seconds"""
+    """Cost of an interruption in GPU-seconds."""
     return float(jobs.interruption_cost_s[row] * jobs.size[row])
 
 
 def _groups(rows: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Each alone, then more and more of them together."""
+    """Yield each job alone, then growing groups of the first jobs."""
     yield from ((row,) for row in rows)
     yield from (tuple(rows[:count]) for count in range(2, len(rows) + 1))
 
@@ -94,7 +96,7 @@ def _try(
         return None
     places: dict[int, Placement] = {}
     order = sorted(group, key=lambda one: (-sizes[one][0], one))
-    for one in order:  # room for all of them at first, and then as much as each can have
+    for one in order:  # each gets its fewest workers first; then each as many as fit
         place = left.place(replace(jobs.gang_of(one), num_workers=sizes[one][0]), same_kind[one])
         if place is None:
             return None
@@ -105,7 +107,7 @@ def _try(
 
 
 def _largest(gang: Gang, sizes: Sequence[int], least: Placement, free: FreeSlots, terms: Terms) -> Placement:
-    """Instead of the least, with as many workers as there is room for, and no more than it has."""
+    """Enlarge a placement to as many workers as fit, at most those of the gang; `least` if no larger one fits."""
     smallest = replace(gang, num_workers=sizes[0])
     free.give(smallest, least)
     for size in [size for size in reversed(sizes[1:]) if size <= gang.num_workers]:

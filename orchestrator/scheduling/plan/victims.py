@@ -1,4 +1,4 @@
-"""Which running jobs make way for which waiting ones."""
+"""Victims: which running jobs may be interrupted for which waiting jobs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from orchestrator.scheduling.ranking import Standing
 from orchestrator.scheduling.snapshot import Snapshot
 
 _NOBODYS_HARM = (np.inf, 0.0, 0.0)
-_CHANCE_S = 180.0  # bounds what is lost by interrupting a job that would soon have ended
+_CHANCE_S = 180.0  # bounds the cost of interrupting a job that would have ended soon
 
 
 class Victims:
     """The running jobs of a snapshot, while a plan is made.
 
-    A job yields only to those that go before it in the queue, so nobody is interrupted by whom it has displaced.
+    A job yields only to jobs that go before it in the queue, so a preempted job cannot preempt the one that displaced
+    it.
 
     Attributes:
-        pause_s: [rows]; how long each attempt is left alone.
-        worth: [rows]; the index that counts against others: that of the job, less what its interruption costs.
-        movable: [rows]; running jobs that allow it, and were not interrupted too often.
-        harm_by_slot: [rows + 3]; what stopping a job costs, for each of its slots: its own loss, and that of one which
-            is about to end. At the end those of slots that are FOREIGN, ABSENT or FREE.
+        pause_s: [rows]; how long each attempt is protected from interruption.
+        worth: [rows]; the score that is compared with a waiting job's: the job's own, less the cost of its
+            interruption.
+        movable: [rows]; running jobs that allow interruption and have not been interrupted too often.
+        harm_by_slot: [rows + 3]; cost of stopping a job, for each of its slots: what it loses, and a term that is large
+            if it is about to end. The last three are for slots that are FOREIGN, ABSENT or FREE.
     """
 
     def __init__(self, snapshot: Snapshot, standing: Standing, policy: Policy) -> None:
@@ -44,11 +46,11 @@ class Victims:
         self._best = float(np.where(self._may_go, self.worth, -np.inf).max(initial=-np.inf))
 
     def gone(self, row: int) -> None:
-        """This job is interrupted already, or was started by this plan."""
+        """Exclude a job that is interrupted already, or was started by this plan."""
         self._may_go[row] = False
 
     def movable_for(self, row: int) -> NDArray[np.bool_]:
-        """[rows]; jobs that may be moved for this one: of no higher class, nor within a guarantee if it is not."""
+        """[rows]; jobs that may be moved for this one: of no higher class, and entitled only if this one is."""
         found: NDArray[np.bool_] = self._may_go
         if self._one_class:
             return found
@@ -58,23 +60,23 @@ class Victims:
         return found
 
     def shrinkable_for(self, row: int) -> NDArray[np.bool_]:
-        """[rows]; jobs that may be left with less for this one. What is within a guarantee stays theirs."""
+        """[rows]; jobs that may shrink for this one. An elastic job's guarantee covers only its fewest workers."""
         found: NDArray[np.bool_] = self._may_go & (self._standing.level <= self._standing.level[row])
         return found
 
     def may_grow(self, rows: Iterable[int]) -> list[int]:
-        """Of these, those that may be interrupted now, the first in the queue's order first."""
+        """Return those of the rows that may be interrupted now, sorted by ranking."""
         index, submitted_s = self._standing.index, self._jobs.submitted_s
         may = [row for row in rows if self._may_go[row]]
         return sorted(may, key=lambda row: (float(index[row]), float(submitted_s[row]), row))
 
     def open_to(self, row: int) -> NDArray[np.bool_]:
-        """[rows]; jobs that may be interrupted now, for this one."""
+        """[rows]; jobs that may be interrupted now for this one."""
         found: NDArray[np.bool_] = self._yields_to(row) & self._may_go
         return found
 
     def is_reclaimed(self, victim: int, row: int) -> bool:
-        """Whether what a job has is lent, and this one's tenant is its owner."""
+        """Whether a running job holds lent slots that are guaranteed to this job's tenant."""
         entitlement, tenant = self._standing.entitlement, self._jobs.tenant
         if entitlement is None or entitlement[row] == NOT_ENTITLED or tenant[row] == tenant[victim]:
             return False
@@ -82,16 +84,16 @@ class Victims:
         return bool(of_kind and entitlement[victim] == NOT_ENTITLED)
 
     def yields_s(self, row: int) -> Floats:
-        """[rows]; from when on each running job would make way for this one; inf: never."""
+        """[rows]; from when on each running job may be interrupted for this one; inf: never."""
         pauses: Floats = np.where(self._yields_to(row) & self.movable, self._jobs.started_s + self.pause_s, np.inf)
         return pauses
 
     def nobody_yields_to(self, row: int) -> bool:
-        """Whether no job would make way for this one, nor for any that stands behind it."""
+        """Whether no job may be interrupted for this one, nor for any that comes after it in the ranking."""
         return self._one_class and self._best <= self._threshold(row)
 
     def stands_behind(self, rows: NDArray[np.intp], row: int) -> NDArray[np.bool_]:
-        """[rows]; which of some waiting jobs would make way for another one once they run."""
+        """[rows]; which of these waiting jobs would yield to another one once they run."""
         behind: NDArray[np.bool_] = self._yields_to(row)[rows]
         return behind
 
@@ -99,7 +101,7 @@ class Victims:
         return self._policy.margin * float(self._standing.index[row])
 
     def _yields_to(self, row: int) -> NDArray[np.bool_]:
-        """[rows]; by standing alone: a lower class always, of the same class what is worth it, a higher class never."""
+        """[rows]; by ranking alone: a lower class always yields, a higher one never, the same one if it is worth it."""
         worth: NDArray[np.bool_] = self.worth > self._threshold(row)
         if self._one_class:
             return worth
@@ -108,7 +110,7 @@ class Victims:
         return yields if self._standing.entitlement is None else self._by_entitlement(row, yields)
 
     def _by_entitlement(self, row: int, yields: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """What is within a guarantee yields to the same tenant's only; what is not, to all that are, where they are."""
+        """Apply guarantees: an entitled job yields to its own tenant only, others to jobs entitled to their slots."""
         entitlement = self._standing.entitlement
         assert entitlement is not None
         entitled: NDArray[np.bool_] = entitlement != NOT_ENTITLED

@@ -1,4 +1,4 @@
-"""Specs become jobs, or one message with every problem; retries, follow-ups and clients that are gone.
+"""Admission: specs become jobs, or one message with all problems. Also retries, follow-ups and clients that are gone.
 
 May import `context`, `scheduling`, `jobs.spec`, `jobs.planning` and `jobs.storage`. Start with `admit`.
 """

@@ -1,4 +1,4 @@
-"""From specs that somebody has sent to jobs that the queue takes, or to one message with all that is wrong."""
+"""Admission: submitted specs become jobs for the queue, or one message with all their problems."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def admit(
     client: str | None = None,
     packages: Sequence[str] = (),
 ) -> list[NewJob]:
-    """Jobs in the order of the specs, to be given to `Store.submit`. Nothing is written here.
+    """Check specs and make jobs of them, in order, for `Store.submit`. Nothing is written here.
 
     Args:
         specs: JSON, resolved by the client.
-        client: with whose end they are cancelled.
-        packages: folders that their workers see, whatever machine they run on.
+        client: the client whose end cancels the jobs.
+        packages: folders that are shipped to the workers, whatever machine these run on.
 
     Raises:
-        InputError: of the class of what is wrong (SpecError, CapacityError, Forbidden, UnknownTenant, UnknownJob,
-            ParentFailed, ...), or QueueError where several things are.
-        StoreBroken: tried again later.
+        InputError: of the class of the problem (SpecError, CapacityError, Forbidden, UnknownTenant, UnknownJob,
+            ParentFailed, ...), or QueueError if there are several.
+        StoreBroken: the caller tries again later.
     """
     problems, admission = Problems(len(specs)), _Admission(surroundings, specs, caller, packages)
     jobs = []
@@ -75,7 +75,7 @@ def admit(
 
 
 class _Admission:
-    """One submission: what was found for one of its specs holds for the others."""
+    """One submission. Results of checks are shared by its specs."""
 
     def __init__(
         self,
@@ -109,11 +109,11 @@ class _Admission:
             yield from limits.problems(spec.queue, tenant, self._caller, self._surroundings.secrets)
 
     def job(self, spec: AnySpec, client: str | None) -> NewJob:
-        """Of a spec that has no problems."""
+        """Make the job of a spec that has no problems."""
         queue, after = spec.queue, [parent.job_id for parent in self._named_parents(spec)]
         source = self._source(spec)
         if source is not None:
-            after += [source.job_id]  # also if it has succeeded: its job must not be removed meanwhile
+            after += [source.job_id]  # even if it has succeeded, since the source must not be removed meanwhile
             spec = with_model(spec, f"run:{source.job_id}")
         tenant = self._tenant(queue.tenant)
         assert isinstance(tenant, Tenant)
@@ -145,7 +145,7 @@ class _Admission:
         return self._tenant_of[asked]
 
     def _find_tenant(self, asked: str | None) -> Tenant:
-        """Raises Forbidden, UnknownTenant, QueueError."""
+        """Return the tenant of a job. Raises Forbidden, UnknownTenant, QueueError."""
         caller, known = self._caller, self._tenants
         name = asked if asked is not None else caller.tenant
         if name is None:
@@ -156,7 +156,7 @@ class _Admission:
         return known[name]
 
     def _usual_tenant(self) -> str:
-        """Of who is of none. Raises QueueError."""
+        """Return the tenant for a caller without one. Raises QueueError."""
         if self._caller.role != "admin":
             raise Forbidden(f"{self._caller.name} has no tenant, and may submit nothing: ask an admin")
         if DEFAULT_TENANT in self._tenants:
@@ -179,7 +179,7 @@ class _Admission:
                 yield error
 
     def _too_large(self, gang: Gang) -> CapacityError | None:
-        """Machines that do not answer, or have only just gone, may be large enough: `why` tells who asks."""
+        """Return why a gang can never fit; None also if the machines do not answer, since `why` reports that later."""
         try:
             inventory = self._surroundings.machines.lately()
         except BackendUnreachable:
@@ -216,21 +216,21 @@ class _Admission:
             yield refused
 
     def _place_of(self, source: Job) -> str:
-        """Where a job's run and its model lie, or will lie."""
+        """Return where a job's run and its model are, or will be."""
         return source.run or str(json.loads(self._surroundings.store.spec(source.job_id))["storage_path"])
 
     def _named_parents(self, spec: AnySpec) -> list[Job]:
         return [self._parents.find(reference, "queue.after", spec.name) for reference in spec.queue.after]
 
     def _source(self, spec: AnySpec) -> Job | None:
-        """The job whose model is trained on. Raises QueueError."""
+        """Return the job whose model is trained on; None: the spec names no job. Raises QueueError."""
         job = trained(spec)
         name = run_named(job.model.path) if job is not None else None
         return None if name is None else self._parents.find(name, "model.path", spec.name)
 
 
 def _wrong_sweep(sweep: SweepSpec) -> Iterator[SpecError]:
-    """What can be said without its storage, where its prior may come from."""
+    """Check a sweep without access to its storage, which may hold its prior."""
     for check in (check_space, check_budget):
         try:
             check(sweep)
@@ -239,7 +239,7 @@ def _wrong_sweep(sweep: SweepSpec) -> Iterator[SpecError]:
 
 
 def gang_and_sizes(spec: AnySpec) -> tuple[Gang, tuple[int, ...]]:
-    """The least that it starts with, and with how many workers it can go on; none where there is one number only."""
+    """Return the smallest gang that a job starts with, and its numbers of workers; () if there is only one number."""
     if isinstance(spec, CommandSpec):
         return gang_of(spec), ()
     if isinstance(spec, SweepSpec):
@@ -251,7 +251,7 @@ def gang_and_sizes(spec: AnySpec) -> tuple[Gang, tuple[int, ...]]:
 
 
 def with_model(spec: AnySpec, path: str) -> AnySpec:
-    """The same job, or sweep, of another model."""
+    """Return the same job or sweep with another model."""
     if isinstance(spec, SweepSpec):
         base = with_model(spec.base, path)
         return spec.model_copy(update={"base": base})

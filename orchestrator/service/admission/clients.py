@@ -1,4 +1,4 @@
-"""Clients whose jobs end with them: scripts that use an embedded server."""
+"""Clients whose jobs end with them, for example scripts that use an embedded server."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _NEW_S = 3600.0
 
 
 def check_client(client: str) -> None:
-    """Raises QueueError: it cannot be the name of a file."""
+    """Check that the name of a client can be the name of a file. Raises QueueError."""
     if not _NAME.fullmatch(client):
         raise QueueError("client: a client's name has letters, digits, '_' and '-', at most 100 of them")
 
 
 def cancel_what_the_gone_left(surroundings: Surroundings, home: Path) -> int:
-    """Called by the leader after each pass; how many jobs were asked to end.
+    """Cancel jobs of clients that are gone. Called by the leader after each pass. Returns the number of jobs.
 
-    A client lives for as long as it holds the lock (flock) of `HOME/clients/ID.lock`; the kernel lets go of it when
-    the process is gone. A file that is not there means that it is gone too.
+    A client is alive while it holds the lock (flock) of `HOME/clients/ID.lock`, which the kernel releases when the
+    process ends. If the file does not exist, the client is gone, too.
 
     Args:
         home: FLEETUNE_HOME.
@@ -47,8 +47,9 @@ def cancel_what_the_gone_left(surroundings: Surroundings, home: Path) -> int:
 
 
 def cancel_what_guests_left(surroundings: Surroundings) -> int:
-    """The same for programs that Ray has started and says have ended. One that Ray does not know any more, as after the
-    head was started anew, has not been ended by anybody: its jobs go on.
+    """Cancel jobs of Ray-submitted programs that Ray reports as ended. Returns the number of jobs.
+
+    If Ray does not know a program any more, for example after a restart of the head, its jobs go on.
 
     Raises:
         StoreBroken, BackendUnreachable: nothing is lost; the next call goes on.
@@ -71,17 +72,17 @@ def _cancel(surroundings: Surroundings, jobs: Sequence[Job], by: str) -> int:
 
 
 def forget_the_gone(surroundings: Surroundings, home: Path) -> None:
-    """Remove the files of clients that are gone and have left nothing. Raises StoreBroken."""
+    """Remove the lock files of clients that are gone and have no jobs left. Raises StoreBroken."""
     needed = {job.client for job in surroundings.store.of_clients()}
     for path in sorted((home / "clients").glob("*.lock")):
         with contextlib.suppress(OSError):
-            old = time.time() - path.stat().st_mtime > _NEW_S  # one that is new may be about to be locked
+            old = time.time() - path.stat().st_mtime > _NEW_S  # a new file may be about to be locked
             if old and path.stem not in needed and not is_alive(home, path.stem):
                 path.unlink()
 
 
 def is_alive(home: Path, client: str) -> bool:
-    """Whether a process holds the client's lock. Where nobody can say, it lives."""
+    """Whether a process holds the client's lock. If this cannot be determined, the client counts as alive."""
     if not _NAME.fullmatch(client):
         return True
     try:

@@ -1,4 +1,4 @@
-"""What is submitted once a job has ended (`queue.on_end`): a small job of its own."""
+"""Follow-ups: a small job that is submitted when another one has ended (`queue.on_end`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ _LONGEST_MESSAGE = 10_000
 
 
 def follow_up(surroundings: Surroundings, most: int = 50) -> int:
-    """Called by the leader after each pass; how many were submitted. May be called twice for the same end.
+    """Submit follow-ups that are due. Called by the leader after each pass. Returns their number.
+
+    It is safe to call it twice for the same end.
 
     Raises:
         StoreBroken: nothing is lost; the next call goes on.
@@ -29,7 +31,7 @@ def follow_up(surroundings: Surroundings, most: int = 50) -> int:
     for job in due:
         try:
             _submit(surroundings, job)
-        except (ValueError, LookupError, TypeError, QueueError) as error:  # it would be so again, and hold up others
+        except (ValueError, LookupError, TypeError, QueueError) as error:  # a retry would fail again and hold up others
             said = " ".join(f"what is to follow its end cannot be submitted: {error}".split())[:_LONGEST_MESSAGE]
             surroundings.store.add_events([QueueEvent(surroundings.clock.now_s(), "on-end", said, job.job_id)])
         surroundings.store.followed(job)
@@ -41,13 +43,13 @@ def _submit(surroundings: Surroundings, job: Job) -> None:
     tenant = next((one for one in surroundings.store.tenants() if one.name == job.tenant), None)
     if tenant is not None:
         new = replace(new, max_runtime_s=tenant.restrictions.max_runtime_s)
-    # `changed` names this end: a job that is put back ends once more.
+    # `changed` identifies this end: a job that is retried ends once more.
     key = SubmissionKey(_SCOPE, f"on-end-{job.job_id}-{job.changed}", job.on_end)
     surroundings.store.submit([new], surroundings.clock.now_s(), key)
 
 
 def follower(job: Job, spec: dict[str, Any], python: tuple[str, ...]) -> NewJob:
-    """The job that follows one that has ended; with nothing that follows itself."""
+    """Make the job that follows one that has ended. It has no follow-up itself."""
     on_end, environment, queue = OnEnd.model_validate_json(job.on_end), _told(job), spec.get("queue") or {}
     command = on_end.command or (*python, "-m", "jobs.webhook")
     if on_end.webhook is not None:
@@ -73,7 +75,7 @@ def follower(job: Job, spec: dict[str, Any], python: tuple[str, ...]) -> NewJob:
 
 
 def _told(job: Job) -> dict[str, str]:
-    """Variables of its environment."""
+    """Return the environment variables that describe the ended job."""
     return {f"FLEETUNE_ENDED_{name.upper()}": "" if value is None else str(value) for name, value in _body(job).items()}
 
 

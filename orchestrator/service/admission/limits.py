@@ -1,4 +1,4 @@
-"""What a tenant's jobs may ask for: checked when they are submitted, changed, and given secrets."""
+"""Limits of a tenant's jobs, checked when jobs are submitted, changed, and given secrets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.service.context.caller import Caller
 
 
 def problems(queue: Queue, tenant: Tenant, caller: Caller, secrets: Collection[str]) -> Iterator[InputError]:
-    """`secrets`: names of those that the server has."""
+    """Yield what a job asks for beyond its limits. `secrets`: names of the server's secrets."""
     try:
         check_priority(queue.priority, tenant, caller)
     except Forbidden as error:
@@ -30,10 +30,10 @@ def problems(queue: Queue, tenant: Tenant, caller: Caller, secrets: Collection[s
 
 
 def check_priority(priority: int, tenant: Tenant, caller: Caller) -> None:
-    """Check the priority that a member gives. Admins may give any, and so may everybody on a server without tokens.
+    """Check a priority. Admins may give any, and so may all callers of a server without tokens.
 
     Raises:
-        Forbidden: it is above the highest one of the tenant.
+        Forbidden: the caller is a member, and the priority is above the tenant's highest.
     """
     most = tenant.restrictions.max_priority
     if caller.role is Role.MEMBER and priority > most:
@@ -44,7 +44,7 @@ def check_priority(priority: int, tenant: Tenant, caller: Caller) -> None:
 
 
 def runtime_s(queue: Queue, tenant: Tenant) -> float | None:
-    """Longest run time of a job: the one that it asks for, else the limit of its tenant. None: no limit."""
+    """Return the longest run time of a job: as it asks for, else the limit of its tenant. None: no limit."""
     return queue.max_runtime_s if queue.max_runtime_s is not None else tenant.restrictions.max_runtime_s
 
 
@@ -52,7 +52,7 @@ def wrong_secrets(names: Sequence[str], tenant: Tenant, there: Collection[str]) 
     """Yield an error for secrets that the tenant was not given, and for each that the server lacks.
 
     Args:
-        there: names of the secrets that the server has.
+        there: names of the server's secrets.
     """
     given = tenant.restrictions.secrets
     if missing := [name for name in names if name not in given]:
@@ -70,7 +70,7 @@ def wrong_secrets(names: Sequence[str], tenant: Tenant, there: Collection[str]) 
 
 
 def check_room(store: Store, tenant: Tenant | None) -> None:
-    """Whether one more job may be queued. Raises TooManyQueued."""
+    """Check that the tenant may queue one more job. Raises TooManyQueued."""
     most = None if tenant is None else tenant.restrictions.max_queued_jobs
     if tenant is not None and most is not None:
         queued = store.count(Filter(tenant.name, (State.QUEUED,))).get(State.QUEUED, 0)

@@ -1,4 +1,4 @@
-"""The jobs that a submission refers to, by their ids or the starts of these."""
+"""Parents: the jobs that a submission refers to, by id or by the beginning of an id."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _SHOWN = 3
 
 
 class Parents:
-    """Remembers what it has found, for one submission.
+    """Looks up parents for one submission, and caches the results.
 
-    A circle cannot come about: a job refers to ids, and an id is drawn when its job is stored. So whatever a job
-    refers to is older than itself, and nothing older refers to it.
+    Jobs cannot form a circle: a job refers to ids, and an id is drawn when its job is stored. So a parent is always
+    older than its child.
     """
 
     def __init__(self, store: Store, caller: Caller, own_names: frozenset[str]) -> None:
-        """`own_names`: of the specs of this submission, which have no ids yet."""
+        """`own_names`: names of the specs in this submission, which have no ids yet."""
         self._store, self._caller, self._own_names = store, caller, own_names
         self._known: dict[str, Job | QueueError] = {}
 
     def find(self, reference: str, field: str, own_name: str) -> Job:
-        """A job that the caller may see, and that has not failed.
+        """Return a job that the caller may see, and that has not failed.
 
         Raises:
-            UnknownJob: there is none.
-            QueueError: several are meant, or the spec's own name is.
-            ParentFailed: it has failed or was cancelled.
+            UnknownJob: there is no such job.
+            QueueError: the reference matches several jobs, or is the spec's own name.
+            ParentFailed: the job has failed or was cancelled.
         """
         if reference == own_name:
             raise QueueError(

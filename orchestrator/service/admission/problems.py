@@ -1,4 +1,4 @@
-"""All that is wrong with a submission, in one message."""
+"""The problems of a submission, in one message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MOST_LINES, _LONGEST_LINE, _MOST_CHARACTERS = 20, 1_000, 8_000
 
 
 class Problems:
-    """Collects what is wrong with each of several specs."""
+    """Collects the problems of several specs."""
 
     def __init__(self, specs: int) -> None:
         self._several = specs > 1
@@ -19,20 +19,20 @@ class Problems:
         self._left_out = 0
 
     def add(self, number: int, error: InputError) -> None:
-        """`number`: of the spec, from 1 on."""
+        """Add a problem. `number`: of the spec, counted from 1."""
         self._found.append((number, error))
 
     @property
     def full(self) -> bool:
-        """Whether there is as much as is told: to look for more would only take time."""
+        """Whether enough problems were found, so that more would not be shown."""
         return len(self._found) >= _MOST_LINES
 
     def leave_out(self, specs: int) -> None:
-        """So many specs were not looked at."""
+        """Note that so many specs were not checked."""
         self._left_out = specs
 
     def check(self) -> None:
-        """Raises what there is: an error of the one class that all are of, or else a QueueError."""
+        """Raise the problems, if any: as their common class if they share one, else as QueueError."""
         if not self._found:
             return
         lines = list(self._lines())
@@ -52,7 +52,7 @@ class Problems:
 
 
 def _fitting(lines: Sequence[str]) -> list[str]:
-    """The first of them, as many as a reader takes in: a message of ten thousand wrong specs helps nobody."""
+    """Return the first lines, as many as fit the size of a readable message."""
     told: list[str] = []
     for line in lines[:_MOST_LINES]:
         line = line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."

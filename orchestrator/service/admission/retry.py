@@ -1,4 +1,4 @@
-"""Whether a job can be queued again: what would fail again at once is refused."""
+"""Retries: refuse those that would fail again at once."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ _NAMED: Final = 10
 
 
 class GuestGone(QueueError):
-    """It ran in the environment of a program that has ended."""
+    """The job ran in the environment of a Ray-submitted program that has ended."""
 
     status = 409
 
 
 def check_retry(store: Store, job: Job, caller: Caller) -> None:
-    """
+    """Check that a job can be queued again.
+
     Raises:
-        GuestGone: it came by `ray job submit`.
-        ParentFailed: a job that it comes after has failed or was cancelled, with all that are to be retried before.
+        GuestGone: the job was submitted with `ray job submit`.
+        ParentFailed: a parent has failed or was cancelled. The message names all jobs to retry first.
     """
     if guest_of(job) is not None:
         raise GuestGone(
@@ -48,7 +49,7 @@ def _failed(job: Job) -> bool:
 
 
 def _failed_before(store: Store, job: Job, caller: Caller) -> Sequence[Job]:
-    """The jobs before it that have failed, those before these, and so on; the oldest first. Others' are not named."""
+    """Return failed parents, their failed parents, and so on, oldest first. Only jobs that the caller may see."""
     found: dict[str, Job] = {}
     asked, to_ask = set[str](), list(job.after)
     while to_ask and len(asked) < _MOST_LOOKED_AT:

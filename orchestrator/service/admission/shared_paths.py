@@ -1,4 +1,4 @@
-"""Whether the workers of a cluster will see the paths that a spec names: those of one machine are no others'."""
+"""Shared paths: whether the workers of a cluster can see the paths that a spec names."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from jobs.storage import without_links as beneath
 from orchestrator.queue.tenants import Tenant
 from orchestrator.service.roots import outside, root_of
 
-_HUB_ID = re.compile(r"(?=.*\w)[\w-][\w.-]*(/[\w-][\w.-]*)?")  # as meta-llama/Llama-3.2-1B
+_HUB_ID = re.compile(r"(?=.*\w)[\w-][\w.-]*(/[\w-][\w.-]*)?")  # for example meta-llama/Llama-3.2-1B
 
 
 Roots = tuple[str, ...] | None  # of a tenant; None: it may name any path
 
 
 class NotReadable(InputError):
-    """The workers cannot read, or not write, what the spec names."""
+    """The workers cannot read or write a path that the spec names."""
 
     status = 400
 
 
 class Readable:
-    """Remembers what it has found, for one submission.
+    """Checks the paths of one submission, and caches the results.
 
-    It looks only where the workers see the same files, and below the roots of a tenant that is limited to some. A path
-    that is missing and one that cannot be read get the same answer, which tells nobody which files of others exist.
+    A path is accessed only if the workers see the same files, and only below the tenant's roots, if it has any. A
+    missing path and one without permission get the same message, so that it does not reveal which files exist.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class Readable:
     ) -> None:
         """
         Args:
-            packages: folders that Ray unpacks wherever the job runs; what is written there is lost.
-            protocols: those that the administrator allows beside `location.PROTOCOLS`.
+            packages: folders that Ray unpacks on each worker; files written there are lost.
+            protocols: protocols that the administrator allows in addition to `locations.PROTOCOLS`.
         """
         self._protocols = protocols
         self._shared = tuple(os.path.normpath(root) for root in shared)
@@ -58,9 +58,10 @@ class Readable:
         self._known: dict[tuple[str, str, bool, Roots], str | None] = {}
 
     def problems(self, spec: AnySpec, tenant: Tenant | None = None) -> Iterator[InputError]:
-        """
+        """Yield the problems of a spec's paths.
+
         Args:
-            tenant: whose job it is; None: nobody knows, and the roots of no tenant are applied.
+            tenant: the tenant of the job; None: unknown, and roots are not checked.
         """
         roots = tenant.restrictions.roots if tenant is not None else None
         inside = "base." if isinstance(spec, SweepSpec) else ""
@@ -94,9 +95,9 @@ class Readable:
         if root is None and not self._one_machine:
             return self._elsewhere(field, given)
         if root is not None and not self._one_machine and not os.path.isdir(root):
-            return None  # the workers see it, this machine does not
+            return None  # the workers see the shared folder, and this machine does not
         if roots is not None:
-            own = root_of(path, roots)  # None for a working_dir, which the roots do not limit
+            own = root_of(path, roots)  # None for a working_dir, which roots do not limit
             return _problem_below(own.removeprefix("file://"), path, is_written) if own is not None else None
         return _cannot_be_written(path) if is_written else _is_not_there(field, path)
 
@@ -116,7 +117,10 @@ def _root_of(path: str, roots: Sequence[str]) -> str | None:
 
 
 def named_paths(asked: AnySpec) -> Iterator[tuple[str, str, bool]]:
-    """(field, path or URL, whether it is written to) of all that the workers are to find. Names of a hub are none."""
+    """Yield (field, path or URL, whether it is written) for all files that the workers need.
+
+    Ids of models on a hub are left out.
+    """
     if asked.working_dir is not None:
         yield "working_dir", asked.working_dir, False
     spec = trained(asked)
@@ -141,7 +145,7 @@ def _is_not_there(field: str, path: str) -> str | None:
 
 
 def _before_glob(path: str) -> str:
-    """The directory where a glob begins: to walk through all of it may take for ever."""
+    """Return the directory where a glob begins: matching the whole glob may take forever."""
     while glob.has_magic(path):
         path = os.path.dirname(path)
     return path
@@ -156,7 +160,7 @@ def _not_writable(path: str) -> str:
 
 
 def _cannot_be_written(path: str) -> str | None:
-    """Whether it is a folder, or could be made, as far as this process may say."""
+    """Return a problem unless the path is a directory, or can be created, as far as this process can tell."""
     there = path
     while not os.path.lexists(there):
         there = os.path.dirname(there)
@@ -165,7 +169,7 @@ def _cannot_be_written(path: str) -> str | None:
 
 
 def _problem_below(root: str, path: str, is_written: bool) -> str | None:
-    """The same below a tenant's root, without following a link: what is behind one is not looked at."""
+    """Check a path below a tenant's root without following links. Paths behind a link are not checked."""
     path = path if is_written else _before_glob(path)
     names = tuple(os.path.relpath(path, root).split("/")) if path != os.path.normpath(root) else ()
     try:
@@ -174,13 +178,13 @@ def _problem_below(root: str, path: str, is_written: bool) -> str | None:
         with beneath.opened(root, names, os.O_RDONLY | os.O_NONBLOCK):
             return None
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR):  # behind a link, or in a place of a file: the job will see
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):  # behind a link, or below a file: left to the job
             return None
         return _not_writable(path) if is_written else _not_there(path)
 
 
 def _has_writable_part(root: str, names: Sequence[str]) -> bool:
-    """Whether the deepest directory of the path that exists can be written to. Raises OSError."""
+    """Whether the deepest existing directory of the path can be written. Raises OSError."""
     for depth in range(len(names), -1, -1):
         with contextlib.suppress(FileNotFoundError), beneath.opened(root, names[:depth]) as handle:
             return os.access(".", os.W_OK | os.X_OK, dir_fd=handle)

@@ -1,4 +1,4 @@
-"""What all of the service works with: the caller, heartbeats, identity and a cache of the machines.
+"""The context of the service: the caller, heartbeats, identity and a cache of the machines.
 
 May import `queue`, `scheduling`, `cluster.backend` and `cluster.capacity`. Start with `context`.
 """

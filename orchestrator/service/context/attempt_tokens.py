@@ -1,4 +1,4 @@
-"""The tokens of attempts, which nobody who reads a job's output is to see."""
+"""Tokens of attempts that must not be shown in a job's output."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ _MOST_ATTEMPTS = 100
 
 
 def tokens_of(key: DriverKey, job: Job) -> list[str]:
-    """The secret parts of the tokens that the drivers of a job were started with."""
+    """Return the secret parts of the tokens that the drivers of a job were started with."""
     value, attempts = key.value(), range(max(job.attempt - _MOST_ATTEMPTS, 0), job.attempt)
     return [signature_of(attempt_token(value, job.job_id, attempt + 1)) for attempt in attempts]

@@ -1,4 +1,4 @@
-"""Who asks, and what that one may see and touch."""
+"""The caller of a request, and its rights."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from orchestrator.queue.records import Role, Token
 
 @dataclass(frozen=True)
 class Caller:
-    """Somebody with a token, or anybody where none is needed.
+    """The holder of a token, or any caller if the server has no tokens.
 
     Attributes:
-        tenant: None: of all (an admin, or a viewer of everything).
+        tenant: None: all tenants (an admin, or a viewer of all).
     """
 
     name: str
@@ -29,17 +29,17 @@ class Caller:
         return self.role is Role.ADMIN
 
     def may_see(self, tenant: str) -> bool:
-        """Whether it may know of the tenant's jobs."""
+        """Whether the caller may see the tenant's jobs."""
         if self.is_admin or tenant == self.tenant:
             return True
         return self.role is Role.VIEWER and self.tenant is None
 
     def may_touch(self, tenant: str) -> bool:
-        """Whether it may submit for the tenant, and move its jobs."""
+        """Whether the caller may submit for the tenant, and change its jobs."""
         return self.is_admin or (self.role is Role.MEMBER and tenant == self.tenant)
 
     def check_may_touch(self, tenant: str) -> None:
-        """Raises Forbidden."""
+        """Raise Forbidden unless the caller may act for the tenant."""
         if self.may_touch(tenant):
             return
         if self.role is Role.VIEWER:
@@ -47,7 +47,7 @@ class Caller:
         raise Forbidden(f"{self.name} is of tenant {self.tenant!r}, and may not act for {tenant!r}: ask an admin")
 
     def check_is_admin(self) -> None:
-        """Raises Forbidden."""
+        """Raise Forbidden unless the caller is an admin."""
         if not self.is_admin:
             raise Forbidden(f"{self.name} is no admin (its role is {self.role}): ask one to do this")
 

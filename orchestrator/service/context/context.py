@@ -1,4 +1,4 @@
-"""What the service works with. The server creates it once, at its start."""
+"""The context of the service. The server creates it once, at its start."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from orchestrator.service.context.identity import DriverKey
 from orchestrator.service.context.inventory_cache import Machines
 from orchestrator.service.usage import UsageMonths
 
-MOST_GUESTS: Final = 250  # each, with what Ray keeps for it, holds some 130 MB of the head's memory
+MOST_GUESTS: Final = 250  # each program and Ray's supervisor of it hold about 130 MB of memory on the head
 Engine = Literal["ray", "local", "fake"]
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Used by many threads at once. `close` when the server ends.
+    """The objects and settings that the service works with. Thread-safe. Call `close` when the server ends.
 
     Attributes:
-        engine: what runs the workers of jobs.
-        url: under which drivers reach the server.
-        other_urls: under which drivers reach further servers of the same queue.
+        engine: the backend that runs the workers of jobs.
+        url: the URL at which drivers reach this server.
+        other_urls: URLs of further servers of the same queue.
         queue: id of the queue.
-        shared: folders that the server's machine and all workers see under the same path.
-        one_machine: the server and all workers see the same files; on Ray, as long as it has one node.
-        secrets: what jobs may be given, by name.
-        python: how Python is started where drivers run.
-        protocols: of URLs in specs, beside `jobs.storage.locations.PROTOCOLS`.
-        retention_days: for how long jobs are kept after their end; 0: for ever.
-        most_guests: how many programs of `ray job submit` may be queued at once.
+        shared: folders that the server's machine and all workers see at the same path.
+        one_machine: the server and all workers see the same files; on Ray, as long as the cluster has one node.
+        secrets: values that jobs may be given, by name.
+        python: command that starts Python where drivers run.
+        protocols: protocols of URLs that specs may use in addition to `jobs.storage.locations.PROTOCOLS`.
+        retention_days: how long jobs are kept after their end; 0: forever.
+        most_guests: most programs of `ray job submit` that may be queued at once.
     """
 
     store: Store
@@ -61,34 +61,34 @@ class Surroundings:
             self.beats,
             self.driver_key,
             self.usage_months,
-        )  # made now: later, two threads may both make one
+        )  # created now, because two threads might both create one later
 
     @cached_property
     def machines(self) -> Machines:
-        """The inventory as it was a moment ago."""
+        """A cache of the inventory, a few seconds old at most."""
         return Machines(self.backend)
 
     @property
     def shares_files(self) -> bool:
-        """Whether the workers see all files that the server sees, as far as is known now."""
+        """Whether the workers see all files of the server, as far as is known now."""
         known = self.machines.last_known() if self.one_machine and self.engine == "ray" else None
         return self.one_machine and (known is None or len(known.nodes) <= 1)
 
     @cached_property
     def beats(self) -> Beats:
-        """What drivers have said, and is not written yet."""
+        """Reports of drivers that are not written yet."""
         return Beats(self.store, self.clock)
 
     @cached_property
     def driver_key(self) -> DriverKey:
-        """By which the tokens of attempts are made."""
+        """The key that signs the tokens of attempts."""
         return DriverKey(self.store)
 
     @cached_property
     def usage_months(self) -> UsageMonths:
-        """What tenants have used, by month."""
+        """Usage of tenants by month."""
         return UsageMonths(self.store, self.clock)
 
     def close(self) -> None:
-        """Write what is not written yet. The store and the backend stay open."""
+        """Write pending reports. The store and the backend stay open."""
         self.beats.close()

@@ -1,4 +1,4 @@
-"""What drivers say, written together: two thousand of them speak every ten seconds, and a write waits for the disk."""
+"""Heartbeats, written in batches: two thousand drivers report every ten seconds, and a write waits for the disk."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from orchestrator.queue.errors import StoreBroken
 from orchestrator.queue.records import Measured
 from orchestrator.queue.store import Store
 
+# Seconds between writes, and the longest pause after unexpected errors.
 _EVERY_S, _LONGEST_PAUSE_S = 1.0, 30.0
 _LOG = logging.getLogger(__name__)
 
 
 class Beats:
-    """Collects, and writes once a second from a thread that lives only while there is something to write.
+    """Collects reports, and writes them once a second in a thread that lives only while there are any.
 
-    What is not written because the process or the store fails costs nothing: the next beat says it again.
+    If the process or the store fails, unwritten reports are lost. That is harmless: the next heartbeat repeats them.
     """
 
     def __init__(self, store: Store, clock: Clock, every_s: float = _EVERY_S) -> None:
@@ -33,7 +34,7 @@ class Beats:
         self.faults = 0  # writes that failed with an unexpected exception
 
     def note(self, said: Measured) -> None:
-        """To be written soon. What was said before and is not said again stays."""
+        """Take a report, to be written soon. It is merged with an earlier one that is not written yet."""
         key = said.job_id, said.attempt
         with self._lock:
             before = self._pending.get(key)
@@ -43,7 +44,7 @@ class Beats:
                 self._thread.start()
 
     def flush(self) -> None:
-        """Write what there is now. Raises what the store raises; then it is lost."""
+        """Write pending reports now. Raises the errors of the store; the reports are lost then."""
         with self._writing:
             with self._lock:
                 said, self._pending = list(self._pending.values()), {}
@@ -51,7 +52,7 @@ class Beats:
                 self._write(said)
 
     def _write(self, said: list[Measured]) -> None:
-        """What the store does not take of one driver costs no other one its own."""
+        """Write reports. If the store refuses one of them, the others are written all the same."""
         now_s = self._clock.now_s()
         try:
             self._store.measure(said, now_s)
@@ -65,7 +66,7 @@ class Beats:
                     self._store.measure([one], now_s)
 
     def close(self) -> None:
-        """Write what there is, and end the thread."""
+        """Write pending reports, and end the thread."""
         self._closed.set()
         thread = self._thread
         if thread is not None:
@@ -84,7 +85,7 @@ class Beats:
                     return
 
     def _flush_quietly(self) -> bool:
-        """Whether nothing unexpected happened. Whatever does, this thread goes on: the next beats say it again."""
+        """Write pending reports. Returns False after an unexpected error, which must not end the thread."""
         try:
             with contextlib.suppress(FleetuneError):
                 self.flush()

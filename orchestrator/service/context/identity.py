@@ -1,4 +1,4 @@
-"""Tokens of attempts, by which a driver proves that the queue has started it."""
+"""Tokens of attempts. With its token, a driver proves that the queue has started it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _OF_OLDER_RELEASES = re.compile(r"[0-9a-f]{64}")
 
 
 def attempt_token(key: str, job_id: str, attempt: int) -> str:
-    """Of one attempt: `{job_id}-{attempt}.{HMAC-SHA256 of that}`, so that it can be checked by itself."""
+    """Make the token of an attempt: `{job_id}-{attempt}.{HMAC-SHA256 of that}`, which can be verified by itself."""
     submission = f"{job_id}-{attempt}"
     return f"{submission}.{_signature(key, submission)}"
 
 
 def signature_of(token: str) -> str:
-    """The part that is secret. Older releases have given drivers nothing else."""
+    """Return the secret part of a token. Older releases gave drivers this part only."""
     return token.rpartition(".")[2]
 
 
@@ -29,14 +29,14 @@ def _signature(key: str, submission: str) -> str:
 
 
 class DriverKey:
-    """The key of a store, made where it has none."""
+    """The key of a store. It is created on first use."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: str | None = None
 
     def value(self) -> str:
-        """Raises StoreBroken."""
+        """Return the key. Raises StoreBroken."""
         if self._known is None:
             found = self._store.facts().get(_FACT)
             if found is None:
@@ -46,12 +46,15 @@ class DriverKey:
         return self._known
 
     def fits(self, token: str, job_id: str, attempt: int) -> bool:
-        """Whether a token is of this attempt. Takes as long for a wrong one."""
+        """Whether a token belongs to this attempt. Compared in constant time."""
         known = _signature(self.value(), f"{job_id}-{attempt}")
         return hmac.compare_digest(known.encode(), signature_of(token).encode("utf-8", "replace"))
 
     def knows(self, token: str) -> bool | None:
-        """Whether a token is of an attempt of this queue. None: an older release made it, and it does not name one."""
+        """Whether a token belongs to some attempt of this queue.
+
+        None: a token of an older release, which names none.
+        """
         submission, dot, signature = token.rpartition(".")
         if not dot:
             return None if _OF_OLDER_RELEASES.fullmatch(token) else False

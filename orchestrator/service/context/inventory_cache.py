@@ -1,4 +1,4 @@
-"""The machines as they were a moment ago: asking them takes a while, and may fail."""
+"""A cache of the cluster's inventory: asking the cluster takes a while, and may fail."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cluster.errors import BackendUnreachable
 _KEPT_S = 3.0
 _OTHERS_KEPT_S = 15.0
 _LATELY_S = 3600.0
-_SILENT_S = 3.0  # after a failure, nobody waits for the machines again for so long
+_SILENT_S = 3.0  # seconds after a failure during which the cluster is not asked again
 
 
 class Machines:
-    """For many threads: one of them asks, the others take what is known."""
+    """The inventory, for many threads: one of them asks, the others take what is known."""
 
     def __init__(self, backend: Backend, kept_s: float = _KEPT_S) -> None:
         self._backend, self._kept_s = backend, kept_s
@@ -32,12 +32,15 @@ class Machines:
         self._failed: BackendUnreachable | None = None
 
     def inventory(self) -> Inventory:
-        """A few seconds old at most. Raises BackendUnreachable."""
+        """Return the inventory, a few seconds old at most. Raises BackendUnreachable."""
         with self._lock:
             return self._fresh()
 
     def lately(self) -> Inventory:
-        """With those that were there within the last hour: most of them come back. Raises BackendUnreachable."""
+        """Return the inventory with nodes seen within the last hour: most of them come back.
+
+        Raises BackendUnreachable.
+        """
         with self._lock:
             known = self._fresh()
             there, names = {node.node_id for node in known.nodes}, {node.name for node in known.nodes if node.name}
@@ -45,18 +48,18 @@ class Machines:
             return replace(known, nodes=(*known.nodes, *gone))
 
     def last_known(self) -> Inventory | None:
-        """The newest there is, however old; None where the machines have never answered."""
+        """Return the newest known inventory, however old; None: the cluster has never answered."""
         try:
             return self.inventory()
         except BackendUnreachable:
             return self._known
 
     def label(self, node_id: str) -> str:
-        """What people call a node, as far as is known without asking."""
+        """Return the name of a node for people, as far as is known without asking."""
         return self._labels.get(node_id, node_id)
 
     def others(self) -> tuple[Other, ...]:
-        """What others than Fleetune run there, some seconds old; nothing where the machines do not say."""
+        """Return other programs on the cluster, as of some seconds ago; empty if the cluster does not tell."""
         with self._others_lock:
             if time.monotonic() >= self._others_until_s:
                 with contextlib.suppress(BackendUnreachable):
@@ -82,5 +85,5 @@ class Machines:
         now_s = time.monotonic()
         self._seen = {name: one for name, one in self._seen.items() if now_s - one[1] < _LATELY_S}
         self._seen |= {node.name or node.node_id: (node, now_s) for node in known.nodes if node.cpus or node.gpus}
-        if known != self._known:  # so that what was found out about it holds on
+        if known != self._known:  # keeps the object, and what was computed from it, if nothing has changed
             self._known, self._labels = known, known.labels

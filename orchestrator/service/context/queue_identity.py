@@ -1,4 +1,4 @@
-"""By which machines and guests tell this queue from others."""
+"""A unique id of this queue, shown to clusters and clients."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _QUEUE = "queue_id"
 
 
 def queue_id(store: Store) -> str:
-    """Made where the store has none. Raises StoreBroken."""
+    """Return the id, which is created on first use. Raises StoreBroken."""
     known = store.facts().get(_QUEUE)
     if known is None:
-        store.put_facts({_QUEUE: secrets.token_hex(4)}, keep=True)  # another server may be faster
+        store.put_facts({_QUEUE: secrets.token_hex(4)}, keep=True)  # keep: another server may have been faster
         known = store.facts()[_QUEUE]
     return known

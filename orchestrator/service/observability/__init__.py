@@ -1,4 +1,4 @@
-"""Why a job waits, its logs, its metrics and its story.
+"""Observability: why a job waits, its logs, its metrics and its story.
 
 May import `context`, `api`, `controller`, `scheduling` and `jobs.storage`. Start with `explain`.
 """

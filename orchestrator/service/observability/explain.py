@@ -1,4 +1,4 @@
-"""Why a job is where it is, in words, and when it is expected to start."""
+"""Explanations: why a job is in its state, and when it is expected to start."""
 
 from __future__ import annotations
 
@@ -32,17 +32,20 @@ from orchestrator.service.context.context import Surroundings
 from orchestrator.service.observability import story_text as storytext
 
 _KEPT_S = 5.0
-_NEW_KEPT_S = 0.5  # for a job that is not in it
+_NEW_KEPT_S = 0.5  # for a job that the kept moment does not contain
 _ANSWERS_KEPT = 1000
 _ENDED_LATELY = 200
 _SHARES_KEPT_S = 60.0
 _FOR_WANT_OF_ROOM = frozenset({Obstacle.CLOSED, Obstacle.FULL, Obstacle.SCATTERED, Obstacle.BEHIND})
-_RUN_FORWARD = 100  # jobs before one, at most, for which the queue is run forward
+_RUN_FORWARD = 100  # most jobs ahead of a job for which the queue is simulated
 
 
 @dataclass(frozen=True)
 class _Moment:
-    """The queue as it was a few seconds ago."""
+    """The queue at one moment, a few seconds ago at most.
+
+    `silent`: the machines do not answer, and their state is older.
+    """
 
     snapshot: Snapshot
     jobs: tuple[Job, ...]
@@ -55,11 +58,11 @@ class _Moment:
 
 
 class Explainer:
-    """For many threads. Keeps what it has found for a few seconds."""
+    """Explains jobs to callers. Thread-safe. Results are kept for a few seconds."""
 
     def __init__(self, surroundings: Surroundings, kept_s: float = _KEPT_S) -> None:
         self._surroundings, self._kept_s = surroundings, kept_s
-        self._lock = threading.Lock()  # one of them looks, the others wait for what it finds
+        self._lock = threading.Lock()  # one thread computes, the others wait for the result
         self._book = Book(surroundings.store)
         self._moment: _Moment | None = None
         self._looked_s = -math.inf
@@ -68,7 +71,7 @@ class Explainer:
         self._answers: OrderedDict[tuple[str, int, str | None], WhyView] = OrderedDict()
 
     def why(self, job_id: str, caller: Caller = ANYBODY) -> WhyView:
-        """Jobs that the caller may not see are not named.
+        """Explain a job. Jobs that the caller may not see are not named.
 
         Raises:
             UnknownJob, StoreBroken.
@@ -86,7 +89,7 @@ class Explainer:
         return self._of_the_queue(job, caller)
 
     def _waits_for(self, job: Job, caller: Caller) -> str | None:
-        """For which jobs, and how these are."""
+        """Describe the parents that a job waits for; None: it waits for none."""
         if not job.after:
             return None
         store = self._surroundings.store
@@ -102,7 +105,7 @@ class Explainer:
         whose = None if caller.tenant is None or caller.is_admin else caller.tenant
         with self._lock:
             moment = self._now()
-            if moment is not None and job.job_id not in moment.row_of:  # it has only just come
+            if moment is not None and job.job_id not in moment.row_of:  # the job is new
                 moment = self._now(_NEW_KEPT_S)
             key = (job.job_id, job.changed, whose)
             if (known := self._answers.get(key)) is not None:
@@ -163,17 +166,20 @@ class Explainer:
         )
 
     def _others(self, moment: _Moment) -> list[Other]:
-        """Programs that may hold what is held outside Fleetune; guests of the queue hold nothing."""
+        """Return programs that may be the external use.
+
+        Ray-submitted programs of this queue hold nothing, so not these.
+        """
         guests = {guest_of(job) for job in moment.jobs}
         return [other for other in self._surroundings.machines.others() if other.name not in guests]
 
     def _expected(self, moment: _Moment, found: Why) -> Expected | None:
-        """None: not with the nodes of now, but more may come."""
+        """Return the expected start. None: it cannot start on the present nodes, but the autoscaler may add more."""
         expected = self._of_these_nodes(moment, found)
         return None if expected.start_s is None and moment.cluster.inventory.most_more else expected
 
     def _of_these_nodes(self, moment: _Moment, found: Why) -> Expected:
-        """Near the head of the queue by running it forward, without those behind; further back roughly."""
+        """Simulate the queue for a job near its head, without the jobs behind it; estimate roughly for others."""
         before = [row for row, _ in found.before]
         if len(before) > _RUN_FORWARD:
             return rough_start(moment.snapshot, before, moment.ran_s)
@@ -184,7 +190,7 @@ class Explainer:
         return expected_starts(part, self._surroundings.policy, [row], moment.ran_s)[row]
 
     def _now(self, kept_s: float | None = None) -> _Moment | None:
-        """None: the machines have never answered."""
+        """Return the kept moment, refreshed if it is too old. None: the machines have never answered."""
         if time.monotonic() >= self._looked_s + (self._kept_s if kept_s is None else min(kept_s, self._kept_s)):
             self._moment = self._look()
             self._answers.clear()
@@ -209,7 +215,7 @@ class Explainer:
             tenants,
             self._shares_now(now_s).advance(jobs, now_s),
             closed=frozenset(rules),
-            slow=frozenset(job.job_id for job in jobs if job.state is State.STOPPING),  # they are still there
+            slow=frozenset(job.job_id for job in jobs if job.state is State.STOPPING),  # their nodes are not free yet
             gpu_hours=self._gpu_hours(tenants),
         )
         ended = store.jobs(Filter(states=(State.SUCCEEDED, State.FAILED)), limit=_ENDED_LATELY)
@@ -229,7 +235,7 @@ class Explainer:
         return self._surroundings.usage_months.gpu_hours() if limited else {}
 
     def _shares_now(self, now_s: float) -> Shares:
-        """Read anew once in a while: in between, they are carried forward."""
+        """Return the shares. They are read from the store once a minute, and carried forward in between."""
         if self._shares is None or time.monotonic() >= self._shares_until_s:
             half_life_s = self._surroundings.policy.share_half_life_s
             used_s = self._surroundings.store.decayed_use(now_s, half_life_s)

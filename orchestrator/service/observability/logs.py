@@ -1,4 +1,4 @@
-"""What a job has written: its output, the logs of its run, its metrics. In parts, no larger than they need be."""
+"""Output of a job: its programs' output, logs of its run, and metrics. Read in parts of bounded size."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})\.log")
 
 
 def sources(surroundings: Surroundings, job: Job) -> LogSources:
-    """`output` of the newest attempt, `output-1` and so on of those before, and the logs of its run: `driver`, ...
+    """List the logs: `output` (newest attempt), `output-1` ... (earlier attempts), and logs of the run: `driver`, ...
 
     Raises:
-        StorageError: the run cannot be listed now.
+        StorageError: the run cannot be listed at the moment.
     """
     outputs = [OUTPUT] if job.attempt else []
     outputs += [f"{OUTPUT}-{attempt}" for attempt in range(1, job.attempt)]
@@ -32,31 +32,31 @@ def sources(surroundings: Surroundings, job: Job) -> LogSources:
 
 
 def part(surroundings: Surroundings, job: Job, source: str, after: int) -> LogPart:
-    """Up to 256 KiB from a byte on. `output-N` is known of every attempt, the newest one as well.
+    """Return up to 256 KiB from a byte on. `output-N` is valid for every attempt, including the newest.
 
     Raises:
-        UnknownSource: it has no such log (404).
-        StorageError, BackendUnreachable: it cannot be read now.
+        UnknownSource: the job has no such log (404).
+        StorageError, BackendUnreachable: it cannot be read at the moment.
     """
     after = max(after, 0)
     attempt = _attempt(job, source)
     if attempt is not None:
         submission, over = f"{job.job_id}-{attempt}", attempt < job.attempt or job.state not in HOLDS_A_LEASE
-        # Asked for after the state was read: what is written until its end is in it.
+        # Read after the job's state: if the attempt is over, the output is complete.
         return _cut(surroundings.backend.output(submission, after), after, over, MAX_OUTPUT_BYTES)
     content = _run_with(surroundings, job, source).read(LOGS, f"{source}.log", after, PART_BYTES + 1)
     return _cut(content, after, job.state in ENDED, PART_BYTES)
 
 
 def metrics(surroundings: Surroundings, job: Job, after: int) -> MetricsPart:
-    """Records from number `after` on, up to 1,000. A command has none. Raises StorageError."""
+    """Return up to 1,000 records, from number `after` on. A command has none. Raises StorageError."""
     files = RunFiles.of(surroundings.store, job)
     found = records(files, max(after, 0)) if files is not None else ()
     return MetricsPart(records=found, next=max(after, 0) + len(found))
 
 
 def _attempt(job: Job, source: str) -> int | None:
-    """Whose output a source is; None: it is none."""
+    """Return the attempt of an output; None: the source is not an output. Raises UnknownSource."""
     if source == OUTPUT:
         return _known(job, source, job.attempt)
     match = _OUTPUT_OF.fullmatch(source)
@@ -64,7 +64,7 @@ def _attempt(job: Job, source: str) -> int | None:
 
 
 def _known(job: Job, source: str, attempt: int) -> int:
-    """Raises UnknownSource."""
+    """Return `attempt` if it exists. Raises UnknownSource."""
     if not 1 <= attempt <= job.attempt:
         begun = f"it has begun {job.attempt} times" if job.attempt else "it has not begun"
         raise UnknownSource(f"job {job.job_id} has no {source} yet: {begun}")
@@ -76,7 +76,7 @@ def _logs(files: RunFiles | None) -> list[str]:
 
 
 def _run_with(surroundings: Surroundings, job: Job, source: str) -> RunFiles:
-    """The run that has this log in the listing of its folder; nothing else is ever read. Raises UnknownSource."""
+    """Return the run if its folder lists this log. No other file is ever read. Raises UnknownSource."""
     files = RunFiles.of(surroundings.store, job)
     known = _logs(files)
     if source not in known or files is None:
@@ -86,10 +86,11 @@ def _run_with(surroundings: Surroundings, job: Job, source: str) -> RunFiles:
 
 
 def _cut(content: bytes, after: int, over: bool, most: int) -> LogPart:
-    """
+    """Cut a part that ends with a line, or at least with a whole character.
+
     Args:
-        over: nothing more is written.
-        most: the source gives no more bytes than this at once.
+        over: nothing more will be written.
+        most: most bytes that the source returns at once.
     """
     piece = content[:PART_BYTES]
     is_last = over and len(piece) == len(content) and len(content) < most
@@ -100,10 +101,10 @@ def _cut(content: bytes, after: int, over: bool, most: int) -> LogPart:
 
 
 def _whole_characters(piece: bytes) -> bytes:
-    """Without the beginning of a character at its end."""
+    """Drop an incomplete UTF-8 character at the end."""
     for back in range(1, min(4, len(piece)) + 1):
         byte = piece[-back]
-        if byte & 0xC0 == 0x80:  # inside of one
+        if byte & 0xC0 == 0x80:  # a continuation byte
             continue
         needs = 2 if byte >> 5 == 0b110 else 3 if byte >> 4 == 0b1110 else 4 if byte >> 3 == 0b11110 else 1
         return piece[:-back] if needs > back else piece

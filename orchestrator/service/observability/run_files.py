@@ -1,4 +1,4 @@
-"""Files of a run, read by the server for people. Any tenant may have written them: see `jobs.storage.without_links`."""
+"""Files of a run, read for users. Any tenant may have written them: see `jobs.storage.without_links`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RunFiles:
     """
     Attributes:
         run: path or URL of the run.
-        base: local directory above the run, below which no link is followed; '' for a URL.
+        base: local directory above the run. Links below it are not followed. '': the run is at a URL.
     """
 
     run: str
@@ -26,7 +26,10 @@ class RunFiles:
 
     @classmethod
     def of(cls, store: Store, job: Job) -> RunFiles | None:
-        """None: the job has no run. Raises QueueError where the run lies outside of the roots of its tenant."""
+        """Return the files of a job's run; None: it has no run.
+
+        Raises QueueError: the run is outside of the tenant's roots.
+        """
         if job.run is None:
             return None
         tenant = next((tenant for tenant in store.tenants() if tenant.name == job.tenant), None)
@@ -36,7 +39,7 @@ class RunFiles:
 
     @classmethod
     def at(cls, run: str, roots: tuple[str, ...] | None = None) -> RunFiles:
-        """Raises StorageError for a URL that is not allowed."""
+        """Return the files at a path or URL. Raises StorageError if the URL is not allowed."""
         storage.check_allowed(run)
         if not storage.is_local(run):
             return cls(run, "")
@@ -45,7 +48,7 @@ class RunFiles:
         return cls(path, storage.local_path(root) if root is not None else os.path.dirname(path))
 
     def names(self, folder: str) -> list[str]:
-        """What lies in one of the run's own folders; nothing where it is none. Raises StorageError."""
+        """List a folder of the run; empty if it does not exist. Raises StorageError."""
         if not self.base:
             return storage.list_names(storage.join(self.run, folder))
         try:
@@ -54,10 +57,10 @@ class RunFiles:
             return []
 
     def read(self, folder: str, name: str, begin: int, most: int) -> bytes:
-        """Up to `most` bytes of a file in one of the run's own folders, from a byte on. Raises StorageError."""
+        """Read up to `most` bytes of a file in a folder of the run, from a byte on. Raises StorageError."""
         path = storage.join(self.run, folder, name)
         if not self.base:
-            size = storage.size(path)  # object stores take it for a mistake to ask for what lies behind the end
+            size = storage.size(path)  # object stores refuse a range behind the end
             return storage.read_range(path, begin, min(begin + most, size)) if begin < size else b""
         try:
             return beneath.read(self.base, self._names(folder, name), begin, most)

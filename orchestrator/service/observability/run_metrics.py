@@ -1,4 +1,4 @@
-"""The records of a run's metrics by their numbers, without reading the parts before them again and again."""
+"""Records of a run's metrics by number. Sizes of parts are cached, so that earlier parts are not read again."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from orchestrator.service.observability.run_files import RunFiles
 
 FOLDER = "metrics"
 MOST_RECORDS = 1000
-LARGEST_PART = 4 << 20  # bytes; a run writes parts of 1 MiB, and to read one holds up others
+LARGEST_PART = 4 << 20  # bytes; a run writes parts of 1 MiB, and reading a larger one would hold up other callers
 _PARTS_KEPT = 100_000
 
-_sizes: OrderedDict[tuple[str, str], int] = OrderedDict()  # (run, part) -> records; a part never changes
+_sizes: OrderedDict[tuple[str, str], int] = OrderedDict()  # (run, part) -> number of records; a part never changes
 _lock = threading.Lock()
 
 
 def records(files: RunFiles, after: int, most: int = MOST_RECORDS) -> tuple[dict[str, Any], ...]:
-    """Numbers that are none are None. Raises StorageError."""
+    """Return records from number `after` on. Numbers that are not finite become None. Raises StorageError."""
     found: list[dict[str, Any]] = []
     skip = after
     for part in filter(journal.is_part, files.names(FOLDER)):

@@ -1,4 +1,4 @@
-"""What there is to say of a job that does not wait for nodes: it has ended, runs, is paused, or waits for others."""
+"""Text about a job that does not wait for nodes: it has ended, runs, is paused, or waits for others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ended(job: Job, now_s: float) -> str:
 
 
 def hours_used_up(job: Job, tenant: Tenant, used: Mapping[str, float], now_s: float) -> str:
-    """Of a job whose tenant has used up its GPU-hours of the month."""
+    """Describe a job whose tenant has used up its GPU-hours of the month."""
     most, (_, next_s) = tenant.restrictions.max_gpu_hours_per_month or 0.0, month_around(now_s)
     return (
         f"{job.job_id} waits: tenant {tenant.name} has used {used.get(tenant.name, 0.0):,.1f} of its {most:,.1f} "
@@ -51,7 +51,7 @@ _ENDED = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.CANCELLED:
 
 
 def holding(job: Job, now_s: float, label: Callable[[str], str]) -> str:
-    """Of a job that holds a lease."""
+    """Describe a job that holds a lease."""
     where = ", ".join(f"{label(node)} ({many(count, 'worker')})" for node, count in job.placement)
     for_s = now_s - (job.started_s if job.started_s is not None else now_s)
     lines = [f"{job.job_id} {does(job.state)} on {where}; it has been there for {span(max(for_s, 0.0))}"]
@@ -78,7 +78,7 @@ _ASKED = {Wanted.CANCEL: "end", Wanted.PAUSE: "pause"}
 
 
 def _until_its_end(job: Job, for_s: float) -> list[str]:
-    """When a job that runs is expected to end."""
+    """Say when a running job is expected to end."""
     lines = []
     if job.remaining_s is not None:
         lines.append(f"it is expected to end in about {span(max(job.remaining_s, 0.0))}, as it measures")
@@ -92,7 +92,7 @@ def _until_its_end(job: Job, for_s: float) -> list[str]:
 
 
 def _after_the_stop(job: Job) -> str:
-    """Where a STOPPING job goes, as far as that is known."""
+    """Say what a STOPPING job will do next, as far as that is known."""
     if job.wanted is Wanted.CANCEL:
         return "it will be cancelled once its program has ended"
     if job.wanted is Wanted.PAUSE:
@@ -104,7 +104,7 @@ def _after_the_stop(job: Job) -> str:
 
 
 def not_wanted(job: Job, now_s: float) -> str:
-    """Of a QUEUED job that its owner does not want to run."""
+    """Describe a QUEUED job that its owner has paused or cancelled."""
     if job.wanted is Wanted.PAUSE:
         since = span(max(now_s - job.waiting_since_s, 0.0))
         return f"{job.job_id} has been paused for {since}, by order\nto do: fleetune resume {job.job_id} lets it go on"
@@ -112,10 +112,11 @@ def not_wanted(job: Job, now_s: float) -> str:
 
 
 def waits_for(job: Job, parents: Sequence[Job], names: Sequence[str]) -> str:
-    """
+    """Describe a job that waits for others.
+
     Args:
-        parents: those that have not succeeded.
-        names: by which the caller may know them.
+        parents: its parents that have not succeeded.
+        names: how to name each of them to the caller.
     """
     told = [f"{name}, which {_how_it_is(parent)}" for parent, name in zip(parents, names, strict=True)]
     if len(told) == 1:
@@ -143,7 +144,7 @@ def _how_it_is(parent: Job) -> str:
 
 
 def put_back(job: Job) -> str:
-    """Why a job that has run before waits again; '' for any other."""
+    """Say why a job that has run before waits again; '' for other jobs."""
     if not job.attempt or job.reason in (Reason.SUBMITTED, Reason.RETRIED):
         return ""
     if job.reason is Reason.PAUSED:
@@ -152,16 +153,16 @@ def put_back(job: Job) -> str:
 
 
 def outside(found: Why, others: Sequence[Other]) -> str:
-    """Who may hold what is held outside Fleetune; '' where nothing is, or nobody says."""
+    """Name programs that may hold slots outside Fleetune; '': there are none, or they are unknown."""
     if not others or not any(node.foreign for node in found.nodes):
         return ""
-    told = [one.name for one in others[:_OUTSIDE_SHOWN]]  # what they were started with may be secret
+    told = [one.name for one in others[:_OUTSIDE_SHOWN]]  # names only: the command lines may contain secrets
     more = f", and {len(others) - _OUTSIDE_SHOWN} more" if len(others) > _OUTSIDE_SHOWN else ""
     return f"outside Fleetune run: {', '.join(told)}{more}"
 
 
 def limit(found: Why, tenant: Tenant | None) -> str:
-    """The numbers of a limit that is reached; '' where none is."""
+    """Give the numbers of a limit that is reached; '': none is."""
     if found.obstacle is not Obstacle.LIMIT or tenant is None:
         return ""
     most = ", ".join(f"{gpus} {'GPUs' if kind is None else f'{kind} GPUs'}" for kind, gpus in tenant.limit)
@@ -169,7 +170,7 @@ def limit(found: Why, tenant: Tenant | None) -> str:
 
 
 def closed(found: Why, ids: Sequence[str], rules: Mapping[str, NodeRule], called: Sequence[str]) -> str:
-    """Which of the machines that it could use take nothing new, by whose order, and what takes that back."""
+    """Say which nodes that the job could use are closed, by whom, and which command opens them."""
     lines = []
     for use in found.nodes:
         rule = rules.get(ids[use.node])

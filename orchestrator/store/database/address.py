@@ -1,4 +1,4 @@
-"""Where a store is: from what somebody wrote to a URL of SQLAlchemy's, and to words that show no password."""
+"""Addresses of stores: from the user's text to a SQLAlchemy URL, and to a label without the password."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
 
 @dataclass(frozen=True)
 class Address:
-    """A place, and how to name it.
+    """The address of a store.
 
     Attributes:
-        label: for messages.
-        file: None: in memory, or on a server.
+        label: name of the store for messages.
+        file: path of the SQLite file; None: in memory, or on a database server.
     """
 
     url: URL
@@ -32,7 +32,7 @@ class Address:
 
 
 def address_of(text: str) -> Address:
-    """Raises QueueError."""
+    """Parse an address. Raises QueueError."""
     scheme, is_url, rest = text.partition("://")
     if not is_url:
         return _file(text)
@@ -59,7 +59,7 @@ def _file(text: str) -> Address:
 
 
 def _postgres(text: str, rest: str) -> Address:
-    # Half of a password would pass for the host, and be shown.
+    # A part of the password would pass for the host, and be shown.
     if rest.partition("?")[0].count("@") > 1:
         raise QueueError("the URL of the store has more than one '@': in a user or password, write %40")
     try:

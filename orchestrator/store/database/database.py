@@ -1,7 +1,7 @@
-"""Transactions, and what is said when one fails.
+"""Transactions on a database, and the errors when one fails.
 
-Exceptions of the driver end here. An IntegrityError passes through: it answers a question of whoever wrote, as whether
-a tenant exists. So do mistakes in our own SQL.
+Exceptions of the driver are translated here. IntegrityError passes through, because it answers a question of the
+caller, such as whether a tenant exists. Errors that come from mistakes in our own SQL pass through, too.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _UNFIT = (exc.DataError, OverflowError, UnicodeEncodeError)  # a value that the 
 
 
 class Database:
-    """An engine, used by many threads at once.
+    """A database, used by many threads at once.
 
-    SQLite has one writer, and lets the others try again after a while, so that some wait for ever. Those of this
-    process wait here, in turn. In memory there is one connection, so readers wait too.
+    SQLite allows one writer, and makes the others retry with pauses, so that some could wait forever. Writers of this
+    process therefore take turns with a lock. A database in memory has one connection, so readers take turns too.
     """
 
     def __init__(self, engine: Engine, address: Address) -> None:
@@ -44,13 +44,16 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """Each statement sees whole transactions; two statements may see different ones."""
+        """Open a connection for reading.
+
+        Each statement sees whole transactions; two statements may see different ones.
+        """
         with self.explained("read"), self._in_turn(self._read_turn), self.engine.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """Committed at the end, or nothing of it."""
+        """Open a transaction for writing. It is committed at the end, or rolled back on an error."""
         with self.explained("written"), self._in_turn(self._write_turn), self.engine.connect() as connection:
             if not self.address.on_a_server:
                 _begin(connection)
@@ -59,11 +62,11 @@ class Database:
 
     @contextlib.contextmanager
     def explained(self, done: str) -> Iterator[None]:
-        """Failures of the driver become errors of the queue.
+        """Translate failures of the driver to errors of the queue.
 
         Raises:
-            StoreBroken: the database cannot be read or written now.
-            QueueError: it can never hold this, or is no database.
+            StoreBroken: the database cannot be read or written at the moment.
+            QueueError: the database can never hold the value, or is not a database.
         """
         try:
             yield
@@ -72,7 +75,7 @@ class Database:
         except _BROKEN as error:
             raise self._broken(error, done) from error
         except _DATABASE as error:
-            # The class itself is raised where a file is damaged; its other subclasses are mistakes in SQL.
+            # A damaged file raises the class itself. Its other subclasses are mistakes in SQL.
             if type(error) not in _DATABASE:
                 raise
             raise self._broken(error, done) from error
@@ -102,10 +105,11 @@ class Database:
 
 
 def _begin(connection: Connection) -> None:
-    """Of SQLite. The driver begins no transaction itself (`orchestrator.store.database.engine`).
+    """Begin a transaction of SQLite. The driver does not begin one itself (`orchestrator.store.database.engine`).
 
-    IMMEDIATE: who reads first and then writes would be refused, not waited for, if somebody else wrote in between.
-    Not by SQLAlchemy's event "begin": an engine with such an event takes twice as long for every statement.
+    IMMEDIATE: a transaction that reads first and then writes would fail instead of wait if another one wrote in
+    between. SQLAlchemy's event "begin" is not used, because an engine with such an event takes twice as long for every
+    statement.
     """
     driver = connection.connection.dbapi_connection
     assert driver is not None

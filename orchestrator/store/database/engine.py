@@ -1,4 +1,4 @@
-"""From the address of a store to a database that is ready: made if it was not there, and of the newest schema."""
+"""Open the database of a store: created if needed, with the newest schema."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from orchestrator.store.database.database import BUSY_S, Database
 from orchestrator.store.database.migrate import migrate
 
 _CONNECT_S = 10
-# Connections are kept up to the size of the pool; more are made while many threads need one at once.
+# `pool_size` connections stay open; more are opened while many threads need one at once.
 _POOL: dict[str, Any] = {"poolclass": QueuePool, "pool_size": 8, "max_overflow": 24, "pool_timeout": BUSY_S}
 _SQLITE = (
     "PRAGMA foreign_keys = ON",
     "PRAGMA synchronous = FULL",
     "PRAGMA temp_store = MEMORY",
-    "PRAGMA journal_size_limit = 67108864",  # bytes; what is left of the log after a burst
+    "PRAGMA journal_size_limit = 67108864",  # bytes; size to which the log is cut after a burst of writes
 )
-# A client that was frozen inside a transaction would hold all others up for as long as its machine stays frozen.
+# Without these limits, a client that is frozen inside a transaction holds up all others while its machine stays frozen.
 _POSTGRES = (
     f"SET lock_timeout = '{BUSY_S:.0f}s'",
     f"SET statement_timeout = '{4 * BUSY_S:.0f}s'",
     f"SET idle_in_transaction_session_timeout = '{BUSY_S:.0f}s'",
 )
-# Of libpq, in seconds but for the last, which is in milliseconds: a host that is gone is noticed within BUSY_S, where
-# the system would wait for a quarter of an hour (answers) or for ever (connections without traffic).
+# Options of libpq, in seconds except for the last, which is in milliseconds. With them, a vanished host is noticed
+# within BUSY_S. By default it takes a quarter of an hour (waiting for an answer) or forever (a connection without
+# traffic).
 _POSTGRES_CONNECTION: dict[str, Any] = {
     "connect_timeout": _CONNECT_S,
     "keepalives": 1,
@@ -45,7 +46,7 @@ _POSTGRES_CONNECTION: dict[str, Any] = {
 
 
 def open_database(text: str) -> Database:
-    """Raises QueueError or StoreBroken, as `orchestrator.store.open_store` says."""
+    """Open a database and migrate it. Raises QueueError or StoreBroken, as `orchestrator.store.open_store` does."""
     address = address_of(text)
     if address.file is not None:
         _make_file(address.file)
@@ -61,10 +62,10 @@ def open_database(text: str) -> Database:
 
 
 def _make_file(path: Path) -> None:
-    """For its owner alone: there are tokens' digests in it. SQLite gives the files beside it the same mode.
+    """Create the file, readable for its owner only, since it holds digests of tokens. SQLite's side files get its mode.
 
     An existing file must not be opened here: closing it would drop the locks that other connections of this process
-    have on it (POSIX). So the new one is made without opening it.
+    hold on it (POSIX). Therefore the new file is created without opening it.
     """
     if path.is_dir():
         raise QueueError(f"the store {path} is a directory: name a file in it, as {path / 'fleetune.db'}")
@@ -85,7 +86,7 @@ def _sqlite(address: Address) -> Engine:
 
     @event.listens_for(engine, "connect")
     def connect(connection: sqlite3.Connection, _: object) -> None:
-        connection.isolation_level = None  # the driver begins no transactions of its own
+        connection.isolation_level = None  # no implicit transactions
         for statement in _SQLITE:
             connection.execute(statement).close()
 
@@ -108,7 +109,10 @@ def _postgres(address: Address) -> Engine:
 
 
 def _keep_a_wal(database: Database) -> None:
-    """The mode stays with the file. To change it SQLite needs the file alone, and does not wait for that itself."""
+    """Switch the file to write-ahead logging, which persists.
+
+    SQLite needs exclusive access for the switch, and does not wait for it, so this function retries.
+    """
     deadline = time.monotonic() + BUSY_S
     with database.explained("opened"), contextlib.closing(database.engine.raw_connection()) as connection:
         while True:

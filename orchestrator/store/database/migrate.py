@@ -1,4 +1,4 @@
-"""From whatever schema a database has to the newest one."""
+"""Migrate a database from an older schema to the newest one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from orchestrator.store.database.database import Database
 from orchestrator.store.database.schema import METADATA, REVISION, VERSION_TABLE
 
 SCRIPTS = Path(__file__).parent / "migrations"
-_LOCK = 0x666C6565  # of PostgreSQL; any number that nobody else uses
-_one_at_a_time = threading.Lock()  # alembic keeps what it works on in its modules
+_LOCK = 0x666C6565  # key of an advisory lock of PostgreSQL; an arbitrary number that other programs are unlikely to use
+_one_at_a_time = threading.Lock()  # alembic keeps its state in module variables
 
 
 def migrate(database: Database, scripts: Path = SCRIPTS, newest: str = REVISION) -> None:
-    """Bring the schema up to date, in one transaction. Others who open the database wait, and find it done.
+    """Bring the schema up to date in one transaction. Other processes that open the database wait for it.
 
     Raises:
-        QueueError: a newer release has written it, or it is somebody else's.
-        StoreBroken: it cannot be read or written now.
+        QueueError: a newer release has written it, or it belongs to another program.
+        StoreBroken: it cannot be read or written at the moment.
     """
     try:
         with database.read() as connection:
@@ -29,7 +29,7 @@ def migrate(database: Database, scripts: Path = SCRIPTS, newest: str = REVISION)
                 return
         with _one_at_a_time, database.write() as connection:
             _upgrade(connection, database, scripts, newest)
-    except exc.ProgrammingError as error:  # as "permission denied for schema public"
+    except exc.ProgrammingError as error:  # for example "permission denied for schema public"
         said = " ".join(str(error.orig).split())
         raise QueueError(f"{database.address.label} cannot be brought to schema {newest}: {said}") from error
 
@@ -40,7 +40,7 @@ def _upgrade(connection: Connection, database: Database, scripts: Path, newest: 
     found = _revision(connection)
     if found == newest:
         return
-    # Here, since it is slow to import and a store that is up to date does without.
+    # Imported here, since alembic is slow to import and not needed if the store is up to date.
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
@@ -65,6 +65,9 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _tables_of_others(connection: Connection, database: Database) -> list[str]:
-    """A SQLite file is ours alone; a database of a server may be shared with programs that use other names."""
+    """Return tables of other programs.
+
+    A SQLite file must be ours alone; on a server only our table names must be free.
+    """
     names = sorted(set(inspect(connection).get_table_names()) - {VERSION_TABLE})
     return [name for name in names if name in METADATA.tables] if database.address.on_a_server else names

@@ -1,4 +1,4 @@
-"""Records to rows and back."""
+"""Conversion between records and database rows."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from orchestrator.queue.states import Reason, State, Wanted
 from orchestrator.queue.tenants import Quota, Restrictions, Tenant
 from orchestrator.store.database.schema import JOBS, LEASES
 
-Values = dict[str, Any]  # by column
+Values = dict[str, Any]  # column -> value
 
-# In the order in which `job_of` takes them apart.
+# `job_of` relies on this order.
 JOB_COLUMNS: tuple[Column[Any], ...] = tuple(JOBS.c)
-# SQLite keeps a text also in a column of numbers.
+# Columns of numbers. SQLite stores text in them, too, so `job_of` checks their types.
 _NUMBERS = tuple(place for place, column in enumerate(JOB_COLUMNS) if isinstance(column.type, (Integer, Double)))
 GANG_COLUMNS = (JOBS.c.num_workers, JOBS.c.cpus_per_worker, JOBS.c.gpus_per_worker, JOBS.c.accelerator_type)
 LEASE_COLUMNS = (
@@ -75,28 +75,28 @@ _RESTRICTIONS = frozenset(field.name for field in fields(Restrictions))
 _WANTED: Mapping[str, Wanted] = {wanted.value: wanted for wanted in Wanted}
 
 
-@functools.lru_cache(maxsize=4096)  # most jobs share a few
+@functools.lru_cache(maxsize=4096)  # most jobs share a few gangs
 def _gang(num_workers: int, cpus_per_worker: int, gpus_per_worker: int, accelerator_type: str | None) -> Gang:
-    """Raises ValueError: no plan could be made with it."""
+    """Return a gang. Raises ValueError if its numbers are out of bounds, so that it cannot be planned."""
     gang = Gang(num_workers, cpus_per_worker, gpus_per_worker, accelerator_type)
     gang.check_size()
     return gang
 
 
 def dumped(value: Any) -> str:
-    """JSON in ASCII, '' for what is empty. Numbers that are none are kept, as Python's NaN and Infinity."""
+    """Encode as ASCII JSON; empty values become ''. NaN and infinities are written as Python's NaN and Infinity."""
     return json.dumps(value, separators=(",", ":"), default=str) if value else ""
 
 
 def plain(text: str) -> str:
-    """Text for people, without what a database would refuse: NUL, and halves of characters."""
+    """Replace characters that a database refuses: NUL and lone surrogates."""
     if text.isascii() and "\0" not in text:
         return text
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
 def job_of(row: Sequence[Any]) -> Job:
-    """From JOB_COLUMNS. By position: there are fifty thousand of them at the start of a server."""
+    """Make a Job from JOB_COLUMNS. By position, for speed: a server may read fifty thousand rows at its start."""
     for place in _NUMBERS:
         if row[place].__class__ is str:
             raise ValueError(f"{JOB_COLUMNS[place].name} is no number: {row[place][:50]!r}")
@@ -146,7 +146,7 @@ def job_of(row: Sequence[Any]) -> Job:
 
 
 def problem_of(row: Sequence[Any], error: Exception) -> str:
-    """Why `job_of` cannot read a row, in one line."""
+    """Explain in one line why `job_of` cannot read a row."""
     for what, value, known in (
         ("state", row[17], _STATES),
         ("reason", row[18], _REASONS),
@@ -158,7 +158,7 @@ def problem_of(row: Sequence[Any], error: Exception) -> str:
 
 
 def _texts(text: str) -> tuple[str, ...]:
-    """Raises ValueError: it is no list of texts."""
+    """Decode a list of texts. Raises ValueError."""
     if not text:
         return ()
     found = json.loads(text)
@@ -168,7 +168,7 @@ def _texts(text: str) -> tuple[str, ...]:
 
 
 def _numbers(text: str) -> dict[str, float]:
-    """Raises ValueError: these are no numbers by name."""
+    """Decode numbers by name. Raises ValueError."""
     if not text:
         return {}
     found = json.loads(text)
@@ -178,7 +178,7 @@ def _numbers(text: str) -> dict[str, float]:
 
 
 def values_of(job: Job) -> Values:
-    """Of all columns of the job's row, in their order. `_value_`: what `value` looks up, without the look-up."""
+    """Return all columns of a job's row, in order. `_value_` is the enum's value without the slow property."""
     gang = job.gang
     return {
         "number": job.number,
@@ -233,7 +233,7 @@ def _places(text: str) -> NodePlaces:
 
 
 def lease_of(row: Sequence[Any]) -> Lease:
-    """From LEASE_COLUMNS. The job may have had other numbers of workers in other attempts."""
+    """Make a Lease from LEASE_COLUMNS. Its number of workers comes from the placement: other attempts may differ."""
     job_id, attempt, tenant, _, *each, placement, granted_s, released_s = row
     places = _places(placement)
     return Lease(job_id, attempt, tenant, _gang(workers_in(places), *each), places, granted_s, released_s)
@@ -253,7 +253,7 @@ def event_values(event: QueueEvent, number: int) -> Values:
 def event_of(row: Any) -> QueueEvent:
     try:
         data = dict(json.loads(row.data)) if row.data else {}
-    except (ValueError, TypeError):  # its message says the same to people
+    except (ValueError, TypeError):  # the message tells people the same
         data = {}
     return QueueEvent(row.at_s, row.kind, row.message, row.job_id, data, row.number)
 
@@ -265,7 +265,7 @@ def tenant_values(tenant: Tenant) -> Values:
 
 
 def unreadable_tenant(row: Any) -> Tenant:
-    """A tenant whose row cannot be read: its jobs go on, none that needs GPUs starts, and no path is allowed."""
+    """Return a stand-in for an unreadable tenant: no job of it that needs GPUs starts, and no path is allowed."""
     return Tenant(row.name, limit=((None, 0),), restrictions=Restrictions(roots=()))
 
 
@@ -275,7 +275,7 @@ def tenant_of(row: Any) -> Tenant:
 
 
 def _restrictions(text: str) -> Restrictions:
-    """What a newer release has added is passed over: the store's schema would have another revision if it mattered."""
+    """Decode restrictions. Names from newer releases are ignored; if they mattered, the schema would have changed."""
     stored = {name: value for name, value in (json.loads(text) if text else {}).items() if name in _RESTRICTIONS}
     lists = {name: tuple(stored[name]) for name in ("roots", "secrets") if name in stored}
     return Restrictions(**{**stored, **lists})

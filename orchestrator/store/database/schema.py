@@ -1,7 +1,7 @@
-"""The tables, as of the newest revision. `migrations` makes them; a test holds the two against each other.
+"""The tables, as of the newest revision. `migrations` creates them; a test compares the two.
 
-What has structure is JSON in TEXT, which both databases have, and '' where it is empty: most rows have none, and
-nothing is parsed for them. What is removed, and when, is in `pruning`.
+Structured values are JSON in TEXT columns, which both databases support, and '' if empty: most rows have none, and then
+nothing has to be parsed. `pruning` removes old rows.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0005"  # the newest one of `migrations/versions`
+REVISION = "0005"  # newest revision in `migrations/versions`
 VERSION_TABLE = "fleetune_schema"
 
 METADATA = MetaData()
-BIG = BigInteger().with_variant(Integer, "sqlite")  # only an INTEGER key is the row's own number in SQLite
-ID = Text().with_variant(Text(collation="C"), "postgresql")  # ordered by bytes, so that a prefix is a range
+BIG = BigInteger().with_variant(Integer, "sqlite")  # in SQLite, only an INTEGER primary key is the rowid
+ID = Text().with_variant(Text(collation="C"), "postgresql")  # collated by bytes, so that a prefix is a range
 
-# Conditions of partial indices. SQLite takes such an index only where a statement has the same words.
+# Conditions of partial indices. SQLite uses such an index only if the statement has the same text.
 ENDED_UNFOLLOWED = "on_end <> '' AND followed <> changed AND ended_s IS NOT NULL"
 OF_A_CLIENT = "client > '' AND ended_s IS NULL"
-NEEDS_OTHERS = "\"after\" <> '' AND state <> 'succeeded'"  # it waits for them, or will where it is retried
+NEEDS_OTHERS = "\"after\" <> '' AND state <> 'succeeded'"  # it waits for its parents, or would after a retry
 HAS_ENDED = "ended_s IS NOT NULL"
 
-# One row. Every write begins by taking its numbers here, and so holds this row until it has committed: writers go one
-# after the other, numbers are committed in their order, and whoever reads up to a number has missed none below it.
+# One row. Every write begins by taking its numbers from it, which locks the row until the commit. So writers run one
+# after the other, and numbers are committed in ascending order: a reader that has read up to a number has missed none
+# below.
 QUEUE = Table(
     "queue",
     METADATA,
@@ -42,7 +43,7 @@ QUEUE = Table(
     Column("last_change", BigInteger, nullable=False),
     Column("last_job", BigInteger, nullable=False),
     Column("last_event", BigInteger, nullable=False),
-    # who leads; the epoch is 0 and the others are NULL until somebody has
+    # the leader; epoch is 0 and the others are NULL until there is one
     Column("epoch", BigInteger, nullable=False),
     Column("holder", Text),
     Column("url", Text),
@@ -110,7 +111,7 @@ JOBS = Table(
     Column("most_workers", Integer),
     Index("jobs_by_id", "job_id", unique=True, postgresql_include=["number"]),
     Index("jobs_by_change", "changed", unique=True),
-    # Pages and counts are read from these two alone; the id is in them for those that are filtered by its start.
+    # Pages and counts are read from these two indices alone. They include the id for filters by prefix.
     Index("jobs_by_state", "state", "number", "job_id"),
     Index("jobs_by_tenant", "tenant", "state", "number", "job_id"),
     Index("jobs_unfollowed", "followed", sqlite_where=text(ENDED_UNFOLLOWED), postgresql_where=text(ENDED_UNFOLLOWED)),
@@ -119,7 +120,7 @@ JOBS = Table(
     Index("jobs_of_clients", "client", sqlite_where=text(OF_A_CLIENT), postgresql_where=text(OF_A_CLIENT)),
 )
 
-# Apart from the jobs, whose rows are read and rewritten all the time.
+# Separate from the jobs, whose rows are read and rewritten often.
 SPECS = Table(
     "specs",
     METADATA,
@@ -139,29 +140,29 @@ KEYS = Table(
     Index("keys_by_job", "first_job"),
 )
 
-# What the leases of jobs have held that are removed, by month (`2026-11`) and tenant.
+# Totals of leases whose jobs were removed, by month (`2026-11`) and tenant.
 USAGE = Table(
     "usage",
     METADATA,
     Column("month", Text, primary_key=True),
     Column("tenant", Text, primary_key=True),
     Column("gpu_s", Double, nullable=False),
-    Column("cpu_s", Double, nullable=False),  # of gangs without GPUs
+    Column("cpu_s", Double, nullable=False),  # for gangs without GPUs
     Column("jobs", BigInteger, nullable=False),
 )
 
 LEASES = Table(
     "leases",
     METADATA,
-    # `jobs.changed` of the grant: clocks may go backwards, and it does not
+    # `jobs.changed` of the grant, which never decreases although clocks may
     Column("number", BIG, primary_key=True, autoincrement=False),
     Column("job", BigInteger, ForeignKey("jobs.number"), nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("placement", Text, nullable=False),
     Column("granted_s", Double, nullable=False),
     Column("released_s", Double),
-    Column("workers", Integer, nullable=False, server_default="0"),  # in `placement`: databases add up what was held
-    # Of one attempt there may be several: what it holds, and what it has given back before its end.
+    Column("workers", Integer, nullable=False, server_default="0"),  # number of workers in `placement`, for sums in SQL
+    # An attempt may have several leases: the one that it holds, and parts that it has given back.
     Index("leases_of_job", "job", "attempt"),
     Index("leases_by_release", "released_s"),
 )

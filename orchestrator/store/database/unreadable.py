@@ -1,4 +1,4 @@
-"""Rows that this release cannot read. They are left out and noted, so that one of them never hides the others."""
+"""Rows that this release cannot read. They are skipped and noted, so that the other rows can be read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from orchestrator.queue.records import Job, UnreadableRow
 from orchestrator.store.database.rows import job_of, problem_of
 
-OPTION: Final = "fleetune_unread"  # the engine's option that holds the notes
+OPTION: Final = "fleetune_unread"  # engine option that holds the notes
 _MOST_KEPT: Final = 10_000
 Record = TypeVar("Record")
 
@@ -48,11 +48,11 @@ def unread_of(connection: Connection) -> Unread:
 
 
 def jobs_of(connection: Connection, rows: Iterable[Any]) -> list[Job]:
-    """The rows that can be read, from JOB_COLUMNS."""
+    """Return the jobs of the rows (JOB_COLUMNS) that can be read."""
     rows, unread = list(rows), unread_of(connection)
     try:
         found = list(map(job_of, rows))
-    except Exception:  # whatever one row holds, the others count
+    except Exception:  # any error in one row must not hide the others
         found = [job for row in rows if (job := _job_of(unread, row)) is not None]
     if unread:
         unread.forget("job", (job.job_id for job in found))
@@ -70,9 +70,9 @@ def _job_of(unread: Unread, row: Sequence[Any]) -> Job | None:
 def records_of(
     connection: Connection, table: str, rows: Iterable[Any], read: Callable[[Any], Record], name: int = 0
 ) -> list[Record]:
-    """The rows of another table that can be read. `name`: number of the column that names a row."""
+    """Return records of the readable rows of another table. `name`: index of the column that names a row."""
     found, unread = [], unread_of(connection)
-    good, bad = set[str](), set[str]()  # names; several leases have the name of their job
+    good, bad = set[str](), set[str]()  # names of rows; several leases share the name of their job
     looks = bool(unread)
     for row in rows:
         try:

@@ -1,4 +1,4 @@
-"""Run by alembic, on the connection and in the transaction that `orchestrator.store.database.migrate` has begun."""
+"""Alembic's entry point. It uses the connection and transaction of `orchestrator.store.database.migrate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows a job's end, when its driver was heard of, and whose client it belongs to."""
+"""Adds to jobs: follow-ups of the end, the time at which the driver was last heard, and the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers of workers that a job can go on with."""
+"""Adds to jobs: the numbers of workers that an elastic job can have."""
 
 from __future__ import annotations
 

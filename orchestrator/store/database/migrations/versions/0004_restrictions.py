@@ -1,6 +1,6 @@
-"""Restrictions of tenants, expiry of tokens, deadlines of drains, labels of jobs, what restored their retry budgets.
+"""Adds restrictions of tenants, expiry of tokens, deadlines of drains, and columns of jobs.
 
-Leases get their number of workers as a column, so that a database can add up what tenants have held.
+Leases get their number of workers as a column, so that usage of tenants can be summed in SQL.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ depends_on = None
 
 HAS_ENDED = sa.text("ended_s IS NOT NULL")
 NEEDS_OTHERS = sa.text("\"after\" <> '' AND state <> 'succeeded'")
-_BATCH = 10_000  # leases
+_BATCH = 10_000  # leases that are read at once
 
 
 def upgrade() -> None:
@@ -42,7 +42,7 @@ def upgrade() -> None:
 
 
 def _count_workers(connection: sa.Connection) -> None:
-    """Write the number of workers of each lease. A placement that cannot be read counts as nothing, as before."""
+    """Write the number of workers of each lease. A placement that cannot be read counts as 0, as before."""
     leases = sa.table("leases", sa.column("number"), sa.column("placement"), sa.column("workers"))
     some = sa.select(leases.c.number, leases.c.placement).order_by(leases.c.number).limit(_BATCH)
     write = sa.update(leases).where(leases.c.number == sa.bindparam("of")).values(workers=sa.bindparam("found"))

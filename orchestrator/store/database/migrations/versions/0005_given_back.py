@@ -1,4 +1,4 @@
-"""An attempt may give a part of its lease back: then it has a second row in `leases`."""
+"""Allows several rows in `leases` for one attempt, since it may give back a part of its lease."""
 
 from __future__ import annotations
 

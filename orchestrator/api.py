@@ -1,9 +1,9 @@
 """What the server answers and is asked, over HTTP: shared by the server, the SDK and the command line.
 
-Times are seconds since 1970 (UTC). Whatever is refused is answered with `Problem`, and one of these statuses: 400 what
-was asked cannot be done; 401 no token, or one that is not known; 403 a token that may not do that; 404 there is no such
-thing; 409 it is too late or too early for that, or the name is taken; 413 too large; 422 what was sent has the wrong
-shape; 429 too many at once; 503 tried again later.
+Times are seconds since 1970 (UTC). Whatever is refused is answered with `orchestrator.problem.Problem`, and one of
+these statuses: 400 what was asked cannot be done; 401 no token, or one that is not known; 403 a token that may not do
+that; 404 there is no such thing; 409 it is too late or too early for that, or the name is taken; 413 too large; 422
+what was sent has the wrong shape; 429 too many at once; 503 tried again later.
 """
 
 from __future__ import annotations
@@ -35,20 +35,6 @@ class Told(BaseModel):
     """What the server answers: unknown keys are passed over, so that a newer server may say more."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=True, ser_json_inf_nan="null")
-
-
-class Problem(Told):
-    """Why it was refused, and what to do.
-
-    Attributes:
-        error: name of the exception's class (`UnknownJob`, `SpecError`, ...).
-        message: for people.
-        queue: id of the queue whose server answers.
-    """
-
-    error: str
-    message: str
-    queue: str = ""
 
 
 class Submission(Sent):
@@ -207,7 +193,11 @@ class WhyView(Told):
     """Why a job is where it is. Starts are seconds since 1970; None: nobody can say.
 
     Attributes:
+        text: all of it, for people.
         is_guess: no run time is known that the expected start could go by.
+        reason: one line; empty from servers before this field.
+        expected: the expected start in words, and how sure it is; empty where nobody can say.
+        next_step: what can be done; empty: nothing needs to be.
     """
 
     text: str
@@ -215,6 +205,9 @@ class WhyView(Told):
     earliest_start_s: float | None
     latest_start_s: float | None
     is_guess: bool = False
+    reason: str = ""
+    expected: str = ""
+    next_step: str = ""
 
 
 class LogSources(Told):

@@ -31,7 +31,5 @@ def check_version(value: Mapping[str, Any]) -> None:
     """Raises SpecError for a spec from the future."""
     version = value.get("version", SCHEMA_VERSION)
     if isinstance(version, int | float) and version > SCHEMA_VERSION:
-        raise SpecError(
-            f"version: written for schema version {str(version)[:40]}; this server reads {SCHEMA_VERSION}: upgrade the "
-            "server"
-        )
+        what = f"written for schema version {str(version)[:40]}; this server reads {SCHEMA_VERSION}: upgrade the server"
+        raise SpecError.at("version", what)

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
+from cluster.errors import Mistake
 from cluster.settings import fleetune_home, server_url
 from jobs.errors import InputError, SpecError
 from jobs.spec.command import CommandSpec
@@ -254,15 +255,15 @@ def asking(
     specs: Sequence[Named], tenant: str | None, priority: int | None, after: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     """Specs as they are sent, with what is asked for on the way. Raises SpecError: the mistakes of all of them."""
-    found, wrong = list[dict[str, Any]](), dict[str, None]()
+    found, wrong = list[dict[str, Any]](), dict[Mistake, None]()
     for one in specs:
         try:
             found.append(_asking(one.spec, tenant, priority, after))
         except SpecError as error:
             said = of_one(error, one) if len(specs) > 1 else error
-            wrong |= dict.fromkeys(str(said).splitlines())
+            wrong |= dict.fromkeys(said.mistakes)
     if wrong:
-        raise SpecError("\n".join(wrong))
+        raise SpecError.of(wrong)
     return found
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, exc, insert, select
 
-from orchestrator.queue.errors import KeyReused, StoreBroken, UnknownJob, UnknownTenant
+from orchestrator.queue.errors import KeyReused, StoreBroken, UnknownTenant
 from orchestrator.queue.records import Job, NewJob, QueueEvent
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Filter, SubmissionKey
@@ -193,7 +193,7 @@ def _check_parents(connection: Connection, new: Sequence[NewJob]) -> None:
         return
     known = jobtable.get_all(connection, parents)
     if missing := [parent for parent in parents if parent not in known]:
-        raise UnknownJob(f"{jobtable.unknown(connection, missing[0])} It is named in `after`")
+        raise jobtable.unknown(connection, missing[0], "It is named in `after`")
 
 
 def _check_queued(connection: Connection, new: Sequence[NewJob]) -> None:

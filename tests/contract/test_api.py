@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from orchestrator import api
+from orchestrator.problem import Problem
 from tests.support.processes import wait_for
 from tests.support.server import Server, server, spec
 
@@ -38,9 +39,9 @@ def submit(client: httpx.Client, *specs: dict[str, Any], **more: Any) -> list[ap
     return list(api.JobPage.model_validate_json(answer.content).jobs)
 
 
-def refused(answer: httpx.Response, status: int, *words: str) -> api.Problem:
+def refused(answer: httpx.Response, status: int, *words: str) -> Problem:
     assert answer.status_code == status, answer.text
-    problem = api.Problem.model_validate_json(answer.content)
+    problem = Problem.model_validate_json(answer.content)
     missing = [word for word in words if word not in problem.message]
     assert not missing, problem.message
     return problem

@@ -12,9 +12,10 @@ import httpx
 import pytest
 
 from cluster.errors import CapacityError, FleetuneError, InputError
-from orchestrator.api import JobPage, Me, Priority, Problem
+from orchestrator.api import JobPage, Me, Priority
 from orchestrator.client.connection import Connection, NoServer, NotAServer, ServerError, TokenRefused, checked_url
 from orchestrator.client.discovery import connected, token_here
+from orchestrator.problem import Problem
 from orchestrator.queue.errors import JobEnded, UnknownJob
 
 ME = {"name": "anna", "role": "member", "tenant": "vision", "tokens_needed": True}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import CapacityError, SpecError
+from cluster.errors import CapacityError, Mistake, SpecError
 from jobs.spec.command import CommandSpec
 from orchestrator.client.client import asking
 from orchestrator.client.spec_names import Named, named, of_one, with_names
@@ -23,7 +23,14 @@ def write(folder: Path, name: str, more: str = "") -> str:
 def test_numbers_become_files_and_fields_become_lines(tmp_path: Path) -> None:
     a, b = write(tmp_path, "a.yaml"), write(tmp_path, "b.yaml", "queue:\n  after: [gone]\n")
     specs = named([a, b, ONE])
-    error = UnknownJob("spec 2: queue.after: there is no job 'gone'\nspec 1: it is too large\nspec 3: bad\nand 2 more")
+    error = UnknownJob.of(
+        [
+            Mistake("there is no job 'gone'", "queue.after", spec=2),
+            Mistake("it is too large", spec=1),
+            Mistake("bad", spec=3),
+            Mistake("and 2 more"),
+        ]
+    )
     renamed = with_names(error, specs)
     assert type(renamed) is UnknownJob
     assert str(renamed).splitlines() == [
@@ -36,14 +43,16 @@ def test_numbers_become_files_and_fields_become_lines(tmp_path: Path) -> None:
 
 def test_of_one_file_the_line_is_named_and_of_what_concerns_no_field_nothing(tmp_path: Path) -> None:
     specs = named([write(tmp_path, "b.yaml", "working_dir: x\n")], ["queue.tenant=x"])
-    said = str(with_names(CapacityError("working_dir: not there\nqueue.tenant: none\nit is too large"), specs))
+    told = [Mistake("not there", "working_dir"), Mistake("none", "queue.tenant"), Mistake("it is too large")]
+    said = str(with_names(CapacityError.of(told), specs))
     assert said.splitlines() == [
         f"{tmp_path}/b.yaml:4: working_dir: not there",
         "--set: queue.tenant: none",
         "it is too large",
     ]
     assert str(of_one(SpecError("it is too large"), specs[0])) == f"{tmp_path}/b.yaml: it is too large"
-    assert str(with_names(SpecError("spec 7: beyond"), [Named(ONE, "x")])) == "spec 7: beyond"
+    assert str(with_names(SpecError.of([Mistake("beyond", spec=7)]), [Named(ONE, "x")])) == "spec 7: beyond"
+    assert str(with_names(SpecError("spec 2: of an older server"), specs)) == "spec 2: of an older server"
 
 
 def test_the_mistakes_of_all_files_come_at_once(tmp_path: Path) -> None:

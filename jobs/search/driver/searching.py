@@ -238,7 +238,7 @@ class Search:
         """Raises SpecError: the job does not report the judged metric, and no trial ever did."""
         judged, known = self.ledger.sweep.judged, answer.judged
         if known and judged not in known and not any(trial.scores for trial in list(self.ledger.trials.values())):
-            raise SpecError(f"metric: the job reports no {judged}; it reports {', '.join(sorted(known))}")
+            raise SpecError.at("metric", f"the job reports no {judged}; it reports {', '.join(sorted(known))}")
 
     def _keep_within_room(self) -> None:
         """Remove checkpoints of the worst trials if all checkpoints together exceed the sweep's `checkpoints_gb`."""

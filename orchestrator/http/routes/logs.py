@@ -99,7 +99,10 @@ def _logs(router: APIRouter, serving: Serving) -> None:
         def explained() -> api.WhyView:
             serving.job(job_id, caller)
             said = serving.explainer.why(job_id, caller)
-            return said.model_copy(update={"text": serving.scrub.line(said.text)})
+            texts = {
+                name: serving.scrub.line(getattr(said, name)) for name in ("text", "reason", "expected", "next_step")
+            }
+            return said.model_copy(update=texts)
 
         return answer(await serving.slow.run(explained))
 

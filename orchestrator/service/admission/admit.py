@@ -165,7 +165,7 @@ class _Admission:
             return next(iter(self._tenants))
         if not self._tenants:
             raise UnknownTenant("there are no tenants yet: make one first")
-        raise QueueError(f"queue.tenant: say whose job it is: {', '.join(sorted(self._tenants)[:20])}")
+        raise QueueError.at("queue.tenant", f"say whose job it is: {', '.join(sorted(self._tenants)[:20])}")
 
     def _capacity(self, gang: Gang, tenant: Tenant) -> Iterator[CapacityError]:
         if gang not in self._fits:
@@ -204,12 +204,14 @@ class _Admission:
         if source is None or isinstance(tenant, QueueError):
             return
         if source.tenant != tenant.name:
-            yield Forbidden(
-                f"model.path: {source.job_id} is of tenant {source.tenant!r}, and its model is not for jobs of "
-                f"{tenant.name!r}: give the model's path"
+            yield Forbidden.at(
+                "model.path",
+                f"{source.job_id} is of tenant {source.tenant!r}, and its model is not for jobs of {tenant.name!r}: "
+                "give the model's path",
             )
         elif source.kind != "finetune":
-            yield QueueError(f"model.path: {source.job_id} is a {source.kind}, and exports no model: give a path")
+            what = f"{source.job_id} is a {source.kind}, and exports no model: give a path"
+            yield QueueError.at("model.path", what)
         elif (
             refused := outside("model.path", self._place_of(source), tenant.name, tenant.restrictions.roots)
         ) is not None:

@@ -121,7 +121,15 @@ class Fenced(FleetuneError):
 
 
 class RunFailed(FleetuneError):
-    """Training started and did not succeed. The message names the run's log."""
+    """Training started and did not succeed. The message names the run's log.
+
+    Attributes:
+        rank: the rank that failed; None: no single one did, or it is not known.
+    """
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
 
 
 class Diverged(RunFailed):

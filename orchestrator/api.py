@@ -175,11 +175,14 @@ class Priority(Sent):
 
 
 class EventView(Told):
+    """`message`: for people. `data`: the same for programs; empty from servers before this field."""
+
     number: int
     at_s: float
     kind: str
     message: str
     job_id: str | None
+    data: Mapping[str, Any] = Field(default_factory=dict)
 
 
 class Events(Told):
@@ -211,9 +214,13 @@ class WhyView(Told):
 
 
 class LogSources(Told):
-    """`output`: what its newest attempt has written to its terminal; `driver`, `rank-0`, ...: the logs of its run."""
+    """`output`: what its newest attempt has written to its terminal; `driver`, `rank-0`, ...: the logs of its run.
+
+    `failed`: of a job that has failed, the log of the rank that did; null: not known.
+    """
 
     sources: tuple[str, ...]
+    failed: str | None = None
 
 
 class LogPart(Told):

@@ -18,7 +18,6 @@ from orchestrator.client.log_reader import (
     TAIL_LINES,
     LogLine,
     LogReader,
-    failed_rank,
     followed,
     last_lines,
     run_logs,
@@ -73,8 +72,7 @@ def print_logs(
 def _of_run(connection: Connection, job: JobView, count: int, as_json: bool) -> None:
     """Print the end of the log of the rank that failed, and say which logs there are besides the output."""
     try:
-        logs = run_logs(connection, job)
-        rank = failed_rank(job, logs)
+        logs, rank = run_logs(connection, job)
         for line in last_lines(connection, job, rank, count) if rank else ():
             _print(line, None, as_json)
     except FleetuneError:  # the output is what was asked for, and it is printed

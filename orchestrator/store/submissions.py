@@ -160,7 +160,9 @@ def _made(new: NewJob, job_id: str, place: int, numbers: Numbers, now_s: float) 
 
 
 def _event(job: Job) -> QueueEvent:
-    return QueueEvent(job.submitted_s, State.QUEUED, plain(f"submitted by {job.submitted_by}"), job.job_id)
+    said = plain(f"submitted by {job.submitted_by}")
+    data = {"reason": job.reason, "by": plain(job.submitted_by)}
+    return QueueEvent(job.submitted_s, State.QUEUED, said, job.job_id, data)
 
 
 def _check_key(connection: Connection, submission: Submission) -> None:

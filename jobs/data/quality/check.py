@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.text import first_line
 from jobs.data.order.row_order import GROUP_STEPS
 from jobs.data.preparation.engines import Engine, run, started
 from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
@@ -20,7 +21,6 @@ from jobs.data.preparation.progress import Progress, Say
 from jobs.data.quality.facts import FACTS_SCHEMA, facts_of
 from jobs.data.quality.findings import EVAL, ROLES, TRAIN, Facts, findings_of, label_counts, label_name
 from jobs.data.quality.report import DataReport, Histogram, LabelCount, LongSample, Packing, SourceReport
-from jobs.data.sources.bad_rows import headline
 from jobs.data.sources.chunks import held_out
 from jobs.model_files.tokenizer import read_tokenizer
 from jobs.planning import plan_batching
@@ -152,7 +152,7 @@ def _blocked(spec: Spec, jobs: list[SourceJob], facts: Facts) -> str | None:
     fatal = facts.bad[pc.fill_null(facts.table["fatal"], False).to_numpy()[facts.bad]]
     if len(fatal):
         where = facts.example(int(fatal[0]))
-        reason = headline(facts.table["reason"][int(fatal[0])].as_py())
+        reason = first_line(facts.table["reason"][int(fatal[0])].as_py())
         return f"{where.file}:{where.line}: {reason}" if where.line else reason
     for number, job in enumerate(jobs):
         bad, records = int((facts.source[facts.bad] == number).sum()), facts.records[number]

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from datasketch import MinHash
 
+from cluster.text import first_line
 from jobs.data.prepared import IGNORE_INDEX
-from jobs.data.sources.bad_rows import BadRow, Reason, headline
+from jobs.data.sources.bad_rows import BadRow, Reason
 from jobs.data.sources.chunks import RECORDS_AT_ONCE, Chunk, Work, content_hash, samples_of, tokenised
 from jobs.data.sources.formats import ChatSample, ClassSample, InstructionSample, PairSample, Sample, TextSample
 
@@ -96,7 +97,7 @@ def _facts(sample: Sample | BadRow, result: Any) -> dict[str, Any]:
 
 
 def _reason(reason: Reason) -> dict[str, Any]:
-    return {"reason": reason.text, "kind": reason.kind or headline(reason.text)}
+    return {"reason": reason.text, "kind": reason.kind or first_line(reason.text)}
 
 
 def texts_of(sample: Sample) -> tuple[str, ...]:

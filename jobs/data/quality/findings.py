@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
+from cluster.text import first_line
 from jobs.data.quality.duplicates import Pairs, chosen_to_compare, exact_duplicates, near_duplicates
 from jobs.data.quality.report import Example, Finding, Severity
-from jobs.data.sources.bad_rows import headline
 
 Numbers = npt.NDArray[np.int64]
 EXAMPLES = 5
@@ -96,7 +96,7 @@ def _bad(facts: Facts) -> Iterator[Finding]:
     for row in facts.bad.tolist():
         groups.setdefault(kinds[row], []).append(row)
     for kind, rows in sorted(groups.items(), key=lambda group: -len(group[1])):
-        examples = tuple(facts.example(row, text=headline(reasons[row])) for row in rows[:EXAMPLES])
+        examples = tuple(facts.example(row, text=first_line(reasons[row])) for row in rows[:EXAMPLES])
         fatal = facts.table["fatal"][rows[0]].as_py()
         advice = (
             "correct them or the spec: nothing is prepared while there is one"

@@ -43,8 +43,3 @@ class BadRow:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}"
-
-
-def headline(reason: str) -> str:
-    """Return a reason without the traceback that may follow it."""
-    return reason.partition("\n")[0]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.data.sources.bad_rows import BadRow, Reason, headline
+from cluster.text import first_line
+from jobs.data.sources.bad_rows import BadRow, Reason
 from jobs.data.sources.records import Record, is_unicode
 from jobs.spec.data import Columns, Source
 from jobs.spec.finetune import Spec
@@ -274,6 +275,6 @@ def first_of(bad: list[BadRow], count: int) -> str:
     """The first bad rows, indented; of reasons that are long (tracebacks), the first one whole."""
     lines = []
     for number, row in enumerate(bad[:count]):
-        text = str(row) if number == 0 else headline(str(row))
+        text = str(row) if number == 0 else first_line(str(row))
         lines.append("  " + text.replace("\n", "\n      "))
     return "\n".join(lines)

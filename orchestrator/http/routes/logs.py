@@ -39,6 +39,7 @@ def _view(serving: Serving, event: QueueEvent) -> api.EventView:
         kind=event.kind,
         message=serving.scrub.line(event.message),
         job_id=event.job_id,
+        data=serving.scrub.value(dict(event.data)),
     )
 
 

@@ -22,11 +22,14 @@ class Named:
     Attributes:
         name: its file; or else its place in the submission.
         marks: where its fields are written (`job.yaml:12`), by their dotted names.
+        is_checked: whether the spec is known to be valid. One from a script may be a copy with any values:
+            `model_copy(update=...)` takes anything, a dictionary for a section too.
     """
 
     spec: AnySpec
     name: str
     marks: Mapping[str, Mark] = field(default_factory=dict)
+    is_checked: bool = False
 
 
 def named(given: Sequence[AnySpec | str | os.PathLike[str]], overrides: Sequence[str] = ()) -> list[Named]:
@@ -43,7 +46,7 @@ def named(given: Sequence[AnySpec | str | os.PathLike[str]], overrides: Sequence
             wrong |= dict.fromkeys(error.mistakes)  # of a wrong option once
         else:
             changes = dict(override_value(one) for one in overrides)
-            found.append(Named(labelled(loaded.spec, changes), path, loaded.marks))
+            found.append(Named(labelled(loaded.spec, changes), path, loaded.marks, is_checked=True))
     if wrong:
         raise SpecError.of(wrong)
     return found

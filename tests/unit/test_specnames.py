@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from pydantic import BaseModel
 
 from cluster.errors import CapacityError, Mistake, SpecError
+from jobs.spec.checking.fields import SPEC_MODELS
 from jobs.spec.command import CommandSpec
+from jobs.spec.load import spec_of
 from orchestrator.client.client import asking
 from orchestrator.client.spec_names import Named, named, of_one, with_names
 from orchestrator.queue.errors import UnknownJob
@@ -72,3 +77,20 @@ def test_a_copy_with_a_dictionary_for_a_section_is_checked_and_sent_whole() -> N
     assert copy.vary({"resources.num_workers": [1, 2]})[1].queue.priority == 3
     with pytest.raises(SpecError, match=r"^spec 2 \(one\): queue.priority: must be 1000 or less, but is 5000$"):
         asking(named([ONE, ONE.model_copy(update={"queue": {"priority": 5000}})]), None, None, ())
+
+
+def test_a_spec_from_a_file_is_validated_once_on_each_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    validated = list[type[BaseModel]]()
+    whole = BaseModel.model_validate_json.__func__  # type: ignore[attr-defined]
+
+    def counting(cls: type[BaseModel], *args: Any, **options: Any) -> BaseModel:
+        validated.extend([cls] if cls in SPEC_MODELS.values() else [])
+        return cast(BaseModel, whole(cls, *args, **options))
+
+    monkeypatch.setattr(BaseModel, "model_validate_json", classmethod(counting))
+    (sent,) = asking(named([write(tmp_path, "a.yaml")]), "vision", 3, ("b-2",))
+    assert validated == [CommandSpec]
+    stored = spec_of(sent, reader="server").model_dump_json()  # as the server does
+    assert validated == [CommandSpec] * 2
+    assert spec_of(json.loads(stored)).queue.after == ("b-2",)  # as the driver does
+    assert validated == [CommandSpec] * 3

@@ -16,8 +16,7 @@ from jobs.search.rules.budget import check_budget, most_gangs
 from jobs.search.rules.varying import check_space
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
-from jobs.spec.load import MOST_MISTAKES, AnySpec, trained
-from jobs.spec.received import checked
+from jobs.spec.load import MOST_MISTAKES, AnySpec, spec_of, trained
 from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownTenant
@@ -61,7 +60,7 @@ def admit(
             problems.leave_out(len(specs) - number + 1)
             break
         try:
-            spec = checked(value)
+            spec = spec_of(value, reader="server")
         except SpecError as error:
             problems.add(number, error)
             continue

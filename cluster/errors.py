@@ -21,7 +21,30 @@ FleetuneError                    anything that Fleetune itself reports, as one r
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Self
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One thing that is wrong with what was given. Code reads the fields; people read `str(mistake)`.
+
+    Attributes:
+        message: what is wrong and what to do, without the name of the field.
+        field: dotted name of the field, as `train.learning_rate`; empty: the mistake is in no single field.
+        place: where the field is written, as `job.yaml:12`; empty: unknown.
+        spec: number of the spec in its submission, from 1 on; None: there is only one, or the mistake is in none.
+    """
+
+    message: str
+    field: str = ""
+    place: str = ""
+    spec: int | None = None
+
+    def __str__(self) -> str:
+        place = self.place or (f"spec {self.spec}" if self.spec else "")
+        return ": ".join(filter(None, (place, self.field, self.message)))
 
 
 class FleetuneError(Exception):
@@ -34,6 +57,25 @@ class InputError(FleetuneError):
     """What was given is wrong, and would be wrong again: never retried."""
 
     exit_code = 2
+    _mistakes: tuple[Mistake, ...] = ()
+
+    @classmethod
+    def of(cls, mistakes: Iterable[Mistake]) -> Self:
+        """Make one error of several mistakes. The message has one line for each."""
+        found = tuple(mistakes)
+        error = cls("\n".join(map(str, found)))
+        error._mistakes = found
+        return error
+
+    @classmethod
+    def at(cls, field: str, message: str) -> Self:
+        """Make an error of one mistake in one field."""
+        return cls.of([Mistake(message, field)])
+
+    @property
+    def mistakes(self) -> tuple[Mistake, ...]:
+        """The mistakes that the message is made of; never empty."""
+        return self._mistakes or (Mistake(str(self)),)
 
 
 class SpecError(InputError):
@@ -79,7 +121,15 @@ class Fenced(FleetuneError):
 
 
 class RunFailed(FleetuneError):
-    """Training started and did not succeed. The message names the run's log."""
+    """Training started and did not succeed. The message names the run's log.
+
+    Attributes:
+        rank: the rank that failed; None: no single one did, or it is not known.
+    """
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
 
 
 class Diverged(RunFailed):

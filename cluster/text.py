@@ -39,7 +39,12 @@ def day(at_s: float | None) -> str:
     return at_words(at_s).partition(" ")[0]
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Return "; did you mean x?" for the nearest choice; empty: none is near."""
+def did_you_mean(word: str, choices: Iterable[str], before: str = "; ") -> str:
+    """Return "; did you mean x?" for the nearest choice; empty: none is near. `before`: how the text begins."""
     near = difflib.get_close_matches(word.lower()[:_LONGEST_WORD], sorted(choices), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"{before}did you mean {near[0]}?" if near else ""
+
+
+def first_line(text: str) -> str:
+    """Cut a text for people for a place that has room for one line."""
+    return text.partition("\n")[0]

@@ -1,9 +1,9 @@
 """Requests and answers over HTTP, shared by the server, the SDK and the command line.
 
-Times are seconds since 1970 (UTC). A refused request is answered with `Problem` and one of these statuses: 400 it
-cannot be done; 401 no token, or an unknown one; 403 the token may not do this; 404 there is no such thing; 409 it is
-too late or too early, or the name is taken; 413 the body is too large; 422 the body has the wrong shape; 429 too many
-requests at once; 503 try again later.
+Times are seconds since 1970 (UTC). Whatever is refused is answered with `orchestrator.problem.Problem`, and one of
+these statuses: 400 what was asked cannot be done; 401 no token, or one that is not known; 403 a token that may not do
+that; 404 there is no such thing; 409 it is too late or too early for that, or the name is taken; 413 too large; 422
+what was sent has the wrong shape; 429 too many at once; 503 tried again later.
 """
 
 from __future__ import annotations
@@ -35,20 +35,6 @@ class Told(BaseModel):
     """An answer. Unknown keys are ignored, so that a newer server may add some."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=True, ser_json_inf_nan="null")
-
-
-class Problem(Told):
-    """Why a request was refused, and what to do.
-
-    Attributes:
-        error: name of the exception's class (`UnknownJob`, `SpecError`, ...).
-        message: explanation for people.
-        queue: id of the queue whose server answers.
-    """
-
-    error: str
-    message: str
-    queue: str = ""
 
 
 class Submission(Sent):
@@ -189,11 +175,14 @@ class Priority(Sent):
 
 
 class EventView(Told):
+    """`message`: for people. `data`: the same for programs; empty from servers before this field."""
+
     number: int
     at_s: float
     kind: str
     message: str
     job_id: str | None
+    data: Mapping[str, Any] = Field(default_factory=dict)
 
 
 class Events(Told):
@@ -207,7 +196,11 @@ class WhyView(Told):
     """Why a job is in its state. Starts are seconds since 1970; None: unknown.
 
     Attributes:
-        is_guess: no known run times support the expected start.
+        text: all of it, for people.
+        is_guess: no run time is known that the expected start could go by.
+        reason: one line; empty from servers before this field.
+        expected: the expected start in words, and how sure it is; empty where nobody can say.
+        next_step: what can be done; empty: nothing needs to be.
     """
 
     text: str
@@ -215,12 +208,19 @@ class WhyView(Told):
     earliest_start_s: float | None
     latest_start_s: float | None
     is_guess: bool = False
+    reason: str = ""
+    expected: str = ""
+    next_step: str = ""
 
 
 class LogSources(Told):
-    """Names of logs. `output`: the terminal output of the newest attempt; `driver`, `rank-0`, ...: logs of the run."""
+    """`output`: what its newest attempt has written to its terminal; `driver`, `rank-0`, ...: the logs of its run.
+
+    `failed`: of a job that has failed, the log of the rank that did; null: not known.
+    """
 
     sources: tuple[str, ...]
+    failed: str | None = None
 
 
 class LogPart(Told):

@@ -23,7 +23,7 @@ import yaml
 from cluster.capacity.inventory import Growth, Node, NodeType
 from cluster.errors import BackendUnreachable, InputError, MachinesFailed
 from cluster.ray.bundles import TYPE_RESOURCE, Bundle
-from cluster.ray.raylets import raylet_of_session, words_of_processes
+from cluster.ray.raylets import command_lines, raylet_of_session
 
 TYPE_LABEL = "ray.io/accelerator-type"
 _PROGRAM = "/monitor.py"
@@ -118,9 +118,10 @@ def config_file(session: str) -> Path | None:
 
     Only processes of root and of this user are trusted.
     """
-    for process in words_of_processes():
-        if process.user in (0, os.getuid()) and any(word.endswith(_PROGRAM) for word in process.words[:4]):
-            given = dict(word.removeprefix("--").partition("=")[::2] for word in process.words if word.startswith("--"))
+    for process in command_lines():
+        if process.user in (0, os.getuid()) and any(one.endswith(_PROGRAM) for one in process.arguments[:4]):
+            options = [one for one in process.arguments if one.startswith("--")]
+            given = dict(one.removeprefix("--").partition("=")[::2] for one in options)
             if Path(given.get("logs-dir", "")).parent.name == session and given.get("autoscaling-config"):
                 return _as_seen_by(process.user, process.folder, given["autoscaling-config"])
     return None

@@ -42,8 +42,8 @@ def raylet_of_session(name: str, trusted: bool = False) -> Raylet | None:
         trusted: consider only processes of root and of this user.
     """
     found = []
-    for process in words_of_processes():
-        one = raylet_of(process.words) if process.words[0].endswith(_PROGRAM) else None
+    for process in command_lines():
+        one = raylet_of(process.arguments) if process.arguments[0].endswith(_PROGRAM) else None
         if one is not None and one.session.name == name:
             found.append((one, process.user))
     # Any user can start a program that looks like a raylet, so those of root and of this user come first.
@@ -56,19 +56,19 @@ class Process:
     """A process of this machine: its user, its command line, and the folder that its relative paths begin in."""
 
     user: int
-    words: list[str]
+    arguments: list[str]
     folder: Path
 
 
-def words_of_processes() -> Iterator[Process]:
+def command_lines() -> Iterator[Process]:
     """Yield all processes that have a command line."""
     for entry in os.scandir("/proc"):
-        if entry.name.isdecimal() and (words := _words(int(entry.name))):
+        if entry.name.isdecimal() and (arguments := _arguments(int(entry.name))):
             with contextlib.suppress(OSError):  # it has ended
-                yield Process(entry.stat().st_uid, words, Path(entry.path) / "cwd")
+                yield Process(entry.stat().st_uid, arguments, Path(entry.path) / "cwd")
 
 
-def _words(pid: int) -> list[str]:
+def _arguments(pid: int) -> list[str]:
     try:
         text = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -77,13 +77,13 @@ def _words(pid: int) -> list[str]:
 
 
 def _raylet(pid: int) -> Raylet | None:
-    words = _words(pid)
-    return raylet_of(words) if words and words[0].endswith(_PROGRAM) else None
+    arguments = _arguments(pid)
+    return raylet_of(arguments) if arguments and arguments[0].endswith(_PROGRAM) else None
 
 
-def raylet_of(words: list[str]) -> Raylet | None:
-    """Read a raylet from the words of its command line."""
-    given = dict(word.removeprefix("--").partition("=")[::2] for word in words[1:] if word.startswith("--"))
+def raylet_of(arguments: list[str]) -> Raylet | None:
+    """Read a raylet from the arguments of its command line."""
+    given = dict(one.removeprefix("--").partition("=")[::2] for one in arguments[1:] if one.startswith("--"))
     session, gcs = given.get("session_dir"), given.get("gcs-address")
     return Raylet(Path(session), gcs, "head" in given) if session and gcs else None
 

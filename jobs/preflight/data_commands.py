@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
+from cluster.errors import Mistake
 from cluster.ray.connection import connected
 from cluster.settings import set_default
 from jobs.console import redirected_output
@@ -71,7 +72,7 @@ def _check_functions(spec: Spec) -> None:
     enter_working_dir(spec)
     problems = [own_function_problem(name) for name in sorted(spec.data.formats) if OWN_FUNCTION.match(name)]
     if found := [problem for problem in problems if problem]:
-        raise SpecError("\n".join(f"data.format: {problem}" for problem in found))
+        raise SpecError.of(Mistake(problem, "data.format") for problem in found)
 
 
 @contextlib.contextmanager

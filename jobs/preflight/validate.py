@@ -8,10 +8,11 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, get_args
 
+from cluster.errors import Mistake
 from cluster.job_environment import JobEnvironment
 from cluster.text import did_you_mean
 from jobs.errors import DataError, InputError, SpecError
@@ -72,7 +73,8 @@ def validate(spec: Spec) -> Validated:
 
 def _raise_all(problems: list[InputError]) -> None:
     if problems:
-        raise type(problems[0])("\n".join(dict.fromkeys(str(problem) for problem in problems))) from problems[0]
+        mistakes = dict.fromkeys(mistake for problem in problems for mistake in problem.mistakes)
+        raise type(problems[0]).of(mistakes) from problems[0]
 
 
 def _problem(check: Callable[[], object]) -> InputError | None:
@@ -106,7 +108,7 @@ def check_metrics(spec: Spec) -> None:
     """Refuse metrics that are not there or say nothing about the task. Raises SpecError."""
     problems = [problem for name in spec.eval.metrics if (problem := _metric_problem(name, spec.model.task))]
     if problems:
-        raise SpecError("\n".join(f"eval.metrics: {problem}" for problem in problems))
+        raise SpecError.of(Mistake(problem, "eval.metrics") for problem in problems)
 
 
 def _metric_problem(name: str, task: Task) -> str | None:
@@ -167,21 +169,21 @@ def _looked_at_sources(spec: Spec, problems: list[InputError]) -> dict[str, Look
             where = role if len(sources) == 1 else f"{role}[{number}]"
             try:
                 found[where] = look_at(Reading.of(spec, source), source.path)
-                wrong, _ = bad_rows_words(found[where], where, spec.data.max_bad_fraction)
+                wrong, _ = bad_rows_words(found[where], spec.data.max_bad_fraction)
                 if wrong:
-                    raise DataError(wrong)
+                    raise DataError.at(where, wrong)
             except InputError as error:
-                named = str(error) if str(error).startswith("data.") else f"{role}: {error}"
-                problems.append(type(error)(named))
+                named = (one if one.field else replace(one, field=role) for one in error.mistakes)
+                problems.append(type(error).of(named))
     return found
 
 
 def _source_warnings(spec: Spec, where: str, source: Looked) -> Iterator[str]:
     from jobs.data.sources.first_records import bad_rows_words, cut_in_sample
 
-    _, warning = bad_rows_words(source, where, spec.data.max_bad_fraction)
+    _, warning = bad_rows_words(source, spec.data.max_bad_fraction)
     if warning:
-        yield warning
+        yield f"{where}: {warning}"
     model = with_model_of_run(spec).model.path
     if storage.is_local(model) and (cut := cut_in_sample(source.samples, model, spec.data.seq_len, where)):
         yield cut
@@ -200,9 +202,9 @@ def _model_seen(spec: Spec) -> tuple[list[str], list[str]]:
 def _check_formats(spec: Spec) -> None:
     """Functions of the user's own are looked for, not run: only workers import them."""
     own = sorted(name for name in spec.data.formats if OWN_FUNCTION.match(name))
-    problems = [f"data.format: {problem}" for name in own if (problem := own_function_problem(name))]
+    problems = [Mistake(problem, "data.format") for name in own if (problem := own_function_problem(name))]
     if problems:
-        raise SpecError("\n".join(problems))
+        raise SpecError.of(problems)
 
 
 def _check_storage(spec: Spec) -> None:

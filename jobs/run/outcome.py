@@ -39,6 +39,7 @@ class Outcome(Frozen):
     lost: bool = Field(False, description="The machines failed it: it may succeed on others (exit code 75).")
     out_of_memory: bool = Field(False, description="A process needed more memory than there was.")
     faulty_nodes: tuple[str, ...] = Field((), description="Nodes whose hardware failed, as Ray identifies them.")
+    rank: int | None = Field(None, ge=0, description="The rank that failed; None: no single one, or it is not known.")
     step: int = Field(0, ge=0, description="Last optimizer step that was finished.")
     metrics: dict[str, float] = Field(
         default_factory=dict, description="Last train loss, and the last eval_* that were measured after a step."

@@ -17,6 +17,7 @@ from jobs.errors import (
     Interrupted,
     MachinesFailed,
     OutOfMemory,
+    RunFailed,
     StorageError,
     StorageOutage,
 )
@@ -146,6 +147,7 @@ def outcome_of_error(paths: JobPaths, error: Exception) -> Outcome:
         lost=isinstance(error, MachinesFailed | StorageOutage),
         out_of_memory=isinstance(error, OutOfMemory),
         faulty_nodes=error.nodes if isinstance(error, MachinesFailed) else (),
+        rank=error.rank if isinstance(error, RunFailed) else None,
         ended_at=now,
     )
 

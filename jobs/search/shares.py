@@ -31,7 +31,7 @@ class Shares:
         stops, cooldown = stops_of(sweep, total_steps), cooldown_of(sweep, total_steps)
         plan, runs = budget_plan(sweep, stops, cooldown, per_run), runs_of(sweep.budget, per_run)
         if (wrong := too_little(sweep, total_steps, runs)) is not None:
-            raise SpecError(wrong)
+            raise SpecError.at("budget", wrong)
         return cls(plan, per_run, runs)
 
     @classmethod

@@ -50,6 +50,10 @@ Task = Literal["causal-lm", "sequence-classification"]
 SchedulerType = Literal["linear", "cosine", "constant_with_warmup", "warmup_stable_decay"]
 
 
+class NotWhole(ValueError):
+    """A number that has to be whole is not."""
+
+
 class Model(Frozen):
     """The model to start from."""
 
@@ -160,7 +164,7 @@ class Train(Frozen):
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 are both true: drop one of them")
         if self.warmup_steps is not None and self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) is neither whole nor below 1")
+            raise NotWhole(f"warmup_steps ({self.warmup_steps}) is neither whole nor below 1")
         return self
 
 

@@ -8,15 +8,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
+from cluster.errors import Mistake
 from cluster.ray.runtime_env import RAY_PACKAGE
 from cluster.text import did_you_mean
 from jobs.errors import SpecError, StorageError
 from jobs.spec.checking.fields import SPEC_MODELS, keys_of, section_model, unknown_key
-from jobs.spec.checking.lines import Document, Path, dotted, parse, parse_value
+from jobs.spec.checking.lines import Document, Mark, Path, dotted, parse, parse_value
 from jobs.spec.checking.mistakes import KEY, reworded, shown
 from jobs.spec.command import CommandSpec
 from jobs.spec.data import Source
@@ -31,7 +32,7 @@ _SET = "--set"
 _DATA = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".parquet", ".arrow", ".gz", ".safetensors")
 
 AnySpec = Spec | CommandSpec | SweepSpec
-_LONGEST_KEY = 100
+_LONGEST_KEY, _LONGEST_VERSION = 100, 40
 _DEEPEST = 8  # levels in which mappings are counted; the fields of a spec have fewer
 MOST_MISTAKES = 50  # told of one spec: each one costs time, and nobody reads more
 
@@ -78,7 +79,7 @@ class Loaded:
     """A spec, and where its fields are written (`job.yaml:12`, or `--set`), by their dotted names."""
 
     spec: AnySpec
-    marks: Mapping[str, str]
+    marks: Mapping[str, Mark]
 
 
 def load_marked(path: str, overrides: Sequence[str] = ()) -> Loaded:
@@ -98,7 +99,7 @@ def load_sweep(path: str, overrides: Sequence[str] = ()) -> SweepSpec | None:
     return spec if isinstance(spec, SweepSpec) else None
 
 
-def _read(path: str, overrides: Sequence[str]) -> tuple[AnySpec, Mapping[str, str]]:
+def _read(path: str, overrides: Sequence[str]) -> tuple[AnySpec, Mapping[str, Mark]]:
     """Raises SpecError."""
     if path.lower().endswith(_DATA):
         raise SpecError(
@@ -127,43 +128,63 @@ def _take_in_base(document: Document, path: str) -> str:
     try:
         base = parse(_text(file), named)
     except SpecError as error:
-        raise SpecError(_said(document.mark(("base",)), f"base: {error}")) from error
+        raise _wrong(document, ("base",), str(error)) from error
     if not isinstance(base.value, dict):
-        raise SpecError(_said(document.mark(("base",)), f"base: {named} is no mapping of keys to values"))
+        raise _wrong(document, ("base",), f"{named} is no mapping of keys to values")
     document.value["base"] = base.value
     document.marks |= {("base", *place): mark for place, mark in base.marks.items()}
     document.problems += base.problems
     return file
 
 
-def spec_of(value: Mapping[str, Any]) -> AnySpec:
+def spec_of(value: Mapping[str, Any], reader: str = "release") -> AnySpec:
     """The spec out of its own JSON, as `dump_spec` writes it; paths stay as they are.
+
+    Args:
+        reader: who reads it, for the message about a spec of a newer schema.
 
     Raises:
         SpecError: with all mistakes at once, one a line as `key: what is wrong`.
     """
+    if (valid := _valid(value)) is not None:
+        return valid
     try:
         copied = json.loads(json.dumps(dict(value)))
     except (TypeError, ValueError, RecursionError) as error:
         raise SpecError(f"a spec is a mapping of keys to values, as JSON has them: {error}") from error
-    return _checked(Document(copied, {(): ""}))
+    return _checked(Document(copied, {(): Mark()}), reader)
 
 
-def _checked(document: Document) -> AnySpec:
+def _valid(value: Mapping[str, Any]) -> AnySpec | None:
+    """The spec if nothing is wrong with it, which is found out ten times as fast as what is wrong."""
+    kind = value.get("kind", "finetune")
+    model = SPEC_MODELS.get(kind) if isinstance(kind, str) else None  # type: ignore[call-overload]
+    if model is None or _is_newer(value) or too_large(value) is not None:
+        return None
+    try:
+        return cast(AnySpec, model.model_validate_json(json.dumps(value), strict=True))
+    except (ValidationError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def _checked(document: Document, reader: str = "release") -> AnySpec:
     """Raises SpecError."""
-    _check_version(document)
+    if _is_newer(document.value):
+        version = str(document.value["version"])[:_LONGEST_VERSION]
+        what = f"written for schema version {version}; this {reader} reads {SCHEMA_VERSION}: upgrade it"
+        raise _wrong(document, ("version",), what)
     kind = _kind_of(document)
-    problems = list(document.problems[:MOST_MISTAKES])
-    meant = {target for target in _drop_unknown_keys(document, kind, problems) if target}
+    del document.problems[MOST_MISTAKES:]
+    meant = {target for target in _drop_unknown_keys(document, kind) if target}
     if (large := too_large(document.value)) is not None:
         path, what = large
-        problems.append((document.mark(path), f"{_short(dotted(path))}: {what}"))
-    spec = None if large else _validate(document, kind, problems, meant)
-    if problems or spec is None:
-        lines = [_said(*problem) for problem in sorted(problems, key=_line)]
-        if len(lines) >= MOST_MISTAKES:
-            lines.append(f"no more than {MOST_MISTAKES} mistakes are looked for: there may be others")
-        raise SpecError("\n".join(lines))
+        document.add_problem(document.mark(path), what, _short(dotted(path)))
+    spec = None if large else _validate(document, kind, meant)
+    if document.problems or spec is None:
+        mistakes = [mistake for _, mistake in sorted(document.problems, key=lambda problem: problem[0])]
+        if len(mistakes) >= MOST_MISTAKES:
+            mistakes.append(Mistake(f"no more than {MOST_MISTAKES} mistakes are looked for: there may be others"))
+        raise SpecError.of(mistakes)
     return spec
 
 
@@ -171,8 +192,9 @@ def _short(key: str) -> str:
     return key if len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]}..."
 
 
-def _said(mark: str, message: str) -> str:
-    return f"{mark}: {message}" if mark else message
+def _wrong(document: Document, path: Path, message: str) -> SpecError:
+    """The error for a mistake after which nothing else can be judged."""
+    return SpecError.of([Mistake(message, dotted(path), str(document.mark(path)))])
 
 
 def _kind_of(document: Document) -> Kind:
@@ -180,15 +202,14 @@ def _kind_of(document: Document) -> Kind:
     values = document.value
     named = values.get("kind", "finetune")
     if "kind" not in values and "command" in values and "model" not in values:
-        raise SpecError(
-            _said(document.mark(("command",)), "kind: is missing: a spec with a command says kind: command")
-        )
+        mark = document.mark(("command",))
+        raise SpecError.of([Mistake("is missing: a spec with a command says kind: command", "kind", str(mark))])
     for kind in SPEC_MODELS:
         if named == kind:
             return kind
     hint = did_you_mean(str(named), SPEC_MODELS)
-    message = f"kind: must be finetune, command or sweep, but is {shown(named, '')}{hint}"
-    raise SpecError(_said(document.mark(("kind",)), message))
+    message = f"must be finetune, command or sweep, but is {shown(named, '')}{hint}"
+    raise _wrong(document, ("kind",), message)
 
 
 def dump_spec(spec: AnySpec) -> bytes:
@@ -228,44 +249,41 @@ def _override(document: Document, text: str) -> None:
     key, equals, raw = text.partition("=")
     path: Path = tuple(part.strip() for part in key.split("."))
     if not equals or not all(path):
-        document.problems.append((_SET, f"{text!r} is not KEY=VALUE, as train.learning_rate=1e-5 is"))
+        document.add_problem(Mark(_SET), f"{text!r} is not KEY=VALUE, as train.learning_rate=1e-5 is")
         return
     try:
-        value = parse_value(raw, f"{_SET} {text}")
+        value = parse_value(raw, text)
     except SpecError as error:
-        document.problems.append((_SET, str(error).removeprefix(f"{_SET} ")))
+        document.add_problem(Mark(_SET), str(error))
         return
     section = document.value
     for depth, part in enumerate(path[:-1], 1):
         section[part] = section.get(part) or {}
         section = section[part]
         if not isinstance(section, dict):
-            document.problems.append((_SET, f"{text}: {dotted(path[:depth])} is a value, not a section"))
+            document.add_problem(Mark(_SET), f"{text}: {dotted(path[:depth])} is a value, not a section")
             return
     section[path[-1]] = value
     for known in [known for known in document.marks if known[: len(path)] == path]:
         del document.marks[known]
-    document.marks[path] = _SET
+    document.marks[path] = Mark(_SET)
 
 
-def _check_version(document: Document) -> None:
-    version = document.value.get("version", SCHEMA_VERSION)
-    if isinstance(version, int | float) and version > SCHEMA_VERSION:
-        what = f"written for schema version {version}; this release reads {SCHEMA_VERSION}: upgrade Fleetune"
-        raise SpecError(_said(document.mark(("version",)), what))
+def _is_newer(value: Mapping[str, Any]) -> bool:
+    version = value.get("version", SCHEMA_VERSION)
+    return isinstance(version, int | float) and version > SCHEMA_VERSION
 
 
-def _drop_unknown_keys(document: Document, kind: Kind, problems: list[tuple[str, str]]) -> Iterator[str | None]:
+def _drop_unknown_keys(document: Document, kind: Kind) -> Iterator[str | None]:
     """Report and remove keys that no section has; yields the fields that were probably meant."""
     for section, values in list(_sections(document.value, SPEC_MODELS[kind], ())):
         known = frozenset(keys_of(dotted(section), kind))
         for key in [key for key in values if key not in known]:
-            if len(problems) >= MOST_MISTAKES:
+            if len(document.problems) >= MOST_MISTAKES:
                 del values[key]
                 continue
             message, target = unknown_key(dotted(section), key, kind)
-            name = dotted((*section, _short(key)))
-            problems.append((document.mark((*section, key)), f"{name}: {message}"))
+            document.add_problem(document.mark((*section, key)), message, dotted((*section, _short(key))))
             del values[key]
             yield target
 
@@ -296,21 +314,20 @@ def too_large(value: Any, path: Path = ()) -> tuple[Path, str] | None:
     return next((found for name, one in inner if (found := too_large(one, (*path, name)))), None)
 
 
-def _validate(document: Document, kind: Kind, problems: list[tuple[str, str]], meant: set[str]) -> AnySpec | None:
+def _validate(document: Document, kind: Kind, meant: set[str]) -> AnySpec | None:
     try:
         return SPEC_MODELS[kind].model_validate_json(json.dumps(document.value), strict=True)  # type: ignore[return-value]
     except ValidationError as error:
         # Pydantic tells of each default that follows from other fields where any field is wrong.
         found = [one for one in error.errors(include_url=False) if one["type"] != "default_factory_not_called"]
         told = (one for one in found if not _seems_short(one["loc"], one["type"], found))
-        for one in islice(told, max(MOST_MISTAKES - len(problems), 0)):
+        for one in islice(told, max(MOST_MISTAKES - len(document.problems), 0)):
             place = _as_written(document, one["loc"])
             name = dotted(place)
             if one["type"] == "missing" and name in meant:
                 continue  # said already: the key is there under another name
             message = reworded(kind, name, one["type"], one.get("ctx", {}), one["input"])
-            name = name.removesuffix(f".{KEY}")
-            problems.append((document.mark(place), f"{name}: {message}" if name else message))
+            document.add_problem(document.mark(place), message, name.removesuffix(f".{KEY}"))
     return None
 
 
@@ -333,11 +350,6 @@ def _as_written(document: Document, place: Path) -> Path:
     return place
 
 
-def _line(problem: tuple[str, str]) -> tuple[str, int]:
-    source, _, line = problem[0].rpartition(":")
-    return (source, int(line)) if line.isdigit() else (problem[0], 0)
-
-
 def with_absolute_paths(spec: AnySpec, path: str) -> AnySpec:
     """Its paths, relative to a spec's file at `path`. Raises SpecError."""
     if isinstance(spec, SweepSpec):
@@ -345,9 +357,8 @@ def with_absolute_paths(spec: AnySpec, path: str) -> AnySpec:
     base = os.path.dirname(path) if storage.is_url(path) else os.path.dirname(os.path.abspath(path))
     working_dir = None if spec.working_dir is None else _absolute(spec.working_dir, base)
     if working_dir is not None and storage.is_url(working_dir):
-        raise SpecError(
-            f"working_dir: {working_dir} is a URL, and programs run in directories: give one that nodes see"
-        )
+        what = f"{working_dir} is a URL, and programs run in directories: give one that nodes see"
+        raise SpecError.at("working_dir", what)
     if isinstance(spec, CommandSpec):
         return spec.model_copy(update={"working_dir": working_dir})
     root = _absolute(spec.storage_path, base)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
+from cluster.errors import Mistake
 from cluster.text import did_you_mean
 from jobs.errors import SpecError
 from jobs.spec.checking.fields import homes_of, section_model, spec_fields, unknown_key
@@ -33,6 +34,7 @@ _EITHER: Final = (
 _INSTEAD: Final = {**dict(_EITHER), **{other: one for one, other in _EITHER}}
 _PATHS: Final = frozenset({"model.path", "data.train", "data.eval", "storage_path", "working_dir"})
 _LONGEST_VALUE = 20
+_SWEEP: Final = "--sweep"
 
 AnyOne = TypeVar("AnyOne", bound=Spec | CommandSpec | SweepSpec)
 
@@ -51,14 +53,14 @@ def vary(spec: AnyOne, fields: Mapping[str, Iterable[Any]]) -> list[AnyOne]:
     values = _values_by_field(spec.kind, fields)
     combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
     # Without warnings: what was put into a copy is checked here, and may be a dictionary for a section.
-    base, problems, made = spec.model_dump(mode="json", warnings=False), dict[str, None](), []
+    base, problems, made = spec.model_dump(mode="json", warnings=False), dict[Mistake, None](), []
     for changes in combinations:
         try:
             made.append(_changed(base, changes))
         except SpecError as error:
-            problems |= dict.fromkeys(str(error).splitlines())
+            problems |= dict.fromkeys(error.mistakes)
     if problems:
-        raise SpecError("\n".join(problems))
+        raise SpecError.of(problems)
     names = _names([one.name for one in made], values, combinations)
     named = [
         labelled(one, changes).model_copy(update={"name": name})
@@ -73,15 +75,16 @@ def sweep_values(options: Sequence[str]) -> dict[str, list[Any]]:
     Raises:
         SpecError: with the mistakes of all options.
     """
-    fields, problems = dict[str, list[Any]](), list[str]()
+    fields, problems = dict[str, list[Any]](), list[Mistake]()
     for option in options:
         key, equals, text = option.partition("=")
         key = key.strip()
         if not equals or not key or not text.strip():
-            problems.append(f"--sweep: {option!r} is not KEY=VALUE,VALUE, as train.learning_rate=1e-5,5e-5 is")
+            what = f"{option!r} is not KEY=VALUE,VALUE, as train.learning_rate=1e-5,5e-5 is"
+            problems.append(Mistake(what, place=_SWEEP))
             continue
         if key in fields:
-            problems.append(f"--sweep: {key} is given twice: give all its values in one option")
+            problems.append(Mistake(f"{key} is given twice: give all its values in one option", place=_SWEEP))
             continue
         parts = [text] if text.lstrip().startswith("[") else text.split(",")
         if key.startswith("env.") and not text.lstrip().startswith(
@@ -90,30 +93,30 @@ def sweep_values(options: Sequence[str]) -> dict[str, list[Any]]:
             fields[key] = [part.strip() for part in parts]
             continue
         try:
-            values = [parse_value(part.strip(), f"--sweep {option}") for part in parts]
+            values = [parse_value(part.strip(), f"{_SWEEP} {option}") for part in parts]
         except SpecError as error:
-            problems.append(str(error))
+            problems += error.mistakes
             continue
         fields[key] = values[0] if isinstance(values[0], list) and len(values) == 1 else values
     if problems:
-        raise SpecError("\n".join(problems))
+        raise SpecError.of(problems)
     return fields
 
 
 def _values_by_field(kind: Kind, fields: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:
-    values, problems = dict[str, list[Any]](), []
+    values, problems = dict[str, list[Any]](), list[Mistake]()
     for given, wanted in fields.items():
         try:
             name, found = _field_meant(kind, given), _list_of(given, wanted)
             if name in values:
-                raise SpecError(f"{given}: {name} is given twice")
+                raise SpecError.at(given, f"{name} is given twice")
             values[name] = found
         except SpecError as error:
-            problems.append(str(error))
+            problems += error.mistakes
     if not fields:
-        problems.append("nothing is varied: give fields with their values, as learning_rate=[1e-5, 2e-5]")
+        problems.append(Mistake("nothing is varied: give fields with their values, as learning_rate=[1e-5, 2e-5]"))
     if problems:
-        raise SpecError("\n".join(problems))
+        raise SpecError.of(problems)
     count = math.prod(map(len, values.values()))
     if count > MOST_SPECS:
         raise SpecError(
@@ -131,28 +134,29 @@ def _field_meant(kind: Kind, given: str) -> str:
     if not homes:
         section, _, key = given.rpartition(".")
         if section and section not in fields:
-            raise SpecError(f"{given}: there is no section {section}{did_you_mean(given, fields)}")
-        raise SpecError(f"{given}: {unknown_key(section, key, kind)[0]}")
+            raise SpecError.at(given, f"there is no section {section}{did_you_mean(given, fields)}")
+        raise SpecError.at(given, unknown_key(section, key, kind)[0])
     in_train = [name for name in homes if name.startswith("train.")]
     chosen = homes if len(homes) == 1 else in_train
     if len(chosen) != 1:
-        raise SpecError(f"{given}: may mean {' or '.join(homes)}: give one of these, as vary({{{homes[0]!r}: [...]}})")
+        what = f"may mean {' or '.join(homes)}: give one of these, as vary({{{homes[0]!r}: [...]}})"
+        raise SpecError.at(given, what)
     if section_model(fields[chosen[0]]) or chosen[0] in ("version", "kind"):
         what = "is a section: vary the fields in it" if section_model(fields[chosen[0]]) else "is the same for all"
-        raise SpecError(f"{given}: {what}")
+        raise SpecError.at(given, what)
     return chosen[0]
 
 
 def _list_of(given: str, wanted: Any) -> list[Any]:
     """Plain values, out of any sequence, numpy's arrays too. Raises SpecError."""
     if isinstance(wanted, str | bytes | Mapping) or not isinstance(wanted, Iterable):
-        raise SpecError(f"{given}: give a list of values, as {given}=[{wanted!r}]")
+        raise SpecError.at(given, f"give a list of values, as {given}=[{wanted!r}]")
     try:
         values: list[Any] = json.loads(json.dumps(list(wanted), default=lambda value: value.item()))
     except (AttributeError, TypeError, ValueError) as error:
-        raise SpecError(f"{given}: holds a value that a spec cannot have: {error}") from error
+        raise SpecError.at(given, f"holds a value that a spec cannot have: {error}") from error
     if not values:
-        raise SpecError(f"{given}: has no values")
+        raise SpecError.at(given, "has no values")
     return values
 
 

@@ -36,6 +36,7 @@ def outcome_of(paths: JobPaths, result: Record | None, failures: list[Record]) -
             out_of_memory=first["fault"] == Fault.MEMORY,
             lost=first["fault"] in (Fault.MACHINE, Fault.STORAGE),
             faulty_nodes=tuple(sorted(set(broken))),
+            rank=first.get("rank"),
             ended_at=now,
         )
     stopped = result["stopped"]

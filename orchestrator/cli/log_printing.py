@@ -18,7 +18,6 @@ from orchestrator.client.log_reader import (
     TAIL_LINES,
     LogLine,
     LogReader,
-    failed_rank,
     followed,
     last_lines,
     run_logs,
@@ -77,8 +76,7 @@ def print_logs(
 def _of_run(connection: Connection, job: JobView, count: int, as_json: bool) -> None:
     """Print the end of the failed rank's log, and name the logs besides the output."""
     try:
-        logs = run_logs(connection, job)
-        rank = failed_rank(job, logs)
+        logs, rank = run_logs(connection, job)
         for line in last_lines(connection, job, rank, count) if rank else ():
             _print(line, None, as_json)
     except FleetuneError:  # the requested output is printed already

@@ -75,7 +75,11 @@ def _swept(specs: Sequence[Named], options: Sequence[str]) -> list[Named]:
     if not options:
         return list(specs)
     fields = sweep_values(options)
-    found = [Named(spec, f"{one.name} ({spec.name})", one.marks) for one in specs for spec in vary(one.spec, fields)]
+    found = [
+        Named(spec, f"{one.name} ({spec.name})", one.marks, is_checked=True)
+        for one in specs
+        for spec in vary(one.spec, fields)
+    ]
     if len(found) > MOST_JOBS:
         raise InputError(f"these are {len(found):,} jobs, and at most {MOST_JOBS:,} are taken at once: sweep less")
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
 
 from jobs.errors import FleetuneError
 from orchestrator.api import JobView, WhyView
@@ -12,9 +11,9 @@ from orchestrator.client.connection import Connection
 from orchestrator.client.lookup import job_path
 from orchestrator.pages.queue import long_duration
 from orchestrator.queue.states import HOLDS_A_LEASE, State
+from orchestrator.queue.wording import does
 
 FIRST_S, EVERY_S = 1.5, 15.0
-_STARTS: Final = "expected start: "
 
 
 class WaitingNews:
@@ -40,8 +39,7 @@ class WaitingNews:
         except FleetuneError:  # the user has asked for logs, so this is not an error
             return
         self._waited = True
-        reason = told.text.splitlines()[0]
-        if reason != self._said:  # the expected start is ignored here, since it changes all the time
+        reason = told.reason or f"{view.job_id} {does(view.state)}"  # an older server gives none
+        if reason != self._said:  # the expected start changes all the time
             self._said = reason
-            starts = [line for line in told.text.splitlines() if line.startswith(_STARTS)]
-            self._say("; ".join([reason, *starts]))
+            self._say(f"{reason}; expected start: {told.expected}" if told.expected else reason)

@@ -8,6 +8,7 @@ with Client() as client:
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import uuid
@@ -17,12 +18,15 @@ from types import TracebackType
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
+from pydantic import ValidationError
+
+from cluster.errors import Mistake
 from cluster.settings import fleetune_home, server_url
 from jobs.errors import InputError, SpecError
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
-from jobs.spec.load import AnySpec
-from jobs.spec.received import checked
+from jobs.spec.load import AnySpec, spec_of
+from jobs.spec.queue import Queue
 from jobs.spec.sweep import SweepSpec
 from orchestrator.api import (
     MOST_PAGE,
@@ -256,27 +260,32 @@ def submitted(connection: Connection, body: Submission, specs: Sequence[Named]) 
 def asking(
     specs: Sequence[Named], tenant: str | None, priority: int | None, after: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Return specs in the form in which they are sent. Raises SpecError with the mistakes of all of them."""
-    found, wrong = list[dict[str, Any]](), dict[str, None]()
+    """Specs as they are sent, with what is asked for on the way. Raises SpecError: the mistakes of all of them."""
+    found, wrong = list[dict[str, Any]](), dict[Mistake, None]()
     for one in specs:
         try:
-            found.append(_asking(one.spec, tenant, priority, after))
+            found.append(_asking(one, tenant, priority, after))
         except SpecError as error:
             said = of_one(error, one) if len(specs) > 1 else error
-            wrong |= dict.fromkeys(str(said).splitlines())
+            wrong |= dict.fromkeys(said.mistakes)
     if wrong:
-        raise SpecError("\n".join(wrong))
+        raise SpecError.of(wrong)
     return found
 
 
-def _asking(spec: AnySpec, tenant: str | None, priority: int | None, after: tuple[str, ...]) -> dict[str, Any]:
-    """Validate a spec again, since `model_copy(update=...)` accepts any value. Raises SpecError."""
-    sent: dict[str, Any] = spec.model_dump(mode="json", warnings=False)
-    sent = checked(sent).model_dump(mode="json")
+def _asking(one: Named, tenant: str | None, priority: int | None, after: tuple[str, ...]) -> dict[str, Any]:
+    """Raises SpecError."""
+    sent: dict[str, Any] = one.spec.model_dump(mode="json", warnings=False)
+    if not one.is_checked:
+        sent = spec_of(sent).model_dump(mode="json")
     queue = sent["queue"]
     asked = {"tenant": tenant, "priority": priority, "after": [*dict.fromkeys((*queue["after"], *after))] or None}
     given = {name: value for name, value in asked.items() if value is not None}
-    return checked(sent | {"queue": queue | given}).model_dump(mode="json") if given else sent
+    try:
+        changed = Queue.model_validate_json(json.dumps(queue | given), strict=True)
+    except ValidationError:
+        return spec_of(sent | {"queue": queue | given}).model_dump(mode="json")  # it says what is wrong
+    return sent | {"queue": changed.model_dump(mode="json")}
 
 
 def _id_of(job: Job) -> str:

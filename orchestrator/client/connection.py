@@ -15,10 +15,11 @@ from pydantic import BaseModel, ValidationError
 
 import cluster.errors
 import orchestrator.queue.errors
-from cluster.errors import FleetuneError, InputError
+from cluster.errors import FleetuneError, InputError, Mistake
 from cluster.settings import fleetune_home
 from cluster.tls import trusted
-from orchestrator.api import Problem
+from orchestrator.problem import Problem
+from orchestrator.queue.errors import UnknownJob
 
 CONNECT_S: Final = 5.0
 ANSWER_S: Final = 60.0
@@ -30,7 +31,7 @@ LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 # These errors occur before anything reaches the server, so that every request may be repeated.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
-_TOO_OFTEN: Final = b"TooManyFailures"  # the error of an address that failed too often; repeating does not help
+_TOO_OFTEN: Final = "TooManyFailures"  # the problem of an address that was refused again and again: waiting is no help
 
 ToldT = TypeVar("ToldT", bound=BaseModel)
 Params = Mapping[str, "str | int | float | list[str] | None"]
@@ -153,7 +154,7 @@ class Connection:
             except httpx.InvalidURL as error:
                 raise InputError(f"{self.url} is no URL: {error}") from error
             else:
-                if response.status_code not in (429, 503) or self._clock() >= until_s or _TOO_OFTEN in response.content:
+                if response.status_code not in (429, 503) or self._clock() >= until_s or _is_too_often(response):
                     return response
                 self._has_answered = True
             self._sleep(min(pause_s * random.uniform(0.8, 1.2), max(until_s - self._clock(), 0.0)))
@@ -175,14 +176,17 @@ class Connection:
         raise self._error_of(response.status_code, problem)
 
     def _error_of(self, status: int, problem: Problem) -> FleetuneError:
-        if status == 401 or problem.error == _TOO_OFTEN.decode():
+        if status == 401 or problem.error == _TOO_OFTEN:
             return TokenRefused(f"{problem.message} ({self._token_words()})")
         if status == 403:
             return TokenRefused(problem.message)
-        kind = _KINDS.get(problem.error)
-        if kind is not None:
-            return kind(problem.message)
-        return (InputError if 400 <= status < 500 else ServerError)(problem.message)
+        kind = _KINDS.get(problem.error) or (InputError if 400 <= status < 500 else ServerError)
+        if issubclass(kind, InputError) and problem.items:
+            return kind.of(Mistake(one.message, one.field, spec=one.spec) for one in problem.items)
+        error = kind(problem.message)
+        if isinstance(error, UnknownJob):
+            error.meant = problem.meant
+        return error
 
     def _token_words(self) -> str:
         if self._token is None:
@@ -225,6 +229,13 @@ class Connection:
             f"what answers at {self.url} is no server of Fleetune: it said {response.status_code} ({kind}){moved}"
             f"{f': {start}' if start else ''}. Say which server with --url or FLEETUNE_URL"
         )
+
+
+def _is_too_often(response: httpx.Response) -> bool:
+    try:
+        return Problem.model_validate_json(response.content).error == _TOO_OFTEN
+    except ValidationError:  # of something that stands before the server
+        return False
 
 
 def checked_url(url: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
@@ -23,8 +23,7 @@ LONGEST_PAUSE_S: Final = 1.0
 ALL: Final = "all"  # as a source: every log
 TAIL_LINES: Final = 20
 _ATTEMPT = re.compile(rf"^{OUTPUT}(-[0-9]+)?$")
-_RANK = re.compile(r"\brank ([0-9]+)\b")
-_LATER = re.compile(rf"^(rank-[0-9]+|{OUTPUT}-[0-9]+)$")  # logs that may appear later
+_LATER = re.compile(rf"^(rank-[0-9]+|{OUTPUT}-[0-9]+)$")  # may still come
 
 
 @dataclass(frozen=True)
@@ -124,18 +123,17 @@ def _of_run(connection: Connection, path: str) -> tuple[str, ...]:
     return tuple(one for one in connection.get(path, LogSources).sources if not _ATTEMPT.match(one))
 
 
-def run_logs(connection: Connection, job: JobView) -> tuple[str, ...]:
-    """List the logs of the job's run: `driver`, `rank-0`, ... A command has none."""
-    return _of_run(connection, f"{job_path(job.job_id)}/logs")
+def run_logs(connection: Connection, job: JobView) -> tuple[tuple[str, ...], str | None]:
+    """The logs of the job's run, `driver`, `rank-0`, ..., and the one of the rank that made the job fail.
 
-
-def failed_rank(job: JobView, logs: Sequence[str]) -> str | None:
-    """Return the log of the rank that made the job fail, if its message names one or there is only one rank."""
+    A command has none. The rank is not known where several have logs and the server names none.
+    """
+    told = connection.get(f"{job_path(job.job_id)}/logs", LogSources)
+    logs = tuple(one for one in told.sources if not _ATTEMPT.match(one))
     ranks = [name for name in logs if name.startswith("rank-")]
-    named = [f"rank-{number}" for number in _RANK.findall(job.message)]
     if job.state is not State.FAILED:
-        return None
-    return next((name for name in named if name in ranks), ranks[0] if len(ranks) == 1 else None)
+        return logs, None
+    return logs, told.failed or (ranks[0] if len(ranks) == 1 else None)
 
 
 def last_lines(connection: Connection, job: JobView, source: str, count: int = TAIL_LINES) -> list[LogLine]:

@@ -40,9 +40,9 @@ def find_job(connection: Connection, given: str) -> JobView:
         if not page.jobs:
             page = _writing(connection, given)
         if not page.jobs:
-            said, old = _unknown(connection, given, str(error)), removed_jobs(connection)
-            if old:
-                said += f"{'' if said.endswith('?') else '.'} {old[:1].upper()}{old[1:]}"
+            said, asks = (str(error), True) if error.meant else _unknown(connection, given)
+            if old := removed_jobs(connection):
+                said += f"{'' if asks else '.'} {old[:1].upper()}{old[1:]}"
             raise UnknownJob(said) from None
     if len(page.jobs) == 1 and page.next is None:
         return page.jobs[0]
@@ -66,19 +66,19 @@ def removed_jobs(connection: Connection) -> str:
     return removed(connection.get("/v1/server", Server).retention_days)
 
 
-def _unknown(connection: Connection, given: str, said: str) -> str:
-    """Make a message with the server's suggestion, or with similar ids, or with ids of the same name."""
-    if "did you mean" in said:
-        return said
+def _unknown(connection: Connection, given: str) -> tuple[str, bool]:
+    """Ids that look like the given one, or those of the same name; and whether the text ends with a question."""
     if _OF_A_RUN.fullmatch(given):
-        return f"no job of the queue writes a run {given!r}. To see a run of your own: fleetune show {given}"
+        return f"no job of the queue writes a run {given!r}. To see a run of your own: fleetune show {given}", False
     newest = [job.job_id for job in connection.get("/v1/jobs", JobPage, {"limit": 200}).jobs]
-    hint = did_you_mean(given, newest)
-    if not hint and (same := [one for one in newest if one.rpartition("-")[0] == given.rpartition("-")[0]]):
-        hint = f": jobs of that name are {', '.join(same[:NAMED])}{' and more' if len(same) > NAMED else ''}"
-    hint = hint or did_you_mean(given, {one.rpartition("-")[0] for one in newest})
-    lists = ": `fleetune queue --all` lists the jobs, and `fleetune runs` your own runs"
-    return f"there is no job {given!r}{hint or lists}"
+    if hint := did_you_mean(given, newest):
+        return f"there is no job {given!r}{hint}", True
+    if same := [one for one in newest if one.rpartition("-")[0] == given.rpartition("-")[0]]:
+        names = f"{', '.join(same[:NAMED])}{' and more' if len(same) > NAMED else ''}"
+        return f"there is no job {given!r}: jobs of that name are {names}", False
+    if hint := did_you_mean(given, {one.rpartition("-")[0] for one in newest}):
+        return f"there is no job {given!r}{hint}", True
+    return f"there is no job {given!r}: `fleetune queue --all` lists the jobs, and `fleetune runs` your own runs", False
 
 
 def find_node(nodes: Nodes, given: str) -> NodeView:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
 
+from cluster.errors import Mistake
 from jobs.errors import InputError, SpecError
+from jobs.spec.checking.lines import Mark
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.labels import labelled
 from jobs.spec.load import AnySpec, load_marked, override_value
 from jobs.spec.sweep import SweepSpec
-
-_NUMBERED: Final = re.compile(r"spec ([0-9]+): (.*)")  # as `service.admission.problems` writes it
-_OF_A_FIELD: Final = re.compile(r"([a-z_][\w.]*): ")
 
 
 @dataclass(frozen=True)
@@ -24,21 +21,21 @@ class Named:
     """A spec and its name.
 
     Attributes:
-        name: path of its file, or else its place in the submission.
-        marks: locations of its fields (`job.yaml:12`), by dotted name.
+        name: its file; or else its place in the submission.
+        marks: where its fields are written (`job.yaml:12`), by their dotted names.
+        is_checked: whether the spec is known to be valid. One from a script may be a copy with any values:
+            `model_copy(update=...)` takes anything, a dictionary for a section too.
     """
 
     spec: AnySpec
     name: str
-    marks: Mapping[str, str] = field(default_factory=dict)
+    marks: Mapping[str, Mark] = field(default_factory=dict)
+    is_checked: bool = False
 
 
 def named(given: Sequence[AnySpec | str | os.PathLike[str]], overrides: Sequence[str] = ()) -> list[Named]:
-    """Load specs from files, and name all of them. `overrides` apply to files only.
-
-    Raises SpecError with the mistakes of all specs.
-    """
-    found, wrong = list[Named](), dict[str, None]()
+    """Specs, and what files have; `overrides` are for those in files. Raises SpecError: the mistakes of all of them."""
+    found, wrong = list[Named](), dict[Mistake, None]()
     for number, one in enumerate(given, 1):
         if isinstance(one, Spec | CommandSpec | SweepSpec):
             found.append(Named(one, f"spec {number} ({one.name})"))
@@ -47,42 +44,36 @@ def named(given: Sequence[AnySpec | str | os.PathLike[str]], overrides: Sequence
         try:
             loaded = load_marked(path, overrides)
         except SpecError as error:
-            wrong |= dict.fromkeys(str(error).splitlines())  # a wrong override is reported once
+            wrong |= dict.fromkeys(error.mistakes)  # of a wrong option once
         else:
             changes = dict(override_value(one) for one in overrides)
-            found.append(Named(labelled(loaded.spec, changes), path, loaded.marks))
+            found.append(Named(labelled(loaded.spec, changes), path, loaded.marks, is_checked=True))
     if wrong:
-        raise SpecError("\n".join(wrong))
+        raise SpecError.of(wrong)
     return found
 
 
 def with_names(error: InputError, specs: Sequence[Named]) -> InputError:
-    """Replace numbers of specs in a server's error by names, and fields by lines."""
-    return type(error)("\n".join(_line(line, specs) for line in str(error).splitlines()))
+    """What the server says of a submission, with names and lines where it has numbers and fields."""
+    return type(error).of(_placed(mistake, specs) for mistake in error.mistakes)
 
 
 def of_one(error: InputError, spec: Named) -> InputError:
-    """Add the name of the spec to an error about one of several."""
-
-    def said(line: str) -> str:
-        return line if line.startswith(" ") else f"{_mark(spec, line) or spec.name}: {line}"
-
-    return type(error)("\n".join(map(said, str(error).splitlines())))
+    """What is wrong with this one of several."""
+    return type(error).of(
+        replace(one, place=one.place or _mark(spec, one.field) or spec.name) for one in error.mistakes
+    )
 
 
-def _line(line: str, specs: Sequence[Named]) -> str:
-    match = _NUMBERED.fullmatch(line)
-    if match is not None and 1 <= int(match[1]) <= len(specs):
-        one, said = specs[int(match[1]) - 1], match[2]
-        return f"{_mark(one, said) or one.name}: {said}"
-    mark = _mark(specs[0], line) if len(specs) == 1 else None
-    return f"{mark}: {line}" if mark else line
+def _placed(mistake: Mistake, specs: Sequence[Named]) -> Mistake:
+    if mistake.spec is not None and 1 <= mistake.spec <= len(specs):
+        spec = specs[mistake.spec - 1]
+        return replace(mistake, spec=None, place=_mark(spec, mistake.field) or spec.name)
+    return replace(mistake, place=_mark(specs[0], mistake.field)) if len(specs) == 1 else mistake
 
 
-def _mark(spec: Named, said: str) -> str | None:
-    """Return where the field that a message is about is written."""
-    match = _OF_A_FIELD.match(said)
-    name = match[1] if match is not None else ""
-    while name and name not in spec.marks:  # a field that is left out belongs to a section that is written
+def _mark(spec: Named, name: str) -> str:
+    """Where the field of that name is written; empty: nobody knows."""
+    while name and name not in spec.marks:  # a field that is left out belongs to a section that is there
         name = name.rpartition(".")[0]
-    return spec.marks.get(name)
+    return str(spec.marks[name]) if name else ""

@@ -1,4 +1,4 @@
-"""From errors to answers: `api.Problem` and a status."""
+"""From whatever went wrong to what is answered: `Problem` and a status."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cluster.errors import BackendUnreachable, FleetuneError, InputError
+from cluster.errors import BackendUnreachable, FleetuneError, InputError, Mistake
 from jobs.spec.checking.mistakes import must_be, shown
-from orchestrator.api import Problem
 from orchestrator.http.scrub import Scrubber
-from orchestrator.queue.errors import NotLeader, StoreBroken
+from orchestrator.problem import Problem, ProblemItem
+from orchestrator.queue.errors import NotLeader, StoreBroken, UnknownJob
 
 TOLD = "fleetune.told"  # key in the scope: the error was logged already
 _AGAIN_S = 2
@@ -60,21 +60,39 @@ def status_of(error: FleetuneError) -> int:
 
 
 def answer(
-    error: str, message: str, status: int, headers: Mapping[str, str] | None = None, queue: str = ""
+    error: str,
+    message: str,
+    status: int,
+    headers: Mapping[str, str] | None = None,
+    queue: str = "",
+    items: tuple[ProblemItem, ...] = (),
+    meant: tuple[str, ...] = (),
 ) -> Response:
     more = dict(headers or {})
     if status in (429, 503):
         more.setdefault("Retry-After", str(_AGAIN_S))
     if status == 401:
         more["WWW-Authenticate"] = "Bearer"
-    body = Problem(error=error, message=message, queue=queue).model_dump_json()
+    body = Problem(error=error, message=message, queue=queue, items=items, meant=meant).model_dump_json()
     return Response(body, status, more, media_type="application/json")
 
 
 def answer_to(error: FleetuneError, scrub: Scrubber, queue: str = "") -> Response:
     wait_s = getattr(error, "retry_after_s", None)
     headers = None if wait_s is None else {"Retry-After": str(math.ceil(wait_s))}
-    return answer(type(error).__name__, scrub.line(str(error)), status_of(error), headers, queue)
+    items = _items(error, scrub) if isinstance(error, InputError) else ()
+    meant = error.meant if isinstance(error, UnknownJob) else ()
+    return answer(type(error).__name__, scrub.line(str(error)), status_of(error), headers, queue, items, meant)
+
+
+def _items(error: InputError, scrub: Scrubber) -> tuple[ProblemItem, ...]:
+    """The mistakes, if one of them is in a field or in one of several specs: else the message says all."""
+    if not any(one.field or one.spec for one in error.mistakes):
+        return ()
+    return tuple(
+        ProblemItem(spec=one.spec, field=scrub.line(one.field), message=scrub.line(one.message))
+        for one in error.mistakes
+    )
 
 
 def handle(app: FastAPI, scrub: Scrubber, say: Callable[[str], None], queue: str = "") -> None:
@@ -93,7 +111,8 @@ def handle(app: FastAPI, scrub: Scrubber, say: Callable[[str], None], queue: str
 
     async def shape(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return answer("WrongShape", scrub.line(shape_message(error.errors())), 422, queue=queue)
+        wrong = shape_error(error.errors())
+        return answer("WrongShape", scrub.line(str(wrong)), 422, queue=queue, items=_items(wrong, scrub))
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -122,21 +141,18 @@ def route_of(scope: Mapping[str, Any]) -> str:
     return str(getattr(scope.get("route"), "path", "(none)"))
 
 
-def shape_message(errors: Sequence[Any]) -> str:
-    """Describe invalid fields: where, what is allowed, what was given.
-
-    Texts in a body may be secret, and are not shown.
-    """
-    lines = [_line(error) for error in errors[:_MOST_SHOWN]]
+def shape_error(errors: Sequence[Any]) -> InputError:
+    """Where, what is allowed, and what was given; of a text in a body, which may be a secret, only that it is one."""
+    mistakes = [_mistake(error) for error in errors[:_MOST_SHOWN]]
     if len(errors) > _MOST_SHOWN:
-        lines.append(f"and {len(errors) - _MOST_SHOWN} more")
-    return lines[0] if len(lines) == 1 else "\n".join(lines)
+        mistakes.append(Mistake(f"and {len(errors) - _MOST_SHOWN} more"))
+    return InputError.of(mistakes)
 
 
-def _line(error: Any) -> str:
+def _mistake(error: Any) -> Mistake:
     if error["type"] == "json_invalid":
-        return f"the body is no JSON: {error['ctx']['error']}"
-    return f"{_place(error['loc'])}: {_wrong(str(error['type']), error.get('ctx') or {}, error)}"
+        return Mistake(f"the body is no JSON: {error['ctx']['error']}")
+    return Mistake(_wrong(str(error["type"]), error.get("ctx") or {}, error), _place(error["loc"]))
 
 
 def _wrong(mistake: str, context: Mapping[str, Any], error: Any) -> str:

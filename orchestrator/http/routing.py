@@ -21,6 +21,7 @@ from orchestrator.http.errors import TooMany
 from orchestrator.http.gate import CALLER
 from orchestrator.http.metrics import Meters
 from orchestrator.http.scrub import Scrubber
+from orchestrator.problem import Problem
 from orchestrator.queue.errors import UnknownJob, UnreadableJob
 from orchestrator.queue.records import Job, UnreadableRow
 from orchestrator.queue.store import Store
@@ -49,8 +50,8 @@ _WHAT: Final = {
 
 
 def problems(*statuses: int) -> Responses:
-    """Document the errors of a route."""
-    return {status: {"model": api.Problem, "description": _WHAT[status]} for status in sorted({*statuses, 500, 503})}
+    """What a route may answer with besides its result, for its documentation."""
+    return {status: {"model": Problem, "description": _WHAT[status]} for status in sorted({*statuses, 500, 503})}
 
 
 class Slow:
@@ -155,7 +156,7 @@ def named(rows: Iterable[UnreadableRow], caller: Caller) -> Iterator[str]:
 
 
 def unknown(job_id: str) -> UnknownJob:
-    return UnknownJob(f"there is no job {job_id!r}")
+    return UnknownJob.named(job_id)
 
 
 def router(tag: str, prefix: str = "/v1") -> APIRouter:

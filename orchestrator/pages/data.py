@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cluster.text import many
-from jobs.data.quality.report import DataReport, Example, Finding, LabelCount, Packing, SourceReport
+from jobs.data.quality.report import NEARLY_EQUAL, DataReport, Example, Finding, LabelCount, Packing, SourceReport
 from orchestrator.pages.svg import Bins, bin_words, compact, percent, size
 
 NARROWEST = 60
@@ -130,7 +130,7 @@ def place_words(example: Example, names: Mapping[str, str], kind: str, width: in
         return shortened_within(location(example.file, example.line, names), width)
     both = ((example.file, example.line), (example.other_file, example.other_line or 0))
     each = [shortened_within(location(file, line, names), width // 2) for file, line in both]
-    return ("{} ≈ {}" if "near" in kind else "{} = {}").format(*each)
+    return ("{} ≈ {}" if kind in NEARLY_EQUAL else "{} = {}").format(*each)
 
 
 def location(file: str, line: int, names: Mapping[str, str]) -> str:

@@ -25,7 +25,9 @@ def event_rows(events: Sequence[EventView]) -> list[Row]:
 
 
 def _what(event: EventView) -> str:
-    return plain(event.message or event.kind if event.job_id is None else happened(event.kind, event.message))
+    if event.job_id is None:
+        return plain(event.message or event.kind)
+    return plain(happened(event.kind, event.message, event.data))
 
 
 def event_lines(events: Sequence[EventView]) -> list[str]:

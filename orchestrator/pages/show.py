@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from cluster.text import many, when_written
+from cluster.text import first_line, many, when_written
 from jobs.planning import plan_batching
 from jobs.preflight.validate import Validated
 from jobs.run.metric_names import metric_words
@@ -223,10 +223,12 @@ def run_page(details: RunDetails) -> str:
     rows += [(f"{name} at", path) for name, path in details.paths.items()]
     if details.resume:
         rows.append(("resume", details.resume))
-    parts = [table(rows), "last events:\n" + table((_event_row(event) for event in details.events), "  ")]
+    parts = [table(rows)]
+    if details.events:
+        parts.append("last events:\n" + table((_event_row(event) for event in details.events), "  "))
     if details.log_tail:
         parts.append("end of " + details.log_tail)
-    return "\n\n".join(part for part in parts if not part.endswith("events:\n"))
+    return "\n\n".join(parts)
 
 
 def _data_of(spec: Mapping[str, Any]) -> str:
@@ -238,7 +240,7 @@ def _data_of(spec: Mapping[str, Any]) -> str:
 
 
 def _event_row(event: Mapping[str, Any]) -> Row:
-    message = str(event.get("message", "")).partition("\n")[0]  # the last event also has paths, which are shown above
+    message = first_line(str(event.get("message", "")))  # the last one also has paths, which stand above
     return when_written(str(event.get("at", ""))), f"{event.get('kind', '')}: {message}"
 
 

@@ -17,7 +17,28 @@ class QueueError(InputError):
 
 
 class UnknownJob(QueueError):
+    """There is no such job, or none that the caller may see.
+
+    Attributes:
+        meant: ids of jobs that were perhaps meant; the message has them too.
+    """
+
     status = 404
+    meant: tuple[str, ...] = ()
+    _without_hint: UnknownJob | None = None
+
+    @classmethod
+    def named(cls, job_id: str, meant: Collection[str] = (), more: str = "") -> UnknownJob:
+        """`more`: a sentence about the job, if there is something to say."""
+        hint = f": did you mean {', '.join(meant)}?" if meant else ""
+        error = cls(f"there is no job {job_id!r}{hint}{f' {more}' if more else ''}")
+        error.meant = tuple(meant)
+        error._without_hint = cls.named(job_id) if meant else None
+        return error
+
+    def without_hint(self) -> UnknownJob:
+        """Return the same error without the ids of other jobs."""
+        return self._without_hint or self
 
 
 class UnreadableJob(QueueError):

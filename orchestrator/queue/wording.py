@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from orchestrator.queue.states import Reason, State, Wanted
 
@@ -27,7 +26,6 @@ _ASKED_OF_IT: Final[Mapping[str, str]] = {
 }
 _STOPS: Final[Mapping[str, str]] = {"cancelled": "is ending, as it was asked to", "paused": "is pausing"}
 _SAY_NOTHING: Final = frozenset({Reason.ANSWERED.value, Reason.FINISHED.value, Reason.GRANTED.value})
-_ASKS: Final = re.compile(r"(.+) asks: (.+)", re.DOTALL)
 
 
 def removed(retention_days: float | None) -> str:
@@ -49,42 +47,37 @@ def telling(kind: str, message: str) -> str:
     return "" if message in _SAY_NOTHING or message == kind else message
 
 
-def happened(kind: str, message: str) -> str:
-    """Describe an event, to follow the name of its job.
+def happened(kind: str, message: str, data: Mapping[str, Any]) -> str:
+    """An event, after the name of its job.
 
     Args:
-        kind, message: as in `records.QueueEvent`.
+        kind, message, data: as `records.QueueEvent` has them. Events of earlier releases, and what an earlier server
+            tells of events, may have no data: then the message alone is shown.
     """
     if kind == "asked":
-        return _asked(message)
+        return _asked(data) if "by" in data else message
     if kind not in list(State):
         return message or kind
     state, more = State(kind), telling(kind, message)
     if state is State.QUEUED:
-        return _put_into_the_queue(more)
+        return _put_into_the_queue(more, data.get("reason"))
     if state is State.STARTING:
-        return f"starts {more}" if more.startswith("on ") else "starts" + (f": {more}" if more else "")
+        return f"starts {more}" if data.get("placement") else "starts" + (f": {more}" if more else "")
     if state is State.STOPPING and more in _STOPS:
         return _STOPS[more]
     return _DOES[state] + (f": {more}" if more else "")
 
 
-def _put_into_the_queue(message: str) -> str:
-    if not message or message.startswith(("submitted by ", "retried by ")):
+def _put_into_the_queue(message: str, reason: str | None) -> str:
+    if not message or reason in (None, Reason.SUBMITTED, Reason.RETRIED):
         return message or _DOES[State.QUEUED]
-    return "is paused" if message == Reason.PAUSED else f"is back in the queue: {message}"
+    return "is paused" if reason == Reason.PAUSED else f"is back in the queue: {message}"
 
 
-def _asked(message: str) -> str:
-    """Rephrase `anna asks: cancel`."""
-    found = _ASKS.fullmatch(message)
-    if found is None:
-        return message
-    who, what = found.groups()
-    return f"{who} {' and '.join(map(_one_asked, what.split(', ')))}"
-
-
-def _one_asked(what: str) -> str:
-    if what.startswith("priority "):
-        return f"gave it {what}"
-    return _ASKED_OF_IT.get(what, f"asked it for {what}")
+def _asked(data: Mapping[str, Any]) -> str:
+    asked = []
+    if (wanted := data.get("wanted")) is not None:
+        asked.append(_ASKED_OF_IT.get(wanted, f"asked it for {wanted}"))
+    if (priority := data.get("priority")) is not None:
+        asked.append(f"gave it priority {priority}")
+    return f"{data['by']} {' and '.join(asked) or 'asked it for nothing'}"

@@ -23,9 +23,10 @@ def outside(field: str, path: str, tenant: str, roots: Sequence[str] | None) -> 
     """
     if roots is None or root_of(path, roots) is not None:
         return None
-    return Forbidden(
-        f"{field}: {location.shown(path)} is outside of what tenant {tenant!r} may use. Allowed is what lies under "
-        f"{_listed(roots)}, written without '..'"
+    return Forbidden.at(
+        field,
+        f"{location.shown(path)} is outside of what tenant {tenant!r} may use. Allowed is what lies under "
+        f"{_listed(roots)}, written without '..'",
     )
 
 

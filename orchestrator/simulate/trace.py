@@ -40,18 +40,20 @@ def read_trace(path: str, most_gpus: int | None) -> tuple[TraceJob, ...]:
             are named.
     """
     jobs, bad = list[TraceJob](), list[str]()
-    last: tuple[int, float] | None = None  # (line, submit_s) of the previous row
+    last: tuple[int, float] | None = None  # line and submit_s of the row before
+    is_unsorted = False
     for line, fields in _rows(path):
         reader = _Reader(fields)
         job = reader.job(most_gpus)
         submit_s = job.submit_s
         if last and submit_s < last[1]:
+            is_unsorted = True
             reader.reasons.append(f"submitted at {submit_s:g} s, before line {last[0]} ({last[1]:g} s)")
         last = last if math.isnan(submit_s) else (line, submit_s)
         jobs.append(job)
         bad += [f"line {line}: {'; '.join(reader.reasons)}"] if reader.reasons else []
     if bad:
-        raise TraceError(_bad_rows(path, bad))
+        raise TraceError(_bad_rows(path, bad, is_unsorted))
     if not jobs:
         raise TraceError(f"{path} has no jobs: below its first line there must be a line for each job")
     return tuple(jobs)
@@ -160,11 +162,11 @@ def _text(path: str) -> str:
     return text
 
 
-def _bad_rows(path: str, bad: Sequence[str]) -> str:
+def _bad_rows(path: str, bad: Sequence[str], is_unsorted: bool) -> str:
     count = "1 bad row" if len(bad) == 1 else f"{len(bad):,} bad rows"
     lines = [f"{path} has {count}, and nothing was simulated:", *(f"  {one}" for one in bad[:_TOLD])]
     if len(bad) > _TOLD:
         lines.append(f"  and {len(bad) - _TOLD:,} more")
-    if any(", before line " in one for one in bad):
+    if is_unsorted:
         lines.append("Sorting the rows by submit_s mends their order.")
     return "\n".join(lines)

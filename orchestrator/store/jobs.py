@@ -82,14 +82,17 @@ def spec(connection: Connection, job_id: str) -> str:
     return str(found)
 
 
-def unknown(connection: Connection, job_id: str) -> UnknownJob:
-    """Make an error that names ids that begin with `job_id`, or else ids that are similar."""
+def unknown(connection: Connection, job_id: str, more: str = "") -> UnknownJob:
+    """The error, with the ids that were perhaps meant: those it is the start of, or else those that begin like it.
+
+    `more`: see `UnknownJob.named`.
+    """
     for length in range(len(job_id), max(len(job_id) - _TAIL, 0), -1):
         alike = [job.job_id for job in pages.page(connection, Filter(name=job_id[:length]), None, 50)]
         near = alike[:3] if length == len(job_id) else difflib.get_close_matches(job_id, alike, n=3, cutoff=0.7)
         if near:
-            return UnknownJob(f"there is no job {job_id!r}: did you mean {', '.join(near)}?")
-    return UnknownJob(f"there is no job {job_id!r}")
+            return UnknownJob.named(job_id, near, more)
+    return UnknownJob.named(job_id, more=more)
 
 
 def ask(connection: Connection, job_id: str, change: Change, now_s: float, by: str) -> Job:

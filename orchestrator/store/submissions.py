@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, exc, insert, select
 
-from orchestrator.queue.errors import KeyReused, StoreBroken, UnknownJob, UnknownTenant
+from orchestrator.queue.errors import KeyReused, StoreBroken, UnknownTenant
 from orchestrator.queue.records import Job, NewJob, QueueEvent
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Filter, SubmissionKey
@@ -166,7 +166,9 @@ def _made(new: NewJob, job_id: str, place: int, numbers: Numbers, now_s: float) 
 
 
 def _event(job: Job) -> QueueEvent:
-    return QueueEvent(job.submitted_s, State.QUEUED, plain(f"submitted by {job.submitted_by}"), job.job_id)
+    said = plain(f"submitted by {job.submitted_by}")
+    data = {"reason": job.reason, "by": plain(job.submitted_by)}
+    return QueueEvent(job.submitted_s, State.QUEUED, said, job.job_id, data)
 
 
 def _check_key(connection: Connection, submission: Submission) -> None:
@@ -199,7 +201,7 @@ def _check_parents(connection: Connection, new: Sequence[NewJob]) -> None:
         return
     known = jobtable.get_all(connection, parents)
     if missing := [parent for parent in parents if parent not in known]:
-        raise UnknownJob(f"{jobtable.unknown(connection, missing[0])} It is named in `after`")
+        raise jobtable.unknown(connection, missing[0], "It is named in `after`")
 
 
 def _check_queued(connection: Connection, new: Sequence[NewJob]) -> None:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from orchestrator import api
+from orchestrator.problem import Problem
 from tests.support.processes import wait_for
 from tests.support.server import Server, server, spec
 
@@ -38,9 +39,9 @@ def submit(client: httpx.Client, *specs: dict[str, Any], **more: Any) -> list[ap
     return list(api.JobPage.model_validate_json(answer.content).jobs)
 
 
-def refused(answer: httpx.Response, status: int, *words: str) -> api.Problem:
+def refused(answer: httpx.Response, status: int, *words: str) -> Problem:
     assert answer.status_code == status, answer.text
-    problem = api.Problem.model_validate_json(answer.content)
+    problem = Problem.model_validate_json(answer.content)
     missing = [word for word in words if word not in problem.message]
     assert not missing, problem.message
     return problem
@@ -58,8 +59,13 @@ def test_a_submitted_job_is_queued_started_and_cancelled(client: httpx.Client) -
     assert client.post(f"/v1/jobs/{sent.job_id}/cancel").raise_for_status().json()["wanted"] == "cancel"
     wait_for(lambda: job(client, sent.job_id).state == "cancelled", "it was cancelled")
     refused(client.post(f"/v1/jobs/{sent.job_id}/cancel"), 409, "was cancelled: it is too late")
-    kinds = [event["kind"] for event in client.get(f"/v1/jobs/{sent.job_id}/events").json()["events"]]
+    events = client.get(f"/v1/jobs/{sent.job_id}/events").json()["events"]
+    kinds = [event["kind"] for event in events]
     assert kinds[0] == "queued" and kinds[-1] == "cancelled"
+    assert events[0]["data"] == {"reason": "submitted", "by": "local"}
+    assert {"by": "local", "wanted": "cancel"} in [event["data"] for event in events]
+    why = client.get(f"/v1/jobs/{sent.job_id}/why").json()
+    assert why["text"].startswith(why["reason"]) and why["text"].endswith(f"\nto do: {why['next_step']}")
     assert client.post(f"/v1/jobs/{sent.job_id}/retry").raise_for_status().json()["state"] == "queued"
     client.post(f"/v1/jobs/{sent.job_id}/cancel")
 
@@ -79,7 +85,9 @@ def test_jobs_come_back_in_the_order_of_their_specs(client: httpx.Client) -> Non
 def test_one_of_several_that_is_wrong_queues_none(client: httpx.Client) -> None:
     before = client.get("/v1/counts").json()
     answer = client.post("/v1/jobs", json={"specs": [spec("fine"), {**spec("broken"), "command": []}]})
-    assert answer.status_code == 400
+    problem = refused(answer, 400, "spec 2: command: ")
+    assert [(one.spec, one.field) for one in problem.items] == [(2, "command")]
+    assert problem.message == f"spec 2: command: {problem.items[0].message}"
     assert client.get("/v1/jobs", params={"name": "fine"}).json()["jobs"] == []
     assert client.get("/v1/counts").json()["states"].keys() == before["states"].keys()
 
@@ -156,7 +164,9 @@ def test_lists_are_filtered_by_state_name_and_tenant(client: httpx.Client) -> No
 def test_the_priority_of_a_waiting_job_is_changed(client: httpx.Client) -> None:
     (sent,) = submit(client, spec("urgent", gpus=8))
     assert client.put(f"/v1/jobs/{sent.job_id}/priority", json={"priority": 7}).json()["priority"] == 7
-    refused(client.put(f"/v1/jobs/{sent.job_id}/priority", json={"priority": 1001}), 422, "body.priority", "1000")
+    answer = client.put(f"/v1/jobs/{sent.job_id}/priority", json={"priority": 1001})
+    problem = refused(answer, 422, "body.priority", "1000")
+    assert [one.field for one in problem.items] == ["body.priority"]
     client.post(f"/v1/jobs/{sent.job_id}/cancel")
 
 
@@ -187,7 +197,8 @@ def test_the_spec_comes_back_without_what_looks_secret(client: httpx.Client) -> 
 
 def test_unknown_things_are_404_and_say_what_was_meant(client: httpx.Client) -> None:
     (sent,) = submit(client, spec("nearly"))
-    refused(client.get(f"/v1/jobs/{sent.job_id[:-1]}"), 404, "did you mean", sent.job_id)
+    problem = refused(client.get(f"/v1/jobs/{sent.job_id[:-1]}"), 404, "did you mean", sent.job_id)
+    assert problem.meant == (sent.job_id,)
     for path in ("", "/spec", "/events", "/why", "/logs", "/logs/output", "/metrics"):
         refused(client.get(f"/v1/jobs/zzz{path}"), 404, "zzz")
     for path in ("cancel", "pause", "resume", "retry"):

@@ -19,7 +19,7 @@ from schemathesis.core.errors import InvalidSchema
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
-from orchestrator.api import Problem
+from orchestrator.problem import Problem
 from orchestrator.service.context.identity import attempt_token
 from orchestrator.store import open_store
 from tests.support.server import Server, server, spec

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from jobs.data.preparation.prepare import fingerprint, prepare
 from jobs.data.prepared import IGNORE_INDEX, Prepared
+from jobs.data.sources.bad_rows import Reason
 from jobs.data.sources.formats import ChatSample, ClassSample, TextSample
 from jobs.data.sources.tokenize import load_tokenizer, tokenise
 from jobs.errors import DataError
@@ -212,7 +213,7 @@ def test_cut_leaves_no_piece_without_a_target(model_dir: str) -> None:
         sizes = [len(row["input_ids"]) for row in result] if isinstance(result, list) else []
         assert min(sizes) >= 2 and max(sizes) <= 8
     (lonely,) = tokenise([TextSample("<|im_end|>")], tokenizer, 8)
-    assert isinstance(lonely, str)
+    assert isinstance(lonely, Reason)
 
 
 def test_class_text_is_truncated(model_dir: str) -> None:
@@ -263,21 +264,23 @@ def test_chat_that_is_cut_keeps_its_targets_or_is_set_aside(model_dir: str) -> N
     whole, cut, short = (tokenise([talk], tokenizer, seq_len)[0] for seq_len in (512, 64, 16))
     assert isinstance(whole, list) and isinstance(cut, list)
     assert cut[0]["labels"].tolist() == whole[0]["labels"].tolist()[:64]
-    assert isinstance(short, str) and short.startswith("no token of the assistant is left after data.seq_len (16)")
+    assert isinstance(short, Reason) and short.text.startswith(
+        "no token of the assistant is left after data.seq_len (16)"
+    )
 
 
 def test_template_that_rewrites_earlier_turns_is_told(tmp_path: Path, model_dir: str) -> None:
     tokenizer = load_tokenizer(with_template(model_dir, tmp_path / "m", FORGETFUL))
     one, two = tokenise([ChatSample(tuple(DIALOGUES[0])), ChatSample(tuple(DIALOGUES[1]))], tokenizer, 512)
     assert isinstance(one, list)
-    assert two == "the chat template renders turn 3 differently when others follow it"
+    assert two == Reason("the chat template renders turn 3 differently when others follow it")
 
 
 def test_template_that_refuses_a_dialogue_makes_a_bad_row(tmp_path: Path, model_dir: str) -> None:
     picky = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
     tokenizer = load_tokenizer(with_template(model_dir, tmp_path / "m", picky))
     (result,) = tokenise([ChatSample(tuple(DIALOGUES[1]))], tokenizer, 512)
-    assert result == "the chat template refuses it: no system"
+    assert result == Reason("the chat template refuses it: no system")
 
 
 def test_chat_data_needs_a_chat_template(tmp_path: Path, model_dir: str) -> None:

@@ -127,7 +127,7 @@ def test_no_more_than_twenty_mistakes_are_told(world: ServiceWorld) -> None:
 def test_a_spec_from_the_future_is_refused_by_its_version(world: ServiceWorld, value: Any) -> None:
     kind, text = refused(world, value)
     assert kind is SpecError
-    assert f"written for schema version {str(value['version'])[:40]}; this server reads 1: upgrade the server" in text
+    assert f"written for schema version {str(value['version'])[:40]}; this server reads 1: upgrade it" in text
 
 
 DEEP: Any = "x"

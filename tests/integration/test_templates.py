@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from jobs.data.prepared import IGNORE_INDEX
 from jobs.data.sources.assistant_spans import target_tokens
+from jobs.data.sources.bad_rows import Reason
 from jobs.data.sources.formats import ChatSample, InstructionSample, PairSample
 from jobs.data.sources.tokenize import TokenRow, load_tokenizer, tokenise
 from tests.support.chats import (
@@ -169,12 +170,12 @@ def test_samples_of_all_formats_keep_their_order() -> None:
 def test_template_that_refuses_turns_or_cannot_show_the_start_is_told() -> None:
     tokenizer = made("byte-level", "mistral")
     twice, first = (tokenise([ChatSample(tuple(OTHERS[name]))], tokenizer, 8192)[0] for name in list(OTHERS)[2:4])
-    assert twice == first == "the chat template refuses it: turns must alternate"
+    assert twice == first == Reason("the chat template refuses it: turns must alternate")
     headless = wrapped(
         tokenizer_of("byte-level"), "</s>", None, "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
     )
     (result,) = tokenise([ChatSample((("assistant", "a"),))], headless, 8192)
-    assert result == "it starts with an assistant turn, whose start the chat template does not show"
+    assert result == Reason("it starts with an assistant turn, whose start the chat template does not show")
 
 
 def test_template_without_an_end_token_teaches_the_text_to_its_end() -> None:
@@ -263,7 +264,7 @@ def test_pair_that_is_cut_keeps_its_beginning_and_tells_what_is_lost() -> None:
     for seq_len in range(1, len(whole["input_ids"]) + 3):
         (result,) = tokenise([pair], tokenizer, seq_len)
         if seq_len <= first:
-            assert result == (
+            assert result == Reason(
                 f"no token of the completion is left after data.seq_len ({seq_len}) has cut its "
                 f"{len(whole['input_ids'])} tokens: raise it"
             )
@@ -315,7 +316,7 @@ def test_dialogue_that_is_cut_keeps_its_beginning(template: str) -> None:
     for seq_len in (first, first + 1, first + 20, len(whole["input_ids"]) - 1):
         (result,) = tokenise([sample], tokenizer, seq_len)
         if seq_len == first:
-            assert isinstance(result, str) and result.startswith("no token of the assistant is left")
+            assert isinstance(result, Reason) and result.text.startswith("no token of the assistant is left")
             continue
         row = only_row([result])
         assert row["input_ids"].tolist() == whole["input_ids"].tolist()[:seq_len]

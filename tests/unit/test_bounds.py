@@ -12,7 +12,7 @@ from cluster.capacity.occupancy import Occupancy
 from cluster.errors import SpecError
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
-from jobs.spec.received import checked
+from jobs.spec.load import spec_of
 from tests.support.queuejobs import inventory
 from tests.support.service import command, finetune
 
@@ -52,7 +52,7 @@ def test_every_number_of_a_spec_has_an_upper_bound(model: Any) -> None:
 @pytest.mark.parametrize("spec", [command, finetune])
 def test_a_gang_that_no_cluster_could_hold_is_refused_whether_machines_answer_or_not(spec: Any, resources: Any) -> None:
     with pytest.raises(SpecError, match="resources"):
-        checked(spec(resources=resources))
+        spec_of(spec(resources=resources))
 
 
 def test_the_largest_gangs_are_compared_with_nodes_without_an_overflow() -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cluster.errors import CapacityError, FleetuneError, InputError
-from orchestrator.api import JobPage, Me, Priority, Problem
+from cluster.errors import CapacityError, FleetuneError, InputError, Mistake
+from orchestrator.api import JobPage, Me, Priority
 from orchestrator.client.connection import Connection, NoServer, NotAServer, ServerError, TokenRefused, checked_url
 from orchestrator.client.discovery import connected, token_here
+from orchestrator.problem import Problem
 from orchestrator.queue.errors import JobEnded, UnknownJob
 
 ME = {"name": "anna", "role": "member", "tenant": "vision", "tokens_needed": True}
@@ -211,3 +212,21 @@ def test_a_server_that_was_killed_is_named_with_its_own_address(
     (tmp_path / "server.json").write_text(json.dumps({"url": "http://127.0.0.1:9413", "pid": gone.pid}))
     with connected(None, 0.0) as connection, pytest.raises(NoServer, match=rf"9413 \(process {gone.pid}\) has ended"):
         connection.get("/v1/me", Me)
+
+
+def test_mistakes_come_with_their_fields_and_those_of_an_older_server_as_one_message() -> None:
+    told = {
+        "error": "CapacityError",
+        "message": "spec 2: resources: too many\nand 1 more",
+        "items": [{"spec": 2, "field": "resources", "message": "too many", "of_a_newer": 1}, {"message": "and 1 more"}],
+    }
+    for known, mistakes in (
+        (told, (Mistake("too many", "resources", spec=2), Mistake("and 1 more"))),
+        ({name: told[name] for name in ("error", "message")}, (Mistake(str(told["message"])),)),
+    ):
+        with pytest.raises(CapacityError) as caught:
+            Talk(httpx.Response(400, json=known)).me()
+        assert str(caught.value) == told["message"] and caught.value.mistakes == mistakes
+    with pytest.raises(UnknownJob) as unknown:
+        Talk(httpx.Response(404, json={"error": "UnknownJob", "message": "no", "meant": ["a-1"]})).me()
+    assert unknown.value.meant == ("a-1",)

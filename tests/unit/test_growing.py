@@ -264,7 +264,7 @@ def test_the_file_is_found_by_the_command_line_of_rays_own_process(
     words = ["python", "-u", "/ray/autoscaler/v2/monitor.py", "--logs-dir=/tmp/ray/session_1/logs"]
     words.append(f"--autoscaling-config={given.format(home=home)}")
     found = [Process(os.getuid(), words, tmp_path), Process(12345, words, Path("/not/ours"))]
-    monkeypatch.setattr("cluster.ray.autoscaler.words_of_processes", lambda: iter(found))
+    monkeypatch.setattr("cluster.ray.autoscaler.command_lines", lambda: iter(found))
     wanted = {"~": f"{home}/ray_bootstrap_config.yaml", "c": f"{tmp_path}/config.yaml", "{": f"{home}/config.yaml"}
     assert config_file("session_1") == Path(wanted[given[0]])
     assert config_file("session_2") is None

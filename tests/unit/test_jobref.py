@@ -6,9 +6,10 @@ import httpx
 import pytest
 
 from jobs.errors import InputError
-from orchestrator.api import JobPage, JobView, Problem
+from orchestrator.api import JobPage, JobView
 from orchestrator.client.connection import Connection
 from orchestrator.client.lookup import find_job
+from orchestrator.problem import Problem
 from orchestrator.queue.errors import UnknownJob
 from tests.support.jobviews import job
 

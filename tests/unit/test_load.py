@@ -216,7 +216,7 @@ def test_missing_file_suggests_the_one_beside(tmp_path: Path) -> None:
 
 def test_newer_version_is_refused_by_name_and_alone(tmp_path: Path) -> None:
     assert lines(tmp_path, "version: 2\nbrand_new: 1\n") == [
-        "job.yaml:8: written for schema version 2; this release reads 1: upgrade Fleetune"
+        "job.yaml:8: version: written for schema version 2; this release reads 1: upgrade it"
     ]
 
 

@@ -170,31 +170,51 @@ def test_tenants_usage_and_events_are_lines() -> None:
     assert event_lines([event]) == ["2027-01-15 08:00:00Z  cluster  running"]
 
 
-def event(kind: str, message: str, at_s: float = NOW_S, job_id: str | None = "a-1") -> EventView:
-    return EventView(number=1, at_s=at_s, kind=kind, message=message, job_id=job_id)
+def event(kind: str, message: str, at_s: float = NOW_S, job_id: str | None = "a-1", **data: Any) -> EventView:
+    return EventView(number=1, at_s=at_s, kind=kind, message=message, job_id=job_id, data=data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "data", "said"),
+    [
+        ("queued", "submitted by anna", {"reason": "submitted", "by": "anna"}, "submitted by anna"),
+        ("queued", "retried by anna", {"reason": "retried", "by": "anna"}, "retried by anna"),
+        ("queued", "node n1 is gone", {"reason": "node-lost"}, "is back in the queue: node n1 is gone"),
+        ("queued", "", {"reason": "node-lost"}, "waits in the queue"),
+        ("queued", "paused", {"reason": "paused"}, "is paused"),
+        ("starting", "on n1, n2", {"reason": "granted", "placement": [["n1", 1], ["n2", 1]]}, "starts on n1, n2"),
+        ("running", "answered", {"reason": "answered"}, "runs"),
+        ("stopping", "paused", {"reason": "paused"}, "is pausing"),
+        ("stopping", "preempted: b-2 goes first", {}, "is stopping: preempted: b-2 goes first"),
+        ("succeeded", "finished", {"reason": "finished"}, "has succeeded"),
+        ("failed", "out of memory", {}, "has failed: out of memory"),
+        ("cancelled", "cancelled", {"reason": "cancelled"}, "was cancelled"),
+        ("asked", "any sentence", {"by": "anna", "wanted": "cancel"}, "anna asked it to end"),
+        ("asked", "any sentence", {"by": "anna", "wanted": "pause"}, "anna asked it to pause"),
+        (
+            "asked",
+            "",
+            {"by": "an asks: x", "priority": 9, "wanted": "run"},
+            "an asks: x lets it go on and gave it priority 9",
+        ),
+        ("on-end", "what is to follow", {}, "what is to follow"),
+    ],
+)
+def test_every_event_has_a_subject_and_a_verb(kind: str, message: str, data: dict[str, Any], said: str) -> None:
+    (line,) = event_lines([event(kind, message, **data)])
+    assert line == f"2027-01-15 08:00:00Z  a-1  {said}"
 
 
 @pytest.mark.parametrize(
     ("kind", "message", "said"),
     [
         ("queued", "submitted by anna", "submitted by anna"),
-        ("queued", "retried by anna", "retried by anna"),
-        ("queued", "node n1 is gone", "is back in the queue: node n1 is gone"),
-        ("queued", "paused", "is paused"),
-        ("starting", "on n1, n2", "starts on n1, n2"),
-        ("running", "answered", "runs"),
-        ("stopping", "paused", "is pausing"),
-        ("stopping", "preempted: b-2 goes first", "is stopping: preempted: b-2 goes first"),
-        ("succeeded", "finished", "has succeeded"),
-        ("failed", "out of memory", "has failed: out of memory"),
-        ("cancelled", "cancelled", "was cancelled"),
-        ("asked", "anna asks: cancel", "anna asked it to end"),
-        ("asked", "anna asks: pause", "anna asked it to pause"),
-        ("asked", "anna asks: run, priority 9", "anna lets it go on and gave it priority 9"),
-        ("on-end", "what is to follow", "what is to follow"),
+        ("queued", "node n1 is gone", "node n1 is gone"),
+        ("starting", "on n1, n2", "starts: on n1, n2"),
+        ("asked", "anna asks: cancel", "anna asks: cancel"),
     ],
 )
-def test_every_event_has_a_subject_and_a_verb(kind: str, message: str, said: str) -> None:
+def test_an_event_without_data_shows_its_message(kind: str, message: str, said: str) -> None:
     (line,) = event_lines([event(kind, message)])
     assert line == f"2027-01-15 08:00:00Z  a-1  {said}"
 

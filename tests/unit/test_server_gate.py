@@ -90,6 +90,7 @@ def test_a_fault_of_our_own_is_in_the_log_and_not_in_the_answer(within: bool) ->
 def test_what_is_refused_has_its_status_and_its_words(error: FleetuneError, status: int, within: bool) -> None:
     found, headers, body, log = ask(failing(error), within)
     assert found == status
-    assert body == {"error": type(error).__name__, "message": str(error).replace("hunter22", "***"), "queue": ""}
+    told = {"error": type(error).__name__, "message": str(error).replace("hunter22", "***")}
+    assert body == {**told, "queue": "", "items": [], "meant": []}
     assert ("retry-after" in headers) is (status == 503)
     assert "Traceback" not in log

@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from cluster.errors import Mistake
 from orchestrator.api import NodeOrderSent, Priority, Submission, TenantSent, TokenSent
-from orchestrator.http.errors import shape_message
+from orchestrator.http.errors import shape_error
 from orchestrator.queue.states import State
 
 
 def said_of(model: type[BaseModel], value: Any) -> str:
     with pytest.raises(ValidationError) as caught:
         model.model_validate(value)
-    return shape_message([{**error, "loc": ("body", *error["loc"])} for error in caught.value.errors()])
+    return str(shape_error([{**error, "loc": ("body", *error["loc"])} for error in caught.value.errors()]))
 
 
 @pytest.mark.parametrize(
@@ -46,11 +47,12 @@ def test_a_text_in_a_body_is_not_shown_and_one_in_an_address_is() -> None:
     with pytest.raises(ValidationError) as caught:
         TypeAdapter(State).validate_python("asleep")
     error = {**caught.value.errors()[0], "loc": ("query", "state", 0)}
-    message = shape_message([error])
+    message = str(shape_error([error]))
     assert message.startswith("query.state[0]: must be 'queued', 'starting'") and message.endswith('but is "asleep"')
 
 
 def test_what_has_no_words_of_ours_keeps_those_of_the_library_and_many_are_cut() -> None:
-    assert shape_message([{"type": "odd", "loc": ("body",), "msg": "Value error, Too odd"}]) == "body: too odd"
+    odd = shape_error([{"type": "odd", "loc": ("body",), "msg": "Value error, Too odd"}])
+    assert str(odd) == "body: too odd" and odd.mistakes == (Mistake("too odd", "body"),)
     error = {"type": "missing", "loc": ("body", "name"), "msg": "Field required", "input": {}}
-    assert shape_message([error] * 12).splitlines()[-1] == "and 2 more"
+    assert shape_error([error] * 12).mistakes[-1] == Mistake("and 2 more")

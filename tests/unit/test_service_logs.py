@@ -55,6 +55,27 @@ def whole(surroundings: Surroundings, of: Job, source: str = "driver") -> tuple[
     raise AssertionError("it does not end")
 
 
+@pytest.mark.parametrize(
+    ("outcome", "failed"),
+    [
+        (b'{"status": "failed", "rank": 1, "ended_at": "2026-11-27T12:00:00Z"}', "rank-1"),
+        (b'{"status": "failed", "rank": 7, "ended_at": "2026-11-27T12:00:00Z"}', None),  # it has no log
+        (b'{"status": "failed", "ended_at": "2026-11-27T12:00:00Z"}', None),  # of an earlier release
+        (b'{"status": "failed", "version": 99}', None),
+        (b"[]", None),
+        (b"{", None),
+        (None, None),
+    ],
+)
+def test_the_log_of_the_rank_that_failed_is_named(tmp_path: Path, outcome: bytes | None, failed: str | None) -> None:
+    for name in ("driver.log", "rank-0.log", "rank-1.log"):
+        of = with_log(tmp_path, b"", name, State.FAILED)
+    if outcome is not None:
+        (tmp_path / "outcome.json").write_bytes(outcome)
+    assert logs.sources(around(), of).failed == failed
+    assert logs.sources(around(), replace(of, state=State.RUNNING)).failed is None
+
+
 def test_the_logs_of_a_run_and_the_output_of_each_attempt_are_sources(tmp_path: Path) -> None:
     for name in ("rank-0.log", "notes.txt", ".hidden.log", "a b.log"):
         of = with_log(tmp_path, b"", name)

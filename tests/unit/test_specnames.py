@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from pydantic import BaseModel
 
-from cluster.errors import CapacityError, SpecError
+from cluster.errors import CapacityError, Mistake, SpecError
+from jobs.spec.checking.fields import SPEC_MODELS
 from jobs.spec.command import CommandSpec
+from jobs.spec.load import spec_of
 from orchestrator.client.client import asking
 from orchestrator.client.spec_names import Named, named, of_one, with_names
 from orchestrator.queue.errors import UnknownJob
@@ -23,7 +28,14 @@ def write(folder: Path, name: str, more: str = "") -> str:
 def test_numbers_become_files_and_fields_become_lines(tmp_path: Path) -> None:
     a, b = write(tmp_path, "a.yaml"), write(tmp_path, "b.yaml", "queue:\n  after: [gone]\n")
     specs = named([a, b, ONE])
-    error = UnknownJob("spec 2: queue.after: there is no job 'gone'\nspec 1: it is too large\nspec 3: bad\nand 2 more")
+    error = UnknownJob.of(
+        [
+            Mistake("there is no job 'gone'", "queue.after", spec=2),
+            Mistake("it is too large", spec=1),
+            Mistake("bad", spec=3),
+            Mistake("and 2 more"),
+        ]
+    )
     renamed = with_names(error, specs)
     assert type(renamed) is UnknownJob
     assert str(renamed).splitlines() == [
@@ -36,14 +48,16 @@ def test_numbers_become_files_and_fields_become_lines(tmp_path: Path) -> None:
 
 def test_of_one_file_the_line_is_named_and_of_what_concerns_no_field_nothing(tmp_path: Path) -> None:
     specs = named([write(tmp_path, "b.yaml", "working_dir: x\n")], ["queue.tenant=x"])
-    said = str(with_names(CapacityError("working_dir: not there\nqueue.tenant: none\nit is too large"), specs))
+    told = [Mistake("not there", "working_dir"), Mistake("none", "queue.tenant"), Mistake("it is too large")]
+    said = str(with_names(CapacityError.of(told), specs))
     assert said.splitlines() == [
         f"{tmp_path}/b.yaml:4: working_dir: not there",
         "--set: queue.tenant: none",
         "it is too large",
     ]
     assert str(of_one(SpecError("it is too large"), specs[0])) == f"{tmp_path}/b.yaml: it is too large"
-    assert str(with_names(SpecError("spec 7: beyond"), [Named(ONE, "x")])) == "spec 7: beyond"
+    assert str(with_names(SpecError.of([Mistake("beyond", spec=7)]), [Named(ONE, "x")])) == "spec 7: beyond"
+    assert str(with_names(SpecError("spec 2: of an older server"), specs)) == "spec 2: of an older server"
 
 
 def test_the_mistakes_of_all_files_come_at_once(tmp_path: Path) -> None:
@@ -63,3 +77,20 @@ def test_a_copy_with_a_dictionary_for_a_section_is_checked_and_sent_whole() -> N
     assert copy.vary({"resources.num_workers": [1, 2]})[1].queue.priority == 3
     with pytest.raises(SpecError, match=r"^spec 2 \(one\): queue.priority: must be 1000 or less, but is 5000$"):
         asking(named([ONE, ONE.model_copy(update={"queue": {"priority": 5000}})]), None, None, ())
+
+
+def test_a_spec_from_a_file_is_validated_once_on_each_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    validated = list[type[BaseModel]]()
+    whole = BaseModel.model_validate_json.__func__  # type: ignore[attr-defined]
+
+    def counting(cls: type[BaseModel], *args: Any, **options: Any) -> BaseModel:
+        validated.extend([cls] if cls in SPEC_MODELS.values() else [])
+        return cast(BaseModel, whole(cls, *args, **options))
+
+    monkeypatch.setattr(BaseModel, "model_validate_json", classmethod(counting))
+    (sent,) = asking(named([write(tmp_path, "a.yaml")]), "vision", 3, ("b-2",))
+    assert validated == [CommandSpec]
+    stored = spec_of(sent, reader="server").model_dump_json()  # as the server does
+    assert validated == [CommandSpec] * 2
+    assert spec_of(json.loads(stored)).queue.after == ("b-2",)  # as the driver does
+    assert validated == [CommandSpec] * 3

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.errors import CapacityError, InputError, SpecError
+from cluster.errors import CapacityError, InputError, Mistake, SpecError
 from orchestrator.queue.errors import QueueError, UnknownTenant
 from orchestrator.service.admission.problems import Problems
+
+WRONG = (Mistake("is missing", "name"), Mistake("is missing", "data"))
 
 
 def told(problems: Problems) -> InputError:
@@ -21,9 +23,9 @@ def test_nothing_wrong_raises_nothing() -> None:
 
 def test_one_spec_needs_no_number_and_several_kinds_are_a_queue_error() -> None:
     one, two = Problems(1), Problems(2)
-    one.add(1, SpecError("name: is missing\ndata: is missing"))
+    one.add(1, SpecError.of(WRONG))
     assert str(told(one)) == "name: is missing\ndata: is missing" and type(told(one)) is SpecError
-    two.add(1, SpecError("name: is missing\ndata: is missing"))
+    two.add(1, SpecError.of(WRONG))
     two.add(2, CapacityError("there are 4 GPUs"))
     assert str(told(two)).splitlines() == [
         "spec 1: name: is missing",
@@ -38,7 +40,7 @@ def test_one_spec_needs_no_number_and_several_kinds_are_a_queue_error() -> None:
 def test_ten_thousand_wrong_specs_are_a_message_of_bounded_length(lines: int, long: int) -> None:
     problems = Problems(10_000)
     for number in range(1, 10_001 if lines == 1 else 4):
-        problems.add(number, SpecError("\n".join(["x" * long] * lines)))
+        problems.add(number, SpecError.of([Mistake("x" * long)] * lines))
     message = str(told(problems))
     assert message.startswith("spec 1: xxx") and len(message) < 9_000
     last = message.splitlines()[-1]

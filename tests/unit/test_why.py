@@ -10,7 +10,7 @@ import pytest
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.forecast.expected_start import Expected, expected_starts
 from orchestrator.scheduling.forecast.why import Before, Obstacle, why
-from orchestrator.scheduling.forecast.why_text import expected_words, to_do, why_text
+from orchestrator.scheduling.forecast.why_text import ends_are_known, expected_words, to_do, why_lines, why_reason
 from orchestrator.scheduling.policy import DEFAULT
 from orchestrator.scheduling.snapshot import Window
 from tests.support.scheduling import HOUR, NOW_S, Job, nodes, snapshot
@@ -22,7 +22,12 @@ NOT_INTERRUPTED = dataclasses.replace(DEFAULT, preemption=False)
 def explain(machines, jobs, policy=NOT_INTERRUPTED, row=-1, **more):  # type: ignore[no-untyped-def]
     moment = snapshot(machines, jobs, **more)
     found = why(moment, policy, row % len(jobs), RAN_S)
-    return found, why_text(found, moment, [job.name for job in jobs])
+    return found, text_of(found, moment, [job.name for job in jobs])
+
+
+def text_of(found, moment, names):  # type: ignore[no-untyped-def]
+    expected = "" if found.expected is None else expected_words(found.expected, ends_are_known(found))
+    return "\n".join([why_reason(found, moment, names), *why_lines(found, moment, names, expected=expected)])
 
 
 def test_who_holds_the_nodes_and_until_when_and_when_it_will_start() -> None:
@@ -36,7 +41,7 @@ def test_who_holds_the_nodes_and_until_when_and_when_it_will_start() -> None:
     assert "node-1: 0 of 8 free; short has 8 for about 60 min more" in text
     assert text.endswith("expected start: in 60 min (from 32 min to 2.4 h)")
     assert "\nit would have room on node-1 in 60 min\n" in text  # nobody goes before it
-    assert to_do(found, "mine") == "to do: nothing: it starts by itself"
+    assert to_do(found, "mine") == "nothing: it starts by itself"
 
 
 def test_free_gpus_that_are_not_together_are_called_scattered() -> None:
@@ -80,10 +85,10 @@ def test_a_limit_a_window_a_holder_and_a_time_are_named() -> None:
     assert found.obstacle is Obstacle.PROMISED
     found, text = explain(nodes(8), [Job("mine", 1, held=True)])
     assert found.obstacle is Obstacle.HELD and found.expected is None and "expected" not in text
-    assert to_do(found, "mine") == "to do: fleetune resume mine lets it go on"
+    assert to_do(found, "mine") == "fleetune resume mine lets it go on"
     moment = snapshot(nodes(8), [Job("mine", 1)])
     moment.jobs.not_before_s[0] = NOW_S + 2 * HOUR
-    assert "it may start in 2.0 h" in why_text(why(moment, DEFAULT, 0, RAN_S), moment, ["mine"])
+    assert "it may start in 2.0 h" in text_of(why(moment, DEFAULT, 0, RAN_S), moment, ["mine"])
 
 
 def test_what_is_held_outside_is_counted_and_said() -> None:
@@ -136,7 +141,7 @@ def test_a_job_that_may_start_later_is_expected_then() -> None:
 
 def test_an_expected_start_says_what_it_goes_by() -> None:
     expected = Expected(600.0, 60.0, None)
-    assert expected_words(expected) == "expected start: in 10 min (from 1 min or later)"
+    assert expected_words(expected) == "in 10 min (from 1 min or later)"
     assert expected_words(expected, known=False).endswith("if the jobs there take as long as others did lately")
     guess = expected_words(expected, known=False, seen_others=False)
     assert "This is a guess: no job has ended yet" in guess

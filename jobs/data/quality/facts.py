@@ -15,10 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 from datasketch import MinHash
 
+from cluster.text import first_line
 from jobs.data.prepared import IGNORE_INDEX
+from jobs.data.sources.bad_rows import BadRow, Reason
 from jobs.data.sources.chunks import RECORDS_AT_ONCE, Chunk, Work, content_hash, samples_of, tokenised
 from jobs.data.sources.formats import ChatSample, ClassSample, InstructionSample, PairSample, Sample, TextSample
-from jobs.data.sources.records import BadRow
 
 NUM_PERM = 128  # hash functions of a signature: an estimate of the similarity is off by 0.09 at most, mostly by 0.03
 SHINGLE_WORDS = 3
@@ -31,6 +32,7 @@ FACTS_SCHEMA = pa.schema(
         ("position", pa.int64()),  # bytes of the file that were read by then
         ("records", pa.int64()),  # of the chunk, in its first row; null in the others
         ("reason", pa.string()),  # why the record cannot be used; null for a sample
+        ("kind", pa.string()),  # of the reason, see `Reason`; null for a sample
         ("fatal", pa.bool_()),
         ("text", pa.string()),  # how it begins
         ("content", pa.uint64()),
@@ -69,11 +71,11 @@ def facts_of(chunk: Chunk, work: Work) -> Any:
 
 def _facts(sample: Sample | BadRow, result: Any) -> dict[str, Any]:
     if isinstance(sample, BadRow):
-        return {"reason": sample.reason, "fatal": sample.fatal, "text": ""}
+        return {**_reason(sample.why), "fatal": sample.fatal, "text": ""}
     texts = texts_of(sample)
     shown = _shown(texts)
-    if isinstance(result, str):
-        return {"reason": result, "fatal": False, "text": shown, "marks": []}
+    if isinstance(result, Reason):
+        return {**_reason(result), "fatal": False, "text": shown, "marks": []}
     longest = max(texts, key=len)
     lengths = [len(row["input_ids"]) for row in result]
     cut = sum(row["cut"] for row in result)
@@ -92,6 +94,10 @@ def _facts(sample: Sample | BadRow, result: Any) -> dict[str, Any]:
         "marks": list(_marks(sample, texts)),
         "signature": signature(" ".join(texts)),
     }
+
+
+def _reason(reason: Reason) -> dict[str, Any]:
+    return {"reason": reason.text, "kind": reason.kind or first_line(reason.text)}
 
 
 def texts_of(sample: Sample) -> tuple[str, ...]:

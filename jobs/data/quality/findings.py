@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
+from cluster.text import first_line
 from jobs.data.quality.duplicates import Pairs, chosen_to_compare, exact_duplicates, near_duplicates
 from jobs.data.quality.report import Example, Finding, Severity
 
@@ -92,11 +92,11 @@ def findings_of(facts: Facts) -> tuple[tuple[Finding, ...], int]:
 def _bad(facts: Facts) -> Iterator[Finding]:
     """Records that cannot be used, by what is wrong with them."""
     groups: dict[str, list[int]] = {}
-    reasons = facts.table["reason"].to_pylist()
+    reasons, kinds = facts.table["reason"].to_pylist(), facts.table["kind"].to_pylist()
     for row in facts.bad.tolist():
-        groups.setdefault(reason_kind(reasons[row]), []).append(row)
+        groups.setdefault(kinds[row], []).append(row)
     for kind, rows in sorted(groups.items(), key=lambda group: -len(group[1])):
-        examples = tuple(facts.example(row, text=reasons[row].partition("\n")[0]) for row in rows[:EXAMPLES])
+        examples = tuple(facts.example(row, text=first_line(reasons[row])) for row in rows[:EXAMPLES])
         fatal = facts.table["fatal"][rows[0]].as_py()
         advice = (
             "correct them or the spec: nothing is prepared while there is one"
@@ -112,18 +112,6 @@ def _bad(facts: Facts) -> Iterator[Finding]:
             advice=advice,
             examples=examples,
         )
-
-
-def reason_kind(reason: str) -> str:
-    """What a reason has in common with others of its kind: without values, numbers and what follows a colon."""
-    first = reason.partition("\n")[0]
-    if " raised " in first:
-        return ":".join(first.split(":")[:2])
-    head = re.split(r": |; | \(", first)[0]
-    if head.startswith("label "):
-        head = re.sub(r"^label .*? is", "label is", head)
-    head = re.sub(r"^unknown label .*", "unknown label", head)
-    return re.sub(r"(?<![\w-])\d+\b", "N", head)
 
 
 def _exact(facts: Facts) -> Iterator[Finding]:

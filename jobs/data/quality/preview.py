@@ -12,9 +12,9 @@ import numpy as np
 from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
 from jobs.data.preparation.packing import one_a_row, pack
 from jobs.data.prepared import IGNORE_INDEX, SOURCE_ID_BITS, Prepared
+from jobs.data.sources.bad_rows import BadRow, Reason
 from jobs.data.sources.chunks import RECORDS_AT_ONCE, content_hash, held_out, read_chunks, samples_of, tokenised
 from jobs.data.sources.formats import first_of
-from jobs.data.sources.records import BadRow
 from jobs.errors import DataError
 from jobs.model_files.tokenizer import read_tokenizer
 from jobs.run.paths import prepared_root
@@ -93,8 +93,8 @@ def _first_samples(job: SourceJob, split: str, bad: list[BadRow]) -> list[dict[s
     for path, (line, sample), result in _tokenised(job):
         if len(found) >= ENOUGH:
             break
-        if isinstance(sample, BadRow) or isinstance(result, str):
-            bad.append(sample if isinstance(sample, BadRow) else BadRow(path, line, str(result)))
+        if isinstance(sample, BadRow) or isinstance(result, Reason):
+            bad.append(sample if isinstance(sample, BadRow) else BadRow.of(path, line, result))
             continue
         (held,) = held_out(np.array([content_hash(sample)], np.uint64), job.eval_fraction)
         if job.eval_fraction is None or held == (split == "eval"):

@@ -11,6 +11,7 @@ from jobs.frozen import Frozen
 
 Severity = Literal["error", "warning", "note"]
 REPORT_VERSION = 1
+NEARLY_EQUAL = frozenset({"near-duplicates", "near-duplicates-across"})  # kinds of findings about two records
 
 
 class Example(Frozen):

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+from jobs.data.sources.bad_rows import Reason
 
 Turn = dict[str, str]
 Span = tuple[int, int]  # characters [start, end) of the rendered dialogue
 Render = Callable[[Sequence[Turn], bool], str]  # (turns, whether to open an assistant turn at the end) -> text
 
 
+REFUSED: Final = "the chat template refuses it"
+
+
 class Unrenderable(Exception):
-    """The dialogue cannot be rendered, or the assistant's part of it cannot be told apart."""
+    """The dialogue cannot be rendered, or the assistant's part of it cannot be told apart. `reason` says why."""
+
+    def __init__(self, text: str, kind: str = "") -> None:
+        super().__init__(text)
+        self.reason = Reason(text, kind)
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,10 @@ def assistant_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]
         after = whole if number + 1 == len(turns) else _rendered(turns[: number + 1], render, False)
         start = _start(turns, number, after, render)
         if not whole.startswith(after):
-            raise Unrenderable(f"the chat template renders turn {number + 1} differently when others follow it")
+            raise Unrenderable(
+                f"the chat template renders turn {number + 1} differently when others follow it",
+                "the chat template renders turn N differently when others follow it",
+            )
         spans.append((start, _end(after, start, ends)))
     return whole, spans
 
@@ -91,7 +103,7 @@ def _rendered(turns: Sequence[Turn], render: Render, header: bool) -> str:
     try:
         return render(turns, header)
     except Exception as error:  # a template is a program of its own
-        raise Unrenderable(f"the chat template refuses it: {error}") from error
+        raise Unrenderable(f"{REFUSED}: {error}", REFUSED) from error
 
 
 def _start(turns: Sequence[Turn], number: int, after: str, render: Render) -> int:
@@ -99,7 +111,10 @@ def _start(turns: Sequence[Turn], number: int, after: str, render: Render) -> in
     if number:
         before = _rendered(turns[:number], render, True)
         if not after.startswith(before):
-            raise Unrenderable(f"the chat template does not render turn {number + 1} after what it is asked to follow")
+            raise Unrenderable(
+                f"the chat template does not render turn {number + 1} after what it is asked to follow",
+                "the chat template does not render turn N after what it is asked to follow",
+            )
         return len(before)
     # No template renders an empty dialogue: the header is what it adds behind this turn when asked for another one.
     opened = _rendered(turns[:1], render, True)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from jobs.data.sources.bad_rows import BadRow, Reason
 from jobs.data.sources.file_stamp import stamp
 from jobs.data.sources.formats import (
     ChatSample,
@@ -26,7 +27,7 @@ from jobs.data.sources.formats import (
     TextSample,
     sample_of,
 )
-from jobs.data.sources.records import BadRow, Record, RecordReader
+from jobs.data.sources.records import Record, RecordReader
 from jobs.data.sources.tokenize import LossOn, Result, TokenRow, tokenise
 from jobs.data.sources.user_code import OwnCode
 from jobs.data.sources.user_format import own_samples
@@ -112,20 +113,19 @@ class _Reader:
                 if row.line % _LINES_BETWEEN_LOOKS == 0 and self._changed():
                     break  # it may grow as quickly as it is read
                 yield row.line, row if self._reading.own or isinstance(row, BadRow) else sample_of(row, self._reading)
-            problem = _CHANGED.format(self._path) if self._changed() else ""
+            problem = _changed(self._path) if self._changed() else None
         except DataError as error:
-            problem = str(error)
-        if problem:
-            yield 0, BadRow(self._path, 0, problem, fatal=True)
+            problem = Reason(str(error), f"{self._path} cannot be read")
+        if problem is not None:
+            yield 0, BadRow.of(self._path, 0, problem, fatal=True)
 
     def _changed(self) -> bool:
         return stamp(self._path) != self._stamp
 
 
-_CHANGED = (
-    "{} changed while it was read, so what was read is of no one state of it: nothing is kept. Let whatever writes it "
-    "finish (or copy it), and start again"
-)
+def _changed(path: str) -> Reason:
+    what = f"{path} changed while it was read, so what was read is of no one state of it"
+    return Reason(f"{what}: nothing is kept. Let whatever writes it finish (or copy it), and start again", what)
 
 
 def _chars(row: Sample | BadRow | Record) -> int:
@@ -176,7 +176,7 @@ def tokenised(
     good = [sample for _, sample in some if not isinstance(sample, BadRow)]
     results = iter(tokenise(good, work.tokenizer.load(), work.seq_len, work.loss_on))
     for line, sample in some:
-        yield (line, sample), sample.reason if isinstance(sample, BadRow) else next(results)
+        yield (line, sample), sample.why if isinstance(sample, BadRow) else next(results)
 
 
 def content_hash(sample: Sample) -> int:
@@ -217,9 +217,9 @@ class _Lines:
         self._parts = (-1, 0)  # the newest line, and the parts that it has so far
 
     def add(self, line: int, sample: Sample | BadRow, result: Result) -> None:
-        if isinstance(result, str):
+        if isinstance(result, Reason):
             fatal = isinstance(sample, BadRow) and sample.fatal
-            self._lines.append((line, self._part(line), result, fatal, 0))
+            self._lines.append((line, self._part(line), result.text, fatal, 0))
             self._rows.append(_NO_TOKENS)
             return
         assert not isinstance(sample, BadRow)

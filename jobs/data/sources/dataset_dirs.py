@@ -12,6 +12,7 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
+from jobs.data.sources.bad_rows import Reason
 from jobs.errors import DataError
 from jobs.storage import files as storage
 
@@ -174,11 +175,11 @@ def _slices(batch: Any, begin: int, end: int) -> Iterator[tuple[Any, int]]:
         yield part, begin + (end - begin) * (first + part.num_rows) // batch.num_rows
 
 
-def values_of(batch: Any) -> list[dict[str, Any] | str]:
+def values_of(batch: Any) -> list[dict[str, Any] | Reason]:
     """The rows as Python values; for one that has none, as text that is not UTF-8, the reason."""
     try:
-        return cast(list[dict[str, Any] | str], batch.to_pylist())
+        return cast(list[dict[str, Any] | Reason], batch.to_pylist())
     except (ValueError, OverflowError) as error:  # UnicodeDecodeError and ArrowInvalid are of the first
         if batch.num_rows == 1:
-            return [f"no Python value: {error}"]
+            return [Reason(f"no Python value: {error}", "no Python value")]
         return [value for number in range(batch.num_rows) for value in values_of(batch.slice(number, 1))]

@@ -45,10 +45,15 @@ class Looked:
 
     @property
     def words(self) -> str:
-        """`all 43 rows` or `1,000 rows of 8 of 12 files`."""
+        """`all 43 rows`, `the first 1,000 rows` or `1,000 rows of 8 of 12 files`."""
+        return f"all {many(self.rows, 'row')}" if self.whole else self.rows_words
+
+    @property
+    def rows_words(self) -> str:
+        """The same, without saying that these are all."""
         rows = many(self.rows, "row")
         if self.whole:
-            return f"all {rows}"
+            return rows
         return f"{rows} of {self.files:,} of {self.of_files:,} files" if self.of_files > 1 else f"the first {rows}"
 
 
@@ -101,20 +106,18 @@ def _of_nothing(readers: dict[str, RecordReader]) -> str:
     return " below its header" if tables and len(readers) == 1 else ""
 
 
-def bad_rows_words(looked: Looked, where: str, most: float) -> tuple[str | None, str | None]:
-    """What bad rows mean: an error, or a warning. (Both None: there are none.)
+def bad_rows_words(looked: Looked, most: float) -> tuple[str | None, str | None]:
+    """What the bad rows of a source mean: an error, or a warning. (Both None: there are none.)
 
     A source that was read only in part is refused only where it cannot come right any more.
 
     Args:
-        where: the source, as the spec names it: data.train.
         most: data.max_bad_fraction.
     """
     bad = len(looked.bad)
     if not bad:
         return None, None
-    seen = looked.words.removeprefix("all ").removeprefix("the ")
-    what = f"{where}: {bad:,} of {'the ' if seen.startswith('first') else ''}{seen} cannot be used"
+    what = f"{bad:,} of {looked.rows_words} cannot be used"
     allowed = f"at most {most:g} of all rows may be set aside (data.max_bad_fraction)"
     if bad > most * looked.expected_rows * (1 if looked.whole else 2):
         advice = "Correct the data, data.format or data.columns. The first ones:\n"
@@ -161,10 +164,11 @@ def _check_columns(reading: Reading, file: str, records: list[Record]) -> None:
     present = tuple(dict.fromkeys(itertools.chain.from_iterable(record.value for record in records)))
     for role, column in reading.required:
         if column not in present:
-            raise DataError(
-                f"data.columns.{role}: {file} has no column {column!r}; it has {column_names(present)}."
+            raise DataError.at(
+                f"data.columns.{role}",
+                f"{file} has no column {column!r}; it has {column_names(present)}."
                 f"{_did_you_mean(column, present)} Set data.columns.{role} to the column with the {role} (files whose "
-                "columns differ are sources of their own: give each its columns in data.train)."
+                "columns differ are sources of their own: give each its columns in data.train).",
             )
 
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.data.sources.records import BadRow, Record, is_unicode
+from cluster.text import first_line
+from jobs.data.sources.bad_rows import BadRow, Reason
+from jobs.data.sources.records import Record, is_unicode
 from jobs.spec.data import Columns, Source
 from jobs.spec.finetune import Spec
 
@@ -109,9 +111,9 @@ class Reading:
 
 
 class _Refused(Exception):
-    def __init__(self, reason: str, fatal: bool = False) -> None:
+    def __init__(self, reason: str, kind: str = "", *, fatal: bool = False) -> None:
         super().__init__(reason)
-        self.fatal = fatal
+        self.reason, self.fatal = Reason(reason, kind), fatal
 
 
 def sample_of(record: Record, reading: Reading) -> Sample | BadRow:
@@ -123,7 +125,7 @@ def sample_of(record: Record, reading: Reading) -> Sample | BadRow:
     try:
         return _READERS[reading.format](record, reading)
     except _Refused as refused:
-        return BadRow(record.file, record.line, str(refused), fatal=refused.fatal)
+        return BadRow.of(record.file, record.line, refused.reason, fatal=refused.fatal)
 
 
 def _read_text(record: Record, reading: Reading) -> Sample:
@@ -175,7 +177,7 @@ def _short(value: Any) -> str:
 
 def _cell(record: Record, column: str) -> Any:
     if column not in record.value:
-        raise _Refused(f"no column {column!r}; it has {column_names(record.value)}")
+        raise _Refused(f"no column {column!r}; it has {column_names(record.value)}", f"no column {column!r}")
     value = record.value[column]
     if value is None:
         raise _Refused(f"{column!r} is null")
@@ -210,18 +212,20 @@ def _label(value: Any, reading: Reading) -> int:
     if int(name) < 0 or (num_labels is not None and int(name) >= num_labels):
         top = "" if num_labels is None else f" to {num_labels - 1}"
         raise _Refused(
-            f"label {_short(value)} is outside 0{top}: correct it, or set model.num_labels or data.labels", True
+            f"label {_short(value)} is outside 0{top}: correct it, or set model.num_labels or data.labels",
+            f"label is outside N{' to N' if top else ''}",
+            fatal=True,
         )
     return int(name)
 
 
 def _not_a_class(value: Any, reading: Reading) -> _Refused:
     if isinstance(value, float) or re.fullmatch(r"[+-]?\d*\.\d+", str(value).strip()):
-        return _Refused(f"label {_short(value)} is not a whole number")
-    if reading.labels:
-        return _Refused(f"unknown label {_short(value)}: data.labels is {list(reading.labels)}", True)
+        return _Refused(f"label {_short(value)} is not a whole number", "label is not a whole number")
     what = "give the names of the classes, in the order of their ids, in data.labels"
-    return _Refused(f"unknown label {_short(value)}: {what}", True)
+    if reading.labels:
+        what = f"data.labels is {list(reading.labels)}"
+    return _Refused(f"unknown label {_short(value)}: {what}", "unknown label", fatal=True)
 
 
 def _messages(value: Any) -> tuple[tuple[str, str], ...]:
@@ -231,7 +235,8 @@ def _messages(value: Any) -> tuple[tuple[str, str], ...]:
     messages = tuple(_turn(number, turn) for number, turn in enumerate(turns, start=1))
     if not any(role == "assistant" for role, _ in messages):
         roles = ", ".join(dict.fromkeys(role for role, _ in messages))
-        raise _Refused(f"no assistant turn, so nothing to learn (roles: {roles})")
+        what = "no assistant turn, so nothing to learn"
+        raise _Refused(f"{what} (roles: {roles})", what)
     return messages
 
 
@@ -241,28 +246,35 @@ def _decoded(value: Any) -> Any:
     try:  # CSV has no lists: there they are written as JSON
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise _Refused(f"messages is text, but not JSON: {error}") from error
+        what = "messages is text, but not JSON"
+        raise _Refused(f"{what}: {error}", what) from error
 
 
 def _turn(number: int, turn: Any) -> tuple[str, str]:
     if not isinstance(turn, dict):
-        raise _Refused(f"turn {number} is a {type(turn).__name__}, expected {{role, content}}")
+        raise _in_turn(number, f"{{turn}} is a {type(turn).__name__}, expected {{{{role, content}}}}")
     if "role" not in turn and "from" in turn:  # as ShareGPT has it
         turn = {"role": _OTHER_ROLES.get(str(turn["from"]), turn["from"]), "content": turn.get("value")}
     for key in ("role", "content"):
         if key not in turn:
-            raise _Refused(f"turn {number} has no {key}; it has {', '.join(map(repr, turn)) or 'no keys'}")
+            there = ", ".join(map(repr, turn)) or "no keys"
+            raise _Refused(f"turn {number} has no {key}; it has {there}", f"turn N has no {key}")
         if not isinstance(turn[key], str):
-            raise _Refused(f"{key} of turn {number} is a {type(turn[key]).__name__}, expected text")
+            raise _in_turn(number, f"{key} of {{turn}} is a {type(turn[key]).__name__}, expected text")
         if not is_unicode(turn[key]):
-            raise _Refused(f"{key} of turn {number} holds half of a surrogate pair, which is no character")
+            raise _in_turn(number, f"{key} of {{turn}} holds half of a surrogate pair, which is no character")
     return turn["role"], turn["content"]
+
+
+def _in_turn(number: int, what: str) -> _Refused:
+    """`what`: a sentence with `{turn}` in it."""
+    return _Refused(what.format(turn=f"turn {number}"), what.format(turn="turn N"))
 
 
 def first_of(bad: list[BadRow], count: int) -> str:
     """The first bad rows, indented; of reasons that are long (tracebacks), the first one whole."""
     lines = []
     for number, row in enumerate(bad[:count]):
-        text = str(row) if number == 0 else str(row).partition("\n")[0]
+        text = str(row) if number == 0 else first_line(str(row))
         lines.append("  " + text.replace("\n", "\n      "))
     return "\n".join(lines)

@@ -13,10 +13,11 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from cluster.text import did_you_mean
+from jobs.data.sources.bad_rows import NOT_JSON, NOT_UTF8, BadRow, Reason
 from jobs.data.sources.dataset_dirs import arrow_batches, files_in, parquet_batches, values_of
 from jobs.data.sources.file_stamp import info_of, stamp
 from jobs.errors import DataError, StorageError
@@ -62,19 +63,6 @@ class Record:
     file: str
     line: int  # 1-based; where a CSV record starts; the row number in Parquet
     value: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A record that cannot be used, and why."""
-
-    file: str
-    line: int
-    reason: str
-    fatal: bool = field(default=False, kw_only=True)  # the spec does not fit the data: no row may be set aside for it
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}"
 
 
 def is_unicode(text: str) -> bool:
@@ -257,7 +245,7 @@ def _check_json(file: str, head: bytes, strict: bool) -> None:
     first = first.strip()
     seen = _json_record(file, 1, first) if end or len(head) < _BLOCK else None
     if first.startswith(b"["):  # one bad line among others is no reason to refuse the file
-        document = not rest.strip() or seen is None or (isinstance(seen, BadRow) and seen.reason.startswith("not"))
+        document = not rest.strip() or seen is None or (isinstance(seen, BadRow) and seen.kind in (NOT_JSON, NOT_UTF8))
     else:
         document = first == b"{" or (strict and bool(first) and isinstance(seen, BadRow))
     if document:
@@ -281,9 +269,9 @@ def _text_record(file: str, number: int, content: bytes) -> Record | BadRow:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        return BadRow(file, number, f"not UTF-8: {error}")
+        return BadRow(file, number, f"{NOT_UTF8}: {error}", kind=NOT_UTF8)
     problem = _not_text([text])
-    return BadRow(file, number, problem) if problem else Record(file, number, {"text": text})
+    return BadRow.of(file, number, problem) if problem else Record(file, number, {"text": text})
 
 
 def _jsonl(file: str, lines: BinaryIO) -> Iterator[Record | BadRow]:
@@ -299,9 +287,9 @@ def _json_record(file: str, number: int, content: bytes) -> Record | BadRow:
     try:
         value = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return BadRow(file, number, f"not UTF-8: {error}")
+        return BadRow(file, number, f"{NOT_UTF8}: {error}", kind=NOT_UTF8)
     except (ValueError, RecursionError) as error:
-        return BadRow(file, number, f"not JSON: {error}")
+        return BadRow(file, number, f"{NOT_JSON}: {error}", kind=NOT_JSON)
     if not isinstance(value, dict):
         return BadRow(file, number, f"a JSON {_json_name(value)}, but each line must hold an object")
     return Record(file, number, value)
@@ -337,7 +325,7 @@ def _csv_rows(file: str, reader: Any) -> Iterator[tuple[int, list[str] | BadRow]
             if "unexpected end of data" in str(error):
                 what = "a quote that opens in this record is never closed, so what follows is lost: close it"
                 raise DataError(f"{file}:{line}: {what}") from error
-            fields = BadRow(file, line, f"not CSV: {error}")
+            fields = BadRow(file, line, f"not CSV: {error}", kind="not CSV")
         if fields:
             yield line, fields
 
@@ -346,7 +334,7 @@ def _header(file: str, fields: list[str] | BadRow, used: str) -> list[str]:
     if isinstance(fields, BadRow):
         raise DataError(f"{fields}: correct the header, which names the columns")
     if problem := _not_text(fields):
-        raise DataError(f"{file}: the header is {problem}: convert the file to UTF-8")
+        raise DataError(f"{file}: the header is {problem.text}: convert the file to UTF-8")
     if not any(map(str.strip, fields)):
         raise DataError(f"{file}: the header is empty: name the columns in the first line")
     if used == "," and len(fields) == 1 and "\t" in fields[0]:
@@ -368,17 +356,18 @@ def _header(file: str, fields: list[str] | BadRow, used: str) -> list[str]:
 
 def _csv_record(file: str, line: int, header: list[str], fields: list[str]) -> Record | BadRow:
     if len(fields) != len(header):
-        return BadRow(file, line, f"{len(fields)} fields, but the header has {len(header)}")
+        what = f"{len(fields)} fields, but the header has {len(header)}"
+        return BadRow(file, line, what, kind="N fields, but the header has N")
     if problem := _not_text(fields):
-        return BadRow(file, line, problem)
+        return BadRow.of(file, line, problem)
     return Record(file, line, dict(zip(header, fields, strict=True)))
 
 
-def _not_text(fields: list[str]) -> str | None:
+def _not_text(fields: list[str]) -> Reason | None:
     if not all(map(is_unicode, fields)):
-        return "not UTF-8"
+        return Reason(NOT_UTF8)
     if any("\0" in one for one in fields):  # what a crash leaves of blocks that were not yet written
-        return "not text: it holds NUL bytes"
+        return Reason("not text: it holds NUL bytes", "not text")
     return None
 
 
@@ -391,7 +380,7 @@ def _table_rows(file: str, batches: Iterator[tuple[Any, int]], progress: _Progre
                 raise DataError(f"{file} has two columns of one name, among {', '.join(map(repr, names))}: rename one")
             for value in values_of(batch):
                 line += 1
-                yield Record(file, line, value) if isinstance(value, dict) else BadRow(file, line, value)
+                yield BadRow.of(file, line, value) if isinstance(value, Reason) else Record(file, line, value)
             progress.done = done
     except DataError:
         raise

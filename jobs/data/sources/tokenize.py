@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from jobs.data.prepared import IGNORE_INDEX
 from jobs.data.sources.assistant_spans import (
+    REFUSED,
     Frame,
     Span,
     Unrenderable,
@@ -20,6 +21,7 @@ from jobs.data.sources.assistant_spans import (
     framed_spans,
     target_tokens,
 )
+from jobs.data.sources.bad_rows import Reason
 from jobs.data.sources.formats import ChatSample, ClassSample, InstructionSample, PairSample, Sample, TextSample
 from jobs.model_files.tokenizer import load_tokenizer
 
@@ -42,7 +44,7 @@ class TokenRow(TypedDict):
     cut: int  # tokens of the sample that seq_len had no room for; 0 where a text was cut into pieces
 
 
-Result = list[TokenRow] | str  # the rows of one sample, or why it cannot be used
+Result = list[TokenRow] | Reason  # the rows of one sample, or why it cannot be used
 
 
 def tokenise(
@@ -72,7 +74,8 @@ def _text_rows(
     for ids in encoded:
         ended = ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
         pieces = _pieces(np.asarray(ended, dtype=np.int32), seq_len)
-        results.append([_causal(piece, piece) for piece in pieces] or "fewer than two tokens, so nothing to predict")
+        rows = [_causal(piece, piece) for piece in pieces]
+        results.append(rows or Reason("fewer than two tokens, so nothing to predict"))
     return results
 
 
@@ -111,7 +114,7 @@ def _class_rows(
             "labels": np.asarray([sample.label], np.int32),
             "cut": len(encoded[number]) - len(ids),
         }
-        results.append([row] if len(ids) else "no token is left of the text")
+        results.append([row] if len(ids) else Reason("no token is left of the text"))
     return results
 
 
@@ -157,12 +160,13 @@ def _chat_rows(
     samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
 ) -> list[Result]:
     if not tokenizer.chat_template:  # only where a function of the user's own gives dialogues; else refused before
-        return ["it is a dialogue, but the tokenizer has no chat template"] * len(samples)
+        return [Reason("it is a dialogue, but the tokenizer has no chat template")] * len(samples)
     template = tokenizer.get_chat_template()
     marked = bool(_GENERATION_BLOCK.search(template))
     tokenised = (_marked_chats if marked else _rendered_chats)(samples, tokenizer)
     return [
-        found if isinstance(found, str) else _targeted(*found, seq_len, loss_on, "the assistant") for found in tokenised
+        found if isinstance(found, Reason) else _targeted(*found, seq_len, loss_on, "the assistant")
+        for found in tokenised
     ]
 
 
@@ -174,15 +178,16 @@ def _targeted(ids: Ints, target: Mask, seq_len: int, loss_on: LossOn, whose: str
     if np.any(row["labels"] != IGNORE_INDEX):
         return [row]
     if np.any(labels[1:] != IGNORE_INDEX):
-        return f"no token of {whose} is left after data.seq_len ({seq_len}) has cut its {len(ids)} tokens: raise it"
-    return f"there is no token of {whose} to learn"
+        left = f"no token of {whose} is left after data.seq_len"
+        return Reason(f"{left} ({seq_len}) has cut its {len(ids)} tokens: raise it", left)
+    return Reason(f"there is no token of {whose} to learn")
 
 
 def _turns(sample: ChatSample) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in sample.messages]
 
 
-Tokenised = tuple[Ints, Mask] | str  # all tokens of a dialogue and which are the assistant's; or why it has none
+Tokenised = tuple[Ints, Mask] | Reason  # all tokens of a dialogue and which are the assistant's; or why it has none
 
 
 def _marked_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenised]:
@@ -193,7 +198,7 @@ def _marked_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerB
                 _turns(sample), return_dict=True, return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
             )
         except Exception as error:  # the template is a program of its own
-            yield f"the chat template refuses it: {error}"
+            yield Reason(f"{REFUSED}: {error}", REFUSED)
             continue
         yield np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["assistant_masks"], dtype=bool)
 
@@ -208,9 +213,9 @@ def _rendered_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenize
     frame = frame_of(render, ends)
     rendered = [_rendered(_turns(sample), render, ends, frame) for sample in samples]
     # The template writes special tokens itself, so none are added.
-    encoded = iter(_encode([found[0] for found in rendered if not isinstance(found, str)], tokenizer, False))
+    encoded = iter(_encode([found[0] for found in rendered if not isinstance(found, Reason)], tokenizer, False))
     for found in rendered:
-        if isinstance(found, str):
+        if isinstance(found, Reason):
             yield found
         else:
             encoding = next(encoded)
@@ -222,11 +227,11 @@ def _rendered(
     render: Callable[[Sequence[dict[str, str]], bool], str],
     ends: tuple[str, ...],
     frame: Frame | None,
-) -> tuple[str, list[Span]] | str:
+) -> tuple[str, list[Span]] | Reason:
     try:
         return (framed_spans(turns, render, frame) if frame else None) or assistant_spans(turns, render, ends)
     except Unrenderable as error:
-        return str(error)
+        return error.reason
 
 
 def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, special: bool) -> Iterable[Any]:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from typing import Any
 
+from jobs.data.sources.bad_rows import Reason
+
 _MOST_BYTES = 32 * 2**20
 
 
@@ -41,7 +43,11 @@ class OwnCode:
 
 
 class Unusable(Exception):
-    """There is no such function where it was looked for."""
+    """There is no such function where it was looked for. `reason` says why."""
+
+    def __init__(self, text: str, kind: str) -> None:
+        super().__init__(text)
+        self.reason = Reason(text, kind)
 
 
 def read_code(name: str) -> OwnCode:
@@ -101,12 +107,15 @@ def _import(code: OwnCode) -> Callable[[dict[str, Any]], Any]:
     try:
         found = getattr(importlib.import_module(module), function)
     except (Exception, SystemExit) as error:  # a module is a program of its own, and may be a script that ends
+        what = f"data.format {code.name} cannot be imported on a worker"
         raise Unusable(
-            f"data.format {code.name} cannot be imported on a worker: {type(error).__name__}: {error} (searched from "
-            f"{root}). It, and what it imports, must be installed on every node, or lie in the job's working directory"
+            f"{what}: {type(error).__name__}: {error} (searched from {root}). It, and what it imports, must be "
+            "installed on every node, or lie in the job's working directory",
+            what,
         ) from error
     if not callable(found):
-        raise Unusable(f"data.format {code.name} is a {type(found).__name__}, not a function")
+        what = f"data.format {code.name} is a {type(found).__name__}, not a function"
+        raise Unusable(what, what)
     return found  # type: ignore[no-any-return]
 
 

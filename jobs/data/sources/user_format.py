@@ -11,8 +11,9 @@ import traceback
 from dataclasses import replace
 from typing import Any
 
+from jobs.data.sources.bad_rows import BadRow, Reason
 from jobs.data.sources.formats import REQUIRED_COLUMNS, Reading, Sample, sample_of
-from jobs.data.sources.records import BadRow, Record
+from jobs.data.sources.records import Record
 from jobs.data.sources.user_code import OwnCode, Unusable, function_of
 from jobs.spec.data import Columns
 
@@ -24,11 +25,11 @@ def own_samples(record: Record, reading: Reading, code: OwnCode) -> list[Sample 
     try:
         function = function_of(code)
     except Unusable as error:
-        return [BadRow(record.file, record.line, str(error), fatal=True)]
+        return [BadRow.of(record.file, record.line, error.reason, fatal=True)]
     try:
         made = function(dict(record.value))
     except (Exception, SystemExit) as error:  # which would end this process as if all were well
-        return [BadRow(record.file, record.line, _raised(reading.format, error))]
+        return [BadRow.of(record.file, record.line, _raised(reading.format, error))]
     if made is None:
         return []
     samples = made if isinstance(made, list) else [made]
@@ -45,7 +46,8 @@ def _sample(made: Any, record: Record, reading: Reading) -> Sample | BadRow:
         return BadRow(record.file, record.line, wrong, fatal=True)
     found = sample_of(replace(record, value=made), replace(reading, format=builtin, columns=Columns()))
     if isinstance(found, BadRow):
-        return replace(found, reason=f"{reading.format} returned: {found.reason}")
+        what = f"{reading.format} returned"
+        return replace(found, reason=f"{what}: {found.reason}", kind=what)
     return found
 
 
@@ -60,8 +62,9 @@ def _expected(reading: Reading) -> str:
     return "'messages', or 'prompt' and 'completion', or 'instruction' and 'output', or 'text'"
 
 
-def _raised(name: str, error: BaseException) -> str:
+def _raised(name: str, error: BaseException) -> Reason:
     """One line on what was raised, then the innermost frames."""
     frames = traceback.extract_tb(error.__traceback__)[1:][-_FRAMES:]
     lines = "".join(traceback.format_list(frames)).rstrip()
-    return f"{name} raised {type(error).__name__}: {error}" + (f"\n{lines}" if lines else "")
+    what = f"{name} raised {type(error).__name__}"
+    return Reason(f"{what}: {error}" + (f"\n{lines}" if lines else ""), what)

@@ -214,14 +214,14 @@ class Training:
         if self.driver.signals.asked:
             raise Interrupted(f"asked to stop, but {crash} before a checkpoint was written") from error
         if crash.how is How.MEMORY:
-            raise OutOfMemory(f"{crash}. {advice(self.job.spec)}") from error
+            raise OutOfMemory(f"{crash}. {advice(self.job.spec)}", crash.rank) from error
         if crash.how is How.NO_ROOM and self.driver.places is None:
             return
         if not healing.may_go_on():
             said = f"workers were lost {healing.losses} times without a newer checkpoint; the last time {crash}"
             if self.driver.places is not None:
                 raise MachinesFailed(said) from error
-            raise RunFailed(f"{said}. Look at the log of that rank") from error
+            raise RunFailed(f"{said}. Look at the log of that rank", crash.rank) from error
         self.driver.announce("warning", f"{crash}: starting the workers again", losses=healing.losses)
 
 

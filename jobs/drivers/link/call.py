@@ -110,7 +110,7 @@ def check_url(url: str) -> None:
 
 
 def _problem_of(content: bytes) -> tuple[str, str]:
-    """`error` and `queue` of `orchestrator.api.Problem`; both are '' where the content is none."""
+    """`error` and `queue` of `orchestrator.problem.Problem`; both are '' where the content is none."""
     try:
         value = json.loads(content)
         return (str(value["error"]), str(value.get("queue", ""))) if isinstance(value["message"], str) else ("", "")

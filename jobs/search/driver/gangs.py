@@ -177,7 +177,8 @@ class WarmGang:
         out_of_memory = crash.how is How.MEMORY
         reason = f"{crash}. {advice(self._job.spec)}" if out_of_memory else str(crash)
         lost = outcome_of(self._job.paths, None, [])
-        return lost.model_copy(update={"reason": reason, "lost": not out_of_memory, "out_of_memory": out_of_memory})
+        facts = {"lost": not out_of_memory, "out_of_memory": out_of_memory, "rank": crash.rank}
+        return lost.model_copy(update={"reason": reason, **facts})
 
     def _go_on_after(self, outcome: Outcome, healing: Healing) -> None:
         """Give the open order up. Raises FleetuneError where the workers are not worth another start."""
@@ -185,7 +186,7 @@ class WarmGang:
         if outcome.status is not Status.FAILED:
             raise RunFailed("the workers of the gang ended without being asked to")
         if not outcome.lost and not self._mailbox.is_open:
-            raise RunFailed(reason)
+            raise RunFailed(reason, outcome.rank)
         if not healing.may_go_on():
             raise MachinesFailed(f"the workers of a gang were lost {healing.losses} times; the last time {reason}")
         self._announce("warning", f"{reason}: starting the workers of the gang again", losses=healing.losses)

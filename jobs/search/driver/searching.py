@@ -256,7 +256,7 @@ class Search:
         """Raises SpecError: the job does not report the judged metric, and no trial ever did."""
         judged, known = self.ledger.sweep.judged, answer.judged
         if known and judged not in known and not any(trial.scores for trial in list(self.ledger.trials.values())):
-            raise SpecError(f"metric: the job reports no {judged}; it reports {', '.join(sorted(known))}")
+            raise SpecError.at("metric", f"the job reports no {judged}; it reports {', '.join(sorted(known))}")
 
     def _carried_out(self, trial: Trial, until: int | None) -> Answer:
         """Raises FleetuneError: no gang is left."""

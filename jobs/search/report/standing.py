@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cluster.text import first_line
 from jobs.errors import StorageError
 from jobs.run.outcome import Event
 from jobs.run.paths import JobPaths
@@ -80,7 +81,7 @@ class Heard:
         elif event.kind == "trial" or phase == "train":
             self.phase = None
         elif event.kind == "phase" and phase not in _MOMENTARY:
-            self.phase = (phase_words(event).partition("\n")[0], event.at)
+            self.phase = (first_line(phase_words(event)), event.at)
 
 
 def heard_of(paths: JobPaths) -> Heard:

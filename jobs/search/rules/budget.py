@@ -107,11 +107,11 @@ def runs_of(budget: Budget, tokens_per_run: float) -> float:
 def check_budget(sweep: SweepSpec) -> None:
     """Raises SpecError: a budget in runs does not pay for one trial. For one in tokens, the data must be known."""
     if (wrong := too_little(sweep, _MANY, sweep.budget.runs or math.inf)) is not None:
-        raise SpecError(wrong)
+        raise SpecError.at("budget", wrong)
 
 
 def too_little(sweep: SweepSpec, total_steps: int, runs: float) -> str | None:
-    """The message if `runs` whole runs do not pay for one trial; None if they do."""
+    """The message for `budget` if its `runs` whole runs do not pay for one trial; None if they do."""
     if sweep.scheduler != "halving":
         return None
     stops, cooldown = stops_of(sweep, total_steps), cooldown_of(sweep, total_steps)
@@ -119,7 +119,7 @@ def too_little(sweep: SweepSpec, total_steps: int, runs: float) -> str | None:
     if runs >= needed:
         return None
     return (
-        f"budget: it pays for {runs:.2g} runs, but one trial with its cool-downs takes {needed:.2g}: give more, fewer "
+        f"it pays for {runs:.2g} runs, but one trial with its cool-downs takes {needed:.2g}: give more, fewer "
         "rungs, or scheduler: none"
     )
 
@@ -142,12 +142,13 @@ def check_lengths(sweep: SweepSpec, steps_of: Callable[[Spec], int]) -> None:
             try:
                 rungs[said] = len(stops_of(sweep, steps_of(trial_spec(sweep.base, values))))
             except SpecError as error:
-                raise SpecError(f"space: {said}: {error}" if values else str(error)) from error
+                if not values:
+                    raise
+                raise SpecError.at("space", f"{said}: {error}") from error
     fewest = min(rungs, key=lambda said: rungs[said])
     if rungs[fewest] < max(rungs.values()):
-        raise SpecError(
-            f"space: with {fewest}, a run has too few steps for the rungs: leave it out, or give fewer rungs"
-        )
+        what = f"with {fewest}, a run has too few steps for the rungs: leave it out, or give fewer rungs"
+        raise SpecError.at("space", what)
 
 
 def next_kind(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster.errors import Mistake
 from jobs.errors import SpecError
 from jobs.search.rules.budget import check_budget
 from jobs.search.rules.prior import with_prior
@@ -15,14 +16,14 @@ def checked_sweep(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
     Raises:
         SpecError: with all mistakes in space, budget and prior, one a line.
     """
-    problems = list[str]()
+    problems = list[Mistake]()
     for check in (check_space, check_budget):
         try:
             check(sweep)
         except SpecError as error:
-            problems.append(str(error))
+            problems += error.mistakes
     if problems:
-        raise SpecError("\n".join(problems))
+        raise SpecError.of(problems)
     found, source = with_prior(sweep)
     check_space(found)  # also the default space, which is laid around the prior
     return found, source

@@ -42,13 +42,14 @@ def with_prior(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
     }
     fields = {field_meant(name): name for name in space}
     if strangers := sorted(given.keys() - fields):
-        raise SpecError(f"prior.{strangers[0]}: the space has no such field: it has {', '.join(sorted(fields))}")
+        what = f"the space has no such field: it has {', '.join(sorted(fields))}"
+        raise SpecError.at(f"prior.{strangers[0]}", what)
     prior = {}
     for field, name in fields.items():
         value = rate if field == RATE else given.get(field, _value_of(sweep.base, field))
         prior[name] = inside(value, space[name])
         if field in given and prior[name] != value:
-            raise SpecError(f"prior.{field}: {value} is outside of space.{name}")
+            raise SpecError.at(f"prior.{field}", f"{value} is outside of space.{name}")
     return sweep.model_copy(update={"space": space, "prior": prior}), said if RATE in fields else None
 
 

@@ -7,16 +7,18 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from pydantic import ValidationError
 
+from cluster.errors import Mistake
 from cluster.text import many
 from jobs.errors import SpecError
 from jobs.planning import plan_batching
 from jobs.spec.checking.fields import homes_of, spec_fields, unknown_key
 from jobs.spec.checking.mistakes import reworded
-from jobs.spec.finetune import Spec
+from jobs.spec.finetune import NotWhole, Spec
 from jobs.spec.sweep import Range, SweepSpec
 
 # What a warm gang changes from trial to trial. It also changes the weights of the sources.
@@ -67,6 +69,7 @@ _WEIGHT = re.compile(r"data\.train\.(\d+)\.weight")
 _LENGTHS: Final = frozenset({"train.max_steps", "train.num_train_epochs"})
 _EITHER: Final = {"train.warmup_ratio": "train.warmup_steps", "train.num_train_epochs": "train.max_steps"}
 _LIST: Final = ". A range draws any number between its ends: give a list of values"
+_WHOLE_WANTED: Final = frozenset({"int_type", "int_from_float"})  # pydantic's names of mistakes
 _INSTEAD: Final = {**_EITHER, **{other: one for one, other in _EITHER.items()}}
 
 
@@ -83,12 +86,13 @@ def field_meant(name: str, section: str = "space") -> str:
     if full or is_weight(name):
         return full[0] if full else name
     if name in spec_fields() or homes_of(name):
-        raise SpecError(
-            f"{section}.{name}: the model and the rows are prepared once for all trials, so this field cannot vary. "
-            f"What can: {', '.join(sorted((VARYING | ENGINE) - _LENGTHS))}, data.train.N.weight"
+        raise SpecError.at(
+            f"{section}.{name}",
+            "the model and the rows are prepared once for all trials, so this field cannot vary. "
+            f"What can: {', '.join(sorted((VARYING | ENGINE) - _LENGTHS))}, data.train.N.weight",
         )
     outer, _, key = name.rpartition(".")
-    raise SpecError(f"{section}.{name}: {unknown_key(outer if outer in spec_fields() else '', key)[0]}")
+    raise SpecError.at(f"{section}.{name}", unknown_key(outer if outer in spec_fields() else "", key)[0])
 
 
 def check_space(sweep: SweepSpec) -> None:
@@ -97,43 +101,47 @@ def check_space(sweep: SweepSpec) -> None:
     Raises:
         SpecError: with the first mistake of each field.
     """
-    problems, meant = list[str](), dict[str, str]()
+    problems, meant = list[Mistake](), dict[str, str]()
     for name, values in sweep.dimensions.items():
         try:
             full = field_meant(name)
             if full in meant or _INSTEAD.get(full) in meant:
                 other = meant.get(full) or meant[_INSTEAD[full]]
-                raise SpecError(f"space.{name}: {other} says the same: drop one of them")
+                raise SpecError.at(f"space.{name}", f"{other} says the same: drop one of them")
             meant[full] = name
             if full in _LENGTHS:
-                raise SpecError(f"space.{name}: trials of unlike lengths cannot be compared: give it in the base")
+                what = "trials of unlike lengths cannot be compared: give it in the base"
+                raise SpecError.at(f"space.{name}", what)
             _check_kind(sweep, name, full)
             for value in tried(values):
                 trial_spec(sweep.base, {full: value})
         except SpecError as error:
-            problems.append(str(error) if str(error).startswith("space") else f"space.{name}: {error}")
+            problems += (one if one.field else replace(one, field=f"space.{name}") for one in error.mistakes)
     if problems := problems or _wrong_engines(sweep):
-        raise SpecError("\n".join(problems))
+        raise SpecError.of(problems)
 
 
-def _wrong_engines(sweep: SweepSpec) -> list[str]:
+def _wrong_engines(sweep: SweepSpec) -> list[Mistake]:
     """What is wrong with the values that engines are built from, taken together."""
     choices = _engine_choices(sweep)
     if (count := math.prod(map(len, choices.values()))) > MOST_ENGINES:
         fields = ", ".join(choices)
-        return [f"space: {fields} have {count} combinations, and each needs an engine: give at most {MOST_ENGINES}"]
+        what = f"{fields} have {count} combinations, and each needs an engine: give at most {MOST_ENGINES}"
+        return [Mistake(what, "space")]
     rows = set[int]()
     for engine in engines(sweep):
         try:
             rows.add(plan_batching(trial_spec(sweep.base, engine)).rows)
         except SpecError as error:
             said = ", ".join(f"{name} {value}" for name, value in engine.items())
-            return [f"space: {said}: {str(error).removeprefix('space.')}" if said else f"base: {error}"]
+            wrong = [str(replace(one, field=one.field.removeprefix("space."))) for one in error.mistakes]
+            return [Mistake(f"{said}: {one}", "space") if said else Mistake(one, "base") for one in wrong]
     if len(rows) > 1 and sweep.base.train.max_steps is not None:
-        return [
-            "space: with base.train.max_steps, trials with larger batches take more tokens and cannot be compared: "
+        what = (
+            "with base.train.max_steps, trials with larger batches take more tokens and cannot be compared: "
             "give num_train_epochs instead of max_steps"
-        ]
+        )
+        return [Mistake(what, "space")]
     return []
 
 
@@ -160,12 +168,13 @@ def tried(values: Range | tuple[Any, ...]) -> tuple[Any, ...]:
 def _check_kind(sweep: SweepSpec, name: str, full: str) -> None:
     """Raises SpecError: the field makes trials of unlike lengths, or an engine is built from it and it has a range."""
     if is_weight(full) and sweep.base.train.max_steps is None:
-        raise SpecError(
-            f"space.{name}: the number of rows in an epoch depends on the weights, and trials of unlike lengths cannot "
-            "be compared: give base.train.max_steps"
+        raise SpecError.at(
+            f"space.{name}",
+            "the number of rows in an epoch depends on the weights, and trials of unlike lengths cannot be compared: "
+            "give base.train.max_steps",
         )
     if full in ENGINE and not isinstance(sweep.dimensions[name], tuple):
-        raise SpecError(f"space.{name}: each value needs an engine: give a list of a few values")
+        raise SpecError.at(f"space.{name}", "each value needs an engine: give a list of a few values")
 
 
 def engine_of(spec: Spec) -> str:
@@ -192,7 +201,8 @@ def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
         if (other := _INSTEAD.get(name)) is not None:
             _set(raw, other, None)
         if (weight := _WEIGHT.fullmatch(name)) and int(weight[1]) >= len(base.data.train):
-            raise SpecError(f"space.{given}: base.data.train has {many(len(base.data.train), 'source')}, from 0 on")
+            what = f"base.data.train has {many(len(base.data.train), 'source')}, from 0 on"
+            raise SpecError.at(f"space.{given}", what)
         _set(raw, name, value)
     try:
         return Spec.model_validate_json(json.dumps(raw), strict=True)
@@ -200,7 +210,8 @@ def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or next(iter(values))
         said = reworded("finetune", place, first["type"], first.get("ctx", {}), first["input"])
-        raise SpecError(f"space.{next(iter(values))}: {said}{_LIST if 'whole' in said else ''}") from error
+        whole = first["type"] in _WHOLE_WANTED or isinstance(first.get("ctx", {}).get("error"), NotWhole)
+        raise SpecError.at(f"space.{next(iter(values))}", f"{said}{_LIST if whole else ''}") from error
 
 
 def _get(value: Any, name: str) -> Any:

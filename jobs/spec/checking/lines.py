@@ -11,10 +11,11 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
+from cluster.errors import Mistake
 from jobs.errors import SpecError
 
 Path = tuple[str | int, ...]
@@ -38,15 +39,34 @@ for _tag, _pattern, _first in _RESOLVERS:
     _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
 
 
+class Mark(NamedTuple):
+    """Where a value is written. Marks of one file are in the order of its lines.
+
+    Attributes:
+        source: name of the file as the user gave it, or `--set`; empty: unknown.
+        line: from 1 on; 0: of no line.
+    """
+
+    source: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}" if self.line else self.source
+
+
 @dataclass
 class Document:
-    """A parsed spec: plain values, and where each of them stands."""
+    """A parsed spec: plain values, where each of them stands, and duplicate keys and the like."""
 
     value: Any
-    marks: dict[Path, str] = field(default_factory=dict)  # "job.yaml:12" or "--set train.max_steps"
-    problems: list[tuple[str, str]] = field(default_factory=list)  # (mark, message): duplicate keys and the like
+    marks: dict[Path, Mark] = field(default_factory=dict)
+    problems: list[tuple[Mark, Mistake]] = field(default_factory=list)
 
-    def mark(self, path: Path) -> str:
+    def add_problem(self, mark: Mark, message: str, name: str = "") -> None:
+        """Note a mistake. `name`: dotted, of the field."""
+        self.problems.append((mark, Mistake(message, name, str(mark))))
+
+    def mark(self, path: Path) -> Mark:
         """Where `path` stands, or else the nearest section around it."""
         return next(self.marks[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.marks)
 
@@ -59,17 +79,17 @@ def parse(text: str, source: str) -> Document:
     """
     if source.endswith(".json"):
         return _parse_json(text, source)
-    document = Document(None, {(): source})
+    document = Document(None, {(): Mark(source)})
     document.value = _Builder(document, source).build(_compose(text, source), ())
     return document
 
 
 def parse_value(text: str, source: str) -> Any:
-    """The value of one `--set key=value`."""
-    document = Document(None, {(): source})
+    """The value of one `--set key=value`. Raises SpecError; `source` is the place of its mistake."""
+    document = Document(None, {(): Mark(source)})
     document.value = _Builder(document, None).build(_compose(text, source), ())
     if document.problems:
-        raise SpecError(f"{source}: {document.problems[0][1]}")
+        raise _not_readable(source, document.problems[0][1].message)
     return document.value
 
 
@@ -79,13 +99,16 @@ def _compose(text: str, source: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        raise SpecError(f"{place}: {_readable(error, text)}") from error
+        raise _not_readable(place, _readable(error, text)) from error
     except yaml.reader.ReaderError as error:
-        raise SpecError(
-            f"{source}: this is not YAML: it has the character {error.character!r}. Give the file of a spec"
-        ) from error
+        what = f"this is not YAML: it has the character {error.character!r}. Give the file of a spec"
+        raise _not_readable(source, what) from error
     except RecursionError as error:
-        raise SpecError(f"{source}: nested too deeply") from error
+        raise _not_readable(source, "nested too deeply") from error
+
+
+def _not_readable(place: str, message: str) -> SpecError:
+    return SpecError.of([Mistake(message, place=place)])
 
 
 def _readable(error: yaml.MarkedYAMLError, text: str) -> str:
@@ -143,21 +166,20 @@ class _Builder:
 
     def _remember(self, node: yaml.Node, path: Path) -> None:
         if self._source is not None and path:
-            self._document.marks[path] = f"{self._source}:{node.start_mark.line + 1}"
+            self._document.marks[path] = Mark(self._source, node.start_mark.line + 1)
 
     def _problem(self, node: yaml.Node, message: str) -> None:
-        where = f"{self._source}:{node.start_mark.line + 1}" if self._source else ""
-        self._document.problems.append((where, message))
+        self._document.add_problem(Mark(self._source, node.start_mark.line + 1) if self._source else Mark(), message)
 
 
 def _parse_json(text: str, source: str) -> Document:
-    document = Document(None, {(): source})
+    document = Document(None, {(): Mark(source)})
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
-        raise SpecError(f"{source}:{error.lineno}:{error.colno}: no JSON: {error.msg}") from error
+        raise _not_readable(f"{source}:{error.lineno}:{error.colno}", f"no JSON: {error.msg}") from error
     except RecursionError as error:
-        raise SpecError(f"{source}: nested too deeply") from error
+        raise _not_readable(source, "nested too deeply") from error
     with contextlib.suppress(SpecError):  # JSON is YAML, but for tabs and escaped surrogates: then without lines
         _Builder(document, source).build(_compose(text, source), ())
     document.value = json.loads(text)

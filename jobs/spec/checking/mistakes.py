@@ -41,7 +41,7 @@ def reworded(kind: Kind, name: str, mistake: str, context: Mapping[str, Any], va
         return str(context["error"])
     if mistake == "literal_error":
         choices = str(context["expected"]).replace("'", "")
-        hint = ABSENT.get(str(value)) or did_you_mean(str(value), re.split(r", | or ", choices)).removeprefix("; ")
+        hint = ABSENT.get(str(value)) or did_you_mean(str(value), re.split(r", | or ", choices), "")
         return f"must be {choices}, but is {shown(value, '')}" + (f"; {hint}" if hint else "")
     if mistake == "dict_type" and kind == "command" and name == "env":
         return f"must be variables with their values (NAME: text), but is {shown(value)}"

@@ -79,7 +79,7 @@ def submitted(
         if key is not None and (jobs := serving.store.submitted(key)) is not None:
             return jobs
         if isinstance(error, UnknownJob) and not sees_all(caller):
-            raise UnknownJob(str(error).partition(": did you mean")[0]) from None  # they may be others' ids
+            raise error.without_hint() from None  # the ids are perhaps others'
         raise
 
 

@@ -39,6 +39,7 @@ def _view(serving: Serving, event: QueueEvent) -> api.EventView:
         kind=event.kind,
         message=serving.scrub.line(event.message),
         job_id=event.job_id,
+        data=serving.scrub.value(dict(event.data)),
     )
 
 
@@ -102,7 +103,10 @@ def _logs(router: APIRouter, serving: Serving) -> None:
         def explained() -> api.WhyView:
             serving.job(job_id, caller)
             said = serving.explainer.why(job_id, caller)
-            return said.model_copy(update={"text": serving.scrub.line(said.text)})
+            texts = {
+                name: serving.scrub.line(getattr(said, name)) for name in ("text", "reason", "expected", "next_step")
+            }
+            return said.model_copy(update=texts)
 
         return answer(await serving.slow.run(explained))
 

@@ -19,6 +19,7 @@ from orchestrator.queue.store import Change, SubmissionKey
 from orchestrator.service.context.attempt_tokens import tokens_of
 from orchestrator.service.context.caller import Caller
 from orchestrator.service.context.queue_identity import queue_id
+from orchestrator.service.observability.story_text import ended
 from orchestrator.service.ray_submitted import check_room, look
 
 
@@ -92,9 +93,8 @@ def _words(serving: Serving, job: Job, caller: Caller) -> str:
     """Describe a waiting or ended job in one line; '' for a running job, which writes output itself."""
     if job.state is State.RUNNING:
         return ""
-    lines = serving.explainer.why(job.job_id, caller).text.splitlines()
-    if job.state in ENDED:
-        lines = [line for line in lines if not line.startswith("to do: ")]
-        again = ["to do: submit it again with ray job submit"] if job.state is not State.SUCCEEDED else []
-        return "; ".join([*lines, *again])
-    return lines[0].partition("; it has been there for ")[0]
+    if job.state not in ENDED:
+        return serving.explainer.why(job.job_id, caller).reason
+    told = ended(job, serving.now_s())
+    again = ["to do: submit it again with ray job submit"] if job.state is not State.SUCCEEDED else []
+    return "; ".join([told.reason, *told.more, *again])

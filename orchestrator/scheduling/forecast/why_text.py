@@ -13,23 +13,28 @@ from orchestrator.scheduling.snapshot import Snapshot
 _SHOWN = 5
 
 
-def why_text(
+def why_reason(found: Why, snapshot: Snapshot, names: Sequence[str]) -> str:
+    """What a job asks for, and what it waits for, in one line. `names`: of the jobs, by row."""
+    return f"{names[found.row]} asks for {_asks(found, snapshot)}: {found.obstacle}"
+
+
+def why_lines(
     found: Why,
     snapshot: Snapshot,
     names: Sequence[str],
     nodes: Sequence[str] | None = None,
-    seen_others: bool = True,
-) -> str:
-    """Format the result of `why`, in about ten lines.
+    expected: str = "",
+) -> list[str]:
+    """Some ten lines after that one; none of a job that runs.
 
     Args:
-        names: names of the jobs, by row.
-        nodes: names of the nodes for people, in the snapshot's order; None: their ids.
-        seen_others: whether jobs have ended lately whose run times support the expected start.
+        names: of the jobs, by row.
+        nodes: what people call the machines, in the snapshot's order; None: their ids.
+        expected: the expected start in words.
     """
-    lines = [f"{names[found.row]} asks for {_asks(found, snapshot)}: {found.obstacle}"]
+    lines = list[str]()
     if found.obstacle is Obstacle.RUNS:
-        return lines[0]
+        return lines
     if found.after:
         lines.append("first must end: " + ", ".join(names[row] for row in found.after))
     if found.not_before_s > snapshot.now_s:
@@ -43,9 +48,9 @@ def why_text(
         lines.append(_before_words(found, names))
     if found.room_on:
         lines.append(_room_words(found, snapshot, called))
-    if found.expected is not None:
-        lines.append(expected_words(found.expected, ends_are_known(found), seen_others))
-    return "\n".join(lines)
+    if expected:
+        lines.append(f"expected start: {expected}")
+    return lines
 
 
 def _asks(found: Why, snapshot: Snapshot) -> str:
@@ -56,11 +61,11 @@ def _asks(found: Why, snapshot: Snapshot) -> str:
 
 
 def to_do(found: Why, name: str) -> str:
-    """Say what the submitter can do about a waiting job; '': nothing to say. `name`: the name of the job."""
+    """What can be done about it; empty: nothing needs to be. `name`: of the job."""
     what = _TO_DO.get(found.obstacle, "")
     if found.before and found.obstacle in (Obstacle.FULL, Obstacle.SCATTERED, Obstacle.PROMISED, Obstacle.BEHIND):
         what += "; sooner, with a higher priority: fleetune priority {job} --to N"
-    return f"to do: {what.format(job=name)}" if what else ""
+    return what.format(job=name)
 
 
 _BY_ITSELF = "nothing: it starts by itself"
@@ -86,23 +91,23 @@ def span(seconds: float) -> str:
 
 
 def expected_words(expected: Expected, known: bool = True, seen_others: bool = True) -> str:
-    """Format the expected start with its uncertainty.
+    """The expected start, as `in 12 min (from 5 min to 20 min)`, and how sure it is.
 
     Args:
         known: whether the jobs on the nodes have measured their remaining time.
         seen_others: whether jobs have ended lately, so that unknown run times are more than a guess.
     """
     if expected.start_s is None or expected.earliest_s is None:
-        return "expected start: not within the next weeks, as things are"
+        return "not within the next weeks, as things are"
     if expected.start_s == 0 and expected.latest_s == 0:
-        return "expected start: now"
+        return "now"
     latest = "or later" if expected.latest_s is None else f"to {span(expected.latest_s)}"
     guess = ""
     if not known and seen_others:
         guess = ", if the jobs there take as long as others did lately"
     elif not known:
         guess = ". This is a guess: no job has ended yet, and those that run have not measured their speed"
-    return f"expected start: in {span(expected.start_s)} (from {span(expected.earliest_s)} {latest}){guess}"
+    return f"in {span(expected.start_s)} (from {span(expected.earliest_s)} {latest}){guess}"
 
 
 def ends_are_known(found: Why) -> bool:

@@ -16,8 +16,7 @@ from jobs.search.rules.budget import check_budget, most_gangs
 from jobs.search.rules.varying import check_space
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
-from jobs.spec.load import MOST_MISTAKES, AnySpec, trained
-from jobs.spec.received import checked
+from jobs.spec.load import MOST_MISTAKES, AnySpec, spec_of, trained
 from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownTenant
@@ -61,7 +60,7 @@ def admit(
             problems.leave_out(len(specs) - number + 1)
             break
         try:
-            spec = checked(value)
+            spec = spec_of(value, reader="server")
         except SpecError as error:
             problems.add(number, error)
             continue
@@ -165,7 +164,7 @@ class _Admission:
             return next(iter(self._tenants))
         if not self._tenants:
             raise UnknownTenant("there are no tenants yet: make one first")
-        raise QueueError(f"queue.tenant: say whose job it is: {', '.join(sorted(self._tenants)[:20])}")
+        raise QueueError.at("queue.tenant", f"say whose job it is: {', '.join(sorted(self._tenants)[:20])}")
 
     def _capacity(self, gang: Gang, tenant: Tenant) -> Iterator[CapacityError]:
         if gang not in self._fits:
@@ -204,12 +203,14 @@ class _Admission:
         if source is None or isinstance(tenant, QueueError):
             return
         if source.tenant != tenant.name:
-            yield Forbidden(
-                f"model.path: {source.job_id} is of tenant {source.tenant!r}, and its model is not for jobs of "
-                f"{tenant.name!r}: give the model's path"
+            yield Forbidden.at(
+                "model.path",
+                f"{source.job_id} is of tenant {source.tenant!r}, and its model is not for jobs of {tenant.name!r}: "
+                "give the model's path",
             )
         elif source.kind != "finetune":
-            yield QueueError(f"model.path: {source.job_id} is a {source.kind}, and exports no model: give a path")
+            what = f"{source.job_id} is a {source.kind}, and exports no model: give a path"
+            yield QueueError.at("model.path", what)
         elif (
             refused := outside("model.path", self._place_of(source), tenant.name, tenant.restrictions.roots)
         ) is not None:

@@ -26,7 +26,7 @@ _NEW_S = 3600.0
 def check_client(client: str) -> None:
     """Check that the name of a client can be the name of a file. Raises QueueError."""
     if not _NAME.fullmatch(client):
-        raise QueueError("client: a client's name has letters, digits, '_' and '-', at most 100 of them")
+        raise QueueError.at("client", "a client's name has letters, digits, '_' and '-', at most 100 of them")
 
 
 def cancel_what_the_gone_left(surroundings: Surroundings, home: Path) -> int:

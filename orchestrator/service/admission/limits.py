@@ -19,12 +19,13 @@ def problems(queue: Queue, tenant: Tenant, caller: Caller, secrets: Collection[s
     try:
         check_priority(queue.priority, tenant, caller)
     except Forbidden as error:
-        yield error
+        yield Forbidden.at("queue.priority", str(error))
     most_s = tenant.restrictions.max_runtime_s
     if most_s is not None and queue.max_runtime_s is not None and queue.max_runtime_s > most_s:
-        yield QueueError(
-            f"queue.max_runtime_s is {queue.max_runtime_s:,.0f}, and a job of tenant {tenant.name!r} may run for "
-            f"{most_s:,.0f} s: ask for less, or leave it out"
+        yield QueueError.at(
+            "queue.max_runtime_s",
+            f"{queue.max_runtime_s:,.0f} s are asked for, and a job of tenant {tenant.name!r} may run for "
+            f"{most_s:,.0f} s: ask for less, or leave it out",
         )
     yield from wrong_secrets(queue.secrets, tenant, secrets)
 
@@ -57,16 +58,15 @@ def wrong_secrets(names: Sequence[str], tenant: Tenant, there: Collection[str]) 
     given = tenant.restrictions.secrets
     if missing := [name for name in names if name not in given]:
         options = "".join(f" --secret {name}" for name in (*given, *missing))
-        yield QueueError(
-            f"queue.secrets: tenant {tenant.name!r} was not given {', '.join(missing)}. An admin gives it: "
-            f"fleetune tenants set {tenant.name}{options}"
+        yield QueueError.at(
+            "queue.secrets",
+            f"tenant {tenant.name!r} was not given {', '.join(missing)}. An admin gives it: fleetune tenants set "
+            f"{tenant.name}{options}",
         )
     for name in names:
         if name in given and name not in there:
-            yield QueueError(
-                f"queue.secrets: the server has no secret {name}. Start it with FLEETUNE_SECRET_{name} in its "
-                "environment"
-            )
+            what = f"the server has no secret {name}. Start it with FLEETUNE_SECRET_{name} in its environment"
+            yield QueueError.at("queue.secrets", what)
 
 
 def check_room(store: Store, tenant: Tenant | None) -> None:

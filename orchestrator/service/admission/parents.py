@@ -33,19 +33,19 @@ class Parents:
             ParentFailed: the job has failed or was cancelled.
         """
         if reference == own_name:
-            raise QueueError(
-                f"{field}: {reference} is the name of this very job, which cannot come after itself. Jobs are named "
-                f"by their ids, as {own_name}-4f7k2m"
+            raise QueueError.at(
+                field,
+                f"{reference} is the name of this very job, which cannot come after itself. Jobs are named by their "
+                f"ids, as {own_name}-4f7k2m",
             )
         if reference not in self._known:
             self._known[reference] = self._look(reference)
         found = self._known[reference]
         if isinstance(found, QueueError):
-            raise type(found)(f"{field}: {found}")
+            raise type(found).at(field, str(found))
         if found.state in (State.FAILED, State.CANCELLED):
-            raise ParentFailed(
-                f"{field}: {found.job_id} {HAS_ENDED[found.state]}: retry it first (fleetune retry {found.job_id})"
-            )
+            what = f"{found.job_id} {HAS_ENDED[found.state]}: retry it first (fleetune retry {found.job_id})"
+            raise ParentFailed.at(field, what)
         return found
 
     def _look(self, reference: str) -> Job | QueueError:

@@ -1,10 +1,11 @@
-"""The problems of a submission, in one message."""
+"""All that is wrong with a submission, in one error."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
-from cluster.errors import InputError
+from cluster.errors import InputError, Mistake
 from orchestrator.queue.errors import QueueError
 
 _MOST_LINES, _LONGEST_LINE, _MOST_CHARACTERS = 20, 1_000, 8_000
@@ -15,17 +16,20 @@ class Problems:
 
     def __init__(self, specs: int) -> None:
         self._several = specs > 1
-        self._found: list[tuple[int, InputError]] = []
-        self._left_out = 0
+        self._kinds: set[type[InputError]] = set()
+        self._found: list[Mistake] = []
+        self._errors = self._left_out = 0
 
     def add(self, number: int, error: InputError) -> None:
-        """Add a problem. `number`: of the spec, counted from 1."""
-        self._found.append((number, error))
+        """`number`: of the spec, from 1 on."""
+        self._errors += 1
+        self._kinds.add(type(error))
+        self._found += (replace(one, spec=number) if self._several else one for one in error.mistakes)
 
     @property
     def full(self) -> bool:
-        """Whether enough problems were found, so that more would not be shown."""
-        return len(self._found) >= _MOST_LINES
+        """Whether there is as much as is told: to look for more would only take time."""
+        return self._errors >= _MOST_LINES
 
     def leave_out(self, specs: int) -> None:
         """Note that so many specs were not checked."""
@@ -35,28 +39,21 @@ class Problems:
         """Raise the problems, if any: as their common class if they share one, else as QueueError."""
         if not self._found:
             return
-        lines = list(self._lines())
-        told = _fitting(lines)
-        if len(lines) > len(told):
-            told.append(f"and {len(lines) - len(told):,} more")
+        told = _fitting(self._found)
+        if len(self._found) > len(told):
+            told.append(Mistake(f"and {len(self._found) - len(told):,} more"))
         if self._left_out:
-            told.append(f"the {self._left_out:,} specs after that were not looked at")
-        kinds = {type(error) for _, error in self._found}
-        kind = kinds.pop() if len(kinds) == 1 else QueueError
-        raise kind("\n".join(told))
-
-    def _lines(self) -> Iterator[str]:
-        for number, error in self._found:
-            for line in str(error).splitlines():
-                yield f"spec {number}: {line}" if self._several else line
+            told.append(Mistake(f"the {self._left_out:,} specs after that were not looked at"))
+        raise (next(iter(self._kinds)) if len(self._kinds) == 1 else QueueError).of(told)
 
 
-def _fitting(lines: Sequence[str]) -> list[str]:
-    """Return the first lines, as many as fit the size of a readable message."""
-    told: list[str] = []
-    for line in lines[:_MOST_LINES]:
-        line = line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
-        if told and sum(map(len, told)) + len(line) > _MOST_CHARACTERS:
+def _fitting(found: Sequence[Mistake]) -> list[Mistake]:
+    """The first of them, as many as a reader takes in: a message of ten thousand wrong specs helps nobody."""
+    told: list[Mistake] = []
+    for one in found[:_MOST_LINES]:
+        if len(one.message) > _LONGEST_LINE:
+            one = replace(one, message=f"{one.message[:_LONGEST_LINE]}...")
+        if told and sum(len(str(other)) for other in told) + len(str(one)) > _MOST_CHARACTERS:
             break
-        told.append(line)
+        told.append(one)
     return told

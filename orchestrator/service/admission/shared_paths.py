@@ -72,7 +72,7 @@ class Readable:
             if refused is not None:
                 yield refused
             elif (wrong := self._problem(field, path, is_written, roots)) is not None:
-                yield NotReadable(f"{inside}{field}: {wrong}")
+                yield NotReadable.at(f"{inside}{field}", wrong)
 
     def _problem(self, field: str, path: str, is_written: bool, roots: Roots) -> str | None:
         key = (field, path, is_written, roots)

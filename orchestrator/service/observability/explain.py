@@ -25,11 +25,12 @@ from orchestrator.queue.store import Filter
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.forecast.expected_start import Expected, expected_starts, rough_start
 from orchestrator.scheduling.forecast.why import Obstacle, Why, why
-from orchestrator.scheduling.forecast.why_text import ends_are_known, to_do, why_text
+from orchestrator.scheduling.forecast.why_text import ends_are_known, expected_words, to_do, why_lines, why_reason
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.service.context.caller import ANYBODY, Caller
 from orchestrator.service.context.context import Surroundings
 from orchestrator.service.observability import story_text as storytext
+from orchestrator.service.observability.story_text import Story
 
 _KEPT_S = 5.0
 _NEW_KEPT_S = 0.5  # for a job that the kept moment does not contain
@@ -88,8 +89,8 @@ class Explainer:
             return _said(waits)
         return self._of_the_queue(job, caller)
 
-    def _waits_for(self, job: Job, caller: Caller) -> str | None:
-        """Describe the parents that a job waits for; None: it waits for none."""
+    def _waits_for(self, job: Job, caller: Caller) -> Story | None:
+        """For which jobs, and how these are."""
         if not job.after:
             return None
         store = self._surroundings.store
@@ -118,20 +119,16 @@ class Explainer:
 
     def _explained(self, job: Job, caller: Caller, moment: _Moment | None) -> WhyView:
         if moment is None:
-            return _said(
-                f"{job.job_id} waits: the machines do not answer, and nothing is started until they do\n"
-                "to do: nothing, if they come back; ask whoever keeps them"
-            )
+            reason = f"{job.job_id} waits: the machines do not answer, and nothing is started until they do"
+            return _said(Story(reason, next_step="nothing, if they come back; ask whoever keeps them"))
         row = moment.row_of.get(job.job_id)
         if row is None:
-            return _said(f"{job.job_id} is new in the queue: ask again in a few seconds")
+            return _said(Story(f"{job.job_id} is new in the queue: ask again in a few seconds"))
         try:
             check_can_ever_fit(job.gang, moment.cluster.inventory)
         except CapacityError as error:
-            return _said(
-                f"{job.job_id} waits for machines that are not there: {error}\nto do: wait until there are; or "
-                f"fleetune cancel {job.job_id}, and submit it again with less"
-            )
+            next_step = f"wait until there are; or fleetune cancel {job.job_id}, and submit it again with less"
+            return _said(Story(f"{job.job_id} waits for machines that are not there: {error}", next_step=next_step))
         tenant = moment.tenants.get(job.tenant)
         if tenant is not None and job.gang.gpus_per_worker and job.tenant in moment.cluster.spent:
             return _said(storytext.hours_used_up(job, tenant, moment.cluster.gpu_hours, moment.snapshot.now_s))
@@ -141,28 +138,31 @@ class Explainer:
         names = [_name(one, caller) for one in moment.jobs]
         labels = moment.cluster.inventory.labels
         called = [labels.get(node, node) for node in moment.snapshot.cluster.names]
+        expected, known, ran = found.expected, ends_are_known(found), bool(moment.ran_s)
+        expects = "" if expected is None else expected_words(expected, known, ran)
         lines = [
-            why_text(found, moment.snapshot, names, called, seen_others=bool(moment.ran_s)),
+            *why_lines(found, moment.snapshot, names, called, expects),
             storytext.put_back(job),
             "the machines do not answer now: nothing is started until they do" if moment.silent else "",
-            storytext.closed(found, moment.snapshot.cluster.names, moment.rules, called),
+            *storytext.closed(found, moment.snapshot.cluster.names, moment.rules, called),
             storytext.outside(found, self._others(moment) if _is_foreign(found) else ()),
             storytext.limit(found, tenant),
             growth_words(moment.cluster.inventory) if found.obstacle in _FOR_WANT_OF_ROOM else "",
-            to_do(found, job.job_id),
         ]
-        text = "\n".join(filter(None, lines))
-        expected, now_s = found.expected, moment.snapshot.now_s
+        reason = why_reason(found, moment.snapshot, names)
+        said = _said(Story(reason, more=tuple(filter(None, lines)), next_step=to_do(found, job.job_id)))
         if expected is None:
-            return _said(text)
+            return said
         starts = (expected.start_s, expected.earliest_s, expected.latest_s)
-        start, earliest, latest = (None if at is None else now_s + at for at in starts)
-        return WhyView(
-            text=text,
-            expected_start_s=start,
-            earliest_start_s=earliest,
-            latest_start_s=latest,
-            is_guess=not moment.ran_s and not ends_are_known(found),
+        start, earliest, latest = (None if at is None else moment.snapshot.now_s + at for at in starts)
+        return said.model_copy(
+            update={
+                "expected_start_s": start,
+                "earliest_start_s": earliest,
+                "latest_start_s": latest,
+                "is_guess": not ran and not known,
+                "expected": expects,
+            }
         )
 
     def _others(self, moment: _Moment) -> list[Other]:
@@ -248,8 +248,15 @@ def _name(job: Job, caller: Caller) -> str:
     return job.job_id if caller.may_see(job.tenant) else f"a job of tenant {job.tenant}"
 
 
-def _said(text: str) -> WhyView:
-    return WhyView(text=text, expected_start_s=None, earliest_start_s=None, latest_start_s=None)
+def _said(story: Story) -> WhyView:
+    return WhyView(
+        text=story.text,
+        expected_start_s=None,
+        earliest_start_s=None,
+        latest_start_s=None,
+        reason=story.reason,
+        next_step=story.next_step,
+    )
 
 
 def _is_foreign(found: Why) -> bool:

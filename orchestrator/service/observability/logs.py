@@ -6,15 +6,19 @@ import re
 
 from cluster.backend import MAX_OUTPUT_BYTES
 from cluster.text import did_you_mean
+from jobs.errors import StorageError
+from jobs.run.outcome import outcome_of
+from jobs.run.paths import JobPaths
 from orchestrator.api import LogPart, LogSources, MetricsPart
 from orchestrator.queue.errors import UnknownSource
 from orchestrator.queue.records import Job
-from orchestrator.queue.states import ENDED, HOLDS_A_LEASE
+from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
 from orchestrator.service.context.context import Surroundings
 from orchestrator.service.observability.run_files import RunFiles
 from orchestrator.service.observability.run_metrics import records
 
 PART_BYTES = 256 << 10
+_MOST_OUTCOME_BYTES = 16 << 20  # a confusion matrix is part of an outcome
 OUTPUT, LOGS = "output", "logs"
 _OUTPUT_OF = re.compile(r"output-([1-9][0-9]{0,8})")
 _LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})\.log")
@@ -28,7 +32,10 @@ def sources(surroundings: Surroundings, job: Job) -> LogSources:
     """
     outputs = [OUTPUT] if job.attempt else []
     outputs += [f"{OUTPUT}-{attempt}" for attempt in range(1, job.attempt)]
-    return LogSources(sources=(*outputs, *_logs(RunFiles.of(surroundings.store, job))))
+    files = RunFiles.of(surroundings.store, job)
+    found = _logs(files)
+    failed = _log_of_failed_rank(files) if files is not None and job.state is State.FAILED else None
+    return LogSources(sources=(*outputs, *found), failed=failed if failed in found else None)
 
 
 def part(surroundings: Surroundings, job: Job, source: str, after: int) -> LogPart:
@@ -73,6 +80,15 @@ def _known(job: Job, source: str, attempt: int) -> int:
 
 def _logs(files: RunFiles | None) -> list[str]:
     return [match[1] for name in files.names(LOGS) if (match := _LOG.fullmatch(name))] if files is not None else []
+
+
+def _log_of_failed_rank(files: RunFiles) -> str | None:
+    """By the run's outcome. None: it has none, or names no rank."""
+    try:
+        rank = outcome_of(files.read("", JobPaths("").outcome, 0, _MOST_OUTCOME_BYTES), files.run).rank
+    except (StorageError, ValueError):  # a run that was killed has none; what a newer release wrote is not known
+        return None
+    return None if rank is None else f"rank-{rank}"
 
 
 def _run_with(surroundings: Surroundings, job: Job, source: str) -> RunFiles:

@@ -57,13 +57,17 @@ class RunFiles:
             return []
 
     def read(self, folder: str, name: str, begin: int, most: int) -> bytes:
-        """Read up to `most` bytes of a file in a folder of the run, from a byte on. Raises StorageError."""
-        path = storage.join(self.run, folder, name)
+        """Up to `most` bytes of a file in one of the run's own folders, from a byte on. Raises StorageError.
+
+        An empty `folder` means the run's directory itself.
+        """
+        inside = (folder, name) if folder else (name,)
+        path = storage.join(self.run, *inside)
         if not self.base:
             size = storage.size(path)  # object stores refuse a range behind the end
             return storage.read_range(path, begin, min(begin + most, size)) if begin < size else b""
         try:
-            return beneath.read(self.base, self._names(folder, name), begin, most)
+            return beneath.read(self.base, self._names(*inside), begin, most)
         except OSError as error:
             raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
 

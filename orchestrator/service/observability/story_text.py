@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from cluster.backend import Other
 from cluster.text import many
@@ -20,41 +21,65 @@ _SHOWN = 10
 _OUTSIDE_SHOWN = 3
 
 
-def ended(job: Job, now_s: float) -> str:
+@dataclass(frozen=True)
+class Story:
+    """Why a job is where it is.
+
+    Attributes:
+        reason: one line, without what changes all the time.
+        so_far: for how long that has been so; it ends the first line of the text.
+        more: further lines.
+        next_step: what can be done; empty: nothing needs to be.
+    """
+
+    reason: str
+    so_far: str = ""
+    more: Sequence[str] = ()
+    next_step: str = ""
+
+    @property
+    def text(self) -> str:
+        first = "; ".join(filter(None, (self.reason, self.so_far)))
+        last = [f"to do: {self.next_step}"] if self.next_step else []
+        return "\n".join([first, *self.more, *last])
+
+
+def ended(job: Job, now_s: float) -> Story:
     ago = "" if job.ended_s is None else f" {span(max(now_s - job.ended_s, 0.0))} ago"
     more = telling(job.state, job.message)
-    lines = [f"{job.job_id} {_ENDED[job.state]}{ago}{f': {more}' if more else ''}"]
+    lines = ["it was never started"]
     if job.attempt:
         times = "once" if job.attempt == 1 else f"{job.attempt} times"
-        lines.append(f"it was started {times} and ran for {span(job.attained_s)} in all")
-    else:
-        lines.append("it was never started")
-    if job.state is not State.SUCCEEDED:
-        lines.append(f"to do: {advice(job.reason, job.job_id)}")
-    elif job.run is not None:
+        lines = [f"it was started {times} and ran for {span(job.attained_s)} in all"]
+    next_step = "" if job.state is State.SUCCEEDED else advice(job.reason, job.job_id)
+    if job.state is State.SUCCEEDED and job.run is not None:
         lines.append(f"its run is {job.run}")
-    return "\n".join(lines)
+    reason = f"{job.job_id} {_ENDED[job.state]}{ago}{f': {more}' if more else ''}"
+    return Story(reason, more=lines, next_step=next_step)
 
 
-def hours_used_up(job: Job, tenant: Tenant, used: Mapping[str, float], now_s: float) -> str:
-    """Describe a job whose tenant has used up its GPU-hours of the month."""
+def hours_used_up(job: Job, tenant: Tenant, used: Mapping[str, float], now_s: float) -> Story:
+    """Of a job whose tenant has used up its GPU-hours of the month."""
     most, (_, next_s) = tenant.restrictions.max_gpu_hours_per_month or 0.0, month_around(now_s)
-    return (
+    return Story(
         f"{job.job_id} waits: tenant {tenant.name} has used {used.get(tenant.name, 0.0):,.1f} of its {most:,.1f} "
-        f"GPU-hours of {utc(now_s):%Y-%m}\n"
-        f"jobs of {tenant.name} that need GPUs start again on {utc(next_s):%Y-%m-%d} at 00:00 UTC; running ones go on\n"
-        f"to do: wait, or ask an admin for more GPU-hours (fleetune tenants set {tenant.name} --max-gpu-hours N)"
+        f"GPU-hours of {utc(now_s):%Y-%m}",
+        more=[
+            f"jobs of {tenant.name} that need GPUs start again on {utc(next_s):%Y-%m-%d} at 00:00 UTC; running ones "
+            "go on"
+        ],
+        next_step=f"wait, or ask an admin for more GPU-hours (fleetune tenants set {tenant.name} --max-gpu-hours N)",
     )
 
 
 _ENDED = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.CANCELLED: "was cancelled"}
 
 
-def holding(job: Job, now_s: float, label: Callable[[str], str]) -> str:
-    """Describe a job that holds a lease."""
+def holding(job: Job, now_s: float, label: Callable[[str], str]) -> Story:
+    """Of a job that holds a lease."""
     where = ", ".join(f"{label(node)} ({many(count, 'worker')})" for node, count in job.placement)
     for_s = now_s - (job.started_s if job.started_s is not None else now_s)
-    lines = [f"{job.job_id} {does(job.state)} on {where}; it has been there for {span(max(for_s, 0.0))}"]
+    lines = list[str]()
     if job.state is State.STOPPING:
         lines += [f"why it stops: {job.message or job.reason.value}", _after_the_stop(job)]
     elif job.wanted is not Wanted.RUN:
@@ -71,7 +96,8 @@ def holding(job: Job, now_s: float, label: Callable[[str], str]) -> str:
         lines.append("its program is being started, and has not answered yet")
     if job.state is State.RUNNING:
         lines.append(f"to watch it: fleetune logs {job.job_id} -f")
-    return "\n".join(lines)
+    so_far = f"it has been there for {span(max(for_s, 0.0))}"
+    return Story(f"{job.job_id} {does(job.state)} on {where}", so_far, lines)
 
 
 _ASKED = {Wanted.CANCEL: "end", Wanted.PAUSE: "pause"}
@@ -103,39 +129,37 @@ def _after_the_stop(job: Job) -> str:
     return "it ends with that"
 
 
-def not_wanted(job: Job, now_s: float) -> str:
-    """Describe a QUEUED job that its owner has paused or cancelled."""
+def not_wanted(job: Job, now_s: float) -> Story:
+    """Of a QUEUED job that its owner does not want to run."""
     if job.wanted is Wanted.PAUSE:
         since = span(max(now_s - job.waiting_since_s, 0.0))
-        return f"{job.job_id} has been paused for {since}, by order\nto do: fleetune resume {job.job_id} lets it go on"
-    return f"{job.job_id} was asked to end, and will be cancelled within seconds"
+        next_step = f"fleetune resume {job.job_id} lets it go on"
+        return Story(f"{job.job_id} has been paused for {since}, by order", next_step=next_step)
+    return Story(f"{job.job_id} was asked to end, and will be cancelled within seconds")
 
 
-def waits_for(job: Job, parents: Sequence[Job], names: Sequence[str]) -> str:
-    """Describe a job that waits for others.
-
+def waits_for(job: Job, parents: Sequence[Job], names: Sequence[str]) -> Story:
+    """
     Args:
         parents: its parents that have not succeeded.
         names: how to name each of them to the caller.
     """
     told = [f"{name}, which {_how_it_is(parent)}" for parent, name in zip(parents, names, strict=True)]
-    if len(told) == 1:
-        lines = [f"{job.job_id} starts after {told[0]}"]
-    else:
-        lines = [f"{job.job_id} starts after {len(told)} other jobs:", *(f"  {one}" for one in told[:_SHOWN])]
+    reason, lines = f"{job.job_id} starts after {told[0]}", list[str]()
+    if len(told) > 1:
+        reason, lines = f"{job.job_id} starts after {len(told)} other jobs:", [f"  {one}" for one in told[:_SHOWN]]
         lines += [f"  and {len(told) - _SHOWN} more"] if len(told) > _SHOWN else []
     it = "it" if len(told) == 1 else "each of them"
     lines.append(f"it waits until {it} has succeeded, and then for nodes; if one fails, this one fails, too")
     named = [(parent, name) for parent, name in zip(parents, names, strict=True) if parent.job_id == name]
     paused = [name for parent, name in named if parent.wanted is Wanted.PAUSE]
     waits = [name for parent, name in named if parent.state is State.QUEUED and parent.wanted is Wanted.RUN]
+    next_step = "nothing; it starts by itself"
     if paused:
-        lines.append(f"to do: fleetune resume {' '.join(paused[:_SHOWN])}")
+        next_step = f"fleetune resume {' '.join(paused[:_SHOWN])}"
     elif waits:
-        lines.append(f"to do: nothing; what it waits for in turn: fleetune why {waits[0]}")
-    else:
-        lines.append("to do: nothing; it starts by itself")
-    return "\n".join(lines)
+        next_step = f"nothing; what it waits for in turn: fleetune why {waits[0]}"
+    return Story(reason, more=lines, next_step=next_step)
 
 
 def _how_it_is(parent: Job) -> str:
@@ -169,8 +193,8 @@ def limit(found: Why, tenant: Tenant | None) -> str:
     return f"tenant {tenant.name} may hold {most} at once: it starts when its other jobs have given some back"
 
 
-def closed(found: Why, ids: Sequence[str], rules: Mapping[str, NodeRule], called: Sequence[str]) -> str:
-    """Say which nodes that the job could use are closed, by whom, and which command opens them."""
+def closed(found: Why, ids: Sequence[str], rules: Mapping[str, NodeRule], called: Sequence[str]) -> list[str]:
+    """Which of the machines that it could use take nothing new, by whose order, and what takes that back."""
     lines = []
     for use in found.nodes:
         rule = rules.get(ids[use.node])
@@ -178,4 +202,4 @@ def closed(found: Why, ids: Sequence[str], rules: Mapping[str, NodeRule], called
             what = "cordoned" if rule.order is NodeOrder.CORDON else "being drained"
             name, reason = called[use.node], f" ({rule.reason})" if rule.reason else ""
             lines.append(f"{name} is {what} by {rule.by}{reason}: fleetune uncordon {name}")
-    return "\n".join(lines[:_SHOWN])
+    return lines[:_SHOWN]

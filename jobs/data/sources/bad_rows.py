@@ -1,0 +1,45 @@
+"""Records that cannot be used, and why: a sentence for people, and a kind by which equal troubles are counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+NOT_UTF8: Final = "not UTF-8"
+NOT_JSON: Final = "not JSON"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a record cannot be used.
+
+    Attributes:
+        text: for people. Lines after the first hold a traceback.
+        kind: what the reason has in common with those of other records, without their values, and with N for numbers;
+            empty: the text has no values.
+    """
+
+    text: str
+    kind: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A record that cannot be used, and why; `reason` and `kind` are those of `Reason`."""
+
+    file: str
+    line: int
+    reason: str
+    kind: str = field(default="", compare=False, kw_only=True)
+    fatal: bool = field(default=False, kw_only=True)  # the spec does not fit the data: no row may be set aside for it
+
+    @classmethod
+    def of(cls, file: str, line: int, reason: Reason, *, fatal: bool = False) -> BadRow:
+        return cls(file, line, reason.text, kind=reason.kind, fatal=fatal)
+
+    @property
+    def why(self) -> Reason:
+        return Reason(self.reason, self.kind)
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"

@@ -156,7 +156,7 @@ def spec_of(value: Mapping[str, Any], reader: str = "release") -> AnySpec:
 
 
 def _valid(value: Mapping[str, Any]) -> AnySpec | None:
-    """The spec if nothing is wrong with it, which is found out ten times as fast as what is wrong."""
+    """The spec if nothing is wrong with it, in half the time of `_checked`; None: something is."""
     kind = value.get("kind", "finetune")
     model = SPEC_MODELS.get(kind) if isinstance(kind, str) else None  # type: ignore[call-overload]
     if model is None or _is_newer(value) or too_large(value) is not None:

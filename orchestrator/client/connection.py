@@ -178,9 +178,9 @@ class Connection:
     def _error_of(self, status: int, problem: Problem) -> FleetuneError:
         if status == 401 or problem.error == _TOO_OFTEN:
             return TokenRefused(f"{problem.message} ({self._token_words()})")
-        if status == 403:
-            return TokenRefused(problem.message)
         kind = _KINDS.get(problem.error) or (InputError if 400 <= status < 500 else ServerError)
+        if status == 403:
+            kind = TokenRefused
         if issubclass(kind, InputError) and problem.items:
             return kind.of(Mistake(one.message, one.field, spec=one.spec) for one in problem.items)
         error = kind(problem.message)

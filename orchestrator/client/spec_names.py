@@ -74,6 +74,7 @@ def _placed(mistake: Mistake, specs: Sequence[Named]) -> Mistake:
 
 def _mark(spec: Named, name: str) -> str:
     """Where the field of that name is written; empty: nobody knows."""
+    name = name.replace("[", ".").replace("]", "")  # `data.train[1]`
     while name and name not in spec.marks:  # a field that is left out belongs to a section that is there
         name = name.rpartition(".")[0]
     return str(spec.marks[name]) if name else ""

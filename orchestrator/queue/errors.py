@@ -31,7 +31,8 @@ class UnknownJob(QueueError):
     def named(cls, job_id: str, meant: Collection[str] = (), more: str = "") -> UnknownJob:
         """`more`: a sentence about the job, if there is something to say."""
         hint = f": did you mean {', '.join(meant)}?" if meant else ""
-        error = cls(f"there is no job {job_id!r}{hint}{f' {more}' if more else ''}")
+        end = f"{' ' if hint else '. '}{more}" if more else ""
+        error = cls(f"there is no job {job_id!r}{hint}{end}")
         error.meant = tuple(meant)
         error._without_hint = cls.named(job_id) if meant else None
         return error

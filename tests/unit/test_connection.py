@@ -227,6 +227,9 @@ def test_mistakes_come_with_their_fields_and_those_of_an_older_server_as_one_mes
         with pytest.raises(CapacityError) as caught:
             Talk(httpx.Response(400, json=known)).me()
         assert str(caught.value) == told["message"] and caught.value.mistakes == mistakes
+    with pytest.raises(TokenRefused) as refused:
+        Talk(httpx.Response(403, json=told | {"error": "Forbidden"})).me()
+    assert refused.value.mistakes[0].spec == 2
     with pytest.raises(UnknownJob) as unknown:
         Talk(httpx.Response(404, json={"error": "UnknownJob", "message": "no", "meant": ["a-1"]})).me()
     assert unknown.value.meant == ("a-1",)

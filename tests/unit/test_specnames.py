@@ -56,6 +56,7 @@ def test_of_one_file_the_line_is_named_and_of_what_concerns_no_field_nothing(tmp
         "it is too large",
     ]
     assert str(of_one(SpecError("it is too large"), specs[0])) == f"{tmp_path}/b.yaml: it is too large"
+    assert str(of_one(SpecError.at("command[0]", "odd"), specs[0])) == f"{tmp_path}/b.yaml:3: command[0]: odd"
     assert str(with_names(SpecError.of([Mistake("beyond", spec=7)]), [Named(ONE, "x")])) == "spec 7: beyond"
     assert str(with_names(SpecError("spec 2: of an older server"), specs)) == "spec 2: of an older server"
 

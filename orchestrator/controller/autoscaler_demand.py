@@ -16,7 +16,7 @@ from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory, Node, NodeType
 from cluster.capacity.occupancy import Occupancy, Placement
 from cluster.ray.bundles import Bundle, bundle
-from orchestrator.controller.ledger import Cluster, Promises, places_of, snapshot
+from orchestrator.controller.ledger import Cluster, Nominations, places_of, snapshot
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import State, Wanted
 from orchestrator.scheduling.policy import Policy
@@ -39,7 +39,7 @@ class Wish:
     waiting: tuple[str, ...] = ()
 
 
-def wish(jobs: Sequence[Job], promises: Promises, cluster: Cluster, policy: Policy, now_s: float) -> Wish:
+def wish(jobs: Sequence[Job], nominations: Nominations, cluster: Cluster, policy: Policy, now_s: float) -> Wish:
     """Return the demand of a queue after a plan. It is empty if no autoscaler adds nodes.
 
     Waiting gangs are taken in the order of the queue, as long as the largest possible cluster has room for them beside
@@ -53,10 +53,12 @@ def wish(jobs: Sequence[Job], promises: Promises, cluster: Cluster, policy: Poli
     if not inventory.growth.types:
         return Wish()
     living = {node.node_id for node in inventory.nodes}
-    held = {node for job in jobs for node, _ in places_of(job, promises, cluster, living)}
-    waits = any(job.state is State.QUEUED and job.wanted is Wanted.RUN and job.job_id not in promises for job in jobs)
+    held = {node for job in jobs for node, _ in places_of(job, nominations, cluster, living)}
+    waits = any(
+        job.state is State.QUEUED and job.wanted is Wanted.RUN and job.job_id not in nominations for job in jobs
+    )
     grown = _Grown(inventory)
-    placed = list(_placed(grown, jobs, promises, cluster, policy, now_s)) if waits else []
+    placed = list(_placed(grown, jobs, nominations, cluster, policy, now_s)) if waits else []
     if placed:
         held |= {node.node_id for node in inventory.nodes if node.foreign_cpus or node.foreign_gpus} | cluster.closed
         held |= {grown.nodes[index].node_id for _, placement in placed for index, _ in placement}
@@ -92,10 +94,10 @@ class _Grown:
 
 
 def _placed(
-    grown: _Grown, jobs: Sequence[Job], promises: Promises, cluster: Cluster, policy: Policy, now_s: float
+    grown: _Grown, jobs: Sequence[Job], nominations: Nominations, cluster: Cluster, policy: Policy, now_s: float
 ) -> Iterator[tuple[int, Placement]]:
     """Yield the rows of waiting jobs that would fit, with their placements."""
-    made = snapshot(jobs, promises, replace(cluster, inventory=Inventory(grown.nodes)), now_s)
+    made = snapshot(jobs, nominations, replace(cluster, inventory=Inventory(grown.nodes)), now_s)
     rows = made.waiting.nonzero()[0]
     if not len(rows):
         return

@@ -19,7 +19,7 @@ from orchestrator.controller.autoscaler_demand import Wish, wish
 from orchestrator.controller.fair_share import Shares
 from orchestrator.controller.job_cache import Book
 from orchestrator.controller.leadership import Leading
-from orchestrator.controller.ledger import Cluster, Orders, Promises, kept, orders, snapshot
+from orchestrator.controller.ledger import Cluster, Nominations, Orders, kept, orders, snapshot
 from orchestrator.controller.node_health import NodeWatch
 from orchestrator.controller.set_aside import SetAside, held_aside, without_faulty
 from orchestrator.controller.silence import Hearing
@@ -131,7 +131,7 @@ class _Term:
         self._book.read()
         self._shares = Shares(self._store.decayed_use(now_s, half_life_s), now_s, half_life_s)
         self._month: MonthUse | None = None  # None: no tenant has a limit of GPU-hours
-        self._promises: Promises = {}
+        self._nominations: Nominations = {}
         self._cluster: Cluster | None = None  # as of the last pass
         self._wished: tuple[Any, Wish] = (None, Wish())
         self._planned: Any = None  # the input of the last plan
@@ -256,7 +256,7 @@ class _Term:
             slow=slow,
             gpu_hours=self._gpu_hours(tenants, jobs, now_s),
         )
-        self._promises = kept(jobs, self._promises, cluster)
+        self._nominations = kept(jobs, self._nominations, cluster)
         looked_at = (
             self._book.newest,
             inventory,
@@ -274,7 +274,7 @@ class _Term:
         policy = replace(self._of._policy, preemption=False) if self._inherited else self._of._policy
         found = self._orders(jobs, cluster, policy, now_s)
         self._write(found.moves, now_s)
-        self._promises = found.promises
+        self._nominations = found.nominations
         # If the input does not change, a new plan can differ by the passing of time only. The queue is then planned
         # rarely.
         self._planned = looked_at
@@ -295,8 +295,8 @@ class _Term:
 
         def of(some: Sequence[Job]) -> Orders:
             ids = {job.job_id for job in some}
-            promises = {job_id: places for job_id, places in self._promises.items() if job_id in ids}
-            return orders(some, plan(snapshot(some, promises, cluster, now_s), policy), promises, cluster)
+            nominations = {job_id: places for job_id, places in self._nominations.items() if job_id in ids}
+            return orders(some, plan(snapshot(some, nominations, cluster, now_s), policy), nominations, cluster)
 
         planned = [job for job in jobs if self._may_be_planned(job)]
         return without_faulty(planned, of, lambda job, error: self._aside.note(job, error, now_s))
@@ -312,11 +312,11 @@ class _Term:
             self._cluster.inventory,
             self._cluster.closed,
             self._cluster.spent,
-            tuple(self._promises.items()),
+            tuple(self._nominations.items()),
         )
         if of != self._wished[0]:
             now_s, policy = self._of._clock.now_s(), self._of._policy
-            self._wished = of, wish(self._book.jobs, self._promises, self._cluster, policy, now_s)
+            self._wished = of, wish(self._book.jobs, self._nominations, self._cluster, policy, now_s)
         return self._wished[1]
 
     def _slow(self, jobs: Sequence[Job]) -> frozenset[str]:

@@ -82,7 +82,7 @@ def test_a_plan_with_extreme_numbers_is_made_and_fits(some: list[Job], used_s: f
     cluster = Cluster(NODES, (Tenant("a", weight=1e-9), Tenant("b", weight=1e9, limit=((None, 4096),))), {"a": used_s})
     made = plan(snapshot(some, {}, cluster, NOW_S), DEFAULT)
     found = orders(some, made, {}, cluster)
-    wish(some, found.promises, cluster, DEFAULT, NOW_S)
+    wish(some, found.nominations, cluster, DEFAULT, NOW_S)
     gang_of = {one.job_id: one.gang for one in some}
     cpus, gpus = Counter[str](), Counter[str]()
     held = [(one.job_id, one.placement) for one in some if one.placement]

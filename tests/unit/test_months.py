@@ -95,11 +95,11 @@ def test_a_tenant_that_has_used_its_gpu_hours_starts_nothing_and_others_do() -> 
         assert {move.job_id for move in found.moves} == started
 
 
-def test_what_was_promised_before_the_hours_were_used_up_still_starts() -> None:
+def test_what_was_nominated_before_the_hours_were_used_up_still_starts() -> None:
     limited = (Tenant("a", restrictions=Restrictions(max_gpu_hours_per_month=10.0)),)
-    jobs, promises = [job("waits")], {"waits": (("n0", 1),)}
+    jobs, nominations = [job("waits")], {"waits": (("n0", 1),)}
     cluster = Cluster(inventory(4), limited, gpu_hours={"a": 11.0})
-    found = orders(jobs, plan(snapshot(jobs, promises, cluster, NOW_S)), promises, cluster)
+    found = orders(jobs, plan(snapshot(jobs, nominations, cluster, NOW_S)), nominations, cluster)
     assert [move.to for move in found.moves] == [State.STARTING]
 
 

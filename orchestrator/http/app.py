@@ -36,7 +36,7 @@ _ROUTES = (jobroutes, logroutes, noderoutes, tenantroutes, tokenroutes, driverro
 
 def make_app(serving: Serving, say: Callable[[str], None]) -> ASGIApp:
     """Make the app. `say`: reports internal errors with their tracebacks."""
-    knows_driver = serving.surroundings.driver_key.knows
+    knows_driver = serving.context.driver_key.knows
     routes = make_routes(serving, say)
     return Gate(routes, serving.tokens, serving.scrub, serving.meters, say, Neighbours().check, knows_driver)
 
@@ -55,7 +55,7 @@ def make_routes(serving: Serving, say: Callable[[str], None]) -> FastAPI:
     for one in _ROUTES:
         router = one.routes(serving)
         app.include_router(router)
-    handle(app, serving.scrub, say, serving.surroundings.queue)
+    handle(app, serving.scrub, say, serving.context.queue)
     app.openapi = lambda: _documented(app)  # type: ignore[method-assign]
     return app
 

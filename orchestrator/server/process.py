@@ -49,7 +49,7 @@ from orchestrator.server.passes import NEWEST, Minute, Passes
 from orchestrator.server.session_record import Announcing
 from orchestrator.service.admission import clients
 from orchestrator.service.admission import follow_ups as followups
-from orchestrator.service.context.context import MOST_GUESTS, Surroundings
+from orchestrator.service.context.context import MOST_GUESTS, ServiceContext
 from orchestrator.service.context.queue_identity import queue_id
 from orchestrator.service.launch import launch_of
 from orchestrator.service.observability.explain import Explainer
@@ -116,9 +116,9 @@ def serve(options: Options) -> None:
         stack.callback(place.backend.close)
         _check_python(options.python, place)
         urls, say = urls_for_drivers(sock, options.urls, options.scheme), partial(_tell_of_clock, store, output)
-        around = _surroundings(options, store, place, urls, secrets, say)
-        stack.callback(around.close)
-        _Server(options, around, place, sock, home, output).run()
+        context = _service_context(options, store, place, urls, secrets, say)
+        stack.callback(context.close)
+        _Server(options, context, place, sock, home, output).run()
 
 
 def _check_tls(options: Options) -> None:
@@ -162,15 +162,15 @@ def _opened(options: Options, home: Path) -> Iterator[Store]:
         store.close()
 
 
-def _surroundings(
+def _service_context(
     options: Options,
     store: Store,
     place: Place,
     urls: tuple[str, ...],
     secrets: dict[str, str],
     say: Callable[[str], None],
-) -> Surroundings:
-    return Surroundings(
+) -> ServiceContext:
+    return ServiceContext(
         store=store,
         backend=place.backend,
         clock=SystemClock(float(store.facts().get(NEWEST, "0")), say),
@@ -193,19 +193,19 @@ class _Server:
     """The parts of a running server."""
 
     def __init__(
-        self, options: Options, around: Surroundings, place: Place, sock: socket.socket, home: Path, output: Output
+        self, options: Options, context: ServiceContext, place: Place, sock: socket.socket, home: Path, output: Output
     ) -> None:
-        self._options, self._around, self._place = options, around, place
+        self._options, self._context, self._place = options, context, place
         self._sock, self._home, self._output = sock, home, output
         self._meters = Meters()
-        self._tokens = Tokens(around.store, not is_loopback(options.host), around.clock.now_s)
-        self._leading = Leading(around.store, around.clock, socket.gethostname(), around.url)
+        self._tokens = Tokens(context.store, not is_loopback(options.host), context.clock.now_s)
+        self._leading = Leading(context.store, context.clock, socket.gethostname(), context.url)
         self._passes = self._make_passes()
         self._http = self._make_http()
 
     def run(self) -> None:
         self._tokens.read()
-        self._output.greet(greeting.lines(self._around, self._facts()))
+        self._output.greet(greeting.lines(self._context, self._facts()))
         if self._options.store is None:
             write_record(self._home, Record(self._url_here, getpid(), version("fleetune")))
         sys.setswitchinterval(_SWITCH_S)
@@ -226,48 +226,48 @@ class _Server:
     def _url_here(self) -> str:
         """The URL for clients on this machine. With TLS, its name must be one of the certificate's."""
         if self._options.tls_cert is not None and self._options.urls:
-            return self._around.url
+            return self._context.url
         return url_here(self._sock, self._options.scheme)
 
     def _make_passes(self) -> Passes:
-        around, say = self._around, self._output.say
+        context, say = self._context, self._output.say
         controller = self._controller = Controller(
-            around.store,
-            around.backend,
-            around.clock,
+            context.store,
+            context.backend,
+            context.clock,
             self._leading,
-            launch_of(around),
-            around.policy,
+            launch_of(context),
+            context.policy,
             timing=self._timing(),
             takes_over=self._options.take_over,
         )
-        news = News(around.store, self._meters, say)
+        news = News(context.store, self._meters, say)
         begins = partial(self._note, taking_over.begins_to_lead)
         return Passes(controller, self._leading, news, self._meters, say, self._after_each_pass(controller), begins)
 
     def _note(self, what: Callable[[Store, float, str], None]) -> None:
         """Write an event about this server. Raises StoreBroken."""
-        what(self._around.store, self._around.clock.now_s(), self._around.url)
+        what(self._context.store, self._context.clock.now_s(), self._context.url)
 
     def _timing(self) -> Timing:
-        speak = self._around.engine != "fake"  # drivers on a fake cluster send no heartbeats
+        speak = self._context.engine != "fake"  # drivers on a fake cluster send no heartbeats
         return Timing(register_s=self._options.register_s, silent_s=self._options.silent_s if speak else None)
 
     def _after_each_pass(self, controller: Controller) -> list[Callable[[], object]]:
-        around, store = self._around, self._around.store
+        context, store = self._context, self._context.store
         after: list[Callable[[], object]] = [
-            partial(followups.follow_up, around),
-            Minute(lambda: store.put_facts({NEWEST: repr(around.clock.now_s())})),
-            Minute(around.machines.last_known),  # so that nodes that disappear are remembered
+            partial(followups.follow_up, context),
+            Minute(lambda: store.put_facts({NEWEST: repr(context.clock.now_s())})),
+            Minute(context.machines.last_known),  # so that nodes that disappear are remembered
         ]
         # Even without --embedded: a script may use a server that was already running.
-        after.append(Retention(around, lambda: self._leading.epoch))
-        after.append(partial(clients.cancel_what_the_gone_left, around, self._home))
-        after.append(Minute(partial(clients.forget_the_gone, around, self._home)))
+        after.append(Retention(context, lambda: self._leading.epoch))
+        after.append(partial(clients.cancel_what_the_gone_left, context, self._home))
+        after.append(Minute(partial(clients.forget_the_gone, context, self._home)))
         if self._place.session is not None:
-            record = SessionRecord(around.url, around.queue)
+            record = SessionRecord(context.url, context.queue)
             after.append(Minute(Announcing(self._place.session, record, self._output.say), _GUESTS_EVERY_S))
-        after.append(Minute(partial(clients.cancel_what_guests_left, around), _GUESTS_EVERY_S))
+        after.append(Minute(partial(clients.cancel_what_guests_left, context), _GUESTS_EVERY_S))
         if self._place.autoscaler is not None:
             wishing = Wishing(self._place.autoscaler, controller.wish, self._output.say)
             after.append(Minute(wishing, _WISH_EVERY_S))
@@ -276,16 +276,16 @@ class _Server:
         return after
 
     def _make_http(self) -> uvicorn.Server:
-        around, meters, output = self._around, self._meters, self._output
-        meters.beat_faults.set_function(lambda: around.beats.faults)
-        meters.registry.register(Cluster(around.store, around.machines.inventory, around.clock.now_s))
-        meters.set_aside.set_function(lambda: len(around.store.unreadable()) + len(self._controller.set_aside()))
+        context, meters, output = self._context, self._meters, self._output
+        meters.beat_faults.set_function(lambda: context.beats.faults)
+        meters.registry.register(Cluster(context.store, context.machines.inventory, context.clock.now_s))
+        meters.set_aside.set_function(lambda: len(context.store.unreadable()) + len(self._controller.set_aside()))
         serving = Serving(
-            surroundings=around,
+            context=context,
             tokens=self._tokens,
             scrub=output.scrub,
             meters=meters,
-            explainer=Explainer(around),
+            explainer=Explainer(context),
             wake=self._passes.wake,
             leads=self._passes.leads,
             trouble=self._passes.trouble,

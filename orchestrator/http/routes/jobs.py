@@ -72,7 +72,7 @@ def submitted(
 ) -> tuple[Job, ...]:
     """Submit specs. `packages`: folders that Ray unpacks wherever these jobs run."""
     try:
-        new = admit(serving.surroundings, specs, caller, client, packages)
+        new = admit(serving.context, specs, caller, client, packages)
         return serving.store.submit(new, serving.now_s(), key)
     except FleetuneError as error:
         # A repeated submission gets the same answer, even if it would be refused now.

@@ -22,7 +22,7 @@ Engine = Literal["ray", "local", "fake"]
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class ServiceContext:
     """The objects and settings that the service works with. Thread-safe. Call `close` when the server ends.
 
     Attributes:

@@ -18,7 +18,7 @@ from orchestrator.http.routes import health as healthroutes
 from orchestrator.http.routes import jobs as jobroutes
 from orchestrator.http.routes import logs as logroutes
 from orchestrator.http.routes import nodes as noderoutes
-from orchestrator.http.routes import ray_submitted as guestroutes
+from orchestrator.http.routes import ray_submitted as raysubmittedroutes
 from orchestrator.http.routes import tenants as tenantroutes
 from orchestrator.http.routes import tokens as tokenroutes
 from orchestrator.http.routing import Serving
@@ -31,7 +31,7 @@ Jobs of a shared GPU cluster: submitted, watched, and moved.
 * A token goes into the header `Authorization: Bearer ...`. A server of this machine alone may do without.
 * What belongs to other tenants is answered like what does not exist.
 """
-_ROUTES = (jobroutes, logroutes, noderoutes, tenantroutes, tokenroutes, driverroutes, guestroutes, healthroutes)
+_ROUTES = (jobroutes, logroutes, noderoutes, tenantroutes, tokenroutes, driverroutes, raysubmittedroutes, healthroutes)
 
 
 def make_app(serving: Serving, say: Callable[[str], None]) -> ASGIApp:

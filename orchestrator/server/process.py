@@ -49,7 +49,7 @@ from orchestrator.server.passes import NEWEST, Minute, Passes
 from orchestrator.server.session_record import Announcing
 from orchestrator.service.admission import clients
 from orchestrator.service.admission import follow_ups as followups
-from orchestrator.service.context.context import MOST_GUESTS, ServiceContext
+from orchestrator.service.context.context import MOST_RAY_SUBMITTED, ServiceContext
 from orchestrator.service.context.queue_identity import queue_id
 from orchestrator.service.launch import launch_of
 from orchestrator.service.observability.explain import Explainer
@@ -61,7 +61,7 @@ REGISTER_S, SILENT_S = 600.0, 6 * 3600.0
 TENANT = "default"  # created at the start, so that a first submission works
 _SWITCH_S = 5e-4  # below Python's 5 ms, so that requests wait less for the interpreter while a pass computes
 _ENDS_WITHIN_S = 3
-_GUESTS_EVERY_S = 5.0
+_RAY_SUBMITTED_EVERY_S = 5.0
 _WISH_EVERY_S = 3.0
 
 
@@ -80,7 +80,7 @@ class Options:
     register_s: float = REGISTER_S
     silent_s: float = SILENT_S
     retention_days: float | None = None
-    most_guests: int = MOST_GUESTS
+    most_ray_submitted: int = MOST_RAY_SUBMITTED
     autoscaler: str | None = None
     take_over: bool = False
     embedded: bool = False
@@ -182,7 +182,7 @@ def _service_context(
         shared=tuple(str(Path(folder).absolute()) for folder in options.shared),
         one_machine=place.one_machine,
         secrets=secrets,
-        most_guests=options.most_guests,
+        most_ray_submitted=options.most_ray_submitted,
         retention_days=retention_days() if options.retention_days is None else options.retention_days,
         protocols=extra_protocols(),
         python=(options.python or (sys.executable if place.same_machine else "python3"),),
@@ -266,8 +266,8 @@ class _Server:
         after.append(Minute(partial(clients.forget_the_gone, context, self._home)))
         if self._place.session is not None:
             record = SessionRecord(context.url, context.queue)
-            after.append(Minute(Announcing(self._place.session, record, self._output.say), _GUESTS_EVERY_S))
-        after.append(Minute(partial(clients.cancel_what_guests_left, context), _GUESTS_EVERY_S))
+            after.append(Minute(Announcing(self._place.session, record, self._output.say), _RAY_SUBMITTED_EVERY_S))
+        after.append(Minute(partial(clients.cancel_jobs_of_ended_ray_programs, context), _RAY_SUBMITTED_EVERY_S))
         if self._place.autoscaler is not None:
             wishing = Wishing(self._place.autoscaler, controller.wish, self._output.say)
             after.append(Minute(wishing, _WISH_EVERY_S))

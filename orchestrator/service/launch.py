@@ -5,7 +5,7 @@ from __future__ import annotations
 from cluster.backend import Launch
 from cluster.settings import DriverPlace, ca_for_drivers, protocols_environment
 from orchestrator.controller.controller import LaunchOf
-from orchestrator.queue.clients import environment_of, guest_of
+from orchestrator.queue.clients import environment_of, ray_submission_of
 from orchestrator.queue.records import Job
 from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.context.identity import attempt_token
@@ -26,7 +26,7 @@ def launch_of(context: ServiceContext) -> LaunchOf:
             job.submission,
             (*context.python, "-m", "jobs.drivers.attempt"),
             environment={**place.environment(), **protocols_environment(), **ca_for_drivers()},
-            like=guest_of(job),
+            like=ray_submission_of(job),
             like_digest=environment_of(job),
             metadata={"job": job.job_id, "tenant": job.tenant, "gpus": _gpus(job)},
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from jobs.drivers.link.messages import Looked
-from orchestrator.queue.clients import guest_of
+from orchestrator.queue.clients import ray_submission_of
 from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, Reason, State
@@ -29,8 +29,8 @@ def check_room(context: ServiceContext, client: str) -> None:
     Raises:
         TooManyGuests: there are as many as allowed.
     """
-    there = {job.client for job in context.store.of_clients() if guest_of(job) is not None}
-    if client not in there and len(there) >= context.most_guests:
+    there = {job.client for job in context.store.of_clients() if ray_submission_of(job) is not None}
+    if client not in there and len(there) >= context.most_ray_submitted:
         raise TooManyGuests(
             f"as many programs of `ray job submit` are queued as may be ({len(there)}): each of them, with what Ray "
             "keeps for it, holds memory of the head for as long as it waits. Queue with `fleetune submit`, which "

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.queue.clients import guest_of
+from orchestrator.queue.clients import ray_submission_of
 from orchestrator.queue.errors import JobEnded, QueueError
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import Wanted
@@ -19,7 +19,7 @@ from orchestrator.service.context.context import ServiceContext
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _BY = "the end of its client"
-_BY_GUEST = "the end of its ray job"
+_BY_RAY_SUBMITTED = "the end of its ray job"
 _NEW_S = 3600.0
 
 
@@ -41,12 +41,14 @@ def cancel_what_the_gone_left(context: ServiceContext, home: Path) -> int:
     Raises:
         StoreBroken: nothing is lost; the next call goes on.
     """
-    jobs = [job for job in context.store.of_clients() if job.wanted is not Wanted.CANCEL and guest_of(job) is None]
+    jobs = [
+        job for job in context.store.of_clients() if job.wanted is not Wanted.CANCEL and ray_submission_of(job) is None
+    ]
     lives = {client: is_alive(home, client) for client in {job.client for job in jobs if job.client is not None}}
     return _cancel(context, [job for job in jobs if job.client is not None and not lives[job.client]], _BY)
 
 
-def cancel_what_guests_left(context: ServiceContext) -> int:
+def cancel_jobs_of_ended_ray_programs(context: ServiceContext) -> int:
     """Cancel jobs of Ray-submitted programs that Ray reports as ended. Returns the number of jobs.
 
     If Ray does not know a program any more, for example after a restart of the head, its jobs go on.
@@ -55,11 +57,11 @@ def cancel_what_guests_left(context: ServiceContext) -> int:
         StoreBroken, BackendUnreachable: nothing is lost; the next call goes on.
     """
     jobs = [job for job in context.store.of_clients() if job.wanted is not Wanted.CANCEL]
-    guests = {job.job_id: guest for job in jobs if (guest := guest_of(job)) is not None}
-    if not guests:
+    submissions = {job.job_id: submission for job in jobs if (submission := ray_submission_of(job)) is not None}
+    if not submissions:
         return 0
-    ended = context.backend.ended_elsewhere(sorted(set(guests.values())))
-    return _cancel(context, [job for job in jobs if guests.get(job.job_id) in ended], _BY_GUEST)
+    ended = context.backend.ended_elsewhere(sorted(set(submissions.values())))
+    return _cancel(context, [job for job in jobs if submissions.get(job.job_id) in ended], _BY_RAY_SUBMITTED)
 
 
 def _cancel(context: ServiceContext, jobs: Sequence[Job], by: str) -> int:

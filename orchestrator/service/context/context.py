@@ -17,7 +17,7 @@ from orchestrator.service.context.identity import DriverKey
 from orchestrator.service.context.inventory_cache import Machines
 from orchestrator.service.usage import UsageMonths
 
-MOST_GUESTS: Final = 250  # each program and Ray's supervisor of it hold about 130 MB of memory on the head
+MOST_RAY_SUBMITTED: Final = 250  # each program and Ray's supervisor of it hold about 130 MB of memory on the head
 Engine = Literal["ray", "local", "fake"]
 
 
@@ -36,7 +36,7 @@ class ServiceContext:
         python: command that starts Python where drivers run.
         protocols: protocols of URLs that specs may use in addition to `jobs.storage.locations.PROTOCOLS`.
         retention_days: how long jobs are kept after their end; 0: forever.
-        most_guests: most programs of `ray job submit` that may be queued at once.
+        most_ray_submitted: most programs of `ray job submit` that may be queued at once.
     """
 
     store: Store
@@ -51,7 +51,7 @@ class ServiceContext:
     one_machine: bool = False
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     python: tuple[str, ...] = (sys.executable,)
-    most_guests: int = MOST_GUESTS
+    most_ray_submitted: int = MOST_RAY_SUBMITTED
     protocols: frozenset[str] = frozenset()
     retention_days: float = 0.0
 

@@ -17,7 +17,7 @@ from orchestrator.controller.autoscaler_demand import growth_words
 from orchestrator.controller.fair_share import Shares
 from orchestrator.controller.job_cache import Book
 from orchestrator.controller.ledger import Cluster, snapshot
-from orchestrator.queue.clients import guest_of
+from orchestrator.queue.clients import ray_submission_of
 from orchestrator.queue.node_rules import rules_by_node
 from orchestrator.queue.records import Job, NodeRule
 from orchestrator.queue.states import ENDED, State, Wanted
@@ -170,8 +170,8 @@ class Explainer:
 
         Ray-submitted programs of this queue hold nothing, so not these.
         """
-        guests = {guest_of(job) for job in moment.jobs}
-        return [other for other in self._context.machines.others() if other.name not in guests]
+        submissions = {ray_submission_of(job) for job in moment.jobs}
+        return [other for other in self._context.machines.others() if other.name not in submissions]
 
     def _expected(self, moment: _Moment, found: Why) -> Expected | None:
         """Return the expected start. None: it cannot start on the present nodes, but the autoscaler may add more."""

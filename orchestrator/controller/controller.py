@@ -17,7 +17,7 @@ from cluster.capacity.inventory import Inventory
 from cluster.errors import BackendUnreachable, Fenced, FleetuneError, LaunchRefused
 from orchestrator.controller.autoscaler_demand import Wish, wish
 from orchestrator.controller.fair_share import Shares
-from orchestrator.controller.job_cache import Book
+from orchestrator.controller.job_cache import JobCache
 from orchestrator.controller.leadership import Leading
 from orchestrator.controller.ledger import Cluster, Nominations, Orders, kept, orders, snapshot
 from orchestrator.controller.node_health import NodeWatch
@@ -127,8 +127,8 @@ class _Term:
         self._backend.fence(epoch)  # from now on no earlier leader can start anything
         now_s, half_life_s = of._clock.now_s(), of._policy.share_half_life_s
         self._store.pull_back(epoch, now_s)
-        self._book = Book(self._store)
-        self._book.read()
+        self._cache = JobCache(self._store)
+        self._cache.read()
         self._shares = Shares(self._store.decayed_use(now_s, half_life_s), now_s, half_life_s)
         self._month: MonthUse | None = None  # None: no tenant has a limit of GPU-hours
         self._nominations: Nominations = {}
@@ -143,10 +143,10 @@ class _Term:
         self._hearing = Hearing(self._store) if self._timing.silent_s is not None else None
         self._watch = NodeWatch(self._store, self._go_on)
         self._aside = SetAside(self._store, self._go_on)
-        self._seen_nodes = {node: self._steady_s for job in self._book.jobs for node, _ in job.placement}
+        self._seen_nodes = {node: self._steady_s for job in self._cache.jobs for node, _ in job.placement}
         # Jobs that the previous leader was stopping. Preempt nothing until they are gone: it is unknown for whom they
         # stop.
-        self._inherited = {job.submission for job in self._book.jobs if job.state is State.STOPPING}
+        self._inherited = {job.submission for job in self._cache.jobs if job.state is State.STOPPING}
 
     @property
     def _steady_s(self) -> float:
@@ -179,7 +179,7 @@ class _Term:
         if not rows:
             return inventory
         self._aside.tell(rows, now_s)
-        return held_aside(inventory, self._store.leases(held=True), (job.job_id for job in self._book.jobs))
+        return held_aside(inventory, self._store.leases(held=True), (job.job_id for job in self._cache.jobs))
 
     def _go_on(self) -> None:
         """Check the leadership before an action that only the leader may take. Raises NotLeader."""
@@ -194,7 +194,7 @@ class _Term:
         if len(self._labels) > 2 * len(present) + _LABELS_KEPT:  # nodes come and go, each with a new id
             self._labels = dict(inventory.labels)
         submissions = {one.submission: one for one in self._backend.submissions()}
-        self._book.read()  # after the submissions: a driver sends its last report before it is seen to have ended
+        self._cache.read()  # after the submissions: a driver sends its last report before it is seen to have ended
         now_s = self._of._clock.now_s()
         draining, overdue = to_be_left(rules, now_s)
         return Seen(
@@ -206,7 +206,7 @@ class _Term:
             labels=self._labels,
             draining=draining,
             overdue=overdue,
-            failed=self._book.failed,
+            failed=self._cache.failed,
             refused=self._refused,
             most_pending_s=self._timing.pending_s,
             **self._silence(submissions, steady_s),
@@ -218,19 +218,19 @@ class _Term:
             return {}
         running = {name for name, one in submissions.items() if one.phase is Phase.RUNNING}
         return {
-            "silent_s": self._hearing.look(self._book.jobs, running, steady_s),
+            "silent_s": self._hearing.look(self._cache.jobs, running, steady_s),
             "most_unregistered_s": self._timing.register_s,
             "most_silent_s": self._timing.silent_s,
         }
 
     def _settle(self, seen: Seen) -> None:
         """Make all transitions that follow from what was seen."""
-        self._aside.look_again(self._book.jobs)
+        self._aside.look_again(self._cache.jobs)
         for _ in range(_ROUNDS):
-            moves = [move for job in self._book.jobs if (move := self._next_move(job, seen)) is not None]
+            moves = [move for job in self._cache.jobs if (move := self._next_move(job, seen)) is not None]
             if not moves:
                 return
-            self._watch.note(self._book.jobs, moves, seen)
+            self._watch.note(self._cache.jobs, moves, seen)
             self._write(moves, seen.now_s)
 
     def _next_move(self, job: Job, seen: Seen) -> Move | None:
@@ -244,7 +244,7 @@ class _Term:
 
     def _admit(self, inventory: Inventory, rules: Mapping[str, NodeRule], now_s: float) -> None:
         """Make a plan, and write those of its decisions that can be carried out now."""
-        jobs = self._book.jobs
+        jobs = self._cache.jobs
         slow = self._slow(jobs)
         self._inherited &= {job.submission for job in jobs if job.state is State.STOPPING and job.job_id not in slow}
         tenants = tuple(self._store.tenants())
@@ -258,7 +258,7 @@ class _Term:
         )
         self._nominations = kept(jobs, self._nominations, cluster)
         looked_at = (
-            self._book.newest,
+            self._cache.newest,
             inventory,
             tuple(rules.items()),
             cluster.tenants,
@@ -302,13 +302,13 @@ class _Term:
         return without_faulty(planned, of, lambda job, error: self._aside.note(job, error, now_s))
 
     def _may_be_planned(self, job: Job) -> bool:
-        return job.state is not State.QUEUED or (job not in self._aside and self._book.may_be_planned(job))
+        return job.state is not State.QUEUED or (job not in self._aside and self._cache.may_be_planned(job))
 
     def wish(self) -> Wish:
         if self._cluster is None:
             return Wish()
         of = (
-            self._book.newest,
+            self._cache.newest,
             self._cluster.inventory,
             self._cluster.closed,
             self._cluster.spent,
@@ -316,7 +316,7 @@ class _Term:
         )
         if of != self._wished[0]:
             now_s, policy = self._of._clock.now_s(), self._of._policy
-            self._wished = of, wish(self._book.jobs, self._nominations, self._cluster, policy, now_s)
+            self._wished = of, wish(self._cache.jobs, self._nominations, self._cluster, policy, now_s)
         return self._wished[1]
 
     def _slow(self, jobs: Sequence[Job]) -> frozenset[str]:
@@ -331,7 +331,7 @@ class _Term:
     def _write(self, moves: Sequence[Move], now_s: float) -> None:
         if moves:
             self._go_on()
-            self._book.note(self._store.move(self.epoch, moves, now_s))
+            self._cache.note(self._store.move(self.epoch, moves, now_s))
 
     def _act(self, seen: Seen) -> None:
         """Stop and start drivers as the jobs' states demand. A call that fails does not hold up the others.
@@ -339,7 +339,7 @@ class _Term:
         Raises:
             BackendUnreachable: some call failed. More generally, the first error is raised after all calls were made.
         """
-        jobs = [job for job in self._book.jobs if job.state in HOLDS_A_LEASE]
+        jobs = [job for job in self._cache.jobs if job.state in HOLDS_A_LEASE]
         current = {job.submission for job in jobs}
         there = {name: one for name, one in seen.submissions.items() if not one.ended}
         strays = [one for name, one in seen.submissions.items() if name not in current]

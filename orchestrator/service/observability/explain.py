@@ -15,7 +15,7 @@ from cluster.errors import BackendUnreachable, CapacityError
 from orchestrator.api import WhyView
 from orchestrator.controller.autoscaler_demand import growth_words
 from orchestrator.controller.fair_share import Shares
-from orchestrator.controller.job_cache import Book
+from orchestrator.controller.job_cache import JobCache
 from orchestrator.controller.ledger import Cluster, snapshot
 from orchestrator.queue.clients import ray_submission_of
 from orchestrator.queue.node_rules import rules_by_node
@@ -63,7 +63,7 @@ class Explainer:
     def __init__(self, context: ServiceContext, kept_s: float = _KEPT_S) -> None:
         self._context, self._kept_s = context, kept_s
         self._lock = threading.Lock()  # one thread computes, the others wait for the result
-        self._book = Book(context.store)
+        self._cache = JobCache(context.store)
         self._moment: _Moment | None = None
         self._looked_s = -math.inf
         self._shares: Shares | None = None
@@ -207,8 +207,8 @@ class Explainer:
             if known is None:
                 return None
             inventory, silent = known, True
-        self._book.read()
-        jobs, tenants = tuple(self._book.jobs), tuple(store.tenants())
+        self._cache.read()
+        jobs, tenants = tuple(self._cache.jobs), tuple(store.tenants())
         rules = rules_by_node(store.node_rules(), inventory.nodes)
         cluster = Cluster(
             inventory,

@@ -277,7 +277,7 @@ class _Server:
 
     def _make_http(self) -> uvicorn.Server:
         context, meters, output = self._context, self._meters, self._output
-        meters.beat_faults.set_function(lambda: context.beats.faults)
+        meters.heartbeat_faults.set_function(lambda: context.heartbeats.faults)
         meters.registry.register(Cluster(context.store, context.machines.inventory, context.clock.now_s))
         meters.set_aside.set_function(lambda: len(context.store.unreadable()) + len(self._controller.set_aside()))
         serving = Serving(

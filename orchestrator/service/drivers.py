@@ -56,8 +56,8 @@ def register(context: ServiceContext, message: Register) -> Registered:
     spec = json.loads(context.store.spec(job.job_id))
     run = _run(context, job, spec)
     parents = _parents(context, job)
-    context.beats.note(Measured(job.job_id, job.attempt))
-    context.beats.flush()  # from now on the job counts as running
+    context.heartbeats.note(Measured(job.job_id, job.attempt))
+    context.heartbeats.flush()  # from now on the job counts as running
     order, _ = _order(job)
     return Registered(
         queue=context.queue,
@@ -72,7 +72,7 @@ def register(context: ServiceContext, message: Register) -> Registered:
     )
 
 
-def beat(context: ServiceContext, message: Beat) -> Answer:
+def heartbeat(context: ServiceContext, message: Beat) -> Answer:
     """Record a heartbeat, and answer what to do.
 
     If the attempt is over: Order.LEAVE. Raises QueueError, StoreBroken.
@@ -93,7 +93,7 @@ def beat(context: ServiceContext, message: Beat) -> Answer:
         interruption_cost_s=message.interruption_cost_s,
         metrics=message.metrics or None,
     )
-    context.beats.note(plausible(said, job, context.clock.now_s()))
+    context.heartbeats.note(plausible(said, job, context.clock.now_s()))
     if message.draining and context.engine != "local":  # on a local backend, nodes are not taken away
         _note_draining(context, job, message.draining)
     if message.faulty and context.engine != "local":
@@ -102,7 +102,7 @@ def beat(context: ServiceContext, message: Beat) -> Answer:
         kept = tuple(Counter(message.keeps).items())
         context.store.give_back(job.job_id, job.attempt, kept, context.clock.now_s())
     if message.last:  # the driver's end would make the store ignore reports that are still pending
-        context.beats.flush()
+        context.heartbeats.flush()
     order, reason = _order(job)
     return Answer(order=order, reason=reason, queue=context.queue)
 

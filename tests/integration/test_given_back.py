@@ -38,10 +38,10 @@ def test_what_a_sweep_gives_back_is_free_for_others(world: ServiceWorld) -> None
     nodes = [node for node, workers in job.placement for _ in range(workers)]
     assert len(nodes) == 8
     (waiting,) = world.admit(command(resources={"num_workers": 6, "gpus_per_worker": 1}, **queue(preemptible=False)))
-    driving.beat(world.context, said(job, keeps=(*nodes[:2], "elsewhere")))
+    driving.heartbeat(world.context, said(job, keeps=(*nodes[:2], "elsewhere")))
     assert world.job(job.job_id) == job, "no part of its lease"
-    driving.beat(world.context, said(job, keeps=nodes[:2]))
-    driving.beat(world.context, said(job, keeps=nodes[:2]))  # it is said again with each beat
+    driving.heartbeat(world.context, said(job, keeps=nodes[:2]))
+    driving.heartbeat(world.context, said(job, keeps=nodes[:2]))  # it is said again with each beat
     assert [event.kind for event in world.store.events(job.job_id)].count("given-back") == 1
 
     def passes(number: int) -> None:  # not those of the world, which counts what jobs held when they were started

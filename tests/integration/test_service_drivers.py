@@ -31,7 +31,7 @@ from orchestrator.service import drivers as driving
 from orchestrator.service.admission import clients
 from orchestrator.service.admission import follow_ups as followups
 from orchestrator.service.context.context import ServiceContext
-from orchestrator.service.context.heartbeats import Beats
+from orchestrator.service.context.heartbeats import Heartbeats
 from orchestrator.service.context.identity import DriverKey
 from orchestrator.service.launch import attempt_token, launch_of
 from orchestrator.store import open_store
@@ -106,7 +106,7 @@ def test_a_driver_learns_what_it_is_to_run(world: ServiceWorld) -> None:
     assert told.placement == job.placement
     assert dict(told.secrets) == {"TOKEN": "hidden"}
     assert told.spec["command"] == ["python", "-m", "evaluate"]
-    world.context.beats.flush()
+    world.context.heartbeats.flush()
     assert world.job(job.job_id).heard_s == world.clock()
 
 
@@ -128,7 +128,7 @@ def test_a_run_has_its_place_before_it_begins_and_keeps_it_in_all_attempts(world
     assert run is not None and run.startswith("s3://bucket/runs/train-")
     assert driving.register(world.context, came_up(job)).run == run  # an answer that was lost
     assert world.job(job.job_id).run == run  # and nothing was flushed
-    driving.beat(world.context, said(job, run=run))
+    driving.heartbeat(world.context, said(job, run=run))
     world.backend.lose(job.submission)
     world.passes(30)
     again = world.job(job.job_id)
@@ -141,24 +141,24 @@ def test_a_driver_cannot_have_the_server_read_elsewhere(world: ServiceWorld, run
     job = started(world, finetune())
     its_own = driving.register(world.context, came_up(job)).run
     with pytest.raises(QueueError, match="is not the run of"):
-        driving.beat(world.context, said(job, run=run))
+        driving.heartbeat(world.context, said(job, run=run))
     assert world.job(job.job_id).run == its_own
     other = started(world, command("other"))
     with pytest.raises(QueueError, match="is not the run of"):
-        driving.beat(world.context, said(other, run=its_own))
+        driving.heartbeat(world.context, said(other, run=its_own))
 
 
 def test_what_one_driver_says_and_no_store_takes_costs_no_other_one_its_own(world: ServiceWorld) -> None:
     job, other = started(world, command()), started(world, command("other"))
-    beats = world.context.beats
-    beats.note(Measured(other.job_id, 1, step=2**63))
-    beats.note(Measured(job.job_id, 1, step=7))
-    beats.flush()
+    heartbeats = world.context.heartbeats
+    heartbeats.note(Measured(other.job_id, 1, step=2**63))
+    heartbeats.note(Measured(job.job_id, 1, step=7))
+    heartbeats.flush()
     assert world.job(job.job_id).step == 7
     many = {f"metric-{number}": 1.0 for number in range(1000)} | {"x" * 101: 1.0}
-    driving.beat(world.context, said(job, metrics=many))
-    driving.beat(world.context, said(job, metrics={f"other-{number}": 1.0 for number in range(150)}))
-    beats.flush()
+    driving.heartbeat(world.context, said(job, metrics=many))
+    driving.heartbeat(world.context, said(job, metrics={f"other-{number}": 1.0 for number in range(150)}))
+    heartbeats.flush()
     names = world.job(job.job_id).metrics
     assert len(names) == 200 and "other-149" in names and "x" * 101 not in names
 
@@ -175,30 +175,30 @@ def test_an_unexpected_fault_does_not_end_the_thread_that_writes_what_drivers_sa
                 raise ZeroDivisionError("nobody has thought of it")
             return super().now_s()
 
-    beats = Beats(world.store, Fails(world.clock()), every_s=0.01)
-    beats.note(Measured(job.job_id, 1, step=3))
+    heartbeats = Heartbeats(world.store, Fails(world.clock()), every_s=0.01)
+    heartbeats.note(Measured(job.job_id, 1, step=3))
     assert failed.wait(10)
-    beats.note(Measured(job.job_id, 1, step=4))
+    heartbeats.note(Measured(job.job_id, 1, step=4))
     wait_for(lambda: world.job(job.job_id).step == 4, "the next is written")
-    beats.close()
-    assert beats.faults == 1 and "nobody has thought of it" in caplog.text
+    heartbeats.close()
+    assert heartbeats.faults == 1 and "nobody has thought of it" in caplog.text
 
 
 def test_what_a_driver_says_last_is_kept_before_it_is_answered(world: ServiceWorld) -> None:
     job = started(world, command())
-    driving.beat(world.context, said(job, step=20, metrics={"eval_loss": 0.5}, last=True))
+    driving.heartbeat(world.context, said(job, step=20, metrics={"eval_loss": 0.5}, last=True))
     assert (world.job(job.job_id).step, world.job(job.job_id).metrics) == (20, {"eval_loss": 0.5})
 
 
 @pytest.mark.parametrize("wanted", [Wanted.PAUSE, Wanted.CANCEL])
 def test_a_driver_is_told_to_stop_as_soon_as_its_owner_wants_it(world: ServiceWorld, wanted: Wanted) -> None:
     job = started(world, command())
-    assert driving.beat(world.context, said(job)).order is Order.GO_ON
+    assert driving.heartbeat(world.context, said(job)).order is Order.GO_ON
     world.store.ask(job.job_id, Change(wanted=wanted), world.clock(), "anna")
-    assert driving.beat(world.context, said(job)).order is Order.STOP
+    assert driving.heartbeat(world.context, said(job)).order is Order.STOP
     assert driving.register(world.context, came_up(job)).order is Order.STOP
     world.passes(3)
-    answer = driving.beat(world.context, said(job))
+    answer = driving.heartbeat(world.context, said(job))
     assert (answer.order, answer.reason) == (Order.LEAVE, "the attempt is over, and another one may run")
 
 
@@ -207,11 +207,11 @@ def test_an_attempt_that_is_over_is_told_to_leave(world: ServiceWorld) -> None:
     world.backend.lose(job.submission)
     world.passes(30)
     assert world.job(job.job_id).attempt == 2
-    assert driving.beat(world.context, said(job, step=5)).order is Order.LEAVE
+    assert driving.heartbeat(world.context, said(job, step=5)).order is Order.LEAVE
     with pytest.raises(AttemptOver):
         driving.register(world.context, came_up(job))
-    assert driving.beat(world.context, Beat(job_id="never-there", attempt=1)).order is Order.LEAVE
-    world.context.beats.flush()
+    assert driving.heartbeat(world.context, Beat(job_id="never-there", attempt=1)).order is Order.LEAVE
+    world.context.heartbeats.flush()
     assert world.job(job.job_id).step == 0
 
 
@@ -228,18 +228,18 @@ def test_what_drivers_say_is_written_together_and_the_newest_wins() -> None:
                 raise StoreBroken("gone for a while")
 
     world, store = ServiceWorld(1), Counting()
-    beats = Beats(store, world.clock, every_s=0.05)  # type: ignore[arg-type]
+    heartbeats = Heartbeats(store, world.clock, every_s=0.05)  # type: ignore[arg-type]
     for step in range(50):
         for number in range(100):
-            beats.note(Measured(f"job-{number}", 1, step=step, metrics={f"m{step}": 1.0}))
+            heartbeats.note(Measured(f"job-{number}", 1, step=step, metrics={f"m{step}": 1.0}))
     assert store.written.wait(10.0)
-    beats.note(Measured("job-1", 1, step=77))
-    beats.close()
+    heartbeats.note(Measured("job-1", 1, step=77))
+    heartbeats.close()
     told = [one for call in store.calls for one in call]
     assert len(told) <= 400
     newest = {one.job_id: one.step for one in told}
     assert newest == {f"job-{number}": 77 if number == 1 else 49 for number in range(100)}
-    beats.note(Measured("job-1", 1))  # after the end: kept, and no thread is left
+    heartbeats.note(Measured("job-1", 1))  # after the end: kept, and no thread is left
     assert threading.active_count() < 20
     world.close()
 
@@ -362,10 +362,10 @@ def test_a_node_whose_hardware_three_jobs_call_broken_gets_nothing_new(world: Se
     job = started(world, command(resources={"gpus_per_worker": 1}, **queue()))
     (node, _), *_ = job.placement
     (other,) = {one.node_id for one in world.backend.inventory().nodes} - {node}
-    driving.beat(world.context, said(job, faulty=(other,)))
+    driving.heartbeat(world.context, said(job, faulty=(other,)))
     assert REPORTED not in world.store.facts()  # it may speak of its own nodes only
-    driving.beat(world.context, said(job, faulty=(node,)))
-    driving.beat(world.context, said(job, faulty=(node,)))
+    driving.heartbeat(world.context, said(job, faulty=(node,)))
+    driving.heartbeat(world.context, said(job, faulty=(node,)))
     (mine,) = loaded(world.store.facts()[REPORTED])
     told = [event for event in world.store.events(limit=1000) if event.kind == FAULTY]
     assert [event.job_id for event in told] == [job.job_id]  # other tenants are not told of it
@@ -382,14 +382,14 @@ def test_a_job_whose_node_ray_takes_away_leaves_it_and_goes_on_elsewhere(world: 
     job = started(world, command(resources={"gpus_per_worker": 1}, **queue(preemptible=True)))
     (node, _), *_ = job.placement
     (other,) = {one.node_id for one in world.backend.inventory().nodes} - {node}
-    assert driving.beat(world.context, said(job, draining=(other,))).order is Order.GO_ON
+    assert driving.heartbeat(world.context, said(job, draining=(other,))).order is Order.GO_ON
     assert world.store.node_rules() == []  # it may speak of its own nodes only
-    driving.beat(world.context, said(job, draining=(node,)))
-    driving.beat(world.context, said(job, draining=(node,)))
+    driving.heartbeat(world.context, said(job, draining=(node,)))
+    driving.heartbeat(world.context, said(job, draining=(node,)))
     (rule,) = world.store.node_rules()
     assert (rule.node_id, rule.order, rule.by) == (node, NodeOrder.DRAIN, "ray")
     world.passes(1)
-    assert driving.beat(world.context, said(job, draining=(node,))).order is Order.STOP
+    assert driving.heartbeat(world.context, said(job, draining=(node,))).order is Order.STOP
     world.passes(5)
     moved = world.job(job.job_id)
     assert moved.state is State.RUNNING and moved.placement[0][0] == other and moved.retries == {Reason.DRAINED: 1}

@@ -26,7 +26,7 @@ def routes(serving: Serving) -> APIRouter:
     def register(sent: Register, request: Request) -> Response:
         _check(serving, request, sent)
         told = driving.register(context, sent)
-        serving.meters.beats.inc()
+        serving.meters.heartbeats.inc()
         serving.wake()
         return answer(told)
 
@@ -38,10 +38,10 @@ def routes(serving: Serving) -> APIRouter:
     )
     def beat(sent: Beat, request: Request) -> Response:
         _check(serving, request, sent)
-        told = driving.beat(context, sent)
+        told = driving.heartbeat(context, sent)
         if sent.draining:
             serving.wake()
-        serving.meters.beats.inc()
+        serving.meters.heartbeats.inc()
         return answer(told)
 
     return router

@@ -12,7 +12,7 @@ from cluster.backend import Backend
 from orchestrator.queue.clock import Clock
 from orchestrator.queue.store import Store
 from orchestrator.scheduling.policy import DEFAULT, Policy
-from orchestrator.service.context.heartbeats import Beats
+from orchestrator.service.context.heartbeats import Heartbeats
 from orchestrator.service.context.identity import DriverKey
 from orchestrator.service.context.inventory_cache import Machines
 from orchestrator.service.usage import UsageMonths
@@ -58,7 +58,7 @@ class ServiceContext:
     def __post_init__(self) -> None:
         _ = (
             self.machines,
-            self.beats,
+            self.heartbeats,
             self.driver_key,
             self.usage_months,
         )  # created now, because two threads might both create one later
@@ -75,9 +75,9 @@ class ServiceContext:
         return self.one_machine and (known is None or len(known.nodes) <= 1)
 
     @cached_property
-    def beats(self) -> Beats:
+    def heartbeats(self) -> Heartbeats:
         """Reports of drivers that are not written yet."""
-        return Beats(self.store, self.clock)
+        return Heartbeats(self.store, self.clock)
 
     @cached_property
     def driver_key(self) -> DriverKey:
@@ -91,4 +91,4 @@ class ServiceContext:
 
     def close(self) -> None:
         """Write pending reports. The store and the backend stay open."""
-        self.beats.close()
+        self.heartbeats.close()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cluster.capacity.free_slots import FreeSlots
 from cluster.capacity.gang import Gang
 from orchestrator.queue.tenants import Tenant
-from orchestrator.scheduling.forecast.queue_simulation import Attempt, Measuring, World
+from orchestrator.scheduling.forecast.queue_simulation import Attempt, Measuring, QueueSimulation
 from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Start
 from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.plan.preemption import room_for
@@ -215,14 +215,17 @@ def test_of_equals_it_is_not_the_number_of_the_row_that_decides(lane: bool) -> N
 def test_three_jobs_do_not_take_turns() -> None:
     """owed goes before all by guarantee, high before more by class: more must not take the place of owed."""
     tenants, stops = (Tenant("a"), Tenant("b", guaranteed=((None, 1),))), list[Attempt]()
-    world = World(cluster(nodes(2)), tenants, DEFAULT, Measuring(exact=True), stops.append)
-    owed, other = world.submit(Gang(1, 1, 1), 100 * HOUR, tenant=1), world.submit(Gang(1, 3, 1), 200 * HOUR)
-    world.decide()
-    world.advance(HOUR)
-    high, more = world.submit(Gang(2, 2, 1), 100 * HOUR, priority=1), world.submit(Gang(2, 1, 1), 2 * HOUR, tenant=1)
-    while world.now_s < 12 * HOUR:
-        world.decide()
-        world.advance(world.next_event_s)
+    simulation = QueueSimulation(cluster(nodes(2)), tenants, DEFAULT, Measuring(exact=True), stops.append)
+    owed, other = simulation.submit(Gang(1, 1, 1), 100 * HOUR, tenant=1), simulation.submit(Gang(1, 3, 1), 200 * HOUR)
+    simulation.decide()
+    simulation.advance(HOUR)
+    high, more = (
+        simulation.submit(Gang(2, 2, 1), 100 * HOUR, priority=1),
+        simulation.submit(Gang(2, 1, 1), 2 * HOUR, tenant=1),
+    )
+    while simulation.now_s < 12 * HOUR:
+        simulation.decide()
+        simulation.advance(simulation.next_event_s)
     assert len(stops) <= len({owed, other, high, more})
 
 

@@ -10,7 +10,7 @@ import pytest
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Node
 from orchestrator.queue.tenants import Tenant
-from orchestrator.scheduling.forecast.queue_simulation import TICK_S, Attempt, Measuring, World
+from orchestrator.scheduling.forecast.queue_simulation import TICK_S, Attempt, Measuring, QueueSimulation
 from orchestrator.scheduling.job_table import RUNNING
 from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Start
 from orchestrator.scheduling.plan.plan import plan
@@ -249,19 +249,19 @@ Case = tuple[list[Node], int]  # the nodes, and the GPUs of the job
 
 def start_s(policy: Policy, case: Case, small_s: float, most_s: float) -> float:
     """When a job of 5000 hours starts, on a cluster that is full of small ones and where more of them always wait."""
-    world = World(cluster(case[0]), (Tenant("a"),), policy, Measuring(exact=True), lambda _: None)
-    total = world.cluster.total
+    simulation = QueueSimulation(cluster(case[0]), (Tenant("a"),), policy, Measuring(exact=True), lambda _: None)
+    total = simulation.cluster.total
     for number in range(total):
-        world.submit(Gang(1, 1, 1), small_s * (number + 1) / total)
-    world.decide()
-    row = world.submit(Gang(case[1], 1, 1), 5000 * HOUR)
-    while world.jobs.state[row] != RUNNING and world.now_s <= most_s:
-        while world.waiting <= total:
-            world.submit(Gang(1, 1, 1), small_s)
-        world.decide()
-        if world.jobs.state[row] != RUNNING:
-            world.advance(world.next_event_s)
-    return world.now_s
+        simulation.submit(Gang(1, 1, 1), small_s * (number + 1) / total)
+    simulation.decide()
+    row = simulation.submit(Gang(case[1], 1, 1), 5000 * HOUR)
+    while simulation.jobs.state[row] != RUNNING and simulation.now_s <= most_s:
+        while simulation.waiting <= total:
+            simulation.submit(Gang(1, 1, 1), small_s)
+        simulation.decide()
+        if simulation.jobs.state[row] != RUNNING:
+            simulation.advance(simulation.next_event_s)
+    return simulation.now_s
 
 
 of_all_sizes = pytest.mark.parametrize("case", [(nodes(8), 8), (nodes(8, 8), 8), (nodes(8, 8), 16), (nodes(8), 1)])
@@ -306,14 +306,14 @@ def test_weights_of_three_to_one_share_gpu_time_three_to_one() -> None:
     tenants = (Tenant("a", weight=3.0), Tenant("b"))
 
     def count(attempt: Attempt) -> None:
-        used[int(world.jobs.tenant[attempt.row])] += attempt.end_s - attempt.start_s
+        used[int(simulation.jobs.tenant[attempt.row])] += attempt.end_s - attempt.start_s
 
-    world = World(cluster(nodes(8)), tenants, DEFAULT, Measuring(exact=True), count)
+    simulation = QueueSimulation(cluster(nodes(8)), tenants, DEFAULT, Measuring(exact=True), count)
     for number in range(320):
-        world.submit(Gang(1, 1, 1), 1000.0, tenant=number % 2)
-    while world.now_s < 5 * HOUR:
-        world.decide()
-        world.advance(world.next_event_s)
+        simulation.submit(Gang(1, 1, 1), 1000.0, tenant=number % 2)
+    while simulation.now_s < 5 * HOUR:
+        simulation.decide()
+        simulation.advance(simulation.next_event_s)
     assert used[0] / used[1] == pytest.approx(3.0, rel=0.1)
 
 

@@ -18,7 +18,7 @@ from orchestrator.scheduling.snapshot import Snapshot
 _FEW = 8  # above this number, holding all at once is faster
 
 
-class Draft:
+class PlanBuilder:
     """The decisions so far and their effects. The snapshot itself is not changed.
 
     Attributes:

@@ -17,7 +17,7 @@ from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.forecast.queue_simulation import Attempt, Measuring, QueueSimulation
 from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Start
 from orchestrator.scheduling.plan.plan import plan
-from orchestrator.scheduling.plan.preemption import room_for
+from orchestrator.scheduling.plan.preemption import preemption_for
 from orchestrator.scheduling.plan.victims import Victims
 from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.scheduling.ranking import standing
@@ -185,7 +185,7 @@ def test_room_is_found_exactly_where_the_rules_allow_it_and_nobody_is_interrupte
         possible = rooms(before, policy, standings, row)
         if not gang.gpus_per_worker or any(frozenset() in sets for sets in possible.values()):
             continue
-        found = room_for(row, gang, before.jobs, before.cluster, victims)
+        found = preemption_for(row, gang, before.jobs, before.cluster, victims)
         if found is not None:
             assert all(may_be_victim(before, policy, standings, victim, row) for victim in found.victims)
             if len(found.placement) > 1:

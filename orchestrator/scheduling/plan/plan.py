@@ -23,7 +23,7 @@ from orchestrator.scheduling.plan.decisions import Cause, Plan, Reservation
 from orchestrator.scheduling.plan.defragmentation import moves_for
 from orchestrator.scheduling.plan.lending import can_take_back, lend, take_back, take_back_within_limit
 from orchestrator.scheduling.plan.plan_builder import PlanBuilder
-from orchestrator.scheduling.plan.preemption import room_for
+from orchestrator.scheduling.plan.preemption import preemption_for
 from orchestrator.scheduling.plan.reservation import reserve
 from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.scheduling.quota import NOWHERE
@@ -183,13 +183,15 @@ class _Pass:
 
     def _interrupt_for(self, row: int, terms: Terms) -> bool:
         builder, gang = self._builder, self._builder.jobs.gang_of(row)
-        room = room_for(row, gang, builder.jobs, builder.cluster, builder.victims, builder.free.closed_to(terms))
-        if room is None:
+        preemption = preemption_for(
+            row, gang, builder.jobs, builder.cluster, builder.victims, builder.free.closed_to(terms)
+        )
+        if preemption is None:
             return False
-        for victim in room.victims:
+        for victim in preemption.victims:
             builder.stop(victim, self._cause(row, victim), row)
             builder.interrupted.append(victim)
-        builder.start(row, room.placement)
+        builder.start(row, preemption.placement)
         return True
 
     def _move(self, row: int, terms: Terms) -> bool:

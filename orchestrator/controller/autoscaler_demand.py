@@ -27,7 +27,7 @@ _MOST_AT_ONCE = 1000  # most new nodes in one demand
 
 
 @dataclass(frozen=True)
-class Wish:
+class Demand:
     """The demand for an autoscaler.
 
     Attributes:
@@ -39,7 +39,7 @@ class Wish:
     waiting: tuple[str, ...] = ()
 
 
-def wish(jobs: Sequence[Job], nominations: Nominations, cluster: Cluster, policy: Policy, now_s: float) -> Wish:
+def demand(jobs: Sequence[Job], nominations: Nominations, cluster: Cluster, policy: Policy, now_s: float) -> Demand:
     """Return the demand of a queue after a plan. It is empty if no autoscaler adds nodes.
 
     Waiting gangs are taken in the order of the queue, as long as the largest possible cluster has room for them beside
@@ -51,7 +51,7 @@ def wish(jobs: Sequence[Job], nominations: Nominations, cluster: Cluster, policy
     """
     inventory = cluster.inventory
     if not inventory.growth.types:
-        return Wish()
+        return Demand()
     living = {node.node_id for node in inventory.nodes}
     held = {node for job in jobs for node, _ in places_of(job, nominations, cluster, living)}
     waits = any(
@@ -62,7 +62,7 @@ def wish(jobs: Sequence[Job], nominations: Nominations, cluster: Cluster, policy
     if placed:
         held |= {node.node_id for node in inventory.nodes if node.foreign_cpus or node.foreign_gpus} | cluster.closed
         held |= {grown.nodes[index].node_id for _, placement in placed for index, _ in placement}
-    return Wish(
+    return Demand(
         tuple(
             bundle(kind.node.cpus, kind.node.gpus, kind.asks)
             for node, kind in zip(grown.nodes, grown.kinds, strict=True)

@@ -15,7 +15,7 @@ from typing import Any
 from cluster.backend import Backend, Launch, Phase, Submission
 from cluster.capacity.inventory import Inventory
 from cluster.errors import BackendUnreachable, Fenced, FleetuneError, LaunchRefused
-from orchestrator.controller.autoscaler_demand import Wish, wish
+from orchestrator.controller.autoscaler_demand import Demand, demand
 from orchestrator.controller.fair_share import Shares
 from orchestrator.controller.job_cache import JobCache
 from orchestrator.controller.leadership import Leading
@@ -69,9 +69,9 @@ class Controller:
         self._term: _Term | None = None
         self._newest_s = clock.now_s()
 
-    def wish(self) -> Wish:
+    def demand(self) -> Demand:
         """Return the demand for an autoscaler, of the queue as the last pass left it."""
-        return self._term.wish() if self._term is not None else Wish()
+        return self._term.demand() if self._term is not None else Demand()
 
     def set_aside(self) -> tuple[UnreadableRow, ...]:
         """Return the jobs that the last pass could not plan."""
@@ -133,7 +133,7 @@ class _Term:
         self._month: MonthUse | None = None  # None: no tenant has a limit of GPU-hours
         self._nominations: Nominations = {}
         self._cluster: Cluster | None = None  # as of the last pass
-        self._wished: tuple[Any, Wish] = (None, Wish())
+        self._last_demand: tuple[Any, Demand] = (None, Demand())
         self._planned: Any = None  # the input of the last plan
         self._plan_again_s = 0.0
         self._refused: dict[str, str] = {}
@@ -304,9 +304,9 @@ class _Term:
     def _may_be_planned(self, job: Job) -> bool:
         return job.state is not State.QUEUED or (job not in self._aside and self._cache.may_be_planned(job))
 
-    def wish(self) -> Wish:
+    def demand(self) -> Demand:
         if self._cluster is None:
-            return Wish()
+            return Demand()
         of = (
             self._cache.newest,
             self._cluster.inventory,
@@ -314,10 +314,10 @@ class _Term:
             self._cluster.spent,
             tuple(self._nominations.items()),
         )
-        if of != self._wished[0]:
+        if of != self._last_demand[0]:
             now_s, policy = self._of._clock.now_s(), self._of._policy
-            self._wished = of, wish(self._cache.jobs, self._nominations, self._cluster, policy, now_s)
-        return self._wished[1]
+            self._last_demand = of, demand(self._cache.jobs, self._nominations, self._cluster, policy, now_s)
+        return self._last_demand[1]
 
     def _slow(self, jobs: Sequence[Job]) -> frozenset[str]:
         steady_s = self._steady_s

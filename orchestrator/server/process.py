@@ -40,7 +40,7 @@ from orchestrator.scheduling.policy import DEFAULT
 from orchestrator.server import greeting
 from orchestrator.server import take_over as taking_over
 from orchestrator.server.address import listen, url_here, urls_for_drivers
-from orchestrator.server.autoscaler_updates import Wishing
+from orchestrator.server.autoscaler_updates import DemandUpdates
 from orchestrator.server.backends import Place, machines
 from orchestrator.server.console import Output
 from orchestrator.server.event_log import News
@@ -62,7 +62,7 @@ TENANT = "default"  # created at the start, so that a first submission works
 _SWITCH_S = 5e-4  # below Python's 5 ms, so that requests wait less for the interpreter while a pass computes
 _ENDS_WITHIN_S = 3
 _RAY_SUBMITTED_EVERY_S = 5.0
-_WISH_EVERY_S = 3.0
+_DEMAND_EVERY_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -269,8 +269,8 @@ class _Server:
             after.append(Minute(Announcing(self._place.session, record, self._output.say), _RAY_SUBMITTED_EVERY_S))
         after.append(Minute(partial(clients.cancel_jobs_of_ended_ray_programs, context), _RAY_SUBMITTED_EVERY_S))
         if self._place.autoscaler is not None:
-            wishing = Wishing(self._place.autoscaler, controller.wish, self._output.say)
-            after.append(Minute(wishing, _WISH_EVERY_S))
+            updates = DemandUpdates(self._place.autoscaler, controller.demand, self._output.say)
+            after.append(Minute(updates, _DEMAND_EVERY_S))
         if self._options.embedded:
             after.append(Embedding(store, self._home, self._end))
         return after

@@ -10,7 +10,7 @@ from cluster.backend import Launch, Phase
 from cluster.capacity.inventory import Growth, Node, NodeType
 from cluster.errors import BackendUnreachable, SpecError
 from cluster.testing import FakeBackend
-from orchestrator.controller.autoscaler_demand import Wish
+from orchestrator.controller.autoscaler_demand import Demand
 from orchestrator.queue.records import Job, NodeOrder, NodeRule
 from orchestrator.queue.states import Reason, State, Wanted
 from orchestrator.queue.store import Change
@@ -276,16 +276,16 @@ def test_what_the_queue_wishes_for_follows_it_from_pass_to_pass() -> None:
     small, large = world.submit(new("small", 2), new("large", 8))
     world.passes(2)
     assert world.states(small, large) == [State.RUNNING, State.QUEUED]
-    assert world.server.wish() == Wish(({"CPU": 64, "GPU": 4},) * 3, (large,))
+    assert world.server.demand() == Demand(({"CPU": 64, "GPU": 4},) * 3, (large,))
     for name in ("n1", "n2"):
         world.backend.add_node(name, gpus=4, accelerator_type=None)
     world.passes(3)
     assert world.states(large) == [State.RUNNING]
-    assert world.server.wish() == Wish(({"CPU": 64, "GPU": 4},) * 3)  # what is leased is not to be taken away
+    assert world.server.demand() == Demand(({"CPU": 64, "GPU": 4},) * 3)  # what is leased is not to be taken away
     world.store.ask(large, Change(wanted=Wanted.CANCEL), world.clock(), "test")
     world.passes(3)
-    assert world.server.wish() == Wish(({"CPU": 64, "GPU": 4},))
+    assert world.server.demand() == Demand(({"CPU": 64, "GPU": 4},))
     world.store.ask(small, Change(wanted=Wanted.CANCEL), world.clock(), "test")
     world.until_all_end()
     world.passes(1)
-    assert world.server.wish() == Wish()
+    assert world.server.demand() == Demand()

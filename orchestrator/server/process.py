@@ -45,7 +45,7 @@ from orchestrator.server.backends import Place, machines
 from orchestrator.server.console import Output
 from orchestrator.server.event_log import News
 from orchestrator.server.idle_shutdown import Embedding
-from orchestrator.server.passes import NEWEST, Minute, Passes
+from orchestrator.server.passes import NEWEST, ControlLoop, Minute
 from orchestrator.server.session_record import Announcing
 from orchestrator.service.admission import clients
 from orchestrator.service.admission import follow_ups as followups
@@ -200,7 +200,7 @@ class _Server:
         self._meters = Meters()
         self._tokens = Tokens(context.store, not is_loopback(options.host), context.clock.now_s)
         self._leading = Leading(context.store, context.clock, socket.gethostname(), context.url)
-        self._passes = self._make_passes()
+        self._loop = self._make_loop()
         self._http = self._make_http()
 
     def run(self) -> None:
@@ -209,15 +209,15 @@ class _Server:
         if self._options.store is None:
             write_record(self._home, Record(self._url_here, getpid(), version("fleetune")))
         sys.setswitchinterval(_SWITCH_S)
-        self._passes.start()
+        self._loop.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)  # uvicorn handles these signals, and raises them again after its end
         try:
             self._http.run(sockets=[self._sock])
         finally:
-            self._passes.end()
+            self._loop.end()
             with contextlib.suppress(StoreBroken):
-                if self._passes.leads():
+                if self._loop.leads():
                     self._note(taking_over.stops)
                 self._leading.resign()
             self._output.say("stopped; jobs go on")
@@ -229,7 +229,7 @@ class _Server:
             return self._context.url
         return url_here(self._sock, self._options.scheme)
 
-    def _make_passes(self) -> Passes:
+    def _make_loop(self) -> ControlLoop:
         context, say = self._context, self._output.say
         controller = self._controller = Controller(
             context.store,
@@ -243,7 +243,9 @@ class _Server:
         )
         news = News(context.store, self._meters, say)
         begins = partial(self._note, taking_over.begins_to_lead)
-        return Passes(controller, self._leading, news, self._meters, say, self._after_each_pass(controller), begins)
+        return ControlLoop(
+            controller, self._leading, news, self._meters, say, self._after_each_pass(controller), begins
+        )
 
     def _note(self, what: Callable[[Store, float, str], None]) -> None:
         """Write an event about this server. Raises StoreBroken."""
@@ -286,9 +288,9 @@ class _Server:
             scrub=output.scrub,
             meters=meters,
             explainer=Explainer(context),
-            wake=self._passes.wake,
-            leads=self._passes.leads,
-            trouble=self._passes.trouble,
+            wake=self._loop.wake,
+            leads=self._loop.leads,
+            trouble=self._loop.trouble,
             planning_leaves_out=self._controller.set_aside,
             version=version("fleetune"),
             machine=machine_name(),

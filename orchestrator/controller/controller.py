@@ -29,13 +29,13 @@ from orchestrator.queue.clock import TOLERANCE_S, Clock
 from orchestrator.queue.errors import NotLeader, StoreBroken
 from orchestrator.queue.months import MonthUse
 from orchestrator.queue.node_rules import rules_by_node, to_be_left
-from orchestrator.queue.records import Job, Move, NodeRule, UnreadableRow
+from orchestrator.queue.records import Job, NodeRule, Transition, UnreadableRow
 from orchestrator.queue.retry import may_start_at_s
 from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
 from orchestrator.queue.store import Store
 from orchestrator.queue.tenants import Tenant
 from orchestrator.queue.timing import USUAL, Timing
-from orchestrator.queue.transitions import Seen, next_move
+from orchestrator.queue.transitions import Seen, next_transition
 from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
 
@@ -227,17 +227,19 @@ class _Term:
         """Make all transitions that follow from what was seen."""
         self._aside.look_again(self._cache.jobs)
         for _ in range(_ROUNDS):
-            moves = [move for job in self._cache.jobs if (move := self._next_move(job, seen)) is not None]
-            if not moves:
+            transitions = [
+                transition for job in self._cache.jobs if (transition := self._next_transition(job, seen)) is not None
+            ]
+            if not transitions:
                 return
-            self._watch.note(self._cache.jobs, moves, seen)
-            self._write(moves, seen.now_s)
+            self._watch.note(self._cache.jobs, transitions, seen)
+            self._write(transitions, seen.now_s)
 
-    def _next_move(self, job: Job, seen: Seen) -> Move | None:
+    def _next_transition(self, job: Job, seen: Seen) -> Transition | None:
         if job in self._aside:
             return None
         try:
-            return next_move(job, seen)
+            return next_transition(job, seen)
         except Exception as error:  # a row that no rule handles
             self._aside.note(job, error, seen.now_s)
             return None
@@ -273,7 +275,7 @@ class _Term:
             return
         policy = replace(self._of._policy, preemption=False) if self._inherited else self._of._policy
         found = self._orders(jobs, cluster, policy, now_s)
-        self._write(found.moves, now_s)
+        self._write(found.transitions, now_s)
         self._nominations = found.nominations
         # If the input does not change, a new plan can differ by the passing of time only. The queue is then planned
         # rarely.
@@ -328,10 +330,10 @@ class _Term:
             and steady_s - self._stops.asked_s(job.submission, steady_s) > self._timing.slow_s
         )
 
-    def _write(self, moves: Sequence[Move], now_s: float) -> None:
-        if moves:
+    def _write(self, transitions: Sequence[Transition], now_s: float) -> None:
+        if transitions:
             self._go_on()
-            self._cache.note(self._store.move(self.epoch, moves, now_s))
+            self._cache.note(self._store.move(self.epoch, transitions, now_s))
 
     def _act(self, seen: Seen) -> None:
         """Stop and start drivers as the jobs' states demand. A call that fails does not hold up the others.

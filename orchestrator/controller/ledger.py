@@ -17,7 +17,7 @@ from cluster.capacity.inventory import Inventory, Node
 from cluster.capacity.occupancy import Placement, workers_in
 from cluster.text import many
 from orchestrator.queue.months import spent
-from orchestrator.queue.records import Job, Move, NodePlaces
+from orchestrator.queue.records import Job, NodePlaces, Transition
 from orchestrator.queue.retry import BUDGETS, may_start_at_s
 from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State, Wanted
 from orchestrator.queue.tenants import Tenant
@@ -71,7 +71,7 @@ class Cluster:
 class Orders:
     """The result of a plan: transitions in order, and the nominations from now on."""
 
-    moves: tuple[Move, ...]
+    transitions: tuple[Transition, ...]
     nominations: Nominations
 
 
@@ -120,7 +120,7 @@ def orders(jobs: Sequence[Job], plan: Plan, nominations: Nominations, cluster: C
     for row, placement in starts.items():
         wanted[jobs[row].job_id] = tuple((names[node], workers) for node, workers in placement)
     grants = _grants(jobs, wanted, cluster)
-    granted = {move.job_id for move in grants}
+    granted = {transition.job_id for transition in grants}
     return Orders((*stops, *grants), {job_id: places for job_id, places in wanted.items() if job_id not in granted})
 
 
@@ -199,12 +199,12 @@ def _state(job: Job, nodes: NodePlaces, spent: Container[str]) -> int:
     return table.WAITING if job.state is State.QUEUED and job.wanted is Wanted.RUN else table.HELD
 
 
-def _stop(decision: Interrupt, jobs: Sequence[Job], starts: Mapping[int, Placement]) -> Move:
+def _stop(decision: Interrupt, jobs: Sequence[Job], starts: Mapping[int, Placement]) -> Transition:
     job, what = jobs[decision.row], decision.cause.value
     if decision.cause is Cause.RESIZED:
         what = f"goes on with {many(workers_in(starts[decision.row]), 'worker')} instead of {job.gang.num_workers}"
     first = "" if decision.for_row is None else f": {_name_for(job, jobs[decision.for_row])} goes first"
-    return Move(job.job_id, job.state, job.attempt, State.STOPPING, _REASONS[decision.cause], f"{what}{first}")
+    return Transition(job.job_id, job.state, job.attempt, State.STOPPING, _REASONS[decision.cause], f"{what}{first}")
 
 
 def _name_for(job: Job, other: Job) -> str:
@@ -212,7 +212,7 @@ def _name_for(job: Job, other: Job) -> str:
     return other.job_id if other.tenant == job.tenant else f"a job of tenant {other.tenant}"
 
 
-def _grants(jobs: Sequence[Job], wanted: Nominations, cluster: Cluster) -> list[Move]:
+def _grants(jobs: Sequence[Job], wanted: Nominations, cluster: Cluster) -> list[Transition]:
     """Grant leases to jobs whose nodes are actually free."""
     free, labels = _Free(jobs, cluster), cluster.inventory.labels
     job_of = {job.job_id: job for job in jobs}
@@ -221,7 +221,9 @@ def _grants(jobs: Sequence[Job], wanted: Nominations, cluster: Cluster) -> list[
         job = job_of[job_id]
         if job.state is State.QUEUED and free.take(job, places):
             where = ", ".join(labels.get(node, node) for node, _ in places)
-            found.append(Move(job_id, job.state, job.attempt, State.STARTING, Reason.GRANTED, f"on {where}", places))
+            found.append(
+                Transition(job_id, job.state, job.attempt, State.STARTING, Reason.GRANTED, f"on {where}", places)
+            )
     return found
 
 

@@ -132,7 +132,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class Transition:
     """One transition of one job. It is made only if the job is still in the expected state and attempt.
 
     Attributes:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.queue.errors import QueueError
-from orchestrator.queue.records import Job, Measured, Move
+from orchestrator.queue.records import Job, Measured, Transition
 from orchestrator.queue.states import DRIVER_ENDED, ENDED, HOLDS_A_LEASE, MAY_GO_TO, Reason, State, Wanted
 from orchestrator.queue.store import Change, Store
 from tests.support.stores import PLACES, START_S, lead, new
@@ -99,7 +99,7 @@ def carry_out(store: Store, epoch: int, model: Model, what: str, now_s: float, *
         model.step = at if attempt == 0 and model.state not in ENDED else model.step
 
 
-def _move(model: Model, what: str, way: Any, *rest: Any) -> Move | None:
+def _move(model: Model, what: str, way: Any, *rest: Any) -> Transition | None:
     if what == "move":
         (expect, to), (other, reason) = way, rest
     else:
@@ -107,7 +107,9 @@ def _move(model: Model, what: str, way: Any, *rest: Any) -> Move | None:
         if not ways:
             return None
         expect, to, other, reason = model.state, ways[way % len(ways)], 0, rest[0]
-    return Move(model.job_id, expect, model.attempt + other, to, reason, "", PLACES if to is State.STARTING else ())
+    return Transition(
+        model.job_id, expect, model.attempt + other, to, reason, "", PLACES if to is State.STARTING else ()
+    )
 
 
 def _ask(store: Store, model: Model, now_s: float, wanted: Wanted, priority: int | None) -> None:

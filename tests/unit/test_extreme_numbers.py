@@ -86,7 +86,7 @@ def test_a_plan_with_extreme_numbers_is_made_and_fits(some: list[Job], used_s: f
     gang_of = {one.job_id: one.gang for one in some}
     cpus, gpus = Counter[str](), Counter[str]()
     held = [(one.job_id, one.placement) for one in some if one.placement]
-    for job_id, placement in [*held, *((move.job_id, move.placement) for move in found.moves)]:
+    for job_id, placement in [*held, *((move.job_id, move.placement) for move in found.transitions)]:
         for node, workers in placement:
             cpus[node] += workers * gang_of[job_id].cpus_per_worker
             gpus[node] += workers * gang_of[job_id].gpus_per_worker

@@ -24,7 +24,9 @@ def decided(jobs: list[Job], nominations: Nominations, cluster: Cluster) -> Orde
 
 
 def said(found: Orders) -> list[str]:
-    return [f"{move.job_id} {move.expect} -> {move.to} {dict(move.placement) or ''}".strip() for move in found.moves]
+    return [
+        f"{move.job_id} {move.expect} -> {move.to} {dict(move.placement) or ''}".strip() for move in found.transitions
+    ]
 
 
 def test_a_gang_that_fits_gets_a_lease_on_nodes_that_are_free() -> None:
@@ -38,7 +40,7 @@ def test_what_is_to_start_in_the_place_of_others_waits_until_they_have_left() ->
     cluster = Cluster(inventory(4), A)
     found = decided([low, high], {}, cluster)
     assert said(found) == ["low running -> stopping"]
-    assert found.moves[0].reason is Reason.PREEMPTED and "high goes first" in found.moves[0].message
+    assert found.transitions[0].reason is Reason.PREEMPTED and "high goes first" in found.transitions[0].message
     assert found.nominations == {"high": (("n0", 4),)}
     stopping = job("low", State.STOPPING, 4)
     again = decided([stopping, high], found.nominations, cluster)
@@ -51,7 +53,7 @@ def test_what_is_to_start_in_the_place_of_others_waits_until_they_have_left() ->
 def test_a_job_is_not_told_the_id_of_another_tenants_job_that_goes_first() -> None:
     low, high = job("low", State.RUNNING, 4), job("secret-project", gpus=4, priority=5, tenant="b")
     found = decided([low, high], {}, Cluster(inventory(4), (Tenant("a"), Tenant("b"))))
-    assert found.moves[0].message == "preempted: a job of tenant b goes first"
+    assert found.transitions[0].message == "preempted: a job of tenant b goes first"
 
 
 def test_nobody_slips_into_what_is_nominated_and_what_is_left_over_is_given_away() -> None:
@@ -101,8 +103,8 @@ def test_an_elastic_job_is_nominated_with_fewer_workers_while_it_stops_and_start
     cluster = Cluster(inventory(4), A)
     elastic, other = job("e", State.RUNNING, 4, sizes=(1, 2, 4)), job("other", gpus=2)
     found = decided([elastic, other], {}, cluster)
-    assert said(found) == ["e running -> stopping"] and found.moves[0].reason is Reason.RESIZED
-    assert found.moves[0].message == "goes on with 2 workers instead of 4: other goes first"
+    assert said(found) == ["e running -> stopping"] and found.transitions[0].reason is Reason.RESIZED
+    assert found.transitions[0].message == "goes on with 2 workers instead of 4: other goes first"
     assert found.nominations == {"other": (("n0", 2),), "e": (("n0", 2),)}
     stopping = replace(elastic, state=State.STOPPING, reason=Reason.RESIZED)
     assert kept([stopping, other], found.nominations, cluster) == found.nominations
@@ -118,7 +120,7 @@ def test_who_is_preempted_keeps_what_the_same_plan_gives_it_and_nobody_grows_int
     g, b = job("g", State.RUNNING, 2, sizes=(2, 4)), job("b", gpus=4, priority=1)
     found = decided([e, g, b], {}, cluster)
     assert said(found) == ["e running -> stopping"] and found.nominations == {"b": (("n0", 4),), "e": (("n0", 2),)}
-    stopping = replace(e, state=State.STOPPING, reason=found.moves[0].reason)
+    stopping = replace(e, state=State.STOPPING, reason=found.transitions[0].reason)
     assert kept([stopping, g, b], found.nominations, cluster) == found.nominations
     assert decided([stopping, g, b], found.nominations, cluster) == Orders((), found.nominations)
 
@@ -162,7 +164,7 @@ def test_a_limit_holds_also_against_jobs_that_are_still_stopping() -> None:
     capped = (Tenant("a", limit=((None, 4),)),)
     jobs = [job("leaves", State.STOPPING, 4), job("next", gpus=4)]
     found = decided(jobs, {}, Cluster(inventory(8), capped))
-    assert found.moves == () and set(found.nominations) == {"next"}
+    assert found.transitions == () and set(found.nominations) == {"next"}
 
 
 def test_gpus_held_by_others_are_not_given_away() -> None:

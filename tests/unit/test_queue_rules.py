@@ -12,7 +12,7 @@ from orchestrator.queue.advice import advice
 from orchestrator.queue.records import Job
 from orchestrator.queue.retry import BUDGETS, landing, may_start_at_s, why_ended
 from orchestrator.queue.states import ENDED, MAY_GO_TO, Reason, State, Wanted
-from orchestrator.queue.transitions import Seen, next_move
+from orchestrator.queue.transitions import Seen, next_transition
 from tests.support.queuejobs import NOW_S, job
 
 
@@ -26,7 +26,7 @@ def of(one: Job, phase: Phase, **more: Any) -> Submission:
 
 
 def went(one: Job, by: Seen) -> tuple[State, Reason] | None:
-    move = next_move(one, by)
+    move = next_transition(one, by)
     if move is None:
         return None
     assert (move.job_id, move.expect, move.attempt) == (one.job_id, one.state, one.attempt)
@@ -38,7 +38,7 @@ def test_every_state_has_a_row_and_an_end_is_an_end() -> None:
     assert set(MAY_GO_TO) == set(State)
     assert {state for state, to in MAY_GO_TO.items() if not to} == ENDED
     for state in State:
-        next_move(job(state=state), seen())
+        next_transition(job(state=state), seen())
 
 
 def test_a_driver_that_runs_and_ends_well_takes_its_job_through() -> None:
@@ -137,7 +137,7 @@ def test_a_job_that_finished_before_it_was_stopped_has_succeeded() -> None:
 def test_a_lost_node_stops_a_job_and_its_lease_is_kept_until_the_driver_is_seen_to_be_gone() -> None:
     one = job(state=State.RUNNING, gpus=4, on=(("n0", 2), ("n9", 2)))
     assert went(one, seen(of(one, Phase.RUNNING))) == (State.STOPPING, Reason.NODE_LOST)
-    assert "n9 is gone" in str(next_move(one, seen(of(one, Phase.RUNNING))))
+    assert "n9 is gone" in str(next_transition(one, seen(of(one, Phase.RUNNING))))
     stopping = replace(one, state=State.STOPPING, reason=Reason.NODE_LOST)
     assert went(stopping, seen(of(one, Phase.RUNNING))) is None
     assert went(stopping, seen(of(one, Phase.LOST))) == (State.QUEUED, Reason.NODE_LOST)
@@ -170,7 +170,7 @@ def test_the_run_time_of_all_attempts_counts_against_its_maximum() -> None:
 def test_a_job_whose_parent_has_failed_fails_with_a_word_on_it() -> None:
     one = job(after=("first", "second"))
     assert went(one, seen()) is None
-    move = next_move(one, seen(failed={"second": "was cancelled"}))
+    move = next_transition(one, seen(failed={"second": "was cancelled"}))
     assert move is not None and (move.to, move.reason) == (State.FAILED, Reason.PARENT_FAILED)
     assert move.message == "second, which it waits for, was cancelled"
 

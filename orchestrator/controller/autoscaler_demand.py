@@ -21,7 +21,7 @@ from orchestrator.queue.records import Job
 from orchestrator.queue.states import State, Wanted
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.quota import NOWHERE, Limits
-from orchestrator.scheduling.ranking import standing
+from orchestrator.scheduling.ranking import ranking
 
 _MOST_AT_ONCE = 1000  # most new nodes in one demand
 
@@ -102,7 +102,7 @@ def _placed(
     if not len(rows):
         return
     free, limits, empty, new = FreeSlots(made.cluster), Limits(made), _Empty(grown, cluster.closed), set[int]()
-    for row in standing(made, policy).order(rows, made.jobs.submitted_s).tolist():
+    for row in ranking(made, policy).order(rows, made.jobs.submitted_s).tolist():
         gang, kinds = made.jobs.gang_of(row), limits.kinds(made.jobs, row)
         if kinds == NOWHERE:
             continue

@@ -20,7 +20,7 @@ from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.plan.preemption import preemption_for
 from orchestrator.scheduling.plan.victims import Victims
 from orchestrator.scheduling.policy import DEFAULT, Policy
-from orchestrator.scheduling.ranking import standing
+from orchestrator.scheduling.ranking import ranking
 from tests.support.randomqueue import PLAIN, PREEMPTING, QUICK, Drawn, drawn, few, many
 from tests.support.scheduling import HOUR, NOW_S, Job, carry_out, cluster, nodes, said, snapshot, violations
 from tests.support.slow_scheduler import Standings, machines_of, may_be_victim, place, rooms, slow_plan
@@ -147,11 +147,11 @@ def test_whoever_passes_a_blocked_gang_is_gone_when_its_nodes_are_reserved(one: 
 @given(drawn(by_type=True, windows=True), st.sampled_from([*PLAIN, *PREEMPTING]))
 def test_the_order_of_the_queue_is_that_of_the_slow_scheduler(one: Drawn, policy: Policy) -> None:
     before = one.snapshot()
-    slow, fast = Standings(before, policy), standing(before, policy)
+    slow, fast = Standings(before, policy), ranking(before, policy)
     rows = np.flatnonzero(before.waiting)
     assert fast.order(rows, before.jobs.submitted_s).tolist() == slow.order(rows.tolist())
     assert np.flatnonzero(fast.lane).tolist() == sorted(slow.lane) if fast.lane is not None else not slow.lane
-    np.testing.assert_allclose([fast.index[row] for row in slow.rows], [slow.index[row] for row in slow.rows])
+    np.testing.assert_allclose([fast.score[row] for row in slow.rows], [slow.index[row] for row in slow.rows])
     kinds = {} if fast.entitlement is None else dict(enumerate(fast.entitlement.tolist()))
     entitled = {row: before.cluster.types[kind] if kind >= 0 else None for row, kind in kinds.items() if kind > -2}
     assert entitled == slow.entitled
@@ -179,7 +179,7 @@ def test_room_is_found_exactly_where_the_rules_allow_it_and_nobody_is_interrupte
     one: Drawn, policy: Policy
 ) -> None:
     before = one.snapshot()
-    standings, victims = Standings(before, policy), Victims(before, standing(before, policy), policy)
+    standings, victims = Standings(before, policy), Victims(before, ranking(before, policy), policy)
     for row in np.flatnonzero(before.waiting).tolist():
         gang = before.jobs.gang_of(row)
         possible = rooms(before, policy, standings, row)

@@ -15,7 +15,7 @@ from orchestrator.scheduling.job_table import RUNNING
 from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Start
 from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, POLICIES, Policy
-from orchestrator.scheduling.ranking import standing
+from orchestrator.scheduling.ranking import ranking
 from orchestrator.scheduling.snapshot import Window
 from tests.support.scheduling import HOUR, NOW_S, Job, carry_out, cluster, nodes, said, snapshot
 
@@ -295,10 +295,10 @@ def test_who_waits_for_a_limit_keeps_nobody_out_of_the_lane() -> None:
     tenants = (Tenant("a", limit=((None, 2),)), Tenant("b"))
     stopped = [Job(f"stopped {number}", 2, waiting_s=100 * HOUR) for number in range(3)]
     jobs = [Job("holds", 2, {0: 2}), *stopped, Job("long", 1, tenant=1, waiting_s=50 * HOUR, left_s=90 * HOUR)]
-    stands = standing(snapshot(nodes(8), jobs, tenants=tenants), DEFAULT)
-    assert stands.lane is not None and stands.lane.nonzero()[0].tolist() == [4]
-    stands = standing(snapshot(nodes(8), jobs, tenants=(Tenant("a"), Tenant("b"))), DEFAULT)
-    assert stands.lane is not None and stands.lane.nonzero()[0].tolist() == [1, 2]
+    ranks = ranking(snapshot(nodes(8), jobs, tenants=tenants), DEFAULT)
+    assert ranks.lane is not None and ranks.lane.nonzero()[0].tolist() == [4]
+    ranks = ranking(snapshot(nodes(8), jobs, tenants=(Tenant("a"), Tenant("b"))), DEFAULT)
+    assert ranks.lane is not None and ranks.lane.nonzero()[0].tolist() == [1, 2]
 
 
 def test_weights_of_three_to_one_share_gpu_time_three_to_one() -> None:

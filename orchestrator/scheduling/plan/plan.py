@@ -69,7 +69,7 @@ class _Pass:
 
     def _go_through(self, rows: Rows) -> set[int]:
         """Try to start each of the waiting jobs, in order. Returns the rows that were started."""
-        order = self._builder.standing.order(rows, self._builder.jobs.submitted_s) if len(rows) > 1 else rows
+        order = self._builder.ranking.order(rows, self._builder.jobs.submitted_s) if len(rows) > 1 else rows
         started: set[int] = set()
         queue = order.tolist()
         keys, yields_s, leaves_s = self._keys(order)
@@ -125,10 +125,10 @@ class _Pass:
         start, the others cannot either.
         """
         codes = self._builder.jobs.gang[rows].astype(np.int64)
-        if self._builder.limits or self._standing_is_by_tenant:
+        if self._builder.limits or self._ranking_is_by_tenant:
             codes = codes * len(self._snapshot.tenants) + self._builder.jobs.tenant[rows]
-        if self._standing_is_by_tenant:
-            codes = codes * 2 + [self._builder.standing.is_entitled(row) for row in rows.tolist()]
+        if self._ranking_is_by_tenant:
+            codes = codes * 2 + [self._builder.ranking.is_entitled(row) for row in rows.tolist()]
         if not (self._builder.free.reservations or self._builder.free.closings):
             return codes.tolist(), [], []
         yields_s, leaves_s = self._yields_s(rows), self._snapshot.leaves_s(rows, self._policy.protected_s)
@@ -137,7 +137,7 @@ class _Pass:
         return codes.tolist(), yields_s.tolist(), leaves_s.tolist()
 
     @cached_property
-    def _standing_is_by_tenant(self) -> bool:
+    def _ranking_is_by_tenant(self) -> bool:
         return any(tenant.guaranteed for tenant in self._snapshot.tenants)
 
     def _yields_s(self, rows: Rows) -> Floats:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.spec.queue import MOST_PRIORITY, VARIABLE
 from orchestrator.queue.records import Job
 from orchestrator.queue.retry import waits_s
-from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queue.states import DesiredState, Reason, State
 from orchestrator.queue.tenants import MEMBERS_MAX_PRIORITY
 
 API_VERSION: Final = "1"
@@ -96,7 +96,7 @@ class JobView(Response):
     max_runtime_s: float | None
     preemptible: bool
     submitted_s: float
-    wanted: Wanted
+    wanted: DesiredState
     state: State
     reason: Reason
     message: str

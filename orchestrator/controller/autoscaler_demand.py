@@ -18,7 +18,7 @@ from cluster.capacity.occupancy import Occupancy, Placement
 from cluster.ray.bundles import Bundle, bundle
 from orchestrator.controller.ledger import Cluster, Nominations, places_of, snapshot
 from orchestrator.queue.records import Job
-from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.states import DesiredState, State
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.quota import NOWHERE, Limits
 from orchestrator.scheduling.ranking import ranking
@@ -55,7 +55,7 @@ def demand(jobs: Sequence[Job], nominations: Nominations, cluster: Cluster, poli
     living = {node.node_id for node in inventory.nodes}
     held = {node for job in jobs for node, _ in places_of(job, nominations, cluster, living)}
     waits = any(
-        job.state is State.QUEUED and job.wanted is Wanted.RUN and job.job_id not in nominations for job in jobs
+        job.state is State.QUEUED and job.wanted is DesiredState.RUN and job.job_id not in nominations for job in jobs
     )
     grown = _Grown(inventory)
     placed = list(_placed(grown, jobs, nominations, cluster, policy, now_s)) if waits else []

@@ -31,7 +31,7 @@ from orchestrator.queue.months import MonthUse
 from orchestrator.queue.node_rules import rules_by_node, to_be_left
 from orchestrator.queue.records import Job, NodeRule, Transition, UnreadableRow
 from orchestrator.queue.retry import may_start_at_s
-from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
+from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, State
 from orchestrator.queue.store import Store
 from orchestrator.queue.tenants import Tenant
 from orchestrator.queue.timing import USUAL, Timing
@@ -268,7 +268,7 @@ class _Term:
             slow,
             bool(self._inherited),
         )
-        waits = [job for job in jobs if job.state is State.QUEUED and job.wanted is Wanted.RUN]
+        waits = [job for job in jobs if job.state is State.QUEUED and job.wanted is DesiredState.RUN]
         nothing = not waits and not any(job.sizes and job.state is State.RUNNING for job in jobs)
         self._cluster = cluster
         if nothing or (looked_at == self._planned and now_s < self._plan_again_s):

@@ -19,7 +19,7 @@ from cluster.text import many
 from orchestrator.queue.months import spent
 from orchestrator.queue.records import Job, NodePlaces, Transition
 from orchestrator.queue.retry import BUDGETS, may_start_at_s
-from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State, Wanted
+from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, Reason, State
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling import job_table as table
 from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Start
@@ -94,7 +94,7 @@ def snapshot(jobs: Sequence[Job], nominations: Nominations, cluster: Cluster, no
 
 def _is_about_to_wait(job: Job, nominations: Nominations, now_s: float) -> bool:
     """Whether a job will wait in the queue soon, without a place to go to."""
-    if job.job_id in nominations or job.wanted is not Wanted.RUN:
+    if job.job_id in nominations or job.wanted is not DesiredState.RUN:
         return False
     if job.state is State.STOPPING:
         return job.reason in BUDGETS
@@ -141,7 +141,7 @@ def kept(jobs: Iterable[Job], nominations: Nominations, cluster: Cluster) -> Nom
 def _waits(job: Job, cluster: Cluster) -> bool:
     """Whether a job can use a nomination."""
     moved = job.state is State.STOPPING and job.reason in _BY_PLAN and job.job_id not in cluster.slow
-    return job.wanted is Wanted.RUN and (job.state is State.QUEUED or moved)
+    return job.wanted is DesiredState.RUN and (job.state is State.QUEUED or moved)
 
 
 def _holds(job: Job, cluster: Cluster) -> bool:
@@ -196,7 +196,7 @@ def _state(job: Job, nodes: NodePlaces, spent: Container[str]) -> int:
         return table.RUNNING
     if job.gang.gpus_per_worker and job.tenant in spent:
         return table.HELD
-    return table.WAITING if job.state is State.QUEUED and job.wanted is Wanted.RUN else table.HELD
+    return table.WAITING if job.state is State.QUEUED and job.wanted is DesiredState.RUN else table.HELD
 
 
 def _stop(decision: Interrupt, jobs: Sequence[Job], starts: Mapping[int, Placement]) -> Transition:

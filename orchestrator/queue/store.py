@@ -30,7 +30,7 @@ from orchestrator.queue.records import (
     Transition,
     UnreadableRow,
 )
-from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.states import DesiredState, State
 from orchestrator.queue.tenants import Tenant
 
 
@@ -63,7 +63,7 @@ class Filter:
 class Change:
     """A request to change a job. None: unchanged."""
 
-    wanted: Wanted | None = None
+    wanted: DesiredState | None = None
     priority: int | None = None
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from cluster.backend import Phase, Submission
 from orchestrator.queue.records import Job, Transition
 from orchestrator.queue.retry import INTERRUPTED_EXIT, landing, why_ended
-from orchestrator.queue.states import DRIVER_ENDED, Reason, State, Wanted
+from orchestrator.queue.states import DRIVER_ENDED, DesiredState, Reason, State
 
-_STOPS: Mapping[Wanted, tuple[Reason, str]] = {
-    Wanted.CANCEL: (Reason.CANCELLED, "cancelled"),
-    Wanted.PAUSE: (Reason.PAUSED, "paused"),
+_STOPS: Mapping[DesiredState, tuple[Reason, str]] = {
+    DesiredState.CANCEL: (Reason.CANCELLED, "cancelled"),
+    DesiredState.PAUSE: (Reason.PAUSED, "paused"),
 }
 
 
@@ -62,7 +62,7 @@ def next_transition(job: Job, seen: Seen) -> Transition | None:
 
 
 def _queued(job: Job, seen: Seen) -> Transition | None:
-    if job.wanted is Wanted.CANCEL:
+    if job.wanted is DesiredState.CANCEL:
         return _transition(job, State.CANCELLED, Reason.CANCELLED, "cancelled")
     for parent in job.after:
         if parent in seen.failed:
@@ -75,7 +75,7 @@ def _queued(job: Job, seen: Seen) -> Transition | None:
 def _starting(job: Job, seen: Seen) -> Transition | None:
     submission = seen.submissions.get(job.submission)
     runs = submission is not None and submission.phase is Phase.RUNNING
-    if runs and job.wanted is Wanted.RUN and (job.heard_s is not None or seen.silent_s is None):
+    if runs and job.wanted is DesiredState.RUN and (job.heard_s is not None or seen.silent_s is None):
         return _transition(job, State.RUNNING, Reason.ANSWERED)
     if job.submission in seen.refused:
         return _transition(job, State.STOPPING, Reason.BAD_INPUT, seen.refused[job.submission])
@@ -140,7 +140,7 @@ def _stopping(job: Job, seen: Seen) -> Transition | None:
         return None
     if submission is not None and submission.phase is Phase.SUCCEEDED:
         return _transition(job, State.SUCCEEDED, Reason.FINISHED, "it had finished before it was stopped")
-    if job.wanted is Wanted.CANCEL:
+    if job.wanted is DesiredState.CANCEL:
         return _transition(job, State.CANCELLED, Reason.CANCELLED, "cancelled")
     state, text = landing(job)
     return _transition(job, state, job.reason, text)

@@ -17,11 +17,11 @@ from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, Q
 from orchestrator.queue.node_rules import taken_by_ray
 from orchestrator.queue.plausible import plausible
 from orchestrator.queue.records import Job, Measured, QueueEvent
-from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
+from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, State
 from orchestrator.service.admission.limits import wrong_secrets
 from orchestrator.service.context.context import ServiceContext
 
-_ASKED = {Wanted.CANCEL: "it is to be cancelled", Wanted.PAUSE: "it is to be paused"}
+_ASKED = {DesiredState.CANCEL: "it is to be cancelled", DesiredState.PAUSE: "it is to be paused"}
 
 
 def check_attempt(context: ServiceContext, token: str, message: Register | Beat) -> None:

@@ -16,7 +16,7 @@ from jobs.drivers.link.messages import MOST_METRICS
 from jobs.spec.queue import MOST_RUNTIME_S
 from orchestrator.queue.records import Job, Measured, NewJob, NodePlaces, Transition
 from orchestrator.queue.retry import waits_s
-from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, MAY_GO_TO, Reason, State, Wanted
+from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, MAY_GO_TO, DesiredState, Reason, State
 from orchestrator.queue.store import Change
 from orchestrator.store.database.rows import plain
 
@@ -47,7 +47,7 @@ def submitted(new: NewJob, job_id: str, number: int, now_s: float, changed: int)
         max_runtime_s=new.max_runtime_s,
         preemptible=new.preemptible,
         submitted_s=now_s,
-        wanted=Wanted.RUN,
+        wanted=DesiredState.RUN,
         state=State.QUEUED,
         reason=Reason.SUBMITTED,
         message="",
@@ -162,7 +162,7 @@ def retried(job: Job, by: str, now_s: float, changed: int) -> Job:
         state=State.QUEUED,
         reason=Reason.RETRIED,
         message=plain(f"retried by {by}"),
-        wanted=Wanted.RUN,
+        wanted=DesiredState.RUN,
         waiting_since_s=now_s,
         attained_s=0.0,  # max_runtime_s starts anew
         client=None,  # a retry is an explicit wish for the job, even if the client that submitted it is gone

@@ -13,7 +13,7 @@ from cluster.text import many
 from orchestrator.queue.errors import NotReleasable
 from orchestrator.queue.records import Job, Lease, NodePlaces, QueueEvent, Transition
 from orchestrator.queue.retry import landing
-from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Reason, State, Wanted
+from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, DesiredState, Reason, State
 from orchestrator.store import events as history
 from orchestrator.store import job_changes as steps
 from orchestrator.store import jobs as jobtable
@@ -74,8 +74,8 @@ def release(connection: Connection, job_id: str, attempt: int, now_s: float, by:
         raise NotReleasable(
             f"job {job_id} is {job.state}, in attempt {job.attempt}: only one that is stopping is released"
         )
-    state, text = landing(job) if job.wanted is not Wanted.CANCEL else (State.CANCELLED, "cancelled")
-    reason = Reason.CANCELLED if job.wanted is Wanted.CANCEL else job.reason
+    state, text = landing(job) if job.wanted is not DesiredState.CANCEL else (State.CANCELLED, "cancelled")
+    reason = Reason.CANCELLED if job.wanted is DesiredState.CANCEL else job.reason
     after = steps.moved(job, Transition(job_id, job.state, attempt, state, reason, text), now_s, numbers.change + 1)
     assert after is not None
     jobtable.write(connection, [after], MOVED)

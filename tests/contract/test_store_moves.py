@@ -11,7 +11,7 @@ import pytest
 from cluster.capacity.gang import Gang
 from orchestrator.queue.errors import NotLeader
 from orchestrator.queue.records import Job, Leadership, Lease, Measured, NodePlaces, Transition
-from orchestrator.queue.states import ENDED, MAY_GO_TO, Reason, State, Wanted
+from orchestrator.queue.states import ENDED, MAY_GO_TO, DesiredState, Reason, State
 from orchestrator.queue.store import Change, Store
 from tests.support.stores import PLACES, RUN, START_S, go, lead, new, step, submit
 
@@ -284,7 +284,7 @@ def test_changes_begin_with_what_has_not_ended_and_go_on_with_everything(store: 
     assert store.changes(after) == [jobs[1]]  # it ended after the newest of those
     after = jobs[1].changed
     assert store.changes(after) == []
-    jobs[3] = store.ask(jobs[3].job_id, Change(wanted=Wanted.CANCEL), START_S, "anna")
+    jobs[3] = store.ask(jobs[3].job_id, Change(wanted=DesiredState.CANCEL), START_S, "anna")
     jobs[2] = go(store, jobs[2], State.CANCELLED, reason=Reason.CANCELLED)
     assert store.changes(after) == [jobs[3], jobs[2]]
     assert store.changes(after, limit=1) == [jobs[3]]

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.drivers.link.messages import Beat
 from orchestrator.queue.records import Job
-from orchestrator.queue.states import ENDED, State, Wanted
+from orchestrator.queue.states import ENDED, DesiredState, State
 from orchestrator.queue.store import Change
 from orchestrator.service import drivers as driving
 from tests.support.service import ServiceWorld, command, finetune, queue
@@ -54,7 +54,7 @@ def test_what_a_sweep_gives_back_is_free_for_others(world: ServiceWorld) -> None
     kept = world.job(job.job_id)
     assert (kept.state, kept.attempt, kept.gang.num_workers) == (State.RUNNING, 1, 2)
     assert kept.placement == ((nodes[0], 2),)
-    world.store.ask(waiting.job_id, Change(wanted=Wanted.CANCEL), world.clock(), "anna")
+    world.store.ask(waiting.job_id, Change(wanted=DesiredState.CANCEL), world.clock(), "anna")
     passes(5)
     assert world.job(waiting.job_id).state in ENDED
     assert world.job(job.job_id).gang.num_workers == 2, "it needs no more"

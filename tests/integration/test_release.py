@@ -10,7 +10,7 @@ from cluster.errors import BackendUnreachable
 from cluster.testing import FakeBackend
 from orchestrator.queue.errors import Forbidden, NotReleasable
 from orchestrator.queue.records import Role
-from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.states import DesiredState, State
 from orchestrator.queue.store import Change
 from orchestrator.service.context.caller import Caller
 from orchestrator.service.launch import launch_of
@@ -35,7 +35,7 @@ def test_only_an_admin_releases_a_job_and_only_while_no_node_of_its_driver_answe
     world.server = world.another("other", backend=undead, launch=launch_of(context))
     with pytest.raises(NotReleasable, match="cancel it first"):
         release(context, job, root)
-    world.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), world.clock(), "anna")
+    world.store.ask(job.job_id, Change(wanted=DesiredState.CANCEL), world.clock(), "anna")
     world.passes(100)
     job = world.job(job.job_id)
     assert job.state is State.STOPPING

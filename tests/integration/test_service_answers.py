@@ -14,7 +14,7 @@ from cluster.capacity.inventory import Growth, Node, NodeType
 from orchestrator.api import NodeOrderSent, QuotaSent, TenantSent
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownJob, UnknownNode
 from orchestrator.queue.records import Job, Measured
-from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queue.states import DesiredState, Reason, State
 from orchestrator.queue.store import Change
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.forecast.expected_start import rough_start
@@ -92,7 +92,7 @@ def test_what_keeps_a_job_besides_nodes_is_said(world: ServiceWorld) -> None:
         "to do: nothing; it starts by itself",
     ]
     paused = submitted(world, gpus(1, "paused"))
-    world.store.ask(paused.job_id, Change(wanted=Wanted.PAUSE), world.clock(), "anna")
+    world.store.ask(paused.job_id, Change(wanted=DesiredState.PAUSE), world.clock(), "anna")
     world.clock.advance(120.0)
     said = text(world, paused)
     assert said.splitlines() == [
@@ -108,7 +108,7 @@ def test_what_keeps_a_job_besides_nodes_is_said(world: ServiceWorld) -> None:
         "it waits until each of them has succeeded, and then for nodes; if one fails, this one fails, too",
         f"to do: fleetune resume {paused.job_id}",
     ]
-    world.store.ask(parent.job_id, Change(wanted=Wanted.CANCEL), world.clock(), "anna")
+    world.store.ask(parent.job_id, Change(wanted=DesiredState.CANCEL), world.clock(), "anna")
     assert "it was asked to end, and is told so within seconds" in text(world, parent)
 
 
@@ -123,7 +123,7 @@ def test_the_limit_of_a_tenant_is_said_with_its_numbers(world: ServiceWorld) -> 
 
 def test_an_end_says_how_and_what_to_do(world: ServiceWorld) -> None:
     job = submitted(world, gpus(1))
-    world.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), world.clock(), "anna")
+    world.store.ask(job.job_id, Change(wanted=DesiredState.CANCEL), world.clock(), "anna")
     world.passes(3)
     lines = text(world, job).splitlines()
     assert lines[0].startswith(f"{job.job_id} was cancelled")

@@ -25,7 +25,7 @@ from orchestrator.queue.errors import (
     StoreBroken,
 )
 from orchestrator.queue.records import Job, Measured, NodeOrder
-from orchestrator.queue.states import ENDED, Reason, State, Wanted
+from orchestrator.queue.states import ENDED, DesiredState, Reason, State
 from orchestrator.queue.store import Change
 from orchestrator.service import drivers as driving
 from orchestrator.service.admission import clients
@@ -190,8 +190,8 @@ def test_what_a_driver_says_last_is_kept_before_it_is_answered(world: ServiceWor
     assert (world.job(job.job_id).step, world.job(job.job_id).metrics) == (20, {"eval_loss": 0.5})
 
 
-@pytest.mark.parametrize("wanted", [Wanted.PAUSE, Wanted.CANCEL])
-def test_a_driver_is_told_to_stop_as_soon_as_its_owner_wants_it(world: ServiceWorld, wanted: Wanted) -> None:
+@pytest.mark.parametrize("wanted", [DesiredState.PAUSE, DesiredState.CANCEL])
+def test_a_driver_is_told_to_stop_as_soon_as_its_owner_wants_it(world: ServiceWorld, wanted: DesiredState) -> None:
     job = started(world, command())
     assert driving.heartbeat(world.context, said(job)).order is Order.GO_ON
     world.store.ask(job.job_id, Change(wanted=wanted), world.clock(), "anna")
@@ -261,7 +261,7 @@ def test_the_end_of_a_job_is_followed_once_by_a_small_job(world: ServiceWorld) -
     world.passes(2)
     assert followups.follow_up(world.context) == 0
     world.backend.lose(world.job(job.job_id).submission)
-    world.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), world.clock(), "anna")
+    world.store.ask(job.job_id, Change(wanted=DesiredState.CANCEL), world.clock(), "anna")
     world.passes(4)
     assert world.job(job.job_id).state is State.CANCELLED
     assert [followups.follow_up(world.context) for _ in range(3)] == [1, 0, 0]
@@ -329,7 +329,7 @@ def test_jobs_of_a_client_that_is_gone_are_cancelled(world: ServiceWorld, tmp_pa
         assert clients.cancel_what_the_gone_left(world.context, tmp_path) == 0
     assert clients.cancel_what_the_gone_left(world.context, tmp_path) == 1
     assert clients.cancel_what_the_gone_left(world.context, tmp_path) == 0
-    assert [world.job(one.job_id).wanted for one in (job, free)] == [Wanted.CANCEL, Wanted.RUN]
+    assert [world.job(one.job_id).wanted for one in (job, free)] == [DesiredState.CANCEL, DesiredState.RUN]
     (other,) = world.admit(command(), client="never-there")
     assert clients.cancel_what_the_gone_left(world.context, tmp_path) == 1
     world.passes(2)

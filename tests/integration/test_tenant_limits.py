@@ -13,7 +13,7 @@ import pytest
 from jobs.drivers.link.messages import Register
 from orchestrator.api import RestrictionsSent, TenantSent
 from orchestrator.queue.errors import Forbidden, QueueError, StoreBroken, TooManyQueued
-from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.states import DesiredState, State
 from orchestrator.queue.store import Change, Filter
 from orchestrator.queue.tenants import Restrictions, Tenant
 from orchestrator.service import drivers as driving
@@ -91,7 +91,7 @@ def test_a_job_runs_no_longer_than_its_tenant_allows(world: ServiceWorld) -> Non
 def test_what_follows_the_end_of_a_job_runs_no_longer_either(world: ServiceWorld) -> None:
     (job,) = world.admit(command(**queue(on_end={"command": ["sleep", "infinity"]})))
     limit(world, max_runtime_s=3600.0)
-    world.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), START_S, "anna")
+    world.store.ask(job.job_id, Change(wanted=DesiredState.CANCEL), START_S, "anna")
     world.passes(2)
     assert followups.follow_up(world.context) == 1
     assert [one.max_runtime_s for one in world.store.jobs(Filter(name="job-on-end"))] == [3600.0]

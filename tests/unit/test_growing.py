@@ -18,7 +18,7 @@ from cluster.ray.autoscaler import Autoscaler, config_file, growth_of, read_grow
 from cluster.ray.raylets import Process
 from orchestrator.controller.autoscaler_demand import Demand, demand, growth_words
 from orchestrator.controller.ledger import Cluster
-from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.states import DesiredState, State
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.policy import DEFAULT
 from orchestrator.server.autoscaler_updates import DemandUpdates
@@ -184,7 +184,7 @@ def test_what_could_not_start_on_the_largest_empty_cluster_holds_up_nobody() -> 
 def test_nobody_is_asked_for_who_would_not_start_all_the_same() -> None:
     limited = Tenant("b", limit=((None, 4),))
     jobs = [
-        job("paused", wanted=Wanted.PAUSE),
+        job("paused", wanted=DesiredState.PAUSE),
         job("within", tenant="b", gpus=3),
         job("beyond", tenant="b", gpus=2),
         job("other", gpus=4),

@@ -11,7 +11,7 @@ from cluster.capacity.inventory import Inventory
 from orchestrator.controller.fair_share import Shares, used_of
 from orchestrator.controller.ledger import Cluster, Nominations, Orders, kept, orders, snapshot
 from orchestrator.queue.records import Job, Lease
-from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queue.states import DesiredState, Reason, State
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.plan.plan import plan
 from tests.support.queuejobs import NOW_S, inventory, job
@@ -76,7 +76,7 @@ def test_a_job_that_does_not_stop_keeps_its_nodes_and_nominations_on_them_are_of
 
 @pytest.mark.parametrize(
     "changed",
-    [{"wanted": Wanted.CANCEL}, {"wanted": Wanted.PAUSE}, {"state": State.STARTING}],
+    [{"wanted": DesiredState.CANCEL}, {"wanted": DesiredState.PAUSE}, {"state": State.STARTING}],
 )
 def test_a_nomination_ends_with_the_wish(changed: dict[str, object]) -> None:
     one = job("high", **{"state": State.QUEUED, **changed})  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ def test_what_pauses_or_waits_for_others_or_for_a_time_is_not_started() -> None:
     parent = job("parent", State.RUNNING, 1)
     jobs = [
         parent,
-        job("paused", wanted=Wanted.PAUSE),
+        job("paused", wanted=DesiredState.PAUSE),
         job("child", after=("parent",)),
         job("early", not_before_s=NOW_S + 60.0),
         job("failed", reason=Reason.DRIVER_LOST, retries={Reason.DRIVER_LOST: 1}, waiting_since_s=NOW_S - 1.0),

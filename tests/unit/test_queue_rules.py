@@ -11,7 +11,7 @@ from cluster.backend import Phase, Submission
 from orchestrator.queue.advice import advice
 from orchestrator.queue.records import Job
 from orchestrator.queue.retry import BUDGETS, landing, may_start_at_s, why_ended
-from orchestrator.queue.states import ENDED, MAY_GO_TO, Reason, State, Wanted
+from orchestrator.queue.states import ENDED, MAY_GO_TO, DesiredState, Reason, State
 from orchestrator.queue.transitions import Seen, next_transition
 from tests.support.queuejobs import NOW_S, job
 
@@ -111,10 +111,10 @@ def test_what_can_never_start_is_not_tried_again() -> None:
 @pytest.mark.parametrize("state", [State.STARTING, State.RUNNING])
 @pytest.mark.parametrize(
     ("wanted", "reason", "lands"),
-    [(Wanted.CANCEL, Reason.CANCELLED, State.CANCELLED), (Wanted.PAUSE, Reason.PAUSED, State.QUEUED)],
+    [(DesiredState.CANCEL, Reason.CANCELLED, State.CANCELLED), (DesiredState.PAUSE, Reason.PAUSED, State.QUEUED)],
 )
 def test_what_its_owner_wants_is_done_once_it_has_stopped(
-    state: State, wanted: Wanted, reason: Reason, lands: State
+    state: State, wanted: DesiredState, reason: Reason, lands: State
 ) -> None:
     one = job(state=state, wanted=wanted)
     assert went(one, seen(of(one, Phase.RUNNING))) == (State.STOPPING, reason)
@@ -125,7 +125,7 @@ def test_what_its_owner_wants_is_done_once_it_has_stopped(
 
 
 def test_a_job_that_was_cancelled_while_it_stopped_for_another_reason_is_cancelled() -> None:
-    one = job(state=State.STOPPING, reason=Reason.PREEMPTED, wanted=Wanted.CANCEL)
+    one = job(state=State.STOPPING, reason=Reason.PREEMPTED, wanted=DesiredState.CANCEL)
     assert went(one, seen(of(one, Phase.STOPPED))) == (State.CANCELLED, Reason.CANCELLED)
 
 
@@ -226,6 +226,6 @@ def test_a_driver_that_is_gone_with_its_node_is_no_fault_of_the_driver() -> None
 
 
 def test_a_start_that_may_still_happen_is_waited_for_before_its_nodes_are_given_away() -> None:
-    one = job(state=State.STOPPING, reason=Reason.CANCELLED, wanted=Wanted.CANCEL)
+    one = job(state=State.STOPPING, reason=Reason.CANCELLED, wanted=DesiredState.CANCEL)
     assert went(one, seen(doubtful=frozenset({one.submission}))) is None
     assert went(one, seen()) == (State.CANCELLED, Reason.CANCELLED)

@@ -14,7 +14,7 @@ from orchestrator.http.routing import router as made
 from orchestrator.queue.clients import client_of
 from orchestrator.queue.errors import JobEnded, OtherQueue, QueueError
 from orchestrator.queue.records import Job
-from orchestrator.queue.states import ENDED, State, Wanted
+from orchestrator.queue.states import ENDED, DesiredState, State
 from orchestrator.queue.store import Change, SubmissionKey
 from orchestrator.service.context.attempt_tokens import tokens_of
 from orchestrator.service.context.caller import Caller
@@ -73,7 +73,9 @@ def routes(serving: Serving) -> APIRouter:
     def leave(sent: Leave, caller: Writer) -> Response:
         serving.job(sent.job_id, caller)
         try:
-            serving.store.ask(sent.job_id, Change(wanted=Wanted.CANCEL), serving.now_s(), f"{caller.name} (ray job)")
+            serving.store.ask(
+                sent.job_id, Change(wanted=DesiredState.CANCEL), serving.now_s(), f"{caller.name} (ray job)"
+            )
             serving.wake()
         except JobEnded:
             pass

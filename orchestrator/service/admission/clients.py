@@ -13,7 +13,7 @@ from pathlib import Path
 from orchestrator.queue.clients import ray_submission_of
 from orchestrator.queue.errors import JobEnded, QueueError
 from orchestrator.queue.records import Job
-from orchestrator.queue.states import Wanted
+from orchestrator.queue.states import DesiredState
 from orchestrator.queue.store import Change
 from orchestrator.service.context.context import ServiceContext
 
@@ -42,7 +42,9 @@ def cancel_what_the_gone_left(context: ServiceContext, home: Path) -> int:
         StoreBroken: nothing is lost; the next call goes on.
     """
     jobs = [
-        job for job in context.store.of_clients() if job.wanted is not Wanted.CANCEL and ray_submission_of(job) is None
+        job
+        for job in context.store.of_clients()
+        if job.wanted is not DesiredState.CANCEL and ray_submission_of(job) is None
     ]
     lives = {client: is_alive(home, client) for client in {job.client for job in jobs if job.client is not None}}
     return _cancel(context, [job for job in jobs if job.client is not None and not lives[job.client]], _BY)
@@ -56,7 +58,7 @@ def cancel_jobs_of_ended_ray_programs(context: ServiceContext) -> int:
     Raises:
         StoreBroken, BackendUnreachable: nothing is lost; the next call goes on.
     """
-    jobs = [job for job in context.store.of_clients() if job.wanted is not Wanted.CANCEL]
+    jobs = [job for job in context.store.of_clients() if job.wanted is not DesiredState.CANCEL]
     submissions = {job.job_id: submission for job in jobs if (submission := ray_submission_of(job)) is not None}
     if not submissions:
         return 0
@@ -68,7 +70,7 @@ def _cancel(context: ServiceContext, jobs: Sequence[Job], by: str) -> int:
     asked = 0
     for job in jobs:
         with contextlib.suppress(JobEnded):
-            context.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), context.clock.now_s(), by)
+            context.store.ask(job.job_id, Change(wanted=DesiredState.CANCEL), context.clock.now_s(), by)
             asked += 1
     return asked
 

@@ -20,7 +20,7 @@ from orchestrator.controller.ledger import Cluster, snapshot
 from orchestrator.queue.clients import ray_submission_of
 from orchestrator.queue.node_rules import rules_by_node
 from orchestrator.queue.records import Job, NodeRule
-from orchestrator.queue.states import ENDED, State, Wanted
+from orchestrator.queue.states import ENDED, DesiredState, State
 from orchestrator.queue.store import Filter
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.forecast.expected_start import Expected, expected_starts, rough_start
@@ -82,7 +82,7 @@ class Explainer:
             return _said(storytext.ended(job, now_s))
         if job.state is not State.QUEUED:
             return _said(storytext.holding(job, now_s, self._context.machines.label))
-        if job.wanted is not Wanted.RUN:
+        if job.wanted is not DesiredState.RUN:
             return _said(storytext.not_wanted(job, now_s))
         if waits := self._waits_for(job, caller):
             return _said(waits)

@@ -10,7 +10,7 @@ from orchestrator.queue.advice import advice
 from orchestrator.queue.months import month_around, utc
 from orchestrator.queue.records import Job, NodeOrder, NodeRule
 from orchestrator.queue.retry import BUDGETS
-from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State, Wanted
+from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, Reason, State
 from orchestrator.queue.tenants import Tenant
 from orchestrator.queue.wording import does, telling
 from orchestrator.scheduling.forecast.why import Obstacle, Why
@@ -57,7 +57,7 @@ def holding(job: Job, now_s: float, label: Callable[[str], str]) -> str:
     lines = [f"{job.job_id} {does(job.state)} on {where}; it has been there for {span(max(for_s, 0.0))}"]
     if job.state is State.STOPPING:
         lines += [f"why it stops: {job.message or job.reason.value}", _after_the_stop(job)]
-    elif job.wanted is not Wanted.RUN:
+    elif job.wanted is not DesiredState.RUN:
         lines.append(f"it was asked to {_ASKED[job.wanted]}, and is told so within seconds")
     if job.total_steps:
         lines.append(f"step {job.step} of {job.total_steps}")
@@ -74,7 +74,7 @@ def holding(job: Job, now_s: float, label: Callable[[str], str]) -> str:
     return "\n".join(lines)
 
 
-_ASKED = {Wanted.CANCEL: "end", Wanted.PAUSE: "pause"}
+_ASKED = {DesiredState.CANCEL: "end", DesiredState.PAUSE: "pause"}
 
 
 def _until_its_end(job: Job, for_s: float) -> list[str]:
@@ -93,9 +93,9 @@ def _until_its_end(job: Job, for_s: float) -> list[str]:
 
 def _after_the_stop(job: Job) -> str:
     """Say what a STOPPING job will do next, as far as that is known."""
-    if job.wanted is Wanted.CANCEL:
+    if job.wanted is DesiredState.CANCEL:
         return "it will be cancelled once its program has ended"
-    if job.wanted is Wanted.PAUSE:
+    if job.wanted is DesiredState.PAUSE:
         return f"then it is paused, until somebody says: fleetune resume {job.job_id}"
     if job.reason in BUDGETS:
         how = "begins anew" if job.kind == "command" else "goes on from its newest checkpoint"
@@ -105,7 +105,7 @@ def _after_the_stop(job: Job) -> str:
 
 def not_wanted(job: Job, now_s: float) -> str:
     """Describe a QUEUED job that its owner has paused or cancelled."""
-    if job.wanted is Wanted.PAUSE:
+    if job.wanted is DesiredState.PAUSE:
         since = span(max(now_s - job.waiting_since_s, 0.0))
         return f"{job.job_id} has been paused for {since}, by order\nto do: fleetune resume {job.job_id} lets it go on"
     return f"{job.job_id} was asked to end, and will be cancelled within seconds"
@@ -127,8 +127,8 @@ def waits_for(job: Job, parents: Sequence[Job], names: Sequence[str]) -> str:
     it = "it" if len(told) == 1 else "each of them"
     lines.append(f"it waits until {it} has succeeded, and then for nodes; if one fails, this one fails, too")
     named = [(parent, name) for parent, name in zip(parents, names, strict=True) if parent.job_id == name]
-    paused = [name for parent, name in named if parent.wanted is Wanted.PAUSE]
-    waits = [name for parent, name in named if parent.state is State.QUEUED and parent.wanted is Wanted.RUN]
+    paused = [name for parent, name in named if parent.wanted is DesiredState.PAUSE]
+    waits = [name for parent, name in named if parent.state is State.QUEUED and parent.wanted is DesiredState.RUN]
     if paused:
         lines.append(f"to do: fleetune resume {' '.join(paused[:_SHOWN])}")
     elif waits:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bench.queueing import Answer, milliseconds, opened, submit, world
 from orchestrator.controller.fair_share import counts_since_s, used_of
-from orchestrator.queue.records import Move, NodePlaces
+from orchestrator.queue.records import NodePlaces, Transition
 from orchestrator.queue.states import Reason, State
 from orchestrator.queue.store import Filter, Store
 from orchestrator.scheduling.policy import DEFAULT
@@ -69,7 +69,7 @@ def fill(store: Store, path: Path, jobs: int) -> None:
     (job,) = store.jobs()
     epoch = epoch_of(store, 1.0)
     for to, reason, places in LIFE:
-        (job,) = store.move(epoch, [Move(job.job_id, job.state, job.attempt, to, reason, "", places)], 1.0)
+        (job,) = store.move(epoch, [Transition(job.job_id, job.state, job.attempt, to, reason, "", places)], 1.0)
     ended_s = f"({NOW_S - 60.0} - {SPAN_S} * (1.0 - n / {float(jobs)}))"
     began_s = f"({ended_s} - 1200.0 * (1 + n % 7))"
     job_id, change = "'job-' || substr('0000000' || n, -8)", f"{job.changed} + n"

@@ -28,7 +28,7 @@ from cluster.capacity.inventory import Inventory, Node
 from cluster.capacity.occupancy import Placement
 from orchestrator.pages import svg
 from orchestrator.queue.tenants import Tenant
-from orchestrator.scheduling.forecast.queue_simulation import Measuring, World
+from orchestrator.scheduling.forecast.queue_simulation import Measuring, QueueSimulation
 from orchestrator.scheduling.job_table import RUNNING, WAITING
 from orchestrator.scheduling.plan.decisions import Plan, Start
 from orchestrator.scheduling.plan.plan import plan
@@ -164,9 +164,9 @@ class Bench:
         """The same jobs, after plans have been made and carried out until one decides nothing."""
         jobs = [dict(job) for job in before]
         left_s = np.array([job["left_s"] for job in jobs])
-        world = World.of(self.snapshot(rows_of(jobs)), DEFAULT, left_s, Measuring(), lambda _: None)
+        simulation = QueueSimulation.of(self.snapshot(rows_of(jobs)), DEFAULT, left_s, Measuring(), lambda _: None)
         for _ in range(MOST_PASSES):
-            made = world.decide()
+            made = simulation.decide()
             if not made.decisions:
                 return jobs
             self.carry_out(made, jobs)

@@ -23,7 +23,7 @@ import numpy as np
 
 from cluster.errors import InputError
 from orchestrator.scheduling.forecast.expected_start import Expected, expected_starts
-from orchestrator.scheduling.forecast.queue_simulation import World
+from orchestrator.scheduling.forecast.queue_simulation import QueueSimulation
 from orchestrator.scheduling.policy import POLICIES
 from orchestrator.simulate.engine import simulate
 from orchestrator.simulate.figures import Figures, figures
@@ -230,16 +230,16 @@ class Past:
 def forecast(setup: Setup, about: int, jobs: Sequence[TraceJob] = ()) -> Answer:
     """Run the trace, then run it again and ask for every k-th job that has to wait; both must come to the same."""
     jobs, waited = jobs or _JOBS, dict[int, float]()  # the latter: arrivals by job
-    before = simulate(jobs, setup, on_wait=lambda world, _, job: waited.update({job: world.now_s}))
+    before = simulate(jobs, setup, on_wait=lambda simulation, _, job: waited.update({job: simulation.now_s}))
     past, said = Past(before, waited), dict[int, Said]()
     every = max(1, round(len(waited) / about))
     chosen = frozenset(list(waited)[::every])
 
-    def ask(world: World, row: int, job: int) -> None:
+    def ask(simulation: QueueSimulation, row: int, job: int) -> None:
         if job in chosen:
-            ran_s, began = past.ran_s(world.now_s), time.perf_counter()
-            expected = expected_starts(world.snapshot(), world.policy, [row], ran_s)[row]
-            said[job] = Said(expected, past.last_waits_s(world.now_s), time.perf_counter() - began)
+            ran_s, began = past.ran_s(simulation.now_s), time.perf_counter()
+            expected = expected_starts(simulation.snapshot(), simulation.policy, [row], ran_s)[row]
+            said[job] = Said(expected, past.last_waits_s(simulation.now_s), time.perf_counter() - began)
 
     if simulate(jobs, setup, on_wait=ask).stretches != before.stretches:
         raise SystemExit("asking for forecasts has changed the simulation")

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.spec.queue import MOST_PRIORITY, VARIABLE
 from orchestrator.queue.records import Job
 from orchestrator.queue.retry import waits_s
-from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queue.states import DesiredState, Reason, State
 from orchestrator.queue.tenants import MEMBERS_MAX_PRIORITY
 
 API_VERSION: Final = "1"
@@ -25,19 +25,19 @@ MOST_BYTES: Final = 64 << 20  # in the body of a submission
 MOST_PAGE: Final = 1000
 
 
-class Sent(BaseModel):
+class Request(BaseModel):
     """A request. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Told(BaseModel):
+class Response(BaseModel):
     """An answer. Unknown keys are ignored, so that a newer server may add some."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=True, ser_json_inf_nan="null")
 
 
-class Submission(Sent):
+class Submission(Request):
     """Jobs to queue: all of them, or none.
 
     Attributes:
@@ -51,7 +51,7 @@ class Submission(Sent):
     client: str | None = Field(None, min_length=1, max_length=200)
 
 
-class JobView(Told):
+class JobView(Response):
     """A job, as shown to all who may see it.
 
     Attributes:
@@ -82,7 +82,7 @@ class JobView(Told):
     max_runtime_s: float | None
     preemptible: bool
     submitted_s: float
-    wanted: Wanted
+    wanted: DesiredState
     state: State
     reason: Reason
     message: str
@@ -148,7 +148,7 @@ class JobView(Told):
         )
 
 
-class JobPage(Told):
+class JobPage(Response):
     """A page of jobs, newest first. `next`: the value of `before` for the next page; None: this is the last page.
 
     `set_aside`: jobs that the server cannot read (which are on no page) or cannot plan, each with the reason.
@@ -159,23 +159,23 @@ class JobPage(Told):
     set_aside: tuple[str, ...] = ()
 
 
-class Changes(Told):
+class Changes(Response):
     """Jobs that have changed, in order of their changes. `last`: the value of `after` for the next request."""
 
     jobs: tuple[JobView, ...]
     last: int
 
 
-class Counts(Told):
+class Counts(Response):
     states: Mapping[State, int]
 
 
-class Priority(Sent):
+class Priority(Request):
     priority: int = Field(ge=-MOST_PRIORITY, le=MOST_PRIORITY)
 
 
-class EventView(Told):
-    """`message`: for people. `data`: the same for programs; empty from servers before this field."""
+class EventView(Response):
+    """`message`: for people. `data`: the same for programs; empty if the server is older than this field."""
 
     number: int
     at_s: float
@@ -185,14 +185,14 @@ class EventView(Told):
     data: Mapping[str, Any] = Field(default_factory=dict)
 
 
-class Events(Told):
+class Events(Response):
     """Events in order. `last`: the value of `after` for the next request, also if the newest events are not shown."""
 
     events: tuple[EventView, ...]
     last: int = 0
 
 
-class WhyView(Told):
+class WhyView(Response):
     """Why a job is in its state. Starts are seconds since 1970; None: unknown.
 
     Attributes:
@@ -213,17 +213,17 @@ class WhyView(Told):
     next_step: str = ""
 
 
-class LogSources(Told):
-    """`output`: what its newest attempt has written to its terminal; `driver`, `rank-0`, ...: the logs of its run.
+class LogSources(Response):
+    """Names of logs. `output`: the terminal output of the newest attempt; `driver`, `rank-0`, ...: logs of the run.
 
-    `failed`: of a job that has failed, the log of the rank that did; null: not known.
+    `failed`: the log of the rank that made the job fail; null: unknown, or the job has not failed.
     """
 
     sources: tuple[str, ...]
     failed: str | None = None
 
 
-class LogPart(Told):
+class LogPart(Response):
     """A part of a log from a byte on, cut at the end of a line if possible.
 
     Attributes:
@@ -236,14 +236,14 @@ class LogPart(Told):
     ended: bool
 
 
-class MetricsPart(Told):
+class MetricsPart(Response):
     """Records of a run's metrics, in order of steps. `next`: the value of `after` for the next request."""
 
     records: tuple[dict[str, Any], ...]
     next: int
 
 
-class NodeView(Told):
+class NodeView(Response):
     """A node. `name`: for people. `order`: use, cordon or drain; a drain stops all jobs at `deadline_s`."""
 
     node_id: str
@@ -262,14 +262,14 @@ class NodeView(Told):
     deadline_s: float | None = None
 
 
-class Nodes(Told):
+class Nodes(Response):
     """`growth`: a text on what an autoscaler may add; '': there is no autoscaler."""
 
     nodes: tuple[NodeView, ...]
     growth: str = ""
 
 
-class NodeOrderSent(Sent):
+class NodeOrderSent(Request):
     """`deadline_s`: of a drain, in seconds from now; after that, non-preemptible jobs are stopped too."""
 
     order: Literal["use", "cordon", "drain"]
@@ -277,14 +277,14 @@ class NodeOrderSent(Sent):
     deadline_s: float | None = Field(None, ge=0.0, le=366 * 86400.0)
 
 
-class QuotaSent(Sent):
+class QuotaSent(Request):
     """GPUs of one type; None: of all types together."""
 
     accelerator_type: str | None = Field(None, min_length=1, max_length=100)
     gpus: int = Field(ge=0, le=1_000_000)
 
 
-class RestrictionsSent(Sent):
+class RestrictionsSent(Request):
     """All limits of a tenant's jobs; see `orchestrator.queue.tenants`. None: no limit."""
 
     max_priority: int = Field(MEMBERS_MAX_PRIORITY, ge=-MOST_PRIORITY, le=MOST_PRIORITY)
@@ -295,7 +295,7 @@ class RestrictionsSent(Sent):
     secrets: tuple[Annotated[str, Field(pattern=VARIABLE)], ...] = Field((), max_length=1000)
 
 
-class TenantSent(Sent):
+class TenantSent(Request):
     """All settings of a tenant. Without `restrictions`, these are unchanged."""
 
     weight: float = Field(1.0, gt=0.0, le=1_000_000.0)
@@ -304,12 +304,12 @@ class TenantSent(Sent):
     restrictions: RestrictionsSent | None = None
 
 
-class QuotaView(Told):
+class QuotaView(Response):
     accelerator_type: str | None
     gpus: int
 
 
-class RestrictionsView(Told):
+class RestrictionsView(Response):
     """See `RestrictionsSent`."""
 
     max_priority: int = MEMBERS_MAX_PRIORITY
@@ -320,7 +320,7 @@ class RestrictionsView(Told):
     secrets: tuple[str, ...] = ()
 
 
-class TenantView(Told):
+class TenantView(Response):
     name: str
     weight: float
     guaranteed: tuple[QuotaView, ...]
@@ -332,11 +332,11 @@ class TenantView(Told):
     gpu_hours: float | None = Field(None, description="Of this month (UTC), where the tenant has a limit of them.")
 
 
-class Tenants(Told):
+class Tenants(Response):
     tenants: tuple[TenantView, ...]
 
 
-class UsageRow(Told):
+class UsageRow(Response):
     """What a tenant has held in one month (UTC), for example `2026-11`."""
 
     month: str
@@ -346,18 +346,18 @@ class UsageRow(Told):
     jobs: int = Field(description="That have held a lease in it.")
 
 
-class Usage(Told):
+class Usage(Response):
     rows: tuple[UsageRow, ...]
 
 
-class TokenSent(Sent):
+class TokenSent(Request):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")
     role: Literal["admin", "member", "viewer"]
     tenant: str | None = Field(None, min_length=1, max_length=100)
     lifetime_s: float | None = Field(None, gt=0.0, le=1e10, description="After that it is refused; null: never.")
 
 
-class TokenView(Told):
+class TokenView(Response):
     name: str
     role: str
     tenant: str | None
@@ -366,18 +366,18 @@ class TokenView(Told):
     expires_s: float | None = None
 
 
-class Tokens(Told):
+class Tokens(Response):
     tokens: tuple[TokenView, ...]
 
 
-class NewToken(Told):
+class NewToken(Response):
     """A new token, which is shown only here."""
 
     name: str
     token: str
 
 
-class Me(Told):
+class Me(Response):
     """The owner of the token. On a server without tokens, every caller is an admin."""
 
     name: str
@@ -386,7 +386,7 @@ class Me(Told):
     tokens_needed: bool
 
 
-class Server(Told):
+class Server(Response):
     """`machine`: the machine that the server runs on, so that a client can tell whether it is on the same one."""
 
     version: str

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from orchestrator.api import Told
+from orchestrator.api import Response
 
 
-class ProblemItem(Told):
+class ProblemItem(Response):
     """One mistake in what was sent.
 
     Attributes:
@@ -19,7 +19,7 @@ class ProblemItem(Told):
     message: str
 
 
-class Problem(Told):
+class Problem(Response):
     """Why it was refused, and what to do.
 
     Attributes:

@@ -16,18 +16,18 @@ from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory, Node, NodeType
 from cluster.capacity.occupancy import Occupancy, Placement
 from cluster.ray.bundles import Bundle, bundle
-from orchestrator.controller.ledger import Cluster, Promises, places_of, snapshot
+from orchestrator.controller.ledger import Cluster, Nominations, places_of, snapshot
 from orchestrator.queue.records import Job
-from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.states import DesiredState, State
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.quota import NOWHERE, Limits
-from orchestrator.scheduling.ranking import standing
+from orchestrator.scheduling.ranking import ranking
 
 _MOST_AT_ONCE = 1000  # most new nodes in one demand
 
 
 @dataclass(frozen=True)
-class Wish:
+class Demand:
     """The demand for an autoscaler.
 
     Attributes:
@@ -39,7 +39,7 @@ class Wish:
     waiting: tuple[str, ...] = ()
 
 
-def wish(jobs: Sequence[Job], promises: Promises, cluster: Cluster, policy: Policy, now_s: float) -> Wish:
+def demand(jobs: Sequence[Job], nominations: Nominations, cluster: Cluster, policy: Policy, now_s: float) -> Demand:
     """Return the demand of a queue after a plan. It is empty if no autoscaler adds nodes.
 
     Waiting gangs are taken in the order of the queue, as long as the largest possible cluster has room for them beside
@@ -51,16 +51,18 @@ def wish(jobs: Sequence[Job], promises: Promises, cluster: Cluster, policy: Poli
     """
     inventory = cluster.inventory
     if not inventory.growth.types:
-        return Wish()
+        return Demand()
     living = {node.node_id for node in inventory.nodes}
-    held = {node for job in jobs for node, _ in places_of(job, promises, cluster, living)}
-    waits = any(job.state is State.QUEUED and job.wanted is Wanted.RUN and job.job_id not in promises for job in jobs)
+    held = {node for job in jobs for node, _ in places_of(job, nominations, cluster, living)}
+    waits = any(
+        job.state is State.QUEUED and job.wanted is DesiredState.RUN and job.job_id not in nominations for job in jobs
+    )
     grown = _Grown(inventory)
-    placed = list(_placed(grown, jobs, promises, cluster, policy, now_s)) if waits else []
+    placed = list(_placed(grown, jobs, nominations, cluster, policy, now_s)) if waits else []
     if placed:
         held |= {node.node_id for node in inventory.nodes if node.foreign_cpus or node.foreign_gpus} | cluster.closed
         held |= {grown.nodes[index].node_id for _, placement in placed for index, _ in placement}
-    return Wish(
+    return Demand(
         tuple(
             bundle(kind.node.cpus, kind.node.gpus, kind.asks)
             for node, kind in zip(grown.nodes, grown.kinds, strict=True)
@@ -92,15 +94,15 @@ class _Grown:
 
 
 def _placed(
-    grown: _Grown, jobs: Sequence[Job], promises: Promises, cluster: Cluster, policy: Policy, now_s: float
+    grown: _Grown, jobs: Sequence[Job], nominations: Nominations, cluster: Cluster, policy: Policy, now_s: float
 ) -> Iterator[tuple[int, Placement]]:
     """Yield the rows of waiting jobs that would fit, with their placements."""
-    made = snapshot(jobs, promises, replace(cluster, inventory=Inventory(grown.nodes)), now_s)
+    made = snapshot(jobs, nominations, replace(cluster, inventory=Inventory(grown.nodes)), now_s)
     rows = made.waiting.nonzero()[0]
     if not len(rows):
         return
     free, limits, empty, new = FreeSlots(made.cluster), Limits(made), _Empty(grown, cluster.closed), set[int]()
-    for row in standing(made, policy).order(rows, made.jobs.submitted_s).tolist():
+    for row in ranking(made, policy).order(rows, made.jobs.submitted_s).tolist():
         gang, kinds = made.jobs.gang_of(row), limits.kinds(made.jobs, row)
         if kinds == NOWHERE:
             continue

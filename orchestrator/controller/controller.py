@@ -15,11 +15,11 @@ from typing import Any
 from cluster.backend import Backend, Launch, Phase, Submission
 from cluster.capacity.inventory import Inventory
 from cluster.errors import BackendUnreachable, Fenced, FleetuneError, LaunchRefused
-from orchestrator.controller.autoscaler_demand import Wish, wish
+from orchestrator.controller.autoscaler_demand import Demand, demand
 from orchestrator.controller.fair_share import Shares
-from orchestrator.controller.job_cache import Book
+from orchestrator.controller.job_cache import JobCache
 from orchestrator.controller.leadership import Leading
-from orchestrator.controller.ledger import Cluster, Orders, Promises, kept, orders, snapshot
+from orchestrator.controller.ledger import Cluster, Nominations, Orders, kept, orders, snapshot
 from orchestrator.controller.node_health import NodeWatch
 from orchestrator.controller.set_aside import SetAside, held_aside, without_faulty
 from orchestrator.controller.silence import Hearing
@@ -29,13 +29,13 @@ from orchestrator.queue.clock import TOLERANCE_S, Clock
 from orchestrator.queue.errors import NotLeader, StoreBroken
 from orchestrator.queue.months import MonthUse
 from orchestrator.queue.node_rules import rules_by_node, to_be_left
-from orchestrator.queue.records import Job, Move, NodeRule, UnreadableRow
+from orchestrator.queue.records import Job, NodeRule, Transition, UnreadableRow
 from orchestrator.queue.retry import may_start_at_s
-from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
+from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, State
 from orchestrator.queue.store import Store
 from orchestrator.queue.tenants import Tenant
 from orchestrator.queue.timing import USUAL, Timing
-from orchestrator.queue.transitions import Seen, next_move
+from orchestrator.queue.transitions import Seen, next_transition
 from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
 
@@ -69,9 +69,9 @@ class Controller:
         self._term: _Term | None = None
         self._newest_s = clock.now_s()
 
-    def wish(self) -> Wish:
+    def demand(self) -> Demand:
         """Return the demand for an autoscaler, of the queue as the last pass left it."""
-        return self._term.wish() if self._term is not None else Wish()
+        return self._term.demand() if self._term is not None else Demand()
 
     def set_aside(self) -> tuple[UnreadableRow, ...]:
         """Return the jobs that the last pass could not plan."""
@@ -127,13 +127,13 @@ class _Term:
         self._backend.fence(epoch)  # from now on no earlier leader can start anything
         now_s, half_life_s = of._clock.now_s(), of._policy.share_half_life_s
         self._store.pull_back(epoch, now_s)
-        self._book = Book(self._store)
-        self._book.read()
+        self._cache = JobCache(self._store)
+        self._cache.read()
         self._shares = Shares(self._store.decayed_use(now_s, half_life_s), now_s, half_life_s)
         self._month: MonthUse | None = None  # None: no tenant has a limit of GPU-hours
-        self._promises: Promises = {}
+        self._nominations: Nominations = {}
         self._cluster: Cluster | None = None  # as of the last pass
-        self._wished: tuple[Any, Wish] = (None, Wish())
+        self._last_demand: tuple[Any, Demand] = (None, Demand())
         self._planned: Any = None  # the input of the last plan
         self._plan_again_s = 0.0
         self._refused: dict[str, str] = {}
@@ -143,10 +143,10 @@ class _Term:
         self._hearing = Hearing(self._store) if self._timing.silent_s is not None else None
         self._watch = NodeWatch(self._store, self._go_on)
         self._aside = SetAside(self._store, self._go_on)
-        self._seen_nodes = {node: self._steady_s for job in self._book.jobs for node, _ in job.placement}
+        self._seen_nodes = {node: self._steady_s for job in self._cache.jobs for node, _ in job.placement}
         # Jobs that the previous leader was stopping. Preempt nothing until they are gone: it is unknown for whom they
         # stop.
-        self._inherited = {job.submission for job in self._book.jobs if job.state is State.STOPPING}
+        self._inherited = {job.submission for job in self._cache.jobs if job.state is State.STOPPING}
 
     @property
     def _steady_s(self) -> float:
@@ -179,7 +179,7 @@ class _Term:
         if not rows:
             return inventory
         self._aside.tell(rows, now_s)
-        return held_aside(inventory, self._store.leases(held=True), (job.job_id for job in self._book.jobs))
+        return held_aside(inventory, self._store.leases(held=True), (job.job_id for job in self._cache.jobs))
 
     def _go_on(self) -> None:
         """Check the leadership before an action that only the leader may take. Raises NotLeader."""
@@ -194,7 +194,7 @@ class _Term:
         if len(self._labels) > 2 * len(present) + _LABELS_KEPT:  # nodes come and go, each with a new id
             self._labels = dict(inventory.labels)
         submissions = {one.submission: one for one in self._backend.submissions()}
-        self._book.read()  # after the submissions: a driver sends its last report before it is seen to have ended
+        self._cache.read()  # after the submissions: a driver sends its last report before it is seen to have ended
         now_s = self._of._clock.now_s()
         draining, overdue = to_be_left(rules, now_s)
         return Seen(
@@ -206,7 +206,7 @@ class _Term:
             labels=self._labels,
             draining=draining,
             overdue=overdue,
-            failed=self._book.failed,
+            failed=self._cache.failed,
             refused=self._refused,
             most_pending_s=self._timing.pending_s,
             **self._silence(submissions, steady_s),
@@ -218,33 +218,35 @@ class _Term:
             return {}
         running = {name for name, one in submissions.items() if one.phase is Phase.RUNNING}
         return {
-            "silent_s": self._hearing.look(self._book.jobs, running, steady_s),
+            "silent_s": self._hearing.look(self._cache.jobs, running, steady_s),
             "most_unregistered_s": self._timing.register_s,
             "most_silent_s": self._timing.silent_s,
         }
 
     def _settle(self, seen: Seen) -> None:
         """Make all transitions that follow from what was seen."""
-        self._aside.look_again(self._book.jobs)
+        self._aside.look_again(self._cache.jobs)
         for _ in range(_ROUNDS):
-            moves = [move for job in self._book.jobs if (move := self._next_move(job, seen)) is not None]
-            if not moves:
+            transitions = [
+                transition for job in self._cache.jobs if (transition := self._next_transition(job, seen)) is not None
+            ]
+            if not transitions:
                 return
-            self._watch.note(self._book.jobs, moves, seen)
-            self._write(moves, seen.now_s)
+            self._watch.note(self._cache.jobs, transitions, seen)
+            self._write(transitions, seen.now_s)
 
-    def _next_move(self, job: Job, seen: Seen) -> Move | None:
+    def _next_transition(self, job: Job, seen: Seen) -> Transition | None:
         if job in self._aside:
             return None
         try:
-            return next_move(job, seen)
+            return next_transition(job, seen)
         except Exception as error:  # a row that no rule handles
             self._aside.note(job, error, seen.now_s)
             return None
 
     def _admit(self, inventory: Inventory, rules: Mapping[str, NodeRule], now_s: float) -> None:
         """Make a plan, and write those of its decisions that can be carried out now."""
-        jobs = self._book.jobs
+        jobs = self._cache.jobs
         slow = self._slow(jobs)
         self._inherited &= {job.submission for job in jobs if job.state is State.STOPPING and job.job_id not in slow}
         tenants = tuple(self._store.tenants())
@@ -256,9 +258,9 @@ class _Term:
             slow=slow,
             gpu_hours=self._gpu_hours(tenants, jobs, now_s),
         )
-        self._promises = kept(jobs, self._promises, cluster)
+        self._nominations = kept(jobs, self._nominations, cluster)
         looked_at = (
-            self._book.newest,
+            self._cache.newest,
             inventory,
             tuple(rules.items()),
             cluster.tenants,
@@ -266,15 +268,15 @@ class _Term:
             slow,
             bool(self._inherited),
         )
-        waits = [job for job in jobs if job.state is State.QUEUED and job.wanted is Wanted.RUN]
+        waits = [job for job in jobs if job.state is State.QUEUED and job.wanted is DesiredState.RUN]
         nothing = not waits and not any(job.sizes and job.state is State.RUNNING for job in jobs)
         self._cluster = cluster
         if nothing or (looked_at == self._planned and now_s < self._plan_again_s):
             return
         policy = replace(self._of._policy, preemption=False) if self._inherited else self._of._policy
         found = self._orders(jobs, cluster, policy, now_s)
-        self._write(found.moves, now_s)
-        self._promises = found.promises
+        self._write(found.transitions, now_s)
+        self._nominations = found.nominations
         # If the input does not change, a new plan can differ by the passing of time only. The queue is then planned
         # rarely.
         self._planned = looked_at
@@ -295,29 +297,29 @@ class _Term:
 
         def of(some: Sequence[Job]) -> Orders:
             ids = {job.job_id for job in some}
-            promises = {job_id: places for job_id, places in self._promises.items() if job_id in ids}
-            return orders(some, plan(snapshot(some, promises, cluster, now_s), policy), promises, cluster)
+            nominations = {job_id: places for job_id, places in self._nominations.items() if job_id in ids}
+            return orders(some, plan(snapshot(some, nominations, cluster, now_s), policy), nominations, cluster)
 
         planned = [job for job in jobs if self._may_be_planned(job)]
         return without_faulty(planned, of, lambda job, error: self._aside.note(job, error, now_s))
 
     def _may_be_planned(self, job: Job) -> bool:
-        return job.state is not State.QUEUED or (job not in self._aside and self._book.may_be_planned(job))
+        return job.state is not State.QUEUED or (job not in self._aside and self._cache.may_be_planned(job))
 
-    def wish(self) -> Wish:
+    def demand(self) -> Demand:
         if self._cluster is None:
-            return Wish()
+            return Demand()
         of = (
-            self._book.newest,
+            self._cache.newest,
             self._cluster.inventory,
             self._cluster.closed,
             self._cluster.spent,
-            tuple(self._promises.items()),
+            tuple(self._nominations.items()),
         )
-        if of != self._wished[0]:
+        if of != self._last_demand[0]:
             now_s, policy = self._of._clock.now_s(), self._of._policy
-            self._wished = of, wish(self._book.jobs, self._promises, self._cluster, policy, now_s)
-        return self._wished[1]
+            self._last_demand = of, demand(self._cache.jobs, self._nominations, self._cluster, policy, now_s)
+        return self._last_demand[1]
 
     def _slow(self, jobs: Sequence[Job]) -> frozenset[str]:
         steady_s = self._steady_s
@@ -328,10 +330,10 @@ class _Term:
             and steady_s - self._stops.asked_s(job.submission, steady_s) > self._timing.slow_s
         )
 
-    def _write(self, moves: Sequence[Move], now_s: float) -> None:
-        if moves:
+    def _write(self, transitions: Sequence[Transition], now_s: float) -> None:
+        if transitions:
             self._go_on()
-            self._book.note(self._store.move(self.epoch, moves, now_s))
+            self._cache.note(self._store.move(self.epoch, transitions, now_s))
 
     def _act(self, seen: Seen) -> None:
         """Stop and start drivers as the jobs' states demand. A call that fails does not hold up the others.
@@ -339,7 +341,7 @@ class _Term:
         Raises:
             BackendUnreachable: some call failed. More generally, the first error is raised after all calls were made.
         """
-        jobs = [job for job in self._book.jobs if job.state in HOLDS_A_LEASE]
+        jobs = [job for job in self._cache.jobs if job.state in HOLDS_A_LEASE]
         current = {job.submission for job in jobs}
         there = {name: one for name, one in seen.submissions.items() if not one.ended}
         strays = [one for name, one in seen.submissions.items() if name not in current]

@@ -14,7 +14,7 @@ _ALL, _PAGE = 10**9, 10_000
 _WORDS = {State.FAILED: "has failed", State.CANCELLED: "was cancelled"}
 
 
-class Book:
+class JobCache:
     """The jobs that have not ended, as the leader knows them. Changed by `read` and `note` only."""
 
     def __init__(self, store: Store) -> None:

@@ -1,8 +1,8 @@
 """The ledger of nodes: from queue jobs to the scheduler's snapshot, and from its plan to transitions. Pure functions.
 
 A plan is about one moment: this job stops, and that one starts in its place. In reality a job takes a while to stop.
-Its nodes count as free as soon as it is told to stop, and the job that is to start there gets a promise. A promise
-holds its nodes against all other jobs, and becomes a lease once they are actually free.
+Its nodes count as free as soon as it is told to stop, and the job that is to start there gets a nomination. A
+nomination holds its nodes against all other jobs, and becomes a lease once they are actually free.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from cluster.capacity.inventory import Inventory, Node
 from cluster.capacity.occupancy import Placement, workers_in
 from cluster.text import many
 from orchestrator.queue.months import spent
-from orchestrator.queue.records import Job, Move, NodePlaces
+from orchestrator.queue.records import Job, NodePlaces, Transition
 from orchestrator.queue.retry import BUDGETS, may_start_at_s
-from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State, Wanted
+from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, Reason, State
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling import job_table as table
 from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Start
 from orchestrator.scheduling.snapshot import Snapshot, Window
 from orchestrator.scheduling.snapshot_rows import snapshot_of
 
-Promises = Mapping[str, NodePlaces]  # by job id
+Nominations = Mapping[str, NodePlaces]  # by job id
 
 _REASONS: Mapping[Cause, Reason] = {
     Cause.PREEMPTED: Reason.PREEMPTED,
@@ -69,32 +69,32 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Orders:
-    """The result of a plan: transitions in order, and the promises from now on."""
+    """The result of a plan: transitions in order, and the nominations from now on."""
 
-    moves: tuple[Move, ...]
-    promises: Promises
+    transitions: tuple[Transition, ...]
+    nominations: Nominations
 
 
-def snapshot(jobs: Sequence[Job], promises: Promises, cluster: Cluster, now_s: float) -> Snapshot:
+def snapshot(jobs: Sequence[Job], nominations: Nominations, cluster: Cluster, now_s: float) -> Snapshot:
     """Build the scheduler's snapshot. Row *n* is the *n*-th job. Jobs that have ended must not be given."""
     of = {node.node_id: node for node in cluster.inventory.nodes}
-    places = [places_of(job, promises, cluster, of.keys()) for job in jobs]
+    places = [places_of(job, nominations, cluster, of.keys()) for job in jobs]
     held = Counter[str]()
     for job, nodes in zip(jobs, places, strict=True):
         for node, workers in nodes:
             held[node] += workers * (job.gang.gpus_per_worker if of[node].gpus else job.gang.cpus_per_worker)
     inventory = Inventory(tuple(_as_held(node, held[node.node_id], cluster) for node in cluster.inventory.nodes))
     rows = [
-        _row(job, nodes, promises.get(job.job_id, ()), now_s, cluster.spent)
+        _row(job, nodes, nominations.get(job.job_id, ()), now_s, cluster.spent)
         for job, nodes in zip(jobs, places, strict=True)
     ]
     made = snapshot_of(rows, inventory, cluster.tenants, cluster.used_s, now_s, cluster.windows)
-    return replace(made, grows=not any(_is_about_to_wait(job, promises, now_s) for job in jobs))
+    return replace(made, grows=not any(_is_about_to_wait(job, nominations, now_s) for job in jobs))
 
 
-def _is_about_to_wait(job: Job, promises: Promises, now_s: float) -> bool:
+def _is_about_to_wait(job: Job, nominations: Nominations, now_s: float) -> bool:
     """Whether a job will wait in the queue soon, without a place to go to."""
-    if job.job_id in promises or job.wanted is not Wanted.RUN:
+    if job.job_id in nominations or job.wanted is not DesiredState.RUN:
         return False
     if job.state is State.STOPPING:
         return job.reason in BUDGETS
@@ -111,37 +111,37 @@ def _as_held(node: Node, held: int, cluster: Cluster) -> Node:
     return replace(node, usable=usable, cpus=size, foreign_cpus=foreign)
 
 
-def orders(jobs: Sequence[Job], plan: Plan, promises: Promises, cluster: Cluster) -> Orders:
+def orders(jobs: Sequence[Job], plan: Plan, nominations: Nominations, cluster: Cluster) -> Orders:
     """Translate a plan for the jobs that it was made from, given in the same order."""
     names = [node.node_id for node in cluster.inventory.nodes]
     starts = {one.row: one.placement for one in plan.decisions if isinstance(one, Start)}
     stops = [_stop(one, jobs, starts) for one in plan.decisions if isinstance(one, Interrupt)]
-    wanted = dict(promises)
+    wanted = dict(nominations)
     for row, placement in starts.items():
         wanted[jobs[row].job_id] = tuple((names[node], workers) for node, workers in placement)
     grants = _grants(jobs, wanted, cluster)
-    granted = {move.job_id for move in grants}
+    granted = {transition.job_id for transition in grants}
     return Orders((*stops, *grants), {job_id: places for job_id, places in wanted.items() if job_id not in granted})
 
 
-def kept(jobs: Iterable[Job], promises: Promises, cluster: Cluster) -> Promises:
-    """Return the promises that still hold: the job waits for it, and its nodes are open and will be free soon."""
-    if not promises:
-        return promises
+def kept(jobs: Iterable[Job], nominations: Nominations, cluster: Cluster) -> Nominations:
+    """Return the nominations that still hold: the job waits for it, and its nodes are open and will be free soon."""
+    if not nominations:
+        return nominations
     open_nodes = {node.node_id for node in cluster.inventory.nodes if node.usable} - cluster.closed
-    waits = {job.job_id: job for job in jobs if job.job_id in promises and _waits(job, cluster)}
+    waits = {job.job_id: job for job in jobs if job.job_id in nominations and _waits(job, cluster)}
     stays = _Free([job for job in jobs if _holds(job, cluster)], cluster)
     return {
         job_id: places
-        for job_id, places in promises.items()
+        for job_id, places in nominations.items()
         if job_id in waits and all(node in open_nodes for node, _ in places) and stays.take(waits[job_id], places)
     }
 
 
 def _waits(job: Job, cluster: Cluster) -> bool:
-    """Whether a job can use a promise."""
+    """Whether a job can use a nomination."""
     moved = job.state is State.STOPPING and job.reason in _BY_PLAN and job.job_id not in cluster.slow
-    return job.wanted is Wanted.RUN and (job.state is State.QUEUED or moved)
+    return job.wanted is DesiredState.RUN and (job.state is State.QUEUED or moved)
 
 
 def _holds(job: Job, cluster: Cluster) -> bool:
@@ -149,14 +149,14 @@ def _holds(job: Job, cluster: Cluster) -> bool:
     return job.state in (State.STARTING, State.RUNNING) or job.job_id in cluster.slow
 
 
-def places_of(job: Job, promises: Promises, cluster: Cluster, living: Container[str]) -> NodePlaces:
+def places_of(job: Job, nominations: Nominations, cluster: Cluster, living: Container[str]) -> NodePlaces:
     """Return what a job holds from the scheduler's point of view."""
-    if job.job_id in promises:
-        return tuple(place for place in promises[job.job_id] if place[0] in living)
+    if job.job_id in nominations:
+        return tuple(place for place in nominations[job.job_id] if place[0] in living)
     return tuple(place for place in job.placement if place[0] in living) if _holds(job, cluster) else ()
 
 
-def _row(job: Job, nodes: NodePlaces, promised: NodePlaces, now_s: float, spent: Container[str]) -> tuple[Any, ...]:
+def _row(job: Job, nodes: NodePlaces, nominated: NodePlaces, now_s: float, spent: Container[str]) -> tuple[Any, ...]:
     """Make a row with the fields of `orchestrator.scheduling.snapshot_rows.ROW`."""
     runs = job.state in (State.STARTING, State.RUNNING)
     since_s = job.started_s if runs and job.started_s is not None else now_s
@@ -165,7 +165,7 @@ def _row(job: Job, nodes: NodePlaces, promised: NodePlaces, now_s: float, spent:
         job.job_id,
         job.tenant,
         job.priority,
-        workers_in(promised) or job.gang.num_workers,
+        workers_in(nominated) or job.gang.num_workers,
         job.gang.cpus_per_worker,
         job.gang.gpus_per_worker,
         job.gang.accelerator_type,
@@ -190,21 +190,21 @@ def _row(job: Job, nodes: NodePlaces, promised: NodePlaces, now_s: float, spent:
 def _state(job: Job, nodes: NodePlaces, spent: Container[str]) -> int:
     """Return the scheduler's state of a job.
 
-    A promise from before the GPU-hours were used up stays valid, since another job may have been stopped for it.
+    A nomination from before the GPU-hours were used up stays valid, since another job may have been stopped for it.
     """
     if nodes or job.state in (State.STARTING, State.RUNNING):
         return table.RUNNING
     if job.gang.gpus_per_worker and job.tenant in spent:
         return table.HELD
-    return table.WAITING if job.state is State.QUEUED and job.wanted is Wanted.RUN else table.HELD
+    return table.WAITING if job.state is State.QUEUED and job.wanted is DesiredState.RUN else table.HELD
 
 
-def _stop(decision: Interrupt, jobs: Sequence[Job], starts: Mapping[int, Placement]) -> Move:
+def _stop(decision: Interrupt, jobs: Sequence[Job], starts: Mapping[int, Placement]) -> Transition:
     job, what = jobs[decision.row], decision.cause.value
     if decision.cause is Cause.RESIZED:
         what = f"goes on with {many(workers_in(starts[decision.row]), 'worker')} instead of {job.gang.num_workers}"
     first = "" if decision.for_row is None else f": {_name_for(job, jobs[decision.for_row])} goes first"
-    return Move(job.job_id, job.state, job.attempt, State.STOPPING, _REASONS[decision.cause], f"{what}{first}")
+    return Transition(job.job_id, job.state, job.attempt, State.STOPPING, _REASONS[decision.cause], f"{what}{first}")
 
 
 def _name_for(job: Job, other: Job) -> str:
@@ -212,7 +212,7 @@ def _name_for(job: Job, other: Job) -> str:
     return other.job_id if other.tenant == job.tenant else f"a job of tenant {other.tenant}"
 
 
-def _grants(jobs: Sequence[Job], wanted: Promises, cluster: Cluster) -> list[Move]:
+def _grants(jobs: Sequence[Job], wanted: Nominations, cluster: Cluster) -> list[Transition]:
     """Grant leases to jobs whose nodes are actually free."""
     free, labels = _Free(jobs, cluster), cluster.inventory.labels
     job_of = {job.job_id: job for job in jobs}
@@ -221,12 +221,14 @@ def _grants(jobs: Sequence[Job], wanted: Promises, cluster: Cluster) -> list[Mov
         job = job_of[job_id]
         if job.state is State.QUEUED and free.take(job, places):
             where = ", ".join(labels.get(node, node) for node, _ in places)
-            found.append(Move(job_id, job.state, job.attempt, State.STARTING, Reason.GRANTED, f"on {where}", places))
+            found.append(
+                Transition(job_id, job.state, job.attempt, State.STARTING, Reason.GRANTED, f"on {where}", places)
+            )
     return found
 
 
 class _Free:
-    """The slots that no lease holds. Promises do not count here."""
+    """The slots that no lease holds. Nominations do not count here."""
 
     def __init__(self, jobs: Iterable[Job], cluster: Cluster) -> None:
         nodes = cluster.inventory.nodes

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
-from orchestrator.queue.records import Job, Move
+from orchestrator.queue.records import Job, Transition
 from orchestrator.queue.states import DRIVER_ENDED, Reason, State
 
 BY: Final = "fleetune"  # who has ordered the cordon, for node rules
@@ -38,9 +38,9 @@ class Incident:
     attempt: str
 
 
-def incident_of(job: Job, move: Move, gone: Sequence[str], now_s: float) -> Incident | None:
+def incident_of(job: Job, transition: Transition, gone: Sequence[str], now_s: float) -> Incident | None:
     """Return the incident that a transition implies; None: none. `gone`: names of the job's nodes that disappeared."""
-    stops = move.to is State.STOPPING and move.reason in (Reason.NODE_LOST, *DRIVER_ENDED)
+    stops = transition.to is State.STOPPING and transition.reason in (Reason.NODE_LOST, *DRIVER_ENDED)
     return Incident(now_s, tuple(gone), job.submission) if stops and gone else None
 
 

@@ -21,7 +21,7 @@ from orchestrator.controller.node_failures import (
     suspects,
 )
 from orchestrator.queue.node_rules import is_over, rules_by_node
-from orchestrator.queue.records import Job, Move, NodeOrder, NodeRule, QueueEvent
+from orchestrator.queue.records import Job, NodeOrder, NodeRule, QueueEvent, Transition
 from orchestrator.queue.store import Store
 from orchestrator.queue.transitions import Seen
 
@@ -51,17 +51,17 @@ class NodeWatch:
                 self._go_on()
                 self._store.put_node_rule(replace(rule, order=NodeOrder.USE))
 
-    def note(self, jobs: Iterable[Job], moves: Sequence[Move], seen: Seen) -> None:
+    def note(self, jobs: Iterable[Job], transitions: Sequence[Transition], seen: Seen) -> None:
         """Record the incidents that these transitions imply, before they are made."""
         gone = {node for node in self._gone if node not in self._present}
         if not gone or is_an_outage(len(gone), len(self._present | gone)):
             return
         known = {job.job_id: job for job in jobs}
         found = []
-        for move in moves:
-            job = known[move.job_id]
+        for transition in transitions:
+            job = known[transition.job_id]
             lost = [node for node, _ in job.placement if node in gone]
-            one = incident_of(job, move, seen.called(lost), seen.now_s)
+            one = incident_of(job, transition, seen.called(lost), seen.now_s)
             found += [one] if one is not None else []
         if found:
             self._keep(added(self._incidents, found, seen.now_s))

@@ -156,9 +156,9 @@ def _prepared_folders(files: Iterable[Listed]) -> tuple[dict[str, list[Listed]],
 
 def _prepared_of(storage_path: str, now_s: float, named: tuple[str, Files]) -> PreparedFacts:
     name, files = named
-    beats = [file for file in files if file.name == LEASE]
+    lease_files = [file for file in files if file.name == LEASE]
     sources = _sources_of(storage_path, name) if _holds(files, MANIFEST) else frozenset()
-    lease_s = touched_s(beats, now_s) if beats else None
+    lease_s = touched_s(lease_files, now_s) if lease_files else None
     return PreparedFacts(name, touched_s(files, now_s), size_of(files), sources - {name}, lease_s)
 
 

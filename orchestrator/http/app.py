@@ -18,7 +18,7 @@ from orchestrator.http.routes import health as healthroutes
 from orchestrator.http.routes import jobs as jobroutes
 from orchestrator.http.routes import logs as logroutes
 from orchestrator.http.routes import nodes as noderoutes
-from orchestrator.http.routes import ray_submitted as guestroutes
+from orchestrator.http.routes import ray_submitted as raysubmittedroutes
 from orchestrator.http.routes import tenants as tenantroutes
 from orchestrator.http.routes import tokens as tokenroutes
 from orchestrator.http.routing import Serving
@@ -31,12 +31,12 @@ Jobs of a shared GPU cluster: submitted, watched, and moved.
 * A token goes into the header `Authorization: Bearer ...`. A server of this machine alone may do without.
 * What belongs to other tenants is answered like what does not exist.
 """
-_ROUTES = (jobroutes, logroutes, noderoutes, tenantroutes, tokenroutes, driverroutes, guestroutes, healthroutes)
+_ROUTES = (jobroutes, logroutes, noderoutes, tenantroutes, tokenroutes, driverroutes, raysubmittedroutes, healthroutes)
 
 
 def make_app(serving: Serving, say: Callable[[str], None]) -> ASGIApp:
     """Make the app. `say`: reports internal errors with their tracebacks."""
-    knows_driver = serving.surroundings.driver_key.knows
+    knows_driver = serving.context.driver_key.knows
     routes = make_routes(serving, say)
     return Gate(routes, serving.tokens, serving.scrub, serving.meters, say, Neighbours().check, knows_driver)
 
@@ -55,7 +55,7 @@ def make_routes(serving: Serving, say: Callable[[str], None]) -> FastAPI:
     for one in _ROUTES:
         router = one.routes(serving)
         app.include_router(router)
-    handle(app, serving.scrub, say, serving.surroundings.queue)
+    handle(app, serving.scrub, say, serving.context.queue)
     app.openapi = lambda: _documented(app)  # type: ignore[method-assign]
     return app
 

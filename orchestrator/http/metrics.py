@@ -35,8 +35,8 @@ class Meters:
         self.admissions = Counter("fleetune_admissions", "Leases that were granted.", registry=own)
         self.ended = Counter("fleetune_jobs_ended", "Jobs that have ended, by state.", ("state",), registry=own)
         self.submitted = Counter("fleetune_jobs_submitted", "Jobs that were submitted here.", registry=own)
-        self.beats = Counter("fleetune_heartbeats", "Messages of drivers.", registry=own)
-        self.beat_faults = Gauge(
+        self.heartbeats = Counter("fleetune_heartbeats", "Messages of drivers.", registry=own)
+        self.heartbeat_faults = Gauge(
             "fleetune_heartbeat_faults", "Writes of heartbeats that failed unexpectedly.", registry=own
         )
         self.leads = Gauge("fleetune_leader", "1: this server leads, and its passes succeed.", registry=own)

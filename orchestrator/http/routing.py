@@ -26,7 +26,7 @@ from orchestrator.queue.errors import UnknownJob, UnreadableJob
 from orchestrator.queue.records import Job, UnreadableRow
 from orchestrator.queue.store import Store
 from orchestrator.service.context.caller import Caller
-from orchestrator.service.context.context import Surroundings
+from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability.explain import Explainer
 
 Result = TypeVar("Result")
@@ -84,7 +84,7 @@ class Serving:
         planning_leaves_out: jobs that this server could not plan.
     """
 
-    surroundings: Surroundings
+    context: ServiceContext
     tokens: Tokens
     scrub: Scrubber
     meters: Meters
@@ -99,7 +99,7 @@ class Serving:
 
     @property
     def store(self) -> Store:
-        return self.surroundings.store
+        return self.context.store
 
     def set_aside(self) -> list[UnreadableRow]:
         """Return rows that cannot be read, and jobs that cannot be planned."""
@@ -110,7 +110,7 @@ class Serving:
         return tuple(map(self.scrub.line, islice(named(self.set_aside(), caller), _MOST_SET_ASIDE)))
 
     def now_s(self) -> float:
-        return self.surroundings.clock.now_s()
+        return self.context.clock.now_s()
 
     def job(self, job_id: str, caller: Caller) -> Job:
         """Return a job. Raises UnknownJob with the same message if there is none and if it is another tenant's."""
@@ -134,7 +134,7 @@ class Serving:
         if (message := self.scrub.line(view.message)) != view.message:
             more["message"] = message
         if view.placement:
-            label = self.surroundings.machines.label
+            label = self.context.machines.label
             more["on"] = tuple((label(node), workers) for node, workers in view.placement)
         return view.model_copy(update=more) if more else view
 

@@ -11,7 +11,7 @@ from orchestrator.api import EventView, JobView, WhyView
 from orchestrator.pages.events import event_rows
 from orchestrator.pages.show import numbers, table
 from orchestrator.pages.tables import columns, cut, plain
-from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Reason, State, Wanted
+from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, DesiredState, Reason, State
 from orchestrator.queue.wording import telling
 
 QUEUE_HEAD: Final = ("JOB", "STATE", "TENANT", "PRIO", "SIZE", "TIME", "STEP", "SET", "NEXT")
@@ -64,7 +64,7 @@ def in_order(jobs: Sequence[JobView]) -> list[JobView]:
         if job.state in HOLDS_A_LEASE:
             return 0, job.started_s or 0.0, job.number
         if job.state is State.QUEUED:
-            return (1 if job.wanted is Wanted.RUN else 2), -job.priority, job.number
+            return (1 if job.wanted is DesiredState.RUN else 2), -job.priority, job.number
         return 3, -(job.ended_s or 0.0), job.number
 
     return sorted(jobs, key=key)
@@ -94,13 +94,13 @@ def _totals(jobs: Sequence[JobView], counts: Mapping[State, int], asked: Sequenc
 
 
 def is_paused(job: JobView) -> bool:
-    return job.state is State.QUEUED and job.wanted is Wanted.PAUSE
+    return job.state is State.QUEUED and job.wanted is DesiredState.PAUSE
 
 
 def _state(job: JobView) -> str:
     if is_paused(job):
         return "paused"
-    if job.state is State.RUNNING and job.wanted is not Wanted.RUN:
+    if job.state is State.RUNNING and job.wanted is not DesiredState.RUN:
         return "stopping"
     return str(job.state)
 
@@ -145,7 +145,7 @@ def _next(job: JobView, why: WhyView | None, now_s: float) -> str:
         if job.state is State.RUNNING and job.remaining_s is not None:
             return f"about {long_duration(job.remaining_s)} left"
         return job.message if job.state is State.STOPPING else ""
-    if job.wanted is Wanted.PAUSE:
+    if job.wanted is DesiredState.PAUSE:
         return f"fleetune resume {job.job_id}"
     if why is not None and why.expected_start_s is not None:
         if why.is_guess:

@@ -14,11 +14,11 @@ def client_of(submission: str, environment: str) -> str:
     return f"{_PREFIX}{submission}:{environment}"
 
 
-def guest_of(job: Job) -> str | None:
+def ray_submission_of(job: Job) -> str | None:
     """Return Ray's submission of the program that has queued this job; None: no such program has."""
     return job.client.split(":")[1] if job.client is not None and job.client.startswith(_PREFIX) else None
 
 
 def environment_of(job: Job) -> str:
     """Return the digest of that program's environment; empty: no such program has queued this job."""
-    return job.client.rpartition(":")[2] if job.client is not None and guest_of(job) is not None else ""
+    return job.client.rpartition(":")[2] if job.client is not None and ray_submission_of(job) is not None else ""

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from cluster.capacity.gang import Gang
-from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queue.states import DesiredState, Reason, State
 
 NodePlaces = tuple[tuple[str, int], ...]  # (node id, workers) for each node
 
@@ -91,7 +91,7 @@ class Job:
     max_runtime_s: float | None
     preemptible: bool
     submitted_s: float
-    wanted: Wanted
+    wanted: DesiredState
     state: State
     reason: Reason
     message: str
@@ -132,7 +132,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class Transition:
     """One transition of one job. It is made only if the job is still in the expected state and attempt.
 
     Attributes:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from cluster.backend import Phase, Submission
 from cluster.errors import OUT_OF_MEMORY_EXIT, TRY_AGAIN_EXIT
 from orchestrator.queue.records import Job
-from orchestrator.queue.states import DRIVER_ENDED, Reason, State, Wanted
+from orchestrator.queue.states import DRIVER_ENDED, DesiredState, Reason, State
 
 # How often a job goes back to the queue for each reason; None: without limit.
 BUDGETS: Mapping[Reason, int | None] = {
@@ -70,7 +70,7 @@ def waits_s(job: Job, now_s: float, parents_ended_s: float = 0.0) -> float:
 
     Time while it is paused, and time before its earliest start, do not count.
     """
-    if job.state is not State.QUEUED or job.wanted is Wanted.PAUSE:
+    if job.state is not State.QUEUED or job.wanted is DesiredState.PAUSE:
         return 0.0
     return max(now_s - max(job.waiting_since_s, may_start_at_s(job), parents_ended_s), 0.0)
 

@@ -1,7 +1,7 @@
 """States of a job, reasons, and allowed transitions, as tables. Nothing here acts.
 
-A state says where the job is, a reason says why. What its owner asked for is a separate field (`Wanted`): a job that is
-to be cancelled stays RUNNING until it has stopped.
+A state says where the job is, a reason says why. What its owner asked for is a separate field (`DesiredState`): a job
+that is to be cancelled stays RUNNING until it has stopped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAY_GO_TO: Mapping[State, frozenset[State]] = {
 }
 
 
-class Wanted(StrEnum):
+class DesiredState(StrEnum):
     """What the owner of a job wants it to do."""
 
     RUN = "run"

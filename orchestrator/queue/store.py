@@ -22,15 +22,15 @@ from orchestrator.queue.records import (
     Leadership,
     Lease,
     Measured,
-    Move,
     NewJob,
     NodePlaces,
     NodeRule,
     QueueEvent,
     Token,
+    Transition,
     UnreadableRow,
 )
-from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.states import DesiredState, State
 from orchestrator.queue.tenants import Tenant
 
 
@@ -63,7 +63,7 @@ class Filter:
 class Change:
     """A request to change a job. None: unchanged."""
 
-    wanted: Wanted | None = None
+    wanted: DesiredState | None = None
     priority: int | None = None
 
 
@@ -146,7 +146,7 @@ class Store(Protocol):
     def changes(self, after: int, limit: int = 10_000) -> list[Job]:
         """Return jobs whose `changed` is above `after`, in that order. With `after` 0, ended jobs are left out."""
 
-    def move(self, epoch: int, moves: Sequence[Move], now_s: float) -> list[Job]:
+    def move(self, epoch: int, transitions: Sequence[Transition], now_s: float) -> list[Job]:
         """Make the transitions that are still possible, each with an event. Returns the changed jobs.
 
         A transition is skipped if its job is in another state or attempt. A transition that MAY_GO_TO does not allow is

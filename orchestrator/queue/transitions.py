@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cluster.backend import Phase, Submission
-from orchestrator.queue.records import Job, Move
+from orchestrator.queue.records import Job, Transition
 from orchestrator.queue.retry import INTERRUPTED_EXIT, landing, why_ended
-from orchestrator.queue.states import DRIVER_ENDED, Reason, State, Wanted
+from orchestrator.queue.states import DRIVER_ENDED, DesiredState, Reason, State
 
-_STOPS: Mapping[Wanted, tuple[Reason, str]] = {
-    Wanted.CANCEL: (Reason.CANCELLED, "cancelled"),
-    Wanted.PAUSE: (Reason.PAUSED, "paused"),
+_STOPS: Mapping[DesiredState, tuple[Reason, str]] = {
+    DesiredState.CANCEL: (Reason.CANCELLED, "cancelled"),
+    DesiredState.PAUSE: (Reason.PAUSED, "paused"),
 }
 
 
@@ -56,100 +56,101 @@ class Seen:
         return sorted(self.labels.get(node, node) for node in nodes)
 
 
-def next_move(job: Job, seen: Seen) -> Move | None:
+def next_transition(job: Job, seen: Seen) -> Transition | None:
     """Return the next transition of a job, except its start; None: it stays in its state."""
     return _BY_STATE[job.state](job, seen)
 
 
-def _queued(job: Job, seen: Seen) -> Move | None:
-    if job.wanted is Wanted.CANCEL:
-        return _move(job, State.CANCELLED, Reason.CANCELLED, "cancelled")
+def _queued(job: Job, seen: Seen) -> Transition | None:
+    if job.wanted is DesiredState.CANCEL:
+        return _transition(job, State.CANCELLED, Reason.CANCELLED, "cancelled")
     for parent in job.after:
         if parent in seen.failed:
-            return _move(
+            return _transition(
                 job, State.FAILED, Reason.PARENT_FAILED, f"{parent}, which it waits for, {seen.failed[parent]}"
             )
     return None
 
 
-def _starting(job: Job, seen: Seen) -> Move | None:
+def _starting(job: Job, seen: Seen) -> Transition | None:
     submission = seen.submissions.get(job.submission)
     runs = submission is not None and submission.phase is Phase.RUNNING
-    if runs and job.wanted is Wanted.RUN and (job.heard_s is not None or seen.silent_s is None):
-        return _move(job, State.RUNNING, Reason.ANSWERED)
+    if runs and job.wanted is DesiredState.RUN and (job.heard_s is not None or seen.silent_s is None):
+        return _transition(job, State.RUNNING, Reason.ANSWERED)
     if job.submission in seen.refused:
-        return _move(job, State.STOPPING, Reason.BAD_INPUT, seen.refused[job.submission])
+        return _transition(job, State.STOPPING, Reason.BAD_INPUT, seen.refused[job.submission])
     if submission is not None:
         return _running(job, seen) or (None if runs else _too_late(job, seen))
     return _on_lost_nodes(job, seen) or _told_to_stop(job, seen) or _too_late(job, seen)
 
 
-def _too_late(job: Job, seen: Seen) -> Move | None:
+def _too_late(job: Job, seen: Seen) -> Transition | None:
     pending_s = seen.now_s - (job.started_s if job.started_s is not None else seen.now_s)
     if pending_s <= seen.most_pending_s:
         return None
-    return _move(job, State.STOPPING, Reason.NOT_STARTED, f"its driver did not come up in {pending_s:.0f} s")
+    return _transition(job, State.STOPPING, Reason.NOT_STARTED, f"its driver did not come up in {pending_s:.0f} s")
 
 
-def _running(job: Job, seen: Seen) -> Move | None:
+def _running(job: Job, seen: Seen) -> Transition | None:
     submission = seen.submissions.get(job.submission)
     if submission is not None and submission.phase is Phase.SUCCEEDED:
-        return _move(job, State.SUCCEEDED, Reason.FINISHED, submission.message)
+        return _transition(job, State.SUCCEEDED, Reason.FINISHED, submission.message)
     if (lost := _on_lost_nodes(job, seen)) is not None:
         return lost
     if submission is None or submission.ended:
         if submission is not None and submission.exit_code == INTERRUPTED_EXIT and job.wanted in _STOPS:
-            return _move(job, State.STOPPING, *_STOPS[job.wanted])  # the driver received the request before this pass
+            # The driver received the request before this pass.
+            return _transition(job, State.STOPPING, *_STOPS[job.wanted])
         reason, text = why_ended(submission or Submission(job.submission, Phase.LOST))
         if reason in DRIVER_ENDED and any(node in seen.absent for node, _ in job.placement):
             reason = Reason.NODE_LOST
-        return _move(job, State.STOPPING, reason, text)
+        return _transition(job, State.STOPPING, reason, text)
     return _told_to_stop(job, seen) or _too_silent(job, seen)
 
 
-def _too_silent(job: Job, seen: Seen) -> Move | None:
+def _too_silent(job: Job, seen: Seen) -> Transition | None:
     silent_s = (seen.silent_s or {}).get(job.submission, 0.0)
     if silent_s <= (seen.most_unregistered_s if job.heard_s is None else seen.most_silent_s):
         return None
     said = f"did not register with the server in {silent_s:.0f} s: can its node reach the server?"
     if job.heard_s is not None:
         said = f"was not heard for {silent_s:.0f} s"
-    return _move(job, State.STOPPING, Reason.SILENT, f"its driver runs, and {said}")
+    return _transition(job, State.STOPPING, Reason.SILENT, f"its driver runs, and {said}")
 
 
-def _told_to_stop(job: Job, seen: Seen) -> Move | None:
+def _told_to_stop(job: Job, seen: Seen) -> Transition | None:
     if job.wanted in _STOPS:
-        return _move(job, State.STOPPING, *_STOPS[job.wanted])
+        return _transition(job, State.STOPPING, *_STOPS[job.wanted])
     ran_s = job.attained_s + seen.now_s - (job.started_s if job.started_s is not None else seen.now_s)
     if job.max_runtime_s is not None and ran_s > job.max_runtime_s:
         text = f"it has run for {ran_s:.0f} s, and its max_runtime_s is {job.max_runtime_s:.0f}"
-        return _move(job, State.STOPPING, Reason.TIMED_OUT, text)
+        return _transition(job, State.STOPPING, Reason.TIMED_OUT, text)
     nodes = {node for node, _ in job.placement}
     if draining := seen.called(nodes & (seen.draining if job.preemptible else seen.overdue)):
         over = "" if job.preemptible else ", and its deadline is over"
-        return _move(job, State.STOPPING, Reason.DRAINED, f"{draining[0]} is being drained{over}")
+        return _transition(job, State.STOPPING, Reason.DRAINED, f"{draining[0]} is being drained{over}")
     return None
 
 
-def _stopping(job: Job, seen: Seen) -> Move | None:
+def _stopping(job: Job, seen: Seen) -> Transition | None:
     submission = seen.submissions.get(job.submission)
     if submission is None and job.submission in seen.doubtful:
         return None
     if submission is not None and not submission.ended:
         return None
     if submission is not None and submission.phase is Phase.SUCCEEDED:
-        return _move(job, State.SUCCEEDED, Reason.FINISHED, "it had finished before it was stopped")
-    if job.wanted is Wanted.CANCEL:
-        return _move(job, State.CANCELLED, Reason.CANCELLED, "cancelled")
+        return _transition(job, State.SUCCEEDED, Reason.FINISHED, "it had finished before it was stopped")
+    if job.wanted is DesiredState.CANCEL:
+        return _transition(job, State.CANCELLED, Reason.CANCELLED, "cancelled")
     state, text = landing(job)
-    return _move(job, state, job.reason, text)
+    return _transition(job, state, job.reason, text)
 
 
-def _ended(job: Job, seen: Seen) -> Move | None:
+def _ended(job: Job, seen: Seen) -> Transition | None:
     return None
 
 
-_BY_STATE: Mapping[State, Callable[[Job, Seen], Move | None]] = {
+_BY_STATE: Mapping[State, Callable[[Job, Seen], Transition | None]] = {
     State.QUEUED: _queued,
     State.STARTING: _starting,
     State.RUNNING: _running,
@@ -160,13 +161,13 @@ _BY_STATE: Mapping[State, Callable[[Job, Seen], Move | None]] = {
 }
 
 
-def _on_lost_nodes(job: Job, seen: Seen) -> Move | None:
+def _on_lost_nodes(job: Job, seen: Seen) -> Transition | None:
     lost = seen.called({node for node, _ in job.placement} - seen.nodes) if seen.nodes is not None else []
     if not lost:
         return None
     text = f"{', '.join(lost)} {'is' if len(lost) == 1 else 'are'} gone"
-    return _move(job, State.STOPPING, Reason.NODE_LOST, text)
+    return _transition(job, State.STOPPING, Reason.NODE_LOST, text)
 
 
-def _move(job: Job, to: State, reason: Reason, message: str = "") -> Move:
-    return Move(job.job_id, job.state, job.attempt, to, reason, message)
+def _transition(job: Job, to: State, reason: Reason, message: str = "") -> Transition:
+    return Transition(job.job_id, job.state, job.attempt, to, reason, message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queue.states import DesiredState, Reason, State
 
 HAS_ENDED: Final[Mapping[State, str]] = {
     State.SUCCEEDED: "has succeeded",
@@ -20,9 +20,9 @@ _DOES: Final[Mapping[State, str]] = {
     **HAS_ENDED,
 }
 _ASKED_OF_IT: Final[Mapping[str, str]] = {
-    Wanted.CANCEL.value: "asked it to end",
-    Wanted.PAUSE.value: "asked it to pause",
-    Wanted.RUN.value: "lets it go on",
+    DesiredState.CANCEL.value: "asked it to end",
+    DesiredState.PAUSE.value: "asked it to pause",
+    DesiredState.RUN.value: "lets it go on",
 }
 _STOPS: Final[Mapping[str, str]] = {"cancelled": "is ending, as it was asked to", "paused": "is pausing"}
 _SAY_NOTHING: Final = frozenset({Reason.ANSWERED.value, Reason.FINISHED.value, Reason.GRANTED.value})
@@ -35,9 +35,9 @@ def removed(retention_days: float | None) -> str:
     return f"jobs that ended more than {retention_days:g} days ago are removed (fleetune serve --retention-days)"
 
 
-def does(state: State, wanted: Wanted = Wanted.RUN) -> str:
+def does(state: State, wanted: DesiredState = DesiredState.RUN) -> str:
     """Say what a job does, to follow its name: `runs`, `is paused`, `has failed`."""
-    if state is State.QUEUED and wanted is Wanted.PAUSE:
+    if state is State.QUEUED and wanted is DesiredState.PAUSE:
         return "is paused"
     return _DOES[state]
 

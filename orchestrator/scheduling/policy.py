@@ -39,8 +39,9 @@ class Policy:
             to take this long, of a tenant that has used its share.
         lane_stay: multiplier on a running job's wait in the lane; stops two jobs from preempting each other in turn.
         most_wait_s: a job of the lane that has waited longer goes before all classes; guarantees still go first.
-        margin: a job is interrupted only if its score is at least this many times the score of the waiting job,
-        cost_margin: after subtracting this many times the cost of the interruption from it.
+        margin: a job is interrupted only if its score, less the cost of the interruption, is above this many times the
+            score of the waiting job.
+        cost_margin: how many times the cost of an interruption is subtracted.
         protected_s: time after the start of an attempt during which it is not interrupted.
         protected_growth: number of interruptions after which the protected time is doubled; it grows linearly.
         most_interruptions: most interruptions of one job.

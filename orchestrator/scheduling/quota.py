@@ -20,7 +20,7 @@ NOWHERE: frozenset[int] = frozenset()  # no kind of node
 _Used = dict[str | None, float]  # accelerator type -> GPUs in use; None: of all types together
 
 
-def entitlements(snapshot: Snapshot, index: Floats, level: NDArray[np.int32]) -> NDArray[np.int32] | None:
+def entitlements(snapshot: Snapshot, score: Floats, priority_class: NDArray[np.int32]) -> NDArray[np.int32] | None:
     """[rows]; which jobs are within their tenant's guarantee, and on which kind of nodes; None: no tenant has one.
 
     A tenant's higher classes are served first; within a class running jobs, oldest start first, then waiting ones by
@@ -34,8 +34,8 @@ def entitlements(snapshot: Snapshot, index: Floats, level: NDArray[np.int32]) ->
     found = np.full(jobs.rows, NOT_ENTITLED, np.int32)
     active = ((snapshot.running | snapshot.waiting) & np.isin(jobs.tenant, guaranteed)).nonzero()[0]
     runs = snapshot.running[active]
-    by = np.where(runs, jobs.started_s[active], index[active])
-    order = active[np.lexsort((jobs.submitted_s[active], by, ~runs, -level[active]))]
+    by = np.where(runs, jobs.started_s[active], score[active])
+    order = active[np.lexsort((jobs.submitted_s[active], by, ~runs, -priority_class[active]))]
     used: dict[int, _Used] = {tenant: {} for tenant in guaranteed}
     for row in order.tolist():
         gang, tenant = jobs.gang_of(row), int(jobs.tenant[row])

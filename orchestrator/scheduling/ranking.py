@@ -18,20 +18,20 @@ _STEP = 1e-6  # relative difference of scores that keeps the jobs of the lane in
 
 
 @dataclass(frozen=True)
-class Standing:
+class Ranking:
     """The ranking of all jobs. All arrays are [rows].
 
-    Attributes:
-        index: the score within the class; in seconds for Order.EXPECTED.
-        level: the class. A job that has waited too long is above all.
-        entitlement: the kind of nodes of its tenant's guarantee (see `quota`); None: no tenant has a guarantee.
-        lane: whether the job is in the lane, among those that have waited longest; None: the lane is empty.
-        waited_s: total time that the job has waited for its gang.
-        weight: weight of the gang's size; the score of Order.EXPECTED is time divided by it.
+        Attributes:
+            score: within the priority class, the lower goes first; in seconds for Order.EXPECTED.
+    x
+            entitlement: the kind of nodes of its tenant's guarantee (see `quota`); None: no tenant has a guarantee.
+            lane: whether the job is in the lane, among those that have waited longest; None: the lane is empty.
+            waited_s: total time that the job has waited for its gang.
+            weight: weight of the gang's size; the score of Order.EXPECTED is time divided by it.
     """
 
-    index: Floats
-    level: NDArray[np.int32]
+    score: Floats
+    priority_class: NDArray[np.int32]
     entitlement: NDArray[np.int32] | None
     lane: NDArray[np.bool_] | None
     waited_s: Floats
@@ -40,35 +40,35 @@ class Standing:
     @cached_property
     def one_class(self) -> bool:
         """Whether the score alone decides the order."""
-        return self.entitlement is None and bool((self.level == self.level[:1]).all())
+        return self.entitlement is None and bool((self.priority_class == self.priority_class[:1]).all())
 
     def is_entitled(self, row: int) -> bool:
         return self.entitlement is not None and bool(self.entitlement[row] != NOT_ENTITLED)
 
     def order(self, rows: Rows, submitted_s: Floats) -> Rows:
         """Sort rows by ranking."""
-        keys: tuple[NDArray[np.generic], ...] = (submitted_s[rows], self.index[rows])
+        keys: tuple[NDArray[np.generic], ...] = (submitted_s[rows], self.score[rows])
         if not self.one_class:
-            keys = (*keys, -self.level[rows])
+            keys = (*keys, -self.priority_class[rows])
         if self.entitlement is not None:
             keys = (*keys, self.entitlement[rows] == NOT_ENTITLED)
         return rows[np.lexsort(keys)]
 
 
-def standing(snapshot: Snapshot, policy: Policy) -> Standing:
+def ranking(snapshot: Snapshot, policy: Policy) -> Ranking:
     jobs = snapshot.jobs
     waited = jobs.waited_s + (snapshot.now_s - jobs.waiting_since_s) * snapshot.waiting
     weight = jobs.powered_sizes(policy.size_exponent)
-    index = _INDICES[policy.order](snapshot, policy, weight)
-    level, lane = jobs.priority, None
+    score = _SCORES[policy.order](snapshot, policy, weight)
+    priority_class, lane = jobs.priority, None
     if policy.lane_share > 0:
         rows = _longest_waiting(snapshot, policy, waited)
         if len(rows):
-            index[rows] = np.minimum(index[rows], policy.lane_expected_s) * (1 + _STEP * np.arange(len(rows)))
+            score[rows] = np.minimum(score[rows], policy.lane_expected_s) * (1 + _STEP * np.arange(len(rows)))
             lane = np.zeros(jobs.rows, bool)
             lane[rows] = True
-            level = _raised(jobs.priority, rows[waited[rows] > policy.most_wait_s])
-    return Standing(index, level, entitlements(snapshot, index, level), lane, waited, weight)
+            priority_class = _raised(jobs.priority, rows[waited[rows] > policy.most_wait_s])
+    return Ranking(score, priority_class, entitlements(snapshot, score, priority_class), lane, waited, weight)
 
 
 def shares(snapshot: Snapshot, policy: Policy) -> Floats:
@@ -109,7 +109,7 @@ def _by_expected(snapshot: Snapshot, policy: Policy, weight: Floats) -> Floats:
     return weighted / weight
 
 
-_INDICES = {
+_SCORES = {
     Order.SUBMITTED: _by_submission,
     Order.ATTAINED: _by_attained,
     Order.SHARE: _by_share,

@@ -9,18 +9,18 @@ from collections.abc import Callable
 from cluster.errors import FleetuneError
 from cluster.ray.autoscaler import Autoscaler
 from cluster.ray.bundles import in_words
-from orchestrator.controller.autoscaler_demand import Wish
+from orchestrator.controller.autoscaler_demand import Demand
 
 _SHOWN = 3
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 60.0  # seconds until the next try after a failure; the wait doubles
 
 
-class Wishing:
+class DemandUpdates:
     """Called by the leader every few seconds. It tells Ray in a separate thread, since that takes a while."""
 
-    def __init__(self, autoscaler: Autoscaler, wish: Callable[[], Wish], say: Callable[[str], None]) -> None:
-        self._autoscaler, self._wish, self._say = autoscaler, wish, say
-        self._told: Wish | None = (
+    def __init__(self, autoscaler: Autoscaler, demand: Callable[[], Demand], say: Callable[[str], None]) -> None:
+        self._autoscaler, self._demand, self._say = autoscaler, demand, say
+        self._told: Demand | None = (
             None  # None: unknown; an earlier server, or a call without an answer, may have set a demand
         )
         self._announced: tuple[tuple[str, ...], bool] = ((), False)
@@ -39,17 +39,17 @@ class Wishing:
             return
         if time.monotonic() < self._not_before_s or not (grows or self._session):
             return
-        wish = self._wish()  # empty if the cluster does not grow any more
-        if self._told is None or wish.bundles != self._told.bundles or self._autoscaler.session() != self._session:
-            self._telling = threading.Thread(target=self._tell, args=(wish,), name="autoscaler", daemon=True)
+        demand = self._demand()  # empty if the cluster does not grow any more
+        if self._told is None or demand.bundles != self._told.bundles or self._autoscaler.session() != self._session:
+            self._telling = threading.Thread(target=self._tell, args=(demand,), name="autoscaler", daemon=True)
             self._telling.start()
         else:
-            self._announce(wish)
+            self._announce(demand)
 
-    def _tell(self, wish: Wish) -> None:
+    def _tell(self, demand: Demand) -> None:
         self._told = None
         try:
-            self._session = self._autoscaler.ask(wish.bundles)
+            self._session = self._autoscaler.ask(demand.bundles)
         except (FleetuneError, OSError) as error:
             self._not_before_s = time.monotonic() + self._wait_s
             self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
@@ -57,17 +57,17 @@ class Wishing:
                 self._failure = str(error)
                 self._say(f"Ray's autoscaler could not be told what is wanted: {error}")
             return
-        self._told, self._failure, self._wait_s = wish, "", _FIRST_WAIT_S
-        self._announce(wish)
+        self._told, self._failure, self._wait_s = demand, "", _FIRST_WAIT_S
+        self._announce(demand)
 
-    def _announce(self, wish: Wish) -> None:
-        announced = (wish.waiting, bool(wish.bundles))
+    def _announce(self, demand: Demand) -> None:
+        announced = (demand.waiting, bool(demand.bundles))
         if announced == self._announced:
             return
         self._announced = announced
-        if wish.waiting:
-            more = len(wish.waiting) - _SHOWN
-            names = ", ".join(wish.waiting[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-            self._say(f"{names}: Ray's autoscaler is asked for room, {in_words(wish.bundles)} in all")
+        if demand.waiting:
+            more = len(demand.waiting) - _SHOWN
+            names = ", ".join(demand.waiting[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+            self._say(f"{names}: Ray's autoscaler is asked for room, {in_words(demand.bundles)} in all")
         else:
-            self._say(f"nobody waits for room: Ray's autoscaler is asked for {in_words(wish.bundles)} from now on")
+            self._say(f"nobody waits for room: Ray's autoscaler is asked for {in_words(demand.bundles)} from now on")

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from cluster.capacity.inventory import Inventory
 from cluster.errors import BackendUnreachable
-from orchestrator.service.context.context import Surroundings
+from orchestrator.service.context.context import ServiceContext
 
 _AHEAD_S = 5.0
 
@@ -33,20 +33,20 @@ class Facts:
     encrypted: bool
 
 
-def lines(around: Surroundings, facts: Facts) -> Sequence[str]:
+def lines(context: ServiceContext, facts: Facts) -> Sequence[str]:
     try:
-        machines = f"{facts.machines}: {_size(around.machines.inventory())}"
+        machines = f"{facts.machines}: {_size(context.machines.inventory())}"
     except BackendUnreachable as error:
         machines = f"{facts.machines}, which do not answer yet: {error}"
     found = [
         f"Fleetune {version('fleetune')}",
         f"  store     {facts.store}",
         f"  machines  {machines}",
-        f"  address   {facts.url}{f' (drivers: {around.url})' if around.url != facts.url else ''}",
+        f"  address   {facts.url}{f' (drivers: {context.url})' if context.url != facts.url else ''}",
         f"  tokens    {_tokens(facts)}",
     ]
-    found += [f"  secrets   {', '.join(sorted(around.secrets))}"] if around.secrets else []
-    ahead_s = around.clock.now_s() - time.time()
+    found += [f"  secrets   {', '.join(sorted(context.secrets))}"] if context.secrets else []
+    ahead_s = context.clock.now_s() - time.time()
     if ahead_s > _AHEAD_S:
         found.append(
             f"  clock     {ahead_s:.0f} s behind what the store has seen: time stands still until it is set right"

@@ -26,7 +26,7 @@ _FAILING = 3  # failed passes in a row before trouble is reported; a single fail
 Follow = Callable[[], object]
 
 
-class Passes:
+class ControlLoop:
     """Runs passes in a separate thread, between `start` and `end`."""
 
     def __init__(

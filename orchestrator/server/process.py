@@ -40,16 +40,16 @@ from orchestrator.scheduling.policy import DEFAULT
 from orchestrator.server import greeting
 from orchestrator.server import take_over as taking_over
 from orchestrator.server.address import listen, url_here, urls_for_drivers
-from orchestrator.server.autoscaler_updates import Wishing
+from orchestrator.server.autoscaler_updates import DemandUpdates
 from orchestrator.server.backends import Place, machines
 from orchestrator.server.console import Output
 from orchestrator.server.event_log import News
 from orchestrator.server.idle_shutdown import Embedding
-from orchestrator.server.passes import NEWEST, Minute, Passes
+from orchestrator.server.passes import NEWEST, ControlLoop, Minute
 from orchestrator.server.session_record import Announcing
 from orchestrator.service.admission import clients
 from orchestrator.service.admission import follow_ups as followups
-from orchestrator.service.context.context import MOST_GUESTS, Surroundings
+from orchestrator.service.context.context import MOST_RAY_SUBMITTED, ServiceContext
 from orchestrator.service.context.queue_identity import queue_id
 from orchestrator.service.launch import launch_of
 from orchestrator.service.observability.explain import Explainer
@@ -61,8 +61,8 @@ REGISTER_S, SILENT_S = 600.0, 6 * 3600.0
 TENANT = "default"  # created at the start, so that a first submission works
 _SWITCH_S = 5e-4  # below Python's 5 ms, so that requests wait less for the interpreter while a pass computes
 _ENDS_WITHIN_S = 3
-_GUESTS_EVERY_S = 5.0
-_WISH_EVERY_S = 3.0
+_RAY_SUBMITTED_EVERY_S = 5.0
+_DEMAND_EVERY_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Options:
     register_s: float = REGISTER_S
     silent_s: float = SILENT_S
     retention_days: float | None = None
-    most_guests: int = MOST_GUESTS
+    most_ray_submitted: int = MOST_RAY_SUBMITTED
     autoscaler: str | None = None
     take_over: bool = False
     embedded: bool = False
@@ -116,9 +116,9 @@ def serve(options: Options) -> None:
         stack.callback(place.backend.close)
         _check_python(options.python, place)
         urls, say = urls_for_drivers(sock, options.urls, options.scheme), partial(_tell_of_clock, store, output)
-        around = _surroundings(options, store, place, urls, secrets, say)
-        stack.callback(around.close)
-        _Server(options, around, place, sock, home, output).run()
+        context = _service_context(options, store, place, urls, secrets, say)
+        stack.callback(context.close)
+        _Server(options, context, place, sock, home, output).run()
 
 
 def _check_tls(options: Options) -> None:
@@ -162,15 +162,15 @@ def _opened(options: Options, home: Path) -> Iterator[Store]:
         store.close()
 
 
-def _surroundings(
+def _service_context(
     options: Options,
     store: Store,
     place: Place,
     urls: tuple[str, ...],
     secrets: dict[str, str],
     say: Callable[[str], None],
-) -> Surroundings:
-    return Surroundings(
+) -> ServiceContext:
+    return ServiceContext(
         store=store,
         backend=place.backend,
         clock=SystemClock(float(store.facts().get(NEWEST, "0")), say),
@@ -182,7 +182,7 @@ def _surroundings(
         shared=tuple(str(Path(folder).absolute()) for folder in options.shared),
         one_machine=place.one_machine,
         secrets=secrets,
-        most_guests=options.most_guests,
+        most_ray_submitted=options.most_ray_submitted,
         retention_days=retention_days() if options.retention_days is None else options.retention_days,
         protocols=extra_protocols(),
         python=(options.python or (sys.executable if place.same_machine else "python3"),),
@@ -193,31 +193,31 @@ class _Server:
     """The parts of a running server."""
 
     def __init__(
-        self, options: Options, around: Surroundings, place: Place, sock: socket.socket, home: Path, output: Output
+        self, options: Options, context: ServiceContext, place: Place, sock: socket.socket, home: Path, output: Output
     ) -> None:
-        self._options, self._around, self._place = options, around, place
+        self._options, self._context, self._place = options, context, place
         self._sock, self._home, self._output = sock, home, output
         self._meters = Meters()
-        self._tokens = Tokens(around.store, not is_loopback(options.host), around.clock.now_s)
-        self._leading = Leading(around.store, around.clock, socket.gethostname(), around.url)
-        self._passes = self._make_passes()
+        self._tokens = Tokens(context.store, not is_loopback(options.host), context.clock.now_s)
+        self._leading = Leading(context.store, context.clock, socket.gethostname(), context.url)
+        self._loop = self._make_loop()
         self._http = self._make_http()
 
     def run(self) -> None:
         self._tokens.read()
-        self._output.greet(greeting.lines(self._around, self._facts()))
+        self._output.greet(greeting.lines(self._context, self._facts()))
         if self._options.store is None:
             write_record(self._home, Record(self._url_here, getpid(), version("fleetune")))
         sys.setswitchinterval(_SWITCH_S)
-        self._passes.start()
+        self._loop.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)  # uvicorn handles these signals, and raises them again after its end
         try:
             self._http.run(sockets=[self._sock])
         finally:
-            self._passes.end()
+            self._loop.end()
             with contextlib.suppress(StoreBroken):
-                if self._passes.leads():
+                if self._loop.leads():
                     self._note(taking_over.stops)
                 self._leading.resign()
             self._output.say("stopped; jobs go on")
@@ -226,69 +226,71 @@ class _Server:
     def _url_here(self) -> str:
         """The URL for clients on this machine. With TLS, its name must be one of the certificate's."""
         if self._options.tls_cert is not None and self._options.urls:
-            return self._around.url
+            return self._context.url
         return url_here(self._sock, self._options.scheme)
 
-    def _make_passes(self) -> Passes:
-        around, say = self._around, self._output.say
+    def _make_loop(self) -> ControlLoop:
+        context, say = self._context, self._output.say
         controller = self._controller = Controller(
-            around.store,
-            around.backend,
-            around.clock,
+            context.store,
+            context.backend,
+            context.clock,
             self._leading,
-            launch_of(around),
-            around.policy,
+            launch_of(context),
+            context.policy,
             timing=self._timing(),
             takes_over=self._options.take_over,
         )
-        news = News(around.store, self._meters, say)
+        news = News(context.store, self._meters, say)
         begins = partial(self._note, taking_over.begins_to_lead)
-        return Passes(controller, self._leading, news, self._meters, say, self._after_each_pass(controller), begins)
+        return ControlLoop(
+            controller, self._leading, news, self._meters, say, self._after_each_pass(controller), begins
+        )
 
     def _note(self, what: Callable[[Store, float, str], None]) -> None:
         """Write an event about this server. Raises StoreBroken."""
-        what(self._around.store, self._around.clock.now_s(), self._around.url)
+        what(self._context.store, self._context.clock.now_s(), self._context.url)
 
     def _timing(self) -> Timing:
-        speak = self._around.engine != "fake"  # drivers on a fake cluster send no heartbeats
+        speak = self._context.engine != "fake"  # drivers on a fake cluster send no heartbeats
         return Timing(register_s=self._options.register_s, silent_s=self._options.silent_s if speak else None)
 
     def _after_each_pass(self, controller: Controller) -> list[Callable[[], object]]:
-        around, store = self._around, self._around.store
+        context, store = self._context, self._context.store
         after: list[Callable[[], object]] = [
-            partial(followups.follow_up, around),
-            Minute(lambda: store.put_facts({NEWEST: repr(around.clock.now_s())})),
-            Minute(around.machines.last_known),  # so that nodes that disappear are remembered
+            partial(followups.follow_up, context),
+            Minute(lambda: store.put_facts({NEWEST: repr(context.clock.now_s())})),
+            Minute(context.machines.last_known),  # so that nodes that disappear are remembered
         ]
         # Even without --embedded: a script may use a server that was already running.
-        after.append(Retention(around, lambda: self._leading.epoch))
-        after.append(partial(clients.cancel_what_the_gone_left, around, self._home))
-        after.append(Minute(partial(clients.forget_the_gone, around, self._home)))
+        after.append(Retention(context, lambda: self._leading.epoch))
+        after.append(partial(clients.cancel_what_the_gone_left, context, self._home))
+        after.append(Minute(partial(clients.forget_the_gone, context, self._home)))
         if self._place.session is not None:
-            record = SessionRecord(around.url, around.queue)
-            after.append(Minute(Announcing(self._place.session, record, self._output.say), _GUESTS_EVERY_S))
-        after.append(Minute(partial(clients.cancel_what_guests_left, around), _GUESTS_EVERY_S))
+            record = SessionRecord(context.url, context.queue)
+            after.append(Minute(Announcing(self._place.session, record, self._output.say), _RAY_SUBMITTED_EVERY_S))
+        after.append(Minute(partial(clients.cancel_jobs_of_ended_ray_programs, context), _RAY_SUBMITTED_EVERY_S))
         if self._place.autoscaler is not None:
-            wishing = Wishing(self._place.autoscaler, controller.wish, self._output.say)
-            after.append(Minute(wishing, _WISH_EVERY_S))
+            updates = DemandUpdates(self._place.autoscaler, controller.demand, self._output.say)
+            after.append(Minute(updates, _DEMAND_EVERY_S))
         if self._options.embedded:
             after.append(Embedding(store, self._home, self._end))
         return after
 
     def _make_http(self) -> uvicorn.Server:
-        around, meters, output = self._around, self._meters, self._output
-        meters.beat_faults.set_function(lambda: around.beats.faults)
-        meters.registry.register(Cluster(around.store, around.machines.inventory, around.clock.now_s))
-        meters.set_aside.set_function(lambda: len(around.store.unreadable()) + len(self._controller.set_aside()))
+        context, meters, output = self._context, self._meters, self._output
+        meters.heartbeat_faults.set_function(lambda: context.heartbeats.faults)
+        meters.registry.register(Cluster(context.store, context.machines.inventory, context.clock.now_s))
+        meters.set_aside.set_function(lambda: len(context.store.unreadable()) + len(self._controller.set_aside()))
         serving = Serving(
-            surroundings=around,
+            context=context,
             tokens=self._tokens,
             scrub=output.scrub,
             meters=meters,
-            explainer=Explainer(around),
-            wake=self._passes.wake,
-            leads=self._passes.leads,
-            trouble=self._passes.trouble,
+            explainer=Explainer(context),
+            wake=self._loop.wake,
+            leads=self._loop.leads,
+            trouble=self._loop.trouble,
             planning_leaves_out=self._controller.set_aside,
             version=version("fleetune"),
             machine=machine_name(),

@@ -17,70 +17,70 @@ from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, Q
 from orchestrator.queue.node_rules import taken_by_ray
 from orchestrator.queue.plausible import plausible
 from orchestrator.queue.records import Job, Measured, QueueEvent
-from orchestrator.queue.states import HOLDS_A_LEASE, State, Wanted
+from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, State
 from orchestrator.service.admission.limits import wrong_secrets
-from orchestrator.service.context.context import Surroundings
+from orchestrator.service.context.context import ServiceContext
 
-_ASKED = {Wanted.CANCEL: "it is to be cancelled", Wanted.PAUSE: "it is to be paused"}
+_ASKED = {DesiredState.CANCEL: "it is to be cancelled", DesiredState.PAUSE: "it is to be paused"}
 
 
-def check_attempt(surroundings: Surroundings, token: str, message: Register | Beat) -> None:
+def check_attempt(context: ServiceContext, token: str, message: Register | Beat) -> None:
     """Check that a message comes from the driver of its attempt, before anything else is done with it.
 
     Raises:
         OtherQueue: the driver belongs to another queue (409).
         NotYourAttempt: the token does not belong to the attempt that the message names (401).
     """
-    if message.queue and message.queue != surroundings.queue:
+    if message.queue and message.queue != context.queue:
         raise OtherQueue(
             f"the driver of {message.job_id} belongs to queue {message.queue}, and this server keeps another one. "
             "Start the server with the store of that queue, or give drivers the right --url"
         )
-    if not surroundings.driver_key.fits(token, message.job_id, message.attempt):
+    if not context.driver_key.fits(token, message.job_id, message.attempt):
         raise NotYourAttempt(
             f"this token is not of attempt {message.attempt} of {message.job_id}: a driver shows the "
             "FLEETUNE_DRIVER_TOKEN that it was started with"
         )
 
 
-def register(surroundings: Surroundings, message: Register) -> Registered:
+def register(context: ServiceContext, message: Register) -> Registered:
     """Return what the attempt is to run.
 
     Raises:
         AttemptOver: the attempt is not the newest, or has ended (410).
         QueueError: a secret or a model that the spec names does not exist any more (400).
     """
-    job = _current(surroundings, message)
+    job = _current(context, message)
     if job is None:
         raise AttemptOver(f"attempt {message.attempt} of {message.job_id} is over: end this driver")
-    spec = json.loads(surroundings.store.spec(job.job_id))
-    run = _run(surroundings, job, spec)
-    parents = _parents(surroundings, job)
-    surroundings.beats.note(Measured(job.job_id, job.attempt))
-    surroundings.beats.flush()  # from now on the job counts as running
+    spec = json.loads(context.store.spec(job.job_id))
+    run = _run(context, job, spec)
+    parents = _parents(context, job)
+    context.heartbeats.note(Measured(job.job_id, job.attempt))
+    context.heartbeats.flush()  # from now on the job counts as running
     order, _ = _order(job)
     return Registered(
-        queue=surroundings.queue,
+        queue=context.queue,
         kind=job.kind,
-        spec=_with_model(surroundings, job, spec),
+        spec=_with_model(context, job, spec),
         run=run,
         placement=job.placement,
-        engine=_engine(surroundings),
+        engine=_engine(context),
         parents={parent.job_id: parent.run for parent in parents if parent.run is not None},
-        secrets=_secrets(surroundings, job, spec),
+        secrets=_secrets(context, job, spec),
         order=order,
     )
 
 
-def beat(surroundings: Surroundings, message: Beat) -> Answer:
+def heartbeat(context: ServiceContext, message: Beat) -> Answer:
     """Record a heartbeat, and answer what to do.
 
     If the attempt is over: Order.LEAVE. Raises QueueError, StoreBroken.
     """
-    job = _current(surroundings, message)
+    job = _current(context, message)
     if job is None:
         reason = "the attempt is over, and another one may run"
-        return Answer(order=Order.LEAVE, reason=reason, queue=surroundings.queue)
+        return Answer(order=Order.LEAVE, reason=reason, queue=context.queue)
     if message.run is not None and message.run != job.run:
         raise QueueError(f"{message.run[:200]} is not the run of {job.job_id}: that is {job.run}")
     said = Measured(
@@ -93,37 +93,37 @@ def beat(surroundings: Surroundings, message: Beat) -> Answer:
         interruption_cost_s=message.interruption_cost_s,
         metrics=message.metrics or None,
     )
-    surroundings.beats.note(plausible(said, job, surroundings.clock.now_s()))
-    if message.draining and surroundings.engine != "local":  # on a local backend, nodes are not taken away
-        _note_draining(surroundings, job, message.draining)
-    if message.faulty and surroundings.engine != "local":
-        _note_faulty(surroundings, job, message.faulty)
+    context.heartbeats.note(plausible(said, job, context.clock.now_s()))
+    if message.draining and context.engine != "local":  # on a local backend, nodes are not taken away
+        _note_draining(context, job, message.draining)
+    if message.faulty and context.engine != "local":
+        _note_faulty(context, job, message.faulty)
     if 0 < len(message.keeps) < workers_in(job.placement):
         kept = tuple(Counter(message.keeps).items())
-        surroundings.store.give_back(job.job_id, job.attempt, kept, surroundings.clock.now_s())
+        context.store.give_back(job.job_id, job.attempt, kept, context.clock.now_s())
     if message.last:  # the driver's end would make the store ignore reports that are still pending
-        surroundings.beats.flush()
+        context.heartbeats.flush()
     order, reason = _order(job)
-    return Answer(order=order, reason=reason, queue=surroundings.queue)
+    return Answer(order=order, reason=reason, queue=context.queue)
 
 
-def _note_draining(surroundings: Surroundings, job: Job, draining: Sequence[str]) -> None:
+def _note_draining(context: ServiceContext, job: Job, draining: Sequence[str]) -> None:
     """Drain nodes that Ray is about to take away. Only drivers see that; jobs there leave as in any drain."""
-    store, now_s = surroundings.store, surroundings.clock.now_s()
+    store, now_s = context.store, context.clock.now_s()
     known = {rule.node_id for rule in store.node_rules()}
     for node in {node for node, _ in job.placement}.intersection(draining) - known:
         store.put_node_rule(taken_by_ray(node, now_s))
-        said = f"Ray is about to take {surroundings.machines.label(node)} away: what runs there goes elsewhere"
+        said = f"Ray is about to take {context.machines.label(node)} away: what runs there goes elsewhere"
         store.add_events([QueueEvent(now_s, "drain", said, data={"node": node, "by": "ray"})])
 
 
-def _note_faulty(surroundings: Surroundings, job: Job, faulty: Sequence[str]) -> None:
+def _note_faulty(context: ServiceContext, job: Job, faulty: Sequence[str]) -> None:
     """Record broken hardware for the leader, which suspects a node after several jobs have reported it."""
-    store, now_s = surroundings.store, surroundings.clock.now_s()
+    store, now_s = context.store, context.clock.now_s()
     nodes = {node for node, _ in job.placement}.intersection(faulty)
     if not nodes:
         return
-    names = tuple(sorted(surroundings.machines.label(node) for node in nodes))
+    names = tuple(sorted(context.machines.label(node) for node in nodes))
     known = loaded(store.facts().get(REPORTED, ""))
     kept = added(known, [Incident(now_s, names, job.submission)], now_s)
     if kept != known:
@@ -133,10 +133,10 @@ def _note_faulty(surroundings: Surroundings, job: Job, faulty: Sequence[str]) ->
         store.add_events([QueueEvent(now_s, FAULTY, said, job.job_id, data)])
 
 
-def _current(surroundings: Surroundings, message: Register | Beat) -> Job | None:
+def _current(context: ServiceContext, message: Register | Beat) -> Job | None:
     """Return the job of an attempt; None: the attempt is over."""
     try:
-        job = surroundings.store.job(message.job_id)
+        job = context.store.job(message.job_id)
     except UnknownJob:  # its rows were removed
         return None
     return job if job.attempt == message.attempt and job.state in HOLDS_A_LEASE else None
@@ -150,33 +150,33 @@ def _order(job: Job) -> tuple[Order, str]:
     return Order.GO_ON, ""
 
 
-def _engine(surroundings: Surroundings) -> Literal["ray", "local"]:
-    return "ray" if surroundings.engine == "ray" else "local"
+def _engine(context: ServiceContext) -> Literal["ray", "local"]:
+    return "ray" if context.engine == "ray" else "local"
 
 
-def _parents(surroundings: Surroundings, job: Job) -> list[Job]:
+def _parents(context: ServiceContext, job: Job) -> list[Job]:
     """Return the parents that belong to the same tenant and still exist."""
     found = []
     for parent in job.after:
         try:
-            known = surroundings.store.job(parent)
+            known = context.store.job(parent)
         except UnknownJob:
             continue
         found += [known] if known.tenant == job.tenant else []
     return found
 
 
-def _with_model(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> dict[str, Any]:
+def _with_model(context: ServiceContext, job: Job, spec: dict[str, Any]) -> dict[str, Any]:
     """Replace `run:JOB` by the directory of the model that the job has exported. Raises QueueError."""
     if isinstance(base := spec.get("base"), dict):  # of a sweep
-        return {**spec, "base": _with_model(surroundings, job, base)}
+        return {**spec, "base": _with_model(context, job, base)}
     model = spec.get("model")
     path = model.get("path") if isinstance(model, dict) else None
     name = run_named(path) if isinstance(path, str) else None
     if not isinstance(model, dict) or name is None:
         return spec
     try:
-        source = surroundings.store.job(name)
+        source = context.store.job(name)
     except UnknownJob:
         source = None
     if source is None or source.tenant != job.tenant or source.run is None:
@@ -184,7 +184,7 @@ def _with_model(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> d
     return {**spec, "model": {**model, "path": JobPaths(source.run).model}}
 
 
-def _secrets(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> dict[str, str]:
+def _secrets(context: ServiceContext, job: Job, spec: dict[str, Any]) -> dict[str, str]:
     """Return the secrets that the job asks for and that its tenant has now.
 
     Raises:
@@ -194,23 +194,23 @@ def _secrets(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> dict
     names = (spec.get("queue") or {}).get("secrets") or ()
     if not names:
         return {}
-    tenant = next(one for one in surroundings.store.tenants() if one.name == job.tenant)
-    if any((row.table, row.name) == ("tenant", tenant.name) for row in surroundings.store.unreadable()):
+    tenant = next(one for one in context.store.tenants() if one.name == job.tenant)
+    if any((row.table, row.name) == ("tenant", tenant.name) for row in context.store.unreadable()):
         raise StoreBroken(f"the settings of tenant {tenant.name!r} cannot be read, and so not which secrets it may use")
-    for wrong in wrong_secrets(names, tenant, surroundings.secrets):
+    for wrong in wrong_secrets(names, tenant, context.secrets):
         raise wrong
-    return {name: surroundings.secrets[name] for name in names}
+    return {name: context.secrets[name] for name in names}
 
 
-def _run(surroundings: Surroundings, job: Job, spec: dict[str, Any]) -> str | None:
+def _run(context: ServiceContext, job: Job, spec: dict[str, Any]) -> str | None:
     """Return the run of a job that trains. It is the same for all attempts, and chosen before anything is written.
 
     The server reads files of the run for other users, so the driver must not choose it.
     """
     if job.run is not None or job.kind == "command":
         return job.run
-    now_s = surroundings.clock.now_s()
+    now_s = context.clock.now_s()
     name = new_run_name(job.name, datetime.datetime.fromtimestamp(now_s, datetime.UTC))
     root = JobPaths.of((spec["base"] if job.kind == "sweep" else spec)["storage_path"], name).root
-    surroundings.store.measure([Measured(job.job_id, job.attempt, run=root)], now_s)
-    return surroundings.store.job(job.job_id).run  # another server may have been faster
+    context.store.measure([Measured(job.job_id, job.attempt, run=root)], now_s)
+    return context.store.job(job.job_id).run  # another server may have been faster

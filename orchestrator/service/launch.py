@@ -5,29 +5,28 @@ from __future__ import annotations
 from cluster.backend import Launch
 from cluster.settings import DriverPlace, ca_for_drivers, protocols_environment
 from orchestrator.controller.controller import LaunchOf
-from orchestrator.queue.clients import environment_of, guest_of
+from orchestrator.queue.clients import environment_of, ray_submission_of
 from orchestrator.queue.records import Job
-from orchestrator.service.context.context import Surroundings
+from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.context.identity import attempt_token
 
 __all__ = ["attempt_token", "launch_of"]
 
 
-def launch_of(surroundings: Surroundings) -> LaunchOf:
+def launch_of(context: ServiceContext) -> LaunchOf:
     """Make the function that describes how to start a driver.
 
     Every driver is `python -m jobs.drivers.attempt`, and asks the server for the rest. The function raises StoreBroken.
     """
 
     def launch(job: Job, spec: str) -> Launch:
-        token = attempt_token(surroundings.driver_key.value(), job.job_id, job.attempt)
-        around = surroundings
-        place = DriverPlace(around.url, job.job_id, job.attempt, token, around.queue, around.other_urls)
+        token = attempt_token(context.driver_key.value(), job.job_id, job.attempt)
+        place = DriverPlace(context.url, job.job_id, job.attempt, token, context.queue, context.other_urls)
         return Launch(
             job.submission,
-            (*surroundings.python, "-m", "jobs.drivers.attempt"),
+            (*context.python, "-m", "jobs.drivers.attempt"),
             environment={**place.environment(), **protocols_environment(), **ca_for_drivers()},
-            like=guest_of(job),
+            like=ray_submission_of(job),
             like_digest=environment_of(job),
             metadata={"job": job.job_id, "tenant": job.tenant, "gpus": _gpus(job)},
         )

@@ -12,7 +12,7 @@ from orchestrator.queue.errors import QueueError, UnknownNode
 from orchestrator.queue.node_rules import rules_by_node
 from orchestrator.queue.records import Lease, NodeOrder, NodeRule, QueueEvent
 from orchestrator.service.context.caller import ANYBODY, Caller
-from orchestrator.service.context.context import Surroundings
+from orchestrator.service.context.context import ServiceContext
 
 _DONE = {
     NodeOrder.USE: "is used again",
@@ -21,18 +21,18 @@ _DONE = {
 }
 
 
-def nodes(surroundings: Surroundings, caller: Caller = ANYBODY) -> Nodes:
+def nodes(context: ServiceContext, caller: Caller = ANYBODY) -> Nodes:
     """Return all nodes, including gone nodes with an order, so that the order can be withdrawn.
 
     Jobs that the caller may not see are named `a job of TENANT`. Raises BackendUnreachable, StoreBroken.
     """
-    inventory = surroundings.machines.inventory()
+    inventory = context.machines.inventory()
     there, labels = {node.node_id: node for node in inventory.nodes}, inventory.labels
-    given = surroundings.store.node_rules()
+    given = context.store.node_rules()
     rules = rules_by_node(given, inventory.nodes)
     met = {rule.node_id for rule in rules.values()}
     rules |= {rule.node_id: rule for rule in given if rule.node_id not in met}  # of nodes that are gone
-    held = _held(surroundings.store.leases(held=True), caller)
+    held = _held(context.store.leases(held=True), caller)
     names = [*there, *(name for name in rules if name not in there)]
     return Nodes(
         nodes=tuple(_view(name, there.get(name), rules.get(name), held, labels.get(name, name)) for name in names),
@@ -40,27 +40,27 @@ def nodes(surroundings: Surroundings, caller: Caller = ANYBODY) -> Nodes:
     )
 
 
-def order(surroundings: Surroundings, node_id: str, sent: NodeOrderSent, caller: Caller) -> NodeView:
+def order(context: ServiceContext, node_id: str, sent: NodeOrderSent, caller: Caller) -> NodeView:
     """Give an order about a node. Raises UnknownNode, Forbidden (not an admin), BackendUnreachable, StoreBroken."""
     caller.check_is_admin()
-    known = [node.node_id for node in nodes(surroundings).nodes]
+    known = [node.node_id for node in nodes(context).nodes]
     if node_id not in known:
         some = f": there are {', '.join(known[:20])}" if known else ": there are none"
         raise UnknownNode(f"there is no node {node_id!r}{did_you_mean(node_id, known) or some}")
-    now_s, what = surroundings.clock.now_s(), NodeOrder(sent.order)
+    now_s, what = context.clock.now_s(), NodeOrder(sent.order)
     if sent.deadline_s is not None and what is not NodeOrder.DRAIN:
         raise QueueError(f"deadline_s goes with the order drain, and this one is {what}: leave it out")
     deadline_s = None if sent.deadline_s is None else now_s + sent.deadline_s
-    label = surroundings.machines.label(node_id)
+    label = context.machines.label(node_id)
     if label != node_id:  # the new rule is by name, and replaces an older one by this machine's id
-        surroundings.store.put_node_rule(NodeRule(node_id, NodeOrder.USE, caller.name, sent.reason, now_s))
-    surroundings.store.put_node_rule(NodeRule(label, what, caller.name, sent.reason, now_s, deadline_s))
+        context.store.put_node_rule(NodeRule(node_id, NodeOrder.USE, caller.name, sent.reason, now_s))
+    context.store.put_node_rule(NodeRule(label, what, caller.name, sent.reason, now_s, deadline_s))
     last = "" if deadline_s is None else f", from {at_words(deadline_s)} on also what may not be interrupted"
     said = f"{label} {_DONE[what]}{last}, by order of {caller.name}"
     said += f" ({sent.reason})" if sent.reason else ""
     data = {"node": node_id, "by": caller.name, "deadline_s": deadline_s}
-    surroundings.store.add_events([QueueEvent(now_s, what.value, said, data=data)])
-    found = {node.node_id: node for node in nodes(surroundings).nodes}
+    context.store.add_events([QueueEvent(now_s, what.value, said, data=data)])
+    found = {node.node_id: node for node in nodes(context).nodes}
     # A gone node that is set to `use` disappears from the list.
     return found.get(node_id) or _view(node_id, None, None, {}, node_id)
 

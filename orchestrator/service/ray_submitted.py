@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from jobs.drivers.link.messages import Looked
-from orchestrator.queue.clients import guest_of
+from orchestrator.queue.clients import ray_submission_of
 from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, Reason, State
-from orchestrator.service.context.context import Surroundings
+from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability import logs
 
 _EXIT_CODES: Final[Mapping[State, int]] = {State.SUCCEEDED: 0, State.FAILED: 1, State.CANCELLED: 130}
@@ -21,7 +21,7 @@ class TooManyGuests(QueueError):
     status = 409
 
 
-def check_room(surroundings: Surroundings, client: str) -> None:
+def check_room(context: ServiceContext, client: str) -> None:
     """Check that one more program may be queued: each holds memory of the head while it waits.
 
     A program that is queued already may ask again.
@@ -29,8 +29,8 @@ def check_room(surroundings: Surroundings, client: str) -> None:
     Raises:
         TooManyGuests: there are as many as allowed.
     """
-    there = {job.client for job in surroundings.store.of_clients() if guest_of(job) is not None}
-    if client not in there and len(there) >= surroundings.most_guests:
+    there = {job.client for job in context.store.of_clients() if ray_submission_of(job) is not None}
+    if client not in there and len(there) >= context.most_ray_submitted:
         raise TooManyGuests(
             f"as many programs of `ray job submit` are queued as may be ({len(there)}): each of them, with what Ray "
             "keeps for it, holds memory of the head for as long as it waits. Queue with `fleetune submit`, which "
@@ -39,7 +39,7 @@ def check_room(surroundings: Surroundings, client: str) -> None:
         )
 
 
-def look(surroundings: Surroundings, job: Job, attempt: int, after: int) -> Looked:
+def look(context: ServiceContext, job: Job, attempt: int, after: int) -> Looked:
     """Return new output of a job's attempts, one attempt after the other. The caller fills in `words`.
 
     Raises:
@@ -49,7 +49,7 @@ def look(surroundings: Surroundings, job: Job, attempt: int, after: int) -> Look
     exit_code = exit_code_of(job)
     if not attempt:
         return Looked(exit_code=exit_code)
-    part = logs.part(surroundings, job, f"{logs.OUTPUT}-{min(attempt, job.attempt)}", after)
+    part = logs.part(context, job, f"{logs.OUTPUT}-{min(attempt, job.attempt)}", after)
     if part.ended and attempt < job.attempt:
         return Looked(output=part.text, attempt=attempt + 1, more=True)
     is_all = part.ended or part.next - after < logs.PART_BYTES // 2

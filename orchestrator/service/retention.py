@@ -8,7 +8,7 @@ from typing import Final
 
 from orchestrator.controller.fair_share import counts_since_s
 from orchestrator.queue.months import month_around
-from orchestrator.service.context.context import Surroundings
+from orchestrator.service.context.context import ServiceContext
 
 DAY_S: Final = 86_400.0
 BATCH: Final = 200  # most jobs in one transaction
@@ -31,9 +31,9 @@ class Retention:
     The leader calls it after each pass. Directories of runs are never touched.
     """
 
-    def __init__(self, surroundings: Surroundings, epoch: Callable[[], int]) -> None:
+    def __init__(self, context: ServiceContext, epoch: Callable[[], int]) -> None:
         """`epoch`: returns the epoch of this server's leadership; raises NotLeader."""
-        self._around, self._epoch = surroundings, epoch
+        self._context, self._epoch = context, epoch
         self._next_s = 0.0
 
     def __call__(self) -> int:
@@ -42,17 +42,17 @@ class Retention:
         Raises:
             StoreBroken, BackendUnreachable, NotLeader: nothing is lost; the next call goes on.
         """
-        days = self._around.retention_days
+        days = self._context.retention_days
         if not days or time.monotonic() < self._next_s:
             return 0
-        store, now_s = self._around.store, self._around.clock.now_s()
-        before_s = kept_since_s(now_s, days, self._around.policy.share_half_life_s)
+        store, now_s = self._context.store, self._context.clock.now_s()
+        before_s = kept_since_s(now_s, days, self._context.policy.share_half_life_s)
         found = store.prunable(before_s, BATCH)
         # The backend comes first: while the job exists, its id and the names of its attempts are not given to another
         # job.
         names = [f"{job_id}-{number}" for job_id, attempts in found for number in range(1, attempts + 1)]
         if names:
-            self._around.backend.discard(names)
+            self._context.backend.discard(names)
         removed = store.prune(self._epoch(), [job_id for job_id, _ in found], before_s)
         if len(found) < BATCH:
             self._next_s = time.monotonic() + _LOOKS_EVERY_S

@@ -22,7 +22,7 @@ from orchestrator.queue.states import HOLDS_A_LEASE, State
 from orchestrator.queue.store import Filter
 from orchestrator.queue.tenants import DEFAULT_RESTRICTIONS, Quota, Restrictions, Tenant
 from orchestrator.service.context.caller import ANYBODY
-from orchestrator.service.context.context import Surroundings
+from orchestrator.service.context.context import ServiceContext
 
 TENANT: Final = "tenant"  # kind of the events about tenants
 _SCHEME = re.compile(r"(?!file$)[a-z][a-z0-9+.-]{0,20}")
@@ -30,14 +30,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ACTIVE = (State.QUEUED, *sorted(HOLDS_A_LEASE))
 
 
-def tenants(surroundings: Surroundings) -> Tenants:
+def tenants(context: ServiceContext) -> Tenants:
     """Return all tenants. Raises StoreBroken."""
-    found, leases = surroundings.store.tenants(), surroundings.store.leases(held=True)
-    hours = _gpu_hours(surroundings, found)
-    return Tenants(tenants=tuple(_view(surroundings, one, leases, hours) for one in found))
+    found, leases = context.store.tenants(), context.store.leases(held=True)
+    hours = _gpu_hours(context, found)
+    return Tenants(tenants=tuple(_view(context, one, leases, hours) for one in found))
 
 
-def put(surroundings: Surroundings, name: str, sent: TenantSent, by: str = ANYBODY.name) -> TenantView:
+def put(context: ServiceContext, name: str, sent: TenantSent, by: str = ANYBODY.name) -> TenantView:
     """Create or change a tenant, with an event.
 
     Guarantees may exceed the present cluster, since machines come and go. Raises QueueError.
@@ -47,7 +47,7 @@ def put(surroundings: Surroundings, name: str, sent: TenantSent, by: str = ANYBO
             f"{name[:100]!r} is no name for a tenant: letters, digits, '.', '_' and '-', at most 100, and a letter or "
             "a digit first"
         )
-    store, now_s = surroundings.store, surroundings.clock.now_s()
+    store, now_s = context.store, context.clock.now_s()
     before = next((one for one in store.tenants() if one.name == name), None)
     restrictions = before.restrictions if before is not None else DEFAULT_RESTRICTIONS
     if sent.restrictions is not None:
@@ -59,7 +59,7 @@ def put(surroundings: Surroundings, name: str, sent: TenantSent, by: str = ANYBO
     if (said := _changes(before, tenant)) is not None:
         told = f"{by} {'makes' if before is None else 'changes'} tenant {name}{f': {said}' if said else ''}"
         store.add_events([QueueEvent(now_s, TENANT, told, data={"tenant": name, "by": by})])
-    return _view(surroundings, tenant, store.leases(held=True), _gpu_hours(surroundings, [tenant]))
+    return _view(context, tenant, store.leases(held=True), _gpu_hours(context, [tenant]))
 
 
 def _restrictions(sent: RestrictionsSent) -> Restrictions:
@@ -104,10 +104,10 @@ def _told(value: object) -> str:
     return f"{value:,g}" if isinstance(value, float) else str(value)
 
 
-def _gpu_hours(surroundings: Surroundings, tenants: Sequence[Tenant]) -> dict[str, float]:
+def _gpu_hours(context: ServiceContext, tenants: Sequence[Tenant]) -> dict[str, float]:
     """Return the GPU-hours of this month by tenant; empty if none of the tenants has a limit on them."""
     limited = any(one.restrictions.max_gpu_hours_per_month is not None for one in tenants)
-    return surroundings.usage_months.gpu_hours() if limited else {}
+    return context.usage_months.gpu_hours() if limited else {}
 
 
 def _quota(what: str, sent: Sequence[QuotaSent]) -> Quota:
@@ -135,11 +135,9 @@ def _of(kind: str | None) -> str:
     return "GPUs of all types" if kind is None else f"{kind} GPUs"
 
 
-def _view(
-    surroundings: Surroundings, tenant: Tenant, leases: Sequence[Lease], hours: Mapping[str, float]
-) -> TenantView:
+def _view(context: ServiceContext, tenant: Tenant, leases: Sequence[Lease], hours: Mapping[str, float]) -> TenantView:
     restrictions = tenant.restrictions
-    counts = surroundings.store.count(Filter(tenant=tenant.name, states=_ACTIVE))
+    counts = context.store.count(Filter(tenant=tenant.name, states=_ACTIVE))
     return TenantView(
         name=tenant.name,
         weight=tenant.weight,

@@ -14,7 +14,7 @@ from cluster.capacity.inventory import Inventory, Node
 from cluster.capacity.occupancy import Occupancy
 from cluster.errors import InputError
 from orchestrator.queue.tenants import Tenant
-from orchestrator.scheduling.forecast.queue_simulation import Attempt, Measuring, World
+from orchestrator.scheduling.forecast.queue_simulation import Attempt, Measuring, QueueSimulation
 from orchestrator.scheduling.job_table import WAITING
 from orchestrator.scheduling.plan.decisions import Cause
 from orchestrator.scheduling.policy import Order, Policy, policy_named
@@ -26,7 +26,7 @@ _MOST_FAILURES = 10_000  # of one job, until the simulation is given up
 # Simple policies are told the exact run times, as schedulers with exact limits would be.
 _TOLD_EVERYTHING = (Order.SUBMITTED, Order.SHARE)
 
-OnWait = Callable[[World, int, int], None]
+OnWait = Callable[[QueueSimulation, int, int], None]
 
 
 def simulate(
@@ -60,7 +60,7 @@ class _Run:
         self._tenants = {name: number for number, name in enumerate(dict.fromkeys(job.tenant for job in jobs))}
         size = setup.gpus_per_node
         inventory = Inventory(tuple(Node(f"node-{number}", cpus=size, gpus=size) for number in range(setup.nodes)))
-        self._world = World(
+        self._simulation = QueueSimulation(
             Occupancy.of(inventory),
             [Tenant(name) for name in self._tenants],
             policy,
@@ -79,25 +79,27 @@ class _Run:
         began = time.perf_counter()
         arrivals = self._arrivals()
         self._plan_failures()
-        world, at = self._world, 0
+        simulation, at = self._simulation, 0
         while self._finished < len(self._jobs):
             next_arrival = arrivals[at][0] if at < len(arrivals) else math.inf
             next_failure = self._failures[0][0] if self._failures else math.inf
-            now = min(next_arrival, next_failure, world.next_event_s)
-            world.advance(now)
+            now = min(next_arrival, next_failure, simulation.next_event_s)
+            simulation.advance(now)
             while self._failures and self._failures[0][0] <= now:
                 self._fail_or_repair()
             arrived = list[int]()
             while at < len(arrivals) and arrivals[at][0] <= now:
                 arrived.append(self._submit(arrivals[at][1]))
                 at += 1
-            if world.waiting:
-                world.decide()
+            if simulation.waiting:
+                simulation.decide()
             if self._on_wait is not None:
                 self._say_who_waits(self._on_wait, arrived)
-            if self._progress is not None and world.passes % _SAY_EVERY == 0:
+            if self._progress is not None and simulation.passes % _SAY_EVERY == 0:
                 self._progress(self._finished / len(self._jobs))
-        return Simulated(self._jobs, tuple(self._stretches), self._setup, time.perf_counter() - began, world.passes)
+        return Simulated(
+            self._jobs, tuple(self._stretches), self._setup, time.perf_counter() - began, simulation.passes
+        )
 
     def _arrivals(self) -> list[tuple[float, int]]:
         most_s = _JITTER_S if self._setup.jitter else 0.0
@@ -105,13 +107,13 @@ class _Run:
 
     def _say_who_waits(self, on_wait: OnWait, arrived: Sequence[int]) -> None:
         for row in arrived:
-            if self._world.jobs.state[row] == WAITING:
-                on_wait(self._world, row, self._job_of[row])
+            if self._simulation.jobs.state[row] == WAITING:
+                on_wait(self._simulation, row, self._job_of[row])
 
     def _submit(self, number: int) -> int:
         """Submit a job of the trace. Returns its row in the simulation."""
         job, setup = self._jobs[number], self._setup
-        row = self._world.submit(
+        row = self._simulation.submit(
             Gang(job.num_gpus, 1, 1),
             job.duration_s,
             math.exp(self._error.gauss(0.0, setup.noise)),
@@ -150,9 +152,9 @@ class _Run:
     def _fail_or_repair(self) -> None:
         at_s, node, comes_back = heapq.heappop(self._failures)
         if comes_back:
-            self._world.repair(node)
+            self._simulation.repair(node)
             again = at_s + self._failing.expovariate(self._setup.failures_per_node_day) * 86_400.0
         else:
-            self._world.fail(node, self._setup.checkpoint_every_s)
+            self._simulation.fail(node, self._setup.checkpoint_every_s)
             again = at_s + self._setup.repair_s
         heapq.heappush(self._failures, (again, node, not comes_back))

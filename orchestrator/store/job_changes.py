@@ -14,22 +14,22 @@ from typing import Any
 from cluster.capacity.occupancy import workers_in
 from jobs.drivers.link.messages import MOST_METRICS
 from jobs.spec.queue import MOST_RUNTIME_S
-from orchestrator.queue.records import Job, Measured, Move, NewJob, NodePlaces
+from orchestrator.queue.records import Job, Measured, NewJob, NodePlaces, Transition
 from orchestrator.queue.retry import waits_s
-from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, MAY_GO_TO, Reason, State, Wanted
+from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, MAY_GO_TO, DesiredState, Reason, State
 from orchestrator.queue.store import Change
 from orchestrator.store.database.rows import plain
 
 BY_THE_SCHEDULER = frozenset({Reason.PREEMPTED, Reason.RECLAIMED, Reason.MOVED, Reason.MAINTENANCE})
 
 
-def check(moves: Sequence[Move]) -> None:
+def check(transitions: Sequence[Transition]) -> None:
     """Check that transitions are allowed. Raises ValueError."""
-    for move in moves:
-        if move.to not in MAY_GO_TO[move.expect]:
-            raise ValueError(f"job {move.job_id} may not go from {move.expect} to {move.to}")
-        if bool(move.placement) is not (move.to is State.STARTING):
-            raise ValueError(f"job {move.job_id}: a placement goes with a move to starting, and with no other")
+    for transition in transitions:
+        if transition.to not in MAY_GO_TO[transition.expect]:
+            raise ValueError(f"job {transition.job_id} may not go from {transition.expect} to {transition.to}")
+        if bool(transition.placement) is not (transition.to is State.STARTING):
+            raise ValueError(f"job {transition.job_id}: a placement goes with a move to starting, and with no other")
 
 
 def submitted(new: NewJob, job_id: str, number: int, now_s: float, changed: int) -> Job:
@@ -47,7 +47,7 @@ def submitted(new: NewJob, job_id: str, number: int, now_s: float, changed: int)
         max_runtime_s=new.max_runtime_s,
         preemptible=new.preemptible,
         submitted_s=now_s,
-        wanted=Wanted.RUN,
+        wanted=DesiredState.RUN,
         state=State.QUEUED,
         reason=Reason.SUBMITTED,
         message="",
@@ -74,18 +74,25 @@ def submitted(new: NewJob, job_id: str, number: int, now_s: float, changed: int)
     )
 
 
-def moved(job: Job, move: Move, now_s: float, changed: int, parents_ended_s: float = 0.0) -> Job | None:
+def moved(job: Job, transition: Transition, now_s: float, changed: int, parents_ended_s: float = 0.0) -> Job | None:
     """Return the job after a transition; None: the job is not in the state or attempt that the transition expects."""
-    if job.state is not move.expect or job.attempt != move.attempt:
+    if job.state is not transition.expect or job.attempt != transition.attempt:
         return None
-    follows = {**_leaving(job, move, now_s, parents_ended_s), **_arriving(job, move, now_s)}
-    return replace(job, state=move.to, reason=move.reason, message=plain(move.message), changed=changed, **follows)
+    follows = {**_leaving(job, transition, now_s, parents_ended_s), **_arriving(job, transition, now_s)}
+    return replace(
+        job,
+        state=transition.to,
+        reason=transition.reason,
+        message=plain(transition.message),
+        changed=changed,
+        **follows,
+    )
 
 
-def _leaving(job: Job, move: Move, now_s: float, parents_ended_s: float) -> dict[str, Any]:
+def _leaving(job: Job, transition: Transition, now_s: float, parents_ended_s: float) -> dict[str, Any]:
     if job.state is State.QUEUED:
         return {"waited_s": job.waited_s + waits_s(job, now_s, parents_ended_s)}
-    if job.state in HOLDS_A_LEASE and move.to not in HOLDS_A_LEASE:
+    if job.state in HOLDS_A_LEASE and transition.to not in HOLDS_A_LEASE:
         held_s = max(now_s - job.started_s, 0.0) if job.started_s is not None else 0.0
         return {"placement": (), "started_s": None, "attained_s": job.attained_s + held_s, "most_workers": None}
     return {}
@@ -100,15 +107,15 @@ def _with_workers(job: Job, num_workers: int) -> dict[str, Any]:
     return {"gang": gang, "remaining_s": None if left_s is None else left_s / faster}
 
 
-def _arriving(job: Job, move: Move, now_s: float) -> dict[str, Any]:
-    if move.to is State.STARTING:
-        attempt = {"attempt": job.attempt + 1, "placement": move.placement, "started_s": now_s, "heard_s": None}
-        return attempt | _with_workers(job, workers_in(move.placement))
-    if move.to in ENDED:
+def _arriving(job: Job, transition: Transition, now_s: float) -> dict[str, Any]:
+    if transition.to is State.STARTING:
+        attempt = {"attempt": job.attempt + 1, "placement": transition.placement, "started_s": now_s, "heard_s": None}
+        return attempt | _with_workers(job, workers_in(transition.placement))
+    if transition.to in ENDED:
         return {"ended_s": now_s}
-    if move.to is not State.QUEUED:
+    if transition.to is not State.QUEUED:
         return {}
-    return {"waiting_since_s": now_s, **_counted(job, move.reason), **_with_least(job)}
+    return {"waiting_since_s": now_s, **_counted(job, transition.reason), **_with_least(job)}
 
 
 def _with_least(job: Job) -> dict[str, Any]:
@@ -155,7 +162,7 @@ def retried(job: Job, by: str, now_s: float, changed: int) -> Job:
         state=State.QUEUED,
         reason=Reason.RETRIED,
         message=plain(f"retried by {by}"),
-        wanted=Wanted.RUN,
+        wanted=DesiredState.RUN,
         waiting_since_s=now_s,
         attained_s=0.0,  # max_runtime_s starts anew
         client=None,  # a retry is an explicit wish for the job, even if the client that submitted it is gone

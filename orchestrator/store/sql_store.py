@@ -12,12 +12,12 @@ from orchestrator.queue.records import (
     Leadership,
     Lease,
     Measured,
-    Move,
     NewJob,
     NodePlaces,
     NodeRule,
     QueueEvent,
     Token,
+    Transition,
     UnreadableRow,
 )
 from orchestrator.queue.states import State
@@ -96,10 +96,10 @@ class SqlStore:
         with self._database.read() as connection:
             return pages.changes(connection, after, limit)
 
-    def move(self, epoch: int, moves: Sequence[Move], now_s: float) -> list[Job]:
-        steps.check(moves)
+    def move(self, epoch: int, transitions: Sequence[Transition], now_s: float) -> list[Job]:
+        steps.check(transitions)
         with self._database.write() as connection:
-            return movement.move(connection, epoch, moves, now_s)
+            return movement.move(connection, epoch, transitions, now_s)
 
     def pull_back(self, epoch: int, now_s: float) -> None:
         with self._database.write() as connection:

@@ -11,9 +11,9 @@ from sqlalchemy import Connection, and_, bindparam, insert, or_, select, update
 from cluster.capacity.occupancy import workers_in
 from cluster.text import many
 from orchestrator.queue.errors import NotReleasable
-from orchestrator.queue.records import Job, Lease, Move, NodePlaces, QueueEvent
+from orchestrator.queue.records import Job, Lease, NodePlaces, QueueEvent, Transition
 from orchestrator.queue.retry import landing
-from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Reason, State, Wanted
+from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, DesiredState, Reason, State
 from orchestrator.store import events as history
 from orchestrator.store import job_changes as steps
 from orchestrator.store import jobs as jobtable
@@ -36,16 +36,16 @@ _SINCE = _LEASES.where(LEASES.c.released_s.is_(None) | (LEASES.c.released_s >= b
 _BETWEEN = _SINCE.where(LEASES.c.granted_s < bindparam("until_s"))
 
 
-def move(connection: Connection, epoch: int, moves: Sequence[Move], now_s: float) -> list[Job]:
+def move(connection: Connection, epoch: int, transitions: Sequence[Transition], now_s: float) -> list[Job]:
     """Make transitions. Raises NotLeader."""
-    numbers = take_as_leader(connection, epoch, changes=len(moves), events=len(moves))
-    now = jobtable.get_all(connection, (one.job_id for one in moves))
+    numbers = take_as_leader(connection, epoch, changes=len(transitions), events=len(transitions))
+    now = jobtable.get_all(connection, (one.job_id for one in transitions))
     parents_ended_s = jobtable.parents_ended_s(connection, now.values())
     moved: dict[str, Job] = {}
     granted: list[Values] = []
     released: list[Values] = []
     happened: list[QueueEvent] = []
-    for place, one in enumerate(moves, 1):
+    for place, one in enumerate(transitions, 1):
         before = now.get(one.job_id)
         if before is None:
             continue
@@ -74,9 +74,9 @@ def release(connection: Connection, job_id: str, attempt: int, now_s: float, by:
         raise NotReleasable(
             f"job {job_id} is {job.state}, in attempt {job.attempt}: only one that is stopping is released"
         )
-    state, text = landing(job) if job.wanted is not Wanted.CANCEL else (State.CANCELLED, "cancelled")
-    reason = Reason.CANCELLED if job.wanted is Wanted.CANCEL else job.reason
-    after = steps.moved(job, Move(job_id, job.state, attempt, state, reason, text), now_s, numbers.change + 1)
+    state, text = landing(job) if job.wanted is not DesiredState.CANCEL else (State.CANCELLED, "cancelled")
+    reason = Reason.CANCELLED if job.wanted is DesiredState.CANCEL else job.reason
+    after = steps.moved(job, Transition(job_id, job.state, attempt, state, reason, text), now_s, numbers.change + 1)
     assert after is not None
     jobtable.write(connection, [after], MOVED)
     connection.execute(_RELEASE, [_release(job, now_s)])

@@ -10,7 +10,7 @@ import pytest
 from cluster.capacity.gang import Gang
 from orchestrator.queue.errors import JobEnded, KeyReused, NotEnded, QueueError, UnknownJob, UnknownTenant
 from orchestrator.queue.records import NewJob
-from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queue.states import DesiredState, Reason, State
 from orchestrator.queue.store import Change, Filter, Store, SubmissionKey
 from orchestrator.store import open_store
 from orchestrator.store.database.engine import open_database
@@ -40,7 +40,7 @@ def test_a_new_job_waits_and_is_what_was_submitted(store: Store) -> None:
     assert {name: getattr(job, name) for name in NewJob.__slots__ if name not in NOT_KEPT} == {
         name: getattr(asked, name) for name in NewJob.__slots__ if name not in NOT_KEPT
     }
-    assert (job.state, job.reason, job.wanted) == (State.QUEUED, Reason.SUBMITTED, Wanted.RUN)
+    assert (job.state, job.reason, job.wanted) == (State.QUEUED, Reason.SUBMITTED, DesiredState.RUN)
     assert (job.submitted_s, job.waiting_since_s, job.attempt) == (START_S, START_S, 0)
     assert store.job(job.job_id) == job
     assert store.spec(job.job_id) == asked.spec
@@ -157,12 +157,12 @@ def test_filters_hold_together(store: Store) -> None:
 
 def test_what_is_asked_is_noted_with_an_event(store: Store) -> None:
     job = submit(store)
-    asked = store.ask(job.job_id, Change(wanted=Wanted.PAUSE), START_S + 1.0, "bert")
+    asked = store.ask(job.job_id, Change(wanted=DesiredState.PAUSE), START_S + 1.0, "bert")
     waited = {"waited_s": 1.0, "waiting_since_s": START_S + 1.0}
-    assert asked == replace(job, wanted=Wanted.PAUSE, changed=asked.changed, **waited) == store.job(job.job_id)
+    assert asked == replace(job, wanted=DesiredState.PAUSE, changed=asked.changed, **waited) == store.job(job.job_id)
     assert asked.changed > job.changed
     asked = store.ask(job.job_id, Change(priority=9), START_S + 2.0, "bert")
-    assert (asked.wanted, asked.priority, asked.state) == (Wanted.PAUSE, 9, State.QUEUED)
+    assert (asked.wanted, asked.priority, asked.state) == (DesiredState.PAUSE, 9, State.QUEUED)
     _, *events = store.events(job.job_id)
     assert [(event.at_s, event.kind, event.message) for event in events] == [
         (START_S + 1.0, "asked", "bert asks: pause"),
@@ -174,7 +174,7 @@ def test_what_is_asked_is_noted_with_an_event(store: Store) -> None:
 def test_it_is_too_late_to_ask_anything_of_a_job_that_has_ended(store: Store) -> None:
     job = go(store, submit(store), *RUN, State.SUCCEEDED)
     with pytest.raises(JobEnded, match="has succeeded: it is too late for that"):
-        store.ask(job.job_id, Change(wanted=Wanted.CANCEL), START_S, "bert")
+        store.ask(job.job_id, Change(wanted=DesiredState.CANCEL), START_S, "bert")
     with pytest.raises(UnknownJob):
         store.ask("gone", Change(priority=1), START_S, "bert")
     assert store.job(job.job_id) == job
@@ -186,7 +186,7 @@ def test_a_job_is_put_back_with_fresh_budgets(store: Store) -> None:
     assert job.retries == {Reason.NODE_LOST: 1}
     back = store.retry(job.job_id, START_S + 60.0, "bert")
     assert back == store.job(job.job_id)
-    assert (back.state, back.reason, back.wanted, back.retries) == (State.QUEUED, Reason.RETRIED, Wanted.RUN, {})
+    assert (back.state, back.reason, back.wanted, back.retries) == (State.QUEUED, Reason.RETRIED, DesiredState.RUN, {})
     assert (back.waiting_since_s, back.ended_s, back.attempt) == (START_S + 60.0, None, 2)
     last = store.events(job.job_id)[-1]
     assert (last.kind, last.message, last.at_s) == ("queued", "retried by bert", START_S + 60.0)
@@ -202,9 +202,9 @@ def test_only_what_has_failed_or_was_cancelled_is_put_back(store: Store) -> None
         store.retry(job.job_id, START_S, "bert")
     with pytest.raises(UnknownJob):
         store.retry("gone", START_S, "bert")
-    store.ask(submit(store).job_id, Change(wanted=Wanted.CANCEL), START_S, "bert")
+    store.ask(submit(store).job_id, Change(wanted=DesiredState.CANCEL), START_S, "bert")
     cancelled = go(store, store.jobs(limit=1)[0], State.CANCELLED, reason=Reason.CANCELLED)
-    assert store.retry(cancelled.job_id, START_S, "bert").wanted is Wanted.RUN
+    assert store.retry(cancelled.job_id, START_S, "bert").wanted is DesiredState.RUN
 
 
 def test_what_no_database_holds_is_refused_and_nothing_is_written(store: Store) -> None:

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.queue.errors import QueueError
-from orchestrator.queue.records import Job, Measured, Move
-from orchestrator.queue.states import DRIVER_ENDED, ENDED, HOLDS_A_LEASE, MAY_GO_TO, Reason, State, Wanted
+from orchestrator.queue.records import Job, Measured, Transition
+from orchestrator.queue.states import DRIVER_ENDED, ENDED, HOLDS_A_LEASE, MAY_GO_TO, DesiredState, Reason, State
 from orchestrator.queue.store import Change, Store
 from tests.support.stores import PLACES, START_S, lead, new
 
@@ -20,7 +20,7 @@ STEPS = [(state, to) for state, some in MAY_GO_TO.items() for to in sorted(some)
 jobs = st.integers(0, JOBS - 1)
 times = st.floats(0.0, 2000.0)
 moves = st.tuples(st.just("move"), jobs, times, st.sampled_from(STEPS), st.integers(-1, 1), st.sampled_from(Reason))
-asks = st.tuples(st.just("ask"), jobs, times, st.sampled_from(Wanted), st.none() | st.integers(-5, 5))
+asks = st.tuples(st.just("ask"), jobs, times, st.sampled_from(DesiredState), st.none() | st.integers(-5, 5))
 retries = st.tuples(st.just("retry"), jobs, times)
 says = st.tuples(st.just("measure"), jobs, times, st.integers(-1, 0), st.integers(0, 9))
 # Mostly what a job could really do next, so that many of them get far.
@@ -33,7 +33,7 @@ class Model:
 
     job_id: str
     state: State = State.QUEUED
-    wanted: Wanted = Wanted.RUN
+    wanted: DesiredState = DesiredState.RUN
     priority: int = 0
     attempt: int = 0
     reason: Reason = Reason.SUBMITTED
@@ -48,7 +48,7 @@ class Model:
 
     def wait(self, now_s: float) -> None:
         """What it has waited for so far counts. A pause does not, be it its owner's or one after a failure."""
-        if self.state is State.QUEUED and self.wanted is not Wanted.PAUSE:
+        if self.state is State.QUEUED and self.wanted is not DesiredState.PAUSE:
             failed = self.reason in (*DRIVER_ENDED, Reason.OUT_OF_MEMORY, Reason.SILENT, Reason.NOT_STARTED)
             pause_s = min(10.0 * 2 ** (self.retries[self.reason] - 1), 600.0) if failed else 0.0
             self.waited_s += max(now_s - self.since_s - pause_s, 0.0)
@@ -99,7 +99,7 @@ def carry_out(store: Store, epoch: int, model: Model, what: str, now_s: float, *
         model.step = at if attempt == 0 and model.state not in ENDED else model.step
 
 
-def _move(model: Model, what: str, way: Any, *rest: Any) -> Move | None:
+def _move(model: Model, what: str, way: Any, *rest: Any) -> Transition | None:
     if what == "move":
         (expect, to), (other, reason) = way, rest
     else:
@@ -107,10 +107,12 @@ def _move(model: Model, what: str, way: Any, *rest: Any) -> Move | None:
         if not ways:
             return None
         expect, to, other, reason = model.state, ways[way % len(ways)], 0, rest[0]
-    return Move(model.job_id, expect, model.attempt + other, to, reason, "", PLACES if to is State.STARTING else ())
+    return Transition(
+        model.job_id, expect, model.attempt + other, to, reason, "", PLACES if to is State.STARTING else ()
+    )
 
 
-def _ask(store: Store, model: Model, now_s: float, wanted: Wanted, priority: int | None) -> None:
+def _ask(store: Store, model: Model, now_s: float, wanted: DesiredState, priority: int | None) -> None:
     try:
         store.ask(model.job_id, Change(wanted, priority), now_s, "anna")
     except QueueError:
@@ -131,7 +133,7 @@ def _retry(store: Store, model: Model, now_s: float) -> None:
         assert model.state not in (State.FAILED, State.CANCELLED)
         return
     assert model.state in (State.FAILED, State.CANCELLED)
-    model.state, model.wanted, model.since_s, model.retries = State.QUEUED, Wanted.RUN, now_s, {}
+    model.state, model.wanted, model.since_s, model.retries = State.QUEUED, DesiredState.RUN, now_s, {}
     model.reason = Reason.RETRIED
     model.events.append("queued")
 

@@ -10,8 +10,8 @@ import pytest
 
 from cluster.capacity.gang import Gang
 from orchestrator.queue.errors import NotLeader
-from orchestrator.queue.records import Job, Leadership, Lease, Measured, Move, NodePlaces
-from orchestrator.queue.states import ENDED, MAY_GO_TO, Reason, State, Wanted
+from orchestrator.queue.records import Job, Leadership, Lease, Measured, NodePlaces, Transition
+from orchestrator.queue.states import ENDED, MAY_GO_TO, DesiredState, Reason, State
 from orchestrator.queue.store import Change, Store
 from tests.support.stores import PLACES, RUN, START_S, go, lead, new, step, submit
 
@@ -112,7 +112,9 @@ def test_an_elastic_job_has_what_its_lease_has_and_waits_with_the_fewest(store: 
     epoch = lead(store)
 
     def to(one: Job, state: State, reason: Reason, placement: NodePlaces = ()) -> Job:
-        (moved,) = store.move(epoch, [Move(one.job_id, one.state, one.attempt, state, reason, "", placement)], START_S)
+        (moved,) = store.move(
+            epoch, [Transition(one.job_id, one.state, one.attempt, state, reason, "", placement)], START_S
+        )
         assert store.job(one.job_id) == moved
         return moved
 
@@ -132,7 +134,7 @@ def test_an_elastic_job_has_what_its_lease_has_and_waits_with_the_fewest(store: 
 def test_a_part_of_a_lease_is_given_back_before_its_end(store: Store) -> None:
     job = submit(store, gang=Gang(2, 1, 1), sizes=(2, 4, 6, 8))
     epoch = lead(store)
-    start = Move(job.job_id, job.state, 0, State.STARTING, Reason.GRANTED, placement=(("n0", 4), ("n1", 4)))
+    start = Transition(job.job_id, job.state, 0, State.STARTING, Reason.GRANTED, placement=(("n0", 4), ("n1", 4)))
     (job,) = store.move(epoch, [start], START_S)
     (job,) = store.move(epoch, [step(job, State.RUNNING)], START_S)
     before = store.job(job.job_id).changed
@@ -169,7 +171,7 @@ def test_a_move_is_passed_over_where_the_job_is_elsewhere_by_now(store: Store) -
     epoch = lead(store)
     first, second = store.submit([new(), new()], START_S)
     go(store, first, *RUN, State.STOPPING, State.QUEUED)
-    moves = [step(first, State.STARTING), step(second, State.STARTING), Move("gone", *_TO_START[1:])]
+    moves = [step(first, State.STARTING), step(second, State.STARTING), Transition("gone", *_TO_START[1:])]
     assert [job.job_id for job in store.move(epoch, moves, START_S)] == [second.job_id]
     assert store.move(epoch, moves, START_S) == []
     assert store.job(first.job_id).attempt == 1
@@ -282,7 +284,7 @@ def test_changes_begin_with_what_has_not_ended_and_go_on_with_everything(store: 
     assert store.changes(after) == [jobs[1]]  # it ended after the newest of those
     after = jobs[1].changed
     assert store.changes(after) == []
-    jobs[3] = store.ask(jobs[3].job_id, Change(wanted=Wanted.CANCEL), START_S, "anna")
+    jobs[3] = store.ask(jobs[3].job_id, Change(wanted=DesiredState.CANCEL), START_S, "anna")
     jobs[2] = go(store, jobs[2], State.CANCELLED, reason=Reason.CANCELLED)
     assert store.changes(after) == [jobs[3], jobs[2]]
     assert store.changes(after, limit=1) == [jobs[3]]

@@ -9,11 +9,11 @@ import pytest
 from orchestrator.queue.errors import KeyReused, NotLeader
 from orchestrator.queue.records import Measured
 from orchestrator.queue.retry import waits_s
-from orchestrator.queue.states import ENDED, Reason, State, Wanted
+from orchestrator.queue.states import ENDED, DesiredState, Reason, State
 from orchestrator.queue.store import Change, Store, SubmissionKey
 from tests.support.stores import RUN, START_S, go, lead, new, submit
 
-PAUSE, GO_ON, CANCEL = (Change(wanted=wanted) for wanted in (Wanted.PAUSE, Wanted.RUN, Wanted.CANCEL))
+PAUSE, GO_ON, CANCEL = (Change(wanted=wanted) for wanted in (DesiredState.PAUSE, DesiredState.RUN, DesiredState.CANCEL))
 
 
 def ids(jobs: object) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from cluster.capacity.gang import Gang
 from orchestrator.controller.fair_share import counts_since_s, used_of
 from orchestrator.queue.months import by_month, month_around, month_of, totals_of
-from orchestrator.queue.records import Move
+from orchestrator.queue.records import Transition
 from orchestrator.queue.states import Reason, State
 from orchestrator.queue.store import Store
 from tests.support.stores import lead, new, step
@@ -33,7 +33,7 @@ def used(store: Store) -> Store:
         granted_s = NOW_S - 10.0 ** draw.uniform(0.0, 6.4)
         granted_s = {0: MONTH_S, 1: MONTH_S - length_s, 2: NOW_S + 60.0}.get(number, granted_s)
         workers = job.gang.num_workers if number % 5 else 2
-        start = Move(job.job_id, job.state, 0, State.STARTING, Reason.GRANTED, placement=(("n0", workers),))
+        start = Transition(job.job_id, job.state, 0, State.STARTING, Reason.GRANTED, placement=(("n0", workers),))
         (job,) = store.move(epoch, [start], granted_s)
         (job,) = store.move(epoch, [step(job, State.RUNNING)], granted_s)
         if number % 9:

@@ -10,7 +10,7 @@ import signal
 import sys
 
 from orchestrator.queue.errors import StoreBroken
-from orchestrator.queue.records import Move
+from orchestrator.queue.records import Transition
 from orchestrator.queue.states import Reason, State
 from orchestrator.queue.store import Store, SubmissionKey
 from orchestrator.store import open_store
@@ -41,7 +41,7 @@ def grant_all(store: Store) -> None:
     """Every job that waits, one by one, whoever else does it; the ids of those that were granted here."""
     epoch = lead(store)
     for job in reversed(store.jobs(limit=1000)):
-        move = Move(job.job_id, State.QUEUED, 0, State.STARTING, Reason.GRANTED, "", PLACES)
+        move = Transition(job.job_id, State.QUEUED, 0, State.STARTING, Reason.GRANTED, "", PLACES)
         if store.move(epoch, [move], START_S):
             say(job.job_id)
 

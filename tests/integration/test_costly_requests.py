@@ -23,7 +23,7 @@ MOST_CPU_S = 0.5  # ten times what is aimed at: the machine may be slow
 def world() -> Iterator[ServiceWorld]:
     made = ServiceWorld(4)
     with pytest.raises(FleetuneError):
-        admit(made.around, [command(nonsense=1)], ANNA)  # what is made once
+        admit(made.context, [command(nonsense=1)], ANNA)  # what is made once
     yield made
     made.close()
 
@@ -80,7 +80,7 @@ def _thread_s(act: Callable[[], object]) -> float:
 def test_wrong_specs_are_refused_after_little_work(world: ServiceWorld, specs: list[Any], words: str) -> None:
     def refused() -> None:
         with pytest.raises(FleetuneError) as caught:
-            admit(world.around, specs, ANNA)
+            admit(world.context, specs, ANNA)
         assert words in str(caught.value)
         assert len(str(caught.value)) < 10_000
 

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.drivers.link.messages import Beat
 from orchestrator.queue.records import Job
-from orchestrator.queue.states import ENDED, State, Wanted
+from orchestrator.queue.states import ENDED, DesiredState, State
 from orchestrator.queue.store import Change
 from orchestrator.service import drivers as driving
 from tests.support.service import ServiceWorld, command, finetune, queue
@@ -38,10 +38,10 @@ def test_what_a_sweep_gives_back_is_free_for_others(world: ServiceWorld) -> None
     nodes = [node for node, workers in job.placement for _ in range(workers)]
     assert len(nodes) == 8
     (waiting,) = world.admit(command(resources={"num_workers": 6, "gpus_per_worker": 1}, **queue(preemptible=False)))
-    driving.beat(world.around, said(job, keeps=(*nodes[:2], "elsewhere")))
+    driving.heartbeat(world.context, said(job, keeps=(*nodes[:2], "elsewhere")))
     assert world.job(job.job_id) == job, "no part of its lease"
-    driving.beat(world.around, said(job, keeps=nodes[:2]))
-    driving.beat(world.around, said(job, keeps=nodes[:2]))  # it is said again with each beat
+    driving.heartbeat(world.context, said(job, keeps=nodes[:2]))
+    driving.heartbeat(world.context, said(job, keeps=nodes[:2]))  # it is said again with each beat
     assert [event.kind for event in world.store.events(job.job_id)].count("given-back") == 1
 
     def passes(number: int) -> None:  # not those of the world, which counts what jobs held when they were started
@@ -54,7 +54,7 @@ def test_what_a_sweep_gives_back_is_free_for_others(world: ServiceWorld) -> None
     kept = world.job(job.job_id)
     assert (kept.state, kept.attempt, kept.gang.num_workers) == (State.RUNNING, 1, 2)
     assert kept.placement == ((nodes[0], 2),)
-    world.store.ask(waiting.job_id, Change(wanted=Wanted.CANCEL), world.clock(), "anna")
+    world.store.ask(waiting.job_id, Change(wanted=DesiredState.CANCEL), world.clock(), "anna")
     passes(5)
     assert world.job(waiting.job_id).state in ENDED
     assert world.job(job.job_id).gang.num_workers == 2, "it needs no more"

@@ -10,9 +10,9 @@ from cluster.backend import Launch, Phase
 from cluster.capacity.inventory import Growth, Node, NodeType
 from cluster.errors import BackendUnreachable, SpecError
 from cluster.testing import FakeBackend
-from orchestrator.controller.autoscaler_demand import Wish
+from orchestrator.controller.autoscaler_demand import Demand
 from orchestrator.queue.records import Job, NodeOrder, NodeRule
-from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queue.states import DesiredState, Reason, State
 from orchestrator.queue.store import Change
 from orchestrator.queue.tenants import Tenant
 from tests.support.queueworld import QueueWorld, launch_of, new
@@ -75,18 +75,18 @@ def test_cancel_pause_resume_and_retry() -> None:
     world.backend.script("*", runs_s=100.0, stops_after_s=10.0)
     first, waits = world.submit(new("first", 2), new("waits", 2))
     world.passes(2)
-    world.store.ask(waits, Change(wanted=Wanted.CANCEL), world.clock(), "test")
-    world.store.ask(first, Change(wanted=Wanted.PAUSE), world.clock(), "test")
+    world.store.ask(waits, Change(wanted=DesiredState.CANCEL), world.clock(), "test")
+    world.store.ask(first, Change(wanted=DesiredState.PAUSE), world.clock(), "test")
     world.passes(2)
     assert world.states(first, waits) == [State.STOPPING, State.CANCELLED]  # its nodes are held while it saves
     world.passes(10)
     assert world.states(first) == [State.QUEUED] and world.job(first).reason is Reason.PAUSED
     world.passes(20)
     assert world.states(first) == [State.QUEUED]
-    world.store.ask(first, Change(wanted=Wanted.RUN), world.clock(), "test")
+    world.store.ask(first, Change(wanted=DesiredState.RUN), world.clock(), "test")
     world.passes(2)
     assert world.states(first) == [State.RUNNING] and world.job(first).attempt == 2
-    world.store.ask(first, Change(wanted=Wanted.CANCEL), world.clock(), "test")
+    world.store.ask(first, Change(wanted=DesiredState.CANCEL), world.clock(), "test")
     world.passes(15)
     assert world.states(first) == [State.CANCELLED]
     world.store.retry(first, world.clock(), "test")
@@ -100,7 +100,7 @@ def test_one_that_does_not_listen_is_ended_hard_when_its_grace_is_over() -> None
     world.backend.ignore_soft_stop("deaf-*")
     (deaf,) = world.submit(new("deaf", 2))
     world.passes(2)
-    world.store.ask(deaf, Change(wanted=Wanted.CANCEL), world.clock(), "test")
+    world.store.ask(deaf, Change(wanted=DesiredState.CANCEL), world.clock(), "test")
     world.passes(20)
     assert world.states(deaf) == [State.STOPPING]
     world.passes(20)
@@ -238,8 +238,8 @@ def test_a_hard_stop_that_got_lost_is_sent_again_and_one_dead_end_holds_up_nobod
 
     passes(3)
     assert world.states(deaf, good) == [State.RUNNING, State.RUNNING] and world.states(poison) == [State.STARTING]
-    world.store.ask(deaf, Change(wanted=Wanted.CANCEL), world.clock(), "test")
-    world.store.ask(poison, Change(wanted=Wanted.CANCEL), world.clock(), "test")
+    world.store.ask(deaf, Change(wanted=DesiredState.CANCEL), world.clock(), "test")
+    world.store.ask(poison, Change(wanted=DesiredState.CANCEL), world.clock(), "test")
     passes(5)
     assert world.states(poison) == [State.STOPPING]  # its start may still happen
     passes(80)
@@ -276,16 +276,16 @@ def test_what_the_queue_wishes_for_follows_it_from_pass_to_pass() -> None:
     small, large = world.submit(new("small", 2), new("large", 8))
     world.passes(2)
     assert world.states(small, large) == [State.RUNNING, State.QUEUED]
-    assert world.server.wish() == Wish(({"CPU": 64, "GPU": 4},) * 3, (large,))
+    assert world.server.demand() == Demand(({"CPU": 64, "GPU": 4},) * 3, (large,))
     for name in ("n1", "n2"):
         world.backend.add_node(name, gpus=4, accelerator_type=None)
     world.passes(3)
     assert world.states(large) == [State.RUNNING]
-    assert world.server.wish() == Wish(({"CPU": 64, "GPU": 4},) * 3)  # what is leased is not to be taken away
-    world.store.ask(large, Change(wanted=Wanted.CANCEL), world.clock(), "test")
+    assert world.server.demand() == Demand(({"CPU": 64, "GPU": 4},) * 3)  # what is leased is not to be taken away
+    world.store.ask(large, Change(wanted=DesiredState.CANCEL), world.clock(), "test")
     world.passes(3)
-    assert world.server.wish() == Wish(({"CPU": 64, "GPU": 4},))
-    world.store.ask(small, Change(wanted=Wanted.CANCEL), world.clock(), "test")
+    assert world.server.demand() == Demand(({"CPU": 64, "GPU": 4},))
+    world.store.ask(small, Change(wanted=DesiredState.CANCEL), world.clock(), "test")
     world.until_all_end()
     world.passes(1)
-    assert world.server.wish() == Wish()
+    assert world.server.demand() == Demand()

@@ -17,7 +17,7 @@ from cluster.capacity.gang import Gang
 from cluster.testing import FakeBackend, double_runs, most_gpus, served
 from orchestrator.queue.errors import JobEnded
 from orchestrator.queue.records import NewJob
-from orchestrator.queue.states import ENDED, State, Wanted
+from orchestrator.queue.states import ENDED, DesiredState, State
 from orchestrator.queue.store import Change, Store
 from orchestrator.queue.tenants import Tenant
 from orchestrator.store import open_store
@@ -66,7 +66,7 @@ def test_a_server_killed_a_hundred_times_in_a_run_of_200_jobs_loses_none_and_run
         ids += [job.job_id for job in world.store.submit(jobs, time.time())]
         if chance.random() < 0.2:
             with contextlib.suppress(JobEnded):
-                world.store.ask(chance.choice(ids), Change(wanted=Wanted.CANCEL), time.time(), "test")
+                world.store.ask(chance.choice(ids), Change(wanted=DesiredState.CANCEL), time.time(), "test")
         pid = world.servers.start()
         time.sleep(TERM_S + chance.uniform(0.0, 0.25))  # it leads after a term, and is killed anywhere in a pass
         world.servers.send(pid, signal.SIGKILL)

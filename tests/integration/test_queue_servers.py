@@ -12,7 +12,7 @@ from cluster.backend import Launch, Phase
 from cluster.errors import Fenced
 from cluster.testing import FakeBackend, Script
 from orchestrator.queue.errors import JobEnded
-from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.states import DesiredState, State
 from orchestrator.queue.store import Change
 from tests.support.queueworld import START_S, TERM_S, QueueWorld, new
 
@@ -61,7 +61,7 @@ def test_a_server_that_was_frozen_before_a_start_does_not_start_a_job_that_has_e
         """Frozen right before its first start, while another server sees the job cancelled before it ever ran."""
 
         def start(self, launch: Launch, fence: int) -> None:
-            world.store.ask(job_id, Change(wanted=Wanted.CANCEL), world.clock(), "test")
+            world.store.ask(job_id, Change(wanted=DesiredState.CANCEL), world.clock(), "test")
             world.clock.advance(TERM_S + 1.0)
             assert second.step() and world.states(job_id) == [State.CANCELLED]
             super().start(launch, fence)
@@ -154,7 +154,7 @@ def test_a_server_killed_at_a_hundred_moments_loses_nothing_and_runs_nothing_twi
             ]
         )
         if chance.random() < 0.2:
-            wanted = chance.choice((Wanted.CANCEL, Wanted.PAUSE))
+            wanted = chance.choice((DesiredState.CANCEL, DesiredState.PAUSE))
             with contextlib.suppress(JobEnded):
                 world.store.ask(chance.choice(ids), Change(wanted=wanted), world.clock(), "test")
         left, before = [chance.randrange(1, 60)], chance.random() < 0.5
@@ -166,9 +166,9 @@ def test_a_server_killed_at_a_hundred_moments_loses_nothing_and_runs_nothing_twi
         world.check()
         world.clock.advance(TERM_S + 1.0)
     for job_id in ids:
-        if world.job(job_id).wanted is Wanted.PAUSE:
+        if world.job(job_id).wanted is DesiredState.PAUSE:
             with contextlib.suppress(JobEnded):
-                world.store.ask(job_id, Change(wanted=Wanted.RUN), world.clock(), "test")
+                world.store.ask(job_id, Change(wanted=DesiredState.RUN), world.clock(), "test")
     world.server = world.another("last")
     world.until_all_end(each_s=20.0)
     assert len(ids) == 200 and not world.store.leases(held=True)
@@ -197,7 +197,7 @@ def test_what_a_server_had_seen_before_another_one_led_is_not_acted_on_when_it_l
             found = super().submissions()
             if not world.store.leases():
                 return found
-            world.store.ask(job_id, Change(wanted=Wanted.CANCEL), world.clock(), "test")
+            world.store.ask(job_id, Change(wanted=DesiredState.CANCEL), world.clock(), "test")
             for _ in range(2):
                 world.clock.advance(TERM_S + 1.0)
                 second.step()

@@ -10,7 +10,7 @@ from cluster.errors import BackendUnreachable
 from cluster.testing import FakeBackend
 from orchestrator.queue.errors import Forbidden, NotReleasable
 from orchestrator.queue.records import Role
-from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.states import DesiredState, State
 from orchestrator.queue.store import Change
 from orchestrator.service.context.caller import Caller
 from orchestrator.service.launch import launch_of
@@ -31,27 +31,27 @@ def test_only_an_admin_releases_a_job_and_only_while_no_node_of_its_driver_answe
     world.passes(2)
     job = world.job(job.job_id)
     undead = Undead(world.cluster)
-    around = replace(world.around, backend=undead)
-    world.server = world.another("other", backend=undead, launch=launch_of(around))
+    context = replace(world.context, backend=undead)
+    world.server = world.another("other", backend=undead, launch=launch_of(context))
     with pytest.raises(NotReleasable, match="cancel it first"):
-        release(around, job, root)
-    world.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), world.clock(), "anna")
+        release(context, job, root)
+    world.store.ask(job.job_id, Change(wanted=DesiredState.CANCEL), world.clock(), "anna")
     world.passes(100)
     job = world.job(job.job_id)
     assert job.state is State.STOPPING
     with pytest.raises(Forbidden):
-        release(around, job, ANNA)
+        release(context, job, ANNA)
     with pytest.raises(NotReleasable, match="n0 answers"):
-        release(around, job, root)
+        release(context, job, root)
     with undead.unreachable(), pytest.raises(BackendUnreachable):
-        release(around, job, root)
+        release(context, job, root)
     world.cluster.forget_node("n0")
-    done = release(around, job, root)
+    done = release(context, job, root)
     assert (done.state, world.store.leases(held=True)) == (State.CANCELLED, [])
     released = [event for event in world.store.events(job.job_id) if event.kind == "released"]
     assert [event.data["by"] for event in released] == ["root"]
     with pytest.raises(NotReleasable, match="it has ended and holds no nodes"):
-        release(around, done, root)
+        release(context, done, root)
     with pytest.raises(NotReleasable):
         world.store.release(job.job_id, job.attempt, world.clock(), "root")
     world.close()

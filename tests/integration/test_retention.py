@@ -21,7 +21,7 @@ from tests.support.service import ServiceWorld
 
 
 def retention_of(world: ServiceWorld) -> Retention:
-    return Retention(world.around, lambda: world.store.leader().epoch)  # type: ignore[union-attr]
+    return Retention(world.context, lambda: world.store.leader().epoch)  # type: ignore[union-attr]
 
 
 def test_old_jobs_and_what_machines_keep_of_them_go_and_the_others_stay() -> None:

@@ -37,7 +37,7 @@ def world() -> Iterator[ServiceWorld]:
 
 def refused(world: ServiceWorld, *specs: Any, by: Caller = ANNA) -> tuple[type, str]:
     with pytest.raises(FleetuneError) as caught:
-        admit(world.around, specs, by)
+        admit(world.context, specs, by)
     return type(caught.value), str(caught.value)
 
 
@@ -149,7 +149,7 @@ for _ in range(5000):
 )  # fmt: skip
 def test_whatever_is_sent_is_answered_with_a_mistake_of_ours(world: ServiceWorld, value: Any) -> None:
     with contextlib.suppress(FleetuneError):
-        admit(world.around, [value], ANNA)
+        admit(world.context, [value], ANNA)
 
 
 def test_a_gang_that_could_never_start_is_refused(world: ServiceWorld) -> None:
@@ -174,10 +174,10 @@ def test_nodes_that_are_cordoned_count_as_capacity(world: ServiceWorld) -> None:
 
 def test_nodes_that_have_only_just_gone_count_as_capacity(world: ServiceWorld) -> None:
     """Nobody's jobs are refused because a machine is away for some minutes."""
-    world.around.machines.inventory()
+    world.context.machines.inventory()
     world.backend.lose_node("n0")
-    world.around.machines._until_s = 0.0  # it is looked again
-    assert len(world.around.machines.inventory().nodes) == 1
+    world.context.machines._until_s = 0.0  # it is looked again
+    assert len(world.context.machines.inventory().nodes) == 1
     assert len(world.admit(command(resources={"num_workers": 8, "gpus_per_worker": 1}))) == 1
     kind, _ = refused(world, command(resources={"num_workers": 9, "gpus_per_worker": 1}))
     assert kind is CapacityError

@@ -14,7 +14,7 @@ from cluster.capacity.inventory import Growth, Node, NodeType
 from orchestrator.api import NodeOrderSent, QuotaSent, TenantSent
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownJob, UnknownNode
 from orchestrator.queue.records import Job, Measured
-from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queue.states import DesiredState, Reason, State
 from orchestrator.queue.store import Change
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.forecast.expected_start import rough_start
@@ -46,7 +46,7 @@ def submitted(world: ServiceWorld, spec: Any, by: Any = ANNA, passes: int = 2) -
 
 
 def text(world: ServiceWorld, job: Job, by: Any = ANYBODY) -> str:
-    return Explainer(world.around).why(job.job_id, by).text
+    return Explainer(world.context).why(job.job_id, by).text
 
 
 def test_who_holds_what_a_job_waits_for_is_named_to_those_who_may_know(world: ServiceWorld) -> None:
@@ -63,7 +63,7 @@ def test_an_expected_start_is_a_time(world: ServiceWorld) -> None:
     first = submitted(world, gpus(8, "first"))
     world.store.measure([Measured(first.job_id, 1, remaining_s=600.0)], world.clock())
     waits = submitted(world, gpus(2, "waits"))
-    found = Explainer(world.around).why(waits.job_id)
+    found = Explainer(world.context).why(waits.job_id)
     assert found.expected_start_s == pytest.approx(world.clock() + 600.0, abs=60.0)
     assert found.earliest_start_s is not None
     assert found.latest_start_s is not None
@@ -92,7 +92,7 @@ def test_what_keeps_a_job_besides_nodes_is_said(world: ServiceWorld) -> None:
         "to do: nothing; it starts by itself",
     ]
     paused = submitted(world, gpus(1, "paused"))
-    world.store.ask(paused.job_id, Change(wanted=Wanted.PAUSE), world.clock(), "anna")
+    world.store.ask(paused.job_id, Change(wanted=DesiredState.PAUSE), world.clock(), "anna")
     world.clock.advance(120.0)
     said = text(world, paused)
     assert said.splitlines() == [
@@ -108,7 +108,7 @@ def test_what_keeps_a_job_besides_nodes_is_said(world: ServiceWorld) -> None:
         "it waits until each of them has succeeded, and then for nodes; if one fails, this one fails, too",
         f"to do: fleetune resume {paused.job_id}",
     ]
-    world.store.ask(parent.job_id, Change(wanted=Wanted.CANCEL), world.clock(), "anna")
+    world.store.ask(parent.job_id, Change(wanted=DesiredState.CANCEL), world.clock(), "anna")
     assert "it was asked to end, and is told so within seconds" in text(world, parent)
 
 
@@ -123,22 +123,22 @@ def test_the_limit_of_a_tenant_is_said_with_its_numbers(world: ServiceWorld) -> 
 
 def test_an_end_says_how_and_what_to_do(world: ServiceWorld) -> None:
     job = submitted(world, gpus(1))
-    world.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), world.clock(), "anna")
+    world.store.ask(job.job_id, Change(wanted=DesiredState.CANCEL), world.clock(), "anna")
     world.passes(3)
     lines = text(world, job).splitlines()
     assert lines[0].startswith(f"{job.job_id} was cancelled")
     assert lines[1].startswith("it was started once and ran for")
     assert lines[2] == f"to do: fleetune retry {job.job_id} puts it back into the queue"
     with pytest.raises(UnknownJob):
-        Explainer(world.around).why("nothing")
+        Explainer(world.context).why("nothing")
 
 
 def test_machines_that_went_and_machines_that_are_silent_are_told_apart(world: ServiceWorld) -> None:
     waits = submitted(world, gpus(8, "waits"), passes=0)
     with world.backend.unreachable():
-        world.around.machines._until_s = 0.0
+        world.context.machines._until_s = 0.0
         assert "the machines do not answer" in text(world, waits)
-    world.around.machines._until_s = 0.0
+    world.context.machines._until_s = 0.0
     world.backend.lose_node("n1")
     assert "waits for machines that are not there: the spec asks for 8 workers" in text(world, waits)
 
@@ -169,8 +169,8 @@ def test_a_job_that_stops_says_why_and_where_it_goes_and_one_that_was_put_back_s
 
 
 def test_machines_that_take_nothing_new_are_named_with_what_takes_that_back(world: ServiceWorld) -> None:
-    nodes.order(world.around, "n0", NodeOrderSent(order="cordon", reason="fan is loud"), ANYBODY)
-    nodes.order(world.around, "n1", NodeOrderSent(order="drain"), ANYBODY)
+    nodes.order(world.context, "n0", NodeOrderSent(order="cordon", reason="fan is loud"), ANYBODY)
+    nodes.order(world.context, "n1", NodeOrderSent(order="drain"), ANYBODY)
     said = text(world, submitted(world, gpus(1)))
     assert "the machines that have room take nothing new" in said
     assert "n0 is cordoned by local (fan is loud): fleetune uncordon n0" in said
@@ -179,7 +179,7 @@ def test_machines_that_take_nothing_new_are_named_with_what_takes_that_back(worl
 def test_a_long_queue_is_explained_quickly(world: ServiceWorld) -> None:
     jobs = world.store.submit([new(f"job{number % 9}", gpus=1 + number % 8) for number in range(5000)], START_S)
     world.passes(1)
-    explainer = Explainer(world.around)
+    explainer = Explainer(world.context)
     explainer.why(jobs[-1].job_id)
     began = time.perf_counter()
     for job in jobs[-5:]:
@@ -192,41 +192,41 @@ def test_a_long_queue_is_explained_quickly(world: ServiceWorld) -> None:
 
 def test_nodes_are_listed_with_what_is_there(world: ServiceWorld) -> None:
     job = submitted(world, gpus(6))
-    first, second = nodes.nodes(world.around).nodes
+    first, second = nodes.nodes(world.context).nodes
     assert (first.node_id, first.gpus, first.usable, first.order, first.held) == (
         "n0", 4, True, "use", ((job.job_id, 4),),
     )  # fmt: skip
     assert second.held == ((job.job_id, 2),)
-    assert nodes.nodes(world.around, BERT).nodes[0].held == (("a job of a", 4),)
+    assert nodes.nodes(world.context, BERT).nodes[0].held == (("a job of a", 4),)
 
 
 def test_an_order_on_a_node_is_noted_and_taken_back_also_when_it_is_gone(world: ServiceWorld) -> None:
     sent = NodeOrderSent(order="drain", reason="new disk")
-    view = nodes.order(world.around, "n0", sent, ANYBODY)
+    view = nodes.order(world.context, "n0", sent, ANYBODY)
     assert (view.order, view.by, view.reason, view.usable) == ("drain", "local", "new disk", False)
     assert [event.message for event in world.store.events()] == [
         "n0 is drained: what runs there goes elsewhere, by order of local (new disk)"
     ]
     with pytest.raises(UnknownNode, match="there is no node 'n7': there are n0, n1"):
-        nodes.order(world.around, "n7", sent, ANYBODY)
+        nodes.order(world.context, "n7", sent, ANYBODY)
     with pytest.raises(Forbidden):
-        nodes.order(world.around, "n0", sent, ANNA)
+        nodes.order(world.context, "n0", sent, ANNA)
     world.backend.lose_node("n0")
-    world.around.machines._until_s = 0.0
-    assert [(node.node_id, node.cpus) for node in nodes.nodes(world.around).nodes] == [("n1", 64), ("n0", 0)]
-    assert nodes.order(world.around, "n0", NodeOrderSent(order="use"), ANYBODY).order == "use"
-    assert [node.node_id for node in nodes.nodes(world.around).nodes] == ["n1"]
+    world.context.machines._until_s = 0.0
+    assert [(node.node_id, node.cpus) for node in nodes.nodes(world.context).nodes] == [("n1", 64), ("n0", 0)]
+    assert nodes.order(world.context, "n0", NodeOrderSent(order="use"), ANYBODY).order == "use"
+    assert [node.node_id for node in nodes.nodes(world.context).nodes] == ["n1"]
 
 
 def test_a_tenant_is_made_and_changed(world: ServiceWorld) -> None:
     submitted(world, gpus(6))
     submitted(world, gpus(6))
-    one = tenants.tenants(world.around).tenants[0]
+    one = tenants.tenants(world.context).tenants[0]
     assert (one.name, one.running, one.queued, one.gpus) == ("a", 1, 1, 6)
     sent = TenantSent(
         weight=2.0, guaranteed=(QuotaSent(gpus=900),), limit=(QuotaSent(accelerator_type="H100", gpus=0),)
     )
-    made = tenants.put(world.around, "new", sent)
+    made = tenants.put(world.context, "new", sent)
     assert (made.weight, made.guaranteed[0].gpus, made.limit[0].gpus) == (2.0, 900, 0)
     assert world.store.tenants()[-1] == Tenant("new", 2.0, ((None, 900),), (("H100", 0),))
 
@@ -245,23 +245,23 @@ def test_a_limit_below_a_guarantee_is_refused(world: ServiceWorld, guaranteed: A
         for what, quota in (("guaranteed", guaranteed), ("limit", limit))
     }
     with pytest.raises(QueueError, match=words):
-        tenants.put(world.around, "a", TenantSent(**given))
+        tenants.put(world.context, "a", TenantSent(**given))
 
 
 def test_a_tenant_has_a_plain_name_and_each_type_once(world: ServiceWorld) -> None:
     for name in ("", "a/b", "../x", "a b", "\0", "x" * 101, "-x"):
         with pytest.raises(QueueError, match="is no name for a tenant"):
-            tenants.put(world.around, name, TenantSent())
+            tenants.put(world.context, name, TenantSent())
     twice = (QuotaSent(gpus=1), QuotaSent(gpus=2))
     with pytest.raises(QueueError, match="limit names GPUs of all types twice"):
-        tenants.put(world.around, "a", TenantSent(limit=twice))
+        tenants.put(world.context, "a", TenantSent(limit=twice))
     assert replace(ANNA, tenant="b").may_touch("b")
 
 
 def test_far_back_in_a_queue_the_start_is_about_what_running_it_forward_gives(world: ServiceWorld) -> None:
     jobs = world.store.submit([new(f"job{number}", gpus=1 + number % 4) for number in range(80)], START_S)
     world.passes(2)
-    explainer = Explainer(world.around)
+    explainer = Explainer(world.context)
     for place in (-1, -20):
         explainer.why(jobs[place].job_id)
         moment = explainer._moment
@@ -291,7 +291,7 @@ def test_what_waits_for_machines_that_may_be_added_is_not_told_that_it_never_sta
     with contextlib.closing(ServiceWorld(2, growth=Growth((NodeType(Node("gpu", 64, 8, "H100"), 2),), 2))) as world:
         resources = {"num_workers": 2, "gpus_per_worker": 8, "accelerator_type": "H100"}
         (job,) = world.admit(command(resources=resources))
-        told = Explainer(world.around).why(job.job_id)
+        told = Explainer(world.context).why(job.job_id)
     assert "there is no node that it could use" in told.text and told.expected_start_s is None
     assert "Ray's autoscaler may add 2 more nodes (2 x gpu: 64 CPU, 8 H100 GPU)" in told.text
     assert "not within the next weeks" not in told.text and "takes anything new" not in told.text

@@ -25,13 +25,13 @@ from orchestrator.queue.errors import (
     StoreBroken,
 )
 from orchestrator.queue.records import Job, Measured, NodeOrder
-from orchestrator.queue.states import ENDED, Reason, State, Wanted
+from orchestrator.queue.states import ENDED, DesiredState, Reason, State
 from orchestrator.queue.store import Change
 from orchestrator.service import drivers as driving
 from orchestrator.service.admission import clients
 from orchestrator.service.admission import follow_ups as followups
-from orchestrator.service.context.context import Surroundings
-from orchestrator.service.context.heartbeats import Beats
+from orchestrator.service.context.context import ServiceContext
+from orchestrator.service.context.heartbeats import Heartbeats
 from orchestrator.service.context.identity import DriverKey
 from orchestrator.service.launch import attempt_token, launch_of
 from orchestrator.store import open_store
@@ -69,25 +69,25 @@ def came_up(job: Job) -> Register:
 
 def test_a_driver_is_started_with_the_token_of_its_attempt(world: ServiceWorld) -> None:
     job = started(world, command(resources={"gpus_per_worker": 1}))
-    launch = launch_of(world.around)(job, "{}")
+    launch = launch_of(world.context)(job, "{}")
     assert launch.command == ("python", "-m", "jobs.drivers.attempt")
     assert launch.metadata == {"job": job.job_id, "tenant": "a", "gpus": "n0=1"}
     place = driver_place(launch.environment)
     assert place is not None
     assert (place.url, place.job_id, place.attempt) == ("http://server", job.job_id, 1)
     assert (place.queue, place.other_urls) == ("", ())
-    around = replace(world.around, queue="a1b2c3d4", other_urls=("http://second", "http://third"))
-    told = driver_place(launch_of(around)(job, "{}").environment)
+    context = replace(world.context, queue="a1b2c3d4", other_urls=("http://second", "http://third"))
+    told = driver_place(launch_of(context)(job, "{}").environment)
     assert told is not None and (told.queue, told.other_urls) == ("a1b2c3d4", ("http://second", "http://third"))
     with pytest.raises(OtherQueue, match="belongs to queue ffffffff"):
-        driving.check_attempt(around, place.token, said(job, queue="ffffffff"))
-    driving.check_attempt(around, place.token, said(job, queue="a1b2c3d4"))
-    driving.check_attempt(world.around, place.token, came_up(job))
+        driving.check_attempt(context, place.token, said(job, queue="ffffffff"))
+    driving.check_attempt(context, place.token, said(job, queue="a1b2c3d4"))
+    driving.check_attempt(world.context, place.token, came_up(job))
     for token in ("", place.token[:-1], place.token.upper(), attempt_token("", job.job_id, 1), "\udfff"):
         with pytest.raises(NotYourAttempt, match="FLEETUNE_DRIVER_TOKEN"):
-            driving.check_attempt(world.around, token, said(job))
+            driving.check_attempt(world.context, token, said(job))
     with pytest.raises(NotYourAttempt):
-        driving.check_attempt(world.around, place.token, Beat(job_id=job.job_id, attempt=2))
+        driving.check_attempt(world.context, place.token, Beat(job_id=job.job_id, attempt=2))
 
 
 def test_servers_of_one_store_agree_on_the_key(tmp_path: Path) -> None:
@@ -101,64 +101,64 @@ def test_servers_of_one_store_agree_on_the_key(tmp_path: Path) -> None:
 
 def test_a_driver_learns_what_it_is_to_run(world: ServiceWorld) -> None:
     job = started(world, command(resources={"num_workers": 6, "gpus_per_worker": 1}, **queue(secrets=["TOKEN"])))
-    told = driving.register(world.around, came_up(job))
+    told = driving.register(world.context, came_up(job))
     assert (told.kind, told.engine, told.order, told.run) == ("command", "local", Order.GO_ON, None)
     assert told.placement == job.placement
     assert dict(told.secrets) == {"TOKEN": "hidden"}
     assert told.spec["command"] == ["python", "-m", "evaluate"]
-    world.around.beats.flush()
+    world.context.heartbeats.flush()
     assert world.job(job.job_id).heard_s == world.clock()
 
 
 def test_the_model_of_a_parent_is_a_path_by_then(world: ServiceWorld) -> None:
     world.backend.script("train-*", runs_s=5.0)
     parent = started(world, finetune())
-    run = driving.register(world.around, came_up(parent)).run
+    run = driving.register(world.context, came_up(parent)).run
     assert run is not None
     world.passes(6)
     child = started(world, finetune(f"run:{parent.job_id}", name="more", **queue(after=[parent.job_id])))
-    told = driving.register(world.around, came_up(child))
+    told = driving.register(world.context, came_up(child))
     assert told.spec["model"]["path"] == f"{run}/model"
     assert dict(told.parents) == {parent.job_id: run}
 
 
 def test_a_run_has_its_place_before_it_begins_and_keeps_it_in_all_attempts(world: ServiceWorld) -> None:
     job = started(world, finetune())
-    run = driving.register(world.around, came_up(job)).run
+    run = driving.register(world.context, came_up(job)).run
     assert run is not None and run.startswith("s3://bucket/runs/train-")
-    assert driving.register(world.around, came_up(job)).run == run  # an answer that was lost
+    assert driving.register(world.context, came_up(job)).run == run  # an answer that was lost
     assert world.job(job.job_id).run == run  # and nothing was flushed
-    driving.beat(world.around, said(job, run=run))
+    driving.heartbeat(world.context, said(job, run=run))
     world.backend.lose(job.submission)
     world.passes(30)
     again = world.job(job.job_id)
     assert again.attempt == 2
-    assert driving.register(world.around, came_up(again)).run == run
+    assert driving.register(world.context, came_up(again)).run == run
 
 
 @pytest.mark.parametrize("run", ["/etc", "s3://bucket/runs/../secret", "s3://bucket/runs", "s3://other/runs/train-1"])
 def test_a_driver_cannot_have_the_server_read_elsewhere(world: ServiceWorld, run: str) -> None:
     job = started(world, finetune())
-    its_own = driving.register(world.around, came_up(job)).run
+    its_own = driving.register(world.context, came_up(job)).run
     with pytest.raises(QueueError, match="is not the run of"):
-        driving.beat(world.around, said(job, run=run))
+        driving.heartbeat(world.context, said(job, run=run))
     assert world.job(job.job_id).run == its_own
     other = started(world, command("other"))
     with pytest.raises(QueueError, match="is not the run of"):
-        driving.beat(world.around, said(other, run=its_own))
+        driving.heartbeat(world.context, said(other, run=its_own))
 
 
 def test_what_one_driver_says_and_no_store_takes_costs_no_other_one_its_own(world: ServiceWorld) -> None:
     job, other = started(world, command()), started(world, command("other"))
-    beats = world.around.beats
-    beats.note(Measured(other.job_id, 1, step=2**63))
-    beats.note(Measured(job.job_id, 1, step=7))
-    beats.flush()
+    heartbeats = world.context.heartbeats
+    heartbeats.note(Measured(other.job_id, 1, step=2**63))
+    heartbeats.note(Measured(job.job_id, 1, step=7))
+    heartbeats.flush()
     assert world.job(job.job_id).step == 7
     many = {f"metric-{number}": 1.0 for number in range(1000)} | {"x" * 101: 1.0}
-    driving.beat(world.around, said(job, metrics=many))
-    driving.beat(world.around, said(job, metrics={f"other-{number}": 1.0 for number in range(150)}))
-    beats.flush()
+    driving.heartbeat(world.context, said(job, metrics=many))
+    driving.heartbeat(world.context, said(job, metrics={f"other-{number}": 1.0 for number in range(150)}))
+    heartbeats.flush()
     names = world.job(job.job_id).metrics
     assert len(names) == 200 and "other-149" in names and "x" * 101 not in names
 
@@ -175,30 +175,30 @@ def test_an_unexpected_fault_does_not_end_the_thread_that_writes_what_drivers_sa
                 raise ZeroDivisionError("nobody has thought of it")
             return super().now_s()
 
-    beats = Beats(world.store, Fails(world.clock()), every_s=0.01)
-    beats.note(Measured(job.job_id, 1, step=3))
+    heartbeats = Heartbeats(world.store, Fails(world.clock()), every_s=0.01)
+    heartbeats.note(Measured(job.job_id, 1, step=3))
     assert failed.wait(10)
-    beats.note(Measured(job.job_id, 1, step=4))
+    heartbeats.note(Measured(job.job_id, 1, step=4))
     wait_for(lambda: world.job(job.job_id).step == 4, "the next is written")
-    beats.close()
-    assert beats.faults == 1 and "nobody has thought of it" in caplog.text
+    heartbeats.close()
+    assert heartbeats.faults == 1 and "nobody has thought of it" in caplog.text
 
 
 def test_what_a_driver_says_last_is_kept_before_it_is_answered(world: ServiceWorld) -> None:
     job = started(world, command())
-    driving.beat(world.around, said(job, step=20, metrics={"eval_loss": 0.5}, last=True))
+    driving.heartbeat(world.context, said(job, step=20, metrics={"eval_loss": 0.5}, last=True))
     assert (world.job(job.job_id).step, world.job(job.job_id).metrics) == (20, {"eval_loss": 0.5})
 
 
-@pytest.mark.parametrize("wanted", [Wanted.PAUSE, Wanted.CANCEL])
-def test_a_driver_is_told_to_stop_as_soon_as_its_owner_wants_it(world: ServiceWorld, wanted: Wanted) -> None:
+@pytest.mark.parametrize("wanted", [DesiredState.PAUSE, DesiredState.CANCEL])
+def test_a_driver_is_told_to_stop_as_soon_as_its_owner_wants_it(world: ServiceWorld, wanted: DesiredState) -> None:
     job = started(world, command())
-    assert driving.beat(world.around, said(job)).order is Order.GO_ON
+    assert driving.heartbeat(world.context, said(job)).order is Order.GO_ON
     world.store.ask(job.job_id, Change(wanted=wanted), world.clock(), "anna")
-    assert driving.beat(world.around, said(job)).order is Order.STOP
-    assert driving.register(world.around, came_up(job)).order is Order.STOP
+    assert driving.heartbeat(world.context, said(job)).order is Order.STOP
+    assert driving.register(world.context, came_up(job)).order is Order.STOP
     world.passes(3)
-    answer = driving.beat(world.around, said(job))
+    answer = driving.heartbeat(world.context, said(job))
     assert (answer.order, answer.reason) == (Order.LEAVE, "the attempt is over, and another one may run")
 
 
@@ -207,11 +207,11 @@ def test_an_attempt_that_is_over_is_told_to_leave(world: ServiceWorld) -> None:
     world.backend.lose(job.submission)
     world.passes(30)
     assert world.job(job.job_id).attempt == 2
-    assert driving.beat(world.around, said(job, step=5)).order is Order.LEAVE
+    assert driving.heartbeat(world.context, said(job, step=5)).order is Order.LEAVE
     with pytest.raises(AttemptOver):
-        driving.register(world.around, came_up(job))
-    assert driving.beat(world.around, Beat(job_id="never-there", attempt=1)).order is Order.LEAVE
-    world.around.beats.flush()
+        driving.register(world.context, came_up(job))
+    assert driving.heartbeat(world.context, Beat(job_id="never-there", attempt=1)).order is Order.LEAVE
+    world.context.heartbeats.flush()
     assert world.job(job.job_id).step == 0
 
 
@@ -228,25 +228,25 @@ def test_what_drivers_say_is_written_together_and_the_newest_wins() -> None:
                 raise StoreBroken("gone for a while")
 
     world, store = ServiceWorld(1), Counting()
-    beats = Beats(store, world.clock, every_s=0.05)  # type: ignore[arg-type]
+    heartbeats = Heartbeats(store, world.clock, every_s=0.05)  # type: ignore[arg-type]
     for step in range(50):
         for number in range(100):
-            beats.note(Measured(f"job-{number}", 1, step=step, metrics={f"m{step}": 1.0}))
+            heartbeats.note(Measured(f"job-{number}", 1, step=step, metrics={f"m{step}": 1.0}))
     assert store.written.wait(10.0)
-    beats.note(Measured("job-1", 1, step=77))
-    beats.close()
+    heartbeats.note(Measured("job-1", 1, step=77))
+    heartbeats.close()
     told = [one for call in store.calls for one in call]
     assert len(told) <= 400
     newest = {one.job_id: one.step for one in told}
     assert newest == {f"job-{number}": 77 if number == 1 else 49 for number in range(100)}
-    beats.note(Measured("job-1", 1))  # after the end: kept, and no thread is left
+    heartbeats.note(Measured("job-1", 1))  # after the end: kept, and no thread is left
     assert threading.active_count() < 20
     world.close()
 
 
 def test_a_secret_that_the_server_has_no_more_is_named(world: ServiceWorld) -> None:
     job = started(world, command(**queue(secrets=["OTHER"])))
-    less = Surroundings(world.store, world.backend, world.clock, secrets={"TOKEN": "hidden"})
+    less = ServiceContext(world.store, world.backend, world.clock, secrets={"TOKEN": "hidden"})
     with pytest.raises(QueueError, match="Start it with FLEETUNE_SECRET_OTHER") as caught:
         driving.register(less, came_up(job))
     assert "hidden" not in str(caught.value)
@@ -259,12 +259,12 @@ def test_the_end_of_a_job_is_followed_once_by_a_small_job(world: ServiceWorld) -
     on_end = {"command": ["notify", "--me"]}
     (job,) = world.admit(command("e" * 63, working_dir="/tmp", **queue(on_end=on_end, priority=-4, secrets=["TOKEN"])))
     world.passes(2)
-    assert followups.follow_up(world.around) == 0
+    assert followups.follow_up(world.context) == 0
     world.backend.lose(world.job(job.job_id).submission)
-    world.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), world.clock(), "anna")
+    world.store.ask(job.job_id, Change(wanted=DesiredState.CANCEL), world.clock(), "anna")
     world.passes(4)
     assert world.job(job.job_id).state is State.CANCELLED
-    assert [followups.follow_up(world.around) for _ in range(3)] == [1, 0, 0]
+    assert [followups.follow_up(world.context) for _ in range(3)] == [1, 0, 0]
     follower, _ = world.store.jobs()
     assert (follower.name, follower.tenant, follower.submitted_by) == ("e" * 56 + "-on-end", "a", "anna")
     assert (follower.priority, follower.preemptible, follower.on_end) == (-4, False, "")
@@ -279,7 +279,7 @@ def test_the_end_of_a_job_is_followed_once_by_a_small_job(world: ServiceWorld) -
 def test_a_webhook_is_a_job_that_sends(world: ServiceWorld) -> None:
     (job,) = world.admit(command(**queue(on_end={"webhook": "https://example.org/hook"})))
     go(world.store, job, State.CANCELLED, now_s=world.clock())
-    assert followups.follow_up(world.around) == 1
+    assert followups.follow_up(world.context) == 1
     follower, _ = world.store.jobs()
     spec = json.loads(world.store.spec(follower.job_id))
     assert spec["command"] == ["python", "-m", "jobs.webhook"]
@@ -291,8 +291,8 @@ def test_a_webhook_is_a_job_that_sends(world: ServiceWorld) -> None:
 def test_a_server_that_dies_between_submitting_and_noting_does_not_submit_twice(world: ServiceWorld) -> None:
     (job,) = world.admit(command(**queue(on_end={"command": ["x"]})))
     ended = go(world.store, job, State.CANCELLED, now_s=world.clock())
-    followups._submit(world.around, ended)
-    assert followups.follow_up(world.around) == 1
+    followups._submit(world.context, ended)
+    assert followups.follow_up(world.context) == 1
     assert len(world.store.jobs()) == 2
 
 
@@ -300,7 +300,7 @@ def test_each_end_is_followed_also_without_a_new_attempt(world: ServiceWorld) ->
     (job,) = world.admit(command(**queue(on_end={"command": ["x"]})))
     for _ in range(3):
         job = go(world.store, job, State.CANCELLED, now_s=world.clock())
-        assert followups.follow_up(world.around) == 1
+        assert followups.follow_up(world.context) == 1
         job = world.store.retry(job.job_id, world.clock(), "anna")
     assert len(world.store.jobs()) == 4
 
@@ -310,8 +310,8 @@ def test_what_cannot_follow_holds_nobody_up(world: ServiceWorld) -> None:
     world.store.submit([*bad, new("good", on_end='{"command": ["x"]}')], START_S)
     for job in world.store.jobs():
         go(world.store, job, State.CANCELLED, now_s=START_S)
-    assert followups.follow_up(world.around) == 6
-    assert followups.follow_up(world.around) == 0
+    assert followups.follow_up(world.context) == 6
+    assert followups.follow_up(world.context) == 0
     assert [job.name for job in world.store.jobs() if job.state not in ENDED] == ["good-on-end"]
     said = [event.message for event in world.store.events() if event.kind == "on-end"]
     assert len(said) == 5
@@ -326,12 +326,12 @@ def test_jobs_of_a_client_that_is_gone_are_cancelled(world: ServiceWorld, tmp_pa
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (job,), (free,) = world.admit(command(), client="12-ab"), world.admit(command())
-        assert clients.cancel_what_the_gone_left(world.around, tmp_path) == 0
-    assert clients.cancel_what_the_gone_left(world.around, tmp_path) == 1
-    assert clients.cancel_what_the_gone_left(world.around, tmp_path) == 0
-    assert [world.job(one.job_id).wanted for one in (job, free)] == [Wanted.CANCEL, Wanted.RUN]
+        assert clients.cancel_what_the_gone_left(world.context, tmp_path) == 0
+    assert clients.cancel_what_the_gone_left(world.context, tmp_path) == 1
+    assert clients.cancel_what_the_gone_left(world.context, tmp_path) == 0
+    assert [world.job(one.job_id).wanted for one in (job, free)] == [DesiredState.CANCEL, DesiredState.RUN]
     (other,) = world.admit(command(), client="never-there")
-    assert clients.cancel_what_the_gone_left(world.around, tmp_path) == 1
+    assert clients.cancel_what_the_gone_left(world.context, tmp_path) == 1
     world.passes(2)
     assert world.states(job.job_id, other.job_id, free.job_id) == [State.CANCELLED, State.CANCELLED, State.RUNNING]
 
@@ -354,7 +354,7 @@ def test_files_of_clients_that_are_gone_and_left_nothing_are_removed(world: Serv
     world.admit(command(), client="needed")
     with open(folder / "held.lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        clients.forget_the_gone(world.around, tmp_path)
+        clients.forget_the_gone(world.context, tmp_path)
     assert sorted(path.stem for path in folder.iterdir()) == ["held", "needed", "new"]
 
 
@@ -362,10 +362,10 @@ def test_a_node_whose_hardware_three_jobs_call_broken_gets_nothing_new(world: Se
     job = started(world, command(resources={"gpus_per_worker": 1}, **queue()))
     (node, _), *_ = job.placement
     (other,) = {one.node_id for one in world.backend.inventory().nodes} - {node}
-    driving.beat(world.around, said(job, faulty=(other,)))
+    driving.heartbeat(world.context, said(job, faulty=(other,)))
     assert REPORTED not in world.store.facts()  # it may speak of its own nodes only
-    driving.beat(world.around, said(job, faulty=(node,)))
-    driving.beat(world.around, said(job, faulty=(node,)))
+    driving.heartbeat(world.context, said(job, faulty=(node,)))
+    driving.heartbeat(world.context, said(job, faulty=(node,)))
     (mine,) = loaded(world.store.facts()[REPORTED])
     told = [event for event in world.store.events(limit=1000) if event.kind == FAULTY]
     assert [event.job_id for event in told] == [job.job_id]  # other tenants are not told of it
@@ -382,14 +382,14 @@ def test_a_job_whose_node_ray_takes_away_leaves_it_and_goes_on_elsewhere(world: 
     job = started(world, command(resources={"gpus_per_worker": 1}, **queue(preemptible=True)))
     (node, _), *_ = job.placement
     (other,) = {one.node_id for one in world.backend.inventory().nodes} - {node}
-    assert driving.beat(world.around, said(job, draining=(other,))).order is Order.GO_ON
+    assert driving.heartbeat(world.context, said(job, draining=(other,))).order is Order.GO_ON
     assert world.store.node_rules() == []  # it may speak of its own nodes only
-    driving.beat(world.around, said(job, draining=(node,)))
-    driving.beat(world.around, said(job, draining=(node,)))
+    driving.heartbeat(world.context, said(job, draining=(node,)))
+    driving.heartbeat(world.context, said(job, draining=(node,)))
     (rule,) = world.store.node_rules()
     assert (rule.node_id, rule.order, rule.by) == (node, NodeOrder.DRAIN, "ray")
     world.passes(1)
-    assert driving.beat(world.around, said(job, draining=(node,))).order is Order.STOP
+    assert driving.heartbeat(world.context, said(job, draining=(node,))).order is Order.STOP
     world.passes(5)
     moved = world.job(job.job_id)
     assert moved.state is State.RUNNING and moved.placement[0][0] == other and moved.retries == {Reason.DRAINED: 1}

@@ -50,7 +50,7 @@ def test_a_node_that_was_lost_three_times_gets_nothing_new_and_why_says_so() -> 
     assert rule.reason.startswith("was gone under jobs 3 times within a day: at ")
     waits = [job for job in world.store.jobs() if job.state is State.QUEUED]
     assert len(waits) == 1  # the two other nodes are taken
-    said = Explainer(world.around).why(waits[0].job_id).text
+    said = Explainer(world.context).why(waits[0].job_id).text
     assert (
         "gpu-1 is cordoned by fleetune (was gone under jobs 3 times within a day" in said
         and "fleetune uncordon gpu-1" in said
@@ -60,9 +60,9 @@ def test_a_node_that_was_lost_three_times_gets_nothing_new_and_why_says_so() -> 
     )
 
     # Whoever lets it work again is believed: what was known is forgotten.
-    (view,) = [node for node in nodes.nodes(world.around).nodes if node.name == "gpu-1"]
+    (view,) = [node for node in nodes.nodes(world.context).nodes if node.name == "gpu-1"]
     assert view.order == "cordon" and not view.usable
-    nodes.order(world.around, view.node_id, NodeOrderSent(order="use", reason="new disk"), ANYBODY)
+    nodes.order(world.context, view.node_id, NodeOrderSent(order="use", reason="new disk"), ANYBODY)
     world.passes(20)
     assert world.store.node_rules() == [] and world.job(waits[0].job_id).state is State.RUNNING
     world.close()
@@ -70,7 +70,7 @@ def test_a_node_that_was_lost_three_times_gets_nothing_new_and_why_says_so() -> 
 
 def test_an_order_holds_for_a_machine_that_comes_back_under_another_id() -> None:
     world = a_world()
-    nodes.order(world.around, "n2", NodeOrderSent(order="cordon", reason="loud"), ANYBODY)
+    nodes.order(world.context, "n2", NodeOrderSent(order="cordon", reason="loud"), ANYBODY)
     world.backend.lose_node("n2")
     world.backend.add_node("n9", gpus=8)
     world.backend.change_node("n9", name="gpu-2")

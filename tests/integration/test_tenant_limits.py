@@ -13,7 +13,7 @@ import pytest
 from jobs.drivers.link.messages import Register
 from orchestrator.api import RestrictionsSent, TenantSent
 from orchestrator.queue.errors import Forbidden, QueueError, StoreBroken, TooManyQueued
-from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.states import DesiredState, State
 from orchestrator.queue.store import Change, Filter
 from orchestrator.queue.tenants import Restrictions, Tenant
 from orchestrator.service import drivers as driving
@@ -67,7 +67,7 @@ def test_no_more_jobs_are_queued_than_the_tenant_may_have(world: ServiceWorld) -
 
 def test_submissions_at_once_do_not_pass_the_limit_together(world: ServiceWorld) -> None:
     limit(world, max_queued_jobs=5)
-    new = admit(world.around, [command()], ANNA)
+    new = admit(world.context, [command()], ANNA)
 
     def send(_: int) -> bool:
         try:
@@ -91,9 +91,9 @@ def test_a_job_runs_no_longer_than_its_tenant_allows(world: ServiceWorld) -> Non
 def test_what_follows_the_end_of_a_job_runs_no_longer_either(world: ServiceWorld) -> None:
     (job,) = world.admit(command(**queue(on_end={"command": ["sleep", "infinity"]})))
     limit(world, max_runtime_s=3600.0)
-    world.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), START_S, "anna")
+    world.store.ask(job.job_id, Change(wanted=DesiredState.CANCEL), START_S, "anna")
     world.passes(2)
-    assert followups.follow_up(world.around) == 1
+    assert followups.follow_up(world.context) == 1
     assert [one.max_runtime_s for one in world.store.jobs(Filter(name="job-on-end"))] == [3600.0]
 
 
@@ -106,10 +106,10 @@ def test_a_tenant_that_has_used_its_gpu_hours_waits_for_the_next_month_and_is_to
     world.passes(3)
     states = {job.job_id: job.state for job in world.store.jobs()}
     assert states.pop(third.job_id) is State.QUEUED and State.QUEUED not in states.values()
-    said = Explainer(world.around).why(third.job_id).text
+    said = Explainer(world.context).why(third.job_id).text
     assert "tenant a has used 2.0 of its 2.0 GPU-hours of 1970-01" in said
     assert "start again on 1970-02-01 at 00:00 UTC; running ones go on" in said
-    view = tenants.tenants(world.around).tenants[0]
+    view = tenants.tenants(world.context).tenants[0]
     assert view.gpu_hours == pytest.approx(2.0, abs=0.01)
     world.clock.advance(21 * 86_400.0)
     world.passes(2)
@@ -120,10 +120,10 @@ def test_a_tenant_that_has_used_its_gpu_hours_waits_for_the_next_month_and_is_to
 def test_a_secret_that_was_taken_back_is_given_to_no_driver(world: ServiceWorld) -> None:
     (job,) = world.admit(command(**queue(secrets=["TOKEN"])))
     world.passes(2)
-    assert driving.register(world.around, Register(job_id=job.job_id, attempt=1)).secrets == {"TOKEN": "hidden"}
+    assert driving.register(world.context, Register(job_id=job.job_id, attempt=1)).secrets == {"TOKEN": "hidden"}
     limit(world)
     with pytest.raises(QueueError, match="fleetune tenants set a --secret TOKEN"):
-        driving.register(world.around, Register(job_id=job.job_id, attempt=1))
+        driving.register(world.context, Register(job_id=job.job_id, attempt=1))
 
 
 def test_a_driver_waits_for_its_secrets_while_the_row_of_its_tenant_cannot_be_read(tmp_path: Path) -> None:
@@ -133,16 +133,16 @@ def test_a_driver_waits_for_its_secrets_while_the_row_of_its_tenant_cannot_be_re
         with contextlib.closing(sqlite3.connect(tmp_path / "queue.db")) as raw, raw:
             raw.execute("UPDATE tenants SET restrictions = '{' WHERE name = 'a'")
         with pytest.raises(StoreBroken, match="the settings of tenant 'a' cannot be read"):
-            driving.register(world.around, Register(job_id=job.job_id, attempt=1))
+            driving.register(world.context, Register(job_id=job.job_id, attempt=1))
 
 
 def test_a_tenant_keeps_its_limits_where_none_are_sent_and_each_change_is_an_event(world: ServiceWorld) -> None:
     sent = RestrictionsSent(max_priority=5, max_runtime_s=60.0, roots=("/shared/a/", "s3://bucket/a"), secrets=("K",))
-    view = tenants.put(world.around, "new", TenantSent(restrictions=sent), "root")
+    view = tenants.put(world.context, "new", TenantSent(restrictions=sent), "root")
     assert view.restrictions.roots == ("/shared/a", "s3://bucket/a")
-    again = tenants.put(world.around, "new", TenantSent(weight=2.0), "root")
+    again = tenants.put(world.context, "new", TenantSent(weight=2.0), "root")
     assert again.restrictions == view.restrictions and again.weight == 2.0
-    tenants.put(world.around, "new", TenantSent(weight=2.0), "root")
+    tenants.put(world.context, "new", TenantSent(weight=2.0), "root")
     told = [event.message for event in world.store.events() if event.kind == tenants.TENANT]
     assert told == [
         "root makes tenant new: max_priority 0 -> 5; max_runtime_s none -> 60; roots none -> /shared/a, s3://bucket/a; "
@@ -157,7 +157,7 @@ def test_a_tenant_keeps_its_limits_where_none_are_sent_and_each_change_is_an_eve
 )
 def test_what_is_no_root_is_refused(world: ServiceWorld, root: str) -> None:
     with pytest.raises(QueueError, match="cannot be a root"):
-        tenants.put(world.around, "a", TenantSent(restrictions=RestrictionsSent(roots=(root,))))
+        tenants.put(world.context, "a", TenantSent(restrictions=RestrictionsSent(roots=(root,))))
 
 
 def test_each_month_is_added_up_once(world: ServiceWorld, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from orchestrator.queue.records import Job, Role
 from orchestrator.queue.tenants import Restrictions, Tenant
 from orchestrator.service.admission.admit import admit
 from orchestrator.service.context.caller import ANYBODY, Caller
-from orchestrator.service.context.context import Surroundings
+from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.launch import launch_of
 from tests.support.queueworld import NO_GROWTH, QueueWorld
 
@@ -20,19 +20,19 @@ ANNA, BERT, VERA = Caller("anna", Role.MEMBER, "a"), Caller("bert", Role.MEMBER,
 class ServiceWorld(QueueWorld):
     """A queue, and the service around it. Tenants a and b may use all secrets; drivers are those of the service."""
 
-    def __init__(self, *gpus: int, url: str = "sqlite://", growth: Growth = NO_GROWTH, **around: Any) -> None:
-        limits = Restrictions(secrets=tuple(around.get("secrets", ())))
+    def __init__(self, *gpus: int, url: str = "sqlite://", growth: Growth = NO_GROWTH, **settings: Any) -> None:
+        limits = Restrictions(secrets=tuple(settings.get("secrets", ())))
         super().__init__(*gpus, url=url, tenants=[Tenant(name, restrictions=limits) for name in "ab"], growth=growth)
         given: dict[str, Any] = {"one_machine": True, "engine": "fake", "url": "http://server", "python": ("python",)}
-        self.around = Surroundings(self.store, self.backend, self.clock, **{**given, **around})
-        self.server = self.another(launch=launch_of(self.around))
+        self.context = ServiceContext(self.store, self.backend, self.clock, **{**given, **settings})
+        self.server = self.another(launch=launch_of(self.context))
 
     def admit(self, *specs: Mapping[str, Any], by: Caller = ANNA, client: str | None = None) -> list[Job]:
         """Let in and submitted."""
-        return list(self.store.submit(admit(self.around, specs, by, client), self.clock()))
+        return list(self.store.submit(admit(self.context, specs, by, client), self.clock()))
 
     def close(self) -> None:
-        self.around.close()
+        self.context.close()
         self.store.close()
 
 

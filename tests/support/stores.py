@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from cluster.capacity.gang import Gang
-from orchestrator.queue.records import Job, Move, NewJob, NodePlaces
+from orchestrator.queue.records import Job, NewJob, NodePlaces, Transition
 from orchestrator.queue.states import Reason, State
 from orchestrator.queue.store import Store
 from orchestrator.queue.tenants import Tenant
@@ -49,10 +49,12 @@ def lead(store: Store, holder: str = "one", now_s: float = START_S) -> int:
     return leadership.epoch
 
 
-def step(job: Job, to: State, reason: Reason | None = None, message: str = "") -> Move:
+def step(job: Job, to: State, reason: Reason | None = None, message: str = "") -> Transition:
     """From where the job is."""
     placement = PLACES if to is State.STARTING else ()
-    return Move(job.job_id, job.state, job.attempt, to, reason or _USUAL.get(to, Reason.PREEMPTED), message, placement)
+    return Transition(
+        job.job_id, job.state, job.attempt, to, reason or _USUAL.get(to, Reason.PREEMPTED), message, placement
+    )
 
 
 def go(store: Store, job: Job, *ways: State, now_s: float = START_S, reason: Reason | None = None) -> Job:

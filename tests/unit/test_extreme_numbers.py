@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_GPUS_PER_WORKER, MOST_OF_A_GANG, MOST_WORKERS, Gang
 from cluster.capacity.inventory import Inventory, Node
 from jobs.spec.queue import MOST_PRIORITY, MOST_RUNTIME_S
-from orchestrator.controller.autoscaler_demand import wish
+from orchestrator.controller.autoscaler_demand import demand
 from orchestrator.controller.ledger import Cluster, orders, snapshot
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import State
@@ -82,11 +82,11 @@ def test_a_plan_with_extreme_numbers_is_made_and_fits(some: list[Job], used_s: f
     cluster = Cluster(NODES, (Tenant("a", weight=1e-9), Tenant("b", weight=1e9, limit=((None, 4096),))), {"a": used_s})
     made = plan(snapshot(some, {}, cluster, NOW_S), DEFAULT)
     found = orders(some, made, {}, cluster)
-    wish(some, found.promises, cluster, DEFAULT, NOW_S)
+    demand(some, found.nominations, cluster, DEFAULT, NOW_S)
     gang_of = {one.job_id: one.gang for one in some}
     cpus, gpus = Counter[str](), Counter[str]()
     held = [(one.job_id, one.placement) for one in some if one.placement]
-    for job_id, placement in [*held, *((move.job_id, move.placement) for move in found.moves)]:
+    for job_id, placement in [*held, *((move.job_id, move.placement) for move in found.transitions)]:
         for node, workers in placement:
             cpus[node] += workers * gang_of[job_id].cpus_per_worker
             gpus[node] += workers * gang_of[job_id].gpus_per_worker

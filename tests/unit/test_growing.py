@@ -16,12 +16,12 @@ from cluster.capacity.inventory import Growth, Inventory, Node, NodeType
 from cluster.errors import BackendUnreachable, CapacityError, InputError, MachinesFailed
 from cluster.ray.autoscaler import Autoscaler, config_file, growth_of, read_growth
 from cluster.ray.raylets import Process
-from orchestrator.controller.autoscaler_demand import Wish, growth_words, wish
+from orchestrator.controller.autoscaler_demand import Demand, demand, growth_words
 from orchestrator.controller.ledger import Cluster
-from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.states import DesiredState, State
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.policy import DEFAULT
-from orchestrator.server.autoscaler_updates import Wishing
+from orchestrator.server.autoscaler_updates import DemandUpdates
 from tests.support.queuejobs import NOW_S, inventory, job
 
 CONFIG = {
@@ -131,10 +131,10 @@ def test_a_gang_without_gpus_spans_only_nodes_without() -> None:
 GROWS = Growth((NodeType(Node("gpu", 64, 4), 3),), 10)
 
 
-def wished(jobs: list[Any], there: Inventory, growth: Growth = GROWS, **more: Any) -> tuple[int, tuple[str, ...]]:
+def demanded(jobs: list[Any], there: Inventory, growth: Growth = GROWS, **more: Any) -> tuple[int, tuple[str, ...]]:
     """How many nodes of the first type, and for whom."""
     cluster = Cluster(replace(there, growth=growth), (Tenant("a"), *more.pop("tenants", ())), **more)
-    found = wish(jobs, {}, cluster, DEFAULT, NOW_S)
+    found = demand(jobs, {}, cluster, DEFAULT, NOW_S)
     kind = growth.types[0]
     whole = {name: size for name, size in (("CPU", kind.node.cpus), ("GPU", kind.node.gpus)) if size}
     assert all(piece == whole for piece in found.bundles)
@@ -143,74 +143,74 @@ def wished(jobs: list[Any], there: Inventory, growth: Growth = GROWS, **more: An
 
 def test_an_autoscaler_is_told_what_runs_and_what_the_first_in_the_queue_need() -> None:
     runs = job("runs", State.RUNNING, 3)
-    assert wished([runs], inventory(4)) == (1, ())
-    assert wished([runs, job("waits", gpus=2)], inventory(4)) == (2, ("waits",))
-    assert wished([runs, job("waits", gpus=1)], inventory(4)) == (1, ("waits",))  # which starts at once
-    assert wished([], inventory(4)) == (0, ())
+    assert demanded([runs], inventory(4)) == (1, ())
+    assert demanded([runs, job("waits", gpus=2)], inventory(4)) == (2, ("waits",))
+    assert demanded([runs, job("waits", gpus=1)], inventory(4)) == (1, ("waits",))  # which starts at once
+    assert demanded([], inventory(4)) == (0, ())
 
 
 def test_what_is_used_counts_as_it_lies_and_not_as_it_could_be_packed() -> None:
     """Two nodes with two of four GPUs in use have no room for three more, though eight less four are four."""
     runs = [job(f"r{number}", State.RUNNING, 2, on=((f"n{number}", 2),)) for number in range(2)]
-    assert wished([*runs, job("waits", gpus=3)], inventory(4, 4)) == (3, ("waits",))
+    assert demanded([*runs, job("waits", gpus=3)], inventory(4, 4)) == (3, ("waits",))
 
 
 def test_a_gang_of_several_nodes_is_asked_for_node_by_node() -> None:
-    assert wished([job("large", gpus=10)], inventory(4)) == (3, ("large",))
+    assert demanded([job("large", gpus=10)], inventory(4)) == (3, ("large",))
 
 
 def test_only_those_are_asked_for_that_fit_into_the_largest_cluster_in_their_order() -> None:
     runs = [job("runs", State.RUNNING, 4)]
     waits = [job(f"w{number}", gpus=8, priority=-number) for number in range(3)]  # 8 of 12 GPUs each
-    assert wished([*runs, *waits, job("small", priority=-9)], inventory(4)) == (3, ("w0",))
+    assert demanded([*runs, *waits, job("small", priority=-9)], inventory(4)) == (3, ("w0",))
 
 
 def test_no_more_nodes_are_asked_for_than_may_be_added_whatever_their_types() -> None:
-    """Version 2 of Ray's takes a wish whole, or not at all."""
+    """Version 2 of Ray's takes a demand whole, or not at all."""
     types = (NodeType(Node("gpu", 64, 8), 2), NodeType(Node("cpu", 16), 2))
     cluster = Cluster(Inventory((), Growth(types, 2)), (Tenant("a"),))
     large, small = job("large", gpus=16, priority=1), replace(job("small"), gang=Gang(1, 16))
-    found = wish([large, small], {}, cluster, DEFAULT, NOW_S)
+    found = demand([large, small], {}, cluster, DEFAULT, NOW_S)
     assert found.waiting == ("large",) and found.bundles == ({"CPU": 64, "GPU": 8},) * 2
-    first = wish([large, replace(small, priority=2)], {}, cluster, DEFAULT, NOW_S)
+    first = demand([large, replace(small, priority=2)], {}, cluster, DEFAULT, NOW_S)
     assert first.waiting == ("small",) and first.bundles == ({"CPU": 16},)
 
 
 def test_what_could_not_start_on_the_largest_empty_cluster_holds_up_nobody() -> None:
     never = job("never", gpus=14, priority=9)  # of 12, since one node takes nothing new
-    assert wished([never, job("waits", gpus=4)], inventory(4), closed=frozenset({"n0"})) == (2, ("waits",))
+    assert demanded([never, job("waits", gpus=4)], inventory(4), closed=frozenset({"n0"})) == (2, ("waits",))
 
 
 def test_nobody_is_asked_for_who_would_not_start_all_the_same() -> None:
     limited = Tenant("b", limit=((None, 4),))
     jobs = [
-        job("paused", wanted=Wanted.PAUSE),
+        job("paused", wanted=DesiredState.PAUSE),
         job("within", tenant="b", gpus=3),
         job("beyond", tenant="b", gpus=2),
         job("other", gpus=4),
     ]
-    assert set(wished(jobs, inventory(), tenants=(limited,))[1]) == {"within", "other"}
+    assert set(demanded(jobs, inventory(), tenants=(limited,))[1]) == {"within", "other"}
 
 
 def test_nodes_that_take_nothing_new_and_what_others_use_are_no_room() -> None:
     there = Inventory((Node("n0", 64, 4, foreign_gpus=1, foreign_cpus=2), Node("n1", 64, 4)))
-    assert wished([job("waits", gpus=4)], there, closed=frozenset({"n1"})) == (3, ("waits",))
-    assert wished([], there, closed=frozenset({"n1"})) == (0, ())
+    assert demanded([job("waits", gpus=4)], there, closed=frozenset({"n1"})) == (3, ("waits",))
+    assert demanded([], there, closed=frozenset({"n1"})) == (0, ())
 
 
 def test_a_node_that_has_only_just_come_is_what_was_asked_for() -> None:
     came = Inventory(tuple(Node(f"n{number}", 64, 4, usable=False) for number in range(3)))
-    assert wished([job("waits", gpus=4)], came) == (1, ("waits",))
+    assert demanded([job("waits", gpus=4)], came) == (1, ("waits",))
 
 
 def test_nodes_that_the_autoscaler_did_not_add_are_none_of_its_business() -> None:
     by_hand = Inventory((Node("n0", 32, 2),))
-    assert wished([job("runs", State.RUNNING, 2)], by_hand) == (0, ())
-    assert wished([job("runs", State.RUNNING, 2), job("waits", gpus=4)], by_hand) == (1, ("waits",))
+    assert demanded([job("runs", State.RUNNING, 2)], by_hand) == (0, ())
+    assert demanded([job("runs", State.RUNNING, 2), job("waits", gpus=4)], by_hand) == (1, ("waits",))
 
 
 def test_without_an_autoscaler_nobody_is_told() -> None:
-    assert wish([job("waits", gpus=4)], {}, Cluster(inventory(1), (Tenant("a"),)), DEFAULT, NOW_S).bundles == ()
+    assert demand([job("waits", gpus=4)], {}, Cluster(inventory(1), (Tenant("a"),)), DEFAULT, NOW_S).bundles == ()
     assert growth_words(inventory(1)) == ""
     assert growth_words(replace(inventory(1), growth=GROWS)) == (
         "Ray's autoscaler may add 3 more nodes (3 x gpu: 64 CPU, 4 GPU)"
@@ -287,22 +287,22 @@ def test_a_wish_is_told_until_it_was_heard_and_withdrawn_when_nobody_waits() -> 
 
         grows = True
 
-    ray, wishes = Ray(lambda: "session", "nowhere:1"), [Wish(({"CPU": 4},), ("first",))]
-    wishing = Wishing(ray, lambda: wishes[-1], said.append)
+    ray, demands = Ray(lambda: "session", "nowhere:1"), [Demand(({"CPU": 4},), ("first",))]
+    updates = DemandUpdates(ray, lambda: demands[-1], said.append)
 
     def tell() -> None:
-        wishing._not_before_s = 0.0
-        wishing()
-        if wishing._telling is not None:
-            wishing._telling.join()
+        updates._not_before_s = 0.0
+        updates()
+        if updates._telling is not None:
+            updates._telling.join()
 
     tell()
-    wishes.append(Wish())  # nobody waits any more; that nothing was heard is not known
+    demands.append(Demand())  # nobody waits any more; that nothing was heard is not known
     tell()
     assert asked == [1, 0] and said == ["Ray's autoscaler could not be told what is wanted: no answer"]
-    wishes.append(Wish(({"CPU": 4},), ("second",)))
+    demands.append(Demand(({"CPU": 4},), ("second",)))
     tell()
-    wishes.append(Wish(({"CPU": 4},)))
+    demands.append(Demand(({"CPU": 4},)))
     tell()  # it runs, where it was asked for: there is nothing to tell
     assert asked == [1, 0, 1]
     assert said[1:] == [
@@ -310,7 +310,7 @@ def test_a_wish_is_told_until_it_was_heard_and_withdrawn_when_nobody_waits() -> 
         "nobody waits for room: Ray's autoscaler is asked for 1 x (4 CPU) from now on",
     ]
     ray.grows = False
-    wishes.append(Wish())
+    demands.append(Demand())
     tell()
     assert said[3:] == ["nobody waits for room: Ray's autoscaler is asked for nothing from now on"]
     assert asked == [1, 0, 1, 0]  # also of an autoscaler that adds nothing any more

@@ -92,15 +92,15 @@ def test_a_tenant_that_has_used_its_gpu_hours_starts_nothing_and_others_do() -> 
     for used, started in ((9.9, {"waits", "other", "cpu"}), (10.0, {"other", "cpu"})):
         cluster = Cluster(inventory(4), limited, gpu_hours={"a": used})
         found = orders(jobs, plan(snapshot(jobs, {}, cluster, NOW_S)), {}, cluster)
-        assert {move.job_id for move in found.moves} == started
+        assert {move.job_id for move in found.transitions} == started
 
 
-def test_what_was_promised_before_the_hours_were_used_up_still_starts() -> None:
+def test_what_was_nominated_before_the_hours_were_used_up_still_starts() -> None:
     limited = (Tenant("a", restrictions=Restrictions(max_gpu_hours_per_month=10.0)),)
-    jobs, promises = [job("waits")], {"waits": (("n0", 1),)}
+    jobs, nominations = [job("waits")], {"waits": (("n0", 1),)}
     cluster = Cluster(inventory(4), limited, gpu_hours={"a": 11.0})
-    found = orders(jobs, plan(snapshot(jobs, promises, cluster, NOW_S)), promises, cluster)
-    assert [move.to for move in found.moves] == [State.STARTING]
+    found = orders(jobs, plan(snapshot(jobs, nominations, cluster, NOW_S)), nominations, cluster)
+    assert [move.to for move in found.transitions] == [State.STARTING]
 
 
 def test_tenants_without_a_limit_are_never_spent() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.errors import BackendUnreachable
 from orchestrator.http.metrics import Meters
-from orchestrator.server.passes import Passes
+from orchestrator.server.passes import ControlLoop
 
 
 class _Controller:
@@ -30,7 +30,7 @@ def test_the_queue_counts_as_stuck_after_three_failures_in_a_row_and_moves_again
     news: Any = _News()
     leading: Any = None
     meters = Meters()
-    passes = Passes(controller, leading, news, meters, lambda text: None, (), lambda: None)
+    passes = ControlLoop(controller, leading, news, meters, lambda text: None, (), lambda: None)
 
     def pass_over() -> tuple[str, float]:
         with contextlib.suppress(Exception):

@@ -1,4 +1,4 @@
-"""From jobs to a plan and back: what counts as held, who gets a lease, who gets a promise."""
+"""From jobs to a plan and back: what counts as held, who gets a lease, who gets a nomination."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory
 from orchestrator.controller.fair_share import Shares, used_of
-from orchestrator.controller.ledger import Cluster, Orders, Promises, kept, orders, snapshot
+from orchestrator.controller.ledger import Cluster, Nominations, Orders, kept, orders, snapshot
 from orchestrator.queue.records import Job, Lease
-from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queue.states import DesiredState, Reason, State
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.plan.plan import plan
 from tests.support.queuejobs import NOW_S, inventory, job
@@ -19,18 +19,20 @@ from tests.support.queuejobs import NOW_S, inventory, job
 A = (Tenant("a"),)
 
 
-def decided(jobs: list[Job], promises: Promises, cluster: Cluster) -> Orders:
-    return orders(jobs, plan(snapshot(jobs, promises, cluster, NOW_S)), promises, cluster)
+def decided(jobs: list[Job], nominations: Nominations, cluster: Cluster) -> Orders:
+    return orders(jobs, plan(snapshot(jobs, nominations, cluster, NOW_S)), nominations, cluster)
 
 
 def said(found: Orders) -> list[str]:
-    return [f"{move.job_id} {move.expect} -> {move.to} {dict(move.placement) or ''}".strip() for move in found.moves]
+    return [
+        f"{move.job_id} {move.expect} -> {move.to} {dict(move.placement) or ''}".strip() for move in found.transitions
+    ]
 
 
 def test_a_gang_that_fits_gets_a_lease_on_nodes_that_are_free() -> None:
     jobs = [job("runs", State.RUNNING, 2), job("waits", gpus=2)]
     found = decided(jobs, {}, Cluster(inventory(4), A))
-    assert said(found) == ["waits queued -> starting {'n0': 2}"] and found.promises == {}
+    assert said(found) == ["waits queued -> starting {'n0': 2}"] and found.nominations == {}
 
 
 def test_what_is_to_start_in_the_place_of_others_waits_until_they_have_left() -> None:
@@ -38,77 +40,77 @@ def test_what_is_to_start_in_the_place_of_others_waits_until_they_have_left() ->
     cluster = Cluster(inventory(4), A)
     found = decided([low, high], {}, cluster)
     assert said(found) == ["low running -> stopping"]
-    assert found.moves[0].reason is Reason.PREEMPTED and "high goes first" in found.moves[0].message
-    assert found.promises == {"high": (("n0", 4),)}
+    assert found.transitions[0].reason is Reason.PREEMPTED and "high goes first" in found.transitions[0].message
+    assert found.nominations == {"high": (("n0", 4),)}
     stopping = job("low", State.STOPPING, 4)
-    again = decided([stopping, high], found.promises, cluster)
-    assert again == Orders((), found.promises)
+    again = decided([stopping, high], found.nominations, cluster)
+    assert again == Orders((), found.nominations)
     back = job("low", reason=Reason.PREEMPTED, gpus=4)
-    last = decided([back, high], found.promises, cluster)
-    assert said(last) == ["high queued -> starting {'n0': 4}"] and last.promises == {}
+    last = decided([back, high], found.nominations, cluster)
+    assert said(last) == ["high queued -> starting {'n0': 4}"] and last.nominations == {}
 
 
 def test_a_job_is_not_told_the_id_of_another_tenants_job_that_goes_first() -> None:
     low, high = job("low", State.RUNNING, 4), job("secret-project", gpus=4, priority=5, tenant="b")
     found = decided([low, high], {}, Cluster(inventory(4), (Tenant("a"), Tenant("b"))))
-    assert found.moves[0].message == "preempted: a job of tenant b goes first"
+    assert found.transitions[0].message == "preempted: a job of tenant b goes first"
 
 
-def test_nobody_slips_into_what_is_promised_and_what_is_left_over_is_given_away() -> None:
+def test_nobody_slips_into_what_is_nominated_and_what_is_left_over_is_given_away() -> None:
     stopping, high = job("low", State.STOPPING, 2), job("high", gpus=2, priority=5)
     jobs = [stopping, high, job("late", gpus=2), job("later", gpus=1)]
     found = decided(jobs, {"high": (("n0", 2),)}, Cluster(inventory(4), A))
-    # Two GPUs are free in fact: the promise is kept with them, and "late" gets those that are being left.
+    # Two GPUs are free in fact: the nomination is kept with them, and "late" gets those that are being left.
     assert said(found) == ["high queued -> starting {'n0': 2}"]
-    assert found.promises == {"late": (("n0", 2),)}
+    assert found.nominations == {"late": (("n0", 2),)}
 
 
-def test_a_job_that_does_not_stop_keeps_its_nodes_and_promises_on_them_are_off() -> None:
+def test_a_job_that_does_not_stop_keeps_its_nodes_and_nominations_on_them_are_off() -> None:
     jobs = [job("stuck", State.STOPPING, 4), job("high", gpus=4, priority=5)]
-    promises = {"high": (("n0", 4),)}
+    nominations = {"high": (("n0", 4),)}
     slow = Cluster(inventory(4, 4), A, slow=frozenset({"stuck"}))
-    assert kept(jobs, promises, Cluster(inventory(4, 4), A)) == promises
-    assert kept(jobs, promises, slow) == {}
+    assert kept(jobs, nominations, Cluster(inventory(4, 4), A)) == nominations
+    assert kept(jobs, nominations, slow) == {}
     assert said(decided(jobs, {}, slow)) == ["high queued -> starting {'n1': 4}"]
 
 
 @pytest.mark.parametrize(
     "changed",
-    [{"wanted": Wanted.CANCEL}, {"wanted": Wanted.PAUSE}, {"state": State.STARTING}],
+    [{"wanted": DesiredState.CANCEL}, {"wanted": DesiredState.PAUSE}, {"state": State.STARTING}],
 )
-def test_a_promise_ends_with_the_wish(changed: dict[str, object]) -> None:
+def test_a_nomination_ends_with_the_wish(changed: dict[str, object]) -> None:
     one = job("high", **{"state": State.QUEUED, **changed})  # type: ignore[arg-type]
     assert kept([one], {"high": (("n0", 1),)}, Cluster(inventory(4), A)) == {}
 
 
-def test_a_promise_ends_with_its_node() -> None:
-    one, promises = job("high"), {"high": (("n1", 1),)}
-    assert kept([one], promises, Cluster(inventory(4, 4), A)) == promises
-    assert kept([one], promises, Cluster(inventory(4), A)) == {}
-    assert kept([one], promises, Cluster(inventory(4, 4), A, closed=frozenset({"n1"}))) == {}
+def test_a_nomination_ends_with_its_node() -> None:
+    one, nominations = job("high"), {"high": (("n1", 1),)}
+    assert kept([one], nominations, Cluster(inventory(4, 4), A)) == nominations
+    assert kept([one], nominations, Cluster(inventory(4), A)) == {}
+    assert kept([one], nominations, Cluster(inventory(4, 4), A, closed=frozenset({"n1"}))) == {}
 
 
-def test_a_job_that_is_moved_keeps_its_promise_while_it_stops() -> None:
+def test_a_job_that_is_moved_keeps_its_nomination_while_it_stops() -> None:
     moved = job("small", State.STOPPING, 1, reason=Reason.MOVED)
-    promises = {"small": (("n1", 1),)}
-    assert kept([moved], promises, Cluster(inventory(4, 4), A)) == promises
-    assert decided([moved], promises, Cluster(inventory(4, 4), A)) == Orders((), promises)
+    nominations = {"small": (("n1", 1),)}
+    assert kept([moved], nominations, Cluster(inventory(4, 4), A)) == nominations
+    assert decided([moved], nominations, Cluster(inventory(4, 4), A)) == Orders((), nominations)
     back = job("small", reason=Reason.MOVED)
-    assert said(decided([back], promises, Cluster(inventory(4, 4), A))) == ["small queued -> starting {'n1': 1}"]
+    assert said(decided([back], nominations, Cluster(inventory(4, 4), A))) == ["small queued -> starting {'n1': 1}"]
 
 
-def test_an_elastic_job_is_promised_fewer_workers_while_it_stops_and_starts_with_them() -> None:
+def test_an_elastic_job_is_nominated_with_fewer_workers_while_it_stops_and_starts_with_them() -> None:
     cluster = Cluster(inventory(4), A)
     elastic, other = job("e", State.RUNNING, 4, sizes=(1, 2, 4)), job("other", gpus=2)
     found = decided([elastic, other], {}, cluster)
-    assert said(found) == ["e running -> stopping"] and found.moves[0].reason is Reason.RESIZED
-    assert found.moves[0].message == "goes on with 2 workers instead of 4: other goes first"
-    assert found.promises == {"other": (("n0", 2),), "e": (("n0", 2),)}
+    assert said(found) == ["e running -> stopping"] and found.transitions[0].reason is Reason.RESIZED
+    assert found.transitions[0].message == "goes on with 2 workers instead of 4: other goes first"
+    assert found.nominations == {"other": (("n0", 2),), "e": (("n0", 2),)}
     stopping = replace(elastic, state=State.STOPPING, reason=Reason.RESIZED)
-    assert kept([stopping, other], found.promises, cluster) == found.promises
-    assert decided([stopping, other], found.promises, cluster) == Orders((), found.promises)
+    assert kept([stopping, other], found.nominations, cluster) == found.nominations
+    assert decided([stopping, other], found.nominations, cluster) == Orders((), found.nominations)
     back = job("e", gpus=1, sizes=(1, 2, 4), reason=Reason.RESIZED)
-    last = decided([back, other], found.promises, cluster)
+    last = decided([back, other], found.nominations, cluster)
     assert sorted(said(last)) == ["e queued -> starting {'n0': 2}", "other queued -> starting {'n0': 2}"]
 
 
@@ -117,10 +119,10 @@ def test_who_is_preempted_keeps_what_the_same_plan_gives_it_and_nobody_grows_int
     e = job("e", State.RUNNING, 6, sizes=(2, 6), interruption_cost_s=10_000.0)
     g, b = job("g", State.RUNNING, 2, sizes=(2, 4)), job("b", gpus=4, priority=1)
     found = decided([e, g, b], {}, cluster)
-    assert said(found) == ["e running -> stopping"] and found.promises == {"b": (("n0", 4),), "e": (("n0", 2),)}
-    stopping = replace(e, state=State.STOPPING, reason=found.moves[0].reason)
-    assert kept([stopping, g, b], found.promises, cluster) == found.promises
-    assert decided([stopping, g, b], found.promises, cluster) == Orders((), found.promises)
+    assert said(found) == ["e running -> stopping"] and found.nominations == {"b": (("n0", 4),), "e": (("n0", 2),)}
+    stopping = replace(e, state=State.STOPPING, reason=found.transitions[0].reason)
+    assert kept([stopping, g, b], found.nominations, cluster) == found.nominations
+    assert decided([stopping, g, b], found.nominations, cluster) == Orders((), found.nominations)
 
 
 def test_nobody_grows_while_one_stops_or_is_about_to_start() -> None:
@@ -132,7 +134,7 @@ def test_nobody_grows_while_one_stops_or_is_about_to_start() -> None:
         assert said(decided([grows, other], {}, cluster)) == ["g running -> stopping"]
 
 
-def test_a_larger_gang_is_within_the_limit_of_its_tenant_also_when_it_was_promised_before() -> None:
+def test_a_larger_gang_is_within_the_limit_of_its_tenant_also_when_it_was_nominated_before() -> None:
     capped = Cluster(inventory(8), (Tenant("a", limit=((None, 3),)),))
     waits = job("e", gpus=1, sizes=(1, 2, 4))
     assert said(decided([waits], {}, capped)) == ["e queued -> starting {'n0': 2}"]
@@ -143,7 +145,7 @@ def test_what_pauses_or_waits_for_others_or_for_a_time_is_not_started() -> None:
     parent = job("parent", State.RUNNING, 1)
     jobs = [
         parent,
-        job("paused", wanted=Wanted.PAUSE),
+        job("paused", wanted=DesiredState.PAUSE),
         job("child", after=("parent",)),
         job("early", not_before_s=NOW_S + 60.0),
         job("failed", reason=Reason.DRIVER_LOST, retries={Reason.DRIVER_LOST: 1}, waiting_since_s=NOW_S - 1.0),
@@ -162,7 +164,7 @@ def test_a_limit_holds_also_against_jobs_that_are_still_stopping() -> None:
     capped = (Tenant("a", limit=((None, 4),)),)
     jobs = [job("leaves", State.STOPPING, 4), job("next", gpus=4)]
     found = decided(jobs, {}, Cluster(inventory(8), capped))
-    assert found.moves == () and set(found.promises) == {"next"}
+    assert found.transitions == () and set(found.nominations) == {"next"}
 
 
 def test_gpus_held_by_others_are_not_given_away() -> None:
@@ -192,14 +194,14 @@ def test_what_a_job_held_up_to_its_end_counts_for_its_tenant() -> None:
     assert shares.advance([], NOW_S + 60.0)["a"] == pytest.approx(4 * 15.0)
 
 
-def test_a_promise_that_can_not_be_kept_any_more_is_dropped() -> None:
-    one, promises = job("high", gpus=4), {"high": (("n0", 4),)}
+def test_a_nomination_that_can_not_be_kept_any_more_is_dropped() -> None:
+    one, nominations = job("high", gpus=4), {"high": (("n0", 4),)}
     capped = (Tenant("a", limit=((None, 3),)),)
     shrunk = Inventory((replace(inventory(4).nodes[0], foreign_cpus=62),))
-    assert kept([one], promises, Cluster(inventory(4), A)) == promises
-    assert kept([one], promises, Cluster(inventory(4), capped)) == {}
-    assert kept([one], promises, Cluster(shrunk, A)) == {}
-    assert kept([one, job("runs", State.RUNNING, 1)], promises, Cluster(inventory(4), A)) == {}
+    assert kept([one], nominations, Cluster(inventory(4), A)) == nominations
+    assert kept([one], nominations, Cluster(inventory(4), capped)) == {}
+    assert kept([one], nominations, Cluster(shrunk, A)) == {}
+    assert kept([one, job("runs", State.RUNNING, 1)], nominations, Cluster(inventory(4), A)) == {}
 
 
 @pytest.mark.parametrize(("gpus", "foreign"), [(2, 0), (4, 1), (8, 7)])

@@ -11,8 +11,8 @@ from cluster.backend import Phase, Submission
 from orchestrator.queue.advice import advice
 from orchestrator.queue.records import Job
 from orchestrator.queue.retry import BUDGETS, landing, may_start_at_s, why_ended
-from orchestrator.queue.states import ENDED, MAY_GO_TO, Reason, State, Wanted
-from orchestrator.queue.transitions import Seen, next_move
+from orchestrator.queue.states import ENDED, MAY_GO_TO, DesiredState, Reason, State
+from orchestrator.queue.transitions import Seen, next_transition
 from tests.support.queuejobs import NOW_S, job
 
 
@@ -26,7 +26,7 @@ def of(one: Job, phase: Phase, **more: Any) -> Submission:
 
 
 def went(one: Job, by: Seen) -> tuple[State, Reason] | None:
-    move = next_move(one, by)
+    move = next_transition(one, by)
     if move is None:
         return None
     assert (move.job_id, move.expect, move.attempt) == (one.job_id, one.state, one.attempt)
@@ -38,7 +38,7 @@ def test_every_state_has_a_row_and_an_end_is_an_end() -> None:
     assert set(MAY_GO_TO) == set(State)
     assert {state for state, to in MAY_GO_TO.items() if not to} == ENDED
     for state in State:
-        next_move(job(state=state), seen())
+        next_transition(job(state=state), seen())
 
 
 def test_a_driver_that_runs_and_ends_well_takes_its_job_through() -> None:
@@ -111,10 +111,10 @@ def test_what_can_never_start_is_not_tried_again() -> None:
 @pytest.mark.parametrize("state", [State.STARTING, State.RUNNING])
 @pytest.mark.parametrize(
     ("wanted", "reason", "lands"),
-    [(Wanted.CANCEL, Reason.CANCELLED, State.CANCELLED), (Wanted.PAUSE, Reason.PAUSED, State.QUEUED)],
+    [(DesiredState.CANCEL, Reason.CANCELLED, State.CANCELLED), (DesiredState.PAUSE, Reason.PAUSED, State.QUEUED)],
 )
 def test_what_its_owner_wants_is_done_once_it_has_stopped(
-    state: State, wanted: Wanted, reason: Reason, lands: State
+    state: State, wanted: DesiredState, reason: Reason, lands: State
 ) -> None:
     one = job(state=state, wanted=wanted)
     assert went(one, seen(of(one, Phase.RUNNING))) == (State.STOPPING, reason)
@@ -125,7 +125,7 @@ def test_what_its_owner_wants_is_done_once_it_has_stopped(
 
 
 def test_a_job_that_was_cancelled_while_it_stopped_for_another_reason_is_cancelled() -> None:
-    one = job(state=State.STOPPING, reason=Reason.PREEMPTED, wanted=Wanted.CANCEL)
+    one = job(state=State.STOPPING, reason=Reason.PREEMPTED, wanted=DesiredState.CANCEL)
     assert went(one, seen(of(one, Phase.STOPPED))) == (State.CANCELLED, Reason.CANCELLED)
 
 
@@ -137,7 +137,7 @@ def test_a_job_that_finished_before_it_was_stopped_has_succeeded() -> None:
 def test_a_lost_node_stops_a_job_and_its_lease_is_kept_until_the_driver_is_seen_to_be_gone() -> None:
     one = job(state=State.RUNNING, gpus=4, on=(("n0", 2), ("n9", 2)))
     assert went(one, seen(of(one, Phase.RUNNING))) == (State.STOPPING, Reason.NODE_LOST)
-    assert "n9 is gone" in str(next_move(one, seen(of(one, Phase.RUNNING))))
+    assert "n9 is gone" in str(next_transition(one, seen(of(one, Phase.RUNNING))))
     stopping = replace(one, state=State.STOPPING, reason=Reason.NODE_LOST)
     assert went(stopping, seen(of(one, Phase.RUNNING))) is None
     assert went(stopping, seen(of(one, Phase.LOST))) == (State.QUEUED, Reason.NODE_LOST)
@@ -170,7 +170,7 @@ def test_the_run_time_of_all_attempts_counts_against_its_maximum() -> None:
 def test_a_job_whose_parent_has_failed_fails_with_a_word_on_it() -> None:
     one = job(after=("first", "second"))
     assert went(one, seen()) is None
-    move = next_move(one, seen(failed={"second": "was cancelled"}))
+    move = next_transition(one, seen(failed={"second": "was cancelled"}))
     assert move is not None and (move.to, move.reason) == (State.FAILED, Reason.PARENT_FAILED)
     assert move.message == "second, which it waits for, was cancelled"
 
@@ -226,6 +226,6 @@ def test_a_driver_that_is_gone_with_its_node_is_no_fault_of_the_driver() -> None
 
 
 def test_a_start_that_may_still_happen_is_waited_for_before_its_nodes_are_given_away() -> None:
-    one = job(state=State.STOPPING, reason=Reason.CANCELLED, wanted=Wanted.CANCEL)
+    one = job(state=State.STOPPING, reason=Reason.CANCELLED, wanted=DesiredState.CANCEL)
     assert went(one, seen(doubtful=frozenset({one.submission}))) is None
     assert went(one, seen()) == (State.CANCELLED, Reason.CANCELLED)

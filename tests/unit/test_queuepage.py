@@ -12,7 +12,7 @@ from orchestrator.pages.cluster import nodes_page, tenants_page, usage_page
 from orchestrator.pages.events import event_lines
 from orchestrator.pages.queue import in_order, queue_page, status_page
 from orchestrator.pages.tables import columns
-from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queue.states import DesiredState, Reason, State
 from tests.support.jobviews import NOW_S, job
 
 
@@ -39,7 +39,7 @@ def test_what_runs_comes_first_and_what_waits_by_priority_and_number() -> None:
         job("urgent", number=9, priority=5),
         running("second", started_s=2.0),
         job("first", number=4),
-        job("paused", number=1, wanted=Wanted.PAUSE),
+        job("paused", number=1, wanted=DesiredState.PAUSE),
         running("old", started_s=1.0),
     ]
     assert [one.job_id for one in in_order(jobs)] == ["old", "second", "urgent", "first", "late", "paused", "ended"]
@@ -50,7 +50,7 @@ def test_the_queue_says_of_each_job_what_is_next() -> None:
         running("runs-1"),
         job("waits-1", after=("runs-1",)),
         job("waits-2"),
-        job("paused-1", wanted=Wanted.PAUSE),
+        job("paused-1", wanted=DesiredState.PAUSE),
         job("back-1", reason=Reason.NODE_LOST, message="node n1 was lost", step=40, total_steps=900),
         job("bad-1", State.FAILED, reason=Reason.RUN_FAILED, message="out of memory", ended_s=NOW_S - 60.0),
         job("good-1", State.SUCCEEDED, metrics={"loss": 0.25, "eval_loss": 0.5}, ended_s=NOW_S - 3 * 86400.0),
@@ -92,7 +92,7 @@ def test_labels_tell_equal_jobs_apart() -> None:
 
 
 def test_paused_jobs_are_counted_apart_with_the_time_since_they_were_paused() -> None:
-    paused = job("paused-1", wanted=Wanted.PAUSE, waiting_since_s=NOW_S - 300.0)
+    paused = job("paused-1", wanted=DesiredState.PAUSE, waiting_since_s=NOW_S - 300.0)
     page = queue_page([paused], {State.QUEUED: 1}, {}, NOW_S, None)
     assert "5m00s" in page and page.endswith("1 paused")
     page = queue_page([paused, job("waits-1")], {State.QUEUED: 2}, {}, NOW_S, None)
@@ -123,7 +123,7 @@ def test_the_page_of_a_job_has_what_is_known_and_nothing_else() -> None:
         assert part in page
     starting = job("a-1", State.STARTING, reason=Reason.GRANTED, message="on n1", attempt=1)
     assert "state      starting: on n1\n" in status_page(starting, None, (), NOW_S)
-    paused = job("a-1", wanted=Wanted.PAUSE, reason=Reason.PAUSED, message="paused")
+    paused = job("a-1", wanted=DesiredState.PAUSE, reason=Reason.PAUSED, message="paused")
     page = status_page(paused, None, (), NOW_S)
     assert "state      paused\n" in page and "go on      fleetune resume a-1" in page
     failed = job("a-1", State.FAILED, reason=Reason.TIMED_OUT, message="ran for too long", ended_s=NOW_S)

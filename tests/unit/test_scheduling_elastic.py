@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cluster.capacity.inventory import Node
 from orchestrator.queue.tenants import Tenant
-from orchestrator.scheduling.forecast.queue_simulation import Attempt, Measuring, World
+from orchestrator.scheduling.forecast.queue_simulation import Attempt, Measuring, QueueSimulation
 from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Start
 from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
@@ -187,11 +187,13 @@ def test_simulated_with_twice_the_workers_it_takes_half_the_time_from_then_on() 
     """8 hours with 4 workers. Another one has the other half of the node for an hour, and 10 minutes are protected."""
     jobs = [elastic("a", 4, 8, left_s=8 * HOUR), Job("b", 4, on={0: 4}, left_s=HOUR)]
     ends: list[Attempt] = []
-    world = World.of(snapshot(nodes(8), jobs), DEFAULT, np.array([8 * HOUR, HOUR]), Measuring(exact=True), ends.append)
-    world.tick_s = 60.0
+    simulation = QueueSimulation.of(
+        snapshot(nodes(8), jobs), DEFAULT, np.array([8 * HOUR, HOUR]), Measuring(exact=True), ends.append
+    )
+    simulation.tick_s = 60.0
     while len(ends) < 3:
-        world.decide()
-        world.advance(world.next_event_s)
+        simulation.decide()
+        simulation.advance(simulation.next_event_s)
     b, before, after = ends
     assert (b.row, b.end_s, before.cause) == (1, NOW_S + HOUR, Cause.MOVED) and after.placement == ((0, 8),)
     assert before.end_s - NOW_S == pytest.approx(HOUR, abs=60.0)

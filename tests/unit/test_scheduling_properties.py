@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from cluster.capacity.free_slots import FreeSlots
 from cluster.capacity.gang import Gang
 from orchestrator.queue.tenants import Tenant
-from orchestrator.scheduling.forecast.queue_simulation import Attempt, Measuring, World
+from orchestrator.scheduling.forecast.queue_simulation import Attempt, Measuring, QueueSimulation
 from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Start
 from orchestrator.scheduling.plan.plan import plan
-from orchestrator.scheduling.plan.preemption import room_for
+from orchestrator.scheduling.plan.preemption import preemption_for
 from orchestrator.scheduling.plan.victims import Victims
 from orchestrator.scheduling.policy import DEFAULT, Policy
-from orchestrator.scheduling.ranking import standing
+from orchestrator.scheduling.ranking import ranking
 from tests.support.randomqueue import PLAIN, PREEMPTING, QUICK, Drawn, drawn, few, many
 from tests.support.scheduling import HOUR, NOW_S, Job, carry_out, cluster, nodes, said, snapshot, violations
 from tests.support.slow_scheduler import Standings, machines_of, may_be_victim, place, rooms, slow_plan
@@ -147,11 +147,11 @@ def test_whoever_passes_a_blocked_gang_is_gone_when_its_nodes_are_reserved(one: 
 @given(drawn(by_type=True, windows=True), st.sampled_from([*PLAIN, *PREEMPTING]))
 def test_the_order_of_the_queue_is_that_of_the_slow_scheduler(one: Drawn, policy: Policy) -> None:
     before = one.snapshot()
-    slow, fast = Standings(before, policy), standing(before, policy)
+    slow, fast = Standings(before, policy), ranking(before, policy)
     rows = np.flatnonzero(before.waiting)
     assert fast.order(rows, before.jobs.submitted_s).tolist() == slow.order(rows.tolist())
     assert np.flatnonzero(fast.lane).tolist() == sorted(slow.lane) if fast.lane is not None else not slow.lane
-    np.testing.assert_allclose([fast.index[row] for row in slow.rows], [slow.index[row] for row in slow.rows])
+    np.testing.assert_allclose([fast.score[row] for row in slow.rows], [slow.index[row] for row in slow.rows])
     kinds = {} if fast.entitlement is None else dict(enumerate(fast.entitlement.tolist()))
     entitled = {row: before.cluster.types[kind] if kind >= 0 else None for row, kind in kinds.items() if kind > -2}
     assert entitled == slow.entitled
@@ -179,13 +179,13 @@ def test_room_is_found_exactly_where_the_rules_allow_it_and_nobody_is_interrupte
     one: Drawn, policy: Policy
 ) -> None:
     before = one.snapshot()
-    standings, victims = Standings(before, policy), Victims(before, standing(before, policy), policy)
+    standings, victims = Standings(before, policy), Victims(before, ranking(before, policy), policy)
     for row in np.flatnonzero(before.waiting).tolist():
         gang = before.jobs.gang_of(row)
         possible = rooms(before, policy, standings, row)
         if not gang.gpus_per_worker or any(frozenset() in sets for sets in possible.values()):
             continue
-        found = room_for(row, gang, before.jobs, before.cluster, victims)
+        found = preemption_for(row, gang, before.jobs, before.cluster, victims)
         if found is not None:
             assert all(may_be_victim(before, policy, standings, victim, row) for victim in found.victims)
             if len(found.placement) > 1:
@@ -215,14 +215,17 @@ def test_of_equals_it_is_not_the_number_of_the_row_that_decides(lane: bool) -> N
 def test_three_jobs_do_not_take_turns() -> None:
     """owed goes before all by guarantee, high before more by class: more must not take the place of owed."""
     tenants, stops = (Tenant("a"), Tenant("b", guaranteed=((None, 1),))), list[Attempt]()
-    world = World(cluster(nodes(2)), tenants, DEFAULT, Measuring(exact=True), stops.append)
-    owed, other = world.submit(Gang(1, 1, 1), 100 * HOUR, tenant=1), world.submit(Gang(1, 3, 1), 200 * HOUR)
-    world.decide()
-    world.advance(HOUR)
-    high, more = world.submit(Gang(2, 2, 1), 100 * HOUR, priority=1), world.submit(Gang(2, 1, 1), 2 * HOUR, tenant=1)
-    while world.now_s < 12 * HOUR:
-        world.decide()
-        world.advance(world.next_event_s)
+    simulation = QueueSimulation(cluster(nodes(2)), tenants, DEFAULT, Measuring(exact=True), stops.append)
+    owed, other = simulation.submit(Gang(1, 1, 1), 100 * HOUR, tenant=1), simulation.submit(Gang(1, 3, 1), 200 * HOUR)
+    simulation.decide()
+    simulation.advance(HOUR)
+    high, more = (
+        simulation.submit(Gang(2, 2, 1), 100 * HOUR, priority=1),
+        simulation.submit(Gang(2, 1, 1), 2 * HOUR, tenant=1),
+    )
+    while simulation.now_s < 12 * HOUR:
+        simulation.decide()
+        simulation.advance(simulation.next_event_s)
     assert len(stops) <= len({owed, other, high, more})
 
 

@@ -10,12 +10,12 @@ import pytest
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Node
 from orchestrator.queue.tenants import Tenant
-from orchestrator.scheduling.forecast.queue_simulation import TICK_S, Attempt, Measuring, World
+from orchestrator.scheduling.forecast.queue_simulation import TICK_S, Attempt, Measuring, QueueSimulation
 from orchestrator.scheduling.job_table import RUNNING
 from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Start
 from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, POLICIES, Policy
-from orchestrator.scheduling.ranking import standing
+from orchestrator.scheduling.ranking import ranking
 from orchestrator.scheduling.snapshot import Window
 from tests.support.scheduling import HOUR, NOW_S, Job, carry_out, cluster, nodes, said, snapshot
 
@@ -249,19 +249,19 @@ Case = tuple[list[Node], int]  # the nodes, and the GPUs of the job
 
 def start_s(policy: Policy, case: Case, small_s: float, most_s: float) -> float:
     """When a job of 5000 hours starts, on a cluster that is full of small ones and where more of them always wait."""
-    world = World(cluster(case[0]), (Tenant("a"),), policy, Measuring(exact=True), lambda _: None)
-    total = world.cluster.total
+    simulation = QueueSimulation(cluster(case[0]), (Tenant("a"),), policy, Measuring(exact=True), lambda _: None)
+    total = simulation.cluster.total
     for number in range(total):
-        world.submit(Gang(1, 1, 1), small_s * (number + 1) / total)
-    world.decide()
-    row = world.submit(Gang(case[1], 1, 1), 5000 * HOUR)
-    while world.jobs.state[row] != RUNNING and world.now_s <= most_s:
-        while world.waiting <= total:
-            world.submit(Gang(1, 1, 1), small_s)
-        world.decide()
-        if world.jobs.state[row] != RUNNING:
-            world.advance(world.next_event_s)
-    return world.now_s
+        simulation.submit(Gang(1, 1, 1), small_s * (number + 1) / total)
+    simulation.decide()
+    row = simulation.submit(Gang(case[1], 1, 1), 5000 * HOUR)
+    while simulation.jobs.state[row] != RUNNING and simulation.now_s <= most_s:
+        while simulation.waiting <= total:
+            simulation.submit(Gang(1, 1, 1), small_s)
+        simulation.decide()
+        if simulation.jobs.state[row] != RUNNING:
+            simulation.advance(simulation.next_event_s)
+    return simulation.now_s
 
 
 of_all_sizes = pytest.mark.parametrize("case", [(nodes(8), 8), (nodes(8, 8), 8), (nodes(8, 8), 16), (nodes(8), 1)])
@@ -295,10 +295,10 @@ def test_who_waits_for_a_limit_keeps_nobody_out_of_the_lane() -> None:
     tenants = (Tenant("a", limit=((None, 2),)), Tenant("b"))
     stopped = [Job(f"stopped {number}", 2, waiting_s=100 * HOUR) for number in range(3)]
     jobs = [Job("holds", 2, {0: 2}), *stopped, Job("long", 1, tenant=1, waiting_s=50 * HOUR, left_s=90 * HOUR)]
-    stands = standing(snapshot(nodes(8), jobs, tenants=tenants), DEFAULT)
-    assert stands.lane is not None and stands.lane.nonzero()[0].tolist() == [4]
-    stands = standing(snapshot(nodes(8), jobs, tenants=(Tenant("a"), Tenant("b"))), DEFAULT)
-    assert stands.lane is not None and stands.lane.nonzero()[0].tolist() == [1, 2]
+    ranks = ranking(snapshot(nodes(8), jobs, tenants=tenants), DEFAULT)
+    assert ranks.lane is not None and ranks.lane.nonzero()[0].tolist() == [4]
+    ranks = ranking(snapshot(nodes(8), jobs, tenants=(Tenant("a"), Tenant("b"))), DEFAULT)
+    assert ranks.lane is not None and ranks.lane.nonzero()[0].tolist() == [1, 2]
 
 
 def test_weights_of_three_to_one_share_gpu_time_three_to_one() -> None:
@@ -306,14 +306,14 @@ def test_weights_of_three_to_one_share_gpu_time_three_to_one() -> None:
     tenants = (Tenant("a", weight=3.0), Tenant("b"))
 
     def count(attempt: Attempt) -> None:
-        used[int(world.jobs.tenant[attempt.row])] += attempt.end_s - attempt.start_s
+        used[int(simulation.jobs.tenant[attempt.row])] += attempt.end_s - attempt.start_s
 
-    world = World(cluster(nodes(8)), tenants, DEFAULT, Measuring(exact=True), count)
+    simulation = QueueSimulation(cluster(nodes(8)), tenants, DEFAULT, Measuring(exact=True), count)
     for number in range(320):
-        world.submit(Gang(1, 1, 1), 1000.0, tenant=number % 2)
-    while world.now_s < 5 * HOUR:
-        world.decide()
-        world.advance(world.next_event_s)
+        simulation.submit(Gang(1, 1, 1), 1000.0, tenant=number % 2)
+    while simulation.now_s < 5 * HOUR:
+        simulation.decide()
+        simulation.advance(simulation.next_event_s)
     assert used[0] / used[1] == pytest.approx(3.0, rel=0.1)
 
 

@@ -17,7 +17,7 @@ from orchestrator.queue.errors import QueueError, UnknownSource
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import State
 from orchestrator.queue.tenants import Restrictions, Tenant
-from orchestrator.service.context.context import Surroundings
+from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability import logs
 from tests.support.queuejobs import job
 
@@ -32,9 +32,9 @@ class NoStore:
         return self._tenants
 
 
-def around(backend: FakeBackend | None = None, tenants: Sequence[Tenant] = ()) -> Surroundings:
+def context(backend: FakeBackend | None = None, tenants: Sequence[Tenant] = ()) -> ServiceContext:
     clock = FakeClock()
-    return Surroundings(NoStore(*tenants), backend or FakeBackend(FakeCluster(clock=clock)), clock)  # type: ignore[arg-type]
+    return ServiceContext(NoStore(*tenants), backend or FakeBackend(FakeCluster(clock=clock)), clock)  # type: ignore[arg-type]
 
 
 def with_log(folder: Path, content: bytes, name: str = "driver.log", state: State = State.RUNNING) -> Job:
@@ -43,11 +43,11 @@ def with_log(folder: Path, content: bytes, name: str = "driver.log", state: Stat
     return replace(job(state=state), run=str(folder), attempt=1)
 
 
-def whole(surroundings: Surroundings, of: Job, source: str = "driver") -> tuple[str, int]:
+def whole(context: ServiceContext, of: Job, source: str = "driver") -> tuple[str, int]:
     """All of a log, and in how many parts."""
     text, after = "", 0
     for number in range(1, 10_000):
-        part = logs.part(surroundings, of, source, after)
+        part = logs.part(context, of, source, after)
         text, before, after = text + part.text, after, part.next
         if part.ended:
             return text, number
@@ -72,25 +72,25 @@ def test_the_log_of_the_rank_that_failed_is_named(tmp_path: Path, outcome: bytes
         of = with_log(tmp_path, b"", name, State.FAILED)
     if outcome is not None:
         (tmp_path / "outcome.json").write_bytes(outcome)
-    assert logs.sources(around(), of).failed == failed
-    assert logs.sources(around(), replace(of, state=State.RUNNING)).failed is None
+    assert logs.sources(context(), of).failed == failed
+    assert logs.sources(context(), replace(of, state=State.RUNNING)).failed is None
 
 
 def test_the_logs_of_a_run_and_the_output_of_each_attempt_are_sources(tmp_path: Path) -> None:
     for name in ("rank-0.log", "notes.txt", ".hidden.log", "a b.log"):
         of = with_log(tmp_path, b"", name)
     (tmp_path / "logs" / "driver.log").write_text("")
-    assert logs.sources(around(), replace(of, attempt=3)).sources == (
+    assert logs.sources(context(), replace(of, attempt=3)).sources == (
         "output", "output-1", "output-2", "driver", "rank-0",
     )  # fmt: skip
-    assert logs.sources(around(), replace(of, run=None, attempt=0)).sources == ()
+    assert logs.sources(context(), replace(of, run=None, attempt=0)).sources == ()
 
 
 def test_a_part_ends_with_a_line_while_more_may_come(tmp_path: Path) -> None:
     of = with_log(tmp_path, b"erste\nzweite, hal")
-    part = logs.part(around(), of, "driver", 0)
+    part = logs.part(context(), of, "driver", 0)
     assert (part.text, part.next, part.ended) == ("erste\n", 6, False)
-    part = logs.part(around(), replace(of, state=State.SUCCEEDED), "driver", 6)
+    part = logs.part(context(), replace(of, state=State.SUCCEEDED), "driver", 6)
     assert (part.text, part.next, part.ended) == ("zweite, hal", 17, True)
 
 
@@ -98,26 +98,26 @@ def test_a_part_ends_with_a_line_while_more_may_come(tmp_path: Path) -> None:
 def test_all_parts_together_are_the_log(tmp_path: Path, unit: str) -> None:
     text = unit * (700_000 // len(unit.encode()) + 1)
     of = with_log(tmp_path, text.encode(), state=State.FAILED)
-    found, parts = whole(around(), of)
+    found, parts = whole(context(), of)
     assert found == text
     assert 3 <= parts <= 5 + len(text.encode()) // 100_000
 
 
 def test_bytes_that_are_no_text_are_shown_as_such(tmp_path: Path) -> None:
     of = with_log(tmp_path, b"\xff\xfe\x80" * 3 + b"\xf0\x9f", state=State.FAILED)
-    found, _ = whole(around(), of)
+    found, _ = whole(context(), of)
     assert set(found) == {"\N{REPLACEMENT CHARACTER}"}
 
 
 def test_half_a_character_waits_for_its_other_half(tmp_path: Path) -> None:
     of = with_log(tmp_path, "aé".encode()[:-1])
-    part = logs.part(around(), of, "driver", 0)
+    part = logs.part(context(), of, "driver", 0)
     assert (part.text, part.next) == ("a", 1)
 
 
 def test_behind_the_end_there_is_nothing_yet(tmp_path: Path) -> None:
     of = with_log(tmp_path, b"short\n")
-    part = logs.part(around(), of, "driver", 10**12)
+    part = logs.part(context(), of, "driver", 10**12)
     assert (part.text, part.next, part.ended) == ("", 10**12, False)
 
 
@@ -129,7 +129,7 @@ def test_nothing_but_a_listed_log_is_read(tmp_path: Path, source: str) -> None:
     (tmp_path / "secret.log").write_text("secret")
     (tmp_path / "run" / "secret.log").write_text("secret")
     with pytest.raises(UnknownSource):
-        logs.part(around(), of, source, 0)
+        logs.part(context(), of, source, 0)
 
 
 def test_a_link_out_of_the_run_is_not_followed(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_link_out_of_the_run_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "run" / "logs" / "evil.log").symlink_to(tmp_path / "secret")
     with pytest.raises(StorageError, match="cannot read"):
-        logs.part(around(), of, "evil", 0)
+        logs.part(context(), of, "evil", 0)
 
 
 def test_the_output_of_an_attempt_is_read_from_the_backend() -> None:
@@ -146,9 +146,9 @@ def test_the_output_of_an_attempt_is_read_from_the_backend() -> None:
     backend.start(Launch("job-1", ("true",)), 1)
     backend.advance(1000.0)
     of = replace(job(state=State.RUNNING), attempt=2)
-    part = logs.part(around(backend), of, "output-1", 4)
+    part = logs.part(context(backend), of, "output-1", 4)
     assert (part.text, part.next, part.ended) == ("two\n", 8, True)
-    part = logs.part(around(backend), of, "output", 0)
+    part = logs.part(context(backend), of, "output", 0)
     assert (part.text, part.ended) == ("", False)
 
 
@@ -160,14 +160,14 @@ def test_metrics_are_counted_over_all_parts(tmp_path: Path) -> None:
         (folder / f"{part:020d}-0.jsonl").write_text("\n".join(lines) + "\n")
     of = replace(job(state=State.RUNNING), run=str(tmp_path))
     found, after = [], 0
-    while (part := logs.metrics(around(), of, after)).records:
+    while (part := logs.metrics(context(), of, after)).records:
         assert len(part.records) <= 1000
         found += part.records
         after = part.next
     assert [record["step"] for record in found] == list(range(3000))
     assert found[0]["loss"] is None
-    assert logs.metrics(around(), of, 2950).records[0]["step"] == 2950
-    assert logs.metrics(around(), replace(of, run=None), 5).next == 5
+    assert logs.metrics(context(), of, 2950).records[0]["step"] == 2950
+    assert logs.metrics(context(), replace(of, run=None), 5).next == 5
 
 
 def test_whatever_lies_in_a_run_in_the_place_of_a_file_is_not_read(tmp_path: Path) -> None:
@@ -189,22 +189,22 @@ def test_whatever_lies_in_a_run_in_the_place_of_a_file_is_not_read(tmp_path: Pat
         file.truncate(700 << 20)
     for run in (linked, runs / "all"):
         of = replace(job(state=State.RUNNING), run=str(run), attempt=1)
-        assert logs.sources(around(), of).sources == ("output",)
-        assert logs.metrics(around(), of, 0).records == ()
+        assert logs.sources(context(), of).sources == ("output",)
+        assert logs.metrics(context(), of, 0).records == ()
     of = replace(job(state=State.RUNNING), run=str(strange), attempt=1)
     with pytest.raises(StorageError, match="is no file"):
-        logs.part(around(), of, "driver", 0)
+        logs.part(context(), of, "driver", 0)
     with pytest.raises(StorageError, match="cannot read"):
-        logs.metrics(around(), of, 0)
+        logs.metrics(context(), of, 0)
     with pytest.raises(StorageError, match="larger than any part"):
-        logs.metrics(around(), replace(of, run=str(large)), 0)
+        logs.metrics(context(), replace(of, run=str(large)), 0)
 
 
 def test_the_folder_of_runs_may_be_reached_by_a_link(tmp_path: Path) -> None:
     with_log(tmp_path / "disk" / "run", b"a line\n")
     (tmp_path / "runs").symlink_to(tmp_path / "disk")
     of = replace(job(state=State.RUNNING), run=str(tmp_path / "runs" / "run"), attempt=1)
-    assert logs.part(around(), of, "driver", 0).text == "a line\n"
+    assert logs.part(context(), of, "driver", 0).text == "a line\n"
 
 
 def test_a_run_outside_of_the_roots_of_its_tenant_is_not_read(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_run_outside_of_the_roots_of_its_tenant_is_not_read(tmp_path: Path) ->
     of = with_log(other / "runs" / "run", b"private\n")
     own.mkdir()
     (own / "link").symlink_to(other / "runs")
-    known = around(tenants=[Tenant(of.tenant, restrictions=Restrictions(roots=(str(own),)))])
+    known = context(tenants=[Tenant(of.tenant, restrictions=Restrictions(roots=(str(own),)))])
     for act in (lambda job: logs.part(known, job, "driver", 0), lambda job: logs.metrics(known, job, 0)):
         with pytest.raises(QueueError, match="is not read: it lies outside"):
             act(of)

@@ -14,7 +14,7 @@ from orchestrator.controller.node_failures import (
     suspects,
 )
 from orchestrator.queue.node_rules import rules_by_node
-from orchestrator.queue.records import Move, NodeOrder, NodeRule
+from orchestrator.queue.records import NodeOrder, NodeRule, Transition
 from orchestrator.queue.states import Reason, State
 from tests.support.queuejobs import NOW_S, job
 
@@ -64,7 +64,7 @@ def test_what_a_move_says_of_machines() -> None:
     one = job(state=State.RUNNING, placement=(("id1", 1), ("id2", 1)))
 
     def found(reason: Reason, gone: list[str]) -> Incident | None:
-        return incident_of(one, Move(one.job_id, one.state, one.attempt, State.STOPPING, reason), gone, NOW_S)
+        return incident_of(one, Transition(one.job_id, one.state, one.attempt, State.STOPPING, reason), gone, NOW_S)
 
     for reason in (Reason.NODE_LOST, Reason.DRIVER_LOST, Reason.DRIVER_KILLED):
         assert found(reason, ["n2"]) == Incident(NOW_S, ("n2",), one.submission)

@@ -148,13 +148,13 @@ def _concerns_all(error: Exception) -> bool:
 
 def _said(view: JobView) -> str:
     """Describe the state of a job, or what it was asked for."""
-    from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, Wanted
+    from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, DesiredState
 
-    words = {Wanted.CANCEL: "asked to end", Wanted.PAUSE: "asked to pause"}
+    words = {DesiredState.CANCEL: "asked to end", DesiredState.PAUSE: "asked to pause"}
     if view.state in ENDED:
         return str(view.state)
     if view.state in HOLDS_A_LEASE and view.wanted in words:
         return f"{words[view.wanted]} ({view.state})"
-    if view.wanted is Wanted.PAUSE:
+    if view.wanted is DesiredState.PAUSE:
         return "paused"
     return words.get(view.wanted, str(view.state))

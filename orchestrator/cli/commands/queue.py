@@ -149,9 +149,9 @@ def _whys(server: Connection, jobs: list[JobView]) -> dict[str, WhyView]:
     from jobs.errors import FleetuneError
     from orchestrator.api import WhyView
     from orchestrator.client.lookup import job_path
-    from orchestrator.queue.states import State, Wanted
+    from orchestrator.queue.states import DesiredState, State
 
-    waiting = [job for job in jobs if job.state is State.QUEUED and job.wanted is Wanted.RUN]
+    waiting = [job for job in jobs if job.state is State.QUEUED and job.wanted is DesiredState.RUN]
     try:
         return {job.job_id: server.get(f"{job_path(job.job_id)}/why", WhyView) for job in waiting[:EXPLAINED]}
     except FleetuneError:

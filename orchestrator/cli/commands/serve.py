@@ -112,7 +112,7 @@ def serve(
             help="Jobs are removed so long after their end; 0: never [FLEETUNE_RETENTION_DAYS, or 90].",
         ),
     ] = None,
-    most_guests: Annotated[
+    most_ray_submitted: Annotated[
         int,
         typer.Option("--most-guests", metavar="N", min=0, help="So many programs of `ray job submit` may be queued."),
     ] = 250,
@@ -157,7 +157,7 @@ def serve(
                 register_s=register,
                 silent_s=silent,
                 retention_days=retention,
-                most_guests=most_guests,
+                most_ray_submitted=most_ray_submitted,
                 autoscaler=autoscaler,
                 take_over=take_over,
                 embedded=embedded,

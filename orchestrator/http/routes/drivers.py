@@ -15,7 +15,7 @@ from orchestrator.service import drivers as driving
 
 def routes(serving: Serving) -> APIRouter:
     router = made("drivers", "/v1/driver")
-    around = serving.surroundings
+    context = serving.context
 
     @router.post(
         "/register",
@@ -25,8 +25,8 @@ def routes(serving: Serving) -> APIRouter:
     )
     def register(sent: Register, request: Request) -> Response:
         _check(serving, request, sent)
-        told = driving.register(around, sent)
-        serving.meters.beats.inc()
+        told = driving.register(context, sent)
+        serving.meters.heartbeats.inc()
         serving.wake()
         return answer(told)
 
@@ -38,10 +38,10 @@ def routes(serving: Serving) -> APIRouter:
     )
     def beat(sent: Beat, request: Request) -> Response:
         _check(serving, request, sent)
-        told = driving.beat(around, sent)
+        told = driving.heartbeat(context, sent)
         if sent.draining:
             serving.wake()
-        serving.meters.beats.inc()
+        serving.meters.heartbeats.inc()
         return answer(told)
 
     return router
@@ -52,4 +52,4 @@ def _check(serving: Serving, request: Request, sent: Register | Beat) -> None:
     shown = bearer(request.headers)
     if shown is None:
         raise NoToken("a driver shows the token of its attempt, from FLEETUNE_DRIVER_TOKEN")
-    driving.check_attempt(serving.surroundings, shown, sent)
+    driving.check_attempt(serving.context, shown, sent)

@@ -17,7 +17,7 @@ from orchestrator.queue.errors import StoreBroken
 
 def routes(serving: Serving) -> APIRouter:
     router = made("server", "")
-    around = serving.surroundings
+    context = serving.context
 
     @router.get("/healthz", response_model=dict[str, str], summary="Whether the process lives; without a token")
     async def healthz() -> Response:
@@ -58,10 +58,10 @@ def routes(serving: Serving) -> APIRouter:
                 api=api.API_VERSION,
                 leads=serving.leads(),
                 leader_url=leader.url if leader is not None and known else None,
-                engine=around.engine,
+                engine=context.engine,
                 machine=serving.machine,
-                shared=around.shared,
-                retention_days=around.retention_days or None,
+                shared=context.shared,
+                retention_days=context.retention_days or None,
             )
         )
 

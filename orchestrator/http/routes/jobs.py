@@ -19,7 +19,7 @@ from orchestrator.http.routing import router as made
 from orchestrator.http.scrub import without_secrets
 from orchestrator.queue.errors import UnknownJob
 from orchestrator.queue.records import Job
-from orchestrator.queue.states import State, Wanted
+from orchestrator.queue.states import DesiredState, State
 from orchestrator.queue.store import Change, Filter, SubmissionKey
 from orchestrator.queue.tenants import Tenant
 from orchestrator.service.admission import limits
@@ -72,7 +72,7 @@ def submitted(
 ) -> tuple[Job, ...]:
     """Submit specs. `packages`: folders that Ray unpacks wherever these jobs run."""
     try:
-        new = admit(serving.surroundings, specs, caller, client, packages)
+        new = admit(serving.context, specs, caller, client, packages)
         return serving.store.submit(new, serving.now_s(), key)
     except FleetuneError as error:
         # A repeated submission gets the same answer, even if it would be refused now.
@@ -183,15 +183,15 @@ def _asking(router: APIRouter, serving: Serving) -> None:
 
     @router.post(**documented("cancel", "Have it end"))
     def cancel(job_id: JobId, caller: Writer) -> Response:
-        return asked(job_id, caller, Change(wanted=Wanted.CANCEL))
+        return asked(job_id, caller, Change(wanted=DesiredState.CANCEL))
 
     @router.post(**documented("pause", "Have it leave its nodes and wait"))
     def pause(job_id: JobId, caller: Writer) -> Response:
-        return asked(job_id, caller, Change(wanted=Wanted.PAUSE))
+        return asked(job_id, caller, Change(wanted=DesiredState.PAUSE))
 
     @router.post(**documented("resume", "Have it go on"))
     def resume(job_id: JobId, caller: Writer) -> Response:
-        return asked(job_id, caller, Change(wanted=Wanted.RUN))
+        return asked(job_id, caller, Change(wanted=DesiredState.RUN))
 
     @router.post(**documented("retry", "Queue it again, after it has failed or was cancelled"))
     def retry(job_id: JobId, caller: Writer) -> Response:

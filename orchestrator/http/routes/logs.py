@@ -91,7 +91,7 @@ def _events(router: APIRouter, serving: Serving, owners: Ownership) -> None:
 
 
 def _logs(router: APIRouter, serving: Serving) -> None:
-    around = serving.surroundings
+    context = serving.context
 
     @router.get(
         "/jobs/{job_id}/why",
@@ -117,7 +117,7 @@ def _logs(router: APIRouter, serving: Serving) -> None:
         summary="The names of a job's logs",
     )
     async def sources(job_id: JobId, caller: Asker) -> Response:
-        return answer(await serving.slow.run(lambda: logs.sources(around, serving.job(job_id, caller))))
+        return answer(await serving.slow.run(lambda: logs.sources(context, serving.job(job_id, caller))))
 
     @router.get(
         "/jobs/{job_id}/logs/{source}",
@@ -128,8 +128,8 @@ def _logs(router: APIRouter, serving: Serving) -> None:
     async def part(job_id: JobId, source: Source, caller: Asker, after: After = 0) -> Response:
         def read() -> api.LogPart:
             job = serving.job(job_id, caller)
-            found = logs.part(around, job, source, after)
-            scrub = serving.scrub.and_also(tokens_of(serving.surroundings.driver_key, job))
+            found = logs.part(context, job, source, after)
+            scrub = serving.scrub.and_also(tokens_of(serving.context.driver_key, job))
             return found.model_copy(update={"text": scrub.text(found.text)})
 
         return answer(await serving.slow.run(read))
@@ -142,7 +142,7 @@ def _logs(router: APIRouter, serving: Serving) -> None:
     )
     async def metrics(job_id: JobId, caller: Asker, after: After = 0) -> Response:
         def read() -> api.MetricsPart:
-            found = logs.metrics(around, serving.job(job_id, caller), after)
+            found = logs.metrics(context, serving.job(job_id, caller), after)
             return found.model_copy(update={"records": tuple(map(serving.scrub.value, found.records))})
 
         return answer(await serving.slow.run(read))

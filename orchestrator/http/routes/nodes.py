@@ -25,7 +25,7 @@ def routes(serving: Serving) -> APIRouter:
         """Jobs of other tenants are not named."""
 
         def look() -> api.Nodes:
-            found = service.nodes(serving.surroundings, caller)
+            found = service.nodes(serving.context, caller)
             return found.model_copy(update={"nodes": tuple(_shown(serving, node) for node in found.nodes)})
 
         return answer(await serving.slow.run(look))
@@ -37,7 +37,7 @@ def routes(serving: Serving) -> APIRouter:
         summary="Put nothing new there, empty it, or use it again",
     )
     async def order(node_id: Name, sent: api.NodeOrderSent, caller: Admin) -> Response:
-        found = await serving.slow.run(lambda: service.order(serving.surroundings, node_id, sent, caller))
+        found = await serving.slow.run(lambda: service.order(serving.context, node_id, sent, caller))
         serving.wake()
         return answer(_shown(serving, found))
 
@@ -48,7 +48,7 @@ def routes(serving: Serving) -> APIRouter:
         summary="Close the lease of a stopping job whose driver's node is gone",
     )
     async def release(job_id: JobId, caller: Admin) -> Response:
-        found = await serving.slow.run(lambda: released(serving.surroundings, serving.job(job_id, caller), caller))
+        found = await serving.slow.run(lambda: released(serving.context, serving.job(job_id, caller), caller))
         serving.wake()
         return answer(serving.view(found))
 

@@ -14,7 +14,7 @@ from orchestrator.http.routing import router as made
 from orchestrator.queue.clients import client_of
 from orchestrator.queue.errors import JobEnded, OtherQueue, QueueError
 from orchestrator.queue.records import Job
-from orchestrator.queue.states import ENDED, State, Wanted
+from orchestrator.queue.states import ENDED, DesiredState, State
 from orchestrator.queue.store import Change, SubmissionKey
 from orchestrator.service.context.attempt_tokens import tokens_of
 from orchestrator.service.context.caller import Caller
@@ -25,7 +25,7 @@ from orchestrator.service.ray_submitted import check_room, look
 
 def routes(serving: Serving) -> APIRouter:
     router = made("guests", "/v1/guest")
-    around, one_by_one = serving.surroundings, threading.Lock()
+    context, one_by_one = serving.context, threading.Lock()
 
     @router.post(
         "/join",
@@ -36,13 +36,13 @@ def routes(serving: Serving) -> APIRouter:
     )
     def join(sent: Join, caller: Writer) -> Response:
         _check_queue(serving, sent.queue)
-        if around.engine == "local" or sent.spec.get("kind", "finetune") == "command":
+        if context.engine == "local" or sent.spec.get("kind", "finetune") == "command":
             raise QueueError("a guest trains on the Ray cluster that has started it, and this server's jobs do not")
         client = client_of(sent.submission, sent.environment)
         key = SubmissionKey(caller.name, f"{client}:{sent.key}", digest_of([sent.spec]))
         packages = () if sent.package is None else (sent.package,)
         with one_by_one:
-            check_room(around, client)
+            check_room(context, client)
             (job,) = submitted(serving, [sent.spec], caller, key, client, packages)
         serving.meters.submitted.inc()
         serving.wake()
@@ -58,8 +58,8 @@ def routes(serving: Serving) -> APIRouter:
         def read() -> Looked:
             _check_queue(serving, sent.queue)
             job = serving.job(sent.job_id, caller)
-            told = look(around, job, sent.attempt, sent.after)
-            scrub = serving.scrub.and_also(tokens_of(serving.surroundings.driver_key, job))
+            told = look(context, job, sent.attempt, sent.after)
+            scrub = serving.scrub.and_also(tokens_of(serving.context.driver_key, job))
             words = _words(serving, job, caller)
             return told.model_copy(update={"output": scrub.text(told.output), "words": scrub.line(words)})
 
@@ -74,7 +74,9 @@ def routes(serving: Serving) -> APIRouter:
     def leave(sent: Leave, caller: Writer) -> Response:
         serving.job(sent.job_id, caller)
         try:
-            serving.store.ask(sent.job_id, Change(wanted=Wanted.CANCEL), serving.now_s(), f"{caller.name} (ray job)")
+            serving.store.ask(
+                sent.job_id, Change(wanted=DesiredState.CANCEL), serving.now_s(), f"{caller.name} (ray job)"
+            )
             serving.wake()
         except JobEnded:
             pass

@@ -22,7 +22,7 @@ def routes(serving: Serving) -> APIRouter:
         "/tenants", response_model=api.Tenants, responses=problems(401, 429), summary="Tenants that one may see"
     )
     async def tenants(caller: Asker) -> Response:
-        found = (await serving.slow.run(lambda: service.tenants(serving.surroundings))).tenants
+        found = (await serving.slow.run(lambda: service.tenants(serving.context))).tenants
         return answer(api.Tenants(tenants=tuple(tenant for tenant in found if caller.may_see(tenant.name))))
 
     @router.put(
@@ -32,7 +32,7 @@ def routes(serving: Serving) -> APIRouter:
         summary="Make a tenant, or change all of its settings",
     )
     def put(tenant: TenantName, sent: api.TenantSent, caller: Admin) -> Response:
-        found = service.put(serving.surroundings, tenant, sent, caller.name)
+        found = service.put(serving.context, tenant, sent, caller.name)
         serving.wake()
         return answer(found)
 
@@ -51,7 +51,7 @@ def routes(serving: Serving) -> APIRouter:
             return answer(api.Usage(rows=()))
 
         def added() -> api.Usage:
-            return serving.surroundings.usage_months.usage(month, tenant or caller.tenant)
+            return serving.context.usage_months.usage(month, tenant or caller.tenant)
 
         return answer(await serving.slow.run(added))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.scheduling.forecast.queue_simulation import Attempt, Measuring, World
+from orchestrator.scheduling.forecast.queue_simulation import Attempt, Measuring, QueueSimulation
 from orchestrator.scheduling.job_table import RUNNING, Floats
 from orchestrator.scheduling.plan.decisions import Start
 from orchestrator.scheduling.policy import Policy
@@ -91,16 +91,16 @@ def _starts(
     snapshot: Snapshot, policy: Policy, wanted: frozenset[int], left_s: Floats, horizon_s: float
 ) -> dict[int, float]:
     found: dict[int, float] = {}
-    world = World.of(snapshot, policy, left_s, Measuring(), _nothing)
+    simulation = QueueSimulation.of(snapshot, policy, left_s, Measuring(), _nothing)
     for _ in range(_MOST_PASSES):
-        ahead_s = world.now_s - snapshot.now_s
-        for decision in world.decide().decisions:
+        ahead_s = simulation.now_s - snapshot.now_s
+        for decision in simulation.decide().decisions:
             if isinstance(decision, Start) and decision.row in wanted:
                 found.setdefault(decision.row, ahead_s)
-        world.tick_s = max(_TICK_S, _TICK_SHARE * ahead_s)
-        if len(found) == len(wanted) or world.next_event_s > snapshot.now_s + horizon_s:
+        simulation.tick_s = max(_TICK_S, _TICK_SHARE * ahead_s)
+        if len(found) == len(wanted) or simulation.next_event_s > snapshot.now_s + horizon_s:
             break
-        world.advance(world.next_event_s)
+        simulation.advance(simulation.next_event_s)
     return found
 
 

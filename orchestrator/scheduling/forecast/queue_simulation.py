@@ -51,7 +51,7 @@ class Measuring:
     exact: bool = False
 
 
-class World:
+class QueueSimulation:
     """A simulation of the queue. Time passes in `advance` only. Rows are those of `jobs`."""
 
     def __init__(
@@ -81,25 +81,27 @@ class World:
     @staticmethod
     def of(
         snapshot: Snapshot, policy: Policy, left_s: Floats, measuring: Measuring, on_end: Callable[[Attempt], None]
-    ) -> World:
+    ) -> QueueSimulation:
         """Start a simulation from a snapshot, which is not changed.
 
         Args:
             left_s: [rows]; running time that each job is assumed to have left.
         """
-        world = World(snapshot.cluster.copy(), snapshot.tenants, policy, measuring, on_end, snapshot.windows)
-        jobs = world.jobs = snapshot.jobs.copy()
-        world._sizes = dict(snapshot.sizes)
-        world.now_s = world._used_at_s = snapshot.now_s
-        world._used_s = snapshot.used_s.copy()
+        simulation = QueueSimulation(
+            snapshot.cluster.copy(), snapshot.tenants, policy, measuring, on_end, snapshot.windows
+        )
+        jobs = simulation.jobs = snapshot.jobs.copy()
+        simulation._sizes = dict(snapshot.sizes)
+        simulation.now_s = simulation._used_at_s = snapshot.now_s
+        simulation._used_s = snapshot.used_s.copy()
         elapsed = np.where(snapshot.running, snapshot.now_s - jobs.started_s, 0.0)
-        world._left_s, world._error = left_s + elapsed, np.ones(jobs.rows)
-        world._waiting = int((jobs.state == WAITING).sum())
+        simulation._left_s, simulation._error = left_s + elapsed, np.ones(jobs.rows)
+        simulation._waiting = int((jobs.state == WAITING).sum())
         for row in snapshot.running.nonzero()[0].tolist():
-            world._where[row] = placement_of(row, jobs.gang_of(row), world.cluster)
-            world._in_use[jobs.tenant[row]] += jobs.size[row]
-            heapq.heappush(world._ends, (snapshot.now_s + float(left_s[row]), row, float(jobs.started_s[row])))
-        return world
+            simulation._where[row] = placement_of(row, jobs.gang_of(row), simulation.cluster)
+            simulation._in_use[jobs.tenant[row]] += jobs.size[row]
+            heapq.heappush(simulation._ends, (snapshot.now_s + float(left_s[row]), row, float(jobs.started_s[row])))
+        return simulation
 
     def submit(self, gang: Gang, work_s: float, error: float = 1.0, **values: float) -> int:
         """Add a job that arrives now and takes `work_s` of running time. Returns its row."""

@@ -17,7 +17,7 @@ from orchestrator.scheduling.job_table import HELD, RUNNING
 from orchestrator.scheduling.plan.reservation import reserve
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.quota import Limits
-from orchestrator.scheduling.ranking import Standing, standing
+from orchestrator.scheduling.ranking import Ranking, ranking
 from orchestrator.scheduling.snapshot import Snapshot
 
 
@@ -85,11 +85,11 @@ def why(snapshot: Snapshot, policy: Policy, row: int, ran_s: Sequence[float] = (
         ran_s: run times of jobs that have ended lately, for the expected start.
         expects: whether to compute the expected start, which is slow in a long queue.
     """
-    stands = standing(snapshot, policy)
+    ranks = ranking(snapshot, policy)
     gang = snapshot.jobs.gang_of(row)
     nodes = _nodes(snapshot, gang)
     waits = bool(snapshot.waiting[row])
-    before = _before(snapshot, stands, row) if waits else ()
+    before = _before(snapshot, ranks, row) if waits else ()
     room_at_s, room_on = _room(snapshot, row, gang) if waits else (None, ())
     usable = [node for node in nodes if node.usable]
     closed = sum(node.free for node in nodes if not node.usable)
@@ -98,7 +98,7 @@ def why(snapshot: Snapshot, policy: Policy, row: int, ran_s: Sequence[float] = (
         row=row,
         gang=gang,
         obstacle=_obstacle(snapshot, policy, row, gang, free, closed, bool(before)),
-        waited_s=float(stands.waited_s[row]),
+        waited_s=float(ranks.waited_s[row]),
         after=snapshot.parents.get(row, ()),
         not_before_s=float(snapshot.jobs.not_before_s[row]),
         free=free,
@@ -132,18 +132,18 @@ def _nodes(snapshot: Snapshot, gang: Gang) -> tuple[NodeUse, ...]:
     return tuple(found)
 
 
-def _before(snapshot: Snapshot, stands: Standing, row: int) -> tuple[tuple[int, Before], ...]:
-    order = stands.order(snapshot.waiting.nonzero()[0], snapshot.jobs.submitted_s).tolist()
-    return tuple((other, _reason(stands, other, row)) for other in order[: order.index(row)])
+def _before(snapshot: Snapshot, ranks: Ranking, row: int) -> tuple[tuple[int, Before], ...]:
+    order = ranks.order(snapshot.waiting.nonzero()[0], snapshot.jobs.submitted_s).tolist()
+    return tuple((other, _reason(ranks, other, row)) for other in order[: order.index(row)])
 
 
-def _reason(stands: Standing, other: int, row: int) -> Before:
-    if stands.is_entitled(other) and not stands.is_entitled(row):
+def _reason(ranks: Ranking, other: int, row: int) -> Before:
+    if ranks.is_entitled(other) and not ranks.is_entitled(row):
         return Before.GUARANTEE
-    if stands.level[other] > stands.level[row]:
+    if ranks.priority_class[other] > ranks.priority_class[row]:
         return Before.PRIORITY
-    if stands.index[other] < stands.index[row]:
-        return Before.WAITED if stands.lane is not None and stands.lane[other] else Before.INDEX
+    if ranks.score[other] < ranks.score[row]:
+        return Before.WAITED if ranks.lane is not None and ranks.lane[other] else Before.INDEX
     return Before.SUBMITTED
 
 

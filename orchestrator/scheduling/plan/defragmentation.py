@@ -12,23 +12,23 @@ from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import Occupancy, Placement, placement_of
 from orchestrator.scheduling.job_table import JobTable
 from orchestrator.scheduling.plan.decisions import Moved
-from orchestrator.scheduling.plan.plan_builder import Draft
+from orchestrator.scheduling.plan.plan_builder import PlanBuilder
 
 _TRIED = 3  # number of nodes that are examined
 _NOBODYS = np.array([False, False, False])  # for the marks FOREIGN, ABSENT and FREE, which index from the end
 
 
-def moves_for(draft: Draft, row: int, terms: Terms) -> Moved | None:
+def moves_for(builder: PlanBuilder, row: int, terms: Terms) -> Moved | None:
     """Return the cheapest way to clear one node for a gang, by moving other jobs to slots that are free now.
 
     None: there is no such way, or it costs more than `move_worth_s` of the gang's own GPUs. Jobs are moved only to
     nodes of the kind that they are on, and to no node that is reserved or about to close.
     """
-    jobs, free, worth_s = draft.jobs, draft.free, draft.policy.move_worth_s
+    jobs, free, worth_s = builder.jobs, builder.free, builder.policy.move_worth_s
     gang, size = jobs.gang_of(row), int(jobs.size[row])
     if size < 2 or free.total < size or worth_s <= 0 or not gang.gpus_per_worker:
         return None
-    cluster, movable = draft.cluster, draft.victims.movable_for(row)
+    cluster, movable = builder.cluster, builder.victims.movable_for(row)
     nodes = _nodes_for(gang, size, cluster, movable, free.closed_to(terms))
     options = (_option(node, size, jobs, cluster, movable) for node in nodes)
     for cost, node, on_node in sorted(option for option in options if option is not None):

@@ -22,8 +22,8 @@ from orchestrator.scheduling.job_table import Floats, Rows
 from orchestrator.scheduling.plan.decisions import Cause, Plan, Reservation
 from orchestrator.scheduling.plan.defragmentation import moves_for
 from orchestrator.scheduling.plan.lending import can_take_back, lend, take_back, take_back_within_limit
-from orchestrator.scheduling.plan.plan_builder import Draft
-from orchestrator.scheduling.plan.preemption import room_for
+from orchestrator.scheduling.plan.plan_builder import PlanBuilder
+from orchestrator.scheduling.plan.preemption import preemption_for
 from orchestrator.scheduling.plan.reservation import reserve
 from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.scheduling.quota import NOWHERE
@@ -42,47 +42,47 @@ def plan(snapshot: Snapshot, policy: Policy = DEFAULT) -> Plan:
 class _Pass:
     def __init__(self, snapshot: Snapshot, policy: Policy) -> None:
         self._snapshot, self._policy = snapshot, policy
-        self._draft = Draft(snapshot, policy)
+        self._builder = PlanBuilder(snapshot, policy)
         self._reservation: Reservation | None = None
         self._made_room = 0
         self._no_room: set[int] = set()  # keys of jobs for which nothing can be found any more
 
     def run(self) -> Plan:
-        draft, waiting = self._draft, self._snapshot.waiting.nonzero()[0]
-        if draft.free.closings:
+        builder, waiting = self._builder, self._snapshot.waiting.nonzero()[0]
+        if builder.free.closings:
             self._clear_for_maintenance()
-            waiting = np.append(waiting, draft.interrupted).astype(np.intp)
+            waiting = np.append(waiting, builder.interrupted).astype(np.intp)
         while len(waiting):
-            before = len(draft.decisions)
-            draft.interrupted = []
+            before = len(builder.decisions)
+            builder.interrupted = []
             started = self._go_through(waiting)
-            if not draft.interrupted or len(draft.decisions) == before or self._nothing_left_for_them:
+            if not builder.interrupted or len(builder.decisions) == before or self._nothing_left_for_them:
                 break
             # Interrupted jobs may fit elsewhere or preempt others, and other jobs may fit into what they left over.
             self._no_room.clear()
-            draft.look_again()
+            builder.look_again()
             self._reservation = None
-            waiting = np.array([row for row in waiting.tolist() if row not in started] + draft.interrupted, np.intp)
+            waiting = np.array([row for row in waiting.tolist() if row not in started] + builder.interrupted, np.intp)
         if self._snapshot.sizes:
-            lend(draft, self._terms)
-        return Plan(tuple(draft.decisions), self._reservation)
+            lend(builder, self._terms)
+        return Plan(tuple(builder.decisions), self._reservation)
 
     def _go_through(self, rows: Rows) -> set[int]:
         """Try to start each of the waiting jobs, in order. Returns the rows that were started."""
-        order = self._draft.standing.order(rows, self._draft.jobs.submitted_s) if len(rows) > 1 else rows
+        order = self._builder.ranking.order(rows, self._builder.jobs.submitted_s) if len(rows) > 1 else rows
         started: set[int] = set()
         queue = order.tolist()
         keys, yields_s, leaves_s = self._keys(order)
         distinct = len(set(keys))
         at_limit: set[int] = set()  # tenants with a job that waits for their limit; their later jobs do not overtake it
         for at, row in enumerate(queue):
-            if keys[at] in self._no_room or (at_limit and int(self._draft.jobs.tenant[row]) in at_limit):
+            if keys[at] in self._no_room or (at_limit and int(self._builder.jobs.tenant[row]) in at_limit):
                 continue
-            if self._draft.kinds(row) == NOWHERE:
-                if self._may_make_room and self._note_room(take_back_within_limit(self._draft, row, self._terms)):
+            if self._builder.kinds(row) == NOWHERE:
+                if self._may_make_room and self._note_room(take_back_within_limit(self._builder, row, self._terms)):
                     started.add(row)
                 else:
-                    at_limit.add(int(self._draft.jobs.tenant[row]))
+                    at_limit.add(int(self._builder.jobs.tenant[row]))
                 continue
             if self._start(row, Terms(yields_s[at], leaves_s[at]) if yields_s else ANYWHERE):
                 started.add(row)
@@ -100,23 +100,23 @@ class _Pass:
 
     def _nothing_left(self, row: int) -> bool:
         """Whether neither this job nor a later one can start: no slot is free, and no job can be interrupted for it."""
-        if self._draft.free.total or self._may_need_no_slot:
+        if self._builder.free.total or self._may_need_no_slot:
             return False
         return not self._policy.preemption or self._nobody_makes_way(row)
 
     @property
     def _nothing_left_for_them(self) -> bool:
         """Whether another pass is useless: all slots are held, and the interrupted jobs can preempt none."""
-        if self._draft.free.total or self._reservation is not None or self._draft.limits or self._may_need_no_slot:
+        if self._builder.free.total or self._reservation is not None or self._builder.limits or self._may_need_no_slot:
             return False
-        return all(self._nobody_makes_way(row) for row in self._draft.interrupted)
+        return all(self._nobody_makes_way(row) for row in self._builder.interrupted)
 
     def _nobody_makes_way(self, row: int) -> bool:
-        return self._draft.victims.nobody_yields_to(row) and not can_take_back(self._draft, row)
+        return self._builder.victims.nobody_yields_to(row) and not can_take_back(self._builder, row)
 
     @cached_property
     def _may_need_no_slot(self) -> bool:
-        return any(not gang.gpus_per_worker for gang in self._draft.jobs.gangs)
+        return any(not gang.gpus_per_worker for gang in self._builder.jobs.gangs)
 
     def _keys(self, rows: Rows) -> tuple[list[int], list[float], list[float]]:
         """Return keys of jobs, and their terms yields_s and leaves_s; no terms if no node is reserved or closes.
@@ -124,20 +124,20 @@ class _Pass:
         Jobs with the same key ask for the same slots on the same nodes. The first of them goes first, so if it cannot
         start, the others cannot either.
         """
-        codes = self._draft.jobs.gang[rows].astype(np.int64)
-        if self._draft.limits or self._standing_is_by_tenant:
-            codes = codes * len(self._snapshot.tenants) + self._draft.jobs.tenant[rows]
-        if self._standing_is_by_tenant:
-            codes = codes * 2 + [self._draft.standing.is_entitled(row) for row in rows.tolist()]
-        if not (self._draft.free.reservations or self._draft.free.closings):
+        codes = self._builder.jobs.gang[rows].astype(np.int64)
+        if self._builder.limits or self._ranking_is_by_tenant:
+            codes = codes * len(self._snapshot.tenants) + self._builder.jobs.tenant[rows]
+        if self._ranking_is_by_tenant:
+            codes = codes * 2 + [self._builder.ranking.is_entitled(row) for row in rows.tolist()]
+        if not (self._builder.free.reservations or self._builder.free.closings):
             return codes.tolist(), [], []
         yields_s, leaves_s = self._yields_s(rows), self._snapshot.leaves_s(rows, self._policy.protected_s)
-        codes = codes * _TIMES + np.searchsorted(self._draft.free.reservations, yields_s, side="left")
-        codes = codes * _TIMES + np.searchsorted(self._draft.free.closings, leaves_s, side="left")
+        codes = codes * _TIMES + np.searchsorted(self._builder.free.reservations, yields_s, side="left")
+        codes = codes * _TIMES + np.searchsorted(self._builder.free.closings, leaves_s, side="left")
         return codes.tolist(), yields_s.tolist(), leaves_s.tolist()
 
     @cached_property
-    def _standing_is_by_tenant(self) -> bool:
+    def _ranking_is_by_tenant(self) -> bool:
         return any(tenant.guaranteed for tenant in self._snapshot.tenants)
 
     def _yields_s(self, rows: Rows) -> Floats:
@@ -147,7 +147,7 @@ class _Pass:
             return ends
         holder = self._reservation.row
         if self._policy.preemption:
-            jobs, victims = self._draft.jobs, self._draft.victims
+            jobs, victims = self._builder.jobs, self._builder.victims
             may_go = jobs.preemptible[rows] & (jobs.interruptions[rows] < self._policy.most_interruptions)
             may_go &= victims.stands_behind(rows, holder)
             ends = np.where(may_go, np.minimum(ends, self._snapshot.now_s + victims.pause_s[rows]), ends)
@@ -159,16 +159,16 @@ class _Pass:
         return Terms(yields_s[0], leaves_s[0]) if yields_s else ANYWHERE
 
     def _start(self, row: int, terms: Terms) -> bool:
-        draft = self._draft
-        if draft.limits:
-            terms = replace(terms, kinds=draft.kinds(row))
-        placement = draft.free.place(draft.jobs.gang_of(row), terms)
+        builder = self._builder
+        if builder.limits:
+            terms = replace(terms, kinds=builder.kinds(row))
+        placement = builder.free.place(builder.jobs.gang_of(row), terms)
         if placement is not None:
-            draft.put(row, placement)
+            builder.put(row, placement)
             return True
         if not self._may_make_room:
             return False
-        made = take_back(draft, row, terms) or self._interrupt_for(row, terms) or self._move(row, terms)
+        made = take_back(builder, row, terms) or self._interrupt_for(row, terms) or self._move(row, terms)
         return self._note_room(made)
 
     @property
@@ -182,49 +182,51 @@ class _Pass:
         return made
 
     def _interrupt_for(self, row: int, terms: Terms) -> bool:
-        draft, gang = self._draft, self._draft.jobs.gang_of(row)
-        room = room_for(row, gang, draft.jobs, draft.cluster, draft.victims, draft.free.closed_to(terms))
-        if room is None:
+        builder, gang = self._builder, self._builder.jobs.gang_of(row)
+        preemption = preemption_for(
+            row, gang, builder.jobs, builder.cluster, builder.victims, builder.free.closed_to(terms)
+        )
+        if preemption is None:
             return False
-        for victim in room.victims:
-            draft.stop(victim, self._cause(row, victim), row)
-            draft.interrupted.append(victim)
-        draft.start(row, room.placement)
+        for victim in preemption.victims:
+            builder.stop(victim, self._cause(row, victim), row)
+            builder.interrupted.append(victim)
+        builder.start(row, preemption.placement)
         return True
 
     def _move(self, row: int, terms: Terms) -> bool:
-        moved = moves_for(self._draft, row, terms)
+        moved = moves_for(self._builder, row, terms)
         if moved is not None:
-            self._draft.rearrange(row, moved, Cause.MOVED)
+            self._builder.rearrange(row, moved, Cause.MOVED)
         return moved is not None
 
     def _cause(self, row: int, victim: int) -> Cause:
-        return Cause.RECLAIMED if self._draft.victims.is_reclaimed(victim, row) else Cause.PREEMPTED
+        return Cause.RECLAIMED if self._builder.victims.is_reclaimed(victim, row) else Cause.PREEMPTED
 
     def _reserve(self, row: int) -> bool:
         """Reserve nodes for the first job that must wait. If no slot is free, no later job can start and delay it."""
-        if self._reservation is not None or not (self._draft.free.total or self._may_need_no_slot):
+        if self._reservation is not None or not (self._builder.free.total or self._may_need_no_slot):
             return False
-        gang, now_s, cluster = self._draft.jobs.gang_of(row), self._snapshot.now_s, self._draft.cluster
-        kinds = self._draft.kinds(row)
+        gang, now_s, cluster = self._builder.jobs.gang_of(row), self._snapshot.now_s, self._builder.cluster
+        kinds = self._builder.kinds(row)
         released_s: Floats = now_s + self._snapshot.left_s
         if self._policy.preemption:
-            released_s = np.minimum(released_s, self._draft.victims.yields_s(row))
+            released_s = np.minimum(released_s, self._builder.victims.yields_s(row))
         leaves_s = float(self._snapshot.leaves_s(np.array([row]), self._policy.protected_s)[0])
-        closed = self._draft.free.closed_to(Terms(leaves_s=leaves_s, kinds=kinds))
+        closed = self._builder.free.closed_to(Terms(leaves_s=leaves_s, kinds=kinds))
         fits = cluster.fits(gang)
         open_nodes = fits if closed is None else fits & ~closed
         self._reservation = reserve(row, gang, cluster, released_s, now_s, open_nodes)
         if self._reservation is None:
             return False
-        self._draft.free.reserve(self._reservation.nodes, self._reservation.at_s)
+        self._builder.free.reserve(self._reservation.nodes, self._reservation.at_s)
         return True
 
     def _clear_for_maintenance(self) -> None:
         """Interrupt the preemptible jobs on nodes whose maintenance has begun."""
         closes_s = self._snapshot.closes_s()
-        on_them = np.unique(self._draft.cluster.slots[np.isneginf(np.array(closes_s))])
+        on_them = np.unique(self._builder.cluster.slots[np.isneginf(np.array(closes_s))])
         for row in on_them[on_them >= 0].tolist():
-            if self._snapshot.running[row] and self._draft.jobs.preemptible[row]:
-                self._draft.stop(row, Cause.MAINTENANCE, None)
-                self._draft.interrupted.append(row)
+            if self._snapshot.running[row] and self._builder.jobs.preemptible[row]:
+                self._builder.stop(row, Cause.MAINTENANCE, None)
+                self._builder.interrupted.append(row)

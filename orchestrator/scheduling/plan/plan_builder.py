@@ -12,13 +12,13 @@ from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Moved, Star
 from orchestrator.scheduling.plan.victims import Victims
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.quota import Limits
-from orchestrator.scheduling.ranking import Standing, standing
+from orchestrator.scheduling.ranking import Ranking, ranking
 from orchestrator.scheduling.snapshot import Snapshot
 
 _FEW = 8  # above this number, holding all at once is faster
 
 
-class Draft:
+class PlanBuilder:
     """The decisions so far and their effects. The snapshot itself is not changed.
 
     Attributes:
@@ -53,12 +53,12 @@ class Draft:
         return self._changed
 
     @cached_property
-    def standing(self) -> Standing:
-        return standing(self.snapshot, self.policy)
+    def ranking(self) -> Ranking:
+        return ranking(self.snapshot, self.policy)
 
     @cached_property
     def victims(self) -> Victims:
-        return Victims(self.snapshot, self.standing, self.policy)
+        return Victims(self.snapshot, self.ranking, self.policy)
 
     def look_again(self) -> None:
         """Recompute the free slots, without reservations."""

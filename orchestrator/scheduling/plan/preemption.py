@@ -24,16 +24,16 @@ _NOBODY_YIELDS = np.array([False, False, True])
 
 
 @dataclass(frozen=True)
-class Room:
+class Preemption:
     """Jobs to interrupt, and the placement of the gang after that."""
 
     victims: tuple[int, ...]
     placement: Placement
 
 
-def room_for(
+def preemption_for(
     row: int, gang: Gang, jobs: JobTable, cluster: Occupancy, victims: Victims, closed: NDArray[np.bool_] | None = None
-) -> Room | None:
+) -> Preemption | None:
     """Return the cheapest preemption for a waiting job; None: none is worth its cost.
 
     Args:
@@ -49,12 +49,12 @@ def room_for(
     search = _Search(gang, jobs, cluster, victims, open_slots)
     if cluster.fits_every_node(gang):
         return search.on_one_node(None)
-    rooms = []
+    found = []
     for kind in sorted(cluster.kinds_for(gang)):
         of_kind = cluster.kinds == kind
-        room = search.on_whole_nodes(of_kind) if cluster.spans_nodes(gang, kind) else search.on_one_node(of_kind)
-        rooms += [(search.cost(room.victims), kind, room)] if room is not None else []
-    return min(rooms)[2] if rooms else None
+        one = search.on_whole_nodes(of_kind) if cluster.spans_nodes(gang, kind) else search.on_one_node(of_kind)
+        found += [(search.cost(one.victims), kind, one)] if one is not None else []
+    return min(found)[2] if found else None
 
 
 class _Search:
@@ -66,14 +66,14 @@ class _Search:
         self._gang, self._jobs, self._cluster, self._victims, self._open = gang, jobs, cluster, victims, open_slots
         self._per_worker = gang.gpus_per_worker or gang.cpus_per_worker
 
-    def on_one_node(self, among: NDArray[np.bool_] | None) -> Room | None:
+    def on_one_node(self, among: NDArray[np.bool_] | None) -> Preemption | None:
         workers = self._gang.num_workers
         enough = self._open.sum(axis=1) >= workers * self._per_worker
         nodes = (enough if among is None else enough & among).nonzero()[0]
         found = self._cheapest(nodes, workers, ())
-        return None if found is None else Room(found[1], ((found[0], workers),))
+        return None if found is None else Preemption(found[1], ((found[0], workers),))
 
-    def on_whole_nodes(self, among: NDArray[np.bool_]) -> Room | None:
+    def on_whole_nodes(self, among: NDArray[np.bool_]) -> Preemption | None:
         """Choose nodes that can be emptied, large and then cheap ones first, and one node for the remaining workers."""
         cluster, left = self._cluster, self._gang.num_workers
         whole = ((self._open.sum(axis=1) == cluster.sizes) & (cluster.sizes >= self._per_worker) & among).nonzero()[0]
@@ -97,7 +97,7 @@ class _Search:
                 return None
             placement.append((found[0], left))
             stopped |= dict.fromkeys(found[1])
-        return Room(tuple(stopped), tuple(placement))
+        return Preemption(tuple(stopped), tuple(placement))
 
     def cost(self, rows: Sequence[int]) -> float:
         return sum(float(self._victims.harm_by_slot[row] * self._jobs.size[row]) for row in rows)

@@ -10,38 +10,40 @@ from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import Placement, placement_of, workers_in
 from orchestrator.scheduling.job_table import JobTable
 from orchestrator.scheduling.plan.decisions import Moved
-from orchestrator.scheduling.plan.plan_builder import Draft
+from orchestrator.scheduling.plan.plan_builder import PlanBuilder
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.snapshot import Snapshot
 
 _TRIED = 8  # number of jobs that are tried
 
 
-def shrinkable(draft: Draft, row: int) -> list[int]:
+def shrinkable(builder: PlanBuilder, row: int) -> list[int]:
     """Return running jobs that can shrink for this one: the cheapest first, of equals the largest."""
-    jobs, sizes, may = draft.jobs, draft.snapshot.sizes, draft.victims.shrinkable_for(row)
+    jobs, sizes, may = builder.jobs, builder.snapshot.sizes, builder.victims.shrinkable_for(row)
     found = [one for one in sizes if may[one] and jobs.gang_of(one).num_workers > sizes[one][0]]
     return sorted(found, key=lambda one: (_cost(one, jobs), -float(jobs.size[one]), float(jobs.submitted_s[one]), one))
 
 
-def shrink_for(draft: Draft, row: int, terms: Terms) -> Moved | None:
+def shrink_for(builder: PlanBuilder, row: int, terms: Terms) -> Moved | None:
     """Find running jobs that can go on with fewer workers, so that a gang can start now.
 
     None: there are none, or it costs more than `move_worth_s` of the gang's own slots. The jobs stay on nodes of the
     kind that they are on, and move to no node that is reserved or about to close.
     """
-    if draft.policy.move_worth_s <= 0:
+    if builder.policy.move_worth_s <= 0:
         return None
-    groups = _groups(shrinkable(draft, row)[:_TRIED])
-    found = (_try(draft, row, group, draft.snapshot.sizes, terms) for group in groups if _is_worth(draft, row, group))
+    groups = _groups(shrinkable(builder, row)[:_TRIED])
+    found = (
+        _try(builder, row, group, builder.snapshot.sizes, terms) for group in groups if _is_worth(builder, row, group)
+    )
     return next((moved for moved in found if moved is not None), None)
 
 
-def shrink_own(draft: Draft, row: int, victim: int, terms: Terms) -> Moved | None:
+def shrink_own(builder: PlanBuilder, row: int, victim: int, terms: Terms) -> Moved | None:
     """Shrink one job to its fewest workers, for a job of the same tenant that waits for the tenant's limit."""
-    if not _is_worth(draft, row, (victim,)):
+    if not _is_worth(builder, row, (victim,)):
         return None
-    return _try(draft, row, (victim,), {victim: draft.snapshot.sizes[victim][:1]}, terms)
+    return _try(builder, row, (victim,), {victim: builder.snapshot.sizes[victim][:1]}, terms)
 
 
 def is_worth_growing(row: int, num_workers: int, snapshot: Snapshot, policy: Policy) -> bool:
@@ -74,23 +76,23 @@ def _groups(rows: Sequence[int]) -> Iterator[tuple[int, ...]]:
     yield from (tuple(rows[:count]) for count in range(2, len(rows) + 1))
 
 
-def _is_worth(draft: Draft, row: int, group: Sequence[int]) -> bool:
-    cost = sum(_cost(one, draft.jobs) for one in group)
-    return cost <= draft.policy.move_worth_s * float(draft.jobs.size[row])
+def _is_worth(builder: PlanBuilder, row: int, group: Sequence[int]) -> bool:
+    cost = sum(_cost(one, builder.jobs) for one in group)
+    return cost <= builder.policy.move_worth_s * float(builder.jobs.size[row])
 
 
 def _try(
-    draft: Draft, row: int, group: Sequence[int], sizes: Mapping[int, tuple[int, ...]], terms: Terms
+    builder: PlanBuilder, row: int, group: Sequence[int], sizes: Mapping[int, tuple[int, ...]], terms: Terms
 ) -> Moved | None:
-    jobs, after = draft.jobs, draft.cluster.copy()
+    jobs, after = builder.jobs, builder.cluster.copy()
     same_kind: dict[int, Terms] = {}
     for one in group:
         placement = placement_of(one, jobs.gang_of(one), after)
         if not is_whole(placement, jobs.gang_of(one)):
             return None
-        same_kind[one] = Terms(kinds=frozenset({draft.kind_of(placement)}))
+        same_kind[one] = Terms(kinds=frozenset({builder.kind_of(placement)}))
         after.release(one, jobs.gang_of(one), placement)
-    left = draft.free.after(after)
+    left = builder.free.after(after)
     placed = left.place(jobs.gang_of(row), terms)
     if placed is None:
         return None

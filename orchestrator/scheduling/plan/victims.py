@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from orchestrator.scheduling.job_table import Floats
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.quota import NOT_ENTITLED, kinds_of_rows
-from orchestrator.scheduling.ranking import Standing
+from orchestrator.scheduling.ranking import Ranking
 from orchestrator.scheduling.snapshot import Snapshot
 
 _NOBODYS_HARM = (np.inf, 0.0, 0.0)
@@ -33,16 +33,16 @@ class Victims:
             if it is about to end. The last three are for slots that are FOREIGN, ABSENT or FREE.
     """
 
-    def __init__(self, snapshot: Snapshot, standing: Standing, policy: Policy) -> None:
+    def __init__(self, snapshot: Snapshot, ranking: Ranking, policy: Policy) -> None:
         jobs = self._jobs = snapshot.jobs
-        self._snapshot, self._standing, self._policy = snapshot, standing, policy
+        self._snapshot, self._ranking, self._policy = snapshot, ranking, policy
         self.pause_s: Floats = policy.protected_s * (1.0 + jobs.interruptions / policy.protected_growth)
         self.movable = snapshot.running & jobs.preemptible & (jobs.interruptions < policy.most_interruptions)
-        self.worth: Floats = standing.index - policy.cost_margin * (jobs.interruption_cost_s / standing.weight)
-        harm = jobs.interruption_cost_s + 3600.0 * 3600.0 / (np.maximum(standing.index, 0.0) + _CHANCE_S)
+        self.worth: Floats = ranking.score - policy.cost_margin * (jobs.interruption_cost_s / ranking.weight)
+        harm = jobs.interruption_cost_s + 3600.0 * 3600.0 / (np.maximum(ranking.score, 0.0) + _CHANCE_S)
         self.harm_by_slot: Floats = np.concatenate((harm, _NOBODYS_HARM))
         self._may_go = self.movable & (snapshot.now_s + 1e-6 >= jobs.started_s + self.pause_s)
-        self._one_class = standing.one_class
+        self._one_class = ranking.one_class
         self._best = float(np.where(self._may_go, self.worth, -np.inf).max(initial=-np.inf))
 
     def gone(self, row: int) -> None:
@@ -54,21 +54,21 @@ class Victims:
         found: NDArray[np.bool_] = self._may_go
         if self._one_class:
             return found
-        found = found & (self._standing.level <= self._standing.level[row])
-        if self._standing.entitlement is not None and not self._standing.is_entitled(row):
-            found = found & (self._standing.entitlement == NOT_ENTITLED)
+        found = found & (self._ranking.priority_class <= self._ranking.priority_class[row])
+        if self._ranking.entitlement is not None and not self._ranking.is_entitled(row):
+            found = found & (self._ranking.entitlement == NOT_ENTITLED)
         return found
 
     def shrinkable_for(self, row: int) -> NDArray[np.bool_]:
         """[rows]; jobs that may shrink for this one. An elastic job's guarantee covers only its fewest workers."""
-        found: NDArray[np.bool_] = self._may_go & (self._standing.level <= self._standing.level[row])
+        found: NDArray[np.bool_] = self._may_go & (self._ranking.priority_class <= self._ranking.priority_class[row])
         return found
 
     def may_grow(self, rows: Iterable[int]) -> list[int]:
         """Return those of the rows that may be interrupted now, sorted by ranking."""
-        index, submitted_s = self._standing.index, self._jobs.submitted_s
+        score, submitted_s = self._ranking.score, self._jobs.submitted_s
         may = [row for row in rows if self._may_go[row]]
-        return sorted(may, key=lambda row: (float(index[row]), float(submitted_s[row]), row))
+        return sorted(may, key=lambda row: (float(score[row]), float(submitted_s[row]), row))
 
     def open_to(self, row: int) -> NDArray[np.bool_]:
         """[rows]; jobs that may be interrupted now for this one."""
@@ -77,7 +77,7 @@ class Victims:
 
     def is_reclaimed(self, victim: int, row: int) -> bool:
         """Whether a running job holds lent slots that are guaranteed to this job's tenant."""
-        entitlement, tenant = self._standing.entitlement, self._jobs.tenant
+        entitlement, tenant = self._ranking.entitlement, self._jobs.tenant
         if entitlement is None or entitlement[row] == NOT_ENTITLED or tenant[row] == tenant[victim]:
             return False
         of_kind = entitlement[row] < 0 or entitlement[row] == self._kinds[victim]
@@ -98,20 +98,22 @@ class Victims:
         return behind
 
     def _threshold(self, row: int) -> float:
-        return self._policy.margin * float(self._standing.index[row])
+        return self._policy.margin * float(self._ranking.score[row])
 
     def _yields_to(self, row: int) -> NDArray[np.bool_]:
         """[rows]; by ranking alone: a lower class always yields, a higher one never, the same one if it is worth it."""
         worth: NDArray[np.bool_] = self.worth > self._threshold(row)
         if self._one_class:
             return worth
-        level = self._standing.level
-        yields: NDArray[np.bool_] = (level < level[row]) | ((level == level[row]) & worth)
-        return yields if self._standing.entitlement is None else self._by_entitlement(row, yields)
+        priority_class = self._ranking.priority_class
+        yields: NDArray[np.bool_] = (priority_class < priority_class[row]) | (
+            (priority_class == priority_class[row]) & worth
+        )
+        return yields if self._ranking.entitlement is None else self._by_entitlement(row, yields)
 
     def _by_entitlement(self, row: int, yields: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Apply guarantees: an entitled job yields to its own tenant only, others to jobs entitled to their slots."""
-        entitlement = self._standing.entitlement
+        entitlement = self._ranking.entitlement
         assert entitlement is not None
         entitled: NDArray[np.bool_] = entitlement != NOT_ENTITLED
         if not entitled[row]:

@@ -28,14 +28,14 @@ from orchestrator.service.admission.parents import Parents
 from orchestrator.service.admission.problems import Problems
 from orchestrator.service.admission.shared_paths import Readable
 from orchestrator.service.context.caller import Caller
-from orchestrator.service.context.context import Surroundings
+from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.roots import outside
 
 DEFAULT_TENANT = "default"
 
 
 def admit(
-    surroundings: Surroundings,
+    context: ServiceContext,
     specs: Sequence[Mapping[str, Any]],
     caller: Caller,
     client: str | None = None,
@@ -53,7 +53,7 @@ def admit(
             ParentFailed, ...), or QueueError if there are several.
         StoreBroken: the caller tries again later.
     """
-    problems, admission = Problems(len(specs)), _Admission(surroundings, specs, caller, packages)
+    problems, admission = Problems(len(specs)), _Admission(context, specs, caller, packages)
     jobs = []
     for number, value in enumerate(specs, 1):
         if problems.full:
@@ -78,16 +78,16 @@ class _Admission:
 
     def __init__(
         self,
-        surroundings: Surroundings,
+        context: ServiceContext,
         specs: Sequence[Mapping[str, Any]],
         caller: Caller,
         packages: Sequence[str],
     ) -> None:
-        self._surroundings, self._caller = surroundings, caller
-        self._tenants = {tenant.name: tenant for tenant in surroundings.store.tenants()}
-        self._readable = Readable(surroundings.shared, surroundings.shares_files, packages, surroundings.protocols)
+        self._context, self._caller = context, caller
+        self._tenants = {tenant.name: tenant for tenant in context.store.tenants()}
+        self._readable = Readable(context.shared, context.shares_files, packages, context.protocols)
         names = frozenset(name for value in specs if isinstance(name := value.get("name"), str))
-        self._parents = Parents(surroundings.store, caller, names)
+        self._parents = Parents(context.store, caller, names)
         self._fits: dict[Gang, CapacityError | None] = {}
         self._tenant_of: dict[str | None, Tenant | QueueError] = {}
 
@@ -105,7 +105,7 @@ class _Admission:
         yield from self._wrong_parents(spec, tenant)
         yield from self._readable.problems(spec, tenant if isinstance(tenant, Tenant) else None)
         if isinstance(tenant, Tenant):
-            yield from limits.problems(spec.queue, tenant, self._caller, self._surroundings.secrets)
+            yield from limits.problems(spec.queue, tenant, self._caller, self._context.secrets)
 
     def job(self, spec: AnySpec, client: str | None) -> NewJob:
         """Make the job of a spec that has no problems."""
@@ -180,7 +180,7 @@ class _Admission:
     def _too_large(self, gang: Gang) -> CapacityError | None:
         """Return why a gang can never fit; None also if the machines do not answer, since `why` reports that later."""
         try:
-            inventory = self._surroundings.machines.lately()
+            inventory = self._context.machines.lately()
         except BackendUnreachable:
             return None
         try:
@@ -218,7 +218,7 @@ class _Admission:
 
     def _place_of(self, source: Job) -> str:
         """Return where a job's run and its model are, or will be."""
-        return source.run or str(json.loads(self._surroundings.store.spec(source.job_id))["storage_path"])
+        return source.run or str(json.loads(self._context.store.spec(source.job_id))["storage_path"])
 
     def _named_parents(self, spec: AnySpec) -> list[Job]:
         return [self._parents.find(reference, "queue.after", spec.name) for reference in spec.queue.after]

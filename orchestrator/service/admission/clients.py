@@ -10,16 +10,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.queue.clients import guest_of
+from orchestrator.queue.clients import ray_submission_of
 from orchestrator.queue.errors import JobEnded, QueueError
 from orchestrator.queue.records import Job
-from orchestrator.queue.states import Wanted
+from orchestrator.queue.states import DesiredState
 from orchestrator.queue.store import Change
-from orchestrator.service.context.context import Surroundings
+from orchestrator.service.context.context import ServiceContext
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _BY = "the end of its client"
-_BY_GUEST = "the end of its ray job"
+_BY_RAY_SUBMITTED = "the end of its ray job"
 _NEW_S = 3600.0
 
 
@@ -29,7 +29,7 @@ def check_client(client: str) -> None:
         raise QueueError.at("client", "a client's name has letters, digits, '_' and '-', at most 100 of them")
 
 
-def cancel_what_the_gone_left(surroundings: Surroundings, home: Path) -> int:
+def cancel_what_the_gone_left(context: ServiceContext, home: Path) -> int:
     """Cancel jobs of clients that are gone. Called by the leader after each pass. Returns the number of jobs.
 
     A client is alive while it holds the lock (flock) of `HOME/clients/ID.lock`, which the kernel releases when the
@@ -41,12 +41,16 @@ def cancel_what_the_gone_left(surroundings: Surroundings, home: Path) -> int:
     Raises:
         StoreBroken: nothing is lost; the next call goes on.
     """
-    jobs = [job for job in surroundings.store.of_clients() if job.wanted is not Wanted.CANCEL and guest_of(job) is None]
+    jobs = [
+        job
+        for job in context.store.of_clients()
+        if job.wanted is not DesiredState.CANCEL and ray_submission_of(job) is None
+    ]
     lives = {client: is_alive(home, client) for client in {job.client for job in jobs if job.client is not None}}
-    return _cancel(surroundings, [job for job in jobs if job.client is not None and not lives[job.client]], _BY)
+    return _cancel(context, [job for job in jobs if job.client is not None and not lives[job.client]], _BY)
 
 
-def cancel_what_guests_left(surroundings: Surroundings) -> int:
+def cancel_jobs_of_ended_ray_programs(context: ServiceContext) -> int:
     """Cancel jobs of Ray-submitted programs that Ray reports as ended. Returns the number of jobs.
 
     If Ray does not know a program any more, for example after a restart of the head, its jobs go on.
@@ -54,26 +58,26 @@ def cancel_what_guests_left(surroundings: Surroundings) -> int:
     Raises:
         StoreBroken, BackendUnreachable: nothing is lost; the next call goes on.
     """
-    jobs = [job for job in surroundings.store.of_clients() if job.wanted is not Wanted.CANCEL]
-    guests = {job.job_id: guest for job in jobs if (guest := guest_of(job)) is not None}
-    if not guests:
+    jobs = [job for job in context.store.of_clients() if job.wanted is not DesiredState.CANCEL]
+    submissions = {job.job_id: submission for job in jobs if (submission := ray_submission_of(job)) is not None}
+    if not submissions:
         return 0
-    ended = surroundings.backend.ended_elsewhere(sorted(set(guests.values())))
-    return _cancel(surroundings, [job for job in jobs if guests.get(job.job_id) in ended], _BY_GUEST)
+    ended = context.backend.ended_elsewhere(sorted(set(submissions.values())))
+    return _cancel(context, [job for job in jobs if submissions.get(job.job_id) in ended], _BY_RAY_SUBMITTED)
 
 
-def _cancel(surroundings: Surroundings, jobs: Sequence[Job], by: str) -> int:
+def _cancel(context: ServiceContext, jobs: Sequence[Job], by: str) -> int:
     asked = 0
     for job in jobs:
         with contextlib.suppress(JobEnded):
-            surroundings.store.ask(job.job_id, Change(wanted=Wanted.CANCEL), surroundings.clock.now_s(), by)
+            context.store.ask(job.job_id, Change(wanted=DesiredState.CANCEL), context.clock.now_s(), by)
             asked += 1
     return asked
 
 
-def forget_the_gone(surroundings: Surroundings, home: Path) -> None:
+def forget_the_gone(context: ServiceContext, home: Path) -> None:
     """Remove the lock files of clients that are gone and have no jobs left. Raises StoreBroken."""
-    needed = {job.client for job in surroundings.store.of_clients()}
+    needed = {job.client for job in context.store.of_clients()}
     for path in sorted((home / "clients").glob("*.lock")):
         with contextlib.suppress(OSError):
             old = time.time() - path.stat().st_mtime > _NEW_S  # a new file may be about to be locked

@@ -12,14 +12,14 @@ from jobs.spec.queue import OnEnd, Queue
 from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Job, NewJob, QueueEvent
 from orchestrator.queue.store import SubmissionKey
-from orchestrator.service.context.context import Surroundings
+from orchestrator.service.context.context import ServiceContext
 
 _SCOPE = "fleetune"
 _LONGEST_NAME, _END = 63, "-on-end"
 _LONGEST_MESSAGE = 10_000
 
 
-def follow_up(surroundings: Surroundings, most: int = 50) -> int:
+def follow_up(context: ServiceContext, most: int = 50) -> int:
     """Submit follow-ups that are due. Called by the leader after each pass. Returns their number.
 
     It is safe to call it twice for the same end.
@@ -27,25 +27,25 @@ def follow_up(surroundings: Surroundings, most: int = 50) -> int:
     Raises:
         StoreBroken: nothing is lost; the next call goes on.
     """
-    due = surroundings.store.followups_due(most)
+    due = context.store.followups_due(most)
     for job in due:
         try:
-            _submit(surroundings, job)
+            _submit(context, job)
         except (ValueError, LookupError, TypeError, QueueError) as error:  # a retry would fail again and hold up others
             said = " ".join(f"what is to follow its end cannot be submitted: {error}".split())[:_LONGEST_MESSAGE]
-            surroundings.store.add_events([QueueEvent(surroundings.clock.now_s(), "on-end", said, job.job_id)])
-        surroundings.store.followed(job)
+            context.store.add_events([QueueEvent(context.clock.now_s(), "on-end", said, job.job_id)])
+        context.store.followed(job)
     return len(due)
 
 
-def _submit(surroundings: Surroundings, job: Job) -> None:
-    new = follower(job, json.loads(surroundings.store.spec(job.job_id)), surroundings.python)
-    tenant = next((one for one in surroundings.store.tenants() if one.name == job.tenant), None)
+def _submit(context: ServiceContext, job: Job) -> None:
+    new = follower(job, json.loads(context.store.spec(job.job_id)), context.python)
+    tenant = next((one for one in context.store.tenants() if one.name == job.tenant), None)
     if tenant is not None:
         new = replace(new, max_runtime_s=tenant.restrictions.max_runtime_s)
     # `changed` identifies this end: a job that is retried ends once more.
     key = SubmissionKey(_SCOPE, f"on-end-{job.job_id}-{job.changed}", job.on_end)
-    surroundings.store.submit([new], surroundings.clock.now_s(), key)
+    context.store.submit([new], context.clock.now_s(), key)
 
 
 def follower(job: Job, spec: dict[str, Any], python: tuple[str, ...]) -> NewJob:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from orchestrator.queue.clients import guest_of
+from orchestrator.queue.clients import ray_submission_of
 from orchestrator.queue.errors import ParentFailed, QueueError, UnknownJob
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import State
@@ -30,7 +30,7 @@ def check_retry(store: Store, job: Job, caller: Caller) -> None:
         GuestGone: the job was submitted with `ray job submit`.
         ParentFailed: a parent has failed or was cancelled. The message names all jobs to retry first.
     """
-    if guest_of(job) is not None:
+    if ray_submission_of(job) is not None:
         raise GuestGone(
             f"{job.job_id} came by `ray job submit`, and ran in the environment of that program, which has ended: "
             "submit it again that way"

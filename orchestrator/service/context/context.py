@@ -12,17 +12,17 @@ from cluster.backend import Backend
 from orchestrator.queue.clock import Clock
 from orchestrator.queue.store import Store
 from orchestrator.scheduling.policy import DEFAULT, Policy
-from orchestrator.service.context.heartbeats import Beats
+from orchestrator.service.context.heartbeats import Heartbeats
 from orchestrator.service.context.identity import DriverKey
 from orchestrator.service.context.inventory_cache import Machines
 from orchestrator.service.usage import UsageMonths
 
-MOST_GUESTS: Final = 250  # each program and Ray's supervisor of it hold about 130 MB of memory on the head
+MOST_RAY_SUBMITTED: Final = 250  # each program and Ray's supervisor of it hold about 130 MB of memory on the head
 Engine = Literal["ray", "local", "fake"]
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class ServiceContext:
     """The objects and settings that the service works with. Thread-safe. Call `close` when the server ends.
 
     Attributes:
@@ -36,7 +36,7 @@ class Surroundings:
         python: command that starts Python where drivers run.
         protocols: protocols of URLs that specs may use in addition to `jobs.storage.locations.PROTOCOLS`.
         retention_days: how long jobs are kept after their end; 0: forever.
-        most_guests: most programs of `ray job submit` that may be queued at once.
+        most_ray_submitted: most programs of `ray job submit` that may be queued at once.
     """
 
     store: Store
@@ -51,14 +51,14 @@ class Surroundings:
     one_machine: bool = False
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     python: tuple[str, ...] = (sys.executable,)
-    most_guests: int = MOST_GUESTS
+    most_ray_submitted: int = MOST_RAY_SUBMITTED
     protocols: frozenset[str] = frozenset()
     retention_days: float = 0.0
 
     def __post_init__(self) -> None:
         _ = (
             self.machines,
-            self.beats,
+            self.heartbeats,
             self.driver_key,
             self.usage_months,
         )  # created now, because two threads might both create one later
@@ -75,9 +75,9 @@ class Surroundings:
         return self.one_machine and (known is None or len(known.nodes) <= 1)
 
     @cached_property
-    def beats(self) -> Beats:
+    def heartbeats(self) -> Heartbeats:
         """Reports of drivers that are not written yet."""
-        return Beats(self.store, self.clock)
+        return Heartbeats(self.store, self.clock)
 
     @cached_property
     def driver_key(self) -> DriverKey:
@@ -91,4 +91,4 @@ class Surroundings:
 
     def close(self) -> None:
         """Write pending reports. The store and the backend stay open."""
-        self.beats.close()
+        self.heartbeats.close()

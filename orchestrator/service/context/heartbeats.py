@@ -18,7 +18,7 @@ _EVERY_S, _LONGEST_PAUSE_S = 1.0, 30.0
 _LOG = logging.getLogger(__name__)
 
 
-class Beats:
+class Heartbeats:
     """Collects reports, and writes them once a second in a thread that lives only while there are any.
 
     If the process or the store fails, unwritten reports are lost. That is harmless: the next heartbeat repeats them.
@@ -40,7 +40,7 @@ class Beats:
             before = self._pending.get(key)
             self._pending[key] = said if before is None else _newer(before, said)
             if self._thread is None and not self._closed.is_set():
-                self._thread = threading.Thread(target=self._run, name="beats", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
                 self._thread.start()
 
     def flush(self) -> None:

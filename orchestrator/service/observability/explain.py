@@ -15,12 +15,12 @@ from cluster.errors import BackendUnreachable, CapacityError
 from orchestrator.api import WhyView
 from orchestrator.controller.autoscaler_demand import growth_words
 from orchestrator.controller.fair_share import Shares
-from orchestrator.controller.job_cache import Book
+from orchestrator.controller.job_cache import JobCache
 from orchestrator.controller.ledger import Cluster, snapshot
-from orchestrator.queue.clients import guest_of
+from orchestrator.queue.clients import ray_submission_of
 from orchestrator.queue.node_rules import rules_by_node
 from orchestrator.queue.records import Job, NodeRule
-from orchestrator.queue.states import ENDED, State, Wanted
+from orchestrator.queue.states import ENDED, DesiredState, State
 from orchestrator.queue.store import Filter
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.forecast.expected_start import Expected, expected_starts, rough_start
@@ -28,7 +28,7 @@ from orchestrator.scheduling.forecast.why import Obstacle, Why, why
 from orchestrator.scheduling.forecast.why_text import ends_are_known, expected_words, to_do, why_lines, why_reason
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.service.context.caller import ANYBODY, Caller
-from orchestrator.service.context.context import Surroundings
+from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability import story_text as storytext
 from orchestrator.service.observability.story_text import Story
 
@@ -61,10 +61,10 @@ class _Moment:
 class Explainer:
     """Explains jobs to callers. Thread-safe. Results are kept for a few seconds."""
 
-    def __init__(self, surroundings: Surroundings, kept_s: float = _KEPT_S) -> None:
-        self._surroundings, self._kept_s = surroundings, kept_s
+    def __init__(self, context: ServiceContext, kept_s: float = _KEPT_S) -> None:
+        self._context, self._kept_s = context, kept_s
         self._lock = threading.Lock()  # one thread computes, the others wait for the result
-        self._book = Book(surroundings.store)
+        self._cache = JobCache(context.store)
         self._moment: _Moment | None = None
         self._looked_s = -math.inf
         self._shares: Shares | None = None
@@ -77,13 +77,13 @@ class Explainer:
         Raises:
             UnknownJob, StoreBroken.
         """
-        store, now_s = self._surroundings.store, self._surroundings.clock.now_s()
+        store, now_s = self._context.store, self._context.clock.now_s()
         job = store.job(job_id)
         if job.state in ENDED:
             return _said(storytext.ended(job, now_s))
         if job.state is not State.QUEUED:
-            return _said(storytext.holding(job, now_s, self._surroundings.machines.label))
-        if job.wanted is not Wanted.RUN:
+            return _said(storytext.holding(job, now_s, self._context.machines.label))
+        if job.wanted is not DesiredState.RUN:
             return _said(storytext.not_wanted(job, now_s))
         if waits := self._waits_for(job, caller):
             return _said(waits)
@@ -93,7 +93,7 @@ class Explainer:
         """For which jobs, and how these are."""
         if not job.after:
             return None
-        store = self._surroundings.store
+        store = self._context.store
         parents = [
             parent for one in job.after for parent in store.jobs(Filter(name=one), limit=3) if parent.job_id == one
         ]
@@ -132,7 +132,7 @@ class Explainer:
         tenant = moment.tenants.get(job.tenant)
         if tenant is not None and job.gang.gpus_per_worker and job.tenant in moment.cluster.spent:
             return _said(storytext.hours_used_up(job, tenant, moment.cluster.gpu_hours, moment.snapshot.now_s))
-        found = why(moment.snapshot, self._surroundings.policy, row, moment.ran_s, expects=False)
+        found = why(moment.snapshot, self._context.policy, row, moment.ran_s, expects=False)
         if moment.snapshot.waiting[row]:
             found = replace(found, expected=self._expected(moment, found))
         names = [_name(one, caller) for one in moment.jobs]
@@ -170,8 +170,8 @@ class Explainer:
 
         Ray-submitted programs of this queue hold nothing, so not these.
         """
-        guests = {guest_of(job) for job in moment.jobs}
-        return [other for other in self._surroundings.machines.others() if other.name not in guests]
+        submissions = {ray_submission_of(job) for job in moment.jobs}
+        return [other for other in self._context.machines.others() if other.name not in submissions]
 
     def _expected(self, moment: _Moment, found: Why) -> Expected | None:
         """Return the expected start. None: it cannot start on the present nodes, but the autoscaler may add more."""
@@ -187,7 +187,7 @@ class Explainer:
         jobs = [moment.jobs[row] for row in rows]
         part = snapshot(jobs, {}, moment.cluster, moment.snapshot.now_s)
         row = len(rows) - 1
-        return expected_starts(part, self._surroundings.policy, [row], moment.ran_s)[row]
+        return expected_starts(part, self._context.policy, [row], moment.ran_s)[row]
 
     def _now(self, kept_s: float | None = None) -> _Moment | None:
         """Return the kept moment, refreshed if it is too old. None: the machines have never answered."""
@@ -198,8 +198,8 @@ class Explainer:
         return self._moment
 
     def _look(self) -> _Moment | None:
-        store, now_s = self._surroundings.store, self._surroundings.clock.now_s()
-        machines = self._surroundings.machines
+        store, now_s = self._context.store, self._context.clock.now_s()
+        machines = self._context.machines
         try:
             inventory, silent = machines.inventory(), False
         except BackendUnreachable:
@@ -207,8 +207,8 @@ class Explainer:
             if known is None:
                 return None
             inventory, silent = known, True
-        self._book.read()
-        jobs, tenants = tuple(self._book.jobs), tuple(store.tenants())
+        self._cache.read()
+        jobs, tenants = tuple(self._cache.jobs), tuple(store.tenants())
         rules = rules_by_node(store.node_rules(), inventory.nodes)
         cluster = Cluster(
             inventory,
@@ -232,13 +232,13 @@ class Explainer:
 
     def _gpu_hours(self, tenants: Sequence[Tenant]) -> Mapping[str, float]:
         limited = any(tenant.restrictions.max_gpu_hours_per_month is not None for tenant in tenants)
-        return self._surroundings.usage_months.gpu_hours() if limited else {}
+        return self._context.usage_months.gpu_hours() if limited else {}
 
     def _shares_now(self, now_s: float) -> Shares:
         """Return the shares. They are read from the store once a minute, and carried forward in between."""
         if self._shares is None or time.monotonic() >= self._shares_until_s:
-            half_life_s = self._surroundings.policy.share_half_life_s
-            used_s = self._surroundings.store.decayed_use(now_s, half_life_s)
+            half_life_s = self._context.policy.share_half_life_s
+            used_s = self._context.store.decayed_use(now_s, half_life_s)
             self._shares = Shares(used_s, now_s, half_life_s)
             self._shares_until_s = time.monotonic() + _SHARES_KEPT_S
         return self._shares

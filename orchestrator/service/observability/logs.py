@@ -13,7 +13,7 @@ from orchestrator.api import LogPart, LogSources, MetricsPart
 from orchestrator.queue.errors import UnknownSource
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
-from orchestrator.service.context.context import Surroundings
+from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability.run_files import RunFiles
 from orchestrator.service.observability.run_metrics import records
 
@@ -24,7 +24,7 @@ _OUTPUT_OF = re.compile(r"output-([1-9][0-9]{0,8})")
 _LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})\.log")
 
 
-def sources(surroundings: Surroundings, job: Job) -> LogSources:
+def sources(context: ServiceContext, job: Job) -> LogSources:
     """List the logs: `output` (newest attempt), `output-1` ... (earlier attempts), and logs of the run: `driver`, ...
 
     Raises:
@@ -32,13 +32,13 @@ def sources(surroundings: Surroundings, job: Job) -> LogSources:
     """
     outputs = [OUTPUT] if job.attempt else []
     outputs += [f"{OUTPUT}-{attempt}" for attempt in range(1, job.attempt)]
-    files = RunFiles.of(surroundings.store, job)
+    files = RunFiles.of(context.store, job)
     found = _logs(files)
     failed = _log_of_failed_rank(files) if files is not None and job.state is State.FAILED else None
     return LogSources(sources=(*outputs, *found), failed=failed if failed in found else None)
 
 
-def part(surroundings: Surroundings, job: Job, source: str, after: int) -> LogPart:
+def part(context: ServiceContext, job: Job, source: str, after: int) -> LogPart:
     """Return up to 256 KiB from a byte on. `output-N` is valid for every attempt, including the newest.
 
     Raises:
@@ -50,14 +50,14 @@ def part(surroundings: Surroundings, job: Job, source: str, after: int) -> LogPa
     if attempt is not None:
         submission, over = f"{job.job_id}-{attempt}", attempt < job.attempt or job.state not in HOLDS_A_LEASE
         # Read after the job's state: if the attempt is over, the output is complete.
-        return _cut(surroundings.backend.output(submission, after), after, over, MAX_OUTPUT_BYTES)
-    content = _run_with(surroundings, job, source).read(LOGS, f"{source}.log", after, PART_BYTES + 1)
+        return _cut(context.backend.output(submission, after), after, over, MAX_OUTPUT_BYTES)
+    content = _run_with(context, job, source).read(LOGS, f"{source}.log", after, PART_BYTES + 1)
     return _cut(content, after, job.state in ENDED, PART_BYTES)
 
 
-def metrics(surroundings: Surroundings, job: Job, after: int) -> MetricsPart:
+def metrics(context: ServiceContext, job: Job, after: int) -> MetricsPart:
     """Return up to 1,000 records, from number `after` on. A command has none. Raises StorageError."""
-    files = RunFiles.of(surroundings.store, job)
+    files = RunFiles.of(context.store, job)
     found = records(files, max(after, 0)) if files is not None else ()
     return MetricsPart(records=found, next=max(after, 0) + len(found))
 
@@ -83,7 +83,7 @@ def _logs(files: RunFiles | None) -> list[str]:
 
 
 def _log_of_failed_rank(files: RunFiles) -> str | None:
-    """By the run's outcome. None: it has none, or names no rank."""
+    """Return the log of the rank that the run's outcome names; None: there is no outcome, or it names no rank."""
     try:
         rank = outcome_of(files.read("", JobPaths("").outcome, 0, _MOST_OUTCOME_BYTES), files.run).rank
     except (StorageError, ValueError):  # a run that was killed has none; what a newer release wrote is not known
@@ -91,9 +91,9 @@ def _log_of_failed_rank(files: RunFiles) -> str | None:
     return None if rank is None else f"rank-{rank}"
 
 
-def _run_with(surroundings: Surroundings, job: Job, source: str) -> RunFiles:
+def _run_with(context: ServiceContext, job: Job, source: str) -> RunFiles:
     """Return the run if its folder lists this log. No other file is ever read. Raises UnknownSource."""
-    files = RunFiles.of(surroundings.store, job)
+    files = RunFiles.of(context.store, job)
     known = _logs(files)
     if source not in known or files is None:
         some = did_you_mean(source, known) or f": there are {', '.join([OUTPUT, *known][:20])}"

@@ -15,7 +15,8 @@ from orchestrator.service.roots import check_run, root_of
 
 @dataclass(frozen=True)
 class RunFiles:
-    """
+    """A run whose files are read.
+
     Attributes:
         run: path or URL of the run.
         base: local directory above the run. Links below it are not followed. '': the run is at a URL.

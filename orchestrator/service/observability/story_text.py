@@ -11,7 +11,7 @@ from orchestrator.queue.advice import advice
 from orchestrator.queue.months import month_around, utc
 from orchestrator.queue.records import Job, NodeOrder, NodeRule
 from orchestrator.queue.retry import BUDGETS
-from orchestrator.queue.states import HOLDS_A_LEASE, Reason, State, Wanted
+from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, Reason, State
 from orchestrator.queue.tenants import Tenant
 from orchestrator.queue.wording import does, telling
 from orchestrator.scheduling.forecast.why import Obstacle, Why
@@ -76,13 +76,13 @@ _ENDED = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.CANCELLED:
 
 
 def holding(job: Job, now_s: float, label: Callable[[str], str]) -> Story:
-    """Of a job that holds a lease."""
+    """Describe a job that holds a lease."""
     where = ", ".join(f"{label(node)} ({many(count, 'worker')})" for node, count in job.placement)
     for_s = now_s - (job.started_s if job.started_s is not None else now_s)
     lines = list[str]()
     if job.state is State.STOPPING:
         lines += [f"why it stops: {job.message or job.reason.value}", _after_the_stop(job)]
-    elif job.wanted is not Wanted.RUN:
+    elif job.wanted is not DesiredState.RUN:
         lines.append(f"it was asked to {_ASKED[job.wanted]}, and is told so within seconds")
     if job.total_steps:
         lines.append(f"step {job.step} of {job.total_steps}")
@@ -100,7 +100,7 @@ def holding(job: Job, now_s: float, label: Callable[[str], str]) -> Story:
     return Story(f"{job.job_id} {does(job.state)} on {where}", so_far, lines)
 
 
-_ASKED = {Wanted.CANCEL: "end", Wanted.PAUSE: "pause"}
+_ASKED = {DesiredState.CANCEL: "end", DesiredState.PAUSE: "pause"}
 
 
 def _until_its_end(job: Job, for_s: float) -> list[str]:
@@ -119,9 +119,9 @@ def _until_its_end(job: Job, for_s: float) -> list[str]:
 
 def _after_the_stop(job: Job) -> str:
     """Say what a STOPPING job will do next, as far as that is known."""
-    if job.wanted is Wanted.CANCEL:
+    if job.wanted is DesiredState.CANCEL:
         return "it will be cancelled once its program has ended"
-    if job.wanted is Wanted.PAUSE:
+    if job.wanted is DesiredState.PAUSE:
         return f"then it is paused, until somebody says: fleetune resume {job.job_id}"
     if job.reason in BUDGETS:
         how = "begins anew" if job.kind == "command" else "goes on from its newest checkpoint"
@@ -130,8 +130,8 @@ def _after_the_stop(job: Job) -> str:
 
 
 def not_wanted(job: Job, now_s: float) -> Story:
-    """Of a QUEUED job that its owner does not want to run."""
-    if job.wanted is Wanted.PAUSE:
+    """Describe a QUEUED job that its owner has paused or cancelled."""
+    if job.wanted is DesiredState.PAUSE:
         since = span(max(now_s - job.waiting_since_s, 0.0))
         next_step = f"fleetune resume {job.job_id} lets it go on"
         return Story(f"{job.job_id} has been paused for {since}, by order", next_step=next_step)
@@ -152,8 +152,8 @@ def waits_for(job: Job, parents: Sequence[Job], names: Sequence[str]) -> Story:
     it = "it" if len(told) == 1 else "each of them"
     lines.append(f"it waits until {it} has succeeded, and then for nodes; if one fails, this one fails, too")
     named = [(parent, name) for parent, name in zip(parents, names, strict=True) if parent.job_id == name]
-    paused = [name for parent, name in named if parent.wanted is Wanted.PAUSE]
-    waits = [name for parent, name in named if parent.state is State.QUEUED and parent.wanted is Wanted.RUN]
+    paused = [name for parent, name in named if parent.wanted is DesiredState.PAUSE]
+    waits = [name for parent, name in named if parent.state is State.QUEUED and parent.wanted is DesiredState.RUN]
     next_step = "nothing; it starts by itself"
     if paused:
         next_step = f"fleetune resume {' '.join(paused[:_SHOWN])}"

@@ -13,7 +13,7 @@ from sqlalchemy import Column, Double, Integer
 from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import workers_in
 from orchestrator.queue.records import Job, Lease, NodeOrder, NodePlaces, NodeRule, QueueEvent, Role, Token
-from orchestrator.queue.states import Reason, State, Wanted
+from orchestrator.queue.states import DesiredState, Reason, State
 from orchestrator.queue.tenants import Quota, Restrictions, Tenant
 from orchestrator.store.database.schema import JOBS, LEASES
 
@@ -72,7 +72,7 @@ MOVED = (
 _STATES: Mapping[str, State] = {state.value: state for state in State}
 _REASONS: Mapping[str, Reason] = {reason.value: reason for reason in Reason}
 _RESTRICTIONS = frozenset(field.name for field in fields(Restrictions))
-_WANTED: Mapping[str, Wanted] = {wanted.value: wanted for wanted in Wanted}
+_WANTED: Mapping[str, DesiredState] = {wanted.value: wanted for wanted in DesiredState}
 
 
 @functools.lru_cache(maxsize=4096)  # most jobs share a few gangs

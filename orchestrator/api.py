@@ -165,6 +165,8 @@ class JobView(Told):
 class JobPage(Told):
     """Newest first. `next`: what to give as `before` for the page after this one; None: this was the last.
 
+    Oldest first if `after` was given; then `next` is what to give as `after`.
+
     `set_aside`: jobs that the server cannot read, which no page has, or cannot plan, each with the reason.
     """
 
@@ -197,7 +199,10 @@ class EventView(Told):
 
 
 class Events(Told):
-    """`last`: what to give as `after` the next time; others' events may lie between."""
+    """`last`: what to give as `after` the next time; others' events may lie between.
+
+    If `before` was given, the newest are first, and `last` is what to give as `before`; 0: there are no others.
+    """
 
     events: tuple[EventView, ...]
     last: int = 0

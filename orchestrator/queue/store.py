@@ -94,8 +94,13 @@ class Store(Protocol):
     def spec(self, job_id: str) -> str:
         """Raises UnknownJob."""
 
-    def jobs(self, which: Filter = ..., *, before: int | None = None, limit: int = 100) -> list[Job]:
-        """A page, the newest first: those whose number is below `before`."""
+    def jobs(
+        self, which: Filter = ..., *, before: int | None = None, after: int | None = None, limit: int = 100
+    ) -> list[Job]:
+        """Return a page: the newest first, those whose number is below `before`.
+
+        With `after` it is the oldest first, those whose number is above.
+        """
 
     def count(self, which: Filter = ...) -> dict[State, int]:
         """By state; states without a job are left out."""
@@ -137,6 +142,9 @@ class Store(Protocol):
         """
 
     # Jobs, for the leader
+
+    def last_change(self) -> int:
+        """Return a number that no change is above. The next change gets a larger one."""
 
     def changes(self, after: int, limit: int = 10_000) -> list[Job]:
         """Jobs whose `changed` is above, in that order. With 0 first, those that have ended are left out."""
@@ -225,8 +233,16 @@ class Store(Protocol):
 
     def add_events(self, events: Sequence[QueueEvent]) -> None: ...
 
-    def events(self, job_id: str | None = None, *, after: int = 0, limit: int = 1000) -> list[QueueEvent]:
-        """Oldest first; of one job, or of all and of the cluster."""
+    def last_event(self) -> int:
+        """Return a number that no event is above. The next event gets a larger one."""
+
+    def events(
+        self, job_id: str | None = None, *, after: int = 0, before: int | None = None, limit: int = 1000
+    ) -> list[QueueEvent]:
+        """Oldest first; of one job, or of all and of the cluster.
+
+        With `before` it is the newest first, those whose number is below.
+        """
 
     # Leadership
 

@@ -29,6 +29,7 @@ _TAKE = (
     .returning(QUEUE.c.last_change, QUEUE.c.last_job, QUEUE.c.last_event)
 )
 _TAKE_AS_LEADER = _TAKE.where(QUEUE.c.epoch == bindparam("led"), QUEUE.c.holder.is_not(None))
+_NEWEST = select(QUEUE.c.last_change, QUEUE.c.last_job, QUEUE.c.last_event)
 _LEADER = select(QUEUE.c.holder, QUEUE.c.epoch, QUEUE.c.url, QUEUE.c.expires_s)
 _LEAD = update(QUEUE)
 
@@ -49,6 +50,10 @@ def take_as_leader(connection: Connection, epoch: int, *, changes: int, events: 
         who = f"{leads.holder} leads, with epoch {leads.epoch}" if leads else "nobody has ever led"
         raise NotLeader(f"the leadership with epoch {epoch} is over: {who}")
     return Numbers(row[0] - changes, row[1], row[2] - events)
+
+
+def newest(connection: Connection) -> Numbers:
+    return Numbers(*connection.execute(_NEWEST).one())
 
 
 def leader(connection: Connection) -> Leadership | None:

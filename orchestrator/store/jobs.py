@@ -85,7 +85,7 @@ def spec(connection: Connection, job_id: str) -> str:
 def unknown(connection: Connection, job_id: str) -> UnknownJob:
     """The error, with the ids that were perhaps meant: those it is the start of, or else those that begin like it."""
     for length in range(len(job_id), max(len(job_id) - _TAIL, 0), -1):
-        alike = [job.job_id for job in pages.page(connection, Filter(name=job_id[:length]), None, 50)]
+        alike = [job.job_id for job in pages.page(connection, Filter(name=job_id[:length]), None, None, 50)]
         near = alike[:3] if length == len(job_id) else difflib.get_close_matches(job_id, alike, n=3, cutoff=0.7)
         if near:
             return UnknownJob(f"there is no job {job_id!r}: did you mean {', '.join(near)}?")

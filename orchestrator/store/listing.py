@@ -65,19 +65,19 @@ def changes(connection: Connection, after: int, limit: int) -> list[Job]:
         after = rows[-1].changed
 
 
-def page(connection: Connection, which: Filter, before: int | None, limit: int) -> list[Job]:
+def page(connection: Connection, which: Filter, before: int | None, after: int | None, limit: int) -> list[Job]:
     states = which.states or (tuple(State) if which.tenant is not None else ())
-    statement = _page(len(set(states)), which.tenant is not None, bool(which.name))
+    statement = _page(len(set(states)), which.tenant is not None, bool(which.name), after is not None)
     values = _values(which) | {f"state_{place}": state.value for place, state in enumerate(sorted(set(states)))}
     found: list[Job] = []
-    before = NEWEST if before is None else before
+    ends = {"before": NEWEST if before is None else before, "after": after}
     while True:  # rows that cannot be read do not make a page shorter: who reads on would stop there
         left = max(limit, 0) - len(found)
-        rows = connection.execute(statement, {**values, "before": before, "limit": left}).all()
+        rows = connection.execute(statement, {**values, **ends, "limit": left}).all()
         found += jobs_of(connection, rows)
         if len(rows) < left or len(found) >= limit:
             return found
-        before = rows[-1].number
+        ends["before" if after is None else "after"] = rows[-1].number
 
 
 def count(connection: Connection, which: Filter) -> dict[State, int]:
@@ -90,23 +90,18 @@ def count(connection: Connection, which: Filter) -> dict[State, int]:
 
 
 @functools.cache
-def _page(states: int, by_tenant: bool, by_name: bool) -> Select[Any]:
+def _page(states: int, by_tenant: bool, by_name: bool, oldest_first: bool) -> Select[Any]:
     conditions = [JOBS.c.number < bindparam("before"), *_conditions(by_tenant, by_name)]
+    conditions += [JOBS.c.number > bindparam("after")] if oldest_first else []
+    order = JOBS.c.number.asc() if oldest_first else JOBS.c.number.desc()
     of_states = [[JOBS.c.state == bindparam(f"state_{place}")] for place in range(states)] or [[]]
     parts = [
-        select(JOBS.c.number)
-        .where(*of_state, *conditions)
-        .order_by(JOBS.c.number.desc())
-        .limit(bindparam("limit"))
-        .subquery()
+        select(JOBS.c.number).where(*of_state, *conditions).order_by(order).limit(bindparam("limit")).subquery()
         for of_state in of_states
     ]
     numbers = union_all(*(select(part.c.number) for part in parts)).subquery()
     return (
-        select(*JOB_COLUMNS)
-        .join(numbers, numbers.c.number == JOBS.c.number)
-        .order_by(JOBS.c.number.desc())
-        .limit(bindparam("limit"))
+        select(*JOB_COLUMNS).join(numbers, numbers.c.number == JOBS.c.number).order_by(order).limit(bindparam("limit"))
     )
 
 

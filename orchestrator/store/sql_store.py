@@ -66,9 +66,11 @@ class SqlStore:
         with self._database.read() as connection:
             return jobtable.spec(connection, job_id)
 
-    def jobs(self, which: Filter = _ALL, *, before: int | None = None, limit: int = 100) -> list[Job]:
+    def jobs(
+        self, which: Filter = _ALL, *, before: int | None = None, after: int | None = None, limit: int = 100
+    ) -> list[Job]:
         with self._database.read() as connection:
-            return pages.page(connection, which, before, limit)
+            return pages.page(connection, which, before, after, limit)
 
     def count(self, which: Filter = _ALL) -> dict[State, int]:
         with self._database.read() as connection:
@@ -91,6 +93,10 @@ class SqlStore:
             return movement.give_back(connection, job_id, attempt, kept, now_s)
 
     # Jobs, for the leader
+
+    def last_change(self) -> int:
+        with self._database.read() as connection:
+            return numbers.newest(connection).change
 
     def changes(self, after: int, limit: int = 10_000) -> list[Job]:
         with self._database.read() as connection:
@@ -155,9 +161,15 @@ class SqlStore:
         with self._database.write() as connection:
             history.add_new(connection, events)
 
-    def events(self, job_id: str | None = None, *, after: int = 0, limit: int = 1000) -> list[QueueEvent]:
+    def last_event(self) -> int:
         with self._database.read() as connection:
-            return history.after(connection, job_id, after, limit)
+            return numbers.newest(connection).event
+
+    def events(
+        self, job_id: str | None = None, *, after: int = 0, before: int | None = None, limit: int = 1000
+    ) -> list[QueueEvent]:
+        with self._database.read() as connection:
+            return history.page(connection, job_id, after, before, limit)
 
     # Leadership
 

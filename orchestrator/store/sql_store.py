@@ -28,11 +28,10 @@ from orchestrator.store import events as history
 from orchestrator.store import job_changes as steps
 from orchestrator.store import jobs as jobtable
 from orchestrator.store import listing as pages
-from orchestrator.store import pruning, registry
+from orchestrator.store import pruning, registry, submissions
 from orchestrator.store import transitions as movement
 from orchestrator.store import usage as usetable
 from orchestrator.store.database.database import Database
-from orchestrator.store.submissions import Draw, Submission, Submissions, draw
 
 _ALL = Filter()
 
@@ -40,8 +39,8 @@ _ALL = Filter()
 class SqlStore:
     """Used by many threads at once, and its database by many processes."""
 
-    def __init__(self, database: Database, drawn: Draw = draw) -> None:
-        self._database, self._submissions = database, Submissions(database, drawn)
+    def __init__(self, database: Database, drawn: submissions.Draw = submissions.draw) -> None:
+        self._database, self._drawn = database, drawn
 
     def close(self) -> None:
         self._database.close()
@@ -49,10 +48,11 @@ class SqlStore:
     # Jobs, for everybody
 
     def submit(self, jobs: Sequence[NewJob], now_s: float, key: SubmissionKey | None = None) -> tuple[Job, ...]:
-        return self._submissions.submit(Submission(jobs, now_s, key))
+        return submissions.submit(self._database, self._drawn, jobs, now_s, key)
 
     def submitted(self, key: SubmissionKey) -> tuple[Job, ...] | None:
-        return self._submissions.known(key)
+        with self._database.read() as connection:
+            return submissions.known(connection, key)
 
     def job(self, job_id: str) -> Job:
         with self._database.read() as connection:

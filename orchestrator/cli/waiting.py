@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from cluster.text import long_duration
 from jobs.errors import FleetuneError
 from orchestrator.api import JobView, WhyView
 from orchestrator.client.connection import Connection
 from orchestrator.client.lookup import job_path
-from orchestrator.pages.queue import long_duration
 from orchestrator.queue.states import HOLDS_A_LEASE, State
 
 FIRST_S, EVERY_S = 1.5, 15.0

@@ -52,6 +52,8 @@ class NewJob:
 class Job:
     """A job as the queue sees it; its spec is kept apart.
 
+    Its fields stand in the order of the columns of its row; `gang` stands for four of them (`store.database.rows`).
+
     Attributes:
         number: 1, 2, ... in the order of submission.
         gang: what it holds or has held last; of one that waits, the least that it starts with.
@@ -79,8 +81,8 @@ class Job:
             given nothing back.
     """
 
-    job_id: str
     number: int
+    job_id: str
     name: str
     kind: str
     tenant: str

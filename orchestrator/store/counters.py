@@ -29,7 +29,6 @@ _TAKE = (
     .returning(QUEUE.c.last_change, QUEUE.c.last_job, QUEUE.c.last_event)
 )
 _TAKE_AS_LEADER = _TAKE.where(QUEUE.c.epoch == bindparam("led"), QUEUE.c.holder.is_not(None))
-_NEWEST = select(QUEUE.c.last_change, QUEUE.c.last_job, QUEUE.c.last_event)
 _LEADER = select(QUEUE.c.holder, QUEUE.c.epoch, QUEUE.c.url, QUEUE.c.expires_s)
 _LEAD = update(QUEUE)
 
@@ -52,8 +51,12 @@ def take_as_leader(connection: Connection, epoch: int, *, changes: int, events: 
     return Numbers(row[0] - changes, row[1], row[2] - events)
 
 
-def newest(connection: Connection) -> Numbers:
-    return Numbers(*connection.execute(_NEWEST).one())
+def last_change(connection: Connection) -> int:
+    return int(connection.execute(select(QUEUE.c.last_change)).scalar_one())
+
+
+def last_event(connection: Connection) -> int:
+    return int(connection.execute(select(QUEUE.c.last_event)).scalar_one())
 
 
 def leader(connection: Connection) -> Leadership | None:

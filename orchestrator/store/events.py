@@ -32,7 +32,14 @@ def add_new(connection: Connection, events: Sequence[QueueEvent]) -> None:
     add(connection, events, take(connection, events=len(events)).event)
 
 
-def page(connection: Connection, job_id: str | None, after: int, before: int | None, limit: int) -> list[QueueEvent]:
+def page(
+    connection: Connection,
+    job_id: str | None = None,
+    *,
+    after: int = 0,
+    before: int | None = None,
+    limit: int = 1000,
+) -> list[QueueEvent]:
     given = {"after": after, "before": before, "limit": max(limit, 0), "job_id": job_id}
     of_all, of_job = (_AFTER, _AFTER_OF_JOB) if before is None else (_BEFORE, _BEFORE_OF_JOB)
     return [event_of(row) for row in connection.execute(of_all if job_id is None else of_job, given)]

@@ -30,6 +30,7 @@ from orchestrator.store.database.schema import JOBS
 from orchestrator.store.database.unreadable import jobs_of
 
 NEWEST = 2**63 - 1
+_ALL = Filter()
 _LAST_CHARACTER = "\U0010ffff"
 _KNOWN = frozenset(state.value for state in State)
 
@@ -54,7 +55,7 @@ _FIRST_CHANGES = (
 )
 
 
-def changes(connection: Connection, after: int, limit: int) -> list[Job]:
+def changes(connection: Connection, after: int, limit: int = 10_000) -> list[Job]:
     if after <= 0:
         return jobs_of(connection, connection.execute(_FIRST_CHANGES, {"limit": limit}))
     while True:  # a page of rows of which none can be read is not the end
@@ -65,7 +66,14 @@ def changes(connection: Connection, after: int, limit: int) -> list[Job]:
         after = rows[-1].changed
 
 
-def page(connection: Connection, which: Filter, before: int | None, after: int | None, limit: int) -> list[Job]:
+def page(
+    connection: Connection,
+    which: Filter = _ALL,
+    *,
+    before: int | None = None,
+    after: int | None = None,
+    limit: int = 100,
+) -> list[Job]:
     states = which.states or (tuple(State) if which.tenant is not None else ())
     statement = _page(len(set(states)), which.tenant is not None, bool(which.name), after is not None)
     values = _values(which) | {f"state_{place}": state.value for place, state in enumerate(sorted(set(states)))}
@@ -80,7 +88,7 @@ def page(connection: Connection, which: Filter, before: int | None, after: int |
         ends["before" if after is None else "after"] = rows[-1].number
 
 
-def count(connection: Connection, which: Filter) -> dict[State, int]:
+def count(connection: Connection, which: Filter = _ALL) -> dict[State, int]:
     # With all states named, a start of an id is looked for in the index of states and not in all those rows.
     states = which.states or (tuple(State) if which.name else ())
     statement = _count(bool(states), which.tenant is not None, bool(which.name))

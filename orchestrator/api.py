@@ -9,10 +9,13 @@ what was sent has the wrong shape; 429 too many at once; 503 tried again later.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
+from operator import attrgetter
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.capacity.gang import Gang
 from jobs.spec.queue import MOST_PRIORITY, VARIABLE
 from orchestrator.queue.records import Job
 from orchestrator.queue.retry import waits_s
@@ -107,51 +110,25 @@ class JobView(Response):
 
     @classmethod
     def of(cls, job: Job, now_s: float) -> JobView:
-        gang = job.gang
-        return cls(
-            job_id=job.job_id,
-            number=job.number,
-            name=job.name,
-            kind=job.kind,
-            tenant=job.tenant,
-            submitted_by=job.submitted_by,
-            num_workers=gang.num_workers,
-            cpus_per_worker=gang.cpus_per_worker,
-            gpus_per_worker=gang.gpus_per_worker,
-            accelerator_type=gang.accelerator_type,
-            priority=job.priority,
-            after=job.after,
-            max_runtime_s=job.max_runtime_s,
-            preemptible=job.preemptible,
-            submitted_s=job.submitted_s,
-            wanted=job.wanted,
-            state=job.state,
-            reason=job.reason,
-            message=job.message,
-            attempt=job.attempt,
-            placement=job.placement,
-            waited_s=job.waited_s + waits_s(job, now_s),
-            started_s=job.started_s,
-            attained_s=job.attained_s,
-            ended_s=job.ended_s,
-            remaining_s=job.remaining_s,
-            interruptions=job.interruptions,
-            heard_s=job.heard_s,
-            run=job.run,
-            step=job.step,
-            total_steps=job.total_steps,
-            metrics=dict(job.metrics),
-            changed=job.changed,
-            sizes=job.sizes,
-            waiting_since_s=job.waiting_since_s if job.state is State.QUEUED else None,
-            labels=dict(job.labels),
-        )
+        """Fields have the values of the job's or its gang's fields with the same names, but for two."""
+        values = dict(zip(_OF_JOB, _values(job), strict=True))
+        values["waited_s"] += waits_s(job, now_s)
+        if job.state is not State.QUEUED:
+            del values["waiting_since_s"]
+        return cls(**values)
+
+
+_IN_GANG = JobView.model_fields.keys() & {one.name for one in fields(Gang)}
+_OF_JOB = tuple(_IN_GANG | (JobView.model_fields.keys() & {one.name for one in fields(Job)}))
+_values = attrgetter(*(f"gang.{name}" if name in _IN_GANG else name for name in _OF_JOB))
 
 
 class JobPage(Response):
     """A page of jobs, newest first. `next`: the value of `before` for the next page; None: this is the last page.
 
-    `set_aside`: jobs that the server cannot read (which are on no page) or cannot plan, each with the reason.
+    Oldest first if `after` was given; then `next` is what to give as `after`.
+
+    `set_aside`: jobs that the server cannot read, which no page has, or cannot plan, each with the reason.
     """
 
     jobs: tuple[JobView, ...]
@@ -186,7 +163,10 @@ class EventView(Response):
 
 
 class Events(Response):
-    """Events in order. `last`: the value of `after` for the next request, also if the newest events are not shown."""
+    """`last`: what to give as `after` the next time; others' events may lie between.
+
+    If `before` was given, the newest are first, and `last` is what to give as `before`; 0: there are no others.
+    """
 
     events: tuple[EventView, ...]
     last: int = 0

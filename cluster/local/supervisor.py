@@ -54,11 +54,17 @@ def write_whole(path: Path, text: str) -> None:
 
 def identity(pid: int) -> dict[str, Any] | None:
     """What tells a process from a later one with the same number, also across a reboot; None: there is none."""
-    fields = _stat(pid)
+    fields = stat_fields(pid)
     if fields is None or fields[0] in "ZX":
         return None
     with open("/proc/sys/kernel/random/boot_id") as file:
         return {"pid": pid, "started": int(fields[19]), "boot": file.read().strip()}
+
+
+def process_lives(pid: int) -> bool:
+    """Whether there is such a process. One that has ended, and waits for its parent to notice, does not count."""
+    fields = stat_fields(pid)
+    return fields is not None and fields[0] not in "ZX"
 
 
 def marked(token: str) -> list[int]:
@@ -91,7 +97,7 @@ def descendants(pid: int) -> list[int]:
     """All processes that come from this one. Those of a subreaper: whatever session they have gone to."""
     children = defaultdict(list)
     for other in _all_pids():
-        fields = _stat(other)
+        fields = stat_fields(other)
         if fields is not None:
             children[int(fields[1])].append(other)
     found, open_ = list[int](), [pid]
@@ -106,7 +112,7 @@ def _all_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def _stat(pid: int) -> list[str] | None:
+def stat_fields(pid: int) -> list[str] | None:
     """Fields of /proc/PID/stat from the state on; the name before it may hold blanks and brackets."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator
 
-from cluster.local.supervisor import descendants, kill
+from cluster.local.supervisor import descendants, kill, process_lives
 from cluster.settings import DRIVER_TOKEN, DriverPlace, driver_place, take_out
 from jobs.drivers.link.link import HttpLink
 from jobs.drivers.link.messages import Order, Registered
@@ -77,7 +77,7 @@ def obey(order: Order, reason: str) -> None:
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGTERM)
         return
-    while kill([pid for pid in descendants(os.getpid()) if _runs(pid)]):
+    while kill([pid for pid in descendants(os.getpid()) if process_lives(pid)]):
         pass
     os._exit(Interrupted.exit_code)
 
@@ -85,15 +85,6 @@ def obey(order: Order, reason: str) -> None:
 def _ray_has_sigterm() -> bool:
     """While `ray.init` is at work, SIGTERM ends the process, and not as it should."""
     return getattr(signal.getsignal(signal.SIGTERM), "__module__", "").startswith("ray.")
-
-
-def _runs(pid: int) -> bool:
-    """A child that has ended stays until its parent asks for it."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager

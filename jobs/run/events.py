@@ -27,15 +27,6 @@ def this_driver() -> dict[str, Any]:
     return {"host": os.uname().nodename, "machine": machine, "pid": os.getpid()}
 
 
-def process_lives(pid: int) -> bool:
-    """Whether there is such a process. One that has ended, and waits for its parent to notice, is none."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 class Announcer:
     """The driver's own events: shown at once, and kept with the run's; and a sign of life at first and every minute."""
 

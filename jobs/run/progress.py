@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
+from cluster.text import duration
 from jobs.run.metric_names import metric_words
 from jobs.run.outcome import Event
 
@@ -158,13 +159,3 @@ _SHAPES = (
     ("grad_norm", "grad_norm {:.3g}"),
     ("tokens_per_s", "{:,.0f} tokens/s"),
 )
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `3m20s` or `2h05m`."""
-    whole = int(seconds + 0.5)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

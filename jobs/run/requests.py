@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from cluster.text import many
+from cluster.text import duration, many
 from jobs.errors import InputError
 from jobs.run.paths import JobPaths
-from jobs.run.progress import duration
 from jobs.run.record import resume_command
 from jobs.run.summary import Now, RunSummary, summarise, utc_now
 from jobs.storage import files as storage

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from cluster.local.supervisor import process_lives
 from cluster.text import many
 from jobs.errors import InputError, SpecError
 from jobs.planning import plan_batching
-from jobs.run.events import ALIVE, DRIVER, process_lives, this_driver
+from jobs.run.events import ALIVE, DRIVER, this_driver
 from jobs.run.outcome import Outcome, Status, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.spec.checking.fields import section_model, spec_fields

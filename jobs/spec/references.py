@@ -12,7 +12,3 @@ def run_named(path: str) -> str | None:
     """NAME of `run:NAME`; None for every other path, which is a directory or a URL."""
     match = RUN_REFERENCE.match(path)
     return match[1] if match else None
-
-
-def is_run_reference(path: str) -> bool:
-    return run_named(path) is not None

@@ -8,14 +8,14 @@ from typing import Final
 
 from jobs.errors import InputError
 
-_DURATION: Final = re.compile(r"^([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhdw])$")
+_DURATION: Final = re.compile(r"^([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw])$")
 _SECONDS: Final[Mapping[str, float]] = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
-def duration_s(option: str, text: str) -> float:
-    """Parse a duration above 0, to seconds. Raises InputError."""
+def duration_s(option: str, text: str, *, or_zero: bool = False) -> float:
+    """Seconds, above 0 unless `or_zero`. Raises InputError."""
     match = _DURATION.match(text.strip().lower())
-    seconds = float(match[1]) * _SECONDS[match[2]] if match is not None else 0.0
-    if seconds <= 0.0:
-        raise InputError(f"{option} {text!r} is no duration: give a number and s, m, h, d or w, as in 12h")
+    seconds = float(match[1]) * _SECONDS[match[2]] if match is not None else -1.0
+    if seconds < 0.0 or not (seconds or or_zero):
+        raise InputError(f"{option} {text!r} is no duration: give a number and s, m, h, d or w, as in 12h or 30d")
     return seconds

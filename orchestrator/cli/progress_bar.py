@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
+from cluster.text import duration
 from jobs.run.outcome import Event
-from jobs.run.progress import Pace, duration, phase_words, step_line
+from jobs.run.progress import Pace, phase_words, step_line
 
 _STYLES = {"warning": "yellow", "failed": "bold red", "evaluated": "bold", "phase": "dim", "plan": "dim"}
 

@@ -13,10 +13,11 @@ from rich.markup import escape
 from rich.spinner import Spinner
 from rich.text import Text
 
+from cluster.text import duration
 from jobs.errors import FleetuneError
 from jobs.run.outcome import Event
 from jobs.run.paths import JobPaths
-from jobs.run.progress import Pace, PlainProgress, Progress, duration, step_line
+from jobs.run.progress import Pace, PlainProgress, Progress, step_line
 from jobs.run.summary import utc_now
 from jobs.search.report.standing import Heard, Standing, look
 from jobs.search.trials import Trials

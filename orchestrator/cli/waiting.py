@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from cluster.text import long_duration
 from jobs.errors import FleetuneError
 from orchestrator.api import JobView, WhyView
 from orchestrator.client.connection import Connection
 from orchestrator.client.lookup import job_path
-from orchestrator.pages.queue import long_duration
 from orchestrator.queue.states import HOLDS_A_LEASE, State
 from orchestrator.queue.wording import does
 

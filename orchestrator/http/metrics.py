@@ -13,7 +13,6 @@ from prometheus_client.core import GaugeMetricFamily
 
 from cluster.capacity.inventory import Inventory
 from cluster.errors import FleetuneError
-from orchestrator.http.lookups import oldest_waiting
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Filter, Store
 
@@ -108,8 +107,8 @@ class Cluster:
         oldest = GaugeMetricFamily(
             "fleetune_oldest_waiting_seconds", "Since the first was submitted of those that wait."
         )
-        job = oldest_waiting(self._store)
-        oldest.add_metric((), 0.0 if job is None else max(self._now_s() - job.submitted_s, 0.0))
+        waits = self._store.jobs(Filter(states=(State.QUEUED,)), after=0, limit=1)
+        oldest.add_metric((), max(self._now_s() - waits[0].submitted_s, 0.0) if waits else 0.0)
         return [oldest]
 
     def _gpus(self) -> list[GaugeMetricFamily]:

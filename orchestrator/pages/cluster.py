@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from cluster.text import at_words
+from cluster.text import at_words, span
 from orchestrator.api import NodeView, QuotaView, TenantView, UsageRow
 from orchestrator.pages.tables import columns, cut
 from orchestrator.queue.tenants import MEMBERS_MAX_PRIORITY
-from orchestrator.scheduling.forecast.why_text import span
 
 LONGEST_NODE: Final = 16  # characters; Ray's ids have 56, and the beginning of one is enough for every command
 

@@ -10,9 +10,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from cluster.text import many
+from cluster.text import byte_size, compact, many, percent
 from jobs.data.quality.report import NEARLY_EQUAL, DataReport, Example, Finding, LabelCount, Packing, SourceReport
-from orchestrator.pages.svg import Bins, bin_words, compact, percent, size
+from orchestrator.pages.svg import Bins, bin_words
 
 NARROWEST = 60
 SEVERITIES = ("error", "warning", "note")
@@ -101,7 +101,7 @@ def source_rows(sources: Sequence[SourceReport], number: Callable[[int], str] = 
             source.path,
             source.format,
             number(source.files),
-            size(source.bytes),
+            byte_size(source.bytes),
             *map(number, (source.records, source.bad, source.samples, source.tokens, source.cut_samples)),
             "" if source.weight is None else f"{source.weight:g}",
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from cluster.text import many
+from cluster.text import many, percent
 from jobs.data.quality.report import DataReport, Example, Finding, LabelCount
 from orchestrator.pages import data as words
 from orchestrator.pages import html as htmlpage
@@ -91,7 +91,7 @@ def _length_plot(role: str, bins: svg.Bins, seq_len: int) -> str:
         x_label="tokens per sample, before cutting",
         y_label="samples",
         tips=[
-            f"{span} tokens: {many(count, 'sample')} ({svg.percent(count, total)})"
+            f"{span} tokens: {many(count, 'sample')} ({percent(count, total)})"
             for span, count in zip(ranges, bins.counts, strict=True)
         ],
         mark=svg.Mark(seq_len, f"seq_len {seq_len:,}"),
@@ -117,7 +117,7 @@ def _source_plot(report: DataReport) -> str:
         svg.BarRow(
             label=words.shortened_within(f"{source.where.removeprefix('data.')} {source.path}", svg.LABEL_CELLS),
             values=(source.tokens,),
-            words=(svg.percent(source.tokens, total),),
+            words=(percent(source.tokens, total),),
             tips=(f"{words.shown(source.path)}: {many(source.tokens, 'token')}",),
         )
         for source in sources
@@ -159,7 +159,7 @@ def _label_bar(label: LabelCount, totals: Mapping[str, int]) -> svg.BarRow:
     return svg.BarRow(
         label=words.shortened(label.label, svg.LABEL_CELLS),
         values=tuple(100 * count / totals[role] for role, count in counts.items()),
-        words=tuple(svg.percent(count, totals[role]) for role, count in counts.items()),
+        words=tuple(percent(count, totals[role]) for role, count in counts.items()),
         tips=tuple(f"{words.shown(label.label)}, {role}: {count:,}" for role, count in counts.items()),
     )
 
@@ -170,7 +170,7 @@ def _label_table(labels: Sequence[LabelCount], totals: Mapping[str, int]) -> str
     for label in labels:
         counts = ((getattr(label, role), total) for role, total in totals.items())
         cells = (
-            htmlpage.cell(f"{count:,}", "number") + htmlpage.cell(svg.percent(count, total), "number")
+            htmlpage.cell(f"{count:,}", "number") + htmlpage.cell(percent(count, total), "number")
             for count, total in counts
         )
         rows.append(htmlpage.cell(label.label, "text") + "".join(cells))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from cluster.text import at_words
-from jobs.run.progress import duration
+from cluster.text import at_words, long_duration
 from orchestrator.api import EventView, JobView, WhyView
 from orchestrator.pages.events import event_rows
 from orchestrator.pages.show import numbers, table
@@ -17,7 +16,6 @@ from orchestrator.queue.wording import telling
 QUEUE_HEAD: Final = ("JOB", "STATE", "TENANT", "PRIO", "SIZE", "TIME", "STEP", "SET", "NEXT")
 LONGEST_NEXT: Final = 100  # characters; `status` shows the whole text
 LONGEST_SET: Final = 60
-DAY_S: Final = 86_400.0
 
 
 def queue_page(
@@ -160,10 +158,6 @@ def metrics_words(job: JobView) -> str:
     known = {name: value for name, value in job.metrics.items() if value is not None}
     telling = {name: value for name, value in known.items() if name == "loss" or name.startswith("eval_")}
     return numbers(telling or dict(list(known.items())[:6]))
-
-
-def long_duration(seconds: float) -> str:
-    return f"{seconds / DAY_S:.1f} days" if seconds >= 2 * DAY_S else duration(max(seconds, 0.0))
 
 
 def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], now_s: float, log_end: str = "") -> str:

@@ -11,13 +11,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from cluster.text import first_line, many, when_written
+from cluster.text import duration, first_line, long_duration, many, when_written
 from jobs.planning import plan_batching
 from jobs.preflight.validate import Validated
 from jobs.run.metric_names import metric_words
 from jobs.run.outcome import Outcome
 from jobs.run.paths import JobPaths
-from jobs.run.progress import duration
 from jobs.run.record import how_to_go_on
 from jobs.run.summary import RunDetails, RunSummary
 from jobs.spec.checking.fields import section_model, spec_fields
@@ -203,8 +202,7 @@ def status_words(run: RunSummary) -> str:
 def _ago(at: datetime.datetime | None, now: datetime.datetime) -> str:
     if at is None:
         return "?"
-    seconds = (now - at).total_seconds()
-    return f"{seconds / 86400:.0f} days ago" if seconds > 2 * 86400 else f"{duration(max(seconds, 0))} ago"
+    return f"{long_duration((now - at).total_seconds())} ago"
 
 
 def run_page(details: RunDetails) -> str:

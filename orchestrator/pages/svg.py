@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-# CSS for a page that has plots, needed once. The colours are distinguishable with red-green colour blindness.
+from cluster.text import compact, grouped
+
+# Goes into the <style> of a page once. Colours of series are told apart by those who see no red or no green.
 STYLE = """
 :root { --plot-text: #5b6068; --plot-line: #d9dce1; --plot-mark: #b3261e; --plot-0: #3569c4; --plot-1: #e0912f; }
 @media (prefers-color-scheme: dark) {
@@ -115,36 +117,6 @@ def nice_ticks(low: float, high: float, most: int = 6, *, whole: bool = False) -
     step = max(step, 1.0) if whole else step
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
-
-
-def compact(value: float) -> str:
-    """Format a number with at most three digits: `0.25`, `950`, `1.2k`, `35M`."""
-    for unit, sign in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= unit * 0.9995:
-            return f"{float(f'{value / unit:.3g}'):g}{sign}"
-    return f"{float(f'{value:.3g}'):g}"
-
-
-def grouped(value: float) -> str:
-    """Format a number as in `1,024`; fractions and large numbers as `compact` does."""
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e6 else compact(value)
-
-
-def percent(part: float, whole: float = 1.0) -> str:
-    """Format a percentage. `0 %` and `100 %` mean exactly none and all."""
-    share = 100 * part / whole if whole else 0.0
-    if share in (0, 100):
-        return f"{share:.0f} %"
-    if share < 0.1:
-        return "< 0.1 %"
-    return "> 99.9 %" if 99.95 <= share < 100 else f"{share:.1f} %"
-
-
-def size(count: int) -> str:
-    for unit, sign in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if count >= unit:
-            return f"{count / unit:,.1f} {sign}"
-    return f"{count} B"
 
 
 def even_bins(edges: Sequence[float], low: float, high: float) -> Callable[[float], float]:

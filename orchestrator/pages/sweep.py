@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
-from cluster.text import many
+from cluster.text import compact, duration, many
 from jobs.run.outcome import Status
 from jobs.run.paths import JobPaths
-from jobs.run.progress import duration
 from jobs.run.record import resume_command
 from jobs.run.summary import RunSummary
 from jobs.search.report.standing import Standing, TrialNow, counts_of
 from jobs.search.report.trial_text import value_words
 from jobs.search.rules.varying import short_name
 from orchestrator.pages.show import status_words, table
-from orchestrator.pages.svg import compact
 from orchestrator.pages.tables import GAP, cut, plain
 
 MOST_ROWS: Final = 20

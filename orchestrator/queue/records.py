@@ -51,6 +51,8 @@ class NewJob:
 class Job:
     """A job in the queue. Its spec is kept separately.
 
+    Its fields stand in the order of the columns of its row; `gang` stands for four of them (`store.database.rows`).
+
     Attributes:
         number: 1, 2, ... in the order of submission.
         gang: the gang of its current or last lease; of a waiting job, the smallest gang that it starts with.
@@ -78,8 +80,8 @@ class Job:
             None: it has given nothing back.
     """
 
-    job_id: str
     number: int
+    job_id: str
     name: str
     kind: str
     tenant: str

@@ -99,8 +99,13 @@ class Store(Protocol):
     def spec(self, job_id: str) -> str:
         """Return the spec of a job. Raises UnknownJob."""
 
-    def jobs(self, which: Filter = ..., *, before: int | None = None, limit: int = 100) -> list[Job]:
-        """Return a page of jobs, newest first, with numbers below `before`."""
+    def jobs(
+        self, which: Filter = ..., *, before: int | None = None, after: int | None = None, limit: int = 100
+    ) -> list[Job]:
+        """Return a page: the newest first, those whose number is below `before`.
+
+        With `after` it is the oldest first, those whose number is above.
+        """
 
     def count(self, which: Filter = ...) -> dict[State, int]:
         """Count jobs by state. States without a job are left out."""
@@ -142,6 +147,9 @@ class Store(Protocol):
         """
 
     # Jobs: for the leader
+
+    def last_change(self) -> int:
+        """Return a number that no change is above. The next change gets a larger one."""
 
     def changes(self, after: int, limit: int = 10_000) -> list[Job]:
         """Return jobs whose `changed` is above `after`, in that order. With `after` 0, ended jobs are left out."""
@@ -232,8 +240,16 @@ class Store(Protocol):
 
     def add_events(self, events: Sequence[QueueEvent]) -> None: ...
 
-    def events(self, job_id: str | None = None, *, after: int = 0, limit: int = 1000) -> list[QueueEvent]:
-        """Return events, oldest first: of one job, or of all jobs and the cluster."""
+    def last_event(self) -> int:
+        """Return a number that no event is above. The next event gets a larger one."""
+
+    def events(
+        self, job_id: str | None = None, *, after: int = 0, before: int | None = None, limit: int = 1000
+    ) -> list[QueueEvent]:
+        """Oldest first; of one job, or of all and of the cluster.
+
+        With `before` it is the newest first, those whose number is below.
+        """
 
     # Leadership
 

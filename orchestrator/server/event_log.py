@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from orchestrator.controller.node_failures import FAULTY
-from orchestrator.http.lookups import last_event
 from orchestrator.http.metrics import Meters
 from orchestrator.queue.records import QueueEvent
 from orchestrator.queue.states import ENDED, State
@@ -23,7 +22,7 @@ class News:
 
     def __init__(self, store: Store, meters: Meters, say: Callable[[str], None]) -> None:
         self._store, self._meters, self._say = store, meters, say
-        self._seen = last_event(store)
+        self._seen = store.last_event()
 
     def tell(self) -> None:
         """Print and count new events. Raises StoreBroken."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cluster.text import many
-from orchestrator.pages.svg import percent
+from cluster.text import many, percent
 from orchestrator.simulate.figures import Figures
 from orchestrator.simulate.values import Setup, Simulated
 

@@ -51,6 +51,14 @@ def take_as_leader(connection: Connection, epoch: int, *, changes: int, events: 
     return Numbers(row[0] - changes, row[1], row[2] - events)
 
 
+def last_change(connection: Connection) -> int:
+    return int(connection.execute(select(QUEUE.c.last_change)).scalar_one())
+
+
+def last_event(connection: Connection) -> int:
+    return int(connection.execute(select(QUEUE.c.last_event)).scalar_one())
+
+
 def leader(connection: Connection) -> Leadership | None:
     holder, epoch, url, expires_s = connection.execute(_LEADER).one()
     return None if holder is None else Leadership(holder, epoch, url, expires_s)

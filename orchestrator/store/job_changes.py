@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from cluster.capacity.occupancy import workers_in
@@ -20,6 +20,7 @@ from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, MAY_GO_TO, DesiredSt
 from orchestrator.queue.store import Change
 from orchestrator.store.database.rows import plain
 
+_SUBMITTED = {one.name for one in fields(NewJob)} & {one.name for one in fields(Job)}
 BY_THE_SCHEDULER = frozenset({Reason.PREEMPTED, Reason.RECLAIMED, Reason.MOVED, Reason.MAINTENANCE})
 
 
@@ -34,18 +35,9 @@ def check(transitions: Sequence[Transition]) -> None:
 
 def submitted(new: NewJob, job_id: str, number: int, now_s: float, changed: int) -> Job:
     return Job(
+        **{name: getattr(new, name) for name in _SUBMITTED},
         job_id=job_id,
         number=number,
-        name=new.name,
-        kind=new.kind,
-        tenant=new.tenant,
-        submitted_by=new.submitted_by,
-        gang=new.gang,
-        priority=new.priority,
-        after=new.after,
-        not_before_s=new.not_before_s,
-        max_runtime_s=new.max_runtime_s,
-        preemptible=new.preemptible,
         submitted_s=now_s,
         wanted=DesiredState.RUN,
         state=State.QUEUED,
@@ -67,10 +59,6 @@ def submitted(new: NewJob, job_id: str, number: int, now_s: float, changed: int)
         total_steps=None,
         metrics={},
         changed=changed,
-        on_end=new.on_end,
-        client=new.client,
-        sizes=new.sizes,
-        labels=new.labels,
     )
 
 

@@ -88,7 +88,7 @@ def unknown(connection: Connection, job_id: str, more: str = "") -> UnknownJob:
     `more`: see `UnknownJob.named`.
     """
     for length in range(len(job_id), max(len(job_id) - _TAIL, 0), -1):
-        alike = [job.job_id for job in pages.page(connection, Filter(name=job_id[:length]), None, 50)]
+        alike = [job.job_id for job in pages.page(connection, Filter(name=job_id[:length]), limit=50)]
         near = alike[:3] if length == len(job_id) else difflib.get_close_matches(job_id, alike, n=3, cutoff=0.7)
         if near:
             return UnknownJob.named(job_id, near, more)
@@ -132,11 +132,11 @@ def retry(connection: Connection, job_id: str, now_s: float, by: str) -> Job:
     return job
 
 
-def measure(connection: Connection, said: Sequence[Measured], now_s: float) -> None:
-    numbers = take(connection, changes=len(said))
-    jobs = get_all(connection, (one.job_id for one in said))
+def measure(connection: Connection, measured: Sequence[Measured], now_s: float) -> None:
+    numbers = take(connection, changes=len(measured))
+    jobs = get_all(connection, (one.job_id for one in measured))
     heard: dict[str, Job] = {}
-    for place, one in enumerate(said, 1):
+    for place, one in enumerate(measured, 1):
         job = steps.measured(jobs[one.job_id], one, now_s, numbers.change + place) if one.job_id in jobs else None
         if job is not None:
             jobs[job.job_id] = heard[job.job_id] = job
@@ -156,7 +156,7 @@ def parents_ended_s(connection: Connection, jobs: Iterable[Job]) -> dict[str, fl
     return {job.job_id: max((ended_s.get(parent, 0.0) for parent in job.after), default=0.0) for job in waiting}
 
 
-def followups_due(connection: Connection, limit: int) -> list[Job]:
+def followups_due(connection: Connection, limit: int = 100) -> list[Job]:
     return jobs_of(connection, connection.execute(_UNFOLLOWED, {"limit": limit}))
 
 

@@ -30,6 +30,7 @@ from orchestrator.store.database.schema import JOBS
 from orchestrator.store.database.unreadable import jobs_of
 
 NEWEST = 2**63 - 1
+_ALL = Filter()
 _LAST_CHARACTER = "\U0010ffff"
 _KNOWN = frozenset(state.value for state in State)
 
@@ -57,7 +58,7 @@ _FIRST_CHANGES = (
 )
 
 
-def changes(connection: Connection, after: int, limit: int) -> list[Job]:
+def changes(connection: Connection, after: int, limit: int = 10_000) -> list[Job]:
     if after <= 0:
         return jobs_of(connection, connection.execute(_FIRST_CHANGES, {"limit": limit}))
     while True:  # a page without a readable row is not the end
@@ -68,23 +69,30 @@ def changes(connection: Connection, after: int, limit: int) -> list[Job]:
         after = rows[-1].changed
 
 
-def page(connection: Connection, which: Filter, before: int | None, limit: int) -> list[Job]:
+def page(
+    connection: Connection,
+    which: Filter = _ALL,
+    *,
+    before: int | None = None,
+    after: int | None = None,
+    limit: int = 100,
+) -> list[Job]:
     states = which.states or (tuple(State) if which.tenant is not None else ())
-    statement = _page(len(set(states)), which.tenant is not None, bool(which.name))
+    statement = _page(len(set(states)), which.tenant is not None, bool(which.name), after is not None)
     values = _values(which) | {f"state_{place}": state.value for place, state in enumerate(sorted(set(states)))}
     found: list[Job] = []
-    before = NEWEST if before is None else before
-    while True:  # unreadable rows must not make a page shorter, because callers take a short page for the last one
+    ends = {"before": NEWEST if before is None else before, "after": after}
+    while True:  # rows that cannot be read do not make a page shorter: who reads on would stop there
         left = max(limit, 0) - len(found)
-        rows = connection.execute(statement, {**values, "before": before, "limit": left}).all()
+        rows = connection.execute(statement, {**values, **ends, "limit": left}).all()
         found += jobs_of(connection, rows)
         if len(rows) < left or len(found) >= limit:
             return found
-        before = rows[-1].number
+        ends["before" if after is None else "after"] = rows[-1].number
 
 
-def count(connection: Connection, which: Filter) -> dict[State, int]:
-    # Naming all states makes the database search the prefix in the index of states, instead of in all rows.
+def count(connection: Connection, which: Filter = _ALL) -> dict[State, int]:
+    # With all states named, a start of an id is looked for in the index of states and not in all those rows.
     states = which.states or (tuple(State) if which.name else ())
     statement = _count(bool(states), which.tenant is not None, bool(which.name))
     given = {"states": [state.value for state in states]} if states else {}
@@ -93,23 +101,18 @@ def count(connection: Connection, which: Filter) -> dict[State, int]:
 
 
 @functools.cache
-def _page(states: int, by_tenant: bool, by_name: bool) -> Select[Any]:
+def _page(states: int, by_tenant: bool, by_name: bool, oldest_first: bool) -> Select[Any]:
     conditions = [JOBS.c.number < bindparam("before"), *_conditions(by_tenant, by_name)]
+    conditions += [JOBS.c.number > bindparam("after")] if oldest_first else []
+    order = JOBS.c.number.asc() if oldest_first else JOBS.c.number.desc()
     of_states = [[JOBS.c.state == bindparam(f"state_{place}")] for place in range(states)] or [[]]
     parts = [
-        select(JOBS.c.number)
-        .where(*of_state, *conditions)
-        .order_by(JOBS.c.number.desc())
-        .limit(bindparam("limit"))
-        .subquery()
+        select(JOBS.c.number).where(*of_state, *conditions).order_by(order).limit(bindparam("limit")).subquery()
         for of_state in of_states
     ]
     numbers = union_all(*(select(part.c.number) for part in parts)).subquery()
     return (
-        select(*JOB_COLUMNS)
-        .join(numbers, numbers.c.number == JOBS.c.number)
-        .order_by(JOBS.c.number.desc())
-        .limit(bindparam("limit"))
+        select(*JOB_COLUMNS).join(numbers, numbers.c.number == JOBS.c.number).order_by(order).limit(bindparam("limit"))
     )
 
 

@@ -69,15 +69,15 @@ def revoke_token(connection: Connection, name: str, now_s: float) -> None:
         connection.execute(update(TOKENS).where(TOKENS.c.name == name).values(revoked_s=now_s))
 
 
-def facts(connection: Connection) -> Mapping[str, str]:
+def all_facts(connection: Connection) -> Mapping[str, str]:
     return {str(name): str(value) for name, value in connection.execute(select(FACTS.c.name, FACTS.c.value))}
 
 
-def put_facts(connection: Connection, given: Mapping[str, str], keep: bool) -> None:
+def put_facts(connection: Connection, facts: Mapping[str, str], *, keep: bool = False) -> None:
     take(connection)
     if keep:
-        there = facts(connection)
-        given = {name: value for name, value in given.items() if name not in there}
-    connection.execute(delete(FACTS).where(FACTS.c.name.in_(list(given))))
-    if given:
-        connection.execute(insert(FACTS), [{"name": name, "value": value} for name, value in given.items()])
+        there = all_facts(connection)
+        facts = {name: value for name, value in facts.items() if name not in there}
+    connection.execute(delete(FACTS).where(FACTS.c.name.in_(list(facts))))
+    if facts:
+        connection.execute(insert(FACTS), [{"name": name, "value": value} for name, value in facts.items()])

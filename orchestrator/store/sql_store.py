@@ -2,46 +2,47 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Concatenate, ParamSpec, TypeVar
 
-from orchestrator.controller.fair_share import counts_since_s, used_of_spans
-from orchestrator.queue.months import MonthTotal
-from orchestrator.queue.records import (
-    Job,
-    Leadership,
-    Lease,
-    Measured,
-    NewJob,
-    NodePlaces,
-    NodeRule,
-    QueueEvent,
-    Token,
-    Transition,
-    UnreadableRow,
-)
-from orchestrator.queue.states import State
-from orchestrator.queue.store import Change, Filter, SubmissionKey
-from orchestrator.queue.tenants import Tenant
-from orchestrator.store import counters as numbers
+from sqlalchemy import Connection
+
+from orchestrator.queue.records import Job, NewJob, UnreadableRow
+from orchestrator.queue.store import SubmissionKey
+from orchestrator.store import counters, listing, pruning, registry, submissions, transitions, usage
 from orchestrator.store import events as history
-from orchestrator.store import job_changes as steps
 from orchestrator.store import jobs as jobtable
-from orchestrator.store import listing as pages
-from orchestrator.store import pruning, registry
-from orchestrator.store import transitions as movement
-from orchestrator.store import usage as usetable
 from orchestrator.store.database.database import Database
-from orchestrator.store.submissions import Draw, Submission, Submissions, draw
 
-_ALL = Filter()
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
+
+
+def _reads(act: Callable[Concatenate[Connection, Given], Answer]) -> Callable[Concatenate[SqlStore, Given], Answer]:
+    """The method that does this with a connection to read from."""
+
+    def method(self: SqlStore, /, *args: Given.args, **kwargs: Given.kwargs) -> Answer:
+        with self._database.read() as connection:
+            return act(connection, *args, **kwargs)
+
+    return method
+
+
+def _writes(act: Callable[Concatenate[Connection, Given], Answer]) -> Callable[Concatenate[SqlStore, Given], Answer]:
+    """The method that does this in a transaction of its own."""
+
+    def method(self: SqlStore, /, *args: Given.args, **kwargs: Given.kwargs) -> Answer:
+        with self._database.write() as connection:
+            return act(connection, *args, **kwargs)
+
+    return method
 
 
 class SqlStore:
     """A store. Many threads may use it at once, and many processes its database."""
 
-    def __init__(self, database: Database, drawn: Draw = draw) -> None:
-        self._database, self._submissions = database, Submissions(database, drawn)
+    def __init__(self, database: Database, drawn: submissions.Draw = submissions.draw) -> None:
+        self._database, self._drawn = database, drawn
 
     def close(self) -> None:
         self._database.close()
@@ -49,166 +50,62 @@ class SqlStore:
     # Jobs: for all callers
 
     def submit(self, jobs: Sequence[NewJob], now_s: float, key: SubmissionKey | None = None) -> tuple[Job, ...]:
-        return self._submissions.submit(Submission(jobs, now_s, key))
+        return submissions.submit(self._database, self._drawn, jobs, now_s, key)
 
-    def submitted(self, key: SubmissionKey) -> tuple[Job, ...] | None:
-        return self._submissions.known(key)
-
-    def job(self, job_id: str) -> Job:
-        with self._database.read() as connection:
-            return jobtable.get(connection, job_id)
-
-    def find(self, job_ids: Iterable[str]) -> dict[str, Job]:
-        with self._database.read() as connection:
-            return jobtable.get_all(connection, job_ids)
-
-    def spec(self, job_id: str) -> str:
-        with self._database.read() as connection:
-            return jobtable.spec(connection, job_id)
-
-    def jobs(self, which: Filter = _ALL, *, before: int | None = None, limit: int = 100) -> list[Job]:
-        with self._database.read() as connection:
-            return pages.page(connection, which, before, limit)
-
-    def count(self, which: Filter = _ALL) -> dict[State, int]:
-        with self._database.read() as connection:
-            return pages.count(connection, which)
-
-    def ask(self, job_id: str, change: Change, now_s: float, by: str) -> Job:
-        with self._database.write() as connection:
-            return jobtable.ask(connection, job_id, change, now_s, by)
-
-    def retry(self, job_id: str, now_s: float, by: str) -> Job:
-        with self._database.write() as connection:
-            return jobtable.retry(connection, job_id, now_s, by)
-
-    def release(self, job_id: str, attempt: int, now_s: float, by: str) -> Job:
-        with self._database.write() as connection:
-            return movement.release(connection, job_id, attempt, now_s, by)
-
-    def give_back(self, job_id: str, attempt: int, kept: NodePlaces, now_s: float) -> Job:
-        with self._database.write() as connection:
-            return movement.give_back(connection, job_id, attempt, kept, now_s)
+    submitted = _reads(submissions.known)
+    job = _reads(jobtable.get)
+    find = _reads(jobtable.get_all)
+    spec = _reads(jobtable.spec)
+    jobs = _reads(listing.page)
+    count = _reads(listing.count)
+    ask = _writes(jobtable.ask)
+    retry = _writes(jobtable.retry)
+    release = _writes(transitions.release)
+    give_back = _writes(transitions.give_back)
 
     # Jobs: for the leader
 
-    def changes(self, after: int, limit: int = 10_000) -> list[Job]:
-        with self._database.read() as connection:
-            return pages.changes(connection, after, limit)
-
-    def move(self, epoch: int, transitions: Sequence[Transition], now_s: float) -> list[Job]:
-        steps.check(transitions)
-        with self._database.write() as connection:
-            return movement.move(connection, epoch, transitions, now_s)
-
-    def pull_back(self, epoch: int, now_s: float) -> None:
-        with self._database.write() as connection:
-            movement.pull_back(connection, epoch, now_s)
-
-    def measure(self, measured: Sequence[Measured], now_s: float) -> None:
-        with self._database.write() as connection:
-            jobtable.measure(connection, measured, now_s)
-
-    def heard(self) -> Mapping[str, float | None]:
-        with self._database.read() as connection:
-            return jobtable.heard(connection)
-
-    def followups_due(self, limit: int = 100) -> list[Job]:
-        with self._database.read() as connection:
-            return jobtable.followups_due(connection, limit)
-
-    def followed(self, job: Job) -> None:
-        with self._database.write() as connection:
-            jobtable.followed(connection, job)
-
-    def of_clients(self) -> list[Job]:
-        with self._database.read() as connection:
-            return jobtable.of_clients(connection)
+    last_change = _reads(counters.last_change)
+    changes = _reads(listing.changes)
+    move = _writes(transitions.move)
+    pull_back = _writes(transitions.pull_back)
+    measure = _writes(jobtable.measure)
+    heard = _reads(jobtable.heard)
+    followups_due = _reads(jobtable.followups_due)
+    followed = _writes(jobtable.followed)
+    of_clients = _reads(jobtable.of_clients)
 
     def unreadable(self) -> list[UnreadableRow]:
         return self._database.unread.rows()
 
     # Leases and events
 
-    def leases(self, *, held: bool = False, since_s: float = 0.0, until_s: float = math.inf) -> list[Lease]:
-        with self._database.read() as connection:
-            return movement.leases(connection, held, since_s, until_s)
-
-    def decayed_use(self, now_s: float, half_life_s: float) -> dict[str, float]:
-        with self._database.read() as connection:
-            spans = usetable.spans(connection, counts_since_s(now_s, half_life_s))
-            return used_of_spans(spans, now_s, half_life_s)
-
-    def month_totals(self, at_s: float, now_s: float, *, held: bool = True) -> list[MonthTotal]:
-        with self._database.read() as connection:
-            return usetable.month_totals(connection, at_s, now_s, held)
-
-    def prunable(self, before_s: float, limit: int) -> list[tuple[str, int]]:
-        with self._database.read() as connection:
-            return pruning.prunable(connection, before_s, limit)
-
-    def prune(self, epoch: int, job_ids: Sequence[str], before_s: float) -> int:
-        with self._database.write() as connection:
-            return pruning.prune(connection, epoch, job_ids, before_s)
-
-    def add_events(self, events: Sequence[QueueEvent]) -> None:
-        with self._database.write() as connection:
-            history.add_new(connection, events)
-
-    def events(self, job_id: str | None = None, *, after: int = 0, limit: int = 1000) -> list[QueueEvent]:
-        with self._database.read() as connection:
-            return history.after(connection, job_id, after, limit)
+    leases = _reads(transitions.leases)
+    decayed_use = _reads(usage.decayed_use)
+    month_totals = _reads(usage.month_totals)
+    prunable = _reads(pruning.prunable)
+    prune = _writes(pruning.prune)
+    add_events = _writes(history.add_new)
+    last_event = _reads(counters.last_event)
+    events = _reads(history.page)
 
     # Leadership
 
-    def lead(self, holder: str, url: str, now_s: float, for_s: float) -> Leadership | None:
-        with self._database.write() as connection:
-            return numbers.lead(connection, holder, url, now_s, for_s)
-
-    def leader(self) -> Leadership | None:
-        with self._database.read() as connection:
-            return numbers.leader(connection)
-
-    def resign(self, holder: str) -> None:
-        with self._database.write() as connection:
-            numbers.resign(connection, holder)
+    lead = _writes(counters.lead)
+    leader = _reads(counters.leader)
+    resign = _writes(counters.resign)
 
     # Tenants, nodes and tokens
 
-    def tenants(self) -> list[Tenant]:
-        with self._database.read() as connection:
-            return registry.tenants(connection)
-
-    def put_tenant(self, tenant: Tenant, now_s: float) -> None:
-        with self._database.write() as connection:
-            registry.put_tenant(connection, tenant, now_s)
-
-    def node_rules(self) -> list[NodeRule]:
-        with self._database.read() as connection:
-            return registry.node_rules(connection)
-
-    def put_node_rule(self, rule: NodeRule) -> None:
-        with self._database.write() as connection:
-            registry.put_node_rule(connection, rule)
-
-    def tokens(self) -> list[Token]:
-        with self._database.read() as connection:
-            return registry.tokens(connection)
-
-    def add_token(self, token: Token) -> None:
-        with self._database.write() as connection:
-            registry.add_token(connection, token)
-
-    def revoke_token(self, name: str, now_s: float) -> None:
-        with self._database.write() as connection:
-            registry.revoke_token(connection, name, now_s)
+    tenants = _reads(registry.tenants)
+    put_tenant = _writes(registry.put_tenant)
+    node_rules = _reads(registry.node_rules)
+    put_node_rule = _writes(registry.put_node_rule)
+    tokens = _reads(registry.tokens)
+    add_token = _writes(registry.add_token)
+    revoke_token = _writes(registry.revoke_token)
 
     # Small values by name
 
-    def facts(self) -> Mapping[str, str]:
-        with self._database.read() as connection:
-            return registry.facts(connection)
-
-    def put_facts(self, facts: Mapping[str, str], *, keep: bool = False) -> None:
-        with self._database.write() as connection:
-            registry.put_facts(connection, facts, keep)
+    facts = _reads(registry.all_facts)
+    put_facts = _writes(registry.put_facts)

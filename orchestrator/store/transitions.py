@@ -37,7 +37,8 @@ _BETWEEN = _SINCE.where(LEASES.c.granted_s < bindparam("until_s"))
 
 
 def move(connection: Connection, epoch: int, transitions: Sequence[Transition], now_s: float) -> list[Job]:
-    """Make transitions. Raises NotLeader."""
+    """Raises NotLeader, or ValueError for a move that no job can make."""
+    steps.check(transitions)
     numbers = take_as_leader(connection, epoch, changes=len(transitions), events=len(transitions))
     now = jobtable.get_all(connection, (one.job_id for one in transitions))
     parents_ended_s = jobtable.parents_ended_s(connection, now.values())
@@ -141,7 +142,9 @@ def _event(job: Job, now_s: float) -> QueueEvent:
     return QueueEvent(now_s, job.state, job.message or job.reason.replace("-", " "), job.job_id, data)
 
 
-def leases(connection: Connection, held: bool, since_s: float, until_s: float) -> list[Lease]:
+def leases(
+    connection: Connection, *, held: bool = False, since_s: float = 0.0, until_s: float = math.inf
+) -> list[Lease]:
     if held:
         rows = connection.execute(_HELD)
     elif until_s == math.inf:

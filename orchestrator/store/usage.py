@@ -19,7 +19,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from orchestrator.controller.fair_share import Span
+from orchestrator.controller.fair_share import Span, counts_since_s, used_of_spans
 from orchestrator.queue.months import MonthTotal, added_up, month_around, month_of
 from orchestrator.store.database.schema import JOBS, LEASES, USAGE
 
@@ -27,6 +27,10 @@ _NOW, _BEGIN, _END = (bindparam(name, type_=Double) for name in ("now_s", "begin
 _ON_GPUS = JOBS.c.gpus_per_worker > 0
 _SLOTS = LEASES.c.workers * case((_ON_GPUS, JOBS.c.gpus_per_worker), else_=JOBS.c.cpus_per_worker)
 _SINCE_BEGIN = or_(LEASES.c.released_s.is_(None), LEASES.c.released_s >= _BEGIN)
+
+
+def decayed_use(connection: Connection, now_s: float, half_life_s: float) -> dict[str, float]:
+    return used_of_spans(spans(connection, counts_since_s(now_s, half_life_s)), now_s, half_life_s)
 
 
 def spans(connection: Connection, since_s: float) -> Iterator[Span]:
@@ -43,11 +47,8 @@ _SPANS = (
 )
 
 
-def month_totals(connection: Connection, at_s: float, now_s: float, held: bool) -> list[MonthTotal]:
-    """Return the totals of the month that contains `at_s`.
-
-    One statement, so that a lease that is removed meanwhile counts exactly once.
-    """
+def month_totals(connection: Connection, at_s: float, now_s: float, *, held: bool = True) -> list[MonthTotal]:
+    """Of the month that contains `at_s`. One statement, so that a lease that is removed meanwhile counts once."""
     begin_s, end_s = month_around(at_s)
     month = month_of(at_s)
     given = {"begin_s": begin_s, "end_s": end_s, "now_s": now_s, "month": month}

@@ -66,6 +66,11 @@ def test_a_submitted_job_is_queued_started_and_cancelled(client: httpx.Client) -
     assert {"by": "local", "wanted": "cancel"} in [event["data"] for event in events]
     why = client.get(f"/v1/jobs/{sent.job_id}/why").json()
     assert why["text"].startswith(why["reason"]) and why["text"].endswith(f"\nto do: {why['next_step']}")
+    path, newest, before = f"/v1/jobs/{sent.job_id}/events", list[str](), 2**62
+    while before:  # a page at a time, until there are no others
+        page = client.get(path, params={"before": before, "limit": 2}).json()
+        newest, before = [*newest, *(event["kind"] for event in page["events"])], page["last"]
+    assert newest == kinds[::-1]
     assert client.post(f"/v1/jobs/{sent.job_id}/retry").raise_for_status().json()["state"] == "queued"
     client.post(f"/v1/jobs/{sent.job_id}/cancel")
 
@@ -78,6 +83,9 @@ def test_jobs_come_back_in_the_order_of_their_specs(client: httpx.Client) -> Non
     listed = [one["name"] for one in (*first["jobs"], *second["jobs"])]
     assert listed == names[::-1]
     assert second["next"] is None
+    oldest = client.get("/v1/jobs", params={"name": "many-", "limit": 200, "after": 0}).json()
+    rest = client.get("/v1/jobs", params={"name": "many-", "limit": 200, "after": oldest["next"]}).json()
+    assert [one["name"] for one in (*oldest["jobs"], *rest["jobs"])] == names and rest["next"] is None
     for one in (*first["jobs"], *second["jobs"]):
         client.post(f"/v1/jobs/{one['job_id']}/cancel")
 

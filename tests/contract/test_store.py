@@ -134,6 +134,23 @@ def test_pages_go_from_the_newest_to_the_oldest(store: Store) -> None:
     assert store.jobs(before=1) == store.jobs(limit=0) == []
 
 
+def test_pages_go_from_the_oldest_on(store: Store) -> None:
+    store.submit([new() for _ in range(25)], START_S)
+    assert [job.number for job in store.jobs(after=0, limit=10)] == list(range(1, 11))
+    assert [job.number for job in store.jobs(after=10, limit=10)] == list(range(11, 21))
+    assert [job.number for job in store.jobs(after=3, before=6)] == [4, 5]
+    assert store.jobs(after=25) == store.jobs(after=0, limit=0) == []
+
+
+def test_the_last_numbers_are_those_of_the_newest_change_and_event(store: Store) -> None:
+    assert store.changes(store.last_change()) == [] and store.last_event() == 0
+    *_, job = store.submit([new() for _ in range(3)], START_S)
+    assert (store.last_change(), store.last_event()) == (job.changed, store.events()[-1].number)
+    asked = store.ask(job.job_id, Change(priority=1), START_S, "anna")
+    assert store.last_change() == asked.changed and store.last_event() == store.events()[-1].number
+    assert store.changes(store.last_change()) == [] == store.events(after=store.last_event())
+
+
 def test_filters_hold_together(store: Store) -> None:
     jobs = [submit(store, name, tenant=tenant) for tenant in "ab" for name in ("train", "eval", "train-x")]
     go(store, jobs[0], *RUN, State.SUCCEEDED)
@@ -151,6 +168,7 @@ def test_filters_hold_together(store: Store) -> None:
         ]
         assert store.jobs(which) == expected
         assert store.jobs(which, before=4, limit=2) == [job for job in expected if job.number < 4][:2]
+        assert store.jobs(which, after=2, limit=2) == [job for job in reversed(expected) if job.number > 2][:2]
         counted = {state: sum(job.state is state for job in expected) for state in State}
         assert store.count(which) == {state: jobs for state, jobs in counted.items() if jobs}
 

@@ -29,7 +29,12 @@ def test_events_are_given_numbers_and_read_in_their_order(store: Store) -> None:
     assert store.events(job.job_id) == [first, rest[1]]
     assert store.events(after=first.number, limit=1) == [rest[0]]
     assert store.events(job.job_id, after=rest[1].number) == []
-    assert store.events("gone") == []
+    assert store.events("gone") == [] == store.events("gone", before=9)
+    last = rest[1].number
+    assert store.events(before=last + 1) == [*reversed(rest), first]
+    assert store.events(before=last, limit=1) == [rest[0]]
+    assert store.events(before=last, after=first.number) == [rest[0]]
+    assert store.events(job.job_id, before=last) == [first]
 
 
 def test_tenants_are_made_and_changed_in_place(store: Store) -> None:

@@ -71,6 +71,7 @@ def test_pages_counts_and_changes_are_read_from_indices(watched: tuple[SqlStore,
     with told(engine) as statements:
         for which in itertools.starmap(Filter, filters):
             store.jobs(which)
+            store.jobs(which, after=0)
             store.count(which)
         store.changes(0)
         store.changes(job.changed)
@@ -78,6 +79,8 @@ def test_pages_counts_and_changes_are_read_from_indices(watched: tuple[SqlStore,
         store.ask(job.job_id, Change(priority=1), START_S, "anna")
         store.leases(held=True)
         store.events(job.job_id)
+        store.events(before=100)
+        store.events(job.job_id, before=100)
         store.followups_due()
         store.of_clients()
         store.prunable(START_S, 200)

@@ -93,9 +93,8 @@ def test_many_are_queued_in_their_order_in_few_requests(client: Client) -> None:
     assert len({run.id for run in runs}) == 1100
     listed = [run.id for run in client.jobs(name="many-")]
     assert listed == [run.id for run in reversed(runs)]
-    reader = QueueReader(client._connection, None, looked_at=50)
-    oldest = in_order(reader.jobs([State.QUEUED], reader.counts(), 0))
-    assert len(oldest) >= 1000 and oldest[0].number == min(run.view.number for run in client.jobs(states=["queued"]))
+    oldest = in_order(QueueReader(client._connection, None, looked_at=1050).jobs([State.QUEUED], 0))
+    assert len(oldest) == 1050 and oldest[0].number == min(run.view.number for run in client.jobs(states=["queued"]))
     for run in runs[2:]:
         run.cancel()
     assert len(client.wait(runs, timeout_s=120.0)) == 1100

@@ -221,6 +221,8 @@ def test_others_are_in_no_list(world: World) -> None:
         assert [one["name"] for one in client.get("/v1/tenants").json()["tenants"]] == ["b"]
         assert world.job not in client.get("/v1/events").text
         assert own in client.get("/v1/events").text
+        newest = client.get("/v1/events", params={"before": 2**62}).json()
+        assert world.job not in str(newest) and own in str(newest) and newest["last"] == 0
         assert world.job not in client.get("/v1/nodes").text
         assert 'tenant="a"' not in client.get("/metrics").text
         with world.client("admin") as admin:

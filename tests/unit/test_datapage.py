@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.cells import cell_len
 
-from cluster.text import many
+from cluster.text import compact, many, percent
 from jobs.data.quality import report as values
 from jobs.data.quality.report import DataReport, Example, Finding, Histogram, LongSample, Packing, SourceReport
 from orchestrator.pages import data as datapage
@@ -300,7 +300,7 @@ def test_long_words_are_broken_and_a_percent_sign_stays_with_its_number() -> Non
 def test_percentages_say_all_and_none_only_where_true() -> None:
     pairs = ((0, 5), (5, 5), (1, 10_000), (3, 1000), (1, 3), (99_999, 100_000), (0, 0))
     words = ["0 %", "100 %", "< 0.1 %", "0.3 %", "33.3 %", "> 99.9 %", "0 %"]
-    assert [svg.percent(part, whole) for part, whole in pairs] == words
+    assert [percent(part, whole) for part, whole in pairs] == words
 
 
 def test_one_is_singular() -> None:
@@ -382,7 +382,7 @@ def test_ticks_are_round_numbers_within_the_axis() -> None:
     assert svg.nice_ticks(0, 2560, 6) == [0, 500, 1000, 1500, 2000, 2500]
     assert svg.nice_ticks(0, 0.3, 3) == [0, 0.1, 0.2, 0.3]
     assert svg.nice_ticks(0, 2, 5, whole=True) == [0, 1, 2]
-    assert [svg.compact(value) for value in (0, 0.25, 950, 1234, 999_950, 35e6)] == [
+    assert [compact(value) for value in (0, 0.25, 950, 1234, 999_950, 35e6)] == [
         "0",
         "0.25",
         "950",

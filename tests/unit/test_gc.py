@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.text import byte_size
 from jobs.errors import InputError
+from orchestrator.cli.durations import duration_s
 from orchestrator.gc.plan import plan_gc
 from orchestrator.gc.values import Bounds, Found, GcPlan, Goes, Held, Leftover, PreparedFacts, RunFacts
-from orchestrator.pages.gc import age_s, size_bytes, size_words
+from orchestrator.pages.gc import size_bytes
 
 DAY, NOW = 86_400.0, 1_000 * 86_400.0
 
@@ -275,16 +277,16 @@ def test_more_room_never_costs_more(found: Found, one: int, other: int, held: He
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("45s", 45), ("90m", 5400), ("12h", 43200), ("30d", 30 * DAY), ("2w", 14 * DAY), ("0.5D", 43200)],
+    [("0s", 0), ("45s", 45), ("90m", 5400), ("12h", 43200), ("30d", 30 * DAY), ("2w", 14 * DAY), ("0.5D", 43200)],
 )
 def test_ages(text: str, seconds: float) -> None:
-    assert age_s(text) == seconds
+    assert duration_s("--older-than", text, or_zero=True) == seconds
 
 
 @pytest.mark.parametrize("text", ["30", "-1d", "", "d", "1y", "nan d", "infd", "1d1d", "１d"])
 def test_what_is_no_age_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="as in 30d"):
-        age_s(text)
+    with pytest.raises(InputError, match="as in 12h or 30d"):
+        duration_s("--older-than", text, or_zero=True)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +304,6 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 
 def test_sizes_in_words() -> None:
-    assert [size_words(count) for count in (0, 999, 1000, 999_600, 12_345_678, 3 * 10**12)] == [
+    assert [byte_size(count) for count in (0, 999, 1000, 999_600, 12_345_678, 3 * 10**12)] == [
         "0 B", "999 B", "1 kB", "1.0 MB", "12.3 MB", "3.0 TB",
     ]  # fmt: skip

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from cluster.text import duration
 from jobs.run.events import Watch
 from jobs.run.outcome import event
 from jobs.run.paths import JobPaths
-from jobs.run.progress import NoProgress, PlainProgress, Progress, duration, step_line
+from jobs.run.progress import NoProgress, PlainProgress, Progress, step_line
 from jobs.storage.journal import JournalWriter
 from orchestrator.cli.progress_bar import BarProgress
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.text import many
+from cluster.text import duration, many
 from jobs.data.cutting import cut_words
 from jobs.data.preparation.engines import Engine, is_little, started
 from jobs.data.preparation.fingerprint import (
@@ -18,7 +18,6 @@ from jobs.data.preparation.progress import Progress, Say
 from jobs.data.prepared import Manifest, Prepared, SplitManifest, write_manifest
 from jobs.model_files.tokenizer import read_tokenizer
 from jobs.run.paths import prepared_root
-from jobs.run.progress import duration
 from jobs.spec.finetune import Spec
 
 __all__ = ["PREPARE_VERSION", "fingerprint", "prepare"]

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from cluster.local.supervisor import process_lives
 from jobs.errors import StorageError
-from jobs.run.events import process_lives, this_driver
+from jobs.run.events import this_driver
 from jobs.storage import files as storage
 
 BEAT_S = 5.0

@@ -10,14 +10,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from cluster.text import many
+from cluster.text import byte_size, many
 from jobs.data.cutting import Cut, cut_of
 from jobs.data.preparation.assemble import Samples, SplitPlan, write_splits
 from jobs.data.preparation.engines import Engine, run
 from jobs.data.preparation.fingerprint import SourceJob
 from jobs.data.preparation.parts import PartIndex, missing, read_index, remove_parts, store_part, stored_parts
 from jobs.data.preparation.prepare_lock import Lease
-from jobs.data.preparation.progress import Progress, Say, size_words
+from jobs.data.preparation.progress import Progress, Say
 from jobs.data.prepared import Manifest, Prepared, SplitManifest, manifest_path, write_manifest
 from jobs.data.sources.chunks import held_out
 from jobs.data.sources.formats import BadRow, first_of
@@ -125,7 +125,7 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
         say(f"going on with {job.where}: {sum(len(part.num_tokens) for part in kept):,} samples are tokenised already")
     if todo:
         files = many(len(todo), "file")
-        say(f"tokenising {job.where}: {files}, {size_words(sum(job.sizes[file] for file in todo))}")
+        say(f"tokenising {job.where}: {files}, {byte_size(sum(job.sizes[file] for file in todo))}")
     bad, records, read = 0, 0, dict[int, int]()
     for table in run(functools.partial(store_part, root=job.root), job.work, todo, engine, say):
         for facts in table.to_pylist():

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from cluster.text import many
-from jobs.run.progress import duration
+from cluster.text import byte_size, duration, many
 
 SAY_EVERY_S = 5.0
 
@@ -57,17 +56,10 @@ class Progress:
             text += f", {(self._samples - samples) / elapsed:,.0f}/s"
         if self._done >= self._total:
             return text
-        text += f", {self._done / self._total:.0%} of {size_words(self._total)}"
+        text += f", {self._done / self._total:.0%} of {byte_size(self._total)}"
         rate = (self._done - done) / elapsed if elapsed > 0.5 else 0.0
         return text + (f", eta {duration((self._total - self._done) / rate)}" if rate > 0 else "")
 
     def elapsed_s(self) -> float:
         """Seconds since the start."""
         return self._clock() - self._started_at
-
-
-def size_words(count: int) -> str:
-    """`45.2 MB`, `1.3 GB`, `312 kB`."""
-    if count >= 1e9:
-        return f"{count / 1e9:.1f} GB"
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"

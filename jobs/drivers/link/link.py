@@ -46,14 +46,6 @@ class Link(Protocol):
         """A last beat, which may take a few seconds."""
 
 
-class NullLink:
-    """There is no server."""
-
-    def tell(self, **known: Any) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class HttpLink:
     """The link to the servers of a queue.
 

@@ -79,15 +79,15 @@ def _order(
         from urllib.parse import quote
 
         from orchestrator.api import NodeOrderSent, Nodes, NodeView
+        from orchestrator.cli.durations import duration_s
         from orchestrator.client.discovery import connected
         from orchestrator.client.lookup import find_node
         from orchestrator.pages.cluster import nodes_page
-        from orchestrator.pages.gc import age_s
 
         with connected(url, PATIENCE_S) as server:
             known = server.get("/v1/nodes", Nodes)
-            meant = [find_node(known, one) for one in dict.fromkeys(given)]  # look all of them up before changing any
-            deadline_s = None if deadline is None else age_s(deadline, "--deadline")
+            meant = [find_node(known, one) for one in dict.fromkeys(given)]  # all of them, before any is changed
+            deadline_s = None if deadline is None else duration_s("--deadline", deadline, or_zero=True)
             sent = NodeOrderSent(order=order, reason=reason[:500], deadline_s=deadline_s)
             done = [server.put(f"/v1/nodes/{quote(one.node_id, safe='')}", NodeView, sent) for one in meant]
         typer.echo(_listed(done) if as_json else nodes_page(done, width()))

@@ -54,13 +54,14 @@ def gc(
     with its whole run.
     """
     with edge():
+        from orchestrator.cli.durations import duration_s
         from orchestrator.gc.plan import plan_gc
         from orchestrator.gc.remove import carry_out
         from orchestrator.gc.scan import look
         from orchestrator.pages import gc as gcpage
 
         bounds = Bounds(
-            gcpage.age_s(older_than) if older_than is not None else None,
+            duration_s("--older-than", older_than, or_zero=True) if older_than is not None else None,
             gcpage.size_bytes(max_size) if max_size is not None else None,
             keep_last,
             checkpoints_only,

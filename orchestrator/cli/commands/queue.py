@@ -13,7 +13,7 @@ from orchestrator.cli.edge import Json, edge
 from orchestrator.cli.options import PATIENCE_S, JobId, OneTenant, Url, width
 
 if TYPE_CHECKING:
-    from orchestrator.api import EventView, JobView, WhyView
+    from orchestrator.api import JobView, WhyView
     from orchestrator.client.connection import Connection
     from orchestrator.queue.states import State
 
@@ -56,7 +56,7 @@ def queue(
         with connected(url, PATIENCE_S) as server:
             reader = QueueReader(server, tenant if tenant is None else find_tenant(server, tenant))
             counts = reader.counts()
-            jobs = in_order(reader.jobs(states, counts, limit))[:limit]
+            jobs = in_order(reader.jobs(states, limit))[:limit]
             if json_:
                 typer.echo(f"[{', '.join(job.model_dump_json() for job in jobs)}]")
                 return
@@ -71,13 +71,14 @@ def status(job: JobId, json_: Json = False, url: Url = None) -> None:
     """Show one job: state and reason, step, metrics, events."""
     with edge():
         from orchestrator.client.discovery import connected
-        from orchestrator.client.lookup import find_job
+        from orchestrator.client.event_reader import EventReader
+        from orchestrator.client.lookup import find_job, job_path
         from orchestrator.pages.queue import status_page
         from orchestrator.queue.states import State
 
         with connected(url, PATIENCE_S) as server:
             found = find_job(server, job)
-            events = _events(server, found.job_id)
+            events = EventReader(server, f"{job_path(found.job_id)}/events").newest(LAST_EVENTS)
             if json_:
                 told = found.model_dump(mode="json") | {"events": [one.model_dump(mode="json") for one in events]}
                 typer.echo(json.dumps(told))
@@ -172,17 +173,3 @@ def _log_end(server: Connection, job: JobView) -> str:
     except FleetuneError as error:
         return f"the log cannot be read: {error}"
     return "\n".join([f"end of {source}:", *(f"  {printable(line)}" for line in text.splitlines())]) if text else ""
-
-
-def _events(server: Connection, job_id: str) -> list[EventView]:
-    from orchestrator.api import MOST_PAGE, Events
-    from orchestrator.client.lookup import job_path
-
-    found: list[EventView] = []
-    after = 0
-    while True:
-        page = server.get(f"{job_path(job_id)}/events", Events, {"after": after, "limit": MOST_PAGE}).events
-        found = [*found, *page][-LAST_EVENTS:]
-        if len(page) < MOST_PAGE:
-            return found
-        after = page[-1].number

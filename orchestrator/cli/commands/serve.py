@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from orchestrator.api import TokenSent, TokenView
     from orchestrator.queue.store import Store
 
-SERVE_EPILOG = (
-    "Examples:  fleetune serve  |  fleetune serve --address auto  |  "
-    "fleetune serve --host 0.0.0.0 --store postgresql://queue@db/queue --shared /shared"
-)
 StoreUrl = Annotated[
     str | None,
     typer.Option("--store", metavar="URL", help="Path or URL of the queue's store, without a server in between."),

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
-from jobs.run.progress import duration
+from cluster.text import duration
 from orchestrator.cli.edge import Json, Quiet, edge
 
 EPILOG = "Example:  fleetune upload ./llama s3://bucket/models/llama  |  fleetune upload train.jsonl /shared/data/"
@@ -89,10 +89,10 @@ class Progress:
             self._write("\n")
 
     def _tell(self, now_s: float) -> None:
-        from orchestrator.pages.gc import size_words
+        from cluster.text import byte_size
 
         rate = self._sent / max(now_s - self._began_s, 1e-9)
         left = f", {duration((self._total - self._sent) / rate)} left" if rate else ""
-        line = f"{size_words(self._sent)} of {size_words(self._total)}, {size_words(int(rate))}/s{left}"
+        line = f"{byte_size(self._sent)} of {byte_size(self._total)}, {byte_size(int(rate))}/s{left}"
         self._write(f"\r{line.ljust(60)}" if self._terminal else f"{line}\n")
         self._has_told = True

@@ -13,7 +13,6 @@ from starlette.responses import Response
 
 from cluster.errors import FleetuneError
 from orchestrator import api
-from orchestrator.http.lookups import last_change
 from orchestrator.http.routing import NEWEST, After, Asker, JobId, Limit, Serving, Writer, answer, problems, sees_all
 from orchestrator.http.routing import router as made
 from orchestrator.http.scrub import without_secrets
@@ -106,12 +105,15 @@ def _lists(router: APIRouter, serving: Serving) -> None:
         state: Annotated[list[State] | None, Query(description="Any of these; repeatable.")] = None,
         name: Annotated[str | None, Query(max_length=300, description="Start of a job's id.")] = None,
         before: Annotated[int | None, Query(ge=0, le=NEWEST, description="`next` of the page before.")] = None,
+        after: Annotated[
+            int | None, Query(ge=0, le=NEWEST, description="Oldest first: 0, or `next` of the page before.")
+        ] = None,
         limit: Limit = 100,
     ) -> Response:
         if not _may_look(caller, tenant):
             return answer(api.JobPage(jobs=(), next=None))
         which = Filter(tenant or caller.tenant, tuple(state or ()), name or None)
-        found = serving.store.jobs(which, before=before, limit=limit + 1)
+        found = serving.store.jobs(which, before=before, after=after, limit=limit + 1)
         page = found[:limit]
         following = page[-1].number if len(found) > limit else None
         aside = serving.set_aside_for(caller)
@@ -128,7 +130,7 @@ def _lists(router: APIRouter, serving: Serving) -> None:
     def changes(caller: Asker, after: After = 0, limit: Limit = api.MOST_PAGE) -> Response:
         """With `after=0`, the answer has only `last`: where to begin."""
         if after == 0:
-            return answer(api.Changes(jobs=(), last=max(last_change(serving.store), 1)))
+            return answer(api.Changes(jobs=(), last=max(serving.store.last_change(), 1)))
         found, last = _changes(serving, caller, after, limit)
         return answer(api.Changes(jobs=serving.views(found), last=last))
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from orchestrator import api
 from orchestrator.controller.set_aside import KIND as SET_ASIDE
 from orchestrator.http.ownership import Ownership
-from orchestrator.http.routing import After, Asker, JobId, Limit, Serving, answer, problems
+from orchestrator.http.routing import After, Asker, Before, JobId, Limit, Serving, answer, problems
 from orchestrator.http.routing import router as made
 from orchestrator.queue.records import QueueEvent
 from orchestrator.service.context.attempt_tokens import tokens_of
@@ -62,10 +62,14 @@ def _events(router: APIRouter, serving: Serving, owners: Ownership) -> None:
         responses=problems(401, 404, 422),
         summary="What has happened to a job, oldest first",
     )
-    def of_job(job_id: JobId, caller: Asker, after: After = 0, limit: Limit = api.MOST_PAGE) -> Response:
+    def of_job(
+        job_id: JobId, caller: Asker, after: After = 0, before: Before = None, limit: Limit = api.MOST_PAGE
+    ) -> Response:
         serving.job(job_id, caller)
-        found = serving.store.events(job_id, after=after, limit=limit)
+        found = serving.store.events(job_id, after=after, before=before, limit=limit)
         last = found[-1].number if found else after
+        if before is not None and len(found) < limit:
+            last = 0
         return answer(api.Events(events=tuple(_view(serving, event) for event in found), last=last))
 
     @router.get(
@@ -74,14 +78,17 @@ def _events(router: APIRouter, serving: Serving, owners: Ownership) -> None:
         responses=problems(401, 422, 429),
         summary="What has happened, oldest first: of the jobs that one may see, and of the cluster",
     )
-    async def of_all(caller: Asker, after: After = 0, limit: Limit = api.MOST_PAGE) -> Response:
+    async def of_all(caller: Asker, after: After = 0, before: Before = None, limit: Limit = api.MOST_PAGE) -> Response:
         def read() -> api.Events:
             found: list[QueueEvent] = []
-            last = after
+            last = after if before is None else before
             for _ in range(_MOST_PAGES):
-                page = serving.store.events(after=last, limit=_PAGE)
+                low, high = (last, None) if before is None else (after, last)
+                page = serving.store.events(after=low, before=high, limit=_PAGE)
                 found += [event for event in page if _sees(caller, event, owners)]
                 last = page[-1].number if page else last
+                if len(page) < _PAGE and before is not None:
+                    last = 0
                 if len(page) < _PAGE or len(found) >= limit:
                     break
             last = found[limit - 1].number if len(found) > limit else last

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from cluster.text import span
 from orchestrator.scheduling.forecast.expected_start import Expected
 from orchestrator.scheduling.forecast.why import Before, NodeUse, Obstacle, Why
 from orchestrator.scheduling.snapshot import Snapshot
@@ -79,15 +80,6 @@ _TO_DO: Final[Mapping[Obstacle, str]] = {
     Obstacle.PROMISED: _BY_ITSELF,
     Obstacle.BEHIND: _BY_ITSELF,
 }
-
-
-def span(seconds: float) -> str:
-    """Format a duration: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
 
 
 def expected_words(expected: Expected, known: bool = True, seen_others: bool = True) -> str:

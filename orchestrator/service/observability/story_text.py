@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.backend import Other
-from cluster.text import many
+from cluster.text import many, span
 from orchestrator.queue.advice import advice
 from orchestrator.queue.months import month_around, utc
 from orchestrator.queue.records import Job, NodeOrder, NodeRule
@@ -15,7 +15,6 @@ from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, Reason, State
 from orchestrator.queue.tenants import Tenant
 from orchestrator.queue.wording import does, telling
 from orchestrator.scheduling.forecast.why import Obstacle, Why
-from orchestrator.scheduling.forecast.why_text import span
 
 _SHOWN = 10
 _OUTSIDE_SHOWN = 3

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Column, Double, Integer
@@ -19,7 +20,6 @@ from orchestrator.store.database.schema import JOBS, LEASES
 
 Values = dict[str, Any]  # column -> value
 
-# `job_of` relies on this order.
 JOB_COLUMNS: tuple[Column[Any], ...] = tuple(JOBS.c)
 # Columns of numbers. SQLite stores text in them, too, so `job_of` checks their types.
 _NUMBERS = tuple(place for place, column in enumerate(JOB_COLUMNS) if isinstance(column.type, (Integer, Double)))
@@ -69,10 +69,7 @@ MOVED = (
     "changed",
 )
 
-_STATES: Mapping[str, State] = {state.value: state for state in State}
-_REASONS: Mapping[str, Reason] = {reason.value: reason for reason in Reason}
 _RESTRICTIONS = frozenset(field.name for field in fields(Restrictions))
-_WANTED: Mapping[str, DesiredState] = {wanted.value: wanted for wanted in DesiredState}
 
 
 @functools.lru_cache(maxsize=4096)  # most jobs share a few gangs
@@ -95,68 +92,6 @@ def plain(text: str) -> str:
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
-def job_of(row: Sequence[Any]) -> Job:
-    """Make a Job from JOB_COLUMNS. By position, for speed: a server may read fifty thousand rows at its start."""
-    for place in _NUMBERS:
-        if row[place].__class__ is str:
-            raise ValueError(f"{JOB_COLUMNS[place].name} is no number: {row[place][:50]!r}")
-    return Job(
-        row[1],
-        row[0],
-        row[2],
-        row[3],
-        row[4],
-        row[5],
-        _gang(row[6], row[7], row[8], row[9]),
-        row[10],
-        _texts(row[11]),
-        row[12],
-        row[13],
-        row[14],
-        row[15],
-        _WANTED[row[16]],
-        _STATES[row[17]],
-        _REASONS[row[18]],
-        row[19],
-        row[20],
-        _places(row[21]),
-        row[22],
-        row[23],
-        row[24],
-        row[25],
-        row[26],
-        row[27],
-        row[28],
-        row[29],
-        {Reason(name): int(count) for name, count in json.loads(row[30]).items()} if row[30] else {},
-        row[31],
-        row[32],
-        row[33],
-        _numbers(row[34]),
-        row[35],
-        row[36],
-        row[37],
-        row[38],
-        row[39],
-        tuple(map(int, json.loads(row[40]))) if row[40] else (),
-        row[41],
-        dict(json.loads(row[42])) if row[42] else {},
-        row[43],
-    )
-
-
-def problem_of(row: Sequence[Any], error: Exception) -> str:
-    """Explain in one line why `job_of` cannot read a row."""
-    for what, value, known in (
-        ("state", row[17], _STATES),
-        ("reason", row[18], _REASONS),
-        ("wanted", row[16], _WANTED),
-    ):
-        if value not in known:
-            return f"its {what} is {str(value)[:50]!r}, which this release does not know"
-    return f"a column cannot be read: {' '.join(str(error).split())[:200] or type(error).__name__}"
-
-
 def _texts(text: str) -> tuple[str, ...]:
     """Decode a list of texts. Raises ValueError."""
     if not text:
@@ -177,59 +112,80 @@ def _numbers(text: str) -> dict[str, float]:
     return found
 
 
-def values_of(job: Job) -> Values:
-    """Return all columns of a job's row, in order. `_value_` is the enum's value without the slow property."""
-    gang = job.gang
-    return {
-        "number": job.number,
-        "job_id": job.job_id,
-        "name": job.name,
-        "kind": job.kind,
-        "tenant": job.tenant,
-        "submitted_by": job.submitted_by,
-        "num_workers": gang.num_workers,
-        "cpus_per_worker": gang.cpus_per_worker,
-        "gpus_per_worker": gang.gpus_per_worker,
-        "accelerator_type": gang.accelerator_type,
-        "priority": job.priority,
-        "after": dumped(job.after),
-        "not_before_s": job.not_before_s,
-        "max_runtime_s": job.max_runtime_s,
-        "preemptible": job.preemptible,
-        "submitted_s": job.submitted_s,
-        "wanted": job.wanted._value_,
-        "state": job.state._value_,
-        "reason": job.reason._value_,
-        "message": job.message,
-        "attempt": job.attempt,
-        "placement": dumped(job.placement),
-        "waiting_since_s": job.waiting_since_s,
-        "waited_s": job.waited_s,
-        "started_s": job.started_s,
-        "attained_s": job.attained_s,
-        "ended_s": job.ended_s,
-        "remaining_s": job.remaining_s,
-        "interruptions": job.interruptions,
-        "interruption_cost_s": job.interruption_cost_s,
-        "retries": dumped(job.retries),
-        "run": job.run,
-        "step": job.step,
-        "total_steps": job.total_steps,
-        "metrics": dumped(job.metrics),
-        "changed": job.changed,
-        "on_end": job.on_end,
-        "followed": job.followed,
-        "heard_s": job.heard_s,
-        "client": job.client,
-        "sizes": dumped(job.sizes),
-        "restored_at_step": job.restored_at_step,
-        "labels": dumped(job.labels),
-        "most_workers": job.most_workers,
-    }
-
-
 def _places(text: str) -> NodePlaces:
     return tuple((str(node), int(workers)) for node, workers in json.loads(text)) if text else ()
+
+
+def _counts(text: str) -> dict[Reason, int]:
+    return {Reason(name): int(count) for name, count in json.loads(text).items()} if text else {}
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(map(int, json.loads(text))) if text else ()
+
+
+def _labels(text: str) -> dict[str, str]:
+    return dict(json.loads(text)) if text else {}
+
+
+# The columns whose values are not those of the job's fields, and how they are read. All others are kept as they are.
+_JSON: Mapping[str, Callable[[str], Any]] = {
+    "after": _texts,
+    "placement": _places,
+    "retries": _counts,
+    "metrics": _numbers,
+    "sizes": _sizes,
+    "labels": _labels,
+}
+_ENUMS: Mapping[str, Mapping[str, Any]] = {
+    "state": {state.value: state for state in State},
+    "reason": {reason.value: reason for reason in Reason},
+    "wanted": {wanted.value: wanted for wanted in DesiredState},
+}
+
+_NAMES = tuple(column.name for column in JOB_COLUMNS)
+_IN_GANG = frozenset(column.name for column in GANG_COLUMNS)
+_GANG_AT = slice(_NAMES.index("num_workers"), _NAMES.index("num_workers") + len(GANG_COLUMNS))
+_READ = tuple((_NAMES.index(name), read) for name, read in _JSON.items())
+_READ += tuple((_NAMES.index(name), known.__getitem__) for name, known in _ENUMS.items())
+_DUMPED = tuple(_NAMES.index(name) for name in _JSON)
+
+
+def _path(name: str) -> str:
+    """Where a column's value is in a job. `_value_`: what `value` looks up, without the look-up."""
+    return f"gang.{name}" if name in _IN_GANG else f"{name}._value_" if name in _ENUMS else name
+
+
+_values = attrgetter(*map(_path, _NAMES))
+
+
+def job_of(row: Sequence[Any]) -> Job:
+    """From JOB_COLUMNS. By position: there are fifty thousand of them at the start of a server."""
+    values = list(row)
+    for place in _NUMBERS:
+        if values[place].__class__ is str:
+            raise ValueError(f"{_NAMES[place]} is no number: {values[place][:50]!r}")
+    for place, read in _READ:
+        values[place] = read(values[place])
+    values[_GANG_AT] = (_gang(*values[_GANG_AT]),)
+    return Job(*values)
+
+
+def values_of(job: Job) -> Values:
+    """Of all columns of the job's row, in their order."""
+    values = list(_values(job))
+    for place in _DUMPED:
+        values[place] = dumped(values[place])
+    return dict(zip(_NAMES, values, strict=True))
+
+
+def problem_of(row: Sequence[Any], error: Exception) -> str:
+    """Why `job_of` cannot read a row, in one line."""
+    for what, known in _ENUMS.items():
+        value = row[_NAMES.index(what)]
+        if value not in known:
+            return f"its {what} is {str(value)[:50]!r}, which this release does not know"
+    return f"a column cannot be read: {' '.join(str(error).split())[:200] or type(error).__name__}"
 
 
 def lease_of(row: Sequence[Any]) -> Lease:

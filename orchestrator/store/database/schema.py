@@ -6,6 +6,9 @@ nothing has to be parsed. `pruning` removes old rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args, get_type_hints
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -19,6 +22,10 @@ from sqlalchemy import (
     Text,
     text,
 )
+from sqlalchemy.types import TypeEngine
+
+from cluster.capacity.gang import Gang
+from orchestrator.queue.records import Job
 
 REVISION = "0005"  # newest revision in `migrations/versions`
 VERSION_TABLE = "fleetune_schema"
@@ -62,53 +69,34 @@ TENANTS = Table(
     Column("restrictions", Text, nullable=False, server_default=text("''")),
 )
 
+_SQL_TYPES: Mapping[type, type[TypeEngine[Any]]] = {bool: Boolean, int: BigInteger, float: Double}
+_SMALL = frozenset({"num_workers", "cpus_per_worker", "gpus_per_worker", "attempt", "interruptions", "most_workers"})
+# Columns of later revisions, which the rows that were there have got a value for.
+_DEFAULTS = {"on_end": "''", "followed": "'0'", "sizes": "''", "restored_at_step": "0", "labels": "''"}
+
+
+def _job_columns() -> Iterator[Column[Any]]:
+    """A column for each field of a job and of its gang, in their order."""
+    for name, kind in get_type_hints(Job).items():
+        for column, its_kind in get_type_hints(Gang).items() if kind is Gang else [(name, kind)]:
+            yield _job_column(column, its_kind)
+
+
+def _job_column(name: str, kind: Any) -> Column[Any]:
+    if name == "number":
+        return Column(name, BIG, primary_key=True, autoincrement=False)
+    nullable = type(None) in get_args(kind)
+    kind = get_args(kind)[0] if nullable else kind
+    sql = ID if name == "job_id" else Integer if name in _SMALL else _SQL_TYPES.get(kind, Text)
+    tenant = [ForeignKey("tenants.name")] if name == "tenant" else []
+    default = text(_DEFAULTS[name]) if name in _DEFAULTS else None
+    return Column(name, sql, *tenant, nullable=nullable, server_default=default)
+
+
 JOBS = Table(
     "jobs",
     METADATA,
-    Column("number", BIG, primary_key=True, autoincrement=False),
-    Column("job_id", ID, nullable=False),
-    Column("name", Text, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("tenant", Text, ForeignKey("tenants.name"), nullable=False),
-    Column("submitted_by", Text, nullable=False),
-    Column("num_workers", Integer, nullable=False),
-    Column("cpus_per_worker", Integer, nullable=False),
-    Column("gpus_per_worker", Integer, nullable=False),
-    Column("accelerator_type", Text),
-    Column("priority", BigInteger, nullable=False),
-    Column("after", Text, nullable=False),
-    Column("not_before_s", Double),
-    Column("max_runtime_s", Double),
-    Column("preemptible", Boolean, nullable=False),
-    Column("submitted_s", Double, nullable=False),
-    Column("wanted", Text, nullable=False),
-    Column("state", Text, nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("message", Text, nullable=False),
-    Column("attempt", Integer, nullable=False),
-    Column("placement", Text, nullable=False),
-    Column("waiting_since_s", Double, nullable=False),
-    Column("waited_s", Double, nullable=False),
-    Column("started_s", Double),
-    Column("attained_s", Double, nullable=False),
-    Column("ended_s", Double),
-    Column("remaining_s", Double),
-    Column("interruptions", Integer, nullable=False),
-    Column("interruption_cost_s", Double, nullable=False),
-    Column("retries", Text, nullable=False),
-    Column("run", Text),
-    Column("step", BigInteger, nullable=False),
-    Column("total_steps", BigInteger),
-    Column("metrics", Text, nullable=False),
-    Column("changed", BigInteger, nullable=False),
-    Column("on_end", Text, nullable=False, server_default=text("''")),
-    Column("followed", BigInteger, nullable=False, server_default="0"),  # `changed` of the end that was followed
-    Column("heard_s", Double),
-    Column("client", Text),
-    Column("sizes", Text, nullable=False, server_default=text("''")),
-    Column("restored_at_step", BigInteger, nullable=False, server_default=text("0")),
-    Column("labels", Text, nullable=False, server_default=text("''")),
-    Column("most_workers", Integer),
+    *_job_columns(),
     Index("jobs_by_id", "job_id", unique=True, postgresql_include=["number"]),
     Index("jobs_by_change", "changed", unique=True),
     # Pages and counts are read from these two indices alone. They include the id for filters by prefix.

@@ -9,7 +9,8 @@ import pytest
 
 from jobs.errors import MachinesFailed, RunFailed
 from jobs.search.driver import gangs
-from jobs.search.driver.gangs import GangLost, Gangs
+from jobs.search.driver.gangs import Gangs
+from jobs.search.driver.warm_gang import GangLost
 from jobs.search.rules.varying import engine_of, trial_spec
 from jobs.spec.finetune import Spec
 from jobs.training.mailbox import Answer, Order

@@ -25,8 +25,9 @@ from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
 from jobs.search.changes import Change, Changes, changed, spec_in
 from jobs.search.driver.checkpoint_space import CheckpointSpace
-from jobs.search.driver.gangs import GangLost, Gangs
+from jobs.search.driver.gangs import Gangs
 from jobs.search.driver.spending import Spending
+from jobs.search.driver.warm_gang import GangLost
 from jobs.search.ledger import Ledger
 from jobs.search.report.trial_text import trial_line, trial_words
 from jobs.search.rules.auto import aims, greatest_rate, prior_of, probed_rates

@@ -1,4 +1,4 @@
-"""Specs from JSON that was sent: fast if it is valid, and with a message that names all mistakes if it is not."""
+"""Checks specs that arrive as JSON: fast if they are valid, and with all mistakes in one message if not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.spec.load import AnySpec, spec_of, too_large
 
 
 def checked(value: Mapping[str, Any]) -> AnySpec:
-    """Raises SpecError, with all mistakes, one a line."""
+    """Return the spec. Raises SpecError with all mistakes, one a line."""
     check_version(value)
     kind = value.get("kind", "finetune")
     model = SPEC_MODELS.get(kind) if isinstance(kind, str) else None  # type: ignore[call-overload]
@@ -23,12 +23,12 @@ def checked(value: Mapping[str, Any]) -> AnySpec:
         try:
             return cast(AnySpec, model.model_validate_json(json.dumps(value), strict=True))
         except (ValidationError, ValueError, TypeError, RecursionError):
-            pass  # said below, in words for people
+            pass  # `spec_of` below finds the mistakes again and describes them for people
     return spec_of(value)
 
 
 def check_version(value: Mapping[str, Any]) -> None:
-    """Raises SpecError for a spec from the future."""
+    """Raise SpecError for a spec that a newer release wrote."""
     version = value.get("version", SCHEMA_VERSION)
     if isinstance(version, int | float) and version > SCHEMA_VERSION:
         raise SpecError(

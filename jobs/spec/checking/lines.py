@@ -1,7 +1,7 @@
-"""YAML and JSON with the line of every value, and without YAML's surprises.
+"""Parses YAML and JSON with the line of every value.
 
-Read as YAML 1.2 reads it: `1e-5` is a number, `no` and `on` are text, `1:30` and `2026-01-01` are text too, and a key
-that is given twice is an error.
+YAML follows version 1.2: `1e-5` is a number; `no`, `on`, `1:30` and `2026-01-01` are text. A key that is given twice is
+an error.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ for _tag, _pattern, _first in _RESOLVERS:
 
 @dataclass
 class Document:
-    """A parsed spec: plain values, and where each of them stands."""
+    """A parsed spec: plain values, and the place where each of them is written."""
 
     value: Any
     marks: dict[Path, str] = field(default_factory=dict)  # "job.yaml:12" or "--set train.max_steps"
     problems: list[tuple[str, str]] = field(default_factory=list)  # (mark, message): duplicate keys and the like
 
     def mark(self, path: Path) -> str:
-        """Where `path` stands, or else the nearest section around it."""
+        """Return the place of `path`, or of the nearest section around it."""
         return next(self.marks[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.marks)
 
 
 def parse(text: str, source: str) -> Document:
-    """Parse the text of a spec; `source` is the file's name as the user gave it.
+    """Parse the text of a spec. `source` is the file's name as the user gave it.
 
     Raises:
-        SpecError: a syntax error, with line and column.
+        SpecError: syntax error, with line and column.
     """
     if source.endswith(".json"):
         return _parse_json(text, source)
@@ -65,7 +65,7 @@ def parse(text: str, source: str) -> Document:
 
 
 def parse_value(text: str, source: str) -> Any:
-    """The value of one `--set key=value`."""
+    """Parse the value of one `--set key=value`. Raises SpecError."""
     document = Document(None, {(): source})
     document.value = _Builder(document, None).build(_compose(text, source), ())
     if document.problems:
@@ -82,7 +82,7 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         raise SpecError(f"{place}: {_readable(error, text)}") from error
     except yaml.reader.ReaderError as error:
         raise SpecError(
-            f"{source}: this is not YAML: it has the character {error.character!r}. Give the file of a spec"
+            f"{source} is not YAML: it has the character {error.character!r}. Give the file of a spec"
         ) from error
     except RecursionError as error:
         raise SpecError(f"{source}: nested too deeply") from error
@@ -102,7 +102,7 @@ def _readable(error: yaml.MarkedYAMLError, text: str) -> str:
 
 
 class _Builder:
-    """Turns nodes into plain values and writes down where they stand (`source` None: nowhere)."""
+    """Turns YAML nodes into plain values and records their places; with `source` None it records none."""
 
     def __init__(self, document: Document, source: str | None) -> None:
         self._document = document
@@ -155,10 +155,11 @@ def _parse_json(text: str, source: str) -> Document:
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
-        raise SpecError(f"{source}:{error.lineno}:{error.colno}: no JSON: {error.msg}") from error
+        raise SpecError(f"{source}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from error
     except RecursionError as error:
         raise SpecError(f"{source}: nested too deeply") from error
-    with contextlib.suppress(SpecError):  # JSON is YAML, but for tabs and escaped surrogates: then without lines
+    # JSON is YAML except for tabs and escaped surrogates; a document with these has no line numbers.
+    with contextlib.suppress(SpecError):
         _Builder(document, source).build(_compose(text, source), ())
     document.value = json.loads(text)
     return document

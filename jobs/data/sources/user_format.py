@@ -1,8 +1,8 @@
-"""Records read by a function of the user's own, package.module:function. Imported and run in workers only.
+"""Reads records with a user's function, package.module:function. It is imported and run in workers only.
 
 The function takes one record (a dict of its columns) and returns one sample, a list of samples, or None to leave the
 record out. A sample is a dict with the keys of a built-in format: `messages`; `prompt` and `completion`;
-`instruction`, `output` and maybe `input`; `text`; `text` and `label`.
+`instruction`, `output` and optionally `input`; `text`; `text` and `label`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from jobs.data.sources.records import BadRow, Record
 from jobs.data.sources.user_code import OwnCode, Unusable, function_of
 from jobs.spec.data import Columns
 
-_FRAMES = 4  # of a traceback, the innermost
+_FRAMES = 4  # innermost frames of a traceback that are shown
 
 
 def own_samples(record: Record, reading: Reading, code: OwnCode) -> list[Sample | BadRow]:
-    """What the user's function makes of one record; BadRow where it raised, a fatal one where it is unusable."""
+    """Return the samples that the user's function makes of one record.
+
+    An exception becomes a BadRow; an unusable function or result becomes a fatal one.
+    """
     try:
         function = function_of(code)
     except Unusable as error:
         return [BadRow(record.file, record.line, str(error), fatal=True)]
     try:
         made = function(dict(record.value))
-    except (Exception, SystemExit) as error:  # which would end this process as if all were well
+    except (Exception, SystemExit) as error:  # SystemExit would end this process as if it had succeeded
         return [BadRow(record.file, record.line, _raised(reading.format, error))]
     if made is None:
         return []
@@ -61,7 +64,7 @@ def _expected(reading: Reading) -> str:
 
 
 def _raised(name: str, error: BaseException) -> str:
-    """One line on what was raised, then the innermost frames."""
+    """Describe an exception in one line, followed by its innermost frames."""
     frames = traceback.extract_tb(error.__traceback__)[1:][-_FRAMES:]
     lines = "".join(traceback.format_list(frames)).rstrip()
     return f"{name} raised {type(error).__name__}: {error}" + (f"\n{lines}" if lines else "")

@@ -1,4 +1,4 @@
-"""What libraries have to say goes to a log: output is redirected at the level of file descriptors."""
+"""Redirects the output of this process, native libraries included, to a log, at the level of file descriptors."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from jobs.storage import files as storage
 
 
 def user_stream(descriptor: int = 1) -> TextIO:
-    """A stream of its own to where the user looks, which stays open while `redirected_output` is in force."""
+    """Open a separate stream to the user's terminal, which stays open while `redirected_output` is in force."""
     return os.fdopen(os.dup(descriptor), "w", buffering=1, encoding="utf-8", errors="replace")
 
 
 @contextlib.contextmanager
 def redirected_output(log: str) -> Iterator[None]:
-    """Append all that this process writes to stdout and stderr, native code included, to the log at `log`.
+    """Append everything that this process writes to stdout and stderr, native code included, to `log`.
 
-    A log on a URL is written to a local file first, and uploaded at the end.
+    For a log on a URL, a local file is written first and uploaded at the end.
     """
     if storage.is_local(log):
         target = storage.local_path(log)
@@ -57,12 +57,12 @@ def _redirected(target: str) -> Iterator[None]:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(ValueError, OSError):  # closed already, or replaced by something without a file
+        with contextlib.suppress(ValueError, OSError):  # closed, or replaced by an object without a file
             stream.flush()
 
 
 def log_tail(log: str, lines: int = 20) -> str:
-    """The last lines of a log; empty if there is none."""
+    """Return the last lines of a log; an empty text if there is no log."""
     if not storage.exists(log):
         return ""
     return "\n".join(storage.read_bytes(log).decode(errors="replace").splitlines()[-lines:])

@@ -1,11 +1,12 @@
-"""`python -m jobs.finetune SPEC.yaml`: one fine-tuning run, on Ray, or without it where torchrun starts the processes.
+"""`python -m jobs.finetune SPEC.yaml`: one fine-tuning run, on Ray, or without Ray if torchrun starts the processes.
 
 fleetune run SPEC                                                   a Ray of this machine, or --address
-ray job submit --working-dir . -- python -m jobs.finetune SPEC      the driver on a cluster's head; it queues where
-                                                                    the cluster has an orchestrator
-torchrun --nproc_per_node N -m jobs.finetune SPEC                   no Ray at all
+    fleetune run SPEC                                                 on a Ray of this machine, or on --address
+    ray job submit --working-dir . -- python -m jobs.finetune SPEC    on a cluster's head; the job is queued if the
+                                                                      cluster has an orchestrator
+    torchrun --nproc_per_node N -m jobs.finetune SPEC                 without Ray
 
-With --resume RUN an earlier run goes on in its own directory, whichever way it was started.
+With --resume RUN an earlier run continues in its directory, however it was started.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ def run_on_ray(
     resume: str | None = None,
     assignment: Assignment | None = None,
 ) -> Outcome:
-    """Validate, prepare, train, evaluate, export; on the cluster at `address`, RAY_ADDRESS, or a Ray of this machine.
+    """Run a job on the cluster at `address` or RAY_ADDRESS, or on a Ray of this machine, and return its outcome.
 
     Args:
-        resume: root of an earlier run to go on with, from its newest checkpoint.
-        assignment: of a queue; None: somebody runs it by hand.
+        resume: root of an earlier run to continue from its newest checkpoint.
+        assignment: slots that a queue has given to this run; None for a run outside of a queue.
 
     Raises:
-        InputError: found before anything was written. What is found later is the outcome's reason.
+        InputError: a mistake found before anything was written. Later errors become the outcome's reason.
     """
     if assignment is None and address is None and ray_address() is None and (problem := no_gpu_here(spec)):
         raise CapacityError(problem)
@@ -69,11 +70,11 @@ def run_on_ray(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The entry point of a driver; returns the exit code: 0 succeeded, 1 failed, 2 bad input, 130 interrupted."""
+    """Run a driver and return its exit code: 0 succeeded, 1 failed, 2 bad input, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m jobs.finetune", description="Run one fine-tuning job.")
-    parser.add_argument("spec", nargs="?", help="YAML or JSON file; with --resume, left out: the run's own")
+    parser.add_argument("spec", nargs="?", help="YAML or JSON file; with --resume it may be left out: the run's spec")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the spec")
-    parser.add_argument("--resume", metavar="RUN", help="go on with an earlier run: its name, path or URL")
+    parser.add_argument("--resume", metavar="RUN", help="continue an earlier run: its name, path or URL")
     options = parser.parse_args(arguments)
     try:
         spec, resume = load_job(options.spec, options.set, options.resume)
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run_on_ray(spec, progress=PlainProgress(user_stream()), resume=resume).exit_code
         if problem := no_gpu_here(spec):
             raise CapacityError(problem)
-        if spec.resources.gpus_per_worker == 0:  # DeepSpeed, at its first import, would warn that it found no GPU
+        if spec.resources.gpus_per_worker == 0:  # otherwise DeepSpeed warns at its import that it found no GPU
             set_default("DS_ACCELERATOR", "cpu")
         _end_under_torchrun(spec, world, resume)
     except FleetuneError as error:
@@ -95,10 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _end_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None) -> NoReturn:
-    """Run, and end the process without its interpreter's end.
+    """Run under torchrun, and end the process without shutting down the interpreter.
 
-    gloo's threads may still hold tensors, whose end aborts a process in which the interpreter is ending
-    (pytorch#179291), also after the groups were destroyed; and NCCL would wait for ranks that have failed.
+    gloo's threads may still hold tensors. Freeing those during the interpreter's shutdown aborts the process
+    (pytorch#179291), even after the groups were destroyed. NCCL would wait for ranks that have failed.
     """
     from jobs.drivers.finetune.torchrun_driver import end_process, run_under_torchrun
 
@@ -116,12 +117,12 @@ def _end_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None) ->
 
 
 def _as_guest(spec: Spec, resume: str | None, job: RayJob, record: SessionRecord) -> int:
-    """Raises FleetuneError."""
+    """Queue the run with the cluster's orchestrator, and return its exit code. Raises FleetuneError."""
     if resume is not None:
         raise SpecError(
-            f"this cluster has an orchestrator ({record.url}), whose jobs go on by themselves, and --resume goes round "
-            "it. Start from what the run has learnt (model.path: run:NAME, or its model's path), or, to go round the "
-            f"queue with what is free, submit it with the variable FLEETUNE_URL={WITHOUT}"
+            f"this cluster has an orchestrator ({record.url}), which resumes its own jobs, and --resume would bypass "
+            "it. To use what the run has learnt, start a new run with model.path: run:NAME, or the path of its model. "
+            f"To bypass the queue and use free slots, submit with the variable FLEETUNE_URL={WITHOUT}"
         )
     return run_as_guest(spec, job, record, Teller())
 

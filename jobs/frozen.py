@@ -1,4 +1,4 @@
-"""The base of every value that is written down: specs, manifests, outcomes."""
+"""The base of every value that is written to a file: specs, manifests, outcomes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """A value: unknown keys are refused, nothing can be assigned, sequences are tuples."""
+    """An immutable value. It rejects unknown keys and assignments; its sequences are tuples."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""A sweep, from its spec to its outcome: `python -m jobs.sweep SPEC`, and what `fleetune run` calls for one."""
+"""Runs a sweep, from its spec to its outcome: `python -m jobs.sweep SPEC`. `fleetune run` calls `run_sweep`."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def run_sweep(
     resume: str | None = None,
     assignment: Assignment | None = None,
 ) -> Outcome:
-    """Search on the cluster at `address`, RAY_ADDRESS, or a Ray of this machine; the outcome is the best trial's.
+    """Search on the cluster at `address` or RAY_ADDRESS, or on a Ray of this machine; return the best trial's outcome.
 
     Args:
-        resume: root of an earlier sweep to go on with.
-        assignment: of a queue; None: somebody runs it by hand.
+        resume: root of an earlier sweep to continue.
+        assignment: slots that a queue has given to this sweep; None for a sweep outside of a queue.
 
     Raises:
-        InputError: found before anything was written. What is found later is the outcome's reason.
+        InputError: a mistake found before anything was written. Later errors become the outcome's reason.
     """
     by_hand = assignment is None
     if by_hand and address is None and ray_address() is None and (problem := no_gpu_here(sweep.base)):
@@ -60,7 +60,7 @@ def run_sweep(
     if not sweep.prior or resume is None:
         sweep, prior_from = checked_sweep(sweep)
     check_space(sweep)
-    sweep = sweep.model_copy(update={"space": sweep.dimensions})  # written down, so that a range can be changed later
+    sweep = sweep.model_copy(update={"space": sweep.dimensions})  # stored, so that a range can be changed later
     if resume is not None:
         check_sweep_resumable(JobPaths(resume), sweep, alone=not by_hand)
         paths = reopen_run(resume, sweep)
@@ -84,7 +84,7 @@ def run_sweep(
 
 
 def open_sweep(sweep: SweepSpec, root: str | None = None) -> JobPaths:
-    """Make the sweep's directory, under a new name unless its root is given, with its spec in it."""
+    """Make the sweep's directory, with its spec in it, under a new name unless `root` is given."""
     name = new_run_name(sweep.name, datetime.datetime.now(datetime.UTC))
     paths = JobPaths.of(sweep.base.storage_path, name) if root is None else JobPaths(root)
     storage.write_bytes(paths.spec, dump_spec(sweep))
@@ -92,7 +92,7 @@ def open_sweep(sweep: SweepSpec, root: str | None = None) -> JobPaths:
 
 
 def ending_of_sweep(paths: JobPaths, outcome: Outcome) -> str:
-    """The last lines about a sweep."""
+    """Describe the end of a sweep in its last lines of output."""
     if outcome.reason is not None:
         how = "" if outcome.bad_input else f"\nresume: fleetune run --resume {shlex.quote(paths.root)}"
         return f"{outcome.status}: {outcome.reason}\nlogs: {paths.logs}{how}"
@@ -101,7 +101,7 @@ def ending_of_sweep(paths: JobPaths, outcome: Outcome) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 succeeded, 1 failed, 2 bad input, 130 interrupted."""
+    """Run a sweep and return the exit code: 0 succeeded, 1 failed, 2 bad input, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m jobs.sweep", description="Run one sweep.")
     parser.add_argument("spec", help="YAML or JSON file of kind sweep")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the spec")

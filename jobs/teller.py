@@ -1,4 +1,4 @@
-"""Lines of a driver for people."""
+"""Prints a driver's lines for people."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 
 class Teller:
-    """Lines for people, to where this process's output goes now, wherever it goes later."""
+    """Prints lines with a time stamp to the present stdout, even if stdout is redirected later."""
 
     def __init__(self) -> None:
         self.stream = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")

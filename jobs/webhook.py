@@ -1,4 +1,4 @@
-"""Tells a URL of a job's end: `python -m jobs.webhook`, with what is to be sent in its environment."""
+"""Sends the outcome of a job to a URL: `python -m jobs.webhook`, with URL and body in its environment."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import httpx
 from cluster.settings import WebhookOrder, webhook_order
 
 TRIES = 3
-TIMEOUT_S = 20.0
-_PAUSE_S = 5.0
-_SHOWN = 300
+TIMEOUT_S = 20.0  # of one request
+_PAUSE_S = 5.0  # before the second try; the pause before the third is twice as long
+_SHOWN = 300  # characters of an answer or an error that are shown
 
 
 def send(order: WebhookOrder, sleep: Callable[[float], None] = time.sleep) -> str | None:
-    """Post the JSON, and again where nobody answers or the answer is that of a server in trouble.
+    """Post the JSON; try again if the server cannot be reached, is overloaded or has an internal error.
 
     Returns:
-        What went wrong in the end; None: it was taken.
+        What went wrong at the last try; None if the server accepted it.
     """
     said = ""
     for number in range(TRIES):
@@ -35,12 +35,15 @@ def send(order: WebhookOrder, sleep: Callable[[float], None] = time.sleep) -> st
 
 
 def _try(order: WebhookOrder) -> tuple[str, bool]:
-    """What went wrong, '' for nothing, and whether it would again. The URL's end is not said: it may hold a secret."""
+    """Post once. Returns what went wrong ('' for nothing) and whether trying again is useless.
+
+    The message shows only the start of the URL, because its end may hold a secret.
+    """
     headers = {"Content-Type": "application/json", "User-Agent": "fleetune"}
     try:
         answer = httpx.post(order.url, content=order.body, headers=headers, timeout=TIMEOUT_S, follow_redirects=False)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
-        return f"{_place(order.url)} is no URL that something can be sent to", True
+        return f"{_place(order.url)} is not a URL that something can be sent to", True
     except httpx.HTTPError as error:
         return f"{_place(order.url)} cannot be reached: {type(error).__name__}: {error}"[:_SHOWN], False
     if answer.is_success:
@@ -61,11 +64,11 @@ def _place(url: str) -> str:
 def main() -> int:
     order = webhook_order()
     if order is None:
-        print("there is nothing to send: FLEETUNE_WEBHOOK_URL and FLEETUNE_WEBHOOK_BODY are not set", file=sys.stderr)
+        print("nothing to send: FLEETUNE_WEBHOOK_URL and FLEETUNE_WEBHOOK_BODY are not set", file=sys.stderr)
         return 2
     said = send(order)
     if said is not None:
-        print(f"the end of the job could not be told: {said}. See queue.on_end.webhook", file=sys.stderr)
+        print(f"the outcome of the job could not be sent: {said}. See queue.on_end.webhook", file=sys.stderr)
         return 1
     return 0
 

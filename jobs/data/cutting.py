@@ -1,4 +1,4 @@
-"""How much of the samples `data.seq_len` cuts off, and which `seq_len` would keep nearly all of it. Light and pure."""
+"""How much `data.seq_len` truncates samples, and which `seq_len` would keep nearly all tokens. Light and pure."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Mapping
 
 from jobs.frozen import Frozen
 
-_WORTH_SAYING = 0.01  # share of the tokens
+_WORTH_SAYING = 0.01  # share of truncated tokens from which on a warning is given
 
 
 class Cut(Frozen):
-    """What cutting costs."""
+    """Counts of samples and tokens that `seq_len` truncates."""
 
     samples: int
     cut_samples: int
-    tokens: int  # before cutting
+    tokens: int  # before truncation
     cut_tokens: int
     keeps_95: int  # the smallest seq_len that keeps 95 % of the tokens
     keeps_99: int
 
 
 def cut_of(lengths: Mapping[int, int], seq_len: int) -> Cut:
-    """What `seq_len` cuts.
+    """Count what `seq_len` truncates.
 
     Args:
-        lengths: tokens of a sample before cutting -> number of such samples.
+        lengths: number of samples by their length in tokens before truncation.
     """
     longer = {length: count for length, count in lengths.items() if length > seq_len}
     return Cut(
@@ -39,11 +39,11 @@ def cut_of(lengths: Mapping[int, int], seq_len: int) -> Cut:
 
 
 def _keeping(lengths: Mapping[int, int], share: float) -> int:
-    """The smallest length to which samples can be cut so that this share of all tokens is kept."""
+    """Return the smallest length to which samples can be truncated so that this share of all tokens is kept."""
     wanted = share * sum(length * count for length, count in lengths.items())
     kept, longer, last = 0, sum(lengths.values()), 0
     for length in sorted(lengths):
-        more = (length - last) * longer  # every sample that is at least this long keeps so much more
+        more = (length - last) * longer  # tokens that all samples of at least this length gain
         if kept + more >= wanted:
             return last + math.ceil((wanted - kept) / longer)
         kept, longer, last = kept + more, longer - lengths[length], length
@@ -51,10 +51,10 @@ def _keeping(lengths: Mapping[int, int], share: float) -> int:
 
 
 def cut_words(where: str, cut: Cut | None, seq_len: int) -> str | None:
-    """A sentence about a source that loses 1 % of its tokens or more; None for any other.
+    """Describe a source that loses at least 1 % of its tokens; None for any other source.
 
     Args:
-        where: the source, as the spec names it: data.train.
+        where: name of the source in the spec, such as data.train.
     """
     if cut is None or cut.cut_tokens < _WORTH_SAYING * cut.tokens or not cut.cut_tokens:
         return None

@@ -1,14 +1,14 @@
-"""The layout of prepared data: Arrow shards of fixed-size blocks, an index, and a manifest that is written last.
+"""The layout of prepared data: Arrow shards of fixed-size blocks, an index, and a manifest, which is written last.
 
-    prepared/<fingerprint of a source>/manifest.json     exists only when everything else does
+    prepared/<fingerprint of a source>/manifest.json     exists only if everything else is complete
     prepared/<fingerprint of a source>/rows/shard-00000.arrow, ..., index.arrow
-    prepared/<fingerprint of a source>/held_out/...      where a share of it is held out
+    prepared/<fingerprint of a source>/held_out/...      only if a share of the source is held out
     prepared/<fingerprint of a source>/bad_rows.jsonl    records that were set aside, with file, line and reason
-    prepared/<fingerprint of a job's data>/manifest.json which sources are its `train`, and which its `eval`
+    prepared/<fingerprint of a job's data>/manifest.json which sources are the job's `train`, and which its `eval`
 
-Each source is prepared once, whichever jobs use it, and however they mix it with others. A *row* is what the model
-sees at one place of a batch: one sample, or several packed ones. A *block* is an Arrow record batch of
-`ROWS_PER_BLOCK` rows (the last one of a split may be shorter): the unit that is read at once.
+Each source is prepared once for all jobs that use it, however they mix it with others. A *row* is what the model
+sees as one sequence: one sample, or several packed ones. A *block* is an Arrow record batch of
+`ROWS_PER_BLOCK` rows (the last one of a split may be shorter). Reading always reads whole blocks.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from jobs.frozen import Frozen
 from jobs.storage import files as storage
 
 MANIFEST_VERSION = 2
-SOURCE_ID_BITS = 40  # ids of samples are told apart by the number of their source above these bits
+SOURCE_ID_BITS = 40  # the bits of a sample's id above these hold the number of its source
 ROWS_PER_BLOCK = 64
 BLOCKS_PER_SHARD = 256
 IGNORE_INDEX = -100
-_HELD_BYTES = 512 * 2**20  # most of a split's blocks that are kept, and most that are in hand beside them
+_HELD_BYTES = 512 * 2**20  # bound on the cached blocks of a split, and on the blocks being read beside them
 _OPEN_SHARDS = 16
 
 ROW_SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
-        # causal-lm: as long as input_ids, not shifted, IGNORE_INDEX where the token is no target (always so at the
-        # first token of a sample, which nothing predicts). Classification: one class id.
+        # causal-lm: as long as input_ids, not shifted, IGNORE_INDEX where the token is not a target. That includes the
+        # first token of a sample, which nothing predicts. Classification: one class id.
         ("labels", pa.list_(pa.int32())),
-        ("lengths", pa.list_(pa.int32())),  # tokens of each sample in the row; they add up to len(input_ids)
+        ("lengths", pa.list_(pa.int32())),  # tokens of each sample in the row; their sum is len(input_ids)
         ("sample_ids", pa.list_(pa.int64())),  # number of each sample in its source, before the shuffle
     ]
 )
@@ -64,9 +64,9 @@ class FileEntry(Frozen):
 
 
 class SplitManifest(Frozen):
-    """What one split of one source holds."""
+    """The content of one split of one source."""
 
-    folder: str | None = Field(None, description="Under the directory of all prepared data; else the split's name.")
+    folder: str | None = Field(None, description="Path under the directory of all prepared data; default: the split.")
     rows: int = Field(ge=0)
     samples: int = Field(ge=0)
     tokens: int = Field(ge=0)
@@ -85,17 +85,17 @@ def _one_or_several(value: object) -> object:
 
 
 class Manifest(Frozen):
-    """What a prepared directory holds, and from what it was made."""
+    """The content of a prepared directory, and what it was made from."""
 
     version: int = MANIFEST_VERSION
     fingerprint: str
-    made_from: dict[str, Any] = Field(description="What the fingerprint was taken over.")
+    made_from: dict[str, Any] = Field(description="The values of which the fingerprint is a digest.")
     splits: Annotated[dict[str, tuple[SplitManifest, ...]], BeforeValidator(_one_or_several)] = Field(
-        description="By name, a part for each source; one alone stands for itself."
+        description="Parts of each split by name, one for each source; a single part may stand without a list."
     )
     records: int = 0
     bad_rows: int = 0
-    cut: Cut | None = Field(None, description="What seq_len has cut, of a source that this release has prepared.")
+    cut: Cut | None = Field(None, description="What seq_len truncated; only for a source, and not in older releases.")
     pad_token_id: int
     versions: dict[str, str]
 
@@ -110,7 +110,7 @@ def write_manifest(root: str, manifest: Manifest) -> None:
 
 
 def read_manifest(root: str) -> Manifest:
-    """The manifest of a prepared directory. Raises DataError (newer, or damaged) and StorageError."""
+    """Read the manifest of a prepared directory. Raises DataError if it is newer or damaged, or StorageError."""
     content = storage.read_bytes(manifest_path(root))
     try:
         raw = dict(json.loads(content))
@@ -123,13 +123,13 @@ def read_manifest(root: str) -> Manifest:
         )
     try:
         return Manifest.model_validate(raw)
-    except ValueError as error:  # pydantic's, too
+    except ValueError as error:  # includes pydantic's errors
         raise _damaged(root, error) from error
 
 
 def _damaged(root: str, error: Exception) -> DataError:
     what = str(error).splitlines()[0]
-    return DataError(f"{manifest_path(root)} is damaged: {what}. Remove {root}, and prepare again")
+    return DataError(f"{manifest_path(root)} is damaged: {what}. Remove {root}, and prepare the data again")
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,10 @@ class SplitIndex:
 
 
 class Section:
-    """Random access to the rows that a split has from one source, in bounded memory.
+    """Random access to one source's rows of a split, in bounded memory.
 
-    A block is read into memory, and the last ones are kept. Shards are not mapped: every block that is kept would hold
-    its whole shard in the address space, and a shard that is cut off would end the process with SIGBUS.
+    A block is read into memory, and recent blocks are cached. Shards are not mapped into memory: every cached block
+    would keep its whole shard mapped, and a truncated shard would end the process with SIGBUS.
     """
 
     def __init__(self, folder: str, number: int, manifest: SplitManifest, cached_blocks: int) -> None:
@@ -158,7 +158,7 @@ class Section:
         self._cached_bytes = 0
 
     def read_index(self) -> SplitIndex:
-        """Raises DataError: it is gone or damaged."""
+        """Read the index. Raises DataError if it is missing or damaged."""
         name = self.manifest.index.name
         with self._as_data_error(name):
             table = pa.ipc.open_file(self._open(name, pa.memory_map)).read_all().combine_chunks()
@@ -170,7 +170,7 @@ class Section:
         )
 
     def _numbered(self, ids: Any) -> Any:
-        """Ids that no other source has; those of the first one are as they are."""
+        """Make ids unique among sources by adding the source's number; those of the first source do not change."""
         if not self._first_id:
             return ids
         values = pc.add(ids.flatten(), pa.scalar(self._first_id, pa.int64()))
@@ -178,13 +178,13 @@ class Section:
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
     def read_rows(self, rows: npt.NDArray[np.int64]) -> Any:
-        """The rows with these numbers, in this order.
+        """Read the rows with these numbers, in this order.
 
         Returns:
             pyarrow.Table with ROW_SCHEMA and len(rows) rows.
 
         Raises:
-            DataError: a shard is gone or damaged.
+            DataError: a shard is missing or damaged.
         """
         blocks, inside = np.divmod(np.asarray(rows, dtype=np.int64), self.manifest.rows_per_block)
         needed, which = np.unique(blocks, return_inverse=True)
@@ -206,7 +206,7 @@ class Section:
         return table.set_column(place, "sample_ids", self._numbered(table["sample_ids"].combine_chunks()))
 
     def _in_hand(self, needed: npt.NDArray[np.int64]) -> Iterator[tuple[int, list[Any]]]:
-        """Read blocks, as many at a time as `_HELD_BYTES` has room for: how many were given before, and these."""
+        """Read blocks in groups that fit into `_HELD_BYTES`. Yields the number of earlier blocks, and a group."""
         first, size = 0, 0
         batches: list[Any] = []
         for number, block in enumerate(needed):
@@ -242,7 +242,7 @@ class Section:
         return self._readers[shard]
 
     def _open(self, name: str, local: Callable[..., Any]) -> Any:
-        """A file of the split as pyarrow reads it: by `local` where it is one, else through fsspec."""
+        """Open a file of the split for pyarrow: with `local` if it is a local file, else through fsspec."""
         path = storage.join(self._folder, name)
         if storage.is_local(path):
             return local(storage.local_path(path), "rb")
@@ -256,20 +256,20 @@ class Section:
         except (OSError, pa.ArrowInvalid) as error:
             path = storage.join(self._folder, name)
             raise DataError(
-                f"prepared data is gone or damaged: {path}: {error}. Remove {posixpath.dirname(self._folder)}, and "
-                "prepare again"
+                f"prepared data is missing or damaged: {path}: {error}. Remove {posixpath.dirname(self._folder)}, and "
+                "prepare the data again"
             ) from error
 
 
 def _in_order(pieces: list[Any], places: list[npt.NDArray[np.int64]]) -> Any:
-    """Tables as one, whose rows stand where `places` says."""
+    """Join tables, and put their rows at the given places."""
     if len(pieces) == 1:
         return pieces[0].combine_chunks()
     return pa.concat_tables(pieces).take(pa.array(np.argsort(np.concatenate(places)))).combine_chunks()
 
 
 class Split:
-    """Random access to the rows of one split: those of its first source, then those of the next one, and so on."""
+    """Random access to the rows of one split: first those of its first source, then those of the next, and so on."""
 
     def __init__(self, name: str, sections: tuple[Section, ...]) -> None:
         self.name = name
@@ -282,7 +282,7 @@ class Split:
 
     @property
     def rows_of_sources(self) -> tuple[int, ...]:
-        """How many rows come from each source."""
+        """Number of rows from each source."""
         return tuple(section.manifest.rows for section in self._sections)
 
     @property
@@ -291,13 +291,13 @@ class Split:
 
     @property
     def index(self) -> SplitIndex:
-        """Counts of every row; read once.
+        """Counts of every row, read once.
 
-        Local files of a split with one source are mapped: some 20 bytes a row, which a host's workers share. With
-        several sources it is a copy.
+        Local files of a split with one source are mapped into memory: about 20 bytes a row, which the workers of a host
+        share. With several sources the index is a copy.
 
         Raises:
-            DataError: it is gone or damaged.
+            DataError: the index is missing or damaged.
         """
         if self._index is None:
             found = [section.read_index() for section in self._sections]
@@ -305,13 +305,13 @@ class Split:
         return self._index
 
     def read_rows(self, rows: npt.NDArray[np.int64]) -> Any:
-        """The rows with these numbers, in this order.
+        """Read the rows with these numbers, in this order.
 
         Returns:
             pyarrow.Table with ROW_SCHEMA and len(rows) rows.
 
         Raises:
-            DataError: a shard is gone or damaged.
+            DataError: a shard is missing or damaged.
         """
         rows = np.asarray(rows, dtype=np.int64)
         if len(self._sections) == 1:
@@ -335,7 +335,7 @@ def _joined(indexes: list[SplitIndex]) -> SplitIndex:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared directory, opened: of a job's data, or of one source."""
+    """An open prepared directory, of a job's data or of one source."""
 
     root: str
     manifest: Manifest
@@ -346,11 +346,11 @@ class Prepared:
 
     @classmethod
     def find(cls, root: str) -> Prepared | None:
-        """The prepared directory, or None where there is none or it is not finished."""
+        """Open a prepared directory; None if it does not exist or is not complete."""
         return cls.open(root) if storage.exists(manifest_path(root)) else None
 
     def missing_files(self) -> list[str]:
-        """Files of the splits that are gone, or not as long as the manifest says. Raises StorageError."""
+        """List files of the splits that are missing or differ in size from the manifest. Raises StorageError."""
         wrong = []
         for name, parts in self.manifest.splits.items():
             for part in parts:
@@ -366,7 +366,7 @@ class Prepared:
         return split in self.manifest.splits
 
     def split(self, name: str, cached_blocks: int = 64) -> Split:
-        """Open a split; it keeps up to `cached_blocks` blocks of each source in memory, fewer where they are large."""
+        """Open a split. It caches up to `cached_blocks` blocks of each source, fewer if they are large."""
         sections = (
             Section(self._folder(name, manifest), number, manifest, cached_blocks)
             for number, manifest in enumerate(self.manifest.splits[name])
@@ -381,11 +381,11 @@ class Prepared:
 
 @contextlib.contextmanager
 def read_buffer(path: str) -> Iterator[Any]:
-    """A file as pyarrow reads it, whole in memory unless it is local.
+    """Open a file for pyarrow, mapped into memory if it is local, else read into memory.
 
     Raises:
-        StorageError: it cannot be read.
-        DataError: what is in it is damaged.
+        StorageError: the file cannot be read.
+        DataError: its content is damaged.
     """
     local = storage.is_local(path)
     try:
@@ -394,4 +394,4 @@ def read_buffer(path: str) -> Iterator[Any]:
     except FileNotFoundError as error:
         raise StorageError(f"cannot read {path}: no such file") from error
     except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path} is damaged: {error}. Remove it, and prepare again.") from error
+        raise DataError(f"{path} is damaged: {error}. Remove it, and prepare the data again.") from error

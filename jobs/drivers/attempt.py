@@ -1,7 +1,7 @@
 """The driver of one attempt of a queued job. The queue's backend starts it (`python -m jobs.drivers.attempt`).
 
-It asks the server what to run, and until it is told so it is light. Exit codes: 0 succeeded, 1 failed, 2 bad input,
-75 the machines failed it, 76 out of memory, 130 stopped.
+It imports little until the server has told it what to run. Exit codes: 0 succeeded, 1 failed, 2 bad input,
+75 the machines failed, 76 out of memory, 130 stopped.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from jobs.drivers.link.messages import Order, Registered
 from jobs.errors import FleetuneError, InputError, Interrupted
 from jobs.teller import Teller
 
-_RAY_COMES_UP_S = 60.0
+_RAY_COMES_UP_S = 60.0  # how long a stop waits for `ray.init`
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> int:
-    """Run the attempt; the exit code."""
+    """Run the attempt and return the exit code."""
     place = driver_place()
     if place is None:
         print(
-            "error: python -m jobs.drivers.attempt is how a queue starts its jobs, and FLEETUNE_URL, FLEETUNE_JOB, "
-            "FLEETUNE_ATTEMPT and FLEETUNE_DRIVER_TOKEN say which. By hand: fleetune run SPEC, or fleetune submit SPEC",
+            "error: a queue starts python -m jobs.drivers.attempt with the variables FLEETUNE_URL, FLEETUNE_JOB, "
+            "FLEETUNE_ATTEMPT and FLEETUNE_DRIVER_TOKEN. By hand, use fleetune run SPEC or fleetune submit SPEC",
             file=sys.stderr,
         )
         return InputError.exit_code
@@ -48,7 +48,7 @@ def main() -> int:
     except FleetuneError as error:
         say(f"error: {error}")
         return error.exit_code
-    except (KeyboardInterrupt, SystemExit):  # a signal; the latter while ray.init had it
+    except (KeyboardInterrupt, SystemExit):  # a signal; `ray.init` turns it into SystemExit
         say("asked to end while there was nothing to save")
         return Interrupted.exit_code
     except Exception:
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def run(registered: Registered, place: DriverPlace, link: HttpLink, say: Teller) -> int:
-    """What is imported here is what the kind of job needs. Raises FleetuneError."""
+    """Import what this kind of job needs, and run it. Raises FleetuneError."""
     if registered.kind == "command":
         from jobs.drivers.command.attempt import drive_command
 
@@ -70,7 +70,7 @@ def run(registered: Registered, place: DriverPlace, link: HttpLink, say: Teller)
 
 
 def obey(order: Order, reason: str) -> None:
-    """STOP is what SIGTERM is. LEAVE: another attempt may run, and nothing more may be written."""
+    """Carry out an order. STOP acts as SIGTERM; LEAVE ends at once, because another attempt may be running."""
     if order is Order.STOP:
         deadline = time.monotonic() + _RAY_COMES_UP_S
         while _ray_has_sigterm() and time.monotonic() < deadline:
@@ -83,22 +83,22 @@ def obey(order: Order, reason: str) -> None:
 
 
 def _ray_has_sigterm() -> bool:
-    """While `ray.init` is at work, SIGTERM ends the process, and not as it should."""
+    """Whether `ray.init` is running, whose handler of SIGTERM would end the process without cleaning up."""
     return getattr(signal.getsignal(signal.SIGTERM), "__module__", "").startswith("ray.")
 
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[None]:
-    """Whoever asks for the end before there is anything to save gets it at once.
+    """End at once on a signal that comes before there is anything to save.
 
-    What is raised is no `Exception`, which code of others may catch and go on.
+    The handler raises KeyboardInterrupt, which code that catches every `Exception` lets pass.
     """
     for number in _STOPS:
         signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        for number in _STOPS:  # how it ended is settled
+        for number in _STOPS:  # later signals must not change how the attempt ended
             signal.signal(number, signal.SIG_IGN)
 
 
@@ -106,6 +106,6 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # All is closed and told. A thread that waits in Ray's own code for a gang that is lost would end the process by a
-    # signal while the interpreter ends.
+    # Everything is closed and reported. A thread that waits in Ray's code for a lost gang would otherwise end the
+    # process by a signal during the interpreter's shutdown.
     os._exit(code)

@@ -1,8 +1,8 @@
-"""What `ray job submit -- python -m jobs.finetune SPEC` does on a cluster that has an orchestrator: it queues.
+"""Queues the job of `ray job submit -- python -m jobs.finetune SPEC` on a cluster that has an orchestrator.
 
-The program that Ray has started stays, small, for as long as the job does: it shows what the job's attempts write, ends
-as the job ends, and takes the job with it when it is stopped. Training is done by attempts, which the orchestrator
-starts in this program's own environment, and starts again after whatever has interrupted them.
+The program that Ray has started stays as long as the job, in little memory. It shows the output of the job's attempts,
+ends with the job's exit code, and cancels the job if it is stopped. The attempts do the training. The orchestrator
+starts them in this program's environment, and starts a new attempt after an interruption.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from jobs.spec.finetune import Spec
 from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
 
-WITHOUT: Final = "none"  # FLEETUNE_URL, of who wants to go round the queue
+WITHOUT: Final = "none"  # value of FLEETUNE_URL with which a job bypasses the queue
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _SAYS_EVERY_S = 60.0
 _HERE: Final = ("localhost", "127.0.0.1", "::1")
-_LEAVES_WITHIN_S = 2.0  # Ray kills what has not ended 3 s after it was told to
-_UNKNOWN: Final = "UnknownJob"
+_LEAVES_WITHIN_S = 2.0  # Ray kills a program 3 s after it was told to end
+_UNKNOWN: Final = "UnknownJob"  # names of errors in the server's answers
 _OTHER: Final = "OtherQueue"
 
 Answer = TypeVar("Answer")
@@ -47,18 +47,19 @@ Say = Callable[[str], None]
 
 
 class Uninvited(InputError):
-    """The orchestrator does not take this job."""
+    """The orchestrator does not accept this job."""
 
 
 def host_of_this_program() -> tuple[RayJob, SessionRecord] | None:
-    """The submitted job that this program is, and the cluster's orchestrator; None where it is to run at once.
+    """Return the submitted job that this program is, and the cluster's orchestrator; None if it should run at once.
 
     Raises:
-        MachinesFailed: Ray does not say whether it has one.
-        InputError: it has one, which cannot be reached from here; or FLEETUNE_URL is none.
+        MachinesFailed: Ray does not answer whether the cluster has an orchestrator.
+        InputError: the orchestrator cannot be reached from here, or FLEETUNE_URL is not a URL.
     """
     job, url = ray_job(), server_url()
-    if job is None or KIND_KEY in job.metadata or (url or "").lower() == WITHOUT:  # what the queue has started has room
+    # A job with KIND_KEY was started by the queue, and has its slots already.
+    if job is None or KIND_KEY in job.metadata or (url or "").lower() == WITHOUT:
         return None
     if url is not None:
         check_url(url)
@@ -70,24 +71,24 @@ def host_of_this_program() -> tuple[RayJob, SessionRecord] | None:
     check_url(record.url)
     if not raylet.is_head and urllib.parse.urlsplit(record.url).hostname in _HERE:
         raise Uninvited(
-            "this program runs on another node than the head, where the orchestrator of this cluster listens for its "
-            f"own machine alone ({record.url}). Submit without --entrypoint-num-cpus and the like, which put a driver "
-            "anywhere; or have the orchestrator started with --host 0.0.0.0, or with --url and a proxy"
+            "this program does not run on the head, but the orchestrator of this cluster listens only for its own "
+            f"machine ({record.url}). Submit without --entrypoint-num-cpus and similar options, which put a driver on "
+            "any node. Or have the orchestrator started with --host 0.0.0.0, or with --url and a proxy"
         )
     return job, record
 
 
 def run_as_guest(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say: Say) -> int:
-    """Queue the job and stay until it ends; its exit code.
+    """Queue the job and stay until it ends. Returns its exit code.
 
     Raises:
-        InputError: it is not taken.
-        Interrupted: this program was asked to end, and the job with it.
+        InputError: the orchestrator does not accept the job.
+        Interrupted: this program was asked to end, and has cancelled the job.
     """
     if not re.fullmatch(SUBMISSION, job.submission):
         raise Uninvited(
             f"Ray's job {job.submission!r} cannot be queued: give it a --submission-id of letters, digits, '.', '_' "
-            "and '-', at most 200 of them"
+            "and '-', at most 200 characters"
         )
     package = package_of(os.getcwd())
     trains = spec.base if isinstance(spec, SweepSpec) else spec
@@ -104,7 +105,7 @@ def run_as_guest(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say
         package=package,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)  # what it raises passes whoever catches every `Exception`
+        signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt, which `except Exception` passes
     joined: Joined | None = None
     try:
         joined = guest.join(message)
@@ -119,10 +120,10 @@ def run_as_guest(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say
 
 
 def _validated_apart(spec: Spec) -> Validated:
-    """Run `validate` in a child process. What it imports takes 30 MB, which this program would keep as long as it runs.
+    """Run `validate` in a child process, because its imports take 30 MB that this program would keep until its end.
 
     Raises:
-        FleetuneError: what `validate` raises; or the child ended without a result.
+        FleetuneError: any error of `validate`; or the child ended without a result.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -144,7 +145,7 @@ def _validated_apart(spec: Spec) -> Validated:
 
 
 def _validate_into(sender: Connection, spec: Spec) -> None:
-    """The child's part: send what `validate` returns or raises."""
+    """Send the result or the error of `validate`; runs in the child."""
     try:
         sender.send(validate(spec))
     except FleetuneError as error:
@@ -152,7 +153,7 @@ def _validate_into(sender: Connection, spec: Spec) -> None:
 
 
 def queued(spec: Spec | SweepSpec, job: RayJob) -> Spec | SweepSpec:
-    """With the tenant and the priority that the submission names (`--metadata-json`). Raises SpecError."""
+    """Set the tenant and the priority that the submission names (`--metadata-json`). Raises SpecError."""
     update: dict[str, str | int] = {}
     if tenant := job.metadata.get("tenant"):
         update["tenant"] = tenant
@@ -165,7 +166,7 @@ def queued(spec: Spec | SweepSpec, job: RayJob) -> Spec | SweepSpec:
 
 
 def package_of(folder: str) -> str | None:
-    """That of which a working directory is part, into which Ray has unpacked what `--working-dir` ships."""
+    """Return the directory around `folder` into which Ray has unpacked `--working-dir`; None if there is none."""
     before, found, name = folder.partition(RAY_PACKAGE)
     return f"{before}{found}{name.partition('/')[0]}" if found else None
 
@@ -182,22 +183,22 @@ class _Guest:
         return self._server.url
 
     def join(self, message: Join) -> Joined:
-        """Waits for as long as it takes. Raises Uninvited."""
+        """Ask for the job to be queued, without a time limit. Raises Uninvited."""
 
         def once() -> Joined:
             try:
                 return self._server.post("/v1/guest/join", message, Joined)
             except Refused as error:
-                if error.error in ("", _OTHER):  # of something that stands before the server, or of another one
+                if error.error in ("", _OTHER):  # a proxy answered, or the server of another queue
                     raise NoAnswer(f"status {error.answered}: {error}") from error
                 raise Uninvited(
-                    f"the orchestrator of this cluster, {self.url}, does not take this job: {error}"
+                    f"the orchestrator of this cluster, {self.url}, does not accept this job: {error}"
                 ) from error
 
         return self._patiently(once, "nothing is started before it does")
 
     def stay(self, joined: Joined) -> int:
-        """Show what the job writes until it has ended. Raises Uninvited."""
+        """Show the job's output until it has ended, and return its exit code. Raises Uninvited."""
         look, words = Look(job_id=joined.job_id, queue=self._record.queue), ""
         while True:
             told = self._patiently(lambda at=look: self._look(at), "the job goes on meanwhile")  # type: ignore[misc]
@@ -215,19 +216,19 @@ class _Guest:
             time.sleep(joined.look_every_s * random.uniform(0.8, 1.2))
 
     def leave(self, job_id: str) -> None:
-        """If it is not heard, Ray's word that this program has ended is."""
+        """Ask to cancel the job. If the message is lost, the server learns from Ray that this program has ended."""
         try:
             self._server.post("/v1/guest/leave", Leave(job_id=job_id), Looked, _LEAVES_WITHIN_S)
         except (NoAnswer, NotUnderstood, Refused) as error:
             self._say(f"the orchestrator was not told ({error}); it will see that this program has ended")
 
     def _look(self, look: Look) -> Looked:
-        """Whatever else is answered, the job may train well: it must not end for that."""
+        """Ask for new output. Errors other than an unknown job count as no answer, because the job may be training."""
         try:
             return self._server.post("/v1/guest/look", look, Looked)
         except Refused as error:
             if error.error == _UNKNOWN:
-                raise Uninvited(f"the orchestrator does not know {look.job_id} any more: {error}") from error
+                raise Uninvited(f"the orchestrator no longer knows {look.job_id}: {error}") from error
             raise NoAnswer(f"status {error.answered}: {error}") from error
 
     def _patiently(self, ask: Callable[[], Answer], meanwhile: str) -> Answer:
@@ -247,7 +248,7 @@ class _Guest:
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     def _tell(self, error: Exception, meanwhile: str) -> bool:
-        """Once a minute; whether it was told."""
+        """Report that there is no answer, at most once a minute. Returns whether it was reported."""
         now_s = time.monotonic()
         if self._silent_since_s is None:
             self._silent_since_s, self._said_s = now_s, now_s - _SAYS_EVERY_S
@@ -255,13 +256,13 @@ class _Guest:
             return False
         self._said_s = now_s
         self._say(
-            f"the orchestrator of this cluster, {self.url}, gives no answer that helps "
+            f"the orchestrator of this cluster, {self.url}, does not answer usefully "
             f"({now_s - self._silent_since_s:.0f} s so far); {meanwhile}: {error}"
         )
         return True
 
     def _look_for_it_again(self) -> None:
-        """It may have moved, and tokens are made anew now and then."""
+        """Read the server's address and the token again, because the server may have moved and tokens are renewed."""
         url = self.url
         with contextlib.suppress(FleetuneError):
             if self._record.queue and (raylet := raylet_above(os.getpid())) is not None:

@@ -1,4 +1,4 @@
-"""One attempt of a queued job that trains, or of a sweep."""
+"""One attempt of a queued fine-tuning job or sweep."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from jobs.sweep import run_sweep
 
 
 def drive_training(registered: Registered, link: Link, stream: TextIO, say: Say) -> int:
-    """Begin the job's run, or go on with it; the exit code.
+    """Start the job's run, or resume it, and return the exit code.
 
     Raises:
-        FleetuneError: found before anything was written.
+        FleetuneError: an error found before anything was written.
     """
     spec = spec_of(registered.spec)
     if isinstance(spec, CommandSpec):
@@ -63,15 +63,15 @@ def drive_training(registered: Registered, link: Link, stream: TextIO, say: Say)
 
 
 def run_so_far(run: str | None) -> tuple[bool, str | None]:
-    """Whether the run has succeeded, and where to go on with it; None: it is to begin.
+    """Return whether the run has succeeded, and the root to resume from; None if the run is new.
 
     Raises:
-        MachinesFailed: the storage does not say. It did when the job was submitted, or will say the same again.
+        MachinesFailed: the storage does not answer. It did when the job was submitted, so another attempt may succeed.
     """
     try:
         return (run is not None and has_succeeded(run)), resumable(run)
     except StorageError as error:
-        raise MachinesFailed(f"what there is of the run cannot be seen now: {error}") from error
+        raise MachinesFailed(f"the files of the run cannot be read now: {error}") from error
 
 
 def has_succeeded(run: str) -> bool:
@@ -80,20 +80,20 @@ def has_succeeded(run: str) -> bool:
 
 
 def resumable(run: str | None) -> str | None:
-    """The run of an earlier attempt; None where it left nothing to go on with."""
+    """Return the run of an earlier attempt; None if it left nothing to resume from."""
     return run if run is not None and storage.exists(JobPaths(run).spec) else None
 
 
 def places_of(registered: Registered, num_workers: int) -> tuple[str, ...]:
-    """The node of each worker, in the order of the lease. Raises MachinesFailed."""
+    """Return the node of each worker, in the order of the lease. Raises MachinesFailed."""
     places = tuple(node for node, workers in registered.placement for _ in range(workers))
     if len(places) != num_workers:
-        raise MachinesFailed(f"the lease has room for {len(places)} workers, and the job has {num_workers}")
+        raise MachinesFailed(f"the lease has room for {len(places)} workers, but the job has {num_workers}")
     return places
 
 
 def _places_to_give_back(registered: Registered, spec: Spec | SweepSpec, num_workers: int) -> tuple[str, ...]:
-    """Node of each worker of a sweep. Empty: nothing is given back, as on one machine, whose GPUs a driver holds."""
+    """Return the node of each worker of a sweep, or () if nothing can be given back, as on one machine with GPUs."""
     if isinstance(spec, Spec) or (registered.engine == "local" and spec.base.resources.gpus_per_worker):
         return ()
     return places_of(registered, num_workers)
@@ -101,10 +101,10 @@ def _places_to_give_back(registered: Registered, spec: Spec | SweepSpec, num_wor
 
 @contextlib.contextmanager
 def local_gpus(count: int, say: Say) -> Iterator[tuple[str, ...]]:
-    """GPUs of this machine that are nobody else's, as long as this lasts, and the only ones that this process sees.
+    """Take GPUs of this machine for this process alone, while the context is open, and hide all others from it.
 
     Raises:
-        MachinesFailed: others hold them.
+        MachinesFailed: other processes hold the GPUs.
     """
     seen = visible_gpus()
     gpus = seen if seen is not None or count == 0 else [str(index) for index in range(this_machine().gpus)]

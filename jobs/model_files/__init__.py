@@ -1,4 +1,4 @@
-"""A model as files: whether it is whole, how it gets to a machine, its tokenizer and its chat template.
+"""A model as files: checks, download to a machine, tokenizer and chat template.
 
 May import `storage` and `spec`. Start with `directory`.
 """

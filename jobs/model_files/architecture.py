@@ -1,9 +1,9 @@
-"""What transformers says about a model type, read from its source without importing it. Light to import.
+"""Reads from the source of transformers what a model type supports, without importing it. Light to import.
 
-To import transformers' model classes takes seconds and needs torch, which a laptop may not have. Each class states
-what it supports in class attributes, and transformers keeps a type's classes in one file, so the syntax tree of that
-file answers. What the source does not state plainly counts as supported: a wrong refusal would be worse than an error
-that comes late.
+Importing transformers' model classes takes seconds and needs torch, which a laptop may lack. Each class states what it
+supports in class attributes, and a type's classes are in one file, so that file's syntax tree is enough. A feature
+counts as supported unless the source clearly says otherwise, because wrongly rejecting a model would be worse than a
+late error.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _MAPPINGS: Final[dict[Task, str]] = {
 }
 _FOLDERS: Final = "SPECIAL_MODEL_TYPE_TO_MODULE_NAME"
 _AUTO: Final = "models/auto"
-_READS_BOTH_WAYS: Final = ("cpmant",)  # language models that see the text behind a token, whatever config.json says
+_READS_BOTH_WAYS: Final = ("cpmant",)  # language models that see later tokens whatever config.json says
 
 
 def architecture_problems(config: dict[str, Any], spec: Spec) -> list[str]:
-    """What in the spec the model type of a config.json does not support; empty where transformers is not installed."""
+    """List what the spec asks for and the model type does not support; empty if transformers is not installed."""
     root, model_type = transformers_root(), config.get("model_type")
     if root is None or not isinstance(model_type, str):
         return []
@@ -39,7 +39,7 @@ def architecture_problems(config: dict[str, Any], spec: Spec) -> list[str]:
         return [_no_class(root, model_type, spec.model.task)]
     if spec.model.task == "causal-lm" and model_type in _READS_BOTH_WAYS:
         return [
-            f"{class_name} reads a text in both directions, so it would see each token that it has to predict: choose "
+            f"{class_name} reads a text in both directions, so it would see each token that it has to predict. Choose "
             "a causal model"
         ]
     found = model_class(root, model_type, class_name)
@@ -56,8 +56,8 @@ def _class_problems(found: ModelClass, spec: Spec) -> list[str]:
         )
     if spec.train.gradient_checkpointing and not found.has("supports_gradient_checkpointing"):
         problems.append(
-            f"{found.name} does not support train.gradient_checkpointing: leave it out, and make "
-            "train.per_device_train_batch_size or data.seq_len smaller if memory is short"
+            f"{found.name} does not support train.gradient_checkpointing. Leave it out, and lower "
+            "train.per_device_train_batch_size or data.seq_len if memory is short"
         )
     if spec.model.task == "sequence-classification" and not found.takes("attention_mask"):
         sizes = {"train.per_device_train_batch_size": spec.train.per_device_train_batch_size}
@@ -88,7 +88,7 @@ def _no_class(root: str, model_type: str, task: Task) -> str:
 
 
 def transformers_root() -> str | None:
-    """Where transformers is installed; None where it is not."""
+    """Return the directory of transformers; None if it is not installed."""
     found = importlib.util.find_spec("transformers")  # does not import it
     folders = list((found.submodule_search_locations if found else None) or [])
     return folders[0] if folders else None
@@ -96,19 +96,19 @@ def transformers_root() -> str | None:
 
 @functools.cache
 def class_names(root: str, task: Task) -> dict[str, str]:
-    """For each model type, the name of its class for the task."""
+    """Return the name of the class for the task, by model type."""
     return _pairs(os.path.join(root, _AUTO, "modeling_auto.py"), _MAPPINGS[task])
 
 
 def module_of(root: str, model_type: str) -> str:
-    """The folder under models/ that has the type's classes."""
+    """Return the folder under models/ that holds the type's classes."""
     special = _pairs(os.path.join(root, _AUTO, "auto_mappings.py"), _FOLDERS)
     return special.get(model_type, model_type.replace("-", "_"))
 
 
 @functools.cache
 def _pairs(path: str, name: str) -> dict[str, str]:
-    """The pairs of strings in `name = OrderedDict([(key, value), ...])`; of several values, the first."""
+    """Parse `name = OrderedDict([(key, value), ...])`. If a value is a tuple, its first string counts."""
     pairs: dict[str, str] = {}
     for node in _tree(path).body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
@@ -130,7 +130,7 @@ def _tree(path: str) -> ast.Module:
 
 
 def model_class(root: str, model_type: str, name: str) -> ModelClass | None:
-    """A class with its bases as far as transformers defines them; None where its file is not found."""
+    """Find a class and its bases in the source of transformers; None if its file is not found."""
     for path in _files(root, model_type, name):
         if lineage := tuple(_lineage(path, name)):
             return ModelClass(name, lineage)
@@ -138,14 +138,14 @@ def model_class(root: str, model_type: str, name: str) -> ModelClass | None:
 
 
 def _files(root: str, model_type: str, name: str) -> Iterator[str]:
-    """Where a class may be: the files of its type, then those of other types with the same class."""
+    """Yield the files that may hold a class: those of its type, then those of other types with the same class."""
     same = [other for task in get_args(Task) for other, its in class_names(root, task).items() if its == name]
     for module in dict.fromkeys(module_of(root, one) for one in [model_type, *same]):
         yield from sorted(glob.glob(os.path.join(root, "models", module, "modeling_*.py")))
 
 
 def _lineage(path: str, name: str) -> Iterator[ast.ClassDef]:
-    """The class and its bases, depth first: near enough to Python's order for attributes that mixins do not have."""
+    """Yield a class and its bases, depth first, which is close enough to Python's order for these attributes."""
     tree = _tree(path)
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
@@ -163,13 +163,13 @@ def _lineage(path: str, name: str) -> Iterator[ast.ClassDef]:
 
 @dataclass(frozen=True)
 class ModelClass:
-    """A class of a model, as its source describes it."""
+    """A model class, as its source describes it."""
 
     name: str
     lineage: tuple[ast.ClassDef, ...]  # the class first
 
     def has(self, flag: str) -> bool:
-        """Whether a class attribute is true; True where its value is no constant."""
+        """Whether a class attribute is true; also True if its value is not a constant."""
         for owner in self.lineage:
             for node in owner.body:
                 targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
@@ -179,7 +179,7 @@ class ModelClass:
         return False
 
     def takes(self, argument: str) -> bool:
-        """Whether `forward` names the argument; True where no source of it is found."""
+        """Whether `forward` has the argument; also True if its source is not found."""
         for owner in self.lineage:
             for node in owner.body:
                 if isinstance(node, ast.FunctionDef) and node.name == "forward":
@@ -188,6 +188,6 @@ class ModelClass:
 
     @property
     def attention_kernels(self) -> tuple[str, ...]:
-        """What model.attn_implementation may be."""
+        """Values that model.attn_implementation may have."""
         flags = {"sdpa": "_supports_sdpa", "eager": None, "flash_attention_2": "_supports_flash_attn"}
         return tuple(kernel for kernel, flag in flags.items() if flag is None or self.has(flag))

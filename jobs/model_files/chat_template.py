@@ -1,4 +1,4 @@
-"""Whether a model directory brings a chat template; needs no transformers."""
+"""Checks whether a model directory has a chat template, without transformers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def has_chat_template(model_dir: str) -> bool:
 
 
 def no_chat_template(model_dir: str) -> DataError:
-    """The error for chat data and a tokenizer that cannot render it."""
+    """Make the error for chat data with a tokenizer that has no chat template."""
     return DataError(
         f"data.format is chat, but the tokenizer in {model_dir} has no chat template: take an instruct model, put a "
         "chat_template.jinja beside its tokenizer, or use data.format: text"

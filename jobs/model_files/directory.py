@@ -1,4 +1,4 @@
-"""Whether a directory holds a model that can be trained, and how it comes to this machine. Light to import."""
+"""Checks whether a directory holds a trainable model, and fetches models to this machine. Light to import."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 
 INDEX = "model.safetensors.index.json"
-# Any one of these sets makes a tokenizer.
+# Each of these sets of files is enough for a tokenizer.
 TOKENIZER_FILES = (
     ("tokenizer.json",),
     ("vocab.txt",),
@@ -35,25 +35,25 @@ _WANTED = [*_TOKENIZER, "*.safetensors"]
 
 
 def check_model_dir(spec: Spec) -> None:
-    """Look at the spec's model as far as this machine can: a directory in full, a URL for its config, a hub id not.
+    """Check the spec's model as far as this machine can: a directory fully, a URL for its config, a hub id not at all.
 
     Raises:
-        DataError: all that is wrong with it.
+        DataError: all mistakes, one a line.
     """
     path = spec.model.path
     if storage.is_local(path):
         local = storage.local_path(path)
-        if os.path.isabs(local):  # anything else that is no URL is a hub id: see `jobs.spec.load`
+        if os.path.isabs(local):  # a relative name is a hub id: see `jobs.spec.load`
             check_model_files(local, spec)
     elif not storage.exists(storage.join(path, "config.json")):
         raise DataError(f"model.path {path}: there is no config.json")
 
 
 def check_model_files(folder: str, spec: Spec) -> None:
-    """Refuse a local directory that cannot be trained from as the spec asks.
+    """Reject a local directory whose model cannot be trained as the spec asks.
 
     Raises:
-        DataError: all that is wrong with it, one a line.
+        DataError: all mistakes, one a line.
     """
     try:
         problems = model_files_problems(folder, spec) or tokenizer_problems(folder, "chat" in spec.data.formats)
@@ -64,7 +64,7 @@ def check_model_files(folder: str, spec: Spec) -> None:
 
 
 def model_files_problems(folder: str, spec: Spec) -> list[str]:
-    """What is wrong with the directory's config and weights."""
+    """List what is wrong with the directory's config and weights."""
     if os.path.isfile(folder):
         return ["this is a file: give the directory that holds config.json and *.safetensors"]
     if not os.path.isdir(folder):
@@ -94,7 +94,7 @@ def _quantised(config: dict[str, Any]) -> list[str]:
 
 
 def _other_classes(config: dict[str, Any], spec: Spec) -> list[str]:
-    """A classifier keeps its head, so its number of classes must be that of the data."""
+    """Compare classes: a classifier keeps its head, so it must have as many classes as the data."""
     architectures = config.get("architectures") or ()
     if spec.num_labels is None or not any(str(one).endswith("ForSequenceClassification") for one in architectures):
         return []
@@ -112,12 +112,12 @@ def _other_classes(config: dict[str, Any], spec: Spec) -> list[str]:
 def _read_config(folder: str) -> tuple[dict[str, Any], str | None]:
     path = os.path.join(folder, "config.json")
     if not os.path.exists(path):
-        return {}, "there is no config.json: this is no Hugging Face model directory"
+        return {}, "there is no config.json: this is not a Hugging Face model directory"
     try:
         config = json.loads(_read(path))
     except (OSError, ValueError) as error:
         return {}, f"config.json cannot be read: {error}"
-    return (config, None) if isinstance(config, dict) else ({}, "config.json is no JSON object")
+    return (config, None) if isinstance(config, dict) else ({}, "config.json is not a JSON object")
 
 
 def _read(path: str) -> str:
@@ -126,17 +126,17 @@ def _read(path: str) -> str:
 
 
 def _needs_own_code(config: dict[str, Any]) -> list[str]:
-    """A config may name code of its own although transformers has the architecture too: then ours is that one."""
+    """Reject models that need code from their directory, unless transformers has their architecture too."""
     if "auto_map" not in config or _is_known_to_transformers(str(config.get("model_type", ""))):
         return []
     return [
-        "config.json has auto_map: this model brings Python code of its own, and trust_remote_code is off here. "
+        "config.json has auto_map: this model needs Python code from its directory, and trust_remote_code is off here. "
         "Choose a model whose architecture is part of transformers"
     ]
 
 
 def _too_few_positions(config: dict[str, Any], seq_len: int) -> list[str]:
-    """Learned positions end where their table ends; rotary ones do not, so those are let pass."""
+    """Compare data.seq_len with a table of learned positions. Rotary positions have no limit."""
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     rotary = any(key.startswith("rope_") for key in config)
     if rotary or not isinstance(positions, int):
@@ -173,7 +173,7 @@ def _weights_problems(folder: str) -> list[str]:
         return [f"{name} {problem}" for name, problem in broken.items() if problem]
     if pickles := [name for name in names if name.endswith(_PICKLES)]:
         return [
-            f"the weights are pickles ({', '.join(pickles[:3])}), which are never loaded since they can run code: "
+            f"the weights are pickles ({', '.join(pickles[:3])}), which are never loaded because they can run code: "
             "convert them to safetensors with model.save_pretrained(DIR) on a machine that may run them"
         ]
     gguf = " (a GGUF file cannot be trained: convert it first)" if any(n.endswith(".gguf") for n in names) else ""
@@ -181,13 +181,13 @@ def _weights_problems(folder: str) -> list[str]:
 
 
 def safetensors_problem(path: str) -> str | None:
-    """Whether the file is as long as its header says; a cut download and a Git LFS pointer are not."""
+    """Compare a file's length with its header, which finds truncated downloads and Git LFS pointers."""
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length + 8 > size:
-            return f"is cut short or no safetensors file ({size} bytes): fetch it again"
+            return f"is truncated or not a safetensors file ({size} bytes): fetch it again"
         try:
             tensors = json.loads(file.read(length))
             ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
@@ -198,7 +198,7 @@ def safetensors_problem(path: str) -> str | None:
 
 
 def tensor_names(folder: str) -> set[str]:
-    """Names of all tensors in a local directory's safetensors."""
+    """Return the names of all tensors in a local directory's safetensors files."""
     if os.path.exists(index := os.path.join(folder, INDEX)):
         return set(json.loads(_read(index))["weight_map"])
     names: set[str] = set()
@@ -209,7 +209,7 @@ def tensor_names(folder: str) -> set[str]:
 
 
 def tokenizer_problems(folder: str, chat: bool) -> list[str]:
-    """What is wrong with the directory's tokenizer; `chat` asks for a chat template."""
+    """List what is wrong with the directory's tokenizer. With `chat`, it needs a chat template."""
     names = set(os.listdir(folder))
     if not any(names.issuperset(files) for files in TOKENIZER_FILES):
         return [
@@ -235,14 +235,14 @@ def has_chat_template(folder: str) -> bool:
 
 
 def local_model_dir(path: str, cache_dir: str | None = None) -> str:
-    """A directory on this machine with the model of `model.path`; fetched once per machine where it is elsewhere.
+    """Return a local directory with the model of `model.path`. A remote model is fetched once per machine.
 
     Args:
         path: absolute directory, fsspec URL or hub id.
-        cache_dir: holds what is fetched from URLs; ~/.cache/fleetune/models if left out.
+        cache_dir: directory for models that are fetched from URLs; default: ~/.cache/fleetune/models.
 
     Raises:
-        DataError: it cannot be fetched.
+        DataError: the model cannot be fetched.
         StorageError: the URL cannot be read.
     """
     if storage.is_local(path):
@@ -252,34 +252,34 @@ def local_model_dir(path: str, cache_dir: str | None = None) -> str:
 
 
 def fetched_once(url: str, cache_dir: str | None, fetch: Callable[[str, str], None], suffix: str = "") -> str:
-    """The directory of this machine that `fetch(url, directory)` has filled, now or for an earlier caller.
+    """Return a local directory that `fetch(url, directory)` has filled, now or for an earlier caller.
 
     Args:
-        suffix: of the directory's name, for another part of the same model.
+        suffix: appended to the directory's name, for another part of the same model.
 
     Raises:
-        DataError: nothing is there, or it cannot be listed.
-        StorageError: it cannot be read.
+        DataError: there is nothing at the URL, or it cannot be listed.
+        StorageError: the URL cannot be read.
     """
     cache = cache_dir or os.path.expanduser("~/.cache/fleetune/models")
     target = os.path.join(cache, _content_key(url) + suffix)
     os.makedirs(cache, exist_ok=True)
     with open(f"{target}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the other workers of this machine wait here, and find it whole
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other workers of this machine wait here, and then find it complete
         if not os.path.isdir(target):
             _fetch(url, target, fetch)
     return target
 
 
 def _content_key(url: str) -> str:
-    """Changes when a file at the URL does, as far as its size and its date or tag tell."""
+    """Return a key that changes with the files at the URL, as far as size and date or tag show."""
     fs, inner = storage.filesystem(url)
     try:
         listing = fs.find(inner, detail=True)
-    except Exception as error:  # object stores raise whatever their client raises
+    except Exception as error:  # the client of an object store may raise anything
         raise DataError(f"model.path {url} cannot be listed: {type(error).__name__}: {error}") from error
     if not listing:
-        raise DataError(f"model.path {url}: nothing is there")
+        raise DataError(f"model.path {url}: there is nothing at this URL")
     stamps = ("ETag", "etag", "LastModified", "updated", "mtime", "created")
     facts = [
         (name, info.get("size"), str(next((info[key] for key in stamps if key in info), "")))
@@ -299,10 +299,10 @@ def _fetch(url: str, target: str, fetch: Callable[[str, str], None]) -> None:
 
 
 def tokenizer_dir(path: str, chat: bool) -> str:
-    """Where the tokenizer of `model.path` can be read: a directory or URL. Weights are neither fetched nor looked at.
+    """Return the directory or URL of the tokenizer of `model.path`. Weights are neither fetched nor checked.
 
     Raises:
-        DataError: there is none, or it has no chat template where `chat` asks for one.
+        DataError: there is no tokenizer, or `chat` is set and it has no chat template.
     """
     if not storage.is_local(path):
         return path
@@ -323,7 +323,7 @@ def _from_hub(name: str, wanted: list[str] = _WANTED) -> str:
         raise DataError(f"model.path {name} is on the hub, and huggingface_hub is not installed here") from error
     try:
         return snapshot_download(name, allow_patterns=wanted)
-    except Exception as error:  # network, authentication, no such repository, disk full: all end here
+    except Exception as error:  # covers network, authentication, a missing repository and a full disk
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         raise DataError(
             f"model.path {name}: no such directory beside the spec's file, and it cannot be fetched from the hub "

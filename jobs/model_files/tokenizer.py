@@ -1,4 +1,4 @@
-"""The tokenizer's files as one value: to fingerprint them, and to bring them to workers that do not see the model."""
+"""The tokenizer's files as one value, to fingerprint them and to send them to workers that do not see the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jobs.storage import files as storage
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What transformers reads a tokenizer from. config.json only tells it the class where tokenizer_config.json does not.
+# Files from which transformers reads a tokenizer. config.json is needed only if tokenizer_config.json names no class.
 _PATTERNS = (
     "tokenizer*",
     "special_tokens_map*",
@@ -31,12 +31,12 @@ _PATTERNS = (
     "*.spm",
     "*.tiktoken",
 )
-_NO_WEIGHTS_BYTES = 256 * 2**20
+_NO_WEIGHTS_BYTES = 256 * 2**20  # larger than any tokenizer's file, smaller than most weights
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """All of a tokenizer's files, read; small enough to travel to workers."""
+    """The content of all of a tokenizer's files; small enough to send to workers."""
 
     source: str  # the model directory, for messages
     files: tuple[tuple[str, bytes], ...]  # (name, content), sorted by name; config.json holds model_type only
@@ -44,11 +44,11 @@ class TokenizerFiles:
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """sha256 of each file."""
+        """SHA-256 of each file."""
         return {name: hashlib.sha256(content).hexdigest() for name, content in self.files}
 
     def load(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, loaded once per process. Raises DataError."""
+        """Load the tokenizer, once per process. Raises DataError."""
         key = hashlib.sha256(repr(sorted(self.digests.items())).encode()).hexdigest()
         if key not in _LOADED and self.pickled is not None:
             _LOADED[key] = pickle.loads(self.pickled)
@@ -63,22 +63,22 @@ class TokenizerFiles:
         return cast("PreTrainedTokenizerBase", _LOADED[key])
 
     def for_workers(self) -> TokenizerFiles:
-        """The same with the loaded tokenizer inside, which a worker takes up in a quarter of the time.
+        """Return a copy with the loaded tokenizer inside, which a worker unpacks in a quarter of the time.
 
-        To load it from files, transformers imports torch first. Only for workers of this driver's own.
+        Loading from files would import torch first. Send the copy only to workers of this driver: it is a pickle.
         """
         return replace(self, pickled=pickle.dumps(self.load()))
 
 
-_LOADED: dict[str, Any] = {}  # by content, so that a directory that was written anew is not taken for the old one
+_LOADED: dict[str, Any] = {}  # by content, so that a directory that was rewritten gets a new tokenizer
 
 
 def read_tokenizer(model_dir: str) -> TokenizerFiles:
     """Read the tokenizer's files of a model directory (a path or fsspec URL).
 
     Raises:
-        DataError: it has none, or one is too large to be a tokenizer's.
-        StorageError: it cannot be read.
+        DataError: there is none, or a file is too large for a tokenizer.
+        StorageError: the directory cannot be read.
     """
     names = [
         name
@@ -87,7 +87,7 @@ def read_tokenizer(model_dir: str) -> TokenizerFiles:
         and not storage.is_dir(storage.join(model_dir, name))
     ]
     if not names:
-        raise DataError(f"{model_dir} holds no tokenizer: copy tokenizer.json and tokenizer_config.json into it")
+        raise DataError(f"{model_dir} has no tokenizer: copy tokenizer.json and tokenizer_config.json into it")
     files = [(name, _read_small(storage.join(model_dir, name))) for name in names]
     config = storage.join(model_dir, "config.json")
     if storage.exists(config):
@@ -111,7 +111,7 @@ def _model_type(path: str) -> bytes:
 
 
 def load_tokenizer(model_dir: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory; loaded once per process, never running code from the directory.
+    """Load the tokenizer of a model directory, once per process. Never runs code from the directory.
 
     Raises:
         DataError: there is no tokenizer that transformers can load.
@@ -125,27 +125,27 @@ def _from_dir(folder: str, source: str) -> PreTrainedTokenizerBase:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # a damaged file raises whatever its parser raises
+    except Exception as error:  # parsers raise anything on a damaged file
         raise DataError(
             f"cannot load the tokenizer in {source}: {type(error).__name__}: {error}. "
-            "Check that the directory holds tokenizer.json and tokenizer_config.json, whole."
+            "Check that tokenizer.json and tokenizer_config.json in that directory are complete."
         ) from error
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, data_format: str, model_dir: str) -> None:
-    """Refuse a tokenizer that `tokenise` cannot use for the format. Raises DataError."""
+    """Reject a tokenizer that `tokenise` cannot use for the format. Raises DataError."""
     if data_format == "chat" and not tokenizer.chat_template:
         raise no_chat_template(model_dir)
     if data_format not in ("text", "classification") and not tokenizer.is_fast:
         raise DataError(
-            f"data.format is {data_format}, but the tokenizer in {model_dir} has no tokenizer.json: only those tell "
-            "which characters a token covers, which is how the targets are found. Convert it to a fast one."
+            f"data.format is {data_format}, but the tokenizer in {model_dir} has no tokenizer.json. Only tokenizers "
+            "with this file tell which characters a token covers, which decides the targets. Convert it to a fast one."
         )
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What fills a row behind its tokens; masked, so any valid id does."""
+    """Return the token that fills a row after its tokens. Any valid id will do, because it is masked."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(cast(int, token))

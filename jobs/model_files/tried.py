@@ -1,4 +1,4 @@
-"""Remembers on this machine which models passed the dry run, so that the next run need not build them again."""
+"""Remembers on this machine which models passed the dry run, so that later runs skip it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _VERSIONS = ("fleetune", "torch", "transformers", "tokenizers")
 
 
 def was_tried(spec: Spec, model_dir: str) -> bool:
-    """Whether the same configuration and tokenizer have passed for the same task under the same libraries."""
+    """Whether this configuration and tokenizer have passed for this task with the same versions of libraries."""
     return _mark(spec, model_dir).exists()
 
 
 def remember(spec: Spec, model_dir: str) -> None:
-    """Note that the model has passed. A cache that cannot be written costs the next run some seconds only."""
+    """Note that the model has passed. If the cache cannot be written, the next run takes some seconds longer."""
     mark = _mark(spec, model_dir)
     with contextlib.suppress(OSError):
         mark.parent.mkdir(parents=True, exist_ok=True)

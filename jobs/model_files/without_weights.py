@@ -1,7 +1,7 @@
-"""A model without the content of its weights: enough for a driver to check it and to tokenise with it.
+"""A model without the content of its weights, with which a driver can check the model and tokenise.
 
-A driver may run on a head without a GPU and with a small disk. It reads the small files and the headers of the weights.
-Each file of weights is then laid down in its full length but without its blocks, so that every check can look at it.
+A driver may run on a head without a GPU and with a small disk. It fetches the small files and the headers of weights.
+Each file of weights is then created sparse, with its full length, so that every check can read it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from jobs.model_files.directory import fetched_once, local_model_dir
 from jobs.storage import files as storage
 
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack", ".onnx")
-_LONGEST_HEADER: Final = 100_000_000  # of safetensors, by its own definition
+_LONGEST_HEADER: Final = 100_000_000  # bytes; the limit that the safetensors format sets
 _LARGEST_SMALL_FILE: Final = 64 << 20
 
 
 def without_weights(path: str, cache_dir: str | None = None) -> str:
-    """A directory on this machine with everything of `model.path` but the content of its weights.
+    """Return a local directory with everything of `model.path` except the content of its weights.
 
     Args:
-        path, cache_dir: see `local_model_dir`. A directory of this machine is returned as it is.
+        path, cache_dir: see `local_model_dir`. A local directory is returned unchanged.
 
     Raises:
-        DataError, StorageError: it cannot be fetched.
+        DataError, StorageError: the files cannot be fetched.
     """
     if storage.is_url(path) and not storage.is_local(path):
         return fetched_once(path, cache_dir, fetch_without_weights, ".files")
@@ -35,12 +35,12 @@ def without_weights(path: str, cache_dir: str | None = None) -> str:
         return local
     try:
         return fetched_once(f"hf://{path}", cache_dir, fetch_without_weights, ".files")
-    except (DataError, StorageError):  # no network, or a hub that only its own client knows: that one has a cache
+    except (DataError, StorageError):  # no network, or a mirror that only the hub's client knows; that has a cache
         return local_model_dir(path)
 
 
 def fetch_without_weights(url: str, target: str) -> None:
-    """Fill the directory `target`. Raises StorageError."""
+    """Fill the directory `target` with small files and sparse weights. Raises StorageError."""
     fs, inner = storage.filesystem(url)
     root = inner.rstrip("/") + "/"
     for name, info in fs.find(inner, detail=True).items():
@@ -54,7 +54,7 @@ def fetch_without_weights(url: str, target: str) -> None:
 
 
 def _wanted(url: str, size: int) -> bytes:
-    """The bytes of a file, or of its beginning, that somebody may look at."""
+    """Return the bytes of a file that a check may read: all of a small file, the header of weights."""
     if url.endswith(".safetensors") and size >= 8:
         (length,) = struct.unpack("<Q", storage.read_range(url, 0, 8))
         return storage.read_range(url, 0, 8 + min(length, _LONGEST_HEADER, size - 8))

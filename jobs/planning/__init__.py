@@ -1,4 +1,4 @@
-"""What a job will do, worked out before anything is started. Pure functions of the spec.
+"""What a job will do, computed before anything is started. Pure functions of the spec.
 
 May import `spec` and `cluster.capacity`. Start with `batching`.
 """

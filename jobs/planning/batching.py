@@ -1,4 +1,4 @@
-"""How the rows of one optimizer step are spread over workers and forward passes. Pure."""
+"""Distributes the rows of one optimizer step over workers and forward passes. Pure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from jobs.spec.finetune import Spec
 
 @dataclass(frozen=True)
 class Batching:
-    """The shape of one optimizer step. Where `rows` does not divide, some places of the grid stay empty."""
+    """The shape of one optimizer step: a grid of forward passes. If `rows` does not divide, some places stay empty."""
 
-    rows: int  # of one optimizer step, over all workers
-    per_device: int  # most rows of one worker in one forward pass
+    rows: int  # rows of one optimizer step, over all workers
+    per_device: int  # most rows of one worker in one forward pass (the micro-batch)
     accumulation: int  # forward passes of each worker per optimizer step
     num_workers: int
 
@@ -24,15 +24,15 @@ class Batching:
 
     @property
     def places(self) -> int:
-        """Rows that the grid of forward passes could hold: `rows` or a little more."""
+        """Rows that the grid of forward passes could hold: `rows`, or slightly more."""
         return self.micro_batches * self.per_device
 
 
 def plan_batching(spec: Spec) -> Batching:
-    """Derive what is left out of micro-batch, accumulation, workers and global batch.
+    """Derive the missing ones of micro-batch, accumulation, workers and global batch.
 
     Raises:
-        SpecError: they contradict each other, or there are fewer rows than workers.
+        SpecError: they contradict each other, or a step has fewer rows than workers.
     """
     train, workers = spec.train, spec.resources.num_workers
     per_device, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
@@ -56,7 +56,7 @@ def plan_batching(spec: Spec) -> Batching:
 
 
 def _global_rows(spec: Spec) -> tuple[int, str] | None:
-    """The global batch in rows, and how the spec says it; None where it says nothing."""
+    """Return the global batch in rows, with a phrase that names the field; None if the spec gives none."""
     train, seq_len = spec.train, spec.data.seq_len
     if train.global_batch_size is not None:
         return train.global_batch_size, f"global_batch_size is {train.global_batch_size}"

@@ -1,4 +1,4 @@
-"""On how many workers a job can go on, and the job on so many of them. Pure functions of the spec."""
+"""On which numbers of workers an elastic job can run. Pure functions of the spec."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def gang_of(spec: Spec | CommandSpec) -> Gang:
 
 
 def with_workers(spec: Spec, num_workers: int) -> Spec:
-    """The spec on this number of workers and no other.
+    """Return the spec with exactly this number of workers.
 
     Raises:
-        SpecError: its batch cannot be spread over them.
+        SpecError: the batch cannot be distributed over the workers.
     """
     resources = spec.resources.model_copy(update={"num_workers": num_workers, "min_workers": None})
     changed = spec.model_copy(update={"resources": resources})
@@ -31,20 +31,21 @@ def with_workers(spec: Spec, num_workers: int) -> Spec:
 
 
 def worker_numbers(spec: Spec) -> tuple[int, ...]:
-    """From resources.min_workers to num_workers, ascending, those with which a step takes less time than with one less.
+    """List the useful numbers of workers from resources.min_workers to num_workers, ascending.
 
-    A step takes as many forward passes as its rows need, so that 5 to 7 workers take no less time for 8 rows than 4 do.
+    A number is useful if a step then takes fewer forward passes than with one worker less. For example, 5 to 7 workers
+    take no less time for 8 rows than 4 workers do.
 
     Raises:
-        SpecError: what is computed would depend on the number.
+        SpecError: the result of training would depend on the number of workers.
     """
     least, most, train = spec.resources.min_workers, spec.resources.num_workers, spec.train
     if least is None:
         return (most,)
     if train.global_batch_size is None and train.global_batch_tokens is None:
         raise SpecError(
-            f"resources.num_workers is from {least} to {most}, and the global batch would change with it: give "
-            "train.global_batch_size, the rows of an optimizer step over all workers, however many there are"
+            f"resources.num_workers is from {least} to {most}, and the global batch would change with it. Give "
+            "train.global_batch_size, the rows of an optimizer step over all workers"
         )
     if train.gradient_accumulation_steps is not None and least < most:
         raise SpecError(
@@ -59,6 +60,6 @@ def worker_numbers(spec: Spec) -> tuple[int, ...]:
 
 
 def most_workers(spec: Spec, free: Inventory) -> int:
-    """Of these numbers the largest that nodes have room for, or the least."""
+    """Return the largest useful number of workers for which there are free slots, or else the smallest number."""
     numbers, each = worker_numbers(spec), gang_of(spec)
     return max((number for number in numbers if number <= largest_gang(each, free)), default=numbers[0])

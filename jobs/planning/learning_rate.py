@@ -1,6 +1,6 @@
-"""The learning rate as a pure function of the step, equal to what transformers' `get_scheduler` gives.
+"""The learning rate as a pure function of the step. It equals the one of transformers' `get_scheduler`.
 
-Equality is shown over whole runs by tests/integration/test_schedule_matches_transformers.py.
+The test tests/integration/test_schedule_matches_transformers.py compares whole runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jobs.spec.finetune import SchedulerType, Train
 
 
 def learning_rate_at(step: int, train: Train, total_steps: int) -> float:
-    """The rate of optimizer step `step`, counted from 0, which is about to be taken.
+    """Return the rate of optimizer step `step`, counted from 0.
 
     Raises:
         SpecError: the warmup is longer than the run.
@@ -25,7 +25,7 @@ def learning_rate_at(step: int, train: Train, total_steps: int) -> float:
 
 
 def decay_steps(train: Train, total_steps: int) -> int:
-    """Steps that decay at the end, for warmup_stable_decay; no more than the warmup leaves."""
+    """Return the number of decaying steps at the end, for warmup_stable_decay; limited by what the warmup leaves."""
     return min(math.ceil(train.decay_ratio * total_steps), total_steps - warmup_steps(train, total_steps))
 
 

@@ -1,4 +1,4 @@
-"""What to change where a run needs more memory than there is. Pure functions of the spec."""
+"""Advises what to change in a spec when a run has too little memory. Pure functions of the spec."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _GIB = 2**30
 
 
 def advice(spec: Spec) -> str:
-    """Two or three short sentences with the fields that would help and their values now."""
+    """Return two or three short sentences that name the fields that would help, with their present values."""
     train, on_gpu = spec.train, spec.resources.gpus_per_worker > 0
     lower = [
         *_above_one("train.per_device_train_batch_size", train.per_device_train_batch_size),
@@ -30,7 +30,7 @@ def advice(spec: Spec) -> str:
 
 
 def gigabytes(number: float) -> str:
-    """`10.6 GiB`."""
+    """Format bytes as `10.6 GiB`."""
     return f"{number / _GIB:.1f} GiB"
 
 

@@ -1,4 +1,4 @@
-"""How many optimizer steps a run has, and how many of them warm up. Pure."""
+"""The number of optimizer steps of a run, and of its warmup. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEFAULT_EPOCHS = 3.0
 
 
 def total_steps(spec: Spec, num_rows: int, rows_per_step: int) -> int:
-    """Optimizer steps of the whole run; the last step of the last epoch may be a short one.
+    """Return the optimizer steps of the whole run. The last step of the last epoch may have fewer rows.
 
     Args:
         num_rows: training rows of the prepared data.
@@ -22,16 +22,16 @@ def total_steps(spec: Spec, num_rows: int, rows_per_step: int) -> int:
 
 
 def total_rows(spec: Spec, num_rows: int, rows_per_step: int) -> int:
-    """Rows that the whole run takes, each counted as often as it is used; at least 1. Arguments as `total_steps`."""
+    """Return the rows that the whole run trains on, counting repetitions; at least 1. Arguments: see `total_steps`."""
     if spec.train.max_steps is not None:
         return spec.train.max_steps * rows_per_step
     epochs = spec.train.num_train_epochs or DEFAULT_EPOCHS
-    # The decimal that the user wrote: 0.1 of 30 rows are 3 rows, not 3.0000000000000004 of them.
+    # Fraction takes the decimal that the user wrote: 0.1 of 30 rows is 3 rows, not 3.0000000000000004.
     return max(1, math.ceil(Fraction(repr(epochs)) * num_rows))
 
 
 def warmup_steps(train: Train, total: int) -> int:
-    """Optimizer steps of the warmup, the share of a step rounded up as transformers rounds it.
+    """Return the optimizer steps of the warmup. A fraction of a step is rounded up, as in transformers.
 
     Raises:
         SpecError: the warmup is longer than the run.

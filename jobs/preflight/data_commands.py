@@ -1,4 +1,4 @@
-"""What `fleetune data` does, from a spec to its result. Light to import: libraries are loaded once there is work."""
+"""The commands of `fleetune data`, from a spec to a result. Light to import: libraries are imported when needed."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from jobs.data.quality.check import Checked
     from jobs.data.quality.preview import ShownRow
 
-# So little is done by this process alone, with the tokenizer's own threads, about as soon as by a Ray of this machine.
+# Up to this size, one process with the tokenizer's threads takes about as long as a Ray of this machine.
 SMALL_BYTES = 64 * 2**20
 
 Say = Callable[[str], None]
 
 
 def prepare_data(spec: Spec, address: str | None, progress: Progress) -> Prepared:
-    """Prepare the data of a spec on the cluster at `address`, or on this machine; or find it prepared.
+    """Prepare the data of a spec, on the cluster at `address` or on this machine, or find it prepared.
 
     Raises:
-        InputError: the spec, the data or the storage does not fit.
+        InputError: the spec, the data or the storage is unsuitable.
     """
     _check_functions(spec)
     with _working(spec, address, progress) as (engine, model_dir, say):
@@ -45,13 +45,13 @@ def prepare_data(spec: Spec, address: str | None, progress: Progress) -> Prepare
         from jobs.data.preparation.prepare import prepare
 
         prepared = prepare(spec, model_dir, engine=engine, say=say)
-        if spec.data.mixed:  # whether max_epochs leaves enough shows once the rows are counted
+        if spec.data.mixed:  # only the number of rows shows whether max_epochs leaves enough of them
             step_plan(spec, prepared.split("train"))
         return prepared
 
 
 def check_data(spec: Spec, address: str | None, progress: Progress) -> Checked:
-    """Look at all samples. Raises as `prepare_data`; what is wrong with the samples is in the report."""
+    """Check all samples. Problems of the samples are in the report. Raises InputError, as `prepare_data` does."""
     _check_functions(spec)
     with _working(spec, address, progress) as (engine, model_dir, say):
         from jobs.data.quality.check import check
@@ -60,7 +60,7 @@ def check_data(spec: Spec, address: str | None, progress: Progress) -> Checked:
 
 
 def show_data(spec: Spec, count: int, split: Literal["train", "eval"], start: int) -> list[ShownRow]:
-    """`count` rows from number `start` on: of the prepared data if there is some, else of the first samples."""
+    """Return `count` rows from number `start` on, of the prepared data if it exists, else of the first samples."""
     _check_functions(spec)
     with _quietly():
         from jobs.data.quality.preview import shown_rows
@@ -77,7 +77,7 @@ def _check_functions(spec: Spec) -> None:
 
 @contextlib.contextmanager
 def _working(spec: Spec, address: str | None, progress: Progress) -> Iterator[tuple[Literal["plain", "ray"], str, Say]]:
-    """An engine that is ready, the model's directory, and a way to tell how it goes."""
+    """Yield an engine that is ready, the model's directory, and a function that reports progress."""
 
     def say(text: str) -> None:
         progress.event(event("phase", text, phase="prepare"))
@@ -96,7 +96,7 @@ def _working(spec: Spec, address: str | None, progress: Progress) -> Iterator[tu
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """What libraries have to say goes to a file, which is named where something unexpected is raised."""
+    """Redirect the output of libraries to a file, which is named if an unexpected error is raised."""
     set_default("DS_ACCELERATOR", "cpu")
     with tempfile.NamedTemporaryFile(prefix="fleetune-data-", suffix=".log", delete=False) as file:
         log = file.name
@@ -117,14 +117,14 @@ def _quietly() -> Iterator[None]:
 
 
 def _model_dir(spec: Spec) -> str:
-    """Only the tokenizer is needed: data may be prepared where the weights are not."""
+    """Return a directory with the tokenizer. Weights are not needed, because data may be prepared where none are."""
     from jobs.model_files.directory import tokenizer_dir
 
     return tokenizer_dir(with_model_of_run(spec).model.path, "chat" in spec.data.formats)
 
 
 def _size(spec: Spec) -> int:
-    """Bytes of all source files. Raises DataError."""
+    """Return the bytes of all source files. Raises DataError."""
     from jobs.data.sources.records import expand
 
     sources = (*spec.data.train, *(spec.data.eval or ()))

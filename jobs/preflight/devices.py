@@ -1,4 +1,4 @@
-"""Whether this machine has the devices that a spec asks for. Light to import; answers at once."""
+"""Checks whether this machine has the devices that a spec asks for. Light to import and fast."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from jobs.spec.finetune import Spec
 
 
 def no_gpu_here(spec: Spec) -> str | None:
-    """Why the spec cannot train on this machine for want of a GPU, and what to write; None where it can."""
+    """Explain why the spec cannot train here without a GPU, and what to write; None if it can train."""
     if not spec.resources.gpus_per_worker or has_gpus():
         return None
     return (

@@ -1,4 +1,4 @@
-"""One forward pass of the model without weights, before workers start: what transformers refuses, it refuses here."""
+"""Runs one forward pass of the model without weights before workers start, to find errors of transformers early."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobs.training.model.batch import collate, model_logits
 from jobs.training.model.load import empty_model, model_class, set_pad_token
 from jobs.training.model.pooling import reads_the_end
 
-# Tensors without data cannot be looked at, which raises RuntimeError or NotImplementedError: that says nothing.
+# Errors that tell something about the model. RuntimeError and NotImplementedError only show that tensors have no data.
 _TELLING = (ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError, ImportError)
 _MOST_CHARACTERS = 300
 
@@ -23,15 +23,15 @@ def check_model_runs(spec: Spec, model_dir: str) -> None:
     """Build the model from its configuration on torch's meta device, and run one row through it.
 
     Raises:
-        DataError: transformers cannot build it or refuses a row of text, or the tokenizer does not end a text as the
-            model's head needs it.
+        DataError: transformers cannot build the model or rejects a row of text, or the tokenizer does not write the
+            end-of-text token that the model's head needs.
     """
     try:
         model = empty_model(spec, model_dir)
-    except Exception as error:  # every configuration and model class has checks of its own
+    except Exception as error:  # configurations and model classes may raise anything
         raise DataError(
-            f"model.path {model_dir}: transformers cannot build this model: {_reason(error)}. Mend config.json or what "
-            "it asks for, or choose another model"
+            f"model.path {model_dir}: transformers cannot build this model: {_reason(error)}. Correct config.json, "
+            "install what it needs, or choose another model"
         ) from error
     if type(model.config) not in model_class(spec)._model_mapping:
         raise DataError(
@@ -48,7 +48,7 @@ def check_model_runs(spec: Spec, model_dir: str) -> None:
     except _TELLING as error:
         raise DataError(
             f"model.path {model_dir}: {type(model).__name__} cannot be trained on rows of text: {_reason(error)}. "
-            "Mend config.json, or choose another model"
+            "Correct config.json, or choose another model"
         ) from error
     except (RuntimeError, NotImplementedError):
         pass

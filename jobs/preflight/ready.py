@@ -1,4 +1,4 @@
-"""What every driver does before workers start: the model's files checked, the data prepared, the plan checked."""
+"""The steps of every driver before workers start: check the model's files, prepare the data, check the plan."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from jobs.model_files.without_weights import without_weights
 from jobs.run.events import Announcer
 from jobs.spec.finetune import Spec
 
-# Tasks on Ray take seconds to start; meanwhile one process tokenises about as much.
+# Bytes up to which data is prepared in this process. Tasks on Ray take seconds to start, in which one process is done.
 LITTLE_BYTES = 8 * 2**20
 
 
 def ready_data(spec: Spec, engine: Literal["plain", "ray"], announce: Announcer) -> Prepared:
-    """The prepared data of a job that can be trained on it.
+    """Return prepared data on which the job can be trained.
 
     Raises:
-        InputError: the model's files or the data are not what the spec says, or the warmup is longer than the run.
+        InputError: the model's files or the data do not fit the spec, or the warmup is longer than the run.
     """
     announce("phase", "preparing the data", phase="prepare")
     model_dir = without_weights(spec.model.path)
@@ -39,10 +39,10 @@ def ready_data(spec: Spec, engine: Literal["plain", "ray"], announce: Announcer)
 
 
 def _check_model_runs(spec: Spec, model_dir: str) -> None:
-    """Raises DataError."""
+    """Run the model once without weights, unless that succeeded before. Raises DataError."""
     if was_tried(spec, model_dir):
         return
-    from jobs.preflight.dry_run import check_model_runs  # it imports torch, which takes the driver seconds
+    from jobs.preflight.dry_run import check_model_runs  # imports torch, which takes seconds
 
     check_model_runs(spec, model_dir)
     remember(spec, model_dir)

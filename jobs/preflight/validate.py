@@ -1,4 +1,4 @@
-"""Everything that can be found wrong with a job before a worker starts. Light to import; reads files and URLs."""
+"""Finds mistakes of a job before a worker starts. Light to import; reads files and URLs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jobs.storage import files as storage
 if TYPE_CHECKING:
     from jobs.data.sources.first_records import Looked
 
-# For which tasks a built-in metric says something.
+# The tasks for which each built-in metric is meaningful.
 BUILTIN_METRICS: dict[str, tuple[Task, ...]] = {
     "loss": get_args(Task),
     "accuracy": get_args(Task),
@@ -34,17 +34,17 @@ BUILTIN_METRICS: dict[str, tuple[Task, ...]] = {
     "exact_match": ("causal-lm",),
     "f1": ("sequence-classification",),
 }
-_OFFLOAD_CPUS = 4  # for the Adam of one GPU on the host
+_OFFLOAD_CPUS = 4  # threads with which Adam on the host keeps up with one GPU
 
 
 @dataclass(frozen=True)
 class Validated:
-    """What was found in a spec without a problem.
+    """The findings about a spec without mistakes.
 
     Attributes:
-        warnings: what is allowed, and probably not meant.
-        looked_at: what was seen beside the spec itself, in words.
-        not_looked_at: what could not be seen from here, and so may still be wrong.
+        warnings: settings that are allowed, but probably not meant.
+        looked_at: things beside the spec that were checked, in words.
+        not_looked_at: things that could not be checked from here, and so may still be wrong.
     """
 
     warnings: tuple[str, ...]
@@ -53,10 +53,10 @@ class Validated:
 
 
 def validate(spec: Spec) -> Validated:
-    """Check batch, warmup, metrics, model directory, data and storage; this process goes to the spec's working_dir.
+    """Check batch, warmup, metrics, model directory, data and storage. Changes to the spec's working_dir.
 
     Raises:
-        InputError: of the first problem's class, with the messages of all problems, one a line.
+        InputError: all problems, one a line; the error has the type of the first problem.
     """
     problems = [problem for check in _CHECKS if (problem := _problem(functools.partial(check, spec)))]
     sources = _looked_at_sources(spec, problems)
@@ -86,12 +86,12 @@ def _problem(check: Callable[[], object]) -> InputError | None:
 
 
 def enter_working_dir(spec: Spec) -> None:
-    """Go where the job's own modules are. Raises SpecError."""
+    """Change to the job's working directory, where its modules are. Raises SpecError."""
     try:
         JobEnvironment(spec.working_dir).enter()
     except OSError as error:
         raise SpecError(
-            f"working_dir {spec.working_dir}: {error.strerror}: give a directory that every node sees"
+            f"working_dir {spec.working_dir}: {error.strerror}. Give a directory that every node sees"
         ) from error
 
 
@@ -105,7 +105,7 @@ def _check_warmup(spec: Spec) -> None:
 
 
 def check_metrics(spec: Spec) -> None:
-    """Refuse metrics that are not there or say nothing about the task. Raises SpecError."""
+    """Reject metrics that do not exist or are meaningless for the task. Raises SpecError."""
     problems = [problem for name in spec.eval.metrics if (problem := _metric_problem(name, spec.model.task))]
     if problems:
         raise SpecError.of(Mistake(problem, "eval.metrics") for problem in problems)
@@ -122,13 +122,13 @@ def _metric_problem(name: str, task: Task) -> str | None:
 
 
 def own_function_problem(name: str) -> str | None:
-    """Look for package.module:function as a worker will, the working directory on the path, but do not run it."""
+    """Look for package.module:function as a worker will, with the working directory on the path. It is not called."""
     module, _, function = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         found = importlib.util.find_spec(module)
-    except Exception as error:  # the packages around it are imported, and may raise anything
+    except Exception as error:  # packages around the module are imported, and may raise anything
         return f"cannot find {module}: {type(error).__name__}: {error} (searched from {os.getcwd()})"
     if found is None:
         return f"there is no module {module}: it must be installed, or lie under {os.getcwd()}"
@@ -139,14 +139,14 @@ def own_function_problem(name: str) -> str | None:
 
 
 def _top_level_names(module: ModuleSpec) -> set[str] | None:
-    """Names that a module's source defines; None where its text does not tell."""
+    """Return the names that a module's source defines; None if its text does not show them."""
     if not module.origin or not module.origin.endswith(".py"):
         return None
     try:
         with open(module.origin, "rb") as file:
             tree = ast.parse(file.read())
     except (OSError, SyntaxError, ValueError):
-        return None  # the worker's import says it better
+        return None  # the import in a worker reports it better
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
@@ -159,7 +159,7 @@ def _top_level_names(module: ModuleSpec) -> set[str] | None:
 
 
 def _looked_at_sources(spec: Spec, problems: list[InputError]) -> dict[str, Looked]:
-    """What was seen of each source, by its name in the spec; what is wrong with one is added to `problems`."""
+    """Look at each source, by its name in the spec. Problems are added to `problems`."""
     from jobs.data.sources.first_records import bad_rows_words, look_at
     from jobs.data.sources.formats import Reading
 
@@ -190,17 +190,17 @@ def _source_warnings(spec: Spec, where: str, source: Looked) -> Iterator[str]:
 
 
 def _model_seen(spec: Spec) -> tuple[list[str], list[str]]:
-    """What was seen of the model, and what was not."""
+    """Describe what was checked of the model, and what was not."""
     path = with_model_of_run(spec).model.path
     if not storage.is_local(path):
         return [f"model: config.json of {path}"], [f"model: the weights and the tokenizer at {path}"]
     if os.path.isabs(storage.local_path(path)):
         return [f"model: {path}"], []
-    return [], [f"model: {path} is no directory beside the spec, and the hub was not asked for it"]
+    return [], [f"model: {path} is not a directory beside the spec, and the hub was not asked for it"]
 
 
 def _check_formats(spec: Spec) -> None:
-    """Functions of the user's own are looked for, not run: only workers import them."""
+    """Look for functions that the user wrote, without calling them: only workers import them."""
     own = sorted(name for name in spec.data.formats if OWN_FUNCTION.match(name))
     problems = [Mistake(problem, "data.format") for name in own if (problem := own_function_problem(name))]
     if problems:
@@ -212,7 +212,7 @@ def _check_storage(spec: Spec) -> None:
 
 
 _CHECKS: tuple[Callable[[Spec], object], ...] = (
-    enter_working_dir,  # first: functions are looked for from there
+    enter_working_dir,  # first, because functions are looked up from there
     plan_batching,
     worker_numbers,
     _check_warmup,

@@ -11,18 +11,18 @@ from jobs.storage import files as storage
 
 
 def count_attempts(paths: JobPaths) -> int:
-    """Worker groups that have begun to train so far."""
+    """Count the worker groups that have started to train so far."""
     return len(storage.list_names(os.path.dirname(paths.attempt(0))))
 
 
 def write_attempt(paths: JobPaths, start: int, world_size: int) -> None:
-    """Add a file for this worker group: `count_attempts` counts these files."""
+    """Add a file for this worker group. `count_attempts` counts these files."""
     number = count_attempts(paths) + 1
     storage.write_bytes(paths.attempt(number), json.dumps({"start": start, "num_workers": world_size}).encode())
 
 
 def take_run(paths: JobPaths) -> str:
-    """Write a new driver's word over that of the driver before, and return it (see `JobPaths.driver`)."""
+    """Write a random token for this driver over that of the previous one, and return it (see `JobPaths.driver`)."""
     word = secrets.token_hex(8)
     storage.write_bytes(paths.driver, word.encode())
     return word

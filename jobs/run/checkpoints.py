@@ -1,11 +1,11 @@
-"""What a checkpoint is on storage: files of many workers, and one marker that makes it exist. Light: no torch.
+"""The files of a checkpoint: parts of many workers, and one marker that makes the checkpoint exist. Light: no torch.
 
     checkpoints/step-00000120/
-        rank-00000-of-00002.<token>.safetensors   this rank's slices of weights and Adam's moments
-        rank-00000-of-00002.<token>.json          which slices these are, and checksums (`Part`); after the file
-        commit.json                               the marker (`Commit`), last of all; names the parts
+        rank-00000-of-00002.<token>.safetensors   this rank's slices of weights and of Adam's moments
+        rank-00000-of-00002.<token>.json          index of the slices, with checksums (`Part`); written after the file
+        commit.json                               the marker (`Commit`); written last, and names the parts
 
-The token is drawn anew by each worker group, so that what a killed one has left behind is never taken for a part.
+Each worker group draws a new token, so that files left by a killed group are never taken for parts.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from jobs.storage.tensor_file import Bytes, Damaged, ShardFile, Want, read_range
 
 FORMAT_VERSION: Final = 1
 COMMIT_NAME: Final = "commit.json"
-KINDS: Final = ("weight", "exp_avg", "exp_avg_sq")  # fp32 each
+KINDS: Final = ("weight", "exp_avg", "exp_avg_sq")  # each is stored in fp32
 _FP32_BYTES: Final = 4
 
 
 class Slice(NamedTuple):
-    """Elements start .. start + numel - 1 of a parameter that is laid flat."""
+    """Elements start .. start + numel - 1 of a flattened parameter."""
 
     parameter: str
     start: int
@@ -38,25 +38,25 @@ class Slice(NamedTuple):
 
 
 class Part(Frozen):
-    """What one rank wrote. The file has, for every slice and kind, the tensor `kind:parameter`; flat, fp32."""
+    """The part that one rank wrote. For every slice and kind, the file has the flat fp32 tensor `kind:parameter`."""
 
     rank: int
     slices: tuple[Slice, ...]
     file: ShardFile
     buffers: dict[str, tuple[str, tuple[int, ...]]] = Field(
-        default_factory=dict, description="Of rank 0: dtype and shape of each buffer of the model, `buffer:name`."
+        default_factory=dict, description="Only of rank 0: dtype and shape of each buffer of the model, `buffer:name`."
     )
 
 
 class PartEntry(Frozen):
-    """A part's description, named and pinned by the commit."""
+    """Name and checksum of a part's index, as the commit records them."""
 
     name: str
     sha256: str
 
 
 class Best(Frozen):
-    """The best held-out score so far, and the step that has it."""
+    """The best held-out score so far, and its step."""
 
     metric: str
     greater_is_better: bool
@@ -65,19 +65,19 @@ class Best(Frozen):
 
 
 class Commit(Frozen):
-    """The marker: everything of a checkpoint but its tensors."""
+    """The marker of a checkpoint: all its contents except tensors."""
 
-    # A metric of somebody's own may be no number, which must not cost the checkpoint.
+    # A user's metric may be NaN or infinite, and that must not prevent a checkpoint.
     model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="strings")
 
     version: int = FORMAT_VERSION
     step: int = Field(description="Optimizer steps that are done.")
     num_workers: int
-    per_device_train_batch_size: int = Field(description="Dropout is drawn for each micro-batch, and so follows this.")
-    parts: tuple[PartEntry, ...] = Field(description="One for each rank, in order.")
-    shapes: dict[str, tuple[int, ...]] = Field(description="Every trained parameter, in the model's order.")
-    bytes: int = Field(description="Of all tensor files.")
-    optimizer_step: int = Field(description="Updates that Adam has made; fewer than `step` where fp16 skipped some.")
+    per_device_train_batch_size: int = Field(description="Rows of a micro-batch, for each of which dropout is drawn.")
+    parts: tuple[PartEntry, ...] = Field(description="One for each rank, in the order of ranks.")
+    shapes: dict[str, tuple[int, ...]] = Field(description="Shape of every trained parameter, in the model's order.")
+    bytes: int = Field(description="Size of all tensor files together.")
+    optimizer_step: int = Field(description="Updates that Adam has made; fewer than `step` if fp16 skipped steps.")
     precision: str
     loss_scaler: dict[str, float] | None = Field(None, description="State of fp16's dynamic loss scale.")
     loss: float | None
@@ -98,13 +98,13 @@ def entry_of(name: str, content: bytes) -> PartEntry:
 
 
 def saved_steps(paths: JobPaths) -> list[int]:
-    """Steps of all checkpoint directories, whole or not, ascending."""
+    """List the steps of all checkpoint directories, complete or not, in ascending order."""
     steps = (checkpoint_step(name) for name in storage.list_names(paths.checkpoints))
     return sorted(step for step in steps if step is not None)
 
 
 def committed_steps(paths: JobPaths) -> list[int]:
-    """Steps whose checkpoint has its marker, ascending."""
+    """List the steps whose checkpoint has its marker, in ascending order."""
     return [step for step in saved_steps(paths) if storage.exists(commit_path(paths, step))]
 
 
@@ -113,12 +113,12 @@ def commit_path(paths: JobPaths, step: int) -> str:
 
 
 def read_commit(paths: JobPaths, step: int) -> Commit:
-    """The marker of a checkpoint.
+    """Read the marker of a checkpoint.
 
     Raises:
-        StorageError: a newer release wrote it.
+        StorageError: a newer release wrote the marker.
         StorageOutage: the storage does not answer now.
-        Damaged: it cannot be read, or is no marker.
+        Damaged: the marker cannot be read or parsed.
     """
     path = commit_path(paths, step)
     try:
@@ -136,17 +136,17 @@ def read_commit(paths: JobPaths, step: int) -> Commit:
 
 
 def read_parts(paths: JobPaths, commit: Commit) -> tuple[Part, ...]:
-    """What every rank wrote, as the commit pins it.
+    """Read the index of every part, and check it against the commit.
 
     Raises:
-        Damaged: a description is missing, or is another one.
+        Damaged: an index is missing or differs from the one that was written.
     """
     parts = []
     for entry in commit.parts:
         path = storage.join(paths.checkpoint(commit.step), entry.name)
         try:
             content = storage.read_bytes(path)
-        except StorageOutage:  # it says nothing of the file
+        except StorageOutage:  # an outage does not mean that the file is damaged
             raise
         except StorageError as error:
             raise Damaged(str(error)) from error
@@ -157,21 +157,21 @@ def read_parts(paths: JobPaths, commit: Commit) -> tuple[Part, ...]:
 
 
 def to_remove(whole: Sequence[int], limit: int, best: int | None, step: int) -> list[int]:
-    """Checkpoints that are no longer kept once that of `step` is there: all but the newest `limit` and the best. Pure.
+    """List the checkpoints to remove after that of `step`: all but the newest `limit` and the best. Pure.
 
-    Those of later steps do not count, and are left alone: a run that went back behind them found them damaged.
+    Later checkpoints neither count nor are removed: the run found them damaged when it went back to an earlier one.
     """
     passed = sorted(one for one in whole if one <= step)
     return [one for one in passed[:-limit] if one != best]
 
 
 def leftovers(saved: Sequence[int], whole: Sequence[int]) -> list[int]:
-    """Directories without a marker that nobody writes to any more: older than the newest whole one. Pure."""
+    """List directories without a marker that are older than the newest complete one: no process writes them. Pure."""
     return [step for step in saved if step not in whole and whole and step < max(whole)]
 
 
 class Read(NamedTuple):
-    """A slice of one kind, and the memory that it is to be read into."""
+    """A slice of one kind, and the memory into which it is read."""
 
     kind: str
     slice: Slice
@@ -179,13 +179,13 @@ class Read(NamedTuple):
 
 
 def plan_reads(reads: Sequence[Read], parts: Sequence[Part]) -> dict[int, list[Want]]:
-    """Which bytes of which parts hold the slices, however many ranks wrote them. Pure.
+    """Find the bytes of the parts that hold the slices, however many ranks wrote the parts. Pure.
 
     Returns:
-        Number of the part -> byte ranges of its file.
+        Byte ranges to read, by the number of the part.
 
     Raises:
-        Damaged: elements are in no part.
+        Damaged: some elements are in no part.
     """
     holders: dict[str, list[tuple[int, Slice]]] = {}
     for number, part in enumerate(parts):
@@ -208,6 +208,6 @@ def plan_reads(reads: Sequence[Read], parts: Sequence[Part]) -> dict[int, list[W
 
 
 def read_slices(folder: str, parts: Sequence[Part], reads: Sequence[Read]) -> None:
-    """Read slices of a checkpoint, checked. Raises Damaged."""
+    """Read slices of a checkpoint and verify their checksums. Raises Damaged."""
     for number, wants in plan_reads(reads, parts).items():
         read_ranges(folder, parts[number].file, wants)

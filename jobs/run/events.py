@@ -1,4 +1,4 @@
-"""From a run's files to whoever watches: events and steps, as they come."""
+"""Passes events and steps from a run's files to a viewer as they are written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALIVE_EVERY_S = 60.0
 
 
 def this_driver() -> dict[str, Any]:
-    """Which process this is. Hosts may share a name, and containers a host: `machine` tells them apart."""
+    """Identify this process. Hosts may share a name, and containers a host; `machine` distinguishes these."""
     machine = ""
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
         machine = f"{file.read().strip()}-{os.stat('/proc/self/ns/pid').st_ino}"
@@ -28,7 +28,7 @@ def this_driver() -> dict[str, Any]:
 
 
 class Announcer:
-    """The driver's own events: shown at once, and kept with the run's; and a sign of life at first and every minute."""
+    """Shows the driver's events and stores them with the run's. Writes a sign of life at the start and every minute."""
 
     def __init__(self, paths: JobPaths, progress: Progress) -> None:
         self._journal = JournalWriter(paths.events, DRIVER)
@@ -36,7 +36,7 @@ class Announcer:
         self._closed = threading.Event()
         self._sign_of_life()
         with contextlib.suppress(StorageError):
-            self._journal.flush()  # so that others see at once that the run has a driver
+            self._journal.flush()  # so that other processes see at once that the run has a driver
         threading.Thread(target=self._stay_alive, name="alive", daemon=True).start()
 
     def __call__(self, kind: str, message: str, **data: Any) -> None:
@@ -53,13 +53,13 @@ class Announcer:
             self._sign_of_life()
 
     def _sign_of_life(self) -> None:
-        """Not shown. Tells a long step from a dead driver, and whoever would go on with the run who drives it."""
+        """Store an event that is not shown. It tells a long step from a dead driver, and names the driver's process."""
         sign = event(ALIVE, "the driver is alive", **this_driver())
         self._journal.append(sign.model_dump(mode="json"))
 
 
 class Watch:
-    """Passes on what the workers have written since the last look; at first, since this was made."""
+    """Passes on what the workers have written since the last look; the first look begins where this was made."""
 
     def __init__(self, paths: JobPaths, progress: Progress) -> None:
         self._events = JournalReader(paths.events, skip=DRIVER)
@@ -71,24 +71,24 @@ class Watch:
             self._metrics.pass_over()
 
     def look(self) -> None:
-        """Show what is new; storage that does not answer is asked again at the next look."""
+        """Show new events and steps. If the storage does not answer, the next look asks again."""
         with contextlib.suppress(StorageError):
             for happened in map(Event.model_validate, self._events.new()):
-                if record := happened.data.get("record"):  # of a step that the metrics have once it is evaluated
+                if record := happened.data.get("record"):  # a step that reaches the metrics only after its evaluation
                     self._show_steps(before=record["step"])
                     self._progress.step(record)
                 self._progress.event(happened)
             self._show_steps()
 
     def _show_steps(self, before: int | None = None) -> None:
-        """Show the steps that are new, up to the first one that is not before a certain step. Raises StorageError."""
+        """Show the new steps, up to the first one that is not before `before`. Raises StorageError."""
         self._steps.extend(self._metrics.new())
         while self._steps and (before is None or self._steps[0]["step"] < before):
             self._progress.step(self._steps.popleft())
 
     @contextlib.contextmanager
     def in_background(self, every_s: float = 0.5) -> Any:
-        """Look every so often, in a thread, while the context is open; once more at its end."""
+        """Look every `every_s` seconds in a thread while the context is open, and once more at its end."""
         ended = threading.Event()
 
         def run() -> None:

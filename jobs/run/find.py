@@ -1,4 +1,4 @@
-"""Which run is meant, given a name, the start of one, a path or a URL."""
+"""Finds a run by its name, the start of its name, a path or a URL."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from jobs.storage import files as storage
 
 
 def storage_root(given: str | None) -> str:
-    """Where the runs are: as given, or else as the environment says; absolute."""
+    """Return the absolute path of the runs: as given, or from the environment."""
     return _absolute(given or read_settings().storage_path)
 
 
 def run_names(storage_path: str) -> list[str]:
-    """Names of the directories with a spec.json."""
+    """List the directories that have a spec.json."""
     names = [name for name in storage.list_names(storage_path) if name != "prepared" and not name.startswith(".")]
     return [name for name in names if storage.exists(JobPaths.of(storage_path, name).spec)]
 
 
 def find_run(run: str, storage_path: str) -> str:
-    """The root of a run, given its path, URL, name or a start of the name that no other run shares.
+    """Return the root of a run, given its path, URL, name, or a start of the name that is unique.
 
     Raises:
-        InputError: none or several are meant.
+        InputError: no run or several runs match.
     """
     if storage.is_url(run) or os.sep in run or os.path.exists(os.path.join(run, "spec.json")):
         root = _absolute(run).rstrip("/")
         if not storage.exists(JobPaths(root).spec):
-            raise InputError(f"{run} is no run: there is no spec.json in it{_beside(root)}")
+            raise InputError(f"{run} is not a run: there is no spec.json in it{_beside(root)}")
         return root
     names = run_names(storage_path) if storage.is_dir(storage_path) else []
     found = [name for name in names if name == run] or [name for name in names if name.startswith(run)]
@@ -57,7 +57,7 @@ def _absolute(path: str) -> str:
 
 
 def _beside(root: str) -> str:
-    """What a path that is no run may have meant."""
+    """Suggest names beside a path that is not a run."""
     folder, name = posixpath.split(root)
     with contextlib.suppress(StorageError):
         return did_you_mean(name, [other for other in storage.list_names(folder) if other != name])
@@ -69,7 +69,7 @@ def _some(names: list[str]) -> str:
 
 
 def with_model_of_run(spec: Spec) -> Spec:
-    """Replace `model.path: run:NAME` by the path of the model that this run under `storage_path` has exported.
+    """Replace `model.path: run:NAME` by the path of the model that the run NAME under `storage_path` has exported.
 
     Raises:
         InputError: no run or several runs have this name, or the run has exported no model.
@@ -80,7 +80,7 @@ def with_model_of_run(spec: Spec) -> Spec:
     paths = JobPaths(find_run(name, spec.storage_path))
     if not storage.exists(storage.join(paths.model, "config.json")):
         raise DataError(
-            f"model.path {spec.model.path}: run {paths.name} has no model, which it exports when it succeeds. "
-            f"`fleetune export {shlex.quote(paths.root)}` makes one of its newest checkpoint"
+            f"model.path {spec.model.path}: run {paths.name} has no model; a run exports it when it succeeds. "
+            f"`fleetune export {shlex.quote(paths.root)}` makes a model from its newest checkpoint"
         )
     return spec.model_copy(update={"model": spec.model.model_copy(update={"path": paths.model})})

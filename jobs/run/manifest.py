@@ -1,4 +1,4 @@
-"""What a run was made with: versions, git revision, host, devices."""
+"""Collects what a run was made with: versions, git revision, host, devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGES = ("fleetune", "torch", "transformers", "deepspeed", "ray", "pyarrow",
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes the result; packages that are not installed are left out."""
+    """Return the versions of packages that affect the result; packages that are not installed are left out."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision(folder: str) -> str | None:
-    """The commit of the checkout that `folder` lies in, with `-dirty` when files were changed; None outside of one."""
+    """Return the commit of the checkout around `folder`, with `-dirty` if files changed; None outside of a checkout."""
     try:
         found = subprocess.run(
             ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
@@ -40,7 +40,7 @@ def git_revision(folder: str) -> str | None:
 
 
 def run_facts() -> dict[str, Any]:
-    """The part of a run's manifest that is known when it starts."""
+    """Return the part of a run's manifest that is known when the run starts."""
     return {
         "version": 1,
         "started_at": datetime.datetime.now(datetime.UTC).isoformat(),

@@ -1,4 +1,4 @@
-"""Metrics as people read them. Light to import: shared by the training loop, the terminal and the queue's pages."""
+"""Formats metrics for people. Light to import: the training loop, the terminal and the queue's pages share it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 ACCURACY: Final = "eval_accuracy"
-# Share of the held-out samples that are in their most frequent class: the accuracy of always answering that class.
+# Share of held-out samples in the most frequent class: the accuracy of a model that always predicts that class.
 MAJORITY: Final = "eval_majority_share"
 
 
 def metric_words(metrics: Mapping[str, Any], shape: str = "{:.4g}", prefix: str = "") -> Iterator[str]:
-    """Yield `accuracy 0.822 (majority class 0.5)` and so on, for each metric that has a value.
+    """Yield a text such as `accuracy 0.822 (majority class 0.5)` for each metric that has a value.
 
     Args:
-        prefix: stands before the name of a held-out metric.
+        prefix: text before the name of a held-out metric.
     """
     together = ACCURACY in metrics and metrics.get(MAJORITY) is not None
     for name, value in metrics.items():

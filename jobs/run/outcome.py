@@ -1,4 +1,4 @@
-"""How a run ended, and what it said on the way: the values that cross from a run to whoever watches it."""
+"""How a run ended, and the events on its way: the values that a run leaves for its viewers."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ EXIT_CODES = {Status.SUCCEEDED: 0, Status.FAILED: 1, Status.INTERRUPTED: 130}
 class Outcome(Frozen):
     """The end of one run, written once as outcome.json."""
 
-    # A run may end because its loss is no number, and must be able to say so.
+    # A run may end because its loss is NaN or infinite, and the outcome must be able to record that.
     model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="strings")
 
     version: int = OUTCOME_VERSION
-    status: Status = Field(description="Where it ended.")
-    reason: str | None = Field(None, description="Why, in one readable message; None when it succeeded.")
+    status: Status = Field(description="How the run ended.")
+    reason: str | None = Field(None, description="Why it ended so, in one readable message; None if it succeeded.")
     bad_input: bool = Field(False, description="The same spec and data would fail again (exit code 2).")
-    lost: bool = Field(False, description="The machines failed it: it may succeed on others (exit code 75).")
+    lost: bool = Field(False, description="The machines failed: the run may succeed on others (exit code 75).")
     out_of_memory: bool = Field(False, description="A process needed more memory than there was.")
     faulty_nodes: tuple[str, ...] = Field((), description="Nodes whose hardware failed, as Ray identifies them.")
     rank: int | None = Field(None, ge=0, description="The rank that failed; None: no single one, or it is not known.")
@@ -45,11 +45,11 @@ class Outcome(Frozen):
         default_factory=dict, description="Last train loss, and the last eval_* that were measured after a step."
     )
     evaluated_step: int | None = Field(
-        None, ge=1, description="The step after which eval_* of metrics were measured; None: there are none."
+        None, ge=1, description="The step after which eval_* of metrics were measured; None if there are none."
     )
     metrics_before: dict[str, float] = Field(default_factory=dict, description="eval_* before the first step.")
     confusion: tuple[tuple[int, ...], ...] | None = Field(
-        None, description="Held-out samples of that evaluation: a row for each true class, a column for each predicted."
+        None, description="Samples of that evaluation by class: a row for each true class, a column for each predicted."
     )
     model_path: str | None = Field(None, description="The exported model directory.")
     ended_at: datetime.datetime = Field(description="UTC.")
@@ -67,7 +67,7 @@ class Event(Frozen):
     at: datetime.datetime = Field(description="UTC.")
     kind: str = Field(description="Short name: phase, evaluated, checkpoint, exported, warning, failed, ended.")
     message: str = Field(description="One line for people.")
-    data: dict[str, Any] = Field(default_factory=dict, description="The same for programs.")
+    data: dict[str, Any] = Field(default_factory=dict, description="Facts of the event for programs.")
 
 
 def event(kind: str, message: str, **data: Any) -> Event:
@@ -79,10 +79,10 @@ def write_outcome(paths: JobPaths, outcome: Outcome) -> None:
 
 
 def read_outcome(paths: JobPaths) -> Outcome | None:
-    """The outcome of a run, or None while it has none.
+    """Read the outcome of a run; None while it has none.
 
     Raises:
-        StorageError: written by a newer release.
+        StorageError: a newer release wrote the outcome.
     """
     if not storage.exists(paths.outcome):
         return None
@@ -90,10 +90,10 @@ def read_outcome(paths: JobPaths) -> Outcome | None:
 
 
 def outcome_of(content: bytes, where: str) -> Outcome:
-    """The outcome in a file's content. Raises StorageError or ValueError."""
+    """Parse the content of an outcome file; `where` is its path. Raises StorageError or ValueError."""
     raw = json.loads(content)
     if not isinstance(raw, dict):
-        raise StorageError(f"{where} holds no outcome of a run: remove it, and the run counts as lost")
+        raise StorageError(f"{where} is not the outcome of a run: remove the file, and the run counts as lost")
     if raw.get("version", 0) > OUTCOME_VERSION:
         raise StorageError(f"{where} was written by a newer release: upgrade Fleetune to read it")
     return Outcome.model_validate(raw)

@@ -1,4 +1,4 @@
-"""The one name-giver of everything that a run leaves behind."""
+"""Names every file and directory that a run leaves; no other module forms these names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobs.storage import files as storage
 
 
 def new_run_name(name: str, now: datetime.datetime) -> str:
-    """`{name}-{UTC date}-{time}-{4 hex digits}`: sorts by time, unique enough to be created without asking."""
+    """Return `{name}-{UTC date}-{time}-{4 hex digits}`, which sorts by time and needs no check for uniqueness."""
     return f"{name}-{now.astimezone(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
@@ -31,43 +31,43 @@ class JobPaths:
 
     @property
     def spec(self) -> str:
-        """The resolved spec of the newest attempt, as JSON: it reruns the same run."""
+        """The resolved spec of the newest attempt, as JSON. Running it repeats the run."""
         return storage.join(self.root, "spec.json")
 
     @property
     def best(self) -> str:
-        """In a sweep: the best trial's spec."""
+        """The spec of the best trial; only in a sweep."""
         return storage.join(self.root, "best.json")
 
     @property
     def manifest(self) -> str:
-        """What ran where: versions, git revision, hosts, devices, data fingerprint, peak memory."""
+        """Versions, git revision, hosts, devices, data fingerprint and peak memory of the run."""
         return storage.join(self.root, "manifest.json")
 
     @property
     def outcome(self) -> str:
-        """How it ended; not there while it goes on."""
+        """The outcome; absent while the run goes on."""
         return storage.join(self.root, "outcome.json")
 
     def earlier_spec(self, number: int) -> str:
-        """The spec of the driver's attempt `number`, from 1 on, once the run has gone on after it."""
+        """The spec of the driver's attempt `number`, counted from 1, kept when the run is resumed."""
         return storage.join(self.root, f"spec-{number}.json")
 
     def earlier_manifest(self, number: int) -> str:
         return storage.join(self.root, f"manifest-{number}.json")
 
     def earlier_outcome(self, number: int) -> str:
-        """How that attempt ended; not there where it was killed."""
+        """The outcome of that attempt; absent if the attempt was killed."""
         return storage.join(self.root, f"outcome-{number}.json")
 
     @property
     def events(self) -> str:
-        """Folder of numbered parts: what happened, one object a line."""
+        """Folder of numbered parts with one event a line, as JSON."""
         return storage.join(self.root, "events")
 
     @property
     def metrics(self) -> str:
-        """Folder of numbered parts: one object a step."""
+        """Folder of numbered parts with one step a line, as JSON."""
         return storage.join(self.root, "metrics")
 
     @property
@@ -91,11 +91,11 @@ class JobPaths:
         return storage.join(self.checkpoints, checkpoint_name(step))
 
     def attempt(self, number: int) -> str:
-        """What was decided for one worker group: the step at which it starts."""
+        """The start of one worker group: the step at which it starts, and its number of workers."""
         return storage.join(self.root, "attempts", f"{number:04d}.json")
 
     def failure(self, rank: int) -> str:
-        """What one rank failed with; read by the driver and by the other ranks."""
+        """The failure of one rank, which the driver and the other ranks read."""
         return storage.join(self.root, "failures", f"rank-{rank}.json")
 
     @property
@@ -104,22 +104,22 @@ class JobPaths:
 
     @property
     def stop_request(self) -> str:
-        """Appears when somebody asks the run to stop; its content is the reason."""
+        """A file that asks the run to stop; its content is the reason."""
         return storage.join(self.root, "stop")
 
     @property
     def save_request(self) -> str:
-        """Appears when somebody asks for a checkpoint; the run removes it when it has seen it."""
+        """A file that asks for a checkpoint; the run removes the file when it has seen it."""
         return storage.join(self.root, "save")
 
     @property
     def driver(self) -> str:
-        """Which driver has the run: a word of its own. Workers of an earlier one end when they see another."""
+        """A random token of the driver that has the run. Workers of an earlier driver see it change, and end."""
         return storage.join(self.root, "driver")
 
     @property
     def removing(self) -> str:
-        """Appears when the whole run is to go, before its spec does, and goes last: what is left can be told."""
+        """A marker written before the whole run is removed, and removed last: leftovers can then be recognised."""
         return storage.join(self.root, "removing.json")
 
 
@@ -131,16 +131,16 @@ def checkpoint_name(step: int) -> str:
 
 
 def checkpoint_step(name: str) -> int | None:
-    """The step in a checkpoint's name, or None if it is no such name."""
+    """Return the step in a checkpoint's name; None for any other name."""
     match = _CHECKPOINT.match(name)
     return int(match.group(1)) if match else None
 
 
 def prepared_root(storage_path: str, fingerprint: str) -> str:
-    """Prepared data is shared by all runs with the same fingerprint."""
+    """Return the directory of prepared data, which all runs with this fingerprint share."""
     return storage.join(storage_path, "prepared", fingerprint)
 
 
 def check_folder(storage_path: str, fingerprint: str) -> str:
-    """What `fleetune data check` leaves behind; not a run, so it lies with the prepared data."""
+    """Return the directory of `fleetune data check`. It is not a run, so it lies with the prepared data."""
     return storage.join(storage_path, "prepared", "checks", fingerprint)

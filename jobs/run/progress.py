@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it: a protocol, plain lines for logs, and silence."""
+"""Shows the progress of a run: a protocol, plain lines for logs, and an implementation that shows nothing."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from cluster.text import duration
 from jobs.run.metric_names import metric_words
 from jobs.run.outcome import Event
 
-STEP_LINE_INTERVAL_S = 10.0
-SILENCE_S = 30.0
+STEP_LINE_INTERVAL_S = 10.0  # at most one line for a step in this time
+SILENCE_S = 30.0  # without another line for this long, a sign of life is printed
 
 Clock = Callable[[], float]
 
 
 class Progress(Protocol):
-    """Told of events and steps as they are seen, from any thread; `close` ends the display and may be called twice."""
+    """Receives events and steps, from any thread. `close` ends the display and may be called twice."""
 
     def event(self, event: Event) -> None: ...
 
     def step(self, record: dict[str, Any]) -> None:
-        """`record` is one object of the metrics: step (1-based, finished), epoch, loss, learning_rate, ..."""
+        """`record` is one object of the metrics: step (1-based, completed), epoch, loss, learning_rate, ..."""
 
     def close(self) -> None: ...
 
@@ -40,7 +40,7 @@ class NoProgress:
 
 
 class Pace:
-    """Seconds to the end, from the wall clock of the steps seen so far, evaluations and checkpoints included."""
+    """Estimates the seconds to the end from the wall clock of the steps so far, with evaluations and checkpoints."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.total: int | None = None
@@ -48,7 +48,7 @@ class Pace:
         self._first: tuple[int, float] | None = None
 
     def eta_s(self, record: dict[str, Any]) -> float | None:
-        """None while the number of steps is not known."""
+        """Return the seconds to the end; None while the number of steps is not known."""
         step = int(record["step"])
         if self._first is None or step < self._first[0]:
             self._first = (step, self._clock())
@@ -60,7 +60,7 @@ class Pace:
 
 
 class PlainProgress:
-    """Log lines for a terminal that is none: every event, a step now and then, and a sign of life in silence."""
+    """Prints log lines where there is no terminal: every event, some steps, and a sign of life during silence."""
 
     def __init__(self, stream: TextIO, *, clock: Clock = time.monotonic, background: bool = True) -> None:
         self._stream = stream
@@ -69,7 +69,7 @@ class PlainProgress:
         self._pace = Pace(clock)
         self._phase, self._phase_at = "starting", clock()
         self._printed_at = clock()
-        self._newest_at = datetime.datetime.min.replace(tzinfo=datetime.UTC)  # of the last line
+        self._newest_at = datetime.datetime.min.replace(tzinfo=datetime.UTC)  # time stamp of the last line
         self._step_printed_at: float | None = None
         self._printed_step: int | None = None
         self._unprinted: dict[str, Any] | None = None
@@ -93,7 +93,7 @@ class PlainProgress:
         with self._lock:
             line = step_line(record, self._pace.total, self._pace.eta_s(record))
             self._enter("training")
-            if record["step"] == self._printed_step:  # again, with what was evaluated: an event has said that
+            if record["step"] == self._printed_step:  # the step again, now with its evaluation, which an event showed
                 return
             now, last = self._clock(), self._step_printed_at
             self._unprinted = record
@@ -102,7 +102,7 @@ class PlainProgress:
                 self._print(line)
 
     def sign_of_life(self) -> None:
-        """Called every second; prints when nothing else was printed for SILENCE_S."""
+        """Print a line if nothing was printed for SILENCE_S. Called every second."""
         with self._lock:
             now = self._clock()
             if now - self._printed_at >= SILENCE_S:
@@ -119,13 +119,13 @@ class PlainProgress:
 
     def _print_pending(self) -> None:
         record, self._unprinted = self._unprinted, None
-        # The step before an evaluation may be seen after the evaluated one. It is too late for its line then.
+        # The step before an evaluation may be seen after the evaluated step; its line would then be out of order.
         if record is not None and record["step"] > (self._printed_step or 0):
             self._printed_step = record["step"]
             self._print(step_line(record, self._pace.total, None))
 
     def _print(self, text: str, at: datetime.datetime | None = None) -> None:
-        """A line never has an earlier time than the line above: a step is printed a second or two after its end."""
+        """Print a line, never with an earlier time than the line above; steps are seen some seconds after their end."""
         now = datetime.datetime.now(datetime.UTC)
         self._newest_at = at = max((at or now).astimezone(datetime.UTC), self._newest_at)
         self._printed_at = self._clock()
@@ -137,12 +137,12 @@ class PlainProgress:
 
 
 def phase_words(event: Event) -> str:
-    """What goes on, as it reads after "still"."""
+    """Describe the phase, as it reads after "still"."""
     return "starting" if event.data.get("phase") == "start" else event.message
 
 
 def step_line(record: dict[str, Any], total: int | None, eta_s: float | None) -> str:
-    """`step 120/900  epoch 0.40  loss 0.4312  lr 9.1e-05  grad_norm 1.2  1,234 tokens/s  eta 3m20s`."""
+    """Format a step: `step 120/900  epoch 0.40  loss 0.4312  lr 9.1e-05  grad_norm 1.2  1,234 tokens/s  eta 3m20s`."""
     parts = [f"step {record['step']}" + (f"/{total}" if total else "")]
     parts += [shape.format(record[key]) for key, shape in _SHAPES if record.get(key) is not None]
     held_out = {name: value for name, value in record.items() if name.startswith("eval_")}

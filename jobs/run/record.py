@@ -1,4 +1,4 @@
-"""The record of a run: opened with its spec, closed with its outcome, whatever happens in between; and opened again."""
+"""The record of a run: opened with its spec, closed with its outcome however the run ends, and opened again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from jobs.storage.journal import Record, part_names, read_journal, read_part
 
 
 def open_run(spec: Spec, root: str | None = None) -> JobPaths:
-    """Make the run's directory, under a new name unless its root is given, with the resolved spec in it."""
+    """Make the run's directory, with the resolved spec in it, under a new name unless `root` is given."""
     if root is None:
         paths = JobPaths.of(spec.storage_path, new_run_name(spec.name, datetime.datetime.now(datetime.UTC)))
     else:
@@ -41,10 +41,10 @@ def open_run(spec: Spec, root: str | None = None) -> JobPaths:
 
 
 def reopen_run(run_root: str, spec: Spec | SweepSpec) -> JobPaths:
-    """Make the directory of an earlier run, or sweep, ready to go on.
+    """Prepare the directory of an earlier run or sweep for a resume.
 
     Metrics, events, logs and checkpoints stay. Spec, manifest and outcome of the attempt that ended are kept under its
-    number; orders and failures that were meant for it are removed.
+    number. Requests to that attempt, and its failures, are removed.
     """
     paths = JobPaths(run_root)
     number = 1 + max(
@@ -69,7 +69,7 @@ _EARLIER = re.compile(r"^(?:spec|manifest|outcome)-(\d+)\.json$")
 
 
 def concluded(paths: JobPaths, drive: Callable[[], Outcome]) -> Outcome:
-    """Call `drive` and write what came of it; an error becomes the outcome, its traceback goes to the log."""
+    """Call `drive` and write its outcome. An error becomes the outcome, and its traceback goes to the log."""
     try:
         outcome = drive()
     except Exception as error:
@@ -84,7 +84,7 @@ def concluded(paths: JobPaths, drive: Callable[[], Outcome]) -> Outcome:
 
 
 def last_record(paths: JobPaths) -> dict[str, Any]:
-    """Step and metrics that a run had reached when it failed, as fields of an outcome."""
+    """Return the step and metrics that a failed run had reached, as fields of an outcome."""
     try:
         written, events = read_journal(paths.metrics), read_journal(paths.events)
     except StorageError:
@@ -93,7 +93,7 @@ def last_record(paths: JobPaths) -> dict[str, Any]:
     before: dict[str, float] = next((one["metrics"] for one in reversed(evaluated) if one["step"] == 0), {})
     if not written:
         return {"metrics_before": before}
-    newest = written[-1]  # an earlier attempt may have been further, but that is undone
+    newest = written[-1]  # an earlier attempt may have reached a later step, but that work is lost
     steps = [record for record in one_of_each_step(written) if record["step"] <= newest["step"]]
     last = next((record for record in reversed(steps) if "eval_loss" in record), {})  # every evaluation has a loss
     known = {name: value for name, value in last.items() if name.startswith("eval_")}
@@ -106,17 +106,17 @@ def last_record(paths: JobPaths) -> dict[str, Any]:
 
 
 def read_steps(paths: JobPaths) -> list[Record]:
-    """The metrics, one record for each step, in the order of the steps. Raises StorageError.
+    """Read the metrics: one record for each step, in the order of steps. Raises StorageError.
 
-    An attempt that goes back to a checkpoint computes some steps again: what was written last counts.
+    An attempt that goes back to a checkpoint repeats some steps; the record that was written last counts.
     """
     return one_of_each_step(read_journal(paths.metrics))
 
 
 def logged_loss(paths: JobPaths, step: int) -> float | None:
-    """The loss that was logged last for a step which is the next to be done; None where none got so far.
+    """Return the loss that was last logged for `step`, the next step of a run; None if no attempt reached it.
 
-    Looks from the end only as far as that step may be: a long past costs nothing. Raises StorageError.
+    Reads backwards only as far as the step can be, so the length of the run does not matter. Raises StorageError.
     """
     for name in reversed(part_names(paths.metrics)):
         records = read_part(paths.metrics, name)
@@ -129,7 +129,7 @@ def logged_loss(paths: JobPaths, step: int) -> float | None:
 
 
 def one_of_each_step(records: list[Record]) -> list[Record]:
-    """The last one of each step, in the order of the steps."""
+    """Keep the last record of each step, in the order of steps."""
     newest = {record["step"]: record for record in records}
     return [newest[step] for step in sorted(newest)]
 
@@ -153,7 +153,7 @@ def outcome_of_error(paths: JobPaths, error: Exception) -> Outcome:
 
 
 def ending_of(paths: JobPaths, outcome: Outcome) -> str:
-    """The last line about a run."""
+    """Describe the end of a run in its last lines of output."""
     if outcome.status is Status.SUCCEEDED:
         return f"succeeded after {many(outcome.step, 'step')}; the model is in {outcome.model_path}"
     how = how_to_go_on(paths, outcome)
@@ -161,14 +161,14 @@ def ending_of(paths: JobPaths, outcome: Outcome) -> str:
 
 
 def how_to_go_on(paths: JobPaths, outcome: Outcome | None) -> str | None:
-    """The command that goes on with a run; None where there is nothing to go on with, or it would fail again.
+    """Return the command that resumes a run; None if it has no checkpoint, succeeded, or would fail again.
 
     Args:
         outcome: None for a run that was killed.
     """
     if outcome is not None and (outcome.status is Status.SUCCEEDED or outcome.bad_input):
         return None
-    from jobs.run.checkpoints import committed_steps  # brings numpy, which the command line shall not wait for
+    from jobs.run.checkpoints import committed_steps  # imports numpy, which the command line must not wait for
 
     try:
         return resume_command(paths) if committed_steps(paths) else None
@@ -181,5 +181,5 @@ def resume_command(paths: JobPaths) -> str:
 
 
 def write_manifest(paths: JobPaths, facts: dict[str, Any]) -> None:
-    """What ran where (see `JobPaths.manifest`)."""
+    """Write the facts about a run (see `JobPaths.manifest`)."""
     storage.write_bytes(paths.manifest, json.dumps(facts, indent=1).encode())

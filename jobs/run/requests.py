@@ -1,4 +1,4 @@
-"""What somebody may ask of a run that is going on, by a file in its directory; its workers look every second."""
+"""Requests to a run that goes on, as files in its directory. Its workers look for them every second."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jobs.storage import files as storage
 
 
 def ask_to_stop(root: str, now: Now = utc_now) -> str:
-    """Ask a run to save a checkpoint and end; what will happen, in words.
+    """Ask a run to save a checkpoint and end. Returns a message about what will happen.
 
     Raises:
-        InputError: it has ended.
+        InputError: the run has ended.
     """
     paths = JobPaths(root)
     heard = _heard(paths, now)
@@ -26,10 +26,10 @@ def ask_to_stop(root: str, now: Now = utc_now) -> str:
 
 
 def ask_to_save(root: str, now: Now = utc_now) -> str:
-    """Ask a run to save a checkpoint and go on; what will happen, in words.
+    """Ask a run to save a checkpoint and go on. Returns a message about what will happen.
 
     Raises:
-        InputError: it has ended.
+        InputError: the run has ended.
     """
     paths = JobPaths(root)
     heard = _heard(paths, now)
@@ -38,7 +38,7 @@ def ask_to_save(root: str, now: Now = utc_now) -> str:
 
 
 def _heard(paths: JobPaths, now: Now) -> str:
-    """Nothing, or why nobody may hear. Raises InputError."""
+    """Return '', or a warning that the run may be dead. Raises InputError if the run has ended."""
     run = summarise(paths, now)
     if run.status not in ("running", "lost"):
         raise InputError(_has_ended(run))
@@ -48,4 +48,4 @@ def _heard(paths: JobPaths, now: Now) -> str:
 def _has_ended(run: RunSummary) -> str:
     if run.status == "unreadable":
         return f"run {run.name}: {run.reason}"
-    return f"run {run.name} has ended: {run.status} after {many(run.step, 'step')}. There is nobody to ask"
+    return f"run {run.name} has ended: {run.status} after {many(run.step, 'step')}. It can no longer be asked"

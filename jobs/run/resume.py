@@ -1,4 +1,4 @@
-"""Whether a run may go on with a spec: what may change, what may not, and whether somebody still drives it."""
+"""Checks whether a run may resume with a spec: which fields may change, and whether a driver is still alive."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jobs.spec.load import load_spec
 from jobs.storage import files as storage
 from jobs.storage.journal import Record, part_names, read_part, written_at_s
 
-# How a run is computed, saved and measured, a field or a whole section. Every other field is what is computed.
+# Fields or whole sections about how a run is computed, saved and measured. All other fields decide what is computed.
 MAY_CHANGE: Final = frozenset(
     {
         "name",
@@ -35,25 +35,25 @@ MAY_CHANGE: Final = frozenset(
         "eval",
         "train.per_device_train_batch_size",
         "train.gradient_accumulation_steps",
-        "train.global_batch_size",  # these two are compared as the rows that follow from them
+        "train.global_batch_size",  # this and the next are compared by the rows that they give
         "train.global_batch_tokens",
         "train.gradient_checkpointing",
         "train.zero",
     }
 )
-# Where something lies: it may lie elsewhere, but not come or go. What is in it is compared when it is read.
+# Paths: they may change, but not be added or dropped. Their content is compared when it is read.
 MAY_MOVE: Final = frozenset({"model.path", "data.train", "data.eval"})
-# Left to the device before, it may be said now; what the checkpoint was computed in is compared when it is read.
+# Fields that the device decided before and that may be set now. The checkpoint's precision is compared on reading.
 MAY_BE_SAID: Final = frozenset({"train.bf16"})
-# What a field that is left out stands for. Earlier releases wrote the kernel down as sdpa where it was left out.
+# Values of fields that are left out. Earlier releases wrote the attention kernel as sdpa if it was left out.
 LEFT_OUT: Final = {"model.attn_implementation": "sdpa"}
 
-# A driver gives a sign of life every minute, which is at most half a minute on its way to storage.
+# Seconds of silence after which a driver counts as dead. It writes every 60 s, and storage adds at most 30 s.
 SILENT_S: Final = 150.0
 
 
 def leaf_fields() -> list[str]:
-    """Dotted names of all fields that are no sections."""
+    """List the dotted names of all fields that are not sections."""
     return [name for name, info in spec_fields().items() if section_model(info) is None]
 
 
@@ -63,7 +63,7 @@ def may_change(name: str) -> bool:
 
 
 def differences(before: Spec, now: Spec) -> list[str]:
-    """What a run may not change when it goes on, each as one line; empty where it may go on. Pure.
+    """List the changes that a resume does not allow, one a line; empty if the run may resume. Pure.
 
     Raises:
         SpecError: the batch of `now` contradicts itself.
@@ -86,7 +86,7 @@ def _value(spec: Spec, name: str) -> Any:
 
 
 def _unmoved(value: Any) -> Any:
-    """What a path or sources are beside the places where they lie."""
+    """Return the properties of a path or of sources other than their location."""
     if isinstance(value, tuple):
         return tuple(source.model_copy(update={"path": ""}) for source in value)
     return value is None
@@ -108,18 +108,18 @@ def _shown(value: Any) -> str:
 
 
 def check_resumable(paths: JobPaths, now: Spec, clock: Callable[[], float] = time.time, *, alone: bool = False) -> Spec:
-    """The spec that the run had so far, which may go on as `now`.
+    """Check that a run may resume with the spec `now`, and return the spec that it had.
 
     Args:
         clock: seconds since 1970.
-        alone: the caller knows that nobody drives the run any more.
+        alone: the caller knows that no driver has the run any more.
 
     Raises:
-        SpecError: the new spec is of another run; all that differs, one a line.
-        InputError: there is no such run, it has succeeded, or it may still be going on.
+        SpecError: the new spec belongs to another run; the message lists all differences.
+        InputError: there is no such run, it has succeeded, or it may still have a driver.
     """
     if not storage.exists(paths.spec):
-        raise InputError(f"{paths.root} is no run: there is no spec.json in it")
+        raise InputError(f"{paths.root} is not a run: there is no spec.json in it")
     outcome = read_outcome(paths)
     if outcome is None and not alone:
         check_not_driven(paths, clock())
@@ -130,9 +130,9 @@ def check_resumable(paths: JobPaths, now: Spec, clock: Callable[[], float] = tim
     if changed:
         lines = "\n".join(f"  {line}" for line in changed)
         raise SpecError(
-            f"run {paths.name} cannot resume: the spec changes what is computed (from what the run had to what is "
-            f"given):\n{lines}\nA resume may change resources, checkpoint, eval, the micro-batch and train.zero. "
-            f"Take these back, or start a new run from its model (`fleetune export {paths.root}`, then model.path: "
+            f"run {paths.name} cannot resume: the spec changes what is computed (old value -> new value):\n"
+            f"{lines}\nA resume may change resources, checkpoint, eval, the micro-batch and train.zero. "
+            f"Undo these changes, or start a new run from its model (`fleetune export {paths.root}`, then model.path: "
             f"{paths.model})"
         )
     return before
@@ -140,13 +140,13 @@ def check_resumable(paths: JobPaths, now: Spec, clock: Callable[[], float] = tim
 
 def _has_succeeded(paths: JobPaths, outcome: Outcome) -> str:
     return (
-        f"run {paths.name} has succeeded after {many(outcome.step, 'step')}: nothing is left to do. To train on from "
-        f"it, start a new run with model.path: {paths.model}"
+        f"run {paths.name} has succeeded after {many(outcome.step, 'step')}: nothing is left to do. To train further "
+        f"from it, start a new run with model.path: {paths.model}"
     )
 
 
 def check_not_driven(paths: JobPaths, now_s: float) -> None:
-    """Two drivers of one run would overwrite each other's checkpoints. Raises InputError."""
+    """Raise InputError if a driver may have the run: two drivers would overwrite each other's checkpoints."""
     fresh = [name for name in part_names(paths.events) if now_s - written_at_s(name) < SILENT_S]
     if not fresh:
         return
@@ -168,7 +168,7 @@ def check_not_driven(paths: JobPaths, now_s: float) -> None:
 
 
 def _driver_of(paths: JobPaths, parts: list[str]) -> Record | None:
-    """Host, machine and process of whoever gave the newest sign of life in these parts of the events."""
+    """Return host, machine and process from the newest sign of life in these parts of the events."""
     for name in reversed(parts):
         if not name.endswith(f"-{DRIVER}.jsonl"):
             continue

@@ -1,4 +1,4 @@
-"""The runs under a storage path, read from what they left behind. Never writes; needs no cluster."""
+"""Summarises the runs under a storage path from their files. Never writes, and needs no cluster."""
 
 from __future__ import annotations
 
@@ -19,47 +19,49 @@ from jobs.run.record import how_to_go_on
 from jobs.storage import files as storage
 from jobs.storage.journal import Record, newest_record, part_names, read_journal, written_at_s
 
-SILENT_AFTER_S = 300.0
-LOG_TAIL_BYTES = 4096
-LAST_EVENTS = 10
+SILENT_AFTER_S = 300.0  # a run that has written nothing for this long counts as lost
+LOG_TAIL_BYTES = 4096  # a screen of text
+LAST_EVENTS = 10  # shown by `fleetune show`
 
 _RUN_NAME = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
 Now = Callable[[], datetime.datetime]
 
 
 class _Read(Frozen):
-    """What was read, as it is: a loss that is no number any more is what the reader came to see (null in JSON)."""
+    """Values that were read. NaN and infinity are allowed, because a viewer must see them; in JSON they are null."""
 
     model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="null")
 
 
 class RunSummary(_Read):
-    """One line of `fleetune runs`."""
+    """One run in the table of `fleetune runs`."""
 
     name: str
     root: str
-    status: str = Field(description="succeeded, failed, interrupted; running; or lost: silent for five minutes.")
+    status: str = Field(description="succeeded, failed or interrupted; running; or lost: silent for five minutes.")
     started_at: datetime.datetime | None
-    silent_s: float | None = Field(description="Seconds since it last wrote something; None when it has ended.")
+    silent_s: float | None = Field(description="Seconds since the run last wrote something; None if it has ended.")
     step: int
     metrics: dict[str, float] = Field(description="Last loss, and the last eval_* that were measured after a step.")
-    evaluated_step: int | None = Field(None, description="The step of these eval_*.")
+    evaluated_step: int | None = Field(None, description="The step after which these eval_* were measured.")
     reason: str | None
 
 
 class RunDetails(_Read):
-    """What `fleetune show` prints."""
+    """Everything that `fleetune show` prints."""
 
     summary: RunSummary
     spec: dict[str, Any]
     total_steps: int | None
     metrics_before: dict[str, float]
-    confusion: tuple[tuple[int, ...], ...] | None = Field(None, description="Held-out samples, true by predicted.")
+    confusion: tuple[tuple[int, ...], ...] | None = Field(
+        None, description="Held-out samples: true class by predicted."
+    )
     last_step: Record | None
     paths: dict[str, str]
-    resume: str | None = Field(description="The command that goes on with a run that has ended early.")
+    resume: str | None = Field(description="The command that resumes a run that ended early.")
     events: tuple[Record, ...]
-    log_tail: str | None = Field(description="End of the log that tells most, when the run did not succeed.")
+    log_tail: str | None = Field(description="End of the most useful log, if the run did not succeed.")
 
 
 def utc_now() -> datetime.datetime:
@@ -67,10 +69,10 @@ def utc_now() -> datetime.datetime:
 
 
 def list_runs(storage_path: str, now: Now = utc_now) -> list[RunSummary]:
-    """All runs directly under `storage_path`, newest last.
+    """List all runs directly under `storage_path`, newest last.
 
     Raises:
-        StorageError: the storage path is not there or cannot be read.
+        StorageError: the storage path does not exist or cannot be read.
     """
     if not storage.is_dir(storage_path):
         raise StorageError(
@@ -83,7 +85,7 @@ def list_runs(storage_path: str, now: Now = utc_now) -> list[RunSummary]:
 
 
 def summarise(paths: JobPaths, now: Now = utc_now) -> RunSummary:
-    """One run in a few small reads, however long it is. A run with an unreadable outcome has status `unreadable`."""
+    """Summarise one run with a few small reads. A run with an unreadable outcome has the status `unreadable`."""
     try:
         outcome = read_outcome(paths)
     except (FleetuneError, ValueError) as error:
@@ -117,7 +119,7 @@ def _summary(
 
 
 def started_at(paths: JobPaths) -> datetime.datetime | None:
-    """From the run's name; None where somebody renamed it."""
+    """Return the time in the run's name; None if the run was renamed."""
     match = _RUN_NAME.search(paths.name)
     if not match:
         return None
@@ -128,7 +130,7 @@ def started_at(paths: JobPaths) -> datetime.datetime | None:
 
 
 def _newest(folder: str) -> datetime.datetime | None:
-    """When the newest part was written."""
+    """Return the time at which the newest part was written."""
     names = part_names(folder)
     return datetime.datetime.fromtimestamp(written_at_s(names[-1]), datetime.UTC) if names else None
 
@@ -139,10 +141,10 @@ def _metrics_of(record: Record) -> dict[str, float]:
 
 
 def describe_run(root: str, now: Now = utc_now) -> RunDetails:
-    """Everything that `fleetune show` prints.
+    """Read everything that `fleetune show` prints.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: the run cannot be read.
     """
     paths = JobPaths(root)
     summary = summarise(paths, now)
@@ -169,12 +171,12 @@ def _outcome(paths: JobPaths) -> Outcome | None:
     try:
         return read_outcome(paths)
     except (FleetuneError, ValueError):
-        return None  # summarise says so
+        return None  # `summarise` reports it
 
 
 def _paths_of(paths: JobPaths, outcome: Outcome | None, is_sweep: bool) -> dict[str, str]:
     found = {"run": paths.root, "spec": paths.spec, "logs": paths.logs}
-    if not is_sweep:  # its trials have checkpoints
+    if not is_sweep:  # the checkpoints of a sweep are in its trials
         found["checkpoints"] = paths.checkpoints
     if outcome and outcome.model_path:
         found["model"] = outcome.model_path
@@ -182,7 +184,7 @@ def _paths_of(paths: JobPaths, outcome: Outcome | None, is_sweep: bool) -> dict[
 
 
 def log_tail(paths: JobPaths) -> str | None:
-    """The end of the driver's log, or else of the first rank's; None where it is empty."""
+    """Return the end of the driver's log, or else of the first rank's; None if the log is empty."""
     names = storage.list_names(paths.logs)
     name = next((name for name in ("driver.log", *names) if name in names), None)
     if name is None:

@@ -1,4 +1,4 @@
-"""What a job is: one file for each kind of spec and for each section, and how a spec is read.
+"""The spec of a job: one file for each kind of spec and for each section, and the code that reads a spec.
 
 May import `storage`, `checking` and the ground. Start with `finetune`, then `load`.
 """

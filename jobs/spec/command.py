@@ -1,4 +1,4 @@
-"""A job that runs a program of the user's own on a gang: evaluation, generation, preparation. Light to import."""
+"""The spec of kind `command`: a user's program on a gang, such as an evaluation. Light to import."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Word = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=100_00
 
 
 class CommandResources(Frozen):
-    """The gang: as many processes, all of which start together, or none."""
+    """The gang of a command: all its processes start together, or none does."""
 
     num_workers: int = Field(1, ge=1, le=MOST_WORKERS, description="Number of processes of the program.")
-    gpus_per_worker: int = Field(0, ge=0, le=MOST_GPUS_PER_WORKER, description="GPUs that each of them sees.")
-    cpus_per_worker: int = Field(1, ge=1, le=MOST_CPUS_PER_WORKER, description="CPU cores for each of them.")
+    gpus_per_worker: int = Field(0, ge=0, le=MOST_GPUS_PER_WORKER, description="GPUs that each process sees.")
+    cpus_per_worker: int = Field(1, ge=1, le=MOST_CPUS_PER_WORKER, description="CPU cores of each process.")
     accelerator_type: str | None = Field(None, description="Only GPUs of this type, as Ray names it (A100, H100).")
 
     @model_validator(mode="after")
@@ -30,7 +30,7 @@ class CommandResources(Frozen):
 
 
 class CommandSpec(Frozen):
-    """A program on a gang. With several workers each process gets RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR."""
+    """A program on a gang. Each process of several gets RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR."""
 
     version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this schema.")
     kind: Literal["command"] = Field(description="command.")
@@ -40,19 +40,19 @@ class CommandSpec(Frozen):
         description="Start of the job's name: lower-case letters, digits, '.', '_' and '-'.",
     )
     command: tuple[Word, ...] = Field(
-        min_length=1, fail_fast=True, description="Program and arguments, as a list: there is no shell between."
+        min_length=1, fail_fast=True, description="Program and arguments, as a list; no shell interprets them."
     )
     working_dir: str | None = Field(
-        None, min_length=1, description="Directory in which it runs (relative to the spec's file)."
+        None, min_length=1, description="Directory in which the program runs (relative to the spec's file)."
     )
     env: dict[VariableName, Word] = Field(
-        default_factory=dict, max_length=MOST_KEYS, description="Variables that are added."
+        default_factory=dict, max_length=MOST_KEYS, description="Variables added to the program's environment."
     )
     resources: CommandResources = Field(default_factory=CommandResources, description="The gang.")
-    queue: Queue = Field(default_factory=Queue, description="What it asks of the queue.")
+    queue: Queue = Field(default_factory=Queue, description="What the job asks of the queue.")
 
     def vary(self, fields: Mapping[str, Iterable[Any]] | None = None, /, **named: Iterable[Any]) -> list[CommandSpec]:
-        """All combinations of some fields' values, as in `vary({"env.SHARD": ["0", "1"]})` (see `jobs.spec.vary`)."""
-        from jobs.spec.vary import vary  # it is about specs of all kinds
+        """Make a spec for each combination of values, as in `vary({"env.SHARD": ["0", "1"]})`; see `jobs.spec.vary`."""
+        from jobs.spec.vary import vary  # imported here because that module imports this one
 
         return vary(self, {**(fields or {}), **named})

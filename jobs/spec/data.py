@@ -1,4 +1,4 @@
-"""The spec's section `data`: where the samples come from, how a record is read, how it becomes rows of tokens."""
+"""The section `data` of a spec: where samples come from, how records are read, and how they become rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobs.storage import locations as location
 
 BuiltinFormat = Literal["text", "chat", "prompt-completion", "instruction", "classification"]
 BUILTIN_FORMATS: Final[tuple[str, ...]] = get_args(BuiltinFormat)
-MOST_EPOCHS: Final = 1e6
+MOST_EPOCHS: Final = 1e6  # far beyond any real run; keeps the number of steps finite
 OWN_FUNCTION: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")
 
 
@@ -31,7 +31,7 @@ Format = Annotated[str, AfterValidator(_known_format)]
 
 
 def checked_path(path: str) -> str:
-    """Raises ValueError for what is neither a path nor a URL. Which protocols are allowed depends on the process."""
+    """Return the path. Raises ValueError if it is neither a path nor a URL; each process checks protocols later."""
     if (wrong := location.form_problem(path)) is not None:
         raise ValueError(wrong)
     return path
@@ -46,35 +46,35 @@ class Columns(Frozen):
     text: str = Field("text", description="Column with the text, for formats `text` and `classification`.")
     label: str = Field("label", description="Column with the label, for format `classification`.")
     messages: str = Field("messages", description="Column with a list of {role, content}, for format `chat`.")
-    prompt: str = Field("prompt", description="Column with what is given, for format `prompt-completion`.")
-    completion: str = Field("completion", description="Column with what is learned, for format `prompt-completion`.")
+    prompt: str = Field("prompt", description="Column with the prompt, for format `prompt-completion`.")
+    completion: str = Field("completion", description="Column with the completion, for format `prompt-completion`.")
     instruction: str = Field("instruction", description="Column with the task, for format `instruction`.")
     input: str = Field("input", description="Column with what the task is about, for `instruction`; may be missing.")
     output: str = Field("output", description="Column with the answer, for format `instruction`.")
 
 
 class Source(Frozen):
-    """One source of samples. A bare path stands for a source with nothing else."""
+    """One source of samples. In a spec, a bare path is a source without other settings."""
 
     path: StoragePath = Field(min_length=1, description="File, directory or glob; a local path or an allowed URL.")
     weight: float | None = Field(
         None,
         gt=0.0,
         le=1e9,
-        description="Share of the rows of training that come from here, beside the others' weights.",
+        description="Share of the training rows that this source gives, relative to the other sources' weights.",
     )
     max_epochs: float | None = Field(
         None,
         gt=0.0,
         le=MOST_EPOCHS,
-        description="Most passes over this source in the whole run; then the others go on without it.",
+        description="Most passes over this source in the whole run; after them, only the other sources are used.",
     )
-    format: Format | None = Field(None, description="How its records are read; left out, as data.format says.")
-    columns: Columns | None = Field(None, description="Names of its columns; left out, as data.columns says.")
+    format: Format | None = Field(None, description="How records of this source are read; default: data.format.")
+    columns: Columns | None = Field(None, description="Names of this source's columns; default: data.columns.")
 
 
 def _sources(value: object) -> object:
-    """A path is a source, and a source is a list of one."""
+    """Accept a path for a source, and one source for a list of sources."""
     if isinstance(value, str | dict):
         value = [value]
     if isinstance(value, list | tuple):
@@ -92,16 +92,16 @@ class Data(Frozen):
         description="The training samples: file, directory, glob or URL (JSONL, CSV, Parquet, Arrow), or a list of "
         "sources, each a path or {path, weight, max_epochs, format, columns}."
     )
-    eval: Sources | None = Field(None, description="The held-out samples, named in the same way.")
+    eval: Sources | None = Field(None, description="The held-out samples; takes the same values as `train`.")
     eval_fraction: float | None = Field(
         None,
         gt=0.0,
         lt=1.0,
-        description="Share of `train` to hold out when no `eval` is given; by content, so duplicates stay together.",
+        description="Share of `train` to hold out when `eval` is not given. Duplicates stay on the same side.",
     )
     format: Format = Field(
         description="How a record is read: text, chat, prompt-completion, instruction, classification, or "
-        "package.module:function of your own."
+        "package.module:function, which you write."
     )
     columns: Columns = Field(default_factory=Columns, description="Names of the columns that the format reads.")
     labels: tuple[str, ...] | None = Field(
@@ -112,12 +112,12 @@ class Data(Frozen):
     )
     loss_on: Literal["completion", "all"] = Field(
         "completion",
-        description="Which tokens are targets: what the assistant or the completion says, or all. Text always is.",
+        description="Which tokens are targets: assistant turns or the completion, or all. In format text, always all.",
     )
-    seq_len: int = Field(1024, ge=8, le=1_048_576, description="Longest row in tokens; longer samples are cut.")
+    seq_len: int = Field(1024, ge=8, le=1_048_576, description="Longest row in tokens; longer samples are truncated.")
     packing: bool = Field(True, description="Put several short samples in one row (never for classification).")
     max_bad_fraction: float = Field(
-        0.01, ge=0.0, lt=1.0, description="Most of a source's records that may be set aside because they are unusable."
+        0.01, ge=0.0, lt=1.0, description="Largest share of a source's records that may be set aside as unusable."
     )
 
     @model_validator(mode="after")
@@ -133,16 +133,16 @@ class Data(Frozen):
         weighed = [source.weight is not None for source in self.train]
         if any(weighed) and not all(weighed):
             without = next(source.path for source in self.train if source.weight is None)
-            raise ValueError(f"train: {without} has no weight, but others have: give every source one, or none")
+            raise ValueError(f"train: {without} has no weight, but others have: give every source a weight, or none")
         if not self.mixed and any(source.max_epochs for source in self.train):
-            raise ValueError("train: max_epochs needs a weight for every source (alone, num_train_epochs says it)")
+            raise ValueError("train: max_epochs needs a weight for every source. Without weights, use num_train_epochs")
         if any(source.weight or source.max_epochs for source in self.eval or ()):
             raise ValueError("eval: weight and max_epochs are for train: every held-out sample is scored once")
         return self
 
     @property
     def mixed(self) -> bool:
-        """Whether training draws from the sources by weight; else every sample comes once an epoch."""
+        """Whether training draws from the sources by weight. If not, every sample is used once in each epoch."""
         return all(source.weight is not None for source in self.train)
 
     @property
@@ -158,12 +158,12 @@ class Data(Frozen):
 
     @property
     def formats(self) -> frozenset[str]:
-        """The formats of all sources."""
+        """Formats that occur in any source."""
         return frozenset(self.format_of(source) for source in (*self.train, *(self.eval or ())))
 
 
 def source_words(source: Source) -> str:
-    """`general.jsonl (weight 0.2, max_epochs 2)`."""
+    """Format a source for people: `general.jsonl (weight 0.2, max_epochs 2)`."""
     said = source.model_dump(exclude_none=True, exclude={"path", "columns"})
     changed = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in said.items()]
     columns = source.columns.model_dump(exclude_defaults=True) if source.columns else {}

@@ -1,7 +1,7 @@
-"""What a job is: the spec, a frozen pydantic model. Light to import; no torch, no ray.
+"""The spec of kind `finetune`, a frozen pydantic model. Light to import: no torch, no ray.
 
-Training arguments carry the names and the meaning that Hugging Face's `TrainingArguments` gives them.
-Whatever can be derived from other fields is derived (see `jobs.planning.batching`), never repeated.
+Training arguments have the names and the meaning of Hugging Face's `TrainingArguments`.
+A value that follows from other fields is derived (see `jobs.planning.batching`) and has no field.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Final = 1
-MOST_ROWS: Final = 2**31 - 1  # of one step
+MOST_ROWS: Final = 2**31 - 1  # rows of one step, and other counts that must fit into a signed 32-bit integer
 
 Task = Literal["causal-lm", "sequence-classification"]
 SchedulerType = Literal["linear", "cosine", "constant_with_warmup", "warmup_stable_decay"]
@@ -59,7 +59,7 @@ class Model(Frozen):
 
     path: str = Field(
         min_length=1,
-        description="Local directory (relative to the spec's file), hub id, allowed URL, or run:NAME, a run's model.",
+        description="Local directory (relative to the spec's file), hub id, allowed URL, or run:NAME (a run's model).",
     )
     task: Task = Field(description="What the model is trained for: causal-lm or sequence-classification.")
     num_labels: int | None = Field(
@@ -69,7 +69,7 @@ class Model(Frozen):
         description="Number of classes for sequence-classification; left out, it is the length of data.labels.",
     )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(
-        None, description="Attention kernel, as transformers names it; left out, sdpa where the model supports it."
+        None, description="Attention kernel, as transformers names it; default: sdpa if the model supports it."
     )
 
     @field_validator("path")
@@ -77,7 +77,7 @@ class Model(Frozen):
     def _a_run_has_a_name(cls, path: str) -> str:
         if path.startswith("run:") and not RUN_REFERENCE.match(path):
             raise ValueError(
-                f"{path!r}: after run: comes the name of a run or job; a path to a model goes without run:"
+                f"{path!r}: after run: comes the name of a run or job; write the path of a model without run:"
             )
         return path if path.startswith("run:") else checked_path(path)
 
@@ -99,7 +99,7 @@ class Train(Frozen):
     """Training arguments, with Hugging Face's names and meaning."""
 
     learning_rate: float = Field(2e-5, gt=0.0, le=1.0, description="Peak learning rate.")
-    lr_scheduler_type: SchedulerType = Field("linear", description="Shape of the rate after the warmup.")
+    lr_scheduler_type: SchedulerType = Field("linear", description="Shape of the learning rate after the warmup.")
     warmup_ratio: float | None = Field(None, ge=0.0, le=1.0, description="Warmup as a share of all steps.")
     warmup_steps: float | None = Field(
         None,
@@ -113,9 +113,7 @@ class Train(Frozen):
     num_train_epochs: float | None = Field(
         None, gt=0.0, le=MOST_EPOCHS, description="Passes over the training rows (3 if left out)."
     )
-    max_steps: int | None = Field(
-        None, ge=1, le=MOST_COUNT, description="Optimizer steps; takes the place of num_train_epochs."
-    )
+    max_steps: int | None = Field(None, ge=1, le=MOST_COUNT, description="Optimizer steps; replaces num_train_epochs.")
     global_batch_size: int | None = Field(
         None,
         ge=1,
@@ -123,7 +121,7 @@ class Train(Frozen):
         description="Rows per optimizer step over all workers; accumulation is derived from it.",
     )
     global_batch_tokens: int | None = Field(
-        None, ge=1, le=MOST_COUNT, description="The same in tokens: global_batch_tokens // data.seq_len rows."
+        None, ge=1, le=MOST_COUNT, description="Global batch in tokens: global_batch_tokens // data.seq_len rows."
     )
     per_device_train_batch_size: int = Field(
         1, ge=1, le=MOST_ROWS, description="Rows per worker in one forward pass (micro-batch)."
@@ -132,10 +130,10 @@ class Train(Frozen):
         None,
         ge=1,
         le=MOST_ROWS,
-        description="Forward passes per optimizer step; left out, derived from the global batch.",
+        description="Forward passes per optimizer step; default: derived from the global batch.",
     )
     optim: Literal["adamw_torch"] = Field("adamw_torch", description="The optimizer, as Hugging Face names it.")
-    weight_decay: float = Field(0.0, ge=0.0, lt=1.0, description="Decay of weight matrices; never of norms and biases.")
+    weight_decay: float = Field(0.0, ge=0.0, lt=1.0, description="Decay of weight matrices; not of norms and biases.")
     adam_beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW's first beta.")
     adam_beta2: float = Field(0.999, ge=0.0, lt=1.0, description="AdamW's second beta.")
     adam_epsilon: float = Field(1e-8, gt=0.0, le=1.0, description="AdamW's epsilon.")
@@ -143,12 +141,12 @@ class Train(Frozen):
         1.0, ge=0.0, le=1e30, description="Gradients are scaled down to this norm; 0 turns it off."
     )
     bf16: bool | None = Field(
-        None, description="Compute in bfloat16 with fp32 master weights; left out: where the device has it (GPU)."
+        None, description="Compute in bfloat16 with fp32 master weights; default: true on GPUs that support it."
     )
     fp16: bool = Field(False, description="Compute in float16 with loss scaling, for devices without bfloat16.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
     group_by_length: bool = Field(
-        True, description="Put rows of like length in one step where rows are not packed, so that less is padded."
+        True, description="Put rows of similar length in one step if rows are not packed, so that padding is smaller."
     )
     zero: Zero = Field(default_factory=Zero, description="DeepSpeed ZeRO.")
 
@@ -174,10 +172,10 @@ class Eval(Frozen):
     metrics: tuple[str, ...] = Field(
         ("loss",),
         fail_fast=True,
-        description="loss, perplexity, accuracy, f1, exact_match, or package.module:function of your own.",
+        description="loss, perplexity, accuracy, f1, exact_match, or package.module:function, which you write.",
     )
     eval_steps: int | None = Field(
-        None, ge=1, le=MOST_COUNT, description="Evaluate every so many steps, beside the start and the end."
+        None, ge=1, le=MOST_COUNT, description="Evaluate every this many steps, and at the start and the end."
     )
     eval_on_start: bool = Field(True, description="Evaluate before the first step.")
     per_device_eval_batch_size: int = Field(
@@ -186,26 +184,26 @@ class Eval(Frozen):
 
 
 class Resources(Frozen):
-    """The gang: all workers start together, or none."""
+    """The gang of a run: all its workers start together, or none does."""
 
     num_workers: int = Field(
         1,
         ge=1,
         le=MOST_WORKERS,
-        description="Number of workers (processes), one GPU each; {min: N, max: N}: as many as there is room for.",
+        description="Workers (processes), one GPU each. {min: N, max: N}: as many as there are free slots for.",
     )
     min_workers: int | None = Field(
         None,
         ge=1,
         le=MOST_WORKERS,
-        description="The same as num_workers.min: the fewest, where num_workers is the most.",
+        description="Fewest workers; num_workers is then the most. Same as num_workers.min.",
     )
     gpus_per_worker: Literal[0, 1] = Field(1, description="1 trains on GPUs; 0 on CPUs, for small models and tests.")
     cpus_per_worker: int = Field(
         1,
         ge=1,
         le=MOST_CPUS_PER_WORKER,
-        description="CPU cores per worker, for Ray's bookkeeping and torch's threads.",
+        description="CPU cores per worker, which Ray reserves and torch's threads use.",
     )
     accelerator_type: str | None = Field(None, description="Only GPUs of this type, as Ray names it (A100, H100).")
 
@@ -221,7 +219,7 @@ class Resources(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_one_value(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """So that whoever puts a number in the place of `num_workers` gets that number."""
+        """Dump one value for both fields, so that replacing `num_workers` in the dump also replaces the minimum."""
         values: dict[str, Any] = dumped(self)
         least = values.pop("min_workers", None)
         return values if least is None else {**values, "num_workers": {"min": least, "max": values["num_workers"]}}
@@ -236,28 +234,28 @@ class Resources(Frozen):
     @model_validator(mode="after")
     def _the_least_is_not_more_than_the_most(self) -> Resources:
         if self.min_workers is not None and self.min_workers > self.num_workers:
-            raise ValueError(f"num_workers is from {self.min_workers} to {self.num_workers}: min is the smaller one")
+            raise ValueError(f"num_workers is from {self.min_workers} to {self.num_workers}: min must not exceed max")
         Gang(self.num_workers, self.cpus_per_worker, self.gpus_per_worker).check_size()
         return self
 
 
 class Checkpoint(Frozen):
-    """When the training state is saved, and what is kept of it."""
+    """When the training state is saved, and which checkpoints are kept."""
 
     save_steps: int | None = Field(
-        None, ge=1, le=MOST_COUNT, description="Save every so many steps, beside the last one."
+        None, ge=1, le=MOST_COUNT, description="Save every this many steps; the last step is always saved."
     )
     save_minutes: float | None = Field(
-        30.0, gt=0.0, le=1e7, description="Save every so many minutes; null turns it off."
+        30.0, gt=0.0, le=1e7, description="Save every this many minutes; null turns it off."
     )
     save_total_limit: int = Field(
         2, ge=1, le=MOST_ROWS, description="Keep this many newest checkpoints, and the best one."
     )
     metric_for_best_model: str | None = Field(
-        None, min_length=1, description="Held-out metric by which a checkpoint is the best, e.g. accuracy or loss."
+        None, min_length=1, description="Held-out metric that decides which checkpoint is best, e.g. accuracy or loss."
     )
     greater_is_better: bool | None = Field(
-        None, description="Whether more of that metric is better; left out: not for loss and perplexity."
+        None, description="Whether more of that metric is better; default: false for loss and perplexity, else true."
     )
     load_best_model_at_end: bool = Field(False, description="Export the best checkpoint instead of the last state.")
 
@@ -266,18 +264,18 @@ class Checkpoint(Frozen):
         if self.metric_for_best_model is None:
             for name in ("greater_is_better", "load_best_model_at_end"):
                 if getattr(self, name):
-                    raise ValueError(f"{name} needs metric_for_best_model, the metric to go by")
+                    raise ValueError(f"{name} needs metric_for_best_model, the metric that decides which is best")
         return self
 
     @property
     def best_metric(self) -> str | None:
-        """The metric's full name, eval_*."""
+        """Full name of the metric, eval_*."""
         name = self.metric_for_best_model
         return None if name is None else f"eval_{name.removeprefix('eval_')}"
 
     @property
     def greater_is_best(self) -> bool:
-        """`greater_is_better`, or what the metric's name says where it is left out."""
+        """`greater_is_better`, or, if it is left out, the default for the metric's name."""
         if self.greater_is_better is not None:
             return self.greater_is_better
         return not str(self.best_metric).endswith(("loss", "perplexity"))
@@ -288,7 +286,7 @@ class Spec(Frozen):
 
     version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this schema.")
     kind: Literal["finetune"] = Field(
-        "finetune", description="finetune; the other kind, command, has fields of its own."
+        "finetune", description="finetune. The other kinds, command and sweep, have other fields."
     )
     name: str = Field(
         "run",
@@ -296,7 +294,7 @@ class Spec(Frozen):
         description="Start of the run's name: lower-case letters, digits, '.', '_' and '-'.",
     )
     model: Model = Field(description="The model to start from.")
-    method: Method = Field(default_factory=FullMethod, description="How it is trained: full.")
+    method: Method = Field(default_factory=FullMethod, description="Fine-tuning method: full.")
     data: Data = Field(description="The samples.")
     train: Train = Field(default_factory=Train, description="Training arguments.")
     eval: Eval = Field(default_factory=Eval, description="Evaluation.")
@@ -305,13 +303,13 @@ class Spec(Frozen):
     storage_path: StoragePath = Field(
         "runs", min_length=1, description="Directory (relative to the spec's file) or allowed URL that holds the runs."
     )
-    seed: int = Field(42, ge=0, lt=2**63, description="Seed of the order of rows, of new weights and of dropout.")
+    seed: int = Field(42, ge=0, lt=2**63, description="Seed of the row order, of new weights and of dropout.")
     working_dir: str | None = Field(
         None,
         min_length=1,
-        description="Directory (relative to the spec's file) that has modules of your own; every node must see it.",
+        description="Directory (relative to the spec's file) with modules that you write; every node must see it.",
     )
-    queue: Queue = Field(default_factory=Queue, description="What it asks of the queue.")
+    queue: Queue = Field(default_factory=Queue, description="What the job asks of the queue.")
 
     @model_validator(mode="after")
     def _task_and_format_fit(self) -> Spec:
@@ -342,14 +340,14 @@ class Spec(Frozen):
             return self
         if not self.data.has_eval:
             raise ValueError("checkpoint.metric_for_best_model needs held-out samples: data.eval or data.eval_fraction")
-        own = any(":" in name for name in metrics)  # may return metrics of any name
+        own = any(":" in name for name in metrics)  # a user's function may return metrics of any name
         if wanted.removeprefix("eval_") not in {"loss", *metrics} and not own:
             raise ValueError(f"checkpoint.metric_for_best_model is {wanted}, but eval.metrics has {list(metrics)}")
         return self
 
     @model_validator(mode="after")
     def _what_needs_gpus_has_them(self) -> Spec:
-        """DeepSpeed's loss scaling and the kernels of flash attention do not run on CPUs."""
+        """Reject fp16 and flash attention on CPUs: DeepSpeed's loss scaling and the kernels need GPUs."""
         if self.resources.gpus_per_worker > 0:
             return self
         if self.train.fp16:
@@ -360,7 +358,7 @@ class Spec(Frozen):
 
     @model_validator(mode="after")
     def _flash_attention_keeps_packed_samples_apart(self) -> Spec:
-        """transformers looks for the borders of packed samples in a batch of one row only under this kernel."""
+        """Require one row per batch: with this kernel, transformers finds sample borders only in such a batch."""
         rows = max(self.train.per_device_train_batch_size, self.eval.per_device_eval_batch_size)
         if self.packed and self.model.attn_implementation == "flash_attention_2" and rows > 1:
             raise ValueError(
@@ -371,8 +369,8 @@ class Spec(Frozen):
         return self
 
     def vary(self, fields: Mapping[str, Iterable[Any]] | None = None, /, **named: Iterable[Any]) -> list[Spec]:
-        """All combinations of some fields' values, as in `vary(learning_rate=[1e-5, 2e-5])` (see `jobs.spec.vary`)."""
-        from jobs.spec.vary import vary  # it is about specs of all kinds
+        """Make a spec for each combination of values, as in `vary(learning_rate=[1e-5, 2e-5])` (`jobs.spec.vary`)."""
+        from jobs.spec.vary import vary  # imported here because that module imports this one
 
         return vary(self, {**(fields or {}), **named})
 
@@ -385,5 +383,5 @@ class Spec(Frozen):
 
     @property
     def packed(self) -> bool:
-        """Whether rows hold several samples: sequence classification pools one token a row and cannot be packed."""
+        """Whether a row holds several samples. Classification pools one token a row, so its rows hold one sample."""
         return self.data.packing and self.model.task == "causal-lm"

@@ -1,4 +1,4 @@
-"""Labels of a job: short facts that tell it from others. `--set`, `--sweep` and `vary` add what they change."""
+"""Labels of a job, short facts that distinguish it. `--set`, `--sweep` and `vary` add one for each changed field."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from jobs.spec.finetune import Spec
 from jobs.spec.queue import LONGEST_LABEL, MOST_LABELS
 from jobs.spec.sweep import SweepSpec
 
-# Not shown in lists: values that may be secrets, what has a column of its own, and where files lie.
+# Fields that get no label: values that may be secrets, fields with their own column in lists, and paths.
 _UNLABELLED: Final = frozenset({"env", "queue", "name", "storage_path", "working_dir", "version", "kind"})
 
 AnyOne = TypeVar("AnyOne", bound=Spec | CommandSpec | SweepSpec)
 
 
 def labelled(spec: AnyOne, changes: Mapping[str, Any]) -> AnyOne:
-    """The spec with a label for each changed field; labels that the spec has already are kept.
+    """Add a label for each changed field; labels that the spec already has are kept.
 
     Args:
         changes: new values by dotted name, as `{"train.learning_rate": 1e-5}`.
@@ -32,7 +32,7 @@ def labelled(spec: AnyOne, changes: Mapping[str, Any]) -> AnyOne:
 
 
 def label_value(value: Any) -> str:
-    """The value as text on one line, at most LONGEST_LABEL characters: `1e-05`, `[a, b]`, `none`."""
+    """Format a value on one line, in at most LONGEST_LABEL characters: `1e-05`, `[a, b]`, `none`."""
     if value is None:
         text = "none"
     elif isinstance(value, float):

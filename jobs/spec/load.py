@@ -1,4 +1,4 @@
-"""From a file and `--set` to a spec of either kind, or to one message that names every mistake and its line."""
+"""Reads a spec of any kind from a file and `--set`, or raises one error that names every mistake and its line."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ MOST_MISTAKES = 50  # told of one spec: each one costs time, and nobody reads mo
 
 
 def load_spec(path: str, overrides: Sequence[str] = ()) -> Spec:
-    """Read a spec that trains, from YAML or JSON; relative paths in it become absolute, relative to the file.
+    """Read a spec that trains, from YAML or JSON. Relative paths in it become absolute, relative to the file.
 
     Args:
         path: local path or fsspec URL.
-        overrides: `train.learning_rate=1e-5` and so on; the value is YAML.
+        overrides: such as `train.learning_rate=1e-5`; the value is YAML.
 
     Raises:
-        SpecError: with all mistakes at once, one a line as `file:line: key: what is wrong`; or it is of another kind.
+        SpecError: all mistakes, one a line as `file:line: key: what is wrong`; or the spec is of another kind.
     """
     return training(load_job_spec(path, overrides), path)
 
 
 def trained(spec: AnySpec) -> Spec | None:
-    """The job that a spec trains, or the base of its trials; None for a command."""
+    """Return the job that a spec trains: the spec, or a sweep's base job; None for a command."""
     if isinstance(spec, SweepSpec):
         return spec.base
     return spec if isinstance(spec, Spec) else None
 
 
 def training(spec: AnySpec, path: str) -> Spec:
-    """The spec that was read from `path`, if it trains. Raises SpecError."""
+    """Return the spec, which was read from `path`, if it is of kind finetune. Raises SpecError."""
     if isinstance(spec, CommandSpec):
         raise SpecError(
-            f"{path} is of kind command, and nothing is trained with it here. Commands go to the queue: "
+            f"{path} is of kind command, and nothing is trained with it here. Submit it to the queue: "
             f"fleetune submit {path}"
         )
     if isinstance(spec, SweepSpec):
@@ -70,31 +70,31 @@ def training(spec: AnySpec, path: str) -> Spec:
 
 
 def load_job_spec(path: str, overrides: Sequence[str] = ()) -> AnySpec:
-    """The same for a spec of any kind. Raises SpecError."""
+    """Read a spec of any kind, as `load_spec` does. Raises SpecError."""
     return load_marked(path, overrides).spec
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A spec, and where its fields are written (`job.yaml:12`, or `--set`), by their dotted names."""
+    """A spec, and by dotted name the place where each field is written (`job.yaml:12`, or `--set`)."""
 
     spec: AnySpec
     marks: Mapping[str, Mark]
 
 
 def load_marked(path: str, overrides: Sequence[str] = ()) -> Loaded:
-    """The same, for whoever has more to say of its fields. Raises SpecError."""
+    """Read a spec of any kind together with the places of its fields. Raises SpecError."""
     return Loaded(*_read(path, overrides))
 
 
 def load_to_run(path: str, overrides: Sequence[str] = ()) -> Spec | SweepSpec:
-    """The job, or the sweep, of a file. Raises SpecError: also where it is a command, which the queue runs."""
+    """Read the spec of a job or a sweep. Raises SpecError, also for a command, which only the queue runs."""
     spec, _ = _read(path, overrides)
     return spec if isinstance(spec, SweepSpec) else training(spec, path)
 
 
 def load_sweep(path: str, overrides: Sequence[str] = ()) -> SweepSpec | None:
-    """The sweep of a file; None where it holds a spec of another kind. Raises SpecError."""
+    """Read the spec of a sweep; None if the file holds a spec of another kind. Raises SpecError."""
     spec, _ = _read(path, overrides)
     return spec if isinstance(spec, SweepSpec) else None
 
@@ -117,9 +117,9 @@ def _read(path: str, overrides: Sequence[str]) -> tuple[AnySpec, Mapping[str, Ma
 
 
 def _take_in_base(document: Document, path: str) -> str:
-    """Put the base of a sweep in the place of its path; the file that its own paths are relative to.
+    """Replace the path under a sweep's `base` by the spec that it names.
 
-    Raises SpecError.
+    Returns the file that relative paths in the spec refer to: the base's, or `path` itself. Raises SpecError.
     """
     named = document.value.get("base") if document.value.get("kind") == "sweep" else None
     if not isinstance(named, str):
@@ -144,7 +144,7 @@ def spec_of(value: Mapping[str, Any], reader: str = "release") -> AnySpec:
         reader: who reads it, for the message about a spec of a newer schema.
 
     Raises:
-        SpecError: with all mistakes at once, one a line as `key: what is wrong`.
+        SpecError: all mistakes, one a line as `key: what is wrong`.
     """
     if (valid := _valid(value)) is not None:
         return valid
@@ -198,7 +198,7 @@ def _wrong(document: Document, path: Path, message: str) -> SpecError:
 
 
 def _kind_of(document: Document) -> Kind:
-    """Without it, nothing else of a spec can be judged. Raises SpecError."""
+    """Find the kind, on which every other check depends. Raises SpecError."""
     values = document.value
     named = values.get("kind", "finetune")
     if "kind" not in values and "command" in values and "model" not in values:
@@ -213,7 +213,7 @@ def _kind_of(document: Document) -> Kind:
 
 
 def dump_spec(spec: AnySpec) -> bytes:
-    """The resolved spec as JSON; `load_job_spec` of it gives an equal one."""
+    """Write the resolved spec as JSON. `load_job_spec` reads an equal spec from it."""
     return spec.model_dump_json(indent=1).encode() + b"\n"
 
 
@@ -240,7 +240,7 @@ def _specs_beside(path: str) -> str:
 
 
 def override_value(text: str) -> tuple[str, Any]:
-    """The dotted name and the value of one `--set`. Raises SpecError."""
+    """Return the dotted name and the value of one `--set`. Raises SpecError."""
     key, _, raw = text.partition("=")
     return ".".join(part.strip() for part in key.split(".")), parse_value(raw, f"{_SET} {text}")
 
@@ -289,7 +289,7 @@ def _drop_unknown_keys(document: Document, kind: Kind) -> Iterator[str | None]:
 
 
 def _sections(values: dict[str, Any], model: type[BaseModel], path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """All sections that are there; one whose keys are all commented out counts as an empty one."""
+    """Yield all sections that are present; a section whose keys are all commented out counts as empty."""
     yield path, values
     for name, info in model.model_fields.items():
         inner = section_model(info)
@@ -302,9 +302,9 @@ def _sections(values: dict[str, Any], model: type[BaseModel], path: Path) -> Ite
 
 
 def too_large(value: Any, path: Path = ()) -> tuple[Path, str] | None:
-    """Path of a mapping that has more keys than any field allows, and a message; None if there is none. Pure.
+    """Find a mapping with more keys than any field allows: its path and a message, or None. Pure.
 
-    Found before the keys are checked one by one, which takes long.
+    This runs before the keys are checked one by one, which would take long.
     """
     if isinstance(value, dict) and len(value) > MOST_KEYS:
         return path, f"has {len(value):,} keys, but at most {MOST_KEYS:,} are allowed"
@@ -318,26 +318,26 @@ def _validate(document: Document, kind: Kind, meant: set[str]) -> AnySpec | None
     try:
         return SPEC_MODELS[kind].model_validate_json(json.dumps(document.value), strict=True)  # type: ignore[return-value]
     except ValidationError as error:
-        # Pydantic tells of each default that follows from other fields where any field is wrong.
+        # If any field is wrong, pydantic also reports every default that is computed from other fields.
         found = [one for one in error.errors(include_url=False) if one["type"] != "default_factory_not_called"]
         told = (one for one in found if not _seems_short(one["loc"], one["type"], found))
         for one in islice(told, max(MOST_MISTAKES - len(document.problems), 0)):
             place = _as_written(document, one["loc"])
             name = dotted(place)
             if one["type"] == "missing" and name in meant:
-                continue  # said already: the key is there under another name
+                continue  # reported already: the key is present under another name
             message = reworded(kind, name, one["type"], one.get("ctx", {}), one["input"])
             document.add_problem(document.mark(place), message, name.removesuffix(f".{KEY}"))
     return None
 
 
 def _seems_short(place: Path, kind: str, found: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether an error only says that a list is too short, since its check ended at the first wrong item."""
+    """Whether an error only says that a list is too short because its check ended at the first wrong item."""
     return kind == "too_short" and any(one["loc"][: len(place)] == place != one["loc"] for one in found)
 
 
 def _as_written(document: Document, place: Path) -> Path:
-    """A source that stands alone is written without the list that it is checked as; a range without its form's name."""
+    """Translate pydantic's place to the written one: no index for a single source, no tag for a range or list."""
     if place[:1] == ("space",):
         return (*place[:2], *place[3:])
     if place[:1] == ("base",):
@@ -351,7 +351,7 @@ def _as_written(document: Document, place: Path) -> Path:
 
 
 def with_absolute_paths(spec: AnySpec, path: str) -> AnySpec:
-    """Its paths, relative to a spec's file at `path`. Raises SpecError."""
+    """Make relative paths absolute, relative to a spec's file at `path`. Raises SpecError."""
     if isinstance(spec, SweepSpec):
         return spec.model_copy(update={"base": with_absolute_paths(spec.base, path)})
     base = os.path.dirname(path) if storage.is_url(path) else os.path.dirname(os.path.abspath(path))
@@ -362,10 +362,10 @@ def with_absolute_paths(spec: AnySpec, path: str) -> AnySpec:
     if isinstance(spec, CommandSpec):
         return spec.model_copy(update={"working_dir": working_dir})
     root = _absolute(spec.storage_path, base)
-    if RAY_PACKAGE in root:  # it is deleted some time after the job
+    if RAY_PACKAGE in root:  # Ray deletes this directory some time after the job
         raise SpecError(
-            f"storage_path {spec.storage_path} lies in the package that Ray unpacked for this job, and would vanish "
-            "with it: give a directory that every node sees, or a URL, as --set storage_path=/shared/runs"
+            f"storage_path {spec.storage_path} lies in the package that Ray unpacked for this job, and would be "
+            "deleted with it. Give a directory that every node sees, or a URL, as --set storage_path=/shared/runs"
         )
     data = {name: _absolute_sources(getattr(spec.data, name), base) for name in ("train", "eval")}
     model = {"path": _model_path(spec.model.path, base)}
@@ -389,7 +389,7 @@ def _absolute(path: str, base: str) -> str:
 
 
 def _model_path(path: str, base: str) -> str:
-    """A directory becomes absolute; what is none, and looks like one of the hub's names, stays, and so does a run."""
+    """Make the path of a directory absolute. Names of the hub and `run:NAME` are not changed."""
     if run_named(path) is not None:
         return path
     local = path.startswith(("./", "../", "/", "~")) or path in (".", "..") or not _HUB_ID.match(path)

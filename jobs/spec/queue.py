@@ -1,4 +1,4 @@
-"""The section `queue` of every spec: what a job asks of the queue. A run without a queue passes it over."""
+"""The section `queue` of every spec: what a job asks of the queue. A run outside of a queue ignores it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pydantic import AfterValidator, Field, model_validator
 
 from jobs.frozen import Frozen
 
-MOST_PRIORITY: Final = 1000
-MOST_RUNTIME_S: Final = 1e9  # some 30 years
+MOST_PRIORITY: Final = 1000  # bound on both sides of 0
+MOST_RUNTIME_S: Final = 1e9  # about 30 years
 LONGEST_LABEL: Final = 200
 MOST_LABELS: Final = 50
-MOST_KEYS: Final = 1000  # of any mapping in a spec
+MOST_KEYS: Final = 1000  # keys of any mapping in a spec
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 
-# What each process of a command is told of itself (`drivers.command.places`), in whose place nothing else can stand.
+# Variables that `drivers.command.places` sets for each process of a command; a spec cannot set them.
 SET_FOR_PROGRAMS: Final = (
     "RANK",
     "WORLD_SIZE",
@@ -27,14 +27,14 @@ SET_FOR_PROGRAMS: Final = (
     "CUDA_VISIBLE_DEVICES",
 )
 OWN: Final = "FLEETUNE_"
-_OF_FOLLOWERS: Final = ("FLEETUNE_ENDED_", "FLEETUNE_WEBHOOK_")  # in the specs that the queue makes for `on_end`
+_OF_FOLLOWERS: Final = ("FLEETUNE_ENDED_", "FLEETUNE_WEBHOOK_")  # set in the specs that the queue makes for `on_end`
 
 
 def _is_free(name: str) -> str:
     if name in SET_FOR_PROGRAMS or (name.startswith(OWN) and not name.startswith(_OF_FOLLOWERS)):
         raise ValueError(
-            f"Fleetune sets {name} itself: take another name (its own are {', '.join(SET_FOR_PROGRAMS)}, and all that "
-            f"begin with {OWN})"
+            f"Fleetune sets {name} itself: take another name. Reserved are {', '.join(SET_FOR_PROGRAMS)}, and all "
+            f"names that begin with {OWN}"
         )
     return name
 
@@ -47,16 +47,16 @@ LabelValue = Annotated[str, Field(max_length=LONGEST_LABEL)]
 
 
 class OnEnd(Frozen):
-    """What is done once a job has ended, whichever way; as a small job of its own."""
+    """What happens once a job has ended, successfully or not. It runs as a small job in the queue."""
 
     webhook: str | None = Field(
-        None, pattern=r"^https?://[^\s]+$", max_length=2000, description="URL to which the end is sent as JSON (POST)."
+        None, pattern=r"^https?://[^\s]+$", max_length=2000, description="URL that gets the outcome as JSON (POST)."
     )
     command: tuple[str, ...] | None = Field(
         None,
         min_length=1,
         fail_fast=True,
-        description="Program and arguments; FLEETUNE_ENDED_JOB and more are in its environment.",
+        description="Program and arguments; FLEETUNE_ENDED_JOB and others are in its environment.",
     )
 
     @model_validator(mode="after")
@@ -69,28 +69,28 @@ class OnEnd(Frozen):
 class Queue(Frozen):
     """What a job asks of the queue."""
 
-    tenant: str | None = Field(None, min_length=1, description="Whose job it is; left out, the tenant of the token.")
-    priority: int = Field(0, ge=-MOST_PRIORITY, le=MOST_PRIORITY, description="Higher ones go first; -1000 to 1000.")
+    tenant: str | None = Field(None, min_length=1, description="Tenant of the job; default: the tenant of the token.")
+    priority: int = Field(0, ge=-MOST_PRIORITY, le=MOST_PRIORITY, description="-1000 to 1000; higher starts earlier.")
     after: tuple[str, ...] = Field(
-        (), max_length=1000, fail_fast=True, description="Jobs that must have succeeded before."
+        (), max_length=1000, fail_fast=True, description="Jobs that must have succeeded before this one starts."
     )
     max_runtime_s: float | None = Field(
-        None, gt=0.0, le=MOST_RUNTIME_S, description="Most seconds of all attempts together; then it fails."
+        None, gt=0.0, le=MOST_RUNTIME_S, description="Seconds that all attempts together may take; then the job fails."
     )
     preemptible: bool | None = Field(
-        None, description="Whether it may be interrupted and go on later; left out: command no, the others yes."
+        None, description="Whether it may be preempted and resumed; default: false for a command, else true."
     )
     secrets: tuple[VariableName, ...] = Field(
         (),
         max_length=100,
         fail_fast=True,
-        description="Variables that the server gives it: NAME is FLEETUNE_SECRET_NAME of the server's environment.",
+        description="Variables that the server sets for it: NAME has the value of the server's FLEETUNE_SECRET_NAME.",
     )
-    on_end: OnEnd | None = Field(None, description="What is done once it has ended: a webhook or a command.")
+    on_end: OnEnd | None = Field(None, description="What happens once the job has ended: a webhook or a command.")
     labels: dict[LabelName, LabelValue] = Field(
         default_factory=dict,
         max_length=MOST_LABELS,
-        description="Facts that `queue` and `status` show; --set, --sweep and vary add what they change.",
+        description="Facts that `queue` and `status` show; --set, --sweep and vary add one for each changed field.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What a sweep is: a base job, the fields that vary, what is judged, and what may be spent. Light to import."""
+"""The spec of kind `sweep`: a base job, the fields that vary, the metric, and the budget. Light to import."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from jobs.spec.zero import MOST_COUNT
 MOST_FIELDS: Final = 16
 MOST_TRIALS: Final = 10_000
 MOST_CHOICES: Final = 1000
-GRID_POINTS: Final = 5  # of a range in a grid, where it does not say how many
-_AROUND: Final = 10.0  # the default range reaches from a tenth of the base's learning rate to ten times it
-_MOST_WARMUP: Final = 0.2
+GRID_POINTS: Final = 5  # values that a grid takes from a range without `points`
+_AROUND: Final = 10.0  # the default range goes from a tenth of the base's learning rate to ten times that rate
+_MOST_WARMUP: Final = 0.2  # end of the default range of warmup_ratio
 
 Algorithm = Literal["auto", "grid", "random", "tpe", "gp"]
 Scheduler = Literal["none", "asha", "halving"]
@@ -27,10 +27,10 @@ Then = Literal["export", "final", "nothing"]
 class Range(Frozen):
     """Numbers from `min` to `max`."""
 
-    min: float = Field(description="The least value.")
-    max: float = Field(description="The greatest value.")
-    log: bool = Field(False, description="Draw the logarithm evenly, as for learning rates.")
-    points: int | None = Field(None, ge=2, le=MOST_CHOICES, description="Values that a grid takes of it.")
+    min: float = Field(description="The smallest value.")
+    max: float = Field(description="The largest value.")
+    log: bool = Field(False, description="Draw the logarithm uniformly, as for learning rates.")
+    points: int | None = Field(None, ge=2, le=MOST_CHOICES, description="Values that a grid takes from this range.")
 
     @model_validator(mode="after")
     def _goes_up(self) -> Range:
@@ -42,17 +42,17 @@ class Range(Frozen):
 
     @property
     def between(self) -> float:
-        """A value that is no whole number where the ends are: fields that take whole numbers alone refuse it."""
+        """A value inside the range that is not whole even if both ends are: integer fields reject it."""
         return self.min + (self.max - self.min) * 0.381966
 
     def values(self, count: int) -> tuple[float, ...]:
-        """So many values at equal distances, of logarithms where `log` is set."""
+        """Return `count` evenly spaced values; their logarithms are evenly spaced if `log` is set."""
         if self.log:
             ratio = self.max / self.min
             found = [self.min * ratio ** (place / (count - 1)) for place in range(count)]
         else:
             found = [self.min + (self.max - self.min) * place / (count - 1) for place in range(count)]
-        return (*found[:-1], self.max)  # and not what rounding makes of it
+        return (*found[:-1], self.max)  # exactly max: the formula may round to a value beside it
 
 
 def _form_of(value: object) -> str:
@@ -68,13 +68,13 @@ FIRST_RUNGS: Final = (0.25,)  # where the spec gives none
 
 
 class Budget(Frozen):
-    """What the trials may spend. Once one of these is reached, no other trial is begun."""
+    """What the trials may spend. Once one of the limits is reached, no new trial starts."""
 
-    trials: int | None = Field(None, ge=1, le=MOST_TRIALS, description="Trials that are begun.")
-    runs: float | None = Field(None, gt=0.0, le=1e6, description="Tokens, in runs of the base job to its end.")
-    tokens: int | None = Field(None, ge=1, le=MOST_COUNT, description="Tokens that all trials take.")
-    gpu_hours: float | None = Field(None, gt=0.0, le=1e9, description="Hours of GPUs, of CPUs where none is used.")
-    minutes: float | None = Field(None, gt=0.0, le=1e7, description="Time since the search began.")
+    trials: int | None = Field(None, ge=1, le=MOST_TRIALS, description="Trials that are started.")
+    runs: float | None = Field(None, gt=0.0, le=1e6, description="Tokens, in units of one whole run of the base job.")
+    tokens: int | None = Field(None, ge=1, le=MOST_COUNT, description="Tokens that all trials train on.")
+    gpu_hours: float | None = Field(None, gt=0.0, le=1e9, description="GPU hours; without GPUs, hours of CPUs.")
+    minutes: float | None = Field(None, gt=0.0, le=1e7, description="Minutes since the search started.")
 
     @model_validator(mode="after")
     def _some_bound(self) -> Budget:
@@ -84,7 +84,7 @@ class Budget(Frozen):
 
 
 def _is_auto(data: dict[str, Any]) -> bool:
-    """Of the fields that are known to be valid."""
+    """Whether the algorithm is auto; `data` holds only fields that have passed validation."""
     return bool(data.get("algorithm", "auto") == "auto")
 
 
@@ -101,29 +101,29 @@ class SweepSpec(Frozen):
     base: Spec = Field(description="The job that every trial changes: a path (relative to this file), or a spec.")
     queue: Queue = Field(
         default_factory=lambda data: data["base"].queue if "base" in data else Queue(),
-        description="What it asks of the queue; left out: what the base asks.",
+        description="What the sweep asks of the queue; default: the base's.",
     )
     space: Space = Field(
         default_factory=dict,
         max_length=MOST_FIELDS,
-        description="Fields of the base that vary: a list of values, or {min, max, log}. Left out: learning rate and "
+        description="Fields of the base that vary: a list of values, or {min, max, log}. Default: learning rate and "
         "warmup.",
     )
-    metric: str = Field("loss", min_length=1, description="Held-out metric that is judged, e.g. loss or accuracy.")
+    metric: str = Field("loss", min_length=1, description="Held-out metric that ranks trials, e.g. loss or accuracy.")
     mode: Literal["min", "max"] | None = Field(
-        None, description="min or max of the metric is best; left out: min for loss and perplexity, else max."
+        None, description="Whether min or max of the metric is best; default: min for loss and perplexity, else max."
     )
     algorithm: Algorithm = Field(
         "auto", description="How values are proposed: auto (the rate first), grid, random, tpe or gp (of Optuna)."
     )
     budget: Budget = Field(
         default_factory=lambda data: Budget(runs=3.2) if _is_auto(data) else Budget(trials=16),
-        description="What may be spent; left out: 3.2 runs for auto, else 16 trials.",
+        description="What may be spent; default: 3.2 runs for auto, else 16 trials.",
     )
     scheduler: Scheduler = Field(
         default_factory=lambda data: "halving" if _is_auto(data) else "none",
-        description="Which trials go on after each rung: none (all), asha or halving; left out: halving for auto, else "
-        "none.",
+        description="Which trials continue after a rung: none (all do), asha or halving; default: halving for auto, "
+        "else none.",
     )
     rungs: tuple[float, ...] | None = Field(
         None,
@@ -134,34 +134,34 @@ class SweepSpec(Frozen):
     checkpoints_gb: float | None = Field(
         None,
         gt=0.0,
-        description="Most gigabytes of all checkpoints together; left out: no bound. Those of failed and stopped "
-        "trials are removed first, then those of the worst trials, never those of the best.",
+        description="Gigabytes that all checkpoints together may take; default: no limit. Checkpoints of failed and "
+        "stopped trials are removed first, then those of the worst trials, never those of the best.",
     )
     cooldown: float = Field(
         default_factory=lambda data: 0.1 if _is_auto(data) else 0.0,
         ge=0.0,
         le=0.5,
-        description="Share of a run in which the rate falls to zero before the score at a rung, and is then put back; "
-        "left out: 0.1 for auto, else 0.",
+        description="Share of a run in which the rate falls to zero before the score at a rung; the state is then put "
+        "back. Default: 0.1 for auto, else 0.",
     )
     prior: dict[str, JsonValue] = Field(
         default_factory=dict,
         max_length=MOST_FIELDS,
-        description="Values that auto begins with; left out: what earlier sweeps of the model found, or its size says.",
+        description="First values that auto tries; default: from earlier sweeps of the model, or from its size.",
     )
     seeds: int = Field(
         1,
         ge=1,
         le=100,
-        description="Number of seeds of the two best trials, beyond the budget; the best mean wins.",
+        description="Seeds with which the two best trials are trained, beyond the budget; the best mean wins.",
     )
-    num_gangs: int | None = Field(None, ge=1, le=1000, description="Most gangs at once; left out: as many as fit.")
+    num_gangs: int | None = Field(None, ge=1, le=1000, description="Most gangs at once; default: as many as fit.")
     then: Then = Field(
         "export",
         description="At the end: export the best trial's model; final: train the best values once more on all samples, "
-        "with those of data.eval_fraction; or nothing.",
+        "including those of data.eval_fraction; or nothing.",
     )
-    seed: int = Field(42, ge=0, lt=2**32, description="Seed of the proposals; each trial has the base's seed.")
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of the proposals; every trial uses the base's seed.")
 
     @field_validator("rungs")
     @classmethod
@@ -178,15 +178,15 @@ class SweepSpec(Frozen):
             )
         if self.then == "final" and self.base.data.eval is not None:
             raise ValueError(
-                "then is final, but the base has held-out samples of its own (data.eval): a final run would train on "
+                "then is final, but the base has separate held-out samples (data.eval): a final run would train on "
                 "the same samples again. Use then: export"
             )
         if self.scheduler != "none" and self.rungs == ():
             raise ValueError(
-                f"scheduler is {self.scheduler}, but rungs are empty: give some, as [0.25], or scheduler: none"
+                f"scheduler is {self.scheduler}, but rungs is empty: give some, as [0.25], or scheduler: none"
             )
         names = {"loss", *self.base.eval.metrics}
-        own = any(":" in name for name in names)  # may return metrics of any name
+        own = any(":" in name for name in names)  # a user's function may return metrics of any name
         if self.metric.removeprefix("eval_") not in names and not own:
             raise ValueError(f"metric is {self.metric}, but base.eval.metrics has {', '.join(sorted(names))}")
         if self.seeds > 1 and any(name.rpartition(".")[2] == "seed" for name in self.space):
@@ -204,7 +204,7 @@ class SweepSpec(Frozen):
 
     @property
     def dimensions(self) -> dict[str, Range | tuple[Any, ...]]:
-        """The space, or the one that stands for none: the learning rate around the base's, and the warmup."""
+        """The space; if it is empty, the default one: learning rate around the base's, and warmup."""
         if self.space:
             return dict(self.space)
         rate = self.base.train.learning_rate
@@ -215,7 +215,7 @@ class SweepSpec(Frozen):
 
     @property
     def grid_size(self) -> int:
-        """Trials of a grid over the whole space."""
+        """Number of trials in a grid over the whole space."""
         sizes = (
             len(values) if isinstance(values, tuple) else values.points or GRID_POINTS
             for values in self.dimensions.values()
@@ -224,7 +224,7 @@ class SweepSpec(Frozen):
 
     @property
     def judged(self) -> str:
-        """The metric's full name, eval_*."""
+        """Full name of the metric, eval_*."""
         return f"eval_{self.metric.removeprefix('eval_')}"
 
     @property

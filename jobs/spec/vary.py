@@ -1,4 +1,4 @@
-"""Many specs out of one: every combination of some fields' values, each under a name that says which it is."""
+"""Makes many specs from one: each combination of some fields' values, under a name that shows the values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jobs.spec.sweep import SweepSpec
 
 MOST_SPECS: Final = 10_000
 LONGEST_NAME: Final = 63
-# Fields that say the same thing twice: one that is given takes the other away.
+# Pairs of fields that set the same thing: giving one of a pair clears the other.
 _EITHER: Final = (
     ("train.warmup_ratio", "train.warmup_steps"),
     ("train.num_train_epochs", "train.max_steps"),
@@ -40,15 +40,15 @@ AnyOne = TypeVar("AnyOne", bound=Spec | CommandSpec | SweepSpec)
 
 
 def vary(spec: AnyOne, fields: Mapping[str, Iterable[Any]]) -> list[AnyOne]:
-    """The specs of all combinations; the last field changes fastest.
+    """Make the specs of all combinations; the last field changes fastest.
 
     Args:
-        fields: values by field; `train.learning_rate`, or the last part alone where it can mean one field only (one
-            under `train` goes first); of a command also `env.NAME`. Values are what a file may have; paths that are
-            relative are so to the working directory.
+        fields: values by field: `train.learning_rate`, or the last part alone if only one field can be meant (a field
+            under `train` is preferred); for a command also `env.NAME`. Values are those that a file may have.
+            Relative paths are relative to the working directory.
 
     Raises:
-        SpecError: all mistakes at once, in names and in values.
+        SpecError: all mistakes in names and values.
     """
     values = _values_by_field(spec.kind, fields)
     combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
@@ -70,10 +70,10 @@ def vary(spec: AnyOne, fields: Mapping[str, Iterable[Any]]) -> list[AnyOne]:
 
 
 def sweep_values(options: Sequence[str]) -> dict[str, list[Any]]:
-    """The fields and values of `--sweep` options: `train.learning_rate=1e-5,5e-5`, or a YAML list after the `=`.
+    """Parse `--sweep` options: `train.learning_rate=1e-5,5e-5`, or a YAML list after the `=`.
 
     Raises:
-        SpecError: with the mistakes of all options.
+        SpecError: the mistakes of all options.
     """
     fields, problems = dict[str, list[Any]](), list[Mistake]()
     for option in options:
@@ -89,7 +89,7 @@ def sweep_values(options: Sequence[str]) -> dict[str, list[Any]]:
         parts = [text] if text.lstrip().startswith("[") else text.split(",")
         if key.startswith("env.") and not text.lstrip().startswith(
             "["
-        ):  # variables are text, also those that look like numbers
+        ):  # variables are text, even if they look like numbers
             fields[key] = [part.strip() for part in parts]
             continue
         try:
@@ -120,13 +120,13 @@ def _values_by_field(kind: Kind, fields: Mapping[str, Iterable[Any]]) -> dict[st
     count = math.prod(map(len, values.values()))
     if count > MOST_SPECS:
         raise SpecError(
-            f"these are {count:,} combinations, and at most {MOST_SPECS:,} are made at once: give fewer values"
+            f"these are {count:,} combinations, but at most {MOST_SPECS:,} are made at once: give fewer values"
         )
     return values
 
 
 def _field_meant(kind: Kind, given: str) -> str:
-    """Its dotted name. Raises SpecError."""
+    """Return the dotted name of the field that was meant. Raises SpecError."""
     fields = spec_fields(kind)
     if kind == "command" and given.startswith("env.") and len(given) > len("env."):
         return given
@@ -148,7 +148,7 @@ def _field_meant(kind: Kind, given: str) -> str:
 
 
 def _list_of(given: str, wanted: Any) -> list[Any]:
-    """Plain values, out of any sequence, numpy's arrays too. Raises SpecError."""
+    """Return plain JSON values from any sequence, numpy arrays included. Raises SpecError."""
     if isinstance(wanted, str | bytes | Mapping) or not isinstance(wanted, Iterable):
         raise SpecError.at(given, f"give a list of values, as {given}=[{wanted!r}]")
     try:
@@ -161,7 +161,7 @@ def _list_of(given: str, wanted: Any) -> list[Any]:
 
 
 def _changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> AnySpec:
-    """Raises SpecError."""
+    """Return the spec with these changes. Raises SpecError."""
     value = json.loads(json.dumps(base))
     for name, new in changes.items():
         other = _INSTEAD.get(name)
@@ -172,7 +172,8 @@ def _changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> AnySpec:
     if not _PATHS.intersection(changes):
         return spec
     absolute = with_absolute_paths(spec, os.path.join(os.getcwd(), "spec"))
-    if isinstance(spec, Spec) and "model.path" not in changes:  # a hub's name may be that of a directory here
+    # A model's hub id may also be the name of a directory here: do not turn it into that directory's path.
+    if isinstance(spec, Spec) and "model.path" not in changes:
         return absolute.model_copy(update={"model": spec.model})
     return absolute
 
@@ -187,7 +188,7 @@ def _set(value: dict[str, Any], name: str, new: Any) -> None:
 def _names(
     bases: Sequence[str], values: Mapping[str, list[Any]], combinations: Sequence[Mapping[str, Any]]
 ) -> Iterator[str]:
-    """`rotten-lr2e-05-wr0.1` and so on; all different."""
+    """Yield distinct names such as `rotten-lr2e-05-wr0.1`."""
     short, seen = _short_names([name for name in values if name != "name"]), set[str]()
     for base, changes in zip(bases, combinations, strict=True):
         parts = [f"{label}{_in_a_name(changes[name], values[name])}" for name, label in short.items()]
@@ -197,7 +198,7 @@ def _names(
 
 
 def _fitting(base: str, suffix: str, taken: set[str]) -> str:
-    """The base is cut first; where the suffix alone is too long, a number takes its place."""
+    """Join base and suffix to a name that is not taken. The base is shortened; a number replaces a long suffix."""
     endings: Iterator[str] = (f"{suffix}-{number}" for number in itertools.count(2))
     if len(suffix) > LONGEST_NAME * 3 // 4:
         endings = (f"-{number}" for number in itertools.count(1))
@@ -207,11 +208,11 @@ def _fitting(base: str, suffix: str, taken: set[str]) -> str:
         name = f"{base[: LONGEST_NAME - len(ending)].rstrip('.-_') or base[:1]}{ending}"
         if name not in taken:
             return name
-    raise AssertionError("numbers do not end")
+    raise AssertionError("unreachable: the loop tries numbers without end")
 
 
 def _short_names(names: Sequence[str]) -> dict[str, str]:
-    """Initials of the last part (lr for learning_rate), where no two are the same; a single word stays."""
+    """Abbreviate each last part to its initials (lr for learning_rate), unless two would be equal or it is one word."""
     last = {name: name.rpartition(".")[2].lower() for name in names}
     short = {name: _initials(part) for name, part in last.items()}
     twice = [label for label in short.values() if list(short.values()).count(label) > 1]

@@ -1,4 +1,4 @@
-"""The spec's section `train.zero`: how DeepSpeed shards a model."""
+"""The section `train.zero` of a spec: how DeepSpeed shards a model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pydantic import Field, model_validator
 
 from jobs.frozen import Frozen
 
-MOST_COUNT: Final = 2**53  # of steps, tokens and elements: the largest integer that JSON numbers hold exactly
+MOST_COUNT: Final = 2**53  # bound of steps, tokens and elements: the largest integer that JSON numbers hold exactly
 
 
 class Zero(Frozen):
-    """DeepSpeed's ZeRO. Every value is written out; nothing is left on "auto"."""
+    """DeepSpeed ZeRO. Every value is explicit; none is left on "auto"."""
 
     stage: Literal[1, 2, 3] = Field(3, description="1 shards the optimizer, 2 also gradients, 3 also parameters.")
     offload_optimizer: Literal["cpu"] | None = Field(None, description="Keep the optimizer's states in host memory.")
@@ -25,13 +25,13 @@ class Zero(Frozen):
         100_000, ge=0, le=MOST_COUNT, description="Parameters of fewer elements than this are never sharded (stage 3)."
     )
     max_live_parameters: int = Field(
-        1_000_000_000, ge=1, le=MOST_COUNT, description="Most gathered elements per device (stage 3)."
+        1_000_000_000, ge=1, le=MOST_COUNT, description="Most elements gathered per device at once (stage 3)."
     )
     max_reuse_distance: int = Field(
         1_000_000_000,
         ge=0,
         le=MOST_COUNT,
-        description="Keep a parameter that is used again within so many elements (stage 3).",
+        description="Keep a parameter gathered if it is used again within this many elements (stage 3).",
     )
 
     @model_validator(mode="after")

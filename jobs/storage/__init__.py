@@ -1,4 +1,4 @@
-"""Files at a path or URL, and the formats that are kept there: journals and tensor files.
+"""Files at a path or URL, and the formats of files that Fleetune defines: journals and tensor files.
 
 May import the ground of `cluster` and `jobs/frozen.py`. Start with `files`.
 """

@@ -1,7 +1,7 @@
 """Files at a path or an fsspec URL. A file appears whole or not at all.
 
-StorageError is raised for all that goes wrong, and StorageOutage, a kind of it, for what may pass.
-Everything here raises StorageError for what `jobs.storage.locations` does not allow, before anything is opened.
+Every failure raises StorageError. Its subclass StorageOutage means that the same call may succeed later. Paths and URLs
+that `jobs.storage.locations` does not allow raise StorageError before anything is opened.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jobs.storage.outage import is_outage
 
 
 class Writable(Protocol):
-    """What `open_write` gives."""
+    """What `open_write` yields."""
 
     def write(self, data: Any, /) -> int: ...
 
@@ -35,7 +35,7 @@ _UPLOAD_BYTES = 32 * 2**20
 
 
 def is_url(path: str) -> bool:
-    """Whether `path` carries a protocol, as s3://bucket/key does."""
+    """Whether `path` has a protocol, such as s3://bucket/key."""
     return "://" in path
 
 
@@ -44,13 +44,13 @@ def is_local(path: str) -> bool:
 
 
 def local_path(path: str) -> str:
-    """The path without file://; only for paths that are local. Raises StorageError."""
+    """Remove file:// from a local path. Raises StorageError."""
     check_allowed(path)
     return path.removeprefix("file://")
 
 
 def check_allowed(path: str) -> None:
-    """Raises StorageError for a path or URL that is not opened here (see `jobs.storage.locations`)."""
+    """Raise StorageError for a path or URL that may not be opened (see `jobs.storage.locations`)."""
     if (wrong := location.problem(path, extra_protocols())) is not None:
         raise StorageError(wrong)
 
@@ -60,13 +60,13 @@ def join(base: str, *parts: str) -> str:
 
 
 def filesystem(path: str) -> tuple[Any, str]:
-    """The fsspec filesystem of `path` and the path inside it.
+    """Return the fsspec filesystem of `path`, and the path inside it.
 
-    A URL of `location.PROTOCOLS` is data only: nothing in it configures the file system. Credentials and endpoint come
-    from the environment of this process.
+    For the protocols in `location.PROTOCOLS`, nothing in the URL configures the file system. Credentials and endpoint
+    come from the environment of this process.
 
     Raises:
-        StorageError: the protocol is not allowed, or the library behind it is not installed.
+        StorageError: the protocol is not allowed, or its library is not installed.
     """
     check_allowed(path)
     try:
@@ -91,13 +91,13 @@ def _as_storage_error(what: str, path: str) -> Iterator[None]:
         raise StorageError(f"cannot {what} {path}: no such file") from error
     except (FileExistsError, NotADirectoryError) as error:
         raise StorageError(f"cannot {what} {path}: {error.filename} is a file, not a directory") from error
-    except Exception as error:  # object stores raise whatever their client raises
+    except Exception as error:  # the client of an object store may raise anything
         kind = StorageOutage if is_outage(error, is_local(path)) else StorageError
         raise kind(f"cannot {what} {path}: {type(error).__name__}: {error}") from error
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole file. Raises StorageError."""
+    """Read a whole file. Raises StorageError."""
     with _as_storage_error("read", path):
         fs, inner = filesystem(path)
         with fs.open(inner, "rb") as file:
@@ -121,14 +121,14 @@ def read_end(path: str, most: int) -> str:
 
 
 def size(path: str) -> int:
-    """Bytes of a file. Raises StorageError."""
+    """Return the size of a file in bytes. Raises StorageError."""
     with _as_storage_error("look at", path):
         fs, inner = filesystem(path)
         return int(fs.size(inner))
 
 
 def size_of_dir(path: str) -> int:
-    """Bytes of all files below a directory; 0 where there is none. Raises StorageError."""
+    """Return the size of all files below a directory in bytes; 0 if it does not exist. Raises StorageError."""
     with _as_storage_error("look at", path):
         fs, inner = filesystem(path)
         fs.invalidate_cache()
@@ -145,7 +145,7 @@ def is_dir(path: str) -> bool:
 
 
 def list_names(path: str) -> list[str]:
-    """Sorted names directly under a directory; empty if there is none."""
+    """List the names directly under a directory, sorted; empty if it does not exist. Raises StorageError."""
     with _as_storage_error("list", path):
         fs, inner = filesystem(path)
         fs.invalidate_cache()
@@ -163,7 +163,7 @@ def write_bytes(path: str, content: bytes) -> None:
             _write_local(local_path(path), content)
             return
         fs, inner = filesystem(path)
-        fs.pipe_file(inner, content)  # an object store shows an object only when it is whole
+        fs.pipe_file(inner, content)  # an object store shows an object only when it is complete
 
 
 def _write_local(path: str, content: bytes) -> None:
@@ -173,7 +173,7 @@ def _write_local(path: str, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _beside(path: str) -> Iterator[BinaryIO]:
-    """A new file beside `path` that takes its place when the context ends well."""
+    """Open a new file beside `path`, and rename it to `path` if the context ends without an error."""
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
@@ -191,7 +191,7 @@ def _beside(path: str) -> Iterator[BinaryIO]:
 
 
 def put_file(local: str, path: str) -> None:
-    """Bring a finished local file to `path`, whole or not at all; the local file may be moved away."""
+    """Move or copy a finished local file to `path`, where it appears whole or not at all. Raises StorageError."""
     with _as_storage_error("write", path):
         if is_local(path):
             target = local_path(path)
@@ -208,7 +208,7 @@ def put_file(local: str, path: str) -> None:
 def _move(source: str, target: str) -> None:
     try:
         os.replace(source, target)
-    except OSError:  # another file system
+    except OSError:  # the target is on another file system
         handle, beside = tempfile.mkstemp(dir=os.path.dirname(target) or ".", prefix=".part.")
         with os.fdopen(handle, "wb") as file, open(source, "rb") as content:
             shutil.copyfileobj(content, file)
@@ -221,7 +221,7 @@ def _move(source: str, target: str) -> None:
 
 @contextlib.contextmanager
 def open_write(path: str) -> Iterator[Writable]:
-    """A large file to be written as a stream, which appears whole when the context ends well, and else not at all.
+    """Open a large file for writing as a stream. It appears whole when the context ends without an error, or never.
 
     Raises:
         StorageError: also when the storage is full.
@@ -239,14 +239,14 @@ def open_write(path: str) -> Iterator[Writable]:
             yield file
             file.close()
         except BaseException:
-            with contextlib.suppress(Exception):  # the first error is the one to tell
+            with contextlib.suppress(Exception):  # the first error is the one to raise
                 file.discard()
-                file.closed = True  # else its destructor would finish the upload
+                file.closed = True  # otherwise its destructor would finish the upload
             raise
 
 
 def read_range(path: str, begin: int, end: int) -> bytes:
-    """Bytes begin .. end - 1; fewer where the file is shorter. Raises StorageError."""
+    """Read the bytes begin .. end - 1; fewer if the file is shorter. Raises StorageError."""
     with _as_storage_error("read", path):
         fs, inner = filesystem(path)
         return cast(bytes, fs.cat_file(inner, start=begin, end=end))
@@ -254,7 +254,7 @@ def read_range(path: str, begin: int, end: int) -> bytes:
 
 @contextlib.contextmanager
 def open_read(path: str) -> Iterator[BinaryIO]:
-    """A seekable binary file. Raises StorageError when it cannot be opened."""
+    """Open a seekable binary file. Raises StorageError if it cannot be opened."""
     with _as_storage_error("read", path):
         fs, inner = filesystem(path)
         file = fs.open(inner, "rb")
@@ -263,7 +263,7 @@ def open_read(path: str) -> Iterator[BinaryIO]:
 
 
 def fetch_dir(path: str, target: str) -> None:
-    """Copy a directory from any URL to a local one."""
+    """Copy a directory from a path or URL to a local directory. Raises StorageError."""
     with _as_storage_error("fetch", path):
         fs, inner = filesystem(path)
         os.makedirs(target, exist_ok=True)
@@ -271,7 +271,7 @@ def fetch_dir(path: str, target: str) -> None:
 
 
 def remove_dir(path: str) -> None:
-    """Remove a directory and what is in it; none there is fine."""
+    """Remove a directory and its content; do nothing if it does not exist. Raises StorageError."""
     with _as_storage_error("remove", path):
         fs, inner = filesystem(path)
         with contextlib.suppress(FileNotFoundError):
@@ -279,7 +279,7 @@ def remove_dir(path: str) -> None:
 
 
 def remove_file(path: str) -> None:
-    """Remove a file; none there is fine."""
+    """Remove a file; do nothing if it does not exist. Raises StorageError."""
     with _as_storage_error("remove", path):
         fs, inner = filesystem(path)
         with contextlib.suppress(FileNotFoundError):
@@ -293,7 +293,7 @@ def make_dir(path: str) -> None:
 
 
 def _nearest(path: str) -> str:
-    """The directory itself, or the nearest one above it that is there: a check leaves no new directory behind."""
+    """Return the nearest existing directory at or above a local path, so that a check creates no directory."""
     if not is_local(path):
         return path
     folder = os.path.abspath(local_path(path))
@@ -303,10 +303,10 @@ def _nearest(path: str) -> str:
 
 
 def check_writable(path: str) -> None:
-    """Write and remove a small file under `path`, or where `path` would be made.
+    """Write and remove a small file under `path`, or under the nearest directory that exists.
 
     Raises:
-        StorageError: with what the storage answered, and what to change.
+        StorageError: the directory is not writable; the message has the storage's answer, and what to change.
     """
     nearest = _nearest(path)
     if is_local(nearest) and not os.path.isdir(local_path(nearest)):

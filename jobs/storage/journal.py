@@ -1,4 +1,4 @@
-"""Append-only records on storage that can neither append nor rename: numbered parts, joined by one reader."""
+"""Append-only records on storage that can neither append nor rename: numbered parts, which a reader joins."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from jobs.storage import files as storage
 
 Record = dict[str, Any]
 
-FIRST_INTERVAL_S = 1.0
-LAST_INTERVAL_S = 30.0
-PART_BYTES = 1 << 20  # a part has one record more at most
+FIRST_INTERVAL_S = 1.0  # between parts of a new journal
+LAST_INTERVAL_S = 30.0  # between parts after half an hour
+PART_BYTES = 1 << 20  # a part may exceed this by one record
 
 _PART_NAME = re.compile(r"^\d{20}-.*\.jsonl$")
 
 
 class JournalWriter:
-    """Collects records and puts them to the folder as parts `{time in ns}-{writer}.jsonl`.
+    """Collects records and writes them to the folder as parts named `{time in ns}-{writer}.jsonl`.
 
-    A part is written when `interval` seconds have passed since the last one: 1 s at the start of a run, growing with
-    its age to 30 s, so that days of training do not become a million files. A background thread does the writing, so
-    that slow storage never holds up a step.
+    A part is written when an interval has passed since the last one. The interval is 1 s at the start of a run and
+    grows with its age to 30 s, so that days of training do not produce a million files. A background thread writes, so
+    slow storage never delays a step.
     """
 
     def __init__(self, folder: str, writer: str = "0") -> None:
@@ -42,13 +42,13 @@ class JournalWriter:
         self._thread.start()
 
     def append(self, record: Record) -> None:
-        """Add one record, in order. Never blocks on storage."""
+        """Add one record. Records keep their order. Never waits for the storage."""
         line = json.dumps(record, allow_nan=True)
         with self._lock:
             self._pending.append(line)
 
     def flush(self) -> None:
-        """Put what is pending to storage now. Raises StorageError."""
+        """Write all pending records to storage now. Raises StorageError."""
         with self._writing:
             self._flush()
 
@@ -57,7 +57,7 @@ class JournalWriter:
             self._put(lines)
 
     def _taken(self) -> list[str]:
-        """What goes into the next part: after a while without storage there may be more than one."""
+        """Remove the records of the next part from those pending. After an outage there may be several parts."""
         with self._lock:
             size = count = 0
             while count < len(self._pending) and (not count or size < PART_BYTES):
@@ -67,7 +67,7 @@ class JournalWriter:
         return lines
 
     def _put(self, lines: list[str]) -> None:
-        if self._part is None:  # else the last try failed: the same part, again, so that nothing doubles
+        if self._part is None:  # otherwise the last write failed: use the same name, so that no record is stored twice
             self._part = f"{time.time_ns():020d}-{self._writer}.jsonl"
         try:
             storage.write_bytes(storage.join(self._folder, self._part), ("\n".join(lines) + "\n").encode())
@@ -78,7 +78,7 @@ class JournalWriter:
             raise
 
     def close(self) -> None:
-        """Flush and end the thread."""
+        """Write all pending records and end the thread. Raises StorageError."""
         self._closed = True
         self._wake.set()
         self._thread.join()
@@ -90,21 +90,21 @@ class JournalWriter:
             self._wake.wait(min(max(age_s / 60.0, FIRST_INTERVAL_S), LAST_INTERVAL_S))
             try:
                 self.flush()
-            except Exception:  # whatever a storage raises
-                continue  # kept, and tried again with the next part; close() raises it
+            except Exception:  # a storage may raise anything
+                continue  # the records are kept for the next part; close() raises the error
 
 
 class JournalReader:
-    """Joins the parts of a folder; each call of `new` gives what came since the last."""
+    """Joins the parts of a folder. Each call of `new` yields the records since the last call."""
 
     def __init__(self, folder: str, skip: str | None = None) -> None:
-        """`skip` names a writer whose parts are passed over."""
+        """`skip` names a writer whose parts are ignored."""
         self._folder = folder
         self._skip = None if skip is None else f"-{skip}.jsonl"
         self._seen: set[str] = set()
 
     def pass_over(self) -> None:
-        """Take what is there now for read: it is of an earlier attempt. Raises StorageError."""
+        """Treat all present parts as read, because they belong to an earlier attempt. Raises StorageError."""
         self._seen.update(storage.list_names(self._folder))
 
     def new(self) -> Iterator[Record]:
@@ -112,7 +112,7 @@ class JournalReader:
             if name in self._seen or not name.endswith(".jsonl"):
                 continue
             records = [] if self._passed_over(name) else read_part(self._folder, name)
-            self._seen.add(name)  # only now: a part that could not be read is tried again
+            self._seen.add(name)  # after reading, so that a part that could not be read is tried again
             yield from records
 
     def _passed_over(self, name: str) -> bool:
@@ -124,17 +124,17 @@ def is_part(name: str) -> bool:
 
 
 def part_names(folder: str) -> list[str]:
-    """Names of the parts, oldest first. Raises StorageError."""
+    """List the names of the parts, oldest first. Raises StorageError."""
     return [name for name in storage.list_names(folder) if is_part(name)]
 
 
 def written_at_s(part: str) -> float:
-    """When a part was written, which its name tells; seconds since 1970."""
+    """Return the time in a part's name, when it was written, in seconds since 1970."""
     return int(part[:20]) / 1e9
 
 
 def read_part(folder: str, part: str) -> list[Record]:
-    """The records of one part. Raises StorageError."""
+    """Read the records of one part. Raises StorageError."""
     return [json.loads(line) for line in storage.read_bytes(storage.join(folder, part)).splitlines()]
 
 
@@ -149,5 +149,5 @@ def newest_record(folder: str) -> Record | None:
 
 
 def read_journal(folder: str) -> list[Record]:
-    """All records so far, in the order of their parts."""
+    """Read all records, in the order of their parts. Raises StorageError."""
     return list(JournalReader(folder).new())

@@ -1,4 +1,4 @@
-"""What lies under a path or URL, in one listing: names, sizes and times, without opening a file."""
+"""Lists all files under a path or URL at once, with sizes and times, without opening a file."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from jobs.errors import StorageError
 from jobs.storage import files as storage
 
-# Where the file systems of fsspec tell when a file was written; the first that is there counts.
+# Keys under which file systems of fsspec report when a file was written; the first that is present counts.
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 
 
 @dataclass(frozen=True, order=True)
 class Listed:
-    """A file.
+    """A file in a listing.
 
     Attributes:
-        name: path under what was listed, with `/`.
-        modified_s: when it was written, in seconds since 1970; None where the storage does not tell.
+        name: path relative to the directory that was listed, with `/`.
+        modified_s: time of the last write, in seconds since 1970; None if the storage does not report it.
     """
 
     name: str
@@ -31,12 +31,12 @@ class Listed:
 
 
 def listing(path: str) -> tuple[Listed, ...]:
-    """All files under a directory, sorted by name; none where there is no such directory.
+    """List all files under a directory, sorted by name; empty if the directory does not exist.
 
-    Links are listed as what they are: no directory behind one is looked into.
+    A link is listed as a file; directories behind links are not entered.
 
     Raises:
-        StorageError: it cannot be listed.
+        StorageError: the directory cannot be listed.
     """
     try:
         if storage.is_local(path):
@@ -44,12 +44,12 @@ def listing(path: str) -> tuple[Listed, ...]:
         return tuple(sorted(_remote(path)))
     except StorageError:
         raise
-    except Exception as error:  # object stores raise whatever their client raises
+    except Exception as error:  # the client of an object store may raise anything
         raise StorageError(f"cannot list {path}: {type(error).__name__}: {error}") from error
 
 
 def _local(folder: str, prefix: str) -> Iterator[Listed]:
-    """Whatever is removed while this looks is passed over."""
+    """List a local directory. Files that are removed in the meantime are left out."""
     try:
         with os.scandir(folder) as entries:
             found = list(entries)
@@ -77,7 +77,7 @@ def _remote(path: str) -> Iterator[Listed]:
 
 
 def modified_s(info: Mapping[str, Any]) -> float | None:
-    """When a file was written, from what a file system of fsspec tells about it."""
+    """Return when a file was written, from what its fsspec file system reports."""
     for key in _TIMES:
         value = info.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool):

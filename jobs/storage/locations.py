@@ -1,7 +1,7 @@
-"""Which paths and URLs Fleetune opens. Pure: nothing is opened here; `files` asks before it opens anything.
+"""Decides which paths and URLs Fleetune opens. Pure: `files` asks this module before it opens anything.
 
-One allowlist holds for specs, for jobs and for the server, because fsspec knows some fifty protocols. Several of them
-read local files (`local://`), wrap other URLs (`simplecache::file://...`) or fetch any address (`http://`).
+One list of allowed protocols holds for specs, jobs and the server, because fsspec knows some fifty protocols. Several
+of them read local files (`local://`), wrap other URLs (`simplecache::file://...`) or fetch any address (`http://`).
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Final
 from urllib.parse import unquote
 
 PROTOCOLS: Final = ("file", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hf")
-# Other names of one storage, so that a limit for one name holds for all of them.
+# Other names of the same storage, so that a restriction on one name holds for all names.
 _SAME: Final = {"s3a": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs"}
 _PROTOCOL: Final = re.compile(r"[a-z][a-z0-9+.-]*")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-_SHOWN: Final = 200  # characters of a wrong value that a message repeats
+_SHOWN: Final = 200  # characters of a wrong value that a message shows
 
 
 @dataclass(frozen=True)
 class Location:
-    """A path or URL as a sequence of names, so that two spellings of one place are equal.
+    """A path or URL as a sequence of names, so that two spellings of one location are equal.
 
     Attributes:
         protocol: `file` for every path.
-        parts: names from the root on; the first one of a URL is its bucket.
+        parts: names from the root down; the first one of a URL is its bucket.
     """
 
     protocol: str
@@ -37,7 +37,7 @@ class Location:
 
 
 def problem(text: str, extra: Collection[str]) -> str | None:
-    """Why Fleetune does not open a path or URL; None: it does.
+    """Return why Fleetune does not open a path or URL; None if it does.
 
     Args:
         extra: protocols that an administrator has added to `PROTOCOLS`.
@@ -55,14 +55,14 @@ def problem(text: str, extra: Collection[str]) -> str | None:
 
 
 def form_problem(text: str) -> str | None:
-    """Why a text is neither a path nor a URL, whichever protocols are allowed; None: it is one of them."""
+    """Return why a text is neither a path nor a URL, whichever protocols are allowed; None if it is one."""
     if wrong := _spelling_problem(text):
         return f"{shown(text)} {wrong}"
     return None
 
 
 def locate(text: str) -> Location | None:
-    """Where a path or URL leads; None for a relative path, for one with `..` in it, and for what is neither."""
+    """Resolve a path or URL; None for a relative path, for a path with `..` and for any other text."""
     if form_problem(text) is not None:
         return None
     protocol, slashes, rest = text.partition("://")
@@ -74,7 +74,7 @@ def locate(text: str) -> Location | None:
 
 
 def is_under_any(text: str, roots: Sequence[str]) -> bool:
-    """Whether a path or URL lies at or under one of the roots. Names are compared whole, not as prefixes of text."""
+    """Whether a path or URL lies at or under one of the roots. Whole names are compared, not prefixes of text."""
     place = locate(text)
     if place is None:
         return False
@@ -82,7 +82,7 @@ def is_under_any(text: str, roots: Sequence[str]) -> bool:
 
 
 def shown(text: str) -> str:
-    """A path or URL for a message: short, and without control characters."""
+    """Format a path or URL for a message: shortened, and without control characters."""
     safe = _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
     return safe if len(safe) <= _SHOWN else f"{safe[:_SHOWN]}..."
 
@@ -94,18 +94,18 @@ def _protocol(text: str) -> str:
 
 def _spelling_problem(text: str) -> str | None:
     if "\0" in text:
-        return "has a zero byte in it"
+        return "contains a zero byte"
     if text != text.strip():
         return "begins or ends with white space"
     if "::" in text:
-        return "has '::' in it, which would chain URLs: give one path or URL"
+        return "contains '::', which would chain URLs: give one path or URL"
     head, colon, rest = text.partition(":")
     if not colon or "/" in head:
         return "has '://' in the middle of a path" if "://" in text else None
     if rest.startswith("//"):
         return _url_problem(head, rest[2:])
     if len(head) == 1 and rest.startswith(("\\", "/")):
-        return "is a path of Windows: give a path that begins with /"
+        return "is a Windows path: give a path that begins with /"
     if _PROTOCOL.fullmatch(head.lower()):
         return f"is neither a path nor a URL: write {head.lower()}://... for a URL, or ./{shown(text)} for a path"
     return "has '://' in the middle of a path" if "://" in text else None
@@ -118,9 +118,9 @@ def _url_problem(protocol: str, rest: str) -> str | None:
             f"must begin with {lower}:// in lower case" if _PROTOCOL.fullmatch(lower) else "has no protocol before ://"
         )
     if _CONTROL.search(rest) or "\\" in rest or "://" in rest:
-        return "has a control character, a backslash or a second '://' in it"
+        return "contains a control character, a backslash or a second '://'"
     if ".." in unquote(rest).replace("\\", "/").split("/"):
-        return "has '..' in it: give the whole URL without it"
+        return "contains '..': give the whole URL without it"
     if protocol == "file":
         return None if rest.startswith("/") else "names a host: write file:/// and an absolute path"
     if protocol in PROTOCOLS:

@@ -1,4 +1,4 @@
-"""Whether an error of a storage is an outage, which passes, or would come again. Light to import."""
+"""Decides whether an error of a storage is an outage, which may pass. Light to import."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 _PASSING: Final = frozenset(
     {
         errno.EAGAIN,
-        errno.EBUSY,  # s3fs: the store asks for fewer requests
+        errno.EBUSY,  # s3fs raises it if the store asks for fewer requests
         errno.ECONNABORTED,
         errno.ECONNREFUSED,
         errno.ECONNRESET,
@@ -23,16 +23,16 @@ _PASSING: Final = frozenset(
         errno.ETIMEDOUT,
     }
 )
-# In names of classes: clients of object stores have trees of errors of their own.
+# Parts of class names, because each client of an object store has its own tree of errors.
 _WORDS: Final = ("Timeout", "Connection", "Connect")
 
 
 def is_outage(error: BaseException, local: bool) -> bool:
-    """Whether the same call may succeed later: the storage did not answer, or said that it cannot now. Pure.
+    """Whether the same call may succeed later, because the storage did not answer or is overloaded. Pure.
 
     Args:
-        local: The file system is mounted. There, EIO is mostly a broken disk; s3fs makes it of internal errors of the
-            store.
+        local: the file system is mounted. There EIO usually means a broken disk, whereas s3fs raises it for internal
+            errors of the store.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _PASSING or (error.errno == errno.EIO and not local)

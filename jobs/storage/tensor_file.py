@@ -1,7 +1,7 @@
-"""One file of tensors in the safetensors format, written as a stream and read in checked ranges.
+"""A file of tensors in the safetensors format, written as a stream and read in verified ranges.
 
-A file is never in memory whole, on either side. Its checksums are taken over pieces of `CHUNK_BYTES` (CRC-32, which
-finds every error burst of up to 32 bits), so that a reader that needs a part of a tensor can check that part alone.
+Neither writing nor reading holds a whole file in memory. Checksums cover chunks of `CHUNK_BYTES`, so that a reader can
+verify the part of a tensor that it needs. They are CRC-32, which finds every error burst of up to 32 bits.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Damaged(StorageError):
-    """A file is not what was written: cut off, gone, or with other bytes in it."""
+    """A file differs from what was written: it is truncated, missing or has other bytes."""
 
 
 class ShardFile(Frozen):
-    """What is known of a written file."""
+    """Facts about a written file, with which it can be verified."""
 
     name: str
     bytes: int
     checksums: tuple[int, ...] = Field(description="CRC-32 of each CHUNK_BYTES of the file.")
-    offsets: dict[str, int] = Field(description="Where each tensor begins in the file.")
+    offsets: dict[str, int] = Field(description="Position of each tensor in the file, in bytes.")
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A flat tensor to be written; `data` are its bytes."""
+    """A flat tensor to be written; `data` holds its bytes."""
 
     name: str
-    dtype: str  # as safetensors spells it: F32, I64 ...
+    dtype: str  # in the spelling of safetensors: F32, I64 ...
     shape: tuple[int, ...]
     data: Bytes
 
 
 def as_bytes(array: npt.NDArray[Any]) -> Bytes:
-    """A contiguous array's bytes, without a copy."""
+    """View a contiguous array as bytes, without a copy."""
     return array.reshape(-1).view(np.uint8)
 
 
 def write_shard(folder: str, name: str, tensors: list[Tensor]) -> ShardFile:
-    """Write tensors as `folder/name`; the file appears whole or not at all.
+    """Write tensors as `folder/name`. The file appears whole or not at all.
 
     Raises:
-        StorageError: the storage refused, or is full.
+        StorageError: the storage rejected the write or is full.
     """
     header, offsets = _header(tensors)
     checksums: list[int] = []
@@ -78,7 +78,7 @@ def write_shard(folder: str, name: str, tensors: list[Tensor]) -> ShardFile:
 
 
 def _header(tensors: list[Tensor]) -> tuple[bytes, dict[str, int]]:
-    """The format's head (a length, then JSON, then blanks up to a multiple of 8), and each tensor's place behind it."""
+    """Make the header (a length, then JSON, padded to a multiple of 8 bytes), and find each tensor's position."""
     entries: dict[str, Any] = {"__metadata__": {"format": "fleetune-checkpoint"}}
     begin = 0
     for tensor in tensors:
@@ -111,17 +111,17 @@ def _chunks(parts: Iterable[Bytes]) -> Iterator[list[memoryview]]:
 
 @dataclass(frozen=True)
 class Want:
-    """Bytes begin .. begin + len(into) - 1 of a file, and where they belong."""
+    """A range of bytes to read, begin .. begin + len(into) - 1, and the memory to read it into."""
 
     begin: int
     into: Bytes
 
 
 def read_ranges(folder: str, file: ShardFile, wants: list[Want]) -> None:
-    """Read parts of a written file into memory that the caller owns; every chunk that is touched is checked.
+    """Read ranges of a written file into the caller's memory. The checksum of every chunk read is verified.
 
     Raises:
-        Damaged: the file is gone, shorter, or differs from what was written.
+        Damaged: the file is missing, shorter, or differs from what was written.
         StorageOutage: the storage does not answer now.
     """
     path = storage.join(folder, file.name)
@@ -134,7 +134,7 @@ def read_ranges(folder: str, file: ShardFile, wants: list[Want]) -> None:
 
 
 def _runs(wants: list[Want]) -> Iterator[tuple[int, int]]:
-    """(first, last exclusive) numbers of the chunks to read at once, none twice."""
+    """Yield (first, last exclusive) numbers of the chunks to read at once. No chunk is read twice."""
     done = 0
     first = last = 0
     for want in wants:
@@ -152,11 +152,11 @@ def _runs(wants: list[Want]) -> Iterator[tuple[int, int]]:
 
 
 def _read_run(path: str, file: ShardFile, wants: list[Want], first: int, last: int) -> str | None:
-    """Read and check chunks first..last-1 and hand out what is wanted of them; what is wrong, or None."""
+    """Read and verify the chunks first .. last - 1, and copy the wanted ranges. Returns what is wrong, or None."""
     begin, end = first * CHUNK_BYTES, min(last * CHUNK_BYTES, file.bytes)
     try:
         content = storage.read_range(path, begin, end)
-    except StorageOutage:  # it says nothing of the file
+    except StorageOutage:  # an outage does not mean that the file is damaged
         raise
     except StorageError as error:
         return str(error)

@@ -1,8 +1,8 @@
-"""A local file or directory to a path or URL: whole or not at all, as far as the storage lets.
+"""Uploads a local file or directory to a path or URL, whole or not at all, as far as the storage allows.
 
-Where there is a rename, everything is written beside its place and moved there at the end. On an object store each
-object appears whole; the files that make a directory a model come last, and sizes are compared at the end. What an
-interrupted upload has left there is found to be the same, and passed over.
+If the storage can rename, everything is written beside its place and moved there at the end. On an object store each
+object appears whole. The files that make a directory a model are sent last, and sizes are compared at the end. Files
+that an interrupted upload has sent are found to be equal, and are not sent again.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Advance = Callable[[int], None]
 
 
 def upload(plan: Upload, advance: Advance = lambda count: None) -> None:
-    """Carry it out. `advance` is told bytes as they are sent.
+    """Carry out the plan. `advance` gets the number of bytes as they are sent.
 
     Raises:
-        StorageError: it could not be written whole, or the local files changed meanwhile.
+        StorageError: the upload is incomplete, or the local files changed during the upload.
     """
     fs, inner = storage.filesystem(plan.target)
     if plan.sent and _renames(fs):
@@ -51,7 +51,7 @@ def _renames(fs: Any) -> bool:
 
 
 def _beside_and_move(fs: Any, inner: str, plan: Upload, advance: Advance) -> None:
-    """All of it anew, beside its place; what was there is moved away first, and back again if the move fails."""
+    """Write everything beside its place, then swap it with what was there, which is put back if the move fails."""
     folder, name = posixpath.split(inner)
     token = secrets.token_hex(4)
     new, old = (posixpath.join(folder, f".{name}.{what}-{token}") for what in ("uploading", "replaced"))
@@ -71,7 +71,7 @@ def _beside_and_move(fs: Any, inner: str, plan: Upload, advance: Advance) -> Non
             if was_there:
                 fs.rm(old, recursive=True)
         finally:
-            with contextlib.suppress(Exception):  # the first error is the one to tell
+            with contextlib.suppress(Exception):  # the first error is the one to raise
                 if fs.exists(new):
                     fs.rm(new, recursive=True)
 
@@ -100,10 +100,10 @@ def _put(fs: Any, file: Source, inner: str, target: str, advance: Advance) -> No
         fs.put_file(file.local, inner, callback=sent)
         if storage.is_local(target):
             _sync(inner)
-    advance(file.size - sent.told)  # some file systems tell nothing
+    advance(file.size - sent.told)  # some file systems report no progress
     facts = os.stat(file.local)
     if (facts.st_size, facts.st_mtime_ns) != file.stamp:
-        raise StorageError(f"{file.local} was written to while it was uploaded: call again when nobody writes to it")
+        raise StorageError(f"{file.local} changed during the upload: upload again when no program writes to it")
 
 
 def _sync(path: str) -> None:
@@ -115,4 +115,4 @@ def _check_sizes(plan: Upload) -> None:
     found = {name: info.get("size") for name, info in listed(plan.target, plan.is_dir).items()}
     wrong = [file.name or plan.target for file in plan.files if found.get(file.name) != file.size]
     if wrong:
-        raise StorageError(f"{plan.target} is not whole ({some(wrong)} of another size, or not there): call again")
+        raise StorageError(f"{plan.target} is incomplete ({some(wrong)} of another size, or missing): upload again")

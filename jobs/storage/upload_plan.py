@@ -1,4 +1,4 @@
-"""What an upload has to do: what there is to be sent, and what is at its place already. Nothing is written."""
+"""Plans an upload: which files to send, and which are already at the target. Nothing is written."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from jobs.errors import InputError, StorageError
 from jobs.storage import files as storage
 from jobs.storage.same_content import same
 
-LAST: Final = ("config.json",)  # without it a directory is no model
-SHOWN: Final = 5
+LAST: Final = ("config.json",)  # sent last, because a directory without it does not count as a model
+SHOWN: Final = 5  # names in a message
 
 
 @dataclass(frozen=True)
 class Source:
-    """A local file. `name`: its path under the directory that is uploaded; empty where the file is all there is."""
+    """A local file. `name` is its path under the uploaded directory; empty if a single file is uploaded."""
 
     local: str
     name: str
@@ -30,7 +30,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Upload:
-    """What is to be done. `there`: files of which the place has the same; `replaced`: of which it has others."""
+    """A planned upload. `there` are files that the target has already; `replaced` are files that it has differently."""
 
     target: str
     files: tuple[Source, ...]
@@ -48,15 +48,15 @@ class Upload:
 
 
 def plan_upload(path: str, url: str, *, replace: bool = False) -> Upload:
-    """Look at both sides; nothing is written.
+    """Compare the local files with the target. Nothing is written.
 
     Args:
-        url: the place itself; with a slash at its end, the place is under it, by the path's own name.
-        replace: files of the same names are written over.
+        url: the target. If it ends with a slash, the target is under it, by the local file's or directory's name.
+        replace: allow files of the same name to be overwritten.
 
     Raises:
-        InputError: there is nothing to upload, or something else is at its place.
-        StorageError: the place cannot be looked at.
+        InputError: there is nothing to upload, or the target holds something else.
+        StorageError: the target cannot be read.
     """
     if not path or not url:
         raise InputError(f"the {'URL' if path else 'PATH'} is empty: is a variable not set?")
@@ -96,7 +96,7 @@ def _check_apart(local: str, target: str) -> None:
 
 
 def _sources(local: str, name: str, seen: frozenset[str] = frozenset()) -> Iterator[Source]:
-    """Links are followed: models of the hub's cache are made of them. Raises InputError."""
+    """List the files to upload. Links are followed, because the hub's cache consists of links. Raises InputError."""
     try:
         facts = os.stat(local)
         if stat.S_ISREG(facts.st_mode):
@@ -114,11 +114,11 @@ def _sources(local: str, name: str, seen: frozenset[str] = frozenset()) -> Itera
 
 
 def listed(target: str, is_dir: bool) -> dict[str, dict[str, Any]]:
-    """What the storage tells of each file at a place, by its name under it; an empty one where the place is a file.
+    """Return what the storage reports about each file at the target, by name; the name is '' if the target is a file.
 
     Raises:
-        InputError: a file is there and a directory is to be uploaded, or the other way round.
-        StorageError: it cannot be looked at.
+        InputError: the target is a file and a directory is to be uploaded, or the reverse.
+        StorageError: the target cannot be read.
     """
     with told("look at", target):
         fs, inner = storage.filesystem(target)
@@ -137,13 +137,13 @@ def listed(target: str, is_dir: bool) -> dict[str, dict[str, Any]]:
 def _check_place(target: str, there: frozenset[str], others: list[str], replaced: frozenset[str]) -> None:
     if others:
         raise InputError(
-            f"{target} has other files already ({some(others)}): choose a new place, since what is there would mix "
-            "with what is uploaded"
+            f"{target} has other files already ({some(others)}). Choose a new place, because they would mix with the "
+            "uploaded files"
         )
     if replaced:
         names = f": {some(sorted(replaced))}" if replaced != {""} else ""
         raise InputError(
-            f"{target} is there already, and is another one, or cannot be told from one{names}. Choose a new place "
+            f"{target} exists already and differs, or cannot be compared{names}. Choose a new place "
             "(runs that have used it could not be repeated), or give --replace"
         )
 
@@ -162,5 +162,5 @@ def told(what: str, target: str) -> Iterator[None]:
         yield
     except (InputError, StorageError):
         raise
-    except Exception as error:  # object stores raise whatever their client raises
+    except Exception as error:  # the client of an object store may raise anything
         raise StorageError(f"cannot {what} {target}: {type(error).__name__}: {error}") from error

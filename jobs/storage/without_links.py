@@ -1,7 +1,7 @@
-"""Files below a directory that is trusted, reached without following a link below it.
+"""Accesses files below a trusted directory without following links below it.
 
-Any tenant may write a run, and may put a link in the place of each of its files and directories at any time. A check of
-the path before it is used would be too early, so every name is opened relative to the directory that holds it
+Any tenant may write a run, and may replace each of its files and directories by a link at any time. Checking a path
+before using it would be too early, so every name is opened relative to the directory that holds it
 (openat with O_NOFOLLOW). Links that lead to the trusted directory itself are followed.
 """
 
@@ -19,7 +19,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 @contextlib.contextmanager
 def opened(base: str, names: Sequence[str], flags: int = _DIRECTORY) -> Iterator[int]:
-    """A descriptor of `base/names...`, which is a directory unless `flags` say otherwise.
+    """Open `base/names...`, which must be a directory unless `flags` say otherwise, and yield its descriptor.
 
     Raises:
         OSError: one of the names is a link (ELOOP or ENOTDIR), is missing, or cannot be opened.
@@ -37,7 +37,7 @@ def opened(base: str, names: Sequence[str], flags: int = _DIRECTORY) -> Iterator
 
 
 def names_in(base: str, names: Sequence[str]) -> list[str]:
-    """Sorted names in a directory; none where it is missing. Raises OSError."""
+    """List the names in a directory, sorted; empty if it is missing. Raises OSError."""
     try:
         with opened(base, names) as handle:
             return sorted(os.listdir(handle))
@@ -46,7 +46,7 @@ def names_in(base: str, names: Sequence[str]) -> list[str]:
 
 
 def is_link(base: str, names: Sequence[str]) -> bool:
-    """Whether the last name is a link; False for one that is missing. Raises OSError."""
+    """Whether the last name is a link; False if it is missing. Raises OSError."""
     *above, name = names
     with contextlib.suppress(FileNotFoundError), opened(base, above) as handle:
         return stat.S_ISLNK(os.stat(_checked(name), dir_fd=handle, follow_symlinks=False).st_mode)
@@ -54,28 +54,28 @@ def is_link(base: str, names: Sequence[str]) -> bool:
 
 
 def read(base: str, names: Sequence[str], begin: int, most: int) -> bytes:
-    """Up to `most` bytes of a plain file, from a byte on. Raises OSError."""
+    """Read up to `most` bytes of a regular file, starting at byte `begin`. Raises OSError."""
     with opened(base, names, os.O_RDONLY | os.O_NONBLOCK) as handle:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(f"{names[-1]} is no file")
+            raise OSError(f"{names[-1]} is not a regular file")
         return os.pread(handle, most, begin)
 
 
 def remove(base: str, names: Sequence[str]) -> None:
-    """Remove a file, a link or a directory with all that is in it; nothing behind a link is touched.
+    """Remove a file, a link or a directory with its content. Nothing behind a link is touched.
 
-    What is missing is fine. Raises OSError.
+    A missing file is ignored. Raises OSError.
     """
     *above, name = names
     with contextlib.suppress(FileNotFoundError), opened(base, above) as handle:
         if stat.S_ISDIR(os.stat(_checked(name), dir_fd=handle, follow_symlinks=False).st_mode):
-            shutil.rmtree(name, dir_fd=handle)  # it follows no link either: see `shutil.rmtree.avoids_symlink_attacks`
+            shutil.rmtree(name, dir_fd=handle)  # follows no links either: `shutil.rmtree.avoids_symlink_attacks`
         else:
             os.unlink(name, dir_fd=handle)
 
 
 def write(base: str, names: Sequence[str], content: bytes) -> None:
-    """Write a file that appears whole, in a directory that is there; a link of its name is replaced. Raises OSError."""
+    """Write a file that appears whole, in an existing directory. A link of this name is replaced. Raises OSError."""
     *above, name = names
     beside = f".{_checked(name)}.{secrets.token_hex(8)}"
     with opened(base, above) as folder:
@@ -94,5 +94,5 @@ def write(base: str, names: Sequence[str], content: bytes) -> None:
 
 def _checked(name: str) -> str:
     if name in ("", ".", "..") or "/" in name:
-        raise OSError(f"{name!r} is no name of a file")
+        raise OSError(f"{name!r} is not the name of a file")
     return name

@@ -1,4 +1,4 @@
-"""From a worker group's result, or its failures, to the run's outcome. Light to import."""
+"""Turns a worker group's result or its failures into the outcome of the run. Light to import."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from jobs.storage import files as storage
 from jobs.storage.journal import Record
 from jobs.training.faults import Fault
 
-# Which of several failures is the cause: ranks may fail in other ways because of one that ran out of memory.
+# Faults that may have caused the others: for example, ranks fail in other ways after one of them ran out of memory.
 _CAUSES_FIRST = (Fault.MEMORY, Fault.MACHINE, Fault.STORAGE)
 
 
 def failures_of(paths: JobPaths) -> list[Record]:
-    """The failures that ranks reported. Those that may have caused others come first, then the lowest rank."""
+    """Read the failures that ranks reported. Possible causes of other failures come first, then the lowest rank."""
     names = storage.list_names(paths.failures)
     found = [json.loads(storage.read_bytes(storage.join(paths.failures, name))) for name in names]
     return sorted(found, key=lambda failure: (failure["fault"] not in _CAUSES_FIRST, int(failure["rank"])))
 
 
 def outcome_of(paths: JobPaths, result: Record | None, failures: list[Record]) -> Outcome:
-    """The run's outcome, by the result of rank 0 and the failures that ranks reported."""
+    """Make the run's outcome from the result of rank 0 and the failures that ranks reported."""
     now = datetime.datetime.now(datetime.UTC)
     if failures or result is None or "failure" in result:
         silent = (result or {}).get("failure", "the workers ended without a result")

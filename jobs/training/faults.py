@@ -16,11 +16,11 @@ from jobs.spec.finetune import Spec
 
 class Fault(StrEnum):
     INPUT = "input"  # the spec, the data or the model is wrong
-    PROGRAM = "program"  # anything else that the same input would raise again
-    MEMORY = "memory"  # of the GPU or of the host
-    MACHINE = "machine"  # the GPU, its driver or its links: another node may do
-    PEER = "peer"  # another rank is gone
-    STORAGE = "storage"  # it does not answer now, and no node is to blame
+    PROGRAM = "program"  # any other error that the same input would raise again
+    MEMORY = "memory"  # the memory of the GPU or of the host ran out
+    MACHINE = "machine"  # the GPU, its driver or its links failed; the run may succeed on another node
+    PEER = "peer"  # another rank is lost
+    STORAGE = "storage"  # the storage does not answer now; no node is to blame
 
 
 _SIGNS_OF_MEMORY = re.compile(
@@ -37,7 +37,7 @@ _SIGNS_OF_A_BUG = re.compile(
     r"|cudaError(Assert|IllegalAddress|IllegalInstruction|MisalignedAddress|InvalidValue|NoKernelImageForDevice)",
     re.IGNORECASE,
 )
-# NCCL's own words for a fault of this rank's machine; its other errors tell of a peer or of the network between.
+# NCCL's messages about a fault of this rank's machine. Its other messages are about a peer or the network.
 _SIGNS_OF_THE_MACHINE = re.compile(r"unhandled cuda error|unhandled system error|Cuda failure", re.IGNORECASE)
 _SIGNS_OF_A_LOST_PEER = (
     "Connection closed by peer",
@@ -45,7 +45,7 @@ _SIGNS_OF_A_LOST_PEER = (
     "Broken pipe",
     "Timed out waiting",
     "Application timeout caused pair closure",
-    # The kernel's words for a host that has lost its power or its network.
+    # The kernel's messages about a host that has lost its power or its network.
     "Connection timed out",
     "Connection refused",
     "No route to host",
@@ -59,10 +59,11 @@ _GPU_MEMORY = re.compile(
 
 
 def fault_of(error: BaseException, taken_apart: bool = False) -> Fault:
-    """
+    """Classify an exception of a worker.
+
     Args:
         taken_apart: the process group was closed while the rank was training: another rank is lost, and Ray Train has
-            ended the gang. The error then depends on the call that the rank was in.
+            ended the gang. The kind of the error then depends on the call that the rank was in.
     """
     if isinstance(error, StorageOutage):
         return Fault.STORAGE
@@ -92,27 +93,27 @@ def fault_of(error: BaseException, taken_apart: bool = False) -> Fault:
 
 
 def reason_of(error: BaseException, fault: Fault, rank: int, host: str, spec: Spec) -> str:
-    """One plain line for people: what failed where, and what to change."""
+    """Describe a failure in one line for people: what failed where, and what to change."""
     if isinstance(error, FleetuneError):
         return str(error)
     if fault is Fault.MEMORY:
         return f"rank {rank} on {host} ran out of {_which_memory(error)}. {advice(spec)}"
     if fault is Fault.MACHINE:
         return (
-            f"the hardware of rank {rank} on {host} failed: {first_line(error)}. Look at that node with nvidia-smi and "
-            "dmesg, and go on with the run on another one"
+            f"the hardware of rank {rank} on {host} failed: {first_line(error)}. Check that node with nvidia-smi and "
+            "dmesg, and resume the run on another one"
         )
     return f"rank {rank} on {host} failed: {type(error).__name__}: {error}"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; the other lines are mostly a library's advice."""
+    """Return the first line of an error's message; further lines are mostly advice of a library."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300].rstrip('.')}" if lines else type(error).__name__
 
 
 def _which_memory(error: BaseException) -> str:
-    """`GPU memory: 77.6 of 79.1 GiB were in use when 2.0 GiB more were asked for`."""
+    """Describe the memory: `GPU memory: 2.0 GiB more were asked for, and 1.5 GiB of 79.1 GiB were free`."""
     import torch
 
     if not isinstance(error, torch.OutOfMemoryError) and not _OF_CUDA.search(str(error)):

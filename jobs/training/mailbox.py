@@ -1,7 +1,7 @@
 """Messages between the driver of a sweep, its trials and its warm gangs: files, each written once. Light to import.
 
-The driver writes an order for a gang, every worker of the gang reads it, rank 0 writes the answer. An order is carried
-out once: a gang whose workers were started again begins with the order after the last one that the driver wrote.
+The driver writes an order for a gang; every worker of the gang reads it, and rank 0 writes the answer. An order is
+carried out once: if the workers are replaced, the new ones begin after the last order that the driver wrote.
 """
 
 from __future__ import annotations
@@ -26,48 +26,50 @@ Message = TypeVar("Message", bound=Frozen)
 
 
 class Request(Frozen):
-    """What a trial wants."""
+    """A trial's request to be trained further."""
 
     trial: int = Field(ge=1, description="Number of the trial.")
-    until: int | None = Field(None, ge=1, description="Train to this step and pause; left out: to the end.")
+    until: int | None = Field(None, ge=1, description="Train to this step and pause; default: to the end.")
 
 
 class Order(Frozen):
-    """What a gang is to do next."""
+    """The next task of a gang."""
 
     action: Action = Field(description="train, probe (losses after one step), export the trained model, or end.")
     run: str = Field("", description="Root of the trial's run.")
     spec: Spec | None = Field(None, description="The trial's spec.")
-    until: int | None = Field(None, ge=1, description="Train to this step and pause; left out: to the end.")
+    until: int | None = Field(None, ge=1, description="Train to this step and pause; default: to the end.")
     cooldown_steps: int = Field(
         0,
         ge=0,
-        description="At a pause, score what so many steps with a falling rate make of it; then all is put back.",
+        description="Steps with a falling rate before the score at a pause; afterwards the state is put back.",
     )
-    rates: tuple[float, ...] = Field((), description="Of a probe: the learning rates of the one step.")
-    metric: str = Field("", description="Held-out metric that is judged; its absence is told before the first step.")
-    driver: str = Field("", description="The driver's word in the trial's run (see JobPaths.driver).")
+    rates: tuple[float, ...] = Field((), description="For a probe: learning rates of the single step.")
+    metric: str = Field("", description="Metric that ranks trials; if the job lacks it, the trial fails at its start.")
+    driver: str = Field("", description="The driver's token in the trial's run (see JobPaths.driver).")
 
 
 class Answer(Frozen):
-    """What came of an order."""
+    """The result of an order."""
 
     model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="strings")
 
     status: Status = Field(description="paused, finished, stopped on request, failed, probed, or exported.")
-    step: int = Field(0, ge=0, description="Optimizer steps of the trial that are done.")
+    step: int = Field(0, ge=0, description="Optimizer steps of the trial that are completed.")
     total_steps: int = Field(0, ge=0, description="Optimizer steps of the whole trial.")
-    tokens: int = Field(0, ge=0, description="Tokens that the steps of this order have taken.")
+    tokens: int = Field(0, ge=0, description="Tokens that the steps of this order trained on.")
     loss: float | None = Field(None, description="Training loss of the last step.")
     metrics: dict[str, float] = Field(default_factory=dict, description="Newest eval_*, measured after `step`.")
     base: dict[str, float] = Field(default_factory=dict, description="eval_* before the first step, if known.")
     cooled: dict[str, float] = Field(default_factory=dict, description="eval_* after the cool-down of a pause.")
-    losses: tuple[float, ...] = Field((), description="Of a probe: before the step, and after it at each rate.")
+    losses: tuple[float, ...] = Field(
+        (), description="For a probe: the loss before the step, and after it at each rate."
+    )
     reason: str | None = Field(None, description="Why it failed.")
 
     @property
     def judged(self) -> dict[str, float]:
-        """The metrics by which it is compared."""
+        """The metrics by which the trial is compared: those after the cool-down, if there was one."""
         return self.cooled or self.metrics
 
 
@@ -79,7 +81,7 @@ class Tray:
         self._poll_s = _POLL_LOCAL_S if storage.is_local(root) else _POLL_REMOTE_S
 
     def names(self) -> list[str]:
-        """Of whole messages, in their order; a file that is being written begins with a dot."""
+        """List the names of complete messages, sorted. The name of a file that is being written begins with a dot."""
         found = storage.list_names(self._root)
         return sorted(name.removesuffix(".json") for name in found if name.endswith(".json") and name[0] != ".")
 
@@ -93,7 +95,7 @@ class Tray:
         return kind.model_validate_json(storage.read_bytes(self._path(name)))
 
     def wait(self, name: str, kind: type[Message], look: Callable[[], None] = lambda: None) -> Message:
-        """Wait for as long as it takes, also for the storage. What `look` raises between two looks ends the wait."""
+        """Wait for a message without a time limit, also while the storage is down. An exception from `look` ends it."""
         while True:
             with contextlib.suppress(StorageOutage):
                 if self.has(name):
@@ -106,7 +108,7 @@ class Tray:
 
 
 class Desk:
-    """Where the trials of a sweep leave their requests, and find what came of them."""
+    """The folders in which the trials of a sweep put requests and find answers."""
 
     def __init__(self, root: str) -> None:
         self.requests = Tray(storage.join(root, "requests"))
@@ -114,14 +116,14 @@ class Desk:
 
 
 class Mailbox:
-    """The orders and answers of one gang, by number from 1 on."""
+    """The orders and answers of one gang, numbered from 1."""
 
     def __init__(self, root: str) -> None:
         self._orders, self._answers = Tray(storage.join(root, "orders")), Tray(storage.join(root, "answers"))
         self._opened = storage.join(root, "open")
 
     def open(self) -> None:
-        """Say that orders are read: the model and the rows are loaded."""
+        """Record that the model and the rows are loaded, so that orders will be read."""
         storage.write_bytes(self._opened, b"")
 
     def close(self) -> None:

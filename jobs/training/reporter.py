@@ -1,4 +1,4 @@
-"""What a worker tells of itself: metrics and events of rank 0."""
+"""Writes the metrics and events of a run, on rank 0."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jobs.storage.journal import JournalWriter, Record
 
 
 class Reporter:
-    """Rank 0's metrics and events; on other ranks, nothing."""
+    """Writes rank 0's metrics and events; does nothing on other ranks."""
 
     def __init__(self, paths: JobPaths, rank: int) -> None:
         self._metrics = JournalWriter(paths.metrics, "rank-0") if rank == 0 else None
@@ -25,7 +25,7 @@ class Reporter:
             self._metrics.append(record)
 
     def flush(self) -> None:
-        """Put what was told so far to storage. Raises StorageError."""
+        """Write what was reported so far to storage. Raises StorageError."""
         for journal in (self._metrics, self._events):
             if journal is not None:
                 journal.flush()

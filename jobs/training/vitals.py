@@ -1,7 +1,7 @@
-"""Each worker keeps its memory use in a local file, which can be read after the process has died.
+"""Each worker writes its memory use to a local file, which can be read after the process has died.
 
-Neither Ray nor the kernel tells a driver why a process was killed. The process writes down how much memory it holds and
-how often the kernel has killed for memory so far; after its death, the driver has the same node read both again.
+Neither Ray nor the kernel tells a driver why a process was killed. Each process records how much memory it holds and
+how many processes the kernel has killed for memory. After its death, the driver asks the node for both again.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 
 from cluster.local.memory import Memory, killed_since, memory_here
 
-# Seconds; the largest age of a dead process's record. A kill of another process can be mistaken for its own within it.
+# Seconds between two records. A kill of another process in this time may be mistaken for this process's own.
 EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
 class Vital:
-    """The newest record of one process. `kills`: see `Memory`."""
+    """The newest record of one process. For `kills`, see `Memory`."""
 
     rank: int
     pid: int
@@ -31,10 +31,10 @@ class Vital:
 
 
 class Vitals:
-    """Keeps the file of this process while its context is open. A full disk costs the file, not the run."""
+    """Maintains the file of this process while its context is open. Errors of the disk are ignored."""
 
     def __init__(self, key: str, rank: int, every_s: float = EVERY_S) -> None:
-        """`key` names the driver; nobody else can guess it."""
+        """`key` identifies the driver and cannot be guessed."""
         self._file, self._rank, self._every_s = _file(key, rank), rank, every_s
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vitals", daemon=True)
@@ -66,7 +66,7 @@ class Vitals:
 
 @dataclass(frozen=True)
 class Remains:
-    """What a node knows of a driver's processes that have died there."""
+    """The records of a driver's processes that have died on this node, and the node's memory."""
 
     vitals: tuple[Vital, ...]
     memory: Memory
@@ -79,7 +79,7 @@ class Remains:
 
 
 def remains(key: str) -> Remains:
-    """What processes with this key have left on this machine; their files are removed."""
+    """Read and remove the records that processes with this key have left on this machine."""
     found = []
     for file in Path(tempfile.gettempdir()).glob(f"{_PREFIX}{key}-*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
@@ -90,7 +90,7 @@ def remains(key: str) -> Remains:
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds now."""
+    """Return the memory that this process holds now."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 

@@ -1,4 +1,4 @@
-"""The gang: what surrounds the loop of one worker. Two kinds, behind one protocol: Ray Train's and torchrun's."""
+"""The context of a worker's loop: one protocol with two implementations, for Ray Train and for torchrun."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ class Gang(Protocol):
     world_size: int
     local_rank: int
     device: torch.device
-    node: str  # as Ray identifies it; without Ray, the host's name
+    node: str  # Ray's id of the node; without Ray, the host's name
 
     def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
-        """This worker's rows from step `start` on."""
+        """Yield this worker's rows from step `start` on."""
         ...
 
     def orders(self) -> Orders:
-        """What this worker has been told since the last look; asked every step, so it must be cheap."""
+        """Return the requests since the last call. Called at every step, so it must be cheap."""
         ...
 
     def for_run(self, paths: JobPaths, driver: str = "") -> Gang:
-        """This worker as it trains another run, whose orders it sees. To be closed after that run."""
+        """Return this worker's context for another run, with that run's requests. Close it after that run."""
         ...
 
     def close(self) -> None:
-        """Look for no more orders."""
+        """Stop watching for requests."""
         ...
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What somebody asks of a running gang; one rank hears it, the step's all-reduce tells the others."""
+    """Requests to a running gang. One rank reads them; the step's all-reduce passes them to the others."""
 
-    stop: bool = False  # after a checkpoint of the next step
-    save: bool = False  # a checkpoint at the next step
+    stop: bool = False  # end after a checkpoint of the next step
+    save: bool = False  # write a checkpoint at the next step
 
 
 def gang_device(gpus_per_worker: int, local_rank: int) -> torch.device:
@@ -64,10 +64,10 @@ def gang_device(gpus_per_worker: int, local_rank: int) -> torch.device:
 
 
 class RayGang:
-    """A worker of Ray Train: rows through Ray Data."""
+    """A worker of Ray Train, whose rows come through Ray Data."""
 
     def __init__(self, paths: JobPaths, gpus_per_worker: int, driver: str = "") -> None:
-        """`driver`: see `Job`."""
+        """For `driver`, see `Job`."""
         import ray.train
         import ray.train.torch
 
@@ -99,7 +99,7 @@ class RayGang:
 
 
 class TorchrunGang:
-    """A process that torchrun started: rows from a plain reader."""
+    """A process that torchrun started, whose rows come from a plain reader."""
 
     def __init__(self, paths: JobPaths, gpus_per_worker: int, world: TorchrunWorld) -> None:
         self.rank, self.world_size, self.local_rank = world.rank, world.world_size, world.local_rank
@@ -114,7 +114,7 @@ class TorchrunGang:
         return other
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """A signal handler: the next step's all-reduce tells the others."""
+        """Handle a signal: the next step's all-reduce passes the request to the other ranks."""
         self._signalled = True
 
     def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
@@ -130,22 +130,22 @@ class TorchrunGang:
 
 
 def end_superseded() -> None:
-    """At once, and without a checkpoint: the run is somebody else's."""
+    """End the process at once, without a checkpoint, because another driver has the run."""
     print("another driver has the run: these workers end", flush=True)
     os._exit(1)
 
 
 class OrderWatch:
-    """Rank 0's look, in a thread, whether somebody has left an order in the run's directory, or has taken the run.
+    """Looks, in a thread of rank 0, for requests in the run's directory and for another driver that has taken the run.
 
-    Workers that are cut off from Ray and from their driver still see the storage. Another driver, which goes on with
-    the run on other nodes, needs much longer to its first step than these need to see its word.
+    Workers that are cut off from Ray and from their driver may still reach the storage. Another driver that resumes the
+    run on other nodes takes much longer to its first step than these workers need to see its token.
     """
 
     def __init__(
         self, paths: JobPaths, driver: str = "", every_s: float = 1.0, leave: Callable[[], None] = end_superseded
     ) -> None:
-        """`driver`: see `Job`."""
+        """For `driver`, see `Job`."""
         self._paths, self._driver, self._every_s, self._leave = paths, driver, every_s, leave
         self._stop = self._save = False
         self._closed = threading.Event()
@@ -153,12 +153,12 @@ class OrderWatch:
 
     def orders(self) -> Orders:
         save = self._save
-        if save:  # else an order that comes just now would be lost
+        if save:  # clear the flag only if it was read as set, so that a new request is not lost
             self._save = False
         return Orders(self._stop, save)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         self._closed.set()
 
     def _run(self) -> None:
@@ -166,7 +166,7 @@ class OrderWatch:
             if self._is_superseded():
                 self._leave()
                 return
-            with contextlib.suppress(StorageError):  # asked again a second later
+            with contextlib.suppress(StorageError):  # the next look is a second later
                 self._stop = storage.exists(self._paths.stop_request)
                 if storage.exists(self._paths.save_request):
                     storage.remove_file(self._paths.save_request)
@@ -175,5 +175,5 @@ class OrderWatch:
     def _is_superseded(self) -> bool:
         try:
             return bool(self._driver) and storage.read_bytes(self._paths.driver).decode() != self._driver
-        except StorageError:  # asked again a second later
+        except StorageError:  # the next look is a second later
             return False

@@ -1,4 +1,4 @@
-"""What a worker is given."""
+"""The input of a worker."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from jobs.spec.finetune import Spec
 
 @dataclass(frozen=True)
 class Job:
-    """One run as its workers see it; small, and can be sent to another process."""
+    """One run, as its workers see it. Small, and can be pickled."""
 
     spec: Spec
     run_root: str
     prepared_root: str
-    model: str  # as in the spec; each machine brings it to its own disk
-    earlier_attempts: int = 0  # worker groups that this run had before its driver started
-    driver: str = ""  # what that driver has written to `JobPaths.driver`; empty: nobody can take its place
+    model: str  # path as in the spec; each machine copies the model to its own disk
+    earlier_attempts: int = 0  # worker groups of this run before its driver started
+    driver: str = ""  # the driver's token in `JobPaths.driver`; empty if no other driver can take the run
 
     @property
     def paths(self) -> JobPaths:

@@ -79,7 +79,7 @@ def test_what_can_never_be_is_refused_at_once_and_fails_the_job(cluster: Cluster
     assert "the most that would fit is resources.num_workers: 4" in too_many.stdout
     vanishing = cluster.submit(project, *entry, "storage_path=runs")
     assert vanishing.returncode != 0
-    assert "storage_path" in vanishing.stdout and "would vanish with it" in vanishing.stdout
+    assert "storage_path" in vanishing.stdout and "would be deleted with it" in vanishing.stdout
     assert "Traceback" not in too_many.stdout + vanishing.stdout
 
 

@@ -158,7 +158,7 @@ def test_a_server_that_goes_and_comes_back_is_waited_for(queue: Server, start: S
 
 def test_what_the_orchestrator_refuses_ends_at_once(queue: Server, start: Start) -> None:
     large = start("raysubmit_a", "--set", "resources.num_workers=9")
-    assert large.ends() == 2 and "does not take this job" in large.output
+    assert large.ends() == 2 and "does not accept this job" in large.output
     unknown = start("raysubmit_b", metadata={"tenant": "nobody"})
     assert unknown.ends() == 2 and "there is no tenant 'nobody'" in unknown.output
     wrong = start("raysubmit_c", "--set", "train.learning_rate=-1")
@@ -195,7 +195,7 @@ def test_with_tokens_the_token_decides_and_metadata_chooses_among_its_tenants(qu
     without = start("raysubmit_a")
     assert without.ends() == 2 and "token" in without.output
     others = start("raysubmit_b", metadata={"tenant": "speech"}, FLEETUNE_TOKEN=anna)
-    assert others.ends() == 2 and "does not take this job" in others.output
+    assert others.ends() == 2 and "does not accept this job" in others.output
     own = start("raysubmit_c", metadata={"tenant": "vision"}, FLEETUNE_TOKEN=anna)
     own.says("queued as guest-")
     with queue.client(admin) as client:

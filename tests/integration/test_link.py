@@ -240,7 +240,7 @@ def test_a_server_of_another_release_is_not_waited_for(server: WireServer, told:
 
 def test_secrets_are_in_no_line_and_no_message(server: WireServer, told: Told) -> None:
     server.raw = {"version": 7, "queue": QUEUE, "secrets": {"KEY": "planted"}, "spec": "planted", "kind": ["planted"]}
-    with pytest.raises(NotUnderstood, match="is of another release") as caught:
+    with pytest.raises(NotUnderstood, match="belongs to another release") as caught:
         HttpLink(server.place, told.say).register()
     assert "planted" not in str(caught.value) and TOKEN not in str(caught.value)
 

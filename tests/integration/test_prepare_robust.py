@@ -195,7 +195,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CHANGED", path)
     spec = text_spec(tmp_path / "out", model_dir, path, format="changing_format:changes_the_file")
-    with pytest.raises(DataError, match=r"t\.jsonl changed while it was read, so what was read is of no one state"):
+    with pytest.raises(DataError, match=r"t\.jsonl changed while it was read, so the rows do not belong to one state"):
         prepare(spec, model_dir, engine="plain", say=quiet)
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
@@ -229,7 +229,7 @@ def test_a_full_disk_is_told_and_the_next_prepare_goes_on(
         with pytest.raises(StorageError, match="No space left on device") as caught:
             prepare(spec, model_dir, engine="plain", say=quiet)
         message = str(caught.value)
-        assert "goes on from there" in message and ("TMPDIR" in message) is scratch
+        assert "the next preparation uses them" in message and ("TMPDIR" in message) is scratch
         assert not list(storage.rglob("manifest.json"))
         assert list(storage.rglob("*.parquet"))
         subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)

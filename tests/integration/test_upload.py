@@ -152,7 +152,7 @@ def test_a_file_that_changes_while_it_is_sent_is_not_taken_for_whole(
         with (tmp_path / "blobs/1").open("ab") as file:
             file.write(b"x")
 
-    with pytest.raises(StorageError, match="written to while it was uploaded"):
+    with pytest.raises(StorageError, match="changed during the upload"):
         upload(plan, grow)
     assert not (tmp_path / "store/llama").exists()
 

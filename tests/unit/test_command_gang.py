@@ -43,7 +43,7 @@ def test_ranks_follow_the_lease_and_those_of_one_node_are_together() -> None:
 
 
 def test_a_lease_for_another_gang_is_no_place_to_start() -> None:
-    with pytest.raises(MachinesFailed, match="room for 3 processes, and the job has 2"):
+    with pytest.raises(MachinesFailed, match="room for 3 processes, but the job has 2"):
         places_of((("a", 3),), 2)
 
 

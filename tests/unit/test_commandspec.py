@@ -82,7 +82,7 @@ def test_a_kind_that_there_is_not_is_the_only_thing_to_say(tmp_path: Path, kind:
 
 def test_a_command_without_a_kind_is_told_to_say_it(tmp_path: Path) -> None:
     path = write(tmp_path, "command: [true]\n")
-    with pytest.raises(SpecError, match=r"job.yaml:1: kind: is missing: a spec with a command says kind: command"):
+    with pytest.raises(SpecError, match=r"job.yaml:1: kind: is missing: a spec with a command needs kind: command"):
         load_job_spec(path)
 
 
@@ -99,17 +99,17 @@ def test_a_command_without_a_kind_is_told_to_say_it(tmp_path: Path) -> None:
         ("lr: 1\n", "job.yaml:4: lr: unknown key; the spec has version, kind, name, command, working_dir, env"),
         ("env: [A]\n", 'job.yaml:4: env: must be variables with their values (NAME: text), but is ["A"]'),
         ("env: {A: 1}\n", "job.yaml:4: env.A: must be text (in quotes), but is 1"),
-        ("env: {1A: b}\n", 'job.yaml:4: env.1A: "1A" is no name of a variable: letters, digits and _, and no digit'),
-        ("queue: {secrets: [a-b]}\n", 'queue.secrets.0: "a-b" is no name of a variable'),
+        ("env: {1A: b}\n", 'job.yaml:4: env.1A: "1A" is not a valid variable name: use letters, digits and _, and do'),
+        ("queue: {secrets: [a-b]}\n", 'queue.secrets.0: "a-b" is not a valid variable name'),
         ("queue: {on_end: {web: 1}}\n", "queue.on_end.web: unknown key; did you mean webhook?"),
-        ("queue: {on_end: {webhook: ftp://x}}\n", "does not fit. URL to which the end is sent"),
+        ("queue: {on_end: {webhook: ftp://x}}\n", "does not fit. URL that gets the outcome"),
         ("queue: {on_end: {}}\n", "queue.on_end: on_end needs either webhook or command"),
         ("queue: {on_end: x}\n", "must be a section with keys of its own (webhook, command)"),
         ("queue: {priority: 5000}\n", "queue.priority: must be 1000 or less, but is 5000"),
-        ('env: {A: "x\\0y"}\n', "env.A: has a zero byte in it"),
+        ('env: {A: "x\\0y"}\n', "env.A: contains a zero byte"),
         (
             'env: {RANK: "0"}\n',
-            "job.yaml:4: env.RANK: Fleetune sets RANK itself: take another name (its own are RANK, ",
+            "job.yaml:4: env.RANK: Fleetune sets RANK itself: take another name. Reserved are RANK, ",
         ),
         ("env: {FLEETUNE_JOB: mine}\n", "env.FLEETUNE_JOB: Fleetune sets FLEETUNE_JOB itself: take another name"),
         ("queue: {secrets: [MASTER_ADDR]}\n", "queue.secrets.0: Fleetune sets MASTER_ADDR itself"),

@@ -73,7 +73,7 @@ def test_a_number_in_its_place_is_that_number(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_is_told_with_its_line(tmp_path: Path) -> None:
-    assert refused(tmp_path, "{min: 8, max: 2}").endswith("num_workers is from 8 to 2: min is the smaller one")
+    assert refused(tmp_path, "{min: 8, max: 2}").endswith("num_workers is from 8 to 2: min must not exceed max")
     assert "{min: N, max: N}" in refused(tmp_path, "{mim: 2, max: 8}")
     assert "job.yaml:6" in refused(tmp_path, "{min: 2}")
     assert "min_workers: must be 1 or more" in refused(tmp_path, "{min: 0, max: 2}")

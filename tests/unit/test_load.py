@@ -77,7 +77,7 @@ def test_last_set_of_a_field_wins(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", ["seed", "=3", "train.=3", "--x"])
 def test_set_without_key_and_value_is_refused(tmp_path: Path, bad: str) -> None:
-    assert f"{bad!r} is not KEY=VALUE" in message(write(tmp_path, GOOD), bad)
+    assert f"{bad!r} must be KEY=VALUE" in message(write(tmp_path, GOOD), bad)
 
 
 def test_set_below_a_plain_value_is_refused(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_broken_yaml_is_placed(tmp_path: Path, text: str, expected: str) -> None
 
 
 def test_broken_json_is_placed(tmp_path: Path) -> None:
-    assert "job.json:2:1: no JSON" in message(write(tmp_path, '{"a": 1,\n}', "job.json"))
+    assert "job.json:2:1: not JSON" in message(write(tmp_path, '{"a": 1,\n}', "job.json"))
 
 
 def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -156,12 +156,12 @@ def test_what_differs_is_told_whole_with_what_to_do(spec: Spec, paths: JobPaths)
     end(paths, Status.INTERRUPTED)
     with pytest.raises(SpecError) as caught:
         check_resumable(paths, changed(spec, seed=1, train__max_steps=9))
-    for part in ("\n  seed: 42 -> 1\n", "\n  train.max_steps: null -> 9\n", "Take these back", f"{paths.root}/model"):
+    for part in ("\n  seed: 42 -> 1\n", "\n  train.max_steps: null -> 9\n", "Undo these", f"{paths.root}/model"):
         assert part in str(caught.value)
 
 
 def test_what_is_no_run_and_what_has_succeeded_are_refused(spec: Spec, paths: JobPaths, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no run: there is no spec\.json"):
+    with pytest.raises(InputError, match=r"not a run: there is no spec\.json"):
         check_resumable(JobPaths(str(tmp_path)), spec)
     end(paths, Status.SUCCEEDED, step=9)
     with pytest.raises(InputError, match=f"after 9 steps: nothing is left to do.*model.path: {paths.model}"):

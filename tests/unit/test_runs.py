@@ -139,7 +139,7 @@ def test_run_that_is_not_found_says_what_there_is(root: str, asked: str, expecte
 
 
 def test_path_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is no run: there is no spec\.json in it"):
+    with pytest.raises(InputError, match=r"is not a run: there is no spec\.json in it"):
         find_run(str(tmp_path), "/elsewhere")
 
 

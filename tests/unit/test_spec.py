@@ -57,7 +57,7 @@ def test_nothing_can_be_assigned() -> None:
             {"model": {"attn_implementation": "flash_attention_2"}, "resources": {"gpus_per_worker": 0}},
             "flash_attention_2 needs GPUs, but gpus_per_worker is 0",
         ),
-        ({"train": {"warmup_steps": 1.5}}, "neither whole nor below 1"),
+        ({"train": {"warmup_steps": 1.5}}, "must be a whole number, or a share below 1"),
         ({"train": {"zero": {"stage": 2, "offload_param": "cpu"}}}, "offload_param needs stage 3, but stage is 2"),
         ({"data": {"eval": "/e", "eval_fraction": 0.1}}, "eval and eval_fraction are both given"),
         ({"data": {"labels": ["a", "b"]}}, "for sequence-classification only"),

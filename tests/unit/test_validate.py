@@ -157,7 +157,9 @@ def test_bad_rows_at_the_start_of_a_large_source_are_a_warning(base: dict[str, A
 
 def test_a_model_of_the_hub_is_not_looked_at(base: dict[str, Any]) -> None:
     found = validate(spec(base, model={"path": "org/name"}))
-    assert found.not_looked_at == ("model: org/name is no directory beside the spec, and the hub was not asked for it",)
+    assert found.not_looked_at == (
+        "model: org/name is not a directory beside the spec, and the hub was not asked for it",
+    )
 
 
 @pytest.mark.skipif(has_gpus(), reason="this machine has a GPU")

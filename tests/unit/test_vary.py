@@ -82,7 +82,7 @@ def test_all_mistakes_in_names_come_at_once() -> None:
         "text: give a list of values, as text=[3]",
         "lr: unknown key; use train.learning_rate",
         "train: is a section: vary the fields in it",
-        "kind: is the same for all",
+        "kind: cannot be varied",
         "seed: has no values",
     ]
 
@@ -161,7 +161,7 @@ def test_a_command_is_varied_by_its_variables_and_by_whole_command_lines() -> No
     ]  # fmt: skip
     assert made[0].name == "eval-shard0-command1"
     (line,) = refused({"env.1": ["x"]}, command)
-    assert line == 'env.1: "1" is no name of a variable: letters, digits and _, and no digit first'
+    assert line == 'env.1: "1" is not a valid variable name: use letters, digits and _, and do not begin with a digit'
     assert refused({"learning_rate": [1e-5]}, command)
 
 
@@ -190,5 +190,5 @@ def test_all_wrong_sweep_options_are_named_at_once() -> None:
         sweep_values(["train.learning_rate", "seed=", "a=1", "a=2", "b=[1"])
     lines = str(caught.value).splitlines()
     assert len(lines) == 4
-    assert "'train.learning_rate' is not KEY=VALUE,VALUE" in lines[0] and "'seed='" in lines[1]
+    assert "'train.learning_rate' must be KEY=VALUE,VALUE" in lines[0] and "'seed='" in lines[1]
     assert "a is given twice" in lines[2] and lines[3].startswith("--sweep b=[1")

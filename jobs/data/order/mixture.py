@@ -1,13 +1,13 @@
-"""An order of rows over several sections of the data, which take part in it with weights.
+"""A row order over several sections of the data, which are used in proportion to their weights.
 
-A pure function like `row_order.Order`, and used in its place. It computes for any position which section the row comes
-from, and which use of that section it is. Nothing depends on workers, restarts or the pieces asked for, and only a few
-numbers are stored.
+Like `row_order.Order`, which it replaces, it is a pure function: for any position it computes which section the row
+comes from, and which use of that section it is. Nothing depends on workers, on restarts or on how it is asked, and only
+a few numbers are stored.
 
-The positions are cut into short cycles. Each cycle has as many rows of every section as its share says, rounded so
-that the error never adds up (often none, where a share is tiny), and a keyed permutation scatters them over the cycle.
-Cycles stay short so that what is read next lies together: only within a cycle are a section's uses out of order. The
-uses of a section go through endless permuted epochs of its own.
+The positions are divided into short cycles. Each cycle has as many rows of every section as its share says, rounded so
+that errors never accumulate (often none, if a share is tiny). A keyed permutation scatters the rows over the cycle.
+Cycles are short so that rows that are read in succession lie together: a section's uses are out of order only within a
+cycle. Each section goes through an endless sequence of permuted epochs.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ import numpy as np
 from jobs.data.order.permutation import Rows, key, keys, walk
 from jobs.data.order.row_order import Order
 
-_MIX, _SECTION = 5, 6  # what a key is for; `jobs.data.order.row_order` has 1 to 4
+_MIX, _SECTION = 5, 6  # purposes of keys; `jobs.data.order.row_order` uses 1 to 4
 _SHARE_BITS = 20  # shares are multiples of 2**-20, so that all arithmetic on positions is exact in int64
 _ALL = 1 << _SHARE_BITS
-_MAX_SECTIONS = 2**14  # their numbers are sorted as 16 bits, and equal shares of more would be coarse
+_MAX_SECTIONS = 2**14  # their numbers are sorted as 16-bit integers, and with more sections shares would be coarse
 _MIN_CYCLE = 64
-_PIECE_ROWS = 2**15  # permuted at once: numpy's passes over so few stay in a core's cache
-_STRETCH_ROWS = 2**18  # gathered by section at once: in fewer, a section's rows come from few of its windows each
+_PIECE_ROWS = 2**15  # rows permuted at once, so that numpy's passes stay in a core's cache
+_STRETCH_ROWS = 2**18  # rows gathered by section at once; with fewer, each section would have few rows of many windows
 
 
 @dataclass(frozen=True)
 class MixedSection:
-    """A part of the data.
+    """A part of the data that takes part in a mixture.
 
     Attributes:
-        rows: that it has, at least 1.
-        weight: its share in the mixture is this, divided by the sum over all sections that still take part.
-        max_epochs: it is used at most floor(max_epochs * rows) times, then it drops out; None for no limit.
+        rows: number of its rows, at least 1.
+        weight: its share is this, divided by the sum over all sections that still take part.
+        max_epochs: it is used at most floor(max_epochs * rows) times and then drops out; None for no limit.
     """
 
     rows: int
@@ -63,16 +63,16 @@ class MixedSection:
 
 @dataclass(frozen=True)
 class _Phase:
-    """A stretch of the mixture in which the same sections take part, all of them to its end.
+    """A range of the mixture in which the same sections take part from start to end.
 
-    Sections are numbered within the phase here, and positions and cycles are counted from its start.
+    Within a phase, sections are numbered anew, and positions and cycles are counted from its start.
     """
 
     start: int  # position in the mixture
-    cycles: int | None  # None: it never ends
-    sections: tuple[int, ...]  # their numbers in the mixture
-    used: tuple[int, ...]  # uses of each before the phase
-    shares: tuple[int, ...]  # of each, in multiples of 2**-20
+    cycles: int | None  # None if it never ends
+    sections: tuple[int, ...]  # numbers of its sections in the mixture
+    used: tuple[int, ...]  # uses of each section before the phase
+    shares: tuple[int, ...]  # share of each section, in multiples of 2**-20
     seed: int
 
     @property
@@ -81,7 +81,7 @@ class _Phase:
 
     @cached_property
     def cycle(self) -> int:
-        """Positions of a cycle: a power of four, for which the permutation never has to walk.
+        """Positions of a cycle: a power of four, for which the permutation needs no cycle walking.
 
         With one section there is nothing to mix.
         """
@@ -94,10 +94,10 @@ class _Phase:
 
     @cached_property
     def _splits(self) -> tuple[tuple[int, int, int, int], ...]:
-        """How all is split between two parts again and again, down to the sections: a Huffman tree, from the root.
+        """The splits of all positions into two parts, and so on down to sections: a Huffman tree from its root.
 
-        Each split is (first part, its share, second part, share of both); both together have the number of the second.
-        The lightest are put together first, so that a rounding error higher up is halved further down.
+        A split is (first part, its share, second part, share of both); both together have the second part's number.
+        The smallest shares are joined first, so that a rounding error near the root is halved on the way down.
         """
         heap = [(share, number) for number, share in enumerate(self.shares)]
         heapify(heap)
@@ -109,7 +109,7 @@ class _Phase:
         return tuple(reversed(splits))
 
     def counts(self, cycles: int) -> tuple[int, ...]:
-        """Uses of each section in the first `cycles` cycles: within 2 of its share."""
+        """Return the uses of each section in the first `cycles` cycles, each within 2 of its exact share."""
         return tuple(self._counts(np.array([cycles]))[0].tolist())
 
     def _counts(self, cycles: Rows) -> Rows:
@@ -122,10 +122,10 @@ class _Phase:
         return counts.T
 
     def uses(self, cycles: Rows, inside: Rows) -> tuple[Rows, Rows]:
-        """What the places `inside` (n or 1, m) of cycles (n,) take.
+        """Return the uses at the places `inside` (n or 1, m) of cycles (n,).
 
         Returns:
-            (n, m) number of the section in the phase, (n, m) number of its use, counted from the mixture's start.
+            (n, m) number of the section in the phase, (n, m) number of its use, counted from the start of the mixture.
         """
         if len(self.shares) == 1:
             uses = cycles[:, None] + inside + self.used[0]
@@ -133,14 +133,14 @@ class _Phase:
         places = walk(inside, self.cycle, keys(self.seed, cycles)[:, None])
         before = self._counts(cycles)
         sizes = self._counts(cycles + 1) - before
-        ends = np.cumsum(sizes, axis=1)  # of the slices of a cycle that belong to each section
-        shifts = before + self.used - (ends - sizes)  # from place to use
+        ends = np.cumsum(sizes, axis=1)  # ends of the slices of a cycle that belong to each section
+        shifts = before + self.used - (ends - sizes)  # added to a place, gives the number of the use
         lines = np.arange(len(cycles))[:, None]
         slices = _slices(places + lines * self.cycle, ends + lines * self.cycle, sizes)
         return slices - lines * len(self.shares), places + shifts.ravel()[slices]
 
     def uses_at(self, positions: Rows) -> tuple[Rows, Rows]:
-        """`uses` of single positions (n,); (n,) each."""
+        """Return `uses` of single positions (n,); (n,) each."""
         numbers, uses = np.empty((2, len(positions)), dtype=np.int64)
         for low, high in _pieces(0, len(positions), max(1, _PIECE_ROWS // len(self.shares))):
             cycles, inside = np.divmod(positions[low:high], self.cycle)
@@ -150,11 +150,11 @@ class _Phase:
         return numbers, uses
 
     def uses_between(self, start: int, stop: int) -> tuple[Rows, Rows]:
-        """`uses` of positions start..stop-1; (stop - start,) each."""
+        """Return `uses` of positions start..stop-1; (stop - start,) each."""
         numbers, uses = np.empty((2, stop - start), dtype=np.int64)
         for low, high in _pieces(start, stop, _PIECE_ROWS):
             first, last = low // self.cycle, (high - 1) // self.cycle
-            begin = low if first == last else first * self.cycle  # a part of one cycle, or whole cycles
+            begin = low if first == last else first * self.cycle  # a part of one cycle, or several whole cycles
             inside = np.arange(low, high) - first * self.cycle if first == last else np.arange(self.cycle)
             some = self.uses(np.arange(first, last + 1), inside[None])
             for into, values in zip((numbers, uses), some, strict=True):
@@ -164,13 +164,12 @@ class _Phase:
 
 @dataclass(frozen=True)
 class Mixture:
-    """An order of rows over several sections: every stretch of it has their rows in about the asked shares.
+    """A row order over several sections: every range of it has their rows in about the requested shares.
 
-    Rows are numbered through all sections, one after the other. Where a section has a limit, the mixture goes in
-    phases: when a section has not enough uses left for its share of another cycle, it drops out, and the others go on
-    with where they are, in shares that are theirs without it. So fewer uses than a cycle has of it are left over; a
-    section whose limit is below its share of the first cycle never takes part (see `left_out`). If all sections have
-    limits, the mixture ends.
+    Rows are numbered through all sections, one after the other. Limits divide the mixture into phases: when a section
+    has too few uses left for its share of another cycle, it drops out. The others continue where they are, with their
+    shares recomputed without it. So fewer uses than its share of a cycle are left over. A section whose limit is below
+    its share of the first cycle never takes part (see `left_out`). If all sections have limits, the mixture ends.
     """
 
     sections: tuple[MixedSection, ...]
@@ -187,13 +186,13 @@ class Mixture:
 
     @cached_property
     def num_rows(self) -> int:
-        """Positions of an epoch of the mixture: about one pass over its first section, in the shares of the start."""
+        """Positions of an epoch of the mixture: about one pass over its first section, with the shares at the start."""
         share = _quantised([section.weight for section in self.sections])[0]
         return max(1, round(Fraction(self.sections[0].rows * _ALL, share)))
 
     @cached_property
     def num_positions(self) -> int | None:
-        """How many positions there are; None if the mixture never ends."""
+        """Number of positions; None if the mixture never ends."""
         return self._phases[-1].stop if self._phases else 0
 
     @cached_property
@@ -208,7 +207,7 @@ class Mixture:
         return tuple(number for number in range(len(self.sections)) if number not in taken)
 
     def rows_at(self, positions: Rows) -> Rows:
-        """The row at each position; quick for positions that lie together.
+        """Return the row at each position. Fast for positions that lie together.
 
         Args:
             positions: (n,) int64, each at least 0.
@@ -217,7 +216,7 @@ class Mixture:
             (n,) int64 in range(all_rows).
 
         Raises:
-            ValueError: a position is behind the end of the mixture.
+            ValueError: a position is after the end of the mixture.
         """
         positions = np.asarray(positions, dtype=np.int64)
         if not len(positions):
@@ -233,10 +232,10 @@ class Mixture:
         return rows
 
     def rows_between(self, start: int, stop: int) -> Rows:
-        """The rows at positions start..stop-1; (stop - start,) int64.
+        """Return the rows at positions start..stop-1; (stop - start,) int64.
 
         Raises:
-            ValueError: a position is behind the end of the mixture.
+            ValueError: a position is after the end of the mixture.
         """
         if start >= stop:
             return np.empty(0, dtype=np.int64)
@@ -250,10 +249,10 @@ class Mixture:
         return rows
 
     def used(self, stop: int) -> tuple[int, ...]:
-        """How many of the first `stop` positions take their row from each section; works out one cycle at most.
+        """Return how many of the first `stop` positions use each section. Computes the rows of one cycle at most.
 
         Raises:
-            ValueError: a position is behind the end of the mixture.
+            ValueError: a position is after the end of the mixture.
         """
         self._check(0, stop)
         used = [0] * len(self.sections)
@@ -268,17 +267,17 @@ class Mixture:
         return tuple(used)
 
     def shares_of(self, start: int, stop: int) -> tuple[int, ...]:
-        """How many of positions start..stop-1 take their row from each section, without looking at each position.
+        """Return how many of positions start..stop-1 use each section, without computing every position.
 
         Raises:
-            ValueError: a position is behind the end of the mixture.
+            ValueError: a position is after the end of the mixture.
         """
         self._check(start, stop)
         return tuple(after - before for before, after in zip(self.used(start), self.used(stop), strict=True))
 
     @cached_property
     def _offsets(self) -> tuple[int, ...]:
-        """The first row of each section, and the end of the last."""
+        """First row of each section, and the end of the last section."""
         return tuple(accumulate((section.rows for section in self.sections), initial=0))
 
     @cached_property
@@ -290,7 +289,7 @@ class Mixture:
 
     @cached_property
     def _phases(self) -> tuple[_Phase, ...]:
-        """In order; each but the last ends, has at least one cycle, and fewer sections follow."""
+        """The phases in order. Each except the last ends, has at least one cycle, and is followed by fewer sections."""
         phases: list[_Phase] = []
         limits = [section.max_uses for section in self.sections]
         used = [0] * len(self.sections)
@@ -312,7 +311,7 @@ class Mixture:
         return tuple(phases)
 
     def _rows_of_uses(self, phase: _Phase, numbers: Rows, uses: Rows) -> Rows:
-        """The rows (n,) of uses (n,) of the sections that have these numbers (n,) in a phase."""
+        """Return the rows (n,) of uses (n,) of sections, which are given by their numbers (n,) in the phase."""
         rows = np.empty_like(uses)
         by_section = np.argsort(numbers.astype(np.uint16), kind="stable")  # numpy sorts 16-bit numbers by radix
         stops = np.cumsum(np.bincount(numbers, minlength=len(phase.sections))).tolist()
@@ -329,12 +328,12 @@ class Mixture:
 
 
 def _exact(number: float) -> Fraction:
-    """The decimal number that was written, so that 0.1 is a tenth on every machine."""
+    """Convert the decimal that was written, so that 0.1 is exactly a tenth on every machine."""
     return Fraction(repr(float(number)))
 
 
 def _quantised(weights: Sequence[float]) -> tuple[int, ...]:
-    """Shares in multiples of 2**-20, by largest remainder, each at least one; their sum is 2**20."""
+    """Return shares in multiples of 2**-20 by largest remainder, each at least 1; their sum is 2**20."""
     exact = [_exact(weight) for weight in weights]
     total = sum(exact)
     quotas = [weight * _ALL / total for weight in exact]
@@ -343,26 +342,26 @@ def _quantised(weights: Sequence[float]) -> tuple[int, ...]:
     by_remainder = sorted(range(len(shares)), key=lambda number: shares[number] - quotas[number])
     for number in by_remainder[: max(missing, 0)]:
         shares[number] += 1
-    for _ in range(-missing):  # too many were rounded up to one
+    for _ in range(-missing):  # needed if too many shares were rounded up to 1
         shares[shares.index(max(shares))] -= 1
     return tuple(shares)
 
 
 def _cycles_that_fit(phase: _Phase, place: int, limit: int | None) -> int | None:
-    """For how many cycles of a phase the section at `place` in it has uses; None: for any number."""
+    """Return for how many cycles the section at `place` in a phase has uses left; None if it has no limit."""
     if limit is None:
         return None
     left = limit - phase.used[place]
-    more_than_fit = range(1, (left + 3) * _ALL)  # of any share
+    more_than_fit = range(1, (left + 3) * _ALL)  # enough cycles for any share
     return bisect_right(more_than_fit, left, key=lambda cycles: phase.counts(cycles)[place])
 
 
 def _slices(places: Rows, ends: Rows, sizes: Rows) -> Rows:
-    """In which of the slices that follow each other each place (n, m) lies; (n, m).
+    """Return the number of the slice in which each place (n, m) lies; (n, m).
 
     Args:
-        ends: of slices (n, sections), rising; the end of each line is where the places of the next line begin.
-        sizes: (n, sections).
+        ends: ends of slices (n, sections), ascending; the end of a line is where the places of the next line begin.
+        sizes: sizes of slices (n, sections).
     """
     if places.size == ends[-1, -1]:  # whole cycles
         return np.repeat(np.arange(sizes.size), sizes.ravel())[places]
@@ -370,7 +369,7 @@ def _slices(places: Rows, ends: Rows, sizes: Rows) -> Rows:
 
 
 def _pieces(start: int, stop: int, at_once: int) -> Iterator[tuple[int, int]]:
-    """Cut start..stop-1 at the multiples of `at_once`."""
+    """Divide start..stop-1 at the multiples of `at_once`."""
     while start < stop:
         end = min(start // at_once * at_once + at_once, stop)
         yield start, end

@@ -1,7 +1,7 @@
-"""Keyed permutations of range(n) that need no memory, and the mixing of words that they are made of. Pure; numpy only.
+"""Keyed permutations of range(n) that need no memory, and the mixing function behind them. Pure; numpy only.
 
-A Feistel network with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002): where a
-number goes can be asked for directly, and back.
+A Feistel network with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). The image of
+any number can be computed directly, and so can its preimage.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def mix(words: Words) -> Words:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of 64-bit words, of any shape but ()."""
+    """Apply the finaliser of SplitMix64 (Steele, Lea and Flood, 2014), a bijection of words; any shape except ()."""
     words = words + _GAMMA
     words ^= words >> _SHIFT_1
     words *= _FACTOR_1
@@ -36,12 +36,12 @@ _ROUND_WORDS = mix(np.arange(4, dtype=np.uint64))  # one for each round of the F
 
 @lru_cache(maxsize=64)
 def key(seed: int, *parts: int) -> int:
-    """A 64-bit key from a seed and a few numbers."""
+    """Derive a 64-bit key from a seed and a few numbers."""
     return int(keys(seed, *(np.array([part & _WORD], dtype=np.uint64) for part in parts))[0])
 
 
 def keys(seed: int, *parts: npt.NDArray[Any]) -> Words:
-    """The `key` of each set of parts, whose shapes are broadcast."""
+    """Compute the `key` of each set of parts, whose shapes are broadcast."""
     word = np.array([seed & _WORD], dtype=np.uint64)
     for part in parts:
         word = mix(word ^ mix(part.astype(np.uint64)))
@@ -49,32 +49,32 @@ def keys(seed: int, *parts: npt.NDArray[Any]) -> Words:
 
 
 def permute(values: Rows, size: int, with_key: int) -> Rows:
-    """Where a keyed permutation of range(size) sends each of `values`.
+    """Compute the images of `values` under a keyed permutation of range(size).
 
     Args:
         values: (n,) numbers in range(size).
-        size: of the domain, at least 1.
-        with_key: another key is another permutation.
+        size: size of the domain, at least 1.
+        with_key: each key gives another permutation.
 
     Returns:
-        (n,) int64, again in range(size).
+        (n,) int64 in range(size).
     """
     permuted: Rows = walk(np.asarray(values)[None], size, np.array([[with_key]], dtype=np.uint64))[0]
     return permuted
 
 
 def unpermute(values: Rows, size: int, with_key: int) -> Rows:
-    """The inverse of `permute`."""
+    """Compute the inverse of `permute`."""
     values = np.asarray(values)[None]
     restored: Rows = walk(values, size, np.array([[with_key]], dtype=np.uint64), forward=False)[0]
     return restored
 
 
 def walk(values: Rows, size: int, with_keys: Words, forward: bool = True) -> Rows:
-    """`permute`, or its inverse, with a key for each line.
+    """Apply `permute`, or its inverse, with a separate key for each line.
 
     Args:
-        values: (n, m), or (1, m) for the same ones in every line.
+        values: (n, m), or (1, m) to use the same values in every line.
         with_keys: (n, 1).
 
     Returns:
@@ -85,7 +85,7 @@ def walk(values: Rows, size: int, with_keys: Words, forward: bool = True) -> Row
     x = _feistel(values.astype(np.uint64), half_bits, round_keys, forward)
     limit = np.uint64(size)
     lines, columns = np.nonzero(x >= limit)
-    while len(lines):  # walk the cycle until back inside: fewer than 4 turns on average
+    while len(lines):  # apply again until the value is inside: fewer than 4 times on average
         moved = _feistel(x[lines, columns], half_bits, round_keys[:, lines, 0], forward)
         x[lines, columns] = moved
         outside = moved >= limit

@@ -1,9 +1,9 @@
-"""The order of rows: which rows step s trains on, as a pure function of (prepared data, seed, s).
+"""The row order: which rows each step trains on, as a pure function of (prepared data, seed, step).
 
-Never of the number of workers, of restarts or of timing (with grouping by length, also of where the run ends, since the
-last group is cut there); and nothing is stored: an epoch visits the blocks of the data in a permuted order, and
-permutes the rows of every window of consecutive blocks. Both permutations are keyed (see `permutation`), so
-any position can be asked for directly. A reader that follows the order goes through the blocks window by window.
+It never depends on the number of workers, on restarts or on timing. With grouping by length it also depends on the end
+of the run, which shortens the last group. Nothing is stored: an epoch visits the blocks of the data in a permuted
+order, and permutes the rows of every window of consecutive blocks. Both permutations are keyed (see `permutation`), so
+any position can be computed directly. A reader that follows the order goes through the blocks window by window.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy.typing as npt
 from jobs.data.order.permutation import Rows, Words, key, keys, unpermute, walk
 
 WINDOW_BLOCKS = 16
-_SPAN_STEPS, _SPANS = 32, 8  # worked out at once for `rows_of_step`, and how many of them are kept
-GROUP_STEPS = 32  # rows of like length are gathered from this many steps
-_BLOCKS, _WINDOW, _GROUP, MICRO_BATCH = 1, 2, 3, 4  # what a key is for
-_PIECE_ROWS = 2**15  # worked on at once: numpy's passes over so few stay in a core's cache
+_SPAN_STEPS, _SPANS = 32, 8  # steps computed at once for `rows_of_step`, and how many such spans are cached
+GROUP_STEPS = 32  # steps whose rows are sorted by length together
+_BLOCKS, _WINDOW, _GROUP, MICRO_BATCH = 1, 2, 3, 4  # purposes of keys
+_PIECE_ROWS = 2**15  # rows processed at once, so that numpy's passes stay in a core's cache
 
 
 class RowOrder(Protocol):
-    """What a `StepPlan` takes its rows from: `Order`, or a mixture of several (see `jobs.data.order.mixture`)."""
+    """The source of a `StepPlan`'s rows: an `Order`, or a mixture of several (see `jobs.data.order.mixture`)."""
 
     @property
     def num_rows(self) -> int:
@@ -34,7 +34,7 @@ class RowOrder(Protocol):
 
     @property
     def all_rows(self) -> int:
-        """Rows that the data has; all rows of the order are in range(all_rows)."""
+        """Number of rows of the data; all rows of the order are in range(all_rows)."""
 
     @property
     def seed(self) -> int: ...
@@ -48,8 +48,8 @@ class RowOrder(Protocol):
 class Order:
     """An endless sequence of rows: position p is in epoch p // num_rows; each epoch is a permutation of all rows.
 
-    Windows are cut by block, and numbered through all epochs. At most one block of the data is short, its last; the
-    window that this comes to lie in is shorter by the rows that it lacks, and so may be the last window of an epoch.
+    Windows consist of blocks, and are numbered through all epochs. Only the last block of the data may be shorter; the
+    window that contains it is shorter too. The last window of an epoch may also be shorter.
     """
 
     num_rows: int
@@ -73,7 +73,7 @@ class Order:
         return self.num_blocks * self.rows_per_block - self.num_rows
 
     def rows_at(self, positions: Rows) -> Rows:
-        """The row at each position; quick for positions that lie together.
+        """Return the row at each position. Fast for positions that lie together.
 
         Args:
             positions: (n,) int64, each at least 0.
@@ -96,7 +96,7 @@ class Order:
         return rows
 
     def rows_between(self, start: int, stop: int) -> Rows:
-        """The rows at positions start..stop-1; (stop - start,) int64. Works whole windows out, even for a few rows."""
+        """Return the rows at positions start..stop-1; (stop - start,) int64. Always computes whole windows."""
         if start >= stop:
             return np.empty(0, dtype=np.int64)
         first, last = self._windows_at(np.array([start, stop - 1]))
@@ -110,7 +110,7 @@ class Order:
         return rows[start - begin : stop - begin]
 
     def _rows_of_windows(self, windows: Rows, inside: Rows, size: int) -> Rows:
-        """The rows at places `inside` (n or 1, m) of windows (n, 1) that have `size` rows each; (n, m) int64."""
+        """Return the rows at places `inside` (n or 1, m) of windows (n, 1) with `size` rows each; (n, m) int64."""
         epochs, numbers = np.divmod(windows, self._windows)
         inside = walk(inside, size, keys(key(self.seed, _WINDOW), epochs, numbers))
         first_places = numbers * WINDOW_BLOCKS
@@ -120,7 +120,7 @@ class Order:
         return (blocks - places) * self.rows_per_block + inside
 
     def _blocks_at(self, first_places: Rows, places: Rows, with_keys: Words) -> Rows:
-        """The blocks at `places` (n, m) after the `first_places` (n, 1) of windows, with their epochs' keys."""
+        """Return the blocks at `places` (n, m) after the `first_places` (n, 1) of windows, under their epochs' keys."""
         if places.shape[1] <= WINDOW_BLOCKS:
             return walk(first_places + places, self.num_blocks, with_keys)
         every = np.minimum(first_places + np.arange(WINDOW_BLOCKS), self.num_blocks - 1)
@@ -128,7 +128,7 @@ class Order:
         return np.take_along_axis(blocks, places, axis=1)
 
     def _filled_up(self, inside: Rows, first_places: Rows, epochs: Rows) -> Rows:
-        """Places (n, m) in windows as they were if the short block, where a window has it, were as long as any."""
+        """Convert places (n, m) in windows to places as if the short block had full length."""
         short = self._short_places(epochs) - first_places
         here = (short >= 0) & (short < WINDOW_BLOCKS)
         if not here.any():
@@ -136,7 +136,7 @@ class Order:
         return inside + self._missing * (here & (inside >= (short + 1) * self.rows_per_block - self._missing))
 
     def _starts(self, windows: Rows) -> Rows:
-        """Positions at which windows (n,) begin."""
+        """Return the positions at which windows (n,) begin."""
         epochs, numbers = np.divmod(windows, self._windows)
         places = numbers * WINDOW_BLOCKS
         lost = np.where(places > self._short_places(epochs), self._missing, 0)
@@ -144,7 +144,7 @@ class Order:
         return starts
 
     def _windows_at(self, positions: Rows) -> Rows:
-        """Windows in which positions (n,) lie."""
+        """Return the windows in which positions (n,) lie."""
         epochs, offsets = np.divmod(positions, self.num_rows)
         behind = offsets >= (self._short_places(epochs) + 1) * self.rows_per_block - self._missing
         filled_up = offsets + np.where(behind, self._missing, 0)
@@ -152,9 +152,9 @@ class Order:
         return windows
 
     def _short_places(self, epochs: Rows) -> Rows:
-        """Place of the data's last block, the one that may be short, in the sequence of blocks of each epoch."""
+        """Return the place of the data's last block, which may be short, in the block sequence of each epoch."""
         if not self._missing:
-            return np.zeros_like(epochs)  # no block is short, so this is of no effect
+            return np.zeros_like(epochs)  # no block is short, so the value has no effect
         if epochs.min() == epochs.max():
             return np.full_like(epochs, _short_place(self, int(epochs.flat[0])))
         distinct, which = np.unique(epochs, return_inverse=True)
@@ -163,19 +163,19 @@ class Order:
         return places[which].reshape(epochs.shape)
 
     def _are_few(self, span: int, wanted: int) -> bool:
-        """Whether the rows of all windows of a span of positions are no more work than the wanted ones singly."""
+        """Whether computing whole windows for a span of positions is as cheap as computing the wanted ones singly."""
         return span + self.rows_per_block * WINDOW_BLOCKS <= 4 * wanted + 4096
 
 
-@lru_cache(maxsize=256)  # one order a section of a mixture, so room for many
+@lru_cache(maxsize=256)  # a mixture has one order for each section
 def _short_place(order: Order, epoch: int) -> int:
-    """One epoch's `_short_places`, which a loop over steps asks for again and again."""
+    """Return one epoch's `_short_places`, cached because a loop over steps asks for it repeatedly."""
     last = np.array([order.num_blocks - 1])
     return int(unpermute(last, order.num_blocks, key(order.seed, _BLOCKS, epoch))[0])
 
 
 def _alike(sizes: Rows, at_once: int) -> Iterator[tuple[int, Rows]]:
-    """Sort things by size: yields a size and the numbers of up to `at_once` things (at least one) that have it."""
+    """Group things by size: yields a size, and the numbers of up to `at_once` things (at least one) of that size."""
     at_once = max(1, at_once)
     for size in np.unique(sizes):
         same = np.flatnonzero(sizes == size)
@@ -185,23 +185,23 @@ def _alike(sizes: Rows, at_once: int) -> Iterator[tuple[int, Rows]]:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Which rows each optimizer step takes, and which of them each worker.
+    """Which rows each optimizer step trains on.
 
-    Steps take `rows_per_step` positions each and do not care for the border between two epochs; only the last step of
-    a run may be smaller. With `lengths`, the steps of a group of `GROUP_STEPS` inside one epoch share their rows out
-    by length, so that less is padded; a step that lies across a border of epochs stays as it is.
+    Each step takes `rows_per_step` positions, also across the border between two epochs; only the last step of a run
+    may be smaller. With `lengths`, the steps of a group of `GROUP_STEPS` inside one epoch distribute their rows by
+    length, so that padding is smaller. A step across a border of epochs is not changed.
     """
 
     order: RowOrder
     rows_per_step: int
     total_steps: int
-    total_rows: int  # positions that the whole run takes
+    total_rows: int  # positions that the whole run uses
     lengths: npt.NDArray[np.int32] | None = field(default=None, compare=False)
-    # Rows of the spans of steps asked for last, by first step. Two threads may ask: nothing in it is ever changed.
+    # Rows of recently requested spans of steps, by first step. Two threads may use it, so entries never change.
     _cache: dict[int, Rows] = field(default_factory=dict, compare=False, repr=False)
 
     def rows_of_step(self, step: int) -> Rows:
-        """Rows of step `step` (0-based) over all workers; (rows_per_step,) int64, fewer at the end of the run."""
+        """Return the rows of step `step` (0-based) over all workers; (rows_per_step,) int64, fewer at the end."""
         if not 0 <= step < self.total_steps:
             raise ValueError(f"step {step} is outside 0..{self.total_steps - 1}")
         first = step // _SPAN_STEPS * _SPAN_STEPS
@@ -215,7 +215,7 @@ class StepPlan:
         return rows[start : start + self.rows_per_step]
 
     def rows_of_steps(self, start: int, stop: int) -> Rows:
-        """Rows of steps start..stop-1, one after the other as `rows_of_step` gives them, but much quicker for many.
+        """Return the rows of steps start..stop-1 in sequence, much faster than `rows_of_step` for many steps.
 
         Returns:
             ((stop - start) * rows_per_step,) int64, fewer at the end of the run.
@@ -228,7 +228,7 @@ class StepPlan:
         if self.lengths is None or start == stop:
             return self._in_order(start, stop)
         firsts, sizes = self._groups(start, stop)
-        low = min([start, *firsts[:1].tolist()])  # of whole groups
+        low = min([start, *firsts[:1].tolist()])  # first step of whole groups
         high = max([stop, *(firsts + sizes)[-1:].tolist()])
         rows = self._in_order(low, high)
         for size, some in _alike(sizes, _PIECE_ROWS // (GROUP_STEPS * self.rows_per_step)):
@@ -237,29 +237,29 @@ class StepPlan:
         return rows[(start - low) * self.rows_per_step : (stop - low) * self.rows_per_step]
 
     def epoch_of_step(self, step: int) -> float:
-        """Passes over the data that are complete when `step` steps are done."""
+        """Return the passes over the data that are complete after `step` steps."""
         return min(step * self.rows_per_step, self.total_rows) / self.order.num_rows
 
     def _in_order(self, start: int, stop: int) -> Rows:
-        """What steps start..stop-1 have without grouping."""
+        """Return the rows of steps start..stop-1 without grouping."""
         return self.order.rows_between(start * self.rows_per_step, min(stop * self.rows_per_step, self.total_rows))
 
     @cached_property
     def _sort_keys(self) -> npt.NDArray[Any]:
-        """The lengths; as 16-bit numbers, which numpy sorts by radix, if they fit."""
+        """The lengths, as 16-bit numbers if they fit, because numpy sorts these by radix."""
         assert self.lengths is not None
         fit = self.lengths.min() >= 0 and self.lengths.max() < 2**16
         return self.lengths.astype(np.uint16) if fit else self.lengths
 
     def _by_length(self, rows: Rows, firsts: Rows, size: int) -> Rows:
-        """Share the rows of each group of `size` steps out by length.
+        """Distribute the rows of each group of `size` steps by length.
 
         Args:
             rows: (groups, size * rows_per_step).
-            firsts: (groups,) first step of each.
+            firsts: (groups,) first step of each group.
 
         Returns:
-            The same rows, of like length within a step; the steps of a group are shuffled.
+            The same rows, with similar lengths within a step; the steps of a group are shuffled.
         """
         by_length = np.take_along_axis(rows, np.argsort(self._sort_keys[rows], axis=1, kind="stable"), axis=1)
         shuffled = walk(np.arange(size)[None], size, keys(key(self.order.seed, _GROUP), firsts)[:, None])
@@ -267,16 +267,18 @@ class StepPlan:
         return steps[np.arange(len(rows))[:, None], shuffled].reshape(rows.shape)
 
     def _groups(self, start: int, stop: int) -> tuple[Rows, Rows]:
-        """The groups that steps start..stop-1 (at least one) belong to, each once: first steps, sizes.
+        """Return first steps and sizes of the groups that contain steps start..stop-1 (at least one step).
 
-        A step across a border of epochs belongs to none.
+        A step across a border of epochs belongs to no group.
         """
         size, rows = self.order.num_rows, self.rows_per_step
         epochs = np.arange(start * rows // size, (stop * rows - 1) // size + 1)
         firsts = -(-epochs * size // rows)
         lasts = np.minimum((epochs + 1) * size, self.total_rows) // rows
-        counts = np.maximum(-(-(lasts - firsts) // GROUP_STEPS), 0)  # groups of each epoch
-        number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of a group in its epoch
+        counts = np.maximum(-(-(lasts - firsts) // GROUP_STEPS), 0)  # number of groups in each epoch
+        number = np.arange(counts.sum()) - np.repeat(
+            np.cumsum(counts) - counts, counts
+        )  # number of a group in its epoch
         starts = np.repeat(firsts, counts) + number * GROUP_STEPS
         sizes = np.minimum(np.repeat(lasts, counts) - starts, GROUP_STEPS)
         wanted = (starts < stop) & (starts + sizes > start)
@@ -284,11 +286,11 @@ class StepPlan:
 
 
 def micro_batches(rows: Rows, per_device: int, accumulation: int, num_workers: int) -> list[list[Rows]]:
-    """Deal the rows of one step to workers.
+    """Distribute the rows of one step over workers.
 
     Micro-batch number m of the step (rows m * per_device and following) goes to worker m % num_workers, as its
-    micro-batch m // num_workers. So the cut into micro-batches does not depend on the number of workers. Where there
-    are too few rows the last micro-batches are short or empty.
+    micro-batch m // num_workers. So the division into micro-batches does not depend on the number of workers. With
+    too few rows, the last micro-batches are short or empty.
 
     Returns:
         [worker][accumulation] -> (at most per_device,) rows.
@@ -302,10 +304,10 @@ def micro_batches(rows: Rows, per_device: int, accumulation: int, num_workers: i
 
 
 def shares(count: int, per_device: int, num_workers: int) -> Iterator[tuple[int, int]]:
-    """Cut range(count) for evaluation into rounds: every worker gets one (start, stop) of the same round, maybe empty.
+    """Divide range(count) into evaluation rounds: each worker gets one (start, stop), possibly empty, in every round.
 
     Yields:
-        (start, stop) for worker 0, 1, ... of the first round, then of the second, and so on.
+        (start, stop) for worker 0, 1, ... of the first round, then of the second round, and so on.
     """
     per_round = per_device * num_workers
     for start in range(0, count, per_round):

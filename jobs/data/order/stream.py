@@ -1,7 +1,7 @@
-"""The rows of one worker, step by step: one function reads a chunk of steps, two readers call it.
+"""The rows of one worker, step by step. One function reads a chunk of steps, and two readers call it.
 
-`plain_steps` reads in a thread of this process, `ray_steps` (from `OrderedRows`, a source of Ray Data) in Ray's. Both
-give the same bytes, since a chunk is a pure function of (prepared data, plan, worker, steps).
+`plain_steps` reads in a thread of this process, `ray_steps` in tasks of Ray Data. Both give the same bytes, because a
+chunk is a pure function of (prepared data, plan, worker, steps).
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ from jobs.planning.steps import total_rows, total_steps, warmup_steps
 from jobs.spec.finetune import Spec
 
 CHUNK_SCHEMA = pa.schema([("step", pa.int64()), ("micro", pa.int32()), *ROW_SCHEMA])
-_CHUNK_ROWS = 256
-# A task gives its chunks one by one, so many steps in one cost no memory; but each task costs Ray time at the start.
+_CHUNK_ROWS = 256  # rows of a chunk, about
+# A task yields its chunks one by one, so many steps in one task need no memory, but each task costs Ray time at its
+# start.
 _CHUNKS_PER_TASK = 64
 _MOST_TASKS = 32
-# Of a worker's rows, in Ray's object store. Ray by itself gathers blocks of 128 MiB, and lets each worker's data set
-# read ahead into half of the store of the whole cluster: with many workers, or a small store, it would spill to disk.
+# Bytes of a worker's rows in Ray's object store. By default Ray builds blocks of 128 MiB, and each worker's data set
+# may read ahead into half of the whole cluster's store. With many workers or a small store, it would spill to disk.
 _LEAST_BLOCK_BYTES, _MOST_BLOCK_BYTES = 4 * 2**20, 128 * 2**20
 _LEAST_AHEAD_BYTES, _LEAST_AHEAD_BLOCKS = 32 * 2**20, 4
 _BYTES_PER_TOKEN = 8  # its id and its label
-_JOIN_S = 10.0
-_LOOP_S = 0.05  # sleep between two turns of Ray Data's scheduling loop; a turn may take several blocks
+_JOIN_S = 10.0  # wait for the thread that reads ahead
+_LOOP_S = 0.05  # sleep between two turns of Ray Data's scheduling loop; one turn may handle several blocks
 
 
 @dataclass(frozen=True)
 class StepRows:
-    """What one worker trains on in one step."""
+    """The rows on which one worker trains in one step."""
 
     step: int
     micros: tuple[Any, ...]  # pyarrow.Table with ROW_SCHEMA for each forward pass; may have no rows
@@ -51,14 +52,14 @@ class StepRows:
 
 @dataclass(frozen=True)
 class Stream:
-    """All that is needed to read one worker's rows; small, and can be sent to another process."""
+    """Everything that is needed to read one worker's rows; small, and can be pickled."""
 
     prepared_root: str
-    spec: Spec  # its number of workers is the gang's
+    spec: Spec  # its number of workers is that of the gang
     worker: int
 
     def open(self) -> OpenStream:
-        # As many blocks as a group of steps of like length may touch, so that none is read twice.
+        # The cache holds all blocks that a group of steps may touch, so that no block is read twice.
         rows_at_once = plan_batching(self.spec).rows * (1 if self.spec.packed else GROUP_STEPS)
         prepared = Prepared.open(self.prepared_root)
         split = prepared.split("train", 4 * WINDOW_BLOCKS + rows_at_once // ROWS_PER_BLOCK)
@@ -67,11 +68,11 @@ class Stream:
 
 
 def step_plan(spec: Spec, split: Split) -> StepPlan:
-    """The run's plan: its steps, and the rows of each.
+    """Make the run's plan: its steps, and the rows of each step.
 
     Raises:
-        SpecError: the warmup is longer than the run, or sources are used up before its end, which only shows once the
-            rows are counted.
+        SpecError: the warmup is longer than the run, or sources are used up before its end. Both are known only when
+            the rows are counted.
     """
     rows, order = plan_batching(spec).rows, row_order(spec, split)
     steps = total_steps(spec, order.num_rows, rows)
@@ -90,7 +91,7 @@ def step_plan(spec: Spec, split: Split) -> StepPlan:
 
 
 def row_order(spec: Spec, split: Split) -> RowOrder:
-    """All rows once an epoch; or, where the sources have weights, rows of each source in its share."""
+    """Return the row order: all rows once in each epoch, or, if the sources have weights, a mixture."""
     if not spec.data.mixed:
         return Order(len(split), split.rows_per_block, spec.seed)
     sections = (
@@ -101,7 +102,7 @@ def row_order(spec: Spec, split: Split) -> RowOrder:
 
 
 def _check_mixture(spec: Spec, order: Mixture, rows: int) -> None:
-    """Raises SpecError where the limits of the sources leave too few rows, or one of them out."""
+    """Raise SpecError if the sources' limits leave too few rows, or keep a source from being used at all."""
     for number in order.left_out:
         source = spec.data.train[number]
         raise SpecError(
@@ -111,7 +112,7 @@ def _check_mixture(spec: Spec, order: Mixture, rows: int) -> None:
     if order.num_positions is not None and order.num_positions < rows:
         raise SpecError(
             f"the run needs {rows:,} rows, but the max_epochs of all sources in data.train allow "
-            f"{order.num_positions:,}: take max_epochs away from one of them, or train for fewer steps (max_steps, "
+            f"{order.num_positions:,}. Remove max_epochs from one of them, or train for fewer steps (max_steps, "
             "num_train_epochs)"
         )
 
@@ -124,14 +125,14 @@ class OpenStream:
     plan: StepPlan
     batching: Batching
     worker: int
-    longest_row: int  # of all workers' rows, in tokens
+    longest_row: int  # tokens of the longest row of any worker
 
     @property
     def steps_per_chunk(self) -> int:
         return steps_per_chunk(self.batching)
 
     def read(self, start: int, stop: int) -> Any:
-        """Rows of this worker for steps start..stop-1.
+        """Read this worker's rows for steps start..stop-1.
 
         Returns:
             pyarrow.Table with CHUNK_SCHEMA, sorted by (step, micro).
@@ -147,16 +148,16 @@ class OpenStream:
         return pa.Table.from_arrays(columns, schema=CHUNK_SCHEMA)
 
     def dealt(self, step: int) -> list[Rows]:
-        """Numbers of this worker's rows in each forward pass of a step."""
+        """Return the numbers of this worker's rows in each forward pass of a step."""
         shape = self.batching
         planned = self.plan.rows_of_step(step)
         return micro_batches(planned, shape.per_device, shape.accumulation, shape.num_workers)[self.worker]
 
     def steps(self, tables: Iterable[Any], start: int) -> Iterator[StepRows]:
-        """Cut what a reader gives into steps, and hold every step against the plan.
+        """Divide a reader's tables into steps, and compare each step with the plan.
 
         Raises:
-            RuntimeError: the reader lost rows, or gave others than were asked for.
+            RuntimeError: the reader lost rows, or gave other rows than requested.
         """
         for rows in split_steps(tables, start, self.plan.total_steps, self.batching.accumulation):
             expected = [len(piece) for piece in self.dealt(rows.step)]
@@ -175,19 +176,19 @@ def steps_per_chunk(batching: Batching) -> int:
 
 
 def block_bytes(batching: Batching, longest_row: int) -> int:
-    """Of a block of Ray's: a chunk of rows of `longest_row` tokens, within bounds."""
+    """Return the size of one of Ray's blocks: a chunk of rows with `longest_row` tokens, within bounds."""
     rows = -(-batching.rows // batching.num_workers) * steps_per_chunk(batching)
     return min(max(rows * longest_row * _BYTES_PER_TOKEN, _LEAST_BLOCK_BYTES), _MOST_BLOCK_BYTES)
 
 
 def split_steps(tables: Iterable[Any], start: int, stop: int, accumulation: int) -> Iterator[StepRows]:
-    """Cut tables with CHUNK_SCHEMA, in order, into steps start..stop-1; a step without rows has empty micro-batches.
+    """Divide tables with CHUNK_SCHEMA into steps start..stop-1. A step without rows has empty micro-batches.
 
     Raises:
-        RuntimeError: a row of another step came than the plan says.
+        RuntimeError: a row belongs to an earlier step than the plan says.
     """
     expected = start
-    pending: list[Any] = []  # tables of the step that is not yet complete
+    pending: list[Any] = []  # tables of the step that is not complete yet
     for table in tables:
         if table.num_rows == 0:
             continue
@@ -217,7 +218,7 @@ def _step_rows(step: int, tables: list[Any], accumulation: int) -> StepRows:
 
 
 def plain_steps(stream: Stream, start: int) -> Iterator[StepRows]:
-    """Steps from `start` to the end, read ahead by a thread of this process."""
+    """Yield the steps from `start` to the end, read ahead by a thread of this process."""
     opened = stream.open()
 
     def tables() -> Iterator[Any]:
@@ -229,7 +230,7 @@ def plain_steps(stream: Stream, start: int) -> Iterator[StepRows]:
 
 @contextlib.contextmanager
 def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Iterator[Any]]:
-    """The same items, read by a thread that starts now and keeps at most `depth` of them. Raises what it raises."""
+    """Read items in a thread that starts now and buffers at most `depth` of them. Its errors are raised here."""
     ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=depth)
     ended = threading.Event()
 
@@ -266,24 +267,24 @@ def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Iterator[Any]]:
         yield taken()
     finally:
         ended.set()
-        thread.join(_JOIN_S)  # a process that ends while a thread is inside pyarrow is aborted
+        thread.join(_JOIN_S)  # ending the process while a thread is inside pyarrow would abort it
 
 
 def ray_steps(stream: Stream, start: int, node: str | None = None) -> Iterator[StepRows]:
-    """Steps from `start` to the end. This process reads the first chunk; tasks of Ray Data read the others ahead.
+    """Yield the steps from `start` to the end. This process reads the first chunk; tasks of Ray Data read the rest.
 
-    Ray needs seconds to start its first tasks. Ray Data begins with the second chunk after the first step was given.
+    Ray needs seconds to start its first tasks. Ray Data starts with the second chunk, once the first step is taken.
 
     Args:
-        node: id of the node where the rows are read; else Ray spreads the reading over all nodes, also those of other
-            gangs, and those that are to be left.
+        node: id of the node on which rows are read. Without it Ray spreads reading over all nodes, including those of
+            other gangs and those that are being drained.
     """
     opened = stream.open()
     stop = opened.plan.total_steps
     soon, later = (min(start + steps, stop) for steps in (2, max(opened.steps_per_chunk, 2)))
 
     def tables() -> Iterator[Any]:
-        yield opened.read(start, soon)  # a step is known to be whole once a row of the next one is there
+        yield opened.read(start, soon)  # two steps, because a step is known to be complete once the next one begins
         if later == stop:
             yield from opened.chunks(soon, stop)
             return
@@ -295,10 +296,10 @@ def ray_steps(stream: Stream, start: int, node: str | None = None) -> Iterator[S
 
 
 def _ray_tables(stream: Stream, opened: OpenStream, start: int, node: str | None) -> Iterator[Any]:
-    """Tables with CHUNK_SCHEMA of this worker's rows from step `start` on, in order, through Ray Data.
+    """Yield tables with CHUNK_SCHEMA of this worker's rows from step `start` on, in order, through Ray Data.
 
-    Each worker has a data set of its own. Reading takes no CPU from Ray's bookkeeping (`num_cpus=0`): workers may hold
-    every logical CPU, and a read that waits for one would wait for ever. It is bounded by one task a worker instead.
+    Each worker has a separate data set. Reading reserves no CPU (`num_cpus=0`): workers may hold every logical CPU, and
+    a read task that needs one would wait forever. Instead, each worker runs one read task at a time.
     """
     import ray.data
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -312,7 +313,7 @@ def _ray_tables(stream: Stream, opened: OpenStream, start: int, node: str | None
         ray_remote_args={"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)} if node else {},
     )
     block = block_bytes(opened.batching, opened.longest_row)
-    context = dataset.context  # of this data set alone
+    context = dataset.context  # applies to this data set only
     context.target_max_block_size = block
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
         object_store_memory=max(_LEAST_AHEAD_BYTES, _LEAST_AHEAD_BLOCKS * block)
@@ -325,10 +326,10 @@ def _ray_tables(stream: Stream, opened: OpenStream, start: int, node: str | None
 
 
 def _resting() -> type[Any]:
-    """A callback that makes Ray Data's scheduling loop sleep after a turn, as long as blocks are ready.
+    """Make a callback that lets Ray Data's scheduling loop sleep after a turn, as long as blocks are ready.
 
-    While blocks are ready and the worker takes none, the loop does not wait for anything by itself. It would use up to
-    a core, beside the thread that trains.
+    While blocks are ready and the worker takes none, the loop never waits. It would use up to one core beside the
+    thread that trains.
     """
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
@@ -347,7 +348,7 @@ def _ordered_rows(stream: Stream, opened: OpenStream, start: int) -> Any:
     batching, stop = opened.batching, opened.plan.total_steps
 
     class OrderedRows(Datasource):  # type: ignore[misc]  # ray carries no types
-        """One worker's rows; each task reads the chunks of a range of steps and gives them one by one."""
+        """One worker's rows. Each task reads the chunks of a range of steps and yields them one by one."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -376,7 +377,7 @@ def _ordered_rows(stream: Stream, opened: OpenStream, start: int) -> Any:
 
 @dataclass(frozen=True)
 class _Chunks:
-    """A read task's function: opens the shards where it runs."""
+    """The function of a read task. It opens the shards on the node where it runs."""
 
     stream: Stream
     start: int

@@ -1,7 +1,7 @@
-"""From parts to shards: shuffle once, pack, and bring every sample to its row, in bounded memory.
+"""Turns parts into shards: shuffles once, packs, and moves every sample to its row, in bounded memory.
 
-What is held for all samples at once is some 60 bytes for each: counts, content, and where it goes. Tokens are dealt out
-of the parts, in source order, to buckets of consecutive rows, and each bucket is written in the order of its rows.
+About 60 bytes are held for each sample: counts, content hash and destination. Tokens are distributed from the parts, in
+source order, to buckets of consecutive rows. Each bucket is then written in the order of its rows.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from jobs.data.preparation.shard_writer import ShardWriter
 from jobs.data.prepared import INDEX_SCHEMA, ROW_SCHEMA, ROWS_PER_BLOCK, SplitManifest
 
 Numbers = npt.NDArray[np.int64]
-BUCKET_TOKENS = 2**21  # 16 MiB of tokens and labels; a block of rows is never cut
+BUCKET_TOKENS = 2**21  # 16 MiB of tokens and labels; blocks are never divided
 
 
 @dataclass(frozen=True)
 class Samples:
-    """All samples of a source in source order, without their tokens; each array has one element a sample."""
+    """All samples of a source in source order, without their tokens. Each array has one element per sample."""
 
-    content: npt.NDArray[np.uint64]  # equal for samples that say the same
+    content: npt.NDArray[np.uint64]  # hash; equal for samples with equal content
     num_tokens: npt.NDArray[np.int32]
     num_targets: npt.NDArray[np.int32]
-    causal: bool  # labels are as long as tokens, else one class
+    causal: bool  # whether labels are as long as tokens; if not, each sample has one class
 
     @classmethod
     def of(cls, parts: Iterable[PartIndex], causal: bool) -> Samples:
@@ -52,15 +52,15 @@ class Samples:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """Which samples are in each row of one split; decided before a token is moved."""
+    """The samples of each row of one split, decided before any token is moved."""
 
     name: str
     samples: Numbers  # numbers of samples in their source, row by row
-    ends: Numbers  # (rows,), how many samples are in the rows up to each one
+    ends: Numbers  # (rows,), number of samples in all rows up to and including each
 
     @classmethod
     def of(cls, name: str, members: Numbers, every: Samples, seed_key: str, pack_to: int | None) -> SplitPlan:
-        """Shuffle `members` (numbers of samples) by the key, and pack them into rows of `pack_to` tokens, or not."""
+        """Shuffle `members` (numbers of samples) by the key, and pack them to `pack_to` tokens unless it is None."""
         order = members[shuffle(len(members), seed_key)]
         rows: Rows = one_a_row(len(order)) if pack_to is None else pack(every.num_tokens[order], pack_to)
         return cls(name, order[rows.samples], rows.ends)
@@ -73,13 +73,13 @@ class SplitPlan:
         return np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
 
     def sums(self, of_samples: npt.NDArray[np.integer]) -> Numbers:
-        """For each row, the sum of a number that each sample has."""
+        """Sum a number of each sample over every row."""
         running = np.concatenate([np.zeros(1, np.int64), np.cumsum(of_samples[self.samples], dtype=np.int64)])
         sums: Numbers = running[self.ends] - running[self.starts]
         return sums
 
     def blocks(self) -> Numbers:
-        """For each block, how many samples are in the blocks up to it."""
+        """Return the number of samples in all blocks up to and including each block."""
         last_rows = np.minimum(np.arange(ROWS_PER_BLOCK, len(self) + ROWS_PER_BLOCK, ROWS_PER_BLOCK), len(self)) - 1
         ends: Numbers = self.ends[last_rows]
         return ends
@@ -87,7 +87,7 @@ class SplitPlan:
 
 @dataclass(frozen=True)
 class _Bucket:
-    """Consecutive blocks of a split, as places in `SplitPlan.samples`."""
+    """Consecutive blocks of a split, as a range of places in `SplitPlan.samples`."""
 
     block_ends: Numbers
     start: int
@@ -100,10 +100,10 @@ class _Bucket:
 def write_splits(
     root: str, parts: list[PartIndex], every: Samples, plans: list[SplitPlan]
 ) -> Iterator[tuple[SplitManifest, ShardWriter]]:
-    """Write all splits of a source; gives the manifest of each once its files are there.
+    """Write all splits of a source. Yields the manifest of each split once its files are complete.
 
     Raises:
-        StorageError: the storage, or the local disk, is full or does not answer. What was written whole is kept.
+        StorageError: the storage or the local disk is full or does not answer. Complete files are kept.
         DataError: a part is damaged.
     """
     with tempfile.TemporaryDirectory(prefix="fleetune-prepare-") as scratch:
@@ -124,7 +124,7 @@ def write_splits(
 
 
 def _buckets(plan: SplitPlan, every: Samples, rows_kept: int) -> Iterator[_Bucket]:
-    """Cut a split, but for the rows that are written already, into buckets of about BUCKET_TOKENS tokens."""
+    """Divide the rows of a split that are not yet written into buckets of about BUCKET_TOKENS tokens."""
     ends = plan.blocks()
     kept = rows_kept // ROWS_PER_BLOCK if rows_kept < len(plan) else len(ends)
     start = int(ends[kept - 1]) if kept else 0
@@ -138,7 +138,7 @@ def _buckets(plan: SplitPlan, every: Samples, rows_kept: int) -> Iterator[_Bucke
 
 
 def _owners(plans: list[SplitPlan], buckets: list[list[_Bucket]], count: int) -> npt.NDArray[np.int32]:
-    """(samples,) the number of the bucket that each sample goes to; -1 where it is written already."""
+    """Return (samples,) the number of the bucket for each sample; -1 if the sample is written already."""
     owners = np.full(count, -1, dtype=np.int32)
     number = 0
     for plan, of_split in zip(plans, buckets, strict=True):
@@ -156,7 +156,7 @@ def _deal(
     tokens: Buckets,
     labels: Buckets,
 ) -> None:
-    """Bring the tokens of every part to their buckets; within one, samples stay in source order."""
+    """Distribute the tokens of every part to buckets. Within a bucket, samples stay in source order."""
     first = 0
     for part in parts:
         numbers = np.arange(first, first + len(part.num_tokens))
@@ -174,13 +174,13 @@ def _deal(
             sorted_values = gathered(flat, (np.cumsum(lengths) - lengths)[order], lengths[order])
             cuts = np.cumsum(lengths[order])[np.cumsum(counts) - 1]
             for bucket, piece in zip(named.tolist(), np.split(sorted_values, cuts[:-1]), strict=True):
-                buckets.put(bucket, piece.copy())  # a view would keep the whole part in memory
+                buckets.put(bucket, piece.copy())  # a copy, because a view would keep the whole part in memory
 
 
 def _blocks_of(
     plan: SplitPlan, bucket: _Bucket, every: Samples, tokens: npt.NDArray[np.int32], labels: npt.NDArray[np.int32]
 ) -> Iterator[pa.RecordBatch]:
-    """The blocks of a bucket, from its values in source order."""
+    """Yield the blocks of a bucket, given its values in source order."""
     samples = plan.samples[bucket.start : bucket.stop]
     there = np.sort(samples)
     places = np.searchsorted(there, samples)
@@ -193,7 +193,7 @@ def _blocks_of(
     start = bucket.start
     for stop in bucket.block_ends.tolist():
         rows = plan.ends[np.searchsorted(plan.ends, start, side="right") : np.searchsorted(plan.ends, stop) + 1]
-        ends = np.concatenate([[start], rows]) - bucket.start  # of rows, in samples of the bucket
+        ends = np.concatenate([[start], rows]) - bucket.start  # ends of rows, counted in samples of the bucket
         yield pa.RecordBatch.from_arrays(
             [
                 _lists(tokens, token_ends[ends]),
@@ -207,7 +207,7 @@ def _blocks_of(
 
 
 def _lists(values: npt.NDArray[np.integer], ends: Numbers) -> pa.ListArray:
-    """values[ends[0]:ends[1]], values[ends[1]:ends[2]], and so on, as lists."""
+    """Make lists of values[ends[0]:ends[1]], values[ends[1]:ends[2]], and so on."""
     offsets = pa.array((ends - ends[0]).astype(np.int32))
     return pa.ListArray.from_arrays(offsets, pa.array(values[ends[0] : ends[-1]]))
 

@@ -1,7 +1,7 @@
-"""An external shuffle's middle: values are dealt to buckets as they come, and each bucket is taken back whole.
+"""The middle stage of an external shuffle: values are appended to buckets, and each bucket is read back whole.
 
-Only sequential reads and writes touch the disk, so it is as quick on a slow disk as on a fast one; and what fits into
-memory never touches it.
+The disk sees only sequential reads and writes, so a slow disk is fast enough. Values that fit into memory never reach
+the disk.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from jobs.data.preparation.shard_writer import scratch_errors
 
 Ints = npt.NDArray[np.int32]
 HELD_BYTES = 32 * 2**20
-_LONG = 32  # values of a slice on average, from which on slices are copied one by one
+_LONG = 32  # average values of a slice from which on copying slices one by one is faster
 
 
 class Buckets:
-    """Sequences of int32, one a bucket; at most `held_bytes` of all that is put in are in memory."""
+    """Sequences of int32, one for each bucket. At most `held_bytes` of all values are in memory."""
 
     def __init__(self, folder: str, name: str, held_bytes: int = HELD_BYTES) -> None:
         self._prefix = os.path.join(folder, name)
@@ -28,14 +28,14 @@ class Buckets:
         self._bytes, self._most = 0, held_bytes
 
     def put(self, bucket: int, values: Ints) -> None:
-        """Append to a bucket. Raises StorageError."""
+        """Append values to a bucket. Raises StorageError."""
         self._held.setdefault(bucket, []).append(values)
         self._bytes += values.nbytes
         if self._bytes > self._most:
             self._spill()
 
     def take(self, bucket: int) -> Ints:
-        """All that was put into a bucket, in order; it is empty after that. Raises StorageError."""
+        """Return all values of a bucket, in order, and empty it. Raises StorageError."""
         pieces = self._held.pop(bucket, [])
         self._bytes -= sum(piece.nbytes for piece in pieces)
         path = self._path(bucket)
@@ -58,9 +58,9 @@ class Buckets:
 
 
 def gathered(values: Ints, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Ints:
-    """values[starts[0]:starts[0] + lengths[0]], and so on, one after the other."""
+    """Concatenate values[starts[0]:starts[0] + lengths[0]], and so on."""
     total = int(lengths.sum())
-    if total > _LONG * len(lengths):  # fewer slices than it costs to work out the place of every value
+    if total > _LONG * len(lengths):  # slicing is cheaper than computing the index of every value
         slices = [values[a:b] for a, b in zip(starts.tolist(), (starts + lengths).tolist(), strict=True)]
         return np.concatenate([values[:0], *slices])
     shifts = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)

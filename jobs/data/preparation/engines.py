@@ -1,4 +1,4 @@
-"""Where chunks are worked on: in this process, or by Ray Data's tasks. Both give the same tables in the same order."""
+"""Processes chunks in this process or in Ray Data's tasks. Both give the same tables in the same order."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from jobs.data.preparation.progress import Say
 from jobs.data.sources.chunks import Chunk, Work, read_chunks
 
 Engine = Literal["plain", "ray"]
-Task = Callable[[Chunk, Work], Any]  # gives a pyarrow.Table, pure; can be sent to another process
-Todo = Mapping[int, frozenset[int]]  # numbers of files, and of their chunks that are to be left out
+Task = Callable[[Chunk, Work], Any]  # returns a pyarrow.Table; pure, and can be pickled
+Todo = Mapping[int, frozenset[int]]  # by number of a file: the chunks that are to be left out
 
 _FEW_FILES = 32
-_PACKED, _PACKED_SUFFIXES = 10, (".gz", ".parquet")  # times as much text, about
+_PACKED, _PACKED_SUFFIXES = 10, (".gz", ".parquet")  # compressed files hold about ten times their size in text
 
 
 def is_little(files: Sequence[tuple[str, int]], most_bytes: int) -> bool:
-    """Whether files, by name and size, hold no more text than that, as far as their sizes tell."""
+    """Whether files, given by name and size, hold at most `most_bytes` of text, as far as sizes tell."""
     text = sum(size * (_PACKED if name.endswith(_PACKED_SUFFIXES) else 1) for name, size in files)
     return text <= most_bytes and len(files) <= _FEW_FILES
 
 
 def started(engine: Engine) -> object:
-    """Have the engine's workers start, to be called before the tokenizer is loaded; to be kept until they are used."""
+    """Start the engine's workers before the tokenizer is loaded. Keep the result until the workers are used."""
     if engine == "plain":
         return None
     from jobs.data.preparation.ray_data import warm_up
@@ -32,7 +32,7 @@ def started(engine: Engine) -> object:
 
 
 def run(task: Task, work: Work, todo: Todo, engine: Engine, say: Say) -> Iterator[Any]:
-    """The tables that `task` makes of all chunks that are to be done, in source order."""
+    """Yield the tables that `task` makes of all remaining chunks, in source order."""
     if engine == "plain" or not todo:
         return _run_here(task, work, todo)
     from jobs.data.preparation.ray_data import LEAST_CPUS_PER_TASK, run_on_ray, spare_cpus

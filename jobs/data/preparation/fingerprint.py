@@ -1,4 +1,4 @@
-"""What prepared data is made from, as one value: equal fingerprints, equal shards."""
+"""Computes the fingerprint of everything that prepared data depends on: equal fingerprints mean equal shards."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from jobs.spec.data import Source
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 
-PREPARE_VERSION = 2  # raise it whenever the same input gives other rows
-_SAY_BYTES = 2**30  # of local files that are read for the fingerprint without a word
+PREPARE_VERSION = 2  # increase it whenever the same input gives other rows
+_SAY_BYTES = 2**30  # size of local files from which on reading them for the fingerprint is announced
 
 
 @dataclass(frozen=True)
 class SourceJob:
-    """One source to be prepared."""
+    """One source that is to be prepared."""
 
-    where: str  # as the spec names it: data.train, data.train[1], data.eval
-    path: str  # as the spec has it
+    where: str  # its name in the spec: data.train, data.train[1], data.eval
+    path: str  # its path in the spec
     work: Work
-    sizes: tuple[int, ...]  # of the files, in bytes
+    sizes: tuple[int, ...]  # sizes of the files, in bytes
     fingerprint: str
     made_from: dict[str, Any]
-    root: str  # where it is prepared
+    root: str  # its prepared directory
     causal: bool
-    pack_to: int | None  # tokens of a row; None: a sample a row
+    pack_to: int | None  # tokens of a row; None for one sample a row
     eval_fraction: float | None
     max_bad_fraction: float
 
 
 def fingerprint(spec: Spec, model_dir: str) -> tuple[str, dict[str, Any]]:
-    """The fingerprint of a job's data, and what it was taken over.
+    """Return the fingerprint of a job's data, and the values of which it is a digest.
 
-    It depends on the content of the files, not on the directory they lie in; not on the engine, the seed, the weights
-    of sources or those of the model.
+    It depends on the content of the files, but not on their directory, the engine, the seed, the weights of sources or
+    the model's weights.
 
     Raises:
-        DataError: no file matches, or the tokenizer is missing.
+        DataError: no file matches, or there is no tokenizer.
         StorageError: a file cannot be read.
     """
     return fingerprint_of_jobs(source_jobs(spec, read_tokenizer(model_dir)))
 
 
 def fingerprint_of_jobs(jobs: dict[str, list[SourceJob]]) -> tuple[str, dict[str, Any]]:
-    """The same for sources that were looked at already."""
+    """Return the fingerprint of sources that were examined already, and the values behind it."""
     made_from = {role: [job.fingerprint for job in of_role] for role, of_role in jobs.items()}
     return _digest({"data": made_from}), made_from
 
@@ -63,7 +63,7 @@ def fingerprint_of_jobs(jobs: dict[str, list[SourceJob]]) -> tuple[str, dict[str
 def source_jobs(
     spec: Spec, tokenizer: TokenizerFiles, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, list[SourceJob]]:
-    """The sources of `train`, and those of `eval` where it has its own. Raises as `fingerprint`."""
+    """Examine the sources of `train`, and those of `eval` if it has separate ones. Raises as `fingerprint` does."""
     roles = {"train": spec.data.train} | ({"eval": spec.data.eval} if spec.data.eval else {})
     return {
         role: [
@@ -75,7 +75,7 @@ def source_jobs(
 
 
 def check_formats(jobs: list[SourceJob], tokenizer: TokenizerFiles, model_dir: str) -> None:
-    """Refuse a tokenizer that cannot be used for the format of some source; loads it. Raises DataError."""
+    """Load the tokenizer and reject it if a source's format cannot use it. Raises DataError."""
     for data_format in sorted({job.work.reading.format for job in jobs}):
         check_tokenizer(tokenizer.load(), data_format, model_dir)
 
@@ -89,7 +89,7 @@ def _source_job(
 ) -> SourceJob:
     data, reading = spec.data, Reading.of(spec, source)
     files = expand(source.path)
-    stamps = tuple(stamp(file) for file in files)  # before they are read, so that a change after this shows
+    stamps = tuple(stamp(file) for file in files)  # taken before reading, so that later changes are noticed
     sizes = tuple(storage.size(file) for file in files)
     if sum(sizes) > _SAY_BYTES and storage.is_local(source.path):
         say(f"reading {where} ({sum(sizes) / 1e9:.1f} GB) for its fingerprint")
@@ -142,7 +142,7 @@ def _file(path: str) -> dict[str, Any]:
     for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated"):
         if info.get(key):
             return {"name": path, "bytes": info.get("size"), "version": str(info[key])}
-    return {"name": path, **_content(path)}  # a store without versions, as plain HTTP
+    return {"name": path, **_content(path)}  # for stores without versions, such as plain HTTP
 
 
 def _content(path: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which samples share a row: a fixed shuffle, then best fit among some thousand samples at a time. Pure; numpy only."""
+"""Decides which samples share a row: a fixed shuffle, then best fit within windows of samples. Pure; numpy only."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-# So many samples are packed together, and so many that they make some hundred rows: each window's last row is not full.
+# A window has at least this many samples and makes at least this many rows, because its last row is seldom full.
 WINDOW_SAMPLES, WINDOW_ROWS = 4096, 512
 
 
 def shuffle(n: int, seed_key: str) -> npt.NDArray[np.int64]:
-    """A permutation of range(n) that depends on `seed_key` only.
+    """Return a permutation of range(n) that depends only on `seed_key`.
 
-    The samples are sorted by Philox's raw stream, which NumPy keeps stable between versions; its `permutation` is not.
+    It sorts by Philox's raw stream, which is stable between versions of NumPy, whereas its `permutation` is not.
     """
     key = np.frombuffer(hashlib.blake2b(seed_key.encode(), digest_size=16).digest(), dtype="<u8")
     drawn = np.random.Philox(key=key).random_raw(n)
@@ -25,10 +25,10 @@ def shuffle(n: int, seed_key: str) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Rows:
-    """Which samples each row holds."""
+    """The samples of each row."""
 
     samples: npt.NDArray[np.int64]  # positions of all samples, row by row
-    ends: npt.NDArray[np.int64]  # (rows,), how many of them are in the rows up to each one
+    ends: npt.NDArray[np.int64]  # (rows,), number of samples in all rows up to and including each
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -37,8 +37,8 @@ class Rows:
 def pack(lengths: Sequence[int] | npt.NDArray[np.integer], seq_len: int) -> Rows:
     """Put samples into rows of at most `seq_len` tokens, every sample once.
 
-    Of some thousand samples at a time, each row takes the longest, then the longest that fits, and as its last two the
-    pair that fills it best. A row stands where its longest sample stood, so a shuffle stays one.
+    Within a window of samples, each row takes the longest sample, then repeatedly the longest that fits, and at its end
+    the pair that fills it best. A row takes the place of its longest sample, so the rows stay shuffled.
 
     Args:
         lengths: tokens of each sample, at least 1.
@@ -60,7 +60,7 @@ def pack(lengths: Sequence[int] | npt.NDArray[np.integer], seq_len: int) -> Rows
 
 
 def _rows_of_window(lengths: npt.NDArray[np.int64], seq_len: int) -> list[list[int]]:
-    """Rows as positions in `lengths`, the longest sample of each first."""
+    """Return rows as positions in `lengths`, with the longest sample of each row first."""
     stock = _Stock(lengths, seq_len)
     rows = []
     while longest := stock.at_most(seq_len):
@@ -73,34 +73,34 @@ def _rows_of_window(lengths: npt.NDArray[np.int64], seq_len: int) -> list[list[i
 
 
 class _Stock:
-    """Samples that are not in a row yet, by length."""
+    """The samples that are not yet in a row, by length."""
 
     def __init__(self, lengths: npt.NDArray[np.int64], seq_len: int) -> None:
         self._left = np.bincount(lengths, minlength=seq_len + 1)
-        self._order = np.argsort(lengths, kind="stable").tolist()  # positions, by length and then as they came
-        self._next = (np.cumsum(self._left) - self._left).tolist()  # where in it the next one of each length is
+        self._order = np.argsort(lengths, kind="stable").tolist()  # positions, by length and then in their order
+        self._next = (np.cumsum(self._left) - self._left).tolist()  # index in it of the next sample of each length
         self._numbers = np.arange(seq_len + 1)
         self._longest = self._longest_up_to()
 
     def at_most(self, room: int) -> int:
-        """The greatest length that fits; 0 if none does."""
+        """Return the greatest length that fits; 0 if none does."""
         return int(self._longest[room])
 
     def best_first(self, room: int) -> int:
-        """The length to take next: the greatest that fits, or the greater one of a pair that leaves less room."""
+        """Return the length to take next: the greatest that fits, or the greater one of a pair that fills more."""
         greatest = self.at_most(room)
         if room >= 2 * greatest or room == greatest:
-            return greatest  # no pair fills more than two of these, or there is nothing to fill
+            return greatest  # no pair can fill more, or nothing is left to fill
         one = np.flatnonzero(self._left[: greatest + 1])
         other = self._longest[room - one]
-        alone = (other == one) & (self._left[one] < 2)  # a pair with itself, of which there is only one
+        alone = (other == one) & (self._left[one] < 2)  # a pair of equal lengths needs two samples
         other = np.where(alone, self._longest[np.maximum(other - 1, 0)], other)
         best = int(np.argmax(np.where(other > 0, one + other, 0)))
         pair = (int(one[best]), int(other[best]))
         return max(pair) if pair[1] and sum(pair) > greatest else greatest
 
     def take(self, length: int) -> int:
-        """A sample of this length, of which there must be one; the first that came."""
+        """Take the first sample of this length. There must be one."""
         self._left[length] -= 1
         place = self._next[length]
         self._next[length] = place + 1
@@ -115,5 +115,5 @@ class _Stock:
 
 
 def one_a_row(n: int) -> Rows:
-    """Rows of one sample each, for data that is not packed."""
+    """Make rows of one sample each, for data that is not packed."""
     return Rows(np.arange(n, dtype=np.int64), np.arange(1, n + 1, dtype=np.int64))

@@ -1,7 +1,7 @@
-"""Parts: what is kept of a prepare that is not finished, one Parquet file for each chunk, under parts/.
+"""Parts: the stored results of an unfinished preparation, one Parquet file for each chunk, under parts/.
 
-A part appears whole or not at all, and its content follows from the source alone. So whoever goes on, on whatever host,
-tokenises only the chunks that have none, and two who do the same work at once overwrite each other with the same bytes.
+A part appears whole or not at all, and its content depends only on the source. So any later preparation, on any host,
+tokenises only chunks without a part. Two processes that do the same work write the same bytes.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ FACTS_SCHEMA = pa.schema(
         ("records", pa.int64()),
         ("samples", pa.int64()),
         ("bad", pa.int64()),
-        ("position", pa.int64()),  # bytes of the file that were read by then
-        ("fatal", pa.string()),  # the first reason for which nothing can be prepared, with its line; mostly null
-        ("fatal_line", pa.int64()),
-        ("error", pa.string()),  # why the part could not be stored; mostly null
+        ("position", pa.int64()),  # bytes of the file that were read by the end of the chunk
+        ("fatal", pa.string()),  # the first reason for which nothing can be prepared; usually null
+        ("fatal_line", pa.int64()),  # line of that reason
+        ("error", pa.string()),  # why the part could not be stored; usually null
     ]
 )
 
 
 @dataclass(frozen=True, order=True)
 class PartName:
-    """Which chunk a part is of."""
+    """The chunk of a part, which its file name tells."""
 
     file: int
     number: int
@@ -62,13 +62,13 @@ def parts_folder(root: str) -> str:
 
 
 def stored_parts(root: str) -> tuple[PartName, ...]:
-    """The parts that are there, in source order."""
+    """List the stored parts, in source order."""
     names = (PartName.parse(name) for name in storage.list_names(parts_folder(root)))
     return tuple(sorted(name for name in names if name is not None))
 
 
 def missing(parts: Iterable[PartName], files: int) -> dict[int, frozenset[int]]:
-    """The files that are not wholly stored, and the numbers of their chunks that are, but for a last one."""
+    """Return the files that are not completely stored, with the numbers of their stored chunks except the last."""
     numbers: dict[int, set[int]] = {file: set() for file in range(files)}
     ends: dict[int, int] = {}
     for part in parts:
@@ -82,7 +82,7 @@ def missing(parts: Iterable[PartName], files: int) -> dict[int, frozenset[int]]:
 
 
 def store_part(chunk: Chunk, work: Work, root: str) -> Any:
-    """Tokenise a chunk and store it; what happened, as a table of one row with FACTS_SCHEMA. Runs in workers."""
+    """Tokenise and store a chunk. Returns a table of one row with FACTS_SCHEMA. Runs in workers."""
     table = tokens_of(chunk, work)
     bad = table.filter(pc.is_valid(table["reason"]))
     fatal = bad.filter(bad["fatal"]).slice(0, 1).to_pylist()
@@ -117,14 +117,14 @@ def _encoded(table: Any, chunk: Chunk) -> bytes:
     whole = whole.append_column("num_targets", _targets(table["labels"]))
     whole = whole.replace_schema_metadata({"records": str(len(chunk.rows)), "position": str(chunk.position)})
     sink = pa.BufferOutputStream()
-    # Neither statistics nor dictionaries: a part is read once, whole.
+    # No statistics and no dictionaries, because a part is read once and as a whole.
     pq.write_table(whole, sink, compression="lz4", use_dictionary=False, write_statistics=False)
     content: bytes = sink.getvalue().to_pybytes()
     return content
 
 
 def _targets(labels: Any) -> Any:
-    """Labels of each sample that are targets; one for a class."""
+    """Count the targets of each sample; a class counts as one."""
     counts = [np.zeros(0, np.int32)]
     for chunk in labels.chunks:
         running = np.concatenate([[0], np.cumsum(chunk.flatten().to_numpy() != IGNORE_INDEX, dtype=np.int64)])
@@ -135,7 +135,7 @@ def _targets(labels: Any) -> Any:
 
 @dataclass(frozen=True)
 class PartIndex:
-    """What is known of a part without its tokens."""
+    """A part without its tokens."""
 
     name: PartName
     records: int
@@ -148,10 +148,10 @@ class PartIndex:
 
 
 def read_index(root: str, name: PartName) -> PartIndex:
-    """Raises StorageError, or DataError where the part is damaged."""
+    """Read a part without its tokens. Raises StorageError, or DataError if the part is damaged."""
     with read_buffer(storage.join(parts_folder(root), str(name))) as source:
         file = pq.ParquetFile(source)
-        there = set(file.schema_arrow.names)  # an earlier release did not keep what was cut
+        there = set(file.schema_arrow.names)  # parts of an earlier release have no column `cut`
         table = file.read(columns=[name for name in _INDEX_COLUMNS if name in there])
         metadata = file.schema_arrow.metadata
     good, bad = _apart(table)
@@ -168,7 +168,7 @@ def read_index(root: str, name: PartName) -> PartIndex:
 
 
 def read_tokens(root: str, name: PartName) -> tuple[Any, Any]:
-    """Tokens and labels of all samples of a part, one after the other: two arrays of int32."""
+    """Read tokens and labels of all samples of a part, concatenated: two arrays of int32."""
     with read_buffer(storage.join(parts_folder(root), str(name))) as source:
         table = pq.read_table(source, columns=["reason", "input_ids", "labels"])
     good, _ = _apart(table)

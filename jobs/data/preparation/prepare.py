@@ -1,4 +1,4 @@
-"""Prepare the data of a job: each of its sources once, and a manifest that says which are `train` and which `eval`."""
+"""Prepares the data of a job: each of its sources once, and a manifest that assigns them to `train` and `eval`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to
     Args:
         model_dir: directory (or fsspec URL) with the tokenizer; only this process reads it.
         engine: "plain" tokenises in this process; "ray" on the cluster, after `ray.init`. Both write the same bytes.
-        plain_up_to: bytes of text that are tokenised in this process whatever the engine, if nothing of the job's data
-            is prepared yet, and no function of the user's own reads it.
-        say: takes progress, a line at a time.
+        plain_up_to: bytes of text that this process tokenises with either engine, if none of the job's data is prepared
+            yet and no function of the user reads it.
+        say: receives progress, one line at a time.
 
     Raises:
-        DataError: a file, column or label does not fit, too many rows are bad, or a split is left empty.
+        DataError: a file, column or label is wrong, too many rows are bad, or a split would be empty.
         StorageError: storage_path cannot be written.
     """
     tokenizer = read_tokenizer(model_dir)
@@ -44,7 +44,8 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to
     found = Prepared.find(root)
     every = [job for of_role in jobs.values() for job in of_role]
     new = [job for job in every if Prepared.find(job.root) is None]
-    if len(new) == len(every) and _soon_done(new, plain_up_to):  # what is there already may turn out damaged, and large
+    # Only if nothing is prepared: prepared data may turn out to be damaged, and be large.
+    if len(new) == len(every) and _soon_done(new, plain_up_to):
         engine = "plain"
     workers = started(engine) if new else None
     check_formats(every, tokenizer, model_dir)
@@ -75,13 +76,13 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to
 
 
 def _soon_done(jobs: list[SourceJob], most_bytes: int) -> bool:
-    """Whether sources are little data, and no function of the user's own, which may be slow, reads them."""
+    """Whether the sources are small and no function of the user, which may be slow, reads them."""
     files = [(file, size) for job in jobs for file, size in zip(job.work.files, job.sizes, strict=True)]
     return is_little(files, most_bytes) and all(job.work.code is None for job in jobs)
 
 
 def _splits(jobs: dict[str, list[SourceJob]], sources: dict[str, Prepared]) -> dict[str, tuple[SplitManifest, ...]]:
-    """The splits of a job's data, as parts of its sources' splits."""
+    """Assemble the splits of a job's data from its sources' splits."""
 
     def parts(role: str, split: str) -> tuple[SplitManifest, ...]:
         of_role = jobs.get(role, ())

@@ -1,8 +1,8 @@
-"""One who prepares, and others who wait: a lease in a file of the prepared directory, on any storage.
+"""Lets one process prepare a source while others wait: a lock file in the prepared directory, on any storage.
 
-It saves work and guards nothing: whoever prepares writes the same bytes, and goes on only with all parts, so two who
-hold it at once do no harm. A holder that lives rewrites the file every few seconds; one whose file has not changed for
-a while, by the clock of the one who waits, is taken for dead.
+It saves work but protects nothing: all processes write the same bytes, and continue only if all parts are there, so two
+holders at once do no harm. A living holder rewrites the file every few seconds. If the file does not change for
+some time, by the clock of a waiting process, the holder counts as dead.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from jobs.errors import StorageError
 from jobs.run.events import this_driver
 from jobs.storage import files as storage
 
-BEAT_S = 5.0
-DEAD_S = 30.0
+BEAT_S = 5.0  # interval at which the holder rewrites the file
+DEAD_S = 30.0  # without a change of the file, after which the holder counts as dead
 SAY_EVERY_S = 20.0
 
 
 class Lease:
-    """The lease of one directory."""
+    """The lock of one prepared directory."""
 
     def __init__(
         self, path: str, say: Callable[[str], None], *, beat_s: float = BEAT_S, dead_s: float = DEAD_S
@@ -38,10 +38,10 @@ class Lease:
 
     @contextlib.contextmanager
     def held_unless(self, done: Callable[[], bool]) -> Iterator[bool]:
-        """Wait for the lease and hold it in the context, or stop waiting when `done` says that there is nothing to do.
+        """Wait for the lock and hold it in the context, or stop waiting once `done` says that nothing is left to do.
 
         Yields:
-            Whether it is held.
+            Whether the lock is held.
 
         Raises:
             StorageError: the storage does not answer.
@@ -66,7 +66,7 @@ class Lease:
             now = time.monotonic()
             if found is None or self._is_gone(found) or (found == seen and now - seen_at > self._dead_s):
                 self._write()
-                time.sleep(0.05 if storage.is_local(self._path) else 0.5)  # whoever wrote last has it
+                time.sleep(0.05 if storage.is_local(self._path) else 0.5)  # the last process to write gets the lock
                 if self._is_ours():
                     return True
                 continue
@@ -82,7 +82,7 @@ class Lease:
         while not self._ended.wait(self._beat_s):
             with contextlib.suppress(StorageError):  # the next beat tries again
                 if not self._is_ours():
-                    return  # taken for dead, and somebody else goes on: both write the same
+                    return  # this process counted as dead, and another one continues; both write the same bytes
                 self._write()
 
     def _read(self) -> bytes | None:
@@ -102,7 +102,7 @@ class Lease:
         return found is not None and _holder(found).get("token") == self._token
 
     def _is_gone(self, found: bytes) -> bool:
-        """Whether the holder is a process of this machine that is no more."""
+        """Whether the holder was a process of this machine that has ended."""
         holder, here = _holder(found), this_driver()
         if (holder.get("host"), holder.get("machine")) != (here["host"], here["machine"]):
             return False

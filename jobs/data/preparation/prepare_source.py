@@ -1,4 +1,4 @@
-"""One source, prepared once: tokenised part by part, shuffled, packed, written. Found again by its fingerprint."""
+"""Prepares one source once: tokenises it part by part, shuffles, packs and writes. Found again by its fingerprint."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from jobs.storage import files as storage
 
 ROWS, HELD_OUT = "rows", "held_out"  # the splits of a source
 BAD_ROWS_SHOWN = 10
-# So many bad rows end the reading at once if their share is too high by then; fewer wait for the end of the source.
+# Bad rows from which on reading may stop early because their share is too high. With fewer, the whole source is read.
 BAD_ROWS_TO_STOP = 1_000
 _VERSIONS = ("fleetune", "transformers", "tokenizers", "pyarrow")
 
 
 def prepare_source(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> Prepared:
-    """Prepare one source, go on with what an interrupted prepare has left, or find it prepared.
+    """Prepare one source, continue an interrupted preparation, or find the source prepared.
 
-    Where another process is preparing it, wait for that one.
+    If another process is preparing it, wait for that process.
 
     Raises:
-        DataError: a file cannot be read, changes while it is read, does not fit the spec, or has too many bad rows.
-        StorageError: the storage cannot be written, or is full.
+        DataError: a file cannot be read, changes during reading, does not fit the spec, or has too many bad rows.
+        StorageError: the storage cannot be written or is full.
     """
     lease = Lease(storage.join(job.root, "preparing.json"), say)
     try:
@@ -48,7 +48,7 @@ def prepare_source(job: SourceJob, engine: Engine, progress: Progress, say: Say)
                 _set_damaged_aside(job, say)
                 _prepare(job, engine, progress, say)
     except StorageError:
-        if not _is_whole(job):  # else somebody was quicker, and has tidied up
+        if not _is_whole(job):  # otherwise another process has finished, and has removed the parts
             raise
     prepared = Prepared.open(job.root)
     _check_bad(job, prepared.manifest.bad_rows, prepared.manifest.records, ())
@@ -56,17 +56,17 @@ def prepare_source(job: SourceJob, engine: Engine, progress: Progress, say: Say)
 
 
 def _is_whole(job: SourceJob) -> bool:
-    """Whether it is prepared, and all files are still there: some may have been cut or removed since."""
+    """Whether the source is prepared and all files are complete, since files may have been damaged or removed."""
     found = Prepared.find(job.root)
     return found is not None and not found.missing_files()
 
 
 def _set_damaged_aside(job: SourceJob, say: Say) -> None:
-    """Called by who holds the lease: what is there, but is not whole, counts as not prepared."""
+    """Remove prepared data that is incomplete, so that it counts as not prepared. Needs the lock."""
     found = Prepared.find(job.root)
     if found is not None:
         wrong = found.missing_files()
-        say(f"prepared data of {job.where} is damaged ({wrong[0]} is gone, or of another size): preparing it again")
+        say(f"prepared data of {job.where} is damaged ({wrong[0]} is missing or has another size): preparing it again")
         storage.remove_file(manifest_path(job.root))
         for split in (ROWS, HELD_OUT):
             storage.remove_dir(storage.join(job.root, split))
@@ -76,10 +76,10 @@ def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> No
     try:
         _tokenise(job, engine, progress, say)
         names = stored_parts(job.root)
-        if missing(names, len(job.work.files)):  # or this process stood still; another took over, and removed them
+        if missing(names, len(job.work.files)):  # possible also if this process was stopped while another one finished
             raise StorageError(
                 f"parts of {job.where} that workers have stored are not in {job.root}: storage_path must be the same "
-                "storage on every node (and if somebody has just removed them: prepare again)"
+                "storage on every node. If the parts were removed in the meantime, prepare the data again"
             )
         parts = [read_index(job.root, name) for name in names]
         bad, records = _bad_rows(job, parts), sum(part.records for part in parts)
@@ -88,7 +88,7 @@ def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> No
         every = Samples.of(parts, job.causal)
         plans = _plans(job, every)
     except _TooManyBad:
-        raise  # another max_bad_fraction would let the same parts pass
+        raise  # the parts are kept, because a higher max_bad_fraction would accept them
     except DataError:
         remove_parts(job.root)  # the same source would fail again
         raise
@@ -116,7 +116,7 @@ def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> No
 
 
 def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> None:
-    """Have every chunk stored as a part."""
+    """Store every missing chunk as a part."""
     there = stored_parts(job.root)
     todo = missing(there, len(job.work.files))
     if there:
@@ -132,11 +132,11 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
             if facts["fatal"] is not None:
                 raise DataError(_fatal(job, facts["file"], facts["fatal_line"], facts["fatal"]))
             if facts["error"] is not None:
-                raise StorageError(f"{facts['error']}. What is tokenised is kept: the next prepare goes on from there")
+                raise StorageError(f"{facts['error']}. Tokenised parts are kept, and the next preparation uses them")
             progress.add((job.where, facts["file"]), facts["position"], facts["samples"])
             bad, records = bad + facts["bad"], records + facts["records"]
             read[facts["file"]] = facts["position"]
-        expected = records * sum(job.sizes) / max(sum(read.values()), 1)  # if what follows is like what was read
+        expected = records * sum(job.sizes) / max(sum(read.values()), 1)  # if the rest has equally long records
         if bad >= BAD_ROWS_TO_STOP and bad > 2 * job.max_bad_fraction * expected:
             parts = [read_index(job.root, name) for name in stored_parts(job.root)]
             found = _bad_rows(job, parts)
@@ -164,22 +164,22 @@ def _write_bad_rows(job: SourceJob, bad: list[BadRow]) -> None:
 
 
 def bad_rows_path(root: str) -> str:
-    """Where the records of a source that were set aside are listed."""
+    """Return the path of the list of a source's records that were set aside."""
     return storage.join(root, "bad_rows.jsonl")
 
 
 class _TooManyBad(DataError):
-    """More records were set aside than may be."""
+    """More records are bad than may be set aside."""
 
 
 def _check_bad(job: SourceJob, bad: int, records: int, rows: Iterable[BadRow]) -> None:
-    """Raises DataError if too many records were set aside."""
+    """Raise DataError if too many records are bad."""
     if bad <= job.max_bad_fraction * records:
         return
     path = bad_rows_path(job.root)
     shown = list(itertools.islice(rows, BAD_ROWS_SHOWN)) or _read_bad_rows(path)
     raise _TooManyBad(
-        f"{bad:,} of {records:,} rows ({bad / records:.1%}) of {job.where} cannot be used, and at most "
+        f"{bad:,} of {records:,} rows ({bad / records:.1%}) of {job.where} cannot be used, but at most "
         f"{job.max_bad_fraction:.0%} may be set aside (data.max_bad_fraction). Correct the data, data.format or "
         f"data.columns. The first ones (all: {path}):\n" + first_of(shown, BAD_ROWS_SHOWN)
     )

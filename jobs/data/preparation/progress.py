@@ -1,4 +1,4 @@
-"""How far preparation has come, and when it will be done."""
+"""Shows how far preparation is, and when it will be done."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Say = Callable[[str], None]
 
 
 class Progress:
-    """Counts samples and bytes of files; says so at most every SAY_EVERY_S seconds.
+    """Counts samples and bytes of files, and reports them at most every SAY_EVERY_S seconds.
 
     Args:
-        total_bytes: of all files that will be read.
+        total_bytes: bytes of all files that will be read.
     """
 
     def __init__(self, say: Say, total_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -24,16 +24,16 @@ class Progress:
         self._started_at = self._said_at = clock()
         self._samples = 0
         self._positions: dict[tuple[str, int], int] = {}
-        # When the first chunk was done, and what was by then; before that, workers start.
+        # Time, samples and bytes when the first chunk was done, because before that workers were starting.
         self._first: tuple[float, int, int] | None = None
 
     def keep(self, positions: Iterable[tuple[tuple[str, int], int]]) -> None:
-        """What is done already: bytes of files, by source and number."""
+        """Set what is done already: bytes of files, by source and number of the file."""
         for key, position in positions:
             self._positions[key] = max(self._positions.get(key, 0), position)
 
     def add(self, key: tuple[str, int], position: int, samples: int) -> None:
-        """So many more samples; the file `key` is read up to `position`."""
+        """Add samples; the file `key` is now read up to `position`."""
         self._samples += samples
         self._positions[key] = max(self._positions.get(key, 0), position)
         now = self._clock()
@@ -48,7 +48,7 @@ class Progress:
         return sum(self._positions.values())
 
     def so_far(self) -> str:
-        """`tokenised 12,288 samples, 2,040/s, 34 % of 45.2 MB, eta 1m05s`."""
+        """Format progress: `tokenised 12,288 samples, 2,040/s, 34 % of 45.2 MB, eta 1m05s`."""
         text = f"tokenised {many(self._samples, 'sample')}"
         first_at, samples, done = self._first or (self._clock(), 0, 0)
         elapsed = self._clock() - first_at
@@ -61,5 +61,5 @@ class Progress:
         return text + (f", eta {duration((self._total - self._done) / rate)}" if rate > 0 else "")
 
     def elapsed_s(self) -> float:
-        """Seconds since the start."""
+        """Return the seconds since the start."""
         return self._clock() - self._started_at

@@ -1,7 +1,7 @@
-"""Preparation on a Ray cluster: one read task per file, tokenising tasks behind it, results back in source order.
+"""Preparation on a Ray cluster: one read task per file, followed by tokenising tasks; results are in source order.
 
-Nothing here decides anything about rows: `sources.chunks` does, as it does without Ray. Ray Data holds the readers
-back while the tasks behind them are busy, so what is in flight is a few chunks for each CPU.
+Rows are decided by `sources.chunks`, as without Ray. Ray Data holds readers back while the tokenising tasks are busy,
+so only a few chunks for each CPU are in flight.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from jobs.data.preparation.engines import Task, Todo
 from jobs.data.sources.chunks import Work, read_chunks
 from jobs.model_files.tokenizer import TokenizerFiles
 
-# Ray Data gathers small blocks up to this size before it starts a task on them; its own 128 MiB would put a whole file
-# into one task.
+# Ray Data collects small blocks up to this size before it starts a task on them. Its default of 128 MiB would put a
+# whole file into one task.
 TASK_BYTES = 2**20
-# Tokenising takes one CPU; where others leave fewer than two, a fraction, so that it starts at all.
+# Tokenising takes one CPU. If fewer than two are free, a task asks for a fraction, so that it starts at all.
 CPUS_PER_TASK = 1.0
 LEAST_CPUS_PER_TASK = 0.5
 MOST_WARMED_UP = 64
 
 
 def warm_up() -> list[Any]:
-    """Have workers start and import what tokenising needs, while the driver is still at it.
+    """Start workers that import what tokenising needs, while the driver still imports.
 
-    One for every free CPU, up to a number that is soon started. What is returned must be kept as long.
+    There is one for every free CPU, up to a number that starts quickly. Keep the result until the workers are used.
     """
     imports = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy="SPREAD")(_import_libraries)
     return [imports.remote() for _ in range(min(int(spare_cpus()), MOST_WARMED_UP))]
@@ -47,16 +47,16 @@ def _import_libraries() -> None:
 
 
 def spare_cpus() -> float:
-    """CPUs that nobody holds now. Without any, tasks would wait in silence."""
+    """Return the CPUs that are free now. Without free CPUs, tasks would wait without a message."""
     return float(ray.available_resources().get("CPU", 0.0))
 
 
 class ChunksSource(Datasource):  # type: ignore[misc]  # ray is untyped
-    """One read task per file; a row is a pickled `Chunk`, so that records of any shape share one Arrow schema."""
+    """One read task per file. A row is a pickled `Chunk`, so that records of any shape have one Arrow schema."""
 
     def __init__(self, work: Work, todo: Todo) -> None:
         super().__init__()
-        # Readers need no tokenizer, and Ray Data cannot take a partial for a read task of over a megabyte.
+        # Readers need no tokenizer, and Ray Data rejects a read task of over a megabyte.
         self._work, self._todo = replace(work, tokenizer=TokenizerFiles("", ()), code=None), todo
 
     def estimate_inmemory_data_size(self) -> int | None:
@@ -79,11 +79,11 @@ def _read(file: int, work: Work, skip: frozenset[int]) -> Iterator[Any]:
 
 
 def _applied(task: Task, work: Work) -> Callable[[Any], Iterator[Any]]:
-    """The task as a function of Ray Data's batches. Its tokenizer is large, so it goes to the object store, once."""
+    """Turn the task into a function of Ray Data's batches. The large tokenizer is put into the object store once."""
     stored = ray.put((task, replace(work, tokenizer=work.tokenizer.for_workers())))
 
     def tokenise(batch: Any) -> Iterator[Any]:
-        # Ray counts one CPU for this task; the tokenizer's own threads would take them all.
+        # Ray counts one CPU for this task, but the tokenizer's threads would use all CPUs.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         here, with_work = _taken_up(stored)
         for pickled in batch["chunk"]:
@@ -93,7 +93,7 @@ def _applied(task: Task, work: Work) -> Callable[[Any], Iterator[Any]]:
 
 
 def _taken_up(stored: Any) -> tuple[Task, Work]:
-    """What was put into the object store, unpickled once per process."""
+    """Get the task and the work from the object store, unpickled once per process."""
     if stored.hex() not in _TAKEN_UP:
         _TAKEN_UP[stored.hex()] = ray.get(stored)
     return _TAKEN_UP[stored.hex()]
@@ -103,10 +103,10 @@ _TAKEN_UP: dict[str, tuple[Task, Work]] = {}
 
 
 def run_on_ray(task: Task, work: Work, todo: Todo) -> Iterator[Any]:
-    """The Ray engine; `ray.init` was called. Yields the tables that `task` makes, in the order of the plain engine.
+    """Yield the tables that `task` makes, in the order of the plain engine. Call `ray.init` before.
 
-    Reading holds no CPU, so that it cannot starve the tokenising behind it; and as the two ask for different resources,
-    Ray Data does not fuse them, so that one large file is tokenised by many tasks.
+    Reading reserves no CPU, so that it cannot starve tokenising. Because the two ask for different resources, Ray Data
+    does not fuse them, so many tasks tokenise one large file.
     """
     readers = min(len(todo), max(2, int(ray.cluster_resources().get("CPU", 2)) // 2))
     source = ray.data.read_datasource(

@@ -1,4 +1,4 @@
-"""Writes the shards of one split, one after the other; a shard that an interrupted prepare has written is kept."""
+"""Writes the shards of one split in sequence. Shards that an interrupted preparation has written are kept."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ ROWS_PER_SHARD = ROWS_PER_BLOCK * BLOCKS_PER_SHARD
 
 @contextlib.contextmanager
 def scratch_errors(folder: str) -> Iterator[None]:
-    """An error on local scratch says where it is, and what to change. Raises StorageError."""
+    """Turn errors of local scratch files into StorageError, with their directory and advice."""
     try:
         yield
     except OSError as error:
         where = os.path.dirname(folder)
         raise StorageError(
-            f"cannot write scratch files in {where}: {error.strerror or error}. Make room there, or set TMPDIR to a "
-            "directory with more; what was tokenised is kept, and the next prepare goes on from there"
+            f"cannot write scratch files in {where}: {error.strerror or error}. Free space there, or set TMPDIR to a "
+            "directory with more. Tokenised parts are kept, and the next preparation uses them"
         ) from error
 
 
 class ShardWriter:
-    """Takes rows in order, and writes them as shards of blocks."""
+    """Takes blocks of rows in order, and writes them as shards."""
 
     def __init__(self, root: str, split: str, scratch: str) -> None:
         self._folder = storage.join(root, split)
         self._scratch = scratch
         self.shards = _finished(self._folder)
-        self.rows_kept = len(self.shards) * ROWS_PER_SHARD  # that need not be given again
+        self.rows_kept = len(self.shards) * ROWS_PER_SHARD  # rows that are written already
         self._open: tuple[str, Any] | None = None
         self._blocks = 0
 
     def write_block(self, batch: Any) -> None:
-        """Append a record batch with ROW_SCHEMA and ROWS_PER_BLOCK rows; only the last one may have fewer."""
+        """Append a record batch with ROW_SCHEMA and ROWS_PER_BLOCK rows. Only the last batch may have fewer."""
         with scratch_errors(self._scratch):
             if self._open is None:
                 local = os.path.join(self._scratch, _shard_name(len(self.shards)))
@@ -53,7 +53,7 @@ class ShardWriter:
             self._finish_shard()
 
     def close(self, index: Any) -> FileEntry:
-        """Finish the last shard, and write the index, a table with INDEX_SCHEMA."""
+        """Finish the last shard, and write the index, which is a table with INDEX_SCHEMA."""
         self._finish_shard()
         local = os.path.join(self._scratch, "index.arrow")
         with scratch_errors(self._scratch), pa.OSFile(local, "wb") as sink, pa.ipc.new_file(sink, INDEX_SCHEMA) as file:
@@ -61,7 +61,7 @@ class ShardWriter:
         return self._upload(local, "index.arrow")
 
     def forget(self) -> None:
-        """Remove what tells that single shards are whole; once the manifest says so of all."""
+        """Remove the notes about single shards. Call this once the manifest, which covers all shards, is written."""
         for number in range(len(self.shards)):
             storage.remove_file(_note(self._folder, number))
 
@@ -88,12 +88,12 @@ def _shard_name(number: int) -> str:
 
 
 def _note(folder: str, number: int) -> str:
-    """Written after a shard: without it, the shard is not taken for whole."""
+    """Return the path of a note that is written after a shard. A shard without its note counts as incomplete."""
     return storage.join(folder, f"shard-{number:05d}.json")
 
 
 def _finished(folder: str) -> list[FileEntry]:
-    """The first shards that an earlier prepare has finished."""
+    """List the first shards, without gaps, that an earlier preparation has finished."""
     names = set(storage.list_names(folder))
     found: list[FileEntry] = []
     while os.path.basename(note := _note(folder, len(found))) in names:

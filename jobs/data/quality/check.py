@@ -1,4 +1,4 @@
-"""`fleetune data check`: every record is read and tokenised as in training, and looked at. Nothing is prepared."""
+"""`fleetune data check`: reads and tokenises every record as in training, and examines it. Nothing is prepared."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from jobs.run.paths import check_folder
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 
-LONGEST = 5
-_BINS = 24
+LONGEST = 5  # longest samples that the report shows
+_BINS = 24  # of a histogram, about
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check gives: the report, and the records that cannot be used."""
+    """The result of a check: the report, and where its files are."""
 
     report: DataReport
-    folder: str  # where the files of this check are
+    folder: str  # directory of this check's files
 
 
 def check(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> Checked:
-    """Look at all samples of a spec's data.
+    """Examine all samples of a spec's data.
 
-    Args as `jobs.data.preparation.prepare.prepare`.
+    For the arguments, see `jobs.data.preparation.prepare.prepare`.
 
     Raises:
-        DataError: no file matches, or the tokenizer does not fit. What is wrong in the files is part of the report.
+        DataError: no file matches, or the tokenizer is unsuitable. Problems in the files are part of the report.
         StorageError: the storage cannot be read or written.
     """
     tokenizer = read_tokenizer(model_dir)
@@ -66,7 +66,7 @@ def check(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> Checked:
 
 
 def _facts(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> tuple[Any, int]:
-    """The facts of one source, in source order; and how many records it has."""
+    """Return the facts of one source in source order, and the number of its records."""
     todo = {file: frozenset[int]() for file in range(len(job.work.files))}
     tables, records = [FACTS_SCHEMA.empty_table()], 0
     for table in run(facts_of, job.work, todo, engine, say):
@@ -142,13 +142,13 @@ def _report(spec: Spec, jobs: list[SourceJob], facts: Facts, digest: str, bad_ro
 
 
 def _kept(facts: Facts) -> npt.NDArray[np.int64]:
-    """Tokens of each sample after cutting."""
+    """Return the tokens of each sample after truncation."""
     kept: npt.NDArray[np.int64] = (facts.numbers("tokens") - facts.numbers("cut"))[facts.good]
     return kept
 
 
 def _blocked(spec: Spec, jobs: list[SourceJob], facts: Facts) -> str | None:
-    """Why `prepare` would stop."""
+    """Return why `prepare` would stop; None if it would not."""
     fatal = facts.bad[pc.fill_null(facts.table["fatal"], False).to_numpy()[facts.bad]]
     if len(fatal):
         where = facts.example(int(fatal[0]))
@@ -188,7 +188,7 @@ def _source(spec: Spec, job: SourceJob, facts: Facts, number: int) -> SourceRepo
         targets=int(facts.numbers("targets")[good].sum()),
         cut_samples=int((cut > 0).sum()),
         cut_tokens=int(cut.sum()),
-        weight=spec.data.train[number].weight if number < len(spec.data.train) else None,  # those of train come first
+        weight=spec.data.train[number].weight if number < len(spec.data.train) else None,  # train sources come first
     )
 
 
@@ -203,7 +203,7 @@ def _histogram(facts: Facts, role: int) -> Histogram:
 
 
 def _nice(width: float) -> int:
-    """1, 2 or 5 times a power of ten, at least `width`."""
+    """Return the smallest of 1, 2 or 5 times a power of ten that is at least `width`."""
     power = 1
     while True:
         for factor in (1, 2, 5):
@@ -249,7 +249,7 @@ def _packing(spec: Spec, facts: Facts) -> Packing | None:
 
 
 def _padded(lengths: npt.NDArray[np.int32], spec: Spec) -> int:
-    """Tokens of all forward passes of an epoch with their padding, about as training puts rows together."""
+    """Count the tokens, with padding, of all forward passes of an epoch; approximates how training groups rows."""
     batching = plan_batching(spec)
     shuffled = lengths[shuffle(len(lengths), "padding")]
     group = batching.rows * (GROUP_STEPS if spec.train.group_by_length else 1)

@@ -1,4 +1,4 @@
-"""Which samples say the same, or nearly the same. Pure; numpy and datasketch."""
+"""Finds samples with equal or nearly equal content. Pure; numpy and datasketch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from jobs.data.order.permutation import mix
 
 Numbers = npt.NDArray[np.int64]
 
-SIMILAR = 0.8  # share of sets of words that two samples have in common (Jaccard), from which on they are near
-# 16 bands of 8 find 95 of 100 pairs at SIMILAR, and all but one of 10,000 at 0.9.
+SIMILAR = 0.8  # Jaccard similarity of sets of words from which on two samples count as near-duplicates
+# 16 bands of 8 rows find 95 % of the pairs at SIMILAR, and all but one in 10,000 at 0.9.
 _BANDS, _ROWS = 16, 8
-_MOST_CANDIDATES = 50  # that share a band with a sample; templates share theirs with thousands
+_MOST_CANDIDATES = 50  # samples that are compared with one; samples made from a template may have thousands
 MOST_COMPARED = 100_000
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Samples that repeat an earlier one; equally long arrays of numbers of samples."""
+    """Samples that repeat an earlier one, as two arrays of sample numbers of equal length."""
 
     later: Numbers
     earlier: Numbers
@@ -32,7 +32,7 @@ class Pairs:
 
 
 def exact_duplicates(content: npt.NDArray[np.uint64]) -> Pairs:
-    """Every sample whose content an earlier one has, with the first that has it. content: (samples,)."""
+    """Find every sample whose content occurs earlier, with its first occurrence. content: (samples,)."""
     _, firsts, which = np.unique(content, return_index=True, return_inverse=True)
     earlier = firsts[which].astype(np.int64)
     later = np.flatnonzero(earlier != np.arange(len(content))).astype(np.int64)
@@ -40,25 +40,25 @@ def exact_duplicates(content: npt.NDArray[np.uint64]) -> Pairs:
 
 
 def chosen_to_compare(content: npt.NDArray[np.uint64], has_signature: npt.NDArray[np.bool_]) -> Numbers:
-    """The samples among which near-duplicates are looked for: one of each content, and the same ones every time."""
+    """Choose samples for the comparison of near-duplicates: one of each content, always the same ones."""
     _, firsts = np.unique(content, return_index=True)
     firsts = np.sort(firsts[has_signature[firsts]])
     if len(firsts) > MOST_COMPARED:
-        # Not by the hash itself, whose lowest values are those of the samples that are held out.
+        # Mixed first, because the lowest hashes are those of held-out samples.
         drawn = mix(content[firsts])
         firsts = np.sort(firsts[np.argsort(drawn, kind="stable")[:MOST_COMPARED]])
     return firsts.astype(np.int64)
 
 
 def near_duplicates(samples: Numbers, signatures: Sequence[npt.NDArray[np.uint32]]) -> Pairs:
-    """Every sample that is nearly an earlier one, with the one that it is most like.
+    """Find every sample that is nearly equal to an earlier one, with the most similar such sample.
 
-    One that is near an earlier one stands for nothing further: a thousand copies are compared with the first of them,
-    and not with each other, or templates would take quadratic time.
+    A near-duplicate is not compared with later samples: a thousand copies are compared only with the first, because
+    comparing them with each other would take quadratic time.
 
     Args:
         samples: (n,) numbers of samples, ascending.
-        signatures: MinHash of each, as `jobs.data.quality.facts` has it.
+        signatures: MinHash of each sample, from `jobs.data.quality.facts`.
     """
     if not len(samples):
         return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64))

@@ -1,4 +1,4 @@
-"""What a check looks at in every sample, worked out where the chunk is tokenised. Pure."""
+"""The facts about each sample that a check uses, computed where the chunk is tokenised. Pure."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from jobs.data.sources.bad_rows import BadRow, Reason
 from jobs.data.sources.chunks import RECORDS_AT_ONCE, Chunk, Work, content_hash, samples_of, tokenised
 from jobs.data.sources.formats import ChatSample, ClassSample, InstructionSample, PairSample, Sample, TextSample
 
-NUM_PERM = 128  # hash functions of a signature: an estimate of the similarity is off by 0.09 at most, mostly by 0.03
+NUM_PERM = 128  # hash functions of a signature: the estimated similarity is off by at most 0.09, usually by 0.03
 SHINGLE_WORDS = 3
-TEXT_SHOWN = 160
+TEXT_SHOWN = 160  # characters of a sample that the report shows
 
 FACTS_SCHEMA = pa.schema(
     [
         ("file", pa.int32()),
         ("line", pa.int64()),
-        ("position", pa.int64()),  # bytes of the file that were read by then
-        ("records", pa.int64()),  # of the chunk, in its first row; null in the others
+        ("position", pa.int64()),  # bytes of the file that were read by the end of the chunk
+        ("records", pa.int64()),  # records of the chunk, in its first row; null in other rows
         ("reason", pa.string()),  # why the record cannot be used; null for a sample
         ("kind", pa.string()),  # of the reason, see `Reason`; null for a sample
         ("fatal", pa.bool_()),
-        ("text", pa.string()),  # how it begins
+        ("text", pa.string()),  # start of the sample
         ("content", pa.uint64()),
-        ("tokens", pa.int64()),  # before cutting
-        ("lengths", pa.list_(pa.int32())),  # of its rows, after cutting
+        ("tokens", pa.int64()),  # before truncation
+        ("lengths", pa.list_(pa.int32())),  # tokens of its rows, after truncation
         ("targets", pa.int64()),
-        ("cut", pa.int64()),  # tokens that seq_len had no room for
+        ("cut", pa.int64()),  # tokens beyond seq_len
         ("label", pa.int32()),  # class, or -1
-        ("chars", pa.int64()),  # of the longest text in it
-        ("open_end", pa.bool_()),  # that text ends in the middle of a sentence
-        ("marks", pa.list_(pa.string())),  # kinds of trouble that the sample itself shows
-        ("signature", pa.list_(pa.uint32())),  # of its words; empty where it has too few
+        ("chars", pa.int64()),  # characters of its longest text
+        ("open_end", pa.bool_()),  # whether that text ends in the middle of a sentence
+        ("marks", pa.list_(pa.string())),  # kinds of problems that the sample itself shows
+        ("signature", pa.list_(pa.uint32())),  # MinHash of its words; empty if it has too few
     ]
 )
-# UTF-8 that was read as Latin-1 or as Windows-1252 and written again: a lead byte, then a continuation byte.
+# UTF-8 decoded as Latin-1 or Windows-1252 and encoded again: a lead byte, then a continuation byte.
 _MOJIBAKE = re.compile(
     "[\u00c2\u00c3\u00e2][\u0080-\u00bf\u20ac\u201a-\u201e\u2020-\u2022\u02c6\u2030\u0152\u0153\u2122]"
 )
@@ -57,13 +57,13 @@ _KNOWN_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "f
 
 
 def facts_of(chunk: Chunk, work: Work) -> Any:
-    """The facts of one chunk, a row a sample or bad record: pyarrow.Table with FACTS_SCHEMA. Runs in workers."""
+    """Compute the facts of one chunk, one row per sample or bad record, with FACTS_SCHEMA. Runs in workers."""
     samples = samples_of(chunk, work)
     rows: list[dict[str, Any]] = []
     while some := list(itertools.islice(samples, RECORDS_AT_ONCE)):
         for (line, sample), result in tokenised(some, work):
             rows.append({"file": chunk.file, "line": line, "position": chunk.position, **_facts(sample, result)})
-    if not rows:  # so that the chunk counts as read
+    if not rows:  # an empty row, so that the chunk counts as read
         rows.append({"file": chunk.file, "line": -1, "position": chunk.position})
     rows[0]["records"] = len(chunk.rows)
     return pa.Table.from_pylist(rows, schema=FACTS_SCHEMA)
@@ -101,7 +101,7 @@ def _reason(reason: Reason) -> dict[str, Any]:
 
 
 def texts_of(sample: Sample) -> tuple[str, ...]:
-    """The texts that a sample consists of."""
+    """Return the texts of a sample."""
     if isinstance(sample, ChatSample):
         return tuple(content for _, content in sample.messages)
     if isinstance(sample, PairSample):
@@ -155,7 +155,7 @@ def _chat_marks(sample: ChatSample) -> Iterator[str]:
 
 
 def signature(text: str) -> list[int]:
-    """MinHash of the sets of SHINGLE_WORDS words that follow each other; empty for fewer words than two of those."""
+    """Compute the MinHash of all sequences of SHINGLE_WORDS words; empty for texts shorter than two sequences."""
     words = _WORD.findall(text.lower())
     if len(words) < 2 * SHINGLE_WORDS:
         return []
@@ -170,7 +170,7 @@ def _empty_signature() -> MinHash:
 
 
 def _shingles(words: list[str]) -> npt.NDArray[np.uint32]:
-    """A hash of each set of consecutive words, each once."""
+    """Return the distinct hashes of all sequences of consecutive words."""
     hashes = np.fromiter((zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in words), np.uint64, len(words))
     mixed = np.zeros(len(words) - SHINGLE_WORDS + 1, np.uint64)
     for place in range(SHINGLE_WORDS):

@@ -1,4 +1,4 @@
-"""From the facts of all samples to findings, one rule a function. Pure; numpy and pyarrow."""
+"""Turns the facts of all samples into findings, one function for each rule. Pure; numpy and pyarrow."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Numbers = npt.NDArray[np.int64]
 EXAMPLES = 5
 TRAIN, EVAL = 0, 1
 ROLES = ("train", "eval")
-_CUT_AT_SOURCE = (5, 0.005, 100)  # at least so many, such a share, and of at least so many characters
-_MANY_CUT = 0.05
-_RARE = 0.02  # of the most frequent class
+_CUT_AT_SOURCE = (5, 0.005, 100)  # least number of such texts, least share of them, least characters of each
+_MANY_CUT = 0.05  # share of truncated samples from which on the finding is a warning
+_RARE = 0.02  # share of the most frequent class below which a class is rare
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All records of all sources: a table with FACTS_SCHEMA, and for each of its rows where it belongs."""
+    """All records of all sources: a table with FACTS_SCHEMA, and the source and role of each of its rows."""
 
     table: Any
     source: npt.NDArray[np.int32]  # number of the source
-    records: tuple[int, ...]  # of each source; a function may make none or several samples of one
+    records: tuple[int, ...]  # of each source; differs from samples if a function makes none or several of a record
     role: npt.NDArray[np.int8]  # TRAIN or EVAL
     files: tuple[tuple[str, ...], ...]  # of each source
     labels: tuple[str, ...] | None
@@ -50,7 +50,7 @@ class Facts:
         return np.flatnonzero(pc.is_valid(self.table["reason"]).to_numpy()).astype(np.int64)
 
     def numbers(self, column: str) -> npt.NDArray[Any]:
-        """A column of numbers; 0 where it is null."""
+        """Return a column of numbers, with 0 for null."""
         values: npt.NDArray[Any] = pc.fill_null(self.table[column], 0).to_numpy()
         return values
 
@@ -81,7 +81,7 @@ class Facts:
 
 
 def findings_of(facts: Facts) -> tuple[tuple[Finding, ...], int]:
-    """All findings, the gravest first; and how many samples were compared for near-duplicates."""
+    """Return all findings, the most severe first, and the number of samples compared for near-duplicates."""
     compared, near = _near(facts)
     rules = (_bad, _exact, _conflicts, _marks, _cut_at_source, _cut, _classes)
     found = [finding for rule in rules for finding in rule(facts)] + list(_near_findings(facts, near, compared))
@@ -90,7 +90,7 @@ def findings_of(facts: Facts) -> tuple[tuple[Finding, ...], int]:
 
 
 def _bad(facts: Facts) -> Iterator[Finding]:
-    """Records that cannot be used, by what is wrong with them."""
+    """Report records that cannot be used, grouped by the kind of reason."""
     groups: dict[str, list[int]] = {}
     reasons, kinds = facts.table["reason"].to_pylist(), facts.table["kind"].to_pylist()
     for row in facts.bad.tolist():
@@ -133,7 +133,7 @@ def _exact(facts: Facts) -> Iterator[Finding]:
 
 
 def _leaks(facts: Facts, good: Numbers, pairs: Pairs) -> Iterator[Finding]:
-    """Held-out samples that are in train, too."""
+    """Report held-out samples that are also in train."""
     content, role = facts.numbers("content")[good], facts.role[good]
     of_train = np.unique(content[role == TRAIN])
     leaked = np.flatnonzero((role == EVAL) & np.isin(content, of_train))
@@ -198,7 +198,7 @@ def _near_findings(facts: Facts, near: Pairs, compared: int) -> Iterator[Finding
 
 
 def _conflicts(facts: Facts) -> Iterator[Finding]:
-    """Equal texts with different labels."""
+    """Report equal texts with different labels."""
     if facts.num_labels is None:
         return
     good = facts.good
@@ -253,7 +253,7 @@ _MARKS: tuple[tuple[str, str, str], ...] = (  # kind, title, advice
 
 
 def _marks(facts: Facts) -> Iterator[Finding]:
-    """Trouble that a single sample shows."""
+    """Report problems that a single sample shows."""
     column = facts.table["marks"].combine_chunks()
     parents = pc.list_parent_indices(column).to_numpy()
     marks = np.array(column.flatten().to_pylist(), dtype=object)
@@ -264,7 +264,7 @@ def _marks(facts: Facts) -> Iterator[Finding]:
 
 
 def _cut_at_source(facts: Facts) -> Iterator[Finding]:
-    """Many texts of exactly the greatest length that end in the middle: somebody has cut them before."""
+    """Report many texts of exactly the greatest length that end in mid-sentence: they were truncated earlier."""
     least, share, chars_at_least = _CUT_AT_SOURCE
     good = facts.good
     chars, ends = facts.numbers("chars")[good], pc.fill_null(facts.table["open_end"], False).to_numpy()[good]
@@ -327,7 +327,7 @@ def _classes(facts: Facts) -> Iterator[Finding]:
 
 
 def label_counts(facts: Facts, role: int) -> Numbers:
-    """(num_labels,) how often each class occurs in a role."""
+    """Count the samples of each class in a role; (num_labels,)."""
     rows = facts.good[facts.role[facts.good] == role]
     counts: Numbers = np.bincount(facts.numbers("label")[rows], minlength=facts.num_labels or 0)
     return counts

@@ -1,4 +1,4 @@
-"""Rows as the model will see them: for people who want to look before they train."""
+"""Shows rows as the model will see them, for people who want to look before they train."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jobs.model_files.tokenizer import read_tokenizer
 from jobs.run.paths import prepared_root
 from jobs.spec.finetune import Spec
 
-ENOUGH = 2048  # samples of each source that are looked at where nothing is prepared
+ENOUGH = 2048  # samples of each source that are read if nothing is prepared
 
 
 @dataclass(frozen=True)
@@ -28,24 +28,24 @@ class ShownSample:
     """One sample of a row."""
 
     source: int  # number of its source
-    number: int  # in the source: of the sample, or of its line where nothing is prepared
+    number: int  # number of the sample in the source, or its line if nothing is prepared
     tokens: tuple[int, ...]
-    pieces: tuple[str, ...]  # the text of each token; joined, the sample's text
-    targets: tuple[bool, ...]  # which tokens are targets; all False for a class
+    pieces: tuple[str, ...]  # the text of each token; joined, they are the sample's text
+    targets: tuple[bool, ...]  # whether each token is a target; all False for a class
     label: str | None  # the class
 
 
 @dataclass(frozen=True)
 class ShownRow:
-    """One row: what stands at one place of a batch."""
+    """One row, which is one sequence of a batch."""
 
     number: int
     samples: tuple[ShownSample, ...]
-    prepared: bool  # whether it is a row of prepared data, or packed for show out of the first samples
+    prepared: bool  # whether it is a row of prepared data; if not, it was packed for the preview
 
 
 def shown_rows(spec: Spec, model_dir: str, count: int, split: Literal["train", "eval"], start: int) -> list[ShownRow]:
-    """Rows `start` and following of the prepared data; where there is none, of the first samples of each source.
+    """Return rows from number `start` on, of prepared data or else of the first samples of each source.
 
     Raises:
         DataError: there are no such rows, or none of the first records can be used.
@@ -73,7 +73,7 @@ def shown_rows(spec: Spec, model_dir: str, count: int, split: Literal["train", "
 
 
 def _first_rows(spec: Spec, jobs: dict[str, list[SourceJob]], split: str) -> list[dict[str, Any]]:
-    """The first samples of each source, packed in the order in which they come."""
+    """Pack the first samples of each source, in their order."""
     found, bad = list[dict[str, Any]](), list[BadRow]()
     of_split = jobs.get(split) or jobs["train"]
     for number, job in enumerate(of_split):
@@ -88,7 +88,7 @@ def _first_rows(spec: Spec, jobs: dict[str, list[SourceJob]], split: str) -> lis
 
 
 def _first_samples(job: SourceJob, split: str, bad: list[BadRow]) -> list[dict[str, Any]]:
-    """Rows of the first samples of one source that are in the split; what cannot be used joins `bad`."""
+    """Return rows of a source's first samples in the split. Records that cannot be used are added to `bad`."""
     found = list[dict[str, Any]]()
     for path, (line, sample), result in _tokenised(job):
         if len(found) >= ENOUGH:
@@ -103,7 +103,7 @@ def _first_samples(job: SourceJob, split: str, bad: list[BadRow]) -> list[dict[s
 
 
 def _tokenised(job: SourceJob) -> Iterator[Any]:
-    """All samples of a source: (file, (line, sample), rows or why there are none)."""
+    """Yield all samples of a source: (file, (line, sample), rows or why there are none)."""
     for file, path in enumerate(job.work.files):
         samples = (sample for chunk in read_chunks(file, job.work) for sample in samples_of(chunk, job.work))
         while some := list(itertools.islice(samples, RECORDS_AT_ONCE)):
@@ -140,13 +140,13 @@ def _label(number: int, spec: Spec) -> str:
 
 
 class _Decoder:
-    """From tokens to the text of each, so that the pieces join to the whole."""
+    """Splits the text of tokens into one piece per token, so that the joined pieces are the whole text."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
     def pieces(self, tokens: list[int]) -> tuple[str, ...]:
-        """The text that each token adds; a character that several tokens make up is given with the last of them."""
+        """Return the text that each token adds. A character made of several tokens appears with the last of them."""
         pieces, start, said = [], 0, ""
         for end in range(1, len(tokens) + 1):
             text = self._decoded(tokens[start:end])
@@ -154,7 +154,7 @@ class _Decoder:
                 pieces.append("")
                 continue
             pieces.append(text.removeprefix(said))
-            # The next token is decoded behind this one, as some tokenizers drop a space at the very start.
+            # The next token is decoded after this one, because some tokenizers drop a space at the very start.
             start, said = end - 1, self._decoded(tokens[end - 1 : end])
         return tuple(pieces)
 

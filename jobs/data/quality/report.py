@@ -1,4 +1,4 @@
-"""What `fleetune data check` finds out, as one value. Light to import: shown by whoever has its JSON."""
+"""The report of `fleetune data check` as one value. Light to import, for programs that show its JSON."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ class Example(Frozen):
     """One record that shows a finding."""
 
     file: str
-    line: int  # 1-based; 0 where the whole file is meant
-    text: str = ""  # how it begins, or what is wrong with it
-    other_file: str | None = None  # of the record that it is compared with
+    line: int  # 1-based; 0 if the whole file is meant
+    text: str = ""  # start of the record, or what is wrong with it
+    other_file: str | None = None  # file of the record that it is compared with
     other_line: int | None = None
 
 
 class Finding(Frozen):
-    """One kind of trouble. An error is what `prepare` would set aside or stop at; a warning is probably not meant."""
+    """One kind of problem. `prepare` would set errors aside or stop at them; warnings are probably not meant."""
 
-    kind: str  # stable, for programs: exact-duplicates, turn-order ...
+    kind: str  # stable name for programs: exact-duplicates, turns-out-of-order ...
     severity: Severity
     title: str  # for people: `exact duplicates within train`
     count: int = Field(ge=0)  # records
-    of: int = Field(ge=0)  # records that were looked at
+    of: int = Field(ge=0)  # records that were examined
     advice: str  # what to do about it
     examples: tuple[Example, ...] = ()
 
 
 class Histogram(Frozen):
-    """counts[i] values lie in [edges[i], edges[i + 1])."""
+    """A histogram: counts[i] values lie in [edges[i], edges[i + 1])."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
 
 
 class SourceReport(Frozen):
-    """One source."""
+    """Counts of one source."""
 
     where: str  # data.train[0]
     path: str
@@ -54,15 +54,15 @@ class SourceReport(Frozen):
     records: int
     bad: int  # records that cannot be used
     samples: int
-    tokens: int  # after cutting
+    tokens: int  # after truncation
     targets: int
     cut_samples: int  # longer than seq_len
-    cut_tokens: int  # that seq_len had no room for
+    cut_tokens: int  # tokens beyond seq_len
     weight: float | None = None
 
 
 class LabelCount(Frozen):
-    """How often a class occurs."""
+    """Number of samples of one class."""
 
     label: str
     train: int
@@ -74,26 +74,26 @@ class LongSample(Frozen):
 
     file: str
     line: int
-    tokens: int  # before cutting
+    tokens: int  # before truncation
     text: str
 
 
 class Packing(Frozen):
-    """What rows to expect in training."""
+    """The rows to expect in training."""
 
     packed: bool
     rows: int
     seq_len: int
-    density: float  # tokens / (rows * seq_len); where not packed, of rows that are padded to the longest of their batch
+    density: float  # tokens / (rows * seq_len); if not packed, rows are padded to the longest of their batch
 
 
 class DataReport(Frozen):
-    """All that a check has found."""
+    """All results of a check."""
 
     version: int = REPORT_VERSION
-    name: str  # of the spec
+    name: str  # name of the spec
     created_at: datetime.datetime
-    fingerprint: str  # of the data
+    fingerprint: str  # fingerprint of the data
     verdict: Literal["ok", "warnings", "errors"]
     blocked: str | None  # why `prepare` would stop, or None
     sources: tuple[SourceReport, ...]
@@ -105,11 +105,11 @@ class DataReport(Frozen):
     targets: int
     seq_len: int
     max_bad_fraction: float
-    lengths: dict[str, Histogram]  # tokens of samples before cutting, by role: train, eval
+    lengths: dict[str, Histogram]  # tokens of samples before truncation, by role: train, eval
     length_quantiles: dict[str, dict[str, float]]  # role -> {"mean", "p50", "p90", "p99", "max"}
     labels: tuple[LabelCount, ...] = ()
     longest: tuple[LongSample, ...] = ()
     packing: Packing | None
-    near_duplicates_looked_at: int  # samples that were compared; fewer than all where there are many
+    near_duplicates_looked_at: int  # samples that were compared; a part of all if there are many
     findings: tuple[Finding, ...]
     bad_rows_file: str | None

@@ -1,4 +1,4 @@
-"""Which characters of a rendered dialogue the assistant wrote, where the chat template does not say so. Pure."""
+"""Finds the characters of a rendered dialogue that the assistant wrote, if the template does not mark them. Pure."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Unrenderable(Exception):
 
 @dataclass(frozen=True)
 class Frame:
-    """What a template writes around every answer: opening it, and after its last character."""
+    """The text that a template writes around every answer: before it, and after its last character."""
 
     header: str
     end: str
 
 
 def frame_of(render: Render, ends: tuple[str, ...]) -> Frame | None:
-    """The frame of a template, from a dialogue of two turns; None where it has none that could be told apart."""
+    """Find the frame of a template from a dialogue of two turns; None if it cannot be identified."""
     question, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
     try:
         whole, [(start, stop)] = assistant_spans([question, answer], render, ends)
@@ -49,10 +49,10 @@ def frame_of(render: Render, ends: tuple[str, ...]) -> Frame | None:
 
 
 def framed_spans(turns: Sequence[Turn], render: Render, frame: Frame) -> tuple[str, list[Span]] | None:
-    """What `assistant_spans` gives, from one rendering; None where the frame does not tell.
+    """Compute the result of `assistant_spans` with one rendering; None if the frame is ambiguous.
 
     Raises:
-        Unrenderable: the template refuses the dialogue.
+        Unrenderable: the template rejects the dialogue.
     """
     whole = _rendered(turns, render, False)
     answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
@@ -69,19 +69,19 @@ def framed_spans(turns: Sequence[Turn], render: Render, frame: Frame) -> tuple[s
 
 
 def assistant_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]) -> tuple[str, list[Span]]:
-    """Render a dialogue and find what the assistant wrote in it.
+    """Render a dialogue and find the spans that the assistant wrote.
 
-    Turn i is what the rendering of turns[:i+1] adds to that of turns[:i] with the assistant's header. It reaches to its
-    end token; what a template writes after that (a line break, mostly) is never generated and not part of it.
+    Turn i is the text that the rendering of turns[:i+1] adds to that of turns[:i] with an assistant header. It ends
+    with its end token. Text that the template writes after that, usually a line break, is never generated and left out.
 
     Args:
-        ends: the tokenizer's special tokens, of which an end token is one.
+        ends: the tokenizer's special tokens, which include the end token.
 
     Returns:
-        The rendered dialogue, and a span for each assistant turn.
+        The rendered dialogue, and one span for each assistant turn.
 
     Raises:
-        Unrenderable: the template refuses the dialogue, or renders a turn differently when others follow.
+        Unrenderable: the template rejects the dialogue, or renders a turn differently if other turns follow.
     """
     whole = _rendered(turns, render, False)
     spans = []
@@ -107,7 +107,7 @@ def _rendered(turns: Sequence[Turn], render: Render, header: bool) -> str:
 
 
 def _start(turns: Sequence[Turn], number: int, after: str, render: Render) -> int:
-    """Where assistant turn `number` starts in `after`, the rendering up to and with it."""
+    """Return where assistant turn `number` starts in `after`, the rendering that ends with this turn."""
     if number:
         before = _rendered(turns[:number], render, True)
         if not after.startswith(before):
@@ -116,7 +116,7 @@ def _start(turns: Sequence[Turn], number: int, after: str, render: Render) -> in
                 "the chat template does not render turn N after what it is asked to follow",
             )
         return len(before)
-    # No template renders an empty dialogue: the header is what it adds behind this turn when asked for another one.
+    # Templates cannot render an empty dialogue. So the header is what they add after this turn to open another one.
     opened = _rendered(turns[:1], render, True)
     header = opened.removeprefix(after)
     if not header or header == opened or header not in after:
@@ -130,11 +130,11 @@ def _end(text: str, start: int, ends: tuple[str, ...]) -> int:
 
 
 def target_tokens(encoding: Any, tokens: int, spans: Sequence[Span]) -> npt.NDArray[np.bool_]:
-    """Which tokens cover at least one character of a span; (tokens,) bool.
+    """Mark the tokens that cover at least one character of a span; (tokens,) bool.
 
     Args:
-        encoding: a `tokenizers.Encoding`. It is asked for the borders of the spans only: to list the characters of all
-            tokens takes longer than everything else here.
+        encoding: a `tokenizers.Encoding`. Only the borders of spans are looked up in it, because listing the characters
+            of all tokens would take longer than everything else here.
     """
     inside = np.zeros(tokens, dtype=bool)
     for low, high in spans:
@@ -145,13 +145,13 @@ def target_tokens(encoding: Any, tokens: int, spans: Sequence[Span]) -> npt.NDAr
             place for char in range(high - 1, low - 1, -1) if (place := encoding.char_to_token(char)) is not None
         )
         while last + 1 < tokens and _covers(encoding.token_to_chars(last + 1), low, high):
-            last += 1  # one character may be several tokens, of which the first was found
+            last += 1  # a character may consist of several tokens, of which char_to_token finds the first
         inside[first : last + 1] = True
     return inside
 
 
 def _token_at(encoding: Any, low: int, high: int) -> int | None:
-    """The first token of the characters low..high-1; a tokenizer may leave out some, or all of them."""
+    """Find the first token of the characters low..high-1; None if the tokenizer drops all of them."""
     for char in range(low, high):
         place: int | None = encoding.char_to_token(char)
         if place is not None:

@@ -1,6 +1,6 @@
-"""The unit of work of preparation: some thousand records of one file in, a table of tokens out. Pure but for reading.
+"""The unit of work of preparation: a few thousand records of one file become a table of tokens. Pure except reading.
 
-Where a chunk ends depends on the records alone, so that a file is cut alike by every engine and after every restart.
+The end of a chunk depends only on the records, so every engine divides a file in the same way, also after a restart.
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ from jobs.errors import DataError
 from jobs.model_files.tokenizer import TokenizerFiles
 
 RECORDS_PER_CHUNK = 4096
-CHARS_PER_CHUNK = 2**21  # of text, so that a chunk's memory is bounded whatever the length of its records
-RECORDS_AT_ONCE = 256  # to the tokenizer
-_LINES_BETWEEN_LOOKS = 4096  # whether the file has changed
+CHARS_PER_CHUNK = 2**21  # characters of text, which bound a chunk's memory for records of any length
+RECORDS_AT_ONCE = 256  # passed to the tokenizer in one call
+_LINES_BETWEEN_LOOKS = 4096  # after which the file is checked for changes
 
 TOKENS_SCHEMA = pa.schema(
     [
         ("line", pa.int64()),
-        ("part", pa.int32()),  # 0, and on where a long text was cut or a function made several samples
+        ("part", pa.int32()),  # 0, and higher if a long text was divided or a function made several samples
         ("reason", pa.string()),  # why the record is set aside; null for a sample
         ("fatal", pa.bool_()),
-        ("content", pa.uint64()),  # hash of what the sample says, without its label
+        ("content", pa.uint64()),  # hash of the sample without its label
         ("input_ids", pa.list_(pa.int32())),
         ("labels", pa.list_(pa.int32())),
-        ("cut", pa.int64()),  # tokens that seq_len had no room for
+        ("cut", pa.int64()),  # tokens beyond seq_len
     ]
 )
 
 
 @dataclass(frozen=True)
 class Work:
-    """What every worker must know to prepare one source; it sees neither the spec nor the model directory."""
+    """Everything that a worker needs to prepare one source; it sees neither the spec nor the model directory."""
 
     files: tuple[str, ...]
-    stamps: tuple[tuple[str, ...], ...]  # of the files when they were fingerprinted
+    stamps: tuple[tuple[str, ...], ...]  # stamps of the files when they were fingerprinted
     reading: Reading
     seq_len: int
     loss_on: LossOn
     tokenizer: TokenizerFiles
-    code: OwnCode | None = None  # where a function of the user's own reads the records
+    code: OwnCode | None = None  # set if a function of the user reads the records
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,16 @@ class Chunk:
     """Consecutive records of one file."""
 
     file: int
-    number: int  # in its file, from 0
-    rows: tuple[tuple[int, Sample | BadRow | Record], ...]  # (line, ...); records where a function is to read them
-    position: int  # bytes of the file that are read when the chunk is
-    last: bool = False  # nothing of the file follows; may hold no rows
+    number: int  # number in its file, from 0
+    rows: tuple[tuple[int, Sample | BadRow | Record], ...]  # (line, ...); records if a user's function will read them
+    position: int  # bytes of the file that were read by the end of the chunk
+    last: bool = False  # whether the file ends here; the last chunk may have no rows
 
 
 def read_chunks(file: int, work: Work, skip: frozenset[int] = frozenset()) -> Iterator[Chunk]:
-    """Read a file as chunks, leaving out those whose numbers are in `skip`; the last one is always given.
+    """Read a file as chunks, without those whose numbers are in `skip`. The last chunk is always yielded.
 
-    Nothing is raised in a worker: what cannot be read becomes a fatal BadRow.
+    Nothing is raised in a worker: an error of reading becomes a fatal BadRow.
     """
     reader = _Reader(file, work)
     rows: list[tuple[int, Sample | BadRow | Record]] = []
@@ -96,7 +96,7 @@ def read_chunks(file: int, work: Work, skip: frozenset[int] = frozenset()) -> It
 
 
 class _Reader:
-    """The records of one file as samples; whatever goes wrong is the last row, and fatal."""
+    """Yields the records of one file as samples. An error becomes the last row, which is fatal."""
 
     def __init__(self, file: int, work: Work) -> None:
         self._path, self._stamp, self._reading = work.files[file], work.stamps[file], work.reading
@@ -111,7 +111,7 @@ class _Reader:
             self._records = RecordReader(self._path)
             for row in self._records:
                 if row.line % _LINES_BETWEEN_LOOKS == 0 and self._changed():
-                    break  # it may grow as quickly as it is read
+                    break  # the file may grow as fast as it is read
                 yield row.line, row if self._reading.own or isinstance(row, BadRow) else sample_of(row, self._reading)
             problem = _changed(self._path) if self._changed() else None
         except DataError as error:
@@ -129,7 +129,7 @@ def _changed(path: str) -> Reason:
 
 
 def _chars(row: Sample | BadRow | Record) -> int:
-    """Characters of text, about."""
+    """Count the characters of text, approximately."""
     if isinstance(row, TextSample | ClassSample):
         return len(row.text)
     if isinstance(row, ChatSample):
@@ -144,7 +144,7 @@ def _chars(row: Sample | BadRow | Record) -> int:
 
 
 def samples_of(chunk: Chunk, work: Work) -> Iterator[tuple[int, Sample | BadRow]]:
-    """The chunk's samples with their lines; here functions of the user's own are run."""
+    """Yield the chunk's samples with their lines. This is where functions of the user run."""
     for line, row in chunk.rows:
         if isinstance(row, Record) and work.code is not None:
             yield from ((line, sample) for sample in own_samples(row, work.reading, work.code))
@@ -172,7 +172,7 @@ def tokens_of(chunk: Chunk, work: Work) -> Any:
 def tokenised(
     some: Sequence[tuple[int, Sample | BadRow]], work: Work
 ) -> Iterator[tuple[tuple[int, Sample | BadRow], Result]]:
-    """Each sample with its rows or the reason why it has none; a bad row with its own reason."""
+    """Yield each sample with its rows, or with the reason why it has none; a bad row with its own reason."""
     good = [sample for _, sample in some if not isinstance(sample, BadRow)]
     results = iter(tokenise(good, work.tokenizer.load(), work.seq_len, work.loss_on))
     for line, sample in some:
@@ -180,12 +180,12 @@ def tokenised(
 
 
 def content_hash(sample: Sample) -> int:
-    """64 bits over what a sample says. Without the label, so that a text never lies on both sides of a split."""
+    """Hash a sample to 64 bits, without its label, so that a text is never on both sides of a split."""
     return int.from_bytes(hashlib.blake2b(said(sample).encode(), digest_size=8).digest(), "little")
 
 
 def held_out(content: npt.NDArray[np.uint64], fraction: float | None) -> npt.NDArray[np.bool_]:
-    """Which samples lie on the held-out side of a split, by what they say; (samples,)."""
+    """Decide by content which samples are held out; (samples,)."""
     if fraction is None:
         return np.zeros(len(content), dtype=bool)
     below: npt.NDArray[np.bool_] = content < np.uint64(int(fraction * 2**64))
@@ -193,7 +193,7 @@ def held_out(content: npt.NDArray[np.uint64], fraction: float | None) -> npt.NDA
 
 
 def said(sample: Sample) -> str:
-    """All that a sample says, as one text that no other sample has."""
+    """Return the content of a sample as one text that differs from that of every other sample."""
     if isinstance(sample, ChatSample):
         return _spelt(itertools.chain.from_iterable(sample.messages))
     if isinstance(sample, PairSample):
@@ -204,17 +204,17 @@ def said(sample: Sample) -> str:
 
 
 def _spelt(texts: Iterable[str]) -> str:
-    """Texts as one, from which they could be told apart again."""
+    """Join texts so that they could be separated again."""
     return "".join(f"{len(text)}:{text}" for text in texts)
 
 
 class _Lines:
-    """The columns of one table, growing."""
+    """Collects the rows of one table."""
 
     def __init__(self) -> None:
         self._lines: list[tuple[int, int, str | None, bool, int]] = []
         self._rows: list[TokenRow] = []
-        self._parts = (-1, 0)  # the newest line, and the parts that it has so far
+        self._parts = (-1, 0)  # the newest line, and the number of its parts so far
 
     def add(self, line: int, sample: Sample | BadRow, result: Result) -> None:
         if isinstance(result, Reason):
@@ -234,7 +234,7 @@ class _Lines:
         return self._parts[1] - 1
 
     def flush(self) -> Any:
-        """What was added since the last time."""
+        """Return the rows since the last call."""
         line, part, reason, fatal, content = zip(*self._lines, strict=True)
         columns = [
             pa.array(line, pa.int64()),

@@ -1,6 +1,6 @@
 """Directories as sources: all files under one, or those of a dataset that Hugging Face `datasets` saved there.
 
-Also the tables in them, Parquet and Arrow, in batches of few rows. Light to import.
+Also reads Parquet and Arrow tables in small batches. Light to import.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from jobs.data.sources.bad_rows import Reason
 from jobs.errors import DataError
 from jobs.storage import files as storage
 
-PARQUET_ROWS = 256  # as Python values at a time; batches of a file may be larger
+PARQUET_ROWS = 256  # converted to Python values at a time; batches in a file may be larger
 _STATE, _INFO, _SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
-# JSON that describes data and lies beside it; `datasets` passes over the same names.
+# JSON files that describe data and are no data; `datasets` ignores the same names.
 _DESCRIPTIONS = (_INFO, _SPLITS, "dataset_infos.json", "config.json")
-_NAMED = 5  # of many, in a message
+_NAMED = 5  # names in a message, of possibly many
 
 
 def files_in(directory: str, endings: tuple[str, ...]) -> tuple[str, ...]:
-    """The files that a directory (an absolute path or URL) means; those of a saved dataset in its order, others sorted.
+    """List the files that a directory (an absolute path or URL) means, sorted unless it is a saved dataset.
 
     Raises:
-        DataError: it holds no file with one of `endings`, or a saved dataset that must be named or saved otherwise.
+        DataError: it has no file with one of `endings`, or a saved dataset that must be named or saved differently.
         StorageError: it cannot be read.
     """
     names = storage.list_names(directory)
@@ -41,7 +41,7 @@ def files_in(directory: str, endings: tuple[str, ...]) -> tuple[str, ...]:
     if saved:
         raise _holds_datasets(directory, saved)
     every = [file for file in inside if _is_data(file, endings)]
-    # Beside other data a text file is a note or a license.
+    # If there is other data, a text file is usually a note or a license.
     data = [file for file in every if not file.lower().endswith((".txt", ".txt.gz"))] or every
     if not data:
         raise DataError(f"{directory} holds no data: it has {_kinds(found)}, but needs one of {', '.join(endings)}")
@@ -53,8 +53,8 @@ def _saved_files(directory: str, names: Sequence[str]) -> tuple[str, ...]:
     state = _json_object(path)
     if state.get("_indices_files") or state.get("_indices_data_files"):
         raise DataError(
-            f"{directory} holds a dataset with an index of its rows, which is not followed here: write the rows out, "
-            "as: datasets.load_from_disk(old).flatten_indices().save_to_disk(new)"
+            f"{directory} holds a dataset with an index of its rows, which Fleetune does not read. Write the rows out "
+            "with: datasets.load_from_disk(old).flatten_indices().save_to_disk(new)"
         )
     try:
         files = [str(entry["filename"]) for entry in state["_data_files"]]
@@ -87,7 +87,7 @@ def _json_object(path: str) -> dict[str, Any]:
 
 
 def _walk(directory: str) -> Iterator[str]:
-    """The paths of all files under a directory, relative to it."""
+    """Yield the paths of all files under a directory, relative to it."""
     if storage.is_local(directory):
         yield from _local_walk(storage.local_path(directory))
         return
@@ -106,10 +106,10 @@ def _local_walk(top: str) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders.sort()  # of two ways to a directory, always the same is taken
+        folders.sort()  # so that of two ways to a directory, the same one is always taken
         for file in files:
             path = os.path.join(folder, file)
-            if os.path.isfile(path) or os.path.islink(path):  # a link to nothing is to fail, not to be left out
+            if os.path.isfile(path) or os.path.islink(path):  # a broken link must cause an error, not be left out
                 yield os.path.relpath(path, top)
 
 
@@ -133,7 +133,7 @@ def _is_data(file: str, endings: tuple[str, ...]) -> bool:
 
 
 def _kinds(files: Sequence[str]) -> str:
-    """What a directory has that is no data, in words."""
+    """Describe the files of a directory that are not data."""
     kinds = collections.Counter(
         "hidden" if _hidden(file) else posixpath.splitext(file)[1] or "without ending" for file in files
     )
@@ -141,7 +141,7 @@ def _kinds(files: Sequence[str]) -> str:
 
 
 def parquet_batches(raw: BinaryIO, size: int) -> Iterator[tuple[Any, int]]:
-    """Batches of at most PARQUET_ROWS rows, each with the bytes of the file that are done after it."""
+    """Yield batches of at most PARQUET_ROWS rows, each with the bytes of the file read up to its end."""
     import pyarrow.parquet as pq
 
     parquet, done = pq.ParquetFile(raw), 0
@@ -151,7 +151,7 @@ def parquet_batches(raw: BinaryIO, size: int) -> Iterator[tuple[Any, int]]:
 
 
 def arrow_batches(raw: BinaryIO, size: int) -> Iterator[tuple[Any, int]]:
-    """The same for an Arrow file or stream."""
+    """Yield batches of an Arrow file or stream, as `parquet_batches` does."""
     import pyarrow as pa
 
     magic = raw.read(6)

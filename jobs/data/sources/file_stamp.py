@@ -1,4 +1,4 @@
-"""What tells one state of a source file from another without reading it. Light to import."""
+"""Distinguishes states of a source file without reading it. Light to import."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 from jobs.errors import DataError
 from jobs.storage import files as storage
 
-# Whatever of these a store tells of a file; they change when the file is written again.
+# Facts that stores report about a file and that change when it is written again; which ones depends on the store.
 _VERSIONS = (
     "ETag",
     "etag",
@@ -25,10 +25,10 @@ _VERSIONS = (
 
 
 def stamp(file: str) -> tuple[str, ...]:
-    """A cheap identity of what a file holds now: equal before and after, so it was not written in between.
+    """Return a cheap identity of a file's present content. If it is equal twice, the file was not written in between.
 
-    Local files have their size, time and inode; others their size and the versions that the store tells, which may be
-    none, as with some HTTP servers.
+    For local files it is size, time and inode. For others it is the size and the versions that the store reports, of
+    which there may be none, as with some HTTP servers.
 
     Raises:
         DataError: there is no such file, or the store does not answer.
@@ -45,7 +45,7 @@ def stamp(file: str) -> tuple[str, ...]:
 
 
 def info_of(file: str, fresh: bool) -> dict[str, Any]:
-    """What the filesystem tells of a file; if `fresh`, not from its cache of listings. Raises DataError."""
+    """Return what the filesystem reports about a file; if `fresh`, without its cache. Raises DataError."""
     try:
         fs, inner = storage.filesystem(file)
         if fresh:
@@ -53,5 +53,5 @@ def info_of(file: str, fresh: bool) -> dict[str, Any]:
         return cast(dict[str, Any], fs.info(inner))
     except FileNotFoundError as error:
         raise DataError(f"cannot read {file}: no such file") from error
-    except Exception as error:  # object stores raise whatever their client raises
+    except Exception as error:  # the client of an object store may raise anything
         raise DataError(f"cannot look at {file}: {type(error).__name__}: {error}") from error

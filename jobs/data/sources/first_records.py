@@ -1,4 +1,4 @@
-"""The first records of a source, looked at before anything starts. Light to import; reads files and URLs."""
+"""Examines the first records of a source before anything starts. Light to import; reads files and URLs."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from jobs.data.sources.formats import (
 from jobs.data.sources.records import BadRow, Record, RecordReader, expand
 from jobs.errors import DataError
 
-LOOKED_AT_FILES = 8  # of a source; `validate` must answer in seconds, also on an object store
+LOOKED_AT_FILES = 8  # files of a source; few, because `validate` must answer in seconds, even on an object store
 LOOKED_AT_ROWS = 1000
-_TOKENISED = 200  # samples that are tokenised to tell what is cut
+_TOKENISED = 200  # samples that are tokenised to estimate truncation
 
 
 @dataclass(frozen=True)
 class Looked:
-    """What was seen of a source."""
+    """What was read of a source."""
 
     path: str
     files: int
     of_files: int
     rows: int
-    whole: bool  # nothing of it was left out
+    whole: bool  # whether all of the source was read
     bad: tuple[BadRow, ...]
-    samples: tuple[Sample, ...]  # empty where a function of the user's own reads the records: it is not run
-    expected_rows: float  # of the whole source, if the rest is like what was read
+    samples: tuple[Sample, ...]  # empty if a function of the user reads the records, because it is not run here
+    expected_rows: float  # of the whole source, if the rest has equally long records
 
     @property
     def words(self) -> str:
@@ -62,11 +62,11 @@ def look_at(reading: Reading, path: str, max_rows: int = LOOKED_AT_ROWS) -> Look
 
     Args:
         path: file, directory, glob or URL, as in data.train.
-        max_rows: how many records are read, over the first LOOKED_AT_FILES files.
+        max_rows: number of records to read, over the first LOOKED_AT_FILES files.
 
     Raises:
-        DataError: no file matches, one cannot be read, a column is missing, no row can be used, or a label is no class
-            of the model.
+        DataError: no file matches, a file cannot be read, a column is missing, no row can be used, or a label is not
+            one of the model's classes.
     """
     every = expand(path)
     files = every[:LOOKED_AT_FILES]
@@ -99,7 +99,7 @@ def look_at(reading: Reading, path: str, max_rows: int = LOOKED_AT_ROWS) -> Look
 
 
 def _of_nothing(readers: dict[str, RecordReader]) -> str:
-    """Tell an empty file from one with nothing but a header."""
+    """Distinguish an empty file from one with only a header."""
     if all(reader.size == 0 for reader in readers.values()):
         return " (empty, 0 bytes)"
     tables = all(reader.has_header for reader in readers.values())
@@ -109,7 +109,7 @@ def _of_nothing(readers: dict[str, RecordReader]) -> str:
 def bad_rows_words(looked: Looked, most: float) -> tuple[str | None, str | None]:
     """What the bad rows of a source mean: an error, or a warning. (Both None: there are none.)
 
-    A source that was read only in part is refused only where it cannot come right any more.
+    A source that was read only in part is rejected only if its share of bad rows is clearly too high.
 
     Args:
         most: data.max_bad_fraction.
@@ -127,14 +127,14 @@ def bad_rows_words(looked: Looked, most: float) -> tuple[str | None, str | None]
 
 
 def cut_in_sample(samples: Sequence[Sample], model_dir: str, seq_len: int, where: str) -> str | None:
-    """What `seq_len` seems to cut, counted on some of the samples; None where it is little, or cannot be told here.
+    """Estimate on some samples what `seq_len` truncates; None if it is little or cannot be estimated here.
 
-    What a chat template adds is not counted, so that somewhat more is cut than is said.
+    Text that a chat template adds is not counted, so slightly more is truncated than reported.
     """
     path = os.path.join(model_dir, "tokenizer.json")
     some = [_text_of(one) for one in samples[:: -(-len(samples) // _TOKENISED) or 1] if not isinstance(one, TextSample)]
     if not some or not os.path.isfile(path) or all(len(text.encode()) < seq_len for text in some):
-        return None  # a token is at least a byte
+        return None  # every token has at least one byte, so nothing is truncated
     try:
         from tokenizers import Tokenizer
 
@@ -142,7 +142,7 @@ def cut_in_sample(samples: Sequence[Sample], model_dir: str, seq_len: int, where
         tokenizer.no_truncation()
         tokenizer.no_padding()
         lengths = Counter(len(found.ids) for found in tokenizer.encode_batch(some))
-    except Exception:  # it raises a bare one; what is wrong with a tokenizer is found, and said, when data is prepared
+    except Exception:  # tokenizers raises a bare Exception; preparing the data reports what is wrong with a tokenizer
         return None
     words = cut_words(where, cut_of(lengths, seq_len), seq_len)
     return words and f"{words} (counted on {len(some):,} samples)"

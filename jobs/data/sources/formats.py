@@ -1,4 +1,4 @@
-"""From a record to a sample: what each data format asks of its columns, and how it is refused. Light to import."""
+"""Turns records into samples: what each data format needs, and why a record is rejected. Light to import."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 _NAMES_SHOWN = 20
-_INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")  # with ".0", as pandas writes whole numbers in a column that has gaps
-# The columns that a format cannot do without, by their names in the spec.
+_INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")  # with ".0", which pandas writes for integers in columns with gaps
+# The columns that a format requires, by their names in the spec.
 REQUIRED_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
     "chat": ("messages",),
@@ -39,7 +39,7 @@ REQUIRED_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "instruction": ("instruction", "output"),
     "classification": ("text", "label"),
 }
-# ShareGPT's names of the two who talk, and its keys.
+# ShareGPT's names of the two roles, and the names that chat templates use.
 _OTHER_ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -59,7 +59,7 @@ class ChatSample:
 
 @dataclass(frozen=True)
 class PairSample:
-    """What is given, and what is learned to follow it; joined as they are."""
+    """A prompt, and a completion that is learned; they are joined without a separator."""
 
     prompt: str
     completion: str
@@ -67,7 +67,7 @@ class PairSample:
 
 @dataclass(frozen=True)
 class InstructionSample:
-    """A task, what it is about (may be empty), and the answer."""
+    """A task, the text that it is about (may be empty), and the answer."""
 
     instruction: str
     input: str
@@ -87,7 +87,7 @@ Sample = TextSample | ChatSample | PairSample | InstructionSample | ClassSample
 
 @dataclass(frozen=True)
 class Reading:
-    """How the records of one source are read; small, and can be sent to another process."""
+    """How the records of one source are read; small, and can be pickled."""
 
     format: str
     columns: Columns
@@ -101,12 +101,12 @@ class Reading:
 
     @property
     def own(self) -> bool:
-        """Whether a function of the user's own reads the records."""
+        """Whether a function of the user reads the records."""
         return ":" in self.format
 
     @property
     def required(self) -> tuple[tuple[str, str], ...]:
-        """The columns that must be there: the name in the spec, and the name in the file."""
+        """The required columns: (name in the spec, name in the file)."""
         return tuple((role, getattr(self.columns, role)) for role in REQUIRED_COLUMNS.get(self.format, ()))
 
 
@@ -117,10 +117,10 @@ class _Refused(Exception):
 
 
 def sample_of(record: Record, reading: Reading) -> Sample | BadRow:
-    """Read a record as one of the built-in formats says.
+    """Read a record in one of the built-in formats.
 
     Returns:
-        BadRow with the reason if the record cannot be used; it is fatal when its label is no class of the model.
+        A BadRow with the reason if the record cannot be used; it is fatal if its label is not a class of the model.
     """
     try:
         return _READERS[reading.format](record, reading)
@@ -163,14 +163,14 @@ _READERS: Mapping[str, Callable[[Record, Reading], Sample]] = {
 
 
 def column_names(columns: Iterable[str]) -> str:
-    """The first column names, quoted; a file may have thousands."""
+    """List the first column names, quoted, because a file may have thousands."""
     every = [repr(name) for name in columns]
     more = [f"and {len(every) - _NAMES_SHOWN:,} more"] if len(every) > _NAMES_SHOWN else []
     return ", ".join(every[:_NAMES_SHOWN] + more) or "none"
 
 
 def _short(value: Any) -> str:
-    """A label as it is written in a message."""
+    """Format a label for a message."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -196,7 +196,7 @@ def _text(record: Record, column: str, may_be_empty: bool = False) -> str:
 
 
 def _label(value: Any, reading: Reading) -> int:
-    """A name wins over a number, so that star ratings may be named "1" to "5"."""
+    """Return the class of a label. Names have priority over numbers, so star ratings may be named "1" to "5"."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise _Refused(f"label is a {type(value).__name__}, expected a class name or a whole number")
     name = str(value).strip()
@@ -243,7 +243,7 @@ def _messages(value: Any) -> tuple[tuple[str, str], ...]:
 def _decoded(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    try:  # CSV has no lists: there they are written as JSON
+    try:  # CSV has no lists, so they are written as JSON
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         what = "messages is text, but not JSON"
@@ -272,7 +272,7 @@ def _in_turn(number: int, what: str) -> _Refused:
 
 
 def first_of(bad: list[BadRow], count: int) -> str:
-    """The first bad rows, indented; of reasons that are long (tracebacks), the first one whole."""
+    """Format the first bad rows, indented. Only the first one shows all lines of its reason, such as a traceback."""
     lines = []
     for number, row in enumerate(bad[:count]):
         text = str(row) if number == 0 else first_line(str(row))

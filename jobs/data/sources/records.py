@@ -1,4 +1,4 @@
-"""Source files as streams of records: JSON lines, CSV, TSV, plain text, Parquet and Arrow, from a path or fsspec URL.
+"""Reads source files as streams of records: JSON lines, CSV, TSV, text, Parquet and Arrow, from a path or URL.
 
 Light to import.
 """
@@ -37,13 +37,13 @@ __all__ = [
 
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".json")
 SUPPORTED = (*TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES), ".parquet", ".arrow")
-# A missing closing quote would otherwise pull the rest of the file into one field. In characters.
+# Characters. Without a limit, a missing closing quote would read the rest of the file into one field.
 LONGEST_CSV_FIELD = 64 * 2**20
-# Likewise a file without line ends, as minified JSON. In bytes.
+# Bytes. Without a limit, a file without line ends, such as minified JSON, would be read as one line.
 LONGEST_LINE = 256 * 2**20
-_BLOCK = 64 * 2**10  # bytes read at a time, and looked at before a file is taken as text
+_BLOCK = 64 * 2**10  # bytes read at a time, and examined before a file is accepted as text
 _BOM = b"\xef\xbb\xbf"
-_FOREIGN = (  # first bytes of what is no UTF-8 text, and what to do
+_FOREIGN = (  # first bytes of files that are not UTF-8 text, and what to do with them
     (b"\x1f\x8b", "is gzip-compressed: let its name end in .gz"),
     (b"\x28\xb5\x2f\xfd", "is zstd-compressed: decompress it"),
     (b"PK\x03\x04", "is a zip archive, as .xlsx is: extract or export it"),
@@ -61,12 +61,12 @@ class Record:
     """One record of a source file."""
 
     file: str
-    line: int  # 1-based; where a CSV record starts; the row number in Parquet
+    line: int  # 1-based line where the record starts; in Parquet and Arrow, the number of the row
     value: dict[str, Any]
 
 
 def is_unicode(text: str) -> bool:
-    """Whether `text` can be written as UTF-8, which no lone surrogate can."""
+    """Whether `text` can be encoded as UTF-8; lone surrogates cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -75,7 +75,7 @@ def is_unicode(text: str) -> bool:
 
 
 def suffix_of(path: str) -> str:
-    """The one of SUPPORTED that `path` ends with. Raises DataError."""
+    """Return the one of SUPPORTED with which `path` ends. Raises DataError."""
     for suffix in SUPPORTED:
         if path.lower().endswith(suffix):
             return suffix
@@ -83,13 +83,13 @@ def suffix_of(path: str) -> str:
 
 
 def expand(pattern: str) -> tuple[str, ...]:
-    """The files that a path, directory, glob or fsspec URL names; local ones as absolute paths.
+    """List the files that a path, directory, glob or fsspec URL means, sorted; local ones as absolute paths.
 
-    They are sorted; a directory means what `datasets` saved there, else all supported files under it except those whose
-    name, or a directory's on the way, begins with "." or "_".
+    A directory means the dataset that `datasets` saved there, or else all supported files under it. Files and
+    directories whose names begin with "." or "_" are left out.
 
     Raises:
-        DataError: no file matches, a directory holds none that is supported, or an ending is not supported.
+        DataError: no file matches, a directory has no supported file, or an ending is not supported.
     """
     try:
         fs, inner = storage.filesystem(pattern)
@@ -101,7 +101,7 @@ def expand(pattern: str) -> tuple[str, ...]:
         raise
     except StorageError as error:
         raise DataError(f"cannot look for {error}") from error
-    except Exception as error:  # object stores raise whatever their client raises
+    except Exception as error:  # the client of an object store may raise anything
         raise DataError(f"cannot look for {pattern} ({error!r}): check the address, credentials and network") from error
     if not names:
         where = "" if inner == pattern else f" (looked for {inner})"
@@ -114,7 +114,7 @@ def expand(pattern: str) -> tuple[str, ...]:
 
 
 def _near(path: str) -> str:
-    """A file of nearly this name in the same directory, as a guess."""
+    """Suggest a file of a similar name in the same directory."""
     try:
         names = os.listdir(os.path.dirname(path) or ".")
     except OSError:
@@ -127,7 +127,7 @@ def _path(fs: Any, name: str, pattern: str) -> str:
 
 
 def _matches(fs: Any, inner: str) -> list[str]:
-    if fs.isfile(inner):  # first, since a file's own name may hold brackets
+    if fs.isfile(inner):  # checked first, because the name of a file may contain brackets
         return [inner]
     if not glob.has_magic(inner):
         return []
@@ -135,40 +135,40 @@ def _matches(fs: Any, inner: str) -> list[str]:
 
 
 def read_records(file: str) -> Iterator[Record | BadRow]:
-    """Stream the records of one file; empty lines are skipped. Raises DataError, as RecordReader does."""
+    """Yield the records of one file, without empty lines. Raises DataError, as RecordReader does."""
     yield from RecordReader(file)
 
 
 @dataclass
 class _Progress:
-    """Bytes of a file, as stored, that were read so far."""
+    """The number of a file's stored bytes that were read so far."""
 
     done: int = 0
 
 
 class RecordReader:
-    """The records of one file, as a stream that tells how far it is; empty lines are skipped. To be iterated once.
+    """Yields the records of one file, without empty lines, and tells its position. Can be iterated once.
 
     Raises:
-        DataError: the ending is not supported, or there is no such file; while iterating: the file cannot be read, is
-            something else than its name says, or is damaged so that what follows is lost.
+        DataError: the ending is not supported or there is no such file; or, during iteration, the file cannot be read,
+            has other content than its name says, or is damaged so that the rest is lost.
     """
 
     def __init__(self, file: str) -> None:
         self.file = file
         self._suffix = suffix_of(file)
-        # Bytes, as stored; 0 where the store does not tell.
+        # Size of the file as stored, in bytes; 0 if the store does not report it.
         self.size = int(info_of(file, fresh=False).get("size") or 0)
         self._progress = _Progress()
 
     @property
     def has_header(self) -> bool:
-        """Whether its first line names the columns."""
+        """Whether the first line names the columns."""
         return self._suffix.startswith((".csv", ".tsv"))
 
     @property
     def position(self) -> int:
-        """Bytes of the file, as stored, that were read so far, at most `size`; up to some blocks ahead of the rows."""
+        """Stored bytes read so far, at most `size`. Reading is up to some blocks ahead of the rows."""
         return min(self._progress.done, self.size)
 
     def __iter__(self) -> Iterator[Record | BadRow]:
@@ -209,7 +209,7 @@ class RecordReader:
 
 
 class _Counted(io.RawIOBase):
-    """A file whose reading is counted. It leaves the file open."""
+    """A file that counts the bytes read from it. Closing it leaves the file open."""
 
     def __init__(self, raw: BinaryIO, progress: _Progress) -> None:
         self._raw, self._progress = raw, progress
@@ -222,7 +222,7 @@ class _Counted(io.RawIOBase):
             data = self._raw.read(len(buffer))
         except OSError:
             raise
-        except Exception as error:  # object stores raise whatever their client raises
+        except Exception as error:  # the client of an object store may raise anything
             raise OSError(f"{type(error).__name__}: {error}") from error
         buffer[: len(data)] = data
         self._progress.done += len(data)
@@ -230,7 +230,7 @@ class _Counted(io.RawIOBase):
 
 
 def _check_head(file: str, head: bytes) -> None:
-    """Refuse what is no UTF-8 text at all, rather than report each line of it."""
+    """Reject files that are not UTF-8 text, instead of reporting each of their lines."""
     for begin, what in _FOREIGN:
         if head.startswith(begin):
             raise DataError(f"{file} {what}")
@@ -240,7 +240,7 @@ def _check_head(file: str, head: bytes) -> None:
 
 
 def _check_json(file: str, head: bytes, strict: bool) -> None:
-    """Refuse a document over several lines; if `strict`, whatever does not begin with an object in one line."""
+    """Reject a document over several lines; with `strict`, any file whose first line is not an object."""
     first, end, rest = head.removeprefix(_BOM).lstrip().partition(b"\n")
     first = first.strip()
     seen = _json_record(file, 1, first) if end or len(head) < _BLOCK else None
@@ -256,7 +256,7 @@ def _check_json(file: str, head: bytes, strict: bool) -> None:
 
 
 def _lines_of_text(file: str, lines: BinaryIO) -> Iterator[Record | BadRow]:
-    """Each line that is not blank is a record with the one column `text`."""
+    """Make each line that is not blank a record with the column `text`."""
     for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), start=1):
         if len(line) > LONGEST_LINE:
             raise DataError(f"{file}:{number}: a line of over {LONGEST_LINE} bytes: write one text a line")
@@ -302,7 +302,7 @@ def _json_name(value: object) -> str:
 
 def _csv(file: str, lines: BinaryIO, delimiter: str) -> Iterator[Record | BadRow]:
     csv.field_size_limit(LONGEST_CSV_FIELD)  # global to the process; Python's own limit is 128 Ki characters
-    # Undecodable bytes come through as surrogates, so that one bad record does not end the file.
+    # Bytes that cannot be decoded become surrogates, so that a bad record does not end reading.
     text = io.TextIOWrapper(lines, encoding="utf-8-sig", errors="surrogateescape", newline="")
     header: list[str] | None = None
     for line, fields in _csv_rows(file, csv.reader(text, delimiter=delimiter, strict=True)):
@@ -384,6 +384,6 @@ def _table_rows(file: str, batches: Iterator[tuple[Any, int]], progress: _Progre
             progress.done = done
     except DataError:
         raise
-    except Exception as error:  # object stores raise whatever their client raises, and so does pyarrow
+    except Exception as error:  # pyarrow and clients of object stores may raise anything
         what = f"cannot read {file} after row {line}: {type(error).__name__}: {error}"
         raise DataError(f"{what}. Copy or write the file again.") from error

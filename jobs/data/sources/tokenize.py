@@ -1,4 +1,4 @@
-"""From samples to tokens and targets, with a transformers tokenizer. Both engines of `prepare` run these functions."""
+"""Turns samples into tokens and targets, with a transformers tokenizer. Both engines of `prepare` use this module."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\b")
 
 
 class TokenRow(TypedDict):
-    """One sample as `prepared.ROW_SCHEMA` wants it."""
+    """One sample in the form of `prepared.ROW_SCHEMA`."""
 
     input_ids: Ints  # (tokens,), at most seq_len
     labels: Ints  # causal-lm: (tokens,), not shifted, IGNORE_INDEX where no target; classification: (1,), the class
-    cut: int  # tokens of the sample that seq_len had no room for; 0 where a text was cut into pieces
+    cut: int  # tokens of the sample beyond seq_len; 0 if a text was divided into pieces
 
 
 Result = list[TokenRow] | Reason  # the rows of one sample, or why it cannot be used
@@ -53,11 +53,11 @@ def tokenise(
     """Turn samples into rows of at most `seq_len` tokens.
 
     Args:
-        loss_on: "completion" takes what the assistant or the completion says, with its end token, for targets; "all"
-            every token. A plain text always has all.
+        loss_on: "completion" makes the assistant's turns or the completion targets, with their end tokens; "all" makes
+            every token a target. In plain texts all tokens are targets.
 
     Returns:
-        For each sample its rows (several only where a long text is cut), or the reason why it has none.
+        For each sample its rows (several only if a long text is divided), or the reason why it has none.
     """
     results: list[Result] = []
     for kind, same in itertools.groupby(samples, type):
@@ -80,7 +80,7 @@ def _text_rows(
 
 
 def _pieces(ids: Ints, seq_len: int) -> list[Ints]:
-    """Consecutive pieces of at most `seq_len` tokens. None has only one, which would hold no target."""
+    """Divide into consecutive pieces of 2 to `seq_len` tokens; a piece of one token would have no target."""
     if len(ids) < 2:
         return []
     cuts = list(range(seq_len, len(ids), seq_len))
@@ -91,7 +91,7 @@ def _pieces(ids: Ints, seq_len: int) -> list[Ints]:
 
 def _causal(ids: Ints, labels: Ints, cut: int = 0) -> TokenRow:
     labels = labels.copy()
-    labels[:1] = IGNORE_INDEX  # nothing comes before it in the sample; in a packed row, only another sample
+    labels[:1] = IGNORE_INDEX  # the first token has no predecessor in its sample
     return {"input_ids": ids, "labels": labels, "cut": cut}
 
 
@@ -101,7 +101,7 @@ def _class_rows(
     encoded = tokenizer([sample.text for sample in samples], return_attention_mask=False, verbose=False)["input_ids"]
     long = [number for number, ids in enumerate(encoded) if len(ids) > seq_len]
     texts = [samples[number].text for number in long]
-    # A cut sequence keeps the special tokens at both of its ends, so the tokenizer itself must cut it.
+    # Truncation must keep the special tokens at both ends, so the tokenizer itself does it.
     kept = (
         tokenizer(texts, truncation=True, max_length=seq_len, return_attention_mask=False)["input_ids"] if long else []
     )
@@ -121,7 +121,7 @@ def _class_rows(
 def _pair_rows(
     samples: Sequence[PairSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
 ) -> list[Result]:
-    """Prompt and completion are one text, so that tokens are those of generation; the completion ends with eos."""
+    """Tokenise prompt and completion as one text, as in generation. The completion ends with eos."""
     eos = tokenizer.eos_token_id
     results: list[Result] = []
     encodings = _encode([sample.prompt + sample.completion for sample in samples], tokenizer, True)
@@ -139,7 +139,7 @@ def _pair_rows(
 def _instruction_rows(
     samples: Sequence[InstructionSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
 ) -> list[Result]:
-    """As a dialogue of two turns where the tokenizer has a chat template, else as plain text under headings."""
+    """Render as a dialogue of two turns if the tokenizer has a chat template, else as plain text under headings."""
     if tokenizer.chat_template:
         turns = [(("user", _task(sample)), ("assistant", sample.output)) for sample in samples]
         return _chat_rows([ChatSample(one) for one in turns], tokenizer, seq_len, loss_on)
@@ -191,7 +191,7 @@ Tokenised = tuple[Ints, Mask] | Reason  # all tokens of a dialogue and which are
 
 
 def _marked_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenised]:
-    """The template itself says which tokens are generated."""
+    """Tokenise with a template that marks the generated tokens itself."""
     for sample in samples:
         try:
             encoded: Any = tokenizer.apply_chat_template(
@@ -204,7 +204,7 @@ def _marked_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerB
 
 
 def _rendered_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenised]:
-    """Which characters are the assistant's follows from rendering the dialogue turn by turn."""
+    """Tokenise with a template without marks: rendering turn by turn shows which characters are the assistant's."""
 
     def render(messages: Sequence[dict[str, str]], prompt: bool) -> str:
         return cast(str, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
@@ -235,7 +235,7 @@ def _rendered(
 
 
 def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, special: bool) -> Iterable[Any]:
-    """Encodings of the tokenizers library, which tell the token of a character without listing those of all."""
+    """Encode with the tokenizers library, whose encodings look up the token of a single character."""
     if not texts:
         return []
     backend: Any = tokenizer.backend_tokenizer

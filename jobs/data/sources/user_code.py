@@ -1,7 +1,7 @@
-"""The code of a user's function: found without being imported, fingerprinted, and sent along to workers.
+"""Finds the code of a user's function without importing it, fingerprints it, and sends it to workers.
 
-A worker on another host need not have the job's working directory: the Python files of the function's top-level module
-or package go with the work. What those import from elsewhere in the working directory, `ray job submit` ships.
+A worker on another host may lack the job's working directory, so the Python files of the function's top-level module or
+package are sent with the work. Other modules in the working directory that they import are shipped by `ray job submit`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _MOST_BYTES = 32 * 2**20
 
 @dataclass(frozen=True)
 class OwnCode:
-    """package.module:function and the files that it is in; small, and can be sent to another process."""
+    """A function package.module:function and its files; small, and can be pickled."""
 
     name: str
-    root: str  # the directory on the path in which its top-level module lies
-    files: tuple[tuple[str, bytes], ...]  # (path under root, content); none where it is installed on every node
+    root: str  # the directory on the path that contains its top-level module
+    files: tuple[tuple[str, bytes], ...]  # (path under root, content); empty if it is installed on every node
 
     @functools.cached_property
     def digest(self) -> str:
@@ -51,15 +51,15 @@ class Unusable(Exception):
 
 
 def read_code(name: str) -> OwnCode:
-    """The code of package.module:function, as it would be imported from the working directory. Nothing is run.
+    """Read the code of package.module:function as it would be imported from the working directory. Nothing is run.
 
-    Where the module is not found the code is empty, and workers will say so.
+    If the module is not found, the code has no files, and workers report the error.
     """
     code = OwnCode(name, os.getcwd(), ())
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()
-    spec = PathFinder.find_spec(code.top)  # not importlib.util's, which trusts what was imported before
+    spec = PathFinder.find_spec(code.top)  # importlib.util.find_spec would return modules that are already imported
     if spec is None:
         return code
     folders = list(spec.submodule_search_locations or ())
@@ -86,7 +86,7 @@ def _python_files(folder: str) -> Iterator[str]:
 
 
 def function_of(code: OwnCode) -> Callable[[dict[str, Any]], Any]:
-    """The function itself, imported once per process. Raises Unusable."""
+    """Return the function, imported once per process. Raises Unusable."""
     key = (code.name, code.digest)
     if key not in _IMPORTED:
         _IMPORTED[key] = _import(code)
@@ -120,7 +120,7 @@ def _import(code: OwnCode) -> Callable[[dict[str, Any]], Any]:
 
 
 def _lies_in(code: OwnCode, root: str) -> bool:
-    """Whether the very files are there, as on the driver's host and on shared storage."""
+    """Whether exactly these files are present, as on the driver's host and on shared storage."""
     for path, content in code.files:
         try:
             with open(os.path.join(root, path), "rb") as file:
@@ -132,7 +132,7 @@ def _lies_in(code: OwnCode, root: str) -> bool:
 
 
 def _unpacked(code: OwnCode) -> str:
-    root = tempfile.mkdtemp(prefix="fleetune-code-")  # stays as long as the process, which imports from it at any time
+    root = tempfile.mkdtemp(prefix="fleetune-code-")  # kept until the process ends, because imports may happen later
     for path, content in code.files:
         target = os.path.join(root, path)
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -142,7 +142,7 @@ def _unpacked(code: OwnCode) -> str:
 
 
 def _forget_others(code: OwnCode, root: str) -> None:
-    """A process may have imported another state of the same module before, or another module of that name."""
+    """Unload modules of the same name that this process has imported from elsewhere or in another version."""
     loaded = getattr(sys.modules.get(code.top), "__file__", None)
     if not code.files or loaded is None:
         return

@@ -1,8 +1,8 @@
-"""Records read by a function of the user's own, package.module:function. Imported and run in workers only.
+"""Reads records with a user's function, package.module:function. It is imported and run in workers only.
 
 The function takes one record (a dict of its columns) and returns one sample, a list of samples, or None to leave the
 record out. A sample is a dict with the keys of a built-in format: `messages`; `prompt` and `completion`;
-`instruction`, `output` and maybe `input`; `text`; `text` and `label`.
+`instruction`, `output` and optionally `input`; `text`; `text` and `label`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from jobs.data.sources.records import Record
 from jobs.data.sources.user_code import OwnCode, Unusable, function_of
 from jobs.spec.data import Columns
 
-_FRAMES = 4  # of a traceback, the innermost
+_FRAMES = 4  # innermost frames of a traceback that are shown
 
 
 def own_samples(record: Record, reading: Reading, code: OwnCode) -> list[Sample | BadRow]:
-    """What the user's function makes of one record; BadRow where it raised, a fatal one where it is unusable."""
+    """Return the samples that the user's function makes of one record.
+
+    An exception becomes a BadRow; an unusable function or result becomes a fatal one.
+    """
     try:
         function = function_of(code)
     except Unusable as error:

@@ -1,4 +1,4 @@
-"""Leads a gang of processes that run a program of the user's own.
+"""Leads a gang of processes that run a user's program.
 
 May import `link`, `spec`, `planning` and `cluster`. Start with `attempt`, then `gang`.
 """

@@ -1,4 +1,4 @@
-"""One attempt of a queued job that runs a program of the user's own."""
+"""One attempt of a queued job of kind command."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from jobs.spec.load import spec_of
 
 
 def drive_command(registered: Registered, place: DriverPlace, descriptor: int, say: Say) -> int:
-    """Run the job's program to its end; the exit code.
+    """Run the job's program to its end and return the driver's exit code.
 
     Args:
-        descriptor: what the processes write goes there.
+        descriptor: receives the output of all processes.
 
     Raises:
-        FleetuneError: it could not be started, was stopped, or its machines are gone.
+        FleetuneError: the program could not be started, was stopped, or its machines failed.
     """
     spec = spec_of(registered.spec)
     if not isinstance(spec, CommandSpec):
@@ -63,7 +63,7 @@ def _gang(
 
 
 class Stop:
-    """Holds SIGINT and SIGTERM while its context is open, and remembers that one has come."""
+    """Records SIGINT and SIGTERM while its context is open, instead of ending the process."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -79,7 +79,7 @@ class Stop:
             signal.signal(number, handler)
 
     def hold(self) -> None:
-        """Once more after `ray.init`, which takes SIGTERM for itself."""
+        """Install the handlers; again after `ray.init`, which replaces the one of SIGTERM."""
         for number in self._kept:
             signal.signal(number, self._arrived)
 
@@ -87,10 +87,10 @@ class Stop:
         return self._asked
 
     def check(self) -> None:
-        """Raises Interrupted."""
+        """Install the handlers again. Raises Interrupted if a signal has arrived."""
         self.hold()
         if self._asked:
-            raise Interrupted("asked to stop before it had begun")
+            raise Interrupted("asked to stop before the program was started")
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         self._asked = True

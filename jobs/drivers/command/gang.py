@@ -1,4 +1,4 @@
-"""A gang of processes, from its start to its end: all of them start, or none; when one fails, the others are ended."""
+"""Watches a gang of processes until its end; when one process fails, the others are ended."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from jobs.drivers.command.places import exit_code_of, how_it_ended
 from jobs.drivers.link.link import Say
 from jobs.errors import FleetuneError, Interrupted
 
-FAILURE_GRACE_S: Final = 10.0  # from SIGTERM to SIGKILL, after another process has failed
-STOP_GRACE_S: Final = 30.0  # the same where the job is asked to stop
+FAILURE_GRACE_S: Final = 10.0  # from SIGTERM to SIGKILL after another process has failed
+STOP_GRACE_S: Final = 30.0  # from SIGTERM to SIGKILL after a request to stop
 _KILL_AGAIN_S = 5.0
-_POLL_S = 0.2
-_READ_S = 1.0
+_POLL_S = 0.2  # how often a request to stop is looked for
+_READ_S = 1.0  # longest wait of one read for output
 
 
 class Process(Protocol):
-    """One process, wherever it runs (see `Member`). Any call may raise MachinesFailed."""
+    """One process on any machine (see `Member`). Every method may raise MachinesFailed."""
 
     def read(self, wait_s: float) -> tuple[bytes, int | None]: ...
 
@@ -29,15 +29,15 @@ class Process(Protocol):
 
 
 def watch_gang(processes: Sequence[Process], log: Log, asked_to_stop: Callable[[], bool], say: Say) -> int:
-    """Pass on what the processes write until all have ended; the driver's exit code.
+    """Pass on the output of the processes until all have ended. Returns the driver's exit code.
 
     Args:
-        processes: by rank, all of them started.
-        asked_to_stop: looked at every so often, by this thread.
+        processes: all processes, by rank; they are running.
+        asked_to_stop: called regularly, by this thread.
 
     Raises:
-        MachinesFailed: a process is lost with its machine. The others have ended.
-        Interrupted: they were asked to stop, and have.
+        MachinesFailed: a process was lost with its machine. The others have ended.
+        Interrupted: the processes were asked to stop, and have ended.
     """
     return _Watch(processes, log, asked_to_stop, say).until_the_end()
 
@@ -50,7 +50,7 @@ class _Watch:
         self._left = set(range(len(processes)))
         self._kill_at: float | None = None
         self._stopped = False
-        self._failure: int | FleetuneError | None = None  # of the first process that failed by itself
+        self._failure: int | FleetuneError | None = None  # of the first process that failed without being asked to end
 
     def until_the_end(self) -> int:
         for rank in self._left:
@@ -71,7 +71,7 @@ class _Watch:
         return 0 if self._failure is None else exit_code_of(self._failure)
 
     def _pass_on(self, rank: int) -> None:
-        """In a thread for each process."""
+        """Pass on the output of one process; runs in a thread for each process."""
         process, lines = self._processes[rank], self._log.of(rank, len(self._processes))
         try:
             code = None
@@ -82,7 +82,7 @@ class _Watch:
             self._ended.put((rank, code))
         except FleetuneError as error:
             self._ended.put((rank, error))
-        except Exception as error:  # the log cannot be written: nobody would see what happens
+        except Exception as error:  # the log cannot be written, so nobody would see the output
             self._ended.put((rank, FleetuneError(f"the output of process {rank} is lost: {error}")))
 
     def _hear(self) -> None:
@@ -108,7 +108,7 @@ class _Watch:
             try:
                 self._processes[rank].stop(hard=hard)
             except FleetuneError:
-                continue  # its reader finds out, too
+                continue  # the thread that reads from this process reports the error
 
 
 def _count(ranks: set[int]) -> str:

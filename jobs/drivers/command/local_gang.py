@@ -1,4 +1,4 @@
-"""The processes of a gang on this machine, as children of the driver."""
+"""Runs the processes of a gang on this machine, as children of the driver."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from jobs.spec.command import CommandSpec
 def local_gang(
     spec: CommandSpec, places: Sequence[Place], variables: Mapping[str, str], gpus: Sequence[str]
 ) -> Iterator[list[Member]]:
-    """All of them, started; nothing of them runs when the context has ended.
+    """Start all processes. When the context ends, none of them runs any more.
 
     Args:
-        gpus: for all processes together.
+        gpus: GPUs of all processes together.
 
     Raises:
         SpecError: the program cannot be started.
@@ -41,7 +41,7 @@ def local_gang(
 
 
 def free_port(host: str) -> int:
-    """One that was free just now."""
+    """Return a port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""One process of a gang: the program under a guard, its output in bounded memory, its end."""
+"""Runs one process of a gang under a guard, with its output in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Final
 
 from cluster.local import guard
 
-MOST_HELD_BYTES: Final = 1 << 20  # the program waits, when so much of what it wrote has not been read yet
+MOST_HELD_BYTES: Final = 1 << 20  # unread output at which the program has to wait
 _CHUNK_BYTES = 1 << 16
 
 
 class Member:
-    """Used by two threads: one reads, one may stop it. The program ends at the latest with this process."""
+    """One program. One thread reads from it, another may stop it. It ends at the latest with this process."""
 
     def __init__(self) -> None:
         self._output = bytearray()
@@ -30,7 +30,7 @@ class Member:
         self._reader: threading.Thread | None = None
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], working_dir: str | None) -> str | None:
-        """Start the program; None, or why it cannot be started here."""
+        """Start the program. Returns None, or why it cannot be started here."""
         if problem := cannot_start(command, environment, working_dir):
             return problem
         (output, for_output), (status, for_status), (for_control, control) = os.pipe(), os.pipe(), os.pipe()
@@ -45,11 +45,11 @@ class Member:
                 stdout=for_output,
                 stderr=for_output,
                 pass_fds=(for_status, for_control),
-                start_new_session=True,  # whoever signals this process's group shall not reach the program twice
+                start_new_session=True,  # a signal to this process's group must not reach the program twice
                 check=False,
             )
             said = ""
-        except OSError as error:  # arguments of more bytes than a system takes
+        except OSError as error:  # for example, the arguments are larger than the system allows
             said = error.strerror or str(error)
         finally:
             for descriptor in theirs:
@@ -66,9 +66,9 @@ class Member:
         return None
 
     def read(self, wait_s: float) -> tuple[bytes, int | None]:
-        """What it has written since the last call, and its exit code once it has ended and all was read; -N: signal N.
+        """Return the output since the last call and, once it has ended and all is read, the exit code; -N for signal N.
 
-        Waits for up to `wait_s` for one of the two.
+        Waits for up to `wait_s` until there is output or an exit code.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._output or self._exit_code is not None, wait_s)
@@ -78,14 +78,14 @@ class Member:
             return output, None if output else self._exit_code
 
     def stop(self, *, hard: bool = False) -> None:
-        """Ask it to end; hard: end it, with whatever it has started."""
+        """Ask the program to end; with `hard`, kill it and all processes that it has started."""
         with self._changed:
             if self._control is not None:
-                with contextlib.suppress(BrokenPipeError):  # it has ended
+                with contextlib.suppress(BrokenPipeError):  # the program has ended
                     os.write(self._control, guard.KILL if hard else guard.TERM)
 
     def close(self) -> None:
-        """Nothing of it runs afterwards."""
+        """End the program, and wait until nothing of it runs."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -102,21 +102,21 @@ class Member:
                     self._changed.wait_for(lambda: self._closed or len(self._output) < MOST_HELD_BYTES)
                     self._output += b"" if self._closed else chunk
                     self._changed.notify_all()
-            code = said.read()  # nothing: the guard was killed, and the program with it
+            code = said.read()  # empty if the guard was killed, which kills the program too
         with self._changed:
             self._exit_code = int(code) if code else -signal.SIGKILL
             self._changed.notify_all()
 
 
 def cannot_start(command: Sequence[str], environment: Mapping[str, str], working_dir: str | None) -> str | None:
-    """Why a program cannot be started on this machine, as far as that shows beforehand."""
+    """Return why a program cannot be started on this machine, as far as can be checked beforehand."""
     host, program = os.uname().nodename, command[0]
     if working_dir is not None and not os.path.isdir(working_dir):
-        return f"working_dir {working_dir} is no directory on {host}: every node must see it"
+        return f"working_dir {working_dir} is not a directory on {host}: every node must see it"
     path = os.path.join(working_dir or os.getcwd(), program) if "/" in program else program
     if shutil.which(path, path=environment.get("PATH")) is not None:
         return None
     if "/" not in program:
         return f"there is no program {program} on the PATH of {host}"
-    what = "may not be executed" if os.path.isfile(path) else "is no file"
+    what = "may not be executed" if os.path.isfile(path) else "is not a file"
     return f"{path} {what} on {host}"

@@ -1,4 +1,4 @@
-"""What the processes of a gang write, as whole lines of one log: whose they are, and without secrets."""
+"""Merges the output of a gang into one log of whole lines, with the process's rank and without secrets."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Final
 
-LONGEST_LINE: Final = 8192
-SHORTEST_SECRET: Final = 4  # a shorter one is in every other word
+LONGEST_LINE: Final = 8192  # bytes; longer lines are cut into several
+SHORTEST_SECRET: Final = 4  # shorter secrets occur in ordinary words and are not masked
 _HIDDEN = b"***"
 _LINE_END = re.compile(rb"[\r\n]+")
 
 
 def masker(secrets: Iterable[str]) -> tuple[Callable[[bytes], bytes], int]:
-    """A function that puts *** in the place of secrets, and the bytes of the longest of them."""
+    """Return a function that replaces secrets by ***, and the length in bytes of the longest secret."""
     parts = {part for secret in secrets for part in (secret, *secret.splitlines())}
     words = sorted((part.encode() for part in parts if len(part) >= SHORTEST_SECRET), key=len, reverse=True)
     if not words:
@@ -24,7 +24,7 @@ def masker(secrets: Iterable[str]) -> tuple[Callable[[bytes], bytes], int]:
 
 
 class Log:
-    """Takes the output of several processes from several threads, and writes whole lines."""
+    """Accepts the output of several processes from several threads, and writes whole lines."""
 
     def __init__(self, write: Callable[[bytes], object], secrets: Iterable[str]) -> None:
         self._write, self._lock = write, threading.Lock()
@@ -40,13 +40,13 @@ class Log:
 
 
 class LineWriter:
-    """The output of one process. A line that is too long is cut into several; a carriage return ends one, too."""
+    """Splits the output of one process into lines. Long lines are cut; a carriage return also ends a line."""
 
     def __init__(
         self, write: Callable[[bytes], object], prefix: bytes, mask: Callable[[bytes], bytes], longest_secret: int
     ) -> None:
         self._write, self._prefix, self._mask = write, prefix, mask
-        self._kept = max(longest_secret - 1, 0)  # a secret may have come in part
+        self._kept = max(longest_secret - 1, 0)  # bytes held back, because they may be the start of a secret
         self._rest = b""
 
     def __call__(self, output: bytes) -> None:
@@ -60,7 +60,7 @@ class LineWriter:
         self._put(lines)
 
     def end(self) -> None:
-        """The process has ended, with or without a last line end."""
+        """Write what is left after the process has ended, even without a final line end."""
         self._put([self._mask(self._rest)] if self._rest else [])
         self._rest = b""
 

@@ -1,4 +1,4 @@
-"""Which process of a gang is where, and what its environment says of it. Pure functions."""
+"""Assigns the processes of a gang to nodes, and makes their environment. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobs.drivers.link.messages import Registered
 from jobs.errors import MachinesFailed
 from jobs.spec.command import CommandSpec
 
-# Of the driver alone: who has them may speak for the job.
+# Variables of the driver. A program must not have them, because with them it could act for the job.
 NOT_FOR_PROGRAMS = ("FLEETUNE_DRIVER_TOKEN", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 
 
@@ -28,12 +28,12 @@ class Place:
 
 
 def places_of(placement: Sequence[tuple[str, int]], num_workers: int) -> tuple[Place, ...]:
-    """Ranks in the order of the lease, those of one node together. Raises MachinesFailed."""
+    """Assign ranks in the order of the lease, those of one node together. Raises MachinesFailed."""
     by_node: dict[str, int] = {}
     for node, workers in placement:
         by_node[node] = by_node.get(node, 0) + workers
     if sum(by_node.values()) != num_workers:
-        raise MachinesFailed(f"the lease has room for {sum(by_node.values())} processes, and the job has {num_workers}")
+        raise MachinesFailed(f"the lease has room for {sum(by_node.values())} processes, but the job has {num_workers}")
     places: list[Place] = []
     for node_rank, (node, workers) in enumerate(by_node.items()):
         first = len(places)
@@ -42,11 +42,11 @@ def places_of(placement: Sequence[tuple[str, int]], num_workers: int) -> tuple[P
 
 
 def variables_of(place: Place, master: tuple[str, int], gpus: Sequence[str]) -> dict[str, str]:
-    """What tells a process its place.
+    """Return the variables that tell a process its place in the gang.
 
     Args:
         master: address and port where rank 0 may listen.
-        gpus: those of this process, as CUDA_VISIBLE_DEVICES names them; none: it sees none.
+        gpus: GPUs of this process, as CUDA_VISIBLE_DEVICES names them; if empty, it sees none.
     """
     return {
         "RANK": str(place.rank),
@@ -61,7 +61,7 @@ def variables_of(place: Place, master: tuple[str, int], gpus: Sequence[str]) -> 
 
 
 def variables_of_job(spec: CommandSpec, registered: Registered, job_id: str, attempt: int) -> dict[str, str]:
-    """What all processes of the gang are told; the spec's own variables go before those of the surroundings."""
+    """Return the variables of all processes of the gang. Later ones win: the spec's, secrets, then Fleetune's."""
     parents = dict(registered.parents)
     told = {"FLEETUNE_JOB": job_id, "FLEETUNE_ATTEMPT": str(attempt), "FLEETUNE_PARENT_RUNS": json.dumps(parents)}
     if parents:
@@ -70,16 +70,16 @@ def variables_of_job(spec: CommandSpec, registered: Registered, job_id: str, att
 
 
 def environment_of_program(around: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:
-    """`around` is what the process that starts the program has."""
+    """Combine variables; `around` is the environment of the process that starts the program."""
     kept = {name: value for name, value in around.items() if name not in NOT_FOR_PROGRAMS}
     return {**kept, **added}
 
 
 def exit_code_of(code: int) -> int:
-    """What a driver's exit code says of the first process that failed.
+    """Translate the exit code of the first failed process into the driver's exit code.
 
-    A queue reads meanings into 2 (bad input), 75 (the machines failed it), 76 (out of memory), 126 and more; a program
-    that ends so means none of them.
+    A queue gives meanings to 2 (bad input), 75 (the machines failed), 76 (out of memory), 126 and above. A program that
+    ends with one of them means something else, so the driver ends with 1.
     """
     return code if 0 <= code <= 125 and code not in (2, TRY_AGAIN_EXIT, OUT_OF_MEMORY_EXIT) else 1
 

@@ -1,4 +1,4 @@
-"""The processes of a gang on the nodes of a Ray cluster: one actor for each, all in one placement group."""
+"""Runs the processes of a gang on the nodes of a Ray cluster: one actor for each, in one placement group."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jobs.errors import CapacityError, MachinesFailed, SpecError
 from jobs.planning import gang_of
 from jobs.spec.command import CommandSpec
 
-_ANSWER_S: Final = 120.0
-_END_S: Final = 15.0
+_ANSWER_S: Final = 120.0  # after which a process counts as lost
+_END_S: Final = 15.0  # for all actors to end their programs
 
 
 class RayProcess:
-    """One process, seen from the driver."""
+    """One process on a node, as the driver sees it."""
 
     def __init__(self, actor: Any, node: str) -> None:
         self._actor, self._node = actor, node
@@ -31,7 +31,7 @@ class RayProcess:
         self.ask("stop", hard)
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """Raises MachinesFailed."""
+        """Call a method of the actor and wait for the result. Raises MachinesFailed."""
         import ray
 
         try:
@@ -42,7 +42,7 @@ class RayProcess:
 
 
 class Host:
-    """In a worker of Ray: the program as a child of it. Made an actor of by `_actors`."""
+    """Runs the program as a child of a Ray worker. `_actors` makes it an actor."""
 
     def __init__(self) -> None:
         self._member = Member()
@@ -88,15 +88,15 @@ def ray_gang(
     address: str,
     check: Callable[[], None],
 ) -> Iterator[list[RayProcess]]:
-    """All of them, started; neither they nor anything on Ray is left when the context has ended.
+    """Start all processes. When the context ends, neither they nor their actors are left.
 
     Args:
-        variables: of the programs; they go to the actors alone.
-        check: called while this waits; what it raises ends the wait.
+        variables: variables of the programs; only the actors get them.
+        check: called while this waits. An exception from it ends the wait.
 
     Raises:
         SpecError: the program cannot be started.
-        MachinesFailed: the nodes are not there any more, or have no room.
+        MachinesFailed: the nodes no longer exist or have no free slots.
     """
     try:
         nodes, gang = [place.node for place in places], gang_of(spec)
@@ -124,7 +124,7 @@ def _actors(spec: CommandSpec, places: Sequence[Place], group: Any) -> Iterator[
         kind.options(
             num_cpus=resources.cpus_per_worker,
             num_gpus=resources.gpus_per_worker,
-            max_concurrency=3,  # one reads, one stops
+            max_concurrency=3,  # one call reads, another one may stop
             max_restarts=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place.rank),
         ).remote()

@@ -1,4 +1,4 @@
-"""What a queue gives a run beside its spec."""
+"""What a queue assigns to a run in addition to its spec."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Assignment:
-    """The place of one attempt. Whoever gives it knows that no other attempt drives the run.
+    """The slots of one attempt. The queue that assigns them knows that no other attempt drives the run.
 
     Attributes:
-        places: id of the node of each worker; None: wherever there is room.
-        num_workers: of this attempt; None: as the spec says.
-        variables: of the environment of every process of the run. They may be secret, and are shown nowhere.
-        run: root of the run, where it is new; None: under a new name.
+        places: node id of each worker; None lets Ray choose.
+        num_workers: workers of this attempt; None means the number in the spec.
+        variables: environment variables for every process of the run. They may be secret, and are never shown.
+        run: root of the run if it is new; None makes a new name.
     """
 
     places: tuple[str, ...] | None = None

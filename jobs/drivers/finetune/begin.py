@@ -1,4 +1,4 @@
-"""How a run begins: from what was typed to a run's directory that is open, new or gone on with."""
+"""Starts a run: from the command's arguments to an open run directory, new or resumed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from jobs.spec.sweep import SweepSpec
 
 
 def load_job(path: str | None, overrides: Sequence[str], resume: str | None) -> tuple[Spec, str | None]:
-    """The spec of one job, and the root of the run that goes on with it (see `load_work`).
+    """Load the spec of one job, and find the root of the run to resume (see `load_work`).
 
     Raises:
-        InputError: as `load_work`; or it is a sweep.
+        InputError: see `load_work`; or the spec is that of a sweep.
     """
     spec, root = load_work(path, overrides, resume)
     if isinstance(spec, SweepSpec):
@@ -31,30 +31,30 @@ def load_job(path: str | None, overrides: Sequence[str], resume: str | None) -> 
 
 
 def load_work(path: str | None, overrides: Sequence[str], resume: str | None) -> tuple[Spec | SweepSpec, str | None]:
-    """The spec of a job or of a sweep, and the root of the run that goes on with it; None for a new one.
+    """Load the spec of a job or sweep, and find the root of the run to resume; None for a new run.
 
     Args:
-        path: of the spec; left out, it is the run's own.
-        overrides: as `load_spec` takes them.
-        resume: name, start of a name, path or URL of the run. Names are looked for under the spec's storage_path, or
-            where the environment says when there is no spec.
+        path: path of the spec; None takes the run's spec.
+        overrides: see `load_spec`.
+        resume: name, start of a name, path or URL of the run. Names are looked up under the spec's storage_path, or,
+            without a spec, where the environment says.
 
     Raises:
-        InputError: no run, or several, are meant; or the spec is wrong.
+        InputError: no run or several runs match, or the spec is wrong.
     """
     if path is not None:
         spec = load_to_run(path, overrides)
         base = spec.base if isinstance(spec, SweepSpec) else spec
         return spec, None if resume is None else find_run(resume, base.storage_path)
     if resume is None:
-        raise SpecError("give the spec of a new run, or --resume RUN to go on with an earlier one")
+        raise SpecError("give the spec of a new run, or --resume RUN to continue an earlier one")
     root = find_run(resume, storage_root(None))
     return load_to_run(JobPaths(root).spec, overrides), root
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A run whose directory is open, with its spec as it is in there."""
+    """A run whose directory is open, with the spec that is stored there."""
 
     spec: Spec
     paths: JobPaths
@@ -62,7 +62,7 @@ class Begun:
     resumed: bool
 
     def tell(self, announce: Announcer) -> None:
-        """The first events of the run."""
+        """Announce the first events of the run."""
         verb = "going on with run" if self.resumed else "run"
         announce(
             "phase",
@@ -79,12 +79,12 @@ def begin_run(spec: Spec, resume: str | None = None, *, alone: bool = False, roo
     """Check everything that can be checked before a worker starts, and open the run's directory.
 
     Args:
-        resume: root of the run to go on with.
-        alone: the caller knows that nobody drives that run any more.
-        root: of a new run; None: under a new name.
+        resume: root of the run to continue.
+        alone: the caller knows that no driver has that run any more.
+        root: root of a new run; None makes a new name.
 
     Raises:
-        InputError: nothing was written.
+        InputError: a mistake was found, and nothing was written.
     """
     if resume is not None:
         check_resumable(JobPaths(resume), spec, alone=alone)

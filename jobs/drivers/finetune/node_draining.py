@@ -1,4 +1,4 @@
-"""What a run does when Ray is about to take nodes away: for a spot notice, maintenance, or fewer machines."""
+"""Reacts when Ray is about to take nodes away: for a spot notice, for maintenance, or to shrink the cluster."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 
-# Whoever has given the nodes gives others, and says when to leave these. Where it does not, the run leaves by itself.
+# Seconds to wait for the queue, which will assign other nodes and tell the run when to leave these. If the queue says
+# nothing in this time, the run leaves by itself.
 _WAITS_S = 15.0
 
 
 class Draining:
-    """
+    """Saves a checkpoint, or leaves, before nodes of the run are taken away.
+
     Args:
-        places: ids of the nodes that a queue has given; None: there is no queue, and any node may be one of the run's.
+        places: ids of the nodes that a queue has assigned; None without a queue, when any node may belong to the run.
     """
 
     def __init__(self, paths: JobPaths, announce: Announcer, places: Collection[str] | None) -> None:
@@ -32,10 +34,10 @@ class Draining:
         self._leaves_at_s = math.inf
 
     def look(self, leaving: Mapping[str, float]) -> None:
-        """Called every few seconds.
+        """Look for nodes that are newly draining. Called every few seconds.
 
         Args:
-            leaving: ids of the nodes, and when they go at the latest, in seconds since 1970; inf: it is not said.
+            leaving: ids of the nodes, with the latest time of their end in seconds since 1970; inf if it is unknown.
         """
         new = {node for node in leaving if node not in self._known and (self._places is None or node in self._places)}
         if new:

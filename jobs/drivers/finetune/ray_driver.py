@@ -1,4 +1,4 @@
-"""One run on a Ray cluster, seen from its driver: prepare, check, fit, watch."""
+"""Drives one run on a Ray cluster: prepares the data, starts worker groups, and watches them."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ from jobs.training.vitals import remains
 from jobs.training.worker_input import Job
 
 _LOOK_AT_NODES_S = 5.0
-_NEEDED = ("ray.data", "ray.train.torch")  # in this process, to start workers
-_MOST_EXAMINED = 8  # dead processes whose nodes are asked
+_NEEDED = ("ray.data", "ray.train.torch")  # modules that this process needs to start workers
+_MOST_EXAMINED = 8  # dead processes whose nodes are asked about them
 
 
 def drive_on_ray(
@@ -72,9 +72,9 @@ def drive_on_ray(
     """Run the job to its outcome.
 
     Raises:
-        InputError: the data, or the gang, cannot be.
-        RunFailed: the workers died more often than is forgiven, or one of them ran out of memory.
-        MachinesFailed: a node of the assignment is gone, or its cluster; or the workers died there again and again.
+        InputError: the data or the gang is impossible.
+        RunFailed: the workers were lost too often, or one of them ran out of memory.
+        MachinesFailed: an assigned node or its cluster is gone, or workers were lost there too often.
         Interrupted: a second Ctrl-C, or one before training began.
     """
     given = assignment or Assignment()
@@ -96,14 +96,14 @@ def drive_on_ray(
 
 @dataclass(frozen=True)
 class Driver:
-    """What the driver of a run has once it is connected to Ray.
+    """What the driver of a run holds once it is connected to Ray.
 
     Attributes:
         word: see `JobPaths.driver`.
-        facts: for the manifest.
+        facts: content of the manifest.
         look: called twice a second while workers run.
-        places: the node of each worker, given by a queue; None: wherever there is room.
-        alone: on a Ray that this process has started, and that ends with it.
+        places: node of each worker, as a queue assigned it; None lets Ray choose.
+        alone: this process has started Ray, which ends with it.
     """
 
     paths: JobPaths
@@ -117,7 +117,7 @@ class Driver:
 
 
 def trained(spec: Spec, driver: Driver) -> Outcome:
-    """Prepare the data and train, on the connected cluster; the outcome, which is not yet written.
+    """Prepare the data and train on the connected cluster. Returns the outcome, which is not yet written.
 
     Raises:
         FleetuneError: see `drive_on_ray`.
@@ -126,7 +126,7 @@ def trained(spec: Spec, driver: Driver) -> Outcome:
     prepared = ready_data(spec, "ray", announce)
     facts = {**driver.facts, "data_fingerprint": prepared.manifest.fingerprint}
     write_manifest(paths, facts)
-    if spec.resources.min_workers is not None:  # not before: preparing may have taken hours
+    if spec.resources.min_workers is not None:  # decided only now, because preparation may have taken hours
         spec = with_workers(spec, most_workers(spec, free_now()))
     announce("phase", f"starting {gang_of(spec)}", phase="workers")
     job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver.word)
@@ -139,15 +139,15 @@ def trained(spec: Spec, driver: Driver) -> Outcome:
 def connected_as_given(
     spec: Spec, gang: Gang, address: str | None, given: Assignment, needed: Sequence[str]
 ) -> Iterator[Inventory]:
-    """Connected to the cluster at `address`, with the job's working directory and the variables that a queue gives.
+    """Connect to the cluster at `address`, with the job's working directory and the variables that a queue assigned.
 
     Args:
-        gang: what the job needs at least.
-        needed: modules to import while this waits for Ray.
+        gang: the smallest gang with which the job can run.
+        needed: modules to import while Ray starts.
 
     Raises:
         CapacityError: the gang can never fit.
-        MachinesFailed: it does not fit any more. The queue has seen that it did, so the machines have changed.
+        MachinesFailed: the gang no longer fits. The queue has seen it fit, so the machines have changed.
     """
     job_environment = JobEnvironment(spec.working_dir, given.variables, gpus=spec.resources.gpus_per_worker > 0)
     try:
@@ -156,12 +156,12 @@ def connected_as_given(
     except CapacityError as error:
         if given.places is None:
             raise
-        raise MachinesFailed(f"the nodes of this attempt cannot be had any more: {error}") from error
+        raise MachinesFailed(f"the nodes of this attempt can no longer be had: {error}") from error
 
 
 @dataclass
 class Training:
-    """The worker groups of one driver, one after another, until one ends well or no other is worth it."""
+    """Runs the worker groups of one driver in turn, until one ends well or starting another makes no sense."""
 
     job: Job
     driver: Driver
@@ -169,11 +169,11 @@ class Training:
     _looked_at_s: float = field(default_factory=time.monotonic)
 
     def run(self) -> Record | None:
-        """What rank 0 returned; None where a worker reported a failure.
+        """Return rank 0's result; None if a worker reported a failure.
 
         Raises:
             RunFailed, MachinesFailed: see `drive_on_ray`.
-            Interrupted: a signal while no workers ran, or a second one.
+            Interrupted: a signal while no workers were running, or a second signal.
         """
         paths = self.job.paths
         healing = Healing(lambda: max(committed_steps(paths), default=0))
@@ -191,7 +191,7 @@ class Training:
             self.driver.signals.graceful = False
 
     def _find_room(self) -> None:
-        """Ray Train would wait for ever for a node that is gone, and not long enough for one that is taken."""
+        """Wait for free slots. Ray Train would wait forever for a lost node, and too briefly for a busy one."""
         gang = gang_of(self.job.spec)
         if self.driver.places is None:
             wait_for_room(gang, lambda text: self.driver.announce("phase", text, phase="workers"))
@@ -208,7 +208,7 @@ class Training:
             self._looked_at_s = time.monotonic()
 
     def _go_on_after(self, crash: Crash | None, healing: Healing, error: Exception) -> None:
-        """Returns where the workers are to be started again. Raises RunFailed, MachinesFailed, Interrupted."""
+        """Return if the workers are to be started again. Raises RunFailed, MachinesFailed or Interrupted otherwise."""
         if crash is None:
             raise RunFailed(f"Ray Train gave the run up: {first_line(getattr(error, 'controller_failure', error))}")
         if self.driver.signals.asked:
@@ -226,12 +226,12 @@ class Training:
 
 
 def crash_of(error: Exception, driver: str, places: Sequence[str] = ()) -> Crash | None:
-    """What became of the workers, with what their nodes know; None where no worker was lost.
+    """Describe the end of the workers, with what their nodes know about it; None if no worker was lost.
 
     Args:
-        error: what `TorchTrainer.fit` raised.
+        error: exception of `TorchTrainer.fit`.
         driver: see `Job`.
-        places: the nodes that a queue has given.
+        places: nodes that a queue has assigned.
 
     Raises:
         MachinesFailed: one of these nodes is gone.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks for a checkpoint and an end, the second ends at once."""
+"""Handles Ctrl-C and SIGTERM: the first asks for a checkpoint and an end, the second ends at once."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _HELD = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Stopped(KeyboardInterrupt):
-    """What a signal raises where the main thread is: code of others that catches every `Exception` lets it pass."""
+    """Raised by the signal handler. It is no `Exception`, so that code that catches every `Exception` lets it pass."""
 
 
 class StopSignals:
-    """Holds SIGINT and SIGTERM while its context is open.
+    """Handles SIGINT and SIGTERM while its context is open.
 
-    Until `graceful` is set, a signal ends the context at once, with `Interrupted`. From then on the first one leaves
-    the run's stop request, which the gang answers with a checkpoint; the next one raises at the next `check`.
+    Until `graceful` is set, a signal ends the context at once, with `Interrupted`. After that, the first signal writes
+    the run's stop request, which the gang answers with a checkpoint; a second one raises at the next `check`.
     """
 
     def __init__(self, paths: JobPaths, announce: Announcer, *, patient: bool = False) -> None:
-        """`patient`: more signals mean no more than the first, as a queue and its machines may both send one."""
+        """`patient`: further signals count as the first, because a queue and its machines may both send one."""
         self.graceful = False
         self._paths, self._announce, self._patient = paths, announce, patient
         self._count = 0
@@ -36,7 +36,7 @@ class StopSignals:
         self._kept: dict[int, Any] = {}
 
     def of_run(self, paths: JobPaths, announce: Announcer) -> StopSignals:
-        """The same for another run of this process, whose context is opened inside of this one."""
+        """Make the handler of another run in this process, to be opened inside of this context."""
         return StopSignals(paths, announce, patient=self._patient)
 
     def __enter__(self) -> StopSignals:
@@ -47,11 +47,11 @@ class StopSignals:
 
     @property
     def asked(self) -> bool:
-        """Whether somebody wants the run to stop."""
+        """Whether the run was asked to stop."""
         return self._count > 0
 
     def hold(self) -> None:
-        """Once more after `ray.init`, which takes SIGTERM for itself, in Python and below it."""
+        """Install the handlers; again after `ray.init`, which replaces the one of SIGTERM in Python and below it."""
         for number in self._kept:
             signal.signal(number, self._arrived)
 
@@ -69,13 +69,13 @@ class StopSignals:
             raise _Stopped
 
     def check(self) -> None:
-        """Act on what has arrived; called by the main thread every so often.
+        """Act on signals that have arrived. The main thread calls this regularly.
 
         Raises:
-            Interrupted: on the second signal.
+            Interrupted: a second signal has arrived.
         """
         if self._count == 1 and not self._asked:
-            with contextlib.suppress(StorageError):  # tried again at the next check
+            with contextlib.suppress(StorageError):  # the next check tries again
                 storage.write_bytes(self._paths.stop_request, b"signal")
                 self._asked = True
                 self._announce("stopping", "stopping after a checkpoint of the next step; Ctrl-C again ends at once")

@@ -1,4 +1,4 @@
-"""The same run with no Ray at all: torchrun starts the processes, rank 0 prepares, a plain reader feeds the loop."""
+"""Drives a run without Ray: torchrun starts the processes, rank 0 prepares the data, a plain reader feeds the loop."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ from jobs.training.loop.worker import guarded
 from jobs.training.worker_context import TorchrunGang, gang_device
 from jobs.training.worker_input import Job
 
-# Other ranks wait this long for rank 0 to prepare the data; in training, a rank that hangs is given up much sooner.
+# Other ranks wait this long for rank 0 to prepare the data. In training, a hanging rank is given up much earlier.
 _PREPARE_TIMEOUT = datetime.timedelta(hours=6)
 _TRAIN_TIMEOUT = datetime.timedelta(minutes=30)
 
 
 def run_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None = None) -> Outcome:
-    """One process's part of the run; torchrun's number of processes takes the place of the spec's num_workers.
+    """Run one process of the job. torchrun's number of processes replaces the spec's num_workers.
 
     Args:
-        resume: root of an earlier run to go on with.
+        resume: root of an earlier run to continue.
 
     Raises:
-        InputError: found by rank 0 before anything was written; the other ranks end quietly.
+        InputError: rank 0 found a mistake before anything was written; the other ranks end without a message.
     """
     spec = with_workers(spec, world.world_size)
     if spec.resources.gpus_per_worker:
@@ -62,13 +62,13 @@ def run_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None = No
         outcome = _lead(spec, world, resume, waiting, PlainProgress(user_stream()))
     else:
         outcome = _follow(world, waiting)
-    if outcome.status is not Status.FAILED and dist.is_initialized():  # else NCCL would wait for ranks that are gone
+    if outcome.status is not Status.FAILED and dist.is_initialized():  # otherwise NCCL would wait for lost ranks
         dist.destroy_process_group()
     return outcome
 
 
 def _lead(spec: Spec, world: TorchrunWorld, resume: str | None, waiting: Any, progress: Progress) -> Outcome:
-    """Rank 0: validate, prepare, tell the others, train, conclude."""
+    """Lead as rank 0: validate, prepare, send the job to the other ranks, train, conclude."""
     told = False
 
     def tell(job: Job | None) -> None:
@@ -115,7 +115,7 @@ def _prepare_and_train(
 
 
 def _of_lost_peer(error: Exception, kills: Sequence[int], spec: Spec) -> FleetuneError:
-    """The error for a process that ended without a report. `kills`: see `Memory`; read when training began."""
+    """Make the error for a process that ended without a report. `kills`: see `Memory`; its value before training."""
     if killed_since(kills, memory_here().kills):
         host = os.uname().nodename
         return OutOfMemory(
@@ -126,25 +126,25 @@ def _of_lost_peer(error: Exception, kills: Sequence[int], spec: Spec) -> Fleetun
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process now: what its threads wait for may never come."""
+    """End this process now, because its threads may wait forever."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _follow(world: TorchrunWorld, waiting: Any) -> Outcome:
-    """Another rank: hear from rank 0 what to do, and do it."""
+    """Follow as another rank: receive the job from rank 0 and train."""
     heard: list[Job | None] = [None]
     dist.broadcast_object_list(heard, src=0, group=waiting)
     job = heard[0]
     ended = datetime.datetime.now(datetime.UTC)
-    if job is None:  # rank 0 says why
+    if job is None:  # rank 0 reports the reason
         return Outcome(status=Status.SUCCEEDED, ended_at=ended)
     enter_working_dir(job.spec)
     watch = FailureWatch(job.paths, lambda: end_process(1)) if world.local_rank == 0 else contextlib.nullcontext()
     with watch, redirected_output(job.paths.log(f"rank-{world.rank}")):
         guarded(job, _gang(job, world), train)
-    failed = bool(storage.list_names(job.paths.failures))  # rank 0 says why
+    failed = bool(storage.list_names(job.paths.failures))  # rank 0 reports the reason
     return Outcome(status=Status.FAILED if failed else Status.SUCCEEDED, ended_at=ended)
 
 

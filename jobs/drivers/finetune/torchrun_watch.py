@@ -1,7 +1,7 @@
-"""Ends a torchrun process whose gang has failed while its main thread waits in a collective.
+"""Ends a torchrun process if its gang has failed while its main thread waits in a collective.
 
-NCCL waits half an hour for a rank that has left. One process of each node looks at `failures/`; torchrun ends the other
-processes of that node once this one has ended.
+NCCL waits half an hour for a rank that has left. One process of each node watches `failures/`; once it has ended,
+torchrun ends the other processes of that node.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 
 EVERY_S = 1.0
-# For the main thread, which may hear of the failure too, and then ends in the ordinary way.
+# Seconds for the main thread, which may notice the failure too and then ends in the ordinary way.
 GRACE_S = 5.0
 
 
 class FailureWatch:
-    """Looks while its context is open."""
+    """Watches for failures while its context is open."""
 
     def __init__(
         self, paths: JobPaths, end: Callable[[], None], *, every_s: float = EVERY_S, grace_s: float = GRACE_S
     ) -> None:
-        """`end` is called in a thread, and ends the process."""
+        """`end` is called in a thread and must end the process."""
         self._paths, self._end, self._every_s, self._grace_s = paths, end, every_s, grace_s
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="failures", daemon=True)
@@ -36,7 +36,7 @@ class FailureWatch:
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
-        self._thread.join()  # it may be about to end the process, and has written the outcome then
+        self._thread.join()  # if it is about to end the process, it has written the outcome
 
     def _run(self) -> None:
         while not self._closed.wait(self._every_s):
@@ -46,6 +46,6 @@ class FailureWatch:
                 return
 
     def _failed(self) -> bool:
-        with contextlib.suppress(StorageError):  # asked again at the next look
+        with contextlib.suppress(StorageError):  # the next look asks again
             return bool(storage.list_names(self._paths.failures))
         return False

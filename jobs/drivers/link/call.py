@@ -1,4 +1,4 @@
-"""One message of `jobs.drivers.link.messages` sent to a server, and its answer. Light, for programs that wait."""
+"""Sends one message of `jobs.drivers.link.messages` to a server. Light to import, for programs that mostly wait."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from jobs.errors import InputError, MachinesFailed
 
 Reply = TypeVar("Reply", bound=Message)
 
-ANSWER_S: Final = 20.0  # of one request
-_MOST_BYTES: Final = 32 << 20
+ANSWER_S: Final = 20.0  # timeout of one request
+_MOST_BYTES: Final = 32 << 20  # of an answer
 
 
 class NoAnswer(Exception):
-    """Nothing that helps came back; asked again later."""
+    """The server gave no useful answer; the caller may ask again."""
 
 
 class NotUnderstood(MachinesFailed):
-    """The server is of a release that speaks otherwise, and may be upgraded just now. `queue`: see Refused."""
+    """The server is of an incompatible release, and may be about to be upgraded. For `queue`, see Refused."""
 
     def __init__(self, message: str, queue: str = "") -> None:
         super().__init__(message)
@@ -33,12 +33,12 @@ class NotUnderstood(MachinesFailed):
 
 
 class Refused(InputError):
-    """The server will not have it, and will say the same again.
+    """The server rejects the message, and would reject it again.
 
     Attributes:
-        answered: the status of the answer.
-        error: what the server calls it; '': it was not the server who answered, but something that stands before it.
-        queue: id of the queue that answered; '': the answer names none.
+        answered: HTTP status of the answer.
+        error: the server's name of the error; '' if a proxy answered and not the server.
+        queue: id of the queue that answered; '' if the answer names none.
     """
 
     def __init__(self, message: str, answered: int, error: str = "", queue: str = "") -> None:
@@ -47,18 +47,19 @@ class Refused(InputError):
 
 
 class Server:
-    """Where messages go, and what shows who sends them."""
+    """A server's address, and the token that identifies the sender."""
 
     def __init__(self, url: str, token: str | None) -> None:
         self.url, self._token = url, token
         self._parts = urllib.parse.urlsplit(url)
 
     def post(self, path: str, message: Message, reply: type[Reply], timeout_s: float = ANSWER_S) -> Reply:
-        """
+        """Send a message and return the reply.
+
         Raises:
-            Refused: a status that a repetition would not change; 4xx, but for those below.
-            NotUnderstood: a Fleetune server answers, and message or answer are of another release.
-            NoAnswer: anything else.
+            Refused: a status that would not change if asked again: any 4xx except 408, 422, 425 and 429.
+            NotUnderstood: a Fleetune server answers, but the message or the answer belongs to another release.
+            NoAnswer: any other problem.
         """
         try:
             status, content = self._request(path, message.model_dump_json().encode(), timeout_s)
@@ -75,13 +76,13 @@ class Server:
             return reply.model_validate_json(content)
         except ValidationError as error:
             if (named := _queue_of_message(content)) is None:
-                raise NoAnswer(f"something that is no Fleetune server answers at {self.url}") from None
+                raise NoAnswer(f"the program that answers at {self.url} is not a Fleetune server") from None
             mistakes = "; ".join(f"{one['loc']}: {one['msg']}" for one in error.errors(include_input=False)[:3])
-            said = f"what the server at {self.url} answers is of another release: {mistakes}"
+            said = f"the answer of the server at {self.url} belongs to another release: {mistakes}"
             raise NotUnderstood(said, named) from None
 
     def _request(self, path: str, body: bytes, timeout_s: float) -> tuple[int, bytes]:
-        """A connection of its own each time: what is between may cut one that is idle. No proxy, no redirect."""
+        """Use a new connection each time, because a proxy may cut an idle one. No proxy settings, no redirects."""
         host, port = self._parts.hostname or "", self._parts.port
         if self._parts.scheme == "https":
             connection: http.client.HTTPConnection = http.client.HTTPSConnection(
@@ -99,14 +100,14 @@ class Server:
 
 
 def check_url(url: str) -> None:
-    """Raises InputError."""
+    """Raise InputError if this is not the URL of a server."""
     try:
         parts = urllib.parse.urlsplit(url)
         right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         right = False
     if not right:
-        raise InputError(f"{url} is no URL of a server, as http://head:8400 is")
+        raise InputError(f"{url} is not the URL of a server, such as http://head:8400")
 
 
 def _problem_of(content: bytes) -> tuple[str, str]:
@@ -119,7 +120,7 @@ def _problem_of(content: bytes) -> tuple[str, str]:
 
 
 def _queue_of_message(content: bytes) -> str | None:
-    """The queue that a message names, also one of another release; None: this is no message."""
+    """Return the queue that a message of any release names; None if this is not a message."""
     try:
         value = json.loads(content)
         return str(value.get("queue", "")) if isinstance(value["version"], int) else None
@@ -128,7 +129,7 @@ def _queue_of_message(content: bytes) -> str | None:
 
 
 def _detail(content: bytes) -> str:
-    """What an answer says is wrong, in one short line."""
+    """Return the explanation in an answer, in one short line."""
     try:
         value = json.loads(content)
         text = str(value.get("message") or value.get("detail") or value) if isinstance(value, dict) else str(value)

@@ -1,6 +1,6 @@
-"""A driver's side of `messages`: it registers, says how it goes, and hears orders. Light, for drivers that wait.
+"""A driver's side of `messages`: it registers, sends heartbeats and receives orders. Light to import.
 
-Nothing of it ever reaches the training: a server that does not answer is told the newest once it does.
+Training never depends on it: a server that does not answer gets the newest values once it answers again.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ FromQueue = TypeVar("FromQueue", Registered, Answer)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _SAYS_EVERY_S = 60.0
-_LAST_BEAT_S: Final = 5.0
-_HURRIES_S: Final = 1.0
-_OVER: Final = "AttemptOver"  # as the server's problem calls it
+_LAST_BEAT_S: Final = 5.0  # timeout of the last heartbeat
+_HURRIES_S: Final = 1.0  # interval of heartbeats while a draining run waits for an order
+_OVER: Final = "AttemptOver"  # the server's name of this error
 _BAD_REQUEST: Final = 400
 
 
 class AttemptOver(FleetuneError):
-    """The queue has ended this attempt, and may have started another one: this driver must write nothing more."""
+    """The queue has ended this attempt and may have started another, so this driver must not write any more."""
 
     exit_code = 130
 
 
 class Link(Protocol):
-    """From a driver to whoever it works for. No method raises into the training, or holds it up."""
+    """A driver's connection to the queue. No method raises into the training or delays it."""
 
     def tell(self, **known: Any) -> None:
-        """What is known by now, as fields of a `Beat`; they take the place of what was known before."""
+        """Update the values that the next `Beat` reports, by field."""
 
     def close(self) -> None:
-        """A last beat, which may take a few seconds."""
+        """Send a last heartbeat, which may take a few seconds."""
 
 
 class HttpLink:
     """The link to the servers of a queue.
 
-    Only the queue itself can end the attempt: by `Order.LEAVE`, or by a problem called `AttemptOver`, with the id of
-    the queue that has started this driver. Anything else may come from a proxy or from the server of another queue, and
-    counts as no answer. After no answer the next of the queue's servers is asked.
+    Only the queue itself can end the attempt: by `Order.LEAVE`, or by an error named `AttemptOver` with the id of the
+    queue that has started this driver. Any other answer may come from a proxy or from the server of another queue, and
+    counts as no answer. After that, the next server of the queue is asked.
     """
 
     def __init__(self, place: DriverPlace, say: Say) -> None:
-        """`say`: tells people, a line at a time."""
+        """`say` prints a line for people."""
         self._place, self._say = place, say
         self._servers = [Server(url, place.token) for url in dict.fromkeys((place.url, *place.other_urls))]
         self._lock = threading.Lock()
@@ -64,15 +64,15 @@ class HttpLink:
         self._thread: threading.Thread | None = None
         self._silent = False
         self._order = Order.GO_ON
-        self._hurries = False  # its nodes are taken away, and it waits for an order
+        self._hurries = False  # nodes are being taken away, and the driver waits for an order
 
     def register(self) -> Registered:
-        """What is to be run. Waits for as long as it takes until a server of the queue says so.
+        """Ask what to run, until a server of the queue answers; there is no time limit.
 
         Raises:
-            AttemptOver: another attempt has taken its place.
-            NotUnderstood: the server speaks otherwise.
-            Refused: what the job names is not there any more.
+            AttemptOver: another attempt has replaced this one.
+            NotUnderstood: the server is of an incompatible release.
+            Refused: something that the job refers to no longer exists.
         """
         message = Register(
             job_id=self._place.job_id,
@@ -91,11 +91,11 @@ class HttpLink:
                 if waited_s - said >= _SAYS_EVERY_S:
                     said = waited_s
                     self._say(f"waiting for the server at {asked} ({waited_s:.0f} s so far): {error}")
-            time.sleep(pause_s * random.uniform(0.7, 1.3))  # many drivers may wait for one server
+            time.sleep(pause_s * random.uniform(0.7, 1.3))  # spreads the requests of many drivers that wait
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     def start(self, every_s: float, on_order: OnOrder) -> None:
-        """Send beats from now on. Orders other than to go on reach `on_order`, in a thread, once each."""
+        """Start the heartbeats. Each order except GO_ON is passed to `on_order` once, in a thread."""
         self._thread = threading.Thread(target=self._run, args=(every_s, on_order), name="link", daemon=True)
         self._thread.start()
 
@@ -129,13 +129,13 @@ class HttpLink:
                     on_order(order, reason)
 
     def _beat(self) -> tuple[Order, str]:
-        """What the server wants, and why; while it does not answer, what it wanted before."""
+        """Send a heartbeat and return the order and its reason; the last order if the server does not answer."""
         asked = self._servers[0].url
         try:
             answer = self._send()
         except AttemptOver as error:
             return Order.LEAVE, str(error)
-        except Exception as error:  # whatever it is, the training goes on
+        except Exception as error:  # no error of the link may end the training
             if not self._silent:
                 self._silent = True
                 self._say(f"the server at {asked} does not answer; the job goes on without it: {error}")
@@ -154,7 +154,7 @@ class HttpLink:
         return self._post("beat", beat, Answer, _LAST_BEAT_S if last else ANSWER_S)
 
     def _post(self, what: str, message: Message, reply: type[FromQueue], timeout_s: float = ANSWER_S) -> FromQueue:
-        """Raises AttemptOver, NotUnderstood, Refused, NoAnswer."""
+        """Send a message to the queue. Raises AttemptOver, NotUnderstood, Refused or NoAnswer."""
         try:
             return self._asked(what, message, reply, timeout_s)
         except NoAnswer:
@@ -183,12 +183,12 @@ class HttpLink:
         return answer
 
     def _is_own(self, queue: str) -> bool:
-        """Servers of older releases start drivers without an id, and do not name their queue."""
+        """Whether the answer is from this job's queue. Older servers start drivers without an id: any queue counts."""
         return not self._place.queue or queue == self._place.queue
 
 
 def _finite(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """JSON has no NaN, and the run's own files have it."""
+    """Drop values that are not finite, which JSON cannot express; the run's files have them."""
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
 

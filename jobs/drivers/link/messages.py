@@ -1,14 +1,14 @@
-"""What a job's driver and the server say to each other: frozen messages, as JSON over HTTP.
+"""The messages between a job's driver and the server: frozen values, sent as JSON over HTTP.
 
-A driver begins with `Register`, and gets back what it is to run. From then on it sends a `Beat` every so often, and is
-answered with an order. Whatever a beat says is the newest known, not what has changed: one that is lost costs nothing.
+A driver starts with `Register`, and is told what to run. Then it sends a `Beat` at regular intervals, and the answer
+holds an order. A beat reports all newest values, not changes, so a lost beat does no harm.
 
     POST /v1/driver/register   Register -> Registered
     POST /v1/driver/beat       Beat -> Answer
 
-Somebody else's program, which `ray job submit` has started and which finds that the cluster has an orchestrator, is a
-guest: it asks to be queued, and looks at what becomes of its job, whose attempts are started like all others. It shows
-the token of its user, where the server asks for one.
+A program that `ray job submit` has started, and that finds an orchestrator in the cluster, is called a guest here. It
+asks for its job to be queued and follows the job, whose attempts are started like all others. If the server requires
+it, the guest sends its user's token.
 
     POST /v1/guest/join        Join -> Joined
     POST /v1/guest/look        Look -> Looked
@@ -32,13 +32,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from cluster.ray.runtime_env import RAY_PACKAGE
 
 WIRE_VERSION: Final = 1
-SUBMISSION: Final = r"^[A-Za-z0-9._-]{1,200}$"  # of a guest, as it may stand in a URL
+SUBMISSION: Final = r"^[A-Za-z0-9._-]{1,200}$"  # submission ids that can be part of a URL
 MOST_STEPS: Final = 2**53
-MOST_METRICS, LONGEST_METRIC = 200, 100  # of one job; characters of a name
+MOST_METRICS, LONGEST_METRIC = 200, 100  # metrics of one job; characters of a metric's name
 
 
 class Message(BaseModel):
-    """Unknown keys are passed over, so that a newer server may say more."""
+    """A message. Unknown keys are ignored, so that a newer release may add fields."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=True)
 
@@ -48,11 +48,11 @@ class Message(BaseModel):
 class Order(StrEnum):
     GO_ON = "go-on"
     STOP = "stop"  # save, end, and exit with 130
-    LEAVE = "leave"  # the attempt is over, and another one may run: end at once, and write nothing more
+    LEAVE = "leave"  # the attempt is over, and another one may be running: end at once, and write nothing more
 
 
 class Register(Message):
-    """`queue`: id of the queue that has started the driver; '': an older release started it."""
+    """A driver's first message. `queue` is the id of the queue that started it; '' if an older release did."""
 
     job_id: str
     queue: str = Field("", max_length=100)
@@ -65,13 +65,13 @@ class Registered(Message):
     """What the attempt is to run.
 
     Attributes:
-        kind: of the spec: finetune, command.
-        spec: resolved: what it says of other runs (`run:NAME`) is a path or URL by now.
-        run: root of the run, which an earlier attempt may have begun; None: the job writes none.
-        placement: (node id, workers there), of the lease; in order, ranks follow from it.
+        kind: kind of the spec.
+        spec: the resolved spec; references to other runs (`run:NAME`) are replaced by paths or URLs.
+        run: root of the run, which an earlier attempt may have started; None if the job writes no run.
+        placement: (node id, workers there) of the lease; ranks are assigned in this order.
         engine: what runs the workers.
-        parents: roots of the runs of the jobs that it comes after, by job; those that have none are left out.
-        secrets: variables of the environment, by name.
+        parents: run roots of the jobs that this job comes after, by job; jobs without a run are left out.
+        secrets: environment variables, by name.
         queue: id of the queue that answers.
     """
 
@@ -88,18 +88,18 @@ class Registered(Message):
 
 
 class Beat(Message):
-    """What the driver knows by now. None: nothing new.
+    """A heartbeat: the newest values that the driver knows. None means nothing new.
 
     Attributes:
-        run: root of the run that it writes; no other one than it was told.
+        run: root of the run that the driver writes, which must be the one that it was told.
         saved_step: step of the newest checkpoint.
-        remaining_s: running time left, as measured.
-        interruption_cost_s: what it would cost to stop now: work since the newest checkpoint, and starting again.
-        metrics: newest by name.
+        remaining_s: measured estimate of the running time that is left.
+        interruption_cost_s: seconds that a stop now would cost: the work since the newest checkpoint, and a new start.
+        metrics: newest values by name.
         draining: nodes of its placement that Ray is about to take away.
-        keeps: node of each worker that it still uses; it has given the others of its placement back, for good.
-        faulty: nodes of its placement whose hardware failed, as a GPU with an ECC error.
-        last: the driver is about to end, and is answered once all it has said is kept for good.
+        keeps: node of each worker that it still uses; it has given back the rest of its placement for good.
+        faulty: nodes of its placement whose hardware failed, such as a GPU with an ECC error.
+        last: the driver is about to end; the answer comes once everything it has said is stored.
         queue: see Register.
     """
 
@@ -121,13 +121,13 @@ class Beat(Message):
     @field_validator("metrics")
     @classmethod
     def _few(cls, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """What is more than that is passed over: training does not end for it."""
+        """Drop metrics beyond the limits instead of failing, because training must not end for that."""
         fitting = [(name, value) for name, value in metrics.items() if len(name) <= LONGEST_METRIC]
         return dict(fitting[:MOST_METRICS])
 
 
 class Answer(Message):
-    """`queue`: id of the queue that answers."""
+    """The answer to a heartbeat. `queue` is the id of the queue that answers."""
 
     order: Order
     reason: str = ""
@@ -135,16 +135,16 @@ class Answer(Message):
 
 
 class Join(Message):
-    """A guest asks for its job to be queued. Sent again, it is answered with the same job.
+    """A guest's request to queue its job. A repetition gets the same job.
 
     Attributes:
-        key: drawn by the guest: what makes a repetition one.
-        queue: of the orchestrator that it has found; '': whichever answers.
+        key: drawn by the guest; a message with the same key is a repetition.
+        queue: queue of the orchestrator that the guest found; '' accepts any.
         submission: Ray's name of the guest. Its attempts run in the same environment (packages, variables, working
-            directory), and with its end the job is cancelled.
-        environment: `digest_of_environment` of the guest's own, which shows that it is the one that it names.
-        spec: resolved.
-        package: the folder that Ray has unpacked for the guest, and unpacks for its attempts on every node.
+            directory), and the job is cancelled when the guest ends.
+        environment: `digest_of_environment` of the guest, which proves that it is the submission that it names.
+        spec: the resolved spec.
+        package: the directory that Ray has unpacked for the guest, and unpacks for its attempts on every node.
     """
 
     key: str = Field(min_length=1, max_length=100)
@@ -171,10 +171,11 @@ class Joined(Message):
 
 
 class Look(Message):
-    """
+    """A guest's question about its job.
+
     Attributes:
         queue: see Join.
-        attempt, after: of the output that is known by now: which attempt's, and how many bytes of it.
+        attempt, after: the output that the guest has: an attempt, and the number of its bytes.
     """
 
     job_id: str
@@ -184,13 +185,14 @@ class Look(Message):
 
 
 class Looked(Message):
-    """
+    """The answer to `Look` and `Leave`.
+
     Attributes:
-        words: how it is with the job, in one line; empty while it trains.
-        output: what the attempt that was named has written since, or the next one where that has ended.
-        attempt, after: for the next look.
-        more: there is more to be had at once.
-        exit_code: of a job that has ended; None: it has not.
+        words: the state of the job in one line; empty while it trains.
+        output: new output of the attempt that was named, or of the next one if that has ended.
+        attempt, after: values for the next question.
+        more: more output is available at once.
+        exit_code: exit code of a job that has ended; None if it has not.
     """
 
     words: str = ""
@@ -202,6 +204,6 @@ class Looked(Message):
 
 
 class Leave(Message):
-    """The guest is about to end: its job is not wanted any more."""
+    """A guest is about to end: cancel its job."""
 
     job_id: str

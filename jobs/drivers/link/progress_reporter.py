@@ -1,4 +1,4 @@
-"""From a run's progress to the newest that its driver knows: how far, how long still, what an interruption costs."""
+"""Reports a run's progress to the queue: steps, remaining time, and the cost of an interruption."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from jobs.drivers.link.link import Link
 from jobs.run.outcome import Event
 from jobs.run.progress import Clock, Pace, Progress
 
-# Of a step's record, what people want to see of a job from far.
+# Values of a step's record that are useful in a list of jobs.
 _METRICS = ("loss", "learning_rate", "grad_norm", "epoch", "tokens_per_s")
 
 
 class Telling:
-    """A Progress that passes everything on, and tells the link."""
+    """A Progress that passes everything on to another one, and also reports it to the link."""
 
     def __init__(self, inner: Progress, link: Link, places: Sequence[str] = (), clock: Clock = time.monotonic) -> None:
-        """`places`: node of each worker of the lease, if a part of it may be given back."""
+        """`places`: node of each worker of the lease, if part of the lease may be given back."""
         self._places = places
         self._inner, self._link, self._clock = inner, link, clock
         self._pace = Pace(clock)
         self._began = clock()
-        self._startup_s: float | None = None  # from here to the end of the first step
-        self._saved = 0  # the step that a checkpoint holds
+        self._startup_s: float | None = None  # from the creation of this object to the end of the first step
+        self._saved = 0  # step of the newest checkpoint
         self._step, self._step_s = 0, 0.0
-        self._before = 0  # steps of the trials, before the final run of a sweep
+        self._before = 0  # steps of all trials before the final run of a sweep
 
     def event(self, event: Event) -> None:
         self._inner.event(event)
@@ -34,7 +34,7 @@ class Telling:
         if event.kind == "phase" and "root" in data:
             self._link.tell(run=data["root"])
         elif data.get("phase") == "workers":
-            self._began = self._clock()  # preparing the data is done once
+            self._began = self._clock()  # a restart does not prepare the data again
         elif data.get("phase") == "given-back" and self._places:
             self._link.tell(keeps=tuple(self._places[worker] for worker in data["workers"]))
         elif data.get("phase") == "final":
@@ -77,9 +77,9 @@ class Telling:
         self._link.tell(**known, interruption_cost_s=self.interruption_cost_s())
 
     def interruption_cost_s(self) -> float:
-        """Steps that no checkpoint holds would be done again, after starting as slowly as this time.
+        """Return the seconds that an interruption now would cost: a new start, and the steps since the checkpoint.
 
-        A run that is *asked* to stop saves first; this is what it costs where it cannot.
+        A run that is *asked* to stop saves first; this is the cost if it cannot save.
         """
         startup_s = self._startup_s if self._startup_s is not None else self._clock() - self._began
         return startup_s + max(self._step - self._saved, 0) * self._step_s

@@ -1,4 +1,4 @@
-"""The fields of a spec, of either kind, by their dotted names, and what a wrong name may have meant."""
+"""The fields of a spec of any kind, by their dotted names, and the field that a wrong name probably means."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobs.spec.sweep import SweepSpec
 
 SPEC_MODELS: Mapping[Kind, type[BaseModel]] = {"finetune": Spec, "command": CommandSpec, "sweep": SweepSpec}
 
-# What other tools call it, anywhere or in one section. The left side is compared without regard to case, '-' and '_'.
+# Names that other tools use, anywhere or in one section. Case, '-' and '_' are ignored when names are compared.
 ALIASES: Mapping[str, str] = {
     "lr": "train.learning_rate",
     "rate": "train.learning_rate",
@@ -145,7 +145,7 @@ ALIASES: Mapping[str, str] = {
     "webhook": "queue.on_end",
     "type": "kind",
 }
-# In a spec of kind command these mean something else, or nothing.
+# In a spec of kind command, these names mean other fields than above.
 COMMAND_ALIASES: Mapping[str, str] = {
     "cmd": "command",
     "entrypoint": "command",
@@ -162,22 +162,22 @@ COMMAND_ALIASES: Mapping[str, str] = {
     "processes": "resources.num_workers",
     "num_processes": "resources.num_workers",
 }
-_LONGEST_KEY = 100  # characters of a key that are looked at: no field has as many
-# Wanted elsewhere, and not offered here.
+_LONGEST_KEY = 100  # characters of a key that are compared; every field is shorter
+# Settings of other tools that Fleetune does not offer, with the reason.
 ABSENT: Mapping[str, str] = {
     "trust_remote_code": "code from a model directory is never run",
     "lora": "every parameter is trained (method: full); adapters are not offered",
     "peft": "every parameter is trained (method: full); adapters are not offered",
     "pbt": "population-based training changes values within a run, so it ends with no learning rate and no warmup",
     "tokenizer": "the tokenizer is the one in the model's directory",
-    "dataloader_num_workers": "rows are read ahead without being told",
+    "dataloader_num_workers": "rows are always read ahead",
     "<<": "merge keys are not read: write the values out",
 }
 
 
 @functools.cache
 def spec_fields(kind: Kind = "finetune") -> Mapping[str, FieldInfo]:
-    """Every field by its dotted name, in the order of the spec: `train`, `train.learning_rate`, and so on."""
+    """Return every field by its dotted name, in the order of the spec: `train`, `train.learning_rate`, and so on."""
     return dict(_walk(SPEC_MODELS[kind], ""))
 
 
@@ -189,20 +189,20 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterable[tuple[str, FieldInfo]
 
 
 def section_model(info: FieldInfo) -> type[BaseModel] | None:
-    """The model of a field that is a section; None for a plain value."""
+    """Return the model of a field that is a section; None for a plain value."""
     annotation = info.annotation
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def keys_of(section: str, kind: Kind = "finetune") -> list[str]:
-    """Names of the fields directly under a section ("" for the top level)."""
+    """List the fields directly under a section ("" for the top level)."""
     prefix = f"{section}." if section else ""
     names = [name[len(prefix) :] for name in spec_fields(kind) if name.startswith(prefix)]
     return [name for name in names if "." not in name]
 
 
 def unknown_key(section: str, key: str, kind: Kind = "finetune") -> tuple[str, str | None]:
-    """What to say about a key that the section does not have, and the field that was probably meant."""
+    """Return a message about a key that the section does not have, and the field that was probably meant."""
     fields, key = spec_fields(kind), key[:_LONGEST_KEY]
     if other := _other_kind(section, key, kind):
         return f"unknown key: it is for kind: {other}, and this spec is of kind {kind}", None
@@ -228,12 +228,12 @@ def unknown_key(section: str, key: str, kind: Kind = "finetune") -> tuple[str, s
 
 
 def homes_of(key: str, kind: Kind = "finetune") -> list[str]:
-    """Fields of this very name, in whatever section."""
+    """List the fields with exactly this last name, in any section."""
     return [name for name in spec_fields(kind) if name.rpartition(".")[2] == key]
 
 
 def _other_kind(section: str, key: str, kind: Kind) -> Kind | None:
-    """The kind of spec that has such a section or value at the top, if this one has it nowhere."""
+    """Return another kind of spec that has this key at the top level, if this kind has it nowhere."""
     others = (other for other in SPEC_MODELS if other != kind and key in keys_of("", other))
     return None if section or homes_of(key, kind) else next(others, None)
 

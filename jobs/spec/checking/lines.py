@@ -1,7 +1,7 @@
-"""YAML and JSON with the line of every value, and without YAML's surprises.
+"""Parses YAML and JSON with the line of every value.
 
-Read as YAML 1.2 reads it: `1e-5` is a number, `no` and `on` are text, `1:30` and `2026-01-01` are text too, and a key
-that is given twice is an error.
+YAML follows version 1.2: `1e-5` is a number; `no`, `on`, `1:30` and `2026-01-01` are text. A key that is given twice is
+an error.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ class Document:
 
 
 def parse(text: str, source: str) -> Document:
-    """Parse the text of a spec; `source` is the file's name as the user gave it.
+    """Parse the text of a spec. `source` is the file's name as the user gave it.
 
     Raises:
-        SpecError: a syntax error, with line and column.
+        SpecError: syntax error, with line and column.
     """
     if source.endswith(".json"):
         return _parse_json(text, source)
@@ -125,7 +125,7 @@ def _readable(error: yaml.MarkedYAMLError, text: str) -> str:
 
 
 class _Builder:
-    """Turns nodes into plain values and writes down where they stand (`source` None: nowhere)."""
+    """Turns YAML nodes into plain values and records their places; with `source` None it records none."""
 
     def __init__(self, document: Document, source: str | None) -> None:
         self._document = document

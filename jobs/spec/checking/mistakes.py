@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a spec, in words for people who never heard of it."""
+"""Translates pydantic's validation errors into messages for people who do not know pydantic."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from jobs.spec.data import Columns, Source
 from jobs.spec.queue import Kind, OnEnd
 from jobs.spec.sweep import Range
 
-KEY = "[key]"  # pydantic's last part of the place of a key, as opposed to its value
+KEY = "[key]"  # pydantic's last part of a place, if the error is about a key and not about its value
 _A_SOURCE = re.compile(r"^data\.(train|eval)(\.\d+)?(\.|$)")
-_VARIABLE = "is no name of a variable: letters, digits and _, and no digit first"
+_VARIABLE = "is not a valid variable name: use letters, digits and _, and do not begin with a digit"
 
 
 def reworded(kind: Kind, name: str, mistake: str, context: Mapping[str, Any], value: Any) -> str:
-    """The message of one mistake.
+    """Return the message of one mistake.
 
     Args:
-        kind: of the spec.
-        name: dotted, of the field.
-        mistake: pydantic's name for it.
-        context: pydantic's facts about it.
+        kind: kind of the spec.
+        name: dotted name of the field.
+        mistake: pydantic's type of the error.
+        context: pydantic's facts about the error.
+        value: the value that was rejected.
     """
     about = _about(kind, name)
     if mistake == "extra_forbidden":
@@ -56,20 +57,20 @@ def reworded(kind: Kind, name: str, mistake: str, context: Mapping[str, Any], va
         if name.endswith(KEY) or name.startswith("queue.secrets"):
             return f"{shown(value, '')} {_VARIABLE}"
         if "\0" in str(value):
-            return "has a zero byte in it, which no program can be given"
+            return "contains a zero byte, which cannot be passed to a program"
         return f"{shown(value, '')} does not fit. {about}"
     text = must_be(mistake, context)
     return f"must be {text}, but is {shown(value)}" if text else f"{mistake}: {shown(value)}. {about}"
 
 
 def must_be(mistake: str, context: Mapping[str, Any]) -> str | None:
-    """What is allowed, after `must be`; None for a mistake that needs other words."""
+    """Describe what is allowed, as it reads after `must be`; None if the mistake has no such description."""
     text = _MUST_BE.get(mistake)
     return None if text is None else text.format(**context)
 
 
 def _about(kind: Kind, name: str) -> str:
-    """What the field is, or else the nearest one around it."""
+    """Return the description of the field, or of the nearest section around it."""
     fields: dict[str, FieldInfo] = {**spec_fields(kind)}
     inner = _model_within(name).model_fields.get(name.rpartition(".")[2])
     if name not in fields and inner is not None:
@@ -80,7 +81,7 @@ def _about(kind: Kind, name: str) -> str:
 
 
 def _model_within(name: str) -> type[BaseModel]:
-    """The model of a value that has keys, and is no section: a source, its columns, queue.on_end."""
+    """Return the model of a value that has keys but is not a section: a source, its columns, queue.on_end."""
     if name.startswith("queue.on_end"):
         return OnEnd
     section = name if name.endswith("columns") else name.rpartition(".")[0]
@@ -113,7 +114,7 @@ _MUST_BE = {
 
 
 def shown(value: Any, kind: str = "the text ") -> str:
-    """A value as a message shows it; `kind` comes before a text."""
+    """Format a value for a message; `kind` comes before a text."""
     if value is None:
         return "empty"
     if isinstance(value, str):

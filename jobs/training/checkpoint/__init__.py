@@ -1,4 +1,4 @@
-"""Checkpoints: written behind the loop, read on any number of workers, and turned into a model directory.
+"""Checkpoints: written in the background, read on any number of workers, and turned into a model directory.
 
 May import `model` and what it may import. Start with `writer`, then `reader`.
 """

@@ -1,4 +1,4 @@
-"""Reading a checkpoint back, on any number of workers: the newest that is whole, checked by all ranks together."""
+"""Reads the newest complete checkpoint, on any number of workers; all ranks verify it together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobs.training.model.partitions import Partitions
 
 
 class CheckpointReader:
-    """One rank's view of the checkpoints that are there."""
+    """Reads a run's checkpoints on one rank."""
 
     def __init__(
         self,
@@ -32,14 +32,14 @@ class CheckpointReader:
         self._rank, self._report = rank, report
 
     def restore(self, only: int | None = None) -> Commit | None:
-        """Load the newest whole checkpoint (or that of step `only`) into the engine; a call of every rank.
+        """Load the newest complete checkpoint, or that of step `only`, into the engine. Every rank must call it.
 
         Returns:
-            Its marker, or None where there is none.
+            Its marker; None if there is no checkpoint.
 
         Raises:
-            DataError: it is of another model.
-            StorageOutage: the storage does not answer now. To pass the checkpoint over would throw away its steps.
+            DataError: the checkpoint belongs to another model.
+            StorageOutage: the storage does not answer now. Skipping the checkpoint would lose its steps.
         """
         for step in self._candidates() if only is None else [only]:
             found, reason = self._described(step)
@@ -58,7 +58,7 @@ class CheckpointReader:
         return None
 
     def _candidates(self) -> list[int]:
-        """Steps with a marker, newest first, as rank 0 sees them."""
+        """List the steps with a marker, newest first, as rank 0 sees them."""
         told: list[Any] = [None]
         if self._rank == 0:
             whole = committed_steps(self._paths)
@@ -70,7 +70,7 @@ class CheckpointReader:
         return list(told[0])
 
     def _described(self, step: int) -> tuple[tuple[Commit, tuple[Part, ...]] | None, str | None]:
-        """Rank 0's reading of a marker and its parts, told to all; or what is wrong with them."""
+        """Read a marker and the indexes of its parts on rank 0. Every rank gets these, or what is wrong with them."""
         told: list[Any] = [None, None]
         if self._rank == 0:
             try:
@@ -89,10 +89,10 @@ class CheckpointReader:
         """Read this rank's slices into the host copy, and the buffers.
 
         Returns:
-            What is wrong on any rank, or None on all; and the buffers.
+            What is wrong on any rank, or None if nothing is; and the buffers.
 
         Raises:
-            StorageOutage: the storage does not answer a rank now; on all ranks.
+            StorageOutage: the storage does not answer one of the ranks now; raised on all ranks.
         """
         folder = self._paths.checkpoint(commit.step)
         buffers: dict[str, torch.Tensor] = {}
@@ -112,7 +112,7 @@ class CheckpointReader:
 
 
 def check_same_model(commit: Commit, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise DataError where a checkpoint's parameters are not those of the model."""
+    """Raise DataError if a checkpoint's parameters are not those of the model."""
     saved = commit.shapes
     other = [
         f"{name} {list(saved.get(name, ())) or 'missing'} -> {list(shapes.get(name, ())) or 'missing'}"
@@ -127,7 +127,7 @@ def check_same_model(commit: Commit, shapes: dict[str, tuple[int, ...]]) -> None
 
 
 def read_buffers(folder: str, part: Part, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The model's buffers out of rank 0's part, shaped as `like`, on the host. Raises Damaged."""
+    """Read the model's buffers from rank 0's part, shaped as `like`, into host memory. Raises Damaged."""
     kept = {
         name: torch.empty(buffer.shape, dtype=buffer.dtype) for name, buffer in like.items() if name in part.buffers
     }

@@ -1,4 +1,4 @@
-"""A model directory out of a run that did not get to write its own: from its newest checkpoint."""
+"""Makes a model directory from the newest checkpoint of a run that did not write one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from jobs.training.model.tensor_names import naming_of
 
 
 def export_run(run_root: str, to: str | None = None, say: Callable[[str], None] = print) -> str:
-    """Bring a run's model to `to` or its own model/: a copy where it has one, else out of its newest whole checkpoint.
+    """Put a run's model into `to`, or into its model/: a copy of its export, else made from its newest checkpoint.
 
     One process reads the checkpoint, tensor by tensor; at most one output file is in memory.
 
@@ -40,7 +40,7 @@ def export_run(run_root: str, to: str | None = None, say: Callable[[str], None] 
     paths = JobPaths(run_root)
     target = paths.model if to is None else to
     outcome = read_outcome(paths)
-    if outcome is not None and outcome.model_path is not None:  # written, read back and found right
+    if outcome is not None and outcome.model_path is not None:  # the run has verified this export
         return paths.model if target == paths.model else _copied(paths.model, target)
     for step in reversed(committed_steps(paths)):
         try:
@@ -52,7 +52,7 @@ def export_run(run_root: str, to: str | None = None, say: Callable[[str], None] 
         else:
             say(f"out of the checkpoint of step {step}")
             return target
-    raise DataError(f"run {paths.name} has neither a model nor a whole checkpoint: there is nothing to export")
+    raise DataError(f"run {paths.name} has neither a model nor a complete checkpoint: there is nothing to export")
 
 
 def _copied(source: str, target: str) -> str:
@@ -69,7 +69,7 @@ def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], tar
     set_pad_token(model.config, pad_token_id(load_tokenizer(model_dir)))
     weights = Weights(model)
     parameters = dict(weights.parameters)
-    trained = {  # some types let go of what their configuration freezes once their weights are read
+    trained = {  # after loading, some types no longer freeze what their configuration freezes
         name: tuple(parameter.shape)
         for name, parameter in parameters.items()
         if parameter.requires_grad or name in commit.shapes
@@ -92,13 +92,13 @@ def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], tar
 
 
 def _of_source(spec: Spec, model_dir: str, precision: Precision, names: Set[str]) -> dict[str, torch.Tensor]:
-    """Parameters that are not trained, and so in no checkpoint: transformers loads the source's model for them."""
+    """Load parameters that are not trained, and so are in no checkpoint, from the source's model."""
     source = load_model(spec, model_dir, precision, pad_token_id(load_tokenizer(model_dir)))
     return {name: parameter.detach() for name, parameter in source.named_parameters() if name in names}
 
 
 def _whole(folder: str, parts: tuple[Part, ...], name: str, like: torch.Tensor) -> torch.Tensor:
-    """One parameter's fp32 weights out of all ranks' slices, shaped as `like`. Raises Damaged."""
+    """Read one parameter's fp32 weights from all ranks' slices, shaped as `like`. Raises Damaged."""
     tensor = torch.empty(like.numel(), dtype=torch.float32)
     read_slices(folder, parts, [Read("weight", Slice(name, 0, like.numel()), as_bytes(tensor.numpy()))])
     return tensor.reshape(like.shape)

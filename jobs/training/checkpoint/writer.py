@@ -1,8 +1,8 @@
-"""Saving the training state behind the step loop.
+"""Saves the training state in the background.
 
-A save copies this rank's state to host memory, which is all that the loop waits for. A thread then writes the copy and
-describes it; rank 0's thread waits for the descriptions of all ranks and puts the marker. There is one copy: while it
-is being written a rank is `busy`, and the loop puts the next save off.
+A save copies this rank's state to host memory; the loop waits for nothing else. A thread then writes the copy and its
+index. Rank 0's thread waits for the indexes of all ranks and writes the marker. There is one copy: while it is being
+written, a rank is `busy`, and the loop puts the next save off.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from jobs.training.model.partitions import Partitions
 from jobs.training.reporter import Reporter
 from jobs.training.worker_context import Gang
 
-_POLL_S = (0.05, 1.0)  # rank 0's look for the other ranks' parts: first and longest pause
+_POLL_S = (0.05, 1.0)  # first and longest pause of rank 0 between looks for the other ranks' parts
 _SAY_EVERY_S = 20.0
-_GIVE_UP_S = 1200.0  # less than the half an hour that the other ranks wait in a collective
+_GIVE_UP_S = 1200.0  # less than the half hour after which a collective of the other ranks times out
 _DTYPES = {
     torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
     torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
@@ -50,7 +50,7 @@ _DTYPES = {
 
 @dataclass
 class Writing:
-    """One checkpoint on its way to storage."""
+    """One checkpoint that is being written."""
 
     step: int
     began_at: float = field(default_factory=time.monotonic)
@@ -61,16 +61,16 @@ class Writing:
 
 
 class Checkpointer:
-    """One rank's checkpoints. What says "a call of every rank" must be made by all of them, in the same order."""
+    """Writes one rank's checkpoints. Where "every rank must call it", they must do so in the same order."""
 
     def __init__(
         self, paths: JobPaths, partitions: Partitions, host: HostCopy, gang: Gang, keep: int, reporter: Reporter
     ) -> None:
-        """A call of every rank: they agree on the token of this worker group.
+        """Agree on the token of this worker group. Every rank must call it.
 
         Args:
-            host: nobody else may write into it while this rank is busy.
-            keep: so many newest checkpoints, beside the best.
+            host: while this rank is busy, only this object may write into it.
+            keep: number of newest checkpoints that are kept, beside the best.
         """
         self._paths, self._partitions, self._host, self._keep = paths, partitions, host, keep
         self._reporter, self._report = reporter, reporter.event
@@ -80,7 +80,7 @@ class Checkpointer:
         self._stem = [part_stem(number, gang.world_size, token[0]) for number in range(gang.world_size)]
         self._writing: Writing | None = None
         self._copied = False  # the host copy holds a state
-        self.last_began_at = time.monotonic()  # of the newest save; at first, of the worker group
+        self.last_began_at = time.monotonic()  # start of the newest save; at first, of the worker group
 
     @property
     def busy(self) -> bool:
@@ -101,11 +101,11 @@ class Checkpointer:
         return self._writing.step if self._writing is not None else None
 
     def save(self, step: int, fields: dict[str, Any], buffers: dict[str, torch.Tensor]) -> None:
-        """Take the state of `step` and have it written; a call of every rank, none of which may be busy.
+        """Copy the state of `step` and write it in a thread. Every rank must call it, and none may be busy.
 
         Args:
-            fields: what `Commit` says of the run.
-            buffers: the model's; the same on all ranks, written by rank 0.
+            fields: the run's fields of `Commit`.
+            buffers: the model's buffers, equal on all ranks; rank 0 writes them.
         """
         assert not self.busy
         self._host.take(self._partitions.state())
@@ -142,7 +142,7 @@ class Checkpointer:
         return tensors, {"rank": self._rank, "slices": slices, "buffers": described}
 
     def _write(self, writing: Writing, tensors: list[Tensor], part: dict[str, Any], fields: dict[str, Any]) -> None:
-        """The thread: this rank's part; on rank 0 then the marker, and what is no longer kept goes."""
+        """Write this rank's part; on rank 0, then write the marker and remove old checkpoints. Runs in the thread."""
         folder, stem = self._paths.checkpoint(writing.step), self._stem[self._rank]
         try:
             file = write_shard(folder, f"{stem}.safetensors", tensors)
@@ -174,13 +174,13 @@ class Checkpointer:
             bytes=size,
             **fields,
         )
-        self._reporter.flush()  # a run that goes on from here must find the metrics of every step before
+        self._reporter.flush()  # a run that resumes here must find the metrics of every earlier step
         try:
             storage.write_bytes(commit_path(self._paths, writing.step), commit.model_dump_json().encode())
-        except StorageError:  # an object store may have taken it all the same
+        except StorageError:  # an object store may have stored it despite the error
             self._remove_marker(writing.step)
             raise
-        if writing.abandoned.is_set():  # meanwhile: other ranks' parts may be gone
+        if writing.abandoned.is_set():  # abandoned in the meantime: parts of other ranks may be gone
             self._remove_marker(writing.step)
             self._remove_own_part(writing.step)
             return
@@ -195,7 +195,7 @@ class Checkpointer:
         self._clean(commit)
 
     def _parts_of_all_ranks(self, writing: Writing) -> list[tuple[PartEntry, int]] | None:
-        """Wait for every rank's description; None when the save was abandoned."""
+        """Wait for the index of every rank; None if the save was abandoned."""
         folder = self._paths.checkpoint(writing.step)
         missing, entries = set(range(self._world_size)), {}
         pause = _POLL_S[0]
@@ -213,13 +213,13 @@ class Checkpointer:
         return None
 
     def _clean(self, commit: Commit) -> None:
-        """Remove what is no longer kept; that it cannot be removed harms nobody."""
+        """Remove checkpoints that are no longer kept. A failure to remove them is ignored."""
         best = commit.best.step if commit.best else None
         with contextlib.suppress(StorageError):
             whole = committed_steps(self._paths)
             gone = to_remove(whole, self._keep, best, commit.step)
             for step in [*gone, *leftovers(saved_steps(self._paths), whole)]:
-                # The marker first: a checkpoint that is half removed must not look whole.
+                # Remove the marker first: a partly removed checkpoint must not look complete.
                 storage.remove_file(commit_path(self._paths, step))
                 storage.remove_dir(self._paths.checkpoint(step))
 
@@ -233,7 +233,7 @@ class Checkpointer:
                 storage.remove_file(storage.join(self._paths.checkpoint(step), f"{self._stem[self._rank]}.{ending}"))
 
     def give_up(self) -> None:
-        """Abandon the write under way, since some rank's has failed, and say why; a call of every rank."""
+        """Abandon the present write, because some rank's has failed, and report why. Every rank must call it."""
         writing = self._writing
         self._writing = None
         reasons: list[Any] = [None] * self._world_size
@@ -254,7 +254,7 @@ class Checkpointer:
                 return
 
     def settle(self) -> bool:
-        """Wait until the write under way, if any, is on storage; whether it is whole. A call of every rank."""
+        """Wait until the present write, if any, has ended. Returns whether it is complete. Every rank must call it."""
         writing = self._writing
         if writing is None:
             return True
@@ -275,13 +275,13 @@ class Checkpointer:
         return True
 
     def rest(self) -> None:
-        """Give the memory of the host copy back once nothing is being written; for the thread of the loop only."""
+        """Return the memory of the host copy once nothing is being written. Only the loop's thread may call it."""
         if self._copied and not self.busy:
             self._host.release()
             self._copied = False
 
     def finish(self, within_s: float) -> None:
-        """Let this rank's write under way, if any, end before the process does; for an end by an error."""
+        """Wait for this rank's present write, if any, before the process ends after an error."""
         if self._writing is not None:
             self._writing.done.wait(within_s)
 

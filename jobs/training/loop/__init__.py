@@ -1,4 +1,4 @@
 """The training loop, its state, saving, restoring and evaluation, and the worker around it.
 
-May import `checkpoint`, `data` and what these may import. Start with `loop`. `warm` runs it for trial after trial.
+May import `checkpoint`, `data` and what these may import. Start with `loop`. `warm` runs it once for each trial.
 """

@@ -1,7 +1,7 @@
-"""Scores a run as if it ended soon: its rate goes to zero within a few steps, and then its state is restored.
+"""Estimates the final score of a run: the rate falls to zero within a few steps, and then the state is put back.
 
-A held-out loss in the middle of a run says little of its end: a high rate keeps it high, and what it has gained shows
-only once the rate falls.
+The held-out loss in the middle of a run says little about the end of the run: a high rate keeps the loss high, and
+progress shows only once the rate falls.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from jobs.training.loop.state import LoopState, Run
 
 
 def cooled_down(run: Run, state: LoopState, steps: int) -> tuple[dict[str, float], int]:
-    """eval_* after so many steps more, whose rate falls evenly to zero, and the tokens of these steps.
+    """Return eval_* after `steps` more steps, in which the rate falls linearly to zero, and the tokens of these steps.
 
-    A call of every rank. Weights, optimizer, buffers and loss scale are afterwards what they were before.
+    Every rank must call it. Afterwards weights, optimizer, buffers and loss scale are as they were before.
     """
     assert run.evaluator is not None
     kept = _Kept(run)
@@ -35,12 +35,12 @@ def cooled_down(run: Run, state: LoopState, steps: int) -> tuple[dict[str, float
 
 
 def on_host(tensor: torch.Tensor) -> torch.Tensor:
-    """Copy a tensor to host memory, since a GPU may have no room for a second training state."""
+    """Copy a tensor to host memory, because a GPU may not have enough memory for a second training state."""
     return tensor.detach().to("cpu", copy=True)
 
 
 class _Kept:
-    """A copy of this rank's training state, in the host's memory."""
+    """A copy of this rank's training state in host memory."""
 
     def __init__(self, run: Run) -> None:
         partitions = run.engine.partitions

@@ -1,4 +1,4 @@
-"""Scoring the held-out rows on the living gang."""
+"""Scores the held-out rows on all workers."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from jobs.training.loop.metrics import (
 from jobs.training.model.batch import Batch, collate, model_logits
 from jobs.training.worker_context import Gang
 
-_MOST_LOGITS = 2**26  # of a forward pass: 256 MiB in fp32
+_MOST_LOGITS = 2**26  # logits of one forward pass: 256 MiB in fp32
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """The held-out rows and what is asked of them."""
+    """Scores the held-out rows with the spec's metrics."""
 
     spec: Spec
     split: Split
     pad_token_id: int
-    unpack: bool = False  # score each sample of a packed row in a row of its own
+    unpack: bool = False  # score each sample of a packed row in a separate row
 
     @torch.no_grad()
     def score(self, engine: torch.nn.Module, gang: Gang) -> tuple[dict[str, float], Confusion | None]:
-        """eval_* and confusion of all held-out rows; every rank must call it, and gets the same values.
+        """Return eval_* and the confusion of all held-out rows. Every rank must call it and gets the same values.
 
-        Each rank scores its share. A rank whose share is over goes through empty rows with the others, since ZeRO-3
-        gathers every layer from all ranks.
+        Each rank scores its share. A rank that has finished its share processes empty rows until the others finish,
+        because ZeRO-3 gathers every layer from all ranks.
 
         Raises:
-            MetricFailed: a function of the user's own failed, on all ranks.
+            MetricFailed: a metric function of the user failed; raised on all ranks.
         """
         own = own_functions(self.spec.eval.metrics)
         tally, kept = _Tally(self.spec.num_labels or 0), _Kept(bool(own))
@@ -66,11 +66,11 @@ class Evaluator:
         return metrics | (kept.judged_by(own) if own else {}), confusion_of(sums)
 
     def _rounds(self, gang: Gang, rows: int) -> list[tuple[int, int]]:
-        """This rank's (start, stop) of every round."""
+        """List this rank's (start, stop) of every round."""
         return list(shares(len(self.split), rows, gang.world_size))[gang.rank :: gang.world_size]
 
     def _rows_at_once(self, vocabulary: int) -> int:
-        """Rows of a forward pass; the same on all ranks, each of which takes part in every gathering of weights."""
+        """Return the rows of a forward pass. It must be equal on all ranks, which gather the weights together."""
         wanted, trained = self.spec.eval.per_device_eval_batch_size, self.spec.train.per_device_train_batch_size
         if self.spec.model.task != "causal-lm":
             return wanted
@@ -79,9 +79,9 @@ class Evaluator:
 
 
 def rows_within(wanted: int, trained: int, logits_of_row: int) -> int:
-    """Rows of a forward pass: as many as wanted, within the most logits at once. Pure.
+    """Return the rows of a forward pass: `wanted`, but at most as many as keep the logits within _MOST_LOGITS. Pure.
 
-    No fewer than a micro-batch of training has, whose gradients take more memory than an evaluation.
+    It is at least a micro-batch of training, which takes more memory than an evaluation of as many rows.
     """
     return min(wanted, max(trained, _MOST_LOGITS // max(logits_of_row, 1), 1))
 
@@ -92,7 +92,7 @@ def vocabulary_of(engine: torch.nn.Module) -> int:
 
 
 class _Tally:
-    """Counts that add up over batches and over ranks."""
+    """Counts that are summed over batches and over ranks."""
 
     def __init__(self, num_labels: int) -> None:
         self._labels = num_labels
@@ -121,7 +121,7 @@ class _Tally:
 
 
 class _Kept:
-    """Predictions themselves, for functions of the user's own."""
+    """Keeps the predictions for the user's metric functions."""
 
     def __init__(self, wanted: bool) -> None:
         self._wanted = wanted
@@ -137,10 +137,10 @@ class _Kept:
         self._pairs.append((predicted[real].cpu().numpy(), targets[real].cpu().numpy()))
 
     def judged_by(self, functions: dict[str, Callable[[EvalPrediction], Any]]) -> dict[str, float]:
-        """What the functions say of all predictions: rank 0 gathers them and asks, once; every rank hears the answer.
+        """Gather all predictions on rank 0, call the functions there once, and send the result to every rank.
 
         Raises:
-            MetricFailed: on all ranks, when a function failed.
+            MetricFailed: a function failed; raised on all ranks.
         """
         rank = dist.get_rank()
         gathered: list[Any] | None = [None] * dist.get_world_size() if rank == 0 else None
@@ -161,7 +161,7 @@ class _Kept:
 
 
 def _in_order(gathered: list[Any]) -> EvalPrediction:
-    """Round by round, rank by rank: the order of the rows in the split."""
+    """Order the gathered pairs by round, then by rank, which is the order of the rows in the split."""
     rounds = [pair for pairs in zip(*gathered, strict=True) for pair in pairs]
     return EvalPrediction(
         predictions=_stack([predicted for predicted, _ in rounds]), label_ids=_stack([label for _, label in rounds])
@@ -169,7 +169,7 @@ def _in_order(gathered: list[Any]) -> EvalPrediction:
 
 
 def _stack(arrays: list[Any]) -> Any:
-    """Concatenate along rows; sequences of unlike length are filled up with IGNORE_INDEX."""
+    """Concatenate along rows; shorter sequences are padded with IGNORE_INDEX."""
     arrays = [array for array in arrays if len(array)]
     if arrays and arrays[0].ndim == 2 and len({array.shape[1] for array in arrays}) > 1:
         width = max(array.shape[1] for array in arrays)

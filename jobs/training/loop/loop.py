@@ -1,6 +1,6 @@
 """The training loop: set up, restore, then for each step: rows, loss, backward, step, report, checkpoint.
 
-Runs on every worker of the gang, under Ray Train or under torchrun alike (see `jobs.training.worker_context`).
+It runs on every worker of the gang, under Ray Train and under torchrun (see `jobs.training.worker_context`).
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from jobs.training.reporter import Reporter
 from jobs.training.worker_context import Gang
 from jobs.training.worker_input import Job
 
-_LAST_WRITE_S = 60.0  # after an error, for the checkpoint that is being written
+_LAST_WRITE_S = 60.0  # wait after an error for the checkpoint that is being written
 
 
 def train(job: Job, gang: Gang) -> LoopState:
-    """Train, from the newest checkpoint if there is one, to the end or until told to stop; export at the end."""
+    """Train from the newest checkpoint, or from the start, until the end or a request to stop; export at the end."""
     reporter = Reporter(job.paths, gang.rank)
     run = None
     try:
@@ -65,15 +65,15 @@ def train(job: Job, gang: Gang) -> LoopState:
 
 
 def begun(run: Run, state: LoopState) -> LoopState:
-    """The state with the metrics before the first step, where the run is new and asks for them."""
+    """Evaluate before the first step, if the run is new and its spec asks for that."""
     return evaluated(run, state) if state.step == 0 and run.job.spec.eval.eval_on_start else state
 
 
 def train_steps(run: Run, state: LoopState, until: int | None = None, score_pause: bool = True) -> LoopState:
-    """Every step from the state's on.
+    """Train every step that follows the state.
 
     Args:
-        until: pause after this step, with a score and a checkpoint; None: go on to the end.
+        until: pause after this step, with a score and a checkpoint; None trains to the end.
         score_pause: evaluate before the pause.
     """
     spec, plan = run.job.spec, run.plan
@@ -101,7 +101,7 @@ def train_steps(run: Run, state: LoopState, until: int | None = None, score_paus
 
 
 def counted(run: Run, state: LoopState, heard: Heard) -> LoopState:
-    """The state after a step that may have been skipped, which is told."""
+    """Add a step to the counts of skipped steps, with a warning if it was skipped."""
     scaler = run.engine.loss_scaler()
     scale = None if scaler is None else scaler["cur_scale"]
     if heard.skipped:
@@ -112,9 +112,9 @@ def counted(run: Run, state: LoopState, heard: Heard) -> LoopState:
 
 
 def check_skips(run: Run, state: LoopState, heard: Heard, last: bool) -> None:
-    """Raise Diverged where steps change nothing, or a step with a loss that is not finite changed the weights."""
+    """Raise Diverged if too many steps change nothing, or if a step with a non-finite loss changed the weights."""
     if not heard.skipped and not np.isfinite(heard.loss):
-        raise Diverged(f"the loss of step {state.step} is {heard.loss}: lower train.learning_rate, or look at the data")
+        raise Diverged(f"the loss of step {state.step} is {heard.loss}: lower train.learning_rate, or check the data")
     reason = state.skips.failure()
     if reason is None and last and heard.skipped and run.engine.partitions.optimizer_step() == 0:
         reason = untrained(state.step)
@@ -123,13 +123,13 @@ def check_skips(run: Run, state: LoopState, heard: Heard, last: bool) -> None:
 
 
 def train_step(run: Run, rows: StepRows, rate: float) -> Heard:
-    """One optimizer step.
+    """Do one optimizer step.
 
-    The gradient is that of the mean loss over all targets of the global batch. DeepSpeed averages over ranks, hence
-    the factor world_size; the count is known from the index before anything is computed.
+    The gradient is that of the mean loss over all targets of the global batch. The loss is multiplied by world_size
+    because DeepSpeed averages over ranks. The number of targets is known from the index before anything is computed.
 
     Returns:
-        What the step's all-reduce has told every rank alike.
+        The result of the step's all-reduce, which is the same on every rank.
     """
     gang, engine, spec = run.gang, run.engine, run.job.spec
     targets = max(int(run.num_targets[run.plan.rows_of_step(rows.step)].sum()), 1)
@@ -151,12 +151,12 @@ def train_step(run: Run, rows: StepRows, rate: float) -> Heard:
 
 
 def seed_micro_batch(seed: int, step: int, number: int) -> None:
-    """Randomness of a forward pass follows from its place in the run, never from the rank that computes it."""
+    """Seed a forward pass by its place in the run, so that randomness does not depend on the rank that computes it."""
     torch.manual_seed(key(seed, MICRO_BATCH, step, number) >> 1)
 
 
 def timed(items: Iterator[StepRows]) -> Iterator[tuple[StepRows, float]]:
-    """Each item, and the seconds that it was waited for."""
+    """Yield each item with the seconds spent waiting for it."""
     while True:
         asked = time.perf_counter()
         item = next(items, None)
@@ -166,7 +166,7 @@ def timed(items: Iterator[StepRows]) -> Iterator[tuple[StepRows, float]]:
 
 
 def step_record(run: Run, state: LoopState, rate: float, data_wait_s: float, step_time_s: float) -> Record:
-    """One line of the metrics."""
+    """Make one line of the metrics."""
     tokens = int(run.num_tokens[run.plan.rows_of_step(state.step - 1)].sum())
     return {
         "step": state.step,
@@ -186,23 +186,23 @@ def step_record(run: Run, state: LoopState, rate: float, data_wait_s: float, ste
 
 
 def most_memory_bytes(gang: Gang) -> int:
-    """The largest peak of any rank; a call of every rank."""
+    """Return the largest peak of any rank. Every rank must call it."""
     peak = torch.tensor(peak_memory_bytes(gang.device), dtype=torch.int64, device=gang.device)
     dist.all_reduce(peak, dist.ReduceOp.MAX)
     return int(peak)
 
 
 def set_up(job: Job, gang: Gang, reporter: Reporter) -> Run:
-    """Load the rows and the model, and make the run ready; a call of every rank."""
+    """Load the rows and the model, and make the run ready. Every rank must call it."""
     lost = count_attempts(job.paths) - job.earlier_attempts if gang.rank == 0 else 0
-    if lost > 0:  # only under Ray, which starts lost workers again
+    if lost > 0:  # only under Ray, where the driver starts new worker groups
         reporter.event("warning", f"workers were lost and are started again ({lost} so far)", lost=lost)
     reporter.event("phase", f"loading the model on {many(gang.world_size, 'worker')}", phase="model")
     return ready(load(job, gang, reporter), job, gang, reporter)
 
 
 def load(job: Job, gang: Gang, reporter: Reporter) -> Loaded:
-    """Open the prepared rows, load the model sharded, build the engine; a call of every rank."""
+    """Open the prepared rows, load the sharded model and build the engine. Every rank must call it."""
     prepared = Prepared.open(job.prepared_root)
     engine = build_engine(job.spec, local_model_dir(job.model), gang, prepared.manifest.pad_token_id)
     unpack = rows_are_unpacked(job.spec, gang, engine.module, engine.pad_token_id, reporter)
@@ -210,7 +210,7 @@ def load(job: Job, gang: Gang, reporter: Reporter) -> Loaded:
 
 
 def ready(loaded: Loaded, job: Job, gang: Gang, reporter: Reporter) -> Run:
-    """A run of the job on what is loaded; a call of every rank. The weights are those that the engine holds."""
+    """Make a run of the job on what is loaded, with the engine's present weights. Every rank must call it."""
     engine, prepared = loaded.engine, loaded.prepared
     split, pad = prepared.split("train"), engine.pad_token_id
     plan, host = step_plan(job.spec, split), HostCopy(engine.partitions)
@@ -241,10 +241,10 @@ def stream_of(run: Run) -> Stream:
 
 
 def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopState:
-    """The state with held-out metrics; the same where there are no held-out rows.
+    """Return the state with held-out metrics; unchanged if there are no held-out rows.
 
     Args:
-        record: of the step before the evaluation. Its event carries it, so that a viewer shows the step first.
+        record: the step before the evaluation. The event carries it, so that a viewer shows the step first.
     """
     if run.evaluator is None:
         return state
@@ -252,7 +252,7 @@ def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopS
     run.reporter.event("phase", what, phase="evaluate", **({} if record is None else {"record": record}))
     metrics, confusion = run.evaluator.score(run.engine.module, run.gang)
     give_back_freed_memory()
-    if state.step == 0:  # kept apart, so that a run that is interrupted early does not report its start as its end
+    if state.step == 0:  # kept apart, so that a run that ends early does not report these as its final metrics
         return told_before_training(run, replace(state, metrics_before=metrics))
     said = f"after step {state.step}: {metric_text(metrics)}"
     run.reporter.event("evaluated", said, step=state.step, metrics=metrics)
@@ -260,14 +260,14 @@ def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopS
 
 
 def told_before_training(run: Run, state: LoopState) -> LoopState:
-    """The state, its metrics before the first step told as an event, if it has some."""
+    """Report the metrics before the first step as an event, if there are any, and return the state."""
     if metrics := state.metrics_before:
         run.reporter.event("evaluated", f"before training: {metric_text(metrics)}", step=0, metrics=metrics)
     return state
 
 
 def metric_text(metrics: dict[str, float]) -> str:
-    """`accuracy 0.512  loss 0.693`: what people ask for first comes first."""
+    """Format metrics with the loss last: `accuracy 0.512  loss 0.693`."""
     ordered = sorted(metrics.items(), key=lambda item: item[0] in ("eval_loss", "eval_perplexity"))
     return "  ".join(metric_words(dict(ordered), "{:.3f}"))
 
@@ -277,7 +277,7 @@ def finish(run: Run, state: LoopState) -> None:
     if run.job.spec.checkpoint.load_best_model_at_end:
         load_best(run, state)
     run.reporter.event("phase", "exporting the model", phase="export")
-    run.engine.partitions.release()  # reading the model back needs the memory
+    run.engine.partitions.release()  # frees the memory that reading the model back needs
     give_back_freed_memory()
     difference = run.engine.export(run.job, run.gang, fixed_rows(run), run.pad_token_id)
     run.reporter.event(
@@ -289,6 +289,6 @@ def finish(run: Run, state: LoopState) -> None:
 
 
 def fixed_rows(run: Run) -> Any:
-    """A few rows on which the exported model must agree with the trained one."""
+    """Read a few rows, on which the exported model must agree with the trained one."""
     split = run.evaluator.split if run.evaluator else Prepared.open(run.job.prepared_root).split("train")
     return split.read_rows(np.arange(min(4, len(split))))

@@ -1,8 +1,8 @@
-"""Cross-entropy that takes no memory for the vocabulary beyond the logits that the model returned.
+"""Cross-entropy that needs little memory beyond the logits that the model returned.
 
-PyTorch's cross-entropy keeps fp32 copies of all logits: 12 to 14 bytes for each. With a vocabulary of 128 thousand and
-8 thousand targets, these are 13 GB. This function works on a few targets at a time. Its backward pass
-computes the gradient from the logits and writes it over them.
+PyTorch's cross-entropy keeps fp32 copies of all logits, 12 to 14 bytes for each: 13 GB for 8 thousand targets and a
+vocabulary of 128 thousand. This function processes a few targets at a time. Its backward pass
+computes the gradient from the logits and overwrites them with it.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch.autograd.function import once_differentiable
 
 from jobs.data.prepared import IGNORE_INDEX
 
-# Most logits of a piece: enough to keep a GPU busy, while the fp32 copies of a piece take 64 MiB each.
+# Logits of a piece: enough to keep a GPU busy, while each fp32 copy of a piece takes at most 64 MiB.
 _MAX_PIECE = 2**24
-_MIN_PIECES = 16  # so that the fp32 copies of a piece take less than a byte for each of all logits
+_MIN_PIECES = 16  # so that the fp32 copies of a piece take less than one byte for each logit of the batch
 
 
 def loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy summed over the targets, in fp32; 0 with a gradient of 0 where there is none. A scalar.
+    """Sum the cross-entropy over the targets, in fp32. Without targets, the sum and its gradient are 0. A scalar.
 
-    The backward pass may overwrite `logits` with their gradient: read nothing from them afterwards.
+    The backward pass may overwrite `logits` with their gradient: do not read them afterwards.
 
     Args:
         logits: (rows, columns, vocabulary) or (rows, classes), any floating dtype, any strides.
-        targets: (rows, columns) or (rows,) int64; IGNORE_INDEX is no target.
+        targets: (rows, columns) or (rows,) int64; IGNORE_INDEX marks places without a target.
     """
     loss: torch.Tensor = _CrossEntropySum.apply(logits, targets)  # type: ignore[no-untyped-call]
     return loss
@@ -49,8 +49,8 @@ class _CrossEntropySum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor, None]:
         logits, targets = ctx.saved_tensors
-        # The function that made the logits may have saved them for its own backward pass (tanh does), and a view shares
-        # the memory of a larger tensor.
+        # Overwriting is safe only if no other tensor shares the memory. The function that made the logits may have
+        # saved them for its backward pass (tanh does), and a view shares the memory of a larger tensor.
         gradient = logits if _held_by_nobody_else(logits) else torch.empty_like(logits)
         for piece, wanted, out in _pieces(logits, targets, gradient):
             scale = torch.where(wanted == IGNORE_INDEX, 0.0, factor.float()).unsqueeze(-1)
@@ -61,14 +61,14 @@ class _CrossEntropySum(torch.autograd.Function):
 
 
 def _index(wanted: torch.Tensor) -> torch.Tensor:
-    """(..., 1) places of the targets in the vocabulary; 0 where there is no target."""
+    """Return the indices of the targets in the vocabulary, shape (..., 1); 0 if there is no target."""
     return wanted.clamp(min=0).unsqueeze(-1)
 
 
 def _pieces(
     logits: torch.Tensor, targets: torch.Tensor, out: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Views of a few targets of each tensor; a piece never spans two rows, so that no strides stand in the way."""
+    """Yield matching views of a few targets. A piece never spans two rows, so it is a view for any strides."""
     if targets.dim() == 1:
         logits, targets, out = logits.unsqueeze(0), targets.unsqueeze(0), out.unsqueeze(0)
     length = piece_length(logits.shape[-1], targets.numel())
@@ -79,12 +79,12 @@ def _pieces(
 
 
 def piece_length(vocabulary: int, num_targets: int) -> int:
-    """Targets of a piece. Pure."""
+    """Return the number of targets in a piece. Pure."""
     return max(1, min(_MAX_PIECE, vocabulary * num_targets // _MIN_PIECES) // max(vocabulary, 1))
 
 
 def _held_by_nobody_else(tensor: torch.Tensor) -> bool:
-    """Whether no other tensor, nor a saved one of the autograd graph, shares the memory."""
+    """Whether neither another tensor nor a saved one of the autograd graph shares the memory."""
     return _holders(tensor) == _HOLDERS_OF_ONE
 
 

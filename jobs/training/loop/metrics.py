@@ -1,4 +1,4 @@
-"""Held-out metrics from sums that add up over workers, and people's own functions of all predictions."""
+"""Held-out metrics: built-in ones from sums over workers, and the user's functions of all predictions."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from jobs.run.metric_names import ACCURACY, MAJORITY
 
 BUILTIN = ("loss", "perplexity", "accuracy", "f1", "exact_match")
 Confusion = tuple[tuple[int, ...], ...]  # true by predicted
-MOST_CLASSES_SHOWN = 50  # a larger confusion matrix is neither read by people nor kept
+MOST_CLASSES_SHOWN = 50  # larger confusion matrices are hard to read and are not kept
 
 
 @dataclass(frozen=True)
 class EvalPrediction:
-    """What a metric function of your own is given; the fields are named as in Hugging Face's class of this name."""
+    """The argument of a user's metric function. The fields are named as in Hugging Face's class of this name."""
 
     predictions: npt.NDArray[Any]  # classification: (n, classes) logits; causal-lm: (n, targets) predicted ids
-    label_ids: npt.NDArray[np.int64]  # classification: (n,) classes; causal-lm: (n, targets), -100 is none
+    label_ids: npt.NDArray[np.int64]  # classification: (n,) classes; causal-lm: (n, targets), -100 without a target
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over the held-out rows; those of two workers are added."""
+    """Sums over the held-out rows. The sums of several workers are added."""
 
     loss: float
     targets: int
-    correct: int  # targets that the model puts first
+    correct: int  # targets with the highest logit
     rows: int
-    exact_rows: int  # rows of which every target is put first
+    exact_rows: int  # rows in which every target has the highest logit
     confusion: npt.NDArray[np.int64]  # (classes, classes) true by predicted; (0, 0) for causal-lm
 
 
 def metrics_of(names: tuple[str, ...], sums: Sums) -> dict[str, float]:
-    """The asked built-in metrics as eval_*; always with the loss, and an accuracy over classes with its baseline."""
+    """Compute the requested built-in metrics as eval_*, always with the loss; accuracy over classes has a baseline."""
     loss = sums.loss / max(sums.targets, 1)
     values = {
         "loss": loss,
@@ -58,17 +58,17 @@ def metrics_of(names: tuple[str, ...], sums: Sums) -> dict[str, float]:
 
 
 def confusion_of(sums: Sums) -> Confusion | None:
-    """The confusion matrix as plain numbers; None without classes, and with more than MOST_CLASSES_SHOWN."""
+    """Return the confusion matrix as plain numbers; None without classes or with more than MOST_CLASSES_SHOWN."""
     if not 0 < len(sums.confusion) <= MOST_CLASSES_SHOWN:
         return None
     return tuple(tuple(row) for row in sums.confusion.tolist())
 
 
 def f1_score(confusion: npt.NDArray[np.int64]) -> float:
-    """F1 of class 1 where there are two classes, else the unweighted mean over classes (macro).
+    """Return F1 of class 1 for two classes, else the unweighted mean over classes (macro).
 
     Args:
-        confusion: (classes, classes) counts, true by predicted. A class that neither occurs nor is predicted counts 0.
+        confusion: (classes, classes) counts, true by predicted. A class that neither occurs nor is predicted has F1 0.
     """
     if not confusion.size:
         return 0.0
@@ -78,10 +78,10 @@ def f1_score(confusion: npt.NDArray[np.int64]) -> float:
 
 
 def own_functions(names: tuple[str, ...]) -> dict[str, Callable[[EvalPrediction], Any]]:
-    """The functions among `names`, imported.
+    """Import the functions among `names`.
 
     Raises:
-        DataError: a module or function is not there.
+        DataError: a module or function does not exist.
     """
     found = {}
     for name in names:
@@ -98,13 +98,13 @@ def own_functions(names: tuple[str, ...]) -> dict[str, Callable[[EvalPrediction]
 
 
 def apply_own(name: str, function: Callable[[EvalPrediction], Any], given: EvalPrediction) -> dict[str, float]:
-    """Call a function of the user's own.
+    """Call a user's metric function.
 
     Returns:
-        eval_<function's name>, or eval_<key> for each key where it returns a mapping.
+        eval_<function's name>, or eval_<key> for each key if it returns a mapping.
 
     Raises:
-        DataError: it raised, or returned something that is no number.
+        DataError: the function raised, or returned something that is not a number.
     """
     short = name.rpartition(":")[2]
     try:

@@ -1,7 +1,7 @@
 """Measures the loss on other rows after one optimizer step, at many learning rates.
 
-Adam's first step, weight decay included, has the same direction at every learning rate, and a length proportional to
-it. So one backward pass is enough: the weights are moved along that direction.
+Adam's first step, weight decay included, has the same direction at every learning rate, and its length is proportional
+to the rate. So one backward pass is enough; then the weights are moved along that direction.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from jobs.training.loop.loss import loss_sum
 from jobs.training.loop.state import Run
 from jobs.training.model.batch import collate, model_logits
 
-_LENGTH = 1e-5  # learning rate of the one real step
-_SCORED_STEPS = 2  # the losses are measured on the rows of so many following steps
+_LENGTH = 1e-5  # learning rate of the step that is computed; other rates are scaled from it
+_SCORED_STEPS = 2  # the losses are measured on the rows of this many following steps
 
 
 def losses_along_first_step(run: Run, rates: Sequence[float]) -> tuple[list[float], int]:
-    """The loss before the step and after one step at each rate (means over targets), and the tokens of all passes.
+    """Return the mean loss before the step, and after it at each rate, and the tokens of all passes.
 
-    A call of every rank. It leaves other weights and an empty optimizer behind.
+    Every rank must call it. Afterwards the weights differ, and the optimizer's state is empty.
     """
     rows, *scored = list(islice(run.gang.steps(stream_of(run), 0), 1 + _SCORED_STEPS))
     before = tuple(on_host(flat) for flat in run.engine.partitions.flats)
@@ -43,7 +43,7 @@ def losses_along_first_step(run: Run, rates: Sequence[float]) -> tuple[list[floa
 
 @torch.no_grad()
 def _loss(run: Run, steps: Sequence[StepRows]) -> float:
-    """Mean loss over the targets of these rows, without dropout."""
+    """Return the mean loss over the targets of these rows, without dropout."""
     gang, task = run.gang, run.job.spec.model.task
     targets = sum(int(run.num_targets[run.plan.rows_of_step(one.step)].sum()) for one in steps)
     total = torch.zeros((), dtype=torch.float64, device=gang.device)

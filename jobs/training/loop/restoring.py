@@ -1,4 +1,4 @@
-"""How a run goes on from a checkpoint, and what is held against what before it may."""
+"""Restores a run from a checkpoint, and checks that the run is the one that was saved."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from jobs.run.record import logged_loss
 from jobs.training.loop.saving import Heard
 from jobs.training.loop.state import LoopState, Run
 
-# How far the first loss may be from the log's. In fp32 the number of workers changes the order of sums only.
+# Relative deviation that the first loss may have from the logged one. In fp32 only the order of sums can change.
 _TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 5e-2}
 
 
 def restored(run: Run) -> LoopState:
-    """The newest whole checkpoint's state, loaded into the engine; a fresh state where there is none.
+    """Load the newest complete checkpoint into the engine and return its state; without one, return a new state.
 
-    A call of every rank.
+    Every rank must call it.
 
     Raises:
-        InputError: the checkpoint is of other data, another model or another precision.
-        RunFailed: the order of rows, or the optimizer's settings, are not those of the run.
+        InputError: the checkpoint belongs to other data, another model or another precision.
+        RunFailed: the row order or the optimizer's settings differ from those of the run.
     """
     commit = run.reader.restore()
     if commit is None:
@@ -43,7 +43,7 @@ def restored(run: Run) -> LoopState:
         step=commit.step,
     )
     if commit.per_device_train_batch_size != run.batching.per_device:
-        return state_of(commit)  # other micro-batches have other dropout masks: another loss is no sign of a fault
+        return state_of(commit)  # other micro-batches have other dropout masks, so the loss may differ
     return state_of(commit, expected_loss(run, commit.step + 1))
 
 
@@ -61,26 +61,26 @@ def state_of(commit: Commit, expected_loss: float | None = None) -> LoopState:
 
 
 def check_precision(run: Run, commit: Commit) -> None:
-    """Raise SpecError where the run would go on in another precision, which the device may choose."""
+    """Raise SpecError if the run would continue in another precision, which may depend on the device."""
     if commit.precision != run.engine.precision:
         raise SpecError(
-            f"the run was computed in {commit.precision} so far, and would go on in {run.engine.precision} on this "
-            f"device: set train.bf16: {str(commit.precision == 'bf16').lower()} in the spec of the resume, or start "
+            f"the run was computed in {commit.precision} so far, and would continue in {run.engine.precision} on this "
+            f"device. Set train.bf16: {str(commit.precision == 'bf16').lower()} in the spec of the resume, or start "
             "a new run"
         )
 
 
 def check_data(run: Run, commit: Commit) -> None:
-    """Recompute the hash chain from the order alone; rank 0's verdict is everybody's.
+    """Recompute the digest chain from the row order on rank 0, and compare it with the checkpoint's on all ranks.
 
     Raises:
-        DataError: the prepared data is not what the checkpoint was trained on.
-        RunFailed: the order of rows is another one.
+        DataError: the prepared data is not that of the checkpoint.
+        RunFailed: the row order differs.
     """
     if commit.data_fingerprint != run.data_fingerprint:
         raise DataError(
-            f"the data is not that of the run: it is prepared as {run.data_fingerprint}, but the checkpoint of step "
-            f"{commit.step} was trained on {commit.data_fingerprint}. Bring the old files back, or start a new run"
+            f"the data is not that of the run: its fingerprint is {run.data_fingerprint}, but the checkpoint of step "
+            f"{commit.step} was trained on {commit.data_fingerprint}. Restore the old files, or start a new run"
         )
     verdict = [True]
     if run.gang.rank == 0:
@@ -89,12 +89,12 @@ def check_data(run: Run, commit: Commit) -> None:
     if not verdict[0]:
         raise RunFailed(
             f"the {commit.step} steps before the checkpoint were trained on other samples, or in another order, than "
-            "this data, seed and release give: going on would repeat some samples and leave out others"
+            "this data, seed and release give. A resume would repeat some samples and leave out others"
         )
 
 
 def expected_loss(run: Run, step: int) -> float | None:
-    """The loss that an earlier attempt has logged for a step, where it got so far; rank 0 tells all."""
+    """Return the loss that an earlier attempt has logged for a step, or None. Rank 0 reads it and tells all."""
     told: list[Any] = [None]
     if run.gang.rank == 0:
         with contextlib.suppress(StorageError):
@@ -105,26 +105,26 @@ def expected_loss(run: Run, step: int) -> float | None:
 
 
 def check_step(run: Run, state: LoopState, heard: Heard) -> None:
-    """Hold a step against the plan and, the first one after a resume, against the log; the same on all ranks.
+    """Compare a step's rows with the plan and, after a resume, its loss with the log; the same on all ranks.
 
     Raises:
-        RunFailed: other rows were trained on than the plan says; or the loss is not the logged one, so something of
-            the state has not come back.
+        RunFailed: the rows are not those of the plan; or the loss is not the logged one, so the checkpoint did not
+            restore the whole state.
     """
     rows = run.plan.rows_of_step(state.step)
     if heard.digest != step_digest(run.row_digests[rows], np.arange(len(rows))):
-        raise RunFailed(f"step {state.step + 1} was trained on other rows than the order says: the reader lost its way")
+        raise RunFailed(f"step {state.step + 1} was trained on other rows than the row order says: the reader is wrong")
     expected, tolerance = state.expected_loss, _TOLERANCE[run.engine.precision]
     if expected is not None and abs(heard.loss - expected) > tolerance * max(abs(expected), 1.0):
         raise RunFailed(
             f"step {state.step + 1} gave loss {heard.loss:.6f} after the resume, but the log of the run has "
-            f"{expected:.6f}: the checkpoint did not bring back the state that was saved. To go on from the one before "
+            f"{expected:.6f}: the checkpoint did not restore the state that was saved. To resume from the one before "
             f"it, remove {run.job.paths.checkpoint(state.step)}"
         )
 
 
 def load_best(run: Run, state: LoopState) -> None:
-    """Bring back the weights of the best score, if they are not those of the state; a call of every rank."""
+    """Load the weights with the best score, if the state has others. Every rank must call it."""
     if state.best is None or state.best.step == state.step:
         return
     if run.reader.restore(only=state.best.step) is None:

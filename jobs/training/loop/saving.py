@@ -1,4 +1,4 @@
-"""When a run saves: rules that every rank follows alike, since they look at what the step's all-reduce said."""
+"""When a run saves: rules that every rank applies to the result of the step's all-reduce, so that all agree."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from jobs.run.checkpoints import Best
 from jobs.spec.finetune import Checkpoint
 from jobs.training.loop.state import LoopState, Run
 
-_HALF = 2**32  # a 64-bit sum travels as two halves, which float64 adds up exactly
+_HALF = 2**32  # a 64-bit sum is sent as two halves, which float64 adds exactly
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What the all-reduce of a step has told every rank alike."""
+    """The result of a step's all-reduce, which is the same on every rank."""
 
     loss: float  # mean over all targets of the global batch
-    stop: bool  # somebody asks for an end
-    save: bool  # somebody asks for a checkpoint, or it is time for one
+    stop: bool  # a stop was requested
+    save: bool  # a checkpoint was requested, or is due by time
     busy: bool  # a rank is still writing the last checkpoint
-    failed: bool  # a rank could not write it
+    failed: bool  # a rank failed to write it
     digest: int  # of all rows that were trained on, with their places (see `jobs.data.order.digest_chain.step_digest`)
     skipped: bool = False  # the gradients were not finite, and the step changed no weight
 
 
 def digest_of_rows(table: Any, first_place: int) -> int:
-    """Digest of one micro-batch's rows, whose first has this place in the global batch; see `step_digest`."""
+    """Return the digest of a micro-batch whose first row has this place in the global batch; see `step_digest`."""
     digests = row_digests(table["sample_ids"])
     return step_digest(digests, np.arange(first_place, first_place + len(digests)))
 
 
 def saying(run: Run, loss: torch.Tensor, digest: int) -> torch.Tensor:
-    """This rank's share of what the all-reduce adds up; (8,) float64."""
+    """Return this rank's summand of the step's all-reduce; (8,) float64."""
     orders = run.gang.orders()
     minutes, checkpoints = run.job.spec.checkpoint.save_minutes, run.checkpoints
     overdue = minutes is not None and time.monotonic() - checkpoints.last_began_at > 60 * minutes
@@ -56,10 +56,10 @@ def heard_of(said: torch.Tensor, targets: int) -> Heard:
 
 
 def saved_if_due(run: Run, state: LoopState, heard: Heard, last: bool) -> LoopState:
-    """Save the state now, later, or not at all; a call of every rank.
+    """Save the state now, later, or not at all. Every rank must call it.
 
-    While the last checkpoint is still being written, another one is put off. The last step's, that of an end on
-    request and that of a best score are not: for them, the loop waits until they are whole.
+    A checkpoint is put off while the previous one is being written. The exceptions are those of the last step, of a
+    requested stop and of a best score: for them, the loop waits until both are complete.
     """
     if heard.failed:
         run.checkpoints.give_up()
@@ -69,7 +69,7 @@ def saved_if_due(run: Run, state: LoopState, heard: Heard, last: bool) -> LoopSt
         run.checkpoints.settle()
         save(run, replace(state, best=best))
         kept = run.checkpoints.settle()
-        # A best score whose checkpoint could not be written must not cost the checkpoint of the one before.
+        # If the checkpoint of a best score fails, the checkpoint of the previous best must stay.
         return replace(state, best=best if kept else state.best, save_due=False, kept=kept)
     due = state.save_due or heard.save or (every is not None and state.step % every == 0)
     if due and (heard.busy and not heard.failed):
@@ -87,10 +87,10 @@ def saved_if_due(run: Run, state: LoopState, heard: Heard, last: bool) -> LoopSt
 
 
 def best_of(rule: Checkpoint, state: LoopState) -> Best | None:
-    """The best score so far, the state's own among them if it has just been measured. Pure."""
+    """Return the best score so far, including the state's own if it was just measured. Pure."""
     metric, best = rule.best_metric, state.best
     if best is not None and (best.metric, best.greater_is_better) != (metric, rule.greater_is_best):
-        best = None  # an earlier attempt went by something else
+        best = None  # an earlier attempt used another metric or direction
     if metric is None or state.evaluated_at != state.step or metric not in state.metrics:
         return best
     score = state.metrics[metric]
@@ -102,7 +102,7 @@ def best_of(rule: Checkpoint, state: LoopState) -> Best | None:
 
 
 def save(run: Run, state: LoopState) -> None:
-    """Begin a checkpoint of the state; a call of every rank."""
+    """Start a checkpoint of the state. Every rank must call it."""
     fields = {
         "per_device_train_batch_size": run.batching.per_device,
         "precision": run.engine.precision,

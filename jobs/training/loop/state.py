@@ -1,4 +1,4 @@
-"""What the loop holds on to: the parts of a run, and the state that goes from step to step."""
+"""The values of the loop: the parts of a run, and the state that each step changes."""
 
 from __future__ import annotations
 
@@ -26,42 +26,42 @@ from jobs.training.worker_input import Job
 
 @dataclass(frozen=True)
 class LoopState:
-    """All that a resumed run needs beside weights and optimizer: rows and randomness follow from the step."""
+    """Everything that a resume needs besides weights and optimizer. Rows and randomness follow from the step."""
 
-    step: int = 0  # optimizer steps that are done
+    step: int = 0  # optimizer steps that are completed
     loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)  # newest eval_* that were measured after a step
     metrics_before: dict[str, float] = field(default_factory=dict)  # eval_* before the first step
     evaluated_at: int | None = None  # step of `metrics`
-    confusion: Confusion | None = None  # of `metrics`, when this process has measured them
+    confusion: Confusion | None = None  # matches `metrics`, if this process has measured them
     best: Best | None = None
-    chain: int = EMPTY_CHAIN  # over the samples of all steps (see `jobs.data.order.digest_chain`)
-    expected_loss: float | None = None  # of the next step, as an earlier attempt has logged it
-    save_due: bool = False  # a checkpoint has been put off
-    kept: bool = False  # the checkpoint of this step is whole
+    chain: int = EMPTY_CHAIN  # digest chain over the rows of all steps (see `jobs.data.order.digest_chain`)
+    expected_loss: float | None = None  # loss of the next step, if an earlier attempt has logged it
+    save_due: bool = False  # a checkpoint was put off
+    kept: bool = False  # the checkpoint of this step is complete
     stopped: bool = False
     skips: Skips = field(default_factory=Skips)
     facts: dict[str, Any] = field(default_factory=dict)  # for the run's manifest
 
     def after(self, loss: float, digest: int) -> LoopState:
-        """The state after one more step."""
+        """Return the state after one more step."""
         chain = extended(self.chain, digest)
         return replace(self, step=self.step + 1, loss=loss, chain=chain, expected_loss=None, kept=False)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a process loads once, whichever runs it trains: the model in its engine, and the prepared rows."""
+    """What a process loads once for all its runs: the model in its engine, and the prepared rows."""
 
     engine: Engine
     prepared: Prepared
-    unpack: bool  # the model would let packed samples see each other
+    unpack: bool  # without separate rows, the model would let packed samples see each other
     row_digests: npt.NDArray[np.uint64]  # of every prepared training row
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the loop holds on to while it runs."""
+    """The parts of a run that do not change from step to step."""
 
     job: Job
     gang: Gang
@@ -72,9 +72,9 @@ class Run:
     batching: Batching
     evaluator: Evaluator | None
     reporter: Reporter
-    num_targets: npt.NDArray[np.int32]  # of every prepared row
+    num_targets: npt.NDArray[np.int32]  # of every prepared training row; so the next two
     num_tokens: npt.NDArray[np.int32]
     row_digests: npt.NDArray[np.uint64]
     pad_token_id: int
-    unpack: bool  # the model would let packed samples see each other
+    unpack: bool  # see `Loaded`
     data_fingerprint: str

@@ -1,7 +1,7 @@
 """A warm gang: workers that load the model and the rows once, then train one trial after another.
 
-Before each trial the weights, the optimizer and every setting that a trial may vary are put back, so that a trial
-computes what a fresh run with its spec would compute, to the last digit. What cannot be put back (see
+Before each trial, the weights, the optimizer and every setting that a trial may vary are put back. So a trial computes
+what a fresh run with its spec would compute, to the last digit. A setting that cannot be put back (see
 `jobs.search.rules.varying`) needs another gang.
 """
 
@@ -27,14 +27,14 @@ from jobs.training.reporter import Reporter
 from jobs.training.worker_context import Gang
 from jobs.training.worker_input import Job
 
-_LAST_WRITE_S = 60.0
+_LAST_WRITE_S = 60.0  # wait after a trial for the checkpoint that is being written
 
 
 @dataclass(frozen=True)
 class BaseState:
-    """The state of a new engine on this rank, in the host's memory: everything that training changes."""
+    """The state of a new engine on this rank, in host memory: everything that training changes."""
 
-    seed: int  # of the weights that the model's directory lacks
+    seed: int  # seed of the weights that the model's directory lacks
     weights: tuple[torch.Tensor, ...]  # as `Partitions.flats`
     buffers: dict[str, torch.Tensor]
     loss_scaler: dict[str, float] | None
@@ -50,7 +50,7 @@ class BaseState:
 
     @torch.no_grad()
     def put_back(self, engine: Engine) -> None:
-        """A call of every rank."""
+        """Load this state into the engine. Every rank must call it."""
         engine.partitions.restart(self.weights)
         for name, buffer in engine.buffers.items():
             buffer.copy_(self.buffers[name])
@@ -58,14 +58,14 @@ class BaseState:
 
 
 def serve(job: Job, gang: Gang, first: int) -> LoopState:
-    """Carry out the gang's orders until it is told to end; the state of the last one. A call of every rank.
+    """Carry out the gang's orders until it is told to end. Every rank must call it.
 
     Args:
-        job: the base job; its run's directory is the gang's.
+        job: the base job; its run is the gang's directory.
         first: number of the first order.
 
     Raises:
-        Exception: something that may have happened on this rank alone. The gang is broken then.
+        Exception: an error that may concern this rank alone, after which the gang cannot be used.
     """
     mailbox = Mailbox(job.run_root)
     with contextlib.closing(Reporter(job.paths, gang.rank)) as reporter:
@@ -83,13 +83,13 @@ def serve(job: Job, gang: Gang, first: int) -> LoopState:
 
 
 class _Workshop:
-    """A loaded engine, and which trial's state it holds."""
+    """A loaded engine, and the trial whose state it holds."""
 
     def __init__(self, job: Job, gang: Gang, loaded: Loaded, base: BaseState) -> None:
         self._job, self._gang, self._loaded, self._base = job, gang, loaded, base
-        self._other = base  # that of the newest other seed
-        self._before = dict[int, dict[str, float]]()  # eval_* of the weights that trials begin with, by their seed
-        self._held: tuple[str, LoopState] | None = None  # root of a trial's run, and its state as the engine has it
+        self._other = base  # base state of the newest other seed
+        self._before = dict[int, dict[str, float]]()  # eval_* before the first step, by the seed of the weights
+        self._held: tuple[str, LoopState] | None = None  # root of a trial's run, and the state that the engine holds
 
     def carry_out(self, order: Order) -> Answer:
         assert order.spec is not None
@@ -119,7 +119,7 @@ class _Workshop:
             gang.close()
 
     def _state_of(self, run: Run) -> LoopState:
-        """The trial's newest state, in the engine."""
+        """Load the trial's newest state into the engine, and return it."""
         held, self._held = self._held, None
         if held is not None and held[0] == run.job.run_root:
             return held[1]
@@ -138,7 +138,7 @@ class _Workshop:
         if seed == self._base.seed:
             return self._base
         if seed != self._other.seed:
-            self._other = self._base  # free the weights of the other seed before more are made
+            self._other = self._base  # frees the weights of the other seed before new ones are made
             weights = run.engine.new_weights(run.job.spec, local_model_dir(run.job.model))
             self._other = replace(self._base, seed=seed, weights=weights)
         return self._other

@@ -1,7 +1,7 @@
-"""What runs in a worker process: the loop, and what becomes of its errors.
+"""Runs the loop in a worker process, and decides what happens to its errors.
 
-An error that the same input would raise again is *returned*: Ray Train retries whatever is raised. What the loss of a
-peer raises is raised on, so that the gang is healed.
+An error that the same input would raise again is *returned*, because Ray Train retries whatever is raised. An error
+that the loss of a peer causes is raised, so that a new worker group is started.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from jobs.training.loop.state import LoopState
 from jobs.training.worker_context import Gang
 from jobs.training.worker_input import Job
 
-PEER_GRACE_S = 15.0
+PEER_GRACE_S = 15.0  # wait for a peer's report after an error that a lost peer may have caused
 
 
 def guarded(job: Job, gang: Gang, loop: Callable[[Job, Gang], LoopState]) -> Record | None:
-    """Run the loop; rank 0's result as a record (see `result_of`), None on other ranks and after a failure."""
+    """Run the loop. Returns rank 0's result (see `result_of`); None on other ranks and after a failure."""
     blind = hosts_that_do_not_see(job.paths, job.spec.working_dir)
-    if blind is not None:  # told by the result: a failure file might lie where the driver does not look
+    if blind is not None:  # returned, because the driver might not see a failure file that this worker writes
         return {"failure": blind} if gang.rank == 0 else None
-    # DeepSpeed's own calls, again and again: of no use to whoever reads the log.
+    # DeepSpeed's own calls cause these warnings, at every step; a user cannot act on them.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     joined = dist.is_initialized()
     try:
@@ -65,7 +65,7 @@ def result_of(state: LoopState) -> Record:
 
 
 def a_peer_reported(paths: JobPaths) -> bool:
-    """Whether a rank has left a failure: its report is written before its connections close."""
+    """Whether a rank has reported a failure. A rank writes its report before it closes its connections."""
     deadline = time.monotonic() + PEER_GRACE_S
     while time.monotonic() < deadline:
         if storage.list_names(paths.failures):
@@ -75,7 +75,7 @@ def a_peer_reported(paths: JobPaths) -> bool:
 
 
 def record_failure(job: Job, rank: int, node: str, error: Exception, fault: Fault) -> None:
-    """Leave a failure for the driver and the other ranks."""
+    """Write a failure for the driver and the other ranks."""
     content = {
         "rank": rank,
         "node": node,
@@ -87,10 +87,10 @@ def record_failure(job: Job, rank: int, node: str, error: Exception, fault: Faul
 
 
 def leave_gang() -> None:
-    """Close this rank's connections, so that peers that wait for it in a collective find out at once.
+    """Close this rank's connections, so that peers that wait for it in a collective notice at once.
 
-    NCCL would wait for kernels that wait for those peers. There the driver, or the watch of a torchrun process, sees
-    the failure and ends the peers.
+    With NCCL the connections stay open, because closing waits for kernels that wait for those peers. There the driver,
+    or the watch of a torchrun process, sees the failure and ends the peers.
     """
     if dist.is_initialized() and dist.get_backend() != "nccl":
         with contextlib.suppress(Exception):  # the failure is recorded; nothing here may hide it
@@ -98,7 +98,7 @@ def leave_gang() -> None:
 
 
 def hosts_that_do_not_see(paths: JobPaths, working_dir: str | None = None) -> str | None:
-    """What to say where a worker does not see the run, and so would train into nowhere; a call of all ranks."""
+    """Describe hosts that do not see the run's files or `working_dir`; None if all do. Every rank must call it."""
     lacks_dir = working_dir is not None and not os.path.isdir(working_dir)
     seen: list[Any] = [(os.uname().nodename, storage.exists(paths.spec), lacks_dir)]
     if dist.is_initialized():

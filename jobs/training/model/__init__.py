@@ -1,4 +1,4 @@
-"""The living model: loaded, sharded, in the DeepSpeed engine, and exported.
+"""The model in memory: loaded, sharded, in the DeepSpeed engine, and exported.
 
 May import the ground of `training`, `data.prepared`, `run` and what these may import. Start with `engine`.
 """

@@ -1,4 +1,4 @@
-"""From rows to tensors, and from tensors to logits. `jobs.training.loop.loss` turns these into a loss."""
+"""Turns rows into tensors, and tensors into logits. `jobs.training.loop.loss` turns logits into a loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jobs.data.prepared import IGNORE_INDEX
 from jobs.spec.finetune import Task
 from jobs.training.model.pooling import reads_the_end, with_one_end
 
-# Length of the row that stands in where a worker has none, and shortest row of a classifier.
+# Tokens of the placeholder row for a worker without rows, and of the shortest row of a classifier.
 _EMPTY_TOKENS = 8
 
 
@@ -25,14 +25,14 @@ class Batch:
     """One micro-batch on the device."""
 
     inputs: dict[str, torch.Tensor]  # arguments of the model's forward, (rows, tokens) int64 each
-    # Causal-lm: (rows, columns), the token that follows; classification: (rows,) classes. IGNORE_INDEX is no target.
+    # Causal-lm: (rows, columns) next tokens; classification: (rows,) classes. IGNORE_INDEX marks no target.
     targets: torch.Tensor
-    # Causal-lm: (columns,) the places in a row that are a target in some row of the batch. Logits are computed for
-    # these only: the vocabulary is the widest layer, and a prompt's tokens need no logits.
+    # Causal-lm: (columns,) the places that are a target in at least one row of the batch. Logits are computed only for
+    # these, because the vocabulary is the widest layer and a prompt's tokens need no logits.
     columns: torch.Tensor | None = None
 
     def with_few_columns(self, most: int) -> Batch:
-        """The batch with at most `most` of its columns, evenly spaced."""
+        """Return the batch with at most `most` of its columns, evenly spaced."""
         if self.columns is None:
             return self
         every = -(-len(self.columns) // most)
@@ -40,11 +40,11 @@ class Batch:
 
 
 def collate(rows: Any, task: Task, pad_token_id: int, device: torch.device, unpack: bool = False) -> Batch:
-    """Pad rows to the longest and put them on the device.
+    """Pad rows to the longest and move them to the device.
 
     Args:
-        rows: pyarrow.Table with ROW_SCHEMA; none at all gives one row without a target.
-        unpack: Give every sample of a packed row a row of its own. The targets are the same, in the same order.
+        rows: pyarrow.Table with ROW_SCHEMA; an empty table gives one row without a target.
+        unpack: put every sample of a packed row into a separate row; the targets and their order stay the same.
     """
     tokens = [np.asarray(row, dtype=np.int64) for row in _lists(rows, "input_ids")]
     labels = [np.asarray(row, dtype=np.int64) for row in _lists(rows, "labels")]
@@ -58,7 +58,7 @@ def collate(rows: Any, task: Task, pad_token_id: int, device: torch.device, unpa
             tokens, labels = _cut(tokens, lengths), _cut(labels, lengths)
             lengths = [np.array([len(sample)]) for sample in tokens]
         return _causal_batch(tokens, labels, lengths, pad_token_id, device)
-    # CANINE, which shortens a text to a quarter, cannot read shorter ones.
+    # The minimum length is for CANINE, which shortens a text to a quarter and fails on shorter ones.
     mask = _padded([np.ones(len(row), dtype=np.int64) for row in tokens], 0, _EMPTY_TOKENS)
     inputs = {"input_ids": _padded(tokens, pad_token_id, _EMPTY_TOKENS), "attention_mask": mask}
     targets = np.concatenate(labels)
@@ -72,11 +72,11 @@ def _causal_batch(
     pad_token_id: int,
     device: torch.device,
 ) -> Batch:
-    # Padding stands behind all real tokens, where a causal model never looks: no attention mask.
+    # No attention mask is needed: padding follows all real tokens, and a causal model never looks ahead.
     inputs = {"input_ids": _padded(tokens, pad_token_id)}
     if any(len(row) > 1 for row in lengths):
-        # Without a mask, the model keeps packed samples apart by their positions. A sample with a row of its own goes
-        # without: some types (RoBERTa) do not count from 0, and each knows where it begins.
+        # Without a mask, the model separates packed samples by their positions. Rows of one sample get no positions,
+        # because some types (RoBERTa) do not count from 0 and compute their own.
         width = inputs["input_ids"].shape[1]
         inputs["position_ids"] = np.stack([_positions(row, width) for row in lengths])
     shifted = _padded([np.append(row[1:], IGNORE_INDEX) for row in labels], IGNORE_INDEX)
@@ -90,7 +90,7 @@ def _causal_batch(
 
 
 def model_logits(model: torch.nn.Module, batch: Batch, task: Task) -> torch.Tensor:
-    """Logits that go with the batch's targets: (rows, columns, vocabulary) for causal-lm, else (rows, classes)."""
+    """Compute the logits for the batch's targets: (rows, columns, vocabulary) for causal-lm, else (rows, classes)."""
     logits: torch.Tensor
     inner: Any = getattr(model, "module", model)
     known = _arguments(inner)
@@ -98,13 +98,13 @@ def model_logits(model: torch.nn.Module, batch: Batch, task: Task) -> torch.Tens
         inputs = batch.inputs
         if reads_the_end(inner):
             inputs = with_one_end(inputs, inner.config.eos_token_id, inner.config.pad_token_id)
-        if "attention_mask" not in known:  # FNet: padding is part of the text to it, so its batches have one row
+        if "attention_mask" not in known:  # FNet treats padding as text, so its batches have one row: cut the padding
             inputs = {"input_ids": inputs["input_ids"][:, : int(inputs["attention_mask"].sum(1).max())]}
         logits = model(**{name: value for name, value in inputs.items() if name in known}).logits
         return logits
-    # Some models have no place for positions (Bloom, MPT, Mamba): packed samples are one text to them.
+    # Some models take no positions (Bloom, MPT, Mamba); they treat packed samples as one text.
     inputs = {name: value for name, value in batch.inputs.items() if name != "position_ids" or name in known}
-    # Without a cache: with one, transformers forgets the borders of packed samples.
+    # No cache: with a cache, transformers ignores the borders of packed samples.
     if "logits_to_keep" in known:
         logits = model(**inputs, use_cache=False, logits_to_keep=batch.columns).logits
         return logits
@@ -124,7 +124,7 @@ def _lists(rows: Any, column: str) -> list[npt.NDArray[np.int32]]:
 
 
 def _cut(rows: list[npt.NDArray[np.int64]], lengths: list[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.int64]]:
-    """The samples of all rows, in order."""
+    """Split rows into their samples, in order."""
     return [
         sample for row, counts in zip(rows, lengths, strict=True) for sample in np.split(row, np.cumsum(counts)[:-1])
     ]
@@ -138,7 +138,7 @@ def _padded(rows: list[npt.NDArray[np.int64]], fill: int, width: int = 0) -> npt
 
 
 def _positions(lengths: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
-    """Positions that start again at each sample; padding goes on from the last one."""
+    """Return positions that start again at each sample; padding continues the last sample."""
     stretched = lengths.copy()
     stretched[-1] += width - lengths.sum()
     return np.concatenate([np.arange(length) for length in stretched])

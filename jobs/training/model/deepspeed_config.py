@@ -1,4 +1,4 @@
-"""The DeepSpeed dictionary: one pure function, every value written out, nothing on "auto"."""
+"""Makes DeepSpeed's configuration in one pure function. Every value is explicit; none is left on "auto"."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def precision_of(train: Train, device_has_bf16: bool) -> Precision:
-    """What is computed in: bf16 where it is asked for, or not spoken of and the device (a GPU) has it."""
+    """Return the precision of computation. If bf16 is left out, it is used on devices (GPUs) that support it."""
     if train.fp16:
         return "fp16"
     wanted = device_has_bf16 if train.bf16 is None else train.bf16
@@ -22,7 +22,7 @@ def precision_of(train: Train, device_has_bf16: bool) -> Precision:
 def deepspeed_config(spec: Spec, batching: Batching, precision: Precision) -> dict[str, Any]:
     """The configuration of the engine.
 
-    The learning rate in it is the peak; the loop sets each step's rate itself. Weight decay is set per group.
+    The learning rate here is the peak; the loop sets the rate of each step. Weight decay is set per group.
     """
     train = spec.train
     return {
@@ -37,19 +37,19 @@ def deepspeed_config(spec: Spec, batching: Batching, precision: Precision) -> di
                 "betas": [train.adam_beta1, train.adam_beta2],
                 "eps": train.adam_epsilon,
                 "weight_decay": train.weight_decay,
-                # torch's own AdamW needs no compiler at start; only offload uses DeepSpeed's, on the host.
+                # torch's AdamW needs no compiler at the start. Only offload uses DeepSpeed's, which runs on the host.
                 "torch_adam": train.zero.offload_optimizer is None,
                 "adam_w_mode": True,
             },
         },
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": precision == "fp16", "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000},
-        # Gradients of several micro-batches add up in fp32, so that 1 x 4 equals 4 x 1 in bf16 too.
+        # Gradients of several micro-batches are summed in fp32, so that 1 x 4 equals 4 x 1 also in bf16.
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": _zero(train.zero),
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
-        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice in each micro-batch
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice in each micro-batch
     }
 
 

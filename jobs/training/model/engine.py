@@ -1,4 +1,4 @@
-"""The DeepSpeed engine. Its ways are known here, in `partitions`, `zero3` and `export`, and nowhere else."""
+"""The DeepSpeed engine. Only this module, `partitions`, `sharding` and `export` depend on DeepSpeed's internals."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from jobs.training.model.sharding import gather_data_dependent_modules, loads_in
 from jobs.training.worker_context import Gang
 from jobs.training.worker_input import Job
 
-_COMPARED_TARGETS = 64  # of each row on which the exported model must agree with the trained one
+_COMPARED_TARGETS = 64  # of each row in the comparison of the exported model with the trained one
 _SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def build_engine(spec: Spec, model_dir: str, gang: Gang, pad_token_id: int) -> Engine:
-    """Load the model and wrap it; a call of every rank, inside a joined process group."""
+    """Load the model and wrap it in an engine. Every rank must call it, inside a joined process group."""
     deepspeed = import_deepspeed(gang.device)
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -38,8 +38,8 @@ def build_engine(spec: Spec, model_dir: str, gang: Gang, pad_token_id: int) -> E
     has_bf16 = gang.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     precision = precision_of(spec.train, has_bf16)
     config = deepspeed_config(spec, plan_batching(spec), precision)
-    unset_hf_deepspeed_config()  # of an earlier run in this process
-    # transformers shards weights while it reads them as long as this object lives.
+    unset_hf_deepspeed_config()  # may be set by an earlier run in this process
+    # As long as this object exists, transformers shards weights while it reads them.
     in_shards = spec.train.zero.stage == 3 and loads_in_shards(spec, model_dir)
     sharding = HfDeepSpeedConfig(config) if in_shards else None
     model = load_model(spec, model_dir, precision, pad_token_id)
@@ -58,20 +58,20 @@ def build_engine(spec: Spec, model_dir: str, gang: Gang, pad_token_id: int) -> E
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, set to the device before its first import."""
+    """Import DeepSpeed, which reads the kind of device at its first import."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
     import deepspeed.ops
 
-    # The operators that could be compiled here. DeepSpeed asks for one only, an operator for inference on CPUs, which
-    # would be compiled for half a minute at the first start. Left to itself it tries every compiler in every process.
+    # Empty the list of operators that can be compiled here. DeepSpeed would compile one for inference on CPUs, for half
+    # a minute at the first start, and to fill the list it would try every compiler in every process.
     deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
 
 
 def largest_tensor_bytes(spec: Spec, model: torch.nn.Module) -> int:
-    """Bytes of the largest tensor of a step: a gathered parameter's gradient, or the logits of a micro-batch."""
+    """Return the bytes of the largest tensor of a step: a parameter's whole gradient, or a micro-batch's logits."""
     parameter = max(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters())
     config: Any = model.config
     vocabulary = int(config.get_text_config().vocab_size) if spec.model.task == "causal-lm" else 0
@@ -89,11 +89,11 @@ class Engine:
 
     @property
     def pad_token_id(self) -> int:
-        """What fills a row behind its tokens."""
+        """The token that fills a row after its last token."""
         return int(self.module.module.config.get_text_config().pad_token_id)
 
     def facts(self) -> dict[str, Any]:
-        """What a run's manifest keeps of the engine."""
+        """Return the engine's part of a run's manifest."""
         weights = Weights(self.module.module)
         count = sum(int(getattr(p, "ds_numel", p.numel())) for _, p in weights.parameters)
         device = self.module.device
@@ -105,7 +105,7 @@ class Engine:
             group["lr"] = rate
 
     def set_for(self, spec: Spec) -> Engine:
-        """The engine, set for another run of the same model with the same batches, precision and ZeRO settings."""
+        """Set the engine for another run with the same model, batches, precision and ZeRO settings."""
         train, zero = spec.train, self.module.optimizer
         for group in zero.param_groups:
             group["betas"], group["eps"] = (train.adam_beta1, train.adam_beta2), train.adam_epsilon
@@ -115,9 +115,9 @@ class Engine:
 
     @torch.no_grad()
     def new_weights(self, spec: Spec, model_dir: str) -> tuple[torch.Tensor, ...]:
-        """The flat weights, as `Partitions.flats`, with which a new engine would begin for this spec.
+        """Return the flat weights, as in `Partitions.flats`, with which a new engine would start for this spec.
 
-        A call of every rank. The model is loaded again, since weights that its directory lacks follow from the seed.
+        Every rank must call it. The model is loaded again, because the seed decides weights that its directory lacks.
         """
         from transformers.integrations import HfDeepSpeedConfig
         from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
@@ -134,40 +134,40 @@ class Engine:
         flats = tuple(flat.detach().clone() for flat in self.partitions.flats)
         for piece in self.partitions.pieces:
             parameter, begin, numel = named[piece.slice.parameter], piece.slice.start, piece.slice.numel
-            whole = getattr(parameter, "ds_tensor", None)  # this rank's part, where it was loaded in shards
+            whole = getattr(parameter, "ds_tensor", None)  # this rank's part, if the model was loaded in shards
             part = parameter.reshape(-1)[begin : begin + numel] if whole is None else whole.reshape(-1)[:numel]
             flats[piece.flat][piece.offset : piece.offset + numel].copy_(part)
         return flats
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Gradients of `loss`, which the caller has normalised."""
+        """Compute the gradients of `loss`, which the caller has normalised."""
         self.module.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> None:
-        """After each forward pass; DeepSpeed updates the weights at the last one of an optimizer step."""
+        """Call after each forward pass. DeepSpeed updates the weights at the last one of an optimizer step."""
         self.module.step()
 
     def was_step_applied(self) -> bool:
-        """Whether the last step changed the weights; DeepSpeed skips it on all ranks if gradients are not finite."""
+        """Whether the last step changed the weights. DeepSpeed skips it on all ranks if gradients are not finite."""
         return bool(self.module.was_step_applied())
 
     def grad_norm(self) -> float | None:
-        """2-norm of the last step's gradient over all parameters, before clipping."""
+        """Return the 2-norm of the last step's gradient over all parameters, before clipping."""
         norm = self.module.get_global_grad_norm()
         return None if norm is None else float(norm)
 
     @cached_property
     def partitions(self) -> Partitions:
-        """This rank's part of the state: what a checkpoint keeps."""
+        """This rank's part of the training state, which a checkpoint stores."""
         return Partitions.of(self.module)
 
     @property
     def buffers(self) -> dict[str, torch.Tensor]:
-        """The model's persistent buffers, the same on all ranks."""
+        """The model's persistent buffers, which are equal on all ranks."""
         return dict(Weights(self.module.module).buffers)
 
     def loss_scaler(self) -> dict[str, float] | None:
-        """State of fp16's dynamic loss scale; None in other precisions."""
+        """Return the state of fp16's dynamic loss scale; None in other precisions."""
         scaler = self.module.optimizer.loss_scaler if self.precision == "fp16" else None
         return None if scaler is None else {name: float(getattr(scaler, name)) for name in _SCALER_STATE}
 
@@ -176,10 +176,10 @@ class Engine:
             setattr(self.module.optimizer.loss_scaler, name, value if name == "cur_scale" else int(value))
 
     def check_groups(self, optimizer_step: int) -> None:
-        """Hold the optimizer's settings, parameter by parameter, against the spec.
+        """Compare the optimizer's settings for each parameter with the spec.
 
         Raises:
-            RunFailed: a parameter would be trained with other settings than the spec's, or Adam counts otherwise.
+            RunFailed: a parameter would be trained with other settings, or Adam's step count differs.
         """
         train, shapes = self.spec.train, self.partitions.shapes
         for name, found in self.partitions.groups().items():
@@ -193,10 +193,10 @@ class Engine:
                 raise RunFailed(f"after the checkpoint was read, the optimizer has {found} for {name}, not {expected}")
 
     def export(self, job: Job, gang: Gang, rows: Any, pad_token_id: int) -> float:
-        """Write job.paths.model and read it back; returns the largest difference of logits (see `verify_export`)."""
+        """Write job.paths.model and read it back. Returns the largest difference of logits (see `verify_export`)."""
         dtype = DTYPES[self.precision]
         task = self.spec.model.task
-        # Row by row, and few targets of each: the training state leaves no room for the logits of whole rows.
+        # One row at a time, with few targets: beside the training state, whole rows of logits do not fit into memory.
         batches = [
             collate(rows.slice(number, 1), task, pad_token_id, gang.device).with_few_columns(_COMPARED_TARGETS)
             for number in range(rows.num_rows)
@@ -208,7 +208,7 @@ class Engine:
             return [model_logits(model, batch, task) for batch in batches]
 
         living = run(self.module)
-        self.partitions.free_gathered()  # DeepSpeed cannot gather a weight that it is gathering already
+        self.partitions.free_gathered()  # DeepSpeed cannot gather a weight that is already being gathered
         export_model(self.module, job.paths.model, local_model_dir(job.model), gang.rank, dtype)
         size = sum(size for _, size in Weights(self.module.module).sizes)
         load = _Reload(self.spec, self.precision, gang.device, pad_token_id)
@@ -219,7 +219,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class _Reload:
-    """Reads an exported directory back: sharded over the gang, or whole in this process."""
+    """Reads an exported directory back, sharded over the gang or whole in this process."""
 
     spec: Spec
     precision: Precision
@@ -247,7 +247,7 @@ class _Reload:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held so far: the device's on a GPU, else this process's resident set."""
+    """Return the most memory held so far: the device's on a GPU, else this process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""Writing the model as a Hugging Face directory, and reading it back before the run may say that it succeeded."""
+"""Writes the model as a Hugging Face directory, and reads it back to verify it before the run may succeed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jobs.storage import files as storage
 from jobs.training.model.pooling import reads_padding
 from jobs.training.model.tensor_names import naming_of
 
-MAX_SHARD_BYTES = 2_000_000_000
+MAX_SHARD_BYTES = 2_000_000_000  # bounds the memory of rank 0, which holds one file at a time
 # Up to this size of weights, one process reads the exported model back; above, the gang reads it sharded.
 ONE_PROCESS_BYTES = 1_000_000_000
 
@@ -29,10 +29,10 @@ Shapes = list[tuple[str, int]]  # name and size in bytes
 
 
 def plan_shards(sizes: Shapes, max_shard_bytes: int = MAX_SHARD_BYTES) -> list[tuple[str, list[str]]]:
-    """Cut tensors, in order, into files of at most `max_shard_bytes` (a larger tensor has a file of its own). Pure.
+    """Divide tensors, in order, into files of at most `max_shard_bytes`; a larger tensor gets its own file. Pure.
 
     Returns:
-        (file name, tensor names) for each file, named as transformers names them.
+        (file name, tensor names) for each file. The file names are those that transformers uses.
     """
     shards: list[list[str]] = []
     room = -1
@@ -50,11 +50,11 @@ def plan_shards(sizes: Shapes, max_shard_bytes: int = MAX_SHARD_BYTES) -> list[t
 def write_weights(
     folder: str, sizes: Shapes, tensors: Iterable[tuple[str, torch.Tensor]], max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
-    """Write tensors that come in the order of `sizes`; at most one file's worth is in memory.
+    """Write tensors, which must come in the order of `sizes`. At most one file's content is in memory.
 
     Args:
         folder: local path or URL.
-        tensors: (name, tensor on any device); taken one by one.
+        tensors: (name, tensor on any device), consumed one by one.
     """
     from safetensors.torch import save_file
 
@@ -80,7 +80,7 @@ def write_weights(
 
 
 def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype) -> None:
-    """Config, generation config and tokenizer beside the weights."""
+    """Write config, generation config and tokenizer beside the weights."""
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory(prefix="fleetune-export-") as scratch:
@@ -92,7 +92,7 @@ def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype) ->
         if model.can_generate() and model.generation_config is not None:
             model.generation_config.save_pretrained(scratch)
         tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
-        if tokenizer.pad_token_id is None:  # without one nobody could run two texts at once
+        if tokenizer.pad_token_id is None:  # batches of several texts need a pad token
             tokenizer.pad_token_id = model.config.pad_token_id
         tokenizer.save_pretrained(scratch)
         for name in sorted(os.listdir(scratch)):
@@ -100,9 +100,9 @@ def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype) ->
 
 
 def _restore_pad_token(config: Any, model_dir: str) -> None:
-    """Give the exported configuration the pad token of the source, or none where the source has none.
+    """Give the exported configuration the source's pad token, or none if the source has none.
 
-    PyTorch never trains the embedding of a configured pad token, and some types (Youtu) set it to zero when they load.
+    PyTorch never trains the embedding of a configured pad token, and some types (Youtu) set it to zero on loading.
     """
     from transformers import AutoConfig
 
@@ -114,7 +114,7 @@ def _restore_pad_token(config: Any, model_dir: str) -> None:
 
 @dataclass(frozen=True)
 class Weights:
-    """A model's tensors in a fixed order; tied ones once."""
+    """A model's tensors in a fixed order; tied tensors appear once."""
 
     model: torch.nn.Module
 
@@ -133,14 +133,14 @@ class Weights:
 
     @property
     def empty(self) -> dict[str, torch.Tensor]:
-        """All tensors on the meta device, whole where they are sharded."""
+        """All tensors on the meta device, with their whole shapes even if they are sharded."""
         return {
             name: torch.empty(getattr(tensor, "ds_shape", tensor.shape), dtype=tensor.dtype, device="meta")
             for name, tensor in [*self.parameters, *self.buffers]
         }
 
     def gathered(self, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Each tensor whole, gathered from all ranks one at a time; every rank must take all of them."""
+        """Yield each tensor whole, gathered from all ranks one at a time. Every rank must consume all of them."""
         import deepspeed
 
         parameters, buffers = dict(self.parameters), dict(self.buffers)
@@ -157,7 +157,7 @@ def _numel(tensor: torch.Tensor) -> int:
 
 
 def export_model(engine: Any, folder: str, model_dir: str, rank: int, dtype: torch.dtype) -> None:
-    """Write the living model to `folder`; a call of every rank, of which rank 0 writes."""
+    """Write the model in training to `folder`. Every rank must call it; rank 0 writes."""
     weights = Weights(engine.module)
     naming = naming_of(engine.module, weights.empty, tensor_names(model_dir))
     if rank == 0:
@@ -170,19 +170,19 @@ def export_model(engine: Any, folder: str, model_dir: str, rank: int, dtype: tor
 
 
 def check_same_logits(living: Iterable[torch.Tensor], reloaded: Iterable[torch.Tensor], dtype: torch.dtype) -> float:
-    """Compare logits of the model in training with those of the one read back, batch by batch.
+    """Compare logits of the model in training with those of the reloaded one, batch by batch.
 
     Returns:
-        The largest difference as a share of the largest logit.
+        The largest difference, as a share of the largest logit.
 
     Raises:
-        RunFailed: they differ by more than rounding.
+        RunFailed: they differ by more than rounding explains.
     """
     pairs = [
         (one.float().abs().max(), (one.float() - other.float()).abs().max())
         for one, other in zip(living, reloaded, strict=True)
     ]
-    # In tensors, since Python's max() may pass over NaN.
+    # Computed with tensors, because Python's max() may ignore NaN.
     largest, furthest = (float(torch.stack(values).max()) for values in zip(*pairs, strict=True))
     difference = furthest / (largest or 1.0)
     allowed = 1e-4 if dtype == torch.float32 else 3e-2
@@ -203,15 +203,15 @@ def verify_export(
     load: Callable[[str, bool], Any],
     rank: int,
 ) -> float:
-    """Read the exported directory back and compare logits; a call of every rank.
+    """Read the exported directory back and compare logits. Every rank must call it.
 
     Args:
         living: logits of the model in training on fixed batches.
-        run: logits of a given model on the same batches.
-        load: (folder, sharded) -> a model to run; sharded over the gang, or whole in this process.
+        run: computes the logits of a given model on the same batches.
+        load: (folder, sharded) -> a model, sharded over the gang or whole in this process.
 
     Returns:
-        The largest difference, as `check_same_logits` gives it.
+        The largest difference, as `check_same_logits` returns it.
     """
     sharded = size_bytes > ONE_PROCESS_BYTES
     verdict: list[Any] = [None]
@@ -231,7 +231,7 @@ def verify_export(
 
 @contextlib.contextmanager
 def on_this_node(folder: str, all_read: Callable[[], None]) -> Iterator[str]:
-    """A local directory with the exported model. From a URL it is fetched once for all ranks of this node.
+    """Provide a local directory with the exported model. A URL is fetched once for all ranks of this node.
 
     Args:
         all_read: returns once no rank needs the directory any more.

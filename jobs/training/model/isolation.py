@@ -1,4 +1,4 @@
-"""Whether a model keeps packed samples apart: tried on the living model, as no list of model types is to be trusted."""
+"""Tests on the model itself whether it keeps packed samples apart; a list of model types could be wrong."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
 from jobs.spec.finetune import Task
 from jobs.training.model.batch import collate, model_logits
 
-_TOKENS = 128  # of a trial row: cheap even on a CPU. Windows of sliding attention, of thousands, are not reached.
+_TOKENS = 128  # tokens of a trial row; cheap even on a CPU, but too short to reach sliding windows of thousands
 _ROWS = 2
-# Of the vocabulary: all logits of a target come from one hidden state, and those of a wide vocabulary take gigabytes.
+# Tokens of the vocabulary that are compared. One hidden state gives all logits of a target, so a sample is enough.
 _COMPARED_TOKENS = 4096
-# How many tokens of padding are tried. One is among them, for types that pool tokens in pairs (Funnel).
+# Numbers of padding tokens that are tried. 1 is included because some types (Funnel) pool tokens in pairs.
 _MORE_PADDING = (1, 4)
-# For a configuration without a vocabulary: CANINE reads any character of Unicode.
+# Vocabulary of a configuration that states none: CANINE reads any character of Unicode.
 _ANY_VOCABULARY = 256
 _SEED = 0
-# How far a packed sample's logits may be from those of the sample alone, as a share of what tokens differ by. Another
-# order of summation stays below, positions that are off by tens of tokens come near 1.
+# Largest difference between the logits of a packed sample and of the sample alone, relative to the spread of logits
+# between tokens. Another order of summation stays below it; positions that are off by tens of tokens come near 1.
 _TOLERANCE = {torch.float32: 1e-2, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-# How far later tokens may move logits, as a share of their size. Tiny models with random weights that read in both
-# directions move them by 1.5e-3 to 4e-3. The causal types of transformers 5.24 do not move them by one bit; the rest is
-# room for experts, whose sums may be in another order.
+# Largest change of logits by later tokens, relative to the size of logits. Tiny bidirectional models with random
+# weights change them by 1.5e-3 to 4e-3. The causal types of transformers 5.24 do not change one bit; the tolerance
+# allows for experts, whose sums may be in another order.
 _UNSEEN = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
 
 def packed_samples_are_isolated(
     model: torch.nn.Module, pad_token_id: int, device: torch.device, rows: int, seq_len: int = _TOKENS
 ) -> bool:
-    """Whether a sample in a packed row gets the logits that it gets alone, whatever stands before it in the row.
+    """Whether a packed sample gets the logits that it gets alone, whatever precedes it in the row.
 
-    Three forward passes without gradient, in eval mode, over rows of three random samples, collated as in training:
-    as they are; with every token of the first samples changed, which may not move one bit of the other samples'
-    logits; and with a row for each sample, which must give nearly the same logits. A model that says the same of all
-    tokens proves nothing, and counts as not isolated.
+    There are three forward passes without gradient, in eval mode, over rows of three random samples, collated as in
+    training. The first takes the rows unchanged. In the second, every token of the first samples is changed; the other
+    samples' logits must not change by one bit. The third has a row for each sample and must give nearly the same
+    logits. A model with equal logits for all tokens proves nothing, and counts as not isolated.
 
-    Under ZeRO-3 every rank must call it, with the same arguments: the forward passes gather weights. The verdict is
-    this rank's own; the caller combines them.
+    Under ZeRO-3 every rank must call it with the same arguments, because the forward passes gather weights. The result
+    is only this rank's; the caller combines the results.
 
     Args:
-        model: A causal-lm of transformers, or the DeepSpeed engine around it.
-        rows: Most rows of a forward pass, training or evaluation; the trial needs no more than two.
-        seq_len: Most tokens of a row, at least 8; the trial needs no more than 128.
+        model: a causal-lm of transformers, or the DeepSpeed engine around it.
+        rows: most rows of a forward pass in training or evaluation; the trial uses at most two.
+        seq_len: most tokens of a row, at least 8; the trial uses at most 128.
     """
     trial = _trial_for(model, rows, seq_len)
     with torch.no_grad(), _evaluating(model):
@@ -63,10 +63,10 @@ def packed_samples_are_isolated(
 def later_tokens_are_unseen(
     model: torch.nn.Module, pad_token_id: int, device: torch.device, rows: int, seq_len: int = _TOKENS
 ) -> bool:
-    """Whether a token's logits stay the same when all tokens of the second half of its sample change.
+    """Whether a token's logits stay the same if all tokens in the second half of its sample change.
 
-    A model that reads a text in both directions sees what it has to predict. Two forward passes; the arguments are
-    those of `packed_samples_are_isolated`.
+    A bidirectional model sees the tokens that it has to predict. There are two forward passes. For the arguments, see
+    `packed_samples_are_isolated`.
     """
     trial = _trial_for(model, rows, seq_len)
     with torch.no_grad(), _evaluating(model):
@@ -84,9 +84,9 @@ def padding_is_ignored(
     seq_len: int = _TOKENS,
     task: Task = "causal-lm",
 ) -> bool:
-    """Whether samples in rows of their own get nearly the same logits with more padding behind them.
+    """Whether samples in separate rows get nearly the same logits if more padding follows them.
 
-    Three forward passes; the arguments and the rules are those of `packed_samples_are_isolated`.
+    There are three forward passes. For arguments and rules, see `packed_samples_are_isolated`.
     """
     trial = _trial_for(model, rows, seq_len)
     table = trial.rows if task == "causal-lm" else _labelled(trial.rows, pad_token_id)
@@ -115,16 +115,16 @@ def _trial_for(model: torch.nn.Module, rows: int, seq_len: int) -> _Trial:
 
 
 def _verdict(packed: torch.Tensor, changed: torch.Tensor, alone: torch.Tensor, first: torch.Tensor) -> bool:
-    """What three times (targets, vocabulary) logits say; `first` tells which targets are of a row's first sample."""
+    """Judge three (targets, vocabulary) tensors of logits; `first` marks the targets of each row's first sample."""
     unmoved = torch.equal(packed[~first], changed[~first])
     moved = not torch.equal(packed[first], changed[first])
     return unmoved and moved and _alike(packed, alone)
 
 
 def _alike(packed: torch.Tensor, alone: torch.Tensor) -> bool:
-    """Whether no target's logits are far off, measured by how much logits differ between targets.
+    """Whether no target's logits differ much, relative to the spread of logits between targets.
 
-    Not by their size: many models give all tokens the same large offset, in which an error would drown.
+    Their size would be the wrong measure: many models add the same large offset to all tokens, which hides an error.
     """
     tolerance = _TOLERANCE[packed.dtype]
     rounding = torch.finfo(packed.dtype).eps * alone.float().square().mean().sqrt()
@@ -142,7 +142,7 @@ def _scored(
     unpack: bool = False,
     padding: int = 0,
 ) -> torch.Tensor:
-    """Logits of all targets, sample after sample: (targets, classes or some evenly spaced tokens of the vocabulary)."""
+    """Return the logits of all targets in the order of samples: (targets, classes or evenly spaced vocabulary)."""
     batch = collate(rows, task, pad_token_id, device, unpack)
     fills = {"input_ids": pad_token_id, "attention_mask": 0}
     longer = {
@@ -157,13 +157,13 @@ def _scored(
 
 @dataclass(frozen=True)
 class _Trial:
-    """Tables with ROW_SCHEMA, of three samples a row; every token but the first of a sample is a target."""
+    """Tables with ROW_SCHEMA, three samples a row. Every token except a sample's first one is a target."""
 
     rows: pa.Table
-    changed: pa.Table  # the same with another token in every place of the first samples
-    first: npt.NDArray[np.bool_]  # (targets,) whether the target is of a first sample
-    halves: pa.Table  # one sample a row; the targets are the tokens of its first half but the first
-    halves_changed: pa.Table  # the same with other tokens in the second halves
+    changed: pa.Table  # `rows` with another token in every place of the first samples
+    first: npt.NDArray[np.bool_]  # (targets,) whether the target belongs to a first sample
+    halves: pa.Table  # one sample a row; the targets are the tokens of its first half except the first one
+    halves_changed: pa.Table  # `halves` with other tokens in the second halves
 
 
 def _trial(vocab_size: int, num_tokens: int, num_rows: int) -> _Trial:
@@ -183,7 +183,7 @@ def _trial(vocab_size: int, num_tokens: int, num_rows: int) -> _Trial:
 
 
 def _labelled(packed: pa.Table, pad_token_id: int) -> pa.Table:
-    """Each row as one text with a class; the texts differ in length, and have no pad token of their own."""
+    """Turn each row into one text with a class. The texts differ in length and contain no pad token."""
     rows = [np.asarray(row) for row in packed["input_ids"].to_pylist()]
     rows = [np.where(row == pad_token_id, (row + 1) % (row.max() + 1), row) for row in rows]
     texts = [row[: len(row) - _MORE_PADDING[-1] * number] for number, row in enumerate(rows)]
@@ -191,7 +191,7 @@ def _labelled(packed: pa.Table, pad_token_id: int) -> pa.Table:
 
 
 def _lengths(num_tokens: int, number: int) -> list[int]:
-    """Tokens of three samples, at least 2 each. The second row has other borders, and padding at its end."""
+    """Return the tokens of three samples, at least 2 each. The second row has other borders, and ends with padding."""
     second, third = num_tokens // 4, num_tokens // 3
     return [num_tokens - second - third - number, second, third]
 

@@ -1,4 +1,4 @@
-"""Loading a model so that it is sharded as it is read, and the parameter groups of its optimizer."""
+"""Loads a model so that it is sharded while it is read, and groups its parameters for the optimizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from jobs.spec.finetune import Spec
 from jobs.training.model.deepspeed_config import Precision
 
-# Settings with which a model sees the tokens after the current one, and the settings with which it does not.
+# Settings under which a model sees tokens after the current one, and the values that prevent this.
 _DIRECTIONS: dict[str, tuple[Any, Any]] = {
     "is_decoder": (False, True),
     "causal": (False, True),
@@ -21,10 +21,10 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 
 def load_model(spec: Spec, model_dir: str, precision: Precision, pad_token_id: int) -> torch.nn.Module:
-    """The model, ready for `deepspeed.initialize`.
+    """Load the model, ready for `deepspeed.initialize`.
 
-    While a `HfDeepSpeedConfig` of stage 3 is alive, transformers shards every weight as it reads it. New weights (a
-    classification head) are drawn from the spec's seed on rank 0 and handed to all.
+    While a `HfDeepSpeedConfig` of stage 3 exists, transformers shards every weight as it reads it. New weights (of a
+    classification head) are drawn from the spec's seed on rank 0 and broadcast.
     """
     import transformers
 
@@ -39,16 +39,16 @@ def load_model(spec: Spec, model_dir: str, precision: Precision, pad_token_id: i
     )
     set_pad_token(model.config, pad_token_id)
     if spec.train.gradient_checkpointing:
-        # The re-entrant form: the other one compares shapes of parameters that ZeRO-3 has sharded again by then.
+        # Re-entrant, because the other form compares shapes of parameters after ZeRO-3 has sharded them again.
         model.gradient_checkpointing_enable({"use_reentrant": True})
     model.train()
     return cast(torch.nn.Module, model)
 
 
 def empty_model(spec: Spec, model_dir: str, dtype: torch.dtype = torch.float32) -> Any:
-    """The model on torch's meta device: every tensor's shape, and no memory.
+    """Build the model on torch's meta device: every tensor has its shape and takes no memory.
 
-    It does not use flash attention, whose package may be installed on GPU nodes only.
+    It does not use flash attention, whose package may be missing outside of GPU nodes.
     """
     config = model_config(spec, model_dir)
     kernel = {} if spec.model.attn_implementation == "flash_attention_2" else attention_arguments(spec)
@@ -57,10 +57,10 @@ def empty_model(spec: Spec, model_dir: str, dtype: torch.dtype = torch.float32) 
 
 
 def model_config(spec: Spec, model_dir: str) -> Any:
-    """The model's configuration, set for the task.
+    """Return the model's configuration for the task.
 
-    Types such as BERT, XLM and XLNet read a text in both directions unless their configuration says otherwise; as
-    language models they would see the tokens that they have to predict.
+    Types such as BERT, XLM and XLNet are bidirectional unless their configuration says otherwise. As language models
+    they would then see the tokens that they have to predict.
     """
     import transformers
 
@@ -73,16 +73,16 @@ def model_config(spec: Spec, model_dir: str) -> Any:
 
 
 def attention_arguments(spec: Spec) -> dict[str, Any]:
-    """What `from_pretrained` needs to know of the attention kernel: without it, transformers chooses."""
+    """Return the arguments of `from_pretrained` about the attention kernel; if empty, transformers chooses."""
     kernel = spec.model.attn_implementation
     return {} if kernel is None else {"attn_implementation": kernel}
 
 
 def set_pad_token(config: Any, pad_token_id: int) -> int:
-    """Name the token that fills rows where the configuration names none that the vocabulary has.
+    """Set the pad token if the configuration names none, or one outside of the vocabulary.
 
     Returns:
-        What fills rows of this model: a classification head may take every other token for the end of the text.
+        The pad token of this model. A classification head may mistake any other token for the end of the text.
     """
     text = config.get_text_config()
     for part in (config, text):
@@ -103,12 +103,12 @@ def _auto_classes() -> dict[str, Any]:
 
 
 def model_class(spec: Spec) -> Any:
-    """The transformers class for the task."""
+    """Return the transformers class for the task."""
     return _auto_classes()[spec.model.task]
 
 
 def label_arguments(spec: Spec) -> dict[str, Any]:
-    """What `from_pretrained` needs to know of the classes."""
+    """Return the arguments of `from_pretrained` about the classes."""
     if spec.num_labels is None:
         return {}
     if spec.data.labels is None:
@@ -118,12 +118,12 @@ def label_arguments(spec: Spec) -> dict[str, Any]:
 
 
 def weight_decay_of(shape: tuple[int, ...], weight_decay: float) -> float:
-    """Weights with two or more dimensions decay; norms and biases (one dimension) do not."""
+    """Return the decay of a parameter: weights with two or more dimensions decay, norms and biases do not."""
     return weight_decay if len(shape) >= 2 else 0.0
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The optimizer's groups: what decays (`decays`), and what does not.
+    """Make the optimizer's two groups: parameters that decay (`decays`), and those that do not.
 
     A sharded parameter is flat; DeepSpeed keeps its real shape in `ds_shape`.
     """

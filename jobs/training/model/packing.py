@@ -1,4 +1,4 @@
-"""Whether a run trains packed rows as they are, and what it says about rows that change what a model computes."""
+"""Decides whether a run trains packed rows as they are, and warns if packing or padding changes the results."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from jobs.training.worker_context import Gang
 
 
 def rows_are_unpacked(spec: Spec, gang: Gang, model: Any, pad_token_id: int, reporter: Reporter) -> bool:
-    """Whether every sample of a packed row gets a row of its own, proved on the model; a call of every rank.
+    """Test on the model whether each sample of a packed row needs a separate row. Every rank must call it.
 
     Args:
-        model: The DeepSpeed engine.
+        model: the DeepSpeed engine.
 
     Raises:
         DataError: a language model sees the tokens that it has to predict.
@@ -28,7 +28,7 @@ def rows_are_unpacked(spec: Spec, gang: Gang, model: Any, pad_token_id: int, rep
     kind, task = model.module.config.model_type, spec.model.task
 
     def holds(proof: Callable[..., bool], **more: Any) -> bool:
-        """The same on all ranks: whether it holds on each."""
+        """Whether the proof succeeds on every rank; the same result on all ranks."""
         failed = torch.tensor(float(not proof(model, pad_token_id, gang.device, rows, spec.data.seq_len, **more)))
         failed = failed.to(gang.device)
         dist.all_reduce(failed)
@@ -37,7 +37,7 @@ def rows_are_unpacked(spec: Spec, gang: Gang, model: Any, pad_token_id: int, rep
     if task == "causal-lm" and not holds(later_tokens_are_unseen):
         raise DataError(
             f"model.path: a model of type {kind} reads a text in both directions. It would see each token that it has "
-            "to predict, so its loss would say nothing. Choose a causal model"
+            "to predict, so its loss would mean nothing. Choose a causal model"
         )
     if spec.packed and holds(packed_samples_are_isolated):
         return False
@@ -45,7 +45,7 @@ def rows_are_unpacked(spec: Spec, gang: Gang, model: Any, pad_token_id: int, rep
         reporter.event(
             "warning",
             f"it is not proved that a model of type {kind} keeps packed samples apart, so every sample is trained in a "
-            "row of its own: the same steps, with more padding and memory (data.packing: false prepares them so)",
+            "separate row: the same steps, with more padding and memory (data.packing: false prepares such rows)",
         )
     if (spec.packed or rows > 1) and not holds(padding_is_ignored, task=task):
         packing = "data.packing: false, " if spec.packed else ""

@@ -1,7 +1,7 @@
-"""This rank's part of the training state: DeepSpeed's flat fp32 partitions and Adam's moments, with names.
+"""This rank's part of the training state: DeepSpeed's flat fp32 partitions and Adam's moments, by parameter name.
 
-DeepSpeed lays a rank's part of many parameters into few flat tensors. What lies where differs with the ZeRO stage;
-`Partitions` says it in one way: a list of `Piece`s.
+DeepSpeed stores a rank's part of many parameters in few flat tensors, whose layout depends on the ZeRO stage.
+`Partitions` describes every layout as a list of `Piece`s.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Piece:
 
     slice: Slice
     flat: int  # number of the flat partition
-    offset: int  # of the slice's first element in it
+    offset: int  # index of the slice's first element in the partition
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Partitions:
     """The fp32 partitions of an engine's optimizer, and the pieces in them."""
 
     engine: Any  # deepspeed.DeepSpeedEngine
-    flats: tuple[torch.Tensor, ...]  # (elements,) fp32 each, padded; the optimizer's own tensors
+    flats: tuple[torch.Tensor, ...]  # (elements,) fp32 each, with padding; these are the optimizer's tensors
     pieces: tuple[Piece, ...]
-    shapes: dict[str, tuple[int, ...]]  # of every trained parameter, in the model's order
+    shapes: dict[str, tuple[int, ...]]  # shape of every trained parameter, in the model's order
 
     @classmethod
     def of(cls, engine: Any) -> Partitions:
@@ -49,7 +49,7 @@ class Partitions:
         return cls(engine, tuple(flats), tuple(_fragments(named)), shapes)
 
     def state(self) -> dict[str, tuple[torch.Tensor, ...]]:
-        """Flat tensors of each of `jobs.run.checkpoints.KINDS`; zeros stand for moments that Adam has not made yet."""
+        """Return the flat tensors of each of `jobs.run.checkpoints.KINDS`, with zeros for moments not yet created."""
         found = {"weight": self.flats}
         for kind in MOMENTS:
             found[kind] = tuple(
@@ -59,12 +59,12 @@ class Partitions:
         return found
 
     def optimizer_step(self) -> int:
-        """Updates that Adam has made."""
+        """Return the number of updates that Adam has made."""
         states = [self._adam.state[flat] for flat in self.flats if self._adam.state.get(flat)]
         return int(states[0]["step"]) if states else 0
 
     def groups(self) -> dict[str, dict[str, Any]]:
-        """Adam's settings (betas, eps, weight_decay) and step, by name of each parameter of this rank's pieces."""
+        """Return Adam's settings (betas, eps, weight_decay) and step for each parameter with a piece on this rank."""
         return {
             piece.slice.parameter: {
                 "betas": list(group["betas"]),
@@ -78,9 +78,9 @@ class Partitions:
 
     @torch.no_grad()
     def load(self, state: dict[str, tuple[torch.Tensor, ...]], optimizer_step: int) -> None:
-        """Take over flat tensors shaped as `state()` gives them, and refresh the weights that compute.
+        """Load flat tensors shaped as those of `state()`, and refresh the weights that the model computes with.
 
-        A call of every rank.
+        Every rank must call it.
         """
         for number, flat in enumerate(self.flats):
             flat.data.copy_(state["weight"][number])
@@ -89,16 +89,16 @@ class Partitions:
                 if kind not in adam:
                     adam[kind] = torch.zeros_like(flat)
                 adam[kind].copy_(state[kind][number])
-            # DeepSpeed's own Adam (offload) counts in an int, torch's in a tensor.
+            # DeepSpeed's Adam (offload) counts steps in an int, torch's in a tensor.
             own = type(self._adam).__module__.startswith("deepspeed")
             adam["step"] = optimizer_step if own else torch.tensor(float(optimizer_step), dtype=torch.float32)
         self._refresh()
 
     @torch.no_grad()
     def restart(self, weights: tuple[torch.Tensor, ...]) -> None:
-        """Take over flat weights shaped as `flats`, and forget all that the optimizer has learnt.
+        """Load flat weights shaped as `flats`, and reset the optimizer.
 
-        A call of every rank. Adam's moments are set to zero in place: memory stays as it is.
+        Every rank must call it. Adam's moments are set to zero in place, so no memory is allocated.
         """
         for flat, kept in zip(self.flats, weights, strict=True):
             flat.data.copy_(kept)
@@ -110,10 +110,10 @@ class Partitions:
         self._refresh()
 
     def share_fp32_weights(self) -> None:
-        """Let the optimizer update the weights that the model computes with, where these are fp32 shards of ZeRO-3.
+        """Let the optimizer update the model's weights directly, if these are fp32 shards of ZeRO-3.
 
-        DeepSpeed makes a copy of them, which takes 4 bytes for each parameter of this rank. Without offload it tries
-        not to, but it compares a `torch.device` with the name of a device, and the two are never equal.
+        DeepSpeed makes a copy of them, which takes 4 bytes for each parameter of this rank. Without offload it means to
+        avoid the copy, but it compares a `torch.device` with a device's name, and these are never equal.
         """
         zero = self.engine.optimizer
         if not hasattr(zero, "fp16_partitioned_groups_flat"):
@@ -123,9 +123,9 @@ class Partitions:
                 flat.data = computed.data
 
     def free_gathered(self) -> None:
-        """Free the whole weights that ZeRO-3 has gathered, and wait for those that it is gathering.
+        """Free the whole weights that ZeRO-3 has gathered, and finish the gathering under way.
 
-        After a forward pass without a backward pass, DeepSpeed leaves both. The small weights that every rank keeps
+        DeepSpeed leaves both after a forward pass without a backward pass. The small weights that every rank keeps
         whole are freed too. Without ZeRO-3 this does nothing.
         """
         zero = self.engine.optimizer
@@ -133,7 +133,7 @@ class Partitions:
             zero.parameter_offload.partition_all_parameters()
 
     def release(self) -> None:
-        """Free the optimizer's states and the gradients. Nothing can be trained or saved afterwards."""
+        """Free the optimizer's states and the gradients. Afterwards neither training nor saving is possible."""
         for flat in self.flats:
             self._adam.state.pop(flat, None)
             flat.grad = None
@@ -155,14 +155,14 @@ class Partitions:
         return piece.flat if sub_groups is None else int(sub_groups[piece.flat])
 
     def _refresh(self) -> None:
-        """Bring the fp32 weights to the tensors that the model computes with, as DeepSpeed does after a load."""
+        """Copy the fp32 weights to the tensors that the model computes with, as DeepSpeed does after a load."""
         zero = self.engine.optimizer
         if hasattr(zero, "fp32_partitioned_groups_flat"):
-            self.free_gathered()  # they would be read instead of these
+            self.free_gathered()  # otherwise these would be used instead of the new weights
             for number, flat in enumerate(self.flats):
                 zero.fp16_partitioned_groups_flat[number].data.copy_(flat.data)
                 zero._unflatten_partitioned_parameters(number)
-            if zero.persistent_parameters:  # small ones, which every rank holds whole
+            if zero.persistent_parameters:  # small parameters, which every rank holds whole
                 zero.persistent_parameters[0].partition(zero.persistent_parameters)
                 zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
         else:
@@ -170,7 +170,7 @@ class Partitions:
 
 
 def _sharded(zero: Any, names: dict[int, str]) -> Iterator[Piece]:
-    """ZeRO-3 cuts every parameter evenly; the last rank's slice is filled up, and a late rank may have none."""
+    """Yield the pieces of ZeRO-3, which cuts every parameter evenly. The last slices may be padded or empty."""
     for flat, group in enumerate(zero.fp16_groups):
         offset = 0
         for parameter in group:
@@ -183,7 +183,7 @@ def _sharded(zero: Any, names: dict[int, str]) -> Iterator[Piece]:
 
 
 def _fragments(named: list[tuple[str, Any]]) -> Iterator[Piece]:
-    """ZeRO-1 and 2 lay whole parameters after each other and cut the row of them."""
+    """Yield the pieces of ZeRO-1 and 2, which concatenate whole parameters and cut the result."""
     for name, parameter in named:
         mapping = parameter._hp_mapping
         if mapping is not None:

@@ -1,7 +1,7 @@
-"""Names of tensors in an exported directory: those of the source checkpoint, not those inside transformers.
+"""Finds the names of tensors in an exported directory: those of the source, not those inside transformers.
 
-transformers renames and fuses weights of some types while it loads them (the experts of a layer become one tensor), and
-`save_pretrained` takes that back for the whole model at once. Here it is taken back for few tensors at a time.
+transformers renames and fuses weights of some types when it loads them; for example, the experts of a layer become one
+tensor. `save_pretrained` reverts that for the whole model at once. This module reverts it for a few tensors at a time.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ _LAYER = re.compile(r"(.*?\.\d+)\.")
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors of the model that become tensors of the file together."""
+    """Tensors of the model that are converted together to tensors of the file."""
 
-    names: tuple[str, ...]  # in the model; a tied tensor has the name that the source uses, if it uses one
-    sizes: tuple[tuple[str, int], ...]  # in the file, with bytes
+    names: tuple[str, ...]  # names in the model; for a tied tensor, the name that the source uses, if any
+    sizes: tuple[tuple[str, int], ...]  # names in the file, with bytes
 
 
 @dataclass(frozen=True)
 class Naming:
-    """How a model's tensors are called in a file."""
+    """The names that a model's tensors have in a file."""
 
     model: Any
-    conversions: list[Any]  # of transformers, as they are applied on loading
+    conversions: list[Any]  # conversions of transformers, in the order in which loading applies them
     groups: tuple[Group, ...]
-    first: Mapping[str, str]  # for a tied tensor, from its name in `groups` to the one that the model lists first
+    first: Mapping[str, str]  # for a tied tensor: its name in `groups` -> the name that the model lists first
 
     @property
     def order(self) -> list[str]:
-        """The model's names in the order in which `converted` takes their tensors."""
+        """The model's names, in the order in which `converted` consumes their tensors."""
         return [self.first.get(name, name) for group in self.groups for name in group.names]
 
     @property
     def sizes(self) -> list[tuple[str, int]]:
-        """The file's names in the order in which `converted` gives them."""
+        """The file's names, in the order in which `converted` yields them."""
         return [size for group in self.groups for size in group.sizes]
 
     def converted(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Tensors under the file's names; those of one group are in memory at a time."""
+        """Yield tensors under the file's names. The tensors of one group are in memory at a time."""
         for group in self.groups:
             held = {}
             for expected in group.names:
                 name, tensor = next(tensors)
                 assert name == self.first.get(expected, expected), (name, expected)
-                # A tensor that was gathered from all ranks is gone when the next one is asked for.
+                # A gathered tensor is freed when the next one is requested, so tensors of a larger group are copied.
                 held[expected] = tensor.detach() if len(group.names) == 1 else tensor.detach().to("cpu", copy=True)
             found = _reverted(self.model, self.conversions, held)
             for name, _ in group.sizes:
@@ -60,11 +60,11 @@ class Naming:
 
 
 def naming_of(model: Any, tensors: Tensors, source: set[str]) -> Naming:
-    """The naming that shares most names with the source's.
+    """Choose the conversions whose names have most in common with the source's.
 
     Args:
-        tensors: All of the model's tensors that are saved, on the meta device.
-        source: Names of the tensors in the directory that the model was loaded from.
+        tensors: all saved tensors of the model, on the meta device.
+        source: names of the tensors in the directory that the model was loaded from.
     """
     first = _first_names(model, tensors, source)
     called = {name: other for other, name in first.items()}
@@ -80,14 +80,14 @@ def naming_of(model: Any, tensors: Tensors, source: set[str]) -> Naming:
     for _, names in groups:
         together |= names or {}
     if {name: tensor.shape for name, tensor in together.items()} != {name: one.shape for name, one in whole.items()}:
-        groups = [(tensors, whole)]  # a conversion that reaches over layers
+        groups = [(tensors, whole)]  # the conversion combines tensors of several layers
     return Naming(model, conversions, tuple(_group(members, names or {}) for members, names in groups), first)
 
 
 def _first_names(model: Any, tensors: Tensors, source: set[str]) -> dict[str, str]:
-    """From the source's name of a tied tensor to its name in `tensors`, where the two differ (XLM-RoBERTa's head).
+    """Map the source's name of a tied tensor to its name in `tensors`, if they differ (as for XLM-RoBERTa's head).
 
-    transformers loads a tied tensor under each of its names. Other programs know only the published one.
+    transformers loads a tied tensor under any of its names. Other programs know only the published one.
     """
     same: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -101,7 +101,7 @@ def _first_names(model: Any, tensors: Tensors, source: set[str]) -> dict[str, st
 
 
 def _split(model: Any, conversions: list[Any], layer: Tensors) -> list[tuple[Tensors, Tensors | None]]:
-    """Each tensor of a layer alone where that gives the same as all of them together."""
+    """Split a layer into single tensors if converting them one by one gives the same as converting them together."""
     together = _try(model, conversions, layer)
     alone = [({name: tensor}, _try(model, conversions, {name: tensor})) for name, tensor in layer.items()]
     shapes = {name: one.shape for _, names in alone for name, one in (names or {}).items()}
@@ -115,7 +115,7 @@ def _group(members: Tensors, found: Tensors) -> Group:
 
 
 def _candidates(model: Any) -> Iterator[list[Any]]:
-    """What transformers may have done on loading: to published names, to a prefix beside them, or nothing."""
+    """Yield the conversions that loading may have applied: without prefix changes, with them, or none."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import PrefixChange
 
@@ -126,10 +126,10 @@ def _candidates(model: Any) -> Iterator[list[Any]]:
 
 
 def _try(model: Any, conversions: list[Any], tensors: Tensors) -> Tensors | None:
-    """The converted tensors; None where the conversion needs others beside them."""
+    """Return the converted tensors; None if the conversion needs other tensors as well."""
     try:
         return _reverted(model, conversions, tensors)
-    except Exception:  # conversions raise whatever their operations raise
+    except Exception:  # operations of a conversion may raise anything
         return None
 
 

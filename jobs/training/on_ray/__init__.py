@@ -1,4 +1,4 @@
-"""One worker group on Ray Train: its controller, its workers, and how their deaths are told apart.
+"""One worker group on Ray Train: its controller, its workers, and the classification of their failures.
 
 May import `loop` and what it may import. Start with `fit`.
 """

@@ -1,7 +1,7 @@
-"""Run Ray Train's controller in the process of the driver.
+"""Runs Ray Train's controller in the driver's process.
 
-Ray Train starts it as an actor on the driver's node. This process imports for seconds what the driver has imported
-already, before it starts the first worker. It would end with the driver anyway, and it never restarts workers here.
+Ray Train starts the controller as an actor on the driver's node. That process imports for seconds what the driver has
+already imported, before it starts the first worker. It ends with the driver anyway, and here it never restarts workers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ray.train.v2._internal.execution.controller.controller import TrainControll
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
 
-# Callbacks that start a process each. The trainer has no data sets, and its placement group ends with this process.
+# Callbacks that each start a process. The trainer has no data sets, and its placement group ends with this process.
 _NEEDLESS = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
 
@@ -24,10 +24,10 @@ class DriverTrainer(TorchTrainer):  # type: ignore[misc]  # ray carries no types
     """A TorchTrainer whose controller runs in this process.
 
     Args:
-        left: the driver sets it when it gives the workers up. The controller then ends them, and `fit` raises
+        left: the driver sets this event when it gives up the workers. The controller then ends them, and `fit` raises
             ControllerError.
-        alone: on a Ray that ends with this process.
-        config, more: as TorchTrainer takes them.
+        alone: Ray ends with this process.
+        config, more: arguments of TorchTrainer.
     """
 
     def __init__(self, *config: Any, left: threading.Event, alone: bool = False, **more: Any) -> None:

@@ -1,7 +1,7 @@
-"""Classifies the ends of workers that reported no error themselves, from Ray's exceptions. Pure functions.
+"""Classifies workers that ended without reporting an error, from Ray's exceptions. Pure functions.
 
 Ray raises the same error for a process that the kernel killed for memory, that crashed, or that a person killed. Only
-the node knows more (see `jobs.training.vitals`). Ray's texts are made for people: what is not found in them is None.
+the node knows more (see `jobs.training.vitals`). Ray's texts are parsed; a fact that is not found in them is None.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from jobs.training.vitals import Remains
 class How(StrEnum):
     MEMORY = "memory"  # killed for memory, by Ray or by the kernel
     DIED = "died"  # killed by something else, or crashed
-    NODE = "node"  # gone with its node
-    LEFT = "left"  # it lost its connections to the others
-    NO_ROOM = "no-room"  # the workers have not started: somebody else has taken the room
+    NODE = "node"  # its node failed
+    LEFT = "left"  # it lost its connections to the other workers
+    NO_ROOM = "no-room"  # the workers have not started, because other programs have taken the slots
 
 
 @dataclass(frozen=True)
 class Crash:
-    """
+    """The end of a worker that reported no error.
+
     Attributes:
-        what: A verb phrase that follows the name of the process in a message.
-        rank, pid, host: Identify the process whose error says most.
-        node: as Ray identifies it.
+        what: a verb phrase that follows the name of the process in a message.
+        rank, pid, host: identify the process whose error says most.
+        node: Ray's id of the node.
     """
 
     how: How
@@ -59,7 +60,7 @@ _KILLED = re.compile(r"Selected to kill: \(.*?task name=RayTrainWorker\..*?pid=(
 
 
 def crashes_of(error: BaseException) -> list[Crash]:
-    """The lost workers that an error of `TorchTrainer.fit` tells of; empty where no worker was lost."""
+    """List the lost workers that an error of `TorchTrainer.fit` reports; empty if no worker was lost."""
     from ray.exceptions import RayError
     from ray.train import ControllerError, WorkerGroupError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
@@ -101,7 +102,7 @@ def _of_ray(error: BaseException, text: str) -> Crash:
 
 
 def _killed_by_ray(found: Crash, text: str) -> Crash:
-    """Name the worker that held most memory: Ray lists all processes that it killed."""
+    """Name the worker that held most memory, because Ray lists all processes that it killed."""
     killed = [(float(held), int(pid)) for pid, held in _KILLED.findall(text)]
     use, held = _USE.search(text), ""
     if killed:
@@ -113,7 +114,7 @@ def _killed_by_ray(found: Crash, text: str) -> Crash:
 
 
 def examined(crash: Crash, remains: Remains) -> Crash:
-    """Add to a crash what its node knows of the process."""
+    """Add to a crash what its node knows about the process."""
     vital = remains.of(crash.rank, crash.pid)
     if vital is None:
         return crash

@@ -1,7 +1,7 @@
-"""One worker group on Ray, from its start to its end: all that Ray Train is told, and what comes back from it.
+"""Runs one worker group on Ray, from its start to its end: the settings of Ray Train, and its result.
 
-Ray Train itself starts nothing again: whether a lost group is worth another one is decided by `ray_driver`, which knows
-of checkpoints, and of the nodes that a queue has given.
+Ray Train restarts nothing here. `ray_driver` decides whether to start another group, because it knows the checkpoints
+and the nodes that a queue has assigned.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from jobs.training.on_ray.worker import ray_worker
 from jobs.training.worker_input import Job
 
 Worker = Callable[[dict[str, Any]], Record | None]
-_FEW_WORKERS = 64
+_FEW_WORKERS = 64  # up to this many, the health of workers is checked more often
 _POLL_S = 0.5
-# From the room that was seen to workers that run: Ray's own 60 s are too short where a node imports torch from a slow
-# file system.
+# Seconds from free slots to running workers. Ray's 60 s are too short if a node imports torch from a slow file system.
 _START_TIMEOUT_S = 300
-# A rank that has failed leaves the others in a collective that nothing can interrupt. They get this long to end by
-# themselves; then the driver leaves, and Ray ends what belongs to it.
+# A rank that has failed leaves the others in a collective that nothing can interrupt. They get this many seconds to
+# end by themselves; then the driver leaves, and Ray ends its processes.
 _FAILURE_GRACE_S = 10.0
 _LEAVES_WITHIN_S = 2.0  # for Ray Train's thread to end the workers, before the driver shuts Ray down
 
@@ -41,18 +40,18 @@ def fit(
     worker: Worker = ray_worker,
     **more: Any,
 ) -> Record | None:
-    """Train on the connected cluster; what rank 0 returned, None where a worker reported a failure.
+    """Train on the connected cluster. Returns rank 0's result; None if a worker reported a failure.
 
-    `TorchTrainer.fit` runs in a thread: on the main thread it would take Ctrl-C for itself and save nothing.
+    `TorchTrainer.fit` runs in a thread, because on the main thread it would handle Ctrl-C itself and save nothing.
 
     Args:
-        places: the node of each worker; None: wherever there is room.
-        alone: on a Ray that ends with this process.
-        look: called twice a second; what it raises ends the wait, not the workers.
-        worker: what each worker calls with {"job": job} and `more`.
+        places: the node of each worker; None lets Ray choose.
+        alone: Ray ends with this process.
+        look: called twice a second. An exception from it ends the wait, not the workers.
+        worker: the function that each worker calls with {"job": job} and `more`.
 
     Raises:
-        Exception: what `TorchTrainer.fit` raises.
+        Exception: any exception of `TorchTrainer.fit`.
     """
     done: dict[str, Any] = {}
     left = threading.Event()
@@ -63,7 +62,7 @@ def fit(
             done["result"] = make_trainer(job, name, left, places, alone, worker, **more).fit().return_value
         except BaseException as error:
             done["error"] = error
-        with contextlib.suppress(StorageError):  # Ray's own notes, of no use to anybody
+        with contextlib.suppress(StorageError):  # Ray Train's own state, which is never read again
             storage.remove_dir(storage.join(job.run_root, name))
 
     thread = threading.Thread(target=run, name="fit", daemon=True)
@@ -74,7 +73,7 @@ def fit(
             thread.join(_POLL_S)
             look()
             if failed_at is None:
-                with contextlib.suppress(StorageError):  # asked again at the next look
+                with contextlib.suppress(StorageError):  # the next look asks again
                     failed_at = time.monotonic() if storage.list_names(job.paths.failures) else None
             if failed_at is not None and time.monotonic() - failed_at > _FAILURE_GRACE_S:
                 return None
@@ -97,14 +96,14 @@ def make_trainer(
     worker: Worker = ray_worker,
     **more: Any,
 ) -> Any:
-    """The trainer of a job: all that Ray Train is told.
+    """Make the trainer of a job, with all settings of Ray Train.
 
     Args:
-        name: under which Ray keeps a state of its own, and would go on from one that it finds: a new one each time.
+        name: Ray keeps state under this name and would resume from state that it finds, so it must be new.
         left: see `DriverTrainer`.
         places: the node of each worker.
-        alone: on a Ray that ends with this process.
-        worker, more: as `fit` takes them.
+        alone: Ray ends with this process.
+        worker, more: see `fit`.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
@@ -113,9 +112,9 @@ def make_trainer(
 
     resources = job.spec.resources
     if resources.num_workers <= _FEW_WORKERS:
-        set_default("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # its own 2 s pass before an end, or a death, is seen
+        set_default("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray's 2 s would delay every end that much
     set_default("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
-    # The controller runs in this process, and would change its logging.
+    # The controller runs in this process, whose logging it would change.
     set_default("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
     each = {"CPU": float(resources.cpus_per_worker)}
     if resources.gpus_per_worker:
@@ -137,8 +136,8 @@ def make_trainer(
             name=name,
             storage_path=job.run_root,
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-            # Ray Train runs the loop in a thread, to which glibc would give an arena of its own, out of reach of
-            # `keep_freed_memory`: half a million page faults a step.
+            # Ray Train runs the loop in a thread. glibc would give this thread a separate arena, which
+            # `keep_freed_memory` does not reach: half a million page faults a step.
             worker_runtime_env=None if resources.gpus_per_worker else {"env_vars": {"MALLOC_ARENA_MAX": "1"}},
         ),
     )

@@ -1,4 +1,4 @@
-"""The functions that Ray Train calls in each worker. Light to import: the driver and Ray's controller load it too."""
+"""The functions that Ray Train calls in each worker. Light to import: the driver and Ray's controller import it too."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ray_worker(config: dict[str, Any]) -> Record | None:
 
 
 def warm_ray_worker(config: dict[str, Any]) -> Record | None:
-    """Carry out a warm gang's orders, from number `first` of `config` on. Returns what `guarded` returns."""
+    """Carry out a warm gang's orders, starting with number `first` of `config`. Returns what `guarded` returns."""
     job: Job = config["job"]
     import ray.train
 

@@ -162,7 +162,7 @@ class Train(Frozen):
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 are both true: drop one of them")
         if self.warmup_steps is not None and self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
-            raise NotWhole(f"warmup_steps ({self.warmup_steps}) is neither whole nor below 1")
+            raise NotWhole(f"warmup_steps ({self.warmup_steps}) must be a whole number, or a share below 1")
         return self
 
 

@@ -107,7 +107,7 @@ def _read(path: str, overrides: Sequence[str]) -> tuple[AnySpec, Mapping[str, Ma
         )
     document = parse(_text(path), path)
     if not isinstance(document.value, dict):
-        what = "is empty" if document.value is None else "is no mapping of keys to values"
+        what = "is empty" if document.value is None else "is not a mapping of keys to values"
         raise SpecError(f"{path}: {what}: a spec needs model and data. `fleetune spec` prints every field")
     base = _take_in_base(document, path)
     for override in overrides:
@@ -130,7 +130,7 @@ def _take_in_base(document: Document, path: str) -> str:
     except SpecError as error:
         raise _wrong(document, ("base",), str(error)) from error
     if not isinstance(base.value, dict):
-        raise _wrong(document, ("base",), f"{named} is no mapping of keys to values")
+        raise _wrong(document, ("base",), f"{named} is not a mapping of keys to values")
     document.value["base"] = base.value
     document.marks |= {("base", *place): mark for place, mark in base.marks.items()}
     document.problems += base.problems
@@ -151,7 +151,7 @@ def spec_of(value: Mapping[str, Any], reader: str = "release") -> AnySpec:
     try:
         copied = json.loads(json.dumps(dict(value)))
     except (TypeError, ValueError, RecursionError) as error:
-        raise SpecError(f"a spec is a mapping of keys to values, as JSON has them: {error}") from error
+        raise SpecError(f"a spec must be a mapping of keys to JSON values: {error}") from error
     return _checked(Document(copied, {(): Mark()}), reader)
 
 
@@ -203,7 +203,7 @@ def _kind_of(document: Document) -> Kind:
     named = values.get("kind", "finetune")
     if "kind" not in values and "command" in values and "model" not in values:
         mark = document.mark(("command",))
-        raise SpecError.of([Mistake("is missing: a spec with a command says kind: command", "kind", str(mark))])
+        raise SpecError.of([Mistake("is missing: a spec with a command needs kind: command", "kind", str(mark))])
     for kind in SPEC_MODELS:
         if named == kind:
             return kind
@@ -249,7 +249,7 @@ def _override(document: Document, text: str) -> None:
     key, equals, raw = text.partition("=")
     path: Path = tuple(part.strip() for part in key.split("."))
     if not equals or not all(path):
-        document.add_problem(Mark(_SET), f"{text!r} is not KEY=VALUE, as train.learning_rate=1e-5 is")
+        document.add_problem(Mark(_SET), f"{text!r} must be KEY=VALUE, such as train.learning_rate=1e-5")
         return
     try:
         value = parse_value(raw, text)

@@ -80,7 +80,7 @@ def sweep_values(options: Sequence[str]) -> dict[str, list[Any]]:
         key, equals, text = option.partition("=")
         key = key.strip()
         if not equals or not key or not text.strip():
-            what = f"{option!r} is not KEY=VALUE,VALUE, as train.learning_rate=1e-5,5e-5 is"
+            what = f"{option!r} must be KEY=VALUE,VALUE, such as train.learning_rate=1e-5,5e-5"
             problems.append(Mistake(what, place=_SWEEP))
             continue
         if key in fields:
@@ -142,7 +142,7 @@ def _field_meant(kind: Kind, given: str) -> str:
         what = f"may mean {' or '.join(homes)}: give one of these, as vary({{{homes[0]!r}: [...]}})"
         raise SpecError.at(given, what)
     if section_model(fields[chosen[0]]) or chosen[0] in ("version", "kind"):
-        what = "is a section: vary the fields in it" if section_model(fields[chosen[0]]) else "is the same for all"
+        what = "is a section: vary the fields in it" if section_model(fields[chosen[0]]) else "cannot be varied"
         raise SpecError.at(given, what)
     return chosen[0]
 

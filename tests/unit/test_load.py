@@ -192,7 +192,7 @@ def test_contradicting_sections_are_refused_in_one_sentence(tmp_path: Path) -> N
         ("a: &x [*x]\n", "job.yaml:1: an alias that contains itself"),
         ("a: !!python/object:os.system x\n", "has no meaning here"),
         ("", "job.yaml: is empty"),
-        ("- a\n", "job.yaml: is no mapping"),
+        ("- a\n", "job.yaml: is not a mapping"),
     ],
 )
 def test_broken_yaml_is_placed(tmp_path: Path, text: str, expected: str) -> None:

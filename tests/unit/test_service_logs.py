@@ -192,7 +192,7 @@ def test_whatever_lies_in_a_run_in_the_place_of_a_file_is_not_read(tmp_path: Pat
         assert logs.sources(context(), of).sources == ("output",)
         assert logs.metrics(context(), of, 0).records == ()
     of = replace(job(state=State.RUNNING), run=str(strange), attempt=1)
-    with pytest.raises(StorageError, match="is no file"):
+    with pytest.raises(StorageError, match="is not a regular file"):
         logs.part(context(), of, "driver", 0)
     with pytest.raises(StorageError, match="cannot read"):
         logs.metrics(context(), of, 0)

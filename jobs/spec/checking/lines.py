@@ -177,7 +177,7 @@ def _parse_json(text: str, source: str) -> Document:
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
-        raise _not_readable(f"{source}:{error.lineno}:{error.colno}", f"no JSON: {error.msg}") from error
+        raise _not_readable(f"{source}:{error.lineno}:{error.colno}", f"not JSON: {error.msg}") from error
     except RecursionError as error:
         raise _not_readable(source, "nested too deeply") from error
     with contextlib.suppress(SpecError):  # JSON is YAML, but for tabs and escaped surrogates: then without lines

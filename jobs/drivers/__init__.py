@@ -1,4 +1,4 @@
 """The process that leads a job, from its start to its outcome.
 
-May import everything else in `jobs`. The entry points are `attempt`, which a queue starts, and `ray_submitted`.
+May import everything else in `jobs`. The doors are `attempt`, which a queue starts, and `ray_submitted`.
 """

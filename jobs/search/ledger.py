@@ -54,7 +54,7 @@ class Trial:
 
     @property
     def score(self) -> float | None:
-        """The newest one."""
+        """The newest score."""
         return self.scores[-1][1] if self.scores else None
 
     @property
@@ -68,15 +68,15 @@ class Trial:
 
     @property
     def rung(self) -> int:
-        """How often it was scored."""
+        """Number of its scores."""
         return len(self.scores)
 
 
 class Trials:
-    """All trials of a sweep, as the ledger in its directory tells."""
+    """All trials of a sweep, read from the ledger in its directory."""
 
     def __init__(self, sweep: SweepSpec, root: str) -> None:
-        """`root`: of the sweep's directory. Raises StorageError: the ledger cannot be read."""
+        """`root` is the sweep's directory. Raises StorageError: the ledger cannot be read."""
         self.sweep, self.root = sweep, root
         self.trials: dict[int, Trial] = {}
         self.total_steps, self.tokens_per_run = 0, 0.0  # of a whole trial; 0 before the first driver has looked
@@ -88,7 +88,7 @@ class Trials:
         self.catch_up()
 
     def catch_up(self) -> None:
-        """Take over what the driver has written since the last call; not for the driver. Raises StorageError."""
+        """Read what the driver has written since the last call; the driver must not call it. Raises StorageError."""
         for record in self._records.new():
             self._replay(record)
 
@@ -120,13 +120,13 @@ class Trials:
             trial.state, trial.reason = "stopped", record["stopped"]
 
     def bound(self, greatest: float | None, tokens: int) -> None:
-        """Take over the result of the probe: no proposal has a higher learning rate. None: the probe found no bound."""
+        """Set the probe's result, above which no learning rate is proposed; None if it found no bound."""
         with self._lock:
             self.is_bounded, self.probe_tokens, self._greatest = True, tokens, greatest
             self.change(self.sweep)
 
     def change(self, sweep: SweepSpec) -> None:
-        """Go on with another spec of the same search."""
+        """Replace the spec by another one of the same search."""
         with self._lock:
             self.sweep = sweep if self._greatest is None else bounded(sweep, self._greatest)
 
@@ -179,7 +179,7 @@ class Trials:
 
     @property
     def searched(self) -> list[Trial]:
-        """All trials but repeats, which train a finalist with another seed."""
+        """All trials except repeats, which train a finalist with another seed."""
         return [trial for trial in list(self.trials.values()) if trial.repeats is None]
 
     def repeats_of(self, trial: Trial) -> list[Trial]:
@@ -191,10 +191,10 @@ class Trials:
         return [one.score for one in every if one.state == "finished" and one.score is not None]
 
     def ranked(self) -> list[Trial]:
-        """The best first: those that are finished, then by how far they came; what has no score comes last.
+        """Sort the trials, best first: finished ones, then by progress; trials without a score come last.
 
-        A finalist is ranked by the mean over its seeds, before trials that have one seed only: the best of many single
-        scores is partly luck. It is followed by its repeats.
+        A finalist is ranked by the mean over its seeds, before trials with only one seed, because the best of many
+        single scores is partly luck. Its repeats follow it.
         """
         with self._lock:
             return sorted(self.trials.values(), key=self._rank)
@@ -227,7 +227,7 @@ class Trials:
 
     @property
     def repeats_left(self) -> int:
-        """How many repeats have not ended or are still to begin, at most."""
+        """Most repeats that have not ended or have not started."""
         ended = sum(trial.is_over for trial in list(self.trials.values()) if trial.repeats is not None)
         return max(FINALISTS * (self.sweep.seeds - 1) - ended, 0)
 
@@ -287,7 +287,7 @@ class Trials:
 
     @property
     def device_hours(self) -> float:
-        """Hours of GPUs that its gangs have held; of CPUs where none is used."""
+        """Hours of GPUs that the gangs have held; without GPUs, hours of CPUs."""
         return sum(each for _, each in self.spent.values()) / 3600
 
     @property
@@ -297,10 +297,10 @@ class Trials:
 
 
 class Ledger(Trials):
-    """The same for the driver of the sweep, which writes it. Its methods may be called by any thread."""
+    """The ledger as the driver of the sweep writes it. Its methods may be called by any thread."""
 
     def __init__(self, sweep: SweepSpec, root: str, steps_of: Callable[[Spec], int], tokens_per_run: float) -> None:
-        """Takes over what earlier drivers have written.
+        """Read what earlier drivers have written.
 
         Args:
             steps_of: returns the optimizer steps of a job.
@@ -322,7 +322,7 @@ class Ledger(Trials):
             self._journal.flush()
 
     def add(self, values: Mapping[str, Any], straight: bool = False, repeats: int | None = None) -> Trial:
-        """A new trial: its run's directory is made, and its values are on storage when this returns.
+        """Add a trial: make its run's directory and store its values.
 
         Args:
             straight, repeats: see `Trial`.
@@ -332,7 +332,7 @@ class Ledger(Trials):
             trial = self.new_trial(number, values, straight, repeats=repeats)
             try:
                 trial.total_steps = self.steps_of(trial.spec)
-            except SpecError as error:  # values that are possible one by one, and not together
+            except SpecError as error:  # each value is possible, but not their combination
                 trial.impossible = str(error)
             self.trials[number] = trial
             storage.write_bytes(trial.paths.spec, dump_spec(trial.spec))
@@ -347,10 +347,10 @@ class Ledger(Trials):
             trial.state = "running"
 
     def answered(self, trial: Trial, answer: Answer, spent: tuple[str, float, float] | None = None) -> None:
-        """Take over what a gang has answered; it is on storage when this returns.
+        """Record a gang's answer, and store it.
 
         Args:
-            spent: by this driver so far: its name, seconds, and seconds times GPUs (or CPUs).
+            spent: use of this driver so far: its name, seconds, and seconds times GPUs (or CPUs).
         """
         with self._lock:
             self.take(trial, answer)
@@ -364,7 +364,7 @@ class Ledger(Trials):
                 self._conclude(trial)
 
     def stopped(self, trial: Trial, reason: str) -> None:
-        """The search does not go on with a trial; its checkpoints stay."""
+        """Record that the search does not continue a trial; its checkpoints stay."""
         with self._lock:
             if not trial.is_over:
                 trial.state, trial.reason = "stopped", reason

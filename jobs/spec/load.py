@@ -106,7 +106,7 @@ def _read(path: str, overrides: Sequence[str]) -> tuple[AnySpec, Mapping[str, st
         )
     document = parse(_text(path), path)
     if not isinstance(document.value, dict):
-        what = "is empty" if document.value is None else "is no mapping of keys to values"
+        what = "is empty" if document.value is None else "is not a mapping of keys to values"
         raise SpecError(f"{path}: {what}: a spec needs model and data. `fleetune spec` prints every field")
     base = _take_in_base(document, path)
     for override in overrides:
@@ -127,9 +127,9 @@ def _take_in_base(document: Document, path: str) -> str:
     try:
         base = parse(_text(file), named)
     except SpecError as error:
-        raise SpecError(_said(document.mark(("base",)), f"base: {error}")) from error
+        raise SpecError(_with_mark(document.mark(("base",)), f"base: {error}")) from error
     if not isinstance(base.value, dict):
-        raise SpecError(_said(document.mark(("base",)), f"base: {named} is no mapping of keys to values"))
+        raise SpecError(_with_mark(document.mark(("base",)), f"base: {named} is not a mapping of keys to values"))
     document.value["base"] = base.value
     document.marks |= {("base", *place): mark for place, mark in base.marks.items()}
     document.problems += base.problems
@@ -160,7 +160,7 @@ def _checked(document: Document) -> AnySpec:
         problems.append((document.mark(path), f"{_short(dotted(path))}: {what}"))
     spec = None if large else _validate(document, kind, problems, meant)
     if problems or spec is None:
-        lines = [_said(*problem) for problem in sorted(problems, key=_line)]
+        lines = [_with_mark(*problem) for problem in sorted(problems, key=_sort_key)]
         if len(lines) >= MOST_MISTAKES:
             lines.append(f"the check stops after {MOST_MISTAKES} mistakes: there may be others")
         raise SpecError("\n".join(lines))
@@ -171,7 +171,7 @@ def _short(key: str) -> str:
     return key if len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]}..."
 
 
-def _said(mark: str, message: str) -> str:
+def _with_mark(mark: str, message: str) -> str:
     return f"{mark}: {message}" if mark else message
 
 
@@ -181,14 +181,14 @@ def _kind_of(document: Document) -> Kind:
     named = values.get("kind", "finetune")
     if "kind" not in values and "command" in values and "model" not in values:
         raise SpecError(
-            _said(document.mark(("command",)), "kind: is missing: a spec with a command needs kind: command")
+            _with_mark(document.mark(("command",)), "kind: is missing: a spec with a command needs kind: command")
         )
     for kind in SPEC_MODELS:
         if named == kind:
             return kind
     hint = did_you_mean(str(named), SPEC_MODELS)
     message = f"kind: must be finetune, command or sweep, but is {shown(named, '')}{hint}"
-    raise SpecError(_said(document.mark(("kind",)), message))
+    raise SpecError(_with_mark(document.mark(("kind",)), message))
 
 
 def dump_spec(spec: AnySpec) -> bytes:
@@ -252,7 +252,7 @@ def _check_version(document: Document) -> None:
     version = document.value.get("version", SCHEMA_VERSION)
     if isinstance(version, int | float) and version > SCHEMA_VERSION:
         what = f"written for schema version {version}; this release reads {SCHEMA_VERSION}: upgrade Fleetune"
-        raise SpecError(_said(document.mark(("version",)), what))
+        raise SpecError(_with_mark(document.mark(("version",)), what))
 
 
 def _drop_unknown_keys(document: Document, kind: Kind, problems: list[tuple[str, str]]) -> Iterator[str | None]:
@@ -333,7 +333,7 @@ def _as_written(document: Document, place: Path) -> Path:
     return place
 
 
-def _line(problem: tuple[str, str]) -> tuple[str, int]:
+def _sort_key(problem: tuple[str, str]) -> tuple[str, int]:
     source, _, line = problem[0].rpartition(":")
     return (source, int(line)) if line.isdigit() else (problem[0], 0)
 

@@ -163,8 +163,8 @@ def _check_columns(reading: Reading, file: str, records: list[Record]) -> None:
         if column not in present:
             raise DataError(
                 f"data.columns.{role}: {file} has no column {column!r}; it has {column_names(present)}."
-                f"{_did_you_mean(column, present)} Set data.columns.{role} to the column with the {role} (files whose "
-                "columns differ are separate sources: give each its columns in data.train)."
+                f"{_did_you_mean(column, present)} Set data.columns.{role} to the column with the {role}. If the "
+                "columns of files differ, make each file a separate source in data.train, with its columns."
             )
 
 

@@ -41,14 +41,14 @@ class GangLost(FleetuneError):
 
 
 class WarmGang:
-    """Workers that stay, and the orders that they carry out one at a time. Its methods may be called by any thread."""
+    """Workers that stay, and carry out one order at a time. Its methods may be called by any thread."""
 
     def __init__(self, job: Job, alone: bool, announce: Announcer, places: Sequence[str] | None = None) -> None:
         """
         Args:
             job: the base job; its run's directory is the gang's.
-            alone: on a Ray that ends with this process.
-            places: the node of each worker, given by a queue; None: wherever there is room.
+            alone: Ray ends with this process.
+            places: node of each worker, as a queue assigned it; None lets Ray choose.
         """
         self._job, self._alone, self._announce, self._places = job, alone, announce, places
         self.engine = engine_of(job.spec)
@@ -65,14 +65,14 @@ class WarmGang:
 
     @property
     def dead(self) -> FleetuneError | None:
-        """Why it will not carry out any more orders; None while it may."""
+        """Why the gang can carry out no more orders; None while it can."""
         return self._dead
 
     def carry_out(self, order: Order) -> Answer:
-        """Wait until it is done.
+        """Send an order and wait for its answer.
 
         Raises:
-            GangLost: see there.
+            GangLost: the gang was lost; the order may be given again.
             FleetuneError: the gang cannot be started (again).
         """
         with self._lock:
@@ -103,7 +103,7 @@ class WarmGang:
                     self._open = None
 
     def end(self) -> bool:
-        """Have its workers end, and wait for that. False: they had not ended after half a minute."""
+        """Ask the workers to end, and wait. Returns False if they have not ended after half a minute."""
         with self._lock:
             self._ending = True
             number = self._next
@@ -128,7 +128,7 @@ class WarmGang:
             self._dead = RunFailed(f"the gang failed: {type(error).__name__}: {error}")
 
     def _served(self) -> Outcome:
-        """Start the workers; once they have ended, what came of them."""
+        """Start the workers, wait until they have ended, and return their outcome."""
         paths = self._job.paths
         storage.remove_dir(paths.failures)
         self._mailbox.close()
@@ -151,7 +151,7 @@ class WarmGang:
         return outcome_of(paths, result, failures_of(paths))
 
     def _find_room(self) -> None:
-        """Raises MachinesFailed: a node that the queue has given is gone."""
+        """Wait for free slots. Raises MachinesFailed: a node that the queue has assigned is gone."""
         gang = gang_of(self._job.spec)
         if self._places is None:
             wait_for_room(gang, lambda text: self._announce("phase", text, phase="workers"))
@@ -170,7 +170,7 @@ class WarmGang:
         return lost.model_copy(update={"reason": reason, "lost": not out_of_memory, "out_of_memory": out_of_memory})
 
     def _go_on_after(self, outcome: Outcome, healing: Healing) -> None:
-        """Give the open order up. Raises FleetuneError where the workers are not worth another start."""
+        """Give up the open order. Raises FleetuneError if starting the workers again makes no sense."""
         reason = str(outcome.reason)
         if outcome.status is not Status.FAILED:
             raise RunFailed("the workers of the gang ended without being asked to")
@@ -183,11 +183,11 @@ class WarmGang:
         with self._lock:
             if self._open is not None:
                 self._given_up[self._open] = given_up
-                self._open = None  # the workers are not to begin with it again
+                self._open = None  # the new workers must not carry it out
 
 
 class _Instead(Exception):
-    """An order is answered by the driver in the gang's place."""
+    """The driver answers an order itself, without the gang."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.reason)
@@ -209,12 +209,12 @@ class Gangs:
     ) -> None:
         """
         Args:
-            job: the base job; the gangs' directories lie in its run's.
-            most: gangs at once.
-            places: the node of each worker of all gangs, given by a queue; None: wherever there is room.
+            job: the base job; the gangs' directories are inside its run.
+            most: most gangs at once.
+            places: node of each worker of all gangs, as a queue assigned it; None lets Ray choose.
             engines_vary: start each gang at its first order, with the engine of that order, and again for an order with
                 another engine. A gang that cannot be started then fails its trial, and not the sweep.
-            at_once: start all gangs now; else each at its first order.
+            at_once: start all gangs now, and not each at its first order.
         """
         self._job, self._alone, self._announce, self._places = job, alone, announce, places
         self._engines_vary = engines_vary
@@ -228,7 +228,7 @@ class Gangs:
         self._given_back = set[int]()  # those of them whose workers have ended
 
     def _started(self, place: int, spec: Spec | None = None) -> WarmGang:
-        """Start a gang for this place. `spec`: its engine is built from it; None: from the base."""
+        """Start a gang for this place, with an engine for `spec`; None means the base."""
         self._starts += 1
         root = storage.join(self._job.run_root, "gangs", str(self._starts))
         spec = spec or self._job.spec
@@ -248,15 +248,15 @@ class Gangs:
 
     @property
     def failure(self) -> FleetuneError | None:
-        """Why there is no gang left; None while there is one."""
+        """Why no gang is left; None while there is one."""
         return None if len(self) else next((gang.dead for gang in self._all if gang is not None and gang.dead), None)
 
     def carry_out(self, order: Order) -> Answer:
-        """On the gang that holds the run's state, if it is free; else on one with its engine, or any. Waits for one.
+        """Carry out an order on a free gang: the one with the run's state, else one with its engine, else any. Waits.
 
         Raises:
             GangLost: the order may be given again.
-            FleetuneError: no gang is left; or a node that the queue has given is gone.
+            FleetuneError: no gang is left; or a node that the queue has assigned is gone.
         """
         with self._taken(order) as place:
             self._held[place] = order.run

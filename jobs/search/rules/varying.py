@@ -117,7 +117,7 @@ def check_space(sweep: SweepSpec) -> None:
 
 
 def _wrong_engines(sweep: SweepSpec) -> list[str]:
-    """What is wrong with the values that engines are built from, taken together."""
+    """List what is wrong with combinations of the values that engines are built from."""
     choices = _engine_choices(sweep)
     if (count := math.prod(map(len, choices.values()))) > MOST_ENGINES:
         fields = ", ".join(choices)

@@ -33,6 +33,6 @@ def has_chat_template(model_dir: str) -> bool:
 def no_chat_template(model_dir: str) -> DataError:
     """Make the error for chat data with a tokenizer that has no chat template."""
     return DataError(
-        f"data.format is chat, but the tokenizer in {model_dir} has no chat template: take an instruct model, put a "
+        f"data.format is chat, but the tokenizer in {model_dir} has no chat template. Take an instruct model, put a "
         "chat_template.jinja beside its tokenizer, or use data.format: text"
     )

@@ -104,7 +104,7 @@ def _other_classes(config: dict[str, Any], spec: Spec) -> list[str]:
         return []
     listed = f" ({', '.join(map(str, list(names.values())[:10]))})" if isinstance(names, dict) else ""
     return [
-        f"the model is a classifier of {count} classes{listed}, but the spec has {spec.num_labels}: give data.labels "
+        f"the model is a classifier of {count} classes{listed}, but the spec has {spec.num_labels}. Give data.labels "
         "with the model's classes, or a base model without a classifier"
     ]
 
@@ -173,8 +173,8 @@ def _weights_problems(folder: str) -> list[str]:
         return [f"{name} {problem}" for name, problem in broken.items() if problem]
     if pickles := [name for name in names if name.endswith(_PICKLES)]:
         return [
-            f"the weights are pickles ({', '.join(pickles[:3])}), which are never loaded because they can run code: "
-            "convert them to safetensors with model.save_pretrained(DIR) on a machine that may run them"
+            f"the weights are pickles ({', '.join(pickles[:3])}), which are never loaded because they can run code. "
+            "Convert them to safetensors with model.save_pretrained(DIR) on a machine that may run them"
         ]
     gguf = " (a GGUF file cannot be trained: convert it first)" if any(n.endswith(".gguf") for n in names) else ""
     return [f"there are no weights: no *.safetensors{gguf}"]

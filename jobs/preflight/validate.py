@@ -236,7 +236,7 @@ def _warnings(spec: Spec) -> Iterator[str]:
     if train.zero.offload_optimizer is not None and gpus and cpus < _OFFLOAD_CPUS:
         yield (
             "zero.offload_optimizer: the optimizer runs on the host, and Ray gives it resources.cpus_per_worker "
-            f"({cpus}) threads: set it to {_OFFLOAD_CPUS} or more, or the GPU waits for it"
+            f"({cpus}) threads. Set it to {_OFFLOAD_CPUS} or more, or the GPU waits for it"
         )
     if train.max_steps and spec.checkpoint.save_steps and spec.checkpoint.save_steps > train.max_steps:
         yield f"checkpoint.save_steps ({spec.checkpoint.save_steps}) is more than max_steps ({train.max_steps})"

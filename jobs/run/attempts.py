@@ -22,7 +22,7 @@ def write_attempt(paths: JobPaths, start: int, world_size: int) -> None:
 
 
 def take_run(paths: JobPaths) -> str:
-    """Write a random token for this driver over that of the previous one, and return it (see `JobPaths.driver`)."""
+    """Write a random id of this driver over that of the previous one, and return it (see `JobPaths.driver`)."""
     word = secrets.token_hex(8)
     storage.write_bytes(paths.driver, word.encode())
     return word

@@ -73,7 +73,7 @@ class Commit(Frozen):
     version: int = FORMAT_VERSION
     step: int = Field(description="Optimizer steps that are done.")
     num_workers: int
-    per_device_train_batch_size: int = Field(description="Rows of a micro-batch, for each of which dropout is drawn.")
+    per_device_train_batch_size: int = Field(description="Rows of a micro-batch, which is the unit of dropout.")
     parts: tuple[PartEntry, ...] = Field(description="One for each rank, in the order of ranks.")
     shapes: dict[str, tuple[int, ...]] = Field(description="Shape of every trained parameter, in the model's order.")
     bytes: int = Field(description="Size of all tensor files together.")

@@ -36,18 +36,18 @@ def find_run(run: str, storage_path: str) -> str:
     if storage.is_url(run) or os.sep in run or os.path.exists(os.path.join(run, "spec.json")):
         root = _absolute(run).rstrip("/")
         if not storage.exists(JobPaths(root).spec):
-            raise InputError(f"{run} is not a run: there is no spec.json in it{_beside(root)}")
+            raise InputError(f"{run} is not a run: there is no spec.json in it{_suggestion(root)}")
         return root
     names = run_names(storage_path) if storage.is_dir(storage_path) else []
     found = [name for name in names if name == run] or [name for name in names if name.startswith(run)]
     if len(found) == 1:
         return JobPaths.of(storage_path, found[0]).root
     if found:
-        raise InputError(f"{run!r} may mean {len(found)} runs: {_some(found)}. Give more of the name")
+        raise InputError(f"{run!r} may mean {len(found)} runs: {_some_names(found)}. Give more of the name")
     what = (
-        f"the runs there are {_some(names)}. Jobs of a queue: `fleetune queue --all`"
+        f"existing runs are {_some_names(names)}. Jobs of a queue: `fleetune queue --all`"
         if names
-        else "there are no runs. Give the run's path, or say where the runs are (FLEETUNE_STORAGE_PATH)"
+        else "there are no runs. Give the run's path, or set FLEETUNE_STORAGE_PATH to the directory of the runs"
     )
     raise InputError(f"no run {run!r} under {storage_path}{did_you_mean(run, names) or f': {what}'}")
 
@@ -56,15 +56,15 @@ def _absolute(path: str) -> str:
     return path if storage.is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
-def _beside(root: str) -> str:
-    """Suggest names beside a path that is not a run."""
+def _suggestion(root: str) -> str:
+    """Suggest similar names in the directory of a path that is not a run."""
     folder, name = posixpath.split(root)
     with contextlib.suppress(StorageError):
         return did_you_mean(name, [other for other in storage.list_names(folder) if other != name])
     return ""
 
 
-def _some(names: list[str]) -> str:
+def _some_names(names: list[str]) -> str:
     return ", ".join(names[-5:]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 

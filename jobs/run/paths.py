@@ -114,7 +114,7 @@ class JobPaths:
 
     @property
     def driver(self) -> str:
-        """A random token of the driver that has the run. Workers of an earlier driver see it change, and end."""
+        """A random id of the driver that has the run. Workers of an earlier driver see it change, and end."""
         return storage.join(self.root, "driver")
 
     @property

@@ -17,7 +17,7 @@ def ask_to_stop(root: str, now: Now = utc_now) -> str:
         InputError: the run has ended.
     """
     paths = JobPaths(root)
-    heard = _heard(paths, now)
+    heard = _warning_if_silent(paths, now)
     storage.write_bytes(paths.stop_request, b"fleetune stop")
     return (
         f"run {paths.name} will save a checkpoint at its next step, and end as interrupted{heard}; "
@@ -32,12 +32,12 @@ def ask_to_save(root: str, now: Now = utc_now) -> str:
         InputError: the run has ended.
     """
     paths = JobPaths(root)
-    heard = _heard(paths, now)
+    heard = _warning_if_silent(paths, now)
     storage.write_bytes(paths.save_request, b"fleetune save")
     return f"run {paths.name} will save a checkpoint at its next step, and go on{heard}"
 
 
-def _heard(paths: JobPaths, now: Now) -> str:
+def _warning_if_silent(paths: JobPaths, now: Now) -> str:
     """Return '', or a warning that the run may be dead. Raises InputError if the run has ended."""
     run = summarise(paths, now)
     if run.status not in ("running", "lost"):

@@ -74,7 +74,7 @@ def differences(before: Spec, now: Spec) -> list[str]:
 def _changed_fields(before: Spec, now: Spec) -> Iterator[str]:
     for name in leaf_fields():
         old, new = (_value(spec, name) for spec in (before, now))
-        moved = name in MAY_MOVE and _unmoved(old) == _unmoved(new)
+        moved = name in MAY_MOVE and _without_paths(old) == _without_paths(new)
         said = name in MAY_BE_SAID and old is None
         if old != new and not moved and not said and not may_change(name):
             yield f"{name}: {_shown(old)} -> {_shown(new)}"
@@ -85,7 +85,7 @@ def _value(spec: Spec, name: str) -> Any:
     return LEFT_OUT.get(name) if value is None else value
 
 
-def _unmoved(value: Any) -> Any:
+def _without_paths(value: Any) -> Any:
     """Return the properties of a path or of sources other than their location."""
     if isinstance(value, tuple):
         return tuple(source.model_copy(update={"path": ""}) for source in value)
@@ -132,8 +132,8 @@ def check_resumable(paths: JobPaths, now: Spec, clock: Callable[[], float] = tim
         raise SpecError(
             f"run {paths.name} cannot resume: the spec changes what is computed (old value -> new value):\n"
             f"{lines}\nA resume may change resources, checkpoint, eval, the micro-batch and train.zero. "
-            f"Undo these changes, or start a new run from its model (`fleetune export {paths.root}`, then model.path: "
-            f"{paths.model})"
+            f"Undo the listed changes, or start a new run from its model (`fleetune export {paths.root}`, then "
+            f"model.path: {paths.model})"
         )
     return before
 

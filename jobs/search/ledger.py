@@ -20,10 +20,10 @@ from jobs.training.mailbox import Answer
 
 
 class Ledger(Trials):
-    """The same for the driver of the sweep, which writes it. Its methods may be called by any thread."""
+    """The ledger as the driver of the sweep writes it. Its methods may be called by any thread."""
 
     def __init__(self, sweep: SweepSpec, root: str, steps_of: Callable[[Spec], int], tokens_per_run: float) -> None:
-        """Takes over what earlier drivers have written.
+        """Read what earlier drivers have written.
 
         Args:
             steps_of: returns the optimizer steps of a job.
@@ -52,7 +52,7 @@ class Ledger(Trials):
             self._journal.flush()
 
     def add(self, values: Mapping[str, Any], straight: bool = False, repeats: int | None = None) -> Trial:
-        """A new trial: its run's directory is made, and its values are on storage when this returns.
+        """Add a trial: make its run's directory and store its values.
 
         Args:
             straight, repeats: see `Trial`.
@@ -62,7 +62,7 @@ class Ledger(Trials):
             trial = self.new_trial(number, values, straight, repeats=repeats)
             try:
                 trial.total_steps = self.steps_of(trial.spec)
-            except SpecError as error:  # values that are possible one by one, and not together
+            except SpecError as error:  # each value is possible, but not their combination
                 trial.impossible = str(error)
             self.trials[number] = trial
             storage.write_bytes(trial.paths.spec, dump_spec(trial.spec))
@@ -77,10 +77,10 @@ class Ledger(Trials):
             trial.state = "running"
 
     def answered(self, trial: Trial, answer: Answer, spent: tuple[str, float, float] | None = None) -> None:
-        """Take over what a gang has answered; it is on storage when this returns.
+        """Record a gang's answer, and store it.
 
         Args:
-            spent: by this driver so far: its name, seconds, and seconds times GPUs (or CPUs).
+            spent: use of this driver so far: its name, seconds, and seconds times GPUs (or CPUs).
         """
         with self._lock:
             self.take(trial, answer)
@@ -94,7 +94,7 @@ class Ledger(Trials):
                 self._conclude(trial)
 
     def stopped(self, trial: Trial, reason: str) -> None:
-        """The search does not go on with a trial; its checkpoints stay."""
+        """Record that the search does not continue a trial; its checkpoints stay."""
         with self._lock:
             if not trial.is_over:
                 trial.state, trial.reason = "stopped", reason

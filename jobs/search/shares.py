@@ -15,7 +15,7 @@ from jobs.spec.sweep import SweepSpec
 
 @dataclass(frozen=True)
 class Shares:
-    """What the budget pays for.
+    """The trials and runs that the budget pays for.
 
     Attributes:
         runs: whole runs of the base; infinite if tokens do not bound the search.
@@ -27,7 +27,7 @@ class Shares:
 
     @classmethod
     def of(cls, sweep: SweepSpec, total_steps: int, per_run: float) -> Shares:
-        """Raises SpecError: it does not pay for one trial."""
+        """Compute what the budget pays for. Raises SpecError: it does not pay for one trial."""
         stops, cooldown = stops_of(sweep, total_steps), cooldown_of(sweep, total_steps)
         plan, runs = budget_plan(sweep, stops, cooldown, per_run), runs_of(sweep.budget, per_run)
         if (wrong := too_little(sweep, total_steps, runs)) is not None:

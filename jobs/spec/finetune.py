@@ -362,8 +362,8 @@ class Spec(Frozen):
         rows = max(self.train.per_device_train_batch_size, self.eval.per_device_eval_batch_size)
         if self.packed and self.model.attn_implementation == "flash_attention_2" and rows > 1:
             raise ValueError(
-                f"flash_attention_2 keeps packed samples apart only in batches of one row, but the spec has {rows}: "
-                "set train.per_device_train_batch_size and eval.per_device_eval_batch_size to 1 (and a longer "
+                f"flash_attention_2 keeps packed samples apart only in batches of one row, but the spec has {rows}. "
+                "Set train.per_device_train_batch_size and eval.per_device_eval_batch_size to 1 (and a longer "
                 "data.seq_len), or data.packing: false, or leave model.attn_implementation out"
             )
         return self

@@ -167,12 +167,12 @@ def write_bytes(path: str, content: bytes) -> None:
 
 
 def _write_local(path: str, content: bytes) -> None:
-    with _beside(path) as file:
+    with _replacing(path) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def _beside(path: str) -> Iterator[BinaryIO]:
+def _replacing(path: str) -> Iterator[BinaryIO]:
     """Open a new file beside `path`, and rename it to `path` if the context ends without an error."""
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
@@ -228,7 +228,7 @@ def open_write(path: str) -> Iterator[Writable]:
     """
     with _as_storage_error("write", path):
         if is_local(path):
-            with _beside(local_path(path)) as local:
+            with _replacing(local_path(path)) as local:
                 direct = DirectFile(local.fileno())
                 yield direct
                 direct.finish()

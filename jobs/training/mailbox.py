@@ -46,7 +46,7 @@ class Order(Frozen):
     )
     rates: tuple[float, ...] = Field((), description="For a probe: learning rates of the single step.")
     metric: str = Field("", description="Metric that ranks trials; if the job lacks it, the trial fails at its start.")
-    driver: str = Field("", description="The driver's token in the trial's run (see JobPaths.driver).")
+    driver: str = Field("", description="Id of the trial's driver (see JobPaths.driver).")
 
 
 class Answer(Frozen):

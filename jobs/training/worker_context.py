@@ -139,7 +139,7 @@ class OrderWatch:
     """Looks, in a thread of rank 0, for requests in the run's directory and for another driver that has taken the run.
 
     Workers that are cut off from Ray and from their driver may still reach the storage. Another driver that resumes the
-    run on other nodes takes much longer to its first step than these workers need to see its token.
+    run on other nodes takes much longer to its first step than these workers need to see its id.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ class Job:
     prepared_root: str
     model: str  # path as in the spec; each machine copies the model to its own disk
     earlier_attempts: int = 0  # worker groups of this run before its driver started
-    driver: str = ""  # the driver's token in `JobPaths.driver`; empty if no other driver can take the run
+    driver: str = ""  # the driver's id in `JobPaths.driver`; empty if no other driver can take the run
 
     @property
     def paths(self) -> JobPaths:

@@ -73,7 +73,7 @@ def test_a_driver_that_waits_for_its_server_is_small_and_ends_when_it_is_told_to
 def test_a_driver_that_nobody_has_given_a_job_says_what_to_do(server: WireServer) -> None:
     with driver(server, FLEETUNE_JOB="") as lost:
         assert lost.ended() == 2
-    assert "fleetune run SPEC, or fleetune submit SPEC" in lost.output
+    assert "fleetune run SPEC or fleetune submit SPEC" in lost.output
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_when_ray_says_that_it_has_ended_its_job_is_cancelled(queue: Server, sta
 def test_a_server_that_goes_and_comes_back_is_waited_for(queue: Server, start: Start) -> None:
     queue.kill()
     guest = start("raysubmit_a")
-    guest.says("gives no answer that helps (0 s so far); nothing is started before it does")
+    guest.says("does not answer usefully (0 s so far); nothing is started before it does")
     queue.start()
     guest.says("the orchestrator answers again")
     guest.says("queued as guest-")

@@ -287,7 +287,7 @@ def test_what_was_damaged_since_is_prepared_again(model_dir: str, tmp_path: path
     assert any("prepared data of data.train is damaged" in line for line in said)
     assert digests(root) == whole
     (pathlib.Path(root) / "manifest.json").write_text("{")
-    with pytest.raises(DataError, match=r"manifest\.json is damaged: .*Remove .*, and prepare again"):
+    with pytest.raises(DataError, match=r"manifest\.json is damaged: .*Remove .*, and prepare the data again"):
         prepare(spec, model_dir, engine="plain", say=quiet)
 
 

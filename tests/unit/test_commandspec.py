@@ -104,7 +104,7 @@ def test_a_command_without_a_kind_is_told_to_say_it(tmp_path: Path) -> None:
         ("queue: {on_end: {web: 1}}\n", "queue.on_end.web: unknown key; did you mean webhook?"),
         ("queue: {on_end: {webhook: ftp://x}}\n", "does not fit. URL that gets the outcome"),
         ("queue: {on_end: {}}\n", "queue.on_end: on_end needs either webhook or command"),
-        ("queue: {on_end: x}\n", "must be a section with keys of its own (webhook, command)"),
+        ("queue: {on_end: x}\n", "must be a section with the keys webhook, command"),
         ("queue: {priority: 5000}\n", "queue.priority: must be 1000 or less, but is 5000"),
         ('env: {A: "x\\0y"}\n', "env.A: contains a zero byte"),
         (

@@ -155,7 +155,7 @@ def test_all_problems_come_at_once_in_the_order_of_lines(tmp_path: Path) -> None
         ("  max_steps: [1]\n", "train.max_steps: must be a whole number, but is [1]"),
         ("  bf16: 1\n", "train.bf16: must be true or false, but is 1"),
         ("  weight_decay: .nan\n", "train.weight_decay: must be a finite number, but is NaN"),
-        ("  zero: 3\n", "train.zero: must be a section with keys of its own (stage,"),
+        ("  zero: 3\n", "train.zero: must be a section with the keys stage,"),
         ("eval: {metrics: loss}\n", 'eval.metrics: must be a list (in square brackets), but is the text "loss"'),
         ("method: lora\n", 'method.kind: must be full, but is "lora"; every parameter is trained'),
         ("  lr_scheduler_type: cosin\n", 'but is "cosin"; did you mean cosine?'),

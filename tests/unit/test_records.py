@@ -226,7 +226,7 @@ def test_json_is_taken_as_python_takes_it(tmp_path: Path) -> None:
 )
 def test_a_json_document_over_several_lines_is_refused(tmp_path: Path, name: str, content: str) -> None:
     packed = gzip.compress(content.encode()) if name.endswith(".gz") else content
-    with pytest.raises(DataError, match=r"JSON object in each line is expected: convert .*jq -c '\.\[\]' old"):
+    with pytest.raises(DataError, match=r"JSON object in each line is expected. Convert .*jq -c '\.\[\]' old"):
         values(write(tmp_path / name, packed))
 
 

@@ -156,7 +156,7 @@ def test_what_differs_is_told_whole_with_what_to_do(spec: Spec, paths: JobPaths)
     end(paths, Status.INTERRUPTED)
     with pytest.raises(SpecError) as caught:
         check_resumable(paths, changed(spec, seed=1, train__max_steps=9))
-    for part in ("\n  seed: 42 -> 1\n", "\n  train.max_steps: null -> 9\n", "Undo these", f"{paths.root}/model"):
+    for part in ("\n  seed: 42 -> 1\n", "\n  train.max_steps: null -> 9\n", "Undo the listed", f"{paths.root}/model"):
         assert part in str(caught.value)
 
 

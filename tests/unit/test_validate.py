@@ -126,7 +126,7 @@ def test_own_metric_is_found_beside_the_working_directory_but_not_run(
         ),
         (
             {"resources": {"cpus_per_worker": 1}, "train": {"zero": {"offload_optimizer": "cpu"}}},
-            "resources.cpus_per_worker (1) threads: set it to 4 or more",
+            "resources.cpus_per_worker (1) threads. Set it to 4 or more",
         ),
     ],
 )

@@ -164,7 +164,7 @@ class _Phase:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A row order over several sections: every range of it has their rows in about the requested shares.
+    """A row order over several sections, which contains their rows everywhere in about the requested shares.
 
     Rows are numbered through all sections, one after the other. Limits divide the mixture into phases: when a section
     has too few uses left for its share of another cycle, it drops out. The others continue where they are, with their

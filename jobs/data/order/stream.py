@@ -107,7 +107,7 @@ def _check_mixture(spec: Spec, order: Mixture, rows: int) -> None:
         source = spec.data.train[number]
         raise SpecError(
             f"data.train[{number}] ({source.path}): max_epochs {source.max_epochs} of {order.sections[number].rows} "
-            "rows is less than its weight takes at the very start, so it would never be used: raise it, or lower weight"
+            "rows is less than its weight takes at the very start, so it would never be used. Raise it, or lower weight"
         )
     if order.num_positions is not None and order.num_positions < rows:
         raise SpecError(

@@ -127,7 +127,7 @@ def _exact(facts: Facts) -> Iterator[Finding]:
                 f"exact duplicates within {ROLES[role]}",
                 Pairs(good[mine][inside.later], good[mine][inside.earlier]),
                 int(mine.sum()),
-                "remove them: what is repeated weighs more, and is learned by heart",
+                "remove them: repeated samples weigh more, and are memorised",
             )
     yield from _leaks(facts, good, pairs)
 
@@ -144,7 +144,7 @@ def _leaks(facts: Facts, good: Numbers, pairs: Pairs) -> Iterator[Finding]:
         yield _pairs_finding(
             facts,
             "exact-duplicates-across",
-            "samples of eval that are in train, too",
+            "samples of eval that are also in train",
             Pairs(good[leaked], good[earlier]),
             int((role == EVAL).sum()),
             "remove them from one side: the held-out metrics would be too good",
@@ -189,7 +189,7 @@ def _near_findings(facts: Facts, near: Pairs, compared: int) -> Iterator[Finding
         yield _pairs_finding(
             facts,
             "near-duplicates-across",
-            "samples of eval that are nearly in train, too",
+            "samples of eval with near-duplicates in train",
             pairs,
             compared,
             "remove them from one side if they are copies: the held-out metrics would be too good",
@@ -322,7 +322,7 @@ def _classes(facts: Facts) -> Iterator[Finding]:
             title=f"classes under 2 % of the most frequent one: {', '.join(rare[:10])}",
             count=len(rare),
             of=len(counts),
-            advice="look at f1 beside accuracy, which hardly sees them",
+            advice="use f1 in addition to accuracy, which rare classes hardly change",
         )
 
 

@@ -250,8 +250,8 @@ def _check_json(file: str, head: bytes, strict: bool) -> None:
         document = first == b"{" or (strict and bool(first) and isinstance(seen, BadRow))
     if document:
         raise DataError(
-            f"{file} begins with {first[:20].decode(errors='replace')!r}, but a JSON object in each line is expected: "
-            "convert an array, as: jq -c '.[]' old.json > new.jsonl; objects over several lines, as: jq -c . old > new"
+            f"{file} begins with {first[:20].decode(errors='replace')!r}, but a JSON object in each line is expected. "
+            "Convert an array, as: jq -c '.[]' old.json > new.jsonl; objects over several lines, as: jq -c . old > new"
         )
 
 

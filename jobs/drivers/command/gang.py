@@ -56,13 +56,13 @@ class _Watch:
         for rank in self._left:
             threading.Thread(target=self._pass_on, args=(rank,), name=f"process-{rank}", daemon=True).start()
         while self._left:
-            self._hear()
+            self._note_an_end()
             if self._left and not self._stopped and self._asked_to_stop():
                 self._stopped = True
-                self._end_them(STOP_GRACE_S, f"asked to stop: SIGTERM to {_count(self._left)}")
+                self._terminate(STOP_GRACE_S, f"asked to stop: SIGTERM to {_count(self._left)}")
             if self._left and self._kill_at is not None and time.monotonic() > self._kill_at:
                 self._say(f"SIGKILL to {_count(self._left)}")
-                self._send(hard=True)
+                self._stop_all(hard=True)
                 self._kill_at = time.monotonic() + _KILL_AGAIN_S
         if self._stopped and self._failure is None:
             raise Interrupted("stopped on request")
@@ -82,10 +82,10 @@ class _Watch:
             self._ended.put((rank, code))
         except FleetuneError as error:
             self._ended.put((rank, error))
-        except Exception as error:  # the log cannot be written, so nobody would see the output
+        except Exception as error:  # the log cannot be written, and the output would be lost without a message
             self._ended.put((rank, FleetuneError(f"the output of process {rank} is lost: {error}")))
 
-    def _hear(self) -> None:
+    def _note_an_end(self) -> None:
         try:
             rank, how = self._ended.get(timeout=_POLL_S)
         except queue.Empty:
@@ -96,14 +96,14 @@ class _Watch:
         self._failure = how
         said = str(how) if isinstance(how, FleetuneError) else f"process {rank} {how_it_ended(how)}"
         rest = f"; SIGTERM to {_count(self._left)}" if self._left else ""
-        self._end_them(FAILURE_GRACE_S, said + rest)
+        self._terminate(FAILURE_GRACE_S, said + rest)
 
-    def _end_them(self, grace_s: float, why: str) -> None:
+    def _terminate(self, grace_s: float, why: str) -> None:
         self._say(why)
-        self._send(hard=False)
+        self._stop_all(hard=False)
         self._kill_at = time.monotonic() + grace_s
 
-    def _send(self, *, hard: bool) -> None:
+    def _stop_all(self, *, hard: bool) -> None:
         for rank in sorted(self._left):
             try:
                 self._processes[rank].stop(hard=hard)

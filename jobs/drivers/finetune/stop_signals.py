@@ -17,7 +17,7 @@ _HELD = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Stopped(KeyboardInterrupt):
-    """Raised by the signal handler. It is no `Exception`, so that code that catches every `Exception` lets it pass."""
+    """Raised by the signal handler. Code that catches every `Exception` lets it pass, because it is not one."""
 
 
 class StopSignals:

@@ -109,12 +109,12 @@ def _prepare_and_train(
         try:
             result = guarded(job, _gang(job, world), train)
         except Exception as error:
-            raise _of_lost_peer(error, kills, spec) from error
+            raise _lost_peer_error(error, kills, spec) from error
     write_manifest(paths, facts | (result or {}).get("facts", {}))
     return outcome_of(paths, result, failures_of(paths))
 
 
-def _of_lost_peer(error: Exception, kills: Sequence[int], spec: Spec) -> FleetuneError:
+def _lost_peer_error(error: Exception, kills: Sequence[int], spec: Spec) -> FleetuneError:
     """Make the error for a process that ended without a report. `kills`: see `Memory`; its value before training."""
     if killed_since(kills, memory_here().kills):
         host = os.uname().nodename

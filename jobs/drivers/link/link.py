@@ -102,7 +102,7 @@ class HttpLink:
     def tell(self, **known: Any) -> None:
         with self._lock:
             metrics = {**self._known.get("metrics", {}), **_finite(known.pop("metrics", {}))}
-            self._known |= {name: value for name, value in known.items() if _may_be_told(value)}
+            self._known |= {name: value for name, value in known.items() if _is_sendable(value)}
             self._known["metrics"] = metrics
             self._hurries = self._hurries or bool(self._known.get("draining"))
         if known.keys() & {"run", "draining", "keeps"}:
@@ -156,12 +156,12 @@ class HttpLink:
     def _post(self, what: str, message: Message, reply: type[FromQueue], timeout_s: float = ANSWER_S) -> FromQueue:
         """Send a message to the queue. Raises AttemptOver, NotUnderstood, Refused or NoAnswer."""
         try:
-            return self._asked(what, message, reply, timeout_s)
+            return self._ask(what, message, reply, timeout_s)
         except NoAnswer:
             self._servers.append(self._servers.pop(0))
             raise
 
-    def _asked(self, what: str, message: Message, reply: type[FromQueue], timeout_s: float) -> FromQueue:
+    def _ask(self, what: str, message: Message, reply: type[FromQueue], timeout_s: float) -> FromQueue:
         server = self._servers[0]
         try:
             answer = server.post(f"/v1/driver/{what}", message, reply, timeout_s)
@@ -193,7 +193,7 @@ def _finite(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
 
 
-def _may_be_told(value: Any) -> bool:
+def _is_sendable(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(isinstance(one, str) for one in value)
     return isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))

@@ -37,12 +37,12 @@ _LOOK_EVERY_S = 1.0  # for requests; each look asks the storage
 
 @dataclass(frozen=True)
 class SweepDriver:
-    """What the driver of a sweep has for its final run.
+    """What the driver of a sweep passes to its final run.
 
     Attributes:
-        facts: for the manifest.
-        places: the node of each worker of the sweep, given by a queue; None: wherever there is room.
-        alone: on a Ray that this process has started, and that ends with it.
+        facts: content of the manifest.
+        places: node of each worker of the sweep, as a queue assigned it; None lets Ray choose.
+        alone: this process has started Ray, which ends with it.
     """
 
     paths: JobPaths
@@ -55,7 +55,7 @@ class SweepDriver:
 
 
 def final_spec(best: Spec, sweep_name: str) -> Spec:
-    """The best trial's spec without held-out samples, and without everything that needs them. Pure."""
+    """Return the best trial's spec without held-out samples and without fields that need them. Pure."""
     scored = {"metric_for_best_model": None, "greater_is_better": None, "load_best_model_at_end": False}
     return best.model_copy(
         update={

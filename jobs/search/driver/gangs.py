@@ -39,12 +39,12 @@ class Gangs:
     ) -> None:
         """
         Args:
-            job: the base job; the gangs' directories lie in its run's.
-            most: gangs at once.
-            places: the node of each worker of all gangs, given by a queue; None: wherever there is room.
+            job: the base job; the gangs' directories are inside its run.
+            most: most gangs at once.
+            places: node of each worker of all gangs, as a queue assigned it; None lets Ray choose.
             engines_vary: start each gang at its first order, with the engine of that order, and again for an order with
                 another engine. A gang that cannot be started then fails its trial, and not the sweep.
-            at_once: start all gangs now; else each at its first order.
+            at_once: start all gangs now, and not each at its first order.
         """
         self._job, self._alone, self._announce, self._places = job, alone, announce, places
         self._engines_vary = engines_vary
@@ -58,7 +58,7 @@ class Gangs:
         self._given_back = set[int]()  # those of them whose workers have ended
 
     def _started(self, place: int, spec: Spec | None = None) -> WarmGang:
-        """Start a gang for this place. `spec`: its engine is built from it; None: from the base."""
+        """Start a gang for this place, with an engine for `spec`; None means the base."""
         self._starts += 1
         root = storage.join(self._job.run_root, "gangs", str(self._starts))
         spec = spec or self._job.spec
@@ -87,15 +87,15 @@ class Gangs:
 
     @property
     def failure(self) -> FleetuneError | None:
-        """Why there is no gang left; None while there is one."""
+        """Why no gang is left; None while there is one."""
         return None if len(self) else next((gang.dead for gang in self._all if gang is not None and gang.dead), None)
 
     def carry_out(self, order: Order) -> Answer:
-        """On the gang that holds the run's state, if it is free; else on one with its engine, or any. Waits for one.
+        """Carry out an order on a free gang: the one with the run's state, else one with its engine, else any. Waits.
 
         Raises:
             GangLost: the order may be given again.
-            FleetuneError: no gang is left; or a node that the queue has given is gone.
+            FleetuneError: no gang is left; or a node that the queue has assigned is gone.
         """
         with self._taken(order) as place:
             self._held[place] = order.run

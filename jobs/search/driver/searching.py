@@ -66,7 +66,7 @@ class Search:
     ) -> None:
         """
         Args:
-            gives_back: others may use what gangs give back that have nothing more to do.
+            gives_back: gangs for which no trial is left are ended, so that other jobs can use their slots.
         """
         self.ledger, self.paths, self.gangs, self.announce = ledger, paths, gangs, announce
         self.signals, self._shares, self._draining = signals, shares, draining
@@ -80,7 +80,7 @@ class Search:
         self._steps_before = self._steps
         self._saw_changes_s, self._changes = 0.0, Changes(paths)
         self._gives_back = gives_back
-        self._ending: threading.Thread | None = None  # ends gangs that nobody needs
+        self._ending: threading.Thread | None = None  # ends gangs for which no trial is left
         self._spending = Spending(ledger, gangs, own.rpartition("/")[2])
         self._finished = False
         self._stopped = False  # by `fleetune stop`
@@ -88,7 +88,7 @@ class Search:
         self._failed: FleetuneError | None = None  # of all gangs
 
     def run(self) -> None:
-        """Raises FleetuneError: no gang is left; Interrupted: a second signal."""
+        """Search until Tune is done. Raises FleetuneError: no gang is left; Interrupted: a second signal."""
         done: dict[str, Any] = {}
         tune = threading.Thread(target=self._tune, args=(done,), name="tune", daemon=True)
         tune.start()
@@ -157,7 +157,7 @@ class Search:
         self._failed = self._failed or MachinesFailed(said)
 
     def asked_to_stop(self) -> bool:
-        """Whether a signal has come, or `fleetune stop`; the storage is asked once a second."""
+        """Whether the sweep was asked to stop, by a signal or `fleetune stop`. Asks the storage once a second."""
         if time.monotonic() - self._looked_s > _LOOK_EVERY_S:
             self._looked_s = time.monotonic()
             with contextlib.suppress(StorageError):  # asked again a second later
@@ -165,7 +165,7 @@ class Search:
         return self._stopped or self.signals.asked
 
     def next_kind(self) -> Next:
-        """What kind of trial may begin now."""
+        """Decide what kind of trial may start now."""
         if self._failed is not None or self.asked_to_stop():
             return "stopped"
         ledger = self.ledger
@@ -184,11 +184,11 @@ class Search:
         return kind
 
     def _finish(self) -> None:
-        """Ray Tune asks for no other trial from now on."""
+        """Record that Ray Tune will ask for no more trials."""
         self._finished = True
 
     def _tell_steps(self) -> None:
-        """Say every 20 seconds at which step each running trial is."""
+        """Announce the step of each running trial, every 20 seconds."""
         if time.monotonic() - self._told_s < _TELL_EVERY_S:
             return
         self._told_s = time.monotonic()
@@ -213,7 +213,7 @@ class Search:
             thread.start()
 
     def _serve(self, name: str) -> None:
-        """Carry out a request and answer it. An error ends the search: Tune would wait for the answer for ever."""
+        """Carry out a request and answer it. An error ends the search, because Tune would wait forever."""
         try:
             self._answer(name)
         except FleetuneError as error:  # no gang is left, or the storage is gone
@@ -223,7 +223,7 @@ class Search:
             self._failed = RunFailed(f"{type(error).__name__}: {error}")
 
     def _answer(self, name: str) -> None:
-        """Raises FleetuneError: no gang is left, or the storage cannot be written."""
+        """Train as requested, and record the answer. Raises FleetuneError: no gang is left, or the storage fails."""
         request = self._desk.requests.read(name, Request)
         trial = self.ledger.trials[request.trial]
         answer = self._carried_out(trial, request.until)
@@ -254,7 +254,7 @@ class Search:
         self.announce("phase", said, phase="rung")
 
     def _check_metric(self, answer: Answer) -> None:
-        """Raises SpecError: the job does not report the judged metric, and no trial ever did."""
+        """Raise SpecError if the job does not report the judged metric, and no trial ever did."""
         judged, known = self.ledger.sweep.judged, answer.judged
         if known and judged not in known and not any(trial.scores for trial in list(self.ledger.trials.values())):
             raise SpecError.at("metric", f"the job reports no {judged}; it reports {', '.join(sorted(known))}")
@@ -297,14 +297,14 @@ class Search:
                     return Answer(status="failed", reason=f"its gang was lost {losses} times; the last time {error}")
 
     def _look_at_nodes(self) -> None:
-        """See whether Ray is about to take nodes away, and whether somebody asks for checkpoints."""
+        """Check whether Ray is about to take nodes away, and whether checkpoints were requested."""
         if time.monotonic() - self._saw_nodes_s > _LOOK_AT_NODES_S:
             self._draining.look(leaving_nodes())
             self._saw_nodes_s = time.monotonic()
             self._pass_on_save_request()
 
     def _give_back(self) -> None:
-        """Once a second, end gangs for which there will be no trial any more. Others may use their workers."""
+        """Once a second, end gangs for which no trial is left, so that other jobs can use their slots."""
         if not self._gives_back or time.monotonic() - self._gave_back_s < _LOOK_EVERY_S:
             return
         self._gave_back_s = time.monotonic()
@@ -336,7 +336,7 @@ class Search:
                 self._changes.done_with(name)
 
     def _take_over(self, change: Change) -> None:
-        """Raises StorageError: the spec cannot be written, and nothing has changed."""
+        """Apply a change. Raises StorageError: the spec cannot be written, and nothing has changed."""
         ledger = self.ledger
         try:
             sweep = changed(spec_in(self.paths), change)
@@ -351,7 +351,7 @@ class Search:
         self.announce("phase", f"changed ({change}): searching {space_words(ledger.sweep)}", phase="changed")
 
     def _pass_on_save_request(self) -> None:
-        """Ask the running trials for a checkpoint if somebody has asked the sweep for one."""
+        """Pass a request for a checkpoint from the sweep to its running trials."""
         with contextlib.suppress(StorageError):  # looked at again later
             if not storage.exists(self.paths.save_request):
                 return
@@ -361,7 +361,7 @@ class Search:
 
     @property
     def _steps(self) -> int:
-        """Optimizer steps that all trials have done."""
+        """Optimizer steps that all trials have completed."""
         return steps_done(self.ledger)
 
     def _progress(self) -> dict[str, Any]:
@@ -379,7 +379,7 @@ class Search:
         return facts
 
     def _stop_running(self, within_s: float = math.inf) -> None:
-        """Have what is being trained saved, and wait for it."""
+        """Stop the running trials with a checkpoint, and wait for them."""
         until_s = time.monotonic() + within_s
         while any(thread.is_alive() for thread in self._serving) and time.monotonic() < until_s:
             for trial in list(self.ledger.trials.values()):

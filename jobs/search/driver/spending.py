@@ -1,4 +1,4 @@
-"""What a search has used of its budget: time, devices and tokens."""
+"""Counts how much of its budget a search has used: time, devices and tokens."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from jobs.search.trials import Trials
 
 
 class Spending:
-    """Of the search of one driver and of earlier ones. Its methods may be called by any thread."""
+    """Counts the use of this driver and of earlier ones. Its methods may be called by any thread."""
 
     def __init__(self, trials: Trials, gangs: Gangs, driver: str) -> None:
-        """`driver`: its name, as in `Trials.spent`."""
+        """`driver` is the name of this driver, as in `Trials.spent`."""
         self._trials, self._gangs, self._driver = trials, gangs, driver
         self._lock = threading.Lock()
         self._began_s = self._counted_s = time.monotonic()
         self._device_s = 0.0  # up to `_counted_s`
 
     def so_far(self) -> tuple[str, float, float]:
-        """Of this driver: its name, seconds, and seconds times GPUs, or CPUs where none is used.
+        """Return the use of this driver: its name, seconds, and seconds times GPUs (without GPUs, times CPUs).
 
-        What its gangs have held since the last call is counted with those that there are now.
+        The time since the last call is counted with the present number of gangs.
         """
         gang = gang_of(self._trials.sweep.base)
         with self._lock:
@@ -38,7 +38,7 @@ class Spending:
             return self._driver, now_s - self._began_s, self._device_s
 
     def used(self, runs: float) -> float:
-        """Share of the budget that is used up, of the bound that is nearest; with halving, the plan counts the trials.
+        """Return the used share of the limit that is nearest to its end. With halving, the plan limits the trials.
 
         Args:
             runs: whole runs that the budget pays for.
@@ -48,10 +48,10 @@ class Spending:
 
 
 def used_share(trials: Trials, spent: Mapping[str, tuple[float, float]], runs: float) -> float:
-    """Share of the budget that is used up. Pure.
+    """Return the used share of the budget. Pure.
 
     Args:
-        spent: by driver: seconds, and seconds times GPUs (or CPUs).
+        spent: seconds, and seconds times GPUs (or CPUs), by driver.
         runs: whole runs that the budget pays for.
     """
     budget = trials.sweep.budget
@@ -66,7 +66,7 @@ def used_share(trials: Trials, spent: Mapping[str, tuple[float, float]], runs: f
 
 
 def is_spent(trials: Trials, shares: Shares) -> bool:
-    """Whether earlier drivers have ended the search: no trial is left to begin or to go on. Pure."""
+    """Whether earlier drivers have ended the search: no trial is left to start or to continue. Pure."""
     used = used_share(trials, trials.spent, shares.runs)
     to_repeat = trials.to_repeat() is not None
     kind = next_kind(trials.searched, shares.plan, used, bool(trials.going_on), to_repeat)

@@ -30,16 +30,16 @@ STOPPING: Final = "stopping"
 
 
 class Heard:
-    """What the newest driver has said in its events.
+    """The state of the newest driver, from its events.
 
     Attributes:
         phase: what goes on beside the training of trials, in words, and since when; None while trials are trained.
         driver: its name, as in `Trials.spent`; None before it starts its gangs, and after the search.
         began_at: when it started its gangs.
         running: numbers of the trials that are being trained.
-        planned_steps: optimizer steps of all trials that the budget pays for; None where it does not say.
+        planned_steps: optimizer steps of all trials that the budget pays for; None if unknown.
         progress: facts of the newest answer of a trial: step, total_steps and remaining_s of the whole search.
-        is_changed: the sweep's spec has been changed since `look` has read it.
+        is_changed: the sweep's spec has changed since `look` read it.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Heard:
         self.progress: Mapping[str, Any] = {}
 
     def hear(self, event: Event) -> None:
-        """Take over what an event tells."""
+        """Update the state by an event."""
         data, phase = event.data, event.data.get("phase")
         if phase == "start" or event.kind in ("leaderboard", "ended"):  # a new driver, or the search has ended
             self._forget()
@@ -85,7 +85,7 @@ class Heard:
 
 
 def heard_of(paths: JobPaths) -> Heard:
-    """What the events of a sweep tell so far. Raises StorageError."""
+    """Read the driver's state from the events of a sweep. Raises StorageError."""
     heard = Heard()
     for record in read_journal(paths.events):
         heard.hear(Event.model_validate(record))
@@ -128,11 +128,11 @@ class Standing:
         judged: name of the score.
         trials: the best first.
         best: the best trial so far, trained to its end or not; None while no trial has a score.
-        tokens: of all trials and of the probe.
-        runs: the same in whole runs of the base; None before that is known.
+        tokens: tokens of all trials and of the probe.
+        runs: these tokens in units of one whole run of the base; None if unknown.
         used_s: seconds that all drivers have searched.
         remaining_s: estimated seconds to the end; None if not known.
-        device_hours: hours of GPUs until the newest answer of a trial; of CPUs where none is used.
+        device_hours: hours of GPUs (without GPUs, of CPUs) until the newest answer of a trial.
     """
 
     phase: tuple[str, float] | None
@@ -190,7 +190,7 @@ def look(trials: Trials, heard: Heard, now: datetime.datetime) -> Standing:
 
 
 def standing_of(trials: Trials, heard: Heard, newest: Mapping[int, Record], now: datetime.datetime) -> Standing:
-    """The sweep at one moment, from what is known of it. Pure.
+    """Compute the sweep's standing at one moment. Pure.
 
     Args:
         newest: the newest record of the metrics, by the number of a trial that is being trained.
@@ -236,7 +236,7 @@ def _trial_now(trials: Trials, trial: Trial, running: frozenset[int], newest: Ma
 
 
 def _used_s(trials: Trials, heard: Heard, now: datetime.datetime) -> float:
-    """The driver records its time with each answer; this also has the time since its newest answer."""
+    """Return the seconds searched, including those since the driver's newest answer, which are not recorded yet."""
     if heard.driver is None or heard.began_at is None:
         return trials.seconds
     earlier = sum(seconds for driver, (seconds, _) in trials.spent.items() if driver != heard.driver)
@@ -246,7 +246,7 @@ def _used_s(trials: Trials, heard: Heard, now: datetime.datetime) -> float:
 def _remaining_s(
     budget: Budget, heard: Heard, done: float, newest: Mapping[int, Record], used_s: float
 ) -> float | None:
-    """From the driver's own estimate; before its first one, from the step times of the running trials."""
+    """Estimate the remaining seconds from the driver's estimate, or at first from step times of running trials."""
     if heard.driver is None:
         return None
     left_s = budget.minutes * 60 - used_s if budget.minutes is not None else math.inf
@@ -262,7 +262,7 @@ def _remaining_s(
 
 
 def facts(standing: Standing) -> dict[str, Any]:
-    """The same as JSON."""
+    """Convert a standing to JSON values."""
 
     def of(trial: TrialNow) -> dict[str, Any]:
         return {
@@ -290,5 +290,5 @@ def facts(standing: Standing) -> dict[str, Any]:
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no NaN."""
+    """Replace NaN and infinity, which JSON cannot express, by None."""
     return value if value is not None and math.isfinite(value) else None

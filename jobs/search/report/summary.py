@@ -1,4 +1,4 @@
-"""What a search has found, in numbers: the optimum of the learning rate with an interval, and the cost. Pure."""
+"""The results of a search in numbers: the best learning rate with an interval, and the cost. Pure."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def says_little(trials: Trials) -> str | None:
 
 
 def facts(trials: Trials) -> dict[str, Any]:
-    """What a search has found and cost, as JSON."""
+    """Return the results and the cost of a search, as JSON."""
     fit, best = fitted_rate(trials), trials.best
     return {
         "best_trial": None if best is None else best.number,
@@ -152,7 +152,7 @@ def facts(trials: Trials) -> dict[str, Any]:
 
 
 def summary_lines(trials: Trials) -> list[str]:
-    """The same as lines of text."""
+    """Format the results and the cost of a search as lines of text."""
     lines = []
     if (fit := fitted_rate(trials)) is not None:
         rate = rate_for_a_whole_run(fit.optimum, fit.share)

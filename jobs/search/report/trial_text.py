@@ -1,4 +1,4 @@
-"""What is said of trials: one line each, and the leaderboard. Pure; light to import."""
+"""Describes trials: one line each, and the leaderboard. Pure; light to import."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs.search.trials import Trials
 
 
 def value_words(value: Any) -> str:
-    """`3.2e-04`, `0.1`, `cosine`."""
+    """Format a value: `3.2e-04`, `0.1`, `cosine`."""
     if isinstance(value, float):
         return f"{value:.1e}" if 0 < abs(value) < 1e-2 else f"{value:.3g}"
     return str(value)
@@ -40,7 +40,7 @@ def seeds_words(trials: Trials, trial: Trial) -> str:
 
 
 def leaderboard_facts(trials: Trials) -> list[dict[str, Any]]:
-    """The same for programs."""
+    """Return the leaderboard for programs, as JSON values."""
     return [
         {
             "trial": trial.number,
@@ -61,7 +61,7 @@ def leaderboard_facts(trials: Trials) -> list[dict[str, Any]]:
 
 
 def trial_line(ledger: Ledger, trial: Trial) -> str:
-    """What a gang has just answered of a trial."""
+    """Describe a trial after a gang's answer, in one line."""
     what = trial_words(trial)
     metric = ledger.sweep.judged.removeprefix("eval_")
     if trial.state in ("failed", "stopped"):
@@ -77,7 +77,7 @@ def trial_line(ledger: Ledger, trial: Trial) -> str:
 
 
 def leaderboard(trials: Trials) -> str:
-    """A line for each trial, the best first."""
+    """Format a table with a line for each trial, the best first."""
     names = list(trials.sweep.dimensions)
     metric = trials.sweep.judged.removeprefix("eval_")
     head = ["trial", *(short_name(name) for name in names), metric, "step", "tokens", "state", "why"]

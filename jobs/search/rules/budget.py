@@ -51,7 +51,7 @@ class BudgetPlan:
     aims: bool = False
 
 
-# "repeat": a finalist with another seed. "stopped": somebody has stopped the sweep.
+# "repeat": a finalist with another seed. "stopped": the sweep was asked to stop.
 Next = Literal["compared", "straight", "repeat", "wait", "done", "stopped"]
 
 

@@ -31,10 +31,10 @@ def begun_like(sweep: SweepSpec, paths: JobPaths, *, by_hand: bool = True) -> Sw
 
 
 def check_sweep_resumable(paths: JobPaths, now: SweepSpec, *, alone: bool = False) -> None:
-    """Raises SpecError: the new spec is of another search. InputError: somebody still drives the sweep.
+    """Raise SpecError if the spec is of another search, or InputError if the sweep still has a driver.
 
     Args:
-        alone: the caller knows that nobody drives it any more.
+        alone: the caller knows that no driver has the sweep any more.
     """
     before = load_sweep(paths.spec)
     if before is None:
@@ -45,7 +45,7 @@ def check_sweep_resumable(paths: JobPaths, now: SweepSpec, *, alone: bool = Fals
 
 
 def check_same_search(before: SweepSpec, now: SweepSpec) -> None:
-    """Raises SpecError: trials of the two specs could not be compared."""
+    """Raise SpecError if trials of the two specs could not be compared."""
     changed = [f"base.{line}" for line in differences(before.base, now.base)]
     if before.algorithm == "grid" and before.space != now.space:
         changed.append("space: the trials of a grid are numbered by it")

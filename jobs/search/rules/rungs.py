@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from jobs.spec.sweep import SweepSpec
 
-ETA: Final = 4  # of the trials of a rung, one in so many goes on, as in the paper on ASHA
+ETA: Final = 4  # one in this many trials continues after a rung, as in the paper on ASHA
 
 
 class Scored(Protocol):

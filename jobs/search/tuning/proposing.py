@@ -1,6 +1,6 @@
 """The values of the next trial, from Optuna's samplers through Ray Tune's `OptunaSearch`.
 
-Each proposal has a sampler of its own, seeded by the proposal's number. The samplers know each trial's score at the
+Each proposal has a separate sampler, seeded by the proposal's number. The samplers know each trial's score at the
 first rung (its final score if there are no rungs). So a proposal depends on nothing but the trials before it.
 """
 

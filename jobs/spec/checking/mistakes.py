@@ -52,7 +52,7 @@ def reworded(kind: Kind, name: str, mistake: str, context: Mapping[str, Any], va
         return f"must be a list of values, or a range ({{min: 1e-5, max: 1e-3, log: true}}), but is {shown(value)}"
     if mistake in ("model_type", "model_attributes_type", "dict_type"):
         keys = keys_of(name, kind) or _model_within(name).model_fields
-        return f"must be a section with keys of its own ({', '.join(keys)}), but is {shown(value)}"
+        return f"must be a section with the keys {', '.join(keys)}, but is {shown(value)}"
     if mistake == "string_pattern_mismatch":
         if name.endswith(KEY) or name.startswith("queue.secrets"):
             return f"{shown(value, '')} {_VARIABLE}"

@@ -77,7 +77,7 @@ def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], tar
     check_same_model(commit, trained)
     kept = read_buffers(folder, parts[0], dict(weights.buffers))
     if frozen := parameters.keys() - trained.keys():
-        kept |= _of_source(spec, model_dir, cast(Precision, commit.precision), frozen)
+        kept |= _frozen_parameters(spec, model_dir, cast(Precision, commit.precision), frozen)
     naming = naming_of(model, weights.empty, tensor_names(model_dir))
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
@@ -85,19 +85,19 @@ def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], tar
             if name in kept:
                 yield name, kept[name]
             else:
-                yield name, _whole(folder, parts, name, parameters[name]).to(parameters[name].dtype)
+                yield name, _read_parameter(folder, parts, name, parameters[name]).to(parameters[name].dtype)
 
     write_weights(target, naming.sizes, naming.converted(tensors()))
     write_config(target, model, model_dir, dtype)
 
 
-def _of_source(spec: Spec, model_dir: str, precision: Precision, names: Set[str]) -> dict[str, torch.Tensor]:
+def _frozen_parameters(spec: Spec, model_dir: str, precision: Precision, names: Set[str]) -> dict[str, torch.Tensor]:
     """Load parameters that are not trained, and so are in no checkpoint, from the source's model."""
     source = load_model(spec, model_dir, precision, pad_token_id(load_tokenizer(model_dir)))
     return {name: parameter.detach() for name, parameter in source.named_parameters() if name in names}
 
 
-def _whole(folder: str, parts: tuple[Part, ...], name: str, like: torch.Tensor) -> torch.Tensor:
+def _read_parameter(folder: str, parts: tuple[Part, ...], name: str, like: torch.Tensor) -> torch.Tensor:
     """Read one parameter's fp32 weights from all ranks' slices, shaped as `like`. Raises Damaged."""
     tensor = torch.empty(like.numel(), dtype=torch.float32)
     read_slices(folder, parts, [Read("weight", Slice(name, 0, like.numel()), as_bytes(tensor.numpy()))])

@@ -19,7 +19,7 @@ def cooled_down(run: Run, state: LoopState, steps: int) -> tuple[dict[str, float
     Every rank must call it. Afterwards weights, optimizer, buffers and loss scale are as they were before.
     """
     assert run.evaluator is not None
-    kept = _Kept(run)
+    kept = _SavedState(run)
     last = min(state.step + steps, run.plan.total_steps)
     rate = learning_rate_at(state.step, run.job.spec.train, run.plan.total_steps)
     tokens = 0
@@ -39,7 +39,7 @@ def on_host(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-class _Kept:
+class _SavedState:
     """A copy of this rank's training state in host memory."""
 
     def __init__(self, run: Run) -> None:

@@ -50,7 +50,7 @@ class Evaluator:
             MetricFailed: a metric function of the user failed; raised on all ranks.
         """
         own = own_functions(self.spec.eval.metrics)
-        tally, kept = _Tally(self.spec.num_labels or 0), _Kept(bool(own))
+        tally, kept = _Tally(self.spec.num_labels or 0), _Predictions(bool(own))
         engine.eval()
         try:
             for start, stop in self._rounds(gang, self._rows_at_once(vocabulary_of(engine))):
@@ -120,7 +120,7 @@ class _Tally:
         return Sums(loss, targets, correct, rows, exact, confusion)
 
 
-class _Kept:
+class _Predictions:
     """Keeps the predictions for the user's metric functions."""
 
     def __init__(self, wanted: bool) -> None:

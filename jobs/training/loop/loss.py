@@ -21,7 +21,7 @@ _MIN_PIECES = 16  # so that the fp32 copies of a piece take less than one byte f
 
 
 def loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Sum the cross-entropy over the targets, in fp32. Without targets, the sum and its gradient are 0. A scalar.
+    """Sum the cross-entropy over the targets: a scalar, fp32. Without targets, it and its gradient are 0.
 
     The backward pass may overwrite `logits` with their gradient: do not read them afterwards.
 
@@ -51,7 +51,7 @@ class _CrossEntropySum(torch.autograd.Function):
         logits, targets = ctx.saved_tensors
         # Overwriting is safe only if no other tensor shares the memory. The function that made the logits may have
         # saved them for its backward pass (tanh does), and a view shares the memory of a larger tensor.
-        gradient = logits if _held_by_nobody_else(logits) else torch.empty_like(logits)
+        gradient = logits if _is_only_holder(logits) else torch.empty_like(logits)
         for piece, wanted, out in _pieces(logits, targets, gradient):
             scale = torch.where(wanted == IGNORE_INDEX, 0.0, factor.float()).unsqueeze(-1)
             slope = torch.log_softmax(piece, -1, dtype=torch.float32).exp_().mul_(scale)
@@ -83,7 +83,7 @@ def piece_length(vocabulary: int, num_targets: int) -> int:
     return max(1, min(_MAX_PIECE, vocabulary * num_targets // _MIN_PIECES) // max(vocabulary, 1))
 
 
-def _held_by_nobody_else(tensor: torch.Tensor) -> bool:
+def _is_only_holder(tensor: torch.Tensor) -> bool:
     """Whether neither another tensor nor a saved one of the autograd graph shares the memory."""
     return _holders(tensor) == _HOLDERS_OF_ONE
 

@@ -118,7 +118,7 @@ def check_step(run: Run, state: LoopState, heard: Heard) -> None:
     if expected is not None and abs(heard.loss - expected) > tolerance * max(abs(expected), 1.0):
         raise RunFailed(
             f"step {state.step + 1} gave loss {heard.loss:.6f} after the resume, but the log of the run has "
-            f"{expected:.6f}: the checkpoint did not restore the state that was saved. To resume from the one before "
+            f"{expected:.6f}. The checkpoint did not restore the state that was saved. To resume from the one before "
             f"it, remove {run.job.paths.checkpoint(state.step)}"
         )
 

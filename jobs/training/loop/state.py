@@ -72,9 +72,9 @@ class Run:
     batching: Batching
     evaluator: Evaluator | None
     reporter: Reporter
-    num_targets: npt.NDArray[np.int32]  # of every prepared training row; so the next two
-    num_tokens: npt.NDArray[np.int32]
-    row_digests: npt.NDArray[np.uint64]
+    num_targets: npt.NDArray[np.int32]  # of every prepared training row
+    num_tokens: npt.NDArray[np.int32]  # of every prepared training row
+    row_digests: npt.NDArray[np.uint64]  # of every prepared training row
     pad_token_id: int
     unpack: bool  # see `Loaded`
     data_fingerprint: str

@@ -70,19 +70,19 @@ def serve(job: Job, gang: Gang, first: int) -> LoopState:
     mailbox = Mailbox(job.run_root)
     with contextlib.closing(Reporter(job.paths, gang.rank)) as reporter:
         loaded = load(job, gang, reporter)
-    workshop = _Workshop(job, gang, loaded, BaseState.of(loaded.engine))
+    runner = _TrialRunner(job, gang, loaded, BaseState.of(loaded.engine))
     if gang.rank == 0:
         mailbox.open()
     number = first
     while (order := mailbox.await_order(number)).action != "end":
-        answer = workshop.carry_out(order)
+        answer = runner.carry_out(order)
         if gang.rank == 0:
             mailbox.answer(number, answer)
         number += 1
     return LoopState(step=number - first)
 
 
-class _Workshop:
+class _TrialRunner:
     """A loaded engine, and the trial whose state it holds."""
 
     def __init__(self, job: Job, gang: Gang, loaded: Loaded, base: BaseState) -> None:

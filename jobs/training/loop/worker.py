@@ -108,7 +108,7 @@ def hosts_that_do_not_see(paths: JobPaths, working_dir: str | None = None) -> st
     without = sorted({host for host, _, lacks in seen if lacks})
     if blind:
         return (
-            f"host {', '.join(blind)} does not see {paths.spec}, which the driver wrote: storage_path must be the "
+            f"host {', '.join(blind)} does not see {paths.spec}, which the driver wrote. storage_path must be the "
             "same storage on every node (a shared file system, or a URL such as s3://...)"
         )
     if without:

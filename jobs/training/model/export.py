@@ -212,6 +212,9 @@ def verify_export(
 
     Returns:
         The largest difference, as `check_same_logits` returns it.
+
+    Raises:
+        RunFailed: the exported model computes other logits or, in one process, cannot be loaded.
     """
     sharded = size_bytes > ONE_PROCESS_BYTES
     verdict: list[Any] = [None]

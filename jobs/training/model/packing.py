@@ -45,7 +45,8 @@ def rows_are_unpacked(spec: Spec, gang: Gang, model: Any, pad_token_id: int, rep
         reporter.event(
             "warning",
             f"it is not proved that a model of type {kind} keeps packed samples apart, so every sample is trained in a "
-            "separate row: the same steps, with more padding and memory (data.packing: false prepares such rows)",
+            "separate row. The steps are the same, with more padding and memory. To prepare such rows, set "
+            "data.packing: false",
         )
     if (spec.packed or rows > 1) and not holds(padding_is_ignored, task=task):
         packing = "data.packing: false, " if spec.packed else ""

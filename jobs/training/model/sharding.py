@@ -45,7 +45,7 @@ def _looks_at_shapes(model: Any) -> bool:
 
     for conversion in get_model_conversion_mapping(model, add_legacy=False):
         for operation in getattr(conversion, "operations", ()):
-            if _names(inspect.unwrap(type(operation).convert).__code__, "get_parameter") and _compares(operation):
+            if _refers_to(inspect.unwrap(type(operation).convert).__code__, "get_parameter") and _compares(operation):
                 return True
     for parameter in model.parameters():
         parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
@@ -63,7 +63,7 @@ def _compares(operation: Any) -> bool:
     return bool(getattr(operation, "check_dims", True))
 
 
-def _names(code: types.CodeType, name: str) -> bool:
+def _refers_to(code: types.CodeType, name: str) -> bool:
     """Whether a function, or a function inside it, refers to an attribute of this name."""
     inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
-    return name in code.co_names or any(_names(one, name) for one in inner)
+    return name in code.co_names or any(_refers_to(one, name) for one in inner)

@@ -85,7 +85,7 @@ def _of_worker(rank: int, failure: Any) -> Crash:
     if isinstance(failure, RayError):
         return replace(_of_ray(failure, str(failure)), rank=rank)
     if isinstance(failure, RayTrainError):
-        return Crash(How.DIED, "did not answer any more", rank)
+        return Crash(How.DIED, "stopped answering", rank)
     return Crash(How.LEFT, f"lost its connection to the others ({first_line(failure)})", rank)
 
 

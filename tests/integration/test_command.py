@@ -110,7 +110,7 @@ def test_codes_with_a_meaning_for_the_queue_are_not_handed_on(server: WireServer
     ("fields", "said"),
     [
         ({"command": ["no-such-program-here"]}, "there is no program no-such-program-here on the PATH of"),
-        ({"command": ["./tool"]}, "tool is no file on"),
+        ({"command": ["./tool"]}, "tool is not a file on"),
         ({"command": ["./plain"]}, "plain may not be executed on"),
         ({"command": ["./broken"]}, "./broken cannot be started on .*: Exec format error"),
         ({"command": ["true"], "working_dir": "/no/such/directory"}, "working_dir /no/such/directory is no directory"),

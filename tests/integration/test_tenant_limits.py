@@ -84,7 +84,7 @@ def test_a_job_runs_no_longer_than_its_tenant_allows(world: ServiceWorld) -> Non
     limit(world, max_runtime_s=3600.0)
     jobs = world.admit(command(), command(**queue(max_runtime_s=60)), command(**queue(max_runtime_s=3600)))
     assert [job.max_runtime_s for job in jobs] == [3600.0, 60.0, 3600.0]
-    with pytest.raises(QueueError, match="is 3,601, and a job of tenant 'a' may run for 3,600 s"):
+    with pytest.raises(QueueError, match="3,601 s are asked for, and a job of tenant 'a' may run for 3,600 s"):
         world.admit(command(**queue(max_runtime_s=3601, tenant="a")), by=ANYBODY)
 
 

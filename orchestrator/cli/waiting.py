@@ -17,11 +17,18 @@ FIRST_S, EVERY_S = 1.5, 15.0
 
 
 class WaitingNews:
-    """Reports about one job. `say`: prints a line for people."""
+    """Reports about one waiting job.
 
-    def __init__(self, connection: Connection, say: Callable[[str], None]) -> None:
-        self._connection, self._say = connection, say
-        self._ask_at_s = time.monotonic() + FIRST_S
+    Args:
+        say: takes one line for people.
+        first_s, every_s: when the server is asked first, and how often at most.
+    """
+
+    def __init__(
+        self, connection: Connection, say: Callable[[str], None], first_s: float = FIRST_S, every_s: float = EVERY_S
+    ) -> None:
+        self._connection, self._say, self._every_s = connection, say, every_s
+        self._ask_at_s = time.monotonic() + first_s
         self._said = ""
         self._waited = False
 
@@ -33,7 +40,7 @@ class WaitingNews:
             self._say(f"{view.job_id} starts on {on} after {long_duration(view.waited_s)}")
         if view.state is not State.QUEUED or time.monotonic() < self._ask_at_s:
             return
-        self._ask_at_s = time.monotonic() + EVERY_S
+        self._ask_at_s = time.monotonic() + self._every_s
         try:
             told = self._connection.get(f"{job_path(view.job_id)}/why", WhyView)
         except FleetuneError:  # the user has asked for logs, so this is not an error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from cluster.errors import FleetuneError
 from orchestrator.queue.clock import Clock
@@ -97,10 +97,6 @@ class Heartbeats:
 
 
 def _newer(before: Measured, said: Measured) -> Measured:
+    news = {one.name: value for one in fields(said) if (value := getattr(said, one.name)) is not None}
     metrics = {**(before.metrics or {}), **(said.metrics or {})}
-    news = {
-        name: value
-        for name in ("run", "step", "total_steps", "saved_step", "remaining_s", "interruption_cost_s")
-        if (value := getattr(said, name)) is not None
-    }
-    return replace(before, **news, metrics=metrics or None)
+    return replace(before, **{**news, "metrics": metrics or None})

@@ -4,19 +4,19 @@ FleetuneError                    anything that Fleetune itself reports, as one r
 ├── InputError        (exit 2)   the same input would fail again: never retried
 │   ├── SpecError                the job's spec is wrong
 │   ├── DataError                the data, the model directory or a column is wrong
-│   │   └── MetricFailed         a metric of the user's own failed, on every rank alike
+│   │   └── MetricFailed         a user's metric failed, on every rank alike
 │   ├── StorageError             a URL cannot be read or written
 │   │   └── StorageOutage (exit 75)  the storage does not answer now: the same may succeed later
 │   ├── TraceError               a trace of jobs cannot be simulated as it is
 │   ├── CapacityError            no set of nodes of this cluster can ever hold the gang
 │   └── LaunchRefused            a program can never start on these machines
 ├── RunFailed         (exit 1)   training started and failed
-│   ├── Diverged                 the loss is no number, or steps change nothing: on every rank alike
+│   ├── Diverged                 the loss is not finite, or steps change nothing: on every rank alike
 │   └── OutOfMemory              a process needed more memory than there was
 ├── MachinesFailed    (exit 75)  a node or the cluster is gone: the same may succeed elsewhere
-├── BackendUnreachable           the machines do not answer now; tried again later
-├── Fenced                       a newer caller has been there: this one must not act any more
-└── Interrupted       (exit 130) somebody asked the run to stop
+├── BackendUnreachable           the machines do not answer now; Fleetune tries again later
+├── Fenced                       a newer caller has taken over: this one must not act any more
+└── Interrupted       (exit 130) the run was asked to stop
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from typing import Final, Self
 
 @dataclass(frozen=True)
 class Mistake:
-    """One thing that is wrong with what was given. Code reads the fields; people read `str(mistake)`.
+    """One mistake in an input. Code reads the fields; people read `str(mistake)`.
 
     Attributes:
         message: what is wrong and what to do, without the name of the field.
         field: dotted name of the field, as `train.learning_rate`; empty: the mistake is in no single field.
         place: where the field is written, as `job.yaml:12`; empty: unknown.
-        spec: number of the spec in its submission, from 1 on; None: there is only one, or the mistake is in none.
+        spec: number of the spec in its submission, counted from 1; None: there is only one, or none is to blame.
     """
 
     message: str
@@ -54,7 +54,7 @@ class FleetuneError(Exception):
 
 
 class InputError(FleetuneError):
-    """What was given is wrong, and would be wrong again: never retried."""
+    """The input is wrong, and would be wrong again, so it is never retried."""
 
     exit_code = 2
     _mistakes: tuple[Mistake, ...] = ()
@@ -87,7 +87,7 @@ class DataError(InputError):
 
 
 class MetricFailed(DataError):
-    """A metric of the user's own failed. Every rank raises it at the same place, so the gang is whole afterwards."""
+    """A user's metric failed. Every rank raises it at the same place, so the gang is whole afterwards."""
 
 
 class StorageError(InputError):
@@ -95,13 +95,13 @@ class StorageError(InputError):
 
 
 class StorageOutage(StorageError):
-    """The storage did not answer, or said that it cannot now. A queue tries the job again."""
+    """The storage did not answer, or reported that it is unavailable. A queue tries the job again."""
 
     exit_code = 75
 
 
 class TraceError(InputError):
-    """A trace of jobs is no such file, or has rows that no cluster could run."""
+    """A file is not a trace of jobs, or has rows that no cluster could run."""
 
 
 class CapacityError(InputError):
@@ -113,11 +113,11 @@ class LaunchRefused(InputError):
 
 
 class BackendUnreachable(FleetuneError):
-    """The machines do not answer now; nothing is known of what was asked of them."""
+    """The machines do not answer now. It is unknown whether they have carried out the request."""
 
 
 class Fenced(FleetuneError):
-    """A newer caller has been there: this one must not act any more."""
+    """A newer caller has taken over, so this one must not act any more."""
 
 
 class RunFailed(FleetuneError):

@@ -27,7 +27,7 @@ def when(at: datetime.datetime) -> str:
 
 
 def when_written(text: str) -> str:
-    """Format a moment that a file has in ISO form; text that is no moment is returned unchanged."""
+    """Format a moment that a file has in ISO form; any other text is returned unchanged."""
     try:
         at = datetime.datetime.fromisoformat(text)
     except ValueError:
@@ -96,7 +96,7 @@ def percent(part: float, whole: float = 1.0) -> str:
 
 
 def did_you_mean(word: str, choices: Iterable[str], before: str = "; ") -> str:
-    """Return "; did you mean x?" for the nearest choice; empty: none is near. `before`: how the text begins."""
+    """Return "; did you mean x?" for the nearest choice; empty: none is near. `before`: beginning of the text."""
     near = difflib.get_close_matches(word.lower()[:_LONGEST_WORD], sorted(choices), n=1, cutoff=0.6)
     return f"{before}did you mean {near[0]}?" if near else ""
 

@@ -1,9 +1,9 @@
 """Requests and answers over HTTP, shared by the server, the SDK and the command line.
 
-Times are seconds since 1970 (UTC). Whatever is refused is answered with `orchestrator.problem.Problem`, and one of
-these statuses: 400 what was asked cannot be done; 401 no token, or one that is not known; 403 a token that may not do
-that; 404 there is no such thing; 409 it is too late or too early for that, or the name is taken; 413 too large; 422
-what was sent has the wrong shape; 429 too many at once; 503 tried again later.
+Times are seconds since 1970 (UTC). A refused request is answered with `orchestrator.problem.Problem` and one of these
+statuses: 400 it cannot be done; 401 no token, or an unknown one; 403 the token may not do this; 404 there is no such
+thing; 409 it is too late or too early, or the name is taken; 413 the body is too large; 422 the body has the wrong
+shape; 429 too many requests at once; 503 try again later.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class JobView(Response):
 
     @classmethod
     def of(cls, job: Job, now_s: float) -> JobView:
-        """Fields have the values of the job's or its gang's fields with the same names, but for two."""
+        """Make a view of a job. Except for two times, fields are copied from fields of the job or its gang."""
         values = dict(zip(_OF_JOB, _values(job), strict=True))
         values["waited_s"] += waits_s(job, now_s)
         if job.state is not State.QUEUED:
@@ -126,9 +126,9 @@ _values = attrgetter(*(f"gang.{name}" if name in _IN_GANG else name for name in 
 class JobPage(Response):
     """A page of jobs, newest first. `next`: the value of `before` for the next page; None: this is the last page.
 
-    Oldest first if `after` was given; then `next` is what to give as `after`.
+    If `after` was given, the oldest are first, and `next` is the value of `after` for the next page.
 
-    `set_aside`: jobs that the server cannot read, which no page has, or cannot plan, each with the reason.
+    `set_aside`: jobs that the server cannot read (which are on no page) or cannot plan, each with the reason.
     """
 
     jobs: tuple[JobView, ...]
@@ -152,7 +152,7 @@ class Priority(Request):
 
 
 class EventView(Response):
-    """`message`: for people. `data`: the same for programs; empty if the server is older than this field."""
+    """An event. `message`: for people. `data`: the same for programs; empty if the server is older than this field."""
 
     number: int
     at_s: float
@@ -163,9 +163,10 @@ class EventView(Response):
 
 
 class Events(Response):
-    """`last`: what to give as `after` the next time; others' events may lie between.
+    """Events, oldest first. `last`: the value of `after` for the next request.
 
-    If `before` was given, the newest are first, and `last` is what to give as `before`; 0: there are no others.
+    Numbers may be missing in between, because events that the caller may not see are left out. If `before` was given,
+    the newest are first, and `last` is the value of `before` for the next request; 0: there are no more.
     """
 
     events: tuple[EventView, ...]
@@ -176,11 +177,11 @@ class WhyView(Response):
     """Why a job is in its state. Starts are seconds since 1970; None: unknown.
 
     Attributes:
-        text: all of it, for people.
-        is_guess: no run time is known that the expected start could go by.
-        reason: one line; empty from servers before this field.
-        expected: the expected start in words, and how sure it is; empty where nobody can say.
-        next_step: what can be done; empty: nothing needs to be.
+        text: the whole explanation, for people.
+        is_guess: no known run times support the expected start.
+        reason: one line; empty if the server is older than this field.
+        expected: the expected start as text, and how sure it is; empty: unknown.
+        next_step: what the user can do; empty: nothing is needed.
     """
 
     text: str

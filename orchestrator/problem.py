@@ -1,4 +1,4 @@
-"""Why a request was refused: the body of every answer that is no success."""
+"""The body of every answer that reports an error: why a request was refused."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from orchestrator.api import Response
 
 
 class ProblemItem(Response):
-    """One mistake in what was sent.
+    """One mistake in a request.
 
     Attributes:
-        spec: number of the spec in its submission, from 1 on; null: there is only one, or the mistake is in none.
-        field: dotted name; empty: the mistake is in no single field.
+        spec: number of the spec in its submission, counted from 1; null: there is only one, or none is to blame.
+        field: dotted name of the field; empty: the mistake is in no single field.
         message: for people, without the name of the field.
     """
 
@@ -20,14 +20,14 @@ class ProblemItem(Response):
 
 
 class Problem(Response):
-    """Why it was refused, and what to do.
+    """Why a request was refused, and what to do.
 
     Attributes:
         error: name of the exception's class (`UnknownJob`, `SpecError`, ...).
-        message: for people: all items, one a line.
+        message: for people; all items, one in each line.
         queue: id of the queue whose server answers.
-        items: the mistakes, for programs; empty where no field is to blame, and from servers before this field.
-        meant: of an unknown job, the ids that were perhaps meant.
+        items: the mistakes, for programs; empty if no field or spec is wrong, or the server is older than this field.
+        meant: ids that were perhaps meant, if the job is unknown.
     """
 
     error: str

@@ -51,7 +51,7 @@ SchedulerType = Literal["linear", "cosine", "constant_with_warmup", "warmup_stab
 
 
 class NotWhole(ValueError):
-    """A number that has to be whole is not."""
+    """Raised for a number that must be whole, but is not."""
 
 
 class Model(Frozen):

@@ -33,8 +33,8 @@ _DATA = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".parquet", ".arrow", ".gz
 
 AnySpec = Spec | CommandSpec | SweepSpec
 _LONGEST_KEY, _LONGEST_VERSION = 100, 40
-_DEEPEST = 8  # levels in which mappings are counted; the fields of a spec have fewer
-MOST_MISTAKES = 50  # told of one spec: each one costs time, and nobody reads more
+_DEEPEST = 8  # levels at which the keys of mappings are counted; the fields of a spec nest less deeply
+MOST_MISTAKES = 50  # reported for one spec: each one costs time to describe, and a reader needs no more
 
 
 def load_spec(path: str, overrides: Sequence[str] = ()) -> Spec:
@@ -100,7 +100,7 @@ def load_sweep(path: str, overrides: Sequence[str] = ()) -> SweepSpec | None:
 
 
 def _read(path: str, overrides: Sequence[str]) -> tuple[AnySpec, Mapping[str, Mark]]:
-    """Raises SpecError."""
+    """Return the spec, and the places of its fields by dotted name. Raises SpecError."""
     if path.lower().endswith(_DATA):
         raise SpecError(
             f"{path} is a data file, not a spec: write a spec that names it as data.train{_specs_beside(path)}"
@@ -138,10 +138,10 @@ def _take_in_base(document: Document, path: str) -> str:
 
 
 def spec_of(value: Mapping[str, Any], reader: str = "release") -> AnySpec:
-    """The spec out of its own JSON, as `dump_spec` writes it; paths stay as they are.
+    """Read a spec from its own JSON, as `dump_spec` writes it; paths are not changed.
 
     Args:
-        reader: who reads it, for the message about a spec of a newer schema.
+        reader: name of the reading program, for the message about a spec of a newer schema.
 
     Raises:
         SpecError: all mistakes, one a line as `key: what is wrong`.
@@ -156,7 +156,7 @@ def spec_of(value: Mapping[str, Any], reader: str = "release") -> AnySpec:
 
 
 def _valid(value: Mapping[str, Any]) -> AnySpec | None:
-    """The spec if nothing is wrong with it, in half the time of `_checked`; None: something is."""
+    """Return the spec if it has no mistakes, in half the time of `_checked`; None: it has some."""
     kind = value.get("kind", "finetune")
     model = SPEC_MODELS.get(kind) if isinstance(kind, str) else None  # type: ignore[call-overload]
     if model is None or _is_newer(value) or too_large(value) is not None:
@@ -168,7 +168,7 @@ def _valid(value: Mapping[str, Any]) -> AnySpec | None:
 
 
 def _checked(document: Document, reader: str = "release") -> AnySpec:
-    """Raises SpecError."""
+    """Check everything and return the spec. Raises SpecError with the mistakes, up to MOST_MISTAKES."""
     if _is_newer(document.value):
         version = str(document.value["version"])[:_LONGEST_VERSION]
         what = f"written for schema version {version}; this {reader} reads {SCHEMA_VERSION}: upgrade it"
@@ -193,7 +193,7 @@ def _short(key: str) -> str:
 
 
 def _wrong(document: Document, path: Path, message: str) -> SpecError:
-    """The error for a mistake after which nothing else can be judged."""
+    """Make the error for a mistake after which nothing else can be checked."""
     return SpecError.of([Mistake(message, dotted(path), str(document.mark(path)))])
 
 
@@ -275,7 +275,7 @@ def _is_newer(value: Mapping[str, Any]) -> bool:
 
 
 def _drop_unknown_keys(document: Document, kind: Kind) -> Iterator[str | None]:
-    """Report and remove keys that no section has; yields the fields that were probably meant."""
+    """Report and remove keys that no section has; yield the fields that were probably meant."""
     for section, values in list(_sections(document.value, SPEC_MODELS[kind], ())):
         known = frozenset(keys_of(dotted(section), kind))
         for key in [key for key in values if key not in known]:

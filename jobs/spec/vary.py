@@ -52,7 +52,7 @@ def vary(spec: AnyOne, fields: Mapping[str, Iterable[Any]]) -> list[AnyOne]:
     """
     values = _values_by_field(spec.kind, fields)
     combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
-    # Without warnings: what was put into a copy is checked here, and may be a dictionary for a section.
+    # Warnings are off because a copied spec may hold a dictionary in place of a section; `spec_of` checks it later.
     base, problems, made = spec.model_dump(mode="json", warnings=False), dict[Mistake, None](), []
     for changes in combinations:
         try:

@@ -13,7 +13,7 @@ _SECONDS: Final[Mapping[str, float]] = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 8
 
 
 def duration_s(option: str, text: str, *, or_zero: bool = False) -> float:
-    """Seconds, above 0 unless `or_zero`. Raises InputError."""
+    """Parse a duration to seconds, above 0 unless `or_zero`. Raises InputError."""
     match = _DURATION.match(text.strip().lower())
     seconds = float(match[1]) * _SECONDS[match[2]] if match is not None else -1.0
     if seconds < 0.0 or not (seconds or or_zero):

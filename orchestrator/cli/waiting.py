@@ -46,7 +46,7 @@ class WaitingNews:
         except FleetuneError:  # the user has asked for logs, so this is not an error
             return
         self._waited = True
-        reason = told.reason or f"{view.job_id} {does(view.state)}"  # an older server gives none
+        reason = told.reason or f"{view.job_id} {does(view.state)}"  # older servers send no reason
         if reason != self._said:  # the expected start changes all the time
             self._said = reason
             self._say(f"{reason}; expected start: {told.expected}" if told.expected else reason)

@@ -260,7 +260,7 @@ def submitted(connection: Connection, body: Submission, specs: Sequence[Named]) 
 def asking(
     specs: Sequence[Named], tenant: str | None, priority: int | None, after: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Specs as they are sent, with what is asked for on the way. Raises SpecError: the mistakes of all of them."""
+    """Return specs as they are sent, with the given queue settings. Raises SpecError with the mistakes of all specs."""
     found, wrong = list[dict[str, Any]](), dict[Mistake, None]()
     for one in specs:
         try:
@@ -274,7 +274,7 @@ def asking(
 
 
 def _asking(one: Named, tenant: str | None, priority: int | None, after: tuple[str, ...]) -> dict[str, Any]:
-    """Raises SpecError."""
+    """Return a spec as it is sent, with the given queue settings. Raises SpecError."""
     sent: dict[str, Any] = one.spec.model_dump(mode="json", warnings=False)
     if not one.is_checked:
         sent = spec_of(sent).model_dump(mode="json")
@@ -284,7 +284,7 @@ def _asking(one: Named, tenant: str | None, priority: int | None, after: tuple[s
     try:
         changed = Queue.model_validate_json(json.dumps(queue | given), strict=True)
     except ValidationError:
-        return spec_of(sent | {"queue": queue | given}).model_dump(mode="json")  # it says what is wrong
+        return spec_of(sent | {"queue": queue | given}).model_dump(mode="json")  # raises the error
     return sent | {"queue": changed.model_dump(mode="json")}
 
 

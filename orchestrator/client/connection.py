@@ -31,7 +31,7 @@ LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 # These errors occur before anything reaches the server, so that every request may be repeated.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
-_TOO_OFTEN: Final = "TooManyFailures"  # the problem of an address that was refused again and again: waiting is no help
+_TOO_OFTEN: Final = "TooManyFailures"  # the error of an address that failed too often; repeating does not help
 
 ToldT = TypeVar("ToldT", bound=BaseModel)
 Params = Mapping[str, "str | int | float | list[str] | None"]
@@ -234,7 +234,7 @@ class Connection:
 def _is_too_often(response: httpx.Response) -> bool:
     try:
         return Problem.model_validate_json(response.content).error == _TOO_OFTEN
-    except ValidationError:  # of something that stands before the server
+    except ValidationError:  # the answer of a proxy, and not of the server
         return False
 
 

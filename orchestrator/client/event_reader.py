@@ -1,4 +1,4 @@
-"""Events as they come, from the newest on."""
+"""Reads the newest events, and then events as they occur."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class EventReader:
         self._connection, self._path, self._after = connection, path, 0
 
     def newest(self, count: int) -> list[EventView]:
-        """The last `count`, oldest first; all that come later are new."""
+        """Return the last `count` events, oldest first. `new` returns all later ones."""
         found: list[EventView] = []
         before = _NEWEST
-        while before and len(found) < max(count, 1):  # one more page where others' events lie between
+        while before and len(found) < max(count, 1):  # a page may be short: the caller may not see all events
             limit = min(max(count - len(found), 1), MOST_PAGE)
             page = self._connection.get(self._path, Events, {"before": before, "limit": limit})
             found, before = [*found, *page.events], page.last

@@ -23,7 +23,7 @@ LONGEST_PAUSE_S: Final = 1.0
 ALL: Final = "all"  # as a source: every log
 TAIL_LINES: Final = 20
 _ATTEMPT = re.compile(rf"^{OUTPUT}(-[0-9]+)?$")
-_LATER = re.compile(rf"^(rank-[0-9]+|{OUTPUT}-[0-9]+)$")  # may still come
+_LATER = re.compile(rf"^(rank-[0-9]+|{OUTPUT}-[0-9]+)$")  # logs that may appear later
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,10 @@ def _of_run(connection: Connection, path: str) -> tuple[str, ...]:
 
 
 def run_logs(connection: Connection, job: JobView) -> tuple[tuple[str, ...], str | None]:
-    """The logs of the job's run, `driver`, `rank-0`, ..., and the one of the rank that made the job fail.
+    """Return the logs of the job's run (`driver`, `rank-0`, ...), and the log of the rank that made the job fail.
 
-    A command has none. The rank is not known where several have logs and the server names none.
+    A command has no logs. The second value is None if the job has not failed, or if the rank is unknown: the server
+    does not name it, and not exactly one rank has a log.
     """
     told = connection.get(f"{job_path(job.job_id)}/logs", LogSources)
     logs = tuple(one for one in told.sources if not _ATTEMPT.match(one))

@@ -67,7 +67,7 @@ def removed_jobs(connection: Connection) -> str:
 
 
 def _unknown(connection: Connection, given: str) -> tuple[str, bool]:
-    """Ids that look like the given one, or those of the same name; and whether the text ends with a question."""
+    """Make a message that suggests similar ids, or ids of the same name; and return whether it ends with a question."""
     if _OF_A_RUN.fullmatch(given):
         return f"no job of the queue writes a run {given!r}. To see a run of your own: fleetune show {given}", False
     newest = [job.job_id for job in connection.get("/v1/jobs", JobPage, {"limit": 200}).jobs]

@@ -1,4 +1,4 @@
-"""Which jobs `fleetune queue` shows."""
+"""The jobs that `fleetune queue` shows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from orchestrator.api import MOST_PAGE, Counts, JobPage, JobView
 from orchestrator.client.connection import Connection
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
 
-LOOKED_AT: Final = 10_000  # of those that wait, the oldest
+LOOKED_AT: Final = 10_000  # most waiting jobs that are read, the oldest first; also most jobs with a lease
 
 
 class QueueReader:
@@ -17,13 +17,13 @@ class QueueReader:
 
     def __init__(self, connection: Connection, tenant: str | None, looked_at: int = LOOKED_AT) -> None:
         self._connection, self._tenant, self._looked_at = connection, tenant, looked_at
-        self.set_aside: tuple[str, ...] = ()  # as of the last page
+        self.set_aside: tuple[str, ...] = ()  # from the page that was read last
 
     def counts(self) -> Mapping[State, int]:
         return self._connection.get("/v1/counts", Counts, {"tenant": self._tenant}).states
 
     def jobs(self, states: Sequence[State], most_ended: int) -> list[JobView]:
-        """Those that hold a lease, those that wait (see LOOKED_AT), and the newest that have ended."""
+        """Return jobs that hold a lease, jobs that wait (see LOOKED_AT), and the newest that have ended."""
         held = [state for state in states if state in HOLDS_A_LEASE]
         ended = [state for state in states if state in ENDED]
         found = self._pages(held, self._looked_at) if held else []
@@ -32,7 +32,7 @@ class QueueReader:
         return found + (self._pages(ended, most_ended) if ended else [])
 
     def _pages(self, states: Sequence[State], most: int, after: int | None = None) -> list[JobView]:
-        """Newest first; with `after` the oldest first."""
+        """Return up to `most` jobs, the newest first; with `after`, the oldest first."""
         found: list[JobView] = []
         asked = {"state": [one.value for one in states], "tenant": self._tenant, "after": after}
         while len(found) < most:

@@ -21,10 +21,10 @@ class Named:
     """A spec and its name.
 
     Attributes:
-        name: its file; or else its place in the submission.
-        marks: where its fields are written (`job.yaml:12`), by their dotted names.
-        is_checked: whether the spec is known to be valid. One from a script may be a copy with any values:
-            `model_copy(update=...)` takes anything, a dictionary for a section too.
+        name: path of its file, or else its place in the submission.
+        marks: places where its fields are written (`job.yaml:12`), by dotted name.
+        is_checked: whether the spec is known to be valid. A spec from a script may be a copy with any values, because
+            `model_copy(update=...)` accepts anything, even a dictionary in place of a section.
     """
 
     spec: AnySpec
@@ -34,7 +34,10 @@ class Named:
 
 
 def named(given: Sequence[AnySpec | str | os.PathLike[str]], overrides: Sequence[str] = ()) -> list[Named]:
-    """Specs, and what files have; `overrides` are for those in files. Raises SpecError: the mistakes of all of them."""
+    """Load specs from files, and name all specs. `overrides` apply to files only.
+
+    Raises SpecError with the mistakes of all specs.
+    """
     found, wrong = list[Named](), dict[Mistake, None]()
     for number, one in enumerate(given, 1):
         if isinstance(one, Spec | CommandSpec | SweepSpec):
@@ -44,7 +47,7 @@ def named(given: Sequence[AnySpec | str | os.PathLike[str]], overrides: Sequence
         try:
             loaded = load_marked(path, overrides)
         except SpecError as error:
-            wrong |= dict.fromkeys(error.mistakes)  # of a wrong option once
+            wrong |= dict.fromkeys(error.mistakes)  # a wrong override is reported once
         else:
             changes = dict(override_value(one) for one in overrides)
             found.append(Named(labelled(loaded.spec, changes), path, loaded.marks, is_checked=True))
@@ -54,12 +57,12 @@ def named(given: Sequence[AnySpec | str | os.PathLike[str]], overrides: Sequence
 
 
 def with_names(error: InputError, specs: Sequence[Named]) -> InputError:
-    """What the server says of a submission, with names and lines where it has numbers and fields."""
+    """Replace the numbers of specs in a server's error by the places of fields or the names of specs."""
     return type(error).of(_placed(mistake, specs) for mistake in error.mistakes)
 
 
 def of_one(error: InputError, spec: Named) -> InputError:
-    """What is wrong with this one of several."""
+    """Add the place of the field, or the name of the spec, to an error about one of several specs."""
     return type(error).of(
         replace(one, place=one.place or _mark(spec, one.field) or spec.name) for one in error.mistakes
     )
@@ -73,8 +76,8 @@ def _placed(mistake: Mistake, specs: Sequence[Named]) -> Mistake:
 
 
 def _mark(spec: Named, name: str) -> str:
-    """Where the field of that name is written; empty: nobody knows."""
-    name = name.replace("[", ".").replace("]", "")  # `data.train[1]`
-    while name and name not in spec.marks:  # a field that is left out belongs to a section that is there
+    """Return where the field of that name is written; empty: unknown."""
+    name = name.replace("[", ".").replace("]", "")  # as in `data.train[1]`
+    while name and name not in spec.marks:  # a field that is left out belongs to a section that is written
         name = name.rpartition(".")[0]
     return str(spec.marks[name]) if name else ""

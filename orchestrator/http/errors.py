@@ -1,4 +1,4 @@
-"""From whatever went wrong to what is answered: `Problem` and a status."""
+"""Turns errors into answers: `Problem` and a status."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def answer_to(error: FleetuneError, scrub: Scrubber, queue: str = "") -> Respons
 
 
 def _items(error: InputError, scrub: Scrubber) -> tuple[ProblemItem, ...]:
-    """The mistakes, if one of them is in a field or in one of several specs: else the message says all."""
+    """Return the mistakes; empty if none of them names a field or a spec, because then the message says all."""
     if not any(one.field or one.spec for one in error.mistakes):
         return ()
     return tuple(
@@ -142,7 +142,10 @@ def route_of(scope: Mapping[str, Any]) -> str:
 
 
 def shape_error(errors: Sequence[Any]) -> InputError:
-    """Where, what is allowed, and what was given; of a text in a body, which may be a secret, only that it is one."""
+    """Make an error that says where each mistake is, what is allowed and what was given.
+
+    A text in a body may be a secret, so only its length is given.
+    """
     mistakes = [_mistake(error) for error in errors[:_MOST_SHOWN]]
     if len(errors) > _MOST_SHOWN:
         mistakes.append(Mistake(f"and {len(errors) - _MOST_SHOWN} more"))

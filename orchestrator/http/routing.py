@@ -50,7 +50,7 @@ _WHAT: Final = {
 
 
 def problems(*statuses: int) -> Responses:
-    """What a route may answer with besides its result, for its documentation."""
+    """Document the errors that a route may answer with: `statuses`, and those of all routes."""
     return {status: {"model": Problem, "description": _WHAT[status]} for status in sorted({*statuses, 500, 503})}
 
 

@@ -1,4 +1,4 @@
-"""What `fleetune gc` prints, and the sizes that it is given."""
+"""The output of `fleetune gc`, and the parsing of sizes."""
 
 from __future__ import annotations
 

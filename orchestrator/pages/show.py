@@ -238,7 +238,7 @@ def _data_of(spec: Mapping[str, Any]) -> str:
 
 
 def _event_row(event: Mapping[str, Any]) -> Row:
-    message = first_line(str(event.get("message", "")))  # the last one also has paths, which stand above
+    message = first_line(str(event.get("message", "")))  # the last event also has paths, which are shown above
     return when_written(str(event.get("at", ""))), f"{event.get('kind', '')}: {message}"
 
 

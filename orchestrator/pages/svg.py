@@ -11,7 +11,7 @@ from html import escape
 
 from cluster.text import compact, grouped
 
-# Goes into the <style> of a page once. Colours of series are told apart by those who see no red or no green.
+# CSS for a page that has plots, needed once. The colours are distinguishable with red-green colour blindness.
 STYLE = """
 :root { --plot-text: #5b6068; --plot-line: #d9dce1; --plot-mark: #b3261e; --plot-0: #3569c4; --plot-1: #e0912f; }
 @media (prefers-color-scheme: dark) {

@@ -102,9 +102,9 @@ class Store(Protocol):
     def jobs(
         self, which: Filter = ..., *, before: int | None = None, after: int | None = None, limit: int = 100
     ) -> list[Job]:
-        """Return a page: the newest first, those whose number is below `before`.
+        """Return a page of jobs, the newest first, with numbers below `before`.
 
-        With `after` it is the oldest first, those whose number is above.
+        With `after`, it has the oldest first, with numbers above `after`.
         """
 
     def count(self, which: Filter = ...) -> dict[State, int]:
@@ -246,9 +246,9 @@ class Store(Protocol):
     def events(
         self, job_id: str | None = None, *, after: int = 0, before: int | None = None, limit: int = 1000
     ) -> list[QueueEvent]:
-        """Oldest first; of one job, or of all and of the cluster.
+        """Return events, the oldest first: of one job, or of all jobs and the cluster.
 
-        With `before` it is the newest first, those whose number is below.
+        With `before`, the newest are first, with numbers below `before`.
         """
 
     # Leadership

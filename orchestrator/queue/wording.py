@@ -48,11 +48,11 @@ def telling(kind: str, message: str) -> str:
 
 
 def happened(kind: str, message: str, data: Mapping[str, Any]) -> str:
-    """An event, after the name of its job.
+    """Describe an event, to follow the name of its job.
 
     Args:
-        kind, message, data: as `records.QueueEvent` has them. Events of earlier releases, and what an earlier server
-            tells of events, may have no data: then the message alone is shown.
+        kind, message, data: as in `records.QueueEvent`. Events that earlier releases have written or sent may have no
+            data; then the message alone is shown.
     """
     if kind == "asked":
         return _asked(data) if "by" in data else message

@@ -40,7 +40,7 @@ def read_trace(path: str, most_gpus: int | None) -> tuple[TraceJob, ...]:
             are named.
     """
     jobs, bad = list[TraceJob](), list[str]()
-    last: tuple[int, float] | None = None  # line and submit_s of the row before
+    last: tuple[int, float] | None = None  # (line, submit_s) of the previous row
     is_unsorted = False
     for line, fields in _rows(path):
         reader = _Reader(fields)

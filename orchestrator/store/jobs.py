@@ -83,7 +83,7 @@ def spec(connection: Connection, job_id: str) -> str:
 
 
 def unknown(connection: Connection, job_id: str, more: str = "") -> UnknownJob:
-    """The error, with the ids that were perhaps meant: those it is the start of, or else those that begin like it.
+    """Make an error that names ids that begin with `job_id`, or else ids that are similar.
 
     `more`: see `UnknownJob.named`.
     """

@@ -82,7 +82,7 @@ def page(
     values = _values(which) | {f"state_{place}": state.value for place, state in enumerate(sorted(set(states)))}
     found: list[Job] = []
     ends = {"before": NEWEST if before is None else before, "after": after}
-    while True:  # rows that cannot be read do not make a page shorter: who reads on would stop there
+    while True:  # unreadable rows must not shorten a page: callers stop at a short one
         left = max(limit, 0) - len(found)
         rows = connection.execute(statement, {**values, **ends, "limit": left}).all()
         found += jobs_of(connection, rows)
@@ -92,7 +92,7 @@ def page(
 
 
 def count(connection: Connection, which: Filter = _ALL) -> dict[State, int]:
-    # With all states named, a start of an id is looked for in the index of states and not in all those rows.
+    # Naming all states makes the database search the prefix in the index of states, instead of in all rows.
     states = which.states or (tuple(State) if which.name else ())
     statement = _count(bool(states), which.tenant is not None, bool(which.name))
     given = {"states": [state.value for state in states]} if states else {}

@@ -19,7 +19,7 @@ Answer = TypeVar("Answer")
 
 
 def _reads(act: Callable[Concatenate[Connection, Given], Answer]) -> Callable[Concatenate[SqlStore, Given], Answer]:
-    """The method that does this with a connection to read from."""
+    """Make a method that calls `act` with a connection for reading."""
 
     def method(self: SqlStore, /, *args: Given.args, **kwargs: Given.kwargs) -> Answer:
         with self._database.read() as connection:
@@ -29,7 +29,7 @@ def _reads(act: Callable[Concatenate[Connection, Given], Answer]) -> Callable[Co
 
 
 def _writes(act: Callable[Concatenate[Connection, Given], Answer]) -> Callable[Concatenate[SqlStore, Given], Answer]:
-    """The method that does this in a transaction of its own."""
+    """Make a method that calls `act` in a transaction that writes."""
 
     def method(self: SqlStore, /, *args: Given.args, **kwargs: Given.kwargs) -> Answer:
         with self._database.write() as connection:

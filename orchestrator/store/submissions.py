@@ -47,7 +47,10 @@ def draw() -> str:
 
 
 def submit(database: Database, drawn: Draw, jobs: Sequence[NewJob], now_s: float, key: SubmissionKey | None) -> Jobs:
-    """That the tenant of a single job exists and its id is new is left to the database: four statements do."""
+    """Add jobs, or return those that were added with the key before.
+
+    For a single job, the database checks that the tenant exists and that the id is new: four statements are enough.
+    """
     if not jobs:
         return ()
     for _ in range(_TRIES):
@@ -63,7 +66,7 @@ def submit(database: Database, drawn: Draw, jobs: Sequence[NewJob], now_s: float
 
 
 def _add(connection: Connection, drawn: Draw, new: Sequence[NewJob], now_s: float, key: SubmissionKey | None) -> Jobs:
-    """Raises QueueError, or IntegrityError where the tenant, id or key is not what it should be."""
+    """Add jobs. Raises QueueError, or IntegrityError if a tenant is missing, or an id or the key is taken."""
     numbers = take(connection, changes=len(new), jobs=len(new), events=len(new))
     _check_parents(connection, new)
     _check_queued(connection, new)
@@ -104,7 +107,7 @@ def _event(job: Job) -> QueueEvent:
 
 
 def known(connection: Connection, key: SubmissionKey) -> Jobs | None:
-    """What was submitted with it. Raises KeyReused."""
+    """Return the jobs that were submitted with the key; None: there are none. Raises KeyReused."""
     row = connection.execute(_KEY, {"scope": key.scope, "key": key.key}).one_or_none()
     if row is None:
         return None

@@ -37,7 +37,7 @@ _BETWEEN = _SINCE.where(LEASES.c.granted_s < bindparam("until_s"))
 
 
 def move(connection: Connection, epoch: int, transitions: Sequence[Transition], now_s: float) -> list[Job]:
-    """Raises NotLeader, or ValueError for a move that no job can make."""
+    """Make transitions and return the changed jobs. Raises NotLeader, or ValueError if a transition is not allowed."""
     steps.check(transitions)
     numbers = take_as_leader(connection, epoch, changes=len(transitions), events=len(transitions))
     now = jobtable.get_all(connection, (one.job_id for one in transitions))

@@ -1,4 +1,4 @@
-"""Usage of tenants, summed from few columns: to make records of a million leases would take too long."""
+"""Usage of tenants, summed from few columns, because making records of a million leases would take too long."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ _SPANS = (
 
 
 def month_totals(connection: Connection, at_s: float, now_s: float, *, held: bool = True) -> list[MonthTotal]:
-    """Of the month that contains `at_s`. One statement, so that a lease that is removed meanwhile counts once."""
+    """Return the totals of the month that contains `at_s`.
+
+    One statement, so that a lease that is removed meanwhile counts exactly once.
+    """
     begin_s, end_s = month_around(at_s)
     month = month_of(at_s)
     given = {"begin_s": begin_s, "end_s": end_s, "now_s": now_s, "month": month}
@@ -79,7 +82,7 @@ _OF_LEASES = (
     .where(
         _SINCE_BEGIN,
         LEASES.c.granted_s < _END,
-        # A lease that was released exactly at the begin of the month belongs to the month before.
+        # A lease that was released exactly at the beginning of the month belongs to the month before.
         or_(LEASES.c.released_s.is_(None), LEASES.c.released_s > _BEGIN, LEASES.c.granted_s >= _BEGIN),
     )
     .group_by(JOBS.c.tenant)

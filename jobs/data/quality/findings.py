@@ -30,9 +30,9 @@ class Facts:
 
     table: Any
     source: npt.NDArray[np.int32]  # number of the source
-    records: tuple[int, ...]  # of each source; differs from samples if a function makes none or several of a record
+    records: tuple[int, ...]  # records of each source; a function may make none or several samples of a record
     role: npt.NDArray[np.int8]  # TRAIN or EVAL
-    files: tuple[tuple[str, ...], ...]  # of each source
+    files: tuple[tuple[str, ...], ...]  # files of each source
     labels: tuple[str, ...] | None
     num_labels: int | None
     seq_len: int

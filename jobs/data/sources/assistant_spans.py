@@ -102,7 +102,7 @@ def assistant_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]
 def _rendered(turns: Sequence[Turn], render: Render, header: bool) -> str:
     try:
         return render(turns, header)
-    except Exception as error:  # a template is a program of its own
+    except Exception as error:  # a template is a program and may raise anything
         raise Unrenderable(f"{REFUSED}: {error}", REFUSED) from error
 
 

@@ -176,10 +176,10 @@ def _slices(batch: Any, begin: int, end: int) -> Iterator[tuple[Any, int]]:
 
 
 def values_of(batch: Any) -> list[dict[str, Any] | Reason]:
-    """The rows as Python values; for one that has none, as text that is not UTF-8, the reason."""
+    """Convert rows to Python values. A row that cannot be converted, such as text that is not UTF-8, gives a reason."""
     try:
         return cast(list[dict[str, Any] | Reason], batch.to_pylist())
-    except (ValueError, OverflowError) as error:  # UnicodeDecodeError and ArrowInvalid are of the first
+    except (ValueError, OverflowError) as error:  # UnicodeDecodeError and ArrowInvalid are ValueErrors
         if batch.num_rows == 1:
             return [Reason(f"no Python value: {error}", "no Python value")]
         return [value for number in range(batch.num_rows) for value in values_of(batch.slice(number, 1))]

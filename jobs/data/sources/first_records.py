@@ -41,16 +41,16 @@ class Looked:
     whole: bool  # whether all of the source was read
     bad: tuple[BadRow, ...]
     samples: tuple[Sample, ...]  # empty if a function of the user reads the records, because it is not run here
-    expected_rows: float  # of the whole source, if the rest has equally long records
+    expected_rows: float  # rows of the whole source, if the rest has equally long records
 
     @property
     def words(self) -> str:
-        """`all 43 rows`, `the first 1,000 rows` or `1,000 rows of 8 of 12 files`."""
+        """Describe the rows that were read: `all 43 rows`, `the first 1,000 rows` or `1,000 rows of 8 of 12 files`."""
         return f"all {many(self.rows, 'row')}" if self.whole else self.rows_words
 
     @property
     def rows_words(self) -> str:
-        """The same, without saying that these are all."""
+        """Describe the rows that were read as `words` does, but without the word `all`."""
         rows = many(self.rows, "row")
         if self.whole:
             return rows
@@ -107,7 +107,7 @@ def _of_nothing(readers: dict[str, RecordReader]) -> str:
 
 
 def bad_rows_words(looked: Looked, most: float) -> tuple[str | None, str | None]:
-    """What the bad rows of a source mean: an error, or a warning. (Both None: there are none.)
+    """Judge the bad rows of a source: return an error, or a warning, or (None, None) if there are none.
 
     A source that was read only in part is rejected only if its share of bad rows is clearly too high.
 

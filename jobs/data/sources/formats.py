@@ -253,7 +253,7 @@ def _decoded(value: Any) -> Any:
 def _turn(number: int, turn: Any) -> tuple[str, str]:
     if not isinstance(turn, dict):
         raise _in_turn(number, f"{{turn}} is a {type(turn).__name__}, expected {{{{role, content}}}}")
-    if "role" not in turn and "from" in turn:  # as ShareGPT has it
+    if "role" not in turn and "from" in turn:  # ShareGPT's keys
         turn = {"role": _OTHER_ROLES.get(str(turn["from"]), turn["from"]), "content": turn.get("value")}
     for key in ("role", "content"):
         if key not in turn:
@@ -267,7 +267,7 @@ def _turn(number: int, turn: Any) -> tuple[str, str]:
 
 
 def _in_turn(number: int, what: str) -> _Refused:
-    """`what`: a sentence with `{turn}` in it."""
+    """Make the error about one turn. `what`: a sentence with `{turn}` where the turn is named."""
     return _Refused(what.format(turn=f"turn {number}"), what.format(turn="turn N"))
 
 

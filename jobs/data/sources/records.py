@@ -244,7 +244,7 @@ def _check_json(file: str, head: bytes, strict: bool) -> None:
     first, end, rest = head.removeprefix(_BOM).lstrip().partition(b"\n")
     first = first.strip()
     seen = _json_record(file, 1, first) if end or len(head) < _BLOCK else None
-    if first.startswith(b"["):  # one bad line among others is no reason to refuse the file
+    if first.startswith(b"["):  # a single bad line is not a reason to reject the file
         document = not rest.strip() or seen is None or (isinstance(seen, BadRow) and seen.kind in (NOT_JSON, NOT_UTF8))
     else:
         document = first == b"{" or (strict and bool(first) and isinstance(seen, BadRow))
@@ -366,7 +366,7 @@ def _csv_record(file: str, line: int, header: list[str], fields: list[str]) -> R
 def _not_text(fields: list[str]) -> Reason | None:
     if not all(map(is_unicode, fields)):
         return Reason(NOT_UTF8)
-    if any("\0" in one for one in fields):  # what a crash leaves of blocks that were not yet written
+    if any("\0" in one for one in fields):  # left by a crash in blocks that were allocated but not written
         return Reason("not text: it holds NUL bytes", "not text")
     return None
 

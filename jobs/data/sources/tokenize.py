@@ -159,7 +159,7 @@ def _headed(sample: InstructionSample) -> str:
 def _chat_rows(
     samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
 ) -> list[Result]:
-    if not tokenizer.chat_template:  # only where a function of the user's own gives dialogues; else refused before
+    if not tokenizer.chat_template:  # possible only for dialogues of a user's function; others were rejected before
         return [Reason("it is a dialogue, but the tokenizer has no chat template")] * len(samples)
     template = tokenizer.get_chat_template()
     marked = bool(_GENERATION_BLOCK.search(template))
@@ -187,7 +187,7 @@ def _turns(sample: ChatSample) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in sample.messages]
 
 
-Tokenised = tuple[Ints, Mask] | Reason  # all tokens of a dialogue and which are the assistant's; or why it has none
+Tokenised = tuple[Ints, Mask] | Reason  # tokens of a dialogue, and which of them are the assistant's; or a reason
 
 
 def _marked_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenised]:
@@ -197,7 +197,7 @@ def _marked_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerB
             encoded: Any = tokenizer.apply_chat_template(
                 _turns(sample), return_dict=True, return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
             )
-        except Exception as error:  # the template is a program of its own
+        except Exception as error:  # the template is a program and may raise anything
             yield Reason(f"{REFUSED}: {error}", REFUSED)
             continue
         yield np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["assistant_masks"], dtype=bool)
@@ -212,7 +212,7 @@ def _rendered_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenize
     ends = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
     frame = frame_of(render, ends)
     rendered = [_rendered(_turns(sample), render, ends, frame) for sample in samples]
-    # The template writes special tokens itself, so none are added.
+    # The template writes special tokens itself, so the tokenizer must not add them.
     encoded = iter(_encode([found[0] for found in rendered if not isinstance(found, Reason)], tokenizer, False))
     for found in rendered:
         if isinstance(found, Reason):

@@ -43,7 +43,7 @@ class OwnCode:
 
 
 class Unusable(Exception):
-    """There is no such function where it was looked for. `reason` says why."""
+    """The user's function does not exist, cannot be imported, or is not a function. `reason` says which."""
 
     def __init__(self, text: str, kind: str) -> None:
         super().__init__(text)
@@ -106,7 +106,7 @@ def _import(code: OwnCode) -> Callable[[dict[str, Any]], Any]:
     importlib.invalidate_caches()
     try:
         found = getattr(importlib.import_module(module), function)
-    except (Exception, SystemExit) as error:  # a module is a program of its own, and may be a script that ends
+    except (Exception, SystemExit) as error:  # a module may raise anything, or be a script that exits
         what = f"data.format {code.name} cannot be imported on a worker"
         raise Unusable(
             f"{what}: {type(error).__name__}: {error} (searched from {root}). It, and what it imports, must be "

@@ -31,7 +31,7 @@ def own_samples(record: Record, reading: Reading, code: OwnCode) -> list[Sample 
         return [BadRow.of(record.file, record.line, error.reason, fatal=True)]
     try:
         made = function(dict(record.value))
-    except (Exception, SystemExit) as error:  # which would end this process as if all were well
+    except (Exception, SystemExit) as error:  # SystemExit would end this process as if it had succeeded
         return [BadRow.of(record.file, record.line, _raised(reading.format, error))]
     if made is None:
         return []
@@ -66,7 +66,7 @@ def _expected(reading: Reading) -> str:
 
 
 def _raised(name: str, error: BaseException) -> Reason:
-    """One line on what was raised, then the innermost frames."""
+    """Describe an exception in one line, followed by its innermost frames."""
     frames = traceback.extract_tb(error.__traceback__)[1:][-_FRAMES:]
     lines = "".join(traceback.format_list(frames)).rstrip()
     what = f"{name} raised {type(error).__name__}"

@@ -16,8 +16,8 @@ from jobs.errors import InputError, MachinesFailed
 
 Reply = TypeVar("Reply", bound=Message)
 
-ANSWER_S: Final = 20.0  # timeout of one request
-_MOST_BYTES: Final = 32 << 20  # of an answer
+ANSWER_S: Final = 20.0  # seconds; timeout of one request
+_MOST_BYTES: Final = 32 << 20  # largest answer that is read
 
 
 class NoAnswer(Exception):
@@ -111,7 +111,7 @@ def check_url(url: str) -> None:
 
 
 def _problem_of(content: bytes) -> tuple[str, str]:
-    """`error` and `queue` of `orchestrator.problem.Problem`; both are '' where the content is none."""
+    """Return `error` and `queue` of an `orchestrator.problem.Problem`; both are '' for any other content."""
     try:
         value = json.loads(content)
         return (str(value["error"]), str(value.get("queue", ""))) if isinstance(value["message"], str) else ("", "")

@@ -44,7 +44,7 @@ class Mark(NamedTuple):
 
     Attributes:
         source: name of the file as the user gave it, or `--set`; empty: unknown.
-        line: from 1 on; 0: of no line.
+        line: counted from 1; 0: the value is not in a line of a file.
     """
 
     source: str = ""
@@ -56,18 +56,18 @@ class Mark(NamedTuple):
 
 @dataclass
 class Document:
-    """A parsed spec: plain values, where each of them stands, and duplicate keys and the like."""
+    """A parsed spec: plain values, the place where each of them is written, and the mistakes found so far."""
 
     value: Any
     marks: dict[Path, Mark] = field(default_factory=dict)
     problems: list[tuple[Mark, Mistake]] = field(default_factory=list)
 
     def add_problem(self, mark: Mark, message: str, name: str = "") -> None:
-        """Note a mistake. `name`: dotted, of the field."""
+        """Add a mistake. `name`: dotted name of the field."""
         self.problems.append((mark, Mistake(message, name, str(mark))))
 
     def mark(self, path: Path) -> Mark:
-        """Where `path` stands, or else the nearest section around it."""
+        """Return the place of `path`, or of the nearest section around it."""
         return next(self.marks[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.marks)
 
 
@@ -85,7 +85,7 @@ def parse(text: str, source: str) -> Document:
 
 
 def parse_value(text: str, source: str) -> Any:
-    """The value of one `--set key=value`. Raises SpecError; `source` is the place of its mistake."""
+    """Parse the value of one `--set key=value`. Raises SpecError, whose message names `source` as the place."""
     document = Document(None, {(): Mark(source)})
     document.value = _Builder(document, None).build(_compose(text, source), ())
     if document.problems:
@@ -180,7 +180,8 @@ def _parse_json(text: str, source: str) -> Document:
         raise _not_readable(f"{source}:{error.lineno}:{error.colno}", f"not JSON: {error.msg}") from error
     except RecursionError as error:
         raise _not_readable(source, "nested too deeply") from error
-    with contextlib.suppress(SpecError):  # JSON is YAML, but for tabs and escaped surrogates: then without lines
+    # JSON is YAML except for tabs and escaped surrogates; a document with these has no line numbers.
+    with contextlib.suppress(SpecError):
         _Builder(document, source).build(_compose(text, source), ())
     document.value = json.loads(text)
     return document

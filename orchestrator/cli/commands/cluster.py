@@ -86,7 +86,7 @@ def _order(
 
         with connected(url, PATIENCE_S) as server:
             known = server.get("/v1/nodes", Nodes)
-            meant = [find_node(known, one) for one in dict.fromkeys(given)]  # all of them, before any is changed
+            meant = [find_node(known, one) for one in dict.fromkeys(given)]  # look all of them up before changing any
             deadline_s = None if deadline is None else duration_s("--deadline", deadline, or_zero=True)
             sent = NodeOrderSent(order=order, reason=reason[:500], deadline_s=deadline_s)
             done = [server.put(f"/v1/nodes/{quote(one.node_id, safe='')}", NodeView, sent) for one in meant]

@@ -78,7 +78,7 @@ def submitted(
         if key is not None and (jobs := serving.store.submitted(key)) is not None:
             return jobs
         if isinstance(error, UnknownJob) and not sees_all(caller):
-            raise error.without_hint() from None  # the ids are perhaps others'
+            raise error.without_hint() from None  # they may be the ids of other tenants
         raise
 
 

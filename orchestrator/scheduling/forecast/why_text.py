@@ -15,7 +15,7 @@ _SHOWN = 5
 
 
 def why_reason(found: Why, snapshot: Snapshot, names: Sequence[str]) -> str:
-    """What a job asks for, and what it waits for, in one line. `names`: of the jobs, by row."""
+    """Say in one line what a job asks for and what it waits for. `names`: names of the jobs, by row."""
     return f"{names[found.row]} asks for {_asks(found, snapshot)}: {found.obstacle}"
 
 
@@ -26,12 +26,12 @@ def why_lines(
     nodes: Sequence[str] | None = None,
     expected: str = "",
 ) -> list[str]:
-    """Some ten lines after that one; none of a job that runs.
+    """Return about ten lines that follow `why_reason`; none for a running job.
 
     Args:
-        names: of the jobs, by row.
-        nodes: what people call the machines, in the snapshot's order; None: their ids.
-        expected: the expected start in words.
+        names: names of the jobs, by row.
+        nodes: names of the nodes for people, in the snapshot's order; None: their ids.
+        expected: the expected start as text.
     """
     lines = list[str]()
     if found.obstacle is Obstacle.RUNS:
@@ -62,7 +62,7 @@ def _asks(found: Why, snapshot: Snapshot) -> str:
 
 
 def to_do(found: Why, name: str) -> str:
-    """What can be done about it; empty: nothing needs to be. `name`: of the job."""
+    """Say what the submitter can do about a waiting job; empty: nothing is needed. `name`: name of the job."""
     what = _TO_DO.get(found.obstacle, "")
     if found.before and found.obstacle in (Obstacle.FULL, Obstacle.SCATTERED, Obstacle.PROMISED, Obstacle.BEHIND):
         what += "; sooner, with a higher priority: fleetune priority {job} --to N"
@@ -83,7 +83,7 @@ _TO_DO: Final[Mapping[Obstacle, str]] = {
 
 
 def expected_words(expected: Expected, known: bool = True, seen_others: bool = True) -> str:
-    """The expected start, as `in 12 min (from 5 min to 20 min)`, and how sure it is.
+    """Format the expected start with its uncertainty: `in 12 min (from 5 min to 20 min)`.
 
     Args:
         known: whether the jobs on the nodes have measured their remaining time.

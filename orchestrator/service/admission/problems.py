@@ -1,4 +1,4 @@
-"""All that is wrong with a submission, in one error."""
+"""The problems of a submission, in one error."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Problems:
         self._errors = self._left_out = 0
 
     def add(self, number: int, error: InputError) -> None:
-        """`number`: of the spec, from 1 on."""
+        """Add the mistakes of one spec. `number`: number of the spec, counted from 1."""
         self._errors += 1
         self._kinds.add(type(error))
         self._found += (replace(one, spec=number) if self._several else one for one in error.mistakes)
 
     @property
     def full(self) -> bool:
-        """Whether there is as much as is told: to look for more would only take time."""
+        """Whether enough problems were found, so that more would not be shown."""
         return self._errors >= _MOST_LINES
 
     def leave_out(self, specs: int) -> None:
-        """Note that so many specs were not checked."""
+        """Record the number of specs that were not checked."""
         self._left_out = specs
 
     def check(self) -> None:
@@ -48,7 +48,7 @@ class Problems:
 
 
 def _fitting(found: Sequence[Mistake]) -> list[Mistake]:
-    """The first of them, as many as a reader takes in: a message of ten thousand wrong specs helps nobody."""
+    """Return the first mistakes, as many as fit the size of a readable message."""
     told: list[Mistake] = []
     for one in found[:_MOST_LINES]:
         if len(one.message) > _LONGEST_LINE:

@@ -90,7 +90,7 @@ class Explainer:
         return self._of_the_queue(job, caller)
 
     def _waits_for(self, job: Job, caller: Caller) -> Story | None:
-        """For which jobs, and how these are."""
+        """Describe the parents that a job waits for; None: it waits for none."""
         if not job.after:
             return None
         store = self._context.store

@@ -18,7 +18,7 @@ from orchestrator.service.observability.run_files import RunFiles
 from orchestrator.service.observability.run_metrics import records
 
 PART_BYTES = 256 << 10
-_MOST_OUTCOME_BYTES = 16 << 20  # a confusion matrix is part of an outcome
+_MOST_OUTCOME_BYTES = 16 << 20  # large, because an outcome may contain a confusion matrix
 OUTPUT, LOGS = "output", "logs"
 _OUTPUT_OF = re.compile(r"output-([1-9][0-9]{0,8})")
 _LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})\.log")
@@ -86,7 +86,7 @@ def _log_of_failed_rank(files: RunFiles) -> str | None:
     """Return the log of the rank that the run's outcome names; None: there is no outcome, or it names no rank."""
     try:
         rank = outcome_of(files.read("", JobPaths("").outcome, 0, _MOST_OUTCOME_BYTES), files.run).rank
-    except (StorageError, ValueError):  # a run that was killed has none; what a newer release wrote is not known
+    except (StorageError, ValueError):  # a killed run has no outcome; a newer release's cannot be read
         return None
     return None if rank is None else f"rank-{rank}"
 

@@ -58,7 +58,7 @@ class RunFiles:
             return []
 
     def read(self, folder: str, name: str, begin: int, most: int) -> bytes:
-        """Up to `most` bytes of a file in one of the run's own folders, from a byte on. Raises StorageError.
+        """Read up to `most` bytes of a file in a folder of the run, from a byte on. Raises StorageError.
 
         An empty `folder` means the run's directory itself.
         """

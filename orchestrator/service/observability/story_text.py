@@ -22,13 +22,13 @@ _OUTSIDE_SHOWN = 3
 
 @dataclass(frozen=True)
 class Story:
-    """Why a job is where it is.
+    """Why a job is in its state.
 
     Attributes:
-        reason: one line, without what changes all the time.
-        so_far: for how long that has been so; it ends the first line of the text.
+        reason: one line, without values that change all the time.
+        so_far: how long this has been so; the first line of the text ends with it.
         more: further lines.
-        next_step: what can be done; empty: nothing needs to be.
+        next_step: what the user can do; empty: nothing is needed.
     """
 
     reason: str
@@ -58,7 +58,7 @@ def ended(job: Job, now_s: float) -> Story:
 
 
 def hours_used_up(job: Job, tenant: Tenant, used: Mapping[str, float], now_s: float) -> Story:
-    """Of a job whose tenant has used up its GPU-hours of the month."""
+    """Describe a job whose tenant has used up its GPU-hours of the month."""
     most, (_, next_s) = tenant.restrictions.max_gpu_hours_per_month or 0.0, month_around(now_s)
     return Story(
         f"{job.job_id} waits: tenant {tenant.name} has used {used.get(tenant.name, 0.0):,.1f} of its {most:,.1f} "
@@ -138,7 +138,8 @@ def not_wanted(job: Job, now_s: float) -> Story:
 
 
 def waits_for(job: Job, parents: Sequence[Job], names: Sequence[str]) -> Story:
-    """
+    """Describe a job that waits for others.
+
     Args:
         parents: its parents that have not succeeded.
         names: how to name each of them to the caller.
@@ -193,7 +194,7 @@ def limit(found: Why, tenant: Tenant | None) -> str:
 
 
 def closed(found: Why, ids: Sequence[str], rules: Mapping[str, NodeRule], called: Sequence[str]) -> list[str]:
-    """Which of the machines that it could use take nothing new, by whose order, and what takes that back."""
+    """Say which nodes that the job could use are closed, by whom, and which command opens them."""
     lines = []
     for use in found.nodes:
         rule = rules.get(ids[use.node])

@@ -128,7 +128,7 @@ def _labels(text: str) -> dict[str, str]:
     return dict(json.loads(text)) if text else {}
 
 
-# The columns whose values are not those of the job's fields, and how they are read. All others are kept as they are.
+# Columns that contain JSON, with their decoders. Other columns, except _ENUMS, have the values of the job's fields.
 _JSON: Mapping[str, Callable[[str], Any]] = {
     "after": _texts,
     "placement": _places,
@@ -152,7 +152,7 @@ _DUMPED = tuple(_NAMES.index(name) for name in _JSON)
 
 
 def _path(name: str) -> str:
-    """Where a column's value is in a job. `_value_`: what `value` looks up, without the look-up."""
+    """Return the path of a column's value in a job. `_value_` is the enum's value without the slow property."""
     return f"gang.{name}" if name in _IN_GANG else f"{name}._value_" if name in _ENUMS else name
 
 
@@ -160,7 +160,7 @@ _values = attrgetter(*map(_path, _NAMES))
 
 
 def job_of(row: Sequence[Any]) -> Job:
-    """From JOB_COLUMNS. By position: there are fifty thousand of them at the start of a server."""
+    """Make a Job from JOB_COLUMNS. By position, for speed: a server may read fifty thousand rows at its start."""
     values = list(row)
     for place in _NUMBERS:
         if values[place].__class__ is str:
@@ -172,7 +172,7 @@ def job_of(row: Sequence[Any]) -> Job:
 
 
 def values_of(job: Job) -> Values:
-    """Of all columns of the job's row, in their order."""
+    """Return the values of all columns of a job's row, in their order."""
     values = list(_values(job))
     for place in _DUMPED:
         values[place] = dumped(values[place])
@@ -180,7 +180,7 @@ def values_of(job: Job) -> Values:
 
 
 def problem_of(row: Sequence[Any], error: Exception) -> str:
-    """Why `job_of` cannot read a row, in one line."""
+    """Explain in one line why `job_of` cannot read a row."""
     for what, known in _ENUMS.items():
         value = row[_NAMES.index(what)]
         if value not in known:

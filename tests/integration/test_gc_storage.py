@@ -289,7 +289,7 @@ def test_a_link_that_comes_after_the_look_is_not_followed_either(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--older-than", "30"], "as in 30d"),
+        (["--older-than", "30"], "as in 12h or 30d"),
         (["--max-size", "-5GB"], "as in 500GB"),
         (["--keep-last", "-1"], "--keep-last"),
     ],

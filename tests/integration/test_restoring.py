@@ -104,7 +104,7 @@ def planned_digest(step: int) -> int:
 def test_a_step_on_other_rows_than_planned_stops_the_run(tmp_path: pathlib.Path) -> None:
     run, state = run_of(tmp_path), LoopState(step=5)
     restoring.check_step(run, state, heard(1.0, planned_digest(5)))
-    with pytest.raises(RunFailed, match="step 6 was trained on other rows"):
+    with pytest.raises(RunFailed, match="step 6 had other rows"):
         restoring.check_step(run, state, heard(1.0, planned_digest(6)))
 
 

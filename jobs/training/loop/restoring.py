@@ -113,7 +113,7 @@ def check_step(run: Run, state: LoopState, heard: Heard) -> None:
     """
     rows = run.plan.rows_of_step(state.step)
     if heard.digest != step_digest(run.row_digests[rows], np.arange(len(rows))):
-        raise RunFailed(f"step {state.step + 1} was trained on other rows than the row order says: the reader is wrong")
+        raise RunFailed(f"step {state.step + 1} had other rows than the row order says: the reader is faulty")
     expected, tolerance = state.expected_loss, _TOLERANCE[run.engine.precision]
     if expected is not None and abs(heard.loss - expected) > tolerance * max(abs(expected), 1.0):
         raise RunFailed(

@@ -67,6 +67,7 @@ class Queue:
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_nodes_come_for_a_gang_that_waits_and_go_when_nobody_does(host: Host, version: int) -> None:
+    """The only one with Ray's autoscaler, in both of its versions."""
     cluster = autoscaled(host, host.private.parent, version)
     queue = Queue(host, cluster.dashboard)
     refused = queue.submit("large", workers=3)

@@ -119,6 +119,9 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
 def test_workers_killed_in_the_warmup_and_in_the_second_epoch_are_replaced_and_nothing_changes(
     running: tuple[subprocess.Popen[str], JobPaths], job: pathlib.Path, undisturbed: Callable[[pathlib.Path], Case]
 ) -> None:
+    """The only one under `fleetune run`: losses, rates and samples are those of a run without Ray that nothing
+    disturbed.
+    """
     process, paths = running
     for step, rank in ((10, 1), (EPOCH + 10, 0)):
         wait_for_step(process, paths, step)
@@ -139,6 +142,7 @@ def test_workers_killed_in_the_warmup_and_in_the_second_epoch_are_replaced_and_n
 def test_a_worker_that_is_killed_for_memory_ends_the_run_with_one_line_that_says_what_to_change(
     running: tuple[subprocess.Popen[str], JobPaths],
 ) -> None:
+    """The kernel's kill is told from any other: the run is not tried again as it is."""
     process, paths = running
     wait_for_step(process, paths, 6)
     wait_for(lambda: committed_steps(paths), "there is a checkpoint")

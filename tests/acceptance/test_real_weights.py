@@ -53,6 +53,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["minilm", "smollm2"])
 def test_real_weights_train_as_in_plain_pytorch(cases: dict[str, Case], name: str) -> None:
+    """Weights, tokenizers and text as they are published: an encoder with a head, and a language model."""
     case = cases[name]
     expected = plain_losses(case.spec, case.prepared, STEPS)
     assert len(case.record("loss")) == STEPS

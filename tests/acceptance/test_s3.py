@@ -87,6 +87,7 @@ def _python(env: dict[str, str], code: str) -> str:
 def test_a_run_lives_wholly_on_an_object_store(
     store: dict[str, str], workshop: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
+    """Model, data, checkpoints, metrics and export, by way of an interruption; commands read the run there."""
     upload(store, workshop / "bert", "lake/models/bert")
     upload(store, workshop / "labelled.jsonl", "lake/data/labelled.jsonl")
     spec: dict[str, Any] = {

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN_TESTS := $(BIN)/python -m pytest
-# Two files at a time, the longest ones first: see tests/conftest.py.
+# Two files at a time, in an order that keeps both cores busy: see tests/conftest.py.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo demo-lm lint test-unit test test-changed test-all soak bench bench-scheduling clean

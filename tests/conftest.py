@@ -1,14 +1,17 @@
 """Settings of all tests."""
 
 import collections
+import itertools
 import os
 import pathlib
 import re
+from collections.abc import Callable
 
 import pytest
 from hypothesis import settings
 
 TIMES = re.compile(r"^\| +(\d+) \| (\S+\.py) \|", re.MULTILINE)
+WHOLE_RUNS = ("acceptance", "cluster")  # folders
 
 # Of torch in this process and in all that tests start. Two threads wait for each other in every operation: where other
 # processes keep the cores busy, as those of another file do, a small model then takes a hundred times as long.
@@ -26,9 +29,29 @@ def own_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort the files by their seconds in the README's table, the longest first, so that both processes end together."""
+    """Sort the files so that two processes keep both cores busy, and end together; see `in_turns`."""
     here = pathlib.Path(__file__).parent
     seconds: collections.Counter[pathlib.Path] = collections.Counter()
     for took, file in TIMES.findall((here / "README.md").read_text()):
         seconds[here / file] += int(took)
-    items.sort(key=lambda item: -seconds[item.path])
+    paths = list(dict.fromkeys(item.path for item in items))
+    place = {path: number for number, path in enumerate(in_turns(paths, lambda path: seconds[path]))}
+    items.sort(key=lambda item: place[item.path])
+
+
+def in_turns(paths: list[pathlib.Path], seconds: Callable[[pathlib.Path], float]) -> list[pathlib.Path]:
+    """Whole runs and the other files in turns, the longest of each first.
+
+    A whole run alone keeps both cores busy where it starts a Ray and a gang. Two at once take twice as long, and the
+    files that mostly wait would be left for the end, where both cores would be idle.
+    """
+    begins: dict[pathlib.Path, float] = {}  # which share of its kind comes before it
+    for kind in (
+        [path for path in paths if path.parent.name in WHOLE_RUNS],
+        [path for path in paths if path.parent.name not in WHOLE_RUNS],
+    ):
+        kind.sort(key=lambda path: -seconds(path))
+        before = itertools.accumulate(map(seconds, kind), initial=0.0)
+        total = sum(map(seconds, kind)) or 1.0
+        begins |= {path: so_far / total for path, so_far in zip(kind, before, strict=False)}
+    return sorted(paths, key=lambda path: (begins[path], -seconds(path)))

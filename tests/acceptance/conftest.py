@@ -64,10 +64,10 @@ def fleetune(*arguments: str | pathlib.Path, timeout: float = 400, **extra: str)
 
 
 @contextlib.contextmanager
-def started(spec: pathlib.Path, **extra: str) -> Iterator[subprocess.Popen[str]]:
-    """`fleetune run SPEC` going on; its stdout and stderr are one stream of lines. Killed at the end of the context."""
+def started(*arguments: str | pathlib.Path, **extra: str) -> Iterator[subprocess.Popen[str]]:
+    """`fleetune run ARGUMENTS`; its stdout and stderr are one stream of lines. Killed at the end of the context."""
     process = subprocess.Popen(
-        [str(FLEETUNE), "run", str(spec)], cwd=ROOT, env=environment(**extra), text=True,
+        [str(FLEETUNE), "run", *map(str, arguments)], cwd=ROOT, env=environment(**extra), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:

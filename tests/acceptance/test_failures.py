@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -10,15 +11,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import psutil
 import pytest
 
 from jobs.run.checkpoints import committed_steps
-from jobs.run.outcome import Status
+from jobs.run.outcome import Outcome, Status
 from jobs.run.paths import JobPaths
 from jobs.run.record import read_steps
-from jobs.spec.load import load_spec
+from jobs.spec.load import dump_spec, load_spec
 from jobs.storage.journal import read_journal
 from tests.acceptance.conftest import fleetune, newest_run, outcome_of, runs_in, started
 from tests.support import tiny
@@ -50,18 +52,22 @@ def test_a_mistake_of_the_user_on_one_rank_ends_the_run_at_once_and_is_told_in_o
 STEPS, EPOCH, WARMUP = 120, 40, 40
 
 
-@pytest.fixture
-def job(write_spec: WriteSpec, workshop: pathlib.Path) -> pathlib.Path:
+@pytest.fixture(scope="module")
+def job(workshop: pathlib.Path) -> pathlib.Path:
     """Dropout, two groups with different decay, accumulation, clipping; 40 steps of warmup, which are one epoch."""
     tiny.write_text(workshop / "epoch.jsonl", EPOCH * 8)
-    return write_spec(
-        "gpt2", "epoch.jsonl", data__packing=False, train__global_batch_size=8, train__max_steps=STEPS,
-        train__warmup_ratio=WARMUP / STEPS, train__max_grad_norm=0.5, checkpoint__save_steps=5,
+    spec = tiny.spec_of(
+        workshop / "runs", workshop / "gpt2", workshop / "epoch.jsonl", data__packing=False, train__max_steps=STEPS,
+        train__global_batch_size=8, train__warmup_ratio=WARMUP / STEPS, train__max_grad_norm=0.5,
+        checkpoint__save_steps=5,
     )  # fmt: skip
+    file = workshop / "disturbed.json"
+    file.write_bytes(dump_spec(spec))
+    return file
 
 
-@pytest.fixture
-def running(job: pathlib.Path, workshop: pathlib.Path) -> Iterator[tuple[subprocess.Popen[str], JobPaths]]:
+@contextlib.contextmanager
+def begun(job: pathlib.Path, workshop: pathlib.Path) -> Iterator[tuple[subprocess.Popen[str], JobPaths]]:
     """A run of the job that has begun."""
     before = runs_in(workshop)
     with started(job) as process:
@@ -70,6 +76,35 @@ def running(job: pathlib.Path, workshop: pathlib.Path) -> Iterator[tuple[subproc
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.2)
         yield process, JobPaths(str(next(iter(found))))
+
+
+@dataclass(frozen=True)
+class Starved:
+    """A run of the job that ended when one of its workers was killed for memory.
+
+    Attributes:
+        by_the_kernel: False where no control group may be made: then the run was interrupted.
+        reached: its last step.
+    """
+
+    paths: JobPaths
+    by_the_kernel: bool
+    code: int
+    output: str
+    outcome: Outcome
+    reached: int
+
+
+@pytest.fixture(scope="module")
+def starved(job: pathlib.Path, workshop: pathlib.Path) -> Starved:
+    with begun(job, workshop) as (process, paths):
+        wait_for_step(process, paths, 6)
+        wait_for(lambda: committed_steps(paths), "there is a checkpoint")
+        if not (by_the_kernel := kill_for_memory(workers_of(process)[0])):
+            process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+    reached = max(record["step"] for record in read_journal(paths.metrics))
+    return Starved(paths, by_the_kernel, process.returncode, output, outcome_of(paths), reached)
 
 
 @pytest.fixture(scope="module")
@@ -117,15 +152,18 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
 
 @pytest.mark.slow
 def test_workers_killed_in_the_warmup_and_in_the_second_epoch_are_replaced_and_nothing_changes(
-    running: tuple[subprocess.Popen[str], JobPaths], job: pathlib.Path, undisturbed: Callable[[pathlib.Path], Case]
+    job: pathlib.Path, workshop: pathlib.Path, undisturbed: Callable[[pathlib.Path], Case]
 ) -> None:
-    process, paths = running
-    for step, rank in ((10, 1), (EPOCH + 10, 0)):
-        wait_for_step(process, paths, step)
-        wait_for(lambda step=step: committed_steps(paths)[-1:] >= [step - 5], "it has saved five steps ago")
-        wait_for(lambda: len(workers_of(process)) == 2, "there are two")
-        os.kill(workers_of(process)[rank], signal.SIGKILL)
-    output, _ = process.communicate(timeout=300)
+    """The only one under `fleetune run`: losses, rates and samples are those of a run without Ray that nothing
+    disturbed.
+    """
+    with begun(job, workshop) as (process, paths):
+        for step, rank in ((10, 1), (EPOCH + 10, 0)):
+            wait_for_step(process, paths, step)
+            wait_for(lambda step=step: committed_steps(paths)[-1:] >= [step - 5], "it has saved five steps ago")
+            wait_for(lambda: len(workers_of(process)) == 2, "there are two")
+            os.kill(workers_of(process)[rank], signal.SIGKILL)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     first, second, third = starts(paths)
     assert first == 0 and 5 <= second < WARMUP and EPOCH + 5 <= third < 2 * EPOCH
@@ -137,39 +175,37 @@ def test_workers_killed_in_the_warmup_and_in_the_second_epoch_are_replaced_and_n
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_for_memory_ends_the_run_with_one_line_that_says_what_to_change(
-    running: tuple[subprocess.Popen[str], JobPaths],
+    starved: Starved,
 ) -> None:
-    process, paths = running
-    wait_for_step(process, paths, 6)
-    wait_for(lambda: committed_steps(paths), "there is a checkpoint")
-    if not kill_for_memory(workers_of(process)[0]):
+    """The kernel's kill is told from any other: the run is not tried again as it is."""
+    if not starved.by_the_kernel:
         pytest.skip("no control group may be made here")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1, output
+    output = starved.output
+    assert starved.code == 1, output
     (said,) = [line for line in output.splitlines() if "Z failed: " in line]
     assert re.search(r"failed: rank [01] on node \S+ was killed for memory by the kernel: it held [\d.]+ GiB", said), (
         said
     )
     assert "Lower eval.per_device_eval_batch_size" in said or "Lower data.seq_len" in said, said
-    assert f"resume: fleetune run --resume {paths.root}" in output and "docs.ray.io" not in output
-    assert outcome_of(paths).out_of_memory and outcome_of(paths).step >= 6
+    assert f"resume: fleetune run --resume {starved.paths.root}" in output and "docs.ray.io" not in output
+    assert starved.outcome.out_of_memory and starved.outcome.step >= 6
 
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_that_can_be_exported_and_gone_on_with_on_other_workers(
-    running: tuple[subprocess.Popen[str], JobPaths],
-    job: pathlib.Path,
-    undisturbed: Callable[[pathlib.Path], Case],
-    tmp_path: pathlib.Path,
+    starved: Starved, job: pathlib.Path, undisturbed: Callable[[pathlib.Path], Case], tmp_path: pathlib.Path
 ) -> None:
-    process, paths = running
-    wait_for_step(process, paths, 10)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    """The run goes on that was killed for memory; it is interrupted, and goes on once more."""
+    paths = starved.paths
+    with started("--resume", paths.root) as process:
+        wait_for_step(process, paths, starved.reached + 5)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
+    assert "resumed from the checkpoint of step" in output
     assert f"fleetune run --resume {paths.root}" in output
     outcome = outcome_of(paths)
-    assert outcome.status is Status.INTERRUPTED and 10 <= outcome.step < STEPS
+    assert outcome.status is Status.INTERRUPTED and starved.reached < outcome.step < STEPS
     assert committed_steps(paths)[-1] == outcome.step
     assert not pathlib.Path(paths.model).exists()
     exported = fleetune("export", paths.root, "--to", tmp_path / "model")

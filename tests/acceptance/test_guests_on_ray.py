@@ -97,6 +97,9 @@ def submit(head: RayHead, project: Path) -> Iterator[Callable[..., Submitted]]:
 def test_one_makes_way_for_another_and_goes_on_as_if_undisturbed(
     head: RayHead, queue: Server, project: Path, submit: Callable[..., Submitted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Jobs that `ray job submit` starts are queued: one is interrupted for another, and its losses are those of plain
+    PyTorch.
+    """
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(head.temp / "token"))
     elsewhere = Raylet(head.temp, head.gcs, is_head=False)  # another node has no record of its own

@@ -59,6 +59,7 @@ def project(workshop: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
 def test_a_submitted_job_trains_evaluates_and_exports(
     cluster: Cluster, project: pathlib.Path, workshop: pathlib.Path
 ) -> None:
+    """`ray job submit` without an orchestrator: the user's folder travels, and its metric counts."""
     done = cluster.submit(project, "python", "-m", "jobs.finetune", "job.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     paths = newest_run(workshop)
@@ -73,6 +74,7 @@ def test_a_submitted_job_trains_evaluates_and_exports(
 
 @pytest.mark.slow
 def test_what_can_never_be_is_refused_at_once_and_fails_the_job(cluster: Cluster, project: pathlib.Path) -> None:
+    """More workers than the cluster has, and a run in a folder that Ray removes."""
     entry = ("python", "-m", "jobs.finetune", "job.yaml", "--set")
     too_many = cluster.submit(project, *entry, "resources.num_workers=9", "--set", "train.global_batch_size=16")
     assert too_many.returncode != 0
@@ -98,6 +100,7 @@ def test_without_the_token_nothing_starts(cluster: Cluster, project: pathlib.Pat
 def test_fleetune_run_with_an_address_uses_that_cluster(
     cluster: Cluster, project: pathlib.Path, workshop: pathlib.Path
 ) -> None:
+    """Without an address a run brings its own Ray along. And one that nobody answers at is named."""
     command = [str(FLEETUNE), "run", "job.yaml", "--address", cluster.gcs, "--set", "train.max_steps=2"]
     done = subprocess.run(command, env=cluster.env, cwd=project, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -65,6 +65,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_the_script_of_the_page_runs_as_it_stands_and_its_models_are_scored_by_a_command(folder: Path) -> None:
+    """The only test of the SDK with real trainings, and of a command that comes after one of them."""
     presence = Presence(folder / "home")  # the server is not to end between the script and what follows
     done = python(folder, "-c", script_of_the_page())
     assert done.returncode == 0, done.stderr

@@ -209,6 +209,7 @@ def test_rotten_tomatoes_is_balanced_without_duplicates_and_partly_windows_1252(
 
 
 def test_bbc_news_has_98_exact_duplicates(news: Case) -> None:
+    """The counts of the check are those of a count without it: duplicates, labels, what is cut."""
     texts = [record["text"] for record in news.records]
     assert len(texts) == 2225 and len(set(texts)) == 2127
     finding = news.finding("exact-duplicates")

@@ -1,4 +1,7 @@
-"""ZeRO-3 on two workers against plain PyTorch, with really pretrained weights and real text."""
+"""ZeRO-3 on two workers against plain PyTorch, with really pretrained weights and real text.
+
+A few steps show what real weights add. That many steps stay the same is shown with tiny models (test_losses.py).
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,12 @@ import pathlib
 
 import pytest
 
-from bench.models import dialogues, smollm2_slice
-from examples.fetch import fetch_model, fetch_reviews
+from bench.models import dialogues, minilm, reviews, smollm2_slice
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
 from tests.support.reference import plain_losses
 
-STEPS = 12
+STEPS = 6
 
 
 def minilm_with_head(folder: pathlib.Path) -> pathlib.Path:
@@ -20,22 +22,20 @@ def minilm_with_head(folder: pathlib.Path) -> pathlib.Path:
     import torch
     import transformers
 
-    fetch_model(folder / "minilm")
     torch.manual_seed(0)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        folder / "minilm", num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        minilm(), num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
     model.save_pretrained(folder / "with-head")
-    transformers.AutoTokenizer.from_pretrained(folder / "minilm").save_pretrained(folder / "with-head")
+    transformers.AutoTokenizer.from_pretrained(minilm()).save_pretrained(folder / "with-head")
     return folder / "with-head"
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     folder = tmp_path_factory.mktemp("real")
-    fetch_reviews(folder / "reviews.csv")
-    reviews = tiny.spec_of(
-        folder, minilm_with_head(folder), folder / "reviews.csv", classify=True, model__num_labels=2,
+    sentences = tiny.spec_of(
+        folder, minilm_with_head(folder), reviews(2000), classify=True, model__num_labels=2,
         data__labels=["negative", "positive"], data__seq_len=128, train__global_batch_size=8,
         train__per_device_train_batch_size=2, train__learning_rate=1e-4, train__weight_decay=0.01,
         train__max_steps=STEPS,
@@ -45,7 +45,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         train__per_device_train_batch_size=2, train__learning_rate=1e-4, train__weight_decay=0.01,
         train__max_steps=STEPS,
     )  # fmt: skip
-    cases = [case_of(folder, "minilm", reviews), case_of(folder, "smollm2", chats)]
+    cases = [case_of(folder, "minilm", sentences), case_of(folder, "smollm2", chats)]
     run_gang(folder, 2, cases)
     return {case.name: case for case in cases}
 
@@ -53,6 +53,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["minilm", "smollm2"])
 def test_real_weights_train_as_in_plain_pytorch(cases: dict[str, Case], name: str) -> None:
+    """Weights, tokenizers and text as they are published: an encoder with a head, and a language model with its
+    template.
+    """
     case = cases[name]
     expected = plain_losses(case.spec, case.prepared, STEPS)
     assert len(case.record("loss")) == STEPS

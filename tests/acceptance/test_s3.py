@@ -83,17 +83,23 @@ def _python(env: dict[str, str], code: str) -> str:
     return done.stdout
 
 
+STEPS = 24  # of which a paced run that is interrupted after two does a few
+
+
 @pytest.mark.slow
 def test_a_run_lives_wholly_on_an_object_store(
     store: dict[str, str], workshop: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
+    """Model, data, checkpoints, metrics and export, by way of an interruption; the commands that look at a run read it
+    there.
+    """
     upload(store, workshop / "bert", "lake/models/bert")
     upload(store, workshop / "labelled.jsonl", "lake/data/labelled.jsonl")
     spec: dict[str, Any] = {
         "name": "lake",
         "model": {"path": "s3://lake/models/bert", "task": "sequence-classification", "num_labels": 3},
         "data": {"train": "s3://lake/data/*.jsonl", "format": "classification", "eval_fraction": 0.3, "seq_len": 64},
-        "train": {"max_steps": 40, "global_batch_size": 8, "per_device_train_batch_size": 4},
+        "train": {"max_steps": STEPS, "global_batch_size": 8, "per_device_train_batch_size": 4},
         "eval": {"metrics": ["accuracy"]},
         "checkpoint": {"save_steps": 2, "save_total_limit": 1},
         "resources": {"num_workers": 2, "gpus_per_worker": 0},
@@ -126,10 +132,10 @@ def test_a_run_lives_wholly_on_an_object_store(
         "print(json.dumps([steps, *names]))"
     )
     steps, model, logs, checkpoints = json.loads(_python(store, code))
-    assert steps == list(range(1, 41))
+    assert steps == list(range(1, STEPS + 1))
     assert "model.safetensors" in model and "config.json" in model
     assert logs == ["driver.log", "rank-0.log", "rank-1.log"]
-    assert [name for name in checkpoints if name.startswith("step-")] == ["step-00000040"]
+    assert [name for name in checkpoints if name.startswith("step-")] == [f"step-{STEPS:08d}"]
     shown = fleetune("show", root, **store)
     assert shown.returncode == 0 and "succeeded" in shown.stdout
     exported = fleetune("export", root, "--to", tmp_path / "model", **store)
@@ -238,6 +244,9 @@ def test_killed_prepare_goes_on_and_ends_as_an_undisturbed_one(
     undisturbed: dict[str, Any],
     tmp_path: pathlib.Path,
 ) -> None:
+    """On an object store nothing is renamed, and no lock is taken as on a disk: all objects have the bytes of the
+    undisturbed one.
+    """
     spec = text_spec(tmp_path / "job.json", workshop, sources, "s3://lake/killed")
     with preparing(store, spec, "killed/") as process:
         process.kill()

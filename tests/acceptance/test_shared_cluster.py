@@ -6,8 +6,7 @@ A slot is a logical CPU, so that all of this runs without GPUs.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from tests.support.gangs import ROOT
 from tests.support.memorylimit import kill_for_memory
 from tests.support.processes import command_of, originals, processes_with, wait_for
 from tests.support.queuereplay import starts_and_plans
-from tests.support.raycluster import RAY, RayHead, ray_head
+from tests.support.raycluster import RayHead, ray_head
 from tests.support.raynodes import left_on_ray
 from tests.support.server import Server
 
@@ -39,7 +38,8 @@ SLOTS, TENANTS = 4, ("vision", "speech", "search")
 LONG_S, SHORT_S = "600", "5"  # for how long no attempt is interrupted
 ENDED = ("succeeded", "failed", "cancelled")
 STEPS, FURTHER, SAVED_EVERY = 100_000, 30, 20
-SWEEP_STEPS = 200
+SWEEP_STEPS = 100
+LONGER_STEPS = 200  # so that a trial still goes on when a server was killed and is there again
 HOLDS = """
 import sys, time, ray
 ray.init()
@@ -122,14 +122,11 @@ class Shared:
     def reaches(self, job_id: str, step: int) -> None:
         wait_for(lambda: self.steps(job_id) >= step, f"{job_id} has done step {step}", 600.0, _rest)
 
-    def ray(self, what: str, *words: str) -> str:
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.head.temp / "token")}
-        done = subprocess.run(
-            [str(RAY), "job", what, "--address", self.head.dashboard, *words],
-            env={**os.environ, **own}, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+    def rays_own_client(self) -> Any:
+        """What `ray job` speaks to the cluster with."""
+        from ray.job_submission import JobSubmissionClient
+
+        return JobSubmissionClient(self.head.dashboard, headers={"Authorization": f"Bearer {self.head.token}"})
 
     def nothing_is_left(self) -> None:
         """No placement group, no actor, and what Ray has is what it can give."""
@@ -140,6 +137,19 @@ class Shared:
             return (node.cpus, node.foreign_cpus) == (SLOTS, 0)
 
         wait_for(all_is_free, "Ray's available resources are its total", 60.0, _rest)
+
+        def says_so() -> bool:
+            with self.queue.client() as client:
+                (node,) = client.get("/v1/nodes").json()["nodes"]
+            return (node["cpus"], node["foreign_cpus"], node["held"]) == (SLOTS, 0, [])
+
+        wait_for(says_so, "the server says that all is free", 60.0, _rest)
+
+    def logs(self, job_id: str) -> dict[str, str]:
+        """By source."""
+        with self.queue.client() as client:
+            sources = client.get(f"/v1/jobs/{job_id}/logs").json()["sources"]
+            return {source: client.get(f"/v1/jobs/{job_id}/logs/{source}").json()["text"] for source in sources}
 
 
 def _rest() -> None:
@@ -224,12 +234,16 @@ def test_twelve_jobs_of_three_tenants_all_finish_in_the_order_that_the_rules_giv
 
 
 def test_a_job_of_ray_that_the_queue_knows_nothing_of_is_planned_around_and_named(shared: Shared) -> None:
+    """The job of two slots runs once the stranger is gone, and what both of its processes write is its log."""
     shared.serve(SHORT_S)
-    shared.ray("submit", "--submission-id", "somebody-elses", "--no-wait", "--", sys.executable, "-c", HOLDS)
+    assert f"Ray at {shared.head.dashboard}: 1 node, {SLOTS} CPUs, 0 GPUs" in shared.queue.log
+    client = shared.rays_own_client()
+    client.submit_job(entrypoint=shlex.join([sys.executable, "-c", HOLDS]), submission_id="somebody-elses")
     try:
         wait_for(lambda: shared.backend().inventory().nodes[0].foreign_cpus == 3, "it holds three slots", 120.0, _rest)
         pair, single = shared.submit(
-            command("pair", 2, ["true"], {"tenant": "vision"}), command("single", 1, ["true"], {"tenant": "speech"})
+            command("pair", 2, ["sh", "-c", "echo hello from $RANK"], {"tenant": "vision"}),
+            command("single", 1, ["true"], {"tenant": "speech"}),
         )
         shared.ended(single)
         assert shared.job(single)["state"] == "succeeded"
@@ -238,10 +252,13 @@ def test_a_job_of_ray_that_the_queue_knows_nothing_of_is_planned_around_and_name
         assert told.returncode == 0, told.stderr
         assert "outside Fleetune run: somebody-elses" in told.stdout, told.stdout
     finally:
-        shared.ray("stop", "somebody-elses")
+        client.stop_job("somebody-elses")
     shared.ended(pair)
     assert shared.job(pair)["state"] == "succeeded"
+    logs = shared.logs(pair)
+    assert all(f"hello from {rank}" in str(logs) for rank in range(2)), logs
     shared.nothing_is_left()
+    assert "Traceback" not in shared.queue.log
 
 
 def test_a_mistake_in_a_function_of_the_user_costs_one_attempt_and_a_driver_without_memory_is_started_again(
@@ -280,10 +297,10 @@ def test_a_mistake_in_a_function_of_the_user_costs_one_attempt_and_a_driver_with
     shared.nothing_is_left()
 
 
-def sweep_of(shared: Shared, name: str, tenant: str, **rules: Any) -> dict[str, Any]:
+def sweep_of(shared: Shared, name: str, tenant: str, steps: int = SWEEP_STEPS, **rules: Any) -> dict[str, Any]:
     base = tiny.spec_of(
         shared.folder / "runs", shared.folder / "bert", shared.folder / "labelled.jsonl", classify=True, name=name,
-        train__max_steps=SWEEP_STEPS, resources__num_workers=1, data__eval_fraction=0.3,
+        train__max_steps=steps, resources__num_workers=1, data__eval_fraction=0.3,
     )  # fmt: skip
     rate = {"min": 1e-4, "max": 1e-2, "log": True}
     return {
@@ -325,7 +342,9 @@ def test_two_sweeps_and_a_single_job_share_the_slots(shared: Shared) -> None:
         found = json.loads(shared.queue.run("sweep", "leaderboard", job_id, "--json").stdout)
         assert len(found) in trials and {one["state"] for one in found} <= {"finished", "stopped", "paused"}
         assert (Path(found[0]["run"]) / "model/config.json").exists() and found[0]["step"] == SWEEP_STEPS
-    assert sum(leased) >= 0.75 * SLOTS * len(leased)  # 91 % on two idle cores
+    share = sum(leased) / (SLOTS * len(leased))
+    print(f"{share:.0%} of the slots were leased")
+    assert share >= 0.75  # 91 % on two idle cores
     shared.nothing_is_left()
 
 
@@ -336,7 +355,7 @@ def test_a_sweep_outlives_its_server_and_a_pause_and_gives_back_what_its_final_r
     shared.serve(SHORT_S)
     rules = {"algorithm": "random", "scheduler": "none", "budget": {"trials": 3}, "then": "final"}
     queue = {"tenant": "vision", "preemptible": False}
-    (sweep,) = shared.submit(sweep_of(shared, "steady", "vision", **rules, queue=queue))
+    (sweep,) = shared.submit(sweep_of(shared, "steady", "vision", LONGER_STEPS, **rules, queue=queue))
     wait_for(lambda: workers_of(shared, sweep) == 2, "it has two gangs", 120.0, _rest)
 
     def ended_trials() -> set[int]:

@@ -93,6 +93,9 @@ def undisturbed(sweep: pathlib.Path) -> tuple[pathlib.Path, str]:
 
 
 def test_it_halves_exports_the_best_and_says_so(undisturbed: tuple[pathlib.Path, str]) -> None:
+    """The rule for rates holds on real trainings. The time is that of the sweep that the others of the file are
+    compared with.
+    """
     root, output = undisturbed
     known = known_of(root)
     rates = {trial: values["learning_rate"] for trial, (values, _, _) in known.items()}
@@ -125,6 +128,7 @@ def test_its_best_spec_runs_as_it_is_and_gives_the_best_trials_losses(undisturbe
 def test_a_worker_and_the_driver_are_killed_and_it_ends_as_the_undisturbed_one(
     sweep: pathlib.Path, undisturbed: tuple[pathlib.Path, str]
 ) -> None:
+    """The search and the scores of all trials are the same, though a gang was replaced and the sweep was resumed."""
     log = sweep.parent / "disturbed.log"
     with open(log, "w") as file:
         command = [str(FLEETUNE), "run", str(sweep)]

@@ -194,6 +194,7 @@ def two(cluster: HostCluster, running: list[Training]) -> Iterator[list[Training
 
 class TestTwoTrain:
     def test_a_server_that_was_killed_adopts_them(self, cluster: HostCluster, two: list[Training]) -> None:
+        """Two drivers go on without a server, and the next one takes them as they are: none starts anew."""
         attempts, groups = [one.job.attempt for one in two], [one.groups() for one in two]
         processes, drivers = cluster.trainers(), cluster.drivers()
         cluster.kill_server()
@@ -233,6 +234,7 @@ class TestTwoTrain:
 def test_a_worker_process_that_was_killed_is_replaced_within_the_lease(
     cluster: HostCluster, training: Training
 ) -> None:
+    """The driver sees to it alone: the queue counts no attempt."""
     attempt, groups, saved = training.job.attempt, training.groups(), training.saved()
     (driver,) = cluster.drivers()
     os.kill(cluster.trainers()[0], signal.SIGKILL)
@@ -241,21 +243,6 @@ def test_a_worker_process_that_was_killed_is_replaced_within_the_lease(
     assert training.groups()[len(groups)] >= saved
     assert training.job.attempt == attempt and cluster.drivers() == [driver]
     all_run_once([training])
-
-
-def test_a_training_whose_node_is_gone_goes_on_on_another_one(cluster: HostCluster, training: Training) -> None:
-    attempt, groups, saved = training.job.attempt, training.groups(), training.saved()
-    where = training.where
-    cut_off(cluster.hosts[where])
-    cluster.power_off(where)
-    took_s = training.begins_again(len(groups))
-    assert took_s < BEYOND_START_S + training.start_s, training.told()
-    training.goes_on()
-    assert training.job.attempt == attempt + 1 and training.where != where
-    assert training.groups()[len(groups)] >= saved
-    all_run_once([training])
-    reconnect(cluster.hosts[where])
-    cluster.start_ray(where)
 
 
 def test_a_training_leaves_a_node_that_ray_takes_away_with_the_step_that_it_stops_at(
@@ -276,6 +263,7 @@ def test_a_training_leaves_a_node_that_ray_takes_away_with_the_step_that_it_stop
 
 
 def test_a_line_that_is_cut_for_a_moment_costs_nothing(cluster: HostCluster, training: Training) -> None:
+    """A silence that is shorter than Ray's patience is no loss of a node: the same processes train on."""
     attempt, groups, processes = training.job.attempt, training.groups(), set(cluster.trainers())
     host = cluster.hosts[training.where]
     cut_off(host)
@@ -289,21 +277,23 @@ def test_a_line_that_is_cut_for_a_moment_costs_nothing(cluster: HostCluster, tra
     assert set(cluster.trainers()) == processes
 
 
-def test_workers_that_were_cut_off_for_long_have_ended_before_others_go_on_with_their_run(
+def test_a_training_whose_node_is_silent_goes_on_on_another_one_once_its_workers_there_have_ended(
     cluster: HostCluster, training: Training
 ) -> None:
-    """They still see the storage, and one another: nothing but the run itself can tell them.
+    """To the cluster the node is gone. Its workers still see the storage, and one another: only the run can tell them.
 
     Rank 0 alone writes metrics and markers; the other one waits for it until its raylet gives up, and can do nothing.
     """
-    attempt, groups, where = training.job.attempt, training.groups(), training.where
+    attempt, groups, saved, where = training.job.attempt, training.groups(), training.saved(), training.where
     cut_off(cluster.hosts[where])
-    training.begins_again(len(groups))
+    took_s = training.begins_again(len(groups))
     left = cluster.trainers(where)
+    assert took_s < BEYOND_START_S + training.start_s, training.told()
     training.goes_on()
     training.is_written_by_one_at_a_time()
     assert len(left) < 2, training.told()
     assert training.job.attempt == attempt + 1 and training.where != where
+    assert training.groups()[len(groups)] >= saved
     reconnect(cluster.hosts[where])
     all_run_once([training])
     cluster.power_off(where)  # its raylet has ended by itself, or does not belong to the cluster any more

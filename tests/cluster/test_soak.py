@@ -21,6 +21,7 @@ SEED = 7  # whose minute pauses a job and kills a driver, the server and a worke
 
 @pytest.mark.timeout(900)
 def test_a_minute_of_faults_leaves_every_job_with_one_end_and_nothing_on_the_cluster() -> None:
+    """The only one with faults of several kinds among several jobs; the checks of a soak are made all the while."""
     words = ["-m", "tests.soak", "--seed", str(SEED), "--minutes", "1", "--submit-until-s", "10"]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -57,6 +57,7 @@ def known(fuzzed: Server) -> Known:
 
 @pytest.mark.slow
 def test_nothing_that_is_sent_makes_the_server_fail(fuzzed: Server, known: Known) -> None:
+    """Of each operation of the API, right and wrong requests: no answer is a failure or unlike what the schema says."""
     schema = schemathesis.openapi.from_url(f"{fuzzed.url}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) > 25

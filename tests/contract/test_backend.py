@@ -73,6 +73,7 @@ def test_of_processes_that_start_the_same_names_at_once_one_does(opened: Machine
 
 @on_shared
 def test_nothing_is_lost_or_runs_twice_when_callers_are_killed_at_any_moment(opened: Machines) -> None:
+    """Of each backend that several processes share."""
     chance = random.Random(7)
     for turn in range(KILLS[opened.kind]):
         launches = [opened.launch(f"k{turn}-{number}") for number in range(3)]

@@ -69,6 +69,7 @@ def nothing_stays(nodes: Nodes) -> None:
 
 
 def test_processes_run_on_the_nodes_of_their_lease_in_its_order(nodes: Nodes, server: WireServer) -> None:
+    """Of a command; with their ranks and secrets, none of which Ray writes down."""
     spec = command(SAYS_WHERE, 3, queue={"secrets": ["KEY"]})
     placement = on(nodes, ("b", 2), ("a", 1))
     server.registered = registered(spec, engine="ray", placement=placement, secrets={"KEY": SECRET})
@@ -117,6 +118,7 @@ def test_however_a_driver_ends_nothing_of_its_gang_stays(nodes: Nodes, server: W
 def test_a_gang_trains_on_the_nodes_of_its_lease_with_its_secrets_and_its_working_dir(
     nodes: Nodes, server: WireServer, tmp_path: pathlib.Path
 ) -> None:
+    """The only training on a lease of several nodes with code of the user's own."""
     tiny.save_model(tmp_path / "llama", "llama")
     tiny.write_text(tmp_path / "text.jsonl", 200)
     mine = tmp_path / "mine"

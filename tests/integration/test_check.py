@@ -215,6 +215,7 @@ def test_a_file_that_cannot_be_read_does_not_hide_what_is_in_others(tmp_path: Pa
 
 @pytest.mark.parametrize("engine", ["plain", "ray"])
 def test_both_engines_report_the_same(local_ray: None, tmp_path: Path, model_dir: str, engine: Any) -> None:  # noqa: F811
+    """The only check of data on Ray."""
     draw = random.Random(6)
     for number in range(3):
         rows: list[Any] = [{"messages": dialogue(draw)} for _ in range(400)]

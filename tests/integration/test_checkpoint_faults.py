@@ -104,6 +104,9 @@ def messages(case: Case) -> list[str]:
 
 
 def test_checkpoints_are_written_behind_the_training(cases: dict[str, Case]) -> None:
+    """And the oldest are removed. The time is that of all runs of the file: with damaged checkpoints, full and stalled
+    storage.
+    """
     case = cases["undisturbed"]
     assert committed_steps(case.paths) == [8, 12, 16], "the newest three are kept"
     assert sum("checkpoint of step" in message for message in messages(case)) == 4

@@ -99,6 +99,7 @@ def test_a_spec_that_is_none_and_an_order_that_comes_first_end_the_driver(server
 def test_a_job_trains_and_its_server_hears_of_it_through_a_long_silence(
     server: WireServer, workshop: pathlib.Path
 ) -> None:
+    """What the driver of a training reports, that it goes on without a server, and that no file has a secret."""
     wanted = spec(workshop, train__max_steps=40, data__eval_fraction=0.2, queue__secrets=["PLANTED"])
     server.registered = registered(wanted, secrets={"PLANTED": SECRET})
     with driver(server) as training:
@@ -130,6 +131,9 @@ def _files_with(paths: JobPaths, text: str) -> list[str]:
 def test_a_job_that_is_told_to_leave_ends_at_once_and_what_was_killed_goes_on_at_once_and_larger(
     server: WireServer, workshop: pathlib.Path
 ) -> None:
+    """The driver of a job without Ray: without a last save where it has to leave, and on two workers what one has
+    begun.
+    """
     elastic = {
         "resources__num_workers": {"min": 1, "max": 2}, "train__global_batch_size": 8, "train__max_steps": 2000,
         "train__per_device_train_batch_size": 4,

@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 
 from orchestrator.client.discovery import local_server
+from orchestrator.store import open_store
 from tests.support.gangs import ROOT
 from tests.support.processes import process_lives, wait_for
 
@@ -65,7 +68,10 @@ class Home:
         return done.stdout
 
     def state(self, job: str) -> str:
-        return str(json.loads(self.fleetune("status", job, "--json"))["state"])
+        """Cheaper than a start of `fleetune` at each look."""
+        found = local_server(self.path)
+        assert found is not None
+        return str(httpx.get(f"{found.url}/v1/jobs/{job}", trust_env=False).raise_for_status().json()["state"])
 
     def end(self) -> None:
         for script in self.scripts:
@@ -76,7 +82,12 @@ class Home:
             if left:
                 with contextlib.suppress(AssertionError):  # the end of its script may have ended it meanwhile
                     self.fleetune("cancel", *left)
-                wait_for(lambda: json.loads(self.fleetune("queue", "--json")) == [], "nothing is left", 40.0)
+                wait_for(
+                    lambda: json.loads(self.fleetune("queue", "--json")) == [],
+                    "nothing is left",
+                    40.0,
+                    partial(time.sleep, 0.5),
+                )
             os.kill(found.pid, signal.SIGTERM)
             wait_for(lambda: not process_lives(found.pid), "the server ends")
 
@@ -112,6 +123,7 @@ def test_jobs_end_with_a_script_that_was_killed_and_go_on_where_it_said_so(home:
 @pytest.mark.slow
 @pytest.mark.parametrize("then", ["", "client.close()", "raise SystemExit(3)", "import os; os._exit(0)"])
 def test_every_end_of_a_script_ends_its_jobs(home: Home, then: str) -> None:
+    """It returns, closes its client, fails, or is gone without a word."""
     job, _ = submitted(script := home.script(then=then))
     script.communicate(timeout=30)
     wait_for(lambda: home.state(job) == "cancelled", "it ends with its script", 30.0)
@@ -129,13 +141,19 @@ def test_scripts_that_start_at_once_share_one_server(home: Home) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_nobody_needs_any_more_ends(home: Home) -> None:
-    submitted(script := home.script(then="run.result(60)", seconds=0.2))
+def test_a_server_ends_in_order_once_no_script_lives_and_no_job_runs(home: Home) -> None:
+    """It outlives a script whose job goes on, until that job has succeeded."""
+    submitted(script := home.script(detach=True, then="", seconds=12))  # longer than a server waits for somebody
     found = local_server(home.path)
     assert found is not None
-    script.communicate(timeout=60)
-    wait_for(lambda: not process_lives(found.pid), "it ends", 40.0)
+    _, errors = script.communicate(timeout=60)
+    assert script.returncode == 0, errors
+    wait_for(lambda: not process_lives(found.pid), "it ends", 60.0)
     assert local_server(home.path) is None
+    with contextlib.closing(open_store(str(home.path / "queue.db"))) as store:
+        assert [job.state for job in store.jobs()] == ["succeeded"]
+    log = (home.path / "serve.log").read_text()
+    assert log.rstrip().endswith("stopped; jobs go on") and "Traceback" not in log
 
 
 @pytest.mark.slow

@@ -140,6 +140,7 @@ def test_when_ray_says_that_it_has_ended_its_job_is_cancelled(queue: Server, sta
 
 @pytest.mark.slow
 def test_a_server_that_goes_and_comes_back_is_waited_for(queue: Server, start: Start) -> None:
+    """A driver that Ray has started waits for its server before it is queued and while its job runs."""
     queue.kill()
     guest = start("raysubmit_a")
     guest.says("does not answer usefully (0 s so far); nothing is started before it does")

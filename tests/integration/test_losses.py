@@ -68,6 +68,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
 def test_zero3_on_two_workers_gives_the_losses_of_plain_pytorch(cases: dict[str, Case], name: str) -> None:
+    """The time is that of all runs of the file: three architectures, and all ways to run a job."""
     case = cases[name]
     expected = plain_losses(case.spec, case.prepared, STEPS)
     assert len(expected.loss) == STEPS

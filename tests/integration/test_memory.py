@@ -155,6 +155,7 @@ def limited(limit: int, folder: pathlib.Path, program: str) -> list[str]:
 
 @pytest.mark.slow
 def test_workers_train_on_more_data_than_their_address_space_can_hold(tmp_path: pathlib.Path) -> None:
+    """The only one with prepared data that is larger than the memory that a worker may have."""
     model = save_model(tmp_path / "model")
     usual = train(tmp_path / "on-little", model, make_data(tmp_path / "little", 1, 32), seed=0, steps=10, limit=0)
     limit = usual["mapped"] + MARGIN_BYTES

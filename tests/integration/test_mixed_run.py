@@ -55,6 +55,7 @@ def cases(spec: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case
 
 @pytest.mark.slow
 def test_a_mixed_run_that_goes_on_elsewhere_is_the_undisturbed_one(cases: dict[str, Case]) -> None:
+    """The order of several sources with weights does not depend on the number of workers, nor on an interruption."""
     undisturbed = cases["undisturbed"]
     assert len(undisturbed.record("loss")) == STEPS
     for name in ("on 1", "on 3"):

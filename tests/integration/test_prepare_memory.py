@@ -72,6 +72,7 @@ def memory_of_tree(process: psutil.Process) -> int:
 
 @pytest.mark.slow
 def test_memory_is_bounded_whatever_the_size_of_the_source(tmp_path: pathlib.Path, word_tokenizer: str) -> None:
+    """The only one with a source that is larger than the memory that its preparation may have."""
     rows = write_source(tmp_path / "large.jsonl", SOURCE_BYTES)
     spec = text_spec(tmp_path / "out", word_tokenizer, str(tmp_path / "large.jsonl"), seq_len=2048)
     (tmp_path / "job.json").write_bytes(dump_spec(spec))

@@ -108,6 +108,7 @@ def by_step(case: Case, column: str) -> list[Any]:
 
 
 def test_clipping_was_active_and_two_epochs_were_touched(runs: Runs) -> None:
+    """The time is that of all runs of the file: interrupted ones go on with other workers, stages and precisions."""
     assert min(by_step(runs.undisturbed, "grad_norm")) > 0.5
     epochs = by_step(runs.undisturbed, "epoch")
     assert epochs[FIRST_STOP] < 1 < epochs[SECOND_STOP] < 2

@@ -264,15 +264,3 @@ def test_a_command_runs_on_this_machine_from_submission_to_its_log(tmp_path: Pat
         assert state(client, job_id) == "succeeded", logs
         assert any("hello ***" in text for text in logs.values()), logs
         assert secret not in str(logs) + found.log
-
-
-@pytest.mark.slow
-def test_an_embedded_server_ends_by_itself_when_nobody_needs_it(tmp_path: Path) -> None:
-    with server(tmp_path, "--embedded", runs_s=3.0) as found:
-        with found.client() as client:
-            submit(client, spec())
-        assert found.process is not None
-        assert found.process.wait(60.0) == 0
-        store = open_store(found.store)
-        assert [job.state for job in store.jobs()] == ["succeeded"]
-        store.close()

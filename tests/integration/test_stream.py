@@ -62,6 +62,7 @@ def test_both_readers_give_the_same_rows_from_any_start(
 def test_what_is_read_ahead_is_bounded_and_waits_for_as_long_as_training_takes(
     job: tuple[Spec, Prepared], local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The only one in which training stands still while Ray Data reads: neither memory nor CPU time grow."""
     import ray.data
 
     monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 1.0)

@@ -25,6 +25,7 @@ def test_a_process_ends_once_a_rank_has_reported_a_failure(tmp_path: pathlib.Pat
 
 
 def test_a_rank_that_fails_ends_the_others_within_seconds_and_the_outcome_is_written(tmp_path: pathlib.Path) -> None:
+    """Under torchrun, where no driver looks on, and rank 0 waits in a collective."""
     tiny.save_model(tmp_path / "bert", "bert")
     tiny.write_labelled(tmp_path / "labelled.jsonl", 60, 3)
     spec = tiny.spec_of(

@@ -52,7 +52,7 @@ def trials(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         folder, folder / kind, data,
         data__eval_fraction=0.1, train__max_steps=STEPS, train__max_grad_norm=0.5, train__global_batch_size=8,
         train__per_device_train_batch_size=2, eval__eval_on_start=False, train__zero__stage=stage,
-        classify=classify, data__packing=False,
+        classify=classify, data__packing=False, eval__metrics=["loss", "accuracy", *(["f1"] if classify else [])],
     )  # fmt: skip
     base = case_of(folder, "gang", spec)
     fresh, warm = ({name: _case(base, name, place) for name in TRIALS} for place in ("fresh", "warm"))
@@ -83,13 +83,16 @@ def _case(base: Case, name: str, place: str) -> Case:
 
 @pytest.mark.parametrize("name", FRESH)
 def test_its_losses_are_those_of_a_fresh_run_to_the_last_digit(trials: Trials, name: str) -> None:
+    """The trials of one gang, paused or not, leave nothing to each other: losses, gradients, samples, scores."""
     warm, fresh = trials.warm[name], trials.fresh[name]
     assert warm.record("step") == list(range(1, STEPS + 1))
     for column in ("loss", "grad_norm", "learning_rate", "chain"):
         assert warm.record(column) == fresh.record(column), column
     last = trials.answers[name][-1]
     assert (last.status, last.step, last.loss) == ("finished", STEPS, fresh.record("loss")[-1])
-    assert last.metrics["eval_loss"] == fresh.last("eval_loss")
+    assert {"eval_loss", "eval_accuracy"} <= set(last.metrics)
+    assert ("eval_f1" in last.metrics) == (warm.spec.model.task == "sequence-classification")
+    assert last.metrics == {score: fresh.last(score) for score in last.metrics}
 
 
 @pytest.mark.parametrize("name", ["second", "third"])

@@ -27,6 +27,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_model_trains_with_nothing_but_defaults(results: dict[str, Result], name: str) -> None:
+    """One architecture for each mechanism that models differ in; also resumed and exported."""
     result = results[name]
     assert (result.outcome, result.reason, result.keys) == ("trains", None, True)
     assert result.packed is (None if name.endswith("-cls") else name not in APART)

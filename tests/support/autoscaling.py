@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import secrets
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +70,7 @@ def autoscaled(host: Host, folder: pathlib.Path, version: int, most: int = 2) ->
         "--autoscaling-config", str(config), "--block",
     )  # fmt: skip
     found = Scaled(host, f"http://127.0.0.1:{DASHBOARD_PORT}")
-    wait_for(lambda: len(found.nodes()) == 1, "the head is up", COMES_UP_S)
+    wait_for(lambda: len(found.nodes()) == 1, "the head is up", COMES_UP_S, functools.partial(time.sleep, 0.5))
     return found
 
 

@@ -7,10 +7,11 @@ import pathlib
 from typing import Any
 
 
-def share_of_first(given: Any) -> float:
-    """Share of rows that the model puts into class 0."""
-    assert given.predictions.ndim == 2 and given.label_ids.ndim == 1
-    return float((given.predictions.argmax(-1) == 0).mean())
+def share_right(given: Any) -> float:
+    """The share of targets of a causal language model that it puts first, which is what `accuracy` is."""
+    assert given.predictions.shape == given.label_ids.shape
+    real = given.label_ids != -100
+    return float((given.predictions == given.label_ids)[real].mean())
 
 
 def failing(given: Any) -> float:

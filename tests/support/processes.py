@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-POLL_S = 0.01
+POLL_S = 0.05  # what is asked at each look, a server or all processes, takes milliseconds of a core
 
 
 def processes_with(variable: str) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import changed, timings
+from tests import changed, conftest, timings
 
 FILES = {
     "jobs/__init__.py": "",
@@ -85,3 +85,11 @@ def test_the_table_has_slow_and_long_tests_with_what_they_prove(
     timings.functions.cache_clear()
     assert lines[2:4] == ["| 12 | test_x.py | a long one |", "| 7 | test_x.py | a fact. Of one / two. |"]
     assert lines[4:] == ["", "All 3 test functions of the report took 0 minutes."]
+
+
+def test_whole_runs_and_other_files_take_turns_the_longest_of_each_first() -> None:
+    seconds = {"cluster/a": 60.0, "acceptance/b": 40.0, "unit/c": 0.0, "contract/d": 10.0, "integration/e": 20.0}
+    order = conftest.in_turns([Path(name) for name in seconds], lambda path: seconds[str(path)])
+    # Before b lie 60 % of the whole runs, before d two thirds of the others.
+    assert [str(path) for path in order] == ["cluster/a", "integration/e", "acceptance/b", "contract/d", "unit/c"]
+    assert conftest.in_turns([Path("unit/c")], lambda path: 0.0) == [Path("unit/c")]

@@ -1,4 +1,4 @@
 """The control loop of the queue, one pass after another: look, settle, plan, write, act.
 
-May import `queue`, `scheduling`, `cluster.backend` and `cluster.capacity`. Start with `controller`, then `ledger`.
+May import `queue`, `scheduling`, `cluster.backend` and `cluster.capacity`. Start with `controller`, then `planner`.
 """

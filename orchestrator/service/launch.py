@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster.backend import Launch
 from cluster.settings import DriverPlace, ca_for_drivers, protocols_environment
-from orchestrator.controller.controller import LaunchOf
+from orchestrator.controller.drivers import LaunchOf
 from orchestrator.queue.clients import environment_of, ray_submission_of
 from orchestrator.queue.records import Job
 from orchestrator.service.context.context import ServiceContext

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.controller import controller
+from orchestrator.controller import planner
 from orchestrator.controller.set_aside import KIND, without_faulty
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import State
@@ -76,21 +76,21 @@ def test_a_job_after_one_that_cannot_be_read_waits(tmp_path: Path) -> None:
 
 
 def test_a_job_that_no_plan_can_be_made_with_is_set_aside_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    here, planned = QueueWorld(8), controller.plan
+    here, planned = QueueWorld(8), planner.plan
 
     def plan(snapshot: Any, policy: Any) -> Any:
         if 5.0 in snapshot.jobs.size[snapshot.waiting]:
             raise OverflowError("too large")
         return planned(snapshot, policy)
 
-    monkeypatch.setattr(controller, "plan", plan)
+    monkeypatch.setattr(planner, "plan", plan)
     ids = here.submit(*[new(f"job{gpus}", gpus) for gpus in (1, 2, 5, 3)])
     here.passes(3)
     assert here.states(*ids) == [State.RUNNING, State.RUNNING, State.QUEUED, State.RUNNING]
     (row,) = here.server.set_aside()
     assert row.name == ids[2] and "OverflowError: too large" in row.problem
     assert [event.kind for event in here.store.events(ids[2])].count(KIND) == 1
-    monkeypatch.setattr(controller, "plan", planned)
+    monkeypatch.setattr(planner, "plan", planned)
     here.server = here.another("second")  # which tries it again
     here.clock.advance(60.0)
     here.until_all_end()

@@ -9,7 +9,8 @@ from cluster.backend import Backend, Launch
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Growth, Inventory, Node
 from cluster.testing import FakeBackend, FakeClock, FakeCluster, double_runs, most_gpus
-from orchestrator.controller.controller import Controller, LaunchOf
+from orchestrator.controller.controller import Controller
+from orchestrator.controller.drivers import LaunchOf
 from orchestrator.controller.leadership import Leading
 from orchestrator.queue.clock import Clock
 from orchestrator.queue.records import Job, Measured, NewJob

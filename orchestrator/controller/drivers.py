@@ -1,0 +1,144 @@
+"""The drivers of all attempts: started and stopped as the states of the jobs demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+from cluster.backend import Backend, Launch, Submission
+from cluster.errors import BackendUnreachable, Fenced, FleetuneError, LaunchRefused
+from orchestrator.controller.stopping import Stops
+from orchestrator.queue.clock import Clock
+from orchestrator.queue.errors import NotLeader, StoreBroken
+from orchestrator.queue.records import Job
+from orchestrator.queue.states import HOLDS_A_LEASE, State
+from orchestrator.queue.store import Store
+from orchestrator.queue.timing import Timing
+from orchestrator.queue.transitions import Seen
+
+LaunchOf = Callable[[Job, str], Launch]  # from a job and its spec
+
+
+class Drivers:
+    """What one leadership has asked of drivers. Times are of the steady clock.
+
+    Attributes:
+        refused: submissions that can never start, and why.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        backend: Backend,
+        clock: Clock,
+        timing: Timing,
+        launch_of: LaunchOf,
+        epoch: int,
+        go_on: Callable[[], None],
+    ) -> None:
+        """`go_on`: called before each start and stop; raises NotLeader."""
+        self._store, self._backend, self._clock, self._timing = store, backend, clock, timing
+        self._launch_of, self._epoch, self._go_on = launch_of, epoch, go_on
+        self._stops = Stops(backend, timing.grace_s)
+        self._doubtful: dict[str, float] = {}  # submission -> time until which it may still appear
+        self.refused: dict[str, str] = {}
+
+    @property
+    def doubtful(self) -> frozenset[str]:
+        """Submissions whose start got no answer, so that they may still appear."""
+        steady_s = self._clock.steady_s()
+        return frozenset(name for name, until_s in self._doubtful.items() if steady_s < until_s)
+
+    def slow(self, jobs: Iterable[Job]) -> frozenset[str]:
+        """Return the ids of jobs that have taken long to stop."""
+        steady_s = self._clock.steady_s()
+        return frozenset(
+            job.job_id
+            for job in jobs
+            if job.state is State.STOPPING
+            and steady_s - self._stops.asked_s(job.submission, steady_s) > self._timing.slow_s
+        )
+
+    def act(self, jobs: Iterable[Job], seen: Seen) -> None:
+        """Stop and start drivers, and end those without a lease. A call that fails does not hold up the others.
+
+        Args:
+            jobs: all jobs that have not ended.
+
+        Raises:
+            BackendUnreachable: some call failed. More generally, the first error is raised after all calls were made.
+        """
+        held = [job for job in jobs if job.state in HOLDS_A_LEASE]
+        current = {job.submission for job in held}
+        strays = [one for name, one in seen.submissions.items() if name not in current]
+        tasks: list[Callable[[], None]] = [partial(self._stop, job) for job in held if _is_to_stop(job, seen)]
+        tasks += [partial(self._start, job) for job in held if self._is_to_start(job, seen)]
+        tasks.append(partial(self._end_strays, strays))
+        self._forget_all_but(current, seen)
+        failed: Exception | None = None
+        for task in tasks:
+            self._go_on()
+            try:
+                task()
+            except (NotLeader, Fenced, StoreBroken):
+                raise
+            except Exception as error:  # including internal errors
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def _stop(self, job: Job) -> None:
+        self._stops.stop(job.submission, self._clock.steady_s())
+
+    def _is_to_start(self, job: Job, seen: Seen) -> bool:
+        known = job.submission in seen.submissions or job.submission in self.refused
+        return job.state is State.STARTING and not known
+
+    def _start(self, job: Job) -> None:
+        try:
+            launch = self._launch_of(job, self._store.spec(job.job_id))
+        except (StoreBroken, BackendUnreachable):
+            raise
+        except FleetuneError as error:
+            self.refused[job.submission] = str(error)
+            return
+        try:
+            self._backend.start(launch, self._epoch)
+        except LaunchRefused as error:
+            self.refused[job.submission] = str(error)
+        except BackendUnreachable:
+            self._doubtful[job.submission] = self._clock.steady_s() + self._timing.doubt_s
+            raise
+
+    def _end_strays(self, strays: Sequence[Submission]) -> None:
+        """End and forget programs that have no lease any more.
+
+        The store decides, because a leader that was frozen may have outdated knowledge. A program whose job the store
+        does not know or cannot read is left alone: another queue may use the same machines.
+        """
+        known = self._store.find({_job_of(one.submission) for one in strays}) if strays else {}
+        over = [one for one in strays if _is_over(known.get(_job_of(one.submission)), one.submission)]
+        for one in over:
+            if not one.ended:
+                self._stops.end(one.submission, self._clock.steady_s())
+        self._backend.forget([one.submission for one in over if one.ended])
+
+    def _forget_all_but(self, current: set[str], seen: Seen) -> None:
+        """Forget submissions that are over."""
+        self._stops.forget_all_but(current | seen.submissions.keys())
+        for known in (self.refused, self._doubtful):
+            for name in known.keys() - current:
+                del known[name]
+
+
+def _is_to_stop(job: Job, seen: Seen) -> bool:
+    there = seen.submissions.get(job.submission)
+    return job.state is State.STOPPING and there is not None and not there.ended
+
+
+def _job_of(submission: str) -> str:
+    return submission.rpartition("-")[0]
+
+
+def _is_over(job: Job | None, submission: str) -> bool:
+    return job is not None and not (job.state in HOLDS_A_LEASE and job.submission == submission)

@@ -1,0 +1,124 @@
+"""What a pass looks at: machines, drivers and the jobs' newest states, as one `Seen` value."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+from typing import Any, Final
+
+from cluster.backend import Backend, Phase, Submission
+from cluster.capacity.inventory import Inventory
+from orchestrator.controller.job_cache import JobCache
+from orchestrator.queue.clock import Clock
+from orchestrator.queue.node_rules import to_be_left
+from orchestrator.queue.records import Job, NodeRule
+from orchestrator.queue.states import State
+from orchestrator.queue.store import Store
+from orchestrator.queue.timing import Timing
+from orchestrator.queue.transitions import Seen
+
+_LABELS_KEPT: Final = 1000  # number of labels of former nodes to keep, for messages to jobs
+_READ_EVERY_S: Final = 30.0
+_MOST_STEP_S: Final = 60.0  # most to count between two passes: a server that was frozen for longer did not listen
+
+
+class Observer:
+    """Looks at store and machines during one leadership. Times are of the steady clock unless noted."""
+
+    def __init__(self, store: Store, backend: Backend, clock: Clock, timing: Timing, cache: JobCache) -> None:
+        self._backend, self._clock, self._timing, self._cache = backend, clock, timing, cache
+        self._labels: dict[str, str] = {}
+        self._hearing = Hearing(store) if timing.silent_s is not None else None
+        # node -> when it was seen last; nodes with workers count as seen at the start of a leadership
+        self._nodes = {node: clock.steady_s() for job in cache.jobs for node, _ in job.placement}
+
+    def look(
+        self,
+        inventory: Inventory,
+        rules: Mapping[str, NodeRule],
+        doubtful: frozenset[str],
+        refused: Mapping[str, str],
+    ) -> Seen:
+        """Read the submissions and then the jobs.
+
+        In this order: a driver sends its last report before it is seen to have ended.
+
+        Args:
+            doubtful, refused: see `Seen`.
+
+        Raises:
+            StoreBroken, BackendUnreachable: a part cannot be read.
+        """
+        steady_s, present = self._clock.steady_s(), {node.node_id for node in inventory.nodes}
+        self._see_nodes(inventory, present, steady_s)
+        submissions = {one.submission: one for one in self._backend.submissions()}
+        self._cache.read()
+        now_s = self._clock.now_s()
+        draining, overdue = to_be_left(rules, now_s)
+        return Seen(
+            now_s,
+            submissions,
+            doubtful=doubtful,
+            nodes=frozenset(self._nodes),
+            absent=frozenset(self._nodes.keys() - present),
+            labels=self._labels,
+            draining=draining,
+            overdue=overdue,
+            failed=self._cache.failed,
+            refused=refused,
+            most_pending_s=self._timing.pending_s,
+            **self._silence(submissions, steady_s),
+        )
+
+    def _see_nodes(self, inventory: Inventory, present: set[str], steady_s: float) -> None:
+        self._nodes |= dict.fromkeys(present, steady_s)
+        self._labels |= inventory.labels
+        for node in [node for node, at_s in self._nodes.items() if steady_s - at_s > self._timing.absent_s]:
+            del self._nodes[node]
+        if len(self._labels) > 2 * len(present) + _LABELS_KEPT:  # nodes come and go, each with a new id
+            self._labels = dict(inventory.labels)
+
+    def _silence(self, submissions: Mapping[str, Submission], steady_s: float) -> dict[str, Any]:
+        """Return the part of `Seen` that is about silent drivers."""
+        if self._hearing is None or self._timing.silent_s is None:
+            return {}
+        running = {name for name, one in submissions.items() if one.phase is Phase.RUNNING}
+        return {
+            "silent_s": self._hearing.look(self._cache.jobs, running, steady_s),
+            "most_unregistered_s": self._timing.register_s,
+            "most_silent_s": self._timing.silent_s,
+        }
+
+
+class Hearing:
+    """The silence of drivers during one leadership.
+
+    Time counts only while this server leads, its store answers and its passes go on, so an outage of the server does
+    not count. Times are of the steady clock. The store tells which drivers were heard, because drivers may report to
+    any server of the queue.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._silent_s: dict[str, float] = {}  # by submission
+        self._heard: Mapping[str, float | None] = {}
+        self._looked_s: float | None = None
+        self._read_s = float("-inf")
+
+    def look(self, jobs: Iterable[Job], running: Container[str], steady_s: float) -> Mapping[str, float]:
+        """Return seconds of silence of each running driver, by submission.
+
+        Args:
+            running: submissions whose program runs, as the machines say.
+        """
+        passed_s = min(steady_s - self._looked_s, _MOST_STEP_S) if self._looked_s is not None else 0.0
+        self._looked_s = steady_s
+        current = [
+            job.submission for job in jobs if job.state in (State.STARTING, State.RUNNING) and job.submission in running
+        ]
+        self._silent_s = {name: self._silent_s[name] + passed_s if name in self._silent_s else 0.0 for name in current}
+        if steady_s - self._read_s >= _READ_EVERY_S:
+            self._read_s, before, self._heard = steady_s, self._heard, self._store.heard()
+            for name in current:
+                if self._heard.get(name) != before.get(name):
+                    self._silent_s[name] = 0.0
+        return self._silent_s

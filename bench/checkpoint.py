@@ -45,7 +45,7 @@ def measure(folder: pathlib.Path, options: argparse.Namespace) -> list[dict[str,
     from cluster.ray.connection import QUIET_LOCAL_RAY
     from cluster.settings import set_default
 
-    for name, value in QUIET_LOCAL_RAY.items():
+    for name, value in {**QUIET_LOCAL_RAY, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}.items():
         set_default(name, value)
     model = make_model(folder / "model", options.layers)
     ray.init(num_cpus=WORKERS + 2, include_dashboard=False, log_to_driver=False)

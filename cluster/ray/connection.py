@@ -33,7 +33,6 @@ THIS_MACHINE = "local"
 NODE_LABEL = "ray.io/node-id"  # a label that every node has
 # A local Ray shares the machine's cores with the training. These settings switch off services that are not needed.
 QUIET_LOCAL_RAY = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a local machine gives no notice of preemption
     "RAY_num_workers_soft_limit": "0",  # start no idle workers in advance
     "REPORTER_UPDATE_INTERVAL_MS": "60000",  # there is no dashboard to report to
 }
@@ -61,6 +60,9 @@ def connected(
     set_default("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     set_default("RAY_TRAIN_V2_ENABLED", "1")
     set_default("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # otherwise each printed line is written to a worker's log twice
+    # The driver looks for leaving nodes itself (`leaving_nodes`). Ray's watcher is an actor in a process of its own for
+    # each gang, and its imports take seconds of a core.
+    set_default("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     set_default("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the directory of the job's own modules
     where = _where(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}

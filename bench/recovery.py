@@ -3,8 +3,9 @@
     python -m bench.recovery [--save-steps 40 200] [--faults ...] [--rounds 1] [--smoke]
 
 A tiny model trains as a job of the queue, on the head and the two nodes of `make soak`, hosts of their own on this
-machine, for which it needs root. Halfway between two checkpoints something is done to it; measured is the time until
-the first new step is in the run's metrics. Lines for people go to stderr, one JSON object for each fault to stdout.
+machine, for which it needs root. First, the time from the job's lease to the end of its first step is measured. Then,
+halfway between two checkpoints, something is done to it; measured is the time until the first new step is in the run's
+metrics. Lines for people go to stderr, one JSON object for the start and for each fault to stdout.
 """
 
 from __future__ import annotations
@@ -82,6 +83,9 @@ def measure(save_steps: int, number: int, faults: list[str]) -> None:
     """Each fault once, in one life of one job."""
     with world() as place, removed(place.folder):
         bench = Bench(place, save_steps)
+        start_s = round(bench.start_s(), 2)
+        print(json.dumps({"result": "start", "round": number, "seconds": start_s}), flush=True)
+        say(f"from the lease to the end of the first step: {start_s:.1f} s")
         for fault in faults:
             found = bench.measure(fault, number)
             print(json.dumps({"result": "recovery", **asdict(found)}), flush=True)
@@ -116,6 +120,11 @@ class Bench:
         until(lambda: self.job()["run"], "the server knows the run", WITHIN_S)
         self.paths = JobPaths(self.job()["run"])
         until(lambda: self.groups() > 0, "it has workers", WITHIN_S)
+
+    def start_s(self) -> float:
+        """Seconds from the lease to the end of the first step, with the preparation of the data."""
+        until(lambda: bool(read_journal(self.paths.metrics)), "it trains", WITHIN_S)
+        return float(read_journal(self.paths.metrics)[0]["at"] - self.job()["started_s"])
 
     def measure(self, fault: str, number: int) -> Recovered:
         self.repair()

@@ -39,7 +39,7 @@ from jobs.training.checkpoint.to_model import export_run
 from jobs.training.loop import loop
 from jobs.training.model.engine import import_deepspeed
 from jobs.training.model.load import model_class
-from jobs.training.worker_context import Orders
+from jobs.training.worker_context import Requests
 from jobs.training.worker_input import Job
 from tests.support.reference import plain_losses
 
@@ -65,8 +65,8 @@ class ZooGang:
             self._step = rows.step + 1
             yield rows
 
-    def orders(self) -> Orders:
-        return Orders(stop=self.stop_at is not None and self._step >= self.stop_at)
+    def requests(self) -> Requests:
+        return Requests(stop=self.stop_at is not None and self._step >= self.stop_at)
 
 
 def make(order: dict[str, Any]) -> dict[str, Any]:

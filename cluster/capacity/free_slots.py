@@ -37,14 +37,17 @@ class Terms:
     kinds: frozenset[int] | None = None
 
 
-ANYWHERE = Terms()
+UNKNOWN_END = Terms()  # any kind of node, but no node that is reserved or will close
 
 
 class FreeSlots:
     """The free slots of the usable nodes of an occupancy. It lives for one plan, and does not change the occupancy."""
 
     def __init__(self, occupancy: Occupancy, closes_s: Sequence[float] | None = None) -> None:
-        """`closes_s`: [nodes]; the time at which each node closes for maintenance; -inf: it is closed."""
+        """
+        Args:
+            closes_s: [nodes]; when each node closes for maintenance; -inf: it is closed; inf: no closing is planned.
+        """
         self._of = occupancy
         now_free = occupancy.free * occupancy.usable
         self.free: list[int] = now_free.tolist()
@@ -77,7 +80,7 @@ class FreeSlots:
             other.reserve([node for node, reserved in enumerate(self._reserved_s) if reserved == at_s], at_s)
         return other
 
-    def place(self, gang: Gang, terms: Terms = ANYWHERE) -> Placement | None:
+    def place(self, gang: Gang, terms: Terms = UNKNOWN_END) -> Placement | None:
         """Place a gang and take its slots; None: it does not fit now."""
         placement = self._find(gang, terms) if gang.gpus_per_worker else self._find_by_cpus(gang, terms)
         if placement is not None:
@@ -95,7 +98,7 @@ class FreeSlots:
 
     def reserve(self, nodes: Iterable[int], at_s: float) -> None:
         """Reserve nodes from `at_s` on."""
-        if not self.reservations:
+        if not self.reservations:  # until then, the list may be the one of `_closes_s`
             self._reserved_s = list(self._reserved_s)
         for node in nodes:
             self._reserved_s[node] = min(self._reserved_s[node], at_s)
@@ -160,7 +163,10 @@ class FreeSlots:
         return self._highest
 
     def _zones_for(self, gang: Gang, terms: Terms) -> list[_Zone]:
-        """Return the zones that the gang may use. Those that close soonest come first: few gangs can use them."""
+        """Return the zones that the gang may use.
+
+        Those that are reserved or close soonest come first, because few gangs can use them.
+        """
         fits = self._of.kinds_for(gang)
         found = [
             zone
@@ -173,7 +179,10 @@ class FreeSlots:
         return sorted(found, key=lambda zone: (*zone[1:], zone[0])) if len(found) > 1 else found
 
     def _best_node(self, zones: Sequence[_Zone], gang: Gang, workers: int, avoid: Sequence[int] = ()) -> int | None:
-        """Return the node with the fewest free slots that holds the workers; of equals one in use, then the lowest."""
+        """Return the node with the fewest free slots that holds the workers.
+
+        Of nodes with equally many free slots, one that is in use is preferred, then the one with the lowest number.
+        """
         slots, cpus = workers * gang.gpus_per_worker, workers * gang.cpus_per_worker
         best: tuple[_Level, int] | None = None
         for zone in zones:
@@ -221,7 +230,10 @@ class FreeSlots:
         return (*chosen, (last, left)) if chosen and last is not None else None
 
     def _find_by_cpus(self, gang: Gang, terms: Terms) -> Placement | None:
-        """Place a gang without GPUs on one node, if possible without GPUs; else on wholly free nodes without GPUs."""
+        """Place a gang that needs no GPU.
+
+        One node takes all workers, preferably one without GPUs. Otherwise, several wholly free nodes without GPUs do.
+        """
         need = gang.num_workers * gang.cpus_per_worker
         closed = self.closed_to(terms)
         usable = self._of.usable if closed is None else self._of.usable & ~closed
@@ -249,7 +261,10 @@ class FreeSlots:
         return self._cpus[node] // gang.cpus_per_worker if gang.cpus_per_worker else gang.num_workers
 
     def _nodes(self, zone: _Zone, level: _Level) -> Iterator[int]:
-        """The nodes at a level, the lowest first. They go back on the heap, less what is stale, when it is left."""
+        """Yield the nodes at a level, the lowest first.
+
+        When the generator is closed, the nodes that it took are pushed back on the heap; stale entries are dropped.
+        """
         heap = self._zones[zone][level]
         seen: list[int] = []
         try:

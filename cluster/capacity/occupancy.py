@@ -19,7 +19,7 @@ from cluster.capacity.inventory import Inventory, Node
 # Values of slots that no job holds. They are negative, so that they index an array of rows from its end.
 FREE, ABSENT, FOREIGN = -1, -2, -3
 
-Placement = tuple[tuple[int, int], ...]  # (node, workers' slots there), nodes by their number
+Placement = tuple[tuple[int, int], ...]  # (node, workers there), nodes by their number
 
 
 def slots_of(node: Node) -> int:

@@ -153,9 +153,12 @@ class SweepSpec(Frozen):
         1,
         ge=1,
         le=100,
-        description="Seeds with which the two best trials are trained, beyond the budget; the best mean wins.",
+        description="Seeds with which the two best trials are trained; the best mean wins. A budget in trials, runs or "
+        "tokens does not count the repeats.",
     )
-    num_gangs: int | None = Field(None, ge=1, le=1000, description="Most gangs at once; default: as many as fit.")
+    num_gangs: int | None = Field(
+        None, ge=1, le=1000, description="Most gangs at once; default: as many as fit, up to 8."
+    )
     then: Then = Field(
         "export",
         description="At the end: export the best trial's model; final: train the best values once more on all samples, "

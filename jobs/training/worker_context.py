@@ -21,7 +21,7 @@ from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 
 
-class Gang(Protocol):
+class WorkerContext(Protocol):
     """One worker's view of its gang."""
 
     rank: int
@@ -34,11 +34,11 @@ class Gang(Protocol):
         """Yield this worker's rows from step `start` on."""
         ...
 
-    def orders(self) -> Orders:
+    def requests(self) -> Requests:
         """Return the requests since the last call. Called at every step, so it must be cheap."""
         ...
 
-    def for_run(self, paths: JobPaths, driver: str = "") -> Gang:
+    def for_run(self, paths: JobPaths, driver: str = "") -> WorkerContext:
         """Return this worker's context for another run, with that run's requests. Close it after that run."""
         ...
 
@@ -48,7 +48,7 @@ class Gang(Protocol):
 
 
 @dataclass(frozen=True)
-class Orders:
+class Requests:
     """Requests to a running gang. One rank reads them; the step's all-reduce passes them to the others."""
 
     stop: bool = False  # end after a checkpoint of the next step
@@ -90,8 +90,8 @@ class RayGang:
             write_attempt(self._paths, start, self.world_size)
         return ray_steps(stream, start, self.node)
 
-    def orders(self) -> Orders:
-        return self._watch.orders() if self._watch is not None else Orders()
+    def requests(self) -> Requests:
+        return self._watch.requests() if self._watch is not None else Requests()
 
     def close(self) -> None:
         if self._watch is not None:
@@ -120,8 +120,8 @@ class TorchrunGang:
     def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
         return plain_steps(stream, start)
 
-    def orders(self) -> Orders:
-        heard = self._watch.orders() if self._watch is not None else Orders()
+    def requests(self) -> Requests:
+        heard = self._watch.requests() if self._watch is not None else Requests()
         return replace(heard, stop=heard.stop or self._signalled)
 
     def close(self) -> None:
@@ -151,11 +151,11 @@ class OrderWatch:
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="orders", daemon=True).start()
 
-    def orders(self) -> Orders:
+    def requests(self) -> Requests:
         save = self._save
         if save:  # clear the flag only if it was read as set, so that a new request is not lost
             self._save = False
-        return Orders(self._stop, save)
+        return Requests(self._stop, save)
 
     def close(self) -> None:
         """Stop looking."""

@@ -1,4 +1,4 @@
-"""The controller: look at store and machines, decide by pure functions, write the decisions, and only then act.
+"""The controller: look, settle, plan, write, and only then act. Decisions are made by pure functions.
 
 What to do to the machines follows from the states of the jobs alone: a STARTING job without a driver is started, a
 STOPPING job with a driver is stopped. If a server is killed anywhere in a pass, the next pass does what is left, on
@@ -29,7 +29,9 @@ from orchestrator.queue.timing import USUAL, Timing
 from orchestrator.queue.transitions import Seen, next_transition
 from orchestrator.scheduling.policy import DEFAULT, Policy
 
-_ROUNDS = 4  # most transitions of one job in one pass: running, stopping, queued
+# Most rounds of settling in a pass. A job that started and ended since the last pass needs three (running, stopping,
+# queued), and the fourth finds nothing.
+_ROUNDS = 4
 
 
 class Controller:
@@ -48,8 +50,8 @@ class Controller:
     ) -> None:
         """
         Args:
-            takes_over: use machines that a newer state of the store has used. Only if that state is gone for good, for
-                example after the store was restored from a backup.
+            takes_over: raise this server's epoch until the machines accept it, although they have obeyed a newer leader
+                than this store knows. Only if that newer store is lost, for example after a backup was restored.
         """
         self._store, self._backend, self._clock, self._leading = store, backend, clock, leading
         self._launch_of, self._policy, self._timing = launch_of, policy, timing
@@ -67,7 +69,7 @@ class Controller:
         return term.set_aside() if term is not None else ()
 
     def step(self) -> bool:
-        """Do one pass: look, decide, write, act. Returns whether this server leads.
+        """Do one pass: look, settle, plan, write, act. Returns whether this server leads.
 
         Raises:
             StoreBroken, BackendUnreachable: nothing is lost; the next pass goes on.
@@ -117,11 +119,11 @@ class _Term:
         store, backend, clock, timing = of._store, of._backend, of._clock, of._timing
         self._cache = JobCache(store)
         self._cache.read()
-        self._aside = SetAside(store, self._go_on)
-        self._watch = NodeWatch(store, self._go_on)
+        self._aside = SetAside(store, self._check_leadership)
+        self._watch = NodeWatch(store, self._check_leadership)
         self._observer = Observer(store, backend, clock, timing, self._cache)
         self._planner = Planner(store, clock, of._policy, timing, self._cache, self._aside)
-        self._drivers = Drivers(store, backend, clock, timing, of._launch_of, epoch, self._go_on)
+        self._drivers = Drivers(store, backend, clock, timing, of._launch_of, epoch, self._check_leadership)
         self.demand = self._planner.demand
 
     def step(self) -> None:
@@ -135,7 +137,7 @@ class _Term:
         inventory, given = self._backend.inventory(), self._store.node_rules()
         rules = rules_by_node(given, inventory.nodes)
         seen = self._observer.look(inventory, rules, self._drivers.doubtful, self._drivers.refused)
-        self._go_on()
+        self._check_leadership()
         inventory = self._without_unreadable(inventory, seen.now_s)
         self._watch.look(inventory, given, seen.nodes or (), seen.now_s)
         self._settle(seen)
@@ -144,7 +146,9 @@ class _Term:
             self._plan(inventory, rules, seen.now_s)
         except (NotLeader, Fenced, StoreBroken):
             raise
-        except Exception:  # an internal error must not keep jobs from being stopped, although nothing starts
+        except (
+            Exception
+        ):  # an error in planning must not keep drivers from being stopped; new leases wait for the next pass
             self._drivers.act(self._cache.jobs, seen)
             raise
         self._drivers.act(self._cache.jobs, seen)
@@ -152,7 +156,7 @@ class _Term:
     def set_aside(self) -> tuple[UnreadableRow, ...]:
         return self._aside.rows
 
-    def _go_on(self) -> None:
+    def _check_leadership(self) -> None:
         """Check the leadership before an action that only the leader may take. Raises NotLeader."""
         self._leading.go_on(self.epoch)
 
@@ -193,5 +197,5 @@ class _Term:
 
     def _write(self, transitions: Sequence[Transition], now_s: float) -> None:
         if transitions:
-            self._go_on()
+            self._check_leadership()
             self._cache.note(self._store.move(self.epoch, transitions, now_s))

@@ -21,13 +21,13 @@ _STEP = 1e-6  # relative difference of scores that keeps the jobs of the lane in
 class Ranking:
     """The ranking of all jobs. All arrays are [rows].
 
-        Attributes:
-            score: within the priority class, the lower goes first; in seconds for Order.EXPECTED.
-    x
-            entitlement: the kind of nodes of its tenant's guarantee (see `quota`); None: no tenant has a guarantee.
-            lane: whether the job is in the lane, among those that have waited longest; None: the lane is empty.
-            waited_s: total time that the job has waited for its gang.
-            weight: weight of the gang's size; the score of Order.EXPECTED is time divided by it.
+    Attributes:
+        score: within the priority class, the lower goes first; in seconds for Order.EXPECTED.
+        priority_class: higher classes go first.
+        entitlement: the kind of nodes of its tenant's guarantee (see `quota`); None: no tenant has a guarantee.
+        lane: whether the job is in the lane, among those that have waited longest; None: the lane is empty.
+        waited_s: total time that the job has waited for its gang.
+        weight: weight of the gang's size; the score of Order.EXPECTED is time divided by it.
     """
 
     score: Floats

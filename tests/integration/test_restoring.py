@@ -25,7 +25,7 @@ from jobs.storage.journal import JournalWriter
 from jobs.storage.tensor_file import write_shard
 from jobs.training.checkpoint.reader import check_same_model
 from jobs.training.loop import restoring
-from jobs.training.loop.saving import Heard, best_of, heard_of, saying
+from jobs.training.loop.saving import StepSignals, best_of, pack_signals, unpack_signals
 from jobs.training.loop.state import LoopState
 from jobs.training.model.engine import Engine
 from tests.support import tiny
@@ -82,7 +82,7 @@ def test_another_seed_stops_the_run(tmp_path: pathlib.Path) -> None:
 def test_other_data_and_another_precision_are_the_users_to_mend(tmp_path: pathlib.Path) -> None:
     with pytest.raises(DataError, match="the data is not that of the run"):
         restoring.check_data(run_of(tmp_path), commit(data_fingerprint="g"))
-    with pytest.raises(SpecError, match=r"set train.bf16: false"):
+    with pytest.raises(SpecError, match=r"Set train.bf16: false"):
         restoring.check_precision(run_of(tmp_path, "bf16"), commit())
 
 
@@ -92,8 +92,8 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_parameters() -> None:
         check_same_model(commit(), {"w": (4, 2), "b": (5,), "c": (1,)})
 
 
-def heard(loss: float, digest: int) -> Heard:
-    return Heard(loss, stop=False, save=False, busy=False, failed=False, digest=digest)
+def signals(loss: float, digest: int) -> StepSignals:
+    return StepSignals(loss, stop=False, save=False, busy=False, failed=False, digest=digest)
 
 
 def planned_digest(step: int) -> int:
@@ -103,9 +103,9 @@ def planned_digest(step: int) -> int:
 
 def test_a_step_on_other_rows_than_planned_stops_the_run(tmp_path: pathlib.Path) -> None:
     run, state = run_of(tmp_path), LoopState(step=5)
-    restoring.check_step(run, state, heard(1.0, planned_digest(5)))
+    restoring.check_step(run, state, signals(1.0, planned_digest(5)))
     with pytest.raises(RunFailed, match="step 6 had other rows"):
-        restoring.check_step(run, state, heard(1.0, planned_digest(6)))
+        restoring.check_step(run, state, signals(1.0, planned_digest(6)))
 
 
 @pytest.mark.parametrize(("precision", "loss", "good"), [("fp32", 2.0005, True), ("fp32", 2.05, False),
@@ -122,11 +122,11 @@ def test_the_first_loss_after_a_resume_is_held_against_the_log(
     state = restoring.state_of(commit(), restoring.expected_loss(run, 21))
     assert state.expected_loss == 2.0 and state.step == 20
     if good:
-        restoring.check_step(run, state, heard(loss, planned_digest(20)))
+        restoring.check_step(run, state, signals(loss, planned_digest(20)))
         assert state.after(loss, planned_digest(20)).expected_loss is None
     else:
         with pytest.raises(RunFailed, match=r"the log of the run has 2\.000000"):
-            restoring.check_step(run, state, heard(loss, planned_digest(20)))
+            restoring.check_step(run, state, signals(loss, planned_digest(20)))
     assert restoring.expected_loss(run, 22) is None
 
 
@@ -170,27 +170,27 @@ def told(rank: int = 1, digest: int = 0, since_save_s: float = 0.0, applied: boo
     """What one rank says in a step's all-reduce."""
     orders = SimpleNamespace(stop=False, save=False)
     run: Any = SimpleNamespace(
-        gang=SimpleNamespace(rank=rank, orders=lambda: orders),
+        gang=SimpleNamespace(rank=rank, requests=lambda: orders),
         job=SimpleNamespace(spec=SimpleNamespace(checkpoint=Checkpoint(**rule))),
         checkpoints=SimpleNamespace(last_began_at=time.monotonic() - since_save_s, busy=False, failed=False),
         engine=SimpleNamespace(was_step_applied=lambda: applied),
     )
-    return saying(run, torch.zeros((), dtype=torch.float64), digest)
+    return pack_signals(run, torch.zeros((), dtype=torch.float64), digest)
 
 
 def test_a_sum_of_digests_survives_the_all_reduce() -> None:
     parts = [2**64 - 1, 2**63 + 12345, 987654321987654321, 2**32 - 1]
     said = torch.stack([told(digest=part) for part in parts]).sum(0)
-    assert heard_of(said, 1).digest == sum(parts) % 2**64
+    assert unpack_signals(said, 1).digest == sum(parts) % 2**64
 
 
 def test_a_step_that_one_rank_skipped_is_skipped_for_all() -> None:
-    assert heard_of(told() + told(applied=False), 1).skipped and not heard_of(told() + told(), 1).skipped
+    assert unpack_signals(told() + told(applied=False), 1).skipped and not unpack_signals(told() + told(), 1).skipped
 
 
 def test_a_checkpoint_is_due_by_the_clock_of_rank_0() -> None:
     def due(rank: int, since_save_s: float, minutes: float | None) -> bool:
-        return heard_of(told(rank, since_save_s=since_save_s, save_minutes=minutes), 1).save
+        return unpack_signals(told(rank, since_save_s=since_save_s, save_minutes=minutes), 1).save
 
     assert due(0, 61, 1) and due(0, 1900, 30)
     assert not due(0, 59, 1) and not due(0, 1e9, None)

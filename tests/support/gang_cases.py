@@ -37,7 +37,7 @@ from jobs.training.loop.warm import serve
 from jobs.training.mailbox import Answer, Mailbox, Order
 from jobs.training.model import export
 from jobs.training.model.batch import collate, model_logits
-from jobs.training.worker_context import Orders, TorchrunGang
+from jobs.training.worker_context import Requests, TorchrunGang
 from jobs.training.worker_input import Job
 from tests.support.faulty import FaultyFileSystem, register
 
@@ -62,8 +62,8 @@ class ScriptedGang(TorchrunGang):
             dist.barrier()
             yield rows
 
-    def orders(self) -> Orders:
-        return Orders(stop=self._stop_at is not None and self.step >= self._stop_at)
+    def requests(self) -> Requests:
+        return Requests(stop=self._stop_at is not None and self.step >= self._stop_at)
 
 
 def poisoning(gang: ScriptedGang, steps: Sequence[int]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:

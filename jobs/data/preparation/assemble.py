@@ -73,7 +73,7 @@ class SplitPlan:
         return np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
 
     def sums(self, of_samples: npt.NDArray[np.integer]) -> Numbers:
-        """Sum a number of each sample over every row."""
+        """Sum one value per sample over the samples of each row."""
         running = np.concatenate([np.zeros(1, np.int64), np.cumsum(of_samples[self.samples], dtype=np.int64)])
         sums: Numbers = running[self.ends] - running[self.starts]
         return sums

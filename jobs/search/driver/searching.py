@@ -44,9 +44,9 @@ from jobs.training.mailbox import Answer, Desk, Order, Request
 
 _POLL_S = 0.05
 _TELL_EVERY_S, _LOOK_EVERY_S = 20.0, 1.0
-_MOST_LOSSES = 3  # of gangs under one trial, before the trial has failed
+_MAX_LOST_GANGS = 3  # lost gangs under one trial, after which the trial has failed
 _LOOK_AT_NODES_S = 5.0
-_SAVED_WITHIN_S = 60.0  # what other gangs train, once one has lost its machines
+_SAVED_WITHIN_S = 60.0  # to wait for checkpoints of running trials after the search has failed
 
 
 class Search:
@@ -85,7 +85,9 @@ class Search:
         self._finished = False
         self._stopped = False  # by `fleetune stop`
         self._readers: dict[int, JournalReader] = {}  # of the metrics of each trial
-        self._failed: FleetuneError | None = None  # of all gangs
+        self._failed: FleetuneError | None = (
+            None  # why the search must end: no gang is left, an error, or a dead actor of Ray Tune
+        )
 
     def run(self) -> None:
         """Search until Tune is done. Raises FleetuneError: no gang is left; Interrupted: a second signal."""
@@ -226,7 +228,7 @@ class Search:
         """Train as requested, and record the answer. Raises FleetuneError: no gang is left, or the storage fails."""
         request = self._desk.requests.read(name, Request)
         trial = self.ledger.trials[request.trial]
-        answer = self._carried_out(trial, request.until)
+        answer = self._train(trial, request.until)
         self._check_metric(answer)
         self.ledger.answered(trial, answer, self._spending.so_far())
         self._look_at_rung()
@@ -259,7 +261,7 @@ class Search:
         if known and judged not in known and not any(trial.scores for trial in list(self.ledger.trials.values())):
             raise SpecError.at("metric", f"the job reports no {judged}; it reports {', '.join(sorted(known))}")
 
-    def _carried_out(self, trial: Trial, until: int | None) -> Answer:
+    def _train(self, trial: Trial, until: int | None) -> Answer:
         """Raises FleetuneError: no gang is left."""
         ledger, total = self.ledger, trial.total_steps
         if aims(ledger.sweep):  # Tune knows the first rung only
@@ -293,7 +295,7 @@ class Search:
                 return self.gangs.carry_out(order)
             except GangLost as error:
                 losses += 1
-                if losses >= _MOST_LOSSES:
+                if losses >= _MAX_LOST_GANGS:
                     return Answer(status="failed", reason=f"its gang was lost {losses} times; the last time {error}")
 
     def _look_at_nodes(self) -> None:

@@ -14,9 +14,9 @@ from jobs.search.rules.varying import engines, field_meant, is_weight, trial_spe
 from jobs.spec.finetune import Spec
 from jobs.spec.sweep import MOST_TRIALS, Budget, Range, SweepSpec
 
-_FOR_THE_REST = 3  # auto: one whole run without a comparison for each 3 runs of the budget
+_RUNS_PER_WHOLE_RUN = 3  # auto: runs of the budget for each whole run without a comparison
 _MOST_STRAIGHT = 16
-_USUAL_GANGS = 8  # at once, where num_gangs is left out
+_DEFAULT_MAX_GANGS = 8  # at once, if num_gangs is left out
 _USUAL_COMPARED = 6  # by auto, before one whole run
 _MANY = 1000  # trials, or steps: enough that rounding does not matter
 
@@ -69,7 +69,7 @@ def budget_plan(sweep: SweepSpec, stops: Sequence[int], cooldown: int, tokens_pe
         return BudgetPlan(most)
     runs = runs_of(budget, tokens_per_run)
     aimed = aims(sweep)
-    straight = int(min(runs, most, _MOST_STRAIGHT * _FOR_THE_REST) // _FOR_THE_REST)
+    straight = int(min(runs, most, _MOST_STRAIGHT * _RUNS_PER_WHOLE_RUN) // _RUNS_PER_WHOLE_RUN)
     straight = int(min(max(straight, int(aimed)), most_straight(sweep)))
     compared = most - straight
     if runs < math.inf:
@@ -105,7 +105,7 @@ def runs_of(budget: Budget, tokens_per_run: float) -> float:
 
 
 def check_budget(sweep: SweepSpec) -> None:
-    """Raises SpecError: a budget in runs does not pay for one trial. For one in tokens, the data must be known."""
+    """Raises SpecError if a budget in runs does not pay for one trial. `Shares.of` checks a budget in tokens."""
     if (wrong := too_little(sweep, _MANY, sweep.budget.runs or math.inf)) is not None:
         raise SpecError.at("budget", wrong)
 
@@ -157,8 +157,9 @@ def next_kind(
     """Decide what kind of trial may begin now.
 
     Args:
-        trials: all trials but repeats.
-        used: used share of the budget's time or tokens, without what `plan` counts.
+        trials: all trials except repeats.
+        used: the used share of the limit that is nearest to its end: minutes, GPU-hours and, without halving, tokens.
+            With halving, `plan` limits the tokens.
         any_goes_on: whether a trial that is paused at a rung goes on.
         to_repeat: whether a finalist has fewer seeds than the sweep asks for.
     """
@@ -182,7 +183,10 @@ def _whole_runs(trials: Sequence[Begun], plan: BudgetPlan) -> int:
 
 
 def _is_unfinished(trial: Begun) -> bool:
-    """Whether it is trained, or will be when a gang is free, as one that was interrupted before its first rung."""
+    """Whether the trial is being trained, or waits for a gang.
+
+    A paused trial without a score has not reached its rung (it was interrupted, or the rung was moved), so it waits.
+    """
     return trial.state in ("waiting", "running") or (trial.state == "paused" and not trial.scores)
 
 
@@ -190,7 +194,7 @@ def most_to_train(trials: Sequence[Begun], plan: BudgetPlan, kind: Next, going_o
     """Return how many trials will be trained at once from now on, at most: no more gangs are of use.
 
     Args:
-        trials: all trials but repeats.
+        trials: all trials except repeats.
         kind: of trial that may begin now.
         going_on: number of trials that are paused at a rung and go on.
         repeats: number of repeats that have not ended, or are still to begin.
@@ -226,4 +230,4 @@ def most_gangs(sweep: SweepSpec) -> int:
     known = sweep.model_copy(update={"budget": sweep.budget.model_copy(update={"tokens": None})})
     plan = budget_plan(known, stops_of(known, _MANY), cooldown_of(known, _MANY), 1.0)
     runs = math.ceil(min(known.budget.runs or math.inf, MOST_TRIALS)) if known.scheduler != "halving" else MOST_TRIALS
-    return max(1, int(min(known.num_gangs or _USUAL_GANGS, plan.compared, runs)))
+    return max(1, int(min(known.num_gangs or _DEFAULT_MAX_GANGS, plan.compared, runs)))

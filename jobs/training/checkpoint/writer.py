@@ -37,7 +37,7 @@ from jobs.storage.tensor_file import Tensor, write_shard
 from jobs.training.checkpoint.host_copy import HostCopy
 from jobs.training.model.partitions import Partitions
 from jobs.training.reporter import Reporter
-from jobs.training.worker_context import Gang
+from jobs.training.worker_context import WorkerContext
 
 _POLL_S = (0.05, 1.0)  # first and longest pause of rank 0 between looks for the other ranks' parts
 _SAY_EVERY_S = 20.0
@@ -64,7 +64,13 @@ class Checkpointer:
     """Writes one rank's checkpoints. Where "every rank must call it", they must do so in the same order."""
 
     def __init__(
-        self, paths: JobPaths, partitions: Partitions, host: HostCopy, gang: Gang, keep: int, reporter: Reporter
+        self,
+        paths: JobPaths,
+        partitions: Partitions,
+        host: HostCopy,
+        gang: WorkerContext,
+        keep: int,
+        reporter: Reporter,
     ) -> None:
         """Agree on the token of this worker group. Every rank must call it.
 

@@ -25,7 +25,7 @@ from jobs.training.loop.metrics import (
     own_functions,
 )
 from jobs.training.model.batch import Batch, collate, model_logits
-from jobs.training.worker_context import Gang
+from jobs.training.worker_context import WorkerContext
 
 _MOST_LOGITS = 2**26  # logits of one forward pass: 256 MiB in fp32
 
@@ -40,7 +40,7 @@ class Evaluator:
     unpack: bool = False  # score each sample of a packed row in a separate row
 
     @torch.no_grad()
-    def score(self, engine: torch.nn.Module, gang: Gang) -> tuple[dict[str, float], Confusion | None]:
+    def score(self, engine: torch.nn.Module, gang: WorkerContext) -> tuple[dict[str, float], Confusion | None]:
         """Return eval_* and the confusion of all held-out rows. Every rank must call it and gets the same values.
 
         Each rank scores its share. A rank that has finished its share processes empty rows until the others finish,
@@ -65,7 +65,7 @@ class Evaluator:
         metrics = metrics_of(self.spec.eval.metrics, sums)
         return metrics | (kept.judged_by(own) if own else {}), confusion_of(sums)
 
-    def _rounds(self, gang: Gang, rows: int) -> list[tuple[int, int]]:
+    def _rounds(self, gang: WorkerContext, rows: int) -> list[tuple[int, int]]:
         """List this rank's (start, stop) of every round."""
         return list(shares(len(self.split), rows, gang.world_size))[gang.rank :: gang.world_size]
 

@@ -32,7 +32,7 @@ from jobs.training.checkpoint.writer import Checkpointer
 from jobs.training.loop.evaluation import Evaluator
 from jobs.training.loop.loss import loss_sum
 from jobs.training.loop.restoring import check_step, load_best, restored
-from jobs.training.loop.saving import Heard, digest_of_rows, heard_of, saved_if_due, saying
+from jobs.training.loop.saving import StepSignals, digest_of_rows, pack_signals, save_if_due, unpack_signals
 from jobs.training.loop.skips import skip_message, untrained
 from jobs.training.loop.state import Loaded, LoopState, Run
 from jobs.training.model.batch import collate, model_logits
@@ -40,13 +40,13 @@ from jobs.training.model.engine import build_engine, peak_memory_bytes
 from jobs.training.model.host_memory import give_back_freed_memory
 from jobs.training.model.packing import rows_are_unpacked
 from jobs.training.reporter import Reporter
-from jobs.training.worker_context import Gang
+from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
 _LAST_WRITE_S = 60.0  # wait after an error for the checkpoint that is being written
 
 
-def train(job: Job, gang: Gang) -> LoopState:
+def train(job: Job, gang: WorkerContext) -> LoopState:
     """Train from the newest checkpoint, or from the start, until the end or a request to stop; export at the end."""
     reporter = Reporter(job.paths, gang.rank)
     run = None
@@ -81,9 +81,9 @@ def train_steps(run: Run, state: LoopState, until: int | None = None, score_paus
     started = time.perf_counter()
     for rows, data_wait_s in rows_of_steps:
         rate = learning_rate_at(rows.step, spec.train, plan.total_steps)
-        heard = train_step(run, rows, rate)
-        check_step(run, state, heard)
-        state = counted(run, state.after(heard.loss, heard.digest), heard)
+        signals = train_step(run, rows, rate)
+        check_step(run, state, signals)
+        state = counted(run, state.after(signals.loss, signals.digest), signals)
         last = state.step == plan.total_steps
         ends = last or state.step == until
         record = step_record(run, state, rate, data_wait_s, time.perf_counter() - started)
@@ -91,38 +91,38 @@ def train_steps(run: Run, state: LoopState, until: int | None = None, score_paus
             state = evaluated(run, state, record)
             record |= state.metrics
         run.reporter.step(record)
-        check_skips(run, state, heard, last)
-        state = saved_if_due(run, state, heard, ends)
+        check_skips(run, state, signals, last)
+        state = save_if_due(run, state, signals, ends)
         run.checkpoints.rest()
-        if (heard.stop or ends) and not last:
-            return replace(state, stopped=heard.stop)
+        if (signals.stop or ends) and not last:
+            return replace(state, stopped=signals.stop)
         started = time.perf_counter()
     return state
 
 
-def counted(run: Run, state: LoopState, heard: Heard) -> LoopState:
+def counted(run: Run, state: LoopState, signals: StepSignals) -> LoopState:
     """Add a step to the counts of skipped steps, with a warning if it was skipped."""
     scaler = run.engine.loss_scaler()
     scale = None if scaler is None else scaler["cur_scale"]
-    if heard.skipped:
-        finite = bool(np.isfinite(heard.loss))
-        message = skip_message(state.step, finite, heard.loss, scale)
+    if signals.skipped:
+        finite = bool(np.isfinite(signals.loss))
+        message = skip_message(state.step, finite, signals.loss, scale)
         run.reporter.event("warning", message, step=state.step, skipped="gradients" if finite else "loss")
-    return replace(state, skips=state.skips.after(heard.skipped, scaling=scale is not None and scale > 1.0))
+    return replace(state, skips=state.skips.after(signals.skipped, scaling=scale is not None and scale > 1.0))
 
 
-def check_skips(run: Run, state: LoopState, heard: Heard, last: bool) -> None:
+def check_skips(run: Run, state: LoopState, signals: StepSignals, last: bool) -> None:
     """Raise Diverged if too many steps change nothing, or if a step with a non-finite loss changed the weights."""
-    if not heard.skipped and not np.isfinite(heard.loss):
-        raise Diverged(f"the loss of step {state.step} is {heard.loss}: lower train.learning_rate, or check the data")
+    if not signals.skipped and not np.isfinite(signals.loss):
+        raise Diverged(f"the loss of step {state.step} is {signals.loss}: lower train.learning_rate, or check the data")
     reason = state.skips.failure()
-    if reason is None and last and heard.skipped and run.engine.partitions.optimizer_step() == 0:
+    if reason is None and last and signals.skipped and run.engine.partitions.optimizer_step() == 0:
         reason = untrained(state.step)
     if reason is not None:
         raise Diverged(reason)
 
 
-def train_step(run: Run, rows: StepRows, rate: float) -> Heard:
+def train_step(run: Run, rows: StepRows, rate: float) -> StepSignals:
     """Do one optimizer step.
 
     The gradient is that of the mean loss over all targets of the global batch. The loss is multiplied by world_size
@@ -145,9 +145,9 @@ def train_step(run: Run, rows: StepRows, rate: float) -> Heard:
         engine.step()
         loss_here += loss.detach().double()
         digest += digest_of_rows(table, number * run.batching.per_device)
-    said = saying(run, loss_here, digest)
-    dist.all_reduce(said)
-    return heard_of(said, targets)
+    summed = pack_signals(run, loss_here, digest)
+    dist.all_reduce(summed)
+    return unpack_signals(summed, targets)
 
 
 def seed_micro_batch(seed: int, step: int, number: int) -> None:
@@ -185,14 +185,14 @@ def step_record(run: Run, state: LoopState, rate: float, data_wait_s: float, ste
     }
 
 
-def most_memory_bytes(gang: Gang) -> int:
+def most_memory_bytes(gang: WorkerContext) -> int:
     """Return the largest peak of any rank. Every rank must call it."""
     peak = torch.tensor(peak_memory_bytes(gang.device), dtype=torch.int64, device=gang.device)
     dist.all_reduce(peak, dist.ReduceOp.MAX)
     return int(peak)
 
 
-def set_up(job: Job, gang: Gang, reporter: Reporter) -> Run:
+def set_up(job: Job, gang: WorkerContext, reporter: Reporter) -> Run:
     """Load the rows and the model, and make the run ready. Every rank must call it."""
     lost = count_attempts(job.paths) - job.earlier_attempts if gang.rank == 0 else 0
     if lost > 0:  # only under Ray, where the driver starts new worker groups
@@ -201,7 +201,7 @@ def set_up(job: Job, gang: Gang, reporter: Reporter) -> Run:
     return ready(load(job, gang, reporter), job, gang, reporter)
 
 
-def load(job: Job, gang: Gang, reporter: Reporter) -> Loaded:
+def load(job: Job, gang: WorkerContext, reporter: Reporter) -> Loaded:
     """Open the prepared rows, load the sharded model and build the engine. Every rank must call it."""
     prepared = Prepared.open(job.prepared_root)
     engine = build_engine(job.spec, local_model_dir(job.model), gang, prepared.manifest.pad_token_id)
@@ -209,7 +209,7 @@ def load(job: Job, gang: Gang, reporter: Reporter) -> Loaded:
     return Loaded(engine, prepared, unpack, row_digests(prepared.split("train").index.sample_ids))
 
 
-def ready(loaded: Loaded, job: Job, gang: Gang, reporter: Reporter) -> Run:
+def ready(loaded: Loaded, job: Job, gang: WorkerContext, reporter: Reporter) -> Run:
     """Make a run of the job on what is loaded, with the engine's present weights. Every rank must call it."""
     engine, prepared = loaded.engine, loaded.prepared
     split, pad = prepared.split("train"), engine.pad_token_id

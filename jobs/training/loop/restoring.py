@@ -13,7 +13,7 @@ from jobs.data.order.digest_chain import chain_of, from_hex, step_digest
 from jobs.errors import DataError, RunFailed, SpecError, StorageError
 from jobs.run.checkpoints import Commit
 from jobs.run.record import logged_loss
-from jobs.training.loop.saving import Heard
+from jobs.training.loop.saving import StepSignals
 from jobs.training.loop.state import LoopState, Run
 
 # Relative deviation that the first loss may have from the logged one. In fp32 only the order of sums can change.
@@ -104,7 +104,7 @@ def expected_loss(run: Run, step: int) -> float | None:
     return loss
 
 
-def check_step(run: Run, state: LoopState, heard: Heard) -> None:
+def check_step(run: Run, state: LoopState, signals: StepSignals) -> None:
     """Compare a step's rows with the plan and, after a resume, its loss with the log; the same on all ranks.
 
     Raises:
@@ -112,12 +112,12 @@ def check_step(run: Run, state: LoopState, heard: Heard) -> None:
             restore the whole state.
     """
     rows = run.plan.rows_of_step(state.step)
-    if heard.digest != step_digest(run.row_digests[rows], np.arange(len(rows))):
+    if signals.digest != step_digest(run.row_digests[rows], np.arange(len(rows))):
         raise RunFailed(f"step {state.step + 1} had other rows than the row order says: the reader is faulty")
     expected, tolerance = state.expected_loss, _TOLERANCE[run.engine.precision]
-    if expected is not None and abs(heard.loss - expected) > tolerance * max(abs(expected), 1.0):
+    if expected is not None and abs(signals.loss - expected) > tolerance * max(abs(expected), 1.0):
         raise RunFailed(
-            f"step {state.step + 1} gave loss {heard.loss:.6f} after the resume, but the log of the run has "
+            f"step {state.step + 1} gave loss {signals.loss:.6f} after the resume, but the log of the run has "
             f"{expected:.6f}. The checkpoint did not restore the state that was saved. To resume from the one before "
             f"it, remove {run.job.paths.checkpoint(state.step)}"
         )

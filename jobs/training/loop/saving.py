@@ -19,7 +19,7 @@ _HALF = 2**32  # a 64-bit sum is sent as two halves, which float64 adds exactly
 
 
 @dataclass(frozen=True)
-class Heard:
+class StepSignals:
     """The result of a step's all-reduce, which is the same on every rank."""
 
     loss: float  # mean over all targets of the global batch
@@ -37,42 +37,43 @@ def digest_of_rows(table: Any, first_place: int) -> int:
     return step_digest(digests, np.arange(first_place, first_place + len(digests)))
 
 
-def saying(run: Run, loss: torch.Tensor, digest: int) -> torch.Tensor:
+def pack_signals(run: Run, loss: torch.Tensor, digest: int) -> torch.Tensor:
     """Return this rank's summand of the step's all-reduce; (8,) float64."""
-    orders = run.gang.orders()
+    requests = run.gang.requests()
     minutes, checkpoints = run.job.spec.checkpoint.save_minutes, run.checkpoints
     overdue = minutes is not None and time.monotonic() - checkpoints.last_began_at > 60 * minutes
     high, low = divmod(digest % 2**64, _HALF)
-    signs = [orders.stop, orders.save or (run.gang.rank == 0 and overdue), checkpoints.busy, checkpoints.failed]
+    signs = [requests.stop, requests.save or (run.gang.rank == 0 and overdue), checkpoints.busy, checkpoints.failed]
     signs.append(not run.engine.was_step_applied())
     rest = torch.tensor([float(high), float(low), *map(float, signs)], dtype=torch.float64, device=loss.device)
     return torch.cat([loss.reshape(1), rest])
 
 
-def heard_of(said: torch.Tensor, targets: int) -> Heard:
-    loss, high, low, stop, save, busy, failed, skipped = said.tolist()
+def unpack_signals(summed: torch.Tensor, targets: int) -> StepSignals:
+    """Read the sum of all ranks' summands. `targets`: in the global batch."""
+    loss, high, low, stop, save, busy, failed, skipped = summed.tolist()
     digest = (int(high) * _HALF + int(low)) % 2**64
-    return Heard(loss / targets, stop > 0, save > 0, busy > 0, failed > 0, digest, skipped > 0)
+    return StepSignals(loss / targets, stop > 0, save > 0, busy > 0, failed > 0, digest, skipped > 0)
 
 
-def saved_if_due(run: Run, state: LoopState, heard: Heard, last: bool) -> LoopState:
+def save_if_due(run: Run, state: LoopState, signals: StepSignals, last: bool) -> LoopState:
     """Save the state now, later, or not at all. Every rank must call it.
 
-    A checkpoint is put off while the previous one is being written. The exceptions are those of the last step, of a
-    requested stop and of a best score: for them, the loop waits until both are complete.
+    A checkpoint is put off while the previous one is being written. The checkpoints of the last step, of a requested
+    stop and of a best score are not: the loop waits for the previous one, saves, and waits until this one is complete.
     """
-    if heard.failed:
+    if signals.failed:
         run.checkpoints.give_up()
     every = run.job.spec.checkpoint.save_steps
     best = best_of(run.job.spec.checkpoint, state)
-    if last or heard.stop or (best is not None and best.step == state.step):
+    if last or signals.stop or (best is not None and best.step == state.step):
         run.checkpoints.settle()
         save(run, replace(state, best=best))
         kept = run.checkpoints.settle()
         # If the checkpoint of a best score fails, the checkpoint of the previous best must stay.
         return replace(state, best=best if kept else state.best, save_due=False, kept=kept)
-    due = state.save_due or heard.save or (every is not None and state.step % every == 0)
-    if due and (heard.busy and not heard.failed):
+    due = state.save_due or signals.save or (every is not None and state.step % every == 0)
+    if due and (signals.busy and not signals.failed):
         if not state.save_due:
             run.reporter.event(
                 "warning",

@@ -20,7 +20,7 @@ from jobs.training.loop.metrics import Confusion
 from jobs.training.loop.skips import Skips
 from jobs.training.model.engine import Engine
 from jobs.training.reporter import Reporter
-from jobs.training.worker_context import Gang
+from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
 
@@ -64,7 +64,7 @@ class Run:
     """The parts of a run that do not change from step to step."""
 
     job: Job
-    gang: Gang
+    gang: WorkerContext
     engine: Engine
     checkpoints: Checkpointer
     reader: CheckpointReader

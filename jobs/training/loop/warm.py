@@ -24,7 +24,7 @@ from jobs.training.mailbox import Answer, Mailbox, Order, Status
 from jobs.training.model.engine import Engine
 from jobs.training.model.host_memory import give_back_freed_memory
 from jobs.training.reporter import Reporter
-from jobs.training.worker_context import Gang
+from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
 _LAST_WRITE_S = 60.0  # wait after a trial for the checkpoint that is being written
@@ -57,7 +57,7 @@ class BaseState:
         engine.load_loss_scaler(self.loss_scaler)
 
 
-def serve(job: Job, gang: Gang, first: int) -> LoopState:
+def serve(job: Job, gang: WorkerContext, first: int) -> LoopState:
     """Carry out the gang's orders until it is told to end. Every rank must call it.
 
     Args:
@@ -85,7 +85,7 @@ def serve(job: Job, gang: Gang, first: int) -> LoopState:
 class _TrialRunner:
     """A loaded engine, and the trial whose state it holds."""
 
-    def __init__(self, job: Job, gang: Gang, loaded: Loaded, base: BaseState) -> None:
+    def __init__(self, job: Job, gang: WorkerContext, loaded: Loaded, base: BaseState) -> None:
         self._job, self._gang, self._loaded, self._base = job, gang, loaded, base
         self._other = base  # base state of the newest other seed
         self._before = dict[int, dict[str, float]]()  # eval_* before the first step, by the seed of the weights

@@ -22,13 +22,13 @@ from jobs.storage import files as storage
 from jobs.storage.journal import Record
 from jobs.training.faults import Fault, fault_of, reason_of
 from jobs.training.loop.state import LoopState
-from jobs.training.worker_context import Gang
+from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
 PEER_GRACE_S = 15.0  # wait for a peer's report after an error that a lost peer may have caused
 
 
-def guarded(job: Job, gang: Gang, loop: Callable[[Job, Gang], LoopState]) -> Record | None:
+def guarded(job: Job, gang: WorkerContext, loop: Callable[[Job, WorkerContext], LoopState]) -> Record | None:
     """Run the loop. Returns rank 0's result (see `result_of`); None on other ranks and after a failure."""
     blind = hosts_that_do_not_see(job.paths, job.spec.working_dir)
     if blind is not None:  # returned, because the driver might not see a failure file that this worker writes

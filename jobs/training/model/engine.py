@@ -21,14 +21,14 @@ from jobs.training.model.host_memory import give_back_freed_memory, keep_freed_m
 from jobs.training.model.load import DTYPES, load_model, parameter_groups, weight_decay_of
 from jobs.training.model.partitions import Partitions
 from jobs.training.model.sharding import gather_data_dependent_modules, loads_in_shards
-from jobs.training.worker_context import Gang
+from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
 _COMPARED_TARGETS = 64  # of each row in the comparison of the exported model with the trained one
 _SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def build_engine(spec: Spec, model_dir: str, gang: Gang, pad_token_id: int) -> Engine:
+def build_engine(spec: Spec, model_dir: str, gang: WorkerContext, pad_token_id: int) -> Engine:
     """Load the model and wrap it in an engine. Every rank must call it, inside a joined process group."""
     deepspeed = import_deepspeed(gang.device)
     from transformers.integrations import HfDeepSpeedConfig
@@ -192,7 +192,7 @@ class Engine:
             if found != expected:
                 raise RunFailed(f"after the checkpoint was read, the optimizer has {found} for {name}, not {expected}")
 
-    def export(self, job: Job, gang: Gang, rows: Any, pad_token_id: int) -> float:
+    def export(self, job: Job, gang: WorkerContext, rows: Any, pad_token_id: int) -> float:
         """Write job.paths.model and read it back. Returns the largest difference of logits (see `verify_export`)."""
         dtype = DTYPES[self.precision]
         task = self.spec.model.task

@@ -12,10 +12,10 @@ from jobs.errors import DataError
 from jobs.spec.finetune import Spec
 from jobs.training.model.isolation import later_tokens_are_unseen, packed_samples_are_isolated, padding_is_ignored
 from jobs.training.reporter import Reporter
-from jobs.training.worker_context import Gang
+from jobs.training.worker_context import WorkerContext
 
 
-def rows_are_unpacked(spec: Spec, gang: Gang, model: Any, pad_token_id: int, reporter: Reporter) -> bool:
+def rows_are_unpacked(spec: Spec, gang: WorkerContext, model: Any, pad_token_id: int, reporter: Reporter) -> bool:
     """Test on the model whether each sample of a packed row needs a separate row. Every rank must call it.
 
     Args:

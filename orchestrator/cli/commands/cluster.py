@@ -53,14 +53,16 @@ def drain(
     deadline: Annotated[
         str | None,
         typer.Option(
-            "--deadline", metavar="AGE", help="Then stop jobs that may not be interrupted, too, e.g. 2h [never]."
+            "--deadline",
+            metavar="TIME",
+            help="After this, also stop jobs with queue.preemptible: false, e.g. 2h [never].",
         ),
     ] = None,
-    stop_all: Annotated[bool, typer.Option("--stop-all", help="Stop those jobs now.")] = False,
+    stop_all: Annotated[bool, typer.Option("--stop-all", help="The same as --deadline 0s.")] = False,
     json_: Json = False,
     url: Url = None,
 ) -> None:
-    """Empty machines. Jobs there save and go elsewhere.
+    """Empty nodes: nothing starts there, and jobs save and go on elsewhere.
 
     A job that may not be interrupted (queue.preemptible: false, the default for commands) stays until it ends.
     """
@@ -125,7 +127,10 @@ def tenants_set(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="Made where there is none.", autocompletion=tenant_names, show_default=False
+            metavar="NAME",
+            help="Name of the tenant; it is created if it does not exist.",
+            autocompletion=tenant_names,
+            show_default=False,
         ),
     ],
     weight: Annotated[
@@ -139,7 +144,7 @@ def tenants_set(
     ] = None,
     max_priority: Annotated[
         str | None,
-        typer.Option("--max-priority", metavar="N", help="Highest priority that its members may give, or none [0]."),
+        typer.Option("--max-priority", metavar="N", help="Highest priority that members may use; none: no limit [0]."),
     ] = None,
     max_queued: Annotated[
         str | None, typer.Option("--max-queued", metavar="N", help="Most jobs it may have in the queue, or none.")
@@ -149,7 +154,11 @@ def tenants_set(
     ] = None,
     max_gpu_hours: Annotated[
         str | None,
-        typer.Option("--max-gpu-hours", metavar="N", help="GPU-hours of a month (UTC); then nothing starts; or none."),
+        typer.Option(
+            "--max-gpu-hours",
+            metavar="N",
+            help="GPU-hours per calendar month (UTC), after which no job with GPUs starts; or none.",
+        ),
     ] = None,
     root: Annotated[
         list[str] | None,
@@ -210,7 +219,9 @@ def events(
     job: Annotated[
         str | None, typer.Option("--job", metavar="JOB", help="Only this job's.", autocompletion=ANY)
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=0, max=10_000, help="Most of the newest.")] = 50,
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, max=10_000, help="Print at most N of the newest events.")
+    ] = 50,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")] = False,
     json_: Json = False,
     url: Url = None,

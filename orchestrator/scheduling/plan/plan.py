@@ -1,11 +1,13 @@
-"""One pass over the queue: which jobs start now and where, and which are interrupted. A pure function of a snapshot.
+"""Plans the queue: which jobs start now and where, and which are interrupted. A pure function of a snapshot.
 
-The pass goes through the queue once, in the order of the ranking:
+A plan is made in rounds. Each round goes through the waiting jobs once, in the order of the ranking:
 1. A gang that fits the free slots starts.
 2. A gang that does not fit may take back slots that were lent to others (`lending`), preempt others (`preemption`) that
    may be interrupted for it (`victims`), or have small jobs moved (`defragmentation`).
 3. The first gang for which none of this is possible gets a reservation (`reservation`). A later job starts only if it
    ends before the reservation begins, or on other nodes.
+
+If a round has interrupted jobs, another round follows, because they may start elsewhere.
 
 Slots that are left over are lent to elastic jobs (`lending`).
 """
@@ -17,7 +19,7 @@ from functools import cached_property
 
 import numpy as np
 
-from cluster.capacity.free_slots import ANYWHERE, Terms
+from cluster.capacity.free_slots import UNKNOWN_END, Terms
 from orchestrator.scheduling.job_table import Floats, Rows
 from orchestrator.scheduling.plan.decisions import Cause, Plan, Reservation
 from orchestrator.scheduling.plan.defragmentation import moves_for
@@ -36,10 +38,10 @@ def plan(snapshot: Snapshot, policy: Policy = DEFAULT) -> Plan:
     """Decide what to do now. The snapshot is not changed."""
     if not snapshot.waiting.any() and not snapshot.windows and not snapshot.sizes:
         return Plan(())
-    return _Pass(snapshot, policy).run()
+    return _Planning(snapshot, policy).run()
 
 
-class _Pass:
+class _Planning:
     def __init__(self, snapshot: Snapshot, policy: Policy) -> None:
         self._snapshot, self._policy = snapshot, policy
         self._builder = PlanBuilder(snapshot, policy)
@@ -55,7 +57,7 @@ class _Pass:
         while len(waiting):
             before = len(builder.decisions)
             builder.interrupted = []
-            started = self._go_through(waiting)
+            started = self._round(waiting)
             if not builder.interrupted or len(builder.decisions) == before or self._nothing_left_for_them:
                 break
             # Interrupted jobs may fit elsewhere or preempt others, and other jobs may fit into what they left over.
@@ -67,7 +69,7 @@ class _Pass:
             lend(builder, self._terms)
         return Plan(tuple(builder.decisions), self._reservation)
 
-    def _go_through(self, rows: Rows) -> set[int]:
+    def _round(self, rows: Rows) -> set[int]:
         """Try to start each of the waiting jobs, in order. Returns the rows that were started."""
         order = self._builder.ranking.order(rows, self._builder.jobs.submitted_s) if len(rows) > 1 else rows
         started: set[int] = set()
@@ -84,7 +86,7 @@ class _Pass:
                 else:
                     at_limit.add(int(self._builder.jobs.tenant[row]))
                 continue
-            if self._start(row, Terms(yields_s[at], leaves_s[at]) if yields_s else ANYWHERE):
+            if self._start(row, Terms(yields_s[at], leaves_s[at]) if yields_s else UNKNOWN_END):
                 started.add(row)
                 continue
             if not self._policy.backfill or self._nothing_left(row):
@@ -106,7 +108,7 @@ class _Pass:
 
     @property
     def _nothing_left_for_them(self) -> bool:
-        """Whether another pass is useless: all slots are held, and the interrupted jobs can preempt none."""
+        """Whether another round is useless: all slots are held, and the interrupted jobs can preempt none."""
         if self._builder.free.total or self._reservation is not None or self._builder.limits or self._may_need_no_slot:
             return False
         return all(self._nobody_makes_way(row) for row in self._builder.interrupted)
@@ -131,7 +133,7 @@ class _Pass:
             codes = codes * 2 + [self._builder.ranking.is_entitled(row) for row in rows.tolist()]
         if not (self._builder.free.reservations or self._builder.free.closings):
             return codes.tolist(), [], []
-        yields_s, leaves_s = self._yields_s(rows), self._snapshot.leaves_s(rows, self._policy.protected_s)
+        yields_s, leaves_s = self._leaves_reserved_s(rows), self._snapshot.leaves_s(rows, self._policy.protected_s)
         codes = codes * _TIMES + np.searchsorted(self._builder.free.reservations, yields_s, side="left")
         codes = codes * _TIMES + np.searchsorted(self._builder.free.closings, leaves_s, side="left")
         return codes.tolist(), yields_s.tolist(), leaves_s.tolist()
@@ -140,7 +142,7 @@ class _Pass:
     def _ranking_is_by_tenant(self) -> bool:
         return any(tenant.guaranteed for tenant in self._snapshot.tenants)
 
-    def _yields_s(self, rows: Rows) -> Floats:
+    def _leaves_reserved_s(self, rows: Rows) -> Floats:
         """[rows]; when each would have left nodes reserved for another job: at its end, or when it is preempted."""
         ends: Floats = self._snapshot.now_s + self._snapshot.left_s[rows]
         if self._reservation is None:
@@ -156,7 +158,7 @@ class _Pass:
 
     def _terms(self, row: int) -> Terms:
         _, yields_s, leaves_s = self._keys(np.array([row], np.intp))
-        return Terms(yields_s[0], leaves_s[0]) if yields_s else ANYWHERE
+        return Terms(yields_s[0], leaves_s[0]) if yields_s else UNKNOWN_END
 
     def _start(self, row: int, terms: Terms) -> bool:
         builder = self._builder

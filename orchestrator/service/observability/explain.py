@@ -120,7 +120,7 @@ class Explainer:
     def _explained(self, job: Job, caller: Caller, moment: _Moment | None) -> WhyView:
         if moment is None:
             reason = f"{job.job_id} waits: the machines do not answer, and nothing is started until they do"
-            return _said(Story(reason, next_step="nothing, if they come back; ask whoever keeps them"))
+            return _said(Story(reason, next_step="wait; if they do not come back, ask the admin of the cluster"))
         row = moment.row_of.get(job.job_id)
         if row is None:
             return _said(Story(f"{job.job_id} is new in the queue: ask again in a few seconds"))

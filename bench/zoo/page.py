@@ -22,10 +22,10 @@ def page(results: list[Result], known: list[Case]) -> str:
     version = importlib.metadata.version("transformers")
     return f"""# Model types
 
-`python -m bench.zoo --docs` writes this page. It builds each architecture tiny, with random weights, and trains it
-through the product's own path: one worker that stops after 3 steps, two that go on to step 5 and export. Losses are
-compared with those of a plain PyTorch loop (1e-4), the export's tensors with the source's, and the export with one made
-out of the checkpoint. A pass tries the types in random order.
+`python -m bench.zoo --docs` writes this page. It builds a tiny version of each architecture with random weights and
+trains it like any other run: one worker stops after 3 steps, then two workers continue to step 5 and export. It
+compares the losses with those of a plain PyTorch loop (1e-4), the export's tensors with the source's, and the export
+with one made from the checkpoint. A pass tries the types in random order.
 
 Seen with transformers {version}:
 
@@ -33,7 +33,7 @@ Seen with transformers {version}:
 * `trains`: with nothing but defaults. `refused`: before workers start, with the reason.
 * `warned`: it trains, losses differ from plain PyTorch, and a warning says why.
 * `failed`: after workers have started. `not made`: the tiny model does not train in plain PyTorch either.
-* `packed: apart`: samples are trained in rows of their own. A difference is the largest relative one of any loss.
+* `packed: apart`: each sample has a separate row. A difference is the largest relative difference of any loss.
 * `code`: a digest of the code that was tried. Rows with other digests are older.
 
 {HEADER}

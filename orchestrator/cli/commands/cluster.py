@@ -62,7 +62,7 @@ def drain(
     json_: Json = False,
     url: Url = None,
 ) -> None:
-    """Empty nodes: nothing starts there, and jobs save and go on elsewhere.
+    """Empty nodes. Jobs there save and go on elsewhere.
 
     A job that may not be interrupted (queue.preemptible: false, the default for commands) stays until it ends.
     """

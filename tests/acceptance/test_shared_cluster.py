@@ -341,8 +341,8 @@ def test_two_sweeps_and_a_single_job_share_the_slots(shared: Shared) -> None:
     for found in boards:
         assert {one["state"] for one in found} <= {"finished", "stopped", "paused"}, found
         assert (Path(found[0]["run"]) / "model/config.json").exists() and found[0]["step"] == SWEEP_STEPS
-    # Six rates after a quarter of a run, or three after half of it if nothing is learned before; and a whole run, unless
-    # one of these has about its rate.
+    # Six rates after a quarter of a run, or three after half of it if nothing is learned before; and a whole run, if
+    # none of these has about its rate.
     (rung,) = {one["step"] for one in boards[0] if one["state"] == "paused"}
     compared = {SWEEP_STEPS // 4: 6, SWEEP_STEPS // 2: 3}[rung]
     assert len(boards[0]) - compared in (0, 1) and len(boards[1]) == 6, boards

@@ -113,7 +113,10 @@ def test_codes_with_a_meaning_for_the_queue_are_not_handed_on(server: WireServer
         ({"command": ["./tool"]}, "tool is not a file on"),
         ({"command": ["./plain"]}, "plain may not be executed on"),
         ({"command": ["./broken"]}, "./broken cannot be started on .*: Exec format error"),
-        ({"command": ["true"], "working_dir": "/no/such/directory"}, "working_dir /no/such/directory is no directory"),
+        (
+            {"command": ["true"], "working_dir": "/no/such/directory"},
+            "working_dir /no/such/directory is not a directory",
+        ),
         (
             {"command": ["true", "x" * 99_000], "env": {f"A{n}": "y" * 99_000 for n in range(40)}},
             "rgument list too long",

@@ -92,7 +92,10 @@ def test_shares_do_not_depend_on_what_is_prepared_first(spec: Any, tmp_path: pat
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ((0.5, 0.6, 0.5), r"the run needs 240 rows, but the max_epochs of all sources in data\.train allow \d+: take"),
+        (
+            (0.5, 0.6, 0.5),
+            r"the run needs 240 rows, but the max_epochs of all sources in data\.train allow \d+. Remove",
+        ),
         ((None, 0.1, None), r"data\.train\[1\] .*1\.jsonl\): max_epochs 0\.1 of 40 rows is less than its weight"),
     ],
 )

@@ -124,8 +124,9 @@ class _Reader:
 
 
 def _changed(path: str) -> Reason:
-    what = f"{path} changed while it was read, so what was read is of no one state of it"
-    return Reason(f"{what}: nothing is kept. Let whatever writes it finish (or copy it), and start again", what)
+    what = f"{path} changed while it was read, so the rows do not belong to one state of the file"
+    remedy = "Let the program that writes it finish, or copy the file, and start again"
+    return Reason(f"{what}: nothing is kept. {remedy}", what)
 
 
 def _chars(row: Sample | BadRow | Record) -> int:

@@ -167,8 +167,8 @@ def _check_columns(reading: Reading, file: str, records: list[Record]) -> None:
             raise DataError.at(
                 f"data.columns.{role}",
                 f"{file} has no column {column!r}; it has {column_names(present)}."
-                f"{_did_you_mean(column, present)} Set data.columns.{role} to the column with the {role}. If the columns "
-                "of files differ, make each file a separate source in data.train, with its columns.",
+                f"{_did_you_mean(column, present)} Set data.columns.{role} to the column with the {role}. If the "
+                "columns of files differ, make each file a separate source in data.train, with its columns.",
             )
 
 

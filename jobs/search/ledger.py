@@ -44,10 +44,10 @@ class Ledger(Trials):
             self._journal.append({"trial": 0, "greatest_rate": greatest, "tokens": tokens})
             self._journal.flush()
 
-    def compare_later(self) -> None:
-        """Call the method of `Trials` and record that."""
+    def set_later(self) -> None:
+        """Call `compare_later` and record it."""
         with self._lock:
-            super().compare_later()
+            self.compare_later()
             self._journal.append({"trial": 0, "later": True})
             self._journal.flush()
 

@@ -30,7 +30,7 @@ def test_where_nothing_is_learned_at_the_first_rung_trials_are_compared_at_the_l
     assert not ledger.is_too_early and Shares.if_later(ledger) is not None
     at_rung(ledger, second, 0.690)
     assert ledger.is_too_early and ledger.going_on == []
-    ledger.compare_later()
+    ledger.set_later()
     assert not ledger.is_too_early and ledger.on_their_way == [1, 2]
     at_rung(ledger, third, 0.685)  # was on its way to the first rung
     assert ledger.on_their_way == [1, 2, 3] and ledger.going_on == []
@@ -38,7 +38,9 @@ def test_where_nothing_is_learned_at_the_first_rung_trials_are_compared_at_the_l
         at_rung(ledger, trial, loss, step=50)
     target = 1.71e-4 * 0.5**0.32  # of the parabola through the three
     assert ledger.on_their_way == [] and ledger.target == pytest.approx(target, rel=0.01) and ledger.going_on == []
-    for again in (ledger, Trials(scored_sweep(ledger), ledger.root)):
+    ledger.close()
+    next_driver = Ledger(scored_sweep(ledger), ledger.root, lambda spec: 100, 1000.0)
+    for again in (ledger, Trials(scored_sweep(ledger), ledger.root), next_driver):
         assert again.is_later and again.sweep.rung_shares == LATER and again.base_score == 0.693
         assert [trial.scores for trial in again.searched] == [[(50, 0.615)], [(50, 0.569)], [(50, 0.629)]]
 

@@ -250,7 +250,7 @@ class Search:
                 return
             before = stops_of(ledger.sweep, ledger.total_steps)[0]
             self._shares = later
-            ledger.compare_later()
+            ledger.set_later()
         after = stops_of(ledger.sweep, ledger.total_steps)[0]
         said = f"nothing is learned in {before} steps: trials are compared after step {after} instead"
         self.announce("phase", said, phase="rung")

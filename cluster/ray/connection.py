@@ -29,6 +29,7 @@ KNOCK_TIMEOUT_S = 10.0
 PLACED_WITHIN_S = 300.0  # most seconds that previous users of the nodes may take to leave
 _LOOK_S, _REMOVED_WITHIN_S = 2.0, 15.0
 _SAY_FIRST_S, SAY_AGAIN_S = 10.0, 60.0
+_LOCAL_STARTS = 3  # tries to start a Ray on this machine
 THIS_MACHINE = "local"
 NODE_LABEL = "ray.io/node-id"  # a label that every node has
 # A local Ray shares the machine's cores with the training. These settings switch off services that are not needed.
@@ -83,9 +84,10 @@ def connected(
     imports.start()
     try:
         _knock(where)
-        ray.init(**options)
         if where is None:
-            _end_needless_processes()
+            _start_local(options)
+        else:
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise CapacityError(_no_answer(where, error)) from error
     finally:
@@ -97,6 +99,28 @@ def connected(
         yield inventory
     finally:
         ray.shutdown()
+
+
+def _start_local(options: Mapping[str, Any]) -> None:
+    """Start a Ray on this machine, again if it does not come up. Raises CapacityError, or what `ray.init` raises.
+
+    Ray gives its own start 30 seconds, which is too little while other programs keep all cores busy. It then raises an
+    error of no class of its own, and what it has started ends with this process.
+    """
+    import ray
+
+    for _ in range(_LOCAL_STARTS):
+        try:
+            ray.init(**options)
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            failed = error
+            continue
+        _end_needless_processes()
+        return
+    said = f"Ray did not come up on this machine, in {_LOCAL_STARTS} tries of 30 s"
+    raise CapacityError(f"{said}: the machine may be overloaded. Look at its load, and try again later") from failed
 
 
 def _end_needless_processes() -> None:

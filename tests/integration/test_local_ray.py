@@ -1,0 +1,47 @@
+"""A Ray of one's own that does not come up in time is started again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+
+from cluster.errors import CapacityError
+from cluster.ray import connection
+
+
+def starts(monkeypatch: pytest.MonkeyPatch, *results: Exception | None) -> list[dict[str, Any]]:
+    """Have `ray.init` fail with these errors, one after another; None: it succeeds. Returns the options of calls."""
+    calls: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> None:
+        calls.append(options)
+        if (error := results[len(calls) - 1]) is not None:
+            raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(connection, "_end_needless_processes", lambda: None)
+    return calls
+
+
+def test_a_ray_that_does_not_come_up_in_time_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray says this after 30 seconds, on a machine without a free core, in an error of no class of its own."""
+    calls = starts(monkeypatch, Exception("The current node timed out during startup."), None)
+    connection._start_local({"num_cpus": 3})
+    assert calls == [{"num_cpus": 3}, {"num_cpus": 3}]
+
+
+def test_after_three_tries_the_machine_is_said_to_be_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = Exception("The current node timed out during startup.")
+    calls = starts(monkeypatch, late, late, late)
+    with pytest.raises(CapacityError, match=r"did not come up on this machine, in 3 tries.*overloaded") as caught:
+        connection._start_local({})
+    assert len(calls) == 3 and caught.value.__cause__ is late
+
+
+def test_other_errors_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = starts(monkeypatch, ValueError("num_cpus must be positive"))
+    with pytest.raises(ValueError, match="num_cpus"):
+        connection._start_local({})
+    assert len(calls) == 1

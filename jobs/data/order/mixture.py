@@ -33,7 +33,7 @@ _ALL = 1 << _SHARE_BITS
 _MAX_SECTIONS = 2**14  # their numbers are sorted as 16-bit integers, and with more sections shares would be coarse
 _MIN_CYCLE = 64
 _PIECE_ROWS = 2**15  # rows permuted at once, so that numpy's passes stay in a core's cache
-_STRETCH_ROWS = 2**18  # rows gathered by section at once; with fewer, each section would have few rows of many windows
+_STRETCH_ROWS = 2**18  # rows gathered by section at once: `Order` computes whole windows, so each section asks for many
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,11 @@ class _Phase:
 
     @cached_property
     def _splits(self) -> tuple[tuple[int, int, int, int], ...]:
-        """The splits of all positions into two parts, and so on down to sections: a Huffman tree from its root.
+        """A Huffman tree over the shares, as a list of splits from its root.
 
-        A split is (first part, its share, second part, share of both); both together have the second part's number.
-        The smallest shares are joined first, so that a rounding error near the root is halved on the way down.
+        A split (first, share of first, second, share of both) divides the positions counted under `second` into those
+        of `first` and the rest, which stay under `second`. The smallest shares are joined first, so that a rounding
+        error near the root is halved on the way down.
         """
         heap = [(share, number) for number, share in enumerate(self.shares)]
         heapify(heap)
@@ -168,9 +169,9 @@ class Mixture:
     """A row order over several sections, which contains their rows everywhere in about the requested shares.
 
     Rows are numbered through all sections, one after the other. Limits divide the mixture into phases: when a section
-    has too few uses left for its share of another cycle, it drops out. The others continue where they are, with their
-    shares recomputed without it. So fewer uses than its share of a cycle are left over. A section whose limit is below
-    its share of the first cycle never takes part (see `left_out`). If all sections have limits, the mixture ends.
+    has too few uses left for its share of another cycle, it drops out, and these uses stay unused. The other sections
+    continue where they are, with their shares recomputed without it. A section whose limit is below its share of the
+    first cycle never takes part (see `left_out`). If all sections have limits, the mixture ends.
     """
 
     sections: tuple[MixedSection, ...]

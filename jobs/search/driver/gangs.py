@@ -147,7 +147,7 @@ class Gangs:
                 self._free.append(place)
                 self._changed.notify_all()
 
-    def give_back(self, most: int) -> bool:
+    def give_back(self, most: int) -> int:
         """End free gangs for good until `most` are left. False: no more than these are left, or none is free."""
         with self._changed:
             over = len(self) - most
@@ -155,7 +155,7 @@ class Gangs:
             self._over.update(places)
         ended = [place for place in places if (gang := self._all[place]) is None or gang.end()]
         self._given_back.update(ended)
-        return bool(ended)
+        return len(ended)
 
     @property
     def workers_kept(self) -> tuple[int, ...]:

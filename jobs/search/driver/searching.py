@@ -85,9 +85,8 @@ class Search:
         self._finished = False
         self._stopped = False  # by `fleetune stop`
         self._readers: dict[int, JournalReader] = {}  # of the metrics of each trial
-        self._failed: FleetuneError | None = (
-            None  # why the search must end: no gang is left, an error, or a dead actor of Ray Tune
-        )
+        # Why the search must end: no gang is left, an error, or a dead actor of Ray Tune.
+        self._failed: FleetuneError | None = None
 
     def run(self) -> None:
         """Search until Tune is done. Raises FleetuneError: no gang is left; Interrupted: a second signal."""
@@ -266,7 +265,7 @@ class Search:
         ledger, total = self.ledger, trial.total_steps
         if aims(ledger.sweep):  # Tune knows the first rung only
             stops = stops_of(ledger.sweep, total, trial.straight)
-            until = next(stop for stop in [*stops, total] if stop > trial.step or stop == total)
+            until = next((stop for stop in stops if stop > trial.step), total)
         if trial.impossible is not None:
             return Answer(status="failed", reason=trial.impossible)
         if not trial.driver:
@@ -316,10 +315,9 @@ class Search:
             self._ending.start()
 
     def _end_gangs(self) -> None:
-        before = len(self.gangs)
         self._spending.so_far()  # with those that end
-        if self.gangs.give_back(self._gangs_needed()):
-            said = f"given back: {many(before - len(self.gangs), 'gang')}, for which no trial is left"
+        if ended := self.gangs.give_back(self._gangs_needed()):
+            said = f"given back: {many(ended, 'gang')}, for which no trial is left"
             self.announce("phase", said, phase="given-back", workers=list(self.gangs.workers_kept))
 
     def _gangs_needed(self) -> int:

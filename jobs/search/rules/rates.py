@@ -14,7 +14,7 @@ from typing import Final
 CLEARLY: Final = 0.01  # share of a loss; smaller differences are noise
 UP: Final = 1.75  # factor to the next rate above the best one: a rate that is much too high diverges
 DOWN: Final = 3.0  # factor to the next rate below it: a rate that is too low only learns less
-FEW: Final = 4  # scores whose rates lie far apart
+_FEW: Final = 4  # scores whose rates lie far apart
 _APART: Final = 1.2  # factor; a new rate that is nearer to the best one tells little
 
 
@@ -45,7 +45,7 @@ def best_rate(scores: Mapping[float, float]) -> float:
         scores: by rate; lower is better.
     """
     vertex = _vertex_at_best({math.log(rate): score for rate, score in scores.items()})
-    if len(scores) <= FEW and vertex is not None:
+    if len(scores) <= _FEW and vertex is not None:
         return math.exp(vertex)
     best = min(scores.values())
     return min(rate for rate, score in scores.items() if score <= best + CLEARLY * abs(best))
@@ -58,11 +58,7 @@ def _in_bracket(known: Mapping[float, float], low: float, high: float) -> float 
         known: scores by place, the logarithm of a rate.
         low, high: ends of the range.
     """
-    places = sorted(known)
-    at = places.index(min(places, key=lambda place: known[place]))
-    best = places[at]
-    left = places[at - 1] if at else None
-    right = places[at + 1] if at + 1 < len(places) else None
+    left, best, right = _around_best(known)
     if right is None and high - best > math.log(_APART):
         return min(best + math.log(UP if left is not None else DOWN), high)
     if left is None and best - low > math.log(_APART):
@@ -79,11 +75,18 @@ def _in_bracket(known: Mapping[float, float], low: float, high: float) -> float 
 
 def _vertex_at_best(known: Mapping[float, float]) -> float | None:
     """Return the minimum of the parabola through the best place and its neighbours; None if the best one is an end."""
+    left, best, right = _around_best(known)
+    if left is None or right is None:
+        return None
+    vertex = vertex_of({place: known[place] for place in (left, best, right)})
+    return vertex if vertex is not None and left < vertex < right else None
+
+
+def _around_best(known: Mapping[float, float]) -> tuple[float | None, float, float | None]:
+    """Return the place with the best score between its neighbours; None: it is an end."""
     places = sorted(known)
     at = places.index(min(places, key=lambda place: known[place]))
-    near = places[max(at - 1, 0) : at + 2]
-    vertex = vertex_of({place: known[place] for place in near}) if len(near) == 3 else None
-    return vertex if vertex is not None and near[0] < vertex < near[-1] else None
+    return places[at - 1] if at else None, places[at], places[at + 1] if at + 1 < len(places) else None
 
 
 def vertex_of(scores: Mapping[float, float]) -> float | None:

@@ -127,7 +127,9 @@ class Explainer:
         try:
             check_can_ever_fit(job.gang, moment.cluster.inventory)
         except CapacityError as error:
-            next_step = f"wait until there are; or fleetune cancel {job.job_id}, and submit it again with less"
+            next_step = (
+                f"wait until such nodes are added; or fleetune cancel {job.job_id}, and submit it with a smaller gang"
+            )
             return _said(Story(f"{job.job_id} waits for machines that are not there: {error}", next_step=next_step))
         tenant = moment.tenants.get(job.tenant)
         if tenant is not None and job.gang.gpus_per_worker and job.tenant in moment.cluster.spent:
@@ -168,7 +170,7 @@ class Explainer:
     def _others(self, moment: _Moment) -> list[Other]:
         """Return programs that may be the external use.
 
-        Ray-submitted programs of this queue hold nothing, so not these.
+        Programs that queued their job here by `ray job submit` are left out: they hold no slots.
         """
         submissions = {ray_submission_of(job) for job in moment.jobs}
         return [other for other in self._context.machines.others() if other.name not in submissions]
@@ -215,7 +217,8 @@ class Explainer:
             tenants,
             self._shares_now(now_s).advance(jobs, now_s),
             closed=frozenset(rules),
-            slow=frozenset(job.job_id for job in jobs if job.state is State.STOPPING),  # their nodes are not free yet
+            # All jobs that stop, and not only slow ones: their nodes are not free yet.
+            slow=frozenset(job.job_id for job in jobs if job.state is State.STOPPING),
             gpu_hours=self._gpu_hours(tenants),
         )
         ended = store.jobs(Filter(states=(State.SUCCEEDED, State.FAILED)), limit=_ENDED_LATELY)

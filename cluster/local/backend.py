@@ -1,10 +1,9 @@
-"""Programs on this machine, without Ray: every submission is a folder, and whoever has the folders can go on.
+"""Programs on this machine, without Ray. Every submission is a folder, from which any later process can go on.
 
-Nothing is kept in this process, which may be killed at any moment. A start first takes the name, by a folder that
-appears whole under it, and then starts a supervisor (`cluster.local.supervisor`). From before the name is taken, a lock
-in that folder is held by the starter and then by the supervisor. The kernel lets go of it when both are gone, so a
-submission that has not ended and whose lock is free does not run, and is LOST; nobody has to guess from numbers of
-processes or from times.
+This process keeps no state and may be killed at any moment. A start first takes the name, with a folder that appears
+whole under it, and then starts a supervisor (`cluster.local.supervisor`). The starter, and then the supervisor, hold a
+lock in that folder from before the name is taken. The kernel releases the lock when both are gone. So a submission that
+has not ended and whose lock is free does not run, and is LOST. Process ids and times are not needed to decide this.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Runs one program of the local backend, ends what it leaves behind, and writes down its exit code.
+"""Runs one program of the local backend, ends the processes that it leaves behind, and records its exit code.
 
-Started as a script of its own (`python -I -S local_supervisor.py FOLDER`, the lock being inherited), so that it is up
-in 25 ms and needs nothing but the standard library. Its folder is the submission's; whoever wants something of it
-writes a file there and sends SIGTERM.
+It is started as a script (`python -I -S supervisor.py FOLDER`) and inherits the lock. It uses only the standard
+library, so it is up in 25 ms. Its folder is the submission's. Callers write a request there and send SIGTERM.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ LAUNCH = "launch.json"  # written by the starter: command, working_dir, token, m
 LOCK = "lock"  # locked as long as the starter or the supervisor lives
 SUPERVISOR = "supervisor.json"  # from here on it takes signals
 PROGRAM = "program.json"  # from here on the program runs
-STOP = "stop"  # SOFT or HARD, written by whoever wants it to end
+STOP = "stop"  # SOFT or HARD, written by a caller that wants the program to end
 END = "end.json"  # nothing of it runs any more
 OUTPUT = "output"
 SOFT, HARD = "soft", "hard"
-TOKEN_VARIABLE = "FLEETUNE_PROGRAM"  # marks all processes of one submission, whoever their parent is
+TOKEN_VARIABLE = "FLEETUNE_PROGRAM"  # marks all processes of one submission, independent of their parents
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # what a shell would say
@@ -62,7 +61,7 @@ def identity(pid: int) -> dict[str, Any] | None:
 
 
 def process_lives(pid: int) -> bool:
-    """Whether there is such a process. One that has ended, and waits for its parent to notice, does not count."""
+    """Whether a process runs. A process that has ended but is not reaped yet does not count."""
     fields = stat_fields(pid)
     return fields is not None and fields[0] not in "ZX"
 
@@ -233,7 +232,7 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         write_whole(self._folder / SUPERVISOR, json.dumps(identity(os.getpid())))
-        # Looked at after that file is there: whoever asks before sees no file and sends no signal.
+        # Check after writing that file: an earlier caller sees no file and sends no signal.
         if self._stop():
             self._end(None, "stopped before it was started")
             return

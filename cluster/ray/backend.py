@@ -84,7 +84,7 @@ class RayJobsBackend:
             queue: whose programs and callers these are: other queues of one cluster see nothing of them.
             own_use: what Fleetune itself holds on each node; the rest of what Ray says is used is foreign.
             growth: how far the cluster's autoscaler may take it.
-            grace_s: after a soft stop, Ray ends the program by itself when so long has passed.
+            grace_s: time after a soft stop at which Ray ends the program by itself.
             timeout_s: of one answer of the dashboard.
             keeping: how long entries of attempts that are over stay in Ray's list.
         """

@@ -61,8 +61,8 @@ def connected(
     set_default("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     set_default("RAY_TRAIN_V2_ENABLED", "1")
     set_default("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # otherwise each printed line is written to a worker's log twice
-    # The driver looks for leaving nodes itself (`leaving_nodes`). Ray's watcher is an actor in a process of its own for
-    # each gang, and its imports take seconds of a core.
+    # The driver looks for leaving nodes itself (`leaving_nodes`). Ray's watcher would add an actor process to each
+    # gang, whose imports take seconds of a core.
     set_default("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     set_default("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the directory of the job's own modules
     where = _where(address)
@@ -104,8 +104,8 @@ def connected(
 def _start_local(options: Mapping[str, Any]) -> None:
     """Start a Ray on this machine, again if it does not come up. Raises CapacityError, or what `ray.init` raises.
 
-    Ray gives its own start 30 seconds, which is too little while other programs keep all cores busy. It then raises an
-    error of no class of its own, and what it has started ends with this process.
+    Ray waits 30 seconds for its start, which is too short while other programs keep all cores busy. It then raises a
+    plain `Exception`. The processes of the failed start end with this process.
     """
     import ray
 

@@ -47,9 +47,8 @@ class Policy:
         most_interruptions: most interruptions of one job.
         attained_level_s: GPU-seconds that separate the two levels of Order.ATTAINED.
         most_preempting: most gangs for which one plan interrupts others; the next plan goes on.
-        move_worth_s: others are moved or shrunk for a gang if this costs at most so many seconds of the gang's own
-            GPUs.
-        grow_worth: a running job grows only if this saves more than so many times the cost of its interruption.
+        move_worth_s: most cost of moving or shrinking others for a gang, in seconds of the gang's own GPUs.
+        grow_worth: a running job grows only if this saves more than this many times the cost of its interruption.
     """
 
     name: str

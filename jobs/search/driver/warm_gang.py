@@ -160,7 +160,7 @@ class WarmGang:
             pass
 
     def _check_ending(self) -> None:
-        """Raises MachinesFailed: nobody needs the gang any more."""
+        """Raise MachinesFailed if the gang was ended, so that it stops waiting for room."""
         if self._ending:
             raise MachinesFailed("the gang was ended while it waited for room")
 

@@ -99,7 +99,9 @@ def logs(
             autocompletion=completing.sources,
         ),
     ] = None,
-    tail: Annotated[int | None, typer.Option("--tail", min=0, help="Only so many lines of the end of each.")] = None,
+    tail: Annotated[
+        int | None, typer.Option("--tail", min=0, help="Print only this many lines from the end of each log.")
+    ] = None,
     json_: Json = False,
     url: Url = None,
 ) -> None:

@@ -105,12 +105,12 @@ def serve(
             metavar="D",
             min=0.0,
             max=100_000.0,
-            help="Jobs are removed so long after their end; 0: never [FLEETUNE_RETENTION_DAYS, or 90].",
+            help="Days after which ended jobs are removed; 0: never [FLEETUNE_RETENTION_DAYS, or 90].",
         ),
     ] = None,
     most_ray_submitted: Annotated[
         int,
-        typer.Option("--most-guests", metavar="N", min=0, help="So many programs of `ray job submit` may be queued."),
+        typer.Option("--most-guests", metavar="N", min=0, help="Most programs of `ray job submit` in the queue."),
     ] = 250,
     autoscaler: Annotated[
         str | None,

@@ -57,8 +57,8 @@ def aims(sweep: SweepSpec) -> bool:
 def is_too_early(sweep: SweepSpec, base: float | None, scores: Sequence[float]) -> bool:
     """Return whether nothing has been learned at the rung: no score is clearly better than the base model's.
 
-    The order of such scores is noise. Two scores are enough to tell, since their rates differ by a factor of three. A
-    rung that the spec gives is never too early.
+    The order of such scores is noise. Two scores are enough to tell, since their rates differ by a factor of 1.7 at
+    least. A rung that the spec gives is never too early.
 
     Args:
         base: score of the model before training; None: not known.

@@ -26,6 +26,7 @@ from jobs.spec.data import MOST_EPOCHS, Columns, Data, Source, StoragePath, chec
 from jobs.spec.evaluation import Checkpoint, Eval
 from jobs.spec.queue import Queue
 from jobs.spec.references import RUN_REFERENCE
+from jobs.spec.remedies import Remedies
 from jobs.spec.zero import Zero
 
 __all__ = [
@@ -240,6 +241,7 @@ class Spec(Frozen):
     data: Data = Field(description="The samples.")
     train: Train = Field(default_factory=Train, description="Training arguments.")
     eval: Eval = Field(default_factory=Eval, description="Evaluation.")
+    remedies: Remedies = Field(default_factory=Remedies, description="Troubles that a run repairs by itself.")
     resources: Resources = Field(default_factory=Resources, description="The gang of workers.")
     checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="Checkpoints.")
     storage_path: StoragePath = Field(

@@ -174,7 +174,7 @@ class MemoryRemedy:
         change = next_rung(job.spec, shortage, checkpointing=group.supports_checkpointing)
         earlier = read_remedies(self._paths)
         if change is None:
-            tried = tried_words(earlier)
+            tried = tried_words([one for one in earlier if one.where == where])
             raise OutOfMemory(f"{said}{f' These changes did not suffice: {tried}.' if tried else ''}", rank)
         spec = changed(job.spec, change)
         step = max(committed_steps(self._paths), default=0)
@@ -208,7 +208,7 @@ def action_words(before: Spec, after: Spec, change: Change) -> str:
     if change.rung is not Rung.MICRO_BATCH:
         return str(change)
     old, new = plan_batching(before), plan_batching(after)
-    return f"{change}, and {many(new.accumulation, 'forward pass')} a step instead of {old.accumulation}"
+    return f"{change} (accumulation {new.accumulation} instead of {old.accumulation})"
 
 
 def _data(remedy: Remedy) -> dict[str, Any]:

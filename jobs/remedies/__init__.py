@@ -1,4 +1,4 @@
-"""What a run changes about itself after a trouble. Pure functions of the spec and the trouble; a driver acts on them.
+"""What a run changes about itself after a trouble: pure functions that decide. Drivers and the training loop act.
 
 May import `spec`, `planning` and `run`. Start with `out_of_memory`.
 """

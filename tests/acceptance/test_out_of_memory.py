@@ -15,7 +15,7 @@ from jobs.run.paths import JobPaths
 from jobs.run.record import read_steps
 from jobs.run.remedies import read_remedies
 from jobs.storage.journal import read_journal
-from tests.acceptance.conftest import fleetune, newest_run, outcome_of
+from tests.acceptance.conftest import fleetune, newest_run, outcome_of, starts
 from tests.support.gangs import ROOT
 
 WriteSpec = Callable[..., pathlib.Path]
@@ -31,11 +31,6 @@ def run_scarce(limits: dict[str, int], *arguments: str | pathlib.Path) -> Any:
 
 def remedies_told(paths: JobPaths) -> list[dict[str, Any]]:
     return [event["data"] for event in read_journal(paths.events) if event["kind"] == "remedy"]
-
-
-def starts(paths: JobPaths) -> list[int]:
-    folder = pathlib.Path(paths.attempt(0)).parent
-    return [json.loads(file.read_text())["start"] for file in sorted(folder.iterdir())]
 
 
 @pytest.mark.slow

@@ -10,13 +10,25 @@ from typing import Any
 
 import pytest
 
+from jobs.run.checkpoints import committed_steps
 from jobs.run.outcome import Status
 from jobs.run.paths import JobPaths
 from jobs.run.record import read_steps
 from jobs.run.remedies import read_remedies
 from jobs.storage.journal import read_journal
-from tests.acceptance.conftest import fleetune, newest_run, outcome_of, starts
-from tests.support.gangs import ROOT
+from tests.acceptance.conftest import (
+    fleetune,
+    newest_run,
+    outcome_of,
+    runs_in,
+    started,
+    starts,
+    wait_for_step,
+    workers_of,
+)
+from tests.support.gangs import PACED, ROOT
+from tests.support.memorylimit import kill_for_memory
+from tests.support.processes import wait_for
 
 WriteSpec = Callable[..., pathlib.Path]
 SCARCE = str((ROOT / "tests/support/scarce/sitecustomize.py").parent)
@@ -118,6 +130,32 @@ def test_an_evaluation_is_made_smaller_and_a_later_attempt_begins_with_that(
         (batch, 8, 2, "earlier"), ("train.per_device_train_batch_size", 2, 1, "earlier"),
     ]  # fmt: skip
     assert outcome_of(paths).remedies == outcome.remedies and starts(paths)[-1] == SAVED
+
+
+@pytest.mark.slow
+def test_a_run_whose_worker_was_killed_for_memory_goes_on_with_a_smaller_micro_batch(
+    write_spec: WriteSpec, workshop: pathlib.Path
+) -> None:
+    """The kernel kills the process, so no exception is reported."""
+    spec = write_spec(
+        train__max_steps=20, train__per_device_train_batch_size=2, train__global_batch_size=8,
+        checkpoint__save_steps=SAVED,
+    )  # fmt: skip
+    before = runs_in(workshop)
+    with started(spec, PYTHONPATH=PACED) as process:
+        wait_for(lambda: runs_in(workshop) - before, "the run has begun", 150.0)
+        paths = newest_run(workshop)
+        wait_for_step(process, paths, SAVED + 1)
+        wait_for(lambda: committed_steps(paths), "there is a checkpoint")
+        if not kill_for_memory(workers_of(process)[1]):
+            pytest.skip("no control group may be made here")
+        output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    (remedy,) = outcome_of(paths).remedies
+    assert "was killed for memory by the kernel" in remedy.cause and remedy.where == "training"
+    assert (remedy.field, remedy.after) == ("train.per_device_train_batch_size", 1)
+    assert len(starts(paths)) == 2 and starts(paths)[1] == remedy.from_step >= SAVED
+    assert [one["step"] for one in read_steps(paths)] == list(range(1, 21))
 
 
 @pytest.mark.slow

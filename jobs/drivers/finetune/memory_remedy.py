@@ -35,7 +35,7 @@ from jobs.run.paths import JobPaths
 from jobs.run.remedies import Remedy, next_time, read_remedies, write_remedies
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
-from jobs.storage.journal import JournalReader
+from jobs.storage.journal import JournalReader, part_names, read_part
 from jobs.training.ending import failures_of
 from jobs.training.faults import Fault
 from jobs.training.on_ray.crash import Crash
@@ -82,23 +82,21 @@ class Group:
     eval_rows: int | None = None
     _where: Where = Where.LOADING
     _events: JournalReader = field(init=False)
-    _metrics: JournalReader = field(init=False)
+    _metrics: frozenset[str] = field(init=False)  # parts that earlier groups have written
 
     def __post_init__(self) -> None:
         self.attempts = count_attempts(self.paths)
         self._events = JournalReader(self.paths.events, skip=DRIVER)
-        self._metrics = JournalReader(self.paths.metrics)
-        for reader in (self._events, self._metrics):
-            with contextlib.suppress(StorageError):
-                reader.pass_over()
+        self._events.pass_over()
+        self._metrics = frozenset(part_names(self.paths.metrics))
 
     def look(self) -> None:
-        """Read what the group has written since the last look. If the storage does not answer, the next one does."""
-        with contextlib.suppress(StorageError):
-            for record in self._metrics.new():
-                self.step = int(record["step"])
-            for one in self._events.new():
-                self._take(one["kind"], one["data"])
+        """Read what the group has written since the last look. Raises StorageError."""
+        newest = part_names(self.paths.metrics)[-1:]
+        if not self._metrics.issuperset(newest):
+            self.step = int(read_part(self.paths.metrics, newest[0])[-1]["step"])
+        for one in self._events.new():
+            self._take(one["kind"], one["data"])
 
     def _take(self, kind: str, data: Mapping[str, Any]) -> None:
         if kind == "plan":
@@ -132,10 +130,11 @@ class MemoryRemedy:
     def look(self) -> None:
         """Announce that training goes on after a remedy, once that is so."""
         group = self._group
-        if group is None:
+        if group is None or self._made is None:
             return
-        group.look()
-        if self._made is None or group.step <= 0:
+        with contextlib.suppress(StorageError):  # the next look asks again
+            group.look()
+        if group.step <= 0:
             return
         seconds = max(time.time() - self._ran_out_at, 0.0)
         done = self._made.model_copy(update={"seconds": round(seconds, 1)})

@@ -134,13 +134,16 @@ class MemoryRemedy:
             return
         with contextlib.suppress(StorageError):  # the next look asks again
             group.look()
-        if group.step <= 0:
-            return
+            if group.step > 0:
+                self._went_on(self._made)
+
+    def _went_on(self, made: Remedy) -> None:
+        """Store and announce what the remedy cost. Raises StorageError."""
         seconds = max(time.time() - self._ran_out_at, 0.0)
-        done = self._made.model_copy(update={"seconds": round(seconds, 1)})
-        self._made = None
+        done = made.model_copy(update={"seconds": round(seconds, 1)})
         remedies = (*read_remedies(self._paths)[:-1], done)
         write_remedies(self._paths, remedies)
+        self._made = None
         said = f"training goes on {seconds:.1f} s after it ran out of memory. For a new run, {next_time(remedies)}"
         self._announce("remedy", said, **_data(done), effect=f"training goes on after {seconds:.1f} s")
 

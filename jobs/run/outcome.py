@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from jobs.errors import MachinesFailed, StorageError
 from jobs.frozen import Frozen
 from jobs.run.paths import JobPaths
+from jobs.run.remedies import Remedy
 from jobs.storage import files as storage
 
 OUTCOME_VERSION = 1
@@ -52,6 +53,7 @@ class Outcome(Frozen):
         None, description="Samples of that evaluation by class: a row for each true class, a column for each predicted."
     )
     model_path: str | None = Field(None, description="The exported model directory.")
+    remedies: tuple[Remedy, ...] = Field((), description="Changes that the run made to itself, over all attempts.")
     ended_at: datetime.datetime = Field(description="UTC.")
 
     @property
@@ -65,7 +67,7 @@ class Event(Frozen):
     """One thing that happened in a run."""
 
     at: datetime.datetime = Field(description="UTC.")
-    kind: str = Field(description="Short name: phase, evaluated, checkpoint, exported, warning, failed, ended.")
+    kind: str = Field(description="Short name: phase, evaluated, checkpoint, exported, remedy, warning, failed, ended.")
     message: str = Field(description="One line for people.")
     data: dict[str, Any] = Field(default_factory=dict, description="Facts of the event for programs.")
 

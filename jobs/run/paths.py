@@ -113,6 +113,11 @@ class JobPaths:
         return storage.join(self.root, "save")
 
     @property
+    def remedies(self) -> str:
+        """The changes that the run made to itself after a trouble; absent if there were none."""
+        return storage.join(self.root, "remedies.json")
+
+    @property
     def driver(self) -> str:
         """A random id of the driver that has the run. Workers of an earlier driver see it change, and end."""
         return storage.join(self.root, "driver")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import re
@@ -23,6 +24,7 @@ from jobs.errors import (
 )
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths, new_run_name
+from jobs.run.remedies import next_time, read_remedies, remedy_words
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import SweepSpec
@@ -79,6 +81,8 @@ def concluded(paths: JobPaths, drive: Callable[[], Outcome]) -> Outcome:
         outcome = outcome_of_error(paths, Interrupted("interrupted"))
     if outcome.status is not Status.SUCCEEDED and outcome.step == 0:
         outcome = outcome.model_copy(update=last_record(paths))
+    with contextlib.suppress(StorageError):
+        outcome = outcome.model_copy(update={"remedies": read_remedies(paths)})
     write_outcome(paths, outcome)
     return outcome
 
@@ -113,16 +117,18 @@ def read_steps(paths: JobPaths) -> list[Record]:
     return one_of_each_step(read_journal(paths.metrics))
 
 
-def logged_loss(paths: JobPaths, step: int) -> float | None:
+def logged_loss(paths: JobPaths, step: int, micro_batch: int) -> float | None:
     """Return the loss that was last logged for `step`, the next step of a run; None if no attempt reached it.
 
-    Reads backwards only as far as the step can be, so the length of the run does not matter. Raises StorageError.
+    A loss that was computed with another micro-batch is not returned, because its dropout masks were others. Reads
+    backwards only as far as the step can be, so the length of the run does not matter. Raises StorageError.
     """
     for name in reversed(part_names(paths.metrics)):
         records = read_part(paths.metrics, name)
         for record in reversed(records):
             if record["step"] == step:
-                return float(record["loss"])
+                same = record.get("micro_batch", micro_batch) == micro_batch  # earlier releases did not write it
+                return float(record["loss"]) if same else None
         if all(record["step"] < step for record in records):
             return None
     return None
@@ -154,10 +160,15 @@ def outcome_of_error(paths: JobPaths, error: Exception) -> Outcome:
 
 def ending_of(paths: JobPaths, outcome: Outcome) -> str:
     """Describe the end of a run in its last lines of output."""
+    lines = [f"remedy: {remedy_words(one)}" for one in outcome.remedies]
+    if (change := next_time(outcome.remedies)) is not None:
+        lines.append(f"next time: {change}")
     if outcome.status is Status.SUCCEEDED:
-        return f"succeeded after {many(outcome.step, 'step')}; the model is in {outcome.model_path}"
+        said = f"succeeded after {many(outcome.step, 'step')}; the model is in {outcome.model_path}"
+        return "\n".join([said, *lines])
     how = how_to_go_on(paths, outcome)
-    return f"{outcome.status}: {outcome.reason}\nlogs: {paths.logs}" + (f"\nresume: {how}" if how else "")
+    lines = [f"{outcome.status}: {outcome.reason}", *lines, f"logs: {paths.logs}"]
+    return "\n".join([*lines, f"resume: {how}"] if how else lines)
 
 
 def how_to_go_on(paths: JobPaths, outcome: Outcome | None) -> str | None:

@@ -16,6 +16,7 @@ from jobs.run.find import run_names
 from jobs.run.outcome import Outcome, Status, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.record import how_to_go_on
+from jobs.run.remedies import Remedy, read_remedies
 from jobs.storage import files as storage
 from jobs.storage.journal import Record, newest_record, part_names, read_journal, written_at_s
 
@@ -60,6 +61,7 @@ class RunDetails(_Read):
     last_step: Record | None
     paths: dict[str, str]
     resume: str | None = Field(description="The command that resumes a run that ended early.")
+    remedies: tuple[Remedy, ...] = Field((), description="Changes that the run made to itself after a trouble.")
     events: tuple[Record, ...]
     log_tail: str | None = Field(description="End of the most useful log, if the run did not succeed.")
 
@@ -162,6 +164,7 @@ def describe_run(root: str, now: Now = utc_now) -> RunDetails:
         last_step=newest_record(paths.metrics),
         paths=_paths_of(paths, outcome, spec.get("kind") == "sweep"),
         resume=None if ended_well else how_to_go_on(paths, outcome),
+        remedies=_remedies(paths),
         events=tuple([event for event in events if event.get("kind") != "alive"][-LAST_EVENTS:]),
         log_tail=None if ended_well else log_tail(paths),
     )
@@ -172,6 +175,13 @@ def _outcome(paths: JobPaths) -> Outcome | None:
         return read_outcome(paths)
     except (FleetuneError, ValueError):
         return None  # `summarise` reports it
+
+
+def _remedies(paths: JobPaths) -> tuple[Remedy, ...]:
+    try:
+        return read_remedies(paths)
+    except (FleetuneError, ValueError):
+        return ()  # a newer release wrote them, and the rest of the run can still be shown
 
 
 def _paths_of(paths: JobPaths, outcome: Outcome | None, is_sweep: bool) -> dict[str, str]:

@@ -47,6 +47,10 @@ class JournalWriter:
         with self._lock:
             self._pending.append(line)
 
+    def hurry(self) -> None:
+        """Have the background thread write now, instead of at the end of the interval."""
+        self._wake.set()
+
     def flush(self) -> None:
         """Write all pending records to storage now. Raises StorageError."""
         with self._writing:
@@ -88,6 +92,7 @@ class JournalWriter:
         while not self._closed:
             age_s = time.monotonic() - self._started_at
             self._wake.wait(min(max(age_s / 60.0, FIRST_INTERVAL_S), LAST_INTERVAL_S))
+            self._wake.clear()
             try:
                 self.flush()
             except Exception:  # a storage may raise anything

@@ -97,7 +97,7 @@ def reason_of(error: BaseException, fault: Fault, rank: int, host: str, spec: Sp
     if isinstance(error, FleetuneError):
         return str(error)
     if fault is Fault.MEMORY:
-        return f"rank {rank} on {host} ran out of {_which_memory(error)}. {advice(spec)}"
+        return f"{shortage_of(error, rank, host)}. {advice(spec)}"
     if fault is Fault.MACHINE:
         return (
             f"the hardware of rank {rank} on {host} failed: {first_line(error)}. Check that node with nvidia-smi and "
@@ -106,17 +106,27 @@ def reason_of(error: BaseException, fault: Fault, rank: int, host: str, spec: Sp
     return f"rank {rank} on {host} failed: {type(error).__name__}: {error}"
 
 
+def shortage_of(error: BaseException, rank: int, host: str) -> str:
+    """Describe an exception of kind `MEMORY` without advice."""
+    return f"rank {rank} on {host} ran out of {_which_memory(error)}"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; further lines are mostly advice of a library."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300].rstrip('.')}" if lines else type(error).__name__
 
 
-def _which_memory(error: BaseException) -> str:
-    """Describe the memory: `GPU memory: 2.0 GiB more were asked for, and 1.5 GiB of 79.1 GiB were free`."""
+def is_of_host_memory(error: BaseException) -> bool:
+    """Whether an exception of kind `MEMORY` is about the host's memory and not a GPU's."""
     import torch
 
-    if not isinstance(error, torch.OutOfMemoryError) and not _OF_CUDA.search(str(error)):
+    return not isinstance(error, torch.OutOfMemoryError) and not _OF_CUDA.search(str(error))
+
+
+def _which_memory(error: BaseException) -> str:
+    """Describe the memory: `GPU memory: 2.0 GiB more were asked for, and 1.5 GiB of 79.1 GiB were free`."""
+    if is_of_host_memory(error):
         return f"host memory ({first_line(error)})"
     found = _GPU_MEMORY.search(str(error))
     if found is None:

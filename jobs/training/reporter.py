@@ -8,6 +8,9 @@ from jobs.run.outcome import event
 from jobs.run.paths import JobPaths
 from jobs.storage.journal import JournalWriter, Record
 
+# Written without delay, because the driver must know what the run was doing if a process is killed for memory.
+_AT_ONCE = ("phase", "plan", "evaluated")
+
 
 class Reporter:
     """Writes rank 0's metrics and events; does nothing on other ranks."""
@@ -19,6 +22,8 @@ class Reporter:
     def event(self, kind: str, message: str, **data: Any) -> None:
         if self._events is not None:
             self._events.append(event(kind, message, **data).model_dump(mode="json"))
+            if kind in _AT_ONCE:
+                self._events.hurry()
 
     def step(self, record: Record) -> None:
         if self._metrics is not None:

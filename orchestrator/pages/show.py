@@ -18,6 +18,7 @@ from jobs.run.metric_names import metric_words
 from jobs.run.outcome import Outcome
 from jobs.run.paths import JobPaths
 from jobs.run.record import how_to_go_on
+from jobs.run.remedies import next_time, remedy_words
 from jobs.run.summary import RunDetails, RunSummary
 from jobs.spec.checking.fields import section_model, spec_fields
 from jobs.spec.data import Source, source_words
@@ -218,6 +219,9 @@ def run_page(details: RunDetails) -> str:
         rows.append(("trials", f"fleetune sweep leaderboard {details.paths['run']}"))
     rows += [("step", steps), *_before_and_after(details.metrics_before, run.metrics, run.evaluated_step)]
     rows += class_rows(details.confusion, job.get("data", {}).get("labels") or ())
+    rows += [("remedy", remedy_words(one)) for one in details.remedies]
+    if (change := next_time(details.remedies)) is not None:
+        rows.append(("next time", change))
     rows += [(f"{name} at", path) for name, path in details.paths.items()]
     if details.resume:
         rows.append(("resume", details.resume))

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from jobs.run.outcome import Outcome, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
+from jobs.storage.journal import read_journal
 from tests.support import tiny
 from tests.support.gangs import ROOT
+from tests.support.processes import command_of, originals
 
 FLEETUNE = pathlib.Path(sys.executable).with_name("fleetune")
 
@@ -90,3 +95,22 @@ def outcome_of(paths: JobPaths) -> Outcome:
     outcome = read_outcome(paths)
     assert outcome is not None
     return outcome
+
+
+def wait_for_step(process: subprocess.Popen[str], paths: JobPaths, step: int) -> None:
+    deadline = time.monotonic() + 200
+    while max((record["step"] for record in read_journal(paths.metrics)), default=0) < step:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"step {step} was not reached"
+        time.sleep(0.2)
+
+
+def starts(paths: JobPaths) -> list[int]:
+    """The step at which each worker group began."""
+    folder = pathlib.Path(paths.attempt(0)).parent
+    return [json.loads(file.read_text())["start"] for file in sorted(folder.iterdir())]
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    below = psutil.Process(process.pid).children(recursive=True)
+    return originals(child.pid for child in below if b"RayTrainWorker" in command_of(child.pid))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pathlib
 import re
@@ -13,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import psutil
 import pytest
 
 from jobs.run.checkpoints import committed_steps
@@ -22,11 +20,20 @@ from jobs.run.paths import JobPaths
 from jobs.run.record import read_steps
 from jobs.spec.load import dump_spec, load_spec
 from jobs.storage.journal import read_journal
-from tests.acceptance.conftest import fleetune, newest_run, outcome_of, runs_in, started
+from tests.acceptance.conftest import (
+    fleetune,
+    newest_run,
+    outcome_of,
+    runs_in,
+    started,
+    starts,
+    wait_for_step,
+    workers_of,
+)
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
 from tests.support.memorylimit import kill_for_memory
-from tests.support.processes import command_of, originals, wait_for
+from tests.support.processes import wait_for
 
 WriteSpec = Callable[..., pathlib.Path]
 
@@ -59,7 +66,7 @@ def job(workshop: pathlib.Path) -> pathlib.Path:
     spec = tiny.spec_of(
         workshop / "runs", workshop / "gpt2", workshop / "epoch.jsonl", data__packing=False, train__max_steps=STEPS,
         train__global_batch_size=8, train__warmup_ratio=WARMUP / STEPS, train__max_grad_norm=0.5,
-        checkpoint__save_steps=5,
+        checkpoint__save_steps=5, remedies__out_of_memory=False,
     )  # fmt: skip
     file = workshop / "disturbed.json"
     file.write_bytes(dump_spec(spec))
@@ -122,20 +129,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[pathlib.P
     return case
 
 
-def wait_for_step(process: subprocess.Popen[str], paths: JobPaths, step: int) -> None:
-    deadline = time.monotonic() + 200
-    while max((record["step"] for record in read_journal(paths.metrics)), default=0) < step:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"step {step} was not reached"
-        time.sleep(0.2)
-
-
-def starts(paths: JobPaths) -> list[int]:
-    """The step at which each worker group began."""
-    folder = pathlib.Path(paths.attempt(0)).parent
-    return [json.loads(file.read_text())["start"] for file in sorted(folder.iterdir())]
-
-
 def check_same(paths: JobPaths, case: Case, tolerance: float) -> None:
     """Every step is there, with the undisturbed run's loss, rate and samples."""
     records = read_steps(paths)
@@ -143,11 +136,6 @@ def check_same(paths: JobPaths, case: Case, tolerance: float) -> None:
     assert [record["loss"] for record in records] == pytest.approx(case.record("loss"), abs=tolerance)
     for same in ("learning_rate", "chain", "tokens"):
         assert [record[same] for record in records] == case.record(same)
-
-
-def workers_of(process: subprocess.Popen[str]) -> list[int]:
-    below = psutil.Process(process.pid).children(recursive=True)
-    return originals(child.pid for child in below if b"RayTrainWorker" in command_of(child.pid))
 
 
 @pytest.mark.slow
@@ -177,7 +165,7 @@ def test_workers_killed_in_the_warmup_and_in_the_second_epoch_are_replaced_and_n
 def test_a_worker_that_is_killed_for_memory_ends_the_run_with_one_line_that_says_what_to_change(
     starved: Starved,
 ) -> None:
-    """The kernel's kill is told from any other: the run is not tried again as it is."""
+    """The kernel's kill is told from any other: without the remedy, the run is not tried again."""
     if not starved.by_the_kernel:
         pytest.skip("no control group may be made here")
     output = starved.output

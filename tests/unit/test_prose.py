@@ -21,6 +21,7 @@ READERS = {  # (file, function): whose texts are read there
     ("jobs/spec/checking/lines.py", "_readable"): "PyYAML's",
     ("jobs/training/faults.py", "fault_of"): "those of torch, CUDA, NCCL and gloo",
     ("jobs/training/faults.py", "_which_memory"): "torch's",
+    ("jobs/training/faults.py", "is_of_host_memory"): "torch's",
     ("orchestrator/client/connection.py", "_cause"): "those of the operating system and of OpenSSL, through httpx",
     ("orchestrator/client/connection.py", "_no_server"): "OpenSSL's",
     ("orchestrator/http/errors.py", "_lower"): "pydantic's, which puts words of its own before ours",

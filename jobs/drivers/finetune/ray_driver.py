@@ -25,6 +25,7 @@ from cluster.ray.connection import (
     wait_for_room,
 )
 from jobs.drivers.finetune.allocation import Assignment
+from jobs.drivers.finetune.memory_remedy import MemoryRemedy, with_earlier_changes
 from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.finetune.stop_signals import StopSignals
 from jobs.errors import (
@@ -32,11 +33,9 @@ from jobs.errors import (
     FleetuneError,
     Interrupted,
     MachinesFailed,
-    OutOfMemory,
     RunFailed,
 )
 from jobs.planning import gang_of, most_workers, with_workers, worker_numbers
-from jobs.planning.out_of_memory import advice
 from jobs.preflight.ready import ready_data
 from jobs.run.attempts import count_attempts, take_run
 from jobs.run.checkpoints import committed_steps
@@ -73,7 +72,7 @@ def drive_on_ray(
 
     Raises:
         InputError: the data or the gang is impossible.
-        RunFailed: the workers were lost too often, or one of them ran out of memory.
+        RunFailed: the workers were lost too often, or they ran out of memory and no remedy is left.
         MachinesFailed: an assigned node or its cluster is gone, or workers were lost there too often.
         Interrupted: a second Ctrl-C, or one before training began.
     """
@@ -128,6 +127,7 @@ def trained(spec: Spec, driver: Driver) -> Outcome:
     write_manifest(paths, facts)
     if spec.resources.min_workers is not None:  # decided only now, because preparation may have taken hours
         spec = with_workers(spec, most_workers(spec, free_now()))
+    spec = with_earlier_changes(spec, paths, announce)
     announce("phase", f"starting {gang_of(spec)}", phase="workers")
     job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver.word)
     result = Training(job, driver, Draining(paths, announce, driver.places)).run()
@@ -167,6 +167,10 @@ class Training:
     driver: Driver
     draining: Draining
     _looked_at_s: float = field(default_factory=time.monotonic)
+    memory: MemoryRemedy = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.memory = MemoryRemedy(self.job.paths, self.driver.announce)
 
     def run(self) -> Record | None:
         """Return rank 0's result; None if a worker reported a failure.
@@ -180,8 +184,13 @@ class Training:
         while True:
             self._find_room()
             self.driver.signals.graceful = True
+            self.memory.begin()
             try:
-                return fit(self.job, self.driver.places, self.driver.alone, self._look)
+                result = fit(self.job, self.driver.places, self.driver.alone, self._look)
+                smaller = None if self.driver.signals.asked else self.memory.job_after_failure(self.job)
+                if smaller is None:
+                    return result
+                self.job = smaller
             except FleetuneError:
                 raise
             except Exception as error:
@@ -201,6 +210,7 @@ class Training:
 
     def _look(self) -> None:
         self.driver.look()
+        self.memory.look()
         self.driver.signals.check()
         if time.monotonic() - self._looked_at_s > _LOOK_AT_NODES_S:
             self.draining.look(leaving_nodes())
@@ -214,7 +224,8 @@ class Training:
         if self.driver.signals.asked:
             raise Interrupted(f"asked to stop, but {crash} before a checkpoint was written") from error
         if crash.how is How.MEMORY:
-            raise OutOfMemory(f"{crash}. {advice(self.job.spec)}", crash.rank) from error
+            self.job = self.memory.job_after_kill(self.job, crash)
+            return
         if crash.how is How.NO_ROOM and self.driver.places is None:
             return
         if not healing.may_go_on():

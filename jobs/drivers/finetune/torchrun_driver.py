@@ -16,6 +16,7 @@ from cluster.local.memory import killed_since, memory_here
 from cluster.settings import TorchrunWorld, expand_gpu_memory
 from jobs.console import redirected_output, user_stream
 from jobs.drivers.finetune.begin import begin_run
+from jobs.drivers.finetune.memory_remedy import with_earlier_changes
 from jobs.drivers.finetune.torchrun_watch import FailureWatch
 from jobs.errors import FleetuneError, OutOfMemory, RunFailed
 from jobs.planning import with_workers
@@ -95,6 +96,7 @@ def _prepare_and_train(
     prepared = ready_data(spec, "plain", announce)
     facts = run_facts() | {"data_fingerprint": prepared.manifest.fingerprint}
     write_manifest(paths, facts)
+    spec = with_earlier_changes(spec, paths, announce)
     job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths))
     tell(job)
 

@@ -53,7 +53,7 @@ class Evaluator:
         tally, kept = _Tally(self.spec.num_labels or 0), _Predictions(bool(own))
         engine.eval()
         try:
-            for start, stop in self._rounds(gang, self._rows_at_once(vocabulary_of(engine))):
+            for start, stop in self._rounds(gang, self.rows_at_once(engine)):
                 rows = self.split.read_rows(np.arange(start, stop))
                 batch = collate(rows, self.spec.model.task, self.pad_token_id, gang.device, self.unpack)
                 logits = model_logits(engine, batch, self.spec.model.task)
@@ -69,13 +69,13 @@ class Evaluator:
         """List this rank's (start, stop) of every round."""
         return list(shares(len(self.split), rows, gang.world_size))[gang.rank :: gang.world_size]
 
-    def _rows_at_once(self, vocabulary: int) -> int:
+    def rows_at_once(self, engine: torch.nn.Module) -> int:
         """Return the rows of a forward pass. It must be equal on all ranks, which gather the weights together."""
         wanted, trained = self.spec.eval.per_device_eval_batch_size, self.spec.train.per_device_train_batch_size
         if self.spec.model.task != "causal-lm":
             return wanted
         longest = int(self.split.index.num_tokens.max(initial=1))
-        return rows_within(wanted, trained, longest * vocabulary)
+        return rows_within(wanted, trained, longest * vocabulary_of(engine))
 
 
 def rows_within(wanted: int, trained: int, logits_of_row: int) -> int:

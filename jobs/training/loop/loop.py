@@ -207,6 +207,7 @@ def step_record(run: Run, state: LoopState, rate: float, data_wait_s: float, ste
         "step_time_s": step_time_s,
         "data_wait_s": data_wait_s,
         "max_memory_bytes": peak_memory_bytes(run.gang.device),
+        "micro_batch": run.batching.per_device,
         "chain": to_hex(state.chain),
         "at": round(time.time(), 3),
     }
@@ -276,7 +277,8 @@ def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopS
     if run.evaluator is None:
         return state
     what = f"evaluating on {many(len(run.evaluator.split), 'held-out row')}"
-    run.reporter.event("phase", what, phase="evaluate", **({} if record is None else {"record": record}))
+    rows = run.evaluator.rows_at_once(run.engine.module)
+    run.reporter.event("phase", what, phase="evaluate", rows=rows, **({} if record is None else {"record": record}))
     metrics, confusion = run.evaluator.score(run.engine.module, run.gang)
     give_back_freed_memory()
     if state.step == 0:  # kept apart, so that a run that ends early does not report these as its final metrics

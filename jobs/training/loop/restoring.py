@@ -98,7 +98,7 @@ def expected_loss(run: Run, step: int) -> float | None:
     told: list[Any] = [None]
     if run.gang.rank == 0:
         with contextlib.suppress(StorageError):
-            told[0] = logged_loss(run.job.paths, step)
+            told[0] = logged_loss(run.job.paths, step, run.batching.per_device)
     dist.broadcast_object_list(told, src=0)
     loss: float | None = told[0]
     return loss

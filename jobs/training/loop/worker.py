@@ -20,7 +20,7 @@ import torch.distributed as dist
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 from jobs.storage.journal import Record
-from jobs.training.faults import Fault, fault_of, reason_of
+from jobs.training.faults import Fault, fault_of, is_of_host_memory, reason_of, shortage_of
 from jobs.training.loop.state import LoopState
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
@@ -76,13 +76,17 @@ def a_peer_reported(paths: JobPaths) -> bool:
 
 def record_failure(job: Job, rank: int, node: str, error: Exception, fault: Fault) -> None:
     """Write a failure for the driver and the other ranks."""
+    host = os.uname().nodename
     content = {
         "rank": rank,
         "node": node,
         "fault": fault,
-        "reason": reason_of(error, fault, rank, os.uname().nodename, job.spec),
+        "reason": reason_of(error, fault, rank, host, job.spec),
         "log": job.paths.log(f"rank-{rank}"),
+        "at": time.time(),
     }
+    if fault is Fault.MEMORY:
+        content |= {"cause": shortage_of(error, rank, host), "of_host": is_of_host_memory(error)}
     storage.write_bytes(job.paths.failure(rank), json.dumps(content).encode())
 
 

@@ -94,11 +94,14 @@ class Engine:
 
     def facts(self) -> dict[str, Any]:
         """Return the engine's part of a run's manifest."""
-        weights = Weights(self.module.module)
+        model = self.module.module
+        weights = Weights(model)
         count = sum(int(getattr(p, "ds_numel", p.numel())) for _, p in weights.parameters)
         device = self.module.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        return {"parameters": count, "precision": self.precision, "device": name}
+        checkpointing = bool(getattr(model, "supports_gradient_checkpointing", False))
+        found = {"parameters": count, "precision": self.precision, "device": name}
+        return {**found, "supports_gradient_checkpointing": checkpointing}
 
     def set_learning_rate(self, rate: float) -> None:
         for group in self.module.optimizer.param_groups:

@@ -18,6 +18,8 @@ from cluster.settings import set_default
 from jobs.errors import StorageError
 from jobs.storage import files as storage
 from jobs.storage.journal import Record
+from jobs.training.ending import failures_of
+from jobs.training.faults import Fault
 from jobs.training.on_ray.worker import ray_worker
 from jobs.training.worker_input import Job
 
@@ -29,6 +31,7 @@ _START_TIMEOUT_S = 300
 # A rank that has failed leaves the others in a collective that nothing can interrupt. They get this many seconds to
 # end by themselves; then the driver leaves, and Ray ends its processes.
 _FAILURE_GRACE_S = 10.0
+_MEMORY_GRACE_S = 2.0  # the same if a rank ran out of memory, which is the cause of whatever the others would report
 _LEAVES_WITHIN_S = 2.0  # for Ray Train's thread to end the workers, before the driver shuts Ray down
 
 
@@ -68,14 +71,15 @@ def fit(
     thread = threading.Thread(target=run, name="fit", daemon=True)
     thread.start()
     try:
-        failed_at: float | None = None
+        ends_at: float | None = None
         while thread.is_alive():
             thread.join(_POLL_S)
             look()
-            if failed_at is None:
+            if ends_at is None:
                 with contextlib.suppress(StorageError):  # the next look asks again
-                    failed_at = time.monotonic() if storage.list_names(job.paths.failures) else None
-            if failed_at is not None and time.monotonic() - failed_at > _FAILURE_GRACE_S:
+                    grace_s = _grace_s(failures_of(job.paths))
+                    ends_at = None if grace_s is None else time.monotonic() + grace_s
+            if ends_at is not None and time.monotonic() > ends_at:
                 return None
     finally:
         left.set()
@@ -85,6 +89,13 @@ def fit(
         raise done["error"]
     result: Record | None = done["result"]
     return result
+
+
+def _grace_s(failures: Sequence[Record]) -> float | None:
+    """Return how long the ranks that have not failed may take to end; None if no rank has failed."""
+    if not failures:
+        return None
+    return _MEMORY_GRACE_S if failures[0]["fault"] == Fault.MEMORY else _FAILURE_GRACE_S
 
 
 def make_trainer(

@@ -238,9 +238,9 @@ def test_the_log_is_read_from_its_end_only_as_far_as_needed(
         return real(folder, name)
 
     monkeypatch.setattr(record, "read_part", counting)
-    assert record.logged_loss(paths, 101) is None and len(read) == 1
-    assert record.logged_loss(paths, 95) == 95.0 and len(read) == 2
-    assert record.logged_loss(paths, 75) == 75.0 and len(read) == 5
+    assert record.logged_loss(paths, 101, 1) is None and len(read) == 1
+    assert record.logged_loss(paths, 95, 1) == 95.0 and len(read) == 2
+    assert record.logged_loss(paths, 75, 1) == 75.0 and len(read) == 5
 
 
 def test_a_metric_that_is_no_number_does_not_cost_the_checkpoint() -> None:

@@ -1,0 +1,217 @@
+"""Acts when a worker group ran out of memory: it changes the spec by a rung of the ladder, stores and announces that.
+
+The driver under Ray then starts a new worker group (`ray_driver`). Under torchrun nothing can be started again; there,
+`with_earlier_changes` alone is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cluster.text import many
+from jobs.errors import OutOfMemory, StorageError
+from jobs.planning import plan_batching
+from jobs.planning.out_of_memory import advice
+from jobs.remedies.out_of_memory import (
+    Change,
+    Rung,
+    Shortage,
+    Where,
+    changed,
+    next_rung,
+    tried_words,
+    with_remedies,
+    workers_of,
+)
+from jobs.run.attempts import count_attempts, take_run
+from jobs.run.checkpoints import committed_steps
+from jobs.run.events import DRIVER, Announcer
+from jobs.run.paths import JobPaths
+from jobs.run.remedies import Remedy, next_time, read_remedies, write_remedies
+from jobs.spec.finetune import Spec
+from jobs.storage import files as storage
+from jobs.storage.journal import JournalReader, part_names, read_part
+from jobs.training.ending import failures_of
+from jobs.training.faults import Fault
+from jobs.training.on_ray.crash import Crash
+from jobs.training.worker_input import Job
+
+TROUBLE = "out-of-memory"
+
+
+def with_earlier_changes(spec: Spec, paths: JobPaths, announce: Announcer) -> Spec:
+    """Return the spec with the changes that earlier attempts of the run made for memory, and announce them.
+
+    Raises:
+        StorageError: the changes cannot be read.
+    """
+    earlier = read_remedies(paths) if spec.remedies.out_of_memory else ()
+    spec, changes = with_remedies(spec, earlier)
+    for one in changes:
+        effect = f"an earlier attempt of this run ran out of memory with {one.before}"
+        said = f"{effect}, so this one begins with {one}. Any other value in the spec counts"
+        announce("remedy", said, **facts_of(one), cause="earlier", action=str(one), effect=effect)
+    if earlier and not changes:
+        announce("warning", f"the spec or the kind of workers has changed: {paths.remedies} is not applied")
+    return spec
+
+
+def facts_of(change: Change) -> dict[str, Any]:
+    return {
+        "trouble": TROUBLE,
+        "rung": change.rung,
+        "field": change.field,
+        "before": change.before,
+        "after": change.after,
+    }
+
+
+@dataclass
+class Group:
+    """What the files of the run tell about the present worker group."""
+
+    paths: JobPaths
+    attempts: int = 0  # of the run, before this group began to train
+    step: int = 0  # newest step of this group; 0: none yet
+    supports_checkpointing: bool = False
+    eval_rows: int | None = None
+    _where: Where = Where.LOADING
+    _events: JournalReader = field(init=False)
+    _metrics: frozenset[str] = field(init=False)  # parts that earlier groups have written
+
+    def __post_init__(self) -> None:
+        self.attempts = count_attempts(self.paths)
+        self._events = JournalReader(self.paths.events, skip=DRIVER)
+        self._events.pass_over()
+        self._metrics = frozenset(part_names(self.paths.metrics))
+
+    def look(self) -> None:
+        """Read what the group has written since the last look. Raises StorageError."""
+        newest = part_names(self.paths.metrics)[-1:]
+        if not self._metrics.issuperset(newest):
+            self.step = int(read_part(self.paths.metrics, newest[0])[-1]["step"])
+        for one in self._events.new():
+            self._take(one["kind"], one["data"])
+
+    def _take(self, kind: str, data: Mapping[str, Any]) -> None:
+        if kind == "plan":
+            self.supports_checkpointing = bool(data.get("supports_gradient_checkpointing"))
+        elif kind == "evaluated":
+            self._where = Where.TRAINING
+        elif data.get("phase") == "evaluate":
+            self._where, self.eval_rows = Where.EVALUATION, data.get("rows")
+        elif data.get("phase") in ("best", "export"):
+            self._where = Where.EXPORT
+
+    @property
+    def where(self) -> Where:
+        """What the group is doing. Each group that begins to train adds a file to `attempts/`, without an event."""
+        begun = self._where is Where.LOADING and count_attempts(self.paths) > self.attempts
+        return Where.TRAINING if begun else self._where
+
+
+class MemoryRemedy:
+    """The remedies of one driver. `begin` comes before each worker group, and `look` is called while it runs."""
+
+    def __init__(self, paths: JobPaths, announce: Announcer) -> None:
+        self._paths, self._announce = paths, announce
+        self._group: Group | None = None
+        self._made: Remedy | None = None  # the newest remedy, until training goes on
+        self._ran_out_at = 0.0  # seconds since 1970
+
+    def begin(self) -> None:
+        self._group = Group(self._paths)
+
+    def look(self) -> None:
+        """Announce that training goes on after a remedy, once that is so."""
+        group = self._group
+        if group is None or self._made is None:
+            return
+        with contextlib.suppress(StorageError):  # the next look asks again
+            group.look()
+            if group.step > 0:
+                self._went_on(self._made)
+
+    def _went_on(self, made: Remedy) -> None:
+        """Store and announce what the remedy cost. Raises StorageError."""
+        seconds = max(time.time() - self._ran_out_at, 0.0)
+        done = made.model_copy(update={"seconds": round(seconds, 1)})
+        remedies = (*read_remedies(self._paths)[:-1], done)
+        write_remedies(self._paths, remedies)
+        self._made = None
+        said = f"training goes on {seconds:.1f} s after it ran out of memory. For a new run, {next_time(remedies)}"
+        self._announce("remedy", said, **_data(done), effect=f"training goes on after {seconds:.1f} s")
+
+    def job_after_failure(self, job: Job) -> Job | None:
+        """Return the job to go on with if a rank reported that it ran out of memory; None if none did.
+
+        Raises:
+            OutOfMemory: no change is left that could help.
+        """
+        failures = failures_of(self._paths) if job.spec.remedies.out_of_memory else []
+        if not failures or failures[0]["fault"] != Fault.MEMORY:
+            return None
+        first = failures[0]
+        self._ran_out_at = float(first["at"])
+        return self._changed(job, first["cause"], first["of_host"], first["reason"], int(first["rank"]))
+
+    def job_after_kill(self, job: Job, crash: Crash) -> Job:
+        """Return the job to go on with after a worker was killed for memory. Raises OutOfMemory."""
+        self._ran_out_at = time.time()
+        said = f"{crash}. {advice(job.spec)}"
+        if not job.spec.remedies.out_of_memory:
+            raise OutOfMemory(said, crash.rank)
+        return self._changed(job, str(crash), True, said, crash.rank)
+
+    def _changed(self, job: Job, cause: str, of_host: bool, said: str, rank: int | None) -> Job:
+        group = self._group or Group(self._paths)
+        group.look()
+        where = group.where
+        shortage = Shortage(where, of_host, group.eval_rows)
+        change = next_rung(job.spec, shortage, checkpointing=group.supports_checkpointing)
+        earlier = read_remedies(self._paths)
+        if change is None:
+            tried = tried_words([one for one in earlier if one.where == where])
+            raise OutOfMemory(f"{said}{f' These changes did not suffice: {tried}.' if tried else ''}", rank)
+        spec = changed(job.spec, change)
+        step = max(committed_steps(self._paths), default=0)
+        self._made = remedy = Remedy(
+            at=datetime.datetime.now(datetime.UTC),
+            cause=f"{cause} in {where}" if where is not Where.LOADING else f"{cause} while it loaded the model",
+            action=action_words(job.spec, spec, change),
+            where=where,
+            rung=change.rung,
+            field=change.field,
+            before=change.before,
+            after=change.after,
+            gpus_per_worker=workers_of(spec)[0],
+            accelerator_type=workers_of(spec)[1],
+            from_step=step,
+            steps_again=max(group.step - step, 0),
+        )
+        write_remedies(self._paths, (*earlier, remedy))  # before the act, so that another driver goes on from here
+        again = f"; {many(remedy.steps_again, 'step')} are computed again" if remedy.steps_again else ""
+        effect = f"the workers start again from step {step} with the same global batch and order of rows{again}"
+        said = f"{remedy.cause}. Remedy: {remedy.action}; {effect}"
+        self._announce("remedy", said, **_data(remedy), effect=effect)
+        storage.remove_dir(self._paths.failures)
+        begun = count_attempts(self._paths) - group.attempts  # this group was not lost
+        # Workers of the old group that still wait for a rank that has left see the new id, and end.
+        return replace(job, spec=spec, earlier_attempts=job.earlier_attempts + begun, driver=take_run(self._paths))
+
+
+def action_words(before: Spec, after: Spec, change: Change) -> str:
+    """Describe a change with its values, and with the accumulation that follows from a smaller micro-batch."""
+    if change.rung is not Rung.MICRO_BATCH:
+        return str(change)
+    old, new = plan_batching(before), plan_batching(after)
+    return f"{change} (accumulation {new.accumulation} instead of {old.accumulation})"
+
+
+def _data(remedy: Remedy) -> dict[str, Any]:
+    return {"trouble": TROUBLE, **remedy.model_dump(mode="json", exclude={"at"})}

@@ -1,0 +1,171 @@
+"""The ladder of changes after a run ran out of memory. Each keeps the global batch, the order of rows and the seeds.
+
+A rung is climbed as often as it changes something. Every change lowers a number or sets a field that was not set, so
+the ladder is finite. `jobs.drivers.finetune.memory_remedy` acts on the decisions.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, TypeVar
+
+from jobs.frozen import Frozen
+from jobs.planning import plan_batching
+from jobs.run.remedies import Remedy
+from jobs.spec.finetune import Spec
+
+Section = TypeVar("Section", bound=Frozen)
+
+
+class Where(StrEnum):
+    """What the run was doing when it ran out of memory."""
+
+    LOADING = "loading"  # before the first forward pass on rows
+    TRAINING = "training"
+    EVALUATION = "evaluation"
+    EXPORT = "export"
+
+
+class Rung(StrEnum):
+    EVAL_BATCH = "evaluation batch"
+    MICRO_BATCH = "micro-batch"
+    CHECKPOINTING = "gradient checkpointing"
+    OFFLOAD_OPTIMIZER = "offload of the optimizer"
+    OFFLOAD_PARAMETERS = "offload of the parameters"
+
+
+FIELDS: Final = {
+    Rung.EVAL_BATCH: "eval.per_device_eval_batch_size",
+    Rung.MICRO_BATCH: "train.per_device_train_batch_size",
+    Rung.CHECKPOINTING: "train.gradient_checkpointing",
+    Rung.OFFLOAD_OPTIMIZER: "train.zero.offload_optimizer",
+    Rung.OFFLOAD_PARAMETERS: "train.zero.offload_param",
+}
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """A lack of memory.
+
+    Attributes:
+        of_host: the host's memory ran out, not a GPU's.
+        eval_rows: rows of the forward pass, if an evaluation ran out; they may be fewer than the spec allows.
+    """
+
+    where: Where
+    of_host: bool
+    eval_rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    rung: Rung
+    before: Any
+    after: Any
+
+    @property
+    def field(self) -> str:
+        return FIELDS[self.rung]
+
+    def __str__(self) -> str:
+        return f"{self.field}: {json.dumps(self.after)} instead of {json.dumps(self.before)}"
+
+
+def next_rung(spec: Spec, shortage: Shortage, *, checkpointing: bool = True) -> Change | None:
+    """Return the next change that can help; None if none is left.
+
+    On GPU workers no change helps if the host's memory is short: offload would need more of it.
+
+    Args:
+        spec: with the changes so far.
+        checkpointing: the model type supports gradient checkpointing.
+    """
+    on_gpus = spec.resources.gpus_per_worker > 0
+    if on_gpus and shortage.of_host:
+        return None
+    if shortage.where is Where.EVALUATION:
+        return _smaller_evaluation(spec, shortage.eval_rows)
+    changes = _later_rungs(spec, on_gpus)
+    if shortage.where is Where.TRAINING:
+        micro_batch = spec.train.per_device_train_batch_size
+        if micro_batch > 1:
+            return Change(Rung.MICRO_BATCH, micro_batch, micro_batch // 2)
+        if checkpointing and not spec.train.gradient_checkpointing:
+            return Change(Rung.CHECKPOINTING, False, True)
+    return next(changes, None)
+
+
+def _smaller_evaluation(spec: Spec, rows: int | None) -> Change | None:
+    allowed = spec.eval.per_device_eval_batch_size
+    smaller = min(allowed, rows or allowed) // 2
+    return Change(Rung.EVAL_BATCH, allowed, smaller) if smaller else None
+
+
+def _later_rungs(spec: Spec, on_gpus: bool) -> Iterator[Change]:
+    """Yield the offloads that are not set yet. On CPU workers there is nothing to offload from."""
+    zero = spec.train.zero
+    if on_gpus and zero.offload_optimizer is None:
+        yield Change(Rung.OFFLOAD_OPTIMIZER, None, "cpu")
+    if on_gpus and zero.stage == 3 and zero.offload_param is None:
+        yield Change(Rung.OFFLOAD_PARAMETERS, None, "cpu")
+
+
+def changed(spec: Spec, change: Change) -> Spec:
+    """Return the spec with the change, and with the same global batch."""
+    if change.rung is Rung.MICRO_BATCH:
+        spec = _with_global_batch(spec)
+    return _with(spec, change.field, change.after)
+
+
+def _with_global_batch(spec: Spec) -> Spec:
+    """Return the spec with its global batch given and its accumulation derived."""
+    train = spec.train
+    rows = (
+        {} if train.global_batch_size or train.global_batch_tokens else {"global_batch_size": plan_batching(spec).rows}
+    )
+    return spec.model_copy(update={"train": train.model_copy(update={**rows, "gradient_accumulation_steps": None})})
+
+
+def _with(values: Section, field: str, value: Any) -> Section:
+    name, _, rest = field.partition(".")
+    new = _with(getattr(values, name), rest, value) if rest else value
+    return values.model_copy(update={name: new})
+
+
+def with_remedies(spec: Spec, remedies: Sequence[Remedy]) -> tuple[Spec, tuple[Change, ...]]:
+    """Apply the changes of earlier attempts, and return the spec and the changes that were applied.
+
+    A change is applied if its field still has the value that was too much. If a user has changed the field, the user's
+    value counts. On another kind of workers no change is applied, because their memory may be larger.
+    """
+    applied: dict[Rung, Change] = {}
+    for one in remedies:
+        same_workers = (one.gpus_per_worker, one.accelerator_type) == workers_of(spec)
+        rung = next((rung for rung, field in FIELDS.items() if field == one.field), None)
+        if rung is None or not same_workers or _value(spec, one.field) != one.before:
+            continue
+        spec = changed(spec, Change(rung, one.before, one.after))
+        first = applied.get(rung)
+        applied[rung] = Change(rung, one.before if first is None else first.before, one.after)
+    return spec, tuple(applied.values())
+
+
+def workers_of(spec: Spec) -> tuple[int, str | None]:
+    """Return the kind of the workers, which decides how much memory each has."""
+    return spec.resources.gpus_per_worker, spec.resources.accelerator_type
+
+
+def _value(spec: Spec, field: str) -> Any:
+    return functools.reduce(getattr, field.split("."), spec)
+
+
+def tried_words(remedies: Sequence[Remedy]) -> str:
+    """List the changes that did not suffice: `train.per_device_train_batch_size 2, 1`; empty if there were none."""
+    values: dict[str, list[str]] = {}
+    for one in remedies:
+        values.setdefault(one.field, []).append(json.dumps(one.after))
+    return "; ".join(f"{field} {', '.join(each)}" for field, each in values.items())

@@ -1,0 +1,74 @@
+"""On PYTHONPATH, the memory of a worker is simulated: too many logits raise torch.OutOfMemoryError on rank 1.
+
+The variable SCARCE holds a JSON object with these limits, each in elements of the logits of one forward pass:
+`training` from step `from_step` on, `plain` for a training without gradient checkpointing, and `evaluation`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+_LOOP = "jobs.training.loop.loop"
+_FAILING_RANK = 1
+
+
+class _Limiter:
+    """Finds the module of the training loop, once, as others would, and changes it when it is loaded."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != _LOOP:
+            return None
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.loader is not None
+        load = spec.loader.exec_module
+
+        def load_limited(module: ModuleType) -> None:
+            load(module)
+            _limit(module, json.loads(os.environ["SCARCE"]))
+
+        spec.loader.exec_module = load_limited  # type: ignore[method-assign]
+        return spec
+
+
+def _limit(loop: Any, limits: dict[str, int]) -> None:
+    from jobs.training.loop import evaluation
+
+    step, logits_of, now = loop.train_step, loop.model_logits, dict[str, int]()
+
+    def counted_step(run: Any, rows: Any, rate: float) -> Any:
+        now.update(step=rows.step, plain=not run.job.spec.train.gradient_checkpointing)
+        return step(run, rows, rate)
+
+    def in_training(engine: Any, *given: Any) -> Any:
+        logits = logits_of(engine, *given)
+        if now["step"] >= limits.get("from_step", 0):
+            _check(logits, limits.get("training"))
+            if now["plain"]:
+                _check(logits, limits.get("plain"))
+        return logits
+
+    def in_evaluation(engine: Any, *given: Any) -> Any:
+        logits = logits_of(engine, *given)
+        _check(logits, limits.get("evaluation"))
+        return logits
+
+    loop.train_step, loop.model_logits, evaluation.model_logits = counted_step, in_training, in_evaluation
+
+
+def _check(logits: Any, limit: int | None) -> None:
+    import torch
+    import torch.distributed as dist
+
+    if limit is not None and dist.get_rank() == _FAILING_RANK and logits.numel() > limit:
+        raise torch.OutOfMemoryError(f"simulated: {logits.numel():,} logits, and {limit:,} have room")
+
+
+if "SCARCE" in os.environ:
+    sys.meta_path.insert(0, _Limiter())  # type: ignore[arg-type]

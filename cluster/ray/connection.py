@@ -32,7 +32,7 @@ _LOOK_S, _REMOVED_WITHIN_S = 2.0, 15.0
 _SAY_FIRST_S, SAY_AGAIN_S = 10.0, 60.0
 _LOCAL_STARTS = 3  # tries to start a Ray on this machine
 THIS_MACHINE = "local"
-_PUT_BACK_S = 0.01  # how often the handler of SIGTERM is put back while Ray ends
+_PUT_BACK_S = 0.01  # how often the handler of SIGTERM is put back while Ray starts and ends
 NODE_LABEL = "ray.io/node-id"  # a label that every node has
 # A local Ray shares the machine's cores with the training. These settings switch off services that are not needed.
 QUIET_LOCAL_RAY = {
@@ -100,32 +100,25 @@ def connected(
                 handler(signal.SIGTERM, None)
             raise KeyboardInterrupt from error
         finally:
-            _handle_sigterm(handler)
-            imports.join()
+            _join(imports, handler)
         inventory = snapshot()
         if gang is not None:
             check_can_ever_fit(gang, inventory)
         yield inventory
     finally:
-        _shut_down(handler)
+        ending = threading.Thread(target=ray.shutdown, name="shutdown")
+        ending.start()
+        _join(ending, handler)
 
 
-def _handle_sigterm(handler: Any) -> None:
-    """Put the handler back: `ray.init` replaces it in Python and below it, and `ray.shutdown` below it."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
-
-
-def _shut_down(handler: Any) -> None:
-    """End Ray in a thread. SIGTERM would end this process for the second that Ray takes to end its processes."""
-    import ray
-
-    ending = threading.Thread(target=ray.shutdown, name="shutdown")
-    ending.start()
-    while ending.is_alive():
-        _handle_sigterm(handler)
-        ending.join(_PUT_BACK_S)
-    _handle_sigterm(handler)
+def _join(thread: threading.Thread, handler: Any) -> None:
+    """Wait for a thread, and keep the handler of SIGTERM, which `ray.init` and `ray.shutdown` replace below Python."""
+    lives = True
+    while lives:
+        lives = thread.is_alive()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+        thread.join(_PUT_BACK_S)
 
 
 def _start_local(options: Mapping[str, Any]) -> None:

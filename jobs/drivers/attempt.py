@@ -13,7 +13,7 @@ import traceback
 from cluster.settings import DRIVER_TOKEN, DriverPlace, driver_place, take_out
 from jobs.drivers.link.link import HttpLink
 from jobs.drivers.link.messages import Order, Registered
-from jobs.drivers.stop_request import StopKind, StopRequest, StopSource
+from jobs.drivers.stop_request import StopKind, StopRequest
 from jobs.errors import FleetuneError, InputError, Interrupted
 from jobs.teller import Teller
 
@@ -38,7 +38,7 @@ def main() -> int:
         registered = link.register()
         if registered.order is not Order.GO_ON:
             raise Interrupted(f"the server says: {registered.order}")
-        link.start(registered.beat_every_s, lambda order, reason: stop.ask(StopSource.HEARTBEAT, reason, _KINDS[order]))
+        link.start(registered.beat_every_s, lambda order, reason: stop.ask("heartbeat", reason, _KINDS[order]))
         return run(registered, place, link, stop, say)
     except FleetuneError as error:
         say(f"error: {error}")

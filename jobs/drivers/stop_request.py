@@ -10,12 +10,14 @@ import os
 import queue
 import signal
 import threading
-from enum import IntEnum, StrEnum
+from enum import IntEnum
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from cluster.local.supervisor import descendants, kill, process_lives
 from jobs.errors import Interrupted
+
+StopSource = Literal["signal", "heartbeat", "node", "file"]
 
 
 class StopKind(IntEnum):
@@ -24,13 +26,6 @@ class StopKind(IntEnum):
     AFTER_CHECKPOINT = 1  # save a checkpoint, then end
     AT_ONCE = 2  # end in order, without another checkpoint: the user has asked twice
     LEAVE = 3  # end the process and write nothing more, because another attempt may be running
-
-
-class StopSource(StrEnum):
-    SIGNAL = "signal"
-    HEARTBEAT = "heartbeat"
-    NODE = "node"
-    FILE = "file"
 
 
 class Stopped(KeyboardInterrupt):
@@ -98,7 +93,7 @@ class StopRequest:
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         again, self._signalled = self._signalled and not self._patient, True
         kind = StopKind.AT_ONCE if again else StopKind.AFTER_CHECKPOINT
-        self.ask(StopSource.SIGNAL, signal.Signals(number).name, kind)
+        self.ask("signal", signal.Signals(number).name, kind)
         if not self.deferred and self._raised is not self.kind:  # once, so that later signals do not disturb the end
             self._raised = self.kind
             raise Stopped("interrupted while no workers were training")

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.drivers.finetune import node_draining as draining
 from jobs.drivers.finetune.node_draining import Draining
-from jobs.drivers.stop_request import StopRequest, StopSource
+from jobs.drivers.stop_request import StopRequest
 from jobs.run.paths import JobPaths
 
 
@@ -54,5 +54,5 @@ def test_a_run_of_a_queue_says_so_and_leaves_by_itself_only_where_nobody_says_wh
     now_s[0] += 2.0
     run.look({})
     run.look({})
-    assert stop.source is StopSource.NODE
+    assert stop.source == "node"
     assert not Path(JobPaths(str(tmp_path)).save_request).exists()

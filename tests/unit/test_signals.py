@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.drivers.finetune.stop_relay import StopRelay
-from jobs.drivers.stop_request import StopKind, Stopped, StopRequest, StopSource
+from jobs.drivers.stop_request import StopKind, Stopped, StopRequest
 from jobs.errors import Interrupted
 from jobs.run.paths import JobPaths
 
@@ -44,13 +44,13 @@ def test_before_training_what_another_thread_asks_interrupts_a_wait_once() -> No
     """As a heartbeat asks. Later requests do not disturb the end."""
     stop, began_s = StopRequest(patient=True), time.monotonic()
     with stop:
-        asks = threading.Timer(0.3, stop.ask, (StopSource.HEARTBEAT, "paused"))
+        asks = threading.Timer(0.3, stop.ask, ("heartbeat", "paused"))
         asks.start()
         with pytest.raises(Stopped):
             time.sleep(30)
         signal.raise_signal(signal.SIGTERM)
     asks.join()
-    assert time.monotonic() - began_s < 10 and (stop.source, stop.reason) == (StopSource.HEARTBEAT, "paused")
+    assert time.monotonic() - began_s < 10 and (stop.source, stop.reason) == ("heartbeat", "paused")
 
 
 def test_a_request_whose_exception_was_swallowed_is_seen_when_training_begins() -> None:
@@ -87,7 +87,7 @@ def test_a_patient_one_asks_once_however_many_come(tmp_path: Path) -> None:
 def test_a_signal_after_the_file_is_the_first_one(tmp_path: Path) -> None:
     with StopRequest() as stop:
         stop.defer()
-        stop.ask(StopSource.FILE, "fleetune stop")
+        stop.ask("file", "fleetune stop")
         signal.raise_signal(signal.SIGINT)
         relay_of(stop, tmp_path).check()
         signal.raise_signal(signal.SIGINT)

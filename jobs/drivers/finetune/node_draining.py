@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Collection, Mapping
 
-from jobs.drivers.stop_request import StopRequest, StopSource
+from jobs.drivers.stop_request import StopRequest
 from jobs.errors import StorageError
 from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
@@ -44,7 +44,7 @@ class Draining:
             self._tell({node: leaving[node] for node in sorted(new)})
         if time.monotonic() >= self._leaves_at_s:
             self._leaves_at_s = math.inf
-            self._stop.ask(StopSource.NODE, "nodes of this run are about to be taken away")
+            self._stop.ask("node", "nodes of this run are about to be taken away")
 
     def _tell(self, new: Mapping[str, float]) -> None:
         until_s = min(new.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from jobs.drivers.stop_request import StopKind, StopRequest, StopSource
+from jobs.drivers.stop_request import StopKind, StopRequest
 from jobs.errors import Interrupted, StorageError
 from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
@@ -28,7 +28,7 @@ class StopRelay:
             raise Interrupted("interrupted twice: ended at once, without a checkpoint of the last steps")
         if self.stop.asked and not self._told:
             source, reason = self.stop.source, self.stop.reason
-            more = "; Ctrl-C again ends at once" if source is StopSource.SIGNAL else f": {reason}"
+            more = "; Ctrl-C again ends at once" if source == "signal" else f": {reason}"
             with contextlib.suppress(StorageError):  # the next check tries again
                 storage.write_bytes(self._paths.stop_request, str(source).encode())
                 self._told = True

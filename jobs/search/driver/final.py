@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from jobs.drivers.finetune.ray_driver import Driver, trained
-from jobs.drivers.stop_request import StopRequest, StopSource
+from jobs.drivers.stop_request import StopRequest
 from jobs.errors import Interrupted, StorageError
 from jobs.planning import with_workers
 from jobs.run.attempts import take_run
@@ -152,7 +152,7 @@ def pass_on_requests(sweep: JobPaths, final: JobPaths, stop: StopRequest) -> Non
     """Pass a request to stop, or to save a checkpoint, on from the sweep's files to its final run."""
     with contextlib.suppress(StorageError):  # tried again at the next look
         if storage.exists(sweep.stop_request):
-            stop.ask(StopSource.FILE, "fleetune stop")
+            stop.ask("file", "fleetune stop")
         if storage.exists(sweep.save_request):
             storage.remove_file(sweep.save_request)
             storage.write_bytes(final.save_request, b"of the sweep")

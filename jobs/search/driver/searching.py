@@ -13,7 +13,6 @@ from cluster.ray.connection import leaving_nodes
 from cluster.text import many
 from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.finetune.stop_relay import StopRelay
-from jobs.drivers.stop_request import StopSource
 from jobs.errors import (
     FleetuneError,
     MachinesFailed,
@@ -163,7 +162,7 @@ class Search:
             self._looked_s = time.monotonic()
             with contextlib.suppress(StorageError):  # asked again a second later
                 if storage.exists(self.paths.stop_request):
-                    self._relay.stop.ask(StopSource.FILE, "fleetune stop")
+                    self._relay.stop.ask("file", "fleetune stop")
         return self._relay.stop.asked
 
     def next_kind(self) -> Next:

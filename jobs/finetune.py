@@ -23,6 +23,7 @@ from jobs.console import redirected_output, user_stream
 from jobs.drivers.finetune.allocation import Assignment
 from jobs.drivers.finetune.begin import begin_run, load_job
 from jobs.drivers.ray_submitted import WITHOUT, host_of_this_program, run_as_guest
+from jobs.drivers.stop_request import StopRequest
 from jobs.errors import CapacityError, FleetuneError, Interrupted, SpecError
 from jobs.preflight.devices import no_gpu_here
 from jobs.run.events import Announcer
@@ -40,12 +41,14 @@ def run_on_ray(
     progress: Progress,
     resume: str | None = None,
     assignment: Assignment | None = None,
+    stop: StopRequest | None = None,
 ) -> Outcome:
     """Run a job on the cluster at `address` or RAY_ADDRESS, or on a Ray of this machine, and return its outcome.
 
     Args:
         resume: root of an earlier run to continue from its newest checkpoint.
         assignment: slots that a queue has given to this run; None for a run outside of a queue.
+        stop: the request to stop of this process, if it has one already.
 
     Raises:
         InputError: a mistake found before anything was written. Later errors become the outcome's reason.
@@ -61,9 +64,10 @@ def run_on_ray(
         def drive() -> Outcome:
             from jobs.drivers.finetune.ray_driver import drive_on_ray
 
-            return drive_on_ray(begun.spec, paths, address, announce, progress, assignment)
+            return drive_on_ray(begun.spec, paths, address, announce, progress, held, assignment)
 
-        outcome = concluded(paths, drive)
+        with stop or StopRequest() as held:
+            outcome = concluded(paths, drive)
         announce("ended", ending_of(paths, outcome), status=outcome.status)
     return outcome
 

@@ -13,6 +13,7 @@ from cluster.settings import ray_address
 from jobs.console import redirected_output, user_stream
 from jobs.drivers.finetune.allocation import Assignment
 from jobs.drivers.ray_submitted import host_of_this_program, run_as_guest
+from jobs.drivers.stop_request import StopRequest
 from jobs.errors import CapacityError, FleetuneError, Interrupted, SpecError
 from jobs.preflight.devices import no_gpu_here
 from jobs.preflight.validate import validate
@@ -38,12 +39,14 @@ def run_sweep(
     progress: Progress,
     resume: str | None = None,
     assignment: Assignment | None = None,
+    stop: StopRequest | None = None,
 ) -> Outcome:
     """Search on the cluster at `address` or RAY_ADDRESS, or on a Ray of this machine; return the best trial's outcome.
 
     Args:
         resume: root of an earlier sweep to continue.
         assignment: slots that a queue has given to this sweep; None for a sweep outside of a queue.
+        stop: the request to stop of this process, if it has one already.
 
     Raises:
         InputError: a mistake found before anything was written. Later errors become the outcome's reason.
@@ -75,9 +78,10 @@ def run_sweep(
         def drive() -> Outcome:
             from jobs.search.driver.drive import drive_sweep
 
-            return drive_sweep(sweep, paths, address, announce, progress, assignment)
+            return drive_sweep(sweep, paths, address, announce, progress, held, assignment)
 
-        outcome = concluded(paths, drive)
+        with stop or StopRequest() as held:
+            outcome = concluded(paths, drive)
         announce("ended", ending_of_sweep(paths, outcome), status=outcome.status)
     return outcome
 

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import math
 import os
+import signal
 import socket
 import threading
 import time
@@ -31,6 +32,7 @@ _LOOK_S, _REMOVED_WITHIN_S = 2.0, 15.0
 _SAY_FIRST_S, SAY_AGAIN_S = 10.0, 60.0
 _LOCAL_STARTS = 3  # tries to start a Ray on this machine
 THIS_MACHINE = "local"
+_PUT_BACK_S = 0.01  # how often the handler of SIGTERM is put back while Ray starts and ends
 NODE_LABEL = "ray.io/node-id"  # a label that every node has
 # A local Ray shares the machine's cores with the training. These settings switch off services that are not needed.
 QUIET_LOCAL_RAY = {
@@ -53,6 +55,7 @@ def connected(
 
     Raises:
         CapacityError: the gang can never fit, or nothing answers at the address.
+        KeyboardInterrupt: SIGTERM has arrived while Ray started. Its handler was called.
     """
     # Otherwise, a thread that calls Ray after `ray.shutdown` would start a new Ray.
     set_default("RAY_ENABLE_AUTO_CONNECT", "0")
@@ -82,23 +85,40 @@ def connected(
         options["runtime_env"] = {"worker_process_setup_hook": _entering(job_environment, protocols)}
     imports = threading.Thread(target=_import_all, args=(ahead,), name="imports")
     imports.start()
+    handler = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     try:
-        _knock(where)
-        if where is None:
-            _start_local(options)
-        else:
-            ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise CapacityError(_no_answer(where, error)) from error
-    finally:
-        imports.join()
-    try:
+        try:
+            _knock(where)
+            if where is None:
+                _start_local(options)
+            else:
+                ray.init(**options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise CapacityError(_no_answer(where, error)) from error
+        except SystemExit as error:  # from Ray's handler of SIGTERM
+            if callable(handler):
+                handler(signal.SIGTERM, None)
+            raise KeyboardInterrupt from error
+        finally:
+            _join(imports, handler)
         inventory = snapshot()
         if gang is not None:
             check_can_ever_fit(gang, inventory)
         yield inventory
     finally:
-        ray.shutdown()
+        ending = threading.Thread(target=ray.shutdown, name="shutdown")
+        ending.start()
+        _join(ending, handler)
+
+
+def _join(thread: threading.Thread, handler: Any) -> None:
+    """Wait for a thread, and keep the handler of SIGTERM, which `ray.init` and `ray.shutdown` replace below Python."""
+    lives = True
+    while lives:
+        lives = thread.is_alive()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+        thread.join(_PUT_BACK_S)
 
 
 def _start_local(options: Mapping[str, Any]) -> None:

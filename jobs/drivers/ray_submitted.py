@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import random
 import re
-import signal
 import sys
 import time
 import urllib.parse
@@ -28,6 +27,7 @@ from cluster.ray.session_record import SessionRecord, read_record
 from cluster.settings import RayJob, ray_job, server_token, server_url
 from jobs.drivers.link.call import NoAnswer, NotUnderstood, Refused, Server, check_url
 from jobs.drivers.link.messages import SUBMISSION, Join, Joined, Leave, Look, Looked
+from jobs.drivers.stop_request import StopRequest
 from jobs.errors import FleetuneError, InputError, Interrupted, SpecError
 from jobs.preflight.validate import Validated, validate
 from jobs.spec.finetune import Spec
@@ -104,16 +104,14 @@ def run_as_guest(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say
         spec=queued(spec, job).model_dump(mode="json"),
         package=package,
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt, which `except Exception` passes
-    joined: Joined | None = None
+    stop, joined = StopRequest(), None
+    stop.hold()
     try:
         joined = guest.join(message)
         say(f"queued as {joined.job_id} by the orchestrator of this cluster, {guest.url}: fleetune why {joined.job_id}")
         return guest.stay(joined)
     except KeyboardInterrupt:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+        stop.deferred = True
         if joined is not None:
             guest.leave(joined.job_id)
         raise Interrupted("this program was asked to end: its job is cancelled") from None

@@ -16,6 +16,7 @@ from jobs.drivers.finetune.allocation import Assignment
 from jobs.drivers.link.link import Link, Say
 from jobs.drivers.link.messages import Registered
 from jobs.drivers.link.progress_reporter import Telling
+from jobs.drivers.stop_request import StopRequest
 from jobs.errors import MachinesFailed, SpecError, StorageError
 from jobs.finetune import run_on_ray
 from jobs.run.outcome import Status, read_outcome
@@ -29,7 +30,7 @@ from jobs.storage import files as storage
 from jobs.sweep import run_sweep
 
 
-def drive_training(registered: Registered, link: Link, stream: TextIO, say: Say) -> int:
+def drive_training(registered: Registered, link: Link, stop: StopRequest, stream: TextIO, say: Say) -> int:
     """Start the job's run, or resume it, and return the exit code.
 
     Raises:
@@ -54,9 +55,9 @@ def drive_training(registered: Registered, link: Link, stream: TextIO, say: Say)
         address = THIS_MACHINE if local else ray_address() or "auto"
         given = Assignment(places, num_workers, registered.secrets, registered.run)
         if isinstance(spec, SweepSpec):
-            outcome = run_sweep(spec, address=address, progress=progress, resume=resume, assignment=given)
+            outcome = run_sweep(spec, address=address, progress=progress, resume=resume, assignment=given, stop=stop)
         else:
-            outcome = run_on_ray(spec, address=address, progress=progress, resume=resume, assignment=given)
+            outcome = run_on_ray(spec, address=address, progress=progress, resume=resume, assignment=given, stop=stop)
     if outcome.faulty_nodes:
         link.tell(faulty=outcome.faulty_nodes)
     return OUT_OF_MEMORY_EXIT if outcome.out_of_memory else outcome.exit_code

@@ -77,8 +77,8 @@ def concluded(paths: JobPaths, drive: Callable[[], Outcome]) -> Outcome:
     except Exception as error:
         traceback.print_exc()
         outcome = outcome_of_error(paths, error)
-    except KeyboardInterrupt:
-        outcome = outcome_of_error(paths, Interrupted("interrupted"))
+    except KeyboardInterrupt as error:
+        outcome = outcome_of_error(paths, Interrupted(str(error) or "interrupted"))
     if outcome.status is not Status.SUCCEEDED and outcome.step == 0:
         outcome = outcome.model_copy(update=last_record(paths))
     with contextlib.suppress(StorageError):

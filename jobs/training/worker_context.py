@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from types import FrameType
 from typing import Protocol
 
 import torch
@@ -101,28 +100,31 @@ class RayGang:
 class TorchrunGang:
     """A process that torchrun started, whose rows come from a plain reader."""
 
-    def __init__(self, paths: JobPaths, gpus_per_worker: int, world: TorchrunWorld) -> None:
+    def __init__(
+        self,
+        paths: JobPaths,
+        gpus_per_worker: int,
+        world: TorchrunWorld,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`asked_to_stop`: whether this process was. The next step's all-reduce passes that to the other ranks."""
         self.rank, self.world_size, self.local_rank = world.rank, world.world_size, world.local_rank
         self.node = os.uname().nodename
         self.device = gang_device(gpus_per_worker, self.local_rank)
         self._watch = OrderWatch(paths) if self.rank == 0 else None
-        self._signalled = False
+        self._asked_to_stop = asked_to_stop
 
     def for_run(self, paths: JobPaths, driver: str = "") -> TorchrunGang:
         other = copy.copy(self)
         other._watch = OrderWatch(paths, driver) if self.rank == 0 else None
         return other
 
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: the next step's all-reduce passes the request to the other ranks."""
-        self._signalled = True
-
     def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
         return plain_steps(stream, start)
 
     def requests(self) -> Requests:
         heard = self._watch.requests() if self._watch is not None else Requests()
-        return replace(heard, stop=heard.stop or self._signalled)
+        return replace(heard, stop=heard.stop or self._asked_to_stop())
 
     def close(self) -> None:
         if self._watch is not None:

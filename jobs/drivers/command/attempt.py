@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from collections.abc import Iterator, Sequence
-from types import FrameType
-from typing import Any
 
 from cluster.settings import DriverPlace, ray_address
 from jobs.drivers.command.gang import Process, watch_gang
@@ -16,13 +13,14 @@ from jobs.drivers.command.output import Log
 from jobs.drivers.command.places import Place, places_of, variables_of_job
 from jobs.drivers.link.link import Say
 from jobs.drivers.link.messages import Registered
+from jobs.drivers.stop_request import StopRequest
 from jobs.drivers.training_attempt import local_gpus
 from jobs.errors import Interrupted, SpecError
 from jobs.spec.command import CommandSpec
 from jobs.spec.load import spec_of
 
 
-def drive_command(registered: Registered, place: DriverPlace, descriptor: int, say: Say) -> int:
+def drive_command(registered: Registered, place: DriverPlace, stop: StopRequest, descriptor: int, say: Say) -> int:
     """Run the job's program to its end and return the driver's exit code.
 
     Args:
@@ -37,9 +35,10 @@ def drive_command(registered: Registered, place: DriverPlace, descriptor: int, s
     places = places_of(registered.placement, spec.resources.num_workers)
     variables = variables_of_job(spec, registered, place.job_id, place.attempt)
     log = Log(lambda lines: _write_all(descriptor, lines), registered.secrets.values())
-    with Stop() as stop, _gang(registered, spec, places, variables, stop, say) as processes:
-        stop.check()
-        return watch_gang(processes, log, stop.asked, say)
+    stop.defer()
+    with _gang(registered, spec, places, variables, stop, say) as processes:
+        _check(stop)
+        return watch_gang(processes, log, lambda: stop.asked, say)
 
 
 @contextlib.contextmanager
@@ -48,13 +47,13 @@ def _gang(
     spec: CommandSpec,
     places: tuple[Place, ...],
     variables: dict[str, str],
-    stop: Stop,
+    stop: StopRequest,
     say: Say,
 ) -> Iterator[Sequence[Process]]:
     if registered.engine == "ray":
         from jobs.drivers.command.ray_gang import ray_gang
 
-        with ray_gang(spec, places, variables, ray_address() or "auto", stop.check) as processes:
+        with ray_gang(spec, places, variables, ray_address() or "auto", lambda: _check(stop)) as processes:
             yield processes
         return
     count = len(places) * spec.resources.gpus_per_worker
@@ -62,38 +61,10 @@ def _gang(
         yield members
 
 
-class Stop:
-    """Records SIGINT and SIGTERM while its context is open, instead of ending the process."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        self._kept: dict[int, Any] = {}
-
-    def __enter__(self) -> Stop:
-        self._kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.hold()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._kept.items():
-            signal.signal(number, handler)
-
-    def hold(self) -> None:
-        """Install the handlers; again after `ray.init`, which replaces the one of SIGTERM."""
-        for number in self._kept:
-            signal.signal(number, self._arrived)
-
-    def asked(self) -> bool:
-        return self._asked
-
-    def check(self) -> None:
-        """Install the handlers again. Raises Interrupted if a signal has arrived."""
-        self.hold()
-        if self._asked:
-            raise Interrupted("asked to stop before the program was started")
-
-    def _arrived(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+def _check(stop: StopRequest) -> None:
+    """Raise Interrupted if the driver was asked to stop."""
+    if stop.asked:
+        raise Interrupted("asked to stop before the program was started")
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

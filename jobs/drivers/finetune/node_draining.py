@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import math
-import os
-import signal
 import time
 from collections.abc import Collection, Mapping
 
+from jobs.drivers.stop_request import StopRequest
 from jobs.errors import StorageError
 from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
@@ -27,8 +26,8 @@ class Draining:
         places: ids of the nodes that a queue has assigned; None without a queue, when any node may belong to the run.
     """
 
-    def __init__(self, paths: JobPaths, announce: Announcer, places: Collection[str] | None) -> None:
-        self._paths, self._announce = paths, announce
+    def __init__(self, paths: JobPaths, announce: Announcer, places: Collection[str] | None, stop: StopRequest) -> None:
+        self._paths, self._announce, self._stop = paths, announce, stop
         self._places = None if places is None else frozenset(places)
         self._known: set[str] = set()
         self._leaves_at_s = math.inf
@@ -45,7 +44,7 @@ class Draining:
             self._tell({node: leaving[node] for node in sorted(new)})
         if time.monotonic() >= self._leaves_at_s:
             self._leaves_at_s = math.inf
-            os.kill(os.getpid(), signal.SIGTERM)
+            self._stop.ask("node", "nodes of this run are about to be taken away")
 
     def _tell(self, new: Mapping[str, float]) -> None:
         until_s = min(new.values())

@@ -27,7 +27,8 @@ from cluster.ray.connection import (
 from jobs.drivers.finetune.allocation import Assignment
 from jobs.drivers.finetune.memory_remedy import MemoryRemedy, with_earlier_changes
 from jobs.drivers.finetune.node_draining import Draining
-from jobs.drivers.finetune.stop_signals import StopSignals
+from jobs.drivers.finetune.stop_relay import StopRelay
+from jobs.drivers.stop_request import StopRequest
 from jobs.errors import (
     CapacityError,
     FleetuneError,
@@ -66,6 +67,7 @@ def drive_on_ray(
     address: str | None,
     announce: Announcer,
     progress: Progress,
+    stop: StopRequest,
     assignment: Assignment | None = None,
 ) -> Outcome:
     """Run the job to its outcome.
@@ -74,23 +76,22 @@ def drive_on_ray(
         InputError: the data or the gang is impossible.
         RunFailed: the workers were lost too often, or they ran out of memory and no remedy is left.
         MachinesFailed: an assigned node or its cluster is gone, or workers were lost there too often.
-        Interrupted: a second Ctrl-C, or one before training began.
+        Interrupted: a second Ctrl-C.
+        Stopped: a request to stop before training began.
     """
     given = assignment or Assignment()
     if given.num_workers is not None:
         spec = with_workers(spec, given.num_workers)
     facts, word = run_facts(), take_run(paths)
-    with StopSignals(paths, announce, patient=assignment is not None) as signals:
-        announce("phase", "connecting to Ray", phase="connect")
-        least = gang_of(with_workers(spec, worker_numbers(spec)[0]))
-        with connected_as_given(spec, least, address, given, _NEEDED) as inventory:
-            signals.hold()
-            facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
-            if not is_own(address):
-                keep_actors_here()
-            look = Watch(paths, progress).look
-            driver = Driver(paths, word, facts, signals, announce, look, given.places, is_own(address))
-            return trained(spec, driver)
+    announce("phase", "connecting to Ray", phase="connect")
+    least = gang_of(with_workers(spec, worker_numbers(spec)[0]))
+    with connected_as_given(spec, least, address, given, _NEEDED) as inventory:
+        facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
+        if not is_own(address):
+            keep_actors_here()
+        look = Watch(paths, progress).look
+        driver = Driver(paths, word, facts, stop, announce, look, given.places, is_own(address))
+        return trained(spec, driver)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Driver:
     paths: JobPaths
     word: str
     facts: Mapping[str, Any]
-    signals: StopSignals
+    stop: StopRequest
     announce: Announcer
     look: Callable[[], None]
     places: tuple[str, ...] | None
@@ -130,7 +131,8 @@ def trained(spec: Spec, driver: Driver) -> Outcome:
     spec = with_earlier_changes(spec, paths, announce)
     announce("phase", f"starting {gang_of(spec)}", phase="workers")
     job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver.word)
-    result = Training(job, driver, Draining(paths, announce, driver.places)).run()
+    draining = Draining(paths, announce, driver.places, driver.stop)
+    result = Training(job, driver, draining, StopRelay(driver.stop, paths, announce)).run()
     write_manifest(paths, facts | (result or {}).get("facts", {}))
     return outcome_of(paths, result, failures_of(paths))
 
@@ -166,6 +168,7 @@ class Training:
     job: Job
     driver: Driver
     draining: Draining
+    relay: StopRelay
     _looked_at_s: float = field(default_factory=time.monotonic)
     memory: MemoryRemedy = field(init=False)
 
@@ -177,17 +180,18 @@ class Training:
 
         Raises:
             RunFailed, MachinesFailed: see `drive_on_ray`.
-            Interrupted: a signal while no workers were running, or a second signal.
+            Interrupted: a second signal, or a request to stop that lost workers had not answered.
+            Stopped: a request to stop while no workers were running.
         """
         paths = self.job.paths
         healing = Healing(lambda: max(committed_steps(paths), default=0))
         while True:
             self._find_room()
-            self.driver.signals.graceful = True
+            self.driver.stop.defer()
             self.memory.begin()
             try:
-                result = fit(self.job, self.driver.places, self.driver.alone, self._look)
-                smaller = None if self.driver.signals.asked else self.memory.job_after_failure(self.job)
+                result = fit(self.job, self.driver.places, self.driver.alone, self._look, woken=self.driver.stop.woken)
+                smaller = None if self.driver.stop.asked else self.memory.job_after_failure(self.job)
                 if smaller is None:
                     return result
                 self.job = smaller
@@ -197,7 +201,7 @@ class Training:
                 traceback.print_exc()
                 crash = crash_of(error, self.job.driver, self.driver.places or ())
                 self._go_on_after(crash, healing, error)
-            self.driver.signals.graceful = False
+            self.driver.stop.defer(False)
 
     def _find_room(self) -> None:
         """Wait for free slots. Ray Train would wait forever for a lost node, and too briefly for a busy one."""
@@ -211,7 +215,7 @@ class Training:
     def _look(self) -> None:
         self.driver.look()
         self.memory.look()
-        self.driver.signals.check()
+        self.relay.check()
         if time.monotonic() - self._looked_at_s > _LOOK_AT_NODES_S:
             self.draining.look(leaving_nodes())
             check_alive(self.driver.places or (), snapshot())
@@ -221,7 +225,7 @@ class Training:
         """Return if the workers are to be started again. Raises RunFailed, MachinesFailed or Interrupted otherwise."""
         if crash is None:
             raise RunFailed(f"Ray Train gave the run up: {first_line(getattr(error, 'controller_failure', error))}")
-        if self.driver.signals.asked:
+        if self.driver.stop.asked:
             raise Interrupted(f"asked to stop, but {crash} before a checkpoint was written") from error
         if crash.how is How.MEMORY:
             self.job = self.memory.job_after_kill(self.job, crash)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -18,6 +17,7 @@ from jobs.console import redirected_output, user_stream
 from jobs.drivers.finetune.begin import begin_run
 from jobs.drivers.finetune.memory_remedy import with_earlier_changes
 from jobs.drivers.finetune.torchrun_watch import FailureWatch
+from jobs.drivers.stop_request import StopRequest
 from jobs.errors import FleetuneError, OutOfMemory, RunFailed
 from jobs.planning import with_workers
 from jobs.planning.out_of_memory import advice
@@ -151,7 +151,7 @@ def _follow(world: TorchrunWorld, waiting: Any) -> Outcome:
 
 
 def _gang(job: Job, world: TorchrunWorld) -> TorchrunGang:
-    gang = TorchrunGang(job.paths, job.spec.resources.gpus_per_worker, world)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, gang.on_signal)
-    return gang
+    stop = StopRequest(patient=True)
+    stop.defer()
+    stop.hold()
+    return TorchrunGang(job.paths, job.spec.resources.gpus_per_worker, world, lambda: stop.asked)

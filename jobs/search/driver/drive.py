@@ -17,7 +17,8 @@ from jobs.data.prepared import Split
 from jobs.drivers.finetune.allocation import Assignment
 from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.finetune.ray_driver import connected_as_given
-from jobs.drivers.finetune.stop_signals import StopSignals
+from jobs.drivers.finetune.stop_relay import StopRelay
+from jobs.drivers.stop_request import StopRequest
 from jobs.errors import (
     Interrupted,
     RunFailed,
@@ -58,6 +59,7 @@ def drive_sweep(
     address: str | None,
     announce: Announcer,
     progress: Progress,
+    stop: StopRequest,
     assignment: Assignment | None = None,
 ) -> Outcome:
     """Run the search until its budget is spent; returns the outcome of the best trial.
@@ -71,67 +73,67 @@ def drive_sweep(
         InputError: the data, or a gang, cannot be.
         RunFailed: every trial failed, or the gangs did.
         MachinesFailed: a node of the assignment is gone, or its cluster.
-        Interrupted: a second Ctrl-C, or one before a gang was started.
+        Interrupted: a second Ctrl-C.
+        Stopped: a request to stop before a gang was started.
     """
     given = assignment or Assignment()
     base, facts, drivers = sweep.base, run_facts(), storage.join(paths.root, ATTEMPTS)
     end_earlier_gangs(drivers)
     end_earlier_final_runs(paths)
-    with StopSignals(paths, announce, patient=assignment is not None) as signals:
-        announce("phase", "connecting to Ray", phase="connect")
-        gang = gang_of(base)
-        workers = replace(gang, num_workers=given.num_workers or gang.num_workers)
-        with connected_as_given(base, workers, address, given, _NEEDED) as inventory:
-            signals.hold()
-            facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
-            if not is_own(address):
-                keep_actors_here()
-            prepared = ready_data(base, "ray", announce)
-            write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
-            split = prepared.split("train")
-            plan = step_plan(base, split)
-            check_lengths(sweep, lambda spec: step_plan(spec, split).total_steps)
-            per_run = tokens_per_run(split, plan)
-            Shares.of(sweep, plan.total_steps, per_run)  # raises before anything is written
-            ledger = Ledger(sweep, paths.root, lambda spec: step_plan(spec, split).total_steps, per_run)
-            shares = Shares.of(ledger.sweep, plan.total_steps, per_run)
-            # Orders of earlier drivers are not to be read.
-            own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
-            job = Job(base, own, prepared.root, base.model.path)
-            count = _gangs_of(sweep, given, os.cpu_count() if is_own(address) else None)
-            known = {"driver": own.rpartition("/")[2], "planned_steps": shares.steps(ledger)}
-            goes_on = not is_spent(ledger, shares)
-            if goes_on:
-                announce("phase", f"starting {many(count, 'gang')} of {gang}", phase="workers", **known)
-            gangs = Gangs(job, count, is_own(address), announce, given.places, engines(sweep) != [{}], goes_on)
-            signals.graceful = True
-            gives_back = assignment is not None or not is_own(address)
-            draining = Draining(paths, announce, given.places)
-            try:
-                search = Search(ledger, paths, own, gangs, announce, signals, shares, draining, gives_back)
-                search.run()
-                outcome = concluded_sweep(search)
-            except Interrupted:  # the second signal: Ray ends what it runs
-                raise
-            except BaseException:
-                gangs.end()
-                raise
-            finally:
-                if ledger.trials:
-                    announce("leaderboard", leaderboard(ledger))
-                    for line in summary_lines(ledger):
-                        announce("summary", line)
-                ledger.close()
-            have_ended = gangs.end()
-            if sweep.then == "final" and outcome.status is Status.SUCCEEDED:
-                kept = gangs.workers_kept[: gang.num_workers]
-                if gives_back and have_ended and len(gangs.workers_kept) > len(kept):
-                    said = "the final run needs one gang: the others are given back"
-                    announce("phase", said, phase="given-back", workers=list(kept))
-                places = None if given.places is None else tuple(given.places[worker] for worker in kept)
-                driver = SweepDriver(paths, facts, signals, announce, progress, places, is_own(address))
-                outcome = with_final_run(ledger, outcome, driver)
-        _tell_late_changes(paths, announce)
+    announce("phase", "connecting to Ray", phase="connect")
+    gang = gang_of(base)
+    workers = replace(gang, num_workers=given.num_workers or gang.num_workers)
+    with connected_as_given(base, workers, address, given, _NEEDED) as inventory:
+        facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
+        if not is_own(address):
+            keep_actors_here()
+        prepared = ready_data(base, "ray", announce)
+        write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
+        split = prepared.split("train")
+        plan = step_plan(base, split)
+        check_lengths(sweep, lambda spec: step_plan(spec, split).total_steps)
+        per_run = tokens_per_run(split, plan)
+        Shares.of(sweep, plan.total_steps, per_run)  # raises before anything is written
+        ledger = Ledger(sweep, paths.root, lambda spec: step_plan(spec, split).total_steps, per_run)
+        shares = Shares.of(ledger.sweep, plan.total_steps, per_run)
+        # Orders of earlier drivers are not to be read.
+        own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
+        job = Job(base, own, prepared.root, base.model.path)
+        count = _gangs_of(sweep, given, os.cpu_count() if is_own(address) else None)
+        known = {"driver": own.rpartition("/")[2], "planned_steps": shares.steps(ledger)}
+        goes_on = not is_spent(ledger, shares)
+        if goes_on:
+            announce("phase", f"starting {many(count, 'gang')} of {gang}", phase="workers", **known)
+        gangs = Gangs(job, count, is_own(address), announce, given.places, engines(sweep) != [{}], goes_on)
+        stop.defer()
+        gives_back = assignment is not None or not is_own(address)
+        draining = Draining(paths, announce, given.places, stop)
+        relay = StopRelay(stop, paths, announce)
+        try:
+            search = Search(ledger, paths, own, gangs, announce, relay, shares, draining, gives_back)
+            search.run()
+            outcome = concluded_sweep(search)
+        except Interrupted:  # the second signal: Ray ends what it runs
+            raise
+        except BaseException:
+            gangs.end()
+            raise
+        finally:
+            if ledger.trials:
+                announce("leaderboard", leaderboard(ledger))
+                for line in summary_lines(ledger):
+                    announce("summary", line)
+            ledger.close()
+        have_ended = gangs.end()
+        if sweep.then == "final" and outcome.status is Status.SUCCEEDED:
+            kept = gangs.workers_kept[: gang.num_workers]
+            if gives_back and have_ended and len(gangs.workers_kept) > len(kept):
+                said = "the final run needs one gang: the others are given back"
+                announce("phase", said, phase="given-back", workers=list(kept))
+            places = None if given.places is None else tuple(given.places[worker] for worker in kept)
+            driver = SweepDriver(paths, facts, stop, announce, progress, places, is_own(address))
+            outcome = with_final_run(ledger, outcome, driver)
+    _tell_late_changes(paths, announce)
     return outcome
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from jobs.drivers.finetune.ray_driver import Driver, trained
-from jobs.drivers.finetune.stop_signals import StopSignals
+from jobs.drivers.stop_request import StopRequest
 from jobs.errors import Interrupted, StorageError
 from jobs.planning import with_workers
 from jobs.run.attempts import take_run
@@ -48,7 +48,7 @@ class SweepDriver:
 
     paths: JobPaths
     facts: Mapping[str, Any]
-    signals: StopSignals
+    stop: StopRequest
     announce: Announcer
     progress: Progress
     places: tuple[str, ...] | None
@@ -124,33 +124,36 @@ def _trained(spec: Spec, paths: JobPaths, announce: Announcer, driver: SweepDriv
     """Raises FleetuneError: see `trained`."""
     word, size = take_run(paths), spec.resources.num_workers
     places = None if driver.places is None else driver.places[:size]
-    look = _Look(driver.paths, paths, driver.progress)
-    with driver.signals.of_run(paths, announce) as signals:
-        if driver.signals.asked or storage.exists(driver.paths.stop_request):
+    look, stop = _Look(driver.paths, paths, driver.progress, driver.stop), driver.stop
+    try:
+        if stop.asked or storage.exists(driver.paths.stop_request):
             raise Interrupted("stopped on request before the first step")
-        own = Driver(paths, word, driver.facts, signals, announce, look, places, driver.alone)
+        stop.defer(False)  # nothing looks for requests while the data is prepared
+        own = Driver(paths, word, driver.facts, stop, announce, look, places, driver.alone)
         return trained(with_workers(spec, size), own)
+    finally:
+        stop.deferred = True
 
 
 class _Look:
     """Shows new events of the final run. Once a second, passes requests for the sweep on to it."""
 
-    def __init__(self, sweep: JobPaths, final: JobPaths, progress: Progress) -> None:
-        self._sweep, self._final, self._watch = sweep, final, Watch(final, progress)
+    def __init__(self, sweep: JobPaths, final: JobPaths, progress: Progress, stop: StopRequest) -> None:
+        self._sweep, self._final, self._watch, self._stop = sweep, final, Watch(final, progress), stop
         self._looked_s = time.monotonic()
 
     def __call__(self) -> None:
         self._watch.look()
         if time.monotonic() - self._looked_s > _LOOK_EVERY_S:
             self._looked_s = time.monotonic()
-            pass_on_requests(self._sweep, self._final)
+            pass_on_requests(self._sweep, self._final, self._stop)
 
 
-def pass_on_requests(sweep: JobPaths, final: JobPaths) -> None:
-    """Pass a request to stop, or to save a checkpoint, on from the sweep to its final run."""
+def pass_on_requests(sweep: JobPaths, final: JobPaths, stop: StopRequest) -> None:
+    """Pass a request to stop, or to save a checkpoint, on from the sweep's files to its final run."""
     with contextlib.suppress(StorageError):  # tried again at the next look
-        if storage.exists(sweep.stop_request) and not storage.exists(final.stop_request):
-            storage.write_bytes(final.stop_request, b"of the sweep")
+        if storage.exists(sweep.stop_request):
+            stop.ask("file", "fleetune stop")
         if storage.exists(sweep.save_request):
             storage.remove_file(sweep.save_request)
             storage.write_bytes(final.save_request, b"of the sweep")

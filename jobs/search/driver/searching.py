@@ -12,7 +12,7 @@ from typing import Any
 from cluster.ray.connection import leaving_nodes
 from cluster.text import many
 from jobs.drivers.finetune.node_draining import Draining
-from jobs.drivers.finetune.stop_signals import StopSignals
+from jobs.drivers.finetune.stop_relay import StopRelay
 from jobs.errors import (
     FleetuneError,
     MachinesFailed,
@@ -59,7 +59,7 @@ class Search:
         own: str,
         gangs: Gangs,
         announce: Announcer,
-        signals: StopSignals,
+        relay: StopRelay,
         shares: Shares,
         draining: Draining,
         gives_back: bool = False,
@@ -69,7 +69,7 @@ class Search:
             gives_back: gangs for which no trial is left are ended, so that other jobs can use their slots.
         """
         self.ledger, self.paths, self.gangs, self.announce = ledger, paths, gangs, announce
-        self.signals, self._shares, self._draining = signals, shares, draining
+        self._relay, self._shares, self._draining = relay, shares, draining
         self._own = own  # directory of this driver
         self._desk = Desk(own)
         self._seen: set[str] = set()
@@ -83,7 +83,6 @@ class Search:
         self._ending: threading.Thread | None = None  # ends gangs for which no trial is left
         self._spending = Spending(ledger, gangs, own.rpartition("/")[2])
         self._finished = False
-        self._stopped = False  # by `fleetune stop`
         self._readers: dict[int, JournalReader] = {}  # of the metrics of each trial
         # Why the search must end: no gang is left, an error, or a dead actor of Ray Tune.
         self._failed: FleetuneError | None = None
@@ -99,7 +98,7 @@ class Search:
             self._look_at_nodes()
             self._look_at_changes()
             self._give_back()
-            self.signals.check()
+            self._relay.check()
             if self._failed is None:
                 self._failed = self.gangs.failure
             if self._failed is not None:
@@ -158,12 +157,13 @@ class Search:
         self._failed = self._failed or MachinesFailed(said)
 
     def asked_to_stop(self) -> bool:
-        """Whether the sweep was asked to stop, by a signal or `fleetune stop`. Asks the storage once a second."""
+        """Whether the sweep was asked to stop. Looks for the file of `fleetune stop` once a second."""
         if time.monotonic() - self._looked_s > _LOOK_EVERY_S:
             self._looked_s = time.monotonic()
             with contextlib.suppress(StorageError):  # asked again a second later
-                self._stopped = self._stopped or storage.exists(self.paths.stop_request)
-        return self._stopped or self.signals.asked
+                if storage.exists(self.paths.stop_request):
+                    self._relay.stop.ask("file", "fleetune stop")
+        return self._relay.stop.asked
 
     def next_kind(self) -> Next:
         """Decide what kind of trial may start now."""
@@ -389,4 +389,4 @@ class Search:
                     except StorageError:
                         continue
             time.sleep(4 * _POLL_S)
-            self.signals.check()
+            self._relay.check()

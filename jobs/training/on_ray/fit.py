@@ -7,6 +7,7 @@ and the nodes that a queue has assigned.
 from __future__ import annotations
 
 import contextlib
+import queue
 import secrets
 import threading
 import time
@@ -41,6 +42,7 @@ def fit(
     alone: bool,
     look: Callable[[], None],
     worker: Worker = ray_worker,
+    woken: queue.SimpleQueue[None] | None = None,
     **more: Any,
 ) -> Record | None:
     """Train on the connected cluster. Returns rank 0's result; None if a worker reported a failure.
@@ -52,11 +54,13 @@ def fit(
         alone: Ray ends with this process.
         look: called twice a second. An exception from it ends the wait, not the workers.
         worker: the function that each worker calls with {"job": job} and `more`.
+        woken: each item in it causes another call of `look`, at once.
 
     Raises:
         Exception: any exception of `TorchTrainer.fit`.
     """
     done: dict[str, Any] = {}
+    woken = woken or queue.SimpleQueue()
     left = threading.Event()
     name = f"ray-{secrets.token_hex(4)}"
 
@@ -67,13 +71,15 @@ def fit(
             done["error"] = error
         with contextlib.suppress(StorageError):  # Ray Train's own state, which is never read again
             storage.remove_dir(storage.join(job.run_root, name))
+        woken.put(None)
 
     thread = threading.Thread(target=run, name="fit", daemon=True)
     thread.start()
     try:
         ends_at: float | None = None
         while thread.is_alive():
-            thread.join(_POLL_S)
+            with contextlib.suppress(queue.Empty):
+                woken.get(timeout=_POLL_S)
             look()
             if ends_at is None:
                 with contextlib.suppress(StorageError):  # the next look asks again

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from jobs.drivers.finetune.stop_relay import StopRelay
+from jobs.drivers.stop_request import StopRequest
 from jobs.errors import RunFailed, SpecError
 from jobs.run.outcome import Status
 from jobs.run.paths import JobPaths
@@ -44,7 +46,8 @@ def search_in(folder: Path, monkeypatch: pytest.MonkeyPatch, **rules: Any) -> se
     ledger = Ledger(sweep, paths.root, lambda spec: 8, 100.0)
     parts: list[Any] = [ledger, paths, str(folder / "own"), NoGangs(), lambda kind, said, **data: print(kind, said)]
     shares, nodes = searching.Shares.of(sweep, 8, 100.0), SimpleNamespace(look=lambda leaving: None)
-    return searching.Search(*parts, SimpleNamespace(asked=False), shares, nodes)  # type: ignore[call-arg]
+    relay = StopRelay(StopRequest(), paths, parts[-1])
+    return searching.Search(*parts, relay, shares, nodes)  # type: ignore[call-arg]
 
 
 def test_what_fleetune_stop_leaves_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from jobs.drivers.finetune import node_draining as draining
 from jobs.drivers.finetune.node_draining import Draining
+from jobs.drivers.stop_request import StopRequest
 from jobs.run.paths import JobPaths
 
 
@@ -28,7 +28,7 @@ def announced() -> Announced:
 
 
 def test_a_run_without_a_queue_saves_at_once_and_goes_on(tmp_path: Path, announced: Announced) -> None:
-    run = Draining(JobPaths(str(tmp_path)), announced, None)  # type: ignore[arg-type]
+    run = Draining(JobPaths(str(tmp_path)), announced, None, StopRequest())  # type: ignore[arg-type]
     run.look({})
     assert announced.found == []
     run.look({"a": 0.0})
@@ -41,19 +41,18 @@ def test_a_run_without_a_queue_saves_at_once_and_goes_on(tmp_path: Path, announc
 def test_a_run_of_a_queue_says_so_and_leaves_by_itself_only_where_nobody_says_when(
     tmp_path: Path, announced: Announced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now_s, sent = [100.0], list[int]()
+    now_s, stop = [100.0], StopRequest()
     monkeypatch.setattr(draining.time, "monotonic", lambda: now_s[0])
-    monkeypatch.setattr(draining.os, "kill", lambda pid, number: sent.append(number))
-    run = Draining(JobPaths(str(tmp_path)), announced, ["a", "b"])  # type: ignore[arg-type]
+    run = Draining(JobPaths(str(tmp_path)), announced, ["a", "b"], stop)  # type: ignore[arg-type]
     run.look({"c": math.inf})
     assert announced.found == []  # none of its own
     run.look({"a": math.inf, "b": math.inf, "c": math.inf})
     assert announced.found == [("draining", "Ray takes 2 nodes of this run away: it leaves", ["a", "b"])]
     now_s[0] += 14.0
     run.look({})
-    assert sent == []
+    assert not stop.asked
     now_s[0] += 2.0
     run.look({})
     run.look({})
-    assert sent == [signal.SIGTERM]
+    assert stop.source == "node"
     assert not Path(JobPaths(str(tmp_path)).save_request).exists()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from jobs.drivers.stop_request import StopRequest
 from jobs.errors import SpecError
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths
@@ -115,11 +116,11 @@ def test_one_that_was_stopped_interrupts_the_sweep() -> None:
 
 
 def test_what_is_asked_of_the_sweep_is_asked_of_it(tmp_path: Path) -> None:
-    sweep, final = JobPaths(str(tmp_path)), JobPaths(str(tmp_path / "final"))
-    pass_on_requests(sweep, final)
-    assert not (tmp_path / "final").exists()
+    sweep, final, stop = JobPaths(str(tmp_path)), JobPaths(str(tmp_path / "final")), StopRequest()
+    pass_on_requests(sweep, final, stop)
+    assert not (tmp_path / "final").exists() and not stop.asked
     for request in ("stop", "save"):
         (tmp_path / request).write_text("somebody")
-    pass_on_requests(sweep, final)
-    assert (tmp_path / "final/stop").exists() and (tmp_path / "final/save").exists()
+    pass_on_requests(sweep, final, stop)
+    assert stop.asked and (tmp_path / "final/save").exists()
     assert not (tmp_path / "save").exists()

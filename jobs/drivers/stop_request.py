@@ -1,0 +1,99 @@
+"""The request that a driver stops. Everything that asks for a stop sets it, and the driver acts on it in one place.
+
+Signals from outside set it (Ctrl-C; the queue's backend and Ray send SIGTERM), and also an order in the answer to a
+heartbeat, nodes that leave, and the file of `fleetune stop`. Light to import.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+from enum import IntEnum
+from types import FrameType
+from typing import Any, Literal
+
+from cluster.local.supervisor import descendants, kill, process_lives
+from jobs.errors import Interrupted
+
+StopSource = Literal["signal", "heartbeat", "node", "file"]
+
+
+class StopKind(IntEnum):
+    """How a driver is to stop. A larger kind replaces a smaller one."""
+
+    AFTER_CHECKPOINT = 1  # save a checkpoint, then end
+    AT_ONCE = 2  # end in order, without another checkpoint: the user has asked twice
+    LEAVE = 3  # end the process and write nothing more, because another attempt may be running
+
+
+class Stopped(KeyboardInterrupt):
+    """Raised in the main thread. Code that catches every `Exception` lets it pass, because it is not one."""
+
+
+class StopRequest:
+    """What a driver was asked: the kind of the stop, its source and its reason. A process has one.
+
+    A request raises `Stopped` in the main thread while nothing there looks for requests: during imports, the
+    preparation of data, and the start of Ray. With `deferred` it is only recorded, because the main thread looks.
+
+    Attributes:
+        kind: None if the driver was not asked to stop.
+        deferred: requests are recorded without an exception.
+        woken: receives an item with each request. A thread that waits for requests reads it.
+    """
+
+    def __init__(self, *, patient: bool = False) -> None:
+        """`patient`: further signals count as the first, because a queue and its machines may both send one."""
+        self.kind: StopKind | None = None
+        self.source: StopSource | None = None
+        self.reason = ""
+        self.deferred = False
+        self.woken: queue.SimpleQueue[None] = queue.SimpleQueue()  # a signal handler may put into it
+        self._patient, self._signalled = patient, False
+        self._raised: StopKind | None = None
+        self._kept: list[dict[int, Any]] = []  # handlers before each `hold`
+
+    @property
+    def asked(self) -> bool:
+        return self.kind is not None
+
+    def ask(self, source: StopSource, reason: str, kind: StopKind = StopKind.AFTER_CHECKPOINT) -> None:
+        """Request a stop, from any thread. LEAVE ends the process here, because the main thread may be stuck."""
+        if kind is StopKind.LEAVE:
+            while kill([pid for pid in descendants(os.getpid()) if process_lives(pid)]):
+                pass
+            os._exit(Interrupted.exit_code)
+        if self.kind is None or kind > self.kind:
+            self.source, self.reason, self.kind = source, reason, kind
+        self.woken.put(None)
+        if any(self._kept) and not self.deferred and threading.current_thread() is not threading.main_thread():
+            # Only a signal interrupts what the main thread waits for. Ray replaces the handler of SIGTERM, not of this.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def defer(self, deferred: bool = True) -> None:
+        """Only record requests from now on, or raise for them again. Raises Stopped if there was one already."""
+        self.deferred = deferred
+        if self.asked:
+            raise Stopped("interrupted while no workers were training")
+
+    def hold(self) -> StopRequest:
+        """Handle SIGINT and SIGTERM from now on, if this is the main thread. As a context: until its end."""
+        held = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        self._kept.append({number: signal.signal(number, self._arrived) for number in held})
+        return self
+
+    __enter__ = hold
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._kept.pop().items():
+            signal.signal(number, handler)
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        again, self._signalled = self._signalled and not self._patient, True
+        kind = StopKind.AT_ONCE if again else StopKind.AFTER_CHECKPOINT
+        self.ask("signal", signal.Signals(number).name, kind)
+        if not self.deferred and self._raised is not self.kind:  # once, so that later signals do not disturb the end
+            self._raised = self.kind
+            raise Stopped("interrupted while no workers were training")

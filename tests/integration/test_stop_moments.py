@@ -1,0 +1,144 @@
+"""A request to stop is answered at whatever moment it comes, by real drivers with a real Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from jobs.drivers.link.messages import Order, Registered
+from jobs.run.checkpoints import committed_steps
+from jobs.run.outcome import Status, read_outcome
+from jobs.run.paths import JobPaths
+from jobs.spec.load import dump_spec
+from tests.support import tiny
+from tests.support.drivers import driver, registered
+from tests.support.gangs import ROOT
+from tests.support.processes import processes_with, wait_for
+from tests.support.wireserver import JOB, WireServer, wire_server
+
+NOTHING = Registered(kind="finetune", spec={}, placement=(("n1", 1),), engine="local")
+# Sends SIGTERM to this process at one moment, while Ray starts or while it ends.
+SIGNALS_ITSELF = """
+import ctypes, os, signal, sys, threading, time
+
+def below_python():
+    found = (ctypes.c_byte * 512)()  # struct sigaction begins with the handler
+    ctypes.CDLL(None).sigaction(signal.SIGTERM, None, ctypes.byref(found))
+    return ctypes.c_uint64.from_buffer(found).value
+
+def starts():
+    return getattr(signal.getsignal(signal.SIGTERM), "__module__", "").startswith("ray.")
+
+def ends():
+    return below_python() == 0
+
+def watch(moment):
+    while not moment():
+        time.sleep(0.001)
+    time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def arrived(*_):
+    print("arrived", flush=True)
+
+from cluster.capacity.gang import Gang
+from cluster.ray.connection import connected
+signal.signal(signal.SIGTERM, arrived)
+threading.Thread(target=watch, args=(starts if sys.argv[1] == "starts" else ends,), daemon=True).start()
+try:
+    with connected("local", Gang(1, 1, 0)):
+        print("connected", flush=True)
+    print("ended", signal.getsignal(signal.SIGTERM) is arrived, below_python() != 0)
+except KeyboardInterrupt:
+    print("interrupted", signal.getsignal(signal.SIGTERM) is arrived, below_python() != 0)
+"""
+
+
+@pytest.mark.parametrize(("moment", "said"), [("starts", "interrupted"), ("ends", "ended")])
+def test_the_handler_of_sigterm_is_called_also_while_ray_starts_and_ends(moment: str, said: str) -> None:
+    mark = f"{JOB}-{moment}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FLEETUNE_TEST": mark}
+    command = [sys.executable, "-c", SIGNALS_ITSELF, moment]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("arrived") == 1 and f"{said} True True" in done.stdout, done.stdout
+    assert ("connected" in done.stdout) == (moment == "ends")
+    wait_for(lambda: not processes_with(f"FLEETUNE_TEST={mark}"), "no process of Ray is left", 20)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("moments")
+    tiny.save_model(folder / "llama", "llama")
+    tiny.write_text(folder / "text.jsonl", 400)
+    return folder
+
+
+@pytest.fixture
+def server() -> Iterator[WireServer]:
+    with wire_server(NOTHING) as server:
+        yield server
+
+
+def spec(workshop: pathlib.Path, data: pathlib.Path, **changes: Any) -> dict[str, Any]:
+    one = {"resources__num_workers": 1, "train__max_steps": 5000} | changes
+    return json.loads(dump_spec(tiny.spec_of(workshop / "runs", workshop / "llama", data, **one)))
+
+
+def outcome_after_order_at(server: WireServer, moment: str, code: int) -> tuple[JobPaths, Any]:
+    """Order the stop as soon as the driver says this, and see how it ends."""
+    with driver(server) as running:
+        running.wait_for(moment)
+        server.order = Order.STOP
+        assert running.ended(120) == code, running.output
+        assert "Traceback" not in running.output
+    wait_for(lambda: not processes_with(f"FLEETUNE_JOB={JOB}"), "nothing is left", 20)
+    assert server.newest.run is not None
+    paths = JobPaths(server.newest.run)
+    return paths, read_outcome(paths)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "reason"),
+    [
+        ("connecting to Ray", "interrupted while no workers were training"),
+        ("preparing", "interrupted while no workers were training"),
+        ("starting 1 worker", "stopped on request after step 1"),
+    ],
+)
+def test_an_order_to_stop_is_obeyed_before_the_first_step(
+    server: WireServer, workshop: pathlib.Path, tmp_path: pathlib.Path, moment: str, reason: str
+) -> None:
+    tiny.write_text(tmp_path / "text.jsonl", 100_000 if moment == "preparing" else 400)
+    server.registered = registered(spec(workshop, tmp_path / "text.jsonl"))
+    paths, outcome = outcome_after_order_at(server, moment, 130)
+    assert outcome.status is Status.INTERRUPTED and outcome.reason.startswith(reason), outcome
+    assert committed_steps(paths) == ([1] if moment.startswith("starting") else [])
+
+
+@pytest.mark.slow
+def test_an_order_to_stop_during_the_export_changes_nothing(server: WireServer, workshop: pathlib.Path) -> None:
+    server.registered = registered(spec(workshop, workshop / "text.jsonl", train__max_steps=2))
+    paths, outcome = outcome_after_order_at(server, "exporting the model", 0)
+    assert outcome.status is Status.SUCCEEDED and pathlib.Path(paths.model).exists()
+
+
+@pytest.mark.slow
+def test_an_order_to_stop_between_two_trials_ends_the_sweep(server: WireServer, workshop: pathlib.Path) -> None:
+    base = spec(workshop, workshop / "text.jsonl", train__max_steps=4, data__eval_fraction=0.2)
+    space = {"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}}
+    sweep = {
+        "kind": "sweep", "name": "moments", "base": base, "space": space, "budget": {"trials": 50},
+        "algorithm": "random", "scheduler": "none", "num_gangs": 1,
+    }  # fmt: skip
+    server.registered = NOTHING.model_copy(update={"kind": "sweep", "spec": sweep, "beat_every_s": 0.2})
+    _, outcome = outcome_after_order_at(server, "trial 2", 130)
+    assert outcome.status is Status.INTERRUPTED and outcome.reason.startswith("stopped on request after "), outcome

@@ -114,7 +114,7 @@ class JobPaths:
 
     @property
     def remedies(self) -> str:
-        """The changes that the run made to itself after a trouble; absent if there were none."""
+        """The changes that the run made to itself after it ran out of memory; absent if there were none."""
         return storage.join(self.root, "remedies.json")
 
     @property

@@ -1,6 +1,6 @@
-"""The changes that a run made to itself after a trouble, as `remedies.json` keeps them. Light to import.
+"""The changes that a run made to itself after it ran out of memory, as `remedies.json` keeps them. Light to import.
 
-A later attempt begins with these changes, so that it does not meet the same trouble again.
+A later attempt begins with these changes, so that it does not run out again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Remedy(Frozen):
     """One change of one field of the spec, and its cost."""
 
     at: datetime.datetime = Field(description="UTC.")
-    cause: str = Field(description="The trouble, where it was met, and its numbers.")
+    cause: str = Field(description="Which process lacked which memory, with the numbers.")
     action: str = Field(description="What was changed.")
     where: str = Field(description="What the run did at that time: loading, training, evaluation or export.")
     rung: str = Field(description="The kind of change.")
@@ -65,7 +65,8 @@ def remedy_words(remedy: Remedy) -> str:
     cost = [] if remedy.seconds is None else [f"{remedy.seconds:.0f} s"]
     if remedy.steps_again:
         cost.append(f"{many(remedy.steps_again, 'step')} computed again")
-    return f"{remedy.cause}: {remedy.action}" + (f" (cost: {', '.join(cost)})" if cost else "")
+    said = f"out of memory in {remedy.where} ({remedy.cause}): {remedy.action}"
+    return said + (f" (cost: {', '.join(cost)})" if cost else "")
 
 
 def next_time(remedies: Sequence[Remedy]) -> str | None:

@@ -113,8 +113,8 @@ def test_a_change_is_stored_and_announced_and_the_effect_follows_with_the_next_s
     assert storage.list_names(gang.paths.failures) == []
     (told,) = gang.told.remedies()
     assert told["action"] == ("train.per_device_train_batch_size: 2 instead of 4 (accumulation 4 instead of 2)")
-    assert told["cause"] == "rank 1 ran out in training" and told["rung"] == "micro-batch"
-    assert "start again from step 0" in told["effect"] and "3 steps are computed again" in told["effect"]
+    assert (told["cause"], told["where"], told["rung"]) == ("rank 1 ran out", "training", "micro-batch")
+    assert "start again from step 0" in told["effect"] and "3 steps computed again" in told["effect"]
     gang.remedy.begin()
     gang.remedy.look()
     assert len(gang.told.remedies()) == 1 and read_remedies(gang.paths)[0].seconds is None

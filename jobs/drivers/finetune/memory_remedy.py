@@ -169,6 +169,11 @@ class MemoryRemedy:
         return self._changed(job, str(crash), True, said, crash.rank)
 
     def _changed(self, job: Job, cause: str, of_host: bool, said: str, rank: int | None) -> Job:
+        """Store and announce the next change, and return the job with it.
+
+        Args:
+            said: the message of the error if no change is left.
+        """
         group = self._group or Group(self._paths)
         group.look()
         where = group.where
@@ -178,31 +183,36 @@ class MemoryRemedy:
         if change is None:
             tried = tried_words([one for one in earlier if one.where == where])
             raise OutOfMemory(f"{said}{f' These changes did not suffice: {tried}.' if tried else ''}", rank)
+        self._made = made = self._remedy(job.spec, change, cause, group)
+        write_remedies(self._paths, (*earlier, made))  # before the act, so that another driver goes on from here
+        again = f"; {many(made.steps_again, 'step')} computed again" if made.steps_again else ""
+        effect = f"the workers start again from step {made.from_step}, with the same global batch and order{again}"
+        told = f"out of memory in {where}: {cause}. Remedy: {made.action}; {effect}"
+        self._announce("remedy", told, **_data(made), effect=effect)
+        storage.remove_dir(self._paths.failures)
+        begun = count_attempts(self._paths) - group.attempts  # this group was not lost
+        # Workers of the old group that still wait for a rank that has left see the new id, and end.
+        word = take_run(self._paths)
         spec = changed(job.spec, change)
+        return replace(job, spec=spec, earlier_attempts=job.earlier_attempts + begun, driver=word)
+
+    def _remedy(self, spec: Spec, change: Change, cause: str, group: Group) -> Remedy:
+        gpus_per_worker, accelerator_type = workers_of(spec)
         step = max(committed_steps(self._paths), default=0)
-        self._made = remedy = Remedy(
+        return Remedy(
             at=datetime.datetime.now(datetime.UTC),
-            cause=f"{cause} in {where}" if where is not Where.LOADING else f"{cause} while it loaded the model",
-            action=action_words(job.spec, spec, change),
-            where=where,
+            cause=cause,
+            action=action_words(spec, changed(spec, change), change),
+            where=group.where,
             rung=change.rung,
             field=change.field,
             before=change.before,
             after=change.after,
-            gpus_per_worker=workers_of(spec)[0],
-            accelerator_type=workers_of(spec)[1],
+            gpus_per_worker=gpus_per_worker,
+            accelerator_type=accelerator_type,
             from_step=step,
             steps_again=max(group.step - step, 0),
         )
-        write_remedies(self._paths, (*earlier, remedy))  # before the act, so that another driver goes on from here
-        again = f"; {many(remedy.steps_again, 'step')} are computed again" if remedy.steps_again else ""
-        effect = f"the workers start again from step {step} with the same global batch and order of rows{again}"
-        said = f"{remedy.cause}. Remedy: {remedy.action}; {effect}"
-        self._announce("remedy", said, **_data(remedy), effect=effect)
-        storage.remove_dir(self._paths.failures)
-        begun = count_attempts(self._paths) - group.attempts  # this group was not lost
-        # Workers of the old group that still wait for a rank that has left see the new id, and end.
-        return replace(job, spec=spec, earlier_attempts=job.earlier_attempts + begun, driver=take_run(self._paths))
 
 
 def action_words(before: Spec, after: Spec, change: Change) -> str:

@@ -27,7 +27,7 @@ from cluster.ray.runtime_env import RAY_PACKAGE, digest_of_environment
 from cluster.ray.session_record import SessionRecord, read_record
 from cluster.settings import RayJob, ray_job, server_token, server_url
 from jobs.drivers.link.call import NoAnswer, NotUnderstood, Refused, Server, check_url
-from jobs.drivers.link.messages import SUBMISSION, Join, Joined, Leave, Look, Looked
+from jobs.drivers.link.messages import SUBMISSION, Join, Joined, Look, Looked, Message
 from jobs.errors import FleetuneError, InputError, Interrupted, SpecError
 from jobs.preflight.validate import Validated, validate
 from jobs.spec.finetune import Spec
@@ -218,9 +218,11 @@ class _Guest:
     def leave(self, job_id: str) -> None:
         """Ask to cancel the job. If the message is lost, the server learns from Ray that this program has ended."""
         try:
-            self._server.post("/v1/guest/leave", Leave(job_id=job_id), Looked, _LEAVES_WITHIN_S)
+            self._server.post(f"/v1/jobs/{job_id}/cancel", Message(), Message, _LEAVES_WITHIN_S)
         except (NoAnswer, NotUnderstood, Refused) as error:
-            self._say(f"the orchestrator was not told ({error}); it will see that this program has ended")
+            self._say(
+                f"the job could not be cancelled ({error}): the orchestrator will see that this program has ended"
+            )
 
     def _look(self, look: Look) -> Looked:
         """Ask for new output. Errors other than an unknown job count as no answer, because the job may be training."""

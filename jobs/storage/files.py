@@ -290,12 +290,6 @@ def remove_file(path: str) -> None:
             fs.rm_file(inner)
 
 
-def make_dir(path: str) -> None:
-    with as_storage_error("create", path):
-        fs, inner = filesystem(path)
-        fs.makedirs(inner, exist_ok=True)
-
-
 def _nearest(path: str) -> str:
     """Return the nearest existing directory at or above a local path, so that a check creates no directory."""
     if not is_local(path):

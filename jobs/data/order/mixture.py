@@ -258,9 +258,10 @@ class Mixture:
         for section, low, high in zip(phase.sections, [0, *stops], stops, strict=False):
             if low < high:
                 some = by_section[low:high]
-                first, last = int(uses[some].min()), int(uses[some].max())  # uses of nearby positions lie together
-                of_section = self._orders[section].rows_between(first, last + 1)
-                rows[some] = of_section[uses[some] - first] + self._offsets[section]
+                mine = uses[some]
+                first = int(mine.min())  # uses of nearby positions lie together
+                of_section = self._orders[section].rows_between(first, int(mine.max()) + 1)
+                rows[some] = of_section[mine - first] + self._offsets[section]
         return rows
 
     def _check(self, start: int, stop: int) -> None:

@@ -10,7 +10,6 @@ import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
 
 from jobs.drivers.finetune.begin import load_work
-from jobs.errors import InputError
 from jobs.preflight.devices import no_gpu_here
 from jobs.preflight.validate import validate as check
 from jobs.run import requests as orders
@@ -37,7 +36,7 @@ from orchestrator.cli.help_groups import Grouped, command_group
 from orchestrator.cli.meant import run_meant, run_to_stop
 from orchestrator.cli.options import CLUSTER, QUEUE, YOURS
 from orchestrator.cli.sweep_reading import Rooted, run_sweep_here
-from orchestrator.client.spec_names import Named, of_one
+from orchestrator.client.spec_names import Named, about
 from orchestrator.pages import show as text
 
 app = command_group(
@@ -121,10 +120,8 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
             sweep, source = checked_sweep(sweep)
         marked = Loaded(sweep.base, {}) if sweep is not None else load_marked(spec, set_ or [])
         loaded = training(marked.spec, spec)
-        try:
+        with about(Named(loaded, spec, marked.marks)):
             found = check(loaded)
-        except InputError as error:
-            raise of_one(error, Named(loaded, spec, marked.marks)) from error
         facts = text.plan(loaded)
         if sweep is not None:
             space = f"{space_words(sweep)}{prior_words(sweep, source)}"

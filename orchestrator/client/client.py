@@ -8,6 +8,7 @@ with Client() as client:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -47,7 +48,7 @@ from orchestrator.client.connection import Connection
 from orchestrator.client.discovery import token_here
 from orchestrator.client.embedded_server import Presence, embedded_url
 from orchestrator.client.handle import FIRST_POLL_S, LONGEST_POLL_S, JobHandle
-from orchestrator.client.spec_names import Named, named, of_one, with_names
+from orchestrator.client.spec_names import Named, about, named, with_names
 from orchestrator.queue.states import ENDED, State
 
 Job = JobHandle | str  # a job, or the id of one
@@ -264,10 +265,10 @@ def asking(
     found, wrong = list[dict[str, Any]](), dict[Mistake, None]()
     for one in specs:
         try:
-            found.append(_asking(one, tenant, priority, after))
+            with about(one) if len(specs) > 1 else contextlib.nullcontext():
+                found.append(_asking(one, tenant, priority, after))
         except SpecError as error:
-            said = of_one(error, one) if len(specs) > 1 else error
-            wrong |= dict.fromkeys(said.mistakes)
+            wrong |= dict.fromkeys(error.mistakes)
     if wrong:
         raise SpecError.of(wrong)
     return found

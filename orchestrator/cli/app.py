@@ -31,7 +31,7 @@ from orchestrator.cli.commands import simulate as simulatecli
 from orchestrator.cli.commands import submit as submitcli
 from orchestrator.cli.commands import sweep_change as sweepchangecli
 from orchestrator.cli.commands import upload as uploadcli
-from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of, refuse_dashboard
+from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, json_list, progress_of, refuse_dashboard
 from orchestrator.cli.help_groups import Grouped, command_group
 from orchestrator.cli.meant import run_meant, run_to_stop
 from orchestrator.cli.options import CLUSTER, QUEUE, YOURS
@@ -139,7 +139,7 @@ def runs(storage: Storage = None, json_: Json = False) -> None:
     with edge():
         found = run_list.list_runs(storage_root(storage))
         if json_:
-            typer.echo(f"[{', '.join(one.model_dump_json() for one in found)}]")
+            typer.echo(json_list(found))
         elif found:
             typer.echo(text.runs_table(found, run_list.utc_now()))
         else:

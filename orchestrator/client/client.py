@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal
-from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -48,6 +47,7 @@ from orchestrator.client.connection import Connection
 from orchestrator.client.discovery import token_here
 from orchestrator.client.embedded_server import Presence, embedded_url
 from orchestrator.client.handle import FIRST_POLL_S, LONGEST_POLL_S, JobHandle
+from orchestrator.client.lookup import job_path
 from orchestrator.client.spec_names import Named, about, named, with_names
 from orchestrator.queue.states import ENDED, State
 
@@ -190,7 +190,7 @@ class Client:
 
     def job(self, job_id: str) -> JobHandle:
         """Return a job by its id. Raises UnknownJob."""
-        return JobHandle(self._connection, self._connection.get(f"/v1/jobs/{quote(job_id, safe='')}", JobView))
+        return JobHandle(self._connection, self._connection.get(job_path(job_id), JobView))
 
     def jobs(
         self,
@@ -210,7 +210,7 @@ class Client:
             before = page.next
 
     def why(self, job: Job) -> WhyView:
-        return self._connection.get(f"/v1/jobs/{quote(_id_of(job), safe='')}/why", WhyView)
+        return self._connection.get(f"{job_path(_id_of(job))}/why", WhyView)
 
     def nodes(self) -> tuple[NodeView, ...]:
         return self._connection.get("/v1/nodes", NodesTold).nodes

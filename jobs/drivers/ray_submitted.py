@@ -18,7 +18,8 @@ import time
 import urllib.parse
 import uuid
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Final, TypeVar
 
 from cluster.ray.backend import KIND_KEY
@@ -125,31 +126,14 @@ def _validated_apart(spec: Spec) -> Validated:
     Raises:
         FleetuneError: any error of `validate`; or the child ended without a result.
     """
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_validate_into, args=(sender, spec))
-    child.start()
-    sender.close()
     try:
-        found: Validated | FleetuneError = receiver.recv()
-    except EOFError:
-        child.join()
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as child:
+            return child.submit(validate, spec).result()
+    except BrokenProcessPool as error:
         raise FleetuneError(
-            "the process that checks the spec, its data and its model ended without a result (exit code "
-            f"{child.exitcode}; -9 is a kill, mostly for memory). Try fleetune validate on the same files"
-        ) from None
-    child.join()
-    if isinstance(found, FleetuneError):
-        raise found
-    return found
-
-
-def _validate_into(sender: Connection, spec: Spec) -> None:
-    """Send the result or the error of `validate`; runs in the child."""
-    try:
-        sender.send(validate(spec))
-    except FleetuneError as error:
-        sender.send(error)
+            "the process that checks the spec, its data and its model was killed, mostly for memory. Try fleetune "
+            "validate on the same files"
+        ) from error
 
 
 def queued(spec: Spec | SweepSpec, job: RayJob) -> Spec | SweepSpec:

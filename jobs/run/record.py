@@ -105,6 +105,14 @@ def last_record(paths: JobPaths) -> dict[str, Any]:
     }
 
 
+def read_steps(paths: JobPaths) -> list[Record]:
+    """Read the metrics: one record for each step, in the order of steps. Raises StorageError.
+
+    An attempt that goes back to a checkpoint repeats some steps; the record that was written last counts.
+    """
+    return one_of_each_step(read_journal(paths.metrics))
+
+
 def logged_loss(paths: JobPaths, step: int) -> float | None:
     """Return the loss that was last logged for `step`, the next step of a run; None if no attempt reached it.
 

@@ -12,9 +12,9 @@ from typing import TextIO
 from jobs.storage import files as storage
 
 
-def user_stream(descriptor: int = 1) -> TextIO:
+def user_stream() -> TextIO:
     """Open a separate stream to the user's terminal, which stays open while `redirected_output` is in force."""
-    return os.fdopen(os.dup(descriptor), "w", buffering=1, encoding="utf-8", errors="replace")
+    return os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
 
 
 @contextlib.contextmanager

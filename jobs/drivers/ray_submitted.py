@@ -17,7 +17,8 @@ import time
 import urllib.parse
 import uuid
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Final, TypeVar
 
 from cluster.ray.backend import KIND_KEY
@@ -26,7 +27,7 @@ from cluster.ray.runtime_env import RAY_PACKAGE, digest_of_environment
 from cluster.ray.session_record import SessionRecord, read_record
 from cluster.settings import RayJob, ray_job, server_token, server_url
 from jobs.drivers.link.call import NoAnswer, NotUnderstood, Refused, Server, check_url
-from jobs.drivers.link.messages import SUBMISSION, Join, Joined, Leave, Look, Looked
+from jobs.drivers.link.messages import SUBMISSION, Join, Joined, Look, Looked, Message
 from jobs.drivers.stop_request import StopRequest
 from jobs.errors import FleetuneError, InputError, Interrupted, SpecError
 from jobs.preflight.validate import Validated, validate
@@ -123,31 +124,14 @@ def _validated_apart(spec: Spec) -> Validated:
     Raises:
         FleetuneError: any error of `validate`; or the child ended without a result.
     """
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_validate_into, args=(sender, spec))
-    child.start()
-    sender.close()
     try:
-        found: Validated | FleetuneError = receiver.recv()
-    except EOFError:
-        child.join()
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as child:
+            return child.submit(validate, spec).result()
+    except BrokenProcessPool as error:
         raise FleetuneError(
-            "the process that checks the spec, its data and its model ended without a result (exit code "
-            f"{child.exitcode}; -9 is a kill, mostly for memory). Try fleetune validate on the same files"
-        ) from None
-    child.join()
-    if isinstance(found, FleetuneError):
-        raise found
-    return found
-
-
-def _validate_into(sender: Connection, spec: Spec) -> None:
-    """Send the result or the error of `validate`; runs in the child."""
-    try:
-        sender.send(validate(spec))
-    except FleetuneError as error:
-        sender.send(error)
+            "the process that checks the spec, its data and its model was killed, mostly for memory. Try fleetune "
+            "validate on the same files"
+        ) from error
 
 
 def queued(spec: Spec | SweepSpec, job: RayJob) -> Spec | SweepSpec:
@@ -216,9 +200,11 @@ class _Guest:
     def leave(self, job_id: str) -> None:
         """Ask to cancel the job. If the message is lost, the server learns from Ray that this program has ended."""
         try:
-            self._server.post("/v1/guest/leave", Leave(job_id=job_id), Looked, _LEAVES_WITHIN_S)
+            self._server.post(f"/v1/jobs/{job_id}/cancel", Message(), Message, _LEAVES_WITHIN_S)
         except (NoAnswer, NotUnderstood, Refused) as error:
-            self._say(f"the orchestrator was not told ({error}); it will see that this program has ended")
+            self._say(
+                f"the job could not be cancelled ({error}): the orchestrator will see that this program has ended"
+            )
 
     def _look(self, look: Look) -> Looked:
         """Ask for new output. Errors other than an unknown job count as no answer, because the job may be training."""

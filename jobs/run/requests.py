@@ -17,32 +17,24 @@ def ask_to_stop(root: str, now: Now = utc_now) -> str:
         InputError: the run has ended.
     """
     paths = JobPaths(root)
-    heard = _warning_if_silent(paths, now)
-    storage.write_bytes(paths.stop_request, b"fleetune stop")
-    return (
-        f"run {paths.name} will save a checkpoint at its next step, and end as interrupted{heard}; "
-        f"go on later with: {resume_command(paths)}"
-    )
+    will = _ask(paths, paths.stop_request, "end as interrupted", now)
+    return f"{will}; go on later with: {resume_command(paths)}"
 
 
 def ask_to_save(root: str, now: Now = utc_now) -> str:
-    """Ask a run to save a checkpoint and go on. Returns a message about what will happen.
-
-    Raises:
-        InputError: the run has ended.
-    """
+    """Ask a run to save a checkpoint and go on. As `ask_to_stop`."""
     paths = JobPaths(root)
-    heard = _warning_if_silent(paths, now)
-    storage.write_bytes(paths.save_request, b"fleetune save")
-    return f"run {paths.name} will save a checkpoint at its next step, and go on{heard}"
+    return _ask(paths, paths.save_request, "go on", now)
 
 
-def _warning_if_silent(paths: JobPaths, now: Now) -> str:
-    """Return '', or a warning that the run may be dead. Raises InputError if the run has ended."""
+def _ask(paths: JobPaths, request: str, then: str, now: Now) -> str:
+    """Write the request. Returns a message, with a warning if the run may be dead. Raises InputError."""
     run = summarise(paths, now)
     if run.status not in ("running", "lost"):
         raise InputError(_has_ended(run))
-    return f", if it is alive: it has been silent for {duration(run.silent_s or 0.0)}" if run.status == "lost" else ""
+    storage.write_bytes(request, b"fleetune")
+    silent = f", if it is alive: it has been silent for {duration(run.silent_s or 0.0)}" if run.status == "lost" else ""
+    return f"run {paths.name} will save a checkpoint at its next step, and {then}{silent}"
 
 
 def _has_ended(run: RunSummary) -> str:

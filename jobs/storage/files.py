@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Protocol, cast
 
 import fsspec
+from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.core import url_to_fs
 
 from cluster.settings import extra_protocols
@@ -82,7 +83,8 @@ def filesystem(path: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _as_storage_error(what: str, path: str) -> Iterator[None]:
+def as_storage_error(what: str, path: str) -> Iterator[None]:
+    """Turn what a storage library raises into a StorageError that says what was done with which path."""
     try:
         yield
     except StorageError:
@@ -98,14 +100,14 @@ def _as_storage_error(what: str, path: str) -> Iterator[None]:
 
 def read_bytes(path: str) -> bytes:
     """Read a whole file. Raises StorageError."""
-    with _as_storage_error("read", path):
+    with as_storage_error("read", path):
         fs, inner = filesystem(path)
         with fs.open(inner, "rb") as file:
             return cast(bytes, file.read())
 
 
 def exists(path: str) -> bool:
-    with _as_storage_error("look at", path):
+    with as_storage_error("look at", path):
         fs, inner = filesystem(path)
         fs.invalidate_cache()
         return bool(fs.exists(inner))
@@ -122,14 +124,14 @@ def read_end(path: str, most: int) -> str:
 
 def size(path: str) -> int:
     """Return the size of a file in bytes. Raises StorageError."""
-    with _as_storage_error("look at", path):
+    with as_storage_error("look at", path):
         fs, inner = filesystem(path)
         return int(fs.size(inner))
 
 
 def size_of_dir(path: str) -> int:
     """Return the size of all files below a directory in bytes; 0 if it does not exist. Raises StorageError."""
-    with _as_storage_error("look at", path):
+    with as_storage_error("look at", path):
         fs, inner = filesystem(path)
         fs.invalidate_cache()
         try:
@@ -139,14 +141,14 @@ def size_of_dir(path: str) -> int:
 
 
 def is_dir(path: str) -> bool:
-    with _as_storage_error("look at", path):
+    with as_storage_error("look at", path):
         fs, inner = filesystem(path)
         return bool(fs.isdir(inner))
 
 
 def list_names(path: str) -> list[str]:
     """List the names directly under a directory, sorted; empty if it does not exist. Raises StorageError."""
-    with _as_storage_error("list", path):
+    with as_storage_error("list", path):
         fs, inner = filesystem(path)
         fs.invalidate_cache()
         try:
@@ -158,7 +160,7 @@ def list_names(path: str) -> list[str]:
 
 def write_bytes(path: str, content: bytes) -> None:
     """Write a file that appears whole or not at all. Raises StorageError."""
-    with _as_storage_error("write", path):
+    with as_storage_error("write", path):
         if is_local(path):
             _write_local(local_path(path), content)
             return
@@ -190,9 +192,9 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
         raise
 
 
-def put_file(local: str, path: str) -> None:
+def put_file(local: str, path: str, callback: Callback = DEFAULT_CALLBACK) -> None:
     """Move or copy a finished local file to `path`, where it appears whole or not at all. Raises StorageError."""
-    with _as_storage_error("write", path):
+    with as_storage_error("write", path):
         if is_local(path):
             target = local_path(path)
             os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
@@ -202,7 +204,9 @@ def put_file(local: str, path: str) -> None:
             _move(local, target)
             return
         fs, inner = filesystem(path)
-        fs.put_file(local, inner)
+        if path.partition("://")[0] not in location.PROTOCOLS:  # such as sftp; on s3 it would create a missing bucket
+            fs.makedirs(posixpath.dirname(inner), exist_ok=True)
+        fs.put_file(local, inner, callback=callback)
 
 
 def _move(source: str, target: str) -> None:
@@ -226,7 +230,7 @@ def open_write(path: str) -> Iterator[Writable]:
     Raises:
         StorageError: also when the storage is full.
     """
-    with _as_storage_error("write", path):
+    with as_storage_error("write", path):
         if is_local(path):
             with _replacing(local_path(path)) as local:
                 direct = DirectFile(local.fileno())
@@ -247,7 +251,7 @@ def open_write(path: str) -> Iterator[Writable]:
 
 def read_range(path: str, begin: int, end: int) -> bytes:
     """Read the bytes begin .. end - 1; fewer if the file is shorter. Raises StorageError."""
-    with _as_storage_error("read", path):
+    with as_storage_error("read", path):
         fs, inner = filesystem(path)
         return cast(bytes, fs.cat_file(inner, start=begin, end=end))
 
@@ -255,7 +259,7 @@ def read_range(path: str, begin: int, end: int) -> bytes:
 @contextlib.contextmanager
 def open_read(path: str) -> Iterator[BinaryIO]:
     """Open a seekable binary file. Raises StorageError if it cannot be opened."""
-    with _as_storage_error("read", path):
+    with as_storage_error("read", path):
         fs, inner = filesystem(path)
         file = fs.open(inner, "rb")
     with file:
@@ -264,7 +268,7 @@ def open_read(path: str) -> Iterator[BinaryIO]:
 
 def fetch_dir(path: str, target: str) -> None:
     """Copy a directory from a path or URL to a local directory. Raises StorageError."""
-    with _as_storage_error("fetch", path):
+    with as_storage_error("fetch", path):
         fs, inner = filesystem(path)
         os.makedirs(target, exist_ok=True)
         fs.get(inner.rstrip("/") + "/", target.rstrip("/") + "/", recursive=True)
@@ -272,7 +276,7 @@ def fetch_dir(path: str, target: str) -> None:
 
 def remove_dir(path: str) -> None:
     """Remove a directory and its content; do nothing if it does not exist. Raises StorageError."""
-    with _as_storage_error("remove", path):
+    with as_storage_error("remove", path):
         fs, inner = filesystem(path)
         with contextlib.suppress(FileNotFoundError):
             fs.rm(inner, recursive=True)
@@ -280,16 +284,10 @@ def remove_dir(path: str) -> None:
 
 def remove_file(path: str) -> None:
     """Remove a file; do nothing if it does not exist. Raises StorageError."""
-    with _as_storage_error("remove", path):
+    with as_storage_error("remove", path):
         fs, inner = filesystem(path)
         with contextlib.suppress(FileNotFoundError):
             fs.rm_file(inner)
-
-
-def make_dir(path: str) -> None:
-    with _as_storage_error("create", path):
-        fs, inner = filesystem(path)
-        fs.makedirs(inner, exist_ok=True)
 
 
 def _nearest(path: str) -> str:

@@ -10,7 +10,6 @@ import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
 
 from jobs.drivers.finetune.begin import load_work
-from jobs.errors import InputError
 from jobs.preflight.devices import no_gpu_here
 from jobs.preflight.validate import validate as check
 from jobs.run import requests as orders
@@ -32,12 +31,12 @@ from orchestrator.cli.commands import simulate as simulatecli
 from orchestrator.cli.commands import submit as submitcli
 from orchestrator.cli.commands import sweep_change as sweepchangecli
 from orchestrator.cli.commands import upload as uploadcli
-from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of, refuse_dashboard
+from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, json_list, progress_of, refuse_dashboard
 from orchestrator.cli.help_groups import Grouped, command_group
 from orchestrator.cli.meant import run_meant, run_to_stop
 from orchestrator.cli.options import CLUSTER, QUEUE, YOURS
 from orchestrator.cli.sweep_reading import Rooted, run_sweep_here
-from orchestrator.client.spec_names import Named, of_one
+from orchestrator.client.spec_names import Named, about
 from orchestrator.pages import show as text
 
 app = command_group(
@@ -121,10 +120,8 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
             sweep, source = checked_sweep(marked.spec)
             marked = Loaded(sweep.base, {})
         loaded = training(marked.spec, spec)
-        try:
+        with about(Named(loaded, spec, marked.marks)):
             found = check(loaded)
-        except InputError as error:
-            raise of_one(error, Named(loaded, spec, marked.marks)) from error
         facts = text.plan(loaded)
         if sweep is not None:
             space = f"{space_words(sweep)}{prior_words(sweep, source)}"
@@ -142,7 +139,7 @@ def runs(storage: Storage = None, json_: Json = False) -> None:
     with edge():
         found = run_list.list_runs(storage_root(storage))
         if json_:
-            typer.echo(f"[{', '.join(one.model_dump_json() for one in found)}]")
+            typer.echo(json_list(found))
         elif found:
             typer.echo(text.runs_table(found, run_list.utc_now()))
         else:

@@ -7,10 +7,11 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 
 from jobs.console import user_stream
 from jobs.errors import FleetuneError, SpecError
@@ -44,6 +45,11 @@ def progress_of(quiet: bool, *, sweep: bool = False) -> Progress:
 
         return BarProgress(stream)
     return PlainProgress(stream)
+
+
+def json_list(values: Iterable[BaseModel]) -> str:
+    """Format values as one JSON list."""
+    return f"[{', '.join(value.model_dump_json() for value in values)}]"
 
 
 @contextlib.contextmanager

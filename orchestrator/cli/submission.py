@@ -25,7 +25,7 @@ from orchestrator.client.client import asking, completed, submitted
 from orchestrator.client.connection import Connection
 from orchestrator.client.handle import JobHandle
 from orchestrator.client.lookup import find_job
-from orchestrator.client.spec_names import Named, named, of_one
+from orchestrator.client.spec_names import Named, about, named
 from orchestrator.pages.queue import label_words, metrics_words, size_words
 from orchestrator.queue.states import State
 
@@ -104,32 +104,19 @@ def _check(specs: Sequence[Named], told: Server, say: Say) -> None:
     for one in specs:
         spec, path = trained(one.spec), one.name
         if isinstance(one.spec, SweepSpec):
-            _check_sweep(one.spec, one)
+            with about(one):
+                checked_sweep(one.spec)
         if spec is None:
             continue
         if meant := _meant(spec.model.path, path):
             say(f"warning: {path}: model.path {spec.model.path} is taken for a model of the hub; {meant}")
         if _is_here(spec):
-            for warning in _warnings(spec, one):
+            with about(one):
+                warnings = validate(spec).warnings
+            for warning in warnings:
                 say(f"warning: {path}: {warning}" if several else f"warning: {warning}")
         else:
             say(f"not looked at: model and data of {path}, of which some are not on this machine")
-
-
-def _warnings(spec: Spec, one: Named) -> tuple[str, ...]:
-    """Validate one spec, and return its warnings. Raises InputError."""
-    try:
-        return validate(spec).warnings
-    except InputError as error:
-        raise of_one(error, one) from error
-
-
-def _check_sweep(sweep: SweepSpec, one: Named) -> None:
-    """Check a sweep. Raises InputError."""
-    try:
-        checked_sweep(sweep)
-    except InputError as error:
-        raise of_one(error, one) from error
 
 
 def _meant(model: str, path: str) -> str:

@@ -8,6 +8,7 @@ with Client() as client:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -16,7 +17,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal
-from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -47,7 +47,8 @@ from orchestrator.client.connection import Connection
 from orchestrator.client.discovery import token_here
 from orchestrator.client.embedded_server import Presence, embedded_url
 from orchestrator.client.handle import FIRST_POLL_S, LONGEST_POLL_S, JobHandle
-from orchestrator.client.spec_names import Named, named, of_one, with_names
+from orchestrator.client.lookup import job_path
+from orchestrator.client.spec_names import Named, about, named, with_names
 from orchestrator.queue.states import ENDED, State
 
 Job = JobHandle | str  # a job, or the id of one
@@ -189,7 +190,7 @@ class Client:
 
     def job(self, job_id: str) -> JobHandle:
         """Return a job by its id. Raises UnknownJob."""
-        return JobHandle(self._connection, self._connection.get(f"/v1/jobs/{quote(job_id, safe='')}", JobView))
+        return JobHandle(self._connection, self._connection.get(job_path(job_id), JobView))
 
     def jobs(
         self,
@@ -209,7 +210,7 @@ class Client:
             before = page.next
 
     def why(self, job: Job) -> WhyView:
-        return self._connection.get(f"/v1/jobs/{quote(_id_of(job), safe='')}/why", WhyView)
+        return self._connection.get(f"{job_path(_id_of(job))}/why", WhyView)
 
     def nodes(self) -> tuple[NodeView, ...]:
         return self._connection.get("/v1/nodes", NodesTold).nodes
@@ -264,10 +265,10 @@ def asking(
     found, wrong = list[dict[str, Any]](), dict[Mistake, None]()
     for one in specs:
         try:
-            found.append(_asking(one, tenant, priority, after))
+            with about(one) if len(specs) > 1 else contextlib.nullcontext():
+                found.append(_asking(one, tenant, priority, after))
         except SpecError as error:
-            said = of_one(error, one) if len(specs) > 1 else error
-            wrong |= dict.fromkeys(said.mistakes)
+            wrong |= dict.fromkeys(error.mistakes)
     if wrong:
         raise SpecError.of(wrong)
     return found

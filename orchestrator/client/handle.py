@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
 from jobs.errors import FleetuneError
 from jobs.run.outcome import Outcome, read_outcome
@@ -18,6 +17,7 @@ from jobs.storage import files as storage
 from orchestrator.api import JobView, MetricsPart, WhyView
 from orchestrator.client.connection import Connection
 from orchestrator.client.log_reader import LogLine, LogReader, followed, telling_end
+from orchestrator.client.lookup import job_path
 from orchestrator.client.result import JobCancelled, JobFailed, Result
 from orchestrator.queue.errors import JobEnded
 from orchestrator.queue.states import ENDED, Reason, State
@@ -237,7 +237,7 @@ class JobHandle:
 
     @property
     def _path(self) -> str:
-        return f"/v1/jobs/{quote(self.id, safe='')}"
+        return job_path(self.id)
 
     def _order(self, what: str) -> None:
         self.learn(self._connection.post(f"{self._path}/{what}", JobView))

@@ -45,7 +45,7 @@ class LogReader:
 
     def __init__(self, connection: Connection, job_id: str, source: str | None = None) -> None:
         self._connection, self._source = connection, source
-        self._path = f"/v1/jobs/{quote(job_id, safe='')}/logs"
+        self._path = f"{job_path(job_id)}/logs"
         self._next: dict[str, int] = {}
         self._begun: dict[str, str] = {}  # source -> its last line, as long as it is incomplete
         self._ended: set[str] = set()

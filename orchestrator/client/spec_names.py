@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from cluster.errors import Mistake
@@ -61,11 +62,15 @@ def with_names(error: InputError, specs: Sequence[Named]) -> InputError:
     return type(error).of(_placed(mistake, specs) for mistake in error.mistakes)
 
 
-def of_one(error: InputError, spec: Named) -> InputError:
-    """Add the place of the field, or the name of the spec, to an error about one of several specs."""
-    return type(error).of(
-        replace(one, place=one.place or _mark(spec, one.field) or spec.name) for one in error.mistakes
-    )
+@contextlib.contextmanager
+def about(spec: Named) -> Iterator[None]:
+    """Add the place of the field, or the name of the spec, to an InputError about this spec."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error).of(
+            replace(one, place=one.place or _mark(spec, one.field) or spec.name) for one in error.mistakes
+        ) from error
 
 
 def _placed(mistake: Mistake, specs: Sequence[Named]) -> Mistake:

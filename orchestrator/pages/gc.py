@@ -11,6 +11,7 @@ from cluster.text import byte_size, long_duration
 from jobs.errors import InputError
 from orchestrator.gc.remove import Removed
 from orchestrator.gc.values import Bounds, Found, GcPlan, Goes
+from orchestrator.pages.tables import columns
 
 _SIZE = re.compile(r"^([0-9]{1,15}(?:\.[0-9]{1,9})?) ?(?:([KMGTP])(i?))?B$", re.IGNORECASE)
 _POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
@@ -35,8 +36,9 @@ def page(plan: GcPlan, found: Found, bounds: Bounds, now_s: float) -> str:
     rows = [*_run_rows(plan, now_s), *_leftover_rows(plan, found), *_prepared_rows(plan, now_s)]
     if not bounds.any:
         rows.sort(key=lambda row: -row[0])
-    shown = [("RUN", "STATUS", "AGE", "SIZE", "CHECKPOINTS", "GOES", "STAYS", "WHY"), *(row for _, row in rows)]
-    return "\n".join([*(_columns(shown) if rows else ["no runs"]), *_totals(plan, found)])
+    head = ("RUN", "STATUS", "AGE", "SIZE", "CHECKPOINTS", "GOES", "STAYS", "WHY")
+    table = columns(head, [row for _, row in rows]) if rows else "no runs"
+    return "\n".join([table, *_totals(plan, found)])
 
 
 Row = tuple[int, tuple[str, ...]]  # (size, cells)
@@ -90,11 +92,6 @@ def _prepared_rows(plan: GcPlan, now_s: float) -> list[Row]:
         for verdict in plan.prepared
         for one in (verdict.prepared,)
     ]
-
-
-def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _totals(plan: GcPlan, found: Found) -> list[str]:

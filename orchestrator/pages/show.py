@@ -25,6 +25,7 @@ from jobs.spec.data import Source, source_words
 from jobs.spec.finetune import SCHEMA_VERSION, Spec
 from jobs.spec.queue import Kind, OnEnd
 from jobs.spec.sweep import Dimension
+from orchestrator.pages.tables import columns
 
 Row = tuple[str, str]
 
@@ -180,13 +181,8 @@ def class_rows(confusion: Sequence[Sequence[int]] | None, labels: Sequence[str])
 
 def runs_table(runs: list[RunSummary], now: datetime.datetime) -> str:
     head = ("RUN", "STATUS", "STARTED", "STEP", "METRICS")
-    rows = [head] + [
-        (run.name, status_words(run), _ago(run.started_at, now), str(run.step), _metrics_of(run)) for run in runs
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    rows = [(run.name, status_words(run), _ago(run.started_at, now), str(run.step), _metrics_of(run)) for run in runs]
+    return columns(head, rows)
 
 
 def _metrics_of(run: RunSummary) -> str:

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import pathlib
+import time
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ def told(done: Any) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def test_upload_tells_equal_files_by_their_sums_also_those_sent_in_parts(
+def test_upload_sends_only_what_differs_also_of_files_sent_in_parts(
     store: dict[str, str], tmp_path: pathlib.Path
 ) -> None:
     folder = tmp_path / "model"
@@ -39,10 +40,12 @@ def test_upload_tells_equal_files_by_their_sums_also_those_sent_in_parts(
     with weights.open("r+b") as file:
         file.seek(100 * MIB)
         file.write(b"other")  # of equal size
+    os.utime(weights, (time.time() + 5, time.time() + 5))
     refused = fleetune("upload", folder, "s3://lake/up/model", **store)
     assert refused.returncode == 2 and "model.safetensors" in refused.stderr
+    os.utime(weights)
     again = told(fleetune("upload", folder, "s3://lake/up/model", "--replace", "--json", **store))
-    assert again["sent"] == 1 and told(fleetune("upload", folder, "s3://lake/up/model", "--json", **store))["sent"] == 0
+    assert again["sent"] == 2 and told(fleetune("upload", folder, "s3://lake/up/model", "--json", **store))["sent"] == 0
 
 
 def test_upload_to_a_bucket_that_is_not_there_or_not_ours_is_told(

@@ -141,16 +141,6 @@ class _Phase:
         slices = _slices(places + lines * self.cycle, ends + lines * self.cycle, sizes)
         return slices - lines * len(self.shares), places + shifts.ravel()[slices]
 
-    def uses_at(self, positions: Rows) -> tuple[Rows, Rows]:
-        """Return `uses` of single positions (n,); (n,) each."""
-        numbers, uses = np.empty((2, len(positions)), dtype=np.int64)
-        for low, high in _pieces(0, len(positions), max(1, _PIECE_ROWS // len(self.shares))):
-            cycles, inside = np.divmod(positions[low:high], self.cycle)
-            some = self.uses(cycles, inside[:, None])
-            for into, values in zip((numbers, uses), some, strict=True):
-                into[low:high] = values[:, 0]
-        return numbers, uses
-
     def uses_between(self, start: int, stop: int) -> tuple[Rows, Rows]:
         """Return `uses` of positions start..stop-1; (stop - start,) each."""
         numbers, uses = np.empty((2, stop - start), dtype=np.int64)
@@ -208,31 +198,6 @@ class Mixture:
         }
         return tuple(number for number in range(len(self.sections)) if number not in taken)
 
-    def rows_at(self, positions: Rows) -> Rows:
-        """Return the row at each position. Fast for positions that lie together.
-
-        Args:
-            positions: (n,) int64, each at least 0.
-
-        Returns:
-            (n,) int64 in range(all_rows).
-
-        Raises:
-            ValueError: a position is after the end of the mixture.
-        """
-        positions = np.asarray(positions, dtype=np.int64)
-        if not len(positions):
-            return positions.copy()
-        low, high = int(positions.min()), int(positions.max()) + 1
-        self._check(low, high)
-        if high - low <= 4 * len(positions) + 64:
-            return self.rows_between(low, high)[positions - low]
-        rows = np.empty_like(positions)
-        for phase in self._phases:
-            here = np.flatnonzero((positions >= phase.start) & (positions < (phase.stop or high)))
-            rows[here] = self._rows_of_uses(phase, *phase.uses_at(positions[here] - phase.start))
-        return rows
-
     def rows_between(self, start: int, stop: int) -> Rows:
         """Return the rows at positions start..stop-1; (stop - start,) int64.
 
@@ -249,33 +214,6 @@ class Mixture:
                 into = slice(low + phase.start - start, high + phase.start - start)
                 rows[into] = self._rows_of_uses(phase, *phase.uses_between(low, high))
         return rows
-
-    def used(self, stop: int) -> tuple[int, ...]:
-        """Return how many of the first `stop` positions use each section. Computes the rows of one cycle at most.
-
-        Raises:
-            ValueError: a position is after the end of the mixture.
-        """
-        self._check(0, stop)
-        used = [0] * len(self.sections)
-        for phase in self._phases:
-            if phase.start >= stop:
-                break
-            cycles, rest = divmod(min(stop, phase.stop or stop) - phase.start, phase.cycle)
-            numbers, _ = phase.uses_between(cycles * phase.cycle, cycles * phase.cycle + rest)
-            singly = np.bincount(numbers, minlength=len(phase.sections)).tolist()
-            for number, *counts in zip(phase.sections, phase.counts(cycles), singly, strict=True):
-                used[number] += sum(counts)
-        return tuple(used)
-
-    def shares_of(self, start: int, stop: int) -> tuple[int, ...]:
-        """Return how many of positions start..stop-1 use each section, without computing every position.
-
-        Raises:
-            ValueError: a position is after the end of the mixture.
-        """
-        self._check(start, stop)
-        return tuple(after - before for before, after in zip(self.used(start), self.used(stop), strict=True))
 
     @cached_property
     def _offsets(self) -> tuple[int, ...]:
@@ -320,7 +258,10 @@ class Mixture:
         for section, low, high in zip(phase.sections, [0, *stops], stops, strict=False):
             if low < high:
                 some = by_section[low:high]
-                rows[some] = self._orders[section].rows_at(uses[some]) + self._offsets[section]
+                mine = uses[some]
+                first = int(mine.min())  # uses of nearby positions lie together
+                of_section = self._orders[section].rows_between(first, int(mine.max()) + 1)
+                rows[some] = of_section[mine - first] + self._offsets[section]
         return rows
 
     def _check(self, start: int, stop: int) -> None:

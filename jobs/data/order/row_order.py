@@ -39,8 +39,6 @@ class RowOrder(Protocol):
     @property
     def seed(self) -> int: ...
 
-    def rows_at(self, positions: Rows) -> Rows: ...
-
     def rows_between(self, start: int, stop: int) -> Rows: ...
 
 
@@ -72,29 +70,6 @@ class Order:
     def _missing(self) -> int:
         return self.num_blocks * self.rows_per_block - self.num_rows
 
-    def rows_at(self, positions: Rows) -> Rows:
-        """Return the row at each position. Fast for positions that lie together.
-
-        Args:
-            positions: (n,) int64, each at least 0.
-
-        Returns:
-            (n,) int64 in range(num_rows).
-        """
-        positions = np.asarray(positions, dtype=np.int64)
-        if not len(positions):
-            return positions.copy()
-        low, high = int(positions.min()), int(positions.max()) + 1
-        if self._are_few(high - low, len(positions)):
-            return self.rows_between(low, high)[positions - low]
-        windows = self._windows_at(positions)
-        starts = self._starts(windows)
-        rows = np.empty_like(positions)
-        for size, some in _alike(self._starts(windows + 1) - starts, _PIECE_ROWS):
-            inside = (positions - starts)[some, None]
-            rows[some] = self._rows_of_windows(windows[some, None], inside, size)[:, 0]
-        return rows
-
     def rows_between(self, start: int, stop: int) -> Rows:
         """Return the rows at positions start..stop-1; (stop - start,) int64. Always computes whole windows."""
         if start >= stop:
@@ -121,8 +96,6 @@ class Order:
 
     def _blocks_at(self, first_places: Rows, places: Rows, with_keys: Words) -> Rows:
         """Return the blocks at `places` (n, m) after the `first_places` (n, 1) of windows, under their epochs' keys."""
-        if places.shape[1] <= WINDOW_BLOCKS:
-            return walk(first_places + places, self.num_blocks, with_keys)
         every = np.minimum(first_places + np.arange(WINDOW_BLOCKS), self.num_blocks - 1)
         blocks = walk(every, self.num_blocks, with_keys)
         return np.take_along_axis(blocks, places, axis=1)
@@ -161,10 +134,6 @@ class Order:
         last = np.array([[self.num_blocks - 1]])
         places = walk(last, self.num_blocks, keys(key(self.seed, _BLOCKS), distinct)[:, None], forward=False)[:, 0]
         return places[which].reshape(epochs.shape)
-
-    def _are_few(self, span: int, wanted: int) -> bool:
-        """Whether computing whole windows for a span of positions is as cheap as computing the wanted ones singly."""
-        return span + self.rows_per_block * WINDOW_BLOCKS <= 4 * wanted + 4096
 
 
 @lru_cache(maxsize=256)  # a mixture has one order for each section

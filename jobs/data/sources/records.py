@@ -30,7 +30,6 @@ __all__ = [
     "RecordReader",
     "expand",
     "is_unicode",
-    "read_records",
     "stamp",
     "suffix_of",
 ]
@@ -132,11 +131,6 @@ def _matches(fs: Any, inner: str) -> list[str]:
     if not glob.has_magic(inner):
         return []
     return [str(name) for name in fs.glob(inner) if fs.isfile(name)]
-
-
-def read_records(file: str) -> Iterator[Record | BadRow]:
-    """Yield the records of one file, without empty lines. Raises DataError, as RecordReader does."""
-    yield from RecordReader(file)
 
 
 @dataclass

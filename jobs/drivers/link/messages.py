@@ -8,11 +8,10 @@ holds an order. A beat reports all newest values, not changes, so a lost beat do
 
 A program that `ray job submit` has started, and that finds an orchestrator in the cluster, is called a guest here. It
 asks for its job to be queued and follows the job, whose attempts are started like all others. If the server requires
-it, the guest sends its user's token.
+it, the guest sends its user's token. To cancel the job, it uses the route that all clients use.
 
     POST /v1/guest/join        Join -> Joined
     POST /v1/guest/look        Look -> Looked
-    POST /v1/guest/leave       Leave -> Looked
 
 The driver sends the token of its attempt (`Authorization: Bearer ...`) and the id of its queue. Statuses: 401, the
 token belongs to another attempt; 409, the server keeps another queue; 410, the attempt is over; 422, the message is
@@ -185,7 +184,7 @@ class Look(Message):
 
 
 class Looked(Message):
-    """The answer to `Look` and `Leave`.
+    """The answer to `Look`.
 
     Attributes:
         words: the state of the job in one line; empty while it trains.
@@ -201,9 +200,3 @@ class Looked(Message):
     after: int = 0
     more: bool = False
     exit_code: int | None = None
-
-
-class Leave(Message):
-    """A guest is about to end: cancel its job."""
-
-    job_id: str

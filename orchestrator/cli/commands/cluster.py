@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from orchestrator.cli.completion import ANY, node_ids, tenant_names
-from orchestrator.cli.edge import Json, edge
+from orchestrator.cli.edge import Json, edge, json_list
 from orchestrator.cli.help_groups import command_group
 from orchestrator.cli.options import PATIENCE_S, OneTenant, Url, width
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 NodeIds = Annotated[
     list[str],
@@ -34,7 +30,7 @@ def nodes(json_: Json = False, url: Url = None) -> None:
 
         with connected(url, PATIENCE_S) as server:
             told = server.get("/v1/nodes", Nodes)
-        typer.echo(_listed(told.nodes) if json_ else nodes_page(told.nodes, width(), told.growth))
+        typer.echo(json_list(told.nodes) if json_ else nodes_page(told.nodes, width(), told.growth))
 
 
 def cordon(nodes: NodeIds, reason: WhyNode = "", json_: Json = False, url: Url = None) -> None:
@@ -92,7 +88,7 @@ def _order(
             deadline_s = None if deadline is None else duration_s("--deadline", deadline, or_zero=True)
             sent = NodeOrderSent(order=order, reason=reason[:500], deadline_s=deadline_s)
             done = [server.put(f"/v1/nodes/{quote(one.node_id, safe='')}", NodeView, sent) for one in meant]
-        typer.echo(_listed(done) if as_json else nodes_page(done, width()))
+        typer.echo(json_list(done) if as_json else nodes_page(done, width()))
 
 
 tenants = command_group(
@@ -119,7 +115,7 @@ def tenants_list(json_: Json = False, url: Url = None) -> None:
 
         with connected(url, PATIENCE_S) as server:
             told = server.get("/v1/tenants", Tenants)
-        typer.echo(_listed(told.tenants) if json_ else tenants_page(told.tenants, width()))
+        typer.echo(json_list(told.tenants) if json_ else tenants_page(told.tenants, width()))
 
 
 @tenants.command("set", epilog="Example:  fleetune tenants set vision --weight 2 --guaranteed A100=8 --limit 16")
@@ -212,7 +208,7 @@ def usage(
         with connected(url, PATIENCE_S) as server:
             whose = None if tenant is None else find_tenant(server, tenant)
             told = server.get("/v1/usage", Usage, {"month": month, "tenant": whose})
-        typer.echo(_listed(told.rows) if json_ else usage_page(told.rows, width()))
+        typer.echo(json_list(told.rows) if json_ else usage_page(told.rows, width()))
 
 
 def events(
@@ -247,7 +243,3 @@ def events(
                     return
                 time.sleep(FOLLOW_S)
                 shown = reader.new()
-
-
-def _listed(values: Iterable[BaseModel]) -> str:
-    return f"[{', '.join(value.model_dump_json() for value in values)}]"

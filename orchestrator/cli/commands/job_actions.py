@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import completion as completing
-from orchestrator.cli.edge import Json, edge
+from orchestrator.cli.edge import Json, edge, json_list
 from orchestrator.cli.options import PATIENCE_S, Url, job_ids
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _ask_all(
             views = [tried(partial(order, server, meant[number])) for number in sorted(meant)]
         done = [view for view in views if view is not None]
         if as_json:
-            typer.echo(f"[{', '.join(view.model_dump_json() for view in done)}]")
+            typer.echo(json_list(done))
         else:
             for view in done:
                 typer.echo(f"{view.job_id}  {(said or _said)(view)}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from orchestrator.cli import completion as completing
-from orchestrator.cli.edge import Json, edge
+from orchestrator.cli.edge import Json, edge, json_list
 from orchestrator.cli.options import PATIENCE_S, JobId, OneTenant, Url, width
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def queue(
             counts = reader.counts()
             jobs = in_order(reader.jobs(states, limit))[:limit]
             if json_:
-                typer.echo(f"[{', '.join(job.model_dump_json() for job in jobs)}]")
+                typer.echo(json_list(jobs))
                 return
             told = {one: count for one, count in counts.items() if one in asked} if asked else counts
             whys = _whys(server, jobs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from cluster.settings import fleetune_home
 from cluster.text import day
 from jobs.errors import InputError
 from orchestrator.cli import completion as completing
-from orchestrator.cli.edge import Json, edge
+from orchestrator.cli.edge import Json, edge, json_list
 from orchestrator.cli.help_groups import command_group
 
 if TYPE_CHECKING:
@@ -213,7 +212,7 @@ def list_(store: StoreUrl = None, url: ServerUrl = None, json_: Json = False) ->
     with edge():
         found = _listed(store, url)
         if json_:
-            typer.echo(json.dumps([token.model_dump(mode="json") for token in found]))
+            typer.echo(json_list(found))
         elif not found:
             typer.echo("no tokens: the server lets in its own user's programs on its machine, and nobody else")
         else:
@@ -277,13 +276,15 @@ def _opened(url: str, new: bool = False) -> Iterator[Store]:
 
 
 def _table(found: list[TokenView]) -> str:
-    rows = [("NAME", "ROLE", "TENANT", "MADE", "EXPIRES", "REVOKED")]
-    rows += [
-        (one.name, one.role, one.tenant or "all", day(one.created_s), _expires(one), day(one.revoked_s))
-        for one in found
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    from orchestrator.pages.tables import columns
+
+    return columns(
+        ("NAME", "ROLE", "TENANT", "MADE", "EXPIRES", "REVOKED"),
+        [
+            (one.name, one.role, one.tenant or "all", day(one.created_s), _expires(one), day(one.revoked_s))
+            for one in found
+        ],
+    )
 
 
 def _expires(token: TokenView) -> str:

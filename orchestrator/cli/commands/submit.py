@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import completion as completing
-from orchestrator.cli.edge import Json, Set, edge
+from orchestrator.cli.edge import Json, Set, edge, json_list
 from orchestrator.cli.options import PATIENCE_S, Url
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def submit(
 
 def _show(jobs: list[JobView], as_json: bool) -> None:
     if as_json:
-        typer.echo(f"[{', '.join(job.model_dump_json() for job in jobs)}]")
+        typer.echo(json_list(jobs))
     else:
         for job in jobs:
             typer.echo(job.job_id)

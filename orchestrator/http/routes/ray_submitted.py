@@ -7,15 +7,15 @@ import threading
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from jobs.drivers.link.messages import Join, Joined, Leave, Look, Looked
+from jobs.drivers.link.messages import Join, Joined, Look, Looked
 from orchestrator.http.routes.jobs import digest_of, submitted
 from orchestrator.http.routing import Asker, Serving, Writer, answer, problems
 from orchestrator.http.routing import router as made
 from orchestrator.queue.clients import client_of
-from orchestrator.queue.errors import JobEnded, OtherQueue, QueueError
+from orchestrator.queue.errors import OtherQueue, QueueError
 from orchestrator.queue.records import Job
-from orchestrator.queue.states import ENDED, DesiredState, State
-from orchestrator.queue.store import Change, SubmissionKey
+from orchestrator.queue.states import ENDED, State
+from orchestrator.queue.store import SubmissionKey
 from orchestrator.service.context.attempt_tokens import tokens_of
 from orchestrator.service.context.caller import Caller
 from orchestrator.service.context.queue_identity import queue_id
@@ -64,23 +64,6 @@ def routes(serving: Serving) -> APIRouter:
             return told.model_copy(update={"output": scrub.text(told.output), "words": scrub.line(words)})
 
         return answer(await serving.slow.run(read))
-
-    @router.post(
-        "/leave",
-        response_model=Looked,
-        responses=problems(401, 403, 404, 413, 422),
-        summary="It is about to end: its job is not wanted any more",
-    )
-    def leave(sent: Leave, caller: Writer) -> Response:
-        serving.job(sent.job_id, caller)
-        try:
-            serving.store.ask(
-                sent.job_id, Change(wanted=DesiredState.CANCEL), serving.now_s(), f"{caller.name} (ray job)"
-            )
-            serving.wake()
-        except JobEnded:
-            pass
-        return answer(Looked())
 
     return router
 

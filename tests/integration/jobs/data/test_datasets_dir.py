@@ -11,7 +11,7 @@ import fsspec
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from jobs.data.sources.records import Record, RecordReader, expand, read_records
+from jobs.data.sources.records import Record, RecordReader, expand
 from jobs.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("own_protocols")
@@ -29,7 +29,7 @@ def dataset() -> Dataset:
 
 
 def rows_of(source: str) -> list[Any]:
-    return [row.value for file in expand(source) for row in read_records(file) if isinstance(row, Record)]
+    return [row.value for file in expand(source) for row in RecordReader(file) if isinstance(row, Record)]
 
 
 def write(path: Path, content: str) -> str:

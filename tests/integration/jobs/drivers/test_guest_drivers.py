@@ -228,7 +228,6 @@ def test_a_repetition_is_answered_with_the_same_job_and_a_package_is_one_of_ray_
         retry = client.post(f"/v1/jobs/{first.json()['job_id']}/retry")
         assert retry.status_code == 409 and "submit it again that way" in retry.text
         assert client.post("/v1/guest/look", json={"job_id": "nobody"}).status_code == 404
-        assert client.post("/v1/guest/leave", json={"job_id": "nobody"}).status_code == 404
     assert len(jobs(queue)) == 1
 
 

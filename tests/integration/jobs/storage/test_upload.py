@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -16,9 +17,7 @@ from typer.testing import CliRunner, Result
 from jobs.errors import InputError, StorageError
 from jobs.storage import files as storage
 from jobs.storage.listing import listing
-from jobs.storage.upload import upload
-from jobs.storage.upload_plan import plan_upload
-from orchestrator.cli.commands.upload import Progress
+from jobs.storage.upload import plan_upload, upload
 from orchestrator.cli.commands.upload import upload as command
 from tests.support.cutstorage import Cut, changes
 
@@ -86,8 +85,6 @@ def test_a_file_arrives_at_its_place_or_under_it(tmp_path: pathlib.Path, target:
 
 
 def test_the_same_again_sends_nothing(model: pathlib.Path, target: str) -> None:
-    (model / "model.safetensors").unlink()  # memory tells no sum: a large file would count as unknown
-    (model / "model.safetensors").write_bytes(b"small")
     assert fleetune_upload(model, target).exit_code == 0
     told = json.loads(fleetune_upload(model, target, "--json").output)
     assert (told["sent"], told["files"], told["bytes"], told["field"]) == (0, 4, 0, "model.path")
@@ -122,7 +119,6 @@ def test_a_file_where_a_directory_is_to_be_and_the_other_way_round(model: pathli
 
 def test_what_was_cut_off_goes_on_and_config_json_comes_last(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
     place = str(tmp_path / "store/llama")
-    (tmp_path / "blobs/1").write_bytes(bytes(1000))  # small: this storage tells no sums
     for allowed in range(20):
         with changes(allowed):
             try:
@@ -134,13 +130,46 @@ def test_what_was_cut_off_goes_on_and_config_json_comes_last(model: pathlib.Path
     assert contents(place) == contents_of_local(model)
 
 
-def test_on_a_disk_nothing_is_seen_of_an_upload_that_fails(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_disk_shows_whole_files_only_and_no_model_before_all_is_there(
+    model: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     place = tmp_path / "store/llama"
     plan = plan_upload(str(model), str(place))
+    content = (tmp_path / "blobs/1").read_bytes()
     (tmp_path / "blobs/1").unlink()
     with pytest.raises(StorageError, match="cannot write"):
         upload(plan)
-    assert list((tmp_path / "store").iterdir()) == []
+    assert contents(str(place)) == {".hidden": b"h", "inner/empty": b""}
+    (tmp_path / "blobs/1").write_bytes(content)
+    (place / ".model.safetensors.uploading").write_bytes(content[:5])  # as a kill leaves it
+    rest = plan_upload(str(model), str(place))
+    assert [file.name for file in rest.sent] == ["model.safetensors", "config.json"]
+    upload(rest)
+    assert contents(str(place)) == contents_of_local(model)
+
+
+def test_a_model_is_none_while_its_weights_are_replaced(model: pathlib.Path, target: str) -> None:
+    upload(plan_upload(str(model), target))
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors").write_bytes(bytes(3_000_000))
+    plan = plan_upload(str(model), target, replace=True)
+    seen: list[bool] = []
+    upload(plan, lambda count: seen.append("config.json" in contents(target)))
+    assert [file.name for file in plan.sent] == ["model.safetensors", "config.json"] and seen[0] is False
+    assert contents(target) == contents_of_local(model)
+
+
+def test_a_file_that_was_written_after_its_upload_counts_as_another_one(
+    model: pathlib.Path, tmp_path: pathlib.Path, target: str
+) -> None:
+    upload(plan_upload(str(model), target))
+    assert plan_upload(str(model), target).sent == ()
+    with (tmp_path / "blobs/1").open("r+b") as weights:
+        weights.seek(500_000)  # no sample of its content is compared here
+        weights.write(b"other")
+    os.utime(weights.name, (time.time() + 5, time.time() + 5))
+    with pytest.raises(InputError, match=r"differs.*model\.safetensors"):
+        plan_upload(str(model), target)
 
 
 def test_a_file_that_changes_while_it_is_sent_is_not_taken_for_whole(
@@ -154,7 +183,7 @@ def test_a_file_that_changes_while_it_is_sent_is_not_taken_for_whole(
 
     with pytest.raises(StorageError, match="changed during the upload"):
         upload(plan, grow)
-    assert not (tmp_path / "store/llama").exists()
+    assert not {"model.safetensors", "config.json"} & contents(str(tmp_path / "store/llama")).keys()
 
 
 def test_what_cannot_be_uploaded_is_refused(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -194,14 +223,3 @@ def test_no_directory_is_a_model_without_a_config(model: pathlib.Path, target: s
     assert "model.path or data.train" in fleetune_upload(model, target).output
     with pytest.raises(InputError):
         plan_upload(str(model) + "-gone", target)
-
-
-def test_progress_is_a_line_now_and_then() -> None:
-    lines: list[str] = []
-    now = [0.0]
-    progress = Progress(4_000_000, False, lines.append, lambda: now[0])
-    for second in range(1, 5):
-        now[0] = second * 4.0
-        progress(1_000_000)
-    progress.end()
-    assert lines == ["2.0 MB of 4.0 MB, 250 kB/s, 8 s left\n", "4.0 MB of 4.0 MB, 250 kB/s, 0 s left\n"]

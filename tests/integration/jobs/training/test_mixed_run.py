@@ -17,6 +17,7 @@ from jobs.errors import SpecError
 from tests.integration.jobs.training.test_resume import workers
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
+from tests.support.roworders import shares_of, used
 
 STOP, STEPS = 9, 30
 WEIGHTS = (0.7, 0.25, 0.05)
@@ -74,10 +75,9 @@ def test_the_workers_had_the_rows_of_the_mixture(cases: dict[str, Case]) -> None
         chain = extended(chain, step_digest(digests[rows[-1]], np.arange(len(rows[-1]))))
     assert from_hex(case.record("chain")[-1]) == chain
     owners = np.searchsorted(np.cumsum(split.rows_of_sources), np.concatenate(rows), side="right")
-    used = np.bincount(owners, minlength=3)
-    assert (
-        used.tolist() == list(plan.order.used(STEPS * 8)) and 24 < used[1] <= 40
-    )  # one pass, but for less than a cycle's share
+    assert isinstance(plan.order, Mixture)
+    counts = tuple(np.bincount(owners, minlength=3).tolist())
+    assert counts == used(plan.order, STEPS * 8) and 24 < counts[1] <= 40  # one pass, but for less than a cycle's share
     early = np.searchsorted(np.cumsum(split.rows_of_sources), plan.order.rows_between(0, 128), side="right")
     assert np.bincount(early, minlength=3) / 128 == pytest.approx(WEIGHTS, abs=2.5 / 128)
 
@@ -86,7 +86,7 @@ def test_shares_do_not_depend_on_what_is_prepared_first(spec: Any, tmp_path: pat
     split = case_of(tmp_path, "x", spec).prepared.split("train")
     plan = step_plan(spec, split)
     assert isinstance(plan.order, Mixture) and plan.order.all_rows == len(split) == 420
-    assert plan.order.shares_of(0, 64)[0] == pytest.approx(0.7 * 64, abs=2)
+    assert shares_of(plan.order, 0, 64)[0] == pytest.approx(0.7 * 64, abs=2)
 
 
 @pytest.mark.parametrize(

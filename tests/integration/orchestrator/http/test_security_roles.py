@@ -63,7 +63,6 @@ PEOPLES: dict[str, tuple[int, ...]] = {
     "GET /metrics": ANYBODY,
     "POST /v1/guest/join": SENDS_A,
     "POST /v1/guest/look": READS_A,
-    "POST /v1/guest/leave": MOVES_A,
 }
 DRIVERS = ("POST /v1/driver/register", "POST /v1/driver/beat")
 OPEN = ("GET /healthz", "GET /readyz")
@@ -132,7 +131,6 @@ def body_of(route: str, job: str) -> dict[str, Any] | None:
             "spec": GUEST,
         },
         "POST /v1/guest/look": {"job_id": job},
-        "POST /v1/guest/leave": {"job_id": job},
         "POST /v1/driver/register": {"job_id": job, "attempt": 1},
         "POST /v1/driver/beat": {"job_id": job, "attempt": 1},
     }.get(route)
@@ -174,7 +172,7 @@ def expected(route: str, who: str) -> int:
 
 def job_for(world: World, route: str) -> str:
     """The one that runs, or, for what changes it, one that waits."""
-    if route != "POST /v1/guest/leave" and ("{job_id}" not in route or route.startswith("GET")):
+    if "{job_id}" not in route or route.startswith("GET"):
         return world.job
     with world.client("admin") as client:
         sent = client.post("/v1/jobs", json={"specs": [spec("moved", gpus=8, queue={"tenant": "a"})]})

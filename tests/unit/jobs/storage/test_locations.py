@@ -56,7 +56,7 @@ def test_chained_urls_and_odd_spellings_are_refused_wherever_one_comes_in(url: s
     for more in named:
         with pytest.raises(SpecError):
             spec_of({"data": data, "model": model, **more})
-    acts: list[Any] = [storage.read_bytes, storage.list_names, storage.exists, storage.size, storage.make_dir, listing]
+    acts: list[Any] = [storage.read_bytes, storage.list_names, storage.exists, storage.size, storage.is_dir, listing]
     for act in (*acts, RunFiles.at, lambda at: storage.write_bytes(at, b"x"), storage.remove_dir, storage.remove_file):
         with pytest.raises(StorageError):
             act(url)

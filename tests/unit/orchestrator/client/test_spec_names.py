@@ -14,7 +14,7 @@ from jobs.spec.checking.fields import SPEC_MODELS
 from jobs.spec.command import CommandSpec
 from jobs.spec.load import spec_of
 from orchestrator.client.client import asking
-from orchestrator.client.spec_names import Named, named, of_one, with_names
+from orchestrator.client.spec_names import Named, about, named, with_names
 from orchestrator.queue.errors import UnknownJob
 
 ONE = CommandSpec(kind="command", name="one", command=("true",))
@@ -55,8 +55,13 @@ def test_of_one_file_the_line_is_named_and_of_what_concerns_no_field_nothing(tmp
         "--set: queue.tenant: none",
         "it is too large",
     ]
-    assert str(of_one(SpecError("it is too large"), specs[0])) == f"{tmp_path}/b.yaml: it is too large"
-    assert str(of_one(SpecError.at("command[0]", "odd"), specs[0])) == f"{tmp_path}/b.yaml:3: command[0]: odd"
+    for error, said in (
+        (SpecError("it is too large"), ": it is too large"),
+        (SpecError.at("command[0]", "odd"), ":3: command[0]: odd"),
+    ):
+        with pytest.raises(SpecError) as raised, about(specs[0]):
+            raise error
+        assert str(raised.value) == f"{tmp_path}/b.yaml{said}"
     assert str(with_names(SpecError.of([Mistake("beyond", spec=7)]), [Named(ONE, "x")])) == "spec 7: beyond"
     assert str(with_names(SpecError("spec 2: of an older server"), specs)) == "spec 2: of an older server"
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jobs.data.sources.first_records import look_at
 from jobs.data.sources.formats import BadRow, ChatSample, ClassSample, Reading, Record, TextSample, sample_of
-from jobs.data.sources.records import expand, read_records
+from jobs.data.sources.records import RecordReader, expand
 from jobs.errors import DataError
 from jobs.model_files.chat_template import has_chat_template
 from jobs.spec.data import Columns
@@ -67,7 +67,7 @@ def test_url_keeps_its_protocol() -> None:
         file.write(b'{"text": "a"}\n')
     (found,) = expand("memory://bucket/*.jsonl")
     assert found.startswith("memory://")
-    assert [row.value for row in read_records(found) if isinstance(row, Record)] == [{"text": "a"}]
+    assert [row.value for row in RecordReader(found) if isinstance(row, Record)] == [{"text": "a"}]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_misspelt_file_is_answered_with_the_one_that_is_there(tmp_path: Path) 
 
 def test_jsonl_tells_bad_lines_from_good_ones(tmp_path: Path) -> None:
     content = b'\xef\xbb\xbf{"text": "a"}\r\n\n{"text": \n[1]\n"x"\n{"text": "\xff"}\n   \n{"text": "z"}'
-    rows = list(read_records(write(tmp_path / "x.jsonl", content)))
+    rows = list(RecordReader(write(tmp_path / "x.jsonl", content)))
     assert [(row.line, type(row).__name__) for row in rows] == [
         (1, "Record"),
         (3, "BadRow"),
@@ -109,13 +109,13 @@ def test_jsonl_tells_bad_lines_from_good_ones(tmp_path: Path) -> None:
 
 
 def test_deep_json_is_a_bad_row(tmp_path: Path) -> None:
-    (row,) = read_records(write(tmp_path / "x.jsonl", '{"text":' + "[" * 100_000))
+    (row,) = RecordReader(write(tmp_path / "x.jsonl", '{"text":' + "[" * 100_000))
     assert isinstance(row, BadRow)
 
 
 def test_csv_counts_lines_of_quoted_records(tmp_path: Path) -> None:
     content = '\ufefftext,label\r\n"two\nlines",1\r\n\r\nshort\r\n"say ""hi"", all",0\r\na,b,c\r\n"x"y,1\r\nlast,1\r\n'
-    rows = list(read_records(write(tmp_path / "x.csv", content)))
+    rows = list(RecordReader(write(tmp_path / "x.csv", content)))
     assert [row.line for row in rows] == [2, 5, 6, 7, 8, 9]
     assert rows[0] == Record(str(tmp_path / "x.csv"), 2, {"text": "two\nlines", "label": "1"})
     assert rows[2] == Record(str(tmp_path / "x.csv"), 6, {"text": 'say "hi", all', "label": "0"})
@@ -125,12 +125,12 @@ def test_csv_counts_lines_of_quoted_records(tmp_path: Path) -> None:
 
 
 def test_csv_field_of_more_than_pythons_limit_is_read(tmp_path: Path) -> None:
-    (row,) = read_records(write(tmp_path / "x.csv", "text\n" + "word " * 100_000 + "\n"))
+    (row,) = RecordReader(write(tmp_path / "x.csv", "text\n" + "word " * 100_000 + "\n"))
     assert isinstance(row, Record)
 
 
 def test_csv_with_bytes_that_are_not_utf8_loses_that_row_only(tmp_path: Path) -> None:
-    rows = list(read_records(write(tmp_path / "x.csv", b"text\nok\n\xff\xfe\nzo\xc3\xab\n")))
+    rows = list(RecordReader(write(tmp_path / "x.csv", b"text\nok\n\xff\xfe\nzo\xc3\xab\n")))
     assert [type(row) for row in rows] == [Record, BadRow, Record]
 
 
@@ -140,7 +140,7 @@ def test_csv_with_bytes_that_are_not_utf8_loses_that_row_only(tmp_path: Path) ->
 def test_broken_csv_is_refused(tmp_path: Path, content: str, message: str) -> None:
     path = write(tmp_path / "x.csv", content)
     with pytest.raises(DataError, match=message):
-        list(read_records(path))
+        list(RecordReader(path))
 
 
 @given(st.lists(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0")), min_size=2, max_size=2)))
@@ -152,7 +152,7 @@ def test_csv_gives_back_what_was_written(table: list[list[str]]) -> None:
     text = io.StringIO()
     csv.writer(text, quoting=csv.QUOTE_ALL).writerows([["a", "b"], *table])
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(read_records(write(Path(folder) / "x.csv", text.getvalue())))
+        rows = list(RecordReader(write(Path(folder) / "x.csv", text.getvalue())))
     assert [list(row.value.values()) for row in rows if isinstance(row, Record)] == table
 
 
@@ -160,7 +160,7 @@ def test_parquet_counts_rows(tmp_path: Path) -> None:
     path = str(tmp_path / "x.parquet")
     turns = [[{"role": "user", "content": "hi"}, {"role": "assistant", "content": str(n)}] for n in range(600)]
     pq.write_table(pa.table({"messages": turns}), path)
-    rows = list(read_records(path))
+    rows = list(RecordReader(path))
     assert [row.line for row in rows] == list(range(1, 601))
     last = rows[-1]
     assert isinstance(last, Record)
@@ -169,11 +169,11 @@ def test_parquet_counts_rows(tmp_path: Path) -> None:
 
 def test_gzip_is_read_and_damage_is_refused(tmp_path: Path) -> None:
     packed = gzip.compress(b'{"text": "a"}\n' * 1000)
-    assert len(list(read_records(write(tmp_path / "x.jsonl.gz", packed)))) == 1000
+    assert len(list(RecordReader(write(tmp_path / "x.jsonl.gz", packed)))) == 1000
     for name, content in (("y.jsonl.gz", packed[:-12]), ("z.csv.gz", b"text\na\n"), ("p.parquet", b"PAR1 not")):
         path = write(tmp_path / name, content)
         with pytest.raises(DataError, match=name):
-            list(read_records(path))
+            list(RecordReader(path))
 
 
 def test_text_must_be_there_and_be_text() -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.data.sources.records import SUPPORTED, BadRow, Record, RecordReader, expand, read_records, stamp
+from jobs.data.sources.records import SUPPORTED, BadRow, Record, RecordReader, expand, stamp
 from jobs.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("own_protocols")
@@ -41,7 +41,7 @@ def in_memory(name: str, content: bytes) -> str:
 
 def values(file: str) -> list[Any]:
     """The value of each record; the reason of each row that is none."""
-    return [row.value if isinstance(row, Record) else row.reason for row in read_records(file)]
+    return [row.value if isinstance(row, Record) else row.reason for row in RecordReader(file)]
 
 
 def arrow_bytes(table: pa.Table, stream: bool, rows: int = 1000) -> bytes:
@@ -153,7 +153,7 @@ def test_jsonl_with_bom_and_windows_line_ends(tmp_path: Path) -> None:
 
 def test_csv_with_bom_and_windows_line_ends_counts_lines_of_quoted_fields(tmp_path: Path) -> None:
     content = BOM + b'"text",label\r\n"one\r\ntwo\nthree",1\r\n"say ""hi"", twice",0\r\n\r\n"\r\n",1\r\nlast,0'
-    rows = list(read_records(write(tmp_path / "x.csv", content)))
+    rows = list(RecordReader(write(tmp_path / "x.csv", content)))
     assert [row.line for row in rows] == [2, 5, 7, 9]
     texts = [row.value["text"] for row in rows if isinstance(row, Record)]
     assert texts == ["one\r\ntwo\nthree", 'say "hi", twice', "\r\n", "last"]
@@ -203,7 +203,7 @@ def test_nul_bytes_spoil_only_their_row(tmp_path: Path) -> None:
     [("x.jsonl", b'{"a": "1"}\n{"a": "caf\xe9"}\n{"a": "2"}\n', 2), ("x.csv", b"a\n1\ncaf\xe9\n2\n", 3)],
 )
 def test_a_latin_1_row_is_a_bad_row(tmp_path: Path, name: str, content: bytes, line: int) -> None:
-    first, bad, last = read_records(write(tmp_path / name, content))
+    first, bad, last = RecordReader(write(tmp_path / name, content))
     assert isinstance(first, Record) and isinstance(last, Record) and last.value == {"a": "2"}
     assert isinstance(bad, BadRow) and bad.line == line and bad.reason.startswith("not UTF-8") and not bad.fatal
 
@@ -252,7 +252,7 @@ def test_a_truncated_gzip_tells_how_far_it_was_read(tmp_path: Path, name: str) -
     path = write(tmp_path / name, content[: len(content) // 2])
     read: list[Any] = []
     with pytest.raises(DataError, match=rf"{name} after line (\d+), at byte \d+ of {len(content) // 2}: ") as caught:
-        read.extend(read_records(path))
+        read.extend(RecordReader(path))
     assert f"after line {read[-1].line}," in str(caught.value) and len(read) > 5000
 
 
@@ -345,7 +345,7 @@ def test_a_table_row_without_a_python_value_is_a_bad_row(tmp_path: Path) -> None
         ("x.parquet", parquet_bytes(pa.table({"text": text}))),
         ("x.arrow", arrow_bytes(pa.table({"text": text}), stream=True)),
     ):
-        first, bad, last = read_records(write(tmp_path / name, content))
+        first, bad, last = RecordReader(write(tmp_path / name, content))
         assert isinstance(first, Record) and isinstance(bad, BadRow) and isinstance(last, Record)
         assert (bad.line, last.line, last.value) == (2, 3, {"text": "b"}) and "utf-8" in bad.reason
 

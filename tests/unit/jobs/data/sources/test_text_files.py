@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.data.sources.records import Record, expand, read_records
+from jobs.data.sources.records import Record, RecordReader, expand
 from jobs.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
@@ -19,7 +19,7 @@ def write(path: Path, content: str | bytes) -> str:
 
 def test_a_text_file_has_a_record_for_each_line_that_is_not_blank(tmp_path: Path) -> None:
     content = BOM + b"one, two\r\n\r\n   \n  indented\ncaf\xe9\nnul\0\nlast"
-    rows = list(read_records(write(tmp_path / "x.txt", content)))
+    rows = list(RecordReader(write(tmp_path / "x.txt", content)))
     assert [row.line for row in rows] == [1, 4, 5, 6, 7]
     texts = [row.value["text"] if isinstance(row, Record) else row.reason[:9] for row in rows]
     assert texts == ["one, two", "  indented", "not UTF-8", "not text:", "last"]
@@ -28,7 +28,7 @@ def test_a_text_file_has_a_record_for_each_line_that_is_not_blank(tmp_path: Path
 def test_tab_separated_columns_are_read_with_their_commas_and_quotes(tmp_path: Path) -> None:
     content = 'text\tlabel\none, two\t1\n"a ""quoted""\ttab"\t0\nonly one\n'
     first, second, bad = (
-        row.value if isinstance(row, Record) else row.reason for row in read_records(write(tmp_path / "x.tsv", content))
+        row.value if isinstance(row, Record) else row.reason for row in RecordReader(write(tmp_path / "x.tsv", content))
     )
     assert first == {"text": "one, two", "label": "1"} and second == {"text": 'a "quoted"\ttab', "label": "0"}
     assert bad == "1 fields, but the header has 2"

@@ -116,15 +116,14 @@ def read_steps(paths: JobPaths) -> list[Record]:
 def logged_loss(paths: JobPaths, step: int) -> float | None:
     """Return the loss that was last logged for `step`, the next step of a run; None if no attempt reached it.
 
-    Reads backwards only as far as the step can be, so the length of the run does not matter. Raises StorageError.
+    Reads backwards only as far as the step can be, so the length of the run does not matter. Records of the step that
+    are older than one of an earlier step are ignored: the run has gone back since then. Raises StorageError.
     """
     for name in reversed(part_names(paths.metrics)):
         records = read_part(paths.metrics, name)
         for record in reversed(records):
-            if record["step"] == step:
-                return float(record["loss"])
-        if all(record["step"] < step for record in records):
-            return None
+            if record["step"] <= step:
+                return float(record["loss"]) if record["step"] == step else None
     return None
 
 

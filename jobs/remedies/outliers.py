@@ -51,6 +51,10 @@ class Outlier:
     value: float
     median: float | None = None  # None if there was nothing to compare with
 
+    def numbers(self) -> dict[str, float | None]:
+        """Return the numbers for an event. In JSON there is no infinity."""
+        return {"value": self.value if math.isfinite(self.value) else None, "median": self.median}
+
     def __str__(self) -> str:
         name = {"loss": "its loss", "gradients": "the norm of its gradient"}[self.what]
         if not math.isfinite(self.value):

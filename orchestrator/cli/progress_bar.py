@@ -15,7 +15,14 @@ from cluster.text import duration
 from jobs.run.outcome import Event
 from jobs.run.progress import Pace, phase_words, step_line
 
-_STYLES = {"warning": "yellow", "failed": "bold red", "evaluated": "bold", "phase": "dim", "plan": "dim"}
+_STYLES = {
+    "warning": "yellow",
+    "remedy": "yellow",
+    "failed": "bold red",
+    "evaluated": "bold",
+    "phase": "dim",
+    "plan": "dim",
+}
 
 
 class BarProgress:

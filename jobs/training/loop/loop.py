@@ -126,7 +126,7 @@ def counted(run: Run, state: LoopState, signals: StepSignals) -> LoopState:
             skipped=signals.outlier.what,
             cause=f"outlying {signals.outlier.what}",
             action="skip",
-            effect={"value": signals.outlier.value, "median": signals.outlier.median},
+            effect=signals.outlier.numbers(),
         )
     history = outliers.after_step(
         state.history,

@@ -83,7 +83,8 @@ def results(folder: pathlib.Path, text: pathlib.Path, steps: int, only: list[str
         if name.split()[0] in only
         for remedy in (True, False)
     }
-    run_gang(folder, cases)
+    if cases:
+        run_gang(folder, cases)
     clean = None
     for name, case in cases.items():
         found = outcome_of(case)

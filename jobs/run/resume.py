@@ -33,6 +33,7 @@ MAY_CHANGE: Final = frozenset(
         "resources",
         "checkpoint",
         "eval",
+        "remedies",
         "train.per_device_train_batch_size",
         "train.gradient_accumulation_steps",
         "train.global_batch_size",  # this and the next are compared by the rows that they give

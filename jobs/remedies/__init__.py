@@ -1,4 +1,4 @@
-"""What a run changes about itself after a trouble: pure functions that decide. Drivers and the training loop act.
+"""Troubles of a run: how each is recognised, and what the run changes about itself. Pure functions; the caller acts.
 
-May import `spec`, `planning` and `run`. Start with `outliers`.
+May import `run` and what it may import. Start with `early_stopping`.
 """

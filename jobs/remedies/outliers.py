@@ -13,7 +13,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from cluster.text import many
 from jobs.run.checkpoints import StepHistory
@@ -239,16 +239,23 @@ def skip_message(step: int, outlier: Outlier, scale: float | None) -> str:
     return f"step {step} is skipped and changes nothing: {outlier}{scaled}"
 
 
-def rollback_message(rollback: Rollback, target: int, learning_rate: float) -> str:
-    """Describe a rollback in one line. `learning_rate`: of the spec."""
+class Told(NamedTuple):
+    """Two parts of a sentence for people."""
+
+    cause: str
+    action: str
+
+
+def rollback_message(rollback: Rollback, target: int, learning_rate: float) -> Told:
+    """Describe a rollback to step `target`. `learning_rate`: of the spec."""
     state = f"the checkpoint of step {target}" if target else "the start"
     cause = f"steps {rollback.first_outlier + 1} to {rollback.until} were outlying"
     if not rollback.cuts_rate:
         first, stop = rollback.barred or (0, 0)
-        return f"{cause}: the run goes back to {state} and skips the batches of steps {first + 1} to {stop}"
+        return Told(cause, f"the run goes back to {state} and skips the batches of steps {first + 1} to {stop}")
     rate = f"train.learning_rate {learning_rate:g} is too high"
-    how = f"with {rollback.rate_factor:g} of the learning rate"
-    return f"{cause} again: {rate}. The run goes back to {state} and continues {how}"
+    now = f"at most {learning_rate * rollback.rate_factor:.3g}"
+    return Told(f"{cause} again, so {rate}", f"the run goes back to {state} and continues with {now}")
 
 
 def summary(history: StepHistory, learning_rate: float) -> str | None:

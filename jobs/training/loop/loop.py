@@ -21,11 +21,10 @@ from jobs.data.order.permutation import key
 from jobs.data.order.row_order import MICRO_BATCH
 from jobs.data.order.stream import StepRows, Stream, step_plan
 from jobs.data.prepared import Prepared
-from jobs.errors import Diverged
 from jobs.model_files.directory import local_model_dir
 from jobs.planning import learning_rate_at, plan_batching
 from jobs.remedies import outliers
-from jobs.remedies.outliers import Outlier
+from jobs.remedies.early_stopping import stops_early
 from jobs.run.attempts import count_attempts
 from jobs.run.checkpoints import StepHistory
 from jobs.run.metric_names import metric_words
@@ -36,8 +35,9 @@ from jobs.training.checkpoint.writer import Checkpointer
 from jobs.training.loop.evaluation import Evaluator
 from jobs.training.loop.loss import loss_sum
 from jobs.training.loop.restoring import check_step, load_best, restored, rolled_back
-from jobs.training.loop.saving import StepSignals, digest_of_rows, pack_signals, save_if_due, unpack_signals
+from jobs.training.loop.saving import StepSignals, best_of, digest_of_rows, pack_signals, save_if_due, unpack_signals
 from jobs.training.loop.state import Loaded, LoopState, Run
+from jobs.training.loop.watching import check_skips, counted, tell_summary, updated
 from jobs.training.model.batch import collate, model_logits
 from jobs.training.model.engine import build_engine, peak_memory_bytes
 from jobs.training.model.host_memory import give_back_freed_memory
@@ -83,6 +83,8 @@ def train_steps(
         rewound: the run has just gone back to the state.
     """
     spec, plan = run.job.spec, run.plan
+    if ends_early(run, state):  # the run was interrupted between its last step and its export
+        return state
     rows_of_steps = timed(run.gang.steps(stream_of(run), state.step, rewound))
     started = time.perf_counter()
     for rows, data_wait_s in rows_of_steps:
@@ -104,51 +106,35 @@ def train_steps(
             rows_of_steps.close()
             earlier = rolled_back(run, replace(state, save_due=state.save_due or signals.save), rollback)
             return train_steps(run, earlier, until, score_pause, rewound=True)
-        state = save_if_due(run, state, signals, ends)
+        early = ends_early(run, state) and not last
+        state = save_if_due(run, state, signals, ends or early)
         run.checkpoints.rest()
+        if early:
+            tell_early_end(run, state)
+            return state
         if (signals.stop or ends) and not last:
             return replace(state, stopped=signals.stop)
         started = time.perf_counter()
     return state
 
 
-def counted(run: Run, state: LoopState, signals: StepSignals) -> LoopState:
-    """Add a step to the run's history, with an event if it was skipped."""
-    scaler = run.engine.loss_scaler()
-    scale = None if scaler is None else scaler["cur_scale"]
-    scaling = scale is not None and scale > 1.0 and run.engine.overflowed()
-    watched = run.job.spec.remedies.outlier_steps
-    if signals.skipped and signals.outlier is not None:
-        run.reporter.event(
-            "remedy" if watched and not scaling else "warning",
-            outliers.skip_message(state.step, signals.outlier, scale),
-            step=state.step,
-            skipped=signals.outlier.what,
-            cause=f"outlying {signals.outlier.what}",
-            action="skip",
-            effect=signals.outlier.numbers(),
-        )
-    history = outliers.after_step(
-        state.history,
-        state.step - 1,
-        signals.loss,
-        signals.norm,
-        outlier=signals.outlier if watched and not scaling else None,
-        applied=not signals.skipped,
-        scaling=scaling,
+def ends_early(run: Run, state: LoopState) -> bool:
+    """Whether early stopping ends the run after the state's step."""
+    return stops_early(run.job.spec.eval, best_of(run.job.spec.checkpoint, state), state.evaluated_at)
+
+
+def tell_early_end(run: Run, state: LoopState) -> None:
+    """Report that early stopping ends the run, with the scores that led to it."""
+    best, rule = state.best, run.job.spec.eval
+    assert best is not None and rule.early_stopping_patience is not None
+    cause = (
+        f"{best.metric} has not improved in {many(rule.early_stopping_patience, 'evaluation')}: "
+        f"{best.score:.4g} after step {best.step}, {state.metrics.get(best.metric, math.nan):.4g} now"
     )
-    return replace(state, history=history)
-
-
-def check_skips(run: Run, state: LoopState, signals: StepSignals, last: bool) -> None:
-    """Raise Diverged if too many steps change nothing, or if a step with a non-finite loss changed the weights."""
-    if not signals.skipped and not np.isfinite(signals.loss):
-        raise Diverged(f"the loss of step {state.step} is {signals.loss}: lower train.learning_rate, or check the data")
-    reason = outliers.failure(state.history, state.step, run.job.spec.train.learning_rate)
-    if reason is None and last and signals.skipped and run.engine.partitions.optimizer_step() == 0:
-        reason = outliers.untrained(state.step)
-    if reason is not None:
-        raise Diverged(reason)
+    action = f"training ends after step {state.step} of {run.plan.total_steps}"
+    effect = f"the checkpoint of step {best.step} is exported"
+    facts = {"remedy": "early_stopping", "cause": cause, "action": action, "effect": effect, "step": state.step}
+    run.reporter.event("remedy", f"{cause}; {action}, and {effect}", **facts)
 
 
 def train_step(run: Run, rows: StepRows, rate: float, history: StepHistory | None = None) -> StepSignals:
@@ -182,27 +168,6 @@ def train_step(run: Run, rows: StepRows, rate: float, history: StepHistory | Non
     summed = pack_signals(run, loss_here, digest)
     dist.all_reduce(summed)
     return updated(run, rows.step, unpack_signals(summed, targets), history)
-
-
-def updated(run: Run, step: int, signals: StepSignals, history: StepHistory | None) -> StepSignals:
-    """Update the weights, unless the step is outlying, and return the signals with what was decided."""
-    full = len(run.plan.rows_of_step(step)) == run.plan.rows_per_step  # a smaller batch has a noisier loss
-    norm: float | None = None
-    outlier: Outlier | None = None
-
-    def veto(found: float) -> bool:
-        nonlocal norm, outlier
-        assert history is not None
-        norm = found if full else None
-        outlier = outliers.outlier_of(history if full else StepHistory(), signals.loss, found)
-        return outlier is not None or outliers.is_barred(history, step)
-
-    run.engine.step(None if history is None else veto)
-    if run.engine.overflowed():
-        what = Outlier("gradients", math.inf) if math.isfinite(signals.loss) else Outlier("loss", signals.loss)
-        return replace(signals, skipped=True, outlier=what)
-    skipped = outlier is not None or (history is not None and outliers.is_barred(history, step))
-    return replace(signals, skipped=skipped, outlier=outlier, norm=norm)
 
 
 def seed_micro_batch(seed: int, step: int, number: int) -> None:
@@ -329,10 +294,9 @@ def metric_text(metrics: dict[str, float]) -> str:
 
 def finish(run: Run, state: LoopState) -> None:
     """Export the model and read it back."""
-    if run.job.spec.checkpoint.load_best_model_at_end:
+    if run.job.spec.checkpoint.load_best_model_at_end or state.step < run.plan.total_steps:
         load_best(run, state)
-    if told := outliers.summary(state.history, run.job.spec.train.learning_rate):
-        run.reporter.event("remedy", told, step=state.step, action="summary", **state.history.counts())
+    tell_summary(run, state)
     run.reporter.event("phase", "exporting the model", phase="export")
     run.engine.partitions.release()  # frees the memory that reading the model back needs
     give_back_freed_memory()

@@ -84,14 +84,20 @@ def rolled_back(run: Run, state: LoopState, rollback: Rollback) -> LoopState:
     else:
         earlier = _state_at(run, commit)
     run.checkpoints.remove_after(earlier.step)
-    rate = run.job.spec.train.learning_rate
+    message = rollback_message(rollback, earlier.step, run.job.spec.train.learning_rate)
     run.reporter.event(
         "remedy",
-        rollback_message(rollback, earlier.step, rate),
+        f"{message.cause}: {message.action}",
+        remedy="outlier_steps",
+        stage="rollback",
+        cause=message.cause,
+        action=message.action,
+        effect=f"{rollback.until - earlier.step} steps are computed again",
         step=rollback.until,
-        cause="learning rate" if rollback.cuts_rate else "outlying steps",
-        action="rollback",
-        effect={"to_step": earlier.step, "rate_factor": rollback.rate_factor, "barred": rollback.barred},
+        number=rollback.number,
+        to_step=earlier.step,
+        rate_factor=rollback.rate_factor,
+        barred=rollback.barred,
     )
     history = after_rollback(earlier.history, state.history, rollback, earlier.step)
     return replace(earlier, history=history, save_due=state.save_due)

@@ -1,10 +1,10 @@
 """What the remedy for outlying steps saves, and what watching costs: real runs on two workers with one thread each.
 
-    python -m bench.remedies [--steps 150] [--only curves clean poisoned excessive watching]
+    python -m bench.remedies [--steps 120] [--only curves clean poisoned excessive watching]
 
 A small language model (0.5M parameters) is trained once on short dialogues in plain PyTorch. The runs then fine-tune it
-on reviews: clean; with one poisoned step, whose tokens are random and whose logits are 100 times too large; and with
-learning rates that are too high. Every case runs with the remedy and without it. `curves` counts the false alarms on
+on other dialogues: clean; with one poisoned step, whose tokens are random and whose logits are 100 times too large; and
+with learning rates that are too high. Every case runs with the remedy and without it. `curves` counts false alarms on
 the recorded curves of bench/data. One JSON line for each case goes to stdout.
 """
 
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import json
 import os
 import pathlib
+import random
 import statistics
 import subprocess
 import sys
@@ -47,17 +47,18 @@ from jobs.training.worker_input import Job
 ROOT: Final = pathlib.Path(__file__).resolve().parent.parent
 WORKERS: Final = 2
 GOOD_RATE: Final = 1e-3
-TOO_HIGH: Final = (1e-2, 3e-2, 1e-1)
+TOO_HIGH: Final = (3e-2, 1e-1)
 VOCABULARY: Final = 1000
 LENGTH: Final = 64  # tokens of a row
 _PRETRAINING_STEPS = 800
 _POISONED_AT = 0.6  # share of the run
-_TIMED_STEPS = 40
+_TIMED_STEPS = 30
+_SEEN = 1400  # dialogues on which the small model is trained; the runs train on the rest
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--only", nargs="*", default=["curves", "clean", "poisoned", "excessive", "watching"])
     parser.add_argument("--worker")
     options = parser.parse_args()
@@ -65,8 +66,8 @@ def main() -> int:
         return worker(pathlib.Path(options.worker))
     with tempfile.TemporaryDirectory(prefix="fleetune-remedies-") as name:
         folder = pathlib.Path(name)
-        text = folder / "reviews.jsonl"
-        text.write_text("".join(json.dumps({"text": one}) + "\n" for one in review_texts()))
+        text = folder / "dialogues.jsonl"
+        text.write_text("".join(json.dumps({"text": one}) + "\n" for one in dialogue_texts()[_SEEN:]))
         if "curves" in options.only:
             print(json.dumps(false_alarms()), flush=True)
         for line in results(folder, text, options.steps, options.only):
@@ -253,14 +254,11 @@ def decision_s(rounds: int = 2000) -> float:
     return (time.perf_counter() - began) / rounds
 
 
-def review_texts() -> list[str]:
-    with models.reviews(2000).open(encoding="utf-8", newline="") as file:
-        return [row["text"] for row in csv.DictReader(file)]
-
-
 def dialogue_texts() -> list[str]:
     lines = models.dialogues().read_text(encoding="utf-8").splitlines()
-    return [" ".join(turn["content"] for turn in json.loads(line)["messages"]) for line in lines]
+    texts = [" ".join(turn["content"] for turn in json.loads(line)["messages"]) for line in lines]
+    random.Random(0).shuffle(texts)
+    return texts
 
 
 def small_model() -> pathlib.Path:
@@ -272,11 +270,11 @@ def small_model() -> pathlib.Path:
     from tokenizers.models import BPE
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    texts = dialogue_texts()
+    texts = dialogue_texts()[:_SEEN]
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<end>"])
-    tokenizer.train_from_iterator([*texts, *review_texts()], trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     tokens = [token for text in texts for token in [*tokenizer.encode(text).ids, 0]]
     rows = torch.tensor(tokens[: len(tokens) // LENGTH * LENGTH]).view(-1, LENGTH)
     torch.manual_seed(0)

@@ -20,9 +20,10 @@ from jobs.run.checkpoints import StepHistory
 
 WINDOW: Final = 32  # steps that a step is compared with
 FEWEST: Final = 8  # steps before the first comparison
-# Bounds on a step's value, as a multiple of the median and in deviations of the logarithms. Both must be exceeded. See
-# docs/decisions/0032-outlier-steps.md for the curves from which they were chosen.
+# A value is outlying if its logarithm is this many deviations above the median, and the value itself is far above it:
+# see docs/decisions/0032-outlier-steps.md for the curves from which the bounds were chosen.
 LOSS_FACTOR: Final = 2.0
+LOSS_EXCESS: Final = 1.0  # nats; the loss of a language model of 4 nats never doubles
 NORM_FACTOR: Final = 20.0
 DEVIATIONS: Final = 8.0
 _DEVIATION_OF_MAD = 1.4826  # standard deviation of a normal distribution, in median absolute deviations
@@ -85,15 +86,17 @@ def outlier_of(history: StepHistory, loss: float, norm: float) -> Outlier | None
         return Outlier("loss", loss)
     if not math.isfinite(norm):
         return Outlier("gradients", norm)
-    if (median := _exceeded(history.losses, loss, LOSS_FACTOR)) is not None:
+    if (median := _exceeded(history.losses, loss, LOSS_FACTOR, LOSS_EXCESS)) is not None:
         return Outlier("loss", loss, median)
     if (median := _exceeded(history.norms, norm, NORM_FACTOR)) is not None:
         return Outlier("gradients", norm, median)
     return None
 
 
-def _exceeded(window: Sequence[float], value: float, factor: float) -> float | None:
+def _exceeded(window: Sequence[float], value: float, factor: float, excess: float = math.inf) -> float | None:
     """Return the median of the window if the value is an upward outlier, else None.
+
+    It must be above the median by a factor or by an excess.
 
     Logarithms are compared, because the spread of losses and norms grows with their size: near the end of a run that
     knows its samples by heart, a batch has ten times the loss of another.
@@ -103,8 +106,9 @@ def _exceeded(window: Sequence[float], value: float, factor: float) -> float | N
     logs = [math.log(max(one, _LEAST)) for one in window]
     median = statistics.median(logs)
     deviation = _DEVIATION_OF_MAD * statistics.median(abs(one - median) for one in logs)
-    above = math.log(max(value, _LEAST)) - median
-    return math.exp(median) if above > max(math.log(factor), DEVIATIONS * deviation) else None
+    above, middle = math.log(max(value, _LEAST)) - median, math.exp(median)
+    is_far = above > math.log(factor) or value - middle > excess
+    return middle if is_far and above > DEVIATIONS * deviation else None
 
 
 def is_barred(history: StepHistory, step: int) -> bool:

@@ -62,8 +62,13 @@ def test_a_far_higher_loss_or_gradient_is_outlying_and_a_lower_one_is_not() -> N
     assert not found and len(history.losses) == len(history.norms) == WINDOW
     assert outlier_of(history, 9.0, 1.0) == Outlier("loss", 9.0, pytest.approx(3.0, rel=0.1))
     assert outlier_of(history, 3.0, 50.0) == Outlier("gradients", 50.0, pytest.approx(1.0))
-    assert outlier_of(history, 4.5, 5.0) is None
+    assert outlier_of(history, 3.9, 5.0) is None
     assert outlier_of(history, 0.01, 0.01) is None
+
+
+def test_a_loss_of_many_nats_need_not_double() -> None:
+    history, _ = trained([4.0 + 0.01 * (step % 5) for step in range(40)])
+    assert outlier_of(history, 5.5, 1.0) is not None and outlier_of(history, 4.9, 1.0) is None
 
 
 def test_nothing_is_compared_before_the_eighth_step() -> None:

@@ -24,10 +24,13 @@ FEWEST: Final = 8  # steps before the first comparison
 # see docs/decisions/0032-outlier-steps.md for the curves from which the bounds were chosen.
 LOSS_FACTOR: Final = 2.0
 LOSS_EXCESS: Final = 1.0  # nats; the loss of a language model of 4 nats never doubles
+LEAST_EXCESS: Final = 0.2  # nats; once a run knows its samples by heart, far smaller losses differ by large factors
 NORM_FACTOR: Final = 20.0
+LEAST_NORM: Final = 1.0  # to which gradients are usually clipped
 DEVIATIONS: Final = 8.0
 _DEVIATION_OF_MAD = 1.4826  # standard deviation of a normal distribution, in median absolute deviations
 _LEAST = 1e-9  # the logarithm of a loss of 0 is taken here
+_MOST_LOG = 700.0  # of a float
 
 TROUBLE: Final = 3  # outlying steps in a row after which the weights are suspected
 SUSPECTED: Final = 8  # steps before the first outlier whose batches may have done the damage
@@ -50,7 +53,7 @@ class Outlier:
 
     what: Literal["loss", "gradients"]
     value: float
-    median: float | None = None  # None if there was nothing to compare with
+    median: float | None = None  # of the steps before; None if the value is not finite
 
     def numbers(self) -> dict[str, float | None]:
         """Return the numbers for an event. In JSON there is no infinity."""
@@ -60,8 +63,6 @@ class Outlier:
         name = {"loss": "its loss", "gradients": "the norm of its gradient"}[self.what]
         if not math.isfinite(self.value):
             return f"its loss is {self.value}" if self.what == "loss" else "its gradients are not finite"
-        if self.median is None:
-            return f"{name} is {self.value:.4g}"
         return f"{name} is {self.value:.4g}, and the median of the steps before it is {self.median:.4g}"
 
 
@@ -86,29 +87,27 @@ def outlier_of(history: StepHistory, loss: float, norm: float) -> Outlier | None
         return Outlier("loss", loss)
     if not math.isfinite(norm):
         return Outlier("gradients", norm)
-    if (median := _exceeded(history.losses, loss, LOSS_FACTOR, LOSS_EXCESS)) is not None:
-        return Outlier("loss", loss, median)
-    if (median := _exceeded(history.norms, norm, NORM_FACTOR)) is not None:
-        return Outlier("gradients", norm, median)
+    middle, high = _middle_and_bound(history.losses)
+    if loss > high and (loss > max(LOSS_FACTOR * middle, middle + LEAST_EXCESS) or loss > middle + LOSS_EXCESS):
+        return Outlier("loss", loss, middle)
+    middle, high = _middle_and_bound(history.norms)
+    if norm > high and norm > max(NORM_FACTOR * middle, LEAST_NORM):
+        return Outlier("gradients", norm, middle)
     return None
 
 
-def _exceeded(window: Sequence[float], value: float, factor: float, excess: float = math.inf) -> float | None:
-    """Return the median of the window if the value is an upward outlier, else None.
+def _middle_and_bound(window: Sequence[float]) -> tuple[float, float]:
+    """Return the median of the window, and the value that is DEVIATIONS above it; infinite if the window is too short.
 
-    It must be above the median by a factor or by an excess.
-
-    Logarithms are compared, because the spread of losses and norms grows with their size: near the end of a run that
-    knows its samples by heart, a batch has ten times the loss of another.
+    The deviation is that of the logarithms, because the spread of losses and norms grows with their size: near the end
+    of a run that knows its samples by heart, a batch has ten times the loss of another.
     """
     if len(window) < FEWEST:
-        return None
+        return math.inf, math.inf
     logs = [math.log(max(one, _LEAST)) for one in window]
     median = statistics.median(logs)
     deviation = _DEVIATION_OF_MAD * statistics.median(abs(one - median) for one in logs)
-    above, middle = math.log(max(value, _LEAST)) - median, math.exp(median)
-    is_far = above > math.log(factor) or value - middle > excess
-    return middle if is_far and above > DEVIATIONS * deviation else None
+    return math.exp(median), math.exp(min(median + DEVIATIONS * deviation, _MOST_LOG))
 
 
 def is_barred(history: StepHistory, step: int) -> bool:

@@ -10,38 +10,38 @@ import pytest
 
 from jobs.data.order.digest_chain import EMPTY_CHAIN, extended, from_hex, row_digests, step_digest
 from jobs.data.order.stream import step_plan
+from jobs.remedies.outliers import WINDOW
 from jobs.run.checkpoints import committed_steps, read_commit
 from jobs.storage.journal import Record, read_journal
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
 
-STEPS, BAD = 30, 20  # steps are counted from 1
+STEPS, BAD = 40, 25  # steps are counted from 1
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     """All runs, in as few gangs as can be: each start costs seconds."""
     folder = tmp_path_factory.mktemp("outliers")
-    model, text = tiny.save_model(folder / "gpt2", "gpt2", dropout=0.1), tiny.write_text(folder / "text.jsonl", 200)
+    model, text = tiny.save_model(folder / "llama", "llama"), tiny.write_text(folder / "text.jsonl", 400)
 
     def spec(**changes: Any) -> Any:
-        batch = {"train__global_batch_size": 8, "train__per_device_train_batch_size": 2}
-        rest = {"train__max_steps": STEPS, "train__learning_rate": 5e-3, "eval__eval_on_start": False}
+        batch = {"train__global_batch_size": 8, "train__per_device_train_batch_size": 4}
+        rest = {"train__max_steps": STEPS, "train__learning_rate": 1e-2, "eval__eval_on_start": False}
         return tiny.spec_of(folder, model, text, **{**batch, **rest, **changes})
 
-    off, stage_2 = {"remedies__outlier_steps": False}, {"train__zero__stage": 2}
     plain = {name: case_of(folder, name, spec(**changes)) for name, changes in {
-        "clean": {}, "clean, off": off, "poisoned": {}, "poisoned, off": off, "clean in stage 2": stage_2,
-        "poisoned in stage 2": stage_2, "poisoned, interrupted": {}, "bf16": {"train__bf16": True}, "nan": {},
-        "bf16 in stage 1": {"train__bf16": True, "train__zero__stage": 1},
-        "damaged": {"checkpoint__save_steps": 5}, "damaged, from the start": {}, "bad data": {},
+        "clean": {}, "clean, off": {"remedies__outlier_steps": False}, "poisoned": {}, "poisoned, interrupted": {},
+        "poisoned in stage 2": {"train__zero__stage": 2},
+        "poisoned in bf16 and stage 1": {"train__bf16": True, "train__zero__stage": 1},
+        "nan": {}, "damaged": {"checkpoint__save_steps": 5}, "damaged, from the start": {}, "bad data": {},
     }.items()}  # fmt: skip
     changes: dict[str, dict[str, Any]] = {
-        **{name: {"poisoned": (BAD,), "poison": "logits"} for name in plain if "poisoned" in name or "bf16" in name},
+        **{name: {"poisoned": (BAD,), "poison": "logits"} for name in plain if "poisoned" in name},
         "nan": {"poisoned": (12, 15), "poison": "nan"},
         "damaged": {"damaged_at": BAD},
         "damaged, from the start": {"damaged_at": BAD},
-        "bad data": {"poisoned": (19, 20, 21, 22), "poison": "logits"},
+        "bad data": {"poisoned": (25, 26, 27, 28), "poison": "logits"},
     }
     every = {name: dataclasses.replace(case, **changes.get(name, {})) for name, case in plain.items()}
     interrupted = every["poisoned, interrupted"]
@@ -69,27 +69,16 @@ def test_a_clean_run_computes_what_it_computes_without_the_remedy(cases: dict[st
     assert not acts(cases["clean"], "skip")
 
 
-@pytest.mark.parametrize("stage", ["", " in stage 2"])
-def test_a_poisoned_batch_is_skipped_and_costs_next_to_nothing(cases: dict[str, Case], stage: str) -> None:
-    case, clean = cases[f"poisoned{stage}"], cases[f"clean{stage}"]
+@pytest.mark.parametrize("kind", ["", " in stage 2", " in bf16 and stage 1"])
+def test_a_poisoned_batch_is_skipped_and_costs_next_to_nothing(cases: dict[str, Case], kind: str) -> None:
+    """Each kind has another optimizer of DeepSpeed."""
+    case, clean = cases[f"poisoned{kind}"], cases["clean"]
     assert [act["step"] for act in acts(case, "skip")] == [BAD]
     assert case.record("loss")[BAD - 1] > 2 * clean.record("loss")[BAD - 1]
-    assert case.record("loss")[: BAD - 1] == clean.record("loss")[: BAD - 1]
+    assert case.record("loss")[: BAD - 1] == pytest.approx(clean.record("loss")[: BAD - 1], rel=0.01 if kind else 0)
     assert np.mean(case.record("loss")[-5:]) == pytest.approx(np.mean(clean.record("loss")[-5:]), rel=0.005)
     commit = read_commit(case.paths, STEPS)
     assert commit.optimizer_step == STEPS - 1 and commit.history.outliers == 1
-
-
-def test_the_loss_after_a_skip_is_that_of_the_weights_before_it(cases: dict[str, Case]) -> None:
-    """Without the remedy the poisoned step changes the weights, and every loss after it."""
-    skipped, taken = cases["poisoned"].record("loss"), cases["poisoned, off"].record("loss")
-    assert skipped[:BAD] == taken[:BAD] and skipped[BAD] != taken[BAD]
-
-
-@pytest.mark.parametrize("name", ["bf16", "bf16 in stage 1"])
-def test_other_optimizers_of_deepspeed_leave_the_update_out_too(cases: dict[str, Case], name: str) -> None:
-    assert [act["step"] for act in acts(cases[name], "skip")] == [BAD]
-    assert read_commit(cases[name].paths, STEPS).optimizer_step == STEPS - 1
 
 
 def test_a_run_that_is_interrupted_right_after_a_skip_is_the_undisturbed_one(cases: dict[str, Case]) -> None:
@@ -104,16 +93,16 @@ def test_a_run_that_is_interrupted_right_after_a_skip_is_the_undisturbed_one(cas
 def test_gradients_that_are_not_finite_do_not_enter_the_window(cases: dict[str, Case]) -> None:
     assert [act["step"] for act in acts(cases["nan"], "skip")] == [12, 15]
     history = read_commit(cases["nan"].paths, STEPS).history
-    assert len(history.losses) == len(history.norms) == STEPS - 2 and np.isfinite(history.norms).all()
+    assert len(history.losses) == len(history.norms) == WINDOW and np.isfinite(history.norms).all()
 
 
 def test_damaged_weights_are_taken_from_the_checkpoint_before_the_suspected_batches(cases: dict[str, Case]) -> None:
-    """The weights are multiplied before step 20: steps 20 to 22 are outlying, and step 10 is safe."""
+    """The weights are multiplied before step 25: steps 25 to 27 are outlying, and step 15 is safe."""
     case, clean = cases["damaged"], cases["clean"]
     (act,) = acts(case, "rollback")
-    assert (act["step"], act["to_step"], act["rate_factor"], act["barred"]) == (22, 10, 1.0, [11, 22])
+    assert (act["step"], act["to_step"], act["rate_factor"], act["barred"]) == (27, 15, 1.0, [16, 27])
     assert by_step(case, "learning_rate") == clean.record("learning_rate")
-    assert np.mean(by_step(case, "loss")[-5:]) < clean.record("loss")[10]
+    assert np.mean(by_step(case, "loss")[-5:]) == pytest.approx(np.mean(clean.record("loss")[-5:]), rel=0.02)
     assert by_step(case, "chain") == clean.record("chain")
     history = read_commit(case.paths, STEPS).history
     assert history.rollbacks == 1 and history.steps_again == 12 and history.outliers == 3
@@ -123,15 +112,15 @@ def test_without_a_checkpoint_the_run_goes_back_to_its_start(cases: dict[str, Ca
     case, clean = cases["damaged, from the start"], cases["clean"]
     (act,) = acts(case, "rollback")
     assert act["to_step"] == 0
-    assert by_step(case, "loss")[:11] == pytest.approx(clean.record("loss")[:11], abs=1e-6)
+    assert by_step(case, "loss")[:17] == pytest.approx(clean.record("loss")[:17], abs=1e-6)
     assert read_commit(case.paths, STEPS).optimizer_step == STEPS - 11
 
 
 def test_batches_that_are_outlying_with_earlier_weights_too_are_skipped(cases: dict[str, Case]) -> None:
     case = cases["bad data"]
     assert len(acts(case, "rollback")) == 1
-    assert [act["step"] for act in acts(case, "skip")] == [19, 20, 21, 19, 20, 21, 22]
-    assert by_step(case, "loss")[-1] < 0.9 * by_step(case, "loss")[0]
+    assert [act["step"] for act in acts(case, "skip")] == [25, 26, 27, 25, 26, 27, 28]
+    assert by_step(case, "loss")[-1] < 0.7 * by_step(case, "loss")[0]
 
 
 def test_the_chain_of_a_run_that_went_back_is_that_of_the_plan(cases: dict[str, Case]) -> None:

@@ -92,6 +92,8 @@ def test_wide_losses_of_a_run_that_knows_its_samples_are_normal() -> None:
     draw = random.Random(1)
     _, found = trained([0.02 * math.exp(draw.gauss(0, 1.2)) for _ in range(400)])
     assert not found
+    history, _ = trained([0.0] * 40, norm=0.0)
+    assert outlier_of(history, 0.1, 0.9) is None and outlier_of(history, 3.0, 0.9) is not None
 
 
 def test_no_step_of_81_real_runs_is_outlying() -> None:

@@ -46,8 +46,8 @@ from jobs.training.worker_input import Job
 
 ROOT: Final = pathlib.Path(__file__).resolve().parent.parent
 WORKERS: Final = 2
-GOOD_RATE: Final = 1e-3
-TOO_HIGH: Final = (3e-2, 1e-1)
+GOOD_RATE: Final = 3e-3
+TOO_HIGH: Final = (1e-1, 2e-1)
 VOCABULARY: Final = 1000
 LENGTH: Final = 64  # tokens of a row
 _PRETRAINING_STEPS = 800
@@ -106,7 +106,7 @@ def case_of(
             "data": {"train": str(text), "format": "text", "seq_len": LENGTH, "eval_fraction": 0.1},
             "train": {
                 "learning_rate": rate,
-                "warmup_ratio": 0.1,
+                "warmup_ratio": 0.3,
                 "max_steps": steps,
                 "global_batch_size": 16,
                 "per_device_train_batch_size": 8,

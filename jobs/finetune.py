@@ -1,6 +1,5 @@
 """`python -m jobs.finetune SPEC.yaml`: one fine-tuning run, on Ray, or without Ray if torchrun starts the processes.
 
-fleetune run SPEC                                                   a Ray of this machine, or --address
     fleetune run SPEC                                                 on a Ray of this machine, or on --address
     ray job submit --working-dir . -- python -m jobs.finetune SPEC    on a cluster's head; the job is queued if the
                                                                       cluster has an orchestrator

@@ -17,7 +17,6 @@ from jobs.errors import CapacityError, FleetuneError, Interrupted, SpecError
 from jobs.preflight.devices import no_gpu_here
 from jobs.preflight.validate import validate
 from jobs.run.events import Announcer
-from jobs.run.find import with_model_of_run
 from jobs.run.outcome import Outcome
 from jobs.run.paths import JobPaths, new_run_name
 from jobs.run.progress import PlainProgress, Progress
@@ -52,8 +51,8 @@ def run_sweep(
     by_hand = assignment is None
     if by_hand and address is None and ray_address() is None and (problem := no_gpu_here(sweep.base)):
         raise CapacityError(problem)
-    warnings = validate(sweep.base).warnings
-    sweep = sweep.model_copy(update={"base": with_model_of_run(sweep.base)})
+    found = validate(sweep.base)
+    sweep = sweep.model_copy(update={"base": found.spec})
     prior_from = None
     if resume is not None:
         sweep = begun_like(sweep, JobPaths(resume), by_hand=by_hand)
@@ -69,7 +68,7 @@ def run_sweep(
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
         verb, resumed = ("going on with sweep" if resume else "sweep"), resume is not None
         announce("phase", f"{verb} {paths.name} in {paths.root}", phase="start", root=paths.root, resumed=resumed)
-        for warning in warnings:
+        for warning in found.warnings:
             announce("warning", warning)
         announce("phase", f"searching {space_words(sweep)}{prior_words(sweep, prior_from)}", phase="search")
 

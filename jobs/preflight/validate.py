@@ -42,11 +42,13 @@ class Validated:
     """The findings about a spec without mistakes.
 
     Attributes:
+        spec: the spec, with the model of a run in place of `model.path: run:NAME`.
         warnings: settings that are allowed, but probably not meant.
         looked_at: things beside the spec that were checked, in words.
         not_looked_at: things that could not be checked from here, and so may still be wrong.
     """
 
+    spec: Spec
     warnings: tuple[str, ...]
     looked_at: tuple[str, ...]
     not_looked_at: tuple[str, ...]
@@ -61,6 +63,7 @@ def validate(spec: Spec) -> Validated:
     problems = [problem for check in _CHECKS if (problem := _problem(functools.partial(check, spec)))]
     sources = _looked_at_sources(spec, problems)
     _raise_all(problems)
+    spec = with_model_of_run(spec)
     seen, unseen = _model_seen(spec)
     warnings = list(_warnings(spec))
     for where, source in sources.items():
@@ -68,7 +71,7 @@ def validate(spec: Spec) -> Validated:
         warnings += _source_warnings(spec, where, source)
         if not source.samples and not source.bad:
             unseen.append(f"{where}: what your function makes of its rows (it runs when the data is prepared)")
-    return Validated(tuple(warnings), (*seen, f"storage: {spec.storage_path} can be written"), tuple(unseen))
+    return Validated(spec, tuple(warnings), (*seen, f"storage: {spec.storage_path} can be written"), tuple(unseen))
 
 
 def _raise_all(problems: list[InputError]) -> None:
@@ -184,14 +187,14 @@ def _source_warnings(spec: Spec, where: str, source: Looked) -> Iterator[str]:
     _, warning = bad_rows_words(source, spec.data.max_bad_fraction)
     if warning:
         yield f"{where}: {warning}"
-    model = with_model_of_run(spec).model.path
+    model = spec.model.path
     if storage.is_local(model) and (cut := cut_in_sample(source.samples, model, spec.data.seq_len, where)):
         yield cut
 
 
 def _model_seen(spec: Spec) -> tuple[list[str], list[str]]:
     """Describe what was checked of the model, and what was not."""
-    path = with_model_of_run(spec).model.path
+    path = spec.model.path
     if not storage.is_local(path):
         return [f"model: config.json of {path}"], [f"model: the weights and the tokenizer at {path}"]
     if os.path.isabs(storage.local_path(path)):

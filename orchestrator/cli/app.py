@@ -19,7 +19,7 @@ from jobs.run.find import storage_root
 from jobs.search.rules.checking import checked_sweep
 from jobs.search.rules.spec_text import prior_words, space_words, sweep_words
 from jobs.spec.checking.fields import SPEC_MODELS
-from jobs.spec.load import Loaded, load_marked, load_sweep, training
+from jobs.spec.load import Loaded, load_marked, training
 from jobs.spec.sweep import SweepSpec
 from orchestrator.cli import completion as completing
 from orchestrator.cli.commands import cluster as clustercli
@@ -115,11 +115,11 @@ def run(
 def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
     """Check a job without starting a worker, and show what would run."""
     with edge():
-        sweep = load_sweep(spec, set_ or [])
-        source = None
-        if sweep is not None:
-            sweep, source = checked_sweep(sweep)
-        marked = Loaded(sweep.base, {}) if sweep is not None else load_marked(spec, set_ or [])
+        marked = load_marked(spec, set_ or [])
+        sweep, source = None, None
+        if isinstance(marked.spec, SweepSpec):
+            sweep, source = checked_sweep(marked.spec)
+            marked = Loaded(sweep.base, {})
         loaded = training(marked.spec, spec)
         try:
             found = check(loaded)

@@ -349,6 +349,21 @@ def test_the_picture_and_the_table_of_rooms_are_those_of_the_code() -> None:
     assert rooms.table() in rooms.PAGE.read_text(), "python -m tests.rooms writes it again"
 
 
+@pytest.mark.parametrize("tier", ["unit", "integration", "contract"])
+def test_folders_of_tests_are_packages(tier: str) -> None:
+    """Without an `__init__.py`, pytest puts the folder above on sys.path: tests/unit/jobs would hide the package."""
+    folders = {path.parent for path in sources(f"tests/{tier}")}
+    assert len(folders) > 4
+    assert [name_of(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
+
+
+def test_unit_tests_stand_in_the_folders_of_the_rooms() -> None:
+    unit = ROOT / "tests" / "unit"
+    folders = {path.parent.relative_to(unit) for path in sources("tests/unit")} - {Path(".")}
+    assert len(folders) > 40
+    assert [folder.as_posix() for folder in sorted(folders) if not (ROOT / folder / "__init__.py").exists()] == []
+
+
 def test_every_room_is_small_and_says_where_to_start() -> None:
     for room in rooms.rooms():
         own = [path for path in rooms.files() if path.rpartition("/")[0] == room and not path.endswith("/__init__.py")]

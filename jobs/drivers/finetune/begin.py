@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jobs.errors import SpecError
 from jobs.preflight.validate import validate
 from jobs.run.events import Announcer
-from jobs.run.find import find_run, storage_root, with_model_of_run
+from jobs.run.find import find_run, storage_root
 from jobs.run.paths import JobPaths
 from jobs.run.record import open_run, reopen_run
 from jobs.run.resume import check_resumable
@@ -88,7 +88,6 @@ def begin_run(spec: Spec, resume: str | None = None, *, alone: bool = False, roo
     """
     if resume is not None:
         check_resumable(JobPaths(resume), spec, alone=alone)
-    warnings = validate(spec).warnings
-    spec = with_model_of_run(spec)
-    paths = open_run(spec, root) if resume is None else reopen_run(resume, spec)
-    return Begun(spec, paths, warnings, resume is not None)
+    found = validate(spec)
+    paths = open_run(found.spec, root) if resume is None else reopen_run(resume, found.spec)
+    return Begun(found.spec, paths, found.warnings, resume is not None)

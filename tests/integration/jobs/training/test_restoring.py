@@ -246,3 +246,13 @@ def test_a_metric_that_is_no_number_does_not_cost_the_checkpoint() -> None:
     assert np.isnan(back.metrics["eval_own"]) and back.metrics["eval_loss"] == float("inf")
     state = LoopState(step=3, metrics={"eval_loss": float("nan")}, evaluated_at=3)
     assert best_of(Checkpoint(metric_for_best_model="loss"), state) is None
+
+
+def test_a_loss_from_before_a_rollback_is_not_expected(tmp_path: pathlib.Path) -> None:
+    """The run went back to step 19 and has a checkpoint of its new step 20, and the log still has the old step 21."""
+    journal = JournalWriter(JobPaths(str(tmp_path)).metrics)
+    for step in (19, 20, 21, 22, 20):
+        journal.append({"step": step, "loss": float(step)})
+    journal.close()
+    assert restoring.expected_loss(run_of(tmp_path), 21) is None
+    assert restoring.expected_loss(run_of(tmp_path), 20) == 20.0

@@ -60,7 +60,7 @@ class ZooGang:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _step: int = 0
 
-    def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
+    def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
         for rows in plain_steps(stream, start):
             self._step = rows.step + 1
             yield rows

@@ -23,7 +23,7 @@ from jobs.run.paths import JobPaths, checkpoint_step
 from jobs.storage import files as storage
 from jobs.storage.tensor_file import Bytes, Damaged, ShardFile, Want, read_ranges
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 COMMIT_NAME: Final = "commit.json"
 KINDS: Final = ("weight", "exp_avg", "exp_avg_sq")  # each is stored in fp32
 _FP32_BYTES: Final = 4
@@ -64,6 +64,25 @@ class Best(Frozen):
     score: float
 
 
+class StepHistory(Frozen):
+    """What a run remembers of its steps to tell outlying ones (see `jobs.remedies.outliers`)."""
+
+    losses: tuple[float, ...] = Field((), description="Of the newest steps that changed the weights, oldest first.")
+    norms: tuple[float, ...] = Field((), description="Norms of the gradients of the same steps.")
+    skipped: int = Field(0, description="Skipped steps, except those in which fp16 lowered its loss scale.")
+    skipped_in_a_row: int = Field(0, description="Newest steps that were skipped, for any reason.")
+    outliers: int = Field(0, description="Steps that were skipped because they were outlying.")
+    outliers_in_a_row: int = 0
+    bad_data: bool = Field(False, description="The newest outliers are outlying with earlier weights too.")
+    rollbacks: int = 0
+    steps_again: int = Field(0, description="Steps that rollbacks have caused to be computed again.")
+    rate_factor: float = Field(1.0, description="The learning rate of every step is multiplied by this.")
+    barred: tuple[int, int] | None = Field(None, description="First and last + 1 step whose batch is left out, from 0.")
+
+    def counts(self) -> dict[str, float]:
+        return self.model_dump(include={"outliers", "rollbacks", "steps_again", "rate_factor"})
+
+
 class Commit(Frozen):
     """The marker of a checkpoint: all its contents except tensors."""
 
@@ -77,7 +96,7 @@ class Commit(Frozen):
     parts: tuple[PartEntry, ...] = Field(description="One for each rank, in the order of ranks.")
     shapes: dict[str, tuple[int, ...]] = Field(description="Shape of every trained parameter, in the model's order.")
     bytes: int = Field(description="Size of all tensor files together.")
-    optimizer_step: int = Field(description="Updates that Adam has made; fewer than `step` if fp16 skipped steps.")
+    optimizer_step: int = Field(description="Updates that Adam has made; fewer than `step` if steps were skipped.")
     precision: str
     loss_scaler: dict[str, float] | None = Field(None, description="State of fp16's dynamic loss scale.")
     loss: float | None
@@ -85,6 +104,7 @@ class Commit(Frozen):
     evaluated_at: int | None = Field(None, description="The step of `metrics`.")
     metrics_before: dict[str, float]
     best: Best | None = None
+    history: StepHistory = Field(default_factory=StepHistory, description="See `jobs.remedies.outliers`.")
     chain: str = Field(description="Hash chain over the samples of all steps so far; 16 hex digits.")
     data_fingerprint: str
 

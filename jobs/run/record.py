@@ -121,16 +121,15 @@ def logged_loss(paths: JobPaths, step: int, micro_batch: int) -> float | None:
     """Return the loss that was last logged for `step`, the next step of a run; None if no attempt reached it.
 
     A loss that was computed with another micro-batch is not returned, because its dropout masks were others. Reads
-    backwards only as far as the step can be, so the length of the run does not matter. Raises StorageError.
+    backwards only as far as the step can be, so the length of the run does not matter. Records of the step that are
+    older than one of an earlier step are ignored: the run has gone back since then. Raises StorageError.
     """
     for name in reversed(part_names(paths.metrics)):
         records = read_part(paths.metrics, name)
         for record in reversed(records):
-            if record["step"] == step:
+            if record["step"] <= step:
                 same = record.get("micro_batch", micro_batch) == micro_batch  # earlier releases did not write it
-                return float(record["loss"]) if same else None
-        if all(record["step"] < step for record in records):
-            return None
+                return float(record["loss"]) if record["step"] == step and same else None
     return None
 
 

@@ -29,8 +29,8 @@ class WorkerContext(Protocol):
     device: torch.device
     node: str  # Ray's id of the node; without Ray, the host's name
 
-    def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
-        """Yield this worker's rows from step `start` on."""
+    def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
+        """Yield this worker's rows from step `start` on. `rewound`: the same worker group goes back to that step."""
         ...
 
     def requests(self) -> Requests:
@@ -84,7 +84,9 @@ class RayGang:
         other._paths, other._watch = paths, OrderWatch(paths, driver) if self.rank == 0 else None
         return other
 
-    def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
+    def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
+        if rewound:
+            return plain_steps(stream, start)
         if self.rank == 0:
             write_attempt(self._paths, start, self.world_size)
         return ray_steps(stream, start, self.node)
@@ -119,7 +121,7 @@ class TorchrunGang:
         other._watch = OrderWatch(paths, driver) if self.rank == 0 else None
         return other
 
-    def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
+    def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
         return plain_steps(stream, start)
 
     def requests(self) -> Requests:

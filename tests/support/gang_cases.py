@@ -51,30 +51,51 @@ class ScriptedGang(TorchrunGang):
         super().__init__(paths, 0, world)
         self._stop_at, self._faults = stop_at, faults
         self.step = 0
+        self.before_step: Callable[[], None] = lambda: None
 
-    def steps(self, stream: Stream, start: int) -> Iterator[StepRows]:
-        for rows in super().steps(stream, start):
+    def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
+        for rows in super().steps(stream, start, rewound):
             self.step = rows.step + 1
             dist.barrier()
             for fault, on in self._faults.get(str(self.step), {}).items():
                 flag = FaultyFileSystem.control / fault
                 flag.touch() if on else flag.unlink(missing_ok=True)
             dist.barrier()
+            self.before_step()
             yield rows
 
     def requests(self) -> Requests:
         return Requests(stop=self._stop_at is not None and self.step >= self._stop_at)
 
 
-def poisoning(gang: ScriptedGang, steps: Sequence[int]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """A loss whose gradient is NaN on rank 1 in the given steps."""
+def poisoning(
+    gang: ScriptedGang, steps: Sequence[int], poison: str
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A loss that is poisoned in the given steps: see `Case.poison`."""
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        if gang.rank == 1 and gang.step in steps:
+        if gang.step in steps and poison == "logits":
+            logits = logits * 50
+        elif gang.step in steps and gang.rank == 1:
             logits.register_hook(lambda slope: slope * float("nan"))
         return loss_sum(logits, targets)
 
     return loss
+
+
+def damaging(gang: ScriptedGang, run: Any, step: int) -> Callable[[], None]:
+    """Before a step: multiply all weights by 4, the first time."""
+    partitions, left = run.engine.partitions, [True]
+
+    @torch.no_grad()
+    def damage() -> None:
+        if gang.step == step and left.pop():
+            left.append(False)
+            for flat in partitions.flats:
+                flat.mul_(4)
+            partitions._refresh()
+
+    return damage
 
 
 def run_case(case: dict[str, Any]) -> None:
@@ -83,17 +104,19 @@ def run_case(case: dict[str, Any]) -> None:
     spec = load_spec(case["spec"])
     job = Job(spec, case["run_root"], case["prepared_root"], spec.model.path)
     gang = ScriptedGang(job.paths, world, case["stop_at"], case["faults"])
-    loop.loss_sum = poisoning(gang, case.get("poisoned", ()))
+    loop.loss_sum = poisoning(gang, case.get("poisoned", ()), case.get("poison", "nan"))
     if case["name"] == "gpt2":  # read the export back sharded over the gang, as a large model is
         export.ONE_PROCESS_BYTES = 0
     with contextlib.closing(loop.Reporter(job.paths, gang.rank)) as reporter:
         run = loop.set_up(job, gang, reporter)
+        if case.get("damaged_at"):
+            gang.before_step = damaging(gang, run, case["damaged_at"])
         state = loop.restored(run)
         if state.step < run.plan.total_steps:
             try:
                 state = loop.train_steps(run, state)
             except RunFailed as error:
-                if not case.get("poisoned"):
+                if not case.get("keep_failure"):
                     raise
                 pathlib.Path(case["failure"]).write_text(str(error))
         if case["logits"]:

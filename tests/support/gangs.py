@@ -39,7 +39,10 @@ class Case:
     folder: pathlib.Path
     stop_at: int | None = None  # somebody asks it to stop after this step
     faults: dict[int, dict[str, bool]] = field(default_factory=dict)  # before a step: what of the storage fails
-    poisoned: tuple[int, ...] = ()  # steps whose gradients are NaN on rank 1; a failure of the run is kept
+    poisoned: tuple[int, ...] = ()  # steps with this poison
+    poison: str = "nan"  # gradients that are NaN on rank 1; or "logits", 50 times too large on all ranks
+    may_fail: bool = False  # a failure of the run is kept
+    damaged_at: int | None = None  # before this step, the weights are multiplied by 4, once
 
     @property
     def failure(self) -> str:
@@ -93,6 +96,9 @@ def run_gang(
                 "stop_at": case.stop_at,
                 "faults": case.faults,
                 "poisoned": case.poisoned,
+                "poison": case.poison,
+                "damaged_at": case.damaged_at,
+                "keep_failure": case.may_fail or bool(case.poisoned),
                 "failure": str(case.folder / f"{case.name}.failure"),
             }
         )

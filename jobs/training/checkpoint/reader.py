@@ -41,7 +41,7 @@ class CheckpointReader:
             DataError: the checkpoint belongs to another model.
             StorageOutage: the storage does not answer now. Skipping the checkpoint would lose its steps.
         """
-        for step in self._candidates() if only is None else [only]:
+        for step in self.candidates() if only is None else [only]:
             found, reason = self._described(step)
             if found is not None:
                 commit, parts = found
@@ -57,8 +57,8 @@ class CheckpointReader:
             self._report("warning", f"the checkpoint of step {step} is damaged and passed over: {reason}", step=step)
         return None
 
-    def _candidates(self) -> list[int]:
-        """List the steps with a marker, newest first, as rank 0 sees them."""
+    def candidates(self) -> list[int]:
+        """List the steps with a marker, newest first, as rank 0 sees them. Every rank must call it."""
         told: list[Any] = [None]
         if self._rank == 0:
             whole = committed_steps(self._paths)

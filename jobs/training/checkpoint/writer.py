@@ -229,6 +229,17 @@ class Checkpointer:
                 storage.remove_file(commit_path(self._paths, step))
                 storage.remove_dir(self._paths.checkpoint(step))
 
+    def remove_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps, newest first. Every rank must call it, and none may be busy.
+
+        If the process ends in between, the newest one that is left leads to the same decision to go back.
+        """
+        assert not self.busy
+        if self._rank == 0:
+            for later in [one for one in saved_steps(self._paths) if one > step][::-1]:
+                storage.remove_file(commit_path(self._paths, later))
+                storage.remove_dir(self._paths.checkpoint(later))
+
     def _remove_marker(self, step: int) -> None:
         with contextlib.suppress(StorageError):
             storage.remove_file(commit_path(self._paths, step))

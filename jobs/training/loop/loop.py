@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,11 +21,12 @@ from jobs.data.order.permutation import key
 from jobs.data.order.row_order import MICRO_BATCH
 from jobs.data.order.stream import StepRows, Stream, step_plan
 from jobs.data.prepared import Prepared
-from jobs.errors import Diverged
 from jobs.model_files.directory import local_model_dir
 from jobs.planning import learning_rate_at, plan_batching
+from jobs.remedies import outliers
 from jobs.remedies.early_stopping import stops_early
 from jobs.run.attempts import count_attempts
+from jobs.run.checkpoints import StepHistory
 from jobs.run.metric_names import metric_words
 from jobs.storage.journal import Record
 from jobs.training.checkpoint.host_copy import HostCopy
@@ -33,10 +34,10 @@ from jobs.training.checkpoint.reader import CheckpointReader
 from jobs.training.checkpoint.writer import Checkpointer
 from jobs.training.loop.evaluation import Evaluator
 from jobs.training.loop.loss import loss_sum
-from jobs.training.loop.restoring import check_step, load_best, restored
+from jobs.training.loop.restoring import check_step, load_best, restored, rolled_back
 from jobs.training.loop.saving import StepSignals, best_of, digest_of_rows, pack_signals, save_if_due, unpack_signals
-from jobs.training.loop.skips import skip_message, untrained
 from jobs.training.loop.state import Loaded, LoopState, Run
+from jobs.training.loop.watching import check_skips, counted, tell_summary, updated
 from jobs.training.model.batch import collate, model_logits
 from jobs.training.model.engine import build_engine, peak_memory_bytes
 from jobs.training.model.host_memory import give_back_freed_memory
@@ -71,31 +72,40 @@ def begun(run: Run, state: LoopState) -> LoopState:
     return evaluated(run, state) if state.step == 0 and run.job.spec.eval.eval_on_start else state
 
 
-def train_steps(run: Run, state: LoopState, until: int | None = None, score_pause: bool = True) -> LoopState:
+def train_steps(
+    run: Run, state: LoopState, until: int | None = None, score_pause: bool = True, rewound: bool = False
+) -> LoopState:
     """Train every step that follows the state.
 
     Args:
         until: pause after this step, with a score and a checkpoint; None trains to the end.
         score_pause: evaluate before the pause.
+        rewound: the run has just gone back to the state.
     """
     spec, plan = run.job.spec, run.plan
     if ends_early(run, state):  # the run was interrupted between its last step and its export
         return state
-    rows_of_steps = timed(run.gang.steps(stream_of(run), state.step))
+    rows_of_steps = timed(run.gang.steps(stream_of(run), state.step, rewound))
     started = time.perf_counter()
     for rows, data_wait_s in rows_of_steps:
-        rate = learning_rate_at(rows.step, spec.train, plan.total_steps)
-        signals = train_step(run, rows, rate)
+        rate = learning_rate_at(rows.step, spec.train, plan.total_steps) * state.history.rate_factor
+        signals = train_step(run, rows, rate, state.history if spec.remedies.outlier_steps else None)
         check_step(run, state, signals)
         state = counted(run, state.after(signals.loss, signals.digest), signals)
         last = state.step == plan.total_steps
         ends = last or state.step == until
         record = step_record(run, state, rate, data_wait_s, time.perf_counter() - started)
-        if last or (ends and score_pause) or (spec.eval.eval_steps and state.step % spec.eval.eval_steps == 0):
+        rollback = outliers.rollback_of(state.history, state.step)
+        scores = last or (ends and score_pause) or (spec.eval.eval_steps and state.step % spec.eval.eval_steps == 0)
+        if scores and rollback is None:
             state = evaluated(run, state, record)
             record |= state.metrics
         run.reporter.step(record)
         check_skips(run, state, signals, last)
+        if rollback is not None:
+            rows_of_steps.close()
+            earlier = rolled_back(run, replace(state, save_due=state.save_due or signals.save), rollback)
+            return train_steps(run, earlier, until, score_pause, rewound=True)
         early = ends_early(run, state) and not last
         state = save_if_due(run, state, signals, ends or early)
         run.checkpoints.rest()
@@ -127,33 +137,15 @@ def tell_early_end(run: Run, state: LoopState) -> None:
     run.reporter.event("remedy", f"{cause}; {action}, and {effect}", **facts)
 
 
-def counted(run: Run, state: LoopState, signals: StepSignals) -> LoopState:
-    """Add a step to the counts of skipped steps, with a warning if it was skipped."""
-    scaler = run.engine.loss_scaler()
-    scale = None if scaler is None else scaler["cur_scale"]
-    if signals.skipped:
-        finite = bool(np.isfinite(signals.loss))
-        message = skip_message(state.step, finite, signals.loss, scale)
-        run.reporter.event("warning", message, step=state.step, skipped="gradients" if finite else "loss")
-    return replace(state, skips=state.skips.after(signals.skipped, scaling=scale is not None and scale > 1.0))
-
-
-def check_skips(run: Run, state: LoopState, signals: StepSignals, last: bool) -> None:
-    """Raise Diverged if too many steps change nothing, or if a step with a non-finite loss changed the weights."""
-    if not signals.skipped and not np.isfinite(signals.loss):
-        raise Diverged(f"the loss of step {state.step} is {signals.loss}: lower train.learning_rate, or check the data")
-    reason = state.skips.failure()
-    if reason is None and last and signals.skipped and run.engine.partitions.optimizer_step() == 0:
-        reason = untrained(state.step)
-    if reason is not None:
-        raise Diverged(reason)
-
-
-def train_step(run: Run, rows: StepRows, rate: float) -> StepSignals:
+def train_step(run: Run, rows: StepRows, rate: float, history: StepHistory | None = None) -> StepSignals:
     """Do one optimizer step.
 
     The gradient is that of the mean loss over all targets of the global batch. The loss is multiplied by world_size
     because DeepSpeed averages over ranks. The number of targets is known from the index before anything is computed.
+    The all-reduce of the loss precedes the update of the weights, so that an outlying step changes nothing.
+
+    Args:
+        history: with which the step is compared; None if every update is applied.
 
     Returns:
         The result of the step's all-reduce, which is the same on every rank.
@@ -164,17 +156,18 @@ def train_step(run: Run, rows: StepRows, rate: float) -> StepSignals:
     loss_here = torch.zeros((), dtype=torch.float64, device=gang.device)
     digest = 0
     for turn, table in enumerate(rows.micros):
+        if turn:
+            engine.step()  # only counts the micro-batch
         number = turn * gang.world_size + gang.rank
         seed_micro_batch(spec.seed, rows.step, number)
         batch = collate(table, spec.model.task, run.pad_token_id, gang.device, run.unpack)
         loss = loss_sum(model_logits(engine.module, batch, spec.model.task), batch.targets)
         engine.backward(loss * (gang.world_size / targets))
-        engine.step()
         loss_here += loss.detach().double()
         digest += digest_of_rows(table, number * run.batching.per_device)
     summed = pack_signals(run, loss_here, digest)
     dist.all_reduce(summed)
-    return unpack_signals(summed, targets)
+    return updated(run, rows.step, unpack_signals(summed, targets), history)
 
 
 def seed_micro_batch(seed: int, step: int, number: int) -> None:
@@ -182,7 +175,7 @@ def seed_micro_batch(seed: int, step: int, number: int) -> None:
     torch.manual_seed(key(seed, MICRO_BATCH, step, number) >> 1)
 
 
-def timed(items: Iterator[StepRows]) -> Iterator[tuple[StepRows, float]]:
+def timed(items: Iterator[StepRows]) -> Generator[tuple[StepRows, float]]:
     """Yield each item with the seconds spent waiting for it."""
     while True:
         asked = time.perf_counter()
@@ -200,8 +193,8 @@ def step_record(run: Run, state: LoopState, rate: float, data_wait_s: float, ste
         "epoch": round(run.plan.epoch_of_step(state.step), 6),
         "loss": state.loss,
         "learning_rate": rate,
-        # DeepSpeed keeps the norm of the last step that was not skipped.
-        "grad_norm": None if state.skips.in_a_row else run.engine.grad_norm(),
+        # After an overflow, DeepSpeed still has the norm of an earlier step.
+        "grad_norm": None if run.engine.overflowed() else run.engine.grad_norm(),
         "tokens": tokens,
         "tokens_per_s": tokens / step_time_s,
         "step_time_s": step_time_s,
@@ -305,6 +298,7 @@ def finish(run: Run, state: LoopState) -> None:
     """Export the model and read it back."""
     if run.job.spec.checkpoint.load_best_model_at_end or state.step < run.plan.total_steps:
         load_best(run, state)
+    tell_summary(run, state)
     run.reporter.event("phase", "exporting the model", phase="export")
     run.engine.partitions.release()  # frees the memory that reading the model back needs
     give_back_freed_memory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch.distributed as dist
 from cluster.text import many
 from jobs.data.order.digest_chain import chain_of, from_hex, step_digest
 from jobs.errors import DataError, RunFailed, SpecError, StorageError
+from jobs.model_files.directory import local_model_dir
+from jobs.remedies.outliers import Rollback, after_rollback, rollback_message, targets_of
 from jobs.run.checkpoints import Commit
 from jobs.run.record import logged_loss
 from jobs.training.loop.saving import StepSignals
@@ -32,16 +35,22 @@ def restored(run: Run) -> LoopState:
     commit = run.reader.restore()
     if commit is None:
         return LoopState()
-    check_precision(run, commit)
-    check_data(run, commit)
-    run.engine.load_loss_scaler(commit.loss_scaler)
-    run.engine.check_groups(commit.optimizer_step)
+    state = _state_at(run, commit)
     run.reporter.event(
         "phase",
         f"resumed from the checkpoint of step {commit.step}, written by {many(commit.num_workers, 'worker')}",
         phase="resumed",
         step=commit.step,
     )
+    return state
+
+
+def _state_at(run: Run, commit: Commit) -> LoopState:
+    """Check the checkpoint that was read into the engine, and return its state."""
+    check_precision(run, commit)
+    check_data(run, commit)
+    run.engine.load_loss_scaler(commit.loss_scaler)
+    run.engine.check_groups(commit.optimizer_step)
     if commit.per_device_train_batch_size != run.batching.per_device:
         return state_of(commit)  # other micro-batches have other dropout masks, so the loss may differ
     return state_of(commit, expected_loss(run, commit.step + 1))
@@ -55,9 +64,43 @@ def state_of(commit: Commit, expected_loss: float | None = None) -> LoopState:
         metrics_before=commit.metrics_before,
         evaluated_at=commit.evaluated_at,
         best=commit.best,
+        history=commit.history,
         chain=from_hex(commit.chain),
         expected_loss=expected_loss,
     )
+
+
+def rolled_back(run: Run, state: LoopState, rollback: Rollback) -> LoopState:
+    """Load an earlier state into the engine and return it. Every rank must call it.
+
+    Later checkpoints are removed: a resume must not continue from them.
+    """
+    run.checkpoints.settle()
+    commits = (run.reader.restore(only=step) for step in targets_of(rollback, run.reader.candidates()))
+    commit = next((commit for commit in commits if commit is not None), None)
+    if commit is None:
+        run.engine.restart(local_model_dir(run.job.model))
+        earlier = LoopState(metrics_before=state.metrics_before)
+    else:
+        earlier = _state_at(run, commit)
+    run.checkpoints.remove_after(earlier.step)
+    message = rollback_message(rollback, earlier.step, run.job.spec.train.learning_rate)
+    run.reporter.event(
+        "remedy",
+        f"{message.cause}: {message.action}",
+        remedy="outlier_steps",
+        stage="rollback",
+        cause=message.cause,
+        action=message.action,
+        effect=f"{rollback.until - earlier.step} steps are computed again",
+        step=rollback.until,
+        number=rollback.number,
+        to_step=earlier.step,
+        rate_factor=rollback.rate_factor,
+        barred=rollback.barred,
+    )
+    history = after_rollback(earlier.history, state.history, rollback, earlier.step)
+    return replace(earlier, history=history, save_due=state.save_due)
 
 
 def check_precision(run: Run, commit: Commit) -> None:

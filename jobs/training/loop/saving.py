@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from jobs.data.order.digest_chain import row_digests, step_digest, to_hex
+from jobs.remedies.outliers import Outlier
 from jobs.run.checkpoints import Best
 from jobs.spec.evaluation import Checkpoint
 from jobs.training.loop.state import LoopState, Run
@@ -28,7 +29,9 @@ class StepSignals:
     busy: bool  # a rank is still writing the last checkpoint
     failed: bool  # a rank failed to write it
     digest: int  # of all rows that were trained on, with their places (see `jobs.data.order.digest_chain.step_digest`)
-    skipped: bool = False  # the gradients were not finite, and the step changed no weight
+    skipped: bool = False  # the step changed no weight
+    norm: float | None = None  # of the gradient, if the step may be compared with later ones
+    outlier: Outlier | None = None  # why it was skipped; None if its batch is left out after a rollback
 
 
 def digest_of_rows(table: Any, first_place: int) -> int:
@@ -38,22 +41,21 @@ def digest_of_rows(table: Any, first_place: int) -> int:
 
 
 def pack_signals(run: Run, loss: torch.Tensor, digest: int) -> torch.Tensor:
-    """Return this rank's summand of the step's all-reduce; (8,) float64."""
+    """Return this rank's summand of the step's all-reduce; (7,) float64."""
     requests = run.gang.requests()
     minutes, checkpoints = run.job.spec.checkpoint.save_minutes, run.checkpoints
     overdue = minutes is not None and time.monotonic() - checkpoints.last_began_at > 60 * minutes
     high, low = divmod(digest % 2**64, _HALF)
     signs = [requests.stop, requests.save or (run.gang.rank == 0 and overdue), checkpoints.busy, checkpoints.failed]
-    signs.append(not run.engine.was_step_applied())
     rest = torch.tensor([float(high), float(low), *map(float, signs)], dtype=torch.float64, device=loss.device)
     return torch.cat([loss.reshape(1), rest])
 
 
 def unpack_signals(summed: torch.Tensor, targets: int) -> StepSignals:
     """Read the sum of all ranks' summands. `targets`: in the global batch."""
-    loss, high, low, stop, save, busy, failed, skipped = summed.tolist()
+    loss, high, low, stop, save, busy, failed = summed.tolist()
     digest = (int(high) * _HALF + int(low)) % 2**64
-    return StepSignals(loss / targets, stop > 0, save > 0, busy > 0, failed > 0, digest, skipped > 0)
+    return StepSignals(loss / targets, stop > 0, save > 0, busy > 0, failed > 0, digest)
 
 
 def save_if_due(run: Run, state: LoopState, signals: StepSignals, last: bool) -> LoopState:
@@ -73,6 +75,8 @@ def save_if_due(run: Run, state: LoopState, signals: StepSignals, last: bool) ->
         # If the checkpoint of a best score fails, the checkpoint of the previous best must stay.
         return replace(state, best=best if kept else state.best, save_due=False, kept=kept)
     due = state.save_due or signals.save or (every is not None and state.step % every == 0)
+    if due and state.history.outliers_in_a_row:  # older checkpoints stay, in case the run has to go back
+        return replace(state, save_due=True)
     if due and (signals.busy and not signals.failed):
         if not state.save_due:
             run.reporter.event(
@@ -113,6 +117,7 @@ def save(run: Run, state: LoopState) -> None:
         "evaluated_at": state.evaluated_at,
         "metrics_before": state.metrics_before,
         "best": state.best,
+        "history": state.history,
         "chain": to_hex(state.chain),
         "data_fingerprint": run.data_fingerprint,
     }

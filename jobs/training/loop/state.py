@@ -12,12 +12,11 @@ from jobs.data.order.digest_chain import EMPTY_CHAIN, extended
 from jobs.data.order.row_order import StepPlan
 from jobs.data.prepared import Prepared
 from jobs.planning import Batching
-from jobs.run.checkpoints import Best
+from jobs.run.checkpoints import Best, StepHistory
 from jobs.training.checkpoint.reader import CheckpointReader
 from jobs.training.checkpoint.writer import Checkpointer
 from jobs.training.loop.evaluation import Evaluator
 from jobs.training.loop.metrics import Confusion
-from jobs.training.loop.skips import Skips
 from jobs.training.model.engine import Engine
 from jobs.training.reporter import Reporter
 from jobs.training.worker_context import WorkerContext
@@ -40,7 +39,7 @@ class LoopState:
     save_due: bool = False  # a checkpoint was put off
     kept: bool = False  # the checkpoint of this step is complete
     stopped: bool = False
-    skips: Skips = field(default_factory=Skips)
+    history: StepHistory = field(default_factory=StepHistory)
     facts: dict[str, Any] = field(default_factory=dict)  # for the run's manifest
 
     def after(self, loss: float, digest: int) -> LoopState:

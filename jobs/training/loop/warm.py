@@ -15,6 +15,7 @@ import torch
 
 from jobs.errors import Diverged, MetricFailed
 from jobs.model_files.directory import local_model_dir
+from jobs.spec.finetune import Spec
 from jobs.training.loop.cooldown import cooled_down, on_host
 from jobs.training.loop.loop import begun, finish, load, ready, told_before_training, train_steps
 from jobs.training.loop.rate_probe import losses_along_first_step
@@ -82,6 +83,11 @@ def serve(job: Job, gang: WorkerContext, first: int) -> LoopState:
     return LoopState(step=number - first)
 
 
+def without_remedies(spec: Spec) -> Spec:
+    """Return the spec for a trial: it must show what its learning rate does, and a diverged trial ends at once."""
+    return spec.model_copy(update={"remedies": spec.remedies.model_copy(update={"outlier_steps": False})})
+
+
 class _TrialRunner:
     """A loaded engine, and the trial whose state it holds."""
 
@@ -93,7 +99,8 @@ class _TrialRunner:
 
     def carry_out(self, order: Order) -> Answer:
         assert order.spec is not None
-        job = replace(self._job, spec=order.spec, run_root=order.run, driver=order.driver)
+        spec = without_remedies(order.spec)
+        job = replace(self._job, spec=spec, run_root=order.run, driver=order.driver)
         gang, reporter = self._gang.for_run(job.paths, order.driver), Reporter(job.paths, self._gang.rank)
         run = None
         try:

@@ -1,9 +1,13 @@
-"""The DeepSpeed engine. Only this module, `partitions`, `sharding` and `export` depend on DeepSpeed's internals."""
+"""The DeepSpeed engine.
+
+Only this module, `partitions`, `sharding`, `update_gate` and `export` depend on DeepSpeed's internals.
+"""
 
 from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,6 +25,7 @@ from jobs.training.model.host_memory import give_back_freed_memory, keep_freed_m
 from jobs.training.model.load import DTYPES, load_model, parameter_groups, weight_decay_of
 from jobs.training.model.partitions import Partitions
 from jobs.training.model.sharding import gather_data_dependent_modules, loads_in_shards
+from jobs.training.model.update_gate import UpdateGate
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
@@ -47,9 +52,9 @@ def build_engine(spec: Spec, model_dir: str, gang: WorkerContext, pad_token_id: 
         gather_data_dependent_modules(model)
     groups = parameter_groups(model, spec.train.weight_decay)
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
-    if precision == "fp16":  # with the scale at 1, `jobs.training.loop.skips` decides when the run fails
+    if precision == "fp16":  # with the scale at 1, `jobs.remedies.outliers` decides when the run fails
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
-    built = Engine(engine, spec, precision, sharding)
+    built = Engine(engine, spec, precision, sharding, UpdateGate(engine))
     built.partitions.share_fp32_weights()
     if gang.device.type == "cpu":
         keep_freed_memory(largest_tensor_bytes(spec, model))
@@ -86,6 +91,7 @@ class Engine:
     spec: Spec
     precision: Precision
     _sharding: Any
+    _gate: UpdateGate
 
     @property
     def pad_token_id(self) -> int:
@@ -142,17 +148,30 @@ class Engine:
             flats[piece.flat][piece.offset : piece.offset + numel].copy_(part)
         return flats
 
+    def restart(self, model_dir: str) -> None:
+        """Load the weights with which the run started, and reset the optimizer. Every rank must call it.
+
+        Buffers and the loss scale of fp16 stay.
+        """
+        self.partitions.restart(self.new_weights(self.spec, model_dir))
+
     def backward(self, loss: torch.Tensor) -> None:
         """Compute the gradients of `loss`, which the caller has normalised."""
         self.module.backward(loss, scale_wrt_gas=False)
 
-    def step(self) -> None:
-        """Call after each forward pass. DeepSpeed updates the weights at the last one of an optimizer step."""
+    def step(self, veto: Callable[[float], bool] | None = None) -> None:
+        """Call after each forward pass. DeepSpeed updates the weights at the last one of an optimizer step.
+
+        Args:
+            veto: called before the update with the norm of the gradient, unless DeepSpeed skips the step. If it returns
+                True, weights and optimizer stay as they are. It must return the same on all ranks.
+        """
+        self._gate.begin(veto)
         self.module.step()
 
-    def was_step_applied(self) -> bool:
-        """Whether the last step changed the weights. DeepSpeed skips it on all ranks if gradients are not finite."""
-        return bool(self.module.was_step_applied())
+    def overflowed(self) -> bool:
+        """Whether DeepSpeed has skipped the last step, on all ranks, because gradients are not finite."""
+        return not self.module.was_step_applied()
 
     def grad_norm(self) -> float | None:
         """Return the 2-norm of the last step's gradient over all parameters, before clipping."""

@@ -28,6 +28,7 @@ from jobs.training.loop import restoring
 from jobs.training.loop.saving import StepSignals, best_of, pack_signals, unpack_signals
 from jobs.training.loop.state import LoopState
 from jobs.training.model.engine import Engine
+from jobs.training.model.update_gate import UpdateGate
 from tests.support import tiny
 
 PLAN = StepPlan(Order(100, 64, 7), 8, 30, 240)
@@ -139,7 +140,8 @@ def test_settings_of_the_optimizer_that_are_not_the_specs_stop_the_run(
         "w": {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.1, "step": 20},
         "b": {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "step": 20},
     }
-    engine = Engine(None, spec, "fp32", None)
+    optimizer = SimpleNamespace(optimizer=SimpleNamespace(step=None))
+    engine = Engine(None, spec, "fp32", None, UpdateGate(SimpleNamespace(optimizer=optimizer)))
     partitions = SimpleNamespace(shapes={"w": (4, 2), "b": (4,)}, groups=lambda: groups)
     engine.__dict__["partitions"] = partitions  # where a cached property keeps its value
     engine.check_groups(20)
@@ -166,14 +168,13 @@ def test_the_best_is_what_the_spec_calls_best() -> None:
     assert best_of(Checkpoint(), state) is None
 
 
-def told(rank: int = 1, digest: int = 0, since_save_s: float = 0.0, applied: bool = True, **rule: Any) -> torch.Tensor:
+def told(rank: int = 1, digest: int = 0, since_save_s: float = 0.0, **rule: Any) -> torch.Tensor:
     """What one rank says in a step's all-reduce."""
     orders = SimpleNamespace(stop=False, save=False)
     run: Any = SimpleNamespace(
         gang=SimpleNamespace(rank=rank, requests=lambda: orders),
         job=SimpleNamespace(spec=SimpleNamespace(checkpoint=Checkpoint(**rule))),
         checkpoints=SimpleNamespace(last_began_at=time.monotonic() - since_save_s, busy=False, failed=False),
-        engine=SimpleNamespace(was_step_applied=lambda: applied),
     )
     return pack_signals(run, torch.zeros((), dtype=torch.float64), digest)
 
@@ -182,10 +183,6 @@ def test_a_sum_of_digests_survives_the_all_reduce() -> None:
     parts = [2**64 - 1, 2**63 + 12345, 987654321987654321, 2**32 - 1]
     said = torch.stack([told(digest=part) for part in parts]).sum(0)
     assert unpack_signals(said, 1).digest == sum(parts) % 2**64
-
-
-def test_a_step_that_one_rank_skipped_is_skipped_for_all() -> None:
-    assert unpack_signals(told() + told(applied=False), 1).skipped and not unpack_signals(told() + told(), 1).skipped
 
 
 def test_a_checkpoint_is_due_by_the_clock_of_rank_0() -> None:
@@ -249,3 +246,13 @@ def test_a_metric_that_is_no_number_does_not_cost_the_checkpoint() -> None:
     assert np.isnan(back.metrics["eval_own"]) and back.metrics["eval_loss"] == float("inf")
     state = LoopState(step=3, metrics={"eval_loss": float("nan")}, evaluated_at=3)
     assert best_of(Checkpoint(metric_for_best_model="loss"), state) is None
+
+
+def test_a_loss_from_before_a_rollback_is_not_expected(tmp_path: pathlib.Path) -> None:
+    """The run went back to step 19 and has a checkpoint of its new step 20, and the log still has the old step 21."""
+    journal = JournalWriter(JobPaths(str(tmp_path)).metrics)
+    for step in (19, 20, 21, 22, 20):
+        journal.append({"step": step, "loss": float(step)})
+    journal.close()
+    assert restoring.expected_loss(run_of(tmp_path), 21) is None
+    assert restoring.expected_loss(run_of(tmp_path), 20) == 20.0

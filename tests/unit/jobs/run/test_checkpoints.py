@@ -201,7 +201,7 @@ def test_a_marker_that_was_cut_off_and_a_description_of_another_write_are_damage
 def test_a_newer_format_is_refused_by_name(tmp_path: pathlib.Path) -> None:
     paths = JobPaths(str(tmp_path))
     file = put_commit(paths, commit_of(paths, 10))
-    file.write_text(file.read_text().replace('"version":1', '"version":2'))
+    file.write_text(file.read_text().replace('"version":2', '"version":3'))
     with pytest.raises(StorageError, match="newer release") as raised:
         read_commit(paths, 10)
     assert not isinstance(raised.value, Damaged)

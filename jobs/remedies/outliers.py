@@ -1,0 +1,275 @@
+"""Rules for outlying steps: which steps are skipped, when a run goes back to an earlier state, and when it fails.
+
+A step is outlying if its loss or the norm of its gradient is far above those of the steps before it, or is not finite.
+The loop leaves out the update of such a step. If that does not end the outliers, the weights are at fault: the run goes
+back to an earlier checkpoint, first without the batches before the trouble, and then with half the learning rate.
+
+All functions are pure, and their inputs are equal on all ranks, so all ranks decide alike.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+from cluster.text import many
+from jobs.run.checkpoints import StepHistory
+
+WINDOW: Final = 32  # steps that a step is compared with
+FEWEST: Final = 8  # steps before the first comparison
+# A value is outlying if its logarithm is this many deviations above the median, and the value itself is far above it:
+# see docs/decisions/0032-outlier-steps.md for the curves from which the bounds were chosen.
+LOSS_FACTOR: Final = 2.0
+LOSS_EXCESS: Final = 1.0  # nats; the loss of a language model of 4 nats never doubles
+LEAST_EXCESS: Final = 0.2  # nats; once a run knows its samples by heart, far smaller losses differ by large factors
+NORM_FACTOR: Final = 20.0
+LEAST_NORM: Final = 1.0  # to which gradients are usually clipped
+DEVIATIONS: Final = 8.0
+_DEVIATION_OF_MAD = 1.4826  # standard deviation of a normal distribution, in median absolute deviations
+_LEAST = 1e-9  # the logarithm of a loss of 0 is taken here
+_MOST_LOG = 700.0  # of a float
+
+TROUBLE: Final = 3  # outlying steps in a row after which the weights are suspected
+SUSPECTED: Final = 8  # steps before the first outlier whose batches may have done the damage
+MOST_ROLLBACKS: Final = 4
+_RATE_CUT = 0.5  # the range of good rates is about a factor of two wide, with a cliff above it
+
+# fp16 needs at most 17 skips in a row to find its loss scale: 16 halvings from 2^16 to 1, the first after two.
+MOST_IN_A_ROW: Final = 20
+FEWEST_STEPS: Final = 40  # steps before the share of skipped ones is judged
+
+_LOWER_THE_RATE = (
+    "Lower train.learning_rate or lengthen the warmup. Use bf16 or fp32 instead of fp16. Check the data of these "
+    "steps, and the weights that the run started from."
+)
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """A loss or the norm of a gradient that is far above the others, or not finite."""
+
+    what: Literal["loss", "gradients"]
+    value: float
+    median: float | None = None  # of the steps before; None if the value is not finite
+
+    def numbers(self) -> dict[str, float | None]:
+        """Return the numbers for an event. In JSON there is no infinity."""
+        return {"value": self.value if math.isfinite(self.value) else None, "median": self.median}
+
+    def __str__(self) -> str:
+        name = {"loss": "its loss", "gradients": "the norm of its gradient"}[self.what]
+        if not math.isfinite(self.value):
+            return f"its loss is {self.value}" if self.what == "loss" else "its gradients are not finite"
+        return f"{name} is {self.value:.4g}, and the median of the steps before it is {self.median:.4g}"
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """A decision to go back to an earlier state."""
+
+    number: int  # of this run's rollbacks, from 1
+    first_outlier: int  # number of the step, from 0
+    until: int  # steps that were done
+    barred: tuple[int, int] | None
+    rate_factor: float
+
+    @property
+    def cuts_rate(self) -> bool:
+        return self.number > 1
+
+
+def outlier_of(history: StepHistory, loss: float, norm: float) -> Outlier | None:
+    """Compare a step with the steps before it; None if it is normal."""
+    if not math.isfinite(loss):
+        return Outlier("loss", loss)
+    if not math.isfinite(norm):
+        return Outlier("gradients", norm)
+    middle, high = _middle_and_bound(history.losses)
+    if loss > high and (loss > max(LOSS_FACTOR * middle, middle + LEAST_EXCESS) or loss > middle + LOSS_EXCESS):
+        return Outlier("loss", loss, middle)
+    middle, high = _middle_and_bound(history.norms)
+    if norm > high and norm > max(NORM_FACTOR * middle, LEAST_NORM):
+        return Outlier("gradients", norm, middle)
+    return None
+
+
+def _middle_and_bound(window: Sequence[float]) -> tuple[float, float]:
+    """Return the median of the window, and the value that is DEVIATIONS above it; infinite if the window is too short.
+
+    The deviation is that of the logarithms, because the spread of losses and norms grows with their size: near the end
+    of a run that knows its samples by heart, a batch has ten times the loss of another.
+    """
+    if len(window) < FEWEST:
+        return math.inf, math.inf
+    logs = [math.log(max(one, _LEAST)) for one in window]
+    median = statistics.median(logs)
+    deviation = _DEVIATION_OF_MAD * statistics.median(abs(one - median) for one in logs)
+    return math.exp(median), math.exp(min(median + DEVIATIONS * deviation, _MOST_LOG))
+
+
+def is_barred(history: StepHistory, step: int) -> bool:
+    """Whether the batch of this step (from 0) is skipped after a rollback."""
+    return history.barred is not None and history.barred[0] <= step < history.barred[1]
+
+
+def after_step(
+    history: StepHistory,
+    step: int,
+    loss: float,
+    norm: float | None,
+    *,
+    outlier: Outlier | None,
+    applied: bool,
+    scaling: bool,
+) -> StepHistory:
+    """Return the history after the step with this number, counted from 0.
+
+    Args:
+        norm: of the gradient; None if the step is not to be compared with later ones.
+        applied: the step changed the weights.
+        scaling: fp16 can still lower its loss scale, so a step that it skipped is part of its search.
+    """
+    barred = is_barred(history, step)
+    counted = not applied and not scaling and not barred
+    in_a_row = history.outliers_in_a_row + 1 if outlier is not None else 0
+    kept = applied and norm is not None and math.isfinite(loss)
+    ends_bar = history.barred is not None and step + 1 == history.barred[1]
+    return history.model_copy(
+        update={
+            "losses": (*history.losses, loss)[-WINDOW:] if kept else history.losses,
+            "norms": (*history.norms, norm)[-WINDOW:] if kept else history.norms,
+            "skipped": history.skipped + counted,
+            "skipped_in_a_row": 0 if applied or (barred and outlier is None) else history.skipped_in_a_row + 1,
+            "outliers": history.outliers + (outlier is not None and counted),
+            "outliers_in_a_row": in_a_row,
+            "bad_data": not applied and (history.bad_data or (ends_bar and in_a_row >= TROUBLE)),
+        }
+    )
+
+
+def in_trouble(history: StepHistory, step: int) -> bool:
+    """Whether the weights are suspected after `step` steps: outliers go on, and no batch is known to be at fault.
+
+    Before the first update there is no earlier state to go back to.
+    """
+    was_barred = is_barred(history, step - 1)
+    return history.outliers_in_a_row >= TROUBLE and not (history.bad_data or was_barred) and bool(history.losses)
+
+
+def rollback_of(history: StepHistory, step: int) -> Rollback | None:
+    """Decide after `step` steps whether to go back; None if there is no trouble, or no rollback is left.
+
+    The first rollback leaves out the batches before and in the trouble. Each further rollback cuts the learning rate.
+    If the outliers have come again soon, the batches were not the cause and are used again.
+    """
+    if not in_trouble(history, step) or history.rollbacks >= MOST_ROLLBACKS:
+        return None
+    number, first = history.rollbacks + 1, step - history.outliers_in_a_row
+    barred = (max(first - SUSPECTED, 0), step) if number == 1 else history.barred
+    if number > 1 and barred is not None and step <= barred[1] + WINDOW:
+        barred = None
+    factor = history.rate_factor * (1.0 if number == 1 else _RATE_CUT)
+    return Rollback(number, first, step, barred, factor)
+
+
+def targets_of(rollback: Rollback, saved: Sequence[int]) -> list[int]:
+    """List the checkpoints to go back to, in order of preference. After the last one follows the start of the run.
+
+    Preferred is the newest that is older than all suspected batches. If there is none, the oldest one before the first
+    outlier is still better than the start.
+    """
+    safe = rollback.first_outlier - SUSPECTED
+    before = sorted((step for step in saved if step <= safe), reverse=True)
+    return before or sorted(step for step in saved if safe < step <= rollback.first_outlier)
+
+
+def after_rollback(earlier: StepHistory, history: StepHistory, rollback: Rollback, target: int) -> StepHistory:
+    """Return the history with which the run goes on: the earlier state's, with the counts of the whole run."""
+    return earlier.model_copy(
+        update={
+            "outliers": history.outliers,
+            "steps_again": history.steps_again + rollback.until - target,
+            "rollbacks": rollback.number,
+            "rate_factor": rollback.rate_factor,
+            "barred": rollback.barred,
+        }
+    )
+
+
+def failure(history: StepHistory, step: int, learning_rate: float) -> str | None:
+    """Return why the run fails after `step` steps and what to do; None while it may go on."""
+    if in_trouble(history, step) and history.rollbacks >= MOST_ROLLBACKS:
+        return (
+            f"the last {history.outliers_in_a_row} steps were outlying again, after {history.rollbacks} rollbacks. "
+            f"{_excessive(learning_rate, history.rate_factor)}"
+        )
+    if history.skipped_in_a_row >= MOST_IN_A_ROW:
+        what = f"the last {history.skipped_in_a_row} steps changed nothing"
+        if history.bad_data:
+            return (
+                f"{what}: their losses or gradients are outlying, also with the weights from before the trouble. "
+                f"Check the data of steps {step - history.skipped_in_a_row + 1} to {step}"
+            )
+        return f"{what}: their gradients, or their losses, are not finite or outlying. {_LOWER_THE_RATE}"
+    if step >= FEWEST_STEPS and 2 * history.skipped >= step:
+        return (
+            f"{history.skipped} of {step} steps changed nothing: their gradients, or their losses, are not finite or "
+            f"outlying. {_LOWER_THE_RATE}"
+        )
+    return None
+
+
+def untrained(steps: int) -> str:
+    """Explain the failure of a run in which every step was skipped."""
+    return f"none of {steps} steps changed the weights: gradients, or losses, were never finite. {_LOWER_THE_RATE}"
+
+
+def _excessive(learning_rate: float, factor: float) -> str:
+    """Name an excessive learning rate, and suggest one."""
+    reached = f", and {learning_rate * factor:.3g} still is" if factor < 1 else ""
+    return (
+        f"train.learning_rate {learning_rate:g} is too high{reached}. Start a new run with at most "
+        f"{learning_rate * factor * _RATE_CUT:.3g}, or lengthen the warmup"
+    )
+
+
+def skip_message(step: int, outlier: Outlier, scale: float | None) -> str:
+    """Describe a skipped step in one line. `step` is counted from 1; `scale`: the loss scale of fp16."""
+    scaled = "" if scale is None else f"; the loss scale of fp16 is now {scale:g}"
+    return f"step {step} is skipped and changes nothing: {outlier}{scaled}"
+
+
+class Told(NamedTuple):
+    """Two parts of a sentence for people."""
+
+    cause: str
+    action: str
+
+
+def rollback_message(rollback: Rollback, target: int, learning_rate: float) -> Told:
+    """Describe a rollback to step `target`. `learning_rate`: of the spec."""
+    state = f"the checkpoint of step {target}" if target else "the start"
+    cause = f"steps {rollback.first_outlier + 1} to {rollback.until} were outlying"
+    if not rollback.cuts_rate:
+        first, stop = rollback.barred or (0, 0)
+        return Told(cause, f"the run goes back to {state} and skips the batches of steps {first + 1} to {stop}")
+    rate = f"train.learning_rate {learning_rate:g} is too high"
+    now = f"at most {learning_rate * rollback.rate_factor:.3g}"
+    return Told(f"{cause} again, so {rate}", f"the run goes back to {state} and continues with {now}")
+
+
+def summary(history: StepHistory, learning_rate: float) -> str | None:
+    """Say at the end what the remedies did, what they cost and what to change; None if they did nothing."""
+    if not history.outliers and not history.rollbacks:
+        return None
+    said = f"outlying steps: {many(history.outliers, 'step')} skipped"
+    if history.rollbacks:
+        said += (
+            f", {many(history.rollbacks, 'rollback')}, which cost {many(history.steps_again, 'step')} computed again"
+        )
+    if history.rate_factor < 1:
+        return f"{said}. Next time, set train.learning_rate to at most {learning_rate * history.rate_factor:.3g}"
+    return f"{said}. Next time, check the data of the skipped steps"

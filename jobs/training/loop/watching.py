@@ -1,0 +1,87 @@
+"""Watches the steps of a run: leaves out the update of an outlying one, counts and reports it, and fails the run.
+
+The rules are in `jobs.remedies.outliers`. Everything they are given is the same on all ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from jobs.errors import Diverged
+from jobs.remedies import outliers
+from jobs.remedies.outliers import Outlier
+from jobs.run.checkpoints import StepHistory
+from jobs.training.loop.saving import StepSignals
+from jobs.training.loop.state import LoopState, Run
+
+
+def updated(run: Run, step: int, signals: StepSignals, history: StepHistory | None) -> StepSignals:
+    """Update the weights, unless the step is outlying, and return the signals with what was decided.
+
+    Args:
+        step: its number, from 0.
+        history: None if every update is applied.
+    """
+    full = len(run.plan.rows_of_step(step)) == run.plan.rows_per_step  # a smaller batch has a noisier loss
+    norm: float | None = None
+    outlier: Outlier | None = None
+
+    def veto(found: float) -> bool:
+        nonlocal norm, outlier
+        assert history is not None
+        norm = found if full else None
+        outlier = outliers.outlier_of(history if full else StepHistory(), signals.loss, found)
+        return outlier is not None or outliers.is_barred(history, step)
+
+    run.engine.step(None if history is None else veto)
+    if run.engine.overflowed():
+        what = Outlier("gradients", math.inf) if math.isfinite(signals.loss) else Outlier("loss", signals.loss)
+        return replace(signals, skipped=True, outlier=what)
+    skipped = outlier is not None or (history is not None and outliers.is_barred(history, step))
+    return replace(signals, skipped=skipped, outlier=outlier, norm=norm)
+
+
+def counted(run: Run, state: LoopState, signals: StepSignals) -> LoopState:
+    """Add a step to the run's history, with an event if it was skipped."""
+    scaler = run.engine.loss_scaler()
+    scale = None if scaler is None else scaler["cur_scale"]
+    scaling = scale is not None and scale > 1.0 and run.engine.overflowed()
+    is_remedy = run.job.spec.remedies.outlier_steps and not scaling
+    if signals.skipped and signals.outlier is not None:
+        outlier = signals.outlier
+        facts: dict[str, Any] = {"step": state.step, "skipped": outlier.what, **outlier.numbers()}
+        if is_remedy:
+            facts |= {"remedy": "outlier_steps", "stage": "skip", "cause": str(outlier)}
+            facts |= {"action": "the step is skipped", "effect": "weights and optimizer stay as they are"}
+        message = outliers.skip_message(state.step, outlier, scale)
+        run.reporter.event("remedy" if is_remedy else "warning", message, **facts)
+    history = outliers.after_step(
+        state.history,
+        state.step - 1,
+        signals.loss,
+        signals.norm,
+        outlier=signals.outlier if is_remedy else None,
+        applied=not signals.skipped,
+        scaling=scaling,
+    )
+    return replace(state, history=history)
+
+
+def check_skips(run: Run, state: LoopState, signals: StepSignals, last: bool) -> None:
+    """Raise Diverged if too many steps change nothing, or if a step with a non-finite loss changed the weights."""
+    if not signals.skipped and not math.isfinite(signals.loss):
+        raise Diverged(f"the loss of step {state.step} is {signals.loss}: lower train.learning_rate, or check the data")
+    reason = outliers.failure(state.history, state.step, run.job.spec.train.learning_rate)
+    if reason is None and last and signals.skipped and run.engine.partitions.optimizer_step() == 0:
+        reason = outliers.untrained(state.step)
+    if reason is not None:
+        raise Diverged(reason)
+
+
+def tell_summary(run: Run, state: LoopState) -> None:
+    """Report at the end what was skipped and computed again, if anything was, and what to change next time."""
+    if told := outliers.summary(state.history, run.job.spec.train.learning_rate):
+        facts = {"remedy": "outlier_steps", "stage": "summary", "step": state.step}
+        run.reporter.event("remedy", told, **facts, **state.history.counts())

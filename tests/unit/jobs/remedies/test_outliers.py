@@ -1,0 +1,224 @@
+"""Which steps are outlying, when a run goes back, and when it fails. The search for fp16's loss scale is no failure."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import random
+from collections.abc import Iterable
+
+import pytest
+
+from jobs.remedies.outliers import (
+    FEWEST,
+    FEWEST_STEPS,
+    MOST_IN_A_ROW,
+    MOST_ROLLBACKS,
+    SUSPECTED,
+    TROUBLE,
+    WINDOW,
+    Outlier,
+    Rollback,
+    after_rollback,
+    after_step,
+    failure,
+    is_barred,
+    outlier_of,
+    rollback_message,
+    rollback_of,
+    skip_message,
+    summary,
+    targets_of,
+    untrained,
+)
+from jobs.run.checkpoints import StepHistory
+
+CURVES = pathlib.Path(__file__).resolve().parents[4] / "bench" / "data"
+RATE = 1e-3
+
+
+def trained(
+    losses: Iterable[float], history: StepHistory | None = None, start: int = 0, norm: float = 1.0
+) -> tuple[StepHistory, list[int]]:
+    """The history after steps with these losses, and the numbers of the outlying ones, from 0."""
+    history, found = history or StepHistory(), []
+    for step, loss in enumerate(losses, start):
+        outlier = outlier_of(history, loss, norm)
+        if outlier is not None:
+            found.append(step)
+        applied = outlier is None and not is_barred(history, step)
+        history = after_step(history, step, loss, norm, outlier=outlier, applied=applied, scaling=False)
+    return history, found
+
+
+def noisy(level: float, count: int, seed: int = 0) -> list[float]:
+    draw = random.Random(seed)
+    return [level * math.exp(draw.gauss(0, 0.05)) for _ in range(count)]
+
+
+def test_a_far_higher_loss_or_gradient_is_outlying_and_a_lower_one_is_not() -> None:
+    history, found = trained(noisy(3.0, 40))
+    assert not found and len(history.losses) == len(history.norms) == WINDOW
+    assert outlier_of(history, 9.0, 1.0) == Outlier("loss", 9.0, pytest.approx(3.0, rel=0.1))
+    assert outlier_of(history, 3.0, 50.0) == Outlier("gradients", 50.0, pytest.approx(1.0))
+    assert outlier_of(history, 3.9, 5.0) is None
+    assert outlier_of(history, 0.01, 0.01) is None
+
+
+def test_a_loss_of_many_nats_need_not_double() -> None:
+    history, _ = trained([4.0 + 0.01 * (step % 5) for step in range(40)])
+    assert outlier_of(history, 5.5, 1.0) is not None and outlier_of(history, 4.9, 1.0) is None
+
+
+def test_nothing_is_compared_before_the_eighth_step() -> None:
+    """A loss that is not finite is outlying at once."""
+    history, _ = trained(noisy(3.0, FEWEST - 1))
+    assert outlier_of(history, 90.0, 90.0) is None
+    assert outlier_of(history, math.nan, 1.0) is not None
+    assert outlier_of(trained(noisy(3.0, FEWEST))[0], 90.0, 1.0) is not None
+
+
+def test_a_value_that_is_not_finite_never_enters_the_window() -> None:
+    losses = noisy(3.0, 30)
+    losses[10] = losses[20] = math.nan
+    history, found = trained(losses)
+    assert found == [10, 20] and all(map(math.isfinite, history.losses))
+    assert outlier_of(history, 3.1, 1.0) is None and outlier_of(history, 9.0, 1.0) is not None
+
+
+def test_wide_losses_of_a_run_that_knows_its_samples_are_normal() -> None:
+    """Losses from 0.002 to 0.2: each is compared on the scale of logarithms."""
+    draw = random.Random(1)
+    _, found = trained([0.02 * math.exp(draw.gauss(0, 1.2)) for _ in range(400)])
+    assert not found
+    history, _ = trained([0.0] * 40, norm=0.0)
+    assert outlier_of(history, 0.1, 0.9) is None and outlier_of(history, 3.0, 0.9) is not None
+
+
+def test_no_step_of_81_real_runs_is_outlying() -> None:
+    """MiniLM at rates from 1e-5 to 1e-3, losses of 50 steps each; some of the runs learn nothing."""
+    runs = [json.loads(line) for line in (CURVES / "minilm.jsonl").read_text().splitlines()]
+    assert len(runs) == 81
+    assert not [run["learning_rate"] for run in runs if trained(run["training_loss"])[1]]
+
+
+def in_trouble(rollbacks: int = 0, rate_factor: float = 1.0, done: int = 80) -> tuple[StepHistory, int]:
+    history, _ = trained([*noisy(3.0, done), 9.0, 9.1, 9.2])
+    return history.model_copy(update={"rollbacks": rollbacks, "rate_factor": rate_factor}), done + TROUBLE
+
+
+def test_two_outliers_are_skipped_and_the_third_in_a_row_goes_back() -> None:
+    history, _ = trained([*noisy(3.0, 80), 9.0, 9.1])
+    assert rollback_of(history, 82) is None
+    history, step = in_trouble()
+    assert rollback_of(history, step) == Rollback(1, 80, 83, (80 - SUSPECTED, 83), 1.0)
+
+
+def test_the_second_rollback_halves_the_rate_and_the_fifth_trouble_fails() -> None:
+    history, step = in_trouble(rollbacks=1)
+    second = rollback_of(history, step)
+    assert second is not None and second.cuts_rate and second.rate_factor == 0.5
+    assert "train.learning_rate 0.001 is too high" in rollback_message(second, 50, RATE).cause
+    history, step = in_trouble(MOST_ROLLBACKS, 0.125)
+    assert rollback_of(history, step) is None
+    reason = failure(history, step, RATE)
+    assert reason is not None and "train.learning_rate 0.001 is too high" in reason and "6.25e-05" in reason
+
+
+def test_a_run_that_has_changed_nothing_has_nothing_to_go_back_to() -> None:
+    history, found = trained([math.nan] * 5)
+    assert found == [0, 1, 2, 3, 4] and rollback_of(history, 5) is None
+
+
+def test_a_checkpoint_older_than_the_suspected_batches_is_preferred() -> None:
+    rollback = Rollback(1, 80, 83, (72, 83), 1.0)
+    assert targets_of(rollback, [40, 60, 76, 82]) == [60, 40]
+    assert targets_of(rollback, [75, 78, 82]) == [75, 78]
+    assert targets_of(rollback, [82]) == []
+
+
+def gone_back(after: list[float]) -> tuple[StepHistory, int]:
+    """A run that goes back from step 83 to 60, and then has these losses from step 80 on."""
+    losses = noisy(3.0, 80)
+    history, step = in_trouble()
+    rollback = rollback_of(history, step)
+    assert rollback is not None
+    earlier, _ = trained(losses[:60])
+    history = after_rollback(earlier, history, rollback, 60)
+    assert history.steps_again == 23 and history.outliers == 3
+    history, _ = trained([*losses[60:], *after], history, 60)
+    return history, 80 + len(after)
+
+
+def test_batches_that_are_outlying_with_earlier_weights_too_are_at_fault() -> None:
+    """They are skipped without another rollback, and after 20 in a row the data is blamed."""
+    history, step = gone_back([9.0, 9.1, 9.2, 9.3])
+    assert history.bad_data and rollback_of(history, step) is None and failure(history, step, RATE) is None
+    recovered, _ = gone_back([9.0, 9.1, 9.2, 9.3, 3.0])
+    assert not recovered.bad_data and recovered.outliers_in_a_row == 0
+    history, step = gone_back([9.0] * MOST_IN_A_ROW)
+    reason = failure(history, step, RATE)
+    assert reason is not None and reason.endswith("Check the data of steps 81 to 100")
+
+
+def test_batches_that_are_normal_with_earlier_weights_clear_the_data() -> None:
+    history, step = gone_back([3.0, 3.1, 2.9, 9.0, 9.0, 9.0])
+    again = rollback_of(history, step)
+    assert again is not None and again.number == 2 and again.barred is None
+
+
+def counts(skipped: Iterable[bool], scaling: bool = False, history: StepHistory | None = None) -> StepHistory:
+    history = history or StepHistory()
+    for step, one in enumerate(skipped):
+        history = after_step(history, step, 1.0, None, outlier=None, applied=not one, scaling=scaling)
+    return history
+
+
+def test_twenty_skipped_steps_in_a_row_fail_the_run() -> None:
+    assert failure(counts([True] * (MOST_IN_A_ROW - 1)), 19, RATE) is None
+    reason = failure(counts([False] * 1000 + [True] * MOST_IN_A_ROW), 1020, RATE)
+    assert reason is not None and "the last 20 steps changed nothing" in reason and "learning_rate" in reason
+    assert failure(counts([True] * (MOST_IN_A_ROW - 1) + [False]), 20, RATE) is None
+
+
+def test_half_of_all_steps_skipped_fail_the_run_once_there_are_enough() -> None:
+    assert failure(counts([True, False] * (FEWEST_STEPS // 2 - 1)), FEWEST_STEPS - 2, RATE) is None
+    reason = failure(counts([True, False] * (FEWEST_STEPS // 2)), FEWEST_STEPS, RATE)
+    assert reason is not None and "20 of 40 steps changed nothing" in reason
+    assert failure(counts([True, False, False] * 100), 300, RATE) is None
+
+
+def test_the_search_for_the_loss_scale_is_no_failure() -> None:
+    """fp16 begins at 2^16 and skips up to 18 steps on its way to 1; later it tries a larger scale now and then."""
+    history = counts([True] * 18, scaling=True)
+    assert history.skipped == 0
+    history = counts([number % 2 == 1 for number in range(22)], history=history)
+    assert failure(history, FEWEST_STEPS, RATE) is None
+    assert failure(counts([True] * MOST_IN_A_ROW, scaling=True), 20, RATE) is not None
+
+
+def test_messages_have_short_sentences() -> None:
+    bad, step = gone_back([9.0] * MOST_IN_A_ROW)
+    spent, late = in_trouble(MOST_ROLLBACKS, 0.125)
+    messages = [
+        failure(counts([True] * 20), 20, RATE),
+        failure(counts([True, False] * 50), 100, RATE),
+        failure(bad, step, RATE),
+        failure(spent, late, RATE),
+        untrained(7),
+        skip_message(3, Outlier("gradients", math.inf), 2.0),
+        skip_message(3, Outlier("loss", math.nan), None),
+        skip_message(3, Outlier("loss", 9.0, 3.0), None),
+        ": ".join(rollback_message(Rollback(1, 80, 83, (72, 83), 1.0), 50, RATE)),
+        ". ".join(rollback_message(Rollback(2, 80, 83, None, 0.5), 0, RATE)),
+        summary(bad, RATE),
+        summary(spent, RATE),
+    ]
+    for message in messages:
+        assert message is not None
+        assert max(len(sentence.split()) for sentence in message.split(". ")) <= 25, message
+    assert summary(StepHistory(), RATE) is None
+    assert "its loss is nan" in skip_message(3, Outlier("loss", math.nan), None)
+    told = skip_message(3, Outlier("gradients", math.inf), 2.0)
+    assert "its gradients are not finite; the loss scale of fp16 is now 2" in told

@@ -80,7 +80,12 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         train__zero__param_persistence_threshold=0, train__zero__prefetch_bucket_size=100,
     )  # fmt: skip
     best = case_of(folder, "best", best_spec)
-    run_gang(folder, 2, [undisturbed, stopped, full, stalled, best], with_export=frozenset({"best"}))
+    patient = best_spec.model_copy(update={"eval": best_spec.eval.model_copy(update={"early_stopping_patience": 2})})
+    early = case_of(folder, "early", patient)
+    run_gang(folder, 2, [undisturbed, stopped, full, stalled, best, early], with_export=frozenset({"best", "early"}))
+    killed = dataclasses.replace(early, name="early-killed-before-its-export")
+    shutil.copytree(early.paths.root, folder / killed.name)
+    shutil.rmtree(killed.paths.model)
     damaged = []
     for damage, _ in DAMAGES:
         shutil.copytree(stopped.paths.root, folder / damage.__name__)
@@ -90,8 +95,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     for step in committed_steps(JobPaths(str(folder / "all-gone"))):
         flip_a_byte(pathlib.Path(JobPaths(str(folder / "all-gone")).checkpoint(step)))
     damaged.append(dataclasses.replace(stopped, name="all-gone", stop_at=None))
-    run_gang(folder, 2, damaged)
-    return {case.name: case for case in [undisturbed, stopped, full, stalled, best, *damaged]}
+    run_gang(folder, 2, [*damaged, killed], with_export=frozenset({killed.name}))
+    return {case.name: case for case in [undisturbed, stopped, full, stalled, best, early, killed, *damaged]}
 
 
 def losses(case: Case) -> list[float]:
@@ -156,6 +161,26 @@ def test_the_best_checkpoint_is_kept_and_exported(cases: dict[str, Case]) -> Non
     assert any(f"taking the best checkpoint, of step {best}" in one for one in messages(case))
     commit = read_commit(case.paths, STEPS)
     assert commit.best is not None and (commit.best.step, commit.best.score) == (best, scores[best])
+    assert_exported(case, best)
+
+
+def test_early_stopping_ends_a_run_and_exports_the_best_also_after_a_kill(cases: dict[str, Case]) -> None:
+    case = cases["early"]
+    scores = {one["step"]: one["eval_loss"] for one in read_journal(case.paths.metrics) if "eval_loss" in one}
+    best, end = max(scores, key=lambda step: scores[step]), max(scores)
+    assert end == best + 2 * 2 < STEPS, "two evaluations without a better score"
+    assert max(one["step"] for one in read_journal(case.paths.metrics)) == end
+    assert committed_steps(case.paths) == [best, end]
+    (told,) = [one for one in read_journal(case.paths.events) if one["kind"] == "remedy"]
+    assert told["data"]["remedy"] == "early_stopping" and f"step {best}" in told["data"]["cause"]
+    assert_exported(case, best)
+    again = cases["early-killed-before-its-export"]
+    assert max(one["step"] for one in read_journal(again.paths.metrics)) == end, "it trains no further"
+    assert_exported(again, best)
+
+
+def assert_exported(case: Case, best: int) -> None:
+    """The exported model has the weights of that checkpoint, bit for bit."""
     exported = load_file(f"{case.paths.model}/model.safetensors")
     kept = read_commit(case.paths, best)
     parts = read_parts(case.paths, kept)

@@ -20,7 +20,7 @@ from jobs.data.order.row_order import Order, StepPlan
 from jobs.errors import DataError, RunFailed, SpecError
 from jobs.run.checkpoints import Best, Commit, Part
 from jobs.run.paths import JobPaths
-from jobs.spec.finetune import Checkpoint
+from jobs.spec.evaluation import Checkpoint
 from jobs.storage.journal import JournalWriter
 from jobs.storage.tensor_file import write_shard
 from jobs.training.checkpoint.reader import check_same_model

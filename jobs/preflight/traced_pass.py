@@ -72,12 +72,14 @@ def traced_pass(spec: Spec, config: Any, dtype: torch.dtype, rows: int) -> Trace
 
 @contextmanager
 def _without_data(spec: Spec) -> Iterator[None]:
-    """Let transformers assume rows of one sample, unless the spec packs.
+    """Replace what transformers decides from data, or what has no shape without data.
 
-    It looks at the positions to see whether a row has several samples. They have no data here, and it would then always
-    make a mask.
+    It looks at the positions to see whether a row has several samples. They have no data here, and it would always make
+    a mask: it assumes one sample now, unless the spec packs. Experts are multiplied by the operator for old devices, of
+    equal sizes, because torch knows the shapes of the new one in bf16 only.
     """
     with ExitStack() as stack:
+        stack.enter_context(mock.patch("transformers.integrations.moe._can_use_grouped_mm", return_value=False))
         if not spec.packed:
             stack.enter_context(mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None))
         yield

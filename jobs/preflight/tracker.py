@@ -53,6 +53,8 @@ class Tracker(TorchDispatchMode):
         count = flop_registry.get(_COUNTED_AS.get(packet, packet))
         if count is not None:
             self.flops += int(count(*args, **(kwargs or {}), out_val=out))
+        elif packet.__name__ == "grouped_mm_fallback":  # experts: (tokens, k) times (experts, k, n)
+            self.flops += 2 * args[0].numel() * args[1].shape[-1]
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
                 self._register(tensor.untyped_storage())

@@ -1,6 +1,6 @@
 """Make the table of real curves on which `bench/search.py` compares algorithms.
 
-    python -m bench.curves minilm [--rates 1e-5 ...] [--warmups 0 0.1 0.2] [--seeds 1 2 3] [--out FILE]
+    python -m bench.curves minilm [--rates 1e-5 ...] [--warmups 0 0.1 0.2] [--seeds 1 2 3] [--gangs 2] [--out FILE]
 
 Trains a task once for each learning rate, warmup and seed on warm gangs, and writes one JSON line for each of these
 trials: the held-out loss at every rung and at the end, the one that a cool-down would give at the rung, and the
@@ -36,7 +36,6 @@ RATES: Final = tuple(1e-5 * 10 ** (place / 4) for place in range(9))  # 1e-5 to 
 WARMUPS: Final = (0.0, 0.1, 0.2)
 SEEDS: Final = (1, 2, 3)
 _COOLDOWN: Final = 0.1  # of a run's steps
-_GANGS = 2  # of one worker with one thread each
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,7 @@ def main() -> int:
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--warmups", type=float, nargs="+", default=WARMUPS)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--gangs", type=int, default=2, help="gangs of one worker with one thread each")
     parser.add_argument("--out", type=pathlib.Path)
     options = parser.parse_args()
     out = options.out or DATA / f"{options.task}.jsonl"
@@ -109,7 +109,7 @@ def main() -> int:
     known = {key_of(json.loads(line)) for line in out.read_text().splitlines()} if out.exists() else set()
     missing = [values for values in wanted if key_of(values) not in known]
     with tempfile.TemporaryDirectory(prefix="fleetune-curves-") as folder:
-        record(options.task, missing, out, pathlib.Path(folder))
+        record(options.task, missing, out, pathlib.Path(folder), options.gangs)
     return 0
 
 
@@ -145,8 +145,8 @@ def sweep_of(name: str, folder: pathlib.Path, base_seed: int = 42, **changes: An
     return loaded
 
 
-def record(name: str, trials: list[dict[str, Any]], out: pathlib.Path, folder: pathlib.Path) -> None:
-    """Train the trials, and append one line for each to `out`."""
+def record(name: str, trials: list[dict[str, Any]], out: pathlib.Path, folder: pathlib.Path, num_gangs: int) -> None:
+    """Train the trials on so many gangs, and append one line for each to `out`."""
     from cluster.ray.connection import connected
     from jobs.planning import gang_of
     from jobs.preflight.ready import ready_data
@@ -158,12 +158,12 @@ def record(name: str, trials: list[dict[str, Any]], out: pathlib.Path, folder: p
     sweep = sweep_of(name, folder)
     base = sweep.base
     waiting: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    for values in [*trials, *[None] * _GANGS]:
+    for values in [*trials, *[None] * num_gangs]:
         waiting.put(values)
     paths = JobPaths(str(folder / "sweep"))
     with contextlib.closing(Announcer(paths, NoProgress())) as announce, connected(None, gang_of(base), None, ()):
         prepared = ready_data(base, "ray", announce)
-        gangs = Gangs(Job(base, str(folder / "driver"), prepared.root, base.model.path), _GANGS, True, announce)
+        gangs = Gangs(Job(base, str(folder / "driver"), prepared.root, base.model.path), num_gangs, True, announce)
         lock = threading.Lock()
         held_out = int(prepared.split("eval").index.num_tokens.sum())
 
@@ -178,8 +178,8 @@ def record(name: str, trials: list[dict[str, Any]], out: pathlib.Path, folder: p
                 print(line[:300], file=sys.stderr, flush=True)
 
         try:
-            with ThreadPoolExecutor(_GANGS) as pool:
-                for worked in [pool.submit(work) for _ in range(_GANGS)]:
+            with ThreadPoolExecutor(num_gangs) as pool:
+                for worked in [pool.submit(work) for _ in range(num_gangs)]:
                     worked.result()
         finally:
             gangs.end()

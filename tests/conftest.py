@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 TIMES = re.compile(r"^\| +(\d+) \| (\S+\.py) \|", re.MULTILINE)
-WHOLE_RUNS = ("acceptance", "cluster")  # folders
+WHOLE_RUNS = ("acceptance", "hosts")  # folders
 
 # Of torch in this process and in all that tests start. Two threads wait for each other in every operation: where other
 # processes keep the cores busy, as those of another file do, a small model then takes a hundred times as long.

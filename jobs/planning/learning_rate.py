@@ -1,6 +1,6 @@
 """The learning rate as a pure function of the step. It equals the one of transformers' `get_scheduler`.
 
-The test tests/integration/test_schedule_matches_transformers.py compares whole runs.
+The test tests/integration/jobs/planning/test_schedule_matches_transformers.py compares whole runs.
 """
 
 from __future__ import annotations

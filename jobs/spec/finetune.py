@@ -21,10 +21,12 @@ from pydantic import (
 
 from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_WORKERS, Gang
 from jobs.frozen import Frozen
+from jobs.spec.bounds import MOST_COUNT, MOST_ROWS
 from jobs.spec.data import MOST_EPOCHS, Columns, Data, Source, StoragePath, checked_path
+from jobs.spec.evaluation import Checkpoint, Eval
 from jobs.spec.queue import Queue
 from jobs.spec.references import RUN_REFERENCE
-from jobs.spec.zero import MOST_COUNT, Zero
+from jobs.spec.zero import Zero
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -44,7 +46,6 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Final = 1
-MOST_ROWS: Final = 2**31 - 1  # rows of one step, and other counts that must fit into a signed 32-bit integer
 
 Task = Literal["causal-lm", "sequence-classification"]
 SchedulerType = Literal["linear", "cosine", "constant_with_warmup", "warmup_stable_decay"]
@@ -166,23 +167,6 @@ class Train(Frozen):
         return self
 
 
-class Eval(Frozen):
-    """When and how the held-out samples are scored."""
-
-    metrics: tuple[str, ...] = Field(
-        ("loss",),
-        fail_fast=True,
-        description="loss, perplexity, accuracy, f1, exact_match, or package.module:function, which you write.",
-    )
-    eval_steps: int | None = Field(
-        None, ge=1, le=MOST_COUNT, description="Evaluate every this many steps, and at the start and the end."
-    )
-    eval_on_start: bool = Field(True, description="Evaluate before the first step.")
-    per_device_eval_batch_size: int = Field(
-        8, ge=1, le=MOST_ROWS, description="Most rows per worker in a forward pass of evaluation."
-    )
-
-
 class Resources(Frozen):
     """The gang of a run: all its workers start together, or none does."""
 
@@ -237,48 +221,6 @@ class Resources(Frozen):
             raise ValueError(f"num_workers is from {self.min_workers} to {self.num_workers}: min must not exceed max")
         Gang(self.num_workers, self.cpus_per_worker, self.gpus_per_worker).check_size()
         return self
-
-
-class Checkpoint(Frozen):
-    """When the training state is saved, and which checkpoints are kept."""
-
-    save_steps: int | None = Field(
-        None, ge=1, le=MOST_COUNT, description="Save every this many steps; the last step is always saved."
-    )
-    save_minutes: float | None = Field(
-        30.0, gt=0.0, le=1e7, description="Save every this many minutes; null turns it off."
-    )
-    save_total_limit: int = Field(
-        2, ge=1, le=MOST_ROWS, description="Keep this many newest checkpoints, and the best one."
-    )
-    metric_for_best_model: str | None = Field(
-        None, min_length=1, description="Held-out metric that decides which checkpoint is best, e.g. accuracy or loss."
-    )
-    greater_is_better: bool | None = Field(
-        None, description="Whether more of that metric is better; default: false for loss and perplexity, else true."
-    )
-    load_best_model_at_end: bool = Field(False, description="Export the best checkpoint instead of the last state.")
-
-    @model_validator(mode="after")
-    def _best_by_some_metric(self) -> Checkpoint:
-        if self.metric_for_best_model is None:
-            for name in ("greater_is_better", "load_best_model_at_end"):
-                if getattr(self, name):
-                    raise ValueError(f"{name} needs metric_for_best_model, the metric that decides which is best")
-        return self
-
-    @property
-    def best_metric(self) -> str | None:
-        """Full name of the metric, eval_*."""
-        name = self.metric_for_best_model
-        return None if name is None else f"eval_{name.removeprefix('eval_')}"
-
-    @property
-    def greater_is_best(self) -> bool:
-        """`greater_is_better`, or, if it is left out, the default for the metric's name."""
-        if self.greater_is_better is not None:
-            return self.greater_is_better
-        return not str(self.best_metric).endswith(("loss", "perplexity"))
 
 
 class Spec(Frozen):
@@ -336,6 +278,11 @@ class Spec(Frozen):
     @model_validator(mode="after")
     def _the_best_can_be_told(self) -> Spec:
         wanted, metrics = self.checkpoint.metric_for_best_model, self.eval.metrics
+        if self.eval.early_stopping_patience is not None:
+            needed = {"checkpoint.metric_for_best_model": wanted, "eval.eval_steps": self.eval.eval_steps}
+            for name, value in needed.items():
+                if value is None:
+                    raise ValueError(f"eval.early_stopping_patience needs {name}: give it, or leave the patience out")
         if wanted is None:
             return self
         if not self.data.has_eval:

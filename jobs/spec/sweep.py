@@ -8,9 +8,9 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 
 from jobs.frozen import Frozen
+from jobs.spec.bounds import MOST_COUNT
 from jobs.spec.finetune import SCHEMA_VERSION, Spec
 from jobs.spec.queue import Queue
-from jobs.spec.zero import MOST_COUNT
 
 MOST_FIELDS: Final = 16
 MOST_TRIALS: Final = 10_000

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from jobs.frozen import Frozen
-
-MOST_COUNT: Final = 2**53  # bound of steps, tokens and elements: the largest integer that JSON numbers hold exactly
+from jobs.spec.bounds import MOST_COUNT
 
 
 class Zero(Frozen):

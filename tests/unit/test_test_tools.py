@@ -48,7 +48,7 @@ def test_what_is_near_a_change_is_run(repository: Path, name: str, found: list[s
 
 def test_the_tests_of_the_structure_are_always_run() -> None:
     assert changed.touched([]) == ["tests/unit/test_structure.py"]
-    assert "tests/integration/test_export.py" in changed.touched(["jobs/training/model/tensor_names.py"])
+    assert "tests/integration/jobs/training/test_export.py" in changed.touched(["jobs/training/model/tensor_names.py"])
     assert "tests/acceptance/test_failures.py" in changed.touched(["tests/support/tiny.py"])
 
 
@@ -88,8 +88,8 @@ def test_the_table_has_slow_and_long_tests_with_what_they_prove(
 
 
 def test_whole_runs_and_other_files_take_turns_the_longest_of_each_first() -> None:
-    seconds = {"cluster/a": 60.0, "acceptance/b": 40.0, "unit/c": 0.0, "contract/d": 10.0, "integration/e": 20.0}
+    seconds = {"hosts/a": 60.0, "acceptance/b": 40.0, "unit/c": 0.0, "contract/d": 10.0, "integration/e": 20.0}
     order = conftest.in_turns([Path(name) for name in seconds], lambda path: seconds[str(path)])
     # Before b lie 60 % of the whole runs, before d two thirds of the others.
-    assert [str(path) for path in order] == ["cluster/a", "integration/e", "acceptance/b", "contract/d", "unit/c"]
+    assert [str(path) for path in order] == ["hosts/a", "integration/e", "acceptance/b", "contract/d", "unit/c"]
     assert conftest.in_turns([Path("unit/c")], lambda path: 0.0) == [Path("unit/c")]

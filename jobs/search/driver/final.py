@@ -27,7 +27,8 @@ from jobs.run.resume import differences
 from jobs.search.report.trial_text import values_words
 from jobs.search.shares import steps_done
 from jobs.search.trials import Trials
-from jobs.spec.finetune import Eval, Spec
+from jobs.spec.evaluation import Eval
+from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec
 from jobs.storage import files as storage
 

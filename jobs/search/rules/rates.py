@@ -1,7 +1,7 @@
 """The next learning rate of a search, from earlier scores: a bracket around the best rate. Pure.
 
 A Gaussian process with three points tries the ends of its range; in a bracket, six trials at a rung find the best rate
-within a factor of 1.3 (tests/unit/test_search_rates.py; bench/RESULTS.md has the gain).
+within a factor of 1.3 (tests/unit/jobs/search/rules/test_rates.py; bench/RESULTS.md has the gain).
 """
 
 from __future__ import annotations

@@ -194,8 +194,13 @@ def short_name(name: str) -> str:
 
 
 def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
-    """The base with these values. Raises SpecError: a value is not allowed."""
+    """The base with these values, and without early stopping: the sweep decides how far a trial goes.
+
+    Raises:
+        SpecError: a value is not allowed.
+    """
     raw = base.model_dump(mode="json")
+    raw["eval"]["early_stopping_patience"] = None
     for given, value in values.items():
         name = field_meant(given)
         if (other := _INSTEAD.get(name)) is not None:

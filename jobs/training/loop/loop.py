@@ -5,6 +5,7 @@ It runs on every worker of the gang, under Ray Train and under torchrun (see `jo
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,6 +24,7 @@ from jobs.data.prepared import Prepared
 from jobs.errors import Diverged
 from jobs.model_files.directory import local_model_dir
 from jobs.planning import learning_rate_at, plan_batching
+from jobs.remedies.early_stopping import stops_early
 from jobs.run.attempts import count_attempts
 from jobs.run.metric_names import metric_words
 from jobs.storage.journal import Record
@@ -32,7 +34,7 @@ from jobs.training.checkpoint.writer import Checkpointer
 from jobs.training.loop.evaluation import Evaluator
 from jobs.training.loop.loss import loss_sum
 from jobs.training.loop.restoring import check_step, load_best, restored
-from jobs.training.loop.saving import StepSignals, digest_of_rows, pack_signals, save_if_due, unpack_signals
+from jobs.training.loop.saving import StepSignals, best_of, digest_of_rows, pack_signals, save_if_due, unpack_signals
 from jobs.training.loop.skips import skip_message, untrained
 from jobs.training.loop.state import Loaded, LoopState, Run
 from jobs.training.model.batch import collate, model_logits
@@ -77,6 +79,8 @@ def train_steps(run: Run, state: LoopState, until: int | None = None, score_paus
         score_pause: evaluate before the pause.
     """
     spec, plan = run.job.spec, run.plan
+    if ends_early(run, state):  # the run was interrupted between its last step and its export
+        return state
     rows_of_steps = timed(run.gang.steps(stream_of(run), state.step))
     started = time.perf_counter()
     for rows, data_wait_s in rows_of_steps:
@@ -92,12 +96,35 @@ def train_steps(run: Run, state: LoopState, until: int | None = None, score_paus
             record |= state.metrics
         run.reporter.step(record)
         check_skips(run, state, signals, last)
-        state = save_if_due(run, state, signals, ends)
+        early = ends_early(run, state) and not last
+        state = save_if_due(run, state, signals, ends or early)
         run.checkpoints.rest()
+        if early:
+            tell_early_end(run, state)
+            return state
         if (signals.stop or ends) and not last:
             return replace(state, stopped=signals.stop)
         started = time.perf_counter()
     return state
+
+
+def ends_early(run: Run, state: LoopState) -> bool:
+    """Whether early stopping ends the run after the state's step."""
+    return stops_early(run.job.spec.eval, best_of(run.job.spec.checkpoint, state), state.evaluated_at)
+
+
+def tell_early_end(run: Run, state: LoopState) -> None:
+    """Report that early stopping ends the run, with the scores that led to it."""
+    best, rule = state.best, run.job.spec.eval
+    assert best is not None and rule.early_stopping_patience is not None
+    cause = (
+        f"{best.metric} has not improved in {many(rule.early_stopping_patience, 'evaluation')}: "
+        f"{best.score:.4g} after step {best.step}, {state.metrics.get(best.metric, math.nan):.4g} now"
+    )
+    action = f"training ends after step {state.step} of {run.plan.total_steps}"
+    effect = f"the checkpoint of step {best.step} is exported"
+    facts = {"remedy": "early_stopping", "cause": cause, "action": action, "effect": effect, "step": state.step}
+    run.reporter.event("remedy", f"{cause}; {action}, and {effect}", **facts)
 
 
 def counted(run: Run, state: LoopState, signals: StepSignals) -> LoopState:
@@ -274,7 +301,7 @@ def metric_text(metrics: dict[str, float]) -> str:
 
 def finish(run: Run, state: LoopState) -> None:
     """Export the model and read it back."""
-    if run.job.spec.checkpoint.load_best_model_at_end:
+    if run.job.spec.checkpoint.load_best_model_at_end or state.step < run.plan.total_steps:
         load_best(run, state)
     run.reporter.event("phase", "exporting the model", phase="export")
     run.engine.partitions.release()  # frees the memory that reading the model back needs

@@ -12,7 +12,7 @@ import torch
 
 from jobs.data.order.digest_chain import row_digests, step_digest, to_hex
 from jobs.run.checkpoints import Best
-from jobs.spec.finetune import Checkpoint
+from jobs.spec.evaluation import Checkpoint
 from jobs.training.loop.state import LoopState, Run
 
 _HALF = 2**32  # a 64-bit sum is sent as two halves, which float64 adds exactly

@@ -1,0 +1,73 @@
+"""The sections `eval` and `checkpoint` of a spec: when a run is scored, and which of its states are kept."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from jobs.frozen import Frozen
+from jobs.spec.bounds import MOST_COUNT, MOST_ROWS
+
+
+class Eval(Frozen):
+    """When and how the held-out samples are scored."""
+
+    metrics: tuple[str, ...] = Field(
+        ("loss",),
+        fail_fast=True,
+        description="loss, perplexity, accuracy, f1, exact_match, or package.module:function, which you write.",
+    )
+    eval_steps: int | None = Field(
+        None, ge=1, le=MOST_COUNT, description="Evaluate every this many steps, and at the start and the end."
+    )
+    eval_on_start: bool = Field(True, description="Evaluate before the first step.")
+    early_stopping_patience: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_COUNT,
+        description="End after this many evaluations in a row without a better metric_for_best_model; export the best.",
+    )
+    per_device_eval_batch_size: int = Field(
+        8, ge=1, le=MOST_ROWS, description="Most rows per worker in a forward pass of evaluation."
+    )
+
+
+class Checkpoint(Frozen):
+    """When the training state is saved, and which checkpoints are kept."""
+
+    save_steps: int | None = Field(
+        None, ge=1, le=MOST_COUNT, description="Save every this many steps; the last step is always saved."
+    )
+    save_minutes: float | None = Field(
+        30.0, gt=0.0, le=1e7, description="Save every this many minutes; null turns it off."
+    )
+    save_total_limit: int = Field(
+        2, ge=1, le=MOST_ROWS, description="Keep this many newest checkpoints, and the best one."
+    )
+    metric_for_best_model: str | None = Field(
+        None, min_length=1, description="Held-out metric that decides which checkpoint is best, e.g. accuracy or loss."
+    )
+    greater_is_better: bool | None = Field(
+        None, description="Whether more of that metric is better; default: false for loss and perplexity, else true."
+    )
+    load_best_model_at_end: bool = Field(False, description="Export the best checkpoint instead of the last state.")
+
+    @model_validator(mode="after")
+    def _best_by_some_metric(self) -> Checkpoint:
+        if self.metric_for_best_model is None:
+            for name in ("greater_is_better", "load_best_model_at_end"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} needs metric_for_best_model, the metric that decides which is best")
+        return self
+
+    @property
+    def best_metric(self) -> str | None:
+        """Full name of the metric, eval_*."""
+        name = self.metric_for_best_model
+        return None if name is None else f"eval_{name.removeprefix('eval_')}"
+
+    @property
+    def greater_is_best(self) -> bool:
+        """`greater_is_better`, or, if it is left out, the default for the metric's name."""
+        if self.greater_is_better is not None:
+            return self.greater_is_better
+        return not str(self.best_metric).endswith(("loss", "perplexity"))

@@ -1,0 +1,303 @@
+"""Prepare under adverse circumstances: killed, started twice at once, files that change, disks that are full."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from jobs.data.preparation.prepare import prepare
+from jobs.data.prepared import Prepared
+from jobs.errors import DataError, StorageError
+from jobs.spec.finetune import Spec
+from jobs.spec.load import dump_spec
+from tests.integration.jobs.data.test_prepare import model_dir, quiet, source_root  # noqa: F401 - a fixture
+from tests.support.gangs import ROOT
+from tests.support.textdata import text_spec, write_texts
+
+FLEETUNE = pathlib.Path(sys.executable).with_name("fleetune")
+
+
+def digests(root: str | pathlib.Path) -> dict[str, str]:
+    files = [path for path in pathlib.Path(root).rglob("*") if path.is_file()]
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def started(spec: Spec, folder: pathlib.Path, name: str) -> subprocess.Popen[str]:
+    """`fleetune data prepare`, its output to a pipe; small data, so in its own process."""
+    file = folder / f"{name}.json"
+    file.write_bytes(dump_spec(spec))
+    return subprocess.Popen(
+        [str(FLEETUNE), "data", "prepare", str(file)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def written_at(prepared: pathlib.Path) -> dict[str, int]:
+    """When each part was written. The parts of one that is done are removed, maybe while they are looked at."""
+    found: dict[str, int] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for path in prepared.glob("*/parts/*.parquet"):
+            found[path.name] = path.stat().st_mtime_ns
+    return found
+
+
+def killed_once(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    out, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, out
+    return out
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three files of 20,000 texts: five chunks each, and more rows than a shard holds where they are not packed."""
+    folder = tmp_path_factory.mktemp("texts")
+    for number in range(3):
+        write_texts(folder / f"part-{number}.jsonl", 20_000, seed=number)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(texts: str, model_dir: str, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, dict[str, str]]:  # noqa: F811
+    """What the source's directory holds, packed and not packed."""
+    found = {}
+    for packing in (True, False):
+        spec = text_spec(tmp_path_factory.mktemp("whole"), model_dir, texts, packing=packing, eval_fraction=0.05)
+        prepared = prepare(spec, model_dir, engine="plain", say=quiet)
+        found[packing] = digests(source_root(prepared, "train"))
+    return found
+
+
+def test_killed_while_tokenising_and_started_again_makes_no_part_twice_and_gives_the_same_bytes(
+    texts: str,
+    model_dir: str,  # noqa: F811
+    undisturbed: dict[bool, dict[str, str]],
+    tmp_path: pathlib.Path,
+) -> None:
+    """Killed three times, each time further on."""
+    spec = text_spec(tmp_path / "out", model_dir, texts, eval_fraction=0.05)
+    parts = tmp_path / "out" / "prepared"
+    kept: dict[str, int] = {}
+    for least in (2, 6, 11):  # killed three times, each time further on
+        process = started(spec, tmp_path, "job")
+        killed_once(process, lambda least=least: len(written_at(parts)) >= least)  # type: ignore[misc]
+        assert not list(parts.glob("*/manifest.json"))
+        found = written_at(parts)
+        assert kept.items() <= found.items()
+        kept = found
+    process = started(spec, tmp_path, "job")
+    seen: dict[str, int] = {}
+    while process.poll() is None:
+        seen |= written_at(parts)
+        time.sleep(0.01)
+    assert "going on with data.train" in ended(process) and len(kept) >= 11
+    assert kept.items() <= seen.items()
+    prepared = prepare(spec, model_dir, engine="plain", say=quiet)
+    assert digests(source_root(prepared, "train")) == undisturbed[True]
+
+
+def test_killed_while_writing_shards_keeps_those_that_are_whole(
+    texts: str,
+    model_dir: str,  # noqa: F811
+    undisturbed: dict[bool, dict[str, str]],
+    tmp_path: pathlib.Path,
+) -> None:
+    spec = text_spec(tmp_path / "out", model_dir, texts, packing=False, eval_fraction=0.05)
+    folder = tmp_path / "out" / "prepared"
+    killed_once(started(spec, tmp_path, "job"), lambda: bool(list(folder.glob("*/rows/shard-00000.json"))))
+    (shard,) = folder.glob("*/rows/shard-00000.arrow")
+    written = shard.stat().st_mtime_ns
+    ended(started(spec, tmp_path, "job"))
+    assert shard.stat().st_mtime_ns == written
+    prepared = prepare(spec, model_dir, engine="plain", say=quiet)
+    assert digests(source_root(prepared, "train")) == undisturbed[False]
+    assert len([name for name in undisturbed[False] if name.endswith(".arrow")]) > 4
+
+
+def test_two_who_ask_at_once_prepare_once(texts: str, model_dir: str, tmp_path: pathlib.Path) -> None:  # noqa: F811
+    spec = text_spec(tmp_path / "out", model_dir, texts)
+    processes = [started(spec, tmp_path, f"job-{number}") for number in range(3)]
+    said = [ended(process) for process in processes]
+    assert sum("tokenising data.train" in one for one in said) == 1
+    assert sum("is preparing the same data: waiting for it" in one for one in said) == 2
+    assert not list(tmp_path.glob("out/prepared/*/preparing.json"))
+
+
+def test_one_who_waits_goes_on_for_one_who_is_killed(
+    texts: str,
+    model_dir: str,  # noqa: F811
+    undisturbed: dict[bool, dict[str, str]],
+    tmp_path: pathlib.Path,
+) -> None:
+    spec = text_spec(tmp_path / "out", model_dir, texts, eval_fraction=0.05)
+    first = started(spec, tmp_path, "first")
+    folder = tmp_path / "out" / "prepared"
+    second: list[subprocess.Popen[str]] = []
+
+    def both_are_there() -> bool:
+        if len(written_at(folder)) >= 2 and not second:
+            second.append(started(spec, tmp_path, "second"))
+        return len(written_at(folder)) >= 5
+
+    killed_once(first, both_are_there)
+    assert "going on with data.train" in ended(second[0])
+    prepared = prepare(spec, model_dir, engine="plain", say=quiet)
+    assert digests(source_root(prepared, "train")) == undisturbed[True]
+
+
+OWN = """
+import os
+
+def changes_the_file(row):
+    with open(os.environ["CHANGED"], "a") as file:
+        file.write('{"text": "one more"}\\n')
+    return {"text": row["text"]}
+"""
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    model_dir: str,  # noqa: F811
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = write_texts(tmp_path / "t.jsonl", 5_000)  # two chunks: the function is run between reading them
+    (tmp_path / "changing_format.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CHANGED", path)
+    spec = text_spec(tmp_path / "out", model_dir, path, format="changing_format:changes_the_file")
+    with pytest.raises(DataError, match=r"t\.jsonl changed while it was read, so the rows do not belong to one state"):
+        prepare(spec, model_dir, engine="plain", say=quiet)
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def full_disk(folder: pathlib.Path, megabytes: int) -> None:
+    """A file system of so many megabytes at `folder`."""
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+def test_a_full_disk_is_told_and_the_next_prepare_goes_on(
+    texts: str,
+    model_dir: str,  # noqa: F811
+    undisturbed: dict[bool, dict[str, str]],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scratch: bool,
+) -> None:
+    disk = tmp_path / "disk"
+    full_disk(disk, 6)
+    try:
+        if scratch:
+            monkeypatch.setattr("tempfile.tempdir", str(disk))
+        storage = tmp_path / "out" if scratch else disk / "out"
+        spec = text_spec(storage, model_dir, texts, eval_fraction=0.05)
+        with pytest.raises(StorageError, match="No space left on device") as caught:
+            prepare(spec, model_dir, engine="plain", say=quiet)
+        message = str(caught.value)
+        assert "the next preparation uses them" in message and ("TMPDIR" in message) is scratch
+        assert not list(storage.rglob("manifest.json"))
+        assert list(storage.rglob("*.parquet"))
+        subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
+        said: list[str] = []
+        prepared = prepare(spec, model_dir, engine="plain", say=said.append)
+        assert any("going on with data.train" in line for line in said)
+        assert digests(source_root(prepared, "train")) == undisturbed[True]
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_source_is_prepared_once_for_all_jobs_that_use_it(
+    model_dir: str,  # noqa: F811
+    tmp_path: pathlib.Path,
+) -> None:
+    one, two = (write_texts(tmp_path / f"{name}.jsonl", 500, seed) for seed, name in enumerate(("one", "two")))
+    said: list[str] = []
+    first = prepare(text_spec(tmp_path / "out", model_dir, one), model_dir, engine="plain", say=said.append)
+    weighed: list[Any] = [{"path": one, "weight": 0.8}, {"path": two, "weight": 0.2, "max_epochs": 2}]
+    second = prepare(text_spec(tmp_path / "out", model_dir, weighed), model_dir, engine="plain", say=said.append)
+    done = [line.partition(":")[0] for line in said if line.startswith("tokenising")]
+    assert done == ["tokenising data.train", "tokenising data.train[1]"]
+    assert source_root(first, "train") == source_root(second, "train", 0)
+    weighed[1]["weight"] = 0.4
+    third = prepare(text_spec(tmp_path / "out", model_dir, weighed), model_dir, engine="plain", say=said.append)
+    assert third.root == second.root
+    held = prepare(text_spec(tmp_path / "out", model_dir, two, eval=one), model_dir, engine="plain", say=said.append)
+    assert "data is prepared already" not in said[-1]
+    assert len([line for line in said if line.startswith("tokenising")]) == 2
+    assert held.split("eval").rows_of_sources == first.split("train").rows_of_sources
+
+
+def test_rows_of_several_sources_are_told_apart(model_dir: str, tmp_path: pathlib.Path) -> None:  # noqa: F811
+    import numpy as np
+
+    paths = [write_texts(tmp_path / f"{seed}.jsonl", 300, seed) for seed in range(3)]
+    spec = text_spec(tmp_path / "out", model_dir, paths)
+    split = Prepared.open(prepare(spec, model_dir, engine="plain", say=quiet).root).split("train")
+    rows = split.read_rows(np.arange(len(split))[::-1])
+    ids = [sample for row in rows["sample_ids"].to_pylist() for sample in row]
+    assert len(ids) == len(set(ids)) == 900
+    assert sorted({sample >> 40 for sample in ids}) == [0, 1, 2]
+    assert split.index.sample_ids.to_pylist() == rows["sample_ids"].to_pylist()[::-1]
+    assert [len(row) for row in rows["input_ids"].to_pylist()] == split.index.num_tokens[::-1].tolist()
+    assert json.dumps(split.rows_of_sources).count(",") == 2
+
+
+def test_what_was_damaged_since_is_prepared_again(model_dir: str, tmp_path: pathlib.Path) -> None:  # noqa: F811
+    spec = text_spec(tmp_path / "out", model_dir, write_texts(tmp_path / "t.jsonl", 300))
+    root = source_root(prepare(spec, model_dir, engine="plain", say=quiet), "train")
+    whole = digests(root)
+    os.truncate(pathlib.Path(root) / "rows/shard-00000.arrow", 100)
+    said: list[str] = []
+    prepare(spec, model_dir, engine="plain", say=said.append)
+    assert any("prepared data of data.train is damaged" in line for line in said)
+    assert digests(root) == whole
+    (pathlib.Path(root) / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match=r"manifest\.json is damaged: .*Remove .*, and prepare the data again"):
+        prepare(spec, model_dir, engine="plain", say=quiet)
+
+
+def test_bad_rows_at_the_head_of_a_file_do_not_stop_it_if_they_are_few_in_all(
+    model_dir: str,  # noqa: F811
+    tmp_path: pathlib.Path,
+) -> None:
+    path = write_texts(tmp_path / "t.jsonl", 30_000)
+    whole = pathlib.Path(path).read_bytes()
+    bad = b'{"text": "", "more": "as long as the other rows, so that all are alike"}\n'
+    pathlib.Path(path).write_bytes(bad * 1_200 + whole)
+    spec = text_spec(tmp_path / "out", model_dir, path, max_bad_fraction=0.04)
+    assert prepare(spec, model_dir, engine="plain", say=quiet).manifest.bad_rows == 1_200
+    strict = text_spec(tmp_path / "out2", model_dir, path, max_bad_fraction=0.01)
+    with pytest.raises(DataError, match=r"rows .* of data\.train cannot be used"):
+        prepare(strict, model_dir, engine="plain", say=quiet)
+    # What is tokenised is kept: the next prepare may allow more.
+    said: list[str] = []
+    more = text_spec(tmp_path / "out2", model_dir, path, max_bad_fraction=0.04)
+    prepare(more, model_dir, engine="plain", say=said.append)
+    assert any("going on with data.train" in line for line in said)

@@ -1,0 +1,125 @@
+"""Which gang of a sweep carries out an order, and what becomes of one that cannot be started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import MachinesFailed, RunFailed
+from jobs.search.driver import gangs
+from jobs.search.driver.gangs import Gangs
+from jobs.search.driver.warm_gang import GangLost
+from jobs.search.rules.varying import engine_of, trial_spec
+from jobs.spec.finetune import Spec
+from jobs.training.mailbox import Answer, Order
+from jobs.training.worker_input import Job
+from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
+
+
+class Started:
+    """A gang of no workers, which cannot be started with some engines."""
+
+    every: list[Started]
+
+    def __init__(self, job: Job, *_: Any) -> None:
+        self.spec, self.root, self.ended = job.spec, job.run_root, False
+        self.waits_for_room = False
+        self.engine, self.dead = engine_of(job.spec), self.failures.get(job.spec.train.global_batch_size)
+        self.every.append(self)
+
+    failures: dict[int | None, Exception]
+
+    def carry_out(self, order: Order) -> Answer:
+        if self.dead is not None:
+            raise self.dead
+        return Answer(status="paused", step=order.until or 0)
+
+    def end(self) -> bool:
+        self.ended = True
+        return True
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spec:
+    Started.every, Started.failures = [], {}
+    monkeypatch.setattr(gangs, "WarmGang", Started)
+    monkeypatch.setattr(gangs, "take_run", lambda paths: "word")
+    return sweep_of(tmp_path, BASE).base
+
+
+def gangs_of(base: Spec, engines_vary: bool, places: tuple[str, ...] | None = None) -> Gangs:
+    job = Job(base, "runs/found", "prepared", "model")
+    return Gangs(job, 1 if places else 2, False, lambda *said, **data: None, places, engines_vary)  # type: ignore[arg-type]
+
+
+def test_gangs_that_nobody_needs_are_given_back_but_for_those_at_work(base: Spec) -> None:
+    made = Gangs(Job(base, "runs/found", "prepared", "model"), 3, False, lambda *said, **data: None)  # type: ignore[arg-type]
+    with made._taken(order(base, "one", 4)) as place:
+        assert made.give_back(2) and len(made) == 2
+        assert made.give_back(1) and len(made) == 1
+        assert not made.give_back(0), "the last one is at work"
+        kept = [gang for number, gang in enumerate(Started.every) if number == place]
+        assert [gang for gang in Started.every if not gang.ended] == kept
+        size = base.resources.num_workers
+        assert made.workers_kept == tuple(range(place * size, (place + 1) * size))
+    assert made.carry_out(order(base, "one", 4)).status == "paused" and made.failure is None
+    Started.every[place].dead = RunFailed("it is gone")
+    assert str(made.failure) == "it is gone"
+
+
+def order(base: Spec, run: str, batch: int) -> Order:
+    return Order(action="train", run=run, spec=trial_spec(base, {"global_batch_size": batch}), until=5)
+
+
+def test_without_other_engines_all_gangs_start_at_once_and_each_keeps_its_run(base: Spec) -> None:
+    made = gangs_of(base, engines_vary=False)
+    assert len(Started.every) == 2
+    for run in ("a", "b", "a"):
+        assert made.carry_out(Order(action="train", run=run, spec=base)).status == "paused"
+    assert len(Started.every) == 2 and not any(one.ended for one in Started.every)
+
+
+def test_a_gang_starts_with_the_engine_of_its_order(base: Spec) -> None:
+    made = gangs_of(base, engines_vary=True)
+    assert not Started.every and len(made) == 2
+    for run, batch in (("a", 8), ("b", 16), ("c", 8), ("d", 16)):  # no gang is started for those that there are
+        made.carry_out(order(base, run, batch))
+    assert [one.spec.train.global_batch_size for one in Started.every] == [8, 16]
+    made.carry_out(order(base, "e", 32))
+    assert [one.ended for one in Started.every].count(True) == 1 and Started.every[
+        -1
+    ].spec.train.global_batch_size == 32
+    assert len({one.root for one in Started.every}) == 3
+
+
+def test_an_engine_that_cannot_start_fails_its_trial_and_the_gang_is_started_anew(base: Spec) -> None:
+    Started.failures = {16: RunFailed("out of memory"), 32: MachinesFailed("workers were lost")}
+    made = gangs_of(base, engines_vary=True)
+    answer = made.carry_out(order(base, "a", 16))
+    assert (answer.status, answer.reason) == ("failed", "out of memory") and made.failure is None
+    with pytest.raises(GangLost):  # the machines may be at fault: another gang is tried
+        made.carry_out(order(base, "b", 32))
+    assert made.carry_out(order(base, "c", 8)).status == "paused"
+
+
+def test_a_gang_that_waits_for_room_gets_no_order_while_another_one_has_room(base: Spec) -> None:
+    """A run whose state it holds is trained by the other one. If all wait, the order waits for any of them."""
+    made = gangs_of(base, engines_vary=False)
+    assert made.carry_out(order(base, "one", 4)).status == "paused" and len(made) == 2
+    ((held, _),) = made._held.items()
+    other = 1 - held
+    Started.every[held].waits_for_room = True
+    with made._taken(order(base, "one", 4)) as place:
+        assert place == other and len(made) == 1
+    Started.every[other].waits_for_room = True
+    with made._taken(order(base, "one", 4)) as place:
+        assert place == held and len(made) == 2
+
+
+def test_where_a_node_of_the_lease_is_gone_the_queue_is_told(base: Spec) -> None:
+    Started.failures = {16: MachinesFailed("a node is gone")}
+    made = gangs_of(base, engines_vary=True, places=("node-1",))
+    with pytest.raises(MachinesFailed):
+        made.carry_out(order(base, "a", 16))

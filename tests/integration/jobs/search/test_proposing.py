@@ -1,0 +1,52 @@
+"""What Optuna is told of the trials, and when."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.search.ledger import Ledger
+from jobs.search.rules.prior import with_prior
+from jobs.search.tuning.proposing import Proposer
+from jobs.training.mailbox import Answer
+from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
+
+RATE = {"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}}
+
+
+def told_to(proposer: Proposer) -> list[float]:
+    return [trial.value for trial in proposer._compared._study.trials if trial.value is not None]
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_failed_trial_counts_as_the_worst_of_those_before_it_and_never_as_a_number_far_away(
+    tmp_path: Path, mode: str
+) -> None:
+    sweep = sweep_of(tmp_path, BASE, space=RATE, algorithm="gp", mode=mode)
+    ledger = Ledger(sweep, str(tmp_path / "found"), lambda spec: 10, 100.0)
+    proposer = Proposer(ledger)
+    trials = [ledger.add(proposer.next_values()) for _ in range(4)]
+    ends = [None, 0.5, 0.7, None]  # None: it has failed
+    for trial, loss in zip(trials, ends, strict=True):
+        end = Answer(status="failed", reason="diverged")
+        if loss is not None:
+            end = Answer(status="finished", step=10, metrics={"eval_loss": loss})
+        ledger.answered(trial, end)
+        proposer.told(trial)
+        if trial is trials[0]:
+            assert told_to(proposer) == [], "there is nothing to compare it with"
+    worst = 0.7 if mode == "min" else 0.5
+    assert told_to(proposer) == [0.5, 0.5, 0.7, worst]
+    assert told_to(Proposer(ledger)) == told_to(proposer), "the next driver tells the same"
+
+
+def test_with_several_rungs_the_first_whole_run_has_the_rate_that_the_best_trial_leads_to(tmp_path: Path) -> None:
+    """Compared trials that were trained to their end are no whole runs there."""
+    sweep = with_prior(sweep_of(tmp_path, BASE, space=RATE, rungs=[0.25, 0.5], prior={"learning_rate": 1e-4}))[0]
+    ledger = Ledger(sweep, str(tmp_path / "found"), lambda spec: 100, 100.0)
+    trial = ledger.add({"learning_rate": 2e-4})
+    for status, step in (("paused", 25), ("paused", 50), ("finished", 100)):
+        answer = Answer.model_validate({"status": status, "step": step, "metrics": {"eval_loss": 0.5}})
+        ledger.answered(trial, answer)
+    assert Proposer(ledger).next_values(straight=True) == {"learning_rate": pytest.approx(2e-4 * 0.25**0.32)}

@@ -1,0 +1,193 @@
+"""Whatever happens to checkpoints, the newest whole one is used, the run says what happened, and goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jobs.run.checkpoints import Read, Slice, committed_steps, read_commit, read_parts, read_slices
+from jobs.run.paths import JobPaths
+from jobs.storage.journal import read_journal
+from jobs.storage.tensor_file import as_bytes
+from tests.support import tiny
+from tests.support.gangs import Case, case_of, run_gang
+
+STEPS, EVERY = 16, 4
+STOPPED = 9  # a checkpoint of its own, beside those of steps 4 and 8
+
+
+def flip_a_byte(folder: pathlib.Path) -> None:
+    file = sorted(folder.glob("*.safetensors"))[-1]
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def lose_a_part(folder: pathlib.Path) -> None:
+    sorted(folder.glob("*.safetensors"))[0].unlink()
+
+
+def lose_a_description(folder: pathlib.Path) -> None:
+    sorted(folder.glob("rank-*.json"))[1].unlink()
+
+
+def cut_a_part(folder: pathlib.Path) -> None:
+    file = sorted(folder.glob("*.safetensors"))[0]
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def lose_the_marker(folder: pathlib.Path) -> None:
+    (folder / "commit.json").unlink()
+
+
+DAMAGES: list[tuple[Callable[[pathlib.Path], None], str]] = [
+    (flip_a_byte, "has other bytes than were written"),
+    (lose_a_part, "no such file"),
+    (lose_a_description, "no such file"),
+    (cut_a_part, "shorter than"),
+    (lose_the_marker, "was never finished"),
+]
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """Everything in two gangs."""
+    folder = tmp_path_factory.mktemp("faults")
+    model = tiny.save_model(folder / "llama", "llama")
+    text = tiny.write_text(folder / "text.jsonl", 60)
+    spec = tiny.spec_of(
+        folder, model, text, train__max_steps=STEPS, train__global_batch_size=4, eval__eval_on_start=False,
+        checkpoint__save_steps=EVERY, checkpoint__save_total_limit=3,
+    )  # fmt: skip
+    undisturbed, stopped = case_of(folder, "undisturbed", spec), case_of(folder, "stopped", spec, STOPPED)
+    full = dataclasses.replace(undisturbed, name="full", faults={8: {"full": True}, 10: {"full": False}})
+    stalled = dataclasses.replace(undisturbed, name="stalled", faults={4: {"stalled": True}, 10: {"stalled": False}})
+    # What is called best is the highest loss, so that it is not that of the last step.
+    rule = {
+        "save_total_limit": 1, "metric_for_best_model": "loss", "greater_is_better": True,
+        "load_best_model_at_end": True,
+    }  # fmt: skip
+    best_spec = tiny.spec_of(
+        folder, model, text, train__max_steps=STEPS, train__global_batch_size=4, data__eval_fraction=0.2,
+        eval__eval_on_start=False, eval__eval_steps=2, checkpoint=rule,
+        # So that weights may linger after the last evaluation, or be on their way when they are exported.
+        train__zero__param_persistence_threshold=0, train__zero__prefetch_bucket_size=100,
+    )  # fmt: skip
+    best = case_of(folder, "best", best_spec)
+    patient = best_spec.model_copy(update={"eval": best_spec.eval.model_copy(update={"early_stopping_patience": 2})})
+    early = case_of(folder, "early", patient)
+    run_gang(folder, 2, [undisturbed, stopped, full, stalled, best, early], with_export=frozenset({"best", "early"}))
+    killed = dataclasses.replace(early, name="early-killed-before-its-export")
+    shutil.copytree(early.paths.root, folder / killed.name)
+    shutil.rmtree(killed.paths.model)
+    damaged = []
+    for damage, _ in DAMAGES:
+        shutil.copytree(stopped.paths.root, folder / damage.__name__)
+        damage(pathlib.Path(JobPaths(str(folder / damage.__name__)).checkpoint(STOPPED)))
+        damaged.append(dataclasses.replace(stopped, name=damage.__name__, stop_at=None))
+    shutil.copytree(stopped.paths.root, folder / "all-gone")
+    for step in committed_steps(JobPaths(str(folder / "all-gone"))):
+        flip_a_byte(pathlib.Path(JobPaths(str(folder / "all-gone")).checkpoint(step)))
+    damaged.append(dataclasses.replace(stopped, name="all-gone", stop_at=None))
+    run_gang(folder, 2, [*damaged, killed], with_export=frozenset({killed.name}))
+    return {case.name: case for case in [undisturbed, stopped, full, stalled, best, early, killed, *damaged]}
+
+
+def losses(case: Case) -> list[float]:
+    records = {record["step"]: record["loss"] for record in read_journal(case.paths.metrics)}
+    return [records[step] for step in range(1, STEPS + 1)]
+
+
+def messages(case: Case) -> list[str]:
+    return [record["message"] for record in read_journal(case.paths.events)]
+
+
+def test_checkpoints_are_written_behind_the_training(cases: dict[str, Case]) -> None:
+    """And the oldest are removed. The time is that of all runs of the file: with damaged checkpoints, full and stalled
+    storage.
+    """
+    case = cases["undisturbed"]
+    assert committed_steps(case.paths) == [8, 12, 16], "the newest three are kept"
+    assert sum("checkpoint of step" in message for message in messages(case)) == 4
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGES, ids=[damage.__name__ for damage, _ in DAMAGES])
+def test_a_damaged_checkpoint_is_passed_over(
+    cases: dict[str, Case], damage: Callable[[pathlib.Path], None], said: str
+) -> None:
+    case = cases[damage.__name__]
+    told = messages(case)
+    assert any(f"checkpoint of step {STOPPED}" in one and "passed over" in one and said in one for one in told), told
+    assert any("resumed from the checkpoint of step 8," in one for one in told)
+    assert losses(case) == pytest.approx(losses(cases["undisturbed"]), abs=1e-6)
+
+
+def test_with_no_whole_checkpoint_left_a_run_starts_again_and_says_so(cases: dict[str, Case]) -> None:
+    told = messages(cases["all-gone"])
+    assert sum("is damaged and passed over" in one for one in told) == 3
+    assert not any("resumed" in one for one in told)
+    assert losses(cases["all-gone"]) == pytest.approx(losses(cases["undisturbed"]), abs=1e-6)
+
+
+def test_a_disk_that_fills_up_in_a_save_costs_that_checkpoint_only(cases: dict[str, Case]) -> None:
+    told = messages(cases["full"])
+    assert any("checkpoint of step 8 could not be written" in one and "No space left" in one for one in told), told
+    assert committed_steps(cases["full"].paths) == [4, 12, 16]
+    left = pathlib.Path(cases["full"].paths.checkpoint(8))
+    assert not left.exists() or not list(left.iterdir()), "half a checkpoint takes up space that is short"
+    assert losses(cases["full"]) == losses(cases["undisturbed"])
+
+
+def test_storage_that_stalls_puts_saves_off_and_never_stops_the_training(cases: dict[str, Case]) -> None:
+    told = messages(cases["stalled"])
+    assert any("checkpoint of step 8 is put off: that of step 4 is still being written" in one for one in told), told
+    steps = committed_steps(cases["stalled"].paths)
+    assert steps[-1] == STEPS and any(10 <= step < STEPS for step in steps), "saves went on once it was well again"
+    assert losses(cases["stalled"]) == losses(cases["undisturbed"])
+
+
+def test_the_best_checkpoint_is_kept_and_exported(cases: dict[str, Case]) -> None:
+    case = cases["best"]
+    scores = {one["step"]: one["eval_loss"] for one in read_journal(case.paths.metrics) if "eval_loss" in one}
+    assert sorted(scores) == list(range(2, STEPS + 1, 2))
+    best = max(scores, key=lambda step: scores[step])
+    assert best < STEPS and committed_steps(case.paths) == [best, STEPS]
+    assert any(f"taking the best checkpoint, of step {best}" in one for one in messages(case))
+    commit = read_commit(case.paths, STEPS)
+    assert commit.best is not None and (commit.best.step, commit.best.score) == (best, scores[best])
+    assert_exported(case, best)
+
+
+def test_early_stopping_ends_a_run_and_exports_the_best_also_after_a_kill(cases: dict[str, Case]) -> None:
+    case = cases["early"]
+    scores = {one["step"]: one["eval_loss"] for one in read_journal(case.paths.metrics) if "eval_loss" in one}
+    best, end = max(scores, key=lambda step: scores[step]), max(scores)
+    assert end == best + 2 * 2 < STEPS, "two evaluations without a better score"
+    assert max(one["step"] for one in read_journal(case.paths.metrics)) == end
+    assert committed_steps(case.paths) == [best, end]
+    (told,) = [one for one in read_journal(case.paths.events) if one["kind"] == "remedy"]
+    assert told["data"]["remedy"] == "early_stopping" and f"step {best}" in told["data"]["cause"]
+    assert_exported(case, best)
+    again = cases["early-killed-before-its-export"]
+    assert max(one["step"] for one in read_journal(again.paths.metrics)) == end, "it trains no further"
+    assert_exported(again, best)
+
+
+def assert_exported(case: Case, best: int) -> None:
+    """The exported model has the weights of that checkpoint, bit for bit."""
+    exported = load_file(f"{case.paths.model}/model.safetensors")
+    kept = read_commit(case.paths, best)
+    parts = read_parts(case.paths, kept)
+    assert set(kept.shapes) <= set(exported)
+    for name, shape in kept.shapes.items():
+        weights = np.zeros(shape, dtype=np.float32)
+        read_slices(
+            case.paths.checkpoint(best), parts, [Read("weight", Slice(name, 0, weights.size), as_bytes(weights))]
+        )
+        assert np.array_equal(weights, exported[name]), name

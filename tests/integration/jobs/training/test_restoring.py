@@ -1,0 +1,251 @@
+"""What is held against what before a run may go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from jobs.data.order.digest_chain import chain_of, step_digest, to_hex
+from jobs.data.order.row_order import Order, StepPlan
+from jobs.errors import DataError, RunFailed, SpecError
+from jobs.run.checkpoints import Best, Commit, Part
+from jobs.run.paths import JobPaths
+from jobs.spec.evaluation import Checkpoint
+from jobs.storage.journal import JournalWriter
+from jobs.storage.tensor_file import write_shard
+from jobs.training.checkpoint.reader import check_same_model
+from jobs.training.loop import restoring
+from jobs.training.loop.saving import StepSignals, best_of, pack_signals, unpack_signals
+from jobs.training.loop.state import LoopState
+from jobs.training.model.engine import Engine
+from tests.support import tiny
+
+PLAN = StepPlan(Order(100, 64, 7), 8, 30, 240)
+DIGESTS = np.random.default_rng(0).integers(2**63, size=100, dtype=np.uint64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    file = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def run_of(root: pathlib.Path, precision: str = "fp32", **changes: Any) -> Any:
+    return SimpleNamespace(
+        **{
+            "gang": SimpleNamespace(rank=0), "job": SimpleNamespace(paths=JobPaths(str(root))), "plan": PLAN,
+            "row_digests": DIGESTS, "data_fingerprint": "f", "engine": SimpleNamespace(precision=precision), **changes,
+        }
+    )  # fmt: skip
+
+
+def commit(**changes: Any) -> Commit:
+    values = {
+        "step": 20, "num_workers": 2, "parts": (), "shapes": {"w": (4, 2), "b": (4,)}, "bytes": 1,
+        "optimizer_step": 20, "precision": "fp32", "loss": 1.0, "metrics": {}, "metrics_before": {},
+        "chain": to_hex(chain_of(PLAN, DIGESTS, 20)), "data_fingerprint": "f",
+        "per_device_train_batch_size": 1, **changes,
+    }  # fmt: skip
+    return Commit.model_validate(values)
+
+
+def test_the_same_data_in_the_same_order_is_let_through(tmp_path: pathlib.Path) -> None:
+    restoring.check_data(run_of(tmp_path), commit())
+
+
+def test_one_sample_that_was_another_stops_the_run(tmp_path: pathlib.Path) -> None:
+    """A row of the first epoch that was trained on before the checkpoint."""
+    digests = DIGESTS.copy()
+    digests[3] += np.uint64(1)
+    with pytest.raises(RunFailed, match="trained on other samples, or in another order"):
+        restoring.check_data(run_of(tmp_path, row_digests=digests), commit())
+
+
+def test_another_seed_stops_the_run(tmp_path: pathlib.Path) -> None:
+    other = dataclasses.replace(PLAN, order=Order(100, 64, 8))
+    with pytest.raises(RunFailed, match="in another order"):
+        restoring.check_data(run_of(tmp_path, plan=other), commit())
+
+
+def test_other_data_and_another_precision_are_the_users_to_mend(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(DataError, match="the data is not that of the run"):
+        restoring.check_data(run_of(tmp_path), commit(data_fingerprint="g"))
+    with pytest.raises(SpecError, match=r"Set train.bf16: false"):
+        restoring.check_precision(run_of(tmp_path, "bf16"), commit())
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_the_parameters() -> None:
+    check_same_model(commit(), {"w": (4, 2), "b": (4,)})
+    with pytest.raises(DataError, match=r"2 parameters differ, first b \[4\] -> \[5\]; c missing -> \[1\]"):
+        check_same_model(commit(), {"w": (4, 2), "b": (5,), "c": (1,)})
+
+
+def signals(loss: float, digest: int) -> StepSignals:
+    return StepSignals(loss, stop=False, save=False, busy=False, failed=False, digest=digest)
+
+
+def planned_digest(step: int) -> int:
+    rows = PLAN.rows_of_step(step)
+    return step_digest(DIGESTS[rows], np.arange(len(rows)))
+
+
+def test_a_step_on_other_rows_than_planned_stops_the_run(tmp_path: pathlib.Path) -> None:
+    run, state = run_of(tmp_path), LoopState(step=5)
+    restoring.check_step(run, state, signals(1.0, planned_digest(5)))
+    with pytest.raises(RunFailed, match="step 6 had other rows"):
+        restoring.check_step(run, state, signals(1.0, planned_digest(6)))
+
+
+@pytest.mark.parametrize(("precision", "loss", "good"), [("fp32", 2.0005, True), ("fp32", 2.05, False),
+                                                         ("bf16", 2.05, True), ("bf16", 2.5, False)])  # fmt: skip
+def test_the_first_loss_after_a_resume_is_held_against_the_log(
+    tmp_path: pathlib.Path, precision: str, loss: float, good: bool
+) -> None:
+    paths = JobPaths(str(tmp_path))
+    journal = JournalWriter(paths.metrics)
+    for step, logged in ((20, 3.0), (21, 9.0), (21, 2.0)):  # an attempt that went back has logged step 21 twice
+        journal.append({"step": step, "loss": logged})
+    journal.close()
+    run = run_of(tmp_path, precision)
+    state = restoring.state_of(commit(), restoring.expected_loss(run, 21))
+    assert state.expected_loss == 2.0 and state.step == 20
+    if good:
+        restoring.check_step(run, state, signals(loss, planned_digest(20)))
+        assert state.after(loss, planned_digest(20)).expected_loss is None
+    else:
+        with pytest.raises(RunFailed, match=r"the log of the run has 2\.000000"):
+            restoring.check_step(run, state, signals(loss, planned_digest(20)))
+    assert restoring.expected_loss(run, 22) is None
+
+
+@pytest.mark.parametrize(("setting", "value"), [("weight_decay", 0.0), ("betas", [0.9, 0.9]), ("step", 19)])
+def test_settings_of_the_optimizer_that_are_not_the_specs_stop_the_run(
+    tmp_path: pathlib.Path, setting: str, value: Any
+) -> None:
+    spec = tiny.spec_of(tmp_path, tmp_path / "m", tmp_path / "d")
+    groups = {
+        "w": {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.1, "step": 20},
+        "b": {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "step": 20},
+    }
+    engine = Engine(None, spec, "fp32", None)
+    partitions = SimpleNamespace(shapes={"w": (4, 2), "b": (4,)}, groups=lambda: groups)
+    engine.__dict__["partitions"] = partitions  # where a cached property keeps its value
+    engine.check_groups(20)
+    groups["w"][setting] = value
+    with pytest.raises(RunFailed, match="for w"):
+        engine.check_groups(20)
+
+
+def test_the_best_is_what_the_spec_calls_best() -> None:
+    lower, higher = Checkpoint(metric_for_best_model="loss"), Checkpoint(metric_for_best_model="accuracy")
+    state = LoopState(step=10, metrics={"eval_loss": 0.5, "eval_accuracy": 0.8}, evaluated_at=10)
+    first = best_of(lower, state)
+    assert first == Best(metric="eval_loss", greater_is_better=False, step=10, score=0.5)
+    worse = dataclasses.replace(state, step=20, evaluated_at=20, best=first, metrics={"eval_loss": 0.6})
+    better = dataclasses.replace(worse, metrics={"eval_loss": 0.4})
+    not_measured = dataclasses.replace(better, evaluated_at=10)
+    no_number = dataclasses.replace(worse, metrics={"eval_loss": float("nan")})
+    assert best_of(lower, worse) == best_of(lower, not_measured) == best_of(lower, no_number) == first
+    assert best_of(lower, better) == Best(metric="eval_loss", greater_is_better=False, step=20, score=0.4)
+    # An attempt that goes by something else starts anew.
+    assert best_of(higher, dataclasses.replace(state, best=first)) == Best(
+        metric="eval_accuracy", greater_is_better=True, step=10, score=0.8
+    )
+    assert best_of(Checkpoint(), state) is None
+
+
+def told(rank: int = 1, digest: int = 0, since_save_s: float = 0.0, applied: bool = True, **rule: Any) -> torch.Tensor:
+    """What one rank says in a step's all-reduce."""
+    orders = SimpleNamespace(stop=False, save=False)
+    run: Any = SimpleNamespace(
+        gang=SimpleNamespace(rank=rank, requests=lambda: orders),
+        job=SimpleNamespace(spec=SimpleNamespace(checkpoint=Checkpoint(**rule))),
+        checkpoints=SimpleNamespace(last_began_at=time.monotonic() - since_save_s, busy=False, failed=False),
+        engine=SimpleNamespace(was_step_applied=lambda: applied),
+    )
+    return pack_signals(run, torch.zeros((), dtype=torch.float64), digest)
+
+
+def test_a_sum_of_digests_survives_the_all_reduce() -> None:
+    parts = [2**64 - 1, 2**63 + 12345, 987654321987654321, 2**32 - 1]
+    said = torch.stack([told(digest=part) for part in parts]).sum(0)
+    assert unpack_signals(said, 1).digest == sum(parts) % 2**64
+
+
+def test_a_step_that_one_rank_skipped_is_skipped_for_all() -> None:
+    assert unpack_signals(told() + told(applied=False), 1).skipped and not unpack_signals(told() + told(), 1).skipped
+
+
+def test_a_checkpoint_is_due_by_the_clock_of_rank_0() -> None:
+    def due(rank: int, since_save_s: float, minutes: float | None) -> bool:
+        return unpack_signals(told(rank, since_save_s=since_save_s, save_minutes=minutes), 1).save
+
+    assert due(0, 61, 1) and due(0, 1900, 30)
+    assert not due(0, 59, 1) and not due(0, 1e9, None)
+    assert not due(1, 61, 1), "another rank's clock might differ"
+
+
+def test_buffers_of_every_kind_come_back(tmp_path: pathlib.Path) -> None:
+    from jobs.training.checkpoint.reader import read_buffers
+    from jobs.training.checkpoint.writer import Checkpointer
+
+    buffers = {
+        "mean": torch.randn(3, 2),
+        "count": torch.tensor(7),
+        "half": torch.randn(5).bfloat16(),
+        "mask": torch.tensor([True, False]),
+    }
+    partitions: Any = SimpleNamespace(pieces=())
+    gang: Any = SimpleNamespace(rank=0, world_size=1)
+    reporter: Any = SimpleNamespace(event=lambda *told, **data: None)
+    host: Any = SimpleNamespace()
+    checkpoints = Checkpointer(JobPaths(str(tmp_path)), partitions, host, gang, 1, reporter)
+    tensors, described = checkpoints._part(buffers)
+    part = Part(file=write_shard(str(tmp_path), "a.safetensors", tensors), **described)
+    back = read_buffers(str(tmp_path), part, buffers)
+    assert all(torch.equal(back[name], buffers[name]) for name in buffers) and set(back) == set(buffers)
+    assert set(load_file(tmp_path / "a.safetensors")) == {f"buffer:{name}" for name in buffers}
+
+
+def test_the_log_is_read_from_its_end_only_as_far_as_needed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs.run import record
+
+    paths = JobPaths(str(tmp_path))
+    for first in range(1, 100, 10):
+        journal = JournalWriter(paths.metrics)
+        for step in range(first, first + 10):
+            journal.append({"step": step, "loss": float(step)})
+        journal.close()
+    read: list[str] = []
+    real = record.read_part
+
+    def counting(folder: str, name: str) -> Any:
+        read.append(name)
+        return real(folder, name)
+
+    monkeypatch.setattr(record, "read_part", counting)
+    assert record.logged_loss(paths, 101) is None and len(read) == 1
+    assert record.logged_loss(paths, 95) == 95.0 and len(read) == 2
+    assert record.logged_loss(paths, 75) == 75.0 and len(read) == 5
+
+
+def test_a_metric_that_is_no_number_does_not_cost_the_checkpoint() -> None:
+    kept = commit(metrics={"eval_own": float("nan"), "eval_loss": float("inf")})
+    back = Commit.model_validate_json(kept.model_dump_json())
+    assert np.isnan(back.metrics["eval_own"]) and back.metrics["eval_loss"] == float("inf")
+    state = LoopState(step=3, metrics={"eval_loss": float("nan")}, evaluated_at=3)
+    assert best_of(Checkpoint(metric_for_best_model="loss"), state) is None

@@ -1,0 +1,113 @@
+"""What is said of a search that has ended: the optimum of the rate, what it has cost, and where it should look."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from jobs.search.ledger import Ledger
+from jobs.search.report.summary import at_an_end, facts, fitted_rate, parabola, summary_lines
+from jobs.search.rules.prior import with_prior
+from jobs.search.trials import Trials
+from jobs.training.mailbox import Answer
+from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
+
+STEPS = 10
+
+
+def ledger_with(folder: Path, losses: dict[float, float], **fields: object) -> Ledger:
+    """Trials that ended with these losses, by their rates; 200 tokens and 30 seconds of two workers each."""
+    ledger = Ledger(
+        sweep_of(folder, BASE, algorithm="random", **fields), str(folder / "found-1"), lambda spec: STEPS, 100.0
+    )
+    for number, (rate, loss) in enumerate(losses.items(), 1):
+        trial = ledger.add({"learning_rate": rate, "warmup_ratio": 0.1})
+        answer = Answer(status="finished", step=STEPS, tokens=200, metrics={"eval_loss": loss})
+        ledger.answered(trial, answer, ("01", 30.0 * number, 60.0 * number))
+    return ledger
+
+
+def response(rate: float, optimum: float) -> float:
+    return 0.5 + 0.1 * math.log(rate / optimum) ** 2
+
+
+def test_the_optimum_of_a_parabola_is_found_between_the_points(tmp_path: Path) -> None:
+    rates = [3e-5, 1e-4, 2e-4, 4e-4, 8e-4]
+    fit = fitted_rate(ledger_with(tmp_path, {rate: response(rate, 2.5e-4) for rate in rates}))
+    assert fit is not None and fit.optimum == pytest.approx(2.5e-4, rel=1e-3) and fit.step == STEPS
+    assert fit.low == pytest.approx(fit.high, rel=1e-3)
+
+
+def test_an_optimum_in_the_middle_of_a_run_says_what_it_leads_to_at_its_end(tmp_path: Path) -> None:
+    ledger = ledger_with(tmp_path, {})
+    for rate in [3e-5, 1e-4, 2e-4, 4e-4, 8e-4]:
+        answer = Answer(status="paused", step=STEPS // 2, tokens=50, metrics={"eval_loss": response(rate, 2.5e-4)})
+        ledger.answered(ledger.add({"learning_rate": rate, "warmup_ratio": 0.1}), answer)
+    assert "optimum at learning_rate 0.00025" in summary_lines(ledger)[0]
+    assert summary_lines(ledger)[0].endswith(f"which leads to {2.5e-4 * 0.5**0.32:.2g} for a whole run")
+
+
+def test_noise_makes_the_interval_wide_and_it_holds_the_optimum() -> None:
+    x = [math.log(rate) for rate in (3e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1e-3)]
+    noise = [0.02, -0.03, 0.01, 0.03, -0.02, 0.01]
+    points = [(at, response(math.exp(at), 2.5e-4) + off) for at, off in zip(x, noise, strict=True)]
+    found = parabola(points, 1.0)
+    assert found is not None
+    optimum, low, high, _ = found
+    assert low < optimum < high and low < 2.5e-4 < high and high / low > 1.1
+    mirrored = parabola([(at, -score) for at, score in points], -1.0)  # of accuracy, say, the highest is best
+    assert mirrored is not None and mirrored[0] == pytest.approx(optimum)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        {1e-4: 0.5, 2e-4: 0.4, 4e-4: 0.6},  # too few
+        {1e-4: 0.7, 2e-4: 0.6, 4e-4: 0.5, 8e-4: 0.4},  # the best is at an end
+        {1e-4: 0.5, 2e-4: 0.7, 4e-4: 0.7, 8e-4: 0.5},  # the wrong way round
+    ],
+)
+def test_no_optimum_is_made_up(tmp_path: Path, losses: dict[float, float]) -> None:
+    assert fitted_rate(ledger_with(tmp_path, losses)) is None
+
+
+def test_the_best_at_an_end_of_the_range_is_told(tmp_path: Path) -> None:
+    assert at_an_end(ledger_with(tmp_path, {1e-4: 0.5, 9.9e-4: 0.4})) == (
+        "the best learning rate lies at the upper end of its range (0.001): a wider space may have a better one"
+    )
+    (tmp_path / "other").mkdir()
+    assert at_an_end(ledger_with(tmp_path / "other", {1e-4: 0.4, 9.9e-4: 0.5})) is None
+
+
+def test_what_it_has_cost_is_known_to_the_next_driver(tmp_path: Path) -> None:
+    ledger = ledger_with(tmp_path, {1e-4: 0.5, 3e-4: 0.4})
+    trial = ledger.add({"learning_rate": 2e-4, "warmup_ratio": 0.1})
+    ledger.answered(trial, Answer(status="failed", reason="diverged", tokens=50), ("02", 15.0, 60.0))
+    ledger.close()
+    again = Trials(ledger.sweep, ledger.root)
+    assert again.device_hours == pytest.approx(180 / 3600) and (again.seconds, again.tokens) == (75.0, 450)
+    found = facts(again)
+    assert (found["best_trial"], found["runs"], found["grid_trials"], found["trials"]) == (2, 4.5, 25, 3)
+    assert summary_lines(again)[-1] == (
+        "450 tokens were trained on in 0.05 GPU-hours, as many as 4.5 runs take; a grid would have taken 25 runs"
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        ([0.6902, 0.6846, 0.6873, 0.7006, 0.6935, 0.6941], True),  # MiniLM, seed 42, after 12 steps
+        ([0.677, 0.636, 0.611, 0.586, 0.605, 0.628], False),  # seed 1
+        ([0.69, 0.68], False),  # too few
+    ],
+)
+def test_scores_at_the_rung_that_may_be_noise_are_told(tmp_path: Path, scores: list[float], says: bool) -> None:
+    sweep, _ = with_prior(sweep_of(tmp_path, BASE, algorithm="auto", rungs=[0.25]))
+    ledger = Ledger(sweep, str(tmp_path / "found"), lambda spec: 48, 100.0)
+    for number, score in enumerate(scores):
+        trial = ledger.add({"learning_rate": 3e-5 * 2**number, "warmup_ratio": 0.06})
+        ledger.answered(trial, Answer(status="paused", step=12, metrics={"eval_loss": score}))
+    told = [line for line in summary_lines(ledger) if "may be noise" in line]
+    assert len(told) == says and all("rungs: [0.5]" in line for line in told)

@@ -1,0 +1,140 @@
+"""How many bytes DeepSpeed holds for gradients during a backward pass, for each ZeRO stage.
+
+Sources: `DeepSpeedZeroOptimizer` (runtime/zero/stage_1_and_2.py) and `DeepSpeedZeroOptimizer_Stage3` (stage3.py), with
+contiguous gradients, overlapped communication and sums in fp32, as `jobs.training.model.deepspeed_config` sets them. A
+gradient that is ready is copied into a bucket; a bucket that has no room for the next one is reduced first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Buckets(Protocol):
+    """What of a strategy decides about gradients."""
+
+    @property
+    def stage(self) -> int: ...
+    @property
+    def accumulates(self) -> bool: ...
+    @property
+    def reduce_bucket_size(self) -> int: ...
+
+
+@dataclass
+class Gradients:
+    """Gradients of the last backward pass before an update, when most is held. `add` is called as each is ready."""
+
+    sizes: Sequence[int]
+    own: int  # elements of the parameters of which this worker updates a part
+    part: int  # elements that this worker updates
+    stage: int
+    num_workers: int
+    width: int  # bytes of an element of the weights
+    bucket_size: int
+    accumulates: bool
+    held: int = 0
+    buckets: int = 0
+    _filled: int = 0  # elements in the bucket
+    _members: int = 0
+    _oversized: int = 0  # bytes of gradients that are too large for the bucket, and wait for their reduction
+    _reduced: bool = False
+
+    def __post_init__(self) -> None:
+        if self.accumulates:
+            self.held = self._kept
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the gradients of a part are one tensor already, so that the update needs no copy."""
+        return self.stage < 3 and self.width < 4
+
+    @property
+    def at_update(self) -> int:
+        """Bytes of gradients when the update begins, beyond the flat buffer that ZeRO-3 always has."""
+        return 0 if self.stage == 3 else 4 * (self.part if self.is_flat else self.own)
+
+    @property
+    def buckets_at_update(self) -> int:
+        """ZeRO-1 keeps gradients of other workers' parts as views of the buckets, until their group is updated."""
+        views = self.stage == 1 and self.width == 4 and self.num_workers > 1
+        return 2 * self.bucket_size * 4 if views else 0
+
+    @property
+    def _kept(self) -> int:
+        """Bytes that earlier backward passes of the step have left.
+
+        ZeRO-1 sums whole gradients and reduces them once. ZeRO-2 reduces each time, into this worker's part.
+        """
+        if self.stage == 3:
+            return 0
+        return 4 * (sum(self.sizes) if self.stage == 1 else self.part if self.is_flat else self.own)
+
+    def add(self, number: int) -> int:
+        """Take the gradient of a parameter. Returns bytes that are needed for a moment."""
+        size, needed = self.sizes[number], 0
+        if self.stage < 3 and not self.buckets:
+            self.buckets = 2 * self.bucket_size * self._bucket_width
+        if self.stage == 1 and self.width < 4:
+            needed += 4 * size  # the gradient in fp32
+        if self._filled + size > self.bucket_size and self._filled:
+            needed += self._reduce()
+        if self.stage == 1 and self.accumulates:
+            self.held -= 4 * size
+        if size > self.bucket_size - self._filled:
+            waiting = size * self._bucket_width
+            self._oversized += waiting
+            self.held += waiting
+        self._filled += size
+        self._members += 1
+        return needed
+
+    @property
+    def _bucket_width(self) -> int:
+        return 4 if self.stage == 1 else self.width
+
+    def _reduce(self) -> int:
+        """Empty the bucket. Returns the bytes of the copies that a collective needs."""
+        single = self._members == 1 and self._filled % self.num_workers == 0
+        copies = 0 if single else self._filled * self._bucket_width
+        if self.width < 4:
+            copies += 4 * self._filled // (self.num_workers if self.stage == 3 else 1)
+        if self.stage < 3 and not self._reduced:
+            self._reduced = True
+            new = self.part if self.is_flat else self.own
+            self.held += 0 if self.is_flat and self.accumulates and self.stage == 2 else 4 * new
+        self.held -= self._oversized
+        self._filled = self._members = self._oversized = 0
+        return copies
+
+
+def gradients_of(
+    sizes: Sequence[int], decays: Sequence[bool], strategy: Buckets, num_workers: int, width: int
+) -> Gradients:
+    """Return the gradients of the worker that holds most."""
+    return Gradients(
+        sizes=sizes,
+        own=_most_owned(sizes, decays, num_workers),
+        part=-(-sum(sizes) // num_workers),
+        stage=strategy.stage,
+        num_workers=num_workers,
+        width=width,
+        bucket_size=strategy.reduce_bucket_size,
+        accumulates=strategy.accumulates,
+    )
+
+
+def _most_owned(sizes: Sequence[int], decays: Sequence[bool], num_workers: int) -> int:
+    """Return the most elements of whole parameters that lie in one worker's part of the flat groups, if only in part."""
+    owned = [0] * num_workers
+    for kind in (True, False):
+        group = [size for size, decay in zip(sizes, decays, strict=True) if decay is kind]
+        part = -(-sum(group) // (2 * num_workers)) * 2 if group else 1
+        begin = 0
+        for size in group:
+            for worker in range(begin // part, (begin + size - 1) // part + 1):
+                owned[worker] += size
+            begin += size
+    return max(owned)

@@ -8,11 +8,21 @@ from typing import Final, Literal
 
 from jobs.planning.accelerators import Machines
 from jobs.planning.batching import Batching
-from jobs.planning.memory import Memory, ModelTrace, Strategy, memory_of
+from jobs.planning.memory import Device, Memory, ModelTrace, Strategy, memory_of
 from jobs.planning.precision import Precision
 from jobs.planning.step_time import StepTime, step_time
+from jobs.spec.finetune import Train
 
 Free = Literal["per_device_train_batch_size", "gradient_checkpointing", "zero"]
+# Stage, and what is offloaded to the host: the optimizer's states, the parameters.
+_ZEROS: Final[tuple[tuple[Literal[1, 2, 3], bool, bool], ...]] = (
+    (3, False, False),
+    (2, False, False),
+    (1, False, False),
+    (2, True, False),
+    (3, True, False),
+    (3, True, True),
+)
 _ALIKE: Final = 0.02  # options whose times differ by less are equal; then the one that changes least is chosen
 Trace = Callable[[bool], ModelTrace]
 
@@ -59,7 +69,8 @@ def options(
         free: the fields that may be chosen.
         trace: makes the model's trace without and with gradient checkpointing.
     """
-    found = []
+    found: list[Option] = []
+    device: Device = "cpu" if machines.is_cpu else "cuda"
     for strategy in dict.fromkeys((written, *_strategies(written, batching, free))):
         traced = trace(strategy.gradient_checkpointing)
         passes = _passes(batching, strategy.per_device_train_batch_size)
@@ -67,7 +78,7 @@ def options(
             Option(
                 strategy=strategy,
                 batching=passes,
-                memory=memory_of(traced, strategy, batching.num_workers, precision, machines.is_cpu),
+                memory=memory_of(traced, strategy, batching.num_workers, precision, device),
                 time=step_time(traced, strategy, passes, machines, precision),
                 room=machines.accelerator.memory,
                 changes=changes_of(written, strategy),
@@ -93,6 +104,24 @@ def nearest(found: tuple[Option, ...]) -> Option:
     return min(found, key=lambda option: (option.missing, option.time.seconds))
 
 
+def strategy_of(train: Train, batching: Batching) -> Strategy:
+    """Return the part of a spec that a plan may choose, as it is written."""
+    zero = train.zero
+    return Strategy(
+        stage=zero.stage,
+        offload_optimizer=zero.offload_optimizer is not None,
+        offload_param=zero.offload_param is not None,
+        gradient_checkpointing=train.gradient_checkpointing,
+        per_device_train_batch_size=batching.per_device,
+        accumulates=batching.accumulation > 1,
+        reduce_bucket_size=zero.reduce_bucket_size,
+        prefetch_bucket_size=zero.prefetch_bucket_size,
+        param_persistence_threshold=zero.param_persistence_threshold,
+        max_live_parameters=zero.max_live_parameters,
+        max_reuse_distance=zero.max_reuse_distance,
+    )
+
+
 def changes_of(written: Strategy, other: Strategy) -> tuple[Free, ...]:
     changed: list[Free] = []
     if other.per_device_train_batch_size != written.per_device_train_batch_size:
@@ -104,7 +133,7 @@ def changes_of(written: Strategy, other: Strategy) -> tuple[Free, ...]:
     return tuple(changed)
 
 
-def _zero(strategy: Strategy) -> tuple[object, ...]:
+def _zero(strategy: Strategy) -> tuple[Literal[1, 2, 3], bool, bool]:
     return strategy.stage, strategy.offload_optimizer, strategy.offload_param
 
 
@@ -122,17 +151,8 @@ def _strategies(written: Strategy, batching: Batching, free: frozenset[Free]) ->
                     offload_param=offload_param,
                     gradient_checkpointing=again,
                     per_device_train_batch_size=size,
+                    accumulates=_passes(batching, size).accumulation > 1,
                 )
-
-
-_ZEROS: Final = (
-    (3, False, False),
-    (2, False, False),
-    (1, False, False),
-    (2, True, False),
-    (3, True, False),
-    (3, True, True),
-)
 
 
 def _micro_batches(batching: Batching) -> tuple[int, ...]:

@@ -14,11 +14,11 @@ import torch
 
 from jobs.planning.layers import Depth, Line, deepened, period_of
 from jobs.planning.memory import ModelTrace, Moment
+from jobs.planning.precision import Precision
 from jobs.preflight.traced_pass import TracedPass, traced_pass
 from jobs.preflight.tracker import Event
 from jobs.spec.finetune import Spec
 from jobs.training.loop.loss import piece_length
-from jobs.training.model.deepspeed_config import Precision
 from jobs.training.model.load import DTYPES, empty_model, model_config
 
 _ROWS = (1, 2)

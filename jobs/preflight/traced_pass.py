@@ -81,7 +81,9 @@ def _without_data(spec: Spec) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch("transformers.integrations.moe._can_use_grouped_mm", return_value=False))
         if not spec.packed:
-            stack.enter_context(mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None))
+            stack.enter_context(
+                mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
+            )
         yield
 
 

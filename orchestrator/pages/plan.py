@@ -74,24 +74,21 @@ def plan_json(plan: JobPlan, price: float | None = None) -> dict[str, Any]:
 
 
 def _facts(plan: JobPlan, option: Option, price: float | None) -> list[tuple[str, str]]:
-    rows, device = option.batching.rows, plan.device
+    rows, time, device = option.batching.rows, option.time, plan.device
     facts = [
         ("machines", f"{plan.machines} ({option.room / GIB:.1f} GiB for each {device})"),
         ("model", f"{compact(plan.parameters)} parameters, {plan.precision}"),
         ("batch", f"{rows:,} rows of {plan.seq_len:,} tokens in a step"),
-        ("step", f"{_seconds(option.time.seconds)}, {compact(option.time.tokens_per_s)} tokens/s, {_mfu(plan, option)}"),
+        ("step", f"{_seconds(time.seconds)}, {compact(time.tokens_per_s)} tokens/s, {100 * time.mfu:.0f} % MFU"),
     ]
     hours = plan.hours(option)
     if hours is None:
-        return [*facts, ("whole run", "not known yet: prepare the data (fleetune data prepare), or give train.max_steps")]
+        unknown = "not known yet: prepare the data (fleetune data prepare), or give train.max_steps"
+        return [*facts, ("whole run", unknown)]
     used = hours * plan.machines.gpus
     cost = "" if price is None else f", {used * price:,.2f} at {price:g} each"
     length = f"{many(plan.total_steps or 0, 'step')}, about {long_duration(3600 * hours)}"
     return [*facts, ("whole run", f"{length}, {used:,.1f} {device}-hours{cost}")]
-
-
-def _mfu(plan: JobPlan, option: Option) -> str:
-    return f"{100 * option.time.mfu:.0f} % MFU"
 
 
 def _seconds(seconds: float) -> str:
@@ -126,7 +123,7 @@ def _options(plan: JobPlan) -> str:
     best = plan.chosen
     ways: dict[object, Option] = {}
     for option in plan.options[1:]:
-        way = dataclasses.replace(option.strategy, per_device_train_batch_size=0)
+        way = dataclasses.replace(option.strategy, per_device_train_batch_size=0, accumulates=False)
         known = ways.get(way)
         if known is None or (not option.fits, option.time.seconds) < (not known.fits, known.time.seconds):
             ways[way] = option
@@ -176,5 +173,3 @@ def _fields(option: Option) -> str:
         )
         lines.append(f"  zero: {{stage: {strategy.stage}{offload}}}")
     return "\n".join(lines)
-
-

@@ -97,7 +97,9 @@ class Memory:
     gathered_buckets: int = 0  # whole parameters that ZeRO-3 has gathered
     communication: int = 0  # buckets in which gradients are reduced, and copies for collectives
     reserve: int = 0
-    host: int = 0  # bytes of host memory for each worker, beyond the program; 0 on CPUs, where all parts are host memory
+    host: int = (
+        0  # bytes of host memory for each worker, beyond the program; 0 on CPUs, where all parts are host memory
+    )
 
     @property
     def total(self) -> int:

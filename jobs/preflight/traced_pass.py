@@ -60,7 +60,7 @@ def traced_pass(spec: Spec, config: Any, dtype: torch.dtype, rows: int) -> Trace
         logits = model_logits(model, batch, spec.model.task)
         tracker.note("logits")
         flops, shape, size = tracker.flops, logits.shape, logits.untyped_storage().nbytes()
-        logits.register_hook(lambda gradient: tracker.note("loss"))
+        logits.register_hook(lambda gradient: tracker.note("loss"))  # type: ignore[no-untyped-call]
         loss = loss_sum(logits, batch.targets)
         del logits
         tracker.note("loss")
@@ -81,7 +81,9 @@ def _without_data(spec: Spec) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch("transformers.integrations.moe._can_use_grouped_mm", return_value=False))
         if not spec.packed:
-            stack.enter_context(mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None))
+            stack.enter_context(
+                mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
+            )
         yield
 
 
@@ -118,7 +120,7 @@ def _watch(model: torch.nn.Module, tracker: Tracker) -> None:
             module.register_forward_hook(_End(tracker, own))
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(_Ready(tracker, names[id(parameter)]))
+            parameter.register_post_accumulate_grad_hook(_Ready(tracker, names[id(parameter)]))  # type: ignore[no-untyped-call]
 
 
 def _leaves(model: torch.nn.Module) -> set[str]:
@@ -180,7 +182,7 @@ class _Ready:
 
 def _marked(value: Any, note: Any) -> Any:
     def mark(tensor: torch.Tensor) -> torch.Tensor:
-        return _Mark.apply(tensor, note) if tensor.requires_grad else tensor  # type: ignore[no-any-return, no-untyped-call]
+        return _Mark.apply(tensor, note) if tensor.requires_grad else tensor  # type: ignore[no-untyped-call]
 
     return tree_map_only(torch.Tensor, mark, value)
 
@@ -194,6 +196,6 @@ class _Mark(torch.autograd.Function):
         return value.detach()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         ctx.note()
         return gradient, None

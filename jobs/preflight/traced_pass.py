@@ -5,6 +5,7 @@ The pass is that of the training loop: the same model class, batch, loss and che
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ def traced_pass(spec: Spec, config: Any, dtype: torch.dtype, rows: int) -> Trace
         model.tie_weights()
     set_pad_token(model.config, _PAD)
     if spec.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": True})
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # it has another name in transformers 6
+            model.gradient_checkpointing_enable({"use_reentrant": True})
     model.train()
     batch = _batch(spec, mode, rows)
     tracker = Tracker([*model.parameters(), *model.buffers()])
